@@ -98,16 +98,17 @@ async def test_a_mig_manager_that_could_not_work_is_refused_before_any_drain(
         assert scene.node_writes(since) == {}
 
 
+@pytest.mark.parametrize("value", [None, "false", "yes"])
 @virtually
-async def test_a_node_that_the_chart_does_not_select_is_left_alone() -> None:
+async def test_a_node_that_the_chart_does_not_select_is_left_alone(value: str | None) -> None:
     async with with_mig_manager() as scene:
         scene.apply(FULL)
         await scene.ready()
-        scene.e.cluster.patch(NODES, "gpu-2", {"metadata": {"labels": {LABEL_DEPLOY_CLIENT: None}}})
+        scene.e.cluster.patch(NODES, "gpu-2", {"metadata": {"labels": {LABEL_DEPLOY_CLIENT: value}}})
         since = scene.mark()
         scene.apply(MIXED)
         row = await scene.until_condition("Stalled", "True", "Blocked")
-        assert f"kubectl label node gpu-2 {LABEL_DEPLOY_CLIENT}=true" in row["message"]
+        assert f"kubectl label node gpu-2 --overwrite {LABEL_DEPLOY_CLIENT}=true" in row["message"]
         assert "gpu-2" not in scene.node_writes(since)
 
 

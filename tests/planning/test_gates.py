@@ -373,12 +373,25 @@ PLAIN = PlainStackView("nvdp-nvidia-device-plugin", "nvdp")
     [
         (True, {}, True),
         (True, {names.LABEL_DEPLOY_CLIENT: "true"}, False),
+        (True, {names.LABEL_DEPLOY_CLIENT: "false"}, True),
+        (True, {names.LABEL_DEPLOY_CLIENT: "yes"}, True),
+        (True, {names.LABEL_DEPLOY_CLIENT: ""}, True),
         (True, {names.LABEL_DEPLOY_CLIENT: names.PAUSED_FOR_MIG}, False),
         (False, {}, False),
+        (False, {names.LABEL_DEPLOY_CLIENT: "false"}, False),
     ],
-    ids=["no label", "the label", "paused", "a chart that does not require it"],
+    ids=[
+        "no label",
+        "the label",
+        "false",
+        "yes",
+        "an empty label",
+        "paused",
+        "a chart that does not require it",
+        "false, and a chart that does not require it",
+    ],
 )
-def test_a_node_without_the_label_that_nvidias_chart_requires_is_not_touched(
+def test_a_node_that_nvidias_chart_does_not_select_is_not_touched(
     pausable: bool, labels: dict[str, str], closed: bool
 ) -> None:
     policy = replace(make_cluster_policy(), plain=replace(PLAIN, mig_manager="mm", pausable=pausable))
@@ -387,7 +400,7 @@ def test_a_node_without_the_label_that_nvidias_chart_requires_is_not_touched(
     if closed:
         assert gate is not None
         assert gate.reason is Reason.OPERANDS_DISABLED
-        assert f"kubectl label node {case.node.name} {names.LABEL_DEPLOY_CLIENT}=true" in gate.message
+        assert f"kubectl label node {case.node.name} --overwrite {names.LABEL_DEPLOY_CLIENT}=true" in gate.message
     else:
         assert gate is None or gate.reason is not Reason.OPERANDS_DISABLED
 

@@ -113,12 +113,14 @@ def find_mig_obstacles(view: InstallationView) -> Symptoms:
 
 def find_unselected(node: NodeView, policy: ClusterPolicyView | None) -> str:
     """Return a message with the remedy if NVIDIA's chart runs only on nodes with nvidia.com/gpu.deploy.client=true and
-    this node has no label of that name. Empty if it has the label, even with another value, if the chart does not
-    require it, or if the chart is not installed."""
-    plain = policy.plain if policy is not None else None
-    if plain is None or not plain.pausable or names.LABEL_DEPLOY_CLIENT in node.labels:
+    this node does not have that value. Empty if it has it, if the label says that mig-manager or a driver upgrade
+    pauses the chart, which ends by itself, if the chart does not require the label, or if it is not installed."""
+    plain, label = policy.plain if policy is not None else None, names.LABEL_DEPLOY_CLIENT
+    value = node.labels.get(label, "")
+    if plain is None or not plain.pausable or value == "true" or "paused-for-" in value:
         return ""
+    state = f"label {label} of {node.name} is {value}" if value else f"{node.name} has no label {label}"
     return (
-        f"{node.name} has no label {names.LABEL_DEPLOY_CLIENT}, so NVIDIA's device plugin does not run there; run:"
-        f" kubectl label node {node.name} {names.LABEL_DEPLOY_CLIENT}=true"
+        f"{state}, so NVIDIA's device plugin does not run there; run:"
+        f" kubectl label node {node.name} --overwrite {label}=true"
     )
