@@ -1,6 +1,6 @@
 """NVIDIA's device-plugin chart as its templates render it, as far as the operator reads it."""
 
-from gpusharing.api.names import LABEL_DEPLOY_CLIENT
+from gpusharing.api.names import LABEL_DEPLOY_CLIENT, LABEL_DEPLOY_PREFIX
 from gpusharing.kube.client import JSON
 
 NAMESPACE = "gpu-operator"
@@ -39,6 +39,36 @@ def daemon_set(
                     "volumes": volumes if config_map else [],
                     "tolerations": TOLERATIONS,
                     **({"nodeSelector": {LABEL_DEPLOY_CLIENT: client}} if client else {}),
+                }
+            }
+        },
+    }
+
+
+def running(raw: JSON, name: str = "", *, selector: JSON | None = None, wanted: int = 2) -> JSON:
+    """The DaemonSet with a status by which its pods should run on so many nodes; `name` and `selector` replace its name
+    and its nodeSelector."""
+    metadata = {**raw["metadata"], **({"name": name} if name else {})}
+    template = {**raw["spec"]["template"]["spec"], **({} if selector is None else {"nodeSelector": selector})}
+    status = {"desiredNumberScheduled": wanted}
+    return {**raw, "metadata": metadata, "spec": {"template": {"spec": template}}, "status": status}
+
+
+def gpu_operators(name: str, container: str, operand: str) -> JSON:
+    """A DaemonSet of the GPU Operator with this container, for the nodes with the deploy label of `operand`."""
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {
+            "name": name,
+            "namespace": NAMESPACE,
+            "ownerReferences": [{"kind": "ClusterPolicy", "name": "cluster-policy", "uid": "cp"}],
+        },
+        "spec": {
+            "template": {
+                "spec": {
+                    "containers": [{"name": container, "image": f"{container}:v1"}],
+                    "nodeSelector": {f"{LABEL_DEPLOY_PREFIX}{operand}": "true"},
                 }
             }
         },

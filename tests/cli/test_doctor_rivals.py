@@ -16,13 +16,19 @@ GPU = {"nvidia.com/gpu.present": "true"}
 OWNER = {"kind": "ClusterPolicy", "name": "cluster-policy"}
 PLUGIN: JSON = {"name": "nvidia-device-plugin"}
 CHARTED: JSON = {"name": "nvidia-device-plugin-ctr", "command": ["nvidia-device-plugin"]}
+DIVIDES: JSON = {"name": "nvidia-mig-manager"}
 CLAIMS: JSON = {"name": "gpus", "command": ["bash", "-c"], "args": ["exec gpu-kubelet-plugin -v 4"]}
 DOMAINS: JSON = {"name": "compute-domains", "args": ["compute-domain-kubelet-plugin -v 4"]}
 
 
 def daemon_set(namespace: str, name: str, *containers: JSON, release: str = "", **more: Any) -> JSON:
     """One that wants to run on two nodes."""
-    spec = {"containers": list(containers), "nodeSelector": more.get("selector", {})}
+    spec = {
+        "containers": list(containers),
+        "nodeSelector": more.get("selector", {}),
+        "tolerations": [{"key": key, "operator": "Exists"} for key in more.get("tolerated", ())],
+        "affinity": more.get("affinity", {}),
+    }
     labels = {"app.kubernetes.io/managed-by": "Helm"} if release else {}
     return {
         "metadata": {
@@ -57,12 +63,12 @@ def cluster_with(*sets: JSON) -> FakeCluster:
     return cluster
 
 
-async def rivals(*sets: JSON) -> dict[str, tuple[str, str]]:
-    """Message and command of what is said of them, by reason."""
+async def rivals(*sets: JSON, severity: str = "WARNING") -> dict[str, tuple[str, str]]:
+    """Message and command of what is said of them, by reason; all of it has this severity."""
     told = await ask(cluster_with(*sets), "doctor", "-o", "json")
-    reasons = {"TwoDevicePlugins", "DRADriverServesGPUs"}
+    reasons = {"TwoDevicePlugins", "TwoMigManagers", "DRADriverServesGPUs"}
     found = [one for one in told.data["symptoms"] if one["reason"] in reasons]
-    assert {one["severity"] for one in found} <= {"WARNING"}
+    assert {one["severity"] for one in found} <= {severity}
     return {one["reason"]: (one["message"], one["command"]) for one in found}
 
 
@@ -89,6 +95,32 @@ async def test_a_second_device_plugin_is_told_with_what_takes_it_away(other: JSO
     assert command == f"{removal} && {AGAIN}", (
         "a kubelet forgets the other plugin with the one that spoke last"
     )
+
+
+@pytest.mark.parametrize(
+    ("namespace", "severity"),
+    [("nvdp", "WARNING"), ("gpu-operator", "ERROR")],
+    ids=["where the operator does not look", "where the operator refuses policies for it"],
+)
+@virtually
+async def test_a_second_mig_manager_is_told_with_what_takes_it_away(namespace: str, severity: str) -> None:
+    first = daemon_set("gpu-operator", "nvidia-mig-manager-daemonset", DIVIDES, owners=[OWNER])
+    second = daemon_set(namespace, "mm", DIVIDES, tolerated=["nvidia.com/gpu"])
+    found = await rivals(MAIN, second, first, severity=severity)
+    message, command = found.pop("TwoMigManagers")
+    assert found == {}
+    assert message == (
+        f"DaemonSet {namespace}/mm runs mig-manager alongside DaemonSet gpu-operator/nvidia-mig-manager-daemonset, and"
+        " both select gpu-1, gpu-2: both partition the same GPUs. Remove the redundant one"
+    )
+    assert command == f"kubectl -n {namespace} delete daemonset mm"
+
+
+@virtually
+async def test_two_that_want_few_pods_share_their_nodes_if_nothing_can_keep_them_apart() -> None:
+    few = daemon_set("gpu-operator", "main", PLUGIN, owners=[OWNER], wanted=1, selector={"pool": "b"})
+    ((message, _),) = (await rivals(few, daemon_set("kube-system", "nvdp", CHARTED, wanted=1))).values()
+    assert "both select gpu-2:" in message
 
 
 @virtually
@@ -119,7 +151,7 @@ async def test_what_would_come_again_or_takes_more_along_is_only_shown() -> None
 @virtually
 async def test_the_gpu_operators_plugin_is_the_one_that_stays_beside_a_chart_in_its_namespace() -> None:
     beside = daemon_set("gpu-operator", "a-chart", CHARTED, release="early")
-    ((_, command),) = (await rivals(beside, MAIN)).values()
+    ((_, command),) = (await rivals(beside, MAIN, severity="ERROR")).values()
     assert command == f"helm uninstall early -n gpu-operator && {AGAIN}"
 
 
@@ -130,8 +162,16 @@ ALONE: dict[str, tuple[JSON, ...]] = {
     "the DRA driver where no device plugin is": (DRIVER,),
     "one that wants no node": (MAIN, daemon_set("kube-system", "nvdp", CHARTED, wanted=0)),
     "as few as may well be parted by taints": (
-        daemon_set("gpu-operator", "main", PLUGIN, owners=[OWNER], wanted=1),
-        daemon_set("kube-system", "nvdp", CHARTED, wanted=1),
+        daemon_set("gpu-operator", "main", PLUGIN, owners=[OWNER], wanted=1, tolerated=["pool-a"]),
+        daemon_set("kube-system", "nvdp", CHARTED, wanted=1, tolerated=["pool-b"]),
+    ),
+    "as few as may well be parted by affinity": (
+        daemon_set("gpu-operator", "main", PLUGIN, owners=[OWNER], wanted=1, affinity={"nodeAffinity": 1}),
+        daemon_set("kube-system", "nvdp", CHARTED, wanted=1, affinity={"nodeAffinity": 2}),
+    ),
+    "mig-managers for other nodes": (
+        daemon_set("gpu-operator", "mm", DIVIDES, owners=[OWNER], selector={"pool": "a"}),
+        daemon_set("nvdp", "mm", DIVIDES, selector={"pool": "b"}),
     ),
     "one for other nodes": (
         daemon_set("gpu-operator", "main", PLUGIN, owners=[OWNER], selector={"pool": "a"}),

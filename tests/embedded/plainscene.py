@@ -37,15 +37,20 @@ async def plain(product: str = H100, *, discovery: bool = True) -> AsyncIterator
 
 @asynccontextmanager
 async def with_mig_manager(
-    product: str = H100, version: str = "v0.15.1", client: str = "true", count: int = 2
+    product: str = H100,
+    version: str = "v0.15.1",
+    client: str = "true",
+    count: int = 2,
+    sets: list[JSON] | None = None,
 ) -> AsyncIterator[Scene]:
-    """`count` nodes on the plain stack with mig-manager beside it, all with the labels that its how-to sets."""
+    """`count` nodes on the plain stack with mig-manager beside it, all with the labels that its how-to sets. `sets`
+    replaces all DaemonSets of that stack."""
     labels = {LABEL_DEPLOY_CLIENT: "true", LABEL_DEPLOY_MIG_MANAGER: "true"}
     machines = [bare(raw) for raw in nodes(count, product)]
     for machine in machines:
         machine["metadata"]["labels"] |= labels
     sim = {"plain_config": "gpusharing-device-plugin", "plain_mig": "gpusharing-mig-parted"}
-    sets = [
+    sets = sets or [
         plainchart.plugin(client=client),
         plainchart.discovery(client=client),
         plainchart.mig_manager(version=version),

@@ -1,13 +1,16 @@
 """NVIDIA's device-plugin chart without the GPU Operator and none of its labels, without and with mig-manager
-(stack/plainmig.py)."""
+(stack/plainmig.py), and two stacks at once (stack/rivals.py)."""
 
+import asyncio
 import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 from tests import plainchart
 from tests.embedded.oracle import difference
 from tests.embedded.plainscene import GPU_OPERATORS, bare, plain, with_mig_manager
-from tests.embedded.scene import FULL, H100, L40S, MIXED, MPS, SLICED, Scene, node, open_scene
+from tests.embedded.scene import FULL, H100, HOUR, L40S, MIXED, MPS, SLICED, Scene, node, nodes, open_scene
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api.names import (
@@ -130,3 +133,89 @@ async def test_without_any_stack_the_policy_says_so() -> None:
         row = await scene.until_condition("Accepted", "False", "ClusterPolicyMissing")
         assert "gpuOperator.namespace" in row["message"]
         assert scene.e.cluster.objects(PODS, label_selector="app=nvidia-mig-manager") == []
+
+
+CHART = [
+    plainchart.running(plainchart.plugin(client="true")),
+    plainchart.discovery(client="true"),
+    plainchart.running(plainchart.mig_manager()),
+]
+OLD = plainchart.running(plainchart.mig_manager(version="v0.13.1"), "zz-mig-manager")
+THEIRS = plainchart.running(
+    plainchart.gpu_operators("gpu-operators-mig-manager", "nvidia-mig-manager", "mig-manager")
+)
+NARROW = {LABEL_DEPLOY_CLIENT: "true", "pool": "b"}
+
+
+@asynccontextmanager
+async def with_sets(sets: list[JSON], *, cluster_policy: bool) -> AsyncIterator[Scene]:
+    """Two nodes with these DaemonSets, of NVIDIA's chart alone or beside the GPU Operator."""
+    if not cluster_policy:
+        async with with_mig_manager(sets=sets) as scene:
+            yield scene
+        return
+    async with open_scene(*nodes(2), start=False) as scene:
+        for one in sets:
+            scene.e.cluster.add(DAEMON_SETS, one)
+        scene.e.start_operator()
+        yield scene
+
+
+TWINS = {
+    "two mig-managers beside the chart": ([*CHART, OLD], False, ("zz-mig-manager", "nvidia-mig-manager")),
+    "two charts": (
+        [*CHART, plainchart.running(CHART[0], "zz-plugin")],
+        False,
+        ("zz-plugin", "nvdp-nvidia-device-plugin"),
+    ),
+    "a chart for some of the nodes of another": (
+        [*CHART, plainchart.running(CHART[0], "zz-plugin", selector=NARROW, wanted=1)],
+        False,
+        ("zz-plugin", "nvdp-nvidia-device-plugin"),
+    ),
+    "a mig-manager beside the GPU Operator's": (
+        [THEIRS, *CHART],
+        True,
+        ("nvidia-mig-manager", "gpu-operators-mig-manager"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("sets", "cluster_policy", "named"), TWINS.values(), ids=TWINS)
+@virtually
+async def test_two_that_do_the_same_on_the_same_nodes_are_refused_before_any_drain(
+    sets: list[JSON], cluster_policy: bool, named: tuple[str, str]
+) -> None:
+    async with with_sets(sets, cluster_policy=cluster_policy) as scene:
+        since = scene.mark()
+        scene.apply(MIXED)
+        row = await scene.until_condition("Accepted", "False", "SeveralStacks")
+        assert all(f"DaemonSet gpu-operator/{name}" in row["message"] for name in named)
+        await asyncio.sleep(HOUR)
+        assert scene.node_writes(since) == {}
+        scene.e.cluster.delete(DAEMON_SETS, named[0], plainchart.NAMESPACE)
+        await scene.ready()
+
+
+APART = {
+    "one chart for each pool": [
+        plainchart.running(
+            plainchart.plugin(client="true"), selector={LABEL_DEPLOY_CLIENT: "true", "pool": "a"}
+        ),
+        plainchart.running(plainchart.plugin(client="true"), "zz-plugin", selector=NARROW),
+        *CHART[1:],
+    ],
+    "a mig-manager that should run nowhere": [*CHART, plainchart.running(OLD, wanted=0)],
+    "a mig-manager that is being deleted": [
+        *CHART,
+        {**OLD, "metadata": {**OLD["metadata"], "deletionTimestamp": "2026-11-27T12:00:00Z"}},
+    ],
+}
+
+
+@pytest.mark.parametrize("sets", APART.values(), ids=APART)
+@virtually
+async def test_two_that_may_well_be_apart_are_let_be(sets: list[JSON]) -> None:
+    async with with_sets(sets, cluster_policy=False) as scene:
+        scene.apply(MIXED)
+        await scene.ready()

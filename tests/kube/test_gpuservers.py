@@ -7,6 +7,7 @@ from hack.sim.fakefaults import EVER
 from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, JSON, Resource
 from gpusharing.kube.errors import Forbidden
 from gpusharing.kube.plainstack import find_gpu_operator, gpu_server
+from gpusharing.planning.stack.rivals import Role
 
 
 def daemon_set(name: str, *command: str, image: str = "") -> JSON:
@@ -19,11 +20,12 @@ def daemon_set(name: str, *command: str, image: str = "") -> JSON:
 
 
 @pytest.mark.parametrize(
-    ("raw", "dra"),
+    ("raw", "role"),
     [
-        (daemon_set("nvidia-device-plugin"), False),
-        (daemon_set("device-plugin", image="registry.example/projecthami/hami:v2.10.0"), False),
-        (daemon_set("gpus", "gpu-kubelet-plugin"), True),
+        (daemon_set("nvidia-device-plugin"), Role.PLUGIN),
+        (daemon_set("device-plugin", image="registry.example/projecthami/hami:v2.10.0"), Role.PLUGIN),
+        (daemon_set("gpus", "gpu-kubelet-plugin"), Role.DRIVER),
+        (daemon_set("nvidia-mig-manager"), Role.MIG_MANAGER),
         (daemon_set("gpus", "exporter"), None),
         (daemon_set("device-plugin", image="registry.example/other/plugin:v1"), None),
     ],
@@ -31,13 +33,14 @@ def daemon_set(name: str, *command: str, image: str = "") -> JSON:
         "the device plugin",
         "HAMi's device plugin",
         "the DRA driver",
+        "mig-manager",
         "another program in a container of that name",
         "something else",
     ],
 )
-def test_a_daemon_set_serves_gpus_by_the_plugin_or_by_the_dra_driver(raw: JSON, dra: bool | None) -> None:
+def test_what_a_daemon_set_does_with_gpus_is_known_by_its_containers(raw: JSON, role: Role | None) -> None:
     server = gpu_server(raw)
-    assert (None if server is None else server.dra) is dra
+    assert (None if server is None else server.role) is role
 
 
 STATUS = {"status": {"namespace": "nvidia"}}

@@ -96,6 +96,7 @@ def test_the_order_of_the_objections_is_part_of_the_product() -> None:
         ("_dra_stack", Reason.UNSUPPORTED_STACK),
         ("_cluster_policy", Reason.CLUSTER_POLICY_MISSING),
         ("_one_cluster_policy", Reason.SEVERAL_CLUSTER_POLICIES),
+        ("_one_of_each", Reason.SEVERAL_STACKS),
         ("<lambda>", Reason.PLUGIN_DISABLED),
         ("<lambda>", Reason.FEATURE_DISCOVERY_DISABLED),
         ("_plugin_config", Reason.PLUGIN_CONFIG_NOT_OURS),

@@ -6,6 +6,7 @@ Names are those of the chart in k8s-device-plugin, deployments/helm/nvidia-devic
 compares what is read here with its rendered templates.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from posixpath import dirname
@@ -25,8 +26,8 @@ from gpusharing.planning.snapshot.stackviews import (
     MpsDaemonView,
     PlainStackView,
 )
-from gpusharing.planning.stack.nodesymptoms import Server
 from gpusharing.planning.stack.plainmig import find_unusable_manager
+from gpusharing.planning.stack.rivals import Role, Server
 
 PLUGIN, DISCOVERY = "nvidia-device-plugin-ctr", "gpu-feature-discovery-ctr"
 """Names of the containers by which the chart's DaemonSets are recognized; the GPU Operator's have other names."""
@@ -77,18 +78,26 @@ class DaemonSetView:
     """Whether this mig-manager reboots the node when a GPU cannot be reset (env WITH_REBOOT)."""
     dra: DraDriverView | None = None
     """NVIDIA's DRA driver, or None if the DaemonSet does not run it."""
+    server: Server | None = None
+    """What its pods do with GPUs, also as a part of the GPU Operator (`gpu_server`); None if they do nothing."""
 
 
 _OTHER = DaemonSetView("", "", False, False, "")
 
 
 def daemon_set_view(raw: JSON) -> DaemonSetView:
-    """Convert a raw DaemonSet. The shared empty view is returned if it runs nothing that we read: the chart's device
-    plugin or GPU Feature Discovery, mig-manager without the GPU Operator, the GPU Operator's MPS daemon, NVIDIA's DRA
-    driver, or the worker of Node Feature Discovery. All are recognized by the names of their containers, the driver
-    also by its program (`starts`), and Node Feature Discovery by `finder_state`. A DaemonSet that a ClusterPolicy owns
-    is the GPU Operator's; its other ones count as running nothing. `default` is the DEFAULT_CONFIG of the first init
-    container that sets one."""
+    """Convert a raw DaemonSet. `server` is set for everything that serves or partitions GPUs (`gpu_server`), and the
+    other fields for what `_component` reads."""
+    return replace(_component(raw), server=gpu_server(raw))
+
+
+def _component(raw: JSON) -> DaemonSetView:
+    """Convert a raw DaemonSet, without `server`. The shared empty view is returned if it runs nothing that we read: the
+    chart's device plugin or GPU Feature Discovery, mig-manager without the GPU Operator, the GPU Operator's MPS daemon,
+    NVIDIA's DRA driver, or the worker of Node Feature Discovery. All are recognized by the names of their containers,
+    the driver also by its program (`starts`), and Node Feature Discovery by `finder_state`. A DaemonSet that a
+    ClusterPolicy owns is the GPU Operator's; its other ones count as running nothing. `default` is the DEFAULT_CONFIG
+    of the first init container that sets one."""
     owners = entries(raw, "metadata", "ownerReferences")
     template = section(raw, "spec", "template", "spec")
     containers = {text(container, "name"): container for container in entries(template, "containers")}
@@ -291,45 +300,59 @@ HAMI = "projecthami/hami:"
 
 
 def gpu_server(raw: JSON) -> Server | None:
-    """Convert a raw DaemonSet that serves GPUs, or return None if it is not known to serve any. It is recognized by its
-    containers alone, that is by their names, images and programs. A ClusterPolicy among its owners marks it as the GPU
-    Operator's. Its Helm release is empty unless Helm manages it (label app.kubernetes.io/managed-by). `wanted` is how
-    many nodes should run it, and `owned` whether it has any owner.
+    """Convert a raw DaemonSet that serves or partitions GPUs, or return None if it is not known to do either. It is
+    recognized by its containers alone, that is by their names, images and programs. A ClusterPolicy among its owners
+    marks it as the GPU Operator's. Its Helm release is empty unless Helm manages it (label
+    app.kubernetes.io/managed-by).
 
     - the GPU Operator's device plugin: container `nvidia-device-plugin` (gpu-operator
     assets/state-device-plugin/0500_daemonset.yaml);
     - NVIDIA's chart and static manifest: `nvidia-device-plugin-ctr` (k8s-device-plugin v0.19.3);
     - HAMi's device plugin, which serves nvidia.com/gpu too, by its image (charts/hami of Project-HAMi/HAMi v2.10.0);
     - NVIDIA's DRA driver: container `gpus`, which starts `gpu-kubelet-plugin`, and is left out of the chart with
-    `resources.gpus.enabled=false` (k8s-dra-driver-gpu, templates/kubeletplugin.yaml at 12d2af7).
+    `resources.gpus.enabled=false` (k8s-dra-driver-gpu, templates/kubeletplugin.yaml at 12d2af7);
+    - mig-manager: container MIG_MANAGER.
     """
     template = section(raw, "spec", "template", "spec")
-    containers = entries(template, "containers")
-    dra = any(text(row, "name") == GPUS and starts(row, GPU_PROGRAM) for row in containers)
-    if not dra and not any(text(row, "name") in PLUGINS or HAMI in text(row, "image") for row in containers):
+    role = next(filter(None, map(_role, entries(template, "containers"))), None)
+    if role is None:
         return None
     metadata = section(raw, "metadata")
     annotations, owners = texts(metadata.get("annotations")), entries(metadata, "ownerReferences")
     managed = texts(metadata.get("labels")).get("app.kubernetes.io/managed-by") == "Helm"
     namespace = text(metadata, "namespace")
+    affinity = section(template, "affinity")
     return Server(
         namespace=namespace,
         name=text(metadata, "name"),
-        dra=dra,
+        role=role,
         of_gpu_operator=any(owner.get("kind") == "ClusterPolicy" for owner in owners),
         release=annotations.get("meta.helm.sh/release-name", "") if managed else "",
         release_namespace=annotations.get("meta.helm.sh/release-namespace", namespace),
         owned=bool(owners),
-        wanted=whole(raw, "status", "desiredNumberScheduled"),
+        wanted=0 if "deletionTimestamp" in metadata else whole(raw, "status", "desiredNumberScheduled"),
         selector=texts(part(template, "nodeSelector")),
+        affinity=json.dumps(affinity, sort_keys=True) if affinity else "",
+        tolerations=frozenset(json.dumps(row, sort_keys=True) for row in entries(template, "tolerations")),
     )
+
+
+def _role(container: JSON) -> Role | None:
+    """Return what this container does with GPUs (`gpu_server`), or None if it is not known to do anything."""
+    name = text(container, "name")
+    if name == GPUS and starts(container, GPU_PROGRAM):
+        return Role.DRIVER
+    if name in PLUGINS or HAMI in text(container, "image"):
+        return Role.PLUGIN
+    return Role.MIG_MANAGER if name == MIG_MANAGER else None
 
 
 async def find_gpu_operator(client: KubeClient, default: str) -> str:
     """Return the namespace of the GPU Operator's pods: the namespace in the status of the first ClusterPolicy that
-    names one and is not ignored, else the namespace of the first DaemonSet that serves GPUs (`gpu_server`) and is owned
-    by a ClusterPolicy, else `default`. DaemonSets are listed only if there is no such ClusterPolicy. If a list
-    answers Forbidden or NotFound, `default` is returned at once; other KubeErrors are raised."""
+    names one and is not ignored, else the namespace of the first DaemonSet that serves or partitions GPUs
+    (`gpu_server`) and is owned by a ClusterPolicy, else `default`. DaemonSets are listed only if there is no such
+    ClusterPolicy. If a list answers Forbidden or NotFound, `default` is returned at once; other KubeErrors are raised.
+    """
     try:
         states = [section(raw, "status") for raw in await list_of(client, CLUSTER_POLICIES)]
         reported = [text(state, "namespace") for state in states if text(state, "state") != "ignored"]

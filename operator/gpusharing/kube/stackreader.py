@@ -31,6 +31,7 @@ from gpusharing.planning.snapshot.stackviews import (
 )
 from gpusharing.planning.stack.drastack import find_doubles
 from gpusharing.planning.stack.mpsrepair import find_due, find_serving
+from gpusharing.planning.stack.rivals import tell_twins
 from gpusharing.planning.wanted import migfile, pluginconfig
 from gpusharing.planning.wanted.target import known_times
 
@@ -137,7 +138,6 @@ class StackReader:
         ours.read(maps.get(settings.plugin_config_map), maps.get(settings.mig_config_map))
         theirs = self.sources.settings.admin_maps
         admin, admin_plugin = maps.get(theirs.mig), maps.get(theirs.plugin)
-        named = {theirs.plugin, theirs.mig} - {""}
         active, rivals = find_active(self.sources.cluster_policies.items.values())
         sets, agents = self.sources.daemon_sets.items.values(), self.sources.agents.items.values()
         cluster_policy = plain_stack(sets) if active is None else with_mps_daemon(active, sets)
@@ -153,7 +153,7 @@ class StackReader:
             admin_mig_file=admin.data.get(MIG_KEY, "") if admin else "",
             admin_plugin_configs=admin_plugin.data if admin_plugin else {},
             missing_entries=self._missing_entries(cluster_policy, ours.plugin.data),
-            missing_maps=tuple(sorted(name for name in named if name not in maps)),
+            missing_maps=tuple(sorted({theirs.plugin, theirs.mig} - {"", *maps})),
             generated_mig_files=self._generated_mig_files(),
             plugin_map_exists=bool(ours.plugin.uid),
             serves_our_mig_file=settings.mig_config_map
@@ -161,6 +161,7 @@ class StackReader:
             marked=all(config_map.labelled for config_map in (ours.plugin, ours.mig) if config_map.uid),
             write_error=self.calls.write_error,
             rival_policies=rivals,
+            twins=tell_twins([one.server for one in sets if one.server], settings.gpu_operator_namespace),
             finders=tuple(sorted(finders, key=lambda finder: finder.name)),
             intolerant_agents=next((pod.namespace for pod in agents if intolerant), ""),
             pointer_error=self._lasting_error(CLUSTER_POLICY),

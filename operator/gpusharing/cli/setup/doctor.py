@@ -59,13 +59,12 @@ from gpusharing.planning.stack.installationviews import (
 from gpusharing.planning.stack.nodesymptoms import (
     MigEntries,
     PluginEntries,
-    Server,
     find_entry_symptoms,
     find_kubelet_symptoms,
     find_node_symptoms,
-    find_rival_symptoms,
 )
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
+from gpusharing.planning.stack.rivals import Server, find_rival_symptoms
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted.migfile import parse
 
@@ -80,7 +79,8 @@ NO_VERSION: Unseen = {
 }
 NO_SERVERS: Unseen = {
     Topic.NODES: (
-        "you are not allowed to list DaemonSets in other namespaces, so a second device plugin would go unnoticed"
+        "you are not allowed to list DaemonSets in other namespaces, so a second device plugin would go unnoticed, and"
+        " so would a second mig-manager"
     )
 }
 NO_CLASSES: Unseen = {
@@ -170,7 +170,8 @@ async def _as_installed(client: KubeClient, view: InstallationView) -> Installat
 
 
 async def _servers(client: KubeClient) -> list[Server]:
-    """Return the DaemonSets of all namespaces that serve GPUs, as `gpu_server` recognizes them. Raises KubeError."""
+    """Return the DaemonSets of all namespaces that serve or partition GPUs, as `gpu_server` recognizes them. Raises
+    KubeError."""
     servers = [gpu_server(raw) async for page in pages_of(client, DAEMON_SETS) for raw in page.items]
     return [server for server in servers if server is not None]
 

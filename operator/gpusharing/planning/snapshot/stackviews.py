@@ -186,6 +186,9 @@ class StackView:
     foreign_map: str = ""
     """Name of a ConfigMap with entries that has the name of one of ours but was created by somebody else. Empty if
     there is none."""
+    twins: str = ""
+    """A message with the remedy if two DaemonSets of NVIDIA's namespace run device plugins, or two run mig-manager, on
+    the same nodes (`planning/stack/rivals.py`). Empty if that is not certain of any two."""
     finders: tuple[FinderState, ...] = ()
     """The DaemonSets of Node Feature Discovery's worker in the namespace of NVIDIA's components; the operator may read
     no other namespace."""

@@ -156,6 +156,12 @@ def _one_cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSett
     )
 
 
+def _one_of_each(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
+    """Return the message that two DaemonSets run device plugins, or two run mig-manager, on the same nodes. Empty if
+    that is not certain of any two. The answer is the same for every policy."""
+    return stack.twins
+
+
 @_against
 def _plugin_config(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
@@ -365,6 +371,7 @@ OBJECTIONS = (
     Objection(_dra_stack, Reason.UNSUPPORTED_STACK),
     Objection(_cluster_policy, Reason.CLUSTER_POLICY_MISSING),
     Objection(_one_cluster_policy, Reason.SEVERAL_CLUSTER_POLICIES),
+    Objection(_one_of_each, Reason.SEVERAL_STACKS),
     _to_field(Reason.PLUGIN_DISABLED),
     _to_field(Reason.FEATURE_DISCOVERY_DISABLED),
     Objection(_plugin_config, Reason.PLUGIN_CONFIG_NOT_OURS),

@@ -1,11 +1,11 @@
-"""What `doctor` checks beyond `helm test`: wrong values of NVIDIA's Node labels, unsupported kubelets, programs that
-serve GPUs beside the device plugin, and entries that the plugin refuses.
+"""What `doctor` checks beyond `helm test`: wrong values of NVIDIA's Node labels, unsupported kubelets, and entries that
+the device plugin refuses.
 
 Terms: docs/design/glossary.md#fence.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from gpusharing.api import names
 from gpusharing.planning.gpus.drivers import find_driver_flaw
@@ -354,130 +354,6 @@ def find_kubelet_symptoms(view: InstallationView, api_server: str) -> tuple[Symp
         )
         for reason, nodes in faulty.items()
         if nodes
-    )
-
-
-# --- programs that serve GPUs beside the device plugin -------------------------------------------------
-
-
-@value
-class Server:
-    """A DaemonSet whose pods serve GPUs, as a device plugin or as a DRA driver."""
-
-    namespace: str
-    """Namespace of the DaemonSet."""
-    name: str
-    """Name of the DaemonSet."""
-    dra: bool
-    """Whether it is NVIDIA's DRA driver with GPUs enabled. If False, it is a device plugin that serves
-    nvidia.com/gpu."""
-    of_gpu_operator: bool
-    """Whether ClusterPolicy owns it."""
-    release: str
-    """Name of its Helm release. Empty if it was not installed with Helm."""
-    release_namespace: str
-    """The namespace of that release. Empty if there is no release."""
-    owned: bool
-    """Whether another object owns it, whose controller would create it again after a deletion."""
-    wanted: int
-    """The number of nodes on which its pods should run, according to its status."""
-    selector: Mapping[str, str]
-    """The labels that a node must have, from its node selector. Its affinity is ignored."""
-
-    @property
-    def where(self) -> str:
-        """The DaemonSet with its namespace, for messages."""
-        return f"DaemonSet {self.namespace}/{self.name}"
-
-    @property
-    def removal(self) -> str:
-        """The command that removes the DaemonSet: `helm uninstall` if a Helm release installed it, else `kubectl
-        delete`. Without a release, the command only shows the DaemonSet in two cases: if it is that of the DRA
-        driver, whose removal would remove other things too, and if its owner would create it again."""
-        if self.release:
-            return f"helm uninstall {self.release} -n {self.release_namespace}"
-        if self.dra or self.owned:
-            return f"kubectl -n {self.namespace} get daemonset {self.name} -o yaml"
-        return f"kubectl -n {self.namespace} delete daemonset {self.name}"
-
-
-def find_rival_symptoms(
-    servers: Iterable[Server], nodes: Sequence[NodeView], namespace: str
-) -> tuple[Symptom, ...]:
-    """Return a warning for each program that serves GPUs on nodes that the main device plugin serves too, as far as
-    node selectors and numbers of pods show (`_shared`). The main device plugin is ClusterPolicy's, else one in
-    `namespace`, else one that Helm installed, else the first by namespace and name. Empty without a device plugin.
-    DaemonSets whose pods should run on no node are ignored. `namespace` is that of NVIDIA's components.
-
-    A kubelet takes a resource from whichever plugin registered last (kubernetes v1.36.3
-    pkg/kubelet/cm/devicemanager/manager.go, PluginConnected), so of two device plugins on a node one does not follow
-    our labels. NVIDIA's DRA driver gives the same GPUs to ResourceClaims, and does not know to which pods the device
-    plugin gave them.
-    """
-    running = sorted(
-        (server for server in servers if server.wanted),
-        # The plugin whose configuration we write comes first: ClusterPolicy's, else that of the chart in `namespace`.
-        key=lambda server: (
-            not server.of_gpu_operator,
-            server.namespace != namespace,
-            not server.release,
-            server.where,
-        ),
-    )
-    plugins = [server for server in running if not server.dra]
-    if not plugins:
-        return ()
-    main, *others = plugins
-    seconds = (_second(main, other, both) for other in others if (both := _shared(main, other, nodes)))
-    drivers = (server for server in running if server.dra)
-    return (
-        *seconds,
-        *(_driver(driver, both) for driver in drivers if (both := _shared(main, driver, nodes))),
-    )
-
-
-def _shared(main: Server, other: Server, nodes: Iterable[NodeView]) -> list[str]:
-    """Return the sorted names of the nodes with GPUs that both DaemonSets select. Also empty if the two together want
-    no more pods than there are nodes with GPUs that either of them selects, because taints or affinity may then keep
-    them apart."""
-
-    def selects(server: Server, node: NodeView) -> bool:
-        """Whether the node has all labels in the node selector of the DaemonSet."""
-        return all(node.labels.get(key) == value for key, value in server.selector.items())
-
-    either = [node for node in nodes if has_gpu_label(node) and (selects(main, node) or selects(other, node))]
-    if main.wanted + other.wanted <= len(either):
-        return []  # few enough pods that taints or affinity may keep them apart
-    return sorted(node.name for node in either if selects(main, node) and selects(other, node))
-
-
-def _second(main: Server, other: Server, nodes: list[str]) -> Symptom:
-    """Return the warning that `other` runs a second device plugin alongside `main` on these nodes. Its command removes
-    `other` and restarts `main`. If no Helm release installed `other` and its owner would create it again, the
-    command only shows `other`."""
-    again = f"kubectl -n {main.namespace} rollout restart daemonset {main.name}"
-    return warning(
-        Topic.NODES,
-        "TwoDevicePlugins",
-        f"{other.where} runs a device plugin alongside {main.where}, and both select {some(nodes)}: the kubelet uses"
-        " whichever of the two registered a resource last, and only one of them reads our configuration."
-        " Remove the redundant one and restart the other, so that it registers again",
-        other.removal if other.owned and not other.release else f"{other.removal} && {again}",
-    )
-
-
-def _driver(driver: Server, nodes: list[str]) -> Symptom:
-    """Return the warning that this DRA driver serves the GPUs of these nodes, with the command that disables GPUs in
-    its Helm release. If the driver has no Helm release, the command only shows its DaemonSet."""
-    less = "--reset-then-reuse-values --set resources.gpus.enabled=false"
-    release = f"{driver.release} CHART -n {driver.release_namespace}"
-    return warning(
-        Topic.NODES,
-        "DRADriverServesGPUs",
-        f"{driver.where} is NVIDIA's DRA driver with GPUs enabled, and it selects {some(nodes)} as the device"
-        " plugin does: the same GPU may be allocated to a ResourceClaim and to a pod, and drains do not notice pods"
-        " that use GPUs through ResourceClaims",
-        f"helm upgrade {release} {less}" if driver.release else driver.removal,
     )
 
 

@@ -20,8 +20,7 @@ class Reason(Worded):
     # fmt: off
     # --- Node: why a node is where it is
     FENCE_UNREADABLE = (("FenceUnreadable", "Node", _PERSON, "node", Mark.EVENT, Mark.NOT_RETRIED),
-        "The operator cannot read the annotation gpusharing.dev/fence on the Node, so it leaves the node exactly as it "
-        "is.",
+        "The annotation gpusharing.dev/fence on the Node cannot be read, so the operator leaves the node as it is.",
         "Check the GPUs. Then, with the right to patch Nodes, remove gpusharing.dev/fence and uncordon the node.")
     ORPHAN_FENCE = (("OrphanFence", "Node", _PERSON, "node", Mark.EVENT, Mark.NOT_RETRIED),
         "The node was past the point of no return when its policy was deleted or its Node object was recreated. It "
@@ -100,8 +99,7 @@ class Reason(Worded):
         "to prove a layout.",
         "Grant the agent's container the same rights as NVIDIA's own operands (docs/reference/agent-fields.md).")
     CONFIG_NOT_WRITTEN = (("ConfigNotWritten", "Node", _PERSON, "ConfigMap"),
-        "The API server does not let the operator write the ConfigMap that the node needs. The message quotes its "
-        "response.",
+        "The API server rejects the ConfigMap that the node needs. The message quotes its response.",
         "Grant the permission that the message names, or fix what the API server rejects.")
     SUPERSEDED = (("Superseded", "Node", _PERSON, "policy"),
         "The policy does not own the node, or no longer does: another policy has a higher priority or owned the node "
@@ -225,8 +223,7 @@ class Reason(Worded):
         "No action is needed: the operator will try again after a delay. To prevent that, set the "
         "annotation gpusharing.dev/skip=true on the GPUNode.")
     CANARY_SOAK = (("CanarySoak", "Node", _LATER, "policy", Mark.PENDING),
-        "The first nodes of the change (rollout.canary) are not all proven yet, or have not yet served for the soak "
-        "time.",
+        "The first nodes of the change (rollout.canary) are not all proven, or have not served for the soak time.",
         "Wait until they are proven and have served for the soak time.")
     WINDOW_CLOSED = (("WindowClosed", "Node", _LATER, "policy", Mark.PENDING),
         "The operator does not start a change now, because the current time is outside rollout.windows or within "
@@ -235,8 +232,7 @@ class Reason(Worded):
     ACTUATOR_BUSY = (("ActuatorBusy", "Node", _LATER, "mig-manager"),
         "mig-manager is still working on an earlier configuration, or is rebooting the node.")
     DRIFTED = (("Drifted", "Node", _LATER, "node", Mark.PENDING, Mark.STATUS, Mark.EVENT, Mark.RETRIED),
-        "The node no longer has the layout that was last proven on it. The operator corrects this once, as a normal "
-        "change.")
+        "The node no longer has its last proven layout. The operator corrects this once, as a normal change.")
     CONFIG_PROPAGATING = (("ConfigPropagating", "Node", _SOON, "kubelet", Mark.PENDING),
         "The ConfigMap was written a moment ago and may not have reached the node yet, or the DeviceClass that the "
         "message names is about to be created.")
@@ -495,6 +491,10 @@ class Reason(Worded):
     SEVERAL_CLUSTER_POLICIES = (("SeveralClusterPolicies", "Accepted", _PERSON, "ClusterPolicy", Mark.MOMENTARY),
         "There are several ClusterPolicies, and the GPU Operator has not reported which of them it ignores.",
         "Remove the ones that you do not want; the message names all of them.")
+    SEVERAL_STACKS = (("SeveralStacks", "Accepted", _PERSON, "ClusterPolicy", Mark.MOMENTARY),
+        "Two DaemonSets run a device plugin, or two run mig-manager, on the same nodes. One of them does not follow "
+        "the operator, or both partition the same GPUs.",
+        "Remove the one that you do not want; the message names both.")
     PLUGIN_CONFIG_NOT_OURS = (("PluginConfigNotOurs", "Accepted", _PERSON, "ClusterPolicy"),
         "ClusterPolicy devicePlugin.config.name is not set to the operator's ConfigMap, or NVIDIA's software runs in "
         "another namespace.",
