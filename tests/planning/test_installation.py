@@ -308,6 +308,12 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
         Severity.ERROR,
         "kubectl apply -k deploy/mig-manager",
     ),
+    "mig-manager's image has only a digest": (
+        replace(plain(), dra=DraView(mig_manager="mm")),
+        "MigManagerVersionUnknown",
+        Severity.WARNING,
+        "kubectl -n gpu-operator get daemonset mm -o jsonpath=",
+    ),
     "there is no DaemonSet": (replace(GOOD, agents=None), "AgentMissing", Severity.ERROR, "createNamespace"),
     "no node has the agents' label": (
         replace(agents(pods=()), nodes=()),

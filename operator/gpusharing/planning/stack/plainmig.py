@@ -10,11 +10,11 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack.commands import plain_upgrade
-from gpusharing.planning.stack.installationviews import InstallationView, Symptoms, Topic, error
+from gpusharing.planning.stack.installationviews import InstallationView, Symptoms, Topic, error, warning
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.toolversions import pauses_clients
+from gpusharing.planning.wanted.toolversions import is_readable, pauses_clients
 
 
 @value
@@ -98,9 +98,20 @@ _SELECTOR = r"'nodeSelector.nvidia\.com/gpu\.deploy\.client=true'"
 
 
 def find_mig_obstacles(view: InstallationView) -> Symptoms:
-    """Yield an error for the first obstacle of each policy, without repetition; one of the inspections of
-    `installation.py`. Yields nothing unless NVIDIA's device-plugin chart takes the place of a ClusterPolicy."""
-    place = view.place
+    """Yield a warning if the version of a mig-manager that runs without the GPU Operator cannot be read, and an error
+    for the first obstacle of each policy, without repetition; one of the inspections of `installation.py`. There are no
+    such errors unless NVIDIA's device-plugin chart takes the place of a ClusterPolicy."""
+    place, dra = view.place, view.dra
+    if dra.mig_manager and not view.cluster_policies and not is_readable(dra.mig_manager_version):
+        yield warning(
+            Topic.CLUSTER_POLICY,
+            "MigManagerVersionUnknown",
+            f"the image of DaemonSet {dra.mig_manager} has no tag that is a version, so it is assumed to be v0.15 or"
+            " newer. An older mig-manager does not pause the programs that keep the GPUs in use, and changes would"
+            " fail after the drain. Check the image, and give it a tag",
+            f"kubectl -n {place.gpu_operator_namespace} get daemonset {dra.mig_manager} -o"
+            " jsonpath='{.spec.template.spec.containers[*].image}'",
+        )
     if (stack := view.plain) is None:
         return
     specs = (policy.spec for policy in view.policies if policy.spec is not None)

@@ -103,6 +103,11 @@ def find_mistaken(
     return None
 
 
+def is_readable(version: str) -> bool:
+    """Whether this version can be parsed. If not, as with an image that has only a digest, it counts as new enough."""
+    return _VERSION.match(version) is not None
+
+
 def pauses_clients(version: str) -> bool:
     """Whether this version of mig-manager pauses nvidia.com/gpu.deploy.client (docs/design/nvidia.md#a1). True if it
     cannot be parsed."""
