@@ -1,6 +1,8 @@
 """The chart grants what the golden table says, and nothing else."""
 
 import pytest
+import yaml
+from hack.generate import ROOT
 from tests.chart.charts import Helm
 from tests.chart.rbac import USERS, RoleGrant, golden, granted
 
@@ -116,3 +118,31 @@ def test_the_account_of_helm_test_only_reads(helm: Helm) -> None:
         if grant.subject == "checks" and grant.verb not in ("get", "list")
     }
     assert writes == {("subjectaccessreviews", "create")}
+
+
+MIG_MANAGERS = {
+    ("ClusterRole", "", "nodes", "get list patch watch"),
+    ("ClusterRole", "", "pods", "list"),
+    ("Role", "", "pods", "delete"),
+}
+"""What deploy/mig-manager/rbac.yaml grants: kind, API group, resource and verbs of each rule."""
+
+
+def test_mig_manager_beside_the_plain_chart_gets_what_it_calls_and_nothing_else() -> None:
+    """tests/nvidia/test_plain_mig.py lets the real mig-manager act with these rights."""
+    documents = list(yaml.safe_load_all((ROOT / "deploy" / "mig-manager" / "rbac.yaml").read_text()))
+    roles = [one for one in documents if "rules" in one]
+    assert {
+        (role["kind"], group, resource, " ".join(sorted(rule["verbs"])))
+        for role in roles
+        for rule in role["rules"]
+        for group in rule.pop("apiGroups")
+        for resource in rule.pop("resources")
+    } == MIG_MANAGERS
+    assert {key for role in roles for rule in role["rules"] for key in rule} == {"verbs"}
+    bindings = [one for one in documents if "roleRef" in one]
+    refs = [(one["kind"], one["roleRef"]["kind"], one["roleRef"]["name"]) for one in bindings]
+    name = "nvidia-mig-manager"
+    assert refs == [("ClusterRoleBinding", "ClusterRole", name), ("RoleBinding", "Role", name)]
+    assert [one["subjects"] for one in bindings] == [[{"kind": "ServiceAccount", "name": name}]] * 2
+    assert len(documents) == len(roles) + len(bindings) + 1

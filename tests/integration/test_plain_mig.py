@@ -65,10 +65,13 @@ ALLOWED = (
     ("watch", "nodes", "", None),
     ("patch", "nodes", "", None),
     ("list", "pods", "", None),
-    ("get", "pods", "", PLAIN_NAMESPACE),
     ("delete", "pods", "", PLAIN_NAMESPACE),
 )
 REFUSED = (
+    ("update", "nodes", "", None),
+    ("get", "pods", "", PLAIN_NAMESPACE),
+    ("get", "secrets", "", PLAIN_NAMESPACE),
+    ("get", "configmaps", "", PLAIN_NAMESPACE),
     ("update", "nodes", "status", None),
     ("delete", "nodes", "", None),
     ("create", "pods", "", PLAIN_NAMESPACE),

@@ -63,7 +63,7 @@ def build_control_plane() -> None:
 def plane(nvidia_programs: None) -> Iterator[ControlPlane]:
     """A real API server, shared by the tests; each has nodes of its own."""
     build_control_plane()
-    with ControlPlane(options=Options()) as running:
+    with ControlPlane(options=Options(audit=True)) as running:
         yield running
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 from hack.cluster.api import Api, Object
+from hack.cluster.audit import read_requests, wait_logged
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.process import wait_until
 from hack.launch import ROOT
@@ -60,7 +61,15 @@ def node(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> MigNo
     return node
 
 
-def test_it_divides_the_gpus_once_the_plugins_pod_is_gone(node: MigNode) -> None:
+def refused(plane: ControlPlane) -> list[tuple[str, str, str]]:
+    """(verb, resource, name) of what mig-manager's service account asked for and may not."""
+    wait_logged(plane.audit_log, plane.api)
+    asked = list(read_requests(plane.audit_log, f"system:serviceaccount:{NAMESPACE}:nvidia-mig-manager"))
+    assert {("get", "nodes"), ("patch", "nodes")} <= {(one.verb, one.resource) for one in asked}
+    return [(one.verb, one.resource, one.name) for one in asked if one.status == 403]
+
+
+def test_it_divides_the_gpus_once_the_plugins_pod_is_gone(plane: ControlPlane, node: MigNode) -> None:
     api, name = node.api, node.name
     (pod,) = pods(api, name)
     node.label(config="halves")
@@ -69,6 +78,7 @@ def test_it_divides_the_gpus_once_the_plugins_pod_is_gone(node: MigNode) -> None
         if not PAUSES:
             assert node.states_until("success", "failed") == ["pending", "success"]
             assert [row["metadata"]["uid"] for row in pods(api, name)] == [pod["metadata"]["uid"]]
+            assert refused(plane) == []
             return  # which is why the operator refuses it
         node.wait_for_log("Waiting for 1 daemon set pod(s)", LABEL_DEPLOY_CLIENT)
         assert node.labels()[LABEL_DEPLOY_CLIENT] == PAUSED_FOR_MIG
@@ -83,6 +93,7 @@ def test_it_divides_the_gpus_once_the_plugins_pod_is_gone(node: MigNode) -> None
         assert node.labels()[LABEL_DEPLOY_CLIENT] == "true"
         wait_until(lambda: len(pods(api, name)) == 1, SECONDS, "the plugin's next pod")
         assert pods(api, name)[0]["metadata"]["uid"] != pod["metadata"]["uid"]
+        assert refused(plane) == []
     finally:
         node.manager.stop()
         api.delete(f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/plugin-{name}")
