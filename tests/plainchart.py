@@ -1,6 +1,6 @@
 """NVIDIA's device-plugin chart as its templates render it, as far as the operator reads it."""
 
-from gpusharing.api.names import LABEL_DEPLOY_CLIENT, LABEL_DEPLOY_PREFIX
+from gpusharing.api.names import LABEL_DEPLOY_CLIENT, LABEL_DEPLOY_PREFIX, LABEL_MPS_CAPABLE
 from gpusharing.kube.client import JSON
 
 NAMESPACE = "gpu-operator"
@@ -84,6 +84,23 @@ def discovery(config_map: str = "gpusharing-device-plugin", **more: str) -> JSON
     """GPU Feature Discovery's."""
     name = "nvidia-device-plugin-gpu-feature-discovery"
     return daemon_set(name, "gpu-feature-discovery-ctr", config_map, **more)
+
+
+def mps(config_map: str = "gpusharing-device-plugin", **more: str) -> JSON:
+    """The DaemonSet of MPS daemons, which the chart always has; its pods start on nodes with nvidia.com/mps.capable."""
+    raw = daemon_set("nvidia-device-plugin-mps-control-daemon", "mps-control-daemon-ctr", config_map, **more)
+    spec = raw["spec"]["template"]["spec"]
+    image = spec["containers"][0]["image"]
+    sidecar = {
+        "name": "mps-control-daemon-sidecar",
+        "image": image,
+        "command": ["config-manager"],
+        "env": [{"name": "PROCESS_TO_SIGNAL", "value": "/usr/bin/mps-control-daemon"}],
+    }
+    spec["containers"] = [sidecar, {**spec["containers"][0], "command": ["mps-control-daemon"]}]
+    spec["hostPID"] = True
+    spec["nodeSelector"] = {LABEL_MPS_CAPABLE: "true", **spec.get("nodeSelector", {})}
+    return raw
 
 
 def mig_manager(config_map: str = "gpusharing-mig-parted", version: str = "v0.15.1") -> JSON:

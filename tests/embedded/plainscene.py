@@ -30,7 +30,7 @@ async def plain(product: str = H100, *, discovery: bool = True) -> AsyncIterator
     """Two nodes on the plain stack without mig-manager; the operator starts when the chart is there."""
     machines = [bare(raw) for raw in nodes(2, product)]
     sim = {"plain_config": "gpusharing-device-plugin"}
-    sets = [plainchart.plugin(), *([plainchart.discovery()] if discovery else [])]
+    sets = [plainchart.plugin(), plainchart.mps(), *([plainchart.discovery()] if discovery else [])]
     async with stack(machines, sim, sets) as scene:
         yield scene
 
@@ -53,6 +53,7 @@ async def with_mig_manager(
     sets = sets or [
         plainchart.plugin(client=client),
         plainchart.discovery(client=client),
+        plainchart.mps(client=client),
         plainchart.mig_manager(version=version),
     ]
     async with stack(machines, sim, sets) as scene:

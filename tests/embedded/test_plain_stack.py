@@ -138,6 +138,7 @@ async def test_without_any_stack_the_policy_says_so() -> None:
 CHART = [
     plainchart.running(plainchart.plugin(client="true")),
     plainchart.discovery(client="true"),
+    plainchart.mps(client="true"),
     plainchart.running(plainchart.mig_manager()),
 ]
 OLD = plainchart.running(plainchart.mig_manager(version="v0.13.1"), "zz-mig-manager")

@@ -2,17 +2,19 @@
 
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import yaml
 from hack.cluster import toolchain
 from hack.nvidia.installations import copy_plugin_chart
 from tests.build import NO_MIG_MANAGER
-from tests.plainchart import RELEASE, discovery, plugin
+from tests.plainchart import NAMESPACE, RELEASE, discovery, plugin, running
 
 from gpusharing.kube.client import JSON
-from gpusharing.kube.plainstack import DaemonSetView, daemon_set_view, plain_stack
+from gpusharing.kube.plainstack import DaemonSetView, daemon_set_view, gpu_server, plain_stack
 from gpusharing.planning.snapshot.stackviews import PlainStackView
+from gpusharing.planning.stack.rivals import tell_twins
 
 pytestmark = pytest.mark.nvidia
 
@@ -66,9 +68,36 @@ def test_what_it_fixes_for_all_nodes_is_seen(render: Render) -> None:
 
 
 def test_our_stand_in_of_the_chart_says_the_same(render: Render) -> None:
+    """Apart from the chart's affinity, which is only compared with that of other DaemonSets."""
     real = views(render(OURS, "gfd.enabled=true"))
+    assert real["nvdp-nvidia-device-plugin"].server is not None
     for stand_in in map(daemon_set_view, (plugin(), discovery())):
-        assert real[stand_in.name] == stand_in
+        found = real[stand_in.name]
+        server = None if found.server is None else replace(found.server, affinity="")
+        assert replace(found, server=server) == stand_in
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "twins"),
+    [
+        ((), (), True),
+        ((), ("nodeSelector.pool=b",), True),
+        (("nodeSelector.pool=a",), ("nodeSelector.pool=b",), False),
+    ],
+    ids=["on all nodes", "one of them on some of the nodes", "each on nodes of its own"],
+)
+def test_two_releases_share_nodes_unless_each_has_its_own(
+    render: Render, ours: tuple[str, ...], theirs: tuple[str, ...], twins: bool
+) -> None:
+    found = [
+        gpu_server(running(raw, name))
+        for name, values in (("ours", ours), ("theirs", theirs))
+        for raw in render(OURS, *values)
+        if raw["metadata"]["name"] == "nvdp-nvidia-device-plugin"
+    ]
+    servers = [server for server in found if server is not None]
+    assert [bool(server.affinity) for server in servers] == [True, True]
+    assert bool(tell_twins(servers, NAMESPACE)) is twins
 
 
 def test_the_mps_daemon_comes_by_the_label_alone_and_has_no_label_of_its_own(render: Render) -> None:
