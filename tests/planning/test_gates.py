@@ -400,7 +400,10 @@ def test_a_node_that_nvidias_chart_does_not_select_is_not_touched(
     if closed:
         assert gate is not None
         assert gate.reason is Reason.OPERANDS_DISABLED
-        assert f"kubectl label node {case.node.name} --overwrite {names.LABEL_DEPLOY_CLIENT}=true" in gate.message
+        assert (
+            f"kubectl label node {case.node.name} --overwrite {names.LABEL_DEPLOY_CLIENT}=true"
+            in gate.message
+        )
     else:
         assert gate is None or gate.reason is not Reason.OPERANDS_DISABLED
 
