@@ -64,19 +64,19 @@ CASES: dict[str, tuple[list[JSON], str, dict[str, int], str]] = {
         some(4, {"mig-3g.40gb": 1}),
         "MIG",
         {"3g.40gb": 2},
-        "2 GPUs with 2x3g.40gb have them all",
+        "2 GPUs with 2x3g.40gb have all of these instances",
     ),
     "large and small ones": (
         [*some(2, {"mig-3g.40gb": 1}), *some(6, {"mig-1g.10gb": 1})],
         "MIG",
         {"3g.40gb": 1, "1g.10gb": 4},
-        "2 GPUs with 1x3g.40gb+4x1g.10gb have them all",
+        "2 GPUs with 1x3g.40gb+4x1g.10gb have all of these instances",
     ),
     "sizes that no layout has at once": (
         [*some(5, {"mig-1g.10gb": 1}), *some(1, {"mig-7g.80gb": 1})],
         "MIG",
         {"1g.10gb": 7},
-        "1 GPU with 7x1g.10gb has them all but 7g.80gb",
+        "1 GPU with 7x1g.10gb has all of these instances but 7g.80gb",
     ),
     "two GPUs for one model": (
         [pod("llm-0", {"gpu": 2}), *some(3, {"gpu": 1})],
@@ -93,6 +93,42 @@ def test_pods_that_ask_for(name: str) -> None:
     found = advised(*pods)
     assert (str(found.mode), dict(found.layout)) == (mode, layout)
     assert told in " ".join(found.why)
+
+
+UNSERVED = {
+    "whole GPUs beside an instance": (
+        [pod("m", {"mig-1g.10gb": 1}), *some(5, {"gpu": 1})],
+        "MIG",
+        "5 nvidia.com/gpu",
+    ),
+    "shares of GPUs and of instances beside an instance": (
+        [pod("m", {"mig-1g.10gb": 1}), *some(9, {"gpu.shared": 1}), pod("x", {"mig-1g.10gb.shared": 1})],
+        "MIG",
+        "9 nvidia.com/gpu.shared, 1 nvidia.com/mig-1g.10gb.shared",
+    ),
+    "a size that the layout has no room for": (
+        CASES["sizes that no layout has at once"][0],
+        "MIG",
+        "1 nvidia.com/mig-7g.80gb",
+    ),
+    "instances beside two GPUs for one model": (
+        [pod("llm", {"gpu": 2}), *some(20, {"mig-1g.10gb": 1})],
+        "Full",
+        "20 nvidia.com/mig-1g.10gb",
+    ),
+    "nothing else, beside an instance": (some(4, {"mig-3g.40gb": 1}), "MIG", ""),
+    "nothing else, beside two GPUs for one model": (CASES["two GPUs for one model"][0], "Full", ""),
+}
+
+
+@pytest.mark.parametrize("name", UNSERVED)
+def test_the_advice_names_the_requests_that_its_pool_would_leave_pending(name: str) -> None:
+    pods, mode, left = UNSERVED[name]
+    found = advised(*pods)
+    assert str(found.mode) == mode
+    assert ("no place for" in found.but) is bool(left)
+    assert not left or f". This pool would have no place for {left}: the pods that request" in found.but
+    assert ("some request MIG instances" in found.why[0]) is (bool(left) and mode == "MIG")
 
 
 @pytest.mark.parametrize("card", [card for card in CARDS if card.profiles], ids=lambda card: card.key)

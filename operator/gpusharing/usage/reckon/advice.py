@@ -4,7 +4,7 @@
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
@@ -374,7 +374,8 @@ def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
 def advise_for(demand: Demand, card: Card) -> Advice | None:
     """Return the advice that follows from the pods' requests alone. If a container requests more than one GPU or share,
     without counting MIG instances, that is whole GPUs, with the names of up to three pods with such containers and
-    without a number of GPUs. Otherwise it is what `_as_named` returns: None if the user must answer questions."""
+    without a number of GPUs. The disadvantage names the requests that whole GPUs do not serve. Otherwise it is what
+    `_as_named` returns: None if the user must answer questions."""
     if not demand.several:
         return _as_named(demand, card)
     pods = ", ".join(demand.several[:3]) + (" ..." if len(demand.several) > 3 else "")
@@ -386,13 +387,25 @@ def advise_for(demand: Demand, card: Card) -> Advice | None:
         "a pod that requests only one GPU may leave part of it unused, and no other workload can use that part: give"
         " such pods a pool of their own"
     )
-    return Advice(Mode.FULL, 1, (why,), but)
+    return Advice(Mode.FULL, 1, (why,), but + _unserved(demand, {names.RESOURCE_GPU}))
+
+
+def _unserved(demand: Demand, served: Collection[str]) -> str:
+    """Return a sentence, without its period but with the one of the sentence before it, about the requested devices
+    whose resource names are not in `served`, the resources that the advised pool advertises. Empty if there are
+    none."""
+    left = ", ".join(
+        f"{count} {name}" for name, count in sorted(demand.devices.items()) if name not in served
+    )
+    remedy = "the pods that request these need a pool of their own, or another request"
+    return f". This pool would have no place for {left}: {remedy}" if left else ""
 
 
 def _as_named(demand: Demand, card: Card) -> Advice | None:
     """Advise MIG, with the layout that needs the fewest GPUs, if pods request MIG instances by name, because no other
-    mode has those. The reasons name the profiles for which the layout has no room. Instances that are shared by
-    replicas do not count. Return None if no pod requests an instance of this card."""
+    mode has those. The reasons name the profiles for which the layout has no room, and the disadvantage names every
+    request that nodes with this layout do not serve, such as whole GPUs. Instances that are shared by replicas do not
+    count. Return None if no pod requests an instance of this card."""
     profiles = {resource_name(profile.name): profile.name for profile in card.profiles}
     wanted = Counter({profiles[name]: count for name, count in demand.devices.items() if name in profiles})
     if not wanted:
@@ -401,11 +414,15 @@ def _as_named(demand: Demand, card: Card) -> Advice | None:
     counts = dict(layout)
     gpus = max(ceil(wanted[name] / counts[name]) for name in wanted if name in counts)
     instances = ", ".join(f"{count}x{name}" for name, count in sorted(wanted.items()))
-    why = f"they request MIG instances ({instances}), which no other mode provides (docs/design/nvidia.md#b7)"
-    size = f"{counted(gpus, 'GPU')} with {layout_text(layout)} {'have' if gpus > 1 else 'has'} them all"
+    unserved = _unserved(demand, {resource_name(name) for name in counts})
+    who = "some" if unserved else "they"
+    why = (
+        f"{who} request MIG instances ({instances}), which no other mode provides (docs/design/nvidia.md#b7)"
+    )
+    size = f"{counted(gpus, 'GPU')} with {layout_text(layout)} {'have' if gpus > 1 else 'has'} all of these instances"
     if left:
         size = f"{size} but {', '.join(left)}: no layout has room for these as well"
-    but = "changing the layout requires draining each node; no other workload can use an idle instance"
+    but = f"changing the layout requires draining each node; no other workload can use an idle instance{unserved}"
     reasons = (why, f"{size} (docs/reference/gpus.md)")
     return Advice(Mode.MIG, sum(counts.values()), reasons, but, gpus, (Portion(layout, (0,), gpus),))
 
