@@ -16,7 +16,9 @@ import yaml
 from hack.generate import ROOT
 from hack.sim.dcgmexporter import SetUp
 from tests.cli.asking import Answered, alone
-from tests.cli.gpuhistory import GIB, Card, Fleet, PodRun, daily, flat, openmetrics, steady
+from tests.cli.gpuhistory import EVERY, GIB, Card, Fleet, PodRun, daily, flat, openmetrics, steady
+from tests.cli.history import Gauge, History
+from tests.cli.history import openmetrics as gauges_of
 from tests.cli.pastprometheus import prometheus_with
 
 from gpusharing.api.validation import validate_policy
@@ -92,6 +94,8 @@ def rough() -> Iterator[Fleet]:
     vllm = PodRun(("team-c", "vllm-0"), flat(72 * GIB, 0.1), owner=("StatefulSet", "vllm"), memory="15Gi")
     wrong = PodRun(("team-c", "other-0"), steady(6 * GIB, 0.1), owner=("StatefulSet", "other"), memory="much")
     yield fleet("said", one("said", vllm), one("said", wrong, index=1))
+    for name in ("replaced agent", "replaced state metrics"):
+        yield fleet(name, one(name, runs[0]))
     yield fleet("unsaid", one("unsaid", replace(vllm, memory="")))
     for name, node in (("mixed", "gpu-2"), ("beside", "gpu-1")):
         other = one(name, runs[1], model="NVIDIA A30", index=1)
@@ -106,11 +110,31 @@ def rough() -> Iterator[Fleet]:
     yield fleet("update", *(one("update", run, index=index) for index, run in enumerate([*old, *new])))
 
 
+def replaced() -> History:
+    """Reports of a node whose GPU was shared by four until hour 25, by pods that were replaced at hour 24."""
+    agent = {"cluster": "replaced agent", "node": "gpu-1", "uuid": "GPU-x", "resource": "nvidia.com/gpu"}
+    exporter = {"cluster": "replaced state metrics", "node": "gpu-1", "resource": "nvidia_com_gpu"}
+    gauges = [
+        Gauge(metric, {**labels, "instance": instance}, value, hours, every=EVERY)
+        for metric, labels in (
+            ("gpusharing_device_slices", agent),
+            ("kube_node_status_allocatable", exporter),
+        )
+        for instance, value, hours in (
+            ("old", "4", (0, 24)),
+            ("new", "4", (24.1, 25)),
+            ("new", "1", (25.1, SHORT)),
+        )
+    ]
+    return History(fleet("").begin, SHORT, [], gauges)
+
+
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Its address; the clusters are told apart by the label `cluster`."""
     fleets = [fleet("east", *pool(), hours=DAYS * 24), *rough()]
-    with prometheus_with(tmp_path_factory.mktemp("past"), openmetrics(fleets)) as url:
+    texts = [*openmetrics(fleets), *gauges_of([replaced()])]
+    with prometheus_with(tmp_path_factory.mktemp("past"), texts) as url:
         yield url
 
 
@@ -195,6 +219,13 @@ def test_what_pods_of_a_shared_gpu_take_is_not_guessed_from_the_whole(prometheus
     )
     assert found["own"]["advice"] == "1g.20gb"
     assert any("1 workload shared GPUs for which dcgm-exporter" in one for one in told.data["remarks"])
+
+
+@pytest.mark.parametrize("cluster", ["replaced agent", "replaced state metrics"])
+def test_a_gpu_that_is_whole_again_is_not_taken_for_the_share_that_a_replaced_pod_reported(
+    prometheus: str, cluster: str
+) -> None:
+    assert workloads(ask(prometheus, "-o", "json", cluster=cluster))["llm"]["now"] == "full GPU"
 
 
 def test_our_agent_tells_the_pods_of_a_shared_gpu_apart(prometheus: str) -> None:

@@ -355,16 +355,23 @@ def ownership(selector: str, seconds: int) -> tuple[str, ...]:
 
 
 def latest(selector: str) -> tuple[str, ...]:
-    """Return the queries for the end of the window, which look back a day. They are, in this order: the GPUs that each
-    Node advertises (more than it has if they are shared), the time at which an agent last reported each GPU, and
-    the slices of each device."""
+    """Return the queries for the end of the window, which look back a day for what is not reported then. They are, in
+    this order: the most GPUs that each Node advertises under one name (more than it has if they are shared), the time
+    at which an agent last reported each GPU, and the most slices of any device, by node and resource."""
     chosen = braced(selector)
     allocatable = braced(others_of(selector), 'resource=~"nvidia_com_gpu(_shared)?"')
     return (
-        f"max by (node, exported_node, resource) (last_over_time(kube_node_status_allocatable{allocatable}[1d]))",
+        _lately("max by (node, exported_node)", f"kube_node_status_allocatable{allocatable}"),
         f"max by (node, gpu, uuid, product) (max_over_time(timestamp(gpusharing_agent_gpu_info{chosen})[1d:5m]))",
-        f"max by (node, uuid, resource) (last_over_time(gpusharing_device_slices{chosen}[1d]))",
+        _lately("max by (node, resource)", f"gpusharing_device_slices{chosen}"),
     )
+
+
+def _lately(maximum: str, metric: str, join: str = "or") -> str:
+    """Return the query for the `maximum` of a metric now and, for labels that it does not have now, in the last day.
+    Series that ended in the last day, such as those of a replaced pod, may have outdated values, so they only count
+    where there is no current one. `join` is the operator `or`, with the labels to compare unless these are all."""
+    return f"{maximum} ({metric}) {join} {maximum} (last_over_time({metric}[1d]))"
 
 
 def labels_of_nodes(selector: str, labels: list[str]) -> str:
