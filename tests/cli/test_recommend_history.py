@@ -96,6 +96,8 @@ def rough() -> Iterator[Fleet]:
     yield fleet("said", one("said", vllm), one("said", wrong, index=1))
     for name in ("replaced agent", "replaced state metrics"):
         yield fleet(name, one(name, runs[0]))
+    moved = (replace(one("moved", run, index=index), node=f"gpu-{index}") for index, run in enumerate(runs))
+    yield fleet("moved", *moved)
     yield fleet("unsaid", one("unsaid", replace(vllm, memory="")))
     for name, node in (("mixed", "gpu-2"), ("beside", "gpu-1")):
         other = one(name, runs[1], model="NVIDIA A30", index=1)
@@ -110,8 +112,9 @@ def rough() -> Iterator[Fleet]:
     yield fleet("update", *(one("update", run, index=index) for index, run in enumerate([*old, *new])))
 
 
-def replaced() -> History:
-    """Reports of a node whose GPU was shared by four until hour 25, by pods that were replaced at hour 24."""
+def changed() -> History:
+    """Reports of a node whose GPU was shared by four until hour 25, by pods that were replaced at hour 24; and of two
+    nodes, one of which got another pool label at hour 22."""
     agent = {"cluster": "replaced agent", "node": "gpu-1", "uuid": "GPU-x", "resource": "nvidia.com/gpu"}
     exporter = {"cluster": "replaced state metrics", "node": "gpu-1", "resource": "nvidia_com_gpu"}
     gauges = [
@@ -126,6 +129,9 @@ def replaced() -> History:
             ("new", "1", (25.1, SHORT)),
         )
     ]
+    for node, pool, hours in (("0", "a", (0, SHORT)), ("1", "a", (0, 22)), ("1", "b", (22.1, SHORT))):
+        labels = {"cluster": "moved", "node": f"gpu-{node}", "label_gpusharing_dev_pool": pool}
+        gauges.append(Gauge("kube_node_labels", labels, "1", hours, every=EVERY))
     return History(fleet("").begin, SHORT, [], gauges)
 
 
@@ -133,7 +139,7 @@ def replaced() -> History:
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Its address; the clusters are told apart by the label `cluster`."""
     fleets = [fleet("east", *pool(), hours=DAYS * 24), *rough()]
-    texts = [*openmetrics(fleets), *gauges_of([replaced()])]
+    texts = [*openmetrics(fleets), *gauges_of([changed()])]
     with prometheus_with(tmp_path_factory.mktemp("past"), texts) as url:
         yield url
 
@@ -226,6 +232,14 @@ def test_a_gpu_that_is_whole_again_is_not_taken_for_the_share_that_a_replaced_po
     prometheus: str, cluster: str
 ) -> None:
     assert workloads(ask(prometheus, "-o", "json", cluster=cluster))["llm"]["now"] == "full GPU"
+
+
+@pytest.mark.parametrize("pool", ["a", "b"])
+def test_a_node_that_got_another_label_in_the_last_day_is_in_its_new_pool_only(
+    prometheus: str, pool: str
+) -> None:
+    told = ask(prometheus, "-l", f"gpusharing.dev/pool={pool}", "-o", "json", cluster="moved")
+    assert told.data["nodes"] == 1
 
 
 def test_our_agent_tells_the_pods_of_a_shared_gpu_apart(prometheus: str) -> None:

@@ -190,11 +190,11 @@ def _chosen(nodes: Sequence[JSON], wanted: Mapping[str, str], rows: Sequence[Row
 async def find_in_prometheus(
     prometheus: Prometheus, typed: Namespace, selector: str, end: float
 ) -> NodeScope:
-    """Return the scope that `-l` selects, by the labels of nodes that kube-state-metrics exported at `end`; without
-    `-l`, the whole fleet. If `-l` excludes nodes by a label that no node in Prometheus has, a remark says so. Raises
-    Trouble if `--policy` is given, if `-l` cannot be parsed, if the query fails, if no node matches, or if no node in
-    Prometheus has a label that `-l` demands (`in`, `=` or the key alone), or any of its labels if there is no node at
-    all."""
+    """Return the scope that `-l` selects, by the labels of nodes that kube-state-metrics exported at `end` (of nodes
+    that it did not export then, in the day before it); without `-l`, the whole fleet. If `-l` excludes nodes by a label
+    that no node in Prometheus has, a remark says so. Raises Trouble if `--policy` is given, if `-l` cannot be parsed,
+    if the query fails, if no node matches, or if no node in Prometheus has a label that `-l` demands (`in`, `=` or the
+    key alone), or any of its labels if there is no node at all."""
     if typed.policy:
         raise Trouble(
             "--policy needs access to the cluster: omit --prometheus (use --service for one in the cluster), or choose"

@@ -375,10 +375,11 @@ def _lately(maximum: str, metric: str, join: str = "or") -> str:
 
 
 def labels_of_nodes(selector: str, labels: list[str]) -> str:
-    """Return the query for all nodes that kube-state-metrics reported in the last day. The series of a node carries
-    the labels in `labels` that kube-state-metrics exports for the node."""
-    names = "".join(f", {label}" for label in labels)
-    return f"max by (node, exported_node{names}) (last_over_time(kube_node_labels{braced(others_of(selector))}[1d]))"
+    """Return the query for all nodes that kube-state-metrics reports now or reported in the last day. The series of a
+    node carries the labels in `labels` that kube-state-metrics exports for the node: those that it has now or, if it
+    is not reported now, those that it had at any time in the last day, one series for each set of values."""
+    maximum = f"max by ({', '.join(('node', 'exported_node', *labels))})"
+    return _lately(maximum, f"kube_node_labels{braced(others_of(selector))}", "or on (node, exported_node)")
 
 
 def others_of(selector: str) -> str:
