@@ -110,3 +110,13 @@ def fleet() -> tuple[list[JSON], list[JSON]]:
         ),
     ]
     return policies, [done, draining, cordoned, quiet]
+
+
+DECLARED = {
+    **dict.fromkeys(("20Gi", "20480Mi", "20971520Ki", "21474836480"), 20 * 2**30),
+    "20G": 20 * 10**9,
+    "20480M": 20480 * 10**6,
+}
+"""Valid values of the annotation gpusharing.dev/gpu-memory, with their bytes."""
+UNDECLARED = ("15", "0", "much", "20GiB", "1.5Gi", "1048575")
+"""Values that are not valid."""

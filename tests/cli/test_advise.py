@@ -377,6 +377,22 @@ def test_what_was_typed_is_not_asked_for(desk: Desk) -> None:
     )
 
 
+def test_an_annotation_that_is_not_valid_is_named_before_the_question(desk: Desk) -> None:
+    limits = {"resources": {"limits": {"nvidia.com/gpu": "1"}}}
+    metadata = {"name": "p", "annotations": {"gpusharing.dev/gpu-memory": "much"}}
+    desk.server.lists = {
+        "/api/v1/namespaces/a/pods": [{"metadata": metadata, "spec": {"containers": [limits]}}]
+    }
+    with terminal(desk, "advise", "-n", "a", "--card", "t4", "--bursts", "-o", "json") as (process, screen):
+        assert "of pod a/p is 'much', which is not a valid size" in read_until(screen, HOW_MUCH)
+        answer(screen, "4Gi")
+        for question in (STRANGERS, BILL):
+            read_until(screen, question)
+            answer(screen, "n")
+        read_until(screen, END)
+        assert process.wait(SECONDS) == DONE
+
+
 def test_a_card_whose_memory_is_not_its_own_is_refused(desk: Desk) -> None:
     said = desk.type("advise", "--card", "thor-igpu", "--memory", "1Gi")
     assert (said.status, said.err.count("\n")) == (FAILED, 1)

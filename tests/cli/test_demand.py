@@ -10,7 +10,7 @@ from hack.generate import ROOT
 from hack.sim.fakecluster import FakeCluster
 from tests.cli.asking import ask
 from tests.cli.desk import GPUNODES, Desk
-from tests.cli.objects import gpunode
+from tests.cli.objects import DECLARED, UNDECLARED, gpunode
 from tests.cli.reported import reported
 from tests.fakes.virtualtime import virtually
 
@@ -271,8 +271,30 @@ def test_what_pods_declare_is_taken_with_the_headroom_that_it_has(desk: Desk) ->
     desk.server.lists[PODS] += some(1, {"gpu": 1})
     said = desk.type("advise", "-n", "team-a", "--card", "h100-80gb")
     assert "because not all pods declare how much memory they need" in said.err
-    desk.server.lists[PODS] = declaring("much", 1)
-    assert "'much' is not a memory size" in desk.type("advise", "-n", "team-a", "--card", "h100-80gb").err
+
+
+@pytest.mark.parametrize("size", UNDECLARED)
+def test_an_annotation_that_means_no_memory_is_ignored_and_named(desk: Desk, size: str) -> None:
+    desk.server.lists = {PODS: [*declaring("24Gi", 1), *declaring(size, 2)]}
+    said = desk.type("advise", "-n", "team-a", "--card", "h100-80gb")
+    assert (said.status, said.out) == (FAILED, "")
+    assert f"of pod team-a/p-{size}-0 is '{size}', which is not a valid size and is ignored" in said.err
+    assert desk.type("advise", "-n", "team-a", "--card", "h100-80gb", "--memory", "15Gi").status == DONE
+
+
+@pytest.mark.parametrize("size", DECLARED)
+def test_a_declared_memory_is_read_as_recommend_reads_it(size: str) -> None:
+    assert dict(demand(*declaring(size, 2)).sizes) == {DECLARED[size]: 2}
+
+
+def test_a_declared_memory_is_for_each_device_as_the_flag_is(desk: Desk) -> None:
+    raw = declaring("18Gi", 4)
+    for one in raw:
+        one["spec"]["containers"] *= 2
+    desk.server.lists = {PODS: raw}
+    words = ("advise", "-n", "team-a", "--card", "h100-80gb", "--promise", "-o", "json")
+    declared, stated = (json.loads(desk.type(*words, *more).out) for more in ((), ("--memory", "15Gi")))
+    assert declared["gpus"] == stated["gpus"] == 2
 
 
 WRONG = {

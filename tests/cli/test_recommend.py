@@ -21,6 +21,7 @@ from tests.cli.fakeprometheus import (
     success,
     vector,
 )
+from tests.cli.objects import DECLARED, UNDECLARED
 from tests.cli.test_poolnodes import behind, listed, node
 from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtual_now, virtually
@@ -147,7 +148,7 @@ def test_what_was_scraped_cannot_steer_the_terminal(fake: FakePrometheus) -> Non
     assert "\x1b" not in told(fake, "-v").out
 
 
-@pytest.mark.parametrize("size", ["15", "0", "lots"])
+@pytest.mark.parametrize("size", UNDECLARED)
 def test_an_annotation_that_means_no_memory_is_left_out(fake: FakePrometheus, size: str) -> None:
     labels = {"namespace": "team-a", "pod": LABELS["pod"], "annotation_gpusharing_dev_gpu_memory": size}
     fake.answers["kube_pod_annotations"] = vector((labels, "1"))
@@ -155,6 +156,13 @@ def test_an_annotation_that_means_no_memory_is_left_out(fake: FakePrometheus, si
         f"is '{size}', which is not a valid size and is ignored: use a size such as 15Gi"
         in told(fake, "-o", "json").out
     )
+
+
+@pytest.mark.parametrize("size", DECLARED)
+def test_a_declared_memory_is_read_as_every_quantity_of_kubernetes(fake: FakePrometheus, size: str) -> None:
+    labels = {"namespace": "team-a", "pod": LABELS["pod"], "annotation_gpusharing_dev_gpu_memory": size}
+    fake.answers["kube_pod_annotations"] = vector((labels, "1"))
+    assert told(fake, "-o", "json").data["workloads"][0]["needBytes"] == DECLARED[size]
 
 
 def test_what_simulated_agents_told_says_so_also_in_the_file(fake: FakePrometheus, tmp_path: Path) -> None:

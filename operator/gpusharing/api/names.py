@@ -42,8 +42,8 @@ ANNOTATION_HOLD_CORDON = f"{PREFIX}hold-cordon"
 ANNOTATION_DO_NOT_DISRUPT = f"{PREFIX}do-not-disrupt"
 """`true` on a Pod, or a duration from its start during which it must not be disturbed (docs/design/drain.md#p17)."""
 ANNOTATION_GPU_MEMORY = f"{PREFIX}gpu-memory"
-"""On a Pod: the GPU memory that it needs, such as 15Gi, for cases where the memory that it allocates does not show its
-need. Used only for advice."""
+"""On a Pod: the memory that it needs on each GPU or instance that it requests, such as 15Gi, for cases where the memory
+that it allocates does not show its need. Used only for advice."""
 ANNOTATION_RETRY = f"{PREFIX}retry"
 """On a Node or its GPUNode: a new value starts another attempt at once, after a failure, an abort, or drift that came
 back."""

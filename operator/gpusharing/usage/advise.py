@@ -37,6 +37,7 @@ from gpusharing.planning.wanted import toolversions
 from gpusharing.usage import recommend
 from gpusharing.usage.read.pricing import price_of
 from gpusharing.usage.reckon.advice import Advice, AdviceAnswers, Demand, advise, advise_for, read_demand
+from gpusharing.usage.reckon.needs import GIB
 from gpusharing.usage.say.recommend import layouts_of, saving_data, saving_of
 
 T = TypeVar("T")
@@ -202,18 +203,24 @@ def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation
 
 def _find_needs(typed: Namespace, demand: Demand | None) -> tuple[tuple[int, float], ...]:
     """Return how many workloads need how much memory each, in GiB with headroom. The first source with a size decides:
-    `--need` and `--memory` together; the annotations in `demand` if all pods have one, without headroom; an answer,
-    which may list several sizes with commas. A size without a number is for each requested device, or for one workload.
-    Raises Trouble if a size cannot be parsed or nobody can be asked."""
+    `--need` and `--memory` together; the annotations in `demand` if all pods have a valid one, without headroom; an
+    answer, which may list several sizes with commas. A size without a number is for each requested device, or for one
+    workload. Raises Trouble if a size cannot be parsed or nobody can be asked. An annotation that is not valid is named
+    in that message or before the question."""
     count = 1 if demand is None else demand.devices.total()
     sizes = [*typed.need, *filter(None, [typed.memory])]
     if sizes:
         return tuple(need_of(text, count) for text in sizes)
-    if demand is not None and demand.sizes and "" not in demand.sizes:
-        return tuple((pods, size_of(text)) for text, pods in sorted(demand.sizes.items()))
+    if demand is not None and demand.sizes and 0 not in demand.sizes:
+        return tuple((devices, size / GIB) for size, devices in sorted(demand.sizes.items()))
     reason = "" if demand is None else ", because not all pods declare how much memory they need"
-    flags = f"--memory or --need{reason}"
-    return _ask(HOW_MUCH, flags, lambda answer: tuple(need_of(text, count) for text in answer.split(",")))
+    wrong = "" if demand is None else demand.wrong
+    flags = f"--memory or --need{reason}{wrong and f' ({wrong})'}"
+    return _ask(
+        f"{wrong and f'Note: {wrong}. '}{HOW_MUCH}",
+        flags,
+        lambda answer: tuple(need_of(text, count) for text in answer.split(",")),
+    )
 
 
 def _show(

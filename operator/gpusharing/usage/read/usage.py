@@ -8,9 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from math import isnan
 
-from gpusharing.api.names import ANNOTATION_GPU_MEMORY
 from gpusharing.cli.shell.troubles import Trouble
-from gpusharing.kube.quantity import count
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.usage.prometheus.client import Prometheus, Series, side_by_side
@@ -19,7 +17,8 @@ from gpusharing.usage.prometheus.windows import DAY, MOST_POINTS, find_gaps
 from gpusharing.usage.read import queries
 from gpusharing.usage.read.fold import Fold, Gpu, HourAnswers
 from gpusharing.usage.read.queries import ACTIVE, ANNOTATION, HOUR, OWN, USED
-from gpusharing.usage.read.series import MIB, Pod, devices_of, exported_label, pod_of, read_dcgm, read_owners
+from gpusharing.usage.read.series import Pod, devices_of, exported_label, pod_of, read_dcgm, read_owners
+from gpusharing.usage.reckon.needs import declared_memory
 
 MOST_SERIES = 100_000
 """The highest number of series at one time that is read. Above it the user has to select some of them."""
@@ -114,20 +113,18 @@ async def _read_part(
 
 
 def _declared(annotated: Iterable[Series], remarks: list[str]) -> dict[Pod, int]:
-    """Return the bytes of GPU memory that the annotation of each pod declares. A value that is not a whole Kubernetes
-    quantity such as 15Gi, or is below 1 MiB, is left out and adds a remark to `remarks`. Of several valid values of a
-    pod the last one counts. Series that name no pod are ignored."""
+    """Return the bytes of GPU memory that the annotation of each pod declares for each of its devices
+    (`declared_memory`). A value that is not valid is left out and adds a remark to `remarks`. Of several valid values
+    of a pod the last one counts. Series that name no pod are ignored."""
     declared: dict[Pod, int] = {}
     for series in annotated:
-        pod, size = pod_of(series.labels), series.labels.get(ANNOTATION, "")
-        number = count(size) or 0
-        if pod is not None and number >= MIB:
-            declared[pod] = number
-        elif pod is not None:
-            remarks.append(
-                f"the annotation {ANNOTATION_GPU_MEMORY} of pod {'/'.join(pod)} is {size[:40]!r}, which is not a valid"
-                " size and is ignored: use a size such as 15Gi"
-            )
+        if (pod := pod_of(series.labels)) is None:
+            continue
+        size, wrong = declared_memory("/".join(pod), series.labels.get(ANNOTATION, ""))
+        if wrong:
+            remarks.append(wrong)
+        else:
+            declared[pod] = size
     return declared
 
 

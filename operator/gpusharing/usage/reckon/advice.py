@@ -19,7 +19,7 @@ from gpusharing.planning.gpus.cards import Card, Profile
 from gpusharing.planning.gpus.geometry import Layout, maximal_layouts, normalize, resource_name
 from gpusharing.planning.gpus.geometry import describe as layout_text
 from gpusharing.planning.vocabulary.lengths import counted
-from gpusharing.usage.reckon.needs import GIB, Goal, History, Holding, Workload, find_need
+from gpusharing.usage.reckon.needs import GIB, Goal, History, Holding, Workload, declared_memory, find_need
 from gpusharing.usage.reckon.recommendation import ModelPool, Portion, layout_rows, recommend
 
 
@@ -306,9 +306,11 @@ class Demand:
     """How many pods have a priority above 0."""
     notebooks: int = 0
     """How many pods look like notebooks."""
-    sizes: Counter[str] = field(default_factory=Counter)
-    """How many pods declare which GPU memory in the annotation gpusharing.dev/gpu-memory, as it is written; empty text
-    for those that declare none."""
+    sizes: Counter[int] = field(default_factory=Counter)
+    """For how many devices the pods declare which GPU memory, in bytes, in the annotation gpusharing.dev/gpu-memory; 0
+    bytes for devices of pods that declare none, or one that is not valid."""
+    wrong: str = ""
+    """A clause about the first pod whose annotation is not valid (`declared_memory`); empty if there is none."""
 
     @property
     def promised(self) -> bool:
@@ -366,7 +368,11 @@ def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
         labels, owners = section(raw, "metadata", "labels"), entries(raw, "metadata", "ownerReferences")
         by_label = any(name in labels and value in ("", labels[name]) for name, value in NOTEBOOKS.items())
         demand.notebooks += by_label or any(text(owner, "kind") == "Notebook" for owner in owners)
-        demand.sizes[texts(section(raw, "metadata", "annotations")).get(names.ANNOTATION_GPU_MEMORY, "")] += 1
+        memory = texts(section(raw, "metadata", "annotations")).get(names.ANNOTATION_GPU_MEMORY, "")
+        pod = f"{namespace}/{text(raw, 'metadata', 'name')}"
+        size, wrong = declared_memory(pod, memory) if memory else (0, "")
+        demand.sizes[size] += asks.total()
+        demand.wrong = demand.wrong or wrong
     demand.several = tuple(sorted(several))
     return demand
 

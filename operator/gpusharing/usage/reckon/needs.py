@@ -20,6 +20,8 @@ from enum import StrEnum
 from fractions import Fraction
 from math import ceil
 
+from gpusharing.api.names import ANNOTATION_GPU_MEMORY
+from gpusharing.kube.quantity import count
 from gpusharing.planning.gpus.capacity import memory_of
 from gpusharing.planning.gpus.cards import Card
 from gpusharing.planning.vocabulary.values import value
@@ -143,8 +145,8 @@ class History:
     """The part of the whole card's compute that was in use, 0 to 1. (For an instance, its activity times its part of
     the card's slices.) None if it was not measured."""
     declared: int | None = None
-    """The bytes that a pod needs according to its owner, which take precedence over the measured use; None if
-    undeclared."""
+    """The bytes that a pod needs on each of its devices according to its owner, which take precedence over the measured
+    use; None if undeclared."""
     of_device: bool = False
     """Whether some of the activity is that of a whole device that other pods held too, and so more than a pod used."""
 
@@ -187,6 +189,19 @@ class Need:
     def workload(self) -> Workload:
         """The workload that has this need."""
         return self.history.workload
+
+
+def declared_memory(pod: str, size: str) -> tuple[int, str]:
+    """Return the bytes of GPU memory that `size`, the value of the annotation gpusharing.dev/gpu-memory, declares for
+    each device of `pod`, a namespace and a name, and an empty text. If it is not a whole Kubernetes quantity such as
+    15Gi, or is below 1 MiB, return 0 and a clause which says that the value is ignored."""
+    number = count(size) or 0
+    if number >= 2**20:
+        return number, ""
+    return 0, (
+        f"the annotation {ANNOTATION_GPU_MEMORY} of pod {pod} is {size[:40]!r}, which is not a valid size and is"
+        " ignored: use a size such as 15Gi"
+    )
 
 
 def find_need(history: History, card: Card, goal: Goal) -> Need:
