@@ -80,6 +80,14 @@ def test_a_process_is_named_by_nvml_or_procfs(proc: Proc, reported: str, name: s
     assert proc.name(SERVER, reported) == name
 
 
+@pytest.mark.parametrize("exe", [True, False], ids=["its executable can be seen", "only comm can be read"])
+def test_a_name_that_is_not_utf_8_can_be_sent_and_comes_back_the_same(proc: Proc, exe: bool) -> None:
+    """The API server would store U+FFFD for a lone surrogate, and the agent would send the name again for ever."""
+    proc.start(SERVER, os.fsdecode(b"/usr/bin/tr\xe4in"), exe=exe, comm="train")
+    (proc.root / str(SERVER) / "comm").write_bytes(b"tr\xe4in\n")
+    assert proc.name(SERVER, "") == "tr\N{REPLACEMENT CHARACTER}in"
+
+
 def test_a_process_that_nobody_knows_has_no_name(proc: Proc) -> None:
     assert (proc.name(43, ""), proc.name(0, "python3")) == ("", "")
 

@@ -141,13 +141,14 @@ class Processes:
 
     def _program(self, pid: int) -> str:
         """Return the name of a process's executable. If that cannot be read, return `comm` instead, followed by _CUT
-        if it may have been cut; empty if that cannot be read either."""
+        if it may have been cut; empty if that cannot be read either. Bytes that are not UTF-8 become U+FFFD, because
+        JSON cannot carry them."""
         try:
             path = os.readlink(f"{self._proc}/{pid}/exe")
         except OSError:
             name = self._read(pid, "comm").decode(errors="replace").strip()
             return name + _CUT if len(name) >= _COMM else name
-        return PurePosixPath(path.removesuffix(_GONE)).name
+        return PurePosixPath(os.fsencode(path).decode(errors="replace").removesuffix(_GONE)).name
 
     def _parent(self, pid: int) -> int:
         """Return the process id of the parent, or 0 if unknown. The second field of `stat` is a name in parentheses
