@@ -285,6 +285,13 @@ async def test_a_fault_without_a_text_is_told_by_its_kind_and_a_server_has_15_se
     assert deaf.seconds == 15.0
 
 
+class Unencrypting(socket.socket):
+    """A connection on which no handshake is needed."""
+
+    def do_handshake(self) -> None:
+        """At once."""
+
+
 class Unencrypted(ssl.SSLContext):
     """TLS that is none. Virtual time does not wait for the threads that connect with it."""
 
@@ -294,7 +301,10 @@ class Unencrypted(ssl.SSLContext):
     def wrap_socket(self, sock: Any, *args: Any, **kwargs: Any) -> Any:
         self.threads.append(threading.current_thread())
         HANGING.add(threading.current_thread())
-        return sock
+        timeout = sock.gettimeout()
+        plain = Unencrypting(fileno=sock.detach())
+        plain.settimeout(timeout)
+        return plain
 
 
 @virtually

@@ -168,11 +168,14 @@ class _Exchange(HTTPSConnection):
         """Connect by TCP, then by TLS with the server's name if the server uses TLS. Raises ConnectionAbortedError if
         the caller has given up in the meantime, and OSError if the connection fails."""
         HTTPConnection.connect(self)
+        tls, name = self._access.tls, self._access.tls_server_name or self.host
+        if tls is not None:
+            # The handshake waits until `shut` can end it: wrapping leaves the plain socket without a descriptor.
+            self.sock = tls.wrap_socket(self.sock, server_hostname=name, do_handshake_on_connect=False)
         if self.unwanted:
             raise ConnectionAbortedError("abandoned before the connection was established")
-        if self._access.tls is not None:
-            name = self._access.tls_server_name or self.host
-            self.sock = self._access.tls.wrap_socket(self.sock, server_hostname=name)
+        if tls is not None:
+            self.sock.do_handshake()
 
     def send_off(self, timeout: float) -> HTTPResponse:
         """Connect, send the request, and return the response without having read its body. Each read of it may take
