@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.cli.desk import GPUNODES, Desk, Said
+from tests.cli.desk import GPUNODES, POLICIES, Desk, Said
 
 from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED, Denied
 from gpusharing.usage.free import read_inventory
@@ -331,6 +331,34 @@ def test_under_mps_the_largest_request_of_a_container_is_one(desk: Desk) -> None
     desk.server.lists = {NODES: [node("gpu-1", labels=labels, allocatable={SHARED: "10"})], PODS: []}
     row = rows(desk)[SHARED]
     assert (row["free"], row["largest"]) == (10, 1)
+
+
+TIME_SLICED = {"nvidia.com/gpu.sharing-strategy": "time-slicing"}
+STRICT = {"spec": {"timeSlicing": {"replicas": 8, "failRequestsGreaterThanOne": True}}}
+
+
+@pytest.mark.parametrize(
+    ("policy", "spec", "largest"),
+    [("pool-a", STRICT, 1), ("pool-a", {"spec": {"timeSlicing": {"replicas": 8}}}, 8), ("", STRICT, 8)],
+    ids=["its policy says so", "its policy does not say so", "it has no policy"],
+)
+def test_with_time_slicing_the_largest_request_is_one_if(
+    desk: Desk, policy: str, spec: JSON, largest: int
+) -> None:
+    shared = node("gpu-1", policy=policy, labels=TIME_SLICED)
+    desk.server.lists = {NODES: [shared], PODS: [], POLICIES: [{"metadata": {"name": "pool-a"}, **spec}]}
+    assert rows(desk)[GPU]["largest"] == largest
+    assert (f"GET {POLICIES}" in desk.server.asked) is bool(policy)
+
+
+def test_if_the_policy_of_a_time_sliced_node_cannot_be_read_a_note_says_what_that_means(desk: Desk) -> None:
+    shared = [node(name, policy="pool-a", labels=TIME_SLICED) for name in ("gpu-1", "gpu-2")]
+    desk.server.lists = {NODES: shared, PODS: []}
+    desk.server.refusals = {POLICIES: (403, "no")}
+    assert (rows(desk)[GPU]["largest"], told(desk, "--by", "node")["notes"]) == (8, [])
+    (note,) = told(desk)["notes"]
+    assert note.startswith("the largest request that fits may be 1 on time-sliced nodes: whether")
+    assert note.endswith("is in policies that could not be read (pool-a)")
 
 
 def test_more_held_than_allocatable_is_not_less_than_nothing(desk: Desk) -> None:

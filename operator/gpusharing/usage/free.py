@@ -1,5 +1,6 @@
-"""`free [--by resource|node|policy|namespace|pod]`: show who holds the GPUs and what is free now, from Nodes and Pods,
-and from GPUNodes if the user may not read all of these. `--usage` adds what each pod uses, as the agents report it."""
+"""`free [--by resource|node|policy|namespace|pod]`: show who holds the GPUs and what is free now, from Nodes and Pods;
+from policies, too, if GPUs are shared by time-slicing, and from GPUNodes if the user may not read all Nodes and Pods.
+`--usage` adds what each pod uses, as the agents report it."""
 
 from argparse import Namespace
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import CHANGES, DONE, Denied, Trouble
 from gpusharing.kube.agentpods import AGENT
 from gpusharing.kube.client import GPUNODES, NAMESPACES, NODES, PODS, POLICIES
-from gpusharing.kube.raw import part
+from gpusharing.kube.raw import part, text
 from gpusharing.usage.prometheus.client import side_by_side
 from gpusharing.usage.read.present import read_usage
 from gpusharing.usage.reckon.holdings import ENDED, NO_POLICY, Inventory, read_gpunode, read_pod, read_stock
@@ -70,6 +71,7 @@ async def read_inventory(session: Session, namespace: str, labels: str) -> Inven
     permission."""
     inventory = Inventory(namespace=namespace, chosen=bool(labels))
     await side_by_side(_read_nodes(session, inventory, labels), _read_pods(session, inventory))
+    await _read_limits(session, inventory)
     if inventory.no_nodes and labels:
         raise Trouble(f"-l {labels} selects nodes, but {inventory.no_nodes}")
     if inventory.no_nodes and inventory.blind:
@@ -96,6 +98,19 @@ async def _read_nodes(session: Session, inventory: Inventory, labels: str) -> No
             inventory.stocks |= {stock.name: stock for stock in map(read_stock, page)}
     except Denied as error:
         inventory.stocks, inventory.no_nodes = {}, str(error)
+
+
+async def _read_limits(session: Session, inventory: Inventory) -> None:
+    """Set `one_each` of the nodes where it is None, to whether their policy refuses containers that request more than
+    one share. Nothing is read if there are none, and it stays None if policies cannot be read for any reason."""
+    if sliced := [stock for stock in inventory.stocks.values() if stock.one_each is None]:
+        with suppress(Trouble):
+            strict = {
+                text(raw, "metadata", "name")
+                for raw in await session.all(POLICIES)
+                if part(raw, "spec", "timeSlicing", "failRequestsGreaterThanOne") is True
+            }
+            inventory.stocks |= {one.name: replace(one, one_each=one.policy in strict) for one in sliced}
 
 
 async def _read_pods(session: Session, inventory: Inventory) -> None:

@@ -54,8 +54,9 @@ class NodeStock:
     """Why the node accepts no new pods now, as a phrase; empty if it does."""
     taints: tuple[str, ...] = ()
     """The lasting taints that exclude pods which do not tolerate them."""
-    one_each: bool = False
-    """Whether the device plugin refuses a container that requests more than one device, as it does under MPS."""
+    one_each: bool | None = False
+    """Whether the device plugin refuses a container that requests more than one device, as it does under MPS, and with
+    time-slicing if the policy says so; None if the policy that says it was not read."""
     allocated: Mapping[str, int] | None = None
     """Devices that pods hold according to the node's agent; None if that was not read or is unknown."""
     simulated: bool = False
@@ -154,7 +155,8 @@ class Inventory:
 def read_stock(raw: JSON) -> NodeStock:
     """Convert a raw Node. It is closed if it is cordoned, has our fence or our start-up taint, or is not Ready; all of
     these reasons are named. Only allocatable GPU resources are kept. Of its taints, only the lasting ones that exclude
-    pods are kept. `one_each` is True if its labels say that GPUs are shared by MPS."""
+    pods are kept. `one_each` is True if its labels say that GPUs are shared by MPS, and None if they say that GPUs are
+    shared by time-slicing and name a policy."""
     taints, labels = entries(raw, "spec", "taints"), texts(part(raw, "metadata", "labels"))
     reasons = {
         "the operator is changing it": names.ANNOTATION_FENCE in section(raw, "metadata", "annotations"),
@@ -163,13 +165,14 @@ def read_stock(raw: JSON) -> NodeStock:
         "not Ready": not has_condition(raw, "Ready"),
     }
     lasting = [taint for taint in taints if text(taint, "key") not in TRANSIENT_TAINTS]
+    sharing, policy = labels.get(names.LABEL_SHARING_STRATEGY), labels.get(names.LABEL_POLICY, "")
     return NodeStock(
         text(raw, "metadata", "name"),
-        labels.get(names.LABEL_POLICY, ""),
+        policy,
         gpu_counts(part(raw, "status", "allocatable")),
         ", ".join(reason for reason, holds in reasons.items() if holds),
         tuple(taint_text(taint) for taint in lasting if text(taint, "effect") in KEEPS_OUT),
-        labels.get(names.LABEL_SHARING_STRATEGY) == "mps",
+        None if sharing == "time-slicing" and policy else sharing == "mps",
     )
 
 

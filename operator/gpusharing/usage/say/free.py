@@ -89,6 +89,12 @@ class FreeReport:
             notes.append(
                 f"{counted(claims, 'pod')} {have} ResourceClaims, whose devices are not counted here"
             )
+        unread = sorted({one.policy for one in self.inventory.stocks.values() if one.one_each is None})
+        if unread and "largest" in self.columns:
+            notes.append(
+                "the largest request that fits may be 1 on time-sliced nodes: whether containers may request more than"
+                f" one share is in policies that could not be read ({some(unread)})"
+            )
         pods = self.inventory.pods
         if kept := sorted(pod.ref for pod in pods if pod.reserves and self.inventory.counts(pod)):
             notes.append(
