@@ -74,14 +74,9 @@ class FreeReport:
     @property
     def notes(self) -> list[str]:
         """Sentences about where the numbers are from, and about what is free only for some pods or not counted."""
-        free: dict[str, Counter[str]] = {}
-        for stock, shares in share_nodes(self.inventory):
-            for taint in () if stock.closed else stock.taints:
-                unused = {name: share[3] or 0 for name, share in shares.items()}
-                free.setdefault(taint, Counter()).update(unused)
         notes = [
             f"{_counts(counts)} of the free devices are only for pods that tolerate the taint {taint}"
-            for taint, counts in sorted(free.items())
+            for taint, counts in sorted(_free_by_taint(self.inventory).items())
             if any(counts.values())
         ]
         if claims := self.inventory.with_claims:
@@ -127,6 +122,17 @@ class FreeReport:
             for uuid, use in (devices or {"": dict.fromkeys(USED)}).items():
                 pairs.append(((row["node"], use["gpu"] or 0, uuid, row["pod"]), row | use))
         return [row for _, row in sorted(pairs, key=lambda pair: pair[0])]
+
+
+def _free_by_taint(inventory: Inventory) -> dict[str, Counter[str]]:
+    """Return, by lasting taint, how many devices of each resource no pod holds on nodes with this taint that accept
+    pods. Unknown numbers count as 0."""
+    free: dict[str, Counter[str]] = {}
+    for stock, shares in share_nodes(inventory):
+        for taint in () if stock.closed else stock.taints:
+            unused = {name: share[3] or 0 for name, share in shares.items()}
+            free.setdefault(taint, Counter()).update(unused)
+    return free
 
 
 def describe(report: FreeReport, paper: Paper) -> list[Line]:
