@@ -2,7 +2,8 @@
 
 A failed call ends the actions of its node for this pass. The node waits, and the failure is shown if it lasts. Only a
 lost Lease, lost credentials or a server that is away end the pass itself. A pass does not wait for a slow call: the
-node is left alone until the call has ended. The cache takes the object that the server returns, never what we meant to
+node is left alone until the call has ended. Only the newest plan is carried out, and only while it is fresh
+(docs/design/transition.md#newest-plan). The cache takes the object that the server returns, never what we meant to
 write (docs/design/faults.md#d12).
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim.
@@ -22,6 +23,7 @@ from gpusharing.controller.nodewrites import NodeWrites
 from gpusharing.controller.sharedwrites import SharedWrites, subject_of
 from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.client import JSON, KubeClient
+from gpusharing.kube.clock import loop_time
 from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import (
     Forbidden,
@@ -63,6 +65,9 @@ from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.transition.callverdicts import is_moot
 
 log = structlog.get_logger()
+
+PLAN_VALID = 10.0
+"""Seconds for which a plan is carried out on nodes. After that its idle proofs and its view of the pods are too old."""
 
 FATAL = (Unauthorized, ServerAway, LeaseLost)
 """Errors that concern all calls and not only those about one object."""
@@ -109,6 +114,10 @@ class Executor:
     _shared: SharedWrites = field(init=False)
     _evictor: Evictor = field(init=False)
     _complaints: Complaints = field(default_factory=Complaints)
+    _newest: ClusterSnapshot | None = None
+    """The snapshot that the newest plan was made from, or None before the first plan."""
+    _valid_until: float = 0.0
+    """When the newest plan becomes too old to be carried out on nodes, by `loop_time`."""
 
     def __post_init__(self) -> None:
         """Create the parts that make the calls."""
@@ -126,16 +135,18 @@ class Executor:
         (`is_moot`), unless a call about them is under way. Make the shared writes, then carry out the actions of the
         nodes: several nodes at once, those in flight first, and the actions of one node in order. A node's actions end
         at the first that fails or depends on a shared write that was not made, or once the node has changed since the
-        plan. While the policies may be out of date, no node is fenced. Calls about a node or a shared object are left
-        out while they are suspended after a failure, or while an earlier one has not ended.
+        plan. They also end once `execute` is called with a newer plan, or PLAN_VALID seconds after this call. While the
+        policies may be out of date, no node is fenced. Calls about a node or a shared object are left out while they
+        are suspended after a failure, or while an earlier one has not ended.
 
         If calls are slow (`Crew.each`), they continue in the background, and nodes whose actions have not begun are
         left to the next pass. So are the nodes in `unseen`, which were being written to when the snapshot was begun.
-        Return how many writes were accepted, and when the first suspended call may be tried again. Failed calls are
-        recorded in `calls`. Raises only a group of errors that concern all calls (FATAL); such an error cancels all
-        other calls.
+        Return how many writes were accepted, and when the first suspended call may be tried again, or the present
+        moment if the plan grew too old before all of its actions had begun. Failed calls are recorded in `calls`.
+        Raises only a group of errors that concern all calls (FATAL); such an error cancels all other calls.
         """
         outcome = Outcome()
+        self._newest, self._valid_until = snapshot, loop_time() + PLAN_VALID
         self._evictor.forget(snapshot)
         for name in self._nodes.created.keys() - plan.verdicts.keys():
             del self._nodes.created[name]
@@ -160,9 +171,9 @@ class Executor:
         # Nodes in flight come first, because their proofs would grow old behind the others on a server that admits few
         # calls.
         await self.crew.each(sorted(due, key=lambda name: not plan.verdicts[name].phase.in_flight), node)
-        outcome.again = min(
-            (f.next_try for f in self.calls.failures.values() if f.holds(self.now())), default=None
-        )
+        if outcome.again is None:
+            held_back = [f.next_try for f in self.calls.failures.values() if f.holds(self.now())]
+            outcome.again = min(held_back, default=None)
         return outcome
 
     def _is_suspended(self, subject: str) -> bool:
@@ -231,7 +242,8 @@ class Executor:
         outcome: Outcome,
     ) -> None:
         """Carry out the actions of one node in order. Stops at the first action that fails or has to wait for a shared
-        write. Stops also, with a log line, once the node is no longer as it was when the actions were decided.
+        write. Stops also, and sets `outcome.again` to the present moment, once there is a newer plan or this one is too
+        old (`_is_valid`); and with a log line, once the node is no longer as it was when the actions were decided.
         Raises errors that concern all calls.
 
         The cache may have moved on since the decision, and with it the version that a conditional write names: without
@@ -241,6 +253,9 @@ class Executor:
         decided_on = snapshot.nodes.get(node)
         for action in actions:
             if must_wait(action, blocked):
+                return
+            if not self._is_valid(snapshot):
+                outcome.again = self.now()
                 return
             latest = self.sources.seen_node(node)
             if None not in (latest, decided_on) and latest != decided_on:
@@ -254,6 +269,12 @@ class Executor:
                 decided_on = None  # the write itself changes the node; the actions after it expect that
             if await self._attempt(node, action, snapshot, outcome) is not None:
                 return
+
+    def _is_valid(self, snapshot: ClusterSnapshot) -> bool:
+        """Whether the plan that was made from `snapshot` may still be carried out on nodes: no newer plan has been
+        given to `execute`, and this one was given less than PLAN_VALID seconds ago. A list of actions may outlast both,
+        because a slow call goes on in the background (docs/design/transition.md#newest-plan)."""
+        return snapshot is self._newest and loop_time() < self._valid_until
 
     async def _attempt(
         self, subject: str, action: Action, snapshot: ClusterSnapshot, outcome: Outcome
