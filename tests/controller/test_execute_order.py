@@ -4,16 +4,17 @@ import asyncio
 from dataclasses import replace
 
 from hack.sim.fakefaults import EVER, SILENCE
-from tests.build import make_snapshot
+from tests.build import make_fence, make_snapshot
 from tests.controller.executing import Executing, plan_of
 from tests.fakes.virtualtime import virtually
 from tests.kube.objects import pod
 
 from gpusharing.api.names import Phase
-from gpusharing.controller.execute import PLAN_VALID
-from gpusharing.kube.client import NODES, PODS
+from gpusharing.controller.execute import PLAN_VALID, SHARED_AT_ONCE, SHARED_PATIENCE
+from gpusharing.kube.client import NODES, PODS, POLICIES
+from gpusharing.kube.clock import loop_time
 from gpusharing.kube.http import Limits
-from gpusharing.planning.snapshot.actions import Evict
+from gpusharing.planning.snapshot.actions import Actuate, Evict, SetClaims, SetFinalizer
 
 
 async def test_nodes_in_flight_are_written_to_before_others() -> None:
@@ -55,3 +56,38 @@ async def test_what_goes_on_in_the_background_ends_with_the_time_of_its_plan_if_
     await stage.run(*slow_evictions(stage))
     await asyncio.sleep(60)
     assert sent(stage) == ["evict"]
+
+
+async def hanging_policies(stage: Executing) -> tuple[SetFinalizer, ...]:
+    """The finalizers of ten policies, whose writes get no answer."""
+    for number in range(10):
+        stage.cluster.add(POLICIES, {"metadata": {"name": f"pool-{number}"}, "spec": {}})
+    await stage.read_policies()
+    stage.cluster.faults.fail("patch", POLICIES, SILENCE, times=EVER)
+    return tuple(SetFinalizer(f"pool-{number}", present=True) for number in range(10))
+
+
+@virtually
+async def test_finalizers_that_hang_are_waited_for_together_and_leave_room_for_the_nodes() -> None:
+    stage = Executing()
+    finalizers = await hanging_policies(stage)
+    actuate = Actuate(stage.view(), make_fence(stage="actuating"), {"nvidia.com/mig.config": "all-balanced"})
+    for age in (SHARED_PATIENCE, 0):
+        begun = loop_time()
+        await stage.run(actuate, shared=finalizers)
+        assert loop_time() - begun == age
+        assert len(stage.executor.crew.busy) == SHARED_AT_ONCE
+    assert sent(stage) == ["patch", "patch"]
+
+
+@virtually
+async def test_a_plan_that_has_grown_old_behind_shared_writes_goes_to_no_node_and_is_made_again_at_once() -> (
+    None
+):
+    stage = Executing()
+    stage.claims.seconds = 5
+    finalizers = await hanging_policies(stage)
+    outcome = await stage.run(stage.eviction, shared=(SetClaims({}), *finalizers))
+    assert sent(stage) == []
+    assert outcome.again == stage.executor.now()
+    assert (await stage.run(stage.eviction, shared=finalizers)).done == 1

@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import pytest
 from hack.sim.fakefaults import EVER, SILENCE
-from tests.embedded.scene import SLICED, Scene, gpu_pod, nodes, open_scene, pdb
+from tests.embedded.scene import FULL, SLICED, Scene, gpu_pod, nodes, open_scene, pdb
 from tests.fakes.virtualtime import virtual_now, virtually
 
+from gpusharing.controller.execute import PLAN_VALID
 from gpusharing.kube.client import PDBS, PODS, POLICIES
 from gpusharing.kube.lease import Timing
 
@@ -100,3 +101,19 @@ async def test_no_further_pod_is_deleted_by_force_once_the_policy_gives_up_inste
         scene.apply(SLICED, drain={"timeout": "5m", "onTimeout": "Abort"})
         await asyncio.sleep(120)
         assert scene.deleted() == ["w0"]
+
+
+@virtually
+async def test_a_proof_that_a_node_is_idle_does_not_grow_old_behind_writes_of_policies_that_hang() -> None:
+    """Ten finalizers are due in the pass that takes the node past its point of no return, 12 s after its fence."""
+    async with open_scene(*nodes(1), lease=Timing()) as scene:
+        scene.apply(SLICED)
+        await scene.fenced("gpu-1")
+        scene.e.cluster.faults.fail("patch", POLICIES, SILENCE, times=EVER, subresource="")
+        await asyncio.sleep(11.5)
+        for number in range(10):
+            scene.apply(FULL, f"pool-{number}", f"x{number}", deletionPolicy="Reset")
+        await asyncio.sleep(5)
+        assert (await scene.fenced("gpu-1")).stage == "fenced", "the pass waits for the finalizers"
+        await asyncio.sleep(PLAN_VALID - 5)
+        await scene.fenced("gpu-1", "actuating", seconds=1)

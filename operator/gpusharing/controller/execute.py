@@ -13,6 +13,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import groupby
 from typing import assert_never
 
 import structlog
@@ -73,8 +74,11 @@ FATAL = (Unauthorized, ServerAway, LeaseLost)
 """Errors that concern all calls and not only those about one object."""
 
 SHARED_PATIENCE = 6.0
-"""Seconds for which a pass waits for a shared write; a write of claims gives up after five. If a pass waited for less,
-no node would ever start on a server that takes longer for each call."""
+"""Seconds for which a pass waits for shared writes of one kind; a write of claims gives up after five. If a pass waited
+for less, no node would ever start on a server that takes longer for each call."""
+SHARED_AT_ONCE = 4
+"""How many shared writes of one kind may be under way: half of the calls that the client sends at once (`Limits`), so
+that writes without an answer leave room for others."""
 
 
 SetClaimsCall = Callable[[Mapping[str, Claim], Mapping[str, FailedNode]], Awaitable[None]]
@@ -185,11 +189,11 @@ class Executor:
     async def _write_shared(
         self, actions: tuple[Action, ...], snapshot: ClusterSnapshot, outcome: Outcome
     ) -> set[str]:
-        """Make the shared writes in order, and return what is blocked by those that were not made. SetFinalizer blocks
-        the name of its policy, whose nodes may then not be fenced. SetClaims, and a WriteConfig that is still under
-        way, block `*`: the nodes of all policies. Each of these three also blocks its own subject; that of SetClaims,
-        CLAIMS, blocks points of no return. Nothing else is blocked. Without a WriteConfig among `actions`,
-        `calls.write_error` is emptied.
+        """Make the shared writes in order, those of one kind at once, and return what is blocked by those that were not
+        made. SetFinalizer blocks the name of its policy, whose nodes may then not be fenced. SetClaims, and a
+        WriteConfig that is still under way, block `*`: the nodes of all policies. Each of these three also blocks its
+        own subject; that of SetClaims, CLAIMS, blocks points of no return. Nothing else is blocked. Without a
+        WriteConfig among `actions`, `calls.write_error` is emptied.
 
         A ConfigMap that the server refused blocks only its own nodes, by another check (`transition/gates.py`,
         PROPAGATION). One that is still being written may lose an entry, so then no node is fenced.
@@ -197,41 +201,45 @@ class Executor:
         blocked: set[str] = set()
         if not any(isinstance(action, WriteConfig) for action in actions):
             self.calls.write_error = ""
-        for action in actions:
-            if await self._write_one(action, snapshot, outcome) or isinstance(
-                action, SetPointers | RepairMps | WriteClasses | WriteRules
-            ):
-                continue
-            if not isinstance(action, WriteConfig) or subject_of(action) in self.crew.busy:
-                blocked.add(action.policy if isinstance(action, SetFinalizer) else "*")
-                blocked.add(subject_of(action))
+        for _, alike in groupby(actions, type):
+            by_subject = {subject_of(action): action for action in alike}
+            for subject in by_subject.keys() - await self._write_alike(by_subject, snapshot, outcome):
+                action = by_subject[subject]
+                if isinstance(action, SetFinalizer):
+                    blocked |= {action.policy, subject}
+                elif isinstance(action, SetClaims) or (
+                    isinstance(action, WriteConfig) and subject in self.crew.busy
+                ):
+                    blocked |= {"*", subject}
         return blocked
 
-    async def _write_one(self, action: Action, snapshot: ClusterSnapshot, outcome: Outcome) -> bool:
-        """Make one shared write, and return whether the server has accepted it within SHARED_PATIENCE seconds; a slower
-        one goes on in the background. Nothing is sent while its subject is suspended or has an earlier write under way,
-        or if no worker is free. Failures are recorded in `calls`, that of a ConfigMap also as `calls.write_error` if
-        the server refused the write or the failure lasts. An error that concerns all calls is raised in a group."""
-        subject, own = (
-            subject_of(action),
-            Outcome(),
-        )  # an earlier write may end, and be counted, during this one
-        if self._is_suspended(subject):
-            return False
+    async def _write_alike(
+        self, actions: Mapping[str, Action], snapshot: ClusterSnapshot, outcome: Outcome
+    ) -> set[str]:
+        """Make shared writes of one kind, each named by its subject, SHARED_AT_ONCE of them at the same time. Return
+        the subjects whose write the server has accepted by the time that none has ended for SHARED_PATIENCE seconds;
+        slower ones go on in the background. A write is not begun, and its subject not returned, while the subject is
+        suspended or has an earlier write under way, if SHARED_AT_ONCE others are under way, or if no worker is free.
+        Failures are recorded in `calls`, that of a ConfigMap also as `calls.write_error` if the server refused the
+        write or the failure lasts. An error that concerns all calls is raised in a group."""
+        accepted: set[str] = set()
 
-        async def write(_: str) -> None:
-            """Make the write. If it is that of a ConfigMap, set `calls.write_error`: to the error if the server
+        async def write(subject: str) -> None:
+            """Make one write. If it is that of a ConfigMap, set `calls.write_error`: to the error if the server
             refused the write or if it has failed several times in a row, otherwise to an empty string. A failure is
             recorded, not raised, unless it concerns all calls."""
-            error = await self._attempt(subject, action, snapshot, own)
-            outcome.done += own.done
-            if isinstance(action, WriteConfig):
+            error = await self._attempt(subject, actions[subject], snapshot, outcome)
+            if error is None:
+                accepted.add(subject)
+            if isinstance(actions[subject], WriteConfig):
                 failure = self.calls.failures.get(subject)
                 lasts = isinstance(error, Forbidden | Invalid) or (failure is not None and failure.lasts)
                 self.calls.write_error = f"ConfigMap {self._shared.writing}: {error}" if lasts else ""
 
-        await self.crew.each([subject], write, SHARED_PATIENCE)
-        return own.done > 0
+        busy = self.crew.busy & actions.keys()
+        due = [subject for subject in actions if subject not in busy and not self._is_suspended(subject)]
+        await self.crew.each(due[: max(0, SHARED_AT_ONCE - len(busy))], write, SHARED_PATIENCE)
+        return accepted
 
     async def _node(
         self,
