@@ -26,6 +26,8 @@ WITH_STATUS = frozenset(
 """Kinds with a status subresource: a patch of the object does not change its status, and vice versa."""
 WITH_GENERATION = frozenset({kinds.PDBS, kinds.POLICIES, kinds.GPUNODES, kinds.DAEMON_SETS})
 SERVER_FIELDS = ("uid", "name", "namespace", "creationTimestamp", "deletionTimestamp", "generation")
+MAX_NOTE = 1024
+"""The most bytes of an Event's note, in UTF-8 (kubernetes v1.36.3 pkg/apis/core/validation/events.go)."""
 HISTORY = 10_000
 """Number of events kept for each kind. A watch from an older version gets 410, as after etcd's compaction."""
 
@@ -130,11 +132,14 @@ class Store:
         """Store a copy of `body` with uid, version and creationTimestamp, and return the stored object itself. The
         namespace is `namespace`, else that in `body`, else `default`. Without `with_status`, kinds in WITH_STATUS
         lose the status in `body`, and a Pod begins as Pending, as on the API server. Raises Invalid if the object
-        has no name, AlreadyExists if the name is taken, and TypeError for a value that JSON cannot hold."""
+        has no name, or a note longer than MAX_NOTE bytes in an Event, AlreadyExists if the name is taken, and TypeError
+        for a value that JSON cannot hold."""
         metadata = body.get("metadata") or {}
         name = metadata.get("name")
         if not name:
             raise Invalid("metadata.name: Required value: name or generateName is required")
+        if resource == kinds.EVENTS and len(body.get("note", "").encode()) > MAX_NOTE:
+            raise Invalid(f"note: Invalid value: can have at most {MAX_NOTE} bytes")
         where = (namespace or metadata.get("namespace") or "default") if resource.namespaced else ""
         key = (where, name)
         if key in self._objects.get(resource, {}):

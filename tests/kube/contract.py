@@ -15,6 +15,7 @@ import pytest
 from gpusharing.kube import errors
 from gpusharing.kube.client import (
     CONFIG_MAPS,
+    EVENTS,
     GPUNODES,
     LEASES,
     NODES,
@@ -230,6 +231,24 @@ class ObjectContract:
         with pytest.raises(errors.AlreadyExists):
             await server.client.create(CONFIG_MAPS, config_map("one"), namespace=server.name)
         assert await server.client.get(CONFIG_MAPS, "one", namespace=server.name) == created
+
+    async def test_an_event_has_a_note_of_at_most_1024_bytes(self, server: Server) -> None:
+        event = {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "eventTime": "2026-11-20T09:00:00.000000Z",
+            "reportingController": "gpusharing.dev/operator",
+            "reportingInstance": "contract",
+            "action": "Test",
+            "reason": "Test",
+            "type": "Normal",
+            "regarding": {"apiVersion": "v1", "kind": "ConfigMap", "name": "one", "namespace": server.name},
+        }
+        fits = {**event, "metadata": {"name": "fits"}, "note": "é" * 512}
+        assert (await server.client.create(EVENTS, fits, namespace=server.name))["note"] == "é" * 512
+        too_long = {**event, "metadata": {"name": "too-long"}, "note": "é" * 513}
+        with pytest.raises(errors.Invalid):
+            await server.client.create(EVENTS, too_long, namespace=server.name)
 
     async def test_an_object_without_a_name_is_invalid(self, server: Server) -> None:
         nameless = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {}}

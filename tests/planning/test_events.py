@@ -238,7 +238,10 @@ def test_an_adoption_out_of_a_change_that_disturbs_nothing_is_no_event() -> None
     assert node_events(before, DONE) == ()
 
 
-@given(text=st.text(max_size=3000), pods=st.lists(st.text(min_size=300, max_size=600), max_size=5))
+@given(
+    text=st.text(max_size=3000) | st.text("é准", min_size=990, max_size=1010),
+    pods=st.lists(st.text(min_size=300, max_size=600), max_size=5),
+)
 def test_every_note_fits_into_an_event(text: str, pods: list[str]) -> None:
     blocked = replace(STUCK, blockers=(Blocker(Reason.EVICTION_ERROR, tuple(pods), text, text),))
     events = [
@@ -248,7 +251,7 @@ def test_every_note_fits_into_an_event(text: str, pods: list[str]) -> None:
     ]
     assert len(events) == 3
     assert MAX_NOTE <= 1024, "the API server's limit"
-    assert all(event.note and len(event.note) <= MAX_NOTE for event in events)
+    assert all(event.note and len(event.note.encode()) <= MAX_NOTE for event in events)
 
 
 def test_a_note_is_cut_only_where_it_would_not_fit() -> None:

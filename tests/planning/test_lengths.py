@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpusharing.planning.vocabulary.lengths import cut, some
+from gpusharing.planning.vocabulary.lengths import cut, cut_bytes, some
 
 
 @pytest.mark.parametrize(
@@ -12,6 +12,21 @@ from gpusharing.planning.vocabulary.lengths import cut, some
 )
 def test_a_text_is_cut_where_it_has_to_be(text: str, shown: str) -> None:
     assert cut(text, 10) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("éééééé", "éééé..."),
+        ("éééxééé", "éééx..."),
+        ("ééééé!", "ééééé!"),
+        ("\ud800" * 3, "\ud800" * 3),
+        ("\ud800" * 4, "..."),
+    ],
+    ids=["too long", "no character is divided", "what just fits", "surrogates", "too many surrogates"],
+)
+def test_a_text_is_cut_by_its_bytes_between_two_characters(text: str, shown: str) -> None:
+    assert cut_bytes(text, 11) == shown
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,14 @@ from gpusharing.planning.stack import mpsrepair, pointers
 from gpusharing.planning.transition.callverdicts import calls_fail
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.blockers import Blocker, explain_blockers
-from gpusharing.planning.vocabulary.lengths import counted, cut
+from gpusharing.planning.vocabulary.lengths import counted, cut_bytes
 from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
 MAX_NOTE = 1000
-"""The largest number of characters of a note. events.k8s.io allows 1024."""
+"""The most bytes of a note, in UTF-8. events.k8s.io allows 1024 bytes, not characters (kubernetes v1.36.3
+pkg/apis/core/validation/events.go)."""
 
 
 @value
@@ -35,7 +36,7 @@ class Event:
     reason: str
     """One CamelCase word, for tools."""
     note: str
-    """What happened, with the names of the objects, for people; at most MAX_NOTE characters."""
+    """What happened, with the names of the objects, for people; at most MAX_NOTE bytes."""
 
 
 def node_events(before: Verdict | None, after: Verdict, *, drained: bool = False) -> tuple[Event, ...]:
@@ -46,7 +47,7 @@ def node_events(before: Verdict | None, after: Verdict, *, drained: bool = False
     about the phase. Empty if `before` is None, as in the first pass after a restart, or if both are the same object.
 
     `drained` says whether the start of this drain was reported already. Then it is not reported again, even if the pods
-    could not be listed for a while. Notes are cut to MAX_NOTE characters.
+    could not be listed for a while. Notes are cut to MAX_NOTE bytes.
     """
     if before is None or before is after:
         return ()
@@ -70,7 +71,9 @@ def node_events(before: Verdict | None, after: Verdict, *, drained: bool = False
         events.append(Event("Warning", "RollingBack", f"{after.node}: {after.message}"))
     events += [_lapse(before, after), _health(before, after)]
     return tuple(
-        Event(event.type, event.reason, cut(event.note, MAX_NOTE)) for event in events if event is not None
+        Event(event.type, event.reason, cut_bytes(event.note, MAX_NOTE))
+        for event in events
+        if event is not None
     )
 
 
@@ -80,7 +83,7 @@ def cordon_event(before: NodeView, after: NodeView) -> Event | None:
     begins, ends = (whose_cordon(node) == "ours" for node in (after, before))
     if begins is ends or (fence := after.fence or before.fence) is None:
         return None
-    change = cut(f"the change to {fence.to_layout} under policy {fence.policy}", MAX_NOTE // 2)
+    change = cut_bytes(f"the change to {fence.to_layout} under policy {fence.policy}", MAX_NOTE // 2)
     if begins:
         return Event("Normal", "NodeCordoned", f"the operator has cordoned the node for {change}")
     end = "it stays cordoned by others" if after.unschedulable else "it accepts pods again"
@@ -94,7 +97,7 @@ def refusal_event(before: Mapping[str, Any], after: Mapping[str, Any]) -> Event 
     earlier, answer = _acceptance(before), _acceptance(after)
     if answer == earlier or answer.get("status") != "False":
         return None
-    return Event("Warning", answer["reason"], cut(answer["message"], MAX_NOTE))
+    return Event("Warning", answer["reason"], cut_bytes(answer["message"], MAX_NOTE))
 
 
 def _acceptance(status: Mapping[str, Any]) -> dict[str, str]:
@@ -107,7 +110,7 @@ def _acceptance(status: Mapping[str, Any]) -> dict[str, str]:
 def shared_event(action: SetPointers | RepairMps) -> Event:
     """Return the Normal Event (MPSDaemonRepaired or PointersSet) that names the fields that the operator has set in
     NVIDIA's object, their values, and what restarts because of that. The fields of ClusterPolicy are sorted by path,
-    and the note is cut to MAX_NOTE characters."""
+    and the note is cut to MAX_NOTE bytes."""
     if isinstance(action, RepairMps):
         daemon, count = action.daemon, f"repair {action.repairs.count} of {mpsrepair.MOST_REPAIRS}"
         text = (
@@ -115,10 +118,10 @@ def shared_event(action: SetPointers | RepairMps) -> Event:
             f" {daemon.namespace}/{daemon.name} ({count} under {daemon.plugin}); {mpsrepair.VALUE}."
             " This restarts all MPS daemons"
         )
-        return Event("Normal", "MPSDaemonRepaired", cut(text, MAX_NOTE))
+        return Event("Normal", "MPSDaemonRepaired", cut_bytes(text, MAX_NOTE))
     fields = ", ".join(f"{field}={name}" for field, name in sorted(action.wanted.items()))
     text = f"set {fields}; {pointers.VALUE}. The GPU Operator restarts its operands on every GPU node"
-    return Event("Normal", "PointersSet", cut(text, MAX_NOTE))
+    return Event("Normal", "PointersSet", cut_bytes(text, MAX_NOTE))
 
 
 def _begun(before: Verdict, after: Verdict) -> Event | None:

@@ -12,6 +12,14 @@ def cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
+def cut_bytes(text: str, most: int) -> str:
+    """Return the text. If it is longer than `most` bytes in UTF-8, three dots replace its end, so that at most `most`
+    bytes are left; no character is divided. A lone surrogate, which UTF-8 cannot express, counts as three bytes. `most`
+    must be at least 3."""
+    raw = text.encode(errors="surrogatepass")
+    return text if len(raw) <= most else raw[: most - 3].decode(errors="ignore") + "..."
+
+
 def some(things: Sequence[str], most: int = 3) -> str:
     """Return the first `most` of these strings in the given order, separated by commas, and the number of the others,
     such as `a, b, c and 2 more`. Empty if there are no strings."""
