@@ -132,6 +132,12 @@ async def test_a_watch_that_knows_its_trouble_is_unready_and_not_dead(probed: Pr
     assert await probed.get("/readyz") == (503, "nodes: cannot list nodes: connection refused\n")
 
 
+async def test_readyz_names_a_kind_of_others_that_may_no_longer_be_read(probed: Probed) -> None:
+    probed.health.loop.sources.optional["medik8s nodemaintenances"].error = Forbidden("no right")
+    assert await probed.get("/healthz") == OK
+    assert await probed.get("/readyz") == (503, "medik8s nodemaintenances: no right\n")
+
+
 async def test_readyz_names_what_was_never_listed_and_why() -> None:
     cluster = FakeCluster()
     cluster.faults.fail("list", NODES, Forbidden("not allowed to list nodes"), times=1000)

@@ -11,7 +11,7 @@ from tests.fakes.virtualtime import virtual_now, virtually
 from tests.kube.objects import node
 
 from gpusharing.controller.complaints import Complaints
-from gpusharing.kube.client import GPUNODES, NODES, POLICIES
+from gpusharing.kube.client import CLUSTER_POLICIES, GPUNODES, NODES, POLICIES
 from gpusharing.kube.errors import Forbidden, Throttled, Unavailable
 
 HOUR = 3600.0
@@ -114,6 +114,27 @@ async def test_damaged_claims_are_said() -> None:
     assert [line["error"] for line in said if "on the Lease cannot be read" in line["event"]] == [
         "claims: no JSON"
     ]
+
+
+@virtually
+async def test_a_right_that_was_taken_away_is_said_once_and_stops_no_pass() -> None:
+    async with running() as stage:
+        with capture_logs() as said:
+            taken = [
+                stage.cluster.faults.fail(verb, CLUSTER_POLICIES, Forbidden("no right"), times=EVER)
+                for verb in ("list", "watch")
+            ]
+            stage.cluster.close_watches()
+            await asyncio.sleep(HOUR)
+            stage.cluster.add(POLICIES, {"metadata": {"name": "pool-b"}, "spec": {"mode": "Full"}})
+            await asyncio.sleep(HOUR)
+            assert stage.cluster.get(POLICIES, "pool-b")["status"]["observedGeneration"] == 1
+            for fault in taken:
+                fault.lift()
+            await asyncio.sleep(HOUR)
+    lines = [line for line in said if line.get("subject") == "revoked rights"]
+    assert [line.get("sources") for line in lines] == [{"clusterpolicies": "no right"}, None]
+    assert lines[1]["event"].startswith("resolved: some objects may no longer be read")
 
 
 def test_a_complaint_is_said_again_only_when_it_is_another_one() -> None:

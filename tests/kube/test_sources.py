@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 from hack.sim.fakecluster import FakeCluster
+from hack.sim.fakefaults import EVER
 from tests.build import make_operand
 from tests.fakes.virtualtime import virtually
 from tests.kube.objects import node, pod
@@ -103,6 +104,34 @@ async def test_a_kind_of_others_that_is_not_there_or_not_for_us_counts_as_none(
     cluster.faults.fail("list", resource, error, times=100)
     async with following(cluster) as followed:
         assert followed.sources.missing() == {}
+
+
+@virtually
+async def test_a_kind_of_others_that_we_may_no_longer_read_is_named_and_keeps_what_was_read() -> None:
+    cluster = FakeCluster()
+    cluster.add(NODES, node("gpu-07"))
+    cluster.add(MEDIK8S_MAINTENANCES, {"metadata": {"name": "nm"}, "spec": {"nodeName": "gpu-07"}})
+    async with following(cluster) as followed:
+        sources = followed.sources
+        assert sources.revoked() == {}
+        refusals = [
+            cluster.faults.fail(verb, MEDIK8S_MAINTENANCES, Forbidden("no right"), times=EVER)
+            for verb in ("list", "watch")
+        ]
+        cluster.close_watches()
+        await asyncio.sleep(5)
+        cluster.delete(MEDIK8S_MAINTENANCES, "nm")
+        await asyncio.sleep(86400)
+        assert sources.missing() == {}
+        assert sources.revoked() == {"medik8s nodemaintenances": "no right"}
+        assert sources.node_views()["gpu-07"].foreign == (
+            "medik8s NodeMaintenance nm (as last read, because the operator may no longer read this kind)"
+        )
+        for refusal in refusals:
+            refusal.lift()
+        await asyncio.sleep(600)
+        assert sources.revoked() == {}
+        assert sources.node_views()["gpu-07"].foreign == ""
 
 
 @virtually

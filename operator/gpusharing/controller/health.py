@@ -48,10 +48,11 @@ class Health:
 
     def unready(self) -> dict[str, str]:
         """Return why the operator cannot decide at present, as a message by the name of each part; empty if it can
-        decide. The parts are those of `dead` and of `Sources.missing`, required sources with an error, the policies if
-        kopf does not watch them, and the Lease if this process is not the leader. Also requests overdue lists."""
+        decide. The parts are those of `dead`, of `Sources.missing` and of `Sources.revoked`, required sources with an
+        error, the policies if kopf does not watch them, and the Lease if this process is not the leader. Also requests
+        overdue lists."""
         problems = dict(self.dead())
-        problems |= self.loop.sources.missing()
+        problems |= self.loop.sources.revoked() | self.loop.sources.missing()
         for name, source in self.loop.sources.required.items():
             if source.error is not None:
                 problems[name] = str(source.error) or repr(source.error)

@@ -57,8 +57,8 @@ class Idleness:
     def lasts(self) -> bool:
         """Whether no pass may run, because this process does not lead or some source cannot be relied on, as before its
         first list or after the store was restored (`Sources.missing`, which also requests overdue lists). Logs when
-        sources cannot be read and when they can again (`_log_sources`); also logs problems with claims or Warning
-        events, which stop no pass."""
+        sources cannot be read and when they can again (`_log_sources`); also logs problems with claims, with revoked
+        rights (`Sources.revoked`) or with Warning events, which stop no pass."""
         leads, missing = self.leader.is_leader, self.sources.missing()
         if leads and (why := self.leader.claims_error):
             self.complaints.begins(
@@ -71,6 +71,16 @@ class Idleness:
         else:
             self.complaints.ends("claims")
         self._log_sources(missing)
+        if revoked := self.sources.revoked():
+            self.complaints.begins(
+                "revoked rights",
+                "some objects may no longer be read, so the operator goes on with what it read last; grant the right"
+                " again, or restart the operator to let it continue as if there were no such objects",
+                " ".join(sorted(revoked)),
+                sources=revoked,
+            )
+        else:
+            self.complaints.ends("revoked rights")
         # Nothing waits for the Warning events, because they only explain. Only this log line shows that they are
         # missing.
         if (error := self.sources.agent_warnings.error) is None:

@@ -82,6 +82,13 @@ def _maintenance(raw: JSON, operator: str, behalf: str, *, failed: bool) -> Main
     return Maintenance(text(raw, "spec", "nodeName"), f"{operator} NodeMaintenance {name}{behalf}{state}")
 
 
+def as_last_read(maintenances: Mapping[str, Maintenance]) -> dict[str, Maintenance]:
+    """Return these maintenances with a description which says that the operator may not read their kind any more, so
+    that they may have ended since."""
+    note = "as last read, because the operator may no longer read this kind"
+    return {name: replace(row, who=f"{row.who} ({note})") for name, row in maintenances.items()}
+
+
 def find_maintained(*kinds: Mapping[str, Maintenance]) -> dict[str, Maintenance]:
     """Return the maintenance of each node that has one, by node name. `kinds` are mappings, one for each kind, with the
     maintenances by name. If a node has several, the first that does not wait counts, else the first one: earlier kinds

@@ -44,6 +44,7 @@ from gpusharing.kube.dra import (
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.maintenance import (
     Maintenance,
+    as_last_read,
     find_maintained,
     medik8s_maintenance,
     nvidia_maintenance,
@@ -209,7 +210,7 @@ class Sources:
             "medik8s nodemaintenances": self._follow(MEDIK8S_MAINTENANCES, medik8s_maintenance),
             "nvidia nodemaintenances": self._follow(NVIDIA_MAINTENANCES, nvidia_maintenance),
         }
-        self._prepare_joins(namespace, [kind.items for kind in maintenances.values()])
+        self._prepare_joins(namespace, list(maintenances.values()))
         self.required: Mapping[str, Reflector[Any]] = {
             "nodes": self.nodes,
             "gpunodes": self.gpunodes,
@@ -224,10 +225,10 @@ class Sources:
             "daemonsets": self.daemon_sets,
             **maintenances,
         }
-        """Other programs' kinds: one that is not installed, or that we may not read, counts as empty."""
+        """Other programs' kinds: one that is not installed, or that we could never read, counts as empty."""
 
-    def _prepare_joins(self, namespace: str, maintenances: list[Mapping[str, Maintenance]]) -> None:
-        """Create what the views of Nodes are joined with, besides the given NodeMaintenances: the reflectors of the
+    def _prepare_joins(self, namespace: str, maintenances: list[Reflector[Maintenance]]) -> None:
+        """Create what the views of Nodes are joined with, besides the objects of `maintenances`: the reflectors of the
         kinds that NVIDIA's DRA stack needs, whose pods are in `namespace`. They make no call before that stack has been
         seen."""
         self._maintenances = maintenances
@@ -307,7 +308,12 @@ class Sources:
         """Return the nodes of `nodes` that have a NodeMaintenance, devices of a DRA driver or a DeviceTaintRule, by
         name: the parts, and the view with all of them. If the parts are those of the last call of `node_views`, its
         view is returned again. Objects that name no node in `nodes` are ignored."""
-        maintained, devices = find_maintained(*self._maintenances), self.devices.by_node()
+        # A person who waits for the end of a maintenance is told that the operator cannot see it any more.
+        maintenances = (
+            as_last_read(kind.items) if isinstance(kind.error, Forbidden) else kind.items
+            for kind in self._maintenances
+        )
+        maintained, devices = find_maintained(*maintenances), self.devices.by_node()
         rules = {rule.node: rule for rule in self.rules.values()}
         joined: dict[str, tuple[_Parts, NodeView]] = {}
         for name in (maintained.keys() | devices.keys() | rules.keys()) & nodes.keys():
@@ -418,6 +424,16 @@ class Sources:
             elif renews:
                 missing[name] = RESTORE_NOTE
         return missing
+
+    def revoked(self) -> dict[str, str]:
+        """Return the optional kinds that were listed once and that we may not read any more, by name, each with the
+        server's answer. The cache goes on with their last known objects, because dropping them could end our wait for
+        somebody else's work."""
+        return {
+            name: str(source.error)
+            for name, source in self.optional.items()
+            if source.synced.is_set() and isinstance(source.error, Forbidden)
+        }
 
 
 def by_node(pods: Iterable[PodPlace], app: str) -> dict[str, Operand]:
