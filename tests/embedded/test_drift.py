@@ -1,14 +1,17 @@
 """Drift: put right once in a generation of a policy, and not once more because something else happened meanwhile."""
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 
-from tests.embedded.scene import FULL, MIXED, Scene, nodes, open_scene
+from hack.sim.workloads import SimWorkload
+from tests.embedded.scene import FULL, MIXED, SLICED, Scene, nodes, open_scene
 from tests.embedded.test_changes import assert_as_wanted
+from tests.embedded.test_configuration import SPACE
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api import names
-from gpusharing.kube.client import POLICIES
+from gpusharing.kube.client import CONFIG_MAPS, NODES, POLICIES
 
 
 async def drift_again(scene: Scene) -> None:
@@ -113,3 +116,32 @@ async def test_a_drain_timeout_of_seconds_is_enough_for_a_node_without_pods() ->
         scene.apply(MIXED, drain={"timeout": "4s"})
         await scene.ready()
         assert scene.events()["ChangeGivenUp"] == 0
+
+
+FOUR = "version: v1\nsharing: {timeSlicing: {resources: [{name: nvidia.com/gpu, replicas: 4}]}}\n"
+
+
+@virtually
+async def test_no_pod_is_evicted_from_an_adopted_node_because_the_device_plugin_is_down() -> None:
+    """A change would only give the node another name for the configuration that it has."""
+    async with open_scene(*nodes(1), start=False, workloads=(SimWorkload("serve", 2),)) as scene:
+        scene.e.settings = replace(scene.e.settings, admin_plugin_config_map="site")
+        entries = {"metadata": {"name": "site", "namespace": SPACE}, "data": {"four": FOUR}}
+        scene.e.cluster.add(CONFIG_MAPS, entries)
+        scene.e.start_operator()
+        await asyncio.sleep(200)  # the kubelet delivers the merged configurations
+        scene.person("gpu-1", {"metadata": {"labels": {names.LABEL_PLUGIN_CONFIG: "four"}}})
+        await asyncio.sleep(60)
+        scene.apply(SLICED)
+        await scene.ready()
+        await scene.running("serve", 2)
+        assert scene.labels("gpu-1")[names.LABEL_PLUGIN_CONFIG] == "four", "adopted as it is"
+        mark, nothing = scene.mark(), {"status": {"allocatable": {"nvidia.com/gpu": "0"}}}
+        for _ in range(60):
+            scene.e.cluster.patch(NODES, "gpu-1", nothing, subresource="status")
+            await asyncio.sleep(5)
+        shown = scene.transition("gpu-1")
+        assert (shown["phase"], shown["reason"]) == ("Blocked", "AllocatableMismatch")
+        assert shown["message"].endswith("no label that the operator sets would fix that")
+        assert not scene.evicted()
+        assert not scene.node_writes(mark)

@@ -101,6 +101,31 @@ def drifted(**fields: Any) -> NodeCase:
     return make_case(MIXED, was=MIXED, labels=labels, node=node, **fields)
 
 
+ALIAS = "site"
+
+
+def adopted(policy: PolicyView, label: str, name: str | None, **fields: Any) -> NodeCase:
+    """A node that was proven under this policy and has drifted for the whole grace, while the label has this value; the
+    configurations of an admin have an entry `site` that means the same as the policy's."""
+    config, key = pair_of(policy)
+    stack = make_stack(policy, make_policy("pool-c", mode="TimeSlicing"))
+    entries = dict(migfile.parse(stack.mig_file))
+    files = {**stack.plugin_configs, ALIAS: stack.plugin_configs[key]}
+    stack = replace(stack, plugin_configs=files)
+    if config in entries:
+        stack = replace(stack, mig_file=migfile.render({**entries, ALIAS: entries[config]}))
+    node = {"verified": verified(policy), **fields.pop("node", {})}
+    labels = {label: name, **fields.pop("labels", {})}
+    return make_case(
+        policy, was=policy, labels=labels, node=node, stack=stack, drifting_since=at(-60), **fields
+    )
+
+
+PLUGIN_CONFIG, NO_PLUGIN = names.LABEL_PLUGIN_CONFIG, {"resources": {}}
+NO_GFD = {names.LABEL_GPU_PRODUCT: None, "nvidia.com/mig-3g.40gb.count": None}
+_, OTHER_KEY = pair_of(make_policy("pool-c", mode="TimeSlicing"))
+
+
 def exclusive(policy: PolicyView, **fields: Any) -> NodeCase:
     """A node whose whole GPU only one process may use."""
     report = make_gpunode(gpus=(make_gpu(compute_mode="ExclusiveProcess"),))
@@ -205,6 +230,20 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
         drifted(node={"verified": verified(MIXED, corrected=1)}), Reason.DRIFTED, at(60)),
     "nothing that we write would mend it": (
         make_case(MIXED, was=MIXED, node={"resources": {}}, drifting_since=at(-60)), Reason.ALLOCATABLE_MISMATCH, None),
+    "the device plugin is down on a node with the key of the policy": (
+        adopted(SLICED, PLUGIN_CONFIG, pair_of(SLICED)[1], node=NO_PLUGIN), Reason.ALLOCATABLE_MISMATCH, None),
+    "the device plugin is down on a node with an admin's name of the same meaning": (
+        adopted(SLICED, PLUGIN_CONFIG, ALIAS, node=NO_PLUGIN), Reason.ALLOCATABLE_MISMATCH, None),
+    "the device plugin is down on a node with the key of the policy that had it before": (
+        adopted(SLICED, PLUGIN_CONFIG, OTHER_KEY, node=NO_PLUGIN), Reason.ALLOCATABLE_MISMATCH, None),
+    "the device plugin is down on a node that uses the default entry": (
+        adopted(FULL, PLUGIN_CONFIG, None, node=NO_PLUGIN), Reason.ALLOCATABLE_MISMATCH, None),
+    "the device plugin is down on a node that mig-manager never had to divide": (
+        adopted(SLICED, MIG_CONFIG, None, node=NO_PLUGIN), Reason.ALLOCATABLE_MISMATCH, None),
+    "GFD's labels are gone from a node with an admin's name of the same meaning": (
+        adopted(SLICED, PLUGIN_CONFIG, ALIAS, labels=NO_GFD), Reason.LABEL_MISMATCH, None),
+    "GFD's labels are gone from a node that an admin's entry divided": (
+        adopted(MIXED, MIG_CONFIG, ALIAS, labels=NO_GFD), Reason.LABEL_MISMATCH, None),
     "a GPU did not come back": (
         make_case(MIXED, was=MIXED, node={"verified": replace(verified(MIXED), gpus=2)}), Reason.GPU_MISSING, None),
     "an earlier try was given up": (make_case(MIXED, node={"deferred": DEFERRED}), Reason.DEFERRED, at(60)),
@@ -281,6 +320,16 @@ OPEN: dict[str, NodeCase] = {
         make_case(SLICED), gpus=(WITHHELD,)
     ),
     "drift has lasted for its grace": drifted(drifting_since=at(-60)),
+    "the instances of an admin's entry are lost": adopted(
+        MIXED, MIG_CONFIG, ALIAS, gpunode=make_case(SLICED).gpunode
+    ),
+    "mig-manager failed to apply an admin's entry": adopted(
+        MIXED, MIG_CONFIG, ALIAS, labels={names.LABEL_MIG_STATE: "failed"}
+    ),
+    "somebody divided a GPU that has no mig.config": adopted(
+        SLICED, MIG_CONFIG, None, gpunode=make_case(MIXED, was=MIXED).gpunode
+    ),
+    "somebody gave the device plugin an entry that is unknown": adopted(SLICED, PLUGIN_CONFIG, "unknown"),
     "drift came back after a new generation": drifted(
         drifting_since=at(-60), node={"verified": verified(MIXED, corrected=7)}
     ),

@@ -33,10 +33,12 @@ from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.actuators.actuator import find_obstacle
 from gpusharing.planning.wanted.assess import Assessed, find_owned
 from gpusharing.planning.wanted.verify import (
+    Comparison,
     find_exclusive,
     find_missing,
     find_withheld,
     is_told_mps,
+    keep_names,
 )
 
 
@@ -263,10 +265,13 @@ def _drift(case: NodeCase, assessed: Assessed) -> Finding | None:
 
 def _futile(case: NodeCase, assessed: Assessed) -> str | Finding:
     """If a change of the node would write nothing new, return the Finding about what still differs on it, with its own
-    reason. That is so if the actuator needs no run, and every label that it writes has its value already. Empty if
-    there is no difference, or if a change would help. A drain would disturb the node's pods without changing
+    reason. That is so if the actuator needs no run, and every label that it writes has its value already. On a node
+    that has drifted, another name with the same meaning counts as that value, because the node was proven under it.
+    Empty if there is no difference, or if a change would help. A drain would disturb the node's pods without changing
     anything."""
     target, labels, mismatch = assessed.target, case.node.labels, assessed.mismatch
+    if assessed.drift is not None:
+        target = keep_names(Comparison(case.node, assessed.observed, target, case.stack))
     if mismatch is None or case.actuator.needs_run(case, target):
         return ""
     written = case.actuator.find_labels(case.node, target)

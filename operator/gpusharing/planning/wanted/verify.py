@@ -19,6 +19,7 @@ Terms: docs/design/glossary.md#drift.
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from enum import StrEnum
 
 from gpusharing.api import names
@@ -300,6 +301,20 @@ def _plugin_config(compared: Comparison) -> str:
             f"{names.LABEL_PLUGIN_CONFIG} is {key or 'not set'}, but should be {compared.target.plugin_key}"
         )
     return ""
+
+
+def keep_names(compared: Comparison) -> Target:
+    """Return the target with the names that the node's two configuration labels have now, as far as these mean the same
+    on this node as the target's own names. A missing label gives an empty name. mig-manager's label may be missing only
+    if the GPUs have the target's layouts, because otherwise the label must be written."""
+    target, labels, observed = compared.target, compared.node.labels, compared.observed
+    config = labels.get(names.LABEL_MIG_CONFIG, "")
+    named = config or observed.hardware.layouts == target.layouts
+    if target.mig_config and named and not _mig_config(compared):
+        target = replace(target, mig_config=config)
+    if not _plugin_config(compared):
+        target = replace(target, plugin_key=labels.get(names.LABEL_PLUGIN_CONFIG, ""))
+    return target
 
 
 def _mps_absent(compared: Comparison) -> str:
