@@ -94,8 +94,8 @@ def _moved(world: "World", action: ClearRequests) -> None:
     node, asked = world.nodes[action.node], dict(world.gpunodes[action.node].requests)
     hold(asked == action.requests, "removes a request that came later")
     skip = asked.pop(names.LABEL_SKIP, None)
-    skipped = node.labels.get(names.LABEL_SKIP) == "true"
-    hold(skip is None or (skip == "true") == skipped, "a request to skip the node is lost")
+    skipped = names.is_skip(node.labels.get(names.LABEL_SKIP))
+    hold(skip is None or names.is_skip(skip) == skipped, "a request to skip the node is lost")
     present = {names.ANNOTATION_RETRY: node.retry, names.ANNOTATION_ABORT: node.abort}
     hold(all(present[key] == value for key, value in asked.items()), "a retry or an abort is lost")
 

@@ -160,6 +160,10 @@ MIG_FILE = make_stack(MIXED).mig_file
 CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
     "a person wants it skipped": (
         make_case(MIXED, labels={names.LABEL_SKIP: "true"}, node={"ready": False}), Reason.SKIP_LABEL, None),
+    "a person wants it skipped, in another spelling": (
+        make_case(MIXED, labels={names.LABEL_SKIP: "True"}), Reason.SKIP_LABEL, None),
+    "a person wants it skipped, in another word": (
+        make_case(MIXED, labels={names.LABEL_SKIP: "yes"}), Reason.SKIP_LABEL, None),
     "five attempts were given up": (
         make_case(MIXED, node={"deferred": FIVE_TIMES}), Reason.NEEDS_ATTENTION, at(60)),
     "the same change failed and the node went back": (
@@ -283,6 +287,8 @@ def test_it_may_not_begin(case: NodeCase, reason: Reason, until: object) -> None
 
 OPEN: dict[str, NodeCase] = {
     "nothing is in the way": make_case(MIXED),
+    "the label for skipping is false": make_case(MIXED, labels={names.LABEL_SKIP: "false"}),
+    "the label for skipping is empty": make_case(MIXED, labels={names.LABEL_SKIP: ""}),
     "MPS serves the GPU still": exclusive(SLICED, was=MPS),
     "MPS is to take over the GPU that it left": exclusive(MPS),
     "the configuration of the stop on the way had time, too": stopping(at(-120)),

@@ -40,8 +40,12 @@ MOVED: dict[str, Moved] = {
     "an abort": (with_requests(make_case(MIXED, fence=make_fence()), abort="op-1"), {}, {ABORT: "op-1"}),
     "a skip": (with_requests(make_case(), skip="true"), {SKIP: "true"}, {}),
     "the end of a skip": (with_requests(make_case(labels={SKIP: "true"}), skip="false"), {SKIP: None}, {}),
-    "the end of a skip, in another word": (
-        with_requests(make_case(labels={SKIP: "true"}), skip="no"), {SKIP: None}, {},
+    "the end of a skip, by an empty value": (
+        with_requests(make_case(labels={SKIP: "yes"}), skip=""), {SKIP: None}, {},
+    ),
+    "a skip, in another spelling": (with_requests(make_case(), skip="True"), {SKIP: "true"}, {}),
+    "a skip, over a label that skips nothing": (
+        with_requests(make_case(labels={SKIP: "false"}), skip="1"), {SKIP: "true"}, {},
     ),
     "all at once, without what the Node has already": (
         with_requests(make_case(node={"retry": "again"}), retry="again", abort="op-1", skip="true"),
@@ -66,7 +70,12 @@ HAD: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "a retry": ({"node": {"retry": "again"}}, {"retry": "again"}),
     "an abort": ({"node": {"abort": "op-1"}}, {"abort": "op-1"}),
     "a skip": ({"labels": {SKIP: "true"}}, {"skip": "true"}),
+    "a skip, which comes once more in another spelling": ({"labels": {SKIP: "true"}}, {"skip": "True"}),
+    "a skip, which comes once more as yes": ({"labels": {SKIP: "true"}}, {"skip": "yes"}),
+    "a skip, which comes once more as 1": ({"labels": {SKIP: "true"}}, {"skip": "1"}),
+    "a skip, which the Node has in another spelling": ({"labels": {SKIP: "True"}}, {"skip": "true"}),
     "the end of a skip that nobody wanted": ({}, {"skip": "false"}),
+    "the end of a skip whose label skips nothing": ({"labels": {SKIP: "false"}}, {"skip": "false"}),
 }
 
 

@@ -117,8 +117,11 @@ def test_the_status_of_the_policy_tells_how_many_will_wait_whether_or_not_that_i
     assert tell_status(POLICY, plan_rollout(enough, NOW), enough, {}, NOW)["plan"]["shortages"] == []
 
 
-def test_the_capacity_afterwards_counts_a_skipped_node_with_what_it_keeps_as_the_shortages_do() -> None:
-    skipped = full_node("gpu-08", labels={**full_node().labels, names.LABEL_SKIP: "true"})
+@pytest.mark.parametrize("skip", ["true", "True"])
+def test_the_capacity_afterwards_counts_a_skipped_node_with_what_it_keeps_as_the_shortages_do(
+    skip: str,
+) -> None:
+    skipped = full_node("gpu-08", labels={**full_node().labels, names.LABEL_SKIP: skip})
     snapshot = snapshot_of(full_node(), skipped, held={"gpu-08": 8})
     told = policy_status(POLICY, plan_rollout(snapshot, NOW), snapshot, {}, NOW)["plan"]
     assert told["shortages"] == [f"{GPU}: pods request 16, but only 8 will remain"]

@@ -50,8 +50,8 @@ back."""
 ANNOTATION_ABORT = f"{PREFIX}abort"
 """On a Node or its GPUNode, with the `op` of the fence: give up this change, if it is before the point of no return."""
 LABEL_SKIP = f"{PREFIX}skip"
-"""`true` on a Node: no change begins there. The node still counts in its pool. As an annotation of the GPUNode, `true`
-sets the label of the Node, and any other value removes it."""
+"""On a Node, any value but `false` and the empty one (`is_skip`): no change begins there. The node still counts in its
+pool. As an annotation of the GPUNode, such a value sets the label of the Node to `true`, and the others remove it."""
 REQUESTS = (ANNOTATION_RETRY, ANNOTATION_ABORT, LABEL_SKIP)
 """The annotations of a GPUNode by which a person without rights on Nodes asks for something. The operator moves them to
 the Node (docs/adr/0082-requests-on-the-gpunode.md)."""
@@ -176,6 +176,12 @@ def is_gpu_resource(name: str) -> bool:
     nvidia.com/* resources are network cards and passed-through devices, which no mode change touches.
     """
     return name.startswith((RESOURCE_GPU, RESOURCE_MIG_PREFIX))
+
+
+def is_skip(value: str | None) -> bool:
+    """Whether this value of LABEL_SKIP, or None if the key is missing, keeps changes from beginning on the node. Only
+    `false` and the empty value do not: whoever wrote `True` or `yes` wanted to protect the node."""
+    return value not in (None, "", "false")
 
 
 class Mode(StrEnum):

@@ -206,10 +206,10 @@ def _abort(node: JSON, request: SteeringRequest) -> Change:
 
 def _skip(node: JSON, request: SteeringRequest) -> Change:
     """Return the patch that labels a node so that no change starts there, or with `undo` removes the label. Only the
-    removal needs a confirmation. Raises Trouble if the node already is as requested; a label with any other value than
-    `true` does not count."""
+    removal needs a confirmation. Raises Trouble if the node already is as requested; a label that skips nothing
+    does not count (`names.is_skip`)."""
     name = text(node, "metadata", "name")
-    skipped = texts(section(node, "metadata", "labels")).get(names.LABEL_SKIP) == "true"
+    skipped = names.is_skip(texts(section(node, "metadata", "labels")).get(names.LABEL_SKIP))
     if skipped is not request.typed.undo:
         raise Trouble(f"{name} is {'already skipped' if skipped else 'not skipped'}")
     body = {"metadata": {"labels": {names.LABEL_SKIP: None if request.typed.undo else "true"}}}

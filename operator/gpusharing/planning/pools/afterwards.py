@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from gpusharing.api.names import LABEL_MODE, LABEL_POLICY, LABEL_SKIP, Phase
+from gpusharing.api.names import LABEL_MODE, LABEL_POLICY, LABEL_SKIP, Phase, is_skip
 from gpusharing.api.selectors import FIELD
 from gpusharing.planning.drain.holders import has_finished
 from gpusharing.planning.drain.stranded import Afterwards, FutureNode, claimed
@@ -60,9 +60,9 @@ def _doubt(place: FutureNode, node: NodeView) -> FutureNode:
 
 
 def is_skipped(node: NodeView) -> bool:
-    """Whether the skip label, which only a person removes, is `true` and keeps a change from beginning on the node.
-    False if the node has a fence that can be read, because that change continues."""
-    return node.fence is None and node.labels.get(LABEL_SKIP) == "true"
+    """Whether the skip label, which only a person removes, keeps a change from beginning on the node. False if the
+    node has a fence that can be read, because that change continues."""
+    return node.fence is None and is_skip(node.labels.get(LABEL_SKIP))
 
 
 def _place(node: NodeView, assessment: Assessment | None, snapshot: ClusterSnapshot) -> FutureNode:

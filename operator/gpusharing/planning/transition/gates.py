@@ -55,12 +55,13 @@ class Gate:
 
 def _skipped(case: NodeCase, assessed: Assessed) -> str:
     """Return the message that the node's skip label keeps changes from beginning, with the command that removes it.
-    Empty if the label is not `true`. `assessed` is ignored."""
-    name = case.node.name
-    if case.node.labels.get(names.LABEL_SKIP) != "true":
+    Empty if there is no such label, or if its value is one that does not count (`names.is_skip`). `assessed` is
+    ignored."""
+    name, skip = case.node.name, case.node.labels.get(names.LABEL_SKIP)
+    if not names.is_skip(skip):
         return ""
     return (
-        f"label {names.LABEL_SKIP}=true excludes {name} from changes. To include it again, run:"
+        f"label {names.LABEL_SKIP}={skip} excludes {name} from changes. To include it again, run:"
         f" kubectl annotate gpunode {name} --overwrite {names.LABEL_SKIP}=false"
     )
 

@@ -72,15 +72,15 @@ def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
 
 def _move(node: NodeView, requests: Mapping[str, str]) -> tuple[Action, ...]:
     """Return the actions that write the requests of a GPUNode (to retry, to abort and to skip the node) to its Node,
-    unless the Node has them, and then remove them from the GPUNode. A request to skip the node sets the skip label if
-    its value is `true`, and removes the label for any other value. A crash between the actions loses nothing, and
-    repeats nothing."""
+    unless the Node has them, and then remove them from the GPUNode. A request to skip the node sets the skip label to
+    `true`, unless the Node has a value that skips it already, and a request to end that removes it (`names.is_skip`).
+    A crash between the actions loses nothing, and repeats nothing."""
     present = {names.ANNOTATION_RETRY: node.retry, names.ANNOTATION_ABORT: node.abort}
     annotations = {key: requests[key] for key in present if requests.get(key, present[key]) != present[key]}
     labels: dict[str, str | None] = {}
-    if (skip := requests.get(names.LABEL_SKIP)) is not None:
-        wanted = skip if skip == "true" else None
-        labels = {} if node.labels.get(names.LABEL_SKIP) == wanted else {names.LABEL_SKIP: wanted}
+    skip, present = requests.get(names.LABEL_SKIP), node.labels.get(names.LABEL_SKIP)
+    if skip is not None and names.is_skip(skip) != names.is_skip(present):
+        labels = {names.LABEL_SKIP: "true" if names.is_skip(skip) else None}
     clear = ClearRequests(node.name, requests)
     return (LabelNode(node, labels, requests=annotations), clear) if labels or annotations else (clear,)
 

@@ -125,8 +125,8 @@ class Reason(Worded):
         "this generation of the policy.",
         "Fix the cause that the message names, then run the command in the message, or change the policy.")
     SKIP_LABEL = (("SkipLabel", "Node", _PERSON, "node"),
-        "The Node has the label gpusharing.dev/skip=true, so the operator does not change it. The node still counts as "
-        "part of its pool.",
+        "The Node has the label gpusharing.dev/skip, with true or any other value but false, so the operator does not "
+        "change it. The node still counts as part of its pool.",
         "Run the command in the message once you are ready for the operator to change the node.")
     LABEL_OWNED_ELSEWHERE = (("LabelOwnedElsewhere", "Node", _PERSON, "node", Mark.TURNS_BACK),
         "Another controller manages the label that the change would write, nvidia.com/mig.config or "
