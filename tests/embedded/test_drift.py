@@ -1,6 +1,8 @@
 """Drift: put right once in a generation of a policy, and not once more because something else happened meanwhile."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 
@@ -121,21 +123,32 @@ async def test_a_drain_timeout_of_seconds_is_enough_for_a_node_without_pods() ->
 FOUR = "version: v1\nsharing: {timeSlicing: {resources: [{name: nvidia.com/gpu, replicas: 4}]}}\n"
 
 
-@virtually
-async def test_no_pod_is_evicted_from_an_adopted_node_because_the_device_plugin_is_down() -> None:
-    """A change would only give the node another name for the configuration that it has."""
+@asynccontextmanager
+async def adopted(setter: str = "") -> AsyncIterator[Scene]:
+    """One node with two pods, adopted under the name that an admin gave the device plugin's configuration; `setter` is
+    the field manager that set the label."""
     async with open_scene(*nodes(1), start=False, workloads=(SimWorkload("serve", 2),)) as scene:
         scene.e.settings = replace(scene.e.settings, admin_plugin_config_map="site")
         entries = {"metadata": {"name": "site", "namespace": SPACE}, "data": {"four": FOUR}}
         scene.e.cluster.add(CONFIG_MAPS, entries)
         scene.e.start_operator()
         await asyncio.sleep(200)  # the kubelet delivers the merged configurations
-        scene.person("gpu-1", {"metadata": {"labels": {names.LABEL_PLUGIN_CONFIG: "four"}}})
+        fields = {"f:metadata": {"f:labels": {f"f:{names.LABEL_PLUGIN_CONFIG}": {}}}}
+        row = {"manager": setter, "operation": "Apply", "time": "2026-11-01T10:00:00Z", "fieldsV1": fields}
+        labels = {names.LABEL_PLUGIN_CONFIG: "four"}
+        scene.person("gpu-1", {"metadata": {"labels": labels, "managedFields": [row] if setter else []}})
         await asyncio.sleep(60)
         scene.apply(SLICED)
         await scene.ready()
         await scene.running("serve", 2)
         assert scene.labels("gpu-1")[names.LABEL_PLUGIN_CONFIG] == "four", "adopted as it is"
+        yield scene
+
+
+@virtually
+async def test_no_pod_is_evicted_from_an_adopted_node_because_the_device_plugin_is_down() -> None:
+    """A change would only give the node another name for the configuration that it has."""
+    async with adopted() as scene:
         mark, nothing = scene.mark(), {"status": {"allocatable": {"nvidia.com/gpu": "0"}}}
         for _ in range(60):
             scene.e.cluster.patch(NODES, "gpu-1", nothing, subresource="status")

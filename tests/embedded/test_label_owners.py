@@ -4,7 +4,9 @@ import asyncio
 from pathlib import Path
 
 from tests.cli.asking import ask, operated, written
-from tests.embedded.scene import MIXED, Scene, policy
+from tests.embedded.scene import FULL, MIXED, Scene, policy
+from tests.embedded.test_changes import assert_as_wanted
+from tests.embedded.test_drift import adopted
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api.names import LABEL_MIG_CONFIG
@@ -57,3 +59,11 @@ async def test_a_node_whose_label_a_node_feature_rule_sets_is_left_alone_until_t
         rule(scene, None)
         await scene.ready()
         assert scene.labels("gpu-1")[LABEL_MIG_CONFIG].startswith("pool-b-")
+
+
+@virtually
+async def test_whoever_set_the_label_before_the_node_was_adopted_has_replaced_nothing_of_ours() -> None:
+    async with adopted("Terraform") as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        assert_as_wanted(scene, FULL, "gpu-1")

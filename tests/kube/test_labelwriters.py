@@ -1,6 +1,7 @@
 """Who besides us writes the two labels by which a node is changed, as a Node shows it (kube/convert.py)."""
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -65,7 +66,8 @@ def test_nobody_owns_the_label_because_the_node_lists(key: str, text: str) -> No
 
 # --- field managers ---------------------------------------------------------------------------------------------
 
-PROOF = Verified("pool-b", "all-3g.40gb", "pool-b-1234567")
+ADOPTED = Verified("pool-b", "all-3g.40gb", "pool-b-1234567")
+PROOF = replace(ADOPTED, changed_at=datetime(2026, 11, 20, 10, 30, tzinfo=UTC))
 LATER, EARLIER = "2026-11-20T11:00:00Z", "2026-11-20T10:00:00Z"
 
 
@@ -96,6 +98,11 @@ def test_a_field_manager_that_replaced_what_was_proven_is_known_by_name() -> Non
     assert view.label_owners == {}
 
 
+def test_what_a_rollback_wrote_to_a_node_that_was_adopted_is_ours_too() -> None:
+    view = view_of(THEIRS, KYVERNO, proof=replace(ADOPTED, rolled_back=True))
+    assert view.label_rewriters == {LABEL_MIG_CONFIG: "kyverno-background-controller"}
+
+
 def test_of_several_managers_the_last_one_counts() -> None:
     view = view_of(THEIRS, KYVERNO, managed("kubectl-label", LABEL_MIG_CONFIG, time=EARLIER))
     assert view.label_rewriters == {LABEL_MIG_CONFIG: "kyverno-background-controller"}
@@ -105,6 +112,7 @@ UNTOUCHED: dict[str, NodeView] = {
     "the value is the one that was proven": view_of({**THEIRS, LABEL_MIG_CONFIG: "all-3g.40gb"}, KYVERNO),
     "nothing was proven": view_of(THEIRS, KYVERNO, proof=None),
     "nobody needed mig-manager at the proof": view_of(THEIRS, KYVERNO, proof=replace(PROOF, mig_config="")),
+    "the node was adopted under the name that they gave it": view_of(THEIRS, KYVERNO, proof=ADOPTED),
     "the label was removed": view_of({LABEL_PLUGIN_CONFIG: PROOF.plugin_config}),
     "the API server does not say who": view_of(THEIRS, managed("kyverno", "another")),
     "the operator wrote it": view_of(THEIRS, managed("gpusharing-operator", LABEL_MIG_CONFIG)),

@@ -359,9 +359,12 @@ def label_rewriters(raw: JSON, fence: Fence | None, verified: Verified | None) -
     removed.
 
     The value that we wrote last is read from `fence` if its change has passed the point of no return, else from
-    `verified`, the record of the last proof.
+    `verified`, the record of the last proof. The proof of a node that was adopted without any change names values that
+    we never wrote, so it does not count.
     """
-    written = (verified.mig_config, verified.plugin_config) if verified is not None else ("", "")
+    written = "", ""
+    if verified is not None and (verified.changed_at is not None or verified.rolled_back):
+        written = verified.mig_config, verified.plugin_config
     if fence is not None and fence.stage == "actuating":
         written = fence.target_mig_config, fence.target_plugin_config
     return {
