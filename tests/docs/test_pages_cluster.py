@@ -1,6 +1,7 @@
 """The commands of the pages, as they stand there, on a real API server with kubectl and helm; nodes are SIMULATED."""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from hack.cluster.controlplane import ControlPlane
 from tests.docs.commands import Shell, page
 from tests.docs.pages import ON_CLUSTER, own_path
 
+from gpusharing.api.names import ANNOTATION_FENCE, NEIGHBOUR_ANNOTATIONS, NEIGHBOUR_LABELS
 from hack import launch
 
 pytestmark = pytest.mark.cluster
@@ -61,13 +63,37 @@ def make_gpunodes(api: Api) -> None:
                 api.create(GPUNODES, {**kind, "metadata": {"name": raw["metadata"]["name"]}})
 
 
+FENCED = "/api/v1/nodes/gpu-07"
+GIVES_UP = "docs/how-to/retry-a-failed-node.md"
+"""The page that takes a node, which is FENCED, out of the operator's hands."""
+
+
+def fence_node(api: Api) -> None:
+    """Give the node a fence and the marks for neighbours that the fence lists, as the operator would."""
+    labels, annotations = NEIGHBOUR_LABELS, dict.fromkeys(NEIGHBOUR_ANNOTATIONS, "true")
+    fence = json.dumps({"v": 1, "added": [*labels, *annotations]})
+    metadata = {"labels": labels, "annotations": {ANNOTATION_FENCE: fence, **annotations}}
+    api.merge_patch(FENCED, {"metadata": metadata})
+
+
+def find_marks(api: Api) -> set[str]:
+    """Return the keys of the fence and of all marks for neighbours that the node has."""
+    metadata = api.get(FENCED)["metadata"]
+    keys = {*metadata["labels"], *(metadata.get("annotations") or {})}
+    return keys & {ANNOTATION_FENCE, *NEIGHBOUR_LABELS, *NEIGHBOUR_ANNOTATIONS}
+
+
 @pytest.mark.parametrize("name", ON_CLUSTER)
 def test_the_commands_of_the_page_work(
     plane: ControlPlane, environment: dict[str, str], name: str, tmp_path: Path
 ) -> None:
     """In this order: the last page uninstalls what the first installed."""
     make_gpunodes(plane.api)
+    if name == GIVES_UP:
+        fence_node(plane.api)
     shell = Shell(environment, tmp_path)
     for block in page(name):
         if block.where == "cluster":
             shell.run(block, 180)
+    if name == GIVES_UP:
+        assert not find_marks(plane.api)

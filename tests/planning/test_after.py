@@ -343,8 +343,11 @@ def test_a_failed_plugin_restart_that_starts_anew_with_a_drain_has_still_failed(
 
 
 def test_a_node_whose_policy_is_gone_stays_fenced_until_one_owns_it() -> None:
-    verdict = after_pnr(changing(None))
+    verdict = after_pnr(changing(None, fence=replace(FENCE, added=())))
     assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.FAILED, Reason.ORPHAN_FENCE, ())
+    assert verdict.message.endswith(": kubectl annotate node gpu-07 gpusharing.dev/fence-"), (
+        "nothing was added"
+    )
 
 
 def test_the_policy_that_owns_the_node_now_brings_the_change_of_a_vanished_one_to_its_end() -> None:
@@ -357,8 +360,13 @@ def test_the_policy_that_owns_the_node_now_brings_the_change_of_a_vanished_one_t
 
 
 def test_the_fence_of_an_earlier_node_of_this_name_is_left_alone() -> None:
-    verdict = after_pnr(changing(fence=replace(FENCE, node_uid="old")))
+    added = (names.LABEL_UPGRADE_SKIP, *names.NEIGHBOUR_ANNOTATIONS)
+    verdict = after_pnr(changing(fence=replace(FENCE, node_uid="old", added=added)))
     assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.FAILED, Reason.ORPHAN_FENCE, ())
+    assert verdict.message.endswith(
+        ": kubectl label node gpu-07 nvidia.com/gpu-driver-upgrade.skip- && kubectl annotate node gpu-07"
+        " gpusharing.dev/fence- karpenter.sh/do-not-disrupt- cluster-autoscaler.kubernetes.io/scale-down-disabled-"
+    )
 
 
 def test_a_policy_under_deletion_brings_its_change_to_the_end() -> None:

@@ -29,7 +29,7 @@ from gpusharing.planning.transition.attempts import (
     retry_command,
     was_asked_again,
 )
-from gpusharing.planning.transition.marks import unmarked
+from gpusharing.planning.transition.marks import unfence_command, unmarked
 from gpusharing.planning.transition.requests import (
     FreshReading,
     answer_due,
@@ -134,19 +134,20 @@ def _other_node(case: FencedCase, reason: Reason) -> Verdict | None:
         return None
     message = (
         "the fence belongs to an earlier Node with this name; check the node, then run (with the right to"
-        f" patch Nodes): kubectl annotate node {case.node.name} {names.ANNOTATION_FENCE}-"
+        f" patch Nodes): {unfence_command(case.fence, case.node)}"
     )
     return case.verdict(Phase.FAILED, reason, message)
 
 
 def _no_policy(case: FencedCase, reason: Reason) -> Verdict | None:
-    """Return a Failed verdict without an action if no policy drives the node any more (it was compared with none), else
-    None. The node stays fenced."""
+    """Return a Failed verdict without an action, with the command that removes the fence, if no policy drives the node
+    any more (it was compared with none), else None. The node stays fenced."""
     if case.assessment is not None:
         return None
     message = (
         f"policy {case.fence.policy} was deleted and no other policy owns the node; the node stays fenced until one"
-        " does"
+        " does. To give it up instead, check its GPUs, then run (with the right to patch Nodes):"
+        f" {unfence_command(case.fence, case.node)}"
     )
     return case.verdict(Phase.FAILED, reason, message)
 

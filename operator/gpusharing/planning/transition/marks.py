@@ -50,6 +50,15 @@ kube/foreign.py). medik8s's remediation never removes the label, so our label wo
 removal to the remediation."""
 
 
+def unfence_command(fence: Fence, node: NodeView) -> str:
+    """Return the kubectl commands with which a person removes the fence from the Node, and the labels and annotations
+    that `unmarked` names. Only the fence lists them, so they would stay for good once it is gone."""
+    labels, annotations = ([f"{key}-" for key in marks] for marks in unmarked(fence, node))
+    unlabel = " ".join(["kubectl label node", node.name, *labels])
+    unfence = " ".join(["kubectl annotate node", node.name, f"{names.ANNOTATION_FENCE}-", *annotations])
+    return f"{unlabel} && {unfence}" if labels else unfence
+
+
 def unmarked(fence: Fence, node: NodeView) -> tuple[Marks, Marks]:
     """Return the labels and the annotations that a release removes, with None as their values: those that the fence
     added.

@@ -20,13 +20,14 @@ class Reason(Worded):
     # fmt: off
     # --- Node: why a node is where it is
     FENCE_UNREADABLE = (("FenceUnreadable", "Node", _PERSON, "node", Mark.EVENT, Mark.NOT_RETRIED),
-        "The annotation gpusharing.dev/fence on the Node cannot be read, so the operator leaves the node as it is.",
-        "Check the GPUs. Then, with the right to patch Nodes, remove gpusharing.dev/fence and uncordon the node.")
+        "The operator cannot read the annotation gpusharing.dev/fence on the Node, so it leaves the node as it is.",
+        "Check the GPUs. Then, with the right to patch Nodes, remove gpusharing.dev/fence and the labels and "
+        "annotations that its list `added` names, and uncordon the node.")
     ORPHAN_FENCE = (("OrphanFence", "Node", _PERSON, "node", Mark.EVENT, Mark.NOT_RETRIED),
         "The node was past the point of no return when its policy was deleted or its Node object was recreated. It "
         "stays cordoned because its layout is unproven.",
         "Create a policy that selects the node; the operator then finishes the change. Or check the node's GPUs, "
-        "remove the annotation gpusharing.dev/fence and uncordon the node, which needs the right to patch Nodes.")
+        "run the command in the message and uncordon the node, which needs the right to patch Nodes.")
     ACTUATOR_FAILED = (("ActuatorFailed", "Node", _PERSON, "mig-manager", Mark.TURNS_BACK),
         "mig-manager reported that it could not apply the configuration, so the node stays cordoned.",
         "Read the log of the mig-manager pod on the node, then set gpusharing.dev/retry on the GPUNode to a new value.")
