@@ -28,7 +28,7 @@ from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.times import NEVER
 from gpusharing.planning.gpus.health import Vitals
-from gpusharing.planning.snapshot.actions import Actuate, Evict, UpdateFence
+from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Evict, UpdateFence
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Deferred, SpecVersion
 from gpusharing.planning.snapshot.stackviews import Program
@@ -246,7 +246,24 @@ LABELS: dict[str, tuple[dict[str, str | None], set[str]]] = {
 def test_the_state_goes_to_null_only_with_a_new_value(
     labels: dict[str, str | None], written: set[str]
 ) -> None:
-    assert passed(fenced(gpunode=silent(), labels=labels)).labels.keys() == written
+    case = fenced(gpunode=silent(), labels=labels, at_work_since=at(-1200))
+    assert passed(case).labels.keys() == written
+
+
+@pytest.mark.parametrize("state", ["pending", "rebooting"])
+def test_the_pnr_is_not_passed_in_the_middle_of_a_run_that_we_did_not_start(state: str) -> None:
+    """The node was rebooted during the drain: its mig-manager applies the old label, and would report success."""
+    running = fenced(gpunode=silent(), labels={MIG_STATE: state})
+    verdict = before_pnr(running)
+    assert (verdict.phase, verdict.reason) == (Phase.VERIFYING_IDLE, Reason.ACTUATOR_BUSY)
+    assert verdict.actions == ()
+    assert passed(replace(running, at_work_since=at(-1200))), "it never ends"
+
+
+def test_nvml_is_closed_while_a_run_that_we_did_not_start_goes_on() -> None:
+    (action,) = before_pnr(fenced(labels={MIG_STATE: "pending"})).actions
+    assert isinstance(action, EnsureGPUNode)
+    assert (action.request_id.endswith(":close"), action.quiet) == (True, True)
 
 
 def test_the_same_value_is_not_written_again_mig_manager_is_restarted_instead() -> None:

@@ -24,7 +24,8 @@ from gpusharing.planning.transition.attempts import (
 from gpusharing.planning.transition.gates import AIM, PROPAGATION, find_gate
 from gpusharing.planning.transition.idle import next_poll, way_to_idle
 from gpusharing.planning.transition.marks import unmarked
-from gpusharing.planning.transition.requests import FreshReading
+from gpusharing.planning.transition.quiet import find_work
+from gpusharing.planning.transition.requests import FreshReading, close_request
 from gpusharing.planning.transition.verdict import FencedCase, Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import Assessed
@@ -102,11 +103,12 @@ def restart_pod(case: FencedCase, operand: Operand, what: str) -> Verdict:
 
 def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool) -> Verdict | None:
     """Return the verdict of a node whose run cannot begin yet, or None if it can. The first obstacle counts: the Node
-    is being deleted (NodeNotReady), the cached data is stale (ObservationPending), a gate of AIM or PROPAGATION is
-    closed (with its reason), or a pod that the run needs is missing (ActuatorMissing). The verdict has no action. It
-    wakes at the next poll, or, at a gate, when the gate opens by itself, if that is known. For a Node that is being
-    deleted it has no `wake`. The gates of AIM, which object to the final target, are skipped when the first of two
-    steps is repeated (`again`). The phase is VerifyingIdle for a change that cordons. For any other change it is
+    is being deleted (NodeNotReady), the cached data is stale (ObservationPending), the actuator is still at work before
+    the PNR, for example after a reboot (ActuatorBusy), a gate of AIM or PROPAGATION is closed (with its reason), or a
+    pod that the run needs is missing (ActuatorMissing). The only action is to have NVML closed while the actuator
+    works. The verdict wakes at the next poll, or when the obstacle ends by itself, if that is known. For a Node that is
+    being deleted it has no `wake`. The gates of AIM, which object to the final target, are skipped when the first of
+    two steps is repeated (`again`). The phase is VerifyingIdle for a change that cordons. For any other change it is
     Preflight, or Reconfiguring after the PNR."""
     phase = Phase.VERIFYING_IDLE if case.fence.disruption.cordons else Phase.PREFLIGHT
     if case.fence.stage == "actuating" and phase is Phase.PREFLIGHT:
@@ -117,6 +119,9 @@ def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
     if case.old_views:
         message = f"waiting for updates about {case.old_views} from the API server, because the cached data is stale"
         return case.verdict(phase, Reason.OBSERVATION_PENDING, message, wake=next_poll(case))
+    if case.fence.stage == "fenced" and (busy := find_work(case)) is not None:
+        verdict = case.verdict(phase, busy.reason, busy.message, wake=busy.until)
+        return verdict.then(*([close] if (close := close_request(case)) is not None else []))
     # A repeated run of the first step towards MPS leads to whole GPUs, so objections to the final target do not apply.
     gates = PROPAGATION if again and goal is not assessed.target else (*AIM, *PROPAGATION)
     if (closed := find_gate(case, assessed, gates)) is not None:

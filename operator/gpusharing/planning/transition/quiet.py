@@ -47,7 +47,14 @@ def find_quiet(case: NodeCase) -> Finding | None:
     if not may_last and (state in UNLOADING or any(PAUSED in value for value in node.held_off.values())):
         message = f"NVIDIA's driver is being replaced on {node.name}; the agent keeps NVML closed until that is done"
         return Finding(Reason.FOREIGN_MAINTENANCE, message)
-    work = case.actuator.find_work(node)
+    return find_work(case)
+
+
+def find_work(case: NodeCase) -> Finding | None:
+    """Return the Finding (ActuatorBusy) that an actuator is at work although we have started no run on the node, with
+    the time until which that counts: `settings.wedge_pending` seconds after it was first seen. None if it is not at
+    work, or after that time."""
+    work = case.actuator.find_work(case.node)
     until = (case.at_work_since or case.now) + timedelta(seconds=case.settings.wedge_pending)
     if not work or case.now >= until:
         return None

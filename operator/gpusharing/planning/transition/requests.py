@@ -70,6 +70,16 @@ def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
     return replace(verdict, actions=(*verdict.actions, request))
 
 
+def close_request(case: NodeCase) -> EnsureGPUNode | None:
+    """Return the request to close NVML because others work on the GPUs, or None if the node has no GPUNode or its agent
+    has been asked to already."""
+    if case.gpunode is None or case.gpunode.quiet:
+        return None
+    # The suffix of the last request is removed, so that the id does not grow forever.
+    request_id = case.gpunode.request_id.removesuffix(_RESUME).removesuffix(_CLOSE)
+    return ask(case, request_id + _CLOSE, quiet=True)
+
+
 def _move(node: NodeView, requests: Mapping[str, str]) -> tuple[Action, ...]:
     """Return the actions that write the requests of a GPUNode (to retry, to abort and to skip the node) to its Node,
     unless the Node has them, and then remove them from the GPUNode. A request to skip the node sets the skip label to

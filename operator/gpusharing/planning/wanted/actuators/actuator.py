@@ -162,8 +162,8 @@ class Actuator:
     """Returns strings that change with every event that may change the GPUs. A proof must be more recent than their
     latest change."""
     find_work: Callable[[NodeView], str]
-    """Returns what its programs do with the GPUs of a node that we do not change, as a clause. Empty if they do
-    nothing."""
+    """Returns what its programs do with the GPUs of a node on which we have started no run, as a clause. Empty if they
+    do nothing."""
     checks: tuple[Check, ...]
     """What proves the result, and finds drift: the first disagreement counts."""
     find_last_proven: Callable[[NodeView, ObservedView, StackView], Target | str]

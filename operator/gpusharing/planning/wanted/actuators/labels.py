@@ -362,12 +362,12 @@ def _find_events(case: ActuatorCase) -> tuple[str, ...]:
 
 
 def _find_work(node: NodeView) -> str:
-    """Return a clause if mig-manager's state is `pending` or `rebooting`, although no change of ours is in progress.
-    Empty for any other state. Call it only for a node without our fence."""
+    """Return a clause if mig-manager's state is `pending` or `rebooting`, although no run of ours is in progress. Empty
+    for any other state. Call it only for a node on which we have started no run."""
     state = node.labels.get(names.LABEL_MIG_STATE)
     if state not in ("pending", "rebooting"):
         return ""
-    return f"mig-manager is working (state {state}), although no change is in progress"
+    return f"mig-manager is working (state {state}), although the operator has started no run"
 
 
 # --- the way back ------------------------------------------------------------------------------------------
