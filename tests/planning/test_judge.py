@@ -53,6 +53,10 @@ TOLD_APART: dict[str, tuple[NodeCase, bool]] = {
     "it is as wanted": (make_case(FULL), False),
     "nobody owns it": (make_case(None), False),
     "nobody has read it": (make_case(FULL, gpunode={"observed": None}), False),
+    "the agent cannot read it, and knows no GPU": (
+        make_case(FULL, gpunode=make_gpunode(gpus=(), error="NVMLFailed")), False,
+    ),
+    "the agent cannot read it any more": (make_case(FULL, gpunode=make_gpunode(error="NVMLFailed")), False),
     "mig-manager is just mending it": (
         make_case(FULL, gpunode=DIVIDED, labels={LABEL_MIG_STATE: "pending"}), False,
     ),

@@ -196,6 +196,17 @@ def test_since_when_a_node_differs_is_remembered_until_it_does_not() -> None:
     assert seen == [{"gpu-07": at(0)}, {"gpu-07": at(0), "gpu-08": at(5)}, {"gpu-08": at(5)}]
 
 
+@pytest.mark.parametrize("gpus", [(), None], ids=["it knows no GPU", "it has read the GPUs before"])
+def test_the_grace_of_drift_does_not_begin_while_the_agent_cannot_read(gpus: tuple[()] | None) -> None:
+    """After a reboot the driver is built for minutes, and only then mig-manager divides the GPUs again."""
+    unread, read = make_gpunode(gpus=gpus, error="NVMLFailed"), make_gpunode()
+    snapshot = make_snapshot([make_node()], [POLICY], gpunodes=[unread])
+    memory = plan_rollout(snapshot, NOW).memory
+    assert memory.drifting_since == {}
+    later = replace(snapshot, gpunodes={read.name: read}, memory=memory)
+    assert plan_rollout(later, at(300)).memory.drifting_since == {"gpu-07": at(300)}
+
+
 def test_a_node_that_is_not_ready_does_not_drift() -> None:
     """Nothing on it can be believed, and a reboot mends itself."""
     plan = plan_rollout(make_snapshot([make_node(), make_node("gpu-08", ready=False)], [POLICY]), NOW)

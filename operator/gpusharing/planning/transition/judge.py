@@ -44,22 +44,19 @@ def judge(case: NodeCase) -> Verdict | None:
 
 def differs_from_target(case: NodeCase) -> bool:
     """Whether the node was seen to differ from its target, which counts as drift if it lasts. A node that was rolled
-    back is compared with the layout that the rollback restored. A report with an error, without GPUs, or with a GPU
-    that has never answered counts as a difference.
+    back is compared with the layout that the rollback restored.
 
-    False if the policy gives the node no target, and while a reading is awaited. False also while NVML must stay
-    closed, as when mig-manager repairs the node after a reboot, because the GPUs are not read then.
+    False if the policy gives the node no target, and while the GPUs are not read: a reading is awaited, the agent
+    reports an error, or NVML must stay closed, as when mig-manager repairs the node after a reboot. What the first
+    reading then shows may still be under repair, so it gets the whole grace period.
     """
-    assessment, difference = case.assessment, None
-    if isinstance(assessment, Assessed):
-        difference = (
-            assessment.drift if was_rolled_back(case.node, assessment.policy) else assessment.mismatch
-        )
-    elif isinstance(assessment, Unobserved):
-        difference = assessment.pending
+    assessment = case.assessment
+    if not isinstance(assessment, Assessed):
+        return False
+    difference = assessment.drift if was_rolled_back(case.node, assessment.policy) else assessment.mismatch
     return (
         difference is not None
-        and difference.reason is not Reason.OBSERVATION_PENDING
+        and difference.reason not in (Reason.OBSERVATION_PENDING, Reason.AGENT_ERROR)
         and find_quiet(case) is None
     )
 
