@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tests.build import NOW, at, make_fence, make_node, make_policy
 from tests.planning.cases import pool_of, run_until
+from tests.planning.changes import changing, fence_to
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.pools.waves import hold_together
@@ -14,6 +15,7 @@ from gpusharing.planning.report.transition import until_when, who_keeps
 from gpusharing.planning.snapshot.actions import Release, UpdateFence
 from gpusharing.planning.snapshot.records import Fence, Verified
 from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 
@@ -74,6 +76,29 @@ def test_the_node_that_is_waited_for_is_the_culprit() -> None:
     other = in_wave("c")
     found = held(proven(B), working(other), working(A), nodes=(A, B, other))["b"]
     assert (who_keeps(found, B), until_when(found, NOW)) == ("node/a", "10:05:00Z")
+
+
+OWN: list[tuple[float, Phase, float | None]] = [
+    (0, Phase.VERIFYING, 200),  # its own deadline, a minute ago, no longer counts
+    (199, Phase.VERIFYING, 200),
+    (200, Phase.FAILED, None),  # five minutes after its proof
+]
+
+
+@pytest.mark.parametrize(("now", "phase", "wake"), OWN)
+def test_a_node_that_waits_for_its_wave_may_have_its_plugin_restarted(
+    now: float, phase: Phase, wake: float | None
+) -> None:
+    """It was proven in time, so the deadline of its own change is no reason to fail, or to go back."""
+    fence = fence_to(POLICY, at(-600), wave="w", proven=at(-100), deadline=at(-60))
+    verdict = after_pnr(changing(POLICY, fence=fence, now=now, node={"resources": {}}))
+    assert (verdict.phase, verdict.reason) == (phase, Reason.ALLOCATABLE_MISMATCH)
+    assert verdict.wake == (None if wake is None else at(wake))
+
+
+def test_a_node_that_was_not_proven_fails_at_its_deadline() -> None:
+    fence = fence_to(POLICY, at(-600), wave="w", deadline=at(-60))
+    assert after_pnr(changing(POLICY, fence=fence, now=0, node={"resources": {}})).phase is Phase.FAILED
 
 
 def test_since_when_it_waits_is_written_once() -> None:
