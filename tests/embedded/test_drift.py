@@ -13,7 +13,7 @@ from tests.embedded.test_configuration import SPACE
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api import names
-from gpusharing.kube.client import CONFIG_MAPS, NODES, POLICIES
+from gpusharing.kube.client import CONFIG_MAPS, JSON, NODES, POLICIES
 
 
 async def drift_again(scene: Scene) -> None:
@@ -133,7 +133,7 @@ async def adopted(setter: str = "") -> AsyncIterator[Scene]:
         scene.e.cluster.add(CONFIG_MAPS, entries)
         scene.e.start_operator()
         await asyncio.sleep(200)  # the kubelet delivers the merged configurations
-        fields = {"f:metadata": {"f:labels": {f"f:{names.LABEL_PLUGIN_CONFIG}": {}}}}
+        fields: JSON = {"f:metadata": {"f:labels": {f"f:{names.LABEL_PLUGIN_CONFIG}": {}}}}
         row = {"manager": setter, "operation": "Apply", "time": "2026-11-01T10:00:00Z", "fieldsV1": fields}
         labels = {names.LABEL_PLUGIN_CONFIG: "four"}
         scene.person("gpu-1", {"metadata": {"labels": labels, "managedFields": [row] if setter else []}})

@@ -121,7 +121,8 @@ def adopted(policy: PolicyView, label: str, name: str | None, **fields: Any) -> 
     )
 
 
-PLUGIN_CONFIG, NO_PLUGIN = names.LABEL_PLUGIN_CONFIG, {"resources": {}}
+PLUGIN_CONFIG = names.LABEL_PLUGIN_CONFIG
+NO_PLUGIN: dict[str, Any] = {"resources": {}}
 NO_GFD = {names.LABEL_GPU_PRODUCT: None, "nvidia.com/mig-3g.40gb.count": None}
 _, OTHER_KEY = pair_of(make_policy("pool-c", mode="TimeSlicing"))
 

@@ -88,8 +88,8 @@ def _move(node: NodeView, requests: Mapping[str, str]) -> tuple[Action, ...]:
     present = {names.ANNOTATION_RETRY: node.retry, names.ANNOTATION_ABORT: node.abort}
     annotations = {key: requests[key] for key in present if requests.get(key, present[key]) != present[key]}
     labels: dict[str, str | None] = {}
-    skip, present = requests.get(names.LABEL_SKIP), node.labels.get(names.LABEL_SKIP)
-    if skip is not None and names.is_skip(skip) != names.is_skip(present):
+    skip, skipped = requests.get(names.LABEL_SKIP), names.is_skip(node.labels.get(names.LABEL_SKIP))
+    if skip is not None and names.is_skip(skip) != skipped:
         labels = {names.LABEL_SKIP: "true" if names.is_skip(skip) else None}
     clear = ClearRequests(node.name, requests)
     return (LabelNode(node, labels, requests=annotations), clear) if labels or annotations else (clear,)
