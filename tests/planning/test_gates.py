@@ -245,8 +245,6 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
         adopted(FULL, PLUGIN_CONFIG, None, node=NO_PLUGIN), Reason.ALLOCATABLE_MISMATCH, None),
     "the device plugin is down on a node that mig-manager never had to divide": (
         adopted(SLICED, MIG_CONFIG, None, node=NO_PLUGIN), Reason.ALLOCATABLE_MISMATCH, None),
-    "GFD's labels are gone from a node with an admin's name of the same meaning": (
-        adopted(SLICED, PLUGIN_CONFIG, ALIAS, labels=NO_GFD), Reason.LABEL_MISMATCH, None),
     "GFD's labels are gone from a node that an admin's entry divided": (
         adopted(MIXED, MIG_CONFIG, ALIAS, labels=NO_GFD), Reason.LABEL_MISMATCH, None),
     "a GPU did not come back": (
@@ -327,6 +325,9 @@ OPEN: dict[str, NodeCase] = {
         make_case(SLICED), gpus=(WITHHELD,)
     ),
     "drift has lasted for its grace": drifted(drifting_since=at(-60)),
+    "another name has GFD restarted, which disturbs no pod": adopted(
+        SLICED, PLUGIN_CONFIG, ALIAS, labels=NO_GFD
+    ),
     "the instances of an admin's entry are lost": adopted(
         MIXED, MIG_CONFIG, ALIAS, gpunode=make_case(SLICED).gpunode
     ),

@@ -266,12 +266,13 @@ def _drift(case: NodeCase, assessed: Assessed) -> Finding | None:
 
 def _futile(case: NodeCase, assessed: Assessed) -> str | Finding:
     """If a change of the node would write nothing new, return the Finding about what still differs on it, with its own
-    reason. That is so if the actuator needs no run, and every label that it writes has its value already. On a node
-    that has drifted, another name with the same meaning counts as that value, because the node was proven under it.
-    Empty if there is no difference, or if a change would help. A drain would disturb the node's pods without changing
-    anything."""
+    reason. That is so if the actuator needs no run, and every label that it writes has its value already. Empty if
+    there is no difference, or if a change would help. A drain would disturb the node's pods without changing anything.
+
+    On a node that has drifted, another name with the same meaning counts as that value if the change would drain the
+    node, because the node was proven under that name. A plugin restart disturbs no pod, and the new name may help."""
     target, labels, mismatch = assessed.target, case.node.labels, assessed.mismatch
-    if assessed.drift is not None:
+    if assessed.drift is not None and assessed.disruption.cordons:
         target = keep_names(Comparison(case.node, assessed.observed, target, case.stack))
     if mismatch is None or case.actuator.needs_run(case, target):
         return ""
