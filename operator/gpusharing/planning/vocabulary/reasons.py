@@ -21,8 +21,7 @@ class Reason(Worded):
     # --- Node: why a node is where it is
     FENCE_UNREADABLE = (("FenceUnreadable", "Node", _PERSON, "node", Mark.EVENT, Mark.NOT_RETRIED),
         "The operator cannot read the annotation gpusharing.dev/fence on the Node, so it leaves the node as it is.",
-        "Check the GPUs. Then, with the right to patch Nodes, remove gpusharing.dev/fence and the labels and "
-        "annotations that its list `added` names, and uncordon the node.")
+        "Check the GPUs. With the right to patch Nodes, remove gpusharing.dev/fence and what it added, and uncordon.")
     ORPHAN_FENCE = (("OrphanFence", "Node", _PERSON, "node", Mark.EVENT, Mark.NOT_RETRIED),
         "The node was past the point of no return when its policy was deleted or its Node object was recreated. It "
         "stays cordoned because its layout is unproven.",
