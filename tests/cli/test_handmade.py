@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from hack.cluster.nodes import LABEL_POOL
-from tests.build import make_cluster_policy, make_gpu, make_gpunode, make_node, make_snapshot, make_stack
+from tests.build import NOW, make_cluster_policy, make_gpu, make_gpunode, make_node, make_snapshot, make_stack
 from tests.recipes import MIG, PLUGIN
 
 from gpusharing.api.validation import validate_policy
@@ -391,7 +391,7 @@ def test_between_the_merge_and_the_pointer_somebody_waits_for_the_entries() -> N
     mig = "mig-configs: {all-disabled: [{devices: all, mig-enabled: false}], own: [{devices: all, mig-enabled: false}]}"
     entries = {"default": "version: v1", "ts.4": "version: v1"}
     given = AdminConfigMaps(PluginEntries("theirs", "gpu-operator", entries), "parted", mig)
-    merge, wait, point = (command for _, command in find_steps(snapshot, given, NO_MAPS))
+    merge, wait, point = (command for _, command in find_steps(snapshot, given, NO_MAPS, NOW))
     assert merge.startswith("helm upgrade")
     assert wait == (
         "until kubectl get configmap gpusharing-device-plugin -n gpu-operator -o jsonpath='{.data.ts\\.4}' | grep -q ."
@@ -399,5 +399,5 @@ def test_between_the_merge_and_the_pointer_somebody_waits_for_the_entries() -> N
         " | grep -qF own:; do sleep 2; done"
     )
     assert point.startswith("kubectl patch clusterpolicy")
-    waiting, _ = (command for _, command in find_steps(snapshot, given, AdminMaps("theirs", "parted")))
+    waiting, _ = (command for _, command in find_steps(snapshot, given, AdminMaps("theirs", "parted"), NOW))
     assert waiting == wait, "the chart merges them, and the operator has not written them yet"

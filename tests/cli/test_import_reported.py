@@ -3,7 +3,16 @@ cli/setup/handmade.py)."""
 
 import pytest
 from hack.cluster.nodes import LABEL_POOL
-from tests.build import NOW, make_gpu, make_gpunode, make_node, make_snapshot, make_stack
+from tests.build import (
+    H100,
+    NOW,
+    make_cluster_policy,
+    make_gpu,
+    make_gpunode,
+    make_node,
+    make_snapshot,
+    make_stack,
+)
 from tests.cli.asking import ask
 from tests.cli.reported import reported
 from tests.cli.test_import import SPACE, STATE, policies
@@ -14,7 +23,9 @@ from gpusharing.cli.setup.adoption import AdminConfigMaps, find_import
 from gpusharing.cli.shell.troubles import FAILED
 from gpusharing.kube.client import CONFIG_MAPS
 from gpusharing.kube.sources import AdminMaps
+from gpusharing.planning.snapshot.views import GpuView
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
+from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
 
 
 @virtually
@@ -79,3 +90,29 @@ def test_a_policy_that_would_be_refused_is_not_proposed() -> None:
     found = find_import(snapshot, given, AdminMaps(), NOW)
     (why,) = found.left_out.values()
     assert why.startswith("no policy can express its configuration: spec.mig.layouts[0].profiles")
+
+
+NAMED: dict[str, tuple[str, GpuView | None, str, str]] = {
+    "a name that the operator is about to write is awaited": (
+        "all-1g.10gb", make_gpu(layout=(("1g.10gb", 7),)), "| grep -qF all-1g.10gb:; do", "keep their devices"),
+    "a node without a report is warned about": (
+        "all-1g.10gb", None, "", "no agent has reported the GPUs of gpu-07; wait for that and run import again"),
+    "a name that nobody knows is warned about": (
+        "typo", make_gpu(), "", "will not have the nvidia.com/mig.config of gpu-07 (typo); correct it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "gpu", "wait", "words"), NAMED.values(), ids=NAMED.keys())
+def test_before_the_pointer_moves(name: str, gpu: GpuView | None, wait: str, words: str) -> None:
+    """mig-manager generated the names; our file has none of them until the agents have reported."""
+    cluster_policy = make_cluster_policy("", mig_config_name=UPSTREAM_MIG_CONFIG)
+    stack = make_stack(cluster_policy=cluster_policy, models=[])
+    labels = {MIG: name, STATE: "success", LABEL_POOL: "z", "nvidia.com/gpu.product": H100}
+    gpunodes = [make_gpunode(gpus=[gpu])] if gpu is not None else []
+    snapshot = make_snapshot([make_node(labels=labels)], [], gpunodes=gpunodes, stack=stack)
+    steps = find_import(
+        snapshot, AdminConfigMaps(PluginEntries("", "gpu-operator", None)), AdminMaps(), NOW
+    ).steps
+    assert [command for _, command in steps if command.startswith("until")] == ([steps[0][1]] if wait else [])
+    assert wait in steps[0][1]
+    assert steps[-1][0].endswith(words)

@@ -287,6 +287,27 @@ async def test_entries_that_nodes_name_and_ours_lacks_are_known_before_the_point
         assert (await stage.snapshot(1)).stack.missing_entries == ()
 
 
+@pytest.mark.parametrize(
+    ("pointer", "missing"),
+    [("theirs", ("all-1g.10gb",)), ("", ("all-1g.10gb",)), ("gpusharing-mig-parted", ())],
+)
+@virtually
+async def test_mig_entries_that_nodes_name_and_ours_lacks_are_known_before_the_pointer_moves(
+    pointer: str, missing: tuple[str, ...]
+) -> None:
+    off = "version: v1\nmig-configs: {all-disabled: [{devices: all, mig-enabled: false}]}"
+    ours = config_map("gpusharing-mig-parted", off, "config.yaml")
+    async with gathering(cluster_policy("cluster-policy", pointer), ours) as stage:
+        labels = {names.LABEL_MIG_CONFIG: "all-1g.10gb"}
+        stage.cluster.patch(NODES, "gpu-07", {"metadata": {"labels": labels}})
+        await stage.seen()
+        assert (await stage.snapshot()).stack.missing_mig_entries == missing
+        labels = {names.LABEL_MIG_CONFIG: "all-disabled"}
+        stage.cluster.patch(NODES, "gpu-07", {"metadata": {"labels": labels}})
+        await stage.seen()
+        assert (await stage.snapshot(1)).stack.missing_mig_entries == ()
+
+
 def cluster_policy(name: str, config: str) -> tuple[Resource, JSON]:
     """A ClusterPolicy whose mig-manager reads that ConfigMap."""
     return CLUSTER_POLICIES, {

@@ -314,6 +314,13 @@ async def test_a_configmap_is_ours_by_its_label_or_by_its_times_of_writing(clust
     assert found == [True, False, True]
 
 
+async def test_the_names_in_our_mig_file_are_read(cluster: FakeCluster) -> None:
+    data = {"config.yaml": "mig-configs: {all-1g.10gb: [{devices: all, mig-enabled: false}]}"}
+    cluster.patch(CONFIG_MAPS, "gpusharing-mig-parted", {"data": data}, "gpu-operator")
+    found = (await gathered(cluster)).config_maps["gpusharing-mig-parted"]
+    assert found.mig_entries == {"all-1g.10gb"}
+
+
 async def test_what_may_not_be_read_is_named(cluster: FakeCluster) -> None:
     cluster.faults.fail("list", NODES, Forbidden("no nodes for you"), times=EVER)
     cluster.faults.fail("get", CONFIG_MAPS, Forbidden("no maps for you"), times=EVER)

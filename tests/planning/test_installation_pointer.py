@@ -7,7 +7,7 @@ import pytest
 from tests.build import make_node
 from tests.planning.test_installation import MIG, PLUGIN, plain, pointers
 
-from gpusharing.api.names import LABEL_PLUGIN_CONFIG
+from gpusharing.api.names import LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG
 from gpusharing.planning.stack.installation import find_symptoms
 from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Severity
 
@@ -110,3 +110,16 @@ def test_what_mig_manager_uses_is_merged_once() -> None:
         "helm upgrade gpusharing CHART",
         "kubectl patch clusterpolicy gpus",
     ]
+
+
+def test_no_command_moves_mig_manager_to_a_file_without_what_nodes_name() -> None:
+    view = pointers(mig_config_name="")
+    named = make_node("named", labels={LABEL_MIG_CONFIG: "all-1g.10gb"})
+    lacking = replace(view, nodes=(*view.nodes, named))
+    (said,) = (one for one in find_symptoms(lacking) if one.reason == "MigConfigNotOurs")
+    assert "Nodes use all-1g.10gb, which gpusharing-mig-parted does not contain: wait until" in said.message
+    assert said.command == "kubectl get nodes -L nvidia.com/mig.config"
+    held = replace(view.config_maps[MIG], mig_entries=frozenset({"all-1g.10gb"}))
+    holding = replace(lacking, config_maps={**view.config_maps, MIG: held})
+    (said,) = (one for one in find_symptoms(holding) if one.reason == "MigConfigNotOurs")
+    assert said.command.startswith(POINT)

@@ -9,14 +9,17 @@ from tests.build import (
     SETTINGS,
     make_cluster_policy,
     make_fence,
+    make_gpu,
+    make_gpunode,
     make_node,
     make_policy,
     make_snapshot,
     make_stack,
 )
 
+from gpusharing.api import names
 from gpusharing.planning.rollout import plan_rollout
-from gpusharing.planning.snapshot.actions import SetPointers
+from gpusharing.planning.snapshot.actions import SetPointers, WriteConfig
 from gpusharing.planning.snapshot.draviews import DraDriverView, DraView
 from gpusharing.planning.snapshot.stackviews import (
     PLUGIN_SWITCH,
@@ -24,12 +27,14 @@ from gpusharing.planning.snapshot.stackviews import (
     PlainStackView,
     StackView,
 )
+from gpusharing.planning.snapshot.views import GpuView
 from gpusharing.planning.stack.acceptance import find_objection
 from gpusharing.planning.stack.pointers import (
     MIG_POINTER,
     PLUGIN_POINTER,
     RESTRAINTS,
     UPSTREAM_MIG_CONFIG,
+    find_unresolved,
     plan_pointers,
 )
 
@@ -37,6 +42,7 @@ ASKED = replace(SETTINGS, configure_gpu_operator=True)
 PLUGIN, MIG = SETTINGS.plugin_config_map, SETTINGS.mig_config_map
 BARE = make_cluster_policy("", mig_config_name="")
 BOTH = {PLUGIN_POINTER: PLUGIN, MIG_POINTER: MIG}
+ROWS = "mig-configs: {parts: [{device-filter: '0x20B010DE', devices: all, mig-enabled: false}]}"
 
 
 def stack(policy: ClusterPolicyView | None = BARE, **fields: Any) -> StackView:
@@ -64,6 +70,8 @@ SET: dict[str, tuple[StackView, dict[str, str]]] = {
         stack(replace(BARE, plugin_default="theirs")), {MIG_POINTER: MIG}),
     "not the plugin's while a Node names an entry that our ConfigMap does not hold": (
         stack(missing_entries=("theirs",)), {MIG_POINTER: MIG}),
+    "not mig-manager's while a Node names an entry that our file does not hold": (
+        stack(missing_mig_entries=("theirs",)), {PLUGIN_POINTER: PLUGIN}),
     "not the one that it has set before": (
         stack(replace(BARE, configured=frozenset({PLUGIN_POINTER}))), {MIG_POINTER: MIG}),
 }  # fmt: skip
@@ -114,12 +122,45 @@ def test_it_sets_nothing_unless_it_is_asked_to() -> None:
 @pytest.mark.parametrize("fenced", [False, True], ids=["idle nodes", "a node in the middle of a change"])
 def test_operands_are_not_restarted_under_a_change(fenced: bool) -> None:
     node = make_node(fence=make_fence()) if fenced else make_node()
-    found = stack(make_cluster_policy(mig_config_name=""))
-    snapshot = make_snapshot([node], stack=found, settings=ASKED)
+    found = make_stack(cluster_policy=make_cluster_policy(mig_config_name=""))
+    snapshot = make_snapshot([node], gpunodes=[make_gpunode()], stack=found, settings=ASKED)
     plan = plan_rollout(snapshot, NOW)
     assert [action for action in plan.shared if isinstance(action, SetPointers)] == (
         [] if fenced else [SetPointers(found.cluster_policy or BARE, {MIG_POINTER: MIG})]
     )
+
+
+def test_operands_are_not_restarted_while_a_configmap_is_about_to_change() -> None:
+    """The file has the names of the cards that reported first, with their meaning."""
+    found = make_stack(cluster_policy=make_cluster_policy(mig_config_name=""))
+    gpunodes = [make_gpunode(), make_gpunode("late", gpus=[make_gpu(product=A100)])]
+    snapshot = make_snapshot([make_node(), make_node("late")], gpunodes=gpunodes, stack=found, settings=ASKED)
+    (write,) = plan_rollout(snapshot, NOW).shared
+    assert isinstance(write, WriteConfig)
+
+
+A100 = "NVIDIA A100-SXM4-40GB"
+H100 = make_gpu()
+UNRESOLVED: dict[str, tuple[str, GpuView | None, StackView, bool]] = {
+    "a name that our file does not have yet": ("all-1g.10gb", H100, stack(models=[]), True),
+    "a name that nobody knows": ("typo", H100, stack(), True),
+    "a name that other cards have": ("all-1g.5gb", H100, stack(models=[H100, make_gpu(product=A100)]), True),
+    "any name before the agent has reported": ("all-1g.10gb", None, stack(), True),
+    "not a name of its card": ("all-1g.10gb", H100, stack(), False),
+    "not an entry of the admin's": ("parts", None, stack(admin_mig_file=ROWS, mig_file=ROWS), False),
+    "but an entry of the admin's that is not merged yet": (
+        "parts", H100, stack(admin_mig_file=ROWS), True),
+    "not all-disabled, which covers every card": ("all-disabled", None, stack(), False),
+    "not a card without MIG": ("all-1g.10gb", make_gpu(product="Tesla T4"), stack(), False),
+    "not a Node without the label": ("", H100, stack(models=[]), False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "gpu", "found", "lost"), UNRESOLVED.values(), ids=UNRESOLVED.keys())
+def test_mig_manager_would_not_find(name: str, gpu: GpuView | None, found: StackView, lost: bool) -> None:
+    nodes = {"gpu-07": make_node(labels={names.LABEL_MIG_CONFIG: name} if name else {})}
+    gpunodes = {"gpu-07": make_gpunode(gpus=[gpu])} if gpu is not None else {}
+    assert find_unresolved(nodes, gpunodes, found) == ({"gpu-07": name} if lost else {})
 
 
 SAID: dict[str, tuple[StackView, str]] = {
@@ -178,6 +219,26 @@ def test_the_condition_about_layouts_says_the_same() -> None:
     objection = find_objection(make_policy(), found, ASKED)
     assert objection is not None
     assert "it is now theirs; the operator never overwrites what someone else has set" in objection.message
+
+
+MIG_SAID: dict[str, tuple[str, str, str]] = {
+    "nothing is set": ("", "", "; Nodes use all-1g.10gb, which gpusharing-mig-parted does not contain: wait until the"
+        " agents have reported their GPUs, or correct the label nvidia.com/mig.config, or mig-manager will fail"),
+    "the CRD's default is set": (UPSTREAM_MIG_CONFIG, "", "which gpusharing-mig-parted does not contain: wait until"),
+    "the admin's is set": ("theirs", "", "first set chart value gpuOperator.adminMigConfigMap=theirs, or mig-manager"),
+    "the admin's is set and merged": (
+        "theirs", ROWS, "which gpusharing-mig-parted and theirs do not contain: wait until the agents"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("now", "admin", "words"), MIG_SAID.values(), ids=MIG_SAID.keys())
+def test_a_command_after_which_mig_manager_would_fail_is_not_told(now: str, admin: str, words: str) -> None:
+    cluster_policy = make_cluster_policy(mig_config_name=now)
+    found = stack(cluster_policy, missing_mig_entries=("all-1g.10gb",), admin_mig_file=admin)
+    objection = find_objection(make_policy(), found, ASKED)
+    assert objection is not None
+    assert words in objection.message
+    assert "; run:" not in objection.message
 
 
 def test_without_being_asked_the_command_stays_alone() -> None:

@@ -34,6 +34,7 @@ from gpusharing.kube.lease import host_of
 from gpusharing.kube.paging import list_of, pages_of
 from gpusharing.kube.plainstack import daemon_set_view, find_dra, finder_state, plain_stack, with_mps_daemon
 from gpusharing.kube.raw import entries, has_condition, part, section, text, texts, whole
+from gpusharing.kube.sources import MIG_KEY
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack import rights
 from gpusharing.planning.stack.installationviews import (
@@ -49,6 +50,7 @@ from gpusharing.planning.stack.installationviews import (
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
 from gpusharing.planning.stack.otherplugins import has_system_plugin
 from gpusharing.planning.stack.rights import Right
+from gpusharing.planning.wanted import migfile
 
 RUNTIME_CLASSES = Resource("node.k8s.io", "v1", "runtimeclasses")
 NAME = "app.kubernetes.io/name"
@@ -102,9 +104,9 @@ class _Reader:
         return tuple(map(_pod, await self.items(PODS, namespace, f"{NAME}={name}")))
 
     async def config_maps(self) -> dict[str, ConfigMapState]:
-        """Return the state of our two ConfigMaps by name: the keys of their `data`, and whether they have our label or
-        our annotation. A ConfigMap that does not exist or cannot be read is left out; an error is recorded in `unread`.
-        Raises Unauthorized and Unavailable."""
+        """Return the state of our two ConfigMaps by name: the keys of their `data`, whether they have our label or our
+        annotation, and the names of their mig-parted configurations. A ConfigMap that does not exist or cannot be read
+        is left out; an error is recorded in `unread`. Raises Unauthorized and Unavailable."""
         states = {}
         for name in (self.place.plugin_config_map, self.place.mig_config_map):
             raw = await self.read(CONFIG_MAPS, name, self.place.gpu_operator_namespace)
@@ -112,7 +114,9 @@ class _Reader:
                 metadata = section(raw, "metadata")
                 labelled = texts(metadata.get("labels")).get(LABEL_MANAGED_BY) == MANAGED_BY
                 ours = labelled or ANNOTATION_WRITTEN in texts(metadata.get("annotations"))
-                states[name] = ConfigMapState(frozenset(section(raw, "data")), ours)
+                data = section(raw, "data")
+                mig_entries = frozenset(migfile.parse(text(data, MIG_KEY)))
+                states[name] = ConfigMapState(frozenset(data), ours, mig_entries)
         return states
 
     async def nodes(self) -> dict[str, tuple[NodeView, str, bool]]:

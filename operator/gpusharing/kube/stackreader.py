@@ -31,6 +31,7 @@ from gpusharing.planning.snapshot.stackviews import (
 )
 from gpusharing.planning.stack.drastack import find_doubles
 from gpusharing.planning.stack.mpsrepair import find_due, find_serving
+from gpusharing.planning.stack.pointers import find_unresolved
 from gpusharing.planning.stack.rivals import tell_twins
 from gpusharing.planning.wanted import migfile, pluginconfig
 from gpusharing.planning.wanted.target import known_times
@@ -172,7 +173,7 @@ class StackReader:
             seen_mig_entries=ours.seen_mig_entries,
             dra=dra,
         )
-        view = self._with_mps_nodes(view)
+        view = self._with_mps_nodes(self._with_missing_mig(view))
         if self._view != view:
             if not self.silent:
                 self._tell(self._view, view)
@@ -241,6 +242,14 @@ class StackReader:
             return ()  # no pointer to move; a Node that names a missing entry is reported on its own
         named = {node.labels.get(LABEL_PLUGIN_CONFIG, "") for node in self.sources.nodes.items.values()}
         return tuple(sorted(named - {"", *present}))
+
+    def _with_missing_mig(self, view: StackView) -> StackView:
+        """Return the view with the mig-parted configurations that Nodes name but our file does not give them
+        (`find_unresolved`), sorted. The view is returned unchanged if mig-manager already reads our file."""
+        if view.serves_our_mig_file:
+            return view
+        unresolved = find_unresolved(self.sources.nodes.items, self.sources.gpunodes.items, view)
+        return replace(view, missing_mig_entries=tuple(sorted(set(unresolved.values()))))
 
     def _foreign_map(self) -> str:
         """Return the name of one of our two ConfigMaps that somebody else created (`is_foreign`), the device plugin's

@@ -6,12 +6,12 @@ checked again.
 """
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache
 
-from gpusharing.api.names import PREFIX, DisruptionClass
+from gpusharing.api.names import LABEL_MIG_CONFIG, PREFIX, DisruptionClass
 from gpusharing.api.validation import validate_policy
 from gpusharing.cli.live.onlooker import applied
 from gpusharing.cli.setup.handmade import Handmade, find_handmade, find_unserved, find_unsettled, presume
@@ -26,7 +26,13 @@ from gpusharing.planning.stack.commands import helm_install, kubectl_patch, plai
 from gpusharing.planning.stack.installationviews import InstallationView, Place, Severity
 from gpusharing.planning.stack.nodesymptoms import PluginEntries, find_node_symptoms
 from gpusharing.planning.stack.otherplugins import OTHERS, explain_plugin
-from gpusharing.planning.stack.pointers import find_other_namespace, mig_pointer, plugin_pointer
+from gpusharing.planning.stack.pointers import (
+    find_other_namespace,
+    find_unresolved,
+    mig_pointer,
+    plugin_pointer,
+)
+from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import Assessed, has_gpu
 from gpusharing.planning.wanted.migfile import ALL_DISABLED, parse, parse_admin
@@ -118,7 +124,7 @@ def find_import(
         nodes = {name: handmade for name, handmade in nodes.items() if name not in refused}
         proposed, unnamed = propose(nodes.values(), pointed.nodes, taken)
     left_out |= dict.fromkeys(unnamed, NO_LABEL)
-    steps = tuple(find_steps(snapshot, admin, merged, missing=missing))
+    steps = tuple(find_steps(snapshot, admin, merged, now, missing=missing))
     return Import(proposed, dict(sorted(left_out.items())), len(ours), steps, missing)
 
 
@@ -206,7 +212,8 @@ def with_presumed(snapshot: ClusterSnapshot) -> ClusterSnapshot:
 def _refused(snapshot: ClusterSnapshot, proposed: Sequence[ProposedPolicy], now: datetime) -> dict[str, str]:
     """Return the nodes that would not be adopted, each with the reason (`_why`); empty if all would be. The planner
     makes a plan for the snapshot's policies and the proposed ones together, as if the operator had already written its
-    ConfigMaps for them, and these had reached all nodes. If some policies do not pass validation, only their nodes are
+    ConfigMaps for them, and these had reached all nodes. A node is not adopted either if mig-manager would not find its
+    configuration in our file (`find_unresolved`). If some policies do not pass validation, only their nodes are
     returned, and the planner does not run."""
     invalid = {
         node: f"no policy can express its configuration: {errors[0]}"
@@ -221,9 +228,26 @@ def _refused(snapshot: ClusterSnapshot, proposed: Sequence[ProposedPolicy], now:
     plan = plan_rollout(snapshot, now)
     since = now - timedelta(seconds=snapshot.settings.config_propagation)
     if (later := configured(snapshot, plan, since)) is not None:
-        plan = plan_rollout(later, now)
+        snapshot, plan = later, plan_rollout(later, now)
+    lost = _lost(snapshot)
     found = {node: _why(plan, policy.name, node) for policy in proposed for node in policy.nodes}
+    found |= {node: _unheld(lost[node]) for node in found.keys() & lost.keys()}
     return {node: why for node, why in found.items() if why}
+
+
+def _lost(snapshot: ClusterSnapshot) -> dict[str, str]:
+    """Return the nodes whose configuration mig-manager would not find in our file, each with its name
+    (`find_unresolved`). Empty if mig-manager does not read our file in this snapshot."""
+    stack = snapshot.stack
+    return find_unresolved(snapshot.nodes, snapshot.gpunodes, stack) if stack.serves_our_mig_file else {}
+
+
+def _unheld(config: str) -> str:
+    """Return a clause for people: the operator's file will not contain the mig-manager configuration `config`."""
+    return (
+        f"{LABEL_MIG_CONFIG} is {config}, which the operator's ConfigMap will not contain for its GPUs. Put the entry"
+        " into a ConfigMap of your own (gpuOperator.adminMigConfigMap)"
+    )
 
 
 def _why(plan: RolloutPlan, policy: str, node: str) -> str:
@@ -245,11 +269,17 @@ def _why(plan: RolloutPlan, policy: str, node: str) -> str:
 
 
 def find_steps(
-    snapshot: ClusterSnapshot, admin: AdminConfigMaps, merged: AdminMaps, *, missing: bool = False
+    snapshot: ClusterSnapshot,
+    admin: AdminConfigMaps,
+    merged: AdminMaps,
+    now: datetime,
+    *,
+    missing: bool = False,
 ) -> Iterator[tuple[str, str]]:
     """Yield the purpose and the command of each step that remains: merge the admin's entries into the operator's
     ConfigMaps (`helm upgrade`), wait until they are written, and name these ConfigMaps in ClusterPolicy or in NVIDIA's
-    own chart (`_point`). Each step that is not needed is left out, and there is no wait without the last step.
+    own chart (`_point`). Each step that is not needed is left out, and there is no wait without the last step. The
+    last step names the nodes on which mig-manager would then fail.
 
     If the operator is `missing`, the only steps are to install it, with the values that name the admin's ConfigMaps,
     and to run import again.
@@ -268,11 +298,13 @@ def find_steps(
         yield about, f"{upgrade} --set {values}"
     who, command = _point(snapshot, admin)
     if command:
-        if waiting := _wait(snapshot, admin):
+        pointed = with_pointers(snapshot, admin)
+        lost = _lost(configured(pointed, plan_rollout(pointed, now), now) or pointed)
+        if waiting := _wait(snapshot, admin, {*_lost(pointed).values()} - {*lost.values()}):
             yield "Wait until the operator has written its ConfigMaps", waiting
         about = (
             f"Point {who}; until then no policy is accepted. NVIDIA's operands restart once on every GPU node; running"
-            " pods keep their devices"
+            f" pods keep their devices{_warn(lost, snapshot)}"
         )
         yield about, command
 
@@ -291,14 +323,34 @@ def _values(admin: AdminConfigMaps, merged: AdminMaps) -> list[str]:
     ]
 
 
-def _wait(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> str:
+def _warn(lost: Mapping[str, str], snapshot: ClusterSnapshot) -> str:
+    """Return the end of a sentence that warns of the nodes in `lost`, on which mig-manager would fail or do nothing,
+    and says what to do first: to wait for their agents, or to correct the label. Empty if there are none."""
+    if not lost:
+        return ""
+    reports = {name: snapshot.gpunodes[name].observed for name in lost if name in snapshot.gpunodes}
+    unread = [name for name in sorted(lost) if reports.get(name) is None]
+    unknown = [f"{name} ({lost[name]})" for name in sorted(lost) if name not in unread]
+    parts = []
+    if unread:
+        parts.append(f"no agent has reported the GPUs of {some(unread)}; wait for that and run import again")
+    if unknown:
+        parts.append(
+            f"the operator's file will not have the {LABEL_MIG_CONFIG} of {some(unknown)}; correct it"
+        )
+    return f". First see to {counted(len(lost), 'node')} on which mig-manager would fail: {'; '.join(parts)}"
+
+
+def _wait(snapshot: ClusterSnapshot, admin: AdminConfigMaps, coming: Set[str]) -> str:
     """Return a shell loop that ends when the operator has written its ConfigMaps: each must have one entry that it
-    lacks now, the first by name. A ConfigMap that lacks none is not awaited; empty if neither lacks an entry. One entry
-    each is enough, because all are written at once."""
+    lacks now, the first by name. `coming` are the configurations that Nodes name and the operator will add to
+    mig-manager's; they count if that one lacks no other. A ConfigMap that lacks none is not awaited; empty if neither
+    lacks an entry. One entry each is enough, because all are written at once."""
     stack, settings = snapshot.stack, snapshot.settings
     plugin = sorted({NEUTRAL_KEY, *(admin.plugin.texts or {})} - stack.plugin_configs.keys())
     theirs = parse_admin(admin.mig_file or "").entries
-    mig = sorted({ALL_DISABLED, *theirs} - parse(stack.mig_file).keys())
+    present = parse(stack.mig_file).keys()
+    mig = sorted({ALL_DISABLED, *theirs} - present) or sorted(coming - present)
     awaited = []
     if plugin:
         awaited.append((settings.plugin_config_map, plugin[0].replace(".", "\\."), "-q ."))

@@ -53,8 +53,8 @@ def share(
 ) -> tuple[Action, ...]:
     """Return the writes that concern all nodes, in this order: `config`, finalizers, the claims of the fenced nodes and
     in `unfenced` with the failures, one of NVIDIA's objects, `classes`, and DeviceTaintRules. NVIDIA's object is
-    ClusterPolicy, only while there are no claims, or, if that needs no write now, the MPS DaemonSet. Needless writes
-    are left out. While cached data is stale, only the first three and ClusterPolicy are written."""
+    ClusterPolicy, only while there are no claims and no `config`, or, if that needs no write now, the MPS DaemonSet.
+    Needless writes are left out. While cached data is stale, only the first three and ClusterPolicy are written."""
     actions: list[Action] = [] if config is None else [config]
     nodes, fences = snapshot.nodes, fences_of(snapshot)
     claims = {
@@ -65,8 +65,9 @@ def share(
     actions += plan_finalizers(pools, claims.values(), [nodes[name] for name in fences], verdicts)
     if claims != dict(snapshot.claims) or failed_nodes != dict(snapshot.failed_nodes):
         actions.append(SetClaims(claims, failed_nodes))
+    quiet = not claims and config is None
     # The GPU Operator rewrites its DaemonSets when ClusterPolicy changes, so a repair waits for the next pass.
-    if (pointers := plan_pointers(snapshot.stack, snapshot.settings, quiet=not claims)) is not None:
+    if (pointers := plan_pointers(snapshot.stack, snapshot.settings, quiet=quiet)) is not None:
         actions.append(pointers)
     elif not snapshot.old_views and (repair := plan_repair(snapshot.stack, snapshot.settings)) is not None:
         actions.append(repair)  # stale views may show no MPS client where there is one

@@ -302,19 +302,21 @@ def _layouts_field(
 ) -> WrongField | None:
     """Return what is wrong with ClusterPolicy's `migManager.config.name` if the policy has spec.mig.layouts and
     mig-manager does not read our ConfigMap. None otherwise, and always without a ClusterPolicy. The WrongField has the
-    patch that corrects the field."""
+    patch that corrects the field; it is empty while mig-manager would fail on Nodes because our ConfigMap lacks their
+    entries."""
     if cluster_policy.plain is not None or spec.mig is None or spec.mig.layouts is None:
         return None
     if stack.serves_our_mig_file:
         return None
-    pointer = mig_pointer(cluster_policy, settings.mig_config_map)
+    merged = bool(stack.admin_mig_file)
+    pointer = mig_pointer(cluster_policy, settings.mig_config_map, stack.missing_mig_entries, merged=merged)
     configure = settings.configure_gpu_operator
     why = why_not_set(pointer, cluster_policy, configure=configure, error=stack.pointer_error)
     message = (
         f"spec.mig.layouts has no effect unless ClusterPolicy {pointer.field} is {pointer.ours}; it is now"
-        f" {pointer.text}{why}"
+        f" {pointer.text}{why}{pointer.merge_first}"
     )
-    return WrongField(message, pointer.patch)
+    return WrongField(message, {} if pointer.stops else pointer.patch)
 
 
 _PLUGIN, _DISCOVERY, _MIG_MANAGER = OPERANDS

@@ -6,7 +6,7 @@
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence, Set
 
 from gpusharing.api import names
-from gpusharing.api.names import LABEL_PLUGIN_CONFIG, Mode
+from gpusharing.api.names import LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG, Mode
 from gpusharing.api.selectors import matches
 from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, ClusterPolicyView, find_active
 from gpusharing.planning.snapshot.views import NodeView
@@ -104,14 +104,14 @@ def move(view: InstallationView, stack: ClusterPolicyView) -> str:
 
 def _merge(view: InstallationView, pointer: Pointer) -> str:
     """Return the command that merges the ConfigMap that the pointer names now into ours. For mig-manager, this is
-    needed if it may be the admin's and is not merged yet. For the device plugin, it is needed if ours lacks entries in
-    use; if merging would not provide them, the command shows which entries Nodes name. Empty if there is nothing to
-    merge."""
-    if pointer.field == MIG_POINTER:
-        unmerged = pointer.now != view.place.admin_mig_config_map and _is_admins(view, pointer.now)
-        return upgrade(view, f"gpuOperator.adminMigConfigMap={pointer.now}") if unmerged else ""
-    if pointer.stops and not pointer.merges:
-        return f"kubectl get nodes -L {LABEL_PLUGIN_CONFIG}"
+    needed if it may be the admin's and is not merged yet, and for the device plugin, if ours lacks entries in use. If
+    merging would not provide the entries in use, the command shows which entries Nodes name. Empty if there is nothing
+    to merge."""
+    mig = pointer.field == MIG_POINTER
+    if mig and pointer.now != view.place.admin_mig_config_map and _is_admins(view, pointer.now):
+        return upgrade(view, f"gpuOperator.adminMigConfigMap={pointer.now}")
+    if pointer.stops and (mig or not pointer.merges):
+        return f"kubectl get nodes -L {LABEL_MIG_CONFIG if mig else LABEL_PLUGIN_CONFIG}"
     return upgrade(view, f"gpuOperator.adminPluginConfigMap={pointer.now}") if pointer.stops else ""
 
 
@@ -489,14 +489,15 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
     else a warning. With NVIDIA's DRA stack, the strategy is not checked."""
     wanted = [one.spec for one in view.policies if one.spec is not None and one.spec.mode is Mode.MIG]
     wants_layouts = any(spec.mig is not None and spec.mig.layouts is not None for spec in wanted)
-    pointer = mig_pointer(policy, view.place.mig_config_map)
+    merged = view.place.admin_mig_config_map == policy.mig_config_name
+    pointer = mig_pointer(policy, view.place.mig_config_map, view.missing_mig_entries, merged=merged)
     if pointer.now != pointer.ours and not policy.is_off(MIG_MANAGER_SWITCH):
         yield (error if wants_layouts or view.is_void(pointer.now) else warning)(
             Topic.CLUSTER_POLICY,
             "MigConfigNotOurs",
             f"{policy.name}: {pointer.field} is {pointer.text},"
             f" {_effect(view, pointer, 'spec.mig.layouts is rejected')}"
-            f"{why_not_set(pointer, policy, configure=view.place.configure_gpu_operator)}",
+            f"{why_not_set(pointer, policy, configure=view.place.configure_gpu_operator)}{pointer.merge_first}",
             point(view, policy, pointer, kubectl_patch(policy.name, pointer.patch)),
         )
     fixed = "" if dra_stack_of(view).serves else policy.mig_strategy

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import field
 from enum import StrEnum
 
-from gpusharing.api.names import LABEL_PLUGIN_CONFIG
+from gpusharing.api.names import LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG
 from gpusharing.api.policy import LabelSelector
 from gpusharing.planning.snapshot.draviews import NO_DRA, DraView
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, FinderState
@@ -85,6 +85,8 @@ class ConfigMapState:
     """The keys of its data."""
     ours: bool
     """Whether it has our label or our record of writes."""
+    mig_entries: frozenset[str] = frozenset()
+    """The names of its mig-parted configurations. Only read for our own ConfigMap."""
 
 
 @value
@@ -187,6 +189,14 @@ class InstallationView:
         """The entries of the device plugin's ConfigMap that any Nodes name in their label for it, whether or not the
         ConfigMap has them."""
         return frozenset(one.labels.get(LABEL_PLUGIN_CONFIG, "") for one in self.nodes) - {""}
+
+    @property
+    def missing_mig_entries(self) -> tuple[str, ...]:
+        """The mig-parted configurations that Nodes name in their label and our ConfigMap lacks, sorted. Empty if our
+        ConfigMap does not exist or could not be read."""
+        config_map = self.config_maps.get(self.place.mig_config_map)
+        named = {one.labels.get(LABEL_MIG_CONFIG, "") for one in self.nodes}
+        return () if config_map is None else tuple(sorted(named - {"", *config_map.mig_entries}))
 
     @property
     def selectors(self) -> tuple[LabelSelector, ...] | None:

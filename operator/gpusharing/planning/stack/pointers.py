@@ -6,16 +6,17 @@ set it to anything else. An annotation in the same write remembers that. If some
 leaves it alone.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
-from gpusharing.api.names import LABEL_PLUGIN_CONFIG
+from gpusharing.api.names import LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG
 from gpusharing.planning.snapshot.actions import SetPointers
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView
-from gpusharing.planning.snapshot.views import PlanSettings
+from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
 from gpusharing.planning.stack.commands import Fields
 from gpusharing.planning.stack.drastack import find_dra_stack, is_complete
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.wanted.migfile import ALL_DISABLED, parse, parse_admin, resolve
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
 
 PLUGIN_POINTER, MIG_POINTER = "devicePlugin.config.name", "migManager.config.name"
@@ -43,8 +44,8 @@ class Pointer:
     """The default entry that ClusterPolicy names, if our ConfigMap lacks it, so that device plugins could not start
     with our ConfigMap. Empty otherwise."""
     missing_entries: tuple[str, ...] = ()
-    """Entries that Nodes name and our ConfigMap lacks. The device plugins of these Nodes could not start with our
-    ConfigMap."""
+    """Entries that Nodes name and our ConfigMap lacks. With our ConfigMap, the device plugins of these Nodes could not
+    start, or mig-manager would fail there."""
     absent_entries: frozenset[str] = frozenset()
     """The missing entries, and the default, as far as the ConfigMap that the pointer names now is known to lack them
     too."""
@@ -65,9 +66,9 @@ class Pointer:
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """The entries that device plugins use and our ConfigMap lacks, sorted. Device plugins that use them could not
-        start if the pointer named our ConfigMap. A default does not count if the pointer is not set, because then
-        nothing uses it and the patch removes it."""
+        """The entries that Nodes use and our ConfigMap lacks, sorted. Their device plugins could not start, or
+        mig-manager would fail there, if the pointer named our ConfigMap. A default does not count if the pointer is not
+        set, because then nothing uses it and the patch removes it."""
         default = {self.without_default} if self.without_default and self.now else set()
         return tuple(sorted({*self.missing_entries, *default}))
 
@@ -75,23 +76,30 @@ class Pointer:
     def merges(self) -> bool:
         """Whether some of `stops` may be in the ConfigMap that the pointer names now, so that merging its entries into
         ours helps."""
-        return bool(self.now) and not self.absent_entries.issuperset(self.stops)
+        return not self.is_free and not self.absent_entries.issuperset(self.stops)
 
     @property
     def merge_first(self) -> str:
         """What must be done before the pointer is set, and why, as a clause that begins with a semicolon: to set the
-        chart value that merges the ConfigMap that the pointer names now, if that helps (`merges`), else to remove the
-        label from Nodes. Empty if `stops` is empty."""
+        chart value that merges the ConfigMap that the pointer names now, if that helps (`merges`). Otherwise it is to
+        remove the label of the device plugin from Nodes, or for mig-manager, to wait for the agents or to correct the
+        label. Empty if `stops` is empty."""
         if not self.stops:
             return ""
+        mig = self.field == MIG_POINTER
+        kind, effect = (
+            ("Mig", "mig-manager will fail") if mig else ("Plugin", "their device plugins will not start")
+        )
         if self.merges:
-            first = f"first set chart value gpuOperator.adminPluginConfigMap={self.now}"
+            first = f"first set chart value gpuOperator.admin{kind}ConfigMap={self.now}"
+        elif mig:
+            first = f"wait until the agents have reported their GPUs, or correct the label {LABEL_MIG_CONFIG}"
         else:
             first = f"first remove the label {LABEL_PLUGIN_CONFIG}"
-        lackers = f"{self.ours} does" if self.merges or not self.now else f"{self.ours} and {self.now} do"
+        lackers = f"{self.ours} does" if self.merges or self.is_free else f"{self.ours} and {self.now} do"
         return (
-            f"; Nodes use {some(self.stops)}, which {lackers} not contain: {first}, or their device plugins will"
-            " not start (kubectl gpusharing import)"
+            f"; Nodes use {some(self.stops)}, which {lackers} not contain: {first}, or {effect}"
+            " (kubectl gpusharing import)"
         )
 
     @property
@@ -125,9 +133,46 @@ def plugin_pointer(
     )
 
 
-def mig_pointer(policy: ClusterPolicyView, ours: str) -> Pointer:
-    """Return mig-manager's pointer as ClusterPolicy has it. `ours` is the name of our ConfigMap."""
-    return Pointer(MIG_POINTER, ours, policy.mig_config_name, policy.mig_config_setter)
+def mig_pointer(
+    policy: ClusterPolicyView, ours: str, missing: tuple[str, ...] = (), *, merged: bool = False
+) -> Pointer:
+    """Return mig-manager's pointer as ClusterPolicy has it. `ours` is the name of our ConfigMap, and `missing` are the
+    entries that Nodes name and our ConfigMap lacks. `merged` says whether the admin's ConfigMap is merged into ours
+    already, so that merging it would not add them."""
+    absent = frozenset(missing) if merged else frozenset[str]()
+    return Pointer(
+        MIG_POINTER,
+        ours,
+        policy.mig_config_name,
+        policy.mig_config_setter,
+        missing_entries=missing,
+        absent_entries=absent,
+    )
+
+
+def find_unresolved(
+    nodes: Mapping[str, NodeView], gpunodes: Mapping[str, GPUNodeView], stack: StackView
+) -> dict[str, str]:
+    """Return the nodes on which mig-manager would fail, or do nothing, with our mig-parted file as it is now, each with
+    the name in its label nvidia.com/mig.config: the file has no entry of that name, or the entry does not cover all of
+    the node's GPUs, or no agent has reported these yet.
+
+    Coverage does not matter for all-disabled and for the admin's own entries. Nodes without the label, and nodes of
+    which no GPU supports MIG, are left out.
+    """
+    ours, anywhere = parse(stack.mig_file), {ALL_DISABLED, *parse_admin(stack.admin_mig_file).entries}
+    unresolved = {}
+    for name, node in nodes.items():
+        config = node.labels.get(LABEL_MIG_CONFIG, "")
+        entry, gpunode = ours.get(config), gpunodes.get(name)
+        observed = gpunode.observed if gpunode is not None else None
+        if not config or (entry and config in anywhere):
+            continue
+        if observed is not None and not any(gpu.mig_capable for gpu in observed.gpus):
+            continue
+        if not entry or observed is None or isinstance(resolve(entry, observed.gpus), str):
+            unresolved[name] = config
+    return unresolved
 
 
 def find_other_namespace(policy: ClusterPolicyView, ours: str) -> str:
@@ -143,10 +188,10 @@ def find_other_namespace(policy: ClusterPolicyView, ours: str) -> str:
 
 def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> SetPointers | None:
     """Return the write that sets ClusterPolicy's pointers to our ConfigMaps, or None if none must be set now. `quiet`
-    says whether no node is in the middle of a change.
+    says whether no node is in the middle of a change and our ConfigMaps need no write.
 
     None unless chart value gpuOperator.configure is on, the operator has written both ConfigMaps and neither belongs to
-    somebody else, and no node is in the middle of a change. It is also None if there is no ClusterPolicy, if several
+    somebody else, and it is `quiet`. It is also None if there is no ClusterPolicy, if several
     exist and it is unknown which one counts, or if its pods run in another namespace. Where NVIDIA's DRA stack serves
     the GPUs, only mig-manager's pointer is set, and only once the stack is complete.
 
@@ -162,7 +207,7 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
     if not quiet or not written or apart or stack.rival_policies or (dra.serves and not is_complete(dra)):
         return None
     plugin = plugin_pointer(policy, settings.plugin_config_map, stack.plugin_configs, stack.missing_entries)
-    mig = mig_pointer(policy, settings.mig_config_map)
+    mig = mig_pointer(policy, settings.mig_config_map, stack.missing_mig_entries)
     pointers = (mig,) if dra.serves else (plugin, mig)
     wanted = {
         pointer.field: pointer.ours
@@ -220,7 +265,7 @@ def _default_unheld(pointer: Pointer, policy: ClusterPolicyView, error: str) -> 
 
 def _entries_unheld(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
     """Return a clause if our ConfigMap lacks entries that Nodes name, else an empty string. With our ConfigMap, the
-    device plugins of these nodes could not start. Only `pointer` is used."""
+    device plugins of these nodes could not start, or mig-manager would fail there. Only `pointer` is used."""
     if not pointer.missing_entries:
         return ""
     return (
