@@ -1,6 +1,8 @@
 """`import` on clusters that people reported, with files that NVIDIA's programs refuse (cli/setup/importing.py,
 cli/setup/handmade.py)."""
 
+from dataclasses import replace
+
 import pytest
 from hack.cluster.nodes import LABEL_POOL
 from tests.build import (
@@ -26,6 +28,9 @@ from gpusharing.kube.sources import AdminMaps
 from gpusharing.planning.snapshot.views import GpuView
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
+from gpusharing.planning.wanted.migfile import well_known
+
+A30 = "NVIDIA A30"
 
 
 @virtually
@@ -116,3 +121,21 @@ def test_before_the_pointer_moves(name: str, gpu: GpuView | None, wait: str, wor
     assert [command for _, command in steps if command.startswith("until")] == ([steps[0][1]] if wait else [])
     assert wait in steps[0][1]
     assert steps[-1][0].endswith(words)
+
+
+def test_a_node_is_left_out_if_our_file_will_never_have_its_name() -> None:
+    """NVIDIA's name means something else on each of two cards whose PCI device ids we do not know."""
+    here, there = (replace(make_gpu(product=product), product=f"{product} v2") for product in (H100, A30))
+    layout = well_known((here,), "all-balanced")[0]
+    assert isinstance(layout, tuple)
+    stack = make_stack(cluster_policy=make_cluster_policy("", mig_config_name=""), models=[here, there])
+    labels = {MIG: "all-balanced", STATE: "success", LABEL_POOL: "z", PLUGIN: "any"}
+    nodes = [make_node(labels=labels), make_node("other", labels={LABEL_POOL: "y"})]
+    gpunodes = [make_gpunode(gpus=[replace(here, layout=layout)]), make_gpunode("other", gpus=[there])]
+    snapshot = make_snapshot(nodes, [], gpunodes=gpunodes, stack=stack)
+    entries = PluginEntries("theirs", "gpu-operator", {"any": "flags: {migStrategy: mixed}"})
+    found = find_import(snapshot, AdminConfigMaps(entries), AdminMaps(), NOW)
+    why = (
+        "nvidia.com/mig.config is all-balanced, which the operator's ConfigMap will not contain for its GPUs"
+    )
+    assert found.left_out["gpu-07"].startswith(why)

@@ -12,6 +12,7 @@ from tests.build import (
     make_cluster_policy,
     make_fence,
     make_gpu,
+    make_gpunode,
     make_node,
     make_policy,
     make_stack,
@@ -22,7 +23,7 @@ from tests.planning.cases import pair_of
 from gpusharing.planning.snapshot.actions import WriteConfig
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.stackviews import PlainStackView, StackView
-from gpusharing.planning.snapshot.views import GpuView, NodeView, PolicyView
+from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, PolicyView
 from gpusharing.planning.wanted import configmaps, migfile
 from gpusharing.planning.wanted.configmaps import referenced_entries
 from gpusharing.planning.wanted.pluginconfig import (
@@ -47,9 +48,10 @@ def plan_config(
     models: Mapping[str, GpuView],
     plugins: Mapping[str, PluginConfig],
     stack: StackView,
+    gpunodes: Mapping[str, GPUNodeView] | None = None,
 ) -> tuple[WriteConfig | None, bool]:
     """The plan for what these policies ask for."""
-    return configmaps.plan_config(wishes_of(policies), nodes, models, plugins, stack)
+    return configmaps.plan_config(wishes_of(policies), nodes, models, plugins, stack, gpunodes or {})
 
 
 def keys(policy: PolicyView) -> tuple[str, str]:
@@ -410,3 +412,55 @@ def test_a_configuration_that_only_a_node_tells_is_written_when_the_node_is_ther
     change, _ = plan_config([policy], [], MODELS, wanted, make_stack())
     assert change is not None
     assert key in change.plugin_configs
+
+
+# --- NVIDIA's names on cards whose PCI device ids we do not know ------------------------------------
+
+PRO, T4, A100 = "NVIDIA RTX PRO 5000 Blackwell", "Tesla T4", "NVIDIA A100-SXM4-40GB"
+UNLISTED = replace(make_gpu(product="NVIDIA H200"), product="NVIDIA H20-3e")
+
+
+@pytest.mark.parametrize("other", [T4, ""], ids=["a card without MIG", "a GPU that never answered"])
+def test_a_card_without_known_ids_keeps_its_names_beside(other: str) -> None:
+    beside = replace(make_gpu(product=T4), product=other)
+    file = migfile.parse(make_stack(models=[make_gpu(product=PRO), beside]).mig_file)
+    assert file["all-1g.24gb"] == [{"devices": "all", "mig-enabled": True, "mig-devices": {"1g.24gb": 2}}]
+
+
+def test_a_gpu_that_never_answered_changes_no_entry() -> None:
+    silent = replace(make_gpu(product=T4), product="")
+    assert make_stack(models=[make_gpu(), silent]).mig_file == make_stack(models=[make_gpu()]).mig_file
+
+
+def test_a_node_keeps_the_entry_that_it_names_when_a_card_joins_that_gives_the_name_another_meaning() -> None:
+    stack, models = (
+        make_stack(models=[UNLISTED]),
+        {one.product: one for one in (UNLISTED, make_gpu(product=A100))},
+    )
+    named, gpunodes = make_node(labels={MIG: "all-balanced"}), {"gpu-07": make_gpunode(gpus=[UNLISTED])}
+    change, retained = plan_config([], [named], models, {}, stack, gpunodes)
+    assert change is not None
+    assert retained, "so the next pass asks again"
+    gpus = (UNLISTED,)
+    kept = migfile.resolve(migfile.parse(change.mig_file)["all-balanced"], gpus)
+    assert kept == migfile.well_known(gpus, "all-balanced")
+    for free in (make_node(labels={MIG: "all-disabled"}), make_node(labels={MIG: "all-balanced"})):
+        reports = {} if free.labels[MIG] == "all-balanced" else gpunodes
+        change, _ = plan_config([], [free], models, {}, stack, reports)
+        assert change is not None
+        assert migfile.resolve(migfile.parse(change.mig_file)["all-balanced"], gpus) == (
+            "it does not cover GPU 0, because the operator does not know the PCI device ids of NVIDIA H20-3e;"
+            " use spec.mig.layouts"
+        )
+
+
+def test_an_entry_of_the_admins_replaces_a_well_known_name_under_a_node() -> None:
+    stack = replace(
+        make_stack(),
+        admin_mig_file=f"mig-configs: {{all-balanced: {WHOLE}}}".replace("'", '"').replace("False", "false"),
+    )
+    change, _ = plan_config(
+        [], [make_node(labels={MIG: "all-balanced"})], MODELS, {}, stack, {"gpu-07": make_gpunode()}
+    )
+    assert change is not None
+    assert migfile.parse(change.mig_file)["all-balanced"] == WHOLE

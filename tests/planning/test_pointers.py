@@ -145,6 +145,8 @@ UNRESOLVED: dict[str, tuple[str, GpuView | None, StackView, bool]] = {
     "a name that our file does not have yet": ("all-1g.10gb", H100, stack(models=[]), True),
     "a name that nobody knows": ("typo", H100, stack(), True),
     "a name that other cards have": ("all-1g.5gb", H100, stack(models=[H100, make_gpu(product=A100)]), True),
+    "a name that means something else on other cards": (
+        "all-balanced", H100, stack(models=[make_gpu(product=A100)]), True),
     "any name before the agent has reported": ("all-1g.10gb", None, stack(), True),
     "not a name of its card": ("all-1g.10gb", H100, stack(), False),
     "not an entry of the admin's": ("parts", None, stack(admin_mig_file=ROWS, mig_file=ROWS), False),

@@ -58,7 +58,7 @@ from gpusharing.planning.snapshot.actions import Action, WriteConfig
 from gpusharing.planning.snapshot.looks import Look, PassMemory
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.stackviews import StackView
-from gpusharing.planning.snapshot.views import ClusterSnapshot, GpuView, NodeView, PolicyView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, NodeView, PolicyView
 from gpusharing.planning.stack.acceptance import Terms, find_terms, wish_of
 from gpusharing.planning.stack.drastack import find_dra_stack, is_complete
 from gpusharing.planning.transition.callverdicts import Failing
@@ -413,7 +413,7 @@ def configure(
     date, or if somebody else's ConfigMap has the name of one of ours. The answer is cached in `memo` once nothing is
     left to write or to remove."""
     plugins = {target.plugin_key: target.plugin for target in targets if target.plugin_key}
-    question = partial(_configure, nodes=snapshot.nodes)
+    question = partial(_configure, nodes=snapshot.nodes, gpunodes=snapshot.gpunodes)
     wishes, models = memo.same("wishes", wishes), memo.same("models", models)
     known = (snapshot.policies, wishes, models, memo.same("plugins", plugins), snapshot.stack)
     return memo.ask(question, *known, lasts=lambda found: found == (None, False))[0]
@@ -427,9 +427,10 @@ def _configure(
     stack: StackView,
     *,
     nodes: Mapping[str, NodeView],
+    gpunodes: Mapping[str, GPUNodeView],
 ) -> tuple[WriteConfig | None, bool]:
     """Plan the ConfigMaps for the policies with a Wish in `wishes`, in the order of `policies`. Return the action that
     writes them, or None if none is needed, and whether they hold entries that no policy, card or file of the admin
     needs. Returns (None, False) if somebody else's ConfigMap with entries has one of our names."""
     readable = [found for one in policies if isinstance(found := wishes.get(one.name), Wish)]
-    return plan_config(readable, nodes.values(), models, plugins, stack)
+    return plan_config(readable, nodes.values(), models, plugins, stack, gpunodes)

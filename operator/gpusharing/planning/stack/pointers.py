@@ -16,7 +16,7 @@ from gpusharing.planning.stack.commands import Fields
 from gpusharing.planning.stack.drastack import find_dra_stack, is_complete
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.migfile import ALL_DISABLED, parse, parse_admin, resolve
+from gpusharing.planning.wanted.migfile import ALL_DISABLED, parse, parse_admin, resolve, well_known
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
 
 PLUGIN_POINTER, MIG_POINTER = "devicePlugin.config.name", "migManager.config.name"
@@ -155,24 +155,30 @@ def find_unresolved(
 ) -> dict[str, str]:
     """Return the nodes on which mig-manager would fail, or do nothing, with our mig-parted file as it is now, each with
     the name in its label nvidia.com/mig.config: the file has no entry of that name, or the entry does not cover all of
-    the node's GPUs, or no agent has reported these yet.
+    the node's GPUs or means something else than NVIDIA's name does there, or no agent has reported these yet.
 
-    Coverage does not matter for all-disabled and for the admin's own entries. Nodes without the label, and nodes of
+    The content does not matter for all-disabled and for the admin's own entries. Nodes without the label, and nodes of
     which no GPU supports MIG, are left out.
     """
-    ours, anywhere = parse(stack.mig_file), {ALL_DISABLED, *parse_admin(stack.admin_mig_file).entries}
-    unresolved = {}
-    for name, node in nodes.items():
-        config = node.labels.get(LABEL_MIG_CONFIG, "")
-        entry, gpunode = ours.get(config), gpunodes.get(name)
-        observed = gpunode.observed if gpunode is not None else None
-        if not config or (entry and config in anywhere):
-            continue
-        if observed is not None and not any(gpu.mig_capable for gpu in observed.gpus):
-            continue
-        if not entry or observed is None or isinstance(resolve(entry, observed.gpus), str):
-            unresolved[name] = config
-    return unresolved
+    named = ((name, node.labels.get(LABEL_MIG_CONFIG, "")) for name, node in nodes.items())
+    return {
+        name: config for name, config in named if config and not _resolves(config, gpunodes.get(name), stack)
+    }
+
+
+def _resolves(config: str, gpunode: GPUNodeView | None, stack: StackView) -> bool:
+    """Whether mig-manager can work with the configuration `config` of our file as it is now, on the node of `gpunode`,
+    as `find_unresolved` describes it."""
+    entry = parse(stack.mig_file).get(config)
+    if entry and config in {ALL_DISABLED, *parse_admin(stack.admin_mig_file).entries}:
+        return True
+    if gpunode is None or gpunode.observed is None:
+        return False
+    gpus = gpunode.observed.gpus
+    if not any(gpu.mig_capable for gpu in gpus):
+        return True
+    meaning, usual = resolve(entry or [], gpus), well_known(gpus, config)
+    return not isinstance(meaning, str) and (isinstance(usual, str) or meaning == usual)
 
 
 def find_other_namespace(policy: ClusterPolicyView, ours: str) -> str:

@@ -9,14 +9,18 @@ Terms: docs/design/glossary.md#fence.
 """
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from gpusharing.api import names
 from gpusharing.planning.snapshot.actions import WriteConfig
 from gpusharing.planning.snapshot.stackviews import StackView
-from gpusharing.planning.snapshot.views import GpuView, NodeView
+from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView
 from gpusharing.planning.wanted import migfile, pluginconfig
 from gpusharing.planning.wanted.pluginconfig import PluginConfig
 from gpusharing.planning.wanted.target import Wish
+
+NO_REPORTS: Mapping[str, GPUNodeView] = MappingProxyType({})
+"""No reports of agents."""
 
 
 def plan_config(
@@ -25,21 +29,28 @@ def plan_config(
     models: Mapping[str, GpuView],
     plugins: Mapping[str, PluginConfig],
     stack: StackView,
+    gpunodes: Mapping[str, GPUNodeView] = NO_REPORTS,
 ) -> tuple[WriteConfig | None, bool]:
     """Return the write that the ConfigMaps need, and whether they contain entries now, other than the neutral one, that
-    no policy, card or file of the admin needs. The write still keeps those entries that a Node names; a later pass may
-    remove them. The write is None if both ConfigMaps exist with the right content, our label, and a time of writing for
-    each entry. If somebody else created a ConfigMap with entries under one of our names, the result is None and False.
+    no policy, card or file of the admin needs in this form. The write still keeps those entries that a Node names; a
+    later pass may remove or change them. The write is None if both ConfigMaps exist with the right content, our label,
+    and a time of writing for each entry. If somebody else created a ConfigMap with entries under one of our names, the
+    result is None and False.
 
     `requests` is what the policies ask of every node, `models` has one GPU for each card model in the cluster by
-    product, and `plugins` has the device-plugin configurations of all targets by key.
+    product, and `plugins` has the device-plugin configurations of all targets by key. `gpunodes` has the reports of the
+    agents by node.
     """
     if stack.foreign_map:
         return None, False
-    plugin, entries = _wanted(requests, models, plugins, stack)
+    nodes = tuple(nodes)
+    well_known = migfile.well_known_entries({product: [gpu] for product, gpu in models.items()})
+    kept = _find_kept(well_known, nodes, gpunodes, stack)
+    plugin, entries = _wanted(requests, {**well_known, **kept}, plugins, stack)
     present = migfile.parse(stack.mig_file)
     neutral = {pluginconfig.NEUTRAL_KEY}
     unclaimed = (stack.plugin_configs.keys() - plugin.keys() - neutral) | (present.keys() - entries.keys())
+    unclaimed |= kept.keys()
     _retain(plugin, entries, nodes, stack)
     plugin.setdefault(pluginconfig.NEUTRAL_KEY, pluginconfig.NEUTRAL)
     if (
@@ -56,16 +67,16 @@ def plan_config(
 
 def _wanted(
     requests: Iterable[Wish],
-    models: Mapping[str, GpuView],
+    well_known: Mapping[str, migfile.Entry],
     plugins: Mapping[str, PluginConfig],
     stack: StackView,
 ) -> tuple[dict[str, str], dict[str, migfile.Entry]]:
-    """Return the entries that the policies, the admin and the cards in the cluster need. The first mapping has the
-    YAML of device-plugin configurations by key, and the second has mig-parted entries by name. If names collide, an
-    entry of a policy replaces one of the admin, which replaces one for the cards; all-disabled is always our own."""
+    """Return the entries that the policies and the admin need, and those for the cards (`well_known`). The first
+    mapping has the YAML of device-plugin configurations by key, and the second has mig-parted entries by name. If names
+    collide, an entry of a policy replaces one of the admin, which replaces one for the cards; all-disabled is always
+    our own."""
     plugin = dict(stack.admin_plugin_configs)
     plugin |= {key: pluginconfig.render(config) for key, config in plugins.items()}
-    well_known = migfile.well_known_entries({product: [gpu] for product, gpu in models.items()})
     entries = {**well_known, **migfile.parse_admin(stack.admin_mig_file).entries}
     entries[migfile.ALL_DISABLED] = well_known[migfile.ALL_DISABLED]  # every mode except MIG uses this name
     for request in requests:
@@ -73,6 +84,29 @@ def _wanted(
         if request.entry is not None:
             entries[request.mig_config] = request.entry
     return plugin, entries
+
+
+def _find_kept(
+    well_known: Mapping[str, migfile.Entry],
+    nodes: Iterable[NodeView],
+    gpunodes: Mapping[str, GPUNodeView],
+    stack: StackView,
+) -> dict[str, migfile.Entry]:
+    """Return those of our present entries that must not be replaced by the entry of the same name in `well_known`,
+    because a Node whose label names it would lose its configuration: the present entry gives the node's GPUs what
+    NVIDIA's name means on them, and the new one does not. That happens to cards whose PCI device ids are unknown when
+    another card joins."""
+    present, kept = migfile.sound_entries(stack.mig_file), dict[str, migfile.Entry]()
+    changed = {name for name, entry in well_known.items() if name in present and present[name] != entry}
+    for node in nodes if changed else ():
+        name, gpunode = node.labels.get(names.LABEL_MIG_CONFIG, ""), gpunodes.get(node.name)
+        if name not in changed or gpunode is None or gpunode.observed is None:
+            continue
+        gpus = gpunode.observed.gpus
+        meaning = migfile.well_known(gpus, name)
+        if migfile.resolve(present[name], gpus) == meaning != migfile.resolve(well_known[name], gpus):
+            kept[name] = present[name]
+    return kept
 
 
 def _retain(

@@ -315,10 +315,21 @@ def resolve(entry: Entry, gpus: Sequence[CardView]) -> tuple[Layout | None, ...]
     for row in entry:
         layout = normalize(_counts(row)) if row.get("mig-enabled") else None
         layouts |= {gpu.index: layout for gpu in gpus if _covers(row, gpu)}
-    missing = [str(gpu.index) for gpu in gpus if gpu.index not in layouts]
+    missing = [gpu for gpu in gpus if gpu.index not in layouts]
     if missing:
-        return f"it does not cover GPU {', '.join(missing)}"
+        return (
+            f"it does not cover GPU {', '.join(str(gpu.index) for gpu in missing)}{_unlisted(entry, missing)}"
+        )
     return tuple(layouts[gpu.index] for gpu in gpus)
+
+
+def _unlisted(entry: Entry, gpus: Sequence[CardView]) -> str:
+    """Return the end of a sentence about GPUs that the entry does not cover: that the PCI device ids of some of them
+    are unknown, and what to use instead. Empty if all are known, or if no row has a device-filter."""
+    unknown = sorted({gpu.product for gpu in gpus if not _identifiers(gpu.product)})
+    if not unknown or not any(map(_filters, entry)):
+        return ""
+    return f", because the operator does not know the PCI device ids of {', '.join(unknown)}; use spec.mig.layouts"
 
 
 def _counts(row: Mapping[str, Any]) -> dict[str, int]:
@@ -339,8 +350,7 @@ def _covers(row: Mapping[str, Any], gpu: CardView) -> bool:
     filters = _filters(row)
     if not filters:
         return True
-    card = find_card(gpu.product)
-    ours = {identifier.lower() for identifier in card.pci_device_ids} if card else set()
+    ours = {identifier.lower() for identifier in _identifiers(gpu.product)}
     return any(str(item).split(":")[0].lower() in ours for item in filters)
 
 
@@ -370,20 +380,24 @@ def well_known_entries(models: Mapping[str, Sequence[CardView]]) -> dict[str, En
     first of them; the others are sorted by name. `models` maps each product to a non-empty sequence of GPUs; only the
     first GPU of each is used.
 
-    A name that means the same on all models gets one row. Any other name gets one row for each model that has it,
-    limited to the PCI device ids of that model. A model whose ids are unknown is left out of such entries, and an entry
-    without rows is left out too.
+    A name that means the same on all models gets one row. So does a name that means the same on all models that have
+    it, if the PCI device ids of one of these are unknown. Any other name gets one row for each model that has it,
+    limited to the ids of that model. A model whose ids are unknown is left out of such entries, and an entry without
+    rows is left out too. GPUs without a product are ignored.
     """
+    present = sorted(filter(None, models))
     meanings: dict[str, list[tuple[str, Layout | None]]] = {}
-    for product in sorted(models):
+    for product in present:
         for name, layout in _generated(models[product][0].profiles).items():
             meanings.setdefault(name, []).append((product, layout))
     entries: dict[str, Entry] = {ALL_DISABLED: [{"devices": "all", "mig-enabled": False}]}
     for name, rows in sorted(meanings.items()):
         if name == ALL_DISABLED:
             continue
-        everywhere = len(rows) == len(models) and len({layout for _, layout in rows}) == 1
-        entry = [_row(None, rows[0][1])] if everywhere else _filtered(rows)
+        entry = _filtered(rows)
+        alone = len(rows) == len(present) or len(entry) < len(rows)
+        if alone and len({layout for _, layout in rows}) == 1:
+            entry = [_row(None, rows[0][1])]
         if entry:
             entries[name] = entry
     return entries
@@ -394,10 +408,15 @@ def _filtered(rows: Sequence[tuple[str, Layout | None]]) -> Entry:
     Products whose ids are unknown are left out, so the entry may be empty."""
     entry: Entry = []
     for product, layout in rows:
-        card = find_card(product)
-        if card and card.pci_device_ids:
-            entry.append(_row(list(card.pci_device_ids), layout))
+        if identifiers := _identifiers(product):
+            entry.append(_row(list(identifiers), layout))
     return entry
+
+
+def _identifiers(product: str) -> Sequence[str]:
+    """Return the PCI device ids of the product. Empty if they are not in our table."""
+    card = find_card(product)
+    return card.pci_device_ids if card else ()
 
 
 def _row(device_filter: list[str] | None, layout: Layout | None) -> dict[str, Any]:
