@@ -25,6 +25,7 @@ from gpusharing.cli.setup.adoption import AdminConfigMaps, find_import
 from gpusharing.cli.shell.troubles import FAILED
 from gpusharing.kube.client import CONFIG_MAPS
 from gpusharing.kube.sources import AdminMaps
+from gpusharing.planning.snapshot.stackviews import MpsDaemonView
 from gpusharing.planning.snapshot.views import GpuView
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
@@ -139,3 +140,35 @@ def test_a_node_is_left_out_if_our_file_will_never_have_its_name() -> None:
         "nvidia.com/mig.config is all-balanced, which the operator's ConfigMap will not contain for its GPUs"
     )
     assert found.left_out["gpu-07"].startswith(why)
+
+
+CLIENTS = "running pods keep their devices, except MPS clients: all those on 1 node (gpu-07) end, so drain"
+RESET = "Afterwards check PROCESS_TO_SIGNAL in DaemonSet nvidia-device-plugin-mps-control-daemon"
+NAMED_RIGHT = MpsDaemonView("v0.20.0", "mps-control-daemon", "mps-control-daemon", sees_host=True)
+
+
+@pytest.mark.parametrize(
+    ("share", "pointer", "daemon", "ends", "resets"),
+    [
+        pytest.param("mps", "theirs", None, True, False, id="an MPS node"),
+        pytest.param(
+            "mps", "theirs", NAMED_RIGHT, True, True, id="an MPS node whose daemon is found by its name"
+        ),
+        pytest.param("timeSlicing", "theirs", NAMED_RIGHT, False, False, id="a time-sliced node"),
+        pytest.param(
+            "mps", "gpusharing-device-plugin", None, False, False, id="only mig-manager's is to be set"
+        ),
+    ],
+)
+def test_the_last_step_says_whether_mps_clients_end(
+    share: str, pointer: str, daemon: MpsDaemonView | None, ends: bool, resets: bool
+) -> None:
+    text = f"version: v1\nsharing: {{{share}: {{resources: [{{name: nvidia.com/gpu, replicas: 4}}]}}}}"
+    cluster_policy = make_cluster_policy(pointer, mig_config_name="", mps_daemon=daemon)
+    node_ = make_node(labels={PLUGIN: "shared", LABEL_POOL: "z"})
+    snapshot = make_snapshot(
+        [node_], [], gpunodes=[make_gpunode()], stack=make_stack(cluster_policy=cluster_policy)
+    )
+    given = AdminConfigMaps(PluginEntries("theirs", "gpu-operator", {"shared": text}))
+    about, _ = find_import(snapshot, given, AdminMaps(), NOW).steps[-1]
+    assert (CLIENTS in about, RESET in about) == (ends, resets)

@@ -51,7 +51,7 @@ def plan_config(
     gpunodes: Mapping[str, GPUNodeView] | None = None,
 ) -> tuple[WriteConfig | None, bool]:
     """The plan for what these policies ask for."""
-    return configmaps.plan_config(wishes_of(policies), nodes, models, plugins, stack, gpunodes or {})
+    return configmaps.plan_config(wishes_of(policies), nodes, models, plugins, stack, gpunodes=gpunodes or {})
 
 
 def keys(policy: PolicyView) -> tuple[str, str]:

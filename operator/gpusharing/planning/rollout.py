@@ -433,4 +433,4 @@ def _configure(
     writes them, or None if none is needed, and whether they hold entries that no policy, card or file of the admin
     needs. Returns (None, False) if somebody else's ConfigMap with entries has one of our names."""
     readable = [found for one in policies if isinstance(found := wishes.get(one.name), Wish)]
-    return plan_config(readable, nodes.values(), models, plugins, stack, gpunodes)
+    return plan_config(readable, nodes.values(), models, plugins, stack, gpunodes=gpunodes)

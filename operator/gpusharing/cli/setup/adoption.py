@@ -38,6 +38,7 @@ from gpusharing.planning.wanted.assess import Assessed, has_gpu
 from gpusharing.planning.wanted.migfile import ALL_DISABLED, parse, parse_admin
 from gpusharing.planning.wanted.ownership import Owners, find_contenders
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
+from gpusharing.planning.wanted.verify import is_told_mps
 
 NO_LABEL = (
     "no pool label distinguishes these nodes from others; label them, for example with gpusharing.dev/pool,"
@@ -279,7 +280,7 @@ def find_steps(
     """Yield the purpose and the command of each step that remains: merge the admin's entries into the operator's
     ConfigMaps (`helm upgrade`), wait until they are written, and name these ConfigMaps in ClusterPolicy or in NVIDIA's
     own chart (`_point`). Each step that is not needed is left out, and there is no wait without the last step. The
-    last step names the nodes on which mig-manager would then fail.
+    last step names the nodes whose MPS clients would end, and those on which mig-manager would fail.
 
     If the operator is `missing`, the only steps are to install it, with the values that name the admin's ConfigMaps,
     and to run import again.
@@ -304,7 +305,7 @@ def find_steps(
             yield "Wait until the operator has written its ConfigMaps", waiting
         about = (
             f"Point {who}; until then no policy is accepted. NVIDIA's operands restart once on every GPU node; running"
-            f" pods keep their devices{_warn(lost, snapshot)}"
+            f" pods keep their devices{_end_clients(snapshot, pointed)}{_warn(lost, snapshot)}"
         )
         yield about, command
 
@@ -321,6 +322,24 @@ def _values(admin: AdminConfigMaps, merged: AdminMaps) -> list[str]:
         for name, (wanted, now, content) in values.items()
         if content is not None and wanted not in ("", now)
     ]
+
+
+def _end_clients(snapshot: ClusterSnapshot, pointed: ClusterSnapshot) -> str:
+    """Return the end of a sentence that excepts the MPS clients of the nodes with MPS in `pointed`, the snapshot as it
+    will be: the new ConfigMap restarts all MPS daemons (docs/design/nvidia.md#b5). If config-manager finds the daemon
+    today, a second sentence says to check its variable, which the GPU Operator may reset. Empty without such nodes, and
+    if the device plugin reads our ConfigMap already."""
+    policy, settings = snapshot.stack.cluster_policy, snapshot.settings
+    nodes = sorted(name for name, node in pointed.nodes.items() if is_told_mps(node, pointed.stack))
+    if policy is None or policy.plugin_config_name == settings.plugin_config_map or not nodes:
+        return ""
+    text = (
+        f", except MPS clients: all those on {counted(len(nodes), 'node')} ({some(nodes)}) end, so drain these nodes"
+        " first or choose a maintenance window"
+    )
+    if (daemon := policy.mps_daemon) is None or daemon.signalled != daemon.program:
+        return text
+    return f"{text}. Afterwards check PROCESS_TO_SIGNAL in DaemonSet {daemon.name}: the GPU Operator may have reset it"
 
 
 def _warn(lost: Mapping[str, str], snapshot: ClusterSnapshot) -> str:

@@ -29,6 +29,7 @@ def plan_config(
     models: Mapping[str, GpuView],
     plugins: Mapping[str, PluginConfig],
     stack: StackView,
+    *,
     gpunodes: Mapping[str, GPUNodeView] = NO_REPORTS,
 ) -> tuple[WriteConfig | None, bool]:
     """Return the write that the ConfigMaps need, and whether they contain entries now, other than the neutral one, that
