@@ -170,6 +170,13 @@ def test_lists_are_taken_with_commas_between_and_may_be_empty() -> None:
     assert from_environment({"GPUSHARING_PROTECTED_NAMESPACES": ""}).plan.protected_namespaces == ()
 
 
+def test_the_guard_is_a_word_and_true_is_that_of_an_older_chart() -> None:
+    found = {text: from_environment({PREFIX + "GUARD": text}).plan.guard for text in ("true", "validating")}
+    assert found == {"true": "mutating", "validating": "validating"}
+    with pytest.raises(SettingsError, match="is not one of false, mutating, validating"):
+        from_environment({PREFIX + "GUARD": "on"})
+
+
 def test_a_switch_is_true_or_false() -> None:
     for text, value in {"true": True, "false": False}.items():
         assert (

@@ -254,7 +254,7 @@ def test_a_pod_has_each_device_of_its_own_claims_once_and_its_affinity_counts() 
     required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
     spec = {"containers": [{}], "resourceClaims": claims, "affinity": {"nodeAffinity": required}}
     raw = pod(spec=spec, status={"extendedResourceClaimStatus": {"resourceClaimName": "special"}})
-    held = {"one": ("gpu-1", "gpu-0"), "two": ("gpu-1",), "odd": None, "special": ("gpu-7",)}
+    held = {"one": ("gpu-1", "gpu-0"), "two": ("gpu-1", ""), "odd": None, "special": ("gpu-7",)}
     view = pod_view(raw, {f"team-a/{name}": devices for name, devices in held.items()})
     assert (view.dra, view.devices) == ("gpu", ("gpu-1", "gpu-0"))
     assert view.node_terms == ((("a", "Exists", ()),),)
@@ -265,16 +265,35 @@ def result(driver: str, **more: Any) -> JSON:
     return {"status": {"allocation": {"devices": {"results": results}}}}
 
 
+def asking(device_class: str, selector: str) -> JSON:
+    """A claim for one device of this class that the selector allows, which holds gpu-0."""
+    exactly = {"deviceClassName": device_class, "selectors": [{"cel": {"expression": selector}}]}
+    requests = [{"name": "other", "exactly": {}}, {"name": "gpu", "exactly": exactly}]
+    return {**result("gpu.nvidia.com", request="gpu"), "spec": {"devices": {"requests": requests}}}
+
+
 @pytest.mark.parametrize(
     ("claim", "devices"),
     [
         (result("gpu.nvidia.com"), ("gpu-0",)),
+        (asking("mig.nvidia.com", "device.attributes['gpu.nvidia.com'].profile == '1g.10gb'"), ("gpu-0",)),
+        (asking("mig.nvidia.com", "device.driver == 'gpu.nvidia.com'"), ("",)),
+        (result("gpu.nvidia.com", request="gpu/any"), ("",)),
         (result("gpu.nvidia.com", adminAccess=True), ()),
         (result("nic.example.com"), ()),
         ({"status": {}}, ()),
         ({"status": {"allocation": {"devices": {}}}}, None),
     ],
-    ids=["a GPU", "monitoring", "another driver", "not allocated", "malformed"],
+    ids=[
+        "a GPU",
+        "a MIG device of a profile",
+        "any MIG device",
+        "one of several alternatives",
+        "monitoring",
+        "another driver",
+        "not allocated",
+        "malformed",
+    ],
 )
 def test_a_claim_holds(claim: JSON, devices: tuple[str, ...] | None) -> None:
     assert claimed_devices(claim) == devices

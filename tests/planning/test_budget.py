@@ -291,6 +291,8 @@ CROWDS: dict[str, tuple[ClusterSnapshot, bool, Reason | None]] = {
         in_flight(True, memory=begun(("team-a/llm", 1))), False, Reason.PDB),
     "they cannot be listed while it settles, but were before": (
         in_flight(True, work=UNLISTED, memory=begun(("team-a/llm", 1))), False, Reason.PDB),
+    "they cannot be listed after that either": (
+        in_flight(False, work=UNLISTED, memory=begun(("team-a/llm", 1))), False, Reason.PDB),
     "they cannot be listed while it settles, and nobody knows them": (
         in_flight(True, work=UNLISTED), False, Reason.PROGRESSING),
     "no budget guarded its pods when it was fenced": (in_flight(True, memory=begun()), True, None),

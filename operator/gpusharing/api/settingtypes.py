@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -64,6 +64,11 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 """A port number; 0 turns the port off."""
 Switch = Annotated[bool, BeforeValidator(_is_on)]
 """`true` or `false`; any other word is rejected."""
+Guard = Annotated[
+    Literal["false", "mutating", "validating"],
+    BeforeValidator(lambda text: "mutating" if text == "true" else text),
+]
+"""How the chart's guard for tenants acts. `true`, which the chart of 0.1.0 writes, counts as `mutating`."""
 Labels = Annotated[tuple[str, ...], listed(_find_no_mark)]
 """Comma-separated labels, each written as key=value."""
 Namespaces = Annotated[tuple[str, ...], listed(_find_no_namespace)]

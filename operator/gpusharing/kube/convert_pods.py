@@ -29,7 +29,8 @@ CORDON_TAINT = "node.kubernetes.io/unschedulable"
 MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
 
 ClaimedDevices = tuple[str, ...] | None
-"""The names of the devices of NVIDIA's DRA driver that a ResourceClaim holds; None if it cannot be read."""
+"""The names of the devices of NVIDIA's DRA driver that a ResourceClaim holds, with an empty string for each one that a
+device of another kind could replace (`_accepts_others`). None if the claim cannot be read."""
 
 NO_END = 10**9
 """Seconds that stand for a grace period which no drain outlasts."""
@@ -60,7 +61,7 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ClaimedDevices]) -> PodVie
         mirror=_is_mirror(metadata),
         resources=resources,
         dra=dra,
-        devices=tuple(dict.fromkeys(name for names in own for name in names or ())),
+        devices=tuple(dict.fromkeys(name for names in own for name in names or () if name)),
         node_selector=interned(part(raw, "spec", "nodeSelector")),
         node_terms=node_terms(raw) if resources or dra != "none" or gpu_groups(labels) else (),
         deleted_at=_deleted_at(metadata),
@@ -134,18 +135,30 @@ def _extended_claims(raw: JSON) -> tuple[str, ...]:
 
 def claimed_devices(raw: JSON) -> ClaimedDevices:
     """Return the names of the devices that gpu.nvidia.com allocated for a ResourceClaim without adminAccess (G3, G6,
-    G7). Empty if there is none, also while nothing is allocated yet; None if the allocation cannot be read. A missing
-    name becomes an empty string."""
+    G7), with an empty string for a device that has no name or that one of another kind could replace. Empty if there is
+    none, also while nothing is allocated yet; None if the allocation cannot be read."""
     allocation = part(raw, "status", "allocation")
     if allocation is None:
         return ()
     if not isinstance(part(allocation, "devices", "results"), list):
         return None
     return tuple(
-        text(result, "device")
+        "" if _accepts_others(raw, text(result, "request")) else text(result, "device")
         for result in entries(allocation, "devices", "results")
         if result.get("driver") == DRA_DRIVER and result.get("adminAccess") is not True
     )
+
+
+def _accepts_others(raw: JSON, request: str) -> bool:
+    """Whether this request of a ResourceClaim could also be met by another kind of device than the allocated one: it is
+    one of several alternatives (firstAvailable), or it asks for a MIG device by NVIDIA's own class without a selector
+    that names a profile. What other classes select is not known; they count as accepting one kind only."""
+    if "/" in request:  # REQUEST/ALTERNATIVE
+        return True
+    rows = (row for row in entries(raw, "spec", "devices", "requests") if text(row, "name") == request)
+    exactly = next((section(row, "exactly") for row in rows), {})
+    named = any("profile" in text(row, "cel", "expression") for row in entries(exactly, "selectors"))
+    return text(exactly, "deviceClassName") == "mig.nvidia.com" and not named
 
 
 def pdb_view(raw: JSON) -> PdbView:

@@ -11,7 +11,7 @@ in Kubernetes 1.32 it cannot evaluate the expression of the patch. */}}
 {{- define "gpusharing.guard" -}}
 {{- $served := include "gpusharing.mutatingVersion" . }}
 {{- $mutates := ternary (ne $served "") (eq .Values.guard.kind "mutating") (eq .Values.guard.kind "auto") }}
-{{- ternary (ternary "mutating" "validating" $mutates) "false" .Values.guard.enabled }}
+{{- ternary (ternary "mutating" "validating" $mutates) "false" (not (not .Values.guard.enabled)) }}
 {{- end }}
 {{- /* What both policies of the guard share. Which pods they are for: the same names as names.is_gpu_resource. */}}
 {{- define "gpusharing.guardMatches" -}}

@@ -85,11 +85,12 @@ class Ledger:
 
     def add_in_flight(self, snapshot: ClusterSnapshot, verdict: Verdict) -> Look | None:
         """Add to `crowd` how many pods of a fenced node still have to be evicted under each budget. If the node's pods
-        were just listed, its verdict has the numbers. If they were not, or the LIST failed, while the node settles
-        after the cordon, the numbers come from the look made before its fence; if there is none, or it found blockers,
-        `crowd_known` becomes false. Nothing is added in other phases without a LIST, for a node that cannot be judged,
-        or if the change needs no cordon. In any case, add the node to `keepers` if it occupies its slot until somebody
-        acts: its change failed, its drain is held after the deadline, or its phase is not one of a change in flight.
+        were just listed, its verdict has the numbers. While the node settles after the cordon, and while its LISTs
+        fail, the numbers come from the look made before its fence. If there is none, or it found blockers, nothing is
+        added, and `crowd_known` becomes false if the node settles. Nothing is added in other phases without a LIST, for
+        a node that cannot be judged, or if the change needs no cordon. In any case, add the node to `keepers` if it
+        occupies its slot until somebody acts: its change failed, its drain is held after the deadline, or its phase is
+        not one of a change in flight.
 
         Return the look if it was used, so that the caller can keep it, else None.
         """
@@ -103,11 +104,14 @@ class Ledger:
         if (work := snapshot.work.get(node.name)) is not None and not work.error:
             self.crowd.update(dict(verdict.needs))
             return None
-        if verdict.reason is not Reason.SETTLING:  # nothing is evicted there before its pods are listed
+        settles = verdict.reason is Reason.SETTLING
+        if (
+            not settles and verdict.reason is not Reason.LIST_FAILED
+        ):  # nothing is evicted before the pods are listed
             return None
         look = snapshot.memory.looks.get(node.name)
         if look is None or look.blockers:
-            self.crowd_known = False
+            self.crowd_known = self.crowd_known and not settles
             return None
         self.crowd.update(dict(look.needs))
         return look

@@ -81,8 +81,8 @@ class PodView:
     """What its ResourceClaims hold: `gpu` if gpu.nvidia.com allocated a claim without adminAccess, or `unresolved` if
     a claim cannot be read, which counts like `gpu`."""
     devices: tuple[str, ...] = ()
-    """Names of the devices of gpu.nvidia.com that the ResourceClaims in its spec hold, each once. Devices behind an
-    extended resource are left out, because `resources` counts them."""
+    """Names of the devices of gpu.nvidia.com that the ResourceClaims in its spec hold, each once. Left out are devices
+    behind an extended resource, because `resources` counts them, and devices that another kind could replace."""
     node_selector: Mapping[str, str] = field(default_factory=dict)
     """spec.nodeSelector."""
     node_terms: tuple[tuple[Row, ...], ...] = ()

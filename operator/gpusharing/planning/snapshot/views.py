@@ -15,7 +15,7 @@ from typing import Literal
 
 from gpusharing.api.names import LABEL_DEPLOY_PREFIX, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.api.settingtypes import Count, Labels, Namespaces, Period, Seconds, Switch
+from gpusharing.api.settingtypes import Count, Guard, Labels, Namespaces, Period, Seconds, Switch
 from gpusharing.api.validation import Problem
 from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.gpus.drivers import DriverVersions
@@ -359,7 +359,7 @@ class PlanSettings:
     device_taints: Switch = False
     """Fence nodes by DeviceTaintRules in place of cordons where NVIDIA's DRA driver serves the GPUs and the scheduler
     is shown to obey such rules; the chart's value dra.deviceTaints grants the rights."""
-    guard: Literal["false", "mutating", "validating"] = "false"
+    guard: Guard = "false"
     """How the chart's guard keeps GPU pods of namespaces with the isolation label on nodes that isolate: by adding the
     requirement to new pods, or by refusing pods without it. The replacement of an evicted pod is a new pod, too."""
     refuse_unsafe_drivers: Switch = True
