@@ -282,7 +282,7 @@ def test_a_change_that_leaves_a_tenant_no_admitted_node_waits_and_says_why(
     wait_until(lambda: accounts(api, "team-late"), SECONDS, "the account")
     for mode in ("full", "mig"):
         api.delete(f"/api/v1/nodes/on-{mode}")
-    with product.pool(H100) as pool, product.operator(guard="true"):
+    with product.pool(H100) as pool, product.operator(guard="mutating"):
         pool.apply({"mode": "Full"})
         pool.wait_synced()
         pod = spec(nodeSelector={"gpusharing.dev/pool": pool.name}, terminationGracePeriodSeconds=1)
