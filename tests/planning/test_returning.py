@@ -6,16 +6,18 @@ from typing import Any
 
 import pytest
 from tests.build import NOW, at, make_fence, make_node, make_policy
-from tests.planning.cases import pool_of, run_until
-from tests.planning.changes import changing, fence_to
+from tests.planning.cases import MIXED, SLICED, pool_of, run_until
+from tests.planning.changes import changing, fence_to, only
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.pools.waves import hold_together
 from gpusharing.planning.report.transition import until_when, who_keeps
 from gpusharing.planning.snapshot.actions import Release, UpdateFence
+from gpusharing.planning.snapshot.callfailures import CallFailure
 from gpusharing.planning.snapshot.records import Fence, Verified
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.transition.after import after_pnr
+from gpusharing.planning.transition.callverdicts import named
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 
@@ -93,7 +95,25 @@ def test_a_node_that_waits_for_its_wave_may_have_its_plugin_restarted(
     fence = fence_to(POLICY, at(-600), wave="w", proven=at(-100), deadline=at(-60))
     verdict = after_pnr(changing(POLICY, fence=fence, now=now, node={"resources": {}}))
     assert (verdict.phase, verdict.reason) == (phase, Reason.ALLOCATABLE_MISMATCH)
-    assert verdict.wake == (None if wake is None else at(wake))
+    assert (verdict.wake, verdict.deadline) == (None if wake is None else at(wake), at(200))
+
+
+def test_a_node_that_waits_for_its_wave_follows_a_new_spec_in_time() -> None:
+    """A change that was proven in time has not failed when its own deadline passes."""
+    fence = fence_to(MIXED, at(-600), wave="w", proven=at(-100), deadline=at(-60))
+    verdict = after_pnr(changing(SLICED, fence=fence, now=0))
+    assert "after the deadline" not in verdict.message
+    assert all(
+        action.fence.failed_version is None for action in verdict.actions if isinstance(action, UpdateFence)
+    )
+
+
+def test_a_step_of_a_node_that_waits_for_its_wave_is_not_late_because_its_call_fails() -> None:
+    fence = fence_to(POLICY, at(-600), wave="w", proven=at(-100), deadline=at(-60))
+    verdict = after_pnr(changing(POLICY, fence=fence, now=0, node={"unschedulable": False}))
+    assert isinstance(only(verdict), UpdateFence)
+    failure = CallFailure("the server is away", at(8), tries=3)
+    assert named(verdict, failure, at(0), fence).phase is Phase.RECONFIGURING
 
 
 def test_a_node_that_was_not_proven_fails_at_its_deadline() -> None:

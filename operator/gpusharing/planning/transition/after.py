@@ -14,16 +14,15 @@ docs/design/glossary.md#wave.
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from datetime import datetime
 from typing import Generic, TypeVar
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
-from gpusharing.api.validation import parse_duration
 from gpusharing.planning.snapshot.actions import Actuate, Release, RestartOperand, UpdateFence
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.actuation import restart_pod, run
 from gpusharing.planning.transition.attempts import (
+    change_deadline,
     goes_back,
     is_late,
     owe,
@@ -56,7 +55,7 @@ from gpusharing.planning.wanted.verify import Comparison, find_mismatch
 def after_pnr(case: FencedCase) -> Verdict:
     """Return the verdict with the next step of a node whose fence stage is `actuating`. If the node is being rolled
     back, its last proven layout is the target, and the verdict mentions the rollback (`present_way_back`). Either way
-    the deadline of the fence is applied (`_in_time`)."""
+    the deadline of the change is applied (`_in_time`)."""
     back = find_way_back(case)
     if back is None:
         return _in_time(case, _way(case))
@@ -64,20 +63,21 @@ def after_pnr(case: FencedCase) -> Verdict:
 
 
 def _in_time(case: FencedCase, verdict: Verdict) -> Verdict:
-    """Return the verdict after applying the deadline of the fence. A Failed verdict, or one with an action of a type in
-    _STEPS, is returned unchanged. Before the deadline, `wake` is set to the deadline if it is later or None; a node
-    that was proven and waits for its wave has a later one (`_deadline`). After it, the verdict becomes Failed, says
-    that the step timed out and which command tries again, and keeps its actions and a `wake` that lies ahead; the
-    reason ActuationInProgress becomes ActuatorStuck and others stay.
+    """Return the verdict after applying the deadline of the change (`change_deadline`), which every verdict shows. It
+    changes nothing else in a Failed verdict or one with an action of a type in _STEPS. Before the deadline, `wake` is
+    set to the deadline if it is later or None. After it, the verdict becomes Failed, says that the step timed out and
+    which command tries again, and keeps its actions and a `wake` that lies ahead; the reason ActuationInProgress
+    becomes ActuatorStuck and others stay.
 
     While the answer of a Ready agent is awaited (ObservationPending) and the fence records no failure, this happens at
     `answer_due` at the earliest, and until then `wake` is no later than that. If `_failed` begins another run or a
     rollback, the verdict of `_failed` is returned instead.
     """
+    deadline = change_deadline(case)
+    verdict = replace(verdict, deadline=deadline)
     if verdict.phase is Phase.FAILED or any(isinstance(action, _STEPS) for action in verdict.actions):
         return verdict
-    deadline = _deadline(case)
-    if not (is_late(case) if deadline == case.fence.deadline else case.now >= deadline):
+    if not is_late(case):
         return replace(verdict, wake=min(verdict.wake or deadline, deadline))
     awaited = verdict.reason is Reason.OBSERVATION_PENDING and case.agent_ready and case.fence.failed is None
     if awaited and case.now < (due := answer_due(case)):
@@ -91,17 +91,6 @@ def _in_time(case: FencedCase, verdict: Verdict) -> Verdict:
         return late
     wake = verdict.wake if verdict.wake is not None and verdict.wake > case.now else None
     return replace(verdict, phase=late.phase, reason=reason, message=late.message, wake=wake)
-
-
-def _deadline(case: FencedCase) -> datetime:
-    """Return when the change counts as failed: at the deadline of the fence or, if the node was proven since its last
-    run, at the end of `timeouts.verification` from then on, if that is later. A node that waits for its wave may so
-    have its device plugin restarted. The deadline of the fence counts if no readable policy drives the node."""
-    proven, deadline = case.fence.proven, case.fence.deadline
-    spec = case.assessment.policy.spec if case.assessment is not None else None
-    if proven is None or spec is None:
-        return deadline
-    return max(deadline, proven + parse_duration(spec.rollout.timeouts.verification))
 
 
 _STEPS = (Actuate, Release, RestartOperand, UpdateFence)

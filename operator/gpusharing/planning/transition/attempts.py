@@ -84,10 +84,21 @@ def still_failed(case: FencedCase) -> datetime | None:
     return None if case.fence.failed is None else min(case.fence.failed, case.now)
 
 
+def change_deadline(case: FencedCase) -> datetime:
+    """Return when the change counts as failed: at the deadline of the fence or, if the node was proven since its last
+    run, at the end of `timeouts.verification` from then on, if that is later. A node that waits for its wave may so
+    have its device plugin restarted. The deadline of the fence counts if no readable policy drives the node."""
+    proof, deadline = case.fence.proven, case.fence.deadline
+    spec = case.assessment.policy.spec if case.assessment is not None else None
+    if proof is None or spec is None:
+        return deadline
+    return max(deadline, proof + parse_duration(spec.rollout.timeouts.verification))
+
+
 def is_late(case: FencedCase) -> bool:
-    """Whether the fence's deadline has passed, or had passed when the failure was recorded. The answer makes sense
-    only for a change past the PNR."""
-    failed, deadline = case.fence.failed, case.fence.deadline
+    """Whether the deadline of the change (`change_deadline`) has passed, or had passed when the failure was recorded.
+    The answer makes sense only for a change past the PNR."""
+    failed, deadline = case.fence.failed, change_deadline(case)
     return case.now >= deadline or (failed is not None and failed >= deadline)
 
 
