@@ -284,6 +284,22 @@ def test_it_may_not_begin(case: NodeCase, reason: Reason, until: object) -> None
     assert (gate.reason, gate.until) == (reason, until), gate.message
 
 
+OWN_NAME = adopted(SLICED, PLUGIN_CONFIG, pair_of(SLICED)[1], node={**NO_PLUGIN, "retry": "again"})
+
+
+def test_what_would_mend_a_node_that_the_device_plugin_left_is_told() -> None:
+    """A person may have the plugin restarted by the operator's own name, unless the node has it already."""
+    alias = adopted(SLICED, PLUGIN_CONFIG, ALIAS, node=NO_PLUGIN)
+    found = find_gate(alias, assessed_of(alias))
+    assert found is not None
+    assert found.message.endswith(
+        f"kubectl annotate gpunode gpu-07 --overwrite {names.ANNOTATION_RETRY}=again"
+    )
+    own = find_gate(OWN_NAME, assessed_of(OWN_NAME))
+    assert own is not None
+    assert own.message.endswith("; no label that the operator sets would fix that")
+
+
 OPEN: dict[str, NodeCase] = {
     "nothing is in the way": make_case(MIXED),
     "the label for skipping is false": make_case(MIXED, labels={names.LABEL_SKIP: "false"}),
@@ -327,6 +343,9 @@ OPEN: dict[str, NodeCase] = {
     "drift has lasted for its grace": drifted(drifting_since=at(-60)),
     "another name has GFD restarted, which disturbs no pod": adopted(
         SLICED, PLUGIN_CONFIG, ALIAS, labels=NO_GFD
+    ),
+    "a person asks for the operator's own name, which has the device plugin restarted": adopted(
+        SLICED, PLUGIN_CONFIG, ALIAS, node={**NO_PLUGIN, "retry": "again"}
     ),
     "the instances of an admin's entry are lost": adopted(
         MIXED, MIG_CONFIG, ALIAS, gpunode=make_case(SLICED).gpunode

@@ -32,6 +32,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.actuators.actuator import find_obstacle
 from gpusharing.planning.wanted.assess import Assessed, find_owned
+from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import (
     Comparison,
     find_exclusive,
@@ -270,16 +271,28 @@ def _futile(case: NodeCase, assessed: Assessed) -> str | Finding:
     there is no difference, or if a change would help. A drain would disturb the node's pods without changing anything.
 
     On a node that has drifted, another name with the same meaning counts as that value if the change would drain the
-    node, because the node was proven under that name. A plugin restart disturbs no pod, and the new name may help."""
-    target, labels, mismatch = assessed.target, case.node.labels, assessed.mismatch
-    if assessed.drift is not None and assessed.disruption.cordons:
+    node, because the node was proven under that name; the message then has the command that asks for the change all the
+    same. It does not count once a person asked for another try, because the operator's own name has the device plugin
+    restarted. A plugin restart disturbs no pod, and the new name may help."""
+    target, mismatch, proof = assessed.target, assessed.mismatch, case.node.verified
+    if _drift(case, assessed) is not None and assessed.disruption.cordons:
         target = keep_names(Comparison(case.node, assessed.observed, target, case.stack))
-    if mismatch is None or case.actuator.needs_run(case, target):
+    if mismatch is None or _writes_anew(case, target):
         return ""
-    written = case.actuator.find_labels(case.node, target)
-    if any(labels.get(label, "") != text for label, text in written.items()):
-        return ""
-    return Finding(mismatch.reason, f"{mismatch.message}; no label that the operator sets would fix that")
+    message = f"{mismatch.message}; no label that the operator sets would fix that"
+    if proof is not None and _writes_anew(case, assessed.target):
+        message = (
+            f"{mismatch.message}; the operator could only give the node's configuration its own name, for which it"
+            f" drains the node. To have it do so, run: {retry_command(case.node.name, proof.retry)}"
+        )
+    return Finding(mismatch.reason, message)
+
+
+def _writes_anew(case: NodeCase, target: Target) -> bool:
+    """Whether a change to this target needs a run of the actuator or would give a label of the node another value."""
+    written, labels = case.actuator.find_labels(case.node, target), case.node.labels
+    changes = any(labels.get(label, "") != text for label, text in written.items())
+    return changes or case.actuator.needs_run(case, target)
 
 
 def _rolled_back(case: NodeCase, assessed: Assessed) -> str:
