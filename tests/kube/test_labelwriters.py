@@ -11,7 +11,7 @@ from tests.kube.test_fence import FENCE
 from gpusharing.api.names import ANNOTATION_FENCE, ANNOTATION_VERIFIED, LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG
 from gpusharing.kube.convert import node_view
 from gpusharing.kube.fence import record_text
-from gpusharing.planning.snapshot.records import Fence, Verified
+from gpusharing.planning.snapshot.records import Fence, SpecVersion, Verified
 from gpusharing.planning.snapshot.views import NodeView
 
 NFD, CAPI = "nfd.node.kubernetes.io/feature-labels", "cluster.x-k8s.io/labels-from-machine"
@@ -103,6 +103,22 @@ def test_what_a_rollback_wrote_to_a_node_that_was_adopted_is_ours_too() -> None:
     assert view.label_rewriters == {LABEL_MIG_CONFIG: "kyverno-background-controller"}
 
 
+LED: dict[str, Verified] = {
+    "a change of this policy": replace(PROOF, version=SpecVersion("uid-b", 1)),
+    "a change whose policy was deleted and created again": replace(
+        PROOF, version=SpecVersion("uid-b", 0), revision="r1"
+    ),
+    "a change by an operator that recorded no UID": replace(PROOF, version=SpecVersion("", 0)),
+}
+
+
+@pytest.mark.parametrize("proof", LED.values(), ids=LED)
+def test_what_was_proven_is_ours_after(proof: Verified) -> None:
+    assert view_of(THEIRS, KYVERNO, proof=proof).label_rewriters == {
+        LABEL_MIG_CONFIG: "kyverno-background-controller"
+    }
+
+
 def test_of_several_managers_the_last_one_counts() -> None:
     view = view_of(THEIRS, KYVERNO, managed("kubectl-label", LABEL_MIG_CONFIG, time=EARLIER))
     assert view.label_rewriters == {LABEL_MIG_CONFIG: "kyverno-background-controller"}
@@ -113,6 +129,8 @@ UNTOUCHED: dict[str, NodeView] = {
     "nothing was proven": view_of(THEIRS, KYVERNO, proof=None),
     "nobody needed mig-manager at the proof": view_of(THEIRS, KYVERNO, proof=replace(PROOF, mig_config="")),
     "the node was adopted under the name that they gave it": view_of(THEIRS, KYVERNO, proof=ADOPTED),
+    "it was adopted so by another policy than the one that changed it": view_of(
+        THEIRS, KYVERNO, proof=replace(PROOF, version=SpecVersion("uid-b", 0))),
     "the label was removed": view_of({LABEL_PLUGIN_CONFIG: PROOF.plugin_config}),
     "the API server does not say who": view_of(THEIRS, managed("kyverno", "another")),
     "the operator wrote it": view_of(THEIRS, managed("gpusharing-operator", LABEL_MIG_CONFIG)),

@@ -359,11 +359,13 @@ def label_rewriters(raw: JSON, fence: Fence | None, verified: Verified | None) -
     removed.
 
     The value that we wrote last is read from `fence` if its change has passed the point of no return, else from
-    `verified`, the record of the last proof. The proof of a node that was adopted without any change names values that
-    we never wrote, so it does not count.
+    `verified`, the record of the last proof. The proof of a node that was adopted without a change of its policy names
+    values that we may never have written, so it does not count. That is so even if it keeps the time of a change of an
+    earlier policy; its generation is then 0, and it has no revision. Older operators recorded no UID of the policy;
+    their proofs count if they have that time.
     """
     written = "", ""
-    if verified is not None and (verified.changed_at is not None or verified.rolled_back):
+    if verified is not None and (verified.rolled_back or _led(verified)):
         written = verified.mig_config, verified.plugin_config
     if fence is not None and fence.stage == "actuating":
         written = fence.target_mig_config, fence.target_plugin_config
@@ -374,6 +376,12 @@ def label_rewriters(raw: JSON, fence: Fence | None, verified: Verified | None) -
         if (manager := setter(raw, "metadata", "labels", label))
         if not manager.startswith("gpusharing")
     }
+
+
+def _led(proof: Verified) -> bool:
+    """Whether a change of the proof's policy, or one that this policy took over, led to what was proven."""
+    ours = proof.version.generation > 0 or proof.revision != "" or proof.version.uid == ""
+    return ours and proof.changed_at is not None
 
 
 def setter(raw: JSON, *path: str) -> str:
