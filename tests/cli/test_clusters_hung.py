@@ -1,12 +1,15 @@
 """Clusters and login programs that hang delay no other cluster and not the end of the command
 (cli/shell/clusters.py, kube/commandloop.py)."""
 
+import asyncio
 import socket
 import subprocess
 import threading
+import time
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
@@ -16,11 +19,14 @@ from tests.cli.desk import PROGRAM, SECONDS, Desk
 from tests.cli.test_clusters import CREDENTIAL, asked, with_programs
 from tests.fakes.web import WebServer
 
+from gpusharing.cli.shell import clusters
+from gpusharing.cli.shell.arguments import parse
 from gpusharing.cli.shell.clusters import LOGINS, FleetVerb
 from gpusharing.cli.shell.completing import cluster_names
 from gpusharing.cli.shell.documents import FailureData
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.troubles import DONE
+from gpusharing.kube.commandloop import run_command
 
 MANY = 2 * LOGINS
 """More clusters than may log in at once, and more than an event loop has threads by default."""
@@ -69,6 +75,27 @@ def test_a_cluster_is_answered_while_any_number_of_others_hang(desk: Desk) -> No
         desk.write_clusters(**{f"hung-{number}": url for number in range(MANY)}, well=desk.url)
         replies = asked(desk, verb=sets(answered), first=LATE)
     assert [reply.error for reply in replies if reply.error] == []
+
+
+def test_a_cluster_has_its_whole_time_while_the_cpu_works_for_the_others(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four at once would each take four seconds of the two and a half. The wait for a place counts for none."""
+
+    async def ask(_session: Session, _typed: Namespace) -> Any:
+        for _ in range(10):
+            time.sleep(0.1)  # noqa: ASYNC251 - the event loop is busy
+            await asyncio.sleep(0)
+        return "fine"
+
+    monkeypatch.setattr(clusters, "ASKS", 1)
+    names = [f"c{number}" for number in range(4)]
+    desk.write_clusters(**dict.fromkeys(names, desk.url))
+    typed = parse(["status", "--kubeconfig", str(desk.kubeconfig)])
+    typed.row = replace(typed.row, beside=2.5)
+    verb = FleetVerb((), "", FailureData, ask)
+    replies = run_command(clusters.ask_clusters(verb, typed, names, SECONDS))
+    assert [reply.error or reply.answer for reply in replies] == ["fine"] * 4
 
 
 class Names:

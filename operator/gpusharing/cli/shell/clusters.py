@@ -1,6 +1,6 @@
 """Ask several clusters side by side, and draw one table of their answers.
 
-A cluster that gives no answer in time is a row with the reason, and does not delay the answers of the others.
+A cluster that gives no answer in time is a row with the reason, and delays no other beyond its time-out.
 """
 
 import asyncio
@@ -38,6 +38,8 @@ FIRST = 30.0
 """Seconds within which a cluster must give its first answer. A login program must have ended by then, too."""
 LOGINS = 24
 """How many clusters are logged in to at once. Each may start a login program, which can take 60 MiB."""
+ASKS = 24
+"""How many clusters are asked at once after their first answer. They share one CPU, and each has a limited time."""
 FILES = 16
 """How many open files a cluster may need: at most 8 connections, and those of a login program and a name's lookup."""
 LEGIBLE = 32
@@ -127,12 +129,14 @@ async def ask_clusters(
 ) -> list[Reply]:
     """Ask all clusters concurrently, and return a reply for each context in their order. Each cluster has `first`
     seconds to log in and give its first answer, and then `Verb.beside` seconds for the rest. At most LOGINS log in at a
-    time; nothing else of a cluster delays another. A cluster that gives no answer has a reply with the reason
-    (`_reply`). Login programs that still run at the end are killed."""
-    logins = asyncio.Semaphore(LOGINS)
+    time, and at most ASKS are asked for the rest; nothing else of a cluster delays another. A cluster that gives no
+    answer has a reply with the reason (`_reply`). Login programs that still run at the end are killed."""
+    logins, asks = asyncio.Semaphore(LOGINS), asyncio.Semaphore(ASKS)
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_reply(verb, typed, context, logins, first)) for context in contexts]
+            tasks = [
+                group.create_task(_reply(verb, typed, context, logins, asks, first)) for context in contexts
+            ]
     finally:
         loop = asyncio.get_running_loop()
         if isinstance(loop, CommandLoop):
@@ -141,12 +145,18 @@ async def ask_clusters(
 
 
 async def _reply(
-    verb: FleetVerb, typed: Namespace, context: str, logins: asyncio.Semaphore, first: float
+    verb: FleetVerb,
+    typed: Namespace,
+    context: str,
+    logins: asyncio.Semaphore,
+    asks: asyncio.Semaphore,
+    first: float,
 ) -> Reply:
     """Ask one cluster, and return its answer with the cluster's UID. It logs in as soon as `logins` has a free place,
-    and gives the place back when it has logged in or failed to. A time-out, a Trouble or any unexpected error becomes
-    the error of the reply. The cluster has `first` seconds to log in and give the UID, and then `Verb.beside` seconds
-    for the rest. The time until there is a place does not count."""
+    and gives the place back when it has logged in or failed to; with the UID it waits for a place of `asks`, and holds
+    that to the end. A time-out, a Trouble or any unexpected error becomes the error of the reply. The cluster has
+    `first` seconds to log in and give the UID, and then `Verb.beside` seconds for the rest. The time until there is a
+    place does not count."""
     late = f"its login program did not finish within {first:g} s. Log in to context {context} first"
     kubeconfig = getattr(typed, "kubeconfig", "")
     try:
@@ -160,8 +170,10 @@ async def _reply(
                 cluster = text(await session.client.get(NAMESPACES, "kube-system"), "metadata", "uid")
             seconds = typed.row.beside
             late = f"it took longer than {seconds:g} s. Use --context {context}, which has no such limit"
-            limit.reschedule(asyncio.get_running_loop().time() + seconds)
-            return Reply(context, await verb.ask(session, typed), cluster=cluster)
+            limit.reschedule(None)
+            async with asks:
+                limit.reschedule(asyncio.get_running_loop().time() + seconds)
+                return Reply(context, await verb.ask(session, typed), cluster=cluster)
     except TimeoutError:
         return Reply(context, error=late)
     except Trouble as trouble:
