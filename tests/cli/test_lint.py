@@ -208,6 +208,12 @@ FOUND = {
     "a field in the wrong place": (
         HEAD + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n  approval: Manual\n",
         8, "error", 'spec.approval "Manual": there is no such field; did you mean spec.rollout.approval?'),
+    "a null in a misspelt field": (
+        HEAD + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n  drian: null\n",
+        8, "error", "spec.drian: there is no such field; did you mean drain?"),
+    "a null in a misspelt field of a list": (
+        MIG.replace("- profiles", "- device: null\n      profiles") + "        3g.40gb: 2\n",
+        10, "error", "spec.mig.layouts[0].device: there is no such field; did you mean devices?"),
     "a label that a mode change rewrites": (
         HEAD + "  mode: Full\n  nodeSelector:\n    matchLabels:\n      nvidia.com/gpu.product: x\n",
         8, "error", "spec.nodeSelector.matchLabels: nvidia.com/gpu.product: a mode change rewrites this label"),

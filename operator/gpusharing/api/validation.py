@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from gpusharing.api import rules
 from gpusharing.api.names import REWRITTEN_LABELS, REWRITTEN_PREFIXES, Mode
@@ -83,31 +84,40 @@ def validate_policy(raw: Mapping[str, Any]) -> GPUSharingPolicySpec | tuple[Prob
     Return its spec, or the problems if there are any, each with the field's value. The rest of the object is ignored.
 
     Types are taken literally, as in JSON ("4" is not a number), and a field that is null counts as absent. A field that
-    we do not know is refused: the API server keeps one only if the CRDs are newer than the operator, and it may be a
-    field that forbids drains. Rules beyond types and bounds are checked only if all types and bounds are right; until
-    then each field has at most one problem. A required field that is missing has none if an unknown field beside it is
-    taken for a misspelling of it.
+    we do not know is refused, even if it is null: the API server keeps one only if the CRDs are newer than the
+    operator, and it may be a field that forbids drains. Rules beyond types and bounds are checked only if all types and
+    bounds are right; until then each field has at most one problem. A required field that is missing has none if an
+    unknown field beside it is taken for a misspelling of it.
     """
     spec = raw.get("spec")
     if not isinstance(spec, Mapping):
         return (Problem("spec", "a policy needs a spec with nodeSelector and mode"),)
-    try:
-        parsed = GPUSharingPolicySpec.model_validate_json(
-            json.dumps(_without_nulls(spec)), strict=True, extra="forbid", by_alias=True, by_name=False
-        )
-    except ValidationError as error:
-        errors = error.errors(include_url=False)
-        meant = {
-            item["loc"]: _find_meant(item["loc"]) for item in errors if item["type"] == "extra_forbidden"
-        }
-        typos = {(*location[:-1], name) for location, name in meant.items()}
-        problems = [
-            _problem(item["loc"], item["msg"], meant.get(item["loc"]))
-            for item in errors
-            if item["type"] != "missing" or item["loc"] not in typos
+    without = _without_nulls(spec)
+    parsed, errors = _parse(without)
+    if without != spec:  # the API server looks for unknown fields before it removes nulls
+        errors += [
+            item for item in _parse(spec)[1] if item["type"] == "extra_forbidden" and item["input"] is None
         ]
-        return _with_values({problem.field: problem for problem in problems}.values(), raw)
-    return _with_values((*_name_problems(raw), *find_problems(parsed)), raw) or parsed
+    if parsed is not None and not errors:
+        return _with_values((*_name_problems(raw), *find_problems(parsed)), raw) or parsed
+    meant = {item["loc"]: _find_meant(item["loc"]) for item in errors if item["type"] == "extra_forbidden"}
+    typos = {(*location[:-1], name) for location, name in meant.items()}
+    problems = [
+        _problem(item["loc"], item["msg"], meant.get(item["loc"]))
+        for item in errors
+        if item["type"] != "missing" or item["loc"] not in typos
+    ]
+    return _with_values({problem.field: problem for problem in problems}.values(), raw)
+
+
+def _parse(spec: Mapping[str, Any]) -> tuple[GPUSharingPolicySpec | None, list[ErrorDetails]]:
+    """Return a raw spec as our type, or None and pydantic's errors if there are any."""
+    try:
+        return GPUSharingPolicySpec.model_validate_json(
+            json.dumps(spec), strict=True, extra="forbid", by_alias=True, by_name=False
+        ), []
+    except ValidationError as error:
+        return None, error.errors(include_url=False)
 
 
 def _with_values(problems: Iterable[Problem], raw: Mapping[str, Any]) -> tuple[Problem, ...]:
