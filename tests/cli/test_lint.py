@@ -233,6 +233,12 @@ FOUND = {
         HEAD.replace("name: p", "name: p\n  labels:\n    x: 3")
         + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n",
         6, "error", "metadata.labels.x 3: only strings are allowed; put the value in quotes"),
+    "labels that are a list": (
+        HEAD.replace("name: p", "name: p\n  labels:\n  - x") + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n",
+        5, "error", "metadata.labels must be an object of strings"),
+    "annotations that are a text": (
+        HEAD.replace("name: p", "name: p\n  annotations: x") + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n",
+        5, "error", "metadata.annotations must be an object of strings"),
     "an approval without quotes": (
         HEAD.replace("name: p", "name: p\n  annotations:\n    gpusharing.dev/approve: 1234567")
         + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n",

@@ -54,10 +54,10 @@ class Document:
 
     @property
     def fault(self) -> tuple[str, str]:
-        """The path of the first field for which a GPUSharingPolicy cannot be used, and why: the API server would refuse
-        its name, a label, an annotation or a field beside the spec, or this plugin does not know its API version. The
-        path is empty for a missing name and for the API version, and both are empty if there is no fault. The kind of
-        the object and its spec are not checked."""
+        """The path of the first field for which a GPUSharingPolicy cannot be used, and why: the API server would
+        refuse its name, its labels, its annotations or a field beside the spec, or this plugin does not know its API
+        version. The path is empty for a missing name and for the API version, and both are empty if there is no fault.
+        The kind of the object and its spec are not checked."""
         metadata, version = section(self.raw, "metadata"), text(self.raw, "apiVersion")
         if version != API_VERSION:
             return "", f"apiVersion is {version or 'missing'}; this plugin knows {API_VERSION}"
@@ -69,6 +69,8 @@ class Document:
                 f"metadata.name {name}: use a-z, 0-9, dashes and periods only, for example pool-b",
             )
         for field in ("labels", "annotations"):
+            if not isinstance(metadata.get(field), dict | None):
+                return f"metadata.{field}", f"metadata.{field} must be an object of strings"
             for key, value in section(metadata, field).items():
                 if not isinstance(value, str | None):
                     path = f"metadata.{field}.{key}"
