@@ -330,6 +330,26 @@ ACCEPTED = {
 }
 
 
+MARKED = {
+    "at the end": ('{"kind": "A"}\n...\n', "A", 1),
+    "without a line's end": ('{"kind": "A"}\n...', "A", 1),
+    "after a comment": ('{"kind": "A"}\n# end\n... # of A\n', "A", 1),
+    "between objects": ('{"kind": "A"}\n...\n{"kind": "B"} {\n"kind": "C"}\n', "A B C", 4),
+    "before another document": ('{"kind": "A"}\n\n...\n---\nmetadata: {}\nkind: B\n', "A B", 6),
+}
+
+
+@pytest.mark.parametrize(("content", "kinds", "last"), MARKED.values(), ids=MARKED.keys())
+def test_yamls_end_of_a_document_after_json_is_none_of_its_own(
+    content: str, kinds: str, last: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(content)
+    *_, document = documents = list(read_documents([str(path)], ""))
+    assert [one.name for one in documents] == kinds.split()
+    assert document.line("kind") == last
+
+
 @pytest.mark.parametrize("content", ACCEPTED.values(), ids=ACCEPTED.keys())
 def test_it_accepts(content: str, tmp_path: Path) -> None:
     assert lint(tmp_path, content) == []

@@ -22,7 +22,8 @@ _OTHER = re.compile(r"^kind: *(?!(?:GPUSharingPolicy|ClusterPolicy|ConfigMap|\w*
 """Matches the kind of an object that no verb reads."""
 _OBJECT = re.compile(r"(?:\s|#.*\n)*(?=\{)")
 """Matches the spaces and comments before an object in braces."""
-
+_END = re.compile(r"((?:\s|#.*\n)*^)\.\.\.(?=\s|\Z)", re.MULTILINE)
+"""Matches YAML's marker of a document's end, with the spaces and comments before it as the group."""
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 """Matches the names that the API server accepts (RFC 1123)."""
@@ -135,15 +136,17 @@ def read_documents(names: Sequence[str], command: str) -> Iterator[Document]:
 def _split_json(text: str) -> Iterator[str]:
     """Yield `text` in parts, one for each JSON object at its beginning and one for what follows the last of them, so
     that the objects that `jq '.items[]'` prints one after another are documents of their own, as they are for kubectl.
-    A text that does not begin with a JSON object is the only part."""
+    YAML's marker `...` behind a JSON object is left out. A text that does not begin with a JSON object is the only
+    part."""
     begin = 0
     while found := _OBJECT.match(text, begin):
         try:
             _, end = json.JSONDecoder().raw_decode(text, found.end())
         except (ValueError, RecursionError):
             break
-        yield text[begin:end]
-        begin = end
+        marker = _END.match(text, end)
+        yield text[begin : marker.end(1) if marker else end]
+        begin = marker.end() if marker else end
     yield text[begin:]
 
 
