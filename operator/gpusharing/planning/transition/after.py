@@ -8,8 +8,7 @@
 After the PNR safety comes first: the node stays fenced until a good layout is proven, even if somebody lifts the
 cordon. A result counts more than the deadline: a Failed node that is proven after all is returned to service.
 
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot, docs/design/glossary.md#point-of-no-return,
-docs/design/glossary.md#wave.
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot, docs/design/glossary.md#point-of-no-return.
 """
 
 from collections.abc import Callable, Iterable

@@ -1,6 +1,7 @@
 """How often a change was tried and what came of it: deferrals, retries, corrected drift, and the record of a proof.
 
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#drift, docs/design/glossary.md#point-of-no-return.
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#drift, docs/design/glossary.md#point-of-no-return,
+docs/design/glossary.md#wave.
 """
 
 from dataclasses import replace
