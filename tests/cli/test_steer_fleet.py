@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 from hack.sim.fakecluster import FakeCluster
+from hack.sim.fakefaults import EVER
 from tests.cli.asking import ME, Answered, ask, install, operated, writes
 from tests.embedded.scene import FULL, MIXED, Scene, at_once, node, open_scene
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
+from gpusharing.api.times import to_micro_time
 from gpusharing.cli.shell.troubles import DONE, Trouble
-from gpusharing.kube.client import DEPLOYMENTS, JSON, POLICIES
+from gpusharing.kube.client import DEPLOYMENTS, JSON, LEASES, POLICIES
+from gpusharing.kube.clock import wall_time
 from gpusharing.kube.errors import Forbidden
 
 
@@ -212,6 +215,22 @@ async def test_an_operator_scaled_to_no_pods_has_not_done_what_it_was_asked(verb
     told = await ask(cluster, verb, "a", "--yes", width=200)
     last = "The patch was written, but the operator is scaled to 0 replicas, so it has no effect yet."
     assert (told.status, told.out.splitlines()[-1]) == (DONE, last)
+
+
+@virtually
+async def test_an_operator_that_leads_outside_of_the_cluster_is_one() -> None:
+    cluster = fleet(a={})
+    scaled, now = {"spec": {"replicas": 0}}, to_micro_time(wall_time())
+    await cluster.client("admin").patch(DEPLOYMENTS, "gpusharing-operator", scaled, namespace="gpusharing")
+    spec = {"holderIdentity": "laptop-1a2b3c4d", "renewTime": now, "leaseDurationSeconds": 15}
+    cluster.add(
+        LEASES, {"metadata": {"name": "gpusharing-operator", "namespace": "gpusharing"}, "spec": spec}
+    )
+    told = await ask(cluster, "pause", "a", "--yes")
+    assert (told.status, told.out.splitlines()[-1]) == (DONE, "Done.")
+    cluster.faults.fail("get", LEASES, Forbidden("no"), times=EVER, identity=ME)
+    told = await ask(cluster, "resume", "a", "--yes")
+    assert (told.status, told.out.splitlines()[-1]) == (DONE, "Done."), "unknown, so it counts as one"
 
 
 @virtually

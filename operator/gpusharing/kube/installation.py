@@ -5,10 +5,8 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
 
 from gpusharing.api.names import ANNOTATION_WRITTEN, LABEL_MANAGED_BY, MANAGED_BY
-from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.agentpods import has_secure_metrics
 from gpusharing.kube.client import (
     ACCESS_REVIEWS,
@@ -27,10 +25,9 @@ from gpusharing.kube.client import (
     KubeClient,
     Resource,
 )
-from gpusharing.kube.clock import wall_time
 from gpusharing.kube.convert import cluster_policy_view, node_view, policy_view
 from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailable
-from gpusharing.kube.lease import host_of
+from gpusharing.kube.lease import leader_of
 from gpusharing.kube.paging import list_of, pages_of
 from gpusharing.kube.plainstack import daemon_set_view, find_dra, finder_state, plain_stack, with_mps_daemon
 from gpusharing.kube.raw import entries, has_condition, part, section, text, texts, whole
@@ -142,9 +139,9 @@ class _Reader:
 
     async def leader(self) -> str | None:
         """Return the name of the pod that leads, or of the machine outside of the cluster whose process does, as in
-        `make run`. Empty if the Lease does not exist, has no holder, or was not renewed within its duration by this
-        machine's clock. None if it cannot be read, which is recorded in `unread`, also if the server does not answer:
-        other objects can still be checked. Raises Unauthorized."""
+        `make run`. Empty if the Lease does not exist or nobody holds it (`leader_of`). None if it cannot be read, which
+        is recorded in `unread`, also if the server does not answer: other objects can still be checked. Raises
+        Unauthorized."""
         try:
             lease = await self.read(LEASES, OPERATOR, self.place.namespace)
         except Unavailable as error:
@@ -152,12 +149,7 @@ class _Reader:
             return None
         if LEASES.full_name in self.unread:
             return None
-        spec = section(lease, "spec")
-        holder, renewed = text(spec, "holderIdentity"), from_rfc3339(spec.get("renewTime"))
-        lasts = timedelta(seconds=whole(spec, "leaseDurationSeconds"))
-        if renewed is None or wall_time() >= renewed + lasts:
-            return ""
-        return host_of(holder)
+        return leader_of(lease or {})
 
     async def agents(self, reports: Sequence[JSON]) -> AgentsState | None:
         """Return the state of the agents: the DaemonSet's node selector, its pods, their RuntimeClass and the Pod

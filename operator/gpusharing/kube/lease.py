@@ -20,10 +20,10 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from gpusharing.api.names import ANNOTATION_CLAIMS
-from gpusharing.api.times import to_micro_time
+from gpusharing.api.times import from_rfc3339, to_micro_time
 from gpusharing.kube.client import JSON, LEASES, KubeClient
 from gpusharing.kube.clock import boot_time, wall_time
 from gpusharing.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Unavailable
@@ -47,6 +47,17 @@ def host_of(identity: str) -> str:
     """Return the pod, or the machine outside of the cluster, whose process has this identity (`new_identity`). An
     identity without a hyphen is returned as it is."""
     return identity.rpartition("-")[0] or identity
+
+
+def leader_of(lease: JSON) -> str:
+    """Return the pod, or the machine outside of the cluster, whose process holds a raw Lease. Empty if it has no
+    holder, or was not renewed within its duration by this machine's clock."""
+    spec = section(lease, "spec")
+    renewed = from_rfc3339(spec.get("renewTime"))
+    lasts = timedelta(seconds=whole(spec, "leaseDurationSeconds"))
+    if renewed is None or wall_time() >= renewed + lasts:
+        return ""
+    return host_of(text(spec, "holderIdentity"))
 
 
 class LeaseLost(Exception):

@@ -14,15 +14,16 @@ from contextlib import suppress
 from typing import TextIO
 
 from gpusharing.cli.changing.steering import STEERING, Change, SteeringRequest, SteeringVerb, annotations_of
-from gpusharing.cli.live.installed import read_deployment
+from gpusharing.cli.live.installed import OPERATOR, InstalledOperator, read_deployment
 from gpusharing.cli.shell.documents import PatchData
 from gpusharing.cli.shell.drawing import Ink, Span, line, prose
 from gpusharing.cli.shell.session import Session, object_name
 from gpusharing.cli.shell.terminal import Terminal, ask_line
 from gpusharing.cli.shell.troubles import DONE, FAILED, INSTALL, Trouble, explained
-from gpusharing.kube.client import GPUNODES, JSON, NODES, POLICIES, Resource
+from gpusharing.kube.client import GPUNODES, JSON, LEASES, NODES, POLICIES, Resource
 from gpusharing.kube.errors import Conflict, Forbidden, NotFound
 from gpusharing.kube.fence import read_fence
+from gpusharing.kube.lease import leader_of
 from gpusharing.kube.raw import part, section, text, whole
 
 DID = "Done."
@@ -116,17 +117,17 @@ def _show(resource: Resource, changes: Changes, terminal: Terminal) -> None:
 
 
 async def _find_absence(session: Session, typed: Namespace, *, lasts: bool) -> str:
-    """Return a closing sentence that says that no operator is installed or runs or, for approve, resume and retry, that
-    the chart's value `paused` (anything but `false`) keeps nodes from starting. Empty otherwise. If Deployments may not
-    be read, the operator counts as installed and running, with the chart's defaults. `lasts` says whether an operator
-    that is installed later would act on the patch.
+    """Return a closing sentence that says that no operator is installed or leads, or, for approve, resume and retry,
+    that the chart's value `paused` (anything but `false`) keeps nodes from starting. Empty otherwise. If Deployments
+    may not be read, the operator counts as installed and running, with the chart's defaults. `lasts` says whether an
+    operator that is installed later would act on the patch.
 
     Raises Trouble if no operator is installed and `lasts` is false, because the patch would have no effect, and for
     errors of the API server.
     """
     with explained(session.where):
         operator = await read_deployment(session.client)
-    if part(operator.deployment, "spec", "replicas") == 0:
+    if part(operator.deployment, "spec", "replicas") == 0 and not await _is_led(session, operator):
         return "The patch was written, but the operator is scaled to 0 replicas, so it has no effect yet."
     if not operator.missing:
         paused = operator.settings.plan.paused
@@ -136,6 +137,19 @@ async def _find_absence(session: Session, typed: Namespace, *, lasts: bool) -> s
     if not lasts:
         raise Trouble(f"{why}, so nothing would {typed.verb} {typed.name}. {hint}")
     return f"The patch was written, but {why}, so it has no effect yet. {hint}"
+
+
+async def _is_led(session: Session, operator: InstalledOperator) -> bool:
+    """Whether some process leads, perhaps outside of the cluster as in `make run`. True if the Lease may not be read.
+    Raises Trouble for other errors of the API server, except that a Lease which does not exist has no leader."""
+    with explained(session.where):
+        try:
+            lease = await session.client.get(LEASES, OPERATOR, namespace=operator.settings.plan.namespace)
+        except NotFound:
+            return False
+        except Forbidden:
+            return True
+    return bool(leader_of(lease))
 
 
 async def _send(
