@@ -31,6 +31,7 @@ from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.looks import PassMemory
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.stack.mpsdaemon import MpsLapses
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 
@@ -333,6 +334,36 @@ async def test_a_warning_is_logged_as_one_with_the_words_of_its_event() -> None:
         "phase": "Failed",
         "note": notes["NodeFailed"],
     }
+
+
+Containers = tuple[int, int, bool]
+"""The restarts of config-manager and of the MPS daemon, and whether config-manager runs."""
+RESTARTED: dict[str, tuple[list[Containers], int]] = {
+    "a reboot after the daemon crashed": ([(0, 3, True), (0, 4, False), (1, 4, True)], 0),
+    "a shutdown after the daemon crashed": ([(0, 3, True), (0, 3, False)], 0),
+    "config-manager once after the daemon crashed": ([(0, 3, True), (0, 3, False), (1, 3, True)], 1),
+    "a reboot that starts the daemon first": ([(2, 0, True), (2, 1, False), (3, 1, True)], 0),
+    "config-manager twice": ([(0, 0, True), (1, 0, False), (2, 0, True)], 2),
+    "a reboot that an operator sees from its middle on": ([(0, 4, False), (0, 4, False), (1, 4, True)], 0),
+}
+
+
+@pytest.mark.parametrize(("steps", "ended"), RESTARTED.values(), ids=RESTARTED.keys())
+async def test_only_restarts_of_config_manager_alone_end_mps_clients(
+    steps: list[Containers], ended: int
+) -> None:
+    stage = Publishing()
+    for second, (manager, daemon, runs) in enumerate(steps):
+        lapses = MpsLapses("uid-1", manager - daemon, "mps-x", "", settling=not runs)
+        await stage.publish(replace(SYNCED, lapses=lapses), second)
+    counted = [
+        after.lapses.since(before.lapses)
+        for before, after in stage.changes
+        if before is not None and after.lapses is not None
+    ]
+    assert sum(counted) == ended
+    events = [event["reason"] for event in stage.cluster.objects(EVENTS)]
+    assert events == ["MPSClientsEnded"] * bool(ended)
 
 
 async def test_a_first_publication_has_no_earlier_state_and_posts_no_event() -> None:

@@ -218,23 +218,25 @@ def pod(manager: JSON | None, daemon: int = 0) -> JSON:
 
 
 ENDED: JSON = {"lastState": {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}
-RESTARTS: dict[str, tuple[JSON, tuple[int, str]]] = {
-    "none": (pod({"restartCount": 0}), (0, "")),
-    "alone": (pod({"restartCount": 2, **ENDED}), (2, "OOMKilled, exit code 137")),
+RESTARTS: dict[str, tuple[JSON, tuple[int, str, bool]]] = {
+    "none": (pod({"restartCount": 0}), (0, "", False)),
+    "alone": (pod({"restartCount": 2, **ENDED}), (2, "OOMKilled, exit code 137", False)),
     "alone, without a reason": (
-        pod({"restartCount": 1, "lastState": {"terminated": {"exitCode": 1}}}), (1, "exit code 1")),
-    "alone, and nobody knows why": (pod({"restartCount": 1}), (1, "")),
-    "both, as the node rebooted": (pod({"restartCount": 1, **ENDED}, daemon=1), (0, "OOMKilled, exit code 137")),
+        pod({"restartCount": 1, "lastState": {"terminated": {"exitCode": 1}}}), (1, "exit code 1", False)),
+    "alone, and nobody knows why": (pod({"restartCount": 1}), (1, "", False)),
+    "both, as the node rebooted": (
+        pod({"restartCount": 1, **ENDED}, daemon=1), (0, "OOMKilled, exit code 137", False)),
     "both, and config-manager is not running yet": (
-        pod({"restartCount": 0, "state": {"waiting": {"reason": "ContainerCreating"}}}, daemon=1), (0, "")),
+        pod({"restartCount": 0, "state": {"waiting": {"reason": "ContainerCreating"}}}, daemon=1), (-1, "", True)),
     "both, and config-manager has not been started anew": (
-        pod({"restartCount": 0, "state": {"terminated": {"exitCode": 255}}}, daemon=1), (0, "")),
+        pod({"restartCount": 0, "state": {"terminated": {"exitCode": 255}}}, daemon=1), (-1, "", True)),
     "alone, and is not running": (
-        pod({"restartCount": 2, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}), (2, "")),
-    "once alone and once both": (pod({"restartCount": 2, **ENDED}, daemon=1), (1, "OOMKilled, exit code 137")),
-    "the daemon alone": (pod({"restartCount": 0, "state": {"running": {}}}, daemon=3), (-3, "")),
-    "no config-manager": (pod(None), (0, "")),
-    "no status": ({}, (0, "")),
+        pod({"restartCount": 2, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}), (2, "", True)),
+    "once alone and once both": (
+        pod({"restartCount": 2, **ENDED}, daemon=1), (1, "OOMKilled, exit code 137", False)),
+    "the daemon alone": (pod({"restartCount": 0, "state": {"running": {}}}, daemon=3), (-3, "", False)),
+    "no config-manager": (pod(None), (0, "", False)),
+    "no status": ({}, (0, "", False)),
 }  # fmt: skip
 
 

@@ -312,6 +312,21 @@ def test_of_two_pods_of_one_node_the_ready_one_counts_in_whichever_order_they_co
 
 
 @virtually
+async def test_restarts_are_read_only_in_the_pod_of_an_mps_daemon() -> None:
+    manager = {"name": "config-manager", "restartCount": 2, "state": {"waiting": {}}}
+    cluster = FakeCluster()
+    for app in ("nvidia-device-plugin-mps-control-daemon", "nvidia-mig-manager"):
+        made = operand(app, "gpu-operator", {"app": app})
+        cluster.add(PODS, {**made, "status": {**made.get("status", {}), "containerStatuses": [manager]}})
+    async with following(cluster) as followed:
+        found = {name: place.operand for name, place in followed.sources.operands.items.items()}
+    assert {name: (one.lone_restarts, one.settling) for name, one in found.items()} == {
+        "nvidia-device-plugin-mps-control-daemon": (2, True),
+        "nvidia-mig-manager": (0, False),
+    }
+
+
+@virtually
 async def test_a_pod_that_is_being_deleted_is_not_ready_any_more() -> None:
     cluster = FakeCluster()
     cluster.add(PODS, operand("agent", "gpusharing", {"app.kubernetes.io/name": "gpusharing-agent"}))

@@ -43,6 +43,8 @@ def test_a_node_that_serves_again_stays_as_it_is_and_says_what_ended_its_clients
     assert verdict.message.endswith(f"; {TEXT}")
     assert verdict.message.removesuffix(f"; {TEXT}") == calm.message
     assert verdict.lapses == MpsLapses("uid-1", 1, "mps-x", "OOMKilled, exit code 137")
+    settling = verdict_of(make_case(MPS, was=MPS, mps_daemon=replace(POD, settling=True)))
+    assert settling.lapses == lapse(0, settling=True)
 
 
 def test_several_restarts_are_counted_and_an_unknown_cause_is_left_out() -> None:
@@ -68,8 +70,8 @@ def test_nothing_is_counted_where_no_client_can_have_ended(what: str) -> None:
     assert NOBODY[what].lapses is None
 
 
-def lapse(count: int, pod: str = "uid-1") -> MpsLapses:
-    return MpsLapses(pod, count, "mps-x", "")
+def lapse(count: int, pod: str = "uid-1", *, settling: bool = False) -> MpsLapses:
+    return MpsLapses(pod, count, "mps-x", "", settling)
 
 
 SEEN: dict[str, tuple[MpsLapses | None, MpsLapses | None, int]] = {
@@ -85,6 +87,8 @@ SEEN: dict[str, tuple[MpsLapses | None, MpsLapses | None, int]] = {
     "config-manager after the daemon": (lapse(-1), lapse(0), 1),
     "config-manager twice after the daemon": (lapse(-3), lapse(-1), 2),
     "the daemon alone in a new pod": (lapse(2), lapse(-1, "uid-2"), 0),
+    "config-manager not running yet": (lapse(-3), lapse(0, settling=True), 0),
+    "config-manager running again, first seen without": (lapse(-4, settling=True), lapse(-3), 0),
 }
 
 

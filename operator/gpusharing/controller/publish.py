@@ -13,7 +13,7 @@ Terms: docs/design/glossary.md#fence.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -208,6 +208,7 @@ class Publisher:
         next pass and, if the new verdict is Draining with pods left, the node's change, so that each drain is reported
         once."""
         before, node = self._verdicts.get(verdict.node), snapshot.nodes[verdict.node]
+        verdict = _with_settled_count(verdict, before)
         known, _ = self._objects.get(verdict.node, (None, None))
         self._objects[verdict.node] = node, snapshot.gpunodes.get(verdict.node)
         if known is not None and (cordon := cordon_event(known, node)) is not None:
@@ -404,6 +405,15 @@ def _log(event: Event, **where: str) -> None:
     warning, any other Event at the level info."""
     write = log.warning if event.type == "Warning" else log.info
     write(event.reason, **where, note=event.note)
+
+
+def _with_settled_count(verdict: Verdict, before: Verdict | None) -> Verdict:
+    """Return the verdict with the count of ended MPS clients of the verdict before it, while its own count is settling
+    (`MpsLapses.settling`). The later count is then compared with the last one that was taken while config-manager ran.
+    Otherwise, and if there is no verdict before, the same verdict is returned."""
+    if before is None or verdict.lapses is None or not verdict.lapses.settling:
+        return verdict
+    return replace(verdict, lapses=before.lapses)
 
 
 def _policy_of(policy: PolicyView) -> JSON:

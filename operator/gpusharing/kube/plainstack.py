@@ -191,25 +191,25 @@ def _mps_daemon(raw: JSON, containers: Mapping[str, JSON]) -> MpsDaemonView:
     )
 
 
-def lone_restarts(pod: JSON) -> tuple[int, str]:
-    """Return how many more restarts config-manager has than the daemon's container in a raw pod of an MPS daemon, and
-    why config-manager ended the last time, such as `Error, exit code 1`. The cause is empty if it is unknown. When the
-    first number rises, config-manager has restarted while the daemon kept running, because a reboot of the node
-    restarts both. It is negative once the daemon has restarted alone. While config-manager is not running, 0 is
-    returned in place of a negative number: after a reboot the daemon is often started first.
+def lone_restarts(pod: JSON) -> tuple[int, str, bool]:
+    """Return how many more restarts config-manager has than the daemon's container in a raw pod of an MPS daemon, why
+    config-manager ended the last time, such as `Error, exit code 1`, and whether config-manager is not running. The
+    cause is empty if it is unknown. When the number rises between two times at which config-manager is running, it has
+    restarted while the daemon kept running, because a reboot of the node restarts both. After a reboot the daemon is
+    often started first, so the number falls until config-manager is running too. It is negative once the daemon has
+    restarted alone.
 
     Times are not compared: the kubelet takes them from the clock of the node.
     """
     states = {text(row, "name"): row for row in entries(pod, "status", "containerStatuses")}
     manager, daemon = states.get(MANAGER, {}), states.get(MPS, {})
     count = whole(manager, "restartCount") - whole(daemon, "restartCount")
-    if section(manager, "state").keys() & {"waiting", "terminated"}:
-        count = max(0, count)
+    settling = bool(section(manager, "state").keys() & {"waiting", "terminated"})
     ended = section(manager, "lastState", "terminated")
     if not ended:
-        return count, ""
+        return count, "", settling
     reason = text(ended, "reason")
-    return count, f"{reason + ', ' if reason else ''}exit code {whole(ended, 'exitCode')}"
+    return count, f"{reason + ', ' if reason else ''}exit code {whole(ended, 'exitCode')}", settling
 
 
 def signal(raw: JSON, program: str) -> JSON:

@@ -139,8 +139,8 @@ class ConfigMapView:
 
 def _pod_place(raw: JSON) -> PodPlace:
     """Convert a raw pod of NVIDIA's components. A pod that is being deleted is not Ready. A pod of the DRA driver gets
-    the `app` KUBELET_PLUGIN, or an empty one if it serves only compute domains. `lone_restarts` and its cause are read
-    only for an MPS daemon."""
+    the `app` KUBELET_PLUGIN, or an empty one if it serves only compute domains. `lone_restarts`, its cause
+    and `settling` are read only for an MPS daemon."""
     metadata = raw.get("metadata", {})
     deleting = "deletionTimestamp" in metadata
     ready = has_condition(raw, "Ready") and not deleting
@@ -149,8 +149,10 @@ def _pod_place(raw: JSON) -> PodPlace:
     if text(metadata, "labels", Program.KUBELET_PLUGIN.label) == Program.KUBELET_PLUGIN:
         serves = any(text(container, "name") == GPUS for container in entries(raw, "spec", "containers"))
         app = Program.KUBELET_PLUGIN if serves else ""  # not one for compute domains only
-    restarts, cause = lone_restarts(raw) if app == Program.MPS_DAEMON else (0, "")
-    operand = Operand(where, name, uid, ready, deleting, lone_restarts=restarts, restart_cause=cause)
+    restarts, cause, settling = lone_restarts(raw) if app == Program.MPS_DAEMON else (0, "", False)
+    operand = Operand(
+        where, name, uid, ready, deleting, lone_restarts=restarts, restart_cause=cause, settling=settling
+    )
     return PodPlace(raw.get("spec", {}).get("nodeName", ""), operand, app)
 
 

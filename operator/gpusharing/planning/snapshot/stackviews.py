@@ -275,6 +275,8 @@ class Operand:
     negative. 0 for other pods."""
     restart_cause: str = ""
     """Why config-manager last exited, as the kubelet reports it. Empty if it is unknown."""
+    settling: bool = False
+    """Whether config-manager of an MPS daemon is not running, so that `lone_restarts` cannot be compared yet."""
 
 
 def find_active(views: Iterable[ClusterPolicyView]) -> tuple[ClusterPolicyView | None, tuple[str, ...]]:

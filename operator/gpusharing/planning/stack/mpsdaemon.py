@@ -65,11 +65,15 @@ class MpsLapses:
     """Name of the pod."""
     cause: str
     """Why config-manager last exited. Empty if it is unknown."""
+    settling: bool = False
+    """Whether config-manager is not running, so that `count` cannot be compared. A reboot of the node may have
+    restarted the daemon already and config-manager not yet."""
 
     def since(self, before: "MpsLapses | None") -> int:
         """Return how many restarts are new since the count `before`. If `before` is about another pod, all restarts
-        are new. 0 if it is None, because it is then unknown whether the restarts ended any client."""
-        if before is None:
+        are new. 0 if it is None, because it is then unknown whether the restarts ended any client, and 0 if either of
+        the two is `settling`."""
+        if before is None or before.settling or self.settling:
             return 0
         return max(0, self.count - before.count if before.pod == self.pod else self.count)
 
@@ -97,4 +101,4 @@ def find_lapses(node: NodeView, operands: Mapping[Program, Operand], stack: Stac
     daemon = stack.cluster_policy.mps_daemon if stack.cluster_policy is not None else None
     if daemon is not None and find_deafness(daemon):
         return None
-    return MpsLapses(pod.uid, pod.lone_restarts, pod.name, pod.restart_cause)
+    return MpsLapses(pod.uid, pod.lone_restarts, pod.name, pod.restart_cause, pod.settling)
