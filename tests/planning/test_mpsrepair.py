@@ -66,7 +66,8 @@ def test_every_wrong_value_is_repaired(daemon: MpsDaemonView) -> None:
 
 def test_a_daemon_whose_image_has_only_a_digest_is_repaired_by_its_name() -> None:
     digest = replace(DEAF, version="")
-    action = plan_repair(stack(digest), ASKED)
+    assert plan_repair(stack(digest), ASKED) is None  # an old plugin may be behind the released name
+    action = plan_repair(stack(replace(digest, signalled="mps-control-deamon")), ASKED)
     assert action is not None
     assert "(repair 1 of 3 under a device plugin of an unknown version)" in shared_event(action).note
 

@@ -54,7 +54,8 @@ def test_a_version_is_too_old_only_when_it_is_known_to_be(version: str, old: boo
         ("v0.20.0", False, True, "looks for a process named /usr/bin/mps-control-daemon"),
         ("v0.20.0", True, True, ""),
         ("v0.20.0", None, True, ""),
-        ("", False, True, "looks for a process named /usr/bin/mps-control-daemon"),
+        ("", False, True, ""),
+        ("sha256:0.17.1", False, True, ""),
         ("sha256:0.19.1", True, True, ""),
     ],
     ids=[
@@ -66,6 +67,7 @@ def test_a_version_is_too_old_only_when_it_is_known_to_be(version: str, old: boo
         "nothing is wrong",
         "a shell around it",
         "a version that is unknown, and the released name",
+        "a digest, and the released name",
         "a digest, and the right name",
     ],
 )

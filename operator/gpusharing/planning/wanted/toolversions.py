@@ -123,7 +123,9 @@ def merges_suffixes(version: str) -> bool:
 def find_deafness(daemon: MpsDaemonView) -> str:
     """Return why this MPS daemon would not read the configuration that a label names, as a clause for people. Empty if
     it would, or if that is unknown because the daemon's process name is (`_is_named`). A version that cannot be parsed,
-    as where the image has only a digest, counts as new enough: only the process name is then judged."""
+    as where the image has only a digest, counts as new enough: only the process name is then judged. But if the two
+    names are those of RELEASED_DAEMON, it is unknown, because the GPU Operator had the same names with device plugins
+    before FALLBACK_FIRST_SINCE, whose daemons do read the configuration."""
     if _is_before(daemon.version, FALLBACK_FIRST_SINCE):
         return ""
     if daemon.sees_host and _is_before(daemon.version, SKIPS_THREADS_SINCE):
@@ -131,6 +133,9 @@ def find_deafness(daemon: MpsDaemonView) -> str:
             "config-manager crashes when it reads the host's kernel threads (NVIDIA/k8s-device-plugin#1726)"
         )
     if not _is_named(daemon) or _is_found(daemon):
+        return ""
+    names = (daemon.program, daemon.signalled)
+    if not is_readable(daemon.version) and names == (RELEASED_DAEMON.program, RELEASED_DAEMON.signalled):
         return ""
     if not daemon.signalled:
         return f"config-manager has no value in PROCESS_TO_SIGNAL, but the daemon is called {daemon.program}"
