@@ -37,6 +37,7 @@ from gpusharing.planning.stack.pointers import (
     find_unresolved,
     plan_pointers,
 )
+from gpusharing.planning.wanted.migfile import parse
 
 ASKED = replace(SETTINGS, configure_gpu_operator=True)
 PLUGIN, MIG = SETTINGS.plugin_config_map, SETTINGS.mig_config_map
@@ -163,6 +164,14 @@ def test_mig_manager_would_not_find(name: str, gpu: GpuView | None, found: Stack
     nodes = {"gpu-07": make_node(labels={names.LABEL_MIG_CONFIG: name} if name else {})}
     gpunodes = {"gpu-07": make_gpunode(gpus=[gpu])} if gpu is not None else {}
     assert find_unresolved(nodes, gpunodes, found) == ({"gpu-07": name} if lost else {})
+
+
+def test_mig_manager_needs_no_entry_for_a_gpu_without_mig_beside_one_with_it() -> None:
+    cards = [H100, make_gpu(1, product="Tesla T4")]
+    found = stack(models=cards)
+    assert all("device-filter" in row for row in parse(found.mig_file)["all-1g.10gb"])
+    nodes = {"gpu-07": make_node(labels={names.LABEL_MIG_CONFIG: "all-1g.10gb"})}
+    assert find_unresolved(nodes, {"gpu-07": make_gpunode(gpus=cards)}, found) == {}
 
 
 SAID: dict[str, tuple[StackView, str]] = {

@@ -154,8 +154,9 @@ def find_unresolved(
     nodes: Mapping[str, NodeView], gpunodes: Mapping[str, GPUNodeView], stack: StackView
 ) -> dict[str, str]:
     """Return the nodes on which mig-manager would fail, or do nothing, with our mig-parted file as it is now, each with
-    the name in its label nvidia.com/mig.config: the file has no entry of that name, or the entry does not cover all of
-    the node's GPUs or means something else than NVIDIA's name does there, or no agent has reported these yet.
+    the name in its label nvidia.com/mig.config: the file has no entry of that name, or the entry does not cover all
+    GPUs of the node that support MIG, or means something else there than NVIDIA's name does, or no agent has reported
+    the GPUs yet.
 
     The content does not matter for all-disabled and for the admin's own entries. Nodes without the label, and nodes of
     which no GPU supports MIG, are left out.
@@ -174,9 +175,8 @@ def _resolves(config: str, gpunode: GPUNodeView | None, stack: StackView) -> boo
         return True
     if gpunode is None or gpunode.observed is None:
         return False
-    gpus = gpunode.observed.gpus
-    if not any(gpu.mig_capable for gpu in gpus):
-        return True
+    if not (gpus := [gpu for gpu in gpunode.observed.gpus if gpu.mig_capable]):
+        return True  # mig-parted applies an entry only to GPUs that its rows match (docs/design/nvidia.md#a8)
     meaning, usual = resolve(entry or [], gpus), well_known(gpus, config)
     return not isinstance(meaning, str) and (isinstance(usual, str) or meaning == usual)
 
