@@ -32,6 +32,7 @@ from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
 from gpusharing.planning.wanted.migfile import well_known
 
 A30 = "NVIDIA A30"
+MANAGED = "nvidia.com/gpu.deploy.mig-manager"
 
 
 @virtually
@@ -113,7 +114,7 @@ def test_before_the_pointer_moves(name: str, gpu: GpuView | None, wait: str, wor
     """mig-manager generated the names; our file has none of them until the agents have reported."""
     cluster_policy = make_cluster_policy("", mig_config_name=UPSTREAM_MIG_CONFIG)
     stack = make_stack(cluster_policy=cluster_policy, models=[])
-    labels = {MIG: name, STATE: "success", LABEL_POOL: "z", "nvidia.com/gpu.product": H100}
+    labels = {MIG: name, STATE: "success", LABEL_POOL: "z", "nvidia.com/gpu.product": H100, MANAGED: "true"}
     gpunodes = [make_gpunode(gpus=[gpu])] if gpu is not None else []
     snapshot = make_snapshot([make_node(labels=labels)], [], gpunodes=gpunodes, stack=stack)
     steps = find_import(

@@ -298,10 +298,12 @@ async def test_mig_entries_that_nodes_name_and_ours_lacks_are_known_before_the_p
     off = "version: v1\nmig-configs: {all-disabled: [{devices: all, mig-enabled: false}]}"
     ours = config_map("gpusharing-mig-parted", off, "config.yaml")
     async with gathering(cluster_policy("cluster-policy", pointer), ours) as stage:
-        labels = {names.LABEL_MIG_CONFIG: "all-1g.10gb"}
+        labels = {names.LABEL_MIG_CONFIG: "all-1g.10gb", "nvidia.com/gpu.deploy.mig-manager": "true"}
         stage.cluster.patch(NODES, "gpu-07", {"metadata": {"labels": labels}})
         await stage.seen()
-        assert (await stage.snapshot()).stack.missing_mig_entries == missing
+        found = (await stage.snapshot()).stack
+        assert found.missing_mig_entries == missing
+        assert found.missing_mig_nodes == (("gpu-07",) if missing else ())
         labels = {names.LABEL_MIG_CONFIG: "all-disabled"}
         stage.cluster.patch(NODES, "gpu-07", {"metadata": {"labels": labels}})
         await stage.seen()

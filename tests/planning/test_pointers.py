@@ -142,6 +142,7 @@ def test_operands_are_not_restarted_while_a_configmap_is_about_to_change() -> No
 
 A100 = "NVIDIA A100-SXM4-40GB"
 H100 = make_gpu()
+MANAGED = "nvidia.com/gpu.deploy.mig-manager"
 UNRESOLVED: dict[str, tuple[str, GpuView | None, StackView, bool]] = {
     "a name that our file does not have yet": ("all-1g.10gb", H100, stack(models=[]), True),
     "a name that nobody knows": ("typo", H100, stack(), True),
@@ -161,9 +162,29 @@ UNRESOLVED: dict[str, tuple[str, GpuView | None, StackView, bool]] = {
 
 @pytest.mark.parametrize(("name", "gpu", "found", "lost"), UNRESOLVED.values(), ids=UNRESOLVED.keys())
 def test_mig_manager_would_not_find(name: str, gpu: GpuView | None, found: StackView, lost: bool) -> None:
-    nodes = {"gpu-07": make_node(labels={names.LABEL_MIG_CONFIG: name} if name else {})}
+    labels = {MANAGED: "true"} | ({names.LABEL_MIG_CONFIG: name} if name else {})
+    nodes = {"gpu-07": make_node(labels=labels)}
     gpunodes = {"gpu-07": make_gpunode(gpus=[gpu])} if gpu is not None else {}
     assert find_unresolved(nodes, gpunodes, found) == ({"gpu-07": name} if lost else {})
+
+
+@pytest.mark.parametrize(
+    ("switch", "reported", "lost"),
+    [
+        ({}, False, False),
+        ({MANAGED: "false"}, False, False),
+        ({MANAGED: "true"}, False, True),
+        ({MANAGED: "paused-for-driver-upgrade"}, False, True),
+        ({}, True, True),
+    ],
+    ids=["a node without GPUs", "switched off", "not reported yet", "paused", "a reported GPU"],
+)
+def test_a_node_counts_only_if_mig_manager_may_run_there(
+    switch: dict[str, str], reported: bool, lost: bool
+) -> None:
+    nodes = {"cpu-1": make_node("cpu-1", labels={names.LABEL_MIG_CONFIG: "typo", **switch})}
+    gpunodes = {"cpu-1": make_gpunode("cpu-1", gpus=[H100])} if reported else {}
+    assert find_unresolved(nodes, gpunodes, stack()) == ({"cpu-1": "typo"} if lost else {})
 
 
 def test_mig_manager_needs_no_entry_for_a_gpu_without_mig_beside_one_with_it() -> None:
@@ -250,6 +271,16 @@ def test_a_command_after_which_mig_manager_would_fail_is_not_told(now: str, admi
     assert objection is not None
     assert words in objection.message
     assert "; run:" not in objection.message
+
+
+def test_the_nodes_for_which_mig_manager_waits_are_named() -> None:
+    found = stack(missing_mig_entries=("all-1g.10gb",), missing_mig_nodes=("gpu-07", "gpu-08"))
+    objection = find_objection(make_policy(), found, ASKED)
+    assert objection is not None
+    assert (
+        "; Nodes use all-1g.10gb (gpu-07, gpu-08), which gpusharing-mig-parted does not contain for their GPUs, or"
+        " their agent has not reported: wait until the agents"
+    ) in objection.message
 
 
 def test_without_being_asked_the_command_stays_alone() -> None:

@@ -168,6 +168,8 @@ class StackView:
     missing_mig_entries: tuple[str, ...] = ()
     """mig-parted configurations that Nodes name but `mig_file` does not give them (`pointers.find_unresolved`),
     collected while ClusterPolicy does not name our ConfigMap."""
+    missing_mig_nodes: tuple[str, ...] = ()
+    """The Nodes that name `missing_mig_entries`, sorted."""
     missing_maps: tuple[str, ...] = ()
     """The admin's ConfigMaps that a setting names but that do not exist."""
     generated_mig_files: Mapping[str, str] = field(default_factory=dict)

@@ -8,7 +8,7 @@ leaves it alone.
 
 from collections.abc import Collection, Mapping
 
-from gpusharing.api.names import LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG
+from gpusharing.api.names import LABEL_DEPLOY_PREFIX, LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG
 from gpusharing.planning.snapshot.actions import SetPointers
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
@@ -24,6 +24,7 @@ PLUGIN_POINTER, MIG_POINTER = "devicePlugin.config.name", "migManager.config.nam
 UPSTREAM_MIG_CONFIG = "default-mig-parted-config"
 """The default that the CRD filled in for migManager.config.name up to v25.10.1, so that nobody chose it
 (docs/design/nvidia.md#d6)."""
+_DEPLOY_MANAGER = f"{LABEL_DEPLOY_PREFIX}mig-manager"
 VALUE = "chart value gpuOperator.configure"
 """The chart value that allows the operator to set pointers, for messages."""
 
@@ -49,6 +50,9 @@ class Pointer:
     absent_entries: frozenset[str] = frozenset()
     """The missing entries, and the default, as far as the ConfigMap that the pointer names now is known to lack them
     too."""
+    missing_nodes: tuple[str, ...] = ()
+    """The Nodes on which mig-manager would fail, sorted. Empty for the device plugin, and if the Nodes are unknown; the
+    ConfigMap then lacks the missing entries themselves."""
 
     @property
     def text(self) -> str:
@@ -97,8 +101,12 @@ class Pointer:
         else:
             first = f"first remove the label {LABEL_PLUGIN_CONFIG}"
         lackers = f"{self.ours} does" if self.merges or self.is_free else f"{self.ours} and {self.now} do"
+        where, why = "", ""
+        if self.missing_nodes:
+            where = f" ({some(self.missing_nodes)})"
+            why = " for their GPUs, or their agent has not reported"
         return (
-            f"; Nodes use {some(self.stops)}, which {lackers} not contain: {first}, or {effect}"
+            f"; Nodes use {some(self.stops)}{where}, which {lackers} not contain{why}: {first}, or {effect}"
             " (kubectl gpusharing import)"
         )
 
@@ -134,11 +142,16 @@ def plugin_pointer(
 
 
 def mig_pointer(
-    policy: ClusterPolicyView, ours: str, missing: tuple[str, ...] = (), *, merged: bool = False
+    policy: ClusterPolicyView,
+    ours: str,
+    missing: tuple[str, ...] = (),
+    nodes: tuple[str, ...] = (),
+    *,
+    merged: bool = False,
 ) -> Pointer:
-    """Return mig-manager's pointer as ClusterPolicy has it. `ours` is the name of our ConfigMap, and `missing` are the
-    entries that Nodes name and our ConfigMap lacks. `merged` says whether the admin's ConfigMap is merged into ours
-    already, so that merging it would not add them."""
+    """Return mig-manager's pointer as ClusterPolicy has it. `ours` is the name of our ConfigMap, `missing` are the
+    entries that Nodes name and our ConfigMap lacks, and `nodes` are these Nodes, if they are known. `merged` says
+    whether the admin's ConfigMap is merged into ours already, so that merging it would not add them."""
     absent = frozenset(missing) if merged else frozenset[str]()
     return Pointer(
         MIG_POINTER,
@@ -147,6 +160,7 @@ def mig_pointer(
         policy.mig_config_setter,
         missing_entries=missing,
         absent_entries=absent,
+        missing_nodes=nodes,
     )
 
 
@@ -158,10 +172,15 @@ def find_unresolved(
     GPUs of the node that support MIG, or means something else there than NVIDIA's name does, or no agent has reported
     the GPUs yet.
 
-    The content does not matter for all-disabled and for the admin's own entries. Nodes without the label, and nodes of
-    which no GPU supports MIG, are left out.
+    The content does not matter for all-disabled and for the admin's own entries. Nodes without the label, nodes of
+    which no GPU supports MIG, and nodes on which no mig-manager runs are left out. None runs on a node that has no
+    GPUNode and whose label nvidia.com/gpu.deploy.mig-manager is missing or false, such as a node without GPUs.
     """
-    named = ((name, node.labels.get(LABEL_MIG_CONFIG, "")) for name, node in nodes.items())
+    named = (
+        (name, node.labels.get(LABEL_MIG_CONFIG, ""))
+        for name, node in nodes.items()
+        if name in gpunodes or node.labels.get(_DEPLOY_MANAGER, "") not in ("", "false")
+    )
     return {
         name: config for name, config in named if config and not _resolves(config, gpunodes.get(name), stack)
     }
