@@ -125,6 +125,34 @@ def test_before_the_pointer_moves(name: str, gpu: GpuView | None, wait: str, wor
     assert steps[-1][0].endswith(words)
 
 
+@pytest.mark.parametrize(
+    "later", [False, True], ids=["the file has the name", "another name is still to come"]
+)
+def test_a_name_that_gets_another_meaning_cannot_be_awaited(later: bool) -> None:
+    """The file has all-balanced as an A30 knows it; the H100 has reported since."""
+    a30, h100 = make_gpu(product=A30), make_gpu()
+    stack = make_stack(cluster_policy=make_cluster_policy("", mig_config_name=""), models=[a30])
+    layout = well_known((h100,), "all-balanced")[0]
+    assert isinstance(layout, tuple)
+    labels = {STATE: "success", LABEL_POOL: "z", MANAGED: "true"}
+    nodes = [make_node(labels={**labels, MIG: "all-balanced"})]
+    gpunodes = [make_gpunode(gpus=[replace(h100, layout=layout)]), make_gpunode("other", gpus=[a30])]
+    nodes.append(make_node("other", labels={LABEL_POOL: "y"}))
+    if later:
+        nodes.append(make_node("third", labels={**labels, MIG: "all-1g.10gb"}))
+        gpunodes.append(make_gpunode("third", gpus=[make_gpu(layout=(("1g.10gb", 7),))]))
+    snapshot = make_snapshot(nodes, [], gpunodes=gpunodes, stack=stack)
+    steps = find_import(
+        snapshot, AdminConfigMaps(PluginEntries("", "gpu-operator", None)), AdminMaps(), NOW
+    ).steps
+    words = (
+        ". First see to 1 node on which mig-manager would fail: the operator's file does not have the"
+        " nvidia.com/mig.config of gpu-07 (all-balanced) for their GPUs yet; run import again in a minute"
+    )
+    assert steps[-1][0].endswith(words) is not later
+    assert any("all-1g.10gb:" in command for _, command in steps) is later
+
+
 def test_a_node_is_left_out_if_our_file_will_never_have_its_name() -> None:
     """NVIDIA's name means something else on each of two cards whose PCI device ids we do not know."""
     here, there = (replace(make_gpu(product=product), product=f"{product} v2") for product in (H100, A30))

@@ -301,11 +301,13 @@ def find_steps(
     if command:
         pointed = with_pointers(snapshot, admin)
         lost = _lost(configured(pointed, plan_rollout(pointed, now), now) or pointed)
-        if waiting := _wait(snapshot, admin, {*_lost(pointed).values()} - {*lost.values()}):
+        coming = {name: config for name, config in _lost(pointed).items() if config not in lost.values()}
+        mig = _awaited_mig(snapshot, admin, {*coming.values()})
+        if waiting := _wait(snapshot, admin, mig):
             yield "Wait until the operator has written its ConfigMaps", waiting
         about = (
             f"Point {who}; until then no policy is accepted. NVIDIA's operands restart once on every GPU node; running"
-            f" pods keep their devices{_end_clients(snapshot, pointed)}{_warn(lost, snapshot)}"
+            f" pods keep their devices{_end_clients(snapshot, pointed)}{_warn(lost, {} if mig else coming, snapshot)}"
         )
         yield about, command
 
@@ -342,10 +344,12 @@ def _end_clients(snapshot: ClusterSnapshot, pointed: ClusterSnapshot) -> str:
     return f"{text}. Afterwards check PROCESS_TO_SIGNAL in DaemonSet {daemon.name}: the GPU Operator may have reset it"
 
 
-def _warn(lost: Mapping[str, str], snapshot: ClusterSnapshot) -> str:
-    """Return the end of a sentence that warns of the nodes in `lost`, on which mig-manager would fail or do nothing,
-    and says what to do first: to wait for their agents, or to correct the label. Empty if there are none."""
-    if not lost:
+def _warn(lost: Mapping[str, str], changing: Mapping[str, str], snapshot: ClusterSnapshot) -> str:
+    """Return the end of a sentence that warns of the nodes on which mig-manager would fail or do nothing, and says what
+    to do first: to wait for their agents or to correct the label, for the nodes in `lost`, and to run import again
+    later, for those in `changing`. For these, the operator's file has an entry whose content the operator is about to
+    change, which no command can await. Empty if there are none."""
+    if not lost and not changing:
         return ""
     reports = {name: snapshot.gpunodes[name].observed for name in lost if name in snapshot.gpunodes}
     unread = [name for name in sorted(lost) if reports.get(name) is None]
@@ -357,19 +361,30 @@ def _warn(lost: Mapping[str, str], snapshot: ClusterSnapshot) -> str:
         parts.append(
             f"the operator's file will not have the {LABEL_MIG_CONFIG} of {some(unknown)}; correct it"
         )
-    return f". First see to {counted(len(lost), 'node')} on which mig-manager would fail: {'; '.join(parts)}"
+    if changing:
+        rows = [f"{name} ({changing[name]})" for name in sorted(changing)]
+        parts.append(
+            f"the operator's file does not have the {LABEL_MIG_CONFIG} of {some(rows)} for their GPUs yet; run import"
+            " again in a minute"
+        )
+    nodes = counted(len(lost) + len(changing), "node")
+    return f". First see to {nodes} on which mig-manager would fail: {'; '.join(parts)}"
 
 
-def _wait(snapshot: ClusterSnapshot, admin: AdminConfigMaps, coming: Set[str]) -> str:
+def _awaited_mig(snapshot: ClusterSnapshot, admin: AdminConfigMaps, coming: Set[str]) -> list[str]:
+    """Return the entries that our mig-parted file lacks now and the operator will write, sorted: all-disabled and the
+    admin's or, if none of these is missing, the configurations `coming` that Nodes name."""
+    theirs = parse_admin(admin.mig_file or "").entries
+    present = parse(snapshot.stack.mig_file).keys()
+    return sorted({ALL_DISABLED, *theirs} - present) or sorted(coming - present)
+
+
+def _wait(snapshot: ClusterSnapshot, admin: AdminConfigMaps, mig: Sequence[str]) -> str:
     """Return a shell loop that ends when the operator has written its ConfigMaps: each must have one entry that it
-    lacks now, the first by name. `coming` are the configurations that Nodes name and the operator will add to
-    mig-manager's; they count if that one lacks no other. A ConfigMap that lacks none is not awaited; empty if neither
-    lacks an entry. One entry each is enough, because all are written at once."""
+    lacks now, the first by name. `mig` are those of mig-manager's (`_awaited_mig`). A ConfigMap that lacks none is not
+    awaited; empty if neither lacks an entry. One entry each is enough, because all are written at once."""
     stack, settings = snapshot.stack, snapshot.settings
     plugin = sorted({NEUTRAL_KEY, *(admin.plugin.texts or {})} - stack.plugin_configs.keys())
-    theirs = parse_admin(admin.mig_file or "").entries
-    present = parse(stack.mig_file).keys()
-    mig = sorted({ALL_DISABLED, *theirs} - present) or sorted(coming - present)
     awaited = []
     if plugin:
         awaited.append((settings.plugin_config_map, plugin[0].replace(".", "\\."), "-q ."))
