@@ -7,7 +7,7 @@ from hack.sim.fakefaults import EVER
 from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, JSON, Resource
 from gpusharing.kube.errors import Forbidden
 from gpusharing.kube.plainstack import find_gpu_operator, gpu_server
-from gpusharing.planning.stack.rivals import Role
+from gpusharing.planning.stack.rivals import Role, tell_twins
 
 
 def daemon_set(name: str, *command: str, image: str = "") -> JSON:
@@ -41,6 +41,23 @@ def daemon_set(name: str, *command: str, image: str = "") -> JSON:
 def test_what_a_daemon_set_does_with_gpus_is_known_by_its_containers(raw: JSON, role: Role | None) -> None:
     server = gpu_server(raw)
     assert (None if server is None else server.role) is role
+
+
+@pytest.mark.parametrize(
+    ("generation", "observed", "refused"), [(1, 1, True), (2, 1, False), (2, 2, True)], ids=str
+)
+def test_a_daemon_set_whose_status_is_older_than_its_spec_is_no_twin(
+    generation: int, observed: int, refused: bool
+) -> None:
+    """It was just given a selector that no node has, and its status still has the old number of pods."""
+    one, other = daemon_set("nvidia-device-plugin"), daemon_set("nvidia-device-plugin-ctr")
+    one["status"] = other["status"] = {"desiredNumberScheduled": 2, "observedGeneration": 1}
+    other["metadata"] |= {"name": "other", "generation": generation}
+    other["status"] = {**other["status"], "observedGeneration": observed}
+    other["spec"]["template"]["spec"]["nodeSelector"] = {"none": "x"}
+    servers = [server for raw in (one, other) if (server := gpu_server(raw)) is not None]
+    assert bool(tell_twins(servers, "gpus")) is refused
+    assert bool(tell_twins(reversed(servers), "gpus")) is refused
 
 
 STATUS = {"status": {"namespace": "nvidia"}}

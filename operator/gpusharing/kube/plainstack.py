@@ -334,6 +334,7 @@ def gpu_server(raw: JSON) -> Server | None:
         selector=texts(part(template, "nodeSelector")),
         affinity=json.dumps(affinity, sort_keys=True) if affinity else "",
         tolerations=frozenset(json.dumps(row, sort_keys=True) for row in entries(template, "tolerations")),
+        stale=0 < whole(raw, "status", "observedGeneration") < whole(metadata, "generation"),
     )
 
 

@@ -63,6 +63,8 @@ class Server:
     """The affinity of its pods as JSON. Empty if they have none."""
     tolerations: frozenset[str]
     """The tolerations of its pods, each as JSON."""
+    stale: bool = False
+    """Whether its status is about an older version of its spec, so that `wanted` may be wrong."""
 
     @property
     def where(self) -> str:
@@ -107,14 +109,16 @@ def _running(servers: Iterable[Server], namespace: str) -> list[Server]:
 
 def _are_twins(one: Server, other: Server) -> bool:
     """Whether the two DaemonSets have the same role, two of which disturb each other on a node, and certainly share
-    nodes."""
+    nodes. False while the status of one of them is stale, because its pods may then be about to leave all nodes."""
+    if one.stale or other.stale:
+        return False
     return one.role is other.role and one.role in _DISTURBANCE and (one.covers(other) or other.covers(one))
 
 
 def tell_twins(servers: Iterable[Server], namespace: str) -> str:
     """Return a message with the remedy if two of these DaemonSets run device plugins, or two run mig-manager, and they
     certainly share nodes. Only the first such pair is reported. Empty if there is none. DaemonSets whose pods should
-    run on no node are ignored. `namespace` is that of NVIDIA's components."""
+    run on no node, and those whose status is stale, are ignored. `namespace` is that of NVIDIA's components."""
     pairs = combinations(_running(servers, namespace), 2)
     main, other = next((pair for pair in pairs if _are_twins(*pair)), (None, None))
     if main is None or other is None:
