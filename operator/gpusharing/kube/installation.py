@@ -149,7 +149,7 @@ class _Reader:
             return None
         if LEASES.full_name in self.unread:
             return None
-        return leader_of(lease or {})
+        return "" if lease is None else leader_of(lease)
 
     async def agents(self, reports: Sequence[JSON]) -> AgentsState | None:
         """Return the state of the agents: the DaemonSet's node selector, its pods, their RuntimeClass and the Pod

@@ -125,13 +125,13 @@ def _allow_files(most: int) -> None:
 
 
 async def ask_clusters(
-    verb: FleetVerb, typed: Namespace, contexts: Sequence[str], first: float = FIRST
+    verb: FleetVerb, typed: Namespace, contexts: Sequence[str], first: float = FIRST, at_once: int = ASKS
 ) -> list[Reply]:
     """Ask all clusters concurrently, and return a reply for each context in their order. Each cluster has `first`
     seconds to log in and give its first answer, and then `Verb.beside` seconds for the rest. At most LOGINS log in at a
-    time, and at most ASKS are asked for the rest; nothing else of a cluster delays another. A cluster that gives no
+    time, and at most `at_once` are asked for the rest; nothing else of a cluster delays another. A cluster without an
     answer has a reply with the reason (`_reply`). Login programs that still run at the end are killed."""
-    logins, asks = asyncio.Semaphore(LOGINS), asyncio.Semaphore(ASKS)
+    logins, asks = asyncio.Semaphore(LOGINS), asyncio.Semaphore(at_once)
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [
