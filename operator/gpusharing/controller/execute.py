@@ -138,17 +138,16 @@ class Executor:
         writes that it does not contain, and those about nodes that it does not contain or that need no write
         (`is_moot`), unless a call about them is under way. Make the shared writes, then carry out the actions of the
         nodes: several nodes at once, those in flight first, and the actions of one node in order. A node's actions end
-        at the first that fails or depends on a shared write that was not made, or once the node has changed since the
-        plan. They also end once `execute` is called with a newer plan, or PLAN_VALID seconds after this call. While the
-        policies may be out of date, no node is fenced. Calls about a node or a shared object are left out while they
-        are suspended after a failure, or while an earlier one has not ended.
+        at the first that fails (a refused eviction does not count) or depends on a shared write that was not made, or
+        once the node has changed since the plan. They also end once `execute` is called with a newer plan, or
+        PLAN_VALID seconds after this call. While the policies may be out of date, no node is fenced. Calls about a node
+        or a shared object are left out while they are suspended after a failure, or while an earlier one has not ended.
 
         If calls are slow (`Crew.each`), they continue in the background, and nodes whose actions have not begun are
         left to the next pass. So are the nodes in `unseen`, which were being written to when the snapshot was begun.
         Return how many writes were accepted, and when the first suspended call may be tried again, or the present
         moment if the plan grew too old before all of its actions had begun. Failed calls are recorded in `calls`.
-        Raises only a group of errors that concern all calls (FATAL); such an error cancels all other calls.
-        """
+        Raises only a group of errors that concern all calls (FATAL); such an error cancels all other calls."""
         outcome = Outcome()
         self._newest, self._valid_until = snapshot, loop_time() + PLAN_VALID
         self._evictor.forget(snapshot)
@@ -225,8 +224,8 @@ class Executor:
         accepted: set[str] = set()
 
         async def write(subject: str) -> None:
-            """Make one write. If it is that of a ConfigMap, set `calls.write_error`: to the error if the server
-            refused the write or if it has failed several times in a row, otherwise to an empty string. A failure is
+            """Make one write. If it is that of a ConfigMap, set `calls.write_error`: to the error if it is Forbidden or
+            Invalid, or if the write has failed several times in a row, otherwise to an empty string. A failure is
             recorded, not raised, unless it concerns all calls."""
             error = await self._attempt(subject, actions[subject], snapshot, outcome)
             if error is None:

@@ -203,9 +203,9 @@ class Publisher:
 
     def _notice(self, verdict: Verdict, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> None:
         """Record that the transition of a node may have to be written. If its verdict changed, report that to
-        `on_verdict`, and log and queue its Events, unless its policy has no pool. If the operator has cordoned or
-        released the Node since the last pass, queue an Event about the Node. Remembers the Node and its GPUNode for the
-        next pass and, if the new verdict is Draining with pods left, the node's change, so that each drain is reported
+        `on_verdict` and, if its policy has a pool, log and queue its Events. If the operator has cordoned or released
+        the Node since the last pass, queue an Event about the Node. Remembers the Node and its GPUNode for the next
+        pass and, if the new verdict is Draining with pods left, the node's change, so that each drain is reported
         once."""
         before, node = self._verdicts.get(verdict.node), snapshot.nodes[verdict.node]
         verdict = _with_settled_count(verdict, before)

@@ -61,9 +61,10 @@ class PodLookups:
         return tuple([await self._with_owner(pod, now) if pod.uid in concerned else pod for pod in pods])
 
     async def _resource_claims(self, raw: JSON) -> dict[str, ClaimedDevices]:
-        """Return the devices that each ResourceClaim of a raw pod holds, by `namespace/name`; claims that are not
-        generated yet are left out. A claim that is gone or that we may not read is None, which counts as a GPU
-        (docs/design/drain.md#g5). Raises KubeErrors other than NotFound and Forbidden."""
+        """Return the devices of NVIDIA's DRA driver that each ResourceClaim of a raw pod holds (`claimed_devices`), by
+        `namespace/name`; claims that are not generated yet are left out. A claim that is gone, that we may not read, or
+        whose allocation cannot be read is None, which counts as a GPU (docs/design/drain.md#g5). Raises KubeErrors
+        other than NotFound and Forbidden."""
         namespace = raw["metadata"]["namespace"]
         claims: dict[str, ClaimedDevices] = {}
         for name in resource_claim_names(raw):

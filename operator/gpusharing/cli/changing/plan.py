@@ -359,8 +359,9 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
     """Return what would happen to the pools if the `proposed` policies were applied, and what is uncertain about it.
     Only the policies named in `only` are shown, or all if it is empty; the others are planned too, because they compete
     for nodes. If no operator is installed, the cluster is planned as it will be with one: with GPUs inferred from
-    labels (`with_presumed`) and ClusterPolicy naming the operator's ConfigMaps (`with_pointers`); the first note says
-    so. Nothing is written. Raises Trouble, also if a name in `only` belongs to no policy."""
+    labels and advertised resources (`with_presumed`) and ClusterPolicy naming the operator's ConfigMaps
+    (`with_pointers`); the first note says so. Nothing is written. Raises Trouble, also if a name in `only` belongs to
+    no policy."""
     async with gathered(session, proposed, beforehand=True) as cluster:
         if cluster.installed.missing:
             admin = await read_admin_maps(session, (await cluster.decide(())).snapshot)

@@ -104,8 +104,7 @@ def find_import(
     already, and the steps to take first.
 
     `merged` names the ConfigMaps whose entries the operator merges already. `missing` is true if no operator is
-    installed yet; the GPUs are then inferred from labels.
-    """
+    installed yet; the GPUs are then inferred from labels and advertised resources."""
     pointed = with_pointers(snapshot, admin)
     if missing:
         pointed = with_presumed(pointed)
@@ -328,9 +327,9 @@ def _values(admin: AdminConfigMaps, merged: AdminMaps) -> list[str]:
 
 def _end_clients(snapshot: ClusterSnapshot, pointed: ClusterSnapshot) -> str:
     """Return the end of a sentence that excepts the MPS clients of the nodes with MPS in `pointed`, the snapshot as it
-    will be: the new ConfigMap restarts all MPS daemons (docs/design/nvidia.md#b5). If config-manager finds the daemon
-    today, a second sentence says to check its variable, which the GPU Operator may reset. Empty without such nodes, and
-    if the device plugin reads our ConfigMap already."""
+    will be: the new ConfigMap restarts all MPS daemons (docs/design/nvidia.md#b5). If PROCESS_TO_SIGNAL is exactly the
+    daemon's process name today, a second sentence says to check it afterwards, because the GPU Operator may reset it.
+    Empty without such nodes, and if the device plugin reads our ConfigMap already."""
     policy, settings = snapshot.stack.cluster_policy, snapshot.settings
     nodes = sorted(name for name, node in pointed.nodes.items() if is_told_mps(node, pointed.stack))
     if policy is None or policy.plugin_config_name == settings.plugin_config_map or not nodes:
@@ -373,7 +372,7 @@ def _warn(lost: Mapping[str, str], changing: Mapping[str, str], snapshot: Cluste
 
 def _awaited_mig(snapshot: ClusterSnapshot, admin: AdminConfigMaps, coming: Set[str]) -> list[str]:
     """Return the entries that our mig-parted file lacks now and the operator will write, sorted: all-disabled and the
-    admin's or, if none of these is missing, the configurations `coming` that Nodes name."""
+    admin's or, if none of these is missing, those of `coming`, the names of configurations in the labels of Nodes."""
     theirs = parse_admin(admin.mig_file or "").entries
     present = parse(snapshot.stack.mig_file).keys()
     return sorted({ALL_DISABLED, *theirs} - present) or sorted(coming - present)

@@ -91,10 +91,11 @@ class MpsLapses:
 
 
 def find_lapses(node: NodeView, operands: Mapping[Program, Operand], stack: StackView) -> MpsLapses | None:
-    """Return how often config-manager has restarted alone, which may be 0 times, in the pod of the node's MPS daemon.
-    The pod is taken from `operands`. None if there is no such pod, if the device plugin is not configured for MPS,
-    or if the node has our fence, which keeps clients away. Also None if the daemon follows no label: config-manager
-    then fails again and again alongside a daemon that has no clients."""
+    """Return how often config-manager has restarted alone in the pod of the node's MPS daemon, less the restarts of the
+    daemon alone; the count may be 0 or negative (`lone_restarts`). The pod is taken from `operands`. None if there is
+    no such pod, if the device plugin is not configured for MPS, or if the node has our fence, which keeps clients away.
+    Also None if the daemon follows no label: config-manager then fails again and again alongside a daemon that has no
+    clients."""
     pod = operands.get(Program.MPS_DAEMON)
     if pod is None or node.fence is not None or not is_told_mps(node, stack):
         return None

@@ -172,10 +172,10 @@ def find_unresolved(
     GPUs of the node that support MIG, or means something else there than NVIDIA's name does, or no agent has reported
     the GPUs yet.
 
-    The content does not matter for all-disabled and for the admin's own entries. Nodes without the label, nodes of
-    which no GPU supports MIG, and nodes on which no mig-manager runs are left out. None runs on a node that has no
-    GPUNode and whose label nvidia.com/gpu.deploy.mig-manager is missing or false, such as a node without GPUs.
-    """
+    For all-disabled and the admin's own entries it is enough that the file has them. Nodes without the label, nodes of
+    which no GPU supports MIG, and nodes that have no GPUNode and whose label nvidia.com/gpu.deploy.mig-manager is
+    missing or false, such as nodes without GPUs, are left out. A node with a GPUNode counts whatever that label
+    says."""
     named = (
         (name, node.labels.get(LABEL_MIG_CONFIG, ""))
         for name, node in nodes.items()

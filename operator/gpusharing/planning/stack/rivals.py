@@ -94,8 +94,9 @@ class Server:
 
 
 def _running(servers: Iterable[Server], namespace: str) -> list[Server]:
-    """Return the DaemonSets whose pods should run on any node. The first of each role is the one that we configure:
-    ClusterPolicy's, else one in `namespace`, else one that Helm installed, else the first by namespace and name."""
+    """Return the DaemonSets whose pods should run on at least one node. The first of each role is the one that we
+    configure: ClusterPolicy's, else one in `namespace`, else one that Helm installed, else the first by namespace and
+    name."""
     return sorted(
         (server for server in servers if server.wanted),
         key=lambda server: (

@@ -106,10 +106,11 @@ def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
     is being deleted (NodeNotReady), the cached data is stale (ObservationPending), the actuator is still at work before
     the PNR, for example after a reboot (ActuatorBusy), a gate of AIM or PROPAGATION is closed (with its reason), or a
     pod that the run needs is missing (ActuatorMissing). The only action is to have NVML closed while the actuator
-    works. The verdict wakes at the next poll, or when the obstacle ends by itself, if that is known. For a Node that is
-    being deleted it has no `wake`. The gates of AIM, which object to the final target, are skipped when the first of
-    two steps is repeated (`again`). The phase is VerifyingIdle for a change that cordons. For any other change it is
-    Preflight, or Reconfiguring after the PNR."""
+    works. The verdict wakes at the next poll if the cached data is stale or a pod is missing, and for ActuatorBusy or a
+    closed gate when that ends by itself. If a gate does not end by itself, or the Node is being deleted, it has no
+    `wake`. The gates of AIM, which object to the final target, are skipped when the first of two steps is repeated
+    (`again`). The phase is VerifyingIdle for a change that cordons. For any other change it is Preflight, or
+    Reconfiguring after the PNR."""
     phase = Phase.VERIFYING_IDLE if case.fence.disruption.cordons else Phase.PREFLIGHT
     if case.fence.stage == "actuating" and phase is Phase.PREFLIGHT:
         phase = Phase.RECONFIGURING

@@ -14,8 +14,8 @@ def cut(text: str, most: int) -> str:
 
 def cut_bytes(text: str, most: int) -> str:
     """Return the text. If it is longer than `most` bytes in UTF-8, three dots replace its end, so that at most `most`
-    bytes are left; no character is divided. A lone surrogate, which UTF-8 cannot express, counts as three bytes. `most`
-    must be at least 3."""
+    bytes are left; no character is divided. A lone surrogate, which UTF-8 cannot express, counts as three bytes; a text
+    that is cut loses it. `most` must be at least 3."""
     raw = text.encode(errors="surrogatepass")
     return text if len(raw) <= most else raw[: most - 3].decode(errors="ignore") + "..."
 

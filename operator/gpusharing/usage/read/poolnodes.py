@@ -193,8 +193,8 @@ async def find_in_prometheus(
     """Return the scope that `-l` selects, by the labels of nodes that kube-state-metrics exported at `end` (of nodes
     that it did not export then, in the day before it); without `-l`, the whole fleet. If `-l` excludes nodes by a label
     that no node in Prometheus has, a remark says so. Raises Trouble if `--policy` is given, if `-l` cannot be parsed,
-    if the query fails, if no node matches, or if no node in Prometheus has a label that `-l` demands (`in`, `=` or the
-    key alone), or any of its labels if there is no node at all."""
+    if the query fails, or if no node matches. Raises Trouble too if no node in Prometheus has a label that `-l` demands
+    (`in`, `=` or the key alone). If Prometheus has no node at all, every label of `-l` counts as demanded."""
     if typed.policy:
         raise Trouble(
             "--policy needs access to the cluster: omit --prometheus (use --service for one in the cluster), or choose"
