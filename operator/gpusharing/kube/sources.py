@@ -185,8 +185,7 @@ class Sources:
         wake: Callable[[], None],
         restores: Callable[[], int] = int,
     ) -> None:
-        """Make no call yet. `wake` is called whenever a followed object is added, removed, or changed in its view;
-        policies are not followed here (see PolicyCache). `restores`: see CacheSettings."""
+        """Make no call yet. `wake` is called when the view of an object changes. `restores`: see CacheSettings."""
         self._client, self._wake, self._restores = client, wake, restores
         self.settings, plan, admin = settings, settings.plan, settings.admin_maps
         self._read_maps = {plan.plugin_config_map, plan.mig_config_map, admin.plugin, admin.mig}

@@ -132,9 +132,8 @@ class StackReader:
 
     def read(self, now: datetime) -> StackView:
         """Return the present state of NVIDIA's components and of our ConfigMaps; the same object as long as nothing
-        changes. Entries of our ConfigMaps are remembered (`OurConfigMaps.read`). Unless `silent`, it is logged if one
-        of the admin's ConfigMaps is newly missing, or if the admin's mig-parted file has changed and has bad entries
-        (`_tell`)."""
+        changes. Entries of our ConfigMaps are remembered (`OurConfigMaps.read`). Unless `silent`, problems of the
+        admin's ConfigMaps are logged (`_tell`)."""
         maps, settings = self.sources.config_maps.items, self.sources.settings.plan
         ours = self._config_maps
         ours.read(maps.get(settings.plugin_config_map), maps.get(settings.mig_config_map))
