@@ -289,11 +289,11 @@ async def test_entries_that_nodes_name_and_ours_lacks_are_known_before_the_point
 
 @pytest.mark.parametrize(
     ("pointer", "missing"),
-    [("theirs", ("all-1g.10gb",)), ("", ("all-1g.10gb",)), ("gpusharing-mig-parted", ())],
+    [("theirs", {"gpu-07": "all-1g.10gb"}), ("", {"gpu-07": "all-1g.10gb"}), ("gpusharing-mig-parted", {})],
 )
 @virtually
 async def test_mig_entries_that_nodes_name_and_ours_lacks_are_known_before_the_pointer_moves(
-    pointer: str, missing: tuple[str, ...]
+    pointer: str, missing: dict[str, str]
 ) -> None:
     off = "version: v1\nmig-configs: {all-disabled: [{devices: all, mig-enabled: false}]}"
     ours = config_map("gpusharing-mig-parted", off, "config.yaml")
@@ -301,13 +301,11 @@ async def test_mig_entries_that_nodes_name_and_ours_lacks_are_known_before_the_p
         labels = {names.LABEL_MIG_CONFIG: "all-1g.10gb", "nvidia.com/gpu.deploy.mig-manager": "true"}
         stage.cluster.patch(NODES, "gpu-07", {"metadata": {"labels": labels}})
         await stage.seen()
-        found = (await stage.snapshot()).stack
-        assert found.missing_mig_entries == missing
-        assert found.missing_mig_nodes == (("gpu-07",) if missing else ())
+        assert (await stage.snapshot()).stack.unresolved_mig == missing
         labels = {names.LABEL_MIG_CONFIG: "all-disabled"}
         stage.cluster.patch(NODES, "gpu-07", {"metadata": {"labels": labels}})
         await stage.seen()
-        assert (await stage.snapshot(1)).stack.missing_mig_entries == ()
+        assert (await stage.snapshot(1)).stack.unresolved_mig == {}
 
 
 def cluster_policy(name: str, config: str) -> tuple[Resource, JSON]:

@@ -72,7 +72,7 @@ SET: dict[str, tuple[StackView, dict[str, str]]] = {
     "not the plugin's while a Node names an entry that our ConfigMap does not hold": (
         stack(missing_entries=("theirs",)), {MIG_POINTER: MIG}),
     "not mig-manager's while a Node names an entry that our file does not hold": (
-        stack(missing_mig_entries=("theirs",)), {PLUGIN_POINTER: PLUGIN}),
+        stack(unresolved_mig={"gpu-07": "theirs"}), {PLUGIN_POINTER: PLUGIN}),
     "not the one that it has set before": (
         stack(replace(BARE, configured=frozenset({PLUGIN_POINTER}))), {MIG_POINTER: MIG}),
 }  # fmt: skip
@@ -254,19 +254,20 @@ def test_the_condition_about_layouts_says_the_same() -> None:
 
 
 MIG_SAID: dict[str, tuple[str, str, str]] = {
-    "nothing is set": ("", "", "; Nodes use all-1g.10gb, which gpusharing-mig-parted does not contain: wait until the"
-        " agents have reported their GPUs, or correct the label nvidia.com/mig.config, or mig-manager will fail"),
-    "the CRD's default is set": (UPSTREAM_MIG_CONFIG, "", "which gpusharing-mig-parted does not contain: wait until"),
+    "nothing is set": ("", "", "; Nodes use all-1g.10gb (gpu-07), which gpusharing-mig-parted does not contain for"
+        " their GPUs, or their agent has not reported: wait until the agents have"
+        " reported their GPUs, or correct the label nvidia.com/mig.config, or mig-manager will fail"),
+    "the CRD's default is set": (UPSTREAM_MIG_CONFIG, "", "which gpusharing-mig-parted does not contain for"),
     "the admin's is set": ("theirs", "", "first set chart value gpuOperator.adminMigConfigMap=theirs, or mig-manager"),
     "the admin's is set and merged": (
-        "theirs", ROWS, "which gpusharing-mig-parted and theirs do not contain: wait until the agents"),
+        "theirs", ROWS, "which gpusharing-mig-parted and theirs do not contain for their GPUs"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("now", "admin", "words"), MIG_SAID.values(), ids=MIG_SAID.keys())
 def test_a_command_after_which_mig_manager_would_fail_is_not_told(now: str, admin: str, words: str) -> None:
     cluster_policy = make_cluster_policy(mig_config_name=now)
-    found = stack(cluster_policy, missing_mig_entries=("all-1g.10gb",), admin_mig_file=admin)
+    found = stack(cluster_policy, unresolved_mig={"gpu-07": "all-1g.10gb"}, admin_mig_file=admin)
     objection = find_objection(make_policy(), found, ASKED)
     assert objection is not None
     assert words in objection.message
@@ -274,7 +275,7 @@ def test_a_command_after_which_mig_manager_would_fail_is_not_told(now: str, admi
 
 
 def test_the_nodes_for_which_mig_manager_waits_are_named() -> None:
-    found = stack(missing_mig_entries=("all-1g.10gb",), missing_mig_nodes=("gpu-07", "gpu-08"))
+    found = stack(unresolved_mig=dict.fromkeys(("gpu-08", "gpu-07"), "all-1g.10gb"))
     objection = find_objection(make_policy(), found, ASKED)
     assert objection is not None
     assert (

@@ -20,10 +20,9 @@ from gpusharing.kube.raw import entries, has_condition, interned, part, section,
 from gpusharing.kube.taints import tolerates
 from gpusharing.planning.drain.holders import gpu_groups
 from gpusharing.planning.drain.rules import ANNOTATION_MARKS, LABEL_MARKS
+from gpusharing.planning.snapshot.draviews import DRA_DRIVER
 from gpusharing.planning.snapshot.podviews import Owner, PdbView, PodView
 
-DRA_DRIVER = "gpu.nvidia.com"
-"""NVIDIA's DRA driver for GPUs, as allocations of ResourceClaims name it."""
 CORDON_TAINT = "node.kubernetes.io/unschedulable"
 """The taint of a cordon (P15), which has the effect NoSchedule and no value."""
 MIRROR_ANNOTATION = "kubernetes.io/config.mirror"

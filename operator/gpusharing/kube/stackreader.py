@@ -245,16 +245,11 @@ class StackReader:
 
     def _with_missing_mig(self, view: StackView) -> StackView:
         """Return the view with the mig-parted configurations that Nodes name but our file does not give them
-        (`find_unresolved`), and with these Nodes, both sorted. The view is returned unchanged if mig-manager already
-        reads our file."""
+        (`find_unresolved`). The view is returned unchanged if mig-manager already reads our file."""
         if view.serves_our_mig_file:
             return view
-        unresolved = find_unresolved(self.sources.nodes.items, self.sources.gpunodes.items, view)
-        return replace(
-            view,
-            missing_mig_entries=tuple(sorted(set(unresolved.values()))),
-            missing_mig_nodes=tuple(sorted(unresolved)),
-        )
+        nodes, gpunodes = self.sources.nodes.items, self.sources.gpunodes.items
+        return replace(view, unresolved_mig=find_unresolved(nodes, gpunodes, view))
 
     def _foreign_map(self) -> str:
         """Return the name of one of our two ConfigMaps that somebody else created (`is_foreign`), the device plugin's

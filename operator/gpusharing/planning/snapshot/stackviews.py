@@ -165,11 +165,9 @@ class StackView:
     missing_entries: tuple[str, ...] = ()
     """Device-plugin configurations that Nodes name but `plugin_configs` lacks, collected while ClusterPolicy does not
     name our ConfigMap."""
-    missing_mig_entries: tuple[str, ...] = ()
-    """mig-parted configurations that Nodes name but `mig_file` does not give them (`pointers.find_unresolved`),
-    collected while ClusterPolicy does not name our ConfigMap."""
-    missing_mig_nodes: tuple[str, ...] = ()
-    """The Nodes that name `missing_mig_entries`, sorted."""
+    unresolved_mig: Mapping[str, str] = field(default_factory=dict)
+    """The mig-parted configuration that a Node names but `mig_file` does not give it, by the name of the Node
+    (`pointers.find_unresolved`). Collected while ClusterPolicy does not name our ConfigMap."""
     missing_maps: tuple[str, ...] = ()
     """The admin's ConfigMaps that a setting names but that do not exist."""
     generated_mig_files: Mapping[str, str] = field(default_factory=dict)

@@ -309,8 +309,8 @@ def _layouts_field(
     if stack.serves_our_mig_file:
         return None
     merged = bool(stack.admin_mig_file)
-    missing, nodes = stack.missing_mig_entries, stack.missing_mig_nodes
-    pointer = mig_pointer(cluster_policy, settings.mig_config_map, missing, nodes, merged=merged)
+    lost = stack.unresolved_mig
+    pointer = mig_pointer(cluster_policy, settings.mig_config_map, lost.values(), lost, merged=merged)
     configure = settings.configure_gpu_operator
     why = why_not_set(pointer, cluster_policy, configure=configure, error=stack.pointer_error)
     message = (

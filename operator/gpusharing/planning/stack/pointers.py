@@ -144,8 +144,8 @@ def plugin_pointer(
 def mig_pointer(
     policy: ClusterPolicyView,
     ours: str,
-    missing: tuple[str, ...] = (),
-    nodes: tuple[str, ...] = (),
+    missing: Collection[str] = (),
+    nodes: Collection[str] = (),
     *,
     merged: bool = False,
 ) -> Pointer:
@@ -158,9 +158,9 @@ def mig_pointer(
         ours,
         policy.mig_config_name,
         policy.mig_config_setter,
-        missing_entries=missing,
+        missing_entries=tuple(sorted({*missing})),
         absent_entries=absent,
-        missing_nodes=nodes,
+        missing_nodes=tuple(sorted(nodes)),
     )
 
 
@@ -232,7 +232,7 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
     if not quiet or not written or apart or stack.rival_policies or (dra.serves and not is_complete(dra)):
         return None
     plugin = plugin_pointer(policy, settings.plugin_config_map, stack.plugin_configs, stack.missing_entries)
-    mig = mig_pointer(policy, settings.mig_config_map, stack.missing_mig_entries)
+    mig = mig_pointer(policy, settings.mig_config_map, stack.unresolved_mig.values())
     pointers = (mig,) if dra.serves else (plugin, mig)
     wanted = {
         pointer.field: pointer.ours
