@@ -25,6 +25,7 @@ from gpusharing.cli.setup.adoption import AdminConfigMaps, find_import
 from gpusharing.cli.shell.troubles import FAILED
 from gpusharing.kube.client import CONFIG_MAPS
 from gpusharing.kube.sources import AdminMaps
+from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.stackviews import MpsDaemonView
 from gpusharing.planning.snapshot.views import GpuView
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
@@ -102,10 +103,11 @@ def test_a_policy_that_would_be_refused_is_not_proposed() -> None:
 NAMED: dict[str, tuple[str, GpuView | None, str, str]] = {
     "a name that the operator is about to write is awaited": (
         "all-1g.10gb", make_gpu(layout=(("1g.10gb", 7),)), "| grep -qF all-1g.10gb:; do", "keep their devices"),
-    "a node without a report is warned about": (
-        "all-1g.10gb", None, "", "no agent has reported the GPUs of gpu-07; wait for that and run import again"),
-    "a name that nobody knows is warned about": (
-        "typo", make_gpu(), "", "will not have the nvidia.com/mig.config of gpu-07 (typo); correct it"),
+    "a node without a report is awaited": (
+        "all-1g.10gb", None, "", "on gpu-07 (no agent has read its GPUs): the operator's agent has to read the GPUs"
+        " there first"),
+    "a name that nobody knows is replaced by that of the layout in force": (
+        "typo", make_gpu(), "", "keep their devices"),
 }  # fmt: skip
 
 
@@ -123,6 +125,44 @@ def test_before_the_pointer_moves(name: str, gpu: GpuView | None, wait: str, wor
     assert [command for _, command in steps if command.startswith("until")] == ([steps[0][1]] if wait else [])
     assert wait in steps[0][1]
     assert steps[-1][0].endswith(words)
+
+
+def divided_by_hand(layout: Layout, plugin: str = "") -> tuple[tuple[str, str], ...]:
+    """The steps of import where somebody divided the GPUs of gpu-07 under NVIDIA's default label."""
+    stack = make_stack(cluster_policy=make_cluster_policy(plugin, mig_config_name=""))
+    nodes = [make_node(labels={MIG: "all-disabled", STATE: "success", MANAGED: "true"})]
+    snapshot = make_snapshot(nodes, [], gpunodes=[make_gpunode(gpus=[make_gpu(layout=layout)])], stack=stack)
+    given = AdminConfigMaps(PluginEntries("", "gpu-operator", None))
+    return find_import(snapshot, given, AdminMaps(), NOW).steps
+
+
+def test_nodes_that_were_divided_by_hand_are_labeled_before_mig_manager_restarts() -> None:
+    steps = divided_by_hand((("1g.10gb", 7),))
+    commands = [command for _, command in steps]
+    assert commands[-2] == "kubectl label node gpu-07 --overwrite nvidia.com/mig.config=all-1g.10gb"
+    assert "is all-disabled, but its GPUs have 7x1g.10gb" in steps[-2][0]
+    assert '"migManager":{"config":{"name":"gpusharing-mig-parted"}}' in commands[-1]
+
+
+@pytest.mark.parametrize("pointed", [False, True], ids=["both fields", "only mig-manager's"])
+def test_mig_manager_is_not_restarted_where_no_entry_has_the_layout_of_a_node(pointed: bool) -> None:
+    steps = divided_by_hand((("1g.10gb", 3),), "gpusharing-device-plugin" if pointed else "")
+    assert "migManager" not in "".join(command for _, command in steps)
+    assert any("devicePlugin" in command for _, command in steps) is not pointed
+    about, command = steps[-1]
+    assert "no configuration has the layout of gpu-07: put an entry with it into a ConfigMap" in about
+    assert command == "kubectl gpusharing import > policies.yaml"
+
+
+def test_a_field_of_the_device_plugin_alone_restarts_no_mig_manager() -> None:
+    stack = make_stack(cluster_policy=make_cluster_policy(""))
+    nodes = [make_node(labels={MIG: "all-disabled", STATE: "success", MANAGED: "true"})]
+    gpunodes = [make_gpunode(gpus=[make_gpu(layout=(("1g.10gb", 7),))])]
+    snapshot = make_snapshot(nodes, [], gpunodes=gpunodes, stack=stack)
+    steps = find_import(
+        snapshot, AdminConfigMaps(PluginEntries("", "gpu-operator", None)), AdminMaps(), NOW
+    ).steps
+    assert [command.split()[:2] for _, command in steps] == [["kubectl", "patch"]]
 
 
 @pytest.mark.parametrize(

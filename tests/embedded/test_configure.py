@@ -4,10 +4,11 @@ import asyncio
 
 import pytest
 from hack.sim.fakefaults import EVER, SILENCE, Silence
+from hack.sim.workloads import SimWorkload
 from tests.embedded.scene import FULL, HOUR, MIXED, Scene, nodes, open_scene
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, JSON
+from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, JSON, POLICIES
 from gpusharing.kube.errors import Conflict, Forbidden
 
 PLUGIN, MIG = "gpusharing-device-plugin", "gpusharing-mig-parted"
@@ -41,18 +42,57 @@ async def pointed(scene: Scene) -> None:
 
 
 @virtually
-async def test_both_are_set_in_one_write_after_the_configmaps_and_modes_then_work() -> None:
+async def test_the_plugins_is_set_after_the_configmaps_and_mig_managers_after_the_reports() -> None:
     async with open_scene(*nodes(1), cluster_policy=cluster_policy(), configure_gpu_operator=True) as scene:
         await pointed(scene)
         kinds = [write.call.resource.plural for write in scene.writes() if write.error is None]
-        assert kinds.count("clusterpolicies") == 1
-        assert kinds.index("clusterpolicies") > max(i for i, kind in enumerate(kinds) if kind == "configmaps")
+        assert kinds.count("clusterpolicies") <= 2
+        assert kinds.index("clusterpolicies") > kinds.index("configmaps")
         assert found(scene)["metadata"]["annotations"] == {MARK: BOTH}
         assert found(scene)["spec"]["migManager"]["config"]["default"] == "all-disabled"
         scene.apply(MIXED)
         await scene.ready()
-        assert scene.events()["PointersSet"] == 1
-        assert len(scene.writes(plural="clusterpolicies")) == 1
+        written = [write.call.body or {} for write in scene.writes(plural="clusterpolicies")]
+        assert scene.events()["PointersSet"] == len(written)
+        assert [body for body in written if "migManager" in body["spec"]] == written[-1:]
+
+
+@virtually
+async def test_mig_managers_waits_until_gpus_divided_by_hand_are_labeled_with_what_they_have() -> None:
+    """NVIDIA/k8s-device-plugin#767: under the default label all-disabled, its start would remove the instances."""
+    pods = SimWorkload("serve", 4, resource="nvidia.com/mig-1g.10gb")
+    async with open_scene(
+        *nodes(1),
+        cluster_policy=cluster_policy(),
+        configure_gpu_operator=True,
+        workloads=(pods,),
+        start=False,
+    ) as scene:
+        await asyncio.sleep(HOUR)  # mig-manager has done its first run
+        gpus = scene.e.software.nodes["gpu-1"].gpus
+        for index in range(2):
+            gpus.set_mig_mode(index, True)
+            for _ in range(7):
+                gpus.create(index, "1g.10gb")
+        scene.e.start_operator()
+        await scene.e.until(lambda: pointers(scene)[0] == PLUGIN, "the device plugin's pointer", HOUR)
+        scene.apply(MIXED)
+        await scene.until_condition("Accepted", "False", "LayoutsNeedConfigMap")
+        label = "kubectl label node gpu-1 --overwrite nvidia.com/mig.config=all-1g.10gb"
+        await scene.e.until(
+            lambda: f"run: {label} && kubectl patch" in scene.condition("Accepted")["message"],
+            "the command",
+            HOUR,
+        )
+        await asyncio.sleep(HOUR)
+        assert pointers(scene) == (PLUGIN, "")
+        assert [len(gpu.instances) for gpu in gpus.look()] == [7, 7]
+        scene.e.cluster.delete(POLICIES, "pool-b")
+        scene.person("gpu-1", {"metadata": {"labels": {"nvidia.com/mig.config": "all-1g.10gb"}}})
+        await pointed(scene)
+        await asyncio.sleep(HOUR)
+        assert [len(gpu.instances) for gpu in gpus.look()] == [7, 7]
+        assert scene.evicted() == []
 
 
 @virtually

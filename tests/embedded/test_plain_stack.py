@@ -64,8 +64,13 @@ async def test_mig_says_what_is_missing_and_touches_nothing() -> None:
     async with plain() as scene:
         since = scene.mark()
         scene.apply(MIXED)
-        row = await scene.until_condition("Accepted", "False", "MigManagerMissing")
-        assert "kubectl apply -k deploy/mig-manager" in row["message"]
+        await scene.until_condition("Accepted", "False", "MigManagerMissing")
+        command = "; run: kubectl apply -k deploy/mig-manager"
+        await scene.e.until(
+            lambda: scene.condition("Accepted").get("message", "").endswith(command),
+            "the command, once the agents have reported",
+            HOUR,
+        )
         assert scene.node_writes(since) == {}
 
 

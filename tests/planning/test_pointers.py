@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from tests.build import (
+    NO_MIG_MANAGER,
     NOW,
     SETTINGS,
     make_cluster_policy,
@@ -26,6 +27,7 @@ from gpusharing.planning.snapshot.stackviews import (
     ClusterPolicyView,
     PlainStackView,
     StackView,
+    StartChange,
 )
 from gpusharing.planning.snapshot.views import GpuView
 from gpusharing.planning.stack.acceptance import find_objection
@@ -37,6 +39,8 @@ from gpusharing.planning.stack.pointers import (
     find_unresolved,
     plan_pointers,
 )
+from gpusharing.planning.vocabulary.lengths import MAX_TEXT
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.migfile import parse
 
 ASKED = replace(SETTINGS, configure_gpu_operator=True)
@@ -73,6 +77,10 @@ SET: dict[str, tuple[StackView, dict[str, str]]] = {
         stack(missing_entries=("theirs",)), {MIG_POINTER: MIG}),
     "not mig-manager's while a Node names an entry that our file does not hold": (
         stack(unresolved_mig={"gpu-07": "theirs"}), {PLUGIN_POINTER: PLUGIN}),
+    "not mig-manager's while its restart would change GPUs": (
+        stack(start_changes=(StartChange("gpu-07", "why", "all-1g.10gb"),)), {PLUGIN_POINTER: PLUGIN}),
+    "not mig-manager's while nobody knows what its restart would change": (
+        stack(start_changes=(StartChange("gpu-07", "why", known=False),)), {PLUGIN_POINTER: PLUGIN}),
     "not the one that it has set before": (
         stack(replace(BARE, configured=frozenset({PLUGIN_POINTER}))), {MIG_POINTER: MIG}),
 }  # fmt: skip
@@ -223,6 +231,7 @@ def test_the_order_of_the_restraints_is_part_of_the_product() -> None:
         "_taken",
         "_default_unheld",
         "_entries_unheld",
+        "_would_change",
         "_failed",
     ]
 
@@ -282,6 +291,83 @@ def test_the_nodes_for_which_mig_manager_waits_are_named() -> None:
         "; Nodes use all-1g.10gb (gpu-07, gpu-08), which gpusharing-mig-parted does not contain for their GPUs, or"
         " their agent has not reported: wait until the agents"
     ) in objection.message
+
+
+DIVIDED = StartChange(
+    "gpu-1", "nvidia.com/mig.config is all-disabled, but its GPUs have 7x1g.10gb", "all-1g.10gb"
+)
+ODD = StartChange("gpu-2", "nvidia.com/mig.config is all-disabled, but its GPUs have 3x1g.10gb")
+SILENT = StartChange("gpu-3", "no agent has read its GPUs", known=False)
+LABEL = "kubectl label node gpu-1 --overwrite nvidia.com/mig.config=all-1g.10gb && "
+
+
+def test_nodes_are_labeled_with_what_they_have_before_mig_manager_reads_our_file() -> None:
+    objection = find_objection(
+        make_policy(), stack(replace(BARE, plugin_config_name=PLUGIN), start_changes=(DIVIDED,)), ASKED
+    )
+    assert objection is not None
+    assert (
+        "until every node's GPUs are known to have what its label nvidia.com/mig.config says"
+        in objection.message
+    )
+    assert "would change GPUs at its start on gpu-1 (nvidia.com/mig.config is all-dis" in objection.message
+    patch = """kubectl patch clusterpolicy cluster-policy --type merge -p '{"spec":{"migManager":"""
+    assert f"; run: {LABEL}{patch}" in objection.message
+
+
+def test_nodes_are_labeled_with_what_they_have_before_mig_manager_is_switched_on() -> None:
+    off = make_cluster_policy(switches=NO_MIG_MANAGER)
+    objection = find_objection(make_policy(), stack(off, start_changes=(DIVIDED,)), SETTINGS)
+    assert objection is not None
+    assert objection.reason is Reason.MIG_MANAGER_DISABLED
+    assert f"; run: {LABEL}kubectl patch clusterpolicy cluster-policy" in objection.message
+    assert '"migManager":{"enabled":true}' in objection.message
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (ODD, "no configuration has the layout of gpu-2: put an entry with it into a ConfigMap of your own"),
+        (
+            SILENT,
+            "it is unknown what mig-manager would change at its start on gpu-3 (no agent has read its GPUs)",
+        ),
+    ],
+    ids=["a layout without a name", "a node without a report"],
+)
+def test_no_command_starts_mig_manager_where_no_label_can_protect_a_node(
+    change: StartChange, words: str
+) -> None:
+    bare = stack(start_changes=(DIVIDED, change))
+    off = stack(make_cluster_policy(switches=NO_MIG_MANAGER), start_changes=(DIVIDED, change))
+    for found in (bare, off):
+        objection = find_objection(make_policy(), found, SETTINGS)
+        assert objection is not None
+        assert words in objection.message
+        assert 'migManager":' not in objection.message
+    first = find_objection(make_policy(), bare, SETTINGS)
+    assert first is not None
+    assert (
+        '; run: kubectl patch clusterpolicy cluster-policy --type merge -p \'{"spec":{"devicePlugin"'
+        in first.message
+    )
+
+
+def test_more_labels_than_a_message_can_have_are_left_to_import() -> None:
+    many = tuple(replace(DIVIDED, node=f"gpu-{number:040}") for number in range(20))
+    objection = find_objection(make_policy(), stack(start_changes=many), SETTINGS)
+    assert objection is not None
+    assert len(objection.message) <= MAX_TEXT
+    assert (
+        "and 17 more; kubectl gpusharing import prints the commands; run: kubectl patch" in objection.message
+    )
+    assert 'migManager":' not in objection.message
+
+
+def test_a_policy_without_mig_does_not_speak_of_mig_manager() -> None:
+    objection = find_objection(make_policy(mode="Full"), stack(start_changes=(DIVIDED,)), SETTINGS)
+    assert objection is not None
+    assert "mig-manager" not in objection.message
 
 
 def test_without_being_asked_the_command_stays_alone() -> None:

@@ -25,7 +25,7 @@ from gpusharing.kube.client import (
     KubeClient,
     Resource,
 )
-from gpusharing.kube.convert import cluster_policy_view, node_view, policy_view
+from gpusharing.kube.convert import cluster_policy_view, gpunode_view, node_view, policy_view
 from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailable
 from gpusharing.kube.lease import leader_of
 from gpusharing.kube.paging import list_of, pages_of
@@ -112,8 +112,9 @@ class _Reader:
                 labelled = texts(metadata.get("labels")).get(LABEL_MANAGED_BY) == MANAGED_BY
                 ours = labelled or ANNOTATION_WRITTEN in texts(metadata.get("annotations"))
                 data = section(raw, "data")
-                mig_entries = frozenset(migfile.parse(text(data, MIG_KEY)))
-                states[name] = ConfigMapState(frozenset(data), ours, mig_entries)
+                mig_file = text(data, MIG_KEY)
+                mig_entries = frozenset(migfile.parse(mig_file))
+                states[name] = ConfigMapState(frozenset(data), ours, mig_entries, mig_file)
         return states
 
     async def nodes(self) -> dict[str, tuple[NodeView, str, bool]]:
@@ -285,6 +286,7 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
             if part(report, "status", "observed", "simulated") is True
         ),
         policies=tuple(map(policy_view, policies)),
+        gpunodes={view.name: view for view in map(gpunode_view, reports)},
         unread=dict(reader.unread),
         not_served=frozenset(reader.not_served),
     )

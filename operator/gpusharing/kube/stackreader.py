@@ -30,8 +30,9 @@ from gpusharing.planning.snapshot.stackviews import (
     find_active,
 )
 from gpusharing.planning.stack.drastack import find_doubles
+from gpusharing.planning.stack.migstart import find_start_changes
 from gpusharing.planning.stack.mpsrepair import find_due, find_serving
-from gpusharing.planning.stack.pointers import find_unresolved
+from gpusharing.planning.stack.pointers import find_unresolved, may_start_manager
 from gpusharing.planning.stack.rivals import tell_twins
 from gpusharing.planning.wanted import migfile, pluginconfig
 from gpusharing.planning.wanted.target import known_times
@@ -173,7 +174,7 @@ class StackReader:
             seen_mig_entries=ours.seen_mig_entries,
             dra=dra,
         )
-        view = self._with_mps_nodes(self._with_missing_mig(view))
+        view = self._with_mps_nodes(self._with_start_changes(self._with_missing_mig(view)))
         if self._view != view:
             if not self.silent:
                 self._tell(self._view, view)
@@ -250,6 +251,14 @@ class StackReader:
             return view
         nodes, gpunodes = self.sources.nodes.items, self.sources.gpunodes.items
         return replace(view, unresolved_mig=find_unresolved(nodes, gpunodes, view))
+
+    def _with_start_changes(self, view: StackView) -> StackView:
+        """Return the view with the nodes whose GPUs mig-manager would change at its start (`find_start_changes`). The
+        view is returned unchanged if nothing that we write or print starts mig-manager (`may_start_manager`)."""
+        if not may_start_manager(view, self.sources.settings.plan):
+            return view
+        nodes, gpunodes = self.sources.nodes.items, self.sources.gpunodes.items
+        return replace(view, start_changes=find_start_changes(nodes, gpunodes, view))
 
     def _foreign_map(self) -> str:
         """Return the name of one of our two ConfigMaps that somebody else created (`is_foreign`), the device plugin's

@@ -24,6 +24,7 @@ from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.stack.commands import helm_install, kubectl_patch, plain_upgrade
 from gpusharing.planning.stack.installationviews import InstallationView, Place, Severity
+from gpusharing.planning.stack.migstart import find_start_changes, is_safe, label_commands, tell_changes
 from gpusharing.planning.stack.nodesymptoms import PluginEntries, find_node_symptoms
 from gpusharing.planning.stack.otherplugins import OTHERS, explain_plugin
 from gpusharing.planning.stack.pointers import (
@@ -170,7 +171,9 @@ def _rejection(node: NodeView, snapshot: ClusterSnapshot) -> str:
         return explain_plugin(node.other_plugin, [node.name]) + beyond
     place = Place(gpu_operator_namespace=snapshot.settings.gpu_operator_namespace)
     stack = snapshot.stack.cluster_policy
-    view = InstallationView(place, plain=stack, nodes=(node,), policies=(_everywhere(),))
+    view = InstallationView(
+        place, plain=stack, nodes=(node,), policies=(_everywhere(),), gpunodes=snapshot.gpunodes
+    )
     errors = (one for one in find_node_symptoms(view, {}) if one.severity is Severity.ERROR)
     return next((f"{one.message}. Run: {one.command}" for one in errors), "")
 
@@ -277,9 +280,11 @@ def find_steps(
     missing: bool = False,
 ) -> Iterator[tuple[str, str]]:
     """Yield the purpose and the command of each step that remains: merge the admin's entries into the operator's
-    ConfigMaps (`helm upgrade`), wait until they are written, and name these ConfigMaps in ClusterPolicy or in NVIDIA's
-    own chart (`_point`). Each step that is not needed is left out, and there is no wait without the last step. The
-    last step names the nodes whose MPS clients would end, and those on which mig-manager would fail.
+    ConfigMaps (`helm upgrade`), wait until they are written, label the nodes whose GPUs differ from their label, and
+    name these ConfigMaps in ClusterPolicy or in NVIDIA's own chart (`_point`). Each step that is not needed is left
+    out, and there is no wait without the last step. The last step names the nodes whose MPS clients would end, and
+    those on which mig-manager would fail. While mig-manager's restart would change GPUs that no label can protect, its
+    ConfigMap is not named, and the last step is to run import again.
 
     If the operator is `missing`, the only steps are to install it, with the values that name the admin's ConfigMaps,
     and to run import again.
@@ -296,19 +301,37 @@ def find_steps(
         upgrade = f"helm upgrade gpusharing CHART -n {snapshot.settings.namespace} --reset-then-reuse-values"
         about = "Merge the entries used by node labels into the operator's ConfigMaps"
         yield about, f"{upgrade} --set {values}"
-    who, command = _point(snapshot, admin)
+    if not _point(snapshot, admin)[1]:
+        return
+    pointed = with_pointers(snapshot, admin)
+    later = configured(pointed, plan_rollout(pointed, now), now) or pointed
+    now_read = snapshot.stack.cluster_policy
+    assert now_read is not None, "_point has no command otherwise"
+    # Only a new pointer restarts mig-manager.
+    restarts = now_read.plain is None and now_read.mig_config_name != snapshot.settings.mig_config_map
+    changes = find_start_changes(later.nodes, later.gpunodes, later.stack) if restarts else ()
+    lost = _lost(later)
+    coming = {name: config for name, config in _lost(pointed).items() if config not in lost.values()}
+    mig = _awaited_mig(snapshot, admin, {*coming.values()})
+    if waiting := _wait(snapshot, admin, mig):
+        yield "Wait until the operator has written its ConfigMaps", waiting
+    for label in label_commands(changes):
+        about = f"Label nodes with the MIG layout that their GPUs have{tell_changes(changes)}"
+        yield about, label
+    who, command = _point(snapshot, admin, with_mig=is_safe(changes))
     if command:
-        pointed = with_pointers(snapshot, admin)
-        lost = _lost(configured(pointed, plan_rollout(pointed, now), now) or pointed)
-        coming = {name: config for name, config in _lost(pointed).items() if config not in lost.values()}
-        mig = _awaited_mig(snapshot, admin, {*coming.values()})
-        if waiting := _wait(snapshot, admin, mig):
-            yield "Wait until the operator has written its ConfigMaps", waiting
+        shown = {change.node for change in changes}
+        lost = {name: config for name, config in lost.items() if name not in shown}
         about = (
             f"Point {who}; until then no policy is accepted. NVIDIA's operands restart once on every GPU node; running"
             f" pods keep their devices{_end_clients(snapshot, pointed)}{_warn(lost, {} if mig else coming, snapshot)}"
         )
         yield about, command
+    if not is_safe(changes):
+        about = (
+            f"Run import again before mig-manager may read the operator's ConfigMap{tell_changes(changes)}"
+        )
+        yield about, "kubectl gpusharing import > policies.yaml"
 
 
 def _values(admin: AdminConfigMaps, merged: AdminMaps) -> list[str]:
@@ -397,11 +420,11 @@ def _wait(snapshot: ClusterSnapshot, admin: AdminConfigMaps, mig: Sequence[str])
     return f"until {' && '.join(reads)}; do sleep 2; done" if reads else ""
 
 
-def _point(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> tuple[str, str]:
+def _point(snapshot: ClusterSnapshot, admin: AdminConfigMaps, *, with_mig: bool = True) -> tuple[str, str]:
     """Return what has to be pointed at which ConfigMaps of ours, and the command that does it: `kubectl patch` with
     those fields of ClusterPolicy that do not name ours or, for the device plugin of NVIDIA's own chart, `helm upgrade`.
-    The command is empty if they name ours already, if there is no ClusterPolicy, or if our ConfigMaps are in a
-    namespace where NVIDIA's programs cannot mount them."""
+    Without `with_mig`, mig-manager's field is left out. The command is empty if they name ours already, if there is no
+    ClusterPolicy, or if our ConfigMaps are in a namespace where NVIDIA's programs cannot mount them."""
     policy, settings = snapshot.stack.cluster_policy, snapshot.settings
     who = "ClusterPolicy at the operator's ConfigMaps"
     if policy is None or find_other_namespace(policy, settings.gpu_operator_namespace):
@@ -410,7 +433,11 @@ def _point(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> tuple[str, str]
     plugin = plugin_pointer(policy, settings.plugin_config_map, entries)
     if policy.plain is None:
         pointers = (plugin, mig_pointer(policy, settings.mig_config_map))
-        parts = [pointer.patch for pointer in pointers if pointer.now != pointer.ours]
+        parts = [
+            pointer.patch
+            for pointer in (pointers if with_mig else pointers[:1])
+            if pointer.now != pointer.ours
+        ]
         return who, kubectl_patch(policy.name, *parts) if parts else ""
     upgrade = plain_upgrade(policy.plain, settings.gpu_operator_namespace, f"config.name={plugin.ours}")
     return "NVIDIA's device plugin at the operator's ConfigMap", "" if plugin.now == plugin.ours else upgrade

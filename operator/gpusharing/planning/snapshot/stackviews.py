@@ -144,6 +144,21 @@ class FinderState:
 
 
 @value
+class StartChange:
+    """A node whose GPUs mig-manager would change, or may change, at its start (`planning/stack/migstart.py`)."""
+
+    node: str
+    """Name of the Node."""
+    why: str
+    """How its GPUs differ from its label, or why that is unknown, as a clause for people."""
+    config: str = ""
+    """A value for its label nvidia.com/mig.config with which mig-manager would leave its GPUs as they are. Empty if
+    there is none or if it is unknown."""
+    known: bool = True
+    """Whether it is known what the node's GPUs have."""
+
+
+@value
 class StackView:
     """NVIDIA's software in the cluster and the ConfigMaps that we keep for it."""
 
@@ -168,6 +183,9 @@ class StackView:
     unresolved_mig: Mapping[str, str] = field(default_factory=dict)
     """The mig-parted configuration that a Node names but `mig_file` does not give it, by the name of the Node
     (`pointers.find_unresolved`). Collected while ClusterPolicy does not name our ConfigMap."""
+    start_changes: tuple[StartChange, ...] = ()
+    """The nodes whose GPUs mig-manager would or may change at its start (`migstart.find_start_changes`). Collected only
+    while something that we write or print would start or restart mig-manager."""
     missing_maps: tuple[str, ...] = ()
     """The admin's ConfigMaps that a setting names but that do not exist."""
     generated_mig_files: Mapping[str, str] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView
 from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
 from gpusharing.planning.stack.commands import Fields, kubectl_patch, plain_upgrade
 from gpusharing.planning.stack.drastack import find_dra_stack, refuse
+from gpusharing.planning.stack.migstart import after_labels, is_safe, label_commands, tell_changes
 from gpusharing.planning.stack.plainmig import find_mig_obstacle
 from gpusharing.planning.stack.pointers import (
     Pointer,
@@ -28,6 +29,9 @@ from gpusharing.planning.vocabulary.lengths import MAX_TEXT, cut
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.target import Targets, Wish, find_wish
+
+MOST_LABELS = 400
+"""The most characters of commands that label nodes in one message. `kubectl gpusharing import` prints more."""
 
 
 @value
@@ -51,6 +55,8 @@ class WrongField:
     """The fields of ClusterPolicy to set, below `spec`. Empty if they must not be set yet."""
     hint: str = ""
     """A remark that is appended to the command, such as how to do the same with Helm."""
+    starts: bool = False
+    """Whether the patch starts or restarts mig-manager."""
 
 
 @value
@@ -252,7 +258,10 @@ def _plain_mig(policy: PolicyView, stack: StackView, settings: PlanSettings) -> 
     obstacle = find_mig_obstacle(policy.spec, stack.cluster_policy, ours, namespace)
     if obstacle is None:
         return ""
-    return Finding(obstacle.reason, f"{obstacle.message}; run: {obstacle.command}")
+    changes = stack.start_changes if obstacle.starts else ()
+    command = after_labels(obstacle.command, changes)
+    message = obstacle.message + tell_changes(changes)
+    return Finding(obstacle.reason, f"{message}; run: {command}" if command else message)
 
 
 def _config_maps(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
@@ -276,7 +285,7 @@ def _switched_off(row: NeededProgram) -> FieldCheck:
     ClusterPolicy, if the policy's mode does not need the program, or if NVIDIA's DRA driver takes its place."""
     return FieldCheck(
         lambda spec, policy, stack, _: (
-            WrongField(tell_off(row, policy), row.patch)
+            WrongField(tell_off(row, policy), row.patch, starts=row.disabled is Reason.MIG_MANAGER_DISABLED)
             if policy.plain is None and lacks(row, spec.mode, stack)
             else None
         ),
@@ -310,14 +319,21 @@ def _layouts_field(
         return None
     merged = bool(stack.admin_mig_file)
     lost = stack.unresolved_mig
-    pointer = mig_pointer(cluster_policy, settings.mig_config_map, lost.values(), lost, merged=merged)
+    pointer = mig_pointer(
+        cluster_policy,
+        settings.mig_config_map,
+        lost.values(),
+        lost,
+        merged=merged,
+        start_changes=stack.start_changes,
+    )
     configure = settings.configure_gpu_operator
     why = why_not_set(pointer, cluster_policy, configure=configure, error=stack.pointer_error)
     message = (
         f"spec.mig.layouts has no effect unless ClusterPolicy {pointer.field} is {pointer.ours}; it is now"
         f" {pointer.text}{why}{pointer.merge_first}"
     )
-    return WrongField(message, {} if pointer.stops else pointer.patch)
+    return WrongField(message, {} if pointer.stops else pointer.patch, starts=True)
 
 
 _PLUGIN, _DISCOVERY, _MIG_MANAGER = OPERANDS
@@ -351,9 +367,15 @@ def _explain_from(
         return ""
     wrong = [field for field in answers if field is not None]
     message = "; ".join(field.message for field in wrong)
+    changes = stack.start_changes if any(field.starts for field in wrong) else ()
+    message += tell_changes(changes)
+    labels = "".join(f"{command} && " for command in label_commands(changes))
+    if not is_safe(changes) or len(labels) > MOST_LABELS:
+        message += "; kubectl gpusharing import prints the commands" if is_safe(changes) else ""
+        wrong, labels = [field for field in wrong if not field.starts], ""  # all other fields may be set
     hints = "".join(field.hint for field in wrong)
     patches = [field.patch for field in wrong if field.patch]
-    command = f"; run: {kubectl_patch(cluster_policy.name, *patches)}{hints}" if patches else ""
+    command = f"; run: {labels}{kubectl_patch(cluster_policy.name, *patches)}{hints}" if patches else ""
     # People might paste a truncated command, so the message before it is cut instead.
     return cut(message, MAX_TEXT - len(command)) + command
 

@@ -6,6 +6,7 @@ GPUCluster, or with neither (docs/adr/0078-dra-with-static-partitions.md).
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from gpusharing.api.names import Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
@@ -15,11 +16,13 @@ from gpusharing.planning.snapshot.stackviews import (
     PLUGIN_SWITCH,
     ClusterPolicyView,
     StackView,
+    StartChange,
     is_served_by_dra,
 )
 from gpusharing.planning.snapshot.views import NodeView, PlanSettings
 from gpusharing.planning.stack.commands import kubectl_patch
 from gpusharing.planning.stack.installationviews import InstallationView, Symptoms, Topic, error
+from gpusharing.planning.stack.migstart import SHOW_LABELS, after_labels, start_changes_of, tell_changes
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT, some
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.target import is_plugin_resource
@@ -51,6 +54,8 @@ class DraStack:
     """The namespace of NVIDIA's components."""
     mig_config_map: str = ""
     """Name of our ConfigMap of mig-parted configurations."""
+    start_changes: tuple[StartChange, ...] = ()
+    """The nodes whose GPUs mig-manager would or may change at its start."""
 
     @property
     def serves(self) -> bool:
@@ -69,7 +74,7 @@ def find_dra_stack(stack: StackView, settings: PlanSettings) -> DraStack:
     """Return the facts about NVIDIA's DRA stack in the operator's view, with the namespace and the name of our
     mig-parted ConfigMap from the settings."""
     namespace, ours = settings.gpu_operator_namespace, settings.mig_config_map
-    return DraStack(stack.gpu_cluster, stack.cluster_policy, stack.dra, namespace, ours)
+    return DraStack(stack.gpu_cluster, stack.cluster_policy, stack.dra, namespace, ours, stack.start_changes)
 
 
 def dra_stack_of(view: InstallationView) -> DraStack:
@@ -99,7 +104,10 @@ class Lack:
     message: str
     """What is wrong, and what follows from it."""
     command: str
-    """The command that corrects it, or that shows it. Words in CAPITALS are for a person to fill in."""
+    """The command that corrects it, or that shows it. Words in CAPITALS are for a person to fill in. Empty if it must
+    not be printed yet, because mig-manager would change GPUs at its start."""
+    starts: bool = False
+    """Whether the command starts or restarts mig-manager."""
 
 
 def _not_readable(stack: DraStack) -> Lack | None:
@@ -196,13 +204,16 @@ def _no_mig_manager(stack: DraStack) -> Lack | None:
             return None
         command = kubectl_patch(policy.name, {"migManager": {"enabled": True}})
         return Lack(
-            f"ClusterPolicy {MIG_MANAGER_SWITCH} is false, so nothing would partition the GPUs", command
+            f"ClusterPolicy {MIG_MANAGER_SWITCH} is false, so nothing would partition the GPUs",
+            command,
+            starts=True,
         )
     if stack.dra.mig_manager:
         return None
     return Lack(
         f"mig-manager does not run in namespace {stack.namespace}, so nothing would partition the GPUs",
         "kubectl apply -k deploy/mig-manager",
+        starts=True,
     )
 
 
@@ -216,10 +227,10 @@ def _old_mig_manager(stack: DraStack) -> Lack | None:
     old = f"runs mig-manager {version}, which is older than v0.15"
     if policy is not None:
         command = kubectl_patch(policy.name, {"migManager": {"version": NEW_MIG_MANAGER}})
-        return Lack(f"ClusterPolicy {policy.name} {old}", command)
+        return Lack(f"ClusterPolicy {policy.name} {old}", command, starts=True)
     image = f"nvidia-mig-manager=REPOSITORY/k8s-mig-manager:{NEW_MIG_MANAGER}"
     command = f"kubectl -n {stack.namespace} set image daemonset/{dra.mig_manager} {image}"
-    return Lack(f"DaemonSet {dra.mig_manager} {old}", command)
+    return Lack(f"DaemonSet {dra.mig_manager} {old}", command, starts=True)
 
 
 def _other_config_map(stack: DraStack) -> Lack | None:
@@ -232,6 +243,7 @@ def _other_config_map(stack: DraStack) -> Lack | None:
         f"DaemonSet {dra.mig_manager} must mount ConfigMap {ours} in the directory of its CONFIG_FILE; it mounts"
         f" {dra.mig_config_map or 'none'}",
         f"kubectl -n {stack.namespace} edit daemonset {dra.mig_manager}",
+        starts=True,
     )
 
 
@@ -253,7 +265,13 @@ def find_lacks(stack: DraStack) -> tuple[Lack, ...]:
     nothing, or if NVIDIA's DRA stack does not serve the GPUs."""
     if not stack.serves:
         return ()
-    return tuple(lack for need in NEEDS if (lack := need(stack)) is not None)
+    lacks = (lack for need in NEEDS if (lack := need(stack)) is not None)
+    return tuple(_guarded(lack, stack.start_changes) if lack.starts else lack for lack in lacks)
+
+
+def _guarded(lack: Lack, changes: tuple[StartChange, ...]) -> Lack:
+    command = after_labels(lack.command, changes)
+    return replace(lack, message=lack.message + tell_changes(changes), command=command)
 
 
 def is_complete(stack: DraStack) -> bool:
@@ -292,7 +310,7 @@ def refuse(spec: GPUSharingPolicySpec, stack: DraStack) -> str:
     message = ""
     for lack in find_lacks(stack):
         begins = "; " if message else "NVIDIA's DRA stack manages the GPUs in this cluster, but "
-        clause = f"{begins}{lack.message}; run: {lack.command}"
+        clause = f"{begins}{lack.message}{lack.command and f'; run: {lack.command}'}"
         if len(message) + len(clause) <= MAX_TEXT:  # people might paste a truncated command
             message += clause
         elif not message:
@@ -303,5 +321,8 @@ def refuse(spec: GPUSharingPolicySpec, stack: DraStack) -> str:
 def find_dra_symptoms(view: InstallationView) -> Symptoms:
     """Yield an error for everything that NVIDIA's DRA stack lacks; one of the inspections of `installation.py`. Yields
     nothing if the device plugin serves the GPUs."""
-    for lack in find_lacks(dra_stack_of(view)):
-        yield error(Topic.CLUSTER_POLICY, "UnsupportedStack", lack.message, lack.command)
+    stack = dra_stack_of(view)
+    if stack.serves:
+        stack = replace(stack, start_changes=start_changes_of(view))
+    for lack in find_lacks(stack):
+        yield error(Topic.CLUSTER_POLICY, "UnsupportedStack", lack.message, lack.command or SHOW_LABELS)

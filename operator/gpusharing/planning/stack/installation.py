@@ -27,6 +27,7 @@ from gpusharing.planning.stack.installationviews import (
     upgrade,
     warning,
 )
+from gpusharing.planning.stack.migstart import SHOW_LABELS, after_labels, start_changes_of, tell_changes
 from gpusharing.planning.stack.mpsdaemon import find_deaf_mps
 from gpusharing.planning.stack.otherplugins import GKE, GKE_GPU, GKE_WITHOUT_PLUGIN
 from gpusharing.planning.stack.plainmig import find_mig_obstacles
@@ -409,6 +410,9 @@ def _operand(row: NeededProgram, stack: ClusterPolicyView, view: InstallationVie
         # Beside another device plugin, NVIDIA's would serve the same GPUs a second time.
         doubles = row.disabled is Reason.PLUGIN_DISABLED and any(node.other_plugin for node in view.nodes)
         command = correct(view, stack, row.patch, needed=needed and not doubles)
+        if row.disabled is Reason.MIG_MANAGER_DISABLED and needed and view.installed:
+            changes = start_changes_of(view)
+            message, command = message + tell_changes(changes), after_labels(command, changes) or SHOW_LABELS
         yield (error if needed else warning)(Topic.CLUSTER_POLICY, str(row.disabled), message, command)
     elif row.helm_value and needed:
         command = plain_upgrade(stack.plain, view.place.gpu_operator_namespace, row.helm_value)
@@ -490,15 +494,24 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
     wanted = [one.spec for one in view.policies if one.spec is not None and one.spec.mode is Mode.MIG]
     wants_layouts = any(spec.mig is not None and spec.mig.layouts is not None for spec in wanted)
     merged = view.place.admin_mig_config_map == policy.mig_config_name
-    pointer = mig_pointer(policy, view.place.mig_config_map, view.missing_mig_entries, merged=merged)
+    changes = start_changes_of(view) if view.installed else ()
+    pointer = mig_pointer(
+        policy, view.place.mig_config_map, view.missing_mig_entries, merged=merged, start_changes=changes
+    )
     if pointer.now != pointer.ours and not policy.is_off(MIG_MANAGER_SWITCH):
         yield (error if wants_layouts or view.is_void(pointer.now) else warning)(
             Topic.CLUSTER_POLICY,
             "MigConfigNotOurs",
             f"{policy.name}: {pointer.field} is {pointer.text},"
             f" {_effect(view, pointer, 'spec.mig.layouts is rejected')}"
-            f"{why_not_set(pointer, policy, configure=view.place.configure_gpu_operator)}{pointer.merge_first}",
-            point(view, policy, pointer, kubectl_patch(policy.name, pointer.patch)),
+            f"{why_not_set(pointer, policy, configure=view.place.configure_gpu_operator)}{pointer.merge_first}"
+            f"{tell_changes(changes)}",
+            point(
+                view,
+                policy,
+                pointer,
+                after_labels(kubectl_patch(policy.name, pointer.patch), changes) or SHOW_LABELS,
+            ),
         )
     fixed = "" if dra_stack_of(view).serves else policy.mig_strategy
     if fixed:

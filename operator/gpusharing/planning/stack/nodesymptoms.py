@@ -18,6 +18,7 @@ from gpusharing.planning.stack.installationviews import (
     error,
     warning,
 )
+from gpusharing.planning.stack.migstart import SHOW_LABELS, after_labels, start_changes_of, tell_changes
 from gpusharing.planning.stack.otherplugins import GKE, explain_plugin
 from gpusharing.planning.stack.requirements import (
     DEPLOY_NEEDED,
@@ -252,13 +253,17 @@ def _paused(nodes: list[NodeView], view: InstallationView) -> Symptoms:
         node for node in nodes if node.labels.get(names.LABEL_MIG_STATE) not in _AT_WORK and _is_paused(node)
     ]
     if paused:
+        changes = [change for change in start_changes_of(view) if change.node == paused[0].name]
+        restart = (
+            f"kubectl -n {view.place.gpu_operator_namespace} delete pod -l app=nvidia-mig-manager"
+            f" --field-selector spec.nodeName={paused[0].name}"
+        )
         yield error(
             Topic.NODES,
             "OperandsPaused",
             f"operands on {some(sorted(node.name for node in paused))} are still paused for a MIG change that has"
-            " ended",
-            f"kubectl -n {view.place.gpu_operator_namespace} delete pod -l app=nvidia-mig-manager"
-            f" --field-selector spec.nodeName={paused[0].name}",
+            f" ended{tell_changes(changes)}",
+            after_labels(restart, changes) or SHOW_LABELS,
         )
 
 

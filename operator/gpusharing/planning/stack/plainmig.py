@@ -11,6 +11,7 @@ from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStac
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack.commands import plain_upgrade
 from gpusharing.planning.stack.installationviews import InstallationView, Symptoms, Topic, error, warning
+from gpusharing.planning.stack.migstart import SHOW_LABELS, after_labels, start_changes_of, tell_changes
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
@@ -27,6 +28,8 @@ class MigObstacle:
     """What is wrong, and what follows from it."""
     command: str
     """The command that corrects it. Words in CAPITALS are for a person to fill in."""
+    starts: bool = False
+    """Whether the command starts or restarts mig-manager."""
 
 
 def find_unusable_manager(plain: PlainStackView, version: str) -> Finding | None:
@@ -75,7 +78,8 @@ def find_mig_obstacle(
             Reason.PLUGIN_NOT_PAUSED: f"kubectl label nodes NODE... {names.LABEL_DEPLOY_CLIENT}=true && "
             + plain_upgrade(plain, namespace, _SELECTOR, option="--set-string"),
         }
-        return MigObstacle(unusable.reason, unusable.message, commands[unusable.reason])
+        starts = unusable.reason is not Reason.PLUGIN_NOT_PAUSED
+        return MigObstacle(unusable.reason, unusable.message, commands[unusable.reason], starts)
     if policy.mig_strategy not in ("", spec.mig.strategy):
         return MigObstacle(
             Reason.MIG_STRATEGY_SET,
@@ -89,6 +93,7 @@ def find_mig_obstacle(
             f"mode MIG has no effect unless DaemonSet {plain.mig_manager} mounts ConfigMap {mig_config_map} in"
             f" the directory of its CONFIG_FILE; it mounts {policy.mig_config_name or 'none'}",
             f"kubectl -n {namespace} edit daemonset {plain.mig_manager}",
+            starts=True,
         )
     return None
 
@@ -119,7 +124,10 @@ def find_mig_obstacles(view: InstallationView) -> Symptoms:
     obstacles = (find_mig_obstacle(spec, stack, ours, namespace) for spec in specs)
     for obstacle in dict.fromkeys(obstacles):
         if obstacle is not None:
-            yield error(Topic.CLUSTER_POLICY, str(obstacle.reason), obstacle.message, obstacle.command)
+            changes = start_changes_of(view) if obstacle.starts else ()
+            command = after_labels(obstacle.command, changes) or SHOW_LABELS
+            message = obstacle.message + tell_changes(changes)
+            yield error(Topic.CLUSTER_POLICY, str(obstacle.reason), message, command)
 
 
 def find_unselected(node: NodeView, policy: ClusterPolicyView | None) -> str:

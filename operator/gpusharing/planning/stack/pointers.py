@@ -8,12 +8,19 @@ leaves it alone.
 
 from collections.abc import Collection, Mapping
 
-from gpusharing.api.names import LABEL_DEPLOY_PREFIX, LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG
+from gpusharing.api.names import LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG
 from gpusharing.planning.snapshot.actions import SetPointers
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView
+from gpusharing.planning.snapshot.stackviews import (
+    MIG_MANAGER_SWITCH,
+    ClusterPolicyView,
+    StackView,
+    StartChange,
+)
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
 from gpusharing.planning.stack.commands import Fields
 from gpusharing.planning.stack.drastack import find_dra_stack, is_complete
+from gpusharing.planning.stack.migstart import runs_mig_manager
+from gpusharing.planning.stack.plainmig import find_unusable_manager
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.migfile import ALL_DISABLED, parse, parse_admin, resolve, well_known
@@ -24,7 +31,6 @@ PLUGIN_POINTER, MIG_POINTER = "devicePlugin.config.name", "migManager.config.nam
 UPSTREAM_MIG_CONFIG = "default-mig-parted-config"
 """The default that the CRD filled in for migManager.config.name up to v25.10.1, so that nobody chose it
 (docs/design/nvidia.md#d6)."""
-_DEPLOY_MANAGER = f"{LABEL_DEPLOY_PREFIX}mig-manager"
 VALUE = "chart value gpuOperator.configure"
 """The chart value that allows the operator to set pointers, for messages."""
 
@@ -53,6 +59,9 @@ class Pointer:
     missing_nodes: tuple[str, ...] = ()
     """The Nodes on which mig-manager would fail, sorted. Empty for the device plugin, and if the Nodes are unknown; the
     ConfigMap then lacks the missing entries themselves."""
+    start_changes: tuple[StartChange, ...] = ()
+    """The nodes whose GPUs mig-manager would or may change, because a change of the pointer restarts it. Empty for the
+    device plugin."""
 
     @property
     def text(self) -> str:
@@ -148,10 +157,12 @@ def mig_pointer(
     nodes: Collection[str] = (),
     *,
     merged: bool = False,
+    start_changes: tuple[StartChange, ...] = (),
 ) -> Pointer:
     """Return mig-manager's pointer as ClusterPolicy has it. `ours` is the name of our ConfigMap, `missing` are the
     entries that Nodes name and our ConfigMap lacks, and `nodes` are these Nodes, if they are known. `merged` says
-    whether the admin's ConfigMap is merged into ours already, so that merging it would not add them."""
+    whether the admin's ConfigMap is merged into ours already, so that merging it would not add them. `start_changes`
+    are the nodes whose GPUs mig-manager would change at its start."""
     absent = frozenset(missing) if merged else frozenset[str]()
     return Pointer(
         MIG_POINTER,
@@ -161,6 +172,7 @@ def mig_pointer(
         missing_entries=tuple(sorted({*missing})),
         absent_entries=absent,
         missing_nodes=tuple(sorted(nodes)),
+        start_changes=start_changes,
     )
 
 
@@ -179,7 +191,7 @@ def find_unresolved(
     named = (
         (name, node.labels.get(LABEL_MIG_CONFIG, ""))
         for name, node in nodes.items()
-        if name in gpunodes or node.labels.get(_DEPLOY_MANAGER, "") not in ("", "false")
+        if runs_mig_manager(node, gpunodes)
     )
     return {
         name: config for name, config in named if config and not _resolves(config, gpunodes.get(name), stack)
@@ -221,7 +233,7 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
     the GPUs, only mig-manager's pointer is set, and only once the stack is complete.
 
     A pointer is left alone if somebody else has set it, if we have set it once before, or if our ConfigMap lacks an
-    entry that Nodes or ClusterPolicy's default name.
+    entry that Nodes or ClusterPolicy's default name. mig-manager's waits, too, while the restart would change GPUs.
     """
     policy = stack.cluster_policy
     if not settings.configure_gpu_operator or policy is None or policy.plain is not None:
@@ -232,7 +244,12 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
     if not quiet or not written or apart or stack.rival_policies or (dra.serves and not is_complete(dra)):
         return None
     plugin = plugin_pointer(policy, settings.plugin_config_map, stack.plugin_configs, stack.missing_entries)
-    mig = mig_pointer(policy, settings.mig_config_map, stack.unresolved_mig.values())
+    mig = mig_pointer(
+        policy,
+        settings.mig_config_map,
+        stack.unresolved_mig.values(),
+        start_changes=stack.start_changes,
+    )
     pointers = (mig,) if dra.serves else (plugin, mig)
     wanted = {
         pointer.field: pointer.ours
@@ -240,9 +257,21 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
         if pointer.is_free
         and not pointer.without_default
         and not pointer.missing_entries
+        and not pointer.start_changes
         and pointer.field not in policy.configured
     }
     return SetPointers(policy, wanted) if wanted else None
+
+
+def may_start_manager(stack: StackView, settings: PlanSettings) -> bool:
+    """Whether something that the operator writes or prints may start or restart mig-manager: it does not read our
+    ConfigMap, is switched off, missing or too old, or NVIDIA's DRA stack lacks something."""
+    policy = stack.cluster_policy
+    if not stack.serves_our_mig_file or (stack.by_dra and not is_complete(find_dra_stack(stack, settings))):
+        return True
+    if policy is None or policy.plain is None:
+        return policy is not None and policy.is_off(MIG_MANAGER_SWITCH)
+    return find_unusable_manager(policy.plain, policy.mig_manager_version) is not None
 
 
 def why_not_set(pointer: Pointer, policy: ClusterPolicyView, *, configure: bool, error: str = "") -> str:
@@ -298,6 +327,15 @@ def _entries_unheld(pointer: Pointer, policy: ClusterPolicyView, error: str) -> 
     )
 
 
+def _would_change(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
+    if not pointer.start_changes:
+        return ""
+    return (
+        f"; the operator does not set it ({VALUE}) until every node's GPUs are known to have what its label"
+        f" {LABEL_MIG_CONFIG} says"
+    )
+
+
 def _failed(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
     """Return a clause with the error of the last write, or an empty string if that did not fail. This is checked last,
     because the error may be about a pointer that the operator no longer wants to set. Only `error` is used."""
@@ -309,6 +347,7 @@ RESTRAINTS = (
     _taken,
     _default_unheld,
     _entries_unheld,
+    _would_change,
     _failed,
 )
 """The first match wins."""

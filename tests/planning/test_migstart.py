@@ -1,0 +1,210 @@
+"""On which nodes mig-manager would change GPUs at its start, and the commands that prevent it."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.build import (
+    SETTINGS,
+    make_cluster_policy,
+    make_fence,
+    make_gpu,
+    make_gpunode,
+    make_node,
+    make_policy,
+    make_stack,
+)
+
+from gpusharing.api import names
+from gpusharing.planning.snapshot.draviews import DraDriverView, DraView
+from gpusharing.planning.snapshot.stackviews import PLUGIN_SWITCH, PlainStackView, StackView, StartChange
+from gpusharing.planning.snapshot.views import GPUNodeView, GpuView
+from gpusharing.planning.stack.acceptance import find_objection
+from gpusharing.planning.stack.migstart import after_labels, find_start_changes, label_commands
+from gpusharing.planning.stack.pointers import may_start_manager
+
+MANAGED = "nvidia.com/gpu.deploy.mig-manager"
+WHOLE, SMALL = make_gpu(), make_gpu(layout=(("1g.10gb", 7),))
+ODD = make_gpu(layout=(("1g.10gb", 3),))
+ROWS = "mig-configs: {three: [{devices: all, mig-enabled: true, mig-devices: {1g.10gb: 3}}]}"
+FIRST_ONLY = "mig-configs: {first: [{devices: [0], mig-enabled: true, mig-devices: {1g.10gb: 7}}]}"
+TWO = [SMALL, replace(SMALL, index=1)]
+
+
+def changes(
+    config: str, gpus: list[GpuView] | None, stack: StackView | None = None, **more: Any
+) -> tuple[StartChange, ...]:
+    labels = {MANAGED: "true"} | ({names.LABEL_MIG_CONFIG: config} if config else {}) | more.pop("labels", {})
+    node = make_node(labels=labels, **more)
+    gpunodes = {} if gpus is None else {node.name: make_gpunode(gpus=gpus)}
+    return find_start_changes({node.name: node}, gpunodes, stack or make_stack())
+
+
+def admin(text: str) -> StackView:
+    return make_stack(admin_mig_file=text)
+
+
+UNCHANGED: dict[str, tuple[str, list[GpuView], StackView]] = {
+    "whole GPUs under NVIDIA's default label": ("all-disabled", [WHOLE], make_stack()),
+    "whole GPUs without a label": ("", [WHOLE], make_stack()),
+    "GPUs that have what NVIDIA's name means": ("all-1g.10gb", TWO, make_stack()),
+    "the same before our file has the name": ("all-1g.10gb", TWO, make_stack(models=[])),
+    "GPUs that have what an entry of the admin's means": ("three", [ODD], admin(ROWS)),
+    "a card without MIG beside one with it": (
+        "all-1g.10gb", [SMALL, make_gpu(1, product="Tesla T4")], make_stack()),
+    "only cards without MIG": ("all-disabled", [make_gpu(product="Tesla T4")], make_stack()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "gpus", "stack"), UNCHANGED.values(), ids=UNCHANGED.keys())
+def test_mig_manager_leaves(config: str, gpus: list[GpuView], stack: StackView) -> None:
+    assert changes(config, gpus, stack) == ()
+
+
+CHANGED: dict[str, tuple[str, list[GpuView], StackView, str, str]] = {
+    "GPUs divided by hand under NVIDIA's default label": (
+        "all-disabled", TWO, make_stack(), "all-1g.10gb", "is all-disabled, but its GPUs have 7x1g.10gb"),
+    "GPUs divided by hand without a label": (
+        "", TWO, make_stack(), "all-1g.10gb", "is not set, which the GPU Operator takes for all-disabled, but"),
+    "MIG without instances": (
+        "all-disabled", [make_gpu(layout=())], make_stack(), "all-enabled", "its GPUs have MIG empty"),
+    "whole GPUs whose label names instances": (
+        "all-1g.10gb", [WHOLE], make_stack(), "all-disabled", "is all-1g.10gb, but its GPUs have 1x full"),
+    "a layout that only the admin has an entry for": (
+        "all-disabled", [ODD], admin(ROWS), "three", "but its GPUs have 3x1g.10gb"),
+    "a layout that no entry has": (
+        "all-disabled", [ODD], make_stack(), "", "but its GPUs have 3x1g.10gb"),
+    "one GPU of two": (
+        "all-disabled", [SMALL, replace(WHOLE, index=1)], make_stack(), "", "7x1g.10gb (1 GPU), 1x full (1 GPU)"),
+    "a label that nobody knows": ("typo", [WHOLE], make_stack(), "all-disabled", "is typo, but its GPUs"),
+    "an entry that covers only one GPU of two": ("first", TWO, admin(FIRST_ONLY), "all-1g.10gb", "is first"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "gpus", "stack", "name", "why"), CHANGED.values(), ids=CHANGED.keys())
+def test_mig_manager_would_change(
+    config: str, gpus: list[GpuView], stack: StackView, name: str, why: str
+) -> None:
+    (change,) = changes(config, gpus, stack)
+    assert (change.node, change.config, change.known) == ("gpu-07", name, True)
+    assert why in change.why
+
+
+UNKNOWN: dict[str, tuple[GPUNodeView | None, str]] = {
+    "no agent has reported": (None, "no agent has read its GPUs"),
+    "the GPUNode is empty": (make_gpunode(observed=False), "no agent has read its GPUs"),
+    "the agent cannot read NVML": (make_gpunode(error="driver not loaded"), "cannot read the GPUs: driver not"),
+    "the agent keeps NVML closed": (make_gpunode(quiet=True), "is not reading the GPUs at the moment"),
+    "the agent may not list instances": (
+        make_gpunode(gpus=[replace(make_gpu(layout=()), instances_withheld=True)]), "is not allowed to list MIG"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("gpunode", "why"), UNKNOWN.values(), ids=UNKNOWN.keys())
+def test_nobody_knows_what_mig_manager_would_change_where(gpunode: GPUNodeView | None, why: str) -> None:
+    node = make_node(labels={MANAGED: "true", names.LABEL_MIG_CONFIG: "all-disabled"})
+    gpunodes = {} if gpunode is None else {node.name: gpunode}
+    (change,) = find_start_changes({node.name: node}, gpunodes, make_stack())
+    assert (change.config, change.known) == ("", False)
+    assert why in change.why
+
+
+def test_what_a_node_without_a_report_advertises_is_named() -> None:
+    (change,) = changes("all-disabled", None, resources={"nvidia.com/mig-1g.10gb": 14})
+    assert change.why == "no agent has read its GPUs; it advertises nvidia.com/mig-1g.10gb"
+
+
+@pytest.mark.parametrize(
+    ("labels", "counts"),
+    [
+        ({MANAGED: ""}, False),
+        ({MANAGED: "false", "nvidia.com/mig.capable": "true"}, False),
+        ({"nvidia.com/mig.capable": "false"}, False),
+        ({MANAGED: "paused-for-driver-upgrade"}, True),
+    ],
+    ids=["a node without GPUs", "switched off", "cards without MIG", "paused"],
+)
+def test_a_node_without_a_report_counts_only_if_mig_manager_may_change_it(
+    labels: dict[str, str], counts: bool
+) -> None:
+    assert bool(changes("all-disabled", None, labels=labels)) is counts
+
+
+@pytest.mark.parametrize(("workload", "counts"), [("", True), ("container", True), ("vm-passthrough", False)])
+def test_a_node_counts_before_mig_manager_is_switched_on(workload: str, counts: bool) -> None:
+    node = make_node(labels={"nvidia.com/mig.capable": "true", "nvidia.com/gpu.workload.config": workload})
+    assert bool(find_start_changes({node.name: node}, {}, make_stack())) is counts
+
+
+@pytest.mark.parametrize(("stage", "counts"), [("fenced", True), ("actuating", False), ("yielded", True)])
+def test_a_node_that_we_have_drained_and_are_changing_does_not_count(stage: Any, counts: bool) -> None:
+    assert bool(changes("all-disabled", TWO, fence=make_fence(stage))) is counts
+
+
+def test_nodes_with_the_same_layout_get_one_command_and_no_command_goes_without_all_labels() -> None:
+    known = [StartChange(f"gpu-{number}", "why", config) for number, config in enumerate(("a", "b", "a"))]
+    label = "kubectl label node"
+    assert label_commands(known) == [
+        f"{label} gpu-0 gpu-2 --overwrite nvidia.com/mig.config=a",
+        f"{label} gpu-1 --overwrite nvidia.com/mig.config=b",
+    ]
+    assert after_labels("restart", known) == " && ".join([*label_commands(known), "restart"])
+    assert after_labels("restart", [*known, StartChange("gpu-3", "why")]) == ""
+    assert after_labels("restart", ()) == "restart"
+
+
+MISSING = replace(
+    make_cluster_policy(mig_config_name="", switches={"migManager.enabled": False}),
+    plain=PlainStackView("nvdp", "nvdp"),
+)
+
+
+def test_the_command_that_adds_mig_manager_beside_nvidias_chart_comes_after_the_labels() -> None:
+    change = StartChange("gpu-1", "why", "all-1g.10gb")
+    told = find_objection(
+        make_policy(), make_stack(cluster_policy=MISSING, start_changes=(change,)), SETTINGS
+    )
+    assert told is not None
+    assert "mig.config=all-1g.10gb && kubectl apply -k deploy/mig-manager" in told.message
+    unnamed = make_stack(cluster_policy=MISSING, start_changes=(change, replace(change, config="")))
+    told = find_objection(make_policy(), unnamed, SETTINGS)
+    assert told is not None
+    assert "kubectl apply" not in told.message
+
+
+def test_the_command_that_switches_mig_manager_on_with_dra_comes_after_the_labels() -> None:
+    switches: dict[str, bool | str] = {PLUGIN_SWITCH: False, "migManager.enabled": False}
+    stack = make_stack(
+        cluster_policy=make_cluster_policy(switches=switches),
+        dra=DraView(DraDriverView("driver")),
+        start_changes=(StartChange("gpu-1", "why", "all-1g.10gb"),),
+    )
+    told = find_objection(make_policy(), stack, SETTINGS)
+    assert told is not None
+    assert (
+        "; run: kubectl label node gpu-1 --overwrite nvidia.com/mig.config=all-1g.10gb && kubectl"
+        in told.message
+    )
+    told = find_objection(
+        make_policy(), replace(stack, start_changes=(StartChange("gpu-1", "why"),)), SETTINGS
+    )
+    assert told is not None
+    assert "no configuration has the layout of gpu-1" in told.message
+    assert "; run:" not in told.message
+
+
+def test_nodes_are_compared_only_while_something_may_start_mig_manager() -> None:
+    """A view that changed with every layout would make the planner decide about every node anew."""
+    plain = replace(make_cluster_policy(), plain=PlainStackView("nvdp", "nvdp", "manager", pausable=True))
+    off: dict[str, bool | str] = {"migManager.enabled": False}
+    found = {
+        False: (make_stack(), make_stack(cluster_policy=plain)),
+        True: (
+            make_stack(cluster_policy=make_cluster_policy(mig_config_name="")),
+            make_stack(cluster_policy=make_cluster_policy(switches=off)),
+            make_stack(cluster_policy=replace(plain, mig_manager_version="v0.14.0")),
+            make_stack(gpu_cluster=True),
+        ),
+    }
+    for expected, stacks in found.items():
+        assert {may_start_manager(stack, SETTINGS) for stack in stacks} == {expected}
