@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER
-from tests.build import make_cluster_policy, make_node, make_policy
+from tests.build import make_cluster_policy, make_gpu, make_gpunode, make_node, make_policy
 from tests.cli.asking import ask, operated
 from tests.cli.reported import reported
 from tests.embedded.scene import FULL
@@ -52,6 +52,17 @@ FINE: dict[str, tuple[dict[str, str], InstallationView]] = {
 def test_a_node_shows(name: str) -> None:
     labels, reason = WRONG[name]
     assert reasons(labels) == [reason]
+
+
+def test_mig_manager_is_not_restarted_on_paused_operands_before_the_label_is_what_the_gpus_have() -> None:
+    labels = {STATE: "failed", **PAUSED, "nvidia.com/mig.config": "all-disabled"}
+    node = replace(make_node("gpu-1"), labels=labels)
+    gpunodes = {"gpu-1": make_gpunode("gpu-1", gpus=[make_gpu(layout=(("1g.10gb", 7),))])}
+    view = replace(VIEW, nodes=(node,), gpunodes=gpunodes)
+    (one,) = (one for one in find_node_symptoms(view, {}) if one.reason == "OperandsPaused")
+    assert one.command.startswith(
+        "kubectl label node gpu-1 --overwrite nvidia.com/mig.config=all-1g.10gb && kubectl -n gpu-operator delete pod"
+    )
 
 
 @pytest.mark.parametrize("name", FINE)

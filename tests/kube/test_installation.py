@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER
+from tests.kube.objects import observed, observed_gpu
 
 from gpusharing.api import names
 from gpusharing.api.selectors import matches
@@ -89,6 +90,43 @@ async def test_a_good_installation_lacks_only_the_answers_about_rights(cluster: 
     assert view.agents is not None
     assert [one.name for one in view.nodes if matches(one.labels, view.agents.selector)] == ["gpu-01"]
     assert view.unread == {}
+
+
+@pytest.mark.parametrize("count", [7, 3], ids=["a layout with a name", "a layout without one"])
+async def test_gpus_that_were_divided_by_hand_are_labeled_before_mig_manager_restarts(
+    cluster: FakeCluster, count: int
+) -> None:
+    labels = {"nvidia.com/mig.config": "all-disabled", "nvidia.com/gpu.deploy.mig-manager": "true"}
+    cluster.patch(NODES, "gpu-01", {"metadata": {"labels": labels}})
+    file = {"config.yaml": "mig-configs: {all-disabled: [{devices: all, mig-enabled: false}]}"}
+    cluster.patch(CONFIG_MAPS, "gpusharing-mig-parted", {"data": file}, "gpu-operator")
+    bare = {"spec": {**POINTERS, "migManager": {"config": {"name": ""}}}}
+    cluster.patch(CLUSTER_POLICIES, "cluster-policy", bare)
+
+    async def found() -> tuple[str, str]:
+        (one,) = (one for one in find_symptoms(await gathered(cluster)) if one.reason == "MigConfigNotOurs")
+        return one.message, one.command
+
+    message, command = await found()
+    assert "on gpu-01 (no agent has read its GPUs)" in message
+    assert command == "kubectl get nodes -L nvidia.com/mig.config"
+    small = {"profile": "1g.10gb", "start": 0, "size": 1, "id": 1, "uuid": "MIG-1"}
+    instances = [{**small, "start": start, "uuid": f"MIG-{start}"} for start in range(count)]
+    gpu = observed_gpu(migMode="Enabled", migModePending="Enabled", instances=instances)
+    cluster.add(GPUNODES, {"metadata": {"name": "gpu-01"}, "status": {"observed": observed(gpu)}})
+    message, command = await found()
+    assert f"nvidia.com/mig.config is all-disabled, but its GPUs have {count}x1g.10gb" in message
+    label = "kubectl label node gpu-01 --overwrite nvidia.com/mig.config=all-1g.10gb && kubectl patch"
+    assert command.startswith(label if count == 7 else "kubectl get nodes -L nvidia.com/mig.config")
+
+
+async def test_without_nodes_no_command_restarts_mig_manager(cluster: FakeCluster) -> None:
+    bare = {"spec": {**POINTERS, "migManager": {"config": {"name": ""}}}}
+    cluster.patch(CLUSTER_POLICIES, "cluster-policy", bare)
+    cluster.faults.fail("list", NODES, Forbidden("no"), times=EVER)
+    view = await gathered(cluster)
+    (one,) = (one for one in find_symptoms(view) if one.reason == "MigConfigNotOurs")
+    assert one.command == "kubectl get nodes -L nvidia.com/mig.config"
 
 
 @pytest.mark.parametrize(

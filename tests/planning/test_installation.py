@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.build import NO_MIG_MANAGER, SETTINGS, make_cluster_policy, make_node, make_policy
+from tests.build import (
+    NO_MIG_MANAGER,
+    SETTINGS,
+    make_cluster_policy,
+    make_gpu,
+    make_gpunode,
+    make_node,
+    make_policy,
+)
 from tests.chart.charts import CHART
 
 from gpusharing.planning.snapshot.draviews import DraDriverView, DraView
@@ -363,6 +371,32 @@ def test_a_good_installation_has_no_symptoms() -> None:
         "",
         "This installation can work: errors 0, warnings 0.",
     ]
+
+
+DIVIDED = make_gpu(layout=(("1g.10gb", 7),))
+BY_HAND = make_node(
+    "gpu-01", labels={**AGENTS.selector, "nvidia.com/gpu.deploy.mig-manager": "true"}, resources={}
+)
+LABEL = "kubectl label node gpu-01 --overwrite nvidia.com/mig.config=all-1g.10gb && kubectl patch"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"switches": NO_MIG_MANAGER}, "MigManagerDisabled"),
+        ({"mig_config_name": ""}, "MigConfigNotOurs"),
+    ],
+    ids=["switched on", "pointed at ours"],
+)
+def test_before_mig_manager_is(change: dict[str, Any], reason: str) -> None:
+    view = pointers((MIG_POLICY,), **change)
+    nodes = (BY_HAND, GOOD.nodes[1])
+    for gpu, start in ((DIVIDED, LABEL), (make_gpu(), "kubectl patch"), (None, "kubectl get nodes -L")):
+        gpunodes = {"gpu-01": make_gpunode("gpu-01", gpus=[gpu])} if gpu is not None else {}
+        found = find_symptoms(replace(view, nodes=nodes, gpunodes=gpunodes))
+        (one,) = (one for one in found if one.reason == reason)
+        assert one.command.startswith(start)
+        assert ("gpu-01" in one.message) is (start != "kubectl patch")
 
 
 @pytest.mark.parametrize("what", BROKEN)

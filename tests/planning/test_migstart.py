@@ -95,6 +95,8 @@ UNKNOWN: dict[str, tuple[GPUNodeView | None, str]] = {
     "the GPUNode is empty": (make_gpunode(observed=False), "no agent has read its GPUs"),
     "the agent cannot read NVML": (make_gpunode(error="driver not loaded"), "cannot read the GPUs: driver not"),
     "the agent keeps NVML closed": (make_gpunode(quiet=True), "is not reading the GPUs at the moment"),
+    "NVML does not answer for a GPU": (
+        make_gpunode(gpus=[replace(WHOLE, product="", mig_capable=False)]), "could not read all GPUs yet"),
     "the agent may not list instances": (
         make_gpunode(gpus=[replace(make_gpu(layout=()), instances_withheld=True)]), "is not allowed to list MIG"),
 }  # fmt: skip

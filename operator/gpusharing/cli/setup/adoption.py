@@ -315,9 +315,12 @@ def find_steps(
     mig = _awaited_mig(snapshot, admin, {*coming.values()})
     if waiting := _wait(snapshot, admin, mig):
         yield "Wait until the operator has written its ConfigMaps", waiting
-    for label in label_commands(changes):
-        about = f"Label nodes with the MIG layout that their GPUs have{tell_changes(changes)}"
-        yield about, label
+    for config in sorted({change.config for change in changes} - {""}):
+        alike = [change for change in changes if change.config == config]
+        about = (
+            f"Label {counted(len(alike), 'node')} with the MIG layout that the GPUs have{tell_changes(alike)}"
+        )
+        yield about, label_commands(alike)[0]
     who, command = _point(snapshot, admin, with_mig=is_safe(changes))
     if command:
         shown = {change.node for change in changes}
@@ -328,9 +331,8 @@ def find_steps(
         )
         yield about, command
     if not is_safe(changes):
-        about = (
-            f"Run import again before mig-manager may read the operator's ConfigMap{tell_changes(changes)}"
-        )
+        rest = tell_changes([change for change in changes if not change.config])
+        about = f"Run import again before mig-manager may read the operator's ConfigMap{rest}"
         yield about, "kubectl gpusharing import > policies.yaml"
 
 

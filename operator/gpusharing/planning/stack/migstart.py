@@ -82,6 +82,8 @@ def _why_unknown(observed: ObservedView) -> str:
         return f"its agent cannot read the GPUs: {observed.error}"
     if observed.quiet:
         return "its agent is not reading the GPUs at the moment"
+    if not all(gpu.product for gpu in observed.gpus):  # NVML has never answered for it
+        return "its agent could not read all GPUs yet"
     if any(gpu.mig_enabled and gpu.instances_withheld for gpu in observed.gpus):
         return "its agent is not allowed to list MIG instances"
     return ""
