@@ -500,3 +500,17 @@ def test_who_could_not_switch_mig_off_is_told_by_the_stack_that_is_there() -> No
         assert gate is not None
         assert gate.reason is Reason.ACTUATOR_MISSING
         assert words in gate.message
+
+
+def test_operands_are_switched_on_after_the_label_of_gpus_that_were_divided_by_hand() -> None:
+    off = {DEPLOY + "operands": "false", names.LABEL_MIG_CONFIG: "all-disabled"}
+    for count, label in ((7, "all-1g.10gb"), (3, "")):
+        divided = make_gpunode(gpus=[make_gpu(layout=(("1g.10gb", count),))])
+        case = make_case(MIXED, labels=off, gpunode=divided)
+        gate = find_gate(case, assessed_of(case))
+        assert gate is not None
+        assert f"but its GPUs have {count}x1g.10gb" in gate.message
+        remove = f"kubectl label node gpu-07 {DEPLOY}operands-"
+        first = f"kubectl label node gpu-07 --overwrite nvidia.com/mig.config={label} && {remove}"
+        assert (first in gate.message) is bool(label)
+        assert (remove in gate.message) is bool(label)

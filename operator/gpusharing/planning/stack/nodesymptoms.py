@@ -162,13 +162,17 @@ def _switched_off(nodes: list[NodeView], view: InstallationView) -> Symptoms:
             if not node.other_plugin and is_switched_off(operand, node.labels.get(label, ""))
         ]
         if odd:
+            # Only the label of all operands also starts mig-manager.
+            among = {node.name for node in odd if operand == "operands"}
+            changes = [change for change in start_changes_of(view) if change.node in among] if among else []
+            remove = after_labels(f"kubectl label node {_all(odd)} {label}-", changes)
             yield _blocking(view)(
                 Topic.NODES,
                 "OperandsDisabled",
                 f"{label} of {some([node.name for node in odd])} is {odd[0].labels[label]}, so components of the"
                 " GPU Operator that every change needs do not run there, and policies have no effect there."
-                " Remove the label, or exclude the node with the policy's nodeSelector",
-                _mend(view, label, f"kubectl label node {_all(odd)} {label}-"),
+                f" Remove the label, or exclude the node with the policy's nodeSelector{tell_changes(changes)}",
+                _mend(view, label, remove or SHOW_LABELS),
             )
 
 

@@ -6,13 +6,19 @@ compares it with every switch of NVIDIA's ClusterPolicy.
 Terms: docs/design/glossary.md#actuator.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode
-from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, ClusterPolicyView, StackView
+from gpusharing.planning.snapshot.stackviews import (
+    MIG_MANAGER_SWITCH,
+    ClusterPolicyView,
+    StackView,
+    StartChange,
+)
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack.commands import Fields, kubectl_patch
+from gpusharing.planning.stack.migstart import after_labels, tell_changes
 from gpusharing.planning.stack.plainmig import find_unselected, find_unusable_manager
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import cut
@@ -183,11 +189,17 @@ def find_other_workload(node: NodeView, policy: ClusterPolicyView | None) -> str
     )
 
 
-def find_disabled(node: NodeView, actuator: Actuator, policy: ClusterPolicyView | None) -> str:
+def find_disabled(
+    node: NodeView,
+    actuator: Actuator,
+    policy: ClusterPolicyView | None,
+    start_changes: Sequence[StartChange] = (),
+) -> str:
     """Return a message with the remedy if a label of the node, or a missing one, keeps a program off the node that the
     actuator needs for every mode. The label that NVIDIA's chart requires of its nodes is checked first
     (`find_unselected`), then DEPLOY_NEEDED in its order, and the first one that is wrong is reported. Empty if no such
-    program is kept off. A pause that ends by itself does not count."""
+    program is kept off. A pause that ends by itself does not count. `start_changes` says what mig-manager would change
+    on the node if the remedy starts it, too."""
     if unselected := find_unselected(node, policy):
         return unselected
     if not node.held_off:
@@ -195,9 +207,11 @@ def find_disabled(node: NodeView, actuator: Actuator, policy: ClusterPolicyView 
     for operand, label in DEPLOY_NEEDED.items():
         value = node.held_off.get(label, "")
         if operand in ("operands", *actuator.needs) and is_switched_off(operand, value):
+            changes = start_changes if operand == "operands" else ()
+            command = after_labels(f"kubectl label node {node.name} {label}-", changes)
             return (
                 f"{label} is {value}, so components of the GPU Operator that every change needs do not run"
-                f" on {node.name}. To let them run: kubectl label node {node.name} {label}-"
+                f" on {node.name}{tell_changes(changes)}{command and f'. To let them run: {command}'}"
             )
     return ""
 

@@ -13,9 +13,16 @@ from typing import Any
 from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.drivers import find_driver_flaw, find_hanging
+from gpusharing.planning.snapshot.stackviews import StartChange
+from gpusharing.planning.stack.migstart import find_start_changes
 from gpusharing.planning.stack.mpsrepair import explain_repair
 from gpusharing.planning.stack.otherplugins import explain_plugin
-from gpusharing.planning.stack.requirements import find_bare_host, find_disabled, find_other_workload
+from gpusharing.planning.stack.requirements import (
+    DEPLOY_NEEDED,
+    find_bare_host,
+    find_disabled,
+    find_other_workload,
+)
 from gpusharing.planning.transition.attempts import (
     goes_back,
     is_new_value,
@@ -118,7 +125,12 @@ def _switched_off(case: NodeCase, assessed: Assessed) -> str:
     """Return a message, with the remedy, if a label of the node, or a missing one, keeps a program off the node that
     the actuator needs for every mode (`find_disabled`). The driver and the container toolkit do not count, because they
     may be installed on the host. Empty if no such program is kept off; a pause that ends by itself does not count."""
-    return find_disabled(case.node, case.actuator, case.stack.cluster_policy)
+    node, gpunode = case.node, case.gpunode
+    changes: Sequence[StartChange] = ()
+    if DEPLOY_NEEDED["operands"] in node.held_off:
+        gpunodes = {} if gpunode is None else {node.name: gpunode}
+        changes = find_start_changes({node.name: node}, gpunodes, case.stack)
+    return find_disabled(node, case.actuator, case.stack.cluster_policy, changes)
 
 
 def _bare_host(case: NodeCase, assessed: Assessed) -> str | Finding:
