@@ -1,6 +1,6 @@
 """Regenerate all requirement locks from pyproject.toml: pinned, with hashes, for every platform.
 
-There is no uv.lock, because that would contain the registry of the person who wrote it (docs/adr/0006).
+There is no uv.lock, because that would contain the registry of the person who wrote it.
 """
 
 import subprocess

@@ -161,7 +161,12 @@ def unversioned(text: str) -> set[str]:
 
 UNREAD = (".lock", ".sum", ".svg", "LICENSE")
 """Ends of names of files that a program writes whole, and of what is not ours."""
-CITING = [name for name in FILES if name not in LEFT_OUT and not name.endswith(UNREAD)]
+HISTORY = "docs/adr/history/"
+CITING = [
+    name
+    for name in FILES
+    if name not in LEFT_OUT and not name.endswith(UNREAD) and not name.startswith(HISTORY)
+]
 ROW_CITING = [name for name in CITING if name not in PAGES]
 """Pages link to their rows."""
 

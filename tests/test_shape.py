@@ -42,7 +42,7 @@ PURE = {
     "hashlib", "heapq", "itertools", "json", "pydantic", "pydantic_core", "re", "types", "typing", "yaml",
 }  # fmt: skip
 """What `planning` and `api` may import from outside: packages that reckon with values, and read no file, clock or
-environment. Time zones, for example, come with the policy (docs/adr/0074-zones-as-values.md)."""
+environment. Time zones, for example, come with the policy."""
 READERS = {
     "open",
     "read_text",

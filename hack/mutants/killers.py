@@ -25,7 +25,7 @@ class Killers:
         known = set(mutants)
         named = self.tests.keys() | self.equivalent.keys()
         return [
-            *(f"no killer is named: {name}" for name in sorted(known - named)),
+            *(f"tests/mutants/killers.yaml names no killer: {name}" for name in sorted(known - named)),
             *(f"no such mutant: {name}" for name in sorted(named - known)),
             *(
                 f"has a killer, so is not equivalent: {name}"

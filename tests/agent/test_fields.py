@@ -36,7 +36,7 @@ def source_of(leaf: str) -> FieldSource:
         for name in source.fields
         if re.match(re.escape(name) + r"($|\.|\[)", leaf)
     ]
-    assert found, f"{leaf} has no source"
+    assert found, f"hack/agentfields.py names no source of {leaf}"
     return max(found, key=lambda pair: pair[0])[1]
 
 

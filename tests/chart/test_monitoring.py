@@ -182,7 +182,7 @@ def test_every_panel_looks_at_the_chosen_clusters_and_no_variable_is_for_nothing
 
 def test_every_alert_is_tested_and_says_how_bad_and_what_it_is() -> None:
     tested = set(re.findall(r"GPUSharing\w+", TESTS.read_text()))
-    assert {rule["alert"] for rule in alerts()} == tested
+    assert {rule["alert"] for rule in alerts()} == tested, "tests/chart/alerts.yaml has a case for each alert"
     for rule in alerts():
         assert rule["labels"]["severity"] in ("warning", "critical")
         assert {"summary", "description"} <= rule["annotations"].keys()
@@ -192,7 +192,9 @@ def test_every_alert_is_explained_and_every_explanation_is_of_an_alert() -> None
     """Each by a heading, whose anchor is the one of runbook_url, and always with the same four questions."""
     found = re.split(r"^## (GPUSharing\w+)$", RUNBOOK.read_text(), flags=re.MULTILINE)[1:]
     sections = dict(zip(found[::2], found[1::2], strict=True))
-    assert list(sections) == [rule["alert"] for rule in alerts()], "in the order of the rules"
+    assert list(sections) == [rule["alert"] for rule in alerts()], (
+        "docs/how-to/alerts.md, in the order of rules.yaml"
+    )
     for name, text in sections.items():
         parts = re.findall(r"^\*\*(.+?)\*\*", text, re.MULTILINE)
         assert parts == ["What it means.", "Look at", "What to do.", "It ends"], name

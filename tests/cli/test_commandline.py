@@ -290,12 +290,14 @@ def test_help_does_without(desk: Desk, module: str) -> None:
 
 def test_the_reference_page_has_every_verb() -> None:
     page = (ROOT / "docs/reference/cli.md").read_text()
-    assert [verb.name for verb in VERBS if f"\n## {verb.name}\n" not in page] == []
+    lacking = [verb.name for verb in VERBS if f"\n## {verb.name}\n" not in page]
+    assert lacking == [], "docs/reference/cli.md needs a section for each verb"
 
 
 def test_every_verb_is_on_a_how_to_page() -> None:
     pages = " ".join(path.read_text() for path in (ROOT / "docs/how-to").glob("*.md"))
-    assert [verb.name for verb in VERBS if f"kubectl gpusharing {verb.name} " not in pages] == []
+    lacking = [verb.name for verb in VERBS if f"kubectl gpusharing {verb.name} " not in pages]
+    assert lacking == [], "a page of docs/how-to needs to show each verb with an argument or flag"
 
 
 def test_the_nearest_names_are_the_likest_ones() -> None:

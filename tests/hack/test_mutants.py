@@ -25,7 +25,7 @@ def test_each_mutant_has_a_killer_or_a_reason() -> None:
 def test_a_row_without_a_killer_and_a_killer_without_a_row_are_found() -> None:
     killers = Killers({"old": "tests/test_a.py::test_a", "both": "tests/test_a.py::test_b"}, {"both": " "})
     assert killers.find_gaps(["both", "new"]) == [
-        "no killer is named: new",
+        "tests/mutants/killers.yaml names no killer: new",
         "no such mutant: old",
         "has a killer, so is not equivalent: both",
         "no reason is given: both",

@@ -329,7 +329,7 @@ def test_an_operator_that_ends_fires_the_alert_of_the_whole_cluster(trouble: Tro
 
 
 def test_every_alert_of_the_chart_has_its_trouble_here() -> None:
-    assert {*FIRES, LAST} == {rule["alert"] for rule in alerts()}
+    assert {*FIRES, LAST} == {rule["alert"] for rule in alerts()}, "a new alert needs its cause in FIRES"
 
 
 def test_only_durations_are_hurried() -> None:

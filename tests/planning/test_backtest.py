@@ -1,7 +1,7 @@
 """`recommend` on SIMULATED traces whose future is known: what it costs against hindsight, or how much room it gives,
 and whom it gives too little.
 
-What a run with -s prints is what docs/adr/0047-a-layout-for-the-pool.md and 0058 quote.
+What a run with -s prints is what docs/adr/0047-a-layout-for-the-pool.md and docs/explanation/performance.md quote.
 """
 
 from collections.abc import Callable
@@ -136,7 +136,7 @@ def test_a_single_pool_takes_more_than_a_tenth_more_only_for_peaks_that_were_see
 def test_against_the_luckiest_layout_it_is_the_headroom_that_costs_and_not_the_past(
     played: list[Played],
 ) -> None:
-    """docs/adr/0058-what-headroom-costs.md: whoever knows the future and keeps the headroom all the same takes a tenth
+    """Whoever knows the future and keeps the headroom all the same takes a tenth
     more than without, so nobody who keeps it stays below that. The past by itself costs nothing."""
     told, hindsight, bare, daring, usual = (
         sum(getattr(one, name).gpus for one in played)

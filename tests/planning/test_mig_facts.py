@@ -42,7 +42,9 @@ def key(card: Card) -> str:
 
 def model_of(card: Card) -> str:
     """The model of the facts that speaks about a card."""
-    return MODEL_OF.get(card.key, card.key)
+    model = MODEL_OF.get(card.key, card.key)
+    assert model in MODELS, f"tests/planning/mig-facts.yaml has no model {model}"
+    return model
 
 
 @cache
@@ -130,7 +132,7 @@ def test_a_card_differs_from_the_facts_only_where_that_is_listed_with_a_reason(c
         name for name in facts if name != "status" and unordered(facts[name]) != unordered(table[name])
     }
     differing |= {"status"} if facts["status"] != table["status"] else set()
-    assert differing == listed.keys()
+    assert differing == listed.keys(), "cards.py and mig-facts.yaml differ; mig-differences.yaml may say why"
     for name, row in listed.items():
         assert (row["facts"], row["ours"]) == (facts[name], table[name])
 
@@ -150,7 +152,8 @@ def test_a_card_that_the_facts_call_not_mig_capable_has_no_profiles() -> None:
     without = {
         card.key.split("-")[-1 if "rtx" in card.key else 0].upper() for card in CARDS if not card.profiles
     }
-    assert {word for word in without if not re.search(rf"\b{word}\b", words)} == set()
+    unnamed = {word for word in without if not re.search(rf"\b{word}\b", words)}
+    assert not unnamed, "a card without MIG is named under not_mig_capable of tests/planning/mig-facts.yaml"
 
 
 # --- layouts --------------------------------------------------------------------------------------------------

@@ -23,7 +23,10 @@ def test_whatever_waits_for_a_person_says_what_to_do() -> None:
 
 def test_a_card_that_does_not_suit_the_policy_is_unsupported_and_a_node_in_a_bad_state_is_not() -> None:
     supported = {r for r in Reason if r.group == "Hardware" and Mark.UNSUPPORTED not in r.marks}
-    assert supported == {Reason.COMPUTE_MODE, Reason.GPU_MISSING, Reason.MIG_MODE_PENDING}
+    states = {Reason.COMPUTE_MODE, Reason.GPU_MISSING, Reason.MIG_MODE_PENDING}
+    assert supported == states, (
+        "a reason of group Hardware has Mark.UNSUPPORTED, or is about a state and listed here"
+    )
 
 
 def test_no_mark_of_a_reason_contradicts_another() -> None:
@@ -62,7 +65,8 @@ REASONS_PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "referen
 def test_the_page_of_reasons_has_a_row_for_every_reason_and_each_says_what_to_do() -> None:
     lines = [line for line in REASONS_PAGE.read_text().splitlines() if line.startswith("| `")]
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
-    assert sorted(row[0].strip("`") for row in rows) == sorted(reason.value for reason in Reason)
+    named = sorted(row[0].strip("`") for row in rows)
+    assert named == sorted(reason.value for reason in Reason), "run `make gen`"
     assert [row for row in rows if len(row) != 4 or not all(row)] == []
 
 

@@ -1,7 +1,7 @@
 """The Kubernetes API as we use it: an `ApiRequest`, and a `KubeClient` that sends it with `call` or `stream`.
 
 Objects are raw JSON: hot paths never build typed models. The verbs (get, patch, evict ...) are written once, as methods
-of `KubeClient` over these two calls; a client writes only the calls (docs/adr/0069).
+of `KubeClient` over these two calls; a client writes only the calls.
 
 Two clients reach a server: `HttpClient` of `kube/http.py`, over aiohttp, for the operator and the plugin, and
 `RestClient` of `agent/rest.py`, over the standard library, because aiohttp would cost memory on every GPU node

@@ -1,6 +1,6 @@
 """Time zones by their IANA names, from the pinned package `tzdata`: the same data everywhere, whatever the system has.
 
-They are read here, when a policy is converted, because the planner reads no files (docs/adr/0074-zones-as-values.md).
+They are read here, when a policy is converted, because the planner reads no files.
 """
 
 from datetime import UTC, tzinfo

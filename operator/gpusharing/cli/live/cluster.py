@@ -76,7 +76,7 @@ class Cluster:
     """Changes each snapshot so that it shows the cluster for which the plan is made."""
     memory: PassMemory = field(default_factory=PassMemory)
     """The memory of a pass, in which each drift is recorded as having begun at least one drift grace ago: a leader
-    that has been running for long would have seen it for that time (ADR 73)."""
+    that has been running for long would have seen it for that time."""
 
     async def decide(self, policies: Iterable[str] | None = None, nodes: Iterable[str] = ()) -> LivePlan:
         """Return the plan of a leader that has been running for longer than the drift grace. A leader first writes the

@@ -35,7 +35,7 @@ def value(
 
     A frozen dataclass assigns each of its own fields by calling `object.__setattr__` (dataclasses.py of Python 3.11,
     `_field_assign`). For a class with twenty fields, this takes five times as long as a plain assignment, and it took a
-    fifth of the time of a whole plan (docs/adr/0050-values-are-frozen-by-mypy.md).
+    fifth of the time of a whole plan.
     """
     made = dataclass(eq=eq, order=order, kw_only=kw_only, slots=slots, unsafe_hash=eq)
     return made if cls is None else made(cls)
