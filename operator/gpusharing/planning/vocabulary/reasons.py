@@ -25,8 +25,8 @@ class Reason(Worded):
     ORPHAN_FENCE = (("OrphanFence", "Node", _PERSON, "node", Mark.EVENT, Mark.NOT_RETRIED),
         "The node was past the point of no return when its policy was deleted or its Node object was recreated. It "
         "stays cordoned because its layout is unproven.",
-        "Create a policy that selects the node; the operator then finishes the change. Or check the node's GPUs, "
-        "run the command in the message and uncordon the node, which needs the right to patch Nodes.")
+        "Create a policy that selects the node; the operator then finishes the change. Or check the node's GPUs "
+        "and run the command in the message, which needs the right to patch Nodes and lifts the operator's cordon.")
     ACTUATOR_FAILED = (("ActuatorFailed", "Node", _PERSON, "mig-manager", Mark.TURNS_BACK),
         "mig-manager reported that it could not apply the configuration, so the node stays cordoned.",
         "Read the log of the mig-manager pod on the node, then set gpusharing.dev/retry on the GPUNode to a new value.")
