@@ -25,7 +25,7 @@ from gpusharing.kube.client import (
     KubeClient,
     Resource,
 )
-from gpusharing.kube.convert import cluster_policy_view, node_view, policy_view
+from gpusharing.kube.convert import cluster_policy_view, gpunode_view, node_view, policy_view
 from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailable
 from gpusharing.kube.lease import leader_of
 from gpusharing.kube.paging import list_of, pages_of
@@ -64,6 +64,8 @@ class _Reader:
     """Why objects could not be read, by the full name of their kind."""
     not_served: set[str] = field(default_factory=set)
     """Our own kinds that the API server does not have."""
+    plugin_entries: Mapping[str, str] = field(default_factory=dict)
+    """The content of our device-plugin ConfigMap, once `config_maps` has read it."""
 
     async def items(self, resource: Resource, namespace: str | None = None, labels: str = "") -> list[JSON]:
         """Return all objects of a kind in this namespace, or in all if it is None, that the label selector `labels`
@@ -113,6 +115,8 @@ class _Reader:
                 ours = labelled or ANNOTATION_WRITTEN in texts(metadata.get("annotations"))
                 data = section(raw, "data")
                 mig_entries = frozenset(migfile.parse(text(data, MIG_KEY)))
+                if name == self.place.plugin_config_map:
+                    self.plugin_entries = texts(data)
                 states[name] = ConfigMapState(frozenset(data), ours, mig_entries)
         return states
 
@@ -285,6 +289,8 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
             if part(report, "status", "observed", "simulated") is True
         ),
         policies=tuple(map(policy_view, policies)),
+        gpunodes={view.name: view for view in map(gpunode_view, reports)},
+        plugin_entries=reader.plugin_entries,
         unread=dict(reader.unread),
         not_served=frozenset(reader.not_served),
     )

@@ -168,6 +168,9 @@ class StackView:
     unresolved_mig: Mapping[str, str] = field(default_factory=dict)
     """The mig-parted configuration that a Node names but `mig_file` does not give it, by the name of the Node
     (`pointers.find_unresolved`). Collected while ClusterPolicy does not name our ConfigMap."""
+    strategy_users: Mapping[str, str] = field(default_factory=dict)
+    """By node: the MIG devices that it would lose without ClusterPolicy's mig.strategy
+    (`migstrategy.find_strategy_users`). Collected while a policy wants another strategy."""
     missing_maps: tuple[str, ...] = ()
     """The admin's ConfigMaps that a setting names but that do not exist."""
     generated_mig_files: Mapping[str, str] = field(default_factory=dict)

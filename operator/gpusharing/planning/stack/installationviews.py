@@ -8,7 +8,7 @@ from gpusharing.api.names import LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG
 from gpusharing.api.policy import LabelSelector
 from gpusharing.planning.snapshot.draviews import NO_DRA, DraView
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, FinderState
-from gpusharing.planning.snapshot.views import NodeView, PlanSettings, PolicyView
+from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings, PolicyView
 from gpusharing.planning.stack.rights import Right
 from gpusharing.planning.vocabulary.values import value
 
@@ -156,6 +156,10 @@ class InstallationView:
     """Nodes whose agents report that their GPUs are simulated."""
     policies: tuple[PolicyView, ...] = ()
     """Every GPUSharingPolicy."""
+    gpunodes: Mapping[str, GPUNodeView] = field(default_factory=dict)
+    """Every GPUNode, by node. Empty if they could not be read."""
+    plugin_entries: Mapping[str, str] = field(default_factory=dict)
+    """Device-plugin configurations by key, as they are in our ConfigMap. Empty if it could not be read."""
 
     @property
     def operator_ready(self) -> bool:

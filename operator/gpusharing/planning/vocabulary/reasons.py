@@ -540,7 +540,8 @@ class Reason(Worded):
         "message.")
     MIG_STRATEGY_SET = (("MigStrategySet", "Accepted", _PERSON, "ClusterPolicy"),
         "ClusterPolicy mig.strategy is set for the whole cluster and would override the policy's strategy.",
-        "Run the command in the message once.")
+        "Run the command in the message once. If other nodes would lose their MIG devices, the message has no command "
+        "but names them and says what to do first.")
     LAYOUTS_NEED_CONFIG_MAP = (("LayoutsNeedConfigMap", "Accepted", _PERSON, "ClusterPolicy"),
         "spec.mig.layouts requires ClusterPolicy migManager.config.name to be set to the operator's ConfigMap.",
         "Run the command in the message once, or use a named configuration in spec.mig.config.")
