@@ -43,9 +43,11 @@ ENTRIES = {
 }
 
 
-def other(name: str = "gpu-9", *, offers: Mapping[str, int] | None = None, **labels: str) -> NodeView:
+def other(
+    name: str = "gpu-9", *, offers: Mapping[str, int] | None = None, labels: Mapping[str, str] | None = None
+) -> NodeView:
     """A node with GPUs that pool b does not select."""
-    return make_node(name, labels={**GPU, **labels}, resources=offers or {})
+    return make_node(name, labels={**GPU, **(labels or {})}, resources=offers or {})
 
 
 def reporting(**gpu: Any) -> GPUNodeView:
@@ -57,25 +59,25 @@ DIVIDED, WHOLE = reporting(layout=SEVENTHS), reporting()
 USERS: dict[str, tuple[NodeView, GPUNodeView | None, str]] = {
     "nobody owns it": (other(offers=OFFERS), DIVIDED, "14 nvidia.com/mig-1g.10gb"),
     "its agent alone tells": (other(), DIVIDED, "7x1g.10gb"),
-    "GFD alone tells": (other(**{names.LABEL_GPU_PRODUCT: "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb"}), None,
+    "GFD alone tells": (other(labels={names.LABEL_GPU_PRODUCT: "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb"}), None,
         "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb"),
     "nothing is known of it": (other(), None, UNKNOWN),
     "its agent cannot read the GPUs": (other(), make_gpunode("gpu-9", gpus=(), error="no driver"), UNKNOWN),
     "its entry says nothing of MIG": (
-        other(offers=OFFERS, **{names.LABEL_PLUGIN_CONFIG: "silent"}), DIVIDED, "14 nvidia.com/mig-1g.10gb"),
+        other(offers=OFFERS, labels={names.LABEL_PLUGIN_CONFIG: "silent"}), DIVIDED, "14 nvidia.com/mig-1g.10gb"),
     "its entry is not in our ConfigMap": (
-        other(offers=OFFERS, **{names.LABEL_PLUGIN_CONFIG: "gone"}), DIVIDED, "14 nvidia.com/mig-1g.10gb"),
+        other(offers=OFFERS, labels={names.LABEL_PLUGIN_CONFIG: "gone"}), DIVIDED, "14 nvidia.com/mig-1g.10gb"),
     "its entry would give them other names": (
-        other(offers=OFFERS, **{names.LABEL_PLUGIN_CONFIG: "other"}), DIVIDED, "14 nvidia.com/mig-1g.10gb"),
+        other(offers=OFFERS, labels={names.LABEL_PLUGIN_CONFIG: "other"}), DIVIDED, "14 nvidia.com/mig-1g.10gb"),
     "a policy adopted it with this strategy": (
-        other(offers=OFFERS, **{"gpusharing.dev/pool": "kept", names.LABEL_POLICY: "kept"}), DIVIDED,
+        other(offers=OFFERS, labels={"gpusharing.dev/pool": "kept", names.LABEL_POLICY: "kept"}), DIVIDED,
         "14 nvidia.com/mig-1g.10gb"),
 }  # fmt: skip
 OTHERS: dict[str, tuple[NodeView, GPUNodeView | None]] = {
-    "its entry says the strategy itself": (other(offers=OFFERS, **{names.LABEL_PLUGIN_CONFIG: "own"}), DIVIDED),
+    "its entry says the strategy itself": (other(offers=OFFERS, labels={names.LABEL_PLUGIN_CONFIG: "own"}), DIVIDED),
     "its GPUs are whole": (other(offers={"nvidia.com/gpu": 2}), WHOLE),
-    "GFD describes whole GPUs": (other(**{names.LABEL_GPU_PRODUCT: "NVIDIA-H100-80GB-HBM3"}), None),
-    "its card has no MIG": (other(**{names.LABEL_MIG_CAPABLE: "false"}), None),
+    "GFD describes whole GPUs": (other(labels={names.LABEL_GPU_PRODUCT: "NVIDIA-H100-80GB-HBM3"}), None),
+    "its card has no MIG": (other(labels={names.LABEL_MIG_CAPABLE: "false"}), None),
     "it has no GPU": (make_node("gpu-9", labels={"gpusharing.dev/pool": ""}, resources={}), None),
     "its own policy waits for the removal": (make_node("gpu-9", resources=OFFERS), DIVIDED),
 }  # fmt: skip
@@ -126,7 +128,9 @@ REFUSING = {
 def test_no_message_removes_the_strategy_that_another_node_lives_by(
     cluster_policy: ClusterPolicyView, command: str
 ) -> None:
-    whole = other("gpu-8", offers={"nvidia.com/gpu": 2}, **{names.LABEL_GPU_PRODUCT: "NVIDIA-H100-80GB-HBM3"})
+    whole = other(
+        "gpu-8", offers={"nvidia.com/gpu": 2}, labels={names.LABEL_GPU_PRODUCT: "NVIDIA-H100-80GB-HBM3"}
+    )
     assert command in objection(cluster_policy, whole), "nobody is harmed"
     said = objection(cluster_policy, whole, other("gpu-7"), other(offers=OFFERS))
     assert command not in said
@@ -146,7 +150,7 @@ def test_no_message_removes_the_strategy_that_another_node_lives_by(
         ({"nodes": (), "unread": {"nodes": "forbidden"}}, f"every GPU node ({UNKNOWN})"),
         (
             {
-                "nodes": (other(offers=OFFERS, **{names.LABEL_PLUGIN_CONFIG: "own"}),),
+                "nodes": (other(offers=OFFERS, labels={names.LABEL_PLUGIN_CONFIG: "own"}),),
                 "plugin_entries": ENTRIES,
             },
             "",

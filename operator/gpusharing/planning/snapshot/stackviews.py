@@ -272,7 +272,8 @@ class Operand:
     deleting: bool = False
     """Whether the pod is already being deleted."""
     ready_since: datetime | None = None
-    """Since when this process has seen it Ready, on a fenced node; node clocks are never compared with ours."""
+    """Since when this process has seen it Ready, on a fenced node, or on any node if it is an MPS daemon; node clocks
+    are never compared with ours."""
     lone_restarts: int = 0
     """How many more restarts config-manager has than the daemon's container in the pod of an MPS daemon, which may be
     negative. 0 for other pods."""
@@ -280,6 +281,8 @@ class Operand:
     """Why config-manager last exited, as the kubelet reports it. Empty if it is unknown."""
     settling: bool = False
     """Whether config-manager of an MPS daemon is not running, so that `lone_restarts` cannot be compared yet."""
+    down: bool = False
+    """Whether the daemon itself, in the pod of an MPS daemon, is not running. Other pods are never down."""
 
 
 def find_active(views: Iterable[ClusterPolicyView]) -> tuple[ClusterPolicyView | None, tuple[str, ...]]:

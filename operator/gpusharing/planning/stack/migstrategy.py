@@ -103,6 +103,6 @@ def tell_strategy_users(users: Mapping[str, str], fixed: str) -> str:
     rows = [f"{name} ({devices})" for name, devices in users.items()]
     return (
         f"; do not remove it while other nodes depend on it, because they would lose their MIG devices: {some(rows)}."
-        f" First {wait}let label {names.LABEL_PLUGIN_CONFIG} of {them} name an entry with flags.migStrategy: {fixed}, or"
-        f" set spec.mig.strategy to {fixed}"
+        f" First {wait}let label {names.LABEL_PLUGIN_CONFIG} of {them} name an entry with flags.migStrategy: {fixed},"
+        f" or set spec.mig.strategy to {fixed}"
     )

@@ -80,6 +80,10 @@ class Reason(Worded):
         " NVIDIA's pods or the Node Feature Discovery worker. Until all of them run there, the node cannot be proven"
         " and keeps the taint.",
         "Run the command in the message.")
+    MPS_DAEMON_NOT_READY = (("MPSDaemonNotReady", "Node", _PERSON, "mps-control-daemon", Mark.TURNS_BACK),
+        "The node is to leave MPS, but its MPS daemon does not run. Only a daemon that ends cleanly sets the GPUs back "
+        "from compute mode EXCLUSIVE_PROCESS, so the operator does not start the change.",
+        "Restart the daemon's pod, or reset the GPUs, with the commands in the message.")
     AGENT_NOT_READY = (("AgentNotReady", "Node", _PERSON, "agent"),
         "No ready agent pod runs on the node, so a change could not be proven. The operator does not start one.",
         "Check the gpu-sharing-operator agent's pod on the node.")
@@ -312,8 +316,8 @@ class Reason(Worded):
         "operator did not cause the difference.",
         "Reset the GPU or reboot the node.")
     COMPUTE_MODE = (("ComputeMode", "Hardware", _PERSON, "GPUs", Mark.TURNS_BACK),
-        "A GPU is not in compute mode Default, because an MPS daemon was killed and left EXCLUSIVE_PROCESS behind.",
-        "Run nvidia-smi -i INDEX -c 0 on the node.")
+        "GPUs are not in compute mode Default, because an MPS daemon was killed and left EXCLUSIVE_PROCESS behind.",
+        "Run the command in the message on the node; it resets all of these GPUs.")
 
     # --- Health: GPUUnhealthy on the node, the others on the GPUNode condition Healthy (planning/gpus/health.py)
     GPU_UNHEALTHY = (("GPUUnhealthy", "Health", _PERSON, "GPUs"),
