@@ -258,8 +258,8 @@ STATES: dict[str, tuple[tuple[str | None, str | None, str | None], tuple[str, ..
     ),
     "a strategy beside our pointers": (
         (*OURS, "single"),
-        ("mig.strategy: single, which overrides spec.mig.strategy of every policy\n",),
-        True,
+        ("nothing to do", "mig.strategy is single for every node", "would lose their MIG devices"),
+        False,
     ),
     "all that it must": ((*OURS, None), ("nothing to do",), False),
 }
@@ -279,13 +279,13 @@ def test_the_notes_tell_what_clusterpolicy_says_and_the_command_where_one_is_lef
 
 
 @pytest.mark.parametrize("strategy", [None, "single"], ids=["no strategy", "a strategy"])
-def test_what_the_operator_configures_needs_no_command_but_against_a_strategy(
+def test_what_the_operator_configures_needs_no_command(
     installed: Installed, pointers: None, strategy: str | None
 ) -> None:
     say(installed, None, None, strategy)
     notes = notes_with(installed, "--set", "gpuOperator.configure=true")
-    assert (ASKED in notes) == (strategy is not None)
-    assert '"devicePlugin":{"config"' not in notes
+    assert ASKED not in notes
+    assert ("would lose their MIG devices" in notes) == (strategy is not None)
     assert "reason=PointersSet" in notes
     assert "mig-parted\n\n2. " in notes, "one empty line between the steps"
 

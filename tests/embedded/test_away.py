@@ -314,20 +314,23 @@ async def test_a_node_whose_policy_is_gone_finalizer_and_all_stays_cordoned_unti
 
 @virtually
 async def test_whoever_gives_up_a_node_whose_policy_is_gone_is_told_what_else_to_remove() -> None:
-    """Only the fence lists the marks for neighbours, so a node without it would keep them for ever."""
+    """Only the fence lists the marks for neighbours and knows whose cordon it is, so both would stay for ever."""
     async with open_scene(*nodes(1)) as scene:
         scene.apply(MIXED)
         await scene.fenced("gpu-1", "actuating")
         delete_policy(scene, strip=True)
         shown = await scene.reason("gpu-1", "OrphanFence")
         _, _, commands = shown["message"].rpartition(": ")
-        for command in commands.split(" && "):
+        *unmark, uncordon = commands.split(" && ")
+        for command in unmark:
             _, verb, _, name, *keys = command.split()
             removed = {key.removesuffix("-"): None for key in keys}
             scene.person(name, {"metadata": {{"label": "labels", "annotate": "annotations"}[verb]: removed}})
+        assert uncordon == "kubectl uncordon gpu-1"
         scene.cordon("gpu-1", False)
         await asyncio.sleep(60)
         assert scene.fence("gpu-1") is None
+        assert not scene.cordoned("gpu-1")
         assert not scene.labels("gpu-1").keys() & names.NEIGHBOUR_LABELS.keys()
         assert not scene.annotations("gpu-1").keys() & set(names.NEIGHBOUR_ANNOTATIONS)
 

@@ -13,6 +13,7 @@ from tests.embedded.scene import FULL, L40S, MIXED, SINGLE, SLICED, at_once, nod
 from tests.embedded.test_changes import assert_as_wanted
 from tests.fakes.virtualtime import virtually
 
+from gpusharing.api import names
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     DAEMON_SETS,
@@ -220,6 +221,25 @@ async def test_settings_that_would_override_us_are_named_with_the_command_that_m
         scene.e.cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": None})
         scene.e.cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": CLUSTER_POLICY["spec"]})
         await scene.ready()
+
+
+@virtually
+async def test_a_strategy_that_another_node_lives_by_is_not_removed_by_any_message() -> None:
+    async with open_scene(*nodes(1), node("gpu-2", pool="other")) as scene:
+        cluster = scene.e.cluster
+        cluster.patch(CLUSTER_POLICIES, "cluster-policy", changed("mixed", "mig", "strategy"))
+        scene.person("gpu-2", {"metadata": {"labels": {names.LABEL_MIG_CONFIG: "all-1g.10gb"}}})
+        await asyncio.sleep(300)
+        scene.apply(SINGLE)
+        row = await scene.until_condition("Accepted", "False", "MigStrategySet")
+        told = await ask(cluster, "doctor", "-o", "json")
+        for text in (row["message"], told.out):
+            assert "gpu-2 (14 nvidia.com/mig-1g.10gb)" in text
+            assert '"strategy":null' not in text
+        scene.person("gpu-2", {"metadata": {"labels": {names.LABEL_MIG_CONFIG: "all-disabled"}}})
+        await asyncio.sleep(300)
+        assert '"strategy":null' in scene.condition("Accepted")["message"]
+        assert "gpu-2 (" not in (await ask(cluster, "doctor", "-o", "json")).out
 
 
 @virtually

@@ -28,7 +28,7 @@ from tests.embedded.scene import (
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
-from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, JSON, POLICIES
+from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, JSON, PODS, POLICIES
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.yaml"))
 V100 = "Tesla V100-SXM2-16GB"
@@ -129,7 +129,8 @@ async def test_a_daemon_that_is_killed_leaves_a_way_out_of_mps_that_tells_the_co
         scene.e.software.inject("gpu-1", "kill-mps-daemon")
         scene.apply(SINGLE)
         transition = await scene.reason("gpu-1", "ComputeMode")
-        assert "nvidia-smi -i 0 -c 0" in transition["message"]
+        assert "GPUs 0, 1 are in" in transition["message"]
+        assert transition["message"].count("nvidia-smi -c 0") == 1
         assert transition["culprit"] == "GPUs"
         assert scene.cordoned("gpu-1")
         fence = scene.fence("gpu-1")
@@ -138,6 +139,34 @@ async def test_a_daemon_that_is_killed_leaves_a_way_out_of_mps_that_tells_the_co
         await mend_by_hand(scene)
         await scene.ready()
         assert difference(SINGLE, scene.e.node("gpu-1"), scene.e.software.nodes["gpu-1"]) == ""
+
+
+@pytest.mark.parametrize("spec", [FULL, SLICED, SINGLE], ids=["whole GPUs", "time-slicing", "MIG"])
+@virtually
+async def test_while_the_mps_daemon_does_not_run_no_node_is_drained_to_leave_mps(spec: JSON) -> None:
+    clients = SimWorkload("client", 1)
+    async with open_scene(*nodes(1), workloads=[clients]) as scene:
+        scene.apply(MPS)
+        await scene.ready()
+        await scene.running("client", 1)
+        scene.e.software.inject("gpu-1", "kill-mps-daemon")
+        (pod,) = (one for one in scene.e.cluster.objects(PODS) if one["metadata"]["name"].startswith(DAEMON))
+        crashing = {"name": "mps-control-daemon-ctr", "ready": False, "restartCount": 7}
+        not_ready = {"conditions": [{"type": "Ready", "status": "False"}], "containerStatuses": [crashing]}
+        name = pod["metadata"]["name"]
+        scene.e.cluster.patch(PODS, name, {"status": not_ready}, "gpu-operator", subresource="status")
+        mark, evicted = scene.mark(), scene.evicted()
+        scene.apply(spec)
+        transition = await scene.reason("gpu-1", "MPSDaemonNotReady")
+        await asyncio.sleep(1800)
+        assert (transition["phase"], transition["culprit"]) == ("Blocked", "mps-control-daemon")
+        assert "GPUs 0, 1 would stay in compute mode ExclusiveProcess" in transition["message"]
+        assert f"kubectl -n gpu-operator delete pod {name}." in transition["message"]
+        assert (scene.cordoned("gpu-1"), scene.evicted()) == (False, evicted)
+        assert scene.node_writes(mark) == {}
+        scene.e.cluster.delete(PODS, name, "gpu-operator")
+        await scene.ready()
+        assert difference(spec, scene.e.node("gpu-1"), scene.e.software.nodes["gpu-1"]) == ""
 
 
 @virtually
@@ -149,7 +178,7 @@ async def test_the_operator_writes_nothing_to_a_node_whose_gpus_a_person_made_ex
         scene.e.software.nodes["gpu-1"].gpus.set_compute_mode(1, "ExclusiveProcess")
         transition = await scene.phase("gpu-1", "Blocked")
         assert transition["reason"] == "ComputeMode"
-        assert "run nvidia-smi -i 1 -c 0 on the node" in transition["message"]
+        assert "run on the node: nvidia-smi -i 1 -c 0" in transition["message"]
         assert not scene.cordoned("gpu-1")
         await mend_by_hand(scene)
         await scene.phase("gpu-1", "Synced")

@@ -388,6 +388,19 @@ async def test_on_a_fenced_node_mig_manager_is_ready_since_we_have_seen_it_so() 
         assert manager_of(await stage.snapshot(4)).ready_since is None
 
 
+@virtually
+async def test_an_mps_daemon_is_ready_since_we_have_seen_it_so_on_every_node() -> None:
+    labels = {"labels": {"app": "nvidia-device-plugin-mps-control-daemon"}}
+    ready = {"conditions": [{"type": "Ready", "status": "True"}]}
+    daemon = pod("mps", metadata={**MIG_MANAGER, **labels}, status=ready)
+    async with gathering((PODS, daemon)) as stage:
+        moments = [
+            (await stage.snapshot(seconds)).operands[Program.MPS_DAEMON]["gpu-07"].ready_since
+            for seconds in (1, 2)
+        ]
+    assert moments == [at(1), at(1)]
+
+
 class Noting(FakeClient):
     """Notes the LISTs of pods, each of which takes 0.8 s."""
 

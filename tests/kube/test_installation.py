@@ -214,6 +214,17 @@ async def test_the_mps_daemon_of_the_gpu_operator_is_read_for_its_policy(cluster
     assert found.command.endswith("daemonset/mps -c config-manager PROCESS_TO_SIGNAL=mps-control-daemon")
 
 
+async def test_reports_of_agents_and_our_entries_are_read(cluster: FakeCluster) -> None:
+    """Whether a node lives by ClusterPolicy's mig.strategy depends on them."""
+    entry = "version: v1\nflags: {migStrategy: mixed}\n"
+    cluster.patch(CONFIG_MAPS, "gpusharing-device-plugin", {"data": {"own": entry}}, namespace="gpu-operator")
+    cluster.add(GPUNODES, {"metadata": {"name": "gpu-9"}, "status": {"observed": observed(observed_gpu())}})
+    view = await gathered(cluster)
+    assert view.plugin_entries["own"] == entry
+    assert (report := view.gpunodes["gpu-9"].observed) is not None
+    assert len(report.gpus) == 1
+
+
 @pytest.mark.parametrize("secure", [True, False])
 async def test_the_reviews_of_an_agent_are_checked_where_it_makes_them(
     cluster: FakeCluster, secure: bool

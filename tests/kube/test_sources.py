@@ -326,6 +326,30 @@ async def test_restarts_are_read_only_in_the_pod_of_an_mps_daemon() -> None:
     }
 
 
+MPS = "nvidia-device-plugin-mps-control-daemon"
+DAEMONS: dict[str, tuple[str, bool, bool | None, bool]] = {
+    "it crash-loops": (MPS, False, False, True),
+    "its pod is not created yet": (MPS, False, None, True),
+    "only config-manager crash-loops": (MPS, False, True, False),
+    "all is well": (MPS, True, True, False),
+    "another program": ("nvidia-mig-manager", False, None, False),
+}
+
+
+@pytest.mark.parametrize(("app", "ready", "daemon", "down"), DAEMONS.values(), ids=DAEMONS.keys())
+@virtually
+async def test_an_mps_daemon_is_down_while_its_own_container_does_not_run(
+    app: str, ready: bool, daemon: bool | None, down: bool
+) -> None:
+    rows = [] if daemon is None else [{"name": "mps-control-daemon-ctr", "ready": daemon}]
+    status = {"conditions": [{"type": "Ready", "status": str(ready)}], "containerStatuses": rows}
+    cluster = FakeCluster()
+    cluster.add(PODS, {**operand(app, "gpu-operator", {"app": app}), "status": status})
+    async with following(cluster) as followed:
+        (place,) = followed.sources.operands.items.values()
+    assert place.operand.down == down
+
+
 @virtually
 async def test_a_pod_that_is_being_deleted_is_not_ready_any_more() -> None:
     cluster = FakeCluster()

@@ -345,9 +345,30 @@ def test_a_failed_plugin_restart_that_starts_anew_with_a_drain_has_still_failed(
 def test_a_node_whose_policy_is_gone_stays_fenced_until_one_owns_it() -> None:
     verdict = after_pnr(changing(None, fence=replace(FENCE, added=())))
     assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.FAILED, Reason.ORPHAN_FENCE, ())
-    assert verdict.message.endswith(": kubectl annotate node gpu-07 gpusharing.dev/fence-"), (
-        "nothing was added"
-    )
+    assert verdict.message.endswith(
+        ": kubectl annotate node gpu-07 gpusharing.dev/fence- && kubectl uncordon gpu-07"
+    ), "nothing was added"
+
+
+@pytest.mark.parametrize(
+    ("fence", "node"),
+    [
+        ({"prior_unschedulable": True}, {}),
+        ({"disruption": DisruptionClass.PLUGIN_RESTART}, {}),
+        ({"tainted": True}, {}),
+        ({}, {"unschedulable": False}),
+        ({}, {"hold_cordon": True}),
+        ({}, {"foreign": "kured"}),
+    ],
+    ids=["cordoned before", "a plugin restart", "a DeviceTaintRule", "uncordoned", "held", "kured is at work"],
+)
+def test_the_command_that_gives_up_a_node_lifts_no_cordon_but_ours(
+    fence: dict[str, Any], node: dict[str, Any]
+) -> None:
+    assert "uncordon" in after_pnr(changing(None, fence=FENCE)).message
+    verdict = after_pnr(changing(None, fence=replace(FENCE, **fence), node=node))
+    assert verdict.reason is Reason.ORPHAN_FENCE
+    assert "kubectl uncordon" not in verdict.message
 
 
 def test_the_policy_that_owns_the_node_now_brings_the_change_of_a_vanished_one_to_its_end() -> None:
@@ -366,6 +387,7 @@ def test_the_fence_of_an_earlier_node_of_this_name_is_left_alone() -> None:
     assert verdict.message.endswith(
         ": kubectl label node gpu-07 nvidia.com/gpu-driver-upgrade.skip- && kubectl annotate node gpu-07"
         " gpusharing.dev/fence- karpenter.sh/do-not-disrupt- cluster-autoscaler.kubernetes.io/scale-down-disabled-"
+        " && kubectl uncordon gpu-07"
     )
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from tests.build import (
@@ -11,20 +11,21 @@ from tests.build import (
     SETTINGS,
     at,
     make_cluster_policy,
+    make_fence,
     make_gpu,
     make_gpunode,
     make_operand,
     make_policy,
     make_stack,
 )
-from tests.planning.cases import FULL, MIXED, MPS, SLICED, T4, assessed_of, make_case, pair_of
+from tests.planning.cases import FULL, MIXED, MPS, SLICED, T4, assessed_of, fenced_of, make_case, pair_of
 
 from gpusharing.api import names
 from gpusharing.planning.gpus.health import Vitals
 from gpusharing.planning.snapshot.records import Deferred, SpecVersion, Verified
-from gpusharing.planning.snapshot.stackviews import PlainStackView
+from gpusharing.planning.snapshot.stackviews import MpsDaemonView, Operand, PlainStackView
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.transition.gates import GATES, find_gate
+from gpusharing.planning.transition.gates import AIM, GATES, find_gate
 from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted import migfile
@@ -68,6 +69,7 @@ def test_the_order_of_the_gates_is_part_of_the_product() -> None:
         ("_hangs_pods", Reason.UNSAFE_DRIVER),
         ("_owned_elsewhere", Reason.LABEL_OWNED_ELSEWHERE),
         ("_unreachable", Reason.MPS_NOT_SWITCHABLE),
+        ("_daemon_down", Reason.MPS_DAEMON_NOT_READY),
         ("_hindered", Reason.ACTUATOR_MISSING),
         ("_drifted", Reason.DRIFTED),
         ("_drifted_again", Reason.DRIFT_RETURNED),
@@ -131,6 +133,16 @@ def exclusive(policy: PolicyView, **fields: Any) -> NodeCase:
     """A node whose whole GPU only one process may use."""
     report = make_gpunode(gpus=(make_gpu(compute_mode="ExclusiveProcess"),))
     return make_case(policy, gpunode=report, **fields)
+
+
+DAEMON = Operand("gpu-operator", "mps-1", "uid-mps", ready=True)
+DOWN = replace(DAEMON, ready=False, down=True)
+SIGNALLED = MpsDaemonView("v0.18.1", "mps-control-daemon", "mps-control-daemon", sees_host=True)
+
+
+def leaving(policy: PolicyView = SLICED, **fields: Any) -> NodeCase:
+    """A node with MPS, whose GPU is exclusive, that is to have another mode."""
+    return exclusive(policy, was=MPS, **fields)
 
 
 def stopping(written: datetime | None) -> NodeCase:
@@ -218,6 +230,15 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
         exclusive(FULL, was=SLICED), Reason.COMPUTE_MODE, None),
     "MPS left its compute mode behind, and nobody knows what came after it": (
         exclusive(SLICED, labels={names.LABEL_PLUGIN_CONFIG: "gone"}), Reason.COMPUTE_MODE, None),
+    "the MPS daemon of a node that is to leave MPS does not run": (
+        leaving(mps_daemon=DOWN), Reason.MPS_DAEMON_NOT_READY, None),
+    "the MPS daemon does not run on the way to MIG": (
+        leaving(MIXED, mps_daemon=DOWN), Reason.MPS_DAEMON_NOT_READY, None),
+    "the MPS daemon became Ready a moment ago, perhaps only until its next crash": (
+        leaving(mps_daemon=replace(DAEMON, ready_since=at(-10))), Reason.MPS_DAEMON_NOT_READY, at(20)),
+    "the MPS daemon's pod is gone": (
+        leaving(stack=make_stack(MPS, SLICED, cluster_policy=make_cluster_policy(mps_daemon=SIGNALLED))),
+        Reason.MPS_DAEMON_NOT_READY, None),
     "the configuration of the stop on the way was written a moment ago": (
         stopping(at(-100)), Reason.CONFIG_PROPAGATING, at(20)),
     "the configuration of the stop on the way is not written": (
@@ -306,6 +327,15 @@ OPEN: dict[str, NodeCase] = {
     "the label for skipping is empty": make_case(MIXED, labels={names.LABEL_SKIP: ""}),
     "MPS serves the GPU still": exclusive(SLICED, was=MPS),
     "MPS is to take over the GPU that it left": exclusive(MPS),
+    "the MPS daemon runs": leaving(mps_daemon=replace(DAEMON, ready_since=at(-30))),
+    "only config-manager of the MPS daemon's pod crashes": leaving(mps_daemon=replace(DAEMON, ready=False)),
+    "the MPS daemon does not run, and a person has reset the GPUs": make_case(
+        SLICED, was=MPS, mps_daemon=DOWN, gpunode=make_gpunode(gpus=(make_gpu(),))
+    ),
+    "the MPS daemon does not run, and other clients are wanted": make_case(
+        make_policy(mode="MPS", mps={"replicas": 8}), was=MPS, mps_daemon=DOWN
+    ),
+    "NVIDIA's own chart runs the MPS daemon, whose pods are not seen": leaving(),
     "the configuration of the stop on the way had time, too": stopping(at(-120)),
     "another configuration could not be written": make_case(
         MIXED, stack=make_stack(MIXED, write_error="no right")
@@ -392,6 +422,21 @@ OPEN: dict[str, NodeCase] = {
 @pytest.mark.parametrize("case", OPEN.values(), ids=OPEN.keys())
 def test_it_may_begin(case: NodeCase) -> None:
     assert find_gate(case, assessed_of(case)) is None
+
+
+STAGES: tuple[Literal["actuating", "fenced"], ...] = ("actuating", "fenced")
+
+
+def test_a_node_that_is_drained_already_leaves_mps_without_its_daemon() -> None:
+    """The wait would end at the deadline, and the proof names the GPUs that are left exclusive."""
+    begun, drained = (
+        fenced_of(leaving(mps_daemon=DOWN, fence=make_fence(stage), node={"unschedulable": True}))
+        for stage in STAGES
+    )
+    assert find_gate(begun, assessed_of(begun), AIM) is None
+    closed = find_gate(drained, assessed_of(drained), AIM)
+    assert closed is not None
+    assert closed.reason is Reason.MPS_DAEMON_NOT_READY
 
 
 @pytest.mark.parametrize("answered", ["", "again", "once-more"])

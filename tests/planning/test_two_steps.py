@@ -172,9 +172,9 @@ def test_a_daemon_that_left_the_gpus_exclusive_stops_the_change_with_the_command
     world.set_policy(edited(MIXED))
     verdict = run_until(world, Phase.FAILED, rounds=6000)
     assert verdict.reason is Reason.COMPUTE_MODE
-    assert "left behind by MPS; run nvidia-smi -i 0 -c 0 on the node" in verdict.message
+    assert "left behind by MPS; run on the node: nvidia-smi -c 0" in verdict.message
     assert (fence_of(world).step, world.nodes[NODE].unschedulable) == (1, True)
-    world.machines[NODE].exclusive = False  # nvidia-smi -i 0 -c 0
+    world.machines[NODE].exclusive = False  # nvidia-smi -c 0
     assert world.settle().verdicts[NODE].phase is Phase.SYNCED
 
 
@@ -184,7 +184,7 @@ def test_an_exclusive_gpu_without_mps_is_drift_that_only_a_person_can_mend() -> 
     world.machines[NODE].exclusive = True
     verdict = world.settle().verdicts[NODE]
     assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.COMPUTE_MODE)
-    assert "nvidia-smi -i 0 -c 0" in verdict.message
+    assert "nvidia-smi -c 0" in verdict.message
     assert not world.nodes[NODE].unschedulable
     world.set_policy(edited(SLICED))
     assert world.settle().verdicts[NODE].reason is Reason.COMPUTE_MODE, "every change would fail on it"

@@ -10,12 +10,12 @@ from tests.planning.cases import FULL, MIG_SLICED, MIXED, MPS, SINGLE, SLICED, T
 
 from gpusharing.api import names
 from gpusharing.planning.snapshot.stackviews import PlainStackView
-from gpusharing.planning.snapshot.views import ObservedView, PolicyView
+from gpusharing.planning.snapshot.views import GpuView, Hardware, ObservedView, PolicyView
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted import verify
 from gpusharing.planning.wanted.pluginconfig import render
 from gpusharing.planning.wanted.target import Target
-from gpusharing.planning.wanted.verify import CHECKS, Comparison, find_mismatch
+from gpusharing.planning.wanted.verify import CHECKS, Comparison, find_exclusive, find_mismatch
 
 SINGLE_SLICED = make_policy(mig={"strategy": "single", "config": "all-1g.10gb"}, timeSlicing={"replicas": 2})
 BALANCED_SLICED = make_policy(mig={"config": "all-balanced"}, timeSlicing={"replicas": 2})
@@ -122,7 +122,7 @@ MISMATCHES: dict[str, tuple[PolicyView, Any, Reason, str]] = {
         FULL, lambda c: observing(c, gpus=(make_gpu(mig_pending=True),)), Reason.MIG_MODE_PENDING, "GPU 0"),
     "MPS left its compute mode behind": (
         FULL, lambda c: observing(c, gpus=(make_gpu(compute_mode="ExclusiveProcess"),)), Reason.COMPUTE_MODE,
-        "nvidia-smi -i 0 -c 0"),
+        "GPU 0 is in compute mode ExclusiveProcess, left behind by MPS; run on the node: nvidia-smi -c 0"),
     "mig.config is gone, so a reboot would lose the layout": (
         MIXED, lambda c: with_labels(c, **{names.LABEL_MIG_CONFIG: None}), Reason.LABEL_MISMATCH, "not set"),
     "mig.config names another layout": (
@@ -313,3 +313,36 @@ def test_what_is_there_is_described_with_its_shares() -> None:
     assert verify.describe_observed(sliced.node, sliced.observed) == "2x3g.40gb 2x shared"
     assert verify.describe_observed(case.node, None) == ""
     assert verify.describe_observed(case.node, GONE) == ""
+
+
+LEFT = {
+    "two of three GPUs": (
+        (EXCLUSIVE, make_gpu(1), make_gpu(2, compute_mode="ExclusiveProcess")),
+        "GPUs 0, 2 are in compute mode ExclusiveProcess, left behind by MPS; run on the node: for gpu in 0 2; do"
+        " nvidia-smi -i $gpu -c 0; done",
+    ),
+    "all GPUs, in two modes": (
+        (EXCLUSIVE, make_gpu(1, compute_mode="Prohibited")),
+        "GPUs 0, 1 are in compute mode ExclusiveProcess and Prohibited, left behind by MPS; run on the node:"
+        " nvidia-smi -c 0",
+    ),
+    "one GPU beside one that is served": (
+        (SERVED, make_gpu(1, compute_mode="ExclusiveProcess")),
+        "GPU 1 is in compute mode ExclusiveProcess, left behind by MPS; run on the node: nvidia-smi -i 1 -c 0",
+    ),
+    "none, all are served": (
+        (SERVED, replace(SERVED, index=1)),
+        "GPUs 0, 1 are in compute mode ExclusiveProcess: the MPS daemon still serves them",
+    ),
+    "none, one has MIG": (
+        (make_gpu(0, layout=(("3g.40gb", 2),), compute_mode="ExclusiveProcess"), make_gpu(1)),
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize(("gpus", "told"), LEFT.values(), ids=LEFT.keys())
+def test_one_message_names_all_gpus_that_mps_left_exclusive_and_one_command_resets_them(
+    gpus: tuple[GpuView, ...], told: str
+) -> None:
+    assert find_exclusive(Hardware.of(gpus)) == told

@@ -156,14 +156,15 @@ class Gatherer:
 
     def _operands(self, now: datetime) -> dict[Program, dict[str, Operand]]:
         """Return one pod of every program on each node, by program and node name (`by_node`). A Ready pod on a fenced
-        node also carries the `now` of the first snapshot since which it has always been Ready and its node fenced."""
+        node, and a Ready MPS daemon on any, also carries the `now` of the first snapshot since which it has always been
+        so."""
         sources = self.sources
         places = [*sources.operands.items.values(), *sources.kubelet_plugins.items.values()]
         operands = {program: by_node(places, program) for program in Program}
         fenced = [name for name, node in self.sources.nodes.items.items() if node.fence is not None]
         ready_since: dict[str, datetime] = {}
-        for pods in operands.values():
-            for name in fenced:
+        for program, pods in operands.items():
+            for name in [*pods] if program is Program.MPS_DAEMON else fenced:
                 if (pod := pods.get(name)) is not None and pod.ready:
                     since = ready_since[pod.uid] = self._ready_since.get(pod.uid, now)
                     pods[name] = replace(pod, ready_since=since)

@@ -64,6 +64,8 @@ class _Reader:
     """Why objects could not be read, by the full name of their kind."""
     not_served: set[str] = field(default_factory=set)
     """Our own kinds that the API server does not have."""
+    plugin_entries: Mapping[str, str] = field(default_factory=dict)
+    """The content of our device-plugin ConfigMap, once `config_maps` has read it."""
 
     async def items(self, resource: Resource, namespace: str | None = None, labels: str = "") -> list[JSON]:
         """Return all objects of a kind in this namespace, or in all if it is None, that the label selector `labels`
@@ -114,6 +116,8 @@ class _Reader:
                 data = section(raw, "data")
                 mig_file = text(data, MIG_KEY)
                 mig_entries = frozenset(migfile.parse(mig_file))
+                if name == self.place.plugin_config_map:
+                    self.plugin_entries = texts(data)
                 states[name] = ConfigMapState(frozenset(data), ours, mig_entries, mig_file)
         return states
 
@@ -287,6 +291,7 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
         ),
         policies=tuple(map(policy_view, policies)),
         gpunodes={view.name: view for view in map(gpunode_view, reports)},
+        plugin_entries=reader.plugin_entries,
         unread=dict(reader.unread),
         not_served=frozenset(reader.not_served),
     )

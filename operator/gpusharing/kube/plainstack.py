@@ -16,7 +16,18 @@ from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, JSON, KubeClie
 from gpusharing.kube.dra import GPU_PROGRAM, GPUS, dra_driver_view, starts
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.paging import list_of
-from gpusharing.kube.raw import entries, is_true, part, section, strings, text, texts, variable, whole
+from gpusharing.kube.raw import (
+    entries,
+    has_condition,
+    is_true,
+    part,
+    section,
+    strings,
+    text,
+    texts,
+    variable,
+    whole,
+)
 from gpusharing.kube.taints import rows_text, tolerates
 from gpusharing.planning.snapshot.draviews import DraDriverView, DraView
 from gpusharing.planning.snapshot.stackviews import (
@@ -210,6 +221,13 @@ def lone_restarts(pod: JSON) -> tuple[int, str, bool]:
         return count, "", settling
     reason = text(ended, "reason")
     return count, f"{reason + ', ' if reason else ''}exit code {whole(ended, 'exitCode')}", settling
+
+
+def is_daemon_down(pod: JSON) -> bool:
+    """Whether the daemon's container in a raw pod of an MPS daemon is not running. A daemon that does not run does not
+    set the compute mode of the GPUs back when its pod goes."""
+    states = {text(row, "name"): row for row in entries(pod, "status", "containerStatuses")}
+    return part(states.get(MPS, {}), "ready") is not True and not has_condition(pod, "Ready")
 
 
 def signal(raw: JSON, program: str) -> JSON:

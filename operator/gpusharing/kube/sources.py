@@ -50,7 +50,7 @@ from gpusharing.kube.maintenance import (
     nvidia_maintenance,
     with_maintenance,
 )
-from gpusharing.kube.plainstack import daemon_set_view, lone_restarts
+from gpusharing.kube.plainstack import daemon_set_view, is_daemon_down, lone_restarts
 from gpusharing.kube.policies import PolicyCache
 from gpusharing.kube.raw import entries, has_condition, part, section, text
 from gpusharing.kube.reflector import CacheSettings, Reflector
@@ -139,8 +139,8 @@ class ConfigMapView:
 
 def _pod_place(raw: JSON) -> PodPlace:
     """Convert a raw pod of NVIDIA's components. A pod that is being deleted is not Ready. A pod of the DRA driver gets
-    the `app` KUBELET_PLUGIN, or an empty one if it serves only compute domains. `lone_restarts`, its cause
-    and `settling` are read only for an MPS daemon."""
+    the `app` KUBELET_PLUGIN, or an empty one if it serves only compute domains. `lone_restarts`, its cause,
+    `settling` and `down` are read only for an MPS daemon."""
     metadata = raw.get("metadata", {})
     deleting = "deletionTimestamp" in metadata
     ready = has_condition(raw, "Ready") and not deleting
@@ -151,7 +151,15 @@ def _pod_place(raw: JSON) -> PodPlace:
         app = Program.KUBELET_PLUGIN if serves else ""  # not one for compute domains only
     restarts, cause, settling = lone_restarts(raw) if app == Program.MPS_DAEMON else (0, "", False)
     operand = Operand(
-        where, name, uid, ready, deleting, lone_restarts=restarts, restart_cause=cause, settling=settling
+        where,
+        name,
+        uid,
+        ready,
+        deleting,
+        lone_restarts=restarts,
+        restart_cause=cause,
+        settling=settling,
+        down=app == Program.MPS_DAEMON and is_daemon_down(raw),
     )
     return PodPlace(raw.get("spec", {}).get("nodeName", ""), operand, app)
 

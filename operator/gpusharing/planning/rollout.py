@@ -61,6 +61,7 @@ from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, NodeView, PolicyView
 from gpusharing.planning.stack.acceptance import Terms, find_terms, wish_of
 from gpusharing.planning.stack.drastack import find_dra_stack, is_complete
+from gpusharing.planning.stack.migstrategy import find_strategy_users, wants_other_strategy
 from gpusharing.planning.transition.callverdicts import Failing
 from gpusharing.planning.transition.cases import Cases, find_models, judge_case, keeps_verdict
 from gpusharing.planning.transition.gangrules import with_rules
@@ -239,6 +240,7 @@ def find_known(snapshot: ClusterSnapshot, now: datetime, memo: Memo) -> Known:
     unread: dict[str, Exception] = {}
     wishes = memo.each(wish_of, ((one.name, (one,)) for one in snapshot.policies), failed=unread)
     owners = own(snapshot, memo, failed)
+    snapshot = _with_strategy_users(snapshot, owners, memo)
     terms = agree(snapshot, wishes, memo, unread)
     followed = follow(snapshot, owners, terms, failed=failed, unread=unread)
     snapshot = with_rules(snapshot, followed, owners, failed)
@@ -279,6 +281,16 @@ def own(snapshot: ClusterSnapshot, memo: Memo, failed: dict[str, Exception]) -> 
         key=Owners.owner,
         failed=failed,
     )
+
+
+def _with_strategy_users(snapshot: ClusterSnapshot, owners: Mapping[str, str], memo: Memo) -> ClusterSnapshot:
+    """Return the snapshot with `StackView.strategy_users` if a policy wants another MIG strategy than the cluster's."""
+    stack, policies = snapshot.stack, snapshot.policies
+    fixed = stack.cluster_policy.mig_strategy if stack.cluster_policy is not None else ""
+    if not fixed or not any(wants_other_strategy(policy, fixed) for policy in policies):
+        return snapshot
+    users = find_strategy_users(stack, snapshot.nodes, snapshot.gpunodes, owners, policies)
+    return replace(snapshot, stack=memo.same("stack", replace(stack, strategy_users=users)))
 
 
 def agree(

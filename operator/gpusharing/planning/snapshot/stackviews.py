@@ -186,6 +186,9 @@ class StackView:
     start_changes: tuple[StartChange, ...] = ()
     """The nodes whose GPUs mig-manager would or may change at its start (`migstart.find_start_changes`). Collected only
     while something that we write or print would start or restart mig-manager."""
+    strategy_users: Mapping[str, str] = field(default_factory=dict)
+    """By node: the MIG devices that it would lose without ClusterPolicy's mig.strategy
+    (`migstrategy.find_strategy_users`). Collected while a policy wants another strategy."""
     missing_maps: tuple[str, ...] = ()
     """The admin's ConfigMaps that a setting names but that do not exist."""
     generated_mig_files: Mapping[str, str] = field(default_factory=dict)
@@ -287,7 +290,8 @@ class Operand:
     deleting: bool = False
     """Whether the pod is already being deleted."""
     ready_since: datetime | None = None
-    """Since when this process has seen it Ready, on a fenced node; node clocks are never compared with ours."""
+    """Since when this process has seen it Ready, on a fenced node, or on any node if it is an MPS daemon; node clocks
+    are never compared with ours."""
     lone_restarts: int = 0
     """How many more restarts config-manager has than the daemon's container in the pod of an MPS daemon, which may be
     negative. 0 for other pods."""
@@ -295,6 +299,8 @@ class Operand:
     """Why config-manager last exited, as the kubelet reports it. Empty if it is unknown."""
     settling: bool = False
     """Whether config-manager of an MPS daemon is not running, so that `lone_restarts` cannot be compared yet."""
+    down: bool = False
+    """Whether the daemon itself, in the pod of an MPS daemon, is not running. Other pods are never down."""
 
 
 def find_active(views: Iterable[ClusterPolicyView]) -> tuple[ClusterPolicyView | None, tuple[str, ...]]:

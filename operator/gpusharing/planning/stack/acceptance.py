@@ -15,6 +15,7 @@ from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
 from gpusharing.planning.stack.commands import Fields, kubectl_patch, plain_upgrade
 from gpusharing.planning.stack.drastack import find_dra_stack, refuse
 from gpusharing.planning.stack.migstart import after_labels, is_safe, label_commands, tell_changes
+from gpusharing.planning.stack.migstrategy import tell_strategy_users
 from gpusharing.planning.stack.plainmig import find_mig_obstacle
 from gpusharing.planning.stack.pointers import (
     Pointer,
@@ -255,7 +256,7 @@ def _plain_mig(policy: PolicyView, stack: StackView, settings: PlanSettings) -> 
     if policy.spec is None or stack.cluster_policy is None:
         return ""
     ours, namespace = settings.mig_config_map, settings.gpu_operator_namespace
-    obstacle = find_mig_obstacle(policy.spec, stack.cluster_policy, ours, namespace)
+    obstacle = find_mig_obstacle(policy.spec, stack.cluster_policy, ours, namespace, stack.strategy_users)
     if obstacle is None:
         return ""
     changes = stack.start_changes if obstacle.starts else ()
@@ -296,13 +297,14 @@ def _switched_off(row: NeededProgram) -> FieldCheck:
 def _strategy_field(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> WrongField | None:
-    """Return ClusterPolicy's MIG strategy as a WrongField if it overrides that of the policy; the patch removes the
-    field from ClusterPolicy. None if it is the same or not set, if the policy is not in mode MIG, if there is no
-    ClusterPolicy, or if NVIDIA's DRA driver serves the GPUs."""
+    """Return ClusterPolicy's MIG strategy as a WrongField if it overrides that of the policy. The patch removes the
+    field from ClusterPolicy, unless other nodes would lose their MIG devices."""
     fixed = "" if stack.by_dra else cluster_policy.mig_strategy
     if cluster_policy.plain is not None or spec.mig is None or not fixed or fixed == spec.mig.strategy:
         return None
     message = f"ClusterPolicy mig.strategy is {fixed} and overrides spec.mig.strategy {spec.mig.strategy} on every node"
+    if users := stack.strategy_users:
+        return WrongField(f"{message}{tell_strategy_users(users, fixed)}", {})
     return WrongField(message, {"mig": {"strategy": None}}, " (helm: --set mig.strategy=)")
 
 

@@ -28,6 +28,7 @@ from gpusharing.planning.stack.installationviews import (
     warning,
 )
 from gpusharing.planning.stack.migstart import SHOW_LABELS, after_labels, start_changes_of, tell_changes
+from gpusharing.planning.stack.migstrategy import strategy_users_of, tell_strategy_users
 from gpusharing.planning.stack.mpsdaemon import find_deaf_mps
 from gpusharing.planning.stack.otherplugins import GKE, GKE_GPU, GKE_WITHOUT_PLUGIN
 from gpusharing.planning.stack.plainmig import find_mig_obstacles
@@ -516,11 +517,13 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
     fixed = "" if dra_stack_of(view).serves else policy.mig_strategy
     if fixed:
         other = any(spec.mig is not None and spec.mig.strategy != fixed for spec in wanted)
+        users = strategy_users_of(view, policy)
         yield (error if other else warning)(
             Topic.CLUSTER_POLICY,
             "MigStrategySet",
-            f"{policy.name}: mig.strategy is {fixed} and overrides spec.mig.strategy of every policy",
-            correct(view, policy, {"mig": {"strategy": None}}, needed=other),
+            f"{policy.name}: mig.strategy is {fixed} and overrides spec.mig.strategy of every policy"
+            f"{tell_strategy_users(users, fixed) if other else ''}",
+            correct(view, policy, {"mig": {"strategy": None}}, needed=other and not users),
         )
 
 

@@ -159,7 +159,9 @@ class InstallationView:
     policies: tuple[PolicyView, ...] = ()
     """Every GPUSharingPolicy."""
     gpunodes: Mapping[str, GPUNodeView] = field(default_factory=dict)
-    """Every GPUNode, by name. Empty if they could not be read."""
+    """Every GPUNode, by node. Empty if they could not be read."""
+    plugin_entries: Mapping[str, str] = field(default_factory=dict)
+    """Device-plugin configurations by key, as they are in our ConfigMap. Empty if it could not be read."""
 
     @property
     def operator_ready(self) -> bool:

@@ -149,8 +149,8 @@ def is_safe(changes: Iterable[StartChange]) -> bool:
 
 def after_labels(command: str, changes: Sequence[StartChange]) -> str:
     """Return the command that starts mig-manager, after those that label nodes with what they have. Empty if that
-    would not be enough, so that the command must not be printed."""
-    return " && ".join([*label_commands(changes), command]) if is_safe(changes) else ""
+    would not be enough, so that the command must not be printed, or if there is no command."""
+    return " && ".join([*label_commands(changes), command]) if command and is_safe(changes) else ""
 
 
 def tell_changes(changes: Sequence[StartChange]) -> str:

@@ -5,6 +5,8 @@ it by their deploy labels. Those of the chart stop only if they require nvidia.c
 nodes, and mig-manager pauses that label since v0.15 (docs/design/nvidia.md#a1).
 """
 
+from collections.abc import Mapping
+
 from gpusharing.api import names
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView
@@ -12,6 +14,7 @@ from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack.commands import plain_upgrade
 from gpusharing.planning.stack.installationviews import InstallationView, Symptoms, Topic, error, warning
 from gpusharing.planning.stack.migstart import SHOW_LABELS, after_labels, start_changes_of, tell_changes
+from gpusharing.planning.stack.migstrategy import strategy_users_of, tell_strategy_users
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
@@ -27,7 +30,7 @@ class MigObstacle:
     message: str
     """What is wrong, and what follows from it."""
     command: str
-    """The command that corrects it. Words in CAPITALS are for a person to fill in."""
+    """The command that corrects it. Words in CAPITALS are for a person to fill in. Empty if it must not be run yet."""
     starts: bool = False
     """Whether the command starts or restarts mig-manager."""
 
@@ -60,13 +63,18 @@ def find_unusable_manager(plain: PlainStackView, version: str) -> Finding | None
 
 
 def find_mig_obstacle(
-    spec: GPUSharingPolicySpec, policy: ClusterPolicyView, mig_config_map: str, namespace: str
+    spec: GPUSharingPolicySpec,
+    policy: ClusterPolicyView,
+    mig_config_map: str,
+    namespace: str,
+    strategy_users: Mapping[str, str],
 ) -> MigObstacle | None:
     """Return the first reason why a GPUSharingPolicy with this spec cannot be carried out alongside NVIDIA's
     device-plugin chart: mig-manager is unusable (`find_unusable_manager`), the chart's MIG strategy overrides that
     of the policy, or mig-manager does not mount our ConfigMap. None if there is no such reason, if the spec has no
     `mig`, or if `policy` is a real ClusterPolicy. `mig_config_map` is our ConfigMap of mig-parted configurations,
-    and `namespace` is that of NVIDIA's chart."""
+    `namespace` is that of NVIDIA's chart, and `strategy_users` are the nodes that need the chart's strategy
+    (`find_strategy_users`)."""
     plain = policy.plain
     if plain is None or spec.mig is None:
         return None
@@ -84,8 +92,8 @@ def find_mig_obstacle(
         return MigObstacle(
             Reason.MIG_STRATEGY_SET,
             f"migStrategy in NVIDIA's device-plugin chart is {policy.mig_strategy} and overrides spec.mig.strategy"
-            f" {spec.mig.strategy} on every node",
-            plain_upgrade(plain, namespace, "migStrategy=null"),
+            f" {spec.mig.strategy} on every node{tell_strategy_users(strategy_users, policy.mig_strategy)}",
+            "" if strategy_users else plain_upgrade(plain, namespace, "migStrategy=null"),
         )
     if policy.mig_config_name != mig_config_map:
         return MigObstacle(
@@ -121,11 +129,13 @@ def find_mig_obstacles(view: InstallationView) -> Symptoms:
         return
     specs = (policy.spec for policy in view.policies if policy.spec is not None)
     ours, namespace = place.mig_config_map, place.gpu_operator_namespace
-    obstacles = (find_mig_obstacle(spec, stack, ours, namespace) for spec in specs)
+    users = strategy_users_of(view, stack)
+    obstacles = (find_mig_obstacle(spec, stack, ours, namespace, users) for spec in specs)
     for obstacle in dict.fromkeys(obstacles):
         if obstacle is not None:
             changes = start_changes_of(view) if obstacle.starts else ()
-            command = after_labels(obstacle.command, changes) or SHOW_LABELS
+            show = SHOW_LABELS if changes else f"kubectl get nodes -L {names.LABEL_PLUGIN_CONFIG}"
+            command = after_labels(obstacle.command, changes) or show
             message = obstacle.message + tell_changes(changes)
             yield error(Topic.CLUSTER_POLICY, str(obstacle.reason), message, command)
 

@@ -51,12 +51,16 @@ removal to the remediation."""
 
 
 def unfence_command(fence: Fence, node: NodeView) -> str:
-    """Return the kubectl commands with which a person removes the fence from the Node, and the labels and annotations
-    that `unmarked` names. Only the fence lists them, so they would stay for good once it is gone."""
+    """Return the kubectl commands with which a person removes the fence, and everything of ours that only it remembers:
+    the labels and annotations that `unmarked` names, and our cordon unless somebody else needs it."""
     labels, annotations = ([f"{key}-" for key in marks] for marks in unmarked(fence, node))
-    unlabel = " ".join(["kubectl label node", node.name, *labels])
-    unfence = " ".join(["kubectl annotate node", node.name, f"{names.ANNOTATION_FENCE}-", *annotations])
-    return f"{unlabel} && {unfence}" if labels else unfence
+    commands = [" ".join(["kubectl annotate node", node.name, f"{names.ANNOTATION_FENCE}-", *annotations])]
+    if labels:
+        commands.insert(0, " ".join(["kubectl label node", node.name, *labels]))
+    ours = node.unschedulable and fence.cordons and not fence.prior_unschedulable
+    if ours and not node.hold_cordon and not node.foreign_works:
+        commands.append(f"kubectl uncordon {node.name}")
+    return " && ".join(commands)
 
 
 def unmarked(fence: Fence, node: NodeView) -> tuple[Marks, Marks]:

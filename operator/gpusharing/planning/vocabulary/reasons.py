@@ -25,8 +25,8 @@ class Reason(Worded):
     ORPHAN_FENCE = (("OrphanFence", "Node", _PERSON, "node", Mark.EVENT, Mark.NOT_RETRIED),
         "The node was past the point of no return when its policy was deleted or its Node object was recreated. It "
         "stays cordoned because its layout is unproven.",
-        "Create a policy that selects the node; the operator then finishes the change. Or check the node's GPUs, "
-        "run the command in the message and uncordon the node, which needs the right to patch Nodes.")
+        "Create a policy that selects the node; the operator then finishes the change. Or check the node's GPUs "
+        "and run the command in the message, which needs the right to patch Nodes and lifts the operator's cordon.")
     ACTUATOR_FAILED = (("ActuatorFailed", "Node", _PERSON, "mig-manager", Mark.TURNS_BACK),
         "mig-manager reported that it could not apply the configuration, so the node stays cordoned.",
         "Read the log of the mig-manager pod on the node, then set gpusharing.dev/retry on the GPUNode to a new value.")
@@ -80,6 +80,10 @@ class Reason(Worded):
         " NVIDIA's pods or the Node Feature Discovery worker. Until all of them run there, the node cannot be proven"
         " and keeps the taint.",
         "Run the command in the message.")
+    MPS_DAEMON_NOT_READY = (("MPSDaemonNotReady", "Node", _PERSON, "mps-control-daemon", Mark.TURNS_BACK),
+        "The node is to leave MPS, but its MPS daemon does not run. Only a daemon that ends cleanly sets the GPUs back "
+        "from compute mode EXCLUSIVE_PROCESS, so the operator does not start the change.",
+        "Restart the daemon's pod, or reset the GPUs, with the commands in the message.")
     AGENT_NOT_READY = (("AgentNotReady", "Node", _PERSON, "agent"),
         "No ready agent pod runs on the node, so a change could not be proven. The operator does not start one.",
         "Check the gpu-sharing-operator agent's pod on the node.")
@@ -312,8 +316,8 @@ class Reason(Worded):
         "operator did not cause the difference.",
         "Reset the GPU or reboot the node.")
     COMPUTE_MODE = (("ComputeMode", "Hardware", _PERSON, "GPUs", Mark.TURNS_BACK),
-        "A GPU is not in compute mode Default, because an MPS daemon was killed and left EXCLUSIVE_PROCESS behind.",
-        "Run nvidia-smi -i INDEX -c 0 on the node.")
+        "GPUs are not in compute mode Default, because an MPS daemon was killed and left EXCLUSIVE_PROCESS behind.",
+        "Run the command in the message on the node; it resets all of these GPUs.")
 
     # --- Health: GPUUnhealthy on the node, the others on the GPUNode condition Healthy (planning/gpus/health.py)
     GPU_UNHEALTHY = (("GPUUnhealthy", "Health", _PERSON, "GPUs"),
@@ -540,7 +544,8 @@ class Reason(Worded):
         "message.")
     MIG_STRATEGY_SET = (("MigStrategySet", "Accepted", _PERSON, "ClusterPolicy"),
         "ClusterPolicy mig.strategy is set for the whole cluster and would override the policy's strategy.",
-        "Run the command in the message once.")
+        "Run the command in the message once. If other nodes would lose their MIG devices, the message has no command "
+        "but names them and says what to do first.")
     LAYOUTS_NEED_CONFIG_MAP = (("LayoutsNeedConfigMap", "Accepted", _PERSON, "ClusterPolicy"),
         "spec.mig.layouts requires ClusterPolicy migManager.config.name to be set to the operator's ConfigMap.",
         "Run the command in the message once, or use a named configuration in spec.mig.config.")

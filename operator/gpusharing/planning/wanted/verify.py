@@ -333,25 +333,44 @@ def _mps_absent(compared: Comparison) -> str:
 
 
 def _exclusive(compared: Comparison) -> str | Finding:
-    """Return a message or a Finding about the first GPU with MIG off whose compute mode is neither Default nor
-    NotSupported (`find_exclusive`). Empty if there is none, or if the target is MPS, which needs exclusive GPUs."""
     return "" if compared.target.mode is Mode.MPS else find_exclusive(compared.observed.hardware)
 
 
 def find_exclusive(hardware: Hardware) -> str | Finding:
-    """Return a message about the first GPU with MIG off and a compute mode other than Default and NotSupported. It says
-    that the MPS daemon still serves the GPU, if one of the GPU's processes is the daemon's, or else how to reset the
-    mode. If the mode is Unknown, return a Finding AGENT_LACKS_RIGHTS. Empty if there is no such GPU."""
-    odd = next((gpu for gpu in hardware.kinds if gpu.layout is None and gpu.compute_mode not in FREE), None)
-    if odd is None:
+    """Return why processes cannot share GPUs with MIG off, because of their compute mode, with the command that resets
+    all that MPS left behind. A Finding AGENT_LACKS_RIGHTS if the agent may not read a mode. Empty if they can."""
+    if all(gpu.layout is not None or gpu.compute_mode in FREE for gpu in hardware.kinds):
         return ""
-    if odd.compute_mode == "Unknown":
-        text = f"NVML does not show the agent the compute mode of GPU {odd.index}"
+    odd = [gpu for gpu in hardware.gpus if gpu.layout is None and gpu.compute_mode not in FREE]
+    if unknown := [gpu.index for gpu in odd if gpu.compute_mode == "Unknown"]:
+        text = f"NVML does not show the agent the compute mode of {name_gpus(unknown)}"
         return Finding(Reason.AGENT_LACKS_RIGHTS, text)
-    text = f"GPU {odd.index} is in compute mode {odd.compute_mode}"
-    if MPS_DAEMONS.intersection(odd.processes):
-        return f"{text}: the MPS daemon still serves it"
-    return f"{text}, left behind by MPS; run nvidia-smi -i {odd.index} -c 0 on the node"
+    served = [gpu.index for gpu in odd if MPS_DAEMONS.intersection(gpu.processes)]
+    left = [gpu for gpu in odd if gpu.index not in served]
+    if not left:
+        are, them = ("is", "it") if len(served) == 1 else ("are", "them")
+        return f"{name_gpus(served)} {are} in compute mode {EXCLUSIVE}: the MPS daemon still serves {them}"
+    indexes = [gpu.index for gpu in left]
+    modes = " and ".join(sorted({gpu.compute_mode for gpu in left}))
+    return (
+        f"{name_gpus(indexes)} {'is' if len(left) == 1 else 'are'} in compute mode {modes}, left behind by MPS; run"
+        f" on the node: {reset_command(indexes, hardware)}"
+    )
+
+
+def name_gpus(indexes: Sequence[int]) -> str:
+    """Return these GPUs of a node for messages, such as `GPU 0` or `GPUs 0, 1`."""
+    return f"{'GPU' if len(indexes) == 1 else 'GPUs'} {', '.join(map(str, indexes))}"
+
+
+def reset_command(indexes: Sequence[int], hardware: Hardware) -> str:
+    """Return the command for a shell of the node that sets these GPUs back to compute mode Default."""
+    if len(indexes) == len(hardware.gpus):
+        return "nvidia-smi -c 0"
+    if len(indexes) == 1:
+        return f"nvidia-smi -i {indexes[0]} -c 0"
+    # nvidia-smi documents -i for one GPU when it modifies one.
+    return f"for gpu in {' '.join(map(str, indexes))}; do nvidia-smi -i $gpu -c 0; done"
 
 
 def _gfd_not_restarted(compared: Comparison) -> str:

@@ -1,0 +1,108 @@
+"""Which nodes would lose resources if ClusterPolicy's mig.strategy, which beats every entry of the device plugin, were
+removed (docs/design/nvidia.md#b2)."""
+
+from collections.abc import Iterable, Mapping
+
+from gpusharing.api import names
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView
+from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, ObservedView, PolicyView
+from gpusharing.planning.stack.installationviews import InstallationView
+from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.planning.wanted import pluginconfig
+from gpusharing.planning.wanted.assess import has_gpu
+from gpusharing.planning.wanted.ownership import Owners, find_contenders
+from gpusharing.planning.wanted.target import describe_layouts
+from gpusharing.planning.wanted.verify import find_entry, served
+
+UNKNOWN = "nothing is known of its GPUs"
+
+
+def find_strategy_users(
+    stack: StackView,
+    nodes: Mapping[str, NodeView],
+    gpunodes: Mapping[str, GPUNodeView],
+    owners: Mapping[str, str],
+    policies: Iterable[PolicyView],
+) -> dict[str, str]:
+    """Return the nodes whose MIG devices are named by the MIG strategy of ClusterPolicy or NVIDIA's chart, sorted by
+    name, each with what they are. Empty if no strategy is set there.
+
+    A node whose entry of the device plugin says the same strategy is left out, and so is one whose policy waits for the
+    removal because it wants another strategy: its own change takes these devices away.
+    """
+    cluster_policy = stack.cluster_policy
+    if cluster_policy is None or not cluster_policy.mig_strategy or stack.by_dra:
+        return {}
+    fixed = cluster_policy.mig_strategy
+    waiting = {policy.name for policy in policies if wants_other_strategy(policy, fixed)}
+    users = {}
+    for name in sorted(nodes):
+        node, gpunode = nodes[name], gpunodes.get(name)
+        if owners.get(name, "") in waiting or _own_strategy(node, stack) == fixed:
+            continue
+        if devices := _find_mig(node, gpunode.observed if gpunode is not None else None, fixed):
+            users[name] = devices
+    return users
+
+
+def wants_other_strategy(policy: PolicyView, fixed: str) -> bool:
+    """Whether the policy wants MIG under another strategy than `fixed`, the one that is set for the cluster."""
+    return policy.spec is not None and policy.spec.mig is not None and policy.spec.mig.strategy != fixed
+
+
+def _own_strategy(node: NodeView, stack: StackView) -> str:
+    key = find_entry(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack)
+    if not key:
+        return "none"
+    config = pluginconfig.parse(stack.plugin_configs.get(key, ""))
+    return config.mig_strategy if config is not None else ""
+
+
+def _find_mig(node: NodeView, observed: ObservedView | None, fixed: str) -> str:
+    """Return which MIG devices the node has, as far as is known, or UNKNOWN. Empty if it certainly has none."""
+    offered = {
+        name: count for name, count in served(node).items() if name.startswith(names.RESOURCE_MIG_PREFIX)
+    }
+    if offered:
+        return ", ".join(f"{count} {name}" for name, count in sorted(offered.items()))
+    if observed is not None and observed.gpus and not observed.error:
+        divided = any(gpu.mig_enabled or gpu.instances_withheld for gpu in observed.hardware.kinds)
+        return describe_layouts(observed.hardware.layouts) if divided else ""
+    product = node.labels.get(names.LABEL_GPU_PRODUCT, "")
+    if "-MIG-" in product:
+        return product
+    # Under strategy none, GFD describes a GPU with MIG on as a whole one.
+    whole = product and fixed != "none"
+    if whole or node.labels.get(names.LABEL_MIG_CAPABLE) == "false" or not has_gpu(node):
+        return ""
+    return UNKNOWN
+
+
+def strategy_users_of(view: InstallationView, cluster_policy: ClusterPolicyView) -> dict[str, str]:
+    """Return what `find_strategy_users` finds in what was read for `doctor` and `helm test`."""
+    if "nodes" in view.unread:
+        return {"every GPU node": UNKNOWN}
+    owners = Owners(find_contenders(view.policies))
+    return find_strategy_users(
+        StackView(cluster_policy, view.gpu_cluster, view.plugin_entries, "", {}, dra=view.dra),
+        {node.name: node for node in view.nodes},
+        view.gpunodes,
+        {node.name: owners.owner(node) for node in view.nodes},
+        view.policies,
+    )
+
+
+def tell_strategy_users(users: Mapping[str, str], fixed: str) -> str:
+    """Return why the strategy `fixed` must not be removed yet, and what comes first, as a clause that begins with a
+    semicolon. Empty if there are no users."""
+    if not users:
+        return ""
+    them = "this node" if len(users) == 1 else "these nodes"
+    unknown = [name for name, devices in users.items() if devices == UNKNOWN]
+    wait = f"wait until the agent of {some(unknown)} has reported, and " if unknown else ""
+    rows = [f"{name} ({devices})" for name, devices in users.items()]
+    return (
+        f"; do not remove it while other nodes depend on it, because they would lose their MIG devices: {some(rows)}."
+        f" First {wait}let label {names.LABEL_PLUGIN_CONFIG} of {them} name an entry with flags.migStrategy: {fixed},"
+        f" or set spec.mig.strategy to {fixed}"
+    )
