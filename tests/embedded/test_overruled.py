@@ -32,8 +32,8 @@ async def first_of(pods: Callable[[], list[str]], scene: Scene) -> None:
 def change(scene: Scene, drain: JSON, **rollout: Any) -> None:
     """Edit the policy as it is: add to its drain and rollout."""
     spec = scene.e.policy("pool-b")["spec"]
-    changed = {"drain": {**spec["drain"], **drain}, "rollout": {**spec.get("rollout", {}), **rollout}}
-    scene.apply(SLICED, **changed)
+    rollout = {**spec.get("rollout", {}), **rollout}
+    scene.apply(SLICED, drain={**spec["drain"], **drain}, rollout=rollout)
 
 
 def block(scene: Scene) -> None:
