@@ -10,7 +10,8 @@ Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim.
 """
 
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -193,10 +194,8 @@ class Executor:
 
         async def node(name: str) -> None:
             """Carry out the due actions of one node."""
-            try:
+            with self._left_to_next_pass(outcome):
                 await self._node(name, due[name], snapshot, blocked, outcome)
-            except PlanOutdated:
-                outcome.again = self.now()
 
         # Nodes in flight come first, because their proofs would grow old behind the others on a server that admits few
         # calls.
@@ -254,17 +253,14 @@ class Executor:
             """Make one write. If it is that of a ConfigMap, set `calls.write_error`: to the error if it is Forbidden or
             Invalid, or if the write has failed several times in a row, otherwise to an empty string. A failure is
             recorded, not raised, unless it concerns all calls."""
-            try:
+            with self._left_to_next_pass(outcome):
                 error = await self._attempt(subject, actions[subject], snapshot, outcome)
-            except PlanOutdated:
-                outcome.again = self.now()
-                return
-            if error is None:
-                accepted.add(subject)
-            if isinstance(actions[subject], WriteConfig):
-                failure = self.calls.failures.get(subject)
-                lasts = isinstance(error, Forbidden | Invalid) or (failure is not None and failure.lasts)
-                self.calls.write_error = f"ConfigMap {self._shared.writing}: {error}" if lasts else ""
+                if error is None:
+                    accepted.add(subject)
+                if isinstance(actions[subject], WriteConfig):
+                    failure = self.calls.failures.get(subject)
+                    lasts = isinstance(error, Forbidden | Invalid) or (failure is not None and failure.lasts)
+                    self.calls.write_error = f"ConfigMap {self._shared.writing}: {error}" if lasts else ""
 
         busy = self.crew.busy & actions.keys()
         due = [subject for subject in actions if subject not in busy and not self._is_suspended(subject)]
@@ -304,6 +300,13 @@ class Executor:
                 decided_on = None  # the write itself changes the node; the actions after it expect that
             if await self._attempt(node, action, snapshot, outcome) is not None:
                 return
+
+    @contextmanager
+    def _left_to_next_pass(self, outcome: Outcome) -> Iterator[None]:
+        try:
+            yield
+        except PlanOutdated:
+            outcome.again = self.now()
 
     def _must_be_valid(self, snapshot: ClusterSnapshot) -> None:
         """Raise PlanOutdated unless the plan that was made from `snapshot` is the newest, and less than PLAN_VALID
