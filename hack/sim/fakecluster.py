@@ -215,12 +215,13 @@ class FakeClient(KubeClient):
         """Make a call as KubeClient does; the answer to a deletion or an eviction is an empty object. A deleted pod
         gets the cluster's grace period and not the one in the request, except that a requested 0 removes it at once if
         it has no finalizers. Raises the error of a scripted fault that hits the call, even if that is not a KubeError,
-        and what the hook `on_write` raises."""
+        and what the hook `on_write` or the request's `before_send` raises."""
         call = _call(self.identity, request)
         if request.verb in ("get", "list"):
             await self._enter(call)
             return self._read(request)
         await asyncio.sleep(0)
+        request.before_send()
         self._refuse_uninstalled(call.resource)
         result = await self.cluster.faults.write(call, lambda: self._apply(request))
         return copied(result) if result is not None else {}

@@ -167,8 +167,13 @@ def test_the_pod_of_an_eviction_is_not_seen_so_one_on_a_node_without_the_label_m
     """What docs/explanation/security.md says that admission cannot see (kubernetes#110169)."""
     spec: Object = {"nodeName": CONTROL_PLANE, "containers": [{"name": "main", "image": "x"}]}
     pods = "/api/v1/namespaces/default/pods"
-    plain.create(pods, {"metadata": {"name": "bystander"}, "spec": spec})
-    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "bystander"}}
+    pod = plain.create(pods, {"metadata": {"name": "bystander"}, "spec": spec})
+    eviction = {
+        "apiVersion": "policy/v1",
+        "kind": "Eviction",
+        "metadata": {"name": "bystander"},
+        "deleteOptions": {"preconditions": {"uid": pod["metadata"]["uid"]}},
+    }
     try:
         assert operator.request("POST", f"{pods}/bystander/eviction", eviction, dryRun="All")
     except ApiError as error:

@@ -129,13 +129,15 @@ def delete(api: Api, path: str) -> Any:
     return api.request("DELETE", path, dryRun="All")
 
 
-def evict(api: Api, namespace: str, name: str) -> Any:
+def evict(api: Api, namespace: str, name: str, options: Object | None = None) -> Any:
     """Ask for it without its being done."""
-    eviction = {
+    eviction: Object = {
         "apiVersion": "policy/v1",
         "kind": "Eviction",
         "metadata": {"name": name, "namespace": namespace},
     }
+    if options is not None:
+        eviction["deleteOptions"] = options
     return create(api, f"{pods(namespace)}/{name}/eviction", eviction)
 
 
@@ -192,8 +194,40 @@ def test_with_every_right_it_still_may_not_delete_a_collection(mighty: Api) -> N
 
 
 def test_the_operator_may_evict_a_pod_of_a_workload(installed: Installed, operator: Api) -> None:
-    installed.admin.create(pods("default"), bare("work"))
-    assert evict(operator, "default", "work")
+    uid = installed.admin.create(pods("default"), bare("work"))["metadata"]["uid"]
+    assert evict(operator, "default", "work", {"preconditions": {"uid": uid}})
+
+
+OTHER_EVICTIONS: dict[str, Callable[[str], Object | None]] = {
+    "by name alone": lambda _: None,
+    "with options but no UID": lambda _: {"preconditions": {}},
+    "by its version alone": lambda _: {"preconditions": {"resourceVersion": "1"}},
+    "without a grace period": lambda uid: {"preconditions": {"uid": uid}, "gracePeriodSeconds": 0},
+    "with another grace period": lambda uid: {"preconditions": {"uid": uid}, "gracePeriodSeconds": 600},
+    "without what it owns": lambda uid: {"preconditions": {"uid": uid}, "propagationPolicy": "Orphan"},
+    "without what it owns, in old words": lambda uid: {
+        "preconditions": {"uid": uid},
+        "orphanDependents": True,
+    },
+}
+
+
+@pytest.mark.parametrize("how", OTHER_EVICTIONS)
+def test_the_operator_may_not_evict_a_pod(installed: Installed, operator: Api, how: str) -> None:
+    uid = installed.admin.create(pods("default"), bare("bystander"))["metadata"]["uid"]
+    try:
+        message = denied(lambda: evict(operator, "default", "bystander", OTHER_EVICTIONS[how](uid)))
+    finally:
+        installed.admin.delete(f"{pods('default')}/bystander", {"gracePeriodSeconds": 0})
+    assert ADMISSION in message
+    assert "by its UID and with the pod's own grace period" in message
+    assert "for default/bystander" in message
+
+
+def test_others_may_evict_a_pod_with_any_grace_period(installed: Installed) -> None:
+    installed.admin.create(pods("default"), bare("theirs"))
+    for options in (None, {"gracePeriodSeconds": 0}):
+        assert evict(installed.admin, "default", "theirs", options)
 
 
 def test_the_operator_may_not_evict_in_a_protected_namespace_whatever_the_pod_holds(
@@ -201,8 +235,8 @@ def test_the_operator_may_not_evict_in_a_protected_namespace_whatever_the_pod_ho
 ) -> None:
     holder = bare("profiler")
     holder["spec"]["containers"][0]["resources"] = {"limits": {"nvidia.com/gpu": "1"}}
-    installed.admin.create(pods("kube-system"), holder)
-    message = denied(lambda: evict(operator, "kube-system", "profiler"))
+    uid = installed.admin.create(pods("kube-system"), holder)["metadata"]["uid"]
+    message = denied(lambda: evict(operator, "kube-system", "profiler", {"preconditions": {"uid": uid}}))
     assert ADMISSION in message
     assert "may not evict pods in namespace kube-system (value operator.protectedNamespaces" in message
 

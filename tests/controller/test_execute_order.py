@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import replace
 
+import pytest
 from hack.sim.fakefaults import EVER, SILENCE
 from tests.build import make_fence, make_snapshot
 from tests.controller.executing import Executing, plan_of
@@ -11,10 +12,28 @@ from tests.kube.objects import pod
 
 from gpusharing.api.names import Phase
 from gpusharing.controller.execute import PLAN_VALID, SHARED_AT_ONCE, SHARED_PATIENCE
-from gpusharing.kube.client import NODES, PODS, POLICIES
+from gpusharing.kube.client import (
+    CONFIG_MAPS,
+    GPUNODES,
+    JSON,
+    NODES,
+    PODS,
+    POLICIES,
+    ApiRequest,
+    KubeClient,
+    PassingClient,
+)
 from gpusharing.kube.clock import loop_time
+from gpusharing.kube.fanout import Fanout
 from gpusharing.kube.http import Limits
-from gpusharing.planning.snapshot.actions import Actuate, Evict, SetClaims, SetFinalizer
+from gpusharing.planning.snapshot.actions import (
+    Actuate,
+    EnsureGPUNode,
+    Evict,
+    SetClaims,
+    SetFinalizer,
+    WriteConfig,
+)
 
 
 async def test_nodes_in_flight_are_written_to_before_others() -> None:
@@ -56,6 +75,79 @@ async def test_what_goes_on_in_the_background_ends_with_the_time_of_its_plan_if_
     await stage.run(*slow_evictions(stage))
     await asyncio.sleep(60)
     assert sent(stage) == ["evict"]
+
+
+def one_slot(client: KubeClient) -> KubeClient:
+    return Fanout(client, parallel=1)
+
+
+@virtually
+async def test_an_eviction_that_waited_for_its_slot_is_not_sent_once_there_is_a_newer_plan() -> None:
+    stage = Executing(through=one_slot)
+    stage.add_node("gpu-08")
+    first, other = slow_evictions(stage)
+    last = replace(other, node="gpu-08")
+    await stage.run_all({"gpu-07": (first,), "gpu-08": (last,)})
+    await stage.run_all({"gpu-07": (), "gpu-08": (last,)})
+    await asyncio.sleep(Limits().total)
+    assert sent(stage) == ["evict"]
+    assert stage.executor.crew.busy == set()
+    assert (stage.failures(), list(stage.executor.calls.evictions)) == ({}, ["gpu-07"])
+    assert stage.told == [("Evict", "EvictionError")]
+    await stage.run_all({"gpu-08": (last,)})
+    assert sent(stage) == ["evict", "evict"], "the next plan begins it anew"
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+@virtually
+async def test_what_takes_nothing_away_may_wait_for_its_slot_as_long_as_the_newest_plan_wants_it(
+    wanted: bool,
+) -> None:
+    stage = Executing(through=one_slot)
+    stage.add_node("gpu-08")
+    first, _ = slow_evictions(stage)
+    request = EnsureGPUNode("gpu-08", stage.view("gpu-08").uid, "op-1:quiet:1", quiet=True)
+    await stage.run_all({"gpu-07": (first,), "gpu-08": (request,)})
+    await stage.run_all({"gpu-07": (), "gpu-08": (request,) if wanted else ()})
+    await asyncio.sleep(Limits().total)
+    assert bool(stage.cluster.objects(GPUNODES)) == wanted
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+@virtually
+async def test_a_shared_write_may_wait_for_its_slot_as_long_as_the_newest_plan_wants_it(wanted: bool) -> None:
+    stage = Executing(through=one_slot)
+    first, _ = slow_evictions(stage)
+    config = WriteConfig({"k": "version: v1"}, "")
+    await stage.run(first)
+    await stage.run(shared=(config,))
+    await stage.run(shared=(config,) if wanted else ())
+    await asyncio.sleep(Limits().total)
+    assert bool(stage.cluster.objects(CONFIG_MAPS)) == wanted
+    assert (stage.failures(), stage.executor.calls.write_error) == ({}, "")
+
+
+class SlowNode(PassingClient):
+    """A client that takes two seconds to read a Node."""
+
+    async def call(self, request: ApiRequest) -> JSON:
+        """Carry out the call, late if it reads a Node."""
+        if (request.verb, request.resource) == ("get", NODES):
+            await asyncio.sleep(2)
+        return await self.client.call(request)
+
+
+@virtually
+async def test_a_node_is_not_actuated_after_a_409_once_there_is_a_newer_plan() -> None:
+    stage = Executing(through=SlowNode)
+    actuate = Actuate(stage.view(), make_fence(stage="actuating"), {"nvidia.com/mig.config": "all-balanced"})
+    stage.cluster.patch(NODES, "gpu-07", {"metadata": {"annotations": {"example.com/x": "1"}}})
+    await stage.run(actuate)
+    assert sent(stage) == ["patch"], "the server answered 409, and the Node is being read"
+    await stage.run()
+    await asyncio.sleep(5)
+    assert sent(stage) == ["patch"]
+    assert (stage.view().fence, stage.failures()) == (None, {})
 
 
 async def hanging_policies(stage: Executing) -> tuple[SetFinalizer, ...]:

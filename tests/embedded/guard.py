@@ -121,7 +121,9 @@ class PromiseGuard:
         if kind == ("patch", "nodes", ""):
             self._node_write(call.name, call.body or {})
         elif kind == ("evict", "pods", "eviction"):
-            self._eviction((call.body or {}).get("deleteOptions") or {})
+            options = (call.body or {}).get("deleteOptions") or {}
+            self._expect(options.keys() == {"preconditions"}, f"evicted {call.name} with {options}")
+            self._eviction(options)
         elif kind == ("patch", "clusterpolicies", "") and self.configures:
             self._pointers(call.name, call.body or {})
         elif kind == ("patch", "daemonsets", "") and self.repairs:

@@ -2,14 +2,16 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hack.sim.fakefaults import EVER, SILENCE
-from tests.embedded.scene import FULL, SLICED, Scene, gpu_pod, nodes, open_scene, pdb
+from tests.embedded.scene import FULL, SLICED, Scene, at_once, gpu_pod, nodes, open_scene, pdb
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.controller.execute import PLAN_VALID
-from gpusharing.kube.client import PDBS, PODS, POLICIES
+from gpusharing.kube.client import JSON, PDBS, PODS, POLICIES
+from gpusharing.kube.http import Limits
 from gpusharing.kube.lease import Timing
 
 OWNER = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "w", "uid": "w", "controller": True}
@@ -27,19 +29,26 @@ async def first_of(pods: Callable[[], list[str]], scene: Scene) -> None:
     await scene.e.until(lambda: len(pods()) == 1, "the first pod leaves", 600)
 
 
+def change(scene: Scene, drain: JSON, **rollout: Any) -> None:
+    """Edit the policy as it is: add to its drain and rollout."""
+    spec = scene.e.policy("pool-b")["spec"]
+    rollout = {**spec.get("rollout", {}), **rollout}
+    scene.apply(SLICED, drain={**spec["drain"], **drain}, rollout=rollout)
+
+
 def block(scene: Scene) -> None:
-    rule = {"behavior": "Block", "podSelector": {"matchLabels": {"app": "w"}}}
-    scene.apply(SLICED, drain={"timeout": "30m", "rules": [rule]})
+    change(scene, {"rules": [{"behavior": "Block", "podSelector": {"matchLabels": {"app": "w"}}}]})
 
 
 def hold(scene: Scene) -> None:
-    scene.apply(SLICED, drain={"timeout": "30m"}, rollout={"paused": True, "whenPaused": "Hold"})
+    change(scene, {}, paused=True, whenPaused="Hold")
 
 
 def protect(scene: Scene) -> None:
     marked = {"metadata": {"annotations": {"karpenter.sh/do-not-disrupt": "true"}}}
-    for number in range(1, 8):
-        scene.e.cluster.patch(PODS, f"w{number}", marked, namespace="default")
+    for pod in scene.pods("w"):
+        if pod["metadata"]["name"] not in scene.evicted():
+            scene.e.cluster.patch(PODS, pod["metadata"]["name"], marked, namespace="default")
 
 
 def delete(scene: Scene) -> None:
@@ -59,6 +68,25 @@ async def test_no_pod_is_evicted_that_the_newest_plan_keeps_where_each_eviction_
         overrule(scene)
         await asyncio.sleep(90)
         assert scene.evicted() == ["w0"]
+
+
+@pytest.mark.parametrize("overrule", [block, hold, protect, delete], ids=lambda change: change.__name__)
+@virtually
+async def test_an_eviction_that_waits_behind_eight_slow_ones_is_not_sent_once_the_newest_plan_keeps_its_pod(
+    overrule: Callable[[Scene], None],
+) -> None:
+    async with open_scene(*nodes(16), lease=Timing()) as scene:
+        for number in range(16):
+            about = {"labels": {"app": "w"}, "ownerReferences": [OWNER]}
+            scene.e.cluster.add(PODS, gpu_pod(f"w{number}", f"gpu-{number + 1}", metadata=about))
+        scene.e.cluster.faults.fail("evict", PODS, SILENCE, times=EVER, after=True)
+        scene.apply(SLICED, rollout=at_once(16), drain={"timeout": "30m", "strandedPods": "Allow"})
+        await scene.e.until(lambda: len(scene.evicted()) == Limits().parallel, "all slots are in use", 600)
+        first = scene.evicted()
+        await asyncio.sleep(1)
+        overrule(scene)
+        await asyncio.sleep(90)
+        assert scene.evicted() == first
 
 
 @virtually

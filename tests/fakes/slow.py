@@ -1,6 +1,7 @@
 """An API server that takes its time, behind a client that has slots as HttpClient has. In virtual time."""
 
 import asyncio
+from dataclasses import replace
 
 from gpusharing.kube.client import JSON, ApiRequest, KubeClient, PassingClient, Resource
 from gpusharing.kube.errors import KubeError
@@ -37,9 +38,14 @@ class SlowClient(PassingClient):
         own = resource == self._apart
         async with self._own if own else self._slots:
             self.waited[resource] = max(self.waited.get(resource, 0.0), clock() - begun)
+            if request.verb not in ("get", "list"):
+                request.before_send()
+            sent = replace(
+                request, before_send=lambda: None
+            )  # it has left; the rest is the server's slowness
             await asyncio.sleep(self._apart_seconds if own else self.seconds)
             try:
-                return await self.client.call(request)
+                return await self.client.call(sent)
             except KubeError:
                 status = 400
                 raise

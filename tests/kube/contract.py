@@ -21,6 +21,7 @@ from gpusharing.kube.client import (
     NODES,
     PDBS,
     PODS,
+    ApiRequest,
     KubeClient,
     Resource,
     WatchEvent,
@@ -220,6 +221,16 @@ class ObjectContract:
         ):
             with pytest.raises(errors.NotFound):
                 await call
+
+    async def test_a_request_is_asked_before_it_writes_and_not_before_it_reads(self, server: Server) -> None:
+        def refuse() -> None:
+            raise RuntimeError("no longer wanted")
+
+        client, ns, body = server.client, server.name, config_map("one")
+        with pytest.raises(RuntimeError, match="no longer wanted"):
+            await client.call(ApiRequest("create", CONFIG_MAPS, namespace=ns, body=body, before_send=refuse))
+        await client.create(CONFIG_MAPS, body, namespace=ns)
+        await client.call(ApiRequest("get", CONFIG_MAPS, namespace=ns, name="one", before_send=refuse))
 
     async def test_the_server_says_its_version(self, server: Server) -> None:
         assert re.match(r"v1\.\d+\.", await server.client.version())

@@ -1,15 +1,17 @@
 """Where a write goes, and who is asked before it leaves: the leader may be one no more since the caller decided."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from aiohttp import web
 from tests.fakes.login import AnonymousLogin
-from tests.kube.scripted import Answer, found, scripted
+from tests.kube.scripted import Answer, found, scripted, status
 
-from gpusharing.kube.client import NODES, PODS, ApiRequest
+from gpusharing.kube.client import JSON, NODES, PODS, ApiRequest, KubeClient, PassingClient
 from gpusharing.kube.errors import Unavailable
 from gpusharing.kube.http import HttpClient, Limits
 
@@ -96,7 +98,27 @@ async def test_a_write_that_is_not_allowed_is_not_sent_and_reads_are_not_asked_a
     assert [asked.method for asked in script.asked] == ["GET"]
 
 
-async def test_a_write_that_waited_for_its_slot_is_asked_about_when_it_has_it() -> None:
+class Asking(PassingClient):
+    """Gives each request something to ask before it is sent, as the executor does."""
+
+    def __init__(self, client: KubeClient, ask: Callable[[], None]) -> None:
+        super().__init__(client)
+        self._ask = ask
+
+    async def call(self, request: ApiRequest) -> JSON:
+        return await self.client.call(replace(request, before_send=self._ask))
+
+
+@asynccontextmanager
+async def asking(who: str, url: str, ask: Callable[[], None], limits: Limits) -> AsyncIterator[KubeClient]:
+    """A client that asks before each write: the client itself, or the request."""
+    before_write = ask if who == "client" else lambda: None
+    async with HttpClient(AnonymousLogin(url), limits=limits, before_write=before_write) as client:
+        yield Asking(client, ask) if who == "request" else client
+
+
+@pytest.mark.parametrize("who", ["client", "request"])
+async def test_a_write_that_waited_for_its_slot_is_asked_about_when_it_has_it(who: str) -> None:
     leads, came, answered = True, asyncio.Event(), asyncio.Event()
 
     def must_lead() -> None:
@@ -108,10 +130,9 @@ async def test_a_write_that_waited_for_its_slot_is_asked_about_when_it_has_it() 
         await answered.wait()
         return await found(NODE)(request)
 
-    one = Limits(parallel=1)
     async with (
         scripted(slow) as (script, _),
-        HttpClient(AnonymousLogin(script.url), limits=one, before_write=must_lead) as client,
+        asking(who, script.url, must_lead, Limits(parallel=1)) as client,
     ):
         first = asyncio.create_task(client.patch(NODES, "n", {}))
         second = asyncio.create_task(client.patch(NODES, "n", {}))
@@ -121,10 +142,32 @@ async def test_a_write_that_waited_for_its_slot_is_asked_about_when_it_has_it() 
         await first
         with pytest.raises(NotAllowed):
             await second
+        leads = True
+        assert await client.patch(NODES, "n", {}) == NODE, "the slot is free again"
+    assert len(script.asked) == 2
+
+
+@pytest.mark.parametrize("who", ["client", "request"])
+async def test_a_write_is_asked_about_again_before_it_is_sent_with_renewed_credentials(who: str) -> None:
+    asked = 0
+
+    def once() -> None:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            raise NotAllowed
+
+    async with (
+        scripted(status(401, "Unauthorized")) as (script, _),
+        asking(who, script.url, once, Limits()) as client,
+    ):
+        with pytest.raises(NotAllowed):
+            await client.patch(NODES, "n", {})
     assert len(script.asked) == 1
 
 
-async def test_a_write_that_waited_for_a_connection_is_asked_about_when_it_has_one() -> None:
+@pytest.mark.parametrize("who", ["client", "request"])
+async def test_a_write_that_waited_for_a_connection_is_asked_about_when_it_has_one(who: str) -> None:
     leads = True
 
     def must_lead() -> None:
@@ -133,7 +176,7 @@ async def test_a_write_that_waited_for_a_connection_is_asked_about_when_it_has_o
 
     async with (
         scripted(found(NODE)) as (script, _),
-        HttpClient(AnonymousLogin(script.url), before_write=must_lead) as client,
+        asking(who, script.url, must_lead, Limits(parallel=1)) as client,
     ):
         write = asyncio.create_task(client.patch(NODES, "n", {}))
         await asyncio.sleep(0)  # it is connecting

@@ -65,6 +65,8 @@ class RestClient(KubeClient):
         refusals as their KubeErrors. Unauthorized is raised at once if there are no credentials."""
         for last in (False, True):
             exchange = await self._prepared(request)
+            if request.verb not in ("get", "list"):
+                request.before_send()
             try:
                 async with asyncio.timeout(TOTAL_TIMEOUT):
                     raw = await in_daemon_thread(exchange.answer, f"kube-{request.verb}")

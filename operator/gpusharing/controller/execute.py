@@ -10,9 +10,12 @@ Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim.
 """
 
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from itertools import groupby
 from typing import assert_never
 
@@ -23,7 +26,7 @@ from gpusharing.controller.evict import Evictor
 from gpusharing.controller.nodewrites import NodeWrites
 from gpusharing.controller.sharedwrites import SharedWrites, subject_of
 from gpusharing.kube.callmemory import CallMemory
-from gpusharing.kube.client import JSON, KubeClient
+from gpusharing.kube.client import JSON, ApiRequest, KubeClient, PassingClient
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import (
@@ -81,8 +84,26 @@ SHARED_AT_ONCE = 4
 that writes without an answer leave room for others."""
 
 
+HARMLESS = (EnsureGPUNode, ClearRequests, LabelNode, UpdateFence, Release)
+"""Actions that neither close a node nor end anything on it."""
+
 SetClaimsCall = Callable[[Mapping[str, Claim], Mapping[str, FailedNode]], Awaitable[None]]
 """Writes all claims and failures to the Lease (LeaderLease.set_claims)."""
+
+
+class PlanOutdated(Exception):
+    """An action was decided by a plan that is not carried out any more, so its call was not sent."""
+
+
+before_send: ContextVar[Callable[[], None]] = ContextVar("before a write of this task is sent")
+
+
+class _PlanClient(PassingClient):
+    """Asks at the moment when a write is sent whether its action is still wanted. The write may have waited long for a
+    slot or a connection, or follow a 409."""
+
+    async def call(self, request: ApiRequest) -> JSON:
+        return await self.client.call(replace(request, before_send=before_send.get()))
 
 
 @dataclass(slots=True)
@@ -120,16 +141,17 @@ class Executor:
     _complaints: Complaints = field(default_factory=Complaints)
     _newest: ClusterSnapshot | None = None
     """The snapshot that the newest plan was made from, or None before the first plan."""
+    _newest_plan: RolloutPlan = field(init=False)
+    """The newest plan, once there is one."""
     _valid_until: float = 0.0
     """When the newest plan becomes too old to be carried out on nodes, by `loop_time`."""
 
     def __post_init__(self) -> None:
         """Create the parts that make the calls."""
-        self._nodes = NodeWrites(self.client, self.sources)
-        self._shared = SharedWrites(self.client, self.sources, self.now, self.event_of)
-        self._evictor = Evictor(
-            self.client, self.now, self.jitter, self.eviction_wait, self.calls, self.on_action
-        )
+        client = _PlanClient(self.client)
+        self._nodes = NodeWrites(client, self.sources)
+        self._shared = SharedWrites(client, self.sources, self.now, self.event_of)
+        self._evictor = Evictor(client, self.now, self.jitter, self.eviction_wait, self.calls, self.on_action)
 
     async def execute(
         self, plan: RolloutPlan, snapshot: ClusterSnapshot, unseen: Set[str] = frozenset()
@@ -140,8 +162,10 @@ class Executor:
         nodes: several nodes at once, those in flight first, and the actions of one node in order. A node's actions end
         at the first that fails (a refused eviction does not count) or depends on a shared write that was not made, or
         once the node has changed since the plan. They also end once `execute` is called with a newer plan, or
-        PLAN_VALID seconds after this call. While the policies may be out of date, no node is fenced. Calls about a node
-        or a shared object are left out while they are suspended after a failure, or while an earlier one has not ended.
+        PLAN_VALID seconds after this call. Calls that still wait to be sent by then are asked about when they leave
+        (`_before_send`); one that is not sent counts neither as done nor as failed. While the policies may be out of
+        date, no node is fenced. Calls about a node or a shared object are left out while they are suspended after a
+        failure, or while an earlier one has not ended.
 
         If calls are slow (`Crew.each`), they continue in the background, and nodes whose actions have not begun are
         left to the next pass. So are the nodes in `unseen`, which were being written to when the snapshot was begun.
@@ -149,7 +173,8 @@ class Executor:
         moment if the plan grew too old before all of its actions had begun. Failed calls are recorded in `calls`.
         Raises only a group of errors that concern all calls (FATAL); such an error cancels all other calls."""
         outcome = Outcome()
-        self._newest, self._valid_until = snapshot, loop_time() + PLAN_VALID
+        self._newest, self._newest_plan = snapshot, plan
+        self._valid_until = loop_time() + PLAN_VALID
         self._evictor.forget(snapshot)
         for name in self._nodes.created.keys() - plan.verdicts.keys():
             del self._nodes.created[name]
@@ -169,7 +194,8 @@ class Executor:
 
         async def node(name: str) -> None:
             """Carry out the due actions of one node."""
-            await self._node(name, due[name], snapshot, blocked, outcome)
+            with self._left_to_next_pass(outcome):
+                await self._node(name, due[name], snapshot, blocked, outcome)
 
         # Nodes in flight come first, because their proofs would grow old behind the others on a server that admits few
         # calls.
@@ -227,13 +253,14 @@ class Executor:
             """Make one write. If it is that of a ConfigMap, set `calls.write_error`: to the error if it is Forbidden or
             Invalid, or if the write has failed several times in a row, otherwise to an empty string. A failure is
             recorded, not raised, unless it concerns all calls."""
-            error = await self._attempt(subject, actions[subject], snapshot, outcome)
-            if error is None:
-                accepted.add(subject)
-            if isinstance(actions[subject], WriteConfig):
-                failure = self.calls.failures.get(subject)
-                lasts = isinstance(error, Forbidden | Invalid) or (failure is not None and failure.lasts)
-                self.calls.write_error = f"ConfigMap {self._shared.writing}: {error}" if lasts else ""
+            with self._left_to_next_pass(outcome):
+                error = await self._attempt(subject, actions[subject], snapshot, outcome)
+                if error is None:
+                    accepted.add(subject)
+                if isinstance(actions[subject], WriteConfig):
+                    failure = self.calls.failures.get(subject)
+                    lasts = isinstance(error, Forbidden | Invalid) or (failure is not None and failure.lasts)
+                    self.calls.write_error = f"ConfigMap {self._shared.writing}: {error}" if lasts else ""
 
         busy = self.crew.busy & actions.keys()
         due = [subject for subject in actions if subject not in busy and not self._is_suspended(subject)]
@@ -249,9 +276,8 @@ class Executor:
         outcome: Outcome,
     ) -> None:
         """Carry out the actions of one node in order. Stops at the first action that fails or has to wait for a shared
-        write. Stops also, and sets `outcome.again` to the present moment, once there is a newer plan or this one is too
-        old (`_is_valid`); and with a log line, once the node is no longer as it was when the actions were decided.
-        Raises errors that concern all calls.
+        write; and with a log line, once the node is no longer as it was when the actions were decided. Raises
+        PlanOutdated, and errors that concern all calls.
 
         The cache may have moved on since the decision, and with it the version that a conditional write names: without
         this check, a cordon that arrived in the meantime would be overridden without a 409. The node is not compared
@@ -261,9 +287,7 @@ class Executor:
         for action in actions:
             if must_wait(action, blocked):
                 return
-            if not self._is_valid(snapshot):
-                outcome.again = self.now()
-                return
+            self._must_be_valid(snapshot)
             latest = self.sources.seen_node(node)
             if None not in (latest, decided_on) and latest != decided_on:
                 log.info(
@@ -277,11 +301,29 @@ class Executor:
             if await self._attempt(node, action, snapshot, outcome) is not None:
                 return
 
-    def _is_valid(self, snapshot: ClusterSnapshot) -> bool:
-        """Whether the plan that was made from `snapshot` may still be carried out on nodes: no newer plan has been
-        given to `execute`, and this one was given less than PLAN_VALID seconds ago. A list of actions may outlast both,
-        because a slow call goes on in the background (docs/design/transition.md#newest-plan)."""
-        return snapshot is self._newest and loop_time() < self._valid_until
+    @contextmanager
+    def _left_to_next_pass(self, outcome: Outcome) -> Iterator[None]:
+        try:
+            yield
+        except PlanOutdated:
+            outcome.again = self.now()
+
+    def _must_be_valid(self, snapshot: ClusterSnapshot) -> None:
+        """Raise PlanOutdated unless the plan that was made from `snapshot` is the newest, and less than PLAN_VALID
+        seconds old (docs/design/transition.md#newest-plan)."""
+        if snapshot is not self._newest or loop_time() >= self._valid_until:
+            raise PlanOutdated
+
+    def _before_send(self, subject: str, action: Action, snapshot: ClusterSnapshot) -> None:
+        """Raise PlanOutdated unless the action may still be carried out at this moment.
+
+        For shared and HARMLESS actions it is enough that the newest plan wants the same. On a slow server a call waits
+        for longer than it takes to make the next plan. That plan may itself be made from what was known before, because
+        its reads wait behind slow calls, too."""
+        verdict = self._newest_plan.verdicts.get(subject)
+        wanted = verdict.actions if verdict and isinstance(action, HARMLESS) else self._newest_plan.shared
+        if action not in wanted:
+            self._must_be_valid(snapshot)
 
     async def _attempt(
         self, subject: str, action: Action, snapshot: ClusterSnapshot, outcome: Outcome
@@ -289,7 +331,8 @@ class Executor:
         """Carry out an action, and record its success or failure under `subject`. If it succeeds and may have changed
         something (`_perform`), the action is counted in `outcome` and reported to `on_action`. Return the error if
         it failed, else None; a refused eviction does not count as a failure here, because `Evictor` records it.
-        Raises errors that concern all calls."""
+        Raises PlanOutdated, and errors that concern all calls."""
+        before_send.set(partial(self._before_send, subject, action, snapshot))
         try:
             changed = await self._perform(action, snapshot)
         except FATAL:

@@ -13,7 +13,7 @@ A `PassingClient` stands in front of any `KubeClient`; the operator's loop calls
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -129,6 +129,10 @@ class Filters(TypedDict, total=False):
     """A selector for their fields, as `kubectl --field-selector` takes it; an empty one matches all."""
 
 
+def _agree() -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class ApiRequest:
     """One request to the API server, in terms of RBAC: an eviction is `create` of `pods/eviction`."""
@@ -148,6 +152,9 @@ class ApiRequest:
     """Parameters of the URL."""
     body: JSON | None = None
     """The object to create, a merge patch, or the options of a deletion."""
+    before_send: Callable[[], None] = field(default=_agree, compare=False, repr=False)
+    """Called each time that a write is about to leave, after every wait for a slot or a connection. If it raises,
+    nothing is sent, and the exception reaches the caller unchanged. Reads do not call it."""
 
     @property
     def path(self) -> str:
@@ -194,7 +201,8 @@ class KubeClient(ABC):
     @abstractmethod
     async def call(self, request: ApiRequest) -> JSON:
         """Send one request, and return the object that the server answers with. A client may send a request once more
-        after the server has refused its credentials, but repeats it for no other reason.
+        after the server has refused its credentials, but repeats it for no other reason. A write calls the request's
+        `before_send` each time immediately before it is sent.
 
         A text that is not JSON, such as the log of a pod, is returned under the name of its subresource: `{"log":
         text}`.

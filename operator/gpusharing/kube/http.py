@@ -93,8 +93,8 @@ class HttpClient(KubeClient):
         `name` is the field manager of our writes and our User-Agent. `limits` are the defaults of Limits if None.
         `on_call` is called after each request, also after one that gets no answer. `clock`, if there is one, is
         corrected by the Date of each answer. `before_write` is called immediately before a write (any request but a
-        GET) is sent, after it has waited for a slot and a connection. If it raises, nothing is sent, and the exception
-        reaches the caller unchanged.
+        GET) is sent, after it has waited for a slot and a connection, and then the request's own `before_send`. If one
+        of them raises, nothing is sent, and the exception reaches the caller unchanged.
         """
         self._login = login
         self._name = name
@@ -125,7 +125,7 @@ class HttpClient(KubeClient):
         """Wait for a slot (`Limits.parallel`), without a limit of time, then send one request, and return the object
         that the server answers with. Each attempt may take `Limits.total` seconds. After a 401 the credentials are
         renewed and the request is sent once more; a second 401 is raised as Unauthorized. Raises KubeErrors and
-        whatever `before_write` raises."""
+        whatever `before_write` and the request's `before_send` raise."""
         async with self._slots:
             for last in (False, True):
                 token = await self._login.token()
@@ -167,7 +167,7 @@ class HttpClient(KubeClient):
         A connection whose answer was not read to its end is dropped afterwards. Calls `on_call`, with the status 0 if
         there was no answer, and corrects the clock. Raises Unavailable for a failure of the network, also inside the
         block, and for a server's address or a token that cannot be sent, and Unauthorized if there are no credentials.
-        An exception of `before_write` is raised unchanged, and `on_call` is then not called."""
+        An exception of `before_write` or `before_send` is raised unchanged, and `on_call` is then not called."""
         access = await self._login.access()
         session = self._opened()
         status = 0
@@ -175,7 +175,12 @@ class HttpClient(KubeClient):
         method = METHODS[request.verb]
         data, headers = content(request)
         query = {"fieldManager": self._name} if method in ("POST", "PATCH") else {}
-        body = _Body(data or b"", self._before_write) if method != "GET" else None
+
+        def ask() -> None:
+            self._before_write()
+            request.before_send()
+
+        body = _Body(data or b"", ask) if method != "GET" else None
         try:
             async with session.request(
                 method,
