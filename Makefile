@@ -50,7 +50,7 @@ mutants: setup ## remove each guard in turn; its named test must fail (two minut
 size: setup ## print the lines, files, types and public names of each package
 	@$(PY) -m hack.size
 
-verify: setup ## format, lint, types, imports, generated files, chart, house rules
+verify: setup ## format, lint, types, imports, generated files, and the tests of form: pages, tables, chart (a minute)
 	@$(PY) -m hack.verify
 
 gen: setup ## write CRDs, the chart's copies and docs/reference

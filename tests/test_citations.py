@@ -84,7 +84,9 @@ def docstrings(text: str) -> Iterator[str]:
 
 @cache
 def said(name: str) -> str:
-    """What a file says to its readers."""
+    """What a file says to its readers, or nothing where a module cites neither a page nor a row."""
+    if name in PYTHON and ".md" not in PYTHON[name] and not re.search(rf"\b{ROW}\b", PYTHON[name]):
+        return ""
     if name in PYTHON:
         return "\n".join([*comments(PYTHON[name]), *docstrings(PYTHON[name])])
     return FILES[name].read_text()
@@ -152,6 +154,8 @@ def unversioned(text: str) -> set[str]:
     """Source files of others that a module cites, and never with a version or commit in the same paragraph."""
     cited: set[str] = set()
     versioned: set[str] = set()
+    if not UPSTREAM.search(text):
+        return cited
     for paragraph in (one for block in blocks(text) for one in block.split("\n\n")):
         found = set(UPSTREAM.findall(paragraph))
         cited |= found

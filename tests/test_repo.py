@@ -16,12 +16,8 @@ from gpusharing.api import names
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy
 
-MAX_MODULE = 600
-MAX_FUNCTION = 50
 MAX_POSITIONAL = 5
 """Parameters of a public function that a caller may give without their names."""
-MAX_README = 150
-MAX_DECISION = 40
 MAX_WORDS = 600
 """Words of a decision."""
 MAX_POINTER = 100
@@ -112,10 +108,6 @@ def test_everything_in_hack_stands_on_its_map() -> None:
     assert {link for link in re.findall(r"\]\((\w+)", page) if link not in parts} == set()
 
 
-def test_modules_are_short() -> None:
-    assert {name: n for name, text in PYTHON.items() if (n := len(text.splitlines())) > MAX_MODULE} == {}
-
-
 def test_calls_side_by_side_end_together() -> None:
     """asyncio.gather leaves the others running after the first error: a TaskGroup or kube/crew.py does not."""
     assert [name for name in SHIPPED if "asyncio.gather" in PYTHON[name]] == []
@@ -124,6 +116,8 @@ def test_calls_side_by_side_end_together() -> None:
 def lost_updates(text: str) -> list[int]:
     """Return the lines that add what they await to an attribute (`self.failed |= await ask()`). Python reads the
     attribute before it waits, so what another task has written to it meanwhile is overwritten."""
+    if not re.search(r"\w [|&+*/^-]= ", text) or "await" not in text:
+        return []
     return [
         node.lineno
         for node in ast.walk(ast.parse(text))
@@ -135,17 +129,6 @@ def lost_updates(text: str) -> list[int]:
 def test_nothing_is_added_to_an_attribute_while_others_may_change_it() -> None:
     assert {name: lines for name, text in PYTHON.items() if (lines := lost_updates(text))} == {}
     assert lost_updates("async def f():\n    self.failed |= bool(await g())\n    total += await g()") == [2]
-
-
-def test_functions_are_short() -> None:
-    long = {
-        f"{name}:{node.lineno} {node.name}": length
-        for name, text in PYTHON.items()
-        for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        if (length := (node.end_lineno or node.lineno) - node.lineno + 1) > MAX_FUNCTION
-    }
-    assert long == {}
 
 
 def test_a_public_function_names_its_many_parameters() -> None:
@@ -176,8 +159,8 @@ SIGNALLED_BY_NUMBER = {
 
 def test_who_signals_a_process_by_its_number_knows_that_it_is_the_one() -> None:
     found = set()
-    for name, text in PYTHON.items():
-        for node in ast.walk(ast.parse(text)):
+    for name in (name for name, text in PYTHON.items() if "os.kill" in text):
+        for node in ast.walk(ast.parse(PYTHON[name])):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("os.kill", "os.killpg"):
                 asks = isinstance(node.args[1], ast.Constant) and node.args[1].value == 0
                 found |= set() if asks else {name}
@@ -203,11 +186,18 @@ def test_nothing_of_ours_is_patched_in_a_test() -> None:
     assert [name for name, text in PYTHON.items() if name != HERE and patching.search(text)] == []
 
 
+OURS_IMPORTED = re.compile(
+    r"^[ \t]*(from gpusharing[\w.]* import (?:\([^)]*\)|[^\n(]+)|import gpusharing[\w.]*)", re.MULTILINE
+)
+"""An import of the product; the whole text of every test would take ten times as long to parse."""
+
+
 def test_every_shipped_module_is_named_by_a_test() -> None:
     """Imported by one, or named in its docstring as `folder/module.py` when it is tested through another."""
     tests = [text for name, text in PYTHON.items() if name.startswith("tests/") and name != HERE]
-    taken = {module for text in tests for node in ast.walk(ast.parse(text)) for module in imported(node)}
-    told = "\n".join(ast.get_docstring(ast.parse(text)) or "" for text in tests)
+    found = (ast.parse(one).body[0] for text in tests for one in OURS_IMPORTED.findall(text))
+    taken = {module for node in found for module in imported(node)}
+    told = "\n".join(text.split('"""')[1] for text in tests if text.startswith('"""'))
     unnamed = []
     for name in SHIPPED:
         *package, module = Path(name).relative_to("operator").with_suffix("").parts
@@ -308,10 +298,6 @@ def is_runnable(module: str) -> bool:
     return place.with_suffix(".py").is_file() or (place / "__main__.py").is_file()
 
 
-def test_the_readme_is_short() -> None:
-    assert len(PAGES["README.md"].splitlines()) < MAX_README
-
-
 def blocks(text: str, languages: str) -> list[str]:
     """Code blocks of a page."""
     return re.findall(rf"^ *```(?:{languages})\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
@@ -375,9 +361,7 @@ def test_decisions_are_short_and_of_one_form() -> None:
     form = ["Context", "Decision", "Consequences"]
     live = [(name, text) for name, text in decisions() if "Replaced by [ADR" not in text]
     odd = [name for name, text in live if re.findall(r"^## (.+)", text, re.MULTILINE) != form]
-    odd += [
-        name for name, text in live if len(text.splitlines()) > MAX_DECISION or len(text.split()) > MAX_WORDS
-    ]
+    odd += [name for name, text in live if len(text.split()) > MAX_WORDS]
     odd += [
         name for name, text in decisions() if (name, text) not in live and len(text.split()) > MAX_POINTER
     ]
@@ -403,7 +387,7 @@ def test_foreign_libraries_stay_behind_their_adapters() -> None:
         "kopf": {"operator/gpusharing/controller/handlers.py"},
     }
     found: dict[str, set[str]] = {library: set() for library in adapters}
-    for name in SHIPPED:
+    for name in (name for name in SHIPPED if any(library in PYTHON[name] for library in adapters)):
         for node in ast.walk(ast.parse(PYTHON[name])):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []

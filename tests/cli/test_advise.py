@@ -20,7 +20,7 @@ from gpusharing.planning.gpus.capacity import HEADROOM, memory_of, usable_memory
 from gpusharing.planning.gpus.cards import CARDS, Card
 from gpusharing.planning.gpus.geometry import Legal, find_fit, normalize
 from gpusharing.usage.advise import HOW_MUCH, QUESTIONS, size_of
-from gpusharing.usage.reckon.advice import RULES, Advice, AdviceAnswers, advise
+from gpusharing.usage.reckon.advice import Advice, AdviceAnswers, advise
 
 
 def told(
@@ -42,16 +42,6 @@ def told(
             **answers,
         )
     )
-
-
-def test_the_order_of_the_rules_is_part_of_the_product() -> None:
-    assert [rule.__name__ for rule in RULES] == [
-        "_whole",
-        "_isolated",
-        "_denser",
-        "_together",
-        "_in_turns",
-    ]
 
 
 CASES: dict[str, tuple[Advice, str, int, str]] = {

@@ -92,7 +92,7 @@ fleet.yaml:42: error: data.any: sharing.timeSlicing.resources[0].replicas: the d
 fleet.yaml:50: error: cluster-policy: ClusterPolicy gfd.enabled is false, so no change could be proven, and every policy is rejected
 fleet.yaml:52: ignored: Service/web
 4 objects checked: 4 errors and 1 warning.
-"""  # noqa: E501 - lines are never broken where a program reads them
+"""
 
 
 def lint(folder: Path, content: str) -> list[tuple[int, str, str]]:

@@ -14,7 +14,7 @@ from tests.embedded.scene import FULL, MIXED, gpu_pod, node, pdb
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.cli.diagnosis.node import NodeAnswer, _next_look
-from gpusharing.cli.diagnosis.pod import CONCLUSIONS, MORE
+from gpusharing.cli.diagnosis.pod import MORE
 from gpusharing.cli.live.installed import OPERATOR
 from gpusharing.cli.pools.fleet import NodeStatus, read_node
 from gpusharing.cli.shell.session import SPELLINGS, find_subject
@@ -31,18 +31,6 @@ def masked(text: str) -> str:
     text = re.sub(r"pool-b-[0-9a-f]{7}", "pool-b-HASH", text)
     text = re.sub(r"\d\d:\d\d:\d\dZ", "TIME", text)
     return re.sub(r"(?<=\S) {2,}", "  ", re.sub(r"\b\d+[smh](\d+s)?\b", "AGE", text))
-
-
-def test_the_order_of_the_conclusions_about_a_pod_is_part_of_the_product() -> None:
-    assert [conclude.__name__ for conclude in CONCLUSIONS] == [
-        "_ended",
-        "_asks_nothing",
-        "_on_node",
-        "_unadvertised",
-        "_available",
-        "_too_large",
-        "_never",
-    ]
 
 
 DRAINING = """\

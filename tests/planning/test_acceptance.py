@@ -11,7 +11,7 @@ from tests.build import NO_MIG_MANAGER, SETTINGS, make_cluster_policy, make_poli
 from gpusharing.api.validation import Problem
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.stack.acceptance import FIELDS, OBJECTIONS, find_objection, find_spec
+from gpusharing.planning.stack.acceptance import find_objection, find_spec
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -78,6 +78,21 @@ REFUSED: dict[str, tuple[PolicyView, ClusterPolicyView | None, bool, Reason, str
     "mig-manager beside the plain chart mounts another ConfigMap": (
         NAMED, replace(PLAIN_MIG, mig_config_name="mig-parted-config"), False, Reason.LAYOUTS_NEED_CONFIG_MAP,
         "kubectl -n gpu-operator edit daemonset nvidia-mig-manager"),
+    # Of several objections, the one to resolve first:
+    "the device plugin is off, and GPU Feature Discovery as well": (
+        SLICED, make_cluster_policy("theirs", switches={"devicePlugin.enabled": False, "gfd.enabled": False}), False,
+        Reason.PLUGIN_DISABLED, '"devicePlugin":{"enabled":true'),
+    "GPU Feature Discovery is off, and the plugin reads another ConfigMap": (
+        SLICED, make_cluster_policy("theirs", switches={"gfd.enabled": False}), False,
+        Reason.FEATURE_DISCOVERY_DISABLED, '"gfd":{"enabled":true}'),
+    "the plugin reads another ConfigMap, and mig-manager is off": (
+        NAMED, make_cluster_policy("theirs", switches=NO_MIG_MANAGER), False, Reason.PLUGIN_CONFIG_NOT_OURS, "theirs"),
+    "mig-manager is off, and ClusterPolicy fixes another strategy": (
+        NAMED, make_cluster_policy(switches=NO_MIG_MANAGER, mig_strategy="single"), False, Reason.MIG_MANAGER_DISABLED,
+        '"migManager":{"enabled":true}'),
+    "ClusterPolicy fixes another strategy, and mig-manager reads another ConfigMap": (
+        LAYOUTS, make_cluster_policy(mig_strategy="single", mig_config_name="default-mig-parted-config"), False,
+        Reason.MIG_STRATEGY_SET, '"mig":{"strategy":null}'),
 }  # fmt: skip
 
 
@@ -87,39 +102,6 @@ REFUSED: dict[str, tuple[PolicyView, ClusterPolicyView | None, bool, Reason, str
 def test_mig_manager_beside_the_plain_chart_is_accepted(policy: PolicyView) -> None:
     stack = make_stack(cluster_policy=PLAIN_MIG, serves_our_mig_file=True)
     assert find_objection(policy, stack, SETTINGS) is None
-
-
-def test_the_order_of_the_objections_is_part_of_the_product() -> None:
-    assert [(row.find.__name__, row.reason) for row in OBJECTIONS] == [
-        ("_readable", Reason.INVALID_SPEC),
-        ("_selector", Reason.INVALID_SPEC),
-        ("_dra_stack", Reason.UNSUPPORTED_STACK),
-        ("_cluster_policy", Reason.CLUSTER_POLICY_MISSING),
-        ("_one_cluster_policy", Reason.SEVERAL_CLUSTER_POLICIES),
-        ("_one_of_each", Reason.SEVERAL_STACKS),
-        ("<lambda>", Reason.PLUGIN_DISABLED),
-        ("<lambda>", Reason.FEATURE_DISCOVERY_DISABLED),
-        ("_plugin_config", Reason.PLUGIN_CONFIG_NOT_OURS),
-        ("_discovery_missing", Reason.FEATURE_DISCOVERY_MISSING),
-        ("_config_maps", Reason.CONFIG_MAP_TAKEN),
-        ("_plain_mig", Reason.MIG_MANAGER_MISSING),
-        ("<lambda>", Reason.MIG_MANAGER_DISABLED),
-        ("<lambda>", Reason.MIG_STRATEGY_SET),
-        ("<lambda>", Reason.LAYOUTS_NEED_CONFIG_MAP),
-    ]
-
-
-def test_the_fields_of_a_cluster_policy_are_looked_at_in_the_order_of_their_objections() -> None:
-    assert [(row.find.__name__, row.reason) for row in FIELDS] == [
-        ("<lambda>", Reason.PLUGIN_DISABLED),
-        ("<lambda>", Reason.FEATURE_DISCOVERY_DISABLED),
-        ("_plugin_field", Reason.PLUGIN_CONFIG_NOT_OURS),
-        ("<lambda>", Reason.MIG_MANAGER_DISABLED),
-        ("_strategy_field", Reason.MIG_STRATEGY_SET),
-        ("_layouts_field", Reason.LAYOUTS_NEED_CONFIG_MAP),
-    ]
-    reasons = [row.reason for row in FIELDS]
-    assert [row.reason for row in OBJECTIONS if row.reason in reasons] == reasons
 
 
 @pytest.mark.parametrize(

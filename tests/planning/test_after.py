@@ -1,6 +1,5 @@
 """A fenced node after the point of no return: actuators, wedges, proof, retarget, Failed and its repair."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +30,7 @@ from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Evict, Release, UpdateFence
 from gpusharing.planning.snapshot.records import SpecVersion, Verified
-from gpusharing.planning.transition.after import AIMED, AIMLESS, HELD, Situation, after_pnr
+from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.attempts import (
     failed_in,
     is_tried_again,
@@ -39,53 +38,8 @@ from gpusharing.planning.transition.attempts import (
     standing_deferral,
 )
 from gpusharing.planning.transition.requests import last_event
+from gpusharing.planning.transition.verdict import FencedCase
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.actuators.labels import SIGNS
-
-
-def ladder(situations: Iterable[Situation[Any]]) -> list[tuple[str, Reason]]:
-    """The name and the reason of each row."""
-    return [(situation.follow.__name__, situation.reason) for situation in situations]
-
-
-def test_the_order_of_the_situations_is_part_of_the_product() -> None:
-    assert ladder(HELD) == [
-        ("_other_node", Reason.ORPHAN_FENCE),
-        ("_no_policy", Reason.ORPHAN_FENCE),
-        ("_uncordoned", Reason.CORDON_RESTORED),
-        ("_untainted", Reason.DEVICE_TAINT_FAILED),
-    ]
-    assert ladder(AIMLESS) == [
-        ("_works_on", Reason.ACTUATION_IN_PROGRESS),
-        ("_refused", Reason.NOT_ACCEPTED),
-        ("_not_asked", Reason.OBSERVATION_PENDING),
-    ]
-    assert ladder(AIMED) == [
-        ("_old_pod", Reason.ACTUATION_IN_PROGRESS),
-        ("_owes_run", Reason.ACTUATION_IN_PROGRESS),
-        ("_still_at_work", Reason.ACTUATION_IN_PROGRESS),
-        ("_stop_proven", Reason.ACTUATION_IN_PROGRESS),
-        ("_run_ended", Reason.OBSERVATION_PENDING),
-        ("_curable", Reason.ACTUATION_IN_PROGRESS),
-        ("_incurable", Reason.ACTUATOR_FAILED),
-        ("_changed", Reason.ACTUATION_IN_PROGRESS),
-    ]
-
-
-def test_the_order_of_the_signs_of_mig_manager_is_part_of_the_product() -> None:
-    assert [(sign.find.__name__, sign.reason) for sign in SIGNS] == [
-        ("_restarts", Reason.ACTUATION_IN_PROGRESS),
-        ("_overwritten", Reason.ACTUATOR_FAILED),
-        ("_failed_midway", Reason.ACTUATOR_FAILED),
-        ("_gave_up_waiting", Reason.ACTUATOR_FAILED),
-        ("_failed", Reason.ACTUATOR_FAILED),
-        ("_paused_for_long", Reason.OPERANDS_PAUSED),
-        ("_paused", Reason.OPERANDS_PAUSED),
-        ("_stuck", Reason.ACTUATOR_STUCK),
-        ("_at_work", Reason.ACTUATION_IN_PROGRESS),
-    ]
-    assert [sign.find.__name__ for sign in SIGNS if not sign.final] == ["_restarts", "_paused", "_at_work"]
-
 
 # --- actuators and wedges ------------------------------------------------------------------------------------------
 
@@ -107,6 +61,30 @@ def test_what_mig_manager_says(
     verdict = after_pnr(changing(labels=labels, now=now))
     assert (verdict.phase, verdict.reason, verdict.actions) == (phase, reason, ()), verdict.message
     assert verdict.wake is None or verdict.wake > at(now)
+
+
+TOGETHER: dict[str, tuple[FencedCase, Reason, str]] = {
+    "the policy is gone, and somebody lifted the cordon": (
+        changing(None, node={"unschedulable": False}), Reason.ORPHAN_FENCE, ""),
+    "somebody lifted the cordon while mig-manager is at work": (
+        changing(labels={MIG_STATE: "pending"}, node={"unschedulable": False}), Reason.CORDON_RESTORED, ""),
+    "the policy is refused while mig-manager is at work": (
+        changing(labels={MIG_STATE: "pending"}, stack=make_stack(MIXED, gpu_cluster=True)),
+        Reason.ACTUATION_IN_PROGRESS, ""),
+    "mig-manager failed and left an operand paused": (
+        changing(labels={**FAILED, **PAUSED}, now=1300), Reason.ACTUATION_IN_PROGRESS, "mig-manager failed to apply"),
+    "mig-manager is at work for too long, and has paused an operand": (
+        changing(labels={**PAUSED, MIG_STATE: "pending"}, now=1300), Reason.ACTUATION_IN_PROGRESS,
+        "for more than 1200 s now; restarting mig-manager"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "reason", "says"), TOGETHER.values(), ids=TOGETHER.keys())
+def test_of_two_things_that_are_so_after_the_point_of_no_return_one_is_told(
+    case: FencedCase, reason: Reason, says: str
+) -> None:
+    verdict = after_pnr(case)
+    assert (verdict.reason, says in verdict.message) == (reason, True), verdict.message
 
 
 STOPPING = "device-plugin pod did not shutdown"

@@ -7,7 +7,6 @@ import pytest
 from tests import kubeletwords
 
 from gpusharing.planning.snapshot.agents import (
-    HINDRANCES,
     AgentPod,
     AgentTroubles,
     AgentWarning,
@@ -46,19 +45,6 @@ def told(pod: AgentPod, *warnings: AgentWarning, arch: str = "arm64") -> AgentTr
 
 def about_pod(message: str, pod: str = POD.name) -> AgentWarning:
     return AgentWarning(POD.namespace, pod, message, NOW)
-
-
-def test_the_order_of_the_hindrances_is_part_of_the_product() -> None:
-    assert [hindrance.find.__name__ for hindrance in HINDRANCES] == [
-        "_unplaced",
-        "_other_architecture",
-        "_never_pulled",
-        "_not_pulled",
-        "_start_error",
-        "_waiting",
-        "_ends",
-        "_warned",
-    ]
 
 
 NOT_STARTED: dict[str, tuple[AgentPod, tuple[str, ...]]] = {
@@ -163,6 +149,13 @@ def test_of_a_container_that_is_only_being_created_the_warnings_tell() -> None:
     assert trouble is not None
     assert 'no runtime for "nvidia" is configured' in trouble.message
     assert told(creating, about_pod(SANDBOX, "gpusharing-agent-other")).of("gpu-1") is None
+
+
+def test_what_the_pod_says_itself_comes_before_the_warnings_about_it() -> None:
+    pod, words = NOT_STARTED["the program in the image is for another architecture"]
+    trouble = told(pod, about_pod(SANDBOX)).of("gpu-1")
+    assert trouble is not None
+    assert words[0] in trouble.message
 
 
 REFUSED = {

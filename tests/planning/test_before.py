@@ -5,6 +5,7 @@ Through it `transition/idle.py`, `transition/actuation.py`, `transition/requests
 
 from dataclasses import replace
 from datetime import timedelta
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Deferred, SpecVersion
 from gpusharing.planning.snapshot.stackviews import Program
 from gpusharing.planning.transition.attempts import proof_time
-from gpusharing.planning.transition.before import ENDINGS, before_pnr
+from gpusharing.planning.transition.before import before_pnr
 from gpusharing.planning.transition.idle import JOBS_PACE
 from gpusharing.planning.transition.verdict import FencedCase
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -308,28 +309,6 @@ def test_what_keeps_pods_off_the_node_is_named_as_it_is(closed: str, *, tainted:
 OTHER = make_policy("other", priority=1)
 
 
-def test_the_order_of_the_endings_is_part_of_the_product() -> None:
-    assert [(ending.find.__name__, ending.reason) for ending in ENDINGS] == [
-        ("_other_node", Reason.CORDON_KEPT),
-        ("_node_going", Reason.NODE_NOT_READY),
-        ("_policy_going", Reason.DELETING),
-        ("_asked_to_end", Reason.ABORT_REQUESTED),
-        ("_other_owner", Reason.SUPERSEDED),
-        ("_no_owner", Reason.SUPERSEDED),
-        ("_refused", Reason.NOT_ACCEPTED),
-        ("_as_wanted", Reason.SYNCED),
-        ("_paused", Reason.PAUSED),
-        ("_unapproved", Reason.APPROVAL_NEEDED),
-        ("_barred", Reason.MPS_NOT_SWITCHABLE),
-        ("_now_cordons", Reason.PODS_LEAVING),
-        ("_uncordoned", Reason.UNCORDONED_EXTERNALLY),
-        ("_foreign", Reason.FOREIGN_MAINTENANCE),
-        ("_unhealthy", Reason.GPU_UNHEALTHY),
-        ("_jobs_late", Reason.JOBS_TIMEOUT),
-        ("_late", Reason.DRAIN_TIMEOUT),
-    ]
-
-
 GIVEN_UP: dict[str, tuple[FencedCase, Reason, bool, bool]] = {
     "the node was created again": (fenced(fence=replace(FENCE, node_uid="old")), Reason.CORDON_KEPT, False, False),
     "the policy is gone": (fenced(None), Reason.DELETING, True, False),
@@ -386,6 +365,41 @@ def test_the_change_is_given_up(case: FencedCase, reason: Reason, uncordon: bool
     assert (action.uncordon, action.deferred is not None) == (uncordon, deferred)
     assert action.labels[names.LABEL_UPGRADE_SKIP] is None
     assert action.verified is None
+
+
+UNHEALTHY = quiet_report(FULL, gpus=(replace(make_gpu(), vitals=Vitals(recovery="Reboot")),))
+IN_TURN: tuple[tuple[Reason, dict[str, Any]], ...] = (
+    (Reason.CORDON_KEPT, {"fence": {"node_uid": "old"}}),
+    (Reason.NODE_NOT_READY, {"node": {"deleting": True}}),
+    (Reason.DELETING, {"deleting": True}),
+    (Reason.ABORT_REQUESTED, {"node": {"abort": "op-1"}}),
+    (Reason.SUPERSEDED, {"owner": "other"}),
+    (Reason.UNSUPPORTED_STACK, {"stack": make_stack(MIXED, gpu_cluster=True)}),
+    (Reason.PAUSED, {"rollout": {"paused": True, "whenPaused": "Abort"}}),
+    (Reason.APPROVAL_NEEDED, {"generation": 2, "rollout": {"approval": "Manual"}}),
+    (Reason.UNCORDONED_EXTERNALLY, {"node": {"unschedulable": False}}),
+    (Reason.GPU_UNHEALTHY, {"gpunode": UNHEALTHY}),
+    (Reason.DRAIN_TIMEOUT, {"fence": {"deadline": NOW}, "work": HELD}),
+)
+"""What ends a change before the point of no return, by its reason. Of two that apply, the earlier one is told."""
+
+
+def ended_by(*causes: dict[str, Any]) -> FencedCase:
+    """The case in which all of these apply."""
+    fields: dict[str, Any] = {}
+    for key, change in (item for cause in causes for item in cause.items()):
+        fields[key] = {**fields.get(key, {}), **change} if isinstance(change, dict) else change
+    made = {key: fields.pop(key) for key in ("rollout", "generation") if key in fields}
+    policy = replace(make_policy(**made), deleting=fields.pop("deleting", False))
+    return fenced(policy, replace(FENCE, **fields.pop("fence", {})), **fields)
+
+
+@pytest.mark.parametrize(("first", "second"), [*combinations(IN_TURN, 2)], ids=lambda one: str(one[0]))
+def test_of_two_reasons_to_give_up_a_change_the_earlier_one_is_told(
+    first: tuple[Reason, dict[str, Any]], second: tuple[Reason, dict[str, Any]]
+) -> None:
+    alone, both = before_pnr(ended_by(second[1])), before_pnr(ended_by(first[1], second[1]))
+    assert (alone.reason, both.reason) == (second[0], first[0])
 
 
 def test_an_abort_puts_back_the_routing_label_and_takes_away_only_the_marks_that_we_added() -> None:

@@ -25,7 +25,7 @@ from tests.planning.test_holds import (
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.times import NEVER
-from gpusharing.planning.pools.canary import LAPSES, find_canary, wait_for_canaries
+from gpusharing.planning.pools.canary import find_canary, wait_for_canaries
 from gpusharing.planning.pools.holds import find_hold
 from gpusharing.planning.report.status import policy_status
 from gpusharing.planning.report.transition import PERSON, until_when, who_keeps
@@ -49,18 +49,15 @@ BROKEN: dict[str, tuple[Member, str]] = {
         "GPUMissing"),
     "is being put right": (member("n9", Phase.DRAINING, fence=ACTUATING, **SERVED), "it is being changed"),
     "could not be put right": (member("n9", Phase.FAILED, fence=ACTUATING, **SERVED), "it has failed"),
+    "could not be put right, and is cordoned and not Ready": (
+        member("n9", Phase.FAILED, fence=ACTUATING, ready=False, unschedulable=True, **SERVED), "it has failed"),
+    "is being put right, and is cordoned": (
+        member("n9", Phase.DRAINING, fence=ACTUATING, unschedulable=True, **SERVED), "it is being changed"),
+    "is being deleted, and is not Ready": (
+        member("n9", Phase.SYNCED, deleting=True, ready=False, **SERVED), "its Node is being deleted"),
+    "is not Ready, and is cordoned": (
+        member("n9", Phase.SYNCED, ready=False, unschedulable=True, **SERVED), "it is not Ready"),
 }  # fmt: skip
-
-
-def test_the_order_of_the_lapses_is_part_of_the_product() -> None:
-    assert [lapse.holds.__name__ for lapse in LAPSES] == [
-        "_failed",
-        "_changing",
-        "going",
-        "unready",
-        "cordoned",
-        "_unproven_now",
-    ]
 
 
 @pytest.mark.parametrize("seconds", [60, 700], ids=["while it soaks", "after its soak"])

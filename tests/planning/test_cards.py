@@ -1,4 +1,5 @@
-"""The card table says what NVIDIA's documents say, and finds a card by every name it goes by."""
+"""The card table finds a card by every name it goes by, and says what is known of it; test_mig_facts.py compares it with
+NVIDIA's documents."""
 
 from pathlib import Path
 from typing import Any
@@ -19,45 +20,9 @@ REAL_NODES: dict[str, dict[str, Any]] = yaml.safe_load(
     Path(__file__).with_name("real-nodes.yaml").read_text()
 )
 
-# Written out, not computed: profile names (x most instances) as the MIG user guide and mig-parted print them.
-OFFERED = {
-    "a30": "1g.6gb x4, 1g.6gb+me x1, 2g.12gb x2, 2g.12gb+me x1, 4g.24gb x1",
-    "a100-40gb": "1g.5gb x7, 1g.5gb+me x1, 1g.10gb x4, 2g.10gb x3, 3g.20gb x2, 4g.20gb x1, 7g.40gb x1",
-    "a100-80gb": "1g.10gb x7, 1g.10gb+me x1, 1g.20gb x4, 2g.20gb x3, 3g.40gb x2, 4g.40gb x1, 7g.80gb x1",
-    "pg506-96gb": "1g.12gb x7, 1g.12gb+me x1, 1g.24gb x4, 2g.24gb x3, 3g.48gb x2, 4g.48gb x1, 7g.96gb x1",
-    "h100-80gb": "1g.10gb x7, 1g.10gb+me x1, 1g.20gb x4, 2g.20gb x3, 3g.40gb x2, 4g.40gb x1, 7g.80gb x1",
-    "h100-nvl-94gb": "1g.12gb x7, 1g.12gb+me x1, 1g.24gb x4, 2g.24gb x3, 3g.47gb x2, 4g.47gb x1, 7g.94gb x1",
-    "hopper-96gb": "1g.12gb x7, 1g.12gb+me x1, 1g.24gb x4, 2g.24gb x3, 3g.48gb x2, 4g.48gb x1, 7g.96gb x1",
-    "gh200-144gb": "1g.18gb x7, 1g.18gb+me x1, 1g.36gb x4, 2g.36gb x3, 3g.72gb x2, 4g.72gb x1, 7g.144gb x1",
-    "h200-141gb": "1g.18gb x7, 1g.18gb+me x1, 1g.35gb x4, 2g.35gb x3, 3g.71gb x2, 4g.71gb x1, 7g.141gb x1",
-    "b200-180gb": "1g.23gb x7, 1g.23gb+me x1, 1g.45gb x4, 2g.45gb x3, 3g.90gb x2, 4g.90gb x1, 7g.180gb x1",
-    "gb200-186gb": "1g.23gb x7, 1g.23gb+me x1, 1g.47gb x4, 2g.47gb x3, 3g.93gb x2, 4g.93gb x1, 7g.186gb x1",
-    "b300-269gb": "1g.34gb x7, 1g.34gb+me x1, 1g.67gb x4, 2g.67gb x3, 3g.135gb x2, 4g.135gb x1, 7g.269gb x1",
-    "gb300-278gb": "1g.35gb x7, 1g.35gb+me x1, 1g.70gb x4, 2g.70gb x3, 3g.139gb x2, 4g.139gb x1, 7g.278gb x1",
-    "rtx-pro-6000-blackwell": "1g.24gb x4, 1g.24gb+me x1, 1g.24gb+gfx x4, 1g.24gb+me.all x1, 1g.24gb-me x4, "
-    "2g.48gb x2, 2g.48gb+gfx x2, 2g.48gb+me.all x1, 2g.48gb-me x2, 4g.96gb x1, 4g.96gb+gfx x1",
-    "rtx-pro-5000-blackwell": "1g.24gb+me x1, 1g.24gb x2, 1g.24gb+gfx x2, 1g.24gb+me.all x1, 1g.24gb-me x2, "
-    "2g.48gb x1, 2g.48gb+gfx x1",
-    "rtx-pro-4500-blackwell": "1g.16gb x2, 1g.16gb+gfx x2, 1g.16gb+me.all x1, 1g.16gb-me x2, "
-    "2g.32gb x1, 2g.32gb+gfx x1",
-    "thor-igpu": "1g.0gb x1, 1g.0gb+me x1, 1g.0gb+gfx x1, 2g.0gb x1, 2g.0gb+gfx x1, 3g.0gb x1, 3g.0gb+gfx x1",
-}
-OFFERED["rtx-pro-6000-blackwell-workstation"] = OFFERED["rtx-pro-6000-blackwell"]
-
 
 def card(key: str) -> Card:
     return BY_KEY[key]
-
-
-@pytest.mark.parametrize("key", OFFERED)
-def test_a_card_offers_the_documented_profiles(key: str) -> None:
-    offered = ", ".join(f"{profile.name} x{profile.max_count}" for profile in card(key).profiles)
-    assert offered == OFFERED[key]
-
-
-def test_every_card_outside_the_table_of_profiles_is_without_mig() -> None:
-    assert {c.key for c in CARDS if not c.profiles} == BY_KEY.keys() - OFFERED.keys()
-    assert {"t4", "l4", "l40s", "a10", "v100-16gb", "v100-32gb"} <= BY_KEY.keys() - OFFERED.keys()
 
 
 def test_keys_products_and_device_ids_are_unique() -> None:
@@ -121,9 +86,8 @@ def test_a_profile_id_means_different_profiles_on_different_cards() -> None:
     assert named_14["rtx-pro-6000-blackwell"] == "1g.24gb"
 
 
-@pytest.mark.parametrize("key", OFFERED)
-def test_placements_and_ids_are_present_exactly_when_their_source_is_known(key: str) -> None:
-    c = card(key)
+@pytest.mark.parametrize("c", [c for c in CARDS if c.profiles], ids=lambda c: c.key)
+def test_placements_and_ids_are_present_exactly_when_their_source_is_known(c: Card) -> None:
     for profile in c.profiles:
         assert bool(profile.starts) == (profile.size > 0) == (c.source.placements != "unknown")
         assert (profile.profile_id is not None) == (c.source.ids != "unknown")

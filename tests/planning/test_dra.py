@@ -48,7 +48,7 @@ from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import FencedCase, NodeCase, Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.actuators.choice import find_actuator
-from gpusharing.planning.wanted.actuators.dra import DRA, SIGNS
+from gpusharing.planning.wanted.actuators.dra import DRA
 from gpusharing.planning.wanted.draobjects import wanted_class
 from gpusharing.planning.wanted.target import Target, Targets, find_last_proven, find_wish
 from gpusharing.planning.wanted.verify import Source
@@ -346,8 +346,7 @@ def test_slices_are_outdated_if_they_differ_from_the_reading_that_proves(
         assert (trouble.final, trouble.cure) == (True, "restarting NVIDIA's DRA kubelet plugin")
 
 
-def test_the_order_of_signs_and_checks_is_pinned() -> None:
-    assert [sign.find.__name__ for sign in SIGNS] == ["_not_replaced", "_restarts", "_outdated"]
+def test_what_is_compared_is_shown_from_the_agents_reading_to_what_the_node_offers() -> None:
     sources = list(dict.fromkeys(check.source for check in DRA.checks))
     assert sources == [Source.AGENT, Source.NVML, Source.MIG_MANAGER, Source.OPERANDS, Source.SLICES]
     assert DRA.checks[-1].reason is Reason.ALLOCATABLE_MISMATCH

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import datetime, timedelta
+from itertools import combinations
 from typing import Any, Literal
 
 import pytest
@@ -25,61 +26,16 @@ from gpusharing.planning.gpus.health import Vitals
 from gpusharing.planning.snapshot.records import Deferred, SpecVersion, Verified
 from gpusharing.planning.snapshot.stackviews import MpsDaemonView, Operand, PlainStackView
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.transition.gates import AIM, GATES, find_gate
+from gpusharing.planning.transition.gates import AIM, find_gate
 from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted import migfile
-from gpusharing.planning.wanted.actuators.labels import OBJECTIONS, OBSTACLES, needs_restart
+from gpusharing.planning.wanted.actuators.labels import needs_restart
 from gpusharing.planning.wanted.pluginconfig import render
 
 PENDING = {names.LABEL_MIG_STATE: "pending"}
 MIG_CONFIG = names.LABEL_MIG_CONFIG
 DEPLOY, WORKLOAD = "nvidia.com/gpu.deploy.", "nvidia.com/gpu.workload.config"
-
-
-def test_the_order_of_the_obstacles_of_the_labels_is_part_of_the_product() -> None:
-    assert [(obstacle.find.__name__, obstacle.reason) for obstacle in (*OBJECTIONS, *OBSTACLES)] == [
-        ("_deaf_mps", Reason.MPS_NOT_SWITCHABLE),
-        ("_nobody_ends_mig", Reason.ACTUATOR_MISSING),
-        ("_rebooting", Reason.ACTUATOR_BUSY),
-        ("_no_mig_manager", Reason.ACTUATOR_MISSING),
-    ]
-
-
-def test_the_order_of_the_gates_is_part_of_the_product() -> None:
-    assert [(gate.find.__name__, gate.reason) for gate in GATES] == [
-        ("_skipped", Reason.SKIP_LABEL),
-        ("_going", Reason.NODE_NOT_READY),
-        ("_unready", Reason.NODE_NOT_READY),
-        ("_foreign", Reason.FOREIGN_MAINTENANCE),
-        ("_cordoned", Reason.ALREADY_CORDONED),
-        ("_at_work", Reason.ACTUATOR_BUSY),
-        ("_served_by_others", Reason.FOREIGN_DEVICE_PLUGIN),
-        ("_not_for_containers", Reason.WORKLOAD_CONFIG),
-        ("_switched_off", Reason.OPERANDS_DISABLED),
-        ("_bare_host", Reason.DRIVER_DISABLED),
-        ("_no_agent", Reason.AGENT_NOT_READY),
-        ("_unread", Reason.OBSERVATION_PENDING),
-        ("_unreadable", Reason.AGENT_ERROR),
-        ("_withheld", Reason.AGENT_LACKS_RIGHTS),
-        ("_missing", Reason.GPU_MISSING),
-        ("_unhealthy", Reason.GPU_UNHEALTHY),
-        ("_unsafe_driver", Reason.UNSAFE_DRIVER),
-        ("_left_exclusive", Reason.COMPUTE_MODE),
-        ("_hangs_pods", Reason.UNSAFE_DRIVER),
-        ("_owned_elsewhere", Reason.LABEL_OWNED_ELSEWHERE),
-        ("_unreachable", Reason.MPS_NOT_SWITCHABLE),
-        ("_daemon_down", Reason.MPS_DAEMON_NOT_READY),
-        ("_hindered", Reason.ACTUATOR_MISSING),
-        ("_drifted", Reason.DRIFTED),
-        ("_drifted_again", Reason.DRIFT_RETURNED),
-        ("_futile", Reason.BLOCKED),
-        ("_rolled_back", Reason.ROLLED_BACK),
-        ("_deferred", Reason.DEFERRED),
-        ("_paused", Reason.PAUSED),
-        ("_not_written", Reason.CONFIG_NOT_WRITTEN),
-        ("_on_its_way", Reason.CONFIG_PROPAGATING),
-    ]
 
 
 def observing(case: NodeCase, **fields: Any) -> NodeCase:
@@ -303,6 +259,47 @@ def test_it_may_not_begin(case: NodeCase, reason: Reason, until: object) -> None
     gate = find_gate(case, assessed_of(case))
     assert gate is not None
     assert (gate.reason, gate.until) == (reason, until), gate.message
+
+
+IN_TURN: tuple[tuple[Reason, dict[str, Any]], ...] = (
+    (Reason.SKIP_LABEL, {"labels": {names.LABEL_SKIP: "true"}}),
+    (Reason.NODE_NOT_READY, {"node": {"ready": False}}),
+    (Reason.FOREIGN_MAINTENANCE, {"node": {"foreign": "kured"}}),
+    (Reason.ALREADY_CORDONED, {"node": {"unschedulable": True}}),
+    (Reason.ACTUATOR_BUSY, {"labels": PENDING, "at_work_since": at(-60)}),
+    (Reason.FOREIGN_DEVICE_PLUGIN, {
+        "labels": {DEPLOY + "device-plugin": "false"}, "node": {"other_plugin": "HAMi's device plugin"}}),
+    (Reason.WORKLOAD_CONFIG, {"labels": {WORKLOAD: "vm-vgpu"}}),
+    (Reason.OPERANDS_DISABLED, {"labels": {DEPLOY + "gpu-feature-discovery": "false"}}),
+    (Reason.AGENT_NOT_READY, {"agent_ready": False}),
+    (Reason.AGENT_ERROR, {"observed": {"error": "NVMLFailed"}}),
+    (Reason.GPU_UNHEALTHY, {"observed": {"gpus": (ASKS_FOR_RESET,)}}),
+    (Reason.UNSAFE_DRIVER, {"observed": {"driver_version": "580.95.05"}}),
+    (Reason.ACTUATOR_MISSING, {"operand": None}),
+    (Reason.DEFERRED, {"node": {"deferred": DEFERRED}}),
+    (Reason.PAUSED, {"policy": PAUSED}),
+    (Reason.CONFIG_NOT_WRITTEN, {"stack": make_stack(FULL, write_error="no right")}),
+)  # fmt: skip
+"""What closes the gate, by its reason. Of two that apply, the earlier one is told."""
+
+
+def closed_by(*causes: dict[str, Any]) -> NodeCase:
+    """The case in which all of these apply."""
+    fields: dict[str, Any] = {}
+    for key, change in (item for cause in causes for item in cause.items()):
+        fields[key] = {**fields.get(key, {}), **change} if isinstance(change, dict) else change
+    policy = fields.pop("policy", MIXED)
+    report = observing(make_case(policy), **fields.pop("observed", {})).gpunode
+    return make_case(policy, gpunode=report, **fields)
+
+
+@pytest.mark.parametrize(("first", "second"), [*combinations(IN_TURN, 2)], ids=lambda one: str(one[0]))
+def test_of_two_reasons_that_close_the_gate_the_earlier_one_is_told(
+    first: tuple[Reason, dict[str, Any]], second: tuple[Reason, dict[str, Any]]
+) -> None:
+    alone, case = closed_by(second[1]), closed_by(first[1], second[1])
+    gates = find_gate(alone, assessed_of(alone)), find_gate(case, assessed_of(case))
+    assert [gate and gate.reason for gate in gates] == [second[0], first[0]]
 
 
 OWN_NAME = adopted(SLICED, PLUGIN_CONFIG, pair_of(SLICED)[1], node={**NO_PLUGIN, "retry": "again"})

@@ -6,7 +6,6 @@ from tests.build import DAEMON_SET, at, make_node, make_pod
 from gpusharing.api.names import is_gpu_resource
 from gpusharing.api.policy import Drain
 from gpusharing.planning.drain.holders import (
-    FILTERS,
     Scope,
     classify,
     gpu_resources,
@@ -26,32 +25,6 @@ def _reason(pod: PodView, cordoned_at: datetime | None = None) -> str:
     if found.blocked:
         return found.blockers[0].reason
     return "hold" if found.holders else "ignore"
-
-
-def test_the_order_of_the_filters_is_part_of_the_product() -> None:
-    assert [(one.applies.__name__, one.decision) for one in FILTERS] == [
-        ("_finished", "ignore"),
-        ("_static_without_gpu", "ignore"),
-        ("_static", Reason.STATIC_GPU_POD),
-        ("_harmless_daemon", "ignore"),
-        ("_daemon", Reason.GPU_DAEMON_SET),
-        ("_without_gpu", "ignore"),
-        ("_shared_out", "ignore"),
-        ("_terminating", "hold"),
-        ("_own_pod", Reason.OWN_POD),
-        ("_protected", Reason.PROTECTED_NAMESPACE),
-        ("_resource_claim", Reason.DRA_CLAIM),
-        ("_pinned_here", Reason.TOLERATES_CORDON),
-        ("_came_back", Reason.TOLERATES_CORDON),
-        ("_marked", Reason.DO_NOT_DISRUPT),
-        ("_undecided", Reason.NAMESPACE_UNREADABLE),
-        ("_rule_blocks", Reason.RULE_BLOCKS),
-        ("_rule_waits", "wait"),
-        ("_rule_evicts", "hold"),
-        ("_unmanaged", Reason.UNMANAGED),
-        ("_local_files", Reason.LOCAL_STORAGE),
-        ("_job", "wait"),
-    ]
 
 
 @pytest.mark.parametrize(

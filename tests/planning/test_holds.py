@@ -13,7 +13,7 @@ from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.policy import Canary, Cost, Rollout
 from gpusharing.planning.pools.canary import find_canary, find_note
-from gpusharing.planning.pools.holds import HOLDS, find_hold
+from gpusharing.planning.pools.holds import find_hold
 from gpusharing.planning.pools.hours import ALWAYS
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.records import Deferred, SpecVersion, Verified
@@ -26,18 +26,6 @@ from gpusharing.planning.wanted.revision import find_revision
 
 POOL = make_policy(generation=3)
 LENIENT = {"strandedPods": "Allow"}
-
-
-def test_the_order_of_the_holds_is_part_of_the_product() -> None:
-    assert [(hold.find.__name__, hold.reason) for hold in HOLDS] == [
-        ("_frozen", Reason.FROZEN),
-        ("_halted", Reason.HALTED),
-        ("_outnumbered", Reason.CANARY_TOO_LARGE),
-        ("_unapproved", Reason.APPROVAL_NEEDED),
-        ("_broken", Reason.CANARY_NOT_SERVING),
-        ("_closed", Reason.WINDOW_CLOSED),
-        ("_soaking", Reason.CANARY_SOAK),
-    ]
 
 
 def member(name: str, phase: Phase = Phase.PENDING, **node: Any) -> Member:
@@ -232,6 +220,34 @@ def test_a_pool_that_became_smaller_than_its_canary_goes_by_what_is_left_of_it_w
     assert ("of the remaining nodes is the canary" in find_note(smaller)) is (
         reason is not Reason.CANARY_TOO_LARGE
     )
+
+
+BROKEN = member("n9", Phase.SYNCED, ready=False, verified=PROVEN)
+ONE = {"nodes": 1, "soak": "10m"}
+TOGETHER: dict[str, tuple[list[Member], dict[str, Any], bool, Reason]] = {
+    "no node may be unavailable, and one has failed": (
+        [member("n1", Phase.FAILED, fence=ACTUATING)], {"maxUnavailable": 0}, False, Reason.FROZEN),
+    "a node has failed, and the canary is too large": (
+        [member("n1", Phase.FAILED, fence=ACTUATING)], {"canary": LARGE}, False, Reason.HALTED),
+    "the canary is too large, and nobody has approved": (
+        [], {"canary": LARGE, "approval": "Manual"}, False, Reason.CANARY_TOO_LARGE),
+    "nobody has approved, and a canary does not serve": (
+        [BROKEN], {"canary": ONE, "approval": "Manual"}, False, Reason.APPROVAL_NEEDED),
+    "a canary does not serve, and no window is open": ([BROKEN], {"canary": ONE}, True, Reason.CANARY_NOT_SERVING),
+    "no window is open, and a canary soaks": ([proven("n9")], {"canary": ONE}, True, Reason.WINDOW_CLOSED),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("nodes", "rollout", "closed", "reason"), TOGETHER.values(), ids=TOGETHER)
+def test_what_a_person_has_to_end_is_told_before_what_the_clock_ends(
+    nodes: list[Member], rollout: dict[str, Any], closed: bool, reason: Reason
+) -> None:
+    pool = pooled(*MANY[2:], *nodes, **rollout)
+    if closed:
+        pool = replace(pool, hours=replace(ALWAYS, closed=Finding(Reason.WINDOW_CLOSED, "no window is open")))
+    hold = find_hold(pool)
+    assert hold is not None
+    assert hold.reason is reason
 
 
 # --- whole ways -------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from tests.planning.test_pool import OFFERED, candidate, queue_of, with_waits
 
 from gpusharing.api.names import Phase
 from gpusharing.api.times import NEVER
-from gpusharing.planning.pools.keepers import KEEPERS
 from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.room import select
@@ -49,18 +48,6 @@ def waiting(members: Sequence[Member]) -> Verdict:
     pool.names.append("z")
     pool.candidates.append(candidate("z"))
     return with_waits(select(pool.with_hours(NOW), queue_of(pool), 100, Ledger(OFFERED, NOW))).verdicts["z"]
-
-
-def test_the_order_of_the_keepers_is_part_of_the_product() -> None:
-    assert [keeper.holds.__name__ for keeper in KEEPERS] == [
-        "_failed",
-        "_calls_fail",
-        "_yielded",
-        "_is_held",
-        "going",
-        "unready",
-        "cordoned",
-    ]
 
 
 KEPT: dict[str, tuple[Member, str]] = {

@@ -109,7 +109,9 @@ def unordered(value: Any) -> Any:
 
 
 def test_every_model_of_the_facts_has_a_card_and_every_card_with_mig_a_model() -> None:
-    assert {model_of(card) for card in MIG_CARDS} == MODELS.keys()
+    assert {model_of(card) for card in MIG_CARDS} == MODELS.keys(), (
+        "a card with MIG gets a model, with its sources, in tests/planning/mig-facts.yaml"
+    )
     assert MODELS.keys() <= BY_KEY.keys()
     assert MODEL_OF.keys() <= {card.key for card in MIG_CARDS} - MODELS.keys()
 
@@ -118,7 +120,9 @@ def test_every_model_of_the_facts_has_a_card_and_every_card_with_mig_a_model() -
 def test_a_card_has_the_profiles_of_the_facts_with_counts_ids_and_placements(card: Card) -> None:
     by_name = {profile.name: profile for profile in card.profiles}
     assert len(by_name) == len(card.profiles)
-    assert by_name == {profile.name: profile for profile in documented(model_of(card))}
+    assert by_name == {profile.name: profile for profile in documented(model_of(card))}, (
+        "cards.py or tests/planning/mig-facts.yaml was copied wrong: see the sources at the top of the latter"
+    )
 
 
 @pytest.mark.parametrize("card", MIG_CARDS, ids=key)

@@ -34,7 +34,6 @@ from gpusharing.planning.stack.acceptance import find_objection
 from gpusharing.planning.stack.pointers import (
     MIG_POINTER,
     PLUGIN_POINTER,
-    RESTRAINTS,
     UPSTREAM_MIG_CONFIG,
     find_unresolved,
     plan_pointers,
@@ -221,19 +220,14 @@ SAID: dict[str, tuple[StackView, str]] = {
         '{"name":"gpusharing-device-plugin","default":null}}}}\''),
     "why it could not": (stack(pointer_error="not allowed to patch"), "could not set it (chart value"
         " gpuOperator.configure): not allowed to patch; run: kubectl"),
+    "who set it, although a write failed before": (
+        stack(replace(BARE, plugin_config_name="theirs"), pointer_error="not allowed to patch"),
+        "never overwrites what someone else has set"),
+    "which default is in the way, although a write failed before": (
+        stack(replace(BARE, plugin_default="theirs"), pointer_error="not allowed to patch"),
+        "devicePlugin.config.default is theirs, which gpusharing-device-plugin does not contain"),
     "what it waits for": (stack(), "the operator will set it (chart value gpuOperator.configure) once both ConfigMaps"),
 }  # fmt: skip
-
-
-def test_the_order_of_the_restraints_is_part_of_the_product() -> None:
-    assert [restraint.__name__ for restraint in RESTRAINTS] == [
-        "_set_back",
-        "_taken",
-        "_default_unheld",
-        "_entries_unheld",
-        "_would_change",
-        "_failed",
-    ]
 
 
 @pytest.mark.parametrize(("found", "words"), SAID.values(), ids=SAID.keys())

@@ -29,8 +29,7 @@ from tests.planning.told import (
 )
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.report.headline import HEADLINES
-from gpusharing.planning.report.status import ACCEPTANCES, STALLS, bearing, find_grounds, policy_status
+from gpusharing.planning.report.status import bearing, find_grounds, policy_status
 from gpusharing.planning.snapshot.actions import LabelNode
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.verdict import Verdict
@@ -122,6 +121,14 @@ PATHS: dict[str, tuple[StatusInput, tuple[str, str, str, str]]] = {
     "deleted while a node is in flight": (
         StatusInput([DRAINING], DELETED),
         (VALID, "False Deleting", UNDER_WAY, CALM),
+    ),
+    "deleted, and not accepted": (
+        StatusInput((), DELETED, objection=BAD_SPEC),
+        ("False InvalidSpec", "False Deleting", "False InvalidSpec", "True InvalidSpec"),
+    ),
+    "one failed, and another waits for a person": (
+        StatusInput([FAILED, STUCK]),
+        (VALID, "False RolloutInProgress", "False NodesFailed", "True NodesFailed"),
     ),
     "deleted and nothing to do": (
         StatusInput((), DELETED),
@@ -233,35 +240,6 @@ def test_ready_means_that_every_node_is_proven_whatever_the_order(rows: Any, shu
     assert StatusInput(verdicts, nodes=nodes).status() == status
 
 
-def test_the_order_of_the_headlines_is_part_of_the_product() -> None:
-    assert [(row.find.__name__, row.reason) for row in HEADLINES] == [
-        ("_deleting", Reason.DELETING),
-        ("_resetting", Reason.DELETING),
-        ("_refused", Reason.NOT_ACCEPTED),
-        ("_empty", Reason.NO_NODES),
-        ("_away", Reason.NODE_NOT_READY),
-        ("_awaited", Reason.ROLLOUT_IN_PROGRESS),
-        ("_proven", Reason.SYNCED),
-    ]
-
-
-def test_the_order_of_the_circumstances_of_a_condition_is_part_of_the_product() -> None:
-    assert [(row.find.__name__, row.status) for row in ACCEPTANCES] == [
-        ("_objected", False),
-        ("_unserved", False),
-        ("_all_skipped", False),
-        ("_partly_served", True),
-    ]
-    assert [(row.find.__name__, row.status) for row in STALLS] == [
-        ("_objected", True),
-        ("_failed", True),
-        ("_left_to_a_person", True),
-        ("_stuck", True),
-        ("_in_vain", True),
-        ("_unapproved", False),
-    ]
-
-
 @pytest.mark.parametrize(
     ("path", "word", "text"),
     [
@@ -275,6 +253,7 @@ def test_the_order_of_the_circumstances_of_a_condition_is_part_of_the_product() 
         ("no node", "NoNodes", "spec.nodeSelector matches no node with GPUs; label the nodes of the pool"),
         ("only other cards than spec.products", "NoNodes", "gpu-12: Tesla T4 is not in spec.products"),
         ("not accepted", "InvalidSpec", "spec.mode: unknown"),
+        ("deleted, and not accepted", "Deleting", "changes in flight are first finished or rolled back"),
         ("deleted and nothing to do", "Deleting", "changes in flight are first finished or rolled back"),
         ("proven on a node that is not Ready", "NodeNotReady", "gpu-07 is proven but not Ready"),
         (

@@ -1,6 +1,7 @@
 """Is a node what it should be? Each source can disagree; the first one in the order of CHECKS is the answer."""
 
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -46,28 +47,6 @@ def with_labels(case: Comparison, **labels: str | None) -> Comparison:
 def observing(case: Comparison, **fields: Any) -> Comparison:
     """The case with another report of the agent."""
     return replace(case, observed=replace(case.observed, **fields))
-
-
-def test_the_order_of_the_checks_is_part_of_the_product() -> None:
-    assert [(check.find.__name__, check.reason) for check in CHECKS] == [
-        ("_unreadable", Reason.AGENT_ERROR),
-        ("_quiet", Reason.OBSERVATION_PENDING),
-        ("_unreachable", Reason.GPU_UNHEALTHY),
-        ("<lambda>", Reason.AGENT_LACKS_RIGHTS),
-        ("<lambda>", Reason.GPU_MISSING),
-        ("_other_layout", Reason.LAYOUT_MISMATCH),
-        ("_mode_pending", Reason.MIG_MODE_PENDING),
-        ("_mig_config", Reason.LABEL_MISMATCH),
-        ("_mig_failed", Reason.ACTUATOR_FAILED),
-        ("_mig_busy", Reason.ACTUATOR_BUSY),
-        ("_paused", Reason.OPERANDS_PAUSED),
-        ("_plugin_config", Reason.LABEL_MISMATCH),
-        ("_mps_absent", Reason.MPS_NOT_RUNNING),
-        ("_exclusive", Reason.COMPUTE_MODE),
-        ("_gfd_not_restarted", Reason.LABEL_MISMATCH),
-        ("_gfd_labels", Reason.LABEL_MISMATCH),
-        ("_allocatable", Reason.ALLOCATABLE_MISMATCH),
-    ]
 
 
 NODES: dict[str, tuple[PolicyView, tuple[str, ...]]] = {
@@ -198,6 +177,31 @@ def test_a_source_disagrees(policy: PolicyView, change: Any, reason: Reason, say
     mismatch = find_mismatch(change(case_of(policy)), CHECKS)
     assert mismatch is not None
     assert (mismatch.reason, says in mismatch.message) == (reason, True), mismatch.message
+
+
+IN_TURN = (
+    "the agent cannot read",
+    "the agent is quiet",
+    "a GPU vanished",
+    "mig.config is gone, so a reboot would lose the layout",
+    "mig-manager failed",
+    "an operand is paused",
+    "the count of a profile is wrong",
+    "a resource is missing",
+)
+"""Sources that disagree; of two, the earlier one is told."""
+
+
+@pytest.mark.parametrize(("first", "second"), [*combinations(IN_TURN, 2)])
+def test_of_two_sources_that_disagree_the_one_that_the_other_follows_from_is_told(
+    first: str, second: str
+) -> None:
+    earlier, later = MISMATCHES[first], MISMATCHES[second]
+    alone, both = later[1](case_of(MIXED)), later[1](earlier[1](case_of(MIXED)))
+    told = [find_mismatch(case, CHECKS) for case in (alone, both)]
+    assert [one and one.reason for one in told] == [later[2], earlier[2]]
+    assert told[1] is not None
+    assert earlier[3] in told[1].message
 
 
 AGREES: dict[str, tuple[PolicyView, Any]] = {
