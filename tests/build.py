@@ -15,7 +15,7 @@ from gpusharing.kube.zones import find_zones
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, Owner, PdbView, PodView
-from gpusharing.planning.snapshot.records import Claim, Deferred, Fence, SpecVersion, Verified
+from gpusharing.planning.snapshot.records import UNRECORDED, Claim, Deferred, Fence, Verified
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, Operand, Program, StackView
 from gpusharing.planning.snapshot.views import (
     ClusterSnapshot,
@@ -288,6 +288,13 @@ def make_policy(
     )
 
 
+def ask_anew(policy: PolicyView) -> PolicyView:
+    """The policy after an edit that gives it another revision and changes nothing on its nodes."""
+    assert policy.spec is not None
+    spec = policy.spec.model_copy(update={"priority": policy.spec.priority + 1})
+    return replace(policy, spec=spec, generation=policy.generation + 1)
+
+
 def make_cluster_policy(
     plugin_config_name: str = SETTINGS.plugin_config_map,
     *,
@@ -359,10 +366,10 @@ def make_fence(
     since: datetime = NOW,
     **fields: Any,
 ) -> Fence:
-    """Our record of a change of gpu-07 that began now."""
+    """Our record of a change of gpu-07 that began now; `make_case` fills in the version of its policy."""
     known: dict[str, Any] = {
         "op": "op-1",
-        "version": SpecVersion("", 1),
+        "version": UNRECORDED,
         "prior_unschedulable": False,
         "added": (names.LABEL_UPGRADE_SKIP,),
         "from_layout": "1x full",

@@ -165,7 +165,7 @@ RAW_PATCH: JSON = {
         "annotations": {
             f"{names.PREFIX}bench-label": "raw",
             f"{names.PREFIX}bench": '{"v":1,"policy":"fleet","migConfig":"","pluginConfig":"fleet-0000000",'
-            '"correctedGeneration":0,"retry":""}',
+            '"correctedRevision":"","retry":""}',
         }
     }
 }

@@ -125,7 +125,7 @@ async def test_a_dry_run_of_each_verb_shows_the_patch_says_what_it_would_do_and_
         await scene.reason("gpu-1", "Paused")
         assert await dry_run(scene, "resume", "pool-b") == [
             'gsp/pool-b  {"spec":{"rollout":{"paused":false}}}',
-            "Nodes will start to change again, and earlier failures no longer count.",
+            "Nodes will start to change again, unless failures have halted the rollout.",
         ]
 
 
@@ -162,15 +162,21 @@ async def test_a_rollout_that_failures_have_halted_goes_on_after_a_resume() -> N
 
 
 ASKED = {
-    "the operator asks for": ("3.2", "3.2"),
-    "is the generation, where the operator has judged the nodes by an earlier one": ("2.4", "3"),
-    "is the generation, where the operator names none": ("", "3"),
+    "the operator asks for": ("0123456789ab.2", "0123456789ab.2"),
+    "is the revision, where the operator has judged the nodes by another one": (
+        "ba9876543210.4",
+        "0123456789ab",
+    ),
+    "is the revision, where the operator names none": ("", "0123456789ab"),
 }
 
 
 @pytest.mark.parametrize(("asked", "value"), ASKED.values(), ids=ASKED)
 def test_a_resume_sets_the_value_that(asked: str, value: str) -> None:
-    policy = {"metadata": {"name": "p", "generation": 3}, "status": {"observedGeneration": 3}}
+    policy = {
+        "metadata": {"name": "p", "generation": 3},
+        "status": {"observedGeneration": 3, "revision": "0123456789ab"},
+    }
     message = f"kubectl annotate gsp p --overwrite {names.ANNOTATION_RESUME}={asked}" if asked else ""
     halted = gpunode("gpu-1", "Pending", "Halted", message=message)
     request = SteeringRequest(NOW, gpunodes=(read_node(halted),))

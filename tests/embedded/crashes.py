@@ -40,7 +40,8 @@ from gpusharing.planning.snapshot.draviews import TAINT_TEST
 TELLING = {("gpunodes", "status"), ("gpusharingpolicies", "status"), ("events", None)}
 """Writes that only tell people; nothing is decided from them."""
 CHANCE = (
-    (re.compile(r'("policyUid":")[^"]*'), r"\1"),
+    (re.compile(r'("uid":")[^"]*'), r"\1"),
+    (re.compile(r'("(?:r|correctedR)evision":")[^"]+'), r"\1 R"),
     (re.compile(r'("changedAt":")[^"]*'), r"\1"),
     (re.compile(r'("took":)\d+'), r"\1 0"),
 )
@@ -280,7 +281,8 @@ def _policy(raw: JSON) -> JSON:
     rows: Iterable[JSON] = raw["status"]["conditions"]
     conditions = [{key: value for key, value in row.items() if key != "lastTransitionTime"} for row in rows]
     summary = {key: value for key, value in raw["status"]["summary"].items() if key != "pendingPods"}
-    status: dict[str, Any] = {**raw["status"], "conditions": conditions, "summary": summary}
+    # The revision hashes the UID, which is another one in each run.
+    status: dict[str, Any] = {**raw["status"], "conditions": conditions, "summary": summary, "revision": ""}
     return {"finalizers": raw["metadata"].get("finalizers", []), "spec": raw["spec"], "status": status}
 
 
@@ -295,7 +297,7 @@ def _claims(scene: Scene) -> JSON:
         return {}
     claims: JSON = json.loads(lease["metadata"]["annotations"][names.ANNOTATION_CLAIMS])
     failed = claims.pop("failedNodes", {})
-    return {**claims, "failed": sorted((one["node"], one["generation"]) for one in failed.values())}
+    return {**claims, "failed": sorted(one["node"] for one in failed.values())}
 
 
 def differences(expected: Any, found: Any, path: str = "") -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Drift: put right once in a generation of a policy, and not once more because something else happened meanwhile."""
+"""Drift: put right once in a revision of a policy, and not once more because something else happened meanwhile."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -82,7 +82,7 @@ async def test_a_node_that_is_adopted_anew_keeps_that_its_drift_was_put_right() 
 
 
 @virtually
-async def test_an_edit_while_drift_is_put_right_leaves_its_own_correction_to_the_new_generation() -> None:
+async def test_an_edit_while_drift_is_put_right_leaves_its_own_correction_to_the_new_revision() -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.apply(MIXED)
         await scene.ready()

@@ -130,7 +130,7 @@ async def test_a_retry_tries_the_new_layout_again_and_goes_back_once_more_when_i
 
 
 @virtually
-async def test_another_generation_repairs_a_node_that_went_back() -> None:
+async def test_another_intent_repairs_a_node_that_went_back() -> None:
     async with open_scene(*nodes(1)) as scene:
         await fails(scene)
         await scene.reason("gpu-1", "RolledBack")
@@ -154,7 +154,7 @@ async def test_an_edit_turns_a_node_round_that_is_on_its_way_back() -> None:
 async def test_a_policy_that_is_deleted_or_paused_meanwhile_does_not_send_the_node_forward_again(
     deed: str,
 ) -> None:
-    """Both give it another generation, though nobody asks for the layout that failed."""
+    """Nobody asks for the layout that failed."""
     async with open_scene(*nodes(1)) as scene:
         await fails(scene)
         await scene.e.until(lambda: runs_back(scene), "the run that leads back", HOUR)

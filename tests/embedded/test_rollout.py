@@ -195,17 +195,17 @@ async def first_failed(scene: Scene, *names_of_all: str) -> str:
 
 
 @virtually
-async def test_a_failed_node_halts_the_policy_until_a_person_resumes_this_generation() -> None:
+async def test_a_failed_node_halts_the_policy_until_a_person_resumes_this_revision() -> None:
     async with open_scene(*nodes(3)) as scene:
         first = await first_failed(scene, "gpu-1", "gpu-2", "gpu-3")
         scene.annotate(first, retry="again")
         await scene.phase(first, "Synced")
         other = next(name for name in ("gpu-1", "gpu-2", "gpu-3") if name != first)
         transition = await scene.reason(other, "Halted")
-        assert f"{first} failed in this generation" in transition["message"]
+        assert f"{first} failed in this revision of the policy" in transition["message"]
         await asyncio.sleep(600)
         assert len(begun(scene)) == 1
-        note(scene, resume=str(scene.e.policy("pool-b")["metadata"]["generation"]))
+        note(scene, resume=scene.e.policy("pool-b")["status"]["revision"])
         await scene.e.until(lambda: len(begun(scene)) == 2, "another node starts", HOUR)
 
 
@@ -230,13 +230,13 @@ async def test_a_rollout_that_goes_on_after_a_failure_halts_again_after_as_many(
         for number in range(1, 5):
             scene.e.software.inject(f"gpu-{number}", "refuse")
         scene.apply(MIXED, rollout=at_once(1, onFailure="Rollback"))
-        generation = str(scene.e.policy("pool-b")["metadata"]["generation"])
-        for count, asked in enumerate((generation, f"{generation}.2"), start=1):
+        for count, batches in enumerate(("", ".2"), start=1):
             await scene.e.until(
                 partial(are_halted, scene, 4 - count), f"{count} failed, others halted", 3 * HOUR
             )
             await asyncio.sleep(600)
             assert len(begun(scene)) == before + count
+            asked = scene.e.policy("pool-b")["status"]["revision"] + batches
             assert all(text.endswith(f"gpusharing.dev/resume={asked}") for text in halted(scene))
             note(scene, resume=asked)
 
@@ -253,7 +253,7 @@ async def test_a_policy_is_halted_when_a_node_is_deleted_in_the_middle_of_its_ch
         assert f"{first} (deleted in the middle of its change) failed" in transition["message"]
         await asyncio.sleep(600)
         assert (len(begun(scene)), claims(scene)) == (1, set())
-        note(scene, resume=str(scene.e.policy("pool-b")["metadata"]["generation"]))
+        note(scene, resume=scene.e.policy("pool-b")["status"]["revision"])
         await scene.ready()
 
 

@@ -53,14 +53,14 @@ MIG_MANAGERS = {"nvidia-mig-manager-daemonset", "nvidia-mig-manager"}
 CLAIMS = "gpusharing.dev/claims"
 PODS = "/api/v1/pods"
 MASKS = (
-    (re.compile(r'(policyUid\\*": ?\\*")[^"\\]*'), r"\1"),
+    (re.compile(r'(version\\*": ?\{\\*"uid\\*": ?\\*")[^"\\]*'), r"\1"),
     (re.compile(r'(changedAt\\*": ?\\*")[^"\\]*'), r"\1"),
     (re.compile(r'(took\\*": ?)\d+'), r"\1 0"),
     (re.compile(r"\d\d:\d\d:\d\dZ"), "TIME"),
     (re.compile(r"(-on-POOL-\d)-[a-z0-9]{5}\b"), r"\1-POD"),
 )
 APART = re.compile(r'(apart\\*": ?)(true|false)')
-REVISION = re.compile(r'(?<=revision)(\\*": ?\\*")([0-9a-f]{12})\b')
+REVISION = re.compile(r'(?<=evision)(\\*": ?\\*")([0-9a-f]{12})\b')
 
 
 @dataclass(frozen=True)
@@ -312,7 +312,7 @@ def without_uids(written: str) -> Object:
     """What the Lease says of claims and failures; failures by name, as UIDs differ from run to run."""
     found: Object = json.loads(written)
     if failed := found.pop("failedNodes", None):
-        found["failedNodes"] = sorted((one["node"], one["generation"]) for one in failed.values())
+        found["failedNodes"] = sorted(one["node"] for one in failed.values())
     return found
 
 

@@ -165,7 +165,8 @@ def old_marks(pool: Pool) -> None:
         "pluginConfig": "",
         "later": {"a": 1},
     }
-    deferred = {"v": 1, "count": 2, "until": "2026-01-01T00:00:00Z", "reason": "old", "generation": 1}
+    version = {"uid": "", "revision": ""}
+    deferred = {"v": 1, "count": 2, "until": "2026-01-01T00:00:00Z", "reason": "old", "version": version}
     pool.annotate(pool.nodes[0], {names.ANNOTATION_VERIFIED: json.dumps(verified)})
     pool.annotate(pool.nodes[1], {names.ANNOTATION_DEFERRED: json.dumps(deferred)})
     pool.annotate(pool.nodes[2], {names.ANNOTATION_VERIFIED: json.dumps(verified)})

@@ -48,7 +48,7 @@ def test_drift_is_told_by_an_event_and_put_right(product: Product) -> None:
         pool.wait(lambda: corrected(pool, since), "the correction")
         pool.wait_synced()
         record = json.loads(pool.node()["metadata"]["annotations"]["gpusharing.dev/verified"])
-        assert record["correctedGeneration"] == product.api.get(pool.path)["metadata"]["generation"]
+        assert record["correctedRevision"] == product.api.get(pool.path)["status"]["revision"]
 
 
 def test_drift_that_returns_and_an_edit_after_it_name_the_field_manager_that_wrote_the_label(

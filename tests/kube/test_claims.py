@@ -36,7 +36,7 @@ def test_a_claim_past_the_point_of_no_return_is_the_same_claim() -> None:
     claim = Claim("u7", "pool-b", "op-1")
     record = json.loads(records.claims_text({"gpu-07": claim}))
     record["claims"]["gpu-07"] |= NEWER
-    begun = replace(claim, version=SpecVersion("uid-b", 3))
+    begun = replace(claim, version=SpecVersion("uid-b", "r3"))
     text = records.claims_text({"gpu-07": begun}, json.dumps(record))
     assert json.loads(text)["claims"]["gpu-07"].keys() >= NEWER.keys()
     assert records.parse_claims(text) == ({"gpu-07": begun}, "")
@@ -46,27 +46,27 @@ def test_a_claim_past_the_point_of_no_return_is_the_same_claim() -> None:
 def test_failures_are_on_record_beside_the_claims_and_an_older_operator_reads_only_those() -> None:
     claims, failed = (
         {"gpu-07": Claim("u7", "pool-b", "op-1")},
-        {"u9": FailedNode("gpu-09", SpecVersion("uid-b", 3))},
+        {"u9": FailedNode("gpu-09", SpecVersion("uid-b", "r3"))},
     )
     text = records.claims_text(claims, failed_nodes=failed)
     assert records.parse_claims(text) == (claims, "")
     assert records.parse_failed_nodes(text) == (failed, "")
     assert json.loads(text)["failedNodes"] == {
-        "u9": {"node": "gpu-09", "policyUid": "uid-b", "generation": 3}
+        "u9": {"node": "gpu-09", "version": {"uid": "uid-b", "revision": "r3"}}
     }
     nothing = records.parse_failed_nodes(records.claims_text(claims, text))
     assert nothing == ({}, ""), "all of them are replaced"
 
 
 def test_what_a_newer_operator_wrote_of_a_failure_lasts_as_long_as_the_failure() -> None:
-    failed = {uid: FailedNode(f"gpu-{uid}", SpecVersion("uid-b", 3)) for uid in ("u7", "u8", "u9")}
+    failed = {uid: FailedNode(f"gpu-{uid}", SpecVersion("uid-b", "r3")) for uid in ("u7", "u8", "u9")}
     record = json.loads(records.claims_text({}, failed_nodes=failed))
     for uid in failed:
         record["failedNodes"][uid] |= NEWER
     now = {
         "u7": failed["u7"],
         "u8": replace(failed["u8"], gone=True),
-        "u9": replace(failed["u9"], version=SpecVersion("uid-b", 4)),
+        "u9": replace(failed["u9"], version=SpecVersion("uid-b", "r4")),
     }
     text = records.claims_text({}, json.dumps(record), now)
     assert records.parse_failed_nodes(text) == (now, "")
@@ -75,7 +75,7 @@ def test_what_a_newer_operator_wrote_of_a_failure_lasts_as_long_as_the_failure()
     assert after["u8"] == {**record["failedNodes"]["u8"], "gone": True}, (
         "the same failure of a Node that went"
     )
-    assert after["u9"].keys() == {"node", "policyUid", "generation"}, "another failure"
+    assert after["u9"].keys() == {"node", "version"}, "another failure"
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_what_a_newer_operator_wrote_of_a_failure_lasts_as_long_as_the_failure()
         ('{"v":1,"failedNodes":{"u1":7}}', "the failure of the Node with UID u1: it is 7, not an object"),
         (
             '{"v":1,"failedNodes":{"u2":{"node":"x"}}}',
-            "the failure of the Node with UID u2: generation is missing",
+            "the failure of the Node with UID u2: version is missing",
         ),
     ],
 )
@@ -100,7 +100,7 @@ def test_a_failure_that_cannot_be_read_is_left_out_and_said(damaged: str, why: s
 
 
 def test_a_failure_that_cannot_be_read_hides_no_other() -> None:
-    failed = {"u9": FailedNode("gpu-09", SpecVersion("uid-b", 3))}
+    failed = {"u9": FailedNode("gpu-09", SpecVersion("uid-b", "r3"))}
     record = json.loads(records.claims_text({}, failed_nodes=failed))
     record["failedNodes"]["u1"] = {"node": "gpu-01"}
     assert records.parse_failed_nodes(json.dumps(record))[0] == failed
@@ -112,12 +112,12 @@ def test_the_claims_of_all_nodes_that_may_be_in_flight_fit_onto_the_lease() -> N
     op = f"{policy[:40]}.1000.19a5f0b2c3d"
     claims = {
         f"{name}{number:03}": Claim(
-            "0" * 36, policy, op, f"{op}.{name}{number:03}", SpecVersion("0" * 36, 1000)
+            "0" * 36, policy, op, f"{op}.{name}{number:03}", SpecVersion("0" * 36, "0" * 12)
         )
         for number in range(records.MOST_CLAIMS)
     }
     failed = {
-        f"{number:036}": FailedNode(f"{name}{number:03}", SpecVersion("0" * 36, 1000))
+        f"{number:036}": FailedNode(f"{name}{number:03}", SpecVersion("0" * 36, "0" * 12))
         for number in range(MOST)
     }
     assert len(records.claims_text(claims, failed_nodes=failed)) < 256 * 1024

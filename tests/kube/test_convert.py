@@ -63,7 +63,7 @@ def test_zero_and_unreadable_counts_are_absent_and_thousands_are_read() -> None:
 def test_our_records_and_wishes_on_a_node_are_read() -> None:
     until = datetime(2026, 11, 20, 11, tzinfo=UTC)
     deferred, verified = (
-        Deferred(2, until, "PDB", SpecVersion("", 7)),
+        Deferred(2, until, "PDB", SpecVersion("uid-b", "r7")),
         Verified("pool-b", "all-disabled", "pool-b-1"),
     )
     view = convert.node_view(

@@ -21,7 +21,7 @@ NOW = datetime(2026, 11, 20, 10, 2, 11, tzinfo=UTC)
 FENCE = Fence(
     op="op-1",
     policy="pool-b",
-    version=SpecVersion("", 7),
+    version=SpecVersion("uid-b", "r7"),
     node_uid="u1",
     prior_unschedulable=False,
     added=("nvidia.com/gpu-driver-upgrade.skip",),
@@ -37,6 +37,7 @@ FENCE = Fence(
     deadline=NOW + timedelta(minutes=15),
 )
 TEXTS = st.text(max_size=20)
+VERSIONS = st.builds(SpecVersion, uid=TEXTS, revision=TEXTS)
 NUMBERS = st.integers(0, 10**10)
 MOMENTS = st.datetimes(EARLIEST.replace(tzinfo=None), NEVER.replace(tzinfo=None), timezones=st.just(UTC))
 
@@ -46,8 +47,8 @@ MOMENTS = st.datetimes(EARLIEST.replace(tzinfo=None), NEVER.replace(tzinfo=None)
         Fence,
         op=TEXTS,
         policy=TEXTS,
-        version=st.builds(SpecVersion, uid=TEXTS, generation=st.integers()),
-        failed_version=st.none() | st.builds(SpecVersion, uid=TEXTS, generation=st.integers(1)),
+        version=VERSIONS,
+        failed_version=st.none() | VERSIONS,
         node_uid=TEXTS,
         prior_unschedulable=st.booleans(),
         added=st.lists(TEXTS, max_size=3).map(tuple),
@@ -88,12 +89,12 @@ def test_version_2_is_known_of_fences_only_so_that_another_record_of_it_is_a_new
     assert "version 2" in records.parse_claims('{"v":2,"claims":{}}')[1]
 
 
-@given(st.builds(Verified, TEXTS, TEXTS, TEXTS, st.integers()))
+@given(st.builds(Verified, TEXTS, TEXTS, TEXTS, TEXTS, version=VERSIONS, failed_version=st.none() | VERSIONS))
 def test_a_proof_is_read_back_as_it_was_written(verified: Verified) -> None:
     assert records.parse_record(Verified, records.record_text(verified)) == (verified, "")
 
 
-@given(st.builds(Deferred, NUMBERS, MOMENTS, TEXTS, st.builds(SpecVersion, TEXTS, st.integers()), TEXTS))
+@given(st.builds(Deferred, NUMBERS, MOMENTS, TEXTS, VERSIONS, TEXTS, st.none() | VERSIONS))
 def test_a_deferral_is_read_back_as_it_was_written(deferred: Deferred) -> None:
     assert records.parse_record(Deferred, records.record_text(deferred)) == (deferred, "")
 
@@ -132,9 +133,10 @@ def test_any_text_is_read_or_explained_by_every_reader(text: str) -> None:
         ({"v": True}, "version True"),
         ({"stage": "draining"}, "stage cannot be 'draining'"),
         ({"disruption": "Gentle"}, "disruption cannot be 'Gentle'"),
-        ({"generation": True}, "generation cannot be True"),
-        ({"policyUid": 7}, "policyUid cannot be 7"),
-        ({"failedGeneration": "x"}, "failedVersion cannot be 'x'"),
+        ({"attempt": True}, "attempt cannot be True"),
+        ({"version": {"uid": "uid-b"}}, "version.revision is missing"),
+        ({"version": {"uid": 7, "revision": "r7"}}, "version cannot be {'uid': 7, 'revision': 'r7'}"),
+        ({"failedVersion": "x"}, "failedVersion cannot be 'x'"),
         ({"since": "2026-11-20T10:02:11"}, "since cannot be '2026-11-20T10:02:11'"),
         ({"added": "x"}, "added cannot be 'x'"),
         ({"added": ["x", 1]}, "added cannot be ['x', 1]"),
@@ -147,8 +149,9 @@ def test_any_text_is_read_or_explained_by_every_reader(text: str) -> None:
         "unknown stage",
         "unknown class",
         "flag as number",
+        "no revision",
         "number as UID",
-        "text as number",
+        "text as a version",
         "time without zone",
         "no list",
         "number in a list of texts",
@@ -291,7 +294,7 @@ def test_a_proof_under_somebody_elses_work_leaves_the_fence_that_remembers_our_c
 
 
 def test_an_abort_leaves_when_to_try_again_and_keeps_the_earlier_proof() -> None:
-    deferred = Deferred(1, NOW, "PDB", SpecVersion("", 7))
+    deferred = Deferred(1, NOW, "PDB", SpecVersion("uid-b", "r7"))
     patch = records.patch_for(Release(VIEW, True, {}, deferred=deferred), "41")
     assert patch["metadata"]["annotations"] == {
         "gpusharing.dev/deferred": records.record_text(deferred),

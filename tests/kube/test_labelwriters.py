@@ -66,8 +66,10 @@ def test_nobody_owns_the_label_because_the_node_lists(key: str, text: str) -> No
 
 # --- field managers ---------------------------------------------------------------------------------------------
 
-ADOPTED = Verified("pool-b", "all-3g.40gb", "pool-b-1234567")
-PROOF = replace(ADOPTED, changed_at=datetime(2026, 11, 20, 10, 30, tzinfo=UTC))
+ADOPTED = Verified("pool-b", "all-3g.40gb", "pool-b-1234567", version=SpecVersion("uid-b", ""))
+PROOF = replace(
+    ADOPTED, version=SpecVersion("uid-b", "r1"), changed_at=datetime(2026, 11, 20, 10, 30, tzinfo=UTC)
+)
 LATER, EARLIER = "2026-11-20T11:00:00Z", "2026-11-20T10:00:00Z"
 
 
@@ -104,11 +106,10 @@ def test_what_a_rollback_wrote_to_a_node_that_was_adopted_is_ours_too() -> None:
 
 
 LED: dict[str, Verified] = {
-    "a change of this policy": replace(PROOF, version=SpecVersion("uid-b", 1)),
+    "a change of this policy": replace(PROOF, version=SpecVersion("uid-b", "r1")),
     "a change whose policy was deleted and created again": replace(
-        PROOF, version=SpecVersion("uid-b", 0), revision="r1"
+        PROOF, version=SpecVersion("uid-b", "of-the-other")
     ),
-    "a change by an operator that recorded no UID": replace(PROOF, version=SpecVersion("", 0)),
 }
 
 
@@ -130,7 +131,7 @@ UNTOUCHED: dict[str, NodeView] = {
     "nobody needed mig-manager at the proof": view_of(THEIRS, KYVERNO, proof=replace(PROOF, mig_config="")),
     "the node was adopted under the name that they gave it": view_of(THEIRS, KYVERNO, proof=ADOPTED),
     "it was adopted so by another policy than the one that changed it": view_of(
-        THEIRS, KYVERNO, proof=replace(PROOF, version=SpecVersion("uid-b", 0))),
+        THEIRS, KYVERNO, proof=replace(PROOF, version=SpecVersion("uid-b", ""))),
     "the label was removed": view_of({LABEL_PLUGIN_CONFIG: PROOF.plugin_config}),
     "the API server does not say who": view_of(THEIRS, managed("kyverno", "another")),
     "the operator wrote it": view_of(THEIRS, managed("gpusharing-operator", LABEL_MIG_CONFIG)),

@@ -257,7 +257,7 @@ def test_who_stood_still_beyond_the_deadline_cannot_claim_though_nobody_else_too
 
 def test_failures_are_written_with_the_claims_and_found_by_a_successor() -> None:
     async def main() -> None:
-        cluster, failed = FakeCluster(), {"u9": FailedNode("gpu-09", SpecVersion("uid-b", 3))}
+        cluster, failed = FakeCluster(), {"u9": FailedNode("gpu-09", SpecVersion("uid-b", "r3"))}
         async with contenders(cluster, "a", "b") as (a, b):
             await a.lease.set_claims(CLAIMS, failed)
             assert a.lease.failed_nodes == failed

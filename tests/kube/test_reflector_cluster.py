@@ -29,7 +29,7 @@ def fence(node: NodeView) -> Fence:
     return Fence(
         "op",
         "pool-b",
-        SpecVersion("uid-pool-b", 1),
+        SpecVersion("uid-pool-b", "r1"),
         node.uid,
         False,
         (),

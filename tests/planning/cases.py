@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from tests.build import H100, NOW, SETTINGS, make_gpu, make_operand, make_policy, make_stack
 from tests.configs import target_for
@@ -12,7 +12,7 @@ from tests.planning.world import World
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.podviews import NodeWork
-from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.snapshot.records import UNRECORDED, Deferred, Fence
 from gpusharing.planning.snapshot.stackviews import Operand, Program, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, PolicyView
 from gpusharing.planning.stack.acceptance import find_terms, wish_of
@@ -31,6 +31,8 @@ SINGLE = make_policy(mig={"strategy": "single", "config": "all-1g.10gb"})
 NODE, T4 = "gpu-07", "Tesla T4"
 OPERAND = make_operand()
 
+
+Written = TypeVar("Written", Fence, Deferred)
 
 _worlds: dict[tuple[str, tuple[str, ...]], World] = {}
 
@@ -84,7 +86,10 @@ def make_case(
     world = world_of(was, products)
     policies = [known for known in (was, policy) if known is not None]
     stack = stack or make_stack(*policies, models=world.machines["gpu-07"].gpus())
+    fence = None if fence is None else of_policy(fence, policy)
     view = replace(world.nodes["gpu-07"], uid="uid-gpu-07", fence=fence, **(node or {}))
+    if view.deferred is not None:
+        view = replace(view, deferred=of_policy(view.deferred, policy))
     kept = {key: value for key, value in {**view.labels, **(labels or {})}.items() if value is not None}
     view = replace(view, labels=kept)
     report = (
@@ -109,6 +114,13 @@ def make_case(
         now=now,
     )
     return case if fence is None else named_event(FencedCase.of(case, fence))
+
+
+def of_policy(record: Written, policy: PolicyView | None) -> Written:
+    """The record with the version of the policy where it names none."""
+    if policy is None or record.version != UNRECORDED:
+        return record
+    return replace(record, version=policy.version)
 
 
 def operands_of(mig_manager: Operand | None, mps_daemon: Operand | None) -> dict[Program, Operand]:

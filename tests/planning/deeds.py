@@ -23,10 +23,12 @@ from tests.planning.shareddeeds import (
     clock_set,
     guarded,
     other_policy,
+    paused_and_resumed,
     policy_deleted,
     policy_edited,
     policy_forced,
     policy_reset,
+    priced,
     rollout_edited,
 )
 from tests.planning.stackdeeds import deafens, default_changes, reboots, right_to_delete
@@ -361,6 +363,9 @@ SHARED: Mapping[str, Deed] = {
     "the policy leaves out the card of the node": card_left_out,
     "the policy is paused": rollout_edited(paused=True),
     "the policy is paused, and aborts": rollout_edited(paused=True, when_paused="Abort"),
+    "the policy is paused and goes on": paused_and_resumed,
+    "the policy gets another price": priced,
+    "the policy may change all nodes at once": rollout_edited(max_unavailable="100%"),
     "the policy asks for approvals from now on": rollout_edited(approval="Manual"),
     "the policy is deleted": policy_deleted,
     "with Reset the policy is deleted": policy_reset,

@@ -101,13 +101,13 @@ def person_approves(world: "World", name: str, plan: RolloutPlan) -> bool:
 
 
 def person_resumes(world: "World", name: str, plan: RolloutPlan) -> bool:
-    """The annotation gets the value that a halted node shows, or else the present generation. False: that is what it
+    """The annotation gets the value that a halted node shows, or else the present revision. False: that is what it
     has."""
     policy = next((one for one in world.policies if one.name == name), None)
     if policy is None:
         return False
     told = (one for one in plan.verdicts.values() if (one.policy, one.reason) == (name, Reason.HALTED))
-    value = next((read_value(one.message) for one in told), str(policy.generation))
+    value = next((read_value(one.message) for one in told), policy.version.revision)
     if policy.resumed == value:
         return False
     changed = replace(policy, resumed=value)

@@ -56,10 +56,11 @@ UNKNOWN = timedelta(minutes=15)
 class Ledger:
     """What people agreed to and what came of it, as nobody but the tests writes it down."""
 
-    approved: dict[tuple[SpecVersion, str], frozenset[str]] = field(default_factory=dict)
-    """By generation and hash: UIDs of the nodes that were to change when a person approved it."""
+    approved: dict[tuple[str, int, str], frozenset[str]] = field(default_factory=dict)
+    """By policy, generation and hash: UIDs of the nodes that were to change when a person approved it."""
     failed: dict[SpecVersion, set[str]] = field(default_factory=dict)
-    """UIDs of nodes that were Failed after the point of no return, and were not proven late by themselves since."""
+    """UIDs of nodes that were Failed after the point of no return, and were not proven late by themselves since. A new
+    intent ends them, and nothing else that is edited does."""
     retries: dict[str, str] = field(default_factory=dict)
     """By UID of a node the retry that it bore when it was Failed last: another one is a person's doing."""
     waves: dict[str, datetime] = field(default_factory=dict)
@@ -67,7 +68,7 @@ class Ledger:
     proofs: dict[str, tuple[SpecVersion, datetime]] = field(default_factory=dict)
     """By UID of a node: the change that was proven there last, and when; also of nodes that were forgotten since."""
     specs: dict[SpecVersion, Mapping[str, Any]] = field(default_factory=dict)
-    """By generation: what people wrote, but for what only pauses it."""
+    """What people asked for: whatever they wrote but prices, what a deletion does, and how the rollout goes."""
     turns: set[tuple[str, SpecVersion, str]] = field(default_factory=set)
     """UID of a node that went back, the version of the spec, and the retry that the node bore."""
     apart: set[str] = field(default_factory=set)
@@ -77,7 +78,7 @@ class Ledger:
 
     def copy(self) -> "Ledger":
         """For a twin that goes its own way."""
-        failed = {generation: set(nodes) for generation, nodes in self.failed.items()}
+        failed = {version: set(nodes) for version, nodes in self.failed.items()}
         return replace(
             self,
             approved=dict(self.approved),
@@ -92,16 +93,28 @@ class Ledger:
         )
 
     def write_down(self, policy: PolicyView) -> None:
-        """What this generation of a policy says."""
+        """What this policy asks for. What failed while it asked for something else is over."""
         if policy.spec is not None and policy.version not in self.specs:
             wire = policy.spec.model_dump()
-            del wire["rollout"]["paused"], wire["rollout"]["when_paused"]
-            self.specs[policy.version] = wire
+            del wire["cost"], wire["deletion_policy"]
+            wire["rollout"] = wire["rollout"]["timeouts"]
+            self.specs[policy.version] = {**wire, "resetting": policy.resetting}
+        self.failed = {
+            version: nodes
+            for version, nodes in self.failed.items()
+            if version.uid != policy.uid or self.asks_for(version, policy)
+        }
+        self.turns = {
+            turn for turn in self.turns if turn[1].uid != policy.uid or self.asks_for(turn[1], policy)
+        }
 
     def is_of(self, record: Fence | Verified, policy: PolicyView) -> bool:
-        """The change went by what this policy says now, but for pauses."""
-        then, now = record.version, policy.version
-        said = self.specs.get(then)
+        """The change went by what this policy asks for now."""
+        return self.asks_for(record.version, policy)
+
+    def asks_for(self, then: SpecVersion, policy: PolicyView) -> bool:
+        """The policy asks for what it asked for then."""
+        now, said = policy.version, self.specs.get(then)
         return then == now or (then.uid == now.uid and said is not None and said == self.specs.get(now))
 
 
@@ -111,7 +124,7 @@ def approve(world: "World", policy: PolicyView, plan_hash: str) -> None:
         replace(one, approved=plan_hash) if one.name == policy.name else one for one in world.policies
     )
     seen = frozenset(node.uid for node in pool(world, policy.name))
-    world.ledger.approved[policy.version, plan_hash] = seen
+    world.ledger.approved[policy.uid, policy.generation, plan_hash] = seen
 
 
 # --- every call -------------------------------------------------------------------------------------------------
@@ -182,7 +195,7 @@ def _may_start(world: "World", action: FenceNode, policy: PolicyView, spec: GPUS
 def _approved(world: "World", node: NodeView, policy: PolicyView, spec: GPUSharingPolicySpec) -> None:
     if spec.rollout.approval != "Manual":
         return
-    seen = world.ledger.approved.get((policy.version, policy.approved))
+    seen = world.ledger.approved.get((policy.uid, policy.generation, policy.approved))
     hold(seen is not None, "(l) a node starts before the plan of this generation was approved")
     hold(seen is not None and node.uid in seen, "(l) a node starts that the approved plan did not name")
 
@@ -234,12 +247,13 @@ def _note_proof(world: "World", action: Release | LabelNode) -> None:
 
 
 def _not_halted(world: "World", node: NodeView, policy: PolicyView, spec: GPUSharingPolicySpec) -> None:
-    failed = world.ledger.failed.get(policy.version, set())
+    known = world.ledger.failed.items()
+    failed = {uid for version, uids in known if world.ledger.asks_for(version, policy) for uid in uids}
     if node.uid in failed and node.retry:
         return  # a person wants this very node tried again
     still = failed & {one.uid for one in pool(world, policy.name)}
-    generation, _, more = policy.resumed.partition(".")
-    looks = int(more or 1) if generation == str(policy.generation) else 0
+    revision, _, more = policy.resumed.partition(".")
+    looks = int(more or 1) if revision == policy.version.revision else 0
     most = spec.rollout.max_failures * (1 + looks)
     hold(
         len(still) < most,

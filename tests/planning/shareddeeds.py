@@ -12,6 +12,7 @@ from tests.planning.deletions import delete_with_reset, force_release
 from tests.planning.recovery import lenient, wanted
 from tests.planning.world import World
 
+from gpusharing.api.policy import Cost
 from gpusharing.planning.gpus.cards import bare_product
 from gpusharing.planning.snapshot.views import PolicyView
 
@@ -59,6 +60,20 @@ def card_left_out(world: World, name: str) -> bool:
 def rollout_edited(**fields: object) -> Deed:
     """It wants the same, otherwise rolled out."""
     return edited(lambda old: lenient(old, **fields))
+
+
+def priced(world: World, name: str) -> bool:
+    """It gets another price."""
+    world.serial += 1
+    price = Cost(gpu_hourly_price=f"{world.serial}.20")
+    return edited(lambda old: replace(old, spec=old.spec and old.spec.model_copy(update={"cost": price})))(
+        world, name
+    )
+
+
+def paused_and_resumed(world: World, name: str) -> bool:
+    """It is paused for a moment."""
+    return rollout_edited(paused=True)(world, name) and rollout_edited(paused=False)(world, name)
 
 
 def policy_deleted(world: World, name: str) -> bool:

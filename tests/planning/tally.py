@@ -137,6 +137,7 @@ EXPECTED = (
     "3 nodes in flight",
     "the start-up taint goes with the proof",
     "a plan is approved",
+    "a halt meets an edit that asks for nothing new",
     "the operator is killed",
     "a fair end",
     "a gang runs on all nodes, and smaller ones come in its place",

@@ -4,14 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import (
-    at,
-    make_gpu,
-    make_pod,
-    make_policy,
-    make_stack,
-    make_work,
-)
+from tests.build import ask_anew, at, make_gpu, make_pod, make_policy, make_stack, make_work
 from tests.planning.cases import FULL, MIXED, SINGLE, SLICED, quiet_report, world_of
 from tests.planning.changes import (
     FAILED,
@@ -29,10 +22,10 @@ from tests.planning.changes import (
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Evict, Release, UpdateFence
-from gpusharing.planning.snapshot.records import SpecVersion, Verified
+from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.attempts import (
-    failed_in,
+    failed_before,
     is_tried_again,
     next_deferral,
     standing_deferral,
@@ -161,7 +154,7 @@ def test_all_sources_agree_and_the_node_is_given_back_in_one_patch() -> None:
     assert action.labels == {
         names.LABEL_UPGRADE_SKIP: None, names.LABEL_MODE: "mig", names.LABEL_POLICY: "pool-b"}  # fmt: skip
     pair = FENCE.target_mig_config, FENCE.target_plugin_config
-    known = Verified("pool-b", *pair, layout="2x3g.40gb", gpus=1, version=SpecVersion("uid-pool-b", 1))
+    known = Verified("pool-b", *pair, layout="2x3g.40gb", gpus=1, version=MIXED.version)
     assert action.verified == replace(known, changed_at=at(60))
 
 
@@ -171,10 +164,11 @@ def test_the_proof_records_how_long_the_change_took_what_was_planned_and_whether
     assert (proof.took, proof.planned, proof.failed_version) == (240, DisruptionClass.RESET, MIXED.version)
 
 
-def test_drift_put_right_is_recorded_with_its_generation_and_a_later_change_keeps_the_record() -> None:
-    assert only(after_pnr(changing(fence=replace(FENCE, drift=True)))).verified.corrected_generation == 1
-    earlier = Verified("pool-b", "x", "y", corrected_generation=1)
-    assert only(after_pnr(changing(node={"verified": earlier}))).verified.corrected_generation == 1
+def test_drift_put_right_is_recorded_with_its_revision_and_a_later_change_keeps_the_record() -> None:
+    revision = MIXED.version.revision
+    assert only(after_pnr(changing(fence=replace(FENCE, drift=True)))).verified.corrected_revision == revision
+    earlier = Verified("pool-b", "x", "y", corrected_revision="r1")
+    assert only(after_pnr(changing(node={"verified": earlier}))).verified.corrected_revision == "r1"
 
 
 def test_a_node_whose_cordon_a_person_wants_kept_is_given_back_with_it() -> None:
@@ -224,7 +218,9 @@ def test_a_lifted_cordon_is_put_back_until_the_proof() -> None:
     verdict = after_pnr(changing(node={"unschedulable": False}))
     assert (verdict.phase, verdict.reason) == (Phase.RECONFIGURING, Reason.CORDON_RESTORED)
     assert only(verdict) == UpdateFence(
-        changing(node={"unschedulable": False}).node, replace(FENCE, since=at(60)), cordon=True
+        changing(node={"unschedulable": False}).node,
+        replace(FENCE, since=at(60), version=MIXED.version),
+        cordon=True,
     )
 
 
@@ -312,10 +308,9 @@ def test_a_failed_plugin_restart_that_starts_anew_with_a_drain_has_still_failed(
     given = only(after_pnr(case)).deferred
     assert (given.count, given.until, given.failed_version) == (0, case.now, MIXED.version), "nobody waits"
     free = replace(case.node, fence=None, deferred=given)
-    assert (failed_in(free, MIXED), is_tried_again(free, MIXED)) == (MIXED.version, True)
+    assert (failed_before(free, MIXED), is_tried_again(free, MIXED)) == (True, True)
     assert standing_deferral(replace(case, node=free), MIXED) is None
-    edited = replace(MIXED, generation=2)
-    assert not is_tried_again(free, edited), "another generation counts anew"
+    assert not is_tried_again(free, ask_anew(MIXED)), "another revision counts anew"
     later = replace(case, fence=replace(fence, stage="fenced"))
     assert next_deferral(later, Reason.DRAIN_TIMEOUT).failed_version == MIXED.version
 

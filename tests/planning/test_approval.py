@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import make_fence, make_policy
+from tests.build import ask_anew, make_fence, make_policy
 from tests.planning.cases import FULL, make_case, make_member, pass_time, pool_of, run_until
 from tests.planning.promises import approve
 from tests.planning.test_holds import (
@@ -24,7 +24,6 @@ from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.pools.approval import plan_hash
 from gpusharing.planning.pools.holds import find_hold
-from gpusharing.planning.snapshot.records import SpecVersion
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.attempts import owed_for
 from gpusharing.planning.transition.members import Member
@@ -157,7 +156,7 @@ def test_the_approval_stays_when_nobody_can_read_a_node_any_more_that(node: dict
 
 @pytest.mark.parametrize(
     "node",
-    [{}, *recorded(version=SpecVersion("uid-pool-b", 2)).values(), {"fence": make_fence(**BY_IT)}],
+    [{}, *recorded(version=ask_anew(MANUAL).version).values(), {"fence": make_fence(**BY_IT)}],
     ids=["not begun", "proven before", "begun before", "begun without an approval"],
 )
 def test_a_node_that_nobody_can_read_is_in_no_plan_where_its_change_is(node: dict[str, Any]) -> None:
@@ -235,7 +234,7 @@ def test_an_edit_that_changes_no_target_leaves_what_was_approved_in_flight(
 
 
 def test_an_approval_after_a_pause_outlasts_the_node_that_was_past_its_point_of_no_return() -> None:
-    """It ends for the generation in which it began: it is in no plan of the next one, when it is proven or before."""
+    """What it was planned as is in every plan of this revision, before it is proven and after."""
     world = pool_of(3, FULL)
     rollout = {"approval": "Manual", "maxUnavailable": 1}
     world.set_policy(make_policy(mode="MIG", drain=LENIENT, rollout=rollout))

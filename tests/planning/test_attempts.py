@@ -4,47 +4,44 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import NOW, at
+from tests.build import NOW, ask_anew, at
 from tests.planning.cases import FULL, MIXED, make_case
 from tests.planning.changes import FENCE, changing, only
 
 from gpusharing.api import names
 from gpusharing.planning.snapshot.actions import LabelNode, Release
-from gpusharing.planning.snapshot.records import SpecVersion, Verified
+from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.attempts import was_corrected
 from gpusharing.planning.transition.judge import judge
 
-PROVEN = Verified("pool-b", "all-disabled", "x", corrected_generation=1, version=SpecVersion("uid-pool-b", 0))
+PROVEN = Verified("pool-b", "all-disabled", "x", corrected_revision=MIXED.version.revision)
 ANEW = replace(MIXED, uid="uid-anew")
-"""The policy was deleted and made again; its generations begin at 1 again."""
+"""The policy was deleted and made again with the same words."""
 
 
-def test_drift_put_right_is_recorded_with_generation_and_policy() -> None:
-    released = only(
-        after_pnr(changing(fence=replace(FENCE, drift=True, version=SpecVersion("uid-pool-b", 1))))
-    )
+def test_drift_put_right_is_recorded_with_its_revision() -> None:
+    released = only(after_pnr(changing(fence=replace(FENCE, drift=True, version=MIXED.version))))
     assert isinstance(released, Release)
     assert released.verified is not None
-    assert (released.verified.corrected_generation, released.verified.version.uid) == (1, "uid-pool-b")
+    assert released.verified.corrected_revision == MIXED.version.revision
 
 
-@pytest.mark.parametrize("policy", [replace(MIXED, generation=2), ANEW], ids=["edited", "made anew"])
+@pytest.mark.parametrize("policy", [ask_anew(MIXED), ANEW], ids=["edited", "made anew"])
 def test_a_policy_that_changed_during_a_correction_has_its_own_first_drift(policy: Any) -> None:
-    fence = replace(FENCE, drift=True, version=SpecVersion("uid-pool-b", 1))
+    fence = replace(FENCE, drift=True, version=MIXED.version)
     released = only(after_pnr(changing(policy, fence=fence)))
-    assert released.verified.corrected_generation == 0
+    assert released.verified.corrected_revision == ""
     after = make_case(policy, node={"verified": released.verified})
     assert not was_corrected(after, policy)
 
 
 CORRECTED: dict[str, tuple[Any, Verified, bool]] = {
-    "in this generation": (MIXED, PROVEN, True),
-    "as an older operator recorded it": (MIXED, replace(PROVEN, version=SpecVersion("", 0)), True),
-    "in an earlier generation": (replace(MIXED, generation=2), PROVEN, False),
+    "in this revision": (MIXED, PROVEN, True),
+    "before an edit that asks for nothing new": (replace(MIXED, generation=2), PROVEN, True),
+    "in an earlier revision": (ask_anew(MIXED), PROVEN, False),
     "for a policy of this name that was deleted": (ANEW, PROVEN, False),
-    "for another policy": (MIXED, replace(PROVEN, policy="other"), False),
-    "never": (MIXED, replace(PROVEN, corrected_generation=0), False),
+    "never": (MIXED, replace(PROVEN, corrected_revision=""), False),
 }
 
 
@@ -58,10 +55,10 @@ def test_adoption_remembers_that_drift_was_put_right(lost: str) -> None:
     """A tool that strips our labels would else get a drain per drift, for ever."""
     case = make_case(FULL, was=FULL, labels={lost: None}, now=at(0))
     assert case.node.verified is not None
-    known = replace(case.node.verified, corrected_generation=1)
+    known = replace(case.node.verified, corrected_revision="r1")
     verdict = judge(replace(case, node=replace(case.node, verified=known)))
     assert verdict is not None
     action = only(verdict)
     assert isinstance(action, LabelNode)
     assert action.verified is not None
-    assert (action.verified.corrected_generation, NOW) == (1, case.now)
+    assert (action.verified.corrected_revision, NOW) == ("r1", case.now)

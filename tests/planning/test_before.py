@@ -9,7 +9,18 @@ from itertools import combinations
 from typing import Any
 
 import pytest
-from tests.build import JOB, NOW, SETTINGS, at, make_gpu, make_pod, make_policy, make_stack, make_work
+from tests.build import (
+    JOB,
+    NOW,
+    SETTINGS,
+    ask_anew,
+    at,
+    make_gpu,
+    make_pod,
+    make_policy,
+    make_stack,
+    make_work,
+)
 from tests.planning.cases import FULL, MIXED, SLICED, fenced_of, make_case, pair_of, quiet_report
 from tests.planning.drains import (
     EARLIER,
@@ -31,7 +42,7 @@ from gpusharing.api.times import NEVER
 from gpusharing.planning.gpus.health import Vitals
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Evict, UpdateFence
 from gpusharing.planning.snapshot.podviews import NodeWork
-from gpusharing.planning.snapshot.records import Deferred, SpecVersion
+from gpusharing.planning.snapshot.records import Deferred
 from gpusharing.planning.snapshot.stackviews import Program
 from gpusharing.planning.transition.attempts import proof_time
 from gpusharing.planning.transition.before import before_pnr
@@ -421,18 +432,18 @@ BACKOFF = {
 
 @pytest.mark.parametrize(("earlier", "count", "wait"), BACKOFF.values(), ids=BACKOFF.keys())
 def test_the_wait_after_each_abort_doubles(earlier: int | None, count: int, wait: int) -> None:
-    record = None if earlier is None else Deferred(earlier, EARLIER, "PDB", SpecVersion("", 1))
+    record = None if earlier is None else Deferred(earlier, EARLIER, "PDB", MIXED.version)
     case = fenced(fence=replace(FENCE, deadline=NOW), work=HELD, node={"deferred": record, "retry": "x"})
     assert released(before_pnr(case)).deferred == Deferred(
-        count, at(wait), "DrainTimeout", SpecVersion("uid-pool-b", 1), "x"
+        count, at(wait), "DrainTimeout", MIXED.version, "x"
     )
 
 
-def test_a_new_generation_counts_its_aborts_anew() -> None:
+def test_a_new_revision_counts_its_aborts_anew() -> None:
     case = fenced(
-        fence=replace(FENCE, deadline=NOW, version=SpecVersion("", 2)),
+        fence=replace(FENCE, deadline=NOW),
         work=HELD,
-        node={"deferred": Deferred(5, EARLIER, "PDB", SpecVersion("", 1))},
+        node={"deferred": Deferred(5, EARLIER, "PDB", ask_anew(MIXED).version)},
     )
     deferred = released(before_pnr(case)).deferred
     assert deferred is not None
@@ -440,7 +451,7 @@ def test_a_new_generation_counts_its_aborts_anew() -> None:
 
 
 def test_another_policy_of_the_name_counts_its_aborts_anew() -> None:
-    earlier = Deferred(5, EARLIER, "DrainTimeout", SpecVersion("uid-of-the-deleted-one", 1))
+    earlier = Deferred(5, EARLIER, "DrainTimeout", replace(MIXED, uid="uid-of-the-deleted-one").version)
     deferred = released(
         before_pnr(fenced(fence=replace(FENCE, deadline=NOW), work=HELD, node={"deferred": earlier}))
     ).deferred

@@ -69,7 +69,7 @@ def test_the_others_do_not_start_while_a_canary(canary: Member, why: str, second
     assert hold == Finding(
         Reason.CANARY_NOT_SERVING,
         f"n9, a canary (spec.rollout.canary), no longer serves the layout that was proven there: {why}. No other node"
-        " starts until the canary serves it again or leaves the pool, or the policy is edited",
+        " starts until the canary serves it again or leaves the pool, or the policy asks for something else",
         keeper="node/n9",
     )
     assert hold.reason.waiting_phase is Phase.BLOCKED
@@ -93,9 +93,10 @@ def test_a_canary_that_breaks_keeps_the_others_waiting_unless_one_of_them(other:
 
 
 def test_a_canary_that_is_gone_is_followed_by_the_next_one_and_a_deletion_waits_for_none() -> None:
-    broken = member("n9", Phase.SYNCED, ready=False, **SERVED)
     assert find_canary(pooled(*MANY, canary={"nodes": 1})) == 1
     resetting = replace(POOL, resetting=True)
+    served = replace(PROVEN, version=resetting.version)
+    broken = member("n9", Phase.SYNCED, ready=False, verified=served)
     assert find_canary(pooled(*MANY, broken, policy=resetting, canary={"nodes": 1}, seconds=7200)) is None
 
 

@@ -33,7 +33,7 @@ from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.looks import LOOKS, Look, PassMemory
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.podviews import NodeWork
-from gpusharing.planning.snapshot.records import Claim, Fence, SpecVersion
+from gpusharing.planning.snapshot.records import Claim, Fence
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.blockers import Blocker
@@ -274,7 +274,7 @@ def guarded_work(**fields: Any) -> NodeWork:
 
 
 def begun(*needs: tuple[str, int]) -> PassMemory:
-    return PassMemory(looks={"n0": Look(SpecVersion("uid-pool-b", 1), "", at(-2), 1, (), needs)})
+    return PassMemory(looks={"n0": Look(make_policy().version, "", at(-2), 1, (), needs)})
 
 
 BOTH = {"n0": guarded_work(), "n1": guarded_work()}
@@ -351,7 +351,8 @@ def test_blocked_nodes_of_all_policies_share_the_looks_of_one_poll() -> None:
     ]
     nodes = [make_node(f"{pool}{n}", labels={"pool": pool}) for pool in ("a", "b") for n in range(6)]
     held = (Blocker(Reason.UNMANAGED, ("team-a/db-0",)),)
-    looks = {node.name: Look(SpecVersion(f"uid-{node.name[0]}", 1), "", at(-90), 9, held) for node in nodes}
+    version = {policy.name: policy.version for policy in policies}
+    looks = {node.name: Look(version[node.name[0]], "", at(-90), 9, held) for node in nodes}
     snapshot = make_snapshot(nodes, policies, memory=PassMemory(looks=looks))
     plan = plan_rollout(snapshot, NOW)
     assert len(plan.memory.wants_pods) == LOOKS

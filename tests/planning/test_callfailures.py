@@ -7,6 +7,7 @@ from datetime import datetime
 import pytest
 from tests.build import (
     NOW,
+    ask_anew,
     at,
     make_claim,
     make_fence,
@@ -36,7 +37,7 @@ from gpusharing.planning.snapshot.actions import (
     UpdateFence,
 )
 from gpusharing.planning.snapshot.callfailures import POLICIES, CallFailure, failed_again
-from gpusharing.planning.snapshot.records import Fence, SpecVersion
+from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import OLD_VIEW
 from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.callverdicts import Failing, is_moot, named
@@ -290,7 +291,7 @@ def late(one: Member) -> Member:
 NODE = make_node("gpu-07", fence=LATE)
 FOLLOWED: dict[str, tuple[Action, datetime | None]] = {
     "another run": (Actuate(NODE, replace(LATE, attempt=2), {}), NOW),
-    "a run of another generation": (Actuate(NODE, replace(LATE, version=SpecVersion(TWO.uid, 2)), {}), None),
+    "a run of another revision": (Actuate(NODE, replace(LATE, version=ask_anew(TWO).version), {}), None),
     "a record of the failure": (UpdateFence(NODE, replace(LATE, failed_version=LATE.version)), None),
 }
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.build import at, make_fence, make_node, make_policy
+from tests.build import ask_anew, at, make_fence, make_node, make_policy
 from tests.planning.cases import FULL, MIXED, make_member, pool_of, run_until, wrote
 from tests.planning.changes import only
 from tests.planning.machines import patched
@@ -20,7 +20,7 @@ from gpusharing.planning.pools.failures import MOST, count_failures, find_gone
 from gpusharing.planning.pools.holds import has_failed
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.actions import Actuate, FenceNode, SetClaims
-from gpusharing.planning.snapshot.records import Claim, FailedNode, Fence, SpecVersion
+from gpusharing.planning.snapshot.records import Claim, FailedNode, Fence
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.members import Member, find_member
@@ -28,7 +28,7 @@ from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 
 POLICY = replace(MIXED, uid="uid-pool-b", generation=3)
-FAILED = FailedNode("n1", SpecVersion(POLICY.uid, 3))
+FAILED = FailedNode("n1", POLICY.version)
 RECORD = {"uid-n1": FAILED}
 
 
@@ -49,7 +49,7 @@ def counted(
     return found, pool.failed_before
 
 
-ACTUATING = make_fence("actuating", version=SpecVersion(POLICY.uid, 3))
+ACTUATING = make_fence("actuating", version=POLICY.version)
 FAILING = member("n1", Phase.FAILED, fence=ACTUATING)
 STAYS: dict[str, tuple[Member, ...]] = {
     "it was deleted": (),
@@ -76,14 +76,14 @@ def test_a_failure_is_forgotten_when_its_node_is_proven() -> None:
 
 
 ENDED = {
-    "in another generation": replace(POLICY, generation=4),
+    "in another revision": ask_anew(POLICY),
     "with its policy": replace(POLICY, uid="uid-another"),
 }
 
 
 def test_a_failure_stays_on_record_though_a_person_lets_the_policy_go_on() -> None:
     """Else as many again, and again, would not be counted from it."""
-    assert counted(policy=replace(POLICY, resumed="3")) == (RECORD, ("n1",))
+    assert counted(policy=replace(POLICY, resumed=POLICY.version.revision)) == (RECORD, ("n1",))
 
 
 @pytest.mark.parametrize("policy", ENDED.values(), ids=ENDED)
@@ -92,10 +92,7 @@ def test_a_failure_is_forgotten(policy: PolicyView) -> None:
 
 
 def test_no_more_failures_are_kept_than_the_lease_has_room_for() -> None:
-    many = {
-        f"uid-{number:03}": FailedNode(f"n{number}", SpecVersion(POLICY.uid, 3))
-        for number in range(MOST + 20)
-    }
+    many = {f"uid-{number:03}": FailedNode(f"n{number}", POLICY.version) for number in range(MOST + 20)}
     found, names = counted(recorded=many)
     assert (len(found), len(names)) == (MOST, MOST + 20), "all that were there count in this pass"
 
@@ -109,7 +106,7 @@ def test_a_rollout_stays_halted_when_the_node_that_failed_is_replaced() -> None:
     for _ in range(30):
         told = passed(world)
         assert {verdict.reason for verdict in told.values()} == {Reason.HALTED}
-    assert all(f"{failed} failed in this generation" in verdict.message for verdict in told.values())
+    assert all(f"{failed} failed in this revision" in verdict.message for verdict in told.values())
     world.restart()
     passed(world)
     assert wrote(world, FenceNode) == begun
@@ -122,7 +119,7 @@ def test_a_rollout_stays_halted_when_the_node_that_failed_is_replaced() -> None:
 
 @pytest.mark.parametrize("mode", ["TimeSlicing", "MIG"], ids=["another layout", "the same layout"])
 def test_a_node_that_failed_in_one_pool_halts_no_rollout_of_the_pool_that_gets_it(mode: str) -> None:
-    """Both policies count their generations from 1."""
+    """Both policies ask for the same."""
     world = halted()
     label: dict[str, Any] = {"gpusharing.dev/pool": "c"}
     heir: dict[str, Any] = {"nodeSelector": {"matchLabels": label}}
@@ -134,7 +131,7 @@ def test_a_node_that_failed_in_one_pool_halts_no_rollout_of_the_pool_that_gets_i
         passed(world)
     world.now += timedelta(hours=1)
     edited = make_policy("pool-c", mode=mode, rollout={"maxUnavailable": 2}, **heir)
-    world.set_policy(edited)  # generation 2, as that in which the node has failed
+    world.set_policy(edited)
     world.nodes[failed] = patched(world.nodes[failed], label)
     world.machines[failed].temper = "works"
     for _ in range(200):
@@ -165,7 +162,7 @@ def test_a_node_that_goes_past_the_point_of_no_return_unproven_has_failed() -> N
         told = passed(world)
         assert {verdict.reason for verdict in told.values()} == {Reason.HALTED}
     assert all(
-        verdict.message.startswith(f"{first} (deleted in the middle of its change) failed in this generation")
+        verdict.message.startswith(f"{first} (deleted in the middle of its change) failed in this revision")
         for verdict in told.values()
     )
     assert (wrote(world, FenceNode), world.claims) == (begun, {})
@@ -212,7 +209,7 @@ def test_the_lease_knows_of_the_point_of_no_return_first() -> None:
     world, first = under_way(Phase.CORDONED)
     before_actuation(world, first)
     (said,) = (action for action in world.plan().shared if isinstance(action, SetClaims))
-    assert said.claims[first].version == SpecVersion(FULL.uid, 2)
+    assert said.claims[first].version == world.policies[0].version
     world.claims = dict(said.claims)
     world.restart()
     node = world.nodes[first]
@@ -222,23 +219,19 @@ def test_the_lease_knows_of_the_point_of_no_return_first() -> None:
 
 
 PROVEN = replace(ACTUATING, proven=at(60))
-SLOTS: dict[str, tuple[Fence, int]] = {
-    "past the point of no return": (ACTUATING, 3),
-    "before it": (make_fence(version=SpecVersion(POLICY.uid, 3)), 0),
-    "proven, while it waits for its wave": (PROVEN, 0),
-    "of an earlier node of this name": (replace(ACTUATING, node_uid="uid-before"), 0),
+SLOTS: dict[str, tuple[Fence, bool]] = {
+    "past the point of no return": (ACTUATING, True),
+    "before it": (make_fence(version=POLICY.version), False),
+    "proven, while it waits for its wave": (PROVEN, False),
+    "of an earlier node of this name": (replace(ACTUATING, node_uid="uid-before"), False),
 }
 
 
-@pytest.mark.parametrize(("fence", "generation"), SLOTS.values(), ids=SLOTS)
-def test_a_slot_says_of_which_generation_the_failure_would_be(fence: Fence, generation: int) -> None:
+@pytest.mark.parametrize(("fence", "counts"), SLOTS.values(), ids=SLOTS)
+def test_a_slot_says_of_which_revision_the_failure_would_be(fence: Fence, counts: bool) -> None:
     claim = Claim.of("uid-gpu-07", fence)
-    assert claim.version == (POLICY.version if generation else None)
-    gone = (
-        {"uid-gpu-07": FailedNode("gpu-07", SpecVersion(POLICY.uid, generation), gone=True)}
-        if generation
-        else {}
-    )
+    assert claim.version == (POLICY.version if counts else None)
+    gone = {"uid-gpu-07": FailedNode("gpu-07", POLICY.version, gone=True)} if counts else {}
     assert find_gone({"gpu-07": claim}, {}) == gone
     assert find_gone({"gpu-07": claim}, {"gpu-07": make_node("gpu-07", uid="uid-new")}) == gone
     assert find_gone({"gpu-07": claim}, {"gpu-07": make_node("gpu-07")}) == {}
@@ -254,7 +247,7 @@ def test_a_node_that_had_failed_before_it_went_is_told_as_failed() -> None:
 
 def resume(world: World) -> None:
     """A person has looked."""
-    world.policies = tuple(replace(policy, resumed=str(policy.generation)) for policy in world.policies)
+    world.policies = tuple(replace(policy, resumed=policy.version.revision) for policy in world.policies)
 
 
 def test_what_is_on_record_is_written_only_when_it_changes() -> None:
@@ -266,13 +259,10 @@ def test_what_is_on_record_is_written_only_when_it_changes() -> None:
     assert len(wrote(world, SetClaims)) == before
 
 
-@pytest.mark.parametrize(
-    "uid", [BACK.uid, ""], ids=["an edit since its run", "a record of an older operator"]
-)
-def test_what_is_turned_back_counts_for_the_generation_that_it_is_held_in(uid: str) -> None:
+def test_what_is_turned_back_counts_for_the_revision_that_it_is_held_in() -> None:
     """The edit wants the layout that failed, too: the node is held as RolledBack in it, so the others wait as well."""
-    edit = replace(BACK, generation=BACK.generation + 1)
-    earlier = replace(RUN, version=SpecVersion(uid, BACK.generation))
+    edit = ask_anew(BACK)
+    earlier = replace(RUN, version=BACK.version)
     case = failing(edit, fence=earlier)
     action = only(after_pnr(case))
     assert action.fence.failed_version == edit.version

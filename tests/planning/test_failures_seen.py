@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.build import at, make_pod
+from tests.build import ask_anew, at, make_pod
 from tests.planning.cases import EVENT, FULL, MIXED, fenced_of, pool_of, run_until, wrote
 from tests.planning.changes import FENCE, MIG_STATE, VERIFY, answering, changing, emptied, only, proven_idle
 from tests.planning.test_reruns import OWED
@@ -143,8 +143,8 @@ def test_what_a_person_repaired_without_a_retry_is_no_measure_of_a_change(failed
 
 
 RUNS: dict[str, tuple[PolicyView, Any]] = {
-    "of the same generation, and never later than now": (MIXED, at(60)),
-    "of another generation not": (replace(MIXED, generation=2), None),
+    "of the same revision, and never later than now": (MIXED, at(60)),
+    "of another revision not": (ask_anew(MIXED), None),
     "for a policy that was made anew not": (replace(MIXED, uid="uid-anew"), None),
 }
 

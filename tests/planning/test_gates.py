@@ -23,7 +23,7 @@ from tests.planning.cases import FULL, MIXED, MPS, SLICED, T4, assessed_of, fenc
 
 from gpusharing.api import names
 from gpusharing.planning.gpus.health import Vitals
-from gpusharing.planning.snapshot.records import Deferred, SpecVersion, Verified
+from gpusharing.planning.snapshot.records import UNRECORDED, Deferred, SpecVersion, Verified
 from gpusharing.planning.snapshot.stackviews import MpsDaemonView, Operand, PlainStackView
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.gates import AIM, find_gate
@@ -47,7 +47,7 @@ def observing(case: NodeCase, **fields: Any) -> NodeCase:
     return make_case(case.assessment.policy, gpunode=report)
 
 
-def verified(policy: PolicyView, corrected: int = 0, retry: str = "") -> Verified:
+def verified(policy: PolicyView, corrected: str = "", retry: str = "") -> Verified:
     """The record of a proof of this policy."""
     return Verified(policy.name, *pair_of(policy), corrected, retry)
 
@@ -114,9 +114,9 @@ def stopping(written: datetime | None) -> NodeCase:
 
 OFF_FOR_HAMI = make_case(MIXED, labels={DEPLOY + "device-plugin": "false"})
 SERVED_BY_HAMI = replace(OFF_FOR_HAMI, node=replace(OFF_FOR_HAMI.node, other_plugin="HAMi's device plugin"))
-FIVE_TIMES = Deferred(5, at(60), "DrainTimeout", SpecVersion("", 1))
+FIVE_TIMES = Deferred(5, at(60), "DrainTimeout", UNRECORDED)
 WENT_BACK = Verified("pool-b", "", "", version=MIXED.version, rolled_back=True)
-DEFERRED = Deferred(2, at(60), "DrainTimeout", SpecVersion("", 1))
+DEFERRED = Deferred(2, at(60), "DrainTimeout", UNRECORDED)
 OFF = make_stack(SLICED, cluster_policy=make_cluster_policy(switches=NO_MIG_MANAGER))
 ASKS_FOR_RESET = replace(make_gpu(), vitals=Vitals(recovery="Reset"))
 WITHHELD = replace(make_gpu(), instances_withheld=True)
@@ -206,10 +206,11 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
         make_case(SLICED, was=MIXED, stack=OFF), Reason.ACTUATOR_MISSING, None),
     "drift was seen for the first time": (drifted(), Reason.DRIFTED, at(60)),
     "drift was seen less than its grace ago": (drifted(drifting_since=at(-59)), Reason.DRIFTED, at(1)),
-    "drift came back in this generation": (
-        drifted(drifting_since=at(-60), node={"verified": verified(MIXED, corrected=1)}), Reason.DRIFT_RETURNED, None),
+    "drift came back in this revision": (
+        drifted(drifting_since=at(-60), node={"verified": verified(MIXED, corrected=MIXED.version.revision)}),
+        Reason.DRIFT_RETURNED, None),
     "drift came back, and it may heal itself still": (
-        drifted(node={"verified": verified(MIXED, corrected=1)}), Reason.DRIFTED, at(60)),
+        drifted(node={"verified": verified(MIXED, corrected=MIXED.version.revision)}), Reason.DRIFTED, at(60)),
     "nothing that we write would mend it": (
         make_case(MIXED, was=MIXED, node={"resources": {}}, drifting_since=at(-60)), Reason.ALLOCATABLE_MISMATCH, None),
     "the device plugin is down on a node with the key of the policy": (
@@ -338,7 +339,7 @@ OPEN: dict[str, NodeCase] = {
         MIXED, stack=make_stack(MIXED, write_error="no right")
     ),
     "a try of another policy was given up": make_case(
-        MIXED, node={"deferred": replace(DEFERRED, version=SpecVersion("uid-other", 1))}
+        MIXED, node={"deferred": replace(DEFERRED, version=SpecVersion("uid-other", "another"))}
     ),
     "no GPU is repartitioned, so the driver does not matter": observing(
         make_case(SLICED), driver_version="580.95.05"
@@ -384,15 +385,15 @@ OPEN: dict[str, NodeCase] = {
         SLICED, MIG_CONFIG, None, gpunode=make_case(MIXED, was=MIXED).gpunode
     ),
     "somebody gave the device plugin an entry that is unknown": adopted(SLICED, PLUGIN_CONFIG, "unknown"),
-    "drift came back after a new generation": drifted(
-        drifting_since=at(-60), node={"verified": verified(MIXED, corrected=7)}
+    "drift came back after a new revision": drifted(
+        drifting_since=at(-60), node={"verified": verified(MIXED, corrected="another")}
     ),
     "a person asks to put drift right once more": drifted(
-        node={"verified": verified(MIXED, corrected=1, retry="a"), "retry": "b"}
+        node={"verified": verified(MIXED, corrected=MIXED.version.revision, retry="a"), "retry": "b"}
     ),
     "the wait after an abort is over": make_case(MIXED, node={"deferred": DEFERRED}, now=at(60)),
-    "a new generation ends the wait after an abort": make_case(
-        MIXED, node={"deferred": replace(DEFERRED, version=SpecVersion("", 7))}
+    "a new revision ends the wait after an abort": make_case(
+        MIXED, node={"deferred": replace(DEFERRED, version=SpecVersion(MIXED.uid, "another"))}
     ),
     "a person ends the wait after an abort": make_case(MIXED, node={"deferred": DEFERRED, "retry": "now"}),
     "a person ends another wait with another value": make_case(
@@ -450,7 +451,7 @@ def test_the_command_that_ends_a_wait_has_a_value_that_nothing_has_answered_yet(
 
 
 def test_drift_that_came_back_is_not_put_right_because_somebody_removed_the_annotation() -> None:
-    known = {"verified": verified(MIXED, corrected=1, retry="a"), "retry": ""}
+    known = {"verified": verified(MIXED, corrected=MIXED.version.revision, retry="a"), "retry": ""}
     case = drifted(drifting_since=at(-60), node=known)
     gate = find_gate(case, assessed_of(case))
     assert gate is not None

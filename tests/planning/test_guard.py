@@ -26,10 +26,9 @@ from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import EnsureGPUNode, FenceNode, SetClaims
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.podviews import PodView
-from gpusharing.planning.snapshot.records import SpecVersion, Verified
+from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.revision import find_revision
 
 FAULT = "a fault of the planner"
 
@@ -150,8 +149,7 @@ def test_a_pool_in_which_nobody_can_be_chosen_stops_only_itself() -> None:
         "x",
         "y",
         changed_at=end,
-        version=SpecVersion(broken.uid, 1),
-        revision=find_revision(broken),
+        version=broken.version,
     )
     sound = make_policy("pool-c", nodeSelector={"matchLabels": {"gpusharing.dev/pool": "c"}})
     nodes = [make_node("gpu-01", verified=proof), make_node("gpu-02")]

@@ -5,24 +5,23 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.build import NOW, at, make_fence, make_node, make_policy
+from tests.build import NOW, ask_anew, at, make_fence, make_node, make_policy
 from tests.planning.cases import FULL, make_member, pass_time, pool_of, run_until
 from tests.planning.world import World
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
-from gpusharing.api.policy import Canary, Cost, Rollout
+from gpusharing.api.policy import Canary, Rollout, Timeouts
 from gpusharing.planning.pools.canary import find_canary, find_note
 from gpusharing.planning.pools.holds import find_hold
 from gpusharing.planning.pools.hours import ALWAYS
 from gpusharing.planning.pools.pool import Pool
-from gpusharing.planning.snapshot.records import Deferred, SpecVersion, Verified
+from gpusharing.planning.snapshot.records import Deferred, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.transition.members import Member
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.revision import find_revision
 
 POOL = make_policy(generation=3)
 LENIENT = {"strandedPods": "Allow"}
@@ -42,36 +41,36 @@ def pooled(*members: Member, policy: PolicyView = POOL, seconds: float = 0, **ro
 
 # --- halting --------------------------------------------------------------------------------------------------
 
-EARLIER = SpecVersion("uid-pool-b", 2)
-OURS: dict[str, Any] = {"version": SpecVersion("uid-pool-b", 3)}
+EARLIER = ask_anew(POOL).version
+OURS: dict[str, Any] = {"version": POOL.version}
 ACTUATING = make_fence("actuating", **OURS)
-PROVEN = Verified("pool-b", "x", "y", version=SpecVersion("uid-pool-b", 3), changed_at=NOW, took=60)
+PROVEN = Verified("pool-b", "x", "y", version=POOL.version, changed_at=NOW, took=60)
 FAILED = {
     "it is Failed": (member("n1", Phase.FAILED, fence=ACTUATING), True),
     "it was Failed, and the clock was set back": (
         member("n1", Phase.RECONFIGURING, fence=replace(ACTUATING, failed=NOW)), True),
     "it is tried again after it failed": (
-        member("n1", Phase.RECONFIGURING, fence=replace(ACTUATING, failed_version=SpecVersion("uid-pool-b", 3))), True),
+        member("n1", Phase.RECONFIGURING, fence=replace(ACTUATING, failed_version=POOL.version)), True),
     "it was proven after it had failed": (
-        member("n1", Phase.SYNCED, verified=replace(PROVEN, failed_version=SpecVersion("uid-pool-b", 3))), True),
+        member("n1", Phase.SYNCED, verified=replace(PROVEN, failed_version=POOL.version)), True),
     "it was given back after it had failed, to begin anew": (
         member("n1", deferred=Deferred(0, NOW, "PodsLeaving", POOL.version, "again", POOL.version)), True),
     "its next try was given up without a failure": (
         member("n1", deferred=Deferred(1, NOW, "DrainTimeout", POOL.version)), False),
     "it is on its way": (member("n1", Phase.RECONFIGURING, fence=ACTUATING), False),
     "it is proven": (member("n1", Phase.SYNCED, verified=PROVEN), False),
-    "it failed in an earlier generation": (
+    "it failed in another revision": (
         member("n1", Phase.FAILED, fence=replace(ACTUATING, version=EARLIER)), False),
-    "it had failed in an earlier generation": (member("n1", verified=replace(PROVEN, failed_version=EARLIER)), False),
+    "it had failed in another revision": (member("n1", verified=replace(PROVEN, failed_version=EARLIER)), False),
     "another policy of this name failed on it": (
-        member("n1", verified=replace(PROVEN, failed_version=SpecVersion("old", 3))), False),
+        member("n1", verified=replace(PROVEN, failed_version=replace(POOL, uid="old").version)), False),
     "its calls failed before the point of no return": (member("n1", Phase.FAILED, fence=make_fence(**OURS)), False),
     "it was given up before the point of no return": (member("n1", Phase.ABORTING, fence=make_fence(**OURS)), False),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("node", "halts"), FAILED.values(), ids=FAILED.keys())
-def test_a_failure_of_this_generation_halts_the_policy(node: Member, halts: bool) -> None:
+def test_a_failure_of_this_revision_halts_the_policy(node: Member, halts: bool) -> None:
     hold = find_hold(pooled(node, member("n2")))
     assert (hold is not None and hold.reason is Reason.HALTED) is halts
 
@@ -82,8 +81,11 @@ def test_more_failures_may_be_allowed_and_a_person_may_let_it_go_on() -> None:
     hold = find_hold(pooled(*two, maxFailures=2))
     assert hold is not None
     assert "n1, n2 failed" in hold.message
-    assert f"kubectl annotate gsp pool-b --overwrite {names.ANNOTATION_RESUME}=3" in hold.message
-    assert find_hold(pooled(*two, maxFailures=2, policy=replace(POOL, resumed="3"))) is None
+    assert (
+        f"kubectl annotate gsp pool-b --overwrite {names.ANNOTATION_RESUME}={POOL.version.revision}"
+        in hold.message
+    )
+    assert find_hold(pooled(*two, maxFailures=2, policy=replace(POOL, resumed=POOL.version.revision))) is None
 
 
 def test_a_failure_halts_a_policy_of_which_most_is_done_too() -> None:
@@ -92,15 +94,41 @@ def test_a_failure_halts_a_policy_of_which_most_is_done_too() -> None:
     assert hold.reason is Reason.HALTED
 
 
-def test_an_edit_that_changes_no_node_ends_a_halt_too() -> None:
-    """A price is one: docs/how-to/cost.md warns of that."""
-    failed = member("n1", Phase.FAILED, fence=replace(ACTUATING, revision=find_revision(POOL)))
-    assert POOL.spec is not None
-    price = Cost(gpu_hourly_price="3.20")
-    priced = replace(POOL, spec=POOL.spec.model_copy(update={"cost": price}), generation=POOL.generation + 1)
-    assert find_revision(priced) == find_revision(POOL)
-    assert find_hold(pooled(failed)) is not None
-    assert find_hold(pooled(failed, policy=priced)) is None
+ROLLOUT: dict[str, dict[str, Any]] = {
+    "a pause": {"paused": True},
+    "a budget": {"maxUnavailable": 2},
+    "a canary": {"canary": {"nodes": 1}},
+    "approvals": {"approval": "Manual"},
+    "another end of failures": {"onFailure": "Rollback"},
+    "windows": {"windows": [{"schedule": "0 22 * * *", "duration": "6h"}]},
+    "blackouts": {"blackouts": [{"schedule": "0 22 * * *", "duration": "6h"}]},
+}
+NOTHING_NEW: dict[str, PolicyView] = {
+    "a price": make_policy(generation=4, cost={"gpuHourlyPrice": "3.20"}),
+    "what deletion would do": make_policy(generation=4, deletionPolicy="Reset"),
+    "the same words again": make_policy(generation=4),
+    **{edit: make_policy(generation=4, rollout=rollout) for edit, rollout in ROLLOUT.items()},
+}
+
+
+@pytest.mark.parametrize("policy", NOTHING_NEW.values(), ids=NOTHING_NEW)
+def test_a_halt_outlasts_an_edit_of(policy: PolicyView) -> None:
+    assert policy.spec is not None
+    failed = member("n1", Phase.FAILED, fence=ACTUATING)
+    hold = find_hold(Pool(policy, members=[failed], hours=ALWAYS, now=NOW))
+    assert hold is not None
+    assert hold.reason is Reason.HALTED
+    resumed = replace(policy, resumed=POOL.version.revision)
+    assert "failed in this revision" not in str(
+        find_hold(Pool(resumed, members=[failed], hours=ALWAYS, now=NOW))
+    )
+
+
+def test_a_halt_ends_when_the_policy_asks_for_something_else_or_allows_more_failures() -> None:
+    failed = member("n1", Phase.FAILED, fence=ACTUATING)
+    assert find_hold(pooled(failed, policy=ask_anew(POOL))) is None
+    assert find_hold(pooled(failed, policy=replace(POOL, uid="made anew"))) is None
+    assert find_hold(pooled(failed, maxFailures=2)) is None
 
 
 # --- canary ---------------------------------------------------------------------------------------------------
@@ -125,15 +153,15 @@ def test_only_so_many_nodes_start_before_the_others() -> None:
 
 
 IN_FLIGHT: dict[str, tuple[Phase, int]] = {
-    "goes on, and turns to this generation": (Phase.RECONFIGURING, 1),
-    "drains, and turns to this generation": (Phase.DRAINING, 1),
+    "goes on, and turns to this revision": (Phase.RECONFIGURING, 1),
+    "drains, and turns to this revision": (Phase.DRAINING, 1),
     "is being given back": (Phase.ABORTING, 2),
     "has failed, and may never go on": (Phase.FAILED, 2),
 }
 
 
 @pytest.mark.parametrize(("phase", "left"), IN_FLIGHT.values(), ids=IN_FLIGHT)
-def test_a_node_in_flight_since_an_earlier_generation_is_a_canary_where_it(phase: Phase, left: int) -> None:
+def test_a_node_in_flight_since_another_revision_is_a_canary_where_it(phase: Phase, left: int) -> None:
     """Or another one would start in the very pass in which it turns."""
     earlier = member("n8", phase, fence=replace(ACTUATING, version=EARLIER))
     assert find_canary(pooled(*MANY, earlier, canary=CANARY)) == left
@@ -147,7 +175,7 @@ def test_the_others_start_when_all_canaries_have_soaked() -> None:
     assert find_canary(pooled(*done, canary=CANARY, seconds=660)) is None
 
 
-def test_what_an_earlier_generation_proved_is_no_canary() -> None:
+def test_what_another_revision_proved_is_no_canary() -> None:
     old = member("n9", verified=replace(PROVEN, version=EARLIER))
     assert find_canary(pooled(*MANY, old, canary={"nodes": 1})) == 1
 
@@ -198,7 +226,7 @@ SMALLER: dict[str, tuple[Member, Reason | None]] = {
         member("n9", Phase.RECONFIGURING, fence=replace(ACTUATING, turned=True)), Reason.CANARY_TOO_LARGE),
     "is still to turn to this spec": (
         member("n9", Phase.DRAINING, fence=replace(ACTUATING, version=EARLIER)), Reason.CANARY_TOO_LARGE),
-    "was a canary of an earlier generation": (
+    "was a canary of another revision": (
         member("n9", Phase.SYNCED, verified=replace(PROVEN, version=EARLIER)), Reason.CANARY_TOO_LARGE),
     "went back": (member("n9", verified=replace(PROVEN, rolled_back=True)), Reason.CANARY_TOO_LARGE),
     "only joined": (
@@ -355,11 +383,14 @@ def test_a_pause_does_not_begin_the_canary_anew(moment: str) -> None:
     assert len(shared(world)) == 4
 
 
-def test_any_other_edit_begins_the_canary_anew() -> None:
+def test_only_an_edit_that_asks_for_something_new_begins_the_canary_anew() -> None:
     world = rolling(4, canary={"nodes": 1, "soak": "30m"})
     pass_time(world, 300)
     assert len(shared(world)) == 1
     rolled(world, max_unavailable=2)
+    pass_time(world, 600)
+    assert len(shared(world)) == 1, "the canary serves what is asked for"
+    rolled(world, timeouts=Timeouts(actuation="31m"))
     pass_time(world, 600)
     assert len(shared(world)) == 2
 
@@ -389,7 +420,7 @@ def test_a_pool_that_shrinks_after_its_canary_goes_on_and_one_that_never_had_a_c
 def test_a_canary_that_becomes_too_large_in_the_middle_freezes_the_nodes_that_have_not_begun() -> None:
     world = rolling(3, maxUnavailable=1, canary={"nodes": 1, "soak": "1m"})
     first = first_of(world)
-    rolled(world, canary=Canary(nodes=5, soak="1m"))
+    rolled(world, canary=Canary(nodes=5, soak="1m"), timeouts=Timeouts(actuation="31m"))
     world.settle()
     assert shared(world) == [first], "what had begun by another spec shows nothing of this canary"
     told = {one.reason for name, one in world.plan().verdicts.items() if name != first}

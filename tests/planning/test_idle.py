@@ -169,7 +169,7 @@ def test_a_question_that_the_agent_is_still_at_is_not_replaced_by_another() -> N
     assert before_pnr(fenced(gpunode=working, work=work)).actions == ()
 
 
-WORSE = replace(FENCE, disruption=DisruptionClass.GPU_PODS)
+WORSE = replace(FENCE, disruption=DisruptionClass.GPU_PODS, version=MIXED.version)
 
 
 def test_a_change_that_became_worse_while_it_drained_drains_for_the_worse_one() -> None:

@@ -29,6 +29,8 @@ from tests.planning.recovery import MODES
 from tests.planning.restpool import NODES
 from tests.planning.tally import EXPECTED
 
+from gpusharing.planning.vocabulary.reasons import Reason
+
 MOVABLE = sorted(KINDS.keys() - NOBODY_MOVES)
 DIVIDED = [number for number, (mode, _) in enumerate(MODES) if mode == "MIG"]
 SERVED = [number for number, (mode, _) in enumerate(MODES) if mode == "MPS"]
@@ -46,6 +48,12 @@ CERTAIN = (
     "the pods on the node cannot be listed, or can be again",
     "MPS follows no label any more, or does again",
 )
+NOTHING_NEW = (
+    "the policy gets another price",
+    "the policy is paused and goes on",
+    "the policy may change all nodes at once",
+)
+"""Deeds that end no halt."""
 STAGES = ("rest", "fenced", "actuating")
 """Moments of a change in which each deed is done."""
 FOLLOWED = {
@@ -164,6 +172,25 @@ def play_certain(what: str) -> None:
         )
         cluster.world.refusing = False
     cluster.everybody_works_on(20)
+    cluster.teardown()
+
+
+def play_halted() -> None:
+    """The first two nodes fail, which halts the third, for which the budget has room in the end. Nobody asks for
+    anything new, so it does not start: the invariant (o) sees to that."""
+    cluster = Cluster()
+    cluster.a_pool_at_rest_is_edited(
+        modes=[0, DIVIDED[0]], budget=2, pods=[], tempers=["works"] * len(NODES), guards=(), with_reboot=False
+    )
+    for machine in cluster.world.machines.values():
+        machine.temper = "fails"
+    cluster.everybody_works_on(150)
+    for what in NOTHING_NEW:
+        told = cluster.world.plan().verdicts.values()
+        assert Reason.HALTED in {verdict.reason for verdict in told}, (what, told)
+        cluster.somebody_acts(NODES[-1], what)
+        cluster.world.happened["a halt meets an edit that asks for nothing new"] += 1
+        cluster.everybody_works_on(20)
     cluster.teardown()
 
 
@@ -287,6 +314,7 @@ def test_every_deed_in_every_moment_of_a_change_keeps_the_invariants(
     for what in CERTAIN:
         play_certain(what)
     play_left_cordoned()
+    play_halted()
     record_property(PROPERTY, dict(Cluster.happened))
     done = {what for what in DEEDS if any(seen.startswith(what) for seen in Cluster.happened)}
     never = [what for what in EXPECTED if not Cluster.happened[what]] + sorted(DEEDS.keys() - done)

@@ -120,7 +120,7 @@ SEVENTHS = make_policy(
 """The policy after an edit."""
 
 
-def rewritten(policy: PolicyView, manager: str = KYVERNO, *, corrected: int = 0, **fields: Any) -> NodeCase:
+def rewritten(policy: PolicyView, manager: str = KYVERNO, *, corrected: str = "", **fields: Any) -> NodeCase:
     """gpu-07, proven as 2x3g.40gb, whose mig.config this manager has set to all-disabled since."""
     proof = Verified(MIXED.name, *pair_of(MIXED), corrected)
     node = {"verified": proof, "label_rewriters": {MIG: manager}, **fields.pop("node", {})}
@@ -153,7 +153,7 @@ def test_a_controller_that_lists_the_label_is_named_before_its_field_manager() -
 
 def test_drift_is_corrected_once_whoever_wrote_the_label_and_then_names_the_manager() -> None:
     assert gate_of(rewritten(MIXED)) is None
-    gate = gate_of(rewritten(MIXED, corrected=1))
+    gate = gate_of(rewritten(MIXED, corrected=MIXED.version.revision))
     assert gate is not None
     assert gate.reason is Reason.DRIFT_RETURNED
     assert gate.message.endswith(f"; {KYVERNO} was the last to write {MIG}")

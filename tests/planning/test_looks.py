@@ -10,7 +10,7 @@ POLL = 5.0
 
 def look(seconds: float, tries: int = 1) -> Look:
     """One look, so many seconds from now."""
-    return Look(SpecVersion("uid-pool-b", 1), "", at(seconds), tries, ())
+    return Look(SpecVersion("uid-pool-b", "r1"), "", at(seconds), tries, ())
 
 
 def test_those_that_wait_longest_come_first_and_no_more_than_a_few_per_poll() -> None:

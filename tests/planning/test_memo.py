@@ -23,7 +23,7 @@ from gpusharing.api.validation import Problem
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.looks import PassMemory
 from gpusharing.planning.snapshot.memo import AnswersByKind, Memo
-from gpusharing.planning.snapshot.records import SpecVersion, Verified
+from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.ownership import find_contenders
@@ -42,7 +42,7 @@ def waiting(**fields: Any) -> ClusterSnapshot:
 
 SEEN = make_gpunode()
 DRIVEN = replace(SEEN, observed=replace(SEEN.observed, driver_version="570.86.15") if SEEN.observed else None)
-RETURNED = Verified("pool-b", *pair_of(PAUSED), corrected_generation=1, version=SpecVersion("uid-pool-b", 0))
+RETURNED = Verified("pool-b", *pair_of(PAUSED), corrected_revision=PAUSED.version.revision)
 DRIFTED = waiting(
     nodes=[make_node(verified=RETURNED)], memory=PassMemory(drifting_since={"gpu-07": at(-600)})
 )

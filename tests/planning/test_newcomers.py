@@ -13,7 +13,6 @@ from tests.planning.world import World
 from gpusharing.api import names
 from gpusharing.planning.pools.approval import plan_hash
 from gpusharing.planning.rollout import plan_rollout
-from gpusharing.planning.snapshot.records import SpecVersion
 from gpusharing.planning.vocabulary.reasons import Reason
 
 HOLDS: dict[str, tuple[dict[str, Any], Reason]] = {
@@ -74,9 +73,9 @@ def test_a_newcomer_that_fails_halts_the_policy_like_any_other() -> None:
     fence = make_fence(
         "actuating",
         node_uid="uid-new-0",
-        version=SpecVersion("uid-pool-b", 1),
+        version=snapshot.policies[0].version,
         newcomer=True,
-        failed_version=SpecVersion("uid-pool-b", 1),
+        failed_version=snapshot.policies[0].version,
     )
     nodes = {**snapshot.nodes, "new-0": replace(snapshot.nodes["new-0"], fence=fence, unschedulable=True)}
     told = plan_rollout(

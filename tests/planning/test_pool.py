@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tests.build import (
     NOW,
+    ask_anew,
     at,
     make_claim,
     make_fence,
@@ -31,7 +32,7 @@ from gpusharing.planning.pools.room import LOOKAHEAD, select
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.looks import FIRST_LOOKS, Look, find_due
 from gpusharing.planning.snapshot.podviews import NodeWork
-from gpusharing.planning.snapshot.records import Deferred, SpecVersion, Verified
+from gpusharing.planning.snapshot.records import Deferred, Verified
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.members import Member, is_unavailable
 from gpusharing.planning.transition.verdict import NodeCase
@@ -179,7 +180,7 @@ def test_a_blocked_node_is_named_keeps_no_slot_and_does_not_stop_the_others() ->
     assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.BLOCKED, Reason.UNMANAGED, ())
     assert verdict.wake == at(5)
     assert not verdict.wants_pods, "what was just looked at is looked at again at the next poll"
-    assert selection.looks["stuck"] == Look(SpecVersion("uid-pool-b", 1), "", NOW, 1, verdict.blockers)
+    assert selection.looks["stuck"] == Look(make_policy().version, "", NOW, 1, verdict.blockers)
     behind = chosen(candidate("stuck", BLOCKED), candidate("free", pods=5))
     assert fenced(behind) == ["free"]
     assert behind.verdicts["stuck"].reason is Reason.BUDGET_FULL
@@ -216,11 +217,9 @@ def test_the_longer_a_node_is_blocked_the_less_often_it_is_looked_at_but_once_a_
     assert moments == [5, 15, 35, 75, 135, 195, 255, 315]
 
 
-def test_a_look_is_worth_nothing_for_another_generation_or_when_a_person_asks_for_another_try() -> None:
+def test_a_look_is_worth_nothing_for_another_revision_or_when_a_person_asks_for_another_try() -> None:
     first = chosen(candidate("stuck", BLOCKED))
-    edited = chosen(
-        candidate("stuck", None), ledger=after_looks(first, 1), policy=replace(MIXED, generation=2)
-    )
+    edited = chosen(candidate("stuck", None), ledger=after_looks(first, 1), policy=ask_anew(MIXED))
     assert edited.verdicts["stuck"].phase is Phase.PREFLIGHT
     again = chosen(
         candidate("stuck", None), ledger=after_looks(first, 1), policy=replace(MIXED, uid="another")

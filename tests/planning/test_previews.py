@@ -5,7 +5,17 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.build import NOW, at, make_fence, make_node, make_pod, make_policy, make_snapshot, make_work
+from tests.build import (
+    NOW,
+    ask_anew,
+    at,
+    make_fence,
+    make_node,
+    make_pod,
+    make_policy,
+    make_snapshot,
+    make_work,
+)
 from tests.planning.budgets import Budget
 from tests.planning.cases import FULL, edited, make_case, pool_of
 from tests.planning.drainpass import roomy
@@ -68,7 +78,7 @@ def test_no_more_nodes_are_looked_at_than_a_plan_names_and_few_at_a_time() -> No
 
 def test_a_node_is_looked_at_again_after_a_while_the_oldest_look_first() -> None:
     pools = held(LOOKS + 1)
-    known = {f"n{index:02}": Preview(SpecVersion("uid-pool-b", 3), at(-index)) for index in range(LOOKS + 1)}
+    known = {f"n{index:02}": Preview(POLICY.version, at(-index)) for index in range(LOOKS + 1)}
     again = AGAIN.total_seconds()
     assert look(pools, known, {}, again - LOOKS - 1).wants_pods == NOTHING
     found = look(pools, known, {}, again)
@@ -76,7 +86,7 @@ def test_a_node_is_looked_at_again_after_a_while_the_oldest_look_first() -> None
 
 
 @pytest.mark.parametrize(
-    "other", [SpecVersion("other", 1), SpecVersion("uid-pool-b", 2)], ids=["policy", "edit"]
+    "other", [replace(POLICY, uid="other").version, ask_anew(POLICY).version], ids=["policy", "edit"]
 )
 def test_what_was_seen_for_another_plan_does_not_count(other: SpecVersion) -> None:
     before = Preview(other, NOW)
@@ -117,7 +127,7 @@ def test_a_node_is_not_looked_at_if(
 def test_a_node_that_its_pods_block_is_looked_at_for_that_reason_alone() -> None:
     """Its looks have a pace of their own (test_looks.py); what they find is shown."""
     blocked = {"blockers": (Blocker(Reason.UNMANAGED, ("team-a/db-0",)),)}
-    for before in ({}, {"n00": Preview(SpecVersion("uid-pool-b", 3), at(-AGAIN.total_seconds()))}):
+    for before in ({}, {"n00": Preview(POLICY.version, at(-AGAIN.total_seconds()))}):
         assert look(held(1, Reason.UNMANAGED, **blocked), before, {}).wants_pods == NOTHING
     work = {"n00": make_work(make_pod("db-0", owner=None))}
     (told,) = look(held(1, Reason.UNMANAGED, **blocked), {}, work).known["n00"].blockers
@@ -250,9 +260,9 @@ def test_the_plan_names_the_pods_of_the_nodes_to_go_while_others_change() -> Non
     assert told["budgets"] == [f"{NAMESPACE}/llm"]
 
 
-def test_what_is_remembered_goes_when_the_pool_may_start() -> None:
+def test_what_is_remembered_goes_when_the_policy_asks_for_something_else() -> None:
     world = waiting(paused=True)
     world.settle()
     assert len(world.plan().memory.previews) == 2
-    world.set_policy(make_policy(generation=9, mode="TimeSlicing"))
+    world.set_policy(ask_anew(world.policies[0]))
     assert world.plan().memory.previews == {}

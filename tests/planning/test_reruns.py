@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.build import at, make_cluster_policy, make_gpu, make_operand, make_pod, make_stack
+from tests.build import ask_anew, at, make_cluster_policy, make_gpu, make_operand, make_pod, make_stack
 from tests.planning.cases import (
     FULL,
     MIXED,
@@ -306,7 +306,7 @@ def test_a_retry_restarts_mig_manager_although_it_says_success() -> None:
 
 def test_a_run_for_an_edited_policy_corrects_no_drift_any_more() -> None:
     fence = replace(OWED, drift=True, version=MIXED.version)
-    for policy, drift in ((MIXED, True), (replace(MIXED, generation=2), False)):
+    for policy, drift in ((MIXED, True), (ask_anew(MIXED), False)):
         action = only(after_pnr(changing(policy, fence=fence, **proven_idle(2500))))
         assert action.fence.drift is drift
 

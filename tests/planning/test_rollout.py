@@ -44,7 +44,7 @@ from gpusharing.planning.snapshot.actions import (
 )
 from gpusharing.planning.snapshot.looks import LOOKS
 from gpusharing.planning.snapshot.memo import Memo
-from gpusharing.planning.snapshot.records import Deferred, SpecVersion
+from gpusharing.planning.snapshot.records import Deferred
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
@@ -289,8 +289,8 @@ def test_a_clock_that_is_set_back_asks_anew_whatever_the_memo_holds() -> None:
     world = pool_of(1)
     world.set_policy(paused)
     world.settle()
-    generation, later = world.policies[0].generation, world.now + timedelta(seconds=600)
-    deferred = Deferred(1, later, "DrainTimeout", SpecVersion("", generation))
+    later = world.now + timedelta(seconds=600)
+    deferred = Deferred(1, later, "DrainTimeout", world.policies[0].version)
     world.nodes["n0"] = replace(world.nodes["n0"], deferred=deferred)
     memo, snapshot = Memo(), world.snapshot()
     moments = (later, later - timedelta(seconds=60))

@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from tests.build import make_policy
+from tests.build import ask_anew, make_policy
 from tests.planning.cases import (
     FULL,
     MIXED,
@@ -255,7 +255,7 @@ def drift(world: World) -> None:
         world.act(NODE)
 
 
-def test_drift_is_shown_put_right_once_per_generation_and_then_left_to_a_person() -> None:
+def test_drift_is_shown_put_right_once_per_revision_and_then_left_to_a_person() -> None:
     world = copy_of(MIXED)
     drift(world)
     assert verdict_of(world).reason is Reason.DRIFTED
@@ -266,7 +266,7 @@ def test_drift_is_shown_put_right_once_per_generation_and_then_left_to_a_person(
     world.nodes[NODE] = replace(world.nodes[NODE], retry="I stopped the other one")
     assert world.settle().verdicts[NODE].phase is Phase.SYNCED
     drift(world)
-    world.set_policy(MIXED)  # a new generation
+    world.set_policy(ask_anew(MIXED))
     assert world.settle().verdicts[NODE].phase is Phase.SYNCED
 
 

@@ -27,7 +27,7 @@ from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.slots import find_resumed, plan_finalizers
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.actions import EnsureGPUNode, FenceNode, SetClaims, SetFinalizer
-from gpusharing.planning.snapshot.records import Claim, Deferred, SpecVersion, Verified
+from gpusharing.planning.snapshot.records import Claim, Deferred, Verified
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.vocabulary.reasons import Reason
 
@@ -58,7 +58,7 @@ def fenced(plan: RolloutPlan) -> list[str]:
 MOMENTS = {
     "for its configuration": (left_by_a_crash(), Reason.CONFIG_PROPAGATING),
     "after a try that was given up": (
-        left_by_a_crash(nodes=[make_node(deferred=Deferred(1, at(1), "DrainTimeout", SpecVersion("", 1)))]),
+        left_by_a_crash(nodes=[make_node(deferred=Deferred(1, at(1), "DrainTimeout", POLICY.version))]),
         Reason.DEFERRED,
     ),
     "for drift that it sees for the first time": (
@@ -92,7 +92,7 @@ GIVEN_BACK = {
         stack=make_stack(POLICY, written_at=at(-5))
     ),
     "it waits for long": left_by_a_crash(
-        nodes=[make_node(deferred=Deferred(2, at(3600), "PDB", SpecVersion("", 1)))]
+        nodes=[make_node(deferred=Deferred(2, at(3600), "PDB", POLICY.version))]
     ),
     "its policy was paused meanwhile": left_by_a_crash(make_policy(finalizer=True, rollout={"paused": True})),
     "the node is another one of that name": left_by_a_crash(claims={"gpu-07": make_claim("uid-before")}),

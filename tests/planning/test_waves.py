@@ -39,7 +39,7 @@ from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.callfailures import CallFailure
 from gpusharing.planning.snapshot.looks import Look
 from gpusharing.planning.snapshot.podviews import PdbView, PodView
-from gpusharing.planning.snapshot.records import Fence, SpecVersion, Verified
+from gpusharing.planning.snapshot.records import Fence, Verified
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.blockers import Blocker
@@ -145,7 +145,7 @@ def test_a_blocked_node_does_not_keep_the_rest_of_its_gang() -> None:
 def test_before_a_gang_starts_without_its_blocked_node_the_pods_of_that_node_are_listed_once_more() -> None:
     free, unlisted = sharing("a", "b", "c")[:2], sharing("a", "b", "c", listed=False)[2]
     ledger = Ledger(
-        OFFERED, NOW, {"c": Look(SpecVersion("uid-pool-b", 1), "", at(-1), 1, (Blocker(Reason.UNMANAGED),))}
+        OFFERED, NOW, {"c": Look(make_policy().version, "", at(-1), 1, (Blocker(Reason.UNMANAGED),))}
     )
     selection = chosen(*free, unlisted, limit=3, ledger=ledger)
     assert fenced(selection) == []

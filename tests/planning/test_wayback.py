@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import H100, at, make_policy, make_stack
+from tests.build import H100, ask_anew, at, make_policy, make_stack
 from tests.planning.cases import (
     FULL,
     MIG_SLICED,
@@ -33,9 +33,9 @@ from tests.planning.changes import (
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.api.policy import Rollout
+from gpusharing.api.policy import Cost, Rollout
 from gpusharing.planning.snapshot.actions import UpdateFence
-from gpusharing.planning.snapshot.records import SpecVersion, Verified
+from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import NodeView, ObservedView, PolicyView
 from gpusharing.planning.transition.after import after_pnr
@@ -163,7 +163,7 @@ def test_a_failed_change_is_turned_back_in_one_write_that_says_so() -> None:
 
 def test_what_is_turned_back_for_a_new_owner_has_failed_under_the_policy_whose_run_it_was() -> None:
     """Otherwise it would halt a rollout of which it was never a part."""
-    theirs = SpecVersion("uid-of-the-former-owner", BACK.generation)
+    theirs = replace(BACK, uid="uid-of-the-former-owner").version
     action = only(after_pnr(failing(fence=replace(FENCE, version=theirs))))
     assert (action.fence.rolls_back, action.fence.version) == (True, BACK.version)
     assert action.fence.failed_version == theirs
@@ -316,11 +316,9 @@ def test_a_plugin_restart_that_would_have_to_drain_to_go_back_is_held() -> None:
 
 
 TURNS: dict[str, Callable[[FencedCase], FencedCase]] = {
-    "another generation": lambda case: replace(
-        case, fence=replace(case.fence, version=SpecVersion(BACK.uid, 9))
-    ),
+    "another revision": lambda case: replace(case, fence=replace(case.fence, version=ask_anew(BACK).version)),
     "a policy made anew": lambda case: replace(
-        case, fence=replace(case.fence, version=SpecVersion("before", 1))
+        case, fence=replace(case.fence, version=replace(BACK, uid="before").version)
     ),
     "a person's retry": lambda case: replace(case, node=replace(case.node, retry="again")),
 }
@@ -337,14 +335,16 @@ def test_a_node_on_its_way_back_turns_to_the_policys_layout_after(
 
 STAYS: dict[str, PolicyView] = {
     "the policy is deleted": replace(BACK, generation=BACK.generation + 1, deleting=True),
-    "the policy is paused": replace(
-        edited(BACK, rollout=Rollout(on_failure="Rollback", paused=True)), generation=BACK.generation + 1
+    "the policy gets a price": edited(BACK, cost=Cost(gpu_hourly_price="3.20")),
+    "the policy is paused": edited(BACK, rollout=Rollout(on_failure="Rollback", paused=True)),
+    "the policy is paused with the edit": ask_anew(
+        edited(BACK, rollout=Rollout(on_failure="Rollback", paused=True))
     ),
 }
 
 
 @pytest.mark.parametrize("policy", STAYS.values(), ids=STAYS.keys())
-def test_a_new_generation_that_asks_for_nothing_turns_no_node_round(policy: PolicyView) -> None:
+def test_an_edit_that_asks_for_nothing_new_or_pauses_turns_no_node_round(policy: PolicyView) -> None:
     case = going_back()
     found = case.assessment
     assert isinstance(found, Assessed)
@@ -353,17 +353,18 @@ def test_a_new_generation_that_asks_for_nothing_turns_no_node_round(policy: Poli
 
 
 def test_an_edit_before_the_deletion_does_turn_it_round() -> None:
-    policy = replace(BACK, generation=BACK.generation + 2, deleting=True)
+    policy = replace(ask_anew(BACK), deleting=True)
     case = going_back()
     found = case.assessment
     assert isinstance(found, Assessed)
     assert find_way_back(replace(case, assessment=replace(found, policy=policy))) is None
 
 
-def test_a_rolled_back_node_counts_for_its_own_generation_of_its_own_policy_only() -> None:
-    node = record(copy_of(SLICED).nodes["gpu-07"], rolled_back=True, version=SpecVersion("u-1", 3))
-    policy = make_policy()
-    assert was_rolled_back(node, replace(policy, uid="u-1", generation=3))
-    assert not was_rolled_back(node, replace(policy, uid="u-1", generation=4))
-    assert not was_rolled_back(node, replace(policy, uid="u-2", generation=3))
-    assert not was_rolled_back(record(node, rolled_back=False), replace(policy, uid="u-1", generation=3))
+def test_a_rolled_back_node_counts_for_its_own_revision_of_its_own_policy_only() -> None:
+    policy = make_policy(uid="u-1")
+    node = record(copy_of(SLICED).nodes["gpu-07"], rolled_back=True, version=policy.version)
+    assert was_rolled_back(node, policy)
+    assert was_rolled_back(node, replace(policy, generation=4))
+    assert not was_rolled_back(node, ask_anew(policy))
+    assert not was_rolled_back(node, replace(policy, uid="u-2"))
+    assert not was_rolled_back(record(node, rolled_back=False), policy)

@@ -333,13 +333,14 @@ class Rollout(WireModel):
     """Whether a person has to approve each plan. With Manual, no node starts before the annotation
     gpusharing.dev/approve of the policy has the hash of the plan (status.plan.hash)."""
     max_failures: Annotated[int, Field(ge=1, le=5000)] = 1
-    """How many nodes may fail after the point of no return in one generation of the policy before no further node
-    starts. The annotation gpusharing.dev/resume with that generation lets the rollout go on until as many more have
-    failed, and with <generation>.2, <generation>.3 and so on until two or three times as many more have failed."""
+    """How many nodes may fail after the point of no return in one revision of the policy (status.revision) before no
+    further node starts. A higher value counts at once. The annotation gpusharing.dev/resume with that revision lets the
+    rollout go on until as many more have failed, and with <revision>.2, <revision>.3 and so on until two or three times
+    as many more have failed."""
     on_failure: Literal["Hold", "Rollback"] = "Hold"
     """What happens to a node that failed after the point of no return. Hold keeps it cordoned until a person retries it
-    or changes the policy. Rollback returns it to its last proven layout, once per generation or retry, and puts it back
-    into service; a node is held if nothing was proven on it, or if the rollback fails too."""
+    or changes what the policy asks for. Rollback returns it to its last proven layout, once per revision or retry, and
+    puts it back into service; a node is held if nothing was proven on it, or if the rollback fails too."""
     timeouts: Timeouts = Field(default_factory=Timeouts)
     """Time limits for the steps after the drain."""
 
@@ -386,5 +387,5 @@ class GPUSharingPolicySpec(WireModel):
     whole GPUs, by the usual drain and rollout, proves that, and removes the operator's labels; the policy exists until
     all of that is done."""
     cost: Cost | None = None
-    """What a GPU of the pool costs. A new value counts as an edit of the policy: it ends a halt by rollout.maxFailures,
-    voids an approval, and ends the waits of nodes for another attempt."""
+    """What a GPU of the pool costs. A new value changes no node and ends no halt. An approval is for the policy as it
+    was, so it has to be given again."""

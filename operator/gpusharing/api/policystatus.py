@@ -109,6 +109,9 @@ class GPUSharingPolicyStatus(WireRecord):
 
     observed_generation: int = 0
     """The metadata.generation that this status describes."""
+    revision: Line = ""
+    """What the policy asks for, as a short hash of its UID, nodeSelector, products, priority, mode, mig, timeSlicing,
+    mps, drain and rollout.timeouts. Failures count until it changes."""
     summary: Summary = field(default_factory=Summary)
     """Flat values for the columns of `kubectl get`."""
     plan: Plan | None = None

@@ -361,8 +361,7 @@ def label_rewriters(raw: JSON, fence: Fence | None, verified: Verified | None) -
     The value that we wrote last is read from `fence` if its change has passed the point of no return, else from
     `verified`, the record of the last proof. The proof of a node that was adopted without a change of its policy names
     values that we may never have written, so it does not count. That is so even if it keeps the time of a change of an
-    earlier policy; its generation is then 0, and it has no revision. Older operators recorded no UID of the policy;
-    their proofs count if they have that time.
+    earlier policy; its revision is then empty.
     """
     written = "", ""
     if verified is not None and (verified.rolled_back or _led(verified)):
@@ -380,8 +379,7 @@ def label_rewriters(raw: JSON, fence: Fence | None, verified: Verified | None) -
 
 def _led(proof: Verified) -> bool:
     """Whether a change of the proof's policy, or one that this policy took over, led to what was proven."""
-    ours = proof.version.generation > 0 or proof.revision != "" or proof.version.uid == ""
-    return ours and proof.changed_at is not None
+    return proof.version.revision != "" and proof.changed_at is not None
 
 
 def setter(raw: JSON, *path: str) -> str:

@@ -1,9 +1,8 @@
 """The records that we leave on Nodes and on the leader Lease, as JSON, and the Node patches that carry them.
 
-Every record is a flat JSON object with a version `v` and one key per field of its dataclass; a `SpecVersion` is
-written as two keys, as in the records of older operators (`_flat`). Reading never raises: a record that is damaged or
-of a newer version gives an error message, and the caller leaves such a node as it is. A field with a default may be
-missing, because an older operator wrote the record; any other change needs a higher version.
+Every record is a JSON object with a version `v` and one key per field of its dataclass. Reading never raises: a record
+that is damaged or of a newer version gives an error message, and the caller leaves such a node as it is. A field with a
+default may be missing, because an older operator wrote the record; any other change needs a higher version.
 
 Unknown keys come from a newer operator that was rolled back. They are kept as long as the fence, the claim or the
 failure on record exists; the other two kinds of record are written from scratch each time.
@@ -201,7 +200,7 @@ def _changes(action: NodePatch) -> tuple[Mapping[str, str | None], dict[str, str
     return labels, annotations, spec
 
 
-_CHANGING: Mapping[type, Collection[str]] = {Claim: {"wave", "generation", "policyUid"}, FailedNode: {"gone"}}
+_CHANGING: Mapping[type, Collection[str]] = {Claim: {"wave", "version"}, FailedNode: {"gone"}}
 """The keys whose values may change although it is still the same claim or failure, by kind of record."""
 
 
@@ -264,18 +263,13 @@ def _load(text: str, read: Collection[int] = _READ) -> JSON:
 _WRITERS: Mapping[type[Any], TypeAdapter[Any]] = {
     kind: TypeAdapter(kind) for kind in (Fence, Deferred, Verified, Claim, FailedNode)
 }
-_PAIR = {"generation": "generation", "policyUid": "uid"}
-_KEYS = {
-    kind: {to_camel(field.name) for field in fields(kind)} - {"unknown", "version"}
-    | {*_PAIR, "failedGeneration"}
-    for kind in _WRITERS
-}
+_KEYS = {kind: {to_camel(field.name) for field in fields(kind)} - {"unknown"} for kind in _WRITERS}
 """The keys of each kind of record, as they are written. `Fence.unknown` is not one of them, so a key of that name in a
-record counts as unknown. Neither is `version`, which is written as the keys of _PAIR."""
+record counts as unknown."""
 
 
 def _encode(record: Fence | Deferred | Verified | Claim | FailedNode) -> JSON:
-    """Return a record as flat JSON, without its unknown keys. Claims and failures leave out fields that have their
+    """Return a record as JSON, without its unknown keys. Claims and failures leave out fields that have their
     default."""
     written: JSON = _WRITERS[type(record)].dump_python(
         record,
@@ -284,42 +278,7 @@ def _encode(record: Fence | Deferred | Verified | Claim | FailedNode) -> JSON:
         exclude={"unknown"},
         exclude_defaults=isinstance(record, Claim | FailedNode),
     )
-    return _flat(written)
-
-
-def _flat(record: JSON) -> JSON:
-    """Replace the spec versions in `record` by the flat keys that older operators read, and return `record`, which is
-    changed in place.
-
-    A record without `version` stays as it is. A `failedVersion` of the same policy becomes `failedGeneration`. A
-    `failedVersion` of another policy stays; in that case, and without a failure, `failedGeneration` is 0.
-    """
-    if "version" not in record:  # a claim whose change has not reached its point of no return
-        return record
-    version = record.pop("version")
-    record |= {key: version[field] for key, field in _PAIR.items()}
-    if "failedVersion" in record:
-        failed = record["failedVersion"]
-        same = failed is not None and failed["uid"] == version["uid"]
-        record["failedGeneration"] = failed["generation"] if same else 0
-        if same or failed is None:
-            del record["failedVersion"]
-    return record
-
-
-def _nested(kind: type[Record], record: JSON) -> JSON:
-    """Undo `_flat`: return the fields of a record, with its spec versions as objects. A flat key `failedGeneration`
-    other than 0 replaces `failedVersion`, because an older operator has recorded a failure since. Older operators
-    left out some keys: a missing UID counts as empty, and the missing generation of a Verified as 0. Any other
-    record without a generation gets no `version`."""
-    nested = {key: value for key, value in record.items() if key not in ("failedGeneration", *_PAIR)}
-    unnamed = {"uid": "", "generation": 0} if kind is Verified else {"uid": ""}  # by older operators
-    version = unnamed | {field: record[key] for key, field in _PAIR.items() if key in record}
-    if "generation" in version:
-        nested["version"] = version
-    if record.get("failedGeneration"):
-        nested["failedVersion"] = {**version, "generation": record["failedGeneration"]}
-    return nested
+    return written
 
 
 def _decode(kind: type[Record], data: JSON) -> Record:
@@ -329,7 +288,7 @@ def _decode(kind: type[Record], data: JSON) -> Record:
     ours = {key: value for key, value in data.items() if key in _KEYS[kind]}
     left = {key: value for key, value in data.items() if key not in ours and key != "v"}
     try:
-        record: Record = _WRITERS[kind].validate_json(json.dumps(_nested(kind, ours)))
+        record: Record = _WRITERS[kind].validate_json(json.dumps(ours))
     except ValidationError as error:
         raise _Damaged(_complaint(error, ours)) from None
     unknown: JSON = {"unknown": _text_of(left)} if left and kind is Fence else {}
@@ -343,14 +302,10 @@ def _complaint(error: ValidationError, ours: JSON) -> str:
     first = error.errors(include_url=False)[0]
     if not first["loc"]:
         return f"it cannot be read ({first['msg']})"
+    if first["type"] == "missing":
+        return f"{'.'.join(map(str, first['loc']))} is missing"
     key = str(first["loc"][0])
-    if key == "version":
-        key = "policyUid" if first["loc"][-1] == "uid" else "generation"
-    return (
-        f"{key} is missing"
-        if first["type"] == "missing"
-        else f"{key} cannot be {ours.get(key, first['input'])!r}"
-    )
+    return f"{key} cannot be {ours.get(key, first['input'])!r}"
 
 
 def _text_of(keys: JSON) -> str:

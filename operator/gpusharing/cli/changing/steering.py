@@ -122,12 +122,12 @@ def _pause(policy: JSON, request: SteeringRequest) -> Change:
 def _resume(policy: JSON, request: SteeringRequest) -> Change:
     """Return the patch that ends the pause of a policy or, if it is not paused, continues a rollout that was halted by
     failures. Both need a confirmation. A rollout counts as halted if `request.gpunodes` is not empty. Its patch writes
-    an annotation: the value that the message of the first of these nodes asks for if it is for the policy's generation,
-    else that generation alone. Raises Trouble if the policy is not paused and either its rollout is not halted or the
+    an annotation: the value that the message of the first of these nodes asks for if it is for the policy's revision,
+    else that revision alone. Raises Trouble if the policy is not paused and either its rollout is not halted or the
     operator has not processed its generation yet. With --all no GPUNodes are read, so only pauses can be ended."""
-    name, generation = text(policy, "metadata", "name"), whole(policy, "metadata", "generation")
+    name, revision = text(policy, "metadata", "name"), text(policy, "status", "revision")
     if part(policy, "spec", "rollout", "paused") is True:
-        means = "nodes will start to change again, and earlier failures no longer count"
+        means = "nodes will start to change again, unless failures have halted the rollout"
         return Change({"spec": {"rollout": {"paused": False}}}, means, moves=True)
     _refuse_unseen(policy)
     if not request.gpunodes:
@@ -136,9 +136,9 @@ def _resume(policy: JSON, request: SteeringRequest) -> Change:
         f"{counted(len(request.gpunodes), 'node')} may start although others failed; further failures halt the rollout"
         " again, and failed nodes stay as they are until you retry them"
     )
-    # The value that the operator has published may be for an earlier generation, and would then have no effect.
+    # The value that the operator has published may be for an earlier revision, and would then have no effect.
     requested = read_value(request.gpunodes[0].message)
-    value = requested if requested.partition(".")[0] == str(generation) else str(generation)
+    value = requested if requested.partition(".")[0] == revision else revision
     return Change(_annotation(names.ANNOTATION_RESUME, value), means, moves=True)
 
 

@@ -37,8 +37,8 @@ def plan_hash(policy: PolicyView, members: Sequence[Member]) -> str:
 
 def _row(version: SpecVersion, member: Member) -> tuple[str, str, str] | None:
     """Return the plan's entry for one node: its UID, its target in the form of `owed_for`, and the class of disruption.
-    None if it is past the point of no return of an earlier generation's change with the same approved target, or
-    matches its target and was not changed in this generation. `_planned` gives the class, `_row_on_record` the entry of
+    None if it is past the point of no return of an earlier revision's change with the same approved target, or
+    matches its target and was not changed in this revision. `_planned` gives the class, `_row_on_record` the entry of
     a node that cannot be compared."""
     assessment = member.assessment
     if not isinstance(assessment, Assessed):
@@ -47,7 +47,7 @@ def _row(version: SpecVersion, member: Member) -> tuple[str, str, str] | None:
     earlier = fence is not None and fence.stage == "actuating" and fence.version != version
     if fence is not None and earlier and fence.version.uid == version.uid and fence.approved == owed:
         # The node is past the point of no return and on its way to a target that the policy still wants, which needs no
-        # new approval. Its proof will say nothing about this generation, so an entry would disappear with the proof.
+        # new approval. Its proof will say nothing about this revision, so an entry would disappear with the proof.
         return None
     planned = _planned(version, member, assessment)
     return None if planned is None else (member.node.uid, owed, str(planned))
@@ -66,9 +66,9 @@ def _row_on_record(version: SpecVersion, node: NodeView) -> tuple[str, str, str]
 
 
 def _planned(version: SpecVersion, member: Member, assessed: Assessed) -> DisruptionClass | None:
-    """Return the disruption class that the plan shows for a node. If the node's fence is for this generation, the
+    """Return the disruption class that the plan shows for a node. If the node's fence is for this revision, the
     class planned in the fence is returned. Otherwise the result is the class recorded in the node's proof for this
-    generation, or None if there is no such proof. For a node that differs from its target, the present class replaces
+    revision, or None if there is no such proof. For a node that differs from its target, the present class replaces
     that result if there is no such proof, or if the node has no fence and the present class is graver."""
     fence, verified = member.node.fence, member.node.verified
     if fence is not None and fence.version == version:

@@ -28,7 +28,6 @@ from gpusharing.planning.transition.members import Member, MemberState, cordoned
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.revision import find_revision, is_of
 
 
 def find_canary(pool: Pool) -> int | Finding | None:
@@ -43,17 +42,17 @@ def find_canary(pool: Pool) -> int | Finding | None:
     canary, policy, members = pool.spec.rollout.canary, pool.policy, pool.members
     if canary is None or not members or canary.nodes == len(members):
         return None
-    nodes, revision = canary.nodes, find_revision(policy)
+    nodes = canary.nodes
     if outnumbers(pool):
-        nodes, members = 1, [one for one in members if not _is_apart(one, policy, revision)]
-    proven = _find_proven(members, policy, revision)
+        nodes, members = 1, [one for one in members if not _is_apart(one, policy)]
+    proven = _find_proven(members, policy)
     end = proven[nodes - 1][0] + parse_duration(canary.soak) if len(proven) >= nodes else None
     canaries = [one for _, _, one in proven[:nodes]]
     if broken := _broken(pool, canaries, members, end):
         return broken
     if end is not None:
         return None if pool.now >= end else _soaks(nodes, canary.soak, end)
-    begun = _find_begun(members, policy, revision)
+    begun = _find_begun(members, policy)
     if (left := nodes - len(proven) - len(begun)) > 0:
         return _too_large(pool, canary.nodes, canary.soak) if outnumbers(pool) else left
     return _unproven(
@@ -61,12 +60,10 @@ def find_canary(pool: Pool) -> int | Finding | None:
     )
 
 
-def _find_proven(
-    members: Sequence[Member], policy: PolicyView, revision: str
-) -> list[tuple[datetime, str, Member]]:
+def _find_proven(members: Sequence[Member], policy: PolicyView) -> list[tuple[datetime, str, Member]]:
     """Return the nodes on which a change to this revision was proven (`proven_at`), oldest proof first, and of equally
     old ones the first by name. Each tuple has the time of the proof, the node's name and the member."""
-    proofs = ((proven_at(one.node, policy, revision), one.node.name, one) for one in members)
+    proofs = ((proven_at(one.node, policy), one.node.name, one) for one in members)
     return sorted((at, name, one) for at, name, one in proofs if at is not None)
 
 
@@ -77,31 +74,31 @@ def outnumbers(pool: Pool) -> bool:
     return canary is not None and 0 < len(pool.members) < canary.nodes and not pool.policy.resetting
 
 
-def proven_at(node: NodeView, policy: PolicyView, revision: str) -> datetime | None:
+def proven_at(node: NodeView, policy: PolicyView) -> datetime | None:
     """Return when a change to this revision was proven on the node. None if no such change was proven, if the node was
     rolled back, or if the proof does not record the time."""
     verified = node.verified
-    if verified is None or verified.rolled_back or not is_of(verified, policy, revision):
+    if verified is None or verified.rolled_back or verified.version != policy.version:
         return None
     return verified.changed_at
 
 
-def _is_apart(member: Member, policy: PolicyView, revision: str) -> bool:
+def _is_apart(member: Member, policy: PolicyView) -> bool:
     """Whether the change of the node is unaffected by a canary that is too large: the node is a newcomer, which starts
     anyway, or the change began under another revision. Without a fence, the node's last proof says whether either was
     the case; False if it has no proof either."""
     fence, verified = member.node.fence, member.node.verified
     if fence is not None:
-        return fence.newcomer or fence.turned or not is_of(fence, policy, revision)
+        return fence.newcomer or fence.turned or fence.version != policy.version
     return verified is not None and verified.apart
 
 
-def _find_begun(members: Sequence[Member], policy: PolicyView, revision: str) -> list[Member]:
+def _find_begun(members: Sequence[Member], policy: PolicyView) -> list[Member]:
     """Return the nodes on which a change that will prove this revision is under way (`_has_begun`), in their order."""
-    return [one for one in members if _has_begun(one, policy, revision)]
+    return [one for one in members if _has_begun(one, policy)]
 
 
-def _has_begun(member: Member, policy: PolicyView, revision: str) -> bool:
+def _has_begun(member: Member, policy: PolicyView) -> bool:
     """Whether a change of this policy is under way on the node that will prove this revision. True if the fence is for
     this revision, whatever the phase, or if it is for another one and the node is in a phase (`WAY`) from which
     its next run switches to this revision. False if we yielded the node to somebody else's maintenance, or if this
@@ -109,9 +106,9 @@ def _has_begun(member: Member, policy: PolicyView, revision: str) -> bool:
     fence, phase = member.node.fence, member.verdict.phase
     if fence is None or fence.stage == "yielded" or fence.version.uid != policy.uid:
         return False
-    if proven_at(member.node, policy, revision) is not None:
+    if proven_at(member.node, policy) is not None:
         return False
-    return is_of(fence, policy, revision) or phase in WAY
+    return fence.version == policy.version or phase in WAY
 
 
 def _broken(
@@ -135,7 +132,8 @@ def _broken(
         return None
     message = (
         f"{canary.node.name}, a canary (spec.rollout.canary), no longer serves the layout that was proven there:"
-        f" {why}. No other node starts until the canary serves it again or leaves the pool, or the policy is edited"
+        f" {why}. No other node starts until the canary serves it again or leaves the pool, or the policy asks for"
+        " something else"
     )
     return Finding(Reason.CANARY_NOT_SERVING, message, keeper=f"node/{canary.node.name}")
 
@@ -182,15 +180,15 @@ def _others_began(pool: Pool, canaries: Sequence[Member], members: Sequence[Memb
     """Whether a node that is not a canary has proven the policy's present revision after the soak ended at `end`, or is
     in a change to that revision that began at `end` or later. From then on the state of the canaries no longer holds
     other nodes back."""
-    policy, revision = pool.policy, find_revision(pool.policy)
+    policy = pool.policy
     known = {member.node.name for member in canaries}
     for member in members:
         if member.node.name in known:
             continue
-        fence, proof = member.node.fence, proven_at(member.node, policy, revision)
+        fence, proof = member.node.fence, proven_at(member.node, policy)
         if proof is not None and proof > end:
             return True
-        if fence is not None and fence.since >= end and _has_begun(member, policy, revision):
+        if fence is not None and fence.since >= end and _has_begun(member, policy):
             return True
     return False
 
@@ -229,9 +227,9 @@ def _too_large(pool: Pool, nodes: int, soak: str) -> Finding:
 def wait_for_canaries(pool: Pool) -> Finding:
     """Return the CanarySoak Finding for nodes that are not canaries while the canaries start. It also names the
     canaries whose change does not end by itself (`_unproven`)."""
-    canary, policy, revision = pool.spec.rollout.canary, pool.policy, find_revision(pool.policy)
+    canary, policy = pool.spec.rollout.canary, pool.policy
     nodes = counted(canary.nodes if canary is not None else 0, "node")
-    begun = _find_begun(pool.members, policy, revision)
+    begun = _find_begun(pool.members, policy)
     return _unproven(f"the canary of {nodes} (spec.rollout.canary) goes before this node", begun)
 
 

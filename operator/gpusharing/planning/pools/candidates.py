@@ -24,7 +24,7 @@ from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.looks import Look
 from gpusharing.planning.snapshot.records import Claim, Fence
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.transition.attempts import failed_in, owed_for, was_rolled_back
+from gpusharing.planning.transition.attempts import failed_before, owed_for, was_rolled_back
 from gpusharing.planning.transition.marks import marks_for
 from gpusharing.planning.transition.startgate import is_newcomer
 from gpusharing.planning.transition.taintfence import may_taint
@@ -33,7 +33,6 @@ from gpusharing.planning.vocabulary.blockers import Blocker, ends_at, explain_bl
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.assess import Assessed
-from gpusharing.planning.wanted.revision import find_revision
 
 MAX_NAME = 40
 """The most characters of a policy's name in the id of its changes."""
@@ -330,8 +329,7 @@ def _fence(candidate: Candidate) -> FenceNode:
         retry=node.retry,
         newcomer=candidate.newcomer,
         planned=assessed.disruption,
-        failed_version=failed_in(node, policy),
-        revision=find_revision(policy),
+        failed_version=policy.version if failed_before(node, policy) else None,
         approved=owed_for(assessed.target) if assessed.spec.rollout.approval == "Manual" else "",
         tainted=tainted,
     )

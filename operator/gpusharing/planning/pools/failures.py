@@ -1,4 +1,4 @@
-"""The record of failures within one generation of a policy, so that a failure still counts after its node is gone.
+"""The record of failures within one revision of a policy, so that a failure still counts after its node is gone.
 
 Terms: docs/design/glossary.md#point-of-no-return, docs/design/glossary.md#claim, docs/design/glossary.md#fence.
 """
@@ -35,7 +35,7 @@ def count_failures(
     and of the UIDs. Sets `failed_before` of each pool to the sorted names of nodes whose failure is known only from the
     record, with a remark after the name if the node was deleted in its change.
 
-    A failure counts until its node is proven or the policy gets a new generation. It still counts if a person allows
+    A failure counts until its node is proven or the policy gets a new revision. It still counts if a person allows
     further failures (`holds.py`), and if its node is deleted, leaves the pool, or has its fence removed by a person,
     because none of these proves the node. `gone`: see `find_gone`.
     """
@@ -56,7 +56,7 @@ def count_failures(
 def _find_lost(
     pool: Pool, recorded: Mapping[str, FailedNode], failing: Container[str]
 ) -> dict[str, FailedNode]:
-    """Return the recorded failures of the pool's generation, by UID of the Node. Nodes that still show the failure
+    """Return the recorded failures of the pool's revision, by UID of the Node. Nodes that still show the failure
     themselves (`failing`) or have been proven since are left out."""
     version = pool.policy.version
     lost = {uid: one for uid, one in recorded.items() if one.version == version and uid not in failing}

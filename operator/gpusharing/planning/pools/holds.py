@@ -19,7 +19,7 @@ from gpusharing.planning.pools.approval import plan_hash
 from gpusharing.planning.pools.canary import find_canary, outnumbers
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.transition.attempts import failed_in
+from gpusharing.planning.transition.attempts import failed_before
 from gpusharing.planning.transition.members import Member
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding
@@ -48,7 +48,7 @@ def _frozen(pool: Pool) -> str:
 
 def _halted(pool: Pool) -> str:
     """Return the message that no further node starts, with the command that lets the rollout go on, if as many nodes
-    have failed in this generation (`has_failed`) as maxFailures and the policy's annotation gpusharing.dev/resume allow
+    have failed in this revision (`has_failed`) as maxFailures and the policy's annotation gpusharing.dev/resume allow
     together (`explain_halt`). Empty if fewer have. Failures that are known only from the record (`failed_before`) count
     too. The first three failed nodes in alphabetical order are named."""
     policy = pool.policy
@@ -58,7 +58,7 @@ def _halted(pool: Pool) -> str:
 
 
 def has_failed(member: Member, policy: PolicyView) -> bool:
-    """Whether the node failed after the point of no return in this generation of the policy. True even if the node is
+    """Whether the node failed after the point of no return in this revision of the policy. True even if the node is
     no longer Failed, as long as its fence, its proof or its back-off records the failure."""
     fence = member.node.fence
     if fence is not None:
@@ -66,7 +66,7 @@ def has_failed(member: Member, policy: PolicyView) -> bool:
         fails = fails and fence.stage == "actuating"
         if (fails and fence.version == policy.version) or fence.failed_version == policy.version:
             return True
-    return failed_in(member.node, policy) == policy.version
+    return failed_before(member.node, policy)
 
 
 def _outnumbered(pool: Pool) -> str | Finding:
@@ -146,29 +146,29 @@ def find_hold(pool: Pool, past: AbstractSet[Reason] = frozenset()) -> Finding | 
 
 
 # --- how far a person lets a rollout go on after failures -----------------------------------------------------
-# The value `<generation>` of the policy's annotation gpusharing.dev/resume allows as many further failures as
-# spec.rollout.maxFailures says, `<generation>.<k>` k times as many, and any other value none. So a person who has
+# The value `<revision>` of the policy's annotation gpusharing.dev/resume allows as many further failures as
+# spec.rollout.maxFailures says, `<revision>.<k>` k times as many, and any other value none. So a person who has
 # examined further failures writes a new value, and the operator has nothing else to remember.
 
 
-_WRITTEN = re.compile(r"([0-9]{1,18})(?:\.([1-9][0-9]{0,4}))?")
+_WRITTEN = re.compile(r"([0-9a-f]{12})(?:\.([1-9][0-9]{0,4}))?")
 _SHOWN = 64
 """The maximum number of characters shown of a value that allows nothing."""
 
 
 def find_batches(policy: PolicyView) -> int:
-    """Return how many times maxFailures a person has allowed in this generation in addition to the first maxFailures: 1
-    for the annotation value `<generation>`, and k for `<generation>.<k>`. 0 if the annotation is missing, cannot be
-    read or is for another generation."""
+    """Return how many times maxFailures a person has allowed in this revision in addition to the first maxFailures: 1
+    for the annotation value `<revision>`, and k for `<revision>.<k>`. 0 if the annotation is missing, cannot be read or
+    is for another revision."""
     found = _WRITTEN.fullmatch(policy.resumed)
-    if found is None or found[1] != str(policy.generation):
+    if found is None or found[1] != policy.version.revision:
         return 0
     return int(found[2] or 1)
 
 
 def explain_halt(policy: PolicyView, failed: Sequence[str], most: int) -> str:
     """Return the message that no further node starts, with the command that lets the rollout go on. Empty if nodes may
-    start, because fewer nodes have failed in this generation than maxFailures and the policy's annotation
+    start, because fewer nodes have failed in this revision than maxFailures and the policy's annotation
     gpusharing.dev/resume allow together. `failed` has the failed nodes, named as the message shows them, and `most` is
     maxFailures, at least 1. The value in the command is the smallest that lets the rollout go on after these failures.
     """
@@ -176,10 +176,11 @@ def explain_halt(policy: PolicyView, failed: Sequence[str], most: int) -> str:
     if len(failed) < most * (1 + batches):
         return ""
     resumed, needed = _resumed(policy, most * (1 + batches)), len(failed) // most
-    value = f"{policy.generation}.{needed}" if needed > 1 else str(policy.generation)
+    revision = policy.version.revision
+    value = f"{revision}.{needed}" if needed > 1 else revision
     return (
-        f"{some(failed)} failed in this generation, and spec.rollout.maxFailures is {most}{resumed}: no further"
-        f" node starts. When the cause is fixed, run kubectl annotate gsp {policy.name} --overwrite"
+        f"{some(failed)} failed in this revision of the policy, and spec.rollout.maxFailures is {most}{resumed}: no"
+        f" further node starts. When the cause is fixed, run kubectl annotate gsp {policy.name} --overwrite"
         f" {names.ANNOTATION_RESUME}={value}"
     )
 
@@ -192,14 +193,14 @@ def read_value(message: str) -> str:
 
 def _resumed(policy: PolicyView, limit: int) -> str:
     """Return a clause in parentheses, after a space, that shows the present value of the annotation and says how many
-    failures it allows, or that it is not for this generation; the latter also if the value cannot be read. Empty if the
+    failures it allows, or that it is not for this revision; the latter also if the value cannot be read. Empty if the
     annotation is not set."""
     if not policy.resumed:
         return ""
     value = f'{names.ANNOTATION_RESUME} "{policy.resumed[:_SHOWN]}"'
     if find_batches(policy):
         return f" ({value} allows the rollout to continue until {counted(limit, 'node has', 'nodes have')} failed)"
-    return f" ({value} is not for generation {policy.generation})"
+    return f" ({value} is not for revision {policy.version.revision})"
 
 
 # --- what waiting nodes show ----------------------------------------------------------------------------------

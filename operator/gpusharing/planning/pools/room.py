@@ -33,7 +33,6 @@ from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.revision import find_revision
 
 LOOKAHEAD = 2
 """How many candidates beyond the free slots have their pods listed, so that blocked nodes do not stop the pool."""
@@ -41,8 +40,7 @@ LOOKAHEAD = 2
 
 def _proven(policy: PolicyView) -> Callable[[NodeCase], bool]:
     """Return the test whether a change to the present revision of the policy was proven on a node."""
-    revision = find_revision(policy)
-    return lambda case: proven_at(case.node, policy, revision) is not None
+    return lambda case: proven_at(case.node, policy) is not None
 
 
 _PASSES: Mapping[Reason, Callable[[PolicyView], Callable[[NodeCase], bool]]] = {

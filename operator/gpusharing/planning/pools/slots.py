@@ -58,7 +58,9 @@ def share(
     actions: list[Action] = [] if config is None else [config]
     nodes, fences = snapshot.nodes, fences_of(snapshot)
     claims = {
-        name: _claim(nodes[name].uid, fence, verdicts.get(name), snapshot.claims.get(name))
+        name: _claim(
+            nodes[name].uid, fence, verdicts.get(name), snapshot.claims.get(name), pools.get(fence.policy)
+        )
         for name, fence in fences.items()
     }
     claims |= unfenced
@@ -79,24 +81,23 @@ def share(
     return tuple(actions)
 
 
-def _claim(node_uid: str, fence: Fence, verdict: Verdict | None, before: Claim | None) -> Claim:
+def _claim(
+    node_uid: str, fence: Fence, verdict: Verdict | None, before: Claim | None, pool: Pool | None
+) -> Claim:
     """Return the claim for the node's fence, or for the fence that an Actuate action of `verdict` writes in this pass.
     So the claim says that the node is past its point of no return before the fence does
     (docs/adr/0044-what-was-seen-is-written-down.md).
 
-    `before` is returned instead if it differs only in its `version`, and the new claim has none or has an earlier
-    generation of the same policy, because an operator may have stopped between the two writes. A node whose fence says
-    that it is proven always gets the new claim.
+    `before` is returned instead if it differs only in its `version`, which is the present one of the policy, because an
+    operator may have stopped between the two writes. A node whose fence says that it is proven always gets the new
+    claim.
     """
     actions = verdict.actions if verdict is not None else ()
     coming = next((action.fence for action in actions if isinstance(action, Actuate)), fence)
     claim = Claim.of(node_uid, coming)
-    if before is None or before.version is None or fence.proven is not None:
+    if before is None or pool is None or fence.proven is not None:
         return claim
-    later, earlier = before.version, claim.version
-    if earlier is not None and (earlier.uid not in ("", later.uid) or earlier.generation >= later.generation):
-        return claim
-    return before if before == replace(claim, version=later) else claim
+    return before if before == replace(claim, version=pool.policy.version) else claim
 
 
 def find_resumed(

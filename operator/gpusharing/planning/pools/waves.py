@@ -37,7 +37,6 @@ from gpusharing.planning.vocabulary.blockers import Blocker, merge
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.revision import find_revision, is_of
 
 MAX_MATES = 20
 """The most nodes of a wave that a fence records as left behind."""
@@ -96,15 +95,14 @@ def find_following(
 ) -> frozenset[str]:
     """Return the names of the candidates that share a gang with a node of the pool that started without them, because
     they were blocked or there was no room. They are returned while that node is in flight and, after its proof, until
-    they have been changed too. A new revision of the policy (`find_revision`) ends the second period, because all
+    they have been changed too. A new revision of the policy ends the second period, because all
     nodes then start anew."""
     begun = {mate for one in members if (fence := one.node.fence) is not None for mate in fence.mates}
     verified = (one.node.verified for one in members)
     proofs = [proof for proof in verified if proof is not None and proof.mates]
     if not begun and not proofs:
         return frozenset()
-    revision = find_revision(policy)
-    standing = [proof for proof in proofs if is_of(proof, policy, revision)]
+    standing = [proof for proof in proofs if proof.version == policy.version]
     return frozenset(node.name for node in candidates if node.name in begun or _is_left(node, standing))
 
 

@@ -102,6 +102,7 @@ def policy_status(
     }
     return {
         "observedGeneration": policy.generation,
+        "revision": policy.version.revision,
         "summary": _summary(pool, plan, snapshot, own.hours, headline),
         "plan": _plan(policy, pool.verdicts, plan, snapshot),
         "failures": [

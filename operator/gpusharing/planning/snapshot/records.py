@@ -45,19 +45,18 @@ _WRITTEN = ConfigDict(alias_generator=to_camel, strict=True)
 
 @value
 class SpecVersion:
-    """One generation of the spec of one policy. The generation alone does not identify the spec, because every policy
-    counts from 1, even one that is recreated under the same name."""
+    """What one policy asks for, as records refer to it."""
 
     __pydantic_config__ = _WRITTEN
 
     uid: str
-    """UID of the policy. Empty if an older operator did not record it."""
-    generation: int
-    """metadata.generation of the policy, or 0 if the record is about no generation in particular."""
+    """UID of the policy."""
+    revision: str
+    """Revision of the policy (`snapshot/revision.py`), or empty if the record is about no revision in particular."""
 
 
-UNRECORDED = SpecVersion("", 0)
-"""The version in a record that names no policy and no generation."""
+UNRECORDED = SpecVersion("", "")
+"""The version in a record that names no policy and no revision."""
 
 
 @value
@@ -113,8 +112,8 @@ class Fence:
     """Before the PNR, the time by which the pods must have left. After it, the time from which the node counts as
     Failed. The deadline is set anew by each run, and when a run is recorded as owed."""
     drift: bool = False
-    """Whether the change corrects drift, which is allowed once per generation. A run that follows another policy or
-    generation sets it to False."""
+    """Whether the change corrects drift, which is allowed once per revision. A run that follows another policy or
+    revision sets it to False."""
     from_mode: str = ""
     """Value of the routing label before the fence, which is restored if the change is given up. Empty if there was
     none."""
@@ -150,8 +149,8 @@ class Fence:
     operator did not record it. A time at or after `deadline` means that the run failed by its deadline, even if the
     clock has been set back since."""
     rolls_back: bool = False
-    """Whether the change of this generation failed and the node is being rolled back to the layout last proven on it.
-    True until the policy is edited or a person sets another value of the retry annotation."""
+    """Whether the change of this revision failed and the node is being rolled back to the layout last proven on it.
+    True until the policy asks for something else or a person sets another value of the retry annotation."""
     failure: str = ""
     """Why the node is being rolled back, for people. Empty if it is not."""
     owed: str = ""
@@ -171,9 +170,6 @@ class Fence:
     proven: Moment | None = None
     """When the node was found proven, if it now waits for the other nodes of its wave or, in stage `yielded`, for
     other maintenance to end. None if it is not proven yet or does not wait."""
-    revision: str = ""
-    """Revision of the policy's spec that the change follows (`wanted/revision.py`), set with `version`. Empty if it
-    was not recorded."""
     turned: bool = False
     """Whether the change began under a different policy or revision from that of its latest run."""
     approved: str = ""
@@ -208,15 +204,14 @@ class Deferred:
     __pydantic_config__ = _WRITTEN
 
     count: Number
-    """How many changes of this policy and generation have been given up so far. The first wait is 5 minutes, and each
+    """How many changes of this policy and revision have been given up so far. The first wait is 5 minutes, and each
     further one doubles it. 0 if there is no wait."""
     until: Moment
     """When the next attempt may begin."""
     reason: str
     """Why the last attempt was given up, for people."""
     version: SpecVersion
-    """The version of the spec whose change was given up. Changes of other versions do not wait. If the UID was not
-    recorded, any policy of this generation waits."""
+    """The version of the spec whose change was given up. Changes of other versions do not wait."""
     retry: str = ""
     """The value of the retry annotation at that time. A different value ends the wait."""
     failed_version: SpecVersion | None = None
@@ -237,8 +232,8 @@ class Verified:
     """Value of `nvidia.com/mig.config` at the proof. Empty if mig-manager was not needed."""
     plugin_config: str
     """Value of `nvidia.com/device-plugin.config` at the proof."""
-    corrected_generation: int = 0
-    """The generation of the policy in which drift was last corrected, or 0 if it never was."""
+    corrected_revision: str = ""
+    """The revision of the policy in which drift was last corrected. Empty if it never was."""
     retry: str = ""
     """The value of the retry annotation at that time. A different value allows one more correction of drift."""
     layout: str = ""
@@ -248,7 +243,8 @@ class Verified:
     """How many GPUs the node had at the proof. If it has fewer now, one is missing. 0 if it was not recorded."""
     version: SpecVersion = UNRECORDED
     """The version of the spec that our latest change followed. Its UID is that of `policy`, even if the node was
-    adopted without a change."""
+    adopted without a change; its revision is then empty, or that of a policy from which this one took the change
+    over."""
     changed_at: Moment | None = None
     """When our latest change was proven on this node. None if there was none, or if an older operator made it."""
     took: Number = 0
@@ -264,8 +260,6 @@ class Verified:
     `took` then describe the latest change that reached its target."""
     failure: str = ""
     """Why the node was rolled back, for people. Empty if it was not."""
-    revision: str = ""
-    """Revision of the policy's spec that this change followed (`wanted/revision.py`). Empty if it was not recorded."""
     apart: bool = False
     """Whether the change must not count as a canary: the node was a `newcomer` on which nobody depended, or the change
     began under another spec (`turned`). False if an older operator wrote the record."""

@@ -35,6 +35,7 @@ from gpusharing.planning.snapshot.records import (
     SpecVersion,
     Verified,
 )
+from gpusharing.planning.snapshot.revision import find_revision
 from gpusharing.planning.snapshot.stackviews import Operand, Program, StackView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.values import value
@@ -297,7 +298,7 @@ class PolicyView:
     approved: str = ""
     """The hash of the plan that a person last approved. Empty if there is none."""
     resumed: str = ""
-    """The annotation value with which a person allowed nodes to start despite failures. It names the generation and a
+    """The annotation value with which a person allowed nodes to start despite failures. It names the revision and a
     count (`pools/holds.py`). Empty if nobody did."""
     zones: Mapping[str, tzinfo] = field(default_factory=lambda: {"UTC": UTC})
     """The time zones that its windows and blackouts name, by IANA name, loaded when the policy was converted. Names
@@ -306,10 +307,16 @@ class PolicyView:
     """Whether the policy is being deleted but first changes its nodes to whole GPUs. `spec` is then a spec for whole
     GPUs, and `deleting` is False."""
 
+    _version: list[SpecVersion] = field(default_factory=list, init=False, repr=False, compare=False)
+    """The version once it has been asked for, because each node asks for it and it takes a hash."""
+
     @property
     def version(self) -> SpecVersion:
-        """The UID and generation of this spec, as records refer to it."""
-        return SpecVersion(self.uid, self.generation)
+        """The UID and revision of the policy, as records refer to it. The revision is empty without a spec."""
+        if not self._version:
+            revision = find_revision(self.uid, self.spec, resetting=self.resetting)
+            self._version.append(SpecVersion(self.uid, revision))
+        return self._version[0]
 
     def paused_by(self, word: str) -> "PolicyView":
         """Return the policy paused as `word` says, a value of PlanSettings.paused: `true` sets rollout.paused, and

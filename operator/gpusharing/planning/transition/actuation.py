@@ -29,7 +29,6 @@ from gpusharing.planning.transition.requests import FreshReading, close_request
 from gpusharing.planning.transition.verdict import FencedCase, Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import Assessed
-from gpusharing.planning.wanted.revision import find_revision, is_of
 from gpusharing.planning.wanted.target import Target
 
 
@@ -164,14 +163,12 @@ def _actuate(
     stays only if the policy's version is still that of the fence, and a rollback only while `goes_back` holds."""
     node, fence, policy = case.node, case.fence, assessed.policy
     writing = case.actuator.write(case, fence, goal, idle.observed if idle is not None else None, again)
-    revision = find_revision(policy)
     step, steps = _step(fence, two_steps=assessed.two_steps, again=again)
     begun = replace(
         fence,
         policy=policy.name,
         version=policy.version,
-        revision=revision,
-        turned=fence.turned or not is_of(fence, policy, revision),
+        turned=fence.turned or fence.version != policy.version,
         drift=corrects_drift(fence, policy),
         stage="actuating",
         stage_since=case.now,

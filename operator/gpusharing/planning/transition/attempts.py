@@ -80,7 +80,7 @@ def note_failure(case: FencedCase, verdict: Verdict) -> Verdict:
 
 def still_failed(case: FencedCase) -> datetime | None:
     """Return when the failure of the change was noticed, or now if the recorded time is in the future. None if the
-    change has not failed. Only a proof, a person or another generation clears a failure; a run that begins by itself
+    change has not failed. Only a proof, a person or another revision clears a failure; a run that begins by itself
     does not."""
     return None if case.fence.failed is None else min(case.fence.failed, case.now)
 
@@ -131,8 +131,8 @@ def retry_command(node: str, answered: str) -> str:
 def goes_back(case: FencedCase) -> bool:
     """Whether the fence records that the node is being rolled back to the layout last proven on it, and that rollback
     is still wanted. False while no policy drives the node. A person's retry or a policy that was created again ends the
-    rollback, because then the policy's target is wanted. A new generation of the policy ends it too, unless the policy
-    is paused now, or only its deletion without a reset (`PolicyView.deleting`) changed the generation."""
+    rollback, because then the policy's target is wanted. A new revision of the policy ends it too, unless the policy is
+    paused now."""
     fence, assessment = case.fence, case.assessment
     if not fence.rolls_back or assessment is None or was_asked_again(case):
         return False
@@ -141,28 +141,25 @@ def goes_back(case: FencedCase) -> bool:
         return False
     if policy.spec is not None and policy.spec.rollout.paused:
         return True  # someone who pauses while nodes fail does not want more of the layout that failed
-    # The API server gives an object that is being deleted another generation, though nobody edited it.
-    return version.generation in (policy.generation, policy.generation - policy.deleting)
+    return version == policy.version
 
 
 def was_rolled_back(node: NodeView, policy: PolicyView) -> bool:
-    """Whether the change of the policy's present generation failed on the node and the node was rolled back. The record
+    """Whether the change of the policy's present revision failed on the node and the node was rolled back. The record
     of the last proof decides; False if there is none."""
     proof = node.verified
     return proof is not None and proof.rolled_back and proof.version == policy.version
 
 
-def failed_in(node: NodeView, policy: PolicyView) -> SpecVersion | None:
-    """Return the latest version of this policy's spec in which a change failed on the node, according to the records
-    of its last proof and its last abandoned attempt. None if neither record names a version of this policy. The fence
-    is not read, and another try does not reset the records."""
-    records = (record.failed_version for record in (node.verified, node.deferred) if record is not None)
-    ours = (version for version in records if version is not None and version.uid == policy.uid)
-    return max(ours, key=lambda version: version.generation, default=None)
+def failed_before(node: NodeView, policy: PolicyView) -> bool:
+    """Whether a change of the policy's present revision failed on the node, according to the records of its last proof
+    and its last abandoned attempt. The fence is not read, and another try does not reset the records."""
+    records = (node.verified, node.deferred)
+    return any(record is not None and record.failed_version == policy.version for record in records)
 
 
 def is_tried_again(node: NodeView, policy: PolicyView) -> bool:
-    """Whether, according to the records on the Node, a change of the policy's present generation failed there and the
+    """Whether, according to the records on the Node, a change of the policy's present revision failed there and the
     node was then rolled back, or released before the change succeeded."""
     deferred = node.deferred
     if deferred is not None and deferred.failed_version == policy.version:
@@ -175,14 +172,11 @@ def is_tried_again(node: NodeView, policy: PolicyView) -> bool:
 
 def next_deferral(case: FencedCase, reason: Reason) -> Deferred:
     """Return the record of the back-off after this abort. The back-off lasts `abort_backoff` seconds (5 min by
-    default), doubled with each abort within one generation of a policy, up to 64 times the first wait. The record also
+    default), doubled with each abort within one revision of a policy, up to 64 times the first wait. The record also
     has the number of these aborts, `reason`, the version of the spec that the change followed, the present value of the
     retry annotation and, if the change had failed, the version of the spec that failed."""
     earlier, version = case.node.deferred, case.fence.version
-    if not version.uid and case.assessment is not None:
-        version = replace(version, uid=case.assessment.policy.uid)
-    again = earlier is not None and earlier.version in (version, replace(version, uid=""))
-    count = earlier.count + 1 if earlier is not None and again else 1
+    count = earlier.count + 1 if earlier is not None and earlier.version == version else 1
     wait = timedelta(seconds=case.settings.abort_backoff * 2 ** min(count - 1, 6))
     return Deferred(
         count, case.now + wait, str(reason), version, case.node.retry, _failed_version(case.fence)
@@ -209,11 +203,11 @@ def _failed_version(fence: Fence) -> SpecVersion | None:
 
 def standing_deferral(case: NodeCase, policy: PolicyView) -> Deferred | None:
     """Return the back-off that holds the node back now, or None if there is none or its time is over. It ends early if
-    the node has another policy, if the policy has another generation, or if the retry annotation has a new value."""
+    the node has another policy, if the policy has another revision, or if the retry annotation has a new value."""
     deferred = case.node.deferred
     if deferred is None or case.now >= deferred.until:
         return None
-    if deferred.version not in (policy.version, replace(policy.version, uid="")):
+    if deferred.version != policy.version:
         return None
     return None if is_new_value(case.node.retry, deferred.retry) else deferred
 
@@ -222,42 +216,35 @@ def standing_deferral(case: NodeCase, policy: PolicyView) -> Deferred | None:
 
 
 def was_corrected(case: NodeCase, policy: PolicyView) -> bool:
-    """Whether drift has already been corrected in the present generation of this policy. False if the node has no proof
-    for this policy."""
-    verified = case.node.verified
-    return verified is not None and _corrected_in(verified, policy) == policy.generation
+    """Whether drift has already been corrected in the present revision of this policy."""
+    return _corrected_in(case.node.verified) == policy.version.revision
 
 
-def _corrected_in(verified: Verified | None, policy: PolicyView) -> int:
-    """Return the generation of this policy in which drift was last corrected. 0 if it never was, if there is no proof,
-    or if the proof is for another policy."""
-    if verified is None or verified.policy != policy.name or verified.version.uid not in ("", policy.uid):
-        return 0
-    return verified.corrected_generation
+def _corrected_in(verified: Verified | None) -> str:
+    return "" if verified is None else verified.corrected_revision
 
 
 def corrects_drift(fence: Fence, policy: PolicyView) -> bool:
-    """Whether the change in flight corrects drift, and the policy is still the same object in the same generation as
-    when the change began."""
-    return fence.drift and fence.version in (policy.version, replace(policy.version, uid=""))
+    """Whether the change in flight corrects drift, and the policy still has the revision under which the change
+    began."""
+    return fence.drift and fence.version == policy.version
 
 
 def adopted(case: NodeCase, assessed: Assessed) -> Verified:
     """Return the proof for a node that matches its target without a change by us. The new proof takes from an earlier
-    one the time and duration of the last change and the generation in which this policy corrected drift. If the earlier
-    proof is for the same policy, its record of the change is kept too; after a rollback, only the failed version is
-    kept. Unless the earlier version is kept so, the proof's generation is 0, because no change of this policy led
-    there."""
+    one the time and duration of the last change and the revision in which drift was corrected. If the earlier proof is
+    for the same policy, its record of the change is kept too; after a rollback, only the failed version is kept. Unless
+    the earlier version is kept so, the proof's revision is empty, because no change of this policy led there."""
     target, policy, earlier = assessed.target, assessed.policy, case.node.verified
     record = Verified(
         case.owner_name,
         target.mig_config,
         target.plugin_key,
-        corrected_generation=_corrected_in(case.node.verified, policy),
+        corrected_revision=_corrected_in(earlier),
         retry=case.node.retry,
         layout=target.text,
         gpus=len(target.layouts),
-        version=SpecVersion(policy.uid, 0),
+        version=SpecVersion(policy.uid, ""),
     )
     if earlier is None:
         return record
@@ -269,7 +256,6 @@ def adopted(case: NodeCase, assessed: Assessed) -> Verified:
     return replace(
         record,
         version=earlier.version,
-        revision=earlier.revision,
         planned=earlier.planned,
         failed_version=earlier.failed_version,
         apart=earlier.apart,
@@ -287,26 +273,22 @@ def _took(fence: Fence, now: datetime) -> int:
 
 def proven(case: FencedCase, target: Target, policy: PolicyView) -> Verified:
     """Return the proof of a change, or of the rollback of a failed one. `target` is the layout that was proven; the
-    names of the configurations are those in the fence. The proof's generation is the one that the change followed, or 0
-    if that was the generation of another policy object. `apart` is set if nobody depended on the node when it was
-    fenced, or if the change began under another revision. If the change corrects drift, the policy's present generation
-    is recorded as the one in which drift was corrected. The proof of a rollback records the failure instead; it keeps
-    from the earlier proof when the latest change that reached its target was proven, and how long that took."""
+    names of the configurations are those in the fence. The proof's revision is the one that the change followed, even
+    if it is another policy's. The proof of a rollback records the failure, and keeps from the earlier proof when the
+    latest change that reached its target was proven, and how long that took."""
     fence = case.fence
-    corrected = _corrected_in(case.node.verified, policy)
-    followed = fence.version.generation if fence.version.uid in ("", policy.uid) else 0
+    corrected = _corrected_in(case.node.verified)
     record = Verified(
         policy=policy.name,
         mig_config=fence.target_mig_config,
         plugin_config=fence.target_plugin_config,
-        corrected_generation=policy.generation if corrects_drift(fence, policy) else corrected,
+        corrected_revision=policy.version.revision if corrects_drift(fence, policy) else corrected,
         retry=case.node.retry,
         layout=target.text,
         gpus=len(target.layouts),
-        version=SpecVersion(policy.uid, followed),
+        version=SpecVersion(policy.uid, fence.version.revision),
         changed_at=case.now,
         took=_took(fence, case.now),
-        revision=fence.revision,
         planned=fence.planned,
         failed_version=fence.failed_version,
         apart=fence.newcomer or fence.turned,
@@ -317,7 +299,7 @@ def proven(case: FencedCase, target: Target, policy: PolicyView) -> Verified:
         return record
     return replace(
         record,
-        corrected_generation=corrected,
+        corrected_revision=corrected,
         changed_at=earlier.changed_at,
         took=earlier.took,
         rolled_back=True,

@@ -221,15 +221,14 @@ def _unapproved(case: FencedCase) -> str:
 
     An edit that keeps the target, such as a pause, keeps the class of disruption too, so the approval still covers it.
     While the target is unknown, an approved change goes on. A change that began without an approval needs one once the
-    policy has been edited. No approval covers a policy that was deleted and created again.
+    policy asks for approvals. No approval covers a policy that was deleted and created again.
     """
     assessment, fence = case.assessment, case.fence
     policy = assessment.policy if assessment is not None else None
     if policy is None or policy.spec is None or policy.spec.rollout.approval != "Manual":
         return ""
-    another = fence.version.uid not in ("", policy.uid)  # deleted and created again under its name
-    other = another or policy.generation != fence.version.generation
-    if fence.approved and not another:
+    other = not fence.approved or fence.version.uid != policy.uid
+    if not other:
         other = isinstance(assessment, Assessed) and owed_for(assessment.target) != fence.approved
     return (
         "the policy has changed and its new plan needs approval; the node is being restored" if other else ""

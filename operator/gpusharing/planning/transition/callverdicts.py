@@ -107,7 +107,7 @@ def _goes_on(action: Action) -> bool:
 def _noted(verdict: Verdict, node: NodeView, now: datetime) -> Verdict:
     """Return the verdict with a write to the fence that records that the change has failed
     (docs/adr/0044-what-was-seen-is-written-down.md). If the failing call is itself a PATCH of the fence, the record is
-    added to that PATCH, unless the PATCH follows another generation or the failure of this generation is already
+    added to that PATCH, unless the PATCH follows another revision or the failure of this revision is already
     recorded. Otherwise a PATCH with the record comes first. The verdict is unchanged if the node has no fence, or if
     its fence already has the record."""
     fence = node.fence
@@ -121,8 +121,8 @@ def _noted(verdict: Verdict, node: NodeView, now: datetime) -> Verdict:
 
 def _with_failure(action: Action, failed: Fence, now: datetime) -> Action:
     """Return the action with the failure recorded in the fence that it writes. `failed` is the present fence. An
-    action is returned unchanged if it writes no fence, if its fence is for a different generation from `failed`, or if
-    the change is already known to have failed in this generation."""
+    action is returned unchanged if it writes no fence, if its fence is for a different revision from `failed`, or if
+    the change is already known to have failed in this revision."""
     if not isinstance(action, UpdateFence | Actuate):
         return action
     fence = action.fence

@@ -20,7 +20,6 @@ from gpusharing.planning.vocabulary.lengths import cut
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.actuators.actuator import find_obstacle
 from gpusharing.planning.wanted.assess import Assessed, Refused, find_disruption, needs_two_steps
-from gpusharing.planning.wanted.revision import find_revision
 from gpusharing.planning.wanted.verify import Comparison, find_mismatch
 
 MAX_FAILURE = 300
@@ -95,8 +94,7 @@ def turn_back(case: FencedCase, failure: Finding, *, known: bool) -> Verdict | s
     fence = replace(
         owed.fence,
         version=policy.version,
-        failed_version=policy.version if begun_version.uid in ("", policy.uid) else begun_version,
-        revision=find_revision(policy),
+        failed_version=policy.version if begun_version.uid == policy.uid else begun_version,
         drift=False,
         step=1,
         steps=1,

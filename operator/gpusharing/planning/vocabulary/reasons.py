@@ -117,17 +117,19 @@ class Reason(Worded):
         "decides what happens to nodes in flight.",
         "Set rollout.paused to false, or the chart's value paused if the message names it.")
     HALTED = (("Halted", "Node", _PERSON, "policy"),
-        "The number of nodes that failed after the point of no return in this generation of the policy has reached "
+        "The number of nodes that failed after the point of no return in this revision of the policy has reached "
         "rollout.maxFailures. No further change will start.",
-        "Find out why the nodes failed (status.failures). Then run the command in the message, or change the policy.")
+        "Find out why the nodes failed (status.failures). Then run the command in the message, raise "
+        "rollout.maxFailures, or change what the policy asks for. Other edits, such as a pause, do not end a halt.")
     APPROVAL_NEEDED = (("ApprovalNeeded", "Node", _PERSON, "policy", Mark.PENDING),
         "rollout.approval is Manual, and the current plan has not been approved.",
         "Review status.plan, then run the command in the message.")
     ROLLED_BACK = (("RolledBack", "Node", _PERSON, "node", Mark.STALLS, Mark.STATUS, Mark.EVENT, Mark.RETRIED),
         "The change failed after the point of no return, and the node was rolled back to its last proven layout "
         "(rollout.onFailure is Rollback). The node serves that layout, counts as failed, and is not tried again in "
-        "this generation of the policy.",
-        "Fix the cause that the message names, then run the command in the message, or change the policy.")
+        "this revision of the policy.",
+        "Fix the cause that the message names, then run the command in the message, or change what the policy asks "
+        "for.")
     SKIP_LABEL = (("SkipLabel", "Node", _PERSON, "node"),
         "The Node has the label gpusharing.dev/skip, with true or any other value but false, so the operator does not "
         "change it. The node still counts as part of its pool.",
@@ -158,9 +160,9 @@ class Reason(Worded):
         "proven there: it is not Ready, is cordoned, has drifted, or has an unhealthy GPU. Until that is resolved,"
         " the operator changes no other node, but it corrects a canary that has drifted.",
         "Check the node that the message names. The rollout continues when the node serves its layout again or has "
-        "left the pool. After an edit of the policy, it starts with new canaries.")
+        "left the pool. Once the policy asks for something else, it starts with new canaries.")
     DRIFT_RETURNED = (("DriftReturned", "Node", _PERSON, "node", Mark.STALLS, Mark.STATUS, Mark.EVENT, Mark.RETRIED),
-        "The node drifted again after the operator had corrected it in this generation of the policy. Something else "
+        "The node drifted again after the operator had corrected it in this revision of the policy. Something else "
         "keeps changing it.",
         "Stop the program that writes the node's label nvidia.com/mig.config or nvidia.com/device-plugin.config; the "
         "message names its field manager if it is known. Then set gpusharing.dev/retry on the GPUNode to a new value.")

@@ -153,8 +153,8 @@ async def find_in_cluster(session: Session, typed: Namespace) -> NodeScope:
 def _of_policy(raw: JSON, policies: Sequence[JSON], nodes: Sequence[JSON]) -> NodeScope:
     """Return the scope of the nodes that the policy `raw` selects, without those that other policies own; if there are
     any of these, a remark counts them. The scope has the spec of the policy, and its labels and annotations, under
-    `labels` and `annotations`; a key is absent if it would be empty. Approvals and resumptions, which an edit of the
-    policy makes invalid, and kubectl's record of its last apply are left out. Raises Trouble if the policy selects no
+    `labels` and `annotations`; a key is absent if it would be empty. Approvals and resumptions, which are only for
+    the policy as it was, and kubectl's record of its last apply are left out. Raises Trouble if the policy selects no
     node, or if other policies own all of its nodes."""
     name, spec = text(raw, "metadata", "name"), section(raw, "spec")
     selector = section(spec, "nodeSelector")
