@@ -163,12 +163,14 @@ async def test_an_end_of_the_process_is_no_error_to_go_on_after() -> None:
         await reader.read(Request("r1"))
 
 
-async def test_a_signal_ends_an_agent_whose_turns_fail() -> None:
+async def test_an_agent_whose_first_turn_fails_says_so_and_a_signal_ends_it() -> None:
     bench = Bench()
     bench.pods = Kubelet(object())  # type: ignore[assignment]
     bench.node.ask("r1")
     async with bench.running(LoopSettings(interval=0.001)) as loop:  # its end is a cancellation
-        await eventually(lambda: counted(loop, "turn") >= 1)
+        failing = await bench.node.until(lambda observed: bool(observed.error))
+        assert (failing.error.partition(":")[0], failing.request_id, failing.gpus) == ("AgentFault", "", ())
+        assert counted(loop, "turn") >= 1
 
 
 async def test_a_gpunode_that_nobody_could_have_written_does_not_end_the_agent() -> None:

@@ -15,6 +15,7 @@ from tests.kube.objects import pod
 from gpusharing.kube.budgets import Budgets
 from gpusharing.kube.client import (
     JSON,
+    NODES,
     PDBS,
     PODS,
     POLICIES,
@@ -154,6 +155,20 @@ async def test_an_event_about_an_object_that_could_be_any_is_followed_by_a_list(
         server.items = [named("fine"), named("new", "10")]
         await asyncio.sleep(60)
         assert (reflector.error, server.lists > 1) == (None, True)
+
+
+@virtually
+async def test_an_object_that_could_be_any_is_told_once_however_often_it_is_listed() -> None:
+    server, told = Server(), list[str]()
+    server.items = [NOBODY["no uid"], named("fine")]
+    reflector = Reflector(server, NODES, lambda raw: "", on_error=told.append)
+    task = asyncio.create_task(reflector.run())
+    await asyncio.sleep(100)
+    assert server.lists > 3
+    server.items = []
+    await asyncio.sleep(60)
+    task.cancel()
+    assert told == ["the API server returned nodes/odd in namespace ns without metadata.uid", ""]
 
 
 SAYS: dict[str, Callable[[Any], str]] = {

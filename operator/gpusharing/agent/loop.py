@@ -219,9 +219,9 @@ class AgentLoop:
             self._wake.clear()
             try:
                 await self.cycle()
-                if self._turn_error and not self._write_error:
+                if self._turn_error:
+                    self._turn_error = ""
                     self._backoff.success()
-                self._turn_error = ""
             except RestartNeeded:
                 raise
             except Exception as bug:  # noqa: BLE001 -- reported, and the next turn begins anew
