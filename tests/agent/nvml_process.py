@@ -109,4 +109,4 @@ if __name__ == "__main__":
         for line in sys.stdin:
             print(json.dumps(do(line.split())), flush=True)
     else:
-        print(json.dumps(do(sys.argv[1:])))
+        print(json.dumps(do(sys.argv[1:]), default=repr))

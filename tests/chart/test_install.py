@@ -31,7 +31,7 @@ REMOVED = (
     f"{ROLES}/gpusharing-viewer",
     f"{ADMISSION}/validatingadmissionpolicies/gpusharing-agent-own-node",
     f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/gpusharing-operator",
-    f"/api/v1/namespaces/{AGENT_NAMESPACE}",
+    f"/apis/apps/v1/namespaces/{AGENT_NAMESPACE}/daemonsets/gpusharing-agent",
 )
 """Some of what helm uninstall takes away."""
 RUNNING = {"gpusharing-operator": (NAMESPACE, 2), "gpusharing-agent": (AGENT_NAMESPACE, 2)}
@@ -176,6 +176,64 @@ def test_an_upgrade_changes_the_release_and_keeps_policies_and_gpunodes(
     assert {"name": "GPUSHARING_MAX_IN_FLIGHT", "value": "7"} in containers(deployment)[0]["env"]
     assert installed.admin.get(f"{POLICIES}/pool-d")["metadata"]["uid"] == policy["metadata"]["uid"]
     assert installed.admin.get(f"{GPUNODES}/{installed.node_a}")["metadata"]["uid"] == before
+
+
+AGENTS = f"/api/v1/namespaces/{AGENT_NAMESPACE}"
+OWN = ("--set", "agent.createNamespace=false")
+
+
+@pytest.fixture
+def secret(installed: Installed) -> Iterator[str]:
+    """Something that others keep in the agents' namespace; its path."""
+    body = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "of-others"}}
+    installed.admin.create(f"{AGENTS}/secrets", body)
+    yield f"{AGENTS}/secrets/of-others"
+    installed.admin.delete(f"{AGENTS}/secrets/of-others")
+
+
+def test_an_upgrade_that_no_longer_creates_the_agents_namespace_leaves_it_with_all_that_is_in_it(
+    installed: Installed, secret: str
+) -> None:
+    done = installed.run_helm("upgrade", str(CHART), *OWN)
+    assert done.returncode == 0, done.stderr
+    assert "deletionTimestamp" not in installed.admin.get(AGENTS)["metadata"]
+    assert is_there(installed, secret)
+    done = installed.run_helm("upgrade", str(CHART))
+    assert done.returncode == 0, "it takes the namespace back: " + done.stderr
+
+
+def test_an_upgrade_that_would_delete_what_an_earlier_chart_created_is_refused_with_the_way_out(
+    installed: Installed, secret: str
+) -> None:
+    gone = {"helm.sh/resource-policy": None}
+    installed.admin.merge_patch(AGENTS, {"metadata": {"annotations": gone}})
+    refused = installed.run_helm("upgrade", str(CHART), *OWN)
+    assert f"would delete namespace {AGENT_NAMESPACE} with all that is in it" in refused.stderr
+    command = re.search(r"first run: kubectl (annotate namespace \S+ \S+=keep)", refused.stderr)
+    assert command is not None
+    installed.plane.kubectl(*command[1].split())
+    done = installed.run_helm("upgrade", str(CHART), *OWN)
+    assert done.returncode == 0, done.stderr
+    assert is_there(installed, secret)
+    done = installed.run_helm("upgrade", str(CHART))
+    assert done.returncode == 0, done.stderr
+
+
+def test_uninstalling_keeps_the_agents_namespace_and_another_release_is_refused_it_by_name(
+    installed: Installed, secret: str
+) -> None:
+    done = installed.run_helm("uninstall", "--wait")
+    assert f"[Namespace] {AGENT_NAMESPACE}" in done.stdout + done.stderr
+    assert is_there(installed, secret)
+    other = installed.helm.run(
+        *("install", "second", str(CHART), "-n", "default", *IMAGE),
+        environ={"KUBECONFIG": str(installed.plane.kubeconfig)},
+    )
+    assert other.returncode != 0
+    assert AGENT_NAMESPACE in other.stderr or "gpunodes.gpusharing.dev" in other.stderr
+    installed.install_chart()
+    installed.wait_enforced()
+    assert is_there(installed, secret)
 
 
 def test_uninstalling_keeps_crds_policies_and_gpunodes_and_installing_takes_them_over(

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,16 @@ def getpwuid(uid):
 
 pwd.getpwuid = getpwuid
 """
+
+FAULTY = """
+import random
+
+def uniform(low, high):
+    raise ZeroDivisionError("a bug")
+
+random.uniform = uniform
+"""
+"""The caches choose with it when to list again."""
 
 
 @asynccontextmanager
@@ -346,12 +356,33 @@ async def test_a_second_operator_waits_for_the_lease_and_says_who_leads(
     assert server.writes == []
 
 
-async def test_a_fault_of_its_own_ends_it_with_a_trace_in_the_log(
+async def test_a_node_that_could_be_any_ends_nothing_and_is_what_readyz_says(
     server: FakeServer, environment: dict[str, str]
 ) -> None:
-    """What matters is that the end is told as everything else is."""
     server.garbled.add(NODES)
-    status, _, errors = await end_of(environment)
+    url, text = f"http://127.0.0.1:{environment['GPUSHARING_PROBE_PORT']}", ""
+    async with operator(environment) as process, ClientSession() as session:
+        while "an object of nodes without metadata.name" not in text:
+            with suppress(ClientError):  # it does not listen yet
+                async with session.get(f"{url}/readyz") as answer:
+                    text = await answer.text()
+            await asyncio.sleep(0.05)
+        server.garbled.clear()
+        assert await ready(environment) == "ok\n"
+        process.send_signal(signal.SIGTERM)
+        _, errors = await process.communicate()
+        assert process.returncode == 0
+    told = [line["event"] for line in log_lines(errors.decode()) if "without metadata.name" in line["event"]]
+    assert len(told) == 1
+
+
+async def test_a_fault_of_its_own_ends_it_with_a_trace_in_the_log(
+    server: FakeServer, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """What matters is that the end is told as everything else is."""
+    (tmp_path / "sitecustomize.py").write_text(FAULTY)
+    path = os.pathsep.join((str(tmp_path), str(ROOT / "operator")))
+    status, _, errors = await end_of({**environment, "PYTHONPATH": path})
     line = log_lines(errors)[-1]
     assert (status, line["event"], line["level"]) == (
         FAULT,

@@ -58,7 +58,7 @@ class FakeServer:
     absent: set[Resource] = field(default_factory=set)
     """Kinds whose CRD is not installed."""
     garbled: set[Resource] = field(default_factory=set)
-    """Kinds whose lists hold what no API server sends: an object without metadata."""
+    """Kinds whose lists hold what no API server sends, an object without metadata, and whose watches do not begin."""
     gates: dict[tuple[str, Resource], Gate] = field(default_factory=dict)
     """By method and kind of requests that wait."""
     date: str = ""

@@ -293,7 +293,7 @@ class Crowded(FakeClient):
     count = 0
 
     async def call(self, request: ApiRequest) -> JSON:
-        return {"metadata": {"resourceVersion": "1"}, "items": [{}] * self.count}
+        return {"metadata": {"resourceVersion": "1"}, "items": [pod()] * self.count}
 
 
 WHOLE = Gang("JobSet", "team-a", "train", f"{LABEL}=train", "")

@@ -10,10 +10,19 @@ from dataclasses import field
 from typing import ClassVar, Protocol
 
 from gpusharing.api.gpunode import GPU, Access, Instance, Model, Process
+from gpusharing.kube.errors import describe_bug
 from gpusharing.planning.vocabulary.values import value
 
 UNKNOWN_PROCESS = Process(pid=0, name="")
 """Stands for processes that may exist, because not all processes of a GPU could be listed. Counts as busy."""
+
+
+def bug_text(bug: Exception) -> str:
+    """Return the words with which the agent reports an unexpected error."""
+    return (
+        f"AgentFault: {describe_bug(bug)}; this is a bug in the agent or a driver that it does not know: please report"
+        " it with the agent's log"
+    )
 
 
 def unreachable(index: int, access: Access, error: str = "") -> GPU:
@@ -110,6 +119,8 @@ class Reading:
     """GPUs by index."""
     use: Use = field(default_factory=Use, compare=False)
     """What the GPUs are used for; does not count in comparisons."""
+    bugs: tuple[Exception, ...] = field(default=(), compare=False)
+    """Unexpected errors about single GPUs, which are in `gpus` as unreachable."""
 
 
 class LibraryError(Exception):

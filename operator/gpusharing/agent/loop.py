@@ -5,6 +5,9 @@ What the agent promises about `GPUNode.spec.request` {id, quiet}:
 - the id is echoed only by a reading that began after the request was seen;
 - `quiet: true` is reported only when the library is closed, and it stays closed until another request arrives;
 - a report with an error echoes nothing new: it keeps the last known GPUs and the request that they answered.
+
+An error that nothing expects does not end the loop: it is logged with its traceback, counted, and reported, and what
+it concerns counts as unknown (docs/adr/0021-unseen-is-unknown.md).
 """
 
 import asyncio
@@ -15,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from gpusharing.agent.library import Library, Reading, Use
+from gpusharing.agent.library import Library, Reading, Use, bug_text
 from gpusharing.agent.meter import LAG, NONE_ALLOCATABLE, Allotment, Meter, allotment_of, last_allocatable
 from gpusharing.agent.observation import Observation, request_of
 from gpusharing.agent.own import OwnNode
@@ -33,6 +36,8 @@ log = logging.getLogger(__name__)
 
 CHANGING = frozenset(phase.value for phase in Phase if phase.in_flight)
 """Phases in which no new pod is scheduled to the node."""
+PARTS = ("gpu", "reading", "pods", "meter", "turn")
+"""The parts of a turn that go on without each other: one GPU, the library, the kubelet, the meter, and the rest."""
 JITTER = 0.1
 """Default of `LoopSettings.jitter`."""
 
@@ -73,6 +78,8 @@ class Stats:
     """Patches that the API server accepted."""
     failed_writes: int = 0
     """Patches that it did not accept."""
+    faults: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
+    """Unexpected errors, by the part of the agent (PARTS)."""
 
 
 class AgentLoop:
@@ -122,6 +129,10 @@ class AgentLoop:
         self._backoff = Backoff(self.settings.retry_first, self.settings.retry_last)
         self._write_error = ""
         self._pods_error = ""
+        self._faults: dict[str, str] = {}
+        """The last unexpected error of each part, so that one that repeats is logged once."""
+        self._turn_error = ""
+        """The unexpected error that ended the last turn; empty if it was complete."""
         self._hopeless = 0
         """How many readings in a row have failed with an error that a new process might not have."""
         self._patience = 0
@@ -129,8 +140,7 @@ class AgentLoop:
         self._last_turn = clock()
 
     async def run(self) -> None:
-        """Follow the GPUNode and report until canceled. Raises RestartNeeded. Any other error is a bug, and is raised
-        in an ExceptionGroup."""
+        """Follow the GPUNode and report until canceled. Raises RestartNeeded."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._own.follow())
@@ -142,11 +152,12 @@ class AgentLoop:
             raise RestartNeeded(str(ended.exceptions[0])) from None
 
     def why_not_ready(self) -> str:
-        """Return the first reason why this agent cannot answer the operator now: it cannot follow the API server, its
-        last report was not accepted, its GPUNode does not exist, or the GPUs have not been read yet or cannot be read.
-        Empty if none of these holds, even if the GPUs are not being read because the operator asked for quiet."""
-        if self._own.error or self._write_error:
-            return self._own.error or self._write_error
+        """Return the first reason why this agent cannot answer the operator now: its last turn ended with an unexpected
+        error, it cannot follow the API server, its last report was not accepted, its GPUNode does not exist, or the
+        GPUs have not been read yet or cannot be read. Empty if none of these holds, even if the GPUs are not being read
+        because the operator asked for quiet."""
+        if error := self._turn_error or self._own.error or self._write_error:
+            return error
         if self._own.node is None:
             return (
                 f"GPUNode {self._own.name} does not exist; the agent is waiting for the operator to create it"
@@ -176,7 +187,7 @@ class AgentLoop:
         if node is None:  # no request and nowhere to report; in the middle of a change NVML must stay closed
             self.use, self._write_error = None, ""
             if self.reading is not None:  # the kubelet still reports who holds what
-                self.meter.turn(self._clock(), self._current_allotment(await self._read_holdings()))
+                self._meter_turn(await self._read_holdings())
             return
         self._shown = (
             text(node, "status", "transition", "policy"),
@@ -190,7 +201,7 @@ class AgentLoop:
             last, used = await self._read(request, last)
         self.use = None if used is None else (used, holdings)
         self.observed = last.held_by(holdings)
-        self.meter.turn(self._clock(), self._current_allotment(holdings))
+        self._meter_turn(holdings)
         await self._publish(self.observed)
         self._end_when_hopeless(self.observed.error)
         current = self._own.node
@@ -201,21 +212,61 @@ class AgentLoop:
 
     async def _turns(self) -> None:
         """Take turns forever. The next turn follows at an event or after a wait: the interval with its jitter, or a
-        growing back-off while reports are not accepted. Events during a turn make the next one follow at once. Raises
-        RestartNeeded."""
+        growing back-off while reports are not accepted or turns fail. Events during a turn make the next one follow at
+        once. Raises RestartNeeded."""
         while True:
             self._last_turn = self._clock()
             self._wake.clear()
-            await self.cycle()
+            try:
+                await self.cycle()
+                if self._turn_error:
+                    self._turn_error = ""
+                    self._backoff.success()
+            except RestartNeeded:
+                raise
+            except Exception as bug:  # noqa: BLE001 -- reported, and the next turn begins anew
+                await self._report_bug(bug)
             delay = self.settings.interval * random.uniform(
                 1 - self.settings.jitter, 1 + self.settings.jitter
             )
-            if self._write_error:
+            if self._write_error or self._turn_error:
                 delay = self._backoff.after_failure()
             with suppress(TimeoutError):
                 # Not asyncio.wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
                 async with asyncio.timeout(delay):
                     await self._wake.wait()
+
+    async def _report_bug(self, bug: Exception) -> None:
+        """Report an unexpected error that ended a turn. What that turn has read is forgotten, because it may be half
+        done. A library that has to stay closed stays closed, so the report is then left as it is."""
+        self._turn_error = self._fault("turn", bug)
+        self.use = self.reading = None
+        if (node := self._own.node) is None:
+            return
+        try:
+            last = self.observed or Observation.of(node)
+            if not last.keeps_closed(request_of(node)):
+                self.observed = last.failing(self._turn_error, simulated=self._simulated)
+                await self._publish(self.observed)
+        except Exception as again:  # noqa: BLE001 -- the probe still says that this agent is not ready
+            self._fault("turn", again)
+
+    def _fault(self, part: str, bug: Exception) -> str:
+        """Count an unexpected error, log it with its traceback unless this part had the same one last, and return the
+        words for it."""
+        words = bug_text(bug)
+        self.stats.faults[part] += 1
+        if self._faults.get(part) != words:
+            log.error("unexpected error", extra={"part": part, "error": words}, exc_info=bug)
+        self._faults[part] = words
+        return words
+
+    def _meter_turn(self, holdings: Holdings | None) -> None:
+        # The meter only counts for people, so a mistake in it must not hold up the report.
+        try:
+            self.meter.turn(self._clock(), self._current_allotment(holdings))
+        except Exception as bug:  # noqa: BLE001
+            self._fault("meter", bug)
 
     async def _read(self, request: Request, last: Observation) -> tuple[Observation, Use | None]:
         """Read the GPUs, and return the new observation and their use. The observation answers `request`, or an earlier
@@ -224,6 +275,10 @@ class AgentLoop:
         have the error, else becomes 0."""
         answer = await self._reader.read(request)
         self.stats.readings[answer.outcome] += 1
+        if answer.bug is not None:
+            self._fault("reading", answer.bug)
+        for bug in answer.reading.bugs if answer.reading is not None else ():
+            self._fault("gpu", bug)
         if answer.outcome == "ok":
             self.stats.reading_seconds += answer.seconds
         if answer.error != last.error:
@@ -239,8 +294,8 @@ class AgentLoop:
         used = answer.reading.use
         if answer.reading == self.reading:
             return last.again(answer.request), used
-        self.reading = answer.reading
         after = Observation.after(answer.request, answer.reading, simulated=self._simulated, last=last)
+        self.reading = answer.reading
         return after, used
 
     def _end_when_hopeless(self, error: str) -> None:
@@ -273,13 +328,15 @@ class AgentLoop:
         return allotment
 
     async def _read_holdings(self) -> Holdings | None:
-        """Return which pods hold devices, or None if the kubelet cannot be reached, does not answer in time, or gives
-        no valid list. Logs when that error begins, changes or ends."""
+        """Return which pods hold devices, or None if the kubelet cannot be reached, does not answer in time, gives no
+        valid list, or one that cannot be read. Logs when that error begins, changes or ends."""
         holdings: Holdings | None = None
         try:
             holdings, error = await self._pods.read(), ""
         except PodResourcesUnavailable as unavailable:
             error = str(unavailable)
+        except Exception as bug:  # noqa: BLE001 -- which pods hold devices is unknown then
+            error = self._fault("pods", bug)
         if error != self._pods_error:
             log.warning(
                 "cannot determine which pods use devices"

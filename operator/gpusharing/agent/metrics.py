@@ -54,6 +54,15 @@ class AgentCollector(Collector):
         writes.add_metric(["ok"], stats.writes)
         writes.add_metric(["failed"], stats.failed_writes)
         yield writes
+        faults = CounterMetricFamily(
+            f"{PREFIX}_faults",
+            "Unexpected errors, by the part of the agent: gpu, reading, pods, meter, turn. Each is a bug; what it"
+            " concerns is reported as unknown.",
+            labels=["part"],
+        )
+        for part, count in stats.faults.items():
+            faults.add_metric([part], count)
+        yield faults
         yield _gauge(
             "ready",
             "1 while the agent can answer requests from the operator.",

@@ -10,7 +10,15 @@ from typing import Any
 
 import pynvml
 
-from gpusharing.agent.library import AccessLost, LibraryError, NotLoaded, Reading, Replaced, unreachable
+from gpusharing.agent.library import (
+    AccessLost,
+    LibraryError,
+    NotLoaded,
+    Reading,
+    Replaced,
+    bug_text,
+    unreachable,
+)
 from gpusharing.agent.nvml_health import (
     REFUSED,
     Xids,
@@ -129,7 +137,7 @@ class NVML:
         self._processes.begin()
         self._use.begin()
         with Xids() as listening:
-            gpus, errors = self._gpus(cards, listening)
+            gpus, errors, bugs = self._gpus(cards, listening)
             for index, xid in listening.heard():
                 self._use.hear(index, xid)
                 if xid in XIDS:
@@ -142,13 +150,16 @@ class NVML:
         observed = tuple(replace(gpu, xid=xids[gpu.index]) if gpu.index in xids else gpu for gpu in gpus)
         present = dict.fromkeys(gpu.product for gpu in gpus if gpu.product)
         models = tuple(cards[product].model for product in present)
-        return Reading(maybe("", pynvml.nvmlSystemGetDriverVersion), models, observed, self._use.so_far())
+        version = maybe("", pynvml.nvmlSystemGetDriverVersion)
+        return Reading(version, models, observed, self._use.so_far(), tuple(bugs))
 
-    def _gpus(self, cards: dict[str, _Card], xids: "Xids") -> tuple[list[GPU], list[Any]]:
-        """Return all GPUs, and the errors of the GPUs that cannot be read; these GPUs are included as unreachable.
-        Adds new models to `cards` and listens with `xids`. Raises an error that concerns the whole node."""
+    def _gpus(self, cards: dict[str, _Card], xids: "Xids") -> tuple[list[GPU], list[Any], list[Exception]]:
+        """Return all GPUs, and NVML's errors and the unexpected errors of the GPUs that cannot be read; these GPUs are
+        included as unreachable. Adds new models to `cards` and listens with `xids`. Raises an error that concerns the
+        whole node."""
         gpus: list[GPU] = []
         errors: list[Any] = []
+        bugs: list[Exception] = []
         for index in range(pynvml.nvmlDeviceGetCount()):
             try:
                 gpus.append(self._gpu_at(index, cards, xids))
@@ -158,7 +169,10 @@ class NVML:
                 errors.append(error)
                 access = _UNREACHABLE.get(error.value, "Failed")
                 gpus.append(unreachable(index, access, str(error) if access == "Failed" else ""))
-        return gpus, errors
+            except Exception as bug:  # noqa: BLE001 -- a mistake of ours about one GPU must not hide the others
+                bugs.append(bug)
+                gpus.append(unreachable(index, "Failed", bug_text(bug)))
+        return gpus, errors, bugs
 
     def _gpu_at(self, index: int, cards: dict[str, _Card], xids: "Xids") -> GPU:
         """Read the GPU at `index`, and subscribe `xids` to its errors. Adds its model to `cards` if it is not there

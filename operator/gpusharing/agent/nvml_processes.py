@@ -62,7 +62,8 @@ class ProcessLists:
     def _listed(self, handle: Any, device: str, *, required: Collection[Any], hidden: bool) -> list[Listed]:
         """Return the processes in all of NVML's lists for this handle, sorted by pid. UNKNOWN_PROCESS is included if
         there may be more: if `hidden`, if the driver shows the agent no other process (`Processes.blind`), if a
-        list is refused, or if one of the `required` lists is not supported. Other errors of NVML are raised.
+        list is refused or not in this driver, or if one of the `required` lists is not supported. Other errors of NVML
+        are raised.
 
         A client of MPS is in two lists, shown as M+C by nvidia-smi, with the same memory, and counts once.
         """
@@ -75,6 +76,9 @@ class ProcessLists:
                     raise
                 if error.value == REFUSED or call in required:
                     known[UNKNOWN_PROCESS.pid] = None
+            except pynvml.NVMLLibraryMismatchError:
+                # The driver is older than this version of the list (R510), so the GPU may have such processes.
+                known[UNKNOWN_PROCESS.pid] = None
         return [
             Listed(self._processes.of(pid, device, _reported_name), memory)
             for pid, memory in sorted(known.items())

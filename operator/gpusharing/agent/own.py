@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gpusharing.kube.client import GPUNODES, JSON, KubeClient
-from gpusharing.kube.raw import newer
+from gpusharing.kube.raw import newer, part, text
 from gpusharing.kube.reflector import CacheSettings, Reflector
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class OwnNode:
         if node is None:
             self._cache.drop(self.name)
             return
-        if newer(before["metadata"]["resourceVersion"], node["metadata"]["resourceVersion"]):
+        if newer(*(text(one, "metadata", "resourceVersion") for one in (before, node))):
             self._restores += 1
         self._cache.accept(node)
 
@@ -79,7 +79,7 @@ class OwnNode:
         disappeared since then. The argument, its name, is ignored."""
         before, node = self._request, self.node
         self._request = (
-            None if node is None else (node["metadata"]["uid"], node.get("spec", {}).get("request"))
+            None if node is None else (text(node, "metadata", "uid"), part(node, "spec", "request"))
         )
         if self._request != before:
             self._on_change()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from gpusharing.agent.library import Library, LibraryError, Reading
+from gpusharing.agent.library import Library, LibraryError, Reading, bug_text
 from gpusharing.api.gpunode import Request
 from gpusharing.kube.background import Background
 
@@ -29,6 +29,8 @@ class Answer:
     patience: int = 0
     """How many consecutive readings with this error are tolerated before the process ends; 0 if a new process would
     not help."""
+    bug: Exception | None = None
+    """The error if it is not one that a library announces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,7 @@ class Reader:
     async def read(self, request: Request) -> Answer:
         """Start a reading for this request, or wait for one that is still under way for an earlier request, and return
         the outcome with the request that it answers. The outcome is `hung` if the reading has not returned within
-        `hung_after` seconds of its start. A LibraryError becomes the outcome `failed`; any other error of the
-        library is raised.
+        `hung_after` seconds of its start. An error becomes the outcome `failed`.
 
         A second reading never starts while one hangs: it would hang too, and leak a thread at every turn.
         """
@@ -83,6 +84,8 @@ class Reader:
         except LibraryError as error:
             text = f"{error.reason}: {error}"
             return Answer(attempt.request, "failed", seconds, error=text, patience=error.patience)
+        except Exception as bug:  # noqa: BLE001 -- the error is reported, and the next turn reads again
+            return Answer(attempt.request, "failed", seconds, error=bug_text(bug), bug=bug)
 
     def _hung(self, attempt: _Attempt, seconds: float) -> Answer:
         """Return an answer with outcome `hung`, and have `on_late` called once if the reading returns after all. The

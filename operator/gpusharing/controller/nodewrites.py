@@ -15,6 +15,7 @@ from gpusharing.kube.dra import taint_rule_view
 from gpusharing.kube.errors import AlreadyExists, Conflict, NotFound
 from gpusharing.kube.fence import NodePatch, patch_for
 from gpusharing.kube.sources import Sources
+from gpusharing.kube.unreadable import check_identity
 from gpusharing.planning.drain.evictions import ODD_AFTER
 from gpusharing.planning.snapshot.actions import Actuate, ClearRequests, EnsureGPUNode, RestartOperand
 from gpusharing.planning.snapshot.draviews import RULE_PREFIX
@@ -57,7 +58,7 @@ class NodeWrites:
             try:
                 self.sources.nodes.accept(await self.client.patch(NODES, name, patch_for(action, version)))
             except Conflict:
-                raw = await self.client.get(NODES, name)
+                raw = await self._node(name)
                 self.sources.nodes.accept(raw)
                 if self.sources.node_view(raw) != action.node:
                     log.info(
@@ -102,6 +103,11 @@ class NodeWrites:
             raw = await self._new_gpunode(action, spec)
         self.sources.gpunodes.accept(raw)
 
+    async def _node(self, name: str) -> JSON:
+        raw = await self.client.get(NODES, name)
+        check_identity(NODES, raw, "uid", "resourceVersion")
+        return raw
+
     async def _new_gpunode(self, action: EnsureGPUNode, spec: JSON) -> JSON:
         """Create a GPUNode that the Node owns, and return it. The attempt is recorded in `created`, even if it fails.
         If there was one for this Node before, the Node is read first. A slow watch may not have shown yet that the Node
@@ -111,7 +117,7 @@ class NodeWrites:
         has created the GPUNode meanwhile.
         """
         name, uid = action.node, action.node_uid
-        if self.created.get(name) == uid and (await self.client.get(NODES, name))["metadata"]["uid"] != uid:
+        if self.created.get(name) == uid and (await self._node(name))["metadata"]["uid"] != uid:
             raise NotFound(f"the Node {name} was deleted and created again")
         self.created[name] = uid
         owner = {"apiVersion": "v1", "kind": "Node", "name": name, "uid": uid}

@@ -34,6 +34,7 @@ from gpusharing.kube.errors import (
     ServerAway,
     Unauthorized,
 )
+from gpusharing.kube.raw import entries, text
 from gpusharing.kube.sources import Sources
 from gpusharing.planning.report.events import Event, cordon_event, node_events, refusal_event, shared_event
 from gpusharing.planning.report.status import find_grounds, tell_status
@@ -425,7 +426,7 @@ def _policy_of(policy: PolicyView) -> JSON:
 def _statuses(status: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """Return the type and the status of each condition in the status of a policy, in the order of the conditions. Empty
     if it has none."""
-    return tuple((row["type"], row["status"]) for row in status.get("conditions") or ())
+    return tuple((text(row, "type"), text(row, "status")) for row in entries(status, "conditions"))
 
 
 def _replacing(wanted: Mapping[str, Any], previous: Mapping[str, Any]) -> JSON:

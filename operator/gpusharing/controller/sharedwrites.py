@@ -36,8 +36,10 @@ from gpusharing.kube.errors import (
     Unavailable,
 )
 from gpusharing.kube.plainstack import daemon_set_view, signal
+from gpusharing.kube.raw import strings
 from gpusharing.kube.sources import MIG_KEY, Sources
 from gpusharing.kube.stackreader import render_repairs
+from gpusharing.kube.unreadable import check_identity
 from gpusharing.planning.snapshot import callfailures
 from gpusharing.planning.snapshot.actions import (
     Action,
@@ -277,7 +279,7 @@ class SharedWrites:
                     )
                 return  # the policy that the finalizer protected no longer exists
             version = str(raw["metadata"]["resourceVersion"])
-            present = tuple(raw["metadata"].get("finalizers") or ())
+            present = strings(raw["metadata"].get("finalizers"))
         raise Conflict(
             f"could not update policy {action.policy}: someone else changed it during each of {TRIES} attempts"
         )
@@ -287,6 +289,7 @@ class SharedWrites:
         than NotFound."""
         try:
             raw = await self.client.get(POLICIES, policy)
+            check_identity(POLICIES, raw, "uid", "resourceVersion")
         except NotFound:
             return None
         self.sources.policies.accept(raw)

@@ -25,6 +25,7 @@ from gpusharing.kube.dra import taint_rule
 from gpusharing.kube.errors import AlreadyExists, KubeError, NotFound, Unavailable
 from gpusharing.kube.paging import list_of
 from gpusharing.kube.raw import entries, text
+from gpusharing.kube.unreadable import check_identity
 from gpusharing.planning.snapshot.draviews import TAINT_TEST, TaintProof
 
 log = structlog.get_logger()
@@ -93,6 +94,7 @@ class TaintTest:
         finally:
             with suppress(NotFound):
                 raw = await self.client.get(DEVICE_TAINT_RULES, TAINT_TEST)
+                check_identity(DEVICE_TAINT_RULES, raw, "uid")
                 await self.client.delete(DEVICE_TAINT_RULES, TAINT_TEST, uid=raw["metadata"]["uid"])
             await self._scale(0)
 

@@ -35,6 +35,13 @@ def agent_pod(raw: JSON) -> AgentPod:
     return pod if pod.ready or deleting else _with_trouble(pod, raw)
 
 
+def unknown_agent_pod(raw: JSON, why: str) -> AgentPod:
+    """Return the view of an agent's pod that cannot be converted: it is not Ready."""
+    namespace, name = text(raw, "metadata", "namespace"), text(raw, "metadata", "name")
+    node = text(raw, "spec", "nodeName")
+    return AgentPod(namespace, name, node, ready=False, deleting=False, waiting="Unreadable", message=why)
+
+
 def has_secure_metrics(spec: JSON) -> bool:
     """Whether a container of this raw pod spec has the environment variable METRICS_SECURE with the value `true`, as
     the chart value agent.secureMetrics sets it. Its agent then gives its metrics only to those whom the API server

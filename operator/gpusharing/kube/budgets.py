@@ -13,6 +13,7 @@ from gpusharing.kube.convert_pods import pdb_view
 from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Throttled, Unauthorized
 from gpusharing.kube.paging import list_of
+from gpusharing.kube.unreadable import converted
 from gpusharing.planning.snapshot.podviews import PdbView
 
 LIST_VALID = 15.0
@@ -80,7 +81,7 @@ class Budgets:
         Unauthorized and ServerAway are raised and end the wait; other KubeErrors are recorded.
         """
         try:
-            raws = await list_of(self.client, PDBS)
+            pdbs = tuple(converted(PDBS, raw, pdb_view) for raw in await list_of(self.client, PDBS))
         except HeldBack:  # not sent: the wait goes on, and the server's last answer stays valid
             self._valid = LIST_VALID_THROTTLED.total_seconds()
             self._failed = loop_time() if self._error else self._failed
@@ -91,5 +92,5 @@ class Budgets:
             self._valid = LIST_VALID_THROTTLED.total_seconds() if isinstance(error, Throttled) else LIST_VALID
             self._error, self._failed, self._waits_since = str(error), loop_time(), None
         else:
-            self._pdbs, self._listed = tuple(map(pdb_view, raws)), loop_time()
+            self._pdbs, self._listed = pdbs, loop_time()
             self._valid, self._error, self._waits_since = LIST_VALID, "", None

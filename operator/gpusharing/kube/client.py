@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, Unpack
 
-from gpusharing.kube.errors import NotFound
+from gpusharing.kube.errors import NotFound, Unavailable
 from gpusharing.kube.raw import entries, part, text
 
 JSON = dict[str, Any]
@@ -235,7 +235,10 @@ class KubeClient(ABC):
         request = ApiRequest("list", resource, namespace=filters.get("namespace"), query=query)
         answer = await self.call(request)
         version, more = text(answer, "metadata", "resourceVersion"), text(answer, "metadata", "continue")
-        return Page(answer.get("items") or [], version, more)
+        items = answer.get("items") or []
+        if not isinstance(items, list):
+            raise Unavailable(f"cannot {request.what}, because the response is not a list")
+        return Page(items, version, more)
 
     def watch(
         self, resource: Resource, resource_version: str, **filters: Unpack[Filters]

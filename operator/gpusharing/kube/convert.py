@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from gpusharing.api import names
 from gpusharing.api.gpunode import GPU, Model, Observed
-from gpusharing.api.validation import validate_policy
+from gpusharing.api.validation import Problem, validate_policy
 from gpusharing.kube.client import JSON
 from gpusharing.kube.fence import parse_record, read_fence
 from gpusharing.kube.foreign import find_marker
@@ -95,6 +95,22 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
     )
 
 
+def unknown_node(raw: JSON, why: str) -> NodeView:
+    """Return the view of a Node that cannot be converted. Like one whose fence cannot be read, it is left as it is: it
+    may be in the middle of a change."""
+    metadata = section(raw, "metadata")
+    return NodeView(
+        name=intern(text(metadata, "name")),
+        uid=text(metadata, "uid"),
+        labels=interned(metadata.get("labels")),
+        resources={},
+        ready=False,
+        unschedulable=part(raw, "spec", "unschedulable") is True,
+        deleting=metadata.get("deletionTimestamp") is not None,
+        fence_error=why,
+    )
+
+
 def other_plugin(raw: JSON) -> str:
     """Return the name of the device plugin that serves a Node without following our labels, or an empty string if none
     is known. It is recognized by the Node's labels, its annotations, and the names of its allocatable resources that
@@ -137,6 +153,18 @@ def gpunode_view(raw: JSON, known: ObservedView | None = None) -> GPUNodeView:
     )
 
 
+def unknown_gpunode(raw: JSON, why: str) -> GPUNodeView:
+    """Return the view of a GPUNode that cannot be converted: its report proves nothing."""
+    request = section(raw, "spec", "request")
+    return GPUNodeView(
+        name=intern(text(raw, "metadata", "name")),
+        uid=text(raw, "metadata", "uid"),
+        request_id=text(request, "id"),
+        quiet=request.get("quiet") is True,
+        observed=ObservedView("", False, why, (), allocated=None, pods=None),
+    )
+
+
 def observed_view(raw: object) -> ObservedView:
     """Convert the agent's raw report. Resources whose count is 0 are left out of `allocated`. A report that cannot be
     read proves nothing: it becomes a view that has the first error of the validation but no request id and no GPUs.
@@ -148,7 +176,8 @@ def observed_view(raw: object) -> ObservedView:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(step) for step in first["loc"])
-        return ObservedView("", False, f"the agent's report cannot be read: {where}: {first['msg']}", ())
+        why = f"the agent's report cannot be read: {where}: {first['msg']}"
+        return ObservedView("", False, why, (), allocated=None, pods=None)
     models = {model.product: _model(model.product, model) for model in observed.models}
     return ObservedView(
         request_id=observed.request_id,
@@ -192,6 +221,23 @@ def policy_view(raw: JSON) -> PolicyView:
         approved=annotations.get(names.ANNOTATION_APPROVE, ""),
         resumed=annotations.get(names.ANNOTATION_RESUME, ""),
         zones={} if isinstance(checked, tuple) else find_zones(checked),
+    )
+    return under_deletion(view, resets=text(raw, "spec", "deletionPolicy") == "Reset")
+
+
+def unknown_policy(raw: JSON, why: str) -> PolicyView:
+    """Return the view of a policy that cannot be converted: its spec counts as invalid."""
+    metadata = section(raw, "metadata")
+    view = PolicyView(
+        name=text(metadata, "name"),
+        uid=text(metadata, "uid"),
+        generation=whole(metadata, "generation"),
+        created=text(metadata, "creationTimestamp"),
+        deleting=metadata.get("deletionTimestamp") is not None,
+        finalizer=names.FINALIZER in strings(metadata.get("finalizers")),
+        force_release=texts(metadata.get("annotations")).get(names.ANNOTATION_FORCE_RELEASE) == "true",
+        spec=None,
+        problems=(Problem("spec", why),),
     )
     return under_deletion(view, resets=text(raw, "spec", "deletionPolicy") == "Reset")
 

@@ -8,6 +8,8 @@ The class of an error says how far it reaches. Nearly all concern one call: this
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from traceback import extract_tb
 
 
 class KubeError(Exception):
@@ -115,6 +117,13 @@ class ServerAway(KubeError):
 class EvictionFailed(_Worded):
     """500 on an eviction, for example two PodDisruptionBudgets on one pod (docs/design/drain.md#e8), or 429 with a
     Status that names no time to wait (E11); its message is shown verbatim."""
+
+
+def describe_bug(error: BaseException) -> str:
+    """Return the type, the message and the place of an error that nothing expects, in one line for people."""
+    places = extract_tb(error.__traceback__)
+    where = f" ({Path(places[-1].filename).name}:{places[-1].lineno})" if places else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}{where}"
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Unauthorized
 from gpusharing.kube.gangkeys import gang_of
 from gpusharing.kube.paging import pages_of
 from gpusharing.kube.raw import text
+from gpusharing.kube.unreadable import converted
 from gpusharing.planning.drain.holders import Scope, must_leave
 from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, PodView
 
@@ -160,9 +161,9 @@ class Gangs:
                 field_selector=fields,
             ):
                 for raw in page.items:
-                    gang = gang_of(raw)
+                    gang = converted(PODS, raw, gang_of)
                     if gang is not None:
-                        members[gang].append(_member(raw))
+                        members[gang].append(converted(PODS, raw, _member))
                 read += len(page.items)
                 if read >= most:
                     break

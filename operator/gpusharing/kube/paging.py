@@ -15,6 +15,7 @@ from gpusharing.kube.backoff import Backoff
 from gpusharing.kube.client import JSON, Filters, KubeClient, Page, Resource
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.errors import Expired, Forbidden, Invalid, KubeError, NotFound, Throttled, Unavailable
+from gpusharing.kube.unreadable import check_identity
 
 BACKOFF_FIRST = 0.5
 BACKOFF_MOST = 30.0
@@ -59,7 +60,7 @@ async def pages_of(
 
     Raises:
         KubeError: the first page failed, a later one has failed for PATIENCE seconds or would have by the end of the
-            next wait, or it failed with any other error.
+            next wait, or it failed with any other error; Unreadable if an object in it has no identity.
     """
     after, failing, pause = "", inf, Backoff(BACKOFF_FIRST, BACKOFF_MOST)
     while True:
@@ -74,6 +75,8 @@ async def pages_of(
                 raise
             await asyncio.sleep(wait)
             continue
+        for raw in page.items:
+            check_identity(resource, raw, "name", "uid")
         yield page
         if not page.more:
             return

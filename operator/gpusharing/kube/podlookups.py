@@ -9,10 +9,11 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
 
-from gpusharing.kube.client import DAEMON_SETS, JSON, NAMESPACES, RESOURCE_CLAIMS, KubeClient, Resource
+from gpusharing.kube.client import DAEMON_SETS, JSON, NAMESPACES, PODS, RESOURCE_CLAIMS, KubeClient, Resource
 from gpusharing.kube.convert_pods import ClaimedDevices, claimed_devices, pod_view, resource_claim_names
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.raw import interned, part, text
+from gpusharing.kube.unreadable import converted
 from gpusharing.planning.drain.holders import Scope, holds_gpu
 from gpusharing.planning.snapshot.podviews import PodView
 
@@ -48,9 +49,13 @@ class PodLookups:
         read, or cannot be read, are None.
 
         Raises:
-            KubeError: an object could not be read, unless it is gone or we lack the right to read it.
+            KubeError: an object could not be read, unless it is gone or we lack the right to read it. A pod that
+                cannot be converted counts as one that could not be read.
         """
-        pods = [pod_view(raw, await self._resource_claims(raw)) for raw in raws]
+        pods = []
+        for raw in raws:
+            claims = await self._resource_claims(raw)
+            pods.append(converted(PODS, raw, partial(pod_view, resource_claims=claims)))
         concerned = {pod.uid for pod in pods if scope.all_pods or holds_gpu(pod)}
         wanted = sorted({pod.namespace for pod in pods if namespaces and pod.uid in concerned})
         labels = {
@@ -65,12 +70,13 @@ class PodLookups:
         `namespace/name`; claims that are not generated yet are left out. A claim that is gone, that we may not read, or
         whose allocation cannot be read is None, which counts as a GPU (docs/design/drain.md#g5). Raises KubeErrors
         other than NotFound and Forbidden."""
-        namespace = raw["metadata"]["namespace"]
+        namespace = text(raw, "metadata", "namespace")
         claims: dict[str, ClaimedDevices] = {}
-        for name in resource_claim_names(raw):
+        for name in converted(PODS, raw, resource_claim_names):
             if name is not None:
                 claim = await self._get(RESOURCE_CLAIMS, name, namespace)
-                claims[f"{namespace}/{name}"] = claimed_devices(claim) if claim else None
+                key = f"{namespace}/{name}"
+                claims[key] = converted(RESOURCE_CLAIMS, claim, claimed_devices) if claim else None
         return claims
 
     async def _with_owner(self, pod: PodView, now: datetime) -> PodView:

@@ -11,6 +11,7 @@ from gpusharing.kube.client import JSON, PODS, KubeClient
 from gpusharing.kube.paging import pages_of
 from gpusharing.kube.quantity import count
 from gpusharing.kube.raw import entries, part, section, text
+from gpusharing.kube.unreadable import converted
 
 BY_CLASS = "deviceclass.resource.kubernetes.io/"
 """How the extended resource begins that every DeviceClass has since Kubernetes 1.36; the name of the class follows
@@ -85,7 +86,8 @@ class PendingPods:
         selector = "spec.nodeName=,status.phase=Pending"
         async for page in pages_of(self.client, PODS, field_selector=selector):
             for raw in page.items:
-                requests = {} if part(raw, "metadata", "deletionTimestamp") else pod_requests(raw)
+                deleting = part(raw, "metadata", "deletionTimestamp")
+                requests = {} if deleting else converted(PODS, raw, pod_requests)
                 pods.update(requests.keys())
                 devices.update(requests)
         self.pods, self.devices = dict(pods), dict(devices)

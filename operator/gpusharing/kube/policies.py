@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gpusharing.kube.client import JSON, POLICIES, KubeClient
-from gpusharing.kube.convert import policy_view
+from gpusharing.kube.convert import policy_view, unknown_policy
 from gpusharing.kube.errors import Unavailable
 from gpusharing.kube.paging import pages_of
-from gpusharing.kube.raw import newer, text
+from gpusharing.kube.raw import newer, part, section, strings, text
+from gpusharing.kube.unreadable import or_unknown
 from gpusharing.planning.snapshot.views import PolicyView
 
 
@@ -115,7 +116,7 @@ class PolicyCache:
 
         Statuses are written alongside the passes: an edit can be listed before the answer to an older write arrives.
         """
-        name = raw["metadata"]["name"]
+        name = text(raw, "metadata", "name")
         self._reached(_version(raw))
         if name in self._raw and not newer(_version(self._raw[name]), _version(raw)):
             self._raw[name] = raw
@@ -132,7 +133,7 @@ class PolicyCache:
         before = {view.name: view for view in self.views}
         views = []
         for name in sorted(self._raw):
-            view = policy_view(self._raw[name]).paused_by(self._paused)
+            view = _view(self._raw[name]).paused_by(self._paused)
             views.append(before[name] if before.get(name) == view else view)
         same = len(views) == len(self.views) and all(
             new is old for new, old in zip(views, self.views, strict=True)
@@ -143,14 +144,16 @@ class PolicyCache:
     def finalizers(self, policy: str) -> tuple[str, tuple[str, ...]]:
         """Return the resourceVersion and the finalizers of a policy as last read or written; both are empty if it is
         unknown."""
-        metadata = self._raw.get(policy, {}).get("metadata", {})
-        return str(metadata.get("resourceVersion", "")), tuple(metadata.get("finalizers") or ())
+        raw = self._raw.get(policy, {})
+        return _version(raw), strings(part(raw, "metadata", "finalizers"))
 
     def status(self, policy: str) -> Mapping[str, Any]:
         """Return the status of a policy as last read or written, not a copy; empty if the policy is unknown or has
         none."""
-        status: Mapping[str, Any] = self._raw.get(policy, {}).get("status") or {}
-        return status
+        return section(self._raw.get(policy, {}), "status")
+
+
+_view = or_unknown(POLICIES, policy_view, unknown_policy)
 
 
 def _version(raw: JSON) -> str:

@@ -15,7 +15,9 @@ What holds at any time after `synced`:
   etcd revisions, one counter for the store; a server that writes something else is believed as it comes. Only a store
   that was restored from a backup turns the cache back: when two complete lists in a row are older than the cache, and a
   write has proven that versions went back (docs/adr/0061-lists-that-survive-their-pages.md);
-- `items` keeps the identity of a view whose projection did not change, so callers may memoize on it.
+- `items` keeps the identity of a view whose projection did not change, so callers may memoize on it;
+- no object ends the cache. One that cannot be converted keeps its last view and is in `unreadable`. One without name,
+  UID or version could be any, so the cache counts as incomplete until a list has none.
 """
 
 import asyncio
@@ -31,6 +33,7 @@ from gpusharing.kube.clock import loop_time
 from gpusharing.kube.errors import Expired, Forbidden, Invalid, KubeError, NotFound, first_of
 from gpusharing.kube.paging import BACKOFF_FIRST, BACKOFF_MOST, whole_list
 from gpusharing.kube.raw import newer
+from gpusharing.kube.unreadable import Unreadable, check_identity, converted
 from gpusharing.kube.views import View, Views
 
 SHORT_WATCH = 1.0
@@ -70,6 +73,8 @@ class Reflector(Generic[View]):
 
     items: Mapping[str, View]
     """The views by name: a live, read-only mapping, to be copied for a snapshot."""
+    unreadable: Mapping[str, str]
+    """Why objects cannot be converted, by name; like `items`, a live mapping."""
     synced: asyncio.Event
     """Set when the first list is complete."""
     error: KubeError | None
@@ -93,9 +98,10 @@ class Reflector(Generic[View]):
     ) -> None:
         """Prepare the cache of the objects that `where` selects; no call is made before `run`.
 
-        `project` converts a raw object to its view. `on_change` is called with the name of an object that was added,
-        removed, or changed in its view. `on_error` is called with the reason why the server cannot be followed
-        whenever that reason changes, and with an empty string once it can be followed (again).
+        `project` converts a raw object to its view; if it raises, the object becomes `unreadable`. `on_change` is
+        called with the name of an object that was added, removed, or changed in its view. `on_error` is called with the
+        reason why the server cannot be followed whenever that reason changes, and with an empty string once it can be
+        followed (again).
 
         Objects are stored by name, or by `namespace/name` if the kind is namespaced and all namespaces are read.
         """
@@ -108,8 +114,15 @@ class Reflector(Generic[View]):
         self._page_size, self._relist_after = settings.page_size, settings.relist_after
         self._clock, self._restores = settings.clock, settings.restores
         long_names = resource.namespaced and where.get("namespace") is None
-        self._views = Views(project, on_change, long_names=long_names, remembered=settings.remembered)
-        self.items = self._views.items
+        self._views = Views(
+            lambda raw: converted(resource, raw, project),
+            on_change,
+            long_names=long_names,
+            remembered=settings.remembered,
+        )
+        self.items, self.unreadable = self._views.items, self._views.unreadable
+        self._fault: Unreadable | None = None
+        """Why the server's last list, or an event since then, has an object that could be any; None if it has none."""
         self._place, self._placed = "", asyncio.Event()
         """The version from which to watch; empty until a list has given one."""
         self._whole = self._refused = False
@@ -141,7 +154,8 @@ class Reflector(Generic[View]):
 
         An object that is older than the cached one, or was deleted in the meantime, is ignored.
         """
-        self._views.apply(obj)
+        if self._identifies(obj):
+            self._views.apply(obj)
 
     def drop(self, name: str) -> None:
         """Drop the object of this name and call `on_change`, because the server answered that it does not exist; the
@@ -200,8 +214,10 @@ class Reflector(Generic[View]):
     async def _list(self) -> None:
         """Read the whole list into the cache and drop the objects that no longer exist. Then set `synced` and schedule
         the next list (`_end`). Errors that are retried within the list go to `_list_failed`. Raises a KubeError if the
-        list must start over, for example Expired if the watch has lost its place in the meantime."""
+        list must start over, for example Expired if the watch has lost its place in the meantime, or Unreadable if an
+        object in it could be any; the others are then stored, and none is dropped."""
         version, older, names = "", False, set[str]()
+        fault = self._fault
         pages = whole_list(self._page, self._page_size, self._clock, self._list_failed)
         async with aclosing(pages):
             async for page in pages:
@@ -211,10 +227,13 @@ class Reflector(Generic[View]):
                 elif not self._place:
                     raise Expired("the watch expired while the list was being read")
                 for obj in page.items:
-                    names.add(self._views.name(obj))
-                    self._views.apply(obj, page.resource_version)
+                    if self._identifies(obj):
+                        names.add(self._views.name(obj))
+                        self._views.apply(obj, page.resource_version)
                 # The error of a refused watch is cleared by this answer only while another watch is open.
                 self._contacted(follows=self._following is not None if self._refused else not self._whole)
+        if self._fault is not None and self._fault is not fault:
+            raise self._fault  # also for an event that came while the list was being read
         self._views.keep_only(names, version)
         self._end(older=older)
 
@@ -260,6 +279,9 @@ class Reflector(Generic[View]):
         It follows at once while the cache has to catch up with a store that was restored from a backup (see
         `renews`)."""
         self.doubted, self._whole, self._absent_since = older, True, None
+        if self._fault is not None:
+            self._fault = None
+            self._clear(follows=True)
         if not older:
             self._restores_seen, self._current_at = (
                 self._restores(),
@@ -338,6 +360,8 @@ class Reflector(Generic[View]):
         `_place`. The cache then counts as current if it has missed nothing and the version is not older than the
         highest one seen. Also requests a list if one is needed (`renews`)."""
         obj = event.object
+        if not self._identifies(obj, bookmark=event.type == "BOOKMARK"):
+            return
         version = obj["metadata"]["resourceVersion"]
         if event.type == "DELETED":
             self._views.deleted(obj)
@@ -382,10 +406,23 @@ class Reflector(Generic[View]):
         self.last_contact = self._clock()
         self._clear(follows=follows)
 
+    def _identifies(self, obj: JSON, *, bookmark: bool = False) -> bool:
+        """Whether the server says which object, in which version, this is. If not, the cache has missed a change of
+        some object, so a list is requested."""
+        keys = ("resourceVersion",) if bookmark else ("name", "uid", "resourceVersion")
+        try:
+            check_identity(self._resource, obj, *keys)
+        except Unreadable as error:
+            self._fault, self._whole = error, False
+            self._note(error)
+            self._list_due.set()
+            return False
+        return True
+
     def _clear(self, *, follows: bool) -> None:
         """If the cache `follows` the server, set `error` to None, and call `on_error` with an empty string unless its
         last call had one, too."""
-        if follows:
+        if follows and self._fault is None:
             self._note(None)
 
     def _note(self, error: KubeError | None) -> None:

@@ -11,7 +11,7 @@ from operator import is_
 from typing import Any, TypeVar, Unpack
 
 from gpusharing.api.names import ANNOTATION_WRITTEN, LABEL_MANAGED_BY, MANAGED_BY
-from gpusharing.kube.agentpods import AGENT, agent_pod, agent_warning
+from gpusharing.kube.agentpods import AGENT, agent_pod, agent_warning, unknown_agent_pod
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
@@ -31,7 +31,13 @@ from gpusharing.kube.client import (
     KubeClient,
     Resource,
 )
-from gpusharing.kube.convert import cluster_policy_view, gpunode_view, node_view
+from gpusharing.kube.convert import (
+    cluster_policy_view,
+    gpunode_view,
+    node_view,
+    unknown_gpunode,
+    unknown_node,
+)
 from gpusharing.kube.dra import (
     FIELD_SELECTOR,
     GPUS,
@@ -54,6 +60,7 @@ from gpusharing.kube.plainstack import daemon_set_view, is_daemon_down, lone_res
 from gpusharing.kube.policies import PolicyCache
 from gpusharing.kube.raw import entries, has_condition, part, section, text
 from gpusharing.kube.reflector import CacheSettings, Reflector
+from gpusharing.kube.unreadable import or_unknown
 from gpusharing.planning.snapshot.agents import AgentTroubles, find_troubles
 from gpusharing.planning.snapshot.draviews import NodeDevices, TaintRuleView
 from gpusharing.planning.snapshot.stackviews import Operand, Program
@@ -161,8 +168,18 @@ def _pod_place(raw: JSON) -> PodPlace:
         settling=settling,
         down=app == Program.MPS_DAEMON and is_daemon_down(raw),
     )
-    return PodPlace(raw.get("spec", {}).get("nodeName", ""), operand, app)
+    return PodPlace(text(raw, "spec", "nodeName"), operand, app)
 
+
+def _unknown_place(raw: JSON, _: str) -> PodPlace:
+    """Return the view of a pod that cannot be converted: it is not Ready."""
+    metadata = section(raw, "metadata")
+    where, name, uid = (text(metadata, key) for key in ("namespace", "name", "uid"))
+    operand = Operand(where, name, uid, ready=False)
+    return PodPlace(text(raw, "spec", "nodeName"), operand, text(metadata, "labels", "app"))
+
+
+_operand = or_unknown(PODS, _pod_place, _unknown_place)
 
 _Parts = tuple[NodeView, Maintenance | None, NodeDevices | None, TaintRuleView | None]
 """The view of a Node, its NodeMaintenance, the devices of its DRA driver and its DeviceTaintRule."""
@@ -205,13 +222,17 @@ class Sources:
         self._reports: dict[str, int] = {}
         """A hash of the agent's report in each GPUNode, by name, because most versions repeat the report."""
         self.policies = PolicyCache(client, restores, plan.paused)
-        self._node = partial(node_view, maintenance_keys=settings.maintenance_keys)
+        node = partial(node_view, maintenance_keys=settings.maintenance_keys)
+        self._node = or_unknown(NODES, node, unknown_node)
         self.nodes = self._follow(NODES, self._node)
-        self.gpunodes = self._follow(GPUNODES, self._gpunode, self._gpunode_changed)
-        self.agents = self._follow(PODS, agent_pod, namespace=pods, label_selector=AGENT_SELECTOR)
+        self.gpunodes = self._follow(
+            GPUNODES, or_unknown(GPUNODES, self._gpunode, self._unknown_gpunode), self._gpunode_changed
+        )
+        agent = or_unknown(PODS, agent_pod, unknown_agent_pod)
+        self.agents = self._follow(PODS, agent, namespace=pods, label_selector=AGENT_SELECTOR)
         self.agent_warnings = self._follow(EVENTS, agent_warning, namespace=pods, field_selector=WARNINGS)
         """Warning events about the agent's pods. No decision waits for them: they only explain."""
-        self.operands = self._follow(PODS, _pod_place, namespace=namespace, label_selector=OPERAND_SELECTOR)
+        self.operands = self._follow(PODS, _operand, namespace=namespace, label_selector=OPERAND_SELECTOR)
         self.config_maps = self._follow(CONFIG_MAPS, self._config_map, namespace=namespace)
         self.cluster_policies = self._follow(CLUSTER_POLICIES, cluster_policy_view)
         self.daemon_sets = self._follow(DAEMON_SETS, daemon_set_view, self._dra_changed, namespace=namespace)
@@ -246,7 +267,7 @@ class Sources:
         """The nodes with something joined to their view, by name: the parts of the view, and the view."""
         self.resource_slices = self._follow(RESOURCE_SLICES, slice_view, field_selector=FIELD_SELECTOR)
         self.kubelet_plugins = self._follow(
-            PODS, _pod_place, namespace=namespace, label_selector=KUBELET_PLUGIN_SELECTOR
+            PODS, _operand, namespace=namespace, label_selector=KUBELET_PLUGIN_SELECTOR
         )
         self.device_classes = self._follow(DEVICE_CLASSES, device_class_view)
         self.taint_rules = self._follow(DEVICE_TAINT_RULES, taint_rule_view, label_selector=OUR_RULES)
@@ -356,6 +377,10 @@ class Sources:
         known = self.gpunodes.items.get(name) if before == report else None
         return gpunode_view(raw, known.observed if known is not None else None)
 
+    def _unknown_gpunode(self, raw: JSON, why: str) -> GPUNodeView:
+        self._reports.pop(text(raw, "metadata", "name"), None)  # the report must be converted again
+        return unknown_gpunode(raw, why)
+
     def _config_map(self, raw: JSON) -> ConfigMapView:
         """Convert a raw ConfigMap. If its name is neither ours, nor the admin's, nor one that mig-manager generates
         (NODE_CONFIG_SUFFIX at the end), only its existence matters, and an empty view is returned. Otherwise its UID is
@@ -419,7 +444,8 @@ class Sources:
         """Return the sources that cannot be relied on, by name, each with the reason. Until its first list is complete,
         a source is missing because of its error or, without one, because it has not been listed yet. A later error
         alone does not make it missing. After the store was restored from a backup, it is missing again until a list
-        that is not older than the cache is complete. Also requests the lists that are overdue.
+        that is not older than the cache is complete, and as long as one of its objects cannot be converted, because
+        what that object says may concern every node. Also requests the lists that are overdue.
 
         Optional kinds and those of `of_dra` are left out while they are not installed or we may not read them. The
         policies and the agents' warnings are never in the result.
@@ -433,6 +459,8 @@ class Sources:
                 missing[name] = str(source.error or NOT_YET)
             elif renews:
                 missing[name] = RESTORE_NOTE
+            elif source.unreadable:
+                missing[name] = min(source.unreadable.values())
         return missing
 
     def revoked(self) -> dict[str, str]:

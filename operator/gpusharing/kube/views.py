@@ -7,7 +7,8 @@ from types import MappingProxyType
 from typing import Generic, TypeVar
 
 from gpusharing.kube.client import JSON
-from gpusharing.kube.raw import newer
+from gpusharing.kube.raw import newer, text
+from gpusharing.kube.unreadable import Unreadable
 
 View = TypeVar("View")
 
@@ -27,13 +28,15 @@ class Views(Generic[View]):
         long_names: bool,
         remembered: int,
     ) -> None:
-        """`project` converts a raw object to its view. `on_change` is called with the name of each object that changes.
-        `long_names` says whether objects are called `namespace/name`. `remembered` is how many deleted objects are
-        remembered, so that late events about them are ignored."""
+        """`project` converts a raw object to its view, or raises Unreadable. `on_change` is called with the name of
+        each object that changes. `long_names` says whether objects are called `namespace/name`. `remembered` is how
+        many deleted objects are remembered, so that late events about them are ignored."""
         self._project, self._on_change = project, on_change
         self._long_names, self._remembered = long_names, remembered
         self._views: dict[str, View] = {}
         self.items: Mapping[str, View] = MappingProxyType(self._views)
+        self.unreadable: dict[str, str] = {}
+        """Why objects cannot be converted, by name. An object's view, if it has one, is of an earlier version."""
         self._known: dict[str, tuple[str, str]] = {}
         """UID and version of each object, by name."""
         self._gone: OrderedDict[str, str] = OrderedDict()
@@ -48,7 +51,7 @@ class Views(Generic[View]):
         """Return the name under which an object is stored: `namespace/name` with `long_names`, else its name."""
         metadata = obj["metadata"]
         name: str = metadata["name"]
-        return f"{metadata['namespace']}/{name}" if self._long_names else name
+        return f"{text(metadata, 'namespace')}/{name}" if self._long_names else name
 
     def version(self, name: str) -> str:
         """Return the version of an object that is stored, as it was last seen; empty if none is. After `go_back` it is
@@ -62,9 +65,9 @@ class Views(Generic[View]):
 
     def apply(self, obj: JSON, moment: str = "") -> None:
         """Store the view of a raw object, unless the cache knows this version or a newer one, or its deletion. Calls
-        `on_change` if the object is new or its view has changed. Unless its deletion is known, the server counts as
-        having shown its version (`reached`). `moment` is the version of the list that contains the object; empty if it
-        comes from an event or a write.
+        `on_change` if the object is new or its view, or its place in `unreadable`, has changed. Unless its deletion is
+        known, the server counts as having shown its version (`reached`). `moment` is the version of the list that
+        contains the object; empty if it comes from an event or a write.
 
         An object in a list replaces a cached one that is older than the list, even if the listed object's own version
         is lower: a store that was restored under a higher version (etcdutl --bump-revision) holds objects older than
@@ -81,11 +84,18 @@ class Views(Generic[View]):
         if known == version or newer(known, moment):
             return
         self._known[name] = uid, version
-        view = self._project(obj)
-        if name in self._views and self._views[name] == view:
-            return
-        self._views[name] = view
-        self._on_change(name)
+        before = self.unreadable.pop(name, "")
+        try:
+            view = self._project(obj)
+        except Unreadable as error:
+            self.unreadable[name] = str(error)
+            changed = before != str(error)
+        else:
+            changed = bool(before) or name not in self._views or self._views[name] != view
+            if changed:
+                self._views[name] = view
+        if changed:
+            self._on_change(name)
 
     def deleted(self, obj: JSON) -> None:
         """Drop an object that a watch reports as deleted, call `on_change`, and remember the deletion, because a list
@@ -124,7 +134,8 @@ class Views(Generic[View]):
         """Drop an object that was deleted, or no longer matched the selection, at `version`; remember its deletion,
         and call `on_change`. The object must be known."""
         self._remember_gone(self._known.pop(name)[0], version)
-        del self._views[name]
+        self._views.pop(name, None)
+        self.unreadable.pop(name, None)
         self._on_change(name)
 
     def _remember_gone(self, uid: str, version: str) -> None:

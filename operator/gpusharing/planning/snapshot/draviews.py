@@ -41,7 +41,7 @@ class DraDriverView:
 def key_of(uuids: Iterable[str]) -> str:
     """Return a hash of these UUIDs of devices, as 16 hexadecimal digits. It does not depend on their order, but on how
     often each of them occurs."""
-    return sha256("\n".join(sorted(uuids)).encode()).hexdigest()[:16]
+    return sha256("\n".join(sorted(uuids)).encode(errors="backslashreplace")).hexdigest()[:16]
 
 
 @value

@@ -20,8 +20,10 @@ class Reason(Worded):
     # fmt: off
     # --- Node: why a node is where it is
     FENCE_UNREADABLE = (("FenceUnreadable", "Node", _PERSON, "node", Mark.EVENT, Mark.NOT_RETRIED),
-        "The operator cannot read the annotation gpusharing.dev/fence on the Node, so it leaves the node as it is.",
-        "Check the GPUs. With the right to patch Nodes, remove gpusharing.dev/fence and what it added, and uncordon.")
+        "The operator cannot read the Node, or the annotation gpusharing.dev/fence on it, so it leaves the node as it "
+        "is. The message says which.",
+        "For the annotation: check the GPUs. With the right to patch Nodes, remove gpusharing.dev/fence and what it "
+        "added, and uncordon. For the Node: report a bug, with the operator's log.")
     ORPHAN_FENCE = (("OrphanFence", "Node", _PERSON, "node", Mark.EVENT, Mark.NOT_RETRIED),
         "The node was past the point of no return when its policy was deleted or its Node object was recreated. It "
         "stays cordoned because its layout is unproven.",
