@@ -334,6 +334,7 @@ DAEMONS: dict[str, tuple[str, bool, bool | None, bool]] = {
     "its pod is not created yet": (MPS, False, None, True),
     "only config-manager crash-loops": (MPS, False, True, False),
     "all is well": (MPS, True, True, False),
+    "its pod is Ready, and nothing more is known": (MPS, True, None, False),
     "another program": ("nvidia-mig-manager", False, None, False),
 }
 
