@@ -32,7 +32,7 @@ TOLERATED = (GPU_TAINT, START_UP_TAINT)
 """The taints that our chart lets the agent tolerate, and an admin lets NVIDIA's pods tolerate."""
 
 
-_CONTAINERS = {AGENT: "agent", DRA_SET: "gpus"}
+_CONTAINERS = {AGENT: "agent", DRA_SET: "gpus", MPS_DAEMON: "mps-control-daemon-ctr"}
 """The container of a pod, by DaemonSet, where its name matters."""
 GPU_NODES = {"nvidia.com/gpu.present": "true"}
 

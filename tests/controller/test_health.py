@@ -116,7 +116,14 @@ async def test_a_watch_that_is_silent_for_too_long_is_dead(probed: Probed) -> No
     assert status == 503
     assert text.splitlines() == [
         f"{name}: the API server has sent nothing for 201 s"
-        for name in ("agent pods", "configmaps", "gpunodes", "nodes", "operand pods")
+        for name in (
+            "agent pods",
+            "configmaps",
+            "device-plugin chart pods",
+            "gpunodes",
+            "nodes",
+            "operand pods",
+        )
     ]
 
 

@@ -1,9 +1,10 @@
 """Scenes with NVIDIA's device-plugin chart in place of the GPU Operator, without and with mig-manager."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from hack.sim.gpuoperator import LABEL_DEPLOY_MIG_MANAGER
+from hack.sim.workloads import SimWorkload
 from tests import plainchart
 from tests.embedded.scene import H100, Scene, nodes, open_scene
 
@@ -26,12 +27,14 @@ def bare(raw: JSON) -> JSON:
 
 
 @asynccontextmanager
-async def plain(product: str = H100, *, discovery: bool = True) -> AsyncIterator[Scene]:
+async def plain(
+    product: str = H100, *, discovery: bool = True, workloads: Iterable[SimWorkload] = ()
+) -> AsyncIterator[Scene]:
     """Two nodes on the plain stack without mig-manager; the operator starts when the chart is there."""
     machines = [bare(raw) for raw in nodes(2, product)]
     sim = {"plain_config": "gpusharing-device-plugin"}
     sets = [plainchart.plugin(), plainchart.mps(), *([plainchart.discovery()] if discovery else [])]
-    async with stack(machines, sim, sets) as scene:
+    async with stack(machines, sim, sets, workloads) as scene:
         yield scene
 
 
@@ -61,9 +64,11 @@ async def with_mig_manager(
 
 
 @asynccontextmanager
-async def stack(machines: list[JSON], sim: JSON, sets: list[JSON]) -> AsyncIterator[Scene]:
+async def stack(
+    machines: list[JSON], sim: JSON, sets: list[JSON], workloads: Iterable[SimWorkload] = ()
+) -> AsyncIterator[Scene]:
     """These nodes, with these DaemonSets of NVIDIA's, and then the operator."""
-    async with open_scene(*machines, cluster_policy=None, sim=sim, start=False) as scene:
+    async with open_scene(*machines, cluster_policy=None, sim=sim, start=False, workloads=workloads) as scene:
         for daemon_set in sets:
             scene.e.cluster.add(DAEMON_SETS, daemon_set)
         scene.e.start_operator()

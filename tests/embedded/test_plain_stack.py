@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from hack.sim.workloads import SimWorkload
 from tests import plainchart
 from tests.embedded.oracle import difference
 from tests.embedded.plainscene import GPU_OPERATORS, bare, plain, with_mig_manager
@@ -57,6 +58,49 @@ async def test_another_number_of_mps_clients_goes_through_whole_gpus_because_no_
             if write.call.body and LABEL_PLUGIN_CONFIG in write.call.body["metadata"].get("labels", {})
         }
         assert len(configs) == 2, "the stop, and then the new number"
+
+
+LEAVING = {"whole GPUs": FULL, "time-slicing": SLICED, "another number of clients": MORE_CLIENTS}
+
+
+@pytest.mark.parametrize("spec", LEAVING.values(), ids=LEAVING)
+@virtually
+async def test_while_the_mps_daemon_of_the_chart_does_not_run_no_node_is_drained_to_leave_mps(
+    spec: JSON,
+) -> None:
+    async with plain(workloads=[SimWorkload("client", 1)]) as scene:
+        scene.apply(MPS)
+        await scene.ready()
+        await scene.running("client", 1)
+        pods = {pod["spec"]["nodeName"]: pod["metadata"]["name"] for pod in daemons(scene)}
+        for name, pod in pods.items():
+            scene.e.software.inject(name, "kill-mps-daemon")
+            crashing = {"name": "mps-control-daemon-ctr", "ready": False, "restartCount": 7}
+            not_ready = {
+                "conditions": [{"type": "Ready", "status": "False"}],
+                "containerStatuses": [crashing],
+            }
+            scene.e.cluster.patch(
+                PODS, pod, {"status": not_ready}, plainchart.NAMESPACE, subresource="status"
+            )
+        mark, evicted = scene.mark(), scene.evicted()
+        scene.apply(spec)
+        for name, pod in pods.items():
+            transition = await scene.reason(name, "MPSDaemonNotReady")
+            assert "GPUs 0, 1 would stay in compute mode ExclusiveProcess" in transition["message"]
+            command = f"kubectl -n {plainchart.NAMESPACE} delete pod {pod}."
+            assert command in transition["message"]
+        await asyncio.sleep(1800)
+        assert (scene.node_writes(mark), scene.evicted()) == ({}, evicted)
+        for pod in pods.values():
+            scene.e.cluster.delete(PODS, pod, plainchart.NAMESPACE)
+        await scene.ready(seconds=1200)
+        proven(scene, spec)
+
+
+def daemons(scene: Scene) -> list[JSON]:
+    """The pods of the chart's MPS daemon."""
+    return scene.e.cluster.objects(PODS, label_selector="app.kubernetes.io/name=nvidia-device-plugin")
 
 
 @virtually

@@ -388,17 +388,58 @@ async def test_on_a_fenced_node_mig_manager_is_ready_since_we_have_seen_it_so() 
         assert manager_of(await stage.snapshot(4)).ready_since is None
 
 
+def mps_daemon(labels: Mapping[str, str], *, ready: bool = True) -> JSON:
+    """A pod of an MPS daemon on gpu-07, whose daemon runs, while its config-manager may not."""
+    container = {"name": "mps-control-daemon-ctr"}
+    status = {
+        "conditions": [{"type": "Ready", "status": str(ready)}],
+        "containerStatuses": [{**container, "ready": True}],
+    }
+    made = pod("mps", metadata={**MIG_MANAGER, "labels": dict(labels)}, status=status)
+    return {**made, "spec": {**made["spec"], "containers": [container]}}
+
+
+DAEMONS = {
+    "the GPU Operator's": {"app": "nvidia-device-plugin-mps-control-daemon"},
+    "that of NVIDIA's chart": {"app.kubernetes.io/name": "nvidia-device-plugin"},
+}
+
+
+@pytest.mark.parametrize("labels", DAEMONS.values(), ids=DAEMONS)
 @virtually
-async def test_an_mps_daemon_is_ready_since_we_have_seen_it_so_on_every_node() -> None:
-    labels = {"labels": {"app": "nvidia-device-plugin-mps-control-daemon"}}
-    ready = {"conditions": [{"type": "Ready", "status": "True"}]}
-    daemon = pod("mps", metadata={**MIG_MANAGER, **labels}, status=ready)
-    async with gathering((PODS, daemon)) as stage:
+async def test_an_mps_daemon_is_ready_since_we_have_seen_it_so_on_every_node(labels: dict[str, str]) -> None:
+    async with gathering((PODS, mps_daemon(labels))) as stage:
         moments = [
             (await stage.snapshot(seconds)).operands[Program.MPS_DAEMON]["gpu-07"].ready_since
             for seconds in (1, 2)
         ]
     assert moments == [at(1), at(1)]
+
+
+@virtually
+async def test_a_daemon_whose_config_manager_crashes_has_not_just_started() -> None:
+    labels = DAEMONS["the GPU Operator's"]
+    async with gathering((PODS, mps_daemon(labels))) as stage:
+        moments = [daemon_of(await stage.snapshot(1)).ready_since]
+        for seconds, ready in ((2, False), (3, True)):
+            status = {"status": mps_daemon(labels, ready=ready)["status"]}
+            stage.cluster.patch(PODS, "mps", status, "gpu-operator", subresource="status")
+            await stage.seen()
+            moments.append(daemon_of(await stage.snapshot(seconds)).ready_since)
+    assert moments == [at(1), at(1), at(1)]
+
+
+def daemon_of(snapshot: ClusterSnapshot) -> Operand:
+    """The pod of the MPS daemon of gpu-07 in a snapshot."""
+    return snapshot.operands[Program.MPS_DAEMON]["gpu-07"]
+
+
+@virtually
+async def test_beside_a_cluster_policy_the_pods_of_nvidias_chart_do_not_count() -> None:
+    daemon = mps_daemon(DAEMONS["that of NVIDIA's chart"])
+    policy = {"metadata": {"name": "cluster-policy"}, "spec": {}}
+    async with gathering((PODS, daemon), (CLUSTER_POLICIES, policy)) as stage:
+        assert (await stage.snapshot()).operands[Program.MPS_DAEMON] == {}
 
 
 class Noting(FakeClient):

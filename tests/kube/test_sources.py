@@ -327,11 +327,14 @@ async def test_restarts_are_read_only_in_the_pod_of_an_mps_daemon() -> None:
 
 
 MPS = "nvidia-device-plugin-mps-control-daemon"
+CHART = {"app.kubernetes.io/name": "nvidia-device-plugin", "app.kubernetes.io/instance": "nvdp"}
+"""Labels of all pods of NVIDIA's device-plugin chart (k8s-device-plugin v0.19.3, templates/_helpers.tpl)."""
 DAEMONS: dict[str, tuple[str, bool, bool | None, bool]] = {
     "it crash-loops": (MPS, False, False, True),
     "its pod is not created yet": (MPS, False, None, True),
     "only config-manager crash-loops": (MPS, False, True, False),
     "all is well": (MPS, True, True, False),
+    "its pod is Ready, and nothing more is known": (MPS, True, None, False),
     "another program": ("nvidia-mig-manager", False, None, False),
 }
 
@@ -348,6 +351,22 @@ async def test_an_mps_daemon_is_down_while_its_own_container_does_not_run(
     async with following(cluster) as followed:
         (place,) = followed.sources.operands.items.values()
     assert place.operand.down == down
+
+
+@virtually
+async def test_of_the_pods_of_nvidias_chart_with_the_same_labels_only_the_mps_daemon_is_one() -> None:
+    crashing = {"name": "mps-control-daemon-ctr", "ready": False, "restartCount": 7}
+    status = {"conditions": [{"type": "Ready", "status": "False"}], "containerStatuses": [crashing]}
+    cluster = FakeCluster()
+    for container in ("mps-control-daemon-ctr", "nvidia-device-plugin-ctr", "gpu-feature-discovery-ctr"):
+        made = operand(container, "gpu-operator", CHART)
+        cluster.add(
+            PODS, {**made, "spec": {**made["spec"], "containers": [{"name": container}]}, "status": status}
+        )
+    async with following(cluster) as followed:
+        found = by_node(followed.sources.chart_pods.items.values(), MPS)
+    (daemon,) = found.values()
+    assert (daemon.name, daemon.down, daemon.lone_restarts) == ("mps-control-daemon-ctr", True, 0)
 
 
 @virtually
@@ -469,8 +488,11 @@ async def test_each_kind_is_listed_once_at_the_start_however_often_one_asks_what
     await asyncio.sleep(100)
     assert not followed.sources.missing()
     lists = {kind: count for (_, verb, kind), count in cluster.calls.items() if verb == "list"}
-    twice = {"pods", "nodemaintenances"}  # of agents and of NVIDIA's operands; of medik8s and of NVIDIA
-    assert {kind: count for kind, count in lists.items() if count != 1} == dict.fromkeys(twice, 2)
+    often = {
+        "pods": 3,
+        "nodemaintenances": 2,
+    }  # agents, NVIDIA's operands and chart; of medik8s and of NVIDIA
+    assert {kind: count for kind, count in lists.items() if count != 1} == often
     task.cancel()
 
 

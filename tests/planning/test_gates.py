@@ -91,8 +91,10 @@ def exclusive(policy: PolicyView, **fields: Any) -> NodeCase:
     return make_case(policy, gpunode=report, **fields)
 
 
+PLAIN = PlainStackView("nvdp-nvidia-device-plugin", "nvdp")
 DAEMON = Operand("gpu-operator", "mps-1", "uid-mps", ready=True)
 DOWN = replace(DAEMON, ready=False, down=True)
+MORE = make_policy(mode="MPS", mps={"replicas": 8})
 SIGNALLED = MpsDaemonView("v0.18.1", "mps-control-daemon", "mps-control-daemon", sees_host=True)
 
 
@@ -195,6 +197,11 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
     "the MPS daemon's pod is gone": (
         leaving(stack=make_stack(MPS, SLICED, cluster_policy=make_cluster_policy(mps_daemon=SIGNALLED))),
         Reason.MPS_DAEMON_NOT_READY, None),
+    "the MPS daemon of NVIDIA's chart does not run, and other clients are wanted": (
+        leaving(
+            MORE, mps_daemon=DOWN,
+            stack=make_stack(MPS, MORE, cluster_policy=replace(make_cluster_policy(), plain=PLAIN)),
+        ), Reason.MPS_DAEMON_NOT_READY, None),
     "the configuration of the stop on the way was written a moment ago": (
         stopping(at(-100)), Reason.CONFIG_PROPAGATING, at(20)),
     "the configuration of the stop on the way is not written": (
@@ -330,10 +337,10 @@ OPEN: dict[str, NodeCase] = {
     "the MPS daemon does not run, and a person has reset the GPUs": make_case(
         SLICED, was=MPS, mps_daemon=DOWN, gpunode=make_gpunode(gpus=(make_gpu(),))
     ),
-    "the MPS daemon does not run, and other clients are wanted": make_case(
-        make_policy(mode="MPS", mps={"replicas": 8}), was=MPS, mps_daemon=DOWN
+    "the MPS daemon does not run, and other clients are wanted": make_case(MORE, was=MPS, mps_daemon=DOWN),
+    "NVIDIA's own chart runs the MPS daemon, whose pods have labels of a person's and are not seen": leaving(
+        stack=make_stack(MPS, SLICED, cluster_policy=replace(make_cluster_policy(), plain=PLAIN))
     ),
-    "NVIDIA's own chart runs the MPS daemon, whose pods are not seen": leaving(),
     "the configuration of the stop on the way had time, too": stopping(at(-120)),
     "another configuration could not be written": make_case(
         MIXED, stack=make_stack(MIXED, write_error="no right")
@@ -482,9 +489,6 @@ def test_grace_and_waits_count_from_what_was_recorded_not_from_now() -> None:
         gate = find_gate(case, assessed_of(case))
         assert gate is not None
         assert gate.until == at(60)
-
-
-PLAIN = PlainStackView("nvdp-nvidia-device-plugin", "nvdp")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,16 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.build import ask_anew, at, make_cluster_policy, make_gpu, make_operand, make_pod, make_stack
+from tests.build import (
+    ask_anew,
+    at,
+    make_cluster_policy,
+    make_gpu,
+    make_gpunode,
+    make_operand,
+    make_pod,
+    make_stack,
+)
 from tests.planning.cases import (
     FULL,
     MIXED,
@@ -52,9 +61,12 @@ from gpusharing.planning.snapshot.actions import (
     UpdateFence,
 )
 from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.snapshot.stackviews import PlainStackView
 from gpusharing.planning.snapshot.views import GPUNodeView
 from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.actuators.labels import LABELS
+from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.verify import describe_observed
 
 PENDING: dict[str, str | None] = {MIG_STATE: "pending"}
@@ -181,6 +193,22 @@ def test_the_mps_daemon_is_restarted_on_a_node_proven_idle_only() -> None:
     landed = after_pnr(changing(more, **known, **{**idle, "work": emptied(60, make_pod())}))
     assert isinstance(only(landed), Evict)
     assert isinstance(only(after_pnr(changing(more, **known, **idle))), RestartOperand)
+
+
+CHART = PlainStackView("nvdp-nvidia-device-plugin", "nvdp")
+
+
+@pytest.mark.parametrize("plain", [None, CHART], ids=["the GPU Operator", "NVIDIA's chart"])
+def test_the_mps_daemon_of_nvidias_chart_is_never_restarted(plain: PlainStackView | None) -> None:
+    """Its pod has the labels of the device plugin's, which the operator may not delete."""
+    daemon = copy_of(MPS).machines["gpu-07"].mps_daemon
+    assert daemon is not None
+    stack = make_stack(MPS, cluster_policy=replace(make_cluster_policy(), plain=plain))
+    exclusive = make_gpunode(gpus=(make_gpu(compute_mode="ExclusiveProcess"),))
+    case = make_case(MPS, was=MPS, mps_daemon=daemon, stack=stack, labels={PLUGIN: "gone"}, gpunode=exclusive)
+    assert isinstance(case.assessment, Assessed)
+    written = LABELS.write(case, fence_to(MPS), case.assessment.target, None, False)
+    assert written.daemon_uid == ("" if plain else daemon.uid)
 
 
 @pytest.mark.parametrize("operand", [replace(make_operand(), deleting=True)])

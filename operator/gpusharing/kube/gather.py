@@ -155,17 +155,21 @@ class Gatherer:
         return message
 
     def _operands(self, now: datetime) -> dict[Program, dict[str, Operand]]:
-        """Return one pod of every program on each node, by program and node name (`by_node`). A Ready pod on a fenced
-        node, and a Ready MPS daemon on any, also carries the `now` of the first snapshot since which it has always been
-        so."""
+        """Return one pod of every program on each node, by program and node name (`by_node`). Pods of NVIDIA's
+        device-plugin chart count only if there is no ClusterPolicy. A Ready pod on a fenced node, and an MPS daemon
+        that runs on any, also carries the `now` of the first snapshot since which it has always been so. config-manager
+        in the daemon's pod may crash meanwhile, so that the pod is Ready now and then."""
         sources = self.sources
         places = [*sources.operands.items.values(), *sources.kubelet_plugins.items.values()]
+        if not sources.cluster_policies.items:
+            places += sources.chart_pods.items.values()
         operands = {program: by_node(places, program) for program in Program}
         fenced = [name for name, node in self.sources.nodes.items.items() if node.fence is not None]
         ready_since: dict[str, datetime] = {}
         for program, pods in operands.items():
-            for name in [*pods] if program is Program.MPS_DAEMON else fenced:
-                if (pod := pods.get(name)) is not None and pod.ready:
+            mps = program is Program.MPS_DAEMON
+            for name in [*pods] if mps else fenced:
+                if (pod := pods.get(name)) is not None and (not pod.down if mps else pod.ready):
                     since = ready_since[pod.uid] = self._ready_since.get(pod.uid, now)
                     pods[name] = replace(pod, ready_since=since)
         self._ready_since = ready_since

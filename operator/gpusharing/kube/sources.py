@@ -56,7 +56,7 @@ from gpusharing.kube.maintenance import (
     nvidia_maintenance,
     with_maintenance,
 )
-from gpusharing.kube.plainstack import daemon_set_view, is_daemon_down, lone_restarts
+from gpusharing.kube.plainstack import MPS, daemon_set_view, is_daemon_down, lone_restarts
 from gpusharing.kube.policies import PolicyCache
 from gpusharing.kube.raw import entries, has_condition, part, section, text
 from gpusharing.kube.reflector import CacheSettings, Reflector
@@ -73,6 +73,10 @@ WARNINGS = "type=Warning"
 """The field selector of Warning events."""
 KUBELET_PLUGIN_SELECTOR = f"{Program.KUBELET_PLUGIN.label}={Program.KUBELET_PLUGIN}"
 OPERAND_SELECTOR = f"app in ({','.join(one for one in Program if one.label == 'app')})"
+CHART_SELECTOR = "app.kubernetes.io/name=nvidia-device-plugin"
+"""Selects the pods of NVIDIA's device-plugin chart: its device plugin, GPU Feature Discovery and MPS daemon have the
+same labels (k8s-device-plugin v0.19.3, templates/_helpers.tpl, templateLabels). With the chart value nameOverride they
+have another name."""
 LABEL_ARCH = "kubernetes.io/arch"
 NOT_YET = "not listed yet"
 RESTORE_NOTE = "the cluster was restored from a backup; listing its objects again"
@@ -92,7 +96,8 @@ class PodPlace:
     operand: Operand
     """The pod."""
     app: str
-    """Which of NVIDIA's operands it is: the value of its label `app`, or KUBELET_PLUGIN. Empty if it has none."""
+    """Which of NVIDIA's operands it is: the value of its label `app`, KUBELET_PLUGIN, or MPS_DAEMON for the MPS daemon
+    of NVIDIA's device-plugin chart. Empty if it is none of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,17 +151,20 @@ class ConfigMapView:
 
 def _pod_place(raw: JSON) -> PodPlace:
     """Convert a raw pod of NVIDIA's components. A pod that is being deleted is not Ready. A pod of the DRA driver gets
-    the `app` KUBELET_PLUGIN, or an empty one if it serves only compute domains. `lone_restarts`, its cause,
-    `settling` and `down` are read only for an MPS daemon."""
+    the `app` KUBELET_PLUGIN, or an empty one if it serves only compute domains. A pod that runs the MPS daemon gets
+    the `app` MPS_DAEMON, because NVIDIA's device-plugin chart gives it no label of its own. `lone_restarts`, its cause
+    and `settling` are read only for the GPU Operator's MPS daemon, and `down` for either."""
     metadata = raw.get("metadata", {})
     deleting = "deletionTimestamp" in metadata
     ready = has_condition(raw, "Ready") and not deleting
     where, name, uid = (str(metadata.get(key, "")) for key in ("namespace", "name", "uid"))
     app = text(metadata, "labels", "app")
+    containers = {text(container, "name") for container in entries(raw, "spec", "containers")}
     if text(metadata, "labels", Program.KUBELET_PLUGIN.label) == Program.KUBELET_PLUGIN:
-        serves = any(text(container, "name") == GPUS for container in entries(raw, "spec", "containers"))
-        app = Program.KUBELET_PLUGIN if serves else ""  # not one for compute domains only
+        app = Program.KUBELET_PLUGIN if GPUS in containers else ""  # not one for compute domains only
     restarts, cause, settling = lone_restarts(raw) if app == Program.MPS_DAEMON else (0, "", False)
+    if MPS in containers:
+        app = Program.MPS_DAEMON
     operand = Operand(
         where,
         name,
@@ -233,6 +241,7 @@ class Sources:
         self.agent_warnings = self._follow(EVENTS, agent_warning, namespace=pods, field_selector=WARNINGS)
         """Warning events about the agent's pods. No decision waits for them: they only explain."""
         self.operands = self._follow(PODS, _operand, namespace=namespace, label_selector=OPERAND_SELECTOR)
+        self.chart_pods = self._follow(PODS, _operand, namespace=namespace, label_selector=CHART_SELECTOR)
         self.config_maps = self._follow(CONFIG_MAPS, self._config_map, namespace=namespace)
         self.cluster_policies = self._follow(CLUSTER_POLICIES, cluster_policy_view)
         self.daemon_sets = self._follow(DAEMON_SETS, daemon_set_view, self._dra_changed, namespace=namespace)
@@ -247,6 +256,7 @@ class Sources:
             "gpunodes": self.gpunodes,
             "agent pods": self.agents,
             "operand pods": self.operands,
+            "device-plugin chart pods": self.chart_pods,
             "configmaps": self.config_maps,
         }
         """The reflectors without which nothing may be decided."""

@@ -290,8 +290,8 @@ class Operand:
     deleting: bool = False
     """Whether the pod is already being deleted."""
     ready_since: datetime | None = None
-    """Since when this process has seen it Ready, on a fenced node, or on any node if it is an MPS daemon; node clocks
-    are never compared with ours."""
+    """Since when this process has seen it Ready, on a fenced node, or not `down`, on any node, if it is an MPS daemon;
+    node clocks are never compared with ours."""
     lone_restarts: int = 0
     """How many more restarts config-manager has than the daemon's container in the pod of an MPS daemon, which may be
     negative. 0 for other pods."""

@@ -233,7 +233,8 @@ def _daemon_down(case: NodeCase, assessed: Assessed) -> str | Finding:
     """Return why nobody would reset the compute mode of the GPUs if the node left MPS now: only an MPS daemon that ends
     cleanly does (docs/design/nvidia.md#b5). Empty once the labels are written, because the node is drained then."""
     started = isinstance(case, FencedCase) and case.fence.stage == "actuating"
-    if started or assessed.target.mode is Mode.MPS or not is_told_mps(case.node, case.stack):
+    stays = assessed.target.mode is Mode.MPS and not assessed.two_steps
+    if started or stays or not is_told_mps(case.node, case.stack):
         return ""
     exclusive = [gpu.index for gpu in assessed.observed.gpus if gpu.compute_mode == EXCLUSIVE]
     if not exclusive:
@@ -243,7 +244,7 @@ def _daemon_down(case: NodeCase, assessed: Assessed) -> str | Finding:
     reset = f"run on the node: {reset_command(exclusive, assessed.observed.hardware)}"
     if pod is None:
         policy = case.stack.cluster_policy
-        # NVIDIA's own chart gives the daemon's pods other labels, so they are not seen.
+        # With NVIDIA's own chart, pods that a value of the chart names otherwise are not seen.
         seen = policy is not None and policy.mps_daemon is not None
         return f"no pod of the MPS daemon runs on {name}, so {effect}; {reset}" if seen else ""
     if pod.down:
@@ -254,7 +255,7 @@ def _daemon_down(case: NodeCase, assessed: Assessed) -> str | Finding:
         )
     grace = timedelta(seconds=case.settings.restart_grace)
     if pod.ready_since is not None and case.now < (stable := pod.ready_since + grace):
-        text = f"pod {pod.name} of the MPS daemon became Ready a moment ago, and may not stay so"
+        text = f"the MPS daemon in pod {pod.name} started a moment ago, and may not keep running"
         return Finding(Reason.MPS_DAEMON_NOT_READY, text, stable)
     return ""
 

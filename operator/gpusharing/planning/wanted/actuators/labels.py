@@ -182,12 +182,16 @@ def _mig_manager_to_restart(case: ActuatorCase, goal: Target, *, again: bool) ->
 def _daemon_to_restart(case: ActuatorCase, target: Target) -> str:
     """Return the UID of the MPS daemon's pod if the target is MPS and the node already uses MPS. Unless it restarts,
     the daemon keeps its old number of clients, because config-manager does not find its process
-    (docs/design/nvidia.md#b5). Empty otherwise, and also if the GPUs are unknown or there is no such pod."""
+    (docs/design/nvidia.md#b5). Empty otherwise, and also if the GPUs are unknown or there is no such pod. Empty with
+    NVIDIA's device-plugin chart, where the operator may not delete the pod (`needs_two_steps`)."""
     observed, daemon = (
         case.gpunode.observed if case.gpunode else None,
         case.operands.get(Program.MPS_DAEMON),
     )
     if target.mode is not Mode.MPS or observed is None or daemon is None:
+        return ""
+    policy = case.stack.cluster_policy
+    if policy is not None and policy.plain is not None:
         return ""
     return daemon.uid if uses_mps(case.node, observed, case.stack) else ""
 
