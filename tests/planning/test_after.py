@@ -333,7 +333,14 @@ def test_a_node_whose_policy_is_gone_stays_fenced_until_one_owns_it() -> None:
         ({}, {"hold_cordon": True}),
         ({}, {"foreign": "kured"}),
     ],
-    ids=["cordoned before", "a plugin restart", "a DeviceTaintRule", "uncordoned", "held", "kured is at work"],
+    ids=[
+        "cordoned before",
+        "a plugin restart",
+        "a DeviceTaintRule",
+        "uncordoned",
+        "held",
+        "kured is at work",
+    ],
 )
 def test_the_command_that_gives_up_a_node_lifts_no_cordon_but_ours(
     fence: dict[str, Any], node: dict[str, Any]

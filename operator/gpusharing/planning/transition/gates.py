@@ -13,7 +13,7 @@ from typing import Any
 from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.drivers import find_driver_flaw, find_hanging
-from gpusharing.planning.snapshot.stackviews import Program, StartChange
+from gpusharing.planning.snapshot.stackviews import StartChange
 from gpusharing.planning.stack.migstart import find_start_changes
 from gpusharing.planning.stack.mpsrepair import explain_repair
 from gpusharing.planning.stack.otherplugins import explain_plugin
@@ -41,15 +41,12 @@ from gpusharing.planning.wanted.actuators.actuator import find_obstacle
 from gpusharing.planning.wanted.assess import Assessed, find_owned
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import (
-    EXCLUSIVE,
     Comparison,
     find_exclusive,
     find_missing,
     find_withheld,
     is_told_mps,
     keep_names,
-    name_gpus,
-    reset_command,
 )
 
 
@@ -229,37 +226,6 @@ def _left_exclusive(case: NodeCase, assessed: Assessed) -> str | Finding:
     return find_exclusive(assessed.observed.hardware)
 
 
-def _daemon_down(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Return why nobody would reset the compute mode of the GPUs if the node left MPS now: only an MPS daemon that ends
-    cleanly does (docs/design/nvidia.md#b5). Empty once the labels are written, because the node is drained then."""
-    started = isinstance(case, FencedCase) and case.fence.stage == "actuating"
-    stays = assessed.target.mode is Mode.MPS and not assessed.two_steps
-    if started or stays or not is_told_mps(case.node, case.stack):
-        return ""
-    exclusive = [gpu.index for gpu in assessed.observed.gpus if gpu.compute_mode == EXCLUSIVE]
-    if not exclusive:
-        return ""
-    pod, name = case.operands.get(Program.MPS_DAEMON), case.node.name
-    effect = f"{name_gpus(exclusive)} would stay in compute mode {EXCLUSIVE} when {name} leaves MPS"
-    reset = f"run on the node: {reset_command(exclusive, assessed.observed.hardware)}"
-    if pod is None:
-        policy = case.stack.cluster_policy
-        # With NVIDIA's own chart, pods that a value of the chart names otherwise are not seen.
-        seen = policy is not None and policy.mps_daemon is not None
-        return f"no pod of the MPS daemon runs on {name}, so {effect}; {reset}" if seen else ""
-    if pod.down:
-        return (
-            f"the MPS daemon in pod {pod.name} is not running, so {effect}. See why: kubectl -n {pod.namespace}"
-            f" describe pod {pod.name}. To restart it, run: kubectl -n {pod.namespace} delete pod {pod.name}. If it"
-            f" cannot start, {reset}"
-        )
-    grace = timedelta(seconds=case.settings.restart_grace)
-    if pod.ready_since is not None and case.now < (stable := pod.ready_since + grace):
-        text = f"the MPS daemon in pod {pod.name} started a moment ago, and may not keep running"
-        return Finding(Reason.MPS_DAEMON_NOT_READY, text, stable)
-    return ""
-
-
 def _unreachable(case: NodeCase, assessed: Assessed) -> str | Finding:
     """Return why the actuator can never reach the target in this installation, or an empty string if it can. That is
     the first of the actuator's `objections` that applies. If the cause is an MPS daemon that follows no label
@@ -432,7 +398,6 @@ AIM = (
     Gate(_hangs_pods, Reason.UNSAFE_DRIVER),
     Gate(_owned_elsewhere, Reason.LABEL_OWNED_ELSEWHERE),
     Gate(_unreachable, Reason.MPS_NOT_SWITCHABLE),  # or another objection of the actuator
-    Gate(_daemon_down, Reason.MPS_DAEMON_NOT_READY),
 )
 """Objections to the target. They are checked before a change, during the drain and before every run, because in the
 meantime the policy may have been edited, the driver replaced, the GPU Operator upgraded, or a NodeFeatureRule

@@ -15,6 +15,7 @@ from gpusharing.api.names import Mode
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, Operand, Program
 from gpusharing.planning.snapshot.views import NodeView, ObservedView
+from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.actuators.actuator import (
     Actuator,
@@ -25,10 +26,19 @@ from gpusharing.planning.wanted.actuators.actuator import (
     Writing,
     find_sign,
 )
-from gpusharing.planning.wanted.assess import uses_mps
+from gpusharing.planning.wanted.assess import needs_two_steps, uses_mps
 from gpusharing.planning.wanted.target import Target, find_last_proven
 from gpusharing.planning.wanted.toolversions import find_deafness, find_remedy
-from gpusharing.planning.wanted.verify import CHECKS, find_entry, paused_operands, tell_guest_reset
+from gpusharing.planning.wanted.verify import (
+    CHECKS,
+    EXCLUSIVE,
+    find_entry,
+    is_told_mps,
+    name_gpus,
+    paused_operands,
+    reset_command,
+    tell_guest_reset,
+)
 
 # --- what stands in the way --------------------------------------------------------------------------------
 
@@ -58,6 +68,38 @@ def _nobody_ends_mig(case: ActuatorCase, target: Target) -> str:
     return f"MIG is enabled on {case.node.name} and nothing there can disable it, because {why}"
 
 
+def _daemon_down(case: ActuatorCase, target: Target) -> str | Finding:
+    """Return why nobody would reset the compute mode of the GPUs if the node left MPS now: only an MPS daemon that ends
+    cleanly does (docs/design/nvidia.md#b5). Once the labels are written it is too late to ask."""
+    node, observed = case.node, case.gpunode.observed if case.gpunode else None
+    started = node.fence is not None and node.fence.stage == "actuating"
+    if observed is None or started or not is_told_mps(node, case.stack):
+        return ""
+    stays = target.mode is Mode.MPS and not needs_two_steps(node, observed, target, case.stack)
+    exclusive = [gpu.index for gpu in observed.gpus if gpu.compute_mode == EXCLUSIVE]
+    if stays or not exclusive:
+        return ""
+    pod = case.operands.get(Program.MPS_DAEMON)
+    effect = f"{name_gpus(exclusive)} would stay in compute mode {EXCLUSIVE} when {node.name} leaves MPS"
+    reset = f"run on the node: {reset_command(exclusive, observed.hardware)}"
+    if pod is None:
+        policy = case.stack.cluster_policy
+        # With NVIDIA's own chart, pods that a value of the chart names otherwise are not seen.
+        seen = policy is not None and policy.mps_daemon is not None
+        return f"no pod of the MPS daemon runs on {node.name}, so {effect}; {reset}" if seen else ""
+    if pod.down:
+        return (
+            f"the MPS daemon in pod {pod.name} is not running, so {effect}. See why: kubectl -n {pod.namespace}"
+            f" describe pod {pod.name}. To restart it, run: kubectl -n {pod.namespace} delete pod {pod.name}. If it"
+            f" cannot start, {reset}"
+        )
+    grace = timedelta(seconds=case.settings.restart_grace)
+    if pod.ready_since is not None and case.now < (stable := pod.ready_since + grace):
+        text = f"the MPS daemon in pod {pod.name} started a moment ago, and may not keep running"
+        return Finding(Reason.MPS_DAEMON_NOT_READY, text, stable)
+    return ""
+
+
 def _rebooting(case: ActuatorCase, target: Target) -> str:
     """Return the message that mig-manager is rebooting the node, if its state is `rebooting` and the target needs
     mig-manager. Empty otherwise. The message says that no change is in progress, so call this only if none is."""
@@ -78,12 +120,13 @@ def _no_mig_manager(case: ActuatorCase, target: Target) -> str:
 OBJECTIONS = (
     Obstacle(_deaf_mps, Reason.MPS_NOT_SWITCHABLE),
     Obstacle(_nobody_ends_mig, Reason.ACTUATOR_MISSING),
+    Obstacle(_daemon_down, Reason.MPS_DAEMON_NOT_READY),
 )
 OBSTACLES = (
     Obstacle(_rebooting, Reason.ACTUATOR_BUSY),
     Obstacle(_no_mig_manager, Reason.ACTUATOR_MISSING),
 )
-"""The first match wins; a test pins the order."""
+"""The first match wins."""
 
 
 # --- what a run writes -------------------------------------------------------------------------------------
