@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from hack.sim.fakefaults import EVER, SILENCE, Silence
 from hack.sim.workloads import SimWorkload
+from structlog.testing import capture_logs
 from tests.embedded.scene import FULL, HOUR, MIXED, Scene, nodes, open_scene
 from tests.fakes.virtualtime import virtually
 
@@ -74,10 +75,11 @@ async def test_mig_managers_waits_until_gpus_divided_by_hand_are_labeled_with_wh
             gpus.set_mig_mode(index, True)
             for _ in range(7):
                 gpus.create(index, "1g.10gb")
-        scene.e.start_operator()
-        await scene.e.until(lambda: pointers(scene)[0] == PLUGIN, "the device plugin's pointer", HOUR)
-        scene.apply(MIXED)
-        await scene.until_condition("Accepted", "False", "LayoutsNeedConfigMap")
+        with capture_logs() as logged:
+            scene.e.start_operator()
+            await scene.e.until(lambda: pointers(scene)[0] == PLUGIN, "the device plugin's pointer", HOUR)
+            scene.apply(MIXED)
+            await scene.until_condition("Accepted", "False", "LayoutsNeedConfigMap")
         label = "kubectl label node gpu-1 --overwrite nvidia.com/mig.config=all-1g.10gb"
         await scene.e.until(
             lambda: f"run: {label} && kubectl patch" in scene.condition("Accepted")["message"],
@@ -85,6 +87,7 @@ async def test_mig_managers_waits_until_gpus_divided_by_hand_are_labeled_with_wh
             HOUR,
         )
         await asyncio.sleep(HOUR)
+        assert [one["run"] for one in logged if "mig-manager" in one["event"]] == [[label]]
         assert pointers(scene) == (PLUGIN, "")
         assert [len(gpu.instances) for gpu in gpus.look()] == [7, 7]
         scene.e.cluster.delete(POLICIES, "pool-b")

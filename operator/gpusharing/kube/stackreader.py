@@ -268,18 +268,14 @@ class StackReader:
         return next((name for name, each in maps.items() if each.is_foreign), "")
 
     def _tell(self, before: StackView | None, now: StackView) -> None:
-        """Log each of the admin's ConfigMaps that is missing now and was not missing in `before`. Log the nodes for
-        which mig-manager's pointer waits whenever they differ from those in `before`. Log bad entries in
-        the admin's mig-parted file whenever the file differs from the one in `before`, even if that one had bad
-        entries too. If `before` is None, everything counts as new."""
         for name in now.missing_maps:
             if before is None or name not in before.missing_maps:
                 log.warning("the admin's ConfigMap does not exist", configmap=name)
-        waits = self.sources.settings.plan.configure_gpu_operator and not now.serves_our_mig_file
+        earlier = before.start_changes if before else ()
         differing = [change for change in now.start_changes if change.known]
-        if waits and differing and (before is None or before.start_changes != now.start_changes):
+        if differing and earlier != now.start_changes:
             log.warning(
-                "ClusterPolicy migManager.config.name is not set yet, because mig-manager would change GPUs",
+                "nothing of the operator may start mig-manager, because it would change GPUs",
                 why=tell_changes(differing).removeprefix("; "),
                 run=label_commands(differing),
             )
