@@ -52,14 +52,14 @@ def test_the_rule_sees_what_it_is_for() -> None:
         "hack/sim/a.py": "class Pool: ...\nclass _Row: ...",
         "hack/sim/b.py": "class Pool(int): ...\nclass _Row: ...",
         "hack/bench/c.py": "class Pool: ...",
-        "operator/gpusharing/cli/pools/d.py": "class Pool: ...",
-        "operator/gpusharing/cli/setup/e.py": "class Pool: ...",
+        "operator/kubectl_gpusharing/pools/d.py": "class Pool: ...",
+        "operator/kubectl_gpusharing/setup/e.py": "class Pool: ...",
         "operator/gpusharing/api/f.py": "class Pool: ...",
     }
     assert shared_names(modules) == {
-        ("gpusharing/cli", "Pool"): [
-            "operator/gpusharing/cli/pools/d.py",
-            "operator/gpusharing/cli/setup/e.py",
+        ("kubectl_gpusharing", "Pool"): [
+            "operator/kubectl_gpusharing/pools/d.py",
+            "operator/kubectl_gpusharing/setup/e.py",
         ],
         ("hack/sim", "Pool"): ["hack/sim/a.py", "hack/sim/b.py"],
     }

@@ -16,12 +16,12 @@ from tests.cli.schema import check
 from tests.embedded.scene import Scene, nodes, open_scene
 from tests.fakes.virtualtime import virtual_now
 
-from gpusharing.cli.live.installed import OPERATOR
-from gpusharing.cli.shell.arguments import parse
-from gpusharing.cli.shell.running import run_each
-from gpusharing.cli.shell.session import Session
-from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.kube.client import DEPLOYMENTS, KubeClient
+from kubectl_gpusharing.live.installed import OPERATOR
+from kubectl_gpusharing.shell.arguments import parse
+from kubectl_gpusharing.shell.running import run_each
+from kubectl_gpusharing.shell.session import Session
+from kubectl_gpusharing.shell.terminal import Terminal
 
 ME = "a-person"
 

@@ -21,13 +21,13 @@ from hack.generate import ROOT
 from tests.cli.schema import check
 from tests.fakes.web import WebServer
 
-from gpusharing.cli.main import run
-from gpusharing.cli.shell.troubles import DONE, FAILED
+from kubectl_gpusharing.main import run
+from kubectl_gpusharing.shell.troubles import DONE, FAILED
 
 JSON = dict[str, Any]
 POLICIES = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies"
 GPUNODES = "/apis/gpusharing.dev/v1alpha1/gpunodes"
-PROGRAM = (sys.executable, "-m", "gpusharing.cli")
+PROGRAM = (sys.executable, "-m", "kubectl_gpusharing")
 SECONDS = 60.0
 """Patience with the program, for a machine that does other things too."""
 
