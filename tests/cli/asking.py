@@ -53,7 +53,7 @@ async def ask(
     stream = io.StringIO() if stream is None else stream
     terminal = Terminal(stream, getattr(typed, "output", "table"), width=width)
     session = Session(client or cluster.client(ME), "context test", now=virtual_now)
-    status = await run_each(import_module(f"gpusharing.{typed.module}"), session, typed, terminal)
+    status = await run_each(import_module(f"kubectl_gpusharing.{typed.module}"), session, typed, terminal)
     return Answered(status, _checked(terminal))
 
 
@@ -100,7 +100,7 @@ def alone(*words: str, width: int | None = None, stream: io.StringIO | None = No
     typed: Namespace = parse(words)
     stream = io.StringIO() if stream is None else stream
     terminal = Terminal(stream, getattr(typed, "output", "table"), width=width)
-    status = import_module(f"gpusharing.{typed.module}").run_offline(typed, terminal)
+    status = import_module(f"kubectl_gpusharing.{typed.module}").run_offline(typed, terminal)
     return Answered(status, _checked(terminal))
 
 

@@ -12,7 +12,8 @@ from hack.generate import ROOT
 from tests.chart.charts import Helm
 from tests.cli.desk import desk_at, wrong
 
-SHIPPED = ROOT / "operator" / "gpusharing"
+PRODUCT = ROOT / "operator"
+SHIPPED = PRODUCT / "gpusharing"
 WRITES = frozenset({"write_text", "write_bytes", "mkstemp", "NamedTemporaryFile", "TemporaryDirectory"})
 """Calls that make a file or fill it, whatever they are called on."""
 READ_ONLY = frozenset({"r", "rb", "rt"})
@@ -92,10 +93,10 @@ def test_no_pod_of_the_chart_has_a_place_to_write(helm: Helm) -> None:
 
 def test_nothing_that_decides_asks_prometheus() -> None:
     """Operator and agent tell it, and are not told; what asks is one module of the plugin."""
-    asking = {
-        path.relative_to(SHIPPED).as_posix() for path in SHIPPED.rglob("*.py") if QUERY in path.read_text()
-    }
-    assert asking == {"kubectl_gpusharing/usage/prometheus/client.py"}
+    asking = [
+        path.relative_to(PRODUCT).as_posix() for path in PRODUCT.rglob("*.py") if QUERY in path.read_text()
+    ]
+    assert asking == ["kubectl_gpusharing/usage/prometheus/client.py"]
 
 
 @pytest.mark.tools
