@@ -13,13 +13,13 @@ from datetime import datetime
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from gpusharing.cli.pools.fleet import read_node, read_pools
-from gpusharing.cli.pools.status import describe
-from gpusharing.cli.setup.layouts import describe as describe_layouts
-from gpusharing.cli.setup.layouts import find_answer, pick, wanted_of
-from gpusharing.cli.shell.drawing import BLANK, Ink, Line, Paper, Span, line
 from gpusharing.kube.client import JSON
 from hack.demo.record import RECORD
+from kubectl_gpusharing.pools.fleet import read_node, read_pools
+from kubectl_gpusharing.pools.status import describe
+from kubectl_gpusharing.setup.layouts import describe as describe_layouts
+from kubectl_gpusharing.setup.layouts import find_answer, pick, wanted_of
+from kubectl_gpusharing.shell.drawing import BLANK, Ink, Line, Paper, Span, line
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "integration" / "golden"

@@ -103,7 +103,7 @@ MACHINES: Mapping[str, str] = {
 }
 """uv's name of each platform."""
 COMPLETER = "kubectl_complete-gpusharing"
-ENTRIES = {PROGRAM: "gpusharing.cli.main", COMPLETER: "gpusharing.cli.shell.completing"}
+ENTRIES = {PROGRAM: "kubectl_gpusharing.main", COMPLETER: "kubectl_gpusharing.shell.completing"}
 SHIM = """\
 #!/bin/sh
 # Runs the plugin with the first Python for which this archive has modules. krew links this program from its folder.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hack.generate import ROOT
 
-TREES = ("operator/gpusharing", "hack", "tests")
+TREES = ("operator/gpusharing", "operator/kubectl_gpusharing", "hack", "tests")
 
 
 @dataclass(frozen=True, slots=True)

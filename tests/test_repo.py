@@ -85,10 +85,10 @@ def test_commits_say_in_short_what_they_do_and_then_why() -> None:
 # --- code -------------------------------------------------------------------------------------------------
 
 
-def test_the_folder_operator_holds_the_package_and_nothing_else() -> None:
+def test_the_folder_operator_holds_two_packages_and_nothing_else() -> None:
     """An __init__.py or a loose module there would shadow modules of the standard library."""
     found = {path.name for path in (ROOT / "operator").iterdir()}
-    assert found - {"__pycache__"} == {"gpusharing"}
+    assert found - {"__pycache__"} == {"gpusharing", "kubectl_gpusharing"}
 
 
 def test_the_tools_do_without_the_tests() -> None:
@@ -187,7 +187,8 @@ def test_nothing_of_ours_is_patched_in_a_test() -> None:
 
 
 OURS_IMPORTED = re.compile(
-    r"^[ \t]*(from gpusharing[\w.]* import (?:\([^)]*\)|[^\n(]+)|import gpusharing[\w.]*)", re.MULTILINE
+    r"^[ \t]*(from (?:kubectl_)?gpusharing[\w.]* import (?:\([^)]*\)|[^\n(]+)|import (?:kubectl_)?gpusharing[\w.]*)",
+    re.MULTILINE,
 )
 """An import of the product; the whole text of every test would take ten times as long to parse."""
 

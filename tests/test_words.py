@@ -16,10 +16,12 @@ def public_classes(text: str) -> Iterator[str]:
 
 
 def package_of(module: str) -> str:
-    """The package that a module's classes share: a room of the product such as `gpusharing/planning`, or a folder of
-    the tools or tests such as `hack/sim`."""
-    folders = module.split("/")[:-1]
-    return "/".join(folders[1:3] if folders[0] == "operator" else folders[:2])
+    """The package that a module's classes share: a room of the operator such as `gpusharing/planning`, the plugin, its
+    `usage`, or a folder of the tools or tests such as `hack/sim`."""
+    folders = module.removeprefix("operator/").split("/")[:-1]
+    if folders[0] == "kubectl_gpusharing":
+        return "/".join(folders[: 1 + (folders[1:2] == ["usage"])])
+    return "/".join(folders[:2])
 
 
 def shared_names(modules: Mapping[str, str]) -> dict[tuple[str, str], list[str]]:
@@ -48,14 +50,14 @@ def test_the_rule_sees_what_it_is_for() -> None:
         "hack/sim/a.py": "class Pool: ...\nclass _Row: ...",
         "hack/sim/b.py": "class Pool(int): ...\nclass _Row: ...",
         "hack/bench/c.py": "class Pool: ...",
-        "operator/gpusharing/cli/pools/d.py": "class Pool: ...",
-        "operator/gpusharing/cli/setup/e.py": "class Pool: ...",
+        "operator/kubectl_gpusharing/pools/d.py": "class Pool: ...",
+        "operator/kubectl_gpusharing/setup/e.py": "class Pool: ...",
         "operator/gpusharing/api/f.py": "class Pool: ...",
     }
     assert shared_names(modules) == {
-        ("gpusharing/cli", "Pool"): [
-            "operator/gpusharing/cli/pools/d.py",
-            "operator/gpusharing/cli/setup/e.py",
+        ("kubectl_gpusharing", "Pool"): [
+            "operator/kubectl_gpusharing/pools/d.py",
+            "operator/kubectl_gpusharing/setup/e.py",
         ],
         ("hack/sim", "Pool"): ["hack/sim/a.py", "hack/sim/b.py"],
     }

@@ -24,7 +24,7 @@ LOOKBACK = "65m"
 SECONDS = 120.0
 PROGRAM = """
 import sys, time
-from gpusharing.cli.main import run
+from kubectl_gpusharing.main import run
 status = run(sys.argv[1:])
 print(time.process_time() * 1000, file=sys.stderr)
 print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")), file=sys.stderr)

@@ -61,7 +61,7 @@ def _cpu_ms(kubeconfig: Path, *arguments: str) -> float:
     """Run the plugin REPEATS times with these arguments, and return the median of its CPU milliseconds. Raises
     CalledProcessError if it fails, and TimeoutExpired if it takes longer than SECONDS."""
     environment = {**os.environ, "KUBECONFIG": str(kubeconfig)}
-    program = [sys.executable, "-m", "gpusharing.cli", *arguments]
+    program = [sys.executable, "-m", "kubectl_gpusharing", *arguments]
     taken = []
     for _ in range(REPEATS):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

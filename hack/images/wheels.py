@@ -22,6 +22,8 @@ from hack.images.debian import ARCHITECTURES, PYTHON
 from hack.release import package
 
 LOCK = ROOT / "requirements.lock"
+PLUGIN = "kubectl_gpusharing"
+"""The package that no image has."""
 SITE = f"usr/local/lib/python{PYTHON}/dist-packages"
 """The folder in which Debian's Python looks for packages by default."""
 STDLIB = f"usr/lib/python{PYTHON}"
@@ -115,11 +117,12 @@ def install(wheels: Sequence[Path], architecture: str, tree: Path) -> None:
         (record / "RECORD").unlink(missing_ok=True)  # it lists those scripts
         (record / "direct_url.json").unlink(missing_ok=True)  # it contains a path of this machine
     (site / ".lock").unlink(missing_ok=True)
+    shutil.rmtree(site / PLUGIN, ignore_errors=True)  # runs at a person's terminal, from krew or pip
 
 
 def entry_points(tree: Path) -> None:
-    """Write our console scripts (`scripts`) into usr/local/bin of the tree, which is created if needed, as executable
-    files. The tree's Python runs them."""
+    """Write the console scripts of the operator and the agent (`scripts`) into usr/local/bin of the tree, which is
+    created if needed, as executable files. The tree's Python runs them."""
     folder = tree / "usr/local/bin"
     folder.mkdir(parents=True, exist_ok=True)
     for name, place in scripts().items():
@@ -132,9 +135,9 @@ def entry_points(tree: Path) -> None:
 
 
 def scripts() -> Mapping[str, str]:
-    """Return `module:function` of each of our console scripts in pyproject.toml, by the script's name."""
+    """Return `module:function` of each console script in pyproject.toml that a pod runs, by the script's name."""
     table: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    return table
+    return {name: place for name, place in table.items() if not place.startswith(f"{PLUGIN}.")}
 
 
 def compile_all(interpreter: Sequence[str], environ: Mapping[str, str], folder: Path, shown: str) -> int:

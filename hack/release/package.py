@@ -51,7 +51,7 @@ def write_source(target: Path, source: str) -> Path:
     copied README.md lead. With an empty `source`, pyproject.toml names no URLs, and README.md stays as it is."""
     shutil.rmtree(target, ignore_errors=True)
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "operator" / "gpusharing", target / "operator" / "gpusharing", ignore=ignored)
+    shutil.copytree(ROOT / "operator", target / "operator", ignore=ignored)
     shutil.copy(ROOT / "LICENSE", target)
     project, readme = PROJECT.read_text(), (ROOT / "README.md").read_text()
     if source:

@@ -76,7 +76,7 @@ class Kubelet:
 
 async def test_an_unexpected_error_about_the_kubelet_makes_the_holdings_unknown_and_no_more() -> None:
     bench = Bench()
-    bench.pods = Kubelet(TypeError("a list"))  # type: ignore[assignment]
+    bench.pods = Kubelet(TypeError("a list"))  # type: ignore[assignment]  # a double with the same methods
     bench.node.ask("r1")
     async with bench.running() as loop:
         observed = await bench.node.answered("r1")
@@ -102,7 +102,7 @@ async def test_a_turn_that_fails_midway_is_not_taken_for_fresh_by_the_next(
 ) -> None:
     bench, odd = Bench(), object()
     kubelet = Kubelet(Holdings())
-    bench.pods = kubelet  # type: ignore[assignment]
+    bench.pods = kubelet  # type: ignore[assignment]  # a double with the same methods
     bench.node.ask("r1")
     async with bench.running(OFTEN) as loop:
         await bench.node.answered("r1")
@@ -122,7 +122,7 @@ async def test_a_turn_that_fails_midway_is_not_taken_for_fresh_by_the_next(
 async def test_a_library_that_has_to_stay_closed_stays_closed_through_a_bug() -> None:
     bench = Bench()
     kubelet = Kubelet(Holdings())
-    bench.pods = kubelet  # type: ignore[assignment]
+    bench.pods = kubelet  # type: ignore[assignment]  # a double with the same methods
     bench.node.ask("r1", quiet=True)
     async with bench.running(OFTEN) as loop:
         await bench.node.answered("r1")
@@ -165,7 +165,7 @@ async def test_an_end_of_the_process_is_no_error_to_go_on_after() -> None:
 
 async def test_an_agent_whose_first_turn_fails_says_so_and_a_signal_ends_it() -> None:
     bench = Bench()
-    bench.pods = Kubelet(object())  # type: ignore[assignment]
+    bench.pods = Kubelet(object())  # type: ignore[assignment]  # a double with the same methods
     bench.node.ask("r1")
     async with bench.running(LoopSettings(interval=0.001)) as loop:  # its end is a cancellation
         failing = await bench.node.until(lambda observed: bool(observed.error))

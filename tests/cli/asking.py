@@ -16,12 +16,12 @@ from tests.cli.schema import check
 from tests.embedded.scene import Scene, nodes, open_scene
 from tests.fakes.virtualtime import virtual_now
 
-from gpusharing.cli.live.installed import OPERATOR
-from gpusharing.cli.shell.arguments import parse
-from gpusharing.cli.shell.running import run_each
-from gpusharing.cli.shell.session import Session
-from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.kube.client import DEPLOYMENTS, KubeClient
+from kubectl_gpusharing.live.installed import OPERATOR
+from kubectl_gpusharing.shell.arguments import parse
+from kubectl_gpusharing.shell.running import run_each
+from kubectl_gpusharing.shell.session import Session
+from kubectl_gpusharing.shell.terminal import Terminal
 
 ME = "a-person"
 
@@ -53,7 +53,7 @@ async def ask(
     stream = io.StringIO() if stream is None else stream
     terminal = Terminal(stream, getattr(typed, "output", "table"), width=width)
     session = Session(client or cluster.client(ME), "context test", now=virtual_now)
-    status = await run_each(import_module(f"gpusharing.{typed.module}"), session, typed, terminal)
+    status = await run_each(import_module(f"kubectl_gpusharing.{typed.module}"), session, typed, terminal)
     return Answered(status, _checked(terminal))
 
 
@@ -100,7 +100,7 @@ def alone(*words: str, width: int | None = None, stream: io.StringIO | None = No
     typed: Namespace = parse(words)
     stream = io.StringIO() if stream is None else stream
     terminal = Terminal(stream, getattr(typed, "output", "table"), width=width)
-    status = import_module(f"gpusharing.{typed.module}").run_offline(typed, terminal)
+    status = import_module(f"kubectl_gpusharing.{typed.module}").run_offline(typed, terminal)
     return Answered(status, _checked(terminal))
 
 

@@ -21,13 +21,13 @@ from hack.generate import ROOT
 from tests.cli.schema import check
 from tests.fakes.web import WebServer
 
-from gpusharing.cli.main import run
-from gpusharing.cli.shell.troubles import DONE, FAILED
+from kubectl_gpusharing.main import run
+from kubectl_gpusharing.shell.troubles import DONE, FAILED
 
 JSON = dict[str, Any]
 POLICIES = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies"
 GPUNODES = "/apis/gpusharing.dev/v1alpha1/gpunodes"
-PROGRAM = (sys.executable, "-m", "gpusharing.cli")
+PROGRAM = (sys.executable, "-m", "kubectl_gpusharing")
 SECONDS = 60.0
 """Patience with the program, for a machine that does other things too."""
 
@@ -80,14 +80,15 @@ class Served:
         if path in self.lists:
             with self.news:
                 version = {"resourceVersion": str(self.version)}
-                return 200, {"kind": "List", "metadata": version, "items": list(self.lists[path])}
+                items = [_identified(one) for one in self.lists[path]]
+                return 200, {"kind": "List", "metadata": version, "items": items}
         return 404, {"kind": "Status", "status": "Failure", "code": 404, "message": "not found"}
 
     def modify(self, path: str, raw: JSON) -> None:
         """Somebody writes this object over the one of its name: whoever looks is told."""
         with self.news:
             self.version += 1
-            now = {**raw, "metadata": {**raw["metadata"], "resourceVersion": str(self.version)}}
+            now = _identified({**raw, "metadata": {**raw["metadata"], "resourceVersion": str(self.version)}})
             name = now["metadata"]["name"]
             self.lists[path] = [now if one["metadata"]["name"] == name else one for one in self.lists[path]]
             self.happened.setdefault(path, []).append({"type": "MODIFIED", "object": now})
@@ -115,6 +116,12 @@ class Served:
 
     def _after(self, path: str, since: int) -> list[JSON]:
         return [event for event in self.happened.get(path, ()) if _version(event) > since]
+
+
+def _identified(raw: JSON) -> JSON:
+    """The object with a UID, which every API server gives."""
+    metadata = raw["metadata"]
+    return {**raw, "metadata": {"uid": f"uid-{metadata['name']}", "resourceVersion": "1", **metadata}}
 
 
 def _version(event: JSON) -> int:

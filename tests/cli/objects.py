@@ -7,7 +7,7 @@ from typing import Any
 from tests.build import NOW
 
 from gpusharing.api.times import to_rfc3339
-from gpusharing.cli.pools.fleet import NodeStatus, PoolStatus, read_node, read_pools
+from kubectl_gpusharing.pools.fleet import NodeStatus, PoolStatus, read_node, read_pools
 
 JSON = dict[str, Any]
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from tests.cli.asking import install
 from tests.embedded.scene import Scene
 
-from gpusharing.cli.live.installed import OPERATOR
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
@@ -25,6 +24,7 @@ from gpusharing.kube.client import (
     PODS,
     POLICIES,
 )
+from kubectl_gpusharing.live.installed import OPERATOR
 
 QUIET = 400.0
 """Seconds after which NVIDIA's programs, operator and agents have nothing more to do."""

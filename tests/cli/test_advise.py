@@ -1,5 +1,5 @@
-"""Which mode is advised for what, and that the policy which comes with it is one (usage/advise.py,
-usage/reckon/advice.py)."""
+"""Which mode is advised for what, and that the policy which comes with it is one (kubectl_gpusharing/usage/advise.py,
+kubectl_gpusharing/usage/reckon/advice.py)."""
 
 import itertools
 import json
@@ -14,13 +14,13 @@ from tests.cli.screen import END, answer, read_until, terminal
 
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy
-from gpusharing.cli.setup.layouts import pick
-from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
 from gpusharing.planning.gpus.capacity import HEADROOM, memory_of, usable_memory
 from gpusharing.planning.gpus.cards import CARDS, Card
 from gpusharing.planning.gpus.geometry import Legal, find_fit, normalize
-from gpusharing.usage.advise import HOW_MUCH, QUESTIONS, size_of
-from gpusharing.usage.reckon.advice import Advice, AdviceAnswers, advise
+from kubectl_gpusharing.setup.layouts import pick
+from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
+from kubectl_gpusharing.usage.advise import HOW_MUCH, QUESTIONS, size_of
+from kubectl_gpusharing.usage.reckon.advice import Advice, AdviceAnswers, advise
 
 
 def told(

@@ -1,5 +1,5 @@
 """What people type because kubectl has it: names, several of them, selectors, tables without headings, help, mistakes
-(cli/shell/arguments.py, cli/shell/running.py, cli/shell/terminal.py, hack/generate_schema.py)."""
+(kubectl_gpusharing/shell/arguments.py, kubectl_gpusharing/shell/running.py, kubectl_gpusharing/shell/terminal.py, hack/generate_schema.py)."""
 
 import ast
 import json
@@ -16,10 +16,10 @@ from tests.cli.schema import find_mistakes, read_schema
 from tests.cli.test_free import NODES, PODS, container, node, pod
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.shell import documents
-from gpusharing.cli.shell.arguments import VERBS
-from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
 from gpusharing.kube import client
+from kubectl_gpusharing.shell import documents
+from kubectl_gpusharing.shell.arguments import VERBS
+from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
 
 NAME = "gpusharingpolicy.gpusharing.dev"
 
@@ -178,9 +178,8 @@ def test_the_schema_has_each_kind_that_a_verb_prints() -> None:
     """The others that print JSON are `import` and `advise -o yaml`: manifests for kubectl apply."""
     known = {name for name in vars(documents) if name.endswith("Data")}
     printed = set()
-    for file in (ROOT / "operator/gpusharing").rglob("*.py"):
-        if {"cli", "usage"} & {*file.parts}:
-            printed |= kinds_in(file) & known
+    for file in (ROOT / "operator/kubectl_gpusharing").rglob("*.py"):
+        printed |= kinds_in(file) & known
     assert printed == {kind.__name__ for kind in DOCUMENTS}
 
 

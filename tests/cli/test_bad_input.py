@@ -11,8 +11,8 @@ from tests.cli.desk import GPUNODES, POLICIES, Desk
 from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.shell.arguments import VERBS
-from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
+from kubectl_gpusharing.shell.arguments import VERBS
+from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
 
 Wrong = Callable[..., str]
 

@@ -1,4 +1,4 @@
-"""`support-bundle`: what is in it, and that planted secrets are not (cli/diagnosis/bundle.py)."""
+"""`support-bundle`: what is in it, and that planted secrets are not (kubectl_gpusharing/diagnosis/bundle.py)."""
 
 import json
 import tarfile
@@ -14,9 +14,6 @@ from tests.cli.asking import ME, ask, operated, writes
 from tests.embedded.scene import FULL, H100, MIXED, Scene
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.diagnosis.bundle import AWAY, LINES, REMOVED, Bundle, cleaned, scrubbed
-from gpusharing.cli.live.installed import OPERATOR
-from gpusharing.cli.shell.troubles import DONE, Trouble
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
@@ -29,6 +26,9 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.errors import Forbidden, Unavailable
+from kubectl_gpusharing.diagnosis.bundle import AWAY, LINES, REMOVED, Bundle, cleaned, scrubbed
+from kubectl_gpusharing.live.installed import OPERATOR
+from kubectl_gpusharing.shell.troubles import DONE, Trouble
 
 PLANTED = "hunter2"
 SECRETS = Resource("", "v1", "secrets", namespaced=True)

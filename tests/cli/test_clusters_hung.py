@@ -1,5 +1,5 @@
 """Clusters and login programs that hang delay no other cluster and not the end of the command
-(cli/shell/clusters.py, kube/commandloop.py)."""
+(kubectl_gpusharing/shell/clusters.py, kube/commandloop.py)."""
 
 import asyncio
 import socket
@@ -19,14 +19,14 @@ from tests.cli.desk import PROGRAM, SECONDS, Desk
 from tests.cli.test_clusters import CREDENTIAL, asked, with_programs
 from tests.fakes.web import WebServer
 
-from gpusharing.cli.shell import clusters
-from gpusharing.cli.shell.arguments import parse
-from gpusharing.cli.shell.clusters import LOGINS, FleetVerb
-from gpusharing.cli.shell.completing import cluster_names
-from gpusharing.cli.shell.documents import FailureData
-from gpusharing.cli.shell.session import Session
-from gpusharing.cli.shell.troubles import DONE
 from gpusharing.kube.commandloop import run_command
+from kubectl_gpusharing.shell import clusters
+from kubectl_gpusharing.shell.arguments import parse
+from kubectl_gpusharing.shell.clusters import LOGINS, FleetVerb
+from kubectl_gpusharing.shell.completing import cluster_names
+from kubectl_gpusharing.shell.documents import FailureData
+from kubectl_gpusharing.shell.session import Session
+from kubectl_gpusharing.shell.troubles import DONE
 
 MANY = 2 * LOGINS
 """More clusters than may log in at once, and more than an event loop has threads by default."""

@@ -1,5 +1,5 @@
-"""The program as a person starts it: flags, exit statuses, sentences (cli/main.py, cli/shell/running.py,
-cli/shell/session.py, cli/shell/terminal.py, cli/shell/arguments.py, cli/pools/status.py, cli/__main__.py).
+"""The program as a person starts it: flags, exit statuses, sentences (kubectl_gpusharing/main.py, kubectl_gpusharing/shell/running.py,
+kubectl_gpusharing/shell/session.py, kubectl_gpusharing/shell/terminal.py, kubectl_gpusharing/shell/arguments.py, kubectl_gpusharing/pools/status.py, kubectl_gpusharing/__main__.py).
 A watch: test_watch.py."""
 
 import json
@@ -19,10 +19,10 @@ from tests.cli.objects import policy
 from tests.cli.schema import read_stream
 from tests.cli.screen import END, read_until, terminal
 
-from gpusharing.cli.shell.arguments import VERBS, parse
-from gpusharing.cli.shell.running import carry_out
-from gpusharing.cli.shell.session import Session
-from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED, INTERRUPTED, PIPE_CLOSED, nearest
+from kubectl_gpusharing.shell.arguments import VERBS, parse
+from kubectl_gpusharing.shell.running import carry_out
+from kubectl_gpusharing.shell.session import Session
+from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED, INTERRUPTED, PIPE_CLOSED, nearest
 
 HELP_STARTS = 4
 """What --help costs at most, in starts of a Python that reads a command line: half of it is those imports."""
@@ -278,7 +278,7 @@ def test_help_comes_at_once(desk: Desk) -> None:
 @pytest.mark.parametrize("module", HEAVY)
 def test_help_does_without(desk: Desk, module: str) -> None:
     code = (
-        "import sys\nfrom gpusharing.cli.shell.arguments import parse\n"
+        "import sys\nfrom kubectl_gpusharing.shell.arguments import parse\n"
         "try: parse(['--help'])\nexcept SystemExit: pass\n"
         f"sys.exit({module!r} in sys.modules)"
     )

@@ -1,4 +1,4 @@
-"""What may come next, as kubectl asks for it (cli/shell/completing.py)."""
+"""What may come next, as kubectl asks for it (kubectl_gpusharing/shell/completing.py)."""
 
 import os
 import subprocess
@@ -9,9 +9,9 @@ import pytest
 from hack.cluster import toolchain
 from tests.cli.desk import POLICIES, Desk
 
-from gpusharing.cli.shell.arguments import HELPERS, VERBS
-from gpusharing.cli.shell.completing import FILES, NO_FILES, main, suggest
-from gpusharing.cli.shell.troubles import DONE
+from kubectl_gpusharing.shell.arguments import HELPERS, VERBS
+from kubectl_gpusharing.shell.completing import FILES, NO_FILES, main, suggest
+from kubectl_gpusharing.shell.troubles import DONE
 
 HERE = {
     "gpusharingpolicies": ["pool-b", "pool-c"],

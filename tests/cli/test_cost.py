@@ -1,5 +1,5 @@
-"""`cost` and what Prometheus answers instead of data (usage/cost.py, usage/prometheus/client.py,
-usage/prometheus/services.py, cli/shell/drawing.py)."""
+"""`cost` and what Prometheus answers instead of data (kubectl_gpusharing/usage/cost.py, kubectl_gpusharing/usage/prometheus/client.py,
+kubectl_gpusharing/usage/prometheus/services.py, kubectl_gpusharing/shell/drawing.py)."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ from tests.cli.fakeprometheus import (
 from tests.cli.screen import END, read_until, terminal
 from tests.fakes.tls import Identity
 
-from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED
+from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED
 
 SERVICES = "/api/v1/services"
 

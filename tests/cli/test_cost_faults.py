@@ -1,5 +1,5 @@
-"""`cost` where Prometheus answers in part, or with numbers that cannot be (usage/read/absences.py,
-usage/read/meter.py, usage/read/pricing.py)."""
+"""`cost` where Prometheus answers in part, or with numbers that cannot be (kubectl_gpusharing/usage/read/absences.py,
+kubectl_gpusharing/usage/read/meter.py, kubectl_gpusharing/usage/read/pricing.py)."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import pytest
 from tests.cli.desk import Desk, Said
 from tests.cli.fakeprometheus import GPU, HELD, NOW, Answer, FakePrometheus, vector
 
-from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED
+from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED
 
 
 def heard_by(fake: FakePrometheus) -> list[str]:

@@ -1,5 +1,5 @@
 """`cost` and a real Prometheus with a SIMULATED past: the articles' fleet of 80 GPUs, and what goes wrong in a fleet
-(usage/cost.py, usage/read/meter.py)."""
+(kubectl_gpusharing/usage/cost.py, kubectl_gpusharing/usage/read/meter.py)."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from tests.cli.history import openmetrics
 from tests.cli.pastfleet import SHARED, SHORT, SMALL, UNTIL, past
 from tests.cli.pastprometheus import prometheus_with
 
-from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED
+from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED
 
 pytestmark = pytest.mark.tools
 

@@ -1,5 +1,5 @@
 """`cost` by pod, with the fractions of KAI-Scheduler and HAMi, and with what was used, in a real Prometheus with a
-SIMULATED past (usage/read/tenants.py)."""
+SIMULATED past (kubectl_gpusharing/usage/read/tenants.py)."""
 
 import json
 from collections import defaultdict
@@ -15,10 +15,10 @@ from tests.cli.history import Gauge, History, Node, Stretch, openmetrics
 from tests.cli.pastfleet import SHARED, WHOLE
 from tests.cli.pastprometheus import prometheus_with
 
-from gpusharing.cli.shell.troubles import CHANGES, DONE
-from gpusharing.usage.prometheus.client import Series
-from gpusharing.usage.read.tenants import divide
-from gpusharing.usage.reckon.bills import Part
+from kubectl_gpusharing.shell.troubles import CHANGES, DONE
+from kubectl_gpusharing.usage.prometheus.client import Series
+from kubectl_gpusharing.usage.read.tenants import divide
+from kubectl_gpusharing.usage.reckon.bills import Part
 
 BEGIN, UNTIL, HOURS = datetime(2026, 10, 1, tzinfo=UTC), "2026-10-02", 24
 GIB = 2**30

@@ -1,6 +1,6 @@
-"""What may be typed for `cost`, which price counts, and how amounts are written (usage/cost.py, usage/say/cost.py,
-usage/prometheus/matchers.py, usage/read/meter.py, usage/read/queries.py, usage/read/pricing.py,
-cli/shell/drawing.py, usage/prometheus/windows.py)."""
+"""What may be typed for `cost`, which price counts, and how amounts are written (kubectl_gpusharing/usage/cost.py, kubectl_gpusharing/usage/say/cost.py,
+kubectl_gpusharing/usage/prometheus/matchers.py, kubectl_gpusharing/usage/read/meter.py, kubectl_gpusharing/usage/read/queries.py, kubectl_gpusharing/usage/read/pricing.py,
+kubectl_gpusharing/shell/drawing.py, kubectl_gpusharing/usage/prometheus/windows.py)."""
 
 from argparse import Namespace
 from collections import defaultdict
@@ -10,16 +10,16 @@ from itertools import pairwise
 
 import pytest
 
-from gpusharing.cli.shell.arguments import parse
-from gpusharing.cli.shell.drawing import simulated_sentence
-from gpusharing.cli.shell.troubles import Trouble
-from gpusharing.usage.cost import query_of
-from gpusharing.usage.prometheus.client import Series, place_of
-from gpusharing.usage.prometheus.matchers import of_others, selector_of
-from gpusharing.usage.prometheus.windows import Days, days
-from gpusharing.usage.read.meter import find_growth, find_unsteady
-from gpusharing.usage.read.pricing import Prices, read_prices
-from gpusharing.usage.read.queries import (
+from kubectl_gpusharing.shell.arguments import parse
+from kubectl_gpusharing.shell.drawing import simulated_sentence
+from kubectl_gpusharing.shell.troubles import Trouble
+from kubectl_gpusharing.usage.cost import query_of
+from kubectl_gpusharing.usage.prometheus.client import Series, place_of
+from kubectl_gpusharing.usage.prometheus.matchers import of_others, selector_of
+from kubectl_gpusharing.usage.prometheus.windows import Days, days
+from kubectl_gpusharing.usage.read.meter import find_growth, find_unsteady
+from kubectl_gpusharing.usage.read.pricing import Prices, read_prices
+from kubectl_gpusharing.usage.read.queries import (
     COUNTERS,
     INFO_OF_GPUS,
     MeterQuery,
@@ -29,8 +29,8 @@ from gpusharing.usage.read.queries import (
     queries_of,
     simulated_query,
 )
-from gpusharing.usage.reckon.bills import HOUR, Price
-from gpusharing.usage.say.cost import amount, hours_of, money
+from kubectl_gpusharing.usage.reckon.bills import HOUR, Price
+from kubectl_gpusharing.usage.say.cost import amount, hours_of, money
 
 
 @pytest.mark.parametrize("window", ["", "30", "30x", "0d", "9m", "400d", "-1d", "1.5h", "9999999d"])

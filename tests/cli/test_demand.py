@@ -1,4 +1,4 @@
-"""Which mode and layout the pods of a namespace ask for (usage/reckon/advice.py, and usage/advise.py with -n)."""
+"""Which mode and layout the pods of a namespace ask for (kubectl_gpusharing/usage/reckon/advice.py, and kubectl_gpusharing/usage/advise.py with -n)."""
 
 import json
 import re
@@ -17,12 +17,12 @@ from tests.fakes.virtualtime import virtually
 from gpusharing.api.names import LABEL_ISOLATION
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy
-from gpusharing.cli.setup.layouts import pick
-from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
 from gpusharing.kube.client import NAMESPACES
 from gpusharing.planning.gpus.cards import CARDS
 from gpusharing.planning.gpus.geometry import Legal, find_fit, normalize, resource_name
-from gpusharing.usage.reckon.advice import Advice, Demand, advise_for, read_demand
+from kubectl_gpusharing.setup.layouts import pick
+from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
+from kubectl_gpusharing.usage.reckon.advice import Advice, Demand, advise_for, read_demand
 
 JSON = dict[str, Any]
 H100 = pick("h100-80gb")

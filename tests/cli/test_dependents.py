@@ -1,4 +1,4 @@
-"""What else names resources and labels that vanish with a plan (cli/changing/dependents.py)."""
+"""What else names resources and labels that vanish with a plan (kubectl_gpusharing/changing/dependents.py)."""
 
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from tests.embedded.scene import FULL, MIXED, SINGLE, SLICED, nodes, open_scene,
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api.names import LABEL_GPU_PRODUCT, LABEL_ISOLATION
-from gpusharing.cli.changing.dependents import KINDS
 from gpusharing.kube.client import JSON, NAMESPACES, ApiRequest, Resource
 from gpusharing.kube.errors import Forbidden
+from kubectl_gpusharing.changing.dependents import KINDS
 
 RESOURCES = dict(reversed(KINDS))
 GPU = "nvidia.com/gpu"

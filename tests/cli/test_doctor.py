@@ -1,4 +1,4 @@
-"""`doctor` on FakeCluster (cli/setup/doctor.py); its labels of Nodes one by one (stack/nodesymptoms.py)."""
+"""`doctor` on FakeCluster (kubectl_gpusharing/setup/doctor.py); its labels of Nodes one by one (stack/nodesymptoms.py)."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,13 +12,13 @@ from tests.cli.reported import reported
 from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.setup.doctor import Examination, describe
-from gpusharing.cli.shell.drawing import Paper, plain
-from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
 from gpusharing.kube.client import ACCESS_REVIEWS, CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODES, POLICIES
 from gpusharing.kube.errors import Forbidden, KubeError, Unauthorized, Unavailable
 from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Place, Topic, error
 from gpusharing.planning.stack.nodesymptoms import find_node_symptoms
+from kubectl_gpusharing.setup.doctor import Examination, describe
+from kubectl_gpusharing.shell.drawing import Paper, plain
+from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
 
 HELD = ConfigMapState(frozenset({"any", "ts-4"}), ours=False)
 POINTED = make_cluster_policy("time-slicing-config")

@@ -16,12 +16,12 @@ from tests.embedded.scene import FULL, MIXED
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api.names import LABEL_POLICY
-from gpusharing.cli.shell.troubles import FAILED
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODES, POLICIES, VERSION
 from gpusharing.kube.errors import Forbidden
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Severity, Symptom
 from gpusharing.planning.stack.nodesymptoms import MigEntries, find_node_symptoms
+from kubectl_gpusharing.shell.troubles import FAILED
 
 CHART = Path(__file__).parents[2] / "deploy/helm/gpu-sharing-operator/Chart.yaml"
 CONFIG, STATE, CAPABLE = "nvidia.com/mig.config", "nvidia.com/mig.config.state", "nvidia.com/mig.capable"

@@ -14,8 +14,8 @@ from tests.embedded.scene import L40S, MPS, nodes, open_scene
 from tests.fakes.virtualtime import virtually
 from tests.recipes import DOCUMENTED, PLUGIN, Recipe, RecipePool, time_slicing
 
-from gpusharing.cli.shell.troubles import DONE
 from gpusharing.kube.client import ACCESS_REVIEWS, CONFIG_MAPS, GPUNODES, JSON, POLICIES
+from kubectl_gpusharing.shell.troubles import DONE
 
 STATES = ("nothing", "CRDs only", "a chart without operator", "everything")
 BEFORE = STATES[:2]

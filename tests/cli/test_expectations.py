@@ -5,7 +5,7 @@ import re
 import pytest
 from hack.generate import ROOT
 
-from gpusharing.cli.shell.arguments import VERBS
+from kubectl_gpusharing.shell.arguments import VERBS
 
 PAGE = (ROOT / "docs" / "design" / "cli.md").read_text().splitlines()
 REFUSED = (ROOT / "docs" / "explanation" / "not-built.md").read_text()

@@ -1,5 +1,5 @@
-"""`free`: who holds what and what is free, from Nodes and Pods, with whatever rights there are (usage/free.py,
-usage/reckon/holdings.py, usage/say/free.py)."""
+"""`free`: who holds what and what is free, from Nodes and Pods, with whatever rights there are (kubectl_gpusharing/usage/free.py,
+kubectl_gpusharing/usage/reckon/holdings.py, kubectl_gpusharing/usage/say/free.py)."""
 
 import asyncio
 import csv
@@ -12,8 +12,8 @@ import pytest
 import yaml
 from tests.cli.desk import GPUNODES, POLICIES, Desk, Said
 
-from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED, Denied
-from gpusharing.usage.free import read_inventory
+from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED, Denied
+from kubectl_gpusharing.usage.free import read_inventory
 
 JSON = dict[str, Any]
 NODES, PODS, TEAM_A = "/api/v1/nodes", "/api/v1/pods", "/api/v1/namespaces/team-a/pods"

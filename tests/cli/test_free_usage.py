@@ -1,4 +1,4 @@
-"""`free --usage`: who uses this shared GPU right now, from the agents or from Prometheus (usage/read/present.py)."""
+"""`free --usage`: who uses this shared GPU right now, from the agents or from Prometheus (kubectl_gpusharing/usage/read/present.py)."""
 
 import json
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 from tests.cli.desk import Desk, Said
 from tests.cli.test_free import NODES, PODS, SHARED, container, node, pod
 
-from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED
+from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED
 
 JSON = dict[str, Any]
 SERVICES = "/api/v1/services"

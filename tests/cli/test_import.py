@@ -1,5 +1,5 @@
-"""`import` on SIMULATED fleets that somebody configured by hand (cli/setup/importing.py,
-cli/setup/adoption.py, cli/setup/handmade.py, cli/shell/manifests.py)."""
+"""`import` on SIMULATED fleets that somebody configured by hand (kubectl_gpusharing/setup/importing.py,
+kubectl_gpusharing/setup/adoption.py, kubectl_gpusharing/setup/handmade.py, kubectl_gpusharing/shell/manifests.py)."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -24,10 +24,6 @@ from tests.fakes.virtualtime import virtually
 from tests.recipes import DOCUMENTED, MIG, NOS, PLUGIN, RECIPES, Recipe, RecipePool
 
 from gpusharing.api import names
-from gpusharing.cli.live.installed import OPERATOR
-from gpusharing.cli.setup.handmade import presume
-from gpusharing.cli.setup.importing import PROVEN
-from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED, Trouble
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
@@ -42,6 +38,10 @@ from gpusharing.kube.errors import Forbidden
 from gpusharing.kube.sources import AdminMaps
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
 from gpusharing.planning.vocabulary.lengths import counted
+from kubectl_gpusharing.live.installed import OPERATOR
+from kubectl_gpusharing.setup.handmade import presume
+from kubectl_gpusharing.setup.importing import PROVEN
+from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED, Trouble
 
 SPACE = "gpu-operator"
 STATE = "nvidia.com/mig.config.state"

@@ -1,5 +1,5 @@
 """`import` where something else divides GPUs, or where `doctor` would report an error about a node that a policy
-selects (cli/setup/importing.py, cli/setup/adoption.py)."""
+selects (kubectl_gpusharing/setup/importing.py, kubectl_gpusharing/setup/adoption.py)."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from tests.cli.test_import import HALF, by_hand, policies, untouched
 from tests.embedded.scene import Scene
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.shell.troubles import CHANGES, DONE
 from gpusharing.kube.client import NODES, PODS
 from gpusharing.kube.errors import Forbidden
+from kubectl_gpusharing.shell.troubles import CHANGES, DONE
 
 HAMI = {"hami.io/node-nvidia-register": '[{"id":"GPU-1","count":10}]', "hami.io/node-handshake": "Reported"}
 VIRTUAL = {"nvidia.com/gpu.workload.config": "vm-passthrough"}

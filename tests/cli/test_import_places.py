@@ -1,5 +1,5 @@
 """`import` where the GPU Operator is not in namespace gpu-operator, or our ConfigMaps are not there yet
-(cli/setup/adoption.py)."""
+(kubectl_gpusharing/setup/adoption.py)."""
 
 from tests.cli.asking import ask
 from tests.cli.reported import reported
@@ -8,8 +8,8 @@ from tests.embedded.scene import L40S
 from tests.fakes.virtualtime import virtually
 from tests.recipes import Recipe, RecipePool
 
-from gpusharing.cli.shell.troubles import DONE, FAILED
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS
+from kubectl_gpusharing.shell.troubles import DONE, FAILED
 
 FRESH = Recipe({"devicePlugin": {}, "migManager": {"enabled": True}}, {}, {"d": RecipePool({}, {}, L40S)})
 OURS = ("gpusharing-device-plugin", "gpusharing-mig-parted")

@@ -1,5 +1,5 @@
-"""`import` on clusters that people reported, with files that NVIDIA's programs refuse (cli/setup/importing.py,
-cli/setup/handmade.py)."""
+"""`import` on clusters that people reported, with files that NVIDIA's programs refuse (kubectl_gpusharing/setup/importing.py,
+kubectl_gpusharing/setup/handmade.py)."""
 
 from dataclasses import replace
 
@@ -21,8 +21,6 @@ from tests.cli.test_import import SPACE, STATE, policies
 from tests.fakes.virtualtime import virtually
 from tests.recipes import MIG, PLUGIN
 
-from gpusharing.cli.setup.adoption import AdminConfigMaps, find_import
-from gpusharing.cli.shell.troubles import FAILED
 from gpusharing.kube.client import CONFIG_MAPS
 from gpusharing.kube.sources import AdminMaps
 from gpusharing.planning.gpus.geometry import Layout
@@ -31,6 +29,8 @@ from gpusharing.planning.snapshot.views import GpuView
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
 from gpusharing.planning.wanted.migfile import well_known
+from kubectl_gpusharing.setup.adoption import AdminConfigMaps, find_import
+from kubectl_gpusharing.shell.troubles import FAILED
 
 A30 = "NVIDIA A30"
 MANAGED = "nvidia.com/gpu.deploy.mig-manager"

@@ -1,14 +1,14 @@
-"""The layouts of a card, drawn as slices (cli/setup/layouts.py)."""
+"""The layouts of a card, drawn as slices (kubectl_gpusharing/setup/layouts.py)."""
 
 import pytest
 from tests.cli.desk import Desk
 
-from gpusharing.cli.setup.layouts import as_data, describe, draw, find_answer, pick, wanted_of
-from gpusharing.cli.shell.drawing import Paper, plain
-from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
 from gpusharing.planning.gpus.cards import CARDS, Card
 from gpusharing.planning.gpus.geometry import Legal, find_fit, maximal_layouts, normalize
 from gpusharing.planning.gpus.geometry import describe as layout_text
+from kubectl_gpusharing.setup.layouts import as_data, describe, draw, find_answer, pick, wanted_of
+from kubectl_gpusharing.shell.drawing import Paper, plain
+from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
 
 H100 = pick("h100-80gb")
 PAPER = Paper(100)

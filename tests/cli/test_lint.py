@@ -1,4 +1,4 @@
-"""`lint`: what NVIDIA's programs and the operator would refuse in files (cli/setup/lint.py, cli/live/files.py).
+"""`lint`: what NVIDIA's programs and the operator would refuse in files (kubectl_gpusharing/setup/lint.py, kubectl_gpusharing/live/files.py).
 
 tests/nvidia/test_foreign_files.py compares its verdicts with those of NVIDIA's own parsers.
 """
@@ -20,12 +20,12 @@ from tests.cli.reported import CASES
 from tests.foreign.corpus import READERS, ForeignFile, load
 from tests.kube.damage import ODD_YAML
 
-from gpusharing.cli.live.files import read_documents
-from gpusharing.cli.setup.lint import judge
-from gpusharing.cli.shell.arguments import VERBS
-from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
 from gpusharing.planning.gpus.cards import CARDS
 from gpusharing.planning.gpus.geometry import maximal_layouts
+from kubectl_gpusharing.live.files import read_documents
+from kubectl_gpusharing.setup.lint import judge
+from kubectl_gpusharing.shell.arguments import VERBS
+from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
 
 FLEET = """\
 apiVersion: gpusharing.dev/v1alpha1
@@ -127,7 +127,7 @@ def test_without_a_cluster_and_its_libraries_files_are_judged_all_the_same(desk:
     desk.kubeconfig.unlink()
     (desk.folder / "fleet.yaml").write_text(FLEET)
     absent = "import sys; sys.modules |= {'kubernetes': None, 'rich': None}"
-    program = f"{absent}; from gpusharing.cli.main import main; main()"
+    program = f"{absent}; from kubectl_gpusharing.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", program, "lint", "fleet.yaml"],
         env=desk.environment(),

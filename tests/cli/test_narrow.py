@@ -11,10 +11,10 @@ from tests.cli.reported import CASES
 from tests.embedded.scene import FULL, MIXED, at_once, node
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.setup.layouts import describe, find_answer, pick, wanted_of
-from gpusharing.cli.shell.arguments import VERBS
-from gpusharing.cli.shell.drawing import Ink, Paper, Span, fold, line, plain
 from gpusharing.kube.client import JSON, NODES, PODS
+from kubectl_gpusharing.setup.layouts import describe, find_answer, pick, wanted_of
+from kubectl_gpusharing.shell.arguments import VERBS
+from kubectl_gpusharing.shell.drawing import Ink, Paper, Span, fold, line, plain
 
 WIDTH = 40
 WHOLE = re.compile(r" *-> |.*\{|.*http")

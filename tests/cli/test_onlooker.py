@@ -5,9 +5,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 from hack.sim.fakecluster import FakeCluster
 
-from gpusharing.cli.live.onlooker import Onlooker
 from gpusharing.kube.client import NODES, POLICIES
 from gpusharing.kube.paging import list_of
+from kubectl_gpusharing.live.onlooker import Onlooker
 
 Call = Callable[[Onlooker], Awaitable[object]]
 WRITES: dict[str, tuple[Call, str]] = {

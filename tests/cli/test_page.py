@@ -1,4 +1,4 @@
-"""The page of `status -o html` (cli/pools/page.py)."""
+"""The page of `status -o html` (kubectl_gpusharing/pools/page.py)."""
 
 import os
 from argparse import Namespace
@@ -14,13 +14,13 @@ from tests.cli.desk import Desk
 from tests.cli.objects import fleet, gpunode, history, policy
 from tests.cli.window import Window, window
 
-from gpusharing.cli.pools.fleet import State
-from gpusharing.cli.pools.page import MARKS, Face, Slice, card, page, read_cards
-from gpusharing.cli.shell.drawing import Column, Paper, Span, table
-from gpusharing.cli.shell.markup import CSS, VOID, document, flow, tag
-from gpusharing.cli.shell.session import Session
-from gpusharing.cli.shell.troubles import DONE, FAILED
 from hack import browser as browsers
+from kubectl_gpusharing.pools.fleet import State
+from kubectl_gpusharing.pools.page import MARKS, Face, Slice, card, page, read_cards
+from kubectl_gpusharing.shell.drawing import Column, Paper, Span, table
+from kubectl_gpusharing.shell.markup import CSS, VOID, document, flow, tag
+from kubectl_gpusharing.shell.session import Session
+from kubectl_gpusharing.shell.troubles import DONE, FAILED
 
 JSON = dict[str, Any]
 HOSTILE = (

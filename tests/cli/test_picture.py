@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 from hack.generate_picture import COLORS, PATH, picture, svg
 
-from gpusharing.cli.shell.drawing import Ink, Span, line
+from kubectl_gpusharing.shell.drawing import Ink, Span, line
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -1,5 +1,5 @@
-"""`plan` on a SIMULATED cluster with the shipped operator beside it (cli/changing/plan.py, cli/live/cluster.py,
-cli/live/files.py, cli/live/installed.py, cli/live/onlooker.py, report/proposal.py)."""
+"""`plan` on a SIMULATED cluster with the shipped operator beside it (kubectl_gpusharing/changing/plan.py, kubectl_gpusharing/live/cluster.py,
+kubectl_gpusharing/live/files.py, kubectl_gpusharing/live/installed.py, kubectl_gpusharing/live/onlooker.py, report/proposal.py)."""
 
 import json
 import re
@@ -14,9 +14,6 @@ from tests.cli.asking import ME, ask, install, operated, writes, written
 from tests.embedded.scene import FULL, MIXED, SINGLE, SLICED, at_once, gpu_pod, nodes, open_scene, pdb, policy
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.changing.conclusion import Outcome
-from gpusharing.cli.live.installed import read_installed
-from gpusharing.cli.shell.troubles import CHANGES, DONE, Trouble
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
@@ -29,6 +26,9 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.errors import Forbidden
+from kubectl_gpusharing.changing.conclusion import Outcome
+from kubectl_gpusharing.live.installed import read_installed
+from kubectl_gpusharing.shell.troubles import CHANGES, DONE, Trouble
 
 READS = """\
 Changes: 2 nodes will change (2 of them only after a person has acted) and 3 pods will be evicted. How long this takes

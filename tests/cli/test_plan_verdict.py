@@ -1,5 +1,5 @@
-"""The verdict of `plan` in text, data and exit status, and what `-f` and `--fail-on` take (cli/changing/conclusion.py,
-cli/live/files.py, report/proposal.py, pools/hours.py)."""
+"""The verdict of `plan` in text, data and exit status, and what `-f` and `--fail-on` take (kubectl_gpusharing/changing/conclusion.py,
+kubectl_gpusharing/live/files.py, report/proposal.py, pools/hours.py)."""
 
 import asyncio
 import json
@@ -17,11 +17,11 @@ from tests.embedded.scene import FULL, MIXED, SLICED, Scene, at_once, nodes, ope
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api.names import LABEL_ISOLATION
-from gpusharing.cli.changing.conclusion import FAIL_ON, Outcome
-from gpusharing.cli.live.files import read_policies
-from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED, FAILED_ON, Trouble, worst
 from gpusharing.kube.client import GPUNODES, NAMESPACES
 from gpusharing.kube.errors import Forbidden
+from kubectl_gpusharing.changing.conclusion import FAIL_ON, Outcome
+from kubectl_gpusharing.live.files import read_policies
+from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED, FAILED_ON, Trouble, worst
 
 CANNOT, UNKNOWN = Outcome.CANNOT, Outcome.UNKNOWN
 

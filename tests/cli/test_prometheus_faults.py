@@ -1,5 +1,5 @@
-"""What is said where Prometheus gives no data, and what to do (usage/prometheus/client.py,
-usage/prometheus/services.py)."""
+"""What is said where Prometheus gives no data, and what to do (kubectl_gpusharing/usage/prometheus/client.py,
+kubectl_gpusharing/usage/prometheus/services.py)."""
 
 import asyncio
 import ssl
@@ -12,13 +12,13 @@ from hack.sim.fakecluster import FakeCluster
 from tests.cli.fakeprometheus import NOW, Answer, FakePrometheus, fake_prometheus, refusal
 from tests.fakes.tls import Identity
 
-from gpusharing.cli.shell.session import Session
-from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.kube.aio import aiohttp
 from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.login import Access
-from gpusharing.usage.prometheus.client import Endpoint, place_of, prometheus_at, unreachable
-from gpusharing.usage.prometheus.services import find_place
+from kubectl_gpusharing.shell.session import Session
+from kubectl_gpusharing.shell.troubles import Trouble
+from kubectl_gpusharing.usage.prometheus.client import Endpoint, place_of, prometheus_at, unreachable
+from kubectl_gpusharing.usage.prometheus.services import find_place
 
 YEAR = timedelta(days=365)
 SERVICE = "monitoring/p:9090"

@@ -1,11 +1,11 @@
-"""cli/shell/terminal.py: who is told of Ctrl-C while a question stands. At a terminal: test_commandline.py."""
+"""kubectl_gpusharing/shell/terminal.py: who is told of Ctrl-C while a question stands. At a terminal: test_commandline.py."""
 
 import asyncio
 import signal
 from contextlib import redirect_stderr
 from io import StringIO
 
-from gpusharing.cli.shell.terminal import ask_line
+from kubectl_gpusharing.shell.terminal import ask_line
 
 
 class Screen(StringIO):

@@ -1,5 +1,5 @@
-"""What may be typed for `recommend`, and what Prometheus or the cluster answer instead (usage/recommend.py,
-usage/say/recommend.py)."""
+"""What may be typed for `recommend`, and what Prometheus or the cluster answer instead (kubectl_gpusharing/usage/recommend.py,
+kubectl_gpusharing/usage/say/recommend.py)."""
 
 import csv
 import io
@@ -27,17 +27,17 @@ from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.planning.histories import H100
 
-from gpusharing.cli.changing.plan import Planned, as_data
-from gpusharing.cli.shell.arguments import parse
-from gpusharing.cli.shell.drawing import Paper, plain
-from gpusharing.cli.shell.session import Session
-from gpusharing.cli.shell.terminal import API
-from gpusharing.cli.shell.troubles import CHANGES, DONE, Trouble
 from gpusharing.planning.gpus.capacity import memory_of
-from gpusharing.usage.read.poolnodes import rows_of, scope_of, whole_fleet
-from gpusharing.usage.reckon.needs import GIB
-from gpusharing.usage.recommend import find_effect
-from gpusharing.usage.say.recommend import describe_effect
+from kubectl_gpusharing.changing.plan import Planned, as_data
+from kubectl_gpusharing.shell.arguments import parse
+from kubectl_gpusharing.shell.drawing import Paper, plain
+from kubectl_gpusharing.shell.session import Session
+from kubectl_gpusharing.shell.terminal import API
+from kubectl_gpusharing.shell.troubles import CHANGES, DONE, Trouble
+from kubectl_gpusharing.usage.read.poolnodes import rows_of, scope_of, whole_fleet
+from kubectl_gpusharing.usage.reckon.needs import GIB
+from kubectl_gpusharing.usage.recommend import find_effect
+from kubectl_gpusharing.usage.say.recommend import describe_effect
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """`recommend` and a real Prometheus with a SIMULATED past: every way in which dcgm-exporter and our agent are scraped,
-and what goes wrong (usage/recommend.py, usage/say/recommend.py,
-usage/read/usage.py, usage/read/queries.py, usage/read/fold.py, usage/read/histories.py)."""
+and what goes wrong (kubectl_gpusharing/usage/recommend.py, kubectl_gpusharing/usage/say/recommend.py,
+kubectl_gpusharing/usage/read/usage.py, kubectl_gpusharing/usage/read/queries.py, kubectl_gpusharing/usage/read/fold.py, kubectl_gpusharing/usage/read/histories.py)."""
 
 import csv
 import io
@@ -22,7 +22,7 @@ from tests.cli.history import openmetrics as gauges_of
 from tests.cli.pastprometheus import prometheus_with
 
 from gpusharing.api.validation import validate_policy
-from gpusharing.cli.shell.troubles import CHANGES, DONE, Trouble
+from kubectl_gpusharing.shell.troubles import CHANGES, DONE, Trouble
 
 pytestmark = pytest.mark.tools
 

@@ -1,5 +1,5 @@
-"""`recommend` as it is typed, and all that a Prometheus can answer instead of a pool's history (usage/recommend.py,
-usage/prometheus/client.py, usage/read/usage.py, usage/prometheus/services.py): one sentence and an exit status,
+"""`recommend` as it is typed, and all that a Prometheus can answer instead of a pool's history (kubectl_gpusharing/usage/recommend.py,
+kubectl_gpusharing/usage/prometheus/client.py, kubectl_gpusharing/usage/read/usage.py, kubectl_gpusharing/usage/prometheus/services.py): one sentence and an exit status,
 or an answer with PARTIAL."""
 
 import csv
@@ -22,8 +22,8 @@ from tests.cli.fakeprometheus import (
     vector,
 )
 
-from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED
-from gpusharing.usage.prometheus.client import LESS
+from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED
+from kubectl_gpusharing.usage.prometheus.client import LESS
 
 HOUR = 3600
 

@@ -1,5 +1,5 @@
-"""Whose series they are, whose pods, and how a need is drawn (usage/read/series.py, usage/read/queries.py,
-usage/say/recommend.py)."""
+"""Whose series they are, whose pods, and how a need is drawn (kubectl_gpusharing/usage/read/series.py, kubectl_gpusharing/usage/read/queries.py,
+kubectl_gpusharing/usage/say/recommend.py)."""
 
 import re
 from collections.abc import Mapping
@@ -9,12 +9,19 @@ from fractions import Fraction
 import pytest
 from hack.sim.dcgmexporter import DCGMValues, SetUp, samples
 
-from gpusharing.cli.shell.drawing import Paper
 from gpusharing.planning.gpus.cards import find_card
-from gpusharing.usage.prometheus.client import Series
-from gpusharing.usage.read.fold import part_of_card
-from gpusharing.usage.read.queries import hourly, latest, most_series, others_of, ownership, usage_count
-from gpusharing.usage.read.series import (
+from kubectl_gpusharing.shell.drawing import Paper
+from kubectl_gpusharing.usage.prometheus.client import Series
+from kubectl_gpusharing.usage.read.fold import part_of_card
+from kubectl_gpusharing.usage.read.queries import (
+    hourly,
+    latest,
+    most_series,
+    others_of,
+    ownership,
+    usage_count,
+)
+from kubectl_gpusharing.usage.read.series import (
     Device,
     DeviceLabels,
     devices_of,
@@ -23,9 +30,9 @@ from gpusharing.usage.read.series import (
     read_dcgm,
     read_owners,
 )
-from gpusharing.usage.reckon.histogram import Sample
-from gpusharing.usage.reckon.needs import History, Holding, Workload
-from gpusharing.usage.say.recommend import now_of, sparkline
+from kubectl_gpusharing.usage.reckon.histogram import Sample
+from kubectl_gpusharing.usage.reckon.needs import History, Holding, Workload
+from kubectl_gpusharing.usage.say.recommend import now_of, sparkline
 
 EXPORTER = frozenset({("gpu-operator", "dcgm-exporter-x")})
 SETUPS = [

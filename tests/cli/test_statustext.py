@@ -1,5 +1,5 @@
-"""The pools at a glance, from what the operator published (cli/pools/fleet.py, cli/pools/timeline.py,
-cli/shell/drawing.py)."""
+"""The pools at a glance, from what the operator published (kubectl_gpusharing/pools/fleet.py, kubectl_gpusharing/pools/timeline.py,
+kubectl_gpusharing/shell/drawing.py)."""
 
 from datetime import timedelta
 from typing import Any
@@ -9,13 +9,13 @@ from hack.customresources import GPUNODE, POLICY
 from tests.build import NOW
 from tests.cli.objects import ago, fleet, gpunode, history, policy, pools_of
 
-from gpusharing.cli.pools.fleet import State, state_of
-from gpusharing.cli.pools.status import BESIDE, COLUMNS, describe
-from gpusharing.cli.pools.status import WIDE as WIDE_COLUMNS
-from gpusharing.cli.pools.status import as_data as typed_data
-from gpusharing.cli.pools.timeline import find_estimate
-from gpusharing.cli.shell.drawing import Glyph, Ink, Paper, bar, length, plain
 from gpusharing.kube.client import JSON
+from kubectl_gpusharing.pools.fleet import State, state_of
+from kubectl_gpusharing.pools.status import BESIDE, COLUMNS, describe
+from kubectl_gpusharing.pools.status import WIDE as WIDE_COLUMNS
+from kubectl_gpusharing.pools.status import as_data as typed_data
+from kubectl_gpusharing.pools.timeline import find_estimate
+from kubectl_gpusharing.shell.drawing import Glyph, Ink, Paper, bar, length, plain
 
 WIDE = Paper()
 as_data: Any = typed_data

@@ -1,5 +1,5 @@
 """`approve`, `pause`, `resume`, `retry`, `abort`, `skip`: the shipped operator does what they ask
-(cli/changing/steer.py, cli/changing/steering.py)."""
+(kubectl_gpusharing/changing/steer.py, kubectl_gpusharing/changing/steering.py)."""
 
 import io
 
@@ -12,13 +12,13 @@ from tests.embedded.scene import FULL, MIXED, Scene, at_once, nodes, open_scene
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api import names
-from gpusharing.cli.changing.steer import is_wanted
-from gpusharing.cli.changing.steering import STEERING, SteeringRequest
-from gpusharing.cli.pools.fleet import read_node
-from gpusharing.cli.shell.troubles import DONE, Trouble
 from gpusharing.kube.client import GPUNODES, NODES, POLICIES
 from gpusharing.kube.errors import Forbidden, Unavailable
 from gpusharing.kube.fence import record_text
+from kubectl_gpusharing.changing.steer import is_wanted
+from kubectl_gpusharing.changing.steering import STEERING, SteeringRequest
+from kubectl_gpusharing.pools.fleet import read_node
+from kubectl_gpusharing.shell.troubles import DONE, Trouble
 
 MANUAL = at_once(1, approval="Manual")
 

@@ -1,4 +1,4 @@
-"""`pause --all` and `resume --all` stop the fleet and let it go on (cli/changing/steer.py), and the chart's value
+"""`pause --all` and `resume --all` stop the fleet and let it go on (kubectl_gpusharing/changing/steer.py), and the chart's value
 paused does so without the plugin (planning/snapshot/views.py, PolicyView.paused_by)."""
 
 import asyncio
@@ -16,10 +16,10 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
 from gpusharing.api.times import to_micro_time
-from gpusharing.cli.shell.troubles import DONE, Trouble
 from gpusharing.kube.client import DEPLOYMENTS, JSON, LEASES, POLICIES
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.errors import Forbidden
+from kubectl_gpusharing.shell.troubles import DONE, Trouble
 
 
 def fleet(**paused: JSON) -> FakeCluster:

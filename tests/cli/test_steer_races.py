@@ -1,4 +1,4 @@
-"""What a person decides about a rollout is written only on what they were shown (cli/changing/steer.py)."""
+"""What a person decides about a rollout is written only on what they were shown (kubectl_gpusharing/changing/steer.py)."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,11 +11,11 @@ from tests.cli.objects import gpunode
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
-from gpusharing.cli.changing.steer import TRIES
-from gpusharing.cli.shell.troubles import DONE, Trouble
 from gpusharing.kube.client import GPUNODES, JSON, NODES, POLICIES, ApiRequest
 from gpusharing.kube.fence import record_text
 from gpusharing.planning.snapshot.records import Fence
+from kubectl_gpusharing.changing.steer import TRIES
+from kubectl_gpusharing.shell.troubles import DONE, Trouble
 
 FENCE = make_fence()
 Meddle = Callable[[FakeCluster], object]

@@ -1,5 +1,5 @@
 """Whoever may not patch Nodes retries, aborts and skips all the same, by a request on the GPUNode
-(cli/changing/steer.py, docs/adr/0082-requests-on-the-gpunode.md)."""
+(kubectl_gpusharing/changing/steer.py, docs/adr/0082-requests-on-the-gpunode.md)."""
 
 import pytest
 from hack.sim.fakefaults import EVER
@@ -7,10 +7,10 @@ from tests.cli.asking import ME, ask, operated, writes
 from tests.embedded.scene import FULL, MIXED, Scene
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.shell.terminal import API
-from gpusharing.cli.shell.troubles import DONE, Trouble
 from gpusharing.kube.client import GPUNODES, NODES
 from gpusharing.kube.errors import Forbidden, NotFound
+from kubectl_gpusharing.shell.terminal import API
+from kubectl_gpusharing.shell.troubles import DONE, Trouble
 
 NO_NODES = Forbidden('User "me" cannot patch resource "nodes"')
 ASKED = "Done: requested on the GPUNode, because you may not patch Nodes; the operator writes it to the Node."

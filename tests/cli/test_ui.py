@@ -1,4 +1,4 @@
-"""`ui` (usage/ui.py, cli/pools/loopback.py), by the program, in virtual time, and in a real browser."""
+"""`ui` (kubectl_gpusharing/usage/ui.py, kubectl_gpusharing/pools/loopback.py), by the program, in virtual time, and in a real browser."""
 
 import asyncio
 import http.client
@@ -30,15 +30,15 @@ from tests.cli.test_watch import AFTER, BEFORE, CHANGED, publish, with_fleet
 from tests.cli.window import Window, window
 from tests.fakes.virtualtime import virtual_now, virtually
 
-from gpusharing.cli.pools.loopback import HEADERS, Pages, route
-from gpusharing.cli.pools.status import Followed, followed
-from gpusharing.cli.shell.session import Session
-from gpusharing.cli.shell.terminal import Terminal
-from gpusharing.cli.shell.troubles import INTERRUPTED
 from gpusharing.kube.client import GPUNODES, NODES, PODS, POLICIES
 from gpusharing.kube.errors import Forbidden, Unavailable
-from gpusharing.usage.ui import MOST, REREAD, Board, Sheet
 from hack import browser as browsers
+from kubectl_gpusharing.pools.loopback import HEADERS, Pages, route
+from kubectl_gpusharing.pools.status import Followed, followed
+from kubectl_gpusharing.shell.session import Session
+from kubectl_gpusharing.shell.terminal import Terminal
+from kubectl_gpusharing.shell.troubles import INTERRUPTED
+from kubectl_gpusharing.usage.ui import MOST, REREAD, Board, Sheet
 
 NODES_PATH, PODS_PATH = "/api/v1/nodes", "/api/v1/pods"
 OWN_PODS_PATH = "/api/v1/namespaces/default/pods"

@@ -1,4 +1,4 @@
-"""How hourly answers add up to the past of a workload (usage/read/fold.py, usage/read/histories.py)."""
+"""How hourly answers add up to the past of a workload (kubectl_gpusharing/usage/read/fold.py, kubectl_gpusharing/usage/read/histories.py)."""
 
 from array import array
 from collections.abc import Sequence
@@ -7,14 +7,14 @@ from math import isnan
 
 import pytest
 
-from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.planning.gpus.cards import find_card
-from gpusharing.usage.prometheus.client import Series
-from gpusharing.usage.read.fold import Fold, HourAnswers, Record
-from gpusharing.usage.read.histories import find_pool
-from gpusharing.usage.read.series import devices_of
-from gpusharing.usage.read.usage import add_gpus
-from gpusharing.usage.reckon.needs import History
+from kubectl_gpusharing.shell.troubles import Trouble
+from kubectl_gpusharing.usage.prometheus.client import Series
+from kubectl_gpusharing.usage.read.fold import Fold, HourAnswers, Record
+from kubectl_gpusharing.usage.read.histories import find_pool
+from kubectl_gpusharing.usage.read.series import devices_of
+from kubectl_gpusharing.usage.read.usage import add_gpus
+from kubectl_gpusharing.usage.reckon.needs import History
 
 HOURS = 100
 LABELS = {"UUID": "GPU-1", "modelName": "NVIDIA H100 80GB HBM3", "Hostname": "gpu-1", "namespace": "a"}

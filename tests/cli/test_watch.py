@@ -1,5 +1,5 @@
-"""`status --watch`: a picture that follows the cluster, at a terminal and on a pipe (cli/pools/status.py,
-cli/shell/terminal.py)."""
+"""`status --watch`: a picture that follows the cluster, at a terminal and on a pipe (kubectl_gpusharing/pools/status.py,
+kubectl_gpusharing/shell/terminal.py)."""
 
 import asyncio
 import io
@@ -21,9 +21,9 @@ from tests.cli.objects import fleet, gpunode, policy
 from tests.cli.screen import END, HEIGHT, WIDTH, read_until, terminal
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.shell.troubles import INTERRUPTED, Denied
 from gpusharing.kube.client import EVENTS, GPUNODES, POLICIES
 from gpusharing.kube.errors import Forbidden, Unavailable
+from kubectl_gpusharing.shell.troubles import INTERRUPTED, Denied
 
 ALTERNATE, ORDINARY, TOP = "\x1b[?1049h", "\x1b[?1049l", "\x1b[H"
 """To the alternate screen of xterm and back, and to the upper left corner."""

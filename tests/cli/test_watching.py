@@ -1,4 +1,4 @@
-"""A watch whose server goes away, or whose rights do (cli/pools/status.py): on a pipe, standard error says so."""
+"""A watch whose server goes away, or whose rights do (kubectl_gpusharing/pools/status.py): on a pipe, standard error says so."""
 
 import json
 import select
@@ -13,7 +13,7 @@ from hack.cluster.process import wait_until
 from tests.cli.desk import GPUNODES, POLICIES, PROGRAM, SECONDS, Desk
 from tests.cli.objects import policy
 
-from gpusharing.cli.shell.troubles import INTERRUPTED
+from kubectl_gpusharing.shell.troubles import INTERRUPTED
 
 
 @contextmanager

@@ -1,5 +1,5 @@
-"""`why` on a SIMULATED cluster with the shipped operator beside it (cli/diagnosis/why.py, cli/diagnosis/node.py,
-cli/diagnosis/pod.py, report/proofs.py)."""
+"""`why` on a SIMULATED cluster with the shipped operator beside it (kubectl_gpusharing/diagnosis/why.py, kubectl_gpusharing/diagnosis/node.py,
+kubectl_gpusharing/diagnosis/pod.py, report/proofs.py)."""
 
 import re
 from importlib.metadata import version
@@ -13,14 +13,14 @@ from tests.cli.objects import gpunode
 from tests.embedded.scene import FULL, MIXED, gpu_pod, node, pdb
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.diagnosis.node import NodeAnswer, _next_look
-from gpusharing.cli.diagnosis.pod import MORE
-from gpusharing.cli.live.installed import OPERATOR
-from gpusharing.cli.pools.fleet import NodeStatus, read_node
-from gpusharing.cli.shell.session import SPELLINGS, find_subject
-from gpusharing.cli.shell.troubles import DONE, Trouble
 from gpusharing.kube.client import DEPLOYMENTS, NODES, PODS, POLICIES
 from gpusharing.kube.errors import Forbidden
+from kubectl_gpusharing.diagnosis.node import NodeAnswer, _next_look
+from kubectl_gpusharing.diagnosis.pod import MORE
+from kubectl_gpusharing.live.installed import OPERATOR
+from kubectl_gpusharing.pools.fleet import NodeStatus, read_node
+from kubectl_gpusharing.shell.session import SPELLINGS, find_subject
+from kubectl_gpusharing.shell.troubles import DONE, Trouble
 
 STATEFUL_SETS, JOBS = (kind for kind in SPELLINGS if kind.plural in ("statefulsets", "jobs"))
 

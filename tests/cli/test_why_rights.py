@@ -1,5 +1,5 @@
-"""`why` for a pod by somebody with few rights, and for the pods of a workload (cli/diagnosis/why.py,
-cli/diagnosis/pod.py, cli/diagnosis/rooms.py). The nodes are SIMULATED and have two H100 each."""
+"""`why` for a pod by somebody with few rights, and for the pods of a workload (kubectl_gpusharing/diagnosis/why.py,
+kubectl_gpusharing/diagnosis/pod.py, kubectl_gpusharing/diagnosis/rooms.py). The nodes are SIMULATED and have two H100 each."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,11 +11,11 @@ from tests.cli.test_whypod import GPU, LARGE, MPS, SLICED, asking
 from tests.embedded.scene import FULL, MIXED, Scene, gpu_pod
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.diagnosis.pod import MORE
-from gpusharing.cli.shell.session import SPELLINGS
-from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.kube.client import DEPLOYMENTS, GPUNODES, NODES, PODS, POLICIES, Resource
 from gpusharing.kube.errors import Forbidden
+from kubectl_gpusharing.diagnosis.pod import MORE
+from kubectl_gpusharing.shell.session import SPELLINGS
+from kubectl_gpusharing.shell.troubles import Trouble
 
 JSON = dict[str, Any]
 JOBS = next(kind for kind in SPELLINGS if kind.plural == "jobs")

@@ -62,6 +62,12 @@ def test_the_standard_library_is_in_it_compiled(each_image: Image) -> None:
     assert [str(module) for module, path in compiled.items() if path not in there] == []
 
 
+def test_the_plugin_is_not_in_it(each_image: Image) -> None:
+    ours = {path for path in files(each_image) if "gpusharing" in path}
+    assert "usr/local/bin/gpusharing-operator" in ours
+    assert [path for path in ours if "kubectl" in path] == []
+
+
 def test_every_pin_of_the_lock_has_a_wheel(each_image: Image) -> None:
     pins = re.findall(r"^([A-Za-z0-9][\w.-]*)==", LOCK.read_text(), re.MULTILINE)
     wheels = [file.name.split("-")[0] for file in download(each_image.architecture)]

@@ -10,8 +10,8 @@ from tests.embedded.test_drift import adopted
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api.names import LABEL_MIG_CONFIG
-from gpusharing.cli.shell.troubles import CHANGES
 from gpusharing.kube.client import JSON
+from kubectl_gpusharing.shell.troubles import CHANGES
 
 SEVENTHS: JSON = {"mode": "MIG", "mig": {"strategy": "mixed", "config": "all-1g.10gb"}}
 LISTS = "nfd.node.kubernetes.io/feature-labels"

@@ -49,8 +49,6 @@ def test_our_programs_are_started_by_the_trees_python(tmp_path: Path) -> None:
             "gpusharing-operator",
             "gpusharing-agent",
             "gpusharing-checks",
-            "kubectl-gpusharing",
-            "kubectl_complete-gpusharing",
         }
     )
     for path in folder.iterdir():

@@ -30,8 +30,8 @@ from tests.integration.prometheus import AskedPrometheus, asked
 from tests.integration.workloads import pod_spec
 
 from gpusharing.agent.meter import LAG
-from gpusharing.cli.shell.troubles import CHANGES
 from hack import launch
+from kubectl_gpusharing.shell.troubles import CHANGES
 
 EACH = 2
 """GPUs of a node."""
@@ -261,7 +261,7 @@ def cost(prometheus: str, window: float, until: float) -> Any:
     end = datetime.fromtimestamp(until, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     typed = ("--prometheus", prometheus, "--window", f"{round(window / 60)}m", "--until", end, "-o", "json")
     done = subprocess.run(
-        [sys.executable, "-m", "gpusharing.cli", "cost", *typed],
+        [sys.executable, "-m", "kubectl_gpusharing", "cost", *typed],
         env={**os.environ, "PYTHONPATH": PYTHONPATH, "PYTHONUTF8": "1"},
         capture_output=True,
         text=True,

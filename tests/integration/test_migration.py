@@ -26,8 +26,8 @@ from tests.integration.product import GPUNODES, H100, POLICIES, SECONDS, Pool, P
 from tests.integration.prometheus import AskedPrometheus, asked
 from tests.integration.workloads import PDBS, pod_spec
 
-from gpusharing.cli.shell.troubles import CHANGES, DONE
 from hack import launch
+from kubectl_gpusharing.shell.troubles import CHANGES, DONE
 
 APP, REPLICAS, GUARDED = "notebooks", 7, 5
 """The Deployment of the page, its pods, and how many its budget keeps."""
@@ -109,7 +109,7 @@ def shell(product: Product, folder: Path) -> Shell:
     programs = folder / "bin"
     programs.mkdir()
     plugin = programs / "kubectl-gpusharing"
-    plugin.write_text(f'#!/bin/sh\nexec {sys.executable} -m gpusharing.cli "$@"\n')
+    plugin.write_text(f'#!/bin/sh\nexec {sys.executable} -m kubectl_gpusharing "$@"\n')
     plugin.chmod(0o755)
     path = f"{programs}:{control_plane_programs().kubectl.parent}:{os.environ['PATH']}"
     more = {"PATH": path, "HOME": str(folder), "PYTHONPATH": PYTHONPATH, "PYTHONUTF8": "1"}
@@ -207,7 +207,7 @@ def measured(prometheus: AskedPrometheus) -> None:
     def told() -> set[tuple[str, str]]:
         typed = ("--prometheus", prometheus.address, "--by", "policy", "--window", "10m", "-o", "json")
         done = subprocess.run(
-            [sys.executable, "-m", "gpusharing.cli", "cost", *typed],
+            [sys.executable, "-m", "kubectl_gpusharing", "cost", *typed],
             env={**os.environ, "PYTHONPATH": PYTHONPATH, "PYTHONUTF8": "1"},
             capture_output=True,
             text=True,

@@ -211,7 +211,7 @@ def person(product: Product) -> Path:
 
 def plugin(kubeconfig: Path, *arguments: str, stdin: str | None = None, errors: bool = True) -> str:
     """What `kubectl gpusharing` says on both streams (without `errors`: on standard output), and its exit status."""
-    command = [sys.executable, "-m", "gpusharing.cli", *arguments]
+    command = [sys.executable, "-m", "kubectl_gpusharing", *arguments]
     told = {**os.environ, "KUBECONFIG": str(kubeconfig), "PYTHONUTF8": "1"}
     done = subprocess.run(
         command, env=told, input=stdin, capture_output=True, text=True, timeout=120, check=False

@@ -29,10 +29,6 @@ from tests.kube.objects import node, observed, observed_gpu, pod
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.times import from_rfc3339
-from gpusharing.cli.setup.adoption import AdminConfigMaps, find_import, with_pointers
-from gpusharing.cli.setup.handmade import Handmade, find_handmade
-from gpusharing.cli.setup.importing import as_yaml, find_remarks
-from gpusharing.cli.setup.likeness import propose
 from gpusharing.kube import convert, convert_pods, fence
 from gpusharing.kube.actuatorlog import failure_in
 from gpusharing.kube.answers import error_of, error_of_event
@@ -49,6 +45,10 @@ from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted import migfile, pluginconfig
+from kubectl_gpusharing.setup.adoption import AdminConfigMaps, find_import, with_pointers
+from kubectl_gpusharing.setup.handmade import Handmade, find_handmade
+from kubectl_gpusharing.setup.importing import as_yaml, find_remarks
+from kubectl_gpusharing.setup.likeness import propose
 
 TWO = (make_gpu(0), make_gpu(1))
 META = ("apiVersion", "kind", "metadata")

@@ -1,4 +1,4 @@
-"""No object that the server returns ends the operator: it is named, and counts as unknown, never as absent or idle."""
+"""No object that the server returns ends the operator: it is named, and counts as unknown, never as absent or idle (kube/unreadable.py)."""
 
 import asyncio
 import logging
@@ -54,7 +54,7 @@ class Server(KubeClient):
         self.lists += request.verb == "list"
         return {"metadata": {"resourceVersion": "5"}, "items": list(self.items), "resources": []}
 
-    async def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:  # type: ignore[override]
+    async def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:  # type: ignore[override]  # a generator, as the protocol wants it called
         while True:
             yield await self.events.get()
 

@@ -8,9 +8,9 @@ from hack.nvidia import build
 from tests.cli.reported import CASES
 from tests.foreign.corpus import READERS, ask, load
 
-from gpusharing.cli.live.files import read_documents
-from gpusharing.cli.setup.lint import judge
 from gpusharing.planning.wanted import migfile, pluginconfig
+from kubectl_gpusharing.live.files import read_documents
+from kubectl_gpusharing.setup.lint import judge
 
 pytestmark = pytest.mark.nvidia
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.planning.histories import BEGIN, HOUR
 
-from gpusharing.usage.reckon.histogram import (
+from kubectl_gpusharing.usage.reckon.histogram import (
     ACTIVITY,
     GROWTH,
     HALF_LIFE,

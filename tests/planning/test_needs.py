@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.planning.histories import BEGIN, H100, HOUR, QUARTER, WHOLE, each_hour, history
 
-from gpusharing.usage.reckon.histogram import Sample
-from gpusharing.usage.reckon.needs import (
+from kubectl_gpusharing.usage.reckon.histogram import Sample
+from kubectl_gpusharing.usage.reckon.needs import (
     GIB,
     LEVELS,
     RARE,

@@ -1,4 +1,4 @@
-"""Which layout a pool should have, and that no other would take fewer GPUs; with usage/reckon/templates.py."""
+"""Which layout a pool should have, and that no other would take fewer GPUs; with kubectl_gpusharing/usage/reckon/templates.py."""
 
 from array import array
 from collections import Counter
@@ -15,8 +15,8 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy
 from gpusharing.planning.gpus.capacity import plain_profiles, usable_memory
 from gpusharing.planning.gpus.geometry import Legal, find_fit, maximal_layouts
-from gpusharing.usage.reckon.needs import GIB, Goal, Holding, Need, Workload, find_need
-from gpusharing.usage.reckon.recommendation import (
+from kubectl_gpusharing.usage.reckon.needs import GIB, Goal, Holding, Need, Workload, find_need
+from kubectl_gpusharing.usage.reckon.recommendation import (
     Bound,
     Misplaced,
     ModelPool,

@@ -25,8 +25,8 @@ from tests.planning.histories import BEGIN, HOUR
 
 from gpusharing.planning.gpus.capacity import memory_of
 from gpusharing.planning.gpus.cards import Card
-from gpusharing.usage.reckon.histogram import Sample
-from gpusharing.usage.reckon.needs import GIB, History, Holding, Workload
+from kubectl_gpusharing.usage.reckon.histogram import Sample
+from kubectl_gpusharing.usage.reckon.needs import GIB, History, Holding, Workload
 
 SIMULATED = "SIMULATED"
 DAY = 24

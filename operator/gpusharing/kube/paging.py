@@ -12,7 +12,7 @@ from math import inf
 from typing import Unpack
 
 from gpusharing.kube.backoff import Backoff
-from gpusharing.kube.client import JSON, Filters, KubeClient, Page, Resource
+from gpusharing.kube.client import JSON, PODS, Filters, KubeClient, Page, Resource
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.errors import Expired, Forbidden, Invalid, KubeError, NotFound, Throttled, Unavailable
 from gpusharing.kube.unreadable import check_identity
@@ -75,8 +75,10 @@ async def pages_of(
                 raise
             await asyncio.sleep(wait)
             continue
+        # An eviction names the pod by its UID; a policy that `plan -f` reads from a file has none.
+        keys = ("name", "uid") if resource == PODS else ("name",)
         for raw in page.items:
-            check_identity(resource, raw, "name", "uid")
+            check_identity(resource, raw, *keys)
         yield page
         if not page.more:
             return

@@ -1,0 +1,322 @@
+"""`support-bundle [FILE]`: a tar archive for troubleshooting. Secrets are not read, and the environments of pods are
+left out.
+
+Objects that the user may not read are left out, and README.txt in the archive names them. If nothing can be read, no
+archive is written.
+
+Fields in which people keep secrets on purpose are left out (`cleaned`). In messages and logs, whatever is named as a
+secret or has the form of one is removed too. A secret that nothing marks as one stays.
+"""
+
+import io
+import json
+import re
+import tarfile
+from argparse import Namespace
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from gpusharing.kube import client as kinds
+from gpusharing.kube.client import DEPLOYMENTS, JSON, KubeClient, Resource
+from gpusharing.kube.errors import KubeError, Unauthorized, Unavailable
+from gpusharing.kube.ownversion import own_version
+from gpusharing.kube.paging import list_of, pages_of
+from gpusharing.kube.raw import has_condition, text
+from gpusharing.planning.vocabulary.lengths import counted
+from kubectl_gpusharing.live.installed import InstalledOperator, read_installed
+from kubectl_gpusharing.pools.fleet import read_node
+from kubectl_gpusharing.shell.documents import SupportBundleData
+from kubectl_gpusharing.shell.drawing import Ink, Span, fold, line, prose_of_each, simulated_sentence
+from kubectl_gpusharing.shell.session import Session
+from kubectl_gpusharing.shell.terminal import Terminal
+from kubectl_gpusharing.shell.troubles import DONE, Trouble, error_text, explained
+
+REMOVED = "REMOVED"
+LEFT_OUT = frozenset({
+    "env", "envFrom", "args", "command", "exec", "httpGet", "httpHeaders", "lifecycle", "managedFields",
+    "imagePullSecrets", "volumes", "addresses", "binaryData",
+})  # fmt: skip
+"""Keys whose whole value is left out: above all environments, command lines and probes of containers."""
+KEPT_ANNOTATIONS = ("gpusharing.dev/", "nvidia.com/", "deployment.kubernetes.io/", "meta.helm.sh/")
+_KEYS = "(?:api|access|private|client|licen[cs]e).?key"
+_NAMES = f"passw|passphrase|pwd|(?<![a-z])pass(?![a-z])|token|secret|credential|{_KEYS}"
+_TELLING = re.compile(f"{_NAMES}|private|(?<![a-z])auth(?:orization)?(?![a-z])", re.IGNORECASE)
+_QUOTED = r"""\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|\\\"[^\"\n]*\""""
+_PROSE = "(?:not|no|context|user|unauthorized|invalid|expired|error|failed)"
+"""Matches the word after the colon in an ordinary sentence about a secret, such as `token: expired since May`. Such
+sentences are kept."""
+_KEY = re.compile(
+    r"-----BEGIN [A-Z ]*PRIVATE KEY-----"
+    r"(?:[\sA-Za-z0-9+/=:,-]*?-----END [A-Z ]*PRIVATE KEY-----|(?:\s+[\w+/=]{16,})*(?:\s+[\w+/=]+(?=\s*\Z))?)"
+)
+"""Matches a private key in PEM format (RFC 7468), even if its end is missing."""
+_KEY_LINES = re.compile(
+    r"(?:^[\w+/=]+[ \t\r]*\n)+(-----END [A-Z ]*PRIVATE KEY-----)?|(-----END [A-Z ]*PRIVATE KEY-----)",
+    re.MULTILINE,
+)
+"""Matches the rest of a private key whose beginning is missing. Also matches lines of one word without the end of a
+key, which must stay: a pattern that needs the end takes quadratic time, because it is tried again from each line."""
+_IN_TEXTS = (
+    re.compile(r"(\bbearer[ \t]+)[^\s\"']+", re.IGNORECASE),
+    # user:password@ or token@ in a URL (RFC 3986), and a JSON Web Token (RFC 7519).
+    re.compile(r"(://)[^/\s@\"']+(?=@)"),
+    re.compile(r"()\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"),
+    # A list or an object under such a name, to the end of its line; and a block or a list in YAML.
+    re.compile(rf"((?:{_NAMES}|\bauth\b)[\w.-]{{0,60}}\\?[\"']?[ \t]*[=:][ \t]*)[\[{{][^\n]*", re.IGNORECASE),
+    re.compile(
+        rf"(^([ \t]*)[\w\"'.-]{{0,60}}(?:{_NAMES})[\w\"'.-]{{0,60}}:[ \t]*(?:[|>][^\n]*)?\n)"
+        r"(?:\2(?:[ \t]+|- )[^\n]*(?:\n|\Z))+",
+        re.IGNORECASE | re.MULTILINE,
+    ),
+    # The value of the HTTP header Authorization: a scheme and one word (RFC 9110, RFC 6750).
+    re.compile(
+        rf"(\bauth(?:orization)?[\"']?[ \t]*[=:][ \t]*)(?:{_QUOTED}|(?:\w+[ \t]+)?[^\s\"',;}}]+)",
+        re.IGNORECASE,
+    ),
+    # Values such as in password=x, "apiKey": "x" and --token x.
+    re.compile(
+        rf"((?:{_NAMES})[\w.-]{{0,60}}\\?[\"']?[ \t]*=[ \t]*)(?:{_QUOTED}|[\"'][^\n]*|[^\s\"'&}}\]]+)",
+        re.IGNORECASE,
+    ),
+    re.compile(
+        rf"((?:{_NAMES})[\w.-]{{0,60}}\\?[\"']?[ \t]*:[ \t]*)"
+        rf"(?:{_QUOTED}|[\"'][^\n]*|(?!{_PROSE}[ \t]+[a-z])[^\s\"'}}\]]+)",
+        re.IGNORECASE,
+    ),
+    re.compile(rf"((?<![\w-])--?[\w-]{{0,60}}(?:{_NAMES})[\w-]{{0,60}}[ \t]+)[^\s-]\S*", re.IGNORECASE),
+)
+
+_HINTS = ("-----", "bearer", "://", "eyj", "pass", "pwd", "token", "secret", "credent", "key", "auth")
+"""Every string in which a pattern above recognizes a secret contains one of these, case-folded. Strings without any
+are not searched."""
+
+
+def cleaned(value: object, key: str = "") -> Any:
+    """Return a copy of the JSON value without the keys in LEFT_OUT, at any depth, and without annotations of other
+    programs (those that begin with none of KEPT_ANNOTATIONS). A string, list or object whose key suggests a secret is
+    replaced by REMOVED, and every other string is `scrubbed`. Numbers, booleans and None stay. `key` is the key that
+    has the value; empty for an item of a list and for a whole object."""
+    if isinstance(value, str | list | dict) and _TELLING.search(key):
+        return REMOVED
+    if isinstance(value, list):
+        return [cleaned(item) for item in value]
+    if isinstance(value, str):
+        return scrubbed(value)
+    if not isinstance(value, dict):
+        return value
+    if key == "annotations":
+        value = {name: text for name, text in value.items() if name.startswith(KEPT_ANNOTATIONS)}
+    return {name: cleaned(item, name) for name, item in value.items() if name not in LEFT_OUT}
+
+
+def scrubbed(text: str) -> str:
+    """Return the string with REMOVED in place of everything that is named as a secret or has the form of one: a private
+    key in PEM, a bearer token, user and password in a URL, a JSON Web Token, and a value, list or block that follows a
+    name such as password, token or apiKey. The name itself is kept, and so are sentences such as `token: expired since
+    May`."""
+    folded = text.casefold()
+    if not any(hint in folded for hint in _HINTS):
+        return text
+    text = _KEY_LINES.sub(lambda match: REMOVED if match.lastindex else match[0], _KEY.sub(REMOVED, text))
+    for pattern in _IN_TEXTS:
+        text = pattern.sub(rf"\g<1>{REMOVED}", text)
+    return text
+
+
+def node_facts(raw: JSON) -> JSON:
+    """Return those parts of a Node that help to find a fault: its metadata, taints, cordon, allocatable resources,
+    conditions and versions (`nodeInfo`), as far as it has them. All but the taints and the cordon are `cleaned`."""
+    status, spec = raw.get("status") or {}, raw.get("spec") or {}
+    return {
+        "metadata": cleaned(raw.get("metadata") or {}),
+        "spec": {key: spec[key] for key in ("taints", "unschedulable") if key in spec},
+        "status": {
+            key: cleaned(status[key]) for key in ("allocatable", "conditions", "nodeInfo") if key in status
+        },
+    }
+
+
+LINES = 2000
+"""How many lines of each log are included."""
+AWAY = 3
+"""How many calls may go unanswered, before any has succeeded, until the server is considered unreachable. Each may
+take half a minute."""
+MOST_LOGS = 20
+"""How many pods of one workload have their logs read; those that are not Ready come first."""
+WORKLOADS = (
+    "gpusharing-operator",
+    "gpusharing-agent",
+    "nvidia-mig-manager",
+    "nvidia-device-plugin-daemonset",
+)
+LABELS = ("app.kubernetes.io/name", "app")
+READ_ME = """\
+A support bundle of gpu-sharing-operator, made by kubectl gpusharing support-bundle at {at}.
+
+Left out on purpose: Secrets are not read at all. Pods and workloads come without their environments, command lines,
+probes and volumes. Only annotations from this operator, NVIDIA, Helm and Deployments are included. Values under a key
+that suggests a secret are left out. In messages, logs and configuration files, anything that is named like a secret or
+looks like one is replaced by REMOVED. Nothing else is changed: policies, labels and logs are as people and programs
+wrote them. Review them before you share this bundle.
+
+Plugin: {plugin}
+Operator: {operator}
+
+"""
+
+
+@dataclass(slots=True)
+class Bundle:
+    """The files of the archive, which are collected one after the other, and what could not be read."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    """The contents of the files, by their path in the archive's folder."""
+    gaps: list[str] = field(default_factory=list)
+    """Messages about what could not be read, and why."""
+    errors: list[KubeError] = field(default_factory=list)
+    """The errors that caused the gaps."""
+
+    async def read(
+        self, name: str, what: Awaitable[object], clean: Callable[[object], object] = lambda value: value
+    ) -> None:
+        """Await `what` and add its result, changed by `clean`, as the JSON file `name` with sorted keys. If a file has
+        the name already, it is replaced. A KubeError is recorded in `gaps` and `errors` instead. It is then raised if
+        it is Unauthorized, because nothing can be read, or the third Unavailable (AWAY) while no file has been read."""
+        try:
+            self.files[name] = (json.dumps(clean(await what), indent=1, sort_keys=True) + "\n").encode()
+        except KubeError as error:
+            self.gaps.append(f"{name}: {error_text(error)}")
+            self.errors.append(error)
+            silent = [one for one in self.errors if isinstance(one, Unavailable)]
+            if isinstance(error, Unauthorized) or (not self.files and len(silent) >= AWAY):
+                raise
+
+    def tar(self, folder: str, at: datetime) -> bytes:
+        """Return a gzipped tar archive with all files in one `folder`, sorted by name and readable by their owner
+        alone. `at` becomes their modification time."""
+        stream = io.BytesIO()
+        with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+            for name, content in sorted(self.files.items()):
+                entry = tarfile.TarInfo(f"{folder}/{name}")
+                entry.size, entry.mtime, entry.mode = len(content), int(at.timestamp()), 0o600
+                archive.addfile(entry, io.BytesIO(content))
+        return stream.getvalue()
+
+
+async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
+    """Write the archive (`gather`) to the file that the user named, or to one in the current folder with the time in
+    its name, and print its name, the number of its files, and its gaps (see VerbModule). Returns DONE also if there are
+    gaps. An existing file is overwritten. Raises Trouble if nothing could be read, if the user's credentials are
+    refused, or if the file cannot be written."""
+    at = session.now()
+    folder = f"gpusharing-support-{at:%Y%m%dT%H%M%SZ}"
+    path = Path(typed.file or f"{folder}.tar.gz")
+    with explained(session.where):
+        bundle = await gather(session, at)
+    try:
+        path.write_bytes(bundle.tar(folder, at))  # noqa: ASYNC240 - nothing else goes on here
+    except OSError as error:
+        raise Trouble(f"{path} cannot be written: {error_text(error)}") from error
+    lines = fold(line(Span(str(path), Ink.TITLE), f"  {counted(len(bundle.files), 'file')}"), terminal.paper)
+    gaps = (f"Not included: {gap}" for gap in bundle.gaps)
+    lines += prose_of_each(gaps, terminal.paper, ink=Ink.WAITING)
+    data: SupportBundleData = {"file": str(path), "files": sorted(bundle.files), "gaps": bundle.gaps}
+    terminal.answer(SupportBundleData, lambda: data, lambda _: lines)
+    return DONE
+
+
+async def gather(session: Session, at: datetime) -> Bundle:
+    """Read everything that belongs in the archive, one call after the other so that a struggling server is not
+    overloaded: the lists of `_lists`, the operator's two ConfigMaps, and the logs (`_logs`). Return it with a
+    README.txt that lists the gaps and names SIMULATED nodes. A KubeError becomes a gap; if the operator's settings
+    cannot be read, the chart's default namespaces are read. Raises Unavailable if the server does not answer at all,
+    and the first KubeError if nothing could be read. Unauthorized is raised at once, except while logs are read, where
+    it is a gap too."""
+    bundle, client = Bundle(), session.client
+    try:
+        installed = await read_installed(client)
+    except Unauthorized:
+        raise
+    except KubeError as error:
+        installed = InstalledOperator(notes=(error_text(error),))
+    plan = installed.settings.plan
+    ours = {plan.namespace, installed.settings.agent_namespace}
+    namespaces = sorted({*ours, plan.gpu_operator_namespace})
+    for file, resource, namespace in _lists(sorted(ours), namespaces):
+        await bundle.read(file, _all(client, resource, namespace))
+    for name in (plan.plugin_config_map, plan.mig_config_map):
+        where = plan.gpu_operator_namespace
+        read = client.get(kinds.CONFIG_MAPS, name, namespace=where)
+        await bundle.read(f"{where}/configmap-{name}.json", read, cleaned)
+    if not bundle.files:
+        raise bundle.errors[0]
+    for namespace in namespaces:
+        await _logs(session, bundle, namespace)
+    read_me = READ_ME.format(
+        at=f"{at:%Y-%m-%dT%H:%M:%SZ}",
+        plugin=own_version() or "not known",
+        operator=installed.version or "not known",
+    )
+    reports = map(read_node, json.loads(bundle.files.get("gpunodes.json", b"[]")))
+    if played := simulated_sentence(sorted(one.name for one in reports if one.simulated)):
+        read_me += f"{played}.\n\n"
+    gaps = "".join(f"Not read: {gap}\n" for gap in (*installed.notes, *bundle.gaps))
+    bundle.files["README.txt"] = (read_me + gaps).encode()
+    return bundle
+
+
+def _lists(ours: Sequence[str], namespaces: Sequence[str]) -> Iterator[tuple[str, Resource, str | None]]:
+    """Yield the file, the kind and the namespace (None for all namespaces) of each list in the bundle, in the order in
+    which they are read: policies, GPUNodes, Nodes, ClusterPolicies and PodDisruptionBudgets first. `ours` are the
+    namespaces of our workloads, whose Deployments are read; `namespaces` also include that of NVIDIA's components.
+    DaemonSets, Pods and Events are read in all of these, and Events in `default` too."""
+    yield "policies.json", kinds.POLICIES, None
+    yield "gpunodes.json", kinds.GPUNODES, None
+    yield "nodes.json", kinds.NODES, None
+    yield "clusterpolicies.json", kinds.CLUSTER_POLICIES, None
+    yield "poddisruptionbudgets.json", kinds.PDBS, None
+    yield "default/events.json", kinds.EVENTS, "default"
+    for namespace in ours:
+        yield f"{namespace}/deployments.json", DEPLOYMENTS, namespace
+    for namespace in namespaces:
+        yield f"{namespace}/daemonsets.json", kinds.DAEMON_SETS, namespace
+        yield f"{namespace}/pods.json", kinds.PODS, namespace
+        yield f"{namespace}/events.json", kinds.EVENTS, namespace
+
+
+async def _all(client: KubeClient, resource: Resource, namespace: str | None) -> list[JSON]:
+    """Read all objects of a kind and return them `cleaned`. For Nodes, only `node_facts` are returned. `namespace` is
+    None for all namespaces. Raises KubeError."""
+    clean = node_facts if resource == kinds.NODES else cleaned
+    pages = pages_of(client, resource, namespace=namespace)
+    return [clean(raw) async for page in pages for raw in page.items]
+
+
+async def _logs(session: Session, bundle: Bundle, namespace: str) -> None:
+    """Add to `bundle`, as NAMESPACE/logs/POD.log, the last LINES lines of the logs, `scrubbed`, of each of WORKLOADS in
+    this namespace (pods that have its name as the value of one of LABELS), from at most MOST_LOGS pods of each; pods
+    that are not Ready come first, and otherwise they are sorted by name. Pods that are left out and logs that cannot be
+    read are recorded in `gaps`. If the pods cannot be listed, nothing is added or recorded. No KubeError is raised."""
+    try:
+        pods = await list_of(session.client, kinds.PODS, namespace=namespace)
+    except KubeError:
+        return  # the list of pods is a gap already
+    for workload in WORKLOADS:
+        matching = sorted(
+            (raw for raw in pods if workload in (text(raw, "metadata", "labels", one) for one in LABELS)),
+            key=lambda raw: (has_condition(raw, "Ready"), text(raw, "metadata", "name")),
+        )
+        if len(matching) > MOST_LOGS:
+            more = counted(len(matching) - MOST_LOGS, "more pod")
+            bundle.gaps.append(f"{namespace}: the logs of {more} of {workload}")
+        for raw in matching[:MOST_LOGS]:
+            name = text(raw, "metadata", "name")
+            try:
+                log = await session.client.log(namespace, name, LINES)
+            except KubeError as error:
+                bundle.gaps.append(f"log of {namespace}/{name}: {error_text(error)}")
+            else:
+                bundle.files[f"{namespace}/logs/{name}.log"] = scrubbed(log).encode()

@@ -1,0 +1,181 @@
+"""Read Kubernetes objects from files that `kubectl apply -f` would accept. Whatever a file contains, the caller gets
+documents or a Trouble, never another exception."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gpusharing.api.names import API_VERSION
+from gpusharing.api.nearest import did_you_mean
+from gpusharing.kube.client import JSON
+from gpusharing.kube.raw import part, section, text
+from gpusharing.planning.wanted.yamltext import Unreadable, find_line, parse_yaml
+from kubectl_gpusharing.shell.manifests import KIND
+from kubectl_gpusharing.shell.troubles import Trouble, error_text
+
+SUFFIXES = (".yaml", ".yml", ".json")
+_OTHER = re.compile(r"^kind: *(?!(?:GPUSharingPolicy|ClusterPolicy|ConfigMap|\w*List)\b)(\w+)", re.MULTILINE)
+"""Matches the kind of an object that no verb reads."""
+_OBJECT = re.compile(r"(?:\s|#.*\n)*(?=\{)")
+"""Matches the spaces and comments before an object in braces."""
+_END = re.compile(r"((?:\s|#.*\n)*^)\.\.\.(?=\s|\Z)", re.MULTILINE)
+"""Matches YAML's marker of a document's end, with the spaces and comments before it as the group."""
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+"""Matches the names that the API server accepts (RFC 1123)."""
+_FIELDS = ("apiVersion", "kind", "metadata", "spec", "status")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One object in a file, or a document there that cannot be parsed."""
+
+    file: str
+    """Name of the file; `-` is standard input."""
+    before: int
+    """Number of lines in the file before `text`."""
+    text: str
+    """The whole YAML or JSON document that contains the object, without comments at its beginning."""
+    raw: Any = None
+    """The object, of any type. If the document cannot be parsed, an Unreadable; if it is also of a kind that no verb
+    reads, such as a CRD that is nested too deeply, an object with the kind alone."""
+    at: str = ""
+    """Path of the object in the document, such as `items[0].` in a List; empty if it is the whole document."""
+
+    @property
+    def name(self) -> str:
+        """The kind and the name of the object, such as `Service/web`, or the one that it has. If it has neither, `an
+        object without a kind`."""
+        what = "/".join(filter(None, (text(self.raw, "kind"), text(self.raw, "metadata", "name"))))
+        return what or "an object without a kind"
+
+    @property
+    def fault(self) -> tuple[str, str]:
+        """The path of the first field for which a GPUSharingPolicy cannot be used, and why: the API server would
+        refuse its name, its labels, its annotations or a field beside the spec, or this plugin does not know its API
+        version. The path is empty for a missing name and for the API version, and both are empty if there is no fault.
+        The kind of the object and its spec are not checked."""
+        metadata, version = section(self.raw, "metadata"), text(self.raw, "apiVersion")
+        if version != API_VERSION:
+            return "", f"apiVersion is {version or 'missing'}; this plugin knows {API_VERSION}"
+        if not (name := text(metadata, "name")):
+            return "", f"a {KIND} has no metadata.name"
+        if not _NAME.fullmatch(name):
+            return (
+                "metadata.name",
+                f"metadata.name {name}: use a-z, 0-9, dashes and periods only, for example pool-b",
+            )
+        for field in ("labels", "annotations"):
+            if not isinstance(metadata.get(field), dict | None):
+                return f"metadata.{field}", f"metadata.{field} must be an object of strings"
+            for key, value in section(metadata, field).items():
+                if not isinstance(value, str | None):
+                    path = f"metadata.{field}.{key}"
+                    return (
+                        path,
+                        f"{path} {json.dumps(value)}: only strings are allowed; put the value in quotes",
+                    )
+        unknown = next((str(key) for key in self.raw if key not in _FIELDS), "")
+        return unknown, unknown and f"{unknown}: there is no such field{did_you_mean(unknown, _FIELDS)}"
+
+    def line(self, path: str) -> int:
+        """Return the number of the line in the file, from 1, on which the field at `path` begins; see `find_line`."""
+        return self.before + find_line(self.text, f"{self.at}{path}")
+
+
+def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ...]]:
+    """Return the policies in these files, in the order of the files and of the objects in them, and a sentence for each
+    other object, which is ignored (`read_documents`). Raises Trouble if a file cannot be read or parsed, if a document
+    is not an object, if a policy cannot be used (`Document.fault`), if two policies have the same name, also in
+    different files, or if no file contains a policy; without files, both results are empty."""
+    policies: dict[str, JSON] = {}
+    others: list[str] = []
+    for document in read_documents(names, "plan -f -"):
+        name, raw = document.file, document.raw
+        if isinstance(raw, Unreadable):
+            raise Trouble(f"{name} cannot be read: {raw}")
+        if not isinstance(raw, dict):
+            raise Trouble(f"{name}: a document is not an object but of type {type(raw).__name__}")
+        if text(raw, "kind") != KIND:
+            others.append(f"{name}: {document.name} is ignored")
+            continue
+        if document.fault[1]:
+            raise Trouble(f"{name}: {document.fault[1]}")
+        if (named := text(raw, "metadata", "name")) in policies:
+            raise Trouble(f"{name}: there are two policies named {named}")
+        policies[named] = raw
+    if names and not policies:
+        raise Trouble(f"there is no {KIND} in {', '.join(names)}")
+    return tuple(policies.values()), tuple(others)
+
+
+def read_documents(names: Sequence[str], command: str) -> Iterator[Document]:
+    """Yield every object in these files, in order. A directory stands for its own files in .yaml, .yml or .json, sorted
+    and without those of its subdirectories, and `-` for standard input. A file that is named itself may have any
+    suffix. Documents are separated by `---`, and JSON objects may also follow each other without it. An object whose
+    kind ends in `List` is replaced by its items; empty documents are left out. For a document that cannot be parsed,
+    see `_objects`. Raises Trouble if a file cannot be read, or if a directory has a kustomization; the message then
+    says to pipe what it builds into `command`."""
+    for name in (file for one in names for file in _files(one, command)):
+        try:
+            content = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise Trouble(f"{name} cannot be read: {error_text(error)}") from error
+        before = 0
+        for piece in re.split(r"^---(?=\s|\Z)", content.removeprefix("\ufeff"), flags=re.MULTILINE):
+            for document in _split_json(piece):
+                before += document.count("\n")
+                own = re.sub(r"\A(?:[ \t]*(?:#.*)?\r?\n)+", "", document)
+                yield from _objects(Document(name, before - own.count("\n"), own))
+
+
+def _split_json(text: str) -> Iterator[str]:
+    """Yield `text` in parts, one for each JSON object at its beginning and one for what follows the last of them, so
+    that the objects that `jq '.items[]'` prints one after another are documents of their own, as they are for kubectl.
+    YAML's marker `...` behind a JSON object is left out. A text that does not begin with a JSON object is the only
+    part."""
+    begin = 0
+    while found := _OBJECT.match(text, begin):
+        try:
+            _, end = json.JSONDecoder().raw_decode(text, found.end())
+        except (ValueError, RecursionError):
+            break
+        marker = _END.match(text, end)
+        yield text[begin : marker.end(1) if marker else end]
+        begin = marker.end() if marker else end
+    yield text[begin:]
+
+
+def _objects(document: Document) -> Iterator[Document]:
+    """Parse a document and yield a copy of it for each of its objects, with `raw` set, and `at` for the items of a
+    List. Only the syntax is checked: `raw` may be a string or a list. Yields nothing for an empty document. A document
+    that cannot be parsed is yielded once, with an Unreadable as `raw`, or with its kind alone if no verb reads that
+    kind."""
+    try:
+        raw = parse_yaml(document.text)
+    except Unreadable as error:
+        other = _OTHER.search(document.text)
+        raw = error if other is None else {"kind": other[1]}
+    if isinstance(items := part(raw, "items"), list) and text(raw, "kind").endswith("List"):
+        yield from (replace(document, raw=item, at=f"items[{index}].") for index, item in enumerate(items))
+    elif raw is not None:
+        yield replace(document, raw=raw)
+
+
+def _files(name: str, command: str) -> list[str]:
+    """Return the manifests (.yaml, .yml, .json) directly in the directory `name`, sorted, or `name` itself if it is not
+    a directory. Raises Trouble if the directory cannot be read, or if it has a kustomization, because then the files in
+    it are not what is applied; the message names `command`."""
+    try:
+        if name == "-" or not Path(name).is_dir():
+            return [name]
+        found = sorted(path for path in Path(name).iterdir() if path.suffix in SUFFIXES)
+    except OSError as error:
+        raise Trouble(f"{name} cannot be read: {error_text(error)}") from error
+    if any(path.stem == "kustomization" for path in found):
+        raise Trouble(f"{name} is for kustomize: kubectl kustomize {name} | kubectl gpusharing {command}")
+    return list(map(str, found))

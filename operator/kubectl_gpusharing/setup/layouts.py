@@ -1,0 +1,240 @@
+"""`layouts [CARD] [--fits 3g.40gb,1g.10gb]`: draw every MIG layout of a card as slices. No cluster is contacted.
+
+The card comes from our table (`planning/gpus/cards.py`). Whether instances fit is decided as for a policy
+(`planning/gpus/geometry.py`).
+"""
+
+import re
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gpusharing.api.nearest import nearest
+from gpusharing.planning.gpus.cards import CARDS, Card, Profile, find_card
+from gpusharing.planning.gpus.geometry import Layout, Legal, Refusal, find_fit, maximal_layouts, normalize
+from gpusharing.planning.gpus.geometry import describe as layout_text
+from gpusharing.planning.vocabulary.lengths import counted
+from kubectl_gpusharing.shell.documents import CardListData, LayoutListData
+from kubectl_gpusharing.shell.drawing import (
+    BLANK,
+    Ink,
+    Line,
+    Paper,
+    Span,
+    columns,
+    line,
+    prose,
+    prose_of_each,
+    table,
+)
+from kubectl_gpusharing.shell.terminal import Terminal
+from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
+
+CARD_WIDTH = 40
+"""Width of a whole card, in characters."""
+_INKS = (Ink.GOOD, Ink.BUSY)
+NOTES = {
+    "unknown": "The placements of instances on this card are unknown, so no layout is drawn and mixed layouts are not"
+    " listed.",
+    "family": "Instance placements are taken from cards of the same family; if the driver reports different ones, those"
+    " apply.",
+}
+"""Remarks about the placements of a card, by where they are from."""
+
+
+@dataclass(frozen=True, slots=True)
+class LegalLayouts:
+    """The layouts of one card that contain the wanted instances, or why there are none."""
+
+    card: Card
+    """The card."""
+    wanted: Layout
+    """The instances that a layout must contain; empty if none are required."""
+    layouts: tuple[Layout, ...]
+    """The full layouts that contain them."""
+    refusal: Refusal | None
+    """Why the wanted instances do not fit, or None if they do."""
+    hidden: bool = False
+    """Whether profiles with attributes were left out."""
+
+
+def describe(answer: LegalLayouts, paper: Paper) -> list[Line]:
+    """Draw the card with its products, memory and compute slices, each layout with its picture and the compute slices
+    that it uses, and remarks below: NOTES, and that profiles were left out. If the wanted instances do not fit or the
+    card has no MIG, draw only the card and say so."""
+    card = answer.card
+    slices = f"{_slices(card)} compute slices" if card.profiles else ""
+    size = ", ".join(filter(None, (f"{card.memory_gb} GB" if card.memory_gb or not slices else "", slices)))
+    lines = prose(f"{', '.join(card.products) or card.key}: {size}", paper, ink=Ink.TITLE)
+    if answer.refusal is not None:
+        return [*lines, *prose(f"{answer.refusal.message}.", paper, ink=Ink.BAD)]
+    if not card.profiles:
+        return [*lines, *prose("This card has no MIG: use mode TimeSlicing or MPS to share it.", paper)]
+    with_what = f" with {layout_text(answer.wanted)}" if answer.wanted else ""
+    title = f"{counted(len(answer.layouts), 'layout')}{with_what} to which nothing can be added"
+    lines += [*prose(title, paper), BLANK]
+    name = max((len(layout_text(layout)) for layout in answer.layouts), default=0)
+    for layout in answer.layouts:
+        picture = draw(layout, card.profiles, paper)
+        taken = sum(profile.slices * dict(layout).get(profile.name, 0) for profile in card.profiles)
+        used = f"{taken}/{_slices(card)} slices"
+        if paper.width is not None and name + CARD_WIDTH + len(used) + 4 > paper.width:
+            lines += [*prose(f"{layout_text(layout)} {used}", paper), line("  ", *picture)]
+        else:
+            lines.append(line(layout_text(layout).ljust(name), "  ", *picture, "  ", Span(used, Ink.FAINT)))
+    notes = [NOTES[card.source.placements]] if card.source.placements in NOTES else []
+    notes += ["--all also shows profiles with attributes, such as +me."] * answer.hidden
+    return [*lines, *([BLANK] * bool(notes)), *prose_of_each(notes, paper, hang="", ink=Ink.FAINT)]
+
+
+def draw(layout: Layout, profiles: Sequence[Profile], paper: Paper) -> Line:
+    """Return a picture of one card with this layout, from its first memory unit to its last: instances in brackets, in
+    two inks by turns, and dots for free units. A name that is too long for its instance is cut at its dot or left out.
+    Empty if the layout has no instances, if a card with these profiles cannot hold it, or if the placements of its
+    instances are unknown."""
+    sizes = {profile.name: profile.size for profile in profiles}
+    units = max((max(profile.starts) + profile.size for profile in profiles if profile.starts), default=0)
+    fit = find_fit(layout, profiles)
+    if not units or not isinstance(fit, Legal) or not fit.placements:
+        return ()
+    room = CARD_WIDTH if paper.width is None else min(CARD_WIDTH, paper.width - 2)
+    cell = max(3, room // units)
+    spans: list[Span] = []
+    free = "·" if paper.glyphs else "."
+    at = 0
+    for number, (name, start) in enumerate(sorted(fit.placements, key=lambda placed: placed[1])):
+        spans.append(Span(free * ((start - at) * cell), Ink.FAINT))
+        width = sizes[name] * cell - 2
+        label = next((text for text in (name, name.partition(".")[0]) if len(text) <= width), "")
+        spans.append(Span(f"[{label.center(width)}]", _INKS[number % len(_INKS)]))
+        at = start + sizes[name]
+    spans.append(Span(free * ((units - at) * cell), Ink.FAINT))
+    return tuple(span for span in spans if span.text)
+
+
+def _slices(card: Card) -> int:
+    """Return the number of compute slices of the card, which is the number that its largest profile has; 0 without
+    MIG."""
+    return max((profile.slices for profile in card.profiles), default=0)
+
+
+CARDS_TABLE = columns(CARD=0, PRODUCT=1, LARGEST=0, SMALLEST=0)
+
+
+def describe_cards(paper: Paper) -> list[Line]:
+    """Draw a table of the cards that have MIG, with the profile of the most compute slices and that of the fewest, and
+    how many of the latter fit; profiles with attributes do not count."""
+    rows = []
+    for card in (one for one in CARDS if one.profiles):
+        plain = [one for one in card.profiles if not {"+", "-"} & set(one.name)]
+        large = max(plain, key=lambda one: one.slices)
+        small = min(plain, key=lambda one: (one.slices, one.memory_gb))
+        most = f"{small.name} (max {small.max_count})"
+        rows.append(line(card.key, card.products[0] if card.products else "", large.name, most))
+    title = "Cards with MIG (kubectl gpusharing layouts CARD draws the layouts of one card):"
+    return [*prose(title, paper), *table(CARDS_TABLE, rows, paper)]
+
+
+def as_data(answer: LegalLayouts) -> LayoutListData:
+    """Return the answer as plain data, for JSON and YAML. The `profiles` of a layout can be copied to
+    spec.mig.layouts[].profiles. Its placements are empty if they are unknown."""
+    card = answer.card
+    return {
+        "card": card.key,
+        "products": list(card.products),
+        "memoryGB": card.memory_gb,
+        "slices": _slices(card),
+        "fits": answer.refusal is None,
+        "refusal": "" if answer.refusal is None else answer.refusal.message,
+        "layouts": [
+            {
+                "layout": layout_text(layout),
+                "profiles": dict(layout),
+                "placements": [
+                    {"profile": name, "start": start}
+                    for name, start in (fit.placements if isinstance(fit, Legal) else ())
+                ],
+            }
+            for layout in answer.layouts
+            for fit in [find_fit(layout, card.profiles)]
+        ],
+    }
+
+
+def run_offline(typed: Namespace, terminal: Terminal) -> int:
+    """Draw the layouts of a card. If none is named, list the cards that have MIG and ignore --fits (see VerbModule).
+    Returns FAILED if the wanted instances do not fit, otherwise DONE. Raises Trouble if the name does not match exactly
+    one card, or if --fits cannot be parsed."""
+    if not typed.product:
+        keys = [card.key for card in CARDS if card.profiles]
+        terminal.answer(CardListData, lambda: {"cards": keys}, describe_cards)
+        return DONE
+    answer = find_answer(pick(typed.product), wanted_of(typed.fits), everything=typed.all)
+    terminal.answer(LayoutListData, lambda: as_data(answer), lambda paper: describe(answer, paper))
+    return FAILED if answer.refusal is not None else DONE
+
+
+def pick(word: str) -> Card:
+    """Return the card that `word` names: by NVML's name, with or without NVIDIA before it, by GPU Feature Discovery's
+    label, by our key, or by a part of one of these. Case and punctuation do not matter. A whole name comes before a
+    whole word of one, and that before any other part. Raises Trouble unless exactly one card matches."""
+    plain = _plain(word)
+    forms: tuple[Callable[[str], bool], ...] = (
+        lambda name: plain in (name, name.removeprefix("nvidia-").removeprefix("tesla-")),
+        lambda name: f"-{plain}-" in f"-{name}-",
+        lambda name: plain in name,
+    )
+    found = (
+        [card for card in CARDS if any(form(_plain(name)) for name in (card.key, *card.products))]
+        for form in forms
+    )
+    exact = find_card(word)
+    matches = [exact] if exact is not None else next(filter(None, found), [])
+    if len(matches) == 1:
+        return matches[0]
+    keys = [card.key for card in matches] or nearest(word.lower(), [card.key for card in CARDS])
+    if not keys:
+        raise Trouble(f"no card is named {word}; kubectl gpusharing layouts lists those with MIG")
+    if matches:
+        raise Trouble(f"several cards match {word}; pass one of: {', '.join(keys)}")
+    raise Trouble(f"no card matches {word}; did you mean: {', '.join(keys)}")
+
+
+def _plain(name: str) -> str:
+    """Return the name in lower case, with dashes in place of all characters but letters and digits."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def wanted_of(text: str) -> Layout:
+    """Parse the value of `--fits`, such as `3g.40gb,2x1g.10gb`, and return the layout; empty for an empty string. A
+    plus before a number separates profiles too, as in the layouts that this plugin prints. A profile that is named
+    several times is added up. Whether there are such profiles is not checked. Raises Trouble if what is before an x
+    is not a number."""
+    counts: Counter[str] = Counter()
+    for part in filter(None, (one.strip() for one in re.split(r",|\+(?=\d)", text))):
+        count, times, profile = part.partition("x")
+        if not times or "." in count:  # no x, or only that of a suffix such as +gfx
+            count, profile = "1", part
+        if not count.isdecimal():
+            raise Trouble(f"--fits {part} is not a list of profiles; pass one such as 3g.40gb,2x1g.10gb")
+        counts[profile] += int(count)
+    return normalize(counts)
+
+
+def find_answer(card: Card, wanted: Layout, *, everything: bool) -> LegalLayouts:
+    """Return all layouts of the card that contain at least the wanted instances and to which no instance can be added,
+    or the refusal if the wanted instances do not fit. A card without MIG has no layouts, and no refusal if no instances
+    are wanted. Without `everything`, profiles with attributes are not used unless they are in `wanted`."""
+    profiles = card.profiles
+    if not everything:
+        named = {name for name, _ in wanted}
+        profiles = tuple(one for one in profiles if one.name in named or not {"+", "-"} & set(one.name))
+    if wanted and isinstance(fit := find_fit(wanted, card.profiles), Refusal):
+        return LegalLayouts(card, wanted, (), fit)
+    layouts = tuple(
+        layout
+        for layout in (maximal_layouts(profiles) if profiles else ())
+        if all(dict(layout).get(name, 0) >= count for name, count in wanted)
+    )
+    return LegalLayouts(card, wanted, layouts, None, hidden=len(profiles) < len(card.profiles))

@@ -1,0 +1,221 @@
+"""`ui`: serve the page of `status -o html` on loopback, with the slices of each tenant, and `why` at a click.
+
+Open pages about pools and slices are kept up to date by server-sent events. However many are open, they share what was
+read from the cluster. A page of `why` is read anew for each request, and not updated.
+"""
+
+import asyncio
+import tempfile
+import webbrowser
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from io import StringIO
+from pathlib import Path
+from time import process_time
+from urllib.parse import urlencode
+
+from gpusharing.api.times import to_rfc3339
+from gpusharing.kube.client import GPUNODES, POLICIES
+from gpusharing.kube.clock import loop_time
+from kubectl_gpusharing.diagnosis import why
+from kubectl_gpusharing.pools.loopback import Content, listening
+from kubectl_gpusharing.pools.page import overview
+from kubectl_gpusharing.pools.status import TICK, Followed, followed
+from kubectl_gpusharing.shell.documents import AddressData
+from kubectl_gpusharing.shell.drawing import Ink, Line, Paper, length, line, prose
+from kubectl_gpusharing.shell.markup import PAPER, Child, Markup, document, flow, frame, tag
+from kubectl_gpusharing.shell.session import Session
+from kubectl_gpusharing.shell.terminal import Terminal
+from kubectl_gpusharing.shell.troubles import DONE, Trouble, sentence
+from kubectl_gpusharing.usage.free import read_inventory
+from kubectl_gpusharing.usage.reckon.holdings import Inventory
+from kubectl_gpusharing.usage.say.free import FreeReport, describe
+
+MOST = 20
+"""How many nodes of a pool the first page lists. The page of the pool lists all."""
+AGES = 10
+"""Seconds after which an open page is drawn again even though nothing has changed, because it shows ages."""
+REREAD = 30.0
+"""Seconds after which Nodes and Pods are read again for an open page."""
+KINDS = {"NODE": "no/", "CLOSED NODE": "no/", "POD": "pod/", "WAITING POD": "pod/", "CULPRIT": ""}
+"""What precedes the names in a column with this heading, for `why` to know their kind."""
+LINKS = {"Pools": "./", "Slices by tenant": "./?by=namespace", "Slices by pod": "./?by=pod"}
+"""The pages that every page links, by their names."""
+SCRIPT = """"use strict";
+const main = document.querySelector("main"), state = document.querySelector("#state");
+const source = new EventSource("events" + location.search);
+function change(old, fresh) {
+  if (old.isEqualNode(fresh)) return;
+  if (old.nodeName !== fresh.nodeName || old.nodeType !== 1) return old.replaceWith(fresh);
+  for (const one of old.getAttributeNames()) if (!fresh.hasAttribute(one)) old.removeAttribute(one);
+  for (const one of fresh.attributes) old.setAttribute(one.name, one.value);
+  const before = [...old.childNodes], after = [...fresh.childNodes];
+  after.forEach((one, index) => index < before.length ? change(before[index], one) : old.append(one));
+  before.slice(after.length).forEach((one) => one.remove());
+}
+source.addEventListener("page", (event) => {
+  const link = document.activeElement.getAttribute("href");
+  change(main, new DOMParser().parseFromString(event.data, "text/html").querySelector("main"));
+  [...main.querySelectorAll("a")].find((one) => one.getAttribute("href") === link)?.focus();
+});
+source.addEventListener("current", (event) => state.textContent = `As of ${event.data}. Changes appear by themselves.`);
+source.onerror = () => state.textContent = "The connection to kubectl gpusharing ui is lost: this may be out of date.";
+"""
+"""Changes the elements that differ, so that a reader's place stays. A link keeps the focus, even if its row moves."""
+
+
+def link(title: str, text: str) -> Child:
+    """Return the content of a cell below the heading `title`. Under POLICY it is always a link to the page of the
+    policy that the first word of `text` names. Under a heading in KINDS it is a link to what `why` says about the first
+    word of `text`, unless that is missing, `-`, or a culprit without a slash. Otherwise it is `text`."""
+    word, kind = text.partition(" ")[0], KINDS.get(title)
+    if title != "POLICY" and (kind is None or word in ("", "-") or (title == "CULPRIT" and "/" not in word)):
+        return text
+    query = {"policy": word} if kind is None else {"subject": kind + word}
+    return tag("a", text, href=f"./?{urlencode(query)}")
+
+
+class Sheet(Terminal):
+    """A terminal that writes nothing, and remembers the lines of an answer."""
+
+    def answer(
+        self,
+        kind: object,
+        data: object,
+        lines: Callable[[Paper], Sequence[Line]],
+        rows: object = None,
+        names: object = (),
+    ) -> None:
+        """Set `self.lines` to what `lines` draws on the paper of a page. The other arguments are ignored."""
+        self.lines = lines(PAPER)
+
+
+class Board:
+    """The pages of `ui`. `pages` has, by name, the functions that yield their content."""
+
+    def __init__(self, session: Session, typed: Namespace, cluster: Followed) -> None:
+        """Prepare the pages. Nothing is read yet. `typed` are the flags of the verb, and `cluster` has the policies and
+        GPUNodes, which it keeps up to date."""
+        self.session, self.typed, self.cluster = session, typed, cluster
+        self.pages = {"": self._page, "events": self._events, "js": self._script}
+        self._reading, self._read_at = asyncio.Lock(), float("-inf")
+        self._found: Inventory | Trouble = Inventory()
+
+    async def _script(self, _: Mapping[str, str]) -> Content:
+        """Yield the script of the pages, whatever the query."""
+        yield SCRIPT
+
+    async def _page(self, query: Mapping[str, str]) -> Content:
+        """Yield the whole page with the main element for this query, below a heading, links and a form for `why`. A
+        page about a `subject` has no script, so it is not updated."""
+        main = await self._main(query)
+        title, state = f"GPU pools of {self.session.name}", f"As of {self._as_of()}. Reload to see changes."
+        word = tag("input", name="subject", required="", placeholder="gpu-07 or team-a/llm-0")
+        label = tag("label", "Why is this node, pod or workload not ready? ", word)
+        links = (tag("a", text, href=href) for text, href in LINKS.items())
+        nav = tag("nav", *links, tag("form", label, tag("button", "Explain")))
+        note = tag("p", state, id="state", role="status", class_="faint")
+        script = [] if "subject" in query else [tag("script", src="js", defer="")]
+        yield frame(title, script, tag("h1", title), nav, note, main)
+
+    async def _events(self, query: Mapping[str, str]) -> Content:
+        """Yield server-sent events forever, the first at once: `page` with the main element for this query if that
+        differs from the last one sent, and `current` with the time of the data, about every AGES seconds or more often.
+        The page is drawn when policies, GPUNodes or the error of the connection have changed, and otherwise about every
+        AGES seconds. The pause after a drawing is TICK, or four times the CPU time that the process used meanwhile if
+        that is longer."""
+        shown, origin = "", None
+        while True:
+            begin = process_time()
+            if origin != (state := (self.cluster.known(), self.cluster.error, loop_time() // AGES)):
+                main = (await self._main(query)).text
+                yield f"event: page\ndata: {main}\n\n" if main != shown else ""
+                yield f"event: current\ndata: {self._as_of()}\n\n"
+                shown, origin = main, state
+            await asyncio.sleep(max(TICK, 4 * (process_time() - begin)))
+
+    def _as_of(self) -> str:
+        """Return the time when the policies and GPUNodes were last known to be up to date."""
+        return to_rfc3339(self.session.now() - self.cluster.silence)
+
+    async def _main(self, query: Mapping[str, str]) -> Markup:
+        """Return the main element of a page: what `_draw` returns or, if it raises an Exception, a sentence about the
+        error."""
+        try:
+            return tag("main", *await self._draw(query))
+        except Trouble as trouble:
+            text = f"{trouble}."
+        except Exception as error:  # noqa: BLE001 - a fault of one page must not end the others
+            text = f"Unexpected error: {type(error).__name__}: {error}. Please report it."
+        return tag("main", tag("p", text, class_="bad"))
+
+    async def _draw(self, query: Mapping[str, str]) -> list[Markup]:
+        """Return the content of the page for this query: what `why` says about its `subject`; else what `free` says by
+        its `by`; else its `policy` with all nodes; else all pools with at most MOST nodes each. Pools have a warning
+        above them while the cluster cannot be followed. Raises Trouble if an object is missing or cannot be read."""
+        if subject := query.get("subject", "").strip():
+            sheet = Sheet(StringIO())
+            await why.run(self.session, Namespace(**vars(self.typed) | {"subject": subject}), sheet)
+            return [tag("h2", f"Why {subject}"), *flow(sheet.lines, link)]
+        if by := query.get("by"):
+            title = f"Slices by {'pod' if by == 'pod' else 'tenant'}"
+            return [tag("h2", title), *flow(await self._tenants(by), link)]
+        policy, parts = query.get("policy", ""), list[Markup]()
+        chosen = Namespace(policy=[policy] if policy else [], selector="")
+        if (error := self.cluster.error) is not None:
+            lag = f"The last answer came {length(self.cluster.silence)} ago; ui goes on trying"
+            text = f"This may be out of date: {sentence(error, self.session.where)}. {lag}."
+            parts = flow(prose(text, PAPER, ink=Ink.BAD))
+        return parts + overview(self.session, self.cluster.known(), chosen, None if policy else MOST, link)
+
+    async def _tenants(self, by: str) -> Sequence[Line]:
+        """Draw what `free` says by pod if `by` is `pod`, and otherwise by namespace. Only pods of the namespace in the
+        flags count, if there is one there. Nodes and Pods are read again, one attempt at a time, once the last attempt
+        is more than REREAD seconds ago. If an attempt failed, its Trouble is raised each time until the next one."""
+        async with self._reading:
+            if loop_time() - self._read_at > REREAD:
+                try:
+                    self._found = await read_inventory(self.session, getattr(self.typed, "namespace", ""), "")
+                except Trouble as trouble:
+                    self._found = trouble
+                self._read_at = loop_time()
+        if isinstance(self._found, Trouble):
+            raise self._found
+        by, age = "pod" if by == "pod" else "namespace", timedelta(seconds=loop_time() - self._read_at)
+        lines = prose(f"Nodes and Pods were read {length(age)} ago.", PAPER, ink=Ink.FAINT)
+        return lines + describe(FreeReport(self._found, by, self.session.now(), None), PAPER)
+
+
+async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
+    """Print the address of the page, and serve it until Ctrl-C (see VerbModule). With --open, also open it in a
+    browser; if none can be started, warn. Raises Trouble if the port cannot be used, or if policies and GPUNodes cannot
+    be read at the beginning."""
+    if not (typed.port.isdecimal() and int(typed.port) < 65536):
+        raise Trouble(
+            f"--port {typed.port} is not a port: pass a number from 0 to 65535, such as --port 8321"
+        )
+    async with AsyncExitStack() as stack:
+        cluster = await stack.enter_async_context(followed(session, await session.lists(POLICIES, GPUNODES)))
+        pages = Board(session, typed, cluster).pages
+        url = await stack.enter_async_context(listening(pages, int(typed.port)))
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        hint = f"This address shows {session.where} with your rights to whoever on this machine has it. Ctrl-C ends it."
+        terminal.answer(
+            AddressData,
+            lambda: {"context": session.name, "url": url},
+            lambda paper: [line(url), *prose(hint, paper)],
+        )
+        if typed.open and not await asyncio.to_thread(_open, url, Path(folder) / "open.html"):
+            terminal.warn("no browser could be started. Open the address yourself")
+        await asyncio.get_running_loop().create_future()
+    return DONE
+
+
+def _open(address: str, file: Path) -> bool:
+    """Write a page to `file` that leads to the address, and start the user's browser with that file. The address itself
+    would be visible to other users of the machine, who can read the arguments of programs. Return whether a browser
+    could be started."""
+    file.write_text(document(tag("html", tag("meta", http_equiv="refresh", content=f"0;url={address}"))))
+    return webbrowser.open(file.as_uri())
