@@ -53,6 +53,7 @@ OPERATOR = {
     "gpusharing_transitions_total": {"phase", "reason"},
 }
 AGENT = {
+    "gpusharing_agent_faults_total": {"part"},
     "gpusharing_agent_allocated_devices": {"resource"},
     "gpusharing_agent_gpu_critical_xid": {"gpu"},
     "gpusharing_agent_gpu_ecc_uncorrected": {"gpu"},
