@@ -6,10 +6,10 @@ import pytest
 from hack.sim.fakefaults import EVER, SILENCE, Silence
 from hack.sim.workloads import SimWorkload
 from structlog.testing import capture_logs
-from tests.embedded.scene import FULL, HOUR, MIXED, Scene, nodes, open_scene
+from tests.embedded.scene import FULL, HOUR, MIXED, Scene, node, nodes, open_scene
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, JSON, POLICIES
+from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, JSON, NODES, POLICIES
 from gpusharing.kube.errors import Conflict, Forbidden
 
 PLUGIN, MIG = "gpusharing-device-plugin", "gpusharing-mig-parted"
@@ -96,6 +96,35 @@ async def test_mig_managers_waits_until_gpus_divided_by_hand_are_labeled_with_wh
         await asyncio.sleep(HOUR)
         assert [len(gpu.instances) for gpu in gpus.look()] == [7, 7]
         assert scene.evicted() == []
+
+
+@virtually
+async def test_mig_managers_waits_for_a_node_whose_agent_is_not_ready_until_mig_manager_is_kept_off_it() -> (
+    None
+):
+    async with open_scene(
+        *nodes(1), cluster_policy=cluster_policy(), configure_gpu_operator=True, start=False
+    ) as scene:
+        dead = node("gpu-2")
+        del dead["metadata"]["labels"]["nvidia.com/gpu.product"]  # nothing simulates its software
+        del dead["metadata"]["annotations"]
+        scene.e.cluster.add(NODES, dead)
+        scene.e.start_operator()
+        await scene.e.until(lambda: pointers(scene)[0] == PLUGIN, "the device plugin's pointer", HOUR)
+        scene.apply(MIXED)
+        await scene.until_condition("Accepted", "False", "LayoutsNeedConfigMap")
+        off = "nvidia.com/gpu.deploy.mig-manager"
+        await scene.e.until(
+            lambda: (
+                f"kubectl label node NODE --overwrite {off}=false" in scene.condition("Accepted")["message"]
+            ),
+            "the way on",
+            HOUR,
+        )
+        await asyncio.sleep(HOUR)
+        assert pointers(scene) == (PLUGIN, "")
+        scene.person("gpu-2", {"metadata": {"labels": {off: "false"}}})
+        await pointed(scene)
 
 
 @virtually

@@ -20,7 +20,12 @@ from gpusharing.planning.snapshot.draviews import DraDriverView, DraView
 from gpusharing.planning.snapshot.stackviews import PLUGIN_SWITCH, PlainStackView, StackView, StartChange
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView
 from gpusharing.planning.stack.acceptance import find_objection
-from gpusharing.planning.stack.migstart import after_labels, find_start_changes, label_commands
+from gpusharing.planning.stack.migstart import (
+    after_labels,
+    find_start_changes,
+    label_commands,
+    tell_changes,
+)
 from gpusharing.planning.stack.pointers import may_start_manager
 
 MANAGED = "nvidia.com/gpu.deploy.mig-manager"
@@ -109,6 +114,44 @@ def test_nobody_knows_what_mig_manager_would_change_where(gpunode: GPUNodeView |
     (change,) = find_start_changes({node.name: node}, gpunodes, make_stack())
     assert (change.config, change.known) == ("", False)
     assert why in change.why
+
+
+@pytest.mark.parametrize("config", ["all-disabled", "all-1g.10gb"])
+def test_the_last_report_of_an_agent_that_is_not_ready_proves_nothing(config: str) -> None:
+    node = make_node(labels={MANAGED: "true", names.LABEL_MIG_CONFIG: config})
+    gpunodes = {node.name: make_gpunode(gpus=[WHOLE])}
+    (change,) = find_start_changes({node.name: node}, gpunodes, make_stack(), agents=())
+    assert (change.config, change.known) == ("", False)
+    assert "its agent is not Ready" in change.why
+    assert "kubectl label node NODE --overwrite nvidia.com/gpu.deploy.mig-manager=false" in tell_changes(
+        [change]
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "counts"),
+    [
+        ({}, True),
+        ({MANAGED: "true", names.LABEL_WORKLOAD_CONFIG: "vm-passthrough"}, True),
+        ({names.LABEL_WORKLOAD_CONFIG: "vm-passthrough"}, False),
+        ({MANAGED: "false"}, False),
+    ],
+    ids=[
+        "a node for containers",
+        "the label is ignored",
+        "reserved for VMs",
+        "a person keeps mig-manager off",
+    ],
+)
+@pytest.mark.parametrize("error", ["", "driver not loaded"])
+def test_a_node_that_no_agent_can_read_holds_nobody_up_if_mig_manager_never_runs_there(
+    labels: dict[str, str], error: str, counts: bool
+) -> None:
+    node = make_node(labels=labels)
+    gpunodes = {node.name: make_gpunode(error=error) if error else make_gpunode(observed=False)}
+    assert bool(find_start_changes({node.name: node}, gpunodes, make_stack())) is counts
+    without = make_stack(cluster_policy=None)
+    assert find_start_changes({node.name: node}, gpunodes, without) != ()
 
 
 def test_what_a_node_without_a_report_advertises_is_named() -> None:

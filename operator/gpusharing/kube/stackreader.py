@@ -195,7 +195,7 @@ class StackReader:
         sources = self.sources
         if find_due(view, sources.settings.plan) is None:
             return view
-        agents = {pod.node for pod in sources.agents.items.values() if pod.ready}
+        agents = self._ready_agents()
         daemons = {pod.node for pod in sources.operands.items.values() if pod.app == Program.MPS_DAEMON}
         serving = find_serving(sources.nodes.items, sources.gpunodes.items, agents, daemons, view)
         return replace(view, mps_nodes=serving)
@@ -258,7 +258,10 @@ class StackReader:
         if not may_start_manager(view, self.sources.settings.plan):
             return view
         nodes, gpunodes = self.sources.nodes.items, self.sources.gpunodes.items
-        return replace(view, start_changes=find_start_changes(nodes, gpunodes, view))
+        return replace(view, start_changes=find_start_changes(nodes, gpunodes, view, self._ready_agents()))
+
+    def _ready_agents(self) -> set[str]:
+        return {pod.node for pod in self.sources.agents.items.values() if pod.ready}
 
     def _foreign_map(self) -> str:
         """Return the name of one of our two ConfigMaps that somebody else created (`is_foreign`), the device plugin's

@@ -309,7 +309,7 @@ def find_steps(
     assert now_read is not None, "_point has no command otherwise"
     # Only a new pointer restarts mig-manager.
     restarts = now_read.plain is None and now_read.mig_config_name != snapshot.settings.mig_config_map
-    changes = find_start_changes(later.nodes, later.gpunodes, later.stack) if restarts else ()
+    changes = find_start_changes(later.nodes, later.gpunodes, later.stack, later.agents) if restarts else ()
     lost = _lost(later)
     coming = {name: config for name, config in _lost(pointed).items() if config not in lost.values()}
     mig = _awaited_mig(snapshot, admin, {*coming.values()})

@@ -6,7 +6,7 @@ divided with nvidia-smi under NVIDIA's default label all-disabled.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from gpusharing.api.names import (
     LABEL_DEPLOY_PREFIX,
@@ -35,7 +35,10 @@ def runs_mig_manager(node: NodeView, gpunodes: Mapping[str, GPUNodeView]) -> boo
 
 
 def find_start_changes(
-    nodes: Mapping[str, NodeView], gpunodes: Mapping[str, GPUNodeView], stack: StackView
+    nodes: Mapping[str, NodeView],
+    gpunodes: Mapping[str, GPUNodeView],
+    stack: StackView,
+    agents: Collection[str] | None = None,
 ) -> tuple[StartChange, ...]:
     """Return the nodes whose GPUs mig-manager would change at its start, or of which that is unknown, by name.
 
@@ -43,6 +46,9 @@ def find_start_changes(
     without the label counts as all-disabled, because the GPU Operator may write that at any time
     (docs/design/nvidia.md#d1). A node whose change has passed its point of no return is left out: its label asks for
     what its policy wants, and it is drained.
+
+    `agents` are the nodes with a Ready agent: reports of other nodes prove nothing. None if that is not known. A node
+    of which nothing is known is left out if the GPU Operator keeps mig-manager off it.
     """
     known: dict[tuple[str, Hardware], tuple[str, str]] = {}
     changes = []
@@ -50,8 +56,9 @@ def find_start_changes(
         if not _may_run(node, gpunodes) or (node.fence is not None and node.fence.stage == "actuating"):
             continue
         observed = gpunodes[name].observed if name in gpunodes else None
-        if observed is None or (unknown := _why_unknown(observed)):
-            if node.labels.get(LABEL_MIG_CAPABLE) != "false":
+        stale = agents is not None and name not in agents
+        if observed is None or (unknown := _why_unknown(observed, stale=stale)):
+            if node.labels.get(LABEL_MIG_CAPABLE) != "false" and not _is_kept_off(node, stack):
                 changes.append(StartChange(name, unknown if observed else _unread(node), known=False))
             continue
         key = node.labels.get(LABEL_MIG_CONFIG, ""), observed.hardware
@@ -72,14 +79,23 @@ def _may_run(node: NodeView, gpunodes: Mapping[str, GPUNodeView]) -> bool:
     return in_containers and labels.get(LABEL_MIG_CAPABLE) == "true" and _DEPLOY_MANAGER not in labels
 
 
+def _is_kept_off(node: NodeView, stack: StackView) -> bool:
+    if stack.cluster_policy is None:  # nobody writes deploy labels
+        return False
+    manager, workload = node.labels.get(_DEPLOY_MANAGER, ""), node.labels.get(LABEL_WORKLOAD_CONFIG, "")
+    return manager == "false" or (not manager and workload not in ("", WORKLOAD_CONTAINER))
+
+
 def _unread(node: NodeView) -> str:
     instances = [name for name in sorted(node.resources) if name.startswith(RESOURCE_MIG_PREFIX)]
     return f"no agent has read its GPUs{f'; it advertises {some(instances)}' if instances else ''}"
 
 
-def _why_unknown(observed: ObservedView) -> str:
+def _why_unknown(observed: ObservedView, *, stale: bool) -> str:
     if observed.error:
         return f"its agent cannot read the GPUs: {observed.error}"
+    if stale:
+        return "its agent is not Ready, so its GPUs may have changed since the last report"
     if observed.quiet:
         return "its agent is not reading the GPUs at the moment"
     if not all(gpu.product for gpu in observed.gpus):  # NVML has never answered for it
@@ -126,7 +142,10 @@ def start_changes_of(view: InstallationView) -> tuple[StartChange, ...]:
         return (StartChange("all nodes", "Nodes could not be read", known=False),)
     ours = view.config_maps.get(view.place.mig_config_map)
     stack = StackView(view.followed_policy, view.gpu_cluster, {}, ours.mig_file if ours else "", {})
-    return find_start_changes({node.name: node for node in view.nodes}, view.gpunodes, stack)
+    agents = None
+    if view.agents is not None and "pods" not in view.unread:
+        agents = {pod.node for pod in view.agents.pods if pod.ready}
+    return find_start_changes({node.name: node for node in view.nodes}, view.gpunodes, stack, agents)
 
 
 def label_commands(changes: Iterable[StartChange]) -> list[str]:
@@ -173,6 +192,7 @@ def tell_changes(changes: Sequence[StartChange]) -> str:
     if unknown:
         text += (
             f"; it is unknown what mig-manager would change at its start on {some(unknown)}: the operator's agent has"
-            " to read the GPUs there first"
+            " to read the GPUs there first. Where it never can, keep mig-manager off the node (with the GPU Operator:"
+            f" kubectl label node NODE --overwrite {_DEPLOY_MANAGER}=false)"
         )
     return text

@@ -129,7 +129,8 @@ def _switched_off(case: NodeCase, assessed: Assessed) -> str:
     changes: Sequence[StartChange] = ()
     if DEPLOY_NEEDED["operands"] in node.held_off:
         gpunodes = {} if gpunode is None else {node.name: gpunode}
-        changes = find_start_changes({node.name: node}, gpunodes, case.stack)
+        agents = {node.name} if case.agent_ready else set[str]()
+        changes = find_start_changes({node.name: node}, gpunodes, case.stack, agents)
     return find_disabled(node, case.actuator, case.stack.cluster_policy, changes)
 
 
