@@ -6,7 +6,8 @@ from datetime import datetime, timedelta
 
 import pytest
 from hack.sim.fakecluster import FakeCluster
-from tests.embedded.scene import FULL, HOUR, SLICED, Scene, at_once, gpu_pod, nodes, open_scene
+from tests.embedded.mpsset import DEAF, counted
+from tests.embedded.scene import FULL, HOUR, L40S, MPS, SLICED, Scene, at_once, gpu_pod, nodes, open_scene
 from tests.fakes.login import AnonymousLogin
 from tests.fakes.slow import SlowClient
 from tests.fakes.virtualtime import virtual_now, virtually
@@ -108,6 +109,17 @@ async def test_the_leader_of_a_roll_stays_and_lives_where_each_call_takes_three_
         await scene.ready(seconds=HOUR)
         assert scene.events()["ChangeGivenUp"] == 0
         assert blamed(scene) == 0
+
+
+@virtually
+async def test_a_repair_of_the_mps_daemonset_is_reported_once_where_each_call_takes_five_seconds() -> None:
+    async with open_scene(
+        *nodes(1, product=L40S), sim=DEAF, repair_mps=True, start=False, lease=Timing()
+    ) as scene:
+        start(scene, 5.0)
+        scene.apply(MPS)
+        await scene.ready(seconds=HOUR)
+        assert (scene.events()["MPSDaemonRepaired"], counted(scene)) == (1, 1)
 
 
 @virtually
