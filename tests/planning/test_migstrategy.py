@@ -21,13 +21,14 @@ from tests.planning.test_installation import GOOD
 from gpusharing.api import names
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
-from gpusharing.planning.snapshot.views import GPUNodeView, NodeView
+from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PolicyView
 from gpusharing.planning.stack.installation import find_symptoms
 from gpusharing.planning.stack.migstrategy import UNKNOWN, find_strategy_users
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.ownership import Owners, find_contenders
 
-SINGLE = make_policy(mig={"strategy": "single", "config": "all-1g.10gb"})
+WANTED = {"strategy": "single", "config": "all-1g.10gb"}
+SINGLE = make_policy(mig=WANTED)
 KEPT = make_policy(
     "kept",
     mig={"strategy": "mixed", "config": "all-1g.10gb"},
@@ -110,10 +111,10 @@ def test_the_default_entry_counts_for_a_node_without_the_label() -> None:
     assert find(node, DIVIDED, plugin_default="silent") != {}
 
 
-def objection(cluster_policy: ClusterPolicyView, *nodes: NodeView) -> str:
+def objection(cluster_policy: ClusterPolicyView, *nodes: NodeView, policy: PolicyView = SINGLE) -> str:
     mine = make_node("gpu-1", labels=GPU | {"gpusharing.dev/pool": "b"}, resources=OFFERS)
     stack = make_stack(cluster_policy=cluster_policy)
-    plan = plan_rollout(make_snapshot([mine, *nodes], [SINGLE], gpunodes=(), stack=stack), NOW)
+    plan = plan_rollout(make_snapshot([mine, *nodes], [policy], gpunodes=(), stack=stack), NOW)
     assert plan.objections["pool-b"].reason is Reason.MIG_STRATEGY_SET
     return plan.objections["pool-b"].message
 
@@ -138,6 +139,15 @@ def test_no_message_removes_the_strategy_that_another_node_lives_by(
     assert f"gpu-7 ({UNKNOWN}), gpu-9 (14 nvidia.com/mig-1g.10gb)" in said
     assert "wait until the agent of gpu-7 has reported" in said
     assert "flags.migStrategy: mixed" in said
+
+
+def test_no_message_removes_the_strategy_that_the_pool_of_a_paused_policy_lives_by() -> None:
+    """Its nodes would lose their MIG devices without a change that follows."""
+    cluster_policy, command = REFUSING["ClusterPolicy"]
+    said = objection(cluster_policy, policy=make_policy(mig=WANTED, rollout={"paused": True}))
+    assert command not in said
+    assert "gpu-1 (14 nvidia.com/mig-1g.10gb; its policy pool-b is paused)" in said
+    assert command in objection(cluster_policy)
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["ClusterPolicy", "NVIDIA's chart"])

@@ -28,20 +28,24 @@ def find_strategy_users(
     name, each with what they are. Empty if no strategy is set there.
 
     A node whose entry of the device plugin says the same strategy is left out, and so is one whose policy waits for the
-    removal because it wants another strategy: its own change takes these devices away.
+    removal because it wants another strategy, and is not paused: its own change takes these devices away.
     """
     cluster_policy = stack.cluster_policy
     if cluster_policy is None or not cluster_policy.mig_strategy or stack.by_dra:
         return {}
     fixed = cluster_policy.mig_strategy
+    paused = {policy.name: policy.spec.rollout.paused for policy in policies if policy.spec is not None}
     waiting = {policy.name for policy in policies if wants_other_strategy(policy, fixed)}
     users = {}
     for name in sorted(nodes):
         node, gpunode = nodes[name], gpunodes.get(name)
-        if owners.get(name, "") in waiting or _own_strategy(node, stack) == fixed:
+        owner = owners.get(name, "")
+        stays = paused.get(owner, False)
+        if (owner in waiting and not stays) or _own_strategy(node, stack) == fixed:
             continue
         if devices := _find_mig(node, gpunode.observed if gpunode is not None else None, fixed):
-            users[name] = devices
+            held = f"; its policy {owner} is paused" if owner in waiting and devices != UNKNOWN else ""
+            users[name] = devices + held
     return users
 
 
@@ -102,7 +106,7 @@ def tell_strategy_users(users: Mapping[str, str], fixed: str) -> str:
     wait = f"wait until the agent of {some(unknown)} has reported, and " if unknown else ""
     rows = [f"{name} ({devices})" for name, devices in users.items()]
     return (
-        f"; do not remove it while other nodes depend on it, because they would lose their MIG devices: {some(rows)}."
+        f"; do not remove it while nodes depend on it, because they would lose their MIG devices: {some(rows)}."
         f" First {wait}let label {names.LABEL_PLUGIN_CONFIG} of {them} name an entry with flags.migStrategy: {fixed},"
         f" or set spec.mig.strategy to {fixed}"
     )
