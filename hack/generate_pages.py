@@ -354,7 +354,8 @@ def gpus() -> str:
     text = (
         "What each card model can do, from the table that checks layouts when the driver does not report it. A card's\n"
         "own answer through NVML always wins. To add a model, add one entry to `CARDS` in\n"
-        "`operator/gpusharing/planning/gpus/cards.py` and run `make gen`; its tests check the entry by brute force.\n\n"
+        "`operator/gpusharing/planning/gpus/cards.py`, and the same facts to `tests/planning/mig-facts.yaml`; CONTRIBUTING.md\n"
+        "says more.\n\n"
         "The source of a fact: `real` was read on that hardware, `doc` is in NVIDIA's guide or playbook, `cfg` is\n"
         "only in the file that mig-parted ships, `family` is inferred from cards of the same family. The card is its\n"
         "product name, PCI device id and memory, and whether it has MIG; names, ids and placements are those of its\n"

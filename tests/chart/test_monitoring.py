@@ -205,7 +205,9 @@ def test_every_alert_names_the_object_that_it_is_about() -> None:
     for rule in alerts():
         texts = " ".join(rule["annotations"].values())
         if rule["alert"] not in ("GPUSharingOperatorDown", "GPUSharingOrphanNode"):  # of the whole cluster
-            assert "{{ $labels." in texts, rule["alert"]
+            assert "{{ $labels." in texts, (
+                f"rules.yaml: the text of {rule['alert']} names no object by a label"
+            )
 
 
 def test_the_names_of_the_metrics_are_final() -> None:

@@ -141,7 +141,7 @@ class Verb:
     name: str
     """The name of the verb, as it is typed."""
     module: str
-    """The module of `gpusharing` whose `run` carries the verb out; it is imported only when the verb was typed."""
+    """The module of `kubectl_gpusharing` whose `run` carries the verb out; it is imported only when the verb was typed."""
     help: str
     """What the verb does, in one line of help."""
     flags: tuple[Flag, ...] = ()

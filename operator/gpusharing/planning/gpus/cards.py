@@ -1,8 +1,8 @@
 """GPU models: what each card is, which MIG profiles it offers, and where their instances can be placed.
 
 This table is the fallback. What the card itself reports through NVML (and the agent into ``GPUNode``) takes
-precedence, with one known exception, `Card.nvml_counts_wrong`. A new model is ONE entry in `CARDS`; only a card
-with a new way of dividing it also needs a family. Sources, named in each `Provenance`:
+precedence, with one known exception, `Card.nvml_counts_wrong`. A new model is an entry in `CARDS`, and one in
+tests/planning/mig-facts.yaml; only a card with a new way of dividing it also needs a family. Sources, named in each `Provenance`:
 
 - *guide*: NVIDIA MIG user guide, pages "supported GPUs" and "supported MIG profiles";
 - *capture*: output of ``nvidia-smi mig -lgip`` / ``-lgipp`` taken on that hardware and published;
