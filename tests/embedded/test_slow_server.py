@@ -7,7 +7,19 @@ from datetime import datetime, timedelta
 import pytest
 from hack.sim.fakecluster import FakeCluster
 from tests.embedded.mpsset import DEAF, counted
-from tests.embedded.scene import FULL, HOUR, L40S, MPS, SLICED, Scene, at_once, gpu_pod, nodes, open_scene
+from tests.embedded.scene import (
+    FULL,
+    HOUR,
+    L40S,
+    MPS,
+    OTHER_MIXED,
+    SLICED,
+    Scene,
+    at_once,
+    gpu_pod,
+    nodes,
+    open_scene,
+)
 from tests.fakes.login import AnonymousLogin
 from tests.fakes.slow import SlowClient
 from tests.fakes.virtualtime import virtual_now, virtually
@@ -109,6 +121,18 @@ async def test_the_leader_of_a_roll_stays_and_lives_where_each_call_takes_three_
         await scene.ready(seconds=HOUR)
         assert scene.events()["ChangeGivenUp"] == 0
         assert blamed(scene) == 0
+
+
+@virtually
+async def test_no_more_nodes_are_away_than_max_unavailable_allows_where_each_call_takes_three_seconds() -> (
+    None
+):
+    """The next plan is made before the fences of the last one have been written."""
+    async with open_scene(*nodes(12), start=False, lease=Timing()) as scene:
+        start(scene, 3.0)
+        scene.apply(OTHER_MIXED, rollout=at_once(4))
+        await scene.ready(seconds=HOUR)
+        assert scene.guard.largest["pool-b"] == 4
 
 
 @virtually

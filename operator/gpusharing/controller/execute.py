@@ -143,6 +143,8 @@ class Executor:
     """The snapshot that the newest plan was made from, or None before the first plan."""
     _newest_plan: RolloutPlan = field(init=False)
     """The newest plan, once there is one."""
+    _fencing: dict[str, str] = field(default_factory=dict)
+    """The policies of nodes whose fence is being written, or was until a moment ago, by node."""
     _valid_until: float = 0.0
     """When the newest plan becomes too old to be carried out on nodes, by `loop_time`."""
 
@@ -186,6 +188,10 @@ class Executor:
         blocked = await self._write_shared(plan.shared, snapshot, outcome)
         if snapshot.policies_error:
             blocked.add("*")
+        # The snapshot lacks these fences, so the plan may have given their slots to other nodes.
+        fenced = {name for name, node in snapshot.nodes.items() if node.fence is not None}
+        self._fencing = {node: policy for node, policy in self._fencing.items() if node in unseen - fenced}
+        blocked |= set(self._fencing.values())
         due = {
             v.node: v.actions
             for v in plan.verdicts.values()
@@ -296,6 +302,8 @@ class Executor:
                     action=type(action).__name__,
                 )
                 return
+            if isinstance(action, FenceNode):
+                self._fencing[node] = action.fence.policy
             if isinstance(action, NodePatch):
                 decided_on = None  # the write itself changes the node; the actions after it expect that
             if await self._attempt(node, action, snapshot, outcome) is not None:
