@@ -150,11 +150,11 @@ def node(number: int) -> dict[str, Any]:
 async def test_a_list_follows_the_pages(client: RestClient, server: tuple[Server, int]) -> None:
     api, _ = server
     api.answers = [
-        (200, {"metadata": {"resourceVersion": "7", "continue": "more"}, "items": [{"a": 1}]}),
+        (200, {"metadata": {"resourceVersion": "7", "continue": "more"}, "items": [node(1)]}),
         (200, {"metadata": {"resourceVersion": "7"}, "items": None}),
     ]
     pages = [page async for page in pages_of(client, GPUNODES, field_selector=MINE)]
-    assert [(page.items, page.resource_version) for page in pages] == [([{"a": 1}], "7"), ([], "7")]
+    assert [(page.items, page.resource_version) for page in pages] == [([node(1)], "7"), ([], "7")]
     assert [r[2].get("continue") for r in api.requests] == [None, ["more"]]
     assert api.requests[0][:2] == ("GET", PATH)
     assert api.requests[0][2]["fieldSelector"] == [MINE]

@@ -240,7 +240,7 @@ def find_known(snapshot: ClusterSnapshot, now: datetime, memo: Memo) -> Known:
     unread: dict[str, Exception] = {}
     wishes = memo.each(wish_of, ((one.name, (one,)) for one in snapshot.policies), failed=unread)
     owners = own(snapshot, memo, failed)
-    snapshot = _with_strategy_users(snapshot, owners, memo)
+    snapshot = _with_strategy_users(snapshot, owners, memo, unread)
     terms = agree(snapshot, wishes, memo, unread)
     followed = follow(snapshot, owners, terms, failed=failed, unread=unread)
     snapshot = with_rules(snapshot, followed, owners, failed)
@@ -283,12 +283,21 @@ def own(snapshot: ClusterSnapshot, memo: Memo, failed: dict[str, Exception]) -> 
     )
 
 
-def _with_strategy_users(snapshot: ClusterSnapshot, owners: Mapping[str, str], memo: Memo) -> ClusterSnapshot:
-    """Return the snapshot with `StackView.strategy_users` if a policy wants another MIG strategy than the cluster's."""
-    stack, policies = snapshot.stack, snapshot.policies
+def _with_strategy_users(
+    snapshot: ClusterSnapshot, owners: Mapping[str, str], memo: Memo, unread: dict[str, Exception]
+) -> ClusterSnapshot:
+    """Return the snapshot with `StackView.strategy_users` if a policy wants another MIG strategy than the cluster's. A
+    policy of which that cannot be told counts as wanting none, and its error is added to `unread`."""
+    stack = snapshot.stack
     fixed = stack.cluster_policy.mig_strategy if stack.cluster_policy is not None else ""
-    if not fixed or not any(wants_other_strategy(policy, fixed) for policy in policies):
+    if not fixed:
         return snapshot
+    named = {policy.name: policy for policy in snapshot.policies if policy.name not in unread}
+    asked = ((name, (policy, fixed)) for name, policy in named.items())
+    wanting = memo.each(wants_other_strategy, asked, failed=unread)
+    if not any(wanting.values()):
+        return snapshot
+    policies = [named[name] for name in wanting]
     users = find_strategy_users(stack, snapshot.nodes, snapshot.gpunodes, owners, policies)
     return replace(snapshot, stack=memo.same("stack", replace(stack, strategy_users=users)))
 

@@ -324,6 +324,10 @@ def _rolled_back(case: NodeCase, assessed: Assessed) -> str:
     )
 
 
+def _stays_back(case: NodeCase, assessed: Assessed) -> str:
+    return "" if assessed.drift else _rolled_back(case, assessed)
+
+
 PATIENCE = 5
 """After this many abandoned attempts, the verdict asks a person to look."""
 
@@ -429,6 +433,7 @@ GATES = (
     Gate(_unhealthy, Reason.GPU_UNHEALTHY),
     Gate(_unsafe_driver, Reason.UNSAFE_DRIVER),
     Gate(_left_exclusive, Reason.COMPUTE_MODE),  # or a mode that the agent may not read
+    Gate(_stays_back, Reason.ROLLED_BACK),  # until a person wants another try
     *AIM,
     Gate(_hindered, Reason.ACTUATOR_MISSING),  # or another obstacle of the actuator
     Gate(_drifted, Reason.DRIFTED),
@@ -439,7 +444,7 @@ GATES = (
     Gate(_paused, Reason.PAUSED),
     *PROPAGATION,
 )
-"""The first closed gate wins; a test pins the order. The first gates ask whether anybody may touch the node, the next
+"""The first closed gate wins. The first gates ask whether anybody may touch the node, the next
 whether the change could be made and proven, and the last whether it should be made now."""
 
 
