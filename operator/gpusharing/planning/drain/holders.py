@@ -474,4 +474,4 @@ FILTERS: tuple[PodFilter, ...] = (
     PodFilter(_local_files, Reason.LOCAL_STORAGE),
     PodFilter(_job, "wait"),
 )
-"""The first match wins (P2); a test pins the order. A pod that matches no filter has to leave and can be evicted."""
+"""The first match wins (P2). A pod that matches no filter has to leave and can be evicted."""

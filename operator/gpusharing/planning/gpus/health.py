@@ -152,7 +152,7 @@ RULES: tuple[Rule, ...] = (
         lambda gpu: f"uncorrected ECC errors since the driver was loaded; {_RESET}",
     ),
 )
-"""Gravest first; the first rule that holds is reported. A test pins the order."""
+"""Gravest first; the first rule that holds is reported."""
 
 
 def is_healthy(diagnosis: Finding) -> bool:

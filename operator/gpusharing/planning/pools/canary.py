@@ -172,7 +172,7 @@ LAPSES: tuple[MemberState, ...] = (
     MemberState(cordoned, "it is cordoned"),
     MemberState(_unproven_now, "{reason}"),
 )
-"""The states in which a node does not serve what was proven on it. The first match wins; a test pins the order.
+"""The states in which a node does not serve what was proven on it. The first match wins.
 {reason} is the reason of the node's verdict."""
 
 

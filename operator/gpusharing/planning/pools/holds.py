@@ -130,7 +130,7 @@ HOLDS = (
     Hold(_closed, Reason.WINDOW_CLOSED),  # or the reason why no window can be followed
     Hold(_soaking, Reason.CANARY_SOAK),
 )
-"""The first match wins; a test pins the order. Holds that a person has to end come before those that the clock
+"""The first match wins. Holds that a person has to end come before those that the clock
 ends."""
 
 

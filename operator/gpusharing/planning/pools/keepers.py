@@ -92,5 +92,5 @@ KEEPERS: tuple[MemberState, ...] = (
     MemberState(unready, "{name} is not Ready"),
     MemberState(cordoned, "{name} is cordoned"),
 )
-"""The first match wins; a test pins the order. Traces of our own change explain the other states, so they come first.
+"""The first match wins. Traces of our own change explain the other states, so they come first.
 {name} is the node, and {work} is what somebody else does there."""

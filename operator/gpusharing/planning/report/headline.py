@@ -129,7 +129,7 @@ HEADLINES = (
     PoolState(_awaited, Reason.ROLLOUT_IN_PROGRESS),
     PoolState(_proven, Reason.SYNCED),
 )
-"""The first match wins; a test pins the order. States that a person has to end come before those that only take
+"""The first match wins. States that a person has to end come before those that only take
 time."""
 
 

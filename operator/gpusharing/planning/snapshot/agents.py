@@ -239,7 +239,7 @@ HINDRANCES: tuple[Hindrance, ...] = (
     Hindrance(_ends, "Run kubectl -n {namespace} logs {name} --previous"),
     Hindrance(_warned, _DESCRIBE),
 )
-"""The first match wins; a test pins the order. The cause that the kubelet names comes before its consequences: an
+"""The first match wins. The cause that the kubelet names comes before its consequences: an
 image for another architecture cannot be pulled, or its program exits at once."""
 
 

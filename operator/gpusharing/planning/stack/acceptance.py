@@ -409,7 +409,7 @@ OBJECTIONS = (
     _to_field(Reason.MIG_STRATEGY_SET),
     _to_field(Reason.LAYOUTS_NEED_CONFIG_MAP),
 )
-"""The first match wins; a test pins the order."""
+"""The first match wins."""
 
 
 @value(eq=False)

@@ -576,7 +576,7 @@ INSPECTIONS = (
     Inspection(_config_maps, Topic.CONFIG_MAPS),
     Inspection(find_agent_symptoms, Topic.AGENTS, of_chart=True),
 )
-"""All checks, in the order of their topics; a test pins the order."""
+"""All checks, in the order of their topics."""
 
 
 def report_topics(

@@ -181,7 +181,7 @@ HELD = (
     Situation(_uncordoned, Reason.CORDON_RESTORED),
     Situation(_untainted, Reason.DEVICE_TAINT_FAILED),  # or the rule is only missing
 )
-"""The first match wins; a test pins the order. Nothing else matters for a node that is not ours, or on which pods may
+"""The first match wins. Nothing else matters for a node that is not ours, or on which pods may
 still be scheduled."""
 
 
@@ -237,7 +237,7 @@ AIMLESS = (
     Situation(_refused, Reason.NOT_ACCEPTED),  # shown with the objection's own reason
     Situation(_not_asked, Reason.OBSERVATION_PENDING),
 )
-"""The first match wins; a test pins the order. If none applies, the node waits for the agent's answer."""
+"""The first match wins. If none applies, the node waits for the agent's answer."""
 
 
 # --- the node has a target ---------------------------------------------------------------------------------
@@ -364,7 +364,7 @@ AIMED = (
     Situation(_incurable, Reason.ACTUATOR_FAILED),  # shown with what the actuator says
     Situation(_changed, Reason.ACTUATION_IN_PROGRESS),
 )
-"""The first match wins; a test pins the order. A run that the fence records as due comes before any new decision, and
+"""The first match wins. A run that the fence records as due comes before any new decision, and
 a run that is under way may finish. If none applies, the spec was changed after the deadline: another run is due, with
 a deadline of its own."""
 

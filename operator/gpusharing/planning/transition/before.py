@@ -377,7 +377,7 @@ ENDINGS = (
     Ending(_jobs_late, Reason.JOBS_TIMEOUT, defer=True),
     Ending(_late, Reason.DRAIN_TIMEOUT, defer=True),
 )
-"""The first match wins; a test pins the order. Ownership of the node comes before its target, and people and other
+"""The first match wins. Ownership of the node comes before its target, and people and other
 programs come before the deadline, so that an abort names its real cause."""
 
 

@@ -507,7 +507,7 @@ CHECKS = (
         _allocatable, Reason.ALLOCATABLE_MISMATCH, Source.ALLOCATABLE
     ),  # or a device plugin that is too old for it
 )
-"""What proves a node that follows labels (`actuators/labels.py`). The first disagreement wins; a test pins the order.
+"""What proves a node that follows labels (`actuators/labels.py`). The first disagreement wins.
 The compute mode comes after the plugin, because a GPU is rightly exclusive as long as the plugin is configured for
 MPS."""
 

@@ -369,7 +369,7 @@ SIGNS: tuple[Sign, ...] = (
     Sign(_stuck, Reason.ACTUATOR_STUCK, final=True, cure=_RESTART),
     Sign(_at_work, Reason.ACTUATION_IN_PROGRESS, final=False, cure=_RESTART),
 )
-"""The first match wins; a test pins the order. First comes whether the state is about this run at all."""
+"""The first match wins. First comes whether the state is about this run at all."""
 
 
 def _believed_from(case: ActuatorCase, fence: Fence) -> datetime:
