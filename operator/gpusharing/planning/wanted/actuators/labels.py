@@ -93,8 +93,9 @@ def _daemon_down(case: ActuatorCase, target: Target) -> str | Finding:
             f" describe pod {pod.name}. To restart it, run: kubectl -n {pod.namespace} delete pod {pod.name}. If it"
             f" cannot start, {reset}"
         )
-    grace = timedelta(seconds=case.settings.restart_grace)
-    if pod.ready_since is not None and case.now < (stable := pod.ready_since + grace):
+    # An operator that takes over knows only what it has seen itself, and must not end a drain for that.
+    since = pod.ready_since if node.fence is None else None
+    if since is not None and case.now < (stable := since + timedelta(seconds=case.settings.restart_grace)):
         text = f"the MPS daemon in pod {pod.name} started a moment ago, and may not keep running"
         return Finding(Reason.MPS_DAEMON_NOT_READY, text, stable)
     return ""
