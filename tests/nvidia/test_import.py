@@ -143,7 +143,7 @@ class Fleet:
             said.append(plugin(self.loop.plane.kubeconfig, "import"))
             if not forgotten:
                 return said[-1].endswith(WELL)
-            return len(commands(said[-1], "kubectl label node")) == forgotten
+            return len({command[3] for command in commands(said[-1], "kubectl label node")}) == forgotten
 
         try:
             self.loop.wait(complete, "a policy for each node")
