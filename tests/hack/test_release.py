@@ -173,7 +173,11 @@ def test_the_sdist_has_what_the_wheel_is_built_from_and_nothing_else(built: tupl
     wheel, sdist = built
     with tarfile.open(sdist) as tar, zipfile.ZipFile(wheel) as opened:
         packed = {name.partition("/")[2] for name in tar.getnames()}
-        modules = {f"operator/{name}" for name in opened.namelist() if name.startswith("gpusharing/")}
+        modules = {
+            f"operator/{name}"
+            for name in opened.namelist()
+            if name.startswith(("gpusharing/", "kubectl_gpusharing/"))
+        }
     assert modules <= packed
     assert packed - modules == {"LICENSE", "PKG-INFO", "README.md", "pyproject.toml"}
 
