@@ -43,7 +43,7 @@ MASKS = (
         re.compile(r"allows \d disruptions?: \d of \d pods are healthy"),
         "allows N disruptions: N of N pods are healthy",
     ),
-    (re.compile(r"(UID|Resource Version|Hash): +\S+"), r"\1: MASKED"),
+    (re.compile(r"(UID|Resource Version|Hash|Revision): +\S+"), r"\1: MASKED"),
     (re.compile(r"^( +\w+ +\w+ +)(<invalid>|\d\S*|\S+ \(x\d+ over \S+\))( +gpusharing)", re.M), r"\1AGE\3"),
 )
 SERVER_SAID = re.compile(r' Server: "[^"]*"\.')
