@@ -57,7 +57,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     for name in sorted({*needed(), PROJECT}):
         copy(name, folder / "lib")
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "operator" / "gpusharing", folder / "lib" / "gpusharing", ignore=ignored)
+    shutil.copytree(ROOT / "operator", folder / "lib", ignore=ignored, dirs_exist_ok=True)
     path = folder / archive("linux/amd64")
     return path, pack({HERE: folder / "lib"}, path)
 
