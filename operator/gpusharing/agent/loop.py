@@ -265,7 +265,7 @@ class AgentLoop:
         # The meter only counts for people, so a mistake in it must not hold up the report.
         try:
             self.meter.turn(self._clock(), self._current_allotment(holdings))
-        except Exception as bug:  # noqa: BLE001 -- reported, and the next turn begins anew
+        except Exception as bug:  # noqa: BLE001 -- it is counted and logged, and the report goes on
             self._fault("meter", bug)
 
     async def _read(self, request: Request, last: Observation) -> tuple[Observation, Use | None]:

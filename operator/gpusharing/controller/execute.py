@@ -323,11 +323,8 @@ class Executor:
             raise PlanOutdated
 
     def _before_send(self, subject: str, action: Action, snapshot: ClusterSnapshot) -> None:
-        """Raise PlanOutdated unless the action may still be carried out at this moment.
-
-        For shared and HARMLESS actions it is enough that the newest plan wants the same. On a slow server a call waits
-        for longer than it takes to make the next plan. That plan may itself be made from what was known before, because
-        its reads wait behind slow calls, too."""
+        """Raise PlanOutdated unless the action may still be carried out at this moment."""
+        # A slow server makes calls wait for longer than a plan is the newest, so what harms nobody needs only be wanted.
         verdict = self._newest_plan.verdicts.get(subject)
         wanted = verdict.actions if verdict and isinstance(action, HARMLESS) else self._newest_plan.shared
         if isinstance(action, RepairMps) and any(isinstance(one, RepairMps) for one in wanted):

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import tzinfo
 from functools import lru_cache
 from sys import intern
 
@@ -17,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from gpusharing.api import names
 from gpusharing.api.gpunode import GPU, Model, Observed
+from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import Problem, validate_policy
 from gpusharing.kube.client import JSON
 from gpusharing.kube.fence import parse_record, read_fence
@@ -206,6 +208,18 @@ def policy_view(raw: JSON) -> PolicyView:
     deletionPolicy Reset is `resetting` in place of `deleting`, and its spec, if valid, gets mode Full, unless it has
     force-release or lacks our finalizer."""
     checked = validate_policy(raw)
+    zones = {} if isinstance(checked, tuple) else find_zones(checked)
+    return _policy(raw, checked, zones)
+
+
+def unknown_policy(raw: JSON, why: str) -> PolicyView:
+    """Return the view of a policy that cannot be converted: its spec counts as invalid."""
+    return _policy(raw, (Problem("spec", why),), {})
+
+
+def _policy(
+    raw: JSON, checked: GPUSharingPolicySpec | tuple[Problem, ...], zones: Mapping[str, tzinfo]
+) -> PolicyView:
     metadata = section(raw, "metadata")
     annotations = texts(metadata.get("annotations"))
     view = PolicyView(
@@ -220,24 +234,7 @@ def policy_view(raw: JSON) -> PolicyView:
         problems=checked if isinstance(checked, tuple) else (),
         approved=annotations.get(names.ANNOTATION_APPROVE, ""),
         resumed=annotations.get(names.ANNOTATION_RESUME, ""),
-        zones={} if isinstance(checked, tuple) else find_zones(checked),
-    )
-    return under_deletion(view, resets=text(raw, "spec", "deletionPolicy") == "Reset")
-
-
-def unknown_policy(raw: JSON, why: str) -> PolicyView:
-    """Return the view of a policy that cannot be converted: its spec counts as invalid."""
-    metadata = section(raw, "metadata")
-    view = PolicyView(
-        name=text(metadata, "name"),
-        uid=text(metadata, "uid"),
-        generation=whole(metadata, "generation"),
-        created=text(metadata, "creationTimestamp"),
-        deleting=metadata.get("deletionTimestamp") is not None,
-        finalizer=names.FINALIZER in strings(metadata.get("finalizers")),
-        force_release=texts(metadata.get("annotations")).get(names.ANNOTATION_FORCE_RELEASE) == "true",
-        spec=None,
-        problems=(Problem("spec", why),),
+        zones=zones,
     )
     return under_deletion(view, resets=text(raw, "spec", "deletionPolicy") == "Reset")
 

@@ -99,10 +99,7 @@ def _find_begun(members: Sequence[Member], policy: PolicyView) -> list[Member]:
 
 
 def _has_begun(member: Member, policy: PolicyView) -> bool:
-    """Whether a change of this policy is under way on the node that will prove this revision. True if the fence is for
-    this revision, whatever the phase, or if it is for another one and the node is in a phase (`WAY`) from which
-    its next run switches to this revision. False if we yielded the node to somebody else's maintenance, or if this
-    revision is proven there already."""
+    """Whether a change is under way on the node that will prove this revision, at the latest by its next run."""
     fence, phase = member.node.fence, member.verdict.phase
     if fence is None or fence.stage == "yielded" or fence.version.uid != policy.uid:
         return False

@@ -84,19 +84,14 @@ def share(
 def _claim(
     node_uid: str, fence: Fence, verdict: Verdict | None, before: Claim | None, pool: Pool | None
 ) -> Claim:
-    """Return the claim for the node's fence, or for the fence that an Actuate action of `verdict` writes in this pass.
-    So the claim says that the node is past its point of no return before the fence does
-    (docs/adr/0044-what-was-seen-is-written-down.md).
-
-    `before` is returned instead if it differs only in its `version`, which is the present one of the policy, because an
-    operator may have stopped between the two writes. A node whose fence says that it is proven always gets the new
-    claim.
-    """
+    """Return the claim for the fence that the node will have after this pass, so that the claim says first that the node
+    is past its point of no return (docs/adr/0044-what-was-seen-is-written-down.md)."""
     actions = verdict.actions if verdict is not None else ()
     coming = next((action.fence for action in actions if isinstance(action, Actuate)), fence)
     claim = Claim.of(node_uid, coming)
     if before is None or pool is None or fence.proven is not None:
         return claim
+    # An operator that stopped between the two writes left a claim for the present version before the fence has it.
     return before if before == replace(claim, version=pool.policy.version) else claim
 
 

@@ -23,11 +23,7 @@ _DURATIONS = ("timeout", "actuation", "verification")
 
 
 def find_revision(uid: str, spec: GPUSharingPolicySpec | None, *, resetting: bool = False) -> str:
-    """Return the revision of the policy with this UID and spec; empty if the spec cannot be read.
-
-    Fields with default values are left out, so a field that a newer operator adds does not change the revision of
-    policies that do not set it.
-    """
+    """Return the revision of the policy with this UID and spec; empty if the spec cannot be read."""
     if spec is None:
         return ""
     intent = {name: _plain(getattr(spec, name)) for name in INTENT}
@@ -42,6 +38,7 @@ def _plain(value: Any, name: str = "") -> Any:
     if isinstance(value, BaseModel):
         fields = type(value).model_fields
         return {
+            # A field that a newer operator adds changes no revision while it has its default.
             field: plain
             for field in value.model_fields_set  # a field that is not set has its default
             if (plain := _plain(getattr(value, field), field))

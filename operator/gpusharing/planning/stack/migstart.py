@@ -42,17 +42,14 @@ def find_start_changes(
 ) -> tuple[StartChange, ...]:
     """Return the nodes whose GPUs mig-manager would change at its start, or of which that is unknown, by name.
 
-    A name means what it means in the admin's entries, in our file or, if it is in neither, by NVIDIA's rules. A node
-    without the label counts as all-disabled, because the GPU Operator may write that at any time
-    (docs/design/nvidia.md#d1). A node whose change has passed its point of no return is left out: its label asks for
-    what its policy wants, and it is drained.
-
-    `agents` are the nodes with a Ready agent: reports of other nodes prove nothing. None if that is not known. A node
-    of which nothing is known is left out if the GPU Operator keeps mig-manager off it.
+    A node without the label counts as all-disabled, which the GPU Operator may write at any time
+    (docs/design/nvidia.md#d1). `agents` are the nodes with a Ready agent, whose reports alone prove anything, or None
+    if that is not known.
     """
     known: dict[tuple[str, Hardware], tuple[str, str]] = {}
     changes = []
     for name, node in sorted(nodes.items()):
+        # Past the point of no return a node is drained, and its label asks for what its policy wants.
         if not _may_run(node, gpunodes) or (node.fence is not None and node.fence.stage == "actuating"):
             continue
         observed = gpunodes[name].observed if name in gpunodes else None
