@@ -36,7 +36,6 @@ _PLUGIN, _DISCOVERY, _MIG_MANAGER = OPERANDS
 
 
 def find_spec(policy: PolicyView) -> GPUSharingPolicySpec | Finding:
-    """Return the spec of the policy, or why it cannot be read."""
     if policy.spec is not None:
         return policy.spec
     text = "; ".join(map(str, policy.problems[:3]))
@@ -105,9 +104,8 @@ def _find_objections(
             spec, cluster_policy, settings, stack.strategy_users, stack.start_changes
         )
         if obstacle is not None:
-            yield Finding(
-                obstacle.reason, f"{obstacle.message}; run: {command}" if command else obstacle.message
-            )
+            remedy = f"; run: {command}" if command else ""
+            yield Finding(obstacle.reason, obstacle.message + remedy)
         if wrong:
             yield _explain(wrong, cluster_policy, stack)
 
@@ -164,14 +162,9 @@ def _find_wrong_fields(
             {} if users else {"mig": {"strategy": None}},
         )
     if spec.mig.layouts is not None and not stack.serves_our_mig_file:
-        lost, changes = stack.unresolved_mig, stack.start_changes
+        lost, changes, merged = stack.unresolved_mig, stack.start_changes, bool(stack.admin_mig_file)
         pointer = mig_pointer(
-            cluster_policy,
-            settings.mig_config_map,
-            lost.values(),
-            lost,
-            merged=bool(stack.admin_mig_file),
-            start_changes=changes,
+            cluster_policy, settings.mig_config_map, lost.values(), lost, merged=merged, start_changes=changes
         )
         yield (
             Reason.LAYOUTS_NEED_CONFIG_MAP,
@@ -227,7 +220,6 @@ class Terms:
 
 
 def wish_of(policy: PolicyView) -> Wish | Finding:
-    """Return what a policy asks of every node, or why its spec cannot be read."""
     spec = find_spec(policy)
     return spec if isinstance(spec, Finding) else find_wish(policy.name, spec)
 
@@ -235,7 +227,6 @@ def wish_of(policy: PolicyView) -> Wish | Finding:
 def find_terms(
     policy: PolicyView, request: Wish | Finding, stack: StackView, settings: PlanSettings
 ) -> Terms:
-    """Return the policy with its targets in this cluster. `request` is the result of `wish_of`."""
     if isinstance(request, Finding):
         return Terms(policy, request)
     return Terms(policy, find_objection(policy, stack, settings) or Targets(policy, request, stack))

@@ -12,7 +12,6 @@ from gpusharing.planning.wanted.draobjects import find_doubtful
 
 
 def find_class_symptoms(classes: Sequence[DeviceClassView]) -> Iterator[Symptom]:
-    """Yield a warning for each of all DeviceClasses that `find_doubtful` finds."""
     for name, why in find_doubtful(classes, {one.resource for one in classes}).items():
         command = f"kubectl get deviceclass {name} -o yaml"
         yield warning(Topic.CLUSTER_POLICY, "DeviceClassDoubtful", why, command)

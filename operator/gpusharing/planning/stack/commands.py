@@ -32,7 +32,6 @@ def plain_upgrade(plain: PlainStackView, namespace: str, helm_value: str, *, opt
 
 
 def helm_install(release: str, namespace: str, gpu_operator: str, values: Iterable[str]) -> str:
-    """Return the command that installs this operator; `gpu_operator` is the namespace of NVIDIA's pods."""
     where = [] if gpu_operator == "gpu-operator" else [f"gpuOperator.namespace={gpu_operator}"]
     sets = ",".join([*where, *values])
     return f"helm install {release} CHART -n {namespace} --create-namespace{sets and f' --set {sets}'}"

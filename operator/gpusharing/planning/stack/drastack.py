@@ -162,7 +162,6 @@ def refuse(spec: GPUSharingPolicySpec, stack: StackView, settings: PlanSettings)
 
 
 def find_dra_symptoms(view: InstallationView) -> Iterator[Symptom]:
-    """Yield an error for everything that is wrong with NVIDIA's DRA stack, if it serves the GPUs."""
     stack = view.stack
     if stack.by_dra:
         stack = replace(stack, start_changes=start_changes_of(view))

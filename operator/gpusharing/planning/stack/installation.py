@@ -38,13 +38,7 @@ from gpusharing.planning.stack.pointers import (
     plugin_pointer,
     why_not_set,
 )
-from gpusharing.planning.stack.requirements import (
-    EVERY_MODE,
-    find_absent,
-    find_off,
-    has_driver,
-    tell_off,
-)
+from gpusharing.planning.stack.requirements import EVERY_MODE, find_absent, find_off, has_driver, tell_off
 from gpusharing.planning.stack.startgate import find_gate_symptoms
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -125,49 +119,32 @@ def find_symptoms(view: InstallationView) -> tuple[Symptom, ...]:
 
 def _find_api_symptoms(view: InstallationView) -> Iterator[Symptom]:
     for kind in sorted(view.not_served) if view.installed else ():
-        yield error(
-            Topic.API,
-            "KindNotServed",
-            f"the API server does not serve {kind}: its CRD is not installed",
-            upgrade(view, "crds.install=true"),
-        )
+        message = f"the API server does not serve {kind}: its CRD is not installed"
+        yield error(Topic.API, "KindNotServed", message, upgrade(view, "crds.install=true"))
     for what, why in sorted(view.unread.items()):
-        yield warning(
-            Topic.RIGHTS,
-            "NotReadable",
-            f"{what} could not be read, so they were not checked: {why}",
-            f"kubectl auth can-i list {what}",
-        )
+        message = f"{what} could not be read, so they were not checked: {why}"
+        yield warning(Topic.RIGHTS, "NotReadable", message, f"kubectl auth can-i list {what}")
     for subject in (OPERATOR, AGENT) if view.installed else ():
         rights = [state for state in view.rights if state.subject == subject]
         account = f"service account {view.place.account(subject)}"
         if missing := sorted(state.text for state in rights if state.allowed is False):
-            yield error(
-                Topic.RIGHTS,
-                "RightsMissing",
-                f"{account} is not allowed to {some(missing, 4)}",
-                upgrade(view, "rbac.create=true"),
-            )
+            message = f"{account} is not allowed to {some(missing, 4)}"
+            yield error(Topic.RIGHTS, "RightsMissing", message, upgrade(view, "rbac.create=true"))
         if unknown := [state for state in rights if state.allowed is None]:
-            yield warning(
-                Topic.RIGHTS,
-                "RightsUnknown",
-                f"could not check the rights of {account}: {unknown[0].why}",
-                "kubectl auth can-i create subjectaccessreviews.authorization.k8s.io",
-            )
+            message = f"could not check the rights of {account}: {unknown[0].why}"
+            command = "kubectl auth can-i create subjectaccessreviews.authorization.k8s.io"
+            yield warning(Topic.RIGHTS, "RightsUnknown", message, command)
 
 
 def _find_operator_symptoms(view: InstallationView) -> Iterator[Symptom]:
-    unready = [pod for pod in view.operator_pods if not pod.ready]
-    if view.operator_replicas is None:
-        if not view.installed and not view.not_served:
-            message = f"there is no Deployment gpusharing-operator in namespace {view.place.namespace}"
-            yield error(Topic.OPERATOR, "OperatorMissing", message, start(view))
-    elif view.operator_replicas == 0:
-        if not view.leader:  # unless a process outside of the cluster leads
-            message = "the operator is scaled to 0 replicas, so policies have no effect"
-            yield error(Topic.OPERATOR, "OperatorStopped", message, start(view))
-    elif not view.operator_ready:
+    replicas, unready = view.operator_replicas, [pod for pod in view.operator_pods if not pod.ready]
+    if not view.installed and not view.not_served:
+        message = f"there is no Deployment gpusharing-operator in namespace {view.place.namespace}"
+        yield error(Topic.OPERATOR, "OperatorMissing", message, start(view))
+    elif replicas == 0 and not view.leader:  # a process outside of the cluster may lead
+        message = "the operator is scaled to 0 replicas, so policies have no effect"
+        yield error(Topic.OPERATOR, "OperatorStopped", message, start(view))
+    elif replicas and not view.operator_ready:
         report, state = error, "no operator pod is Ready"
         if len(unready) < len(view.operator_pods):
             if view.leader == "":
@@ -356,12 +333,9 @@ def _find_config_map_symptoms(view: InstallationView) -> Iterator[Symptom]:
                 f"kubectl label configmap {name} -n {place.gpu_operator_namespace} --overwrite"
                 f" {names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
             )
-            yield error(
-                Topic.CONFIG_MAPS,
-                "ConfigMapTaken",
-                f"someone else created {name} and it has entries, so the operator does not write to it",
-                label if view.installed else start(view),
-            )
+            message = f"someone else created {name} and it has entries, so the operator does not write to it"
+            command = label if view.installed else start(view)
+            yield error(Topic.CONFIG_MAPS, "ConfigMapTaken", message, command)
 
 
 def _find_agent_symptoms(view: InstallationView) -> Iterator[Symptom]:
@@ -374,27 +348,16 @@ def _find_agent_symptoms(view: InstallationView) -> Iterator[Symptom]:
     nodes = [one for one in view.nodes if matches(one.labels, agents.selector)]
     if not nodes:
         wanted = [f"{key}={value}" for key, value in sorted(agents.selector.items())]
-        yield warning(
-            Topic.AGENTS,
-            "NoGPUNodes",
-            f"no Node has the labels in agent.nodeSelector ({', '.join(wanted)}), so no agent runs",
-            f"kubectl label node NODE {' '.join(wanted)}",
-        )
+        message = f"no Node has the labels in agent.nodeSelector ({', '.join(wanted)}), so no agent runs"
+        yield warning(Topic.AGENTS, "NoGPUNodes", message, f"kubectl label node NODE {' '.join(wanted)}")
         return
     if agents.runtime_class and agents.runtime_class_exists is False:
-        yield error(
-            Topic.AGENTS,
-            "RuntimeClassMissing",
-            f"RuntimeClass {agents.runtime_class} (agent.runtimeClassName) does not exist, so no agent pod is created",
-            upgrade(view, "agent.runtimeClassName="),
-        )
+        message = f"RuntimeClass {agents.runtime_class} (agent.runtimeClassName) does not exist, so no agent pod is created"
+        yield error(Topic.AGENTS, "RuntimeClassMissing", message, upgrade(view, "agent.runtimeClassName="))
     if agents.enforced in ("baseline", "restricted"):
-        yield error(
-            Topic.AGENTS,
-            "PodSecurityForbids",
-            f"namespace {where} enforces PodSecurity {agents.enforced}, which rejects the agent's pods",
-            f"kubectl label --overwrite namespace {where} pod-security.kubernetes.io/enforce=privileged",
-        )
+        message = f"namespace {where} enforces PodSecurity {agents.enforced}, which rejects the agent's pods"
+        command = f"kubectl label --overwrite namespace {where} pod-security.kubernetes.io/enforce=privileged"
+        yield error(Topic.AGENTS, "PodSecurityForbids", message, command)
     if cloud := sorted(node.name for node in nodes if node.other_plugin == GKE):
         yield error(
             Topic.AGENTS,
@@ -470,7 +433,6 @@ def render(symptoms: Iterable[Symptom], unseen: Unseen) -> list[str]:
 
 
 def conclude(what: str, *, unseen: bool, errors: int) -> str:
-    """Return a sentence, without its period, that says whether `what`, such as `installation`, can work."""
     if errors:
         return f"This {what} cannot work as it is"
     return f"As far as could be checked, this {what} can work" if unseen else f"This {what} can work"

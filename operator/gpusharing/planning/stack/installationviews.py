@@ -30,7 +30,6 @@ class Place(PlanSettings):
     agent_account: str = AGENT
 
     def account(self, subject: str) -> str:
-        """Return the service account of OPERATOR or AGENT as `namespace/name`."""
         if subject == AGENT:
             return f"{self.agent_namespace}/{self.agent_account}"
         return f"{self.namespace}/{self.operator_account}"
@@ -150,7 +149,6 @@ class InstallationView:
 
     @property
     def named_entries(self) -> frozenset[str]:
-        """The entries that Nodes name in their label for the device plugin."""
         return frozenset(one.labels.get(LABEL_PLUGIN_CONFIG, "") for one in self.nodes) - {""}
 
     @property
@@ -175,7 +173,6 @@ class InstallationView:
 
     @property
     def followed_policy(self) -> ClusterPolicyView | None:
-        """The first of `followed_stacks`."""
         return next(iter(self.followed_stacks), None)
 
     def is_void(self, name: str) -> bool:
@@ -232,7 +229,6 @@ def warning(topic: Topic, reason: str, message: str, command: str) -> Symptom:
 
 
 def upgrade(view: InstallationView, values: str) -> str:
-    """Return the command that sets values of the release, as NAME=VALUE separated by commas."""
     place = view.place
     return f"helm upgrade {place.release} CHART -n {place.namespace} --reset-then-reuse-values --set {values}"
 
@@ -258,7 +254,6 @@ Unseen = Mapping[Topic, str]
 
 
 def find_unread_topics(view: InstallationView) -> Unseen:
-    """Return a clause for each topic that depends on kinds of objects (LOOKED_AT) that could not be read."""
     found = {topic: sorted(LOOKED_AT.get(topic, frozenset()) & view.unread.keys()) for topic in Topic}
     return {topic: f"{', '.join(kinds)} cannot be read" for topic, kinds in found.items() if kinds}
 

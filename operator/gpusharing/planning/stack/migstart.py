@@ -55,7 +55,10 @@ def find_start_changes(
         stale = agents is not None and name not in agents
         if observed is None or (unknown := _why_unknown(observed, stale=stale)):
             if node.labels.get(LABEL_MIG_CAPABLE) != "false" and not _is_kept_off(node, stack):
-                changes.append(StartChange(name, unknown if observed else _tell_unread(node), known=False))
+                instances = [one for one in sorted(node.resources) if one.startswith(RESOURCE_MIG_PREFIX)]
+                advertised = f"; it advertises {some(instances)}" if instances else ""
+                why = unknown if observed else f"no agent has read its GPUs{advertised}"
+                changes.append(StartChange(name, why, known=False))
             continue
         key = node.labels.get(LABEL_MIG_CONFIG, ""), observed.hardware
         if key not in known:
@@ -80,11 +83,6 @@ def _is_kept_off(node: NodeView, stack: StackView) -> bool:
         return False
     manager, workload = node.labels.get(_DEPLOY_MANAGER, ""), node.labels.get(LABEL_WORKLOAD_CONFIG, "")
     return manager == "false" or (not manager and workload not in ("", WORKLOAD_CONTAINER))
-
-
-def _tell_unread(node: NodeView) -> str:
-    instances = [name for name in sorted(node.resources) if name.startswith(RESOURCE_MIG_PREFIX)]
-    return f"no agent has read its GPUs{f'; it advertises {some(instances)}' if instances else ''}"
 
 
 def _why_unknown(observed: ObservedView, *, stale: bool) -> str:
@@ -124,7 +122,6 @@ def _meaning(config: str, gpus: Sequence[GpuView], stack: StackView) -> tuple[La
 
 
 def start_changes_of(view: InstallationView) -> tuple[StartChange, ...]:
-    """Return what `find_start_changes` finds in an installation, or that Nodes could not be read."""
     if "nodes" in view.unread:
         return (StartChange("all nodes", "Nodes could not be read", known=False),)
     agents = None

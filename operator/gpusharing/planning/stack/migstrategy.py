@@ -53,7 +53,6 @@ def find_strategy_users(
 
 
 def wants_other_strategy(policy: PolicyView, fixed: str) -> bool:
-    """Whether the policy wants MIG under another strategy than `fixed`."""
     return policy.spec is not None and policy.spec.mig is not None and policy.spec.mig.strategy != fixed
 
 
@@ -84,7 +83,6 @@ def _find_mig(node: NodeView, observed: ObservedView | None, fixed: str) -> str:
 
 
 def strategy_users_of(view: InstallationView, cluster_policy: ClusterPolicyView) -> dict[str, str]:
-    """Return what `find_strategy_users` finds in an installation."""
     if "nodes" in view.unread:
         return {"every GPU node": UNKNOWN}
     owners = Owners(find_contenders(view.policies))

@@ -64,7 +64,6 @@ class MpsLapses:
         return max(0, self.count - before.count if before.pod == self.pod else self.count)
 
     def describe(self, count: int) -> str:
-        """Return what `count` restarts, if any, did to the MPS clients, and why."""
         if count <= 0:
             return ""
         times, last = ("once", "") if count == 1 else (f"{count} times", "the last time ")

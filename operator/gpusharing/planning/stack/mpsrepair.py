@@ -38,7 +38,6 @@ def plan_repair(stack: StackView, settings: PlanSettings) -> RepairMps | None:
 
 
 def find_due(stack: StackView, settings: PlanSettings) -> MpsDaemonView | None:
-    """Return the MPS daemon that the operator must repair and may repair now."""
     daemon = _find_deaf_daemon(stack, settings)
     return None if daemon is None or _find_restraint(daemon, stack, settings) else daemon
 
@@ -127,21 +126,17 @@ def find_serving(
         modes = [gpu.compute_mode for gpu in observed.hardware.kinds] if observed is not None else []
         # A daemon sets the GPUs that it serves to an exclusive mode (docs/design/hardware.md#mps-mode). An emptied
         # node with such a GPU is about to be proven and returned to service, so its daemon must not restart.
-        if _is_emptied(node) and EXCLUSIVE not in modes:
+        fence = node.fence
+        emptied = (
+            fence is not None
+            and fence.stage == "actuating"
+            and fence.disruption.severity >= names.DisruptionClass.GPU_PODS.severity
+            and node.unschedulable
+        )
+        if emptied and EXCLUSIVE not in modes:
             continue
         readable = observed is not None and observed.gpus and not (observed.quiet or observed.error)
         free = readable and all(mode == "Default" for mode in modes)
         if name not in agents or not free:
             serving.append(name)
     return tuple(sorted(serving))
-
-
-def _is_emptied(node: NodeView) -> bool:
-    """Whether a change has drained the node of GPU pods and it is still cordoned, so nothing is scheduled there."""
-    fence = node.fence
-    return (
-        fence is not None
-        and fence.stage == "actuating"
-        and fence.disruption.severity >= names.DisruptionClass.GPU_PODS.severity
-        and node.unschedulable
-    )

@@ -6,13 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from gpusharing.api import names
 from gpusharing.planning.gpus.drivers import find_driver_flaw
 from gpusharing.planning.snapshot.views import NodeView, PlanSettings
-from gpusharing.planning.stack.installationviews import (
-    InstallationView,
-    Symptom,
-    Topic,
-    error,
-    warning,
-)
+from gpusharing.planning.stack.installationviews import InstallationView, Symptom, Topic, error, warning
 from gpusharing.planning.stack.migstart import SHOW_LABELS, after_labels, start_changes_of, tell_changes
 from gpusharing.planning.stack.otherplugins import GKE, explain_plugin
 from gpusharing.planning.stack.requirements import (
@@ -32,7 +26,6 @@ LABEL_DRIVER = "nvidia.com/cuda.driver-version.full"
 
 
 def has_gpu_label(node: NodeView) -> bool:
-    """Whether the node has a GPU according to the GPU Operator or GPU Feature Discovery."""
     return node.labels.get(names.LABEL_GPU_PRESENT) == "true" or names.LABEL_GPU_PRODUCT in node.labels
 
 
@@ -90,7 +83,6 @@ def _find_unknown_configs(nodes: Sequence[NodeView], view: InstallationView) -> 
 
 
 def _find_blocking(nodes: Sequence[NodeView], view: InstallationView) -> Iterator[Symptom]:
-    """Yield what keeps policies from being carried out on these nodes; only warnings if there are no policies."""
     report = warning if view.selectors is None else error
     # GKE's plugin is reported with the agents, so that `helm test` shows it, too.
     for plugin in sorted({node.other_plugin for node in nodes} - {"", GKE}):
@@ -101,15 +93,13 @@ def _find_blocking(nodes: Sequence[NodeView], view: InstallationView) -> Iterato
     if odd := [node for node in nodes if workload_of(node.labels, policy) != names.WORKLOAD_CONTAINER]:
         # Removing the label may not help: ClusterPolicy's sandboxWorkloads.defaultWorkload may say the same.
         command = f"kubectl label node {_all(odd)} --overwrite {label}={names.WORKLOAD_CONTAINER}"
-        yield report(
-            Topic.NODES,
-            "WorkloadConfig",
+        message = (
             f"the GPUs on {some([node.name for node in odd])} are not available to containers ({odd[0].name} is set to"
             f" {workload_of(odd[0].labels, policy)} by label {label}, or by ClusterPolicy {SANDBOX_DEFAULT} if it has"
             " no such label), so policies have no effect there. Stop the virtual machines that use the GPUs and set"
-            " the label to container, or exclude the node with the policy's nodeSelector",
-            _mend(view, label, command),
+            " the label to container, or exclude the node with the policy's nodeSelector"
         )
+        yield report(Topic.NODES, "WorkloadConfig", message, _mend(view, label, command))
     # Where another device plugin serves a node, an admin may have switched NVIDIA's programs off on purpose.
     ours = [node for node in nodes if not node.other_plugin]
     for operand, label in DEPLOY_NEEDED.items():
@@ -118,23 +108,18 @@ def _find_blocking(nodes: Sequence[NodeView], view: InstallationView) -> Iterato
             among = {node.name for node in odd if operand == "operands"}
             changes = [change for change in start_changes_of(view) if change.node in among] if among else []
             remove = after_labels(f"kubectl label node {_all(odd)} {label}-", changes)
-            yield report(
-                Topic.NODES,
-                "OperandsDisabled",
+            message = (
                 f"{label} of {some([node.name for node in odd])} is {odd[0].labels[label]}, so components of the"
                 " GPU Operator that every change needs do not run there, and policies have no effect there."
-                f" Remove the label, or exclude the node with the policy's nodeSelector{tell_changes(changes)}",
-                _mend(view, label, remove or SHOW_LABELS),
+                f" Remove the label, or exclude the node with the policy's nodeSelector{tell_changes(changes)}"
             )
+            yield report(Topic.NODES, "OperandsDisabled", message, _mend(view, label, remove or SHOW_LABELS))
     owners = {node.name: find_owners(node) for node in nodes}
     for label, owner in dict.fromkeys(pair for labels in owners.values() for pair in labels.items()):
         alike = [name for name, labels in owners.items() if labels.get(label) == owner]
-        yield warning(
-            Topic.NODES,
-            "LabelOwnedElsewhere",
-            f"the operator does not change label {label} on {some(alike)}: {owner}",
-            f"kubectl get node {alike[0]} -o yaml --show-managed-fields",
-        )
+        message = f"the operator does not change label {label} on {some(alike)}: {owner}"
+        command = f"kubectl get node {alike[0]} -o yaml --show-managed-fields"
+        yield warning(Topic.NODES, "LabelOwnedElsewhere", message, command)
 
 
 def _mend(view: InstallationView, label: str, command: str) -> str:
@@ -187,12 +172,8 @@ def _find_mig_symptoms(
     if paused:
         changes = [change for change in start_changes_of(view) if change.node == paused[0]]
         restart = f"kubectl -n {namespace} delete pod -l app=nvidia-mig-manager --field-selector spec.nodeName={paused[0]}"
-        yield error(
-            Topic.NODES,
-            "OperandsPaused",
-            f"operands on {some(paused)} are still paused for a MIG change that has ended{tell_changes(changes)}",
-            after_labels(restart, changes) or SHOW_LABELS,
-        )
+        message = f"operands on {some(paused)} are still paused for a MIG change that has ended{tell_changes(changes)}"
+        yield error(Topic.NODES, "OperandsPaused", message, after_labels(restart, changes) or SHOW_LABELS)
 
 
 def _find_unsafe_drivers(nodes: Sequence[NodeView], settings: PlanSettings) -> Iterator[Symptom]:
@@ -286,7 +267,6 @@ class PluginEntries:
 
     @property
     def absence(self) -> str:
-        """A message if the ConfigMap does not exist, else an empty string."""
         if self.texts is not None:
             return ""
         others = f"; there is a ConfigMap with that name in {some(self.elsewhere)}" if self.elsewhere else ""

@@ -19,7 +19,6 @@ AKS, AUTO_MODE = "kubernetes.azure.com/dcgm-exporter", "eks.amazonaws.com/comput
 
 
 def has_cloud_plugin(labels: Mapping[str, str]) -> bool:
-    """Whether GKE runs its own device plugin on a Node with these labels."""
     return GKE_GPU in labels and labels.get(GKE_WITHOUT_PLUGIN) != "true"
 
 
@@ -74,7 +73,6 @@ RESOURCES = tuple(prefix for one in OTHERS.values() for prefix in one.resources)
 def find_other_plugin(
     labels: Mapping[str, str], annotations: Mapping[str, str], resources: Sequence[str]
 ) -> str:
-    """Return the name of the plugin in OTHERS that serves a Node, or an empty string."""
     for plugin, known in OTHERS.items():
         if known.marked(labels, annotations) or any(name.startswith(known.resources) for name in resources):
             return plugin

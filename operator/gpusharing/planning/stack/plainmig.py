@@ -21,7 +21,6 @@ from gpusharing.planning.wanted.toolversions import is_readable, pauses_clients
 
 
 def find_unusable_manager(plain: PlainStackView, version: str) -> Finding | None:
-    """Return why mig-manager cannot change GPUs alongside NVIDIA's device-plugin chart, or None if it can."""
     if not plain.mig_manager:
         return Finding(
             Reason.MIG_MANAGER_MISSING,
@@ -91,7 +90,6 @@ def find_mig_obstacle(
 
 
 def find_mig_obstacles(view: InstallationView) -> Iterator[Symptom]:
-    """Yield what keeps a mig-manager without the GPU Operator from carrying out policies."""
     place, dra = view.place, view.dra
     if dra.mig_manager and not view.cluster_policies and not is_readable(dra.mig_manager_version):
         yield warning(

@@ -104,7 +104,6 @@ class Pointer:
 
     @property
     def patch(self) -> Fields:
-        """The fields of ClusterPolicy that set the pointer and remove a default that our ConfigMap lacks."""
         block, _, _ = self.field.partition(".")
         config = {"name": self.ours} | ({"default": None} if self.without_default else {})
         return {block: {"config": config}}
@@ -136,10 +135,9 @@ def mig_pointer(
     missing: Collection[str] = (),
     nodes: Collection[str] = (),
     *,
-    merged: bool = False,
+    merged: bool = False,  # whether ours has the entries of the admin's ConfigMap already
     start_changes: tuple[StartChange, ...] = (),
 ) -> Pointer:
-    """Return mig-manager's pointer; `merged` says whether the admin's ConfigMap is merged into ours already."""
     return Pointer(
         MIG_POINTER,
         ours,
@@ -206,10 +204,7 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
         return None
     plugin = plugin_pointer(policy, settings.plugin_config_map, stack.plugin_configs, stack.missing_entries)
     mig = mig_pointer(
-        policy,
-        settings.mig_config_map,
-        stack.unresolved_mig.values(),
-        start_changes=stack.start_changes,
+        policy, settings.mig_config_map, stack.unresolved_mig.values(), start_changes=stack.start_changes
     )
     wanted = {
         pointer.field: pointer.ours

@@ -60,7 +60,6 @@ class NeededProgram:
 
     @property
     def patch(self) -> Fields:
-        """The fields of ClusterPolicy that turn the program on."""
         block, _, name = self.switch.partition(".")
         return {block: {name: True}}
 
@@ -99,12 +98,10 @@ READ = (*(row.switch for row in REQUIREMENTS), "driver.useNvidiaDriverCRD", SAND
 
 
 def find_off(policy: ClusterPolicyView) -> list[NeededProgram]:
-    """Return the programs that ClusterPolicy turns off, without those that the host may bring, such as the driver."""
     return [row for row in OPERANDS if row.is_off(policy)]
 
 
 def lacks(row: NeededProgram, mode: Mode, stack: StackView) -> bool:
-    """Whether the installation does not run a program that its actuator needs for the mode."""
     policy, needed = stack.cluster_policy, row.label in find_actuator(stack).needs and mode in row.modes
     return policy is not None and needed and row.is_off(policy)
 
@@ -157,7 +154,6 @@ def is_switched_off(operand: str, value: str) -> bool:
 
 
 def find_other_workload(node: NodeView, policy: ClusterPolicyView | None) -> str:
-    """Return a message with the remedy if a node's GPUs are not for containers but, for example, virtual machines."""
     workload = workload_of(node.labels, policy)
     if workload == names.WORKLOAD_CONTAINER:
         return ""

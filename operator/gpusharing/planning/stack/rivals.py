@@ -98,14 +98,12 @@ def _running(servers: Iterable[Server], namespace: str) -> list[Server]:
 
 
 def _are_twins(one: Server, other: Server) -> bool:
-    """Whether both have the same role and certainly share nodes."""
     if one.stale or other.stale:  # its pods may be about to leave all nodes
         return False
     return one.role is other.role and one.role in _DISTURBANCE and (one.covers(other) or other.covers(one))
 
 
 def tell_twins(servers: Iterable[Server], namespace: str) -> str:
-    """Return a message about the first two DaemonSets of one role that certainly share nodes, or an empty string."""
     pairs = combinations(_running(servers, namespace), 2)
     main, other = next((pair for pair in pairs if _are_twins(*pair)), (None, None))
     if main is None or other is None:

@@ -23,7 +23,6 @@ TOLERATION: dict[str, Any] = {"key": names.TAINT_UNPROVEN, "operator": "Exists",
 
 
 def find_untolerated(policy: ClusterPolicyView, namespace: str) -> tuple[str, str] | None:
-    """Return how to correct the ClusterPolicy, or NVIDIA's device-plugin chart in its place."""
     if policy.tolerates_gate:
         return None
     tolerations = with_toleration(policy.tolerations)
@@ -40,7 +39,6 @@ def find_untolerated(policy: ClusterPolicyView, namespace: str) -> tuple[str, st
 
 
 def find_untolerated_driver(driver: DraDriverView | None, namespace: str) -> tuple[str, str] | None:
-    """Return how to correct NVIDIA's DRA driver, if there is one that serves GPUs."""
     if driver is None or driver.tolerates_gate or not driver.serves_gpus:
         return None
     return (
@@ -51,7 +49,6 @@ def find_untolerated_driver(driver: DraDriverView | None, namespace: str) -> tup
 
 
 def find_untolerated_agents(stack: StackView) -> tuple[str, str] | None:
-    """Return how to correct our agent's DaemonSet."""
     if not stack.intolerant_agents:
         return None
     added = _dump([{"op": "add", "path": "/spec/template/spec/tolerations/-", "value": TOLERATION}])
@@ -86,7 +83,6 @@ def _dump(value: object) -> str:
 
 
 def with_toleration(tolerations: str) -> list[Any]:
-    """Return these tolerations, a JSON list, with that of the start-up taint at the end."""
     return [*json.loads(tolerations), TOLERATION]
 
 
