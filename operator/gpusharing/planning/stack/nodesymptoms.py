@@ -68,6 +68,7 @@ def _find_unknown_configs(nodes: Sequence[NodeView], view: InstallationView) -> 
     config_map = view.config_maps.get(plugin_map)
     if config_map is None or not config_map.keys:
         return
+    # config-manager keeps the previous configuration then (docs/design/nvidia.md#b4).
     if odd := [node for node in nodes if node.labels.get(label, "") not in ("", *config_map.keys)]:
         wrong = odd[0].labels[label]
         alike = [node for node in odd if node.labels[label] == wrong]
@@ -79,7 +80,7 @@ def _find_unknown_configs(nodes: Sequence[NodeView], view: InstallationView) -> 
             " configuration. Set the label to the entry that the device plugin is using now. Do not just remove the"
             " label: the plugin would then use its default entry, which may advertise fewer devices",
             _mend(view, label, f"kubectl label node {_all(alike)} --overwrite {label}=NAME"),
-        )  # docs/design/nvidia.md#b4
+        )
 
 
 def _find_blocking(nodes: Sequence[NodeView], view: InstallationView) -> Iterator[Symptom]:
