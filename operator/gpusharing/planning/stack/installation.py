@@ -6,7 +6,7 @@
 from collections.abc import Container, Iterable, Iterator, Sequence
 
 from gpusharing.api import names
-from gpusharing.api.names import LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG
+from gpusharing.api.names import LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG, Mode
 from gpusharing.api.selectors import matches
 from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, ClusterPolicyView, find_active
 from gpusharing.planning.stack.commands import Fields, helm_install, kubectl_patch, plain_upgrade
@@ -26,7 +26,7 @@ from gpusharing.planning.stack.installationviews import (
 )
 from gpusharing.planning.stack.migstart import SHOW_LABELS, after_labels, start_changes_of, tell_changes
 from gpusharing.planning.stack.migstrategy import strategy_users_of, tell_strategy_users
-from gpusharing.planning.stack.mpsdaemon import find_deaf_mps
+from gpusharing.planning.stack.mpsrepair import VALUE
 from gpusharing.planning.stack.otherplugins import GKE, GKE_GPU, GKE_WITHOUT_PLUGIN
 from gpusharing.planning.stack.plainmig import find_mig_obstacles
 from gpusharing.planning.stack.pointers import (
@@ -42,6 +42,7 @@ from gpusharing.planning.stack.requirements import EVERY_MODE, find_absent, find
 from gpusharing.planning.stack.startgate import find_gate_symptoms
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.toolversions import SKIPS_THREADS, find_deafness, find_remedy
 
 # --- commands that repair an installation --------------------------------------------------------------------
 # They depend on what is installed: nothing, CRDs, a chart without operator, or everything. If nothing is, the only
@@ -307,6 +308,29 @@ def _find_mig_symptoms(view: InstallationView, policy: ClusterPolicyView) -> Ite
             f"{tell_strategy_users(users, fixed) if other else ''}",
             _correct(view, policy, {"mig": {"strategy": None}}, needed=other and not users),
         )
+
+
+def find_deaf_mps(view: InstallationView) -> Iterator[Symptom]:
+    """Yield an error if a policy has mode MPS and the GPU Operator's MPS daemon follows no label (docs/design/nvidia.md#b5)."""
+    wanted = sorted(
+        policy.name for policy in view.policies if policy.spec is not None and policy.spec.mode is Mode.MPS
+    )
+    stack = view.followed_policy
+    daemon = stack.mps_daemon if stack is not None else None
+    if not wanted or stack is None or daemon is None or not (why := find_deafness(daemon)):
+        return
+    remedy = find_remedy(daemon)
+    by_itself = (
+        f". The operator sets the name itself ({VALUE}): `kubectl get gpun -o wide` says what it waits for"
+    )
+    newer = kubectl_patch(stack.name, {"devicePlugin": {"version": SKIPS_THREADS}})
+    yield error(
+        Topic.CLUSTER_POLICY,
+        str(Reason.MPS_NOT_SWITCHABLE),
+        f"{daemon.name}: no node can change to MPS for policy {', '.join(wanted)}, because {why}. {remedy.text}"
+        f"{by_itself if view.place.repair_mps else ''}",
+        newer if remedy.needs_plugin else remedy.command,
+    )
 
 
 def _find_config_map_symptoms(view: InstallationView) -> Iterator[Symptom]:

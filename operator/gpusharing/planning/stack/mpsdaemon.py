@@ -1,45 +1,17 @@
-"""Whether labels can switch MPS on, and how often config-manager restarted while a node's MPS daemon kept running.
+"""How often config-manager restarted while the MPS daemon of a node kept running.
 
 Each such restart ends the node's MPS clients: config-manager begins with the fallback configuration and names the one
 of the label a moment later, and it signals the daemon both times (docs/design/nvidia.md#b5). The daemon then serves
 again, so the restart is counted and reported, and no node is drained for it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-from gpusharing.api.names import Mode
 from gpusharing.planning.snapshot.stackviews import Operand, Program, StackView
 from gpusharing.planning.snapshot.views import NodeView
-from gpusharing.planning.stack.commands import kubectl_patch
-from gpusharing.planning.stack.installationviews import InstallationView, Symptom, Topic, error
-from gpusharing.planning.stack.mpsrepair import VALUE
-from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.toolversions import SKIPS_THREADS, find_deafness, find_remedy
+from gpusharing.planning.wanted.toolversions import find_deafness
 from gpusharing.planning.wanted.verify import is_told_mps
-
-
-def find_deaf_mps(view: InstallationView) -> Iterator[Symptom]:
-    """Yield an error if a policy has mode MPS and the GPU Operator's MPS daemon follows no label (docs/design/nvidia.md#b5)."""
-    wanted = sorted(
-        policy.name for policy in view.policies if policy.spec is not None and policy.spec.mode is Mode.MPS
-    )
-    stack = view.followed_policy
-    daemon = stack.mps_daemon if stack is not None else None
-    if not wanted or stack is None or daemon is None or not (why := find_deafness(daemon)):
-        return
-    remedy = find_remedy(daemon)
-    by_itself = (
-        f". The operator sets the name itself ({VALUE}): `kubectl get gpun -o wide` says what it waits for"
-    )
-    newer = kubectl_patch(stack.name, {"devicePlugin": {"version": SKIPS_THREADS}})
-    yield error(
-        Topic.CLUSTER_POLICY,
-        str(Reason.MPS_NOT_SWITCHABLE),
-        f"{daemon.name}: no node can change to MPS for policy {', '.join(wanted)}, because {why}. {remedy.text}"
-        f"{by_itself if view.place.repair_mps else ''}",
-        newer if remedy.needs_plugin else remedy.command,
-    )
 
 
 @value

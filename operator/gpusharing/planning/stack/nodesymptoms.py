@@ -8,7 +8,7 @@ from gpusharing.planning.gpus.drivers import find_driver_flaw
 from gpusharing.planning.snapshot.views import NodeView, PlanSettings
 from gpusharing.planning.stack.installationviews import InstallationView, Symptom, Topic, error, warning
 from gpusharing.planning.stack.migstart import SHOW_LABELS, after_labels, start_changes_of, tell_changes
-from gpusharing.planning.stack.otherplugins import GKE, explain_plugin
+from gpusharing.planning.stack.otherplugins import GKE, explain_plugin, has_gpu_label
 from gpusharing.planning.stack.requirements import (
     DEPLOY_NEEDED,
     SANDBOX_DEFAULT,
@@ -23,10 +23,6 @@ from gpusharing.planning.wanted.pluginconfig import find_flaws
 
 LABEL_DRIVER = "nvidia.com/cuda.driver-version.full"
 """GPU Feature Discovery's label with the version of the driver (k8s-device-plugin v0.19.3, internal/lm/nvml.go)."""
-
-
-def has_gpu_label(node: NodeView) -> bool:
-    return node.labels.get(names.LABEL_GPU_PRESENT) == "true" or names.LABEL_GPU_PRODUCT in node.labels
 
 
 def find_node_symptoms(

@@ -7,7 +7,8 @@ the kubelet sets to 0 when the plugin is gone.
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-from gpusharing.api.names import LABEL_PLUGIN_CONFIG
+from gpusharing.api.names import LABEL_GPU_PRESENT, LABEL_GPU_PRODUCT, LABEL_PLUGIN_CONFIG
+from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.values import value
 
@@ -16,6 +17,10 @@ GKE_GPU, GKE_WITHOUT_PLUGIN = "cloud.google.com/gke-accelerator", "gke-no-defaul
 """Labels of GKE. The first is on nodes with a GPU. With the value `true`, the second keeps GKE's own device plugin off a node."""
 HAMI, HAMI_STATE = "hami.io/node-nvidia-register", "hami.io/node-handshake"
 AKS, AUTO_MODE = "kubernetes.azure.com/dcgm-exporter", "eks.amazonaws.com/compute-type"
+
+
+def has_gpu_label(node: NodeView) -> bool:
+    return node.labels.get(LABEL_GPU_PRESENT) == "true" or LABEL_GPU_PRODUCT in node.labels
 
 
 def has_cloud_plugin(labels: Mapping[str, str]) -> bool:

@@ -39,7 +39,7 @@ def _rights(verbs: str, group: str, resource: str, subresource: str = "", **more
 
 _OURS, _NVIDIA = "gpusharing.dev", "nvidia.com"
 
-OPERATOR: tuple[Right, ...] = (
+OPERATOR_RIGHTS: tuple[Right, ...] = (
     *_rights("get list watch patch", _OURS, "gpusharingpolicies"),
     *_rights("patch", _OURS, "gpusharingpolicies", "status"),
     *_rights("list watch create patch", _OURS, "gpunodes"),
@@ -87,7 +87,7 @@ DEVICE_TAINTS: tuple[Right, ...] = (
 )
 """Additional rights of the operator's service account if chart value dra.deviceTaints is on."""
 
-AGENT: tuple[Right, ...] = (
+AGENT_RIGHTS: tuple[Right, ...] = (
     *_rights("list watch", _OURS, "gpunodes"),
     *_rights("patch", _OURS, "gpunodes", "status"),
 )

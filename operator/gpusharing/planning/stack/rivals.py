@@ -12,7 +12,7 @@ from itertools import combinations
 
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack.installationviews import Symptom, Topic, error, warning
-from gpusharing.planning.stack.nodesymptoms import has_gpu_label
+from gpusharing.planning.stack.otherplugins import has_gpu_label
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.values import value
 
