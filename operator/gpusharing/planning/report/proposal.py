@@ -19,7 +19,7 @@ from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.pools.canary import find_canary
 from gpusharing.planning.pools.candidates import Order, find_candidate
 from gpusharing.planning.pools.hours import foresee_end
-from gpusharing.planning.pools.ledger import Ledger
+from gpusharing.planning.pools.ledger import PassState
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.previews import preview_of
 from gpusharing.planning.report.counts import count_devices
@@ -42,9 +42,7 @@ class Step:
     """One node that would change."""
 
     verdict: Verdict
-    """The verdict on the node now."""
     starts: bool
-    """Whether this pass would fence the node, so that its change begins at once."""
     preview: Preview | None
     """What its change would disturb, or None if its pods were not listed."""
 
@@ -54,72 +52,45 @@ class Vanishing:
     """A resource of which the pool would have fewer devices after the changes, and the pods that request it."""
 
     resource: str
-    """Name of the resource."""
     before: int
-    """How many devices the pool serves now."""
     after: int
-    """How many it would serve after all changes."""
     demand: DeviceDemand
-    """How many devices the pods of the whole cluster request, and how many the cluster will have after all changes."""
     pods: tuple[str, ...]
-    """Pods that request the resource and run on nodes that change, as `namespace/name`. Only nodes whose pods were
-    listed are included."""
+    """Pods that request the resource and run on nodes that change, as `namespace/name`."""
     pending: int
-    """How many Pending pods without a node request the resource."""
-
 
 @value
 class Proposal:
     """What would happen to the pool of one policy."""
 
     policy: str
-    """Name of the policy."""
     accepted: bool
-    """Whether the policy is accepted, which means that it can be carried out."""
     about: str
-    """Message of its condition Accepted: why the policy is refused, or which nodes can serve it, with any doubts."""
     reason: str
-    """The reason of its condition Accepted."""
     steps: tuple[Step, ...]
-    """The nodes that change, in order: nodes in flight, then nodes that start now, then nodes that wait."""
     left_out: tuple[Verdict, ...]
-    """Verdicts of the nodes that differ from the policy but do not change, because a person or another program has to
-    act first."""
     unread: tuple[Verdict, ...]
-    """The verdicts in `left_out` on nodes of which it is unknown whether they match the policy: nobody has read their
-    GPUs, or their agent or kubelet is away."""
+    """The verdicts in `left_out` on nodes of which it is unknown whether they match the policy: nobody has read their GPUs, or their agent or kubelet is away."""
     lost: Mapping[str, str]
-    """Nodes that the policy selects but another policy owns, with that policy. Only filled in if the policy has no
-    nodes of its own."""
     coming: tuple[str, ...]
-    """Nodes that the policy owns but that are still in a change which another policy began."""
     adopted: tuple[str, ...]
-    """Nodes that already match the policy but are not governed by it yet. They only get labels."""
+    """They only get labels."""
     settled: int
-    """How many nodes match the policy and are governed by it."""
     before: Mapping[str, int]
-    """Devices that the pool serves now, by resource name."""
     after: Mapping[str, int]
-    """Devices that the pool would serve after all changes, by resource name."""
     vanishing: tuple[Vanishing, ...]
-    """The resources of which the pool would have fewer devices."""
     hash: str
-    """The hash of the plan, which a person sets to approve it. Empty if nothing changes, or if the policy has no UID
-    yet."""
+    """Empty if nothing changes, or if the policy has no UID yet."""
     windows: tuple[str, ...]
-    """The next times at which nodes may start. Empty if they may start at any time, or never."""
+    """Empty if they may start at any time, or never."""
     at_once: int
-    """How many nodes may be unavailable at the same time."""
     single_keeps_name: bool = False
-    """Whether mig.strategy single would suit the layouts and would keep the resource name nvidia.com/gpu, which pods
-    request."""
+    """Whether mig.strategy single would suit the layouts and would keep the resource name nvidia.com/gpu, which pods request."""
     client_memory: Mapping[str, float] = field(default_factory=dict)
     """GiB of one MPS client, by product. Empty in other modes; cards that our table does not have are left out."""
     client_threads: int = 0
-    """Percentage of a GPU's threads that one MPS client may use. 0 in other modes."""
     lasts: tuple[timedelta, ...] = ()
-    """How long all changes together take at least and at most, counted from now (`foresee`). Empty if that is
-    unknown."""
+    """How long all changes together take at least and at most, counted from now (`foresee`). Empty if that is unknown."""
 
     @property
     def disruption(self) -> DisruptionClass:
@@ -132,9 +103,7 @@ class Proposal:
 
 
 def configured(snapshot: ClusterSnapshot, plan: RolloutPlan, since: datetime) -> ClusterSnapshot | None:
-    """Return a copy of the snapshot in which our ConfigMaps exist, have our label, and already have the contents that
-    the plan wants to write, with every entry written at `since`. A plan for the original snapshot would have every node
-    wait for that write. None if the plan writes no ConfigMaps."""
+    """Return a copy of the snapshot in which our ConfigMaps exist, have our label, and already have the contents that the plan wants to write, with every entry written at `since`."""
     change = next((action for action in plan.shared if isinstance(action, WriteConfig)), None)
     if change is None:
         return None
@@ -153,10 +122,7 @@ def configured(snapshot: ClusterSnapshot, plan: RolloutPlan, since: datetime) ->
 def tell_proposal(
     policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
 ) -> Proposal:
-    """Return what the plan means for this policy and its pool: whether the policy is accepted, which nodes change, are
-    adopted or are left out, and the devices of the pool before and after, sorted by resource name. Blocked and skipped
-    nodes that have a target and differ from it count as nodes that change. `lasts` is left empty. `plan` must have been
-    made from this snapshot, with this policy. Nothing is written."""
+    """Return what the plan means for this policy and its pool: whether the policy is accepted, which nodes change, are adopted or are left out, and the devices of the pool before and after, sorted by resource name."""
     pool = members(policy, plan, snapshot)
     status = tell_status(policy, plan, snapshot, {}, now)
     accepted = next(row for row in status["conditions"] if row["type"] == ConditionType.ACCEPTED)
@@ -201,11 +167,7 @@ def tell_proposal(
 def foresee(
     pool: Pool, snapshot: ClusterSnapshot, now: datetime, count: int, past: Sequence[timedelta]
 ) -> tuple[timedelta, ...]:
-    """Return how long the changes of `count` nodes of the pool take at least and at most, counted from `now`, if each
-    takes as long as the fastest or the slowest of the `past` changes. If canaries hold back the other nodes until a
-    known time (`find_canary`), the changes begin at that time. Both limits on nodes at once, the windows and the soak
-    of the canaries are considered; other holds, such as a missing approval, are not. Empty if `count` is 0, `past` is
-    empty, a limit allows no node, the spec cannot be read, or the windows that can be foreseen do not suffice."""
+    """Return how long the changes of `count` nodes of the pool take at least and at most, counted from `now`, if each takes as long as the fastest or the slowest of the `past` changes."""
     at_once = min(pool.limit, snapshot.settings.max_in_flight)
     if not past or not count or not at_once or pool.policy.spec is None:
         return ()
@@ -227,10 +189,6 @@ def foresee(
 def _single_would_do(
     policy: PolicyView, targets: Iterable[Mapping[str, int]], vanishing: Iterable[Vanishing]
 ) -> bool:
-    """Whether MIG strategy single would keep the name nvidia.com/gpu for pods that request it, while strategy mixed
-    leaves fewer devices of that name (`vanishing`). Single keeps it if each of `targets`, the resources of one node
-    that changes, has exactly one resource and that is not nvidia.com/gpu. False if no pod requests nvidia.com/gpu, or
-    unless the policy asks for strategy mixed."""
     if policy.spec is None or policy.spec.mig is None or policy.spec.mig.strategy != "mixed":
         return False
     asked = any(one.resource == RESOURCE_GPU and (one.pods or one.pending) for one in vanishing)
@@ -240,9 +198,6 @@ def _single_would_do(
 def _client_memory(
     policy: PolicyView, nodes: Iterable[str], snapshot: ClusterSnapshot
 ) -> Iterator[tuple[str, float]]:
-    """Yield the product name of each card on these nodes, sorted, with the GiB that one MPS client may use there.
-    Cards that our table does not have, or that share their memory with the CPU, are left out. Yields nothing unless
-    the policy has mode MPS and a readable spec."""
     reports = [snapshot.gpunodes[name].observed for name in nodes if name in snapshot.gpunodes]
     products = {gpu.product for seen in reports if seen is not None for gpu in seen.hardware.models}
     for product in sorted(products):
@@ -258,13 +213,9 @@ def _steps(
     snapshot: ClusterSnapshot,
     now: datetime,
 ) -> Iterator[Step]:
-    """Yield a Step for each verdict in `changing`: first the nodes that have a fence, then those that this pass
-    fences, then the others. Each group is in the order in which the planner would start the nodes, with nodes that
-    are not candidates last. The preview (`preview_of`) is None if no LIST of the node's pods was tried, or if the
-    spec cannot be read."""
-    ledger = Ledger(plan.afterwards, now, snapshot.memory.looks)
+    state = PassState(plan.afterwards, now, snapshot.memory.looks)
     order = {
-        case.node.name: find_candidate(case, policy, ledger).order
+        case.node.name: find_candidate(case, policy, state).order
         for case in plan.pools[policy.name].candidates
         if policy.spec is not None
     }
@@ -293,9 +244,6 @@ def _vanishing(
     snapshot: ClusterSnapshot,
     afterwards: Afterwards,
 ) -> Iterator[Vanishing]:
-    """Yield each resource that has fewer devices in `after` than in `before`; those with the fewest devices left come
-    first, and of equals the first by name. Each names the unfinished pods that request it, except KAI's reservation
-    pods, but only those on `nodes` whose pods were listed."""
     fewer = [name for name, count in before.items() if after.get(name, 0) < count]
     for name in sorted(fewer, key=lambda name: (after.get(name, 0), name)):
         pods = [
