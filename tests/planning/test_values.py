@@ -22,11 +22,19 @@ class Named:
     name: str
 
 
+@value(order=True)
+class Rank:
+    """In an order."""
+
+    number: int
+
+
 def test_values_are_equal_and_hashed_by_content_unless_they_say_otherwise() -> None:
     assert Point(1) == Point(1, 0)
     assert len({Point(1), replace(Point(2), x=1), Point(1, 1)}) == 2
     assert Named("a") != Named("a")
     assert len({Named("a"), Named("a")}) == 2
+    assert Rank(1) < Rank(2)
 
 
 def test_mypy_sees_who_assigns_a_field() -> None:

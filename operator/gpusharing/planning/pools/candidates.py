@@ -179,28 +179,27 @@ def try_start(candidate: Candidate, state: PassState) -> tuple[Verdict, Look | N
         return begin(candidate), None
     if look is not None:
         return blocked(case, look, again=pods is None and case.node.name in state.due), look
-    needed = budget_room(pods) if pods is not None else {}
-    if pods is None or (needed and not state.crowd_known):
+    if pods is None or (not state.crowd_known and budget_room(pods)):
         return looking(case), None
     if crowded := crowding(pods, state.crowd):
         # Other nodes make room within seconds, so the pods of this one are listed again at every poll.
         look = look_at(case, policy, None, pods, crowded)
         return blocked(case, look), look
+    return start(candidate, pods, state, state.claimed_waves.get(case.node.name, ""))
+
+
+def start(
+    candidate: Candidate, pods: Standings, state: PassState, wave: str, mates: tuple[str, ...] = ()
+) -> tuple[Verdict, Look]:
+    """Start the change of a node with these pods, count its evictions, and return its verdict and the look to record."""
+    needed, retry = budget_room(pods), candidate.case.node.retry
     state.crowd.update(needed)
-    return begin(candidate, state.claimed_waves.get(case.node.name, "")), begun_look(candidate, pods)
-
-
-def begun_look(candidate: Candidate, pods: Standings) -> Look:
-    """Return the look to record for a candidate that starts: no blockers, and how many pods the change will evict under each budget."""
-    needed, retry = tuple(budget_room(pods).items()), candidate.case.node.retry
-    return Look(candidate.policy.version, retry, pods.listed_at, 1, (), needed)
+    look = Look(candidate.policy.version, retry, pods.listed_at, 1, (), tuple(needed.items()))
+    return begin(candidate, wave, mates), look
 
 
 def begin(candidate: Candidate, wave: str = "", mates: tuple[str, ...] = ()) -> Verdict:
-    """Return the verdict that starts the change of this node by fencing it.
-
-    The fence records `wave`, the id of the node's wave, and `mates`, the nodes of that wave that were left behind.
-    """
+    """Return the verdict that fences the node. `mates` are the nodes of its wave that were left behind."""
     case, policy, assessed = candidate.case, candidate.policy, candidate.case.assessment
     assert isinstance(assessed, Assessed), "candidates have a target"
     node, drains = case.node, candidate.cordons

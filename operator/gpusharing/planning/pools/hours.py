@@ -58,10 +58,11 @@ class Hours:
     @property
     def listed(self) -> list[str]:
         """The spans as the plan shows them, such as `now to <time>` or `<time> to open end`."""
-        begins = ["now" if self.closed is None else to_rfc3339(span.opens) for span in self.spans[:1]]
-        begins += [to_rfc3339(span.opens) for span in self.spans[1:]]
-        ends = ["open end" if span.closes is None else to_rfc3339(span.closes) for span in self.spans]
-        return [f"{begin} to {end}" for begin, end in zip(begins, ends, strict=True)]
+        shown = []
+        for number, span in enumerate(self.spans):
+            opens = "now" if number == 0 and self.closed is None else to_rfc3339(span.opens)
+            shown.append(f"{opens} to {'open end' if span.closes is None else to_rfc3339(span.closes)}")
+        return shown
 
 
 ALWAYS = Hours()

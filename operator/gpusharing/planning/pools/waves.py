@@ -10,12 +10,11 @@ from gpusharing.planning.drain.plan import budget_room, crowding
 from gpusharing.planning.pools.candidates import (
     Candidate,
     Selection,
-    begin,
-    begun_look,
     blocked,
     look_at,
     looking,
     op_of,
+    start,
 )
 from gpusharing.planning.pools.holds import wait_for
 from gpusharing.planning.pools.ledger import PassState, find_mates
@@ -147,8 +146,7 @@ def try_wave(
         wave_id = next(filter(None, resumed), anew)
         for candidate, found in zip(free, pods, strict=True):
             # Within a wave, the server decides which pod leaves first under a budget.
-            state.crowd.update(budget_room(found))
-            chosen.put(candidate.case, begin(candidate, wave_id, left), begun_look(candidate, found))
+            chosen.put(candidate.case, *start(candidate, found, state, wave_id, left))
     return min(room, len(free))
 
 

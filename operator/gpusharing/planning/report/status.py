@@ -25,7 +25,7 @@ from gpusharing.planning.report.members import (
     urgency,
 )
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, ObservedView, PolicyView
 from gpusharing.planning.transition.guard import of_policy
 from gpusharing.planning.transition.members import is_begun
 from gpusharing.planning.transition.verdict import Verdict
@@ -62,10 +62,11 @@ def tell_status(
         ConditionType.RECONCILING: (False, objection.reason, objection.message),
         ConditionType.STALLED: (True, objection.reason, objection.message),
     }
-    conditions = [
-        _condition(kind, answer, policy.generation, previous, now) for kind, answer in answers.items()
-    ]
-    return {**previous, "observedGeneration": policy.generation, "conditions": conditions}
+    return {
+        **previous,
+        "observedGeneration": policy.generation,
+        "conditions": _conditions(policy, answers, previous, now),
+    }
 
 
 def policy_status(
@@ -80,7 +81,7 @@ def policy_status(
     headline = find_headline(pool, plan)
     ready = headline.reason is Reason.SYNCED, headline.reason, headline.ready
     stalled = _stalled(pool, plan)
-    conditions = {
+    answers = {
         ConditionType.ACCEPTED: _accepted(pool, plan, snapshot),
         ConditionType.READY: ready,
         ConditionType.RECONCILING: _reconciling(pool, ready, stalled),
@@ -95,9 +96,7 @@ def policy_status(
             {"node": verdict.node, "reason": str(verdict.reason), "message": cut(verdict.message, MAX_TEXT)}
             for verdict in pool.failures
         ][:MAX_LISTED],
-        "conditions": [
-            _condition(kind, answer, policy.generation, previous, now) for kind, answer in conditions.items()
-        ],
+        "conditions": _conditions(policy, answers, previous, now),
     }
 
 
@@ -132,22 +131,25 @@ def bearing(verdict: Verdict, node: NodeView) -> tuple[bool, ...]:
 # --- conditions --------------------------------------------------------------------------------------------
 
 
-def _condition(
-    kind: ConditionType, answer: Answer, generation: int, previous: Mapping[str, Any], now: datetime
-) -> dict[str, Any]:
-    holds, reason, message = answer
-    status = "True" if holds else "False"
-    rows: list[dict[str, Any]] = list(previous.get("conditions") or ())
-    earlier: dict[str, Any] = next((row for row in rows if row.get("type") == str(kind)), {})
-    since = earlier.get("lastTransitionTime") if earlier.get("status") == status else None
-    return {
-        "type": str(kind),
-        "status": status,
-        "reason": str(reason),
-        "message": cut(message, MAX_TEXT),
-        "observedGeneration": generation,
-        "lastTransitionTime": since or to_rfc3339(now),
-    }
+def _conditions(
+    policy: PolicyView, answers: Mapping[ConditionType, Answer], previous: Mapping[str, Any], now: datetime
+) -> list[dict[str, Any]]:
+    earlier = {row.get("type"): row for row in previous.get("conditions") or ()}
+    conditions = []
+    for kind, (holds, reason, message) in answers.items():
+        status, before = "True" if holds else "False", earlier.get(str(kind), {})
+        since = before.get("lastTransitionTime") if before.get("status") == status else None
+        conditions.append(
+            {
+                "type": str(kind),
+                "status": status,
+                "reason": str(reason),
+                "message": cut(message, MAX_TEXT),
+                "observedGeneration": policy.generation,
+                "lastTransitionTime": since or to_rfc3339(now),
+            }
+        )
+    return conditions
 
 
 def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Answer:
@@ -171,7 +173,8 @@ def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> An
         force = find_force_note(spec.drain, granted=granted, namespace=namespace)
         note = find_note(plan.pools[pool.policy.name])
     if spec is not None and spec.mode is Mode.MIG:
-        gpus = (gpu for verdict in pool.verdicts for gpu in _gpus(verdict, snapshot))
+        reports = (_seen(verdict, snapshot) for verdict in pool.verdicts)
+        gpus = (gpu for seen in reports if seen for gpu in seen.gpus)
         doubt = next((gpu.doubt for gpu in gpus if gpu.doubt is not None), None)
     doubts = [found for found in (force, doubt) if found is not None]
     untaintable = stack.dra.taints.error if stack.by_dra else ""
@@ -272,7 +275,8 @@ def _summary(
     mode = str(spec.mode) if spec is not None else ""
     if spec is not None and spec.mode is Mode.MIG and spec.time_slicing:
         mode = "MIG+TS"
-    gpus = [gpu for verdict in pool.verdicts for gpu in _gpus(verdict, snapshot)]
+    reports = (_seen(verdict, snapshot) for verdict in pool.verdicts)
+    gpus = [gpu for seen in reports if seen for gpu in seen.gpus]
     layouts = Counter(one.wanted for one in pool.verdicts if one.wanted)
     # A policy that is not accepted has no target, so only the present layout of the GPUs can be shown.
     layouts = layouts or Counter(one.observed for one in pool.verdicts if one.observed)
@@ -295,9 +299,9 @@ def _summary(
     }
 
 
-def _gpus(verdict: Verdict, snapshot: ClusterSnapshot) -> Sequence[Any]:
+def _seen(verdict: Verdict, snapshot: ClusterSnapshot) -> ObservedView | None:
     gpunode = snapshot.gpunodes.get(verdict.node)
-    return gpunode.observed.gpus if gpunode and gpunode.observed else ()
+    return gpunode.observed if gpunode is not None else None
 
 
 def _plan(
@@ -325,7 +329,9 @@ def _plan(
         "disruption": str(worst),
         "nodes": nodes[:MAX_LISTED],
         "nodeCount": len(nodes),
-        "pods": sum(_pods_on(verdict, snapshot) for verdict in changing),
+        "pods": sum(
+            one.pods or (seen.pods if (seen := _seen(one, snapshot)) else 0) or 0 for one in changing
+        ),
         "podNames": sorted({name for one in disturbed for name in one.pods})[:MAX_LISTED],
         "budgets": sorted({name for one in disturbed for name in one.budgets})[:MAX_LISTED],
         "gangs": [cut(text, MAX_TEXT) for text in gangs[:MAX_GANGS]],
@@ -335,8 +341,3 @@ def _plan(
         "capacityBefore": dict(sorted(before.items())),
         "capacityAfter": dict(sorted(after.items())),
     }
-
-
-def _pods_on(verdict: Verdict, snapshot: ClusterSnapshot) -> int:
-    gpunode = snapshot.gpunodes.get(verdict.node)
-    return verdict.pods or (gpunode.observed.pods if gpunode and gpunode.observed else None) or 0

@@ -13,7 +13,7 @@ def value(cls: type[Made], /) -> type[Made]: ...
 
 @overload
 def value(
-    *, eq: bool = True, kw_only: bool = False, slots: bool = True
+    *, eq: bool = True, order: bool = False, kw_only: bool = False, slots: bool = True
 ) -> Callable[[type[Made]], type[Made]]: ...
 
 
@@ -23,6 +23,7 @@ def value(
     /,
     *,
     eq: bool = True,
+    order: bool = False,
     kw_only: bool = False,
     slots: bool = True,
 ) -> type[Made] | Callable[[type[Made]], type[Made]]:
@@ -30,5 +31,5 @@ def value(
 
     A frozen dataclass assigns each of its own fields by calling `object.__setattr__` (dataclasses.py of Python 3.11, `_field_assign`), which took a fifth of the time of a whole plan.
     """
-    made = dataclass(eq=eq, kw_only=kw_only, slots=slots, unsafe_hash=eq)
+    made = dataclass(eq=eq, order=order, kw_only=kw_only, slots=slots, unsafe_hash=eq)
     return made if cls is None else made(cls)
