@@ -124,7 +124,6 @@ class Selection:
         return begun is not None
 
     def add(self, other: "Selection") -> None:
-        """Add everything that another pool has selected."""
         self.verdicts |= other.verdicts
         self.claims |= other.claims
         self.looks |= other.looks

@@ -7,7 +7,6 @@ from gpusharing.planning.pools.holds import has_failed
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.views import NodeView
-from gpusharing.planning.transition.members import Member
 
 MOST = 200
 """The most failures on record, over all policies, because the Lease's annotations may have at most 256 KiB (kube/fence.py)."""
@@ -39,15 +38,11 @@ def count_failures(
         }
         lost = {uid: one for uid, one in recorded.items() if one.version == version and uid not in shown}
         for member in pool.members if lost else ():
-            if _is_proven(member):
+            fence = member.node.fence
+            aside = fence is not None and fence.stage == "yielded" and fence.proven is not None
+            if aside or member.verdict.phase is Phase.SYNCED:
                 lost.pop(member.node.uid, None)
-        ends = {True: " (deleted in the middle of its change)", False: ""}
-        pool.failed_before = tuple(sorted(f"{one.node}{ends[one.gone]}" for one in lost.values()))
+        gone_by = " (deleted in the middle of its change)"
+        pool.failed_before = tuple(sorted(one.node + (gone_by if one.gone else "") for one in lost.values()))
         failures |= dict(sorted((lost | shown).items())[: MOST - len(failures)])
     return failures
-
-
-def _is_proven(member: Member) -> bool:
-    fence = member.node.fence
-    aside = fence is not None and fence.stage == "yielded" and fence.proven is not None
-    return member.verdict.phase is Phase.SYNCED or aside

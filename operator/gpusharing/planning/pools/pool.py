@@ -97,7 +97,6 @@ class Pool:
         return len(self.names) - self.outside
 
     def count(self, member: Member, *, claimed: bool = False) -> None:
-        """Add a node of the policy to the pool."""
         verdict = member.verdict
         self.names.append(verdict.node)
         if not member.outside:

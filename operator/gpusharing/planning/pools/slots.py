@@ -114,7 +114,14 @@ def plan_finalizers(
     for name, pool in sorted(pools.items()):
         policy = pool.policy
         if policy.deleting:
-            wanted = any(_holds_up(node, name, verdicts[node.name]) for node in fenced)
+            # A Failed node does not count: its change may never end, and another policy may take the node over.
+            wanted = any(
+                (fence := node.fence) is not None
+                and fence.policy == name
+                and fence.stage != "yielded"
+                and verdicts[node.name].phase is not Phase.FAILED
+                for node in fenced
+            )
         elif name in claiming:
             wanted = True
         elif policy.resetting:
@@ -127,11 +134,3 @@ def plan_finalizers(
         if wanted != policy.finalizer and not (wanted and policy.going):
             actions.append(SetFinalizer(name, wanted, policy.uid))
     return actions
-
-
-def _holds_up(node: NodeView, policy: str, verdict: Verdict) -> bool:
-    # A Failed node does not count: its change may never end, and another policy may take the node over.
-    fence = node.fence
-    if fence is None or fence.policy != policy or fence.stage == "yielded":
-        return False
-    return verdict.phase is not Phase.FAILED

@@ -174,7 +174,8 @@ def hold_together(
     by_name = {policy.name: policy for policy in policies}
     waiting: dict[str, Verdict] = {}
     for wave in waves.values():
-        others = sorted(name for name in wave if not _releases(verdicts[name]))
+        ends = {name: any(isinstance(one, Release) for one in verdicts[name].actions) for name in wave}
+        others = sorted(name for name in wave if not ends[name])
         if not others or any(
             verdicts[name].phase is Phase.FAILED or fences[name].rolls_back for name in others
         ):
@@ -202,10 +203,6 @@ def hold_together(
                 keeper=f"node/{others[0]}",
             )
     return waiting
-
-
-def _releases(verdict: Verdict) -> bool:
-    return any(isinstance(action, Release) for action in verdict.actions)
 
 
 def returns_proven(verdict: Verdict) -> bool:

@@ -176,6 +176,9 @@ def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> An
         reports = (_seen(verdict, snapshot) for verdict in pool.verdicts)
         gpus = (gpu for seen in reports if seen for gpu in seen.gpus)
         doubt = next((gpu.doubt for gpu in gpus if gpu.doubt is not None), None)
+    resets = (verdict for verdict in pool.verdicts if verdict.disruption is DisruptionClass.RESET)
+    guests = {one.node: why for one in resets if (why := tell_guest_reset(_seen(one, snapshot), stack))}
+    pending = f"a MIG mode change on {some(sorted(guests))} may stay pending"
     doubts = [found for found in (force, doubt) if found is not None]
     untaintable = stack.dra.taints.error if stack.by_dra else ""
     taints = f"dra.deviceTaints is on, but nodes are cordoned while they change, because {untaintable}"
@@ -184,19 +187,12 @@ def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> An
     parts = [
         legal if total else "the spec is valid; no node is selected yet",
         *(found.message for found in doubts),
-        _tell_guests(pool, snapshot),
+        f"{pending}{guests[min(guests)]}" if guests else "",
         taints if untaintable else "",
         *(f"{why} (kubectl get deviceclass {name} -o yaml)" for name, why in classes.items()),
         note,
     ]
     return True, doubts[0].reason if doubts else Reason.VALID, "; ".join(filter(None, parts))
-
-
-def _tell_guests(pool: Members, snapshot: ClusterSnapshot) -> str:
-    nodes = [v.node for v in pool.verdicts if v.disruption is DisruptionClass.RESET]
-    reports = {name: snapshot.gpunodes[name].observed for name in nodes if name in snapshot.gpunodes}
-    notes = {name: why for name, seen in reports.items() if (why := tell_guest_reset(seen, snapshot.stack))}
-    return f"a MIG mode change on {some(sorted(notes))} may stay pending{notes[min(notes)]}" if notes else ""
 
 
 def _reconciling(pool: Members, ready: Answer, stalled: Answer) -> Answer:
