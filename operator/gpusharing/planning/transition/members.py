@@ -4,6 +4,8 @@ has to add members up.
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot.
 """
 
+from collections.abc import Callable
+
 from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import Release, UpdateFence
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView
@@ -110,3 +112,32 @@ def is_unavailable(node: NodeView) -> bool:
     """Whether the node is not Ready, cordoned, being deleted, or in a change that has begun (`is_begun`). A change
     counts even if it needs no cordon, so that pods can still be placed on the node."""
     return not node.ready or node.unschedulable or node.deleting or is_begun(node)
+
+
+# --- states of a node that messages of pools/ name -----------------------------------------------------------
+
+
+@value
+class MemberState:
+    """A state of a node, and the words that describe it in a message."""
+
+    holds: Callable[[Member], bool]
+    """Whether the node is in this state."""
+    says: str
+    """The words for such a node. Each list of states says which placeholders it fills in."""
+
+
+def going(member: Member) -> bool:
+    """Whether the Node is being deleted. In lists of states, this comes before `unready`, because such a node does not
+    become Ready again."""
+    return member.node.deleting
+
+
+def unready(member: Member) -> bool:
+    """Whether the node is not Ready. It is then unknown whether its pods run."""
+    return not member.node.ready
+
+
+def cordoned(member: Member) -> bool:
+    """Whether the node is cordoned, by us or anybody else."""
+    return member.node.unschedulable
