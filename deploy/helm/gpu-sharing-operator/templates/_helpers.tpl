@@ -90,3 +90,10 @@ which Argo CD and others use, asks no server, and there each look-up is empty, e
 {{- define "gpusharing.helmApplies" -}}
 {{- if lookup "v1" "Namespace" "" "kube-system" }}true{{ end }}
 {{- end }}
+
+{{- /* Annotations of objects with whose deletion goes what other people have put there: neither Helm nor Argo CD nor Flux deletes them. */}}
+{{- define "gpusharing.keep" -}}
+helm.sh/resource-policy: keep
+argocd.argoproj.io/sync-options: Prune=false,Delete=false
+kustomize.toolkit.fluxcd.io/prune: disabled
+{{- end }}
