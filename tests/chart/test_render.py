@@ -131,6 +131,25 @@ def test_every_pod_may_run_where_each_node_waits_behind_the_start_up_taint(helm:
         assert "gpusharing.dev/unproven" in keys, pod["metadata"]
 
 
+def test_where_everything_is_denied_each_pod_reaches_the_api_server_by_its_own_network_policy(
+    helm: Helm, values: Path
+) -> None:
+    objects = helm.applied("-f", str(values), "--set", "networkPolicy.enabled=true")
+    policies = [one for one in objects if one["kind"] == "NetworkPolicy"]
+    pods = [one for one in objects if one["kind"] == "Pod"]
+    for owner in (one for one in objects if one["kind"] in ("Deployment", "DaemonSet")):
+        pods.append(owner["spec"]["template"] | {"kind": owner["metadata"]["namespace"]})
+    for pod in pods:
+        namespace = pod["metadata"].get("namespace", pod["kind"])
+        (rules,) = [
+            one["spec"]
+            for one in policies
+            if one["metadata"]["namespace"] == namespace
+            and one["spec"]["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+        ]
+        assert {port["port"] for port in rules["egress"][0]["ports"]} == {443, 6443}
+
+
 def test_no_environment_variable_is_set_twice(helm: Helm, values: Path) -> None:
     """helm 4 applies on the server, where a second entry of the same name is an error."""
     for template in pod_templates(helm.template("-f", str(values))):
