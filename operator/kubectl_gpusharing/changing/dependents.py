@@ -1,6 +1,7 @@
-"""Find other objects that refer to resources and labels which a plan would remove: quotas, limits, objects of Kueue,
-the templates of workloads, and namespaces whose guard admits only modes that no node would have. They are read with the
-user's rights, and only here; the operator needs no rights to them."""
+"""Find other objects that refer to resources and labels which a plan would remove: quotas, limits, objects of Kueue, the templates of workloads, and namespaces whose guard admits only modes that no node would have.
+
+They are read with the user's rights, and only here; the operator needs no rights to them.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Set

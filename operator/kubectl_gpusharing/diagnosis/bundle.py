@@ -1,5 +1,6 @@
-"""`support-bundle [FILE]`: a tar archive for troubleshooting. Secrets are not read, and the environments of pods are
-left out.
+"""`support-bundle [FILE]`: a tar archive for troubleshooting.
+
+Secrets are not read, and the environments of pods are left out.
 
 Objects that the user may not read are left out, and README.txt in the archive names them. If nothing can be read, no
 archive is written.

@@ -1,5 +1,7 @@
-"""Explain why a node is in its present state: the verdict, each source of proof, what blocks it, and the
-remedy. Pure."""
+"""Explain why a node is in its present state: the verdict, each source of proof, what blocks it, and the remedy.
+
+Pure.
+"""
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta

@@ -1,5 +1,7 @@
-"""Explain whether and why a pod waits for a GPU: which nodes have everything that it requests, now or after their
-changes, and what those changes wait for. Pure."""
+"""Explain whether and why a pod waits for a GPU: which nodes have everything that it requests, now or after their changes, and what those changes wait for.
+
+Pure.
+"""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence

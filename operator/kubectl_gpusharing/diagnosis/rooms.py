@@ -1,5 +1,6 @@
-"""What each node has for a pod, and which rule excludes the pod from the node: the pod's own rules about nodes, or
-taints, evaluated as the scheduler does. Each node is judged alone, because a pod runs on one node. Pure.
+"""What each node has for a pod, and which rule excludes the pod from the node: the pod's own rules about nodes, or taints, evaluated as the scheduler does.
+
+Each node is judged alone, because a pod runs on one node. Pure.
 
 From core/v1 of Kubernetes 1.36: NodeAffinity (component-helpers v0.36.3, nodeaffinity.go) and Toleration (k8s.io/api
 v0.36.3, core/v1/toleration.go). Cordons and the kubelet's conditions are taints too; they are handled separately.

@@ -1,5 +1,4 @@
-"""`why NODE|KIND/NAME`: explain the state of a node, of a policy's worst node, or of a pod on one screen: which sources
-disagree, what blocks it, and what to do.
+"""`why NODE|KIND/NAME`: explain the state of a node, of a policy's worst node, or of a pod on one screen: which sources disagree, what blocks it, and what to do.
 
 The published state of a node needs only the viewer's rights. The sources of proof need those of `plan`; if the user
 lacks them, the answer says what more rights would add.

@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from gpusharing.kube.commandloop import run_command
 from kubectl_gpusharing.shell.arguments import CSV, NAMES, PAGE
@@ -12,25 +12,12 @@ from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import Trouble, worst
 
 
-class VerbModule(Protocol):
-    """A module that implements a verb; it has `run`, `run_offline`, or both."""
-
-    async def run(self, session: Session, typed: Namespace, terminal: Terminal) -> int:
-        """Query a cluster, print the answer, and return the exit status. Raises Trouble."""
-        ...
-
-    def run_offline(self, typed: Namespace, terminal: Terminal) -> int:
-        """Print the answer without contacting a cluster, and return the exit status. Raises Trouble."""
-        ...
-
-
 def carry_out(verb: Any, typed: Namespace) -> int:
-    """Run a verb and return the worst exit status. It runs without a cluster if it needs none (`Verb.offline`, unless
-    one of its `asks_with` is given) or --prometheus is given. With --contexts or --all-contexts, verbs that can do so
-    ask all clusters side by side; otherwise the verb runs (`run_each`) in each context of --contexts in turn, or else
-    in that of --context, which by default is the current one. Each of several contexts gets a heading, except in data.
-    Raises Trouble if flags contradict each other or a named context does not exist, and at the end if it failed in some
-    contexts."""
+    """Run a verb and return the worst exit status. Raises Trouble.
+
+    Its module has `async run(session, typed, terminal)`, which queries a cluster, prints the answer and returns the
+    exit status, or `run_offline(typed, terminal)`, which contacts no cluster, or both.
+    """
     flags, row, kubeconfig = vars(typed), typed.row, getattr(typed, "kubeconfig", "")
     named = tuple(name.strip() for name in flags.get("contexts", "").split(",") if name.strip())
     beside = row.beside > 0 and ("contexts" in flags or "all_contexts" in flags)
@@ -39,8 +26,8 @@ def carry_out(verb: Any, typed: Namespace) -> int:
     color, headers = not flags.get("no_color"), not flags.get("no_headers")
     terminal = Terminal.of(flags.get("output", "table"), color=color, headers=headers)
     if flags.get("prometheus") or (row.offline and not any(map(flags.get, row.asks_with))):
-        module: VerbModule = verb
-        return module.run_offline(typed, terminal)
+        status: int = verb.run_offline(typed, terminal)
+        return status
     if beside:
         from kubectl_gpusharing.shell.clusters import carry_out_everywhere  # a single cluster does without
 
@@ -60,11 +47,6 @@ def carry_out(verb: Any, typed: Namespace) -> int:
 
 
 def _find_contradiction(typed: Namespace, named: Sequence[str], *, several: bool) -> str:
-    """Return a message about the first contradiction between flags, or between a flag and the verb; empty if there is
-    none. The contradictions are: two of --context, --contexts and --all-contexts; a --contexts without a name; several
-    contexts for a verb, flag or format that takes one; html with --watch; --all-contexts for a verb that does not ask
-    clusters side by side; -n for a verb that covers all namespaces; and a format that the verb lacks. `named` are the
-    contexts of --contexts. `several` is true if the verb may run in more than one context."""
     flags, verb = vars(typed), typed.row
     output, watch, everywhere = flags.get("output", "table"), flags.get("watch"), flags.get("all_contexts")
     output = output.partition("=")[0]
@@ -100,26 +82,22 @@ def _find_contradiction(typed: Namespace, named: Sequence[str], *, several: bool
     return next((text for text, holds in contradictions.items() if holds), "")
 
 
-async def run_each(verb: VerbModule, session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Run the verb once for each different value of the argument `Verb.each`, with only that value, and return the
-    `worst` exit status. A blank line is between the answers, except in data. Run it once if the verb has no such
-    argument, or if the argument has no value, which then is an empty string. Raises Trouble at the end, if there was
-    any."""
+async def run_each(verb: Any, session: Session, typed: Namespace, terminal: Terminal) -> int:
+    """Run the verb once for each value of the argument `Verb.each`. Raises Trouble at the end, if there was any."""
     each = typed.row.each
     values = tuple(dict.fromkeys(getattr(typed, each) or [""])) if each else ("",)
 
     async def run(value: str) -> int:
         if value != values[0] and not terminal.structured:
             terminal.show([BLANK])
-        return await verb.run(session, Namespace(**vars(typed) | ({each: value} if each else {})), terminal)
+        own = Namespace(**vars(typed) | ({each: value} if each else {}))
+        status: int = await verb.run(session, own, terminal)
+        return status
 
     return await _in_turn(run, values)
 
 
 async def _in_turn(run: Callable[[str], Awaitable[int]], values: Sequence[str]) -> int:
-    """Call `run` with each value, one after the other, and return the `worst` status. A Trouble does not prevent the
-    others from running; it is raised at the end, combined with all others in one message. Any other exception ends the
-    loop at once."""
     troubles, statuses = list[Trouble](), list[int]()
     for value in values:
         try:
