@@ -17,7 +17,7 @@ from gpusharing.kube.client import GPUNODES, JSON, POLICIES
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.raw import text
 from gpusharing.planning.pools.hours import RECENT
-from gpusharing.planning.report.proposal import Proposal, Step, Vanishing, foresee, tell_proposal
+from gpusharing.planning.report.proposal import Proposal, Step, foresee, tell_proposal
 from gpusharing.planning.vocabulary.blockers import explain_blockers
 from gpusharing.planning.vocabulary.lengths import counted, some
 from kubectl_gpusharing.changing.conclusion import FAIL_ON, INKS, Outcome, conclude, judge, tell_span
@@ -112,7 +112,16 @@ def _describe(proposal: Proposal, paper: Paper, *, estimate: bool, explained: bo
         lines += prose(text, paper, hang="  ")
     shown = proposal.steps if paper.wide else proposal.steps[:MOST]
     if shown:
-        lines += table(COLUMNS, [_row(step) for step in shown], paper, "  ")
+        rows = []
+        for step in shown:
+            verdict, preview = step.verdict, step.preview
+            # Only the operator knows the progress of a change, because it has sent the evictions.
+            when = "under way" if verdict.phase.in_flight else f"{verdict.phase}: {verdict.reason}"
+            begins = Span("at once", Ink.GOOD) if step.starts else Span(when, Ink.WAITING)
+            counts = ("?", "") if preview is None else (str(len(preview.pods)), ", ".join(preview.budgets))
+            change = str(verdict.disruption), verdict.observed, verdict.wanted
+            rows.append(line(verdict.node, *change, *counts, begins))
+        lines += table(COLUMNS, rows, paper, "  ")
         if (more := len(proposal.steps) - len(shown)) > 0:
             lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide lists all", Ink.FAINT)))
         previews = [step.preview for step in proposal.steps if step.preview is not None]
@@ -140,28 +149,17 @@ def _describe(proposal: Proposal, paper: Paper, *, estimate: bool, explained: bo
 
 
 def _title(proposal: Proposal, *, estimate: bool) -> Line:
-    outcome, why = judge(proposal, estimate=estimate)
-    count = len(proposal.steps)
-    size = count + len(proposal.left_out) + len(proposal.adopted) + proposal.settled
-    changes = f"{count} of {counted(size, 'node')} will change"
+    name, (outcome, why) = Span(proposal.policy, Ink.TITLE), judge(proposal, estimate=estimate)
     if not proposal.accepted:
-        return line(Span(proposal.policy, Ink.TITLE), "  ", Span(proposal.reason, Ink.BAD))
+        return line(name, "  ", Span(proposal.reason, Ink.BAD))
     if outcome is not Outcome.CHANGES:
         what = f"{outcome}: {why}" if why else "nothing to change"
-        return line(Span(proposal.policy, Ink.TITLE), "  ", Span(what, INKS[str(outcome)]))
+        return line(name, "  ", Span(what, INKS[str(outcome)]))
     kinds = sorted({(s.verdict.observed or "?", s.verdict.wanted or "?") for s in proposal.steps})
     ways = ", ".join(f"{now} -> {after}" for now, after in kinds[:2]) + (" ..." if len(kinds) > 2 else "")
-    return line(Span(proposal.policy, Ink.TITLE), f"  {ways}  ", Span(changes, Ink.BUSY))
-
-
-def _row(step: Step) -> Line:
-    verdict, preview = step.verdict, step.preview
-    # Only the operator knows the progress of a change, because it has sent the evictions.
-    when = "under way" if verdict.phase.in_flight else f"{verdict.phase}: {verdict.reason}"
-    pods, budgets = ("?", ()) if preview is None else (str(len(preview.pods)), preview.budgets)
-    begins = Span("at once", Ink.GOOD) if step.starts else Span(when, Ink.WAITING)
-    change = str(verdict.disruption), verdict.observed, verdict.wanted
-    return line(verdict.node, *change, pods, ", ".join(budgets), begins)
+    count = len(proposal.steps)
+    size = count + len(proposal.left_out) + len(proposal.adopted) + proposal.settled
+    return line(name, f"  {ways}  ", Span(f"{count} of {counted(size, 'node')} will change", Ink.BUSY))
 
 
 def _resources(proposal: Proposal, paper: Paper) -> list[Line]:
@@ -175,25 +173,19 @@ def _resources(proposal: Proposal, paper: Paper) -> list[Line]:
             continue
         sign, ink = ("-", Ink.BAD) if then < now else ("+", Ink.GOOD)
         lines.append(line("  ", Span(f"{sign} {name}: {now} -> {then}", ink)))
-        if (resource := shrinking.get(name)) is not None and (who := _who_asks(resource)):
-            lines += prose(who, paper, indent="    ", hang="  ")
+        if (lost := shrinking.get(name)) is not None:
+            requests = counted(len(lost.pods), "pod here requests", "pods here request")
+            parts = [f"{requests} it ({some(lost.pods, 5)})"] if lost.pods else []
+            if lost.pending:
+                parts.append(f"{counted(lost.pending, 'pod is', 'pods are')} waiting for it")
+            where = lost.demand.text if lost.demand.waiting else "other nodes still advertise it"
+            where = where if lost.demand.remain else "no node would advertise it any more"
+            if parts:
+                lines += prose("; ".join((*parts, where)), paper, indent="    ", hang="  ")
     if proposal.single_keeps_name:
         hint = "spec.mig.strategy: single would keep the name nvidia.com/gpu, and no manifest would have to change"
         lines += prose(f"Hint: {hint}.", paper, indent="  ", hang="  ", ink=Ink.GOOD)
     return lines
-
-
-def _who_asks(resource: Vanishing) -> str:
-    here, pending = len(resource.pods), resource.pending
-    parts = []
-    if here:
-        parts.append(
-            f"{counted(here, 'pod here requests', 'pods here request')} it ({some(resource.pods, 5)})"
-        )
-    parts += [f"{counted(pending, 'pod is', 'pods are')} waiting for it"] if pending else []
-    where = resource.demand.text if resource.demand.waiting else "other nodes still advertise it"
-    where = where if resource.demand.remain else "no node would advertise it any more"
-    return "; ".join((*parts, where)) if parts else ""
 
 
 def _blockers(proposal: Proposal) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ TRIES = 5
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Show the patch, request a confirmation if it may evict pods and --yes is not given, and send it (see VerbModule)."""
+    """Show the patch, request a confirmation if it may evict pods and --yes is not given, and send it."""
     verb, every = typed.verb, getattr(typed, "all", False)
     resource = POLICIES if verb in ("approve", "pause", "resume") else NODES
     if every == bool(typed.name):

@@ -89,8 +89,8 @@ def route(pages: Pages, token: str, head: str) -> tuple[HTTPStatus, str, Content
         status, why = HTTPStatus.NOT_FOUND, "There is no such page."
     else:
         return HTTPStatus.OK, KINDS.get(name, "text/html"), pages[name](dict(parse_qsl(query)))
-    return status, "text/html", _sentence(why)
 
+    async def refusal() -> Content:
+        yield frame("kubectl gpusharing", (), tag("main", tag("p", why)))
 
-async def _sentence(text: str) -> Content:
-    yield frame("kubectl gpusharing", (), tag("main", tag("p", text)))
+    return status, "text/html", refusal()

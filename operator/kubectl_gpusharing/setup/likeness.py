@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from typing import Any
@@ -64,7 +64,14 @@ def propose(
     unnamed: list[str] = []
     used = set(taken)
     for members in alike.values():
-        for label, part in _by_pool(members.keys(), pools):
+        rest = frozenset(members)
+        parts: list[tuple[Label | None, frozenset[str]]] = []
+        for whole in (True, False):  # first the pools that have no other nodes
+            for known, bearers in pools.items():
+                if bearers & rest and (bearers <= rest or not whole):
+                    parts.append((known, bearers & rest))
+                    rest -= bearers
+        for label, part in [*parts, *([(None, rest)] if rest else [])]:
             selectors = _selectors(label, sorted(part), pools, nodes)
             unnamed += [] if selectors else part
             for names, selector in selectors:
@@ -83,19 +90,6 @@ def find_pools(nodes: Mapping[str, NodeView]) -> dict[Label, frozenset[str]]:
                 pools.setdefault((key, value), set()).add(name)
     order = sorted(pools, key=lambda label: (label[0] != LABEL_POOL, label[0].endswith("id"), label))
     return {label: frozenset(pools[label]) for label in order}
-
-
-def _by_pool(
-    members: Collection[str], pools: Mapping[Label, frozenset[str]]
-) -> Iterator[tuple[Label | None, frozenset[str]]]:
-    rest = frozenset(members)
-    for whole in (True, False):
-        for label, bearers in pools.items():
-            if bearers & rest and (bearers <= rest or not whole):
-                yield label, bearers & rest
-                rest -= bearers
-    if rest:
-        yield None, rest
 
 
 def _selectors(

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from gpusharing.api.validation import validate_policy
-from gpusharing.kube.client import JSON
 from gpusharing.kube.convert import cluster_policy_view, policy_view
 from gpusharing.kube.raw import section, text
 from gpusharing.kube.sources import MIG_KEY
@@ -99,7 +98,17 @@ def _find_faults(
         yield from _judge_policy(document)
         return
     if _is_cluster_policy(raw):
-        yield from _judge_cluster_policy(raw, policies)
+        view, place = cluster_policy_view(raw), Place()
+        free = view.mig_config_name in ("", UPSTREAM_MIG_CONFIG)
+        view = replace(
+            view,
+            plugin_config_name=view.plugin_config_name or place.plugin_config_map,
+            mig_config_name=place.mig_config_map if free else view.mig_config_name,
+        )
+        for symptom in find_symptoms(InstallationView(cluster_policies=(view,), policies=policies)):
+            if symptom.topic is Topic.CLUSTER_POLICY:
+                field = re.search(r"\b\w+(\.\w+)+(?= is )", symptom.message)
+                yield f"spec.{field[0]}" if field else "", symptom.message, symptom.severity.lower()
         return
     texts: dict[str, object] = {} if kind else {"": document.text}
     if kind == "ConfigMap":
@@ -134,20 +143,6 @@ def _judge_policy(document: Document) -> Iterator[Fault]:
         return
     for index, layout in enumerate((checked.mig and checked.mig.layouts) or ()):
         yield from _find_unfit(f"spec.mig.layouts[{index}].profiles", layout.profiles, cards or CARDS, ERROR)
-
-
-def _judge_cluster_policy(raw: JSON, policies: tuple[PolicyView, ...]) -> Iterator[Fault]:
-    view, place = cluster_policy_view(raw), Place()
-    free = view.mig_config_name in ("", UPSTREAM_MIG_CONFIG)
-    view = replace(
-        view,
-        plugin_config_name=view.plugin_config_name or place.plugin_config_map,
-        mig_config_name=place.mig_config_map if free else view.mig_config_name,
-    )
-    for symptom in find_symptoms(InstallationView(cluster_policies=(view,), policies=policies)):
-        if symptom.topic is Topic.CLUSTER_POLICY:
-            field = re.search(r"\b\w+(\.\w+)+(?= is )", symptom.message)
-            yield f"spec.{field[0]}" if field else "", symptom.message, symptom.severity.lower()
 
 
 def _find_reader(content: object) -> str:

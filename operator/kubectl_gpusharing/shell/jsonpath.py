@@ -102,14 +102,17 @@ def _follow(step: re.Match[str], value: Any) -> Iterable[Any]:
     if step["index"]:
         at = int(step["index"])
         return value[at : at + 1 or None]
-    return value if step["all"] else [item for item in value if _holds(step, item)]
-
-
-def _holds(step: re.Match[str], item: object) -> bool:
-    values, wanted = _values(step["path"], item), _literal(step["wanted"] or "")
+    if step["all"]:
+        return value
+    sign, wanted = step["sign"], _literal(step["wanted"] or "")
     kind = isinstance(wanted, bool)  # in Python, True equals 1
-    equal = (value == wanted and isinstance(value, bool) is kind for value in values)
-    return any(not step["sign"] or same == (step["sign"] == "==") for same in equal)
+
+    def holds(item: object) -> bool:
+        found = _values(step["path"], item)
+        equal = (one == wanted and isinstance(one, bool) is kind for one in found)
+        return any(not sign or same == (sign == "==") for same in equal)
+
+    return filter(holds, value)
 
 
 def _literal(text: str) -> Any:
