@@ -40,15 +40,6 @@ from kubectl_gpusharing.setup.handmade import Handmade, find_handmade, find_unse
 from kubectl_gpusharing.setup.likeness import ProposedPolicy, propose
 from kubectl_gpusharing.shell.manifests import policy_manifest
 
-NO_LABEL = (
-    "no pool label distinguishes these nodes from others; label them, for example with gpusharing.dev/pool,"
-    " and run import again"
-)
-
-NOT_SHOWN = (
-    "its labels and the resources that it advertises do not show which GPUs it has or how they are divided. The"
-    " operator's agent can read this from the GPUs, so run import again once the operator is installed"
-)
 EVERYWHERE = policy_view(
     policy_manifest(
         "everywhere",
@@ -123,7 +114,11 @@ def find_import(
         left_out |= refused
         nodes = {name: handmade for name, handmade in nodes.items() if name not in refused}
         proposed, unnamed = propose(nodes.values(), pointed.nodes, taken)
-    left_out |= dict.fromkeys(unnamed, NO_LABEL)
+    left_out |= dict.fromkeys(
+        unnamed,
+        "no pool label distinguishes these nodes from others; label them, for example with gpusharing.dev/pool, and run"
+        " import again",
+    )
     steps = tuple(find_steps(snapshot, admin, merged, now, missing=missing))
     return Import(proposed, dict(sorted(left_out.items())), len(ours), steps, missing)
 
@@ -152,7 +147,12 @@ def _read(
         if symptom.severity is Severity.ERROR:
             return f"{symptom.message}. Run: {symptom.command}"
     if observed is None and missing:
-        return find_unsettled(node) or find_unserved(node, snapshot.stack, admin.plugin) or NOT_SHOWN
+        return (
+            find_unsettled(node)
+            or find_unserved(node, snapshot.stack, admin.plugin)
+            or "its labels and the resources that it advertises do not show which GPUs it has or how they are divided."
+            " The operator's agent can read this from the GPUs, so run import again once the operator is installed"
+        )
     if observed is None:
         return "no agent has reported its GPUs: check the gpusharing-agent DaemonSet"
     if not observed.gpus:

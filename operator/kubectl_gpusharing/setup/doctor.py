@@ -71,18 +71,6 @@ INKS = {"ok": Ink.GOOD, "ERROR": Ink.BAD}
 NEEDED = frozenset({"nodes", "configmaps", "daemonsets.apps", "clusterpolicies.nvidia.com"})
 """The kinds that the user must be able to read, because most checks need them."""
 OUR_KINDS = frozenset({"gpusharingpolicies.gpusharing.dev", "gpunodes.gpusharing.dev"})
-NO_VERSION: Unseen = {
-    Topic.KUBELETS: "the API server does not report its version, so kubelet versions were not compared with it"
-}
-NO_SERVERS: Unseen = {
-    Topic.NODES: (
-        "you are not allowed to list DaemonSets in other namespaces, so a second device plugin would go unnoticed, and"
-        " so would a second mig-manager"
-    )
-}
-NO_CLASSES: Unseen = {
-    Topic.CLUSTER_POLICY: "DeviceClasses cannot be read, so one that selects the wrong devices would go unnoticed"
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +122,20 @@ async def _examine(session: Session) -> Examination:
         *find_class_symptoms([*map(device_class_view, classes or ())]),
     ]
     symptoms = [replace(one, message=one.message.replace(f" ({HINT})", "")) for one in symptoms]
-    unknown = (
-        {} if version else NO_VERSION,
-        NO_SERVERS if daemon_sets is None else {},
-        NO_CLASSES if classes is None else {},
-    )
-    examined = Examination(view, symptoms, notes, join_unseen(find_unread_topics(view), *unknown))
+    unknown: list[Unseen] = [find_unread_topics(view)]
+    if not version:
+        why = "the API server does not report its version, so kubelet versions were not compared with it"
+        unknown.append({Topic.KUBELETS: why})
+    if daemon_sets is None:
+        why = (
+            "you are not allowed to list DaemonSets in other namespaces, so a second device plugin would go unnoticed,"
+            " and so would a second mig-manager"
+        )
+        unknown.append({Topic.NODES: why})
+    if classes is None:
+        why = "DeviceClasses cannot be read, so one that selects the wrong devices would go unnoticed"
+        unknown.append({Topic.CLUSTER_POLICY: why})
+    examined = Examination(view, symptoms, notes, join_unseen(*unknown))
     blind = sorted(NEEDED & view.unread.keys())
     if blind and examined.status == DONE:
         why = view.unread[blind[0]].replace(f" ({HINT})", "")
