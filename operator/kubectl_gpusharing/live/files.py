@@ -116,7 +116,17 @@ def read_documents(names: Sequence[str], command: str) -> Iterator[Document]:
             for document in _split_json(piece):
                 before += document.count("\n")
                 own = re.sub(r"\A(?:[ \t]*(?:#.*)?\r?\n)+", "", document)
-                yield from _objects(Document(name, before - own.count("\n"), own))
+                found = Document(name, before - own.count("\n"), own)
+                try:
+                    raw = parse_yaml(own)
+                except Unreadable as error:
+                    other = _OTHER.search(own)
+                    raw = error if other is None else {"kind": other[1]}
+                if isinstance(items := part(raw, "items"), list) and text(raw, "kind").endswith("List"):
+                    for index, item in enumerate(items):
+                        yield replace(found, raw=item, at=f"items[{index}].")
+                elif raw is not None:
+                    yield replace(found, raw=raw)
 
 
 def _split_json(text: str) -> Iterator[str]:
@@ -130,18 +140,6 @@ def _split_json(text: str) -> Iterator[str]:
         yield text[begin : marker.end(1) if marker else end]
         begin = marker.end() if marker else end
     yield text[begin:]
-
-
-def _objects(document: Document) -> Iterator[Document]:
-    try:
-        raw = parse_yaml(document.text)
-    except Unreadable as error:
-        other = _OTHER.search(document.text)
-        raw = error if other is None else {"kind": other[1]}
-    if isinstance(items := part(raw, "items"), list) and text(raw, "kind").endswith("List"):
-        yield from (replace(document, raw=item, at=f"items[{index}].") for index, item in enumerate(items))
-    elif raw is not None:
-        yield replace(document, raw=raw)
 
 
 def _files(name: str, command: str) -> list[str]:

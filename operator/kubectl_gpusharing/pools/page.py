@@ -177,7 +177,15 @@ def _pool(pool: PoolStatus, name: str, now: datetime, cards: Cards, most: int | 
     parts += flow(status.describe_nodes(shown, now, PAPER) if shown else [], link)
     if left := len(members) - len(shown):
         parts.append(tag("p", f"and {counted(left, 'more node')}: ", link("POLICY", pool.name)))
-    parts += _timeline(pool, now, most)
+    if (timeline := find_timeline(pool, now)) is not None:
+        tracks = [
+            (row.node, "" if row.took is None else length(row.took), track(timeline, row))
+            for row in timeline.tracks[:most]
+        ]
+        begin, end = moment(timeline.begin, timeline.end), moment(timeline.end, timeline.begin)
+        caption = f"The last rollout, from {begin} to {end}"
+        parts.append(grid(caption, "pictures", ("Node", "Took", "Phases"), tracks))
+        parts.append(_legend(f"{_mark(glyph)} {glyph.word}" for glyph in glyphs_of(timeline.tracks)))
     if cards:
         titles, rows = ("GPUs", "Nodes", "Product", "Divided into"), []
         for one, nodes in cards.items():
@@ -188,18 +196,3 @@ def _pool(pool: PoolStatus, name: str, now: datetime, cards: Cards, most: int | 
 
 def _legend(texts: Iterable[str]) -> Markup:
     return tag("ul", *(tag("li", text) for text in texts), class_="legend faint")
-
-
-def _timeline(pool: PoolStatus, now: datetime, most: int | None) -> list[Markup]:
-    timeline = find_timeline(pool, now)
-    if timeline is None:
-        return []
-    rows = []
-    for row in timeline.tracks[:most]:
-        rows.append((row.node, "" if row.took is None else length(row.took), track(timeline, row)))
-    begin, end = moment(timeline.begin, timeline.end), moment(timeline.end, timeline.begin)
-    caption = f"The last rollout, from {begin} to {end}"
-    return [
-        grid(caption, "pictures", ("Node", "Took", "Phases"), rows),
-        _legend(f"{_mark(glyph)} {glyph.word}" for glyph in glyphs_of(timeline.tracks)),
-    ]

@@ -240,11 +240,26 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     if typed.events:
         known.append(await session.all(EVENTS, **ABOUT_POLICIES))
     picture = Picture(session, typed, terminal)
-    if typed.watch:
-        await _watch(session, picture, known)
-    else:
+    if not typed.watch:
         picture.draw(known)
-    return DONE
+        return DONE
+    ticks = ENOUGH
+    try:
+        with terminal.redrawing():
+            async with followed(session, known, typed.selector) as cluster:
+                while True:
+                    error = cluster.error
+                    before, ticks = ticks, 0 if error else ticks + 1
+                    if error is not None and before >= ENOUGH and not terminal.redraws:
+                        terminal.warn(f"{sentence(error, session.where)}. {LOST}")
+                    elif ticks == ENOUGH and not terminal.redraws:
+                        terminal.warn(f"following {session.where} again")
+                    picture.draw(cluster.known(), "" if error is None else error_text(error))
+                    await asyncio.sleep(TICK)
+    finally:
+        if terminal.width is not None and picture.lines:
+            # The terminal shows its former screen again; print the whole last picture there.
+            terminal.show(picture.lines)
 
 
 # --- of several clusters --------------------------------------------------------------------------------
@@ -381,23 +396,3 @@ async def followed(session: Session, first: Known, selector: str = "") -> AsyncI
             finally:
                 for task in tasks:
                     task.cancel()
-
-
-async def _watch(session: Session, picture: Picture, first: Known) -> None:
-    terminal, where, ticks = picture.terminal, session.where, ENOUGH
-    try:
-        with terminal.redrawing():
-            async with followed(session, first, picture.typed.selector) as cluster:
-                while True:
-                    known, error = cluster.known(), cluster.error
-                    before, ticks = ticks, 0 if error else ticks + 1
-                    if error is not None and before >= ENOUGH and not terminal.redraws:
-                        terminal.warn(f"{sentence(error, where)}. {LOST}")
-                    elif ticks == ENOUGH and not terminal.redraws:
-                        terminal.warn(f"following {where} again")
-                    picture.draw(known, "" if error is None else error_text(error))
-                    await asyncio.sleep(TICK)
-    finally:
-        if picture.terminal.width is not None and picture.lines:
-            # The terminal shows its former screen again; print the whole last picture there.
-            picture.terminal.show(picture.lines)

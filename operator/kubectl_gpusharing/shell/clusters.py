@@ -108,50 +108,43 @@ def carry_out_everywhere(
 async def ask_clusters(
     verb: FleetVerb, typed: Namespace, contexts: Sequence[str], first: float = FIRST, at_once: int = ASKS
 ) -> list[Reply]:
+    """Ask all clusters concurrently; each must give its first answer within `first` seconds."""
     logins, asks = asyncio.Semaphore(LOGINS), asyncio.Semaphore(at_once)
+    kubeconfig, seconds = getattr(typed, "kubeconfig", ""), typed.row.beside
+
+    async def ask(context: str) -> Reply:
+        late = f"its login program did not finish within {first:g} s. Log in to context {context} first"
+        try:
+            async with AsyncExitStack() as stack:
+                async with logins:
+                    limit = await stack.enter_async_context(asyncio.timeout(first))
+                    session = await stack.enter_async_context(connected(kubeconfig, context))
+                late = f"the API server of context {context} did not respond within {first:g} s"
+                cluster = ""
+                with explained(session.where), suppress(Forbidden, NotFound):
+                    cluster = text(await session.client.get(NAMESPACES, "kube-system"), "metadata", "uid")
+                late = f"it took longer than {seconds:g} s. Use --context {context}, which has no such limit"
+                limit.reschedule(None)
+                async with asks:
+                    limit.reschedule(asyncio.get_running_loop().time() + seconds)
+                    return Reply(context, await verb.ask(session, typed), cluster=cluster)
+        except TimeoutError:
+            return Reply(context, error=late)
+        except Trouble as trouble:
+            return Reply(context, error=str(trouble))
+        except Exception as error:  # noqa: BLE001 - a fault of one cluster must not hide the other answers
+            return Reply(
+                context, error=f"unexpected error: {type(error).__name__}: {error}; please report it"
+            )
+
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(_reply(verb, typed, context, logins, asks, first)) for context in contexts
-            ]
+            tasks = [group.create_task(ask(context)) for context in contexts]
     finally:
         loop = asyncio.get_running_loop()
         if isinstance(loop, CommandLoop):
             await loop.end_programs()
     return [task.result() for task in tasks]
-
-
-async def _reply(
-    verb: FleetVerb,
-    typed: Namespace,
-    context: str,
-    logins: asyncio.Semaphore,
-    asks: asyncio.Semaphore,
-    first: float,
-) -> Reply:
-    late = f"its login program did not finish within {first:g} s. Log in to context {context} first"
-    kubeconfig = getattr(typed, "kubeconfig", "")
-    try:
-        async with AsyncExitStack() as stack:
-            async with logins:
-                limit = await stack.enter_async_context(asyncio.timeout(first))
-                session = await stack.enter_async_context(connected(kubeconfig, context))
-            late = f"the API server of context {context} did not respond within {first:g} s"
-            cluster = ""
-            with explained(session.where), suppress(Forbidden, NotFound):
-                cluster = text(await session.client.get(NAMESPACES, "kube-system"), "metadata", "uid")
-            seconds = typed.row.beside
-            late = f"it took longer than {seconds:g} s. Use --context {context}, which has no such limit"
-            limit.reschedule(None)
-            async with asks:
-                limit.reschedule(asyncio.get_running_loop().time() + seconds)
-                return Reply(context, await verb.ask(session, typed), cluster=cluster)
-    except TimeoutError:
-        return Reply(context, error=late)
-    except Trouble as trouble:
-        return Reply(context, error=str(trouble))
-    except Exception as error:  # noqa: BLE001 - a fault of one cluster must not hide the other answers
-        return Reply(context, error=f"unexpected error: {type(error).__name__}: {error}; please report it")
 
 
 def describe_clusters(verb: FleetVerb, replies: Sequence[Reply], paper: Paper) -> list[Line]:
