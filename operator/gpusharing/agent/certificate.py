@@ -16,15 +16,14 @@ DAYS_VALID = 3650  # each process makes a certificate of its own, so this need o
 
 
 class _Pointer(ctypes.c_void_p):
-    """The address of one of OpenSSL's objects. If a function returns a plain c_void_p, ctypes turns it into an int, and
-    would pass that int on as 32 bits."""
+    """The address of one of OpenSSL's objects. ctypes turns a plain c_void_p into an int, and passes that on as 32 bits."""
 
 
 def self_signed(name: str) -> ssl.SSLContext:
-    """Return a context for a TLS server with a new P-256 key and a self-signed certificate for it, valid for DAYS_VALID
-    days from now. `name` is the common name, at most 64 characters. The key is never written to a disk. Raises
-    ssl.SSLError if OpenSSL fails, and AttributeError if Python is not linked with a shared library of OpenSSL 3.0 or
-    newer."""
+    """Return a context for a TLS server with a new P-256 key and a certificate for this common name, of at most 64 characters.
+
+    Raises ssl.SSLError if OpenSSL fails, and AttributeError if Python is not linked with a shared library of OpenSSL 3.0 or newer.
+    """
     key, certificate = _make(name)
     encoded = base64.encodebytes(key).decode()
     text = f"-----BEGIN EC PRIVATE KEY-----\n{encoded}-----END EC PRIVATE KEY-----\n"
@@ -40,8 +39,7 @@ def self_signed(name: str) -> ssl.SSLContext:
 
 
 def _make(name: str) -> tuple[bytes, bytes]:
-    """Return a new private key and a certificate for it, both in DER. Raises ssl.SSLError and AttributeError (`_call`).
-    OpenSSL's objects are never freed, because a process makes only one of each."""
+    # OpenSSL's objects are never freed, because a process makes only one of each.
     key = _call(_Pointer, "EVP_PKEY_Q_keygen", None, None, b"EC", b"P-256")
     certificate = _call(_Pointer, "X509_new")
     for field, days in (("notBefore", 0), ("notAfter", DAYS_VALID)):
@@ -59,16 +57,13 @@ def _make(name: str) -> tuple[bytes, bytes]:
 
 
 def _encoded(name: str, source: _Pointer) -> bytes:
-    """Return `source` in DER, as OpenSSL's function `name` encodes it. Raises ssl.SSLError if that fails."""
     buffer = ctypes.create_string_buffer(_call(ctypes.c_int, name, source, None))
     _call(ctypes.c_int, name, source, ctypes.byref(ctypes.cast(buffer, _Pointer)))
     return buffer.raw
 
 
 def _call(kind: type, name: str, *arguments: object) -> Any:
-    """Call OpenSSL's function `name` in the library that `ssl` is linked with. Return its result: an int if `kind` is
-    c_int, or a _Pointer. Raises ssl.SSLError if the result is NULL, zero or negative, because each of these functions
-    reports a failure so, and AttributeError if there is no such function."""
+    """Call a function of OpenSSL. Each of those used here reports a failure as NULL, zero or a negative number."""
     function = getattr(ctypes.CDLL(_ssl.__file__), name)
     function.restype = kind
     result = function(*arguments)

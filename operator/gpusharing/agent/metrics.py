@@ -1,7 +1,8 @@
 """The agent's metrics for Prometheus, read from the loop at each scrape: the loop itself knows nothing of metrics."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -16,17 +17,13 @@ PREFIX = "gpusharing_agent"
 
 
 class AgentCollector(Collector):
-    """Collects the metrics of one agent."""
+    """Collects the metrics of one agent; while the GPUs are not read, those of the last successful reading."""
 
     def __init__(self, loop: AgentLoop) -> None:
-        """Collect the metrics of the agent that `loop` runs."""
         self._loop = loop
         self._version = own_version()
 
     def collect(self) -> Iterable[Metric]:
-        """Yield every metric, as documented in docs/reference/metrics.md. Metrics of the observation are absent before
-        the first observation, and those of the GPUs before the first successful reading. While the GPUs cannot be read,
-        or are not read, the metrics show the last successful reading."""
         build = GaugeMetricFamily(
             "gpusharing_build_info",
             "1, with the version of the operator or of the agent.",
@@ -35,34 +32,27 @@ class AgentCollector(Collector):
         build.add_metric([self._version, "agent"], 1)
         yield build
         stats = self._loop.stats
-        readings = CounterMetricFamily(
-            f"{PREFIX}_readings",
-            "Attempts to read the GPUs, by outcome: ok, failed, hung.",
-            labels=["outcome"],
+        yield _counter(
+            "readings", "Attempts to read the GPUs, by outcome: ok, failed, hung.", "outcome", stats.readings
         )
-        for outcome, count in stats.readings.items():
-            readings.add_metric([outcome], count)
-        yield readings
         yield CounterMetricFamily(
             f"{PREFIX}_reading_seconds",
             "Time taken by successful readings of the GPUs.",
             value=stats.reading_seconds,
         )
-        writes = CounterMetricFamily(
-            f"{PREFIX}_writes", "Reports sent to the API server, by outcome: ok, failed.", labels=["outcome"]
+        yield _counter(
+            "writes",
+            "Reports sent to the API server, by outcome: ok, failed.",
+            "outcome",
+            {"ok": stats.writes, "failed": stats.failed_writes},
         )
-        writes.add_metric(["ok"], stats.writes)
-        writes.add_metric(["failed"], stats.failed_writes)
-        yield writes
-        faults = CounterMetricFamily(
-            f"{PREFIX}_faults",
+        yield _counter(
+            "faults",
             "Unexpected errors, by the part of the agent: gpu, reading, pods, meter, turn. Each is a bug; what it"
             " concerns is reported as unknown.",
-            labels=["part"],
+            "part",
+            stats.faults,
         )
-        for part, count in stats.faults.items():
-            faults.add_metric([part], count)
-        yield faults
         yield _gauge(
             "ready",
             "1 while the agent can answer requests from the operator.",
@@ -76,8 +66,6 @@ class AgentCollector(Collector):
 
 
 def _of_observation(observed: Observation) -> Iterable[Metric]:
-    """Yield the metrics of the last observation. The metrics of pods and devices are absent while the kubelet does not
-    answer."""
     yield _gauge("quiet", "1 while the GPU library is kept closed at the operator's request.", observed.quiet)
     yield _gauge("simulated", "1 when the GPUs are SIMULATED.", observed.simulated)
     if observed.pods is None or observed.allocated is None:
@@ -94,8 +82,6 @@ def _of_observation(observed: Observation) -> Iterable[Metric]:
 
 
 def _of_gpus(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
-    """Yield the metrics that describe the GPUs: their names, MIG mode and instances, processes, and memory errors.
-    Profiles without an instance, and error counts that a GPU does not report, are absent."""
     info = _family("gpu_info", "1 for each GPU.", "gpu", "uuid", "product")
     instances = _family("gpu_mig_instances", "MIG instances that exist.", "gpu", "profile")
     for gpu in gpus:
@@ -121,9 +107,6 @@ def _of_gpus(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
 
 
 def _of_health(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
-    """Yield the metrics of the GPUs' health as NVML reports it: 1 for a healthy GPU and 0 for one with a problem,
-    whether a row remapping is pending, the first critical XID, and the recovery action that the driver requests. In the
-    last three, a GPU without a value has no sample."""
     yield _per_gpu(
         "gpu_healthy",
         "1 while NVML reports no problem that makes the GPU unhealthy.",
@@ -158,8 +141,6 @@ def _of_health(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
 def _per_gpu(
     name: str, text: str, gpus: Iterable[GPU], value: Callable[[GPU], float | None]
 ) -> GaugeMetricFamily:
-    """Return a gauge named PREFIX_`name` with the `value` of each GPU, labeled with the GPU's index only. GPUs whose
-    value is None are absent."""
     family = _family(name, text, "gpu")
     for gpu in gpus:
         number = value(gpu)
@@ -168,11 +149,16 @@ def _per_gpu(
     return family
 
 
+def _counter(name: str, text: str, label: str, counts: Mapping[Any, float]) -> CounterMetricFamily:
+    family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=[label])
+    for key, count in counts.items():
+        family.add_metric([key], count)
+    return family
+
+
 def _family(name: str, text: str, *labels: str) -> GaugeMetricFamily:
-    """Return an empty gauge with this name, help text and labels."""
     return GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
-    """Return a gauge without labels that has this value."""
     return GaugeMetricFamily(f"{PREFIX}_{name}", text, value=float(value))

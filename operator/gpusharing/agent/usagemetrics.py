@@ -1,10 +1,6 @@
-"""What the GPUs of a node are used for, and the meter's counters, as Prometheus metrics, without DCGM. Made at each
-scrape from the loop's last turn.
+"""What the GPUs of a node are used for, and the meter's counters, as Prometheus metrics, without DCGM.
 
-A node has at most MOST_DEVICES devices and MOST_HOLDERS pairs of a pod and a device, each with at most MOST_RESOURCES
-names, so the number of series is bounded whatever tenants do; `gpusharing_usage_left_out` counts the devices and pairs
-that are cut off. No UID of a pod is a label. Values that are unknown are absent: no series is 0 because an answer is
-missing.
+The number of series is bounded whatever tenants do (MOST_DEVICES, MOST_HOLDERS, MOST_RESOURCES). No UID of a pod is a label. Values that are unknown are absent: no series is 0 because an answer is missing.
 """
 
 import threading
@@ -30,12 +26,9 @@ class MeterCollector(Collector):
     """Collects the counters of one meter. The growth of all parts adds up to that of `gpusharing_gpu_seconds_total`."""
 
     def __init__(self, meter: Meter) -> None:
-        """Collect the counters of `meter`."""
         self._meter = meter
 
     def collect(self) -> Iterable[Metric]:
-        """Yield every metric of the meter's last turn (`Meter.metered`), as documented in docs/reference/metrics.md.
-        Without a turn so far, the metrics have no series."""
         metered = self._meter.metered
         allocated = _counter(
             "slice_seconds",
@@ -81,16 +74,16 @@ class MeterCollector(Collector):
 
 
 class UsageCollector(Collector):
-    """Collects the usage metrics of one agent."""
+    """Collects the usage metrics of one agent; none if the last turn did not read the GPUs."""
 
     def __init__(self, loop: AgentLoop, clock: Callable[[], float] = time.monotonic) -> None:
-        """Collect the metrics of the agent that `loop` runs. `clock` returns monotonic seconds."""
         self._loop = loop
-        self._xids = _Xids(loop.settings.meter_lag, clock)
+        self._clock = clock
+        self._seen: dict[tuple[int, int], int] = {}
+        self._xids: LaggingCounts[tuple[int, int]] = LaggingCounts(loop.settings.meter_lag)
+        self._alone = threading.Lock()  # each scrape runs in a thread of its own
 
     def collect(self) -> Iterable[Metric]:
-        """Yield every metric, as documented in docs/reference/metrics.md; nothing if the last turn did not read the
-        GPUs."""
         if self._loop.use is None:
             return
         use, holdings = self._loop.use
@@ -98,7 +91,17 @@ class UsageCollector(Collector):
         yield from _of_devices(known)
         yield from _of_slices(known)
         yield from _of_pods(known.holders)
-        yield _of_xids(self._xids.export(use))
+        # Each is exported as 0 first, because most XIDs come once.
+        xids = _counter(
+            "xid_errors",
+            "XIDs received from a GPU since the agent started; a new one is exported as 0 for 90 s, so that"
+            " increase() also counts its first occurrence. XIDs that are raised between two readings are missed.",
+            "gpu",
+            "xid",
+        )
+        for (gpu, xid), count in self._count_xids(use).items():
+            xids.add_metric([str(gpu), str(xid)], count)
+        yield xids
         left_out = _family(
             "usage_left_out",
             f"Devices and pod/device pairs omitted from the usage metrics, which cover at most {MOST_DEVICES}"
@@ -107,10 +110,19 @@ class UsageCollector(Collector):
         left_out.add_metric([], known.left_out)
         yield left_out
 
+    def _count_xids(self, use: Use) -> Mapping[tuple[int, int], float]:
+        with self._alone:
+            now = self._clock()
+            for gpu, xid, count in use.xids:
+                grown = count - self._seen.get((gpu, xid), 0)
+                if grown:
+                    self._seen[gpu, xid] = count
+                    self._xids.add((gpu, xid), grown, now)
+            return self._xids.export(now)
 
-def _device_info(devices: Iterable[DeviceUse]) -> Metric:
-    """Return the metric `device_info`, which is 1 for each device. Besides those in DEVICE, its labels are the UUID of
-    the GPU, and the id and the placement of the instance (`_where`)."""
+
+def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
+    devices = known.devices
     info = _family(
         "device_info",
         "1 for each whole GPU without MIG and each MIG device; placement is START:SIZE in NVML placement units.",
@@ -120,15 +132,12 @@ def _device_info(devices: Iterable[DeviceUse]) -> Metric:
         "placement",
     )
     for device in devices:
-        info.add_metric([*_device(device), device.gpu_uuid, *_where(device)], 1)
-    return info
-
-
-def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
-    """Yield the metrics of devices: their properties, memory, unattributed processes, and SM time. A value that is
-    unknown for a device is absent."""
-    devices = known.devices
-    yield _device_info(devices)
+        number = place = ""
+        if (instance := device.instance) is not None:
+            number = str(instance.id)
+            place = "" if instance.start < 0 else f"{instance.start}:{instance.size}"
+        info.add_metric([*_device(device), device.gpu_uuid, number, place], 1)
+    yield info
     yield _per_device(
         "device_memory_bytes", "Memory of the device, in bytes.", devices, lambda device: device.memory
     )
@@ -140,7 +149,6 @@ def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
     )
 
     def others(device: DeviceUse) -> Sum:
-        """Return what the processes of no pod, or of an unnamed one, use of the device."""
         return known.others.get(device.uuid, Sum())
 
     yield _per_device(
@@ -167,9 +175,6 @@ def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
 
 
 def _of_slices(known: DeviceUsage) -> Iterable[Metric]:
-    """Yield two metrics: how many slices each device has, and how many of them pods hold. The second metric has no
-    series while it is unknown what pods hold. At most MOST_RESOURCES resources of a device are included, beginning
-    with those that pods hold."""
     keys = (*DEVICE, "resource")
     allocatable = _family(
         "device_slices",
@@ -192,9 +197,6 @@ def _of_slices(known: DeviceUsage) -> Iterable[Metric]:
 
 
 def _of_pods(holders: Iterable[Holder]) -> Iterable[Metric]:
-    """Yield the metrics of each pair of a pod and a device. A pair has no metrics about processes if some processes on
-    the device cannot be seen, or if some belong to a pod whose name is unknown, because that may be this pod. Memory or
-    SM time that the driver does not report is absent too."""
     slices = _family("pod_slices", "Slices of a device that are allocated to a pod.", *POD, "resource")
     processes = _family(
         "pod_processes",
@@ -233,69 +235,17 @@ def _of_pods(holders: Iterable[Holder]) -> Iterable[Metric]:
     yield shares
 
 
-class _Xids:
-    """Counters of XIDs by GPU and XID. Each is exported as 0 first, so that a scrape sees the 0: most XIDs come once,
-    and Prometheus does not count the first value of a series."""
-
-    def __init__(self, lag: float, clock: Callable[[], float]) -> None:
-        """Export each new counter as 0 for `lag` seconds by `clock`."""
-        self._clock = clock
-        self._seen: dict[tuple[int, int], int] = {}
-        self._counts: LaggingCounts[tuple[int, int]] = LaggingCounts(lag)
-        self._alone = threading.Lock()  # each scrape runs in a thread of its own
-
-    def export(self, use: Use) -> Mapping[tuple[int, int], float]:
-        """Add the XIDs that are new since the last call to the counters, and return the counts to export, by GPU index
-        and XID; a new counter is 0 for the lag. Safe to call from several threads."""
-        with self._alone:
-            now = self._clock()
-            for gpu, xid, count in use.xids:
-                grown = count - self._seen.get((gpu, xid), 0)
-                if grown:
-                    self._seen[gpu, xid] = count
-                    self._counts.add((gpu, xid), grown, now)
-            return self._counts.export(now)
-
-
-def _of_xids(heard: Mapping[tuple[int, int], float]) -> Metric:
-    """Return the metric of XIDs. `heard` holds the counts by GPU index and XID."""
-    xids = _counter(
-        "xid_errors",
-        "XIDs received from a GPU since the agent started; a new one is exported as 0 for 90 s, so that"
-        " increase() also counts its first occurrence. XIDs that are raised between two readings are missed.",
-        "gpu",
-        "xid",
-    )
-    for (gpu, xid), count in heard.items():
-        xids.add_metric([str(gpu), str(xid)], count)
-    return xids
-
-
 def _ratio(device: DeviceUse, percent: int) -> float | None:
-    """Return the fraction of SM time for a percentage, or None if the driver does not report it. It is at most 1,
-    although rounding may make a sum slightly larger."""
     return min(1.0, percent / 100) if device.reports_sm else None
 
 
 def _device(device: DeviceUse) -> list[str]:
-    """Return the values of the labels in DEVICE, in that order. The profile of a whole GPU is empty."""
     return [str(device.gpu), device.uuid, "" if device.instance is None else device.instance.profile]
-
-
-def _where(device: DeviceUse) -> tuple[str, str]:
-    """Return the id and the placement, written START:SIZE, of a device's GPU instance, as label values. Both are empty
-    for a whole GPU, and the placement is empty if the agent may not read it."""
-    instance = device.instance
-    if instance is None:
-        return "", ""
-    return str(instance.id), "" if instance.start < 0 else f"{instance.start}:{instance.size}"
 
 
 def _per_device(
     name: str, text: str, devices: Iterable[DeviceUse], value: Callable[[DeviceUse], float | None]
 ) -> GaugeMetricFamily:
-    """Return a gauge named PREFIX_`name` with the `value` of each device, with the labels in DEVICE. Devices whose
-    value is None are absent."""
     family = _family(name, text, *DEVICE)
     for device in devices:
         number = value(device)
@@ -305,10 +255,8 @@ def _per_device(
 
 
 def _family(name: str, text: str, *labels: str) -> GaugeMetricFamily:
-    """Return an empty gauge with this name, help text and labels."""
     return GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
 
 
 def _counter(name: str, text: str, *labels: str) -> CounterMetricFamily:
-    """Return an empty counter with this name, help text and labels."""
     return CounterMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
