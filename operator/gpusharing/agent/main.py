@@ -78,65 +78,37 @@ def switch(text: str) -> bool:
     return text == "true"
 
 
-_FLAGS: tuple[tuple[str, str, str, Callable[[str], object], str], ...] = (
-    (
-        "--interval",
-        "INTERVAL_SECONDS",
-        "30",
-        seconds,
-        "seconds between two readings of the GPUs when no event occurs",
-    ),
-    (
-        "--hung-after",
-        "HUNG_AFTER_SECONDS",
-        "40",
-        seconds,
-        "seconds after which a reading is reported as hung",
-    ),
-    (
-        "--pod-resources-socket",
-        "POD_RESOURCES_SOCKET",
-        str(SOCKET),
-        Path,
-        "the kubelet's podresources socket",
-    ),
+_FLAGS: tuple[tuple[str, str, Callable[[str], object], str], ...] = (
+    ("--interval", "30", seconds, "seconds between two readings of the GPUs when no event occurs"),
+    ("--hung-after", "40", seconds, "seconds after which a reading is reported as hung"),
+    ("--pod-resources-socket", str(SOCKET), Path, "the kubelet's podresources socket"),
     (
         "--pod-logs",
-        "POD_LOGS",
         "/var/log/pods",
         Path,
         "directory where the kubelet stores pod logs; the names in it show which pod a process belongs to",
     ),
     (
         "--metrics-addr",
-        "METRICS_ADDR",
         "127.0.0.1:8081",
         address,
         "address at which /metrics, /healthz and /readyz are served",
     ),
     (
         "--metrics-secure",
-        "METRICS_SECURE",
         "false",
         switch,
         "true to serve with TLS, and /metrics only to those whom the API server allows to get it",
     ),
-    (
-        "--kubeconfig",
-        "KUBECONFIG",
-        "",
-        str,
-        "kubeconfig to use instead of the pod's service account, for development",
-    ),
-    (
-        "--service-account",
-        "SERVICE_ACCOUNT",
-        str(SERVICE_ACCOUNT),
-        Path,
-        "directory with `token` and `ca.crt`",
-    ),
-    ("--log-level", "LOG_LEVEL", "info", log_level, "debug, info, warning or error"),
+    ("--kubeconfig", "", str, "kubeconfig to use instead of the pod's service account, for development"),
+    ("--service-account", str(SERVICE_ACCOUNT), Path, "directory with `token` and `ca.crt`"),
+    ("--log-level", "info", log_level, "debug, info, warning or error"),
 )
+
+
+def _variable(flag: str) -> str:
+    name = flag.removeprefix("--").replace("-", "_").upper()
+    return f"{name}_SECONDS" if name in ("INTERVAL", "HUNG_AFTER") else name
 
 
 def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:
@@ -146,7 +118,8 @@ def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> argpar
     )
     node = environ.get("NODE_NAME")
     parser.add_argument("--node-name", default=node, required=not node, help="this node's name ($NODE_NAME)")
-    for flag, variable, default, kind, text in _FLAGS:
+    for flag, default, kind, text in _FLAGS:
+        variable = _variable(flag)
         parser.add_argument(
             flag,
             type=kind,

@@ -1,14 +1,13 @@
 """The agent's metrics for Prometheus, read from the loop at each scrape: the loop itself knows nothing of metrics."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gpusharing.agent.loop import AgentLoop
-from gpusharing.agent.observation import Observation
 from gpusharing.api.gpunode import GPU
 from gpusharing.kube.ownversion import own_version
 from gpusharing.planning.gpus.health import diagnose, is_healthy, vitals_of
@@ -40,12 +39,8 @@ class AgentCollector(Collector):
             "Time taken by successful readings of the GPUs.",
             value=stats.reading_seconds,
         )
-        yield _counter(
-            "writes",
-            "Reports sent to the API server, by outcome: ok, failed.",
-            "outcome",
-            {"ok": stats.writes, "failed": stats.failed_writes},
-        )
+        writes = {"ok": stats.writes, "failed": stats.failed_writes}
+        yield _counter("writes", "Reports sent to the API server, by outcome: ok, failed.", "outcome", writes)
         yield _counter(
             "faults",
             "Unexpected errors, by the part of the agent: gpu, reading, pods, meter, turn. Each is a bug; what it"
@@ -53,43 +48,46 @@ class AgentCollector(Collector):
             "part",
             stats.faults,
         )
-        yield _gauge(
-            "ready",
-            "1 while the agent can answer requests from the operator.",
-            not self._loop.why_not_ready(),
-        )
-        if self._loop.observed is not None:
-            yield from _of_observation(self._loop.observed)
+        ready = not self._loop.why_not_ready()
+        yield _gauge("ready", "1 while the agent can answer requests from the operator.", ready)
+        if (observed := self._loop.observed) is not None:
+            yield _gauge(
+                "quiet", "1 while the GPU library is kept closed at the operator's request.", observed.quiet
+            )
+            yield _gauge("simulated", "1 when the GPUs are SIMULATED.", observed.simulated)
+            if observed.pods is not None and observed.allocated is not None:
+                yield _gauge(
+                    "pods",
+                    "Pods on this node that have a GPU device allocated; absent when unknown.",
+                    observed.pods,
+                )
+                yield _family(
+                    "allocated_devices",
+                    "Devices allocated to pods, by resource name; absent when unknown.",
+                    ("resource",),
+                    (((resource,), count) for resource, count in observed.allocated.items()),
+                )
         if self._loop.reading is not None:
             yield from _of_gpus(self._loop.reading.gpus)
-            yield from _of_health(self._loop.reading.gpus)
-
-
-def _of_observation(observed: Observation) -> Iterable[Metric]:
-    yield _gauge("quiet", "1 while the GPU library is kept closed at the operator's request.", observed.quiet)
-    yield _gauge("simulated", "1 when the GPUs are SIMULATED.", observed.simulated)
-    if observed.pods is None or observed.allocated is None:
-        return
-    yield _gauge(
-        "pods", "Pods on this node that have a GPU device allocated; absent when unknown.", observed.pods
-    )
-    allocated = _family(
-        "allocated_devices", "Devices allocated to pods, by resource name; absent when unknown.", "resource"
-    )
-    for resource, count in observed.allocated.items():
-        allocated.add_metric([resource], count)
-    yield allocated
 
 
 def _of_gpus(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
-    info = _family("gpu_info", "1 for each GPU.", "gpu", "uuid", "product")
-    instances = _family("gpu_mig_instances", "MIG instances that exist.", "gpu", "profile")
-    for gpu in gpus:
-        info.add_metric([str(gpu.index), gpu.uuid, gpu.product], 1)
-        for profile, count in Counter(instance.profile for instance in gpu.instances).items():
-            instances.add_metric([str(gpu.index), profile], count)
-    yield info
-    yield instances
+    yield _family(
+        "gpu_info",
+        "1 for each GPU.",
+        ("gpu", "uuid", "product"),
+        (((str(gpu.index), gpu.uuid, gpu.product), 1) for gpu in gpus),
+    )
+    yield _family(
+        "gpu_mig_instances",
+        "MIG instances that exist.",
+        ("gpu", "profile"),
+        (
+            ((str(gpu.index), profile), count)
+            for gpu in gpus
+            for profile, count in Counter(instance.profile for instance in gpu.instances).items()
+        ),
+    )
     yield _per_gpu("gpu_mig_enabled", "1 while MIG mode is on.", gpus, lambda g: g.mig_mode == "Enabled")
     yield _per_gpu("gpu_processes", "Processes that use the GPU.", gpus, lambda g: len(g.processes))
     yield _per_gpu(
@@ -104,9 +102,6 @@ def _of_gpus(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
         gpus,
         lambda g: None if g.remapped_rows is None else g.remapped_rows.failed,
     )
-
-
-def _of_health(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
     yield _per_gpu(
         "gpu_healthy",
         "1 while NVML reports no problem that makes the GPU unhealthy.",
@@ -126,26 +121,28 @@ def _of_health(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
         gpus,
         lambda g: g.xid,
     )
-    recovery = _family(
+    yield _family(
         "gpu_recovery_action",
         "1 for the recovery action that the driver requests (R565 and newer).",
-        "gpu",
-        "action",
+        ("gpu", "action"),
+        (((str(g.index), g.recovery_action), 1) for g in gpus if g.recovery_action is not None),
     )
-    for gpu in gpus:
-        if gpu.recovery_action is not None:
-            recovery.add_metric([str(gpu.index), gpu.recovery_action], 1)
-    yield recovery
 
 
 def _per_gpu(
     name: str, text: str, gpus: Iterable[GPU], value: Callable[[GPU], float | None]
 ) -> GaugeMetricFamily:
-    family = _family(name, text, "gpu")
-    for gpu in gpus:
-        number = value(gpu)
-        if number is not None:
-            family.add_metric([str(gpu.index)], float(number))
+    values = ((str(gpu.index), value(gpu)) for gpu in gpus)
+    rows = (((index,), float(number)) for index, number in values if number is not None)
+    return _family(name, text, ("gpu",), rows)
+
+
+def _family(
+    name: str, text: str, labels: Sequence[str], rows: Iterable[tuple[Sequence[str], float]]
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
+    for values, number in rows:
+        family.add_metric(values, number)
     return family
 
 
@@ -154,10 +151,6 @@ def _counter(name: str, text: str, label: str, counts: Mapping[Any, float]) -> C
     for key, count in counts.items():
         family.add_metric([key], count)
     return family
-
-
-def _family(name: str, text: str, *labels: str) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

@@ -42,17 +42,42 @@ class RestClient(KubeClient):
 
         Unauthorized is raised after a 401, once the credentials have been renewed for the next watch.
         """
-        stream = _Stream(await self._prepared(lasting(request)))
-        stream.start()
+        exchange = await self._prepared(lasting(request))
+        loop = asyncio.get_running_loop()
+        lines: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()
+
+        def hand_over(item: bytes | BaseException | None) -> None:
+            try:
+                loop.call_soon_threadsafe(lines.put_nowait, item)
+            except RuntimeError:
+                exchange.unwanted = True  # the event loop is closed
+
+        def read() -> None:
+            end: BaseException | None = None
+            try:
+                response = exchange.send_off(INACTIVITY)
+                try:
+                    while not exchange.unwanted and (line := response.readline()):
+                        if line.strip():
+                            hand_over(line)
+                finally:
+                    exchange.close()
+            except (OSError, HTTPException, ValueError) as error:
+                end = exchange.failure(error)
+            except BaseException as error:  # noqa: BLE001 - raised to whoever awaits the watch
+                end = error
+            hand_over(end)
+
+        in_daemon_thread(read, "kube-watch")
         try:
-            while (line := await stream.lines.get()) is not None:
+            while isinstance(line := await lines.get(), bytes):
                 yield event_of(request, line)
         finally:
-            stream.stop()
-        if isinstance(stream.error, Unauthorized):
+            exchange.shut()
+        if isinstance(line, Unauthorized):
             await self._login.renew()
-        if stream.error is not None:
-            raise stream.error
+        if line is not None:
+            raise line
 
     async def call(self, request: ApiRequest) -> JSON:
         """Send a request and return the answer. After a 401 the credentials are renewed and it is sent once more.
@@ -89,47 +114,6 @@ class RestClient(KubeClient):
             return _Exchange(request, access, token)
         except (HTTPException, ValueError) as error:
             raise Unavailable(f"cannot {request.what} at {access.server}: {error}") from error
-
-
-class _Stream:
-    """The lines of one watch, read in a thread and passed to the event loop. None is the last, whatever ended the thread."""
-
-    def __init__(self, exchange: "_Exchange") -> None:
-        self.lines: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self.error: BaseException | None = None
-        """What ended the watch; a bug of ours too."""
-        self._loop = asyncio.get_running_loop()
-        self._exchange = exchange
-        self._stopped = False
-
-    def start(self) -> None:
-        in_daemon_thread(self._read, "kube-watch")
-
-    def stop(self) -> None:
-        self._stopped = True
-        self._exchange.shut()
-
-    def _read(self) -> None:
-        try:
-            response = self._exchange.send_off(INACTIVITY)
-            try:
-                while not self._stopped and (line := response.readline()):
-                    if line.strip():
-                        self._hand_over(line)
-            finally:
-                self._exchange.close()
-        except (OSError, HTTPException, ValueError) as error:
-            self.error = self._exchange.failure(error)
-        except BaseException as error:  # noqa: BLE001 - raised to whoever awaits the watch
-            self.error = error
-        finally:
-            self._hand_over(None)
-
-    def _hand_over(self, line: bytes | None) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self.lines.put_nowait, line)
-        except RuntimeError:
-            self._stopped = True  # the event loop is closed
 
 
 class _Exchange(HTTPSConnection):

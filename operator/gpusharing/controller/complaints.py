@@ -20,6 +20,13 @@ class Complaints:
             self._open[subject] = (event, kind)
             log.warning(event, subject=subject, **words)
 
+    def check(self, subject: str, problem: object, event: str, kind: str = "", **words: object) -> None:
+        """Log that the problem begins if there is one, else that it is over."""
+        if problem:
+            self.begins(subject, event, kind, **words)
+        else:
+            self.ends(subject)
+
     def ends(self, subject: str) -> None:
         """Log that the problem is over, if there was one, quoting its event up to the first semicolon."""
         if (known := self._open.pop(subject, None)) is not None:

@@ -158,14 +158,11 @@ class Loop:
         self.wake.clear()
         if not self._may_run():
             return self.now() + timedelta(seconds=RETRY / 4)
-        if (left := self.calls.holds.left()) > 0:
-            self._complaints.begins(
-                "pace",
-                "the API server asked the operator to back off, so no pass starts for now",
-                seconds=round(left, 1),
-            )
+        left = self.calls.holds.left()
+        waits = "the API server asked the operator to back off, so no pass starts for now"
+        self._complaints.check("pace", left > 0, waits, seconds=round(left, 1))
+        if left > 0:
             return self.now() + timedelta(seconds=left)
-        self._complaints.ends("pace")
         try:
             due = await self.once()
         except* FATAL as group:
@@ -194,16 +191,15 @@ class Loop:
     def _may_run(self) -> bool:
         """Whether this process leads and all sources can be relied on. Logs what is wrong, also what stops no pass."""
         leads, missing = self.leader.is_leader, self.sources.missing()
-        if leads and (why := self.leader.claims_error):
-            self._complaints.begins(
-                "claims",
-                "claims or failures recorded on the Lease cannot be read; until they can, only fences on nodes count"
-                " as used slots, and a policy that was halted by failed nodes continues if those nodes have since been"
-                " deleted",
-                error=why,
-            )
-        else:
-            self._complaints.ends("claims")
+        why = self.leader.claims_error
+        self._complaints.check(
+            "claims",
+            leads and why,
+            "claims or failures recorded on the Lease cannot be read; until they can, only fences on nodes count as"
+            " used slots, and a policy that was halted by failed nodes continues if those nodes have since been"
+            " deleted",
+            error=why,
+        )
         unread = {name: why for name, why in missing.items() if why != NOT_YET}
         self._unread |= unread.keys()
         if unread:
@@ -216,23 +212,20 @@ class Loop:
         elif not missing:
             self._unread.clear()
             self._complaints.ends("sources")
-        if revoked := self.sources.revoked():
-            self._complaints.begins(
-                "revoked rights",
-                "some objects may no longer be read, so the operator goes on with what it read last; grant the right"
-                " again, or restart the operator to let it continue as if there were no such objects",
-                " ".join(sorted(revoked)),
-                sources=revoked,
-            )
-        else:
-            self._complaints.ends("revoked rights")
+        revoked = self.sources.revoked()
+        self._complaints.check(
+            "revoked rights",
+            revoked,
+            "some objects may no longer be read, so the operator goes on with what it read last; grant the right"
+            " again, or restart the operator to let it continue as if there were no such objects",
+            " ".join(sorted(revoked)),
+            sources=revoked,
+        )
         # Nothing waits for the Warning events, because they only explain. Only this log line shows that they are
-        # missing.
-        if (error := self.sources.agent_warnings.error) is None:
-            self._complaints.ends("agent warnings")
-        else:  # one kind for all errors, because a server that asks us to wait alternates between them
-            event = "Warning events about the agent's pods cannot be read; trying again"
-            self._complaints.begins("agent warnings", event, error=str(error) or repr(error))
+        # missing. One kind for all errors, because a server that asks us to wait alternates between them.
+        error = self.sources.agent_warnings.error
+        event = "Warning events about the agent's pods cannot be read; trying again"
+        self._complaints.check("agent warnings", error is not None, event, error=str(error) or repr(error))
         return leads and not missing
 
     async def once(self) -> datetime | None:
@@ -266,14 +259,11 @@ class Loop:
             # A follow-up pass does not wait for statuses and Events, which are only for people.
             held_back = None if at_once else await self.publisher.ended()
         self.observer.passed(seconds, plan, snapshot, outcome)
-        if why := snapshot.policies_error:
-            self._complaints.begins(
-                "policies",
-                "the cached policies may be out of date, so the operator does not start a change on any node",
-                error=why,
-            )
+        why = snapshot.policies_error
+        stale = "the cached policies may be out of date, so the operator does not start a change on any node"
+        self._complaints.check("policies", why, stale, error=why)
+        if why:
             return now + timedelta(seconds=RETRY)
-        self._complaints.ends("policies")
         moments = (now,) if at_once else (plan.wake_at, held_back, outcome.again, self.calls.holds.ends(now))
         return min((moment for moment in moments if moment is not None), default=None)
 
@@ -297,19 +287,15 @@ class Loop:
         pending = self.gatherer.pending
         while True:
             if self.leader.is_leader and not self.sources.missing():
+                before, failed = pending.pods, None
                 try:
-                    before = pending.pods
                     await pending.count()
                     if pending.pods != before:
                         self.wake.set()
-                    self._complaints.ends("pending pods")
                 except KubeError as error:
-                    self._complaints.begins(
-                        "pending pods",
-                        "Pending pods cannot be counted; trying again",
-                        type(error).__name__,
-                        error=str(error),
-                    )
+                    failed = error
+                event, kind = "Pending pods cannot be counted; trying again", type(failed).__name__
+                self._complaints.check("pending pods", failed, event, kind, error=str(failed))
             await asyncio.sleep(self.settings.pending_period)
 
     async def test_taints(self) -> None:
