@@ -71,22 +71,22 @@ class MetricsAccess:
         try:
             with self._alone:
                 # Another request may have brought the answer about this token meanwhile.
-                return self._cached(key) or self._remember(key, self._ask(token))
+                if (known := self._cached(key)) is not None:
+                    return known
+                decision = self._ask(token)
+                if decision is not UNDECIDED:
+                    self._decisions.pop(key, None)
+                    self._decisions[key] = self._clock(), decision
+                    if len(self._decisions) > MOST_REMEMBERED:  # made-up tokens displace no reader
+                        refused = (old for old, (_, found) in self._decisions.items() if found is not ALLOWED)
+                        del self._decisions[next(refused, next(iter(self._decisions)))]
+                return decision
         finally:
             self._places.release()
 
     def _cached(self, key: bytes) -> Decision | None:
         received, decision = self._decisions.get(key, (0.0, None))
         return decision if self._clock() - received < REMEMBERED_SECONDS else None
-
-    def _remember(self, key: bytes, decision: Decision) -> Decision:
-        if decision is not UNDECIDED:
-            self._decisions.pop(key, None)
-            self._decisions[key] = self._clock(), decision
-            if len(self._decisions) > MOST_REMEMBERED:  # made-up tokens displace no reader
-                refused = (old for old, (_, found) in self._decisions.items() if found is not ALLOWED)
-                del self._decisions[next(refused, next(iter(self._decisions)))]
-        return decision
 
     def _ask(self, token: str) -> Decision:
         review = self._review(token)

@@ -24,21 +24,6 @@ def self_signed(name: str) -> ssl.SSLContext:
 
     Raises ssl.SSLError if OpenSSL fails, and AttributeError if Python is not linked with a shared library of OpenSSL 3.0 or newer.
     """
-    key, certificate = _make(name)
-    encoded = base64.encodebytes(key).decode()
-    text = f"-----BEGIN EC PRIVATE KEY-----\n{encoded}-----END EC PRIVATE KEY-----\n"
-    text += ssl.DER_cert_to_PEM_cert(certificate)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    file = os.memfd_create("certificate")  # load_cert_chain takes only the path of a file
-    try:
-        os.write(file, text.encode())
-        context.load_cert_chain(f"/proc/self/fd/{file}")
-    finally:
-        os.close(file)
-    return context
-
-
-def _make(name: str) -> tuple[bytes, bytes]:
     # OpenSSL's objects are never freed, because a process makes only one of each.
     key = _call(_Pointer, "EVP_PKEY_Q_keygen", None, None, b"EC", b"P-256")
     certificate = _call(_Pointer, "X509_new")
@@ -53,7 +38,17 @@ def _make(name: str) -> tuple[bytes, bytes]:
     _call(ctypes.c_int, "X509_set_issuer_name", certificate, subject)
     _call(ctypes.c_int, "X509_set_pubkey", certificate, key)
     _call(ctypes.c_int, "X509_sign", certificate, key, _call(_Pointer, "EVP_sha256"))
-    return _encoded("i2d_PrivateKey", key), _encoded("i2d_X509", certificate)
+    encoded = base64.encodebytes(_encoded("i2d_PrivateKey", key)).decode()
+    text = f"-----BEGIN EC PRIVATE KEY-----\n{encoded}-----END EC PRIVATE KEY-----\n"
+    text += ssl.DER_cert_to_PEM_cert(_encoded("i2d_X509", certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    file = os.memfd_create("certificate")  # load_cert_chain takes only the path of a file
+    try:
+        os.write(file, text.encode())
+        context.load_cert_chain(f"/proc/self/fd/{file}")
+    finally:
+        os.close(file)
+    return context
 
 
 def _encoded(name: str, source: _Pointer) -> bytes:

@@ -3,7 +3,7 @@
 hyperframe reads and writes the frames of HTTP/2 (RFC 9113), and hpack its headers (RFC 7541). The library h2, which combines both for every use of HTTP/2, takes more CPU (docs/adr/0045-what-a-cycle-of-the-agent-costs.md).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import lru_cache
 
 from hpack import Decoder, Encoder, HPACKError, NeverIndexedHeaderTuple
@@ -97,8 +97,17 @@ class Conversation:
     def receive(self, data: bytes) -> bytes:
         """Process bytes from the server, which update the streams. Raises ValueError if they are invalid or too many; the connection cannot be used after that."""
         self._unread += data
+        unread = self._unread
         try:
-            for frame in self._frames():
+            while len(unread) >= _FRAME_HEADER:
+                frame, length = Frame.parse_frame_header(memoryview(bytes(unread[:_FRAME_HEADER])))
+                if length > FRAME_MAX_LEN:  # we allow no larger ones
+                    raise _refused(f"a frame is {length} bytes long, but at most {FRAME_MAX_LEN} are allowed")
+                end = _FRAME_HEADER + length
+                if len(unread) < end:
+                    break
+                frame.parse_body(memoryview(bytes(unread[_FRAME_HEADER:end])))
+                del unread[:end]
                 self._take(frame)
         except (HyperframeError, HPACKError) as error:
             raise ValueError(f"invalid HTTP/2: {error}") from error
@@ -107,19 +116,6 @@ class Conversation:
     def _to_send(self) -> bytes:
         unsent, self._unsent = self._unsent, []
         return b"".join(unsent)
-
-    def _frames(self) -> Iterator[Frame]:
-        unread = self._unread
-        while len(unread) >= _FRAME_HEADER:
-            frame, length = Frame.parse_frame_header(memoryview(bytes(unread[:_FRAME_HEADER])))
-            if length > FRAME_MAX_LEN:  # we allow no larger ones
-                raise _refused(f"a frame is {length} bytes long, but at most {FRAME_MAX_LEN} are allowed")
-            end = _FRAME_HEADER + length
-            if len(unread) < end:
-                return
-            frame.parse_body(memoryview(bytes(unread[_FRAME_HEADER:end])))
-            del unread[:end]
-            yield frame
 
     def _take(self, frame: Frame) -> None:
         if (self._headers is None) is isinstance(frame, ContinuationFrame):

@@ -39,22 +39,13 @@ class KubeletPodResources:
         Raises PodResourcesUnavailable if the list of pods cannot be read. If only the allocatable devices cannot, they are None, because drains depend only on which pods hold devices.
         """
         try:
-            return await self._read()
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Close the connection, if any. The next reading opens another one."""
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = None
-
-    async def _read(self) -> Holdings:
-        try:
-            async with asyncio.timeout(self._timeout):
-                listed, allocatable = await self._ask()
-            return self._answers.holdings(_message(listed), self._allocatable_message(allocatable))
+            try:
+                async with asyncio.timeout(self._timeout):
+                    listed, allocatable = await self._ask()
+                return self._answers.holdings(_message(listed), self._allocatable_message(allocatable))
+            except BaseException:
+                self.close()
+                raise
         except TimeoutError as error:
             raise PodResourcesUnavailable(f"the kubelet did not respond on {self._socket} in time") from error
         except FileNotFoundError as error:
@@ -67,6 +58,12 @@ class KubeletPodResources:
             raise PodResourcesUnavailable(
                 f"cannot parse the kubelet's response on {self._socket}: {error}"
             ) from error
+
+    def close(self) -> None:
+        """Close the connection, if any. The next reading opens another one."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
 
     async def _ask(self) -> Sequence[Stream]:
         status = os.stat(self._socket)

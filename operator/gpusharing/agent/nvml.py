@@ -106,10 +106,24 @@ class NVML:
 
     def _read(self) -> Reading:
         cards = dict(self._cards)
+        gpus: list[GPU] = []
+        errors: list[Any] = []
+        bugs: list[Exception] = []
         self._processes.begin()
         self._use.begin()
         with Xids() as listening:
-            gpus, errors, bugs = self._gpus(cards, listening)
+            for index in range(pynvml.nvmlDeviceGetCount()):
+                try:
+                    gpus.append(self._gpu(index, cards, listening))
+                except pynvml.NVMLError as error:
+                    if error.value in _OF_THE_NODE:
+                        raise
+                    errors.append(error)
+                    access = _UNREACHABLE.get(error.value, "Failed")
+                    gpus.append(unreachable(index, access, str(error) if access == "Failed" else ""))
+                except Exception as bug:  # noqa: BLE001 -- a mistake about one GPU must not hide the others
+                    bugs.append(bug)
+                    gpus.append(unreachable(index, "Failed", bug_text(bug)))
             for index, xid in listening.heard():
                 self._use.hear(index, xid)
                 if xid in XIDS:
@@ -126,26 +140,6 @@ class NVML:
         models = tuple(cards[product][0] for product in present)
         version = maybe("", pynvml.nvmlSystemGetDriverVersion)
         return Reading(version, models, observed, self._use.so_far(), tuple(bugs))
-
-    def _gpus(
-        self, cards: dict[str, tuple[Model, bool]], xids: Xids
-    ) -> tuple[list[GPU], list[Any], list[Exception]]:
-        gpus: list[GPU] = []
-        errors: list[Any] = []
-        bugs: list[Exception] = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            try:
-                gpus.append(self._gpu(index, cards, xids))
-            except pynvml.NVMLError as error:
-                if error.value in _OF_THE_NODE:
-                    raise
-                errors.append(error)
-                access = _UNREACHABLE.get(error.value, "Failed")
-                gpus.append(unreachable(index, access, str(error) if access == "Failed" else ""))
-            except Exception as bug:  # noqa: BLE001 -- a mistake of ours about one GPU must not hide the others
-                bugs.append(bug)
-                gpus.append(unreachable(index, "Failed", bug_text(bug)))
-        return gpus, errors, bugs
 
     def _gpu(self, index: int, cards: dict[str, tuple[Model, bool]], xids: Xids) -> GPU:
         """Read one GPU, and its model into `cards` if it is new. Errors of NVML are raised."""

@@ -5,13 +5,13 @@ The number of series is bounded whatever tenants do (MOST_DEVICES, MOST_HOLDERS,
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gpusharing.agent.lagging import LaggingCounts
-from gpusharing.agent.library import DeviceUse, Use
+from gpusharing.agent.library import DeviceUse
 from gpusharing.agent.loop import AgentLoop
 from gpusharing.agent.meter import Meter
 from gpusharing.agent.usage import MOST_DEVICES, MOST_HOLDERS, MOST_RESOURCES, DeviceUsage, Holder, Sum, usage
@@ -83,13 +83,19 @@ class UsageCollector(Collector):
         yield from _of_devices(known)
         yield from _of_slices(known)
         yield from _of_pods(known.holders)
-        # Each is exported as 0 first, because most XIDs come once.
+        with self._alone:
+            now = self._clock()
+            for gpu, xid, count in use.xids:
+                if grown := count - self._seen.get((gpu, xid), 0):
+                    self._seen[gpu, xid] = count
+                    self._xids.add((gpu, xid), grown, now)
+            xids = self._xids.export(now)
         yield _counter(
             "xid_errors",
             "XIDs received from a GPU since the agent started; a new one is exported as 0 for 90 s, so that"
             " increase() also counts its first occurrence. XIDs that are raised between two readings are missed.",
             ("gpu", "xid"),
-            (((str(gpu), str(xid)), count) for (gpu, xid), count in self._count_xids(use).items()),
+            (((str(gpu), str(xid)), count) for (gpu, xid), count in xids.items()),
         )
         yield _gauge(
             "usage_left_out",
@@ -98,16 +104,6 @@ class UsageCollector(Collector):
             (),
             [((), known.left_out)],
         )
-
-    def _count_xids(self, use: Use) -> Mapping[tuple[int, int], float]:
-        with self._alone:
-            now = self._clock()
-            for gpu, xid, count in use.xids:
-                grown = count - self._seen.get((gpu, xid), 0)
-                if grown:
-                    self._seen[gpu, xid] = count
-                    self._xids.add((gpu, xid), grown, now)
-            return self._xids.export(now)
 
 
 def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
