@@ -98,10 +98,11 @@ class Processes:
         reported, program = known.reported_name, known.program
         if reported not in _DAEMONS and program not in _PROGRAMS:
             return reported or program
+        program = self._program(pid)
         # The name in parentheses may contain anything, so only what follows the last parenthesis is parsed.
         after = self._read(pid, "stat").rpartition(b")")[2].split()
         parent_pid = int(after[_PARENT]) if len(after) > _PARENT and after[_PARENT].isdigit() else 0
-        program, parent = self._program(pid), self._program(parent_pid)
+        parent = self._program(parent_pid)
         named = reported or program
         daemon = next((name for name in _DAEMONS if _is(program, name, named)), "")
         if daemon == MPS_CONTROL or (daemon and _is(parent, MPS_CONTROL, MPS_CONTROL)):

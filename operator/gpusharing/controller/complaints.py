@@ -21,7 +21,6 @@ class Complaints:
             log.warning(event, subject=subject, **words)
 
     def check(self, subject: str, problem: object, event: str, kind: str = "", **words: object) -> None:
-        """Log that the problem begins if there is one, else that it is over."""
         if problem:
             self.begins(subject, event, kind, **words)
         else:

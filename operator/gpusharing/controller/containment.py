@@ -64,7 +64,6 @@ class PolicyWatch:
             await asyncio.sleep(self._backoff.after_failure())
 
     async def _run_once(self) -> None:
-        """Run kopf in a thread of its own until it stops, and raise the error that stopped it, if any."""
         own_loop, kopf_loop = asyncio.get_running_loop(), KopfLoop()
         sessions: list[aiohttp.ClientSession] = []
 

@@ -210,7 +210,6 @@ class Executor:
     async def _write_alike(
         self, actions: Mapping[str, Action], snapshot: ClusterSnapshot, outcome: Outcome
     ) -> set[str]:
-        """Make shared writes of one kind, by subject, and return the subjects whose write was accepted in time."""
         accepted: set[str] = set()
 
         async def write(subject: str) -> None:

@@ -56,7 +56,6 @@ def main() -> None:
 
 
 def configure_logs(settings: Settings) -> None:
-    """Log to stderr as JSON with stable keys, or as lines for people; libraries from the level warning."""
     level = logging.getLevelNamesMapping().get(settings.log_level.upper(), logging.INFO)
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -122,20 +121,16 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
             async with _servers(settings, role, metrics):
                 log.info("started", identity=identity, namespace=settings.plan.namespace)
                 await _until_signalled(role.lease, work())
-        except PortTaken as error:
-            reason = str(error.__cause__)
-            log.error("cannot listen on a port", variable=error.variable, port=error.port, error=reason)
+        except PortTaken as taken:
+            variable, port, reason = taken.args
+            log.error("cannot listen on a port", variable=variable, port=port, error=reason)
             return FAULT
     log.info("stopped")
     return 0
 
 
 class PortTaken(Exception):
-    """One of the operator's ports cannot be listened on."""
-
-    def __init__(self, name: str, port: int) -> None:
-        super().__init__(name, port)
-        self.variable, self.port = f"{PREFIX}{name.upper()}", port
+    """One of the operator's ports cannot be listened on: its variable, the port, and why."""
 
 
 def _lost() -> None:
@@ -177,7 +172,7 @@ async def _servers(settings: Settings, role: Role, metrics: ProcessMetrics) -> A
                 try:
                     await web.TCPSite(runner, settings.listen, port).start()
                 except OSError as error:
-                    raise PortTaken(name, port) from error
+                    raise PortTaken(f"{PREFIX}{name.upper()}", port, str(error)) from error
         yield
     finally:
         for runner in runners:

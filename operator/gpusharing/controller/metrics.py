@@ -203,7 +203,6 @@ class Metrics(Observer, Collector):
     def passed(
         self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot, outcome: Outcome
     ) -> None:
-        """Record the steps of a pass, and set the gauges of its plan."""
         # These series begin at 0, because Prometheus does not count the first value of a series. Failures need no 0,
         # because they recur; transitions would have nearly 2,000 pairs of phase and reason.
         for kind in get_args(Action) if self._last is None else ():

@@ -170,7 +170,6 @@ class Publisher:
         return not same or self._verdicts.get(name) != verdict or f"node/{name}" in self._unwritten
 
     def _notice(self, verdict: Verdict, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> None:
-        """Report a verdict that has changed to `on_verdict`, the log and Events, and a cordon of ours to an Event."""
         before, node = self._verdicts.get(verdict.node), snapshot.nodes[verdict.node]
         if before is not None and verdict.lapses is not None and verdict.lapses.settling:
             # The later count is then compared with the last one that was taken while config-manager ran.
@@ -179,8 +178,7 @@ class Publisher:
         self._objects[verdict.node] = node, snapshot.gpunodes.get(verdict.node)
         if known is not None and (cordon := cordon_event(known, node)) is not None:
             # `kubectl describe node` looks for Events whose uid is the name of the Node, as in the kubelet's Events.
-            regarding = {"apiVersion": "v1", "kind": "Node", "name": node.name, "uid": node.name}
-            self._pending_events.append(self._event(cordon, regarding, now))
+            self._queue(cordon, {**_reference("Node", node.name), "uid": node.name}, now)
         self._unwritten.add(f"node/{verdict.node}")
         if before != verdict:
             self._verdicts[verdict.node] = verdict
@@ -190,9 +188,7 @@ class Publisher:
             pool = plan.pools.get(verdict.policy)
             regarding = _policy_of(pool.policy) if pool is not None else {}
             for event in events if regarding else ():
-                related = {"apiVersion": "v1", "kind": "Node", "name": verdict.node}
-                body = self._event(event, regarding, now)
-                self._pending_events.append({**body, "related": related})
+                self._queue(event, regarding, now, related=_reference("Node", verdict.node))
                 _log(event, node=verdict.node, policy=verdict.policy, phase=str(verdict.phase))
             if verdict.phase is Phase.DRAINING and verdict.pods:
                 self._drains[verdict.node] = change
@@ -247,7 +243,7 @@ class Publisher:
         refusal = refusal_event(previous, wanted)
         later = await self._write(key, now, POLICIES, body, self.sources.policies.accept)
         if later is None and refusal is not None:
-            self._pending_events.append(self._event(refusal, _policy_of(policy), now))
+            self._queue(refusal, _policy_of(policy), now)
             _log(refusal, policy=policy.name)
             return now  # the Event is posted with the next round
         return later
@@ -294,9 +290,11 @@ class Publisher:
     def shared_event(self, action: SetPointers | RepairMps, now: datetime) -> JSON:
         """Return the body of an Event about a ClusterPolicy that says that it, or its MPS DaemonSet, was changed by the operator."""
         policy = action.policy
-        kind = {"apiVersion": CLUSTER_POLICIES.api_version, "kind": "ClusterPolicy"}
-        regarding = {**kind, "name": policy.name, "uid": policy.uid}
-        return self._event(shared_event(action), regarding, now)
+        regarding = _reference("ClusterPolicy", policy.name, CLUSTER_POLICIES.api_version)
+        return self._event(shared_event(action), {**regarding, "uid": policy.uid}, now)
+
+    def _queue(self, event: Event, regarding: JSON, now: datetime, **more: JSON) -> None:
+        self._pending_events.append({**self._event(event, regarding, now), **more})
 
     async def _post_events(self, now: datetime) -> datetime | None:
         while self._pending_events:
@@ -346,9 +344,12 @@ def _log(event: Event, **where: str) -> None:
     write(event.reason, **where, note=event.note)
 
 
+def _reference(kind: str, name: str, api_version: str = "v1") -> JSON:
+    return {"apiVersion": api_version, "kind": kind, "name": name}
+
+
 def _policy_of(policy: PolicyView) -> JSON:
-    kind = {"apiVersion": names.API_VERSION, "kind": "GPUSharingPolicy"}
-    return {**kind, "name": policy.name, "uid": policy.uid}
+    return {**_reference("GPUSharingPolicy", policy.name, names.API_VERSION), "uid": policy.uid}
 
 
 def _statuses(status: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -45,7 +45,6 @@ class Role:
     leads_since: float | None = None
 
     def dead(self) -> dict[str, str]:
-        """Return the problems that only a restart can solve, by the name of each part."""
         if self.health is not None:
             return self.health.dead()
         led = self.clock() - self.leads_since if self.leads_since is not None else 0.0
@@ -63,7 +62,6 @@ class Role:
         return {} if self.lease.holder else {"lease": "nobody is known to hold the Lease yet"}
 
     def summary(self) -> str:
-        """Return the answer of the probes if nothing is wrong."""
         return "ok" if self.lease.acquired.is_set() else f"ok: standby, {self.lease.holder or 'nobody'} leads"
 
     async def wait_to_lead(self, seconds: float) -> None:
@@ -103,8 +101,6 @@ def application(role: Role) -> web.Application:
 
 
 def metrics_application(registry: CollectorRegistry) -> web.Application:
-    """Return the application with /metrics, which serves all metrics of `registry`."""
-
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(registry), content_type="text/plain")
 

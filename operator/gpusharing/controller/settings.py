@@ -108,7 +108,6 @@ _PLAN, _SHELL = TypeAdapter(PlanSettings), TypeAdapter(Settings)
 
 
 def default_text(value: object) -> str:
-    """Return a value as it would be written in its environment variable."""
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(value) if isinstance(value, tuple) else str(value)

@@ -92,7 +92,6 @@ class SharedWrites:
     """The ConfigMap that is being written, or was last written, as `namespace/name`."""
 
     async def write_config(self, action: WriteConfig, snapshot: ClusterSnapshot) -> None:
-        """Write our two ConfigMaps, first that of the device plugin, each only if it differs."""
         settings, stack = snapshot.settings, snapshot.stack
         namespace = settings.gpu_operator_namespace
         if (body := plugin_patch(action, stack, self.now())) is not None:

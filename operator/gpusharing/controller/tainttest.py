@@ -102,7 +102,6 @@ class TaintTest:
         return next(iter(await list_of(self.client, PODS, **where)), None)
 
     async def _read(self) -> TaintProof:
-        """Wait until the scheduler grants the pod one of its two requests."""
         words = "there is no pod"
         for _ in range(round(PATIENCE / POLL)):
             pod = await self._pod()
