@@ -90,10 +90,9 @@ def allotment_of(
     cards = {model.product: model for model in reading.models}
     devices = (part for gpu in reading.gpus for part in _parts(gpu, cards.get(gpu.product), held))
     for uuid, share in devices:
-        here: Mapping[str, int] = (
-            {} if uuid in whole else listed.get(uuid, {})
-        )  # one pod holds all of a whole one
-        slices = {} if uuid in whole else here or known.get(uuid, {})
+        divided = uuid not in whole  # else one pod holds all of it, so nothing is idle
+        here: Mapping[str, int] = listed.get(uuid, {}) if divided else {}
+        slices = here or known.get(uuid, {}) if divided else {}
         taken = Counter(dict.fromkeys(slices, 0))
         for (_, resource), count in held.get(uuid, {}).items():
             taken[resource] += count

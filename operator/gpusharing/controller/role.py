@@ -68,14 +68,12 @@ class Role:
         """Return as soon as this process leads; check the Lease every `seconds` for the log."""
         complaints, announced = Complaints(), ""
         while not self.lease.acquired.is_set():
-            if (error := self.lease.error) is not None:
-                event, text = "this process is waiting to become the leader", str(error) or repr(error)
-                complaints.begins("lease", event, type(error).__name__, error=text)
-            else:
-                complaints.ends("lease")
-                if self.lease.holder not in ("", announced):
-                    announced = self.lease.holder
-                    log.info("this process stands by; another one is the leader", leader=announced)
+            error, event = self.lease.error, "this process is waiting to become the leader"
+            text = str(error) or repr(error)
+            complaints.check("lease", error is not None, event, type(error).__name__, error=text)
+            if error is None and self.lease.holder not in ("", announced):
+                announced = self.lease.holder
+                log.info("this process stands by; another one is the leader", leader=announced)
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self.lease.acquired.wait()
