@@ -17,10 +17,14 @@ from gpusharing.planning.report.counts import count_slices, waited_for
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import Action
 from gpusharing.planning.snapshot.views import ClusterSnapshot
+from gpusharing.planning.transition.members import Member
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasonkinds import Passes
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import Assessed
+
+Values = dict[tuple[str, ...], float]
+"""The values of a gauge, by the values of its labels."""
 
 
 class Metrics(Observer, Collector):
@@ -163,41 +167,22 @@ class Metrics(Observer, Collector):
         if self._last is None:
             return ()
         plan, snapshot = self._last
-        pools, agents = plan.pools, snapshot.agents
-        drifted = {
-            name: sum(
-                isinstance(one.assessment, Assessed)
-                and one.assessment.drift is not None
-                and one.node.fence is None
-                for one in pool.members
-            )
-            for name, pool in pools.items()
-        }
-        _show(self.drifted, {(name,): count for name, count in drifted.items()})
-        rows = ((name, row) for name in pools for row in self.status_of(name).get("conditions") or ())
-        keys = ("type", "status", "reason")
-        _show(self.conditions, {(name, *(str(row.get(key, "")) for key in keys)): 1 for name, row in rows})
-        _show(self.agentless, {(name,): len(set(pool.names) - agents) for name, pool in pools.items()})
         found = {name: len(one.observed.gpus) for name, one in snapshot.gpunodes.items() if one.observed}
-        specs = {name: pool.policy.spec for name, pool in pools.items()}
-        _show(
-            self.gpus,
-            {
-                (name, str(spec.mode)): sum(found.get(node, 0) for node in pools[name].names)
-                for name, spec in specs.items()
-                if spec is not None
-            },
-        )
-        counted = {
-            name: count_slices((snapshot.nodes[node] for node in pool.names), snapshot)
-            for name, pool in pools.items()
-        }
-        _show(
-            self.slices,
-            {(n, r): count for n, (served, _) in counted.items() for r, count in served.items()},
-        )
-        _show(self.idle, {(n, r): count for n, (_, idle) in counted.items() for r, count in idle.items()})
-        _show(self.pending, {(resource,): count for resource, count in waited_for(snapshot).items()})
+        conditions, gpus, slices, idle = Values(), Values(), Values(), Values()
+        drifted, agentless = Values(), Values()
+        for name, pool in plan.pools.items():
+            drifted[name,] = sum(map(_is_drifted, pool.members))
+            for row in self.status_of(name).get("conditions") or ():
+                conditions[name, *(str(row.get(key, "")) for key in ("type", "status", "reason"))] = 1
+            agentless[name,] = len(set(pool.names) - snapshot.agents)
+            if pool.policy.spec is not None:
+                gpus[name, str(pool.policy.spec.mode)] = sum(found.get(node, 0) for node in pool.names)
+            served, unheld = count_slices((snapshot.nodes[node] for node in pool.names), snapshot)
+            slices |= {(name, resource): count for resource, count in served.items()}
+            idle |= {(name, resource): count for resource, count in unheld.items()}
+        pending: Values = {(resource,): count for resource, count in waited_for(snapshot).items()}
+        _show((self.drifted, drifted), (self.conditions, conditions), (self.agentless, agentless))
+        _show((self.gpus, gpus), (self.slices, slices), (self.idle, idle), (self.pending, pending))
         return ()
 
     def passed(
@@ -218,34 +203,29 @@ class Metrics(Observer, Collector):
             self.pass_seconds.labels(step).observe(duration)
         verdicts = plan.verdicts
         self._entered = {node: began for node, began in self._entered.items() if node in verdicts}
-        owned = [(name, verdicts[node]) for name, pool in plan.pools.items() for node in pool.names]
-        _show(self.nodes, Tally((name, str(verdict.phase)) for name, verdict in owned))
-        unhealthy = (
-            (name, str(verdict.health.reason))
-            for name, verdict in owned
-            if verdict.health is not None and not is_healthy(verdict.health)
+        nodes, unhealthy, blocked = (
+            Tally[tuple[str, ...]](),
+            Tally[tuple[str, ...]](),
+            Tally[tuple[str, ...]](),
         )
-        _show(self.unhealthy, Tally(unhealthy))
-        _show(self.allowed, {(name,): pool.limit for name, pool in plan.pools.items()})
-        _show(self.used, {(name,): pool.used for name, pool in plan.pools.items()})
-        halted = {name for name, verdict in owned if verdict.reason is Reason.HALTED}
-        _show(self.halted, {(name,): name in halted for name in plan.pools})
-        costs = {name: pool.policy.spec.cost for name, pool in plan.pools.items() if pool.policy.spec}
-        _show(
-            self.price,
-            {(name, cost.currency): float(cost.gpu_hourly_price) for name, cost in costs.items() if cost},
-        )
-        blocked = (
-            (name, reason)
-            for name, verdict in owned
-            for reason, _ in {
-                (str(blocker.reason), pod)
-                for blocker in verdict.blockers
-                if blocker.reason.passes is not Passes.SOON
-                for pod in blocker.pods
-            }
-        )
-        _show(self.blocked_pods, Tally(blocked))
+        allowed, used, halted, price = Values(), Values(), Values(), Values()
+        for name, pool in plan.pools.items():
+            owned = [verdicts[node] for node in pool.names]
+            nodes.update((name, str(verdict.phase)) for verdict in owned)
+            healths = (verdict.health for verdict in owned)
+            unhealthy.update(
+                (name, str(one.reason)) for one in healths if one is not None and not is_healthy(one)
+            )
+            for verdict in owned:
+                hard = [one for one in verdict.blockers if one.reason.passes is not Passes.SOON]
+                pods = {(blocker.reason, pod) for blocker in hard for pod in blocker.pods}
+                blocked.update((name, str(reason)) for reason, _ in pods)
+            allowed[name,], used[name,] = pool.limit, pool.used
+            halted[name,] = any(verdict.reason is Reason.HALTED for verdict in owned)
+            if (spec := pool.policy.spec) is not None and spec.cost is not None:
+                price[name, spec.cost.currency] = float(spec.cost.gpu_hourly_price)
+        _show((self.nodes, nodes), (self.unhealthy, unhealthy), (self.allowed, allowed), (self.used, used))
+        _show((self.halted, halted), (self.price, price), (self.blocked_pods, blocked))
         self.orphans.set(sum(verdict.reason is Reason.ORPHAN_FENCE for verdict in verdicts.values()))
 
     def acted(self, action: Action, result: str) -> None:
@@ -263,8 +243,14 @@ class Metrics(Observer, Collector):
             self._entered[after.node] = self._clock()
 
 
-def _show(gauge: Gauge, values: Mapping[tuple[str, ...], float]) -> None:
-    # No scrape sees the gauge half filled, because the same thread serves the pages.
-    gauge.clear()
-    for labels, value in values.items():
-        gauge.labels(*labels).set(value)
+def _is_drifted(member: Member) -> bool:
+    assessed = member.assessment
+    return isinstance(assessed, Assessed) and assessed.drift is not None and member.node.fence is None
+
+
+def _show(*rows: tuple[Gauge, Mapping[tuple[str, ...], float]]) -> None:
+    # No scrape sees a gauge half filled, because the same thread serves the pages.
+    for gauge, values in rows:
+        gauge.clear()
+        for labels, value in values.items():
+            gauge.labels(*labels).set(value)
