@@ -1,4 +1,7 @@
-"""What NVML reports about a GPU's health, and how to call what may not be supported or permitted. Part of `nvml.py`."""
+"""What NVML reports about a GPU's health, and how to call what may not be supported or permitted. Part of `nvml.py`.
+
+Calls and their traps: docs/design/hardware.md#nvml, nvml.h of NVML 13.3 and NVIDIA's reference for it.
+"""
 
 import ctypes
 from collections.abc import Iterator
