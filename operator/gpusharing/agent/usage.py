@@ -12,7 +12,7 @@ from gpusharing.agent.podresources import Holdings
 from gpusharing.planning.vocabulary.values import value
 
 MOST_DEVICES = 128
-"""Sixteen GPUs with seven instances each are 112."""
+"""The most devices that are reported. Sixteen GPUs with seven instances each are 112."""
 MOST_HOLDERS = 256
 """The most pairs of a pod and a device that are reported. A kubelet runs 110 pods by default."""
 MOST_RESOURCES = 4
