@@ -20,23 +20,16 @@ Check = Callable[[Mapping[str, str], Mapping[str, str]], bool]
 _UPGRADE = "NVIDIA driver upgrade"
 _UPGRADE_IDLE = ("", "upgrade-done")  # k8s-operator-libs pkg/upgrade/consts.go at 11e747a
 _UPGRADE_QUEUED = ("upgrade-required", "node-maintenance-required")
-"""States of a node that waits for its upgrade. All nodes of an upgrade reach the first at once. Or they reach the
-second, and each gets a NodeMaintenance, which says when its upgrade begins (k8s-operator-libs
-pkg/upgrade/upgrade_requestor.go at 11e747a). A node whose upgrade has failed keeps its cordon until its driver
-pod runs (ProcessUpgradeFailedNodes of common_manager.go)."""
+"""States of a node that waits for its upgrade."""
 _MCO_DESIRED = "machineconfiguration.openshift.io/desiredDrain"
 _MCO_APPLIED = "machineconfiguration.openshift.io/lastAppliedDrain"
 _SRIOV_OPERATOR = "SR-IOV network operator"
 _SRIOV = "sriovnetwork.openshift.io/state"
 _SRIOV_WAITS = ("Drain_Required", "Reboot_Required")
-"""States of a node that requests a drain. All nodes request it at once, and few are drained at a time; a node that
-is drained is also cordoned. The request stays until the work is done, and only the SriovNetworkNodeState says
-when the drain begins. At the end any cordon is lifted, even one of somebody else (sriov-network-operator v1.6.0,
-pkg/consts, controllers/drain_controller.go and pkg/drain/drainer.go)."""
+"""States of a node that requests a drain."""
 
 _NVSENTINEL = "dgxc.nvidia.com/nvsentinel-state"
-"""A label with a state such as quarantined, draining or remediation-failed; absent on a node that is healthy
-(NVIDIA/NVSentinel commons/pkg/statemanager at 20fe8e0)."""
+"""A label with a state such as quarantined, draining or remediation-failed; absent on a node that is healthy (NVIDIA/NVSentinel commons/pkg/statemanager at 20fe8e0)."""
 _NODEWRIGHT = (
     "nodewright.nvidia.com/cordon_",
     "nodewright.nvidia.com/runtimeRequiredCordon",
@@ -59,8 +52,7 @@ WAIT_CHECKS: Mapping[str, Check] = {
 QUEUE_CHECKS: Mapping[str, Check] = {
     _UPGRADE: lambda lab, _: lab[names.LABEL_UPGRADE_STATE] in _UPGRADE_QUEUED,
 }
-"""The markers of WAIT_CHECKS that can prove that no work has begun, each with a check that returns whether that is so.
-SR-IOV's marker cannot, because it looks the same before and after the node is cordoned."""
+"""The markers of WAIT_CHECKS that can prove that no work has begun, each with a check that returns whether that is so."""
 TAINT_MARKERS: Mapping[str, str] = {
     "medik8s.io/drain": "medik8s node maintenance",
     "remediation.medik8s.io/self-node-remediation": "medik8s node remediation",
@@ -91,9 +83,7 @@ _OUR_PREFIXES = (names.PREFIX, *names.REWRITTEN_PREFIXES)
 
 
 def find_problem(key: str) -> str:
-    """Return the reason why an admin may not name `key` as a further marker, or an empty string if it may be used.
-    Refused are malformed keys, keys that the operator's own changes write, and keys that are already checked by
-    their value."""
+    """Return the reason why an admin may not name `key` as a further marker, or an empty string if it may be used."""
     if len(key) > MAX_KEY or not re.fullmatch(LABEL_KEY, key):
         return f"{key!r} is not a key of a label, annotation or taint"
     if key in _OURS or key.startswith(_OUR_PREFIXES):
@@ -111,18 +101,11 @@ class Marker(NamedTuple):
     who: str = ""
     """Who maintains the node, for people who want to ask them; empty when nobody does."""
     waits: bool = False
-    """Whether the work has not begun or has stopped, which may stay so for weeks."""
     queued: bool = False
-    """Whether the work has certainly not begun, so that no cordon belongs to it yet."""
 
 
 def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Marker:
-    """Return the marker of whoever else is maintaining this Node, or an empty marker if nobody is. The first match
-    counts: METADATA_MARKERS in their order, then the Node's taints in TAINT_MARKERS, then its conditions in
-    CONDITION_MARKERS with the status True, each in the Node's order, then the labels, annotations and taints in `keys`,
-    whatever their value; of several keys of one kind, the first in the alphabet is named. A marker whose work only
-    waits counts only if there is no other. Of several such markers, those whose work has certainly not begun come
-    last."""
+    """Return the marker of whoever else is maintaining this Node, or an empty marker if nobody is."""
     metadata = section(node, "metadata")
     labels, annotations = texts(metadata.get("labels")), texts(metadata.get("annotations"))
     taints = [str(taint.get("key")) for taint in entries(node, "spec", "taints")]
@@ -150,7 +133,5 @@ def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Marker:
 
 
 def _metadata_marker(who: str, labels: Mapping[str, str], annotations: Mapping[str, str]) -> Marker:
-    """Return the marker for `who`, including whether its work waits or is queued. `who` must name a row of
-    METADATA_MARKERS whose check holds for these labels and annotations."""
     waits = who in WAIT_CHECKS and WAIT_CHECKS[who](labels, annotations)
     return Marker(who, waits, waits and who in QUEUE_CHECKS and QUEUE_CHECKS[who](labels, annotations))

@@ -34,16 +34,12 @@ class PodMarks(NamedTuple):
     """The parts of a Pod that declare its gang."""
 
     labels: Mapping[str, str]
-    """Labels of the pod."""
     annotations: Mapping[str, str]
-    """Annotations of the pod."""
     raw: JSON
-    """The whole Pod."""
 
     @property
     def plain(self) -> bool:
-        """Whether Kueue queues the pod itself, and not the workload that created it: its label KUEUE_MANAGED is
-        `true`."""
+        """Whether Kueue queues the pod itself, and not the workload that created it: its label KUEUE_MANAGED is `true`."""
         return self.labels.get(KUEUE_MANAGED) == "true"
 
 
@@ -52,21 +48,13 @@ class GangKey:
     """One way in which pods declare that they belong together."""
 
     kind: str
-    """The kind of the gang, for people."""
     find: Callable[[PodMarks], tuple[str, str] | None]
-    """Returns the name of a pod's gang and a label selector that all of its pods match, which is empty if no label
-    does; or None if the pod declares no gang in this way."""
+    """Returns the name of a pod's gang and a label selector that all of its pods match, which is empty if no label does; or None if the pod declares no gang in this way."""
     source: str
-    """The source of the key, and why its pods share one fate."""
 
 
 def _labels(*keys: str) -> Callable[[PodMarks], tuple[str, str] | None]:
-    """Return a `GangKey.find` for pods that have all of these labels, with values that are not empty. The values,
-    joined by slashes, name the gang, and the labels select its pods."""
-
     def find(pod: PodMarks) -> tuple[str, str] | None:
-        """Return the name of a pod's gang and the label selector of its pods, or None if one of the labels `keys` is
-        missing or empty."""
         values = [pod.labels.get(key, "") for key in keys]
         if not all(values):
             return None
@@ -76,40 +64,27 @@ def _labels(*keys: str) -> Callable[[PodMarks], tuple[str, str] | None]:
 
 
 def _volcano(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the PodGroup that Volcano's annotation names, with an empty selector; None if that annotation is missing
-    or empty."""
     name = pod.annotations.get(VOLCANO)
     return (name, "") if name else None
 
 
 def _scheduling_group(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the PodGroup that `spec.schedulingGroup` names, with an empty selector; None if it names none."""
     name = text(pod.raw, "spec", "schedulingGroup", "podGroupName")
     return (name, "") if name else None
 
 
 def _workload_ref(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the gang that `spec.workloadRef` names, with an empty selector, or None if it names no workload or no pod
-    group. The name is that of the workload, of the pod group and, if there is one, the key of the replica, joined by
-    slashes: each replica of a pod group is a gang of its own."""
     reference = section(pod.raw, "spec", "workloadRef")
     parts = [text(reference, key) for key in ("name", "podGroup", "podGroupReplicaKey")]
     return ("/".join(filter(None, parts)), "") if parts[0] and parts[1] else None
 
 
 def _kueue_group(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the group that Kueue's annotation names (since 0.18). The selector is the key KUEUE_MANAGED alone if Kueue
-    queues the pod itself, because its value tells no group from another, else empty. None if the annotation is missing
-    or empty."""
     name = pod.annotations.get(KUEUE_GROUP)
     return (name, KUEUE_MANAGED if pod.plain else "") if name else None
 
 
 def _kueue_workload(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the Workload that Kueue's annotations name, with the key KUEUE_PODSET as the label selector if this pod
-    has that label, else with an empty selector. The annotation that all slices of an elastic job share is read first.
-    None if no Workload is named, and for a pod that Kueue queues itself: without a group, such a pod is a Workload of
-    its own."""
     name = pod.annotations.get(KUEUE_SLICES) or pod.annotations.get(KUEUE_WORKLOAD)
     if not name or pod.plain:
         return None
@@ -117,14 +92,6 @@ def _kueue_workload(pod: PodMarks) -> tuple[str, str] | None:
 
 
 def _kueue_job(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the name and the label selector of the gang of the job that controls the pod. None if no owner controls
-    the pod, or unless Kueue queues that job and not the pod itself. Kueue queues the job if the pod has the label
-    KUEUE_PODSET, or if the pod has KUEUE_QUEUE and the job is a Job of the group batch.
-
-    The name is the job's kind in lower case, a dash and the job's name; the name of the job's Workload begins with it.
-    The selector is the label with the job's name if the pod has it and the job is a Job of the group batch, else a key
-    alone: KUEUE_PODSET if the pod has that label, else KUEUE_QUEUE.
-    """
     labels = pod.labels
     if not labels.keys() & {KUEUE_PODSET, KUEUE_QUEUE} or pod.plain:
         return None
@@ -200,13 +167,11 @@ LADDER: tuple[GangKey, ...] = (
         " label; all pods of a job belong to one Workload",
     ),
 )
-"""The ways to find the gang of a pod. The first row that matches decides; a test fixes the order."""
+"""The ways to find the gang of a pod."""
 
 
 def gang_of(raw: JSON) -> Gang | None:
-    """Return the gang of a Pod by the first row of LADDER that matches, or None if it has no gang. The gang belongs to
-    the pod's namespace. If no label selects the gang's pods, they are selected by the scheduler that the pod names, if
-    any."""
+    """Return the gang of a Pod by the first row of LADDER that matches, or None if it has no gang."""
     metadata = section(raw, "metadata")
     pod = PodMarks(texts(metadata.get("labels")), texts(metadata.get("annotations")), raw)
     for key in LADDER:

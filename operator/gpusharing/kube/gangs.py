@@ -26,17 +26,15 @@ from gpusharing.planning.drain.holders import Scope, must_leave
 from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, PodView
 
 MAX_LISTS = 16
-"""The most gangs of one node that each get a LIST by their own label. If there are more, one LIST serves all gangs of
-a namespace that have the same keys. There can be many, because each slice of a node may belong to another job."""
+"""The most gangs of one node that each get a LIST by their own label."""
 MAX_PODS = 5000
 """The most pods read from the LIST of one gang."""
 MAX_SHARED = 20_000
-"""The most pods read from a LIST that serves several gangs. If there are more, these gangs count as unknown."""
+"""The most pods read from a LIST that serves several gangs."""
 LIST_VALID = timedelta(seconds=3)
 """How long the result of a LIST is reused for all nodes whose pods are read in the meantime."""
 LIST_VALID_IN_DRAIN = timedelta(seconds=30)
-"""How long the result of a LIST is reused for nodes that are being drained: they only wait for members that may end by
-themselves."""
+"""How long the result of a LIST is reused for nodes that are being drained: they only wait for members that may end by themselves."""
 FORGET_AFTER = timedelta(minutes=2)
 """The result of a LIST is forgotten this long after its gangs were last requested."""
 _FINISHED = ("Succeeded", "Failed")
@@ -53,8 +51,6 @@ class _Query:
 
     @property
     def shared(self) -> bool:
-        """Whether the label selector names no value (it is empty, or has keys alone), so that the LIST counts as one
-        for several gangs."""
         return "=" not in self.labels
 
 
@@ -63,25 +59,16 @@ class _Known:
     """The result of the last LIST of a query."""
 
     members: Mapping[Gang, list[GangMember]]
-    """The members found, by gang."""
     partial: bool
-    """Whether the LIST was cut off before all pods were read."""
     error: str
     """Why nothing is known about the gangs; empty if the LIST succeeded."""
     listed: datetime
-    """When the LIST was made."""
     used: datetime
-    """When one of its gangs was last requested."""
 
     def serves(self, gangs: Iterable[Gang]) -> bool:
-        """Whether this result answers a request for these gangs: it has pods of each of them, or it is an error. If
-        one of the gangs is missing, all of its pods may be younger than this LIST, which was made for other gangs."""
         return bool(self.error) or all(gang in self.members for gang in gangs)
 
     def view(self, gang: Gang, labels: Mapping[str, str] | None) -> GangView:
-        """Return the view of one gang: its members, sorted by node and name, and marked as partial if the LIST was cut
-        off. If the LIST failed, the view has the error and no members. `labels` are the labels of the gang's
-        namespace, which are set on each member; None leaves the members as they are."""
         if self.error:
             return GangView(gang, error=self.error)
         members = self.members.get(gang, ())
@@ -95,29 +82,17 @@ class _Known:
 
 @dataclass(slots=True)
 class Gangs:
-    """Lists gangs on request. Concurrent calls for the same LIST run one after the other."""
+    """Lists gangs on request."""
 
     client: KubeClient
     most: int = MAX_SHARED
-    """The most pods read from a LIST that serves several gangs."""
     _known: dict[_Query, _Known] = field(default_factory=dict)
     _locks: defaultdict[_Query, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
 
     async def find(
         self, pods: Sequence[PodView], scope: Scope, now: datetime, *, anew: bool
     ) -> tuple[GangView, ...]:
-        """Return the gangs of those `pods` that must leave their node (`must_leave` with this `scope`), sorted. The
-        members of a gang are its unfinished pods on all nodes, bound or not. Each member gets the labels of its
-        namespace from `pods`. If no pod in question has a gang, nothing is listed. If a LIST fails, its gangs are
-        returned with the error. LISTs are made one after another.
-
-        The result of a LIST, also an error, is reused for LIST_VALID. Without `anew`, a LIST that succeeded is reused
-        for LIST_VALID_IN_DRAIN, and is kept if a new one fails. A LIST that succeeded is reused only if it found pods
-        of every gang that it has to serve. Results that were not requested for FORGET_AFTER are forgotten.
-
-        Raises:
-            ServerAway, Unauthorized, HeldBack: no gang can be listed now.
-        """
+        """Return the gangs of those `pods` that must leave their node (`must_leave` with this `scope`), sorted. Raises: ServerAway, Unauthorized, HeldBack: no gang can be listed now."""
         wanted = {pod.gang for pod in pods if pod.gang is not None and must_leave(pod, scope)}
         labels = {pod.namespace: pod.namespace_labels for pod in pods}
         views = []
@@ -132,9 +107,6 @@ class Gangs:
         return tuple(sorted(views, key=lambda view: (view.gang.ref, view.gang.labels)))
 
     async def _current(self, query: _Query, gangs: Sequence[Gang], now: datetime, *, anew: bool) -> _Known:
-        """Return the last result for `query` if it is recent enough (see `find`) and serves these gangs, else the
-        result of a new LIST. If the new LIST fails and `anew` is False, the last result is returned as if it were new,
-        provided it serves these gangs. Raises ServerAway, Unauthorized and HeldBack."""
         known = self._known.get(query)
         valid = LIST_VALID if anew or known is None or known.error else LIST_VALID_IN_DRAIN
         if known is not None and now - known.listed < valid and known.serves(gangs):
@@ -145,10 +117,6 @@ class Gangs:
         return fresh
 
     async def _list(self, query: _Query, now: datetime) -> _Known:
-        """List the unfinished pods of `query`, and return the members found, by gang; pods without a gang are ignored.
-        If the LIST fails, the result has its error. Reading stops once the limit of pods is reached: then the members
-        of a single gang are marked as partial, and a shared LIST counts as failed. Raises ServerAway, Unauthorized and
-        HeldBack."""
         members: defaultdict[Gang, list[GangMember]] = defaultdict(list)
         read, most = 0, self.most if query.shared else MAX_PODS
         fields = ",".join(filter(None, (query.fields, _RUNNING)))
@@ -176,9 +144,6 @@ class Gangs:
 
 
 def _queries(gangs: Iterable[Gang]) -> dict[_Query, list[Gang]]:
-    """Return the LISTs that find these gangs, each with the gangs that it serves. If there would be more than
-    MAX_LISTS, gangs of one namespace with the same field selector and the same label keys share a LIST. It selects by
-    these keys alone, so it also finds pods of other gangs."""
     queries: dict[_Query, list[Gang]] = {}
     for gang in gangs:
         queries.setdefault(_Query(gang.namespace, gang.labels, gang.fields), []).append(gang)
@@ -192,7 +157,6 @@ def _queries(gangs: Iterable[Gang]) -> dict[_Query, list[Gang]]:
 
 
 def _too_many(query: _Query, most: int) -> str:
-    """Return the message for a shared LIST that reached its limit of `most` pods."""
     return (
         f"finding the gang would require reading {most:,} or more pods in namespace {query.namespace}, because its"
         " pods share no label to select them by; delete pods that are no longer needed"
@@ -200,6 +164,4 @@ def _too_many(query: _Query, most: int) -> str:
 
 
 def _member(raw: JSON) -> GangMember:
-    """Convert a raw pod to a member of a gang; the name of its node is empty until it is bound. Its ResourceClaims are
-    not read, because they matter only for the pod's own node."""
     return GangMember(text(raw, "spec", "nodeName"), replace(pod_view(raw, {}), dra="none"))

@@ -59,19 +59,12 @@ class _Reader:
 
     client: KubeClient
     place: Place
-    """Namespaces and names of the installation."""
     unread: dict[str, str] = field(default_factory=dict)
-    """Why objects could not be read, by the full name of their kind."""
     not_served: set[str] = field(default_factory=set)
-    """Our own kinds that the API server does not have."""
     plugin_entries: Mapping[str, str] = field(default_factory=dict)
     """The content of our device-plugin ConfigMap, once `config_maps` has read it."""
 
     async def items(self, resource: Resource, namespace: str | None = None, labels: str = "") -> list[JSON]:
-        """Return all objects of a kind in this namespace, or in all if it is None, that the label selector `labels`
-        matches, if it is not empty; empty if the kind is not served or the objects cannot be read. A kind of ours that
-        is not served is added to `not_served`; another program's kind is not recorded. Any other error is recorded in
-        `unread`. Raises Unauthorized and Unavailable."""
         try:
             return await list_of(self.client, resource, namespace=namespace, label_selector=labels)
         except (Unauthorized, Unavailable):
@@ -84,8 +77,6 @@ class _Reader:
         return []
 
     async def read(self, resource: Resource, name: str, namespace: str | None = None) -> JSON | None:
-        """Return one object, or None if it does not exist, its kind is not served, or it cannot be read. Why it cannot
-        be read is recorded in `unread`. Raises Unauthorized and Unavailable."""
         try:
             return await self.client.get(resource, name, namespace=namespace)
         except (Unauthorized, Unavailable):
@@ -97,15 +88,9 @@ class _Reader:
             return None
 
     async def pods(self, namespace: str, name: str) -> tuple[PodState, ...]:
-        """Return the state of each pod in this namespace whose label app.kubernetes.io/name is `name`, which our
-        workload of that name has; empty if pods cannot be read, which is recorded in `unread`. Raises Unauthorized and
-        Unavailable."""
         return tuple(map(_pod, await self.items(PODS, namespace, f"{NAME}={name}")))
 
     async def config_maps(self) -> dict[str, ConfigMapState]:
-        """Return the state of our two ConfigMaps by name: the keys of their `data`, whether they have our label or our
-        annotation, and the names of their mig-parted configurations. A ConfigMap that does not exist or cannot be read
-        is left out; an error is recorded in `unread`. Raises Unauthorized and Unavailable."""
         states = {}
         for name in (self.place.plugin_config_map, self.place.mig_config_map):
             raw = await self.read(CONFIG_MAPS, name, self.place.gpu_operator_namespace)
@@ -122,12 +107,6 @@ class _Reader:
         return states
 
     async def nodes(self) -> dict[str, tuple[NodeView, str, bool]]:
-        """Return, by node name, the view of the Node, the version of its kubelet, and whether its operating system
-        includes a device plugin. Empty if Nodes cannot be read, which is recorded in `unread`. Raises Unauthorized and
-        Unavailable.
-
-        Nodes are read page by page, so that thousands of whole objects are never held at once.
-        """
         rows: dict[str, tuple[NodeView, str, bool]] = {}
         try:
             async for page in pages_of(self.client, NODES):
@@ -143,10 +122,6 @@ class _Reader:
         return rows
 
     async def leader(self) -> str | None:
-        """Return the name of the pod that leads, or of the machine outside of the cluster whose process does, as in
-        `make run`. Empty if the Lease does not exist or nobody holds it (`leader_of`). None if it cannot be read, which
-        is recorded in `unread`, also if the server does not answer: other objects can still be checked. Raises
-        Unauthorized."""
         try:
             lease = await self.read(LEASES, OPERATOR, self.place.namespace)
         except Unavailable as error:
@@ -157,12 +132,6 @@ class _Reader:
         return "" if lease is None else leader_of(lease)
 
     async def agents(self, reports: Sequence[JSON]) -> AgentsState | None:
-        """Return the state of the agents: the DaemonSet's node selector, its pods, their RuntimeClass and the Pod
-        Security level that their namespace enforces, which is empty if the namespace sets none or cannot be read. None
-        if the DaemonSet does not exist or cannot be read. `runtime_class_exists` is None if the pods need no
-        RuntimeClass, or if it cannot be read. `reports` are all GPUNodes, from which the agents' errors are taken, by
-        the name of the node; the error is empty where an agent reports none. Errors are recorded in `unread`, but
-        Unauthorized and Unavailable are raised."""
         where = self.place.agent_namespace
         raw = await self.read(DAEMON_SETS, AGENT, where)
         if raw is None:
@@ -191,11 +160,6 @@ class _Reader:
         )
 
     async def rights(self, *, secure_metrics: bool) -> tuple[RightState, ...]:
-        """Return, for each right that the operator and the agent need, whether the API server grants it to their
-        service accounts; the operator's rights come first. Rights for optional features are checked only if `place`
-        (`configure_gpu_operator`, `repair_mps`, `force_delete`, `device_taints`) or, for the agent's, `secure_metrics`
-        turns the feature on. All rights are checked concurrently. A right that cannot be checked has the answer None,
-        with the error; no KubeError is raised."""
         operators = rights.OPERATOR + (rights.CONFIGURE if self.place.configure_gpu_operator else ())
         operators += rights.REPAIR_MPS if self.place.repair_mps else ()
         operators += rights.FORCE_DELETE if self.place.force_delete else ()
@@ -207,9 +171,6 @@ class _Reader:
         return tuple(task.result() for task in tasks)
 
     async def _right(self, subject: str, right: Right) -> RightState:
-        """Ask the API server, with a SubjectAccessReview, whether the service account of `subject` has one right. The
-        scope of the right chooses the namespace from `place`, or is no namespace: then the right must hold in the whole
-        cluster. If the question fails with any KubeError, the answer is unknown (None), with the error."""
         place = self.place
         spaces = {
             "own": place.namespace,
@@ -244,15 +205,7 @@ class _Reader:
 
 
 async def gather_installation(client: KubeClient, place: Place) -> InstallationView:
-    """Read the objects that an installation consists of, without changing any. An object that does not exist is no
-    error. All errors but the two below, and an Unavailable from reading the Lease, are recorded in `unread` of the
-    result; any error while checking a right is recorded with that right. `plain` is read only if no ClusterPolicy was
-    found, and the Lease only if the Deployment has 0 replicas, or some but not all operator pods are Ready.
-
-    Raises:
-        Unauthorized: our credentials are not accepted.
-        Unavailable: the server does not answer.
-    """
+    """Read the objects that an installation consists of, without changing any. Raises: Unauthorized: our credentials are not accepted."""
     reader = _Reader(client, place)
     policies = await reader.items(POLICIES)
     deployment = await reader.read(DEPLOYMENTS, OPERATOR, place.namespace)
@@ -298,8 +251,6 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
 
 
 def _pod(raw: JSON) -> PodState:
-    """Convert a raw pod to its state. A pod that is being deleted is not Ready. Unless it is Ready, the state has the
-    most immediate reason why it does not run, or an empty string if none is known."""
     ready = has_condition(raw, "Ready") and part(raw, "metadata", "deletionTimestamp") is None
     return PodState(
         text(raw, "metadata", "name"),
@@ -310,9 +261,6 @@ def _pod(raw: JSON) -> PodState:
 
 
 def _problems(raw: JSON) -> Iterator[str]:
-    """Yield why a pod does not run, the most immediate reason first: what its containers wait for, init containers
-    first, then its conditions that are False and have a message. Each item has a reason and, if there is a message, its
-    first 120 characters for a container or 160 for a condition."""
     statuses = entries(raw, "status", "initContainerStatuses") + entries(raw, "status", "containerStatuses")
     for status in statuses:
         waiting = section(status, "state", "waiting")
@@ -325,9 +273,7 @@ def _problems(raw: JSON) -> Iterator[str]:
 
 
 async def read_entries(client: KubeClient, config_map: str, namespace: str, *, search: bool) -> PluginEntries:
-    """Return the ConfigMap of this name with its entries. If it does not exist, and `search` asks for that, it is
-    returned with the other namespaces that have one of this name (`find_namespaces`). An empty name stands for one that
-    does not exist. Raises KubeErrors other than NotFound."""
+    """Return the ConfigMap of this name with its entries. Raises KubeErrors other than NotFound."""
     data: Mapping[str, str] | None = None
     with suppress(NotFound):
         if config_map:
@@ -337,8 +283,7 @@ async def read_entries(client: KubeClient, config_map: str, namespace: str, *, s
 
 
 async def find_namespaces(client: KubeClient, config_map: str) -> tuple[str, ...]:
-    """Return the namespaces that contain a ConfigMap named `config_map`, sorted. Empty if the name is empty or
-    ConfigMaps cannot be listed. Raises Unauthorized and Unavailable."""
+    """Return the namespaces that contain a ConfigMap named `config_map`, sorted. Raises Unauthorized and Unavailable."""
     if not config_map:
         return ()
     try:

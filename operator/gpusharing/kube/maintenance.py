@@ -33,25 +33,17 @@ class Maintenance:
     """One NodeMaintenance: the node that it is about, and its description for people."""
 
     node: str
-    """Name of the node that is to be maintained."""
     who: str
-    """Which operator maintains the node, on whose behalf, and by which object; for people."""
     waits: bool = False
-    """Whether the maintenance operator has not yet chosen this object; a large upgrade creates one for every node at
-    once."""
 
 
 def medik8s_maintenance(raw: JSON) -> Maintenance:
-    """Convert a raw NodeMaintenance of the group nodemaintenance.medik8s.io. It never waits. The phase Failed is only
-    named in its description."""
+    """Convert a raw NodeMaintenance of the group nodemaintenance.medik8s.io."""
     return _maintenance(raw, "medik8s", "", failed=text(raw, "status", "phase") == "Failed")
 
 
 def nvidia_maintenance(raw: JSON) -> Maintenance:
-    """Convert a raw NodeMaintenance of the group maintenance.nvidia.com. It waits until its operator has chosen it,
-    which shows in the reason of its condition Ready (any but those in _NOT_CHOSEN). One that has failed or is being
-    deleted does not wait. It has failed if the condition RequestorFailed is True: the requestor left the node in a
-    state that a person must look at."""
+    """Convert a raw NodeMaintenance of the group maintenance.nvidia.com."""
     failed = any(
         condition.get("type") == "RequestorFailed" and condition.get("status") == "True"
         for condition in entries(raw, "status", "conditions")
@@ -67,14 +59,10 @@ def nvidia_maintenance(raw: JSON) -> Maintenance:
 
 
 _NOT_CHOSEN = frozenset({"", "Pending"})
-"""Reasons of the condition Ready that it has before the operator has scheduled the maintenance (ConditionReasonPending
-of NVIDIA's nodemaintenance_types.go)."""
+"""Reasons of the condition Ready that it has before the operator has scheduled the maintenance (ConditionReasonPending of NVIDIA's nodemaintenance_types.go)."""
 
 
 def _maintenance(raw: JSON, operator: str, behalf: str, *, failed: bool) -> Maintenance:
-    """Return the node of a raw NodeMaintenance, and a description such as `NVIDIA NodeMaintenance ns/name for
-    REQUESTOR (failed)`. `operator` begins the description and `behalf` follows the name. The description ends with
-    `(being deleted)` if the object is being deleted, else with `(failed)` if `failed` is true, else with neither."""
     where, name = text(raw, "metadata", "namespace"), text(raw, "metadata", "name")
     deleting = "deletionTimestamp" in section(raw, "metadata")
     state = " (being deleted)" if deleting else " (failed)" if failed else ""
@@ -83,16 +71,13 @@ def _maintenance(raw: JSON, operator: str, behalf: str, *, failed: bool) -> Main
 
 
 def as_last_read(maintenances: Mapping[str, Maintenance]) -> dict[str, Maintenance]:
-    """Return these maintenances with a description which says that the operator may not read their kind any more, so
-    that they may have ended since."""
+    """Return these maintenances with a description which says that the operator may not read their kind any more, so that they may have ended since."""
     note = "as last read, because the operator may no longer read this kind"
     return {name: replace(row, who=f"{row.who} ({note})") for name, row in maintenances.items()}
 
 
 def find_maintained(*kinds: Mapping[str, Maintenance]) -> dict[str, Maintenance]:
-    """Return the maintenance of each node that has one, by node name. `kinds` are mappings, one for each kind, with the
-    maintenances by name. If a node has several, the first that does not wait counts, else the first one: earlier kinds
-    come first, and within a kind the alphabetical order of names decides."""
+    """Return the maintenance of each node that has one, by node name."""
     chosen: dict[str, Maintenance] = {}
     for kind in kinds:
         for name in sorted(kind):
@@ -103,9 +88,7 @@ def find_maintained(*kinds: Mapping[str, Maintenance]) -> dict[str, Maintenance]
 
 
 def with_maintenance(view: NodeView, maintenance: Maintenance | None) -> NodeView:
-    """Return the view with this maintenance in place of the marker found on the Node, because the maintenance says
-    more. The same view is returned if there is no maintenance, or if it only waits and the Node has a marker of
-    somebody whose work may have begun. A maintenance that waits also counts as queued."""
+    """Return the view with this maintenance in place of the marker found on the Node, because the maintenance says more."""
     if maintenance is None or (maintenance.waits and view.foreign_works):
         return view
     waits = maintenance.waits

@@ -43,7 +43,7 @@ from gpusharing.planning.stack.rivals import Role, Server
 PLUGIN, DISCOVERY = "nvidia-device-plugin-ctr", "gpu-feature-discovery-ctr"
 """Names of the containers by which the chart's DaemonSets are recognized; the GPU Operator's have other names."""
 MPS, MANAGER = "mps-control-daemon-ctr", "config-manager"
-"""Containers of the GPU Operator's MPS daemon. Without the second, the daemon follows no label."""
+"""Containers of the GPU Operator's MPS daemon."""
 MIG_MANAGER = "nvidia-mig-manager"
 """Name of mig-manager's container, in the GPU Operator and in mig-parted's example of a DaemonSet."""
 SIGNALLED = "PROCESS_TO_SIGNAL"
@@ -59,11 +59,8 @@ class DaemonSetView:
     name: str
     """Name of the DaemonSet; empty unless it is one of the chart, or runs mig-manager without the GPU Operator."""
     release: str
-    """The Helm release, from its label."""
     plugin: bool
-    """Whether it runs the device plugin."""
     discovery: bool
-    """Whether it runs GPU Feature Discovery."""
     config_map: str
     """Name of the ConfigMap that it mounts for config-manager or mig-manager; empty if it mounts none."""
     default: str = ""
@@ -73,9 +70,7 @@ class DaemonSetView:
     version: str = ""
     """Tag of the device plugin's or mig-manager's image; empty if it has only a digest, or no such container runs."""
     tolerates_gate: bool = True
-    """Whether its pods may start on a node with the start-up taint."""
     tolerations: str = "[]"
-    """Tolerations of its pods, as JSON."""
     mps_daemon: MpsDaemonView | None = None
     """The GPU Operator's MPS daemon, or None if the DaemonSet does not run it together with config-manager."""
     finder: FinderState | None = None
@@ -83,10 +78,8 @@ class DaemonSetView:
     pausable: bool = False
     """Whether its pods run only on nodes with nvidia.com/gpu.deploy.client=true, a label that mig-manager pauses."""
     mig_manager: bool = False
-    """Whether it runs mig-manager without the GPU Operator; `config_map` is then that of its configurations, and
-    `version` that of mig-manager's image."""
+    """Whether it runs mig-manager without the GPU Operator; `config_map` is then that of its configurations, and `version` that of mig-manager's image."""
     with_reboot: bool = False
-    """Whether this mig-manager reboots the node when a GPU cannot be reset (env WITH_REBOOT)."""
     dra: DraDriverView | None = None
     """NVIDIA's DRA driver, or None if the DaemonSet does not run it."""
     server: Server | None = None
@@ -97,18 +90,11 @@ _OTHER = DaemonSetView("", "", False, False, "")
 
 
 def daemon_set_view(raw: JSON) -> DaemonSetView:
-    """Convert a raw DaemonSet. `server` is set for everything that serves or partitions GPUs (`gpu_server`), and the
-    other fields for what `_component` reads."""
+    """Convert a raw DaemonSet."""
     return replace(_component(raw), server=gpu_server(raw))
 
 
 def _component(raw: JSON) -> DaemonSetView:
-    """Convert a raw DaemonSet, without `server`. The shared empty view is returned if it runs nothing that we read: the
-    chart's device plugin or GPU Feature Discovery, mig-manager without the GPU Operator, the GPU Operator's MPS daemon,
-    NVIDIA's DRA driver, or the worker of Node Feature Discovery. All are recognized by the names of their containers,
-    the driver also by its program (`starts`), and Node Feature Discovery by `finder_state`. A DaemonSet that a
-    ClusterPolicy owns is the GPU Operator's; its other ones count as running nothing. `default` is the DEFAULT_CONFIG
-    of the first init container that sets one."""
     owners = entries(raw, "metadata", "ownerReferences")
     template = section(raw, "spec", "template", "spec")
     containers = {text(container, "name"): container for container in entries(template, "containers")}
@@ -144,9 +130,6 @@ def _component(raw: JSON) -> DaemonSetView:
 
 
 def _mig_manager(raw: JSON, container: JSON) -> DaemonSetView:
-    """Convert the raw DaemonSet of a mig-manager that runs without the GPU Operator. Its ConfigMap is the one mounted
-    in the folder of CONFIG_FILE (mig-parted v0.15.1, deployments/container/nvidia-mig-manager-example.yaml); the name
-    is empty if no ConfigMap is mounted there. Its tolerations are not read."""
     template = section(raw, "spec", "template", "spec")
     file = variable(container, "CONFIG_FILE")
     mounts = (
@@ -167,9 +150,7 @@ def _mig_manager(raw: JSON, container: JSON) -> DaemonSetView:
 
 
 def finder_state(daemon_set: JSON) -> FinderState | None:
-    """Return the name, the Helm release and the tolerations of a raw DaemonSet that runs Node Feature Discovery's
-    worker, and whether it tolerates the start-up taint. None if no container has `nfd-worker` in its command (its
-    chart, templates/worker.yaml)."""
+    """Return the name, the Helm release and the tolerations of a raw DaemonSet that runs Node Feature Discovery's worker, and whether it tolerates the start-up taint."""
     template = section(daemon_set, "spec", "template", "spec")
     containers = entries(template, "containers")
     if not any("nfd-worker" in strings(container.get("command")) for container in containers):
@@ -184,10 +165,6 @@ def finder_state(daemon_set: JSON) -> FinderState | None:
 
 
 def _mps_daemon(raw: JSON, containers: Mapping[str, JSON]) -> MpsDaemonView:
-    """Convert the raw DaemonSet of the GPU Operator's MPS daemons. `containers` are the containers of its pod template,
-    by name; MPS and MANAGER must be among them. `program` is the first word of MPS's command, and `state` is
-    `UID/generation`; each is empty if it is unknown. `signalled` is the PROCESS_TO_SIGNAL of config-manager, or None if
-    there is no such variable or it has `valueFrom`."""
     daemon, uid = containers[MPS], text(raw, "metadata", "uid")
     rows = [row for row in entries(containers[MANAGER], "env") if row.get("name") == SIGNALLED]
     is_plain = bool(rows) and rows[-1].get("valueFrom") is None
@@ -203,15 +180,7 @@ def _mps_daemon(raw: JSON, containers: Mapping[str, JSON]) -> MpsDaemonView:
 
 
 def lone_restarts(pod: JSON) -> tuple[int, str, bool]:
-    """Return how many more restarts config-manager has than the daemon's container in a raw pod of an MPS daemon, why
-    config-manager ended the last time, such as `Error, exit code 1`, and whether config-manager is not running. The
-    cause is empty if it is unknown. When the number rises between two times at which config-manager is running, it has
-    restarted while the daemon kept running, because a reboot of the node restarts both. After a reboot the daemon is
-    often started first, so the number falls until config-manager is running too. It is negative once the daemon has
-    restarted alone.
-
-    Times are not compared: the kubelet takes them from the clock of the node.
-    """
+    """Return how many more restarts config-manager has than the daemon's container in a raw pod of an MPS daemon, why config-manager ended the last time, such as `Error, exit code 1`, and whether config-manager is not running."""
     states = {text(row, "name"): row for row in entries(pod, "status", "containerStatuses")}
     manager, daemon = states.get(MANAGER, {}), states.get(MPS, {})
     count = whole(manager, "restartCount") - whole(daemon, "restartCount")
@@ -224,17 +193,13 @@ def lone_restarts(pod: JSON) -> tuple[int, str, bool]:
 
 
 def is_daemon_down(pod: JSON) -> bool:
-    """Whether the daemon's container in a raw pod of an MPS daemon is not running. A daemon that does not run does not
-    set the compute mode of the GPUs back when its pod goes."""
+    """Whether the daemon's container in a raw pod of an MPS daemon is not running."""
     states = {text(row, "name"): row for row in entries(pod, "status", "containerStatuses")}
     return part(states.get(MPS, {}), "ready") is not True and not has_condition(pod, "Ready")
 
 
 def signal(raw: JSON, program: str) -> JSON:
-    """Return a merge patch for a raw DaemonSet of MPS daemons that sets PROCESS_TO_SIGNAL of its config-manager to
-    `program`. If config-manager does not have that variable, the patch changes nothing. The patch repeats all
-    containers, because a merge patch replaces lists, and is conditional on this version of the DaemonSet. Nothing is
-    sent, and `raw` is not changed."""
+    """Return a merge patch for a raw DaemonSet of MPS daemons that sets PROCESS_TO_SIGNAL of its config-manager to `program`."""
     containers = entries(raw, "spec", "template", "spec", "containers")
     for index, container in enumerate(containers):
         if text(container, "name") == MANAGER:
@@ -248,18 +213,12 @@ def signal(raw: JSON, program: str) -> JSON:
 
 
 def _version(container: JSON) -> str:
-    """Return the tag of the container's image, without the digest that may follow it; empty if it has no tag."""
     tagged = text(container, "image").partition("@")[0].rpartition("/")[2]
     return tagged.partition(":")[2]
 
 
 def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
-    """Return what a ClusterPolicy would say, read from the DaemonSets of NVIDIA's chart among `sets`, or None if none
-    of them runs the chart's device plugin. The result tolerates the start-up taint only if all DaemonSets of the chart
-    do; its tolerations are those of the first one that does not, else the device plugin's. If several DaemonSets run
-    the device plugin or mig-manager, the first by name counts. The result has mig-manager switched off if it cannot be
-    used (`find_unusable_manager`), and GPU Feature Discovery switched off if no DaemonSet that runs it reads the device
-    plugin's ConfigMap."""
+    """Return what a ClusterPolicy would say, read from the DaemonSets of NVIDIA's chart among `sets`, or None if none of them runs the chart's device plugin."""
     views = sorted(sets, key=lambda row: row.name)
     chart = [row for row in views if row.plugin or row.discovery]
     plugin = next((row for row in chart if row.plugin), None)
@@ -287,17 +246,13 @@ def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
 
 
 def with_mps_daemon(policy: ClusterPolicyView, sets: Iterable[DaemonSetView]) -> ClusterPolicyView:
-    """Return the policy with the MPS daemon of the first DaemonSet that runs one, or with None if no DaemonSet
-    does."""
+    """Return the policy with the MPS daemon of the first DaemonSet that runs one, or with None if no DaemonSet does."""
     daemon = next((row.mps_daemon for row in sets if row.mps_daemon is not None), None)
     return replace(policy, mps_daemon=daemon)
 
 
 def find_dra(sets: Iterable[DaemonSetView]) -> DraView:
-    """Return NVIDIA's DRA driver among `sets`, and the mig-manager that runs without the GPU Operator. If several
-    DaemonSets run the driver, one that serves GPUs comes first, and then the first by name; of several mig-managers,
-    the first by name. The driver is None if no DaemonSet runs it, and the fields of mig-manager are empty if none runs
-    that."""
+    """Return NVIDIA's DRA driver among `sets`, and the mig-manager that runs without the GPU Operator."""
     views = list(sets)
     drivers = sorted(
         (row.dra for row in views if row.dra is not None), key=lambda row: (not row.serves_gpus, row.name)
@@ -318,19 +273,7 @@ HAMI = "projecthami/hami:"
 
 
 def gpu_server(raw: JSON) -> Server | None:
-    """Convert a raw DaemonSet that serves or partitions GPUs, or return None if it is not known to do either. It is
-    recognized by its containers alone, that is by their names, images and programs. A ClusterPolicy among its owners
-    marks it as the GPU Operator's. Its Helm release is empty unless Helm manages it (label
-    app.kubernetes.io/managed-by).
-
-    - the GPU Operator's device plugin: container `nvidia-device-plugin` (gpu-operator
-    assets/state-device-plugin/0500_daemonset.yaml);
-    - NVIDIA's chart and static manifest: `nvidia-device-plugin-ctr` (k8s-device-plugin v0.19.3);
-    - HAMi's device plugin, which serves nvidia.com/gpu too, by its image (charts/hami of Project-HAMi/HAMi v2.10.0);
-    - NVIDIA's DRA driver: container `gpus`, which starts `gpu-kubelet-plugin`, and is left out of the chart with
-    `resources.gpus.enabled=false` (k8s-dra-driver-gpu, templates/kubeletplugin.yaml at 12d2af7);
-    - mig-manager: container MIG_MANAGER.
-    """
+    """Convert a raw DaemonSet that serves or partitions GPUs, or return None if it is not known to do either."""
     template = section(raw, "spec", "template", "spec")
     role = next(filter(None, map(_role, entries(template, "containers"))), None)
     if role is None:
@@ -357,7 +300,6 @@ def gpu_server(raw: JSON) -> Server | None:
 
 
 def _role(container: JSON) -> Role | None:
-    """Return what this container does with GPUs (`gpu_server`), or None if it is not known to do anything."""
     name = text(container, "name")
     if name == GPUS and starts(container, GPU_PROGRAM):
         return Role.DRIVER
@@ -367,11 +309,7 @@ def _role(container: JSON) -> Role | None:
 
 
 async def find_gpu_operator(client: KubeClient, default: str) -> str:
-    """Return the namespace of the GPU Operator's pods: the namespace in the status of the first ClusterPolicy that
-    names one and is not ignored, else the namespace of the first DaemonSet that serves or partitions GPUs
-    (`gpu_server`) and is owned by a ClusterPolicy, else `default`. DaemonSets are listed only if there is no such
-    ClusterPolicy. If a list answers Forbidden or NotFound, `default` is returned at once; other KubeErrors are raised.
-    """
+    """Return the namespace of the GPU Operator's pods: the namespace in the status of the first ClusterPolicy that names one and is not ignored, else the namespace of the first DaemonSet that serves or partitions GPUs (`gpu_server`) and is owned by a ClusterPolicy, else `default`."""
     try:
         states = [section(raw, "status") for raw in await list_of(client, CLUSTER_POLICIES)]
         reported = [text(state, "namespace") for state in states if text(state, "state") != "ignored"]

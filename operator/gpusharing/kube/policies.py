@@ -16,18 +16,9 @@ from gpusharing.planning.snapshot.views import PolicyView
 
 
 class PolicyCache:
-    """All policies. There are few, so they are always listed as a whole. A view, and the tuple of all views, stays the
-    same object while nothing has changed.
-
-    Like a Reflector, the cache never goes back unless the store was restored from a backup: a list that is older than
-    what the server has already shown is rejected. A deleted policy in such a list would own nodes again, and would
-    stay for good, because no watch continues from that list.
-    """
+    """All policies."""
 
     def __init__(self, client: KubeClient, restores: Callable[[], int] = int, paused: str = "false") -> None:
-        """Begin without policies. `restores` returns how often a write has proven that the store was restored from a
-        backup (LeaderLease); it is first called here. `paused` is applied to every view: it says whether and how all
-        policies are paused (PlanSettings.paused)."""
         self._client, self._paused = client, paused
         self._restores, self._restores_seen, self._doubted = restores, restores(), False
         """`restores` as of the last list that was accepted, and whether one has been refused since."""
@@ -48,15 +39,11 @@ class PolicyCache:
 
     @property
     def dirty(self) -> bool:
-        """Whether the next pass must list, because there is no list yet, `touch` was called, the last list failed, or
-        a write has proven that the store was restored from a backup."""
+        """Whether the next pass must list, because there is no list yet, `touch` was called, the last list failed, or a write has proven that the store was restored from a backup."""
         return self._dirty or self._restores() > self._restores_seen
 
     def touch(self, name: str = "", resource_version: str = "") -> bool:
-        """Record that the policies must be listed again, and return True. `name` and `resource_version` come from an
-        event; without them, any policy may have changed. From then on, lists older than `resource_version` are
-        rejected. If the cache already has this version of the policy, as after our own write, nothing is recorded and
-        False is returned."""
+        """Record that the policies must be listed again, and return True."""
         if name and resource_version and _version(self._raw.get(name, {})) == resource_version:
             return False
         self._reached(resource_version)
@@ -64,13 +51,7 @@ class PolicyCache:
         return True
 
     async def refresh(self) -> tuple[PolicyView, ...]:
-        """Return the views of all policies, sorted by name; they are listed again only if the cache is `dirty`. While
-        another call is listing them, the views known before are returned at once, unless `dirty` has become true again:
-        then this call lists them too.
-
-        Raises a KubeError if they cannot be listed, and Unavailable if the server answers with an older state than it
-        has shown already. The policies known before stay, and the next call lists again.
-        """
+        """Return the views of all policies, sorted by name; they are listed again only if the cache is `dirty`."""
         if self.dirty:
             self._dirty, self._listing = False, True
             try:
@@ -85,13 +66,6 @@ class PolicyCache:
         return self.views
 
     async def _list(self) -> dict[str, JSON]:
-        """List the policies, and return them by name. Raises Unavailable if the list is older than what the server has
-        already shown, and a KubeError if a page cannot be read (`pages_of`). Records the version of an accepted list,
-        and a refusal.
-
-        An older list is accepted if one was refused before and a write has proven that the store was restored from a
-        backup.
-        """
         listed: dict[str, JSON] = {}
         at_least, version = self._newest, ""
         async for page in pages_of(self._client, POLICIES):
@@ -110,12 +84,7 @@ class PolicyCache:
         return listed
 
     def accept(self, raw: JSON) -> None:
-        """Store the policy that the server returned for our write, unless a newer version is known already or the
-        policy is unknown. Either way, its version counts as shown by the server, so that `_list` rejects older
-        lists.
-
-        Statuses are written alongside the passes: an edit can be listed before the answer to an older write arrives.
-        """
+        """Store the policy that the server returned for our write, unless a newer version is known already or the policy is unknown."""
         name = text(raw, "metadata", "name")
         self._reached(_version(raw))
         if name in self._raw and not newer(_version(self._raw[name]), _version(raw)):
@@ -123,13 +92,10 @@ class PolicyCache:
             self._rebuild()
 
     def _reached(self, version: str) -> None:
-        """Record that the server has shown this version of the policies, unless `_newest` is higher."""
         if not self._newest or newer(version, self._newest):
             self._newest = version
 
     def _rebuild(self) -> None:
-        """Make `views` again from the raw policies, with the setting `paused` applied to each. A view that equals the
-        previous one stays the same object, and so does the tuple if all views do."""
         before = {view.name: view for view in self.views}
         views = []
         for name in sorted(self._raw):
@@ -142,14 +108,12 @@ class PolicyCache:
             self.views = tuple(views)
 
     def finalizers(self, policy: str) -> tuple[str, tuple[str, ...]]:
-        """Return the resourceVersion and the finalizers of a policy as last read or written; both are empty if it is
-        unknown."""
+        """Return the resourceVersion and the finalizers of a policy as last read or written; both are empty if it is unknown."""
         raw = self._raw.get(policy, {})
         return _version(raw), strings(part(raw, "metadata", "finalizers"))
 
     def status(self, policy: str) -> Mapping[str, Any]:
-        """Return the status of a policy as last read or written, not a copy; empty if the policy is unknown or has
-        none."""
+        """Return the status of a policy as last read or written, not a copy; empty if the policy is unknown or has none."""
         return section(self._raw.get(policy, {}), "status")
 
 
@@ -157,5 +121,4 @@ _view = or_unknown(POLICIES, policy_view, unknown_policy)
 
 
 def _version(raw: JSON) -> str:
-    """Return the resourceVersion of a raw object; empty if it has none."""
     return text(raw, "metadata", "resourceVersion")

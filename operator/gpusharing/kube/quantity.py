@@ -23,9 +23,7 @@ _COUNT = re.compile(r"\+?(\d{1,18})(k|M|G|Ki|Mi|Gi|m)?")
 
 
 def count(quantity: object) -> int | None:
-    """Return a Kubernetes quantity as a whole number; thousandths (`m`) are rounded up as the scheduler does. None if
-    it is negative or cannot be read. A decimal point, an exponent, more than 18 digits, and any suffix but m, k, M,
-    G, Ki, Mi and Gi cannot be read."""
+    """Return a Kubernetes quantity as a whole number; thousandths (`m`) are rounded up as the scheduler does."""
     if isinstance(quantity, int) and not isinstance(quantity, bool):
         return quantity if quantity >= 0 else None
     if not isinstance(quantity, str):
@@ -38,9 +36,7 @@ def count(quantity: object) -> int | None:
 
 
 def gpu_counts(quantities: object) -> Mapping[str, int]:
-    """Return the number of each GPU resource in `quantities`, a Node's allocatable, sorted by resource name. Resources
-    whose value is 0, negative or unreadable are left out (docs/design/nvidia.md#r12). Empty if `quantities` is not
-    an object."""
+    """Return the number of each GPU resource in `quantities`, a Node's allocatable, sorted by resource name."""
     if not isinstance(quantities, dict):
         return {}
     counts = {intern(key): count(value) for key, value in quantities.items() if is_gpu_resource(key)}

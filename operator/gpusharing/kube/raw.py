@@ -51,24 +51,20 @@ def strings(value: object) -> tuple[str, ...]:
 
 
 def interned(value: object) -> Mapping[str, str]:
-    """Return labels whose keys and values are shared with equal labels of other objects, because thousands of nodes
-    repeat the same strings. Entries whose value is not a string are left out; empty if `value` is not an object."""
+    """Return labels whose keys and values are shared with equal labels of other objects, because thousands of nodes repeat the same strings."""
     if not isinstance(value, dict):
         return {}
     return {intern(key): intern(item) for key, item in value.items() if isinstance(item, str)}
 
 
 def variable(container: object, name: str) -> str:
-    """Return the value of the environment variable `name` in the list `env` of `container`; empty if it is not set, or
-    if its value comes from elsewhere (`valueFrom`). If the list names the variable several times, the last one counts,
-    as for the kubelet."""
+    """Return the value of the environment variable `name` in the list `env` of `container`; empty if it is not set, or if its value comes from elsewhere (`valueFrom`)."""
     rows = [row for row in entries(container, "env") if row.get("name") == name]
     return text(rows[-1], "value") if rows else ""
 
 
 def is_true(value: str) -> bool:
-    """Whether Go's strconv.ParseBool reads `value` as true. NVIDIA's programs use it both for the flags that they read
-    from their environment (urfave/cli) and for feature gates (k8s.io/component-base)."""
+    """Whether Go's strconv.ParseBool reads `value` as true."""
     return value in ("1", "t", "T", "true", "TRUE", "True")
 
 
@@ -81,8 +77,7 @@ def has_condition(raw: object, kind: str) -> bool:
 
 
 def newer(a: str, b: str) -> bool:
-    """Whether the resourceVersion `a` is a higher number than `b`. False if either is not a number (see
-    kube/reflector.py)."""
+    """Whether the resourceVersion `a` is a higher number than `b`."""
     try:
         return int(a) > int(b)
     except ValueError:

@@ -37,15 +37,13 @@ from gpusharing.kube.unreadable import Unreadable, check_identity, converted
 from gpusharing.kube.views import View, Views
 
 SHORT_WATCH = 1.0
-"""Seconds. A watch that ends sooner does not count as progress, whatever it delivered, so the next one is delayed."""
+"""Seconds."""
 GONE_AFTER = 30.0
 """Seconds for which discovery must not list the kind before its objects count as gone."""
 RECHECK_AFTER = 30.0
 """Seconds until the kind is listed again, after a list that was older than the cache."""
 STALE_AFTER = 120.0
-"""Seconds after which a view that is not known to be current is listed again, before the planner reports it as
-OLD_VIEW. After the store was restored from a backup, a watch is silent and nothing fails; the
-bookmarks of a quiet kind may lag behind its lists."""
+"""Seconds after which a view that is not known to be current is listed again, before the planner reports it as OLD_VIEW. After the store was restored from a backup, a watch is silent and nothing fails; the bookmarks of a quiet kind may lag behind its lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,35 +51,27 @@ class CacheSettings:
     """How a cache is kept up to date."""
 
     page_size: int = 25
-    """The most objects of one page of a list. Small pages keep the peak of memory low: the raw objects of one page are
-    all that is held besides the views."""
     relist_after: float = 600.0
-    """Seconds until the kind is listed again even though nothing failed."""
     remembered: int = 1024
-    """How many deleted objects are remembered, so that late events about them are ignored."""
     clock: Callable[[], float] = loop_time
     """Returns the present time in seconds; it never goes back."""
     restores: Callable[[], int] = int
-    """Returns how often a write has proven that the store was restored from a backup; see LeaderLease."""
 
 
 DEFAULTS = CacheSettings()
 
 
 class Reflector(Generic[View]):
-    """A cache of one kind. Run `run()` as a task; read from any other task of the same loop."""
+    """A cache of one kind."""
 
     items: Mapping[str, View]
     """The views by name: a live, read-only mapping, to be copied for a snapshot."""
     unreadable: Mapping[str, str]
     """Why objects cannot be converted, by name; like `items`, a live mapping."""
     synced: asyncio.Event
-    """Set when the first list is complete."""
     error: KubeError | None
-    """Why the cache does not follow the server at present, or None if it does. The failure of a later list alone is
-    not such a reason."""
+    """Why the cache does not follow the server at present, or None if it does."""
     doubted: bool
-    """Whether the last complete list was older than the cache: the server lags, or was restored from a backup."""
     last_contact: float
     """When, by `clock`, the server last answered or sent an event; bookmarks come at least once a minute."""
 
@@ -96,15 +86,6 @@ class Reflector(Generic[View]):
         settings: CacheSettings = DEFAULTS,
         **where: Unpack[Filters],
     ) -> None:
-        """Prepare the cache of the objects that `where` selects; no call is made before `run`.
-
-        `project` converts a raw object to its view; if it raises, the object becomes `unreadable`. `on_change` is
-        called with the name of an object that was added, removed, or changed in its view. `on_error` is called with the
-        reason why the server cannot be followed whenever that reason changes, and with an empty string once it can be
-        followed (again).
-
-        Objects are stored by name, or by `namespace/name` if the kind is namespaced and all namespaces are read.
-        """
         self.synced, self.error, self.doubted = asyncio.Event(), None, False
         self.last_contact = self._current_at = float("-inf")
         self._client, self._resource = client, resource
@@ -139,32 +120,24 @@ class Reflector(Generic[View]):
 
     @property
     def age(self) -> float:
-        """Return the seconds since the cache was last known to match the server's state. Infinite until the first list
-        is complete, and again after the store was restored from a backup until a new list is complete."""
+        """Return the seconds since the cache was last known to match the server's state."""
         return self._clock() - self._current_at
 
     def resource_version(self, name: str) -> str:
-        """Return the version of the object `name` as it was last seen, even if its view did not change; empty if the
-        object is unknown. After the store was restored from a backup it is OLDEST until the object is listed again."""
+        """Return the version of the object `name` as it was last seen, even if its view did not change; empty if the object is unknown."""
         return self._views.version(name)
 
     def accept(self, obj: JSON) -> None:
-        """Store the object that the server returned for our write, without waiting for the watch, and call `on_change`
-        if its view has changed.
-
-        An object that is older than the cached one, or was deleted in the meantime, is ignored.
-        """
+        """Store the object that the server returned for our write, without waiting for the watch, and call `on_change` if its view has changed."""
         if self._identifies(obj):
             self._views.apply(obj)
 
     def drop(self, name: str) -> None:
-        """Drop the object of this name and call `on_change`, because the server answered that it does not exist; the
-        watch may not have shown that yet. Does nothing if the object is unknown."""
+        """Drop the object of this name and call `on_change`, because the server answered that it does not exist; the watch may not have shown that yet."""
         self._views.drop(name)
 
     async def run(self) -> None:
-        """List, watch, and list again, until canceled. KubeErrors are retried with a back-off and never raised. Any
-        other error ends both tasks and is raised itself, not in a group."""
+        """List, watch, and list again, until canceled."""
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._keep_listed())
@@ -175,9 +148,6 @@ class Reflector(Generic[View]):
     # --- the list ------------------------------------------------------------------------------------------
 
     async def _keep_listed(self) -> None:
-        """List whenever a list is due, forever: at `_relist_at`, or as soon as `_list_due` is set. A list that fails
-        with a KubeError starts over after a back-off, and `_list_failed` decides whether its error is recorded. After a
-        NotFound, `_look_for_kind` asks whether the kind still exists. KubeErrors are never raised."""
         pause = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
         while True:
             with suppress(TimeoutError):
@@ -197,8 +167,6 @@ class Reflector(Generic[View]):
                 self._views.listing = False
 
     async def _look_for_kind(self) -> None:
-        """Ask discovery whether it lists the kind. Once it has not listed the kind for GONE_AFTER seconds, drop all
-        objects and call `on_change` for each. If discovery fails, the kind counts as listed."""
         try:
             served = await self._client.served(self._resource)
         except KubeError:
@@ -212,10 +180,6 @@ class Reflector(Generic[View]):
                 self.drop(name)
 
     async def _list(self) -> None:
-        """Read the whole list into the cache and drop the objects that no longer exist. Then set `synced` and schedule
-        the next list (`_end`). Errors that are retried within the list go to `_list_failed`. Raises a KubeError if the
-        list must start over, for example Expired if the watch has lost its place in the meantime, or Unreadable if an
-        object in it could be any; the others are then stored, and none is dropped."""
         version, older, names = "", False, set[str]()
         fault = self._fault
         pages = whole_list(self._page, self._page_size, self._clock, self._list_failed)
@@ -238,21 +202,11 @@ class Reflector(Generic[View]):
         self._end(older=older)
 
     async def _page(self, limit: int, after: str) -> Page:
-        """Request one page of at most `limit` objects, continuing from the token `after`. Before the first page,
-        record the time and the newest version known. Raises KubeErrors."""
         if not after:
             self._list_request = self._clock(), self._views.newest
         return await self._client.list_page(self._resource, limit=limit, after=after, **self._where)
 
     def _begin(self, version: str) -> bool:
-        """Record the version of a list when its first page has arrived, and start the watch from it if the watch has no
-        version to start from. Return whether the list is older than what the cache had seen when that page was
-        requested.
-
-        If a write has proven that the store was restored from a backup, and the previous list was too old as well, the
-        cache goes back to this version (`_go_back`): it counts as incomplete, with infinite `age`, until the list is
-        complete, the watch continues from this version even if it had another, and the list does not count as older.
-        """
         older = newer(self._list_request[1], version)
         if older and self.doubted and self._restores() > self._restores_seen:
             self._go_back(version)
@@ -263,21 +217,11 @@ class Reflector(Generic[View]):
         return older
 
     def _go_back(self, version: str) -> None:
-        """Let every object that arrives from now on replace the cached one, because the store was restored from a
-        backup and is at `version` now.
-
-        Until the next list is complete, the cache counts as incomplete. The watch continues from `version`.
-        """
         self._views.go_back(version)
         self._whole, self._current_at = False, float("-inf")
         self._move(version)
 
     def _end(self, *, older: bool) -> None:
-        """Record that a list is complete, set `synced`, and schedule the next list, for `relist_after` seconds from now
-        or up to a fifth later. If the list was `older` than the cache, the next one follows after RECHECK_AFTER seconds
-        or up to a fifth later, unless it is due sooner; such a list does not make the cache count as current (`age`).
-        It follows at once while the cache has to catch up with a store that was restored from a backup (see
-        `renews`)."""
         self.doubted, self._whole, self._absent_since = older, True, None
         if self._fault is not None:
             self._fault = None
@@ -295,19 +239,12 @@ class Reflector(Generic[View]):
             self._list_due.set()
 
     def _list_failed(self, error: KubeError) -> None:
-        """Record the error that interrupted a list in the attribute `error`, and report it (`_note`). Do nothing if the
-        cache has missed no change since its last complete list, because then the watch keeps it up to date."""
         if not self._whole:
             self._note(error)
 
     # --- the watch -----------------------------------------------------------------------------------------
 
     async def _keep_watched(self) -> None:
-        """Watch from `_place`, and again after each watch ends; wait for a list if there is no place. Every KubeError
-        but Expired is recorded in `error`, and none is raised. A back-off follows each error and each short watch: one
-        that ended within SHORT_WATCH seconds, or within BACKOFF_MOST seconds without any event. Any other watch ends
-        the back-off, and clears `error` if the cache has missed nothing. Expired, Forbidden, NotFound and Invalid may
-        have hidden changes: request a list and, unless Forbidden, give up the place. Never returns."""
         pause = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
         while True:
             await self._placed.wait()
@@ -342,8 +279,6 @@ class Reflector(Generic[View]):
             self.renews()
 
     async def _watch(self) -> None:
-        """Apply the events of one watch from `_place`, until it ends or `_move` changes the place. Raises a KubeError
-        if the watch fails."""
         events = self._client.watch(self._resource, self._place, **self._where)
         try:
             async with asyncio.timeout(None) as self._following, aclosing(events):
@@ -355,10 +290,6 @@ class Reflector(Generic[View]):
             self._following = None
 
     def _take(self, event: WatchEvent) -> None:
-        """Apply one event of the watch to the cache: a deletion, a new state of an object, or a bookmark, which changes
-        no object. Move `_place` forward to its version and record the contact, unless that version is older than
-        `_place`. The cache then counts as current if it has missed nothing and the version is not older than the
-        highest one seen. Also requests a list if one is needed (`renews`)."""
         obj = event.object
         if not self._identifies(obj, bookmark=event.type == "BOOKMARK"):
             return
@@ -377,8 +308,6 @@ class Reflector(Generic[View]):
         self.renews()
 
     def _move(self, place: str) -> None:
-        """Make the watch continue from another version, or wait for a list if `place` is empty. A watch that is open
-        ends."""
         self._place = place
         if place:
             self._placed.set()
@@ -388,10 +317,7 @@ class Reflector(Generic[View]):
             self._following.reschedule(loop_time())
 
     def renews(self) -> bool:
-        """Return whether a write (`restores`) has shown that the store was restored from a backup, and the cache has
-        not caught up yet. It catches up with the next complete list that is not older than the cache; this call
-        requests one. It also requests one if the kind has bookmarks and its view is older than STALE_AFTER, unless the
-        last list was older than the cache."""
+        """Return whether a write (`restores`) has shown that the store was restored from a backup, and the cache has not caught up yet."""
         went_back = self._restores() > self._restores_seen
         silent = self._resource.bookmarks and not self.doubted and self.age > STALE_AFTER
         if went_back or silent:
@@ -401,14 +327,10 @@ class Reflector(Generic[View]):
     # --- shared by list and watch -----------------------------------------------------------------------------------
 
     def _contacted(self, *, follows: bool) -> None:
-        """Record that the server has answered just now. `follows` says whether the cache is up to date with that
-        answer, as far as we know; if so, the error is cleared."""
         self.last_contact = self._clock()
         self._clear(follows=follows)
 
     def _identifies(self, obj: JSON, *, bookmark: bool = False) -> bool:
-        """Whether the server says which object, in which version, this is. If not, the cache has missed a change of
-        some object, so a list is requested."""
         keys = ("resourceVersion",) if bookmark else ("name", "uid", "resourceVersion")
         try:
             check_identity(self._resource, obj, *keys)
@@ -420,14 +342,10 @@ class Reflector(Generic[View]):
         return True
 
     def _clear(self, *, follows: bool) -> None:
-        """If the cache `follows` the server, set `error` to None, and call `on_error` with an empty string unless its
-        last call had one, too."""
         if follows and self._fault is None:
             self._note(None)
 
     def _note(self, error: KubeError | None) -> None:
-        """Record in `error` why the cache does not follow the server, or None if it does. Calls `on_error` with the
-        message, which is empty for None, at the first call and whenever the message has changed."""
         self.error, text = error, "" if error is None else str(error) or repr(error)
         if text != self._error_text:
             self._error_text = text

@@ -45,8 +45,7 @@ _ABSENT = ConfigMapView({}, {})
 
 
 def parse_written(annotation: str) -> dict[str, datetime]:
-    """Return when each entry of a ConfigMap was written, by key, from the value of the annotation. Entries whose time
-    cannot be read are left out; the result is empty if the value cannot be read at all."""
+    """Return when each entry of a ConfigMap was written, by key, from the value of the annotation."""
     try:
         stamps = json.loads(annotation)
     except (ValueError, RecursionError):
@@ -58,8 +57,7 @@ def parse_written(annotation: str) -> dict[str, datetime]:
 
 
 def parse_repairs(annotation: str) -> MpsRepairs:
-    """Return the repairs that are recorded in the annotation's value. A part that is missing or has a wrong type counts
-    as 0, empty or False, and so do all parts if the value is no JSON object, as when it is empty."""
+    """Return the repairs that are recorded in the annotation's value."""
     try:
         record = json.loads(annotation)
     except (ValueError, RecursionError):
@@ -76,26 +74,16 @@ def render_repairs(repairs: MpsRepairs) -> str:
 
 @dataclass(slots=True)
 class OurConfigMaps:
-    """Our two ConfigMaps, with device-plugin and with mig-parted configurations, and their earlier entries.
-
-    An entry that is named after its content can never mean anything else. Such entries are remembered, so that one
-    that somebody edits or deletes while a Node names it can be restored. A restart forgets them.
-    """
+    """Our two ConfigMaps, with device-plugin and with mig-parted configurations, and their earlier entries."""
 
     plugin: ConfigMapView = _ABSENT
     mig: ConfigMapView = _ABSENT
     seen_plugin_configs: Mapping[str, str] = field(default_factory=dict)
-    """Remembered device-plugin configurations, by name."""
     seen_mig_entries: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """Remembered mig-parted configurations, by name."""
     times: Mapping[str, datetime] = field(default_factory=dict)
-    """When each entry was written according to the annotations, by key."""
 
     def read(self, plugin: ConfigMapView | None, mig: ConfigMapView | None) -> None:
-        """Store the present ConfigMaps, None for one that does not exist, and when their entries were written
-        (`times`). Remember their entries that are named after their content (`pluginconfig.is_named_after`,
-        `migfile.lasting_entries`), for each ConfigMap the MOST_REMEMBERED that were added last. Nothing is done if both
-        are the same objects as before."""
+        """Store the present ConfigMaps, None for one that does not exist, and when their entries were written (`times`)."""
         if plugin is self.plugin and mig is self.mig:
             return
         if plugin is not self.plugin:
@@ -115,26 +103,16 @@ class OurConfigMaps:
 
 @dataclass(slots=True)
 class StackReader:
-    """Builds the StackView from the watched objects, without a request to the API server, and remembers earlier entries
-    of our ConfigMaps.
-
-    The ClusterPolicy in it is the active one (`find_active`), with the MPS daemon, or without one what `plain_stack`
-    reads from the DaemonSets. `intolerant_agents` is the agents' namespace if there are agents and none tolerates the
-    start-up taint, else empty. Errors of writes to the ClusterPolicy, the MPS daemon, DeviceClasses and
-    DeviceTaintRules count only if they last (`_lasting_error`); an error of writing our ConfigMaps counts at once.
-    """
+    """Builds the StackView from the watched objects, without a request to the API server, and remembers earlier entries of our ConfigMaps."""
 
     sources: Sources
     calls: CallMemory
     silent: bool
-    """Whether to log nothing, because this is part of a command-line program."""
     _config_maps: OurConfigMaps = field(default_factory=OurConfigMaps)
     _view: StackView | None = None
 
     def read(self, now: datetime) -> StackView:
-        """Return the present state of NVIDIA's components and of our ConfigMaps; the same object as long as nothing
-        changes. Entries of our ConfigMaps are remembered (`OurConfigMaps.read`). Unless `silent`, problems of the
-        admin's ConfigMaps are logged (`_tell`)."""
+        """Return the present state of NVIDIA's components and of our ConfigMaps; the same object as long as nothing changes."""
         maps, settings = self.sources.config_maps.items, self.sources.settings.plan
         ours = self._config_maps
         ours.read(maps.get(settings.plugin_config_map), maps.get(settings.mig_config_map))
@@ -183,15 +161,10 @@ class StackReader:
         return self._view
 
     def _lasting_error(self, subject: str) -> str:
-        """Return the message of the last failure of a shared write that has failed at least twice in a row, else an
-        empty string. `subject` names the write, for example CLUSTER_POLICY."""
         failure = self.calls.failures.get(subject)
         return failure.message if failure is not None and failure.lasts else ""
 
     def _with_mps_nodes(self, view: StackView) -> StackView:
-        """Return the view with the nodes whose MPS clients would end if all MPS daemons were restarted, sorted, as
-        `find_serving` decides from Nodes, GPUNodes, Ready agents and the pods of MPS daemons. The view is returned
-        unchanged unless the operator may repair the MPS daemon now (`find_due`)."""
         sources = self.sources
         if find_due(view, sources.settings.plan) is None:
             return view
@@ -201,11 +174,6 @@ class StackReader:
         return replace(view, mps_nodes=serving)
 
     def _dra(self, sets: Iterable[DaemonSetView]) -> DraView:
-        """Return NVIDIA's DRA stack, as `find_dra` finds it in `sets`. `doubles` names the nodes whose GPUs are served
-        twice (`find_doubles`), among those for which the driver publishes GPUs. `classes` is sorted by name, and None
-        until DeviceClasses have been listed. `unread`, `class_error` and `rule_error` say what cannot be read or
-        written. `taints` has the rule error, else the scheduler's last test; without the setting `device_taints` it is
-        UNTESTED."""
         sources = self.sources
         published = {name for name, one in sources.devices.by_node().items() if one.layouts}
         slices, classes = sources.resource_slices, sources.device_classes
@@ -226,9 +194,6 @@ class StackReader:
         )
 
     def _generated_mig_files(self) -> dict[str, str]:
-        """Return the configuration file that mig-manager generated for each node, by node name: the key MIG_KEY of each
-        ConfigMap whose name ends with NODE_CONFIG_SUFFIX. It is empty if the ConfigMap has no such key. Whether the
-        node exists is not checked."""
         return {
             name.removesuffix(NODE_CONFIG_SUFFIX): config_map.data.get(MIG_KEY, "")
             for name, config_map in self.sources.config_maps.items.items()
@@ -236,25 +201,18 @@ class StackReader:
         }
 
     def _missing_entries(self, policy: ClusterPolicyView | None, present: Collection[str]) -> tuple[str, ...]:
-        """Return the plugin configurations that Nodes name in their labels but our ConfigMap lacks, sorted. `present`
-        are the keys of our ConfigMap. Empty if the device plugin already reads our ConfigMap, or if `policy` is None.
-        """
         if policy is None or policy.plugin_config_name == self.sources.settings.plan.plugin_config_map:
             return ()  # no pointer to move; a Node that names a missing entry is reported on its own
         named = {node.labels.get(LABEL_PLUGIN_CONFIG, "") for node in self.sources.nodes.items.values()}
         return tuple(sorted(named - {"", *present}))
 
     def _with_missing_mig(self, view: StackView) -> StackView:
-        """Return the view with the mig-parted configurations that Nodes name but our file does not give them
-        (`find_unresolved`). The view is returned unchanged if mig-manager already reads our file."""
         if view.serves_our_mig_file:
             return view
         nodes, gpunodes = self.sources.nodes.items, self.sources.gpunodes.items
         return replace(view, unresolved_mig=find_unresolved(nodes, gpunodes, view))
 
     def _with_start_changes(self, view: StackView) -> StackView:
-        """Return the view with the nodes whose GPUs mig-manager would change at its start (`find_start_changes`). The
-        view is returned unchanged if nothing that we write or print starts mig-manager (`may_start_manager`)."""
         if not may_start_manager(view, self.sources.settings.plan):
             return view
         nodes, gpunodes = self.sources.nodes.items, self.sources.gpunodes.items
@@ -264,8 +222,6 @@ class StackReader:
         return {pod.node for pod in self.sources.agents.items.values() if pod.ready}
 
     def _foreign_map(self) -> str:
-        """Return the name of one of our two ConfigMaps that somebody else created (`is_foreign`), the device plugin's
-        first; empty if neither was."""
         ours, settings = self._config_maps, self.sources.settings.plan
         maps = {settings.plugin_config_map: ours.plugin, settings.mig_config_map: ours.mig}
         return next((name for name, each in maps.items() if each.is_foreign), "")
@@ -294,6 +250,4 @@ class StackReader:
 
 
 def _newest(remembered: dict[str, Any]) -> dict[str, Any]:
-    """Return the entries of `remembered` that were added last, at most MOST_REMEMBERED. An entry that is only replaced
-    keeps its place in the order."""
     return dict(list(remembered.items())[-MOST_REMEMBERED:])

@@ -33,7 +33,7 @@ def check_identity(resource: Resource, raw: object, *keys: str) -> None:
 
 
 def converted(resource: Resource, raw: JSON, convert: Callable[[JSON], View]) -> View:
-    """Return `convert(raw)`. Whatever that raises becomes Unreadable, whose message names the object."""
+    """Return `convert(raw)`."""
     try:
         return convert(raw)
     except Exception as error:
@@ -44,8 +44,7 @@ def converted(resource: Resource, raw: JSON, convert: Callable[[JSON], View]) ->
 def or_unknown(
     resource: Resource, convert: Callable[[JSON], View], unknown: Callable[[JSON, str], View]
 ) -> Callable[[JSON], View]:
-    """Return `convert` with `unknown` for the objects that it raises for: the view of an object about which nothing is
-    known, from the raw object and the reason."""
+    """Return `convert` with `unknown` for the objects that it raises for: the view of an object about which nothing is known, from the raw object and the reason."""
 
     def project(raw: JSON) -> View:
         try:
