@@ -88,7 +88,7 @@ class Loop(LoopParts):
         self.wake.clear()
         if self._idleness.lasts():
             return self.now() + timedelta(seconds=RETRY / 4)
-        if (left := self.calls.holds.left()) > 0:
+        if (left := self.calls.hold_left()) > 0:
             self._complaints.begins(
                 "pace",
                 "the API server asked the operator to back off, so no pass starts for now",
@@ -167,7 +167,9 @@ class Loop(LoopParts):
             )
             return now + timedelta(seconds=RETRY)
         self._complaints.ends("policies")
-        moments = (now,) if at_once else (plan.wake_at, held_back, outcome.again, self.calls.holds.ends(now))
+        moments = (
+            (now,) if at_once else (plan.wake_at, held_back, outcome.again, self.calls.next_release(now))
+        )
         return min((moment for moment in moments if moment is not None), default=None)
 
     async def _gather(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:
