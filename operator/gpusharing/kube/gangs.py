@@ -1,12 +1,6 @@
-"""The other pods of a gang and the nodes that they run on, found by one LIST in the gang's namespace when the pods of
-one of its nodes are read.
+"""The other pods of a gang and the nodes that they run on, found by one LIST in the gang's namespace when the pods of one of its nodes are read.
 
-A LIST selects a gang by its label. Where no label tells one gang from another, one LIST serves all such gangs of the
-namespace: it selects by the label that all of them have, or else by the scheduler that they name, and the pods are
-told apart here. The same is done if the pods of a node belong to more than MAX_LISTS gangs. Nothing is watched, and no
-call is made if no pod belongs to a gang.
-
-Terms: docs/design/glossary.md#gang.
+A LIST selects a gang by its label. Where no label tells one gang from another, one LIST serves all such gangs of the namespace: it selects by the label that all of them have, or else by the scheduler that they name, and the pods are told apart here. Nothing is watched, and no call is made if no pod belongs to a gang.
 """
 
 import asyncio
@@ -26,19 +20,17 @@ from gpusharing.planning.drain.holders import Scope, must_leave
 from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, PodView
 
 MAX_LISTS = 16
-"""The most gangs of one node that each get a LIST by their own label."""
+"""The most gangs of one node that each get a LIST by their own label. There can be many, because each slice of a node may belong to another job."""
 MAX_PODS = 5000
 """The most pods read from the LIST of one gang."""
 MAX_SHARED = 20_000
-"""The most pods read from a LIST that serves several gangs."""
+"""The most pods read from a LIST that serves several gangs. If there are more, these gangs count as unknown."""
 LIST_VALID = timedelta(seconds=3)
 """How long the result of a LIST is reused for all nodes whose pods are read in the meantime."""
 LIST_VALID_IN_DRAIN = timedelta(seconds=30)
-"""How long the result of a LIST is reused for nodes that are being drained: they only wait for members that may end by themselves."""
+"""The same for nodes that are being drained: they only wait for members that may end by themselves."""
 FORGET_AFTER = timedelta(minutes=2)
 """The result of a LIST is forgotten this long after its gangs were last requested."""
-_FINISHED = ("Succeeded", "Failed")
-_RUNNING = ",".join(f"status.phase!={phase}" for phase in _FINISHED)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -51,6 +43,7 @@ class _Query:
 
     @property
     def shared(self) -> bool:
+        """Whether the label selector names no value, so that the LIST counts as one for several gangs."""
         return "=" not in self.labels
 
 
@@ -60,15 +53,19 @@ class _Known:
 
     members: Mapping[Gang, list[GangMember]]
     partial: bool
+    """Whether the LIST was cut off before all pods were read."""
     error: str
     """Why nothing is known about the gangs; empty if the LIST succeeded."""
     listed: datetime
     used: datetime
+    """When one of its gangs was last requested."""
 
     def serves(self, gangs: Iterable[Gang]) -> bool:
+        """Whether this result answers a request for these gangs; a gang that it lacks may be younger than this LIST."""
         return bool(self.error) or all(gang in self.members for gang in gangs)
 
     def view(self, gang: Gang, labels: Mapping[str, str] | None) -> GangView:
+        """Return the view of one gang, whose namespace has these `labels`; None leaves the members as they are."""
         if self.error:
             return GangView(gang, error=self.error)
         members = self.members.get(gang, ())
@@ -82,17 +79,24 @@ class _Known:
 
 @dataclass(slots=True)
 class Gangs:
-    """Lists gangs on request."""
+    """Lists gangs on request. Concurrent calls for the same LIST run one after the other."""
 
     client: KubeClient
     most: int = MAX_SHARED
+    """The most pods read from a LIST that serves several gangs."""
     _known: dict[_Query, _Known] = field(default_factory=dict)
     _locks: defaultdict[_Query, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
 
     async def find(
         self, pods: Sequence[PodView], scope: Scope, now: datetime, *, anew: bool
     ) -> tuple[GangView, ...]:
-        """Return the gangs of those `pods` that must leave their node (`must_leave` with this `scope`), sorted. Raises: ServerAway, Unauthorized, HeldBack: no gang can be listed now."""
+        """Return the gangs of those `pods` that must leave their node, with their unfinished pods on all nodes.
+
+        The result of a LIST is reused for LIST_VALID; without `anew`, one that succeeded is reused for LIST_VALID_IN_DRAIN, and is kept if a new one fails. If a LIST fails, its gangs are returned with the error.
+
+        Raises:
+            ServerAway, Unauthorized, HeldBack: no gang can be listed now.
+        """
         wanted = {pod.gang for pod in pods if pod.gang is not None and must_leave(pod, scope)}
         labels = {pod.namespace: pod.namespace_labels for pod in pods}
         views = []
@@ -119,14 +123,14 @@ class Gangs:
     async def _list(self, query: _Query, now: datetime) -> _Known:
         members: defaultdict[Gang, list[GangMember]] = defaultdict(list)
         read, most = 0, self.most if query.shared else MAX_PODS
-        fields = ",".join(filter(None, (query.fields, _RUNNING)))
+        running = "status.phase!=Succeeded,status.phase!=Failed"
         try:
             async for page in pages_of(
                 self.client,
                 PODS,
                 namespace=query.namespace,
                 label_selector=query.labels,
-                field_selector=fields,
+                field_selector=",".join(filter(None, (query.fields, running))),
             ):
                 for raw in page.items:
                     gang = converted(PODS, raw, gang_of)
@@ -139,11 +143,19 @@ class Gangs:
             raise
         except KubeError as error:
             return _Known({}, False, str(error), now, now)
-        cut_off = _too_many(query, most) if read >= most and query.shared else ""
-        return _Known(members, read >= most, cut_off, now, now)
+        too_many = (
+            f"finding the gang would require reading {most:,} or more pods in namespace {query.namespace}, because its"
+            " pods share no label to select them by; delete pods that are no longer needed"
+        )
+        cut_off = read >= most
+        return _Known(members, cut_off, too_many if cut_off and query.shared else "", now, now)
 
 
 def _queries(gangs: Iterable[Gang]) -> dict[_Query, list[Gang]]:
+    """Return the LISTs that find these gangs, each with the gangs that it serves.
+
+    If there would be more than MAX_LISTS, gangs with the same keys share a LIST, which also finds pods of other gangs.
+    """
     queries: dict[_Query, list[Gang]] = {}
     for gang in gangs:
         queries.setdefault(_Query(gang.namespace, gang.labels, gang.fields), []).append(gang)
@@ -156,12 +168,6 @@ def _queries(gangs: Iterable[Gang]) -> dict[_Query, list[Gang]]:
     return wider
 
 
-def _too_many(query: _Query, most: int) -> str:
-    return (
-        f"finding the gang would require reading {most:,} or more pods in namespace {query.namespace}, because its"
-        " pods share no label to select them by; delete pods that are no longer needed"
-    )
-
-
 def _member(raw: JSON) -> GangMember:
+    # ResourceClaims are not read, because they matter only for the pod's own node.
     return GangMember(text(raw, "spec", "nodeName"), replace(pod_view(raw, {}), dra="none"))

@@ -1,8 +1,6 @@
 """HttpClient: KubeClient over one aiohttp session, raw JSON in and out.
 
-Every call has a deadline, none is repeated here and none sleeps: the caller decides what to do about a 429 or
-a server that is away (docs/design/drain.md#e7, E19). Typed models are not used: they reject incomplete Nodes, and
-reading one costs ten times the projection (docs/design/faults.md#d10).
+Every call has a deadline, none is repeated here and none sleeps: the caller decides what to do about a 429 or a server that is away (docs/design/drain.md#e7, E19). Typed models are not used: they reject incomplete Nodes, and reading one costs ten times the projection (docs/design/faults.md#d10).
 """
 
 import asyncio
@@ -38,12 +36,15 @@ class Limits:
 
     connect: float = 3.0
     total: float = 10.0
+    """For a whole call other than a watch."""
     watch: float = WATCH_SECONDS
+    """Seconds after which the server ends a watch; the client begins another."""
     inactivity: float = INACTIVITY
+    """Seconds without a byte of a watch, bookmarks included, after which the watch counts as broken."""
     header: int = 256 * 1024
-    """The most bytes of one header line of an answer."""
+    """The most bytes of one header line of an answer. A longer line is an error, although a write may have been carried out."""
     parallel: int = 8
-    """Each connection costs 0.3 MiB, and one process cannot keep more of them busy."""
+    """Calls under way at once; watches do not count. Each connection costs 0.3 MiB, and one process cannot keep more of them busy."""
 
 
 class _Body(aiohttp.BytesPayload):
@@ -67,7 +68,10 @@ class _Body(aiohttp.BytesPayload):
 
 
 class HttpClient(KubeClient):
-    """KubeClient for a real API server."""
+    """KubeClient for a real API server. Close it, or use `async with`.
+
+    `before_write` is called immediately before a write is sent, after it has waited for a slot and a connection, and then the request's own `before_send`. If one of them raises, nothing is sent, and the exception reaches the caller unchanged.
+    """
 
     def __init__(
         self,
@@ -79,6 +83,7 @@ class HttpClient(KubeClient):
         clock: SteadyClock | None = None,
         before_write: Callable[[], None] = lambda: None,
     ) -> None:
+        """Prepare a client; `name` is the field manager of its writes and its User-Agent. `clock` is corrected by the Date of each answer."""
         self._login = login
         self._name = name
         self._limits = limits or Limits()
@@ -97,13 +102,13 @@ class HttpClient(KubeClient):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections; calls under way fail with Unavailable."""
+        """Close the connections; calls under way fail with Unavailable. A later call opens new ones."""
         if self._session:
             await self._session.close()
             self._session = None
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Wait for a slot (`Limits.parallel`), without a limit of time, then send one request, and return the object that the server answers with. Raises KubeErrors and whatever `before_write` and the request's `before_send` raise."""
+        """Wait for a slot, without a limit of time, then send one request; once more with renewed credentials after a 401."""
         async with self._slots:
             for last in (False, True):
                 token = await self._login.token()
@@ -117,7 +122,6 @@ class HttpClient(KubeClient):
         return answer_of(request, raw)
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """Send the request of a watch, with the duration that `lasting` adds, and yield its events until the server ends it. Raises Unavailable if the connection breaks or is silent for too long."""
         limits = self._limits
         request = lasting(request, limits.watch, limits.inactivity)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=limits.connect, sock_read=limits.inactivity)
@@ -170,7 +174,11 @@ class HttpClient(KubeClient):
                 try:
                     yield response
                 finally:
-                    _abort(response)
+                    # Drop the connection of an answer that was not read to its end, for example when a watch was
+                    # abandoned. Otherwise aiohttp would begin to close TLS, which nobody awaits and which would outlive
+                    # the session.
+                    if response.connection and response.connection.transport:
+                        response.connection.transport.abort()
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             if body is not None and body.objection is not None:
                 raise body.objection from error
@@ -195,17 +203,17 @@ class HttpClient(KubeClient):
         return self._session
 
     async def _renew(self, refused: str | None) -> None:
+        """Renew the credentials, unless another call has already done so since this one sent the token `refused`.
+
+        With only a client certificate there is no token, before or after a renewal, so each refused call renews again.
+        """
         async with self._renewing:
             if await self._login.token() == refused:
                 await self._login.renew()
 
 
-def _abort(response: aiohttp.ClientResponse) -> None:
-    if response.connection and response.connection.transport:
-        response.connection.transport.abort()
-
-
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    # Lines may have any length: aiohttp's own reader rejects those longer than its buffer.
     rest = b""
     async for chunk in response.content.iter_any():
         *complete, rest = (rest + chunk).split(b"\n")

@@ -1,9 +1,11 @@
-"""Reads the objects that `planning/stack/installation.py` checks. Nothing in the cluster is changed, and what cannot
-be read becomes part of the answer."""
+"""Reads the objects that `planning/stack/installation.py` checks.
+
+Nothing in the cluster is changed, and what cannot be read becomes part of the answer.
+"""
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from gpusharing.api.names import ANNOTATION_WRITTEN, LABEL_MANAGED_BY, MANAGED_BY
@@ -50,47 +52,53 @@ from gpusharing.planning.stack.rights import Right
 from gpusharing.planning.wanted import migfile
 
 RUNTIME_CLASSES = Resource("node.k8s.io", "v1", "runtimeclasses")
-NAME = "app.kubernetes.io/name"
 
 
 @dataclass(slots=True)
 class _Reader:
-    """Reads the objects of an installation, and records which could not be read."""
+    """Reads the objects of an installation, and records which could not be read. Only Unauthorized and Unavailable are raised."""
 
     client: KubeClient
     place: Place
     unread: dict[str, str] = field(default_factory=dict)
+    """Why objects could not be read, by the full name of their kind."""
     not_served: set[str] = field(default_factory=set)
+    """Our own kinds that the API server does not have."""
     plugin_entries: Mapping[str, str] = field(default_factory=dict)
     """The content of our device-plugin ConfigMap, once `config_maps` has read it."""
 
-    async def items(self, resource: Resource, namespace: str | None = None, labels: str = "") -> list[JSON]:
+    @contextmanager
+    def _recording(self, resource: Resource) -> Iterator[None]:
         try:
-            return await list_of(self.client, resource, namespace=namespace, label_selector=labels)
+            yield
         except (Unauthorized, Unavailable):
             raise
-        except NotFound:
-            if resource in (POLICIES, GPUNODES):
-                self.not_served.add(resource.full_name)
         except KubeError as error:
             self.unread[resource.full_name] = str(error)
+
+    async def items(self, resource: Resource, namespace: str | None = None, labels: str = "") -> list[JSON]:
+        """Return all objects of a kind that the label selector `labels` matches; empty if they cannot be read."""
+        with self._recording(resource):
+            try:
+                return await list_of(self.client, resource, namespace=namespace, label_selector=labels)
+            except NotFound:
+                if resource in (POLICIES, GPUNODES):
+                    self.not_served.add(resource.full_name)
         return []
 
     async def read(self, resource: Resource, name: str, namespace: str | None = None) -> JSON | None:
-        try:
+        """Return one object, or None if it does not exist, its kind is not served, or it cannot be read."""
+        with self._recording(resource), suppress(NotFound):
             return await self.client.get(resource, name, namespace=namespace)
-        except (Unauthorized, Unavailable):
-            raise
-        except NotFound:
-            return None
-        except KubeError as error:
-            self.unread[resource.full_name] = str(error)
-            return None
+        return None
 
     async def pods(self, namespace: str, name: str) -> tuple[PodState, ...]:
-        return tuple(map(_pod, await self.items(PODS, namespace, f"{NAME}={name}")))
+        """Return the state of each pod of our workload of this name."""
+        selector = f"app.kubernetes.io/name={name}"
+        return tuple(map(_pod, await self.items(PODS, namespace, selector)))
 
     async def config_maps(self) -> dict[str, ConfigMapState]:
+        """Return the state of our two ConfigMaps by name, without those that do not exist or cannot be read."""
         states = {}
         for name in (self.place.plugin_config_map, self.place.mig_config_map):
             raw = await self.read(CONFIG_MAPS, name, self.place.gpu_operator_namespace)
@@ -107,21 +115,22 @@ class _Reader:
         return states
 
     async def nodes(self) -> dict[str, tuple[NodeView, str, bool]]:
+        """Return, by node name, the view of the Node, the version of its kubelet, and whether its operating system includes a device plugin; empty if Nodes cannot be read.
+
+        Nodes are read page by page, so that thousands of whole objects are never held at once.
+        """
         rows: dict[str, tuple[NodeView, str, bool]] = {}
-        try:
+        with self._recording(NODES):
             async for page in pages_of(self.client, NODES):
                 for raw in page.items:
                     view, info = node_view(raw), section(raw, "status", "nodeInfo")
                     system = has_system_plugin(text(info, "osImage"))
                     rows[view.name] = view, text(info, "kubeletVersion"), system
-        except (Unauthorized, Unavailable):
-            raise
-        except KubeError as error:
-            self.unread[NODES.full_name] = str(error)
-            return {}
-        return rows
+            return rows
+        return {}
 
     async def leader(self) -> str | None:
+        """Return who holds the Lease (`leader_of`); None if it cannot be read, also if the server does not answer: other objects can still be checked."""
         try:
             lease = await self.read(LEASES, OPERATOR, self.place.namespace)
         except Unavailable as error:
@@ -132,13 +141,14 @@ class _Reader:
         return "" if lease is None else leader_of(lease)
 
     async def agents(self, reports: Sequence[JSON]) -> AgentsState | None:
+        """Return the state of the agents, with their errors from `reports`, all GPUNodes; None if their DaemonSet does not exist or cannot be read."""
         where = self.place.agent_namespace
         raw = await self.read(DAEMON_SETS, AGENT, where)
         if raw is None:
             return None
         template = section(raw, "spec", "template", "spec")
         runtime_class = text(template, "runtimeClassName")
-        exists = None
+        exists = None  # unknown, or no RuntimeClass is needed
         if runtime_class:
             exists = await self.read(RUNTIME_CLASSES, runtime_class) is not None
             if RUNTIME_CLASSES.full_name in self.unread:
@@ -160,10 +170,18 @@ class _Reader:
         )
 
     async def rights(self, *, secure_metrics: bool) -> tuple[RightState, ...]:
-        operators = rights.OPERATOR + (rights.CONFIGURE if self.place.configure_gpu_operator else ())
-        operators += rights.REPAIR_MPS if self.place.repair_mps else ()
-        operators += rights.FORCE_DELETE if self.place.force_delete else ()
-        operators += rights.DEVICE_TAINTS if self.place.device_taints else ()
+        """Return whether the API server grants each right that the operator and the agent need to their service accounts.
+
+        Rights for optional features are checked only if the feature is on. All are checked concurrently; no KubeError is raised.
+        """
+        place = self.place
+        optional = (
+            (rights.CONFIGURE, place.configure_gpu_operator),
+            (rights.REPAIR_MPS, place.repair_mps),
+            (rights.FORCE_DELETE, place.force_delete),
+            (rights.DEVICE_TAINTS, place.device_taints),
+        )
+        operators = [*rights.OPERATOR, *(right for rows, on in optional if on for right in rows)]
         agents = rights.AGENT + (rights.SECURE_METRICS if secure_metrics else ())
         questions = [(OPERATOR, right) for right in operators] + [(AGENT, right) for right in agents]
         async with asyncio.TaskGroup() as group:
@@ -183,7 +201,7 @@ class _Reader:
             "group": right.group,
             "resource": right.resource,
             "subresource": right.subresource,
-            "namespace": spaces.get(right.scope, ""),
+            "namespace": spaces.get(right.scope, ""),  # without one, the right must hold in the whole cluster
             "name": right.name.format(
                 lease=OPERATOR,
                 plugin_config_map=place.plugin_config_map,
@@ -205,7 +223,12 @@ class _Reader:
 
 
 async def gather_installation(client: KubeClient, place: Place) -> InstallationView:
-    """Read the objects that an installation consists of, without changing any. Raises: Unauthorized: our credentials are not accepted."""
+    """Read the objects that an installation consists of. Errors are recorded in `unread` of the result.
+
+    Raises:
+        Unauthorized: our credentials are not accepted.
+        Unavailable: the server does not answer.
+    """
     reader = _Reader(client, place)
     policies = await reader.items(POLICIES)
     deployment = await reader.read(DEPLOYMENTS, OPERATOR, place.namespace)
@@ -252,19 +275,15 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
 
 def _pod(raw: JSON) -> PodState:
     ready = has_condition(raw, "Ready") and part(raw, "metadata", "deletionTimestamp") is None
-    return PodState(
-        text(raw, "metadata", "name"),
-        text(raw, "spec", "nodeName"),
-        ready,
-        "" if ready else next(_problems(raw), ""),
-    )
+    name, node = text(raw, "metadata", "name"), text(raw, "spec", "nodeName")
+    return PodState(name, node, ready, "" if ready else next(_problems(raw), ""))
 
 
 def _problems(raw: JSON) -> Iterator[str]:
+    """Yield why a pod does not run, the most immediate reason first."""
     statuses = entries(raw, "status", "initContainerStatuses") + entries(raw, "status", "containerStatuses")
     for status in statuses:
-        waiting = section(status, "state", "waiting")
-        if waiting:
+        if waiting := section(status, "state", "waiting"):
             message = text(waiting, "message")
             yield text(waiting, "reason") + (f": {message[:120]}" if message else "")
     for condition in entries(raw, "status", "conditions"):
@@ -273,7 +292,10 @@ def _problems(raw: JSON) -> Iterator[str]:
 
 
 async def read_entries(client: KubeClient, config_map: str, namespace: str, *, search: bool) -> PluginEntries:
-    """Return the ConfigMap of this name with its entries. Raises KubeErrors other than NotFound."""
+    """Return the ConfigMap of this name with its entries; with `search`, also the other namespaces that have one if it does not exist.
+
+    An empty name stands for a ConfigMap that does not exist. Raises KubeErrors other than NotFound.
+    """
     data: Mapping[str, str] | None = None
     with suppress(NotFound):
         if config_map:
@@ -283,7 +305,10 @@ async def read_entries(client: KubeClient, config_map: str, namespace: str, *, s
 
 
 async def find_namespaces(client: KubeClient, config_map: str) -> tuple[str, ...]:
-    """Return the namespaces that contain a ConfigMap named `config_map`, sorted. Raises Unauthorized and Unavailable."""
+    """Return the namespaces that contain a ConfigMap of this name, sorted; empty if ConfigMaps cannot be listed.
+
+    Raises Unauthorized and Unavailable.
+    """
     if not config_map:
         return ()
     try:
