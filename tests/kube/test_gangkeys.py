@@ -165,7 +165,7 @@ def test_a_gang_without_a_label_is_looked_for_among_the_pods_of_its_scheduler() 
 
 
 def test_the_widest_unit_is_asked_for_first() -> None:
-    declared = [
+    declared: list[tuple[str, dict[str, Any], str]] = [
         ("labels", JOBSET, "JobSet team-a/train"),
         ("labels", INDEX, "LeaderWorkerSet team-a/llm/3"),
         ("labels", KEY, "LeaderWorkerSet team-a/llm/6f2a"),

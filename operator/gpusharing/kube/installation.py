@@ -126,8 +126,7 @@ class _Reader:
                     view, info = node_view(raw), section(raw, "status", "nodeInfo")
                     system = has_system_plugin(text(info, "osImage"))
                     rows[view.name] = view, text(info, "kubeletVersion"), system
-            return rows
-        return {}
+        return {} if NODES.full_name in self.unread else rows
 
     async def leader(self) -> str | None:
         """Return who holds the Lease (`leader_of`); None if it cannot be read, also if the server does not answer: other objects can still be checked."""

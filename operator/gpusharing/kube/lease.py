@@ -1,16 +1,8 @@
 """LeaderLease: one object that says who may act and which nodes the leader has claimed.
 
-Leader and disruption budget are one thing (docs/design/transition.md#lease): claims are an annotation of the Lease,
-written by compare-and-swap, so a claim that succeeds proves leadership, and a successor finds it. This is our own code
-because kopf's peering and the official client's election compare wall clocks and have no deadline per request
-(docs/design/faults.md#d7).
+Leader and disruption budget are one thing (docs/design/transition.md#lease): claims are an annotation of the Lease, written by compare-and-swap, so a claim that succeeds proves leadership, and a successor finds it. This is our own code because kopf's peering and the official client's election compare wall clocks and have no deadline per request (docs/design/faults.md#d7).
 
-Another holder's Lease counts as expired when *we* have seen neither its spec nor its claims change for its duration.
-What anybody else writes on it, such as a label, is no sign of life. Time is measured by `boot_time`, which advances
-while the machine sleeps, too; clocks of two machines are never compared. `on_lost` must end the process at once
-(`os._exit`): an orderly stop takes longer than the time until another process acts (cilium#42920).
-
-Terms: docs/design/glossary.md#claim.
+Another holder's Lease counts as expired when *we* have seen neither its spec nor its claims change for its duration. What anybody else writes on it, such as a label, is no sign of life. Time is measured by `boot_time`, which advances while the machine sleeps, too; clocks of two machines are never compared.
 """
 
 import asyncio
@@ -38,17 +30,17 @@ RELEASE_SECONDS = 2.0
 
 
 def new_identity() -> str:
-    """Return an identity for a process that will contend for the Lease: the name of its host, which in a pod is the pod's name, and a part that differs for each process."""
+    """Return an identity for a process that will contend for the Lease: its host (in a pod, the pod) and a unique part."""
     return f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
 
 
 def host_of(identity: str) -> str:
-    """Return the pod, or the machine outside of the cluster, whose process has this identity (`new_identity`)."""
+    """Return the pod, or the machine outside of the cluster, whose process has this identity."""
     return identity.rpartition("-")[0] or identity
 
 
 def leader_of(lease: JSON) -> str:
-    """Return the pod, or the machine outside of the cluster, whose process holds a raw Lease."""
+    """Return the pod, or the machine outside of the cluster, whose process holds a raw Lease; empty if nobody does, by this machine's clock."""
     spec = section(lease, "spec")
     renewed = from_rfc3339(spec.get("renewTime"))
     lasts = timedelta(seconds=whole(spec, "leaseDurationSeconds"))
@@ -66,15 +58,20 @@ class Timing:
     """Limits in seconds; the defaults are those of Kubernetes' own controllers."""
 
     duration: float = 15.0
+    """How long other contenders wait after our last renewal before they take over."""
     deadline: float = 10.0
-    """Must be shorter than `duration`, to leave time to stop."""
+    """How long we act without a successful renewal. Must be shorter than `duration`, to leave time to stop."""
     retry: float = 2.0
+    """The wait between two renewals, and between two attempts to acquire."""
     clock: Callable[[], float] = boot_time
-    """Returns the seconds by which these limits are measured."""
+    """Must advance even while the machine sleeps."""
 
 
 class LeaderLease:
-    """One contender for the Lease."""
+    """One contender for the Lease. Run `run()` as a task; `acquired` is set when this process leads.
+
+    `on_lost` is called once, and must end the process at once (`os._exit`): an orderly stop takes longer than the time until another process acts (cilium#42920).
+    """
 
     def __init__(
         self,
@@ -87,9 +84,10 @@ class LeaderLease:
         timing: Timing | None = None,
         now: Callable[[], datetime] = wall_time,
     ) -> None:
+        """`identity` must be unique to this process; a restarted process needs another one. `now` gives the times that are written for people."""
         self.identity = identity
         self.acquired = asyncio.Event()
-        """Set once we lead."""
+        """Set once we lead. Never cleared: losing the Lease ends the process."""
         self.holder = ""
         """The process that held the Lease when we last tried to acquire it; empty before, or if nobody held it."""
         self.error: Exception | None = None
@@ -112,7 +110,7 @@ class LeaderLease:
         self.failed_nodes: Mapping[str, FailedNode] = {}
         """The failures on record by UID of the Node, including those that a predecessor wrote."""
         self.restores = 0
-        """How often the server gave one of our writes a lower resourceVersion than it had given before."""
+        """How often the server gave one of our writes a lower resourceVersion than it had given before. Each write was conditional on the present version, so the store itself was restored from a backup."""
         self._reached = ""
         """The version that our last write got; before our first write, the highest version that we have read."""
         self._claims_before = ""
@@ -120,23 +118,26 @@ class LeaderLease:
         """When we last renewed the Lease, and when that of another holder expires unless it is renewed."""
         self._lost = False
         self._taking = False
-        """Whether we have tried to take the Lease."""
+        """Whether we have tried to take the Lease. Until the answer arrives, we may hold it without knowing."""
         self._observation: tuple[object, float] = (None, float("-inf"))
         """The spec and claims of another holder's Lease, and when this process first saw them."""
 
     @property
     def is_leader(self) -> bool:
-        """Whether we hold the Lease and have renewed it within the deadline."""
+        """Whether we hold the Lease and have renewed it within the deadline. Never True again once the Lease is lost."""
         return self.acquired.is_set() and not self._lost and self._left() > 0
 
     def must_lead(self) -> None:
-        """If we do not lead now, record that the Lease is lost, call `on_lost` unless it was called before, and raise LeaseLost."""
+        """Raise LeaseLost, after calling `on_lost`, if we do not lead now.
+
+        Called before each write, because a process that was frozen continues in the middle of its work, before `run` notices.
+        """
         if not self.is_leader:
             self._lose()
             raise LeaseLost(f"{self.identity} no longer holds the Lease {self._name}")
 
     async def run(self) -> None:
-        """Acquire the Lease, and renew it until canceled, with a wait of `Timing.retry` seconds between two attempts, or less if the Lease expires earlier; then release it, even if it is uncertain whether we hold it."""
+        """Acquire the Lease, and renew it until it is lost or this is canceled; then release it, even if it is uncertain whether we hold it."""
         try:
             while True:
                 if await self._attempt(self._acquire, lambda: self._timing.deadline):
@@ -154,7 +155,13 @@ class LeaderLease:
                 await self._attempt(self._release, lambda: RELEASE_SECONDS)
 
     async def set_claims(self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode]) -> None:
-        """Replace all claims and failures on the Lease by compare-and-swap, which also renews it. Raises: LeaseLost: another process holds the Lease, or we missed the deadline; `on_lost` was called."""
+        """Replace all claims and failures on the Lease by compare-and-swap, which also renews it. If this returns, we led at the moment of the write.
+
+        Raises:
+            LeaseLost: another process holds the Lease, or we missed the deadline; `on_lost` was called.
+            Conflict: the Lease kept changing; try again in the next pass.
+            KubeError: the server refused the write, could not be reached, or took longer than half the deadline.
+        """
         try:
             # A slow renewal may come first. It has its own limit, and leaves this write its whole time.
             async with self._lock, asyncio.timeout(self._patience):
@@ -162,8 +169,7 @@ class LeaderLease:
                     self.must_lead()
                     try:
                         written = claims_text(claims, self._claims_before, failed_nodes)
-                        annotations = {ANNOTATION_CLAIMS: written}
-                        await self._write({"renewTime": self._time()}, annotations)
+                        await self._write({"renewTime": self._time()}, {ANNOTATION_CLAIMS: written})
                         return
                     except Conflict:
                         await self._reread()
@@ -175,6 +181,10 @@ class LeaderLease:
         )
 
     async def _attempt(self, step: Callable[[], Awaitable[bool]], limit: Callable[[], float]) -> bool:
+        """Run `step` when no other one is under way, and return its result; False, with the reason in `error`, if it fails.
+
+        `limit` returns the most seconds for the wait. It is called again for the step, because claims written in the meantime may have renewed the Lease.
+        """
         try:
             async with asyncio.timeout(max(0.0, limit())):
                 await self._lock.acquire()
@@ -183,14 +193,12 @@ class LeaderLease:
                     done = await step()
             finally:
                 self._lock.release()
-        except LeaseLost as error:
+        except (LeaseLost, KubeError) as error:
             self.error = error
         except TimeoutError:
             self.error = Unavailable(
                 f"the API server did not respond to a request for the Lease {self._name} in time"
             )
-        except KubeError as error:
-            self.error = error
         else:
             self.error = None
             return done
@@ -211,16 +219,8 @@ class LeaderLease:
         self._adopt(lease)
         self._taking = True
         with suppress(Conflict):
-            await self._write(
-                {
-                    "holderIdentity": self.identity,
-                    "leaseDurationSeconds": math.ceil(self._timing.duration),
-                    "acquireTime": self._time(),
-                    "renewTime": self._time(),
-                    "leaseTransitions": whole(lease, "spec", "leaseTransitions") + 1,
-                },
-                started=started,
-            )
+            spec = self._held_from_now(whole(lease, "spec", "leaseTransitions") + 1)
+            await self._write(spec, started=started)
             return True
         return False
 
@@ -234,6 +234,10 @@ class LeaderLease:
         return True
 
     async def _release(self) -> bool:
+        """Give up the Lease, so that a successor need not wait, and return whether it was ours; the claims stay.
+
+        As soon as this is called, this process no longer leads, whatever the server answers.
+        """
         self._renewed_at = float("-inf")
         spec = {"holderIdentity": None, "leaseDurationSeconds": 1, "renewTime": self._time()}
 
@@ -269,6 +273,10 @@ class LeaderLease:
     async def _write(
         self, spec: JSON, annotations: JSON | None = None, *, started: float | None = None
     ) -> None:
+        """Write these fields of the Lease if it still has the version that we know; it then counts as renewed at `started`, or now.
+
+        A Lease that was deleted is created again with us as its holder. Raises Conflict if the Lease has changed or another process created it first.
+        """
         begun = self._clock() if started is None else started
         patch: JSON = {"metadata": {"resourceVersion": self._version}, "spec": spec}
         if annotations:
@@ -281,8 +289,7 @@ class LeaderLease:
                     f"the Lease {self._name} was deleted, and another process created it again"
                 ) from None
             return
-        self._renewed_at = begun
-        self._adopt_written(lease)
+        self._adopt_written(lease, begun)
 
     async def _create(self, annotations: JSON | None = None) -> bool:
         begun = self._clock()
@@ -294,23 +301,27 @@ class LeaderLease:
                 "annotations": annotations
                 or {ANNOTATION_CLAIMS: claims_text(self.claims, self._claims_before, self.failed_nodes)},
             },
-            "spec": {
-                "holderIdentity": self.identity,
-                "leaseDurationSeconds": math.ceil(self._timing.duration),
-                "acquireTime": self._time(),
-                "renewTime": self._time(),
-                "leaseTransitions": 1,
-            },
+            "spec": self._held_from_now(1),
         }
         try:
             lease = await self._client.create(LEASES, body, namespace=self._namespace)
         except AlreadyExists:
             return False
-        self._renewed_at = begun
-        self._adopt_written(lease)
+        self._adopt_written(lease, begun)
         return True
 
-    def _adopt_written(self, lease: JSON) -> None:
+    def _held_from_now(self, transitions: int) -> JSON:
+        return {
+            "holderIdentity": self.identity,
+            "leaseDurationSeconds": math.ceil(self._timing.duration),
+            "acquireTime": self._time(),
+            "renewTime": self._time(),
+            "leaseTransitions": transitions,
+        }
+
+    def _adopt_written(self, lease: JSON, renewed_at: float) -> None:
+        """Adopt the Lease that the server returned for our write, and count a restore if its version went back."""
+        self._renewed_at = renewed_at
         self._adopt(lease)
         if newer(self._reached, self._version):
             self.restores += 1
@@ -327,6 +338,7 @@ class LeaderLease:
         self._claims_before = written or ""
 
     def _left(self) -> float:
+        """Return the seconds until we lose the Lease unless it is renewed; negative if we do not hold it."""
         return self._renewed_at + self._timing.deadline - self._clock()
 
     def _lose(self) -> None:

@@ -1,8 +1,6 @@
 """The address of the API server, and our credentials for it.
 
-`OfficialLogin` asks the official client (`kubernetes.aio`): kubeconfig with certificates, tokens, exec plugins and
-OIDC. `ServiceAccountLogin` reads the service account's files itself, in a pod: the official client's imports cost 18
-MiB of memory (docs/adr/0014).
+`OfficialLogin` asks the official client (`kubernetes.aio`): kubeconfig with certificates, tokens, exec plugins and OIDC. `ServiceAccountLogin` reads the service account's files itself, in a pod: the official client's imports cost 18 MiB of memory (docs/adr/0014).
 """
 
 import ast
@@ -25,11 +23,7 @@ from gpusharing.kube.proxies import find_proxy
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TOKEN_SECONDS = 60.0
-"""Seconds until the token is read again."""
-NO_CLIENT = (
-    "the Kubernetes client library that reads it is not installed: pip install 'gpu-sharing-operator[kubeconfig]', "
-    "or unset KUBECONFIG if this runs in a pod"
-)
+"""Seconds until the token is read again. The kubelet replaces a projected token at 80 % of its life, which is at least 10 min."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +31,7 @@ class Access:
     """The address of the API server and how to connect to it."""
 
     server: str
+    """URL without a trailing slash."""
     tls: ssl.SSLContext | None = None
     """Trusted authorities and client certificate, or None for plain http."""
     proxy: str | None = None
@@ -46,10 +41,10 @@ class Access:
 
 
 class Login(Protocol):
-    """Credentials that can be renewed."""
+    """Credentials that can be renewed. `access` and `token` raise Unauthorized when there are none."""
 
     async def access(self) -> Access:
-        """Return the address of the server and how to connect to it."""
+        """Return the address of the server and how to connect to it; both may change after `renew`."""
         ...
 
     async def token(self) -> str | None:
@@ -57,7 +52,7 @@ class Login(Protocol):
         ...
 
     async def renew(self) -> None:
-        """Discard the credentials, because the server refused them."""
+        """Discard the credentials, because the server refused them; the next call reads or fetches them again."""
         ...
 
 
@@ -77,14 +72,20 @@ class ServiceAccountLogin:
     _read_at: float = float("-inf")
 
     async def access(self) -> Access:
-        """Return the server that the kubelet names in the environment (KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT, or 443), trusting the authorities in `ca.crt` as it is now. Raises Unauthorized outside a pod, or if the file cannot be used."""
+        """Return the server that the kubelet names in the environment, trusting the authorities in `ca.crt` as it is now.
+
+        The file is checked on every call: the kubelet replaces it when the cluster's authority is rotated, and from then on no connection can be made with the old one.
+        """
         host = self.environment.get("KUBERNETES_SERVICE_HOST", "")
         port = self.environment.get("KUBERNETES_SERVICE_PORT") or "443"
         if not host:
             raise Unauthorized(
                 "KUBERNETES_SERVICE_HOST is not set, so this process is not running in a pod; set KUBECONFIG"
             )
-        stamp = self._stamp("ca.crt")
+        try:  # reading the file would take twenty times as long
+            stamp = _stamp(f"{self.directory}/ca.crt")
+        except OSError as error:
+            raise _not_mounted(error) from error
         if self._access is not None and stamp == self._trusted:
             return self._access
         # The content read now is at least as new as the stamp. Each new token brings a new file with the same content.
@@ -96,7 +97,7 @@ class ServiceAccountLogin:
         return self._access
 
     async def token(self) -> str | None:
-        """Return the projected token as `Bearer TOKEN`, never None."""
+        """Return the projected token as `Bearer TOKEN`, never None. Raises Unauthorized if it cannot be read or is empty."""
         if self.clock() - self._read_at >= TOKEN_SECONDS:
             if not (token := self._file("token").strip()):
                 raise Unauthorized(
@@ -106,6 +107,7 @@ class ServiceAccountLogin:
         return self._token
 
     def _trust(self, authority: str) -> ssl.SSLContext:
+        # Without a certificate, the library would trust the authorities of the image.
         try:
             if authority.strip():
                 return ssl.create_default_context(cadata=authority)
@@ -114,7 +116,6 @@ class ServiceAccountLogin:
         raise Unauthorized(f"{self.directory / 'ca.crt'} is empty")
 
     async def renew(self) -> None:
-        """Let the next call of `token` read the file again."""
         self._read_at = float("-inf")
 
     def _file(self, name: str) -> str:
@@ -126,14 +127,9 @@ class ServiceAccountLogin:
         except UnicodeDecodeError as error:
             raise Unauthorized(f"{self.directory / name} is not a text file: {error}") from error
 
-    def _stamp(self, name: str) -> tuple[int, ...]:
-        try:
-            return _stamp(f"{self.directory}/{name}")
-        except OSError as error:
-            raise _not_mounted(error) from error
-
 
 def _stamp(path: str) -> tuple[int, ...]:
+    """Return a value that changes whenever the file does."""
     found = os.stat(path)
     return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
@@ -149,6 +145,7 @@ class OfficialLogin:
     """The credentials of a kubeconfig, as the official client reads it."""
 
     kubeconfig: Path
+    """One file, or several joined by the path separator."""
     context: str = ""
     """Name of a context of the kubeconfig; its current one if empty."""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -157,20 +154,18 @@ class OfficialLogin:
     _access: Access | None = None
 
     async def access(self) -> Access:
-        """Return the server, the trusted authorities, the client certificate and the proxy of the context. Raises Unauthorized if the context cannot be loaded or used."""
+        """Return how to reach the server of the context. The first call, also after `renew`, may run a login program."""
         await self._configuration()
         if self._access is None:
             raise RuntimeError("loading sets the access")
         return self._access
 
     async def token(self) -> str | None:
-        """Return the value of the Authorization header, or None if the kubeconfig has no token. Raises Unauthorized if the kubeconfig's context cannot be loaded or used."""
         configuration = await self._configuration()
         value: str | None = await configuration.get_api_key_with_prefix("BearerToken")
         return value
 
     async def renew(self) -> None:
-        """Let the next call load everything again: exec plugins run, files are read."""
         _merged.cache_clear()
         self._loaded = None
 
@@ -178,12 +173,24 @@ class OfficialLogin:
         if self._loaded is None:
             loaded = await self._load()
             try:
-                self._access = _access(loaded, self.environment)
+                self._access = self._access_of(loaded)
             except (OSError, ValueError) as error:  # such as certificates that are none
                 why = f"context {self.context} of kubeconfig {self.kubeconfig} cannot be used: {error}"
                 raise Unauthorized(why) from error
             self._loaded = loaded
         return self._loaded
+
+    def _access_of(self, configuration: Any) -> Access:
+        from kubernetes.aio.client.rest import RESTClientObject
+
+        https = configuration.host.startswith("https")
+        return Access(
+            server=configuration.host.rstrip("/"),
+            # The context that the official transport creates; no connection is opened.
+            tls=RESTClientObject(configuration).ssl_context if https else None,
+            proxy=find_proxy(configuration.host, configuration.proxy, self.environment),
+            tls_server_name=configuration.tls_server_name,
+        )
 
     async def _load(self) -> Any:
         # Imported here because it costs 18 MiB, and is not installed in a pod, which needs only the class above.
@@ -194,7 +201,10 @@ class OfficialLogin:
             from kubernetes.aio import config
             from kubernetes.aio.client import Configuration
         except ImportError as error:
-            raise Unauthorized(f"KUBECONFIG={self.kubeconfig} is set, but {NO_CLIENT}") from error
+            raise Unauthorized(
+                f"KUBECONFIG={self.kubeconfig} is set, but the Kubernetes client library that reads it is not installed:"
+                " pip install 'gpu-sharing-operator[kubeconfig]', or unset KUBECONFIG if this runs in a pod"
+            ) from error
 
         configuration = Configuration()
         where = f"kubeconfig {self.kubeconfig}"
@@ -218,13 +228,14 @@ class OfficialLogin:
 
 @lru_cache(maxsize=1)
 def _merged(kubeconfig: str, _stamps: tuple[object, ...]) -> Any:
+    # The client takes 0.1 s to read 100 contexts, and a command may log in to each of them.
     from kubernetes.aio.config.kube_config import KubeConfigMerger
 
     return KubeConfigMerger(kubeconfig).config
 
 
 def kubeconfig_stamps(kubeconfig: str) -> tuple[object, ...]:
-    """Return the stamp (`_stamp`) of each file of a kubeconfig."""
+    """Return a value that changes whenever a file of a kubeconfig does. Files that do not exist are ignored, as by the client."""
     stamps = list[tuple[int, ...]]()
     for path in kubeconfig.split(os.pathsep):
         with suppress(OSError):
@@ -233,6 +244,10 @@ def kubeconfig_stamps(kubeconfig: str) -> tuple[object, ...]:
 
 
 def _without_init(package: str) -> None:
+    """Let the modules of `package` be imported without running its `__init__`.
+
+    The one of the official client imports all modules for blocking calls, and requests with them, none of which `kubernetes.aio` uses: two fifths of the cost of reading a kubeconfig, and a fifth of the time of a kubectl-gpusharing command (37.0).
+    """
     spec = None if package in sys.modules else find_spec(package)
     if spec is not None:
         sys.modules[package] = module_from_spec(spec)
@@ -240,6 +255,10 @@ def _without_init(package: str) -> None:
 
 @contextmanager
 def _complaints() -> Iterator[list[str]]:
+    """Yield a list that fills with the errors that the official client only logs, such as the output of a failing login program.
+
+    Each asyncio task has its own list, because several clusters may log in at the same time.
+    """
     complaints: list[str] = []
     logging.getLogger("kubernetes.aio.config.kube_config").addFilter(_collect)
     token = _complaining.set(complaints)
@@ -261,6 +280,7 @@ def _collect(record: logging.LogRecord) -> bool:
 
 
 def _readable(text: str) -> str:
+    # The client renders the output of a login program as Python bytes at the end of its message.
     head, found, rest = text.partition(". b")
     if not found:
         return text
@@ -271,21 +291,8 @@ def _readable(text: str) -> str:
     return f"{head}: {' '.join(output.decode(errors='replace').split())}"
 
 
-def _access(configuration: Any, environment: Mapping[str, str]) -> Access:
-    from kubernetes.aio.client.rest import RESTClientObject
-
-    https = configuration.host.startswith("https")
-    return Access(
-        server=configuration.host.rstrip("/"),
-        # The context that the official transport creates; no connection is opened.
-        tls=RESTClientObject(configuration).ssl_context if https else None,
-        proxy=find_proxy(configuration.host, configuration.proxy, environment),
-        tls_server_name=configuration.tls_server_name,
-    )
-
-
 def environment_login(environment: Mapping[str, str]) -> Login:
-    """Return the login for the kubeconfig named by KUBECONFIG, or the merged files if it names several, if that is set."""
+    """Return the login for KUBECONFIG if that is set, else for the service account, in the directory SERVICE_ACCOUNT if set."""
     directory = Path(environment.get("SERVICE_ACCOUNT") or SERVICE_ACCOUNT)
     return find_login(environment, environment.get("KUBECONFIG", ""), directory)
 
@@ -293,7 +300,7 @@ def environment_login(environment: Mapping[str, str]) -> Login:
 def find_login(
     environment: Mapping[str, str], kubeconfig: str, service_account: Path = SERVICE_ACCOUNT
 ) -> Login:
-    """Return the login for the kubeconfig at this path, which the official client reads."""
+    """Return the login for the kubeconfig at this path, or for the service account if it is empty. No file is read yet."""
     if kubeconfig:
         return OfficialLogin(Path(kubeconfig), environment=environment)
     return ServiceAccountLogin(environment, service_account)
