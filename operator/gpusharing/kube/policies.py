@@ -1,7 +1,4 @@
-"""The policies as last listed. An event only says that something may have changed; the list decides.
-
-Terms: docs/design/glossary.md#pass.
-"""
+"""The policies as last listed. An event only says that something may have changed; the list decides."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,9 +13,13 @@ from gpusharing.planning.snapshot.views import PolicyView
 
 
 class PolicyCache:
-    """All policies."""
+    """All policies. There are few, so they are always listed as a whole. A view, and the tuple of all views, stays the same object while nothing has changed.
+
+    Like a Reflector, the cache never goes back unless the store was restored from a backup: a list that is older than what the server has already shown is rejected. A deleted policy in such a list would own nodes again, and would stay for good, because no watch continues from that list.
+    """
 
     def __init__(self, client: KubeClient, restores: Callable[[], int] = int, paused: str = "false") -> None:
+        """`restores` returns how often a write has proven a restore (LeaderLease); `paused` applies to every view (PlanSettings)."""
         self._client, self._paused = client, paused
         self._restores, self._restores_seen, self._doubted = restores, restores(), False
         """`restores` as of the last list that was accepted, and whether one has been refused since."""
@@ -30,7 +31,6 @@ class PolicyCache:
         self._newest = ""
         """The highest resourceVersion of policies that the server has shown in a list, an event or an answer."""
         self.listed = False
-        """Whether the policies were listed at least once."""
 
     @property
     def stale(self) -> bool:
@@ -39,11 +39,14 @@ class PolicyCache:
 
     @property
     def dirty(self) -> bool:
-        """Whether the next pass must list, because there is no list yet, `touch` was called, the last list failed, or a write has proven that the store was restored from a backup."""
+        """Whether the next pass must list."""
         return self._dirty or self._restores() > self._restores_seen
 
     def touch(self, name: str = "", resource_version: str = "") -> bool:
-        """Record that the policies must be listed again, and return True."""
+        """Record that the policies must be listed again, and return True; False if the cache has this version, as after our own write.
+
+        Without `name` and `resource_version`, which come from an event, any policy may have changed.
+        """
         if name and resource_version and _version(self._raw.get(name, {})) == resource_version:
             return False
         self._reached(resource_version)
@@ -51,7 +54,10 @@ class PolicyCache:
         return True
 
     async def refresh(self) -> tuple[PolicyView, ...]:
-        """Return the views of all policies, sorted by name; they are listed again only if the cache is `dirty`."""
+        """Return the views of all policies, sorted by name; they are listed again only if the cache is `dirty`.
+
+        Raises a KubeError if they cannot be listed, and Unavailable if the server answers with an older state than it has shown already. The policies known before stay, and the next call lists again.
+        """
         if self.dirty:
             self._dirty, self._listing = False, True
             try:
@@ -72,6 +78,7 @@ class PolicyCache:
             listed |= {raw["metadata"]["name"]: raw for raw in page.items}
             version = page.resource_version
         if newer(at_least, version):
+            # A second one, after a write has proven that the store was restored from a backup, is accepted.
             if not (self._doubted and self._restores() > self._restores_seen):
                 self._doubted = True
                 raise Unavailable(
@@ -84,7 +91,10 @@ class PolicyCache:
         return listed
 
     def accept(self, raw: JSON) -> None:
-        """Store the policy that the server returned for our write, unless a newer version is known already or the policy is unknown."""
+        """Store the policy that the server returned for our write, unless a newer version is known already or the policy is unknown.
+
+        Statuses are written alongside the passes: an edit can be listed before the answer to an older write arrives.
+        """
         name = text(raw, "metadata", "name")
         self._reached(_version(raw))
         if name in self._raw and not newer(_version(self._raw[name]), _version(raw)):
@@ -108,12 +118,12 @@ class PolicyCache:
             self.views = tuple(views)
 
     def finalizers(self, policy: str) -> tuple[str, tuple[str, ...]]:
-        """Return the resourceVersion and the finalizers of a policy as last read or written; both are empty if it is unknown."""
+        """Return the resourceVersion and the finalizers of a policy as last read or written; empty if it is unknown."""
         raw = self._raw.get(policy, {})
         return _version(raw), strings(part(raw, "metadata", "finalizers"))
 
     def status(self, policy: str) -> Mapping[str, Any]:
-        """Return the status of a policy as last read or written, not a copy; empty if the policy is unknown or has none."""
+        """Return the status of a policy as last read or written, not a copy."""
         return section(self._raw.get(policy, {}), "status")
 
 

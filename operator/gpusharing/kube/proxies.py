@@ -1,8 +1,6 @@
 """The proxy in front of an API server, chosen as kubectl does: `proxy-url` of the cluster, else the environment.
 
-HTTPS_PROXY or HTTP_PROXY is used, depending on the scheme of the server, unless NO_PROXY lists the server's host or
-network, or the server is on loopback (golang.org/x/net/http/httpproxy). kubectl can also use SOCKS proxies; we cannot,
-and raise an error that says so.
+HTTPS_PROXY or HTTP_PROXY is used, depending on the scheme of the server, unless NO_PROXY lists the server's host or network, or the server is on loopback (golang.org/x/net/http/httpproxy). kubectl can also use SOCKS proxies; we cannot, and raise an error that says so.
 """
 
 from collections.abc import Mapping
@@ -15,7 +13,10 @@ from gpusharing.kube.errors import Unauthorized
 
 
 def find_proxy(server: str, proxy_url: str | None, environment: Mapping[str, str]) -> str | None:
-    """Return the URL of the proxy for this server, or None."""
+    """Return the URL of the proxy for this server, or None. `proxy_url`, from the kubeconfig, takes precedence, even over NO_PROXY.
+
+    Raises Unauthorized for anything but the URL of an HTTP or HTTPS proxy; the message contains no password.
+    """
     source, proxy = "proxy-url of the cluster in the kubeconfig", proxy_url
     if not proxy and not _is_direct(server, environment):
         variable = f"{server.partition(':')[0]}_proxy"
@@ -41,13 +42,12 @@ def _is_direct(server: str, environment: Mapping[str, str]) -> bool:
         if place.hostname == "localhost" or proxy_bypass_environment(place.netloc, {"no": exempt}):
             return True
         address = ip_address(str(place.hostname))
-        return address.is_loopback or any(_holds(network, address) for network in exempt.split(","))
-    return False
-
-
-def _holds(network: str, address: object) -> bool:
-    with suppress(ValueError):
-        return address in ip_network(network.strip(), strict=False)
+        if address.is_loopback:
+            return True
+        for network in exempt.split(","):
+            with suppress(ValueError):  # a name
+                if address in ip_network(network.strip(), strict=False):
+                    return True
     return False
 
 
