@@ -1,23 +1,15 @@
 """Reflector: a cache of small projections of all objects of one kind, kept up to date by list and watch.
 
-It is our own code because existing caches lose deletions: kopf 1.45 keeps objects that vanished in a 410 gap forever,
-and the informer of the official client keys by name without UID (docs/design/faults.md#d2, D3).
+It is our own code because existing caches lose deletions: kopf 1.45 keeps objects that vanished in a 410 gap forever, and the informer of the official client keys by name without UID (docs/design/faults.md#d2, D3).
 
-A watch starts from the version of the first list as soon as its first page has arrived, and continues alongside every
-later list. So a list need not show one moment (paging.py), and one that fails takes nothing away.
+A watch starts from the version of the first list as soon as its first page has arrived, and continues alongside every later list. So a list need not show one moment (paging.py), and one that fails takes nothing away.
 
 What holds at any time after `synced`:
-- an object that the server no longer has disappears at the next list at the latest (`relist_after`, and up to a fifth
-  later, so that caches that began together do not list together);
-- a kind that is uninstalled leaves nothing behind: the cache empties when the server's discovery has not listed the
-  kind for GONE_AFTER. A 404 alone is not believed: a server that has just started answers so too;
-- a view never goes back: of one kind, the object with the higher resourceVersion is the newer one. These are
-  etcd revisions, one counter for the store; a server that writes something else is believed as it comes. Only a store
-  that was restored from a backup turns the cache back: when two complete lists in a row are older than the cache, and a
-  write has proven that versions went back (docs/adr/0061-lists-that-survive-their-pages.md);
+- an object that the server no longer has disappears at the next list at the latest (`relist_after`, and up to a fifth later, so that caches that began together do not list together);
+- a kind that is uninstalled leaves nothing behind: the cache empties when the server's discovery has not listed the kind for GONE_AFTER. A 404 alone is not believed: a server that has just started answers so too;
+- a view never goes back: of one kind, the object with the higher resourceVersion is the newer one. These are etcd revisions, one counter for the store; a server that writes something else is believed as it comes. Only a store that was restored from a backup turns the cache back: when two complete lists in a row are older than the cache, and a write has proven that versions went back (docs/adr/0061-lists-that-survive-their-pages.md);
 - `items` keeps the identity of a view whose projection did not change, so callers may memoize on it;
-- no object ends the cache. One that cannot be converted keeps its last view and is in `unreadable`. One without name,
-  UID or version could be any, so the cache counts as incomplete until a list has none.
+- no object ends the cache. One that cannot be converted keeps its last view and is in `unreadable`. One without name, UID or version could be any, so the cache counts as incomplete until a list has none.
 """
 
 import asyncio
@@ -37,7 +29,7 @@ from gpusharing.kube.unreadable import Unreadable, check_identity, converted
 from gpusharing.kube.views import View, Views
 
 SHORT_WATCH = 1.0
-"""Seconds."""
+"""Seconds. A watch that ends sooner does not count as progress, whatever it delivered, so the next one is delayed."""
 GONE_AFTER = 30.0
 """Seconds for which discovery must not list the kind before its objects count as gone."""
 RECHECK_AFTER = 30.0
@@ -51,27 +43,32 @@ class CacheSettings:
     """How a cache is kept up to date."""
 
     page_size: int = 25
+    """The most objects of one page of a list. The raw objects of one page are all that is held besides the views."""
     relist_after: float = 600.0
+    """Seconds until the kind is listed again even though nothing failed."""
     remembered: int = 1024
+    """How many deleted objects are remembered, so that late events about them are ignored."""
     clock: Callable[[], float] = loop_time
-    """Returns the present time in seconds; it never goes back."""
     restores: Callable[[], int] = int
+    """Returns how often a write has proven that the store was restored from a backup; see LeaderLease."""
 
 
 DEFAULTS = CacheSettings()
 
 
 class Reflector(Generic[View]):
-    """A cache of one kind."""
+    """A cache of one kind. Run `run()` as a task; read from any other task of the same loop."""
 
     items: Mapping[str, View]
     """The views by name: a live, read-only mapping, to be copied for a snapshot."""
     unreadable: Mapping[str, str]
     """Why objects cannot be converted, by name; like `items`, a live mapping."""
     synced: asyncio.Event
+    """Set when the first list is complete."""
     error: KubeError | None
-    """Why the cache does not follow the server at present, or None if it does."""
+    """Why the cache does not follow the server at present, or None if it does. The failure of a later list alone is no such reason."""
     doubted: bool
+    """Whether the last complete list was older than the cache: the server lags, or was restored from a backup."""
     last_contact: float
     """When, by `clock`, the server last answered or sent an event; bookmarks come at least once a minute."""
 
@@ -86,6 +83,10 @@ class Reflector(Generic[View]):
         settings: CacheSettings = DEFAULTS,
         **where: Unpack[Filters],
     ) -> None:
+        """Prepare the cache of the objects that `where` selects, stored by name, or by `namespace/name` if all namespaces are read.
+
+        `project` converts a raw object to its view; if it raises, the object becomes `unreadable`. `on_change` gets the name of an object that was added, removed, or changed in its view. `on_error` gets the reason why the server cannot be followed whenever that changes, and an empty string once it can be followed.
+        """
         self.synced, self.error, self.doubted = asyncio.Event(), None, False
         self.last_contact = self._current_at = float("-inf")
         self._client, self._resource = client, resource
@@ -120,24 +121,24 @@ class Reflector(Generic[View]):
 
     @property
     def age(self) -> float:
-        """Return the seconds since the cache was last known to match the server's state."""
+        """Return the seconds since the cache was last known to match the server's state; infinite until a first list, also after a restore from a backup."""
         return self._clock() - self._current_at
 
     def resource_version(self, name: str) -> str:
-        """Return the version of the object `name` as it was last seen, even if its view did not change; empty if the object is unknown."""
+        """Return the version of an object as it was last seen; empty if it is unknown, and OLDEST after a restore until it is listed again."""
         return self._views.version(name)
 
     def accept(self, obj: JSON) -> None:
-        """Store the object that the server returned for our write, without waiting for the watch, and call `on_change` if its view has changed."""
+        """Store the object that the server returned for our write, without waiting for the watch, unless it is known to be out of date."""
         if self._identifies(obj):
             self._views.apply(obj)
 
     def drop(self, name: str) -> None:
-        """Drop the object of this name and call `on_change`, because the server answered that it does not exist; the watch may not have shown that yet."""
+        """Drop an object of which the server answered that it does not exist; the watch may not have shown that yet."""
         self._views.drop(name)
 
     async def run(self) -> None:
-        """List, watch, and list again, until canceled."""
+        """List, watch, and list again, until canceled. KubeErrors are never raised, other errors not in a group."""
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._keep_listed())
@@ -207,19 +208,16 @@ class Reflector(Generic[View]):
         return await self._client.list_page(self._resource, limit=limit, after=after, **self._where)
 
     def _begin(self, version: str) -> bool:
+        """Start the watch from this list if it has no version to start from, and return whether the list is older than what the cache had seen."""
         older = newer(self._list_request[1], version)
         if older and self.doubted and self._restores() > self._restores_seen:
-            self._go_back(version)
-            older = False
+            self._views.go_back(version)
+            self._whole, self._current_at, older = False, float("-inf"), False
+            self._move(version)
         self._views.reached(version)
         if not self._place:
             self._move(version)
         return older
-
-    def _go_back(self, version: str) -> None:
-        self._views.go_back(version)
-        self._whole, self._current_at = False, float("-inf")
-        self._move(version)
 
     def _end(self, *, older: bool) -> None:
         self.doubted, self._whole, self._absent_since = older, True, None
@@ -227,10 +225,8 @@ class Reflector(Generic[View]):
             self._fault = None
             self._clear(follows=True)
         if not older:
-            self._restores_seen, self._current_at = (
-                self._restores(),
-                max(self._current_at, self._list_request[0]),
-            )
+            self._restores_seen = self._restores()
+            self._current_at = max(self._current_at, self._list_request[0])
         wait = min(RECHECK_AFTER, self._relist_after) if older else self._relist_after
         self._relist_at = self._clock() + wait * random.uniform(1.0, 1.2)
         self.synced.set()
@@ -239,6 +235,7 @@ class Reflector(Generic[View]):
             self._list_due.set()
 
     def _list_failed(self, error: KubeError) -> None:
+        # Otherwise the watch keeps the cache up to date.
         if not self._whole:
             self._note(error)
 
@@ -308,6 +305,7 @@ class Reflector(Generic[View]):
         self.renews()
 
     def _move(self, place: str) -> None:
+        """Make the watch continue from another version, or wait for a list if `place` is empty."""
         self._place = place
         if place:
             self._placed.set()
@@ -317,7 +315,7 @@ class Reflector(Generic[View]):
             self._following.reschedule(loop_time())
 
     def renews(self) -> bool:
-        """Return whether a write (`restores`) has shown that the store was restored from a backup, and the cache has not caught up yet."""
+        """Return whether the store was restored from a backup, and the cache has not caught up yet. Requests a list then, and if the view is old."""
         went_back = self._restores() > self._restores_seen
         silent = self._resource.bookmarks and not self.doubted and self.age > STALE_AFTER
         if went_back or silent:
@@ -327,10 +325,12 @@ class Reflector(Generic[View]):
     # --- shared by list and watch -----------------------------------------------------------------------------------
 
     def _contacted(self, *, follows: bool) -> None:
+        """Record an answer of the server; `follows` says whether the cache is up to date with it, as far as we know."""
         self.last_contact = self._clock()
         self._clear(follows=follows)
 
     def _identifies(self, obj: JSON, *, bookmark: bool = False) -> bool:
+        """Whether the server says which object, in which version, this is. If not, the cache has missed a change of some object."""
         keys = ("resourceVersion",) if bookmark else ("name", "uid", "resourceVersion")
         try:
             check_identity(self._resource, obj, *keys)

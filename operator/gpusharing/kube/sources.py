@@ -1,5 +1,7 @@
-"""All objects that the operator follows in the API. Each kind has its own reflector, except the policies, and every
-change calls the same callback."""
+"""All objects that the operator follows in the API.
+
+Each kind has its own reflector, except the policies, and every change calls the same callback.
+"""
 
 import asyncio
 import json
@@ -74,8 +76,7 @@ WARNINGS = "type=Warning"
 KUBELET_PLUGIN_SELECTOR = f"{Program.KUBELET_PLUGIN.label}={Program.KUBELET_PLUGIN}"
 OPERAND_SELECTOR = f"app in ({','.join(one for one in Program if one.label == 'app')})"
 CHART_SELECTOR = "app.kubernetes.io/name=nvidia-device-plugin"
-"""Selects the pods of NVIDIA's device-plugin chart: its device plugin, GPU Feature Discovery and MPS daemon have the same labels (k8s-device-plugin v0.19.3, templates/_helpers.tpl, templateLabels)."""
-LABEL_ARCH = "kubernetes.io/arch"
+"""Selects the pods of NVIDIA's device-plugin chart: its device plugin, GPU Feature Discovery and MPS daemon have the same labels (k8s-device-plugin v0.19.3, templates/_helpers.tpl, templateLabels). With the chart value nameOverride they have another name."""
 NOT_YET = "not listed yet"
 RESTORE_NOTE = "the cluster was restored from a backup; listing its objects again"
 MIG_KEY = "config.yaml"
@@ -97,7 +98,7 @@ class PodPlace:
 
 @dataclass(frozen=True, slots=True)
 class AdminMaps:
-    """Names of the admin's ConfigMaps whose entries are merged into ours, in the same namespace."""
+    """Names of the admin's ConfigMaps whose entries are merged into ours, in the same namespace; empty if there is none."""
 
     plugin: str = ""
     mig: str = ""
@@ -115,6 +116,7 @@ class SourceSettings:
     agent_namespace: str = ""
     """Namespace of the agents; our own if empty."""
     maintenance_keys: frozenset[str] = frozenset()
+    """Additional keys of labels, annotations and taints which mean that somebody else maintains a Node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,9 @@ class ConfigMapView:
     annotations: Mapping[str, str]
     uid: str = ""
     labelled: bool = False
+    """Whether it has our label."""
     ours: bool = False
+    """Whether it has a mark of ours, or this process has seen one on it."""
 
     @property
     def is_foreign(self) -> bool:
@@ -134,6 +138,7 @@ class ConfigMapView:
 
 
 def _pod_place(raw: JSON) -> PodPlace:
+    """Convert a raw pod of NVIDIA's components. One that runs the MPS daemon gets its `app`, because NVIDIA's chart gives it no label of its own."""
     metadata = raw.get("metadata", {})
     deleting = "deletionTimestamp" in metadata
     ready = has_condition(raw, "Ready") and not deleting
@@ -167,22 +172,15 @@ def _unknown_place(raw: JSON, _: str) -> PodPlace:
 
 
 _operand = or_unknown(PODS, _pod_place, _unknown_place)
-
 _Parts = tuple[NodeView, Maintenance | None, NodeDevices | None, TaintRuleView | None]
 """The view of a Node, its NodeMaintenance, the devices of its DRA driver and its DeviceTaintRule."""
 
 
-def _joined(
-    view: NodeView, maintenance: Maintenance | None, devices: NodeDevices | None, rule: TaintRuleView | None
-) -> NodeView:
-    view = with_maintenance(view, maintenance)
-    if devices is None and rule is None:
-        return view
-    return replace(view, devices=devices, rule_since=rule.since if rule is not None else None)
-
-
 class Sources:
-    """The reflectors of all kinds, and the parts of GPUNodes that are shown to people, on which no decision depends."""
+    """The reflectors of all kinds, and the parts of GPUNodes that are shown to people, on which no decision depends.
+
+    Pods of the agents and Warning events are followed in the agents' namespace, NVIDIA's pods, DaemonSets and ConfigMaps in the GPU Operator's namespace, and all other kinds in the whole cluster.
+    """
 
     def __init__(
         self,
@@ -191,6 +189,7 @@ class Sources:
         wake: Callable[[], None],
         restores: Callable[[], int] = int,
     ) -> None:
+        """`wake` is called when the view of an object changes; `restores`: see CacheSettings."""
         self._client, self._wake, self._restores = client, wake, restores
         self.settings, plan, admin = settings, settings.plan, settings.admin_maps
         self._read_maps = {plan.plugin_config_map, plan.mig_config_map, admin.plugin, admin.mig}
@@ -211,7 +210,7 @@ class Sources:
         agent = or_unknown(PODS, agent_pod, unknown_agent_pod)
         self.agents = self._follow(PODS, agent, namespace=pods, label_selector=AGENT_SELECTOR)
         self.agent_warnings = self._follow(EVENTS, agent_warning, namespace=pods, field_selector=WARNINGS)
-        """Warning events about the agent's pods."""
+        """Warning events about the agent's pods. No decision waits for them: they only explain."""
         self.operands = self._follow(PODS, _operand, namespace=namespace, label_selector=OPERAND_SELECTOR)
         self.chart_pods = self._follow(PODS, _operand, namespace=namespace, label_selector=CHART_SELECTOR)
         self.config_maps = self._follow(CONFIG_MAPS, self._config_map, namespace=namespace)
@@ -222,7 +221,19 @@ class Sources:
             "medik8s nodemaintenances": self._follow(MEDIK8S_MAINTENANCES, medik8s_maintenance),
             "nvidia nodemaintenances": self._follow(NVIDIA_MAINTENANCES, nvidia_maintenance),
         }
-        self._prepare_joins(namespace, list(maintenances.values()))
+        self._maintenances: list[Reflector[Maintenance]] = list(maintenances.values())
+        # The kinds that NVIDIA's DRA stack needs make no call before that stack has been seen.
+        self.resource_slices = self._follow(RESOURCE_SLICES, slice_view, field_selector=FIELD_SELECTOR)
+        self.kubelet_plugins = self._follow(
+            PODS, _operand, namespace=namespace, label_selector=KUBELET_PLUGIN_SELECTOR
+        )
+        self.device_classes = self._follow(DEVICE_CLASSES, device_class_view)
+        self.taint_rules = self._follow(DEVICE_TAINT_RULES, taint_rule_view, label_selector=OUR_RULES)
+        self._dra_seen = asyncio.Event()
+        """Set once NVIDIA's DRA stack has been seen, and never cleared."""
+        self.devices = DeviceIndex(lambda: self.resource_slices.items)
+        self._joined: dict[str, tuple[_Parts, NodeView]] = {}
+        """The nodes with something joined to their view, by name: the parts of the view, and the view."""
         self.required: Mapping[str, Reflector[Any]] = {
             "nodes": self.nodes,
             "gpunodes": self.gpunodes,
@@ -239,20 +250,6 @@ class Sources:
             **maintenances,
         }
         """Other programs' kinds: one that is not installed, or that we could never read, counts as empty."""
-
-    def _prepare_joins(self, namespace: str, maintenances: list[Reflector[Maintenance]]) -> None:
-        self._maintenances = maintenances
-        self._joined: dict[str, tuple[_Parts, NodeView]] = {}
-        """The nodes with something joined to their view, by name: the parts of the view, and the view."""
-        self.resource_slices = self._follow(RESOURCE_SLICES, slice_view, field_selector=FIELD_SELECTOR)
-        self.kubelet_plugins = self._follow(
-            PODS, _operand, namespace=namespace, label_selector=KUBELET_PLUGIN_SELECTOR
-        )
-        self.device_classes = self._follow(DEVICE_CLASSES, device_class_view)
-        self.taint_rules = self._follow(DEVICE_TAINT_RULES, taint_rule_view, label_selector=OUR_RULES)
-        self._dra_seen = asyncio.Event()
-        """Set once NVIDIA's DRA stack has been seen, and never cleared."""
-        self.devices = DeviceIndex(lambda: self.resource_slices.items)
 
     def _follow(
         self,
@@ -273,7 +270,7 @@ class Sources:
 
     @property
     def rules(self) -> Mapping[str, TaintRuleView]:
-        """The DeviceTaintRules with our label, by name."""
+        """The DeviceTaintRules with our label, by name; empty while the API server does not serve them or we may not read them, because the scheduler may not follow them then."""
         return {} if isinstance(self.taint_rules.error, NotFound | Forbidden) else self.taint_rules.items
 
     def _dra_changed(self, _: str) -> None:
@@ -289,17 +286,17 @@ class Sources:
                 group.create_task(reflector.run())
 
     def node_view(self, raw: JSON) -> NodeView:
-        """Convert a raw Node, and add the NodeMaintenance that names it, what the DRA driver publishes for it and its DeviceTaintRule, if any."""
+        """Convert a raw Node, and join it with its NodeMaintenance, its DRA devices and its DeviceTaintRule."""
         view = self._node(raw)
         return self._join({view.name: view}).get(view.name, (None, view))[1]
 
     def seen_node(self, name: str) -> NodeView | None:
-        """Return the latest known view of a Node, with its NodeMaintenance, the devices of its DRA driver and its DeviceTaintRule; None if the Node is not known."""
+        """Return the latest known view of a Node, joined as in `node_view`; None if the Node is not known."""
         view = self.nodes.items.get(name)
         return None if view is None else self._join({name: view}).get(name, (None, view))[1]
 
     def node_views(self) -> dict[str, NodeView]:
-        """Return the views of all Nodes by name, each with its NodeMaintenance, the devices of its DRA driver and its DeviceTaintRule, if any."""
+        """Return the views of all Nodes by name, joined as in `node_view`; the same objects as long as their parts do not change."""
         self._joined = self._join(self.nodes.items)
         return {**self.nodes.items, **{name: view for name, (_, view) in self._joined.items()}}
 
@@ -315,18 +312,24 @@ class Sources:
         for name in (maintained.keys() | devices.keys() | rules.keys()) & nodes.keys():
             parts = nodes[name], maintained.get(name), devices.get(name), rules.get(name)
             known = self._joined.get(name)
-            joined[name] = known if known and all(map(is_, known[0], parts)) else (parts, _joined(*parts))
+            if known and all(map(is_, known[0], parts)):
+                joined[name] = known
+                continue
+            view, maintenance, published, rule = parts
+            view = with_maintenance(view, maintenance)
+            if published is not None or rule is not None:
+                view = replace(view, devices=published, rule_since=rule.since if rule is not None else None)
+            joined[name] = parts, view
         return joined
 
     @property
     def agent_troubles(self) -> AgentTroubles:
-        """Return why agents do not run, by node, and why the API server refuses further pods of their DaemonSet, as their pods and the Warning events about them show (`find_troubles`)."""
+        """Return why agents do not run, by node, and why the API server refuses further pods of their DaemonSet."""
         agents, nodes = self.agents.items.values(), self.nodes.items
-        # The architecture of a node is such as amd64 or arm64, and empty if its Node is unknown or has no such label.
         return find_troubles(
             agents,
             self.agent_warnings.items.values(),
-            lambda name: nodes[name].labels.get(LABEL_ARCH, "") if name in nodes else "",
+            lambda name: nodes[name].labels.get("kubernetes.io/arch", "") if name in nodes else "",
         )
 
     def _gpunode(self, raw: JSON) -> GPUNodeView:
@@ -343,6 +346,7 @@ class Sources:
         return unknown_gpunode(raw, why)
 
     def _config_map(self, raw: JSON) -> ConfigMapView:
+        """Convert a raw ConfigMap. Of one that is neither ours, nor the admin's, nor mig-manager's, only its existence matters."""
         metadata = raw.get("metadata", {})
         name, uid = metadata.get("name", ""), str(metadata.get("uid", ""))
         if name not in self._read_maps and not name.endswith(NODE_CONFIG_SUFFIX):
@@ -356,14 +360,14 @@ class Sources:
         )
 
     def shown(self, node: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
-        """Return `transition` and `conditions` of a GPUNode's status as last read or written; both empty if there is no GPUNode."""
+        """Return `transition` and `conditions` of a GPUNode's status as last read or written."""
         if node not in self.gpunodes.items:
             return {}, []
         transition, conditions = json.loads(self._shown[node])
         return transition, conditions
 
     async def run(self) -> None:
-        """Follow all kinds until canceled."""
+        """Follow all kinds but the policies until canceled. An error other than a KubeError ends everything and is raised in a group."""
         async with asyncio.TaskGroup() as group:
             for reflector in (*self.required.values(), *self.optional.values(), self.agent_warnings):
                 group.create_task(reflector.run())
@@ -371,7 +375,7 @@ class Sources:
 
     @property
     def of_dra(self) -> Mapping[str, Reflector[Any]]:
-        """The reflectors of what NVIDIA's DRA stack needs."""
+        """The reflectors of what NVIDIA's DRA stack needs; empty until the stack has been seen."""
         if not self._dra_seen.is_set():
             return {}
         return {
@@ -382,7 +386,7 @@ class Sources:
         }
 
     def ages(self) -> dict[str, float]:
-        """Return the age of what is known of each kind in `required` and `of_dra`, in seconds by the name of the kind; infinite before its first list, and after the store was restored until the next one."""
+        """Return the age in seconds of what is known of each kind in `required` and `of_dra`, by its name (`Reflector.age`)."""
         of_dra = {
             name: source
             for name, source in self.of_dra.items()
@@ -391,7 +395,10 @@ class Sources:
         return {name: source.age for name, source in {**self.required, **of_dra}.items()}
 
     def missing(self) -> dict[str, str]:
-        """Return the sources that cannot be relied on, by name, each with the reason."""
+        """Return the sources that cannot be relied on, by name, each with the reason. Also requests the lists that are overdue.
+
+        A source is missing before its first list, after a restore until the next one, and as long as one of its objects cannot be converted, because what that object says may concern every node. Optional kinds and those of `of_dra` are left out while they are not installed or we may not read them.
+        """
         missing = {}
         for name, source in {**self.required, **self.optional, **self.of_dra}.items():
             renews = source.renews()
@@ -406,7 +413,10 @@ class Sources:
         return missing
 
     def revoked(self) -> dict[str, str]:
-        """Return the optional kinds that were listed once and that we may not read any more, by name, each with the server's answer."""
+        """Return the optional kinds that we may not read any more, by name, each with the server's answer.
+
+        The cache goes on with their last known objects, because dropping them could end our wait for somebody else's work.
+        """
         return {
             name: str(source.error)
             for name, source in self.optional.items()
@@ -415,7 +425,7 @@ class Sources:
 
 
 def by_node(pods: Iterable[PodPlace], app: str) -> dict[str, Operand]:
-    """Return the pod of NVIDIA's component `app` on each node, by node name."""
+    """Return the pod of NVIDIA's component `app` on each node, by node name; of several, a Ready one."""
     operands: dict[str, Operand] = {}
     for pod in pods:
         if pod.app == app and pod.node and (pod.node not in operands or pod.operand.ready):

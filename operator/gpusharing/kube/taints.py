@@ -1,6 +1,4 @@
-"""The taints of a raw Node: which of them are removed when their cause ends, how a taint is printed, and which pods
-tolerate it. The start-up taint is described in docs/design/transition.md#gate, a proof in
-docs/design/glossary.md#proof."""
+"""The taints of a raw Node: which of them are removed when their cause ends, how a taint is printed, and which pods tolerate it (docs/design/transition.md#gate)."""
 
 import json
 from collections.abc import Sequence
@@ -23,7 +21,7 @@ TRANSIENT_TAINTS = frozenset(
         TAINT_UNPROVEN,
     }
 )
-"""Taints that are removed when a cordon, a condition or the lack of proof ends."""
+"""Taints that are removed when a cordon, a condition or the lack of proof ends. They do not exclude a pod for good."""
 
 
 def taint_text(taint: JSON) -> str:
@@ -33,14 +31,17 @@ def taint_text(taint: JSON) -> str:
 
 
 def start_gate(node: JSON) -> str | None:
-    """Return the other taints of a Node that has the start-up taint, as a JSON list, which is `[]` if there are none."""
+    """Return the other taints of a Node that has the start-up taint, as a JSON list; None if it does not have it."""
     taints = entries(node, "spec", "taints")
     others = [row for row in taints if (row.get("key"), row.get("effect")) != (TAINT_UNPROVEN, EFFECT)]
     return None if len(others) == len(taints) else rows_text(others)
 
 
 def tolerates(tolerations: Sequence[JSON], key: str = TAINT_UNPROVEN, value: str | None = None) -> bool:
-    """Whether pods with these tolerations may start on a node with the taint `key` and the effect NoSchedule (core/v1 Toleration)."""
+    """Whether pods with these tolerations may start on a node with the taint `key` and the effect NoSchedule (core/v1 Toleration).
+
+    If `value`, the taint's value, is None, every value of a toleration with this key matches.
+    """
     return any(
         text(row, "effect") in ("", EFFECT)
         and text(row, "key") in ("", key)

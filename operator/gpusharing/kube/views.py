@@ -1,5 +1,4 @@
-"""The objects of one kind as a Reflector knows them: small projections by name. The newest version of an object
-wins."""
+"""The objects of one kind as a Reflector knows them: small projections by name. The newest version of an object wins."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
@@ -13,7 +12,7 @@ from gpusharing.kube.unreadable import Unreadable
 View = TypeVar("View")
 
 OLDEST = "1"
-"""The version with which etcd begins, so every other version counts as newer."""
+"""The version with which etcd begins, so every other version counts as newer. The server rejects a write that is conditional on it."""
 
 
 class Views(Generic[View]):
@@ -27,12 +26,13 @@ class Views(Generic[View]):
         long_names: bool,
         remembered: int,
     ) -> None:
+        """`project` may raise Unreadable. With `long_names`, objects are called `namespace/name`. `remembered`: see CacheSettings."""
         self._project, self._on_change = project, on_change
         self._long_names, self._remembered = long_names, remembered
         self._views: dict[str, View] = {}
         self.items: Mapping[str, View] = MappingProxyType(self._views)
         self.unreadable: dict[str, str] = {}
-        """Why objects cannot be converted, by name."""
+        """Why objects cannot be converted, by name. An object's view, if it has one, is of an earlier version."""
         self._known: dict[str, tuple[str, str]] = {}
         """UID and version of each object, by name."""
         self._gone: OrderedDict[str, str] = OrderedDict()
@@ -40,7 +40,7 @@ class Views(Generic[View]):
         self.newest = ""
         """The highest version that the server has shown."""
         self.listing = False
-        """Whether a list is being read."""
+        """Whether a list is being read. All deletions are remembered meanwhile, because a later page may still contain the object."""
 
     def name(self, obj: JSON) -> str:
         """Return the name under which an object is stored."""
@@ -49,7 +49,7 @@ class Views(Generic[View]):
         return f"{text(metadata, 'namespace')}/{name}" if self._long_names else name
 
     def version(self, name: str) -> str:
-        """Return the version of an object that is stored, as it was last seen; empty if none is."""
+        """Return the version of an object as it was last seen; empty if none is stored, and OLDEST after `go_back`."""
         return self._known.get(name, ("", ""))[1]
 
     def reached(self, version: str) -> None:
@@ -58,7 +58,10 @@ class Views(Generic[View]):
             self.newest = version
 
     def apply(self, obj: JSON, moment: str = "") -> None:
-        """Store the view of a raw object, unless the cache knows this version or a newer one, or its deletion."""
+        """Store the view of a raw object, unless the cache knows this version or a newer one, or its deletion.
+
+        `moment` is the version of the list that contains the object, if any. Such an object replaces a cached one that is older than the list, even if its own version is lower: a store that was restored under a higher version (etcdutl --bump-revision) holds objects older than the cached ones.
+        """
         metadata = obj["metadata"]
         uid, version = metadata["uid"], metadata["resourceVersion"]
         moment = moment or version
@@ -84,7 +87,7 @@ class Views(Generic[View]):
             self._on_change(name)
 
     def deleted(self, obj: JSON) -> None:
-        """Drop an object that a watch reports as deleted, call `on_change`, and remember the deletion, because a list may still contain the object."""
+        """Drop an object that a watch reports as deleted, and remember the deletion, because a list may still contain it."""
         uid, name, version = obj["metadata"]["uid"], self.name(obj), obj["metadata"]["resourceVersion"]
         known = self._known.get(name, ("", ""))
         if known[0] != uid:
@@ -93,18 +96,18 @@ class Views(Generic[View]):
             self._forget(name, version)
 
     def drop(self, name: str) -> None:
-        """If an object of this name is known, drop it, remember its deletion, and call `on_change`; otherwise do nothing."""
+        """Drop the object of this name if it is known."""
         if name in self._known:
             self._forget(name, self.version(name))
 
     def keep_only(self, names: Collection[str], version: str) -> None:
-        """Drop all objects except `names`, the objects in a complete list of this version."""
+        """Drop all objects but `names`, those in a complete list of this version, and those that are newer than the list."""
         for name in [name for name in self._known if name not in names]:
             if not newer(self.version(name), version):
                 self._forget(name, version)
 
     def go_back(self, version: str) -> None:
-        """Let every object that comes from now on count as newer than the cached one, because the store was restored from a backup and is at `version` now, which becomes `newest`."""
+        """Let every object that comes from now on count as newer, because the store was restored from a backup and is at `version`."""
         self._gone.clear()
         self._known = {name: (uid, OLDEST) for name, (uid, _) in self._known.items()}
         self.newest = version

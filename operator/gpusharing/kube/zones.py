@@ -12,7 +12,7 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 
 
 def find_zones(spec: GPUSharingPolicySpec) -> dict[str, tzinfo]:
-    """Return UTC and the time zones that the windows and blackouts of the policy name, by name."""
+    """Return UTC and the known time zones that the windows and blackouts of the policy name, by name."""
     named = {window.time_zone for window in (*spec.rollout.windows, *spec.rollout.blackouts)}
     zones = {name: find_zone(name) for name in sorted({"UTC", *named})}
     return {name: zone for name, zone in zones.items() if zone is not None}
