@@ -60,7 +60,6 @@ def _find_trouble(raw: JSON) -> JSON:
 
 
 def unknown_agent_pod(raw: JSON, why: str) -> AgentPod:
-    """Return the view of an agent's pod that cannot be converted."""
     namespace, name = text(raw, "metadata", "namespace"), text(raw, "metadata", "name")
     node = text(raw, "spec", "nodeName")
     return AgentPod(namespace, name, node, ready=False, deleting=False, waiting="Unreadable", message=why)

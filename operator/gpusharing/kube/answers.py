@@ -73,7 +73,6 @@ def error_of(request: ApiRequest, status: int, answer: object, retry_after: str 
 
 
 def error_of_event(request: ApiRequest, status_object: object) -> KubeError:
-    """Return the error for an ERROR event of a watch, whose object is a Status."""
     code = part(status_object, "code")
     return error_of(request, code if isinstance(code, int) else 500, status_object)
 

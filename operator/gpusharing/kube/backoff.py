@@ -25,5 +25,4 @@ class Backoff:
         return delay * self._jitter()
 
     def success(self) -> None:
-        """Make the wait after the next failure the shortest one again."""
         self._next = self.first

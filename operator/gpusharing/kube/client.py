@@ -129,7 +129,6 @@ class ApiRequest:
 
     @property
     def path(self) -> str:
-        """Return the URL path, without the query."""
         name = (
             self.name if self.resource.plural else ""
         )  # discovery reads one page for all kinds of a version
@@ -225,7 +224,6 @@ class KubeClient(ABC):
         return text(await self.call(ApiRequest("get", VERSION)), "gitVersion")
 
     async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
-        """Create one object and return it as the server stored it. Raises AlreadyExists if it exists."""
         where = namespace or text(body, "metadata", "namespace")
         return await self.call(ApiRequest("create", resource, namespace=where, body=body))
 

@@ -38,7 +38,6 @@ def boot_time() -> float:
 
 
 def wall_time() -> datetime:
-    """Return the present UTC time by this machine's wall clock."""
     return datetime.now(UTC)
 
 

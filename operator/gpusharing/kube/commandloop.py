@@ -42,6 +42,5 @@ class CommandLoop(asyncio.SelectorEventLoop):
 
 
 def run_command(command: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end on a new CommandLoop, as asyncio.run does."""
     with asyncio.Runner(loop_factory=CommandLoop) as runner:
         return runner.run(command)

@@ -134,7 +134,6 @@ def gpunode_view(raw: JSON, known: ObservedView | None = None) -> GPUNodeView:
 
 
 def unknown_gpunode(raw: JSON, why: str) -> GPUNodeView:
-    """Return the view of a GPUNode that cannot be converted: its report proves nothing."""
     request = section(raw, "spec", "request")
     return GPUNodeView(
         name=intern(text(raw, "metadata", "name")),
@@ -241,7 +240,6 @@ def policy_view(raw: JSON) -> PolicyView:
 
 
 def unknown_policy(raw: JSON, why: str) -> PolicyView:
-    """Return the view of a policy that cannot be converted: its spec counts as invalid."""
     return _policy(raw, (Problem("spec", why),))
 
 

@@ -83,7 +83,6 @@ class Crew:
         await self._raise()
 
     async def close(self) -> None:
-        """Cancel all work, and return when every task has ended. Their errors are not raised here."""
         tasks = set(self._tasks)
         for task in tasks:
             task.cancel()

@@ -94,7 +94,6 @@ class SliceView:
 
 
 def slice_view(raw: JSON) -> SliceView:
-    """Convert a raw ResourceSlice."""
     pool = section(raw, "spec", "pool")
     return SliceView(
         pool=text(pool, "name"),
@@ -172,7 +171,6 @@ def _pool(slices: list[SliceView]) -> NodeDevices:
 
 
 def device_class_view(raw: JSON) -> DeviceClassView:
-    """Convert a raw DeviceClass."""
     spec = section(raw, "spec")
     return DeviceClassView(
         name=text(raw, "metadata", "name"),
@@ -186,7 +184,6 @@ def device_class_view(raw: JSON) -> DeviceClassView:
 
 
 def device_class(wanted: WantedClass) -> JSON:
-    """Return the manifest with which a DeviceClass of ours is created."""
     return {
         "apiVersion": DEVICE_CLASSES.api_version,
         "kind": "DeviceClass",
@@ -196,11 +193,7 @@ def device_class(wanted: WantedClass) -> JSON:
 
 
 def class_spec(wanted: WantedClass) -> JSON:
-    """Return the spec of a DeviceClass of ours."""
-    return {
-        "selectors": [{"cel": {"expression": wanted.selector}}],
-        "extendedResourceName": wanted.resource,
-    }
+    return {"selectors": [{"cel": {"expression": wanted.selector}}], "extendedResourceName": wanted.resource}
 
 
 def taint_rule(name: str, devices: Mapping[str, str]) -> JSON:

@@ -138,7 +138,6 @@ class Fanout(PassingClient):
         self._failed.clear()
 
     def _answered(self, target: CallTarget) -> None:
-        """End the hold of this object at its door; a hold of the whole door continues."""
         self._reached()
         self.refused.pop(target.door, None)
         self.pauses.pop(target, None)

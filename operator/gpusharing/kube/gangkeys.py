@@ -57,10 +57,7 @@ def _declared(raw: JSON) -> Iterator[tuple[str, tuple[str, str]]]:
     # Kueue queues the pod itself, and not the workload that created it.
     plain = labels.get(KUEUE_MANAGED) == "true"
     # kubernetes-sigs/kueue v0.18 pkg/controller/jobs/pod SetPodGroupName (WorkloadIdentifierAnnotations feature gate).
-    yield (
-        "Workload",
-        (annotations.get("kueue.x-k8s.io/pod-group-name", ""), KUEUE_MANAGED if plain else ""),
-    )
+    yield ("Workload", (annotations.get("kueue.x-k8s.io/pod-group-name", ""), KUEUE_MANAGED if plain else ""))
     # kubernetes-sigs/kueue pkg/controller/jobs/pod/constants GroupNameLabel: the pods of a group are admitted and
     # evicted together. Without a group, a pod that is queued by itself is a Workload of its own.
     yield "Workload", by("kueue.x-k8s.io/pod-group-name")

@@ -65,7 +65,6 @@ class _Known:
         return bool(self.error) or all(gang in self.members for gang in gangs)
 
     def view(self, gang: Gang, labels: Mapping[str, str] | None) -> GangView:
-        """Return the view of one gang, whose namespace has these `labels`; None leaves the members as they are."""
         if self.error:
             return GangView(gang, error=self.error)
         members = self.members.get(gang, ())

@@ -60,7 +60,6 @@ class Gatherer:
         self._logs, self.pending = ActuatorLogs(client), PendingPods(client)
 
     async def close(self) -> None:
-        """Cancel every call that is still under way, and return when all of them have ended."""
         await self.crew.close()
         await self.shared.close()
 

@@ -77,7 +77,6 @@ class _Reader:
             self.unread[resource.full_name] = str(error)
 
     async def items(self, resource: Resource, namespace: str | None = None, labels: str = "") -> list[JSON]:
-        """Return all objects of a kind that the label selector `labels` matches; empty if they cannot be read."""
         with self._recording(resource):
             try:
                 return await list_of(self.client, resource, namespace=namespace, label_selector=labels)
@@ -93,12 +92,10 @@ class _Reader:
         return None
 
     async def pods(self, namespace: str, name: str) -> tuple[PodState, ...]:
-        """Return the state of each pod of our workload of this name."""
         selector = f"app.kubernetes.io/name={name}"
         return tuple(map(_pod, await self.items(PODS, namespace, selector)))
 
     async def config_maps(self) -> dict[str, ConfigMapState]:
-        """Return the state of our two ConfigMaps by name, without those that do not exist or cannot be read."""
         states = {}
         for name in (self.place.plugin_config_map, self.place.mig_config_map):
             raw = await self.read(CONFIG_MAPS, name, self.place.gpu_operator_namespace)
@@ -202,9 +199,7 @@ class _Reader:
             "subresource": right.subresource,
             "namespace": spaces.get(right.scope, ""),  # without one, the right must hold in the whole cluster
             "name": right.name.format(
-                lease=OPERATOR,
-                plugin_config_map=place.plugin_config_map,
-                mig_config_map=place.mig_config_map,
+                lease=OPERATOR, plugin_config_map=place.plugin_config_map, mig_config_map=place.mig_config_map
             ),
         }
         user = "system:serviceaccount:" + place.account(subject).replace("/", ":")
@@ -279,7 +274,6 @@ def _pod(raw: JSON) -> PodState:
 
 
 def _problems(raw: JSON) -> Iterator[str]:
-    """Yield why a pod does not run, the most immediate reason first."""
     statuses = entries(raw, "status", "initContainerStatuses") + entries(raw, "status", "containerStatuses")
     for status in statuses:
         if waiting := section(status, "state", "waiting"):

@@ -35,7 +35,6 @@ def new_identity() -> str:
 
 
 def host_of(identity: str) -> str:
-    """Return the pod, or the machine outside of the cluster, whose process has this identity."""
     return identity.rpartition("-")[0] or identity
 
 
@@ -338,7 +337,6 @@ class LeaderLease:
         self._claims_before = written or ""
 
     def _left(self) -> float:
-        """Return the seconds until we lose the Lease unless it is renewed; negative if we do not hold it."""
         return self._renewed_at + self._timing.deadline - self._clock()
 
     def _lose(self) -> None:

@@ -129,7 +129,6 @@ class ServiceAccountLogin:
 
 
 def _stamp(path: str) -> tuple[int, ...]:
-    """Return a value that changes whenever the file does."""
     found = os.stat(path)
     return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
@@ -300,7 +299,6 @@ def environment_login(environment: Mapping[str, str]) -> Login:
 def find_login(
     environment: Mapping[str, str], kubeconfig: str, service_account: Path = SERVICE_ACCOUNT
 ) -> Login:
-    """Return the login for the kubeconfig at this path, or for the service account if it is empty. No file is read yet."""
     if kubeconfig:
         return OfficialLogin(Path(kubeconfig), environment=environment)
     return ServiceAccountLogin(environment, service_account)

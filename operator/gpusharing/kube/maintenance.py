@@ -31,7 +31,6 @@ class Maintenance:
 
 
 def medik8s_maintenance(raw: JSON) -> Maintenance:
-    """Convert a raw NodeMaintenance of the group nodemaintenance.medik8s.io. It never waits."""
     return _maintenance(raw, "medik8s", "", failed=text(raw, "status", "phase") == "Failed")
 
 

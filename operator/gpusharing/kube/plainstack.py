@@ -217,7 +217,6 @@ def signal(raw: JSON, program: str) -> JSON:
 
 
 def _version(container: JSON) -> str:
-    """Return the tag of the container's image, without the digest that may follow it."""
     tagged = text(container, "image").partition("@")[0].rpartition("/")[2]
     return tagged.partition(":")[2]
 
@@ -256,7 +255,6 @@ def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
 
 
 def with_mps_daemon(policy: ClusterPolicyView, sets: Iterable[DaemonSetView]) -> ClusterPolicyView:
-    """Return the policy with the MPS daemon of the first DaemonSet that runs one, if any."""
     daemon = next((row.mps_daemon for row in sets if row.mps_daemon is not None), None)
     return replace(policy, mps_daemon=daemon)
 

@@ -39,7 +39,6 @@ class PolicyCache:
 
     @property
     def dirty(self) -> bool:
-        """Whether the next pass must list."""
         return self._dirty or self._restores() > self._restores_seen
 
     def touch(self, name: str = "", resource_version: str = "") -> bool:
@@ -111,19 +110,14 @@ class PolicyCache:
         for name in sorted(self._raw):
             view = _view(self._raw[name]).paused_by(self._paused)
             views.append(before[name] if before.get(name) == view else view)
-        same = len(views) == len(self.views) and all(
-            new is old for new, old in zip(views, self.views, strict=True)
-        )
-        if not same:
+        if tuple(views) != self.views:
             self.views = tuple(views)
 
     def finalizers(self, policy: str) -> tuple[str, tuple[str, ...]]:
-        """Return the resourceVersion and the finalizers of a policy as last read or written; empty if it is unknown."""
         raw = self._raw.get(policy, {})
         return _version(raw), strings(part(raw, "metadata", "finalizers"))
 
     def status(self, policy: str) -> Mapping[str, Any]:
-        """Return the status of a policy as last read or written, not a copy."""
         return section(self._raw.get(policy, {}), "status")
 
 

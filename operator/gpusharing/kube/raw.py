@@ -15,7 +15,6 @@ def part(value: object, *path: str) -> Any:
 
 
 def section(value: object, *path: str) -> dict[str, Any]:
-    """Return the object at `path`, or an empty one."""
     found = part(value, *path)
     return found if isinstance(found, dict) else {}
 
@@ -27,7 +26,6 @@ def entries(value: object, *path: str) -> list[dict[str, Any]]:
 
 
 def text(value: object, *path: str) -> str:
-    """Return the string at `path`, or an empty one."""
     found = part(value, *path)
     return found if isinstance(found, str) else ""
 
@@ -46,7 +44,6 @@ def texts(value: object) -> Mapping[str, str]:
 
 
 def strings(value: object) -> tuple[str, ...]:
-    """Return the items of a list that are strings."""
     return tuple(item for item in value if isinstance(item, str)) if isinstance(value, list) else ()
 
 
@@ -69,7 +66,6 @@ def is_true(value: str) -> bool:
 
 
 def has_condition(raw: object, kind: str) -> bool:
-    """Whether the status of a raw object has a condition of type `kind` with status True."""
     return any(
         condition.get("type") == kind and condition.get("status") == "True"
         for condition in entries(raw, "status", "conditions")

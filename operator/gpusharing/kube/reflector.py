@@ -16,7 +16,6 @@ import asyncio
 import random
 from collections.abc import Callable, Mapping
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 from typing import Generic, Unpack
 
 from gpusharing.kube.backoff import Backoff
@@ -38,39 +37,8 @@ STALE_AFTER = 120.0
 """Seconds after which a view that is not known to be current is listed again, before the planner reports it as OLD_VIEW. After the store was restored from a backup, a watch is silent and nothing fails; the bookmarks of a quiet kind may lag behind its lists."""
 
 
-@dataclass(frozen=True, slots=True)
-class CacheSettings:
-    """How a cache is kept up to date."""
-
-    page_size: int = 25
-    """The most objects of one page of a list. The raw objects of one page are all that is held besides the views."""
-    relist_after: float = 600.0
-    """Seconds until the kind is listed again even though nothing failed."""
-    remembered: int = 1024
-    """How many deleted objects are remembered, so that late events about them are ignored."""
-    clock: Callable[[], float] = loop_time
-    restores: Callable[[], int] = int
-    """Returns how often a write has proven that the store was restored from a backup; see LeaderLease."""
-
-
-DEFAULTS = CacheSettings()
-
-
 class Reflector(Generic[View]):
     """A cache of one kind. Run `run()` as a task; read from any other task of the same loop."""
-
-    items: Mapping[str, View]
-    """The views by name: a live, read-only mapping, to be copied for a snapshot."""
-    unreadable: Mapping[str, str]
-    """Why objects cannot be converted, by name; like `items`, a live mapping."""
-    synced: asyncio.Event
-    """Set when the first list is complete."""
-    error: KubeError | None
-    """Why the cache does not follow the server at present, or None if it does. The failure of a later list alone is no such reason."""
-    doubted: bool
-    """Whether the last complete list was older than the cache: the server lags, or was restored from a backup."""
-    last_contact: float
-    """When, by `clock`, the server last answered or sent an event; bookmarks come at least once a minute."""
 
     def __init__(
         self,
@@ -80,29 +48,44 @@ class Reflector(Generic[View]):
         *,
         on_change: Callable[[str], None] = lambda _: None,
         on_error: Callable[[str], None] = lambda _: None,
-        settings: CacheSettings = DEFAULTS,
+        page_size: int = 25,
+        relist_after: float = 600.0,
+        remembered: int = 1024,
+        clock: Callable[[], float] = loop_time,
+        restores: Callable[[], int] = int,
         **where: Unpack[Filters],
     ) -> None:
         """Prepare the cache of the objects that `where` selects, stored by name, or by `namespace/name` if all namespaces are read.
 
         `project` converts a raw object to its view; if it raises, the object becomes `unreadable`. `on_change` gets the name of an object that was added, removed, or changed in its view. `on_error` gets the reason why the server cannot be followed whenever that changes, and an empty string once it can be followed.
+
+        A list has `page_size` objects a page, which are all that is held besides the views, and is read again after `relist_after` seconds even if nothing failed. `remembered` deleted objects are remembered, so that late events about them are ignored. `restores` returns how often a write has proven that the store was restored from a backup (LeaderLease).
         """
-        self.synced, self.error, self.doubted = asyncio.Event(), None, False
+        self.synced = asyncio.Event()
+        """Set when the first list is complete."""
+        self.error: KubeError | None = None
+        """Why the cache does not follow the server at present, or None if it does. The failure of a later list alone is no such reason."""
+        self.doubted = False
+        """Whether the last complete list was older than the cache: the server lags, or was restored from a backup."""
         self.last_contact = self._current_at = float("-inf")
+        """When, by `clock`, the server last answered or sent an event (bookmarks come at least once a minute), and last matched the cache."""
         self._client, self._resource = client, resource
         self._where = where
         self._on_error = on_error
         self._error_text: str | None = None
-        self._page_size, self._relist_after = settings.page_size, settings.relist_after
-        self._clock, self._restores = settings.clock, settings.restores
+        self._page_size, self._relist_after = page_size, relist_after
+        self._clock, self._restores = clock, restores
         long_names = resource.namespaced and where.get("namespace") is None
         self._views = Views(
             lambda raw: converted(resource, raw, project),
             on_change,
             long_names=long_names,
-            remembered=settings.remembered,
+            remembered=remembered,
         )
-        self.items, self.unreadable = self._views.items, self._views.unreadable
+        self.items: Mapping[str, View] = self._views.items
+        """The views by name: a live, read-only mapping, to be copied for a snapshot."""
+        self.unreadable: Mapping[str, str] = self._views.unreadable
+        """Why objects cannot be converted, by name; like `items`, a live mapping."""
         self._fault: Unreadable | None = None
         """Why the server's last list, or an event since then, has an object that could be any; None if it has none."""
         self._place, self._placed = "", asyncio.Event()
@@ -112,7 +95,7 @@ class Reflector(Generic[View]):
         self._list_due, self._relist_at, self._watched = asyncio.Event(), float("-inf"), False
         self._list_request = float("-inf"), ""
         """When the first page of the last list was requested, and the highest version that was known then."""
-        self._restores_seen = settings.restores()
+        self._restores_seen = restores()
         """`restores` as of the last complete list that was not older than the cache."""
         self._following: asyncio.Timeout | None = None
         """The timer that can end the open watch, or None while there is none."""
@@ -134,7 +117,6 @@ class Reflector(Generic[View]):
             self._views.apply(obj)
 
     def drop(self, name: str) -> None:
-        """Drop an object of which the server answered that it does not exist; the watch may not have shown that yet."""
         self._views.drop(name)
 
     async def run(self) -> None:

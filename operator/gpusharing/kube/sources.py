@@ -61,7 +61,7 @@ from gpusharing.kube.maintenance import (
 from gpusharing.kube.plainstack import MPS, daemon_set_view, is_daemon_down, lone_restarts
 from gpusharing.kube.policies import PolicyCache
 from gpusharing.kube.raw import entries, has_condition, part, section, text
-from gpusharing.kube.reflector import CacheSettings, Reflector
+from gpusharing.kube.reflector import Reflector
 from gpusharing.kube.unreadable import or_unknown
 from gpusharing.planning.snapshot.agents import AgentTroubles, find_troubles
 from gpusharing.planning.snapshot.draviews import NodeDevices, TaintRuleView
@@ -133,7 +133,6 @@ class ConfigMapView:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether somebody else created the ConfigMap: it has entries and is not `ours`."""
         return bool(self.data) and not self.ours
 
 
@@ -189,7 +188,7 @@ class Sources:
         wake: Callable[[], None],
         restores: Callable[[], int] = int,
     ) -> None:
-        """`wake` is called when the view of an object changes; `restores`: see CacheSettings."""
+        """`wake` is called when the view of an object changes; `restores`: see Reflector."""
         self._client, self._wake, self._restores = client, wake, restores
         self.settings, plan, admin = settings, settings.plan, settings.admin_maps
         self._read_maps = {plan.plugin_config_map, plan.mig_config_map, admin.plugin, admin.mig}
@@ -259,8 +258,9 @@ class Sources:
         **where: Unpack[Filters],
     ) -> Reflector[View]:
         on_change = on_change or (lambda _: self._wake())
-        settings = CacheSettings(restores=self._restores)
-        return Reflector(self._client, resource, project, on_change=on_change, settings=settings, **where)
+        return Reflector(
+            self._client, resource, project, on_change=on_change, restores=self._restores, **where
+        )
 
     def _gpunode_changed(self, name: str) -> None:
         if name not in self.gpunodes.items:
@@ -324,7 +324,6 @@ class Sources:
 
     @property
     def agent_troubles(self) -> AgentTroubles:
-        """Return why agents do not run, by node, and why the API server refuses further pods of their DaemonSet."""
         agents, nodes = self.agents.items.values(), self.nodes.items
         return find_troubles(
             agents,
@@ -360,7 +359,6 @@ class Sources:
         )
 
     def shown(self, node: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
-        """Return `transition` and `conditions` of a GPUNode's status as last read or written."""
         if node not in self.gpunodes.items:
             return {}, []
         transition, conditions = json.loads(self._shown[node])
@@ -375,7 +373,6 @@ class Sources:
 
     @property
     def of_dra(self) -> Mapping[str, Reflector[Any]]:
-        """The reflectors of what NVIDIA's DRA stack needs; empty until the stack has been seen."""
         if not self._dra_seen.is_set():
             return {}
         return {

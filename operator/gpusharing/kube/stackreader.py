@@ -15,19 +15,9 @@ from gpusharing.kube.dra import RULES_UNSERVED, tell_unread
 from gpusharing.kube.plainstack import DaemonSetView, find_dra, plain_stack, with_mps_daemon
 from gpusharing.kube.raw import part, text, whole
 from gpusharing.kube.sources import MIG_KEY, NODE_CONFIG_SUFFIX, ConfigMapView, Sources
-from gpusharing.planning.snapshot.callfailures import (
-    CLUSTER_POLICY,
-    DEVICE_CLASS,
-    MPS_DAEMON_SET,
-    TAINT_RULE,
-)
+from gpusharing.planning.snapshot.callfailures import CLUSTER_POLICY, DEVICE_CLASS, MPS_DAEMON_SET, TAINT_RULE
 from gpusharing.planning.snapshot.draviews import DraView, TaintProof
-from gpusharing.planning.snapshot.stackviews import (
-    MpsRepairs,
-    Program,
-    StackView,
-    find_active,
-)
+from gpusharing.planning.snapshot.stackviews import MpsRepairs, Program, StackView, find_active
 from gpusharing.planning.stack.drastack import find_doubles
 from gpusharing.planning.stack.migstart import find_start_changes, label_commands, tell_changes
 from gpusharing.planning.stack.mpsrepair import find_due, find_serving
@@ -66,14 +56,8 @@ def parse_repairs(annotation: str) -> MpsRepairs:
 
 
 def render_repairs(repairs: MpsRepairs) -> str:
-    """Return the annotation's value for these repairs, which `parse_repairs` reads."""
     return json.dumps(
-        {
-            "count": repairs.count,
-            "plugin": repairs.plugin,
-            "state": repairs.state,
-            "pending": repairs.pending,
-        }
+        {"count": repairs.count, "plugin": repairs.plugin, "state": repairs.state, "pending": repairs.pending}
     )
 
 
@@ -208,7 +192,6 @@ class StackReader:
         )
 
     def _with_nodes(self, view: StackView) -> StackView:
-        """Return the view with the nodes that keep the operator from moving a pointer or from restarting programs."""
         sources, settings = self.sources, self.sources.settings.plan
         nodes, gpunodes = sources.nodes.items, sources.gpunodes.items
         if not view.serves_our_mig_file:
@@ -249,5 +232,4 @@ class StackReader:
 
 
 def _newest(remembered: dict[str, Any]) -> dict[str, Any]:
-    """Return the entries that were added last, at most MOST_REMEMBERED."""
     return dict(list(remembered.items())[-MOST_REMEMBERED:])

@@ -54,5 +54,4 @@ def tolerates(tolerations: Sequence[JSON], key: str = TAINT_UNPROVEN, value: str
 
 
 def rows_text(rows: Sequence[JSON]) -> str:
-    """Return taints or tolerations as compact JSON, the form in which views hold them."""
     return json.dumps(list(rows), separators=(",", ":"), ensure_ascii=False)

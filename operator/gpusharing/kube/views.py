@@ -26,7 +26,7 @@ class Views(Generic[View]):
         long_names: bool,
         remembered: int,
     ) -> None:
-        """`project` may raise Unreadable. With `long_names`, objects are called `namespace/name`. `remembered`: see CacheSettings."""
+        """`project` may raise Unreadable. With `long_names`, objects are called `namespace/name`. `remembered`: see Reflector."""
         self._project, self._on_change = project, on_change
         self._long_names, self._remembered = long_names, remembered
         self._views: dict[str, View] = {}
@@ -43,7 +43,6 @@ class Views(Generic[View]):
         """Whether a list is being read. All deletions are remembered meanwhile, because a later page may still contain the object."""
 
     def name(self, obj: JSON) -> str:
-        """Return the name under which an object is stored."""
         metadata = obj["metadata"]
         name: str = metadata["name"]
         return f"{text(metadata, 'namespace')}/{name}" if self._long_names else name
@@ -53,7 +52,6 @@ class Views(Generic[View]):
         return self._known.get(name, ("", ""))[1]
 
     def reached(self, version: str) -> None:
-        """Record that the server has shown this version, unless `newest` is higher."""
         if not self.newest or newer(version, self.newest):
             self.newest = version
 
@@ -87,7 +85,6 @@ class Views(Generic[View]):
             self._on_change(name)
 
     def deleted(self, obj: JSON) -> None:
-        """Drop an object that a watch reports as deleted, and remember the deletion, because a list may still contain it."""
         uid, name, version = obj["metadata"]["uid"], self.name(obj), obj["metadata"]["resourceVersion"]
         known = self._known.get(name, ("", ""))
         if known[0] != uid:
@@ -96,7 +93,6 @@ class Views(Generic[View]):
             self._forget(name, version)
 
     def drop(self, name: str) -> None:
-        """Drop the object of this name if it is known."""
         if name in self._known:
             self._forget(name, self.version(name))
 

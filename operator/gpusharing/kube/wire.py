@@ -26,7 +26,6 @@ METHODS = {
 
 
 def content(request: ApiRequest) -> tuple[bytes | None, dict[str, str]]:
-    """Return the body of a request, if it has one, and the headers that describe it."""
     if request.body is None:
         return None, {}
     kind = "application/merge-patch+json" if request.verb == "patch" else JSON_TYPE
@@ -48,7 +47,6 @@ def lasting(request: ApiRequest, most: float = WATCH_SECONDS, inactivity: float 
 
 
 def answer_of(request: ApiRequest, raw: bytes) -> JSON:
-    """Return what `KubeClient.call` returns for the body of a successful answer."""
     if request.subresource in TEXTS:
         return {str(request.subresource): raw.decode(errors="replace")}
     return parsed(request, raw)

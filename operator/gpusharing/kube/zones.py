@@ -20,7 +20,6 @@ def find_zones(spec: GPUSharingPolicySpec) -> dict[str, tzinfo]:
 
 @cache
 def find_zone(name: str) -> tzinfo | None:
-    """Return the time zone with this IANA name, or None if the database does not have it."""
     if name == "UTC":
         return UTC
     if name not in _names():
