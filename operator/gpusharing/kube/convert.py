@@ -268,7 +268,7 @@ def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
     """Convert NVIDIA's raw ClusterPolicy, without the MPS daemon, which it does not describe (`with_mps_daemon`)."""
     spec = section(raw, "spec")
     tolerations = entries(spec, "daemonsets", "tolerations") or [GPU_TOLERATION]
-    annotations = texts(part(raw, "metadata", "annotations"))
+    configured = text(raw, "metadata", "annotations", names.ANNOTATION_CONFIGURED)
     return ClusterPolicyView(
         plugin_config_name=text(spec, "devicePlugin", "config", "name"),
         mig_strategy=text(spec, "mig", "strategy"),
@@ -285,7 +285,7 @@ def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
         namespace=text(raw, "status", "namespace"),
         plugin_config_setter=setter(raw, "spec", "devicePlugin", "config", "name"),
         mig_config_setter=setter(raw, "spec", "migManager", "config", "name"),
-        configured=frozenset(filter(None, annotations.get(names.ANNOTATION_CONFIGURED, "").split(","))),
+        configured=frozenset(filter(None, configured.split(","))),
         tolerates_gate=tolerates(tolerations),
         tolerations=rows_text(tolerations),
         with_reboot=is_true(variable(section(spec, "migManager"), "WITH_REBOOT")),

@@ -13,7 +13,7 @@ from gpusharing.api.names import LABEL_MANAGED_BY, MANAGED_BY, PREFIX, RESOURCE_
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import DEVICE_CLASSES, DEVICE_TAINT_RULES, JSON
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
-from gpusharing.kube.raw import entries, is_true, part, section, strings, text, texts, variable, whole
+from gpusharing.kube.raw import entries, is_true, part, section, strings, text, variable, whole
 from gpusharing.kube.taints import rows_text, tolerates
 from gpusharing.planning.gpus.geometry import normalize, resource_name
 from gpusharing.planning.snapshot.draviews import (
@@ -60,7 +60,7 @@ def dra_driver_view(raw: JSON, containers: Mapping[str, JSON]) -> DraDriverView 
     pairs = (pair.strip().partition("=") for pair in gates.split(","))
     return DraDriverView(
         name=text(raw, "metadata", "name"),
-        release=texts(section(raw, "metadata").get("labels")).get("app.kubernetes.io/instance", ""),
+        release=text(raw, "metadata", "labels", "app.kubernetes.io/instance"),
         serves_gpus=gpus,
         gates=frozenset(name for name, _, state in pairs if is_true(state.strip())),
         tolerates_gate=tolerates(tolerations),
@@ -176,7 +176,7 @@ def device_class_view(raw: JSON) -> DeviceClassView:
         name=text(raw, "metadata", "name"),
         uid=text(raw, "metadata", "uid"),
         version=text(raw, "metadata", "resourceVersion"),
-        ours=texts(part(raw, "metadata", "labels")).get(LABEL_MANAGED_BY) == MANAGED_BY,
+        ours=text(raw, "metadata", "labels", LABEL_MANAGED_BY) == MANAGED_BY,
         resource=text(spec, "extendedResourceName"),
         selectors=tuple(text(row, "cel", "expression") for row in entries(spec, "selectors")),
         plain={key for key, setting in spec.items() if setting} <= {"selectors", "extendedResourceName"},

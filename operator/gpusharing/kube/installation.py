@@ -101,7 +101,7 @@ class _Reader:
             raw = await self.read(CONFIG_MAPS, name, self.place.gpu_operator_namespace)
             if raw is not None:
                 metadata = section(raw, "metadata")
-                labelled = texts(metadata.get("labels")).get(LABEL_MANAGED_BY) == MANAGED_BY
+                labelled = text(metadata, "labels", LABEL_MANAGED_BY) == MANAGED_BY
                 ours = labelled or ANNOTATION_WRITTEN in texts(metadata.get("annotations"))
                 data = section(raw, "data")
                 mig_file = text(data, MIG_KEY)
@@ -155,9 +155,7 @@ class _Reader:
             pods=await self.pods(where, AGENT),
             runtime_class=runtime_class,
             runtime_class_exists=exists,
-            enforced=texts(part(namespace, "metadata", "labels")).get(
-                "pod-security.kubernetes.io/enforce", ""
-            ),
+            enforced=text(namespace, "metadata", "labels", "pod-security.kubernetes.io/enforce"),
             secure_metrics=has_secure_metrics(template),
             reports={
                 text(report, "metadata", "name"): text(report, "status", "observed", "error")

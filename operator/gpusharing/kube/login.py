@@ -92,7 +92,15 @@ class ServiceAccountLogin:
         authority = self._file("ca.crt")
         if self._access is None or authority != self._authority:
             server = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
-            self._access, self._authority = Access(server, self._trust(authority)), authority
+            try:
+                tls = ssl.create_default_context(cadata=authority) if authority.strip() else None
+            except (ssl.SSLError, ValueError) as error:
+                raise Unauthorized(
+                    f"{self.directory / 'ca.crt'} contains no certificates: {error}"
+                ) from error
+            if tls is None:  # the library would trust the authorities of the image
+                raise Unauthorized(f"{self.directory / 'ca.crt'} is empty")
+            self._access, self._authority = Access(server, tls), authority
         self._trusted = stamp
         return self._access
 
@@ -105,15 +113,6 @@ class ServiceAccountLogin:
                 )
             self._token, self._read_at = f"Bearer {token}", self.clock()
         return self._token
-
-    def _trust(self, authority: str) -> ssl.SSLContext:
-        # Without a certificate, the library would trust the authorities of the image.
-        try:
-            if authority.strip():
-                return ssl.create_default_context(cadata=authority)
-        except (ssl.SSLError, ValueError) as error:
-            raise Unauthorized(f"{self.directory / 'ca.crt'} contains no certificates: {error}") from error
-        raise Unauthorized(f"{self.directory / 'ca.crt'} is empty")
 
     async def renew(self) -> None:
         self._read_at = float("-inf")

@@ -115,7 +115,7 @@ def daemon_set_view(raw: JSON) -> DaemonSetView:
     return replace(
         view,
         name=text(raw, "metadata", "name"),
-        release=texts(raw.get("metadata", {}).get("labels")).get("app.kubernetes.io/instance", ""),
+        release=text(raw, "metadata", "labels", "app.kubernetes.io/instance"),
         plugin=PLUGIN in containers,
         discovery=DISCOVERY in containers,
         config_map=next((text(volume, "configMap", "name") for volume in volumes), ""),
@@ -124,7 +124,7 @@ def daemon_set_view(raw: JSON) -> DaemonSetView:
         version=_version(main),
         tolerates_gate=tolerates(tolerations),
         tolerations=rows_text(tolerations),
-        pausable=texts(part(template, "nodeSelector")).get(LABEL_DEPLOY_CLIENT) == "true",
+        pausable=text(template, "nodeSelector", LABEL_DEPLOY_CLIENT) == "true",
     )
 
 
@@ -156,7 +156,7 @@ def finder_state(daemon_set: JSON) -> FinderState | None:
     tolerations = entries(template, "tolerations")
     return FinderState(
         name=text(daemon_set, "metadata", "name"),
-        release=texts(part(daemon_set, "metadata", "labels")).get("app.kubernetes.io/instance", ""),
+        release=text(daemon_set, "metadata", "labels", "app.kubernetes.io/instance"),
         tolerates_gate=tolerates(tolerations),
         tolerations=rows_text(tolerations),
     )
@@ -282,7 +282,7 @@ def gpu_server(raw: JSON) -> Server | None:
         return None
     metadata = section(raw, "metadata")
     annotations, owners = texts(metadata.get("annotations")), entries(metadata, "ownerReferences")
-    managed = texts(metadata.get("labels")).get("app.kubernetes.io/managed-by") == "Helm"
+    managed = text(metadata, "labels", "app.kubernetes.io/managed-by") == "Helm"
     namespace = text(metadata, "namespace")
     affinity = section(template, "affinity")
     return Server(

@@ -231,11 +231,10 @@ class Reflector(Generic[View]):
             error: KubeError | None = None
             try:
                 await self._watch()
-            except Expired as caught:
-                error = caught
             except KubeError as caught:
                 error = caught
-                self._note(caught)
+                if not isinstance(caught, Expired):
+                    self._note(caught)
             # The next list closes the gap that these errors leave; it also finds a kind that was installed, or a right
             # that was granted, in the meantime.
             lost = isinstance(error, Expired | Forbidden | NotFound | Invalid)
