@@ -92,12 +92,12 @@ def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Marker:
 
 
 def _find_known(labels: Mapping[str, str], annotations: Mapping[str, str]) -> Iterator[Marker]:
-    # All nodes of an upgrade reach the first of these states at once. Or they reach the second, and each gets a
-    # NodeMaintenance, which says when its upgrade begins (k8s-operator-libs pkg/upgrade/upgrade_requestor.go at
-    # 11e747a). A node whose upgrade has failed keeps its cordon until its driver pod runs (ProcessUpgradeFailedNodes of
-    # common_manager.go).
     state = labels.get(names.LABEL_UPGRADE_STATE, "")
-    if state not in ("", "upgrade-done"):  # k8s-operator-libs pkg/upgrade/consts.go at 11e747a
+    # k8s-operator-libs pkg/upgrade/consts.go, upgrade_requestor.go and common_manager.go at 11e747a: all nodes of an
+    # upgrade reach the first queued state at once. Or they reach the second, and each gets a NodeMaintenance, which says
+    # when its upgrade begins. A node whose upgrade has failed keeps its cordon until its driver pod runs
+    # (ProcessUpgradeFailedNodes).
+    if state not in ("", "upgrade-done"):
         queued = state in ("upgrade-required", "node-maintenance-required")
         yield Marker("NVIDIA driver upgrade", queued or state in names.UPGRADE_LASTING, queued)
     if "weave.works/kured-reboot-in-progress" in annotations:
