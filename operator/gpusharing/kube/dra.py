@@ -28,8 +28,7 @@ from gpusharing.planning.snapshot.draviews import (
 )
 
 GPUS, GPU_PROGRAM = "gpus", "gpu-kubelet-plugin"
-DOMAINS, DOMAIN_PROGRAM = "compute-domains", "compute-domain-kubelet-plugin"
-"""The containers of the driver's pods, each with the program that it starts. The chart leaves out the first with `resources.gpus.enabled=false` (templates/kubeletplugin.yaml)."""
+"""The container of the driver's pods that serves GPUs, and the program that it starts. The chart leaves it out with `resources.gpus.enabled=false` (templates/kubeletplugin.yaml)."""
 FIELD_SELECTOR = f"spec.driver={DRA_DRIVER}"
 """Selects the ResourceSlices of NVIDIA's GPUs."""
 OUR_RULES = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
@@ -53,7 +52,7 @@ def dra_driver_view(raw: JSON, containers: Mapping[str, JSON]) -> DraDriverView 
     `containers` are the containers of its pod template, by name.
     """
     gpus = starts(containers.get(GPUS, {}), GPU_PROGRAM)
-    if not gpus and not starts(containers.get(DOMAINS, {}), DOMAIN_PROGRAM):
+    if not gpus and not starts(containers.get("compute-domains", {}), "compute-domain-kubelet-plugin"):
         return None
     gates = variable(containers.get(GPUS, {}), "FEATURE_GATES")
     tolerations = entries(raw, "spec", "template", "spec", "tolerations")
