@@ -33,18 +33,8 @@ FORGET_AFTER = timedelta(minutes=2)
 """The result of a LIST is forgotten this long after its gangs were last requested."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class _Query:
-    """One LIST of pods, by its namespace and selectors."""
-
-    namespace: str
-    labels: str
-    fields: str
-
-    @property
-    def shared(self) -> bool:
-        """Whether the label selector names no value, so that the LIST counts as one for several gangs."""
-        return "=" not in self.labels
+_Query = tuple[str, str, str]
+"""One LIST of pods, by its namespace, label selector and field selector."""
 
 
 @dataclass(slots=True)
@@ -121,15 +111,17 @@ class Gangs:
 
     async def _list(self, query: _Query, now: datetime) -> _Known:
         members: defaultdict[Gang, list[GangMember]] = defaultdict(list)
-        read, most = 0, self.most if query.shared else MAX_PODS
+        namespace, labels, fields = query
+        shared = "=" not in labels  # a selector without a value finds several gangs
+        read, most = 0, self.most if shared else MAX_PODS
         running = "status.phase!=Succeeded,status.phase!=Failed"
         try:
             async for page in pages_of(
                 self.client,
                 PODS,
-                namespace=query.namespace,
-                label_selector=query.labels,
-                field_selector=",".join(filter(None, (query.fields, running))),
+                namespace=namespace,
+                label_selector=labels,
+                field_selector=",".join(filter(None, (fields, running))),
             ):
                 for raw in page.items:
                     gang = converted(PODS, raw, gang_of)
@@ -143,11 +135,11 @@ class Gangs:
         except KubeError as error:
             return _Known({}, False, str(error), now, now)
         too_many = (
-            f"finding the gang would require reading {most:,} or more pods in namespace {query.namespace}, because its"
+            f"finding the gang would require reading {most:,} or more pods in namespace {namespace}, because its"
             " pods share no label to select them by; delete pods that are no longer needed"
         )
         cut_off = read >= most
-        return _Known(members, cut_off, too_many if cut_off and query.shared else "", now, now)
+        return _Known(members, cut_off, too_many if cut_off and shared else "", now, now)
 
 
 def _queries(gangs: Iterable[Gang]) -> dict[_Query, list[Gang]]:
@@ -157,13 +149,13 @@ def _queries(gangs: Iterable[Gang]) -> dict[_Query, list[Gang]]:
     """
     queries: dict[_Query, list[Gang]] = {}
     for gang in gangs:
-        queries.setdefault(_Query(gang.namespace, gang.labels, gang.fields), []).append(gang)
+        queries.setdefault((gang.namespace, gang.labels, gang.fields), []).append(gang)
     if len(queries) <= MAX_LISTS:
         return queries
     wider: dict[_Query, list[Gang]] = {}
-    for query, served in queries.items():
-        keys = ",".join(requirement.partition("=")[0] for requirement in query.labels.split(","))
-        wider.setdefault(replace(query, labels=keys), []).extend(served)
+    for (namespace, labels, fields), served in queries.items():
+        keys = ",".join(requirement.partition("=")[0] for requirement in labels.split(","))
+        wider.setdefault((namespace, keys, fields), []).extend(served)
     return wider
 
 
