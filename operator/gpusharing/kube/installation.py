@@ -175,8 +175,8 @@ class _Reader:
             (rights.FORCE_DELETE, place.force_delete),
             (rights.DEVICE_TAINTS, place.device_taints),
         )
-        operators = [*rights.OPERATOR, *(right for rows, on in optional if on for right in rows)]
-        agents = rights.AGENT + (rights.SECURE_METRICS if secure_metrics else ())
+        operators = [*rights.OPERATOR_RIGHTS, *(right for rows, on in optional if on for right in rows)]
+        agents = rights.AGENT_RIGHTS + (rights.SECURE_METRICS if secure_metrics else ())
         questions = [(OPERATOR, right) for right in operators] + [(AGENT, right) for right in agents]
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._right(subject, right)) for subject, right in questions]
