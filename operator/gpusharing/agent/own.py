@@ -6,7 +6,7 @@ from typing import Any
 
 from gpusharing.kube.client import GPUNODES, JSON, KubeClient
 from gpusharing.kube.raw import newer, part, text
-from gpusharing.kube.reflector import CacheSettings, Reflector
+from gpusharing.kube.reflector import Reflector
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +30,9 @@ class OwnNode:
             lambda raw: raw,
             on_change=self._changed,
             on_error=self._log_state,
-            settings=CacheSettings(
-                relist_after=LIST_AGAIN, remembered=REMEMBERED, restores=lambda: self._restores
-            ),
+            relist_after=LIST_AGAIN,
+            remembered=REMEMBERED,
+            restores=lambda: self._restores,
             field_selector=f"metadata.name={name}",
         )
         self.follow = self._cache.run

@@ -158,7 +158,7 @@ class Loop:
         self.wake.clear()
         if not self._may_run():
             return self.now() + timedelta(seconds=RETRY / 4)
-        left = self.calls.holds.left()
+        left = self.calls.hold_left()
         waits = "the API server asked the operator to back off, so no pass starts for now"
         self._complaints.check("pace", left > 0, waits, seconds=round(left, 1))
         if left > 0:
@@ -264,7 +264,7 @@ class Loop:
         self._complaints.check("policies", why, stale, error=why)
         if why:
             return now + timedelta(seconds=RETRY)
-        moments = (now,) if at_once else (plan.wake_at, held_back, outcome.again, self.calls.holds.ends(now))
+        moments = (now,) if at_once else (plan.wake_at, held_back, outcome.again, self.calls.next_release(now))
         return min((moment for moment in moments if moment is not None), default=None)
 
     async def _gather(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:
