@@ -24,7 +24,7 @@ from gpusharing.api.validation import parse_duration
 from gpusharing.planning.pools.keepers import explain_keepers, first_keeper, goes_on, is_for_a_person
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
-from gpusharing.planning.transition.members import Member, MemberState, cordoned, going, is_begun, unready
+from gpusharing.planning.transition.members import Member, is_begun
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -136,41 +136,17 @@ def _broken(
 
 
 def _why_not_serving(member: Member) -> str:
-    """Return the clause of the first of LAPSES that applies to the node, such as `it is cordoned`. Empty if the node
-    serves what was proven there."""
-    says = next((one.says for one in LAPSES if one.holds(member)), "")
-    return says.format(reason=member.verdict.reason)
-
-
-def _failed(member: Member) -> bool:
-    """Whether the change that has begun on the node is Failed; a failed change that was given up does not count. LAPSES
-    checks this before `_changing`, which would report it as a change under way."""
-    return _changing(member) and member.verdict.phase is Phase.FAILED
-
-
-def _changing(member: Member) -> bool:
-    """Whether a change, such as a repair, has begun on the node and is not over. True also for a failed change that
-    keeps its fence, and if the fence is yielded or cannot be read. Every waiting node shows the message about it, which
-    therefore does not name the steps of the change."""
-    return is_begun(member.node)
-
-
-def _unproven_now(member: Member) -> bool:
-    """Whether the node's proof no longer holds, because of drift, a GPU that fails, or an agent that does not report.
-    True for every verdict but Synced with the reason Synced."""
-    return member.verdict.phase is not Phase.SYNCED or member.verdict.reason is not Reason.SYNCED
-
-
-LAPSES: tuple[MemberState, ...] = (
-    MemberState(_failed, "it has failed"),
-    MemberState(_changing, "it is being changed"),
-    MemberState(going, "its Node is being deleted"),
-    MemberState(unready, "it is not Ready"),
-    MemberState(cordoned, "it is cordoned"),
-    MemberState(_unproven_now, "{reason}"),
-)
-"""The states in which a node does not serve what was proven on it. The first match wins.
-{reason} is the reason of the node's verdict."""
+    node, verdict = member.node, member.verdict
+    if is_begun(node):  # every waiting node shows this, so the steps of the change are not named
+        return "it has failed" if verdict.phase is Phase.FAILED else "it is being changed"
+    if node.deleting:
+        return "its Node is being deleted"
+    if not node.ready:
+        return "it is not Ready"
+    if node.unschedulable:
+        return "it is cordoned"
+    proven = verdict.phase is Phase.SYNCED and verdict.reason is Reason.SYNCED
+    return "" if proven else str(verdict.reason)
 
 
 def _others_began(pool: Pool, canaries: Sequence[Member], members: Sequence[Member], end: datetime) -> bool:

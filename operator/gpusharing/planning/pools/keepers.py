@@ -13,7 +13,7 @@ from gpusharing.api.names import Phase
 from gpusharing.api.times import NEVER
 from gpusharing.planning.transition.callverdicts import calls_fail
 from gpusharing.planning.transition.marks import tell_foreign
-from gpusharing.planning.transition.members import Member, MemberState, cordoned, going, unready
+from gpusharing.planning.transition.members import Member
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 
@@ -53,44 +53,20 @@ def goes_on(verdict: Verdict) -> bool:
 
 
 def _why(member: Member) -> str:
-    """Return a clause that says why the node is unavailable. The first of KEEPERS that applies gives the clause; if
-    none applies, it says that somebody else has begun to work on the node."""
-    node = member.node
-    says = next((one.says for one in KEEPERS if one.holds(member)), "{foreign} has begun to work on {name}")
-    return says.format(name=node.name, foreign=node.foreign, work=tell_foreign(node))
-
-
-def _failed(member: Member) -> bool:
-    """Whether the change of the node has failed."""
-    return member.verdict.phase is Phase.FAILED
-
-
-def _calls_fail(member: Member) -> bool:
-    """Whether our calls about the node fail repeatedly, according to a blocker of its verdict (`calls_fail`)."""
-    return calls_fail(member.verdict)
-
-
-def _yielded(member: Member) -> bool:
-    """Whether we have yielded the node to somebody else who still works on it. Our change may already be over, proven
-    or abandoned."""
-    fence = member.node.fence
-    return fence is not None and fence.stage == "yielded" and member.node.foreign_works
-
-
-def _is_held(member: Member) -> bool:
-    """Whether the node has our fence. KEEPERS is used only for nodes whose change does not continue by itself, so the
-    change of such a node is on hold."""
-    return member.node.fence is not None
-
-
-KEEPERS: tuple[MemberState, ...] = (
-    MemberState(_failed, "{name} has failed"),
-    MemberState(_calls_fail, "calls to the API server about {name} are failing"),
-    MemberState(_yielded, "{work}"),
-    MemberState(_is_held, "the change on {name} is on hold"),
-    MemberState(going, "{name} is being deleted"),
-    MemberState(unready, "{name} is not Ready"),
-    MemberState(cordoned, "{name} is cordoned"),
-)
-"""The first match wins. Traces of our own change explain the other states, so they come first.
-{name} is the node, and {work} is what somebody else does there."""
+    node, verdict = member.node, member.verdict
+    # Traces of our own change explain the other states, so they come first.
+    if verdict.phase is Phase.FAILED:
+        return f"{node.name} has failed"
+    if calls_fail(verdict):
+        return f"calls to the API server about {node.name} are failing"
+    if node.fence is not None and node.fence.stage == "yielded" and node.foreign_works:
+        return tell_foreign(node)
+    if node.fence is not None:
+        return f"the change on {node.name} is on hold"
+    if node.deleting:
+        return f"{node.name} is being deleted"
+    if not node.ready:
+        return f"{node.name} is not Ready"
+    if node.unschedulable:
+        return f"{node.name} is cordoned"
+    return f"{node.foreign} has begun to work on {node.name}"
