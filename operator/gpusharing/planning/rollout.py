@@ -50,7 +50,7 @@ from gpusharing.planning.pools.previews import Previews, find_previews
 from gpusharing.planning.pools.slots import fences_of, find_resumed, share
 from gpusharing.planning.pools.waves import hold_together
 from gpusharing.planning.snapshot.actions import Action, WriteConfig
-from gpusharing.planning.snapshot.looks import Look, PassMemory
+from gpusharing.planning.snapshot.looks import PassMemory
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, NodeView, PolicyView
@@ -148,6 +148,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     shared = share(snapshot, config, unfenced, pools, verdicts, failed_nodes=failed_nodes, classes=classes)
     failing.name(verdicts)
     vain = count_vain(pools, verdicts, choice.looks, snapshot) if crowd_known else {}
+    since = snapshot.memory.drifting_since
     return RolloutPlan(
         verdicts=verdicts,
         pools=pools,
@@ -156,33 +157,21 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
         targets={
             name: one.resources for name, one in targets.items() if not is_skipped(snapshot.nodes[name])
         },
-        memory=_remember(snapshot, members, verdicts, choice.looks, vain, previews, now),
+        memory=PassMemory(
+            wants_pods=previews.wants_pods.union(name for name, one in verdicts.items() if one.wants_pods),
+            proving=frozenset(
+                name
+                for name, one in verdicts.items()
+                if one.phase is Phase.VERIFYING_IDLE and one.reason is Reason.SETTLING
+            ),
+            drifting_since={name: since.get(name, now) for name, one in members.items() if one.differs},
+            looks=choice.looks,
+            previews=previews.known,
+            vain_passes=vain,
+        ),
         afterwards=afterwards,
         coming=find_coming(known.owners, fences_of(snapshot)),
         wake_at=_wake(verdicts, pools, previews),
-    )
-
-
-def _remember(
-    snapshot: ClusterSnapshot,
-    members: Mapping[str, Member],
-    verdicts: Mapping[str, Verdict],
-    looks: Mapping[str, Look],
-    vain_passes: Mapping[str, int],
-    previews: Previews,
-    now: datetime,
-) -> PassMemory:
-    proving = [verdict for verdict in verdicts.values() if verdict.phase is Phase.VERIFYING_IDLE]
-    since = snapshot.memory.drifting_since
-    return PassMemory(
-        wants_pods=previews.wants_pods.union(
-            verdict.node for verdict in verdicts.values() if verdict.wants_pods
-        ),
-        proving=frozenset(verdict.node for verdict in proving if verdict.reason is Reason.SETTLING),
-        drifting_since={name: since.get(name, now) for name, member in members.items() if member.differs},
-        looks=looks,
-        previews=previews.known,
-        vain_passes=vain_passes,
     )
 
 
@@ -230,18 +219,23 @@ def find_known(snapshot: ClusterSnapshot, now: datetime, memo: Memo) -> Known:
         lasts=keeps_verdict,
         failed=failed,
     )
+    found = {name: one for name, one in members.items() if one is not None}
+    for name, error in failed.items():
+        node = snapshot.nodes[name]
+        owner = owners.get(name, node.labels.get(LABEL_POLICY, ""))
+        found[name] = find_member(not_judged(node, owner, error), node, snapshot.gpunodes.get(name))
     return Known(
         snapshot=snapshot,
         wishes=wishes,
         terms=terms,
         unread=unread,
         owners=owners,
-        members=_with_failed(members, snapshot, owners, failed),
+        members=dict(sorted(found.items())) if failed else found,
         models=memo.ask(find_models, tuple(map(snapshot.gpunodes.get, followed))),
     )
 
 
-# --- which policy each node follows ------------------------------------------------------------------------------------------
+# --- which policy each node follows ------------------------------------------------------------------------
 
 
 def own(snapshot: ClusterSnapshot, memo: Memo, failed: dict[str, Exception]) -> dict[str, str]:
@@ -292,22 +286,6 @@ def follow(
         if broken := unread.keys() & policies:
             failed[name] = UnjudgedPolicyError(min(broken), unread[min(broken)])
     return {name: one for name, one in followed.items() if name not in failed} if unread else followed
-
-
-def _with_failed(
-    judged: Mapping[str, Member | None],
-    snapshot: ClusterSnapshot,
-    owners: Mapping[str, str],
-    failed: Mapping[str, Exception],
-) -> dict[str, Member]:
-    members = {name: one for name, one in judged.items() if one is not None}
-    if not failed:
-        return members
-    for name, error in failed.items():
-        node = snapshot.nodes[name]
-        owner = owners.get(name, node.labels.get(LABEL_POLICY, ""))
-        members[name] = find_member(not_judged(node, owner, error), node, snapshot.gpunodes.get(name))
-    return dict(sorted(members.items()))
 
 
 # --- count ----------------------------------------------------------------------------------------------------

@@ -47,7 +47,6 @@ from gpusharing.planning.wanted.verify import Comparison, find_mismatch
 
 
 def after_pnr(case: NodeCase) -> Verdict:
-    """Return the verdict with the next step of a node whose fence stage is `actuating`."""
     back = find_way_back(case)
     if back is None:
         return _in_time(case, _next_step(case))
@@ -103,7 +102,6 @@ def _next_step(case: NodeCase) -> Verdict:
 
 
 def _without_target(case: NodeCase) -> Verdict:
-    """The policy gives no target now, so there is nothing against which a layout could be proven."""
     trouble = case.actuator.find_trouble(case, case.fence)
     if trouble is not None and not trouble.final:
         return _wait_for_actuator(case, trouble)

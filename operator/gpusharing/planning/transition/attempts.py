@@ -31,7 +31,6 @@ def owed_for(target: Target) -> str:
 
 
 def owed_by(proof: Verified) -> str:
-    """Return `owed_for` for the target of this proof."""
     return f"{proof.mig_config} {proof.plugin_config} {proof.layout}".strip()
 
 
@@ -84,12 +83,10 @@ def is_late(case: NodeCase) -> bool:
 
 
 def proof_time(case: NodeCase) -> timedelta:
-    """Return how long it may take to prove a node idle after its pods are gone."""
     return timedelta(seconds=case.settings.config_propagation + PROOF)
 
 
 def was_asked_again(case: NodeCase) -> bool:
-    """Whether a person asked for another try, by a value of the retry annotation that the fence does not record."""
     return is_new_value(case.node.retry, case.fence.retry)
 
 
@@ -172,13 +169,11 @@ def standing_deferral(case: NodeCase, policy: PolicyView) -> Deferred | None:
 
 
 def was_corrected(case: NodeCase, policy: PolicyView) -> bool:
-    """Whether drift has already been corrected in the present revision of this policy."""
     proof = case.node.verified
     return proof is not None and proof.corrected_revision == policy.version.revision
 
 
 def corrects_drift(fence: Fence, policy: PolicyView) -> bool:
-    """Whether the change in flight corrects drift and still has the revision under which it began."""
     return fence.drift and fence.version == policy.version
 
 

@@ -37,7 +37,6 @@ from gpusharing.planning.wanted.assess import Refused
 
 
 def before_pnr(case: NodeCase) -> Verdict:
-    """Return the verdict with the next step of a node whose fence stage is `fenced`."""
     verdict = _next_step(case)
     return replace(verdict, deadline=None) if outlasts(case) else verdict
 
@@ -106,7 +105,6 @@ def _begin_jobs(case: NodeCase) -> Verdict | None:
 
 
 def _end_jobs(case: NodeCase) -> Verdict | None:
-    """Once the jobs have ended, the drain gets the whole of `drain.timeout`."""
     plan, fence, spec = case.drain, case.fence, case.spec
     if not fence.jobs or spec is None or plan is None or plan.holders < 0 or plan.jobs_until is not None:
         return None
@@ -184,21 +182,18 @@ def _needs_approval(case: NodeCase) -> bool:
 
 
 def _is_overdue(case: NodeCase) -> bool:
-    fence, plan = case.fence, case.drain
-    if holds(case) or case.now < max(fence.deadline, _limit(case)) or _is_unlisted(case):
+    """What a LIST shows counts more than the clock: an operator that was not running may find the pods gone (docs/design/drain.md#x10)."""
+    fence, plan, work, assessed = case.fence, case.drain, case.work, case.assessed
+    if holds(case) or case.now < max(fence.deadline, _limit(case)):
         return False
-    # If the pods were not listed yet, or the jobs have ended, a LIST counts more than the clock.
-    ended = plan is None or (plan.holders >= 0 and not plan.jobs)
-    return not (fence.jobs and ended and case.assessed is not None)
-
-
-def _is_unlisted(case: NodeCase) -> bool:
-    """Whether the pods have to be listed before the clock may end the change: an operator that was not running may find them gone (docs/design/drain.md#x10)."""
-    work, assessed, fence = case.work, case.assessed, case.fence
-    if not fence.disruption.cordons or assessed is None or _is_held(assessed.spec):
-        return False
+    if assessed is None:
+        return True
     # The operator may lack the right to list pods, so a failed LIST counts only for a while.
-    return work is None or (bool(work.error) and case.now < fence.deadline + proof_time(case))
+    unlisted = work is None or (work.error and case.now < fence.deadline + proof_time(case))
+    if unlisted and fence.disruption.cordons and not _is_held(assessed.spec):
+        return False
+    jobs_ended = plan is None or (plan.holders >= 0 and not plan.jobs)
+    return not (fence.jobs and jobs_ended)
 
 
 def _limit(case: NodeCase) -> datetime:

@@ -8,7 +8,6 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import (
     Actuate,
     EnsureGPUNode,
-    FenceNode,
     Release,
     RestartOperand,
     UpdateFence,
@@ -35,7 +34,6 @@ def is_moot(verdict: Verdict) -> bool:
 
 
 def calls_fail(verdict: Verdict) -> bool:
-    """Whether calls about the node fail repeatedly."""
     return any(blocker.reason is Reason.CALL_FAILED for blocker in verdict.blockers)
 
 
@@ -54,14 +52,11 @@ def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | 
     verdict = replace(verdict, wake=wake, candidate=verdict.candidate and not suspended)
     if not failure.lasts:
         return verdict
-    starts = any(isinstance(action, FenceNode) for action in verdict.actions)
-    phase = Phase.PENDING if starts else verdict.phase  # nothing has begun
+    phase = Phase.PENDING if verdict.starts else verdict.phase  # nothing has begun
     reason, message = Reason.CALL_FAILED, f"{failure.message}; the call is retried with increasing delays"
     if verdict.reason is Reason.CORDON_KEPT:
-        reason, message = (
-            verdict.reason,
-            f"{verdict.message}. This step waits for a call that keeps failing: {message}",
-        )
+        message = f"{verdict.message}. This step waits for a call that keeps failing: {message}"
+        reason = verdict.reason
     return replace(
         verdict,
         phase=Phase.FAILED if _is_late(verdict, fence, now) else phase,
@@ -126,7 +121,6 @@ class Failing:
         return Failing(failures, claims_kept, now)
 
     def holds(self, node: str) -> bool:
-        """Whether the node's calls are suspended after a failure."""
         failure = self.failures.get(node)
         return failure is not None and failure.holds(self.now)
 
@@ -146,12 +140,11 @@ class Failing:
     def keep_back(self, verdicts: Mapping[str, Verdict], why: str) -> dict[str, Verdict]:
         """Return the verdicts with Pending ones for all nodes that would start; `why` begins their message."""
         failure = self.failures.get(POLICIES)
-        changed = {}
+        changed = dict(verdicts)
         for node, verdict in verdicts.items():
-            if not any(isinstance(action, FenceNode) for action in verdict.actions):
-                changed[node] = verdict
+            if not verdict.starts:
                 continue
-            waits = replace(
+            changed[node] = waits = replace(
                 verdict,
                 phase=Phase.PENDING,
                 reason=Reason.PROGRESSING,
@@ -162,8 +155,8 @@ class Failing:
             )
             if failure is not None and failure.lasts:
                 blocker = Blocker(Reason.CALL_FAILED, message=failure.message)
-                waits = replace(waits, reason=Reason.CALL_FAILED, blockers=(*verdict.blockers, blocker))
-            changed[node] = waits
+                blockers = (*verdict.blockers, blocker)
+                changed[node] = replace(waits, reason=Reason.CALL_FAILED, blockers=blockers)
         return changed
 
     def name(self, verdicts: dict[str, Verdict]) -> None:
@@ -173,7 +166,6 @@ class Failing:
                 verdicts[node] = named(verdict, failure, self.now)
         if self.failures.keys() - verdicts.keys():
             for node, verdict in verdicts.items():
-                starts = any(isinstance(action, FenceNode) for action in verdict.actions)
                 common = self.failures.get(CLAIMS) or self.failures.get(policy_subject(verdict.policy))
-                if starts and common is not None:
+                if verdict.starts and common is not None:
                     verdicts[node] = named(verdict, common, self.now)

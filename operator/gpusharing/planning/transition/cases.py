@@ -113,9 +113,8 @@ def find_models(gpunodes: Iterable[GPUNodeView | None]) -> dict[str, GpuView]:
     known: dict[tuple[str, int], GpuView] = {}
     counts: Counter[tuple[str, int]] = Counter()
     for hardware, nodes in kinds.items():
-        with suppress(
-            Exception
-        ):  # one node must not hide the others; `judge_case` shows the error (guard.py)
+        # One node must not hide the others; `judge_case` shows its error (guard.py).
+        with suppress(Exception):
             for gpu in hardware.models:
                 known.setdefault(card := (gpu.product, id(gpu.profiles)), gpu)
                 counts[card] += nodes

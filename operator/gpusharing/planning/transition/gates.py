@@ -112,8 +112,18 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
     yield Reason.ACTUATOR_MISSING, find_obstacle(case.actuator.obstacles, case, assessed.target)
     asked = proof is not None and is_new_value(node.retry, proof.retry)
     drift = None if asked else assessed.drift
-    if drift is not None:
-        yield from _drift_gates(case, assessed, drift)
+    if (
+        drift is not None
+    ):  # plugin restarts and reboots heal themselves, so drift is corrected only if it lasts
+        since, grace = case.drifting_since, timedelta(seconds=case.settings.drift_grace)
+        if since is None or case.now < since + grace:
+            message = f"{name} has drifted from its last proven state: {drift.message}"
+            yield Reason.DRIFTED, Finding(Reason.DRIFTED, message, (since or case.now) + grace)
+        if was_corrected(case, assessed.policy):
+            writers = node.label_rewriters.items()
+            history = "".join(f"; {who} was the last to write {label}" for label, who in writers)
+            message = f"{name} drifted again after it was corrected: {drift.message}{history}"
+            yield Reason.DRIFT_RETURNED, message
     yield Reason.BLOCKED, _find_futile(case, assessed, drift)
     yield from _rollback_gate(case, assessed)
     if (deferred := standing_deferral(case, assessed.policy)) is not None:
@@ -174,26 +184,11 @@ def propagation_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
 
 
 def tell_pause(case: NodeCase) -> str:
-    """Return a clause that names what pauses the policy: the chart's value `paused`, else the policy's own field."""
     word = case.settings.paused
     return f"the chart's value paused is {word}" if word != "false" else "spec.rollout.paused is true"
 
 
-def _drift_gates(case: NodeCase, assessed: Assessed, drift: Finding) -> Iterator[Gate]:
-    """Plugin restarts and reboots heal themselves, so drift is corrected only if it lasts, and once per revision of a policy."""
-    name, since = case.node.name, case.drifting_since
-    ends = (since or case.now) + timedelta(seconds=case.settings.drift_grace)
-    if since is None or case.now < ends:
-        message = f"{name} has drifted from its last proven state: {drift.message}"
-        yield Reason.DRIFTED, Finding(Reason.DRIFTED, message, ends)
-    if was_corrected(case, assessed.policy):
-        writers = case.node.label_rewriters.items()
-        history = "".join(f"; {who} was the last to write {label}" for label, who in writers)
-        yield Reason.DRIFT_RETURNED, f"{name} drifted again after it was corrected: {drift.message}{history}"
-
-
 def _rollback_gate(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
-    """A change that was rolled back would fail again."""
     proof = case.node.verified
     if proof is None or not was_rolled_back(case.node, assessed.policy):
         return

@@ -51,7 +51,6 @@ def way_to_idle(
 
 
 def escalate(case: NodeCase) -> Verdict | None:
-    """Record the present class of disruption in the fence, unless the fence has it already."""
     fence, assessed = case.fence, case.assessed
     if case.disruption is fence.disruption:
         return None

@@ -118,7 +118,6 @@ def _keep_waiting(case: NodeCase, gate: Finding) -> Verdict:
 
 
 def _judge_matching(case: NodeCase, assessed: Assessed) -> Verdict:
-    """A node that matches its target is Synced if that is proven, else adopted by one write of our labels and a proof."""
     node, verified, target = case.node, case.node.verified, assessed.target
     wanted = (case.owner_name, target.mig_config, target.plugin_key)
     proven = verified is not None and wanted == (verified.policy, verified.mig_config, verified.plugin_config)

@@ -35,7 +35,6 @@ def tell_foreign(node: NodeView) -> str:
 
 
 def unfence_command(fence: Fence, node: NodeView) -> str:
-    """Return the commands with which a person removes the fence and everything of ours that only it remembers."""
     labels, annotations = ([f"{key}-" for key in marks] for marks in unmarked(fence, node))
     commands = [" ".join(["kubectl annotate node", node.name, f"{names.ANNOTATION_FENCE}-", *annotations])]
     if labels:

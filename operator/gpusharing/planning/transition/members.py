@@ -50,7 +50,6 @@ def find_member(
     *,
     differs: bool = False,
 ) -> Member:
-    """Return the node as its pool counts it; `case` is None if the node cannot be judged."""
     waits = verdict.phase.part == "before" and verdict.phase is not Phase.SKIPPED
     assessment = case.assessment if case is not None else None
     policy = assessment.policy.name if assessment is not None else verdict.policy

@@ -56,7 +56,6 @@ def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
 
 
 def close_request(case: NodeCase) -> EnsureGPUNode | None:
-    """Return the request to close NVML because others work on the GPUs, unless the agent has been asked already."""
     if case.gpunode is None or case.gpunode.quiet:
         return None
     return _ask_anew(case, case.gpunode, quiet=True)
@@ -91,17 +90,14 @@ QUIET_AGE = 60.0
 """The maximum age, in seconds, of the request whose answer proves idleness. A reading of eight GPUs without persistence mode takes 24 seconds."""
 
 
-def _quiet_prefix(case: NodeCase) -> str:
-    return f"{case.fence.op}:quiet:"
-
-
-def _step_prefix(case: NodeCase) -> str:
-    return f"{_quiet_prefix(case)}after-{case.fence.step}:"
+def _quiet_prefix(case: NodeCase, *, step_proven: bool = False) -> str:
+    return f"{case.fence.op}:quiet:" + (f"after-{case.fence.step}:" if step_proven else "")
 
 
 def prepares_next_step(case: NodeCase) -> bool:
     """Whether the current request is one to close NVML that records that the present step is proven, and no event followed it."""
-    return _request(case).startswith(_step_prefix(case)) and _asked_at(case, "quiet") is not None
+    recorded = _request(case).startswith(_quiet_prefix(case, step_proven=True))
+    return recorded and _asked_at(case, "quiet") is not None
 
 
 def answers_quiet(case: NodeCase) -> bool:
@@ -139,8 +135,8 @@ def next_quiet_request(
             return None
     if asked_at == now:  # our clock was set back to the very moment of the request that stands
         now -= 1
-    kind = _step_prefix(case) if step_proven else _quiet_prefix(case)
-    return _ask(case, f"{kind}{last_event(case)}:{now}", quiet=True)
+    prefix = _quiet_prefix(case, step_proven=step_proven)
+    return _ask(case, f"{prefix}{last_event(case)}:{now}", quiet=True)
 
 
 def _stamp(moment: datetime) -> int:
@@ -182,14 +178,12 @@ def fresh_reading(case: NodeCase, kind: str) -> ObservedView | None:
 
 
 def verify_request(case: NodeCase) -> EnsureGPUNode | None:
-    """Return the request for the reading that proves the result of the last run, unless it was sent since the last event."""
     if _asked_at(case, "verify") is not None:
         return None
     return _ask(case, f"{case.fence.op}:verify:{last_event(case)}:{_stamp(case.now)}", quiet=False)
 
 
 def answer_due(case: NodeCase) -> datetime:
-    """Return when the agent should have answered the current request."""
     asked_at = _asked_at(case, "verify") or _asked_at(case, "quiet")
     begun = case.now if asked_at is None else datetime.fromtimestamp(asked_at / 1000, UTC)
     return begun + timedelta(seconds=PROOF)

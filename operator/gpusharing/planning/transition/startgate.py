@@ -53,7 +53,6 @@ def _find_finder(case: NodeCase) -> Untolerated | None:
 
 
 def find_unseen(case: NodeCase) -> str:
-    """Return why a GPU behind the taint may not have been found, to append to a message."""
     if case.node.gate is None or has_gpu(case.node):
         return ""
     if (missing := _find_finder(case)) is not None:

@@ -12,7 +12,7 @@ from gpusharing.planning.drain.holders import Scope, scope_of
 from gpusharing.planning.drain.plan import DrainPlan, plan_drain
 from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.gpus.health import is_healthy
-from gpusharing.planning.snapshot.actions import Action
+from gpusharing.planning.snapshot.actions import Action, FenceNode
 from gpusharing.planning.snapshot.podviews import GangView, NodeWork
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import GPUNodeView, PolicyView
@@ -66,6 +66,10 @@ class Verdict:
     stands: bool = False
     """As in `Finding`."""
 
+    @property
+    def starts(self) -> bool:
+        return any(isinstance(action, FenceNode) for action in self.actions)
+
     def then(self, *actions: Action) -> "Verdict":
         """Return a copy with these actions in place of its own."""
         return replace(self, actions=actions)
@@ -115,7 +119,6 @@ class NodeCase(ActuatorCase):
 
     @property
     def assessed(self) -> Assessed | None:
-        """The assessment of a node that has a target."""
         return self.assessment if isinstance(self.assessment, Assessed) else None
 
     @property
@@ -137,7 +140,6 @@ class NodeCase(ActuatorCase):
 
     @property
     def unhealthy(self) -> Finding | None:
-        """What makes a GPU of the node unhealthy; None if nothing does or nothing is known."""
         health = find_health(self.gpunode)
         return None if health is None or is_healthy(health) else health
 
@@ -150,7 +152,6 @@ class NodeCase(ActuatorCase):
 
     @property
     def scope(self) -> Scope:
-        """Which pods must be gone before the change, and which must not be touched."""
         node, reboots = self.node, self.disruption is DisruptionClass.REBOOT
         scope = scope_of(self.settings, all_pods=reboots, cordoned_at=node.closed_since, node=node.name)
         return replace(scope, silent=not self.node.ready, evicts_claims=self.stack.by_dra)

@@ -39,7 +39,6 @@ def find_way_back(case: NodeCase) -> NodeCase | None:
 
 
 def present_way_back(verdict: Verdict, case: NodeCase) -> Verdict:
-    """Return the verdict of a node that is being rolled back, reworded for people."""
     wanted = case.assessed.target.text if case.assessed is not None else verdict.wanted
     reason, message = verdict.reason, verdict.message
     if verdict.phase not in (Phase.FAILED, Phase.UNCORDONING):

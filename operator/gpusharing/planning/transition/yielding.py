@@ -20,7 +20,6 @@ from gpusharing.planning.vocabulary.reasons import Reason
 
 
 def holds_our_cordon(case: NodeCase) -> bool:
-    """Whether the node is cordoned and, as far as we can tell, only by us."""
     node, fence = case.node, case.fence
     ours = fence.cordons and not fence.prior_unschedulable
     return ours and node.unschedulable and fence.node_uid == node.uid
@@ -33,7 +32,6 @@ def may_uncordon(case: NodeCase) -> bool:
 
 
 def give_way(case: NodeCase, message: str) -> Verdict:
-    """Give the change up and yield the node; its routing label is restored by `yielded`."""
     labels, annotations = unmarked(case.fence, case.node)
     verdict = case.verdict(Phase.ABORTING, Reason.FOREIGN_MAINTENANCE, message)
     return verdict.then(UpdateFence(case.node, aside_fence(case), labels=labels, annotations=annotations))
@@ -55,7 +53,6 @@ def tell_wait(case: NodeCase) -> str:
 
 
 def yielded(case: NodeCase) -> Verdict:
-    """Return the verdict with the next step of a node whose fence stage is `yielded`."""
     if keeps_cordon(case):
         waiting = case.verdict(Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE, tell_wait(case))
         return replace(waiting, deadline=None)
