@@ -57,25 +57,27 @@ def start_anew(case: NodeCase) -> Verdict:
         return case.verdict(Phase.FAILED, Reason.ROLLING_BACK, message)
     message = "the change now needs an idle node, so it starts over with a drain"
     labels, annotations = unmarked(case.fence, case.node)
-    verdict = case.verdict(Phase.ABORTING, Reason.PODS_LEAVING, message)
     failed = remembered(case, Reason.PODS_LEAVING)
     release = Release(case.node, uncordon=False, labels=labels, annotations=annotations, deferred=failed)
-    return verdict.then(release)
+    return case.verdict(Phase.ABORTING, Reason.PODS_LEAVING, message, release)
 
 
 def restart_pod(case: NodeCase, operand: Operand, what: str) -> Verdict:
     """Delete this pod of an actuator on a node that is idle again, so that its replacement begins a new run. `what` names the actuator."""
-    message = f"restarting {what} on the node"
-    verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, message)
+    phase, reason, message = (
+        Phase.RECONFIGURING,
+        Reason.ACTUATION_IN_PROGRESS,
+        f"restarting {what} on the node",
+    )
     if operand.deleting:  # a second DELETE would change nothing, and its success would look like progress
-        return replace(verdict, wake=case.now + timedelta(seconds=case.settings.poll))
+        return case.verdict(phase, reason, message, wake=case.now + timedelta(seconds=case.settings.poll))
     if not case.fence.disruption.cordons:
         return start_anew(case)
     if (way := way_to_idle(case, any_event=True)) is not None:
         return way
     restart = RestartOperand(case.node.name, operand.namespace, operand.name, operand.uid)
     # With another LIST the node stays proven idle without another request to the agent.
-    return replace(verdict, wake=next_poll(case), wants_pods=True).then(restart)
+    return case.verdict(phase, reason, message, restart, wake=next_poll(case), wants_pods=True)
 
 
 def _wait_to_run(case: NodeCase, assessed: Assessed, goal: Target, *, again: bool) -> Verdict | None:
@@ -89,9 +91,9 @@ def _wait_to_run(case: NodeCase, assessed: Assessed, goal: Target, *, again: boo
         message = f"waiting for updates about {case.old_views} from the API server, because the cached data is stale"
         return case.verdict(phase, Reason.OBSERVATION_PENDING, message, wake=next_poll(case))
     if case.fence.stage == "fenced" and (busy := find_work(case)) is not None:
-        verdict = case.verdict(phase, busy.reason, busy.message, wake=busy.until)
-        close = close_request(case)
-        return verdict if close is None else verdict.then(close)
+        request = close_request(case)
+        actions = () if request is None else (request,)
+        return case.verdict(phase, busy.reason, busy.message, *actions, wake=busy.until)
     # A repeated run of the first step towards MPS leads to whole GPUs, so objections to the final target do not apply.
     objections = () if again and goal is not assessed.target else target_gates(case, assessed)
     if (closed := first_closed(objections, propagation_gates(case, assessed))) is not None:
@@ -140,6 +142,10 @@ def _begin(
         rolls_back=goes_back(case),
         failure=fence.failure if goes_back(case) else "",
     )
-    verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, f"changing to {goal.text}")
-    restarts = bool(writing.restart_uid or writing.daemon_uid) or fence.disruption.cordons
-    return replace(verdict.then(Actuate(node, begun, writing.labels)), wants_pods=restarts)
+    return case.verdict(
+        Phase.RECONFIGURING,
+        Reason.ACTUATION_IN_PROGRESS,
+        f"changing to {goal.text}",
+        Actuate(node, begun, writing.labels),
+        wants_pods=bool(writing.restart_uid or writing.daemon_uid) or fence.disruption.cordons,
+    )

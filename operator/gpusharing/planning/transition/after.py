@@ -93,9 +93,9 @@ def _next_step(case: NodeCase) -> Verdict:
         return case.verdict(Phase.FAILED, Reason.ORPHAN_FENCE, message)
     if fence.cordons and not node.unschedulable:
         message = "someone uncordoned the node before a good layout was proven; the operator cordons it again"
-        verdict = case.verdict(Phase.RECONFIGURING, Reason.CORDON_RESTORED, message)
         # What was seen before this cordon proves nothing, and pods that arrived before it need not tolerate it.
-        return verdict.then(UpdateFence(node, replace(fence, since=case.now), cordon=True))
+        cordon = UpdateFence(node, replace(fence, since=case.now), cordon=True)
+        return case.verdict(Phase.RECONFIGURING, Reason.CORDON_RESTORED, message, cordon)
     if (unfenced := restore_rule(case, Phase.RECONFIGURING)) is not None:
         return unfenced
     return _without_target(case) if case.assessed is None else _with_target(case, case.assessed)
@@ -155,8 +155,8 @@ def _with_target(case: NodeCase, assessed: Assessed) -> Verdict:
 
 
 def _owe(case: NodeCase, assessed: Assessed, message: str, attempt: int, *, failed: bool = False) -> Verdict:
-    verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, message)
-    return verdict.then(owe(case, assessed, attempt, failed=failed))
+    due = owe(case, assessed, attempt, failed=failed)
+    return case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, message, due)
 
 
 def _wait_for_actuator(case: NodeCase, trouble: Trouble) -> Verdict:
@@ -174,10 +174,9 @@ def _fail(case: NodeCase, mismatch: Finding, *, known: bool) -> Verdict:
     kept = f"The node stays {case.fence.closed}. Once" if case.fence.disruption.cordons else "Once"
     retry = retry_command(case.node.name, case.fence.retry)
     message = f"{mismatch.message}{back and '; '}{back}. {kept} the cause is fixed, run: {retry}"
-    verdict = case.verdict(Phase.FAILED, mismatch.reason, message)
-    if mismatch.reason is not Reason.ACTUATOR_FAILED or (request := verify_request(case)) is None:
-        return verdict
-    return verdict.then(request)  # its programs are idle, so read what they left behind
+    # The programs of a failed actuator are idle, so read what they left behind.
+    request = verify_request(case) if mismatch.reason is Reason.ACTUATOR_FAILED else None
+    return case.verdict(Phase.FAILED, mismatch.reason, message, *([request] if request else []))
 
 
 # --- the proof ---------------------------------------------------------------------------------------------
@@ -185,7 +184,7 @@ def _fail(case: NodeCase, mismatch: Finding, *, known: bool) -> Verdict:
 
 def _ask_agent(case: NodeCase, request: EnsureGPUNode) -> Verdict:
     message = "asking the agent to read the GPUs again"
-    return case.verdict(Phase.VERIFYING, Reason.OBSERVATION_PENDING, message).then(request)
+    return case.verdict(Phase.VERIFYING, Reason.OBSERVATION_PENDING, message, request)
 
 
 def _verify(case: NodeCase, aim: Target, assessed: Assessed) -> Verdict:
@@ -223,4 +222,4 @@ def _release(case: NodeCase, target: Target, policy: PolicyView) -> Verdict:
         reason = Reason.ROLLED_BACK
         message = f"{message}; the node was rolled back to it after a failure: {fence.failure}"
     release = Release(node, uncordon, labels, proven(case, target, policy), annotations, fence=aside)
-    return case.verdict(Phase.UNCORDONING, reason, message).then(release)
+    return case.verdict(Phase.UNCORDONING, reason, message, release)

@@ -15,10 +15,8 @@ from gpusharing.api.names import Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.times import NEVER
 from gpusharing.api.validation import parse_duration
-from gpusharing.planning.drain.plan import DrainPlan
 from gpusharing.planning.drain.standing import STUCK_AFTER
 from gpusharing.planning.snapshot.actions import Release, UpdateFence
-from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.transition.actuation import run
 from gpusharing.planning.transition.attempts import next_deferral, owed_for, proof_time, remembered
 from gpusharing.planning.transition.gates import first_closed, target_gates, tell_pause
@@ -75,8 +73,8 @@ def _is_held(spec: GPUSharingPolicySpec) -> bool:
 def _held_up(case: NodeCase, reason: Reason, message: str) -> Verdict:
     """The deadline is not extended, and the verdict wakes when the clock may next end the change."""
     if case.fence.jobs:  # the pods are listed, because the wait ends with the last job
-        verdict = case.verdict(Phase.CORDONED, reason, message, wake=next_poll(case, JOBS_PACE))
-        return replace(verdict, wants_pods=True)
+        wake = next_poll(case, JOBS_PACE)
+        return case.verdict(Phase.CORDONED, reason, message, wake=wake, wants_pods=True)
     if outlasts(case):
         cordons = case.fence.disruption.cordons
         waits = f"the node stays {case.fence.closed}" if cordons else "the change waits"
@@ -100,22 +98,20 @@ def _begin_jobs(case: NodeCase) -> Verdict | None:
     if fence.jobs and until <= fence.deadline and not ends_now:
         return None
     message = f"the node is {fence.closed} and is waiting for its jobs to finish"
-    verdict = case.verdict(Phase.WAITING_FOR_JOBS, Reason.JOBS_RUNNING, message)
-    return _set_clock(case, plan, verdict, replace(fence, jobs=True, deadline=until))
+    begun = UpdateFence(case.node, replace(fence, jobs=True, deadline=until))
+    verdict = case.verdict(Phase.WAITING_FOR_JOBS, Reason.JOBS_RUNNING, message, begun, wants_pods=True)
+    return replace(verdict, pods=plan.holders, blockers=plan.blockers)
 
 
 def _end_jobs(case: NodeCase) -> Verdict | None:
     plan, fence, spec = case.drain, case.fence, case.spec
     if not fence.jobs or spec is None or plan is None or plan.holders < 0 or plan.jobs_until is not None:
         return None
-    verdict = case.verdict(Phase.DRAINING, Reason.PODS_LEAVING, "the drain is no longer waiting for jobs")
     deadline = case.now + parse_duration(spec.drain.timeout)
-    return _set_clock(case, plan, verdict, replace(fence, jobs=False, deadline=deadline))
-
-
-def _set_clock(case: NodeCase, plan: DrainPlan, verdict: Verdict, fence: Fence) -> Verdict:
-    verdict = replace(verdict, pods=plan.holders, blockers=plan.blockers, wants_pods=True)
-    return verdict.then(UpdateFence(case.node, fence))
+    ended = UpdateFence(case.node, replace(fence, jobs=False, deadline=deadline))
+    message = "the drain is no longer waiting for jobs"
+    verdict = case.verdict(Phase.DRAINING, Reason.PODS_LEAVING, message, ended, wants_pods=True)
+    return replace(verdict, pods=plan.holders, blockers=plan.blockers)
 
 
 # --- giving up ---------------------------------------------------------------------------------------------
@@ -224,12 +220,7 @@ def _abort(case: NodeCase, why: Finding, *, defer: bool) -> Verdict:
     if keeps_cordon(case):
         return give_way(case, why.message)
     labels, annotations = unmarked(case.fence, case.node)
-    return case.verdict(Phase.ABORTING, why.reason, why.message).then(
-        Release(
-            case.node,
-            uncordon=may_uncordon(case),
-            labels=labels | routing_before(case.fence, case.node),
-            annotations=annotations,
-            deferred=(next_deferral if defer else remembered)(case, why.reason),
-        )
-    )
+    labels |= routing_before(case.fence, case.node)
+    deferred = next_deferral(case, why.reason) if defer else remembered(case, why.reason)
+    release = Release(case.node, may_uncordon(case), labels, annotations=annotations, deferred=deferred)
+    return case.verdict(Phase.ABORTING, why.reason, why.message, release)

@@ -42,7 +42,7 @@ def way_to_idle(
     if work is None or plan is None or work.error:
         why = work.error if work else "listing the pods on the node"
         reason = Reason.LIST_FAILED if work else Reason.SETTLING
-        return replace(case.verdict(Phase.DRAINING, reason, why, wake=next_poll(case)), wants_pods=True)
+        return case.verdict(Phase.DRAINING, reason, why, wake=next_poll(case), wants_pods=True)
     if plan.holders:
         return _drain(case, plan)
     if waiting is not None:
@@ -58,11 +58,10 @@ def escalate(case: NodeCase) -> Verdict | None:
     message = (
         f"the disruption class of the change is now {case.disruption}, which determines which pods must leave"
     )
-    verdict = case.verdict(Phase.DRAINING, Reason.PODS_LEAVING, message)
     until = case.now + parse_duration(assessed.spec.drain.timeout)
     deadline = fence.deadline if fence.jobs else max(fence.deadline, until)
-    fence = replace(fence, disruption=case.disruption, deadline=deadline)
-    return replace(verdict, wants_pods=True).then(UpdateFence(case.node, fence))
+    update = UpdateFence(case.node, replace(fence, disruption=case.disruption, deadline=deadline))
+    return case.verdict(Phase.DRAINING, Reason.PODS_LEAVING, message, update, wants_pods=True)
 
 
 def holds(case: NodeCase) -> bool:
@@ -115,19 +114,17 @@ def _drain(case: NodeCase, plan: DrainPlan) -> Verdict:
         grace = 1 if pod.grace < 1 else None
         actions.append(ForceDelete(name, pod.namespace, pod.name, pod.uid, grace))
     return replace(
-        case.verdict(phase, reason, message, wake=wake),
+        case.verdict(phase, reason, message, *actions, wake=wake, wants_pods=True),
         pods=plan.holders,
         blockers=plan.blockers,
         leaving=plan.first + (f" +{plan.holders - 1}" if plan.first and plan.holders > 1 else ""),
-        wants_pods=True,
-        actions=tuple(actions),
     )
 
 
 def _prove(case: NodeCase, work: NodeWork, *, any_event: bool, step_proven: bool) -> Verdict | None:
-    def wait(reason: Reason, message: str, wake: datetime | None = None) -> Verdict:
-        verdict = case.verdict(Phase.VERIFYING_IDLE, reason, message, wake=wake or next_poll(case))
-        return replace(verdict, wants_pods=True)
+    def wait(reason: Reason, message: str, *actions: Action, wake: datetime | None = None) -> Verdict:
+        wake = wake or next_poll(case)
+        return case.verdict(Phase.VERIFYING_IDLE, reason, message, *actions, wake=wake, wants_pods=True)
 
     if not case.node.ready:
         message = "the node is not Ready, so it is unknown whether its pods are still running"
@@ -140,12 +137,12 @@ def _prove(case: NodeCase, work: NodeWork, *, any_event: bool, step_proven: bool
     if request is not None or busy or not answers_quiet(case):
         # The last answer stays visible until the next one, so that the status does not flap with every request.
         reason = Reason.GPU_STILL_BUSY if busy else Reason.OBSERVATION_PENDING
-        verdict = wait(reason, busy or "waiting for the agent to read the GPUs once more and close NVML")
-        return verdict.then(request) if request is not None else verdict
+        message = busy or "waiting for the agent to read the GPUs once more and close NVML"
+        return wait(reason, message, *([request] if request else []))
     if _listed_twice(case, work):
         return None
     wake = min(case.now + timedelta(seconds=case.settings.idle), next_poll(case))
-    return wait(Reason.SETTLING, "no pod has a GPU; listing the pods once more to be sure", wake)
+    return wait(Reason.SETTLING, "no pod has a GPU; listing the pods once more to be sure", wake=wake)
 
 
 def _listed_twice(case: NodeCase, work: NodeWork) -> bool:

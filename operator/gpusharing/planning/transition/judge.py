@@ -34,9 +34,8 @@ def judge(case: NodeCase) -> Verdict | None:
     marked = names.LABEL_POLICY in case.node.labels
     if not has_gpu(case.node) and not marked:
         return None
-    verdict = case.verdict(Phase.SKIPPED, Reason.UNOWNED, "no policy selects this node")
-    if marked:
-        verdict = verdict.then(LabelNode(case.node, {names.LABEL_POLICY: None}))
+    actions = [LabelNode(case.node, {names.LABEL_POLICY: None})] if marked else []
+    verdict = case.verdict(Phase.SKIPPED, Reason.UNOWNED, "no policy selects this node", *actions)
     return with_gpunode(verdict, case) if has_gpu(case.node) else verdict
 
 
@@ -68,8 +67,8 @@ def _judge_fenced(case: NodeCase) -> Verdict:
         )
         labels, annotations = unmarked(fence, node)
         labels |= routing_before(fence, node)
-        verdict = case.verdict(Phase.ABORTING, Reason.CORDON_KEPT, message)
-        return verdict.then(Release(node, uncordon=False, labels=labels, annotations=annotations))
+        release = Release(node, uncordon=False, labels=labels, annotations=annotations)
+        return case.verdict(Phase.ABORTING, Reason.CORDON_KEPT, message, release)
     if fence.stage == "fenced":
         return before_pnr(case)
     verdict = after_pnr(case)
@@ -84,8 +83,8 @@ def _judge_unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
     if isinstance(assessment, Refused):
         phase, objection = Phase.SKIPPED if assessment.accepted else Phase.BLOCKED, assessment.objection
         if assessment.policy.resetting and Mark.OUTSIDE in objection.reason.marks:  # left as they are
-            verdict = case.verdict(phase, objection.reason, objection.message)
-            return verdict.then(LabelNode(case.node, {names.LABEL_POLICY: None}))
+            unlabel = LabelNode(case.node, {names.LABEL_POLICY: None})
+            return case.verdict(phase, objection.reason, objection.message, unlabel)
         unseen = find_unseen(case) if objection.reason is Reason.NO_GPU else ""
         return case.verdict(phase, objection.reason, objection.message + unseen)
     if isinstance(assessment, Unobserved):
@@ -131,16 +130,16 @@ def _judge_matching(case: NodeCase, assessed: Assessed) -> Verdict:
         text = f"{target.text} proven"
         if (unhealthy := case.unhealthy) is not None:
             return case.verdict(Phase.SYNCED, Reason.GPU_UNHEALTHY, f"{text}; {unhealthy.message}")
-        if (lapses := case.lapses) is not None and (told := lapses.describe(lapses.count)):
-            text = f"{text}; {told}"
+        if (lapses := case.lapses) is not None and (ended := lapses.describe(lapses.count)):
+            text = f"{text}; {ended}"
         return case.verdict(Phase.SYNCED, Reason.SYNCED, text)
     if (unseen := _find_blind(case, "match its target")) is not None:
         return _block(case, unseen)
     already = f"the node already has {target.text}"
     if node.gate is not None and (unhealthy := case.unhealthy) is not None:
         return case.verdict(Phase.BLOCKED, Reason.GPU_UNHEALTHY, f"{already}, but {unhealthy.message}")
-    verdict = case.verdict(Phase.PENDING, Reason.ADOPTABLE, f"{already}; it is adopted without a change")
-    return verdict.then(LabelNode(node, missing, verified=adopted(case, assessed)))
+    adopt = LabelNode(node, missing, verified=adopted(case, assessed))
+    return case.verdict(Phase.PENDING, Reason.ADOPTABLE, f"{already}; it is adopted without a change", adopt)
 
 
 def _find_blind(case: NodeCase, fact: str) -> Finding | None:

@@ -26,12 +26,12 @@ def may_taint(case: NodeCase) -> bool:
 
 def cordon_instead(case: NodeCase, phase: Phase, why: str) -> Verdict:
     """Cordon the node in one PATCH and record that no DeviceTaintRule fences it. Pods and readings from before the cordon prove nothing; `why` is a clause."""
-    message = f"{why}, so the operator cordons the node instead"
-    verdict = case.verdict(phase, Reason.DEVICE_TAINT_FAILED, message)
     # A person may have cordoned the node in the meantime, and that cordon is not ours to lift.
     prior = case.node.unschedulable
     fence = replace(case.fence, tainted=False, since=case.now, prior_unschedulable=prior)
-    return replace(verdict, wants_pods=True).then(UpdateFence(case.node, fence, cordon=True))
+    cordon = UpdateFence(case.node, fence, cordon=True)
+    message = f"{why}, so the operator cordons the node instead"
+    return case.verdict(phase, Reason.DEVICE_TAINT_FAILED, message, cordon, wants_pods=True)
 
 
 def restore_rule(case: NodeCase, phase: Phase) -> Verdict | None:
@@ -50,7 +50,7 @@ def restore_rule(case: NodeCase, phase: Phase) -> Verdict | None:
         return None
     wake = case.now + timedelta(seconds=case.settings.poll)
     message = f"{rule} is not in place yet; no pod is evicted before"
-    return replace(case.verdict(phase, Reason.SETTLING, message, wake=wake), wants_pods=True)
+    return case.verdict(phase, Reason.SETTLING, message, wake=wake, wants_pods=True)
 
 
 def _needs_cordon(case: NodeCase) -> str:

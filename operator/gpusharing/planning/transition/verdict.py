@@ -178,8 +178,9 @@ class NodeCase(ActuatorCase):
         phase: Phase,
         reason: Reason,
         message: str,
-        *,
+        *actions: Action,
         wake: datetime | None = None,
+        wants_pods: bool = False,
         candidate: bool = False,
     ) -> Verdict:
         """Return a verdict with every other field filled in from the case."""
@@ -203,7 +204,9 @@ class NodeCase(ActuatorCase):
             attempt=fence.attempt if fence else 0,
             step=f"{fence.step}/{fence.steps}" if fence else "",
             needs=drain.needs if drain is not None else (),
+            actions=actions,
             wake=wake,
+            wants_pods=wants_pods,
             candidate=candidate,
             health=find_health(self.gpunode),
             lapses=self.lapses,

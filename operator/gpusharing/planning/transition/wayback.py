@@ -71,7 +71,6 @@ def turn_back(case: NodeCase, failure: Finding, *, known: bool) -> Verdict | str
             "spec.rollout.onFailure is Rollback, but the rollback needs an idle node, and this one is in use"
         )
     message = f"{failure.message}; rolling back to {back.target.text}, the last layout proven on this node"
-    verdict = case.verdict(Phase.RECONFIGURING, Reason.ROLLING_BACK, message)
     owed = owe(case, back, attempt=1, failed=True)
     policy, begun_version = assessment.policy, case.fence.version
     fence = replace(
@@ -84,7 +83,7 @@ def turn_back(case: NodeCase, failure: Finding, *, known: bool) -> Verdict | str
         rolls_back=True,
         failure=cut(failure.message, MAX_FAILURE),
     )
-    return verdict.then(UpdateFence(case.node, fence))
+    return case.verdict(Phase.RECONFIGURING, Reason.ROLLING_BACK, message, UpdateFence(case.node, fence))
 
 
 def _assess_back(case: NodeCase, assessment: Assessed) -> Assessed | str:

@@ -33,8 +33,8 @@ def may_uncordon(case: NodeCase) -> bool:
 
 def give_way(case: NodeCase, message: str) -> Verdict:
     labels, annotations = unmarked(case.fence, case.node)
-    verdict = case.verdict(Phase.ABORTING, Reason.FOREIGN_MAINTENANCE, message)
-    return verdict.then(UpdateFence(case.node, aside_fence(case), labels=labels, annotations=annotations))
+    update = UpdateFence(case.node, aside_fence(case), labels=labels, annotations=annotations)
+    return case.verdict(Phase.ABORTING, Reason.FOREIGN_MAINTENANCE, message, update)
 
 
 def keeps_cordon(case: NodeCase) -> bool:
@@ -61,12 +61,7 @@ def yielded(case: NodeCase) -> Verdict:
     message = f"nobody else is working on {case.node.name} anymore; it is being {fate}"
     if case.node.foreign_works:
         message = f"someone uncordoned {case.node.name}; {case.node.foreign} decides what happens next"
-    verdict = case.verdict(Phase.UNCORDONING, Reason.FOREIGN_MAINTENANCE, message)
-    return verdict.then(
-        Release(
-            case.node,
-            uncordon=may_uncordon(case),
-            labels=routing_before(case.fence, case.node),
-            deferred=None if done else next_deferral(case, Reason.FOREIGN_MAINTENANCE),
-        )
-    )
+    deferred = None if done else next_deferral(case, Reason.FOREIGN_MAINTENANCE)
+    labels = routing_before(case.fence, case.node)
+    release = Release(case.node, may_uncordon(case), labels, deferred=deferred)
+    return case.verdict(Phase.UNCORDONING, Reason.FOREIGN_MAINTENANCE, message, release)
