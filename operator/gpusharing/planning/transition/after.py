@@ -117,9 +117,8 @@ def _without_target(case: NodeCase) -> Verdict:
     if (request := verify_request(case)) is not None:
         return _ask_agent(case, request)
     pending = case.assessment.pending if isinstance(case.assessment, Unobserved) else None
-    if (
-        pending is not None and pending.reason is not Reason.OBSERVATION_PENDING
-    ):  # no GPU at all, or a nameless one
+    if pending is not None and pending.reason is not Reason.OBSERVATION_PENDING:
+        # No GPU at all, or a nameless one.
         return case.verdict(Phase.VERIFYING, pending.reason, pending.message)
     return case.verdict(Phase.VERIFYING, Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs")
 

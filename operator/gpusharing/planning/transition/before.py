@@ -147,7 +147,7 @@ def _endings(case: NodeCase) -> Iterator[tuple[Reason, str | Finding | None, boo
         message = "the policy has changed and its new plan needs approval; the node is being restored"
         yield Reason.APPROVAL_NEEDED, message, False
     if assessed is not None:
-        yield Reason.MPS_NOT_SWITCHABLE, first_closed(target_gates(case, assessed)), True
+        yield Reason.MPS_NOT_SWITCHABLE, first_closed(target_gates(case, assessed)), True  # or its own reason
         if assessed.disruption.cordons and not fence.disruption.cordons:
             message = "the change now needs an idle node; it starts over with a drain"
             yield Reason.PODS_LEAVING, message, False

@@ -87,10 +87,10 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
     yield Reason.ACTUATOR_BUSY, find_quiet(case)  # a driver upgrade is reported as foreign maintenance
     yield from service_gates(case)
     if not case.agent_ready:
-        consequence = (
+        effect = (
             ". Without it a change could not be proven, so none starts; check the DaemonSet gpusharing-agent"
         )
-        yield Reason.AGENT_NOT_READY, case.no_agent(consequence)
+        yield Reason.AGENT_NOT_READY, case.no_agent(effect)
     if observed is None or observed.quiet:
         yield Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs"
     elif observed.error:
@@ -112,9 +112,7 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
     yield Reason.ACTUATOR_MISSING, find_obstacle(case.actuator.obstacles, case, assessed.target)
     asked = proof is not None and is_new_value(node.retry, proof.retry)
     drift = None if asked else assessed.drift
-    if (
-        drift is not None
-    ):  # plugin restarts and reboots heal themselves, so drift is corrected only if it lasts
+    if drift is not None:  # it may pass: plugin restarts and reboots heal themselves
         since, grace = case.drifting_since, timedelta(seconds=case.settings.drift_grace)
         if since is None or case.now < since + grace:
             message = f"{name} has drifted from its last proven state: {drift.message}"
@@ -204,9 +202,8 @@ def _rollback_gate(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
 def _find_futile(case: NodeCase, assessed: Assessed, drift: Finding | None) -> Finding | None:
     """Return what still differs on a node where a change would write nothing new, so that a drain would disturb its pods for nothing."""
     target, mismatch, proof = assessed.target, assessed.mismatch, case.node.verified
-    if (
-        drift is not None and assessed.disruption.cordons
-    ):  # it was proven under another name with the same meaning
+    if drift is not None and assessed.disruption.cordons:
+        # It was proven under another name with the same meaning.
         target = keep_names(Comparison(case.node, assessed.observed, target, case.stack))
     if mismatch is None or _writes_anew(case, target):
         return None

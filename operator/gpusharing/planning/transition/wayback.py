@@ -43,9 +43,8 @@ def present_way_back(verdict: Verdict, case: NodeCase) -> Verdict:
     reason, message = verdict.reason, verdict.message
     if verdict.phase not in (Phase.FAILED, Phase.UNCORDONING):
         message = f"rolling back after a failure: {message}"
-    if (
-        verdict.phase is Phase.FAILED and reason is Reason.ROLLING_BACK
-    ):  # that layout cannot be reached any more
+    if verdict.phase is Phase.FAILED and reason is Reason.ROLLING_BACK:
+        # That layout cannot be reached any more.
         message = f"{message}. To try {wanted} again, run: {retry_command(case.node.name, case.fence.retry)}"
     if reason in (Reason.ACTUATION_IN_PROGRESS, Reason.OBSERVATION_PENDING):
         reason = Reason.ROLLING_BACK
