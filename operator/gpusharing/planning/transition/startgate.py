@@ -8,7 +8,6 @@ workloads off.
 from gpusharing.api import names
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView
 from gpusharing.planning.stack.startgate import (
-    Untolerated,
     find_untolerated,
     find_untolerated_agents,
     find_untolerated_driver,
@@ -41,12 +40,13 @@ def find_closed(case: NodeCase) -> Finding | None:
     missing = find_untolerated_agents(case.stack) or operands or driver or _find_finder(case)
     if missing is None:
         return None
-    text = f"{missing.message}, so {missing.pods} cannot run on {case.node.name} and it cannot be proven"
-    tail = f". To fix it, run (this restarts those pods on every node): {missing.command}"
+    (message, command), pods = missing, "NVIDIA's pods" if missing is operands else "its pods"
+    text = f"{message}, so {pods} cannot run on {case.node.name} and it cannot be proven"
+    tail = f". To fix it, run (this restarts those pods on every node): {command}"
     return Finding(Reason.TAINT_NOT_TOLERATED, cut(text, MAX_TEXT - len(tail)) + tail)
 
 
-def _find_finder(case: NodeCase) -> Untolerated | None:
+def _find_finder(case: NodeCase) -> tuple[str, str] | None:
     policy, namespace = case.stack.cluster_policy, case.settings.gpu_operator_namespace
     plain = policy is not None and policy.plain is not None
     return find_untolerated_finder(case.stack.finders, namespace, plain=plain)
@@ -56,7 +56,8 @@ def find_unseen(case: NodeCase) -> str:
     if case.node.gate is None or has_gpu(case.node):
         return ""
     if (missing := _find_finder(case)) is not None:
-        return f". If it has one, it is not detected, because {missing.message}; run: {missing.command}"
+        message, command = missing
+        return f". If it has one, it is not detected, because {message}; run: {command}"
     if case.stack.finders:
         return ""
     namespace = case.settings.gpu_operator_namespace
