@@ -146,7 +146,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     classes = plan_classes(snapshot, targets.values()) if by_dra else None
     unfenced = {**choice.claims, **kept_claims}
     shared = share(snapshot, config, unfenced, pools, verdicts, failed_nodes=failed_nodes, classes=classes)
-    failing.name(verdicts)
+    failing.show(verdicts)
     vain = count_vain(pools, verdicts, choice.looks, snapshot) if crowd_known else {}
     since = snapshot.memory.drifting_since
     return RolloutPlan(

@@ -37,7 +37,9 @@ def calls_fail(verdict: Verdict) -> bool:
     return any(blocker.reason is Reason.CALL_FAILED for blocker in verdict.blockers)
 
 
-def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | None = None) -> Verdict:
+def show_failure(
+    verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | None = None
+) -> Verdict:
     """Return the verdict with the failure of its calls in it, once the failure lasts. Its actions stay; while calls are suspended, the node is no candidate."""
     suspended = failure.holds(now)
     # Much has to be proven again before some calls, so the next attempt may come this late.
@@ -83,7 +85,7 @@ def _is_late(verdict: Verdict, fence: Fence | None, now: datetime) -> bool:
     return False
 
 
-def _with_failure(verdict: Verdict, node: NodeView, now: datetime) -> Verdict:
+def _record_failure(verdict: Verdict, node: NodeView, now: datetime) -> Verdict:
     """Record in the fence that the change has failed, if possible with a PATCH of the fence that is due anyway (docs/adr/0044-what-was-seen-is-written-down.md)."""
     fence = node.fence
     if fence is None or fence.failed is not None:
@@ -130,9 +132,9 @@ class Failing:
         for node, failure in self.failures.items():
             if (member := members.get(node)) is None or member.verdict.phase is Phase.FAILED:
                 continue
-            verdict = named(member.verdict, failure, self.now, member.node.fence)
+            verdict = show_failure(member.verdict, failure, self.now, member.node.fence)
             if verdict.phase is Phase.FAILED:
-                late[node] = replace(member, verdict=_with_failure(verdict, member.node, self.now))
+                late[node] = replace(member, verdict=_record_failure(verdict, member.node, self.now))
             elif verdict.phase.in_flight and failure.stuck:
                 late[node] = replace(member, verdict=verdict)
         return {**members, **late} if late else members
@@ -159,13 +161,13 @@ class Failing:
                 changed[node] = replace(waits, reason=Reason.CALL_FAILED, blockers=blockers)
         return changed
 
-    def name(self, verdicts: dict[str, Verdict]) -> None:
+    def show(self, verdicts: dict[str, Verdict]) -> None:
         """Add the failures to the verdicts of their nodes, in place. A write that keeps every fence from being written counts for each node that would start."""
         for node, failure in self.failures.items():
             if (verdict := verdicts.get(node)) is not None:
-                verdicts[node] = named(verdict, failure, self.now)
+                verdicts[node] = show_failure(verdict, failure, self.now)
         if self.failures.keys() - verdicts.keys():
             for node, verdict in verdicts.items():
                 common = self.failures.get(CLAIMS) or self.failures.get(policy_subject(verdict.policy))
                 if verdict.starts and common is not None:
-                    verdicts[node] = named(verdict, common, self.now)
+                    verdicts[node] = show_failure(verdict, common, self.now)
