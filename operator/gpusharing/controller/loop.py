@@ -264,7 +264,9 @@ class Loop:
         self._complaints.check("policies", why, stale, error=why)
         if why:
             return now + timedelta(seconds=RETRY)
-        moments = (now,) if at_once else (plan.wake_at, held_back, outcome.again, self.calls.next_release(now))
+        moments = (
+            (now,) if at_once else (plan.wake_at, held_back, outcome.again, self.calls.next_release(now))
+        )
         return min((moment for moment in moments if moment is not None), default=None)
 
     async def _gather(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:
