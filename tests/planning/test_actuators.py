@@ -13,7 +13,7 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Release
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import NodeView, ObservedView
-from gpusharing.planning.stack.acceptance import find_terms, wish_of
+from gpusharing.planning.stack.acceptance import find_targets, request_of
 from gpusharing.planning.stack.requirements import REQUIREMENTS, find_disabled
 from gpusharing.planning.transition.cases import compare
 from gpusharing.planning.transition.judge import judge
@@ -22,7 +22,7 @@ from gpusharing.planning.wanted.actuators.actuator import Actuator, ActuatorCase
 from gpusharing.planning.wanted.actuators.choice import find_actuator
 from gpusharing.planning.wanted.actuators.labels import LABELS
 from gpusharing.planning.wanted.target import Target
-from gpusharing.planning.wanted.verify import AGENT_CHECKS
+from gpusharing.planning.wanted.verify import agent_checks
 
 LAYOUT = "example.com/layout"
 
@@ -37,8 +37,8 @@ def written(
 
 INVENTED = Actuator(
     needs=frozenset(),
-    objections=(),
-    obstacles=(),
+    objections=lambda case, target: iter(()),
+    obstacles=lambda case, target: iter(()),
     find_labels=lambda node, target: {},
     needs_run=lambda case, target: case.found_layouts != target.layouts,
     find_missing=lambda case, goal, again: "",
@@ -48,7 +48,7 @@ INVENTED = Actuator(
     next_look=lambda case, fence: None,
     find_events=lambda case: (),
     find_work=lambda node: "",
-    checks=AGENT_CHECKS,
+    checks=agent_checks,
     find_last_proven=lambda node, observed, stack: "nothing",
     tell_left=lambda node: "",
 )
@@ -72,7 +72,7 @@ class Played:
         )
         case = make_case(MIXED, gpunode=self.gpunode, work=work, now=now)
         case = replace(case, node=self.node, actuator=INVENTED)
-        verdict = judge(compare(case, find_terms(MIXED, wish_of(MIXED), case.stack, SETTINGS)))
+        verdict = judge(compare(case, find_targets(MIXED, request_of(MIXED), case.stack, SETTINGS)))
         assert verdict is not None, "a policy owns the node"
         self.phases += [verdict.phase] if self.phases[-1:] != [verdict.phase] else []
         return verdict

@@ -42,16 +42,16 @@ from gpusharing.planning.snapshot.draviews import DeviceClassView, DraView, Node
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.stackviews import PLUGIN_SWITCH, Operand, Program, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PolicyView
-from gpusharing.planning.stack.acceptance import Terms
 from gpusharing.planning.transition.cases import compare
 from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import FencedCase, NodeCase, Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.actuators.choice import find_actuator
 from gpusharing.planning.wanted.actuators.dra import DRA
+from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.draobjects import wanted_class
-from gpusharing.planning.wanted.target import Target, Targets, find_last_proven, find_wish
-from gpusharing.planning.wanted.verify import Source
+from gpusharing.planning.wanted.target import PolicyTargets, Target, find_last_proven, find_request
+from gpusharing.planning.wanted.verify import Comparison, Source
 
 MIG, FULL = make_policy(), make_policy(mode="Full")
 HALVES: Layout = (("3g.40gb", 2),)
@@ -114,7 +114,7 @@ class Played:
             now=now,
         )
         assert policy.spec is not None
-        case = compare(case, Terms(policy, Targets(policy, find_wish(policy.name, policy.spec), self.stack)))
+        case = compare(case, PolicyTargets(policy, find_request(policy.name, policy.spec), self.stack))
         return case if fence is None else FencedCase.of(case, fence)
 
     def judge(self, policy: PolicyView, now: datetime) -> Verdict:
@@ -347,9 +347,14 @@ def test_slices_are_outdated_if_they_differ_from_the_reading_that_proves(
 
 
 def test_what_is_compared_is_shown_from_the_agents_reading_to_what_the_node_offers() -> None:
-    sources = list(dict.fromkeys(check.source for check in DRA.checks))
+    at_rest = Played()
+    target = at_rest.case(FULL, NOW).assessment
+    assert isinstance(target, Assessed)
+    compared = Comparison(at_rest.node, target.observed, target.target, at_rest.stack)
+    checks = list(DRA.checks(compared))
+    sources = list(dict.fromkeys(source for source, _, _ in checks))
     assert sources == [Source.AGENT, Source.NVML, Source.MIG_MANAGER, Source.OPERANDS, Source.SLICES]
-    assert DRA.checks[-1].reason is Reason.ALLOCATABLE_MISMATCH
+    assert checks[-1][1] is Reason.ALLOCATABLE_MISMATCH
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ from gpusharing.planning.snapshot.looks import Look, PassMemory
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, NodeView, PolicyView
-from gpusharing.planning.stack.acceptance import Terms, find_terms, wish_of
+from gpusharing.planning.stack.acceptance import find_targets, request_of
 from gpusharing.planning.stack.drastack import find_dra_stack, is_complete
 from gpusharing.planning.stack.migstrategy import find_strategy_users, wants_other_strategy
 from gpusharing.planning.transition.callverdicts import Failing
@@ -76,7 +76,7 @@ from gpusharing.planning.wanted.configmaps import plan_config
 from gpusharing.planning.wanted.draobjects import plan_classes
 from gpusharing.planning.wanted.ownership import Owners, find_coming, find_contenders
 from gpusharing.planning.wanted.pluginconfig import PluginConfig
-from gpusharing.planning.wanted.target import Target, Wish
+from gpusharing.planning.wanted.target import PolicyTargets, Request, Target
 
 
 @value
@@ -114,9 +114,9 @@ class Known:
 
     snapshot: ClusterSnapshot
     """The snapshot of this pass, with the rules of other policies for members of gangs."""
-    wishes: Mapping[str, Wish | Finding]
+    wishes: Mapping[str, Request | Finding]
     """By policy: what the policy requests, or the reason why its spec is refused."""
-    terms: Mapping[str, Terms]
+    terms: Mapping[str, PolicyTargets]
     """What each policy offers its nodes, by policy."""
     unread: Mapping[str, Exception]
     """The errors of the policies that cannot be judged, by policy."""
@@ -207,12 +207,12 @@ def _remember(
 
 
 def _object(
-    terms: Mapping[str, Terms], unread: Mapping[str, Exception], pools: Mapping[str, Pool]
+    terms: Mapping[str, PolicyTargets], unread: Mapping[str, Exception], pools: Mapping[str, Pool]
 ) -> dict[str, Finding]:
     """Return why policies are not accepted, by policy; accepted ones are left out. `unread` has the errors of policies
     that cannot be judged, and `pools` may show that a policy's windows cannot be computed. Windows that are closed,
     invalid or too short are no objection."""
-    found = {name: one.targets for name, one in terms.items() if isinstance(one.targets, Finding)}
+    found = {name: one.request for name, one in terms.items() if isinstance(one.request, Finding)}
     found |= {name: of_policy(name, error) for name, error in unread.items()}
     closed = ((name, pool.hours.closed) for name, pool in pools.items() if name not in found)
     return found | {
@@ -238,7 +238,7 @@ def find_known(snapshot: ClusterSnapshot, now: datetime, memo: Memo) -> Known:
     verdict says so."""
     failed: dict[str, Exception] = {}
     unread: dict[str, Exception] = {}
-    wishes = memo.each(wish_of, ((one.name, (one,)) for one in snapshot.policies), failed=unread)
+    wishes = memo.each(request_of, ((one.name, (one,)) for one in snapshot.policies), failed=unread)
     owners = own(snapshot, memo, failed)
     snapshot = _with_strategy_users(snapshot, owners, memo, unread)
     terms = agree(snapshot, wishes, memo, unread)
@@ -304,26 +304,26 @@ def _with_strategy_users(
 
 def agree(
     snapshot: ClusterSnapshot,
-    wishes: Mapping[str, Wish | Finding],
+    wishes: Mapping[str, Request | Finding],
     memo: Memo,
     unread: dict[str, Exception],
-) -> dict[str, Terms]:
+) -> dict[str, PolicyTargets]:
     """Return the terms of every policy that has an entry in `wishes`, by policy. The terms say what the policy offers
     its nodes. If the terms cannot be computed, the policy is left out, and its error is added to `unread`."""
     stack, settings = snapshot.stack, snapshot.settings
     readable = (policy for policy in snapshot.policies if policy.name in wishes)
     rows = ((policy.name, (policy, wishes[policy.name], stack, settings)) for policy in readable)
-    return memo.each(find_terms, rows, failed=unread)
+    return memo.each(find_targets, rows, failed=unread)
 
 
 def follow(
     snapshot: ClusterSnapshot,
     owners: Mapping[str, str],
-    terms: Mapping[str, Terms],
+    terms: Mapping[str, PolicyTargets],
     *,
     failed: dict[str, Exception],
     unread: Mapping[str, Exception],
-) -> dict[str, Terms | None]:
+) -> dict[str, PolicyTargets | None]:
     """Return the terms that each node is compared with, by node. These are the terms of the policy that the node's
     fence names or, if that policy has none, of the node's owner. None if neither has terms.
 
@@ -426,7 +426,7 @@ def configure(
     snapshot: ClusterSnapshot,
     targets: Iterable[Target],
     models: Mapping[str, GpuView],
-    wishes: Mapping[str, Wish | Finding],
+    wishes: Mapping[str, Request | Finding],
     memo: Memo,
 ) -> WriteConfig | None:
     """Return the action that brings our ConfigMaps up to date with the wishes of all policies and the plugin
@@ -442,7 +442,7 @@ def configure(
 
 def _configure(
     policies: tuple[PolicyView, ...],
-    wishes: Mapping[str, Wish | Finding],
+    wishes: Mapping[str, Request | Finding],
     models: Mapping[str, GpuView],
     plugins: Mapping[str, PluginConfig],
     stack: StackView,
@@ -450,8 +450,8 @@ def _configure(
     nodes: Mapping[str, NodeView],
     gpunodes: Mapping[str, GPUNodeView],
 ) -> tuple[WriteConfig | None, bool]:
-    """Plan the ConfigMaps for the policies with a Wish in `wishes`, in the order of `policies`. Return the action that
+    """Plan the ConfigMaps for the policies with a Request in `wishes`, in the order of `policies`. Return the action that
     writes them, or None if none is needed, and whether they hold entries that no policy, card or file of the admin
     needs. Returns (None, False) if somebody else's ConfigMap with entries has one of our names."""
-    readable = [found for one in policies if isinstance(found := wishes.get(one.name), Wish)]
+    readable = [found for one in policies if isinstance(found := wishes.get(one.name), Request)]
     return plan_config(readable, nodes.values(), models, plugins, stack, gpunodes=gpunodes)

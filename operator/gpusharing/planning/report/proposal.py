@@ -34,7 +34,7 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted import migfile
-from gpusharing.planning.wanted.assess import Unobserved
+from gpusharing.planning.wanted.assess import Assessed
 
 
 @value
@@ -171,7 +171,11 @@ def tell_proposal(
     vanishing = tuple(_vanishing(before, after, names, snapshot, plan.afterwards))
     left_out = tuple(v for v in pool.verdicts if v.node not in told and v.phase is not Phase.SYNCED)
     members_ = plan.pools[policy.name].members
-    unseen = {one.node.name for one in members_ if isinstance(one.assessment, Unobserved | None)}
+    unseen = {
+        one.node.name
+        for one in members_
+        if not isinstance(one.assessment, Assessed) and (one.assessment is None or one.assessment.unobserved)
+    }
     return Proposal(
         policy=policy.name,
         accepted=accepted["status"] == "True",

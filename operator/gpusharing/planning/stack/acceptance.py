@@ -29,7 +29,7 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT, cut
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.target import Targets, Wish, find_wish
+from gpusharing.planning.wanted.target import PolicyTargets, Request, find_request
 
 MOST_LABELS = 400
 """The most characters of commands that label nodes in one message. `kubectl gpusharing import` prints more."""
@@ -412,27 +412,15 @@ OBJECTIONS = (
 """The first match wins."""
 
 
-@value(eq=False)
-class Terms:
-    """One policy with the targets of its nodes in this cluster."""
-
-    policy: PolicyView
-    """The policy whose targets these are."""
-    targets: Targets | Finding
-    """The targets by hardware, or the Finding that says why the policy is not accepted."""
-
-
-def wish_of(policy: PolicyView) -> Wish | Finding:
+def request_of(policy: PolicyView) -> Request | Finding:
     """Return what a policy asks of every node, or a Finding if its spec cannot be read."""
     spec = find_spec(policy)
-    return spec if isinstance(spec, Finding) else find_wish(policy.name, spec)
+    return spec if isinstance(spec, Finding) else find_request(policy.name, spec)
 
 
-def find_terms(
-    policy: PolicyView, request: Wish | Finding, stack: StackView, settings: PlanSettings
-) -> Terms:
-    """Return the policy with its targets in this cluster, or with the Finding that says why the policy is not
-    accepted. `request` is the result of `wish_of`; if that is a Finding, it is the objection."""
-    if isinstance(request, Finding):
-        return Terms(policy, request)
-    return Terms(policy, find_objection(policy, stack, settings) or Targets(policy, request, stack))
+def find_targets(
+    policy: PolicyView, request: Request | Finding, stack: StackView, settings: PlanSettings
+) -> PolicyTargets:
+    """Return the targets of a policy in this cluster. `request` is the result of `request_of`."""
+    objection = None if isinstance(request, Finding) else find_objection(policy, stack, settings)
+    return PolicyTargets(policy, objection or request, stack)

@@ -45,8 +45,8 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.actuators.actuator import Trouble
-from gpusharing.planning.wanted.assess import Assessed, Refused, Unobserved
+from gpusharing.planning.wanted.actuators.actuator import Unfinished
+from gpusharing.planning.wanted.assess import Assessed, Untargeted
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import Comparison, find_mismatch
 
@@ -191,7 +191,7 @@ still be scheduled."""
 def _works_on(case: FencedCase, reason: Reason) -> Verdict | None:
     """Return the Reconfiguring verdict that the actuator is still at work (`_at_work`), with the reason of its trouble.
     `reason` is ignored. None if the actuator shows no trouble, or trouble that waiting longer would not change, such as
-    a failure (`Trouble.final`)."""
+    a failure (`Unfinished.final`)."""
     trouble = case.actuator.find_trouble(case, case.fence)
     return None if trouble is None or trouble.final else _at_work(case, trouble)
 
@@ -201,7 +201,7 @@ def _refused(case: FencedCase, reason: Reason) -> Verdict | None:
     obstacle is that the GPUs are unknown. The verdict is Verifying if the objection is momentary (`Mark.MOMENTARY`),
     else Failed. The verdict has the objection's reason (`reason` is ignored) and no action."""
     assessment = case.assessment
-    if not isinstance(assessment, Refused):
+    if not isinstance(assessment, Untargeted) or assessment.unobserved:
         return None
     if Mark.MOMENTARY in assessment.objection.reason.marks:
         message = f"{assessment.objection.message}; the node stays fenced, and its proof continues once this has ended"
@@ -224,7 +224,8 @@ def _unobserved(case: FencedCase) -> Verdict:
     the agent reports an error, no GPU or a GPU that has never answered, the verdict has that reason and message. The
     verdict has no action and no `wake` of its own."""
     assessment = case.assessment
-    pending = assessment.pending if isinstance(assessment, Unobserved) else None
+    unobserved = isinstance(assessment, Untargeted) and assessment.unobserved
+    pending = assessment.objection if isinstance(assessment, Untargeted) and unobserved else None
     if (
         pending is not None and pending.reason is not Reason.OBSERVATION_PENDING
     ):  # no GPU at all, or a nameless one
@@ -256,7 +257,7 @@ class _Aimed:
     owed: bool
     """Whether the fence records that another run towards the policy's target is due. False if the run that it records
     leads to another target."""
-    trouble: Trouble | None
+    trouble: Unfinished | None
     """What is wrong with the last run, or None if it succeeded or involves no program that could fail."""
 
     @staticmethod
@@ -296,7 +297,7 @@ def _owes_run(aimed: _Aimed, reason: Reason) -> Verdict | None:
 def _still_at_work(aimed: _Aimed, reason: Reason) -> Verdict | None:
     """Return the Reconfiguring verdict of a node whose actuator is still working (`_at_work`), with the reason that
     its trouble has; the argument `reason` is ignored. None if the actuator shows no trouble, or trouble that waiting
-    longer would not change (`Trouble.final`). A new target does not interrupt the actuator's work."""
+    longer would not change (`Unfinished.final`). A new target does not interrupt the actuator's work."""
     trouble = aimed.trouble
     return None if trouble is None or trouble.final else _at_work(aimed.case, trouble)
 
@@ -369,7 +370,7 @@ a run that is under way may finish. If none applies, the spec was changed after 
 a deadline of its own."""
 
 
-def _at_work(case: FencedCase, trouble: Trouble) -> Verdict:
+def _at_work(case: FencedCase, trouble: Unfinished) -> Verdict:
     """Return the Reconfiguring verdict of a node on which the actuator is at work, with the reason and message of
     `trouble`. The verdict wakes when the mere passing of time may change the state that the actuator shows. The verdict
     has no action."""

@@ -37,7 +37,7 @@ from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.assess import Assessed, Refused
+from gpusharing.planning.wanted.assess import Assessed, Untargeted
 
 
 def before_pnr(case: FencedCase) -> Verdict:
@@ -61,7 +61,7 @@ def _next_step(case: FencedCase) -> Verdict:
     if (ended := _end_jobs(case)) is not None:
         return ended
     assessment = case.assessment
-    if isinstance(assessment, Refused):
+    if isinstance(assessment, Untargeted) and not assessment.unobserved:
         return _held_up(case, assessment.objection.reason, assessment.objection.message)
     if not isinstance(assessment, Assessed):
         return _held_up(case, Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs")
@@ -260,7 +260,9 @@ def _refused(case: FencedCase) -> str | Finding:
     """Return the objection to the policy or to its target on this node, or an empty string if there is no objection or
     only a momentary one."""
     assessment = case.assessment
-    if not isinstance(assessment, Refused) or Mark.MOMENTARY in assessment.objection.reason.marks:
+    if not isinstance(assessment, Untargeted) or assessment.unobserved:
+        return ""
+    if Mark.MOMENTARY in assessment.objection.reason.marks:
         return ""
     return assessment.objection
 

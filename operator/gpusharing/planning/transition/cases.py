@@ -17,12 +17,12 @@ from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.snapshot.memo import Column
 from gpusharing.planning.snapshot.stackviews import Program
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, Hardware
-from gpusharing.planning.stack.acceptance import Terms
 from gpusharing.planning.transition.judge import differs_from_target, judge
 from gpusharing.planning.transition.members import Member, find_member, is_begun
 from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.wanted.actuators.choice import find_actuator
 from gpusharing.planning.wanted.assess import assess
+from gpusharing.planning.wanted.target import PolicyTargets
 
 
 class Cases:
@@ -33,8 +33,8 @@ class Cases:
         self,
         snapshot: ClusterSnapshot,
         owners: Mapping[str, str],
-        terms: Mapping[str, Terms],
-        followed: Mapping[str, Terms | None],
+        terms: Mapping[str, PolicyTargets],
+        followed: Mapping[str, PolicyTargets | None],
     ) -> None:
         """Store what the cases need of `snapshot`. `owners` has the policy that owns each node, `terms` the terms of
         each policy, and `followed` the terms that each node is compared with. Every node in `followed` must be in
@@ -57,7 +57,7 @@ class Cases:
         self.columns: list[Column] = [*rows, *self.operands]
         """The mappings and sets that have an entry per node."""
 
-    def find(self, name: str, now: datetime) -> tuple[NodeCase, Terms | None]:
+    def find(self, name: str, now: datetime) -> tuple[NodeCase, PolicyTargets | None]:
         """Return the arguments of `judge_case` for one node in `followed`: its case, not yet compared, and its terms,
         which are None if it is compared with no policy. Raises KeyError for any other node."""
         owner = self.owned[name]
@@ -86,22 +86,20 @@ class Cases:
         return case, self.followed[name]
 
 
-def compare(case: NodeCase, terms: Terms | None) -> NodeCase:
+def compare(case: NodeCase, terms: PolicyTargets | None) -> NodeCase:
     """Return the case with the result of comparing its node with `terms`. Without terms, nothing is compared.
 
     With or without terms, if the change has become a reboot since the pods were listed for a smaller change, that LIST
     is dropped, because neither pods without a GPU nor their gangs were examined then.
     """
     if terms is not None:
-        found = assess(
-            case.node, case.gpunode, terms.policy, terms.targets, case.stack, actuator=case.actuator
-        )
+        found = assess(case.node, case.gpunode, terms, actuator=case.actuator)
         case = replace(case, assessment=found)
     unread = case.work is not None and case.scope.all_pods and not case.work.all_pods
     return replace(case, work=None) if unread else case
 
 
-def judge_case(case: NodeCase, terms: Terms | None) -> Member | None:
+def judge_case(case: NodeCase, terms: PolicyTargets | None) -> Member | None:
     """Compare the node of a case with its terms and judge it. Return the node as its pool counts it, or None if the
     node does not concern us (`judge`). An error in the comparison or the judgment is not caught."""
     case = compare(case, terms)

@@ -14,9 +14,10 @@ from typing import NamedTuple
 from gpusharing.api.policy import Drain
 from gpusharing.planning.snapshot.podviews import GangView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
-from gpusharing.planning.stack.acceptance import Terms, find_spec
+from gpusharing.planning.stack.acceptance import find_spec
 from gpusharing.planning.transition.guard import find_fault
 from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.wanted.target import PolicyTargets
 
 
 class _Rules(NamedTuple):
@@ -32,7 +33,7 @@ class _Rules(NamedTuple):
 
 def with_rules(
     snapshot: ClusterSnapshot,
-    followed: Mapping[str, Terms | None],
+    followed: Mapping[str, PolicyTargets | None],
     owners: Mapping[str, str],
     failed: Mapping[str, Exception],
 ) -> ClusterSnapshot:

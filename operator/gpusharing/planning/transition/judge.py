@@ -25,7 +25,7 @@ from gpusharing.planning.transition.yielding import yielded
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.assess import Assessed, Assessment, Refused, Unobserved, has_gpu
+from gpusharing.planning.wanted.assess import Assessed, Assessment, Untargeted, has_gpu
 
 
 def judge(case: NodeCase) -> Verdict | None:
@@ -124,15 +124,15 @@ def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
     nodes. `_not_observed` judges unread nodes, and `_as_wanted` matching ones. If the node seems to have no GPU, the
     message says why one may be undetected (`find_unseen`). Others are Pending candidates (Progressing) unless
     `find_closed` or a gate objects."""
-    if isinstance(assessment, Refused):
+    if isinstance(assessment, Untargeted):
+        if assessment.unobserved:
+            return _not_observed(case, assessment.objection)
         phase, objection = Phase.SKIPPED if assessment.accepted else Phase.BLOCKED, assessment.objection
         if assessment.policy.resetting and Mark.OUTSIDE in objection.reason.marks:  # left as they are
             verdict = case.verdict(phase, objection.reason, objection.message)
             return verdict.then(LabelNode(case.node, {names.LABEL_POLICY: None}))
         unseen = find_unseen(case) if objection.reason is Reason.NO_GPU else ""
         return case.verdict(phase, objection.reason, objection.message + unseen)
-    if isinstance(assessment, Unobserved):
-        return _not_observed(case, assessment.pending)
     if assessment.mismatch is None:
         return _as_wanted(case, assessment)
     if (closed := find_closed(case)) is not None:

@@ -19,7 +19,7 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import cut
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.actuators.actuator import find_obstacle
-from gpusharing.planning.wanted.assess import Assessed, Refused, find_disruption, needs_two_steps
+from gpusharing.planning.wanted.assess import Assessed, Untargeted, find_disruption, needs_two_steps
 from gpusharing.planning.wanted.verify import Comparison, find_mismatch
 
 MAX_FAILURE = 300
@@ -28,7 +28,7 @@ MAX_FAILURE = 300
 
 def find_way_back(case: FencedCase) -> FencedCase | None:
     """Return the case with the last proven layout as its target, or None if the node is not being rolled back. If that
-    layout can no longer be reached, the assessment of the returned case is Refused, with the reason RollingBack and a
+    layout can no longer be reached, the assessment of the returned case is Untargeted, with the reason RollingBack and a
     message that says why. A case whose policy gives the node no target now is returned unchanged."""
     if not goes_back(case):
         return None
@@ -38,7 +38,7 @@ def find_way_back(case: FencedCase) -> FencedCase | None:
     back = _assess_back(case, assessment)
     if isinstance(back, str):
         gone = Finding(Reason.ROLLING_BACK, f"the rollback is no longer possible: {back}")
-        return replace(case, assessment=Refused(assessment.policy, gone, True, assessment.observed_text))
+        return replace(case, assessment=Untargeted(assessment.policy, gone, assessment.observed_text))
     return replace(case, assessment=back)
 
 
