@@ -12,47 +12,74 @@ from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Release
 from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import NodeView, ObservedView
 from gpusharing.planning.stack.acceptance import find_targets, request_of
 from gpusharing.planning.stack.requirements import REQUIREMENTS, find_disabled
 from gpusharing.planning.transition.cases import compare
 from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import Verdict
-from gpusharing.planning.wanted.actuators.actuator import Actuator, ActuatorCase, Writing
+from gpusharing.planning.wanted.actuators.actuator import Actuator, ActuatorCase, Conditions, Writing
 from gpusharing.planning.wanted.actuators.choice import find_actuator
 from gpusharing.planning.wanted.actuators.labels import LABELS
 from gpusharing.planning.wanted.target import Target
-from gpusharing.planning.wanted.verify import agent_checks
+from gpusharing.planning.wanted.verify import Checked, Comparison, agent_checks
 
 LAYOUT = "example.com/layout"
 
 
-def written(
-    case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool
-) -> Writing:
-    """A label with the layout, for a program that divides GPUs which nobody uses."""
-    assert idle is not None, "it never begins on a node that was not proven idle"
-    return Writing(labels={LAYOUT: goal.text})
+class Invented(Actuator):
+    """Writes a label with the layout, for a program that divides GPUs which nobody uses. It is proven by the agent alone."""
+
+    needs = frozenset()
+
+    def objections(self, case: ActuatorCase, target: Target) -> Conditions:
+        return iter(())
+
+    def obstacles(self, case: ActuatorCase, target: Target) -> Conditions:
+        return iter(())
+
+    def find_labels(self, node: NodeView, target: Target) -> dict[str, str]:
+        return {}
+
+    def needs_run(self, case: ActuatorCase, target: Target) -> bool:
+        return case.found_layouts != target.layouts
+
+    def find_missing(self, case: ActuatorCase, goal: Target, again: bool) -> str:
+        return ""
+
+    def write(
+        self, case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool
+    ) -> Writing:
+        assert idle is not None, "it never begins on a node that was not proven idle"
+        return Writing(labels={LAYOUT: goal.text})
+
+    def find_old(self, case: ActuatorCase, fence: Fence) -> None:
+        return None
+
+    def find_trouble(self, case: ActuatorCase, fence: Fence) -> None:
+        return None
+
+    def next_look(self, case: ActuatorCase, fence: Fence) -> None:
+        return None
+
+    def find_events(self, case: ActuatorCase) -> tuple[str, ...]:
+        return ()
+
+    def find_work(self, node: NodeView) -> str:
+        return ""
+
+    def checks(self, compared: Comparison) -> Checked:
+        return agent_checks(compared)
+
+    def find_last_proven(self, node: NodeView, observed: ObservedView, stack: StackView) -> str:
+        return "nothing"
+
+    def tell_left(self, node: NodeView) -> str:
+        return ""
 
 
-INVENTED = Actuator(
-    needs=frozenset(),
-    objections=lambda case, target: iter(()),
-    obstacles=lambda case, target: iter(()),
-    find_labels=lambda node, target: {},
-    needs_run=lambda case, target: case.found_layouts != target.layouts,
-    find_missing=lambda case, goal, again: "",
-    write=written,
-    find_old=lambda case, fence: None,
-    find_trouble=lambda case, fence: None,
-    next_look=lambda case, fence: None,
-    find_events=lambda case: (),
-    find_work=lambda node: "",
-    checks=agent_checks,
-    find_last_proven=lambda node, observed, stack: "nothing",
-    tell_left=lambda node: "",
-)
-"""Writes a label of its own, and is proven by the agent alone."""
+INVENTED = Invented()
 
 
 class Played:

@@ -65,10 +65,8 @@ def client_threads(clients: int) -> int:
 
 
 def fits(requested: Mapping[str, int], available: Mapping[str, int]) -> bool:
-    """Whether a node with the devices in `available`, counts by resource, has all in `requested`."""
     return all(available.get(name, 0) >= count for name, count in requested.items())
 
 
 def remaining(available: Mapping[str, int], held: Mapping[str, int]) -> dict[str, int]:
-    """Return how many devices of each available resource are not held; 0 if more are held than available."""
     return {name: max(0, count - held.get(name, 0)) for name, count in available.items()}

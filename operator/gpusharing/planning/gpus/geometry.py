@@ -44,7 +44,6 @@ def normalize(counts: Mapping[str, int]) -> Layout:
 
 
 def describe(layout: Layout) -> str:
-    """Return the layout for people, such as ``1x3g.40gb+2x2g.20gb``, or ``empty`` if it has no instances."""
     return "+".join(f"{count}x{name}" for name, count in layout) or "empty"
 
 
@@ -107,13 +106,11 @@ def nearest_layout(layout: Layout, profiles: Sequence[Profile]) -> Layout | None
 
 
 def legal_layouts(profiles: Sequence[Profile]) -> tuple[Layout, ...]:
-    """Return every legal layout of a card with these profiles, beginning with the empty one."""
     offer = _Offer.of(profiles)
     return tuple(offer.legal_layouts({profile.name: profile.max_count for profile in profiles}))
 
 
 def maximal_layouts(profiles: Sequence[Profile]) -> tuple[Layout, ...]:
-    """Return the legal layouts to which no instance can be added, sorted so that those with the largest instances come first."""
     legal = set(legal_layouts(profiles))
     names = [profile.name for profile in profiles]
     full = [a for a in legal if not any(normalize(Counter(dict(a)) + Counter([n])) in legal for n in names)]
@@ -145,7 +142,6 @@ def generated_layouts(profiles: Sequence[Profile]) -> dict[str, Layout | None]:
 
 
 def is_profile(name: str) -> bool:
-    """Whether the string has the form of a profile name, such as ``1g.10gb+me`` or ``1c.3g.40gb``."""
     return _NAME.fullmatch(name) is not None
 
 
@@ -182,7 +178,6 @@ class _Offer:
         return cls({profile.name: profile for profile in profiles}, slices, units)
 
     def why_not(self, layout: Layout) -> str:
-        """Return the first rule that the layout breaks; the card must offer its profiles."""
         for name, count in layout:
             if count > (most := self.by_name[name].max_count):
                 return f"the card has room for at most {most}x{name}"
@@ -228,8 +223,6 @@ class _Offer:
         return tuple(sorted(((*s, n) for s, n in shapes.items()), key=lambda shape: (-shape[1], shape)))
 
     def legal_layouts(self, most: Mapping[str, int]) -> Iterator[Layout]:
-        """Yield every legal layout with at most ``most[name]`` instances of each profile, including the empty one."""
-
         def extend(names: Sequence[str], chosen: Layout) -> Iterator[Layout]:
             if not names:
                 yield chosen

@@ -78,7 +78,6 @@ Assessment = Untargeted | Assessed
 def assess(
     node: NodeView, gpunode: GPUNodeView | None, targets: PolicyTargets, *, actuator: Actuator
 ) -> Assessment:
-    """Compare a node with its policy."""
     policy, request, stack = targets.policy, targets.request, targets.stack
     observed = gpunode.observed if gpunode else None
     text = describe_observed(node, observed)

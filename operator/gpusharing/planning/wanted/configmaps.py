@@ -118,7 +118,6 @@ def _retain(
 
 
 def referenced_entries(nodes: Iterable[NodeView]) -> set[str]:
-    """Return the name of every entry that a Node names in a label, its fence or its last proof. One may be empty."""
     entries: set[str] = set()
     for node in nodes:
         entries.add(node.labels.get(names.LABEL_MIG_CONFIG, ""))

@@ -25,7 +25,6 @@ PREFIX = "gpusharing-mig-"
 
 
 def wanted_class(profile: str) -> WantedClass:
-    """Return the DeviceClass for the MIG devices of a profile, named as the device plugin would name its resource."""
     resource = resource_name(profile)
     kind = f"device.attributes['{DRA_DRIVER}']"
     return WantedClass(
@@ -36,7 +35,6 @@ def wanted_class(profile: str) -> WantedClass:
 
 
 def find_profiles(layouts: Iterable[Layout | None]) -> tuple[str, ...]:
-    """Return the profiles of these layouts, each once and sorted."""
     return tuple(sorted({profile for layout in layouts for profile, _ in layout or ()}))
 
 

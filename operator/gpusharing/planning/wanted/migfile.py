@@ -53,12 +53,10 @@ def entry_of(layouts: Iterable[MigLayout]) -> Entry:
 
 
 def entry_text(entry: Entry) -> str:
-    """Return one entry as YAML, from which its hash is computed."""
     return yaml.safe_dump(entry, sort_keys=True)
 
 
 def render(entries: Mapping[str, Entry]) -> str:
-    """Return a whole mig-parted file as YAML, with the entries sorted by name."""
     configs = {name: entries[name] for name in sorted(entries)}
     return dump_yaml({"version": "v1", "mig-configs": configs})
 
@@ -127,7 +125,6 @@ def lasting_entries(text: str) -> Mapping[str, Entry]:
 
 @lru_cache(maxsize=64)
 def is_rendered(text: str) -> bool:
-    """Whether the file is byte for byte what `render` returns for its sound entries."""
     return bool(text) and text == render(sound_entries(text))
 
 

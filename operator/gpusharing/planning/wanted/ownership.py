@@ -24,7 +24,7 @@ from gpusharing.planning.vocabulary.values import value
 
 
 def selects_node(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
-    """Whether the selector matches a node with these labels, by the rules of Kubernetes' LabelSelector."""
+    """Whether the selector matches. Unlike in Kubernetes, an empty one matches nothing; the API refuses it anyway."""
     if not selector.match_labels and not selector.match_expressions:
         return False
     return selects(selector, labels)
@@ -45,7 +45,7 @@ class Contender:
 
 
 def find_contenders(policies: Iterable[PolicyView]) -> tuple[Contender, ...]:
-    """Return the policies that may own nodes, in the given order: all that are not being deleted without a reset."""
+    """Return the policies that may own nodes. One whose spec cannot be read is included without a selector, so that it keeps its nodes."""
     return tuple(
         Contender(one.name, one.created, None, 0)
         if one.spec is None
@@ -79,7 +79,6 @@ class Owners:
                 self._others.append((selector, contender))
 
     def owner(self, node: NodeView) -> str:
-        """Return the name of the policy that owns the node, or an empty string if none does."""
         present = node.fence.policy if node.fence is not None else node.labels.get(names.LABEL_POLICY, "")
         if present in self._unreadable:
             return present

@@ -222,7 +222,6 @@ class PluginConfig:
 
 @lru_cache(maxsize=256)
 def render(config: PluginConfig) -> str:
-    """Return the configuration as YAML. Equal configurations give equal YAML."""
     document: dict[str, Any] = {"version": "v1", "flags": {"migStrategy": config.mig_strategy}}
     if config.sharing is not None:
         document["sharing"] = {
@@ -263,7 +262,6 @@ def key_for(policy: str, content: str) -> str:
 
 
 def is_named_after(content: str, key: str) -> bool:
-    """Whether the key ends with the hash of this content, so that it can have only one meaning."""
     return key.endswith(f"-{_digest(content)}")
 
 

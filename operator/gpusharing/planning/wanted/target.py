@@ -92,7 +92,6 @@ class Target:
 
     @property
     def with_mig(self) -> bool:
-        """Whether at least one GPU has MIG on."""
         return self.layouts.count(None) < len(self.layouts)
 
 
@@ -110,7 +109,6 @@ class Request:
 
 
 def find_request(policy: str, spec: GPUSharingPolicySpec) -> Request:
-    """Return what the policy of this name asks of every node."""
     mig, slicing, layouts = spec.mig, spec.time_slicing, spec.mig.layouts if spec.mig is not None else None
     entry = migfile.entry_of(layouts) if layouts is not None else None
     if spec.mode is not Mode.MIG or mig is None:
@@ -235,7 +233,6 @@ def _make_target(
 
 
 def plugin_config(spec: GPUSharingPolicySpec, layouts: Sequence[Layout | None]) -> PluginConfig:
-    """Return the device plugin's configuration in the mode of the spec, for a node with these layouts."""
     if spec.mode is Mode.MPS and spec.mps is not None:
         # failRequestsGreaterThanOne is MPS's own default, because two shares of one GPU are no more than one share.
         return PluginConfig(

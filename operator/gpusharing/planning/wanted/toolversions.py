@@ -154,7 +154,6 @@ class MpsRemedy:
 
     @property
     def text(self) -> str:
-        """The effect on running clients, and the steps in order, as a sentence without its period."""
         steps = []
         if self.needs_plugin:
             steps.append(f"set devicePlugin.version in ClusterPolicy to {SKIPS_THREADS} or newer")
@@ -206,7 +205,6 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def find_suffixed(layouts: Sequence[Layout | None]) -> str:
-    """Return the first profile name in these layouts that is not of the plain form `1g.10gb`."""
     names = (name for layout in layouts for name, _ in layout or ())
     return next((name for name in names if not _PLAIN.fullmatch(name)), "")
 

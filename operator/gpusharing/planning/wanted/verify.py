@@ -69,7 +69,6 @@ Checks: TypeAlias = Callable[[Comparison], Checked]
 
 
 def find_mismatch(compared: Comparison, checks: Checks) -> Finding | None:
-    """Return the first disagreement with the target, or None if all sources agree."""
     return next((Finding.of(found, reason) for _, reason, found in checks(compared) if found), None)
 
 
@@ -108,7 +107,6 @@ def agent_checks(compared: Comparison) -> Checked:
 
 
 def mig_checks(compared: Comparison) -> Checked:
-    """Check that mig-manager has applied this very layout and that no operand is paused."""
     yield Source.MIG_MANAGER, Reason.LABEL_MISMATCH, _check_mig_config(compared)
     labels = compared.node.labels
     config = labels.get(names.LABEL_MIG_CONFIG, "") if compared.target.mig_config else ""
@@ -125,7 +123,6 @@ def mig_checks(compared: Comparison) -> Checked:
 
 
 def label_checks(compared: Comparison) -> Checked:
-    """Check a node that follows labels (`actuators/labels.py`)."""
     node, target, labels = compared.node, compared.target, compared.node.labels
     yield from agent_checks(compared)
     yield from mig_checks(compared)
@@ -174,7 +171,6 @@ def label_checks(compared: Comparison) -> Checked:
 
 
 def check_compute_mode(compared: Comparison) -> tuple[Source, Reason, str | Finding]:
-    """Check that processes can share the GPUs that are not for MPS."""
     found = "" if compared.target.mode is Mode.MPS else find_exclusive(compared.observed.hardware)
     return Source.NVML, Reason.COMPUTE_MODE, found
 
@@ -227,7 +223,6 @@ def keep_names(compared: Comparison) -> Target:
 
 
 def find_withheld(target: Target, observed: ObservedView) -> str:
-    """Return a message if the agent may not list the MIG instances of a GPU, so that its report proves no layout."""
     kinds = observed.hardware.kinds
     blind = next((gpu for gpu in kinds if gpu.instances_withheld), None)
     if blind is None or not (target.with_mig or any(gpu.mig_enabled for gpu in kinds)):
@@ -239,7 +234,6 @@ def find_withheld(target: Target, observed: ObservedView) -> str:
 
 
 def find_missing(node: NodeView, observed: ObservedView) -> str:
-    """Return a message with the remedy if NVML lists fewer GPUs than were last proven on the node."""
     proven, listed = node.verified.gpus if node.verified else 0, len(observed.gpus)
     if listed >= proven:
         return ""
@@ -299,7 +293,6 @@ def find_entry(label: str, stack: StackView) -> str:
 
 
 def is_told_mps(node: NodeView, stack: StackView) -> bool:
-    """Whether the node's device plugin is configured to share the GPUs through MPS."""
     config = effective_plugin_config(node, stack)
     return config is not None and config.sharing is not None and config.sharing.strategy == "mps"
 
@@ -329,7 +322,6 @@ def find_exclusive(hardware: Hardware) -> str | Finding:
 
 
 def name_gpus(indexes: Sequence[int]) -> str:
-    """Return these GPUs of a node for messages, such as `GPU 0` or `GPUs 0, 1`."""
     return f"{'GPU' if len(indexes) == 1 else 'GPUs'} {', '.join(map(str, indexes))}"
 
 
@@ -379,7 +371,6 @@ def find_slice_mismatch(
 
 
 def tell_devices(layouts: tuple[Layout | None, ...]) -> str:
-    """Return the layouts for people, with the number of GPUs even if all have the same layout."""
     if len(set(layouts)) > 1:
         return describe_layouts(layouts)
     return f"{describe_layouts(layouts)} ({counted(len(layouts), 'GPU')})" if layouts else "no device"

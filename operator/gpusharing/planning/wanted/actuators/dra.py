@@ -6,7 +6,6 @@ names the pod to replace in `daemon_uid`, the field that names the MPS daemon's 
 GPUs.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -15,8 +14,8 @@ from gpusharing.planning.snapshot.stackviews import Operand, Program
 from gpusharing.planning.snapshot.views import NodeView, ObservedView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.actuators.actuator import ActuatorCase, Unfinished, Writing
-from gpusharing.planning.wanted.actuators.labels import LABELS
+from gpusharing.planning.wanted.actuators.actuator import ActuatorCase, Conditions, Unfinished, Writing
+from gpusharing.planning.wanted.actuators.labels import Labels
 from gpusharing.planning.wanted.draobjects import find_unrequestable
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import (
@@ -33,15 +32,86 @@ PLUGIN = "NVIDIA's DRA kubelet plugin"
 """The program that publishes the devices, for messages."""
 
 
-def _find_obstacles(case: ActuatorCase, target: Target) -> Iterator[tuple[Reason, str | Finding]]:
-    yield from LABELS.obstacles(case, target)
-    missing = _find_plugin_missing(case, again=False) if _needs_run(case, target) else ""
-    where = f"label {Program.KUBELET_PLUGIN.label}={Program.KUBELET_PLUGIN}"
-    pods = f"check the pods with {where} in namespace {case.settings.gpu_operator_namespace}"
-    yield Reason.ACTUATOR_MISSING, f"{missing}; {pods}" if missing else ""
-    unpublished = "" if _is_published(case.node) else find_slice_mismatch(case.node, target.layouts, None)
-    yield Reason.ACTUATOR_MISSING, unpublished
-    yield Reason.ACTUATOR_MISSING, find_unrequestable(target.layouts, case.stack)
+class Dra(Labels):
+    """mig-manager and the kubelet plugin of NVIDIA's DRA driver."""
+
+    needs = frozenset({"mig-manager", "driver", "container-toolkit"})
+
+    def obstacles(self, case: ActuatorCase, target: Target) -> Conditions:
+        yield from super().obstacles(case, target)
+        missing = _find_plugin_missing(case, again=False) if self.needs_run(case, target) else ""
+        where = f"label {Program.KUBELET_PLUGIN.label}={Program.KUBELET_PLUGIN}"
+        pods = f"check the pods with {where} in namespace {case.settings.gpu_operator_namespace}"
+        yield Reason.ACTUATOR_MISSING, f"{missing}; {pods}" if missing else ""
+        unpublished = "" if _is_published(case.node) else find_slice_mismatch(case.node, target.layouts, None)
+        yield Reason.ACTUATOR_MISSING, unpublished
+        yield Reason.ACTUATOR_MISSING, find_unrequestable(target.layouts, case.stack)
+
+    def needs_run(self, case: ActuatorCase, target: Target) -> bool:
+        observed = case.gpunode.observed if case.gpunode is not None else None
+        differs = bool(find_slice_mismatch(case.node, target.layouts, observed))
+        return super().needs_run(case, target) or (_is_published(case.node) and differs)
+
+    def find_missing(self, case: ActuatorCase, goal: Target, again: bool) -> str:
+        return super().find_missing(case, goal, again) or _find_plugin_missing(case, again=again)
+
+    def write(
+        self, case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool
+    ) -> Writing:
+        pod = case.operands.get(Program.KUBELET_PLUGIN)
+        writing = super().write(case, fence, goal, idle, again)
+        return replace(writing, daemon_uid=pod.uid if pod is not None else "", gfd_timestamp="")
+
+    def find_old(self, case: ActuatorCase, fence: Fence) -> tuple[Operand, str] | None:
+        if (old := super().find_old(case, fence)) is not None:
+            return old
+        pod = case.operands.get(Program.KUBELET_PLUGIN)
+        if pod is None or pod.uid != fence.daemon_uid or super().find_trouble(case, fence) is not None:
+            return None
+        return pod, PLUGIN
+
+    def find_trouble(self, case: ActuatorCase, fence: Fence) -> Unfinished | None:
+        if (trouble := super().find_trouble(case, fence)) is not None:
+            return trouble
+        pod, due, slices = (
+            case.operands.get(Program.KUBELET_PLUGIN),
+            _publishes_by(case, fence),
+            case.node.name,
+        )
+        cure = f"restarting {PLUGIN}"
+        # Only the operator replaces the pod, and only for a node that has a target.
+        if pod is not None and pod.uid == fence.daemon_uid and not pod.deleting:
+            old = f"has not been restarted since the change, so the ResourceSlices of {slices} are outdated"
+            return Unfinished(Finding(Reason.ACTUATION_IN_PROGRESS, f"{PLUGIN} {old}"), final=True, cure=cure)
+        if due is None:
+            old = f"is restarting; the ResourceSlices of {slices} are from before the change"
+            return Unfinished(Finding(Reason.ACTUATION_IN_PROGRESS, f"{PLUGIN} {old}"), final=False)
+        gpunode = case.gpunode
+        observed = gpunode.observed if gpunode is not None else None
+        if case.now < due or gpunode is None or observed is None or observed.quiet or observed.error:
+            return None
+        # The pod may have started before the GPUs were divided. Only the agent's answer for the proof of this change counts.
+        asked = (
+            gpunode.request_id.startswith(f"{fence.op}:verify:") and observed.request_id == gpunode.request_id
+        )
+        wrong = find_slice_mismatch(case.node, observed.hardware.layouts, observed) if asked else ""
+        return (
+            Unfinished(Finding(Reason.ALLOCATABLE_MISMATCH, wrong), final=True, cure=cure) if wrong else None
+        )
+
+    def next_look(self, case: ActuatorCase, fence: Fence) -> datetime | None:
+        moments = super().next_look(case, fence), _publishes_by(case, fence)
+        return min((moment for moment in moments if moment is not None and moment > case.now), default=None)
+
+    def checks(self, compared: Comparison) -> Checked:
+        yield from agent_checks(compared)
+        yield from mig_checks(compared)
+        yield check_compute_mode(compared)
+        slices = find_slice_mismatch(compared.node, compared.target.layouts, compared.observed)
+        yield Source.SLICES, Reason.ALLOCATABLE_MISMATCH, slices
+
+    def tell_left(self, node: NodeView) -> str:
+        return ""  # mig-manager's label then means whole GPUs, and nothing reads the other labels
 
 
 def _is_published(node: NodeView) -> bool:
@@ -52,57 +122,10 @@ def _is_published(node: NodeView) -> bool:
     return node.devices is not None and not node.devices.missing and not node.devices.others
 
 
-def _needs_run(case: ActuatorCase, target: Target) -> bool:
-    observed = case.gpunode.observed if case.gpunode is not None else None
-    differs = bool(find_slice_mismatch(case.node, target.layouts, observed))
-    return LABELS.needs_run(case, target) or (_is_published(case.node) and differs)
-
-
-def _find_missing(case: ActuatorCase, goal: Target, again: bool) -> str:
-    return LABELS.find_missing(case, goal, again) or _find_plugin_missing(case, again=again)
-
-
 def _find_plugin_missing(case: ActuatorCase, *, again: bool) -> str:
     pod = case.operands.get(Program.KUBELET_PLUGIN)
     there = pod is not None and (again or pod.ready)
     return "" if there else f"no Ready pod of {PLUGIN} runs on {case.node.name}"
-
-
-def _write(case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool) -> Writing:
-    pod = case.operands.get(Program.KUBELET_PLUGIN)
-    writing = LABELS.write(case, fence, goal, idle, again)
-    return replace(writing, daemon_uid=pod.uid if pod is not None else "", gfd_timestamp="")
-
-
-def _find_old(case: ActuatorCase, fence: Fence) -> tuple[Operand, str] | None:
-    if (old := LABELS.find_old(case, fence)) is not None:
-        return old
-    pod = case.operands.get(Program.KUBELET_PLUGIN)
-    if pod is None or pod.uid != fence.daemon_uid or LABELS.find_trouble(case, fence) is not None:
-        return None
-    return pod, PLUGIN
-
-
-def _find_trouble(case: ActuatorCase, fence: Fence) -> Unfinished | None:
-    if (trouble := LABELS.find_trouble(case, fence)) is not None:
-        return trouble
-    pod, due, slices = case.operands.get(Program.KUBELET_PLUGIN), _publishes_by(case, fence), case.node.name
-    cure = f"restarting {PLUGIN}"
-    # Only the operator replaces the pod, and only for a node that has a target.
-    if pod is not None and pod.uid == fence.daemon_uid and not pod.deleting:
-        old = f"has not been restarted since the change, so the ResourceSlices of {slices} are outdated"
-        return Unfinished(Finding(Reason.ACTUATION_IN_PROGRESS, f"{PLUGIN} {old}"), final=True, cure=cure)
-    if due is None:
-        old = f"is restarting; the ResourceSlices of {slices} are from before the change"
-        return Unfinished(Finding(Reason.ACTUATION_IN_PROGRESS, f"{PLUGIN} {old}"), final=False)
-    gpunode = case.gpunode
-    observed = gpunode.observed if gpunode is not None else None
-    if case.now < due or gpunode is None or observed is None or observed.quiet or observed.error:
-        return None
-    # The pod may have started before the GPUs were divided. Only the agent's answer for the proof of this change counts.
-    asked = gpunode.request_id.startswith(f"{fence.op}:verify:") and observed.request_id == gpunode.request_id
-    wrong = find_slice_mismatch(case.node, observed.hardware.layouts, observed) if asked else ""
-    return Unfinished(Finding(Reason.ALLOCATABLE_MISMATCH, wrong), final=True, cure=cure) if wrong else None
 
 
 def _publishes_by(case: ActuatorCase, fence: Fence) -> datetime | None:
@@ -116,30 +139,4 @@ def _publishes_by(case: ActuatorCase, fence: Fence) -> datetime | None:
     return (pod.ready_since or fence.stage_since) + timedelta(seconds=case.settings.restart_grace)
 
 
-def _next_look(case: ActuatorCase, fence: Fence) -> datetime | None:
-    moments = LABELS.next_look(case, fence), _publishes_by(case, fence)
-    return min((moment for moment in moments if moment is not None and moment > case.now), default=None)
-
-
-def _checks(compared: Comparison) -> Checked:
-    yield from agent_checks(compared)
-    yield from mig_checks(compared)
-    yield check_compute_mode(compared)
-    slices = find_slice_mismatch(compared.node, compared.target.layouts, compared.observed)
-    yield Source.SLICES, Reason.ALLOCATABLE_MISMATCH, slices
-
-
-DRA = replace(
-    LABELS,
-    needs=frozenset({"mig-manager", "driver", "container-toolkit"}),
-    obstacles=_find_obstacles,
-    needs_run=_needs_run,
-    find_missing=_find_missing,
-    write=_write,
-    find_old=_find_old,
-    find_trouble=_find_trouble,
-    next_look=_next_look,
-    checks=_checks,
-    # mig-manager's label then means whole GPUs, and nothing reads the other labels.
-    tell_left=lambda node: "",
-)
+DRA = Dra()

@@ -1,25 +1,32 @@
 """The actuator of the GPU Operator and of NVIDIA's device-plugin chart: mig-manager and the device plugin, which follow two labels of the Node.
 
-nvidia.com/mig.config            mig-manager divides the GPUs and reports in mig.config.state
-nvidia.com/device-plugin.config  config-manager hands the device plugin and GPU Feature Discovery (GFD) their entry
+- nvidia.com/mig.config: mig-manager divides the GPUs and reports in mig.config.state.
+- nvidia.com/device-plugin.config: config-manager hands the device plugin and GPU Feature Discovery (GFD) their entry.
 """
 
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.planning.snapshot.records import Fence
-from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, Operand, Program
+from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, Operand, Program, StackView
 from gpusharing.planning.snapshot.views import NodeView, ObservedView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.actuators.actuator import Actuator, ActuatorCase, Unfinished, Writing
+from gpusharing.planning.wanted.actuators.actuator import (
+    Actuator,
+    ActuatorCase,
+    Conditions,
+    Unfinished,
+    Writing,
+)
 from gpusharing.planning.wanted.assess import needs_two_steps, uses_mps
 from gpusharing.planning.wanted.target import Target, find_last_proven
 from gpusharing.planning.wanted.toolversions import find_deafness, find_remedy
 from gpusharing.planning.wanted.verify import (
     EXCLUSIVE,
+    Checked,
+    Comparison,
     find_entry,
     is_told_mps,
     label_checks,
@@ -34,25 +41,176 @@ GAVE_UP = "failed to wait for pods to be deleted"
 v0.15.1 pkg/mig/reconfigure/reconfigure.go:172)."""
 _ENDED = ("success", "failed")
 
-# --- what stands in the way --------------------------------------------------------------------------------
+
+class Labels(Actuator):
+    """mig-manager and the device plugin."""
+
+    needs = frozenset(
+        {"device-plugin", "gpu-feature-discovery", "mig-manager", "driver", "container-toolkit"}
+    )
+
+    def objections(self, case: ActuatorCase, target: Target) -> Conditions:
+        policy = case.stack.cluster_policy
+        deaf, daemon = "", policy.mps_daemon if policy is not None else None
+        if daemon is not None and target.mode is Mode.MPS and (why := find_deafness(daemon)):
+            # Without this objection, the node would be drained before anybody noticed.
+            deaf = f"no label can enable MPS with {daemon.plugin}: {why}. {find_remedy(daemon).text}"
+        yield Reason.MPS_NOT_SWITCHABLE, deaf
+        stays = ""
+        if not target.mig_config and case.found_layouts != target.layouts:  # unknown layouts count too
+            why = f"ClusterPolicy {MIG_MANAGER_SWITCH} is false"
+            if policy is not None and policy.plain is not None:
+                cannot = "mig-manager cannot pause the device plugin from NVIDIA's chart"
+                why = cannot if policy.plain.mig_manager else "there is no mig-manager"
+            stays = f"MIG is enabled on {case.node.name} and nothing there can disable it, because {why}"
+        yield Reason.ACTUATOR_MISSING, stays
+        yield Reason.MPS_DAEMON_NOT_READY, _find_daemon_down(case, target)
+
+    def obstacles(self, case: ActuatorCase, target: Target) -> Conditions:
+        rebooting = target.mig_config and case.node.labels.get(names.LABEL_MIG_STATE) == "rebooting"
+        busy = "mig-manager is rebooting the node, although no change is in progress"
+        yield Reason.ACTUATOR_BUSY, busy if rebooting else ""
+        missing = _find_missing(case, target, again=False)
+        where = f"label app={Program.MIG_MANAGER} in namespace {case.settings.gpu_operator_namespace}"
+        yield Reason.ACTUATOR_MISSING, f"{missing}; check the pods with {where}" if missing else ""
+
+    def find_labels(self, node: NodeView, target: Target) -> dict[str, str]:
+        config = target.mig_config or node.labels.get(names.LABEL_MIG_CONFIG, "")
+        return {names.LABEL_MIG_CONFIG: config, names.LABEL_PLUGIN_CONFIG: target.plugin_key}
+
+    def needs_run(self, case: ActuatorCase, target: Target) -> bool:
+        return _needs_mig_manager(case, target)
+
+    def find_missing(self, case: ActuatorCase, goal: Target, again: bool) -> str:
+        return _find_missing(case, goal, again=again)
+
+    def write(
+        self, case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool
+    ) -> Writing:
+        node, labels, stack = case.node, case.node.labels, case.stack
+        config, state = labels.get(names.LABEL_MIG_CONFIG), labels.get(names.LABEL_MIG_STATE)
+        key = labels.get(names.LABEL_PLUGIN_CONFIG, "")
+        changed: dict[str, str | None] = {}
+        if idle is not None and goal.mig_config and config != goal.mig_config:
+            changed[names.LABEL_MIG_CONFIG] = goal.mig_config
+            if state not in (None, "rebooting"):
+                changed[names.LABEL_MIG_STATE] = None
+        if key != goal.plugin_key:
+            changed[names.LABEL_PLUGIN_CONFIG] = goal.plugin_key or None
+        restart_uid, manager = "", case.operands.get(Program.MIG_MANAGER)
+        if goal.mig_config and manager is not None:
+            # mig-manager does not react to a label that keeps its value, and may be stuck in a state of its own.
+            repeated = again and (state not in _ENDED or config == goal.mig_config)
+            restart_uid = manager.uid if repeated or needs_restart(case, goal) else ""
+        if find_entry(key, stack) == find_entry(goal.plugin_key, stack):
+            return Writing(changed, restart_uid, gfd_timestamp=fence.gfd_timestamp if again else "")
+        daemon_uid, daemon = "", case.operands.get(Program.MPS_DAEMON)
+        observed = case.gpunode.observed if case.gpunode else None
+        # With NVIDIA's device-plugin chart, the operator may not delete the daemon's pod (`needs_two_steps`).
+        plain = stack.cluster_policy is not None and stack.cluster_policy.plain is not None
+        if goal.mode is Mode.MPS and observed is not None and daemon is not None and not plain:
+            # Unless it restarts, the daemon keeps its old number of clients, because config-manager does not find its
+            # process (docs/design/nvidia.md#b5).
+            daemon_uid = daemon.uid if uses_mps(node, observed, stack) else ""
+        return Writing(changed, restart_uid, daemon_uid, labels.get(names.LABEL_GFD_TIMESTAMP, ""))
+
+    def find_old(self, case: ActuatorCase, fence: Fence) -> tuple[Operand, str] | None:
+        manager, daemon = (
+            case.operands.get(program) for program in (Program.MIG_MANAGER, Program.MPS_DAEMON)
+        )
+        if manager is not None and manager.uid == fence.restart_uid:
+            return manager, "mig-manager"
+        return (daemon, "the MPS daemon") if daemon is not None and daemon.uid == fence.daemon_uid else None
+
+    def find_trouble(self, case: ActuatorCase, fence: Fence) -> Unfinished | None:
+        node, wanted, restart = case.node, fence.target_mig_config, "restarting mig-manager"
+        if not wanted:
+            return None
+        state, label = node.labels.get(names.LABEL_MIG_STATE, ""), node.labels.get(names.LABEL_MIG_CONFIG, "")
+        ended, waited = state in _ENDED, (case.now - fence.stage_since).total_seconds()
+        # First comes whether the state is about this run at all.
+        if ended and case.now < _believed_from(case, fence):
+            message = f"mig-manager is restarting; its state {state} dates from before the restart"
+            return Unfinished(Finding(Reason.ACTUATION_IN_PROGRESS, message), final=False)
+        if ended and label != wanted:
+            # NVIDIA's GPU Operator writes all-disabled if it finds no label (docs/design/nvidia.md#d1).
+            who = node.label_rewriters.get(names.LABEL_MIG_CONFIG, "someone")
+            message = f"{names.LABEL_MIG_CONFIG} is {label or 'missing'}, not {wanted}: {who} changed it"
+            return Unfinished(Finding(Reason.ACTUATOR_FAILED, message), final=True, cure="setting it again")
+        paused = paused_operands(node)
+        if state == "failed":
+            why = f": {case.mig_failure}" if case.mig_failure else "; see the log of its pod"
+            observed = case.gpunode.observed if case.gpunode else None
+            pending = observed is not None and any(gpu.mig_pending for gpu in observed.hardware.kinds)
+            reset = tell_guest_reset(observed, case.stack) if pending else ""
+            # Another run would start the paused operands again. If mig-manager gave up waiting, it has not touched a GPU,
+            # so another run helps once the pods are gone. Before 0.15.1 its state stays `pending` instead
+            # (docs/design/nvidia.md#a7).
+            cure = restart if paused or GAVE_UP in case.mig_failure else ""
+            message = f"mig-manager failed to apply {wanted}{why}{reset}"
+            return Unfinished(Finding(Reason.ACTUATOR_FAILED, message), final=True, cure=cure)
+        if state == "success":
+            if not paused:
+                return None
+            message = f"mig-manager reports success, but operands are still paused: {', '.join(paused)}"
+            final = waited >= case.settings.wedge_paused
+            return Unfinished(Finding(Reason.OPERANDS_PAUSED, message), final=final, cure=restart)
+        limit, doing = case.settings.wedge_pending, "has not started"
+        doing = {"rebooting": "is rebooting the node", "pending": "is applying the configuration"}.get(
+            state, doing
+        )
+        if waited < limit or state == "rebooting":  # only the deadline of the change limits a reboot
+            finding = Finding(Reason.ACTUATION_IN_PROGRESS, f"mig-manager {doing}")
+            return Unfinished(finding, final=False, cure=restart)
+        # The limit and not the time itself: a message with the seconds so far would be written again on every pass.
+        finding = Finding(Reason.ACTUATOR_STUCK, f"mig-manager {doing}, for more than {limit:.0f} s now")
+        return Unfinished(finding, final=True, cure=restart)
+
+    def next_look(self, case: ActuatorCase, fence: Fence) -> datetime | None:
+        limits = (case.settings.wedge_paused, case.settings.wedge_pending)
+        moments = [fence.stage_since + timedelta(seconds=wait) for wait in limits]
+        moments.append(_believed_from(case, fence))
+        return min((moment for moment in moments if moment > case.now), default=None)
+
+    def find_events(self, case: ActuatorCase) -> tuple[str, ...]:
+        labels, pod = case.node.labels, case.operands.get(Program.MIG_MANAGER)
+        mig_labels = labels.get(names.LABEL_MIG_CONFIG, ""), labels.get(names.LABEL_MIG_STATE, "")
+        return (*mig_labels, pod.uid if pod is not None else "")
+
+    def find_work(self, node: NodeView) -> str:
+        state = node.labels.get(names.LABEL_MIG_STATE)
+        if state not in ("pending", "rebooting"):
+            return ""
+        return f"mig-manager is working (state {state}), although the operator has started no run"
+
+    def checks(self, compared: Comparison) -> Checked:
+        return label_checks(compared)
+
+    def find_last_proven(self, node: NodeView, observed: ObservedView, stack: StackView) -> Target | str:
+        return find_last_proven(node, observed, stack)
+
+    def tell_left(self, node: NodeView) -> str:
+        # The last change removes the label unless that would share the GPUs (`target.without_default_label`). mig-manager's
+        # label always stays, with the value all-disabled, but is not mentioned.
+        if names.LABEL_PLUGIN_CONFIG not in node.labels:
+            return ""
+        return (
+            f" except {names.LABEL_PLUGIN_CONFIG}: without it the device plugin would use ClusterPolicy's"
+            " devicePlugin.config.default, which would not be whole GPUs"
+        )
 
 
-def _find_objections(case: ActuatorCase, target: Target) -> Iterator[tuple[Reason, str | Finding]]:
-    policy = case.stack.cluster_policy
-    deaf, daemon = "", policy.mps_daemon if policy is not None else None
-    if daemon is not None and target.mode is Mode.MPS and (why := find_deafness(daemon)):
-        # Without this objection, the node would be drained before anybody noticed.
-        deaf = f"no label can enable MPS with {daemon.plugin}: {why}. {find_remedy(daemon).text}"
-    yield Reason.MPS_NOT_SWITCHABLE, deaf
-    stays = ""
-    if not target.mig_config and case.found_layouts != target.layouts:  # unknown layouts count too
-        why = f"ClusterPolicy {MIG_MANAGER_SWITCH} is false"
-        if policy is not None and policy.plain is not None:
-            cannot = "mig-manager cannot pause the device plugin from NVIDIA's chart"
-            why = cannot if policy.plain.mig_manager else "there is no mig-manager"
-        stays = f"MIG is enabled on {case.node.name} and nothing there can disable it, because {why}"
-    yield Reason.ACTUATOR_MISSING, stays
-    yield Reason.MPS_DAEMON_NOT_READY, _find_daemon_down(case, target)
+def _needs_mig_manager(case: ActuatorCase, target: Target) -> bool:
+    if not target.mig_config:
+        return False
+    return case.node.labels.get(names.LABEL_MIG_CONFIG) != target.mig_config or needs_restart(case, target)
+
+
+def _find_missing(case: ActuatorCase, goal: Target, *, again: bool) -> str:
+    pod, repeats = case.operands.get(Program.MIG_MANAGER), again and bool(goal.mig_config)
+    if (pod is not None and (repeats or pod.ready)) or not (repeats or _needs_mig_manager(case, goal)):
+        return ""
+    return f"no Ready mig-manager pod runs on {case.node.name}"
 
 
 def _find_daemon_down(case: ActuatorCase, target: Target) -> str | Finding:
@@ -91,29 +249,6 @@ def _find_daemon_down(case: ActuatorCase, target: Target) -> str | Finding:
     return ""
 
 
-def _find_obstacles(case: ActuatorCase, target: Target) -> Iterator[tuple[Reason, str | Finding]]:
-    rebooting = target.mig_config and case.node.labels.get(names.LABEL_MIG_STATE) == "rebooting"
-    busy = "mig-manager is rebooting the node, although no change is in progress"
-    yield Reason.ACTUATOR_BUSY, busy if rebooting else ""
-    missing = _find_missing(case, target, again=False)
-    where = f"label app={Program.MIG_MANAGER} in namespace {case.settings.gpu_operator_namespace}"
-    yield Reason.ACTUATOR_MISSING, f"{missing}; check the pods with {where}" if missing else ""
-
-
-# --- what a run writes -------------------------------------------------------------------------------------
-
-
-def _find_labels(node: NodeView, target: Target) -> dict[str, str]:
-    config = target.mig_config or node.labels.get(names.LABEL_MIG_CONFIG, "")
-    return {names.LABEL_MIG_CONFIG: config, names.LABEL_PLUGIN_CONFIG: target.plugin_key}
-
-
-def _needs_run(case: ActuatorCase, target: Target) -> bool:
-    if not target.mig_config:
-        return False
-    return case.node.labels.get(names.LABEL_MIG_CONFIG) != target.mig_config or needs_restart(case, target)
-
-
 def needs_restart(case: ActuatorCase, target: Target) -> bool:
     """Whether mig-manager's label already has the target's value and the node still differs, so that only a new mig-manager pod can repair the node (docs/design/nvidia.md#a6)."""
     labels = case.node.labels
@@ -124,97 +259,6 @@ def needs_restart(case: ActuatorCase, target: Target) -> bool:
         or bool(paused_operands(case.node))
         or case.found_layouts != target.layouts
     )
-
-
-def _find_missing(case: ActuatorCase, goal: Target, again: bool) -> str:
-    pod, repeats = case.operands.get(Program.MIG_MANAGER), again and bool(goal.mig_config)
-    if (pod is not None and (repeats or pod.ready)) or not (repeats or _needs_run(case, goal)):
-        return ""
-    return f"no Ready mig-manager pod runs on {case.node.name}"
-
-
-def _write(case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool) -> Writing:
-    node, labels, stack = case.node, case.node.labels, case.stack
-    config, state = labels.get(names.LABEL_MIG_CONFIG), labels.get(names.LABEL_MIG_STATE)
-    key = labels.get(names.LABEL_PLUGIN_CONFIG, "")
-    changed: dict[str, str | None] = {}
-    if idle is not None and goal.mig_config and config != goal.mig_config:
-        changed[names.LABEL_MIG_CONFIG] = goal.mig_config
-        if state not in (None, "rebooting"):
-            changed[names.LABEL_MIG_STATE] = None
-    if key != goal.plugin_key:
-        changed[names.LABEL_PLUGIN_CONFIG] = goal.plugin_key or None
-    restart_uid, manager = "", case.operands.get(Program.MIG_MANAGER)
-    if goal.mig_config and manager is not None:
-        # mig-manager does not react to a label that keeps its value, and may be stuck in a state of its own.
-        repeated = again and (state not in _ENDED or config == goal.mig_config)
-        restart_uid = manager.uid if repeated or needs_restart(case, goal) else ""
-    if find_entry(key, stack) == find_entry(goal.plugin_key, stack):
-        return Writing(changed, restart_uid, gfd_timestamp=fence.gfd_timestamp if again else "")
-    daemon_uid, daemon = "", case.operands.get(Program.MPS_DAEMON)
-    observed = case.gpunode.observed if case.gpunode else None
-    # With NVIDIA's device-plugin chart, the operator may not delete the daemon's pod (`needs_two_steps`).
-    plain = stack.cluster_policy is not None and stack.cluster_policy.plain is not None
-    if goal.mode is Mode.MPS and observed is not None and daemon is not None and not plain:
-        # Unless it restarts, the daemon keeps its old number of clients, because config-manager does not find its
-        # process (docs/design/nvidia.md#b5).
-        daemon_uid = daemon.uid if uses_mps(node, observed, stack) else ""
-    return Writing(changed, restart_uid, daemon_uid, labels.get(names.LABEL_GFD_TIMESTAMP, ""))
-
-
-def _find_old(case: ActuatorCase, fence: Fence) -> tuple[Operand, str] | None:
-    manager, daemon = (case.operands.get(program) for program in (Program.MIG_MANAGER, Program.MPS_DAEMON))
-    if manager is not None and manager.uid == fence.restart_uid:
-        return manager, "mig-manager"
-    return (daemon, "the MPS daemon") if daemon is not None and daemon.uid == fence.daemon_uid else None
-
-
-# --- how a run goes ----------------------------------------------------------------------------------------
-
-
-def _find_trouble(case: ActuatorCase, fence: Fence) -> Unfinished | None:
-    node, wanted, restart = case.node, fence.target_mig_config, "restarting mig-manager"
-    if not wanted:
-        return None
-    state, label = node.labels.get(names.LABEL_MIG_STATE, ""), node.labels.get(names.LABEL_MIG_CONFIG, "")
-    ended, waited = state in _ENDED, (case.now - fence.stage_since).total_seconds()
-    # First comes whether the state is about this run at all.
-    if ended and case.now < _believed_from(case, fence):
-        message = f"mig-manager is restarting; its state {state} dates from before the restart"
-        return Unfinished(Finding(Reason.ACTUATION_IN_PROGRESS, message), final=False)
-    if ended and label != wanted:
-        # NVIDIA's GPU Operator writes all-disabled if it finds no label (docs/design/nvidia.md#d1).
-        who = node.label_rewriters.get(names.LABEL_MIG_CONFIG, "someone")
-        message = f"{names.LABEL_MIG_CONFIG} is {label or 'missing'}, not {wanted}: {who} changed it"
-        return Unfinished(Finding(Reason.ACTUATOR_FAILED, message), final=True, cure="setting it again")
-    paused = paused_operands(node)
-    if state == "failed":
-        why = f": {case.mig_failure}" if case.mig_failure else "; see the log of its pod"
-        observed = case.gpunode.observed if case.gpunode else None
-        pending = observed is not None and any(gpu.mig_pending for gpu in observed.hardware.kinds)
-        reset = tell_guest_reset(observed, case.stack) if pending else ""
-        # Another run would start the paused operands again. If mig-manager gave up waiting, it has not touched a GPU,
-        # so another run helps once the pods are gone. Before 0.15.1 its state stays `pending` instead
-        # (docs/design/nvidia.md#a7).
-        cure = restart if paused or GAVE_UP in case.mig_failure else ""
-        message = f"mig-manager failed to apply {wanted}{why}{reset}"
-        return Unfinished(Finding(Reason.ACTUATOR_FAILED, message), final=True, cure=cure)
-    if state == "success":
-        if not paused:
-            return None
-        message = f"mig-manager reports success, but operands are still paused: {', '.join(paused)}"
-        final = waited >= case.settings.wedge_paused
-        return Unfinished(Finding(Reason.OPERANDS_PAUSED, message), final=final, cure=restart)
-    limit, doing = case.settings.wedge_pending, "has not started"
-    doing = {"rebooting": "is rebooting the node", "pending": "is applying the configuration"}.get(
-        state, doing
-    )
-    if waited < limit or state == "rebooting":  # only the deadline of the change limits a reboot
-        finding = Finding(Reason.ACTUATION_IN_PROGRESS, f"mig-manager {doing}")
-        return Unfinished(finding, final=False, cure=restart)
-    # The limit and not the time itself: a message with the seconds so far would be written again on every pass.
-    finding = Finding(Reason.ACTUATOR_STUCK, f"mig-manager {doing}, for more than {limit:.0f} s now")
-    return Unfinished(finding, final=True, cure=restart)
 
 
 def _believed_from(case: ActuatorCase, fence: Fence) -> datetime:
@@ -230,51 +274,4 @@ def _believed_from(case: ActuatorCase, fence: Fence) -> datetime:
     return (pod.ready_since or fence.stage_since) + timedelta(seconds=case.settings.restart_grace)
 
 
-def _next_look(case: ActuatorCase, fence: Fence) -> datetime | None:
-    limits = (case.settings.wedge_paused, case.settings.wedge_pending)
-    moments = [fence.stage_since + timedelta(seconds=wait) for wait in limits]
-    moments.append(_believed_from(case, fence))
-    return min((moment for moment in moments if moment > case.now), default=None)
-
-
-def _find_events(case: ActuatorCase) -> tuple[str, ...]:
-    labels, pod = case.node.labels, case.operands.get(Program.MIG_MANAGER)
-    mig_labels = labels.get(names.LABEL_MIG_CONFIG, ""), labels.get(names.LABEL_MIG_STATE, "")
-    return (*mig_labels, pod.uid if pod is not None else "")
-
-
-def _find_work(node: NodeView) -> str:
-    state = node.labels.get(names.LABEL_MIG_STATE)
-    if state not in ("pending", "rebooting"):
-        return ""
-    return f"mig-manager is working (state {state}), although the operator has started no run"
-
-
-def _tell_left(node: NodeView) -> str:
-    # The last change removes the label unless that would share the GPUs (`target.without_default_label`). mig-manager's
-    # label always stays, with the value all-disabled, but is not mentioned.
-    if names.LABEL_PLUGIN_CONFIG not in node.labels:
-        return ""
-    return (
-        f" except {names.LABEL_PLUGIN_CONFIG}: without it the device plugin would use ClusterPolicy's"
-        " devicePlugin.config.default, which would not be whole GPUs"
-    )
-
-
-LABELS = Actuator(
-    needs=frozenset({"device-plugin", "gpu-feature-discovery", "mig-manager", "driver", "container-toolkit"}),
-    objections=_find_objections,
-    obstacles=_find_obstacles,
-    find_labels=_find_labels,
-    needs_run=_needs_run,
-    find_missing=_find_missing,
-    write=_write,
-    find_old=_find_old,
-    find_trouble=_find_trouble,
-    next_look=_next_look,
-    find_events=_find_events,
-    find_work=_find_work,
-    checks=label_checks,
-    find_last_proven=find_last_proven,
-    tell_left=_tell_left,
-)
+LABELS = Labels()
