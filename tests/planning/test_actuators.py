@@ -1,6 +1,7 @@
 """An actuator is a value (`planning/wanted/actuators`): an invented one carries a change from candidate to release, and
 nothing outside of its own functions knows what it writes."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 
@@ -19,11 +20,12 @@ from gpusharing.planning.stack.requirements import REQUIREMENTS, find_disabled
 from gpusharing.planning.transition.cases import compare
 from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import Verdict
-from gpusharing.planning.wanted.actuators.actuator import Actuator, ActuatorCase, Conditions, Writing
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.wanted.actuators.actuator import Actuator, ActuatorCase, Writing
 from gpusharing.planning.wanted.actuators.choice import find_actuator
 from gpusharing.planning.wanted.actuators.labels import LABELS
 from gpusharing.planning.wanted.target import Target
-from gpusharing.planning.wanted.verify import Checked, Comparison, agent_checks
+from gpusharing.planning.wanted.verify import Checked, Comparison, Source, agent_checks
 
 LAYOUT = "example.com/layout"
 
@@ -32,11 +34,12 @@ class Invented(Actuator):
     """Writes a label with the layout, for a program that divides GPUs which nobody uses. It is proven by the agent alone."""
 
     needs = frozenset()
+    sources = (Source.AGENT, Source.NVML)
 
-    def objections(self, case: ActuatorCase, target: Target) -> Conditions:
+    def objections(self, case: ActuatorCase, target: Target) -> Iterator[Finding]:
         return iter(())
 
-    def obstacles(self, case: ActuatorCase, target: Target) -> Conditions:
+    def obstacles(self, case: ActuatorCase, target: Target) -> Iterator[Finding]:
         return iter(())
 
     def find_labels(self, node: NodeView, target: Target) -> dict[str, str]:

@@ -26,16 +26,12 @@ NOT_HANGING = "570.172.08"
 _VERSION = re.compile(r"\d+(\.\d+)*")
 
 
-DriverVersions = Annotated[
-    tuple[str, ...],
-    listed(
-        lambda entry: (
-            ""
-            if _VERSION.fullmatch(entry)
-            else f"{entry!r} is neither a driver version nor the beginning of one"
-        )
-    ),
-]
+def _find_no_version(entry: str) -> str:
+    known = _VERSION.fullmatch(entry)
+    return "" if known else f"{entry!r} is neither a driver version nor the beginning of one"
+
+
+DriverVersions = Annotated[tuple[str, ...], listed(_find_no_version)]
 """Driver versions or their leading parts, such as `570` or `570.86`."""
 
 

@@ -46,7 +46,8 @@ def tell_proofs(
     """Return one Proof for each source that this installation has, in the order of the members of Source. A Proof whose
     source disagrees with the target carries the Finding that says why. The target must have one layout for each
     observed GPU; otherwise `find_disagreements` raises ValueError or IndexError."""
-    found = find_disagreements(Comparison(node, observed, target, stack), find_actuator(stack).checks)
+    actuator = find_actuator(stack)
+    wrong = find_disagreements(Comparison(node, observed, target, stack), actuator.checks)
     says = "is quiet" if observed.quiet else f"reads {counted(len(observed.gpus), 'GPU')}"
     rows = {
         Source.AGENT: (observed.error or says, "reads GPUs"),
@@ -57,7 +58,7 @@ def tell_proofs(
             node.labels.get(names.LABEL_PLUGIN_CONFIG, "") or "not set",
             target.plugin_key or "not set",
         ),
-        Source.GFD: ("differ" if found.get(Source.GFD) else "as configured", "as configured"),
+        Source.GFD: ("differ" if Source.GFD in wrong else "as configured", "as configured"),
         Source.ALLOCATABLE: (_counts(served(node)), _counts(target.resources)),
         Source.SLICES: (
             tell_devices(node.devices.layouts) if node.devices else "none",
@@ -65,9 +66,9 @@ def tell_proofs(
         ),
     }
     return tuple(
-        Proof(source, says, should, found[source])
+        Proof(source, says, should, wrong.get(source))
         for source, (says, should) in rows.items()
-        if source in found
+        if source in actuator.sources
     )
 
 

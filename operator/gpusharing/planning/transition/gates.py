@@ -37,7 +37,6 @@ from gpusharing.planning.transition.verdict import FencedCase, NodeCase
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.actuators.actuator import find_obstacle
 from gpusharing.planning.wanted.assess import Assessed, find_owned
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import (
@@ -231,7 +230,7 @@ def _unreachable(case: NodeCase, assessed: Assessed) -> str | Finding:
     """Return why the actuator can never reach the target in this installation, or an empty string if it can. That is
     the first of the actuator's `objections` that applies. If the cause is an MPS daemon that follows no label
     (MPSNotSwitchable), which the operator may repair itself, the message says why it has not been repaired."""
-    obstacle = find_obstacle(case.actuator.objections, case, assessed.target)
+    obstacle = next(case.actuator.objections(case, assessed.target), None)
     if obstacle is None or obstacle.reason is not Reason.MPS_NOT_SWITCHABLE:
         return obstacle or ""
     return replace(obstacle, message=f"{obstacle.message}{explain_repair(case.stack, case.settings)}")
@@ -240,7 +239,7 @@ def _unreachable(case: NodeCase, assessed: Assessed) -> str | Finding:
 def _hindered(case: NodeCase, assessed: Assessed) -> str | Finding:
     """Return what keeps the actuator from changing the node, or an empty string if nothing does. That is the first of
     the actuator's `obstacles` that applies."""
-    return find_obstacle(case.actuator.obstacles, case, assessed.target) or ""
+    return next(case.actuator.obstacles(case, assessed.target), None) or ""
 
 
 def _drifted(case: NodeCase, assessed: Assessed) -> str | Finding:

@@ -18,7 +18,6 @@ from gpusharing.planning.transition.verdict import FencedCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import cut
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.actuators.actuator import find_obstacle
 from gpusharing.planning.wanted.assess import Assessed, Untargeted, find_disruption, needs_two_steps
 from gpusharing.planning.wanted.verify import Comparison, find_mismatch
 
@@ -112,7 +111,7 @@ def _assess_back(case: FencedCase, assessment: Assessed) -> Assessed | str:
     target = case.actuator.find_last_proven(node, observed, stack)
     if isinstance(target, str):
         return target
-    if objection := find_obstacle(case.actuator.objections, case, target):
+    if objection := next(case.actuator.objections(case, target), None):
         return f"the last proven mode is {target.mode}, and {objection.message}"
     mismatch = find_mismatch(Comparison(node, observed, target, stack), case.actuator.checks)
     return replace(

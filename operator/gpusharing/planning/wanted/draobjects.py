@@ -57,21 +57,16 @@ def plan_classes(snapshot: ClusterSnapshot, targets: Iterable[Target]) -> WriteC
     in_use = wanted | _classes_of(
         (*(one.hardware.layouts for one in reports), *(one.layouts for one in published))
     )
-    right = [
-        name
-        for name, one in in_use.items()
-        if (current := ours.get(name)) is not None
-        and current.plain
-        and (current.resource, current.selectors) == (one.resource, (one.selector,))
-    ]
     writes = WriteClasses(
         create=tuple(
             one for name, one in wanted.items() if name not in classes and not taken & {name, one.resource}
         ),
         correct=tuple(
-            (one, ours[name])
+            (one, current)
             for name, one in in_use.items()
-            if name in ours and ours[name].resource and name not in right
+            if (current := ours.get(name)) is not None
+            and current.resource
+            and (current.plain, current.resource, current.selectors) != (True, one.resource, (one.selector,))
         ),
         remove=tuple(
             one

@@ -63,20 +63,21 @@ class Source(StrEnum):
     SLICES = "ResourceSlices"
 
 
-Checked: TypeAlias = Iterator[tuple[Source, Reason, str | Finding]]
-"""The results of checks in their order. An empty message means that the source agrees; a Finding has a reason of its own."""
+Checked: TypeAlias = Iterator[tuple[Source, Finding]]
+"""The disagreements of the sources with a target, in the order in which the sources are checked."""
 Checks: TypeAlias = Callable[[Comparison], Checked]
 
 
 def find_mismatch(compared: Comparison, checks: Checks) -> Finding | None:
-    return next((Finding.of(found, reason) for _, reason, found in checks(compared) if found), None)
+    """Return the first disagreement with the target. Later checks are not made."""
+    return next((found for _, found in checks(compared)), None)
 
 
-def find_disagreements(compared: Comparison, checks: Checks) -> dict[Source, Finding | None]:
-    """Return the first disagreement of every source that is checked, or None if it agrees. For people; decisions use `find_mismatch`."""
-    results: dict[Source, Finding | None] = {}
-    for source, reason, found in checks(compared):
-        results[source] = results.get(source) or (Finding.of(found, reason) if found else None)
+def find_disagreements(compared: Comparison, checks: Checks) -> dict[Source, Finding]:
+    """Return the first disagreement of each source that disagrees. For people; decisions use `find_mismatch`."""
+    results: dict[Source, Finding] = {}
+    for source, found in checks(compared):
+        results.setdefault(source, found)
     return results
 
 
@@ -84,95 +85,89 @@ def agent_checks(compared: Comparison) -> Checked:
     """Check what the agent reads. It comes first with every actuator, because every other source may be stale."""
     observed, target = compared.observed, compared.target
     kinds, layouts = observed.hardware.kinds, observed.hardware.layouts
-    unreadable = f"the agent cannot read the GPUs: {observed.error}" if observed.error else ""
-    yield Source.AGENT, Reason.AGENT_ERROR, unreadable
-    quiet = "the agent has closed NVML for the change, so its last reading may be out of date"
-    yield Source.AGENT, Reason.OBSERVATION_PENDING, quiet if observed.quiet else ""
-    gone = next((gpu.index for gpu in kinds if gpu.vitals.access != REACHABLE), None)
-    silent = f"GPU {gone} is not responding, so its last known state is shown; see the Healthy condition"
-    yield Source.NVML, Reason.GPU_UNHEALTHY, "" if gone is None else silent
-    yield Source.NVML, Reason.AGENT_LACKS_RIGHTS, find_withheld(target, observed)
-    yield Source.NVML, Reason.GPU_MISSING, find_missing(compared.node, observed)
-    other = ""
-    if layouts != target.layouts:
-        other = f"NVML shows {describe_layouts(layouts)} instead of {describe_layouts(target.layouts)}"
-    yield Source.NVML, Reason.LAYOUT_MISMATCH, other
-    waits, pending = next((gpu.index for gpu in kinds if gpu.mig_pending), None), ""
-    if waits is not None:
-        cause = tell_guest_reset(observed, compared.stack)
-        pending = (
-            f"GPU {waits}: a MIG mode change is pending until the GPU is reset or the node reboots{cause}"
+    if observed.error:
+        text = f"the agent cannot read the GPUs: {observed.error}"
+        yield Source.AGENT, Finding(Reason.AGENT_ERROR, text)
+    if observed.quiet:
+        text = "the agent has closed NVML for the change, so its last reading may be out of date"
+        yield Source.AGENT, Finding(Reason.OBSERVATION_PENDING, text)
+    if gone := next((gpu for gpu in kinds if gpu.vitals.access != REACHABLE), None):
+        text = (
+            f"GPU {gone.index} is not responding, so its last known state is shown; see the Healthy condition"
         )
-    yield Source.NVML, Reason.MIG_MODE_PENDING, pending
+        yield Source.NVML, Finding(Reason.GPU_UNHEALTHY, text)
+    if text := find_withheld(target, observed):
+        yield Source.NVML, Finding(Reason.AGENT_LACKS_RIGHTS, text)
+    if text := find_missing(compared.node, observed):
+        yield Source.NVML, Finding(Reason.GPU_MISSING, text)
+    if layouts != target.layouts:
+        text = f"NVML shows {describe_layouts(layouts)} instead of {describe_layouts(target.layouts)}"
+        yield Source.NVML, Finding(Reason.LAYOUT_MISMATCH, text)
+    if waits := next((gpu for gpu in kinds if gpu.mig_pending), None):
+        cause = tell_guest_reset(observed, compared.stack)
+        text = f"a MIG mode change is pending until the GPU is reset or the node reboots{cause}"
+        yield Source.NVML, Finding(Reason.MIG_MODE_PENDING, f"GPU {waits.index}: {text}")
 
 
 def mig_checks(compared: Comparison) -> Checked:
-    yield Source.MIG_MANAGER, Reason.LABEL_MISMATCH, _check_mig_config(compared)
-    labels = compared.node.labels
+    labels, paused = compared.node.labels, paused_operands(compared.node)
+    if text := _check_mig_config(compared):
+        yield Source.MIG_MANAGER, Finding(Reason.LABEL_MISMATCH, text)
     config = labels.get(names.LABEL_MIG_CONFIG, "") if compared.target.mig_config else ""
     state = labels.get(names.LABEL_MIG_STATE, "")
-    failed = f"mig-manager failed to apply {config}; its pod's log shows why"
-    yield Source.MIG_MANAGER, Reason.ACTUATOR_FAILED, failed if config and state == "failed" else ""
-    busy = f"mig-manager is applying {config} (state {state or 'not reported yet'})"
-    yield Source.MIG_MANAGER, Reason.ACTUATOR_BUSY, busy if config and state != "success" else ""
-    paused = ""
-    if stopped := paused_operands(compared.node):
-        are, where = "is" if len(stopped) == 1 else "are", compared.node.name
-        paused = f"{', '.join(stopped)} {are} still paused for a MIG change or a driver upgrade on {where}"
-    yield Source.OPERANDS, Reason.OPERANDS_PAUSED, paused
+    if config and state == "failed":
+        text = f"mig-manager failed to apply {config}; its pod's log shows why"
+        yield Source.MIG_MANAGER, Finding(Reason.ACTUATOR_FAILED, text)
+    elif config and state != "success":
+        text = f"mig-manager is applying {config} (state {state or 'not reported yet'})"
+        yield Source.MIG_MANAGER, Finding(Reason.ACTUATOR_BUSY, text)
+    if paused:
+        are, where = "is" if len(paused) == 1 else "are", compared.node.name
+        text = f"{', '.join(paused)} {are} still paused for a MIG change or a driver upgrade on {where}"
+        yield Source.OPERANDS, Finding(Reason.OPERANDS_PAUSED, text)
 
 
 def label_checks(compared: Comparison) -> Checked:
     node, target, labels = compared.node, compared.target, compared.node.labels
     yield from agent_checks(compared)
     yield from mig_checks(compared)
-    yield Source.PLUGIN, Reason.LABEL_MISMATCH, _check_plugin_config(compared)
-    unserved, kinds = "", compared.observed.hardware.kinds
-    if target.mode is Mode.MPS:
-        # The daemon sets a GPU to exclusive mode and restores Default when it stops cleanly
+    if text := _check_plugin_config(compared):
+        yield Source.PLUGIN, Finding(Reason.LABEL_MISMATCH, text)
+    for gpu in compared.observed.hardware.kinds if target.mode is Mode.MPS else ():
+        # The MPS daemon sets a GPU to exclusive mode and restores Default when it stops cleanly
         # (docs/design/hardware.md#mps-mode).
-        shared = next((gpu for gpu in kinds if gpu.compute_mode not in (EXCLUSIVE, "NotSupported")), None)
-        if shared is not None:
-            mode = f"compute mode {shared.compute_mode}"
-            unserved = f"GPU {shared.index} is in {mode}: the MPS daemon does not serve it yet"
-    yield Source.NVML, Reason.MPS_NOT_RUNNING, unserved
+        if gpu.compute_mode not in (EXCLUSIVE, "NotSupported"):
+            text = (
+                f"GPU {gpu.index} is in compute mode {gpu.compute_mode}: the MPS daemon does not serve it yet"
+            )
+            yield Source.NVML, Finding(Reason.MPS_NOT_RUNNING, text)
     # After the plugin, because a GPU is rightly exclusive as long as the plugin is configured for MPS.
-    yield check_compute_mode(compared)
-    before = compared.gfd_timestamp
-    # config-manager changes the configuration and then sends a signal. If it fails in between, no signal is sent.
-    stale = (
-        "GPU Feature Discovery has not restarted since the change; if this persists, delete its pod on"
-        f" {node.name}"
-    )
-    yield (
-        Source.GFD,
-        Reason.LABEL_MISMATCH,
-        stale if before and labels.get(names.LABEL_GFD_TIMESTAMP) == before else "",
-    )
+    yield from compute_mode_checks(compared)
+    if (before := compared.gfd_timestamp) and labels.get(names.LABEL_GFD_TIMESTAMP) == before:
+        # config-manager changes the configuration and then sends a signal. If it fails in between, no signal is sent.
+        text = f"has not restarted since the change; if this persists, delete its pod on {node.name}"
+        yield Source.GFD, Finding(Reason.LABEL_MISMATCH, f"GPU Feature Discovery {text}")
     possible = expected_gfd_labels(target, compared.observed)
     shown = labels.get(names.LABEL_GPU_PRODUCT, "")
     # Compare with the card model whose product the labels show.
     expected = next((one for one in possible if one[names.LABEL_GPU_PRODUCT] == shown), possible[-1])
-    wrong = next((label for label, due in expected.items() if labels.get(label, "") != due), "")
-    differs = ""
-    if wrong:
-        due = expected[wrong]
-        if wrong == names.LABEL_GPU_PRODUCT:
-            due = " or ".join(one[names.LABEL_GPU_PRODUCT] for one in possible)
-        differs = f"label {wrong} is {labels.get(wrong, 'absent')}, but should be {due}"
-    yield Source.GFD, Reason.LABEL_MISMATCH, differs
-    now, resources = served(node), dict(target.resources)
-    counts: str | Finding = ""
-    if now != resources:
-        counts = f"the node advertises {_tell_counts(now)} instead of {_tell_counts(resources)}"
-        if now == toolversions.counts_without_suffixes(resources):
-            counts = Finding(Reason.PLUGIN_TOO_OLD, f"{counts}: {toolversions.ADVICE}")
-    yield Source.ALLOCATABLE, Reason.ALLOCATABLE_MISMATCH, counts
+    for label, due in expected.items():
+        if (now := labels.get(label, "absent")) != due:
+            products = " or ".join(one[names.LABEL_GPU_PRODUCT] for one in possible)
+            should = products if label == names.LABEL_GPU_PRODUCT else due
+            text = f"label {label} is {now}, but should be {should}"
+            yield Source.GFD, Finding(Reason.LABEL_MISMATCH, text)
+    counts, wanted = served(node), dict(target.resources)
+    if counts != wanted:
+        text = f"the node advertises {_tell_counts(counts)} instead of {_tell_counts(wanted)}"
+        if counts == toolversions.counts_without_suffixes(wanted):
+            yield Source.ALLOCATABLE, Finding(Reason.PLUGIN_TOO_OLD, f"{text}: {toolversions.ADVICE}")
+        yield Source.ALLOCATABLE, Finding(Reason.ALLOCATABLE_MISMATCH, text)
 
 
-def check_compute_mode(compared: Comparison) -> tuple[Source, Reason, str | Finding]:
-    found = "" if compared.target.mode is Mode.MPS else find_exclusive(compared.observed.hardware)
-    return Source.NVML, Reason.COMPUTE_MODE, found
+def compute_mode_checks(compared: Comparison) -> Checked:
+    if compared.target.mode is not Mode.MPS and (found := find_exclusive(compared.observed.hardware)):
+        yield Source.NVML, Finding.of(found, Reason.COMPUTE_MODE)
 
 
 def _tell_counts(resources: Mapping[str, int]) -> str:

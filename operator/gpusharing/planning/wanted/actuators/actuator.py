@@ -10,21 +10,19 @@ Each other module of this folder is one actuator, and `find_actuator` chooses th
 (docs/adr/0075-actuators.md).
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import field
 from datetime import datetime
-from typing import TypeAlias
+from typing import Protocol
 
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.stackviews import Operand, Program, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, ObservedView, PlanSettings
 from gpusharing.planning.vocabulary.findings import Finding
-from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.target import Target
-from gpusharing.planning.wanted.verify import Checked, Comparison
+from gpusharing.planning.wanted.verify import Checked, Comparison, Source
 
 
 @value
@@ -47,16 +45,6 @@ class ActuatorCase:
         """The layout of every GPU in the agent's last reading, by index. Empty if the agent has not reported any GPU yet."""
         observed = self.gpunode.observed if self.gpunode else None
         return observed.hardware.layouts if observed else ()
-
-
-Conditions: TypeAlias = Iterator[tuple[Reason, str | Finding]]
-"""What keeps an actuator from changing a node to a target, in order. An empty message means that a condition is met; a Finding has a reason of its own."""
-
-
-def find_obstacle(
-    conditions: Callable[[ActuatorCase, Target], Conditions], case: ActuatorCase, target: Target
-) -> Finding | None:
-    return next((Finding.of(found, reason) for reason, found in conditions(case, target) if found), None)
 
 
 @value
@@ -82,33 +70,29 @@ class Unfinished:
     """The first step of another run, as shown to people. Empty if another run would not help."""
 
 
-class Actuator(ABC):
+class Actuator(Protocol):
     """The programs that change a node, as answers to the five questions. It keeps no state: what must survive is in the fence and in the claims."""
 
     needs: frozenset[str]
     """The programs without which it cannot change, serve or prove a node, as labels of rows in the table of `stack/requirements.py`."""
+    sources: tuple[Source, ...]
+    """What `checks` queries."""
 
-    @abstractmethod
-    def objections(self, case: ActuatorCase, target: Target) -> Conditions:
-        """Why it can never reach a target in this installation. Checked before a change, during the drain, before every run, and before a rollback."""
+    def objections(self, case: ActuatorCase, target: Target) -> Iterator[Finding]:
+        """Yield why it can never reach a target in this installation. Checked before a change, during the drain, before every run, and before a rollback."""
 
-    @abstractmethod
-    def obstacles(self, case: ActuatorCase, target: Target) -> Conditions:
-        """What else keeps a change of a node from beginning."""
+    def obstacles(self, case: ActuatorCase, target: Target) -> Iterator[Finding]:
+        """Yield what else keeps a change of a node from beginning."""
 
-    @abstractmethod
     def find_labels(self, node: NodeView, target: Target) -> Mapping[str, str]:
         """Return the value that each of its labels must have for the target; empty if it must be absent. One that it does not write for this target has its present value."""
 
-    @abstractmethod
     def needs_run(self, case: ActuatorCase, target: Target) -> bool:
         """Whether the target can be reached only by a run on an idle node."""
 
-    @abstractmethod
     def find_missing(self, case: ActuatorCase, goal: Target, again: bool) -> str:
         """Return which of its pods is missing on the node for a run to `goal`, or for a repetition of the last run."""
 
-    @abstractmethod
     def write(
         self, case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool
     ) -> Writing:
@@ -117,34 +101,26 @@ class Actuator(ABC):
         `idle` is the reading that proved the node idle, or None for a plugin restart, which needs no idle node.
         """
 
-    @abstractmethod
     def find_old(self, case: ActuatorCase, fence: Fence) -> tuple[Operand, str] | None:
         """Return the pod that must be deleted next for this run to go on, and its name for people."""
 
-    @abstractmethod
     def find_trouble(self, case: ActuatorCase, fence: Fence) -> Unfinished | None:
         """Return None if the run has succeeded, or if it involves no program that could fail."""
 
-    @abstractmethod
     def next_look(self, case: ActuatorCase, fence: Fence) -> datetime | None:
         """Return when the passing of time alone may change the result of `find_trouble`."""
 
-    @abstractmethod
     def find_events(self, case: ActuatorCase) -> tuple[str, ...]:
         """Return strings that change with every event that may change the GPUs. A proof must be more recent than their latest change."""
 
-    @abstractmethod
     def find_work(self, node: NodeView) -> str:
         """Return what its programs do with the GPUs of a node on which we have started no run, as a clause."""
 
-    @abstractmethod
     def checks(self, compared: Comparison) -> Checked:
         """Yield what proves the result, and finds drift."""
 
-    @abstractmethod
     def find_last_proven(self, node: NodeView, observed: ObservedView, stack: StackView) -> Target | str:
         """Return the target that the record of the last proof describes, or a clause for people that says why it cannot be used."""
 
-    @abstractmethod
     def tell_left(self, node: NodeView) -> str:
         """Return a clause about what stays on a node whose policy is deleted, and why. Empty if nothing stays."""

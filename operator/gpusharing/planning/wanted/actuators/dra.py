@@ -6,6 +6,7 @@ names the pod to replace in `daemon_uid`, the field that names the MPS daemon's 
 GPUs.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -14,7 +15,7 @@ from gpusharing.planning.snapshot.stackviews import Operand, Program
 from gpusharing.planning.snapshot.views import NodeView, ObservedView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.actuators.actuator import ActuatorCase, Conditions, Unfinished, Writing
+from gpusharing.planning.wanted.actuators.actuator import ActuatorCase, Unfinished, Writing
 from gpusharing.planning.wanted.actuators.labels import Labels
 from gpusharing.planning.wanted.draobjects import find_unrequestable
 from gpusharing.planning.wanted.target import Target
@@ -23,7 +24,7 @@ from gpusharing.planning.wanted.verify import (
     Comparison,
     Source,
     agent_checks,
-    check_compute_mode,
+    compute_mode_checks,
     find_slice_mismatch,
     mig_checks,
 )
@@ -36,16 +37,18 @@ class Dra(Labels):
     """mig-manager and the kubelet plugin of NVIDIA's DRA driver."""
 
     needs = frozenset({"mig-manager", "driver", "container-toolkit"})
+    sources = (Source.AGENT, Source.NVML, Source.MIG_MANAGER, Source.OPERANDS, Source.SLICES)
 
-    def obstacles(self, case: ActuatorCase, target: Target) -> Conditions:
+    def obstacles(self, case: ActuatorCase, target: Target) -> Iterator[Finding]:
         yield from super().obstacles(case, target)
-        missing = _find_plugin_missing(case, again=False) if self.needs_run(case, target) else ""
-        where = f"label {Program.KUBELET_PLUGIN.label}={Program.KUBELET_PLUGIN}"
-        pods = f"check the pods with {where} in namespace {case.settings.gpu_operator_namespace}"
-        yield Reason.ACTUATOR_MISSING, f"{missing}; {pods}" if missing else ""
-        unpublished = "" if _is_published(case.node) else find_slice_mismatch(case.node, target.layouts, None)
-        yield Reason.ACTUATOR_MISSING, unpublished
-        yield Reason.ACTUATOR_MISSING, find_unrequestable(target.layouts, case.stack)
+        if self.needs_run(case, target) and (missing := _find_plugin_missing(case, again=False)):
+            where = f"label {Program.KUBELET_PLUGIN.label}={Program.KUBELET_PLUGIN}"
+            pods = f"check the pods with {where} in namespace {case.settings.gpu_operator_namespace}"
+            yield Finding(Reason.ACTUATOR_MISSING, f"{missing}; {pods}")
+        if not _is_published(case.node) and (text := find_slice_mismatch(case.node, target.layouts, None)):
+            yield Finding(Reason.ACTUATOR_MISSING, text)
+        if found := find_unrequestable(target.layouts, case.stack):
+            yield Finding.of(found, Reason.ACTUATOR_MISSING)
 
     def needs_run(self, case: ActuatorCase, target: Target) -> bool:
         observed = case.gpunode.observed if case.gpunode is not None else None
@@ -106,9 +109,9 @@ class Dra(Labels):
     def checks(self, compared: Comparison) -> Checked:
         yield from agent_checks(compared)
         yield from mig_checks(compared)
-        yield check_compute_mode(compared)
-        slices = find_slice_mismatch(compared.node, compared.target.layouts, compared.observed)
-        yield Source.SLICES, Reason.ALLOCATABLE_MISMATCH, slices
+        yield from compute_mode_checks(compared)
+        if text := find_slice_mismatch(compared.node, compared.target.layouts, compared.observed):
+            yield Source.SLICES, Finding(Reason.ALLOCATABLE_MISMATCH, text)
 
     def tell_left(self, node: NodeView) -> str:
         return ""  # mig-manager's label then means whole GPUs, and nothing reads the other labels

@@ -4,6 +4,7 @@
 - nvidia.com/device-plugin.config: config-manager hands the device plugin and GPU Feature Discovery (GFD) their entry.
 """
 
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from gpusharing.api import names
@@ -16,7 +17,6 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.actuators.actuator import (
     Actuator,
     ActuatorCase,
-    Conditions,
     Unfinished,
     Writing,
 )
@@ -49,30 +49,30 @@ class Labels(Actuator):
         {"device-plugin", "gpu-feature-discovery", "mig-manager", "driver", "container-toolkit"}
     )
 
-    def objections(self, case: ActuatorCase, target: Target) -> Conditions:
+    def objections(self, case: ActuatorCase, target: Target) -> Iterator[Finding]:
         policy = case.stack.cluster_policy
-        deaf, daemon = "", policy.mps_daemon if policy is not None else None
+        daemon = policy.mps_daemon if policy is not None else None
         if daemon is not None and target.mode is Mode.MPS and (why := find_deafness(daemon)):
             # Without this objection, the node would be drained before anybody noticed.
-            deaf = f"no label can enable MPS with {daemon.plugin}: {why}. {find_remedy(daemon).text}"
-        yield Reason.MPS_NOT_SWITCHABLE, deaf
-        stays = ""
+            text = f"no label can enable MPS with {daemon.plugin}: {why}. {find_remedy(daemon).text}"
+            yield Finding(Reason.MPS_NOT_SWITCHABLE, text)
         if not target.mig_config and case.found_layouts != target.layouts:  # unknown layouts count too
             why = f"ClusterPolicy {MIG_MANAGER_SWITCH} is false"
             if policy is not None and policy.plain is not None:
                 cannot = "mig-manager cannot pause the device plugin from NVIDIA's chart"
                 why = cannot if policy.plain.mig_manager else "there is no mig-manager"
-            stays = f"MIG is enabled on {case.node.name} and nothing there can disable it, because {why}"
-        yield Reason.ACTUATOR_MISSING, stays
-        yield Reason.MPS_DAEMON_NOT_READY, _find_daemon_down(case, target)
+            text = f"MIG is enabled on {case.node.name} and nothing there can disable it, because {why}"
+            yield Finding(Reason.ACTUATOR_MISSING, text)
+        if found := _find_daemon_down(case, target):
+            yield Finding.of(found, Reason.MPS_DAEMON_NOT_READY)
 
-    def obstacles(self, case: ActuatorCase, target: Target) -> Conditions:
-        rebooting = target.mig_config and case.node.labels.get(names.LABEL_MIG_STATE) == "rebooting"
-        busy = "mig-manager is rebooting the node, although no change is in progress"
-        yield Reason.ACTUATOR_BUSY, busy if rebooting else ""
-        missing = _find_missing(case, target, again=False)
-        where = f"label app={Program.MIG_MANAGER} in namespace {case.settings.gpu_operator_namespace}"
-        yield Reason.ACTUATOR_MISSING, f"{missing}; check the pods with {where}" if missing else ""
+    def obstacles(self, case: ActuatorCase, target: Target) -> Iterator[Finding]:
+        if target.mig_config and case.node.labels.get(names.LABEL_MIG_STATE) == "rebooting":
+            text = "mig-manager is rebooting the node, although no change is in progress"
+            yield Finding(Reason.ACTUATOR_BUSY, text)
+        if missing := _find_missing(case, target, again=False):
+            where = f"label app={Program.MIG_MANAGER} in namespace {case.settings.gpu_operator_namespace}"
+            yield Finding(Reason.ACTUATOR_MISSING, f"{missing}; check the pods with {where}")
 
     def find_labels(self, node: NodeView, target: Target) -> dict[str, str]:
         config = target.mig_config or node.labels.get(names.LABEL_MIG_CONFIG, "")
