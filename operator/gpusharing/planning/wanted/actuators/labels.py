@@ -27,6 +27,7 @@ from gpusharing.planning.wanted.verify import (
     EXCLUSIVE,
     Checked,
     Comparison,
+    Source,
     find_entry,
     is_told_mps,
     label_checks,
@@ -48,6 +49,7 @@ class Labels(Actuator):
     needs = frozenset(
         {"device-plugin", "gpu-feature-discovery", "mig-manager", "driver", "container-toolkit"}
     )
+    sources = tuple(source for source in Source if source is not Source.SLICES)
 
     def objections(self, case: ActuatorCase, target: Target) -> Iterator[Finding]:
         policy = case.stack.cluster_policy
