@@ -41,10 +41,14 @@ class ActuatorCase:
     now: datetime = field(compare=False)
 
     @property
+    def observed(self) -> ObservedView | None:
+        """The agent's last report."""
+        return self.gpunode.observed if self.gpunode else None
+
+    @property
     def found_layouts(self) -> tuple[Layout | None, ...]:
-        """The layout of every GPU in the agent's last reading, by index. Empty if the agent has not reported any GPU yet."""
-        observed = self.gpunode.observed if self.gpunode else None
-        return observed.hardware.layouts if observed else ()
+        """The layout of every GPU in the agent's last report, by index. Empty if the agent has not reported any GPU yet."""
+        return self.observed.hardware.layouts if self.observed else ()
 
 
 @value

@@ -51,7 +51,7 @@ class Dra(Labels):
             yield Finding.of(found, Reason.ACTUATOR_MISSING)
 
     def needs_run(self, case: ActuatorCase, target: Target) -> bool:
-        observed = case.gpunode.observed if case.gpunode is not None else None
+        observed = case.observed
         differs = bool(find_slice_mismatch(case.node, target.layouts, observed))
         return super().needs_run(case, target) or (_is_published(case.node) and differs)
 

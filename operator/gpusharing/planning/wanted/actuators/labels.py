@@ -107,7 +107,7 @@ class Labels(Actuator):
         if find_entry(key, stack) == find_entry(goal.plugin_key, stack):
             return Writing(changed, restart_uid, gfd_timestamp=fence.gfd_timestamp if again else "")
         daemon_uid, daemon = "", case.operands.get(Program.MPS_DAEMON)
-        observed = case.gpunode.observed if case.gpunode else None
+        observed = case.observed
         # With NVIDIA's device-plugin chart, the operator may not delete the daemon's pod (`needs_two_steps`).
         plain = stack.cluster_policy is not None and stack.cluster_policy.plain is not None
         if goal.mode is Mode.MPS and observed is not None and daemon is not None and not plain:
@@ -142,7 +142,7 @@ class Labels(Actuator):
         paused = paused_operands(node)
         if state == "failed":
             why = f": {case.mig_failure}" if case.mig_failure else "; see the log of its pod"
-            observed = case.gpunode.observed if case.gpunode else None
+            observed = case.observed
             pending = observed is not None and any(gpu.mig_pending for gpu in observed.hardware.kinds)
             reset = tell_guest_reset(observed, case.stack) if pending else ""
             # Another run would start the paused operands again. If mig-manager gave up waiting, it has not touched a GPU,
@@ -221,7 +221,7 @@ def _find_daemon_down(case: ActuatorCase, target: Target) -> str | Finding:
     Only an MPS daemon that ends cleanly does (docs/design/nvidia.md#b5). Once the labels are written it is too late to
     ask.
     """
-    node, observed = case.node, case.gpunode.observed if case.gpunode else None
+    node, observed = case.node, case.observed
     started = node.fence is not None and node.fence.stage == "actuating"
     if observed is None or started or not is_told_mps(node, case.stack):
         return ""
