@@ -140,7 +140,6 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session
 
 
 async def find_effect(session: Session | None, scope: NodeScope, policy: dict[str, object]) -> Planned | str:
-    """Return the plan of the policy, or a clause that says why there is none."""
     if session is None:
         return "with --prometheus, the cluster is not contacted; use --service for a Prometheus inside one"
     if scope.unlabelled:

@@ -166,7 +166,6 @@ class Board:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Print the address of the page, and serve it until Ctrl-C."""
     if not (typed.port.isdecimal() and int(typed.port) < 65536):
         raise Trouble(
             f"--port {typed.port} is not a port: pass a number from 0 to 65535, such as --port 8321"

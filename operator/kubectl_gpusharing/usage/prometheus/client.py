@@ -153,14 +153,11 @@ def unreachable(error: Exception, where: str, through: str) -> Trouble:
 
 
 def one_line(text: object) -> str:
-    """Return a message of another program on one line, printable, and cut to MOST_CHARACTERS."""
     return printable(" ".join(str(text or "").split())[:MOST_CHARACTERS].rstrip(". "))
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One time series: its labels and its values."""
-
     labels: Mapping[str, str]
     points: tuple[tuple[float, float], ...]
     """Pairs of a time, in seconds since 1970, and a value, oldest first."""
@@ -294,7 +291,6 @@ class Prometheus:
 
 @asynccontextmanager
 async def prometheus_at(place: Endpoint) -> AsyncIterator[Prometheus]:
-    """Yield a client for the Prometheus at `place`, and close its connections afterwards."""
     limits = aiohttp.ClientTimeout(total=SECONDS, sock_connect=10.0)
     connector = aiohttp.TCPConnector(limit=PARALLEL)
     async with aiohttp.ClientSession(connector=connector, timeout=limits) as session:

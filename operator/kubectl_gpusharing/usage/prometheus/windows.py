@@ -117,8 +117,7 @@ async def find_gaps(
     times = sorted(at for series in answer for at, _ in series.points)
     if not times:
         raise Trouble(nothing)
-    sentences: list[str] = []
-    least = LOOKBACK + 2 * step
+    sentences, least = list[str](), LOOKBACK + 2 * step
     if times[0] - start > least:
         sentences.append(
             f"the history begins at {moment(times[0])} and covers {duration(end - times[0])} of"
@@ -138,7 +137,6 @@ async def find_gaps(
 
 
 def moment(at: float) -> str:
-    """Format a time in UTC, rounded to the second."""
     return to_rfc3339(datetime.fromtimestamp(round(at), UTC))
 
 

@@ -131,12 +131,10 @@ class Absences:
         return node in self.first and node not in self._old
 
     def came(self) -> set[str]:
-        """Return the nodes that were first seen in the window, more than SHORT seconds after its beginning."""
         nodes = {node for node in self.first.keys() & self.last.keys() if self.began(node)}
         return {node for node in nodes if self.missed(self._start, self.first[node]) > SHORT}
 
     def left(self) -> set[str]:
-        """Return the nodes that were last seen in the window, more than SHORT seconds before its end."""
         nodes = {node for node, last in self.last.items() if last >= self._start} - self.returned
         return {node for node in nodes if self.missed(self.last[node], self._end) > SHORT}
 

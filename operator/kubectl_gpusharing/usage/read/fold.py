@@ -5,7 +5,7 @@ Where several pods hold a GPU, dcgm-exporter does not report the use of each: it
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -13,48 +13,28 @@ from math import isnan, nan
 
 from gpusharing.planning.gpus.cards import Card, find_card
 from kubectl_gpusharing.usage.prometheus.client import Series
+from kubectl_gpusharing.usage.prometheus.matchers import nodes_of
+from kubectl_gpusharing.usage.prometheus.windows import Answers
+from kubectl_gpusharing.usage.read.queries import ANNOTATION
 from kubectl_gpusharing.usage.read.series import (
     MIB,
     Device,
     DeviceLabels,
     Pod,
+    devices_of,
+    exported_label,
     owner_of,
+    pod_of,
     read_agent,
     read_dcgm,
+    read_owners,
 )
-from kubectl_gpusharing.usage.reckon.needs import Workload
+from kubectl_gpusharing.usage.reckon.needs import Workload, declared_memory
 
 MOST_MIB = 1 << 20
 """A memory size in MiB that no GPU exceeds: DCGM reports an unknown value as a number near 2^31 or 2^63 (NVIDIA/DCGM dcgmlib/dcgm_structs.h at 72fa3fe, DCGM_INT32_BLANK and DCGM_INT64_BLANK)."""
 Reading = tuple[DeviceLabels, Series]
 """A series, preceded by its parsed labels."""
-
-
-@dataclass(frozen=True, slots=True)
-class HourAnswers:
-    """Answers for one stretch of time, to `queries.hourly` and `queries.ownership`."""
-
-    used: Sequence[Series]
-    """Highest memory use of each hour, in MiB, by dcgm-exporter."""
-    live: Sequence[Series]
-    """Memory in use at the end of each hour, in MiB, by dcgm-exporter."""
-    active: Sequence[Series]
-    """95th percentile of the activity of each hour, 0 to 1, by dcgm-exporter."""
-    own: Sequence[Series]
-    """Highest memory use of each hour, in bytes, by our agent."""
-    slices: Sequence[Series]
-    """Slices that each pod holds at the end of each hour, by our agent."""
-    sm: Sequence[Series]
-    """95th percentile of the SM activity of each hour, 0 to 1, by our agent."""
-    owners: Mapping[Pod, tuple[str, str]]
-    """Kind and name of the workload of each pod that has a known one."""
-    declared: Mapping[Pod, int]
-    """Bytes of GPU memory that the annotation of the pod declares."""
-    exporters: frozenset[Pod]
-    """The pods of dcgm-exporter itself, which hold no GPU."""
-    devices: Mapping[str, Device]
-    """By the UUID that the agent reports."""
-    simulated: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -115,7 +95,6 @@ class Gpu:
     """-1 if no pod held it."""
 
     def hold(self, workload: Workload, hour: int) -> None:
-        """Record that a pod of the workload held a device of the GPU in this hour."""
         if hour > self.held_at:
             self.held_at, self.holders = hour, Counter()
         if hour == self.held_at:
@@ -148,42 +127,53 @@ class Fold:
     """When nodes with GPUs that are not in `nodes` were last seen."""
     unnamed: set[Pod] = field(default_factory=set)
     """Pods whose owner is unknown."""
-    _part: HourAnswers = field(init=False, repr=False)
+    wrong: dict[str, None] = field(default_factory=dict)
+    """Clauses about annotations that declare no valid size of memory."""
+    _owners: Mapping[Pod, tuple[str, str]] = field(default_factory=dict)
+    _declared: dict[Pod, int] = field(default_factory=dict)
     _workloads: dict[Pod, Workload] = field(default_factory=dict)
     """A cache for the current stretch, because a pod has many series."""
 
-    def add(self, part: HourAnswers) -> None:
-        self._part = part
+    def add(self, part: Answers) -> None:
+        """Add the answers to `queries.hourly` and `queries.ownership` for the next stretch of time."""
+        self._owners, self._declared = read_owners(part["pods"], part["replicasets"], part["jobs"]), {}
         self._workloads.clear()
-        self.simulated |= part.simulated
-        read_own = partial(read_agent, devices=part.devices)
-        read_exporter = partial(read_dcgm, exporters=part.exporters)
-        scraped = [(read_exporter(series), series) for series in part.used]
+        self.simulated |= nodes_of(part["simulated"])
+        for series in part["annotated"]:
+            if (pod := pod_of(series.labels)) is not None:
+                size, wrong = declared_memory("/".join(pod), series.labels.get(ANNOTATION, ""))
+                if wrong:
+                    self.wrong[wrong] = None
+                else:
+                    self._declared[pod] = size
+        read_own = partial(read_agent, devices=devices_of(part["devices"]))
+        targets = ((exported_label(one, "namespace"), one.labels.get("pod", "")) for one in part["exporters"])
+        read_exporter = partial(read_dcgm, exporters=frozenset(targets))
+        scraped = [(read_exporter(series), series) for series in part["used"]]
         used = [(labels, series) for labels, series in scraped if self._is_ours(labels)]
         for labels, series in scraped:
             if labels.model and self._is_there(labels) and not self._is_ours(labels):
                 self._see(self.others, labels, series)
-        for labels, series in [*scraped, *((read_own(series), series) for series in part.slices)]:
+        for labels, series in [*scraped, *((read_own(series), series) for series in part["slices"])]:
             if labels.node and self.nodes is not None and labels.node not in self.nodes and series.points:
                 last = self.hour(series.points[-1][0])
                 self.beyond[labels.node] = max(last, self.beyond.get(labels.node, -1))
         for labels, series in used:
             self._see(self.gpus, labels, series)
-        live, active = self._ours(part.live, read_exporter), self._ours(part.active, read_exporter)
-        own, sm = self._ours(part.own, read_own), self._ours(part.sm, read_own)
+        live, active = self._ours(part["live"], read_exporter), self._ours(part["active"], read_exporter)
+        own, sm = self._ours(part["own"], read_own), self._ours(part["sm"], read_own)
         crowded, split = self._crowded(live)
         self._add_memory(used, own, crowded)
         self._add_activity(active, sm, crowded, split)
-        self._add_pods([*live, *self._ours(part.slices, read_own)])
+        self._add_pods([*live, *self._ours(part["slices"], read_own)])
         for labels, series in (*used, *own):  # a pod may have come and gone between the ends of two hours
             if labels.pod is not None and series.points:
                 record, hour = self._record(labels.pod), self.hour(series.points[-1][0])
-                record.declare(part.declared.get(labels.pod), hour)
+                record.declare(self._declared.get(labels.pod), hour)
                 if hour > record.last:
                     record.last, record.held = hour, labels
 
     def hour(self, at: float) -> int:
-        """Return the array index of the hour that ends at `at`, rounded to the nearest hour."""
         return self.hours - 1 - round((self.end - at) / 3600)
 
     def _is_there(self, labels: DeviceLabels) -> bool:
@@ -290,7 +280,7 @@ class Fold:
             record = self.records[workload]
             record.pods[hour] += 1
             record.devices[hour] = max(record.devices[hour], len(those))
-            record.declare(self._part.declared.get(pod), hour)
+            record.declare(self._declared.get(pod), hour)
             for gpu in filter(None, (self.gpus.get(device.gpu) for device in those)):
                 gpu.hold(workload, hour)
 
@@ -302,9 +292,9 @@ class Fold:
 
     def _workload(self, pod: Pod) -> Workload:
         if pod not in self._workloads:
-            if pod not in self._part.owners:
+            if pod not in self._owners:
                 self.unnamed.add(pod)
-            self._workloads[pod] = Workload(pod[0], *owner_of(pod, self._part.owners))
+            self._workloads[pod] = Workload(pod[0], *owner_of(pod, self._owners))
         return self._workloads[pod]
 
     @staticmethod

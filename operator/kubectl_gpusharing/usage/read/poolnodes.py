@@ -23,7 +23,6 @@ from kubectl_gpusharing.usage.prometheus.matchers import state_label
 from kubectl_gpusharing.usage.read.queries import labels_of_nodes
 from kubectl_gpusharing.usage.read.series import exported_label
 
-_OF_THE_OLD = (ANNOTATION_APPROVE, ANNOTATION_RESUME, "kubectl.kubernetes.io/last-applied-configuration")
 _KEY = r"(?:[a-zA-Z0-9](?:[-a-zA-Z0-9.]*[a-zA-Z0-9])?/)?[a-zA-Z0-9](?:[-a-zA-Z0-9_.]*[a-zA-Z0-9])?"
 _VALUE = r"(?:[a-zA-Z0-9](?:[-a-zA-Z0-9_.]*[a-zA-Z0-9])?)?"
 _OPERATORS = {
@@ -138,7 +137,8 @@ async def find_in_cluster(session: Session, typed: Namespace) -> NodeScope:
         remark = f"{others} {len(lost)} of the {len(selected)} nodes that policy {name} selects, and these are left out"
         labels, annotations = (texts(section(raw, "metadata", key)) for key in ("labels", "annotations"))
         # Approvals and resumptions are only for the policy as it was.
-        lasting = {key: value for key, value in annotations.items() if key not in _OF_THE_OLD}
+        old = (ANNOTATION_APPROVE, ANNOTATION_RESUME, "kubectl.kubernetes.io/last-applied-configuration")
+        lasting = {key: value for key, value in annotations.items() if key not in old}
         metadata = _filled(labels=labels, annotations=lasting)
         left, remarks = selected - lost.keys(), (remark,) if lost else ()
         return NodeScope(name, f"policy {name}", selector, left, spec, metadata, remarks=remarks)

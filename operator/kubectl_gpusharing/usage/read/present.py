@@ -37,8 +37,6 @@ Reason = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class UsageNow:
-    """What pods use, where that was read, and what is unknown."""
-
     by_pod: Mapping[Pod, Mapping[str, Row]] = field(default_factory=dict)
     """The columns of USED by pod, then by UUID of the device; `resource` too, if it is known as which the pod holds the device."""
     notes: tuple[str, ...] = ()
@@ -74,8 +72,8 @@ async def read_usage(
     for one in answer:
         # A series that names no node may be about any; one that names another node than the pod's is not.
         pod = pod_of(one.labels)
-        node = one.node if pod is None else bound.get(pod)
-        if (node in silent and one.node in ("", node)) or (pod is None and not node):
+        home = one.node if pod is None else bound.get(pod, "")
+        if (home in silent and one.node in ("", home)) or (pod is None and not home):
             about.append(one)
     stored = _fold(about)
     if stored.by_pod:

@@ -34,8 +34,6 @@ COUNTERS = {
 
 @dataclass(frozen=True, slots=True)
 class MeterQuery:
-    """The window of a bill, and how it is grouped."""
-
     start: float
     """In seconds since 1970."""
     end: float
@@ -148,7 +146,6 @@ def seen_at(query: MeterQuery, function: str, seconds: int, nodes: str) -> str:
 
 
 def anybody_query(query: MeterQuery) -> str:
-    """Return the query that has a value whenever any node is seen, under any policy."""
     return f"count({GPUS}{_of_devices(query)})"
 
 
@@ -264,7 +261,10 @@ def most_series(selector: str, seconds: int) -> str:
 
 
 def hourly(selector: str) -> dict[str, str]:
-    """Return the queries whose value is needed for every hour, by the field of HourAnswers. They aggregate by the labels of pods and devices, so that a series scraped twice, or continued by a successor, counts once."""
+    """Return the queries whose value is needed for every hour, by the name of their answer: from dcgm-exporter the memory in MiB (peak and at the end of the hour) and the 95th percentile of activity, and from our agent the peak memory in bytes, the slices that each pod holds, and the 95th percentile of SM activity.
+
+    They aggregate by the labels of pods and devices, so that a series scraped twice, or continued by a successor, counts once.
+    """
     chosen = braced(selector)
     return {
         "used": f"max by ({_MEASURED}) (max_over_time({USED}{chosen}[1h]))",
@@ -276,24 +276,24 @@ def hourly(selector: str) -> dict[str, str]:
     }
 
 
-def ownership(selector: str, seconds: int) -> tuple[str, ...]:
-    """Return the queries that are needed once for a stretch: the owners of pods, of ReplicaSets and of Jobs, the annotations of pods, the pods of dcgm-exporter, the devices, and the nodes with SIMULATED GPUs."""
+def ownership(selector: str, seconds: int) -> dict[str, str]:
+    """Return the queries that are needed once for a stretch, by the name of their answer."""
     span = f"[{max(seconds, round(SHORT))}s]"
     chosen, others = braced(selector), others_of(selector)
     annotated = braced(others, f'{ANNOTATION}!=""')
-    return (
-        f"max by ({_PODS}, owner_kind, owner_name) (last_over_time(kube_pod_owner{braced(others)}{span}))",
-        "max by (namespace, exported_namespace, replicaset, owner_kind, owner_name)"
+    return {
+        "pods": f"max by ({_PODS}, owner_kind, owner_name) (last_over_time(kube_pod_owner{braced(others)}{span}))",
+        "replicasets": "max by (namespace, exported_namespace, replicaset, owner_kind, owner_name)"
         f" (last_over_time(kube_replicaset_owner{braced(others)}{span}))",
-        "max by (namespace, exported_namespace, job_name, exported_job_name, owner_kind, owner_name)"
+        "jobs": "max by (namespace, exported_namespace, job_name, exported_job_name, owner_kind, owner_name)"
         f" (last_over_time(kube_job_owner{braced(others)}{span}))",
-        f"max by ({_PODS}, {ANNOTATION}) (last_over_time(kube_pod_annotations{annotated}{span}))",
+        "annotated": f"max by ({_PODS}, {ANNOTATION}) (last_over_time(kube_pod_annotations{annotated}{span}))",
         # The series of a device that no pod holds names the pod of its scrape target, which is the exporter's.
-        f"group by (namespace, pod) (last_over_time(up{span})"
+        "exporters": f"group by (namespace, pod) (last_over_time(up{span})"
         f" and on (job, instance) last_over_time({USED}{chosen}{span}))",
-        f"max by (node, gpu, uuid, gpu_uuid, instance_id, profile) (last_over_time({INFO}{chosen}{span}))",
-        simulated_query(others, max(seconds, round(SHORT))),
-    )
+        "devices": f"max by (node, gpu, uuid, gpu_uuid, instance_id, profile) (last_over_time({INFO}{chosen}{span}))",
+        "simulated": simulated_query(others, max(seconds, round(SHORT))),
+    }
 
 
 def latest(selector: str) -> tuple[str, ...]:

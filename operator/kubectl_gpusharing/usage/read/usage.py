@@ -11,20 +11,15 @@ from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.vocabulary.lengths import counted
 from kubectl_gpusharing.shell.troubles import Trouble
 from kubectl_gpusharing.usage.prometheus.client import Prometheus, Series, side_by_side
-from kubectl_gpusharing.usage.prometheus.matchers import braced, nodes_of
-from kubectl_gpusharing.usage.prometheus.windows import DAY, MOST_POINTS, find_gaps
+from kubectl_gpusharing.usage.prometheus.matchers import braced
+from kubectl_gpusharing.usage.prometheus.windows import DAY, MOST_POINTS, Answers, find_gaps
 from kubectl_gpusharing.usage.read import queries
-from kubectl_gpusharing.usage.read.fold import Fold, Gpu, HourAnswers
-from kubectl_gpusharing.usage.read.queries import ACTIVE, ANNOTATION, HOUR, OWN, USED
+from kubectl_gpusharing.usage.read.fold import Fold, Gpu
+from kubectl_gpusharing.usage.read.queries import ACTIVE, HOUR, OWN, USED
 from kubectl_gpusharing.usage.read.series import (
-    Pod,
-    devices_of,
     exported_label,
-    pod_of,
     read_dcgm,
-    read_owners,
 )
-from kubectl_gpusharing.usage.reckon.needs import declared_memory
 
 MOST_SERIES = 100_000
 """The highest number of series at one time that is read."""
@@ -60,59 +55,32 @@ async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector:
     allocatable, infos, slices = await side_by_side(*latest)
     add_gpus(fold, infos)
     fold.slices = {(series.node, series.labels.get("resource", "")): series.value for series in slices}
-    remarks: list[str] = []
     at_once = max(1, min(round(DAY / HOUR), int(POINTS / most_series_at_once)))
+    hourly, whole = queries.hourly(selector), (fold.end - (fold.hours - 1) * HOUR, fold.end)
     for hour in range(0, fold.hours, at_once):
         begin = fold.end - (fold.hours - hour) * HOUR
-        stretch = (begin, min(fold.end, begin + at_once * HOUR))
-        part = await _read_part(prometheus, fold, selector, stretch, remarks)
-        fold.replicas |= _replicas(allocatable, part.used, fold)
+        end = min(fold.end, begin + at_once * HOUR)
+        once = queries.ownership(selector, round(end - begin))
+        answers = await side_by_side(
+            *(
+                prometheus.between(each, begin + HOUR, end, float(HOUR), whole=whole)
+                for each in hourly.values()
+            ),
+            *(prometheus.instant(each, end) for each in once.values()),
+        )
+        part = Answers(list, zip((*hourly, *once), answers, strict=True))
+        labels = (series.labels for series in (*part["used"], *part["own"]))
+        clusters = sorted({cluster for each in labels if (cluster := each.get("cluster"))})
+        if len(clusters) > 1:  # their pools cannot have one layout
+            raise Trouble(
+                f"Prometheus has GPU data from several clusters ({', '.join(clusters[:5])}). Choose one:"
+                f" --selector 'cluster=\"{clusters[0]}\"'"
+            )
+        fold.replicas |= _replicas(allocatable, part["used"], fold)
         fold.add(part)
     missing += [f"Prometheus warns: {warning}" for warning in sorted(prometheus.warnings)]
-    fold.remarks = (*_remarks(fold), *dict.fromkeys(remarks))
+    fold.remarks = (*_remarks(fold), *fold.wrong)
     return missing
-
-
-async def _read_part(
-    prometheus: Prometheus, fold: Fold, selector: str, stretch: tuple[float, float], remarks: list[str]
-) -> HourAnswers:
-    start, end = stretch
-    whole = (fold.end - (fold.hours - 1) * HOUR, fold.end)
-    hourly = queries.hourly(selector)
-    answers = await side_by_side(
-        *(
-            prometheus.between(query, start + HOUR, end, float(HOUR), whole=whole)
-            for query in hourly.values()
-        ),
-        *(prometheus.instant(query, end) for query in queries.ownership(selector, round(end - start))),
-    )
-    hours_of = dict(zip(hourly, answers, strict=False))
-    pods, replicasets, jobs, annotated, exporters, infos, simulated = answers[len(hourly) :]
-    labels = (series.labels for series in (*hours_of["used"], *hours_of["own"]))
-    clusters = sorted({cluster for each in labels if (cluster := each.get("cluster"))})
-    if len(clusters) > 1:  # their pools cannot have one layout
-        raise Trouble(
-            f"Prometheus has GPU data from several clusters ({', '.join(clusters[:5])}). Choose one:"
-            f" --selector 'cluster=\"{clusters[0]}\"'"
-        )
-    declared: dict[Pod, int] = {}
-    for series in annotated:
-        if (pod := pod_of(series.labels)) is not None:
-            size, wrong = declared_memory("/".join(pod), series.labels.get(ANNOTATION, ""))
-            if wrong:
-                remarks.append(wrong)
-            else:
-                declared[pod] = size
-    return HourAnswers(
-        **hours_of,
-        owners=read_owners(pods, replicasets, jobs),
-        declared=declared,
-        exporters=frozenset(
-            (exported_label(one, "namespace"), one.labels.get("pod", "")) for one in exporters
-        ),
-        devices=devices_of(infos),
-        simulated=nodes_of(simulated),
-    )
 
 
 def add_gpus(fold: Fold, infos: Iterable[Series]) -> None:

@@ -33,8 +33,6 @@ from kubectl_gpusharing.usage.reckon.recommendation import ModelPool, Portion, l
 
 @dataclass(frozen=True, slots=True)
 class AdviceAnswers:
-    """The answers to the questions that decide the mode and the layout."""
-
     card: Card
     needs: tuple[tuple[int, float], ...]
     """How many workloads need how much memory each, in GiB and with headroom; not empty."""
@@ -60,7 +58,6 @@ class AdviceAnswers:
 
     @property
     def largest(self) -> float:
-        """In GiB with headroom."""
         return max(gib for _, gib in self.needs)
 
     @property
@@ -77,8 +74,6 @@ class AdviceAnswers:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """The mode and layout to choose, with the reasons and the disadvantage."""
-
     mode: Mode
     shares: int
     """How many workloads share one GPU; with several layouts, those on the first GPU."""
@@ -98,7 +93,6 @@ class Advice:
         return (self.portions[0].layout or ()) if len(self.portions) == 1 else ()
 
     def policy(self, name: str, pool: str) -> dict[str, object]:
-        """Return the manifest of a policy called `name` for the nodes whose pool label is `pool`."""
         blocks: dict[Mode, dict[str, object]] = {
             Mode.MIG: {"mig": {"layouts": layout_rows(self.portions)}},
             Mode.MPS: {"mps": {"replicas": self.shares}},
@@ -284,7 +278,6 @@ class Demand:
 
 
 def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
-    """Return the demand of those of these pods that request GPUs and have not finished."""
     demand, several = Demand(namespace), list[str]()
     for raw in pods:
         asks, largest = pod_requests(raw), largest_requests(raw)

@@ -31,8 +31,6 @@ class Part(StrEnum):
 
 
 class Basis(StrEnum):
-    """How the time of a tenant was determined."""
-
     MEASURED = "measured"
     """The tenant held a device that no other pod could use."""
     RESERVED = "reserved"
@@ -44,8 +42,6 @@ class Basis(StrEnum):
 
 @value(order=True)
 class Price:
-    """The price of one GPU for an hour."""
-
     amount: Fraction
     currency: str
     source: str

@@ -18,8 +18,6 @@ _NEGLIGIBLE = 2.0**-60
 
 
 class Sample(NamedTuple):
-    """One value at one time."""
-
     at: datetime
     value: float
 

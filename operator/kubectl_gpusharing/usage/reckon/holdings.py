@@ -54,8 +54,6 @@ class NodeStock:
 
 @dataclass(frozen=True, slots=True)
 class GPUPod:
-    """A pod that requests GPU resources and has not ended."""
-
     namespace: str
     name: str
     node: str
@@ -95,15 +93,13 @@ class Inventory:
 
     @property
     def subjects(self) -> list[GPUPod]:
-        """The pods that the answer is about, sorted by namespace and name."""
         advertised = {name for stock in self.stocks.values() for name in stock.allocatable or ()}
-
-        def belongs(pod: GPUPod) -> bool:
-            if pod.node:
-                return self.counts(pod)
-            return not self.chosen or not advertised.isdisjoint(pod.requests)
-
-        return sorted(filter(belongs, filter(self.is_own, self.pods)), key=lambda pod: pod.ref)
+        found = (
+            pod
+            for pod in filter(self.is_own, self.pods)
+            if (self.counts(pod) if pod.node else not self.chosen or not advertised.isdisjoint(pod.requests))
+        )
+        return sorted(found, key=lambda pod: pod.ref)
 
     def is_own(self, pod: GPUPod) -> bool:
         return self.namespace in ("", pod.namespace)
@@ -117,7 +113,6 @@ class Inventory:
 
     @property
     def closed(self) -> Iterator[tuple[NodeStock, dict[str, int]]]:
-        """The nodes that accept no pods but have devices that no pod holds, with their numbers by resource, sorted by name."""
         for stock, shares in share_nodes(self):
             unused = {name: share[3] for name, share in shares.items() if share[3]}
             if stock.closed and unused:
@@ -125,7 +120,6 @@ class Inventory:
 
 
 def read_stock(raw: JSON) -> NodeStock:
-    """Convert a raw Node."""
     taints, labels = entries(raw, "spec", "taints"), texts(part(raw, "metadata", "labels"))
     reasons = {
         "the operator is changing it": names.ANNOTATION_FENCE in section(raw, "metadata", "annotations"),

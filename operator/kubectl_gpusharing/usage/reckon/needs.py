@@ -88,8 +88,6 @@ class Workload:
 
 @value
 class Holding:
-    """What each pod of a workload holds now."""
-
     resource: str = "nvidia.com/gpu"
     devices: int = 1
     """How many devices each pod holds."""
@@ -119,8 +117,6 @@ class History:
 
 @value
 class Need:
-    """What each pod of a workload needs."""
-
     history: History
     memory: int | None
     """Bytes, headroom included; None if unknown."""

@@ -32,8 +32,6 @@ from kubectl_gpusharing.usage.reckon.templates import Packer, Seat, Size, Templa
 
 @value
 class ModelPool:
-    """Nodes with GPUs of one model."""
-
     name: str
     """For people."""
     card: Card
@@ -109,7 +107,6 @@ class CoLocation:
 
     @property
     def bytes(self) -> float:
-        """Of all pods at their peaks."""
         return sum(count * each for _, count, each in self.parts)
 
     @property
@@ -119,8 +116,6 @@ class CoLocation:
 
 @value
 class Recommendation:
-    """The recommended layout of a pool, with its consequences."""
-
     pool: ModelPool
     goal: Goal
     template: tuple[Layout | None, ...]
@@ -165,7 +160,6 @@ class Recommendation:
         return tuple(Portion(layout, tuple(at), len(at) * units) for layout, at in indexes.items())
 
     def block(self) -> dict[str, Any]:
-        """Return the fields of a policy's `spec` that set the layout."""
         if self.mode is Mode.FULL:
             return {"mode": "Full"}
         return {"mode": "MIG", "mig": {"strategy": "mixed", "layouts": layout_rows(self.portions)}}

@@ -26,8 +26,6 @@ ROUNDING = 1e-6
 
 @value
 class Size:
-    """The memory and the compute of an instance."""
-
     memory: float
     """In bytes."""
     compute: float

@@ -123,7 +123,6 @@ def money(cents: int | None, currency: str = "") -> str:
 
 
 def amount(price: Fraction) -> str:
-    """Format a price with at least two decimals, and with up to six if it needs them."""
     whole, rest = f"{float(price):.6f}".split(".")
     return f"{whole}.{rest[:2]}{rest[2:].rstrip('0')}"
 
@@ -179,7 +178,6 @@ def _sum(part: Sum) -> SumData:
 
 
 def as_rows(answer: CostReport) -> Iterator[Sequence[object]]:
-    """Yield the lines of the CSV, in the order of COLUMNS."""
     query, missing, simulated = answer.query, answer.missing, answer.simulated
     yield COLUMNS
     for row in answer.bill.rows:

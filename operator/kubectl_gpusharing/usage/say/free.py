@@ -33,8 +33,6 @@ DROPS = {
 
 @dataclass(frozen=True, slots=True)
 class FreeReport:
-    """The answer of `free`."""
-
     inventory: Inventory
     by: str
     now: datetime
@@ -43,7 +41,6 @@ class FreeReport:
 
     @property
     def waiting(self) -> list[GPUPod]:
-        """The pods without a node, those that have waited longest first."""
         return sorted((pod for pod in self.inventory.subjects if not pod.node), key=lambda pod: pod.created)
 
     @property
@@ -68,7 +65,6 @@ class FreeReport:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences about where the numbers are from, and about what is free only for some pods or not counted."""
         free = defaultdict[str, Counter[str]](Counter)
         for stock, shares in share_nodes(self.inventory):
             for taint in () if stock.closed else stock.taints:
@@ -183,7 +179,6 @@ def _listed(titles: Sequence[str], rows: Sequence[Sequence[str]], paper: Paper) 
 
 
 def as_data(report: FreeReport) -> InventoryData:
-    """Return the answer as plain data, with all pods that wait and all closed nodes."""
     found = report.inventory
     return {
         "by": report.by,

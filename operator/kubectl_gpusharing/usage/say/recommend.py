@@ -48,8 +48,6 @@ _INKS = {Confidence.NONE: Ink.WAITING, Confidence.LOW: Ink.FAINT, Confidence.HIG
 
 @dataclass(frozen=True, slots=True)
 class RecommendReport:
-    """A recommendation, the data it is based on, and what a reader must know about it."""
-
     where: str
     """`Endpoint.where`."""
     start: float
@@ -82,7 +80,6 @@ class RecommendReport:
 
     @property
     def places(self) -> dict[Workload, Placement]:
-        """Empty without a recommendation."""
         found = self.recommendation
         places = [] if found is None else [*found.placed, *found.unplaced]
         return {place.need.workload: place for place in sorted(places, key=lambda each: each.need.workload)}
@@ -293,7 +290,6 @@ def saving_of(saved: int, price: Price | None) -> str:
 
 
 def saving_data(saved: int | None, price: Price | None) -> SavingData | None:
-    """Return None if it is unknown how many GPUs are saved."""
     if saved is None:
         return None
     month = None if price is None else round(float(saved * price.amount * MONTH), 2)
@@ -364,7 +360,6 @@ def policy_of(scope: NodeScope, recommendation: Recommendation) -> dict[str, Any
 
 
 def as_file(answer: RecommendReport) -> str:
-    """Return the policy, which `answer` must have, as a YAML document, preceded by comments."""
     import yaml  # as in terminal.py: it costs as much as a short command
 
     found = answer.recommendation
