@@ -1,6 +1,6 @@
 """`advise --card CARD --need 4x20Gi --need 12x5Gi ...`: advise a mode and a layout, with the reason, the disadvantage, what they save, and the policy to apply.
 
-No cluster is contacted, except with -n: then the pods of that namespace, the cards in the cluster, and what NVIDIA's ClusterPolicy turns off are read. Flags that are missing are asked for at a terminal, and count as "no" on a pipe. With --from-prometheus, which `recommend` stands for, the needs are measured instead (kubectl_gpusharing/usage/recommend.py).
+No cluster is contacted, except with -n. Flags that are missing are asked for at a terminal, and count as "no" on a pipe. With --from-prometheus, which `recommend` stands for, the needs are measured instead (recommend.py).
 """
 
 import re

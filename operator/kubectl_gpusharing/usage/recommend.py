@@ -54,7 +54,7 @@ MOST = round(30 * DAY)
 
 
 async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> int:
-    """Print a recommendation from the Prometheus in the cluster or, without a `session`, the one in `--prometheus`, with the plan of its policy, and write the policy to the new file of `--write`; CHANGES if it is incomplete."""
+    """Print a recommendation from the Prometheus in the cluster or, without a `session`, the one in `--prometheus`, with the plan of its policy; CHANGES if it is incomplete."""
     _check(typed)
     async with prometheus_at(await find_endpoint(session, typed)) as prometheus:
         answer = await find_answer(prometheus, typed, session)

@@ -38,10 +38,7 @@ def braced(*matchers: str) -> str:
 
 
 def matcher_of(nodes: Iterable[str]) -> str:
-    """Return the matcher for the series of these nodes, and perhaps of others with similar names: a dot matches any character.
-
-    Empty, which means all nodes, if the names are too long for a URL or have unusual characters. Without nodes, it selects series that have no node; so does an empty name.
-    """
+    """Return the matcher for the series of these nodes, and perhaps of others with similar names: a dot matches any character. Empty, which means all nodes, if it would be too long for a URL or a name has unusual characters."""
     names = "|".join(sorted(nodes))
     return f'node=~"{names}"' if re.fullmatch(r"[a-z0-9.|-]{0,1500}", names) else ""
 

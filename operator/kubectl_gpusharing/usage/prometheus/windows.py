@@ -32,7 +32,7 @@ Answers = defaultdict[str, list[Series]]
 
 
 def span_of(typed: Namespace, now: float, most: int = MOST) -> tuple[float, float]:
-    """Return the start and end of the window that `--window` and `--until` describe, in seconds since 1970. A date means 0:00 UTC of that day, and an end in the future is accepted if `now` is 0."""
+    """Return the start and end of the window that `--window` and `--until` describe, in seconds since 1970. If `now` is 0, an end in the future is accepted."""
     end = now
     if typed.until:
         until = from_rfc3339(f"{typed.until}T00:00:00Z" if len(typed.until) == 10 else typed.until)
@@ -108,10 +108,7 @@ async def find_gaps(
     lost: str,
     points: float = MOST_POINTS,
 ) -> list[str]:
-    """Return one sentence for each kind of gap in the data of a window: before the first sample, between samples, and after the last one.
-
-    `query` must have a value wherever there is data; it is sampled at about `points` times at most. `lost` is a clause about the consequence of a gap between samples. Raises Trouble with the message `nothing` without any data.
-    """
+    """Return one sentence for each kind of gap in the data of `query`, which is sampled at about `points` times at most; `lost` is a clause about the consequence. Raises Trouble with the message `nothing` without any data."""
     step = max(60.0, (end - start) / points)
     answer = await prometheus.between(query, start, end, step)
     times = sorted(at for series in answer for at, _ in series.points)

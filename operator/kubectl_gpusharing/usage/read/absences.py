@@ -1,8 +1,6 @@
-"""Nodes whose agents Prometheus did not see for a while, although it saw others: the agent was not running or was not scraped.
+"""Nodes whose agents Prometheus did not see for a while, although it saw others (`find_gaps` reports when it saw none).
 
-If the agent kept running, its counters kept growing and `increase` bridges the gap. If it restarted, the use of the node's GPUs in the meantime is unknown. Prometheus cannot distinguish the two, so both are reported. A time in which Prometheus saw no node at all is not an absence: `find_gaps` reports that.
-
-A node that joined or left during the window has no absence either. But something is missing if the agent failed before the node left, or started long after the node joined (`find_losses`). The agent's pod distinguishes these: while it exists, Prometheus scrapes it, so `up` is 0, or the agent reports that it cannot read its GPUs.
+If the agent kept running, its counters kept growing and `increase` bridges the gap. If it restarted, the use in the meantime is unknown. Prometheus cannot distinguish the two, so both are reported. A node that joined or left has no absence, unless its agent failed before or started long after: while its pod exists, Prometheus scrapes it, so `up` is 0, or the agent reports that it cannot read its GPUs.
 """
 
 from collections import Counter
@@ -63,11 +61,11 @@ async def find_absences(
     """Return when each node was seen in the window. A node that is not a suspect in a stretch counts as seen throughout it."""
     absences = Absences(query.start, query.end)
     # Look no farther back and ahead than the window is long: users may choose a short one because a day is too much.
-    beside = min(DAY, query.end - query.start)
+    around = min(DAY, query.end - query.start)
     nodes = matcher_of(frozenset[str]().union(*(each.suspects for each in sightings)))
     before, after = await side_by_side(
-        prometheus.instant(seen_at(query, "max", round(beside), nodes), query.start),
-        prometheus.instant(seen_at(query, "min", round(beside), nodes), query.end + beside),
+        prometheus.instant(seen_at(query, "max", round(around), nodes), query.start),
+        prometheus.instant(seen_at(query, "min", round(around), nodes), query.end + around),
     )
     absences.add({}, _by_node(before), {}, [])
     for each in sightings:
@@ -139,7 +137,7 @@ class Absences:
         return {node for node in nodes if self.missed(self.last[node], self._end) > SHORT}
 
     def missed(self, begin: float, end: float, sightings: int = 0) -> float:
-        """Return for how many seconds a node was absent if it was seen `sightings` times in between, each of which accounts for POINT seconds. Times in which no node was seen, or outside the window, do not count."""
+        """Return for how many seconds a node was absent if it was seen `sightings` times in between, without times in which no node was seen, or outside the window."""
         begin, end = max(begin, self._start - POINT), min(end, self._end + POINT)
         others = sum(max(0.0, min(end, b) - max(begin, a) - POINT) for a, b in self._holes)
         return max(0.0, end - begin - POINT * (sightings + 1) - others)

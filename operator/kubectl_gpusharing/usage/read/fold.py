@@ -201,9 +201,9 @@ class Fold:
             gpu.divided = max(gpu.divided, last)
 
     def _crowded(self, live: Iterable[Reading]) -> tuple[set[Device], set[Device]]:
-        """Return the devices for which the use of each pod is unknown, and those that several pods held with values of their own, judged by the memory that dcgm-exporter reports.
+        """Return the devices for which the use of each pod is unknown, and those that several pods held with values of their own.
 
-        The use is unknown if several pods at one time were always reported with the same value, or if it is a whole GPU on a node that advertises more GPUs than it has, and dcgm-exporter never reported several pods on one there: it names only one holder.
+        The use is unknown if several pods were always reported with the same value, or on a node that advertises more GPUs than it has, where dcgm-exporter never reported several pods on one: it names only one holder.
         """
         holders: dict[Device, dict[float, dict[Pod, float]]] = {}
         replicas: dict[Device, str] = {}

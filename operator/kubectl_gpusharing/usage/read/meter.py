@@ -35,7 +35,7 @@ from kubectl_gpusharing.usage.reckon.bills import MICROS, Basis, Bill, Cell, Par
 TOLERANCE = 0.01
 """How far the sum of the parts may differ from a pool's GPU time, as a fraction of that time."""
 ENDS = 60.0
-"""How far the parts may differ from the whole, in seconds of one GPU: `increase` extends a series that starts or ends within the window by up to a scrape interval of 30 s at either end, but not the series of the pool."""
+"""How far the parts may differ from the whole, in seconds of one GPU: `increase` extends a series that starts or ends within the window by up to a scrape interval of 30 s at either end."""
 ROUNDING = 1.0
 """How far the parts of a node may differ from the whole, in seconds, if both are differences of counters: sums are rounded differently, by less than 0.1 s in a year of 8 GPUs."""
 CHOSEN = frozenset(("container", "endpoint"))
@@ -64,10 +64,7 @@ class CostReport:
 
 
 async def read_bill(prometheus: Prometheus, query: MeterQuery, progress: Callable[[str], None]) -> CostReport:
-    """Read the meter's series for the window of `query`; `progress` gets each new sentence about how much has been read.
-
-    Raises Trouble for a failed query, no data, a node metered twice, or a label that no namespace has. Implausible values are left out.
-    """
+    """Read the bill for the window of `query`; `progress` gets each new sentence about how much has been read. Raises Trouble for a failed query, no data, a node metered twice, or a label that no namespace has."""
     missing = await _gaps(prometheus, query)
     cells, simulated = Counter[Cell](), set[str]()
     unpriced = defaultdict[tuple[str, str], float](float)  # seconds by policy, and by the reason
@@ -207,7 +204,7 @@ def find_growth(before: Iterable[Series], after: Iterable[Series]) -> Answers:
 
 
 def find_unsteady(nodes: Iterable[str], growth: Answers) -> set[str]:
-    """Return those of `nodes` whose counters may have grown by more than the `growth` of a day shows (`find_growth`), because a counter restarted or vanished: their GPU time is not a day of each GPU, or the parts do not add up to it."""
+    """Return those of `nodes` whose counters may have grown by more than the `growth` of a day shows (`find_growth`), because a counter restarted or vanished."""
     gpus, whole, parts = (defaultdict[str, float](float) for _ in range(3))
     for name, answer in growth.items():
         for series in answer:
@@ -223,7 +220,7 @@ def find_unsteady(nodes: Iterable[str], growth: Answers) -> set[str]:
 
 
 async def read_price(prometheus: Prometheus, query: MeterQuery, nodes: Iterable[str]) -> Price | None:
-    """Return the mean price of a GPU on these nodes in the window of `query`, each node counting once, with the source of the first node's price; None if one is unknown or they have several currencies."""
+    """Return the mean price of a GPU on these nodes in the window, with the source of the first node's price; None if one is unknown or they have several currencies."""
     window = Days((query.end,), round(query.end - query.start))
     promql = queries.queries_of(query, window) | queries.growth_queries(query, window.seconds)
     promql |= queries.device_queries(query, span=f"[{window.seconds}s]")

@@ -30,7 +30,7 @@ _SAMPLE = re.compile(rf"^({'|'.join(METRICS)})(?:{{(.*)}})? (\d+(?:\.\d+)?(?:[eE
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 USED = ("gpu", "profile", "memoryBytes", "deviceMemoryBytes", "smRatio")
-"""The columns about what a pod uses of a device. `profile` is empty for a whole GPU; `smRatio`, the share of the GPU's SM time from 0 to 1, is None on a MIG device. None if unknown."""
+"""The columns about what a pod uses of a device. `profile` is empty for a whole GPU; `smRatio` is of the GPU's SM time, 0 to 1, and unknown on a MIG device."""
 Reason = tuple[str, str]
 """Why agents did not say what pods use: the words before and after the names of their nodes."""
 

@@ -21,7 +21,7 @@ GPUS, INFO_OF_GPUS = "gpusharing_gpu_seconds_total", "gpusharing_agent_gpu_info"
 SIMULATED = "gpusharing_agent_simulated"
 """A metric that is 1 on nodes where the agent reads a SIMULATED driver library (gpusharing/agent/metrics.py)."""
 OF_PARTS = frozenset((NAMESPACE, EXPORTED, "resource", "gpu", "uuid", "profile", "product", "currency"))
-"""Labels that only some series of a bill have. If a selector used them, the parts would not add up. (Time that no pod held has no tenant: in those series `namespace` is the agent's namespace, or is missing.)"""
+"""Labels that only some series of a bill have. If a selector used them, the parts would not add up."""
 COUNTERS = {
     "held": ("gpusharing_slice_seconds_total", f"{POLICY}, {NAMESPACE}, {EXPORTED}, resource"),
     "idle": ("gpusharing_idle_slice_seconds_total", f"{POLICY}, resource"),
@@ -29,7 +29,7 @@ COUNTERS = {
     "transition": ("gpusharing_transition_slice_seconds_total", POLICY),
     "gpus": (GPUS, POLICY),
 }
-"""The counters of the meter and the labels by which they are summed besides the node, by the name of the answer: one for each Part of the GPU time, and one for all of it."""
+"""The counters of the meter and the labels besides the node by which they are summed, by the name of the answer: each Part of the GPU time, and all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,7 @@ def label_of(by: str) -> str:
 
 
 def queries_of(query: MeterQuery, days: Days) -> dict[str, str]:
-    """Return the queries of a bill, except `growth_queries`, by the name of their answer, for the end of each stretch of `days`.
-
-    `suspects` are the nodes whose presence has to be checked for each minute: a counter was not always visible or is there twice, or the agent did not answer or was not Ready. `fractions` are the GPU-seconds that HAMi allocated to each pod, and `rival labels` the namespaces with several values of the label at one time, for example in several clusters.
-    """
+    """Return the queries of a bill, except `growth_queries`, by the name of their answer, for the end of each stretch of `days`."""
     seconds, others = days.seconds, braced(_others(query))
     # HAMi's scheduler has reported both metrics since v2.9.0 (Project-HAMi/HAMi v2.10.0, cmd/scheduler/metrics.go).
     sizes = f"max by (device_uuid) (hami_gpu_memory_limit_bytes{others})"
@@ -62,6 +59,7 @@ def queries_of(query: MeterQuery, days: Days) -> dict[str, str]:
     memory = f"max by ({_ON_NODES}, container_index, device_uuid) (hami_vgpu_memory_allocated_bytes{others})"
     parts = f"({memory} / on (device_uuid) group_left () {sizes})[{seconds}s:{POINTS}]"
     fractions = f"{STEP} * sum by ({_ON_NODES}) (sum_over_time({parts} offset 1ms))"
+    # Suspects are nodes whose presence has to be checked for each minute.
     counters = f"{GPUS}{braced(query.selector)}"
     points = days.ends[0] // STEP - (days.start - 1) // STEP
     # Prometheus 3 leaves out a point at the very beginning of a range, and older ones do not.
@@ -117,13 +115,11 @@ def _side_by_side(queries: Mapping[str, str]) -> str:
 
 
 def close_queries(query: MeterQuery, seconds: int, nodes: str) -> dict[str, str]:
-    """Return the queries about the last `seconds` of some nodes, by the name of their answer: when they were seen, when their agents did not answer or were not Ready, the series of nodes that were metered twice at one time, and `device_queries`.
-
-    A stopped agent stays visible beside its successor for LOOKBACK seconds, so each further series of a node and policy may coexist with another for that long.
-    """
+    """Return the queries about the last `seconds` of some nodes, by the name of their answer: when they were seen, when their agents did not answer or were not Ready, nodes metered twice at one time, and `device_queries`."""
     counters = f"{GPUS}{braced(query.selector, nodes)}"
     down = f"timestamp({_down(query, nodes)})[{seconds}s:{POINT:g}s]"
-    # This Prometheus may have a longer look-back than usual, so series with older samples do not count.
+    # A stopped agent stays visible beside its successor for LOOKBACK seconds, so each further series may coexist with
+    # another for that long. This Prometheus may have a longer look-back: series with older samples do not count.
     fresh = f"count by (node, {POLICY}) (timestamp({counters}) > time() - {LOOKBACK:g}) > 1"
     minutes = f"count_over_time(({fresh})[{seconds}s:1m])"
     series = f"count by (node, {POLICY}) (count_over_time({counters}[{seconds}s]))"
@@ -157,7 +153,7 @@ def _down(query: MeterQuery, nodes: str = "") -> str:
 
 
 def device_queries(query: MeterQuery, nodes: str = "", span: str = "") -> dict[str, str]:
-    """Return the queries for the highest number of slices that a device has, by node and resource (`shared`), and for the products of each node's GPUs (`cards`): now, or in a `span` such as `[86400s]`."""
+    """Return the queries for the highest number of slices of a device (`shared`) and for the products of each node's GPUs (`cards`): now, or in a `span` such as `[86400s]`."""
     chosen = f"{_of_devices(query, nodes)}{span}"
     over = "max_over_time" if span else ""
     return {
@@ -175,7 +171,7 @@ def users_query(query: MeterQuery, seconds: int, nodes: str) -> str:
 
 
 def use_query(query: MeterQuery, nodes: str) -> str:
-    """Return the query for what tenants use and hold of the memory and the SM time of devices at one moment, in whole devices, by the label `what`. Pods whose use is unknown do not count."""
+    """Return the query for what tenants use and hold of the memory and the SM time of devices at one moment, in whole devices, by the label `what`."""
     slices, memory, sm = (f"{metric}{_of_devices(query, nodes)}" for metric in (SLICES, OWN, SM))
     # Where an agent is replaced, the series of both are visible for a moment.
     counts = f"max by (node, uuid, resource) (gpusharing_device_slices{_of_devices(query, nodes)})"
@@ -261,10 +257,7 @@ def most_series(selector: str, seconds: int) -> str:
 
 
 def hourly(selector: str) -> dict[str, str]:
-    """Return the queries whose value is needed for every hour, by the name of their answer: from dcgm-exporter the memory in MiB (peak and at the end of the hour) and the 95th percentile of activity, and from our agent the peak memory in bytes, the slices that each pod holds, and the 95th percentile of SM activity.
-
-    They aggregate by the labels of pods and devices, so that a series scraped twice, or continued by a successor, counts once.
-    """
+    """Return the queries whose value is needed for every hour, by the name of their answer: of dcgm-exporter `used` and `live`, in MiB, and `active`; of our agent `own`, in bytes, `slices` and `sm`. A series scraped twice, or continued by a successor, counts once."""
     chosen = braced(selector)
     return {
         "used": f"max by ({_MEASURED}) (max_over_time({USED}{chosen}[1h]))",
@@ -297,7 +290,7 @@ def ownership(selector: str, seconds: int) -> dict[str, str]:
 
 
 def latest(selector: str) -> tuple[str, ...]:
-    """Return the queries for the end of the window and the day before: the most GPUs that each Node advertises under one name, when an agent last reported each GPU, and the most slices of any device."""
+    """Return the queries for what each Node advertises under one name at most, when an agent last reported each GPU, and the most slices of any device, at the end of the window or the day before."""
     chosen = braced(selector)
     allocatable = braced(others_of(selector), 'resource=~"nvidia_com_gpu(_shared)?"')
     return (

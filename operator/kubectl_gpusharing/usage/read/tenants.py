@@ -35,7 +35,7 @@ FEWEST, MOST_LOOKS, NODES_AT_ONCE = 13, 37, 4_000
 OTHERS = "_others"
 """The namespace or policy under which the meter counts time that exceeds its bounds (gpusharing/agent/meter.py)."""
 Used = Mapping[tuple[str, str, str], float]
-"""Which part of the devices that a tenant held it used, by tenant (in a bill by policy, the policy), resource, and `memory` or `sm`; above 1 if pods used more than their part. What is unknown is missing."""
+"""Which part of the devices that a tenant held it used, by tenant (in a bill by policy, the policy), resource, and `memory` or `sm`; above 1 if pods used more than their part."""
 
 
 @dataclass(frozen=True, slots=True)

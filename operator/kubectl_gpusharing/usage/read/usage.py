@@ -30,7 +30,7 @@ POINTS = 500_000
 
 
 async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector: str) -> list[str]:
-    """Read the use of the GPUs that count for `fold`, an empty one, from `start` to its end, and add it there. Return why it is incomplete. Raises Trouble if Prometheus has no GPU metrics, too many, or those of several clusters."""
+    """Read the use of the GPUs that count for `fold`, an empty one, from `start` to its end, and add it there. Return why it is incomplete."""
     chosen = braced(selector)
     where = f" for {chosen}" if chosen else ""
     counts = await prometheus.instant(queries.most_series(selector, round(fold.end - start)), fold.end)
@@ -84,7 +84,7 @@ async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector:
 
 
 def add_gpus(fold: Fold, infos: Iterable[Series]) -> None:
-    """Add to `fold` the GPUs of the chosen nodes that agents reported, at the time that each series has as its value: to `gpus` if they are of the chosen card or no card was chosen, else to `others`."""
+    """Add to `fold` the GPUs of the chosen nodes that agents reported, at the time that each series has as its value."""
     for series in sorted(infos, key=lambda series: series.value):
         node, uuid, product = series.node, series.labels.get("uuid", ""), series.labels.get("product", "")
         like = fold.card is None or find_card(product) is fold.card

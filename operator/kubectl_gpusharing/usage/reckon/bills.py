@@ -1,10 +1,6 @@
-"""Compute what GPU time costs and who is billed for it, with integers and fractions, so that a bill adds up to the
-cent.
+"""Compute what GPU time costs and who is billed for it, with integers and fractions, so that a bill adds up to the cent, a hundredth of any currency.
 
-A cent is a hundredth of any currency, and nothing is converted. The amount of a pool is its GPU-hours times the price,
-rounded once (half to even). The amounts of its parts are rounded so that they add up to it (largest remainder). An
-amount across pools is a sum of such parts. So tenants, idle, stranded and transition always add up to the pool, and
-the pools to the total.
+The amount of a pool is its GPU-hours times the price, rounded once (half to even). Those of its parts are rounded so that they add up to it (largest remainder), and amounts across pools are sums of such parts.
 """
 
 from collections import Counter

@@ -62,7 +62,7 @@ class Histogram:
     """However old; 0 without samples."""
 
     def percentile(self, part: float) -> float:
-        """Return the smallest bucket bound up to which the samples have at least the fraction `part` of the weight, at most the highest sample; 0 without samples. Raises ValueError if `part` is not between 0 and 1."""
+        """Return the smallest bucket bound up to which the samples have the fraction `part` of the weight, at most the highest sample; 0 without samples. Raises ValueError if `part` is not between 0 and 1."""
         if not 0 <= part <= 1:
             raise ValueError(f"a percentile is a number from 0 to 1, for example 0.99, not {part}")
         wanted = part * fsum(weight for _, weight in self.weights)

@@ -19,7 +19,7 @@ NO_POLICY = "no policy"
 ENDED = ("Succeeded", "Failed")
 """The phases of pods that hold nothing any more."""
 NUMBERS = ("pods", "requested", "others", "allocatable", "free", "largest", "closed", "waiting")
-"""The columns with numbers. `requested` counts what the pods of the answer hold, `others` what other pods hold; `free` is what no pod holds on nodes that accept pods, `largest` the most of it that one container can request of one node, and `closed` what no pod holds on other nodes."""
+"""The columns with numbers. `free` is what no pod holds on nodes that accept pods, `largest` the most of it that one container can request of one node, and `closed` what no pod holds on other nodes."""
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "resource": ("resource", "requested", "others", "allocatable", "free", "largest", "closed", "waiting"),
     "node": ("node", "policy", "resource", "requested", "others", "allocatable", "free", "closed", "state", "taints"),
@@ -163,11 +163,11 @@ def read_pod(raw: JSON) -> GPUPod | None:
 
 
 Share = tuple[int | None, int | None, int | None, int | None]
-"""One resource of one node: how many devices the pods of the answer hold, how many all other pods hold, how many are allocatable, and how many of these no pod holds, whether or not the node accepts pods. None if unknown."""
+"""One resource of one node: how many devices the pods of the answer hold, all other pods hold, are allocatable, and no pod holds, whether or not the node accepts pods. None if unknown."""
 
 
 def share_nodes(inventory: Inventory) -> Iterator[tuple[NodeStock, dict[str, Share]]]:
-    """Yield every node that advertises GPU resources or on which pods hold some, sorted by name, with its shares by resource. Where pods of other namespaces could not be read, the agent's report of what is allocated takes their place."""
+    """Yield every node with GPU resources, sorted by name, with its shares by resource. Where pods of other namespaces could not be read, the agent's report takes their place."""
     held, own = defaultdict[str, Counter[str]](Counter), defaultdict[str, Counter[str]](Counter)
     for pod in inventory.pods:
         if pod.node and inventory.counts(pod):
@@ -191,7 +191,7 @@ def share_nodes(inventory: Inventory) -> Iterator[tuple[NodeStock, dict[str, Sha
 
 
 def count_rows(inventory: Inventory, by: str) -> list[Row]:
-    """Return the rows by `by`, a key of COLUMNS, with the columns of `Inventory.columns`, sorted by the object that the row is for, then by resource."""
+    """Return the rows by `by`, a key of COLUMNS, sorted by the object that the row is for, then by resource."""
     rows: dict[tuple[str, str], Row] = {}
 
     def row_of(resource: str, words: Mapping[str, str]) -> Row:

@@ -1,10 +1,8 @@
-"""How much of a GPU each pod of a workload needs, judged by what it used: memory, a part of the compute, and how certain both are.
+"""How much of a GPU each pod of a workload needs, judged by what it used, and how certain that is.
 
-- *Memory*: the 99th percentile of the hourly peaks with headroom, and at least a tenth more than the highest peak. A pod that runs out of memory is killed, so memory is never traded for price. People plan with 20 to 30 % of headroom.
+*Memory* is the 99th percentile of the hourly peaks with headroom (people plan with 20 to 30 %), and at least a tenth more than the highest peak: a pod that runs out of it is killed. *Compute* is a percentile of the activity: a pod that gets less is only slower. It cannot show that a pod would have computed more.
 
-- *Compute*: a percentile of the activity. A pod that gets less is only slower. Activity cannot show that a pod would have computed more: one that uses all the compute of its slice is reported as held back.
-
-- *Nothing* where the history is too short, or where memory is flat while activity is low: servers such as vLLM allocate most of the memory when they start, so their use is a setting and not a need. Only their owner can say what they need.
+*Nothing* is known where the history is short, or where memory is flat while activity is low: servers such as vLLM allocate most of the memory when they start, and only their owner can say what they need.
 """
 
 from datetime import timedelta

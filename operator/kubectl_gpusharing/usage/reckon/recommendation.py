@@ -1,14 +1,6 @@
-"""Which layout a pool should have, given what all its workloads need.
+"""Which layout a pool should have, given what all its workloads need: one template for a node, because a policy gives every node the same layout, and the number of nodes.
 
-A policy gives every node of its pool the same layout, GPU by GPU (`spec.mig.layouts` by index), so the answer is one template for a node and the number of nodes that are needed. Workloads whose smallest profile is the same get the same profile, or a larger one if that takes fewer GPUs, so the explanation fits into a sentence, and manifests need few resource names.
-
-The layout uses no more nodes than the pool has, or as few additional ones as possible. Among those layouts the goal decides:
-
-- *cost*: the fewest GPUs; then the fewest nodes, then the fewest pods with more than they need.
-
-- *performance*: the most room for the workload that has least, up to a whole GPU for each pod; then the most compute for all; then the fewest GPUs.
-
-The same input always gives the same answer, whatever the order of the workloads.
+Workloads whose smallest profile is the same get the same profile, or a larger one if that takes fewer GPUs, so that manifests need few resource names. After the fewest additional nodes, the goal *cost* prefers the fewest GPUs, then nodes, then pods with more than they need; *performance* the most room for the workload that has least, then the most compute for all, then the fewest GPUs. The order of the workloads does not matter.
 """
 
 from collections import Counter
@@ -138,12 +130,12 @@ class Recommendation:
 
     @property
     def saved(self) -> int:
-        """How many fewer GPUs are needed than are in use now; below 0 if more. Workloads without a place keep what they hold, rounded up to whole GPUs, unless the whole GPUs that they need are known."""
-        beside = 0
+        """How many fewer GPUs are needed than are in use now; below 0 if more. Workloads without a place keep what they hold or need, in whole GPUs."""
+        kept = 0
         for place in self.unplaced:
-            history = place.need.history
-            beside += history.pods * (place.gpus or ceil(history.holds.devices * (history.holds.share or 1)))
-        return self.pool.used - self.gpus - beside
+            holds = place.need.history.holds
+            kept += place.need.history.pods * (place.gpus or ceil(holds.devices * (holds.share or 1)))
+        return self.pool.used - self.gpus - kept
 
     @property
     def mode(self) -> Mode:
@@ -189,9 +181,9 @@ def recommend(
     chosen = choose(packer, seats, per_node, count, goal)
     # If no GPU is divided, each pod gets whole GPUs, one instead of an instance, and nothing is in the way of `apart`.
     undivided = [replace(seat, gpus=seat.gpus or 1) for seat in [*seats, *apart]]
-    beside = sum(seat.gpus * seat.pods for seat in apart)
-    most = pool.gpus if goal is Goal.PERFORMANCE else min(pool.gpus, chosen.gpus + beside)
-    if beside and sum(seat.gpus * seat.pods for seat in undivided) <= most:
+    whole = sum(seat.gpus * seat.pods for seat in apart)
+    most = pool.gpus if goal is Goal.PERFORMANCE else min(pool.gpus, chosen.gpus + whole)
+    if whole and sum(seat.gpus * seat.pods for seat in undivided) <= most:
         seats, apart = sorted(undivided, key=lambda seat: seat.need.workload), []
         chosen = choose(packer, seats, per_node, count, goal)
     unplaced += [Placement(seat.need, Misplaced.APART, gpus=seat.gpus) for seat in apart]

@@ -1,10 +1,6 @@
-"""Would the pods of a recommended layout fit on fewer GPUs if they shared whole ones? This is only the arithmetic: nothing isolates pods that share a GPU, so people have to decide whether that is acceptable (`advise` asks them).
+"""Would the pods of a recommended layout fit on fewer GPUs if they shared whole ones? Nothing isolates them then, so people have to decide (`advise` asks them).
 
-A policy gives all GPUs the same number of replicas, and the scheduler may put any pods together, so the worst case counts:
-
-- *MPS* divides a GPU evenly (docs/design/hardware.md#mps-share): the pod with the greatest need must fit into 1/n of the memory and of the compute.
-
-- *Time-slicing* divides nothing: the n pods that need most memory must fit together, and so must the n pods that need most compute. With more than TURNS pods, each would wait too long for its turn.
+All GPUs get the same number of replicas, and the scheduler may put any pods together, so the worst case counts: with *MPS* (docs/design/hardware.md#mps-share) the greatest need must fit into 1/n of the memory and of the compute; with *time-slicing* the n greatest needs must fit together, and more than TURNS pods would wait too long.
 """
 
 from itertools import chain
@@ -36,10 +32,7 @@ class Shared:
 
 
 def find_shared(recommendation: Recommendation) -> Shared | None:
-    """Return the way to share whole GPUs that takes the fewest, MPS if both take equally many; None if that is not fewer than the layout takes for the same pods, or if the goal is performance.
-
-    Pods that get several whole GPUs keep them, and on a card with MIG also those that get one. Compute is disregarded unless it is known for every pod.
-    """
+    """Return the way to share whole GPUs that takes the fewest, if that is fewer than the layout takes for the same pods. Pods that get whole GPUs keep them, except single ones of a card without MIG."""
     if recommendation.goal is not Goal.COST:
         return None
     card, placed = recommendation.pool.card, recommendation.placed

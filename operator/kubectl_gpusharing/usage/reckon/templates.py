@@ -1,8 +1,8 @@
-"""The search behind a recommendation: on how few GPUs a number of instances fit, which workload gets which profile, how many instances of each a node has, and how many nodes are needed.
+"""The search behind a recommendation: on how few GPUs instances fit, which workload gets which profile, and how many nodes are needed.
 
-*Packing* is exact: it is based on legal layouts of the card, not only on sums of slices. Two 3g.40gb and a 1g.10gb have 7 compute slices together, as many as the card, and do not fit. So GPUs are filled one by one with layouts that `geometry` calls legal. Each GPU is filled until none of the remaining instances fits on it: because a legal layout stays legal without one of its instances, no solution is lost.
+*Packing* is exact: sums of slices do not tell (two 3g.40gb and a 1g.10gb have the card's 7 compute slices, and do not fit), so GPUs are filled one by one with legal layouts, each until nothing more fits. A legal layout stays legal without one of its instances, so no solution is lost.
 
-Each of n *nodes* must hold an n-th of the pods that get a profile, rounded up. Whether a node can is a question of packing. Only those n have to be tried at which one of these numbers changes, so the search is short. It is exact for instances and for pods with one GPU each. Pods with several whole GPUs are put on nodes first fit, the largest first.
+Each of n *nodes* must hold an n-th of the pods of a profile, rounded up, and only those n are tried at which one of these numbers changes. Pods with several whole GPUs are put on nodes first fit, the largest first.
 """
 
 from collections import Counter
@@ -184,7 +184,7 @@ class TemplateChoice:
 
 
 def choose(packer: Packer, seats: Sequence[Seat], per_node: int, nodes: int, goal: Goal) -> TemplateChoice:
-    """Return the best template for `nodes` nodes with `per_node` GPUs each, and the fewest additional nodes. If each node has one GPU, one pod may get those of several nodes. Raises ValueError if a node has no room for instances beside the whole GPUs of one pod."""
+    """Return the best template for `nodes` nodes with `per_node` GPUs each, with as few additional nodes as possible. Raises ValueError if a node has no room for instances beside the whole GPUs of one pod."""
     sizes, pods = packer.sizes, Counter[int]()
     for seat in seats:
         if not seat.gpus:

@@ -26,7 +26,7 @@ POOL_COLUMNS = (
 
 
 def used_by(answer: CostReport, row: Row) -> list[float | None]:
-    """Return how much of the memory, and how much of the SM time, that a row's tenant held of its resource was used. It can exceed 1 on shared GPUs; None if it is unknown or no tenant held the row."""
+    """Return how much of the memory, and how much of the SM time, that a row's tenant held of its resource was used; None if unknown or if no tenant held it."""
     keys = [(whose(row, answer.query), row.resource, what) for what in ("memory", "sm")]
     held = row.part is Part.HELD
     return [round(answer.used[key], 4) if held and key in answer.used else None for key in keys]
