@@ -20,7 +20,6 @@ from kubectl_gpusharing.usage.reckon.recommendation import (
     Bound,
     Misplaced,
     ModelPool,
-    Occupied,
     Recommendation,
     recommend,
 )
@@ -216,18 +215,14 @@ def test_the_worst_neighbours_of_today_are_found() -> None:
 
     needs = [seen("llm-13b", 27.9), seen("llm-7b", 15.1)]
     big, small = (one.workload for one in needs)
-    shared = [
-        Occupied("GPU-1", ((small, 4),)),
-        Occupied("GPU-2", ((small, 1), (big, 3))),
-        Occupied("GPU-3", ()),
-    ]
+    shared = {"GPU-1": {small: 4}, "GPU-2": {small: 1, big: 3}, "GPU-3": {}}
     worst = recommend(pool(), needs, shared, goal=Goal.COST).worst
     assert worst is not None
     assert (worst.gpu, worst.fits) == ("GPU-2", False)
     assert worst.bytes == pytest.approx(98.8 * GIB)
     assert [(one.name, count) for one, count, _ in worst.parts] == [("llm-13b", 3), ("llm-7b", 1)]
-    stranger = Occupied("GPU-4", ((Workload("x", "deploy", "x"), 9),))
-    assert recommend(pool(), needs, [stranger], goal=Goal.COST).worst is None
+    stranger = {"GPU-4": {Workload("x", "deploy", "x"): 9}}
+    assert recommend(pool(), needs, stranger, goal=Goal.COST).worst is None
 
 
 @pytest.mark.parametrize(
