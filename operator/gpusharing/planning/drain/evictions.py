@@ -14,10 +14,11 @@ from gpusharing.planning.vocabulary.reasons import Reason
 FIRST_WAIT = 5.0
 """The wait after the first refusal, in seconds. It doubles with each further refusal."""
 LONGEST_WAIT = 60.0
-"""The longest wait that the doubling leads to, in seconds."""
+"""The longest wait that the doubling leads to, in seconds. It is also the longest Retry-After that is honored if no
+budget refused the eviction (docs/adr/0060-the-scope-of-a-refusal.md)."""
 SLOW_WAIT = 300.0
 """The wait after a refusal that only a person can resolve, in seconds. It is also the longest Retry-After that is
-honored."""
+honored if a budget refused the eviction."""
 ODD_AFTER = 3
 """After this many answers in a row that a pod is gone although newer LISTs still show it, one more such answer is an
 error."""
@@ -98,13 +99,6 @@ def forget_old(memories: Mapping[str, EvictionMemory], now: datetime) -> Mapping
     return {uid: memory for uid, memory in memories.items() if memory.next_try > now or is_accepted(memory)}
 
 
-def throttled_until(memories: Mapping[str, EvictionMemory], now: datetime) -> datetime | None:
-    """Return the time until which the server's throttling forbids evictions on this node (E7): the latest next try of
-    an answer THROTTLED. None if none of these times lies ahead, so that evictions may be sent."""
-    later = [m.next_try for m in memories.values() if m.reason is Reason.THROTTLED and m.next_try > now]
-    return max(later, default=None)
-
-
 def sent_lately(memories: Mapping[str, EvictionMemory], now: datetime) -> tuple[datetime, ...]:
     """Return when evictions and deletions were sent within the last `PACE`: one time for each pod, whatever the answer
     was. These requests count against the limit of this pass, because passes can follow each other immediately."""
@@ -114,13 +108,13 @@ def sent_lately(memories: Mapping[str, EvictionMemory], now: datetime) -> tuple[
 
 def _wait(reason: Reason, tries: int, jitter: float, retry_after: float | None, first_wait: float) -> float:
     """Return the seconds until the next try. They are 0 for a pod that is gone (PODS_LEAVING). Otherwise the server's
-    Retry-After counts if there is one, but at least 1 and at most SLOW_WAIT. Without one, the wait is SLOW_WAIT for a
+    Retry-After counts if there is one, but at least 1 and at most SLOW_WAIT, or LONGEST_WAIT if no budget refused. Without one, the wait is SLOW_WAIT for a
     refusal that only a person can resolve; for any other answer it is `first_wait`, doubled with each try up to
     LONGEST_WAIT and shortened by `jitter` times a quarter of it, but never shorter than `first_wait`."""
     if reason is Reason.PODS_LEAVING:
         return 0.0  # the LIST decides, not the clock
     if retry_after is not None:
-        return min(max(retry_after, 1.0), SLOW_WAIT)
+        return min(max(retry_after, 1.0), LONGEST_WAIT if reason is Reason.THROTTLED else SLOW_WAIT)
     if Mark.DENIED in reason.marks:
         return SLOW_WAIT
     full = min(LONGEST_WAIT, first_wait * 2.0 ** min(tries - 1, 10))

@@ -57,9 +57,8 @@ def _slack(within: timedelta) -> timedelta:
 def find_forced(pods: Standings, end: datetime | None, now: datetime) -> list[Standing]:
     """Return the pods to delete now: the pods whose time has come and whose eviction is refused (`_is_refused`),
     unless that refusal no longer counts (`_is_stale`). Empty if `end`, the end of the drain, is None, if the
-    policy does not ask for force or the operator lacks the right, while evictions are throttled, or if the change will
-    be given up anyway, for example because the grace period of one pod is too long."""
-    if end is None or pods.throttled_until is not None or _in_vain(pods, end, now):
+    policy does not ask for force or the operator lacks the right, or if the change will be given up anyway, for example because the grace period of one pod is too long."""
+    if end is None or _in_vain(pods, end, now):
         return []
     come = (standing for standing in pods.remaining if _has_come(standing, pods, end, now))
     return [
@@ -73,8 +72,7 @@ def find_unasked(pods: Standings, end: datetime | None, now: datetime) -> list[S
     """Return the pods to evict now even if it is not their turn. The time to delete these pods by force has come, but
     `find_forced` needs a refusal that still counts, and they have none. Pods that several budgets guard are left out,
     because their eviction always fails, and pods whose last answer permits no DELETE until the wait after it is over.
-    Empty if `end`, the end of the drain, is None or if the change will be given up anyway. Throttling is not
-    considered."""
+    Empty if `end`, the end of the drain, is None or if the change will be given up anyway."""
     if end is None or _in_vain(pods, end, now):
         return []
     come = (

@@ -98,19 +98,17 @@ def plan_drain(pods: Standings, now: datetime, end: datetime | None = None) -> D
     """Return which pods to evict and delete now, and what holds back the others. `end` is when the drain's time is over
     and the remaining pods must have been deleted by force, or None if no pod is deleted by force.
 
-    At most MAX_EVICTIONS evictions and deletions are sent within `PACE`, and deletions come first. None are sent while
-    the server throttles evictions. If the pods could not be listed, nothing is sent, and the failed LIST (LIST_FAILED)
+    At most MAX_EVICTIONS evictions and deletions are sent within `PACE`, and deletions come first. If the pods could not be listed, nothing is sent, and the failed LIST (LIST_FAILED)
     is the only blocker.
     """
     if pods.error:
         failed = Blocker(Reason.LIST_FAILED, message=pods.error)
         return DrainPlan(holders=pods.holders, blockers=(failed,))
-    throttled = pods.throttled_until is not None
     jobs, most = _jobs(pods), MAX_EVICTIONS - len(pods.sent_at)
     forced = find_forced(pods, end, now)[: max(0, most)]
     unasked = find_unasked(pods, end, now)
     due = [standing for standing in _in_turn(pods, unasked) if standing not in forced]
-    evict = () if throttled else _pick(due, most - len(forced), unasked)
+    evict = _pick(due, most - len(forced), unasked)
     return DrainPlan(
         evict=evict,
         delete=tuple(standing.pod for standing in forced),
@@ -122,7 +120,7 @@ def plan_drain(pods: Standings, now: datetime, end: datetime | None = None) -> D
                 *_find_blockers(pods, _to_evict(pods), now),
                 *explain_force(pods, forced),
                 *_running(jobs),
-                *(_throttled(pods.remaining, due) if throttled else ()),
+                *_throttled(pods.remaining),
             )
         ),
         jobs=tuple(standing.pod for standing in jobs),
@@ -263,8 +261,8 @@ def _by_budget(remaining: Iterable[Standing]) -> Iterable[tuple[PdbView, list[St
 
 def _refused(remaining: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
     """Yield a blocker for each pod with the server's last answer about it, quoted. The reason is that answer. Left out
-    are answers that are reported once for all pods (THROTTLED) or together with budgets (PDB if the budget is known,
-    and all about a pod that several budgets guard), and answers that the pod is gone (PODS_LEAVING). The answer that
+    are answers that are reported together with budgets (PDB if the budget is known, and all about a pod that several
+    budgets guard), answers that the pod is gone (PODS_LEAVING), and THROTTLED. The answer that
     the budget's controller is behind (PDB_NOT_OBSERVED) is left out for the first QUIET_WAIT seconds (E6)."""
     for standing in remaining:
         if standing.memory is None or standing.answer is None or standing.conflicts:
@@ -275,17 +273,20 @@ def _refused(remaining: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
             seconds=QUIET_WAIT
         ):
             continue
-        # THROTTLED is reported once for all pods, and PODS_LEAVING is not a problem.
-        if standing.answer not in (Reason.THROTTLED, Reason.PODS_LEAVING):
+        if standing.answer not in (
+            Reason.THROTTLED,
+            Reason.PODS_LEAVING,
+        ):  # neither keeps a drain from succeeding
             yield Blocker(standing.answer, (standing.pod.ref,), message=_server_said([standing]))
 
 
-def _throttled(remaining: Iterable[Standing], due: Iterable[Standing]) -> Iterator[Blocker]:
-    """Yield one blocker, without a budget, that names all pods whose evictions the server has throttled and the pods in
-    `due`, which would otherwise be evicted now (E7). Yield nothing if there are none."""
-    told = [standing for standing in remaining if standing.answer is Reason.THROTTLED]
-    if refs := {standing.pod.ref for standing in (*told, *due)}:
-        yield Blocker(Reason.THROTTLED, tuple(sorted(refs)), message=_server_said(told))
+def _throttled(remaining: Iterable[Standing]) -> Iterator[Blocker]:
+    """Yield one blocker that names all pods whose last eviction the server has throttled (E7)."""
+    busy = [standing for standing in remaining if standing.answer is Reason.THROTTLED]
+    if busy:
+        yield Blocker(
+            Reason.THROTTLED, tuple(standing.pod.ref for standing in busy), message=_server_said(busy)
+        )
 
 
 def _state(budget: PdbView) -> str:
@@ -343,16 +344,13 @@ def _pick(due: Iterable[Standing], most: int, unasked: Sequence[Standing]) -> tu
 def _next_wake(pods: Standings, sent: int, end: datetime | None, now: datetime) -> datetime | None:
     """Return the first moment after `now` at which the passing of time alone may change the plan, or None if there is
     none. Such moments are when a leaving pod counts as stuck, when a pod may be deleted by force, when an eviction may
-    be sent again (`_next_tries`), when a limited wait for a pod, a block or the throttling ends, and, if MAX_EVICTIONS
-    have been sent within `PACE`, when another may be sent. `sent` counts the evictions and deletions of this pass."""
+    be sent again (`_next_tries`), when a limited wait for a pod or a block ends, and, if MAX_EVICTIONS have been sent within `PACE`, when another may be sent. `sent` counts the evictions and deletions of this pass."""
     moments = [moment for standing in pods.leaving if (moment := stuck_from(standing.pod)) is not None]
     forced = (force_moment(standing, pods, end) for standing in pods.remaining)
     moments += [moment for moment in forced if moment is not None]
     moments += _next_tries(pods.remaining)
     moments += [standing.ends for standing in pods.remaining if standing.ends not in (None, NEVER)]
     moments += [blocker.until for blocker in pods.blockers if blocker.until is not None]
-    if pods.throttled_until is not None:
-        moments.append(pods.throttled_until)
     if sent + len(pods.sent_at) >= MAX_EVICTIONS:
         moments += [moment + PACE for moment in pods.sent_at] or [now + PACE]
     return min((moment for moment in moments if moment > now), default=None)

@@ -15,13 +15,7 @@ from gpusharing.api.policy import Drain
 from gpusharing.api.times import NEVER
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.drain import pdb
-from gpusharing.planning.drain.evictions import (
-    forget_old,
-    is_accepted,
-    is_seen,
-    sent_lately,
-    throttled_until,
-)
+from gpusharing.planning.drain.evictions import forget_old, is_accepted, is_seen, sent_lately
 from gpusharing.planning.drain.gangkeepers import GangWait, find_blocked_gangs, find_gang_waits
 from gpusharing.planning.drain.holders import Classified, Scope, classify
 from gpusharing.planning.drain.rules import Tier, patience, tier_of
@@ -106,8 +100,6 @@ class Standings:
     """The tier whose turn it is: the lowest of all pods that have to leave, blocked ones included."""
     sent_at: tuple[datetime, ...] = ()
     """When the evictions of the last `PACE` were sent, including those of pods that have gone since."""
-    throttled_until: datetime | None = None
-    """Until when no eviction may be sent on this node (E7), or None if evictions may be sent."""
     error: str = ""
     """Why the pods could not be listed; nothing else is known then."""
     force_within: timedelta | None = None
@@ -168,7 +160,6 @@ def find_standings(
         blockers=merge((*classified.blockers, *why)) if why else classified.blockers,
         front=front,
         sent_at=sent_lately(memories, now),
-        throttled_until=throttled_until(memories, now),
         force_within=force_within(options, scope),
         cordoned_at=scope.cordoned_at,
         silent=scope.silent,
