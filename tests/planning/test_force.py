@@ -264,7 +264,9 @@ def judged(*pods: PodView, fence: Fence | None = None, granted: bool = True, **f
     work = make_work(*pods, pdbs=(FULL_BUDGET,), evictions={A.uid: refused()}, listed_at=NOW)
     fence = fence or replace(FENCE, deadline=END)
     case = fenced(make_policy(drain=FORCED), fence=fence, work=fields.pop("work", work), **fields)
-    return before_pnr(replace(case, settings=replace(SETTINGS, force_delete=granted)))
+    case = replace(case, settings=replace(SETTINGS, force_delete=granted))
+    assert case.work is not None, "the pods were listed"
+    return before_pnr(replace(case, work=replace(case.work, scope=case.scope)))
 
 
 def test_the_deletion_names_the_uid_and_leaves_the_grace_period_to_the_pod() -> None:

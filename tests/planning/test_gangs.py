@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import JOB, NOW, at, make_pdb, make_pod, make_work
+from tests.build import JOB, NOW, at, make_pdb, make_pod, make_scope, make_work
 from tests.planning.cases import MIXED
 from tests.planning.drains import FENCE
 from tests.planning.drains import fenced as drained
@@ -19,19 +19,17 @@ from gpusharing.api.policy import Drain
 from gpusharing.api.times import NEVER as FOREVER
 from gpusharing.planning.drain.gangkeepers import describe_gang, explain_gangs
 from gpusharing.planning.drain.gangs import ending_gangs, find_gang_blockers, name_gangs
-from gpusharing.planning.drain.holders import scope_of
 from gpusharing.planning.drain.plan import DrainPlan, plan_drain
 from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.pools.candidates import find_cost
 from gpusharing.planning.pools.ledger import find_mates
 from gpusharing.planning.snapshot.podviews import GangView, NodeWork, PdbView, PodView
-from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.transition.before import before_pnr
 from gpusharing.planning.vocabulary.blockers import Blocker, explain_blockers
 from gpusharing.planning.vocabulary.reasons import Reason
 
 GANG = make_gang()
-SCOPE = scope_of(PlanSettings())
+SCOPE = make_scope()
 HERE = make_pod("rank-0", gang=GANG)
 NEVER = make_pdb("lead", match_labels={"role": "lead"}, allowed=0, expected=1, desired=1, current=1)
 
@@ -173,7 +171,7 @@ LEADER_MAY_END: dict[str, Any] = {
 def drained_at(seconds: float, work: NodeWork, **options: Any) -> DrainPlan:
     """What the drain of c, cordoned at 0, does then."""
     drain = Drain.model_validate({**LEADER_MAY_END, **options})
-    scope = scope_of(PlanSettings(), cordoned_at=at(0), node="c")
+    scope = make_scope(cordoned_at=at(0), node="c")
     return plan_drain(find_standings(work, drain, at(seconds), scope=scope), at(seconds))
 
 

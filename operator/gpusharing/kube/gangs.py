@@ -22,8 +22,8 @@ from gpusharing.kube.gangkeys import gang_of
 from gpusharing.kube.paging import pages_of
 from gpusharing.kube.raw import text
 from gpusharing.kube.unreadable import converted
-from gpusharing.planning.drain.holders import Scope, must_leave
-from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, PodView
+from gpusharing.planning.drain.holders import NO_OPTIONS, classify
+from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, PodView, Scope
 
 MAX_LISTS = 16
 """The most gangs of one node that each get a LIST by their own label. If there are more, one LIST serves all gangs of
@@ -106,7 +106,7 @@ class Gangs:
     async def find(
         self, pods: Sequence[PodView], scope: Scope, now: datetime, *, anew: bool
     ) -> tuple[GangView, ...]:
-        """Return the gangs of those `pods` that must leave their node (`must_leave` with this `scope`), sorted. The
+        """Return the gangs of those `pods` that must leave their node according to `scope`, sorted. The
         members of a gang are its unfinished pods on all nodes, bound or not. Each member gets the labels of its
         namespace from `pods`. If no pod in question has a gang, nothing is listed. If a LIST fails, its gangs are
         returned with the error. LISTs are made one after another.
@@ -118,7 +118,7 @@ class Gangs:
         Raises:
             ServerAway, Unauthorized, HeldBack: no gang can be listed now.
         """
-        wanted = {pod.gang for pod in pods if pod.gang is not None and must_leave(pod, scope)}
+        wanted = {pod.gang for pod in classify(pods, NO_OPTIONS, scope).must_leave if pod.gang is not None}
         labels = {pod.namespace: pod.namespace_labels for pod in pods}
         views = []
         for query, gangs in sorted(_queries(wanted).items()):

@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from gpusharing.api.names import DisruptionClass
 from gpusharing.kube.budgets import LIST_VALID_THROTTLED, Budgets
 from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.client import PODS, KubeClient
@@ -22,11 +21,12 @@ from gpusharing.kube.paging import list_of
 from gpusharing.kube.podlookups import PodLookups
 from gpusharing.kube.sources import Sources
 from gpusharing.kube.stackreader import StackReader
-from gpusharing.planning.drain.holders import Scope, holds_gpu, scope_of
+from gpusharing.planning.drain.holders import holds_gpu, scope_of
 from gpusharing.planning.drain.isolation import with_guard
 from gpusharing.planning.drain.rules import asks_for_namespaces
 from gpusharing.planning.drain.sightings import heard, looked
-from gpusharing.planning.snapshot.podviews import NodeWork, PodView
+from gpusharing.planning.snapshot.podviews import NodeWork, PodView, Scope
+from gpusharing.planning.snapshot.stackviews import StackView
 
 
 @dataclass(slots=True)
@@ -43,9 +43,8 @@ class NodePods:
     """The last LIST of each node, with what was learned since, by node name."""
     gangs: Gangs = field(init=False)
     _lookups: PodLookups = field(init=False)
-    _lists: dict[str, tuple[NodeWork, Scope]] = field(default_factory=dict)
-    """The LISTs that have ended since they were last stored in `work`, by node, each with the scope it was made
-    for."""
+    _lists: dict[str, NodeWork] = field(default_factory=dict)
+    """The LISTs that have ended since they were last stored in `work`, by node."""
 
     def __post_init__(self) -> None:
         """Create the readers of gangs and of the other objects that affect how pods are drained."""
@@ -69,7 +68,7 @@ class NodePods:
         for name in self.work.keys() - wanted:
             del self.work[name]
         due = [name for name in wanted if name not in self._lists and self._is_due(name, now)]
-        reboots = bool(due) and self.stack.read(now).with_reboot
+        stack = self.stack.read(now) if due else None
 
         async def read(node: str) -> None:
             """Remove the node from `calls.unsure`, list its pods, and store the result in `_lists`. After Throttled or
@@ -80,7 +79,7 @@ class NodePods:
             try:
                 with suppress(Throttled):  # not sent, or refused: the last LIST stays valid, with its age
                     # This read may have waited for others, so its LIST is dated with the time at which it begins.
-                    self._lists[node] = await self._read(node, self._scope(node, reboots), _later(now, began))
+                    self._lists[node] = await self._read(node, self._scope(node, stack), _later(now, began))
                     mark = set()
             finally:
                 self.calls.unsure |= mark
@@ -109,7 +108,7 @@ class NodePods:
         self.work.clear()
         self._lists.clear()
 
-    async def _take(self, lists: Mapping[str, tuple[NodeWork, Scope]]) -> None:
+    async def _take(self, lists: Mapping[str, NodeWork]) -> None:
         """Store finished LISTs in `work`. If any of these nodes has a pod that holds a GPU, or any pod if its scope
         covers all, the PodDisruptionBudgets are requested, and all nodes that are stored get them.
 
@@ -119,28 +118,27 @@ class NodePods:
         """
         guarded = {
             node
-            for node, (work, scope) in lists.items()
-            if work.pods and (scope.all_pods or any(map(holds_gpu, work.pods)))
+            for node, work in lists.items()
+            if work.pods and (work.scope.all_pods or any(map(holds_gpu, work.pods)))
         }
         budgets = await self.budgets.find() if guarded else ()
         pdbs, trouble = ((), budgets) if isinstance(budgets, str) else (budgets or (), "")
-        for node, (work, scope) in lists.items():
+        for node, work in lists.items():
             if budgets is None and node in guarded:
-                self._lists.setdefault(node, (work, scope))  # stored in `work` once the budgets are known
+                self._lists.setdefault(node, work)  # stored in `work` once the budgets are known
                 continue
             error = work.error or (trouble if node in guarded else "")
             now = replace(work, pdbs=pdbs, error=error)
-            self.work[node] = looked(self.work.get(node), now, self.sources.gpunodes.items.get(node), scope)
+            self.work[node] = looked(self.work.get(node), now, self.sources.gpunodes.items.get(node))
 
-    async def _read(self, node: str, scope: Scope, at: datetime) -> tuple[NodeWork, Scope]:
+    async def _read(self, node: str, scope: Scope, at: datetime) -> NodeWork:
         """List the pods of one node, and find the gangs of the pods that must leave according to `scope`. For a fenced
-        node, older results about gangs may be reused. Return the result and `scope`. If the pods cannot be listed, the
-        result has the error and no pods. `at` is the time at which the LIST begins. Raises Unauthorized, ServerAway and
+        node, older results about gangs may be reused. If the pods cannot be listed, the result has the error and no pods. `at` is the time at which the LIST begins. Raises Unauthorized, ServerAway and
         HeldBack, and Throttled while the last LIST is still valid."""
         view = self.sources.nodes.items.get(node)
         pods, error = await self._pods_of(node, scope, at)
         gangs = await self.gangs.find(pods, scope, at, anew=view is None or view.fence is None)
-        return NodeWork(pods, (), at, error=error, gangs=gangs), scope
+        return NodeWork(pods, (), at, error=error, gangs=gangs, scope=scope)
 
     def _is_due(self, name: str, now: datetime) -> bool:
         """Whether the pods of node `name` must be listed now. They must if they were never listed, if the node is in
@@ -166,17 +164,13 @@ class NodePods:
             return False, node.fence.since.timestamp(), name
         return True, work.listed_at.timestamp() if work is not None else 0.0, name
 
-    def _scope(self, node: str, reboots: bool) -> Scope:
-        """Return which pods on a node have to leave. On a fenced node these are all pods if the fence's class is
-        Reboot, else the pods that hold GPUs. The scope then also has the time since which the fence keeps new pods off,
-        or None if that is unknown. Without a fence, all pods count if mig-manager may reboot nodes (`reboots`), because
-        any change may then become a reboot."""
-        view, since = self.sources.nodes.items.get(node), None
-        if view is not None and view.fence is not None:
-            joined = self.sources.seen_node(node) if view.fence.tainted else view
-            reboots = view.fence.disruption is DisruptionClass.REBOOT
-            since = joined.closed_since if joined is not None else None
-        return scope_of(self.sources.settings.plan, all_pods=reboots, cordoned_at=since)
+    def _scope(self, node: str, stack: StackView | None) -> Scope:
+        """Return which pods of a node have to leave, according to its latest known view."""
+        assert stack is not None, "read before nodes are listed"
+        view = self.sources.nodes.items.get(node)
+        if view is not None and view.fence is not None and view.fence.tainted:
+            view = self.sources.seen_node(node)  # with its DeviceTaintRule
+        return scope_of(view, self.sources.settings.plan, stack)
 
     async def _pods_of(self, node: str, scope: Scope, now: datetime) -> tuple[tuple[PodView, ...], str]:
         """List the pods of one node, with one LIST by node name. Return them and an empty string, or no pods and the

@@ -14,8 +14,8 @@ from gpusharing.kube.convert_pods import ClaimedDevices, claimed_devices, pod_vi
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.raw import interned, part, text
 from gpusharing.kube.unreadable import converted
-from gpusharing.planning.drain.holders import Scope, holds_gpu
-from gpusharing.planning.snapshot.podviews import PodView
+from gpusharing.planning.drain.holders import holds_gpu
+from gpusharing.planning.snapshot.podviews import PodView, Scope
 
 Key = TypeVar("Key")
 Answer = TypeVar("Answer")

@@ -18,9 +18,9 @@ from dataclasses import replace
 from datetime import timedelta
 
 from gpusharing.api.policy import Drain
-from gpusharing.planning.drain.holders import Classified, Scope, classify
+from gpusharing.planning.drain.holders import Classified, classify
 from gpusharing.planning.drain.rules import patience
-from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, NodeWork, PodView
+from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, NodeWork, PodView, Scope
 from gpusharing.planning.vocabulary.blockers import Blocker, merge
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import Reason

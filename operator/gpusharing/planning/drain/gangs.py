@@ -11,17 +11,17 @@ from datetime import datetime
 
 from gpusharing.api.policy import Drain
 from gpusharing.planning.drain.gangkeepers import find_ruled, name_gang, unlisted
-from gpusharing.planning.drain.holders import Scope, must_leave
+from gpusharing.planning.drain.holders import NO_OPTIONS, classify
 from gpusharing.planning.drain.plan import forbidding
 from gpusharing.planning.drain.standing import find_standings
-from gpusharing.planning.snapshot.podviews import GangMember, GangView, NodeWork
+from gpusharing.planning.snapshot.podviews import GangMember, GangView, NodeWork, Scope
 from gpusharing.planning.vocabulary.blockers import Blocker, merge
 from gpusharing.planning.vocabulary.reasons import Reason
 
 
 def ending_gangs(work: NodeWork, scope: Scope) -> tuple[GangView, ...]:
     """Return the gangs that a change of the node interrupts: those with a pod that must leave the node."""
-    leaving = {pod.gang for pod in work.pods if pod.gang is not None and must_leave(pod, scope)}
+    leaving = {pod.gang for pod in classify(work.pods, NO_OPTIONS, scope).must_leave}
     return tuple(view for view in work.gangs if view.gang in leaving)
 
 
@@ -37,9 +37,9 @@ def find_gang_blockers(
         if view.error:
             blockers.append(Blocker(Reason.LIST_FAILED, message=unlisted(view)))
             continue
-        members = [
-            member for member in view.members if member.node != node or not must_leave(member.pod, scope)
-        ]
+        here = (member.pod for member in view.members if member.node == node)
+        leave = {pod.uid for pod in classify(here, NO_OPTIONS, scope).must_leave}
+        members = [member for member in view.members if member.pod.uid not in leave]
         blockers += [name_gang(view, blocker) for blocker in _forbid(members, work, options, now, scope)]
     return merge(blockers)
 

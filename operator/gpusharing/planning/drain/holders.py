@@ -9,12 +9,13 @@ from datetime import datetime, timedelta
 from typing import Literal, TypeAlias
 
 from gpusharing.api import names
-from gpusharing.api.names import LABEL_DEPLOY_PREFIX, RESOURCE_GPU, is_gpu_resource
+from gpusharing.api.names import LABEL_DEPLOY_PREFIX, RESOURCE_GPU, DisruptionClass, is_gpu_resource
 from gpusharing.api.policy import Drain
 from gpusharing.planning.drain.rules import Protection, find_protection, find_rule, is_job
-from gpusharing.planning.snapshot.podviews import PodView
+from gpusharing.planning.snapshot.podviews import PodView, Scope
 from gpusharing.planning.snapshot.records import CLOCK_ERROR
-from gpusharing.planning.snapshot.views import PlanSettings
+from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.views import NodeView, PlanSettings
 from gpusharing.planning.vocabulary.blockers import Blocker, merge
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
@@ -46,54 +47,36 @@ def is_reservation(pod: PodView) -> bool:
 
 
 _DEPLOY_CLIENT = f"{LABEL_DEPLOY_PREFIX}client"
-_NO_OPTIONS = Drain()
+NO_OPTIONS = Drain()
+"""The options of a policy make no difference to which pods must leave, only to whether they may be evicted."""
 _ROUNDED = timedelta(seconds=1)
 """The API server truncates creationTimestamp to whole seconds."""
 
 
-@value
-class Scope:
-    """What a drain must empty and what it must not touch."""
-
-    operator_namespace: str
-    """The GPU Operator's namespace, in which NVIDIA's own DaemonSets run."""
-    all_pods: bool = False
-    """Whether every pod must leave, with or without a GPU, because the change reboots the node."""
-    protected: frozenset[str] = frozenset()
-    """Namespaces in which nothing is evicted."""
-    own_pod: str = ""
-    """Our own pod, `namespace/name`; empty when we do not run in a pod."""
-    cordoned_at: datetime | None = None
-    """When we cordoned the node, or None if we did not."""
-    settle: timedelta = timedelta(seconds=5)
-    """How long after the cordon a pod may still appear because the scheduler was already binding it."""
-    now: datetime | None = None
-    """The current time. If it is None, a mark with a duration counts as if it never expired."""
-    forces: bool = False
-    """Whether the operator has the right to delete pods at the end of a drain if the policy asks for that."""
-    node: str = ""
-    """Name of the node; empty if unknown."""
-    evicts_claims: bool = False
-    """Whether pods with a GPU from NVIDIA's DRA driver are evicted like others, because that driver serves the GPUs in
-    place of the device plugin. A pod whose ResourceClaim cannot be read blocks in any case."""
-    silent: bool = False
-    """Whether the node is not Ready, so that it is unknown whether its pods still run."""
-    gpu_groups: frozenset[str] = frozenset()
-    """The KAI-Scheduler GPU groups that have a pod on the node besides their reservation pod; `classify` fills this
-    in."""
-
-
 def scope_of(
-    settings: PlanSettings, *, all_pods: bool = False, cordoned_at: datetime | None = None, node: str = ""
+    node: NodeView | None, settings: PlanSettings, stack: StackView, disruption: DisruptionClass | None = None
 ) -> Scope:
-    """Return what a drain must empty and what it must not touch, according to the operator's settings. `all_pods`:
-    every pod must leave, because the change reboots the node. `cordoned_at`: when we cordoned the node, or None.
-    The caller sets `now`, `silent` and `evicts_claims` itself."""
-    own = f"{settings.namespace}/{settings.pod_name}" if settings.pod_name else ""
-    protected = frozenset(settings.protected_namespaces)
-    forces = settings.force_delete
-    namespace, settle = settings.gpu_operator_namespace, timedelta(seconds=settings.settle)
-    return Scope(namespace, all_pods, protected, own, cordoned_at, settle, forces=forces, node=node)
+    """Return what a drain of `node` must empty and what it must not touch, for a change of class `disruption`.
+
+    None means that the class is not known yet: it is that of the fence or, without a fence, Reboot if mig-manager may
+    reboot nodes. `node` is None if the Node is not known. The caller sets `now`.
+    """
+    fence = node.fence if node is not None else None
+    if disruption is None and fence is not None:
+        disruption = fence.disruption
+    reboots = stack.with_reboot if disruption is None else disruption is DisruptionClass.REBOOT
+    return Scope(
+        settings.gpu_operator_namespace,
+        all_pods=reboots,
+        protected=frozenset(settings.protected_namespaces),
+        own_pod=f"{settings.namespace}/{settings.pod_name}" if settings.pod_name else "",
+        cordoned_at=node.closed_since if node is not None else None,
+        settle=timedelta(seconds=settings.settle),
+        forces=settings.force_delete,
+        node=node.name if node is not None else "",
+        evicts_claims=stack.by_dra,
+        silent=node is not None and not node.ready,
+    )
 
 
 @value
@@ -110,6 +93,11 @@ class Classified:
     """Pods that would have to leave but must not be evicted, or cannot be."""
     blockers: tuple[Blocker, ...]
     """Why the pods in `blocked` are blocked."""
+
+    @property
+    def must_leave(self) -> tuple[PodView, ...]:
+        """The pods that must be gone before the node is changed, even if they must not be evicted."""
+        return (*self.holders, *self.blocked)
 
 
 def gpu_resources(pod: PodView) -> tuple[str, ...]:
@@ -140,7 +128,10 @@ def classify(pods: Iterable[PodView], options: Drain, scope: Scope) -> Classifie
     holders, ignored, blocked, blockers = [], [], [], []
     waited = set()
     pods = sorted(pods, key=by_ref)
-    sharing = (pod for pod in pods if not has_finished(pod) and not is_reservation(pod))
+    # A pod that the drain ignores never leaves, so the reservation of its GPU must.
+    sharing = (
+        pod for pod in pods if not is_reservation(pod) and not _is_ignored(_filter_of(pod, NO_OPTIONS, scope))
+    )
     scope = replace(scope, gpu_groups=frozenset(group for pod in sharing for group in gpu_groups(pod.labels)))
     for pod in pods:
         match = _filter_of(pod, options, scope)
@@ -159,23 +150,19 @@ def classify(pods: Iterable[PodView], options: Drain, scope: Scope) -> Classifie
     return Classified(tuple(holders), frozenset(waited), tuple(ignored), tuple(blocked), merge(blockers))
 
 
-def must_leave(pod: PodView, scope: Scope) -> bool:
-    """Whether the pod must be gone before the node is changed, even if it must not be evicted. False for pods that a
-    drain ignores, such as finished pods, NVIDIA's own pods and, unless `scope.all_pods`, pods without a GPU. The
-    policy's drain options make no difference. KAI's reservation pods must leave too, even while other pods share their
-    GPU."""
-    match = _filter_of(pod, _NO_OPTIONS, scope)
-    return match is None or match.decision != "ignore"
-
-
 def is_idle(pods: Iterable[PodView], scope: Scope) -> bool:
     """Whether none of these pods must be gone before the node is changed."""
-    return not any(must_leave(pod, scope) for pod in pods)
+    return not classify(pods, NO_OPTIONS, scope).must_leave
 
 
 def _filter_of(pod: PodView, options: Drain, scope: Scope) -> "PodFilter | None":
     """Return the first filter that applies to the pod, or None if none does."""
     return next((pod_filter for pod_filter in FILTERS if pod_filter.applies(pod, options, scope)), None)
+
+
+def _is_ignored(match: "PodFilter | None") -> bool:
+    """Whether the drain leaves a pod alone to which this filter applies."""
+    return match is not None and match.decision == "ignore"
 
 
 def by_ref(pod: PodView) -> tuple[str, str]:

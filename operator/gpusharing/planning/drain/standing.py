@@ -17,9 +17,9 @@ from gpusharing.api.validation import parse_duration
 from gpusharing.planning.drain import pdb
 from gpusharing.planning.drain.evictions import forget_old, is_accepted, is_seen, sent_lately
 from gpusharing.planning.drain.gangkeepers import GangWait, find_blocked_gangs, find_gang_waits
-from gpusharing.planning.drain.holders import Classified, Scope, classify
+from gpusharing.planning.drain.holders import Classified, classify
 from gpusharing.planning.drain.rules import Tier, patience, tier_of
-from gpusharing.planning.snapshot.podviews import EvictionMemory, Gang, NodeWork, PdbView, PodView
+from gpusharing.planning.snapshot.podviews import EvictionMemory, Gang, NodeWork, PdbView, PodView, Scope
 from gpusharing.planning.vocabulary.blockers import Blocker, merge
 from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason

@@ -9,11 +9,10 @@ Terms: docs/design/glossary.md#look, docs/design/glossary.md#gang.
 
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import field, replace
+from dataclasses import field
 from datetime import datetime, timedelta
 from itertools import islice
 
-from gpusharing.api.names import DisruptionClass
 from gpusharing.planning.drain.gangkeepers import describe_gang
 from gpusharing.planning.drain.gangs import ending_gangs, with_gangs
 from gpusharing.planning.drain.holders import scope_of
@@ -132,9 +131,8 @@ def preview_of(
     if not verdict.disruption.cordons:
         return Preview(policy.version, work.listed_at)
     drain = policy.spec.drain
-    reboots = verdict.disruption is DisruptionClass.REBOOT
-    scope = scope_of(snapshot.settings, all_pods=reboots, node=verdict.node)
-    scope = replace(scope, evicts_claims=snapshot.stack.by_dra)
+    node = snapshot.nodes.get(verdict.node)
+    scope = scope_of(node, snapshot.settings, snapshot.stack, verdict.disruption)
     pods = find_standings(work, drain, work.listed_at, scope=scope, cordoned=False)
     leaving = (*pods.leaving, *pods.remaining)
     blockers = preflight(pods, drain, afterwards, work.listed_at)

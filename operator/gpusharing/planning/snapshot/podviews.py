@@ -6,7 +6,7 @@ Terms: docs/design/glossary.md#gang, docs/design/glossary.md#fence.
 
 from collections.abc import Mapping
 from dataclasses import field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from gpusharing.api.policy import Drain
@@ -185,6 +185,38 @@ class PdbView:
 
 
 @value
+class Scope:
+    """What a drain must empty and what it must not touch (`planning/drain/holders.py`, scope_of)."""
+
+    operator_namespace: str
+    """The GPU Operator's namespace, in which NVIDIA's own DaemonSets run."""
+    all_pods: bool = False
+    """Whether every pod must leave, with or without a GPU, because the change reboots the node."""
+    protected: frozenset[str] = frozenset()
+    """Namespaces in which nothing is evicted."""
+    own_pod: str = ""
+    """Our own pod, `namespace/name`; empty when we do not run in a pod."""
+    cordoned_at: datetime | None = None
+    """When we cordoned the node, or None if we did not."""
+    settle: timedelta = timedelta(seconds=5)
+    """How long after the cordon a pod may still appear because the scheduler was already binding it."""
+    now: datetime | None = None
+    """The current time. If it is None, a mark with a duration counts as if it never expired."""
+    forces: bool = False
+    """Whether the operator has the right to delete pods at the end of a drain if the policy asks for that."""
+    node: str = ""
+    """Name of the node; empty if unknown."""
+    evicts_claims: bool = False
+    """Whether pods with a GPU from NVIDIA's DRA driver are evicted like others, because that driver serves the GPUs in
+    place of the device plugin. A pod whose ResourceClaim cannot be read blocks in any case."""
+    silent: bool = False
+    """Whether the node is not Ready, so that it is unknown whether its pods still run."""
+    gpu_groups: frozenset[str] = frozenset()
+    """The KAI-Scheduler GPU groups that have a pod on the node besides their reservation pod; `classify` fills this
+    in."""
+
+
+@value
 class EvictionMemory:
     """The last response of the API server to an eviction of one pod, as the executor remembers it. Kept in memory
     only."""
@@ -213,21 +245,15 @@ class NodeWork:
     """The PodDisruptionBudgets in the namespaces of those pods."""
     listed_at: datetime
     """When the latest LIST began. The LIST shows nothing about pods that came later."""
-    empty_since: datetime | None = None
-    """When the first of an unbroken series of LISTs without a GPU pod was made. None if the latest LIST found a GPU
-    pod."""
     evictions: Mapping[str, EvictionMemory] = field(default_factory=dict)
     """The last response to the eviction of each pod, by the pod's UID."""
     error: str = ""
     """Why the pods could not be listed; nothing is then decided about them. Empty if they were listed."""
     empty_lists: tuple[datetime, ...] = ()
-    """When the latest LISTs of the series that began at `empty_since` were made, oldest first."""
-    all_pods: bool = False
-    """Whether the latest LIST was made for a reboot, before which almost every pod must leave. The LISTs of the series
-    then found no pod that must leave, and pods without a GPU were looked up completely as well."""
-    cordoned_at: datetime | None = None
-    """`since` of the fence that the node had when the latest LIST began, or None if it had no fence. Only compared for
-    equality with `since` of the present fence."""
+    """When the latest LISTs of an unbroken series in which no pod had to leave were made, oldest first. Empty if the
+    latest LIST found such a pod."""
+    scope: Scope = Scope("")
+    """What the latest LIST was made for. It proves nothing about another scope, such as that of another cordon."""
     stood: str = ""
     """Id of the request to the agent that was current when the first LIST of the series was made. Its answer may date
     from before the last pod left. Empty if there was no request."""

@@ -194,8 +194,7 @@ def _listed_twice(case: FencedCase, work: NodeWork) -> bool:
     """Whether two LISTs, the last one and an earlier one, showed no pod that has to leave. The earlier one must be at
     least `settings.idle` seconds older than the last one, less than LIST_AGE old, and made after the agent's answer was
     seen. False if there is no such answer, or if the LISTs were made for another scope or under another cordon."""
-    alike = (work.all_pods, work.cordoned_at) == (case.scope.all_pods, case.scope.cordoned_at)
-    if work.quiet_since is None or not alike:
+    if work.quiet_since is None or work.scope != case.scope:
         return False
     first = max(work.quiet_since, case.now - LIST_AGE)
     last = work.listed_at - timedelta(seconds=case.settings.idle)

@@ -11,12 +11,12 @@ from functools import cached_property
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.drain.gangs import ending_gangs
-from gpusharing.planning.drain.holders import Scope, scope_of
+from gpusharing.planning.drain.holders import scope_of
 from gpusharing.planning.drain.plan import DrainPlan, plan_drain
 from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.snapshot.actions import Action
-from gpusharing.planning.snapshot.podviews import GangView, NodeWork
+from gpusharing.planning.snapshot.podviews import GangView, NodeWork, Scope
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import GPUNodeView, PolicyView
 from gpusharing.planning.stack.mpsdaemon import MpsLapses, find_lapses
@@ -169,12 +169,8 @@ class NodeCase(ActuatorCase):
 
     @property
     def scope(self) -> Scope:
-        """Which pods must be gone before the change, and which must not be touched. Before a reboot, pods without a GPU
-        must be gone too. On a node that is not Ready, the pods count as silent. Pods with a GPU from a ResourceClaim
-        may be evicted only where NVIDIA's DRA driver serves the GPUs."""
-        node, reboots = self.node, self.disruption is DisruptionClass.REBOOT
-        scope = scope_of(self.settings, all_pods=reboots, cordoned_at=node.closed_since, node=node.name)
-        return replace(scope, silent=not self.node.ready, evicts_claims=self.stack.by_dra)
+        """Which pods must be gone before the change, and which must not be touched."""
+        return scope_of(self.node, self.settings, self.stack, self.disruption)
 
     @property
     def gangs(self) -> tuple[GangView, ...]:
