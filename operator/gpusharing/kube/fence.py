@@ -2,7 +2,7 @@
 
 Every record is a JSON object with a version `v` and one key per field of its dataclass. Reading never raises: a record
 that is damaged or of a newer version gives an error message, and the caller leaves such a node as it is. A field with a
-default may be missing, because an older operator wrote the record; any other change needs a higher version.
+default may be missing; a change that an operator of this version would misread needs a higher version.
 
 Unknown keys come from a newer operator that was rolled back. They are kept as long as the fence, the claim or the
 failure on record exists; the other two kinds of record are written from scratch each time.
@@ -25,18 +25,10 @@ from gpusharing.planning.snapshot.actions import Actuate, FenceNode, LabelNode, 
 from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fence, Verified
 
 RECORD_VERSION = 1
-JOBS_VERSION = 2
-"""The version of a fence that waits for jobs. An operator that only knows version 1 would mistake the wait for a drain
-and evict the jobs. It cannot read version 2, and so leaves the node as it is until a newer operator comes back."""
-TAINT_VERSION = 3
-"""The version of a fence whose DeviceTaintRule takes the place of a cordon, whether or not it waits for jobs. An older
-operator would mistake it for a cordon that somebody lifted, and would leave the rule behind."""
 MOST_CLAIMS = 500
 """The most claims on the Lease. All annotations of an object together may have 256 KiB (apimachinery v0.36.3
 pkg/api/validation/objectmeta.go, TotalAnnotationSizeLimitB). With one claim too many the Lease would accept
 none: no node would ever start."""
-_READ = (RECORD_VERSION,)
-_READ_FENCES = (RECORD_VERSION, JOBS_VERSION, TAINT_VERSION)
 
 NodePatch = FenceNode | Actuate | UpdateFence | Release | LabelNode
 """The actions that are carried out by one PATCH of a Node."""
@@ -47,20 +39,10 @@ NodeRecord = TypeVar("NodeRecord", Fence, Deferred, Verified)
 
 def record_text(record: Fence | Deferred | Verified) -> str:
     """Return the value of the annotation that holds this record, as compact JSON. All fields of the record are written,
-    also those that have their default, and a fence keeps its unknown keys. The version depends on what the record
-    contains (`_version`), because older operators refuse a version that they cannot follow."""
-    written = _dump(_encode(record), version=_version(record))
+    also those that have their default, and a fence keeps its unknown keys."""
+    written = _dump(_encode(record))
     # The unknown keys are appended as JSON text, because they may be nested as deeply as JSON can be read.
     return f"{written[:-1]},{record.unknown[1:]}" if isinstance(record, Fence) and record.unknown else written
-
-
-def _version(record: Fence | Deferred | Verified) -> int:
-    """Return the version to write: TAINT_VERSION for a fence with a DeviceTaintRule, else JOBS_VERSION for a fence that
-    waits for jobs, else RECORD_VERSION, also for every record that is not a fence. An older operator refuses to read
-    the versions that it cannot follow."""
-    if not isinstance(record, Fence):
-        return RECORD_VERSION
-    return TAINT_VERSION if record.tainted else JOBS_VERSION if record.jobs else RECORD_VERSION
 
 
 def read_fence(annotations: Mapping[str, str]) -> tuple[Fence | None, str]:
@@ -234,19 +216,18 @@ def parse_record(kind: type[NodeRecord], text: str) -> tuple[NodeRecord | None, 
     holds it cannot be read, such as a version that this operator does not know. Results are cached, so equal texts may
     give the same object."""
     try:
-        return _decode(kind, _load(text, _READ_FENCES if kind is Fence else _READ)), ""
+        return _decode(kind, _load(text)), ""
     except _Damaged as error:
         return None, f"annotation {ANNOTATIONS[kind]}: {error}"
 
 
-def _dump(record: JSON, *, version: int = RECORD_VERSION) -> str:
+def _dump(record: JSON) -> str:
     """Return a record as compact JSON, with its version first."""
-    return json.dumps({"v": version, **record}, separators=(",", ":"), ensure_ascii=False)
+    return json.dumps({"v": RECORD_VERSION, **record}, separators=(",", ":"), ensure_ascii=False)
 
 
-def _load(text: str, read: Collection[int] = _READ) -> JSON:
-    """Return the JSON object in `text`. Raises _Damaged if `text` holds none, or if its version is not one of
-    `read`."""
+def _load(text: str) -> JSON:
+    """Return the JSON object in `text`. Raises _Damaged if `text` holds none, or if its version is not ours."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -254,9 +235,8 @@ def _load(text: str, read: Collection[int] = _READ) -> JSON:
     if not isinstance(data, dict):
         raise _Damaged("it is not a JSON object")
     version = data.get("v")
-    if version not in read or isinstance(version, bool):
-        known = " and ".join(map(str, read))
-        raise _Damaged(f"it has version {version!r}, but this operator reads only version {known}")
+    if version != RECORD_VERSION or isinstance(version, bool):
+        raise _Damaged(f"it has version {version!r}, but this operator reads only version {RECORD_VERSION}")
     return data
 
 

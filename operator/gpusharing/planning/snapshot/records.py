@@ -136,8 +136,7 @@ class Fence:
     """The value of the retry annotation when the fence was written, at the latest run, or when a run was recorded as
     owed. If the Node has another value, a person has requested a new attempt."""
     began: Moment | None = None
-    """When the change first passed the PNR, or passed it again after a failure. None before that, and in fences of
-    older operators."""
+    """When the change first passed the PNR, or passed it again after a failure. None before that."""
     planned: DisruptionClass = DisruptionClass.NONE
     """The class of disruption that the plan showed; `disruption` may have become worse since. DisruptionClass.NONE if
     it was not recorded."""
@@ -145,8 +144,7 @@ class Fence:
     """The version of the spec that an earlier run of this change followed when it failed after the PNR. None if none
     failed."""
     failed: Moment | None = None
-    """When a pass first found that the latest run had failed after the PNR. None if it has not failed, or if an older
-    operator did not record it. A time at or after `deadline` means that the run failed by its deadline, even if the
+    """When a pass first found that the latest run had failed after the PNR. None if it has not failed. A time at or after `deadline` means that the run failed by its deadline, even if the
     clock has been set back since."""
     rolls_back: bool = False
     """Whether the change of this revision failed and the node is being rolled back to the layout last proven on it.
@@ -246,7 +244,7 @@ class Verified:
     adopted without a change; its revision is then empty, or that of a policy from which this one took the change
     over."""
     changed_at: Moment | None = None
-    """When our latest change was proven on this node. None if there was none, or if an older operator made it."""
+    """When our latest change was proven on this node. None if there was none."""
     took: Number = 0
     """Seconds from the PNR of that change (after a failure: from its first run since then) to its proof. 0 if it is
     unknown."""
@@ -262,10 +260,10 @@ class Verified:
     """Why the node was rolled back, for people. Empty if it was not."""
     apart: bool = False
     """Whether the change must not count as a canary: the node was a `newcomer` on which nobody depended, or the change
-    began under another spec (`turned`). False if an older operator wrote the record."""
+    began under another spec (`turned`)."""
     mates: tuple[str, ...] = ()
     """`mates` from the fence of that change. These nodes should still come next after the change has ended. Empty if
-    there were none, if the node was rolled back, or if an older operator wrote the record."""
+    there were none, or if the node was rolled back."""
 
 
 @value
