@@ -34,23 +34,17 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Evictor:
-    """Evicts pods, and deletes them by force. It is part of the executor, which documents its fields."""
+    """Evicts pods, and deletes them by force."""
 
     client: KubeClient
     now: Callable[[], datetime]
     jitter: Callable[[], float]
     first_wait: float
-    """Seconds from the first refusal to the next attempt."""
     calls: CallMemory
     on_action: Callable[[Action, str], None]
 
     def forget(self, snapshot: ClusterSnapshot) -> None:
-        """Forget the answers about nodes without a fence, except for accepted evictions and deletions that no LIST
-        reflects yet (`_unseen`). Refusals are valid for one drain only: the next drain asks the budgets again.
-
-        An accepted eviction is remembered beyond the drain until a LIST of the node's pods began after it, because an
-        earlier one would show the pod as still to be evicted. Answers about a Node that is gone are forgotten at once.
-        """
+        """Forget the answers about nodes without a fence, except for accepted evictions and deletions that no LIST reflects yet (`_unseen`)."""
         for name, memories in list(self.calls.evictions.items()):
             node = snapshot.nodes.get(name)
             if node is not None and node.fence is not None:
@@ -60,13 +54,7 @@ class Evictor:
                 self.calls.evictions[name] = unseen
 
     async def send(self, action: Evict | ForceDelete) -> bool:
-        """Evict or delete a pod. Return True if the server accepted that now, else False. Every answer is remembered
-        in `calls`, a refusal is reported to `on_action`, and a new reason for refusing and a forced deletion are
-        logged. If the pod is gone, that is reported but not logged.
-
-        Nothing is sent, and False is returned, if the server has already accepted this, whatever the plan says. If the
-        call is held back, False is returned and nothing is remembered. Raises a KubeError that concerns all calls.
-        """
+        """Evict or delete a pod. Raises a KubeError that concerns all calls."""
         if is_accepted(self.calls.evictions.get(action.node, {}).get(action.uid)):
             return False
         try:
@@ -99,15 +87,6 @@ class Evictor:
         return False
 
     async def _ask(self, action: Evict | ForceDelete) -> tuple[Reason, str, float | None]:
-        """Send the call. Return the answer as a Reason, the server's message, and the seconds that it asks us to wait,
-        or None.
-
-        An accepted call gives EVICTED or FORCE_DELETE. A refusal gives PDB, THROTTLED, FORBIDDEN, NAMESPACE_TERMINATING
-        or, for Invalid, INTERNAL_ERROR. A pod that is gone or was replaced gives PODS_LEAVING without a message; if
-        that `is_odd`, it is a failure. A failure, also a call without an answer, gives EVICTION_ERROR or
-        FORCE_DELETE_FAILED. Without an answer, the node is added to `calls.unsure`. Raises HeldBack, and errors that
-        concern all calls.
-        """
         retry_after: float | None = None
         done, failed = Reason.EVICTED, Reason.EVICTION_ERROR
         if isinstance(action, ForceDelete):
@@ -145,9 +124,6 @@ class Evictor:
 
 
 def _unseen(memories: Mapping[str, EvictionMemory], work: NodeWork | None) -> dict[str, EvictionMemory]:
-    """Return the accepted evictions in `memories`, by UID of the pod, that no LIST of the node's pods reflects yet,
-    because none began after the answer. A LIST that failed does not count. An answer whose time is unknown is left out.
-    """
     listed_at = work.listed_at if work is not None and not work.error else None
     return {
         uid: memory

@@ -26,9 +26,7 @@ from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fe
 
 RECORD_VERSION = 1
 MOST_CLAIMS = 500
-"""The most claims on the Lease. All annotations of an object together may have 256 KiB (apimachinery v0.36.3
-pkg/api/validation/objectmeta.go, TotalAnnotationSizeLimitB). With one claim too many the Lease would accept
-none: no node would ever start."""
+"""The most claims on the Lease."""
 
 NodePatch = FenceNode | Actuate | UpdateFence | Release | LabelNode
 """The actions that are carried out by one PATCH of a Node."""
@@ -38,16 +36,14 @@ NodeRecord = TypeVar("NodeRecord", Fence, Deferred, Verified)
 
 
 def record_text(record: Fence | Deferred | Verified) -> str:
-    """Return the value of the annotation that holds this record, as compact JSON. All fields of the record are written,
-    also those that have their default, and a fence keeps its unknown keys."""
+    """Return the value of the annotation that holds this record, as compact JSON. All fields of the record are written, also those that have their default, and a fence keeps its unknown keys."""
     written = _dump(_encode(record))
     # The unknown keys are appended as JSON text, because they may be nested as deeply as JSON can be read.
     return f"{written[:-1]},{record.unknown[1:]}" if isinstance(record, Fence) and record.unknown else written
 
 
 def read_fence(annotations: Mapping[str, str]) -> tuple[Fence | None, str]:
-    """Return the fence in the annotations of a Node, and an empty string. If the annotation is missing, return None and
-    an empty string; if it cannot be read, None and the reason."""
+    """Return the fence in the annotations of a Node, and an empty string."""
     recorded = annotations.get(names.ANNOTATION_FENCE)
     return (None, "") if recorded is None else parse_record(Fence, recorded)
 
@@ -63,13 +59,7 @@ ANNOTATIONS: Mapping[type, str] = {
 def claims_text(
     claims: Mapping[str, Claim], before: str = "", failed_nodes: Mapping[str, FailedNode] | None = None
 ) -> str:
-    """Return the value of the annotation `gpusharing.dev/claims` on the leader Lease. It holds `claims` by node name
-    and `failed_nodes` by UID of the Node, both sorted by key. Records that are only in `before` are dropped, and
-    without failures their key is left out.
-
-    `before` is the value that this one replaces. Unknown keys at its top level are kept; unknown keys of a claim or
-    failure are kept only as long as the same claim or failure is on record. A `before` that cannot be read is ignored.
-    """
+    """Return the value of the annotation `gpusharing.dev/claims` on the leader Lease."""
     try:
         record = _load(before) if before else {}
     except _Damaged:
@@ -80,9 +70,7 @@ def claims_text(
 
 
 def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
-    """Return the claims by node name and an empty string, or an empty mapping and the reason why they cannot be read.
-    One claim that cannot be read makes all of them unreadable. A `text` that is empty or has no key `claims` cannot be
-    read either."""
+    """Return the claims by node name and an empty string, or an empty mapping and the reason why they cannot be read."""
     try:
         records = _load(text).get("claims")
         if not isinstance(records, dict):
@@ -98,10 +86,7 @@ def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
 
 
 def parse_failed_nodes(text: str) -> tuple[dict[str, FailedNode], str]:
-    """Return the failures on record by UID of the Node, and an error message. `text` is the value of
-    ANNOTATION_CLAIMS; an empty string is an error. Failures that cannot be read are left out and named in the
-    message, which is empty if all can be read or none is on record. If `text` cannot be read as a whole, or has an
-    unknown version, the mapping is empty and the message says why."""
+    """Return the failures on record by UID of the Node, and an error message."""
     where = f"annotation {names.ANNOTATION_CLAIMS}: "
     try:
         records = _load(text).get("failedNodes", {})
@@ -121,14 +106,7 @@ def parse_failed_nodes(text: str) -> tuple[dict[str, FailedNode], str]:
 
 
 def patch_for(action: NodePatch, resource_version: str) -> JSON:
-    """Return the body of the JSON merge patch on the Node that carries out `action`. A new proof also removes the
-    start-up taint (docs/design/transition.md#gate), unless a Release keeps its fence: the Node's taints are replaced by
-    the other ones (`NodeView.gate`). Parts that are empty are left out.
-
-    Every patch names the UID, so the server refuses it for a new Node of that name: with Conflict, or Invalid without a
-    resourceVersion. Only a LabelNode has none, unless it removes the start-up taint, forgets a node or writes a
-    person's requests.
-    """
+    """Return the body of the JSON merge patch on the Node that carries out `action`."""
     labels, annotations, spec = _changes(action)
     opens = False
     if isinstance(action, Release | LabelNode) and action.verified:
@@ -144,13 +122,6 @@ def patch_for(action: NodePatch, resource_version: str) -> JSON:
 
 
 def _changes(action: NodePatch) -> tuple[Mapping[str, str | None], dict[str, str | None], JSON]:
-    """Return the labels, the annotations and the fields of `spec` that an action sets, in that order; the value None
-    removes an entry. A FenceNode or UpdateFence writes its fence, labels and annotations, and cordons if `cordon` is
-    set; an Actuate writes only its fence and labels. A Release writes its labels and annotations, writes or removes the
-    fence and the record of an abort, and if it uncordons, it also removes the annotation that NVIDIA's driver upgrade
-    left about our cordon. A LabelNode writes its labels and requests, and with `forget` it removes the records of the
-    last proof and abort. The annotation with a new proof (ANNOTATION_VERIFIED) and the taints are left to the
-    caller."""
     annotations: dict[str, str | None] = {}
     labels: Mapping[str, str | None] = {}
     spec: JSON = {}
@@ -187,16 +158,11 @@ _CHANGING: Mapping[type, Collection[str]] = {Claim: {"wave", "version"}, FailedN
 
 
 def _grown(before: object, records: Mapping[str, Claim | FailedNode]) -> JSON:
-    """Return all records as JSON, sorted by key. Records that are only in `before` are left out. Each record gets the
-    unknown keys that it has in `before`, the JSON object that is being replaced, if it is still the same claim or
-    failure (`_with_unknown`)."""
     older = before if isinstance(before, dict) else {}
     return {key: _with_unknown(older.get(key), record) for key, record in sorted(records.items())}
 
 
 def _with_unknown(before: object, record: Claim | FailedNode) -> JSON:
-    """Return a record as JSON. `before` is the earlier JSON under the same key. Its unknown keys are added if it
-    describes the same claim or failure: all keys that are written now, but those in _CHANGING, had equal values."""
     ours, kind = _encode(record), type(record)
     if not isinstance(before, dict):
         return ours
@@ -212,9 +178,7 @@ class _Damaged(ValueError):
 # A Node is parsed again whenever one of its labels changes, usually with the same records, so the results are cached.
 @lru_cache(maxsize=256)
 def parse_record(kind: type[NodeRecord], text: str) -> tuple[NodeRecord | None, str]:
-    """Return the record of this kind in `text` and an empty string, or None and the reason why the annotation that
-    holds it cannot be read, such as a version that this operator does not know. Results are cached, so equal texts may
-    give the same object."""
+    """Return the record of this kind in `text` and an empty string, or None and the reason why the annotation that holds it cannot be read, such as a version that this operator does not know."""
     try:
         return _decode(kind, _load(text)), ""
     except _Damaged as error:
@@ -222,12 +186,10 @@ def parse_record(kind: type[NodeRecord], text: str) -> tuple[NodeRecord | None, 
 
 
 def _dump(record: JSON) -> str:
-    """Return a record as compact JSON, with its version first."""
     return json.dumps({"v": RECORD_VERSION, **record}, separators=(",", ":"), ensure_ascii=False)
 
 
 def _load(text: str) -> JSON:
-    """Return the JSON object in `text`. Raises _Damaged if `text` holds none, or if its version is not ours."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -244,13 +206,10 @@ _WRITERS: Mapping[type[Any], TypeAdapter[Any]] = {
     kind: TypeAdapter(kind) for kind in (Fence, Deferred, Verified, Claim, FailedNode)
 }
 _KEYS = {kind: {to_camel(field.name) for field in fields(kind)} - {"unknown"} for kind in _WRITERS}
-"""The keys of each kind of record, as they are written. `Fence.unknown` is not one of them, so a key of that name in a
-record counts as unknown."""
+"""The keys of each kind of record, as they are written."""
 
 
 def _encode(record: Fence | Deferred | Verified | Claim | FailedNode) -> JSON:
-    """Return a record as JSON, without its unknown keys. Claims and failures leave out fields that have their
-    default."""
     written: JSON = _WRITERS[type(record)].dump_python(
         record,
         mode="json",
@@ -262,9 +221,6 @@ def _encode(record: Fence | Deferred | Verified | Claim | FailedNode) -> JSON:
 
 
 def _decode(kind: type[Record], data: JSON) -> Record:
-    """Return the record of `kind` that `data` holds. Unknown keys are dropped, except that a fence keeps them as JSON.
-    Raises _Damaged if a key is missing or has a wrong value, or if the unknown keys of a fence are nested too
-    deeply."""
     ours = {key: value for key, value in data.items() if key in _KEYS[kind]}
     left = {key: value for key, value in data.items() if key not in ours and key != "v"}
     try:
@@ -276,9 +232,6 @@ def _decode(kind: type[Record], data: JSON) -> Record:
 
 
 def _complaint(error: ValidationError, ours: JSON) -> str:
-    """Return a message about the first key that pydantic rejects, named as in the annotation, such as `deadline is
-    missing`; if it rejects the record as a whole, the message names no key. `ours` holds the known keys of the
-    record, from which the message quotes the rejected value."""
     first = error.errors(include_url=False)[0]
     if not first["loc"]:
         return f"it cannot be read ({first['msg']})"
@@ -289,7 +242,6 @@ def _complaint(error: ValidationError, ours: JSON) -> str:
 
 
 def _text_of(keys: JSON) -> str:
-    """Return `keys` as compact JSON. Raises _Damaged if they are nested too deeply to be written."""
     try:
         return json.dumps(keys, separators=(",", ":"), ensure_ascii=False)
     except RecursionError as error:

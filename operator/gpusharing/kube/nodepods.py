@@ -31,7 +31,7 @@ from gpusharing.planning.snapshot.stackviews import StackView
 
 @dataclass(slots=True)
 class NodePods:
-    """Lists the pods of nodes. While a LIST is under way, the result of the last one stays in `work`."""
+    """Lists the pods of nodes."""
 
     client: KubeClient
     sources: Sources
@@ -40,30 +40,18 @@ class NodePods:
     budgets: Budgets
     stack: StackReader
     work: dict[str, NodeWork] = field(default_factory=dict)
-    """The last LIST of each node, with what was learned since, by node name."""
     gangs: Gangs = field(init=False)
     _lookups: PodLookups = field(init=False)
     _lists: dict[str, NodeWork] = field(default_factory=dict)
     """The LISTs that have ended since they were last stored in `work`, by node."""
 
     def __post_init__(self) -> None:
-        """Create the readers of gangs and of the other objects that affect how pods are drained."""
         self.gangs, self._lookups = Gangs(self.client), PodLookups(self.client)
 
     async def look(
         self, wanted: frozenset[str], proving: frozenset[str], now: datetime, began: float
     ) -> None:
-        """List the pods of each wanted node that is due (`_is_due`), those in `proving` first (`_urgency`), and update
-        `work`. Nodes that are not wanted are forgotten. Every node in `work` also gets its evictions from `calls`, and
-        the time since which its agent has kept NVML closed for the current request.
-
-        A LIST that ends late is used by the next call. If a LIST was not sent, or was refused with 429 while the last
-        one is valid, `work` keeps the last one with its age. `now` is the time of day at the moment `began` of the
-        loop's clock.
-
-        Raises:
-            ExceptionGroup: with Unauthorized or ServerAway.
-        """
+        """List the pods of each wanted node that is due (`_is_due`), those in `proving` first (`_urgency`), and update `work`. Raises: ExceptionGroup: with Unauthorized or ServerAway."""
         self._hear(now, began)
         for name in self.work.keys() - wanted:
             del self.work[name]
@@ -71,9 +59,6 @@ class NodePods:
         stack = self.stack.read(now) if due else None
 
         async def read(node: str) -> None:
-            """Remove the node from `calls.unsure`, list its pods, and store the result in `_lists`. After Throttled or
-            HeldBack nothing is stored. Raises Unauthorized and ServerAway; other errors become part of the result.
-            If nothing is stored, a node that was in `calls.unsure` is put back."""
             mark = self.calls.unsure & {node}
             self.calls.unsure -= mark  # now, because a mark that comes while the LIST is under way stays
             try:
@@ -96,26 +81,16 @@ class NodePods:
         self._hear(now, began)
 
     def _hear(self, now: datetime, began: float) -> None:
-        """Record in `work` since when the agent of each node has kept NVML closed for the current request, as its
-        GPUNode shows now. `now` is the time of day at the moment `began` of the loop's clock."""
         answers = self.sources.gpunodes.items
         for name, work in self.work.items():
             self.work[name] = heard(work, answers.get(name), _later(now, began))
 
     def forget(self) -> None:
-        """Forget the pods of all nodes, because an answer was lost: only a new LIST shows whether a pod was evicted.
-        The next call of `look` lists all wanted nodes."""
+        """Forget the pods of all nodes, because an answer was lost: only a new LIST shows whether a pod was evicted."""
         self.work.clear()
         self._lists.clear()
 
     async def _take(self, lists: Mapping[str, NodeWork]) -> None:
-        """Store finished LISTs in `work`. If any of these nodes has a pod that holds a GPU, or any pod if its scope
-        covers all, the PodDisruptionBudgets are requested, and all nodes that are stored get them.
-
-        Until the budgets have been answered, the LIST of each node with such a pod is put back into `_lists` for the
-        next round. If they cannot be listed, these nodes get no budgets, and the reason becomes their `error` unless
-        they have one already. Raises an ExceptionGroup with Unauthorized or ServerAway.
-        """
         guarded = {
             node
             for node, work in lists.items()
@@ -132,18 +107,12 @@ class NodePods:
             self.work[node] = looked(self.work.get(node), now, self.sources.gpunodes.items.get(node))
 
     async def _read(self, node: str, scope: Scope, at: datetime) -> NodeWork:
-        """List the pods of one node, and find the gangs of the pods that must leave according to `scope`. For a fenced
-        node, older results about gangs may be reused. If the pods cannot be listed, the result has the error and no pods. `at` is the time at which the LIST begins. Raises Unauthorized, ServerAway and
-        HeldBack, and Throttled while the last LIST is still valid."""
         view = self.sources.nodes.items.get(node)
         pods, error = await self._pods_of(node, scope, at)
         gangs = await self.gangs.find(pods, scope, at, anew=view is None or view.fence is None)
         return NodeWork(pods, (), at, error=error, gangs=gangs, scope=scope)
 
     def _is_due(self, name: str, now: datetime) -> bool:
-        """Whether the pods of node `name` must be listed now. They must if they were never listed, if the node is in
-        `calls.unsure`, or if the last LIST is at least as old as the shorter of the settings `poll` and `idle`. They
-        also must if that LIST began before we saw the agent's report that NVML is closed for the current request."""
         settings, work = self.sources.settings.plan, self.work.get(name)
         age = timedelta(seconds=min(settings.poll, settings.idle))
         if work is None or name in self.calls.unsure or now - work.listed_at >= age:
@@ -152,20 +121,12 @@ class NodePods:
         return work.quiet_since is not None and work.listed_at < work.quiet_since
 
     def _urgency(self, name: str, proving: frozenset[str]) -> tuple[bool, float, str]:
-        """Return the sort key of a node whose pods must be listed; the smallest key comes first. On a slow server a
-        round ends before its work is done, and the next one begins with the most urgent node.
-
-        Fenced nodes in `proving` come first, the oldest fence first: their proof grows old, and if there is not enough
-        time for all, the first ones should be proven. The others follow: first those never listed, then the one whose
-        last LIST is oldest.
-        """
         node, work = self.sources.nodes.items.get(name), self.work.get(name)
         if name in proving and node is not None and node.fence is not None:
             return False, node.fence.since.timestamp(), name
         return True, work.listed_at.timestamp() if work is not None else 0.0, name
 
     def _scope(self, node: str, stack: StackView | None) -> Scope:
-        """Return which pods of a node have to leave, according to its latest known view."""
         assert stack is not None, "read before nodes are listed"
         view = self.sources.nodes.items.get(node)
         if view is not None and view.fence is not None and view.fence.tainted:
@@ -173,10 +134,6 @@ class NodePods:
         return scope_of(view, self.sources.settings.plan, stack)
 
     async def _pods_of(self, node: str, scope: Scope, now: datetime) -> tuple[tuple[PodView, ...], str]:
-        """List the pods of one node, with one LIST by node name. Return them and an empty string, or no pods and the
-        reason if they, or the other objects that `PodLookups` needs, cannot be read. If the chart's guard is on, a pod
-        that it concerns is returned with the requirement that the pod's replacement would have (`with_guard`). Raises
-        Unauthorized, ServerAway and HeldBack, and Throttled while the last LIST is still valid."""
         try:
             raws = await list_of(self.client, PODS, field_selector=f"spec.nodeName={node}")
             guard = self.sources.settings.plan.guard
@@ -197,5 +154,4 @@ class NodePods:
 
 
 def _later(now: datetime, began: float) -> datetime:
-    """Return the present time of day, given that it was `now` at the moment `began` of the loop's clock."""
     return now + timedelta(seconds=loop_time() - began)

@@ -14,19 +14,11 @@ from gpusharing.kube.raw import entries, part, section, text
 from gpusharing.kube.unreadable import converted
 
 BY_CLASS = "deviceclass.resource.kubernetes.io/"
-"""How the extended resource begins that every DeviceClass has since Kubernetes 1.36; the name of the class follows
-(k8s.io/api v0.36.3, resource/v1/types.go, ResourceDeviceClassPrefix). The scheduler makes a ResourceClaim of it."""
+"""How the extended resource begins that every DeviceClass has since Kubernetes 1.36; the name of the class follows (k8s.io/api v0.36.3, resource/v1/types.go, ResourceDeviceClassPrefix)."""
 
 
 def pod_requests(pod: JSON) -> Counter[str]:
-    """Return how much of each GPU resource a node must have for the pod; resources of which the pod needs none are left
-    out.
-
-    Containers, ephemeral containers and sidecars (init containers with the restart policy Always) run together. Each
-    init container runs before them, alongside the sidecars listed above it (PodRequests of Kubernetes'
-    component-helpers v0.36.3, resource/helpers.go). The pod's overhead is added. Requests of the pod as a whole are
-    ignored.
-    """
+    """Return how much of each GPU resource a node must have for the pod; resources of which the pod needs none are left out."""
     sidecars: Counter[str] = Counter()
     start: Counter[str] = Counter()
     for container in entries(pod, "spec", "initContainers"):
@@ -43,8 +35,7 @@ def pod_requests(pod: JSON) -> Counter[str]:
 
 
 def largest_requests(pod: JSON) -> Counter[str]:
-    """Return, by GPU resource, the largest request of any single container of the pod, including init containers but
-    not ephemeral ones."""
+    """Return, by GPU resource, the largest request of any single container of the pod, including init containers but not ephemeral ones."""
     largest: Counter[str] = Counter()
     for container in (*entries(pod, "spec", "containers"), *entries(pod, "spec", "initContainers")):
         largest |= container_requests(container)
@@ -52,8 +43,7 @@ def largest_requests(pod: JSON) -> Counter[str]:
 
 
 def container_requests(container: JSON) -> Counter[str]:
-    """Return how much of each GPU resource one container requests. Limits take precedence over requests. A quantity
-    that is negative or cannot be read counts as 1; a 0 is left out."""
+    """Return how much of each GPU resource one container requests."""
     # Requests of an extended resource equal its limits, so one of them is enough (docs/design/drain.md#g1).
     requests = {**section(container, "resources", "requests"), **section(container, "resources", "limits")}
     counts = {intern(key): count(quantity) for key, quantity in requests.items() if is_gpu_resource(key)}
@@ -61,8 +51,7 @@ def container_requests(container: JSON) -> Counter[str]:
 
 
 def requests_by_class(pod: JSON) -> bool:
-    """Whether a container of the pod, or an init container, requests devices by the extended resource that Kubernetes
-    gives to every DeviceClass (BY_CLASS). Whether these are GPUs is not checked. Quantities are not read."""
+    """Whether a container of the pod, or an init container, requests devices by the extended resource that Kubernetes gives to every DeviceClass (BY_CLASS)."""
     containers = (*entries(pod, "spec", "containers"), *entries(pod, "spec", "initContainers"))
     return any(
         name.startswith(BY_CLASS) for one in containers for name in section(one, "resources", "limits")
@@ -75,13 +64,10 @@ class PendingPods:
 
     client: KubeClient
     pods: Mapping[str, int] = field(default_factory=dict)
-    """How many pods request each resource, by resource name."""
     devices: Mapping[str, int] = field(default_factory=dict)
-    """How many devices these pods request in total, by resource name."""
 
     async def count(self) -> None:
-        """List the Pending pods without a node, and replace `pods` and `devices`. Pods that are being deleted are not
-        counted. If the LIST fails, a KubeError is raised and both stay as they were."""
+        """List the Pending pods without a node, and replace `pods` and `devices`."""
         pods, devices = Counter[str](), Counter[str]()
         selector = "spec.nodeName=,status.phase=Pending"
         async for page in pages_of(self.client, PODS, field_selector=selector):

@@ -33,10 +33,7 @@ MAX_GANGS = 2
 
 
 def describe_gang(view: GangView) -> str:
-    """Return a description of the gang with its size and the nodes on which it runs, such as `JobSet team-a/train, 16
-    pods (8 on gpu-1, 8 on gpu-2)`. At most MAX_NODES nodes are named, the first by name; the other nodes and the pods
-    without a node are only counted. The size is preceded by `at least` if not all members are known. If no members are
-    known, the part in parentheses is left out."""
+    """Return a description of the gang with its size and the nodes on which it runs, such as `JobSet team-a/train, 16 pods (8 on gpu-1, 8 on gpu-2)`."""
     count = len(view.members)
     where = Counter(member.node for member in view.members)
     waiting = where.pop("", 0)
@@ -50,8 +47,7 @@ def describe_gang(view: GangView) -> str:
 
 
 def explain_gangs(gangs: Sequence[GangView]) -> str:
-    """Describe the gangs on a node in one phrase: the first MAX_GANGS of them at most (`describe_gang`), followed by
-    the number of the others. Empty without gangs. A gang whose members could not be listed is only named."""
+    """Describe the gangs on a node in one phrase: the first MAX_GANGS of them at most (`describe_gang`), followed by the number of the others."""
     shown = [describe_gang(view) if not view.error else view.gang.ref for view in gangs[:MAX_GANGS]]
     more = len(gangs) - len(shown)
     return " and ".join(shown) + (f" and {counted(more, 'more gang')}" if more else "")
@@ -74,22 +70,13 @@ class GangWait:
     patience: timedelta | None
     """How long after the cordon the drain waits, or None if it waits for as long as the member runs."""
     member: PodView
-    """The member that is given the most time; in a tie, the first by name."""
     text: str
-    """Why the drain waits for the other pods of the gang."""
     spared: bool = False
-    """Whether some member must never be evicted before it ends. When that member's time is over, the change is given
-    up instead."""
+    """Whether some member must never be evicted before it ends."""
 
 
 def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gang, GangWait]:
-    """Return, by gang, the wait for the member that is given the longest time to end by itself. The wait is `spared`
-    if a member's own node follows another policy that waits for the member and says Abort in
-    spec.drain.jobs.onTimeout. A gang is left out if the drain waits for none of its members.
-
-    Members on all nodes count, with or without a GPU. Those on this node are read from the node's own LIST, which is
-    newer.
-    """
+    """Return, by gang, the wait for the member that is given the longest time to end by itself."""
     waits_by_gang = {}
     for view in work.gangs:
         members = members_with_node(view, work, scope.node)
@@ -108,9 +95,6 @@ def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gan
 
 
 def _ruled_waits(view: GangView, members: Iterable[GangMember], scope: Scope) -> Iterator[GangWait]:
-    """Yield a wait for each member whose own node follows a different policy from the one that changes this node, if
-    that policy gives the member time to end by itself. The wait is `spared` if that policy says Abort in
-    spec.drain.jobs.onTimeout."""
     for member in members:
         if member.drain is not None and classify((member.pod,), member.drain, scope).waited:
             yield replace(
@@ -119,8 +103,7 @@ def _ruled_waits(view: GangView, members: Iterable[GangMember], scope: Scope) ->
 
 
 def members_with_node(view: GangView, work: NodeWork, node: str) -> list[GangMember]:
-    """Return the members that have a node. The members on `node` come first and are read from that node's own LIST,
-    finished pods included. A member without a node is left out, because it does no work that could be lost."""
+    """Return the members that have a node."""
     here = [GangMember(node, pod) for pod in work.pods if pod.gang == view.gang]
     seen = {member.pod.uid for member in here}
     return here + [
@@ -129,8 +112,6 @@ def members_with_node(view: GangView, work: NodeWork, node: str) -> list[GangMem
 
 
 def _wait_of(member: GangMember, view: GangView, options: Drain) -> GangWait:
-    """Return the wait for one member under these options, with a message that says why the drain waits for the other
-    pods of the gang."""
     where = f" on {member.node}" if member.node else ""
     member_text = f"{member.pod.ref}{where}"
     text = f"evicting the pod would end {view.gang.ref}, whose member {member_text} may still complete on its own"
@@ -144,13 +125,7 @@ _KEEPS_ALL = Drain.model_validate({"rules": [{"behavior": "Block"}]})
 def find_blocked_gangs(
     work: NodeWork, classified: Classified, gangs: AbstractSet[Gang], options: Drain, scope: Scope
 ) -> tuple[frozenset[Gang], tuple[Blocker, ...]]:
-    """Return the gangs on a node whose pods must not be evicted or deleted now, and the blockers that explain why.
-    These are the gangs with a pod in `classified.blocked`, and the gangs in `gangs` with a member on any node that must
-    stay, or whose members cannot be listed. `classified` has the pods of the node; blockers that it already has are not
-    repeated.
-
-    `gangs` has the gangs with a pod that still has to be evicted. If it is empty, so is the result.
-    """
+    """Return the gangs on a node whose pods must not be evicted or deleted now, and the blockers that explain why."""
     blocked = {pod.gang for pod in classified.blocked} if gangs else set()
     blockers: list[Blocker] = []
     for view in work.gangs:
@@ -163,10 +138,7 @@ def find_blocked_gangs(
 def find_keepers(
     members: Iterable[GangMember], options: Drain, scope: Scope
 ) -> Iterator[tuple[str, Blocker]]:
-    """Yield a pair for each blocker of the members that must stay: the name of the member's node, empty if it has
-    none, and the blocker. Members without a GPU count too. `options`, the drain options of the policy that changes
-    this node, are applied first. If these allow the eviction, the options of the policy that governs the member's own
-    node are applied too."""
+    """Yield a pair for each blocker of the members that must stay: the name of the member's node, empty if it has none, and the blocker."""
     everywhere = replace(scope, all_pods=True, cordoned_at=None)
     for member in members:
         for blocker in classify((member.pod,), options, everywhere).blockers or find_ruled((member,), scope):
@@ -174,9 +146,7 @@ def find_keepers(
 
 
 def find_ruled(members: Iterable[GangMember], scope: Scope) -> tuple[Blocker, ...]:
-    """Return the blockers of members that must stay according to the policy of their own node, where its drain options
-    differ from those of the policy that changes this node. A policy that cannot be read counts as one with the rule
-    Block for every pod."""
+    """Return the blockers of members that must stay according to the policy of their own node, where its drain options differ from those of the policy that changes this node."""
     everywhere = replace(scope, all_pods=True, cordoned_at=None)
     return tuple(
         _by_policy(member, blocker)
@@ -187,9 +157,6 @@ def find_ruled(members: Iterable[GangMember], scope: Scope) -> tuple[Blocker, ..
 
 
 def _by_policy(member: GangMember, blocker: Blocker) -> Blocker:
-    """Return the blocker with the name of the member's policy in front of its message. If that policy cannot be read, a
-    blocker that comes from its assumed rule (RULE_BLOCKS) gets the reason and message that say why the policy cannot be
-    read, and any other blocker is returned unchanged."""
     if member.unruled is None:
         return replace(blocker, message=f"Policy {member.policy} applies here. {blocker.message}".rstrip())
     if blocker.reason is not Reason.RULE_BLOCKS:
@@ -200,10 +167,6 @@ def _by_policy(member: GangMember, blocker: Blocker) -> Blocker:
 def _keepers(
     view: GangView, work: NodeWork, classified: Classified, options: Drain, scope: Scope
 ) -> Iterator[Blocker]:
-    """Yield why members of a gang must stay, on this node and elsewhere, each with the gang and the member's node in
-    its message. Members without a node and members that are already blocked on this node are left out. If the members
-    cannot be listed, yield only a blocker (LIST_FAILED) that says so, for the gang's pods on this node that are not
-    terminating."""
     if view.error:
         its = tuple(pod.ref for pod in classified.holders if pod.gang == view.gang and pod.deleted_at is None)
         yield Blocker(Reason.LIST_FAILED, its, message=unlisted(view))

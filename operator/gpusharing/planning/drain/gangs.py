@@ -28,10 +28,7 @@ def ending_gangs(work: NodeWork, scope: Scope) -> tuple[GangView, ...]:
 def find_gang_blockers(
     work: NodeWork, node: str, options: Drain, now: datetime, scope: Scope
 ) -> tuple[Blocker, ...]:
-    """Return why the gangs that a change of this node would interrupt must not be interrupted, because of a policy or a
-    PodDisruptionBudget. Members on all nodes count, with or without a GPU, because evicting one of them ends the whole
-    gang. Members that have to leave this node are not examined here, nor are those of a very large gang that were not
-    read (`GangView.partial`). A gang whose members cannot be listed gets only a blocker (LIST_FAILED) that says so."""
+    """Return why the gangs that a change of this node would interrupt must not be interrupted, because of a policy or a PodDisruptionBudget."""
     blockers: list[Blocker] = []
     for view in ending_gangs(work, scope):
         if view.error:
@@ -47,9 +44,6 @@ def find_gang_blockers(
 def _forbid(
     members: Sequence[GangMember], work: NodeWork, options: Drain, now: datetime, scope: Scope
 ) -> Iterator[Blocker]:
-    """Yield why these members, with or without a GPU, must not be evicted: `options`, those of the policy that changes
-    this node, forbid it, or a PodDisruptionBudget in `work` refuses it and the pod cannot be deleted by force. Members
-    that no filter blocks are also checked against their own node's policy; one that cannot be read blocks them."""
     elsewhere = NodeWork(tuple(member.pod for member in members), work.pdbs, work.listed_at)
     everywhere = replace(scope, all_pods=True, cordoned_at=None)
     standings = find_standings(elsewhere, options, now, scope=everywhere, cordoned=False)
@@ -63,16 +57,14 @@ def _forbid(
 def with_gangs(
     blockers: tuple[Blocker, ...], work: NodeWork, node: str, options: Drain, *, now: datetime, scope: Scope
 ) -> tuple[Blocker, ...]:
-    """Return the merged blockers of the node's own pods, worded by `name_gangs`, and of their gangs' members
-    elsewhere. If the node has no gangs, return `blockers` unchanged."""
+    """Return the merged blockers of the node's own pods, worded by `name_gangs`, and of their gangs' members elsewhere."""
     if not work.gangs:
         return blockers
     return merge((*name_gangs(blockers, work), *find_gang_blockers(work, node, options, now, scope)))
 
 
 def name_gangs(blockers: Iterable[Blocker], work: NodeWork) -> tuple[Blocker, ...]:
-    """Return the blockers of the node's own pods, merged. If all pods of a blocker belong to the same gang, a
-    description of that gang is put in front of its message."""
+    """Return the blockers of the node's own pods, merged."""
     views = {view.gang: view for view in work.gangs}
     gangs = {pod.ref: views.get(pod.gang) if pod.gang is not None else None for pod in work.pods}
     named = []

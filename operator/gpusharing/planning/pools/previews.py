@@ -32,7 +32,7 @@ from gpusharing.planning.vocabulary.values import value
 AGAIN = timedelta(minutes=5)
 """The time between two looks at one node."""
 MAX_NODES = 20
-"""The most nodes of a pool that are looked at. `status.plan` does not name more nodes than that."""
+"""The most nodes of a pool that are looked at."""
 
 
 @value
@@ -40,9 +40,7 @@ class Previews:
     """The known previews, and what the next pass needs to make further ones."""
 
     known: Mapping[str, Preview] = field(default_factory=dict)
-    """The known previews, by node."""
     wants_pods: frozenset[str] = frozenset()
-    """The nodes whose pods the next pass must list."""
     wake: datetime | None = None
     """When to wake for the first look at nodes that have no preview yet, or None if there are none."""
 
@@ -54,12 +52,7 @@ def find_previews(
     afterwards: Afterwards,
     now: datetime,
 ) -> Previews:
-    """Return what the changes of waiting nodes would disturb, and the nodes whose pods must be listed next. Only the
-    first MAX_NODES waiting nodes of each pool are considered. A preview is computed anew whenever the node's pods were
-    listed, even if that LIST failed; otherwise an earlier one is kept while the policy's spec has the same version.
-    Nodes with known blockers get no LIST for a first preview. Previews of nodes that are not considered any more are
-    dropped. `afterwards`: the cluster when all planned changes are done. A node whose preview cannot be computed gets a
-    preview with a blocker that says so."""
+    """Return what the changes of waiting nodes would disturb, and the nodes whose pods must be listed next."""
     known: dict[str, Preview] = {}
     missing: list[str] = []
     looked_at: set[str] = set()
@@ -89,10 +82,6 @@ def _pace(
     now: datetime,
     poll: timedelta,
 ) -> Previews:
-    """Return the known previews, with the nodes whose pods are listed next: first the `missing` nodes, then the nodes
-    with the oldest previews, if these are at least AGAIN old. At most LOOKS of them are listed within one `poll`. The
-    nodes in `looked_at` are blocked; looks.py has their pods listed, so they are left out and not counted. `wake` is
-    set only while nodes are missing, because any change to pods starts a pass anyway."""
     ours = {name: one.at for name, one in known.items() if name not in looked_at}
     old = sorted((at, name) for name, at in ours.items() if at + AGAIN <= now)
     due = [*missing, *(name for _, name in old)]
@@ -103,9 +92,6 @@ def _pace(
 def _to_go(
     pools: Mapping[str, Pool], verdicts: Mapping[str, Verdict]
 ) -> Iterator[tuple[PolicyView, Verdict]]:
-    """Yield the verdicts of the nodes that have yet to be drained, each with its policy, at most MAX_NODES of each
-    pool. The pools are in the order of their policies' names, and the nodes in that of `Pool.to_go`. Nodes in flight
-    are left out, and so are policies that cannot be read, or that are being deleted without a reset (`deleting`)."""
     for _, pool in sorted(pools.items()):
         if pool.policy.spec is None or pool.policy.deleting:
             continue
@@ -116,17 +102,13 @@ def _to_go(
 
 
 def _standing(preview: Preview | None, policy: PolicyView) -> Preview | None:
-    """Return the preview if it is for the present version of the spec, else None."""
     return None if preview is None or preview.version != policy.version else preview
 
 
 def preview_of(
     policy: PolicyView, verdict: Verdict, work: NodeWork, afterwards: Afterwards, snapshot: ClusterSnapshot
 ) -> Preview:
-    """Return what the change of one node would disturb, according to the last LIST of its pods. The preview has no
-    pods, budgets, gangs or blockers if the change does not cordon the node. If the LIST failed, it has only a blocker
-    that says so. Pods that are terminating already count as disturbed. Pods that must not be evicted, and gangs whose
-    members cannot be listed, show only as blockers. The policy must have a spec."""
+    """Return what the change of one node would disturb, according to the last LIST of its pods."""
     assert policy.spec is not None, "only a policy with a spec has a preview"
     if not verdict.disruption.cordons:
         return Preview(policy.version, work.listed_at)

@@ -25,22 +25,17 @@ class DraDriverView:
     """The DaemonSet of NVIDIA's DRA driver, whose pods are the kubelet plugins."""
 
     name: str
-    """Name of the DaemonSet."""
     release: str = ""
-    """Name of its Helm release. Empty if it is unknown."""
+    """Empty if it is unknown."""
     serves_gpus: bool = True
     """Whether it serves GPUs (value resources.gpus.enabled of its chart), and not only compute domains."""
     gates: frozenset[str] = frozenset()
-    """The feature gates that are switched on in the container that serves GPUs."""
     tolerates_gate: bool = True
-    """Whether its pods tolerate the start-up taint."""
     tolerations: str = "[]"
-    """The tolerations of its pods as JSON."""
 
 
 def key_of(uuids: Iterable[str]) -> str:
-    """Return a hash of these UUIDs of devices, as 16 hexadecimal digits. It does not depend on their order, but on how
-    often each of them occurs."""
+    """Return a hash of these UUIDs of devices, as 16 hexadecimal digits."""
     return sha256("\n".join(sorted(uuids)).encode(errors="backslashreplace")).hexdigest()[:16]
 
 
@@ -49,24 +44,17 @@ class NodeDevices:
     """The devices that NVIDIA's DRA driver publishes for one node."""
 
     layouts: tuple[Layout | None, ...]
-    """The layout of each GPU of which it publishes a device, sorted; None for a whole GPU. A GPU with MIG on and
-    without instances has no device and is left out."""
+    """The layout of each GPU of which it publishes a device, sorted; None for a whole GPU."""
     others: tuple[str, ...] = ()
-    """Names of the devices that are neither a whole GPU nor a MIG device with its profile and its GPU, or that several
-    ResourceClaims may hold at once, sorted."""
     missing: int = 0
-    """How many ResourceSlices of the node's pool have not been published yet."""
     key: str = ""
     """The result of `key_of` for all of its devices. Empty if it is unknown."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """For each whole GPU and each MIG device, by its name: the extended resource by which pods may request it. Empty if
-    the names are unknown."""
+    """Empty if the names are unknown."""
     resources: Mapping[str, int] = field(init=False, compare=False)
     """The devices as counts of the extended resources by which pods may request them, such as nvidia.com/gpu."""
 
     def __post_init__(self) -> None:
-        """Set `resources` to the number of devices by extended resource. An entry of `layouts` that is None counts as
-        one whole GPU."""
         counts: Counter[str] = Counter()
         for layout in self.layouts:
             for name, count in [(RESOURCE_GPU, 1)] if layout is None else layout:
@@ -79,19 +67,13 @@ class DeviceClassView:
     """A DeviceClass in the cluster."""
 
     name: str
-    """Name of the class."""
     uid: str
-    """UID of the class."""
     version: str
-    """The resourceVersion at which it was read."""
     ours: bool
-    """Whether it has our label."""
     resource: str
-    """The extended resource by which pods may request its devices. Empty if it has none."""
+    """Empty if it has none."""
     selectors: tuple[str, ...]
-    """The CEL expressions that a device must satisfy."""
     plain: bool = True
-    """Whether its spec has nothing besides these two."""
 
 
 @value
@@ -99,15 +81,12 @@ class WantedClass:
     """A DeviceClass of ours as it should be."""
 
     name: str
-    """Name of the class."""
     resource: str
-    """The extended resource by which pods request the profile."""
     selector: str
-    """The CEL expression that selects the MIG devices of the profile."""
 
 
 RULE_PREFIX = "gpusharing-node-"
-"""How the names of our DeviceTaintRules for nodes begin. The name of the node follows."""
+"""How the names of our DeviceTaintRules for nodes begin."""
 TAINT_TEST = "gpusharing-taint-test"
 """The name of all objects with which the scheduler is tested for DeviceTaintRules."""
 
@@ -117,16 +96,13 @@ class TaintRuleView:
     """A DeviceTaintRule with our label."""
 
     name: str
-    """Name of the rule."""
     uid: str
-    """UID of the rule."""
     since: datetime | None
-    """When it was created. None if it is being deleted, or if it does not keep new pods off exactly the devices of the
-    node in its name."""
+    """None if it is being deleted, or if it does not keep new pods off exactly the devices of the node in its name."""
 
     @property
     def node(self) -> str:
-        """Name of the node that the rule is for. Empty if its name is not that of a rule for a node."""
+        """Name of the node that the rule is for."""
         return self.name.removeprefix(RULE_PREFIX) if self.name.startswith(RULE_PREFIX) else ""
 
 
@@ -135,10 +111,8 @@ class TaintProof:
     """Whether nodes may be fenced by DeviceTaintRules (docs/adr/0079-a-device-taint-rule-for-a-cordon.md)."""
 
     works: bool = False
-    """Whether the scheduler was shown to obey DeviceTaintRules, and no write of one fails."""
     error: str = ""
-    """Why nodes are cordoned although the setting `device_taints` is on. Empty if the setting is off, if rules work, or
-    if the scheduler has not been tested yet."""
+    """Why nodes are cordoned although the setting `device_taints` is on. Empty if the setting is off, if rules work, or if the scheduler has not been tested yet."""
 
 
 UNTESTED = TaintProof()
@@ -146,33 +120,27 @@ UNTESTED = TaintProof()
 
 @value
 class DraView:
-    """NVIDIA's DRA stack as far as it was seen. The ResourceSlices are read only if there is a GPUCluster or a DRA
-    driver that serves GPUs."""
+    """NVIDIA's DRA stack as far as it was seen."""
 
     driver: DraDriverView | None = None
-    """The DRA driver in the namespace of NVIDIA's components. None if there is none."""
+    """None if there is none."""
     mig_manager: str = ""
-    """Name of the DaemonSet of a mig-manager that runs without the GPU Operator, in the same namespace. Empty if there
-    is none."""
+    """Empty if there is none."""
     mig_manager_version: str = ""
-    """Version of that mig-manager. Empty if it is unknown."""
+    """Empty if it is unknown."""
     mig_config_map: str = ""
-    """Name of the ConfigMap from which that mig-manager reads its configurations. Empty if it mounts none."""
+    """Empty if it mounts none."""
     with_reboot: bool = False
-    """Whether that mig-manager reboots the node when a GPU cannot be reset (env WITH_REBOOT)."""
     unread: str = ""
-    """Why the ResourceSlices cannot be read, as a sentence without its period. Empty if they can be read or need not
-    be."""
+    """Empty if they can be read or need not be."""
     doubles: tuple[str, ...] = ()
-    """Names of the nodes whose GPUs both the DRA driver and a device plugin serve, sorted."""
     classes: tuple[DeviceClassView, ...] | None = None
     """All DeviceClasses by name, or None if they were not read."""
     class_error: str = ""
-    """Why the last write of our DeviceClasses failed. Empty if it did not fail."""
+    """Empty if it did not fail."""
     taints: TaintProof = UNTESTED
-    """Whether nodes may be fenced by DeviceTaintRules."""
     rule_error: str = ""
-    """Why our DeviceTaintRules cannot be read or written. Empty if they can, or if none was tried."""
+    """Empty if they can, or if none was tried."""
 
 
 NO_DRA = DraView()

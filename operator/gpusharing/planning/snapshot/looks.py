@@ -27,28 +27,18 @@ LONGEST = timedelta(seconds=60)
 
 @value
 class Look:
-    """The result of the latest LIST of a node's pods before its change starts: which change it was for, and what kept
-    the pods from leaving."""
+    """The result of the latest LIST of a node's pods before its change starts: which change it was for, and what kept the pods from leaving."""
 
     version: SpecVersion
-    """The version of the spec whose change the look was for. The look is not used for any other version."""
     retry: str
-    """The value of the retry annotation on the Node at that time. If it changes, the pods are listed again at once."""
     at: datetime
-    """When the pods were listed."""
     tries: int
-    """How many looks in a row have found blockers, this one included; the next wait depends on that number. 1 if this
-    one found none."""
     blockers: tuple[Blocker, ...] = ()
-    """What kept the pods from leaving. Empty if nothing did and the change began."""
+    """Empty if nothing did and the change began."""
     needs: tuple[tuple[str, int], ...] = ()
-    """If the change began: pairs of a PodDisruptionBudget and the number of pods that the change will evict under
-    it."""
 
     def due(self, poll: float) -> datetime:
-        """Return when to list the pods again. The wait is `poll` seconds at first and doubles with each further look
-        that finds blockers (`tries`), up to LONGEST. If all blockers end by themselves at a known time after this look,
-        the wait ends no later than that time."""
+        """Return when to list the pods again."""
         again = self.at + min(LONGEST, timedelta(seconds=poll * 2 ** min(self.tries - 1, 10)))
         end = ends_at(self.blockers)
         return again if end is None or end <= self.at else min(again, end)
@@ -59,43 +49,30 @@ class Preview:
     """What the change of a waiting node would disturb, according to the latest LIST of its pods."""
 
     version: SpecVersion
-    """The version of the spec whose change the preview is about. The preview is not used for any other version."""
     at: datetime
-    """When the pods were listed."""
     pods: tuple[str, ...] = ()
     """The pods that would have to leave, as `namespace/name`, sorted."""
     budgets: tuple[str, ...] = ()
     """The PodDisruptionBudgets that select those pods, as `namespace/name`, sorted."""
     gangs: tuple[str, ...] = ()
-    """Descriptions of the gangs that those pods belong to, for people."""
     blockers: tuple[Blocker, ...] = ()
-    """What would keep the drain from succeeding."""
 
 
 @value
 class PassMemory:
-    """State that each plan returns and that the next plan receives. It is kept in memory only, so a new process starts
-    without it."""
+    """State that each plan returns and that the next plan receives."""
 
     wants_pods: frozenset[str] = frozenset()
-    """Nodes whose pods have to be listed for the next pass."""
     proving: frozenset[str] = frozenset()
-    """Nodes that count as idle as soon as one last LIST of their pods confirms it."""
     drifting_since: Mapping[str, datetime] = field(default_factory=dict)
-    """By node: since when this process has seen that the node, which is Ready and has no fence, differs from its
-    target."""
     looks: Mapping[str, Look] = field(default_factory=dict)
-    """By node: the result of the latest LIST of its pods before its change starts."""
     previews: Mapping[str, Preview] = field(default_factory=dict)
-    """By waiting node: what its change would disturb."""
     vain_passes: Mapping[str, int] = field(default_factory=dict)
     """By policy: how many passes in a row made no progress (`count_vain`)."""
 
 
 def find_due(looks: Iterable[tuple[str, Look]], now: datetime, poll: float) -> frozenset[str]:
-    """Return the names of the nodes whose pods must be listed again now. `looks` are pairs of a node's name and its
-    latest look. At most LOOKS nodes are listed within `poll` seconds, counting those of `looks` made in that time. If
-    more nodes are due, the nodes with the oldest looks are returned."""
+    """Return the names of the nodes whose pods must be listed again now."""
     known = list(looks)
     left = LOOKS - count_recent((look for _, look in known), now, poll)
     due = sorted((look.at, name) for name, look in known if look.due(poll) <= now)

@@ -34,7 +34,6 @@ def find_revision(uid: str, spec: GPUSharingPolicySpec | None, *, resetting: boo
 
 
 def _plain(value: Any, name: str = "") -> Any:
-    """Return the value as JSON without fields that have their default, and durations as seconds."""
     if isinstance(value, BaseModel):
         fields = type(value).model_fields
         return {

@@ -39,22 +39,12 @@ def is_moot(verdict: Verdict) -> bool:
 
 
 def calls_fail(verdict: Verdict) -> bool:
-    """Whether one of the verdict's blockers (with the reason CallFailed) says that calls about its node fail
-    repeatedly."""
+    """Whether one of the verdict's blockers (with the reason CallFailed) says that calls about its node fail repeatedly."""
     return any(blocker.reason is Reason.CALL_FAILED for blocker in verdict.blockers)
 
 
 def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | None = None) -> Verdict:
-    """Return the verdict of a node whose calls fail, with `failure` in it. The verdict is unchanged if it already names
-    a failed call. One without actions is unchanged too, unless its node is a candidate whose calls are suspended, or is
-    in flight and less than LONGEST_WAIT seconds have passed since the failed call's next try.
-
-    While calls are suspended, the node is no candidate, and `wake` is no later than the next try. After LASTING
-    failures in a row, the verdict gets the failure's message and blocker and the reason CallFailed; only CordonKept
-    stays, with its message in front. Then a verdict that would fence the node becomes Pending, one that missed the
-    deadline of a step past the point of no return becomes Failed (`_is_late`), and a release loses its deadline. The
-    actions stay. Without `fence`, a late request to the agent does not make the verdict Failed.
-    """
+    """Return the verdict of a node whose calls fail, with `failure` in it."""
     suspended = failure.holds(now)
     # Much has to be proven again before some calls, so the next attempt may come this late.
     recent = now < failure.next_try + timedelta(seconds=LONGEST_WAIT)
@@ -87,9 +77,6 @@ def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | 
 
 
 def _is_late(verdict: Verdict, fence: Fence | None, now: datetime) -> bool:
-    """Whether the verdict's deadline is over but a step past the point of no return still has to be sent. Such a step
-    is an action that `_goes_on` accepts or, during a proof (Verifying or VerifyingIdle, and the fence stage is
-    `actuating`), a request to the agent; a release is not. False without a deadline."""
     deadline, begun = verdict.deadline, fence is not None and fence.stage == "actuating"
     asks = begun and verdict.phase in (Phase.VERIFYING, Phase.VERIFYING_IDLE)
     asks = asks and any(isinstance(one, EnsureGPUNode) for one in verdict.actions)
@@ -97,19 +84,12 @@ def _is_late(verdict: Verdict, fence: Fence | None, now: datetime) -> bool:
 
 
 def _goes_on(action: Action) -> bool:
-    """Whether the action continues a change past its point of no return: it restarts a pod, or it writes the fence of
-    a node whose fence stage is `actuating`."""
     if isinstance(action, UpdateFence | Actuate):
         return action.node.fence is not None and action.node.fence.stage == "actuating"
     return isinstance(action, RestartOperand)
 
 
 def _noted(verdict: Verdict, node: NodeView, now: datetime) -> Verdict:
-    """Return the verdict with a write to the fence that records that the change has failed
-    (docs/adr/0044-what-was-seen-is-written-down.md). If the failing call is itself a PATCH of the fence, the record is
-    added to that PATCH, unless the PATCH follows another revision or the failure of this revision is already
-    recorded. Otherwise a PATCH with the record comes first. The verdict is unchanged if the node has no fence, or if
-    its fence already has the record."""
     fence = node.fence
     if fence is None or fence.failed is not None:
         return verdict
@@ -120,9 +100,6 @@ def _noted(verdict: Verdict, node: NodeView, now: datetime) -> Verdict:
 
 
 def _with_failure(action: Action, failed: Fence, now: datetime) -> Action:
-    """Return the action with the failure recorded in the fence that it writes. `failed` is the present fence. An
-    action is returned unchanged if it writes no fence, if its fence is for a different revision from `failed`, or if
-    the change is already known to have failed in this revision."""
     if not isinstance(action, UpdateFence | Actuate):
         return action
     fence = action.fence
@@ -136,18 +113,12 @@ class Failing:
     """The nodes whose calls fail, in one pass."""
 
     failures: Mapping[str, CallFailure]
-    """The failures by subject. A subject is a node, or a write without which no node, or no node of one policy, can be
-    fenced."""
     uncertain_claims: dict[str, Claim]
-    """The claims of nodes without a visible fence, by node. The call that wrote the fence failed, but the fence may
-    exist nevertheless."""
     now: datetime
-    """When the pass began."""
 
     @staticmethod
     def of(snapshot: ClusterSnapshot, members: Mapping[str, Member], now: datetime) -> "Failing":
-        """Return the failures in this snapshot. A candidate's claim is uncertain while the candidate's calls are
-        suspended after fewer than LASTING failures in a row, because its fence may exist."""
+        """Return the failures in this snapshot."""
         failures, claims = snapshot.call_failures, snapshot.claims
         claims_kept = {
             node: claims[node]
@@ -162,14 +133,7 @@ class Failing:
         return failure is not None and failure.holds(self.now)
 
     def find_late(self, members: dict[str, Member]) -> dict[str, Member]:
-        """Return all members, with new verdicts for two kinds of nodes whose calls fail and that are not Failed yet.
-        Nodes that missed the deadline of a step past the point of no return become Failed, with an action that records
-        that in the fence. Nodes in flight whose calls failed at least STUCK times in a row get a verdict that names the
-        failed call (`named`). Without such nodes, `members` itself is returned.
-
-        The pools must know this before they choose, because Failed nodes count for maxFailures and the slots of the
-        others do not become free by themselves.
-        """
+        """Return all members, with new verdicts for two kinds of nodes whose calls fail and that are not Failed yet."""
         late = {}
         for node, failure in self.failures.items():
             if (member := members.get(node)) is None or member.verdict.phase is Phase.FAILED:
@@ -182,10 +146,7 @@ class Failing:
         return {**members, **late} if late else members
 
     def keep_back(self, verdicts: Mapping[str, Verdict], why: str) -> dict[str, Verdict]:
-        """Return the verdicts, with each one that would fence its node replaced by a Pending verdict that has no
-        actions and no deadline and wakes after LONGEST_WAIT seconds; a candidate stays one. `why` says what keeps the
-        nodes from starting and begins the message. The reason is Progressing or, if the calls that read the policies
-        keep failing, CallFailed, with a blocker that says so."""
+        """Return the verdicts, with each one that would fence its node replaced by a Pending verdict that has no actions and no deadline and wakes after LONGEST_WAIT seconds; a candidate stays one."""
         failure = self.failures.get(POLICIES)
         changed = {}
         for node, verdict in verdicts.items():
@@ -208,9 +169,7 @@ class Failing:
         return changed
 
     def name(self, verdicts: dict[str, Verdict]) -> None:
-        """Add the failures to the verdicts of their nodes, in place. The failure to write the claims or, if
-        there is none, the finalizer of a policy keeps every fence of the policy from being written, so it is added to
-        each of the policy's nodes that would start now."""
+        """Add the failures to the verdicts of their nodes, in place."""
         for node, failure in self.failures.items():
             if (verdict := verdicts.get(node)) is not None:
                 verdicts[node] = named(verdict, failure, self.now)
