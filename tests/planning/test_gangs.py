@@ -29,7 +29,7 @@ from gpusharing.planning.vocabulary.blockers import Blocker, explain_blockers
 from gpusharing.planning.vocabulary.reasons import Reason
 
 GANG = make_gang()
-SCOPE = make_scope()
+SCOPE = make_scope(node="c")
 HERE = make_pod("rank-0", gang=GANG)
 NEVER = make_pdb("lead", match_labels={"role": "lead"}, allowed=0, expected=1, desired=1, current=1)
 
@@ -42,7 +42,7 @@ def sharing(*elsewhere: PodView, pdbs: tuple[PdbView, ...] = ()) -> NodeWork:
 
 def blockers(work: NodeWork, options: Drain | None = None) -> tuple[Blocker, ...]:
     """What the gangs of c say to its drain."""
-    return find_gang_blockers(work, "c", options or Drain(), NOW, SCOPE)
+    return find_gang_blockers(work, options or Drain(), NOW, SCOPE)
 
 
 STRICTEST = {
@@ -75,7 +75,7 @@ def test_a_member_elsewhere_matters_to_a_rank_without_a_gpu_only_if_that_must_le
     bare = make_pod("rank-1", owner=None, gang=GANG)
     work = make_work(launcher, gangs=(make_gang_view({"c": [launcher], "d": [bare]}),))
     assert (ending_gangs(work, SCOPE), blockers(work)) == ((), ())
-    (found,) = find_gang_blockers(work, "c", Drain(), NOW, replace(SCOPE, all_pods=True))
+    (found,) = find_gang_blockers(work, Drain(), NOW, replace(SCOPE, all_pods=True))
     assert (found.reason, found.pods) == (Reason.UNMANAGED, ("team-a/rank-1",))
     case = candidate("c", work)
     assert (case.gangs, find_mates(case), find_cost(case, 0)) == ((), frozenset(), 0)

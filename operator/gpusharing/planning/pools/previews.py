@@ -124,5 +124,5 @@ def preview_of(
         tuple(sorted(one.pod.ref for one in leaving)),
         tuple(sorted({f"{pdb.namespace}/{pdb.name}" for one in leaving for pdb in one.budgets})),
         tuple(describe_gang(view) for view in ending_gangs(work, scope) if not view.error),
-        with_gangs(blockers, work, verdict.node, drain, now=work.listed_at, scope=scope),
+        with_gangs(blockers, work, drain, now=work.listed_at, scope=scope),
     )
