@@ -1,7 +1,6 @@
 """The actions that the operator can take; most are a single API call. The executor matches on the union `Action`.
 
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#point-of-no-return,
-docs/design/glossary.md#class.
+An object in an action is as it was when the action was decided; a PATCH that is called conditional fails if it has changed.
 """
 
 from collections.abc import Mapping
@@ -19,8 +18,9 @@ class WriteConfig:
     """Write the ConfigMaps that node labels will point at, before any label does."""
 
     plugin_configs: Mapping[str, str]
+    """The whole data of the device-plugin ConfigMap; keys that are missing here are removed."""
     mig_file: str
-    """Empty if it is not needed."""
+    """The whole mig-parted file. Empty if it is not needed."""
 
 
 @value
@@ -29,26 +29,31 @@ class EnsureGPUNode:
 
     node: str
     node_uid: str
+    """UID of the Node, which owns the GPUNode."""
     request_id: str
+    """The agent's answer echoes it."""
     quiet: bool
+    """Whether the agent is asked to close NVML after the reading."""
 
 
 @value
 class SetClaims:
-    """Replace all claims and recorded failures on the leader's Lease by compare-and-swap."""
+    """Replace all claims and failures on the leader's Lease by compare-and-swap. Only the leader can succeed, so this comes before every fence."""
 
     claims: Mapping[str, Claim]
+    """By node name."""
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
+    """By UID of the Node."""
 
 
 @value
 class SetFinalizer:
-    """Set or remove our finalizer on a policy."""
+    """Set or remove our finalizer on a policy, so that the policy does not disappear while one of its nodes is in flight."""
 
     policy: str
     present: bool
     uid: str = ""
-    """Empty accepts any."""
+    """UID that the policy must have, so that a new policy of the same name is left alone. Empty accepts any."""
 
 
 @value
@@ -57,49 +62,54 @@ class SetPointers:
 
     policy: ClusterPolicyView
     wanted: Mapping[str, str]
+    """The name of our ConfigMap for each field, by the field's path below ClusterPolicy's spec."""
 
 
 @value
 class RepairMps:
-    """Set PROCESS_TO_SIGNAL of config-manager in the GPU Operator's MPS DaemonSet, in one conditional PATCH, and report it by an Event."""
+    """Set PROCESS_TO_SIGNAL of config-manager in the GPU Operator's MPS DaemonSet, in one conditional PATCH, and report it by an Event. Our ConfigMap counts the repair as pending before, and as reported after. No fence waits for this."""
 
     policy: ClusterPolicyView
     daemon: MpsDaemonView
     repairs: MpsRepairs
+    """The count to record before the write, with a pending repair."""
 
 
 @value
 class WriteClasses:
-    """Create, correct and remove DeviceClasses of ours, one call each."""
+    """Create, correct and remove DeviceClasses of ours, one call each. No change begins to a layout whose classes are missing."""
 
     create: tuple[WantedClass, ...] = ()
     correct: tuple[tuple[WantedClass, DeviceClassView], ...] = ()
+    """Classes of ours that somebody has changed, with what they are now."""
     remove: tuple[DeviceClassView, ...] = ()
 
 
 @value
 class WriteRules:
-    """Create and remove DeviceTaintRules of ours, one call each."""
+    """Create and remove DeviceTaintRules of ours, one call each. A fence that names such a rule holds only once the rule is in place."""
 
     create: tuple[str, ...] = ()
+    """The nodes whose rule is missing."""
     remove: tuple[TaintRuleView, ...] = ()
 
 
 @value
 class FenceNode:
-    """Fence a node in one conditional Node PATCH. If the change needs an idle node, the PATCH also removes the routing label, and cordons the node unless its fence is a DeviceTaintRule."""
+    """Fence a node in one conditional PATCH. If the change needs an idle node, it also removes the routing label and cordons the node, unless its fence is a DeviceTaintRule."""
 
     node: NodeView
     fence: Fence
     cordon: bool
+    """False if the node stays schedulable: for class PluginRestart, and behind a DeviceTaintRule."""
     labels: Mapping[str, str | None]
-    """Labels to set so that other controllers leave the node alone in the meantime, and the routing label with the value None, which removes it."""
+    """Labels to set so that other controllers leave the node alone, and the routing label with the value None, which removes it."""
     annotations: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @value
 class Actuate:
-    """Take a node past its point of no return: write the fence stage and everything that the actuator needs in one conditional Node PATCH."""
+    """Take a node past its point of no return: write the fence stage and everything that the actuator needs in one conditional PATCH."""
 
     node: NodeView
     fence: Fence
@@ -115,10 +125,10 @@ class UpdateFence:
     node: NodeView
     fence: Fence
     cordon: bool = False
+    """Whether to set the cordon too, because a person lifted it after the point of no return, or because it takes the place of a DeviceTaintRule."""
     labels: Mapping[str, str | None] = field(default_factory=dict)
-    """Labels to remove that were set for other controllers; each has the value None."""
+    """Labels to remove that were set for other controllers; each has the value None. So do the annotations."""
     annotations: Mapping[str, str | None] = field(default_factory=dict)
-    """Annotations to remove that were set for other controllers; each has the value None."""
 
 
 @value
@@ -151,12 +161,12 @@ class RestartOperand(_PodAction):
 
 @value
 class Release:
-    """Return a node to service in one conditional PATCH. It removes the fence, what was set for other controllers, our cordon if nobody else needs it, and after a proof the start-up taint."""
+    """Return a node to service in one conditional PATCH. If somebody else still works on a proven node, our cordon and the start-up taint stay, with a fence that remembers them."""
 
     node: NodeView
     uncordon: bool
     labels: Mapping[str, str | None]
-    """Our own labels and the labels that were set for other controllers: the values to set, or None to remove a label."""
+    """Labels to set, or None to remove one."""
     verified: Verified | None = None
     """What was proven, or None to leave the earlier record."""
     annotations: Mapping[str, str | None] = field(default_factory=dict)
@@ -169,16 +179,17 @@ class Release:
 
 @value
 class LabelNode:
-    """Write only our own labels and records, when a node is adopted, loses its owner or is forgotten with its policy, or what a person has requested on the GPUNode."""
+    """Write only our own labels and records, or what a person has requested on the GPUNode. The PATCH is conditional if it removes the start-up taint or the records, or writes requests."""
 
     node: NodeView
     labels: Mapping[str, str | None]
-    """Our labels to set, or None to remove one."""
+    """Labels to set, or None to remove one."""
     verified: Verified | None = None
     """What was proven, or None to leave the earlier record."""
     forget: bool = False
+    """Whether to remove the records too, so that nothing of ours stays on the node."""
     requests: Mapping[str, str] | None = None
-    """The annotations to set because a person has requested them on the GPUNode, or None if this is for another reason (docs/adr/0082-requests-on-the-gpunode.md)."""
+    """The annotations that a person has requested on the GPUNode, or None if this is for another reason (docs/adr/0082-requests-on-the-gpunode.md)."""
 
 
 @value
@@ -187,6 +198,7 @@ class ClearRequests:
 
     node: str
     requests: Mapping[str, str]
+    """The annotations to remove, with the values that the Node has now."""
 
 
 Action = (

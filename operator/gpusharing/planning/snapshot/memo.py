@@ -25,24 +25,26 @@ Column: TypeAlias = Mapping[str, Any] | AbstractSet[str]
 
 
 class Memo:
-    """The answers of the last pass."""
+    """The answers of the last pass.
+
+    When a pass asks a question, the answers for names about which it no longer asks are dropped, so nodes and policies that
+    are gone leave nothing behind. A question that a pass does not ask at all keeps its answers.
+    """
 
     def __init__(self) -> None:
         self._known: dict[object, _Known] = {}
         """The answers of the last pass, by question."""
         self._values: dict[str, Any] = {}
-        """The values of `same`, by name."""
         self._latest: datetime | None = None
-        """The time of the last pass, or None before the first."""
 
     def begin(self, now: datetime) -> None:
-        """Begin a pass at `now`."""
+        """Begin a pass. If the clock was set back, everything is dropped, because it may depend on the time."""
         if self._latest is not None and now < self._latest:
             self._known, self._values = {}, {}
         self._latest = now
 
     def same(self, name: str, value: Value) -> Value:
-        """Return the value that was stored under `name` if it equals `value`, so that callers get the same object as in the last pass."""
+        """Return the object that was stored under `name` if it equals `value`, else store and return `value`."""
         known: Value | None = self._values.get(name)
         if known is not None and known == value:
             return known
@@ -55,7 +57,7 @@ class Memo:
         *inputs: *Inputs,
         lasts: Callable[[Answer], bool] | None = None,
     ) -> Answer:
-        """Return the answer to a question that is asked only once in a pass, for the given arguments."""
+        """Return the answer to a question that is asked only once in a pass (see `each`)."""
         return self.each(question, [("", inputs)], lasts=lasts)[""]
 
     def each(
@@ -66,7 +68,11 @@ class Memo:
         lasts: Callable[[Answer], bool] | None = None,
         failed: dict[str, Exception] | None = None,
     ) -> dict[str, Answer]:
-        """Return the answer of `question` for each name, in the order of `rows`, which are pairs of a name and its arguments."""
+        """Return the answer of `question` for each name; `rows` are pairs of a name and its arguments.
+
+        Call it only once in a pass, with all names. Arguments that a partial binds are not compared from pass to pass. See
+        `table` for `lasts` and `failed`.
+        """
         inputs = dict(rows)
         key = question.func if isinstance(question, partial) else question
         return self.table(
@@ -89,7 +95,12 @@ class Memo:
         lasts: Callable[[Answer], bool] | None = None,
         failed: dict[str, Exception] | None = None,
     ) -> dict[str, Answer]:
-        """Return the answer of `question` for each of `names`, in their order."""
+        """Return the answer of `question` for each of `names`, in their order.
+
+        The question is called for a name only if its entry in one of `columns` or one of `shared` has changed since the last
+        pass. Anything else that it reads, such as the time, is not compared. Answers for which `lasts` returns False are
+        computed again in the next pass. With `failed`, an exception is stored there under the name, which then has no answer.
+        """
         known = self._known.get(key)
         if known is None or known.shared != tuple(shared):
             old, stale = {}, frozenset[str]()
@@ -111,7 +122,9 @@ class Memo:
                 continue
             if lasts is not None and not lasts(answer):
                 passing.add(name)
-        self._known[key] = _Known(answers, frozenset(passing), tuple(map(_copy, columns)), tuple(shared))
+        # Copies tell the next pass whether an original was changed in place.
+        copies = tuple(dict(one) if isinstance(one, Mapping) else frozenset(one) for one in columns)
+        self._known[key] = _Known(answers, frozenset(passing), copies, tuple(shared))
         return answers.copy()
 
 
@@ -137,12 +150,12 @@ def _find_changed(before: Column, now: Column) -> AbstractSet[str]:
     return changed | (before.keys() - now.keys())
 
 
-def _copy(column: Column) -> Column:
-    return dict(column) if isinstance(column, Mapping) else frozenset(column)
-
-
 class AnswersByKind:
-    """A cache for questions that thousands of nodes ask with few different arguments, because many nodes have the same cards."""
+    """A cache for questions that thousands of nodes ask with few different arguments, because many nodes have the same cards.
+
+    Everything else that a question reads must stay the same while this object exists, so the object that holds the cache
+    is built from exactly those inputs. A full cache is emptied.
+    """
 
     def __init__(self, most: int = 256) -> None:
         self._most = most
@@ -154,7 +167,10 @@ class AnswersByKind:
         *inputs: *Inputs,
         lasts: Callable[[Answer], bool] | None = None,
     ) -> Answer:
-        """Return the cached answer of `question` for these arguments, which must be hashable, or compute and cache it."""
+        """Return the answer of `question` for these hashable arguments; only answers for which `lasts` is True are cached.
+
+        Arguments that a partial binds are not compared, so they must not affect an answer that is cached.
+        """
         key = (question.func if isinstance(question, partial) else question), inputs
         if key in self._known:
             known: Answer = self._known[key]

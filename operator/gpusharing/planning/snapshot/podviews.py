@@ -1,7 +1,5 @@
 """The pods of nodes whose pods were listed, as far as the drain rules need them, and what is known about their
 evictions.
-
-Terms: docs/design/glossary.md#gang, docs/design/glossary.md#fence.
 """
 
 from collections.abc import Mapping
@@ -28,21 +26,21 @@ class Owner:
     uid: str = ""
     """Empty in a view that no decision about its existence is made from."""
     exists: bool | None = None
-    """None if it was not looked up, because its kind cannot be read or need not be."""
+    """Whether it exists; None if it was not looked up, because its kind cannot be read or need not be."""
 
 
 @value
 class Gang:
-    """Pods that only work together, so that the end of one ends them all (docs/design/drain.md#t13)."""
+    """Pods that only work together, so that the end of one ends them all (docs/design/drain.md#t13); recognized from its pods alone."""
 
     kind: str
     """The kind of object by which people know the gang, such as PodGroup, JobSet, LeaderWorkerSet or Workload."""
     namespace: str
     name: str
     labels: str = ""
-    """If the selector names only a key, other pods may match it too. Empty if there is none."""
+    """A label selector that all of its pods match. If it names only a key, other pods may match it too. Empty if there is none."""
     fields: str = ""
-    """Empty if there is none."""
+    """A field selector that all of its pods match, and perhaps other pods as well. Empty if there is none."""
 
     @property
     def ref(self) -> str:
@@ -64,18 +62,21 @@ class PodView:
     mirror: bool = False
     """Whether it is a static pod: annotation kubernetes.io/config.mirror or an ownerReference of kind Node."""
     resources: Mapping[str, int] = field(default_factory=dict)
+    """The GPU resources that its containers request, including init and sidecar containers, with their counts above 0."""
     dra: Literal["none", "gpu", "unresolved"] = "none"
     """What its ResourceClaims hold: `gpu` if gpu.nvidia.com allocated a claim without adminAccess, or `unresolved` if a claim cannot be read, which counts like `gpu`."""
     devices: tuple[str, ...] = ()
-    """Left out are devices behind an extended resource, because `resources` counts them, and devices that another kind could replace."""
+    """Names of the devices of gpu.nvidia.com that the ResourceClaims in its spec hold, each once. Left out are devices behind an extended resource, because `resources` counts them, and devices that another kind could replace."""
     node_selector: Mapping[str, str] = field(default_factory=dict)
     node_terms: tuple[tuple[Row, ...], ...] = ()
-    """Empty if the pod has none, or if it neither holds nor requests a GPU."""
+    """The terms of its required node affinity, of which a node must match at least one; matchFields count as labels. Empty if the pod has none, or neither holds nor requests a GPU. With the chart's guard on, each term has the guard's requirement too."""
     deleted_at: datetime | None = None
     """metadata.deletionTimestamp, which is when the grace period ends, or None if it is not being deleted."""
     ready: bool = True
     finalizers: tuple[str, ...] = ()
+    """They keep the object after the containers have ended."""
     tolerates_cordon: bool = False
+    """Whether the scheduler may place it on a cordoned node."""
     created: datetime | None = None
     """metadata.creationTimestamp, or None if it cannot be read."""
     started: datetime | None = None
@@ -83,15 +84,17 @@ class PodView:
     marks: tuple[tuple[str, str], ...] = ()
     """Annotations and labels that ask not to disturb the pod (drain/rules.py), as pairs of key and value, sorted."""
     namespace_labels: Mapping[str, str] | None = None
-    """None if neither a rule nor the guard needs them, if no pod of that namespace has to leave the node, or if they cannot be read."""
+    """Labels of its namespace. None if they cannot be read or are not needed. All pods of a node, and the members of their gangs, get the same answer."""
     restarts: bool = True
     """Whether its restartPolicy is Always, so that it never runs to completion."""
     system: bool = False
+    """Whether its priority class is system-cluster-critical or system-node-critical."""
     local_files: bool = False
-    """An emptyDir in memory, as for /dev/shm, does not count."""
+    """Whether it mounts an emptyDir on the node's disk, and not in memory as for /dev/shm."""
     gang: Gang | None = None
     """The gang that it belongs to, or None if it works alone."""
     evades_rules: bool = False
+    """Whether its successor may get a device of the node in spite of a DeviceTaintRule: it names a scheduler other than the tested one, or a ResourceClaim that stays allocated while another pod uses it."""
     grace: int = 30
     """spec.terminationGracePeriodSeconds: how long it may take to end, in seconds."""
 
@@ -109,11 +112,11 @@ class GangMember:
     """Empty if it has none yet."""
     pod: PodView
     policy: str = ""
-    """Empty if both are the same, or if its node follows no policy."""
+    """The policy that its node follows, if its spec.drain cannot be read or differs from that for the listed node; else empty. The planner fills this in."""
     drain: Drain | None = None
     """spec.drain of that policy, or None if `policy` is empty or the policy cannot be read."""
     unruled: Finding | None = None
-    """None if it is known."""
+    """Why the spec.drain of that policy is unknown, so that the member has to stay. None if it is known."""
 
 
 @value
@@ -124,8 +127,9 @@ class GangView:
     members: tuple[GangMember, ...] = ()
     """The pods of the gang, sorted by node, then by `namespace/name`."""
     partial: bool = False
+    """Whether the gang has more pods than were listed."""
     error: str = ""
-    """Empty if they were listed."""
+    """Why its pods could not be listed; the other fields are then meaningless. Empty if they were listed."""
 
 
 @value
@@ -151,33 +155,40 @@ class Scope:
 
     operator_namespace: str
     all_pods: bool = False
+    """Whether every pod must leave, with or without a GPU, because the change reboots the node."""
     protected: frozenset[str] = frozenset()
+    """Namespaces in which nothing is evicted."""
     own_pod: str = ""
     """Our own pod, `namespace/name`; empty when we do not run in a pod."""
     cordoned_at: datetime | None = None
     """When we cordoned the node, or None if we did not."""
     settle: timedelta = timedelta(seconds=5)
+    """How long after the cordon a pod may still appear because the scheduler was already binding it."""
     now: datetime | None = None
     """If it is None, a mark with a duration counts as if it never expired."""
     forces: bool = False
+    """Whether the operator has the right to delete pods at the end of a drain if the policy asks for that."""
     node: str = ""
     """Name of the node; empty if unknown."""
     evicts_claims: bool = False
+    """Whether NVIDIA's DRA driver serves the GPUs in place of the device plugin, so that pods with a claim that can be read are evicted like others."""
     silent: bool = False
-    gpu_groups: frozenset[str] = frozenset()
-    """The KAI-Scheduler GPU groups that have a pod on the node besides their reservation pod; `classify` fills this in."""
+    """Whether the node is not Ready, so that it is unknown whether its pods still run."""
 
 
 @value
 class EvictionMemory:
-    """The last response of the API server to an eviction of one pod, as the executor remembers it."""
+    """The last response of the API server to an eviction of one pod. Kept in memory only."""
 
     reason: Reason
     message: str
-    """Empty if it is not shown."""
+    """The message of the server. Empty if it is not shown."""
     next_try: datetime
+    """When the eviction may be requested again."""
     since: datetime
+    """When this response first came in the present unbroken series."""
     tries: int = 1
+    """How often it came in that series."""
     asked_at: datetime | None = None
     """When the eviction was last requested, or None if the time is unknown but long ago."""
 
@@ -189,15 +200,17 @@ class NodeWork:
     pods: tuple[PodView, ...]
     pdbs: tuple[PdbView, ...]
     listed_at: datetime
+    """When the latest LIST began. It shows nothing about pods that came later."""
     evictions: Mapping[str, EvictionMemory] = field(default_factory=dict)
+    """The last response to the eviction of each pod, by the pod's UID."""
     error: str = ""
-    """Empty if they were listed."""
+    """Why the pods could not be listed; nothing is then decided about them. Empty if they were listed."""
     empty_lists: tuple[datetime, ...] = ()
-    """Empty if the latest LIST found such a pod."""
+    """When the latest LISTs of an unbroken series in which no pod had to leave were made, oldest first. Empty if the latest LIST found such a pod."""
     scope: Scope = Scope("")
-    """It proves nothing about another scope, such as that of another cordon."""
+    """What the latest LIST was made for. It proves nothing about another scope, such as that of another cordon."""
     stood: str = ""
-    """Empty if there was no request."""
+    """Id of the request to the agent that was current when the first LIST of the series was made, or empty. Its answer may date from before the last pod left."""
     quiet_for: str = ""
     """Empty if there is none."""
     quiet_since: datetime | None = None

@@ -2,9 +2,6 @@
 
 A view leaves out resourceVersion and heartbeats on purpose, so a node whose view did not change is the same input, and
 its cached verdict is used. The executor takes the resourceVersion from the watch cache.
-
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#proof, docs/design/glossary.md#slot,
-docs/design/glossary.md#drift, docs/design/glossary.md#point-of-no-return.
 """
 
 from collections.abc import Mapping
@@ -51,37 +48,45 @@ class NodeView:
     name: str
     uid: str
     labels: Mapping[str, str]
+    """All labels of the Node."""
     resources: Mapping[str, int]
     """Allocatable GPU resources; 0 counts as absent and is left out (docs/design/nvidia.md#b7)."""
     ready: bool
     unschedulable: bool
+    """Whether the node is cordoned, by anybody."""
     deleting: bool = False
     barred: bool = False
+    """Whether the node has a taint that keeps away pods without a toleration, other than for conditions of the node."""
     fence: Fence | None = None
-    """None if there is none, or if it cannot be read (`fence_error`)."""
+    """Our record of the change in flight. None if there is none, or if it cannot be read (`fence_error`)."""
     fence_error: str = ""
-    """Empty if it can be read, or if there is none."""
+    """Why our fence annotation cannot be read; the node is then left as it is. Empty otherwise."""
     deferred: Deferred | None = None
     """Our record of the last change that was given up, or None if there is none."""
     verified: Verified | None = None
     """Our record of what was proven last, or None if there is none."""
     neighbour_marks: frozenset[str] = frozenset()
+    """The annotations of the Node that are in NEIGHBOUR_ANNOTATIONS."""
     hold_cordon: bool = False
+    """Whether a person has asked for the cordon to stay when our change ends."""
     retry: str = ""
-    """Empty if there is none."""
+    """Value of the retry annotation. Empty if there is none."""
     gate: str | None = None
-    """The other taints of the node as JSON, in their order, if it has the start-up taint (docs/design/transition.md#gate). None if the node does not have the start-up taint."""
+    """The node's other taints as JSON, which a release writes back, if it has the start-up taint (docs/design/transition.md#gate), else None."""
     abort: str = ""
     """The `op` of the change that a person has asked to give up. Empty if there is none."""
     foreign: str = ""
     """Name of the person or program that maintains the node, according to a marker or a NodeMaintenance (docs/design/drain.md#c5). Empty if there is none."""
     foreign_waits: bool = False
+    """Whether that maintenance has not begun or was given up. It may stay that way for weeks and uses no slot."""
     foreign_queued: bool = False
+    """Whether that maintenance has certainly not begun, so that it does not depend on our cordon."""
     other_plugin: str = ""
     """Name of the device plugin that serves the node without following our labels (stack/otherplugins.py). Empty if there is none."""
     label_owners: Mapping[str, str] = field(default_factory=dict)
-    """Nearly always empty, like `label_rewriters`."""
+    """By label: which other controller claims the label as its own, and what to do about that."""
     label_rewriters: Mapping[str, str] = field(default_factory=dict)
+    """By label: the field manager that has replaced the value that we wrote last."""
     devices: NodeDevices | None = None
     """What NVIDIA's DRA driver publishes for the node, or None if it has published nothing or nobody reads it."""
     rule_since: datetime | None = None
@@ -99,25 +104,27 @@ class NodeView:
 
     @property
     def closed_since(self) -> datetime | None:
-        """When the present fence began to keep GPU pods off the node."""
+        """When the present fence began to keep GPU pods off the node; None without a fence, and while its DeviceTaintRule is not in place."""
         if self.fence is None or not self.fence.tainted:
             return self.fence.since if self.fence is not None else None
+        # Pods that were created before the server had the rule may be on the node.
         return max(self.fence.since, self.rule_since + CLOCK_ERROR) if self.rule_since is not None else None
 
     @property
     def foreign_works(self) -> bool:
-        """Whether somebody else maintains the node and may be working on it, or may have stopped halfway."""
+        """Whether somebody else may be working on the node, or may have stopped halfway (docs/design/drain.md#c4)."""
         return bool(self.foreign) and not self.foreign_queued
 
 
 @value
 class CardView:
-    """The properties of a GPU that no change of ours affects."""
+    """The properties of a GPU that no change of ours affects. A target is computed from these alone."""
 
     index: int
     product: str
     mig_capable: bool
     profiles: tuple[Profile, ...] = field(hash=False)  # hashing them would cost too much
+    """The MIG profiles that the driver lists for the card, or those of our table if it lists none."""
 
 
 @value
@@ -126,30 +133,32 @@ class GpuView(CardView):
 
     mig_enabled: bool
     mig_pending: bool
+    """Whether the MIG mode will change with the next GPU reset."""
     compute_mode: str
     """CUDA compute mode, one of the values in `api.gpunode.GPU`."""
     layout: Layout | None
     """The MIG instances that exist, or None while MIG is off."""
     processes: tuple[str, ...] = ()
-    """A process that the agent cannot name, or may not see, has an empty name."""
+    """Names of the processes that use the GPU; empty for one that the agent cannot name, or may not see."""
     doubt: Finding | None = None
     """How the profiles that the driver reports differ from our table, or None if they do not."""
     vitals: Vitals = HEALTHY
     instances_withheld: bool = False
-    """`layout` may then lack some of them, and no layout can be proven."""
+    """Whether the agent is not allowed to list MIG instances. `layout` may then lack some, and no layout can be proven."""
     reset_in_guest: bool = False
+    """Whether a change of its MIG mode requires a GPU reset that its virtual machine may be unable to perform."""
 
 
 @value(eq=False, slots=False)  # no slots, because cached_property needs a __dict__
 class Hardware:
-    """The GPUs of a node and the facts that many rules derive from them."""
+    """The GPUs of a node and the facts that many rules derive from them. Thousands of nodes may share one object."""
 
     gpus: tuple[GpuView, ...]
 
     @staticmethod
     @lru_cache(maxsize=1024)
     def of(gpus: tuple[GpuView, ...]) -> "Hardware":
-        """Return the Hardware for these GPUs."""
+        """Return the Hardware for these GPUs; the same object for equal GPUs while it is cached."""
         return Hardware(gpus)
 
     @cached_property
@@ -159,7 +168,7 @@ class Hardware:
 
     @cached_property
     def kinds(self) -> tuple[GpuView, ...]:
-        """The first GPU of each kind, in the order of `gpus`."""
+        """The first GPU of each kind: those that are equal in everything but the index."""
         kinds: dict[GpuView, GpuView] = {}
         for gpu in self.gpus:
             kinds.setdefault(replace(gpu, index=0), gpu)
@@ -172,12 +181,12 @@ class Hardware:
 
     @cached_property
     def health(self) -> Finding:
-        """The gravest problem that NVML reports for any GPU, with the number of other unhealthy GPUs."""
+        """The gravest problem that NVML reports for any GPU, or NO_TROUBLE."""
         return diagnose([(gpu.index, gpu.vitals) for gpu in self.gpus])
 
     @cached_property
     def cards(self) -> tuple[CardView, ...]:
-        """The GPUs reduced to CardViews, in the order of `gpus`."""
+        """The GPUs reduced to CardViews. Nodes of one kind have equal cards, whatever state their GPUs are in."""
         return tuple(CardView(gpu.index, gpu.product, gpu.mig_capable, gpu.profiles) for gpu in self.gpus)
 
 
@@ -186,9 +195,11 @@ class ObservedView:
     """The latest report of a node's agent."""
 
     request_id: str
+    """Id of the request that this report answers."""
     quiet: bool
+    """Whether the agent has closed NVML at our request."""
     error: str
-    """Empty if it can."""
+    """Why the agent cannot read NVML. Empty if it can."""
     gpus: tuple[GpuView, ...]
     allocated: Mapping[str, int] | None = field(default_factory=dict)
     """The number of devices that pods hold, by GPU resource name, or None if that is unknown."""
@@ -202,6 +213,7 @@ class ObservedView:
     hardware: Hardware = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
+        # Equal GPUs of many nodes would otherwise take up most of a snapshot's memory.
         hardware = Hardware.of(self.gpus)
         object.__setattr__(self, "hardware", hardware)
         object.__setattr__(self, "gpus", hardware.gpus)
@@ -214,11 +226,13 @@ class GPUNodeView:
     name: str
     uid: str
     request_id: str
+    """Id of our last request to the agent."""
     quiet: bool
+    """Whether that request asks the agent to keep NVML closed."""
     observed: ObservedView | None
     """What the agent reported last, or None if it has not reported yet."""
     requests: Mapping[str, str] = field(default_factory=dict)
-    """Empty once the Node has it."""
+    """What a person has requested in annotations (names.REQUESTS). Empty once the Node has it."""
 
 
 @value
@@ -228,35 +242,40 @@ class PolicyView:
     name: str
     uid: str
     generation: int
+    """Each edit of the spec and the deletion increase it."""
     created: str
+    """metadata.creationTimestamp. If several policies of equal priority select a node, the oldest owns it."""
     deleting: bool
     """Whether the policy is being deleted and releases its nodes as they are; see `resetting`."""
     finalizer: bool
     force_release: bool
+    """Whether a person has asked to release the policy at once, with every cordon kept."""
     spec: GPUSharingPolicySpec | None
     """The spec of the policy, or None if `problems` say why it cannot be read."""
     problems: tuple[Problem, ...] = ()
-    """Empty if it is not refused."""
+    """Why the spec is refused. Empty if it is not refused."""
     approved: str = ""
-    """Empty if there is none."""
+    """The hash of the plan that a person last approved. Empty if there is none."""
     resumed: str = ""
-    """It names the revision and a count (`pools/holds.py`). Empty if nobody did."""
+    """The annotation value with which a person allowed nodes to start despite failures, with revision and count (`pools/holds.py`)."""
     zones: Mapping[str, tzinfo] = field(default_factory=lambda: {"UTC": UTC})
+    """The time zones that its windows and blackouts name, loaded when the policy was converted. Unknown ones are missing."""
     resetting: bool = False
-    """`spec` is then a spec for whole GPUs, and `deleting` is False."""
+    """Whether the policy is being deleted but first changes its nodes to whole GPUs. `spec` is then that of whole GPUs, and `deleting` is False."""
 
     _version: list[SpecVersion] = field(default_factory=list, init=False, repr=False, compare=False)
+    """Cached, because each node asks for it and it takes a hash."""
 
     @property
     def version(self) -> SpecVersion:
-        """The UID and revision of the policy, as records refer to it."""
+        """The UID and revision of the policy, as records refer to it. The revision is empty without a spec."""
         if not self._version:
             revision = find_revision(self.uid, self.spec, resetting=self.resetting)
             self._version.append(SpecVersion(self.uid, revision))
         return self._version[0]
 
     def paused_by(self, word: str) -> "PolicyView":
-        """Return the policy paused as `word` says, a value of PlanSettings.paused."""
+        """Return the policy paused as `word` says, a value of PlanSettings.paused other than `false`."""
         if self.spec is None or word == "false":
             return self
         update = {"paused": True} | ({} if word == "true" else {"when_paused": word})
@@ -274,73 +293,107 @@ class PlanSettings:
     """Operator settings that the planner needs; all times in seconds."""
 
     namespace: str = "gpusharing"
+    """Our own namespace, in which the Lease is."""
     gpu_operator_namespace: str = "gpu-operator"
+    """Namespace of the NVIDIA GPU Operator, in which our ConfigMaps are."""
     plugin_config_map: str = "gpusharing-device-plugin"
+    """Our ConfigMap of device-plugin configurations; ClusterPolicy devicePlugin.config.name must name it."""
     mig_config_map: str = "gpusharing-mig-parted"
+    """Our ConfigMap of mig-parted configurations; ClusterPolicy migManager.config.name must name it for layouts."""
     configure_gpu_operator: Switch = False
+    """Set ClusterPolicy's two pointers to our ConfigMaps, once, where nobody has set them."""
     repair_mps: Switch = False
+    """Let the MPS daemons of the GPU Operator follow labels: set one environment value of their DaemonSet, while no
+    node serves MPS."""
     pod_name: str = ""
     """Name of our own pod, which is never drained. Empty if we do not run in a pod."""
     protected_namespaces: Namespaces = ("kube-system",)
+    """Comma-separated: no pod is evicted in these. The chart's admission policy refuses it too."""
     neighbour_labels: Labels = ()
+    """Comma-separated, as key=value: further labels that a Node has while it changes, so that other controllers leave
+    it alone; the common ones are built in."""
     paused: Literal["false", "true", "Finish", "Hold", "Abort"] = "false"
+    """Pause every policy (the chart's value paused). A value of whenPaused also replaces that of every policy."""
     force_delete: Switch = False
+    """Allow pods to be deleted at the end of a drain whose policy says ForceDelete; the chart's value forceDelete
+    grants the right and opens the admission policy."""
     device_taints: Switch = False
+    """Fence nodes by DeviceTaintRules in place of cordons where NVIDIA's DRA driver serves the GPUs and the scheduler
+    is shown to obey such rules; the chart's value dra.deviceTaints grants the rights."""
     guard: Guard = "false"
+    """How the chart's guard keeps GPU pods of namespaces with the isolation label on nodes that isolate: by adding the
+    requirement to new pods, or by refusing pods without it. The replacement of an evicted pod is a new pod, too."""
     refuse_unsafe_drivers: Switch = True
     """Make no MIG change that is known to be unsafe under the node's driver (`planning/gpus/drivers.py`)."""
     unsafe_drivers: DriverVersions = ()
     """Comma-separated: further driver versions, or branches such as 570, on which MIG is not changed."""
     max_in_flight: Count = 100
+    """Operator-wide cap on nodes in flight; at most 500."""
     settle: Seconds = 5.0
     """Time from the cordon until the pods are first looked at (scheduler race, docs/design/drain.md#t2)."""
     idle: Seconds = 3.0
     """Time between the two empty LISTs that prove a node idle."""
     config_propagation: Seconds = 120.0
+    """Time from a ConfigMap write until a label may point at the new entry."""
     eviction_wait: Period = 5.0
     """Wait after the first refusal of an eviction; doubles up to a minute."""
     wedge_pending: Seconds = 1200.0
     """A mig.config.state that stays pending for longer is a wedge (docs/design/nvidia.md#a7)."""
     wedge_paused: Seconds = 15.0
+    """Operands that stay paused for longer after success or failed are a wedge."""
     abort_backoff: Seconds = 300.0
+    """First wait after an abort; it doubles each time."""
     poll: Period = 5.0
+    """Time between two LISTs of the pods of a node in work."""
     restart_grace: Seconds = 30.0
+    """Time after a restarted mig-manager pod becomes Ready until the state on the node counts as its own."""
     drift_grace: Seconds = 60.0
+    """A difference must last this long before it counts as drift (plugin restarts and reboots heal themselves)."""
     max_cures: Count = 2
+    """Cures per change (restarts of mig-manager, or mig.config set again) before the node is Failed."""
 
 
 OLD_VIEW = 150.0
-"""The age in seconds from which a view is too old for a point of no return."""
+"""The age in seconds from which a view is too old for a point of no return. The API server sends a bookmark every 60 s, and a watch counts as broken after 75 s of silence."""
 
 
 @value
 class ClusterSnapshot:
-    """All input of a plan, read once."""
+    """All input of a plan, read once. Mappings are keyed by node name unless their description says otherwise."""
 
     nodes: Mapping[str, NodeView]
     gpunodes: Mapping[str, GPUNodeView]
     policies: tuple[PolicyView, ...]
     stack: StackView
     agents: frozenset[str]
+    """Nodes whose agent pod is Ready."""
     operands: Mapping[Program, Mapping[str, Operand]]
+    """The pods of NVIDIA's programs that we may restart, by program and node."""
     claims: Mapping[str, Claim]
     work: Mapping[str, NodeWork]
+    """The pods of those nodes whose pods were listed."""
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
+    """The recorded failures by UID of the Node, whether or not the Node still exists."""
     agent_troubles: AgentTroubles = field(default_factory=AgentTroubles)
     """Why no agent is Ready on the nodes that are not in `agents`."""
     mig_failures: Mapping[str, str] = field(default_factory=dict)
+    """Why mig-manager failed during a change of ours, according to its log."""
     pending: Mapping[str, int] = field(default_factory=dict)
+    """How many Pending pods without a node request each GPU resource, by resource name."""
     pending_devices: Mapping[str, int] = field(default_factory=dict)
+    """How many devices of each GPU resource those pods request in total, by resource name."""
     at_work_since: Mapping[str, datetime] = field(default_factory=dict)
+    """Since when this process has seen a mig.config.state which says that mig-manager is working."""
     call_failures: Mapping[str, CallFailure] = field(default_factory=dict)
-    """Kept in memory only."""
+    """The latest failed call about each node or other subject."""
     taint_rules: tuple[TaintRuleView, ...] = ()
-    """Empty if they cannot be read."""
+    """Our DeviceTaintRules, by name. Empty if they cannot be read."""
     policies_error: str = ""
     """Why `policies` may be outdated; no node then starts. Empty if they are up to date."""
     view_ages: Mapping[str, float] = field(default_factory=dict)
-    """For each of our cached views, such as that of nodes: the seconds since it was last known to be up to date."""
+    """The seconds since each of our cached views, such as that of nodes, was last known to be up to date. One that is missing is."""
     memory: PassMemory = PassMemory()
+    """What the last pass remembered for this one."""
     settings: PlanSettings = PlanSettings()
 
     @property
@@ -350,7 +403,7 @@ class ClusterSnapshot:
 
 
 def routing_label(mode: Mode, *, time_slicing: bool) -> str:
-    """Return the value of the routing label `gpusharing.dev/mode` under a policy with this mode, such as `mig` or `time-slicing`."""
+    """Return the value of the label `gpusharing.dev/mode` under a policy with this mode."""
     if mode is Mode.MIG and time_slicing:
         return "mig-time-slicing"
     return {Mode.FULL: "full", Mode.MIG: "mig", Mode.MPS: "mps", Mode.TIME_SLICING: "time-slicing"}[mode]
