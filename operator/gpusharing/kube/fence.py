@@ -6,8 +6,6 @@ default may be missing; a change that an operator of this version would misread 
 
 Unknown keys come from a newer operator that was rolled back. They are kept as long as the fence, the claim or the
 failure on record exists; the other two kinds of record are written from scratch each time.
-
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#proof.
 """
 
 import json
@@ -26,7 +24,9 @@ from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fe
 
 RECORD_VERSION = 1
 MOST_CLAIMS = 500
-"""The most claims on the Lease."""
+"""The most claims on the Lease. All annotations of an object together may have 256 KiB (apimachinery v0.36.3
+pkg/api/validation/objectmeta.go, TotalAnnotationSizeLimitB). With one claim too many the Lease would accept
+none: no node would ever start."""
 
 NodePatch = FenceNode | Actuate | UpdateFence | Release | LabelNode
 """The actions that are carried out by one PATCH of a Node."""
@@ -36,14 +36,14 @@ NodeRecord = TypeVar("NodeRecord", Fence, Deferred, Verified)
 
 
 def record_text(record: Fence | Deferred | Verified) -> str:
-    """Return the value of the annotation that holds this record, as compact JSON. All fields of the record are written, also those that have their default, and a fence keeps its unknown keys."""
+    """Return the value of the annotation that holds this record, as compact JSON. A fence keeps its unknown keys."""
     written = _dump(_encode(record))
     # The unknown keys are appended as JSON text, because they may be nested as deeply as JSON can be read.
     return f"{written[:-1]},{record.unknown[1:]}" if isinstance(record, Fence) and record.unknown else written
 
 
 def read_fence(annotations: Mapping[str, str]) -> tuple[Fence | None, str]:
-    """Return the fence in the annotations of a Node, and an empty string."""
+    """Return the fence in the annotations of a Node, None if there is none, and why it cannot be read, else an empty string."""
     recorded = annotations.get(names.ANNOTATION_FENCE)
     return (None, "") if recorded is None else parse_record(Fence, recorded)
 
@@ -59,7 +59,10 @@ ANNOTATIONS: Mapping[type, str] = {
 def claims_text(
     claims: Mapping[str, Claim], before: str = "", failed_nodes: Mapping[str, FailedNode] | None = None
 ) -> str:
-    """Return the value of the annotation `gpusharing.dev/claims` on the leader Lease."""
+    """Return the value of the annotation `gpusharing.dev/claims` on the leader Lease: claims by node, failures by UID of the Node.
+
+    Unknown keys in `before`, the value that this one replaces, are kept as long as the same claim or failure is on record.
+    """
     try:
         record = _load(before) if before else {}
     except _Damaged:
@@ -70,7 +73,7 @@ def claims_text(
 
 
 def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
-    """Return the claims by node name and an empty string, or an empty mapping and the reason why they cannot be read."""
+    """Return the claims by node name, and why they cannot be read, else an empty string. One damaged claim makes all unreadable."""
     try:
         records = _load(text).get("claims")
         if not isinstance(records, dict):
@@ -86,7 +89,7 @@ def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
 
 
 def parse_failed_nodes(text: str) -> tuple[dict[str, FailedNode], str]:
-    """Return the failures on record by UID of the Node, and an error message."""
+    """Return the failures that can be read, by UID of the Node, and a message about the others, which may be empty."""
     where = f"annotation {names.ANNOTATION_CLAIMS}: "
     try:
         records = _load(text).get("failedNodes", {})
@@ -106,35 +109,23 @@ def parse_failed_nodes(text: str) -> tuple[dict[str, FailedNode], str]:
 
 
 def patch_for(action: NodePatch, resource_version: str) -> JSON:
-    """Return the body of the JSON merge patch on the Node that carries out `action`."""
-    labels, annotations, spec = _changes(action)
-    opens = False
-    if isinstance(action, Release | LabelNode) and action.verified:
-        annotations[names.ANNOTATION_VERIFIED] = record_text(action.verified)
-        keeps_fence = isinstance(action, Release) and action.fence is not None
-        if action.node.gate is not None and not keeps_fence:
-            opens, spec["taints"] = True, json.loads(action.node.gate) or None  # null removes an empty list
-    metadata: JSON = {"uid": action.node.uid, "labels": dict(labels), "annotations": annotations}
-    if opens or not isinstance(action, LabelNode) or action.forget or action.requests is not None:
-        metadata["resourceVersion"] = resource_version
-    patch = {"metadata": {key: value for key, value in metadata.items() if value}}
-    return {**patch, "spec": spec} if spec else patch
+    """Return the body of the JSON merge patch on the Node that carries out `action`; the value None removes an entry.
 
-
-def _changes(action: NodePatch) -> tuple[Mapping[str, str | None], dict[str, str | None], JSON]:
+    Every patch names the UID, so the server refuses it for a new Node of that name: with Conflict, or Invalid without a
+    resourceVersion. A new proof also removes the start-up taint (docs/design/transition.md#gate), unless a Release keeps
+    its fence.
+    """
+    labels, conditional = dict(action.labels), True
     annotations: dict[str, str | None] = {}
-    labels: Mapping[str, str | None] = {}
     spec: JSON = {}
     match action:
         case FenceNode() | Actuate() | UpdateFence():
             annotations[names.ANNOTATION_FENCE] = record_text(action.fence)
-            labels = action.labels
             if not isinstance(action, Actuate):
                 annotations |= action.annotations
                 if action.cordon:
                     spec["unschedulable"] = True
         case Release():
-            labels = action.labels
             annotations |= action.annotations
             annotations[names.ANNOTATION_FENCE] = record_text(action.fence) if action.fence else None
             annotations[names.ANNOTATION_DEFERRED] = record_text(action.deferred) if action.deferred else None
@@ -144,13 +135,25 @@ def _changes(action: NodePatch) -> tuple[Mapping[str, str | None], dict[str, str
                 # node cordoned at its end.
                 annotations[names.ANNOTATION_UPGRADE_CORDONED] = None
         case LabelNode():
-            labels = action.labels
             annotations |= action.requests or {}
+            conditional = action.forget or action.requests is not None
             if action.forget:
                 annotations |= dict.fromkeys((names.ANNOTATION_VERIFIED, names.ANNOTATION_DEFERRED))
         case _:
             assert_never(action)
-    return labels, annotations, spec
+    if isinstance(action, Release | LabelNode) and action.verified:
+        annotations[names.ANNOTATION_VERIFIED] = record_text(action.verified)
+        keeps_fence = isinstance(action, Release) and action.fence is not None
+        if action.node.gate is not None and not keeps_fence:
+            conditional, spec["taints"] = (
+                True,
+                json.loads(action.node.gate) or None,
+            )  # null removes an empty list
+    metadata: JSON = {"uid": action.node.uid, "labels": labels, "annotations": annotations}
+    if conditional:
+        metadata["resourceVersion"] = resource_version
+    patch = {"metadata": {key: value for key, value in metadata.items() if value}}
+    return {**patch, "spec": spec} if spec else patch
 
 
 _CHANGING: Mapping[type, Collection[str]] = {Claim: {"wave", "version"}, FailedNode: {"gone"}}
@@ -158,17 +161,17 @@ _CHANGING: Mapping[type, Collection[str]] = {Claim: {"wave", "version"}, FailedN
 
 
 def _grown(before: object, records: Mapping[str, Claim | FailedNode]) -> JSON:
-    older = before if isinstance(before, dict) else {}
-    return {key: _with_unknown(older.get(key), record) for key, record in sorted(records.items())}
-
-
-def _with_unknown(before: object, record: Claim | FailedNode) -> JSON:
-    ours, kind = _encode(record), type(record)
-    if not isinstance(before, dict):
-        return ours
-    if any(before.get(key) != value for key, value in ours.items() if key not in _CHANGING[kind]):
-        return ours
-    return {**{key: value for key, value in before.items() if key not in _KEYS[kind]}, **ours}
+    """Return all records as JSON, each with the unknown keys that the same claim or failure has in `before`."""
+    older, written = before if isinstance(before, dict) else {}, {}
+    for name, record in sorted(records.items()):
+        ours, kind, was = _encode(record), type(record), older.get(name)
+        unknown: JSON = {}
+        if isinstance(was, dict) and all(
+            was.get(key) == value for key, value in ours.items() if key not in _CHANGING[kind]
+        ):
+            unknown = {key: value for key, value in was.items() if key not in _KEYS[kind]}
+        written[name] = {**unknown, **ours}
+    return written
 
 
 class _Damaged(ValueError):
@@ -178,7 +181,7 @@ class _Damaged(ValueError):
 # A Node is parsed again whenever one of its labels changes, usually with the same records, so the results are cached.
 @lru_cache(maxsize=256)
 def parse_record(kind: type[NodeRecord], text: str) -> tuple[NodeRecord | None, str]:
-    """Return the record of this kind in `text` and an empty string, or None and the reason why the annotation that holds it cannot be read, such as a version that this operator does not know."""
+    """Return the record of this kind in `text` and an empty string, or None and the reason why it cannot be read."""
     try:
         return _decode(kind, _load(text)), ""
     except _Damaged as error:
@@ -206,7 +209,7 @@ _WRITERS: Mapping[type[Any], TypeAdapter[Any]] = {
     kind: TypeAdapter(kind) for kind in (Fence, Deferred, Verified, Claim, FailedNode)
 }
 _KEYS = {kind: {to_camel(field.name) for field in fields(kind)} - {"unknown"} for kind in _WRITERS}
-"""The keys of each kind of record, as they are written."""
+"""The keys of each kind of record, as they are written. `Fence.unknown` is not one of them."""
 
 
 def _encode(record: Fence | Deferred | Verified | Claim | FailedNode) -> JSON:
@@ -227,8 +230,13 @@ def _decode(kind: type[Record], data: JSON) -> Record:
         record: Record = _WRITERS[kind].validate_json(json.dumps(ours))
     except ValidationError as error:
         raise _Damaged(_complaint(error, ours)) from None
-    unknown: JSON = {"unknown": _text_of(left)} if left and kind is Fence else {}
-    return replace(record, **unknown) if unknown else record
+    if kind is not Fence or not left:
+        return record
+    try:
+        unknown: JSON = {"unknown": json.dumps(left, separators=(",", ":"), ensure_ascii=False)}
+        return replace(record, **unknown)
+    except RecursionError as error:
+        raise _Damaged(f"the keys {', '.join(sorted(left))[:80]} are nested too deeply") from error
 
 
 def _complaint(error: ValidationError, ours: JSON) -> str:
@@ -239,10 +247,3 @@ def _complaint(error: ValidationError, ours: JSON) -> str:
         return f"{'.'.join(map(str, first['loc']))} is missing"
     key = str(first["loc"][0])
     return f"{key} cannot be {ours.get(key, first['input'])!r}"
-
-
-def _text_of(keys: JSON) -> str:
-    try:
-        return json.dumps(keys, separators=(",", ":"), ensure_ascii=False)
-    except RecursionError as error:
-        raise _Damaged(f"the keys {', '.join(sorted(keys))[:80]} are nested too deeply") from error

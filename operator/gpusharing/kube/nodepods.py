@@ -1,9 +1,5 @@
 """List the pods of the nodes that a pass asks about: one LIST for each node, made as often as the drain needs it, the
-most urgent node first.
-
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#gang, docs/design/glossary.md#pass,
-docs/design/glossary.md#proof.
-"""
+most urgent node first."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -31,7 +27,7 @@ from gpusharing.planning.snapshot.stackviews import StackView
 
 @dataclass(slots=True)
 class NodePods:
-    """Lists the pods of nodes."""
+    """Lists the pods of nodes. While a LIST is under way, the result of the last one stays in `work`."""
 
     client: KubeClient
     sources: Sources
@@ -40,6 +36,7 @@ class NodePods:
     budgets: Budgets
     stack: StackReader
     work: dict[str, NodeWork] = field(default_factory=dict)
+    """The last LIST of each node, with what was learned since, by node name."""
     gangs: Gangs = field(init=False)
     _lookups: PodLookups = field(init=False)
     _lists: dict[str, NodeWork] = field(default_factory=dict)
@@ -51,7 +48,12 @@ class NodePods:
     async def look(
         self, wanted: frozenset[str], proving: frozenset[str], now: datetime, began: float
     ) -> None:
-        """List the pods of each wanted node that is due (`_is_due`), those in `proving` first (`_urgency`), and update `work`. Raises: ExceptionGroup: with Unauthorized or ServerAway."""
+        """List the pods of each wanted node that is due, and update `work`. Nodes that are not wanted are forgotten.
+
+        A LIST that ends late is used by the next call. If one was not sent, or was refused with 429, `work` keeps the last
+        one with its age. `now` is the time of day at the moment `began` of the loop's clock. Raises an ExceptionGroup with
+        Unauthorized or ServerAway.
+        """
         self._hear(now, began)
         for name in self.work.keys() - wanted:
             del self.work[name]
@@ -81,6 +83,7 @@ class NodePods:
         self._hear(now, began)
 
     def _hear(self, now: datetime, began: float) -> None:
+        """Record since when the agent of each node has kept NVML closed for the current request."""
         answers = self.sources.gpunodes.items
         for name, work in self.work.items():
             self.work[name] = heard(work, answers.get(name), _later(now, began))
@@ -91,6 +94,11 @@ class NodePods:
         self._lists.clear()
 
     async def _take(self, lists: Mapping[str, NodeWork]) -> None:
+        """Store finished LISTs in `work`, with the PodDisruptionBudgets if any pod may have to leave.
+
+        While the budgets are being listed, the LISTs of nodes with such pods are put back into `_lists`. If the budgets
+        cannot be listed, the reason becomes the error of these nodes.
+        """
         guarded = {
             node
             for node, work in lists.items()
@@ -100,13 +108,14 @@ class NodePods:
         pdbs, trouble = ((), budgets) if isinstance(budgets, str) else (budgets or (), "")
         for node, work in lists.items():
             if budgets is None and node in guarded:
-                self._lists.setdefault(node, work)  # stored in `work` once the budgets are known
+                self._lists.setdefault(node, work)
                 continue
             error = work.error or (trouble if node in guarded else "")
             now = replace(work, pdbs=pdbs, error=error)
             self.work[node] = looked(self.work.get(node), now, self.sources.gpunodes.items.get(node))
 
     async def _read(self, node: str, scope: Scope, at: datetime) -> NodeWork:
+        """List the pods of one node, and the gangs of those that must leave; on a fenced node older gangs may be reused."""
         view = self.sources.nodes.items.get(node)
         pods, error = await self._pods_of(node, scope, at)
         gangs = await self.gangs.find(pods, scope, at, anew=view is None or view.fence is None)
@@ -121,6 +130,11 @@ class NodePods:
         return work.quiet_since is not None and work.listed_at < work.quiet_since
 
     def _urgency(self, name: str, proving: frozenset[str]) -> tuple[bool, float, str]:
+        """Return the sort key of a node. On a slow server a round ends before its work is done.
+
+        Fenced nodes in `proving` come first, the oldest fence first: their proof grows old, and if there is not enough
+        time for all, the first ones should be proven. The others follow, the oldest LIST first.
+        """
         node, work = self.sources.nodes.items.get(name), self.work.get(name)
         if name in proving and node is not None and node.fence is not None:
             return False, node.fence.since.timestamp(), name
@@ -134,16 +148,21 @@ class NodePods:
         return scope_of(view, self.sources.settings.plan, stack)
 
     async def _pods_of(self, node: str, scope: Scope, now: datetime) -> tuple[tuple[PodView, ...], str]:
+        """List the pods of one node, as the chart's guard would admit their replacements. Return them, or the error.
+
+        Raises Unauthorized, ServerAway and HeldBack, and Throttled while the last LIST is still valid.
+        """
         try:
             raws = await list_of(self.client, PODS, field_selector=f"spec.nodeName={node}")
             guard = self.sources.settings.plan.guard
-            guards, adds = guard != "false", guard == "mutating"
             namespaces = any(
                 policy.spec is not None and asks_for_namespaces(policy.spec.drain)
                 for policy in self.sources.policies.views
             )
-            pods = await self._lookups.views(raws, scope, now, namespaces=guards or namespaces)
-            return tuple(with_guard(pod, adds=adds) for pod in pods) if guards else pods, ""
+            pods = await self._lookups.views(raws, scope, now, namespaces=guard != "false" or namespaces)
+            if guard == "false":
+                return pods, ""
+            return tuple(with_guard(pod, adds=guard == "mutating") for pod in pods), ""
         except (Unauthorized, ServerAway, HeldBack):
             raise
         except KubeError as error:
@@ -154,4 +173,5 @@ class NodePods:
 
 
 def _later(now: datetime, began: float) -> datetime:
+    """Return the present time of day, given that it was `now` at the moment `began` of the loop's clock."""
     return now + timedelta(seconds=loop_time() - began)

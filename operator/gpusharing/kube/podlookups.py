@@ -1,7 +1,4 @@
-"""Other objects that affect how a pod is drained: its ResourceClaims, its DaemonSet, and its namespace.
-
-Terms: docs/design/glossary.md#gang.
-"""
+"""Other objects that affect how a pod is drained: its ResourceClaims, its DaemonSet, and its namespace."""
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -30,14 +27,19 @@ class PodLookups:
 
     client: KubeClient
     owners: dict[tuple[str, str, str], tuple[datetime, bool | None]] = field(default_factory=dict)
-    """DaemonSets by namespace, name and UID: when each was read, and whether it existed; None if we may not read it. The UID is in the key so that what was read before never decides about a DaemonSet that was created again."""
+    """DaemonSets by namespace, name and UID: when each was read, and whether it existed; None if we may not read it."""
     namespaces: dict[str, tuple[datetime, Mapping[str, str] | None]] = field(default_factory=dict)
     """Namespaces by name: when each was read, and its labels, or None if they cannot be read."""
 
     async def views(
         self, raws: Iterable[JSON], scope: Scope, now: datetime, *, namespaces: bool
     ) -> tuple[PodView, ...]:
-        """Convert the raw pods of one node, with what other objects say about them."""
+        """Convert the raw pods of one node, with what other objects say about those that may have to leave.
+
+        `namespaces` says whether the labels of namespaces matter. All pods of a namespace that is read get them, because a
+        rank without a GPU is judged with its gang (docs/design/drain.md#t13). Raises KubeError if an object cannot be read,
+        unless it is gone or we lack the right, and if a pod cannot be converted.
+        """
         pods = []
         for raw in raws:
             claims = await self._resource_claims(raw)
@@ -52,23 +54,28 @@ class PodLookups:
         return tuple([await self._with_owner(pod, now) if pod.uid in concerned else pod for pod in pods])
 
     async def _resource_claims(self, raw: JSON) -> dict[str, ClaimedDevices]:
+        """Return the devices of each ResourceClaim of a raw pod, by `namespace/name`; None, which counts as a GPU, for one
+        that is gone or that cannot be read (docs/design/drain.md#g5)."""
         namespace = text(raw, "metadata", "namespace")
         claims: dict[str, ClaimedDevices] = {}
         for name in converted(PODS, raw, resource_claim_names):
             if name is not None:
                 claim = await self._get(RESOURCE_CLAIMS, name, namespace)
-                key = f"{namespace}/{name}"
-                claims[key] = converted(RESOURCE_CLAIMS, claim, claimed_devices) if claim else None
+                read = converted(RESOURCE_CLAIMS, claim, claimed_devices) if claim else None
+                claims[f"{namespace}/{name}"] = read
         return claims
 
     async def _with_owner(self, pod: PodView, now: datetime) -> PodView:
+        """Return the pod with `owner.exists` set if a DaemonSet controls it (docs/design/drain.md#p3, P5).
+
+        The UID is part of the key, so that what was read before never decides about a DaemonSet that was created again.
+        """
         owner = pod.owner
         if owner is None or owner.kind != "DaemonSet" or not owner.api_version.startswith("apps/"):
             return pod
         key = pod.namespace, owner.name, owner.uid
-        return replace(
-            pod, owner=replace(owner, exists=await _ask(self.owners, key, now, partial(self._exists, *key)))
-        )
+        exists = await _ask(self.owners, key, now, partial(self._exists, *key))
+        return replace(pod, owner=replace(owner, exists=exists))
 
     async def _labels(self, namespace: str) -> Mapping[str, str] | None:
         raw = await self._get(NAMESPACES, namespace, None)
@@ -77,14 +84,15 @@ class PodLookups:
     async def _exists(self, namespace: str, name: str, uid: str) -> bool | None:
         try:
             daemon_set = await self.client.get(DAEMON_SETS, name, namespace=namespace)
-            found = text(daemon_set, "metadata", "uid")
-            return found == uid if found else None
         except NotFound:
             return False
         except Forbidden:
             return None
+        found = text(daemon_set, "metadata", "uid")
+        return found == uid if found else None
 
     async def _get(self, resource: Resource, name: str, namespace: str | None) -> JSON | None:
+        """Return an object, or None if it is gone or we may not read it."""
         try:
             return await self.client.get(resource, name, namespace=namespace)
         except (NotFound, Forbidden):
@@ -94,6 +102,7 @@ class PodLookups:
 async def _ask(
     known: dict[Key, tuple[datetime, Answer]], key: Key, now: datetime, read: Callable[[], Awaitable[Answer]]
 ) -> Answer:
+    """Return the answer for `key`, read again after ANSWER_VALID. Old answers are dropped, because namespaces come and go."""
     if key not in known or now - known[key][0] > ANSWER_VALID:
         answer = await read()
         for old in [old for old, (read_at, _) in known.items() if now - read_at > ANSWER_VALID]:

@@ -3,16 +3,14 @@
 The pods on nodes that are being changed are listed anyway. The pods on waiting nodes are not, so `status.plan` could
 only count nodes. Therefore the pods on the first waiting nodes are listed too, but seldom, and only a few at a time
 over all pools (docs/design/drain.md#preview).
-
-Terms: docs/design/glossary.md#look, docs/design/glossary.md#gang.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterator, Mapping
 from dataclasses import field
 from datetime import datetime, timedelta
 from itertools import islice
 
+from gpusharing.planning.drain import pdb
 from gpusharing.planning.drain.gangkeepers import describe_gang
 from gpusharing.planning.drain.gangs import ending_gangs, with_gangs
 from gpusharing.planning.drain.holders import scope_of
@@ -32,7 +30,7 @@ from gpusharing.planning.vocabulary.values import value
 AGAIN = timedelta(minutes=5)
 """The time between two looks at one node."""
 MAX_NODES = 20
-"""The most nodes of a pool that are looked at."""
+"""The most nodes of a pool that are looked at. `status.plan` does not name more nodes than that."""
 
 
 @value
@@ -41,6 +39,7 @@ class Previews:
 
     known: Mapping[str, Preview] = field(default_factory=dict)
     wants_pods: frozenset[str] = frozenset()
+    """The nodes whose pods the next pass must list."""
     wake: datetime | None = None
     """When to wake for the first look at nodes that have no preview yet, or None if there are none."""
 
@@ -52,13 +51,19 @@ def find_previews(
     afterwards: Afterwards,
     now: datetime,
 ) -> Previews:
-    """Return what the changes of waiting nodes would disturb, and the nodes whose pods must be listed next."""
+    """Return what the changes of waiting nodes would disturb, and the nodes whose pods must be listed next.
+
+    A preview is computed anew whenever the node's pods were listed, even if that LIST failed; otherwise it is kept while
+    the policy's spec has the same version. Nodes with known blockers get no LIST for a first preview.
+    """
     known: dict[str, Preview] = {}
     missing: list[str] = []
-    looked_at: set[str] = set()
+    ours: dict[str, datetime] = {}
     for policy, verdict in _to_go(pools, verdicts):
         name = verdict.node
-        before = _standing(snapshot.memory.previews.get(name), policy)
+        before = snapshot.memory.previews.get(name)
+        if before is not None and before.version != policy.version:
+            before = None
         work = snapshot.work.get(name)
         if work is not None and (before is None or work.listed_at > before.at):
             try:
@@ -70,28 +75,20 @@ def find_previews(
             known[name] = before
         elif not verdict.blockers:
             missing.append(name)
-        if name in known and verdict.blockers:
-            looked_at.add(name)
-    return _pace(known, missing, looked_at, now, timedelta(seconds=snapshot.settings.poll))
-
-
-def _pace(
-    known: Mapping[str, Preview],
-    missing: Sequence[str],
-    looked_at: AbstractSet[str],
-    now: datetime,
-    poll: timedelta,
-) -> Previews:
-    ours = {name: one.at for name, one in known.items() if name not in looked_at}
+        if name in known and not verdict.blockers:  # looks.py has the pods of blocked nodes listed
+            ours[name] = known[name].at
+    poll = timedelta(seconds=snapshot.settings.poll)
     old = sorted((at, name) for name, at in ours.items() if at + AGAIN <= now)
     due = [*missing, *(name for _, name in old)]
     left = max(0, LOOKS - sum(now - poll < at for at in ours.values()))
+    # Any change to pods starts a pass anyway, so an old preview is no reason to wake.
     return Previews(known, frozenset(due[:left]), now + poll if missing else None)
 
 
 def _to_go(
     pools: Mapping[str, Pool], verdicts: Mapping[str, Verdict]
 ) -> Iterator[tuple[PolicyView, Verdict]]:
+    """Yield the verdicts of the nodes that have yet to be drained, each with its policy, at most MAX_NODES of each pool."""
     for _, pool in sorted(pools.items()):
         if pool.policy.spec is None or pool.policy.deleting:
             continue
@@ -101,19 +98,17 @@ def _to_go(
         )
 
 
-def _standing(preview: Preview | None, policy: PolicyView) -> Preview | None:
-    return None if preview is None or preview.version != policy.version else preview
-
-
 def preview_of(
     policy: PolicyView, verdict: Verdict, work: NodeWork, afterwards: Afterwards, snapshot: ClusterSnapshot
 ) -> Preview:
-    """Return what the change of one node would disturb, according to the last LIST of its pods."""
+    """Return what the change of one node would disturb, according to the last LIST of its pods. The policy must have a spec.
+
+    Pods that must not be evicted, and gangs whose members cannot be listed, show only as blockers.
+    """
     assert policy.spec is not None, "only a policy with a spec has a preview"
     if not verdict.disruption.cordons:
         return Preview(policy.version, work.listed_at)
-    drain = policy.spec.drain
-    node = snapshot.nodes.get(verdict.node)
+    drain, node = policy.spec.drain, snapshot.nodes.get(verdict.node)
     scope = scope_of(node, snapshot.settings, snapshot.stack, verdict.disruption)
     pods = find_standings(work, drain, work.listed_at, scope=scope, cordoned=False)
     leaving = (*pods.leaving, *pods.remaining)
@@ -122,7 +117,7 @@ def preview_of(
         policy.version,
         work.listed_at,
         tuple(sorted(one.pod.ref for one in leaving)),
-        tuple(sorted({f"{pdb.namespace}/{pdb.name}" for one in leaving for pdb in one.budgets})),
+        tuple(sorted({pdb.ref(budget) for one in leaving for budget in one.budgets})),
         tuple(describe_gang(view) for view in ending_gangs(work, scope) if not view.error),
         with_gangs(blockers, work, drain, now=work.listed_at, scope=scope),
     )
