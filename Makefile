@@ -44,8 +44,8 @@ test-all: ## every test that this machine can play, verb by verb; LEAVE_OUT="run
 test-random: setup ## 10,000 examples of the random world (about twenty minutes of CPU); ARGS="-k seed-7"
 	@exec env PROPERTIES=long $(PY) -m pytest -n auto tests/planning/test_invariants.py $(ARGS)
 
-mutants: setup ## remove each guard in turn; its named test must fail (two minutes); MUTANTS=regex, FIND=1
-	@$(PY) -m hack.mutants
+mutants: setup ## plant a seeded sample of mistakes and name those that no test notices; COUNT=12 SEED=1 ONLY=planning/drain TESTS_OF=COMMIT
+	@$(PY) -m hack.mutation --count $(or $(COUNT),12) --seed $(or $(SEED),1) --only "$(ONLY)" --tests-of "$(TESTS_OF)"
 
 size: setup ## print the lines, files, types and public names of each package
 	@$(PY) -m hack.size

@@ -13,6 +13,7 @@ LOCKS = {
     "requirements.lock": ("pyproject.toml",),
     "requirements-dev.lock": ("pyproject.toml", "--group", "dev"),
     "requirements-docs.lock": ("--group", "docs", "--python-version", "3.11"),
+    "requirements-mutants.lock": ("--group", "mutants", "--python-version", "3.11"),
 }
 """uv's arguments for each lock: the project's dependencies, these with a group, or a group alone."""
 

@@ -146,7 +146,6 @@ def test_a_public_function_names_its_many_parameters() -> None:
 
 SIGNALLED_BY_NUMBER = {
     "hack/cluster/process.py": "asks first whether it runs, and of a group whether the number can be somebody else's",
-    "hack/mutants/plays.py": "nobody has waited for it",
     "hack/realnode/machine.py": "the keeper still has it as a child",
     "tests/docs/commands.py": "nobody has waited for it",
     "tests/hack/test_cluster_controlplane.py": "nobody has waited for it",
@@ -258,7 +257,7 @@ def test_no_file_names_a_registry() -> None:
 
 
 def test_locks_pin_every_file_by_hash_and_name_no_index() -> None:
-    for name in ("requirements.lock", "requirements-dev.lock", "requirements-docs.lock"):
+    for name in ("requirements.lock", "requirements-dev.lock", "requirements-docs.lock", "requirements-mutants.lock"):
         text = FILES[name].read_text()
         pins = re.findall(r"^[a-z0-9].*==.*(?:\n +.*)*", text, re.MULTILINE)
         assert pins

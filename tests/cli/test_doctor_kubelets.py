@@ -54,7 +54,7 @@ def test_of_a_kubelet_without_a_version_nothing_is_said(version: str) -> None:
 
 def test_of_kubelets_within_reach_and_of_those_without_a_gpu_nothing_is_said() -> None:
     assert kubelets("v1.36.3", "v1.36.9", "v1.36.0", "v1.33.0") == []
-    assert find_kubelet_symptoms(running({"cpu-1": "v1.20.0"}, {}), "v1.36.3") == ()
+    assert [*find_kubelet_symptoms(running({"cpu-1": "v1.20.0"}, {}), "v1.36.3")] == []
     assert MOST_BEHIND == 3
 
 

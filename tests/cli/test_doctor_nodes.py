@@ -20,7 +20,7 @@ from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODE
 from gpusharing.kube.errors import Forbidden
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Severity, Symptom
-from gpusharing.planning.stack.nodesymptoms import MigEntries, find_node_symptoms
+from gpusharing.planning.stack.nodesymptoms import find_node_symptoms
 from kubectl_gpusharing.shell.troubles import FAILED
 
 CHART = Path(__file__).parents[2] / "deploy/helm/gpu-sharing-operator/Chart.yaml"
@@ -29,7 +29,7 @@ WORKLOAD, DEPLOY = "nvidia.com/gpu.workload.config", "nvidia.com/gpu.deploy."
 GPU = {"nvidia.com/gpu.present": "true"}
 POOL = {"pool": "a"}
 OURS = (make_policy(mode="Full", nodeSelector={"matchLabels": POOL}),)
-ENTRIES = {"gpu-1": MigEntries("custom-mig-config", frozenset({"all-disabled", "halves"}))}
+ENTRIES = {"gpu-1": ("custom-mig-config", frozenset({"all-disabled", "halves"}))}
 
 
 def found(labels: dict[str, str], *, policies: bool | None = None, **more: Any) -> list[Symptom]:
@@ -46,7 +46,7 @@ def labelled(name: str, labels: dict[str, str], **more: Any) -> NodeView:
 def told(
     nodes: Sequence[NodeView],
     policies: tuple[PolicyView, ...] = OURS,
-    entries: Mapping[str, MigEntries] = MappingProxyType({}),
+    entries: Mapping[str, tuple[str, frozenset[str]]] = MappingProxyType({}),
     **more: Any,
 ) -> list[Symptom]:
     """What is wrong with the labels of these Nodes."""

@@ -22,7 +22,7 @@ from tests.planning.changes import FENCE, answering, changing, emptied
 from tests.planning.told import PENDING, SYNCED, verdict
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.pools.keepers import explain_keepers
+from gpusharing.planning.pools.keepers import name_keepers
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.report.events import node_events
 from gpusharing.planning.rollout import plan_rollout
@@ -156,9 +156,9 @@ def test_a_node_whose_release_fails_is_named_to_those_who_wait_for_its_slot_alth
     stuck = Failing({"gpu-07": replace(LASTING, tries=6)}, {}, NOW)
     pool = Pool(make_policy())
     pool.count(stuck.find_late({"gpu-07": find_member(KEPT, RELEASE.node, None)})["gpu-07"])
-    assert (pool.moving, explain_keepers(pool.keepers)) == (
+    assert (pool.moving, name_keepers(pool.keepers)) == (
         0,
-        "calls to the API server about gpu-07 are failing",
+        (" (calls to the API server about gpu-07 are failing)", "node/gpu-07"),
     )
 
 

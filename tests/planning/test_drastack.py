@@ -12,14 +12,13 @@ from gpusharing.planning.snapshot.stackviews import (
     PLUGIN_SWITCH,
     ClusterPolicyView,
     PlainStackView,
+    StackView,
 )
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.stack.acceptance import find_objection
 from gpusharing.planning.stack.drastack import (
-    NEEDS,
-    DraStack,
     find_doubles,
-    find_lacks,
+    find_missing_parts,
     is_complete,
     refuse,
 )
@@ -33,8 +32,8 @@ DRA = DraView(DRIVER)
 STANDALONE = DraView(DRIVER, "nvidia-mig-manager", "v0.15.1", SETTINGS.mig_config_map)
 POLICY = make_cluster_policy(switches={PLUGIN_SWITCH: False}, mig_manager_version="v0.15.1")
 PLAIN = replace(make_cluster_policy(), plain=PlainStackView("nvdp-nvidia-device-plugin", "nvdp"))
-COMPLETE = DraStack(False, POLICY, DRA, "gpu-operator", SETTINGS.mig_config_map)
-ALONE = DraStack(True, None, STANDALONE, "gpu-operator", SETTINGS.mig_config_map)
+COMPLETE = make_stack(cluster_policy=POLICY, dra=DRA)
+ALONE = make_stack(cluster_policy=None, gpu_cluster=True, dra=STANDALONE)
 DOMAINS = replace(DRIVER, serves_gpus=False)
 
 
@@ -63,9 +62,9 @@ DOMAINS = replace(DRIVER, serves_gpus=False)
         "a driver beside NVIDIA's device-plugin chart",
     ],
 )
-def test_the_dra_stack_serves_the_gpus_if_no_device_plugin_does(stack: DraStack, serves: bool) -> None:
-    assert stack.serves is serves
-    assert bool(refuse(spec(mode="MPS"), stack)) is serves
+def test_the_dra_stack_serves_the_gpus_if_no_device_plugin_does(stack: StackView, serves: bool) -> None:
+    assert stack.by_dra is serves
+    assert bool(refuse(spec(mode="MPS"), stack, SETTINGS)) is serves
 
 
 def spec(**fields: Any) -> Any:
@@ -75,29 +74,29 @@ def spec(**fields: Any) -> Any:
 
 def test_a_complete_stack_is_accepted() -> None:
     for stack in (COMPLETE, ALONE, replace(ALONE, gpu_cluster=False)):
-        assert find_lacks(stack) == ()
-        assert is_complete(stack)
-        assert refuse(spec(), stack) == ""
-    assert not is_complete(replace(COMPLETE, dra=DraView())), "it does not serve the GPUs"
+        assert [*find_missing_parts(stack, SETTINGS)] == []
+        assert is_complete(stack, SETTINGS)
+        assert refuse(spec(), stack, SETTINGS) == ""
+    assert not is_complete(replace(COMPLETE, dra=DraView()), SETTINGS), "it does not serve the GPUs"
 
 
-def with_policy(**changes: Any) -> DraStack:
+def with_policy(**changes: Any) -> StackView:
     """The complete stack with another ClusterPolicy."""
     return replace(COMPLETE, cluster_policy=replace(POLICY, **changes))
 
 
-def with_driver(stack: DraStack = ALONE, **changes: Any) -> DraStack:
+def with_driver(stack: StackView = ALONE, **changes: Any) -> StackView:
     """A GPUCluster with a driver that is set up otherwise."""
     return replace(stack, dra=replace(stack.dra, driver=replace(DRIVER, **changes)))
 
 
-def with_dra(stack: DraStack = COMPLETE, **changes: Any) -> DraStack:
+def with_dra(stack: StackView = COMPLETE, **changes: Any) -> StackView:
     """The complete stack, of which something else was seen."""
     return replace(stack, dra=replace(stack.dra, **changes))
 
 
 OFF = {PLUGIN_SWITCH: False, MIG_MANAGER_SWITCH: False}
-LACKS: dict[str, tuple[DraStack, str, str]] = {
+LACKS: dict[str, tuple[StackView, str, str]] = {
     "the API group is not served": (
         with_dra(unread="the API server does not serve resource.k8s.io/v1"),
         "does not serve resource.k8s.io/v1",
@@ -172,38 +171,34 @@ LACKS: dict[str, tuple[DraStack, str, str]] = {
 
 
 @pytest.mark.parametrize(("stack", "says", "command"), LACKS.values(), ids=LACKS)
-def test_what_is_missing_is_named_with_what_corrects_it(stack: DraStack, says: str, command: str) -> None:
-    (lack,) = find_lacks(stack)
-    assert says in lack.message
-    assert command in lack.command
-    assert not is_complete(stack)
-    refusal = f"NVIDIA's DRA stack manages the GPUs in this cluster, but {lack.message}; run: {lack.command}"
-    assert refuse(spec(), stack) == refusal
-
-
-def test_every_need_is_tried() -> None:
-    tried = [need for need in NEEDS if any(need(stack) is not None for stack, _, _ in LACKS.values())]
-    assert tried == list(NEEDS)
+def test_what_is_missing_is_named_with_what_corrects_it(stack: StackView, says: str, command: str) -> None:
+    ((message, remedy),) = find_missing_parts(stack, SETTINGS)
+    assert says in message
+    assert command in remedy
+    assert not is_complete(stack, SETTINGS)
+    refusal = f"NVIDIA's DRA stack manages the GPUs in this cluster, but {message}; run: {remedy}"
+    assert refuse(spec(), stack, SETTINGS) == refusal
 
 
 def test_everything_that_is_missing_is_named_at_once_and_no_command_is_cut() -> None:
     stack = replace(ALONE, dra=DraView(), cluster_policy=make_cluster_policy())
-    lacks = find_lacks(stack)
-    message = refuse(spec(), stack)
-    assert len(lacks) == 3
-    assert all(f"{lack.message}; run: {lack.command}" in message for lack in lacks)
-    long = replace(stack, namespace="n" * 180)
-    cut = refuse(spec(), long)
+    missing = [*find_missing_parts(stack, SETTINGS)]
+    message = refuse(spec(), stack, SETTINGS)
+    assert len(missing) == 3
+    assert all(f"{what}; run: {command}" in message for what, command in missing)
+    long = replace(SETTINGS, gpu_operator_namespace="n" * 180)
+    cut = refuse(spec(), stack, long)
     assert len(cut) <= MAX_TEXT
-    assert find_lacks(long)[1].command in cut
+    assert [*find_missing_parts(stack, long)][1][1] in cut
 
 
-def test_a_stack_whose_first_lack_is_too_long_to_say_is_refused_all_the_same() -> None:
+def test_a_stack_whose_first_missing_part_is_too_long_to_say_is_refused_all_the_same() -> None:
     names = tuple(f"{letter * 60}.{letter * 60}.{letter * 60}.{letter * 60}" for letter in "abcd")
-    (lack,) = find_lacks(stack := replace(ALONE, dra=replace(STANDALONE, doubles=names)))
-    message = refuse(spec(), stack)
-    assert message == f"NVIDIA's DRA stack manages the GPUs in this cluster, but {lack.message}"
-    assert lack.command not in message
+    stack = replace(ALONE, dra=replace(STANDALONE, doubles=names))
+    ((what, command),) = find_missing_parts(stack, SETTINGS)
+    message = refuse(spec(), stack, SETTINGS)
+    assert message == f"NVIDIA's DRA stack manages the GPUs in this cluster, but {what}"
+    assert command not in message
 
 
 SHARED = {
@@ -249,7 +244,7 @@ def test_layouts_of_our_own_need_our_config_map_there_too_and_single_is_refused(
     assert objection is not None
     assert objection.reason is Reason.LAYOUTS_NEED_CONFIG_MAP
     single = spec(mig={"strategy": "single", "config": "all-1g.10gb"})
-    assert "use mixed" in refuse(single, COMPLETE)
+    assert "use mixed" in refuse(single, COMPLETE, SETTINGS)
 
 
 def test_a_node_is_served_twice_if_a_device_plugin_advertises_gpus_that_the_driver_publishes() -> None:

@@ -25,7 +25,6 @@ from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, MpsDaemon
 from gpusharing.planning.snapshot.views import OLD_VIEW, GPUNodeView, NodeView
 from gpusharing.planning.stack.mpsrepair import (
     MOST_REPAIRS,
-    RESTRAINTS,
     count_repair,
     explain_repair,
     find_due,
@@ -132,15 +131,6 @@ def test_it_says_why_it_does_not_repair_while(what: str) -> None:
 def test_a_foreign_configmap_of_mig_parted_does_not_hold_a_repair_back() -> None:
     found = stack(foreign_map=SETTINGS.mig_config_map)
     assert plan_repair(found, ASKED) is not None
-
-
-def test_every_restraint_is_played() -> None:
-    played = {
-        next(one for one in RESTRAINTS if one(daemon, found, ASKED))
-        for found, _ in HELD.values()
-        if found.cluster_policy is not None and (daemon := found.cluster_policy.mps_daemon) is not None
-    }
-    assert played == set(RESTRAINTS)
 
 
 def test_a_write_that_failed_is_said_and_tried_again_without_another_count() -> None:

@@ -15,12 +15,12 @@ NAMED = {
 @pytest.mark.parametrize(
     ("subject", "table", "values"),
     [
-        ("operator", rights.OPERATOR, ()),
-        ("operator", rights.OPERATOR + rights.CONFIGURE, ("gpuOperator.configure",)),
-        ("operator", rights.OPERATOR + rights.REPAIR_MPS, ("gpuOperator.repairMps",)),
-        ("operator", rights.OPERATOR + rights.FORCE_DELETE, ("forceDelete",)),
-        ("operator", rights.OPERATOR + rights.DEVICE_TAINTS, ("dra.deviceTaints",)),
-        ("agent", rights.AGENT + rights.SECURE_METRICS, ()),
+        ("operator", rights.OPERATOR_RIGHTS, ()),
+        ("operator", rights.OPERATOR_RIGHTS + rights.CONFIGURE, ("gpuOperator.configure",)),
+        ("operator", rights.OPERATOR_RIGHTS + rights.REPAIR_MPS, ("gpuOperator.repairMps",)),
+        ("operator", rights.OPERATOR_RIGHTS + rights.FORCE_DELETE, ("forceDelete",)),
+        ("operator", rights.OPERATOR_RIGHTS + rights.DEVICE_TAINTS, ("dra.deviceTaints",)),
+        ("agent", rights.AGENT_RIGHTS + rights.SECURE_METRICS, ()),
     ],
 )
 def test_the_table_is_the_golden_one(
@@ -40,5 +40,5 @@ def test_the_table_is_the_golden_one(
 
 
 def test_a_right_reads_as_kubectl_takes_it() -> None:
-    texts = {right.text for right in rights.OPERATOR}
+    texts = {right.text for right in rights.OPERATOR_RIGHTS}
     assert {"patch nodes", "create pods/eviction", "patch gpunodes.gpusharing.dev/status"} <= texts

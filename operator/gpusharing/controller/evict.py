@@ -1,5 +1,4 @@
-"""Send evictions and forced deletions, and remember what the API server answered (docs/design/drain.md, rows E and
-T4). No pod is evicted twice."""
+"""Send evictions and forced deletions, and remember what the API server answered (docs/design/drain.md, rows E and T4). No pod is evicted twice."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

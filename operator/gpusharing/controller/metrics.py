@@ -202,9 +202,9 @@ class Metrics(Observer, Collector):
         }
         _show(
             self.slices,
-            {(n, r): count for n, pool in counted.items() for r, count in pool.advertised.items()},
+            {(n, r): count for n, (served, _) in counted.items() for r, count in served.items()},
         )
-        _show(self.idle, {(n, r): count for n, pool in counted.items() for r, count in pool.idle.items()})
+        _show(self.idle, {(n, r): count for n, (_, idle) in counted.items() for r, count in idle.items()})
         _show(self.pending, {(resource,): count for resource, count in waited_for(snapshot).items()})
         return ()
 

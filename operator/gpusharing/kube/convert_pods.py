@@ -110,8 +110,7 @@ def resource_claim_names(raw: JSON) -> tuple[str | None, ...]:
 
 
 def _own_claims(raw: JSON) -> tuple[str | None, ...]:
-    """Return the names of the ResourceClaims in a pod's spec (G3, G4), except those that its status says it does not need
-    (`resourceClaimName` null)."""
+    """Return the names of the ResourceClaims in a pod's spec (G3, G4), except those that its status says it does not need (`resourceClaimName` null)."""
     generated = {
         text(status, "name"): part(status, "resourceClaimName")
         for status in entries(raw, "status", "resourceClaimStatuses")
@@ -148,8 +147,7 @@ def claimed_devices(raw: JSON) -> ClaimedDevices:
 
 
 def _accepts_others(raw: JSON, request: str) -> bool:
-    """Whether another kind of device than the allocated one could meet this request: it is one of several alternatives
-    (firstAvailable), or asks for any MIG device by NVIDIA's own class. What other classes select is not known."""
+    """Whether another kind of device than the allocated one could meet this request: it is one of several alternatives (firstAvailable), or asks for any MIG device by NVIDIA's own class. What other classes select is not known."""
     if "/" in request:  # REQUEST/ALTERNATIVE
         return True
     rows = (row for row in entries(raw, "spec", "devices", "requests") if text(row, "name") == request)

@@ -196,11 +196,11 @@ class _Reader:
         (`configure_gpu_operator`, `repair_mps`, `force_delete`, `device_taints`) or, for the agent's, `secure_metrics`
         turns the feature on. All rights are checked concurrently. A right that cannot be checked has the answer None,
         with the error; no KubeError is raised."""
-        operators = rights.OPERATOR + (rights.CONFIGURE if self.place.configure_gpu_operator else ())
+        operators = rights.OPERATOR_RIGHTS + (rights.CONFIGURE if self.place.configure_gpu_operator else ())
         operators += rights.REPAIR_MPS if self.place.repair_mps else ()
         operators += rights.FORCE_DELETE if self.place.force_delete else ()
         operators += rights.DEVICE_TAINTS if self.place.device_taints else ()
-        agents = rights.AGENT + (rights.SECURE_METRICS if secure_metrics else ())
+        agents = rights.AGENT_RIGHTS + (rights.SECURE_METRICS if secure_metrics else ())
         questions = [(OPERATOR, right) for right in operators] + [(AGENT, right) for right in agents]
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._right(subject, right)) for subject, right in questions]

@@ -1,5 +1,4 @@
-"""List the pods of the nodes that a pass asks about: one LIST for each node, made as often as the drain needs it, the
-most urgent node first."""
+"""List the pods of the nodes that a pass asks about: one LIST for each node, made as often as the drain needs it, the most urgent node first."""
 
 from collections.abc import Mapping
 from contextlib import suppress

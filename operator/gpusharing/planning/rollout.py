@@ -60,7 +60,7 @@ from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, NodeView, PolicyView
 from gpusharing.planning.stack.acceptance import Terms, find_terms, wish_of
-from gpusharing.planning.stack.drastack import find_dra_stack, is_complete
+from gpusharing.planning.stack.drastack import is_complete
 from gpusharing.planning.stack.migstrategy import find_strategy_users, wants_other_strategy
 from gpusharing.planning.transition.callverdicts import Failing
 from gpusharing.planning.transition.cases import Cases, find_models, judge_case, keeps_verdict
@@ -159,7 +159,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     previews = find_previews(pools, verdicts, snapshot, afterwards, now)
     targets = {name: one.target for name, one in members.items() if one.target is not None}
     config = configure(snapshot, targets.values(), known.models, known.wishes, memo)
-    by_dra = is_complete(find_dra_stack(snapshot.stack, snapshot.settings))
+    by_dra = is_complete(snapshot.stack, snapshot.settings)
     classes = plan_classes(snapshot, targets.values()) if by_dra else None
     unfenced = {**choice.claims, **kept_claims}
     shared = share(snapshot, config, unfenced, pools, verdicts, failed_nodes=failed_nodes, classes=classes)

@@ -24,7 +24,6 @@ from gpusharing.planning.snapshot.draviews import DeviceClassView
 from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.stack.classsymptoms import find_class_symptoms
-from gpusharing.planning.stack.drastack import dra_stack_of
 from gpusharing.planning.stack.installation import conclude, find_symptoms, report_topics, start
 from gpusharing.planning.stack.installationviews import (
     ASKED_BY_PEOPLE,
@@ -39,7 +38,6 @@ from gpusharing.planning.stack.installationviews import (
     join_unseen,
 )
 from gpusharing.planning.stack.nodesymptoms import (
-    MigEntries,
     PluginEntries,
     find_entry_symptoms,
     find_kubelet_symptoms,
@@ -129,7 +127,7 @@ async def _examine(session: Session) -> Examination:
         version = await unless_hidden(client.version(), "")
         mig_entries = await _mig_entries(client, view)
         servers = await unless_hidden(_servers(client), None)
-        classes = await unless_hidden(_classes(client), None) if dra_stack_of(view).serves else ()
+        classes = await unless_hidden(_classes(client), None) if view.stack.by_dra else ()
     if entries is not None and entries.config_map == place.plugin_config_map and entries.texts is None:
         entries = None  # `find_symptoms` reports that the operator's own ConfigMap does not exist
     used = {*view.named_entries, view.followed_policy.plugin_default if view.followed_policy else ""}
@@ -226,7 +224,7 @@ async def _with_pointed(
     return replace(view, config_maps=maps), entries
 
 
-async def _mig_entries(client: KubeClient, view: InstallationView) -> dict[str, MigEntries]:
+async def _mig_entries(client: KubeClient, view: InstallationView) -> dict[str, tuple[str, frozenset[str]]]:
     """Return, by node name, the entries of the ConfigMap that mig-manager reads, for nodes that are labeled as
     MIG-capable and whose MIG label names an entry. This is the ConfigMap that ClusterPolicy names, else the one
     generated for the node (docs/design/nvidia.md#a10). Nodes whose ConfigMap is absent, unreadable or empty are left
@@ -249,7 +247,7 @@ async def _mig_entries(client: KubeClient, view: InstallationView) -> dict[str, 
             maps = await list_of(client, CONFIG_MAPS, namespace=namespace)
     data = {text(raw, "metadata", "name"): text(raw, "data", MIG_KEY) for raw in maps}
     entries = {name: frozenset(parse(data.get(name, ""))) for name in {*wanted.values()}}
-    return {node: MigEntries(name, entries[name]) for node, name in wanted.items() if entries[name]}
+    return {node: (name, entries[name]) for node, name in wanted.items() if entries[name]}
 
 
 # --- in words ------------------------------------------------------------------------------------------------

@@ -155,8 +155,7 @@ def find_blocked_gangs(
 def find_keepers(
     members: Iterable[GangMember], options: Drain, scope: Scope
 ) -> Iterator[tuple[str, Blocker]]:
-    """Yield the node's name and the blocker of each member that must stay: according to `options`, those of the policy that
-    changes this node, or if these allow its eviction, to the policy of its own node."""
+    """Yield the node's name and the blocker of each member that must stay: according to `options`, those of the policy that changes this node, or if these allow its eviction, to the policy of its own node."""
     for member in members:
         blockers = classify((member.pod,), options, everywhere(scope)).blockers
         for blocker in blockers or find_ruled((member,), scope):

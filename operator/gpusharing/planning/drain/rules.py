@@ -34,8 +34,7 @@ Tier = tuple[int, bool]
 
 
 def find_rule(pod: PodView, options: Drain) -> tuple[str, DrainRule, bool] | None:
-    """Return the first rule that matches the pod or may match it: its path in the policy, the rule, and whether it
-    certainly matches, which is unknown if the labels of the pod's namespace cannot be read."""
+    """Return the first rule that matches the pod or may match it: its path in the policy, the rule, and whether it certainly matches, which is unknown if the labels of the pod's namespace cannot be read."""
     for index, rule in enumerate(options.rules):
         if not selects(rule.pod_selector, pod.labels):
             continue

@@ -1,5 +1,4 @@
-"""Which pods could not run after the planned changes: by resource name, by number of devices, and by the labels that a
-change rewrites.
+"""Which pods could not run after the planned changes: by resource name, by number of devices, and by the labels that a change rewrites.
 
 Everything here describes the cluster after all planned changes, never a moment in between: a node counts with its
 target even while its change is under way (docs/design/drain.md#stranded).
@@ -180,8 +179,7 @@ def _wanted(pod: PodView) -> Mapping[str, int]:
 
 
 def _find_broken(pod: PodView, own: FutureNode) -> str:
-    """Return a sentence about the first requirement of the pod, on a label that changes rewrite or on devices, that its own
-    node will not meet; empty if it will meet all."""
+    """Return a sentence about the first requirement of the pod, on a label that changes rewrite or on devices, that its own node will not meet; empty if it will meet all."""
     labels = own.labels[0]
     rows: list[Row] = [(key, "In", (wanted,)) for key, wanted in sorted(pod.node_selector.items())]
     if not any(matches(labels, {}, term) for term in pod.node_terms):

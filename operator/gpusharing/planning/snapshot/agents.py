@@ -1,5 +1,4 @@
-"""Explains why no agent runs on a node: the agent's pods are refused, never start, or exit at once. The message stays
-the same as long as the cause does."""
+"""Explains why no agent runs on a node: the agent's pods are refused, never start, or exit at once. The message stays the same as long as the cause does."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -81,8 +80,7 @@ class AgentTroubles:
 def find_troubles(
     pods: Collection[AgentPod], warnings: Iterable[AgentWarning | None], arch: Callable[[str], str]
 ) -> AgentTroubles:
-    """Return why agents do not run. `warnings` are the events about the pods and their DaemonSet; `arch` returns a node's
-    architecture, or an empty string."""
+    """Return why agents do not run. `warnings` are the events about the pods and their DaemonSet; `arch` returns a node's architecture, or an empty string."""
     unready = [pod for pod in pods if not pod.ready and pod.node and not pod.deleting]
     about: dict[str, list[AgentWarning]] = {}
     for event in warnings:
@@ -105,8 +103,7 @@ def _explain_pod(pod: AgentPod, warnings: list[AgentWarning], arch: str) -> Find
 
 
 def _find_causes(pod: AgentPod, warnings: list[AgentWarning], arch: str) -> Iterator[tuple[str, str]]:
-    """Yield what may keep a pod from starting, empty if it does not, and the remedy. The cause that the kubelet names comes
-    before its consequences: an image for another architecture cannot be pulled, or its program exits at once."""
+    """Yield what may keep a pod from starting, empty if it does not, and the remedy. The cause that the kubelet names comes before its consequences: an image for another architecture cannot be pulled, or its program exits at once."""
     chart = "Correct image.repository, image.tag or {0} in the chart values"
     describe = f"Run kubectl -n {pod.namespace} describe pod {pod.name}"
     said = steady(pod.message)

@@ -1,5 +1,4 @@
-"""NVIDIA's DRA stack: the driver that serves GPUs to ResourceClaims, the devices that it publishes, and our
-DeviceClasses and DeviceTaintRules for them.
+"""NVIDIA's DRA stack: the driver that serves GPUs to ResourceClaims, the devices that it publishes, and our DeviceClasses and DeviceTaintRules for them.
 
 The names of programs, attributes and settings are as in dra-driver-nvidia-gpu v0.5.0.
 """

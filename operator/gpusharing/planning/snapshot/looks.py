@@ -1,5 +1,4 @@
-"""Looks (LISTs) at the pods of blocked nodes: only a few at a time, in turn, and less often the longer a node stays
-blocked. Also what else one pass remembers for the next one, because the cluster does not record it.
+"""Looks (LISTs) at the pods of blocked nodes: only a few at a time, in turn, and less often the longer a node stays blocked. Also what else one pass remembers for the next one, because the cluster does not record it.
 
 A LIST of pods costs the API server the same whether it finds the old blocker or a node that can start. The blocked
 nodes of all policies therefore share at most LOOKS such LISTs per poll. The caller remembers what each look found and

@@ -1,5 +1,4 @@
-"""Caches results between passes, so that the cost of a pass depends on what has changed and not on the size of the
-cluster.
+"""Caches results between passes, so that the cost of a pass depends on what has changed and not on the size of the cluster.
 
 A question is a pure function. Its cached answer stays valid as long as the arguments are the same objects as before,
 or equal ones. The arguments come as rows, one for each name (`each`), or as columns (`table`) where thousands of names

@@ -1,6 +1,4 @@
-"""The pods of nodes whose pods were listed, as far as the drain rules need them, and what is known about their
-evictions.
-"""
+"""The pods of nodes whose pods were listed, as far as the drain rules need them, and what is known about their evictions."""
 
 from collections.abc import Mapping
 from dataclasses import field

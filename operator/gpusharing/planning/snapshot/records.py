@@ -1,6 +1,4 @@
-"""The records that we keep on Nodes and on the leader's Lease. The records are the only memory of a change.
-`kube/fence.py` reads and writes them as JSON.
-"""
+"""The records that we keep on Nodes and on the leader's Lease. The records are the only memory of a change. `kube/fence.py` reads and writes them as JSON."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta

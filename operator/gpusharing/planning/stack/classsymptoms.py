@@ -4,16 +4,14 @@ The API server lets any class claim any extended resource, and the scheduler giv
 operator creates no class of its own for a resource that such a class has (`wanted/draobjects.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from gpusharing.planning.snapshot.draviews import DeviceClassView
-from gpusharing.planning.stack.installationviews import Symptoms, Topic, warning
+from gpusharing.planning.stack.installationviews import Symptom, Topic, warning
 from gpusharing.planning.wanted.draobjects import find_doubtful
 
 
-def find_class_symptoms(classes: Sequence[DeviceClassView]) -> Symptoms:
-    """Yield a warning for each class that `find_doubtful` finds among all DeviceClasses, with the command that shows
-    the class."""
+def find_class_symptoms(classes: Sequence[DeviceClassView]) -> Iterator[Symptom]:
     for name, why in find_doubtful(classes, {one.resource for one in classes}).items():
         command = f"kubectl get deviceclass {name} -o yaml"
         yield warning(Topic.CLUSTER_POLICY, "DeviceClassDoubtful", why, command)

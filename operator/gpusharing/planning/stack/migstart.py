@@ -30,7 +30,7 @@ SHOW_LABELS = f"kubectl get nodes -L {LABEL_MIG_CONFIG}"
 
 
 def runs_mig_manager(node: NodeView, gpunodes: Mapping[str, GPUNodeView]) -> bool:
-    """Whether mig-manager runs on the node, or may run there later. Nodes without GPUs are left out."""
+    """Whether mig-manager runs on the node, or may run there later; it does not on nodes without GPUs."""
     return node.name in gpunodes or node.labels.get(_DEPLOY_MANAGER, "") not in ("", "false")
 
 
@@ -43,8 +43,7 @@ def find_start_changes(
     """Return the nodes whose GPUs mig-manager would change at its start, or of which that is unknown, by name.
 
     A node without the label counts as all-disabled, which the GPU Operator may write at any time
-    (docs/design/nvidia.md#d1). `agents` are the nodes with a Ready agent, whose reports alone prove anything, or None
-    if that is not known.
+    (docs/design/nvidia.md#d1). `agents` are the nodes with a Ready agent, or None if that is not known.
     """
     known: dict[tuple[str, Hardware], tuple[str, str]] = {}
     changes = []
@@ -56,7 +55,10 @@ def find_start_changes(
         stale = agents is not None and name not in agents
         if observed is None or (unknown := _why_unknown(observed, stale=stale)):
             if node.labels.get(LABEL_MIG_CAPABLE) != "false" and not _is_kept_off(node, stack):
-                changes.append(StartChange(name, unknown if observed else _unread(node), known=False))
+                instances = [one for one in sorted(node.resources) if one.startswith(RESOURCE_MIG_PREFIX)]
+                advertised = f"; it advertises {some(instances)}" if instances else ""
+                why = unknown if observed else f"no agent has read its GPUs{advertised}"
+                changes.append(StartChange(name, why, known=False))
             continue
         key = node.labels.get(LABEL_MIG_CONFIG, ""), observed.hardware
         if key not in known:
@@ -83,11 +85,6 @@ def _is_kept_off(node: NodeView, stack: StackView) -> bool:
     return manager == "false" or (not manager and workload not in ("", WORKLOAD_CONTAINER))
 
 
-def _unread(node: NodeView) -> str:
-    instances = [name for name in sorted(node.resources) if name.startswith(RESOURCE_MIG_PREFIX)]
-    return f"no agent has read its GPUs{f'; it advertises {some(instances)}' if instances else ''}"
-
-
 def _why_unknown(observed: ObservedView, *, stale: bool) -> str:
     if observed.error:
         return f"its agent cannot read the GPUs: {observed.error}"
@@ -103,15 +100,16 @@ def _why_unknown(observed: ObservedView, *, stale: bool) -> str:
 
 
 def _compare(config: str, hardware: Hardware, stack: StackView) -> tuple[str, str]:
-    """Return how these GPUs differ from the label's value, and the name of a configuration that they have. Both are
-    empty if mig-manager would change nothing."""
+    """Return how the GPUs differ from the label's value, and the name of a configuration that they have, if any."""
     gpus = [gpu for gpu in hardware.gpus if gpu.mig_capable]  # mig-parted skips the others
     layouts = tuple(gpu.layout for gpu in gpus)
-    meaning = _meaning(config or ALL_DISABLED, gpus, stack)
-    if meaning == layouts:
+    if _meaning(config or ALL_DISABLED, gpus, stack) == layouts:
         return "", ""
     label = f"{LABEL_MIG_CONFIG} is {config or f'not set, which the GPU Operator takes for {ALL_DISABLED}'}"
-    return f"{label}, but its GPUs have {describe_layouts(layouts)}", name_layouts(gpus, stack)
+    usual = generated_layouts(gpus[0].profiles) if gpus else {}
+    ours = [*parse_admin(stack.admin_mig_file).entries, *parse(stack.mig_file)]
+    same = (name for name in (ALL_DISABLED, *usual, *ours) if _meaning(name, gpus, stack) == layouts)
+    return f"{label}, but its GPUs have {describe_layouts(layouts)}", next(same, "")
 
 
 def _meaning(config: str, gpus: Sequence[GpuView], stack: StackView) -> tuple[Layout | None, ...] | str:
@@ -123,31 +121,17 @@ def _meaning(config: str, gpus: Sequence[GpuView], stack: StackView) -> tuple[La
     return well_known(gpus, config)
 
 
-def name_layouts(gpus: Sequence[GpuView], stack: StackView) -> str:
-    """Return the name of a configuration, of NVIDIA's or in our file, that these GPUs have now. Empty if there is
-    none."""
-    layouts = tuple(gpu.layout for gpu in gpus)
-    usual = generated_layouts(gpus[0].profiles) if gpus else {}
-    ours = [*parse_admin(stack.admin_mig_file).entries, *parse(stack.mig_file)]
-    names = [ALL_DISABLED, *usual, *ours]
-    return next((name for name in names if _meaning(name, gpus, stack) == layouts), "")
-
-
 def start_changes_of(view: InstallationView) -> tuple[StartChange, ...]:
-    """Return what `find_start_changes` finds in an installation. If Nodes could not be read, the only item says so."""
     if "nodes" in view.unread:
         return (StartChange("all nodes", "Nodes could not be read", known=False),)
-    ours = view.config_maps.get(view.place.mig_config_map)
-    stack = StackView(view.followed_policy, view.gpu_cluster, {}, ours.mig_file if ours else "", {})
     agents = None
     if view.agents is not None and "pods" not in view.unread:
         agents = {pod.node for pod in view.agents.pods if pod.ready}
-    return find_start_changes({node.name: node for node in view.nodes}, view.gpunodes, stack, agents)
+    return find_start_changes({node.name: node for node in view.nodes}, view.gpunodes, view.stack, agents)
 
 
 def label_commands(changes: Iterable[StartChange]) -> list[str]:
-    """Return the commands that label nodes with the layouts that they have, one for each configuration. Nodes whose
-    layout has no name are left out."""
+    """Return the commands that label nodes with the layouts that they have, as far as these have names."""
     nodes = defaultdict[str, list[str]](list)
     for change in changes:
         if change.config:
@@ -164,14 +148,12 @@ def is_safe(changes: Iterable[StartChange]) -> bool:
 
 
 def after_labels(command: str, changes: Sequence[StartChange]) -> str:
-    """Return the command that starts mig-manager, after those that label nodes with what they have. Empty if that
-    would not be enough, so that the command must not be printed, or if there is no command."""
+    """Return the command that starts mig-manager, after those that label nodes, or nothing if these are not enough."""
     return " && ".join([*label_commands(changes), command]) if command and is_safe(changes) else ""
 
 
 def tell_changes(changes: Sequence[StartChange]) -> str:
-    """Return the nodes, why, and what to do about those for which no command can be printed, as clauses that each begin
-    with a semicolon. Empty without changes."""
+    """Return what mig-manager would change at its start and what to do, as clauses that each begin with a semicolon."""
     if not changes:
         return ""
     differing = [f"{change.node} ({change.why})" for change in changes if change.known]

@@ -1,7 +1,10 @@
-"""Which nodes would lose resources if ClusterPolicy's mig.strategy, which beats every entry of the device plugin, were
-removed (docs/design/nvidia.md#b2)."""
+"""Which nodes would lose resources without ClusterPolicy's mig.strategy, which beats every entry of the device plugin.
+
+See docs/design/nvidia.md#b2.
+"""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from gpusharing.api import names
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView
@@ -24,11 +27,9 @@ def find_strategy_users(
     owners: Mapping[str, str],
     policies: Iterable[PolicyView],
 ) -> dict[str, str]:
-    """Return the nodes whose MIG devices are named by the MIG strategy of ClusterPolicy or NVIDIA's chart, sorted by
-    name, each with what they are. Empty if no strategy is set there.
+    """Return, by node, the MIG devices that are named by the MIG strategy of ClusterPolicy or NVIDIA's chart.
 
-    A node whose entry of the device plugin says the same strategy is left out, and so is one whose policy waits for the
-    removal because it wants another strategy, and is not paused: its own change takes these devices away.
+    A node whose policy waits for the removal, because it wants another strategy, is left out unless it is paused.
     """
     cluster_policy = stack.cluster_policy
     if cluster_policy is None or not cluster_policy.mig_strategy or stack.by_dra:
@@ -41,7 +42,9 @@ def find_strategy_users(
         node, gpunode = nodes[name], gpunodes.get(name)
         owner = owners.get(name, "")
         stays = paused.get(owner, False)
-        if (owner in waiting and not stays) or _own_strategy(node, stack) == fixed:
+        if owner in waiting and not stays:  # its own change takes these devices away
+            continue
+        if _own_strategy(node, stack) == fixed:
             continue
         if devices := _find_mig(node, gpunode.observed if gpunode is not None else None, fixed):
             held = f"; its policy {owner} is paused" if owner in waiting and devices != UNKNOWN else ""
@@ -50,7 +53,6 @@ def find_strategy_users(
 
 
 def wants_other_strategy(policy: PolicyView, fixed: str) -> bool:
-    """Whether the policy wants MIG under another strategy than `fixed`, the one that is set for the cluster."""
     return policy.spec is not None and policy.spec.mig is not None and policy.spec.mig.strategy != fixed
 
 
@@ -63,12 +65,10 @@ def _own_strategy(node: NodeView, stack: StackView) -> str:
 
 
 def _find_mig(node: NodeView, observed: ObservedView | None, fixed: str) -> str:
-    """Return which MIG devices the node has, as far as is known, or UNKNOWN. Empty if it certainly has none."""
-    offered = {
-        name: count for name, count in served(node).items() if name.startswith(names.RESOURCE_MIG_PREFIX)
-    }
-    if offered:
-        return ", ".join(f"{count} {name}" for name, count in sorted(offered.items()))
+    """Return the MIG devices of the node, UNKNOWN, or an empty string if it certainly has none."""
+    counts = sorted(served(node).items())
+    if offered := [f"{count} {name}" for name, count in counts if name.startswith(names.RESOURCE_MIG_PREFIX)]:
+        return ", ".join(offered)
     if observed is not None and observed.gpus and not observed.error:
         divided = any(gpu.mig_enabled or gpu.instances_withheld for gpu in observed.hardware.kinds)
         return describe_layouts(observed.hardware.layouts) if divided else ""
@@ -83,12 +83,11 @@ def _find_mig(node: NodeView, observed: ObservedView | None, fixed: str) -> str:
 
 
 def strategy_users_of(view: InstallationView, cluster_policy: ClusterPolicyView) -> dict[str, str]:
-    """Return what `find_strategy_users` finds in what was read for `doctor` and `helm test`."""
     if "nodes" in view.unread:
         return {"every GPU node": UNKNOWN}
     owners = Owners(find_contenders(view.policies))
     return find_strategy_users(
-        StackView(cluster_policy, view.gpu_cluster, view.plugin_entries, "", {}, dra=view.dra),
+        replace(view.stack, cluster_policy=cluster_policy),
         {node.name: node for node in view.nodes},
         view.gpunodes,
         {node.name: owners.owner(node) for node in view.nodes},
@@ -97,8 +96,7 @@ def strategy_users_of(view: InstallationView, cluster_policy: ClusterPolicyView)
 
 
 def tell_strategy_users(users: Mapping[str, str], fixed: str) -> str:
-    """Return why the strategy `fixed` must not be removed yet, and what comes first, as a clause that begins with a
-    semicolon. Empty if there are no users."""
+    """Return why the strategy must not be removed yet, and what comes first, as a clause that begins with a semicolon."""
     if not users:
         return ""
     them = "this node" if len(users) == 1 else "these nodes"

@@ -1,51 +1,38 @@
-"""Device plugins that do not follow the label `nvidia.com/device-plugin.config`, and the signs on a Node that one of
-them serves it. No change begins on such a node, because it could be neither served nor proven.
+"""Device plugins that do not follow the label `nvidia.com/device-plugin.config`, and how a Node shows them.
 
-A plugin counts if its own mark is on the Node: an annotation that it writes, a label by which it selects nodes, or one
-of its resources in allocatable, which the kubelet sets to 0 when the plugin is gone. The mere possibility that a host
-runs a plugin is not enough: Bottlerocket's plugin can be switched off, and the API does not show that.
+No change begins on such a node, because it could be neither served nor proven. A plugin counts if its own mark is on
+the Node: an annotation that it writes, a label by which it selects nodes, or one of its resources in allocatable, which
+the kubelet sets to 0 when the plugin is gone.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-from gpusharing.api.names import LABEL_PLUGIN_CONFIG
+from gpusharing.api.names import LABEL_GPU_PRESENT, LABEL_GPU_PRODUCT, LABEL_PLUGIN_CONFIG
+from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.values import value
 
 GKE = "GKE's own device plugin"
 GKE_GPU, GKE_WITHOUT_PLUGIN = "cloud.google.com/gke-accelerator", "gke-no-default-nvidia-gpu-device-plugin"
-"""Labels of GKE. The first is on nodes with a GPU. With the value `true`, the second keeps GKE's own device plugin off
-a node."""
+"""Labels of GKE. The first is on nodes with a GPU. With the value `true`, the second keeps GKE's own device plugin off a node."""
 HAMI, HAMI_STATE = "hami.io/node-nvidia-register", "hami.io/node-handshake"
 AKS, AUTO_MODE = "kubernetes.azure.com/dcgm-exporter", "eks.amazonaws.com/compute-type"
 
 
-def has_cloud_plugin(labels: Mapping[str, str]) -> bool:
-    """Whether GKE runs its own device plugin on a Node with these labels: GKE labels the Node as one with a GPU, and
-    its plugin is not switched off there.
+def has_gpu_label(node: NodeView) -> bool:
+    return node.labels.get(LABEL_GPU_PRESENT) == "true" or LABEL_GPU_PRODUCT in node.labels
 
-    Two plugins that advertise nvidia.com/gpu replace each other's devices in the kubelet: "Exactly one nvidia.com/gpu
-    advertiser per node is required" (NVIDIA, AI Cluster Runtime, GKE GPU Setup).
-    """
+
+def has_cloud_plugin(labels: Mapping[str, str]) -> bool:
     return GKE_GPU in labels and labels.get(GKE_WITHOUT_PLUGIN) != "true"
 
 
 def has_system_plugin(os_image: str) -> bool:
-    """Whether a Node's operating system includes a device plugin, which is the case for Bottlerocket's NVIDIA
-    variants. `os_image` is `nodeInfo.osImage`.
-
-    Those variants, such as `Bottlerocket OS 1.14.0 (aws-k8s-1.24-nvidia)` (bottlerocket#3132), start
-    nvidia-k8s-device-plugin at boot. On nodes that also ran NVIDIA's DaemonSet, it left pods without GPUs
-    (bottlerocket#4309). From 1.63.0 on, the setting kubelet-device-plugins.nvidia.enabled can disable it
-    (bottlerocket-core-kit#914), but the API does not show that setting.
-    """
+    """Whether a Node's operating system may run a device plugin itself, as Bottlerocket's NVIDIA variants do."""
     return os_image.startswith("Bottlerocket OS ") and "-nvidia" in os_image
 
 
 def _has_hami(labels: Mapping[str, str], annotations: Mapping[str, str]) -> bool:
-    """Whether HAMi's plugin has listed devices in its annotation and is still alive. HAMi's scheduler writes `Deleted`
-    when the plugin has stopped reporting. An annotation that is missing, blank or `[]` lists no device. `labels` is not
-    used; `OtherPlugin.marked` fixes the arguments."""
     listed = annotations.get(HAMI, "").strip() not in ("", "[]")
     return listed and not annotations.get(HAMI_STATE, "").startswith("Deleted")
 
@@ -55,13 +42,13 @@ class OtherPlugin:
     """A device plugin that is not NVIDIA's, and how to recognize it."""
 
     sign: str
-    """The label, annotation or resource of a Node which shows that the plugin serves it, for messages."""
+    """What on a Node shows it, for messages."""
     handover: str
-    """How nodes can be handed over to NVIDIA's plugin, as the end of a sentence. NODE stands for their names."""
+    """What hands a node over to NVIDIA's plugin; NODE stands for the nodes."""
     resources: tuple[str, ...] = ()
     """Prefixes of resource names that only this plugin serves."""
     marked: Callable[[Mapping[str, str], Mapping[str, str]], bool] = lambda labels, annotations: False
-    """Returns whether the labels and annotations of a Node show that the plugin serves it."""
+    """Whether a Node's labels and annotations show the plugin."""
 
 
 OTHERS: Mapping[str, OtherPlugin] = {
@@ -83,8 +70,7 @@ OTHERS: Mapping[str, OtherPlugin] = {
     "the device plugin of EKS Auto Mode": OtherPlugin(f"label {AUTO_MODE}=auto",
         "use a node group without Auto Mode", marked=lambda labels, annotations: labels.get(AUTO_MODE) == "auto"),
 }  # fmt: skip
-"""The known plugins, by their names in messages. The first that serves a node is reported. The static manifest of EKS
-and eksctl installs NVIDIA's own plugin, which nodesymptoms.py checks."""
+"""The known plugins, by their names in messages."""
 RESOURCES = tuple(prefix for one in OTHERS.values() for prefix in one.resources)
 """Prefixes of the resource names that plugins in OTHERS serve and NVIDIA's does not."""
 
@@ -92,8 +78,6 @@ RESOURCES = tuple(prefix for one in OTHERS.values() for prefix in one.resources)
 def find_other_plugin(
     labels: Mapping[str, str], annotations: Mapping[str, str], resources: Sequence[str]
 ) -> str:
-    """Return the name of the first plugin in OTHERS that serves a Node, or an empty string if none does. `resources`
-    are the names of the resources that the Node has allocatable; those with a count of 0 must be left out."""
     for plugin, known in OTHERS.items():
         if known.marked(labels, annotations) or any(name.startswith(known.resources) for name in resources):
             return plugin
@@ -101,8 +85,7 @@ def find_other_plugin(
 
 
 def explain_plugin(name: str, nodes: Sequence[str]) -> str:
-    """Return a message that says why no change begins on these nodes, which the plugin called `name` serves, and how
-    to hand them over to NVIDIA's plugin. `name` must be a key of OTHERS."""
+    """Return why no change begins on nodes that this plugin serves, and how to hand them over to NVIDIA's."""
     plugin = OTHERS[name]
     where, handover = some(nodes), plugin.handover.replace("NODE", " ".join(nodes))
     return (
@@ -112,9 +95,7 @@ def explain_plugin(name: str, nodes: Sequence[str]) -> str:
 
 
 def name_resources(requested: Collection[str], serving: Mapping[str, str]) -> Iterator[str]:
-    """Yield a clause for each plugin in OTHERS that is the only one to serve some of the `requested` resources, in the
-    order of OTHERS. It names these resources and the nodes that the plugin serves here (`some`), or says that it serves
-    none. `serving` maps each node to the name of the plugin that serves it, which is empty for NVIDIA's."""
+    """Yield a clause for each other plugin that alone serves some of these resources; `serving` is the plugin by node."""
     for plugin, known in OTHERS.items():
         if names := sorted(name for name in requested if name.startswith(known.resources)):
             nodes = sorted(node for node, server in serving.items() if server == plugin)

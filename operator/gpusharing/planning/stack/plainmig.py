@@ -5,41 +5,22 @@ it by their deploy labels. Those of the chart stop only if they require nvidia.c
 nodes, and mig-manager pauses that label since v0.15 (docs/design/nvidia.md#a1).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from gpusharing.api import names
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView
-from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView, StartChange
+from gpusharing.planning.snapshot.views import NodeView, PlanSettings
 from gpusharing.planning.stack.commands import plain_upgrade
-from gpusharing.planning.stack.installationviews import InstallationView, Symptoms, Topic, error, warning
+from gpusharing.planning.stack.installationviews import InstallationView, Symptom, Topic, error, warning
 from gpusharing.planning.stack.migstart import SHOW_LABELS, after_labels, start_changes_of, tell_changes
 from gpusharing.planning.stack.migstrategy import strategy_users_of, tell_strategy_users
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.toolversions import is_readable, pauses_clients
 
 
-@value
-class MigObstacle:
-    """Why policies of mode MIG cannot be carried out alongside NVIDIA's device-plugin chart."""
-
-    reason: Reason
-    """The reason with which such a policy is refused."""
-    message: str
-    """What is wrong, and what follows from it."""
-    command: str
-    """The command that corrects it. Words in CAPITALS are for a person to fill in. Empty if it must not be run yet."""
-    starts: bool = False
-    """Whether the command starts or restarts mig-manager."""
-
-
 def find_unusable_manager(plain: PlainStackView, version: str) -> Finding | None:
-    """Return why mig-manager cannot change GPUs alongside NVIDIA's device-plugin chart: it does not run there
-    (MIG_MANAGER_MISSING), is older than v0.15 (MIG_MANAGER_TOO_OLD), or cannot pause the chart's pods
-    (PLUGIN_NOT_PAUSED). None if it can change them. `version` is that of mig-manager's image; a version that cannot be
-    parsed counts as new enough."""
     if not plain.mig_manager:
         return Finding(
             Reason.MIG_MANAGER_MISSING,
@@ -65,55 +46,50 @@ def find_unusable_manager(plain: PlainStackView, version: str) -> Finding | None
 def find_mig_obstacle(
     spec: GPUSharingPolicySpec,
     policy: ClusterPolicyView,
-    mig_config_map: str,
-    namespace: str,
+    settings: PlanSettings,
     strategy_users: Mapping[str, str],
-) -> MigObstacle | None:
-    """Return the first reason why a GPUSharingPolicy with this spec cannot be carried out alongside NVIDIA's
-    device-plugin chart: mig-manager is unusable (`find_unusable_manager`), the chart's MIG strategy overrides that
-    of the policy, or mig-manager does not mount our ConfigMap. None if there is no such reason, if the spec has no
-    `mig`, or if `policy` is a real ClusterPolicy. `mig_config_map` is our ConfigMap of mig-parted configurations,
-    `namespace` is that of NVIDIA's chart, and `strategy_users` are the nodes that need the chart's strategy
-    (`find_strategy_users`)."""
-    plain = policy.plain
+    start_changes: Sequence[StartChange],
+) -> tuple[Finding | None, str]:
+    """Return why mode MIG cannot be carried out alongside NVIDIA's device-plugin chart, and the command that corrects it.
+
+    The command is empty if it must not be run yet.
+    """
+    plain, namespace, ours = policy.plain, settings.gpu_operator_namespace, settings.mig_config_map
     if plain is None or spec.mig is None:
-        return None
-    if (unusable := find_unusable_manager(plain, policy.mig_manager_version)) is not None:
-        commands = {
-            Reason.MIG_MANAGER_MISSING: "kubectl apply -k deploy/mig-manager",
-            Reason.MIG_MANAGER_TOO_OLD: f"kubectl -n {namespace} set image daemonset/{plain.mig_manager}"
-            " nvidia-mig-manager=REPOSITORY/k8s-mig-manager:v0.15.1",
-            Reason.PLUGIN_NOT_PAUSED: f"kubectl label nodes NODE... {names.LABEL_DEPLOY_CLIENT}=true && "
-            + plain_upgrade(plain, namespace, _SELECTOR, option="--set-string"),
-        }
-        starts = unusable.reason is not Reason.PLUGIN_NOT_PAUSED
-        return MigObstacle(unusable.reason, unusable.message, commands[unusable.reason], starts)
-    if policy.mig_strategy not in ("", spec.mig.strategy):
-        return MigObstacle(
-            Reason.MIG_STRATEGY_SET,
+        return None, ""
+    found = find_unusable_manager(plain, policy.mig_manager_version)
+    if found is not None and found.reason is Reason.PLUGIN_NOT_PAUSED:
+        selector = r"'nodeSelector.nvidia\.com/gpu\.deploy\.client=true'"
+        upgrade = plain_upgrade(plain, namespace, selector, option="--set-string")
+        return found, f"kubectl label nodes NODE... {names.LABEL_DEPLOY_CLIENT}=true && {upgrade}"
+    if found is not None and found.reason is Reason.MIG_MANAGER_MISSING:
+        command = "kubectl apply -k deploy/mig-manager"
+    elif found is not None:
+        command = (
+            f"kubectl -n {namespace} set image daemonset/{plain.mig_manager}"
+            " nvidia-mig-manager=REPOSITORY/k8s-mig-manager:v0.15.1"
+        )
+    elif policy.mig_strategy not in ("", spec.mig.strategy):
+        message = (
             f"migStrategy in NVIDIA's device-plugin chart is {policy.mig_strategy} and overrides spec.mig.strategy"
-            f" {spec.mig.strategy} on every node{tell_strategy_users(strategy_users, policy.mig_strategy)}",
-            "" if strategy_users else plain_upgrade(plain, namespace, "migStrategy=null"),
+            f" {spec.mig.strategy} on every node{tell_strategy_users(strategy_users, policy.mig_strategy)}"
         )
-    if policy.mig_config_name != mig_config_map:
-        return MigObstacle(
-            Reason.LAYOUTS_NEED_CONFIG_MAP,
-            f"mode MIG has no effect unless DaemonSet {plain.mig_manager} mounts ConfigMap {mig_config_map} in"
-            f" the directory of its CONFIG_FILE; it mounts {policy.mig_config_name or 'none'}",
-            f"kubectl -n {namespace} edit daemonset {plain.mig_manager}",
-            starts=True,
+        command = "" if strategy_users else plain_upgrade(plain, namespace, "migStrategy=null")
+        return Finding(Reason.MIG_STRATEGY_SET, message), command
+    elif policy.mig_config_name != ours:
+        message = (
+            f"mode MIG has no effect unless DaemonSet {plain.mig_manager} mounts ConfigMap {ours} in"
+            f" the directory of its CONFIG_FILE; it mounts {policy.mig_config_name or 'none'}"
         )
-    return None
+        found = Finding(Reason.LAYOUTS_NEED_CONFIG_MAP, message)
+        command = f"kubectl -n {namespace} edit daemonset {plain.mig_manager}"
+    else:
+        return None, ""
+    message = found.message + tell_changes(start_changes)  # each of these commands starts mig-manager
+    return Finding(found.reason, message), after_labels(command, start_changes)
 
 
-_SELECTOR = r"'nodeSelector.nvidia\.com/gpu\.deploy\.client=true'"
-"""The chart's value that makes its DaemonSets require the label, as an argument for a shell."""
-
-
-def find_mig_obstacles(view: InstallationView) -> Symptoms:
-    """Yield a warning if the version of a mig-manager that runs without the GPU Operator cannot be read, and an error
-    for the first obstacle of each policy, without repetition; one of the inspections of `installation.py`. There are no
-    such errors unless NVIDIA's device-plugin chart takes the place of a ClusterPolicy."""
+def find_mig_obstacles(view: InstallationView) -> Iterator[Symptom]:
     place, dra = view.place, view.dra
     if dra.mig_manager and not view.cluster_policies and not is_readable(dra.mig_manager_version):
         yield warning(
@@ -128,22 +104,17 @@ def find_mig_obstacles(view: InstallationView) -> Symptoms:
     if (stack := view.plain) is None:
         return
     specs = (policy.spec for policy in view.policies if policy.spec is not None)
-    ours, namespace = place.mig_config_map, place.gpu_operator_namespace
-    users = strategy_users_of(view, stack)
-    obstacles = (find_mig_obstacle(spec, stack, ours, namespace, users) for spec in specs)
-    for obstacle in dict.fromkeys(obstacles):
+    users, changes = strategy_users_of(view, stack), start_changes_of(view)
+    obstacles = (find_mig_obstacle(spec, stack, place, users, changes) for spec in specs)
+    for obstacle, command in dict.fromkeys(obstacles):
         if obstacle is not None:
-            changes = start_changes_of(view) if obstacle.starts else ()
-            show = SHOW_LABELS if changes else f"kubectl get nodes -L {names.LABEL_PLUGIN_CONFIG}"
-            command = after_labels(obstacle.command, changes) or show
-            message = obstacle.message + tell_changes(changes)
-            yield error(Topic.CLUSTER_POLICY, str(obstacle.reason), message, command)
+            by_plugin = obstacle.reason is Reason.MIG_STRATEGY_SET
+            show = f"kubectl get nodes -L {names.LABEL_PLUGIN_CONFIG}" if by_plugin else SHOW_LABELS
+            yield error(Topic.CLUSTER_POLICY, str(obstacle.reason), obstacle.message, command or show)
 
 
 def find_unselected(node: NodeView, policy: ClusterPolicyView | None) -> str:
-    """Return a message with the remedy if NVIDIA's chart runs only on nodes with nvidia.com/gpu.deploy.client=true and
-    this node does not have that value. Empty if it has it, if the label says that mig-manager or a driver upgrade
-    pauses the chart, which ends by itself, if the chart does not require the label, or if it is not installed."""
+    """Return a message with the remedy if NVIDIA's chart does not run on the node because of its deploy label."""
     plain, label = policy.plain if policy is not None else None, names.LABEL_DEPLOY_CLIENT
     value = node.labels.get(label, "")
     if plain is None or not plain.pausable or value == "true" or "paused-for-" in value:

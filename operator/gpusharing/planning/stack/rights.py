@@ -10,8 +10,7 @@ from gpusharing.planning.stack.mpsrepair import DAEMON_SET
 from gpusharing.planning.vocabulary.values import value
 
 Scope = Literal["cluster", "own", "agent", "gpu-operator", "default"]
-"""Where a right is needed: in the whole cluster, in the namespace of the operator itself (`own`), of the agent or of
-the GPU Operator, or in `default`."""
+"""The namespace in which a right is needed, or the whole cluster; `own` is the operator's."""
 
 
 @value
@@ -19,35 +18,28 @@ class Right:
     """The right to use one verb on one kind of object."""
 
     verb: str
-    """The verb as in RBAC, for example `list`."""
     group: str
-    """API group of the kind. Empty for the core group."""
+    """Empty for the core group."""
     resource: str
-    """Plural name of the kind."""
     subresource: str = ""
-    """The subresource, for example `status` or `eviction`. Empty for the object itself."""
     scope: Scope = "cluster"
-    """Where the right is needed."""
     name: str = ""
-    """Name of the only object for which the right is needed, or in braces the setting that contains the name. Empty
-    for all objects."""
+    """Name of the only object for which the right is needed, or in braces the setting that contains the name."""
 
     @property
     def text(self) -> str:
-        """The right in the form that `kubectl auth can-i` takes, such as `patch nodes` or `create pods/eviction`. It
-        has neither the scope nor the name of the object."""
+        """The right in the form that `kubectl auth can-i` takes, such as `patch nodes` or `create pods/eviction`."""
         kind = f"{self.resource}.{self.group}" if self.group else self.resource
         return f"{self.verb} {kind}{'/' + self.subresource if self.subresource else ''}"
 
 
 def _rights(verbs: str, group: str, resource: str, subresource: str = "", **more: str) -> tuple[Right, ...]:
-    """Return one Right for each of `verbs`, which are separated by spaces. `more` are further fields of Right."""
     return tuple(Right(verb, group, resource, subresource, **more) for verb in verbs.split())  # type: ignore[arg-type]  # scope is one of the words above
 
 
 _OURS, _NVIDIA = "gpusharing.dev", "nvidia.com"
 
-OPERATOR: tuple[Right, ...] = (
+OPERATOR_RIGHTS: tuple[Right, ...] = (
     *_rights("get list watch patch", _OURS, "gpusharingpolicies"),
     *_rights("patch", _OURS, "gpusharingpolicies", "status"),
     *_rights("list watch create patch", _OURS, "gpunodes"),
@@ -95,7 +87,7 @@ DEVICE_TAINTS: tuple[Right, ...] = (
 )
 """Additional rights of the operator's service account if chart value dra.deviceTaints is on."""
 
-AGENT: tuple[Right, ...] = (
+AGENT_RIGHTS: tuple[Right, ...] = (
     *_rights("list watch", _OURS, "gpunodes"),
     *_rights("patch", _OURS, "gpunodes", "status"),
 )

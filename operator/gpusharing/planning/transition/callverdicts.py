@@ -95,8 +95,7 @@ def _goes_on(verdict: Verdict, fence: Fence | None) -> bool:
 
 
 def _with_record(verdict: Verdict, node: NodeView, now: datetime) -> Verdict:
-    """Return the verdict with a write that records in the fence that the change has failed
-    (docs/adr/0044-what-was-seen-is-written-down.md), or with the record in its own write of the fence."""
+    """Return the verdict with a write that records in the fence that the change has failed (docs/adr/0044-what-was-seen-is-written-down.md), or with the record in its own write of the fence."""
     fence = node.fence
     if fence is None or fence.failed is not None:
         return verdict

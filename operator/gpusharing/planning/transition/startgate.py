@@ -10,7 +10,6 @@ Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot, docs/design/
 from gpusharing.api import names
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView
 from gpusharing.planning.stack.startgate import (
-    Untolerated,
     find_untolerated,
     find_untolerated_agents,
     find_untolerated_driver,
@@ -54,12 +53,13 @@ def find_closed(case: NodeCase) -> Finding | None:
     missing = find_untolerated_agents(case.stack) or operands or driver or _find_finder(case)
     if missing is None:
         return None
-    text = f"{missing.message}, so {missing.pods} cannot run on {case.node.name} and it cannot be proven"
-    tail = f". To fix it, run (this restarts those pods on every node): {missing.command}"
+    (message, command), pods = missing, "NVIDIA's pods" if missing is operands else "its pods"
+    text = f"{message}, so {pods} cannot run on {case.node.name} and it cannot be proven"
+    tail = f". To fix it, run (this restarts those pods on every node): {command}"
     return Finding(Reason.TAINT_NOT_TOLERATED, cut(text, MAX_TEXT - len(tail)) + tail)
 
 
-def _find_finder(case: NodeCase) -> Untolerated | None:
+def _find_finder(case: NodeCase) -> tuple[str, str] | None:
     """Return how to correct the first part of Node Feature Discovery that does not tolerate the taint, or None if every
     part that was found does. Raises ValueError if its recorded tolerations are not valid JSON."""
     policy, namespace = case.stack.cluster_policy, case.settings.gpu_operator_namespace
@@ -75,7 +75,8 @@ def find_unseen(case: NodeCase) -> str:
     if case.node.gate is None or has_gpu(case.node):
         return ""
     if (missing := _find_finder(case)) is not None:
-        return f". If it has one, it is not detected, because {missing.message}; run: {missing.command}"
+        message, command = missing
+        return f". If it has one, it is not detected, because {message}; run: {command}"
     if case.stack.finders:
         return ""
     namespace = case.settings.gpu_operator_namespace
