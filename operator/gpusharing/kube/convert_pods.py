@@ -128,7 +128,6 @@ def _own_claims(raw: JSON) -> tuple[str | None, ...]:
 
 
 def _extended_claims(raw: JSON) -> tuple[str, ...]:
-    """Return the name of the ResourceClaim that backs the pod's extended resources, if there is one (G9, KEP-5004)."""
     return tuple(filter(None, [text(raw, "status", "extendedResourceClaimStatus", "resourceClaimName")]))
 
 
@@ -180,7 +179,6 @@ def pdb_view(raw: JSON) -> PdbView:
 
 
 def _marks(metadata: JSON) -> tuple[tuple[str, str], ...]:
-    """Return the annotations and labels with which a pod asks not to be disturbed (P17), whatever their value."""
     marks: dict[str, object] = {}
     for kind, keys in (("annotations", ANNOTATION_MARKS), ("labels", LABEL_MARKS)):
         written = metadata.get(kind)
@@ -203,7 +201,6 @@ def node_terms(raw: JSON) -> tuple[tuple[Row, ...], ...]:
 
 
 def rows_of(written: Iterable[JSON], *, prefix: str = "") -> tuple[Row, ...]:
-    """Convert raw matchExpressions, or matchFields with `prefix` before each key, to rows of key, operator and values."""
     return tuple(
         (intern(prefix + text(row, "key")), intern(text(row, "operator")), strings(row.get("values")))
         for row in written

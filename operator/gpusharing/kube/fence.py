@@ -43,7 +43,7 @@ def record_text(record: Fence | Deferred | Verified) -> str:
 
 
 def read_fence(annotations: Mapping[str, str]) -> tuple[Fence | None, str]:
-    """Return the fence in the annotations of a Node, None if there is none, and why it cannot be read, else an empty string."""
+    """Return the fence, or None without one, and why it cannot be read, else an empty string."""
     recorded = annotations.get(names.ANNOTATION_FENCE)
     return (None, "") if recorded is None else parse_record(Fence, recorded)
 
@@ -161,7 +161,6 @@ _CHANGING: Mapping[type, Collection[str]] = {Claim: {"wave", "version"}, FailedN
 
 
 def _grown(before: object, records: Mapping[str, Claim | FailedNode]) -> JSON:
-    """Return all records as JSON, each with the unknown keys that the same claim or failure has in `before`."""
     older, written = before if isinstance(before, dict) else {}, {}
     for name, record in sorted(records.items()):
         ours, kind, was = _encode(record), type(record), older.get(name)

@@ -82,7 +82,6 @@ class NodePods:
         self._hear(now, began)
 
     def _hear(self, now: datetime, began: float) -> None:
-        """Record since when the agent of each node has kept NVML closed for the current request."""
         answers = self.sources.gpunodes.items
         for name, work in self.work.items():
             self.work[name] = heard(work, answers.get(name), _later(now, began))
@@ -147,10 +146,7 @@ class NodePods:
         return scope_of(view, self.sources.settings.plan, stack)
 
     async def _pods_of(self, node: str, scope: Scope, now: datetime) -> tuple[tuple[PodView, ...], str]:
-        """List the pods of one node, as the chart's guard would admit their replacements. Return them, or the error.
-
-        Raises Unauthorized, ServerAway and HeldBack, and Throttled while the last LIST is still valid.
-        """
+        """Raises Unauthorized, ServerAway and HeldBack, and Throttled while the last LIST is still valid; other errors are returned."""
         try:
             raws = await list_of(self.client, PODS, field_selector=f"spec.nodeName={node}")
             guard = self.sources.settings.plan.guard
@@ -172,5 +168,4 @@ class NodePods:
 
 
 def _later(now: datetime, began: float) -> datetime:
-    """Return the present time of day, given that it was `now` at the moment `began` of the loop's clock."""
     return now + timedelta(seconds=loop_time() - began)

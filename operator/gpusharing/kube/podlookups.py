@@ -34,17 +34,13 @@ class PodLookups:
     async def views(
         self, raws: Iterable[JSON], scope: Scope, now: datetime, *, namespaces: bool
     ) -> tuple[PodView, ...]:
-        """Convert the raw pods of one node, with what other objects say about those that may have to leave.
-
-        `namespaces` says whether the labels of namespaces matter. All pods of a namespace that is read get them, because a
-        rank without a GPU is judged with its gang (docs/design/drain.md#t13). Raises KubeError if an object cannot be read,
-        unless it is gone or we lack the right, and if a pod cannot be converted.
-        """
+        """Convert the raw pods of one node. Raises KubeError if one, or an object that it needs, cannot be read."""
         pods = []
         for raw in raws:
             claims = await self._resource_claims(raw)
             pods.append(converted(PODS, raw, partial(pod_view, resource_claims=claims)))
         concerned = {pod.uid for pod in pods if scope.all_pods or holds_gpu(pod)}
+        # All pods of such a namespace get its labels, because a rank without a GPU is judged with its gang (T13).
         wanted = sorted({pod.namespace for pod in pods if namespaces and pod.uid in concerned})
         labels = {
             name: await _ask(self.namespaces, name, now, partial(self._labels, name)) for name in wanted
@@ -91,7 +87,6 @@ class PodLookups:
         return found == uid if found else None
 
     async def _get(self, resource: Resource, name: str, namespace: str | None) -> JSON | None:
-        """Return an object, or None if it is gone or we may not read it."""
         try:
             return await self.client.get(resource, name, namespace=namespace)
         except (NotFound, Forbidden):

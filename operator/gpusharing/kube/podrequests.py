@@ -39,7 +39,6 @@ def pod_requests(pod: JSON) -> Counter[str]:
 
 
 def largest_requests(pod: JSON) -> Counter[str]:
-    """Return, by GPU resource, the largest request of any single container of the pod, except ephemeral ones."""
     largest: Counter[str] = Counter()
     for container in (*entries(pod, "spec", "containers"), *entries(pod, "spec", "initContainers")):
         largest |= container_requests(container)

@@ -84,6 +84,5 @@ def forget_old(memories: Mapping[str, EvictionMemory], now: datetime) -> Mapping
 
 
 def sent_lately(memories: Mapping[str, EvictionMemory], now: datetime) -> tuple[datetime, ...]:
-    """Return when evictions and deletions were sent within the last `PACE`, whatever the answers were."""
     times = (memory.asked_at for memory in memories.values())
     return tuple(moment for moment in times if moment is not None and now - PACE < moment)

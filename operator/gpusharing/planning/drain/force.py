@@ -21,7 +21,6 @@ SLACK = timedelta(seconds=10)
 
 
 def find_force_note(options: Drain, *, granted: bool, namespace: str) -> Finding | None:
-    """Return FORCE_DELETE_OFF for a policy that says ForceDelete while the operator lacks the right to delete pods."""
     if granted or options.on_timeout != "ForceDelete":
         return None
     return Finding(
@@ -38,7 +37,6 @@ def fits(standing: Standing, pods: Standings) -> bool:
 
 
 def _lead(standing: Standing, within: timedelta) -> timedelta:
-    """Return how long before the end of a drain of this length the pod has to be deleted."""
     return timedelta(seconds=standing.pod.grace) + _slack(within)
 
 
@@ -77,7 +75,6 @@ def waits_for_forced(pods: Standings, end: datetime | None) -> bool:
 
 
 def explain_force(pods: Standings, forced: list[Standing]) -> Iterator[Blocker]:
-    """Yield a blocker for each pod that is deleted by force, and for each whose grace period is too long for that."""
     deleted = (standing for standing in pods.leaving if standing.answer is Reason.FORCE_DELETE)
     for standing in (*forced, *deleted):
         # A failed deletion is reported as failed until one is accepted.
@@ -118,7 +115,6 @@ def _is_refused(standing: Standing, pods: Standings, now: datetime) -> bool:
 
 
 def _is_unasked(standing: Standing, now: datetime) -> bool:
-    """Whether the pod's eviction was never requested, or the answer permits no DELETE (such as E7, E2, E3 or E12)."""
     if standing.memory is None:
         return True
     return Mark.FORCIBLE not in standing.marks and standing.memory.next_try <= now

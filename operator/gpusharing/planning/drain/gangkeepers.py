@@ -44,19 +44,16 @@ def describe_gang(view: GangView) -> str:
 
 
 def explain_gangs(gangs: Sequence[GangView]) -> str:
-    """Describe the gangs on a node in one phrase; empty without gangs."""
     shown = [describe_gang(view) if not view.error else view.gang.ref for view in gangs[:MAX_GANGS]]
     more = len(gangs) - len(shown)
     return " and ".join(shown) + (f" and {counted(more, 'more gang')}" if more else "")
 
 
 def name_gang(view: GangView, blocker: Blocker) -> Blocker:
-    """Return the blocker with a description of the gang in front of its message."""
     return replace(blocker, message=f"Gang: {describe_gang(view)}. {blocker.message}".rstrip())
 
 
 def unlisted(view: GangView) -> str:
-    """Return the message that the members of a gang cannot be listed."""
     return f"The members of {view.gang.ref} cannot be listed: {view.error}"
 
 

@@ -89,7 +89,6 @@ def has_finished(pod: PodView) -> bool:
 
 
 def by_ref(pod: PodView) -> tuple[str, str]:
-    """Sort key."""
     return pod.ref, pod.uid
 
 
@@ -114,7 +113,7 @@ class Classified:
 
 
 def classify(pods: Iterable[PodView], options: Drain, scope: Scope) -> Classified:
-    """Sort all pods of a node by what the drain does with them."""
+    """Sort the pods of a node by what the drain does with them."""
     pods = sorted(pods, key=by_ref)
     # KAI deletes the reservation of a GPU when the pods that share it are gone (G10).
     sharing = (pod for pod in pods if not is_reservation(pod) and not _is_ignored(pod, scope))
@@ -135,7 +134,6 @@ def classify(pods: Iterable[PodView], options: Drain, scope: Scope) -> Classifie
 
 
 def is_idle(pods: Iterable[PodView], scope: Scope) -> bool:
-    """Whether none of these pods must be gone before the node is changed."""
     return not classify(pods, NO_OPTIONS, scope).must_leave
 
 
@@ -160,7 +158,7 @@ def _is_ignored(pod: PodView, scope: Scope) -> bool:
 
 
 def _decide(pod: PodView, options: Drain, scope: Scope) -> Literal["hold", "wait"] | Blocker:
-    """Return whether a pod that must leave can be evicted, should end by itself, or must stay; the first rule decides (P2)."""
+    """The first rule that applies to a pod that must leave decides about it (docs/design/drain.md#p2)."""
 
     def block(reason: Reason, message: str = "", until: datetime | None = None) -> Blocker:
         return Blocker(reason, (pod.ref,), message=message, until=until)

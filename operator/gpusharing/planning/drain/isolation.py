@@ -48,7 +48,6 @@ def with_guard(pod: PodView, *, adds: bool = True) -> PodView:
 
 
 def explain_refusal(namespace: str, namespace_labels: Mapping[str, str]) -> str:
-    """Return a sentence about why the guard would admit no replacement of a pod."""
     guard = describe_guard(namespace, namespace_labels)
     lacks = "; the pod does not require that, so its replacement would be refused"
     return f"{guard[:1].upper()}{guard[1:]}{lacks if find_admitted(namespace_labels) else ''}"

@@ -11,12 +11,10 @@ from gpusharing.planning.snapshot.podviews import PdbView, PodView
 
 
 def ref(pdb: PdbView) -> str:
-    """Return the budget's `namespace/name`."""
     return f"{pdb.namespace}/{pdb.name}"
 
 
 def selecting(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
-    """Return the budgets that select the pod, sorted by name."""
     return tuple(sorted((pdb for pdb in pdbs if _selects(pdb, pod)), key=ref))
 
 

@@ -57,7 +57,6 @@ class DrainPlan:
 
     @property
     def idle(self) -> bool:
-        """Whether no pod has to leave any more. False if the pods could not be listed."""
         return self.holders == 0
 
 
@@ -153,7 +152,6 @@ def _to_evict(pods: Standings) -> list[Standing]:
 
 
 def _by_budget(remaining: Iterable[Standing]) -> Iterable[tuple[PdbView, list[Standing]]]:
-    """Return each budget with the pods about which it alone decides."""
     guarded: dict[str, tuple[PdbView, list[Standing]]] = {}
     for standing in remaining:
         if (budget := standing.budget) is not None:
@@ -165,7 +163,6 @@ def _by_budget(remaining: Iterable[Standing]) -> Iterable[tuple[PdbView, list[St
 
 
 def _find_blockers(pods: Standings, guarded: Sequence[Standing], now: datetime) -> Iterator[Blocker]:
-    """Yield what stops pods from leaving, before or during a drain. Budgets count only for the pods in `guarded`."""
     yield from pods.blockers
     if not pods.silent:
         for pod in (standing.pod for standing in pods.leaving):
@@ -228,7 +225,6 @@ def _explain_waits(pods: Standings, jobs: Iterable[Standing]) -> Iterator[Blocke
 
 
 def _server_said(standings: Iterable[Standing]) -> str:
-    """Quote the server's first message about these pods; empty if there is none."""
     messages = (standing.memory.message for standing in standings if standing.memory is not None)
     return next((f'Server: "{message}"' for message in messages if message), "")
 

@@ -45,12 +45,10 @@ def find_rule(pod: PodView, options: Drain) -> tuple[str, DrainRule, bool] | Non
 
 
 def asks_for_namespaces(options: Drain) -> bool:
-    """Whether any rule selects pods by the labels of their namespace."""
     return any(not is_empty(rule.namespace_selector) for rule in options.rules)
 
 
 def is_empty(selector: Selector) -> bool:
-    """Whether the selector has no condition, so that it matches everything."""
     return not selector.match_labels and not selector.match_expressions
 
 

@@ -54,12 +54,10 @@ class Standing:
 
     @property
     def budget(self) -> PdbView | None:
-        """The one budget that decides about the eviction, or None if no budget does or if several conflict."""
         return self.budgets[0] if len(self.budgets) == 1 else None
 
     @property
     def is_full(self) -> bool:
-        """Whether one budget decides about the eviction and allows none now."""
         return self.budget is not None and self.budget.disruptions_allowed <= 0
 
     @property
@@ -68,7 +66,6 @@ class Standing:
 
     @property
     def marks(self) -> frozenset[Mark]:
-        """The marks of the answer; empty without an answer."""
         return frozenset() if self.memory is None else self.memory.reason.marks
 
     @property

@@ -46,7 +46,6 @@ class FutureNode:
         return self.find_labels()
 
     def serves(self, pod: PodView) -> bool:
-        """Whether the node will advertise at least as many devices of each resource name as the pod asks for."""
         return all(self.after.get(name, 0) >= count for name, count in _wanted(pod).items())
 
     def accepts(self, pod: PodView) -> bool:
@@ -69,7 +68,6 @@ class DeviceDemand:
 
     @property
     def waiting(self) -> int:
-        """How many of the requested devices will be missing after the changes."""
         return max(0, self.requested - self.remain)
 
     @property
@@ -108,15 +106,12 @@ class Afterwards:
         }
 
     def find_node(self, name: str) -> FutureNode | None:
-        """Return the node with this name, or None if its state after the changes is unknown."""
         return self._places.get(name)
 
     def find_demand(self, name: str) -> DeviceDemand:
-        """Return the demand for devices of this resource name in the whole cluster."""
         return self._demands.get(name, DeviceDemand())
 
     def find_labels(self) -> frozenset[tuple[str, str]]:
-        """Return all labels that any node will have or may have."""
         found = (labels for place in self._places.values() for labels in place.labels)
         return frozenset(pair for labels in found for pair in labels.items())
 
@@ -136,10 +131,7 @@ class Afterwards:
         return tuple(blockers)
 
     def _explain(self, pod: PodView, own: FutureNode | None) -> str:
-        """Return why the pod would have to wait after leaving its `own` node; empty if it would not.
-
-        If the state of `own` after the changes is unknown (None), only a resource that no node would advertise is found.
-        """
+        """If the state of `own` after the changes is unknown (None), only a resource that no node would advertise is found."""
         wanted = _wanted(pod)
         if lost := [name for name in wanted if not self.find_demand(name).remain]:
             how = ", a device of which a ResourceClaim of the pod holds" if pod.devices else ""

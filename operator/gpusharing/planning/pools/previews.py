@@ -88,7 +88,6 @@ def find_previews(
 def _to_go(
     pools: Mapping[str, Pool], verdicts: Mapping[str, Verdict]
 ) -> Iterator[tuple[PolicyView, Verdict]]:
-    """Yield the verdicts of the nodes that have yet to be drained, each with its policy, at most MAX_NODES of each pool."""
     for _, pool in sorted(pools.items()):
         if pool.policy.spec is None or pool.policy.deleting:
             continue

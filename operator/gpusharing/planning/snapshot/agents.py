@@ -137,7 +137,6 @@ def _find_causes(pod: AgentPod, warnings: list[AgentWarning], arch: str) -> Iter
 
 
 def _explain_refusal(pods: Iterable[AgentPod], warnings: list[AgentWarning]) -> Finding | None:
-    """Return why the API server refuses further pods, unless one was created after the latest event about the DaemonSet."""
     if not warnings:
         return None
     last = _latest(warnings)
@@ -162,7 +161,6 @@ def _latest(warnings: list[AgentWarning]) -> AgentWarning:
 
 
 def steady(message: str) -> str:
-    """Return a message from Kubernetes as one short line, without the parts that differ from one attempt to the next."""
     text = " ".join(message.split())
     for pattern, put in _CHANGING:
         text = pattern.sub(put, text)

@@ -55,7 +55,6 @@ class CallFailure:
     """Which kind of call failed. Only a successful call of the same kind ends the series."""
 
     def holds(self, now: datetime) -> bool:
-        """Whether calls are still suspended."""
         return now < self.next_try
 
     @property
@@ -69,7 +68,6 @@ class CallFailure:
 
     @property
     def stuck(self) -> bool:
-        """Whether the nodes that wait for this node's slot are told not to count on it."""
         return self.tries >= STUCK
 
 

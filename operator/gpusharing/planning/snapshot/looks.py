@@ -88,5 +88,4 @@ def find_due(looks: Iterable[tuple[str, Look]], now: datetime, poll: float) -> f
 
 
 def count_recent(looks: Iterable[Look], now: datetime, poll: float) -> int:
-    """Return how many of these looks were made less than `poll` seconds ago."""
     return sum(now - timedelta(seconds=poll) < look.at for look in looks)

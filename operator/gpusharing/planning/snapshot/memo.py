@@ -56,7 +56,6 @@ class Memo:
         *inputs: *Inputs,
         lasts: Callable[[Answer], bool] | None = None,
     ) -> Answer:
-        """Return the answer to a question that is asked only once in a pass (see `each`)."""
         return self.each(question, [("", inputs)], lasts=lasts)[""]
 
     def each(

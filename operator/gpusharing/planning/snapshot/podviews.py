@@ -98,7 +98,6 @@ class PodView:
 
     @property
     def ref(self) -> str:
-        """The pod as `namespace/name`."""
         return f"{self.namespace}/{self.name}"
 
 

@@ -235,7 +235,6 @@ class Claim:
 
     @staticmethod
     def of(node_uid: str, fence: Fence) -> "Claim":
-        """Return the claim for the change that `fence` records on the Node with `node_uid`."""
         claim = Claim(node_uid, fence.policy, fence.op, fence.wave)
         if fence.stage != "actuating" or fence.proven is not None or fence.node_uid != node_uid:
             return claim

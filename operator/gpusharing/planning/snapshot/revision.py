@@ -23,7 +23,6 @@ _DURATIONS = ("timeout", "actuation", "verification")
 
 
 def find_revision(uid: str, spec: GPUSharingPolicySpec | None, *, resetting: bool = False) -> str:
-    """Return the revision of the policy with this UID and spec; empty if the spec cannot be read."""
     if spec is None:
         return ""
     intent = {name: _plain(getattr(spec, name)) for name in INTENT}

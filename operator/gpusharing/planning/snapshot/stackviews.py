@@ -47,7 +47,6 @@ class MpsDaemonView:
 
     @property
     def plugin(self) -> str:
-        """The device plugin with its version, for messages."""
         return f"device plugin {self.version}" if self.version else "a device plugin of an unknown version"
 
 
@@ -208,7 +207,6 @@ class StackView:
 
     @property
     def by_dra(self) -> bool:
-        """Whether NVIDIA's DRA stack serves the GPUs of the cluster (`is_served_by_dra`)."""
         return is_served_by_dra(self.gpu_cluster, self.cluster_policy, self.dra)
 
     def generated_mig_file(self, node: str) -> str:

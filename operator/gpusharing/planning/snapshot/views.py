@@ -163,7 +163,6 @@ class Hardware:
 
     @cached_property
     def layouts(self) -> tuple[Layout | None, ...]:
-        """The layout of each GPU, in the order of `gpus`; None where MIG is off."""
         return tuple(gpu.layout for gpu in self.gpus)
 
     @cached_property
@@ -176,7 +175,6 @@ class Hardware:
 
     @cached_property
     def models(self) -> tuple[GpuView, ...]:
-        """The last GPU of each product, in the order in which the products first appear in `gpus`."""
         return tuple({gpu.product: gpu for gpu in self.gpus}.values())
 
     @cached_property
@@ -284,7 +282,6 @@ class PolicyView:
 
     @property
     def going(self) -> bool:
-        """Whether the policy is being deleted, whether or not it resets its nodes first."""
         return self.deleting or self.resetting
 
 
@@ -398,12 +395,10 @@ class ClusterSnapshot:
 
     @property
     def old_views(self) -> str:
-        """The names of the views that are older than OLD_VIEW, sorted and separated by commas."""
         return ", ".join(sorted(name for name, age in self.view_ages.items() if age > OLD_VIEW))
 
 
 def routing_label(mode: Mode, *, time_slicing: bool) -> str:
-    """Return the value of the label `gpusharing.dev/mode` under a policy with this mode."""
     if mode is Mode.MIG and time_slicing:
         return "mig-time-slicing"
     return {Mode.FULL: "full", Mode.MIG: "mig", Mode.MPS: "mps", Mode.TIME_SLICING: "time-slicing"}[mode]

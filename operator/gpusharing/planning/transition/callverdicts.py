@@ -36,7 +36,6 @@ def is_moot(verdict: Verdict) -> bool:
 
 
 def calls_fail(verdict: Verdict) -> bool:
-    """Whether the verdict says that calls about its node fail repeatedly."""
     return any(blocker.reason is Reason.CALL_FAILED for blocker in verdict.blockers)
 
 
@@ -137,7 +136,6 @@ class Failing:
         return Failing(failures, claims_kept, now)
 
     def holds(self, node: str) -> bool:
-        """Whether the node's calls are suspended after a failure, so that other candidates go first."""
         failure = self.failures.get(node)
         return failure is not None and failure.holds(self.now)
 
@@ -159,7 +157,7 @@ class Failing:
         return {**members, **late} if late else members
 
     def keep_back(self, verdicts: Mapping[str, Verdict], why: str) -> dict[str, Verdict]:
-        """Return the verdicts, with those that would fence their node held back. `why` begins the message."""
+        """Hold back the verdicts that would fence their node; `why` begins their message."""
         failure = self.failures.get(POLICIES)
         changed = dict(verdicts)
         for node, verdict in verdicts.items():
