@@ -49,6 +49,8 @@ WAITS: dict[str, tuple[FencedCase, Reason]] = {
         fenced(gpunode=quiet_report(FULL, asked(-2).replace(EVENT, "earlier"))), Reason.OBSERVATION_PENDING),
     "both LISTs were made before the cordon": (
         fenced(gpunode=silent(), work=replace(IDLE, scope=replace(fenced().scope, cordoned_at=at(-3)))), Reason.SETTLING),
+    "both LISTs were made while the node was not Ready": (
+        fenced(gpunode=silent(), work=replace(IDLE, scope=replace(fenced().scope, silent=True))), Reason.SETTLING),
     "a process computes": (
         fenced(gpunode=silent(gpus=(make_gpu(processes=("python",)),))), Reason.GPU_STILL_BUSY),
     "a process that the agent cannot name computes": (

@@ -9,7 +9,7 @@ member that must stay keeps all pods of its gang from being evicted or deleted b
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from datetime import timedelta
@@ -83,9 +83,8 @@ def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gan
         members = _find_members(view, work, scope.node)
         waited = classify((member.pod for member in members), options, wide).waited
         waits = [_wait_for(member, view, options) for member in members if member.pod.uid in waited]
-        for (
-            member
-        ) in members:  # the policy of its own node counts too, and may forbid to evict the member at last
+        # The policy of a member's own node counts too, and may forbid to evict the member at last.
+        for member in members:
             if member.drain is not None and classify((member.pod,), member.drain, wide).waited:
                 spared = member.drain.jobs.on_timeout == "Abort"
                 waits.append(replace(_wait_for(member, view, member.drain), spared=spared))
@@ -137,26 +136,17 @@ def find_blocked_gangs(
             its = (pod for pod in classified.holders if pod.gang == view.gang and pod.deleted_at is None)
             here.append(Blocker(Reason.LIST_FAILED, tuple(pod.ref for pod in its), message=unlisted(view)))
         else:
-            members = _find_members(view, work, scope.node)
-            for node, blocker in find_keepers(
-                [one for one in members if one.pod.uid not in known], options, scope
-            ):
-                where = f"Runs on {node}. " if node else ""
-                named = replace(blocker, message=f"{where}{blocker.message}".rstrip())
-                here.append(name_gang(view, named))
+            for member in _find_members(view, work, scope.node):
+                if member.pod.uid in known:
+                    continue
+                where = f"Runs on {member.node}. " if member.node else ""
+                ours = classify((member.pod,), options, everywhere(scope)).blockers
+                for blocker in ours or find_ruled((member,), scope):
+                    named = replace(blocker, message=f"{where}{blocker.message}".rstrip())
+                    here.append(name_gang(view, named))
         blockers += here
         blocked |= {view.gang} if here else set()
     return frozenset(gang for gang in blocked if gang is not None), merge(blockers)
-
-
-def find_keepers(
-    members: Iterable[GangMember], options: Drain, scope: Scope
-) -> Iterator[tuple[str, Blocker]]:
-    """Yield the node's name and the blocker of each member that must stay: according to `options`, those of the policy that changes this node, or if these allow its eviction, to the policy of its own node."""
-    for member in members:
-        blockers = classify((member.pod,), options, everywhere(scope)).blockers
-        for blocker in blockers or find_ruled((member,), scope):
-            yield member.node, blocker
 
 
 def find_ruled(members: Iterable[GangMember], scope: Scope) -> tuple[Blocker, ...]:
