@@ -18,7 +18,7 @@ from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, P
 from gpusharing.planning.stack.acceptance import find_terms, wish_of
 from gpusharing.planning.transition.members import Member
 from gpusharing.planning.transition.requests import last_event
-from gpusharing.planning.transition.verdict import FencedCase, NodeCase, Verdict
+from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.wanted.actuators.labels import LABELS
 from gpusharing.planning.wanted.assess import Assessed, Assessment, assess
 from gpusharing.planning.wanted.target import Target
@@ -113,7 +113,7 @@ def make_case(
         settings=SETTINGS,
         now=now,
     )
-    return case if fence is None else named_event(FencedCase.of(case, fence))
+    return case if fence is None else named_event(case)
 
 
 def of_policy(record: Written, policy: PolicyView | None) -> Written:
@@ -143,7 +143,7 @@ EVENT = "event"
 NO_SCOPE = make_work().scope
 
 
-def named_event(case: FencedCase) -> FencedCase:
+def named_event(case: NodeCase) -> NodeCase:
     """The same case with the last event in the requests to the agent and in what it echoes, and LISTs made for its
     scope unless they name another."""
 
@@ -183,12 +183,6 @@ def make_member(node: NodeView, verdict: Verdict, case: NodeCase | None = None) 
         outside=False,
         target=None,
     )
-
-
-def fenced_of(case: NodeCase) -> FencedCase:
-    """The case of a node that was made with a fence."""
-    assert isinstance(case, FencedCase), case.node
-    return case
 
 
 def assessed_of(case: NodeCase) -> Assessed:

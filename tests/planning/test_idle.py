@@ -33,10 +33,10 @@ from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Evict, 
 from gpusharing.planning.transition.attempts import proof_time
 from gpusharing.planning.transition.before import before_pnr
 from gpusharing.planning.transition.requests import last_event
-from gpusharing.planning.transition.verdict import FencedCase
+from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.reasons import Reason
 
-WAITS: dict[str, tuple[FencedCase, Reason]] = {
+WAITS: dict[str, tuple[NodeCase, Reason]] = {
     "the node is not Ready": (fenced(node={"ready": False}), Reason.NODE_UNREACHABLE),
     "no agent is ready": (fenced(agent_ready=False), Reason.AGENT_NOT_READY),
     "the agent was not asked to be quiet": (fenced(), Reason.OBSERVATION_PENDING),
@@ -88,7 +88,7 @@ WAITS: dict[str, tuple[FencedCase, Reason]] = {
 
 
 @pytest.mark.parametrize(("case", "reason"), WAITS.values(), ids=WAITS.keys())
-def test_the_node_is_not_proven_idle(case: FencedCase, reason: Reason) -> None:
+def test_the_node_is_not_proven_idle(case: NodeCase, reason: Reason) -> None:
     verdict = before_pnr(case)
     assert (verdict.phase, verdict.reason) == (Phase.VERIFYING_IDLE, reason), verdict.message
     assert verdict.wants_pods

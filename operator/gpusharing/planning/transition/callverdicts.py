@@ -6,10 +6,8 @@ from datetime import datetime, timedelta
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import (
-    Action,
     Actuate,
     EnsureGPUNode,
-    FenceNode,
     Release,
     RestartOperand,
     UpdateFence,
@@ -31,7 +29,7 @@ from gpusharing.planning.vocabulary.values import value
 
 
 def is_moot(verdict: Verdict) -> bool:
-    """Whether an earlier failure no longer matters, because nothing is to be done."""
+    """Whether an earlier failure no longer matters to the node."""
     return verdict.phase in (Phase.SYNCED, Phase.SKIPPED) and not verdict.actions
 
 
@@ -39,13 +37,10 @@ def calls_fail(verdict: Verdict) -> bool:
     return any(blocker.reason is Reason.CALL_FAILED for blocker in verdict.blockers)
 
 
-def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | None = None) -> Verdict:
-    """Return the verdict of a node whose calls fail, with `failure` in it unless it already names one; the actions stay.
-
-    While calls are suspended, the node is no candidate. A lasting failure becomes the verdict's message, and a verdict
-    that missed the deadline of a step past the point of no return becomes Failed. Without `fence`, a late request to the
-    agent does not.
-    """
+def show_failure(
+    verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | None = None
+) -> Verdict:
+    """Return the verdict with the failure of its calls in it, once the failure lasts. Its actions stay; while calls are suspended, the node is no candidate."""
     suspended = failure.holds(now)
     # Much has to be proven again before some calls, so the next attempt may come this late.
     recent = now < failure.next_try + timedelta(seconds=LONGEST_WAIT)
@@ -53,65 +48,58 @@ def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | 
     silent = not verdict.actions and not (suspended and verdict.candidate) and not on_its_way
     if silent or calls_fail(verdict):
         return verdict
+    wake = verdict.wake
     if suspended:
-        wake = failure.next_try if verdict.wake is None else min(verdict.wake, failure.next_try)
-        verdict = replace(verdict, wake=wake, candidate=False)
+        wake = min(wake, failure.next_try) if wake is not None else failure.next_try
+    verdict = replace(verdict, wake=wake, candidate=verdict.candidate and not suspended)
     if not failure.lasts:
         return verdict
-    phase = Phase.PENDING if _starts(verdict) else verdict.phase  # nothing has begun
+    phase = Phase.PENDING if verdict.starts else verdict.phase  # nothing has begun
     reason, message = Reason.CALL_FAILED, f"{failure.message}; the call is retried with increasing delays"
     if verdict.reason is Reason.CORDON_KEPT:
-        reason = verdict.reason
         message = f"{verdict.message}. This step waits for a call that keeps failing: {message}"
-    deadline = verdict.deadline
-    if deadline is not None and now >= deadline and _goes_on(verdict, fence):
-        phase = Phase.FAILED
+        reason = verdict.reason
     return replace(
         verdict,
-        phase=phase,
+        phase=Phase.FAILED if _is_late(verdict, fence, now) else phase,
         reason=reason,
         message=message,
-        deadline=None if any(isinstance(action, Release) for action in verdict.actions) else deadline,
+        deadline=None if any(isinstance(action, Release) for action in verdict.actions) else verdict.deadline,
         blockers=(*verdict.blockers, Blocker(Reason.CALL_FAILED, message=failure.message)),
     )
 
 
-def _starts(verdict: Verdict) -> bool:
-    return any(isinstance(action, FenceNode) for action in verdict.actions)
-
-
-def _goes_on(verdict: Verdict, fence: Fence | None) -> bool:
-    """Whether an action of the verdict continues a change past its point of no return; a release does not."""
-    proving = verdict.phase in (Phase.VERIFYING, Phase.VERIFYING_IDLE)
-    asks = proving and fence is not None and fence.stage == "actuating"
-
-    def goes_on(action: Action) -> bool:
+def _is_late(verdict: Verdict, fence: Fence | None, now: datetime) -> bool:
+    """Whether the deadline is over and a step past the point of no return still has to be sent; a release is none."""
+    if verdict.deadline is None or now < verdict.deadline:
+        return False
+    asks = fence is not None and fence.stage == "actuating"
+    asks = asks and verdict.phase in (Phase.VERIFYING, Phase.VERIFYING_IDLE)
+    for action in verdict.actions:
+        if isinstance(action, RestartOperand) or (asks and isinstance(action, EnsureGPUNode)):
+            return True
         if isinstance(action, UpdateFence | Actuate):
-            return action.node.fence is not None and action.node.fence.stage == "actuating"
-        return isinstance(action, RestartOperand) or (asks and isinstance(action, EnsureGPUNode))
+            written = action.node.fence
+            if written is not None and written.stage == "actuating":
+                return True
+    return False
 
-    return any(map(goes_on, verdict.actions))
 
-
-def _with_record(verdict: Verdict, node: NodeView, now: datetime) -> Verdict:
-    """Return the verdict with a write that records in the fence that the change has failed (docs/adr/0044-what-was-seen-is-written-down.md), or with the record in its own write of the fence."""
+def _record_failure(verdict: Verdict, node: NodeView, now: datetime) -> Verdict:
+    """Record in the fence that the change has failed, if possible with a PATCH of the fence that is due anyway (docs/adr/0044-what-was-seen-is-written-down.md)."""
     fence = node.fence
     if fence is None or fence.failed is not None:
         return verdict
-
-    def recorded(action: Action) -> Action:
-        if not isinstance(action, UpdateFence | Actuate):
-            return action
-        written = action.fence
-        # A fence that follows another revision, or that records the failure of this one already, stays as it is.
-        if written.version != fence.version or written.failed_version == fence.version:
-            return action
-        return replace(action, fence=replace(written, failed=now))
-
-    actions = tuple(map(recorded, verdict.actions))
-    if not any(isinstance(action, UpdateFence | Actuate) for action in actions):
-        actions = (UpdateFence(node, replace(fence, failed=now)), *actions)
-    return verdict.then(*actions)
+    actions = tuple(
+        replace(action, fence=replace(action.fence, failed=now))
+        if isinstance(action, UpdateFence | Actuate)
+        and action.fence.version == fence.version != action.fence.failed_version
+        else action
+        for action in verdict.actions
+    )
+    if any(isinstance(action, UpdateFence | Actuate) for action in actions):
+        return verdict.then(*actions)
+    return verdict.then(UpdateFence(node, replace(fence, failed=now)), *actions)
 
 
 @value(eq=False)
@@ -119,14 +107,13 @@ class Failing:
     """The nodes whose calls fail, in one pass."""
 
     failures: Mapping[str, CallFailure]
-    """By subject: a node, or a write without which no node, or no node of one policy, can be fenced."""
+    """By node, or by a write without which no node, or no node of one policy, can be fenced."""
     uncertain_claims: dict[str, Claim]
-    """The claims of nodes without a visible fence, by node. The call that wrote the fence failed, but the fence may exist."""
+    """The claims of nodes whose fence may exist although the call that wrote it failed."""
     now: datetime
 
     @staticmethod
     def of(snapshot: ClusterSnapshot, members: Mapping[str, Member], now: datetime) -> "Failing":
-        """Return the failures in this snapshot. A candidate's claim is uncertain while its failure is not a lasting one."""
         failures, claims = snapshot.call_failures, snapshot.claims
         claims_kept = {
             node: claims[node]
@@ -140,30 +127,26 @@ class Failing:
         return failure is not None and failure.holds(self.now)
 
     def find_late(self, members: dict[str, Member]) -> dict[str, Member]:
-        """Return all members, with new verdicts for the nodes that failed by a deadline, and for those in flight that are stuck.
-
-        The pools must know this before they choose, because Failed nodes count for maxFailures and the slots of the
-        others do not become free by themselves. Without such nodes, `members` itself is returned.
-        """
+        """Return all members, with new verdicts for nodes that a failing call has made late or stuck: the pools must know before they choose."""
         late = {}
         for node, failure in self.failures.items():
             if (member := members.get(node)) is None or member.verdict.phase is Phase.FAILED:
                 continue
-            verdict = named(member.verdict, failure, self.now, member.node.fence)
+            verdict = show_failure(member.verdict, failure, self.now, member.node.fence)
             if verdict.phase is Phase.FAILED:
-                late[node] = replace(member, verdict=_with_record(verdict, member.node, self.now))
+                late[node] = replace(member, verdict=_record_failure(verdict, member.node, self.now))
             elif verdict.phase.in_flight and failure.stuck:
                 late[node] = replace(member, verdict=verdict)
         return {**members, **late} if late else members
 
     def keep_back(self, verdicts: Mapping[str, Verdict], why: str) -> dict[str, Verdict]:
-        """Hold back the verdicts that would fence their node; `why` begins their message."""
+        """Return the verdicts with Pending ones for all nodes that would start; `why` begins their message."""
         failure = self.failures.get(POLICIES)
         changed = dict(verdicts)
         for node, verdict in verdicts.items():
-            if not _starts(verdict):
+            if not verdict.starts:
                 continue
-            changed[node] = replace(
+            changed[node] = waits = replace(
                 verdict,
                 phase=Phase.PENDING,
                 reason=Reason.PROGRESSING,
@@ -173,20 +156,18 @@ class Failing:
                 wake=self.now + timedelta(seconds=LONGEST_WAIT),
             )
             if failure is not None and failure.lasts:
-                blockers = (*verdict.blockers, Blocker(Reason.CALL_FAILED, message=failure.message))
-                changed[node] = replace(changed[node], reason=Reason.CALL_FAILED, blockers=blockers)
+                blocker = Blocker(Reason.CALL_FAILED, message=failure.message)
+                blockers = (*verdict.blockers, blocker)
+                changed[node] = replace(waits, reason=Reason.CALL_FAILED, blockers=blockers)
         return changed
 
-    def name(self, verdicts: dict[str, Verdict]) -> None:
-        """Add the failures to the verdicts of their nodes, in place.
-
-        The failure to write the claims, or the finalizer of a policy, is added to each node that would start now.
-        """
+    def show(self, verdicts: dict[str, Verdict]) -> None:
+        """Add the failures to the verdicts of their nodes, in place. A write that keeps every fence from being written counts for each node that would start."""
         for node, failure in self.failures.items():
             if (verdict := verdicts.get(node)) is not None:
-                verdicts[node] = named(verdict, failure, self.now)
+                verdicts[node] = show_failure(verdict, failure, self.now)
         if self.failures.keys() - verdicts.keys():
             for node, verdict in verdicts.items():
                 common = self.failures.get(CLAIMS) or self.failures.get(policy_subject(verdict.policy))
-                if common is not None and _starts(verdict):
-                    verdicts[node] = named(verdict, common, self.now)
+                if verdict.starts and common is not None:
+                    verdicts[node] = show_failure(verdict, common, self.now)

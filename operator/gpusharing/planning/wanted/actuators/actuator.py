@@ -49,11 +49,14 @@ class ActuatorCase:
     """The time of the pass that made this case."""
 
     @property
+    def observed(self) -> ObservedView | None:
+        """The agent's last report."""
+        return self.gpunode.observed if self.gpunode else None
+
+    @property
     def found_layouts(self) -> tuple[Layout | None, ...]:
-        """The layout of every GPU in the agent's last reading, by index, with None for a GPU with MIG off. Empty if the
-        agent has not reported any GPU yet."""
-        observed = self.gpunode.observed if self.gpunode else None
-        return observed.hardware.layouts if observed else ()
+        """The layout of every GPU in the agent's last report, by index, with None for a GPU with MIG off."""
+        return self.observed.hardware.layouts if self.observed else ()
 
 
 @value
