@@ -30,7 +30,7 @@ from gpusharing.planning.snapshot.views import (
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.configmaps import plan_config
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
-from gpusharing.planning.wanted.target import Wish, find_wish
+from gpusharing.planning.wanted.target import Request, find_request
 
 NOW = datetime(2026, 11, 20, 10, 0, tzinfo=UTC)
 H100 = "NVIDIA H100 80GB HBM3"
@@ -324,9 +324,9 @@ def make_cluster_policy(
     )
 
 
-def wishes_of(policies: Iterable[PolicyView]) -> list[Wish]:
+def wishes_of(policies: Iterable[PolicyView]) -> list[Request]:
     """What these policies ask for, without those whose spec cannot be read."""
-    return [find_wish(one.name, one.spec) for one in policies if one.spec is not None]
+    return [find_request(one.name, one.spec) for one in policies if one.spec is not None]
 
 
 def make_stack(

@@ -15,7 +15,7 @@ from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import UNRECORDED, Deferred, Fence
 from gpusharing.planning.snapshot.stackviews import Operand, Program, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, PolicyView
-from gpusharing.planning.stack.acceptance import find_terms, wish_of
+from gpusharing.planning.stack.acceptance import find_targets, request_of
 from gpusharing.planning.transition.members import Member
 from gpusharing.planning.transition.requests import last_event
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
@@ -165,8 +165,8 @@ def named_event(case: NodeCase) -> NodeCase:
 
 def judge_node(view: NodeView, report: GPUNodeView, policy: PolicyView, stack: StackView) -> Assessment:
     """The assessment of one node under one policy."""
-    terms = find_terms(policy, wish_of(policy), stack, SETTINGS)
-    return assess(view, report, policy, terms.targets, stack, actuator=LABELS)
+    targets = find_targets(policy, request_of(policy), stack, SETTINGS)
+    return assess(view, report, targets, actuator=LABELS)
 
 
 def make_member(node: NodeView, verdict: Verdict, case: NodeCase | None = None) -> Member:

@@ -42,16 +42,16 @@ from gpusharing.planning.snapshot.draviews import DeviceClassView, DraView, Node
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.stackviews import PLUGIN_SWITCH, Operand, Program, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PolicyView
-from gpusharing.planning.stack.acceptance import Terms
 from gpusharing.planning.transition.cases import compare
 from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.actuators.choice import find_actuator
 from gpusharing.planning.wanted.actuators.dra import DRA
+from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.draobjects import wanted_class
-from gpusharing.planning.wanted.target import Target, Targets, find_last_proven, find_wish
-from gpusharing.planning.wanted.verify import Source
+from gpusharing.planning.wanted.target import PolicyTargets, Target, find_last_proven, find_request
+from gpusharing.planning.wanted.verify import Comparison, Source
 
 MIG, FULL = make_policy(), make_policy(mode="Full")
 HALVES: Layout = (("3g.40gb", 2),)
@@ -113,7 +113,7 @@ class Played:
             now=now,
         )
         assert policy.spec is not None
-        return compare(case, Terms(policy, Targets(policy, find_wish(policy.name, policy.spec), self.stack)))
+        return compare(case, PolicyTargets(policy, find_request(policy.name, policy.spec), self.stack))
 
     def judge(self, policy: PolicyView, now: datetime) -> Verdict:
         """What is decided about the node."""
@@ -345,9 +345,16 @@ def test_slices_are_outdated_if_they_differ_from_the_reading_that_proves(
 
 
 def test_what_is_compared_is_shown_from_the_agents_reading_to_what_the_node_offers() -> None:
-    sources = list(dict.fromkeys(check.source for check in DRA.checks))
-    assert sources == [Source.AGENT, Source.NVML, Source.MIG_MANAGER, Source.OPERANDS, Source.SLICES]
-    assert DRA.checks[-1].reason is Reason.ALLOCATABLE_MISMATCH
+    assert DRA.sources == (Source.AGENT, Source.NVML, Source.MIG_MANAGER, Source.OPERANDS, Source.SLICES)
+    played = Played()
+    assessed = played.case(FULL, NOW).assessment
+    assert isinstance(assessed, Assessed)
+    compared = Comparison(
+        replace(played.node, devices=None), assessed.observed, assessed.target, played.stack
+    )
+    assert [(source, found.reason) for source, found in DRA.checks(compared)] == [
+        (Source.SLICES, Reason.ALLOCATABLE_MISMATCH)
+    ]
 
 
 @pytest.mark.parametrize(

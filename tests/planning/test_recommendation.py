@@ -14,7 +14,7 @@ from gpusharing.api.names import Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy
 from gpusharing.planning.gpus.capacity import plain_profiles, usable_memory
-from gpusharing.planning.gpus.geometry import Legal, find_fit, maximal_layouts
+from gpusharing.planning.gpus.geometry import find_misfit, maximal_layouts
 from kubectl_gpusharing.usage.reckon.needs import GIB, Goal, Holding, Need, Workload, find_need
 from kubectl_gpusharing.usage.reckon.recommendation import (
     Bound,
@@ -279,7 +279,7 @@ def test_every_workload_has_a_place_that_holds_it_or_is_named_and_the_layout_is_
     assert whole >= 0
     assert {name: count for name, count in there.items() if count} == dict(found.idle)
     for layout in found.template:
-        assert layout is None or isinstance(find_fit(layout, H100.profiles), Legal)
+        assert layout is None or not find_misfit(layout, H100.profiles)
     assert recommend(pool(shape), needs[::-1], goal=goal) == found
 
 

@@ -27,7 +27,7 @@ These invariants hold after every action, even if the operator is interrupted at
   (v) a node that NVIDIA's DRA driver serves is released only once its present devices are published and can be
       requested, and no DeviceClass is removed that a node needs or that is not ours
 
-The decision is made in this order: which policy owns each node (own); what the policy offers it (find_terms, follow);
+The decision is made in this order: which policy owns each node (own); what the policy offers it (find_targets, follow);
 what its target is, whether the node matches it, and how far its change has come (judge_case); which nodes begin now
 (choose); and what is written once for all nodes (share). Every per-node question goes through the memo, so the cost of
 a pass depends on what changed and not on the size of the cluster.
@@ -54,7 +54,7 @@ from gpusharing.planning.snapshot.looks import PassMemory
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, NodeView, PolicyView
-from gpusharing.planning.stack.acceptance import Terms, find_terms, wish_of
+from gpusharing.planning.stack.acceptance import find_targets, request_of
 from gpusharing.planning.stack.drastack import is_complete
 from gpusharing.planning.stack.migstrategy import find_strategy_users, wants_other_strategy
 from gpusharing.planning.transition.callverdicts import Failing
@@ -71,7 +71,7 @@ from gpusharing.planning.wanted.configmaps import plan_config
 from gpusharing.planning.wanted.draobjects import plan_classes
 from gpusharing.planning.wanted.ownership import Owners, find_coming, find_contenders
 from gpusharing.planning.wanted.pluginconfig import PluginConfig
-from gpusharing.planning.wanted.target import Target, Wish
+from gpusharing.planning.wanted.target import PolicyTargets, Request, Target
 
 
 @value
@@ -102,8 +102,8 @@ class Known:
 
     snapshot: ClusterSnapshot
     """The snapshot of this pass, with the rules of other policies for members of gangs."""
-    wishes: Mapping[str, Wish | Finding]
-    terms: Mapping[str, Terms]
+    wishes: Mapping[str, Request | Finding]
+    terms: Mapping[str, PolicyTargets]
     unread: Mapping[str, Exception]
     """The errors of the policies that cannot be judged, by policy."""
     owners: Mapping[str, str]
@@ -176,9 +176,9 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
 
 
 def _object(
-    terms: Mapping[str, Terms], unread: Mapping[str, Exception], pools: Mapping[str, Pool]
+    terms: Mapping[str, PolicyTargets], unread: Mapping[str, Exception], pools: Mapping[str, Pool]
 ) -> dict[str, Finding]:
-    found = {name: one.targets for name, one in terms.items() if isinstance(one.targets, Finding)}
+    found = {name: one.request for name, one in terms.items() if isinstance(one.request, Finding)}
     found |= {name: of_policy(name, error) for name, error in unread.items()}
     closed = ((name, pool.hours.closed) for name, pool in pools.items() if name not in found)
     return found | {
@@ -197,7 +197,7 @@ def find_known(snapshot: ClusterSnapshot, now: datetime, memo: Memo) -> Known:
     """Return what is known of every policy and every node by itself. An error about one of them does not stop the others."""
     failed: dict[str, Exception] = {}
     unread: dict[str, Exception] = {}
-    wishes = memo.each(wish_of, ((one.name, (one,)) for one in snapshot.policies), failed=unread)
+    wishes = memo.each(request_of, ((one.name, (one,)) for one in snapshot.policies), failed=unread)
     owners = own(snapshot, memo, failed)
     snapshot = _with_strategy_users(snapshot, owners, memo, unread)
     stack, settings = snapshot.stack, snapshot.settings
@@ -206,7 +206,7 @@ def find_known(snapshot: ClusterSnapshot, now: datetime, memo: Memo) -> Known:
         for one in snapshot.policies
         if one.name in wishes
     )
-    terms = memo.each(find_terms, offers, failed=unread)
+    terms = memo.each(find_targets, offers, failed=unread)
     followed = follow(snapshot, owners, terms, failed=failed, unread=unread)
     snapshot = with_rules(snapshot, followed, owners, failed)
     cases = Cases(snapshot, owners, terms, followed)
@@ -272,11 +272,11 @@ def _with_strategy_users(
 def follow(
     snapshot: ClusterSnapshot,
     owners: Mapping[str, str],
-    terms: Mapping[str, Terms],
+    terms: Mapping[str, PolicyTargets],
     *,
     failed: dict[str, Exception],
     unread: Mapping[str, Exception],
-) -> dict[str, Terms | None]:
+) -> dict[str, PolicyTargets | None]:
     """Return the terms that each node is compared with: those of the policy that its fence names, else of its owner. A node whose policy is in `unread` is in `failed` instead."""
     fences = {name: fence for name, fence in fences_of(snapshot).items() if name in owners}
     followed = {name: terms.get(owner) for name, owner in owners.items()}
@@ -324,7 +324,7 @@ def configure(
     snapshot: ClusterSnapshot,
     targets: Iterable[Target],
     models: Mapping[str, GpuView],
-    wishes: Mapping[str, Wish | Finding],
+    wishes: Mapping[str, Request | Finding],
     memo: Memo,
 ) -> WriteConfig | None:
     """Return the action that brings our ConfigMaps up to date, or None if they are, or if somebody else's ConfigMap has the name of one of ours."""
@@ -337,7 +337,7 @@ def configure(
 
 def _configure(
     policies: tuple[PolicyView, ...],
-    wishes: Mapping[str, Wish | Finding],
+    wishes: Mapping[str, Request | Finding],
     models: Mapping[str, GpuView],
     plugins: Mapping[str, PluginConfig],
     stack: StackView,
@@ -345,5 +345,5 @@ def _configure(
     nodes: Mapping[str, NodeView],
     gpunodes: Mapping[str, GPUNodeView],
 ) -> tuple[WriteConfig | None, bool]:
-    readable = [found for one in policies if isinstance(found := wishes.get(one.name), Wish)]
+    readable = [found for one in policies if isinstance(found := wishes.get(one.name), Request)]
     return plan_config(readable, nodes.values(), models, plugins, stack, gpunodes=gpunodes)

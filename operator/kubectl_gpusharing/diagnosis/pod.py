@@ -18,7 +18,7 @@ from gpusharing.planning.report.status import policy_status
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.stack.otherplugins import name_resources
 from gpusharing.planning.vocabulary.lengths import some
-from gpusharing.planning.wanted.target import Targets, find_wish
+from gpusharing.planning.wanted.target import PolicyTargets, find_request
 from kubectl_gpusharing.diagnosis.rooms import (
     NOTE,
     NodeRoom,
@@ -140,7 +140,9 @@ def published_answer(raw: JSON, policies: Sequence[JSON], gpunodes: Sequence[JSO
     read. A policy whose spec is invalid has no targets, so its nodes have no room (`read_room`). A note says what may
     exclude the pod from nodes and was not considered, and what more rights would add."""
     nodes, views = [*map(read_node, gpunodes)], map(policy_view, policies)
-    targets = {one.name: Targets(one, find_wish(one.name, one.spec), BARE) for one in views if one.spec}
+    targets = {
+        one.name: PolicyTargets(one, find_request(one.name, one.spec), BARE) for one in views if one.spec
+    }
     rooms = {node.name: read_room(raw, one, targets) for node, one in zip(nodes, gpunodes, strict=True)}
     statuses = {one.name: f"{one.status}: {one.message}" for one in read_pools(policies, nodes)[0]}
     answer = _answer(raw, rooms, statuses, {node.name: node.phase for node in nodes})

@@ -187,7 +187,7 @@ def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation
     demands. Raises Trouble if a flag cannot be parsed, --gpu-operator included, if the terminal's input ends, or if the
     memory is unknown without a terminal."""
     no_mps = toolversions.find_deaf_release(typed.gpu_operator)
-    if typed.gpu_operator and not toolversions.is_release(typed.gpu_operator):
+    if typed.gpu_operator and not toolversions.is_readable(typed.gpu_operator):
         raise Trouble(f"--gpu-operator {typed.gpu_operator} is not a version; pass one such as v25.10.1")
     known = {} if demand is None else {"promise": demand.promised, "bursts": demand.bursts}
     needs = _find_needs(typed, demand)

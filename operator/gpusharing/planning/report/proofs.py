@@ -36,11 +36,8 @@ def tell_proofs(
     node: NodeView, observed: ObservedView, target: Target, stack: StackView
 ) -> tuple[Proof, ...]:
     """Return one Proof for each source that this installation has. The target must have one layout for each observed GPU."""
-    checks = find_actuator(stack).checks
-    wrong, used = (
-        find_disagreements(Comparison(node, observed, target, stack), checks),
-        {one.source for one in checks},
-    )
+    actuator = find_actuator(stack)
+    wrong = find_disagreements(Comparison(node, observed, target, stack), actuator.checks)
     says = "is quiet" if observed.quiet else f"reads {counted(len(observed.gpus), 'GPU')}"
     labels = node.labels
     mig_manager = ("not asked", "")
@@ -63,7 +60,7 @@ def tell_proofs(
     return tuple(
         Proof(source, says, should, wrong.get(source))
         for source, (says, should) in rows.items()
-        if source in used
+        if source in actuator.sources
     )
 
 

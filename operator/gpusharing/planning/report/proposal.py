@@ -28,7 +28,7 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted import migfile
-from gpusharing.planning.wanted.assess import Unobserved
+from gpusharing.planning.wanted.assess import Assessed
 
 
 @value
@@ -140,7 +140,11 @@ def tell_proposal(
     before, after = count_devices(pool.nodes, plan.targets)
     vanishing = tuple(_vanishing(before, after, names, snapshot, plan.afterwards))
     members_ = plan.pools[policy.name].members
-    unseen = {one.node.name for one in members_ if isinstance(one.assessment, Unobserved | None)}
+    unseen = {
+        one.node.name
+        for one in members_
+        if not isinstance(one.assessment, Assessed) and (one.assessment is None or one.assessment.unobserved)
+    }
     replicas = spec.mps.replicas if spec is not None and spec.mps is not None else 0
     # Whether strategy single keeps the name: each node that changes would have one resource, by another name.
     mixed = spec is not None and spec.mig is not None and spec.mig.strategy == "mixed"

@@ -40,8 +40,8 @@ from gpusharing.planning.transition.yielding import aside_fence, keeps_cordon, m
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.actuators.actuator import Trouble
-from gpusharing.planning.wanted.assess import Assessed, Refused, Unobserved
+from gpusharing.planning.wanted.actuators.actuator import Unfinished
+from gpusharing.planning.wanted.assess import Assessed, Untargeted
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import Comparison, find_mismatch
 
@@ -105,8 +105,9 @@ def _without_target(case: NodeCase) -> Verdict:
     trouble = case.actuator.find_trouble(case, case.fence)
     if trouble is not None and not trouble.final:
         return _wait_for_actuator(case, trouble)
-    if isinstance(case.assessment, Refused):
-        objection = case.assessment.objection
+    without = case.assessment if isinstance(case.assessment, Untargeted) else None
+    if without is not None and not without.unobserved:
+        objection = without.objection
         if Mark.MOMENTARY in objection.reason.marks:
             message = (
                 f"{objection.message}; the node stays fenced, and its proof continues once this has ended"
@@ -116,7 +117,7 @@ def _without_target(case: NodeCase) -> Verdict:
         return case.verdict(Phase.FAILED, objection.reason, message)
     if (request := verify_request(case)) is not None:
         return _ask_agent(case, request)
-    pending = case.assessment.pending if isinstance(case.assessment, Unobserved) else None
+    pending = without.objection if without is not None else None
     if pending is not None and pending.reason is not Reason.OBSERVATION_PENDING:
         # No GPU at all, or a nameless one.
         return case.verdict(Phase.VERIFYING, pending.reason, pending.message)
@@ -158,7 +159,7 @@ def _owe(case: NodeCase, assessed: Assessed, message: str, attempt: int, *, fail
     return case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, message, due)
 
 
-def _wait_for_actuator(case: NodeCase, trouble: Trouble) -> Verdict:
+def _wait_for_actuator(case: NodeCase, trouble: Unfinished) -> Verdict:
     found, wake = trouble.mismatch, case.actuator.next_look(case, case.fence)
     return case.verdict(Phase.RECONFIGURING, found.reason, found.message, wake=wake)
 

@@ -31,7 +31,7 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.assess import Refused
+from gpusharing.planning.wanted.assess import Untargeted
 
 
 def before_pnr(case: NodeCase) -> Verdict:
@@ -47,7 +47,7 @@ def _next_step(case: NodeCase) -> Verdict:
     if early is not None:
         return early
     assessed = case.assessed
-    if isinstance(case.assessment, Refused):
+    if isinstance(case.assessment, Untargeted) and not case.assessment.unobserved:
         return _held_up(case, case.assessment.objection.reason, case.assessment.objection.message)
     if assessed is None:
         return _held_up(case, Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs")
@@ -135,7 +135,11 @@ def _endings(case: NodeCase) -> Iterator[tuple[Reason, str | Finding | None, boo
     if case.owner_name != fence.policy:
         message = f"policy {fence.policy} no longer owns the node; the node is being restored"
         yield Reason.SUPERSEDED, message, not case.owner_name  # a label may come and go with the fence
-    if isinstance(case.assessment, Refused) and Mark.MOMENTARY not in case.assessment.objection.reason.marks:
+    if (
+        isinstance(case.assessment, Untargeted)
+        and not case.assessment.unobserved
+        and Mark.MOMENTARY not in case.assessment.objection.reason.marks
+    ):
         yield Reason.NOT_ACCEPTED, case.assessment.objection, True
     if assessed is not None and assessed.mismatch is None:
         message = "the node already matches its target, so nothing is left to change"

@@ -15,12 +15,12 @@ from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.snapshot.memo import Column
 from gpusharing.planning.snapshot.stackviews import Program
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, Hardware
-from gpusharing.planning.stack.acceptance import Terms
 from gpusharing.planning.transition.judge import differs_from_target, judge
 from gpusharing.planning.transition.members import Member, find_member, is_begun
 from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.wanted.actuators.choice import find_actuator
 from gpusharing.planning.wanted.assess import assess
+from gpusharing.planning.wanted.target import PolicyTargets
 
 
 class Cases:
@@ -30,8 +30,8 @@ class Cases:
         self,
         snapshot: ClusterSnapshot,
         owners: Mapping[str, str],
-        terms: Mapping[str, Terms],
-        followed: Mapping[str, Terms | None],
+        terms: Mapping[str, PolicyTargets],
+        followed: Mapping[str, PolicyTargets | None],
     ) -> None:
         self.nodes, self.gpunodes, self.work = snapshot.nodes, snapshot.gpunodes, snapshot.work
         self.agents, troubles = snapshot.agents, snapshot.agent_troubles
@@ -49,7 +49,7 @@ class Cases:
         ]
         self.columns: list[Column] = [*rows, *self.operands]
 
-    def find(self, name: str, now: datetime) -> tuple[NodeCase, Terms | None]:
+    def find(self, name: str, now: datetime) -> tuple[NodeCase, PolicyTargets | None]:
         """Return the arguments of `judge_case` for a node in `followed`; the terms are None if no policy drives it."""
         owner = self.owned[name]
         case = NodeCase(
@@ -77,18 +77,16 @@ class Cases:
         return case, self.followed[name]
 
 
-def compare(case: NodeCase, terms: Terms | None) -> NodeCase:
+def compare(case: NodeCase, terms: PolicyTargets | None) -> NodeCase:
     """Return the case with its assessment. Pods that were listed for a smaller change than the present reboot are dropped."""
     if terms is not None:
-        found = assess(
-            case.node, case.gpunode, terms.policy, terms.targets, case.stack, actuator=case.actuator
-        )
+        found = assess(case.node, case.gpunode, terms, actuator=case.actuator)
         case = replace(case, assessment=found)
     unread = case.work is not None and case.scope.all_pods and not case.work.scope.all_pods
     return replace(case, work=None) if unread else case
 
 
-def judge_case(case: NodeCase, terms: Terms | None) -> Member | None:
+def judge_case(case: NodeCase, terms: PolicyTargets | None) -> Member | None:
     """Return the node as its pool counts it, or None if it does not concern us."""
     case = compare(case, terms)
     node, verdict = case.node, judge(case)

@@ -7,9 +7,10 @@ from typing import TypeAlias
 from gpusharing.api.policy import Drain
 from gpusharing.planning.snapshot.podviews import GangView
 from gpusharing.planning.snapshot.views import ClusterSnapshot
-from gpusharing.planning.stack.acceptance import Terms, find_spec
+from gpusharing.planning.stack.acceptance import find_spec
 from gpusharing.planning.transition.guard import find_fault
 from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.wanted.target import PolicyTargets
 
 Rules: TypeAlias = tuple[str, Drain | None, Finding | None]
 """A policy, and its spec.drain or why that is unknown."""
@@ -17,7 +18,7 @@ Rules: TypeAlias = tuple[str, Drain | None, Finding | None]
 
 def with_rules(
     snapshot: ClusterSnapshot,
-    followed: Mapping[str, Terms | None],
+    followed: Mapping[str, PolicyTargets | None],
     owners: Mapping[str, str],
     failed: Mapping[str, Exception],
 ) -> ClusterSnapshot:

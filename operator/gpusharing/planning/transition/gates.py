@@ -34,7 +34,6 @@ from gpusharing.planning.transition.quiet import find_quiet
 from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.actuators.actuator import find_obstacle
 from gpusharing.planning.wanted.assess import Assessed, find_owned
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import (
@@ -109,7 +108,7 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
     if assessed.drift is None:
         yield from _rollback_gate(case, assessed)
     yield from target_gates(case, assessed)
-    yield Reason.ACTUATOR_MISSING, find_obstacle(case.actuator.obstacles, case, assessed.target)
+    yield Reason.ACTUATOR_MISSING, next(case.actuator.obstacles(case, assessed.target), None)
     asked = proof is not None and is_new_value(node.retry, proof.retry)
     drift = None if asked else assessed.drift
     if drift is not None:  # it may pass: plugin restarts and reboots heal themselves
@@ -159,7 +158,7 @@ def target_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
         # The layout would hang the pods that come back (docs/design/hardware.md#mixed-nodes).
         yield Reason.UNSAFE_DRIVER, find_hanging(assessed.observed.driver_version, assessed.target.layouts)
     yield Reason.LABEL_OWNED_ELSEWHERE, find_owned(case.node, assessed, case.actuator)
-    objection = find_obstacle(case.actuator.objections, case, assessed.target)
+    objection = next(case.actuator.objections(case, assessed.target), None)
     if objection is not None and objection.reason is Reason.MPS_NOT_SWITCHABLE:
         objection = replace(
             objection, message=f"{objection.message}{explain_repair(case.stack, case.settings)}"

@@ -19,7 +19,7 @@ from gpusharing.planning.transition.yielding import yielded
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.assess import Assessed, Assessment, Refused, Unobserved, has_gpu
+from gpusharing.planning.wanted.assess import Assessed, Assessment, Untargeted, has_gpu
 
 
 def judge(case: NodeCase) -> Verdict | None:
@@ -80,21 +80,21 @@ def _judge_fenced(case: NodeCase) -> Verdict:
 
 
 def _judge_unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
-    if isinstance(assessment, Refused):
+    if isinstance(assessment, Untargeted) and not assessment.unobserved:
         phase, objection = Phase.SKIPPED if assessment.accepted else Phase.BLOCKED, assessment.objection
         if assessment.policy.resetting and Mark.OUTSIDE in objection.reason.marks:  # left as they are
             unlabel = LabelNode(case.node, {names.LABEL_POLICY: None})
             return case.verdict(phase, objection.reason, objection.message, unlabel)
         unseen = find_unseen(case) if objection.reason is Reason.NO_GPU else ""
         return case.verdict(phase, objection.reason, objection.message + unseen)
-    if isinstance(assessment, Unobserved):
+    if isinstance(assessment, Untargeted):
         if (gate := first_closed(service_gates(case))) is not None:  # this explains why nobody reads the GPUs
             return _keep_waiting(case, gate)
         if (closed := find_closed(case)) is not None:
             return _block(case, closed)
         if not case.agent_ready:
             return _block(case, case.no_agent("; check the DaemonSet gpusharing-agent"))
-        pending = assessment.pending
+        pending = assessment.objection
         return case.verdict(pending.reason.waiting_phase, pending.reason, pending.message)
     if assessment.mismatch is None:
         return _judge_matching(case, assessment)

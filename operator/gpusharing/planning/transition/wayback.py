@@ -16,8 +16,7 @@ from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import cut
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.actuators.actuator import find_obstacle
-from gpusharing.planning.wanted.assess import Assessed, Refused, find_disruption, needs_two_steps
+from gpusharing.planning.wanted.assess import Assessed, Untargeted, find_disruption, needs_two_steps
 from gpusharing.planning.wanted.verify import Comparison, find_mismatch
 
 MAX_FAILURE = 300
@@ -34,7 +33,7 @@ def find_way_back(case: NodeCase) -> NodeCase | None:
     back = _assess_back(case, assessment)
     if isinstance(back, str):
         gone = Finding(Reason.ROLLING_BACK, f"the rollback is no longer possible: {back}")
-        return replace(case, assessment=Refused(assessment.policy, gone, True, assessment.observed_text))
+        return replace(case, assessment=Untargeted(assessment.policy, gone, assessment.observed_text))
     return replace(case, assessment=back)
 
 
@@ -90,7 +89,7 @@ def _assess_back(case: NodeCase, assessment: Assessed) -> Assessed | str:
     target = case.actuator.find_last_proven(node, observed, stack)
     if isinstance(target, str):
         return target
-    if objection := find_obstacle(case.actuator.objections, case, target):
+    if objection := next(case.actuator.objections(case, target), None):
         return f"the last proven mode is {target.mode}, and {objection.message}"
     mismatch = find_mismatch(Comparison(node, observed, target, stack), case.actuator.checks)
     return replace(
