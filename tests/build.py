@@ -12,9 +12,10 @@ from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.kube.zones import find_zones
+from gpusharing.planning.drain.holders import scope_of
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.geometry import Layout
-from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, Owner, PdbView, PodView
+from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, Owner, PdbView, PodView, Scope
 from gpusharing.planning.snapshot.records import UNRECORDED, Claim, Deferred, Fence, Verified
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, Operand, Program, StackView
 from gpusharing.planning.snapshot.views import (
@@ -134,11 +135,20 @@ def make_work(
         pods=pods,
         pdbs=tuple(pdbs),
         listed_at=listed_at,
-        empty_since=empty_since,
         evictions=evictions or {},
         error=error,
         **fields,
     )
+
+
+def empty_since(work: NodeWork) -> datetime | None:
+    """When the first of the LISTs was made that show the node empty, or None if the last one does not."""
+    return work.empty_lists[0] if work.empty_lists else None
+
+
+def make_scope(settings: PlanSettings | None = None, **fields: Any) -> Scope:
+    """What the drain of a node without a fence must empty and must not touch; `fields` are set on it."""
+    return replace(scope_of(None, settings or PlanSettings(), make_stack()), **fields)
 
 
 def make_memory(

@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from tests.build import H100, NOW, SETTINGS, make_gpu, make_operand, make_policy, make_stack
+from tests.build import H100, NOW, SETTINGS, make_gpu, make_operand, make_policy, make_stack, make_work
 from tests.configs import target_for
 from tests.planning.machines import NodeMachine
 from tests.planning.world import World
@@ -140,17 +140,20 @@ EVENT = "event"
 """Stands in a request for the word of the last event, which `make_case` puts there."""
 
 
+NO_SCOPE = make_work().scope
+
+
 def named_event(case: NodeCase) -> NodeCase:
-    """The same case with the last event in the requests to the agent and in what it echoes, and LISTs made under its
-    fence unless they name another."""
+    """The same case with the last event in the requests to the agent and in what it echoes, and LISTs made for its
+    scope unless they name another."""
 
     def named(request: str) -> str:
         return request.replace(f":{EVENT}:", f":{last_event(case)}:")
 
     report, found, work = case.gpunode, case.assessment, case.work
     if work is not None:
-        cordoned = work.cordoned_at or case.fence.since
-        work = replace(work, cordoned_at=cordoned, stood=named(work.stood))
+        scope = case.scope if work.scope == NO_SCOPE else work.scope
+        work = replace(work, scope=scope, stood=named(work.stood))
     if report is not None:
         seen = report.observed
         seen = replace(seen, request_id=named(seen.request_id)) if seen is not None else None

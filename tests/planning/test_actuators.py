@@ -11,6 +11,7 @@ from tests.planning.cases import FULL, MIXED, NODE, make_case, world_of
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
+from gpusharing.planning.drain.holders import scope_of
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Release
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.stackviews import StackView
@@ -96,12 +97,10 @@ class Played:
 
     def judge(self, now: datetime) -> Verdict:
         """What is decided about the node under a policy that wants MIG. No pod holds a GPU."""
-        fence = self.node.fence
-        work = make_work(
-            listed_at=now, empty_since=at(-8) + (now - NOW), cordoned_at=fence.since if fence else None
-        )
-        case = make_case(MIXED, gpunode=self.gpunode, work=work, now=now)
-        case = replace(case, node=self.node, actuator=INVENTED)
+        case = make_case(MIXED, gpunode=self.gpunode, now=now)
+        scope = scope_of(self.node, case.settings, case.stack)
+        work = make_work(listed_at=now, empty_since=at(-8) + (now - NOW), scope=scope)
+        case = replace(case, node=self.node, actuator=INVENTED, work=work)
         verdict = judge(compare(case, find_targets(MIXED, request_of(MIXED), case.stack, SETTINGS)))
         assert verdict is not None, "a policy owns the node"
         self.phases += [verdict.phase] if self.phases[-1:] != [verdict.phase] else []

@@ -26,6 +26,7 @@ from tests.configs import target_for
 from tests.planning.test_drastack import DRIVER
 
 from gpusharing.api.names import LABEL_MIG_CONFIG, LABEL_MIG_STATE, DisruptionClass, Phase
+from gpusharing.planning.drain.holders import scope_of
 from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.pools.previews import preview_of
@@ -91,9 +92,8 @@ class Played:
 
     def case(self, policy: PolicyView, now: datetime) -> NodeCase:
         """The node under this policy. No pod holds a GPU."""
-        fence = self.node.fence
         empty = at(-8) + (now - NOW)
-        work = make_work(listed_at=now, empty_since=empty, cordoned_at=fence.since if fence else None)
+        work = make_work(listed_at=now, empty_since=empty, scope=scope_of(self.node, SETTINGS, self.stack))
         operands = {Program.MIG_MANAGER: self.mig_manager, Program.KUBELET_PLUGIN: self.plugin}
         case = NodeCase(
             node=self.node,

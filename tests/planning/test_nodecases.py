@@ -21,7 +21,7 @@ from tests.build import (
 )
 
 from gpusharing.api.names import DisruptionClass
-from gpusharing.planning.snapshot.podviews import NodeWork
+from gpusharing.planning.snapshot.podviews import NodeWork, Scope
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.stack.acceptance import find_targets, request_of
 from gpusharing.planning.transition.cases import (
@@ -135,4 +135,4 @@ def test_a_list_of_pods_made_for_a_smaller_change_says_nothing_about_a_reboot() 
 
     fewer = make_work(make_pod("launcher", resources={}))
     assert seen(fewer) is None
-    assert seen(replace(fewer, all_pods=True)) is not None
+    assert seen(replace(fewer, scope=Scope("gpu-operator", all_pods=True))) is not None

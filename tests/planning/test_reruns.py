@@ -134,7 +134,7 @@ def test_a_label_that_somebody_wrote_over_is_set_again_once_the_node_is_proven_i
 
 def test_the_reading_before_the_point_of_no_return_proves_nothing_for_a_cure() -> None:
     before = quiet_report(MIXED, asked_at(-1).replace("event", "earlier"))
-    empty = replace(emptied(16), empty_since=at(-5), quiet_since=at(-0.5))
+    empty = replace(emptied(16), quiet_since=at(-0.5))
     verdict = after_pnr(changing(labels=PAUSED, fence=OWED, now=16, work=empty, gpunode=before))
     assert (verdict.phase, isinstance(only(verdict), EnsureGPUNode)) == (Phase.VERIFYING_IDLE, True)
 

@@ -16,8 +16,8 @@ from gpusharing.kube.gangkeys import gang_of
 from gpusharing.kube.paging import pages_of
 from gpusharing.kube.raw import text
 from gpusharing.kube.unreadable import converted
-from gpusharing.planning.drain.holders import Scope, must_leave
-from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, PodView
+from gpusharing.planning.drain.holders import NO_OPTIONS, classify
+from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, PodView, Scope
 
 MAX_LISTS = 16
 """The most gangs of one node that each get a LIST by their own label. There can be many, because each slice of a node may belong to another job."""
@@ -86,7 +86,7 @@ class Gangs:
         Raises:
             ServerAway, Unauthorized, HeldBack: no gang can be listed now.
         """
-        wanted = {pod.gang for pod in pods if pod.gang is not None and must_leave(pod, scope)}
+        wanted = {pod.gang for pod in classify(pods, NO_OPTIONS, scope).must_leave if pod.gang is not None}
         labels = {pod.namespace: pod.namespace_labels for pod in pods}
         views = []
         for query, gangs in sorted(_queries(wanted).items()):

@@ -156,7 +156,7 @@ def find_candidate(
     drain = assessed.spec.drain
     pods = find_standings(case.work, drain, case.now, scope=case.scope, cordoned=False)
     blockers = preflight(pods, drain, state.afterwards, case.now)
-    blockers = with_gangs(blockers, case.work, case.node.name, drain, now=case.now, scope=case.scope)
+    blockers = with_gangs(blockers, case.work, drain, now=case.now, scope=case.scope)
     look = look_at(case, policy, before, pods, blockers) if blockers else None
     return Candidate(case, policy, look, pods, follows)
 

@@ -82,7 +82,7 @@ def compare(case: NodeCase, terms: PolicyTargets | None) -> NodeCase:
     if terms is not None:
         found = assess(case.node, case.gpunode, terms, actuator=case.actuator)
         case = replace(case, assessment=found)
-    unread = case.work is not None and case.scope.all_pods and not case.work.all_pods
+    unread = case.work is not None and case.scope.all_pods and not case.work.scope.all_pods
     return replace(case, work=None) if unread else case
 
 

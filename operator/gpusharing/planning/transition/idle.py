@@ -147,8 +147,7 @@ def _prove(case: NodeCase, work: NodeWork, *, any_event: bool, step_proven: bool
 
 def _listed_twice(case: NodeCase, work: NodeWork) -> bool:
     """Whether the last LIST and an earlier one, both made after the agent's answer and in the present scope, were empty."""
-    alike = (work.all_pods, work.cordoned_at) == (case.scope.all_pods, case.scope.cordoned_at)
-    if work.quiet_since is None or not alike:
+    if work.quiet_since is None or work.scope != case.scope:
         return False
     first = max(work.quiet_since, case.now - LIST_AGE)
     last = work.listed_at - timedelta(seconds=case.settings.idle)

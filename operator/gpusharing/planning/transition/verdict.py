@@ -8,12 +8,12 @@ from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.drain.gangs import ending_gangs
-from gpusharing.planning.drain.holders import Scope, scope_of
+from gpusharing.planning.drain.holders import scope_of
 from gpusharing.planning.drain.plan import DrainPlan, plan_drain
 from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.snapshot.actions import Action, FenceNode
-from gpusharing.planning.snapshot.podviews import GangView, NodeWork
+from gpusharing.planning.snapshot.podviews import GangView, NodeWork, Scope
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import GPUNodeView, PolicyView
 from gpusharing.planning.stack.mpsdaemon import MpsLapses, find_lapses
@@ -152,9 +152,7 @@ class NodeCase(ActuatorCase):
 
     @property
     def scope(self) -> Scope:
-        node, reboots = self.node, self.disruption is DisruptionClass.REBOOT
-        scope = scope_of(self.settings, all_pods=reboots, cordoned_at=node.closed_since, node=node.name)
-        return replace(scope, silent=not self.node.ready, evicts_claims=self.stack.by_dra)
+        return scope_of(self.node, self.settings, self.stack, self.disruption)
 
     @property
     def gangs(self) -> tuple[GangView, ...]:
