@@ -28,7 +28,7 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.lease import LeaderLease, Timing
-from gpusharing.kube.reflector import CacheSettings, Reflector
+from gpusharing.kube.reflector import Reflector
 from gpusharing.planning.snapshot.draviews import TAINT_TEST
 from gpusharing.planning.snapshot.views import PlanSettings
 from hack.sim.agentpages import Pages
@@ -121,7 +121,7 @@ class Embedded:
             POLICIES,
             lambda raw: str(raw["metadata"]["resourceVersion"]),
             on_change=lambda name: self._policy_changed(loop, name, policies.resource_version(name)),
-            settings=CacheSettings(restores=lambda: lease.restores),
+            restores=lambda: lease.restores,
         )
 
         async def process() -> None:

@@ -19,7 +19,7 @@ MOST_NARROWINGS = 8
 CACHED = {
     "drain/stranded.py",
     "gpus/cards.py", "gpus/geometry.py",
-    "pools/candidates.py", "pools/hours.py", "snapshot/views.py", "wanted/gfdlabels.py",
+    "pools/calendar.py", "pools/candidates.py", "pools/hours.py", "snapshot/views.py", "wanted/gfdlabels.py",
     "wanted/migfile.py", "wanted/pluginconfig.py", "wanted/target.py", "transition/verdict.py",
 }  # fmt: skip
 """Modules that keep the answer of a pure function of a few values, such as a layout, a version or a text. None holds a

@@ -21,7 +21,7 @@ from tests.fakes.gpus import eventually
 from gpusharing.agent import access, certificate
 from gpusharing.agent.access import ALLOWED, UNAUTHENTICATED, UNDECIDED, MetricsAccess
 from gpusharing.agent.certificate import self_signed
-from gpusharing.agent.probes import ProbeServer, Protection
+from gpusharing.agent.probes import ProbeServer
 from gpusharing.kube.client import JSON, ApiRequest, KubeClient, WatchEvent
 from gpusharing.kube.errors import Forbidden, KubeError
 
@@ -212,8 +212,14 @@ async def test_a_thread_that_outlives_the_event_loop_lets_nobody_in(authority: A
 @pytest.fixture
 async def port(authority: Authority) -> AsyncIterator[int]:
     """Where a protected server with an empty registry listens."""
-    protection = Protection(self_signed("gpusharing-agent"), MetricsAccess(authority).decide)
-    server = ProbeServer(("127.0.0.1", 0), lambda: "", lambda: "", CollectorRegistry(), protection=protection)
+    server = ProbeServer(
+        ("127.0.0.1", 0),
+        lambda: "",
+        lambda: "",
+        CollectorRegistry(),
+        tls=self_signed("gpusharing-agent"),
+        decide=MetricsAccess(authority).decide,
+    )
     server.start()
     yield server.port
     await asyncio.to_thread(server.stop)

@@ -121,7 +121,7 @@ def test_what_chooses_devices_chooses_no_series_of_others() -> None:
     selector = 'cluster="east",modelName="x",UUID!="y",job="dcgm"'
     assert others_of(selector) == 'cluster="east"'
     assert all(selector in query for query in hourly(selector).values())
-    owners = ownership(selector, 86400)[0]
+    owners = ownership(selector, 86400)["pods"]
     assert 'kube_pod_owner{cluster="east"}[86400s]' in owners
     assert not any("GPU_UTIL" in query for query in hourly("").values())
 
@@ -129,7 +129,7 @@ def test_what_chooses_devices_chooses_no_series_of_others() -> None:
 def test_no_counter_is_asked_for_so_no_reset_of_one_misleads() -> None:
     asked = (
         *hourly("").values(),
-        *ownership("", 86400),
+        *ownership("", 86400).values(),
         *latest(""),
         usage_count(""),
         most_series("", 86400),

@@ -1,4 +1,4 @@
-"""Every reason for idleness is one line at its beginning and one at its end (controller/idleness.py)."""
+"""Every reason for idleness is one line at its beginning and one at its end (controller/loop.py)."""
 
 import asyncio
 

@@ -1,6 +1,6 @@
 """When the loop looks, when it does not, and what ends a pass. In virtual time, without node software.
 
-Its parts and clocks (controller/parts.py) and its observer (controller/observer.py) are tested through it.
+Its parts and clocks and its observer (controller/observer.py) are tested through it.
 """
 
 import asyncio

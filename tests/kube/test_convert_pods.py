@@ -20,9 +20,9 @@ from gpusharing.kube.convert_pods import (
     pod_view,
     resource_claim_names,
 )
-from gpusharing.planning.drain.holders import Scope, has_finished
+from gpusharing.planning.drain.holders import has_finished
 from gpusharing.planning.drain.pdb import binding_budgets
-from gpusharing.planning.snapshot.podviews import Owner
+from gpusharing.planning.snapshot.podviews import Owner, Scope
 
 JSON = dict[str, Any]
 SCOPE = Scope("gpu-operator")

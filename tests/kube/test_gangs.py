@@ -28,8 +28,7 @@ from gpusharing.kube.errors import Forbidden, KubeError, Unavailable
 from gpusharing.kube.fence import record_text
 from gpusharing.kube.gangkeys import gang_of
 from gpusharing.planning.drain.gangkeepers import describe_gang
-from gpusharing.planning.drain.holders import Scope
-from gpusharing.planning.snapshot.podviews import Gang, GangView
+from gpusharing.planning.snapshot.podviews import Gang, GangView, Scope
 
 LABEL = "jobset.sigs.k8s.io/jobset-name"
 FENCE = {names.ANNOTATION_FENCE: record_text(make_fence())}

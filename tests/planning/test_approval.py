@@ -30,7 +30,7 @@ from gpusharing.planning.transition.members import Member
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.assess import Assessed, Assessment, Unobserved
+from gpusharing.planning.wanted.assess import Assessed, Assessment, Untargeted
 
 
 def planned(name: str, **node: Any) -> Member:
@@ -145,7 +145,7 @@ def recorded(**more: Any) -> dict[str, dict[str, Any]]:
     }
 
 
-UNREAD = Unobserved(MANUAL, Finding(Reason.AGENT_ERROR, "no GPU through NVML"), "")
+UNREAD = Untargeted(MANUAL, Finding(Reason.AGENT_ERROR, "no GPU through NVML"), "", unobserved=True)
 
 
 @pytest.mark.parametrize("node", recorded().values(), ids=recorded())

@@ -27,7 +27,7 @@ from tests.planning.world import World
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.gpus.cards import bare_product
-from gpusharing.planning.pools.ledger import Ledger
+from gpusharing.planning.pools.ledger import PassState
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.looks import LOOKS, Look, PassMemory
@@ -318,9 +318,9 @@ def test_a_node_that_stands_aside_takes_no_room_by_what_it_was_to_need() -> None
     fence = make_fence(since=at(-1))
     snapshot = make_snapshot([make_node("n0", fence=fence)], [make_policy()], memory=begun(("team-a/llm", 1)))
     for reason, counted in ((Reason.SETTLING, 1), (Reason.FOREIGN_MAINTENANCE, 0)):
-        ledger = Ledger(roomy(), NOW)
-        look = ledger.add_in_flight(snapshot, Verdict("n0", "pool-b", Phase.CORDONED, reason, ""))
-        assert (ledger.crowd.total(), ledger.crowd_known, look is not None) == (counted, True, bool(counted))
+        state = PassState(roomy(), NOW)
+        look = state.add_in_flight(snapshot, Verdict("n0", "pool-b", Phase.CORDONED, reason, ""))
+        assert (state.crowd.total(), state.crowd_known, look is not None) == (counted, True, bool(counted))
 
 
 UNCOUNTED = {
@@ -337,9 +337,9 @@ UNCOUNTED = {
 def test_it_takes_no_room_in_a_budget_of_pods(fence: Fence, reason: Reason, listed: bool) -> None:
     work = {"n0": guarded_work()} if listed else {}
     snapshot = make_snapshot([make_node("n0", fence=fence)], [make_policy()], work=work)
-    ledger = Ledger(roomy(), NOW)
-    assert ledger.add_in_flight(snapshot, Verdict("n0", "pool-b", Phase.CORDONED, reason, "")) is None
-    assert (ledger.crowd, ledger.crowd_known) == (Counter(), True)
+    state = PassState(roomy(), NOW)
+    assert state.add_in_flight(snapshot, Verdict("n0", "pool-b", Phase.CORDONED, reason, "")) is None
+    assert (state.crowd, state.crowd_known) == (Counter(), True)
 
 
 # --- looks at blocked nodes -------------------------------------------------------------------------------------

@@ -65,13 +65,13 @@ def test_idle_is_what_a_pod_could_be_given_now(node: dict[str, bool], known: boo
     given = make_node(resources=SHARED, **node)  # type: ignore[arg-type]  # flags only
     agent = make_gpunode(allocated=ONE_HELD, holdings_known=known)
     found = count_slices([given], make_snapshot([given], gpunodes=[agent]))
-    assert (found.advertised, found.idle) == (SHARED, {"nvidia.com/gpu.shared": idle})
+    assert found == (SHARED, {"nvidia.com/gpu.shared": idle})
 
 
 def test_what_claims_hold_of_a_dra_driver_is_unknown() -> None:
     node = replace(make_node(resources={}), devices=NodeDevices((None, None)))
     found = count_slices([node], make_snapshot([node], gpunodes=[make_gpunode(allocated={})]))
-    assert (found.advertised, found.idle) == ({"nvidia.com/gpu": 2}, {"nvidia.com/gpu": 0})
+    assert found == ({"nvidia.com/gpu": 2}, {"nvidia.com/gpu": 0})
     reports: dict[str, dict[str, Any]] = {"gpu-07": {"allocated": {}}}
     given = StatusInput([SYNCED], nodes={"gpu-07": node}, reports=reports)
     assert given.status()["summary"]["used"] == "0+?/2"
@@ -80,7 +80,7 @@ def test_what_claims_hold_of_a_dra_driver_is_unknown() -> None:
 def test_a_pod_that_the_scheduler_has_just_put_there_leaves_no_less_than_nothing() -> None:
     node = make_node(resources={"nvidia.com/gpu": 1})
     agent = make_gpunode(allocated={"nvidia.com/gpu": 2})
-    assert count_slices([node], make_snapshot([node], gpunodes=[agent])).idle == {"nvidia.com/gpu": 0}
+    assert count_slices([node], make_snapshot([node], gpunodes=[agent]))[1] == {"nvidia.com/gpu": 0}
 
 
 def test_names_that_pods_invent_are_told_up_to_a_bound() -> None:

@@ -26,7 +26,8 @@ from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.validation import is_rewritten
 from gpusharing.planning.pools.candidates import Queue, Selection
-from gpusharing.planning.pools.ledger import Ledger
+from gpusharing.planning.pools.holds import wait_for
+from gpusharing.planning.pools.ledger import PassState
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.room import LOOKAHEAD, select
 from gpusharing.planning.snapshot.actions import FenceNode
@@ -57,7 +58,7 @@ def chosen(
     cap: int = 100,
     policy: PolicyView = MIXED,
     total: int = 10,
-    ledger: Ledger | None = None,
+    state: PassState | None = None,
     members: list[Member] | None = None,
 ) -> Selection:
     """What a pool of `total` nodes does with these candidates."""
@@ -66,7 +67,7 @@ def chosen(
     policy = replace(policy, spec=policy.spec.model_copy(update={"rollout": rollout}))
     names = [f"n{n}" for n in range(total)]
     pool = Pool(policy, names, used, list(cases), moving=moving, members=members or [])
-    return with_waits(select(pool.with_hours(NOW), queue_of(pool), cap, ledger or Ledger(OFFERED, NOW)))
+    return with_waits(select(pool.with_hours(NOW), queue_of(pool), cap, state or PassState(OFFERED, NOW)))
 
 
 def queue_of(pool: Pool) -> Queue:
@@ -76,7 +77,11 @@ def queue_of(pool: Pool) -> Queue:
 
 def with_waits(selection: Selection) -> Selection:
     """The selection with the verdicts of the candidates that wait, as `choose` adds them."""
-    waits = {case.node.name: wait.verdict(case) for wait, cases in selection.waiting for case in cases}
+    waits = {
+        case.node.name: wait_for(case, why, for_slot=for_slot)
+        for why, for_slot, cases in selection.waiting
+        for case in cases
+    }
     return replace(selection, verdicts={**waits, **selection.verdicts})
 
 
@@ -186,59 +191,59 @@ def test_a_blocked_node_is_named_keeps_no_slot_and_does_not_stop_the_others() ->
     assert behind.verdicts["stuck"].reason is Reason.BUDGET_FULL
 
 
-def after_looks(selection: Selection, seconds: float, **fields: Any) -> Ledger:
+def after_looks(selection: Selection, seconds: float, **fields: Any) -> PassState:
     """The next pass, so many seconds later, that remembers the looks of this one."""
-    ledger = Ledger(OFFERED, at(seconds), selection.looks, **fields)
-    ledger.due = find_due(selection.looks.items(), at(seconds), 5.0)
-    return ledger
+    state = PassState(OFFERED, at(seconds), selection.looks, **fields)
+    state.due = find_due(selection.looks.items(), at(seconds), 5.0)
+    return state
 
 
 def test_between_two_looks_a_blocked_node_shows_what_blocks_it_and_is_not_listed() -> None:
     first = chosen(candidate("stuck", BLOCKED))
-    waiting = chosen(candidate("stuck", None), ledger=after_looks(first, 4)).verdicts["stuck"]
+    waiting = chosen(candidate("stuck", None), state=after_looks(first, 4)).verdicts["stuck"]
     assert (waiting.phase, waiting.reason, waiting.wants_pods) == (Phase.BLOCKED, Reason.UNMANAGED, False)
     assert (waiting.message, waiting.blockers) == (
         first.verdicts["stuck"].message,
         first.verdicts["stuck"].blockers,
     )
     assert waiting.wake == at(5)
-    due = chosen(candidate("stuck", None), ledger=after_looks(first, 5)).verdicts["stuck"]
+    due = chosen(candidate("stuck", None), state=after_looks(first, 5)).verdicts["stuck"]
     assert (due.phase, due.reason, due.wants_pods) == (Phase.BLOCKED, Reason.UNMANAGED, True)
 
 
 def test_the_longer_a_node_is_blocked_the_less_often_it_is_looked_at_but_once_a_minute() -> None:
-    moments, ledger, seconds = [], Ledger(OFFERED, NOW), 0.0
+    moments, state, seconds = [], PassState(OFFERED, NOW), 0.0
     for _ in range(8):
         work = replace(BLOCKED, listed_at=at(seconds))
-        look = chosen(candidate("stuck", work), ledger=ledger).looks["stuck"]
+        look = chosen(candidate("stuck", work), state=state).looks["stuck"]
         seconds = (look.due(5.0) - NOW).total_seconds()
         moments.append(seconds)
-        ledger = Ledger(OFFERED, at(seconds), {"stuck": look})
+        state = PassState(OFFERED, at(seconds), {"stuck": look})
     assert moments == [5, 15, 35, 75, 135, 195, 255, 315]
 
 
 def test_a_look_is_worth_nothing_for_another_revision_or_when_a_person_asks_for_another_try() -> None:
     first = chosen(candidate("stuck", BLOCKED))
-    edited = chosen(candidate("stuck", None), ledger=after_looks(first, 1), policy=ask_anew(MIXED))
+    edited = chosen(candidate("stuck", None), state=after_looks(first, 1), policy=ask_anew(MIXED))
     assert edited.verdicts["stuck"].phase is Phase.PREFLIGHT
     again = chosen(
-        candidate("stuck", None), ledger=after_looks(first, 1), policy=replace(MIXED, uid="another")
+        candidate("stuck", None), state=after_looks(first, 1), policy=replace(MIXED, uid="another")
     )
     assert again.verdicts["stuck"].phase is Phase.PREFLIGHT
     case = candidate("stuck", None)
     case = replace(case, node=replace(case.node, retry="now"))
-    assert chosen(case, ledger=after_looks(first, 1)).verdicts["stuck"].phase is Phase.PREFLIGHT
+    assert chosen(case, state=after_looks(first, 1)).verdicts["stuck"].phase is Phase.PREFLIGHT
 
 
 def test_while_many_nodes_were_found_blocked_within_a_poll_no_further_one_is_looked_at() -> None:
     fresh = [candidate(f"c{n}", None) for n in range(3)]
-    held = chosen(*fresh, ledger=Ledger(OFFERED, NOW, recent=FIRST_LOOKS))
+    held = chosen(*fresh, state=PassState(OFFERED, NOW, recent=FIRST_LOOKS))
     assert not any(verdict.wants_pods for verdict in held.verdicts.values())
 
 
 def test_a_blocked_node_is_remembered_while_no_slot_is_free() -> None:
     first = chosen(candidate("stuck", BLOCKED))
-    full = chosen(candidate("stuck", None), used=1, ledger=after_looks(first, 60))
+    full = chosen(candidate("stuck", None), used=1, state=after_looks(first, 60))
     assert full.verdicts["stuck"].reason is Reason.BUDGET_FULL
     assert full.looks == first.looks
 
@@ -269,19 +274,19 @@ def test_a_node_that_no_budget_guards_starts_beside_one_that_uses_up_a_budget() 
 
 def test_a_node_in_flight_keeps_its_budgets_neighbours_from_starting_until_its_pods_are_asked_to_go() -> None:
     case = candidate("c", GUARDED)
-    crowded = chosen(case, ledger=Ledger(OFFERED, NOW, crowd=Counter({"team-a/llm": 1})))
+    crowded = chosen(case, state=PassState(OFFERED, NOW, crowd=Counter({"team-a/llm": 1})))
     assert fenced(crowded) == []
     assert crowded.looks["c"].tries == 1
-    again = chosen(case, ledger=Ledger(OFFERED, NOW, crowded.looks, crowd=Counter({"team-a/llm": 1})))
+    again = chosen(case, state=PassState(OFFERED, NOW, crowded.looks, crowd=Counter({"team-a/llm": 1})))
     assert again.looks["c"].tries == 1, "others make room within seconds: the waits do not grow"
-    assert fenced(chosen(case, ledger=Ledger(OFFERED, NOW, crowd=Counter({"team-a/other": 9})))) == ["c"]
+    assert fenced(chosen(case, state=PassState(OFFERED, NOW, crowd=Counter({"team-a/other": 9})))) == ["c"]
 
 
 def test_while_the_pods_of_a_node_in_flight_are_not_known_no_guarded_node_starts() -> None:
-    unknown = chosen(candidate("c", GUARDED), ledger=Ledger(OFFERED, NOW, crowd_known=False))
+    unknown = chosen(candidate("c", GUARDED), state=PassState(OFFERED, NOW, crowd_known=False))
     verdict = unknown.verdicts["c"]
     assert (fenced(unknown), verdict.phase, verdict.wants_pods) == ([], Phase.PREFLIGHT, True)
-    assert fenced(chosen(candidate("c"), ledger=Ledger(OFFERED, NOW, crowd_known=False))) == ["c"]
+    assert fenced(chosen(candidate("c"), state=PassState(OFFERED, NOW, crowd_known=False))) == ["c"]
 
 
 def test_pods_are_listed_for_no_more_than_the_room_and_a_little_ahead() -> None:
@@ -364,7 +369,7 @@ def test_a_plugin_restart_starts_without_cordon_and_without_looking_at_pods() ->
 def test_a_plugin_restart_does_not_wait_for_looks_at_blocked_nodes() -> None:
     case = candidate("c", None)
     mild = replace(case, assessment=replace(assessed_of(case), disruption=DisruptionClass.PLUGIN_RESTART))
-    assert fenced(chosen(mild, ledger=Ledger(OFFERED, NOW, recent=FIRST_LOOKS))) == ["c"]
+    assert fenced(chosen(mild, state=PassState(OFFERED, NOW, recent=FIRST_LOOKS))) == ["c"]
 
 
 # --- halted, and a person wants a node tried again that went back --------------------------------------------------
@@ -394,7 +399,7 @@ def halted(approval: str = "Automatic", *, failed: Any = went_back) -> Selection
     cases = [failed("n1"), candidate("n2")]
     members = [make_member(one.node, one.verdict(Phase.PENDING, Reason.PROGRESSING, "")) for one in cases]
     pool = Pool(policy, ["n1", "n2"], 0, cases, members=members).with_hours(NOW)
-    return with_waits(select(pool, queue_of(pool), 100, Ledger(OFFERED, NOW)))
+    return with_waits(select(pool, queue_of(pool), 100, PassState(OFFERED, NOW)))
 
 
 @pytest.mark.parametrize("failed", [went_back, gave_up])

@@ -30,7 +30,7 @@ from tests.planning.told import verdict
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.times import NEVER as FOREVER
 from gpusharing.planning.pools.candidates import Selection, op_of
-from gpusharing.planning.pools.ledger import Ledger, find_mates
+from gpusharing.planning.pools.ledger import PassState, find_mates
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.room import select
 from gpusharing.planning.pools.waves import find_waves
@@ -144,15 +144,15 @@ def test_a_blocked_node_does_not_keep_the_rest_of_its_gang() -> None:
 
 def test_before_a_gang_starts_without_its_blocked_node_the_pods_of_that_node_are_listed_once_more() -> None:
     free, unlisted = sharing("a", "b", "c")[:2], sharing("a", "b", "c", listed=False)[2]
-    ledger = Ledger(
+    state = PassState(
         OFFERED, NOW, {"c": Look(make_policy().version, "", at(-1), 1, (Blocker(Reason.UNMANAGED),))}
     )
-    selection = chosen(*free, unlisted, limit=3, ledger=ledger)
+    selection = chosen(*free, unlisted, limit=3, state=state)
     assert fenced(selection) == []
     assert {name: verdict.wants_pods for name, verdict in selection.verdicts.items()} == dict.fromkeys(
         "abc", True
     )
-    no_room = chosen(*free, unlisted, limit=2, ledger=ledger)
+    no_room = chosen(*free, unlisted, limit=2, state=state)
     assert fenced(no_room) == ["a", "b"], "there would be no room for the third node"
 
 
@@ -166,9 +166,9 @@ def test_within_a_wave_the_server_decides_and_others_that_the_budget_guards_wait
 
 def test_a_wave_waits_as_a_whole_while_others_use_up_a_budget_of_its_pods() -> None:
     guard = make_pdb(allowed=1)
-    ledger = Ledger(OFFERED, NOW)
-    ledger.crowd["team-a/llm"] = 1
-    selection = chosen(*sharing("a", "b", pdbs=(guard,)), limit=2, ledger=ledger)
+    state = PassState(OFFERED, NOW)
+    state.crowd["team-a/llm"] = 1
+    selection = chosen(*sharing("a", "b", pdbs=(guard,)), limit=2, state=state)
     assert fenced(selection) == []
     assert {(v.reason, v.wants_pods) for v in selection.verdicts.values()} == {(Reason.PDB, True)}
 
@@ -178,18 +178,18 @@ def later(seconds: float, *cases: NodeCase) -> list[NodeCase]:
     return [replace(case, now=case.now + timedelta(seconds=seconds)) for case in cases]
 
 
-def after_a_crash(*passes: Selection, begun: tuple[str, ...]) -> Ledger:
+def after_a_crash(*passes: Selection, begun: tuple[str, ...]) -> PassState:
     """What the next process finds: fences on these nodes, of the others the claims of the last pass."""
     claims = {name: claim for one in passes for name, claim in one.claims.items() if name not in begun}
-    return Ledger(OFFERED, NOW, claimed_waves={name: claim.wave for name, claim in claims.items()})
+    return PassState(OFFERED, NOW, claimed_waves={name: claim.wave for name, claim in claims.items()})
 
 
 def test_after_a_crash_the_rest_of_a_wave_stays_with_those_that_had_begun() -> None:
     first, *rest = sharing("a", "b", "c")
     start = chosen(first, *rest, limit=3)
     (wave,) = {fence.wave for fence in fences(start).values()}
-    ledger = after_a_crash(start, begun=("a",))
-    again = chosen(*later(5, *rest), limit=3, used=1, ledger=ledger)
+    state = after_a_crash(start, begun=("a",))
+    again = chosen(*later(5, *rest), limit=3, used=1, state=state)
     assert {fence.wave for fence in fences(again).values()} == {wave}
     assert {claim.wave for claim in again.claims.values()} == {wave}
 
@@ -198,10 +198,10 @@ def test_after_two_crashes_the_last_of_a_wave_is_still_in_it() -> None:
     first, *rest = sharing("a", "b", "c")
     start = chosen(first, *rest, limit=3)
     (wave,) = {fence.wave for fence in fences(start).values()}
-    ledger = after_a_crash(start, begun=("a",))
-    again = chosen(*later(5, *rest), limit=3, used=1, ledger=ledger)
-    ledger = after_a_crash(start, again, begun=("a", "b"))
-    last = chosen(*later(10, rest[1]), limit=3, used=2, ledger=ledger)
+    state = after_a_crash(start, begun=("a",))
+    again = chosen(*later(5, *rest), limit=3, used=1, state=state)
+    state = after_a_crash(start, again, begun=("a", "b"))
+    last = chosen(*later(10, rest[1]), limit=3, used=2, state=state)
     assert fences(last)["c"].wave == wave
     assert last.claims["c"].wave == wave
 
@@ -210,14 +210,14 @@ def test_after_a_crash_a_node_that_started_beside_a_wave_joins_none() -> None:
     alone = candidate("z")
     start = chosen(*sharing("a", "b"), alone, limit=3)
     assert fenced(start) == ["a", "b", "z"]
-    ledger = after_a_crash(start, begun=("a", "b"))
-    assert fences(chosen(*later(5, alone), limit=3, used=2, ledger=ledger))["z"].wave == ""
+    state = after_a_crash(start, begun=("a", "b"))
+    assert fences(chosen(*later(5, alone), limit=3, used=2, state=state))["z"].wave == ""
 
 
 def test_after_a_crash_before_the_first_fence_the_wave_keeps_its_name() -> None:
     both = sharing("a", "b")
     start = chosen(*both, limit=2)
-    again = chosen(*later(5, *both), limit=2, ledger=after_a_crash(start, begun=()))
+    again = chosen(*later(5, *both), limit=2, state=after_a_crash(start, begun=()))
     assert {fence.wave for fence in fences(again).values()} == {
         fence.wave for fence in fences(start).values()
     }
@@ -239,7 +239,7 @@ def with_canaries(nodes: int, *cases: NodeCase) -> Selection:
     members += [make_member(make_node(name), verdict(Phase.SYNCED)) for name in ("done-1", "done-2")]
     names = [member.node.name for member in members]
     pool = Pool(policy, names, 0, list(cases), members=members).with_hours(NOW)
-    return with_waits(select(pool, queue_of(pool), 100, Ledger(OFFERED, NOW)))
+    return with_waits(select(pool, queue_of(pool), 100, PassState(OFFERED, NOW)))
 
 
 def test_canaries_are_looked_for_among_nodes_that_share_no_gang_first() -> None:

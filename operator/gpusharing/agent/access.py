@@ -1,4 +1,4 @@
-"""Decide who may read the agent's metrics, which contain names of pods and namespaces of tenants.
+"""Who may read the agent's metrics, which contain names of pods and namespaces of tenants.
 
 The API server decides, as it does for a kubelet: a TokenReview says whose token it is, and a SubjectAccessReview
 whether that user may get `/metrics`.
@@ -20,7 +20,7 @@ from gpusharing.kube.raw import part, section, text
 log = logging.getLogger(__name__)
 
 REMEMBERED_SECONDS = 60.0
-"""How long an answer about a token is used. A token that is revoked is accepted for as long."""
+"""How long an answer about a token is used. A revoked token is accepted for as long."""
 MOST_REMEMBERED = 32
 """The most tokens whose answers are cached; the oldest refusal makes room for a new one, or else the oldest answer."""
 PATIENCE = 3.0
@@ -34,9 +34,8 @@ class Decision:
     """Whether a request may read the metrics, as an HTTP status."""
 
     status: int
-    """200 if it may, 401 without a valid token, 403 if the user may not, and 503 if that cannot be decided now."""
     message: str = ""
-    """Why it may not, and what to do, as a line of text; empty if it may."""
+    """Why it may not, and what to do; empty if it may."""
 
 
 ALLOWED = Decision(200)
@@ -47,28 +46,19 @@ UNDECIDED = Decision(503, "the API server could not be asked whether this token 
 class MetricsAccess:
     """Decides by the API server who may read the metrics. Safe to call from several threads.
 
-    One token is reviewed at a time and few requests wait for that, so a flood of tokens costs the API server one call
-    at a time. A reader whose answer is cached does not wait, and refused tokens do not displace that answer.
+    One token is reviewed at a time and few requests wait for that, so a flood of tokens costs the API server one call at a time. A reader whose answer is cached does not wait, and refused tokens do not displace that answer.
     """
 
     def __init__(self, api: KubeClient, clock: Callable[[], float] = time.monotonic) -> None:
-        """Send the reviews through `api`, in the event loop that is running now. `clock` returns monotonic seconds.
-        Raises RuntimeError outside a running event loop."""
         self._api, self._clock = api, clock
         self._loop = asyncio.get_running_loop()
         self._alone, self._places = threading.Lock(), threading.Semaphore(MOST_WAITING)
         self._decisions: dict[bytes, tuple[float, Decision]] = {}
-        """When each answer was received, and the answer, by the hash of the token, oldest first. Tokens themselves are
-        not stored."""
+        """When each answer was received, and the answer, by the hash of the token, oldest first."""
         self._error = ""
-        """Why the last review failed; empty if it did not."""
 
     def decide(self, authorization: str) -> Decision:
-        """Return the decision about a request with this Authorization header, which is empty if it has none. Without a
-        Bearer token it is UNAUTHENTICATED. A cached decision is returned at once. Otherwise this call waits for its
-        turn, because the API server reviews one token at a time, for up to PATIENCE each, and the decision is cached
-        for REMEMBERED_SECONDS. The decision is UNDECIDED, and not cached, after a failure, and at once if MOST_WAITING
-        requests wait. Must not be called from the event loop."""
+        """Decide about a request with this Authorization header. Blocks for up to PATIENCE for each review before this one; must not be called from the event loop."""
         scheme, _, token = authorization.partition(" ")
         token = token.strip()
         if scheme.lower() != "bearer" or not token:
@@ -81,32 +71,24 @@ class MetricsAccess:
         try:
             with self._alone:
                 # Another request may have brought the answer about this token meanwhile.
-                return self._cached(key) or self._remember(key, self._ask(token))
+                if (known := self._cached(key)) is not None:
+                    return known
+                decision = self._ask(token)
+                if decision is not UNDECIDED:
+                    self._decisions.pop(key, None)
+                    self._decisions[key] = self._clock(), decision
+                    if len(self._decisions) > MOST_REMEMBERED:  # made-up tokens displace no reader
+                        refused = (old for old, (_, found) in self._decisions.items() if found is not ALLOWED)
+                        del self._decisions[next(refused, next(iter(self._decisions)))]
+                return decision
         finally:
             self._places.release()
 
     def _cached(self, key: bytes) -> Decision | None:
-        """Return the cached decision for the hash of a token, or None if there is none that is newer than
-        REMEMBERED_SECONDS. An older one is not removed."""
         received, decision = self._decisions.get(key, (0.0, None))
         return decision if self._clock() - received < REMEMBERED_SECONDS else None
 
-    def _remember(self, key: bytes, decision: Decision) -> Decision:
-        """Cache a decision, other than UNDECIDED, for the hash of a token. If there are then more than MOST_REMEMBERED,
-        drop the oldest that is not ALLOWED, or else the oldest, so that made-up tokens displace no reader. Return the
-        decision. The caller must hold the lock."""
-        if decision is not UNDECIDED:
-            self._decisions.pop(key, None)
-            self._decisions[key] = self._clock(), decision
-            if len(self._decisions) > MOST_REMEMBERED:
-                refused = (old for old, (_, found) in self._decisions.items() if found is not ALLOWED)
-                del self._decisions[next(refused, next(iter(self._decisions)))]
-        return decision
-
     def _ask(self, token: str) -> Decision:
-        """Return the API server's decision about a token. UNDECIDED if a review fails, if the reviews together take
-        longer than PATIENCE, or if the event loop is closed. A failure or time-out is logged, unless the last review
-        failed for the same reason."""
         review = self._review(token)
         try:
             future = asyncio.run_coroutine_threadsafe(review, self._loop)
@@ -126,9 +108,6 @@ class MetricsAccess:
         return decision
 
     async def _review(self, token: str) -> Decision:
-        """Have the API server review a token, and return the decision. UNAUTHENTICATED if the token is not valid or the
-        answer names no user, ALLOWED if that user may get /metrics, and otherwise a decision with status 403. Raises
-        KubeErrors."""
         answer = await self._create(TOKEN_REVIEWS, "TokenReview", {"token": token})
         user = section(answer, "user")
         name = text(user, "username")
@@ -144,7 +123,5 @@ class MetricsAccess:
         )
 
     async def _create(self, kind: Resource, name: str, spec: JSON) -> JSON:
-        """Create a review, which the server answers and does not store. Return its status, empty if the answer has
-        none. `name` is the kind in the request. Raises KubeErrors."""
         answer = await self._api.create(kind, {"apiVersion": kind.api_version, "kind": name, "spec": spec})
         return section(answer, "status")

@@ -16,32 +16,15 @@ DAYS_VALID = 3650  # each process makes a certificate of its own, so this need o
 
 
 class _Pointer(ctypes.c_void_p):
-    """The address of one of OpenSSL's objects. If a function returns a plain c_void_p, ctypes turns it into an int, and
-    would pass that int on as 32 bits."""
+    """The address of one of OpenSSL's objects. ctypes turns a plain c_void_p into an int, and passes that on as 32 bits."""
 
 
 def self_signed(name: str) -> ssl.SSLContext:
-    """Return a context for a TLS server with a new P-256 key and a self-signed certificate for it, valid for DAYS_VALID
-    days from now. `name` is the common name, at most 64 characters. The key is never written to a disk. Raises
-    ssl.SSLError if OpenSSL fails, and AttributeError if Python is not linked with a shared library of OpenSSL 3.0 or
-    newer."""
-    key, certificate = _make(name)
-    encoded = base64.encodebytes(key).decode()
-    text = f"-----BEGIN EC PRIVATE KEY-----\n{encoded}-----END EC PRIVATE KEY-----\n"
-    text += ssl.DER_cert_to_PEM_cert(certificate)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    file = os.memfd_create("certificate")  # load_cert_chain takes only the path of a file
-    try:
-        os.write(file, text.encode())
-        context.load_cert_chain(f"/proc/self/fd/{file}")
-    finally:
-        os.close(file)
-    return context
+    """Return a context for a TLS server with a new P-256 key and a certificate for this common name, of at most 64 characters.
 
-
-def _make(name: str) -> tuple[bytes, bytes]:
-    """Return a new private key and a certificate for it, both in DER. Raises ssl.SSLError and AttributeError (`_call`).
-    OpenSSL's objects are never freed, because a process makes only one of each."""
+    Raises ssl.SSLError if OpenSSL fails, and AttributeError if Python is not linked with a shared library of OpenSSL 3.0 or newer.
+    """
+    # OpenSSL's objects are never freed, because a process makes only one of each.
     key = _call(_Pointer, "EVP_PKEY_Q_keygen", None, None, b"EC", b"P-256")
     certificate = _call(_Pointer, "X509_new")
     for field, days in (("notBefore", 0), ("notAfter", DAYS_VALID)):
@@ -55,20 +38,27 @@ def _make(name: str) -> tuple[bytes, bytes]:
     _call(ctypes.c_int, "X509_set_issuer_name", certificate, subject)
     _call(ctypes.c_int, "X509_set_pubkey", certificate, key)
     _call(ctypes.c_int, "X509_sign", certificate, key, _call(_Pointer, "EVP_sha256"))
-    return _encoded("i2d_PrivateKey", key), _encoded("i2d_X509", certificate)
+    encoded = base64.encodebytes(_encoded("i2d_PrivateKey", key)).decode()
+    text = f"-----BEGIN EC PRIVATE KEY-----\n{encoded}-----END EC PRIVATE KEY-----\n"
+    text += ssl.DER_cert_to_PEM_cert(_encoded("i2d_X509", certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    file = os.memfd_create("certificate")  # load_cert_chain takes only the path of a file
+    try:
+        os.write(file, text.encode())
+        context.load_cert_chain(f"/proc/self/fd/{file}")
+    finally:
+        os.close(file)
+    return context
 
 
 def _encoded(name: str, source: _Pointer) -> bytes:
-    """Return `source` in DER, as OpenSSL's function `name` encodes it. Raises ssl.SSLError if that fails."""
     buffer = ctypes.create_string_buffer(_call(ctypes.c_int, name, source, None))
     _call(ctypes.c_int, name, source, ctypes.byref(ctypes.cast(buffer, _Pointer)))
     return buffer.raw
 
 
 def _call(kind: type, name: str, *arguments: object) -> Any:
-    """Call OpenSSL's function `name` in the library that `ssl` is linked with. Return its result: an int if `kind` is
-    c_int, or a _Pointer. Raises ssl.SSLError if the result is NULL, zero or negative, because each of these functions
-    reports a failure so, and AttributeError if there is no such function."""
+    """Call a function of OpenSSL. Each of those used here reports a failure as NULL, zero or a negative number."""
     function = getattr(ctypes.CDLL(_ssl.__file__), name)
     function.restype = kind
     result = function(*arguments)

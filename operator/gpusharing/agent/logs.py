@@ -12,13 +12,10 @@ class JSONLines(logging.Formatter):
     """Formats a record as one line of JSON: timestamp, level, logger, event, node, and the keys passed as `extra`."""
 
     def __init__(self, node: str) -> None:
-        """`node` is the value of the key `node` in each line."""
         super().__init__()
         self._node = node
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the JSON line of a record, with the keys passed as `extra`, and with its traceback under `exception`.
-        A key of `extra` replaces ours of the same name. Values that JSON cannot hold are converted to strings."""
         line = {
             "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -33,9 +30,7 @@ class JSONLines(logging.Formatter):
 
 
 def log_as_json(node: str, level: str) -> None:
-    """Write every log record of this process whose level is at least `level` to stderr as a JSON line, in place of any
-    other handler of the root logger. `level` may be in lower case. Raises ValueError if it is not the name of a log
-    level."""
+    """Log to stderr in JSON lines, in place of any other handler. Raises ValueError if `level` is not the name of a log level."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONLines(node))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -31,7 +31,7 @@ _RECOVERY: dict[int, RecoveryAction] = {
     pynvml.NVML_GPU_RECOVERY_ACTION_BUS_RESET: "BusReset",
     pynvml.NVML_GPU_RECOVERY_ACTION_SYSTEM_REBOOT: "SystemReboot",
 }
-# Errors which mean that the call, or this version of it, does not exist for this card or driver.
+# These errors mean that the call, or this version of it, does not exist for this card or driver.
 UNSUPPORTED = (
     pynvml.NVML_ERROR_NOT_SUPPORTED,
     pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
@@ -41,8 +41,7 @@ REFUSED = pynvml.NVML_ERROR_NO_PERMISSION
 
 
 def supported(otherwise: Any, call: Any, *arguments: Any) -> Any:
-    """Return the result of `call`, or `otherwise` if the card or driver does not support the call. Raises other
-    errors, such as a refusal."""
+    """Return the result of `call`, or `otherwise` if the card or driver does not support it. Raises other errors, such as a refusal."""
     try:
         return call(*arguments)
     except pynvml.NVMLError as error:
@@ -52,8 +51,7 @@ def supported(otherwise: Any, call: Any, *arguments: Any) -> Any:
 
 
 def maybe(otherwise: Any, call: Any, *arguments: Any) -> Any:
-    """Return the result of `call`, or `otherwise` if the call is not supported or not permitted. Raises other errors.
-    Only for values on which no decision depends."""
+    """Like `supported`, but also `otherwise` if the call is not permitted. Only for values on which no decision depends."""
     try:
         return supported(otherwise, call, *arguments)
     except pynvml.NVMLError as error:
@@ -63,8 +61,7 @@ def maybe(otherwise: Any, call: Any, *arguments: Any) -> Any:
 
 
 def fields(handle: Any, *numbers: int) -> tuple[int, ...] | None:
-    """Return the unsigned values of these NVML fields, in the order of `numbers`. None if the call is not supported or
-    not permitted, or if NVML reports an error for any of the fields. Raises other errors of the call as a whole."""
+    """Return the unsigned values of NVML fields, or None if the call, or any of the fields, is not supported or permitted."""
     # Each number is paired with a scope: pynvml tries that form first, and raises and catches an error for a bare
     # number.
     scoped = [(number, 0) for number in numbers]
@@ -75,24 +72,20 @@ def fields(handle: Any, *numbers: int) -> tuple[int, ...] | None:
 
 
 def ecc_uncorrected(handle: Any) -> int | None:
-    """Return the number of uncorrected ECC errors since the driver was loaded (nvml.h, NVML_VOLATILE_ECC), or None if
-    that is not supported or not permitted. Raises other errors."""
+    """Return the number of uncorrected ECC errors since the driver was loaded (nvml.h, NVML_VOLATILE_ECC)."""
     kind, since_load = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
     errors: int | None = maybe(None, pynvml.nvmlDeviceGetTotalEccErrors, handle, kind, since_load)
     return errors
 
 
 def recovery_action(handle: Any) -> RecoveryAction | None:
-    """Return the recovery action that the driver requests, or Unknown if its number is not known here. None if the
-    driver does not report it, as before R565, or does not permit the call. Raises other errors of the call."""
+    """Return the recovery action that the driver requests, or None if it does not report it, as before R565."""
     values = fields(handle, pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION)
     return None if values is None else _RECOVERY.get(values[0], "Unknown")
 
 
 def remapped_rows(handle: Any) -> RemappedRows | None:
-    """Return the remapped rows of a GPU, from NVML's call for them or else from the fields 142 to 145. The call is not
-    supported while MIG instances are active (docs/design/hardware.md#remapped-rows). None if neither is supported
-    or permitted. Other errors of NVML are raised."""
+    """Return the remapped rows of a GPU. NVML's call for them is not supported while MIG instances are active (docs/design/hardware.md#remapped-rows), but the fields 142 to 145 are."""
     rows = maybe(None, pynvml.nvmlDeviceGetRemappedRows, handle) or fields(handle, *_REMAPPED_FIELDS)
     if rows is None:
         return None
@@ -103,35 +96,28 @@ def remapped_rows(handle: Any) -> RemappedRows | None:
 
 
 class Xids:
-    """Collects the XIDs that arrive inside its `with` block, including those that the reading itself provokes (79,
-    119).
+    """Collects the XIDs that arrive inside its `with` block, including those that the reading itself provokes (79, 119).
 
-    An event set receives nothing from before it was created (docs/design/hardware.md#events), and NVML is closed
-    between readings (docs/design/transition.md#quiet), so other XIDs are known only by their consequences. An error
-    here does not fail the reading, because XIDs are only additional information.
+    An event set receives nothing from before it was created (docs/design/hardware.md#events), and NVML is closed between readings (docs/design/transition.md#quiet), so other XIDs are known only by their consequences. An error here does not fail the reading, because XIDs are only additional information.
     """
 
     def __init__(self) -> None:
-        """Begin without an event set; entering the block creates it."""
         self._set: Any = None
         self._gpus: dict[int, int] = {}
         """Index of each subscribed GPU, by the address of its handle."""
 
     def __enter__(self) -> "Xids":
-        """Create the event set, and return this object. If that fails, no XID is collected."""
         with suppress(pynvml.NVMLError):
             self._set = pynvml.nvmlEventSetCreate()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Free the event set, if there is one. NVML's errors in doing so are ignored; an exception of the block is not
-        suppressed."""
         if self._set is not None:
             with suppress(pynvml.NVMLError):
                 pynvml.nvmlEventSetFree(self._set)
 
     def listen(self, index: int, handle: Any) -> None:
-        """Subscribe to the XIDs of this GPU from now on. Errors are ignored. Does nothing if there is no event set."""
+        """Subscribe to the XIDs of this GPU from now on."""
         if self._set is None:
             return
         with suppress(pynvml.NVMLError):
@@ -139,9 +125,7 @@ class Xids:
             self._gpus[ctypes.addressof(handle.contents)] = index
 
     def heard(self) -> Iterator[tuple[int, int]]:
-        """Yield the GPU index and the XID of each event that has arrived so far, at most _MOST_EVENTS, without
-        waiting. Events of GPUs that are not subscribed are skipped. An error of NVML, such as its time-out when no
-        more events are there, ends the iteration."""
+        """Yield the GPU index and the XID of each event that has arrived so far, without waiting."""
         with suppress(pynvml.NVMLError):  # a time-out: there are no more
             for _ in range(_MOST_EVENTS if self._gpus else 0):
                 event = pynvml.nvmlEventSetWait_v2(self._set, 0)

@@ -6,12 +6,12 @@ from typing import Any
 
 from gpusharing.kube.client import GPUNODES, JSON, KubeClient
 from gpusharing.kube.raw import newer, part, text
-from gpusharing.kube.reflector import CacheSettings, Reflector
+from gpusharing.kube.reflector import Reflector
 
 log = logging.getLogger(__name__)
 
 LIST_AGAIN = 3600.0
-"""Seconds between two lists. Lists are rare, because the watch reports everything and there may be 5,000 agents."""
+"""Seconds between two lists. They are rare, because the watch reports everything and there may be 5,000 agents."""
 REMEMBERED = 8
 """How many deleted objects with our name are remembered, so that late events about them are ignored."""
 
@@ -20,23 +20,19 @@ class OwnNode:
     """Follows one GPUNode by name. It may not exist yet, because the operator creates it."""
 
     def __init__(self, name: str, api: KubeClient, on_change: Callable[[], None]) -> None:
-        """Prepare to follow the GPUNode `name`, which starts when `follow` is called. `on_change` is called when the
-        object appears, disappears, is replaced or has a new request."""
         self.name = name
         self._on_change = on_change
         self._request: tuple[str, Any] | None = None
         self._restores = 0
-        """How often a write returned a lower version than the one known before, which happens only after the store was
-        restored."""
         self._cache: Reflector[JSON] = Reflector(
             api,
             GPUNODES,
             lambda raw: raw,
             on_change=self._changed,
             on_error=self._log_state,
-            settings=CacheSettings(
-                relist_after=LIST_AGAIN, remembered=REMEMBERED, restores=lambda: self._restores
-            ),
+            relist_after=LIST_AGAIN,
+            remembered=REMEMBERED,
+            restores=lambda: self._restores,
             field_selector=f"metadata.name={name}",
         )
         self.follow = self._cache.run
@@ -49,23 +45,23 @@ class OwnNode:
 
     @property
     def error(self) -> str:
-        """Why the API server cannot be followed now, or has not been reached yet. Empty if it is followed."""
+        """Why the API server cannot be followed now, or has not been reached yet; empty if it is followed."""
         if self._cache.error is not None:
             return str(self._cache.error)
         return "" if self._cache.synced.is_set() else "the agent has not reached the API server yet"
 
     @property
     def doubted(self) -> bool:
-        """Whether the server's last list was older than a state that it had shown before. Only a write shows whether
-        the server lags or was restored from a backup. The next accepted list clears this."""
+        """Whether the server's last list was older than a state that it had shown before.
+
+        Only a write shows whether the server lags or was restored from a backup. The next accepted list clears this.
+        """
         return self._cache.doubted
 
     def take(self, node: JSON | None, before: JSON) -> None:
-        """Store `node`, the server's answer to our write, in the cache, or drop the cached object if `node` is None. An
-        answer that is older than the cached object is ignored. `before` is the version that the write was based on.
+        """Store `node`, the server's answer to our write to `before`, in the cache, or drop the cached object if it is None.
 
-        If the answer has a lower version than `before`, the store was restored from a backup. The cache may then accept
-        lists with lower versions.
+        An answer with a lower version than `before` shows that the store was restored from a backup.
         """
         if node is None:
             self._cache.drop(self.name)
@@ -75,8 +71,6 @@ class OwnNode:
         self._cache.accept(node)
 
     def _changed(self, _: str) -> None:
-        """Call `on_change` if the GPUNode has another UID or request than at the last event, or has appeared or
-        disappeared since then. The argument, its name, is ignored."""
         before, node = self._request, self.node
         self._request = (
             None if node is None else (text(node, "metadata", "uid"), part(node, "spec", "request"))
@@ -85,7 +79,6 @@ class OwnNode:
             self._on_change()
 
     def _log_state(self, error: str) -> None:
-        """Log the error that prevents following the GPUNode. If `error` is empty, log that the GPUNode is followed."""
         if error:
             log.warning("cannot watch the GPUNode", extra={"error": error})
         else:

@@ -12,19 +12,21 @@ class Complaints:
     """The problems that exist at present, each under its subject."""
 
     _open: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """The event that was logged for each problem and its kind, by subject."""
+    """The event that was logged for each problem, and its kind."""
 
     def begins(self, subject: str, event: str, kind: str = "", **words: object) -> None:
-        """Log the warning `event` about `subject`, unless that was already done. A lasting problem is logged again
-        only if its event or its `kind` differs; it then takes the place of the earlier one, which is not logged as
-        resolved. `words` are added to the log line but not compared, because messages of a server may contain
-        counters."""
+        """Log a warning, unless this event and kind were already logged. `words` are not compared, because messages of a server may contain counters."""
         if self._open.get(subject) != (event, kind):
             self._open[subject] = (event, kind)
             log.warning(event, subject=subject, **words)
 
+    def check(self, subject: str, problem: object, event: str, kind: str = "", **words: object) -> None:
+        if problem:
+            self.begins(subject, event, kind, **words)
+        else:
+            self.ends(subject)
+
     def ends(self, subject: str) -> None:
-        """Forget the problem with `subject`, and log that it is over, quoting its event up to the first semicolon.
-        Does nothing if there was no problem."""
+        """Log that the problem is over, if there was one, quoting its event up to the first semicolon."""
         if (known := self._open.pop(subject, None)) is not None:
             log.info(f"resolved: {known[0].partition('; ')[0]}", subject=subject)

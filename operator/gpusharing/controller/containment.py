@@ -1,8 +1,6 @@
-"""Run kopf isolated from everything else in the process, and restart it when it stops (docs/adr/0030).
+"""kopf, isolated from everything else in the process, and restarted when it stops (docs/adr/0030).
 
-kopf stops on a watch ERROR such as 500, which is no reason to restart the process. It also treats its event loop as
-its own: when it stops, it cancels every task that was started after it, and it handles SIGTERM and SIGINT. So it gets
-an event loop in a thread of its own.
+kopf stops on a watch ERROR such as 500, which is no reason to restart the process. It also treats its event loop as its own: when it stops, it cancels every task that was started after it, and it handles SIGTERM and SIGINT. So it gets an event loop in a thread of its own.
 """
 
 import asyncio
@@ -36,9 +34,6 @@ class PolicyWatch:
     def __init__(
         self, client: KubeClient, login: Login, touch: Touch, *, again_after: float = AGAIN_FIRST
     ) -> None:
-        """Prepare the watch; `run` starts it. `touch` is called for every event, after every list, and whenever kopf
-        has stopped or could not be started. `again_after` is the shortest wait in seconds before kopf is restarted,
-        varied at random by half."""
         self._client, self._login, self._touch = client, login, touch
         self._backoff = Backoff(again_after, AGAIN_MOST)
         self.restarts = 0
@@ -49,11 +44,7 @@ class PolicyWatch:
         """Set while kopf follows the policies."""
 
     async def run(self) -> None:
-        """Run kopf again and again until canceled. Before each start one policy is listed, because kopf must not start
-        while the CRD is missing. The wait in between grows up to AGAIN_MOST seconds, and is the shortest again after
-        kopf has run for LONG_LIFE seconds. The error that ended a run, whatever it is, is stored in `error`, and logged
-        if it differs from the one before. Each time kopf has stopped or could not be started, `running` is cleared,
-        `restarts` is incremented, and `touch` is called for all policies."""
+        """Run kopf again and again until canceled. Each time it has stopped or could not be started, `touch` is called for all policies."""
         while True:
             began = loop_time()
             try:
@@ -73,15 +64,22 @@ class PolicyWatch:
             await asyncio.sleep(self._backoff.after_failure())
 
     async def _run_once(self) -> None:
-        """Run kopf in a thread of its own until it stops, and raise the error that stopped it, if any. When canceled,
-        stop kopf first, and wait for that for STOP_SECONDS at most; a thread that takes longer is left behind."""
         own_loop, kopf_loop = asyncio.get_running_loop(), KopfLoop()
         sessions: list[aiohttp.ClientSession] = []
-        life = kopf_loop.create_task(self._life(own_loop, sessions), name="kopf")
+
+        async def read() -> tuple[Access, str | None]:
+            return await self._login.access(), await self._login.token()
+
+        async def credentials() -> tuple[Access, str | None]:  # in kopf's loop
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(read(), own_loop))
+
+        def touch(name: str, version: str) -> None:
+            own_loop.call_soon_threadsafe(self._touch, name, version)
+
+        life = kopf_loop.create_task(follow_policies(credentials, touch, sessions, self.running), name="kopf")
         ended: asyncio.Future[BaseException | None] = own_loop.create_future()
 
         def follow() -> None:
-            """Run kopf in its thread, and hand its end, or its error, to our event loop."""
             error: BaseException | None = None
             try:
                 _run(kopf_loop, life, sessions)
@@ -100,50 +98,25 @@ class PolicyWatch:
                     kopf_loop.call_soon_threadsafe(life.cancel)
                 await asyncio.wait([ended], timeout=STOP_SECONDS)
 
-    async def _life(self, own_loop: asyncio.AbstractEventLoop, sessions: list[aiohttp.ClientSession]) -> None:
-        """Follow the policies in kopf's event loop, until kopf stops. Requests for credentials and calls of `touch`
-        are passed to our own event loop. Raises the error that stopped kopf."""
-
-        async def credentials() -> tuple[Access, str | None]:
-            """Return how to reach the API server, and the value of the Authorization header or None, as read in our
-            own event loop. Raises Unauthorized if there are no credentials."""
-
-            async def read() -> tuple[Access, str | None]:
-                """Read the credentials, in our own event loop."""
-                return await self._login.access(), await self._login.token()
-
-            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(read(), own_loop))
-
-        def touch(name: str, version: str) -> None:
-            """Call `touch` in our own event loop, without waiting for it."""
-            own_loop.call_soon_threadsafe(self._touch, name, version)
-
-        await follow_policies(credentials, touch, sessions, self.running)
-
 
 class KopfLoop(asyncio.SelectorEventLoop):
     """An event loop that remembers its tasks and its connections, so that none is left when it is closed.
 
-    asyncio keeps only weak references to tasks: the tasks of a kopf that is canceled during its start would be lost
-    without being ended. And aiohttp forgets a connection as soon as it begins to close it, which over TLS waits for
-    the server.
+    asyncio keeps only weak references to tasks: those of a kopf that is canceled during its start would be lost without being ended. And aiohttp forgets a connection as soon as it begins to close it, which over TLS waits for the server.
     """
 
     def __init__(self) -> None:
-        """Create the loop, with no task or connection remembered."""
         super().__init__()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.connections: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
         self.set_task_factory(self._remember)
 
     async def create_connection(self, *args: Any, **kwargs: Any) -> Any:
-        """Open a connection as asyncio.loop.create_connection does, and remember it."""
         made = await super().create_connection(*args, **kwargs)
         self.connections.add(made[0])
         return made
 
     def _remember(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
-        """Create a task, and keep a reference to it until it is done."""
         task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -151,9 +124,6 @@ class KopfLoop(asyncio.SelectorEventLoop):
 
 
 def _run(loop: KopfLoop, life: asyncio.Task[None], sessions: list[aiohttp.ClientSession]) -> None:
-    """Run kopf's event loop until `life`, the task in which kopf runs, has ended; then end the tasks that kopf has
-    left behind and close `sessions` and the loop. Raises the error that stopped kopf; a canceled `life` is no
-    error."""
     try:
         with suppress(asyncio.CancelledError):
             loop.run_until_complete(life)
@@ -166,8 +136,7 @@ def _run(loop: KopfLoop, life: asyncio.Task[None], sessions: list[aiohttp.Client
 
 
 async def _clear_up(sessions: list[aiohttp.ClientSession]) -> None:
-    """Cancel the tasks that kopf leaves behind when it is canceled while it starts, wait until they have ended, and
-    close its sessions. Errors of these tasks are swallowed."""
+    """End what kopf leaves behind when it is canceled while it starts."""
     left = asyncio.all_tasks() - {asyncio.current_task()}
     for task in left:
         task.cancel()

@@ -1,9 +1,4 @@
-"""Whether the parts of a leader work.
-
-A leader is dead when only a new process can help: the loop neither finishes a pass nor gets answers (progress.py), or a
-reflector has received nothing for so long that its connection must be dead. It is not ready while too little is known
-to decide.
-"""
+"""Whether the parts of a leader work: it is dead when only a new process can help, and not ready while too little is known to decide."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +9,9 @@ from gpusharing.kube.clock import loop_time
 from gpusharing.kube.lease import LeaderLease
 
 STUCK = 120.0
-"""Seconds without the end of a pass, and without an answer to any call of a pass, after which the loop counts as dead.
-A single call has a deadline of ten seconds."""
+"""Seconds without progress (progress.py) after which the loop counts as dead. A single call has a deadline of ten seconds."""
 SILENT = 200.0
-"""Seconds without an event on a watch, after which its connection counts as dead. The server sends a bookmark every
-minute and ends the watch after five."""
+"""Seconds without an event on a watch, after which its connection counts as dead. The server sends a bookmark every minute and ends the watch after five."""
 
 
 @dataclass(slots=True)
@@ -31,9 +24,7 @@ class Health:
     clock: Callable[[], float] = loop_time
 
     def dead(self) -> dict[str, str]:
-        """Return the problems that only a restart can solve: a message for each part that has one, by the name of the
-        part; empty if there is none. The parts are the loop, if it makes no progress for STUCK seconds, and each
-        required source that is listed, has no error and has received nothing for SILENT seconds."""
+        """Return the problems that only a restart can solve, by the name of each part."""
         problems = {}
         still = self.clock() - self.loop.progress.last
         if still > STUCK:
@@ -47,12 +38,8 @@ class Health:
         return problems
 
     def unready(self) -> dict[str, str]:
-        """Return why the operator cannot decide at present, as a message by the name of each part; empty if it can
-        decide. The parts are those of `dead`, of `Sources.missing` and of `Sources.revoked`, required sources with an
-        error, the policies if kopf does not watch them, and the Lease if this process is not the leader. Also requests
-        overdue lists."""
-        problems = dict(self.dead())
-        problems |= self.loop.sources.revoked() | self.loop.sources.missing()
+        """Return why the operator cannot decide at present, by the name of each part. Also requests overdue lists."""
+        problems = self.dead() | self.loop.sources.revoked() | self.loop.sources.missing()
         for name, source in self.loop.sources.required.items():
             if source.error is not None:
                 problems[name] = str(source.error) or repr(source.error)

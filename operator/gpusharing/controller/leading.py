@@ -22,19 +22,17 @@ from gpusharing.kube.login import Login
 async def lead(
     role: Role, login: Login, settings: Settings, process: ProcessMetrics, clock: SteadyClock
 ) -> None:
-    """Run the loop and the watch of the policies until canceled, or until one of them raises an error, which is then
-    raised in a group. Their metrics are added to the registry of `process`, and their health is stored in `role`. Every
-    write first checks that this process still leads (`LeaderLease.must_lead`). Long-lived objects are exempted from
-    garbage collection (`settle_heap`)."""
+    """Run the loop and the watch of the policies until canceled. Every write first checks that this process still leads.
+
+    An error of either is raised in a group.
+    """
 
     def called(request: ApiRequest, status: int) -> None:
-        """Report a call to the metrics and to the loop's progress."""
         process.called(request, status)
         loop.progress.called(request, status)
 
     def touched(name: str, version: str) -> None:
-        """Record the event of a policy, and wake the loop unless the cache already has this version of the policy, as
-        after our own write."""
+        # The cache already has this version after our own write.
         if loop.sources.policies.touch(name, version):
             loop.wake.set()
 
@@ -51,10 +49,9 @@ async def lead(
 
 
 def settle_heap() -> None:
-    """Collect garbage, then exempt all present objects from the cycle collector permanently, because they live long.
+    """Exempt all present objects from the cycle collector permanently, because they live long; reference counts still free them.
 
-    Reference counts still free them. This is done again once the cluster has been read: thousands of views, none of
-    them in a cycle, would cost 90 ms in every full collection.
+    Thousands of views, none of them in a cycle, would cost 90 ms in every full collection.
     """
     gc.collect()
     gc.freeze()

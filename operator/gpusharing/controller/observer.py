@@ -10,18 +10,15 @@ from gpusharing.planning.transition.verdict import Verdict
 
 
 class Observer:
-    """Receives a call for each thing that happens in the loop. This one ignores all of them, for an operator without
-    metrics."""
+    """Receives a call for each thing that happens in the loop. This one ignores all of them, for an operator without metrics."""
 
     def passed(
         self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot, outcome: Outcome
     ) -> None:
-        """Called at the end of a pass with the seconds of each step by its name, the plan, the snapshot and the
-        outcome; this base class ignores it."""
+        """Called at the end of a pass with the seconds of each step by its name."""
 
     def acted(self, action: Action, result: str) -> None:
-        """Called after an action with its result, `done` or what prevented it; this base class ignores it."""
+        """Called after an action with its result, `done` or what prevented it."""
 
     def changed(self, before: Verdict | None, after: Verdict) -> None:
-        """Called when the verdict of a node differs from the one before, which is None for a new node; this base class
-        ignores it."""
+        """Called when the verdict of a node differs from the one before, which is None for a new node."""

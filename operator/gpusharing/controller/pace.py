@@ -1,8 +1,4 @@
-"""When the loop runs again: what wakes it, how a burst of events becomes one pass, and what slows down a plan that
-never settles.
-
-Terms: docs/design/glossary.md#fence.
-"""
+"""When the loop runs again: what wakes it, how a burst of events becomes one pass, and what slows down a plan that never settles."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,13 +12,11 @@ log = structlog.get_logger()
 LOOK_EVERY = timedelta(seconds=10)
 """The longest rest between two passes, even if a plan names a later time."""
 FIRST_LOOK = 4
-"""An event after a quiet time waits for the debounce divided by this: events that belong together arrive within that
-time."""
+"""An event after a quiet time waits for the debounce divided by this: events that belong together arrive within that time."""
 AT_ONCE = 2
-"""How many follow-up passes run without a break: configuration, then fence. More of them are caused by other nodes of
-a large pool, and every pass examines all nodes, so they are spaced out."""
+"""How many follow-up passes run without a break: configuration, then fence. More of them are caused by other nodes of a large pool, and every pass examines all nodes."""
 FOLLOW_UPS = 30
-"""The most passes that may follow one another without a rest. More of them would only load the API server."""
+"""The most passes that may follow one another without a rest; more would only load the API server."""
 RETRY = 2.0
 """Seconds until the next pass, after the API server or the Lease has ended one."""
 
@@ -33,19 +27,11 @@ class Pace:
 
     wake: asyncio.Event
     debounce: float
-    """Seconds from the first change to the pass that handles all of them."""
     now: Callable[[], datetime]
     _follow_ups: int = 0
 
     async def rest(self, due: datetime | None) -> None:
-        """Wait until an event arrives or the time `due` is reached, but for LOOK_EVERY at most; None means that no time
-        is known. If `wake` is set already, that counts as an event. After an event, wait until `debounce` seconds have
-        passed since this rest began, but for at least a quarter of them, so that one pass handles a whole burst; `wake`
-        stays set, and the pass clears it. Without an event, wait a little longer if too many passes follow one another
-        at once (`_slow_down`).
-
-        An event after a quiet time gets a pass soon; while many events arrive, passes are a whole debounce apart.
-        """
+        """Wait until an event arrives or the time `due` is reached, but for LOOK_EVERY at most. After an event, passes are a whole debounce apart, or a quarter after a quiet time."""
         clock = asyncio.get_running_loop().time
         begun = clock()
         left = min(LOOK_EVERY, due - self.now()) if due is not None else LOOK_EVERY
@@ -53,22 +39,16 @@ class Pace:
             async with asyncio.timeout(max(0.0, left.total_seconds())):
                 await self.wake.wait()
         except TimeoutError:
-            await self._slow_down(left)
+            # A plan that writes in every pass and never settles must not run fast.
+            self._follow_ups = self._follow_ups + 1 if left <= timedelta(0) else 0
+            if self._follow_ups > FOLLOW_UPS:
+                log.warning(
+                    "too many passes have run back to back, so the operator waits longer before the next one",
+                    passes=self._follow_ups,
+                )
+                await asyncio.sleep(RETRY)
+            elif self._follow_ups > AT_ONCE:
+                await asyncio.sleep(self.debounce / FIRST_LOOK)
             return
         apart = self.debounce - (clock() - begun)
         await asyncio.sleep(max(apart, self.debounce / FIRST_LOOK))
-
-    async def _slow_down(self, left: timedelta) -> None:
-        """Count this pass if it followed without a rest, and wait if too many have done so: a plan that writes in
-        every pass and never settles must not run fast. After more than AT_ONCE the wait is a quarter of `debounce`;
-        after more than FOLLOW_UPS it is RETRY seconds, and a warning is logged each time. `left` is how long the loop
-        was to rest; 0 or less counts as no rest, and more resets the count."""
-        self._follow_ups = self._follow_ups + 1 if left <= timedelta(0) else 0
-        if self._follow_ups > FOLLOW_UPS:
-            log.warning(
-                "too many passes have run back to back, so the operator waits longer before the next one",
-                passes=self._follow_ups,
-            )
-            await asyncio.sleep(RETRY)
-        elif self._follow_ups > AT_ONCE:
-            await asyncio.sleep(self.debounce / FIRST_LOOK)

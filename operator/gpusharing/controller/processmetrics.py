@@ -10,8 +10,6 @@ class ProcessMetrics:
     """API calls, version and leadership, in a registry to which a leader adds its own metrics."""
 
     def __init__(self) -> None:
-        """Create the registry and the metrics, with the version of this operator as the only value of `build`. The
-        process counts as a standby until `leader` is set otherwise."""
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "gpusharing_api_requests_total",
@@ -26,6 +24,6 @@ class ProcessMetrics:
         self.leader = Gauge("gpusharing_leader", leads, registry=self.registry)
 
     def called(self, request: ApiRequest, status: int) -> None:
-        """Count an API call by verb, kind and HTTP status. The kind is empty for discovery. See http.OnCall."""
+        """Count an API call; the kind is empty for discovery. See http.OnCall."""
         kind = request.kind if request.resource.plural else ""
         self.requests.labels(request.verb, kind, str(status)).inc()

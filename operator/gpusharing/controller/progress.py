@@ -1,8 +1,6 @@
 """Whether the loop makes progress. Liveness is decided by this and not by the duration of a pass.
 
-A pass that creates five thousand objects takes minutes on a slow API server, and nothing is wrong with it. So passes
-must end, or the API server must answer the calls of the pass that is under way. Other calls of the process (watches,
-the Lease, the count of Pending pods) continue while the loop hangs, and do not count.
+A pass that creates five thousand objects takes minutes on a slow API server, and nothing is wrong with it. Other calls of the process (watches, the Lease, the count of Pending pods) continue while the loop hangs, and do not count.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,18 +15,15 @@ _OF_A_PASS: ContextVar[bool] = ContextVar("of_a_pass", default=False)
 
 
 class Progress:
-    """Records when the loop last made progress."""
+    """Records when the loop last made progress: a pass ended, or a call of it was answered."""
 
     def __init__(self, clock: Callable[[], float] = loop_time) -> None:
-        """Count the present moment as progress. `clock` returns seconds and never goes back."""
         self._clock = clock
         self.last = clock()
-        """When the loop last made progress, in seconds by the clock."""
 
     @contextmanager
     def of_a_pass(self) -> Iterator[None]:
-        """Let the calls in this block, and the calls in tasks that are started in it, count as calls of a pass, also if
-        such a task continues after the block. Record progress when the block ends without an error."""
+        """Let the calls in this block, and in tasks that are started in it, count as calls of a pass."""
         token = _OF_A_PASS.set(True)
         try:
             yield
@@ -37,8 +32,6 @@ class Progress:
             _OF_A_PASS.reset(token)
 
     def called(self, request: ApiRequest, status: int) -> None:
-        """Record progress if a call of a pass was answered, whatever the answer. A status of 0 means that there was
-        none. Which call it was (`request`) does not matter; calls outside of a pass (`of_a_pass`) are ignored. See
-        http.OnCall."""
+        """Record an answer, whatever it is; a status of 0 means that there was none. See http.OnCall."""
         if status and _OF_A_PASS.get():
             self.last = self._clock()

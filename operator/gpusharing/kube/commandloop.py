@@ -17,25 +17,24 @@ class CommandLoop(asyncio.SelectorEventLoop):
     """An event loop that looks up host names in daemon threads and can end the programs that were started on it."""
 
     def __init__(self) -> None:
-        """Create a loop on which no program was started yet."""
         super().__init__()
         self._programs: list[asyncio.SubprocessTransport] = []
 
     async def getaddrinfo(self, *arguments: Any, **options: Any) -> Any:
-        """Return what socket.getaddrinfo returns for these arguments, or raise its error. Each call has a daemon thread
-        of its own. The base class uses a pool of threads, in which names that cannot be resolved keep others waiting
-        (six threads on two cores), and which a command must wait for at its end, for 40 s or more."""
+        # The base class uses a pool of threads, in which names that cannot be resolved keep others waiting (six threads
+        # on two cores), and which a command must wait for at its end, for 40 s or more.
         return await in_daemon_thread(partial(socket.getaddrinfo, *arguments, **options), "getaddrinfo")
 
     async def subprocess_exec(self, *arguments: Any, **options: Any) -> Any:
-        """Start a program as the base class does, and remember it."""
         started = await super().subprocess_exec(*arguments, **options)
         self._programs.append(started[0])
         return started
 
     async def end_programs(self) -> None:
-        """Kill the programs that still run, and wait until they have ended, without a limit of time. Processes that
-        they started themselves are left alone: one may be the user's browser, in which to log in."""
+        """Kill the programs that still run, and wait until they have ended, without a limit of time.
+
+        Processes that they started themselves are left alone: one may be the user's browser, in which to log in.
+        """
         for program in self._programs:
             program.close()
         while any(program.get_returncode() is None for program in self._programs):  # noqa: ASYNC110 - no event says so
@@ -43,7 +42,5 @@ class CommandLoop(asyncio.SelectorEventLoop):
 
 
 def run_command(command: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end on a new CommandLoop, as asyncio.run does, and return its result or raise its
-    error."""
     with asyncio.Runner(loop_factory=CommandLoop) as runner:
         return runner.run(command)

@@ -6,7 +6,7 @@ phase has a status that something else broke. It counts as Unknown: it has not f
 protected by its budgets.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from sys import intern
 from typing import Literal
@@ -29,41 +29,51 @@ MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
 
 ClaimedDevices = tuple[str, ...] | None
 """The names of the devices of NVIDIA's DRA driver that a ResourceClaim holds, with an empty string for each one that a
-device of another kind could replace (`_accepts_others`). None if the claim cannot be read."""
+device of another kind could replace. None if the claim cannot be read."""
 
 NO_END = 10**9
 """Seconds that stand for a grace period which no drain outlasts."""
-_FAR_FUTURE = datetime.max.replace(tzinfo=UTC)
+NO_NODE: Row = (f"{FIELD}metadata.name", "In", ())
+"""A requirement that no node meets."""
 
 
 def pod_view(raw: JSON, resource_claims: Mapping[str, ClaimedDevices]) -> PodView:
-    """Convert a raw Pod. Only the GPU resources of its requests are kept (`pod_requests`), sorted by name. A pod
-    without a phase has the phase Unknown. `restarts` is False only for the restart policies Never and OnFailure,
-    `system` is True if the name of its priority class starts with `system-`, and `local_files` if it has an emptyDir
-    that is not in memory. Its node affinity is read only if it holds or requests GPUs or has the labels of KAI's GPU
-    groups.
-
-    `resource_claims` maps the `namespace/name` of a ResourceClaim to the devices that it holds; a claim that is missing
-    from the mapping counts as one that cannot be read.
-    """
+    """Convert a raw Pod. A claim that `resource_claims` lacks, by `namespace/name`, counts as one that cannot be read."""
     metadata, resources = section(raw, "metadata"), dict(sorted(pod_requests(raw).items()))
-    labels = interned(metadata.get("labels"))
-    own = _devices(raw, _own_claims(raw), resource_claims)
-    dra = _dra_use([*own, *_devices(raw, _extended_claims(raw), resource_claims)])
+    namespace, labels = intern(text(metadata, "namespace")), interned(metadata.get("labels"))
+    own, extended = (
+        [resource_claims.get(f"{namespace}/{name}") if name is not None else None for name in claims]
+        for claims in (_own_claims(raw), _extended_claims(raw))
+    )
+    held = [*own, *extended]
+    dra: Literal["none", "gpu", "unresolved"] = (
+        "gpu" if any(held) else "unresolved" if None in held else "none"
+    )
+    owners = entries(metadata, "ownerReferences")
+    grace = part(raw, "spec", "terminationGracePeriodSeconds")
+    if grace is None:
+        grace = 30  # the API server's default
+    elif not isinstance(grace, int) or isinstance(grace, bool):
+        grace = NO_END
+    deleted = metadata.get("deletionTimestamp")
     return PodView(
-        namespace=intern(text(metadata, "namespace")),
+        namespace=namespace,
         name=text(metadata, "name"),
         uid=text(metadata, "uid"),
         phase=text(raw, "status", "phase") or "Unknown",
         labels=labels,
-        owner=_controller(metadata),
-        mirror=_is_mirror(metadata),
+        owner=_controller(owners),
+        # The mirror of a static pod (P7).
+        mirror=any(owner.get("kind") == "Node" for owner in owners)
+        or MIRROR_ANNOTATION in texts(metadata.get("annotations")),
         resources=resources,
         dra=dra,
         devices=tuple(dict.fromkeys(name for names in own for name in names or () if name)),
         node_selector=interned(part(raw, "spec", "nodeSelector")),
         node_terms=node_terms(raw) if resources or dra != "none" or gpu_groups(labels) else (),
-        deleted_at=_deleted_at(metadata),
+        # A time that cannot be read still means that the pod is leaving: the drain waits for it and does not evict it
+        # again.
+        deleted_at=None if deleted is None else from_rfc3339(deleted) or datetime.max.replace(tzinfo=UTC),
         ready=has_condition(raw, "Ready"),
         finalizers=strings(metadata.get("finalizers")),
         tolerates_cordon=tolerates(entries(raw, "spec", "tolerations"), CORDON_TAINT, ""),
@@ -78,38 +88,29 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ClaimedDevices]) -> PodVie
             for row in entries(raw, "spec", "volumes")
         ),
         gang=gang_of(raw),
-        evades_rules=_evades_rules(raw),
-        grace=_grace(raw),
+        # The scheduler checks taints only when it allocates a claim, which other pods may share if it is named (Kubernetes
+        # v1.36.3).
+        evades_rules=text(raw, "spec", "schedulerName") not in ("", "default-scheduler")
+        or any(text(entry, "resourceClaimName") for entry in entries(raw, "spec", "resourceClaims")),
+        grace=min(max(0, grace), NO_END),
     )
 
 
-def _evades_rules(raw: JSON) -> bool:
-    """Whether the pod names a scheduler other than default-scheduler, or refers to a ResourceClaim by its name, which
-    other pods may share. The scheduler checks taints only when it allocates a claim (Kubernetes v1.36.3)."""
-    scheduler = text(raw, "spec", "schedulerName")
-    shared = any(text(entry, "resourceClaimName") for entry in entries(raw, "spec", "resourceClaims"))
-    return scheduler not in ("", "default-scheduler") or shared
-
-
-def _grace(raw: JSON) -> int:
-    """Return the pod's grace period in seconds, at least 0 and at most NO_END. A pod without one gets the API server's
-    default, 30. A value that is not a whole number becomes NO_END, which no drain outlasts (fail-safe)."""
-    grace = part(raw, "spec", "terminationGracePeriodSeconds")
-    if grace is None:
-        return 30
-    return min(max(0, grace), NO_END) if isinstance(grace, int) and not isinstance(grace, bool) else NO_END
+def _controller(owners: Iterable[JSON]) -> Owner | None:
+    for owner in owners:
+        if owner.get("controller") is True:
+            api_version, kind = intern(text(owner, "apiVersion")), intern(text(owner, "kind"))
+            return Owner(api_version, kind, text(owner, "name"), intern(text(owner, "uid")))
+    return None
 
 
 def resource_claim_names(raw: JSON) -> tuple[str | None, ...]:
-    """Return the names of all ResourceClaims of a pod: those of its spec (`_own_claims`), and then the one behind an
-    extended resource, if there is one."""
+    """Return the names of all ResourceClaims of a pod, with None for each one that was not generated yet."""
     return (*_own_claims(raw), *_extended_claims(raw))
 
 
 def _own_claims(raw: JSON) -> tuple[str | None, ...]:
-    """Return the names of the ResourceClaims that a pod's spec has (G3, G4), in that order, with None for each one that
-    was not generated yet. An entry is left out if the pod's status says that it needs no ResourceClaim
-    (`resourceClaimName` null)."""
+    """Return the names of the ResourceClaims in a pod's spec (G3, G4), except those that its status says it does not need (`resourceClaimName` null)."""
     generated = {
         text(status, "name"): part(status, "resourceClaimName")
         for status in entries(raw, "status", "resourceClaimStatuses")
@@ -127,15 +128,11 @@ def _own_claims(raw: JSON) -> tuple[str | None, ...]:
 
 
 def _extended_claims(raw: JSON) -> tuple[str, ...]:
-    """Return the name of the ResourceClaim that backs the pod's extended resources (G9, KEP-5004), or nothing if DRA
-    backs none of them."""
     return tuple(filter(None, [text(raw, "status", "extendedResourceClaimStatus", "resourceClaimName")]))
 
 
 def claimed_devices(raw: JSON) -> ClaimedDevices:
-    """Return the names of the devices that gpu.nvidia.com allocated for a ResourceClaim without adminAccess (G3, G6,
-    G7), with an empty string for a device that has no name or that one of another kind could replace. Empty if there is
-    none, also while nothing is allocated yet; None if the allocation cannot be read."""
+    """Return the devices that gpu.nvidia.com allocated for a ResourceClaim without adminAccess (G3, G6, G7)."""
     allocation = part(raw, "status", "allocation")
     if allocation is None:
         return ()
@@ -149,9 +146,7 @@ def claimed_devices(raw: JSON) -> ClaimedDevices:
 
 
 def _accepts_others(raw: JSON, request: str) -> bool:
-    """Whether this request of a ResourceClaim could also be met by another kind of device than the allocated one: it is
-    one of several alternatives (firstAvailable), or it asks for a MIG device by NVIDIA's own class without a selector
-    that names a profile. What other classes select is not known; they count as accepting one kind only."""
+    """Whether another kind of device than the allocated one could meet this request: it is one of several alternatives (firstAvailable), or asks for any MIG device by NVIDIA's own class. What other classes select is not known."""
     if "/" in request:  # REQUEST/ALTERNATIVE
         return True
     rows = (row for row in entries(raw, "spec", "devices", "requests") if text(row, "name") == request)
@@ -161,9 +156,10 @@ def _accepts_others(raw: JSON, request: str) -> bool:
 
 
 def pdb_view(raw: JSON) -> PdbView:
-    """Convert a raw PodDisruptionBudget. Without a selector it matches no pod; with an empty selector it matches all
-    pods of its namespace (policy/v1). Numbers that its status lacks count as 0. `always_allow_unhealthy` is True only
-    for the eviction policy AlwaysAllow."""
+    """Convert a raw PodDisruptionBudget.
+
+    Without a selector it matches no pod; with an empty selector it matches all pods of its namespace (policy/v1).
+    """
     selector = part(raw, "spec", "selector")
     expressions = rows_of(entries(selector, "matchExpressions"))
     labels = texts(part(selector, "matchLabels"))
@@ -182,26 +178,7 @@ def pdb_view(raw: JSON) -> PdbView:
     )
 
 
-def _controller(metadata: JSON) -> Owner | None:
-    """Return the first owner reference whose `controller` is true, or None if there is none."""
-    for owner in entries(metadata, "ownerReferences"):
-        if owner.get("controller") is True:
-            api_version, kind = intern(text(owner, "apiVersion")), intern(text(owner, "kind"))
-            return Owner(api_version, kind, text(owner, "name"), intern(text(owner, "uid")))
-    return None
-
-
-def _is_mirror(metadata: JSON) -> bool:
-    """Whether the pod is the mirror of a static pod (P7): it has an owner of the kind Node or the annotation
-    MIRROR_ANNOTATION."""
-    owned_by_node = any(owner.get("kind") == "Node" for owner in entries(metadata, "ownerReferences"))
-    return owned_by_node or MIRROR_ANNOTATION in texts(metadata.get("annotations"))
-
-
 def _marks(metadata: JSON) -> tuple[tuple[str, str], ...]:
-    """Return the annotations in ANNOTATION_MARKS and the labels in LABEL_MARKS, with which a pod asks us not to disturb
-    it (P17), as pairs of key and value, sorted by key. Only their keys are checked; the pairs have any value. A value
-    that is not a string is converted to one."""
     marks: dict[str, object] = {}
     for kind, keys in (("annotations", ANNOTATION_MARKS), ("labels", LABEL_MARKS)):
         written = metadata.get(kind)
@@ -210,54 +187,21 @@ def _marks(metadata: JSON) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((key, str(value)) for key, value in marks.items()))
 
 
-NO_NODE: Row = (f"{FIELD}metadata.name", "In", ())
-"""A requirement that no node meets."""
-
-
 def node_terms(raw: JSON) -> tuple[tuple[Row, ...], ...]:
-    """Return the terms of a pod's required node affinity, each with its rows; empty if the pod has no required node
-    affinity. A term without rows matches no node and is left out. If no term is left, one that contains NO_NODE is
-    returned, so that the pod matches no node."""
+    """Return the terms of a pod's required node affinity; empty if it has none.
+
+    A term without rows matches no node and is left out. If no term is left, the pod matches no node (NO_NODE).
+    """
     required = part(raw, "spec", "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution")
-    terms = entries(required, "nodeSelectorTerms")
     rows = (
         (*rows_of(entries(term, "matchExpressions")), *rows_of(entries(term, "matchFields"), prefix=FIELD))
-        for term in terms
+        for term in entries(required, "nodeSelectorTerms")
     )
     return tuple(filter(None, rows)) or (() if required is None else ((NO_NODE,),))
 
 
 def rows_of(written: Iterable[JSON], *, prefix: str = "") -> tuple[Row, ...]:
-    """Convert raw matchExpressions, or matchFields with `prefix` put before each key, to rows of key, operator and
-    values. A part that is missing or has the wrong type becomes empty."""
     return tuple(
         (intern(prefix + text(row, "key")), intern(text(row, "operator")), strings(row.get("values")))
         for row in written
     )
-
-
-def _devices(
-    raw: JSON, claims: Iterable[str | None], resource_claims: Mapping[str, ClaimedDevices]
-) -> list[ClaimedDevices]:
-    """Return the devices that each of the pod's `claims` holds, in their order: None for a claim that is not generated
-    yet or not in `resource_claims`, whose keys are `namespace/name`."""
-    namespace = text(raw, "metadata", "namespace")
-    return [resource_claims.get(f"{namespace}/{name}") if name is not None else None for name in claims]
-
-
-def _dra_use(claims: Collection[ClaimedDevices]) -> Literal["none", "gpu", "unresolved"]:
-    """Return `gpu` if any of a pod's claims holds a device, else `unresolved` if any cannot be read, else `none`."""
-    if any(claims):
-        return "gpu"
-    return "unresolved" if None in claims else "none"
-
-
-def _deleted_at(metadata: JSON) -> datetime | None:
-    """Return the time in `metadata.deletionTimestamp`, or None if the pod is not being deleted. A time that cannot be
-    read becomes one in the far future."""
-    written = metadata.get("deletionTimestamp")
-    if written is None:
-        return None
-    # A time that cannot be read still means that the pod is leaving: the drain waits for it and does not evict it
-    # again.
-    return from_rfc3339(written) or _FAR_FUTURE

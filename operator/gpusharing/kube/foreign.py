@@ -1,12 +1,10 @@
 """The maintenance markers of others on a Node (docs/design/drain.md#c5).
 
-While a Node has one, no change of ours begins there, and one that ends leaves the node cordoned. Each row says how the
-marker is recognized and who can be asked about it. Our own marks are not in this table. NodeMaintenance objects, which
-name a Node from outside, are read by `maintenance.py`.
+While a Node has one, no change of ours begins there, and one that ends leaves the node cordoned. NodeMaintenance objects, which name a Node from outside, are read by `maintenance.py`.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from gpusharing.api import names
@@ -14,53 +12,6 @@ from gpusharing.api.rules import LABEL_KEY
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, section, texts
 
-Check = Callable[[Mapping[str, str], Mapping[str, str]], bool]
-"""Returns whether a marker is among the labels and annotations of a Node."""
-
-_UPGRADE = "NVIDIA driver upgrade"
-_UPGRADE_IDLE = ("", "upgrade-done")  # k8s-operator-libs pkg/upgrade/consts.go at 11e747a
-_UPGRADE_QUEUED = ("upgrade-required", "node-maintenance-required")
-"""States of a node that waits for its upgrade. All nodes of an upgrade reach the first at once. Or they reach the
-second, and each gets a NodeMaintenance, which says when its upgrade begins (k8s-operator-libs
-pkg/upgrade/upgrade_requestor.go at 11e747a). A node whose upgrade has failed keeps its cordon until its driver
-pod runs (ProcessUpgradeFailedNodes of common_manager.go)."""
-_MCO_DESIRED = "machineconfiguration.openshift.io/desiredDrain"
-_MCO_APPLIED = "machineconfiguration.openshift.io/lastAppliedDrain"
-_SRIOV_OPERATOR = "SR-IOV network operator"
-_SRIOV = "sriovnetwork.openshift.io/state"
-_SRIOV_WAITS = ("Drain_Required", "Reboot_Required")
-"""States of a node that requests a drain. All nodes request it at once, and few are drained at a time; a node that
-is drained is also cordoned. The request stays until the work is done, and only the SriovNetworkNodeState says
-when the drain begins. At the end any cordon is lifted, even one of somebody else (sriov-network-operator v1.6.0,
-pkg/consts, controllers/drain_controller.go and pkg/drain/drainer.go)."""
-
-_NVSENTINEL = "dgxc.nvidia.com/nvsentinel-state"
-"""A label with a state such as quarantined, draining or remediation-failed; absent on a node that is healthy
-(NVIDIA/NVSentinel commons/pkg/statemanager at 20fe8e0)."""
-_NODEWRIGHT = (
-    "nodewright.nvidia.com/cordon_",
-    "nodewright.nvidia.com/runtimeRequiredCordon",
-    "skyhook.nvidia.com/cordon_",  # its name until 2026
-)
-
-METADATA_MARKERS: tuple[tuple[str, Check], ...] = (
-    (_UPGRADE, lambda lab, _: lab.get(names.LABEL_UPGRADE_STATE, "") not in _UPGRADE_IDLE),
-    ("kured reboot", lambda _, ann: "weave.works/kured-reboot-in-progress" in ann),
-    ("OpenShift machine-config-operator", lambda _, ann: ann.get(_MCO_DESIRED) != ann.get(_MCO_APPLIED)),
-    (_SRIOV_OPERATOR, lambda _, ann: ann.get(_SRIOV, "Idle") != "Idle"),
-    ("NVIDIA NVSentinel", lambda lab, _: bool(lab.get(_NVSENTINEL))),
-    ("NVIDIA nodewright", lambda _, ann: any(key.startswith(_NODEWRIGHT) for key in ann)),
-)
-WAIT_CHECKS: Mapping[str, Check] = {
-    _UPGRADE: lambda lab, _: lab[names.LABEL_UPGRADE_STATE] in {*_UPGRADE_QUEUED, *names.UPGRADE_LASTING},
-    _SRIOV_OPERATOR: lambda _, ann: ann[_SRIOV] in _SRIOV_WAITS,
-}
-"""The markers whose work may not have begun or may have stopped, each with a check that returns whether that is so."""
-QUEUE_CHECKS: Mapping[str, Check] = {
-    _UPGRADE: lambda lab, _: lab[names.LABEL_UPGRADE_STATE] in _UPGRADE_QUEUED,
-}
-"""The markers of WAIT_CHECKS that can prove that no work has begun, each with a check that returns whether that is so.
-SR-IOV's marker cannot, because it looks the same before and after the node is cordoned."""
 TAINT_MARKERS: Mapping[str, str] = {
     "medik8s.io/drain": "medik8s node maintenance",
     "remediation.medik8s.io/self-node-remediation": "medik8s node remediation",
@@ -74,10 +25,9 @@ CONDITION_MARKERS: Mapping[str, str] = {
     "MaintenanceInProgress": "node maintenance (condition MaintenanceInProgress)",
     "DrainInProgress": "node drain (condition DrainInProgress)",
 }
-
-
-MAX_KEY = 317
-"""The maximum length of a key: a DNS prefix of 253 characters, a slash and a name of 63."""
+_MCO_DESIRED = "machineconfiguration.openshift.io/desiredDrain"
+_MCO_APPLIED = "machineconfiguration.openshift.io/lastAppliedDrain"
+_SRIOV = "sriovnetwork.openshift.io/state"
 _BY_VALUE = frozenset({names.LABEL_UPGRADE_STATE, _MCO_DESIRED, _MCO_APPLIED, _SRIOV})
 _OURS = frozenset(
     {
@@ -87,16 +37,14 @@ _OURS = frozenset(
         "node.kubernetes.io/unschedulable",  # the taint that the control plane adds to every cordoned Node
     }
 )
-_OUR_PREFIXES = (names.PREFIX, *names.REWRITTEN_PREFIXES)
 
 
 def find_problem(key: str) -> str:
-    """Return the reason why an admin may not name `key` as a further marker, or an empty string if it may be used.
-    Refused are malformed keys, keys that the operator's own changes write, and keys that are already checked by
-    their value."""
-    if len(key) > MAX_KEY or not re.fullmatch(LABEL_KEY, key):
+    """Return the reason why an admin may not name `key` as a further marker, or an empty string if it may be used."""
+    # At most a DNS prefix of 253 characters, a slash and a name of 63.
+    if len(key) > 317 or not re.fullmatch(LABEL_KEY, key):
         return f"{key!r} is not a key of a label, annotation or taint"
-    if key in _OURS or key.startswith(_OUR_PREFIXES):
+    if key in _OURS or key.startswith((names.PREFIX, *names.REWRITTEN_PREFIXES)):
         return f"{key} is added and removed by the operator's own changes, so as a marker it would block them"
     if key in _BY_VALUE:
         return (
@@ -117,12 +65,10 @@ class Marker(NamedTuple):
 
 
 def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Marker:
-    """Return the marker of whoever else is maintaining this Node, or an empty marker if nobody is. The first match
-    counts: METADATA_MARKERS in their order, then the Node's taints in TAINT_MARKERS, then its conditions in
-    CONDITION_MARKERS with the status True, each in the Node's order, then the labels, annotations and taints in `keys`,
-    whatever their value; of several keys of one kind, the first in the alphabet is named. A marker whose work only
-    waits counts only if there is no other. Of several such markers, those whose work has certainly not begun come
-    last."""
+    """Return the marker of whoever else is maintaining this Node, or an empty marker if nobody is.
+
+    `keys` are further keys of labels, annotations and taints that count as markers, whatever their value. A marker whose work only waits counts only if there is no other.
+    """
     metadata = section(node, "metadata")
     labels, annotations = texts(metadata.get("labels")), texts(metadata.get("annotations"))
     taints = [str(taint.get("key")) for taint in entries(node, "spec", "taints")]
@@ -131,11 +77,7 @@ def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Marker:
         for condition in entries(node, "status", "conditions")
         if condition.get("status") == "True"
     ]
-    markers = [
-        _metadata_marker(who, labels, annotations)
-        for who, present in METADATA_MARKERS
-        if present(labels, annotations)
-    ]
+    markers = list(_find_known(labels, annotations))
     working = [marker.who for marker in markers if not marker.waits]
     working += [TAINT_MARKERS[taint] for taint in taints if taint in TAINT_MARKERS]
     working += [CONDITION_MARKERS[kind] for kind in conditions if kind in CONDITION_MARKERS]
@@ -149,8 +91,33 @@ def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Marker:
     return min(markers, key=lambda marker: marker.queued, default=Marker())
 
 
-def _metadata_marker(who: str, labels: Mapping[str, str], annotations: Mapping[str, str]) -> Marker:
-    """Return the marker for `who`, including whether its work waits or is queued. `who` must name a row of
-    METADATA_MARKERS whose check holds for these labels and annotations."""
-    waits = who in WAIT_CHECKS and WAIT_CHECKS[who](labels, annotations)
-    return Marker(who, waits, waits and who in QUEUE_CHECKS and QUEUE_CHECKS[who](labels, annotations))
+def _find_known(labels: Mapping[str, str], annotations: Mapping[str, str]) -> Iterator[Marker]:
+    state = labels.get(names.LABEL_UPGRADE_STATE, "")
+    # k8s-operator-libs pkg/upgrade/consts.go, upgrade_requestor.go and common_manager.go at 11e747a: all nodes of an
+    # upgrade reach the first queued state at once. Or they reach the second, and each gets a NodeMaintenance, which says
+    # when its upgrade begins. A node whose upgrade has failed keeps its cordon until its driver pod runs
+    # (ProcessUpgradeFailedNodes).
+    if state not in ("", "upgrade-done"):
+        queued = state in ("upgrade-required", "node-maintenance-required")
+        yield Marker("NVIDIA driver upgrade", queued or state in names.UPGRADE_LASTING, queued)
+    if "weave.works/kured-reboot-in-progress" in annotations:
+        yield Marker("kured reboot")
+    if annotations.get(_MCO_DESIRED) != annotations.get(_MCO_APPLIED):
+        yield Marker("OpenShift machine-config-operator")
+    # All nodes request a drain at once, and few are drained at a time; a node that is drained is also cordoned. The
+    # request stays until the work is done, and only the SriovNetworkNodeState says when the drain begins, so such a
+    # node never counts as queued. At the end any cordon is lifted, even one of somebody else (sriov-network-operator
+    # v1.6.0, pkg/consts, controllers/drain_controller.go and pkg/drain/drainer.go).
+    if (state := annotations.get(_SRIOV, "Idle")) != "Idle":
+        yield Marker("SR-IOV network operator", state in ("Drain_Required", "Reboot_Required"))
+    # A state such as quarantined, draining or remediation-failed; absent on a node that is healthy (NVIDIA/NVSentinel
+    # commons/pkg/statemanager at 20fe8e0).
+    if labels.get("dgxc.nvidia.com/nvsentinel-state"):
+        yield Marker("NVIDIA NVSentinel")
+    nodewright = (
+        "nodewright.nvidia.com/cordon_",
+        "nodewright.nvidia.com/runtimeRequiredCordon",
+        "skyhook.nvidia.com/cordon_",  # its name until 2026
+    )
+    if any(key.startswith(nodewright) for key in annotations):
+        yield Marker("NVIDIA nodewright")

@@ -1,218 +1,92 @@
 """The gang that a pod belongs to, read from the pod alone: no kind that defines gangs has to be installed.
 
-LADDER is the maintained list of keys (docs/design/drain.md#t13); the first row that matches a pod decides. Rows
-go from the widest unit to the narrowest: a unit that restarts a whole workload when one pod ends counts more
-than pods that were scheduled together.
-
-Terms: docs/design/glossary.md#gang.
+The ways in which pods declare that they belong together (docs/design/drain.md#t13) go from the widest unit to the narrowest: a unit that restarts a whole workload when one pod ends counts more than pods that were scheduled together.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
 
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, section, text, texts
 from gpusharing.planning.snapshot.podviews import Gang
 
-JOBSET = "jobset.sigs.k8s.io/jobset-name"
-LWS_NAME = "leaderworkerset.sigs.k8s.io/name"
-LWS_INDEX = "leaderworkerset.sigs.k8s.io/group-index"
-LWS_KEY = "leaderworkerset.sigs.k8s.io/group-key"
-POD_GROUP = "scheduling.x-k8s.io/pod-group"
-VOLCANO = "scheduling.k8s.io/group-name"
-KUEUE_GROUP = "kueue.x-k8s.io/pod-group-name"
-KUEUE_WORKLOAD = "kueue.x-k8s.io/workload"
-KUEUE_SLICES = "kueue.x-k8s.io/workload-slice-name"
 KUEUE_MANAGED = "kueue.x-k8s.io/managed"
 KUEUE_PODSET = "kueue.x-k8s.io/podset"
 KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
-JOB_NAMES = ("batch.kubernetes.io/job-name", "job-name")
-
-
-class PodMarks(NamedTuple):
-    """The parts of a Pod that declare its gang."""
-
-    labels: Mapping[str, str]
-    """Labels of the pod."""
-    annotations: Mapping[str, str]
-    """Annotations of the pod."""
-    raw: JSON
-    """The whole Pod."""
-
-    @property
-    def plain(self) -> bool:
-        """Whether Kueue queues the pod itself, and not the workload that created it: its label KUEUE_MANAGED is
-        `true`."""
-        return self.labels.get(KUEUE_MANAGED) == "true"
-
-
-@dataclass(frozen=True, slots=True)
-class GangKey:
-    """One way in which pods declare that they belong together."""
-
-    kind: str
-    """The kind of the gang, for people."""
-    find: Callable[[PodMarks], tuple[str, str] | None]
-    """Returns the name of a pod's gang and a label selector that all of its pods match, which is empty if no label
-    does; or None if the pod declares no gang in this way."""
-    source: str
-    """The source of the key, and why its pods share one fate."""
-
-
-def _labels(*keys: str) -> Callable[[PodMarks], tuple[str, str] | None]:
-    """Return a `GangKey.find` for pods that have all of these labels, with values that are not empty. The values,
-    joined by slashes, name the gang, and the labels select its pods."""
-
-    def find(pod: PodMarks) -> tuple[str, str] | None:
-        """Return the name of a pod's gang and the label selector of its pods, or None if one of the labels `keys` is
-        missing or empty."""
-        values = [pod.labels.get(key, "") for key in keys]
-        if not all(values):
-            return None
-        return "/".join(values), ",".join(f"{key}={value}" for key, value in zip(keys, values, strict=True))
-
-    return find
-
-
-def _volcano(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the PodGroup that Volcano's annotation names, with an empty selector; None if that annotation is missing
-    or empty."""
-    name = pod.annotations.get(VOLCANO)
-    return (name, "") if name else None
-
-
-def _scheduling_group(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the PodGroup that `spec.schedulingGroup` names, with an empty selector; None if it names none."""
-    name = text(pod.raw, "spec", "schedulingGroup", "podGroupName")
-    return (name, "") if name else None
-
-
-def _workload_ref(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the gang that `spec.workloadRef` names, with an empty selector, or None if it names no workload or no pod
-    group. The name is that of the workload, of the pod group and, if there is one, the key of the replica, joined by
-    slashes: each replica of a pod group is a gang of its own."""
-    reference = section(pod.raw, "spec", "workloadRef")
-    parts = [text(reference, key) for key in ("name", "podGroup", "podGroupReplicaKey")]
-    return ("/".join(filter(None, parts)), "") if parts[0] and parts[1] else None
-
-
-def _kueue_group(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the group that Kueue's annotation names (since 0.18). The selector is the key KUEUE_MANAGED alone if Kueue
-    queues the pod itself, because its value tells no group from another, else empty. None if the annotation is missing
-    or empty."""
-    name = pod.annotations.get(KUEUE_GROUP)
-    return (name, KUEUE_MANAGED if pod.plain else "") if name else None
-
-
-def _kueue_workload(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the Workload that Kueue's annotations name, with the key KUEUE_PODSET as the label selector if this pod
-    has that label, else with an empty selector. The annotation that all slices of an elastic job share is read first.
-    None if no Workload is named, and for a pod that Kueue queues itself: without a group, such a pod is a Workload of
-    its own."""
-    name = pod.annotations.get(KUEUE_SLICES) or pod.annotations.get(KUEUE_WORKLOAD)
-    if not name or pod.plain:
-        return None
-    return name, KUEUE_PODSET if KUEUE_PODSET in pod.labels else ""
-
-
-def _kueue_job(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the name and the label selector of the gang of the job that controls the pod. None if no owner controls
-    the pod, or unless Kueue queues that job and not the pod itself. Kueue queues the job if the pod has the label
-    KUEUE_PODSET, or if the pod has KUEUE_QUEUE and the job is a Job of the group batch.
-
-    The name is the job's kind in lower case, a dash and the job's name; the name of the job's Workload begins with it.
-    The selector is the label with the job's name if the pod has it and the job is a Job of the group batch, else a key
-    alone: KUEUE_PODSET if the pod has that label, else KUEUE_QUEUE.
-    """
-    labels = pod.labels
-    if not labels.keys() & {KUEUE_PODSET, KUEUE_QUEUE} or pod.plain:
-        return None
-    owners = entries(pod.raw, "metadata", "ownerReferences")
-    job = next((owner for owner in owners if owner.get("controller") is True), {})
-    is_job = text(job, "kind") == "Job" and text(job, "apiVersion").startswith("batch/")
-    if not job or not (KUEUE_PODSET in labels or is_job):
-        return None
-    name = f"{text(job, 'kind').lower()}-{text(job, 'name')}"
-    own = next((key for key in JOB_NAMES if is_job and labels.get(key, "") == text(job, "name")), None)
-    return (
-        name,
-        f"{own}={text(job, 'name')}" if own else KUEUE_PODSET if KUEUE_PODSET in labels else KUEUE_QUEUE,
-    )
-
-
-LADDER: tuple[GangKey, ...] = (
-    GangKey(
-        "JobSet",
-        _labels(JOBSET),
-        "kubernetes-sigs/jobset api/jobset/v1alpha2: set on every pod; a failed Job restarts the whole JobSet (#574)",
-    ),
-    GangKey(
-        "LeaderWorkerSet",
-        _labels(LWS_NAME, LWS_INDEX),
-        "kubernetes-sigs/lws api/leaderworkerset/v1: when a pod ends, so does its group, but not the other groups",
-    ),
-    GangKey(
-        "LeaderWorkerSet",
-        _labels(LWS_NAME, LWS_KEY),
-        "kubernetes-sigs/lws api/leaderworkerset/v1: the key is a hash of the group",
-    ),
-    GangKey(
-        "PodGroup",
-        _scheduling_group,
-        "kubernetes v1.36 core/v1 PodSchedulingGroup (GenericWorkload feature gate): the pods of a group are bound"
-        " together or not at all",
-    ),
-    GangKey("PodGroup", _workload_ref, "kubernetes v1.35 core/v1 WorkloadReference, which v1.36 replaced"),
-    GangKey(
-        "PodGroup",
-        _labels(POD_GROUP),
-        "kubernetes-sigs/scheduler-plugins apis/scheduling/v1alpha1 PodGroupLabel: coscheduling",
-    ),
-    GangKey(
-        "PodGroup",
-        _volcano,
-        "volcano-sh/volcano apis scheduling/v1beta1 KubeGroupNameAnnotationKey: an annotation, which label selectors"
-        " cannot match",
-    ),
-    GangKey(
-        "Workload",
-        _kueue_group,
-        "kubernetes-sigs/kueue v0.18 pkg/controller/jobs/pod SetPodGroupName (WorkloadIdentifierAnnotations feature"
-        " gate)",
-    ),
-    GangKey(
-        "Workload",
-        _labels(KUEUE_GROUP),
-        "kubernetes-sigs/kueue pkg/controller/jobs/pod/constants GroupNameLabel: the pods of a group are admitted and"
-        " evicted together",
-    ),
-    GangKey(
-        "Workload",
-        _kueue_workload,
-        "kubernetes-sigs/kueue v0.14 pkg/controller/jobframework getPodSetsInfoFromStatus"
-        " (TopologyAwareScheduling feature gate, alpha in v0.9): set on the pods of every job that Kueue starts",
-    ),
-    GangKey(
-        "Workload",
-        _kueue_job,
-        "kubernetes-sigs/kueue without the TopologyAwareScheduling feature gate: since v0.10 such pods have the podset"
-        " label; all pods of a job belong to one Workload",
-    ),
-)
-"""The ways to find the gang of a pod. The first row that matches decides; a test fixes the order."""
 
 
 def gang_of(raw: JSON) -> Gang | None:
-    """Return the gang of a Pod by the first row of LADDER that matches, or None if it has no gang. The gang belongs to
-    the pod's namespace. If no label selects the gang's pods, they are selected by the scheduler that the pod names, if
-    any."""
+    """Return the gang of a Pod in the pod's namespace, or None. If no label selects its pods, their scheduler does."""
+    found = ((kind, name, labels) for kind, (name, labels) in _declared(raw) if name)
+    if (first := next(found, None)) is None:
+        return None
+    kind, name, labels = first
+    scheduler = "" if labels else text(raw, "spec", "schedulerName")
+    fields = f"spec.schedulerName={scheduler}" if scheduler else ""
+    return Gang(kind, text(raw, "metadata", "namespace"), name, labels, fields)
+
+
+def _declared(raw: JSON) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Yield the kind of each gang that a pod may declare, and its name and label selector; an empty name if it does not, an empty selector if no label tells its pods."""
     metadata = section(raw, "metadata")
-    pod = PodMarks(texts(metadata.get("labels")), texts(metadata.get("annotations")), raw)
-    for key in LADDER:
-        if (found := key.find(pod)) is not None:
-            name, labels = found
-            scheduler = "" if labels else text(raw, "spec", "schedulerName")
-            fields = f"spec.schedulerName={scheduler}" if scheduler else ""
-            return Gang(key.kind, text(raw, "metadata", "namespace"), name, labels, fields)
-    return None
+    labels, annotations = texts(metadata.get("labels")), texts(metadata.get("annotations"))
+
+    def by(*keys: str) -> tuple[str, str]:
+        values = [labels.get(key, "") for key in keys]
+        if not all(values):
+            return "", ""
+        return "/".join(values), ",".join(f"{key}={value}" for key, value in zip(keys, values, strict=True))
+
+    # kubernetes-sigs/jobset api/jobset/v1alpha2: set on every pod; a failed Job restarts the whole JobSet (#574).
+    yield "JobSet", by("jobset.sigs.k8s.io/jobset-name")
+    # kubernetes-sigs/lws api/leaderworkerset/v1: when a pod ends, so does its group, but not the other groups. The key
+    # is a hash of the group.
+    yield "LeaderWorkerSet", by("leaderworkerset.sigs.k8s.io/name", "leaderworkerset.sigs.k8s.io/group-index")
+    yield "LeaderWorkerSet", by("leaderworkerset.sigs.k8s.io/name", "leaderworkerset.sigs.k8s.io/group-key")
+    # kubernetes v1.36 core/v1 PodSchedulingGroup (GenericWorkload feature gate): the pods of a group are bound together
+    # or not at all.
+    yield "PodGroup", (text(raw, "spec", "schedulingGroup", "podGroupName"), "")
+    # kubernetes v1.35 core/v1 WorkloadReference, which v1.36 replaced: each replica of a pod group is a gang.
+    reference = section(raw, "spec", "workloadRef")
+    parts = [text(reference, key) for key in ("name", "podGroup", "podGroupReplicaKey")]
+    yield "PodGroup", ("/".join(filter(None, parts)) if parts[0] and parts[1] else "", "")
+    # kubernetes-sigs/scheduler-plugins apis/scheduling/v1alpha1 PodGroupLabel: coscheduling.
+    yield "PodGroup", by("scheduling.x-k8s.io/pod-group")
+    # volcano-sh/volcano apis scheduling/v1beta1 KubeGroupNameAnnotationKey: an annotation, which label selectors cannot
+    # match.
+    yield "PodGroup", (annotations.get("scheduling.k8s.io/group-name", ""), "")
+    # Kueue queues the pod itself, and not the workload that created it.
+    plain = labels.get(KUEUE_MANAGED) == "true"
+    # kubernetes-sigs/kueue v0.18 pkg/controller/jobs/pod SetPodGroupName (WorkloadIdentifierAnnotations feature gate).
+    yield ("Workload", (annotations.get("kueue.x-k8s.io/pod-group-name", ""), KUEUE_MANAGED if plain else ""))
+    # kubernetes-sigs/kueue pkg/controller/jobs/pod/constants GroupNameLabel: the pods of a group are admitted and
+    # evicted together. Without a group, a pod that is queued by itself is a Workload of its own.
+    yield "Workload", by("kueue.x-k8s.io/pod-group-name")
+    if plain:
+        return
+    # kubernetes-sigs/kueue v0.14 pkg/controller/jobframework getPodSetsInfoFromStatus (TopologyAwareScheduling feature
+    # gate, alpha in v0.9): set on the pods of every job that Kueue starts. All slices of an elastic job share the first
+    # annotation.
+    workload = annotations.get("kueue.x-k8s.io/workload-slice-name") or annotations.get(
+        "kueue.x-k8s.io/workload", ""
+    )
+    yield "Workload", (workload, KUEUE_PODSET if KUEUE_PODSET in labels else "")
+    yield "Workload", _find_kueue_job(raw, labels)
+
+
+def _find_kueue_job(raw: JSON, labels: Mapping[str, str]) -> tuple[str, str]:
+    """Return the gang of the job that controls a pod, if Kueue queues that job: its Workload's name begins with this name.
+
+    kubernetes-sigs/kueue without the TopologyAwareScheduling feature gate: since v0.10 such pods have the podset label; all pods of a job belong to one Workload.
+    """
+    if not labels.keys() & {KUEUE_PODSET, KUEUE_QUEUE}:
+        return "", ""
+    owners = entries(raw, "metadata", "ownerReferences")
+    job = next((owner for owner in owners if owner.get("controller") is True), {})
+    is_job = text(job, "kind") == "Job" and text(job, "apiVersion").startswith("batch/")
+    if not job or not (KUEUE_PODSET in labels or is_job):
+        return "", ""
+    name = text(job, "name")
+    keys = ("batch.kubernetes.io/job-name", "job-name") if is_job else ()
+    own = next((f"{key}={name}" for key in keys if labels.get(key, "") == name), "")
+    shared = KUEUE_PODSET if KUEUE_PODSET in labels else KUEUE_QUEUE
+    return f"{text(job, 'kind').lower()}-{name}", own or shared

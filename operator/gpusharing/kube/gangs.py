@@ -1,12 +1,6 @@
-"""The other pods of a gang and the nodes that they run on, found by one LIST in the gang's namespace when the pods of
-one of its nodes are read.
+"""The other pods of a gang and the nodes that they run on, found by one LIST in the gang's namespace when the pods of one of its nodes are read.
 
-A LIST selects a gang by its label. Where no label tells one gang from another, one LIST serves all such gangs of the
-namespace: it selects by the label that all of them have, or else by the scheduler that they name, and the pods are
-told apart here. The same is done if the pods of a node belong to more than MAX_LISTS gangs. Nothing is watched, and no
-call is made if no pod belongs to a gang.
-
-Terms: docs/design/glossary.md#gang.
+A LIST selects a gang by its label. Where no label tells one gang from another, one LIST serves all such gangs of the namespace: it selects by the label that all of them have, or else by the scheduler that they name, and the pods are told apart here. Nothing is watched, and no call is made if no pod belongs to a gang.
 """
 
 import asyncio
@@ -22,12 +16,11 @@ from gpusharing.kube.gangkeys import gang_of
 from gpusharing.kube.paging import pages_of
 from gpusharing.kube.raw import text
 from gpusharing.kube.unreadable import converted
-from gpusharing.planning.drain.holders import Scope, must_leave
-from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, PodView
+from gpusharing.planning.drain.holders import NO_OPTIONS, classify
+from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, PodView, Scope
 
 MAX_LISTS = 16
-"""The most gangs of one node that each get a LIST by their own label. If there are more, one LIST serves all gangs of
-a namespace that have the same keys. There can be many, because each slice of a node may belong to another job."""
+"""The most gangs of one node that each get a LIST by their own label. There can be many, because each slice of a node may belong to another job."""
 MAX_PODS = 5000
 """The most pods read from the LIST of one gang."""
 MAX_SHARED = 20_000
@@ -35,27 +28,13 @@ MAX_SHARED = 20_000
 LIST_VALID = timedelta(seconds=3)
 """How long the result of a LIST is reused for all nodes whose pods are read in the meantime."""
 LIST_VALID_IN_DRAIN = timedelta(seconds=30)
-"""How long the result of a LIST is reused for nodes that are being drained: they only wait for members that may end by
-themselves."""
+"""The same for nodes that are being drained: they only wait for members that may end by themselves."""
 FORGET_AFTER = timedelta(minutes=2)
 """The result of a LIST is forgotten this long after its gangs were last requested."""
-_FINISHED = ("Succeeded", "Failed")
-_RUNNING = ",".join(f"status.phase!={phase}" for phase in _FINISHED)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class _Query:
-    """One LIST of pods, by its namespace and selectors."""
-
-    namespace: str
-    labels: str
-    fields: str
-
-    @property
-    def shared(self) -> bool:
-        """Whether the label selector names no value (it is empty, or has keys alone), so that the LIST counts as one
-        for several gangs."""
-        return "=" not in self.labels
+_Query = tuple[str, str, str]
+"""One LIST of pods, by its namespace, label selector and field selector."""
 
 
 @dataclass(slots=True)
@@ -63,25 +42,19 @@ class _Known:
     """The result of the last LIST of a query."""
 
     members: Mapping[Gang, list[GangMember]]
-    """The members found, by gang."""
     partial: bool
     """Whether the LIST was cut off before all pods were read."""
     error: str
     """Why nothing is known about the gangs; empty if the LIST succeeded."""
     listed: datetime
-    """When the LIST was made."""
     used: datetime
     """When one of its gangs was last requested."""
 
     def serves(self, gangs: Iterable[Gang]) -> bool:
-        """Whether this result answers a request for these gangs: it has pods of each of them, or it is an error. If
-        one of the gangs is missing, all of its pods may be younger than this LIST, which was made for other gangs."""
+        """Whether this result answers a request for these gangs; a gang that it lacks may be younger than this LIST."""
         return bool(self.error) or all(gang in self.members for gang in gangs)
 
     def view(self, gang: Gang, labels: Mapping[str, str] | None) -> GangView:
-        """Return the view of one gang: its members, sorted by node and name, and marked as partial if the LIST was cut
-        off. If the LIST failed, the view has the error and no members. `labels` are the labels of the gang's
-        namespace, which are set on each member; None leaves the members as they are."""
         if self.error:
             return GangView(gang, error=self.error)
         members = self.members.get(gang, ())
@@ -106,19 +79,14 @@ class Gangs:
     async def find(
         self, pods: Sequence[PodView], scope: Scope, now: datetime, *, anew: bool
     ) -> tuple[GangView, ...]:
-        """Return the gangs of those `pods` that must leave their node (`must_leave` with this `scope`), sorted. The
-        members of a gang are its unfinished pods on all nodes, bound or not. Each member gets the labels of its
-        namespace from `pods`. If no pod in question has a gang, nothing is listed. If a LIST fails, its gangs are
-        returned with the error. LISTs are made one after another.
+        """Return the gangs of those `pods` that must leave their node, with their unfinished pods on all nodes.
 
-        The result of a LIST, also an error, is reused for LIST_VALID. Without `anew`, a LIST that succeeded is reused
-        for LIST_VALID_IN_DRAIN, and is kept if a new one fails. A LIST that succeeded is reused only if it found pods
-        of every gang that it has to serve. Results that were not requested for FORGET_AFTER are forgotten.
+        The result of a LIST is reused for LIST_VALID; without `anew`, one that succeeded is reused for LIST_VALID_IN_DRAIN, and is kept if a new one fails. If a LIST fails, its gangs are returned with the error.
 
         Raises:
             ServerAway, Unauthorized, HeldBack: no gang can be listed now.
         """
-        wanted = {pod.gang for pod in pods if pod.gang is not None and must_leave(pod, scope)}
+        wanted = {pod.gang for pod in classify(pods, NO_OPTIONS, scope).must_leave if pod.gang is not None}
         labels = {pod.namespace: pod.namespace_labels for pod in pods}
         views = []
         for query, gangs in sorted(_queries(wanted).items()):
@@ -132,9 +100,6 @@ class Gangs:
         return tuple(sorted(views, key=lambda view: (view.gang.ref, view.gang.labels)))
 
     async def _current(self, query: _Query, gangs: Sequence[Gang], now: datetime, *, anew: bool) -> _Known:
-        """Return the last result for `query` if it is recent enough (see `find`) and serves these gangs, else the
-        result of a new LIST. If the new LIST fails and `anew` is False, the last result is returned as if it were new,
-        provided it serves these gangs. Raises ServerAway, Unauthorized and HeldBack."""
         known = self._known.get(query)
         valid = LIST_VALID if anew or known is None or known.error else LIST_VALID_IN_DRAIN
         if known is not None and now - known.listed < valid and known.serves(gangs):
@@ -145,20 +110,18 @@ class Gangs:
         return fresh
 
     async def _list(self, query: _Query, now: datetime) -> _Known:
-        """List the unfinished pods of `query`, and return the members found, by gang; pods without a gang are ignored.
-        If the LIST fails, the result has its error. Reading stops once the limit of pods is reached: then the members
-        of a single gang are marked as partial, and a shared LIST counts as failed. Raises ServerAway, Unauthorized and
-        HeldBack."""
         members: defaultdict[Gang, list[GangMember]] = defaultdict(list)
-        read, most = 0, self.most if query.shared else MAX_PODS
-        fields = ",".join(filter(None, (query.fields, _RUNNING)))
+        namespace, labels, fields = query
+        shared = "=" not in labels  # a selector without a value finds several gangs
+        read, most = 0, self.most if shared else MAX_PODS
+        running = "status.phase!=Succeeded,status.phase!=Failed"
         try:
             async for page in pages_of(
                 self.client,
                 PODS,
-                namespace=query.namespace,
-                label_selector=query.labels,
-                field_selector=fields,
+                namespace=namespace,
+                label_selector=labels,
+                field_selector=",".join(filter(None, (fields, running))),
             ):
                 for raw in page.items:
                     gang = converted(PODS, raw, gang_of)
@@ -171,35 +134,31 @@ class Gangs:
             raise
         except KubeError as error:
             return _Known({}, False, str(error), now, now)
-        cut_off = _too_many(query, most) if read >= most and query.shared else ""
-        return _Known(members, read >= most, cut_off, now, now)
+        too_many = (
+            f"finding the gang would require reading {most:,} or more pods in namespace {namespace}, because its"
+            " pods share no label to select them by; delete pods that are no longer needed"
+        )
+        cut_off = read >= most
+        return _Known(members, cut_off, too_many if cut_off and shared else "", now, now)
 
 
 def _queries(gangs: Iterable[Gang]) -> dict[_Query, list[Gang]]:
-    """Return the LISTs that find these gangs, each with the gangs that it serves. If there would be more than
-    MAX_LISTS, gangs of one namespace with the same field selector and the same label keys share a LIST. It selects by
-    these keys alone, so it also finds pods of other gangs."""
+    """Return the LISTs that find these gangs, each with the gangs that it serves.
+
+    If there would be more than MAX_LISTS, gangs with the same keys share a LIST, which also finds pods of other gangs.
+    """
     queries: dict[_Query, list[Gang]] = {}
     for gang in gangs:
-        queries.setdefault(_Query(gang.namespace, gang.labels, gang.fields), []).append(gang)
+        queries.setdefault((gang.namespace, gang.labels, gang.fields), []).append(gang)
     if len(queries) <= MAX_LISTS:
         return queries
     wider: dict[_Query, list[Gang]] = {}
-    for query, served in queries.items():
-        keys = ",".join(requirement.partition("=")[0] for requirement in query.labels.split(","))
-        wider.setdefault(replace(query, labels=keys), []).extend(served)
+    for (namespace, labels, fields), served in queries.items():
+        keys = ",".join(requirement.partition("=")[0] for requirement in labels.split(","))
+        wider.setdefault((namespace, keys, fields), []).extend(served)
     return wider
 
 
-def _too_many(query: _Query, most: int) -> str:
-    """Return the message for a shared LIST that reached its limit of `most` pods."""
-    return (
-        f"finding the gang would require reading {most:,} or more pods in namespace {query.namespace}, because its"
-        " pods share no label to select them by; delete pods that are no longer needed"
-    )
-
-
 def _member(raw: JSON) -> GangMember:
-    """Convert a raw pod to a member of a gang; the name of its node is empty until it is bound. Its ResourceClaims are
-    not read, because they matter only for the pod's own node."""
+    # ResourceClaims are not read, because they matter only for the pod's own node.
     return GangMember(text(raw, "spec", "nodeName"), replace(pod_view(raw, {}), dra="none"))

@@ -1,7 +1,6 @@
-"""Reads what a plan depends on into one frozen ClusterSnapshot. Inputs that did not change stay the same objects, for
-the planner's memo.
+"""Reads what a plan depends on into one frozen ClusterSnapshot.
 
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#pass.
+Inputs that did not change stay the same objects, for the planner's memo.
 """
 
 from collections.abc import Mapping
@@ -26,40 +25,33 @@ from gpusharing.planning.snapshot.stackviews import Operand, Program
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.wanted.actuators.choice import find_actuator
 
-_POLICIES = "/policies"
-"""The crew's key for the list of policies; no node has this name."""
-
 
 @dataclass(slots=True)
 class Gatherer:
-    """Builds snapshots. Between two snapshots it remembers results that save reads, objects to reuse for inputs that
-    did not change, and since when it has observed some states."""
+    """Builds snapshots, and remembers between two of them what saves reads and since when it has observed some states."""
 
     client: KubeClient
     sources: Sources
     calls: CallMemory = field(default_factory=CallMemory)
-    """What the executor remembers of its calls."""
     crew: Crew = field(default_factory=lambda: Crew(16))
     silent: bool = False
     """Whether to log nothing, because this is part of a command-line program."""
     shared: Crew = field(init=False)
-    """The crew for reads that all nodes need, which must not wait until slow calls about single nodes free a worker."""
+    """The workers for reads that all nodes need, which must not wait until slow calls about single nodes free a worker."""
     pods: NodePods = field(init=False)
     pending: PendingPods = field(init=False)
     stack: StackReader = field(init=False)
     _logs: ActuatorLogs = field(init=False)
     _at_work_since: dict[str, datetime] = field(default_factory=dict)
-    """Since when mig-manager has been working on each node, by node name, as observed by this process."""
+    """Since when this process has seen mig-manager work on each node, by node name."""
     _ready_since: dict[str, datetime] = field(default_factory=dict)
-    """Since when each pod of a `Program` on a fenced node has been Ready, by UID of the pod, as observed by this
-    process."""
+    """Since when this process has seen each pod of a `Program` on a fenced node Ready, by UID of the pod."""
     _policies_error: str = ""
     """Why the policies may be out of date; empty if the last LIST succeeded."""
     _listing: dict[str, CallFailure] = field(default_factory=dict)
     """The failure of the last LIST of the policies, under the subject POLICIES; empty if it succeeded."""
 
     def __post_init__(self) -> None:
-        """Create the readers that the gatherer consists of."""
         client, sources = self.client, self.sources
         self.shared = Crew(2, self.crew.on_late)
         self.stack = StackReader(sources, self.calls, self.silent)
@@ -68,8 +60,6 @@ class Gatherer:
         self._logs, self.pending = ActuatorLogs(client), PendingPods(client)
 
     async def close(self) -> None:
-        """Cancel every call that is still under way, and return when all of them have ended. Their errors are not
-        raised here."""
         await self.crew.close()
         await self.shared.close()
 
@@ -83,10 +73,7 @@ class Gatherer:
     ) -> ClusterSnapshot:
         """Return everything that a plan depends on. A failed call about one node is recorded in the snapshot.
 
-        The pods of those nodes in `wanted` that are due are listed (`NodePods.look`), and logs of mig-manager that are
-        due are read. A slow LIST continues in the background (`Crew.each`); until it ends, the node keeps the result of
-        its last one. `memory` comes from the last pass. `claims`, by node name, and `failed_nodes`, by UID, are the
-        records on the Lease.
+        The pods of those nodes in `wanted` that are due are listed. A slow LIST continues in the background; until it ends, the node keeps the result of its last one. `memory` comes from the last pass.
 
         Raises:
             Unavailable: no LIST of the policies has succeeded yet.
@@ -125,17 +112,11 @@ class Gatherer:
         )
 
     async def _refresh_policies(self, now: datetime) -> str:
-        """List the policies if they may have changed since their last LIST. A slow LIST continues in the background
-        (`Crew.each`). Return why the policies may be older than this pass (an error, or no answer yet), or an empty
-        string. Count errors in `_listing`. Raises Unavailable until the first LIST has succeeded, and an ExceptionGroup
-        with Unauthorized or ServerAway."""
         cache = self.sources.policies
         if cache.stale:
             self._policies_error = "the API server has not responded yet"
 
         async def refresh(_: str) -> None:
-            """List the policies (`PolicyCache.refresh`) and record the error, or that there is none any more. Raises
-            Unauthorized and ServerAway."""
             try:
                 await cache.refresh()
                 self._policies_error, self._listing = "", {}
@@ -147,24 +128,24 @@ class Gatherer:
                 self._listing = {POLICIES: failed_again(self._listing.get(POLICIES), words, now, 0.0)}
 
         # An event that arrives after the LIST belongs to the next pass. Otherwise constant writes to a policy would
-        # keep every node from starting.
-        await self.shared.each([_POLICIES] if cache.dirty else [], refresh)
+        # keep every node from starting. No node has the name of this key.
+        await self.shared.each(["/policies"] if cache.dirty else [], refresh)
         message = self._policies_error and f"the policies cannot be listed: {self._policies_error}"
         if message and not cache.listed:
             raise Unavailable(message)
         return message
 
     def _operands(self, now: datetime) -> dict[Program, dict[str, Operand]]:
-        """Return one pod of every program on each node, by program and node name (`by_node`). Pods of NVIDIA's
-        device-plugin chart count only if there is no ClusterPolicy. A Ready pod on a fenced node, and an MPS daemon
-        that runs on any, also carries the `now` of the first snapshot since which it has always been so. config-manager
-        in the daemon's pod may crash meanwhile, so that the pod is Ready now and then."""
+        """Return one pod of every program on each node. A Ready pod on a fenced node, and an MPS daemon that runs on any, also says since when.
+
+        config-manager in the daemon's pod may crash meanwhile, so that the pod is Ready now and then.
+        """
         sources = self.sources
         places = [*sources.operands.items.values(), *sources.kubelet_plugins.items.values()]
-        if not sources.cluster_policies.items:
+        if not sources.cluster_policies.items:  # pods of NVIDIA's device-plugin chart
             places += sources.chart_pods.items.values()
         operands = {program: by_node(places, program) for program in Program}
-        fenced = [name for name, node in self.sources.nodes.items.items() if node.fence is not None]
+        fenced = [name for name, node in sources.nodes.items.items() if node.fence is not None]
         ready_since: dict[str, datetime] = {}
         for program, pods in operands.items():
             mps = program is Program.MPS_DAEMON

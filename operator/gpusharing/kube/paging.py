@@ -1,9 +1,6 @@
-"""Reads lists in pages. `pages_of` and `list_of` show the cluster as it was at one moment, or fail; `whole_list` also
-goes on if the server no longer has the version that the first page showed.
+"""Reads lists in pages. `pages_of` and `list_of` show the cluster as it was at one moment, or fail; `whole_list` also goes on if the server no longer has the version that the first page showed.
 
-Every list of the product is read here (`tests/test_shape.py`), so none is lost because one of its pages failed.
-kube-apiserver lets etcd compact its history every 5 minutes (`--etcd-compaction-interval`), so a token for the next
-page is valid for 300 s. A list of 200 pages at 1.6 s each takes longer.
+Every list of the product is read here (`tests/test_shape.py`), so none is lost because one of its pages failed. kube-apiserver lets etcd compact its history every 5 minutes (`--etcd-compaction-interval`), so a token for the next page is valid for 300 s. A list of 200 pages at 1.6 s each takes longer.
 """
 
 import asyncio
@@ -20,47 +17,31 @@ from gpusharing.kube.unreadable import check_identity
 BACKOFF_FIRST = 0.5
 BACKOFF_MOST = 30.0
 SLOW, SLOWEST = 1.0, 4.0
-"""Seconds. After a page that took between the two, the next one has twice as many objects: it may take twice as long,
-and a call has a deadline of 10 s."""
+"""Seconds. After a page that took between the two, the next one has twice as many objects: it may take twice as long, and a call has a deadline of 10 s."""
 TOKEN_LIVES = 300.0
-"""Seconds. A token that has failed for longer will never be accepted again: after the store was restored from a backup
-it names a version that is yet to come, which kube-apiserver answers with 500."""
+"""Seconds. A token that has failed for longer will never be accepted again: after the store was restored from a backup it names a version that is yet to come, which kube-apiserver answers with 500."""
 MOST_OBJECTS = 100
-"""The most objects in one page. The raw objects of a page are held in addition to the views: for Nodes of 18 KB, about
-10 MiB."""
+"""The most objects in one page. The raw objects of a page are held in addition to the views: for Nodes of 18 KB, about 10 MiB."""
 PAGE = 500
 """The most objects of one page where the caller waits for the whole list, so that it takes few calls."""
 PATIENCE = 90.0
 """Seconds for which one page may fail before `pages_of` gives up its list. A hold lasts for 60 s at most."""
-
 LASTING_ERRORS = (Forbidden, NotFound, Invalid)
 """Errors that do not go away by themselves."""
 
-Ask = Callable[[int, str], Awaitable[Page]]
-"""Requests one page. The arguments are the most objects in it, or 0 for all, and the token to continue from, which is
-empty for the first page."""
-
 
 async def list_of(client: KubeClient, resource: Resource, **where: Unpack[Filters]) -> list[JSON]:
-    """Return all objects of a list, as they were when its first page was read. Later pages are retried after
-    Unavailable and Throttled. Raises KubeError if the first page fails, if a later one fails for PATIENCE seconds, and
-    at once for any other error of a later page, such as Expired for its token."""
+    """Return all objects of a list, as they were when its first page was read; see `pages_of`."""
     return [raw async for page in pages_of(client, resource, **where) for raw in page.items]
 
 
 async def pages_of(
     client: KubeClient, resource: Resource, size: int = PAGE, **where: Unpack[Filters]
 ) -> AsyncIterator[Page]:
-    """Yield the pages of a list, with at most `size` objects each, or all objects in one page if `size` is 0. All of
-    them show the cluster at the moment of the first page.
-
-    A later page that fails with Unavailable or Throttled is requested again with its token, after a back-off that is
-    at least the wait that the server asks for. The first page is requested only once, because nothing is lost if it
-    fails.
+    """Yield the pages of a list, which all show the cluster at the moment of the first page. With a `size` of 0 there is one.
 
     Raises:
-        KubeError: the first page failed, a later one has failed for PATIENCE seconds or would have by the end of the
-            next wait, or it failed with any other error; Unreadable if an object in it has no identity.
+        KubeError: the first page failed, a later one has failed with Unavailable or Throttled for PATIENCE seconds, or it failed with any other error; Unreadable if an object in it has no identity.
     """
     after, failing, pause = "", inf, Backoff(BACKOFF_FIRST, BACKOFF_MOST)
     while True:
@@ -87,20 +68,17 @@ async def pages_of(
 
 
 async def whole_list(
-    ask: Ask, size: int, clock: Callable[[], float], on_error: Callable[[KubeError], None]
+    ask: Callable[[int, str], Awaitable[Page]],
+    size: int,
+    clock: Callable[[], float],
+    on_error: Callable[[KubeError], None],
 ) -> AsyncGenerator[Page, None]:
-    """Yield the pages of a list. `ask` requests one page, of `size` objects at first and more if pages are slow;
-    `clock` returns the time in seconds.
+    """Yield the pages of a list, which goes on after errors that may go away by themselves and after a token expired.
 
-    After an error that may go away by itself, `on_error` is called with it, and the same page is requested again with
-    its token and `size` objects. If a token has expired, the list continues as it is now, with the new token in that
-    answer; if the answer has none, everything is requested in one page, once. In both cases the list no longer shows
-    one moment, so the caller must have been watching since the moment of the first page.
+    `ask` requests one page, from the most objects in it (0 for all) and the token to continue from. After such an error, with which `on_error` is called, and after a token expired, the list no longer shows one moment, so the caller must have been watching since the moment of the first page.
 
     Raises:
-        KubeError: the list has to start over, because the error is one of LASTING_ERRORS, a page has failed for
-            TOKEN_LIVES seconds, the first page or two tokens in a row have expired, or the request for everything
-            failed.
+        KubeError: the list has to start over, because the error is one of LASTING_ERRORS, a page has failed for TOKEN_LIVES seconds, the first page or two tokens in a row have expired, or the request for everything failed.
     """
     after, limit, expired, pause = "", size, False, Backoff(BACKOFF_FIRST, BACKOFF_MOST)
     failing = inf
@@ -111,7 +89,8 @@ async def whole_list(
         except Expired as error:
             if expired or not after:
                 raise
-            after, limit, expired = *_resumed(error, limit), True
+            # Without a token for the rest, everything is requested at once.
+            after, limit, expired = error.rest, limit if error.rest else 0, True
             continue
         except KubeError as error:
             failing = min(failing, began)
@@ -126,18 +105,6 @@ async def whole_list(
         if not page.more:
             return
         pause.success()
-        limit = _next_limit(limit, took)
+        if SLOW < took < SLOWEST:
+            limit = max(limit, min(2 * limit, MOST_OBJECTS))
         after, expired, failing = page.more, False, inf
-
-
-def _next_limit(limit: int, took: float) -> int:
-    """Return how many objects to request after a page of `limit` objects that took `took` seconds. If it took between
-    SLOW and SLOWEST, that is twice as many, but not more than MOST_OBJECTS; otherwise it is `limit`. The result is
-    never less than `limit`."""
-    return max(limit, min(2 * limit, MOST_OBJECTS)) if SLOW < took < SLOWEST else limit
-
-
-def _resumed(error: Expired, limit: int) -> tuple[str, int]:
-    """Return the token and the limit with which to continue a list whose token has expired: the token in `error` and
-    the same limit, or, if the server gave none, an empty token and 0, which request everything at once."""
-    return error.rest, limit if error.rest else 0

@@ -1,9 +1,8 @@
-"""Reads the DaemonSets of NVIDIA's components and of Node Feature Discovery. Where NVIDIA's device-plugin chart runs
-without the GPU Operator, its DaemonSets say what a ClusterPolicy would say; those of the GPU Operator say what
-ClusterPolicy does not.
+"""Reads the DaemonSets of NVIDIA's components and of Node Feature Discovery.
 
-Names are those of the chart in k8s-device-plugin, deployments/helm/nvidia-device-plugin (v0.19.3); tests/nvidia
-compares what is read here with its rendered templates.
+Where NVIDIA's device-plugin chart runs without the GPU Operator, its DaemonSets say what a ClusterPolicy would say; those of the GPU Operator say what ClusterPolicy does not.
+
+Names are those of the chart in k8s-device-plugin, deployments/helm/nvidia-device-plugin (v0.19.3); tests/nvidia compares what is read here with its rendered templates.
 """
 
 import json
@@ -48,23 +47,21 @@ MIG_MANAGER = "nvidia-mig-manager"
 """Name of mig-manager's container, in the GPU Operator and in mig-parted's example of a DaemonSet."""
 SIGNALLED = "PROCESS_TO_SIGNAL"
 """The environment variable of config-manager that names the process to notify."""
-CONFIGS = "available-configs"
-"""Name of the volume from which config-manager reads configurations."""
 
 
 @dataclass(frozen=True, slots=True)
 class DaemonSetView:
     """The parts that we use of one DaemonSet in the namespace of NVIDIA's components."""
 
-    name: str
+    name: str = ""
     """Name of the DaemonSet; empty unless it is one of the chart, or runs mig-manager without the GPU Operator."""
-    release: str
+    release: str = ""
     """The Helm release, from its label."""
-    plugin: bool
+    plugin: bool = False
     """Whether it runs the device plugin."""
-    discovery: bool
+    discovery: bool = False
     """Whether it runs GPU Feature Discovery."""
-    config_map: str
+    config_map: str = ""
     """Name of the ConfigMap that it mounts for config-manager or mig-manager; empty if it mounts none."""
     default: str = ""
     """Name of the configuration for nodes without the label; empty if there is none."""
@@ -83,83 +80,67 @@ class DaemonSetView:
     pausable: bool = False
     """Whether its pods run only on nodes with nvidia.com/gpu.deploy.client=true, a label that mig-manager pauses."""
     mig_manager: bool = False
-    """Whether it runs mig-manager without the GPU Operator; `config_map` is then that of its configurations, and
-    `version` that of mig-manager's image."""
+    """Whether it runs mig-manager without the GPU Operator."""
     with_reboot: bool = False
     """Whether this mig-manager reboots the node when a GPU cannot be reset (env WITH_REBOOT)."""
     dra: DraDriverView | None = None
     """NVIDIA's DRA driver, or None if the DaemonSet does not run it."""
     server: Server | None = None
-    """What its pods do with GPUs, also as a part of the GPU Operator (`gpu_server`); None if they do nothing."""
+    """What its pods do with GPUs, also as a part of the GPU Operator; None if they do nothing."""
 
 
-_OTHER = DaemonSetView("", "", False, False, "")
+_OTHER = DaemonSetView()
 
 
 def daemon_set_view(raw: JSON) -> DaemonSetView:
-    """Convert a raw DaemonSet. `server` is set for everything that serves or partitions GPUs (`gpu_server`), and the
-    other fields for what `_component` reads."""
-    return replace(_component(raw), server=gpu_server(raw))
+    """Convert a raw DaemonSet. What it runs is recognized by the names of its containers, the DRA driver also by its program.
 
-
-def _component(raw: JSON) -> DaemonSetView:
-    """Convert a raw DaemonSet, without `server`. The shared empty view is returned if it runs nothing that we read: the
-    chart's device plugin or GPU Feature Discovery, mig-manager without the GPU Operator, the GPU Operator's MPS daemon,
-    NVIDIA's DRA driver, or the worker of Node Feature Discovery. All are recognized by the names of their containers,
-    the driver also by its program (`starts`), and Node Feature Discovery by `finder_state`. A DaemonSet that a
-    ClusterPolicy owns is the GPU Operator's; its other ones count as running nothing. `default` is the DEFAULT_CONFIG
-    of the first init container that sets one."""
-    owners = entries(raw, "metadata", "ownerReferences")
+    A DaemonSet that a ClusterPolicy owns is the GPU Operator's: of those, only the MPS daemon and `server` are read.
+    """
+    view = DaemonSetView(server=gpu_server(raw))
     template = section(raw, "spec", "template", "spec")
     containers = {text(container, "name"): container for container in entries(template, "containers")}
-    if any(owner.get("kind") == "ClusterPolicy" for owner in owners):
-        return (
-            replace(_OTHER, mps_daemon=_mps_daemon(raw, containers))
-            if containers.keys() >= {MPS, MANAGER}
-            else _OTHER
-        )
+    if any(owner.get("kind") == "ClusterPolicy" for owner in entries(raw, "metadata", "ownerReferences")):
+        daemon = _mps_daemon(raw, containers) if containers.keys() >= {MPS, MANAGER} else None
+        return replace(view, mps_daemon=daemon)
     if MIG_MANAGER in containers:
-        return _mig_manager(raw, containers[MIG_MANAGER])
+        return _with_mig_manager(view, raw, containers[MIG_MANAGER])
     if (driver := dra_driver_view(raw, containers)) is not None:
-        return replace(_OTHER, dra=driver)
+        return replace(view, dra=driver)
     if not containers.keys() & {PLUGIN, DISCOVERY}:
-        finder = finder_state(raw)
-        return _OTHER if finder is None else replace(_OTHER, finder=finder)
+        return replace(view, finder=finder_state(raw))
     main = containers.get(PLUGIN, {})
-    init = entries(template, "initContainers")
-    volumes = (volume for volume in entries(template, "volumes") if volume.get("name") == CONFIGS)
-    return DaemonSetView(
+    init, tolerations = entries(template, "initContainers"), entries(template, "tolerations")
+    volumes = (row for row in entries(template, "volumes") if row.get("name") == "available-configs")
+    return replace(
+        view,
         name=text(raw, "metadata", "name"),
-        release=texts(raw.get("metadata", {}).get("labels")).get("app.kubernetes.io/instance", ""),
+        release=text(raw, "metadata", "labels", "app.kubernetes.io/instance"),
         plugin=PLUGIN in containers,
         discovery=DISCOVERY in containers,
         config_map=next((text(volume, "configMap", "name") for volume in volumes), ""),
         default=next((name for container in init if (name := variable(container, "DEFAULT_CONFIG"))), ""),
         mig_strategy=variable(main, "MIG_STRATEGY"),
         version=_version(main),
-        tolerates_gate=tolerates(entries(template, "tolerations")),
-        tolerations=rows_text(entries(template, "tolerations")),
-        pausable=texts(part(template, "nodeSelector")).get(LABEL_DEPLOY_CLIENT) == "true",
+        tolerates_gate=tolerates(tolerations),
+        tolerations=rows_text(tolerations),
+        pausable=text(template, "nodeSelector", LABEL_DEPLOY_CLIENT) == "true",
     )
 
 
-def _mig_manager(raw: JSON, container: JSON) -> DaemonSetView:
-    """Convert the raw DaemonSet of a mig-manager that runs without the GPU Operator. Its ConfigMap is the one mounted
-    in the folder of CONFIG_FILE (mig-parted v0.15.1, deployments/container/nvidia-mig-manager-example.yaml); the name
-    is empty if no ConfigMap is mounted there. Its tolerations are not read."""
-    template = section(raw, "spec", "template", "spec")
-    file = variable(container, "CONFIG_FILE")
-    mounts = (
-        mount for mount in entries(container, "volumeMounts") if text(mount, "mountPath") == dirname(file)
-    )
+def _with_mig_manager(view: DaemonSetView, raw: JSON, container: JSON) -> DaemonSetView:
+    # Its ConfigMap is the one mounted in the folder of CONFIG_FILE (mig-parted v0.15.1,
+    # deployments/container/nvidia-mig-manager-example.yaml).
+    folder = dirname(variable(container, "CONFIG_FILE"))
+    mounts = (row for row in entries(container, "volumeMounts") if text(row, "mountPath") == folder)
     volume = text(next(mounts, {}), "name")
-    maps = (
-        text(row, "configMap", "name") for row in entries(template, "volumes") if text(row, "name") == volume
-    )
+    volumes = entries(raw, "spec", "template", "spec", "volumes")
     return replace(
-        _OTHER,
+        view,
         name=text(raw, "metadata", "name"),
-        config_map=next(maps, ""),
+        config_map=next(
+            (text(row, "configMap", "name") for row in volumes if text(row, "name") == volume), ""
+        ),
         version=_version(container),
         mig_manager=True,
         with_reboot=is_true(variable(container, "WITH_REBOOT")),
@@ -167,9 +148,7 @@ def _mig_manager(raw: JSON, container: JSON) -> DaemonSetView:
 
 
 def finder_state(daemon_set: JSON) -> FinderState | None:
-    """Return the name, the Helm release and the tolerations of a raw DaemonSet that runs Node Feature Discovery's
-    worker, and whether it tolerates the start-up taint. None if no container has `nfd-worker` in its command (its
-    chart, templates/worker.yaml)."""
+    """Convert a raw DaemonSet that runs Node Feature Discovery's worker (its chart, templates/worker.yaml); None for others."""
     template = section(daemon_set, "spec", "template", "spec")
     containers = entries(template, "containers")
     if not any("nfd-worker" in strings(container.get("command")) for container in containers):
@@ -177,17 +156,13 @@ def finder_state(daemon_set: JSON) -> FinderState | None:
     tolerations = entries(template, "tolerations")
     return FinderState(
         name=text(daemon_set, "metadata", "name"),
-        release=texts(part(daemon_set, "metadata", "labels")).get("app.kubernetes.io/instance", ""),
+        release=text(daemon_set, "metadata", "labels", "app.kubernetes.io/instance"),
         tolerates_gate=tolerates(tolerations),
         tolerations=rows_text(tolerations),
     )
 
 
 def _mps_daemon(raw: JSON, containers: Mapping[str, JSON]) -> MpsDaemonView:
-    """Convert the raw DaemonSet of the GPU Operator's MPS daemons. `containers` are the containers of its pod template,
-    by name; MPS and MANAGER must be among them. `program` is the first word of MPS's command, and `state` is
-    `UID/generation`; each is empty if it is unknown. `signalled` is the PROCESS_TO_SIGNAL of config-manager, or None if
-    there is no such variable or it has `valueFrom`."""
     daemon, uid = containers[MPS], text(raw, "metadata", "uid")
     rows = [row for row in entries(containers[MANAGER], "env") if row.get("name") == SIGNALLED]
     is_plain = bool(rows) and rows[-1].get("valueFrom") is None
@@ -203,14 +178,9 @@ def _mps_daemon(raw: JSON, containers: Mapping[str, JSON]) -> MpsDaemonView:
 
 
 def lone_restarts(pod: JSON) -> tuple[int, str, bool]:
-    """Return how many more restarts config-manager has than the daemon's container in a raw pod of an MPS daemon, why
-    config-manager ended the last time, such as `Error, exit code 1`, and whether config-manager is not running. The
-    cause is empty if it is unknown. When the number rises between two times at which config-manager is running, it has
-    restarted while the daemon kept running, because a reboot of the node restarts both. After a reboot the daemon is
-    often started first, so the number falls until config-manager is running too. It is negative once the daemon has
-    restarted alone.
+    """Return how many more restarts config-manager has than the MPS daemon in a raw pod, why it ended the last time, and whether it is not running.
 
-    Times are not compared: the kubelet takes them from the clock of the node.
+    When the number rises between two times at which config-manager is running, it has restarted while the daemon kept running, because a reboot of the node restarts both. After a reboot the daemon is often started first, so the number falls until config-manager is running too. Times are not compared: the kubelet takes them from the clock of the node.
     """
     states = {text(row, "name"): row for row in entries(pod, "status", "containerStatuses")}
     manager, daemon = states.get(MANAGER, {}), states.get(MPS, {})
@@ -224,17 +194,16 @@ def lone_restarts(pod: JSON) -> tuple[int, str, bool]:
 
 
 def is_daemon_down(pod: JSON) -> bool:
-    """Whether the daemon's container in a raw pod of an MPS daemon is not running. A daemon that does not run does not
-    set the compute mode of the GPUs back when its pod goes."""
+    """Whether the MPS daemon in a raw pod is not running. It then does not set the compute mode of the GPUs back when its pod goes."""
     states = {text(row, "name"): row for row in entries(pod, "status", "containerStatuses")}
     return part(states.get(MPS, {}), "ready") is not True and not has_condition(pod, "Ready")
 
 
 def signal(raw: JSON, program: str) -> JSON:
-    """Return a merge patch for a raw DaemonSet of MPS daemons that sets PROCESS_TO_SIGNAL of its config-manager to
-    `program`. If config-manager does not have that variable, the patch changes nothing. The patch repeats all
-    containers, because a merge patch replaces lists, and is conditional on this version of the DaemonSet. Nothing is
-    sent, and `raw` is not changed."""
+    """Return a merge patch for a raw DaemonSet of MPS daemons that lets its config-manager notify `program`.
+
+    It repeats all containers, because a merge patch replaces lists, and is conditional on this version of the DaemonSet.
+    """
     containers = entries(raw, "spec", "template", "spec", "containers")
     for index, container in enumerate(containers):
         if text(container, "name") == MANAGER:
@@ -248,18 +217,15 @@ def signal(raw: JSON, program: str) -> JSON:
 
 
 def _version(container: JSON) -> str:
-    """Return the tag of the container's image, without the digest that may follow it; empty if it has no tag."""
     tagged = text(container, "image").partition("@")[0].rpartition("/")[2]
     return tagged.partition(":")[2]
 
 
 def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
-    """Return what a ClusterPolicy would say, read from the DaemonSets of NVIDIA's chart among `sets`, or None if none
-    of them runs the chart's device plugin. The result tolerates the start-up taint only if all DaemonSets of the chart
-    do; its tolerations are those of the first one that does not, else the device plugin's. If several DaemonSets run
-    the device plugin or mig-manager, the first by name counts. The result has mig-manager switched off if it cannot be
-    used (`find_unusable_manager`), and GPU Feature Discovery switched off if no DaemonSet that runs it reads the device
-    plugin's ConfigMap."""
+    """Return what a ClusterPolicy would say, read from the DaemonSets of NVIDIA's chart; None if none runs its device plugin.
+
+    mig-manager and GPU Feature Discovery count as switched off if they cannot be used or do not read the plugin's ConfigMap.
+    """
     views = sorted(sets, key=lambda row: row.name)
     chart = [row for row in views if row.plugin or row.discovery]
     plugin = next((row for row in chart if row.plugin), None)
@@ -267,15 +233,17 @@ def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
         return None
     manager = next((row for row in views if row.mig_manager), _OTHER)
     plain = PlainStackView(plugin.name, plugin.release, manager.name, all(row.pausable for row in chart))
-    discovers = any(row.discovery and row.config_map == plugin.config_map for row in chart)
-    divides = find_unusable_manager(plain, manager.version) is None
+    switches = {}
+    if find_unusable_manager(plain, manager.version) is not None:
+        switches[MIG_MANAGER_SWITCH] = False
+    if not any(row.discovery and row.config_map == plugin.config_map for row in chart):
+        switches["gfd.enabled"] = False
     narrow = next((row for row in chart if not row.tolerates_gate), plugin)
     return ClusterPolicyView(
         plugin_config_name=plugin.config_map,
         mig_strategy=plugin.mig_strategy,
         mig_config_name=manager.config_map,
-        switches=({} if divides else {MIG_MANAGER_SWITCH: False})
-        | ({} if discovers else {"gfd.enabled": False}),
+        switches=switches,
         plugin_default=plugin.default,
         with_reboot=manager.with_reboot,
         plugin_version=plugin.version,
@@ -287,25 +255,18 @@ def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
 
 
 def with_mps_daemon(policy: ClusterPolicyView, sets: Iterable[DaemonSetView]) -> ClusterPolicyView:
-    """Return the policy with the MPS daemon of the first DaemonSet that runs one, or with None if no DaemonSet
-    does."""
     daemon = next((row.mps_daemon for row in sets if row.mps_daemon is not None), None)
     return replace(policy, mps_daemon=daemon)
 
 
 def find_dra(sets: Iterable[DaemonSetView]) -> DraView:
-    """Return NVIDIA's DRA driver among `sets`, and the mig-manager that runs without the GPU Operator. If several
-    DaemonSets run the driver, one that serves GPUs comes first, and then the first by name; of several mig-managers,
-    the first by name. The driver is None if no DaemonSet runs it, and the fields of mig-manager are empty if none runs
-    that."""
+    """Return NVIDIA's DRA driver, one that serves GPUs first, and the mig-manager that runs without the GPU Operator."""
     views = list(sets)
-    drivers = sorted(
-        (row.dra for row in views if row.dra is not None), key=lambda row: (not row.serves_gpus, row.name)
-    )
-    managers = sorted((row for row in views if row.mig_manager), key=lambda row: row.name)
-    manager = next(iter(managers), _OTHER)
+    drivers = (row.dra for row in views if row.dra is not None)
+    managers = (row for row in views if row.mig_manager)
+    manager = min(managers, key=lambda row: row.name, default=_OTHER)
     return DraView(
-        driver=next(iter(drivers), None),
+        driver=min(drivers, key=lambda row: (not row.serves_gpus, row.name), default=None),
         mig_manager=manager.name,
         mig_manager_version=manager.version,
         mig_config_map=manager.config_map,
@@ -313,31 +274,15 @@ def find_dra(sets: Iterable[DaemonSetView]) -> DraView:
     )
 
 
-PLUGINS = frozenset({PLUGIN, "nvidia-device-plugin"})
-HAMI = "projecthami/hami:"
-
-
 def gpu_server(raw: JSON) -> Server | None:
-    """Convert a raw DaemonSet that serves or partitions GPUs, or return None if it is not known to do either. It is
-    recognized by its containers alone, that is by their names, images and programs. A ClusterPolicy among its owners
-    marks it as the GPU Operator's. Its Helm release is empty unless Helm manages it (label
-    app.kubernetes.io/managed-by).
-
-    - the GPU Operator's device plugin: container `nvidia-device-plugin` (gpu-operator
-    assets/state-device-plugin/0500_daemonset.yaml);
-    - NVIDIA's chart and static manifest: `nvidia-device-plugin-ctr` (k8s-device-plugin v0.19.3);
-    - HAMi's device plugin, which serves nvidia.com/gpu too, by its image (charts/hami of Project-HAMi/HAMi v2.10.0);
-    - NVIDIA's DRA driver: container `gpus`, which starts `gpu-kubelet-plugin`, and is left out of the chart with
-    `resources.gpus.enabled=false` (k8s-dra-driver-gpu, templates/kubeletplugin.yaml at 12d2af7);
-    - mig-manager: container MIG_MANAGER.
-    """
+    """Convert a raw DaemonSet that serves or partitions GPUs, recognized by its containers alone; None for others."""
     template = section(raw, "spec", "template", "spec")
     role = next(filter(None, map(_role, entries(template, "containers"))), None)
     if role is None:
         return None
     metadata = section(raw, "metadata")
     annotations, owners = texts(metadata.get("annotations")), entries(metadata, "ownerReferences")
-    managed = texts(metadata.get("labels")).get("app.kubernetes.io/managed-by") == "Helm"
+    managed = text(metadata, "labels", "app.kubernetes.io/managed-by") == "Helm"
     namespace = text(metadata, "namespace")
     affinity = section(template, "affinity")
     return Server(
@@ -357,21 +302,20 @@ def gpu_server(raw: JSON) -> Server | None:
 
 
 def _role(container: JSON) -> Role | None:
-    """Return what this container does with GPUs (`gpu_server`), or None if it is not known to do anything."""
     name = text(container, "name")
+    # Left out of the chart with `resources.gpus.enabled=false` (k8s-dra-driver-gpu, templates/kubeletplugin.yaml at
+    # 12d2af7).
     if name == GPUS and starts(container, GPU_PROGRAM):
         return Role.DRIVER
-    if name in PLUGINS or HAMI in text(container, "image"):
+    # The GPU Operator's (assets/state-device-plugin/0500_daemonset.yaml), NVIDIA's chart and static manifest, and HAMi's,
+    # which serves nvidia.com/gpu too (charts/hami of Project-HAMi/HAMi v2.10.0).
+    if name in ("nvidia-device-plugin", PLUGIN) or "projecthami/hami:" in text(container, "image"):
         return Role.PLUGIN
     return Role.MIG_MANAGER if name == MIG_MANAGER else None
 
 
 async def find_gpu_operator(client: KubeClient, default: str) -> str:
-    """Return the namespace of the GPU Operator's pods: the namespace in the status of the first ClusterPolicy that
-    names one and is not ignored, else the namespace of the first DaemonSet that serves or partitions GPUs
-    (`gpu_server`) and is owned by a ClusterPolicy, else `default`. DaemonSets are listed only if there is no such
-    ClusterPolicy. If a list answers Forbidden or NotFound, `default` is returned at once; other KubeErrors are raised.
-    """
+    """Return the namespace of the GPU Operator's pods, from a ClusterPolicy or a DaemonSet that one owns; `default` if neither is found or may be read."""
     try:
         states = [section(raw, "status") for raw in await list_of(client, CLUSTER_POLICIES)]
         reported = [text(state, "namespace") for state in states if text(state, "state") != "ignored"]

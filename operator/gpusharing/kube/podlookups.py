@@ -1,7 +1,4 @@
-"""Other objects that affect how a pod is drained: its ResourceClaims, its DaemonSet, and its namespace.
-
-Terms: docs/design/glossary.md#gang.
-"""
+"""Other objects that affect how a pod is drained: its ResourceClaims, its DaemonSet, and its namespace."""
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,8 +11,8 @@ from gpusharing.kube.convert_pods import ClaimedDevices, claimed_devices, pod_vi
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.raw import interned, part, text
 from gpusharing.kube.unreadable import converted
-from gpusharing.planning.drain.holders import Scope, holds_gpu
-from gpusharing.planning.snapshot.podviews import PodView
+from gpusharing.planning.drain.holders import holds_gpu
+from gpusharing.planning.snapshot.podviews import PodView, Scope
 
 Key = TypeVar("Key")
 Answer = TypeVar("Answer")
@@ -26,37 +23,24 @@ ANSWER_VALID = timedelta(seconds=30)
 
 @dataclass(slots=True)
 class PodLookups:
-    """Reads the ResourceClaims, DaemonSets and namespaces of the pods of a node, one object at a time. What it has read
-    of DaemonSets and namespaces is reused for ANSWER_VALID."""
+    """Reads the ResourceClaims, DaemonSets and namespaces of the pods of a node, one object at a time."""
 
     client: KubeClient
     owners: dict[tuple[str, str, str], tuple[datetime, bool | None]] = field(default_factory=dict)
-    """DaemonSets by namespace, name and UID: when each was read, and whether it existed; None if we may not read it.
-    The UID is in the key so that what was read before never decides about a DaemonSet that was created again."""
+    """DaemonSets by namespace, name and UID: when each was read, and whether it existed; None if we may not read it."""
     namespaces: dict[str, tuple[datetime, Mapping[str, str] | None]] = field(default_factory=dict)
     """Namespaces by name: when each was read, and its labels, or None if they cannot be read."""
 
     async def views(
         self, raws: Iterable[JSON], scope: Scope, now: datetime, *, namespaces: bool
     ) -> tuple[PodView, ...]:
-        """Convert the raw pods of one node, with what other objects say about them. ResourceClaims are read for all
-        pods, DaemonSets only for pods that hold a GPU (`holds_gpu`, finished ones included), or for all pods if `scope`
-        covers all.
-
-        `namespaces` says whether the labels of namespaces matter. If so, a namespace is read if `scope` covers all
-        pods, or if one of the namespace's pods on this node holds a GPU. All pods of that namespace then get the
-        labels, because a rank without a GPU is judged with its gang (docs/design/drain.md#t13). Labels that are not
-        read, or cannot be read, are None.
-
-        Raises:
-            KubeError: an object could not be read, unless it is gone or we lack the right to read it. A pod that
-                cannot be converted counts as one that could not be read.
-        """
+        """Convert the raw pods of one node. Raises KubeError if one, or an object that it needs, cannot be read."""
         pods = []
         for raw in raws:
             claims = await self._resource_claims(raw)
             pods.append(converted(PODS, raw, partial(pod_view, resource_claims=claims)))
         concerned = {pod.uid for pod in pods if scope.all_pods or holds_gpu(pod)}
+        # All pods of such a namespace get its labels, because a rank without a GPU is judged with its gang (T13).
         wanted = sorted({pod.namespace for pod in pods if namespaces and pod.uid in concerned})
         labels = {
             name: await _ask(self.namespaces, name, now, partial(self._labels, name)) for name in wanted
@@ -66,54 +50,43 @@ class PodLookups:
         return tuple([await self._with_owner(pod, now) if pod.uid in concerned else pod for pod in pods])
 
     async def _resource_claims(self, raw: JSON) -> dict[str, ClaimedDevices]:
-        """Return the devices of NVIDIA's DRA driver that each ResourceClaim of a raw pod holds (`claimed_devices`), by
-        `namespace/name`; claims that are not generated yet are left out. A claim that is gone, that we may not read, or
-        whose allocation cannot be read is None, which counts as a GPU (docs/design/drain.md#g5). Raises KubeErrors
-        other than NotFound and Forbidden."""
+        """Return the devices of each ResourceClaim of a raw pod, by `namespace/name`; None, which counts as a GPU, for one that is gone or that cannot be read (docs/design/drain.md#g5)."""
         namespace = text(raw, "metadata", "namespace")
         claims: dict[str, ClaimedDevices] = {}
         for name in converted(PODS, raw, resource_claim_names):
             if name is not None:
                 claim = await self._get(RESOURCE_CLAIMS, name, namespace)
-                key = f"{namespace}/{name}"
-                claims[key] = converted(RESOURCE_CLAIMS, claim, claimed_devices) if claim else None
+                read = converted(RESOURCE_CLAIMS, claim, claimed_devices) if claim else None
+                claims[f"{namespace}/{name}"] = read
         return claims
 
     async def _with_owner(self, pod: PodView, now: datetime) -> PodView:
-        """Return the pod with `owner.exists` set: whether the DaemonSet that is its owner exists, or None where we may
-        not read it (docs/design/drain.md#p3, P5). Another DaemonSet under the same name is not its owner. The answer
-        may be up to ANSWER_VALID old. A pod that no DaemonSet controls is returned unchanged. Raises KubeErrors other
-        than NotFound and Forbidden."""
+        """Return the pod with `owner.exists` set if a DaemonSet controls it (docs/design/drain.md#p3, P5).
+
+        The UID is part of the key, so that what was read before never decides about a DaemonSet that was created again.
+        """
         owner = pod.owner
         if owner is None or owner.kind != "DaemonSet" or not owner.api_version.startswith("apps/"):
             return pod
         key = pod.namespace, owner.name, owner.uid
-        return replace(
-            pod, owner=replace(owner, exists=await _ask(self.owners, key, now, partial(self._exists, *key)))
-        )
+        exists = await _ask(self.owners, key, now, partial(self._exists, *key))
+        return replace(pod, owner=replace(owner, exists=exists))
 
     async def _labels(self, namespace: str) -> Mapping[str, str] | None:
-        """Return the labels of a namespace (docs/design/drain.md#p19), or None if it is gone or may not be read. Raises
-        KubeErrors other than NotFound and Forbidden."""
         raw = await self._get(NAMESPACES, namespace, None)
         return None if raw is None else interned(part(raw, "metadata", "labels"))
 
     async def _exists(self, namespace: str, name: str, uid: str) -> bool | None:
-        """Ask the server, each time, whether the DaemonSet with this UID exists; `_with_owner` reuses the answer. None
-        if we may not read it, or if the server's answer has no UID. Raises KubeErrors other than NotFound and
-        Forbidden."""
         try:
             daemon_set = await self.client.get(DAEMON_SETS, name, namespace=namespace)
-            found = text(daemon_set, "metadata", "uid")
-            return found == uid if found else None
         except NotFound:
             return False
         except Forbidden:
             return None
+        found = text(daemon_set, "metadata", "uid")
+        return found == uid if found else None
 
     async def _get(self, resource: Resource, name: str, namespace: str | None) -> JSON | None:
-        """Return an object, or None if it is gone or we may not read it. Raises KubeErrors other than NotFound and
-        Forbidden."""
         try:
             return await self.client.get(resource, name, namespace=namespace)
         except (NotFound, Forbidden):
@@ -123,9 +96,7 @@ class PodLookups:
 async def _ask(
     known: dict[Key, tuple[datetime, Answer]], key: Key, now: datetime, read: Callable[[], Awaitable[Answer]]
 ) -> Answer:
-    """Return the answer for `key` in `known`, or call `read` if there is none or it is older than ANSWER_VALID; an
-    error of `read` is raised. A new answer is stored in `known`, and all answers that are too old are removed from it,
-    because namespaces come and go as long as the operator runs."""
+    """Return the answer for `key`, read again after ANSWER_VALID. Old answers are dropped, because namespaces come and go."""
     if key not in known or now - known[key][0] > ANSWER_VALID:
         answer = await read()
         for old in [old for old, (read_at, _) in known.items() if now - read_at > ANSWER_VALID]:

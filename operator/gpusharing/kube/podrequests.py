@@ -1,5 +1,4 @@
-"""GPU resources that pods request: one pod from its node, as the scheduler adds them up, and in one container, and all
-pods that wait for a node."""
+"""GPU resources that pods request: one pod from its node, as the scheduler adds them up, one container, and all pods that wait for a node."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -19,32 +18,27 @@ BY_CLASS = "deviceclass.resource.kubernetes.io/"
 
 
 def pod_requests(pod: JSON) -> Counter[str]:
-    """Return how much of each GPU resource a node must have for the pod; resources of which the pod needs none are left
-    out.
+    """Return how much of each GPU resource a node must have for the pod.
 
     Containers, ephemeral containers and sidecars (init containers with the restart policy Always) run together. Each
     init container runs before them, alongside the sidecars listed above it (PodRequests of Kubernetes'
-    component-helpers v0.36.3, resource/helpers.go). The pod's overhead is added. Requests of the pod as a whole are
-    ignored.
+    component-helpers v0.36.3, resource/helpers.go). The pod's overhead is added.
     """
     sidecars: Counter[str] = Counter()
     start: Counter[str] = Counter()
     for container in entries(pod, "spec", "initContainers"):
-        beside = sidecars + container_requests(container)
-        start |= beside
+        alongside = sidecars + container_requests(container)
+        start |= alongside
         if text(container, "restartPolicy") == "Always":
-            sidecars = beside
+            sidecars = alongside
     # The API server rejects ephemeral containers with requests. One that exists anyway counts like any container.
     containers = (*entries(pod, "spec", "containers"), *entries(pod, "spec", "ephemeralContainers"))
     together = sum(map(container_requests, containers), sidecars)
-    return (together | start) + container_requests(
-        {"resources": {"limits": section(pod, "spec", "overhead")}}
-    )
+    overhead = {"resources": {"limits": section(pod, "spec", "overhead")}}
+    return (together | start) + container_requests(overhead)
 
 
 def largest_requests(pod: JSON) -> Counter[str]:
-    """Return, by GPU resource, the largest request of any single container of the pod, including init containers but
-    not ephemeral ones."""
     largest: Counter[str] = Counter()
     for container in (*entries(pod, "spec", "containers"), *entries(pod, "spec", "initContainers")):
         largest |= container_requests(container)
@@ -52,8 +46,7 @@ def largest_requests(pod: JSON) -> Counter[str]:
 
 
 def container_requests(container: JSON) -> Counter[str]:
-    """Return how much of each GPU resource one container requests. Limits take precedence over requests. A quantity
-    that is negative or cannot be read counts as 1; a 0 is left out."""
+    """Return how much of each GPU resource one container requests. A quantity that cannot be read counts as 1."""
     # Requests of an extended resource equal its limits, so one of them is enough (docs/design/drain.md#g1).
     requests = {**section(container, "resources", "requests"), **section(container, "resources", "limits")}
     counts = {intern(key): count(quantity) for key, quantity in requests.items() if is_gpu_resource(key)}
@@ -61,8 +54,7 @@ def container_requests(container: JSON) -> Counter[str]:
 
 
 def requests_by_class(pod: JSON) -> bool:
-    """Whether a container of the pod, or an init container, requests devices by the extended resource that Kubernetes
-    gives to every DeviceClass (BY_CLASS). Whether these are GPUs is not checked. Quantities are not read."""
+    """Whether a container requests devices by the resource of a DeviceClass (BY_CLASS), which need not be GPUs."""
     containers = (*entries(pod, "spec", "containers"), *entries(pod, "spec", "initContainers"))
     return any(
         name.startswith(BY_CLASS) for one in containers for name in section(one, "resources", "limits")
@@ -75,13 +67,12 @@ class PendingPods:
 
     client: KubeClient
     pods: Mapping[str, int] = field(default_factory=dict)
-    """How many pods request each resource, by resource name."""
+    """How many pods request each resource."""
     devices: Mapping[str, int] = field(default_factory=dict)
-    """How many devices these pods request in total, by resource name."""
+    """How many devices these pods request in total."""
 
     async def count(self) -> None:
-        """List the Pending pods without a node, and replace `pods` and `devices`. Pods that are being deleted are not
-        counted. If the LIST fails, a KubeError is raised and both stay as they were."""
+        """List the Pending pods without a node that are not being deleted. If that fails, the last count stays."""
         pods, devices = Counter[str](), Counter[str]()
         selector = "spec.nodeName=,status.phase=Pending"
         async for page in pages_of(self.client, PODS, field_selector=selector):

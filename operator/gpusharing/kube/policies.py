@@ -1,7 +1,4 @@
-"""The policies as last listed. An event only says that something may have changed; the list decides.
-
-Terms: docs/design/glossary.md#pass.
-"""
+"""The policies as last listed. An event only says that something may have changed; the list decides."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,18 +13,13 @@ from gpusharing.planning.snapshot.views import PolicyView
 
 
 class PolicyCache:
-    """All policies. There are few, so they are always listed as a whole. A view, and the tuple of all views, stays the
-    same object while nothing has changed.
+    """All policies. There are few, so they are always listed as a whole. A view, and the tuple of all views, stays the same object while nothing has changed.
 
-    Like a Reflector, the cache never goes back unless the store was restored from a backup: a list that is older than
-    what the server has already shown is rejected. A deleted policy in such a list would own nodes again, and would
-    stay for good, because no watch continues from that list.
+    Like a Reflector, the cache never goes back unless the store was restored from a backup: a list that is older than what the server has already shown is rejected. A deleted policy in such a list would own nodes again, and would stay for good, because no watch continues from that list.
     """
 
     def __init__(self, client: KubeClient, restores: Callable[[], int] = int, paused: str = "false") -> None:
-        """Begin without policies. `restores` returns how often a write has proven that the store was restored from a
-        backup (LeaderLease); it is first called here. `paused` is applied to every view: it says whether and how all
-        policies are paused (PlanSettings.paused)."""
+        """`restores` returns how often a write has proven a restore (LeaderLease); `paused` applies to every view (PlanSettings)."""
         self._client, self._paused = client, paused
         self._restores, self._restores_seen, self._doubted = restores, restores(), False
         """`restores` as of the last list that was accepted, and whether one has been refused since."""
@@ -39,7 +31,6 @@ class PolicyCache:
         self._newest = ""
         """The highest resourceVersion of policies that the server has shown in a list, an event or an answer."""
         self.listed = False
-        """Whether the policies were listed at least once."""
 
     @property
     def stale(self) -> bool:
@@ -48,15 +39,13 @@ class PolicyCache:
 
     @property
     def dirty(self) -> bool:
-        """Whether the next pass must list, because there is no list yet, `touch` was called, the last list failed, or
-        a write has proven that the store was restored from a backup."""
         return self._dirty or self._restores() > self._restores_seen
 
     def touch(self, name: str = "", resource_version: str = "") -> bool:
-        """Record that the policies must be listed again, and return True. `name` and `resource_version` come from an
-        event; without them, any policy may have changed. From then on, lists older than `resource_version` are
-        rejected. If the cache already has this version of the policy, as after our own write, nothing is recorded and
-        False is returned."""
+        """Record that the policies must be listed again, and return True; False if the cache has this version, as after our own write.
+
+        Without `name` and `resource_version`, which come from an event, any policy may have changed.
+        """
         if name and resource_version and _version(self._raw.get(name, {})) == resource_version:
             return False
         self._reached(resource_version)
@@ -64,12 +53,9 @@ class PolicyCache:
         return True
 
     async def refresh(self) -> tuple[PolicyView, ...]:
-        """Return the views of all policies, sorted by name; they are listed again only if the cache is `dirty`. While
-        another call is listing them, the views known before are returned at once, unless `dirty` has become true again:
-        then this call lists them too.
+        """Return the views of all policies, sorted by name; they are listed again only if the cache is `dirty`.
 
-        Raises a KubeError if they cannot be listed, and Unavailable if the server answers with an older state than it
-        has shown already. The policies known before stay, and the next call lists again.
+        Raises a KubeError if they cannot be listed, and Unavailable if the server answers with an older state than it has shown already. The policies known before stay, and the next call lists again.
         """
         if self.dirty:
             self._dirty, self._listing = False, True
@@ -85,19 +71,13 @@ class PolicyCache:
         return self.views
 
     async def _list(self) -> dict[str, JSON]:
-        """List the policies, and return them by name. Raises Unavailable if the list is older than what the server has
-        already shown, and a KubeError if a page cannot be read (`pages_of`). Records the version of an accepted list,
-        and a refusal.
-
-        An older list is accepted if one was refused before and a write has proven that the store was restored from a
-        backup.
-        """
         listed: dict[str, JSON] = {}
         at_least, version = self._newest, ""
         async for page in pages_of(self._client, POLICIES):
             listed |= {raw["metadata"]["name"]: raw for raw in page.items}
             version = page.resource_version
         if newer(at_least, version):
+            # A second one, after a write has proven that the store was restored from a backup, is accepted.
             if not (self._doubted and self._restores() > self._restores_seen):
                 self._doubted = True
                 raise Unavailable(
@@ -110,9 +90,7 @@ class PolicyCache:
         return listed
 
     def accept(self, raw: JSON) -> None:
-        """Store the policy that the server returned for our write, unless a newer version is known already or the
-        policy is unknown. Either way, its version counts as shown by the server, so that `_list` rejects older
-        lists.
+        """Store the policy that the server returned for our write, unless a newer version is known already or the policy is unknown.
 
         Statuses are written alongside the passes: an edit can be listed before the answer to an older write arrives.
         """
@@ -123,33 +101,23 @@ class PolicyCache:
             self._rebuild()
 
     def _reached(self, version: str) -> None:
-        """Record that the server has shown this version of the policies, unless `_newest` is higher."""
         if not self._newest or newer(version, self._newest):
             self._newest = version
 
     def _rebuild(self) -> None:
-        """Make `views` again from the raw policies, with the setting `paused` applied to each. A view that equals the
-        previous one stays the same object, and so does the tuple if all views do."""
         before = {view.name: view for view in self.views}
         views = []
         for name in sorted(self._raw):
             view = _view(self._raw[name]).paused_by(self._paused)
             views.append(before[name] if before.get(name) == view else view)
-        same = len(views) == len(self.views) and all(
-            new is old for new, old in zip(views, self.views, strict=True)
-        )
-        if not same:
+        if tuple(views) != self.views:
             self.views = tuple(views)
 
     def finalizers(self, policy: str) -> tuple[str, tuple[str, ...]]:
-        """Return the resourceVersion and the finalizers of a policy as last read or written; both are empty if it is
-        unknown."""
         raw = self._raw.get(policy, {})
         return _version(raw), strings(part(raw, "metadata", "finalizers"))
 
     def status(self, policy: str) -> Mapping[str, Any]:
-        """Return the status of a policy as last read or written, not a copy; empty if the policy is unknown or has
-        none."""
         return section(self._raw.get(policy, {}), "status")
 
 
@@ -157,5 +125,4 @@ _view = or_unknown(POLICIES, policy_view, unknown_policy)
 
 
 def _version(raw: JSON) -> str:
-    """Return the resourceVersion of a raw object; empty if it has none."""
     return text(raw, "metadata", "resourceVersion")

@@ -1,8 +1,6 @@
 """The proxy in front of an API server, chosen as kubectl does: `proxy-url` of the cluster, else the environment.
 
-HTTPS_PROXY or HTTP_PROXY is used, depending on the scheme of the server, unless NO_PROXY lists the server's host or
-network, or the server is on loopback (golang.org/x/net/http/httpproxy). kubectl can also use SOCKS proxies; we cannot,
-and raise an error that says so.
+HTTPS_PROXY or HTTP_PROXY is used, depending on the scheme of the server, unless NO_PROXY lists the server's host or network, or the server is on loopback (golang.org/x/net/http/httpproxy). kubectl can also use SOCKS proxies; we cannot, and raise an error that says so.
 """
 
 from collections.abc import Mapping
@@ -15,11 +13,10 @@ from gpusharing.kube.errors import Unauthorized
 
 
 def find_proxy(server: str, proxy_url: str | None, environment: Mapping[str, str]) -> str | None:
-    """Return the URL of the proxy for this server, or None. `proxy_url`, from the kubeconfig, takes precedence, even
-    over NO_PROXY. Without it, the environment's HTTPS_PROXY or HTTP_PROXY counts, by the server's scheme and in lower
-    case if the upper case is not set, unless `_is_direct`; one without a scheme gets `http://`. Raises Unauthorized for
-    anything but the URL of an HTTP or HTTPS proxy with a host and a valid port, which may be left out. The message
-    names the field or variable, but no password."""
+    """Return the URL of the proxy for this server, or None. `proxy_url`, from the kubeconfig, takes precedence, even over NO_PROXY.
+
+    Raises Unauthorized for anything but the URL of an HTTP or HTTPS proxy; the message contains no password.
+    """
     source, proxy = "proxy-url of the cluster in the kubeconfig", proxy_url
     if not proxy and not _is_direct(server, environment):
         variable = f"{server.partition(':')[0]}_proxy"
@@ -39,27 +36,20 @@ def find_proxy(server: str, proxy_url: str | None, environment: Mapping[str, str
 
 
 def _is_direct(server: str, environment: Mapping[str, str]) -> bool:
-    """Whether the proxies in the environment do not apply to this server, because its host is localhost or a loopback
-    address, or because NO_PROXY (or no_proxy) is `*`, or lists its name, a domain above it, or an address or network
-    that contains it. False for a server that is not a valid URL."""
     _, exempt = _first(environment, "NO_PROXY", "no_proxy")
     with suppress(ValueError):  # not a URL, or no IP address: an error of the connection says what is wrong
         place = urlsplit(server)
         if place.hostname == "localhost" or proxy_bypass_environment(place.netloc, {"no": exempt}):
             return True
         address = ip_address(str(place.hostname))
-        return address.is_loopback or any(_holds(network, address) for network in exempt.split(","))
-    return False
-
-
-def _holds(network: str, address: object) -> bool:
-    """Whether the entry `network` of NO_PROXY contains `address`; False if the entry is not an IP address or CIDR."""
-    with suppress(ValueError):
-        return address in ip_network(network.strip(), strict=False)
+        if address.is_loopback:
+            return True
+        for network in exempt.split(","):
+            with suppress(ValueError):  # a name
+                if address in ip_network(network.strip(), strict=False):
+                    return True
     return False
 
 
 def _first(environment: Mapping[str, str], *names: str) -> tuple[str, str]:
-    """Return the name and the value of the first of these variables that is set and not empty; two empty strings if
-    none is."""
     return next(((name, environment[name]) for name in names if environment.get(name)), ("", ""))

@@ -1,6 +1,4 @@
-"""The taints of a raw Node: which of them are removed when their cause ends, how a taint is printed, and which pods
-tolerate it. The start-up taint is described in docs/design/transition.md#gate, a proof in
-docs/design/glossary.md#proof."""
+"""The taints of a raw Node: which of them are removed when their cause ends, how a taint is printed, and which pods tolerate it (docs/design/transition.md#gate)."""
 
 import json
 from collections.abc import Sequence
@@ -11,8 +9,7 @@ from gpusharing.kube.raw import entries, text
 
 EFFECT = "NoSchedule"
 GPU_TOLERATION = {"key": RESOURCE_GPU, "operator": "Exists", "effect": EFFECT}
-"""The toleration of the GPU Operator's DaemonSets if ClusterPolicy sets none: a list there replaces it
-(docs/design/nvidia.md#d9)."""
+"""The toleration of the GPU Operator's DaemonSets if ClusterPolicy sets none: a list there replaces it (docs/design/nvidia.md#d9)."""
 
 KEEPS_OUT = ("NoSchedule", "NoExecute")
 """The effects of a taint that exclude pods which do not tolerate it."""
@@ -24,8 +21,7 @@ TRANSIENT_TAINTS = frozenset(
         TAINT_UNPROVEN,
     }
 )
-"""Taints that are removed when a cordon, a condition or the lack of proof ends. They do not exclude a pod for good: a
-node with such a taint counts as closed for now."""
+"""Taints that are removed when a cordon, a condition or the lack of proof ends. They do not exclude a pod for good."""
 
 
 def taint_text(taint: JSON) -> str:
@@ -35,18 +31,17 @@ def taint_text(taint: JSON) -> str:
 
 
 def start_gate(node: JSON) -> str | None:
-    """Return the other taints of a Node that has the start-up taint, as a JSON list, which is `[]` if there are none.
-    None if the Node does not have that taint with the effect NoSchedule; its value does not matter."""
+    """Return the other taints of a Node that has the start-up taint, as a JSON list; None if it does not have it."""
     taints = entries(node, "spec", "taints")
     others = [row for row in taints if (row.get("key"), row.get("effect")) != (TAINT_UNPROVEN, EFFECT)]
     return None if len(others) == len(taints) else rows_text(others)
 
 
 def tolerates(tolerations: Sequence[JSON], key: str = TAINT_UNPROVEN, value: str | None = None) -> bool:
-    """Whether pods with these tolerations may start on a node with the taint `key` and the effect NoSchedule (core/v1
-    Toleration). `value` is the taint's value; if it is None, every value of a toleration with this key matches. A
-    toleration with the operator Exists matches without a key or with this one, whatever its value. A toleration with an
-    effect other than NoSchedule never matches."""
+    """Whether pods with these tolerations may start on a node with the taint `key` and the effect NoSchedule (core/v1 Toleration).
+
+    If `value`, the taint's value, is None, every value of a toleration with this key matches.
+    """
     return any(
         text(row, "effect") in ("", EFFECT)
         and text(row, "key") in ("", key)
@@ -59,5 +54,4 @@ def tolerates(tolerations: Sequence[JSON], key: str = TAINT_UNPROVEN, value: str
 
 
 def rows_text(rows: Sequence[JSON]) -> str:
-    """Return taints or tolerations as compact JSON, the form in which views hold them."""
     return json.dumps(list(rows), separators=(",", ":"), ensure_ascii=False)

@@ -1,7 +1,6 @@
 """Objects that the API server returned and that we cannot convert: each is named, once in the log, and withheld.
 
-The conversions take whatever a real API server admits. What is caught here comes from a server that is not one, such as
-a broken proxy, or is a mistake of ours, so the log has the traceback.
+The conversions take whatever a real API server admits. What is caught here comes from a server that is not one, such as a broken proxy, or is a mistake of ours, so the log has the traceback.
 """
 
 import logging
@@ -44,8 +43,7 @@ def converted(resource: Resource, raw: JSON, convert: Callable[[JSON], View]) ->
 def or_unknown(
     resource: Resource, convert: Callable[[JSON], View], unknown: Callable[[JSON, str], View]
 ) -> Callable[[JSON], View]:
-    """Return `convert` with `unknown` for the objects that it raises for: the view of an object about which nothing is
-    known, from the raw object and the reason."""
+    """Return `convert`, with `unknown` (from the raw object and the reason) for the objects that it raises for."""
 
     def project(raw: JSON) -> View:
         try:

@@ -1,5 +1,4 @@
-"""The objects of one kind as a Reflector knows them: small projections by name. The newest version of an object
-wins."""
+"""The objects of one kind as a Reflector knows them: small projections by name. The newest version of an object wins."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
@@ -13,8 +12,7 @@ from gpusharing.kube.unreadable import Unreadable
 View = TypeVar("View")
 
 OLDEST = "1"
-"""The version with which etcd begins, so every other version counts as newer. The server rejects a write that is
-conditional on it."""
+"""The version with which etcd begins, so every other version counts as newer. The server rejects a write that is conditional on it."""
 
 
 class Views(Generic[View]):
@@ -28,9 +26,7 @@ class Views(Generic[View]):
         long_names: bool,
         remembered: int,
     ) -> None:
-        """`project` converts a raw object to its view, or raises Unreadable. `on_change` is called with the name of
-        each object that changes. `long_names` says whether objects are called `namespace/name`. `remembered` is how
-        many deleted objects are remembered, so that late events about them are ignored."""
+        """`project` may raise Unreadable. With `long_names`, objects are called `namespace/name`. `remembered`: see Reflector."""
         self._project, self._on_change = project, on_change
         self._long_names, self._remembered = long_names, remembered
         self._views: dict[str, View] = {}
@@ -44,34 +40,25 @@ class Views(Generic[View]):
         self.newest = ""
         """The highest version that the server has shown."""
         self.listing = False
-        """Whether a list is being read. All deletions are remembered meanwhile, because a later page may still contain
-        the object."""
+        """Whether a list is being read. All deletions are remembered meanwhile, because a later page may still contain the object."""
 
     def name(self, obj: JSON) -> str:
-        """Return the name under which an object is stored: `namespace/name` with `long_names`, else its name."""
         metadata = obj["metadata"]
         name: str = metadata["name"]
         return f"{text(metadata, 'namespace')}/{name}" if self._long_names else name
 
     def version(self, name: str) -> str:
-        """Return the version of an object that is stored, as it was last seen; empty if none is. After `go_back` it is
-        OLDEST until the object comes again."""
+        """Return the version of an object as it was last seen; empty if none is stored, and OLDEST after `go_back`."""
         return self._known.get(name, ("", ""))[1]
 
     def reached(self, version: str) -> None:
-        """Record that the server has shown this version, unless `newest` is higher."""
         if not self.newest or newer(version, self.newest):
             self.newest = version
 
     def apply(self, obj: JSON, moment: str = "") -> None:
-        """Store the view of a raw object, unless the cache knows this version or a newer one, or its deletion. Calls
-        `on_change` if the object is new or its view, or its place in `unreadable`, has changed. Unless its deletion is
-        known, the server counts as having shown its version (`reached`). `moment` is the version of the list that
-        contains the object; empty if it comes from an event or a write.
+        """Store the view of a raw object, unless the cache knows this version or a newer one, or its deletion.
 
-        An object in a list replaces a cached one that is older than the list, even if the listed object's own version
-        is lower: a store that was restored under a higher version (etcdutl --bump-revision) holds objects older than
-        the cached ones.
+        `moment` is the version of the list that contains the object, if any. Such an object replaces a cached one that is older than the list, even if its own version is lower: a store that was restored under a higher version (etcdutl --bump-revision) holds objects older than the cached ones.
         """
         metadata = obj["metadata"]
         uid, version = metadata["uid"], metadata["resourceVersion"]
@@ -98,9 +85,6 @@ class Views(Generic[View]):
             self._on_change(name)
 
     def deleted(self, obj: JSON) -> None:
-        """Drop an object that a watch reports as deleted, call `on_change`, and remember the deletion, because a list
-        may still contain the object. If this object is not stored, the deletion is only remembered. If it has matched
-        the selection again in the meantime, nothing is done."""
         uid, name, version = obj["metadata"]["uid"], self.name(obj), obj["metadata"]["resourceVersion"]
         known = self._known.get(name, ("", ""))
         if known[0] != uid:
@@ -109,38 +93,28 @@ class Views(Generic[View]):
             self._forget(name, version)
 
     def drop(self, name: str) -> None:
-        """If an object of this name is known, drop it, remember its deletion, and call `on_change`; otherwise do
-        nothing."""
         if name in self._known:
             self._forget(name, self.version(name))
 
     def keep_only(self, names: Collection[str], version: str) -> None:
-        """Drop all objects except `names`, the objects in a complete list of this version. An object with a version
-        newer than the list's stays, because it was written after the list was made. Remembers the deletion of each
-        dropped object, and calls `on_change` for it."""
+        """Drop all objects but `names`, those in a complete list of this version, and those that are newer than the list."""
         for name in [name for name in self._known if name not in names]:
             if not newer(self.version(name), version):
                 self._forget(name, version)
 
     def go_back(self, version: str) -> None:
-        """Let every object that comes from now on count as newer than the cached one, because the store was restored
-        from a backup and is at `version` now, which becomes `newest`. The views stay; remembered deletions are
-        forgotten."""
+        """Let every object that comes from now on count as newer, because the store was restored from a backup and is at `version`."""
         self._gone.clear()
         self._known = {name: (uid, OLDEST) for name, (uid, _) in self._known.items()}
         self.newest = version
 
     def _forget(self, name: str, version: str) -> None:
-        """Drop an object that was deleted, or no longer matched the selection, at `version`; remember its deletion,
-        and call `on_change`. The object must be known."""
         self._remember_gone(self._known.pop(name)[0], version)
         self._views.pop(name, None)
         self.unreadable.pop(name, None)
         self._on_change(name)
 
     def _remember_gone(self, uid: str, version: str) -> None:
-        """Remember that the object with this UID was gone at `version`. Forget the oldest deletions beyond the limit,
-        unless a list is being read."""
         self._gone[uid] = version
         while len(self._gone) > self._remembered and not self.listing:
             self._gone.popitem(last=False)

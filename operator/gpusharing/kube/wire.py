@@ -10,16 +10,10 @@ from gpusharing.kube.errors import KubeError, Unavailable
 from gpusharing.kube.raw import part
 
 JSON_TYPE = "application/json"
-MERGE_PATCH = "application/merge-patch+json"
 INACTIVITY = 75.0
-"""Seconds without a byte, after which a watch counts as dead: the server sends a bookmark every 60 s, or ends the
-watch earlier."""
+"""Seconds without a byte, after which a watch counts as dead: the server sends a bookmark every 60 s, or ends the watch earlier."""
 WATCH_SECONDS = 300.0
-"""Seconds after which the server ends a watch at the latest. Each watch asks for 80 to 100 % of this, so that they do
-not end together."""
-_EVENT_TYPES = ("ADDED", "MODIFIED", "DELETED", "BOOKMARK")
-"""A tuple and not a set, because a server may send a type that cannot be hashed."""
-
+"""Seconds after which the server ends a watch at the latest. Each watch asks for 80 to 100 % of this, so that they do not end together."""
 METHODS = {
     "get": "GET",
     "list": "GET",
@@ -32,18 +26,17 @@ METHODS = {
 
 
 def content(request: ApiRequest) -> tuple[bytes | None, dict[str, str]]:
-    """Return the body of a request as bytes and the headers that describe it, or None and no headers if the request
-    has no body."""
     if request.body is None:
         return None, {}
-    kind = MERGE_PATCH if request.verb == "patch" else JSON_TYPE
+    kind = "application/merge-patch+json" if request.verb == "patch" else JSON_TYPE
     return json.dumps(request.body, separators=(",", ":")).encode(), {"Content-Type": kind}
 
 
 def lasting(request: ApiRequest, most: float = WATCH_SECONDS, inactivity: float = INACTIVITY) -> ApiRequest:
-    """Return a copy of a watch request with the parameters that make it a watch: the server sends bookmarks, and ends
-    the watch after 80 to 100 % of `most` seconds, chosen at random, and at least 1 s. A kind without bookmarks cannot
-    show that its watch is alive, so its watch ends before it could have been silent for `inactivity` seconds."""
+    """Return a copy of a request with the parameters of a watch with bookmarks that ends after 80 to 100 % of `most` seconds.
+
+    A kind without bookmarks cannot show that its watch is alive, so its watch ends before it could have been silent for `inactivity` seconds.
+    """
     seconds = most if request.resource.bookmarks else min(most, 0.8 * inactivity)
     terms = {
         "watch": "true",
@@ -54,28 +47,25 @@ def lasting(request: ApiRequest, most: float = WATCH_SECONDS, inactivity: float 
 
 
 def answer_of(request: ApiRequest, raw: bytes) -> JSON:
-    """Return what `KubeClient.call` returns for the body `raw` of a successful answer: the JSON object, or for a
-    subresource in TEXTS the text under the name of the subresource. Raises Unavailable if a JSON object is expected and
-    `raw` is none."""
     if request.subresource in TEXTS:
         return {str(request.subresource): raw.decode(errors="replace")}
     return parsed(request, raw)
 
 
 def event_of(request: ApiRequest, line: bytes) -> WatchEvent:
-    """Return the event in one line of a watch. Raises the error that an ERROR event holds, such as Expired. A JSON
-    object that is not a valid event is treated as an ERROR event, and a line that is no JSON object raises Unavailable.
-    """
+    """Return the event in one line of a watch. Raises the error that an ERROR event holds, such as Expired."""
     event = parsed(request, line)
     kind = event.get("type")
-    if kind not in _EVENT_TYPES or not isinstance(part(event, "object", "metadata"), dict):
+    # A tuple and not a set, because a server may send a type that cannot be hashed.
+    if kind not in ("ADDED", "MODIFIED", "DELETED", "BOOKMARK") or not isinstance(
+        part(event, "object", "metadata"), dict
+    ):
         raise error_of_event(request, event.get("object"))
     return WatchEvent(kind, event["object"])
 
 
 def parsed(request: ApiRequest, raw: bytes) -> JSON:
-    """Return the JSON object in the body `raw` of a successful answer. Raises Unavailable if `raw` is not JSON or not
-    an object, which no API server sends."""
+    """Return the JSON object in the body of a successful answer. Raises Unavailable if it has none, which no API server sends."""
     try:
         answer = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -86,9 +76,7 @@ def parsed(request: ApiRequest, raw: bytes) -> JSON:
 
 
 def refusal(request: ApiRequest, status: int, raw: bytes, retry_after: str | None) -> KubeError:
-    """Return the error for an answer with an HTTP status of 300 or above. `raw` is its body, usually a Status, and
-    `retry_after` its Retry-After header. A body that is not JSON, such as the plain text of a proxy, becomes the
-    message of the error, cut to 200 bytes."""
+    """Return the error for an answer with an HTTP status of 300 or above; its body may be the plain text of a proxy."""
     try:
         answer: object = json.loads(raw)
     except (ValueError, RecursionError):

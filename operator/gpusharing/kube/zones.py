@@ -12,8 +12,7 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 
 
 def find_zones(spec: GPUSharingPolicySpec) -> dict[str, tzinfo]:
-    """Return UTC and the time zones that the windows and blackouts of the policy name, by name. A name that is not in
-    the time zone database is left out."""
+    """Return UTC and the known time zones that the windows and blackouts of the policy name, by name."""
     named = {window.time_zone for window in (*spec.rollout.windows, *spec.rollout.blackouts)}
     zones = {name: find_zone(name) for name in sorted({"UTC", *named})}
     return {name: zone for name, zone in zones.items() if zone is not None}
@@ -21,8 +20,6 @@ def find_zones(spec: GPUSharingPolicySpec) -> dict[str, tzinfo]:
 
 @cache
 def find_zone(name: str) -> tzinfo | None:
-    """Return the time zone with this IANA name, or None if the database does not have it. Equal names return the same
-    object."""
     if name == "UTC":
         return UTC
     if name not in _names():
@@ -33,5 +30,4 @@ def find_zone(name: str) -> tzinfo | None:
 
 @cache
 def _names() -> frozenset[str]:
-    """Return all IANA names in the time zone database."""
     return frozenset(resources.files("tzdata").joinpath("zones").read_text().split())

@@ -14,7 +14,7 @@ from gpusharing.planning.report.proofs import Proof, tell_proofs
 from gpusharing.planning.report.transition import OTHERS, PERSON, transition, whose_cordon
 from gpusharing.planning.snapshot.looks import LONGEST, LOOKS
 from gpusharing.planning.vocabulary.reasons import BY_WORD
-from gpusharing.planning.wanted.assess import Assessed, Refused, Unobserved
+from gpusharing.planning.wanted.assess import Assessed, Untargeted
 from gpusharing.planning.wanted.verify import Source
 from kubectl_gpusharing.live.cluster import LivePlan
 from kubectl_gpusharing.pools.fleet import NodeStatus, read_node
@@ -119,7 +119,7 @@ def _proofs(name: str, live: LivePlan) -> tuple[tuple[Proof, ...], str]:
     match member and member.assessment:
         case Assessed() as one:
             return tell_proofs(live.snapshot.nodes[name], one.observed, one.goal, live.snapshot.stack), ""
-        case Refused(objection=finding) | Unobserved(pending=finding):
+        case Untargeted(objection=finding):
             return (), finding.message
     return (), "no policy governs this node"
 

@@ -20,7 +20,7 @@ from gpusharing.planning.report.status import policy_status
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.stack.otherplugins import name_resources
 from gpusharing.planning.vocabulary.lengths import some
-from gpusharing.planning.wanted.target import Targets, find_wish
+from gpusharing.planning.wanted.target import PolicyTargets, find_request
 from kubectl_gpusharing.diagnosis.rooms import (
     NOTE,
     NodeRoom,
@@ -123,7 +123,9 @@ def pod_answer(
 def published_answer(raw: JSON, policies: Sequence[JSON], gpunodes: Sequence[JSON]) -> PodAnswer:
     """Return the answer about a pod from what the policies and the GPUNodes show."""
     nodes, views = [*map(read_node, gpunodes)], map(policy_view, policies)
-    targets = {one.name: Targets(one, find_wish(one.name, one.spec), BARE) for one in views if one.spec}
+    targets = {
+        one.name: PolicyTargets(one, find_request(one.name, one.spec), BARE) for one in views if one.spec
+    }
     rooms = {node.name: read_room(raw, one, targets) for node, one in zip(nodes, gpunodes, strict=True)}
     statuses = {one.name: f"{one.status}: {one.message}" for one in read_pools(policies, nodes)[0]}
     answer = _answer(raw, rooms, statuses, {node.name: node.phase for node in nodes})

@@ -24,7 +24,7 @@ from gpusharing.kube.taints import KEEPS_OUT, TRANSIENT_TAINTS, taint_text
 from gpusharing.planning.drain.isolation import describe_guard, find_admitted
 from gpusharing.planning.gpus.capacity import fits, remaining
 from gpusharing.planning.vocabulary.lengths import counted, some
-from gpusharing.planning.wanted.target import Target, Targets, is_plugin_resource, plugin_config
+from gpusharing.planning.wanted.target import PolicyTargets, Target, is_plugin_resource, plugin_config
 from gpusharing.planning.wanted.verify import served
 from kubectl_gpusharing.live.cluster import LivePlan
 from kubectl_gpusharing.pools.fleet import read_node
@@ -190,7 +190,7 @@ def find_room(pod: JSON, raw: JSON, live: LivePlan) -> NodeRoom | None:
     )
 
 
-def read_room(pod: JSON, raw: JSON, targets: Mapping[str, Targets]) -> NodeRoom:
+def read_room(pod: JSON, raw: JSON, targets: Mapping[str, PolicyTargets]) -> NodeRoom:
     """Return what a node has for the pod, as its GPUNode shows it."""
     node, observed = read_node(raw), gpunode_view(raw).observed
     policy = targets.get(node.policy)

@@ -21,7 +21,7 @@ from gpusharing.kube.clock import loop_time
 from gpusharing.kube.errors import KubeError, one_error
 from gpusharing.kube.paging import PAGE
 from gpusharing.kube.raw import text
-from gpusharing.kube.reflector import CacheSettings, Reflector
+from gpusharing.kube.reflector import Reflector
 from gpusharing.planning.vocabulary.lengths import counted, some
 from kubectl_gpusharing.pools.fleet import (
     NodeStatus,
@@ -378,14 +378,13 @@ class Followed:
 async def followed(session: Session, first: Known, selector: str = "") -> AsyncIterator[Followed]:
     """Yield the kinds that `first` has, and keep them up to date while the context is open."""
     gc.enable()  # the context may be open for days
-    settings = CacheSettings(page_size=PAGE)
     kinds: tuple[tuple[Resource, Filters], ...] = (
         (POLICIES, {"label_selector": selector}),
         (GPUNODES, {}),
         (EVENTS, ABOUT_POLICIES),
     )
     reflectors = [
-        Reflector(session.client, kind, lambda raw: raw, settings=settings, **where)
+        Reflector(session.client, kind, lambda raw: raw, page_size=PAGE, **where)
         for (kind, where), _ in zip(kinds, first, strict=False)
     ]
     with one_error():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from gpusharing.api.nearest import nearest
 from gpusharing.planning.gpus.cards import CARDS, Card, Profile, find_card
-from gpusharing.planning.gpus.geometry import Layout, Legal, Refusal, find_fit, maximal_layouts, normalize
+from gpusharing.planning.gpus.geometry import Layout, maximal_layouts, normalize, place, tell_misfit
 from gpusharing.planning.gpus.geometry import describe as layout_text
 from gpusharing.planning.vocabulary.lengths import counted
 from kubectl_gpusharing.shell.documents import CardListData, LayoutListData
@@ -50,8 +50,8 @@ class LegalLayouts:
     card: Card
     wanted: Layout
     layouts: tuple[Layout, ...]
-    refusal: Refusal | None
-    """Why the wanted instances do not fit, or None if they do."""
+    misfit: str
+    """Why the wanted instances do not fit; empty if they do."""
     hidden: bool = False
     """Whether profiles with attributes were left out."""
 
@@ -61,8 +61,8 @@ def describe(answer: LegalLayouts, paper: Paper) -> list[Line]:
     slices = f"{_slices(card)} compute slices" if card.profiles else ""
     size = ", ".join(filter(None, (f"{card.memory_gb} GB" if card.memory_gb or not slices else "", slices)))
     lines = prose(f"{', '.join(card.products) or card.key}: {size}", paper, ink=Ink.TITLE)
-    if answer.refusal is not None:
-        return [*lines, *prose(f"{answer.refusal.message}.", paper, ink=Ink.BAD)]
+    if answer.misfit:
+        return [*lines, *prose(f"{answer.misfit}.", paper, ink=Ink.BAD)]
     if not card.profiles:
         return [*lines, *prose("This card has no MIG: use mode TimeSlicing or MPS to share it.", paper)]
     with_what = f" with {layout_text(answer.wanted)}" if answer.wanted else ""
@@ -86,15 +86,15 @@ def draw(layout: Layout, profiles: Sequence[Profile], paper: Paper) -> Line:
     """Return a picture of one card with this layout, from its first memory unit to its last; empty if placements are unknown."""
     sizes = {profile.name: profile.size for profile in profiles}
     units = max((max(profile.starts) + profile.size for profile in profiles if profile.starts), default=0)
-    fit = find_fit(layout, profiles)
-    if not units or not isinstance(fit, Legal) or not fit.placements:
+    placements = place(layout, profiles)
+    if not units or not placements:
         return ()
     room = CARD_WIDTH if paper.width is None else min(CARD_WIDTH, paper.width - 2)
     cell = max(3, room // units)
     spans: list[Span] = []
     free = "·" if paper.glyphs else "."
     at = 0
-    for number, (name, start) in enumerate(sorted(fit.placements, key=lambda placed: placed[1])):
+    for number, (name, start) in enumerate(sorted(placements, key=lambda placed: placed[1])):
         spans.append(Span(free * ((start - at) * cell), Ink.FAINT))
         width = sizes[name] * cell - 2
         label = next((text for text in (name, name.partition(".")[0]) if len(text) <= width), "")
@@ -130,19 +130,17 @@ def as_data(answer: LegalLayouts) -> LayoutListData:
         "products": list(card.products),
         "memoryGB": card.memory_gb,
         "slices": _slices(card),
-        "fits": answer.refusal is None,
-        "refusal": "" if answer.refusal is None else answer.refusal.message,
+        "fits": not answer.misfit,
+        "refusal": answer.misfit,
         "layouts": [
             {
                 "layout": layout_text(layout),
                 "profiles": dict(layout),
                 "placements": [
-                    {"profile": name, "start": start}
-                    for name, start in (fit.placements if isinstance(fit, Legal) else ())
+                    {"profile": name, "start": start} for name, start in place(layout, card.profiles)
                 ],
             }
             for layout in answer.layouts
-            for fit in [find_fit(layout, card.profiles)]
         ],
     }
 
@@ -154,7 +152,7 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
         return DONE
     answer = find_answer(pick(typed.product), wanted_of(typed.fits), everything=typed.all)
     terminal.answer(LayoutListData, lambda: as_data(answer), lambda paper: describe(answer, paper))
-    return FAILED if answer.refusal is not None else DONE
+    return FAILED if answer.misfit else DONE
 
 
 def pick(word: str) -> Card:
@@ -204,11 +202,11 @@ def find_answer(card: Card, wanted: Layout, *, everything: bool) -> LegalLayouts
     if not everything:
         named = {name for name, _ in wanted}
         profiles = tuple(one for one in profiles if one.name in named or not {"+", "-"} & set(one.name))
-    if wanted and isinstance(fit := find_fit(wanted, card.profiles), Refusal):
-        return LegalLayouts(card, wanted, (), fit)
+    if wanted and (misfit := tell_misfit(wanted, card.profiles)):
+        return LegalLayouts(card, wanted, (), misfit)
     layouts = tuple(
         layout
         for layout in (maximal_layouts(profiles) if profiles else ())
         if all(dict(layout).get(name, 0) >= count for name, count in wanted)
     )
-    return LegalLayouts(card, wanted, layouts, None, hidden=len(profiles) < len(card.profiles))
+    return LegalLayouts(card, wanted, layouts, "", hidden=len(profiles) < len(card.profiles))

@@ -16,7 +16,7 @@ from gpusharing.kube.raw import section, text
 from gpusharing.kube.sources import MIG_KEY
 from gpusharing.kube.zones import find_zones
 from gpusharing.planning.gpus.cards import CARDS, Card, find_card
-from gpusharing.planning.gpus.geometry import Legal, find_fit, nearest_layout, normalize
+from gpusharing.planning.gpus.geometry import find_misfit, nearest_layout, normalize, tell_misfit
 from gpusharing.planning.pools.hours import find_window_flaw
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.stack.installation import find_symptoms
@@ -177,10 +177,10 @@ def _find_unfit(
         near = "".join(f"; did you mean {name}?" for name, _ in similar)
         yield f"{path}.{strange}", f"{path}: no card in the operator's table has {strange}{near}", WARNING
         return
-    fits = {card.key: find_fit(layout, card.profiles) for card in cards if card.profiles}
-    refusals = {key: fit for key, fit in fits.items() if not isinstance(fit, Legal)}
-    if fits and len(refusals) == len(fits):
+    offers = {card.key: card.profiles for card in cards if card.profiles}
+    if offers and all(find_misfit(layout, profiles) for profiles in offers.values()):
         wanted = {name for name, _ in layout}
-        key = min(refusals, key=lambda key: len(wanted - {one.name for one in refusals[key].profiles}))
-        why = f"no card in the operator's table can hold this layout; {key}: {refusals[key].message}"
+        key = min(offers, key=lambda key: len(wanted - {one.name for one in offers[key]}))
+        misfit = tell_misfit(layout, offers[key])
+        why = f"no card in the operator's table can hold this layout; {key}: {misfit}"
         yield path, f"{path}: {why}", severity

@@ -1,9 +1,6 @@
-"""`free [--by resource|node|policy|namespace|pod]`: show who holds the GPUs and what is free now, from Nodes and Pods;
-from policies, too, if GPUs are shared by time-slicing, and from GPUNodes if the user may not read all Nodes and Pods.
-`--usage` adds what each pod uses, as the agents report it."""
+"""`free [--by resource|node|policy|namespace|pod]`: show who holds the GPUs and what is free now, from Nodes and Pods; from policies, too, if GPUs are shared by time-slicing, and from GPUNodes if the user may not read all Nodes and Pods. `--usage` adds what each pod uses, as the agents report it."""
 
 from argparse import Namespace
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 
@@ -33,10 +30,7 @@ NAMED = {"node": NODES, "policy": POLICIES, "namespace": NAMESPACES, "pod": PODS
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Read nodes and pods, with --usage also what those pods of the answer use that have a node, print the answer, and
-    return DONE, or CHANGES if a part of the answer is unknown (see VerbModule). The rows are about what --by says, or
-    else about pods with --usage and about resources without it. Raises Trouble for --usage with another --by, for
-    --service without --usage, for -o name if the rows are about resources, and wherever `read_inventory` does."""
+    """Print who holds the GPUs; CHANGES if a part of the answer is unknown."""
     by = typed.by or ("pod" if typed.usage else "resource")
     if typed.usage and by != "pod":
         raise Trouble(f"--usage shows what each pod uses: leave out --by {by}, or write --by pod")
@@ -55,30 +49,27 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         lambda: as_data(report),
         lambda paper: describe(report, paper),
         lambda: as_rows(report),
-        _names(report),
+        (
+            object_name(NAMED[by], row[by].rpartition("/")[2])
+            for row in (report.rows() if terminal.output == "name" else ())
+            if row[by] != NO_POLICY
+        ),
     )
     return CHANGES if report.unknown else DONE
 
 
-def _names(report: FreeReport) -> Iterator[str]:
-    """Yield the name of the object that each row is about, as kubectl prints it, without a namespace and once for each
-    row. The rows must be about a key of NAMED; those about nodes without a policy have no name. The rows are counted
-    only when the first name is taken."""
-    for row in report.rows():
-        if row[report.by] != NO_POLICY:
-            yield object_name(NAMED[report.by], row[report.by].rpartition("/")[2])
-
-
 async def read_inventory(session: Session, namespace: str, labels: str) -> Inventory:
-    """Read nodes and pods concurrently, and GPUNodes too if the user may not read all of them. `namespace` and
-    `labels` are those that the user typed, or empty. If Nodes could not be read, all GPUNodes count as nodes. Otherwise
-    they add to the nodes in the inventory what the agent reports as allocated and whether the GPUs are SIMULATED; if
-    GPUNodes cannot be read for any reason, nothing is added. Raises Trouble if the user may read neither nodes nor any
-    pods, if labels are given and nodes cannot be read, and if one of these two reads fails other than by a missing
-    permission."""
+    """Read nodes with these labels and pods, and GPUNodes too if the user may not read all of them. Raises Trouble if the user may read neither nodes nor any pods."""
     inventory = Inventory(namespace=namespace, chosen=bool(labels))
     await side_by_side(_read_nodes(session, inventory, labels), _read_pods(session, inventory))
-    await _read_limits(session, inventory)
+    if sliced := [stock for stock in inventory.stocks.values() if stock.one_each is None]:
+        with suppress(Trouble):
+            strict = {
+                text(raw, "metadata", "name")
+                for raw in await session.all(POLICIES)
+                if part(raw, "spec", "timeSlicing", "failRequestsGreaterThanOne") is True
+            }
+            inventory.stocks |= {one.name: replace(one, one_each=one.policy in strict) for one in sliced}
     if inventory.no_nodes and labels:
         raise Trouble(f"-l {labels} selects nodes, but {inventory.no_nodes}")
     if inventory.no_nodes and inventory.blind:
@@ -98,8 +89,6 @@ async def read_inventory(session: Session, namespace: str, labels: str) -> Inven
 
 
 async def _read_nodes(session: Session, inventory: Inventory, labels: str) -> None:
-    """Add the nodes with these labels to the inventory. If the user may not read nodes, set `no_nodes` to the reason
-    and leave the inventory without nodes. Raises Trouble for every other error."""
     try:
         async for page in session.each_page(NODES, label_selector=labels):
             inventory.stocks |= {stock.name: stock for stock in map(read_stock, page)}
@@ -107,25 +96,7 @@ async def _read_nodes(session: Session, inventory: Inventory, labels: str) -> No
         inventory.stocks, inventory.no_nodes = {}, str(error)
 
 
-async def _read_limits(session: Session, inventory: Inventory) -> None:
-    """Set `one_each` of the nodes where it is None, to whether their policy refuses containers that request more than
-    one share. Nothing is read if there are none, and it stays None if policies cannot be read for any reason."""
-    if sliced := [stock for stock in inventory.stocks.values() if stock.one_each is None]:
-        with suppress(Trouble):
-            strict = {
-                text(raw, "metadata", "name")
-                for raw in await session.all(POLICIES)
-                if part(raw, "spec", "timeSlicing", "failRequestsGreaterThanOne") is True
-            }
-            inventory.stocks |= {one.name: replace(one, one_each=one.policy in strict) for one in sliced}
-
-
 async def _read_pods(session: Session, inventory: Inventory) -> None:
-    """Read the pods of all namespaces that have not ended. Add to the inventory those that request GPUs, the agent's
-    pods, unless these request GPUs, and how many pods of any kind have ResourceClaims. If the user may not read all
-    namespaces, set `no_pods` to the reason, and read one namespace instead: that of the inventory, by default that of
-    the context, which then becomes the inventory's. If its pods may not be read either, set `blind`. Raises Trouble for
-    every other error."""
     own = inventory.namespace or session.namespace
     for namespace in (None, own):
         try:

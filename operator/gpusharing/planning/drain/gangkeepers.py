@@ -1,5 +1,4 @@
-"""What the members of a gang mean for a drain: how long the drain waits for the gang's pods, and which gangs must not
-be interrupted now.
+"""What the members of a gang mean for a drain: how long it waits for the gang's pods, and which gangs must not be interrupted.
 
 Evicting one rank ends the whole gang. So while any member, on any node, may still end by itself, the drain waits for
 all members (docs/design/drain.md#t13).
@@ -7,20 +6,18 @@ all members (docs/design/drain.md#t13).
 Whether a member must stay is checked in every pass, up to the last eviction. The preflight checks the same before the
 node is cordoned (gangs.py), but a drain may wait for hours, and meanwhile somebody may mark a member or set a rule. A
 member that must stay keeps all pods of its gang from being evicted or deleted by force (docs/design/drain.md#gangs).
-
-Terms: docs/design/glossary.md#gang.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from datetime import timedelta
 
 from gpusharing.api.policy import Drain
-from gpusharing.planning.drain.holders import Classified, Scope, classify
+from gpusharing.planning.drain.holders import Classified, classify
 from gpusharing.planning.drain.rules import patience
-from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, NodeWork, PodView
+from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, NodeWork, PodView, Scope
 from gpusharing.planning.vocabulary.blockers import Blocker, merge
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -33,10 +30,7 @@ MAX_GANGS = 2
 
 
 def describe_gang(view: GangView) -> str:
-    """Return a description of the gang with its size and the nodes on which it runs, such as `JobSet team-a/train, 16
-    pods (8 on gpu-1, 8 on gpu-2)`. At most MAX_NODES nodes are named, the first by name; the other nodes and the pods
-    without a node are only counted. The size is preceded by `at least` if not all members are known. If no members are
-    known, the part in parentheses is left out."""
+    """Describe the gang, such as `JobSet team-a/train, 16 pods (8 on gpu-1, 8 on gpu-2)`."""
     count = len(view.members)
     where = Counter(member.node for member in view.members)
     waiting = where.pop("", 0)
@@ -50,21 +44,22 @@ def describe_gang(view: GangView) -> str:
 
 
 def explain_gangs(gangs: Sequence[GangView]) -> str:
-    """Describe the gangs on a node in one phrase: the first MAX_GANGS of them at most (`describe_gang`), followed by
-    the number of the others. Empty without gangs. A gang whose members could not be listed is only named."""
     shown = [describe_gang(view) if not view.error else view.gang.ref for view in gangs[:MAX_GANGS]]
     more = len(gangs) - len(shown)
     return " and ".join(shown) + (f" and {counted(more, 'more gang')}" if more else "")
 
 
 def name_gang(view: GangView, blocker: Blocker) -> Blocker:
-    """Return the blocker with a description of the gang in front of its message."""
     return replace(blocker, message=f"Gang: {describe_gang(view)}. {blocker.message}".rstrip())
 
 
 def unlisted(view: GangView) -> str:
-    """Return the message that the members of a gang cannot be listed, with the error of the gang's LIST."""
     return f"The members of {view.gang.ref} cannot be listed: {view.error}"
+
+
+def everywhere(scope: Scope) -> Scope:
+    """Return the scope by which members on any node are judged, with or without a GPU, as if they had to leave too."""
+    return replace(scope, all_pods=True, cordoned_at=None)
 
 
 @value
@@ -78,49 +73,43 @@ class GangWait:
     text: str
     """Why the drain waits for the other pods of the gang."""
     spared: bool = False
-    """Whether some member must never be evicted before it ends. When that member's time is over, the change is given
-    up instead."""
+    """Whether some member must never be evicted before it ends. When its time is over, the change is given up."""
 
 
 def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gang, GangWait]:
-    """Return, by gang, the wait for the member that is given the longest time to end by itself. The wait is `spared`
-    if a member's own node follows another policy that waits for the member and says Abort in
-    spec.drain.jobs.onTimeout. A gang is left out if the drain waits for none of its members.
-
-    Members on all nodes count, with or without a GPU. Those on this node are read from the node's own LIST, which is
-    newer.
-    """
-    waits_by_gang = {}
+    """Return, by gang, the wait for the member that is given the longest time to end by itself, if the drain waits for any."""
+    longest, wide = {}, everywhere(scope)
     for view in work.gangs:
-        members = members_with_node(view, work, scope.node)
-        everywhere = replace(scope, all_pods=True, cordoned_at=None)
-        waited = classify((member.pod for member in members), options, everywhere)
-        waits = [_wait_of(member, view, options) for member in members if member.pod.uid in waited.waited]
-        waits += _ruled_waits(view, members, everywhere)
+        members = _find_members(view, work, scope.node)
+        waited = classify((member.pod for member in members), options, wide).waited
+        waits = [_wait_for(member, view, options) for member in members if member.pod.uid in waited]
+        # The policy of a member's own node counts too, and may forbid to evict the member at last.
+        for member in members:
+            if member.drain is not None and classify((member.pod,), member.drain, wide).waited:
+                spared = member.drain.jobs.on_timeout == "Abort"
+                waits.append(replace(_wait_for(member, view, member.drain), spared=spared))
         if waits:
             # Unlimited waits come first, then longer waits before shorter ones, then the member's name decides.
-            longest = min(
+            first = min(
                 waits,
                 key=lambda one: (one.patience is not None, -(one.patience or timedelta(0)), one.member.ref),
             )
-            waits_by_gang[view.gang] = replace(longest, spared=any(wait.spared for wait in waits))
-    return waits_by_gang
+            longest[view.gang] = replace(first, spared=any(wait.spared for wait in waits))
+    return longest
 
 
-def _ruled_waits(view: GangView, members: Iterable[GangMember], scope: Scope) -> Iterator[GangWait]:
-    """Yield a wait for each member whose own node follows a different policy from the one that changes this node, if
-    that policy gives the member time to end by itself. The wait is `spared` if that policy says Abort in
-    spec.drain.jobs.onTimeout."""
-    for member in members:
-        if member.drain is not None and classify((member.pod,), member.drain, scope).waited:
-            yield replace(
-                _wait_of(member, view, member.drain), spared=member.drain.jobs.on_timeout == "Abort"
-            )
+def _wait_for(member: GangMember, view: GangView, options: Drain) -> GangWait:
+    where = f" on {member.node}" if member.node else ""
+    may = f"whose member {member.pod.ref}{where} may still complete on its own"
+    text = f"evicting the pod would end {view.gang.ref}, {may}"
+    return GangWait(patience(member.pod, options), member.pod, text)
 
 
-def members_with_node(view: GangView, work: NodeWork, node: str) -> list[GangMember]:
-    """Return the members that have a node. The members on `node` come first and are read from that node's own LIST,
-    finished pods included. A member without a node is left out, because it does no work that could be lost."""
+def _find_members(view: GangView, work: NodeWork, node: str) -> list[GangMember]:
+    """Return the members that have a node, because only these do work that could be lost.
+
+    Those on `node` come first, and from the node's own LIST, which is newer; finished ones are included.
+    """
     here = [GangMember(node, pod) for pod in work.pods if pod.gang == view.gang]
     seen = {member.pod.uid for member in here}
     return here + [
@@ -128,90 +117,52 @@ def members_with_node(view: GangView, work: NodeWork, node: str) -> list[GangMem
     ]
 
 
-def _wait_of(member: GangMember, view: GangView, options: Drain) -> GangWait:
-    """Return the wait for one member under these options, with a message that says why the drain waits for the other
-    pods of the gang."""
-    where = f" on {member.node}" if member.node else ""
-    member_text = f"{member.pod.ref}{where}"
-    text = f"evicting the pod would end {view.gang.ref}, whose member {member_text} may still complete on its own"
-    return GangWait(patience(member.pod, options), member.pod, text)
-
-
-_KEEPS_ALL = Drain.model_validate({"rules": [{"behavior": "Block"}]})
-"""The drain options assumed for a policy that cannot be read: every pod is blocked."""
-
-
 def find_blocked_gangs(
     work: NodeWork, classified: Classified, gangs: AbstractSet[Gang], options: Drain, scope: Scope
 ) -> tuple[frozenset[Gang], tuple[Blocker, ...]]:
     """Return the gangs on a node whose pods must not be evicted or deleted now, and the blockers that explain why.
-    These are the gangs with a pod in `classified.blocked`, and the gangs in `gangs` with a member on any node that must
-    stay, or whose members cannot be listed. `classified` has the pods of the node; blockers that it already has are not
-    repeated.
 
-    `gangs` has the gangs with a pod that still has to be evicted. If it is empty, so is the result.
+    `classified` has the pods of the node; its blockers are not repeated. `gangs` has the gangs with a pod that still has
+    to be evicted; if it is empty, so is the result.
     """
     blocked = {pod.gang for pod in classified.blocked} if gangs else set()
+    known = {pod.uid for pod in classified.blocked}
     blockers: list[Blocker] = []
     for view in work.gangs:
-        here = list(_keepers(view, work, classified, options, scope)) if view.gang in gangs else []
+        if view.gang not in gangs:
+            continue
+        here: list[Blocker] = []
+        if view.error:
+            its = (pod for pod in classified.holders if pod.gang == view.gang and pod.deleted_at is None)
+            here.append(Blocker(Reason.LIST_FAILED, tuple(pod.ref for pod in its), message=unlisted(view)))
+        else:
+            for member in _find_members(view, work, scope.node):
+                if member.pod.uid in known:
+                    continue
+                where = f"Runs on {member.node}. " if member.node else ""
+                ours = classify((member.pod,), options, everywhere(scope)).blockers
+                for blocker in ours or find_ruled((member,), scope):
+                    named = replace(blocker, message=f"{where}{blocker.message}".rstrip())
+                    here.append(name_gang(view, named))
         blockers += here
         blocked |= {view.gang} if here else set()
     return frozenset(gang for gang in blocked if gang is not None), merge(blockers)
 
 
-def find_keepers(
-    members: Iterable[GangMember], options: Drain, scope: Scope
-) -> Iterator[tuple[str, Blocker]]:
-    """Yield a pair for each blocker of the members that must stay: the name of the member's node, empty if it has
-    none, and the blocker. Members without a GPU count too. `options`, the drain options of the policy that changes
-    this node, are applied first. If these allow the eviction, the options of the policy that governs the member's own
-    node are applied too."""
-    everywhere = replace(scope, all_pods=True, cordoned_at=None)
-    for member in members:
-        for blocker in classify((member.pod,), options, everywhere).blockers or find_ruled((member,), scope):
-            yield member.node, blocker
-
-
 def find_ruled(members: Iterable[GangMember], scope: Scope) -> tuple[Blocker, ...]:
-    """Return the blockers of members that must stay according to the policy of their own node, where its drain options
-    differ from those of the policy that changes this node. A policy that cannot be read counts as one with the rule
-    Block for every pod."""
-    everywhere = replace(scope, all_pods=True, cordoned_at=None)
-    return tuple(
-        _by_policy(member, blocker)
-        for member in members
-        if member.drain is not None or member.unruled is not None
-        for blocker in classify((member.pod,), member.drain or _KEEPS_ALL, everywhere).blockers
-    )
+    """Return the blockers of members that must stay according to the policy of their own node, where that differs."""
+    blockers: list[Blocker] = []
+    for member in members:
+        if member.unruled is not None:  # a policy that cannot be read counts as one that blocks every pod
+            for blocker in classify((member.pod,), _KEEPS_ALL, everywhere(scope)).blockers:
+                unread = blocker.reason is Reason.RULE_BLOCKS
+                said = replace(blocker, reason=member.unruled.reason, message=member.unruled.message)
+                blockers.append(said if unread else blocker)
+        elif member.drain is not None:
+            for blocker in classify((member.pod,), member.drain, everywhere(scope)).blockers:
+                message = f"Policy {member.policy} applies here. {blocker.message}".rstrip()
+                blockers.append(replace(blocker, message=message))
+    return tuple(blockers)
 
 
-def _by_policy(member: GangMember, blocker: Blocker) -> Blocker:
-    """Return the blocker with the name of the member's policy in front of its message. If that policy cannot be read, a
-    blocker that comes from its assumed rule (RULE_BLOCKS) gets the reason and message that say why the policy cannot be
-    read, and any other blocker is returned unchanged."""
-    if member.unruled is None:
-        return replace(blocker, message=f"Policy {member.policy} applies here. {blocker.message}".rstrip())
-    if blocker.reason is not Reason.RULE_BLOCKS:
-        return blocker
-    return replace(blocker, reason=member.unruled.reason, message=member.unruled.message)
-
-
-def _keepers(
-    view: GangView, work: NodeWork, classified: Classified, options: Drain, scope: Scope
-) -> Iterator[Blocker]:
-    """Yield why members of a gang must stay, on this node and elsewhere, each with the gang and the member's node in
-    its message. Members without a node and members that are already blocked on this node are left out. If the members
-    cannot be listed, yield only a blocker (LIST_FAILED) that says so, for the gang's pods on this node that are not
-    terminating."""
-    if view.error:
-        its = tuple(pod.ref for pod in classified.holders if pod.gang == view.gang and pod.deleted_at is None)
-        yield Blocker(Reason.LIST_FAILED, its, message=unlisted(view))
-        return
-    blocked = {pod.uid for pod in classified.blocked}
-    members = [
-        member for member in members_with_node(view, work, scope.node) if member.pod.uid not in blocked
-    ]
-    for node, blocker in find_keepers(members, options, scope):
-        where = f"Runs on {node}. " if node else ""
-        yield name_gang(view, replace(blocker, message=f"{where}{blocker.message}".rstrip()))
+_KEEPS_ALL = Drain.model_validate({"rules": [{"behavior": "Block"}]})

@@ -1,5 +1,4 @@
-"""The guard for tenants: the modes that a namespace's label admits, and the requirement that GPU pods in the namespace
-get.
+"""The guard for tenants: the modes that a namespace's label admits, and the requirement that GPU pods in the namespace get.
 
 The chart's admission policies (templates/admission-guard.yaml) follow the same table. docs/how-to/isolate-tenants.md
 """
@@ -16,55 +15,46 @@ that share one instance."""
 
 
 def find_admitted(namespace_labels: Mapping[str, str]) -> tuple[str, ...] | None:
-    """Return the routing-label values of the nodes on which GPU pods may run if their namespace has these labels. None
-    if the namespace has no isolation label. Empty if that label's value is not a level; no GPU pod is admitted then.
+    """Return the routing-label values of the nodes on which GPU pods of a namespace with these labels may run.
+
+    None if the namespace has no isolation label; empty if that label's value is not a level, so no GPU pod is admitted.
     """
     level = namespace_labels.get(LABEL_ISOLATION)
     return None if level is None else ADMITTED.get(level, ())
 
 
 def with_guard(pod: PodView, *, adds: bool = True) -> PodView:
-    """Return the pod as the chart's guard for tenants would admit its replacement: with a requirement on the routing
-    label in each term of its node affinity (a pod without terms gets one). The requirement is one that no node meets if
-    the isolation label is invalid, or if the guard does not add requirements (`adds` is False) and would refuse the
-    replacement because it lacks one. The pod is unchanged if it requests no GPU resource or no isolation label was
-    read. Whether the guard is on is not checked."""
+    """Return the pod as the chart's guard for tenants would admit its replacement: with a requirement on the routing label.
+
+    No node meets the requirement if the isolation label is invalid, or if the guard does not add requirements (`adds`)
+    and would refuse the replacement because it lacks one. Whether the guard is on is not checked.
+    """
     admitted = find_admitted(pod.namespace_labels or {})
     if admitted is None or not pod.resources:
         return pod
-    row = (LABEL_MODE, "In", admitted if adds or _requires(pod, admitted) else ())
+    # As the guard's validating policy checks it: the node selector, or each term of the node affinity.
+    required = pod.node_selector.get(LABEL_MODE) in admitted or (
+        bool(pod.node_terms)
+        and all(
+            any(
+                key == LABEL_MODE and operator == "In" and {*values} <= {*admitted}
+                for key, operator, values in term
+            )
+            for term in pod.node_terms
+        )
+    )
+    row = (LABEL_MODE, "In", admitted if adds or required else ())
     return replace(pod, node_terms=tuple((*term, row) for term in pod.node_terms or ((),)))
 
 
-def _requires(pod: PodView, admitted: tuple[str, ...]) -> bool:
-    """Whether the pod's node selector, or each term of its node affinity, accepts only nodes with an admitted value of
-    the routing label, as the guard's validating policy checks it."""
-    if pod.node_selector.get(LABEL_MODE) in admitted:
-        return True
-    return bool(pod.node_terms) and all(
-        any(
-            key == LABEL_MODE and operator == "In" and {*values} <= {*admitted}
-            for key, operator, values in term
-        )
-        for term in pod.node_terms
-    )
-
-
 def explain_refusal(namespace: str, namespace_labels: Mapping[str, str]) -> str:
-    """Return a sentence about why the guard would admit no replacement of a pod: the namespace's isolation label is
-    invalid, or the pod lacks the requirement that the guard checks and does not add."""
     guard = describe_guard(namespace, namespace_labels)
-    lacks = (
-        "; the pod does not require that, so its replacement would be refused"
-        if find_admitted(namespace_labels)
-        else ""
-    )
-    return f"{guard[:1].upper()}{guard[1:]}{lacks}"
+    lacks = "; the pod does not require that, so its replacement would be refused"
+    return f"{guard[:1].upper()}{guard[1:]}{lacks if find_admitted(namespace_labels) else ''}"
 
 
 def describe_guard(namespace: str, namespace_labels: Mapping[str, str]) -> str:
-    """Return a clause that names the isolation label of the namespace and the modes that it admits, or says that its
-    value admits none. Empty if the namespace has no such label."""
+    """Return a clause about the isolation label of the namespace and the modes that it admits; empty without the label."""
     admitted = find_admitted(namespace_labels)
     if admitted is None:
         return ""

@@ -11,45 +11,35 @@ from gpusharing.planning.snapshot.podviews import PdbView, PodView
 
 
 def ref(pdb: PdbView) -> str:
-    """Return the budget's `namespace/name`."""
     return f"{pdb.namespace}/{pdb.name}"
 
 
 def selecting(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
-    """Return the budgets that select the pod, sorted by name."""
     return tuple(sorted((pdb for pdb in pdbs if _selects(pdb, pod)), key=ref))
 
 
 def binding_budgets(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
     """Return the budgets that the server will check for an eviction of the pod, sorted by name.
 
-    Empty if no budget selects the pod, if the pod is finished, pending or being deleted, so that the server checks
-    none, or if the only budget lets the pod go because it is unready. A single budget decides alone. Two or more make
-    every eviction of the pod fail, even if the pod is unready (500, kubernetes#75957).
+    A single budget decides alone. Two or more make every eviction of the pod fail, even if the pod is unready (500,
+    kubernetes#75957).
     """
     if pod.phase in ("Succeeded", "Failed", "Pending") or pod.deleted_at is not None:
         return ()  # canIgnorePDB in eviction.go
     selected = selecting(pod, pdbs)
-    return () if len(selected) == 1 and _lets_unready_go(selected[0], pod) else selected
+    if len(selected) == 1 and not pod.ready:  # KEP-3017
+        (pdb,) = selected
+        if pdb.always_allow_unhealthy or pdb.current_healthy >= pdb.desired_healthy > 0:
+            return ()
+    return selected
 
 
 def never_allows(pdb: PdbView) -> bool:
-    """Whether the budget requires all of its expected pods to be healthy, so that it never allows a disruption
-    (docs/design/drain.md#e9). False for a budget that expects no pods."""
+    """Whether the budget requires all of its pods to be healthy, so that it never allows a disruption (docs/design/drain.md#e9)."""
     return pdb.expected_pods > 0 and pdb.desired_healthy >= pdb.expected_pods
 
 
-def _lets_unready_go(pdb: PdbView, pod: PodView) -> bool:
-    """Whether the pod is unready and the budget therefore lets it go. A budget does so under AlwaysAllow, or if it
-    requires some healthy pods and has at least that many (KEP-3017)."""
-    if pod.ready:
-        return False
-    return pdb.always_allow_unhealthy or pdb.current_healthy >= pdb.desired_healthy > 0
-
-
 def _selects(pdb: PdbView, pod: PodView) -> bool:
-    """Whether the budget is in the pod's namespace and its selector matches. A budget without any selector selects
-    nothing."""
     if pdb.namespace != pod.namespace:
         return False
     if pdb.selects_all:

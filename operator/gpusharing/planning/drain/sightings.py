@@ -1,5 +1,4 @@
-"""What successive LISTs of a node's pods show together: since when the node has been empty, and since when its agent
-has been quiet.
+"""What successive LISTs of a node's pods show together: when the node was found empty, and since when its agent has been quiet.
 
 The process keeps this in memory between passes, in `NodeWork`; after a restart it starts anew.
 """
@@ -7,7 +6,7 @@ The process keeps this in memory between passes, in `NodeWork`; after a restart 
 from dataclasses import replace
 from datetime import datetime
 
-from gpusharing.planning.drain.holders import Scope, is_idle
+from gpusharing.planning.drain.holders import is_idle
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import GPUNodeView
 
@@ -15,34 +14,22 @@ KEPT = 32
 """The most LISTs that are remembered for one node."""
 
 
-def looked(before: NodeWork | None, now: NodeWork, gpunode: GPUNodeView | None, scope: Scope) -> NodeWork:
-    """Return `now`, a LIST just made for `scope`, with two times that follow from it and from the earlier LISTs
-    (`before`, or None): since when the node has been empty, and since when the agent has been quiet. The latter is
-    taken over from `before` unchanged; `heard` updates it. The node does not count as empty if the LIST failed or shows
-    a pod that must leave. Earlier LISTs do not count if they were made for other pods or under another cordon.
-
-    The times of at most KEPT empty LISTs are remembered. The first LIST of a series of empty ones also records in
-    `stood` the id of the current request on `gpunode`.
-    """
-    now = replace(now, all_pods=scope.all_pods, cordoned_at=scope.cordoned_at)
+def looked(before: NodeWork | None, now: NodeWork, gpunode: GPUNodeView | None) -> NodeWork:
+    """Return `now`, a LIST just made, with what `before`, the one before it, had found."""
     if before is not None:
         now = replace(now, quiet_for=before.quiet_for, quiet_since=before.quiet_since)
-    if now.error or not is_idle(now.pods, scope):
+    if now.error or not is_idle(now.pods, now.scope):
         return now
-    # Only equality counts: pods could still come before the cordon, and the clock that stamped it may have been ahead
-    # of ours, so times do not show whether a LIST or the cordon came first.
-    alike = (scope.all_pods, scope.cordoned_at)
-    if before is None or not before.empty_lists or (before.all_pods, before.cordoned_at) != alike:
+    # Scopes are compared and not times: pods could still come before the cordon, and the clock that stamped it may have
+    # been ahead of ours.
+    if before is None or not before.empty_lists or before.scope != now.scope:
         stood = gpunode.request_id if gpunode is not None else ""
-        return replace(now, empty_since=now.listed_at, empty_lists=(now.listed_at,), stood=stood)
-    lists = (*before.empty_lists, now.listed_at)
-    return replace(now, empty_since=before.empty_since, empty_lists=lists[-KEPT:], stood=before.stood)
+        return replace(now, empty_lists=(now.listed_at,), stood=stood)
+    return replace(now, empty_lists=(*before.empty_lists, now.listed_at)[-KEPT:], stood=before.stood)
 
 
 def heard(work: NodeWork, gpunode: GPUNodeView | None, now: datetime) -> NodeWork:
-    """Return `work` with the time since which the agent has kept NVML closed for the current request: `now` if no time
-    was recorded for this request yet. If the agent does not keep NVML closed, or reports an older request, that time
-    is removed."""
+    """Return `work` with the time since which the agent has kept NVML closed for the current request."""
     observed = gpunode.observed if gpunode is not None else None
     if gpunode is None or observed is None or not observed.quiet or observed.request_id != gpunode.request_id:
         return work if not work.quiet_for else replace(work, quiet_for="", quiet_since=None)

@@ -1,5 +1,4 @@
-"""The memory that a card and each of its MIG instances have for workloads, whether a node has enough devices, and how
-many are free.
+"""The memory that a card and each of its MIG instances have for workloads, whether a node has enough devices, and how many are free.
 
 The number in a profile's name is nominal: an instance has less memory, and how much less cannot be computed. `_SEEN`
 contains what ``nvidia-smi mig -lgip`` and ``nvidia-smi`` printed on that hardware, in published captures (the same as
@@ -11,8 +10,7 @@ from collections.abc import Mapping
 from gpusharing.planning.gpus.cards import Card, Profile
 
 HEADROOM = 1.2
-"""Factor by which the memory of a workload is multiplied: allocators, caches and bursts need a fifth more than the
-observed peak."""
+"""Factor by which the memory of a workload is multiplied: allocators, caches and bursts need a fifth more than the observed peak."""
 TURNS = 4
 """The largest number of pods that should take turns on one GPU. With more of them, each waits too long."""
 _CARD = 0.95
@@ -30,31 +28,25 @@ _SEEN: Mapping[str, Mapping[int, float]] = {
     "h200-141gb": {18: 16.0, 35: 32.5, 71: 69.8, 141: 140.0},
     "rtx-pro-6000-blackwell": {24: 23.62, 48: 47.38, 96: 95.0},
 }
-"""GiB of usable memory of an instance, by the key of the card and the GB in the profile's name. Profiles with the same
-number have the same memory."""
+"""GiB of usable memory of an instance, by the key of the card and the GB in the profile's name."""
 
 
 def memory_of(card: Card) -> float:
-    """Return the memory of the whole card in GiB: its total if that is known, else the captured memory of its largest
-    instance, else an estimate from `memory_gb`. A card that shares its memory with the CPU has 0 unless its total
-    is known."""
+    """Return the memory of the whole card in GiB. A card that shares its memory with the CPU has 0 unless its total is known."""
     if card.memory_mib:
         return card.memory_mib / 1024
     return _SEEN.get(card.key, {}).get(card.memory_gb, card.memory_gb * _CARD)
 
 
 def usable_memory(card: Card, profile: Profile) -> float:
-    """Return the GiB that a workload can use of one instance of the profile, from a capture or else estimated from the
-    GB in the profile's name. 0 if the card shares its memory with the CPU."""
+    """Return the GiB that a workload can use of one instance of the profile; 0 if the card shares its memory with the CPU."""
     if not card.memory_gb:
         return 0.0
     return _SEEN.get(card.key, {}).get(profile.memory_gb, profile.memory_gb * _INSTANCE)
 
 
 def plain_profiles(card: Card) -> tuple[Profile, ...]:
-    """Return the profiles of the card that have fewer compute slices than its largest profile and no attribute such as
-    +me or -me, sorted by memory, smallest first. Of two with equal memory, the one with the larger maximum count
-    comes first."""
+    """Return the profiles without an attribute that are not the whole card, sorted by memory; of equal ones, the more numerous first."""
     whole = max((profile.slices for profile in card.profiles), default=0)
     plain = [
         profile for profile in card.profiles if not {"+", "-"} & set(profile.name) and profile.slices < whole
@@ -63,24 +55,18 @@ def plain_profiles(card: Card) -> tuple[Profile, ...]:
 
 
 def client_memory(card: Card, clients: int) -> float:
-    """Return the GiB that each of `clients` (at least 1) MPS clients of a card may use, which is an equal part of its
-    memory (docs/design/hardware.md#mps-share)."""
+    """Return the GiB that each of `clients` MPS clients of a card may use (docs/design/hardware.md#mps-share)."""
     return memory_of(card) / clients
 
 
 def client_threads(clients: int) -> int:
-    """Return the percentage of a GPU's threads that each of `clients` (at least 1) MPS clients may use, as a whole
-    number, because the device plugin rounds it down (docs/design/hardware.md#mps-share)."""
+    """Return the percentage of a GPU's threads that each of `clients` MPS clients may use; the device plugin rounds it down (docs/design/hardware.md#mps-share)."""
     return 100 // clients
 
 
 def fits(requested: Mapping[str, int], available: Mapping[str, int]) -> bool:
-    """Whether a node with the devices in `available` has all devices in `requested`. Both are counts by resource; a
-    resource that is missing in `available` counts as 0. True if nothing is requested."""
     return all(available.get(name, 0) >= count for name, count in requested.items())
 
 
 def remaining(available: Mapping[str, int], held: Mapping[str, int]) -> dict[str, int]:
-    """Return, for each resource name in `available`, how many of its devices are not `held`: 0 if more are held than
-    available."""
     return {name: max(0, count - held.get(name, 0)) for name, count in available.items()}

@@ -1,5 +1,6 @@
-"""Drivers under which no GPU is repartitioned: those affected by CVE-2026-24197 and those that an admin lists. Also
-drivers under which pods hang with some layouts.
+"""Drivers under which no GPU is repartitioned: those affected by CVE-2026-24197 and those that an admin lists.
+
+Also drivers under which pods hang with some layouts.
 
 CVE-2026-24197: memory routing of MIG partitions starts from an insecure default, so that repartitioning may corrupt
 data or hang, beyond the tenant that caused it. The fixed versions are those of NVIDIA's own record (bulletin 5821,
@@ -19,18 +20,15 @@ CVE = "CVE-2026-24197"
 FIXED: Mapping[int, str] = {535: "535.309.01", 580: "580.159.03", 595: "595.71.05"}
 """The first fixed version of each affected branch of the Linux driver, by the number of the branch."""
 HANGING = frozenset({"570.124.06", "570.133.20", "570.148.08", "570.158.01"})
-"""Drivers under which pods hang on a node that has MIG instances beside whole GPUs (NVIDIA/gpu-operator#1361, and the
-known issues of GPU Operator 25.3 in NVIDIA's release notes)."""
+"""Drivers under which pods hang on a node that has MIG instances beside whole GPUs (NVIDIA/gpu-operator#1361, and the known issues of GPU Operator 25.3 in NVIDIA's release notes)."""
 NOT_HANGING = "570.172.08"
 """The first version of that branch in which the problem is fixed, according to the same issue."""
 _VERSION = re.compile(r"\d+(\.\d+)*")
 
 
 def _find_no_version(entry: str) -> str:
-    """Return why an entry of operator.unsafeDrivers is not valid, or an empty string if it is."""
-    return (
-        "" if _VERSION.fullmatch(entry) else f"{entry!r} is neither a driver version nor the beginning of one"
-    )
+    known = _VERSION.fullmatch(entry)
+    return "" if known else f"{entry!r} is neither a driver version nor the beginning of one"
 
 
 DriverVersions = Annotated[tuple[str, ...], listed(_find_no_version)]
@@ -38,12 +36,10 @@ DriverVersions = Annotated[tuple[str, ...], listed(_find_no_version)]
 
 
 def find_driver_flaw(version: str, named: Iterable[str], *, refuse_affected: bool) -> str:
-    """Return why no GPU may be repartitioned under this driver: the first entry of `named` that matches it, or else
-    the CVE. Empty if nothing is known against the driver, or if its version is unknown.
+    """Return why no GPU may be repartitioned under this driver; empty if nothing is known against it, or if its version is unknown.
 
-    `version` is what NVML reports. `named` has the versions, or leading parts of versions (`570`, `570.86`), that an
-    admin refuses; entries that are not versions are ignored. `refuse_affected` says whether drivers with the CVE are
-    refused as well. Only older drivers of the branches in FIXED are known to have it.
+    `named` has the versions, or leading parts of versions (`570`, `570.86`), that an admin refuses; entries that are not
+    versions are ignored. Only older drivers of the branches in FIXED are known to have the CVE.
     """
     numbers = _numbers(version)
     if not numbers:
@@ -62,9 +58,7 @@ def find_driver_flaw(version: str, named: Iterable[str], *, refuse_affected: boo
 
 
 def find_hanging(version: str, layouts: Sequence[Layout | None]) -> str:
-    """Return why a node must not have these layouts under this driver, or an empty string if nothing is known against
-    them. `layouts` has one entry for each GPU, which is None if MIG is off. The known bug affects the drivers in
-    HANGING, on a node that has both a GPU without MIG and a GPU with MIG instances."""
+    """Return why a node must not have these layouts, one for each GPU, under this driver; empty if nothing is known."""
     if version not in HANGING or None not in layouts or not any(layouts):
         return ""
     return (
@@ -75,8 +69,6 @@ def find_hanging(version: str, layouts: Sequence[Layout | None]) -> str:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """Return the parts of a version as numbers, such as (570, 86). Empty if the string is not a version, or if a part
-    has more than nine digits."""
     # No version has a part of more than nine digits. The limit keeps int() fast for any value of a label.
     if not _VERSION.fullmatch(version) or any(len(part) > 9 for part in version.split(".")):
         return ()

@@ -1,8 +1,4 @@
-"""Every node before and after the planned changes, to find the pods that could not run afterwards
-(drain/stranded.py).
-
-Terms: docs/design/glossary.md#fence.
-"""
+"""Every node before and after the planned changes, to find the pods that could not run afterwards (drain/stranded.py)."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -23,16 +19,9 @@ from gpusharing.planning.wanted.verify import served
 
 
 def find_afterwards(snapshot: ClusterSnapshot, members: Mapping[str, Member]) -> Afterwards:
-    """Return the cluster as it will be when all planned changes are done, together with the devices that Pending pods
-    request. The nodes are computed when they are first needed.
-
-    A node that has no target, cannot be judged or is skipped stays as it is. If the verdict in `members` says that the
-    node is Blocked until a person acts, only the devices that the node has both with and without its change count
-    (`_doubt`). A node about which the computation raises an error is left out.
-    """
+    """Return the cluster as it will be when all planned changes are done; nodes whose state cannot be computed are left out."""
 
     def places() -> Iterator[FutureNode]:
-        """Yield all nodes. A node whose computation raises an exception is left out without a log line."""
         for name, node in snapshot.nodes.items():
             with suppress(
                 Exception
@@ -40,36 +29,26 @@ def find_afterwards(snapshot: ClusterSnapshot, members: Mapping[str, Member]) ->
                 member = members.get(name)
                 place = _place(node, member.assessment if member is not None else None, snapshot)
                 verdict = member.verdict if member is not None else None
-                held = verdict is not None and verdict.phase is Phase.BLOCKED and verdict.reason
-                yield _doubt(place, node) if held and held.passes is Passes.BY_A_PERSON else place
+                blocked = verdict is not None and verdict.phase is Phase.BLOCKED and verdict.reason
+                if blocked and blocked.passes is Passes.BY_A_PERSON:
+                    # The change may not take place, so only devices that the node has either way count.
+                    keeps = place.before if node.ready and not node.unschedulable else {}
+                    least = {
+                        resource: min(count, max(keeps.get(resource, 0), place.in_use.get(resource, 0)))
+                        for resource, count in place.after.items()
+                    }
+                    place = replace(place, after=least)
+                yield place
 
     return Afterwards(places, snapshot.pending_devices)
 
 
-def _doubt(place: FutureNode, node: NodeView) -> FutureNode:
-    """Return the node with fewer devices in `after`, because its change may not take place. For each resource name,
-    `after` becomes the smaller of two numbers: the devices that the node would have after the change, and its present
-    devices or the devices that its pods hold, whichever is larger. If the node is cordoned or not Ready, it has no
-    present devices except those that its pods hold."""
-    keeps = place.before if node.ready and not node.unschedulable else {}
-    least = {
-        name: min(count, max(keeps.get(name, 0), place.in_use.get(name, 0)))
-        for name, count in place.after.items()
-    }
-    return replace(place, after=least)
-
-
 def is_skipped(node: NodeView) -> bool:
-    """Whether the skip label, which only a person removes, keeps a change from beginning on the node. False if the
-    node has a fence that can be read, because that change continues."""
+    """Whether the skip label keeps a change from beginning on the node; a change that has begun continues."""
     return node.fence is None and is_skip(node.labels.get(LABEL_SKIP))
 
 
 def _place(node: NodeView, assessment: Assessment | None, snapshot: ClusterSnapshot) -> FutureNode:
-    """Return the node before and after its change, or as it is if it has no target or is skipped. Once the change has
-    begun, both states are the changed one. Unknown holdings count as none, and so do those of pods that are being
-    deleted. Pods can run afterwards on a node that is not being deleted, if the change cordons it or it is Ready and
-    not cordoned."""
     now, fence = served(node), node.fence
     assessed = assessment if isinstance(assessment, Assessed) and not is_skipped(node) else None
     after = now if assessed is None else assessed.target.resources
@@ -87,9 +66,6 @@ def _place(node: NodeView, assessment: Assessment | None, snapshot: ClusterSnaps
 
 
 def _labels(node: NodeView, assessed: Assessed | None) -> tuple[Mapping[str, str], ...]:
-    """Return the label sets that the node may have after its change, each with the node's name added as the field
-    metadata.name. Without a target, the present labels are the only set. If the node has no fence and already matches
-    its target, only the routing label and the policy label change. Otherwise `future_labels` gives the sets."""
     label_sets: tuple[Mapping[str, str], ...] = (node.labels,)
     if assessed is not None:
         target, policy = assessed.target, assessed.policy.name
@@ -105,11 +81,7 @@ def find_holdings(
 ) -> Mapping[str, int] | None:
     """Return how many devices of each resource name the pods of the node hold, or None if that is unknown.
 
-    If the node's pods were just listed, those that have not finished are counted: what they request, and the devices of
-    NVIDIA's DRA driver that their ResourceClaims hold, each once. Otherwise the agent's report is used, which is up to
-    30 s old; if that driver publishes devices for the node, the result is None, because the agent does not count these.
-    `remaining`: leave out pods that are being deleted, and return None in place of the agent's report during a change,
-    because the change may have ended some pods since the report.
+    Without a LIST of its pods, the agent's report counts, which is up to 30 s old and knows no devices of NVIDIA's DRA driver. `remaining` leaves out pods that are being deleted, and distrusts that report during a change.
     """
     work = snapshot.work.get(node.name)
     if work is not None and not work.error:

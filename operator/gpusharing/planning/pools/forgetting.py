@@ -1,9 +1,6 @@
-"""The last step of a policy with deletionPolicy Reset: our labels and records are removed from its nodes
-(docs/design/transition.md#reset). What the actuator has written may stay.
+"""The last step of a policy with deletionPolicy Reset: our labels and records are removed from its nodes (docs/design/transition.md#reset). What the actuator has written may stay.
 
-A rollout keeps its state on its nodes: which of them are being changed, which canaries serve and since when, what
-failed, and which plan was approved. So nodes with whole GPUs are not forgotten one by one, but all together when the
-last one is proven.
+A rollout keeps its state on its nodes: which of them are being changed, which canaries serve and since when, what failed, and which plan was approved. So nodes with whole GPUs are not forgotten one by one, but all together when the last one is proven.
 """
 
 from collections.abc import Mapping
@@ -25,26 +22,21 @@ def find_forgotten(
     nodes: Mapping[str, NodeView],
     actuator: Actuator,
 ) -> dict[str, Verdict]:
-    """Return the new verdicts, by name, of the nodes from which our labels and records are removed now, in place of
-    other actions: all `Pool.members` of each policy that resets its nodes, once every one of them is Synced. Nodes
-    outside the policy, such as those without a GPU, are not awaited. Each verdict stays Synced, now with the reason
-    Deleting. What the actuator has written stays, and the message names it if it matters. If the operator is killed in
-    between, the next pass removes the rest."""
+    """Return the new verdicts, by name, of the nodes from which our labels and records are removed now, in place of other actions."""
     forgotten: dict[str, Verdict] = {}
     for pool in pools.values():
-        if not pool.policy.resetting:
+        members = [one.node.name for one in pool.members] if pool.policy.resetting else []
+        if any(verdicts[name].phase is not Phase.SYNCED for name in members):
             continue
-        nodes_of_policy = [one.node.name for one in pool.members]
-        if any(verdicts[name].phase is not Phase.SYNCED for name in nodes_of_policy):
-            continue
-        for name in nodes_of_policy:
+        for name in members:
             verdict, node = verdicts[name], nodes[name]
-            ours = (names.LABEL_POLICY, names.LABEL_MODE)
             message = (
                 f"{verdict.message}, and the policy is being deleted, so the operator removes its labels"
+                f"{actuator.tell_left(node)}"
             )
-            message += actuator.tell_left(node)
+            labels = dict.fromkeys(
+                key for key in (names.LABEL_POLICY, names.LABEL_MODE) if key in node.labels
+            )
             verdict = replace(verdict, reason=Reason.DELETING, message=message)
-            labels = dict.fromkeys(key for key in ours if key in node.labels)
             forgotten[name] = verdict.then(LabelNode(node, labels, forget=True))
     return forgotten

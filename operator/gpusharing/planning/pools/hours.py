@@ -30,6 +30,8 @@ SHOWN = 3
 """The most spans that are shown."""
 LOOKED_AT = 40
 """The most spans that are examined in the search for spans that are long enough."""
+Zoned = tuple[ZonedWindow, ...]
+_MOMENT = timedelta(seconds=1)
 
 
 @value
@@ -37,8 +39,7 @@ class Hours:
     """What the windows of a policy allow at one moment."""
 
     spans: tuple[Span, ...] = ()
-    """The next spans in which a node can start, at most SHOWN. Empty if nodes may start at any time, or never (see
-    `closed`)."""
+    """The next spans in which a node can start. Empty if nodes may start at any time, or never (see `closed`)."""
     closed: Finding | None = None
     """Why no node starts now, or None if nodes may start."""
     change: datetime | None = None
@@ -46,9 +47,7 @@ class Hours:
 
     @property
     def next_window(self) -> str:
-        """The value of a status column: `open until <end of the window>` if nodes may start now, or `open` if it has no
-        end. Otherwise the time at which nodes may start next: windows too short for a change do not count, nor does one
-        that is open with too little time left. Empty if nodes may start at any time, or never."""
+        """When nodes may start next, or until when they may start now; empty if they may at any time, or never."""
         if not self.spans:
             return ""
         span = self.spans[0]
@@ -59,19 +58,21 @@ class Hours:
     @property
     def listed(self) -> list[str]:
         """The spans as the plan shows them, such as `now to <time>` or `<time> to open end`."""
-        begins = ["now" if self.closed is None else to_rfc3339(span.opens) for span in self.spans[:1]]
-        begins += [to_rfc3339(span.opens) for span in self.spans[1:]]
-        ends = ["open end" if span.closes is None else to_rfc3339(span.closes) for span in self.spans]
-        return [f"{begin} to {end}" for begin, end in zip(begins, ends, strict=True)]
+        shown = []
+        for number, span in enumerate(self.spans):
+            opens = "now" if number == 0 and self.closed is None else to_rfc3339(span.opens)
+            shown.append(f"{opens} to {'open end' if span.closes is None else to_rfc3339(span.closes)}")
+        return shown
+
+
+ALWAYS = Hours()
+UNJUDGED = Hours(closed=Finding(Reason.WINDOW_CLOSED, "the windows have not been evaluated yet"))
 
 
 def needed_time(spec: GPUSharingPolicySpec, nodes: Iterable[NodeView]) -> timedelta:
-    """Return how much of a window must be left so that a node may start: drain.timeout plus the expected duration of
-    the change.
+    """Return how much of a window must be left so that a node may start: drain.timeout plus the expected duration of the change.
 
-    A change is expected to take as long as the slowest of the last RECENT changes, or UNKNOWN if there were none, but
-    never longer than its time limits. Each node counts with its last proven change only. Changes of unknown duration
-    are ignored, and so are those that took more than twice the limits, because they waited for a person (ADR 63).
+    That is the duration of the slowest recent change, within the policy's time limits. Changes that took more than twice the limits waited for a person, and do not count (ADR 63).
     """
     proofs, limit = [node.verified for node in nodes], actuation_limit(spec)
     known = [(one.changed_at, timedelta(seconds=one.took)) for one in proofs if one and one.changed_at]
@@ -83,12 +84,7 @@ def needed_time(spec: GPUSharingPolicySpec, nodes: Iterable[NodeView]) -> timede
 def find_hours(
     spec: GPUSharingPolicySpec, zones: Mapping[str, tzinfo], nodes: Iterable[NodeView], now: datetime
 ) -> Hours:
-    """Return what the windows of a policy allow now: ALWAYS if it has neither windows nor blackouts. If a window is
-    invalid (InvalidWindow), or none leaves enough time for a change (WindowTooShort, see `needed_time`), the result has
-    no spans, its `closed` says why, and its `change` is None. If only the present moment does not suit (WindowClosed),
-    `closed` names the next start, which is also `change`. If nodes may start now, `change` is the first second at which
-    too little of the window is left, or None if it has no end. `zones` maps the names of the known time zones to the
-    zones; `nodes` are the nodes of the policy."""
+    """Return what the windows of a policy allow now; `zones` has the known time zones, `nodes` the nodes of the policy."""
     rollout = spec.rollout
     if not rollout.windows and not rollout.blackouts:
         return ALWAYS
@@ -98,15 +94,14 @@ def find_hours(
     needed = needed_time(spec, nodes)
     minute = now.replace(second=0, microsecond=0)
     candidates, longest = _spans(windows, blackouts, needed, minute)
-    long_ones = tuple(one for one in windows if parse_duration(one.window.duration) >= needed)
+    long_ones = tuple(one for one in windows if one.duration >= needed)
     if not candidates and long_ones:
         # There may be so many short spans before it that no long one was examined.
         candidates, _ = _spans(long_ones, blackouts, needed, minute)
     spans = tuple(span for span in candidates if span.lasts(needed, now))[:SHOWN]
     if not spans:
-        without, _ = _spans(windows, (), needed, minute)
-        why = _blacked_out if blackouts and without else _too_short
-        return Hours(closed=Finding(Reason.WINDOW_TOO_SHORT, why(needed, longest)))
+        blacked_out = bool(blackouts and _spans(windows, (), needed, minute)[0])
+        return Hours(closed=_too_short(needed, longest, blacked_out=blacked_out))
     first = spans[0]
     if first.opens <= now:
         return Hours(spans, None, None if first.closes is None else first.closes - needed + _MOMENT)
@@ -124,10 +119,10 @@ def foresee_end(
     begins: datetime,
     lengths: Sequence[timedelta],
 ) -> datetime | None:
-    """Return when a series of consecutive changes with these `lengths` ends, or `begins` if there are none. Each starts
-    when the previous one has ended (the first at `begins`), or later if the windows do not let a node start yet; it may
-    end after its window. None if a window is invalid, or if the series needs more than FORESEEN spans. Other
-    parameters: `find_hours`."""
+    """Return when a series of consecutive changes with these `lengths` ends; None if a window is invalid or the end is too far away.
+
+    Each starts when the previous one has ended, or once the windows let a node start again. The last may end after its window.
+    """
     windows, blackouts = (add_zones(rows, zones) for rows in (spec.rollout.windows, spec.rollout.blackouts))
     if _flaw(windows, blackouts):
         return None
@@ -143,20 +138,14 @@ def foresee_end(
     return moment
 
 
-ALWAYS = Hours()
-UNJUDGED = Hours(closed=Finding(Reason.WINDOW_CLOSED, "the windows have not been evaluated yet"))
-_MOMENT = timedelta(seconds=1)
-Zoned = tuple[ZonedWindow, ...]
-"""Windows or blackouts of a policy, in its order."""
-
-
 @lru_cache(maxsize=512)
 def _spans(
     windows: Zoned, blackouts: Zoned, needed: timedelta, minute: datetime
 ) -> tuple[tuple[Span, ...], timedelta]:
-    """Return the first SHOWN + 1 of the next LOOKED_AT spans that last at least `needed`, and the length of the
-    longest span examined; spans without an end do not count for that length. Cached for each minute, which is exact
-    because no schedule has seconds."""
+    """Return the first spans that last long enough, and the length of the longest span examined that has an end.
+
+    Caching for each minute is exact, because no schedule has seconds.
+    """
     long_enough, longest = [], timedelta(0)
     for span in islice(find_spans(windows, blackouts, minute), LOOKED_AT):
         if span.closes is not None:
@@ -169,15 +158,12 @@ def _spans(
 
 
 def find_window_flaw(spec: GPUSharingPolicySpec, zones: Mapping[str, tzinfo]) -> tuple[str, str] | None:
-    """Return the path and the message of the first invalid window of a policy, or None if all are valid (`_flaw`).
-    `zones` maps the names of the known time zones to the zones."""
+    """Return the path of the policy's first invalid window and what is wrong with it, or None if all are valid."""
     return _flaw(add_zones(spec.rollout.windows, zones), add_zones(spec.rollout.blackouts, zones))
 
 
 @lru_cache(maxsize=512)
 def _flaw(windows: Zoned, blackouts: Zoned) -> tuple[str, str] | None:
-    """Return the path of the invalid field of the first invalid window, and a message with its value (`find_flaw`).
-    Windows are checked before blackouts, each in the given order. None if all are valid."""
     for field, listed in (("windows", windows), ("blackouts", blackouts)):
         for index, zoned in enumerate(listed):
             if (flaw := find_flaw(zoned)) is not None:
@@ -188,30 +174,22 @@ def _flaw(windows: Zoned, blackouts: Zoned) -> tuple[str, str] | None:
     return None
 
 
-def _too_short(needed: timedelta, longest: timedelta) -> str:
-    """Return the message that no window stays open for as long as `needed`. `longest` is the longest time that any
-    window stays open, or zero if none opens."""
-    left = f"are open for at most {_text(longest)}" if longest else "are never open"
-    return (
-        f"{_needs(needed)}, but spec.rollout.windows, minus spec.rollout.blackouts, {left}: lengthen a window,"
-        " for example to duration: 6h, or shorten spec.drain.timeout"
-    )
-
-
-def _blacked_out(needed: timedelta, longest: timedelta) -> str:
-    """Return the message that blackouts leave too little of windows that would otherwise be long enough. `longest` is
-    the longest time that they leave. The message does not advise longer windows, which would not help."""
-    left = f"at most {_text(longest)}" if longest else "nothing"
-    return (
-        f"{_needs(needed)}, but as far as can be foreseen spec.rollout.blackouts leave {left} of the time in which"
-        " nodes could start: shorten or remove a blackout"
-    )
-
-
-def _needs(needed: timedelta) -> str:
-    """Return the clause that says how much of its window a change needs."""
+def _too_short(needed: timedelta, longest: timedelta, *, blacked_out: bool) -> Finding:
     slowest = f"the duration of the slowest of the last {RECENT} changes"
-    return f"a change needs {_text(needed)} left in its window (drain.timeout plus {slowest})"
+    needs = f"a change needs {_text(needed)} left in its window (drain.timeout plus {slowest})"
+    if blacked_out:  # longer windows would not help
+        left = f"at most {_text(longest)}" if longest else "nothing"
+        why = (
+            f"as far as can be foreseen spec.rollout.blackouts leave {left} of the time in which"
+            " nodes could start: shorten or remove a blackout"
+        )
+    else:
+        left = f"are open for at most {_text(longest)}" if longest else "are never open"
+        why = (
+            f"spec.rollout.windows, minus spec.rollout.blackouts, {left}: lengthen a window,"
+            " for example to duration: 6h, or shorten spec.drain.timeout"
+        )
+    return Finding(Reason.WINDOW_TOO_SHORT, f"{needs}, but {why}")
 
 
 def _text(length: timedelta) -> str:

@@ -1,10 +1,6 @@
-"""Which nodes occupy a slot of the budget until somebody or something else acts, and why. The messages of
-waiting nodes say both.
+"""Which nodes occupy a slot of the budget until somebody or something else acts, and why, for the messages of waiting nodes.
 
-Nodes whose changes make progress are not named: a change begins every few minutes, and the status of every waiting node
-would have to be written again each time.
-
-Terms: docs/design/glossary.md#slot, docs/design/glossary.md#fence.
+Nodes whose changes make progress are not named: a change begins every few minutes, and the status of every waiting node would have to be written again each time.
 """
 
 from collections.abc import Iterable
@@ -13,7 +9,7 @@ from gpusharing.api.names import Phase
 from gpusharing.api.times import NEVER
 from gpusharing.planning.transition.callverdicts import calls_fail
 from gpusharing.planning.transition.marks import tell_foreign
-from gpusharing.planning.transition.members import Member, MemberState, cordoned, going, unready
+from gpusharing.planning.transition.members import Member
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 
@@ -21,22 +17,37 @@ MOST = 3
 """The most nodes that a message names. The number of the others is left out, because it would change too often."""
 
 
-def explain_keepers(members: Iterable[Member]) -> str:
-    """Return why each of these nodes is unavailable, as clauses separated by semicolons: the first MOST nodes by name,
-    then `others` if there are more. Empty if there are none."""
-    reasons = [_why(member) for member in sorted(members, key=lambda member: member.node.name)]
-    return "; ".join([*reasons[:MOST], *["others"] * (len(reasons) > MOST)])
+def name_keepers(members: Iterable[Member]) -> tuple[str, str]:
+    """Return a clause in parentheses, after a space, that says why these nodes are unavailable, and the first of them as `node/NAME`; two empty strings if there are none."""
+    kept = sorted(members, key=lambda member: member.node.name)
+    if not kept:
+        return "", ""
+    reasons = [*map(_why, kept[:MOST]), *["others"] * (len(kept) > MOST)]
+    return f" ({'; '.join(reasons)})", f"node/{kept[0].node.name}"
 
 
-def first_keeper(members: Iterable[Member]) -> str:
-    """Return the first of these nodes by name, in the form `node/NAME`. Empty if there are none."""
-    return min((f"node/{one.node.name}" for one in members), default="")
+def _why(member: Member) -> str:
+    node, verdict = member.node, member.verdict
+    # Traces of our own change explain the other states, so they come first.
+    if verdict.phase is Phase.FAILED:
+        return f"{node.name} has failed"
+    if calls_fail(verdict):
+        return f"calls to the API server about {node.name} are failing"
+    if node.fence is not None and node.fence.stage == "yielded" and node.foreign_works:
+        return tell_foreign(node)
+    if node.fence is not None:
+        return f"the change on {node.name} is on hold"
+    if node.deleting:
+        return f"{node.name} is being deleted"
+    if not node.ready:
+        return f"{node.name} is not Ready"
+    if node.unschedulable:
+        return f"{node.name} is cordoned"
+    return f"{node.foreign} has begun to work on {node.name}"
 
 
 def is_for_a_person(member: Member) -> bool:
-    """Whether only a person, or somebody else's maintenance, can free the slot of the node. True if its change failed,
-    if its drain is held after the deadline, or if it is Ready, not being deleted and without our fence. False for a
-    node whose kubelet may report again by itself."""
+    """Whether only a person, or somebody else's maintenance, can free the node's slot; the kubelet of a node that is not Ready may report again by itself."""
     node, verdict = member.node, member.verdict
     if verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD:
         return True
@@ -44,53 +55,7 @@ def is_for_a_person(member: Member) -> bool:
 
 
 def goes_on(verdict: Verdict) -> bool:
-    """Whether our change of the node is under way and ends by itself at some deadline. False if it has failed, if
-    calls about the node fail, or if its drain has no deadline: it is held past its time, or it waits for jobs for as
-    long as they run."""
+    """Whether our change of the node is under way and ends by itself at some deadline."""
     ends = verdict.phase is not Phase.FAILED and not calls_fail(verdict)
     lasts = verdict.phase.part == "emptying" and verdict.deadline in (None, NEVER)
     return verdict.phase.in_flight and ends and not lasts
-
-
-def _why(member: Member) -> str:
-    """Return a clause that says why the node is unavailable. The first of KEEPERS that applies gives the clause; if
-    none applies, it says that somebody else has begun to work on the node."""
-    node = member.node
-    says = next((one.says for one in KEEPERS if one.holds(member)), "{foreign} has begun to work on {name}")
-    return says.format(name=node.name, foreign=node.foreign, work=tell_foreign(node))
-
-
-def _failed(member: Member) -> bool:
-    """Whether the change of the node has failed."""
-    return member.verdict.phase is Phase.FAILED
-
-
-def _calls_fail(member: Member) -> bool:
-    """Whether our calls about the node fail repeatedly, according to a blocker of its verdict (`calls_fail`)."""
-    return calls_fail(member.verdict)
-
-
-def _yielded(member: Member) -> bool:
-    """Whether we have yielded the node to somebody else who still works on it. Our change may already be over, proven
-    or abandoned."""
-    fence = member.node.fence
-    return fence is not None and fence.stage == "yielded" and member.node.foreign_works
-
-
-def _is_held(member: Member) -> bool:
-    """Whether the node has our fence. KEEPERS is used only for nodes whose change does not continue by itself, so the
-    change of such a node is on hold."""
-    return member.node.fence is not None
-
-
-KEEPERS: tuple[MemberState, ...] = (
-    MemberState(_failed, "{name} has failed"),
-    MemberState(_calls_fail, "calls to the API server about {name} are failing"),
-    MemberState(_yielded, "{work}"),
-    MemberState(_is_held, "the change on {name} is on hold"),
-    MemberState(going, "{name} is being deleted"),
-    MemberState(unready, "{name} is not Ready"),
-    MemberState(cordoned, "{name} is cordoned"),
-)
-"""The first match wins. Traces of our own change explain the other states, so they come first.
-{name} is the node, and {work} is what somebody else does there."""

@@ -9,16 +9,12 @@ used       nodes that are not Ready, cordoned by anyone, fenced, claimed or bein
            without a fence was left by a crash or an earlier operator, and its node goes first. A node that another
            policy will leave to this one cordoned or Failed counts even before that happens
 room       limit - used, but no more than the operator-wide cap leaves, and one node stays open for our own pod
-           (places.py)
+           (ledger.py)
 hold       what keeps every node from starting, whatever its state: a frozen budget, closed windows (holds.py)
 order      fewest GPU pods first, a gang counted as a whole, then a stable shuffle. Nodes that something blocks do not
            stop the others, and share a few looks at their pods (looks.py)
 waves      nodes that share a gang start in one pass, and wait for enough room if there can ever be enough (waves.py)
 crowd      while nodes in flight use up the room of a PodDisruptionBudget, no other node with pods under it starts
-
-Terms: docs/design/glossary.md#slot, docs/design/glossary.md#newcomer, docs/design/glossary.md#look,
-docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#gang,
-docs/design/glossary.md#drift, docs/design/glossary.md#wave.
 """
 
 from collections.abc import Iterable
@@ -30,7 +26,7 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import allowance
 from gpusharing.planning.pools.hours import ALWAYS, UNJUDGED, Hours, find_hours
 from gpusharing.planning.pools.keepers import goes_on
-from gpusharing.planning.pools.places import becomes_place
+from gpusharing.planning.pools.ledger import becomes_place
 from gpusharing.planning.snapshot.records import EARLIEST
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.guard import of_policy
@@ -43,9 +39,7 @@ class Pool:
     """The nodes of one policy, as one pass counts them."""
 
     policy: PolicyView
-    """The policy to which the pool belongs."""
     names: list[str] = field(default_factory=list)
-    """Nodes of the policy."""
     used: int = 0
     """How many of the nodes that the budget covers are unavailable or hold a slot."""
     candidates: list[NodeCase] = field(default_factory=list)
@@ -53,8 +47,7 @@ class Pool:
     outside: int = 0
     """How many of `names` do not concern the policy, or do not count yet (see `is_newcomer`)."""
     moving: int = 0
-    """How many of the used slots become free by themselves: slots of changes that end at a deadline, and slots held
-    only by a claim, which either becomes such a change or is dropped."""
+    """How many of the used slots become free by themselves: slots of changes that end at a deadline, and slots held only by a claim, which either becomes such a change or is dropped."""
     opening: int = 0
     """How many of the nodes in `moving` accept no pods now but will again when their changes end."""
     members: list[Member] = field(default_factory=list)
@@ -64,8 +57,7 @@ class Pool:
     keepers: list[Member] = field(default_factory=list)
     """The nodes whose slots do not become free by themselves."""
     failed_before: tuple[str, ...] = ()
-    """The nodes, as messages name them, whose failure is known only from the record, because they are gone or lost
-    their fence (see `count_failures`)."""
+    """The nodes, as messages name them, whose failure is known only from the record, because they are gone or lost their fence (see `count_failures`)."""
     hours: Hours = UNJUDGED
     """What the windows allow, or UNJUDGED, which lets no node start, before `with_hours` has computed it."""
     now: datetime = EARLIEST
@@ -79,10 +71,10 @@ class Pool:
         failing: AbstractSet[str],
         joining: Iterable[Member] = (),
     ) -> "Pool":
-        """Return the pool of these nodes. `claimed` has the nodes that hold a slot and are about to become unavailable.
-        `failing` has the nodes whose calls are suspended after a failure; they are not candidates, so that others go
-        first. `joining` has the nodes of other policies that will join this pool (`Member.heir`); each takes a slot
-        already, unless it is a newcomer."""
+        """Return the pool of these nodes.
+
+        `claimed` nodes hold a slot and are about to become unavailable; `failing` ones are not candidates, because calls about them fail; `joining` ones are still in a change of another policy and take a slot already.
+        """
         pool = Pool(policy)
         for member in members:
             name = member.verdict.node
@@ -90,7 +82,13 @@ class Pool:
                 pool.candidates.append(member.case)
             pool.count(member, claimed=name in claimed)
         for member in joining:
-            pool.reserve(member)
+            if member.newcomer:
+                continue
+            pool.used += 1  # now, because the call that ends the other policy's change may keep failing
+            if goes_on(member.verdict):
+                pool.moving += 1
+            else:
+                pool.keepers.append(member)
         return pool
 
     @property
@@ -99,10 +97,6 @@ class Pool:
         return len(self.names) - self.outside
 
     def count(self, member: Member, *, claimed: bool = False) -> None:
-        """Add a node of the policy to the pool: its name always, the node as a member unless it is `outside`, and to
-        `to_go` if it has yet to be drained. Only a node that is neither outside nor a newcomer, and is away or
-        `claimed`, takes a slot. It counts in `moving` if its change ends by itself or it is not away yet, else in
-        `keepers`; in `opening` if its change ends by itself and gives pods a place again."""
         verdict = member.verdict
         self.names.append(verdict.node)
         if not member.outside:
@@ -119,24 +113,8 @@ class Pool:
             if member.away and not moves:
                 self.keepers.append(member)
 
-    def reserve(self, member: Member) -> None:
-        """Count a slot for a node of another policy that is about to join this pool without being in service
-        (`Member.heir`). The slot also counts in `moving` if the node's change ends by itself; otherwise the node is
-        added to `keepers`. The slot is taken now, because the call that ends the other policy's change may keep failing
-        for a long time. Newcomers take no slot."""
-        if member.newcomer:
-            return
-        self.used += 1
-        if goes_on(member.verdict):
-            self.moving += 1
-        else:
-            self.keepers.append(member)
-
     def with_hours(self, now: datetime) -> "Pool":
-        """Return a copy of the pool with what its windows allow at `now`; a policy whose spec cannot be read allows
-        every time. If that cannot be computed, the windows count as closed, with a Finding that says so, and none of
-        the pool's nodes starts. All nodes of the pool must have been counted before, because their last changes decide
-        how much of a window is needed."""
+        """Return a copy of the pool with what its windows allow at `now`. All its nodes must have been counted before."""
         spec, nodes, hours = self.policy.spec, [one.node for one in self.members], ALWAYS
         try:
             if spec is not None:
@@ -154,8 +132,7 @@ class Pool:
 
     @property
     def limit(self) -> int:
-        """How many nodes may be unavailable at once, according to maxUnavailable and `total` (`allowance`). 0 if the
-        policy cannot be read."""
+        """How many nodes may be unavailable at once; 0 if the policy cannot be read."""
         if self.policy.spec is None:
             return 0
         return allowance(self.policy.spec.rollout.max_unavailable, self.total)

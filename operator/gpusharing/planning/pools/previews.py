@@ -3,17 +3,14 @@
 The pods on nodes that are being changed are listed anyway. The pods on waiting nodes are not, so `status.plan` could
 only count nodes. Therefore the pods on the first waiting nodes are listed too, but seldom, and only a few at a time
 over all pools (docs/design/drain.md#preview).
-
-Terms: docs/design/glossary.md#look, docs/design/glossary.md#gang.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from dataclasses import field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import field
 from datetime import datetime, timedelta
 from itertools import islice
 
-from gpusharing.api.names import DisruptionClass
+from gpusharing.planning.drain import pdb
 from gpusharing.planning.drain.gangkeepers import describe_gang
 from gpusharing.planning.drain.gangs import ending_gangs, with_gangs
 from gpusharing.planning.drain.holders import scope_of
@@ -41,7 +38,6 @@ class Previews:
     """The known previews, and what the next pass needs to make further ones."""
 
     known: Mapping[str, Preview] = field(default_factory=dict)
-    """The known previews, by node."""
     wants_pods: frozenset[str] = frozenset()
     """The nodes whose pods the next pass must list."""
     wake: datetime | None = None
@@ -55,18 +51,19 @@ def find_previews(
     afterwards: Afterwards,
     now: datetime,
 ) -> Previews:
-    """Return what the changes of waiting nodes would disturb, and the nodes whose pods must be listed next. Only the
-    first MAX_NODES waiting nodes of each pool are considered. A preview is computed anew whenever the node's pods were
-    listed, even if that LIST failed; otherwise an earlier one is kept while the policy's spec has the same version.
-    Nodes with known blockers get no LIST for a first preview. Previews of nodes that are not considered any more are
-    dropped. `afterwards`: the cluster when all planned changes are done. A node whose preview cannot be computed gets a
-    preview with a blocker that says so."""
+    """Return what the changes of waiting nodes would disturb, and the nodes whose pods must be listed next.
+
+    A preview is computed anew whenever the node's pods were listed, even if that LIST failed; otherwise it is kept while
+    the policy's spec has the same version. Nodes with known blockers get no LIST for a first preview.
+    """
     known: dict[str, Preview] = {}
     missing: list[str] = []
-    looked_at: set[str] = set()
+    ours: dict[str, datetime] = {}
     for policy, verdict in _to_go(pools, verdicts):
         name = verdict.node
-        before = _standing(snapshot.memory.previews.get(name), policy)
+        before = snapshot.memory.previews.get(name)
+        if before is not None and before.version != policy.version:
+            before = None
         work = snapshot.work.get(name)
         if work is not None and (before is None or work.listed_at > before.at):
             try:
@@ -78,35 +75,19 @@ def find_previews(
             known[name] = before
         elif not verdict.blockers:
             missing.append(name)
-        if name in known and verdict.blockers:
-            looked_at.add(name)
-    return _pace(known, missing, looked_at, now, timedelta(seconds=snapshot.settings.poll))
-
-
-def _pace(
-    known: Mapping[str, Preview],
-    missing: Sequence[str],
-    looked_at: AbstractSet[str],
-    now: datetime,
-    poll: timedelta,
-) -> Previews:
-    """Return the known previews, with the nodes whose pods are listed next: first the `missing` nodes, then the nodes
-    with the oldest previews, if these are at least AGAIN old. At most LOOKS of them are listed within one `poll`. The
-    nodes in `looked_at` are blocked; looks.py has their pods listed, so they are left out and not counted. `wake` is
-    set only while nodes are missing, because any change to pods starts a pass anyway."""
-    ours = {name: one.at for name, one in known.items() if name not in looked_at}
+        if name in known and not verdict.blockers:  # looks.py has the pods of blocked nodes listed
+            ours[name] = known[name].at
+    poll = timedelta(seconds=snapshot.settings.poll)
     old = sorted((at, name) for name, at in ours.items() if at + AGAIN <= now)
     due = [*missing, *(name for _, name in old)]
     left = max(0, LOOKS - sum(now - poll < at for at in ours.values()))
+    # Any change to pods starts a pass anyway, so an old preview is no reason to wake.
     return Previews(known, frozenset(due[:left]), now + poll if missing else None)
 
 
 def _to_go(
     pools: Mapping[str, Pool], verdicts: Mapping[str, Verdict]
 ) -> Iterator[tuple[PolicyView, Verdict]]:
-    """Yield the verdicts of the nodes that have yet to be drained, each with its policy, at most MAX_NODES of each
-    pool. The pools are in the order of their policies' names, and the nodes in that of `Pool.to_go`. Nodes in flight
-    are left out, and so are policies that cannot be read, or that are being deleted without a reset (`deleting`)."""
     for _, pool in sorted(pools.items()):
         if pool.policy.spec is None or pool.policy.deleting:
             continue
@@ -116,25 +97,18 @@ def _to_go(
         )
 
 
-def _standing(preview: Preview | None, policy: PolicyView) -> Preview | None:
-    """Return the preview if it is for the present version of the spec, else None."""
-    return None if preview is None or preview.version != policy.version else preview
-
-
 def preview_of(
     policy: PolicyView, verdict: Verdict, work: NodeWork, afterwards: Afterwards, snapshot: ClusterSnapshot
 ) -> Preview:
-    """Return what the change of one node would disturb, according to the last LIST of its pods. The preview has no
-    pods, budgets, gangs or blockers if the change does not cordon the node. If the LIST failed, it has only a blocker
-    that says so. Pods that are terminating already count as disturbed. Pods that must not be evicted, and gangs whose
-    members cannot be listed, show only as blockers. The policy must have a spec."""
+    """Return what the change of one node would disturb, according to the last LIST of its pods. The policy must have a spec.
+
+    Pods that must not be evicted, and gangs whose members cannot be listed, show only as blockers.
+    """
     assert policy.spec is not None, "only a policy with a spec has a preview"
     if not verdict.disruption.cordons:
         return Preview(policy.version, work.listed_at)
-    drain = policy.spec.drain
-    reboots = verdict.disruption is DisruptionClass.REBOOT
-    scope = scope_of(snapshot.settings, all_pods=reboots, node=verdict.node)
-    scope = replace(scope, evicts_claims=snapshot.stack.by_dra)
+    drain, node = policy.spec.drain, snapshot.nodes.get(verdict.node)
+    scope = scope_of(node, snapshot.settings, snapshot.stack, verdict.disruption)
     pods = find_standings(work, drain, work.listed_at, scope=scope, cordoned=False)
     leaving = (*pods.leaving, *pods.remaining)
     blockers = preflight(pods, drain, afterwards, work.listed_at)
@@ -142,7 +116,7 @@ def preview_of(
         policy.version,
         work.listed_at,
         tuple(sorted(one.pod.ref for one in leaving)),
-        tuple(sorted({f"{pdb.namespace}/{pdb.name}" for one in leaving for pdb in one.budgets})),
+        tuple(sorted({pdb.ref(budget) for one in leaving for budget in one.budgets})),
         tuple(describe_gang(view) for view in ending_gangs(work, scope) if not view.error),
-        with_gangs(blockers, work, verdict.node, drain, now=work.listed_at, scope=scope),
+        with_gangs(blockers, work, drain, now=work.listed_at, scope=scope),
     )

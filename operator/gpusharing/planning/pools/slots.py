@@ -1,12 +1,6 @@
 """What is written for all nodes together: configuration, finalizers, and the claims and failures on the leader Lease.
 
-This module also decides which claims stay although their nodes have no fence, and which policies therefore keep our
-finalizer. A claim is written before its fence. If the operator ends between the two writes, the next one may find that
-the node has to wait again for a moment. If it removed the claim and the finalizer then and added them again later, it
-would make four needless writes.
-
-Terms: docs/design/glossary.md#claim, docs/design/glossary.md#fence, docs/design/glossary.md#drift,
-docs/design/glossary.md#point-of-no-return.
+A claim is written before its fence. If the operator ends between the two writes, the next one may find that the node has to wait again for a moment. If it removed the claim and the policy's finalizer then and added them again later, it would make four needless writes.
 """
 
 from collections.abc import Collection, Mapping
@@ -32,8 +26,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.draobjects import plan_rules
 
 CLOCKS = timedelta(seconds=1.5)
-"""How far the clocks of two processes may differ, because each was set from a Date header with whole seconds
-(kube/clock.py)."""
+"""How far the clocks of two processes may differ, because each was set from a Date header with whole seconds (kube/clock.py)."""
 
 
 def fences_of(snapshot: ClusterSnapshot) -> dict[str, Fence]:
@@ -51,10 +44,7 @@ def share(
     failed_nodes: Mapping[str, FailedNode],
     classes: WriteClasses | None,
 ) -> tuple[Action, ...]:
-    """Return the writes that concern all nodes, in this order: `config`, finalizers, the claims of the fenced nodes and
-    in `unfenced` with the failures, one of NVIDIA's objects, `classes`, and DeviceTaintRules. NVIDIA's object is
-    ClusterPolicy, only while there are no claims and no `config`, or, if that needs no write now, the MPS DaemonSet.
-    Needless writes are left out. While cached data is stale, only the first three and ClusterPolicy are written."""
+    """Return the writes that concern all nodes, in this order: configuration, finalizers, claims, one of NVIDIA's objects, DeviceClasses, DeviceTaintRules."""
     actions: list[Action] = [] if config is None else [config]
     nodes, fences = snapshot.nodes, fences_of(snapshot)
     claims = {
@@ -84,8 +74,6 @@ def share(
 def _claim(
     node_uid: str, fence: Fence, verdict: Verdict | None, before: Claim | None, pool: Pool | None
 ) -> Claim:
-    """Return the claim for the fence that the node will have after this pass, so that the claim says first that the node
-    is past its point of no return (docs/adr/0044-what-was-seen-is-written-down.md)."""
     actions = verdict.actions if verdict is not None else ()
     coming = next((action.fence for action in actions if isinstance(action, Actuate)), fence)
     claim = Claim.of(node_uid, coming)
@@ -101,11 +89,7 @@ def find_resumed(
     verdicts: Mapping[str, Verdict],
     now: datetime,
 ) -> dict[str, Claim]:
-    """Return, by node, the claims that are kept although their nodes have no readable fence. A claim is kept if the
-    fence cannot be read, because a newer operator may have written it and the change goes on. It is also kept if the
-    node's verdict is still of the claim's policy and the change will soon begin by itself: its `wake` is at most CLOCKS
-    away, or its reason is Drifted, whose `wake` is the end of the grace period, however far away that is. Claims of
-    Nodes that were deleted or created again, or that have no verdict, are never kept."""
+    """Return, by node, the claims that are kept although their nodes have no readable fence: a newer operator may have written it, or the change will soon begin by itself."""
     resumed = {}
     for name, claim in claims.items():
         node, verdict = nodes.get(name), verdicts.get(name)
@@ -124,46 +108,29 @@ def plan_finalizers(
     fenced: Collection[NodeView],
     verdicts: Mapping[str, Verdict],
 ) -> list[SetFinalizer]:
-    """Return the actions that add our finalizer to policies or remove it, sorted by policy; policies that need no write
-    are left out. A policy has the finalizer while one of `claims` is its own or `_keeps_finalizer` is true. A policy
-    that is being deleted without a reset has it only while a node in `fenced` holds it up (`_holds_up`). No policy that
-    is being deleted gets a new one. `claims` are all claims after this pass; `verdicts` has a verdict for each node in
-    `fenced`."""
+    """Return the actions that add our finalizer to policies or remove it, sorted by policy; `claims` are all claims after this pass."""
     actions = []
     claiming = {claim.policy for claim in claims}
     for name, pool in sorted(pools.items()):
         policy = pool.policy
         if policy.deleting:
-            wanted = any(_holds_up(node, name, verdicts[node.name]) for node in fenced)
-        else:
-            wanted = name in claiming or _keeps_finalizer(pool)
+            # A Failed node does not count: its change may never end, and another policy may take the node over.
+            wanted = any(
+                (fence := node.fence) is not None
+                and fence.policy == name
+                and fence.stage != "yielded"
+                and verdicts[node.name].phase is not Phase.FAILED
+                for node in fenced
+            )
+        elif name in claiming:
+            wanted = True
+        elif policy.resetting:
+            wanted = bool(pool.names)
+        elif policy.spec is None:  # the spec may have asked for a reset
+            wanted = policy.finalizer
+        else:  # none can be added once the policy is being deleted
+            resets = policy.spec.deletion_policy == "Reset"
+            wanted = resets or (policy.finalizer and bool(pool.candidates))
         if wanted != policy.finalizer and not (wanted and policy.going):
             actions.append(SetFinalizer(name, wanted, policy.uid))
     return actions
-
-
-def _keeps_finalizer(pool: Pool) -> bool:
-    """Whether a policy needs the finalizer although none of its nodes has a claim. A policy that resets its nodes needs
-    it until it has none left. Any other policy keeps a finalizer that it has as long as it has candidates, and needs
-    one from the start if it will reset its nodes when it is deleted, because none can be added once the policy is being
-    deleted. A spec that cannot be read may have asked for a reset, so a policy with such a spec keeps the finalizer
-    if it has one. Must not be called for a policy that is being deleted without a reset."""
-    policy = pool.policy
-    if policy.resetting:
-        return bool(pool.names)
-    if policy.finalizer and (pool.candidates or policy.spec is None):
-        return True
-    return policy.spec is not None and policy.spec.deletion_policy == "Reset"
-
-
-def _holds_up(node: NodeView, policy: str, verdict: Verdict) -> bool:
-    """Whether the deletion of a policy has to wait for this node: the node's fence is for this policy and its change
-    goes on.
-
-    A Failed node does not count, because its change may never end, and another policy may take the node over. A
-    yielded node does not count either, because it is left to somebody else.
-    """
-    fence = node.fence
-    if fence is None or fence.policy != policy or fence.stage == "yielded":
-        return False
-    return verdict.phase is not Phase.FAILED

@@ -7,23 +7,19 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.pools.afterwards import find_holdings
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.transition.members import is_unavailable
-from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.target import is_plugin_resource
 from gpusharing.planning.wanted.verify import served
 
 MOST_WAITED_FOR = 16
-"""The largest number of resource names that `waited_for` lists although no node serves them. Anyone who may create
-pods may invent such names, so the list has to be bounded."""
+"""The largest number of resource names that `waited_for` lists although no node serves them: whoever may create pods may invent such names."""
 OTHERS = "_others"
 """The key under which the remaining resources are counted together. No real resource can have this name."""
 
 
 def count_used(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> str:
-    """Return the number of devices that pods hold and the number that the nodes serve, such as `27/32`. If the
-    holdings of a node that serves devices are unknown, the first number is marked as incomplete, such as `27+?/32`.
+    """Return the number of devices that pods hold and the number that the nodes serve, such as `27/32`, or `27+?/32` if some holdings are unknown.
 
-    On each node, only resources that it serves now are counted. If it serves none, all device plugin resources that
-    pods still hold there are counted, so `16/0` is possible after the plugin is gone.
+    On a node that serves nothing, the device plugin resources that pods still hold count, so `16/0` is possible after the plugin is gone.
     """
     used = total = 0
     known = True
@@ -40,9 +36,7 @@ def count_used(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> str:
 def count_devices(
     nodes: Iterable[NodeView], targets: Mapping[str, Mapping[str, int]]
 ) -> tuple[Counter[str], Counter[str]]:
-    """Return how many devices of each resource the nodes serve now, and how many they would serve after all changes.
-    `targets` maps the name of each node that has a target to the resources that it should serve; any other node counts
-    afterwards with what it serves now."""
+    """Return how many devices of each resource the nodes serve now, and how many they would serve after all changes; `targets` has the resources of each node that has a target."""
     before, after = Counter[str](), Counter[str]()
     for node in nodes:
         resources = served(node)
@@ -57,13 +51,9 @@ def count_pending(
     targets: Mapping[str, Mapping[str, int]],
     snapshot: ClusterSnapshot,
 ) -> int:
-    """Return the number of requests by Pending pods without a node for a resource that one of `nodes` serves. If the
-    policy may strand pods (`drain.strandedPods: Allow`), also count requests for resources that no node in the
-    cluster serves or will serve. A pod that requests two of these resources counts twice.
+    """Return the number of requests by Pending pods without a node for a resource that one of `nodes` serves.
 
-    It is unknown which change removed such a resource, so every policy with that setting counts it. `spec` is None for
-    a policy that cannot be read. `targets` maps the name of each node to the resources that it should serve, with
-    their counts.
+    If the policy may strand pods, requests for resources that no node serves or will serve count too: it is unknown which change removed them, so every policy with that setting counts them.
     """
     names = {name for node in nodes for name in served(node)}
     others = snapshot.pending.keys() - names
@@ -74,21 +64,10 @@ def count_pending(
     return sum(count for name, count in snapshot.pending.items() if name in names)
 
 
-@value
-class Slices:
-    """The slices of some nodes, by resource name."""
-
-    advertised: Mapping[str, int]
-    """The number of slices that the nodes serve, by resource name."""
-    idle: Mapping[str, int]
-    """The number of those slices that no pod holds, by resource name; 0 if all are held. Nodes that are unavailable,
-    have the start-up taint, or whose holdings are unknown contribute none."""
-
-
-def count_slices(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> Slices:
-    """Return the slices that `nodes` serve by resource name, and by the same names how many of them no pod holds. A
-    node has no idle slices if it is unavailable (`is_unavailable`), has the start-up taint, or its holdings are
-    unknown."""
+def count_slices(
+    nodes: Iterable[NodeView], snapshot: ClusterSnapshot
+) -> tuple[Mapping[str, int], Mapping[str, int]]:
+    """Return the slices that `nodes` serve, by resource name, and how many of them a pod could get now."""
     totals: Counter[str] = Counter()
     idle: Counter[str] = Counter()
     for node in nodes:
@@ -100,13 +79,11 @@ def count_slices(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> Slices
         holdings = find_holdings(node, snapshot) if takes_pods else None
         if holdings is not None:
             idle.update({name: max(0, count - holdings.get(name, 0)) for name, count in now.items()})
-    return Slices(totals, {name: idle[name] for name in totals})
+    return totals, {name: idle[name] for name in totals}
 
 
 def waited_for(snapshot: ClusterSnapshot) -> Mapping[str, int]:
-    """Return the number of Pending pods without a node that request each GPU resource, by resource name; resources that
-    none requests are left out. Of the resources that no node serves, only the MOST_WAITED_FOR most requested are listed
-    by name (in a tie, the first by name); the rest are added up under OTHERS."""
+    """Return the number of Pending pods without a node that request each GPU resource; the least requested resources that no node serves are added up under OTHERS."""
     served_names = {name for node in snapshot.nodes.values() for name in served(node)}
     strange = sorted(snapshot.pending.keys() - served_names, key=lambda name: (-snapshot.pending[name], name))
     counts = {name: count for name, count in snapshot.pending.items() if name in served_names}

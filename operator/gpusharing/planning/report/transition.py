@@ -1,10 +1,6 @@
-"""Computes `GPUNode.status.transition` and `.conditions`, which show the verdict on a node to people. No decision is
-made from them.
+"""Computes `GPUNode.status.transition` and `.conditions`, which show the verdict on a node to people. No decision is made from them.
 
-Every wait that is shown names who holds the node back, and until when (docs/design/drain.md#rule-14): a time if the
-clock ends the wait, otherwise `person` or `others`.
-
-Terms: docs/design/glossary.md#fence.
+Every wait that is shown names who holds the node back, and until when (docs/design/drain.md#rule-14).
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,10 +28,7 @@ DAY = timedelta(days=1)
 def transition(
     verdict: Verdict, node: NodeView, previous: Mapping[str, Any], now: datetime
 ) -> dict[str, Any]:
-    """Return `status.transition` after this pass, with long texts cut to MAX_TEXT. `previous` is the stored value: it
-    gives the history and, if the phase is unchanged, the time at which the phase began. Only a new phase is added to
-    the history, which keeps its last MAX_HISTORY entries; another reason is not. While the verdict and the node stay
-    equal, the result does too."""
+    """Return `status.transition` after this pass; `previous` is the stored value, which gives the history and when the phase began."""
     phase, reason = str(verdict.phase), str(verdict.reason)
     same = previous.get("phase") == phase
     moment = to_rfc3339(now)
@@ -63,17 +56,12 @@ def transition(
 
 
 def is_wait(verdict: Verdict) -> bool:
-    """Whether the node waits for a person, for another program or for the clock. True also for a failed node, because a
-    person has to act, and for Progressing. False only for the other reasons after which nothing is awaited
-    (`Passes.DONE`): Synced, Unowned and ProductSkipped."""
+    """Whether the node waits for a person, for another program or for the clock; also true if its change failed."""
     return verdict.reason.passes is not Passes.DONE or verdict.reason is Reason.PROGRESSING
 
 
 def who_keeps(verdict: Verdict, node: NodeView) -> str:
-    """Return who or what holds the node back: the first pod of the most urgent blocker that names pods, and the number
-    of all other blocking pods (`namespace/name +2`). Without such a pod, return the verdict's `leaving`, else its
-    `keeper`, else the keeper of its reason, such as `gsp/NAME` for a policy, or just its kind if no name is known.
-    Empty if the node waits for nothing."""
+    """Return who or what holds the node back, such as `namespace/name +2` for three pods; empty if the node waits for nothing."""
     if not is_wait(verdict):
         return ""
     if found := culprit(verdict.blockers) or verdict.leaving or verdict.keeper:
@@ -90,11 +78,7 @@ def who_keeps(verdict: Verdict, node: NodeView) -> str:
 
 
 def until_when(verdict: Verdict, since: datetime) -> str:
-    """Return what ends the node's wait; empty if it waits for nothing (`is_wait`). PERSON for a Failed node, a held
-    drain, or a verdict with `stands`. Otherwise the verdict's deadline in UTC, unless that is None or NEVER: a time of
-    day such as `14:30:00Z`, or a full timestamp if it is more than a day after `since`, when the phase began. Without
-    such a deadline, PERSON if the reason ends only when a person acts, else OTHERS; ForeignMaintenance counts as
-    OTHERS."""
+    """Return when or by whom the node's wait ends: a time in UTC, PERSON or OTHERS; empty if it waits for nothing."""
     if not is_wait(verdict):
         return ""
     if verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD or verdict.stands:
@@ -109,9 +93,7 @@ def until_when(verdict: Verdict, since: datetime) -> str:
 def health_conditions(
     verdict: Verdict, previous: Sequence[Mapping[str, Any]], now: datetime
 ) -> list[Mapping[str, Any]]:
-    """Return `GPUNode.status.conditions`, whose only row is the condition Healthy. Its lastTransitionTime is kept from
-    `previous` as long as its status is the same. If the health of the GPUs is unknown, return the rows of
-    `previous` unchanged."""
+    """Return `GPUNode.status.conditions`, whose only row is the condition Healthy; the `previous` rows if the health of the GPUs is unknown."""
     health = verdict.health
     if health is None:
         return list(previous)
@@ -129,8 +111,7 @@ def health_conditions(
 
 
 def whose_cordon(node: NodeView) -> str:
-    """Return who cordoned the node, as far as is known: `ours` if our fence, even a yielded one, says that we did, else
-    `foreign` if another controller works on the node, else `human`. Empty if the node is not cordoned."""
+    """Return who cordoned the node, as far as is known: `ours`, `foreign` (another controller) or `human`; empty if it is not cordoned."""
     if not node.unschedulable:
         return ""
     if node.fence is not None and node.fence.cordons and not node.fence.prior_unschedulable:

@@ -1,9 +1,6 @@
-"""NVIDIA's DRA stack: the driver that serves GPUs to ResourceClaims, the devices that it publishes, and our
-DeviceClasses and DeviceTaintRules for them.
+"""NVIDIA's DRA stack: the driver that serves GPUs to ResourceClaims, the devices that it publishes, and our DeviceClasses and DeviceTaintRules for them.
 
 The names of programs, attributes and settings are as in dra-driver-nvidia-gpu v0.5.0.
-
-Terms: docs/design/glossary.md#fence.
 """
 
 from collections import Counter
@@ -25,7 +22,6 @@ class DraDriverView:
     """The DaemonSet of NVIDIA's DRA driver, whose pods are the kubelet plugins."""
 
     name: str
-    """Name of the DaemonSet."""
     release: str = ""
     """Name of its Helm release. Empty if it is unknown."""
     serves_gpus: bool = True
@@ -39,8 +35,7 @@ class DraDriverView:
 
 
 def key_of(uuids: Iterable[str]) -> str:
-    """Return a hash of these UUIDs of devices, as 16 hexadecimal digits. It does not depend on their order, but on how
-    often each of them occurs."""
+    """Return a hash of these UUIDs of devices, as 16 hexadecimal digits. It does not depend on their order."""
     return sha256("\n".join(sorted(uuids)).encode(errors="backslashreplace")).hexdigest()[:16]
 
 
@@ -49,24 +44,19 @@ class NodeDevices:
     """The devices that NVIDIA's DRA driver publishes for one node."""
 
     layouts: tuple[Layout | None, ...]
-    """The layout of each GPU of which it publishes a device, sorted; None for a whole GPU. A GPU with MIG on and
-    without instances has no device and is left out."""
+    """The layout of each GPU of which it publishes a device, sorted; None for a whole GPU. A GPU with MIG on and without instances has no device."""
     others: tuple[str, ...] = ()
-    """Names of the devices that are neither a whole GPU nor a MIG device with its profile and its GPU, or that several
-    ResourceClaims may hold at once, sorted."""
+    """Names of the devices that are neither a whole GPU nor a MIG device with its profile and GPU, or that several ResourceClaims may hold at once."""
     missing: int = 0
     """How many ResourceSlices of the node's pool have not been published yet."""
     key: str = ""
     """The result of `key_of` for all of its devices. Empty if it is unknown."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """For each whole GPU and each MIG device, by its name: the extended resource by which pods may request it. Empty if
-    the names are unknown."""
+    """For each whole GPU and each MIG device, by its name: the extended resource by which pods may request it. Empty if unknown."""
     resources: Mapping[str, int] = field(init=False, compare=False)
     """The devices as counts of the extended resources by which pods may request them, such as nvidia.com/gpu."""
 
     def __post_init__(self) -> None:
-        """Set `resources` to the number of devices by extended resource. An entry of `layouts` that is None counts as
-        one whole GPU."""
         counts: Counter[str] = Counter()
         for layout in self.layouts:
             for name, count in [(RESOURCE_GPU, 1)] if layout is None else layout:
@@ -79,13 +69,10 @@ class DeviceClassView:
     """A DeviceClass in the cluster."""
 
     name: str
-    """Name of the class."""
     uid: str
-    """UID of the class."""
     version: str
     """The resourceVersion at which it was read."""
     ours: bool
-    """Whether it has our label."""
     resource: str
     """The extended resource by which pods may request its devices. Empty if it has none."""
     selectors: tuple[str, ...]
@@ -99,7 +86,6 @@ class WantedClass:
     """A DeviceClass of ours as it should be."""
 
     name: str
-    """Name of the class."""
     resource: str
     """The extended resource by which pods request the profile."""
     selector: str
@@ -117,12 +103,9 @@ class TaintRuleView:
     """A DeviceTaintRule with our label."""
 
     name: str
-    """Name of the rule."""
     uid: str
-    """UID of the rule."""
     since: datetime | None
-    """When it was created. None if it is being deleted, or if it does not keep new pods off exactly the devices of the
-    node in its name."""
+    """When it was created. None if it is being deleted, or does not keep new pods off exactly the devices of the node in its name."""
 
     @property
     def node(self) -> str:
@@ -137,8 +120,7 @@ class TaintProof:
     works: bool = False
     """Whether the scheduler was shown to obey DeviceTaintRules, and no write of one fails."""
     error: str = ""
-    """Why nodes are cordoned although the setting `device_taints` is on. Empty if the setting is off, if rules work, or
-    if the scheduler has not been tested yet."""
+    """Why nodes are cordoned although the setting `device_taints` is on. Empty if the setting is off, if rules work, or if the scheduler has not been tested yet."""
 
 
 UNTESTED = TaintProof()
@@ -146,31 +128,27 @@ UNTESTED = TaintProof()
 
 @value
 class DraView:
-    """NVIDIA's DRA stack as far as it was seen. The ResourceSlices are read only if there is a GPUCluster or a DRA
-    driver that serves GPUs."""
+    """NVIDIA's DRA stack. The ResourceSlices are read only if there is a GPUCluster or a DRA driver that serves GPUs."""
 
     driver: DraDriverView | None = None
     """The DRA driver in the namespace of NVIDIA's components. None if there is none."""
     mig_manager: str = ""
-    """Name of the DaemonSet of a mig-manager that runs without the GPU Operator, in the same namespace. Empty if there
-    is none."""
+    """Name of the DaemonSet of a mig-manager that runs without the GPU Operator, in the same namespace. Empty if there is none."""
     mig_manager_version: str = ""
-    """Version of that mig-manager. Empty if it is unknown."""
+    """Empty if it is unknown."""
     mig_config_map: str = ""
     """Name of the ConfigMap from which that mig-manager reads its configurations. Empty if it mounts none."""
     with_reboot: bool = False
     """Whether that mig-manager reboots the node when a GPU cannot be reset (env WITH_REBOOT)."""
     unread: str = ""
-    """Why the ResourceSlices cannot be read, as a sentence without its period. Empty if they can be read or need not
-    be."""
+    """Why the ResourceSlices cannot be read, as a sentence without its period. Empty if they can be read or need not be."""
     doubles: tuple[str, ...] = ()
-    """Names of the nodes whose GPUs both the DRA driver and a device plugin serve, sorted."""
+    """Names of the nodes whose GPUs both the DRA driver and a device plugin serve."""
     classes: tuple[DeviceClassView, ...] | None = None
     """All DeviceClasses by name, or None if they were not read."""
     class_error: str = ""
-    """Why the last write of our DeviceClasses failed. Empty if it did not fail."""
+    """Why the last write of our DeviceClasses failed. Empty if it did not."""
     taints: TaintProof = UNTESTED
-    """Whether nodes may be fenced by DeviceTaintRules."""
     rule_error: str = ""
     """Why our DeviceTaintRules cannot be read or written. Empty if they can, or if none was tried."""
 

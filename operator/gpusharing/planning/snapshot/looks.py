@@ -1,55 +1,47 @@
-"""Looks (LISTs) at the pods of blocked nodes: only a few at a time, in turn, and less often the longer a node stays
-blocked. Also what else one pass remembers for the next one, because the cluster does not record it.
+"""Looks (LISTs) at the pods of blocked nodes: only a few at a time, in turn, and less often the longer a node stays blocked. Also what else one pass remembers for the next one, because the cluster does not record it.
 
 A LIST of pods costs the API server the same whether it finds the old blocker or a node that can start. The blocked
 nodes of all policies therefore share at most LOOKS such LISTs per poll. The caller remembers what each look found and
-puts that into the next snapshot, so the functions here are pure.
-
-Terms: docs/design/glossary.md#pass, docs/design/glossary.md#fence, docs/design/glossary.md#look,
-docs/design/glossary.md#blocker, docs/design/glossary.md#gang.
+puts that into the next snapshot.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import field
 from datetime import datetime, timedelta
 
+from gpusharing.planning.snapshot.callfailures import LONGEST_WAIT, backoff
 from gpusharing.planning.snapshot.records import SpecVersion
 from gpusharing.planning.vocabulary.blockers import Blocker, ends_at
 from gpusharing.planning.vocabulary.values import value
 
 LOOKS = 5
-"""The largest number of blocked nodes, over all policies, whose pods are listed within one poll."""
+"""The most blocked nodes, over all policies, whose pods are listed within one poll."""
 FIRST_LOOKS = 20
 """Once this many nodes were found blocked within one poll, no further node gets its first look."""
-LONGEST = timedelta(seconds=60)
+LONGEST = timedelta(seconds=LONGEST_WAIT)
 """The longest time between two looks at one node, no matter how long the node stays blocked."""
 
 
 @value
 class Look:
-    """The result of the latest LIST of a node's pods before its change starts: which change it was for, and what kept
-    the pods from leaving."""
+    """The result of the latest LIST of a node's pods before its change starts."""
 
     version: SpecVersion
     """The version of the spec whose change the look was for. The look is not used for any other version."""
     retry: str
-    """The value of the retry annotation on the Node at that time. If it changes, the pods are listed again at once."""
+    """The value of the retry annotation at that time. If it changes, the pods are listed again at once."""
     at: datetime
     """When the pods were listed."""
     tries: int
-    """How many looks in a row have found blockers, this one included; the next wait depends on that number. 1 if this
-    one found none."""
+    """How many looks in a row have found blockers, this one included. 1 if this one found none."""
     blockers: tuple[Blocker, ...] = ()
     """What kept the pods from leaving. Empty if nothing did and the change began."""
     needs: tuple[tuple[str, int], ...] = ()
-    """If the change began: pairs of a PodDisruptionBudget and the number of pods that the change will evict under
-    it."""
+    """If the change began: how many pods it will evict under each PodDisruptionBudget."""
 
     def due(self, poll: float) -> datetime:
-        """Return when to list the pods again. The wait is `poll` seconds at first and doubles with each further look
-        that finds blockers (`tries`), up to LONGEST. If all blockers end by themselves at a known time after this look,
-        the wait ends no later than that time."""
-        again = self.at + min(LONGEST, timedelta(seconds=poll * 2 ** min(self.tries - 1, 10)))
+        """Return when to list the pods again: with back-off, or when all blockers have ended by themselves."""
+        again = self.at + timedelta(seconds=backoff(self.tries, poll))
         end = ends_at(self.blockers)
         return again if end is None or end <= self.at else min(again, end)
 
@@ -59,7 +51,7 @@ class Preview:
     """What the change of a waiting node would disturb, according to the latest LIST of its pods."""
 
     version: SpecVersion
-    """The version of the spec whose change the preview is about. The preview is not used for any other version."""
+    """The preview is not used for any other version of the spec."""
     at: datetime
     """When the pods were listed."""
     pods: tuple[str, ...] = ()
@@ -69,33 +61,26 @@ class Preview:
     gangs: tuple[str, ...] = ()
     """Descriptions of the gangs that those pods belong to, for people."""
     blockers: tuple[Blocker, ...] = ()
-    """What would keep the drain from succeeding."""
 
 
 @value
 class PassMemory:
-    """State that each plan returns and that the next plan receives. It is kept in memory only, so a new process starts
-    without it."""
+    """State that each plan returns and that the next plan receives. A new process starts without it."""
 
     wants_pods: frozenset[str] = frozenset()
     """Nodes whose pods have to be listed for the next pass."""
     proving: frozenset[str] = frozenset()
     """Nodes that count as idle as soon as one last LIST of their pods confirms it."""
     drifting_since: Mapping[str, datetime] = field(default_factory=dict)
-    """By node: since when this process has seen that the node, which is Ready and has no fence, differs from its
-    target."""
+    """By node: since when this process has seen that the node, Ready and without a fence, differs from its target."""
     looks: Mapping[str, Look] = field(default_factory=dict)
-    """By node: the result of the latest LIST of its pods before its change starts."""
     previews: Mapping[str, Preview] = field(default_factory=dict)
-    """By waiting node: what its change would disturb."""
     vain_passes: Mapping[str, int] = field(default_factory=dict)
     """By policy: how many passes in a row made no progress (`count_vain`)."""
 
 
 def find_due(looks: Iterable[tuple[str, Look]], now: datetime, poll: float) -> frozenset[str]:
-    """Return the names of the nodes whose pods must be listed again now. `looks` are pairs of a node's name and its
-    latest look. At most LOOKS nodes are listed within `poll` seconds, counting those of `looks` made in that time. If
-    more nodes are due, the nodes with the oldest looks are returned."""
+    """Return the nodes whose pods must be listed again now, at most LOOKS within `poll` seconds, those with the oldest looks first."""
     known = list(looks)
     left = LOOKS - count_recent((look for _, look in known), now, poll)
     due = sorted((look.at, name) for name, look in known if look.due(poll) <= now)
@@ -103,5 +88,4 @@ def find_due(looks: Iterable[tuple[str, Look]], now: datetime, poll: float) -> f
 
 
 def count_recent(looks: Iterable[Look], now: datetime, poll: float) -> int:
-    """Return how many of these looks were made less than `poll` seconds ago."""
     return sum(now - timedelta(seconds=poll) < look.at for look in looks)

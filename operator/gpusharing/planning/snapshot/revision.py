@@ -23,7 +23,6 @@ _DURATIONS = ("timeout", "actuation", "verification")
 
 
 def find_revision(uid: str, spec: GPUSharingPolicySpec | None, *, resetting: bool = False) -> str:
-    """Return the revision of the policy with this UID and spec; empty if the spec cannot be read."""
     if spec is None:
         return ""
     intent = {name: _plain(getattr(spec, name)) for name in INTENT}
@@ -34,7 +33,6 @@ def find_revision(uid: str, spec: GPUSharingPolicySpec | None, *, resetting: boo
 
 
 def _plain(value: Any, name: str = "") -> Any:
-    """Return the value as JSON without fields that have their default, and durations as seconds."""
     if isinstance(value, BaseModel):
         fields = type(value).model_fields
         return {

@@ -1,7 +1,4 @@
-"""NVIDIA's software in the cluster, and the configuration that we keep for it.
-
-Terms: docs/design/glossary.md#fence.
-"""
+"""NVIDIA's software in the cluster, and the configuration that we keep for it."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import field
@@ -20,44 +17,36 @@ PLUGIN_SWITCH = "devicePlugin.enabled"
 
 @value
 class PlainStackView:
-    """NVIDIA's device-plugin chart without the GPU Operator, which means without a ClusterPolicy. mig-manager may run
-    beside it as a DaemonSet of its own."""
+    """NVIDIA's device-plugin chart without the GPU Operator, which means without a ClusterPolicy. mig-manager may run beside it as a DaemonSet of its own."""
 
     daemon_set: str
-    """Name of the device plugin's DaemonSet."""
     release: str
     """Name of its Helm release. Empty if it is unknown."""
     mig_manager: str = ""
     """Name of mig-manager's DaemonSet in the namespace of the chart. Empty if there is none."""
     pausable: bool = False
-    """Whether all DaemonSets of the chart run only on nodes with nvidia.com/gpu.deploy.client=true. If not,
-    mig-manager cannot pause them, and their pods would use the GPUs during a MIG change."""
+    """Whether all DaemonSets of the chart run only on nodes with nvidia.com/gpu.deploy.client=true, so that mig-manager can keep their pods off the GPUs during a MIG change."""
 
 
 @value
 class MpsDaemonView:
-    """The GPU Operator's DaemonSet of MPS control daemons, with the facts that decide whether its config-manager can
-    notify the daemon of a new configuration."""
+    """The GPU Operator's DaemonSet of MPS control daemons, with the facts that decide whether its config-manager can notify the daemon of a new configuration."""
 
     version: str
     """Version of the device plugin's image, which the daemon runs. Empty if it is unknown."""
     program: str
     """The process name of the daemon. Empty if the image decides it."""
     signalled: str | None
-    """The value of PROCESS_TO_SIGNAL, which names the process that its config-manager signals. None if the variable is
-    not set, or if its value comes from elsewhere (`valueFrom`)."""
+    """The value of PROCESS_TO_SIGNAL, which names the process that its config-manager signals. None if it is not set, or comes from elsewhere (`valueFrom`)."""
     sees_host: bool
     """Whether its pods see the processes of their host."""
     name: str = "nvidia-device-plugin-mps-control-daemon"
-    """Name of the DaemonSet."""
     namespace: str = "gpu-operator"
-    """Namespace of the DaemonSet."""
     state: str = ""
     """UID and generation of the DaemonSet, which change whenever its spec does. Empty if they are unknown."""
 
     @property
     def plugin(self) -> str:
-        """The device plugin with its version, for messages."""
         return f"device plugin {self.version}" if self.version else "a device plugin of an unknown version"
 
 
@@ -77,8 +66,7 @@ class MpsRepairs:
 
 @value
 class ClusterPolicyView:
-    """The parts of NVIDIA's ClusterPolicy that can override us (docs/design/nvidia.md#d5). If NVIDIA's device-plugin
-    chart runs without the GPU Operator, an equivalent view is made from its DaemonSets."""
+    """The parts of NVIDIA's ClusterPolicy that can override us (docs/design/nvidia.md#d5), or an equivalent view of NVIDIA's device-plugin chart."""
 
     plugin_config_name: str
     """devicePlugin.config.name. Empty if it is not set."""
@@ -87,11 +75,9 @@ class ClusterPolicyView:
     mig_config_name: str
     """migManager.config.name. Empty if it is not set."""
     switches: Mapping[str, bool | str] = field(default_factory=dict)
-    """The values of the fields that `stack/requirements.py` reads, by their path below `spec`; fields that are not set
-    are left out. Without a ClusterPolicy, the values are derived from the programs that run."""
+    """The values of the fields that `stack/requirements.py` reads, by their path below `spec`; unset ones are left out."""
     plugin_default: str = ""
-    """devicePlugin.config.default: the device-plugin configuration for nodes without the label. Empty if it is not
-    set."""
+    """devicePlugin.config.default: the configuration for nodes without the label. Empty if it is not set."""
     with_reboot: bool = False
     """Whether mig-manager reboots the node when a GPU cannot be reset (env WITH_REBOOT)."""
     plugin_version: str = ""
@@ -101,7 +87,7 @@ class ClusterPolicyView:
     name: str = "cluster-policy"
     """Name of the object: `cluster-policy` with NVIDIA's chart, `gpu-cluster-policy` on OpenShift."""
     uid: str = ""
-    """UID of the object. Empty if there is none."""
+    """Empty if there is no such object."""
     ignored: bool = False
     """Whether the GPU Operator reports that it follows another ClusterPolicy (docs/design/nvidia.md#d7)."""
     plugin_config_setter: str = ""
@@ -115,17 +101,14 @@ class ClusterPolicyView:
     tolerations: str = "[]"
     """The tolerations of NVIDIA's pods as JSON."""
     mps_daemon: MpsDaemonView | None = None
-    """The GPU Operator's MPS daemon, or None if there is none, if it was not seen, or if it runs without
-    config-manager."""
+    """The GPU Operator's MPS daemon, or None if there is none, if it was not seen, or if it runs without config-manager."""
     plain: PlainStackView | None = None
-    """The DaemonSets of NVIDIA's device-plugin chart, from which this view was made, or None if there is a
-    ClusterPolicy."""
+    """The DaemonSets of NVIDIA's device-plugin chart, from which this view was made, or None if there is a ClusterPolicy."""
     namespace: str = ""
     """Namespace of NVIDIA's pods, as status.namespace says. Empty if it does not."""
 
     def is_off(self, switch: str) -> bool:
-        """Whether `switches` has False for the field with this path below `spec`. A field that is not set, or that has
-        another value, is not off."""
+        """Whether the field with this path below `spec` is False, and not merely unset."""
         return self.switches.get(switch) is False
 
 
@@ -134,7 +117,6 @@ class FinderState:
     """A DaemonSet of Node Feature Discovery's worker. Only the worker's labels show that a node has a GPU."""
 
     name: str
-    """Name of the DaemonSet."""
     release: str
     """Name of its Helm release. Empty if it is unknown."""
     tolerates_gate: bool
@@ -148,12 +130,10 @@ class StartChange:
     """A node whose GPUs mig-manager would change, or may change, at its start (`planning/stack/migstart.py`)."""
 
     node: str
-    """Name of the Node."""
     why: str
     """How its GPUs differ from its label, or why that is unknown, as a clause for people."""
     config: str = ""
-    """A value for its label nvidia.com/mig.config with which mig-manager would leave its GPUs as they are. Empty if
-    there is none or if it is unknown."""
+    """A value for its label nvidia.com/mig.config with which mig-manager would leave its GPUs as they are. Empty if there is none or if it is unknown."""
     known: bool = True
     """Whether it is known what the node's GPUs have."""
 
@@ -165,8 +145,7 @@ class StackView:
     cluster_policy: ClusterPolicyView | None
     """The ClusterPolicy or its equivalent, or None if nothing of NVIDIA's was found."""
     gpu_cluster: bool
-    """Whether there is a GPUCluster, with which the GPU Operator installs NVIDIA's DRA driver in place of the device
-    plugin."""
+    """Whether there is a GPUCluster, with which the GPU Operator installs NVIDIA's DRA driver in place of the device plugin."""
     plugin_configs: Mapping[str, str]
     """Device-plugin configurations by key, as they are in our ConfigMap now."""
     mig_file: str
@@ -176,88 +155,70 @@ class StackView:
     admin_mig_file: str = ""
     """mig-parted entries from the admin's own ConfigMap, merged into ours."""
     admin_plugin_configs: Mapping[str, str] = field(default_factory=dict)
-    """Device-plugin configurations from the admin's own ConfigMap, by key. They are merged into ours unchanged."""
+    """Device-plugin configurations from the admin's own ConfigMap, by key, merged into ours unchanged."""
     missing_entries: tuple[str, ...] = ()
-    """Device-plugin configurations that Nodes name but `plugin_configs` lacks, collected while ClusterPolicy does not
-    name our ConfigMap."""
+    """Device-plugin configurations that Nodes name but `plugin_configs` lacks, collected while ClusterPolicy does not name our ConfigMap."""
     unresolved_mig: Mapping[str, str] = field(default_factory=dict)
-    """The mig-parted configuration that a Node names but `mig_file` does not give it, by the name of the Node
-    (`pointers.find_unresolved`). Collected while ClusterPolicy does not name our ConfigMap."""
+    """By Node: the mig-parted configuration that it names but `mig_file` does not give it (`pointers.find_unresolved`). Collected while ClusterPolicy does not name our ConfigMap."""
     start_changes: tuple[StartChange, ...] = ()
-    """The nodes whose GPUs mig-manager would or may change at its start (`migstart.find_start_changes`). Collected only
-    while something that we write or print would start or restart mig-manager."""
+    """The nodes whose GPUs mig-manager would or may change at its start (`migstart.find_start_changes`). Collected only while something that we write or print would start or restart mig-manager."""
     strategy_users: Mapping[str, str] = field(default_factory=dict)
-    """By node: the MIG devices that it would lose without ClusterPolicy's mig.strategy
-    (`migstrategy.find_strategy_users`). Collected while a policy wants another strategy."""
+    """By node: the MIG devices that it would lose without ClusterPolicy's mig.strategy. Collected while a policy wants another strategy."""
     missing_maps: tuple[str, ...] = ()
     """The admin's ConfigMaps that a setting names but that do not exist."""
     generated_mig_files: Mapping[str, str] = field(default_factory=dict)
     """The mig-parted file that mig-manager >= 0.14 generated from the hardware, by node."""
     plugin_map_exists: bool = True
-    """Whether our device-plugin ConfigMap exists; NVIDIA's pods cannot start while ClusterPolicy names a missing
-    one."""
+    """Whether our device-plugin ConfigMap exists; NVIDIA's pods cannot start while ClusterPolicy names a missing one."""
     serves_our_mig_file: bool = False
     """Whether mig-manager reads our ConfigMap, because ClusterPolicy or its own DaemonSet says so."""
     marked: bool = True
     """Whether each of our two ConfigMaps that exists has our label."""
     write_error: str = ""
-    """Why the last write of our ConfigMaps was refused. Empty if it was not refused."""
+    """Why the last write of our ConfigMaps was refused. Empty if it was not."""
     rival_policies: tuple[str, ...] = ()
-    """Names of the ClusterPolicies if it is unclear which of them the GPU Operator follows; `cluster_policy` is then
-    the first of them. Empty otherwise."""
+    """Names of the ClusterPolicies if it is unclear which of them the GPU Operator follows; `cluster_policy` is then the first of them. Empty otherwise."""
     pointer_error: str = ""
-    """Why the write that points ClusterPolicy at our ConfigMaps failed. Empty if it did not fail."""
+    """Why the write that points ClusterPolicy at our ConfigMaps failed. Empty if it did not."""
     foreign_map: str = ""
-    """Name of a ConfigMap with entries that has the name of one of ours but was created by somebody else. Empty if
-    there is none."""
+    """Name of a ConfigMap with entries that has the name of one of ours but was created by somebody else. Empty if there is none."""
     twins: str = ""
-    """A message with the remedy if two DaemonSets of NVIDIA's namespace run device plugins, or two run mig-manager, on
-    the same nodes (`planning/stack/rivals.py`). Empty if that is not certain of any two."""
+    """A message with the remedy if two DaemonSets of NVIDIA's namespace run device plugins, or two run mig-manager, on the same nodes (`planning/stack/rivals.py`). Empty if that is not certain of any two."""
     finders: tuple[FinderState, ...] = ()
-    """The DaemonSets of Node Feature Discovery's worker in the namespace of NVIDIA's components; the operator may read
-    no other namespace."""
+    """The DaemonSets of Node Feature Discovery's worker in the namespace of NVIDIA's components; the operator may read no other."""
     intolerant_agents: str = ""
-    """Namespace of the agent's pods, if the existing ones do not tolerate the start-up taint. Empty if they do, or if
-    none exists."""
+    """Namespace of the agent's pods, if the existing ones do not tolerate the start-up taint, else empty."""
     mps_repairs: MpsRepairs = MpsRepairs()
-    """How often the operator has repaired the MPS DaemonSet, as counted on our device-plugin ConfigMap."""
     mps_nodes: tuple[str, ...] = ()
     """The nodes that serve MPS and so prevent a repair of the MPS DaemonSet, sorted. Empty unless a repair is due."""
     repair_error: str = ""
-    """Why the last repair of the MPS DaemonSet failed. Empty if it did not fail."""
+    """Why the last repair of the MPS DaemonSet failed. Empty if it did not."""
     seen_plugin_configs: Mapping[str, str] = field(default_factory=dict)
-    """Device-plugin entries that this process has read so far, by key. If an entry whose name is made from its content
-    is lost, it can be restored from here."""
+    """Device-plugin entries that this process has read so far. A lost one whose name is made from its content can be restored from here."""
     seen_mig_entries: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
     """mig-parted entries that this process has read so far, by key, for the same purpose."""
     dra: DraView = NO_DRA
-    """NVIDIA's DRA driver and what it publishes."""
 
     @property
     def with_reboot(self) -> bool:
-        """Whether mig-manager reboots a node when a GPU cannot be reset, according to `cluster_policy` or, if there is
-        none, to the mig-manager that runs without the GPU Operator (`dra`)."""
+        """Whether mig-manager reboots a node when a GPU cannot be reset, according to `cluster_policy` or, if there is none, to the mig-manager that runs without the GPU Operator (`dra`)."""
         policy = self.cluster_policy
         return self.dra.with_reboot if policy is None else policy.with_reboot
 
     @property
     def by_dra(self) -> bool:
-        """Whether NVIDIA's DRA stack serves the GPUs of the cluster (`is_served_by_dra`)."""
         return is_served_by_dra(self.gpu_cluster, self.cluster_policy, self.dra)
 
     def generated_mig_file(self, node: str) -> str:
-        """Return the mig-parted file that mig-manager generated on `node`. Empty if mig-manager reads our ConfigMap
-        instead, or if no such file was read for the node."""
+        """Return the mig-parted file that mig-manager generated on `node` and reads there, or an empty string."""
         return "" if self.serves_our_mig_file else self.generated_mig_files.get(node, "")
 
 
 def is_served_by_dra(gpu_cluster: bool, policy: ClusterPolicyView | None, dra: DraView) -> bool:
-    """Whether NVIDIA's DRA stack serves the GPUs of a cluster. Always true with a GPUCluster. Otherwise there must be a
-    DRA driver. Without a `policy` that is enough, even if the driver serves only compute domains: policies are then
-    refused with the command that lets it serve GPUs. With one, the driver must serve GPUs, and `policy` must switch its
-    device plugin off. `policy` is the ClusterPolicy or stands for NVIDIA's device-plugin chart."""
+    """Whether NVIDIA's DRA stack serves the GPUs. `policy` is the ClusterPolicy or stands for NVIDIA's device-plugin chart."""
     if gpu_cluster or dra.driver is None:
         return gpu_cluster
+    # Without a policy, a driver that serves only compute domains is refused with the command that lets it serve GPUs.
     return policy is None or (dra.driver.serves_gpus and policy.is_off(PLUGIN_SWITCH))
 
 
@@ -270,8 +231,7 @@ class Program(StrEnum):
 
     @property
     def label(self) -> str:
-        """The label that its pods carry: `app`, or the label that the DRA driver's chart gives them (v0.5.0,
-        selectorLabels)."""
+        """The label that its pods carry: `app`, or the one that the DRA driver's chart gives them (v0.5.0, selectorLabels)."""
         return "dra-driver-nvidia-gpu-component" if self is Program.KUBELET_PLUGIN else "app"
 
 
@@ -280,38 +240,25 @@ class Operand:
     """A pod of a `Program`."""
 
     namespace: str
-    """Namespace of the pod."""
     name: str
-    """Name of the pod."""
     uid: str
-    """UID of the pod."""
     ready: bool
-    """Whether its condition Ready is True."""
     deleting: bool = False
-    """Whether the pod is already being deleted."""
     ready_since: datetime | None = None
-    """Since when this process has seen it Ready, on a fenced node, or not `down`, on any node, if it is an MPS daemon;
-    node clocks are never compared with ours."""
+    """Since when this process has seen it Ready, on a fenced node, or not `down`, if it is an MPS daemon; node clocks are never compared with ours."""
     lone_restarts: int = 0
-    """How many more restarts config-manager has than the daemon's container in the pod of an MPS daemon, which may be
-    negative. 0 for other pods."""
+    """How many more restarts config-manager has than the MPS daemon's container in its pod, which may be negative."""
     restart_cause: str = ""
     """Why config-manager last exited, as the kubelet reports it. Empty if it is unknown."""
     settling: bool = False
     """Whether config-manager of an MPS daemon is not running, so that `lone_restarts` cannot be compared yet."""
     down: bool = False
-    """Whether the daemon itself, in the pod of an MPS daemon, is not running. Other pods are never down."""
+    """Whether the daemon itself, in the pod of an MPS daemon, is not running."""
 
 
 def find_active(views: Iterable[ClusterPolicyView]) -> tuple[ClusterPolicyView | None, tuple[str, ...]]:
-    """Return a pair: the ClusterPolicy that the GPU Operator follows, or None if there is none, and a tuple of names.
-    The tuple is empty unless the choice is uncertain. If it is, the tuple names all possible policies, and the
-    returned policy is the first of them by name.
-
-    The GPU Operator marks all but one as `ignored`. It may not have marked any before its first reconciliation, or
-    while it is not running. If all are marked, the mark is disregarded; a single ClusterPolicy is therefore always
-    returned as certain.
-    """
+    """Return the ClusterPolicy that the GPU Operator follows, or the first of several possible ones and the names of all."""
+    # The GPU Operator marks all but one as ignored, but perhaps none before its first reconciliation.
     policies = sorted(views, key=lambda policy: policy.name)
     heeded = [policy for policy in policies if not policy.ignored] or policies
     rivals = tuple(policy.name for policy in heeded)

@@ -1,7 +1,4 @@
-"""The verdict of a node whose calls fail, with the API server's error message (see callfailures.py).
-
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot, docs/design/glossary.md#point-of-no-return.
-"""
+"""The verdict of a node whose calls fail, with the API server's error message (see callfailures.py)."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,10 +6,8 @@ from datetime import datetime, timedelta
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import (
-    Action,
     Actuate,
     EnsureGPUNode,
-    FenceNode,
     Release,
     RestartOperand,
     UpdateFence,
@@ -34,27 +29,18 @@ from gpusharing.planning.vocabulary.values import value
 
 
 def is_moot(verdict: Verdict) -> bool:
-    """Whether the verdict is Synced or Skipped and has no action, so that an earlier failure no longer matters."""
+    """Whether an earlier failure no longer matters to the node."""
     return verdict.phase in (Phase.SYNCED, Phase.SKIPPED) and not verdict.actions
 
 
 def calls_fail(verdict: Verdict) -> bool:
-    """Whether one of the verdict's blockers (with the reason CallFailed) says that calls about its node fail
-    repeatedly."""
     return any(blocker.reason is Reason.CALL_FAILED for blocker in verdict.blockers)
 
 
-def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | None = None) -> Verdict:
-    """Return the verdict of a node whose calls fail, with `failure` in it. The verdict is unchanged if it already names
-    a failed call. One without actions is unchanged too, unless its node is a candidate whose calls are suspended, or is
-    in flight and less than LONGEST_WAIT seconds have passed since the failed call's next try.
-
-    While calls are suspended, the node is no candidate, and `wake` is no later than the next try. After LASTING
-    failures in a row, the verdict gets the failure's message and blocker and the reason CallFailed; only CordonKept
-    stays, with its message in front. Then a verdict that would fence the node becomes Pending, one that missed the
-    deadline of a step past the point of no return becomes Failed (`_is_late`), and a release loses its deadline. The
-    actions stay. Without `fence`, a late request to the agent does not make the verdict Failed.
-    """
+def show_failure(
+    verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | None = None
+) -> Verdict:
+    """Return the verdict with the failure of its calls in it, once the failure lasts. Its actions stay; while calls are suspended, the node is no candidate."""
     suspended = failure.holds(now)
     # Much has to be proven again before some calls, so the next attempt may come this late.
     recent = now < failure.next_try + timedelta(seconds=LONGEST_WAIT)
@@ -68,14 +54,11 @@ def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | 
     verdict = replace(verdict, wake=wake, candidate=verdict.candidate and not suspended)
     if not failure.lasts:
         return verdict
-    starts = any(isinstance(action, FenceNode) for action in verdict.actions)
-    phase = Phase.PENDING if starts else verdict.phase  # nothing has begun
+    phase = Phase.PENDING if verdict.starts else verdict.phase  # nothing has begun
     reason, message = Reason.CALL_FAILED, f"{failure.message}; the call is retried with increasing delays"
     if verdict.reason is Reason.CORDON_KEPT:
-        reason, message = (
-            verdict.reason,
-            f"{verdict.message}. This step waits for a call that keeps failing: {message}",
-        )
+        message = f"{verdict.message}. This step waits for a call that keeps failing: {message}"
+        reason = verdict.reason
     return replace(
         verdict,
         phase=Phase.FAILED if _is_late(verdict, fence, now) else phase,
@@ -87,48 +70,36 @@ def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | 
 
 
 def _is_late(verdict: Verdict, fence: Fence | None, now: datetime) -> bool:
-    """Whether the verdict's deadline is over but a step past the point of no return still has to be sent. Such a step
-    is an action that `_goes_on` accepts or, during a proof (Verifying or VerifyingIdle, and the fence stage is
-    `actuating`), a request to the agent; a release is not. False without a deadline."""
-    deadline, begun = verdict.deadline, fence is not None and fence.stage == "actuating"
-    asks = begun and verdict.phase in (Phase.VERIFYING, Phase.VERIFYING_IDLE)
-    asks = asks and any(isinstance(one, EnsureGPUNode) for one in verdict.actions)
-    return deadline is not None and now >= deadline and (asks or any(map(_goes_on, verdict.actions)))
+    """Whether the deadline is over and a step past the point of no return still has to be sent; a release is none."""
+    if verdict.deadline is None or now < verdict.deadline:
+        return False
+    asks = fence is not None and fence.stage == "actuating"
+    asks = asks and verdict.phase in (Phase.VERIFYING, Phase.VERIFYING_IDLE)
+    for action in verdict.actions:
+        if isinstance(action, RestartOperand) or (asks and isinstance(action, EnsureGPUNode)):
+            return True
+        if isinstance(action, UpdateFence | Actuate):
+            written = action.node.fence
+            if written is not None and written.stage == "actuating":
+                return True
+    return False
 
 
-def _goes_on(action: Action) -> bool:
-    """Whether the action continues a change past its point of no return: it restarts a pod, or it writes the fence of
-    a node whose fence stage is `actuating`."""
-    if isinstance(action, UpdateFence | Actuate):
-        return action.node.fence is not None and action.node.fence.stage == "actuating"
-    return isinstance(action, RestartOperand)
-
-
-def _noted(verdict: Verdict, node: NodeView, now: datetime) -> Verdict:
-    """Return the verdict with a write to the fence that records that the change has failed
-    (docs/adr/0044-what-was-seen-is-written-down.md). If the failing call is itself a PATCH of the fence, the record is
-    added to that PATCH, unless the PATCH follows another revision or the failure of this revision is already
-    recorded. Otherwise a PATCH with the record comes first. The verdict is unchanged if the node has no fence, or if
-    its fence already has the record."""
+def _record_failure(verdict: Verdict, node: NodeView, now: datetime) -> Verdict:
+    """Record in the fence that the change has failed, if possible with a PATCH of the fence that is due anyway (docs/adr/0044-what-was-seen-is-written-down.md)."""
     fence = node.fence
     if fence is None or fence.failed is not None:
         return verdict
-    actions = tuple(_with_failure(action, fence, now) for action in verdict.actions)
+    actions = tuple(
+        replace(action, fence=replace(action.fence, failed=now))
+        if isinstance(action, UpdateFence | Actuate)
+        and action.fence.version == fence.version != action.fence.failed_version
+        else action
+        for action in verdict.actions
+    )
     if any(isinstance(action, UpdateFence | Actuate) for action in actions):
         return verdict.then(*actions)
     return verdict.then(UpdateFence(node, replace(fence, failed=now)), *actions)
-
-
-def _with_failure(action: Action, failed: Fence, now: datetime) -> Action:
-    """Return the action with the failure recorded in the fence that it writes. `failed` is the present fence. An
-    action is returned unchanged if it writes no fence, if its fence is for a different revision from `failed`, or if
-    the change is already known to have failed in this revision."""
-    if not isinstance(action, UpdateFence | Actuate):
-        return action
-    fence = action.fence
-    if fence.version != failed.version or fence.failed_version == failed.version:
-        return action
-    return replace(action, fence=replace(fence, failed=now))
 
 
 @value(eq=False)
@@ -136,18 +107,13 @@ class Failing:
     """The nodes whose calls fail, in one pass."""
 
     failures: Mapping[str, CallFailure]
-    """The failures by subject. A subject is a node, or a write without which no node, or no node of one policy, can be
-    fenced."""
+    """By node, or by a write without which no node, or no node of one policy, can be fenced."""
     uncertain_claims: dict[str, Claim]
-    """The claims of nodes without a visible fence, by node. The call that wrote the fence failed, but the fence may
-    exist nevertheless."""
+    """The claims of nodes whose fence may exist although the call that wrote it failed."""
     now: datetime
-    """When the pass began."""
 
     @staticmethod
     def of(snapshot: ClusterSnapshot, members: Mapping[str, Member], now: datetime) -> "Failing":
-        """Return the failures in this snapshot. A candidate's claim is uncertain while the candidate's calls are
-        suspended after fewer than LASTING failures in a row, because its fence may exist."""
         failures, claims = snapshot.call_failures, snapshot.claims
         claims_kept = {
             node: claims[node]
@@ -157,42 +123,30 @@ class Failing:
         return Failing(failures, claims_kept, now)
 
     def holds(self, node: str) -> bool:
-        """Whether the node's calls are suspended after a failure, so that other candidates go first."""
         failure = self.failures.get(node)
         return failure is not None and failure.holds(self.now)
 
     def find_late(self, members: dict[str, Member]) -> dict[str, Member]:
-        """Return all members, with new verdicts for two kinds of nodes whose calls fail and that are not Failed yet.
-        Nodes that missed the deadline of a step past the point of no return become Failed, with an action that records
-        that in the fence. Nodes in flight whose calls failed at least STUCK times in a row get a verdict that names the
-        failed call (`named`). Without such nodes, `members` itself is returned.
-
-        The pools must know this before they choose, because Failed nodes count for maxFailures and the slots of the
-        others do not become free by themselves.
-        """
+        """Return all members, with new verdicts for nodes that a failing call has made late or stuck: the pools must know before they choose."""
         late = {}
         for node, failure in self.failures.items():
             if (member := members.get(node)) is None or member.verdict.phase is Phase.FAILED:
                 continue
-            verdict = named(member.verdict, failure, self.now, member.node.fence)
+            verdict = show_failure(member.verdict, failure, self.now, member.node.fence)
             if verdict.phase is Phase.FAILED:
-                late[node] = replace(member, verdict=_noted(verdict, member.node, self.now))
+                late[node] = replace(member, verdict=_record_failure(verdict, member.node, self.now))
             elif verdict.phase.in_flight and failure.stuck:
                 late[node] = replace(member, verdict=verdict)
         return {**members, **late} if late else members
 
     def keep_back(self, verdicts: Mapping[str, Verdict], why: str) -> dict[str, Verdict]:
-        """Return the verdicts, with each one that would fence its node replaced by a Pending verdict that has no
-        actions and no deadline and wakes after LONGEST_WAIT seconds; a candidate stays one. `why` says what keeps the
-        nodes from starting and begins the message. The reason is Progressing or, if the calls that read the policies
-        keep failing, CallFailed, with a blocker that says so."""
+        """Return the verdicts with Pending ones for all nodes that would start; `why` begins their message."""
         failure = self.failures.get(POLICIES)
-        changed = {}
+        changed = dict(verdicts)
         for node, verdict in verdicts.items():
-            if not any(isinstance(action, FenceNode) for action in verdict.actions):
-                changed[node] = verdict
+            if not verdict.starts:
                 continue
-            waits = replace(
+            changed[node] = waits = replace(
                 verdict,
                 phase=Phase.PENDING,
                 reason=Reason.PROGRESSING,
@@ -203,20 +157,17 @@ class Failing:
             )
             if failure is not None and failure.lasts:
                 blocker = Blocker(Reason.CALL_FAILED, message=failure.message)
-                waits = replace(waits, reason=Reason.CALL_FAILED, blockers=(*verdict.blockers, blocker))
-            changed[node] = waits
+                blockers = (*verdict.blockers, blocker)
+                changed[node] = replace(waits, reason=Reason.CALL_FAILED, blockers=blockers)
         return changed
 
-    def name(self, verdicts: dict[str, Verdict]) -> None:
-        """Add the failures to the verdicts of their nodes, in place. The failure to write the claims or, if
-        there is none, the finalizer of a policy keeps every fence of the policy from being written, so it is added to
-        each of the policy's nodes that would start now."""
+    def show(self, verdicts: dict[str, Verdict]) -> None:
+        """Add the failures to the verdicts of their nodes, in place. A write that keeps every fence from being written counts for each node that would start."""
         for node, failure in self.failures.items():
             if (verdict := verdicts.get(node)) is not None:
-                verdicts[node] = named(verdict, failure, self.now)
+                verdicts[node] = show_failure(verdict, failure, self.now)
         if self.failures.keys() - verdicts.keys():
             for node, verdict in verdicts.items():
-                starts = any(isinstance(action, FenceNode) for action in verdict.actions)
                 common = self.failures.get(CLAIMS) or self.failures.get(policy_subject(verdict.policy))
-                if starts and common is not None:
-                    verdicts[node] = named(verdict, common, self.now)
+                if verdict.starts and common is not None:
+                    verdicts[node] = show_failure(verdict, common, self.now)

@@ -2,8 +2,6 @@
 
 A pass makes cases only for the nodes about which something has changed since the last pass. The memo (memo.py) finds
 these nodes and keeps the verdicts of the others.
-
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#gang.
 """
 
 from collections import Counter
@@ -17,28 +15,24 @@ from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.snapshot.memo import Column
 from gpusharing.planning.snapshot.stackviews import Program
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, Hardware
-from gpusharing.planning.stack.acceptance import Terms
 from gpusharing.planning.transition.judge import differs_from_target, judge
 from gpusharing.planning.transition.members import Member, find_member, is_begun
 from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.wanted.actuators.choice import find_actuator
 from gpusharing.planning.wanted.assess import assess
+from gpusharing.planning.wanted.target import PolicyTargets
 
 
 class Cases:
-    """Everything from which the cases of all nodes are made in one pass. Each attribute is a mapping or a set with an
-    entry per node, or one value for all nodes, so that the memo can compare it with the value from the last pass."""
+    """What the cases of all nodes are made from. Each attribute is a mapping or a set with an entry per node, or one value for all, so that the memo can compare it with the last pass."""
 
     def __init__(
         self,
         snapshot: ClusterSnapshot,
         owners: Mapping[str, str],
-        terms: Mapping[str, Terms],
-        followed: Mapping[str, Terms | None],
+        terms: Mapping[str, PolicyTargets],
+        followed: Mapping[str, PolicyTargets | None],
     ) -> None:
-        """Store what the cases need of `snapshot`. `owners` has the policy that owns each node, `terms` the terms of
-        each policy, and `followed` the terms that each node is compared with. Every node in `followed` must be in
-        `owners`."""
         self.nodes, self.gpunodes, self.work = snapshot.nodes, snapshot.gpunodes, snapshot.work
         self.agents, troubles = snapshot.agents, snapshot.agent_troubles
         self.troubles = {name: troubles.of(name) for name in followed.keys() - snapshot.agents}
@@ -53,13 +47,10 @@ class Cases:
         self.shared = [
             one for one in vars(self).values() if not isinstance(one, Mapping | AbstractSet | tuple)
         ]
-        """The values that are the same for all nodes."""
         self.columns: list[Column] = [*rows, *self.operands]
-        """The mappings and sets that have an entry per node."""
 
-    def find(self, name: str, now: datetime) -> tuple[NodeCase, Terms | None]:
-        """Return the arguments of `judge_case` for one node in `followed`: its case, not yet compared, and its terms,
-        which are None if it is compared with no policy. Raises KeyError for any other node."""
+    def find(self, name: str, now: datetime) -> tuple[NodeCase, PolicyTargets | None]:
+        """Return the arguments of `judge_case` for a node in `followed`; the terms are None if no policy drives it."""
         owner = self.owned[name]
         case = NodeCase(
             node=self.nodes[name],
@@ -86,24 +77,17 @@ class Cases:
         return case, self.followed[name]
 
 
-def compare(case: NodeCase, terms: Terms | None) -> NodeCase:
-    """Return the case with the result of comparing its node with `terms`. Without terms, nothing is compared.
-
-    With or without terms, if the change has become a reboot since the pods were listed for a smaller change, that LIST
-    is dropped, because neither pods without a GPU nor their gangs were examined then.
-    """
+def compare(case: NodeCase, terms: PolicyTargets | None) -> NodeCase:
+    """Return the case with its assessment. Pods that were listed for a smaller change than the present reboot are dropped."""
     if terms is not None:
-        found = assess(
-            case.node, case.gpunode, terms.policy, terms.targets, case.stack, actuator=case.actuator
-        )
+        found = assess(case.node, case.gpunode, terms, actuator=case.actuator)
         case = replace(case, assessment=found)
-    unread = case.work is not None and case.scope.all_pods and not case.work.all_pods
+    unread = case.work is not None and case.scope.all_pods and not case.work.scope.all_pods
     return replace(case, work=None) if unread else case
 
 
-def judge_case(case: NodeCase, terms: Terms | None) -> Member | None:
-    """Compare the node of a case with its terms and judge it. Return the node as its pool counts it, or None if the
-    node does not concern us (`judge`). An error in the comparison or the judgment is not caught."""
+def judge_case(case: NodeCase, terms: PolicyTargets | None) -> Member | None:
+    """Return the node as its pool counts it, or None if it does not concern us."""
     case = compare(case, terms)
     node, verdict = case.node, judge(case)
     if verdict is None:
@@ -114,27 +98,21 @@ def judge_case(case: NodeCase, terms: Terms | None) -> Member | None:
 
 
 def keeps_verdict(member: Member | None) -> bool:
-    """Whether `judge_case` gives the same answer for the node until something other than the time changes. True if the
-    node does not concern us, or if it has no fence, not even one that cannot be read, and its verdict has neither a
-    wake nor actions."""
+    """Whether `judge_case` gives the same answer until something other than the time changes."""
     if member is None:
         return True
     return not is_begun(member.node) and member.verdict.wake is None and not member.verdict.actions
 
 
 def find_models(gpunodes: Iterable[GPUNodeView | None]) -> dict[str, GpuView]:
-    """Return, by product, one GPU for each card model on these nodes. Its profiles are those that most nodes report for
-    the model. Nodes without a GPUNode or a report are skipped.
-
-    NVIDIA's well-known names mean the same on every node, so no single report decides. In a tie, the profiles found
-    first count. A report that raises an error is ignored here; `judge_case` shows the error on its node.
-    """
+    """Return, by product, one GPU of each card model, with the profiles that most nodes report for it."""
     reports = (gpunode.observed for gpunode in gpunodes if gpunode is not None)
     kinds: Counter[Hardware] = Counter(report.hardware for report in reports if report is not None)
     known: dict[tuple[str, int], GpuView] = {}
     counts: Counter[tuple[str, int]] = Counter()
     for hardware, nodes in kinds.items():
-        with suppress(Exception):  # one node must not hide the others (guard.py)
+        # One node must not hide the others; `judge_case` shows its error (guard.py).
+        with suppress(Exception):
             for gpu in hardware.models:
                 known.setdefault(card := (gpu.product, id(gpu.profiles)), gpu)
                 counts[card] += nodes

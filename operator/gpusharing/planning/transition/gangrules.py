@@ -1,59 +1,45 @@
-"""The drain rules that apply to each member of a gang. The policy of the member's own node sets them, even if another
-policy governs the node that is being changed. If that policy cannot be read, or the member's node cannot be judged,
-the members there must stay.
-
-Specification: docs/adr/0039-a-wave-stays-within-its-policy.md.
-
-Terms: docs/design/glossary.md#gang, docs/design/glossary.md#wave.
-"""
+"""The drain rules of each member of a gang: those of the policy of the member's own node, even if another policy governs the node that is being changed (docs/adr/0039-a-wave-stays-within-its-policy.md)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TypeAlias
 
 from gpusharing.api.policy import Drain
 from gpusharing.planning.snapshot.podviews import GangView
-from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
-from gpusharing.planning.stack.acceptance import Terms, find_spec
+from gpusharing.planning.snapshot.views import ClusterSnapshot
+from gpusharing.planning.stack.acceptance import find_spec
 from gpusharing.planning.transition.guard import find_fault
 from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.wanted.target import PolicyTargets
 
-
-class _Rules(NamedTuple):
-    """What the policy of a node says about the gang members there."""
-
-    policy: str
-    """The name of the policy."""
-    drain: Drain | None
-    """The policy's spec.drain, or None if it is unknown."""
-    unruled: Finding | None
-    """Why `drain` is unknown, or None if it is known."""
+Rules: TypeAlias = tuple[str, Drain | None, Finding | None]
+"""A policy, and its spec.drain or why that is unknown."""
 
 
 def with_rules(
     snapshot: ClusterSnapshot,
-    followed: Mapping[str, Terms | None],
+    followed: Mapping[str, PolicyTargets | None],
     owners: Mapping[str, str],
     failed: Mapping[str, Exception],
 ) -> ClusterSnapshot:
-    """Return the snapshot in which each member of a gang has the spec.drain of the policy that its own node follows,
-    or the reason why that is unknown. A member gets neither if its node has the same rules as the node whose pods
-    were listed, or follows no policy. The snapshot is unchanged if no member gets either, or if there are fewer
-    than two policies and every node can be judged.
-
-    `followed` has the terms that each node is compared with, `owners` the policy that owns each node, and `failed` the
-    errors of the nodes that cannot be judged.
-    """
+    """Return the snapshot in which each member of a gang on a node with other rules has the spec.drain of its own node's policy."""
     if len(snapshot.policies) < 2 and not failed:
         return snapshot
 
-    def find_rules(node: str) -> _Rules | None:
-        """Return the rules for one node, or None if the node follows no policy. They are unknown if the node cannot be
-        judged."""
+    def find_rules(node: str) -> Rules | None:
         if (error := failed.get(node)) is not None:
-            return _unruled(owners.get(node, ""), find_fault(error))
-        terms = followed.get(node)
-        return _rules_of(terms.policy) if terms is not None else None
+            policy, why = owners.get(node, ""), find_fault(error)
+        elif (terms := followed.get(node)) is not None:
+            policy, spec = terms.policy.name, find_spec(terms.policy)
+            if not isinstance(spec, Finding):
+                return policy, spec.drain, None
+            why = replace(spec, message=f"policy {policy} cannot be read: {spec.message}")
+        else:
+            return None
+        message = (
+            f"The drain rules for the pod's node are unknown and may forbid evicting the pod: {why.message}"
+        )
+        return policy, None, replace(why, message=message)
 
     ruled = {}
     for name, work in snapshot.work.items():
@@ -65,39 +51,19 @@ def with_rules(
 
 
 def _with_rules(
-    view: GangView, own_rules: _Rules | None, find_rules: Callable[[str], _Rules | None]
+    view: GangView, own_rules: Rules | None, find_rules: Callable[[str], Rules | None]
 ) -> GangView:
-    """Return the gang in which the members on other nodes have the rules of their own nodes, where these differ from
-    `own_rules` and their spec.drain differs too or is unknown. Unchanged if there are no such members."""
-    own_drain = own_rules.drain if own_rules is not None else None
+    own_drain = own_rules[1] if own_rules is not None else None
+    rules = {node: find_rules(node) for node in {member.node for member in view.members}}
     others = {
-        node: rules
-        for node in {member.node for member in view.members}
-        if (rules := find_rules(node)) is not None and rules != own_rules
-        if rules.unruled is not None or rules.drain != own_drain
+        node: found
+        for node, found in rules.items()
+        if found is not None and found != own_rules and (found[2] is not None or found[1] != own_drain)
     }
     if not others:
         return view
     members = (
-        one
-        if (rules := others.get(one.node)) is None
-        else replace(one, policy=rules.policy, drain=rules.drain, unruled=rules.unruled)
-        for one in view.members
+        replace(one, policy=found[0], drain=found[1], unruled=found[2]) if found else one
+        for one, found in ((one, others.get(one.node)) for one in view.members)
     )
     return replace(view, members=tuple(members))
-
-
-def _rules_of(policy: PolicyView) -> _Rules:
-    """Return the rules of a policy. If its spec cannot be read, they are unknown rules with the reason why."""
-    spec = find_spec(policy)
-    if isinstance(spec, Finding):
-        return _unruled(
-            policy.name, replace(spec, message=f"policy {policy.name} cannot be read: {spec.message}")
-        )
-    return _Rules(policy.name, spec.drain, None)
-
-
-def _unruled(policy: str, why: Finding) -> _Rules:
-    """Return the rules of a policy whose spec.drain is unknown, with the reason."""
-    message = f"The drain rules for the pod's node are unknown and may forbid evicting the pod: {why.message}"
-    return _Rules(policy, None, replace(why, message=message))

@@ -3,8 +3,6 @@
 The node gets its layout in the ordinary way. The taint is removed with the proof: when the node is released after its
 change, or when it is adopted because it already matches its target. Until then every verdict says that the taint keeps
 workloads off.
-
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot, docs/design/glossary.md#newcomer.
 """
 
 from gpusharing.api import names
@@ -23,14 +21,7 @@ from gpusharing.planning.wanted.assess import has_gpu
 
 
 def is_newcomer(node: NodeView, gpunode: GPUNodeView | None) -> bool:
-    """Whether no workload depends on this node yet, so that its change takes no slot of its policy's budget. While the
-    node is fenced, the answer from when it was fenced stays valid.
-
-    A newcomer has the start-up taint, has no record of a proof (docs/adr/0034-the-start-up-gate.md), and has no GPU pod
-    according to the agent's report; before the first report it counts as having none. False if the agent cannot count
-    the pods, or where NVIDIA's DRA driver publishes devices for the node, because the agent does not count pods that
-    hold claims.
-    """
+    """Whether no workload depends on the node yet, so that its change takes no slot (docs/adr/0034-the-start-up-gate.md). The agent does not count pods that hold claims."""
     if node.fence is not None:
         return node.fence.newcomer
     if node.gate is None or node.verified is not None or node.devices is not None:
@@ -40,11 +31,7 @@ def is_newcomer(node: NodeView, gpunode: GPUNodeView | None) -> bool:
 
 
 def find_closed(case: NodeCase) -> Finding | None:
-    """Return which component cannot run behind the taint, so that the node can never be proven, with the command that
-    fixes it. The Finding's reason is TaintNotTolerated, and only the first such component is named. The agent is
-    checked first, then NVIDIA's operands, the DRA driver where it serves the GPUs, and Node Feature Discovery. None if
-    no such component is known, or if the node does not have the taint. Raises ValueError if recorded tolerations are
-    not valid JSON."""
+    """Return which component cannot run behind the taint, so that the node can never be proven. Raises ValueError if recorded tolerations are not valid JSON."""
     if case.node.gate is None:
         return None
     policy, namespace = case.stack.cluster_policy, case.settings.gpu_operator_namespace
@@ -60,18 +47,12 @@ def find_closed(case: NodeCase) -> Finding | None:
 
 
 def _find_finder(case: NodeCase) -> tuple[str, str] | None:
-    """Return how to correct the first part of Node Feature Discovery that does not tolerate the taint, or None if every
-    part that was found does. Raises ValueError if its recorded tolerations are not valid JSON."""
     policy, namespace = case.stack.cluster_policy, case.settings.gpu_operator_namespace
     plain = policy is not None and policy.plain is not None
     return find_untolerated_finder(case.stack.finders, namespace, plain=plain)
 
 
 def find_unseen(case: NodeCase) -> str:
-    """Return why a GPU of a node behind the taint may not have been found, as text to append to a message; it begins
-    with a period. Either Node Feature Discovery does not tolerate the taint, or the operator cannot check whether
-    it does. Empty if a GPU was found, if the node does not have the taint, or if Node Feature Discovery tolerates
-    it."""
     if case.node.gate is None or has_gpu(case.node):
         return ""
     if (missing := _find_finder(case)) is not None:

@@ -1,14 +1,10 @@
-"""Explains what keeps pods from leaving a node, in a form that does not change while the situation does not
-(docs/design/drain.md#messages).
+"""Explains what keeps pods from leaving a node, in a form that does not change while the situation does not (docs/design/drain.md#messages)."""
 
-Terms: docs/design/glossary.md#blocker.
-"""
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
 
 from gpusharing.planning.vocabulary.lengths import cut
-from gpusharing.planning.vocabulary.reasons import Reason, most_urgent
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
 MAX_LINES = 5
@@ -24,7 +20,6 @@ class Blocker:
     """One reason why some pods cannot leave their node."""
 
     reason: Reason
-    """Why these pods cannot leave."""
     pods: tuple[str, ...] = ()
     """The pods concerned, as `namespace/name`, sorted."""
     pdb: str = ""
@@ -36,8 +31,7 @@ class Blocker:
 
 
 def merge(blockers: Iterable[Blocker]) -> tuple[Blocker, ...]:
-    """Return the blockers, sorted by the word of their reason, then by pods, budget and message. Blockers that differ
-    only in their pods are merged into one blocker with all of these pods, sorted and each named once."""
+    """Return the blockers in a fixed order. Those that differ only in their pods are merged into one."""
     pods: dict[tuple[Reason, str, str, datetime | None], set[str]] = {}
     for blocker in blockers:
         alike = (blocker.reason, blocker.pdb, blocker.message, blocker.until)
@@ -46,25 +40,33 @@ def merge(blockers: Iterable[Blocker]) -> tuple[Blocker, ...]:
         Blocker(reason, tuple(sorted(names)), pdb, message, until)
         for (reason, pdb, message, until), names in pods.items()
     )
-    return tuple(sorted(merged, key=_order))
+    return tuple(sorted(merged, key=lambda one: (one.reason.value, one.pods, one.pdb, one.message)))
 
 
 def explain_blockers(blockers: Iterable[Blocker]) -> tuple[str, ...]:
-    """Return one line for each merged blocker, with its reason, budget, pods (at most MAX_PODS), message and remedy.
-    At most MAX_LINES lines are returned; if blockers are left out, the last line says how many.
-
-    Equal blockers in any order give equal lines, because a status must not change while the situation does not.
-    """
+    """Return at most MAX_LINES lines that people read about the merged blockers."""
     ordered = merge(blockers)
-    if len(ordered) <= MAX_LINES:
-        return tuple(_line(blocker) for blocker in ordered)
-    shown = ordered[: MAX_LINES - 1]
-    return (*(_line(blocker) for blocker in shown), f"... ({len(ordered) - len(shown)} more)")
+    shown = ordered if len(ordered) <= MAX_LINES else ordered[: MAX_LINES - 1]
+    lines = []
+    for blocker in shown:
+        about, pods = f"{blocker.reason} {blocker.pdb}".rstrip(), blocker.pods
+        if pods:
+            more = f", ... ({len(pods) - MAX_PODS} more)" if len(pods) > MAX_PODS else ""
+            about += f": {'Pod' if len(pods) == 1 else 'Pods'} {', '.join(sorted(pods)[:MAX_PODS])}{more}."
+        else:
+            about += ":"
+        message = cut(" ".join(blocker.message.split()), MAX_MESSAGE)
+        if message and not message.endswith("."):
+            message += "."
+        remedy = blocker.reason.remedy and f"Remedy: {blocker.reason.remedy}"
+        lines.append(" ".join(filter(None, (about, message, remedy))))
+    if len(shown) < len(ordered):
+        lines.append(f"... ({len(ordered) - len(shown)} more)")
+    return tuple(lines)
 
 
 def culprit(blockers: Iterable[Blocker]) -> str:
-    """Return the first pod of the most urgent blocker that names pods, and the number of all other blocking pods, such
-    as `namespace/name +2`. Empty if no blocker names a pod."""
+    """Return the first pod of the most urgent blocker that names pods, and the number of all other blocking pods, such as `namespace/name +2`; empty if no blocker names a pod."""
     with_pods = sorted((b for b in blockers if b.pods), key=lambda b: (b.reason.urgency, b.pods))
     if not with_pods:
         return ""
@@ -73,8 +75,7 @@ def culprit(blockers: Iterable[Blocker]) -> str:
 
 
 def ends_at(blockers: Iterable[Blocker]) -> datetime | None:
-    """Return the time by which all blockers will have ended by themselves. None if one of them does not end with time,
-    or if there are no blockers."""
+    """Return the time by which all blockers will have ended by themselves, or None if one of them does not end with time."""
     ends = [blocker.until for blocker in blockers]
     known = [end for end in ends if end is not None]
     return max(known) if known and len(known) == len(ends) else None
@@ -82,39 +83,4 @@ def ends_at(blockers: Iterable[Blocker]) -> datetime | None:
 
 def main_reason(blockers: Iterable[Blocker]) -> Reason | None:
     """Return the most urgent reason of the blockers, or None if there are no blockers."""
-    reasons = [blocker.reason for blocker in blockers]
-    return most_urgent(reasons) if reasons else None
-
-
-def _order(blocker: Blocker) -> tuple[str, tuple[str, ...], str, str]:
-    """Return the sort key of a blocker: the word of its reason, its pods, budget and message, in that order."""
-    return blocker.reason.value, blocker.pods, blocker.pdb, blocker.message
-
-
-def _line(blocker: Blocker) -> str:
-    """Return the line that people read about one blocker: reason and budget, pods, message, remedy. Parts that the
-    blocker or its reason does not have are left out. The message is put on one line and cut to MAX_MESSAGE
-    characters."""
-    parts = [f"{blocker.reason} {blocker.pdb}".rstrip()]
-    if blocker.pods:
-        parts[0] += f": {_pods(blocker.pods)}."
-    else:
-        parts[0] += ":"
-    if blocker.message:
-        parts.append(_sentence(cut(" ".join(blocker.message.split()), MAX_MESSAGE)))
-    if blocker.reason.remedy:
-        parts.append(f"Remedy: {blocker.reason.remedy}")
-    return " ".join(parts)
-
-
-def _pods(pods: Sequence[str]) -> str:
-    """Return the first MAX_PODS names in alphabetical order after `Pod` or `Pods`, and how many more there are."""
-    text = ", ".join(sorted(pods)[:MAX_PODS])
-    if len(pods) > MAX_PODS:
-        text += f", ... ({len(pods) - MAX_PODS} more)"
-    return ("Pod " if len(pods) == 1 else "Pods ") + text
-
-
-def _sentence(text: str) -> str:
-    """Return the text with a period at the end, which is added only if there is none."""
-    return text if text.endswith((".", "...")) else f"{text}."
+    return min((blocker.reason for blocker in blockers), key=lambda reason: reason.urgency, default=None)

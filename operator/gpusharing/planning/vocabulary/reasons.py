@@ -1,20 +1,47 @@
-"""Every reason that the operator reports: one CamelCase word for tools, the situation in which it is used, and what a
-person should do about it.
+"""Every reason that the operator reports: one CamelCase word for tools, the situation in which it is used, and what a person should do about it.
 
-A reason is never removed or given a second meaning. `docs/reference/reasons.md` is generated from this file. If
-several reasons apply and only one can be shown, `most_urgent` chooses: first a reason that waits for a person, then
-the one that lasts longest. Reasons with the same `passes` are therefore defined in order, the longest first.
+A reason is never removed or given a second meaning. `docs/reference/reasons.md` is generated from this file. Reasons with the same `passes` are defined in order, the longest first.
 """
 
 from collections.abc import Iterable
+from enum import StrEnum
+from typing import Self
 
-from gpusharing.planning.vocabulary.reasonkinds import Mark, Passes, Worded
+from gpusharing.api.names import Phase
+from gpusharing.planning.vocabulary.reasonkinds import Group, Keeper, Mark, Passes
 
 _PERSON, _LATER, _SOON, _DONE = Passes.BY_A_PERSON, Passes.LATER, Passes.SOON, Passes.DONE
 
 
-class Reason(Worded):
-    """All reasons, by group."""
+class Reason(StrEnum):
+    """All reasons, by group. The attributes are the columns of the reason's row."""
+
+    _value_: str
+    group: Group
+    passes: Passes
+    keeper: Keeper
+    """The object or program that keeps a node with this reason waiting."""
+    marks: frozenset[Mark]
+    urgency: tuple[Passes, int]
+    """Sort key that puts reasons that need a person first, then the reasons that last longest."""
+    when: str
+    remedy: str
+    """What a person should do next. Empty if there is nothing to do."""
+
+    def __new__(
+        cls, columns: tuple[str, Group, Passes, Keeper, *tuple[Mark, ...]], when: str, remedy: str = ""
+    ) -> Self:
+        member = str.__new__(cls, columns[0])
+        member._value_, member.group, member.passes, member.keeper = columns[:4]
+        member.marks = frozenset(columns[4:])
+        member.urgency = member.passes, len(cls.__members__)
+        member.when, member.remedy = when, remedy
+        return member
+
+    @property
+    def waiting_phase(self) -> Phase:
+        """The phase of a node that waits for this reason before its change begins."""
+        return Phase.PENDING if Mark.PENDING in self.marks else Phase.BLOCKED
 
     # A row: word, group, passes, keeper, marks; then when it is used, and the remedy. Formatted, it would be longer.
     # fmt: off
@@ -601,7 +628,7 @@ class Reason(Worded):
 
 
 BY_WORD = {reason.value: reason for reason in Reason}
-"""Every reason by its word. Look-ups may fail for words that another version of the operator wrote."""
+"""Every reason by its word."""
 
 
 def most_urgent(reasons: Iterable[Reason]) -> Reason:

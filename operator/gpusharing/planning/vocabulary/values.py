@@ -1,5 +1,4 @@
-"""The decorator `value` for immutable value objects. mypy enforces that no code assigns to their fields, so the
-running program need not."""
+"""The decorator `value` for immutable value objects. mypy enforces that no code assigns to their fields, so the running program need not."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,14 +27,9 @@ def value(
     kw_only: bool = False,
     slots: bool = True,
 ) -> type[Made] | Callable[[type[Made]], type[Made]]:
-    """Make a class a dataclass whose fields mypy treats as frozen; at run time, an assignment to them is not refused.
-    Without a class, return the decorator that does this. Instances are compared and hashed by content, or by identity
-    with `eq=False`. The other options mean the same as those of `dataclass`, but `slots` is on unless it is switched
-    off.
+    """Make a class a dataclass whose fields only mypy treats as frozen. With `eq=False`, instances are compared by identity.
 
-    A frozen dataclass assigns each of its own fields by calling `object.__setattr__` (dataclasses.py of Python 3.11,
-    `_field_assign`). For a class with twenty fields, this takes five times as long as a plain assignment, and it took a
-    fifth of the time of a whole plan.
+    A frozen dataclass assigns each of its own fields by calling `object.__setattr__` (dataclasses.py of Python 3.11, `_field_assign`), which took a fifth of the time of a whole plan.
     """
     made = dataclass(eq=eq, order=order, kw_only=kw_only, slots=slots, unsafe_hash=eq)
     return made if cls is None else made(cls)

@@ -1,11 +1,8 @@
-"""Computes what our two ConfigMaps must contain (docs/design/transition.md#configuration), and which entries may be
-removed.
+"""Computes what our two ConfigMaps must contain (docs/design/transition.md#configuration), and which entries may be removed.
 
 An entry is added when a policy is accepted, before any label names it. It is removed only when no policy, Node label,
 fence or last proof names it: a missing key makes the device plugin crash-loop (docs/design/nvidia.md#b4). The neutral
 entry is never removed, because a ConfigMap without any entry has the same effect.
-
-Terms: docs/design/glossary.md#fence.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,41 +14,43 @@ from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView
 from gpusharing.planning.wanted import migfile, pluginconfig
 from gpusharing.planning.wanted.pluginconfig import PluginConfig
-from gpusharing.planning.wanted.target import Wish
-
-NO_REPORTS: Mapping[str, GPUNodeView] = MappingProxyType({})
-"""No reports of agents."""
+from gpusharing.planning.wanted.target import Request
 
 
 def plan_config(
-    requests: Iterable[Wish],
+    requests: Iterable[Request],
     nodes: Iterable[NodeView],
     models: Mapping[str, GpuView],
     plugins: Mapping[str, PluginConfig],
     stack: StackView,
     *,
-    gpunodes: Mapping[str, GPUNodeView] = NO_REPORTS,
+    gpunodes: Mapping[str, GPUNodeView] = MappingProxyType({}),
 ) -> tuple[WriteConfig | None, bool]:
-    """Return the write that the ConfigMaps need, and whether they contain entries now, other than the neutral one, that
-    no policy, card or file of the admin needs in this form. The write still keeps those entries that a Node names; a
-    later pass may remove or change them. The write is None if both ConfigMaps exist with the right content, our label,
-    and a time of writing for each entry. If somebody else created a ConfigMap with entries under one of our names, the
-    result is None and False.
+    """Return the write that the ConfigMaps need, and whether they contain entries now that nothing needs in this form.
 
-    `requests` is what the policies ask of every node, `models` has one GPU for each card model in the cluster by
-    product, and `plugins` has the device-plugin configurations of all targets by key. `gpunodes` has the reports of the
-    agents by node.
+    The write still keeps those entries that a Node names; a later pass may remove or change them. `requests` is what
+    the policies ask of every node, `models` has one GPU for each card model in the cluster by product, `plugins` has
+    the device-plugin configurations of all targets by key, and `gpunodes` the reports of the agents by node. If
+    somebody else created a ConfigMap with entries under one of our names, nothing is written.
     """
     if stack.foreign_map:
         return None, False
     nodes = tuple(nodes)
     well_known = migfile.well_known_entries({product: [gpu] for product, gpu in models.items()})
     kept = _find_kept(well_known, nodes, gpunodes, stack)
-    plugin, entries = _wanted(requests, {**well_known, **kept}, plugins, stack)
+    plugin = {**stack.admin_plugin_configs}
+    plugin |= {key: pluginconfig.render(config) for key, config in plugins.items()}
+    # An entry of a policy replaces one of the admin with its name, which replaces one for the cards.
+    cards = {**well_known, **kept}
+    entries = {**cards, **migfile.parse_admin(stack.admin_mig_file).entries}
+    entries[migfile.ALL_DISABLED] = cards[migfile.ALL_DISABLED]  # every mode except MIG uses this name
+    for request in requests:
+        plugin |= request.plugins
+        if request.entry is not None:
+            entries[request.mig_config] = request.entry
     present = migfile.parse(stack.mig_file)
-    neutral = {pluginconfig.NEUTRAL_KEY}
-    unclaimed = (stack.plugin_configs.keys() - plugin.keys() - neutral) | (present.keys() - entries.keys())
-    unclaimed |= kept.keys()
+    unclaimed = stack.plugin_configs.keys() - plugin.keys() - {pluginconfig.NEUTRAL_KEY}
+    unclaimed |= (present.keys() - entries.keys()) | kept.keys()
     _retain(plugin, entries, nodes, stack)
     plugin.setdefault(pluginconfig.NEUTRAL_KEY, pluginconfig.NEUTRAL)
     if (
@@ -66,37 +65,18 @@ def plan_config(
     return WriteConfig(plugin, migfile.render(entries)), bool(unclaimed)
 
 
-def _wanted(
-    requests: Iterable[Wish],
-    well_known: Mapping[str, migfile.Entry],
-    plugins: Mapping[str, PluginConfig],
-    stack: StackView,
-) -> tuple[dict[str, str], dict[str, migfile.Entry]]:
-    """Return the entries that the policies and the admin need, and those for the cards (`well_known`). The first
-    mapping has the YAML of device-plugin configurations by key, and the second has mig-parted entries by name. If names
-    collide, an entry of a policy replaces one of the admin, which replaces one for the cards; all-disabled is always
-    our own."""
-    plugin = dict(stack.admin_plugin_configs)
-    plugin |= {key: pluginconfig.render(config) for key, config in plugins.items()}
-    entries = {**well_known, **migfile.parse_admin(stack.admin_mig_file).entries}
-    entries[migfile.ALL_DISABLED] = well_known[migfile.ALL_DISABLED]  # every mode except MIG uses this name
-    for request in requests:
-        plugin |= request.plugins
-        if request.entry is not None:
-            entries[request.mig_config] = request.entry
-    return plugin, entries
-
-
 def _find_kept(
     well_known: Mapping[str, migfile.Entry],
     nodes: Iterable[NodeView],
     gpunodes: Mapping[str, GPUNodeView],
     stack: StackView,
 ) -> dict[str, migfile.Entry]:
-    """Return those of our present entries that must not be replaced by the entry of the same name in `well_known`,
-    because a Node whose label names it would lose its configuration: the present entry gives the node's GPUs what
-    NVIDIA's name means on them, and the new one does not. That happens to cards whose PCI device ids are unknown when
-    another card joins."""
+    """Return those of our present entries that must not be replaced by the `well_known` entry of the same name.
+
+    A Node whose label names it would lose its configuration: the present entry gives the node's GPUs what NVIDIA's name
+    means on them, and the new one does not. That happens to cards whose PCI device ids are unknown when another card
+    joins.
+    """
     present, kept = migfile.sound_entries(stack.mig_file), dict[str, migfile.Entry]()
     changed = {name for name, entry in well_known.items() if name in present and present[name] != entry}
     for node in nodes if changed else ():
@@ -113,10 +93,11 @@ def _find_kept(
 def _retain(
     plugin: dict[str, str], entries: dict[str, migfile.Entry], nodes: Iterable[NodeView], stack: StackView
 ) -> None:
-    """Add to `plugin` and `entries`, in place, those of our present entries that they lack but that are still in use: a
-    Node names them (`referenced_entries`), or nodes without the label use them. If somebody has edited or deleted such
-    an entry, one that is named after its content gets the content that this process read before. If the admin's
-    mig-parted file, or an entry in it, cannot be used, also add all other sound entries of our present file."""
+    """Add to `plugin` and `entries`, in place, those of our present entries that they lack but that are still in use.
+
+    If somebody has edited or deleted such an entry, one that is named after its content gets the content that this
+    process read before.
+    """
     old_plugin = {**stack.plugin_configs, **stack.seen_plugin_configs}
     present = migfile.sound_entries(stack.mig_file)
     old_entries = {**present, **stack.seen_mig_entries}
@@ -137,8 +118,6 @@ def _retain(
 
 
 def referenced_entries(nodes: Iterable[NodeView]) -> set[str]:
-    """Return the name of every entry that a Node names in a label, its fence or its last proof. The set may contain an
-    empty string."""
     entries: set[str] = set()
     for node in nodes:
         entries.add(node.labels.get(names.LABEL_MIG_CONFIG, ""))

@@ -1,14 +1,10 @@
-"""Our objects where NVIDIA's DRA driver serves the GPUs: the DeviceClasses with which pods go on requesting MIG
-instances as extended resources, one for each profile in use, such as `nvidia.com/mig-1g.10gb`; and the DeviceTaintRules
-that take the place of cordons, one for each node whose fence says so (docs/adr/0079).
+"""Our objects where NVIDIA's DRA driver serves the GPUs: the DeviceClasses with which pods go on requesting MIG instances as extended resources, one for each profile in use, such as `nvidia.com/mig-1g.10gb`; and the DeviceTaintRules that take the place of cordons, one for each node whose fence says so (docs/adr/0079).
 
 Whole GPUs need none, because the driver's chart installs class `gpu.nvidia.com` for nvidia.com/gpu
 (dra-driver-nvidia-gpu v0.5.0, templates/deviceclass-gpu.yaml).
 
 A fence is written before its rule and removed before it. So the fences alone say which rules must exist, and an
 operator that was killed in between is followed by one that creates or removes the rest.
-
-Terms: docs/design/glossary.md#fence.
 """
 
 import re
@@ -25,12 +21,10 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.target import Target
 
 PREFIX = "gpusharing-mig-"
-"""How the names of our DeviceClasses begin. The suffix of the extended resource follows."""
+"""How the names of our DeviceClasses begin."""
 
 
 def wanted_class(profile: str) -> WantedClass:
-    """Return the DeviceClass for the MIG devices of a profile. In the names of the class and of its extended resource,
-    the `+` of a profile with an attribute becomes a dot, as in the names of the device plugin."""
     resource = resource_name(profile)
     kind = f"device.attributes['{DRA_DRIVER}']"
     return WantedClass(
@@ -41,15 +35,11 @@ def wanted_class(profile: str) -> WantedClass:
 
 
 def find_profiles(layouts: Iterable[Layout | None]) -> tuple[str, ...]:
-    """Return the profiles of these layouts, each once and sorted."""
     return tuple(sorted({profile for layout in layouts for profile, _ in layout or ()}))
 
 
 def plan_classes(snapshot: ClusterSnapshot, targets: Iterable[Target]) -> WriteClasses | None:
-    """Return the writes of our DeviceClasses: create those that are missing for the profiles of `targets`, correct
-    those that differ although a target or a node has their profile, and remove those whose profile neither has. A node
-    has the profiles in its agent's report and in what the DRA driver publishes. The classes to create are sorted by
-    profile. None if there is nothing to write, or if the classes were not read.
+    """Return the writes of our DeviceClasses. None if there is nothing to write, or if the classes were not read.
 
     A class of somebody else (not `_is_ours`) is never touched. If it has the name or the extended resource of a class
     of ours, ours is not created. A class of ours that has lost its extended resource is not corrected, because the API
@@ -72,9 +62,11 @@ def plan_classes(snapshot: ClusterSnapshot, targets: Iterable[Target]) -> WriteC
             one for name, one in wanted.items() if name not in classes and not taken & {name, one.resource}
         ),
         correct=tuple(
-            (one, ours[name])
+            (one, current)
             for name, one in in_use.items()
-            if name in ours and ours[name].resource and not _is_right(ours[name], one)
+            if (current := ours.get(name)) is not None
+            and current.resource
+            and (current.plain, current.resource, current.selectors) != (True, one.resource, (one.selector,))
         ),
         remove=tuple(
             one
@@ -86,8 +78,7 @@ def plan_classes(snapshot: ClusterSnapshot, targets: Iterable[Target]) -> WriteC
 
 
 def _is_ours(current: DeviceClassView) -> bool:
-    """Whether the class has our label and the name of our class for some MIG profile. A copy that somebody made under
-    another name is not ours, even if it has our label and PREFIX."""
+    # A copy that somebody made under another name is not ours, even if it has our label and PREFIX.
     return current.ours and bool(_resource_in(current.name))
 
 
@@ -98,32 +89,21 @@ def _resource_in(name: str) -> str:
 
 
 def profile_of(resource: str) -> str:
-    """Return the MIG profile whose extended resource this is, such as `1g.10gb+me` for nvidia.com/mig-1g.10gb.me. Empty
-    if it is that of no profile."""
+    """Return the MIG profile whose extended resource this is, such as `1g.10gb+me` for nvidia.com/mig-1g.10gb.me; empty if none."""
     profile = resource.removeprefix(RESOURCE_MIG_PREFIX).replace("gb.", "gb+")
     return profile if is_profile(profile) and resource_name(profile) == resource else ""
 
 
 def _classes_of(nodes: Iterable[Iterable[Layout | None]]) -> dict[str, WantedClass]:
-    """Return the class for each profile in the layouts of these nodes, by name and sorted by profile."""
     profiles = find_profiles(layout for layouts in nodes for layout in layouts)
     return {one.name: one for one in map(wanted_class, profiles)}
 
 
-def _is_right(current: DeviceClassView, wanted: WantedClass) -> bool:
-    """Whether the class selects exactly the devices of its profile, under its extended resource, and has nothing else
-    in its spec."""
-    return current.plain and (current.resource, current.selectors) == (wanted.resource, (wanted.selector,))
-
-
 def find_unrequestable(layouts: Iterable[Layout | None], stack: StackView) -> str | Finding:
-    """Return why pods could not request a MIG profile of these layouts as an extended resource; the first such profile
-    by name is reported. Empty if there is a DeviceClass with the resource of each profile. DeviceClasses that were not
-    read count as missing.
+    """Return why pods could not request a MIG profile of these layouts as an extended resource; the first by name is reported.
 
-    The result is a message if a person has to act: if somebody else's class has the name of ours, if our class lacks
-    the resource, or if writing our classes has failed several times in a row. Otherwise the operator is about to create
-    the class, and the result is a Finding with the reason CONFIG_PROPAGATING.
+    The result is a message if a person has to act. Otherwise the operator is about to create the class, and the result
+    is a Finding with the reason CONFIG_PROPAGATING. DeviceClasses that were not read count as missing.
     """
     classes = stack.dra.classes or ()
     names, resources = {one.name: one for one in classes}, {one.resource for one in classes}
@@ -150,10 +130,10 @@ def find_unrequestable(layouts: Iterable[Layout | None], stack: StackView) -> st
 
 
 def find_doubtful(classes: Iterable[DeviceClassView], resources: Collection[str]) -> dict[str, str]:
-    """Return the classes of somebody else that may not select what their extended resource promises, in the order of
-    `classes`: by the name of the class, a clause that says so. These are the classes whose extended resource is one of
-    `resources` and that of a MIG profile, and in whose selectors the name of that profile does not occur. What a
-    selector does with the name is not evaluated."""
+    """Return the classes of somebody else in whose selectors the profile of their extended resource does not occur, by name with a clause that says so.
+
+    Only classes with one of these resources are examined. What a selector does with the name is not evaluated.
+    """
     doubts = {}
     for one in classes:
         profile = profile_of(one.resource) if one.resource in resources and not _is_ours(one) else ""
@@ -168,9 +148,7 @@ def find_doubtful(classes: Iterable[DeviceClassView], resources: Collection[str]
 
 
 def plan_rules(snapshot: ClusterSnapshot, busy: Collection[str]) -> WriteRules | None:
-    """Return the writes of our DeviceTaintRules for nodes: create those that are missing although a fence needs them,
-    and remove those that no fence needs or that differ from what they should be. The nodes of the missing ones are
-    sorted by name. None if there is nothing to write. A fence needs a rule if its field `tainted` is True.
+    """Return the writes of our DeviceTaintRules, or None if there is nothing to write.
 
     `busy` are the nodes that this pass writes to; their rules are left to the next pass, because the fence may change.
     The rule of a node whose fence cannot be read stays too, and so does a rule that names no node. A rule that differs

@@ -1,5 +1,4 @@
-"""The device plugin's configuration: what it says for a mode, how it is rendered and parsed, and which fields the
-plugin's own parser refuses or silently ignores.
+"""The device plugin's configuration: what it says for a mode, how it is rendered and parsed, and which fields the plugin's own parser refuses or silently ignores.
 
 Format and precedence: docs/design/nvidia.md#b1 to b.4 (k8s-device-plugin v0.19.3 api/config/v1). Results of that
 parser are recorded in tests/foreign. Keys contain a hash of the content and never change their meaning
@@ -31,51 +30,44 @@ _DURATION = re.compile(r"infinite|[-+]?(0|(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µ
 
 
 @value
-class Flaw:
+class BadField:
     """A field of a configuration that one of NVIDIA's programs refuses or ignores."""
 
     path: str
-    """The field, such as `sharing.timeSlicing.resources[0].replicas`. Empty if the whole document is meant."""
-    why: str
-    """What the program does or expects, as a clause for people."""
+    """Such as `sharing.timeSlicing.resources[0].replicas`. Empty if the whole document is meant."""
+    text: str
+    """The path, and what the program does or expects, for messages."""
     refused: bool = True
-    """Whether the program does not start with this configuration. If False, it only ignores the field."""
+    """Whether the program does not start with this configuration. Otherwise it only ignores the field."""
 
-    @property
-    def text(self) -> str:
-        """The path and the explanation of the flaw, for messages."""
-        return f"{self.path}: {self.why}" if self.path else self.why
+    @classmethod
+    def of(cls, path: str, why: str, *, refused: bool = True) -> "BadField":
+        return cls(path, f"{path}: {why}" if path else why, refused)
 
 
-def find_flaws(text: str) -> tuple[Flaw, ...]:
-    """Return every field of a configuration that the device plugin refuses or does not know. Empty if there is none. If
-    `parse_yaml` does not accept the text, the only flaw says so."""
+def find_flaws(text: str) -> tuple[BadField, ...]:
+    """Return every field of a configuration that the device plugin refuses or does not know."""
     try:
         return tuple(_find(parse_yaml(text), _CONFIG, ""))
     except Unreadable as error:
-        return (Flaw("", f"the device plugin cannot read it: {error}"),)
+        return (BadField.of("", f"the device plugin cannot read it: {error}"),)
 
 
 def field_of(item: object, name: str) -> Any:
-    """Return the value of the first field of a map that has this name, compared case-insensitively as by Go's
-    encoding/json. None if the map has no such field, or if `item` is not a map."""
+    """Return the value of the first field of a map that has this name, compared case-insensitively as by Go's encoding/json; else None."""
     fields = item if isinstance(item, dict) else {}
     return next((fields[key] for key in fields if str(key).lower() == name.lower()), None)
 
 
-def _is_choice(item: Any) -> bool:
-    """Whether the plugin can parse the value of `devices`: `all`, a positive number, or a list of whole numbers and
-    device names, which may be empty. The plugin does not use the value, and shares all devices."""
-    if isinstance(item, list):
-        return all(
-            is_whole(device) or (isinstance(device, str) and _DEVICE.fullmatch(device)) for device in item
-        )
-    return item == "all" or (is_whole(item) and item > 0)
-
-
 def _is_text(item: object, pattern: str | re.Pattern[str] = "") -> bool:
-    """Whether the value is a string that the pattern matches completely. Without a pattern, any string will do."""
     return isinstance(item, str) and (not pattern or re.fullmatch(pattern, item) is not None)
+
+
+def _is_choice(item: Any) -> bool:
+    # The plugin does not use the value, and shares all devices.
+    if isinstance(item, list):
+        return all(is_whole(device) or _is_text(device, _DEVICE) for device in item)
+    return item == "all" or (is_whole(item) and item > 0)
 
 
 _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
@@ -93,13 +85,10 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "replicas": (lambda item: is_whole(item) and item > 1, "a whole number of at least 2, without quotes"),
     "devices": (_is_choice, "all, a number or a list of devices"),
 }
-"""The kinds of field values. Each has a function that tests a value, and the words with which a message says what is
-expected."""
+"""The kinds of field values, each with a test and the words with which a message says what is expected."""
 
 
 def _all(kind: str, names: str) -> dict[str, Any]:
-    """Return the part of a configuration's format that declares several fields of one kind. `names` are the fields,
-    separated by spaces."""
     return dict.fromkeys(names.split(), kind)
 
 
@@ -123,16 +112,13 @@ _CONFIG = {
     "sharing": _SHARING,
     "imex": {"channelIDs": ["number"], "required": "flag"},
 }
-"""The format of a configuration. `!` marks a required field. In maps with required fields the names are
-case-sensitive; in all others they are not."""
+"""The format of a configuration."""
 _PLACES = {"flags": _FLAGS, "sharing": _SHARING, "sharing.timeSlicing": _BLOCK, "its resources": _ROW}
 """The blocks of a configuration, by the name that a message gives them."""
 
 
-def _find(item: Any, wanted: Any, path: str) -> Iterator[Flaw]:
-    """Yield the flaws of the value at `path`. `wanted` is the format that it should have: a kind in _KINDS, a map of
-    formats by field, or a list with the format of its items. Where a map or a list is wanted, null counts as an
-    empty one."""
+def _find(item: Any, wanted: Any, path: str) -> Iterator[BadField]:
+    """Yield the bad fields of the value at `path`. `wanted` is a kind, a map of formats by field, or a list with the format of its items."""
     words = "a map" if isinstance(wanted, dict) else "a list"
     if isinstance(wanted, str):
         accepts, words = _KINDS[wanted]
@@ -145,31 +131,24 @@ def _find(item: Any, wanted: Any, path: str) -> Iterator[Flaw]:
             yield from _find(row, wanted[0], f"{path}[{index}]")
         return
     shown = cut(json.dumps(item, default=str), 60)
-    yield Flaw(path, f"the device plugin rejects {shown}: it expects {words}")
+    yield BadField.of(path, f"the device plugin rejects {shown}: it expects {words}")
 
 
-def _find_in_map(fields: Mapping[Any, Any], wanted: Mapping[str, Any], path: str) -> Iterator[Flaw]:
-    """Yield the flaws of a map at `path`: unknown fields, which the plugin ignores (`refused` is False), and, as
-    refused, fields that have the wrong format or are missing. A required field that is null or an empty list counts as
-    missing, and a null `mps` as not set. Names are case-sensitive only if the map has required fields."""
+def _find_in_map(fields: Mapping[Any, Any], wanted: Mapping[str, Any], path: str) -> Iterator[BadField]:
     needed = [name.rstrip("!") for name in wanted if name.endswith("!")]
     known = {name.rstrip("!") if needed else name.lower(): inner for name, inner in wanted.items()}
     for key, item in fields.items():
         where, name = f"{path}.{key}".lstrip("."), str(key) if needed else str(key).lower()
         if name not in known:
-            yield Flaw(where, f"the device plugin ignores this field{_belongs(str(key))}", refused=False)
+            places = {one.rstrip("!"): place for place, names in reversed(_PLACES.items()) for one in names}
+            place = places.get(str(key))
+            belongs = f", which belongs to {place}" if place else did_you_mean(str(key), places)
+            yield BadField.of(where, f"the device plugin ignores this field{belongs}", refused=False)
         elif item is not None or name not in (*needed, "mps"):
             yield from _find(item, known[name], where)
     for name in needed:
         if fields.get(name) in (None, []):
-            yield Flaw(f"{path}.{name}", "the device plugin needs this field")
-
-
-def _belongs(key: str) -> str:
-    """Return a clause that names the first block of the configuration in which the field `key` exists, spelled exactly
-    like this, or else the field of any block that is most like it. Empty if there is none."""
-    places = {name.rstrip("!"): place for place, fields in reversed(_PLACES.items()) for name in fields}
-    return f", which belongs to {places[key]}" if key in places else did_you_mean(key, places)
+            yield BadField.of(f"{path}.{name}", "the device plugin needs this field")
 
 
 MigStrategy = Literal["none", "single", "mixed"]
@@ -188,8 +167,7 @@ content.
 
 
 def default_entry(stack: StackView) -> str:
-    """Return the name of the entry that the device plugin uses on a node without the label. Empty if there is none, in
-    which case nothing is shared, or if there is neither a ClusterPolicy nor NVIDIA's chart.
+    """Return the name of the entry that the device plugin uses on a node without the label; empty if nothing is shared.
 
     NVIDIA's own chart uses the entry named NEUTRAL_KEY, if there is one, unless its values name another one (b.4).
     """
@@ -202,8 +180,7 @@ def default_entry(stack: StackView) -> str:
 SharingStrategy = Literal["time-slicing", "mps"]
 """A value of the label nvidia.com/gpu.sharing-strategy, which GFD writes."""
 _BLOCKS: Mapping[SharingStrategy, str] = {"mps": "mps", "time-slicing": "timeSlicing"}
-"""The key below `sharing` for each strategy, in order of precedence: if both are present, the plugin uses mps
-(b.3)."""
+"""The key below `sharing` for each strategy, in order of precedence: if both are present, the plugin uses mps (b.3)."""
 
 
 @value
@@ -215,9 +192,7 @@ class Sharing:
     rename: bool = False
     """Whether `.shared` is appended to the name of the shared resource."""
     fail_requests_greater_than_one: bool = False
-    """Whether a container that requests more than one device is refused."""
     strategy: SharingStrategy = "time-slicing"
-    """How the pods share the device."""
 
 
 @value
@@ -225,28 +200,28 @@ class PluginConfig:
     """The effect of one configuration on the device plugin."""
 
     mig_strategy: MigStrategy = "none"
-    """The strategy that decides under which resource names MIG instances are advertised."""
     sharing: Sharing | None = None
     """How several pods share a device, or None if each pod has a whole device."""
 
+    @property
+    def replicas(self) -> int:
+        """How many pods share one device of the first resource; 1 without sharing."""
+        return self.sharing.replicas[0][1] if self.sharing is not None else 1
+
     def on(self, names: Container[str]) -> "PluginConfig":
-        """Return the configuration without the rows for resources that are not in `names`. These rows have no effect
-        on a node without these resources. If no row is left, nothing is shared."""
+        """Return the configuration without the rows for resources that are not in `names`, which have no effect on a node without these."""
         if self.sharing is None:
             return self
         rows = tuple(row for row in self.sharing.replicas if row[0] in names)
         return replace(self, sharing=replace(self.sharing, replicas=rows) if rows else None)
 
     def same_effect(self, other: "PluginConfig", *, with_mig: bool) -> bool:
-        """Whether both configurations share devices in the same way: with the same strategy, resources, replicas,
-        renaming and limit for requests. The MIG strategies must also be equal if the node has MIG instances
-        (`with_mig`)."""
+        """Whether both configurations share devices in the same way. The MIG strategies count only if the node has MIG instances."""
         return self.sharing == other.sharing and (not with_mig or self.mig_strategy == other.mig_strategy)
 
 
 @lru_cache(maxsize=256)
 def render(config: PluginConfig) -> str:
-    """Return the configuration as YAML. Equal configurations give equal YAML."""
     document: dict[str, Any] = {"version": "v1", "flags": {"migStrategy": config.mig_strategy}}
     if config.sharing is not None:
         document["sharing"] = {
@@ -261,45 +236,34 @@ def render(config: PluginConfig) -> str:
 
 @lru_cache(maxsize=1024)
 def parse(text: str) -> PluginConfig | None:
-    """Return the effect of a configuration, given as YAML, or None if the device plugin would not start with it. If it
-    has both mps and timeSlicing, mps counts."""
+    """Return the effect of a configuration, given as YAML, or None if the device plugin would not start with it."""
     if any(flaw.refused for flaw in find_flaws(text)):
         return None
     document = parse_yaml(text)
     strategy = STRATEGIES[field_of(field_of(document, "flags"), "migStrategy") or "none"]
     for kind, block in _BLOCKS.items():
         if (sharing := field_of(field_of(document, "sharing"), block)) is not None:
-            return PluginConfig(strategy, _parse_sharing(sharing, kind))
+            rows = [(row["name"], row["replicas"]) for row in sharing["resources"]]
+            fails = sharing.get("failRequestsGreaterThanOne")
+            shared = Sharing(
+                tuple(sorted((name if "/" in name else f"nvidia.com/{name}", count) for name, count in rows)),
+                bool(sharing.get("renameByDefault")),
+                kind == "mps" if fails is None else fails,  # the default of MPS is true (b.3)
+                kind,
+            )
+            return PluginConfig(strategy, shared)
     return PluginConfig(strategy)
-
-
-def _parse_sharing(block: Mapping[str, Any], strategy: SharingStrategy) -> Sharing:
-    """Return the effect of a block of `sharing`, with its rows sorted. A name without a prefix gets `nvidia.com/`. If
-    failRequestsGreaterThanOne is not set, it is True for MPS and False for time-slicing. `find_flaws` must have found
-    nothing in the block that the plugin refuses."""
-    rows = [(row["name"], row["replicas"]) for row in block["resources"]]
-    fails = block.get("failRequestsGreaterThanOne")
-    return Sharing(
-        tuple(sorted((name if "/" in name else f"nvidia.com/{name}", count) for name, count in rows)),
-        bool(block.get("renameByDefault")),
-        strategy == "mps" if fails is None else fails,  # the default of MPS is true (b.3)
-        strategy,
-    )
 
 
 @lru_cache(maxsize=1024)
 def key_for(policy: str, content: str) -> str:
-    """Return the name of an entry for `policy`: the name of the policy, cut to 55 characters so that the result fits a
-    label value, a hyphen, and a hash of the content. Hyphens and dots at the end of the cut name are removed."""
+    """Return the name of an entry for `policy`, which ends with a hash of the content and fits a label value."""
     return f"{policy[:55].rstrip('-.')}-{_digest(content)}"
 
 
 def is_named_after(content: str, key: str) -> bool:
-    """Whether the key ends with the hash of this content, as `key_for` makes it, so that it can have only one
-    meaning."""
     return key.endswith(f"-{_digest(content)}")
 
 
 def _digest(content: str) -> str:
-    """Return the first seven hexadecimal digits of the content's SHA-256."""
     return sha256(content.encode(errors="surrogatepass")).hexdigest()[:7]

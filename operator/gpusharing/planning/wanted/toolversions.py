@@ -1,5 +1,4 @@
-"""How the behavior of NVIDIA's programs differs by version, according to their change logs and to tests with the real
-programs (docs/design/faults.md#rung-3).
+"""How the behavior of NVIDIA's programs differs by version, according to their change logs and to tests with the real programs (docs/design/faults.md#rung-3).
 
 The device plugin's resource patterns are unanchored up to 0.19: instances of `1g.10gb+me`, `1g.24gb+gfx` or
 `1g.24gb-me` are served under the plain name `nvidia.com/mig-1g.10gb` (k8s-device-plugin PR 1807; seen with 0.19.3).
@@ -53,8 +52,7 @@ SKIPS_THREADS = "v0.20.0"
 RELEASED_DAEMON = MpsDaemonView(
     "v0.19.3", "mps-control-daemon", "/usr/bin/mps-control-daemon", sees_host=True
 )
-"""The MPS daemon as released since DEAF_SINCE, for advice that is given without a cluster (GO v26.7.0
-assets/state-mps-control-daemon)."""
+"""The MPS daemon as released since DEAF_SINCE, for advice that is given without a cluster (GO v26.7.0 assets/state-mps-control-daemon)."""
 WRAPPERS = frozenset({"sh", "ash", "bash", "dash", "busybox", "env", "tini", "dumb-init"})
 """Programs that start the one named by their arguments, so that the process name of the daemon is unknown."""
 ADVICE = "device plugins before v0.20 advertise a profile with a suffix, such as +me, under its name without the suffix"
@@ -70,10 +68,10 @@ def find_too_old(
     layouts: Sequence[Layout | None],
     cluster_policy: ClusterPolicyView,
 ) -> Finding | None:
-    """Return a Finding if the versions of NVIDIA's programs that ClusterPolicy names would apply or advertise these
-    layouts wrongly, else None. The reason is PLUGIN_TOO_OLD, which is possible only under MIG strategy `mixed`, or else
-    MIG_MANAGER_TOO_OLD. Versions that are unknown count as new enough. `layouts` has one entry for each of `gpus`, and
-    `strategy` is the MIG strategy."""
+    """Return why the versions of NVIDIA's programs that ClusterPolicy names would apply or advertise these layouts wrongly.
+
+    Versions that are unknown count as new enough. `layouts` has one entry for each of `gpus`.
+    """
     plugin, parted = cluster_policy.plugin_version, cluster_policy.mig_manager_version
     if strategy == "mixed" and merges_suffixes(plugin) and (profile := find_suffixed(layouts)):
         return Finding(Reason.PLUGIN_TOO_OLD, f"{profile} with device plugin {plugin}: {ADVICE}")
@@ -90,9 +88,10 @@ def find_too_old(
 def find_mistaken(
     gpus: Sequence[CardView], layouts: Sequence[Layout | None]
 ) -> tuple[CardView, CardView, str] | None:
-    """Return the first GPU for which mig-parted before 0.15 would choose the wrong profile, the earlier GPU whose
-    profile it would choose, and the name that the two profiles share. None if there is no such GPU. Raises
-    ValueError unless there is one layout for each GPU."""
+    """Return the first GPU for which mig-parted before 0.15 would choose the wrong profile, the earlier GPU whose profile that is, and the name of both.
+
+    Raises ValueError unless there is one layout for each GPU.
+    """
     first: dict[str, tuple[CardView, int | None]] = {}
     for gpu, layout in zip(gpus, layouts, strict=True):
         wanted = dict(layout or ())
@@ -104,36 +103,35 @@ def find_mistaken(
 
 
 def is_readable(version: str) -> bool:
-    """Whether this version can be parsed. If not, as with an image that has only a digest, it counts as new enough."""
+    """Whether this begins with a version, such as `v25.10.1-rc1`. If not, as with an image that has only a digest, it counts as new enough."""
     return _VERSION.match(version) is not None
 
 
 def pauses_clients(version: str) -> bool:
-    """Whether this version of mig-manager pauses nvidia.com/gpu.deploy.client (docs/design/nvidia.md#a1). True if it
-    cannot be parsed."""
+    """Whether this version of mig-manager pauses nvidia.com/gpu.deploy.client (docs/design/nvidia.md#a1). True if it cannot be parsed."""
     return not _is_before(version, CLIENTS_SINCE)
 
 
 def merges_suffixes(version: str) -> bool:
-    """Whether this version of the device plugin advertises profiles with a suffix under the plain name. `version` is
-    in the form that ClusterPolicy uses, such as `v0.19.3-ubi9`. False if it is unknown."""
+    """Whether this version of the device plugin advertises profiles with a suffix under the plain name. False if it is unknown."""
     return _is_before(version, SUFFIXES_SINCE)
 
 
 def find_deafness(daemon: MpsDaemonView) -> str:
-    """Return why this MPS daemon would not read the configuration that a label names, as a clause for people. Empty if
-    it would, or if that is unknown because the daemon's process name is (`_is_named`). A version that cannot be parsed,
-    as where the image has only a digest, counts as new enough: only the process name is then judged. But if the two
-    names are those of RELEASED_DAEMON, it is unknown, because the GPU Operator had the same names with device plugins
-    before FALLBACK_FIRST_SINCE, whose daemons do read the configuration."""
+    """Return why this MPS daemon would not read the configuration that a label names; empty if it would, or if that is unknown."""
     if _is_before(daemon.version, FALLBACK_FIRST_SINCE):
         return ""
     if daemon.sees_host and _is_before(daemon.version, SKIPS_THREADS_SINCE):
         return (
             "config-manager crashes when it reads the host's kernel threads (NVIDIA/k8s-device-plugin#1726)"
         )
-    if not _is_named(daemon) or _is_found(daemon):
+    wanted, name = daemon.signalled or "", daemon.program
+    if _numbers(daemon.version)[:2] > EXACT_NAMES_UNTIL:
+        wanted, name = wanted.rpartition("/")[2], name.rpartition("/")[2]
+    if not _is_named(daemon) or wanted == name:
         return ""
+    # The GPU Operator had the same names with device plugins before FALLBACK_FIRST_SINCE, whose daemons do read the
+    # configuration.
     names = (daemon.program, daemon.signalled)
     if not is_readable(daemon.version) and names == (RELEASED_DAEMON.program, RELEASED_DAEMON.signalled):
         return ""
@@ -152,12 +150,10 @@ class MpsRemedy:
     needs_plugin: bool
     """Whether the device plugin first has to be upgraded to SKIPS_THREADS or newer."""
     command: str
-    """The command that tells config-manager the process name of the daemon. Empty if that name is not known."""
+    """Tells config-manager the process name of the daemon. Empty if that name is not known."""
 
     @property
     def text(self) -> str:
-        """What the remedy does to running clients, and its steps in order, as a sentence without its period. If there
-        are no steps, the sentence ends with a colon."""
         steps = []
         if self.needs_plugin:
             steps.append(f"set devicePlugin.version in ClusterPolicy to {SKIPS_THREADS} or newer")
@@ -171,9 +167,9 @@ class MpsRemedy:
 
 def find_remedy(daemon: MpsDaemonView) -> MpsRemedy:
     """Return the steps that make this MPS daemon follow labels. Call it only if `find_deafness` returns a reason.
-    `needs_plugin` is True if config-manager sees the host's processes and is too old to skip kernel threads. The
-    command is empty if the daemon's process name is unknown (`_is_named`). Otherwise it is included even if the name is
-    right now, because the GPU Operator may restore its own."""
+
+    The command is included even if the name is right now, because the GPU Operator may restore its own.
+    """
     return MpsRemedy(
         needs_plugin=daemon.sees_host and _is_before(daemon.version, SKIPS_THREADS_SINCE),
         command=f"kubectl -n {daemon.namespace} set env daemonset/{daemon.name} -c config-manager"
@@ -183,16 +179,12 @@ def find_remedy(daemon: MpsDaemonView) -> MpsRemedy:
     )
 
 
-def is_release(text: str) -> bool:
-    """Whether the text begins with the version of a release, such as `v25.10.1` or `v25.10.1-rc1`."""
-    return _VERSION.match(text) is not None
-
-
 def find_deaf_release(gpu_operator: str) -> str | None:
-    """Return why labels cannot switch MPS on with this release of the GPU Operator as it is installed. Empty if they
-    can. None if that is unknown, because the release is later than LAST_READ or the argument is not a version. What
-    `find_deafness` says about an installed DaemonSet is more reliable."""
-    if not is_release(gpu_operator) or _numbers(gpu_operator) > LAST_READ:
+    """Return why labels cannot switch MPS on with this release of the GPU Operator; empty if they can, None if that is unknown.
+
+    What `find_deafness` says about an installed DaemonSet is more reliable.
+    """
+    if not is_readable(gpu_operator) or _numbers(gpu_operator) > LAST_READ:
         return None
     return (
         "" if _is_before(gpu_operator, DEAF_SINCE) else f"GPU Operator {gpu_operator} is newer than v25.10.1"
@@ -200,44 +192,25 @@ def find_deaf_release(gpu_operator: str) -> str | None:
 
 
 def _is_named(daemon: MpsDaemonView) -> bool:
-    """Whether the process name of the daemon is known. False if the DaemonSet has no command for it, or starts it by
-    one of WRAPPERS, such as a shell."""
     return bool(daemon.program) and daemon.program.rpartition("/")[2] not in WRAPPERS
 
 
-def _is_found(daemon: MpsDaemonView) -> bool:
-    """Whether PROCESS_TO_SIGNAL matches the process name of the daemon. Versions after EXACT_NAMES_UNTIL compare only
-    the part after the last slash; a version that cannot be parsed counts as an earlier one."""
-    wanted, name = daemon.signalled or "", daemon.program
-    if _numbers(daemon.version)[:2] > EXACT_NAMES_UNTIL:
-        wanted, name = wanted.rpartition("/")[2], name.rpartition("/")[2]
-    return wanted == name
-
-
 def _is_before(version: str, since: tuple[int, ...]) -> bool:
-    """Whether the version is older than `since`, compared in as many numbers as `since` has. False if it cannot be
-    parsed."""
-    return is_release(version) and _numbers(version)[: len(since)] < since
+    return is_readable(version) and _numbers(version)[: len(since)] < since
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """Return the three numbers of a version, such as (0, 19, 3) for `v0.19.3-ubi9`. The last one is 0 if it is
-    missing. Empty if the version cannot be parsed."""
     match = _VERSION.match(version)
     return () if match is None else tuple(int(part or 0) for part in match.groups())
 
 
 def find_suffixed(layouts: Sequence[Layout | None]) -> str:
-    """Return the first profile name in these layouts that is not of the plain form `1g.10gb`, for example because of a
-    suffix. Empty if there is none."""
     names = (name for layout in layouts for name, _ in layout or ())
     return next((name for name in names if not _PLAIN.fullmatch(name)), "")
 
 
 def counts_without_suffixes(resources: Mapping[str, int]) -> dict[str, int]:
-    """Return the predicted counts as device plugins before v0.20 would advertise them. Resources of profiles with a
-    suffix that begins with `me` or `gfx` are counted under the name without it, together with those of the plain
-    profile; a `.shared` at the end of the name stays."""
+    """Return the predicted counts as device plugins before v0.20 would advertise them."""
     counts: Counter[str] = Counter()
     for name, count in resources.items():
         match = _NAME.fullmatch(name)

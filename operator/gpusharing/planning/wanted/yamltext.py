@@ -1,6 +1,6 @@
-"""Parses and writes YAML that others may edit: ConfigMaps of admins and of NVIDIA's programs, and our own. No other
-module parses such YAML. It is read as by NVIDIA's programs, which use go-yaml v2.4.3 through sigs.k8s.io/yaml
-v1.6.0.
+"""Parses and writes YAML that others may edit: ConfigMaps of admins and of NVIDIA's programs, and our own.
+
+No other module parses such YAML. It is read as by NVIDIA's programs, which use go-yaml v2.4.3 through sigs.k8s.io/yaml v1.6.0.
 
 PyYAML raises far more than YAMLError (RecursionError for deep nesting, ValueError for 2024-13-45, OverflowError,
 TypeError), and aliases can turn a small text into a huge or endless document.
@@ -49,30 +49,24 @@ class _Loader(yaml.SafeLoader):
     bool_values = {**yaml.SafeLoader.bool_values, "y": True, "n": False}  # noqa: RUF012 - the same
 
     def fetch_flow_collection_start(self, TokenClass: Any) -> None:
-        """Open a bracket as PyYAML does. Raises Unreadable if MAX_DEPTH brackets are open already."""
         if self.flow_level >= MAX_DEPTH:
             raise Unreadable(TOO_DEEP)
         super().fetch_flow_collection_start(TokenClass)
 
     def scan_to_next_token(self) -> None:
-        """Skip spaces and comments as PyYAML does, and also tabs where no indentation is expected, which libyaml and
-        go-yaml allow."""
         super().scan_to_next_token()
+        # Tabs where no indentation is expected, which libyaml and go-yaml allow.
         while self.peek() == "\t" and (self.flow_level or not self.allow_simple_key):
             self.forward()
             super().scan_to_next_token()
 
     def check_value(self) -> bool:
-        """Whether a colon after a key comes next, as in PyYAML. Raises ScannerError for a colon as in `{key:[]}`,
-        which go-yaml reads as part of the key."""
+        # go-yaml reads a colon as in `{key:[]}` as part of the key.
         if self.flow_level and self.peek(1) in ",[]{}" and self.buffer[self.pointer - 1] not in "\"'":
             raise yaml.scanner.ScannerError(None, None, "a colon needs a space after it", self.get_mark())
         return bool(super().check_value())
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Replace merge keys (`<<`) by the keys that they merge in, as PyYAML does. Raises Unreadable for a merge key
-        after other keys: it would override them in go-yaml v2 but not in PyYAML. Also raised for more than
-        MAX_VALUES merged keys, because merges of merges make millions out of a few lines."""
         first = [key.tag == _MERGE for key, _ in node.value]
         if first != sorted(first, reverse=True):
             raise Unreadable(
@@ -83,15 +77,13 @@ class _Loader(yaml.SafeLoader):
         for source in sources:
             if isinstance(source, yaml.MappingNode):
                 self.flatten_mapping(source)
-            self._merged += len(source.value)
+            self._merged += len(source.value)  # merges of merges make millions out of a few lines
             if self._merged > MAX_VALUES:
                 raise Unreadable(TOO_LARGE)
         super().flatten_mapping(node)
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float | str:
-        """Return the scalar as the number that Go's strconv reads and JSON writes, so that 2.0 becomes 2. Return the
-        string itself if it is not a number, or too large for one. Raises Unreadable for .inf and .nan, which JSON
-        cannot hold."""
+        """Return the scalar as the number that Go's strconv reads and JSON writes, so that 2.0 becomes 2; else the string itself."""
         if node.value.lower().endswith((".inf", ".nan")):
             raise Unreadable(f"it contains {node.value}, which is not a number in JSON")
         plain = re.sub(r"^([-+]?)0(?=[0-7]+$)", r"\g<1>0o", node.value.replace("_", ""))
@@ -111,11 +103,12 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes strings that PyYAML or go-yaml would otherwise read as another type. Writes no anchors, which the chart's
-    admission policy refuses (docs/adr/0084-what-the-operators-token-writes.md)."""
+    """Quotes strings that PyYAML or go-yaml would otherwise read as another type.
+
+    Writes no anchors, which the chart's admission policy refuses (docs/adr/0084-what-the-operators-token-writes.md).
+    """
 
     def ignore_aliases(self, data: object) -> bool:
-        """Return True, whatever `data` is, so that a value that occurs several times is written out each time."""
         return True
 
 
@@ -126,8 +119,7 @@ _Loader.add_constructor("!number", _Loader.construct_number)
 
 
 def dump_yaml(document: object) -> str:
-    """Return a document as YAML that NVIDIA's programs and `parse_yaml` read back unchanged. The order of keys is
-    kept."""
+    """Return a document as YAML that NVIDIA's programs and `parse_yaml` read back unchanged."""
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False)
 
 
@@ -136,12 +128,10 @@ _BROKEN = (RecursionError, ValueError, OverflowError, TypeError, AttributeError,
 
 
 def parse_yaml(text: str) -> object:
-    """Return the first YAML document in `text`, or None if there is none or it is null. Whatever follows the first
-    document is not checked.
+    """Return the first YAML document in `text`, or None if there is none or it is null.
 
-    Raises:
-        Unreadable: the first document is not valid YAML, or has more than MAX_DEPTH levels or MAX_VALUES values, or a
-            key or a tag that JSON does not allow. No other exception is raised for any text.
+    Raises Unreadable, and no other exception, if that document is not valid YAML, has more than MAX_DEPTH levels or
+    MAX_VALUES values, or has a key or a tag that JSON does not allow.
     """
     try:
         document: object = next(yaml.load_all(text, _Loader), None)
@@ -158,9 +148,11 @@ def parse_yaml(text: str) -> object:
 
 
 def find_line(text: str, path: str) -> int:
-    """Return the line, from 1, of the key at `path`, such as `data.config.yaml`, or of the list item, such as
-    `rows[0]`, in the first YAML document of `text`. Keys may contain dots. A missing field gets the line of the
-    innermost one on the way to it, and invalid YAML that of the mistake, or 1. Never raises."""
+    """Return the line, from 1, of the key or list item at `path`, such as `data.config.yaml` or `rows[0]`, in the first YAML document of `text`.
+
+    Keys may contain dots. A missing field gets the line of the innermost one on the way to it, and invalid YAML that of
+    the mistake. Never raises.
+    """
     try:
         loader = _Loader(text)
         node = loader.get_node() if loader.check_node() else None
@@ -178,8 +170,7 @@ def find_line(text: str, path: str) -> int:
 
 
 def _children(node: yaml.Node | None) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
-    """Yield three things for each value in a map or a list: its name in a path, such as `data` or `[0]`; the node of
-    its key, which in a list is the value's own node; and the node of the value. Yields nothing for any other node."""
+    """Yield the name in a path, the node of the key (in a list, that of the value) and the node of each value."""
     if isinstance(node, yaml.MappingNode):
         yield from ((str(key.value), key, item) for key, item in node.value)
     elif isinstance(node, yaml.SequenceNode):
@@ -187,14 +178,12 @@ def _children(node: yaml.Node | None) -> Iterator[tuple[str, yaml.Node, yaml.Nod
 
 
 def is_whole(value: object) -> bool:
-    """Whether the value is an int that fits into Go's int64. False for a boolean, which is an int in Python, and for a
-    float such as 2.0."""
+    """Whether the value is an int that fits into Go's int64. False for a boolean and for a float such as 2.0."""
     return type(value) is int and -(2**63) <= value < 2**63
 
 
 def _check_size(document: object) -> None:
-    """Raise Unreadable if the document has more than MAX_DEPTH levels or MAX_VALUES values, or a key that JSON does
-    not allow. The walk is not recursive, so neither deep nesting nor a loop of aliases can crash the process."""
+    # Not recursive, so neither deep nesting nor a loop of aliases can crash the process.
     left, count = [(document, 1)], 0
     while left:
         value, depth = left.pop()

@@ -1,5 +1,4 @@
-"""The time windows of queries to Prometheus: parsing the flags, dividing a window into days, and finding gaps in its
-data."""
+"""The time windows of queries to Prometheus: parsing the flags, dividing a window into days, and finding gaps in its data."""
 
 import re
 from argparse import Namespace
@@ -18,8 +17,7 @@ from kubectl_gpusharing.usage.prometheus.client import Prometheus, Series, T, si
 
 UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 LEAST, MOST = 600, 366 * 86400
-"""The shortest and the longest window, in seconds: a counter needs several scrapes to grow, and a year is enough for a
-bill."""
+"""The shortest and the longest window, in seconds: a counter needs several scrapes to grow, and a year is enough for a bill."""
 DAY = 86400.0
 SHORT = 600.0
 """The shortest stretch, in seconds: a shorter one may lie between two points of a subquery."""
@@ -34,11 +32,7 @@ Answers = defaultdict[str, list[Series]]
 
 
 def span_of(typed: Namespace, now: float, most: int = MOST) -> tuple[float, float]:
-    """Return the start and end of the window that `--window` and `--until` describe, in seconds since 1970. `--window`
-    is a length such as 12h, 30d or 4w: a whole number of up to six digits with the unit m, h, d or w. Without `--until`
-    it ends at `now`; a date without a time means 0:00 UTC of that day, so that day is not part of the window. Raises
-    Trouble if a flag cannot be parsed, if the window is not between LEAST and `most` seconds long, or if the end lies
-    more than a minute after `now` (not checked if `now` is 0)."""
+    """Return the start and end of the window that `--window` and `--until` describe, in seconds since 1970. If `now` is 0, an end in the future is accepted."""
     end = now
     if typed.until:
         until = from_rfc3339(f"{typed.until}T00:00:00Z" if len(typed.until) == 10 else typed.until)
@@ -65,45 +59,33 @@ class Days:
     ends: tuple[float, ...]
     """The end of each stretch, in seconds since 1970, oldest first; at most AT_ONCE."""
     seconds: int
-    """The length of each stretch."""
 
     @property
     def start(self) -> float:
-        """The beginning of the first stretch, in seconds since 1970."""
         return self.ends[0] - self.seconds
 
-    async def _read(self, prometheus: Prometheus, query: str) -> list[list[Series]]:
-        """Return the series that `query` yields at the end of each stretch, in the order of `ends`. Values that are
-        infinite or not a number are included; points that are a second or more away from every end are ignored. Each
-        returned series has one point, so a series may be in the lists of several stretches. Raises Trouble if the query
-        fails or its result cannot be read."""
-        # A single point needs no step, and a proxy would move it to a multiple of one.
-        step = self.seconds if len(self.ends) > 1 else 1
-        found = await prometheus.between_all(query, self.ends[0], self.ends[-1], step)
-        return [
-            [Series(one.labels, (point,)) for one in found for point in one.points if abs(point[0] - end) < 1]
-            for end in self.ends
-        ]
-
     async def read(self, prometheus: Prometheus, queries: Mapping[str, str]) -> list[Answers]:
-        """Run these queries concurrently and return their answers for each stretch, in the order of `ends`, by the
-        names of the queries. Without queries, return an empty list. Values that are infinite or not a number are
-        included. Raises Trouble if a query fails or its result cannot be read."""
-        answers = await side_by_side(*(self._read(prometheus, query) for query in queries.values()))
-        return [Answers(list, zip(queries, day, strict=True)) for day in zip(*answers, strict=True)]
+        """Run these queries concurrently and return their answers for each stretch, in the order of `ends`, including infinite values and NaN."""
+        # A single point needs no step, and a proxy would move it to a multiple of one.
+        step, span = self.seconds if len(self.ends) > 1 else 1, (self.ends[0], self.ends[-1])
+        found = await side_by_side(
+            *(prometheus.between_all(query, *span, step) for query in queries.values())
+        )
+        answers = [Answers(list) for _ in self.ends]
+        for name, series in zip(queries, found, strict=True):
+            for day, end in zip(answers, self.ends, strict=True):
+                points = ((one.labels, point) for one in series for point in one.points)
+                day[name] = [Series(labels, (point,)) for labels, point in points if abs(point[0] - end) < 1]
+        return answers
 
     async def read_apart(self, prometheus: Prometheus, queries: Mapping[str, str]) -> list[Answers]:
-        """Return the same as `read`, with separate queries for each stretch, one stretch after another: Prometheus
-        refuses a query for which it would load too many samples at a time. Raises Trouble as `read` does."""
+        """Return the same as `read` with separate queries for each stretch, one after another: Prometheus refuses a query that would load too many samples at a time."""
         apart = [await Days((end,), self.seconds).read(prometheus, queries) for end in self.ends]
         return [*chain.from_iterable(apart)]
 
 
 def days(start: float, end: float) -> list[Days]:
-    """Divide a window at each midnight of UTC, oldest first. Whole days are grouped, up to AT_ONCE in a group. The rest
-    before the first midnight and the rest after the last one are groups of their own, but a rest that is shorter than
-    SHORT is part of the day beside it, which then is longer than a day. A window in which no midnight is at least SHORT
-    seconds away from both ends is a single stretch."""
+    """Divide a window at each midnight of UTC, oldest first, with up to AT_ONCE whole days in a group. A rest that is shorter than SHORT is part of the day beside it."""
     midnights = (day * DAY for day in range(ceil((start + SHORT) / DAY), int((end - SHORT) // DAY) + 1))
     groups = []
     for seconds, pairs in groupby(pairwise((start, *midnights, end)), lambda pair: round(pair[1] - pair[0])):
@@ -113,7 +95,6 @@ def days(start: float, end: float) -> list[Days]:
 
 
 def batched(items: Sequence[T], size: int) -> list[Sequence[T]]:
-    """Divide the items, in their order, into batches of this size; the last one may be smaller."""
     return [items[at : at + size] for at in range(0, len(items), size)]
 
 
@@ -127,22 +108,13 @@ async def find_gaps(
     lost: str,
     points: float = MOST_POINTS,
 ) -> list[str]:
-    """Return one sentence for each kind of gap in the data of a window, where all series of `query` count together:
-    before the first sample, between samples (all such gaps together), and after the last sample. A gap between samples
-    counts if it exceeds two steps by more than a second, the other two if they exceed two steps by more than LOOKBACK
-    seconds. Empty if the data is complete.
-
-    `query` must have a value wherever there is data. It is sampled at about `points` times at most, in steps of at
-    least a minute. `lost` is a clause about the consequence of a gap between samples. If there is no data at all,
-    raises Trouble with the message `nothing`. Also raises Trouble if the query fails.
-    """
+    """Return one sentence for each kind of gap in the data of `query`, which is sampled at about `points` times at most; `lost` is a clause about the consequence. Raises Trouble with the message `nothing` without any data."""
     step = max(60.0, (end - start) / points)
     answer = await prometheus.between(query, start, end, step)
     times = sorted(at for series in answer for at, _ in series.points)
     if not times:
         raise Trouble(nothing)
-    sentences: list[str] = []
-    least = LOOKBACK + 2 * step
+    sentences, least = list[str](), LOOKBACK + 2 * step
     if times[0] - start > least:
         sentences.append(
             f"the history begins at {moment(times[0])} and covers {duration(end - times[0])} of"
@@ -162,11 +134,8 @@ async def find_gaps(
 
 
 def moment(at: float) -> str:
-    """Format a time, given in seconds since 1970, in UTC, rounded to the second."""
     return to_rfc3339(datetime.fromtimestamp(round(at), UTC))
 
 
 def duration(seconds: float) -> str:
-    """Format a number of seconds in its largest full unit, such as 14d, with the next smaller unit if the count is
-    low, such as 1h5m (see `length`)."""
     return length(timedelta(seconds=seconds))

@@ -1,13 +1,11 @@
-"""Folds hourly answers about GPUs into one record for each workload, one stretch of time after another. Pure. The size
-of a record depends only on the number of hours.
+"""Folds hourly answers about GPUs into one record for each workload, one stretch of time after another. Pure. The size of a record depends only on the number of hours.
 
-Where several pods hold a GPU, dcgm-exporter does not report the use of each: it reports all of them, or only one, with
-the use of the whole GPU. Such hours are left out, unless the agent reports the pod's own use.
+Where several pods hold a GPU, dcgm-exporter does not report the use of each: it reports all of them, or only one, with the use of the whole GPU. Such hours are left out, unless the agent reports the pod's own use.
 """
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -15,92 +13,66 @@ from math import isnan, nan
 
 from gpusharing.planning.gpus.cards import Card, find_card
 from kubectl_gpusharing.usage.prometheus.client import Series
+from kubectl_gpusharing.usage.prometheus.matchers import nodes_of
+from kubectl_gpusharing.usage.prometheus.windows import Answers
+from kubectl_gpusharing.usage.read.queries import ANNOTATION
 from kubectl_gpusharing.usage.read.series import (
     MIB,
     Device,
     DeviceLabels,
     Pod,
+    devices_of,
+    exported_label,
     owner_of,
+    pod_of,
     read_agent,
     read_dcgm,
+    read_owners,
 )
-from kubectl_gpusharing.usage.reckon.needs import Workload
+from kubectl_gpusharing.usage.reckon.needs import Workload, declared_memory
 
 MOST_MIB = 1 << 20
-"""A memory size in MiB that no GPU exceeds. Larger values are not sizes: DCGM reports an unknown value as a number
-near 2^31 or 2^63 (NVIDIA/DCGM dcgmlib/dcgm_structs.h at 72fa3fe, DCGM_INT32_BLANK and DCGM_INT64_BLANK)."""
+"""A memory size in MiB that no GPU exceeds: DCGM reports an unknown value as a number near 2^31 or 2^63 (NVIDIA/DCGM dcgmlib/dcgm_structs.h at 72fa3fe, DCGM_INT32_BLANK and DCGM_INT64_BLANK)."""
 Reading = tuple[DeviceLabels, Series]
 """A series, preceded by its parsed labels."""
 
 
-@dataclass(frozen=True, slots=True)
-class HourAnswers:
-    """Answers for one stretch of time, in the order of `queries.hourly` and `queries.ownership`."""
-
-    used: Sequence[Series]
-    """The highest memory use of each hour, in MiB, by dcgm-exporter."""
-    live: Sequence[Series]
-    """Memory in use at the end of each hour, in MiB, by dcgm-exporter."""
-    active: Sequence[Series]
-    """The 95th percentile of the activity of each hour, 0 to 1, by dcgm-exporter."""
-    own: Sequence[Series]
-    """The highest memory use of each hour, in bytes, by our agent."""
-    slices: Sequence[Series]
-    """The slices that each pod holds at the end of each hour, by our agent."""
-    sm: Sequence[Series]
-    """The 95th percentile of the SM activity in each hour, 0 to 1, by our agent."""
-    owners: Mapping[Pod, tuple[str, str]]
-    """Kind and name of the workload of each pod (`read_owners`). A pod about which nothing is known is missing."""
-    declared: Mapping[Pod, int]
-    """The bytes of GPU memory that the annotation of each pod declares."""
-    exporters: frozenset[Pod]
-    """The pods of dcgm-exporter itself, which hold no GPU."""
-    devices: Mapping[str, Device]
-    """The device for each UUID that the agent reports."""
-    simulated: frozenset[str] = frozenset()
-    """The names of nodes whose GPUs are SIMULATED."""
-
-
 @dataclass(slots=True)
 class Record:
-    """The history of one workload. The arrays have one element for each hour of the window, oldest first; nan stands
-    for unknown."""
+    """The history of one workload. The arrays have one element for each hour of the window, oldest first; nan stands for unknown."""
 
     memory: "array[float]"
-    """Memory in use, in bytes."""
+    """In bytes."""
     activity: "array[float]"
-    """The highest activity of any pod, as a part of the whole card."""
+    """The highest of any pod, as a part of the whole card."""
     pods: "array[int]"
-    """The number of pods at the end of the hour."""
+    """At the end of the hour."""
     devices: "array[int]"
-    """The highest number of devices that one pod held at the end of the hour."""
+    """The most that one pod held at the end of the hour."""
     last: int = -1
-    """The hour in which a pod of the workload was last seen; -1 if none was."""
+    """The hour in which a pod was last seen; -1 if none was."""
     held: DeviceLabels = field(default=DeviceLabels(Device(""), None))
-    """The labels of the device that the workload held last; all of them are empty if it held none."""
+    """The device that the workload held last; empty if none."""
     resource: str = ""
-    """Resource name of that device; empty if the agent does not report it."""
+    """Of that device; empty if the agent does not report it."""
     slices: float = 0.0
-    """The number of replicas of that device that a pod holds, as the agent reports it."""
+    """Replicas of that device that a pod holds, as the agent reports it."""
     of_device: bool = False
-    """Whether some of the recorded activity is that of a whole device that other pods held too."""
+    """Whether some of the activity is that of a whole device that other pods held too."""
     shared: int = 0
-    """The number of hourly values whose share for a pod is unknown, because other pods held its GPU too."""
+    """Hourly values whose share for a pod is unknown, because other pods held its GPU too."""
     declared: int | None = None
-    """The highest memory, in bytes, that any pod declared in the hour `declared_at`; None if none did."""
+    """The most bytes that any pod declared in the hour `declared_at`; None if none did."""
     declared_at: int = -1
-    """The latest hour in which a pod of the workload was seen; -1 if none was."""
+    """-1 if no pod was seen."""
 
     @classmethod
     def of(cls, hours: int) -> "Record":
-        """Return an empty record for a window of `hours`."""
         none = array("I", [0]) * hours
         return cls(array("d", [nan]) * hours, array("f", [nan]) * hours, none, none[:])
 
     def declare(self, declared: int | None, hour: int) -> None:
-        """Record the memory declared by a pod that existed in this hour; None if it declares none. A later hour
-        replaces the value of an earlier one, because the owner may have changed or removed it. Within an hour the
-        highest value is kept."""
+        """Record the memory declared by a pod in this hour. A later hour replaces an earlier one, because the owner may have changed or removed it."""
         if hour > self.declared_at:
             self.declared_at, self.declared = hour, declared
         elif hour == self.declared_at and declared is not None:
@@ -109,24 +81,20 @@ class Record:
 
 @dataclass(slots=True)
 class Gpu:
-    """What is known about one GPU."""
-
     node: str
-    """Name of its node; empty if unknown."""
+    """Empty if unknown."""
     model: str
     """Product name; empty if unknown."""
     last: int
-    """The hour in which the GPU was last seen; -1 if never."""
+    """The hour in which it was last seen; -1 if never."""
     divided: int = -1
-    """The hour in which the GPU was last seen with MIG devices; -1 if never."""
+    """The hour in which it was last seen with MIG devices; -1 if never."""
     holders: Counter[Workload] = field(default_factory=Counter)
-    """The number of pods of each workload that held the GPU in the hour `held_at`."""
+    """Pods of each workload that held it in the hour `held_at`."""
     held_at: int = -1
-    """The hour in which a pod last held the GPU; -1 if none did."""
+    """-1 if no pod held it."""
 
     def hold(self, workload: Workload, hour: int) -> None:
-        """Record that a pod of the workload held a device of the GPU in this hour. Only the holders of the latest hour
-        are kept. A pod that holds several MIG devices of the GPU counts once for each."""
         if hour > self.held_at:
             self.held_at, self.holders = hour, Counter()
         if hour == self.held_at:
@@ -138,79 +106,80 @@ class Fold:
     """The result of all stretches that have been added, and the filters that apply to them."""
 
     end: float
-    """End of the window, in seconds since 1970."""
+    """In seconds since 1970."""
     hours: int
-    """Length of the window, in hours."""
     nodes: frozenset[str] | None = None
-    """The nodes whose GPUs count, or None for all."""
+    """Whose GPUs count; None for all."""
     card: Card | None = None
-    """The model of the GPUs that count, or None for all. A workload may also have pods on GPUs of other models."""
+    """Whose GPUs count, or None for all. A workload may also have pods on GPUs of other models."""
     replicas: dict[str, int] = field(default_factory=dict)
-    """How many times each GPU is advertised, by node. It has only nodes where that is more than once."""
+    """How many times each GPU is advertised, by node, where that is more than once."""
     slices: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    """The highest number of replicas of a device, by node and resource, as the agents report it."""
+    """The most replicas of a device, by node and resource, as the agents report it."""
     remarks: tuple[str, ...] = ()
-    """What a reader should know about the series."""
     simulated: frozenset[str] = frozenset()
-    """The names of nodes whose agents report SIMULATED GPUs."""
     records: dict[Workload, Record] = field(default_factory=dict)
-    """The history of each workload."""
     gpus: dict[str, Gpu] = field(default_factory=dict)
-    """The GPUs that count, by UUID."""
+    """Those that count, by UUID."""
     others: dict[str, Gpu] = field(default_factory=dict)
-    """The GPUs of `nodes` that are of another model than `card`, by UUID."""
+    """Those of `nodes` that are of another model than `card`, by UUID."""
     beyond: dict[str, int] = field(default_factory=dict)
-    """The hour in which each node that has GPUs but is not in `nodes` was last seen."""
+    """When nodes with GPUs that are not in `nodes` were last seen."""
     unnamed: set[Pod] = field(default_factory=set)
     """Pods whose owner is unknown."""
-    _part: HourAnswers = field(init=False, repr=False)
-    """The answers for the current stretch."""
+    wrong: dict[str, None] = field(default_factory=dict)
+    """Clauses about annotations that declare no valid size of memory."""
+    _owners: Mapping[Pod, tuple[str, str]] = field(default_factory=dict)
+    _declared: dict[Pod, int] = field(default_factory=dict)
     _workloads: dict[Pod, Workload] = field(default_factory=dict)
-    """A cache of the workload of each pod in the current stretch, because a pod has many series."""
+    """A cache for the current stretch, because a pod has many series."""
 
-    def add(self, part: HourAnswers) -> None:
-        """Add the answers for the next stretch of time: update the records of workloads, the GPUs (`gpus`, and `others`
-        as far as dcgm-exporter names their model), the nodes that are not chosen (`beyond`), the nodes with SIMULATED
-        GPUs (`simulated`), and the pods whose owner is unknown (`unnamed`)."""
-        self._part = part
+    def add(self, part: Answers) -> None:
+        """Add the answers to `queries.hourly` and `queries.ownership` for the next stretch of time."""
+        self._owners, self._declared = read_owners(part["pods"], part["replicasets"], part["jobs"]), {}
         self._workloads.clear()
-        self.simulated |= part.simulated
-        read_own = partial(read_agent, devices=part.devices)
-        read_exporter = partial(read_dcgm, exporters=part.exporters)
-        scraped = [(read_exporter(series), series) for series in part.used]
+        self.simulated |= nodes_of(part["simulated"])
+        for series in part["annotated"]:
+            if (pod := pod_of(series.labels)) is not None:
+                size, wrong = declared_memory("/".join(pod), series.labels.get(ANNOTATION, ""))
+                if wrong:
+                    self.wrong[wrong] = None
+                else:
+                    self._declared[pod] = size
+        read_own = partial(read_agent, devices=devices_of(part["devices"]))
+        targets = ((exported_label(one, "namespace"), one.labels.get("pod", "")) for one in part["exporters"])
+        read_exporter = partial(read_dcgm, exporters=frozenset(targets))
+        scraped = [(read_exporter(series), series) for series in part["used"]]
         used = [(labels, series) for labels, series in scraped if self._is_ours(labels)]
         for labels, series in scraped:
             if labels.model and self._is_there(labels) and not self._is_ours(labels):
                 self._see(self.others, labels, series)
-        for labels, series in [*scraped, *((read_own(series), series) for series in part.slices)]:
+        for labels, series in [*scraped, *((read_own(series), series) for series in part["slices"])]:
             if labels.node and self.nodes is not None and labels.node not in self.nodes and series.points:
                 last = self.hour(series.points[-1][0])
                 self.beyond[labels.node] = max(last, self.beyond.get(labels.node, -1))
-        live = self._ours(part.live, read_exporter)
         for labels, series in used:
             self._see(self.gpus, labels, series)
-        own = self._ours(part.own, read_own)
-        active, sm = self._ours(part.active, read_exporter), self._ours(part.sm, read_own)
+        live, active = self._ours(part["live"], read_exporter), self._ours(part["active"], read_exporter)
+        own, sm = self._ours(part["own"], read_own), self._ours(part["sm"], read_own)
         crowded, split = self._crowded(live)
         self._add_memory(used, own, crowded)
         self._add_activity(active, sm, crowded, split)
-        self._add_pods([*live, *self._ours(part.slices, read_own)])
-        for labels, series in (*used, *own):
-            self._pass(labels, series)
+        self._add_pods([*live, *self._ours(part["slices"], read_own)])
+        for labels, series in (*used, *own):  # a pod may have come and gone between the ends of two hours
+            if labels.pod is not None and series.points:
+                record, hour = self._record(labels.pod), self.hour(series.points[-1][0])
+                record.declare(self._declared.get(labels.pod), hour)
+                if hour > record.last:
+                    record.last, record.held = hour, labels
 
     def hour(self, at: float) -> int:
-        """Return the array index of the hour that ends at `at`, which is in seconds since 1970, rounded to the nearest
-        hour. Whether it lies in the window is not checked."""
         return self.hours - 1 - round((self.end - at) / 3600)
 
     def _is_there(self, labels: DeviceLabels) -> bool:
-        """Whether the labels name a GPU that is on one of the chosen nodes."""
         return bool(labels.device.gpu) and (self.nodes is None or labels.node in self.nodes)
 
     def _is_ours(self, labels: DeviceLabels) -> bool:
-        """Whether the labels name a GPU that is on one of the chosen nodes and of the chosen model. If the labels do
-        not name a model, the one recorded for that GPU is used. A GPU whose model is unknown only counts if all
-        models are chosen."""
         if not self._is_there(labels):
             return False
         if self.card is None:
@@ -219,13 +188,9 @@ class Fold:
         return find_card(labels.model or (gpu.model if gpu else "")) is self.card
 
     def _ours(self, answer: Iterable[Series], read: Callable[[Series], DeviceLabels]) -> list[Reading]:
-        """Return the series about devices that count (`_is_ours`), each with its labels as `read` parses them."""
         return [(labels, series) for series in answer if self._is_ours(labels := read(series))]
 
     def _see(self, gpus: dict[str, Gpu], labels: DeviceLabels, series: Series) -> None:
-        """Record in `gpus` the GPU that `labels` name: when it was last seen, on which node and as which model, and
-        when it last had MIG devices. Node and model are those of the latest sighting, but an empty one in the labels
-        does not replace a known one. The hour is that of the last point of `series`, or -1 without points."""
         last = self.hour(series.points[-1][0]) if series.points else -1
         gpu = gpus.get(labels.device.gpu)
         if gpu is None:
@@ -236,13 +201,9 @@ class Fold:
             gpu.divided = max(gpu.divided, last)
 
     def _crowded(self, live: Iterable[Reading]) -> tuple[set[Device], set[Device]]:
-        """Return two sets of devices, judged by `live`, the memory that dcgm-exporter reports for each pod.
+        """Return the devices for which the use of each pod is unknown, and those that several pods held with values of their own.
 
-        For the devices in the first set, the use of each pod is unknown, for one of two reasons. Either several pods
-        held the device at one time and were always reported with the same value. Or it is a whole GPU on a node that
-        advertises more GPUs than it has, and dcgm-exporter never reported several pods at one time on any such GPU
-        there, so it names only one holder. The devices in the second set were also held by several pods, but at some
-        time these were reported with different values, so each value is the pod's own.
+        The use is unknown if several pods were always reported with the same value, or on a node that advertises more GPUs than it has, where dcgm-exporter never reported several pods on one: it names only one holder.
         """
         holders: dict[Device, dict[float, dict[Pod, float]]] = {}
         replicas: dict[Device, str] = {}
@@ -266,8 +227,6 @@ class Fold:
         return crowded | {device for device, node in replicas.items() if node not in several}, split
 
     def _values(self, readings: Iterable[Reading]) -> Iterator[tuple[Pod, DeviceLabels, Record, int, float]]:
-        """Yield every value of the series that name a pod: the pod, the labels, the record of its workload (created if
-        missing), the index of the hour, and the value."""
         for labels, series in readings:
             if labels.pod is not None:
                 record = self._record(labels.pod)
@@ -275,10 +234,6 @@ class Fold:
                     yield labels.pod, labels, record, self.hour(at), value
 
     def _add_memory(self, used: Iterable[Reading], own: Iterable[Reading], crowded: set[Device]) -> None:
-        """Record the peak memory of each hour in the records of the workloads. A value of `used` (dcgm-exporter) only
-        counts if `own` (the agent) has none for that pod and hour. A value of `used` that counts but is for a crowded
-        device increments `shared` and is not recorded. Of the values that count for one workload and hour, the highest
-        is kept. Sizes below 0 or above MOST_MIB are ignored."""
         known: set[tuple[Pod, int]] = set()
         for pod, _, record, hour, size in self._values(own):
             if 0 <= size <= MOST_MIB * MIB:
@@ -295,10 +250,6 @@ class Fold:
     def _add_activity(
         self, active: Iterable[Reading], sm: Iterable[Reading], crowded: set[Device], split: set[Device]
     ) -> None:
-        """Record each hour's highest activity of a workload's pods, from 0 to 1 of the whole card. The agent's values
-        (`sm`, no MIG) take precedence over dcgm-exporter's (`active`), which are of the whole device. On devices in
-        `split` these count too, and mark the record as an estimate (`of_device`). Those of `crowded` devices and
-        unknown MIG profiles are left out."""
         known: set[tuple[Pod, int]] = set()
         for pod, _, record, hour, value in self._values(sm):
             self._most(record.activity, hour, min(1.0, max(0.0, value)))
@@ -314,10 +265,6 @@ class Fold:
                     record.of_device = record.of_device or labels.device in split
 
     def _add_pods(self, readings: Iterable[Reading]) -> None:
-        """Record for each workload, at the end of each hour, how many pods it had, the most devices that one pod held,
-        and the memory that the pods declare. Also record the device that was held last (of several in the same hour,
-        the last in `readings`), with its resource and how many replicas of it a pod held. Update the holders of the
-        GPUs and when they last had MIG devices."""
         devices: dict[tuple[Pod, int], set[Device]] = {}
         for pod, labels, record, hour, value in self._values(readings):
             devices.setdefault((pod, hour), set()).add(labels.device)
@@ -333,49 +280,31 @@ class Fold:
             record = self.records[workload]
             record.pods[hour] += 1
             record.devices[hour] = max(record.devices[hour], len(those))
-            record.declare(self._part.declared.get(pod), hour)
+            record.declare(self._declared.get(pod), hour)
             for gpu in filter(None, (self.gpus.get(device.gpu) for device in those)):
                 gpu.hold(workload, hour)
 
-    def _pass(self, labels: DeviceLabels, series: Series) -> None:
-        """Record the memory that the pod of a series declares, for the hour of the series' last point. If that hour is
-        later than any recorded for the workload, also record the hour and the device. Otherwise a pod that came and
-        went between the ends of two hours would be missed. Series without a pod or points are ignored."""
-        if labels.pod is None or not series.points:
-            return
-        record, hour = self._record(labels.pod), self.hour(series.points[-1][0])
-        record.declare(self._part.declared.get(labels.pod), hour)
-        if hour > record.last:
-            record.last, record.held = hour, labels
-
     def _record(self, pod: Pod) -> Record:
-        """Return the record of the pod's workload, and create it if there is none."""
         workload = self._workload(pod)
         if workload not in self.records:
             self.records[workload] = Record.of(self.hours)
         return self.records[workload]
 
     def _workload(self, pod: Pod) -> Workload:
-        """Return the workload of a pod, cached for the current stretch. If Prometheus knows nothing about the pod's
-        owner, the pod is added to `unnamed`; its workload has the kind UNNAMED and the pod's name without the generated
-        suffix, so such pods may share one. A pod that is known to have no owner is its own workload."""
         if pod not in self._workloads:
-            if pod not in self._part.owners:
+            if pod not in self._owners:
                 self.unnamed.add(pod)
-            self._workloads[pod] = Workload(pod[0], *owner_of(pod, self._part.owners))
+            self._workloads[pod] = Workload(pod[0], *owner_of(pod, self._owners))
         return self._workloads[pod]
 
     @staticmethod
     def _most(values: "array[float]", hour: int, value: float) -> None:
-        """Set the value of an hour to `value` if it is unknown or lower."""
         if isnan(values[hour]) or value > values[hour]:
             values[hour] = value
 
 
 def part_of_card(card: Card | None, profile: str) -> tuple[Fraction | None, Fraction] | None:
-    """Return which parts of the memory and of the compute of a card a device with this MIG profile has; all of both for
-    a whole GPU, whose profile is empty, even if the card is unknown. The part of the memory is None if the card shares
-    the CPU's. None in place of both if the card is unknown or has no profile of that name."""
+    """Return which parts of a card's memory (None if it shares the CPU's) and compute a device with this MIG profile has, empty for a whole GPU; None if the card or the profile is unknown."""
     if not profile:
         return Fraction(1), Fraction(1)
     match = next((each for each in card.profiles if each.name == profile), None) if card else None

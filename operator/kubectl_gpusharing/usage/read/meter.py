@@ -1,16 +1,12 @@
-"""Read the meter (docs/adr/0043-the-meter.md) from Prometheus for a window: who used how much GPU time at which price,
-and what is missing.
+"""Read the meter (docs/adr/0043-the-meter.md) from Prometheus for a window: who used how much GPU time at which price, and what is missing.
 
-Each query covers a few days and has a value for each of them, so that a price applies only to the days on which it was
-exported, and no answer is large. On a whole day, a node's counters are only read at both ends if these show that no
-counter restarted. Otherwise, `increase` extrapolates a series to both ends, bridges gaps, and handles counters that
-restarted.
+Each query covers a few days and has a value for each of them, so that a price applies only to the days on which it was exported, and no answer is large. On a whole day, a node's counters are only read at both ends if these show that no counter restarted. Otherwise, `increase` extrapolates a series to both ends, bridges gaps, and handles restarts.
 """
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from itertools import chain, pairwise
@@ -34,19 +30,14 @@ from kubectl_gpusharing.usage.read.pricing import (
 )
 from kubectl_gpusharing.usage.read.queries import COUNTERS, GPUS, NAMESPACE, OF_PARTS, POLICY, MeterQuery
 from kubectl_gpusharing.usage.read.series import exported_label
-from kubectl_gpusharing.usage.reckon.bills import MICROS, Basis, Cell, Part, Price
+from kubectl_gpusharing.usage.reckon.bills import MICROS, Basis, Bill, Cell, Part, Price, make_bill
 
 TOLERANCE = 0.01
-"""How far the sum of the parts may differ from a pool's GPU time, as a fraction of that time. Series that start and
-end within a day cause a smaller difference."""
+"""How far the sum of the parts may differ from a pool's GPU time, as a fraction of that time."""
 ENDS = 60.0
-"""How far the parts may differ from the whole, in seconds of one GPU, even in a short window: `increase` extends a
-series that starts or ends within the window by up to a scrape interval of 30 s at either end, but not the series of
-the pool."""
+"""How far the parts may differ from the whole, in seconds of one GPU: `increase` extends a series that starts or ends within the window by up to a scrape interval of 30 s at either end."""
 ROUNDING = 1.0
-"""How far the parts of a node may differ from the whole, in seconds, if both are differences of counters. An agent
-computes its counters from the same turns, so only the rounding of sums differs, by less than 0.1 s in a year of 8
-GPUs."""
+"""How far the parts of a node may differ from the whole, in seconds, if both are differences of counters: sums are rounded differently, by less than 0.1 s in a year of 8 GPUs."""
 CHOSEN = frozenset(("container", "endpoint"))
 """Labels of a target that stay the same when an agent restarts, so that they can select series."""
 FEW = 8
@@ -55,86 +46,91 @@ AHEAD = 2
 """How many groups of days are queried at the same time, so that a Prometheus with several cores uses them."""
 NodePool = tuple[str, str]
 """The name of a node, and the name of the policy that owned it."""
-Unpriced = defaultdict[tuple[str, str], float]
-"""Seconds of GPUs without a price, by policy and by the reason why there is none."""
 
 
-@dataclass(slots=True)
-class MeteredPools:
-    """What the meter counted in a window, and what is known to be missing."""
+@dataclass(frozen=True, slots=True)
+class CostReport:
+    """A bill, with everything that a reader must know about it."""
 
-    cells: Counter[Cell] = field(default_factory=Counter)
-    """Microseconds of whole GPUs, by cell."""
-    missing: list[str] = field(default_factory=list)
+    where: str
+    """The name of the Prometheus that was queried (`Endpoint.where`)."""
+    query: MeterQuery
+    bill: Bill
+    missing: Sequence[str]
     """Why the answer is incomplete; empty if it is complete."""
-    remarks: list[str] = field(default_factory=list)
-    """What else a reader should know."""
-    simulated: set[str] = field(default_factory=set)
-    """Metered nodes whose GPUs are SIMULATED."""
-    used: tenants.Used = field(default_factory=dict)
-    """How much of what they held tenants used."""
+    remarks: Sequence[str]
+    simulated: Sequence[str]
+    used: tenants.Used
 
 
-async def read_metered(
-    prometheus: Prometheus, query: MeterQuery, progress: Callable[[str], None]
-) -> MeteredPools:
-    """Read the meter's series for the window of `query` and return the time by cell, with everything known to be
-    missing, which includes implausible values, which are left out, and warnings of Prometheus. `progress` is called
-    with each new sentence about how much has been read. If only the use of what was held cannot be read, a remark says
-    so. Raises Trouble if another query fails, if Prometheus has no data of the meter in the window, or if a node was
-    metered twice. In a bill by a label, also raises Trouble if GPUs were held but no namespace had the label on any
-    day."""
-    metered = MeteredPools(missing=await _gaps(prometheus, query))
-    unpriced = Unpriced(float)
+async def read_bill(prometheus: Prometheus, query: MeterQuery, progress: Callable[[str], None]) -> CostReport:
+    """Read the bill for the window of `query`; `progress` gets each new sentence about how much has been read. Raises Trouble for a failed query, no data, a node metered twice, or a label that no namespace has."""
+    missing = await _gaps(prometheus, query)
+    cells, simulated = Counter[Cell](), set[str]()
+    unpriced = defaultdict[tuple[str, str], float](float)  # seconds by policy, and by the reason
     parts, gpus = defaultdict[NodePool, float](float), defaultdict[NodePool, float](float)
     labelled, unlabelled, teams, rivals = False, 0, tenants.Teams(query.by), set[str]()
     sightings: list[Sightings] = []
     faults: dict[str, None] = {}
     async for day, seen in _read_all(prometheus, query, progress):
-        day.update({name: list(_credible(day[name], faults)) for name in COUNTERS})
+        for name in COUNTERS:
+            for series in day[name]:
+                if not abs(series.value) <= MOST:
+                    why = NO_NUMBER if math.isnan(series.value) else "no node has that many GPUs"
+                    value = f"the value {series.value:g} s of a meter counter on {series.node or 'a node'}"
+                    faults[f"{value} is ignored: {why}"] = None
+            day[name] = [series for series in day[name] if abs(series.value) <= MOST]
         prices, teams = read_prices(day, query.currency), tenants.read_teams(day, query.by)
-        _sum(parts, chain.from_iterable(day[part] for part in Part))
-        _sum(gpus, day["gpus"])
+        for series in chain.from_iterable(day[part] for part in Part):
+            parts[_node(series)] += series.value
+        for series in day["gpus"]:
+            gpus[_node(series)] += series.value
         day.update(tenants.divide(day))
-        holders = _add(metered, day, prices, unpriced, teams)
+        _count(cells, day, prices, unpriced, teams)
+        holders = {exported_label(series, NAMESPACE) for series in day[Part.HELD] if series.value > 0}
         rivals |= teams.rivals & holders
         faults |= dict.fromkeys(prices.faults)
-        metered.simulated |= nodes_of(day["simulated"]) & seen.nodes
+        simulated |= nodes_of(day["simulated"]) & seen.nodes
         sightings.append(seen)
         unlabelled += bool(queries.label_of(query.by) and holders and not teams.last)
         labelled |= bool(teams.last)
-    metered.missing += faults
-    metered.missing += tenants.describe_labels(unlabelled, rivals, query.by, never=not labelled)
-    metered.missing += _unpriced(unpriced)
-    metered.missing += _lacking(parts, gpus, query.end - query.start)
-    missing, remarks = await find_losses(prometheus, query, sightings)
-    metered.missing += missing
-    metered.remarks += remarks
+    missing += [
+        *faults,
+        *tenants.describe_labels(unlabelled, rivals, query.by, never=not labelled),
+        *(
+            f"no price is known for {seconds / 3600:,.1f} GPU-hours of {policy or 'nodes without a policy'}: {why}"
+            + ("" if why.endswith(CHOOSE) else f"; {REMEDY}")
+            for (policy, why), seconds in sorted(unpriced.items())
+            if seconds > 0
+        ),
+        *_lacking(parts, gpus, query.end - query.start),
+    ]
+    lost, remarks = await find_losses(prometheus, query, sightings)
+    missing += lost
+    remarks = [*filter(None, (prometheus.place.remark,)), *remarks]
+    used: tenants.Used = {}
     try:
-        metered.used = await tenants.read_used(prometheus, query, dict(gpus.keys()), teams)
+        used = await tenants.read_used(prometheus, query, dict(gpus.keys()), teams)
     except Trouble as trouble:
-        metered.remarks.append(f"how much was used of what was held is unknown: {trouble}")
-    metered.missing += [f"Prometheus warns: {warning}" for warning in sorted(prometheus.warnings)]
-    if any(tenants.OTHERS in (cell.tenant, cell.policy) for cell in metered.cells):
-        metered.remarks.append(
+        remarks.append(f"how much was used of what was held is unknown: {trouble}")
+    missing += [f"Prometheus warns: {warning}" for warning in sorted(prometheus.warnings)]
+    if any(tenants.OTHERS in (cell.tenant, cell.policy) for cell in cells):
+        remarks.append(
             f"{tenants.OTHERS} is the time of further tenants or policies on a node that already had 128 combinations"
             " of policy, namespace and resource, or 16 policies; it is unknown who used it"
         )
-    return metered
-
-
-def _sum(counts: defaultdict[NodePool, float], answer: Iterable[Series]) -> None:
-    """Add the newest value of each series of the answer to `counts` under the node and policy of its series."""
-    for series in answer:
-        counts[_node(series)] += series.value
+    bill = make_bill(cells, by_policy=query.by == POLICY)
+    if len(currencies := [total.currency for total in bill.totals if total.currency]) > 1:
+        remarks.append(
+            f"prices are in several currencies ({', '.join(currencies)}); amounts are not converted, and each currency"
+            " has its own total"
+        )
+    return CostReport(prometheus.place.where, query, bill, missing, remarks, sorted(simulated), used)
 
 
 async def _read_all(
     prometheus: Prometheus, query: MeterQuery, progress: Callable[[str], None]
 ) -> AsyncIterator[tuple[Answers, Sightings]]:
-    """Yield, for each stretch of the window, its answers and which nodes were seen in it, oldest first. AHEAD groups of
-    days are queried at the same time; before each, `progress` is called with a sentence about how much has been read.
-    Raises Trouble as `_read_days` does."""
     for batch in batched(days(query.start, query.end), AHEAD):
         share = (batch[0].start - query.start) / (query.end - query.start)
         progress(f"Reading from {prometheus.place.where}: {share:.0%}")
@@ -146,11 +142,6 @@ async def _read_all(
 async def _read_days(
     prometheus: Prometheus, query: MeterQuery, group: Days
 ) -> list[tuple[Answers, Sightings]]:
-    """Return the answers for each stretch of `group`, and which nodes were seen in it. Nodes that may have been absent,
-    were in transition, or whose growth may be wrong are queried again (`close_queries`); if their names are too long
-    for a query, all nodes are, one stretch after another. The devices of all other nodes are those at the end of
-    `group`. If a node has reservations of KAI-Scheduler, the pods that used these GPUs are queried too. Raises Trouble
-    if a query fails or a node was metered twice."""
     days = await group.read(prometheus, queries.queries_of(query, group))
     growth, unsteady = await _read_growth(prometheus, query, group)
     simulated = queries.simulated_query(query.selector, round(LOOKBACK))
@@ -167,7 +158,11 @@ async def _read_days(
         close_ups = await (group.read if matcher_of(others) else group.read_apart)(prometheus, close)
     found = []
     for day, far, near, end in zip(days, growth, close_ups, group.ends, strict=True):
-        day.update(_combined(far, near, others))
+        day.update(near | far)
+        for name in COUNTERS:
+            if name in near:
+                day[name] = [series for series in far[name] if series.node not in others]
+                day[name] += [series for series in near[name] if series.node in others]
         reserved = nodes_of(
             series for series in day["held"] if exported_label(series, NAMESPACE) in tenants.RESERVATIONS
         )
@@ -181,24 +176,9 @@ async def _read_days(
     return found
 
 
-def _combined(far: Answers, near: Answers, nodes: Set[str]) -> Answers:
-    """Return the answers of both. If both have the growth of a counter, the result has that of `near` for `nodes`, and
-    that of `far` for all others. Any other answer that both have is that of `far`. Neither argument is changed."""
-    answers = near | far
-    for name in COUNTERS:
-        if name in near:
-            answers[name] = [series for series in far[name] if series.node not in nodes]
-            answers[name] += [series for series in near[name] if series.node in nodes]
-    return answers
-
-
 async def _read_growth(
     prometheus: Prometheus, query: MeterQuery, group: Days
 ) -> tuple[list[Answers], frozenset[str]]:
-    """Return how much each of COUNTERS grew in each stretch of `group`, by its name, and the nodes for which that may
-    be wrong (`find_unsteady`). On whole days, counters are only read at both ends. In other stretches, and if no node
-    has a counter at one of the ends, `increase` is queried: then the second part is empty, and the first also has
-    `simulated`, the nodes with SIMULATED GPUs. Raises Trouble if a query fails."""
     times = (group.start, *group.ends) if group.seconds == DAY else ()
     marks = await side_by_side(*(prometheus.instant(queries.mark_query(query), at) for at in times))
     nodes = [
@@ -213,9 +193,7 @@ async def _read_growth(
 
 
 def find_growth(before: Iterable[Series], after: Iterable[Series]) -> Answers:
-    """Return the series of `after` by their label `what` (`mark_query`). Each has the difference to its value in
-    `before`, which is 0 if it is not there, but the number of GPUs (INFO_OF_GPUS) is that of `after`. Series are the
-    same if all labels are. Series that only `before` has are left out."""
+    """Return the differences between these series of `mark_query`, by their label `what`; the number of GPUs (INFO_OF_GPUS) is that of `after`. A series that is new counts from 0."""
     old = {frozenset(series.labels.items()): series.value for series in before}
     growth: Answers = defaultdict(list)
     for series in after:
@@ -226,10 +204,7 @@ def find_growth(before: Iterable[Series], after: Iterable[Series]) -> Answers:
 
 
 def find_unsteady(nodes: Iterable[str], growth: Answers) -> set[str]:
-    """Return those of `nodes` whose counters may have grown by more than the `growth` of a day shows (`find_growth`),
-    because a counter restarted or vanished. Such a counter's growth is too low. It is right if the GPU time of the node
-    is a day of each of its GPUs, give or take ENDS for each, and the parts add up to that time, give or take ROUNDING.
-    A node whose number of GPUs is unknown at the end of the day is included."""
+    """Return those of `nodes` whose counters may have grown by more than the `growth` of a day shows (`find_growth`), because a counter restarted or vanished."""
     gpus, whole, parts = (defaultdict[str, float](float) for _ in range(3))
     for name, answer in growth.items():
         for series in answer:
@@ -244,21 +219,8 @@ def find_unsteady(nodes: Iterable[str], growth: Answers) -> set[str]:
     }
 
 
-def _most_slices(answer: Iterable[Series]) -> dict[tuple[str, str], float]:
-    """Return the highest number of slices that a device has in the answer, by node and resource. Values that are
-    infinite or not a number are ignored."""
-    most: dict[tuple[str, str], float] = {}
-    for series in answer:
-        key = series.node, series.labels.get("resource", "")
-        if math.isfinite(series.value):
-            most[key] = max(series.value, most.get(key, 0.0))
-    return most
-
-
 async def read_price(prometheus: Prometheus, query: MeterQuery, nodes: Iterable[str]) -> Price | None:
-    """Return the mean price of a GPU on these nodes in the window of `query`, with the source of the first node's
-    price. Each node counts once, however many GPUs it has. None if there are no nodes, if the price of one is unknown
-    or ambiguous, or if they have prices in several currencies. Raises Trouble if a query fails."""
+    """Return the mean price of a GPU on these nodes in the window, with the source of the first node's price; None if one is unknown or they have several currencies."""
     window = Days((query.end,), round(query.end - query.start))
     promql = queries.queries_of(query, window) | queries.growth_queries(query, window.seconds)
     promql |= queries.device_queries(query, span=f"[{window.seconds}s]")
@@ -272,26 +234,18 @@ async def read_price(prometheus: Prometheus, query: MeterQuery, nodes: Iterable[
     return replace(exact[0], amount=sum((price.amount for price in exact), Fraction()) / len(exact))
 
 
-def _credible(answer: Iterable[Series], faults: dict[str, None]) -> Iterator[Series]:
-    """Yield the series whose value is plausible: between -MOST and MOST. For each other series, add a sentence to the
-    keys of `faults`."""
-    for series in answer:
-        if abs(series.value) <= MOST:
-            yield series
-        else:
-            why = NO_NUMBER if math.isnan(series.value) else "no node has that many GPUs"
-            value = f"the value {series.value:g} s of a meter counter on {series.node or 'a node'}"
-            faults[f"{value} is ignored: {why}"] = None
-
-
-def _add(
-    metered: MeteredPools, day: Answers, prices: Prices, unpriced: Unpriced, teams: tenants.Teams
-) -> set[str]:
-    """Add the time of a day to the cells of `metered`; a negative time counts as 0. Held time has the basis in the
-    label `basis` if its series has one (`tenants.divide`), else that of `_basis`; other time has neither a basis nor a
-    tenant. Seconds without a price, even negative ones, are also added to `unpriced`. Return the namespaces with a
-    positive time of held GPUs."""
-    slices = _most_slices(day["shared"])
+def _count(
+    cells: Counter[Cell],
+    day: Answers,
+    prices: Prices,
+    unpriced: defaultdict[tuple[str, str], float],
+    teams: tenants.Teams,
+) -> None:
+    slices = defaultdict[tuple[str, str], float](float)
+    for series in day["shared"]:
+        if math.isfinite(series.value):
+            key = series.node, series.labels.get("resource", "")
+            slices[key] = max(series.value, slices[key])
     for part in Part:
         for series in day[part]:
             (node, policy), resource = _node(series), series.labels.get("resource", "")
@@ -302,40 +256,18 @@ def _add(
             tenant, basis = "", Basis.NONE
             if part is Part.HELD:
                 tenant = teams.tenant_of((exported_label(series, NAMESPACE), series.labels.get("pod", "")))
-                how = series.labels.get("basis")
-                basis = Basis(how) if how else _basis(resource, slices.get((node, resource)))
-            cell = Cell(policy, tenant, part, resource, basis, price)
-            metered.cells[cell] += max(0, round(series.value * MICROS))
-    return {exported_label(series, NAMESPACE) for series in day[Part.HELD] if series.value > 0}
-
-
-def _basis(resource: str, most: float | None) -> Basis:
-    """Return how the time of a tenant was determined: RESERVED if the device has several slices, MEASURED if it has
-    one. `most` is the number of slices. If it is unknown (None), the result is RESERVED for a resource whose name
-    ends in `.shared`, and ESTIMATE for any other."""
-    if most is not None:
-        return Basis.RESERVED if most > 1 else Basis.MEASURED
-    return Basis.RESERVED if resource.endswith(".shared") else Basis.ESTIMATE
-
-
-def _unpriced(unpriced: Unpriced) -> list[str]:
-    """Return a sentence for each policy and each reason why some of its time has no price, sorted by both. It has the
-    number of GPU-hours and a remedy, unless the reason ends with one. Pairs without a positive time are left out."""
-    return [
-        f"no price is known for {seconds / 3600:,.1f} GPU-hours of {policy or 'nodes without a policy'}: {why}"
-        + ("" if why.endswith(CHOOSE) else f"; {REMEDY}")
-        for (policy, why), seconds in sorted(unpriced.items())
-        if seconds > 0
-    ]
+                if how := series.labels.get("basis"):  # of `tenants.divide`
+                    basis = Basis(how)
+                elif (most := slices.get((node, resource))) is not None:
+                    basis = Basis.RESERVED if most > 1 else Basis.MEASURED
+                else:
+                    basis = Basis.RESERVED if resource.endswith(".shared") else Basis.ESTIMATE
+            cells[Cell(policy, tenant, part, resource, basis, price)] += max(0, round(series.value * MICROS))
 
 
 def _lacking(
     parts: Mapping[NodePool, float], gpus: Mapping[NodePool, float], seconds: float
 ) -> Iterator[str]:
-    """Yield a sentence for each policy whose parts of the GPU time do not add up, node by node, to the time of its
-    GPUs, which means that some series are missing. The differences of all its nodes together must exceed a fraction of
-    the GPU time: TOLERANCE or, if that is more, ENDS divided by `seconds`, the length of the window. `parts` and `gpus`
-    have seconds by node and policy."""
     tolerance = max(TOLERANCE, ENDS / seconds)
     pools = defaultdict[str, list[NodePool]](list)
     for key in sorted(parts.keys() | gpus.keys()):
@@ -360,15 +292,10 @@ def _lacking(
 
 
 def _node(series: Series) -> NodePool:
-    """Return the names of the node and of the policy that a series is about. Each is empty if the series has no such
-    label."""
     return series.node, series.labels.get(POLICY, "")
 
 
 async def _gaps(prometheus: Prometheus, query: MeterQuery) -> list[str]:
-    """Return sentences about the parts of the window without data of the meter (`find_gaps`). Up to FEW nodes that were
-    there at both ends are read first. If at each moment one of them was seen, the result is empty and the others are
-    not read. Raises Trouble if there is no data at all, or if a query fails."""
     chosen = braced(query.selector)
     where = f" for {chosen}" if chosen else ""
     nothing = (
@@ -387,53 +314,42 @@ async def _gaps(prometheus: Prometheus, query: MeterQuery) -> list[str]:
 
 
 def _refuse_doubles(twice: Iterable[Series]) -> None:
-    """Raise Trouble for the first node and policy, by name, that was metered twice at one time by series with different
-    labels. `twice` has all series of such nodes on that day. Returns without raising if there are none, or if the
-    series of one node and policy do not differ in any label."""
     by_pool = defaultdict[NodePool, list[Mapping[str, str]]](list)
     for each in twice:
         by_pool[_node(each)].append(each.labels)
     for (node, _), series in sorted(by_pool.items()):
         labels = sorted({name for each in series for name in each} - {"__name__"})
         differ = {label: sorted({each.get(label, "") for each in series}) for label in labels}
-        _refuse(node, {label: values for label, values in differ.items() if len(values) > 1})
-
-
-def _refuse(node: str, differ: Mapping[str, Sequence[str]]) -> None:
-    """Raise Trouble for a node that was metered twice; an empty name means that the series have no label `node`, which
-    the message then says. `differ` has the values of the labels in which its series differ; the remedy depends on the
-    label that is the most likely reason: one that is neither in TARGET nor in OF_PARTS if there is one, otherwise one
-    of OF_PARTS, then of CHOSEN, then any other, and of equally likely ones the first by name. Returns without raising
-    if `differ` is empty."""
-    # Labels of a target also differ between an agent and its successor, so any other label is the likelier reason.
-    label = min(
-        differ, key=lambda name: (name in TARGET, name in OF_PARTS, name not in CHOSEN, name), default=""
-    )
-    if not label:
-        return
-    values = ", ".join(differ[label][:5])
-    if not node:
+        differ = {label: values for label, values in differ.items() if len(values) > 1}
+        if not differ:
+            continue
+        # Labels of a target also differ between an agent and its successor, so any other label is the likelier reason.
+        label = min(differ, key=lambda name: (name in TARGET, name in OF_PARTS, name not in CHOSEN, name))
+        values = ", ".join(differ[label][:5])
+        if not node:
+            raise Trouble(
+                f"some series of the meter have no node label and differ in the label {label} ({values}): two nodes cannot"
+                " be distinguished from one node that is scraped twice. The chart's monitors set the node label from"
+                " __meta_kubernetes_pod_node_name; make your scrape configuration do the same"
+            )
+        billed = f"{node} would be billed twice: its series differ in the label {label} ({values})"
+        if label in TARGET and label not in CHOSEN:
+            others = [
+                f", and {name} ({', '.join(differ[name][:5])})" for name in sorted(differ) if name != label
+            ]
+            raise Trouble(
+                f"{billed}{''.join(others)}, and several were scraped at the same time, for example because two agents run"
+                " there or one is scraped at two addresses. Stop one, then use a window that begins later, such as --window"
+                " 1d. Do not select by these labels: they may change when an agent restarts"
+            )
+        if label in OF_PARTS:
+            raise Trouble(
+                f"{billed}, for example because two installations of the agent run there. Remove one, and use a window in"
+                " which there was only one, such as --window 1d: series of tenants cannot be selected by that label"
+            )
+        escaped = differ[label][0].replace("\\", r"\\").replace('"', r"\"")
+        matcher = f'{label}="{escaped}"'
         raise Trouble(
-            f"some series of the meter have no node label and differ in the label {label} ({values}): two nodes cannot"
-            " be distinguished from one node that is scraped twice. The chart's monitors set the node label from"
-            " __meta_kubernetes_pod_node_name; make your scrape configuration do the same"
+            f"{billed}, for example because two Prometheus servers scrape the same agents, or one does so twice. Choose one:"
+            f" --selector {quote(matcher)}"
         )
-    twice = f"{node} would be billed twice: its series differ in the label {label} ({values})"
-    if label in TARGET and label not in CHOSEN:
-        others = [f", and {name} ({', '.join(differ[name][:5])})" for name in sorted(differ) if name != label]
-        raise Trouble(
-            f"{twice}{''.join(others)}, and several were scraped at the same time, for example because two agents run"
-            " there or one is scraped at two addresses. Stop one, then use a window that begins later, such as --window"
-            " 1d. Do not select by these labels: they may change when an agent restarts"
-        )
-    if label in OF_PARTS:
-        raise Trouble(
-            f"{twice}, for example because two installations of the agent run there. Remove one, and use a window in"
-            " which there was only one, such as --window 1d: series of tenants cannot be selected by that label"
-        )
-    escaped = differ[label][0].replace("\\", r"\\").replace('"', r"\"")
-    matcher = f'{label}="{escaped}"'
-    raise Trouble(
-        f"{twice}, for example because two Prometheus servers scrape the same agents, or one does so twice. Choose one:"
-        f" --selector {quote(matcher)}"
-    )

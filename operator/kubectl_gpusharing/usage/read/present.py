@@ -1,5 +1,4 @@
-"""How much memory and SM time pods use right now: from the agents' metrics through the API server, or else from
-Prometheus."""
+"""How much memory and SM time pods use right now: from the agents' metrics through the API server, or else from Prometheus."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -21,9 +20,9 @@ from kubectl_gpusharing.usage.read.series import Pod, pod_of
 from kubectl_gpusharing.usage.reckon.holdings import Row
 
 PORT = 8080
-"""The port with the metrics of an agent whose pod names none."""
+"""Of the metrics of an agent whose pod names none."""
 MOST_ASKED = 100
-"""The most agents that are queried one by one. If there are more, none is queried, and Prometheus is used instead."""
+"""The most agents that are queried one by one. If there are more, Prometheus is used instead."""
 SIZE = "gpusharing_device_memory_bytes"
 METRICS = (SLICES, OWN, SM, SIZE, SIMULATED)
 """Metrics of the agent (docs/reference/metrics.md)."""
@@ -31,36 +30,25 @@ _SAMPLE = re.compile(rf"^({'|'.join(METRICS)})(?:{{(.*)}})? (\d+(?:\.\d+)?(?:[eE
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 USED = ("gpu", "profile", "memoryBytes", "deviceMemoryBytes", "smRatio")
-"""The columns about what a pod uses of a GPU or MIG device: the index of the GPU, the MIG profile, which is empty for a
-whole GPU, the bytes of memory that the pod uses, the memory of the device, and the share of the GPU's SM time that the
-pod used, from 0 to 1. Each is None if it is unknown, as the last one always is on a MIG device."""
+"""The columns about what a pod uses of a device. `profile` is empty for a whole GPU; `smRatio` is of the GPU's SM time, 0 to 1, and unknown on a MIG device."""
 Reason = tuple[str, str]
 """Why agents did not say what pods use: the words before and after the names of their nodes."""
 
 
 @dataclass(frozen=True, slots=True)
 class UsageNow:
-    """What pods use, where that was read, and what is unknown."""
-
     by_pod: Mapping[Pod, Mapping[str, Row]] = field(default_factory=dict)
-    """The columns of USED by namespace and name of the pod, then by UUID of the device. If the resource is known as
-    which the pod holds the device, it is there too, as `resource`."""
+    """The columns of USED by pod, then by UUID of the device; `resource` too, if it is known as which the pod holds the device."""
     notes: tuple[str, ...] = ()
-    """Sentences about where the numbers are from."""
     unknown: tuple[str, ...] = ()
-    """Sentences about what could not be read, and why."""
     simulated: tuple[str, ...] = ()
-    """Names of the nodes whose GPUs are SIMULATED; empty strings if Prometheus does not name the node."""
+    """Nodes whose GPUs are SIMULATED; an empty string if Prometheus does not name one."""
 
 
 async def read_usage(
     session: Session, agents: Iterable[JSON], bound: Mapping[Pod, str], service: str
 ) -> UsageNow:
-    """Return what pods use now. `bound` maps the pods that hold GPUs to their nodes, and `agents` are the raw pods of
-    our agent on all nodes. Agents on the nodes in `bound` are queried if there are at most MOST_ASKED of them. For the
-    pods on nodes without an agent that reports pods, Prometheus is queried: the Service named `service` or, if that is
-    empty, the only one that looks like a Prometheus. Where both have a pod, the agents' values count. Raises no
-    Trouble: what could not be read is in `unknown`."""
+    """Return what the pods in `bound`, with their nodes, use now. Raises no Trouble: what could not be read is in `unknown`."""
     nodes = set(bound.values())
     series, silent = await _ask_agents(session, agents, nodes)
     live = _fold(series)
@@ -80,7 +68,14 @@ async def read_usage(
     except Trouble as trouble:
         missing = f"{missing}. Prometheus could not be used instead: {trouble}".rstrip(".")
         return replace(live, notes=notes, unknown=(missing,))
-    stored = _fold(series for series in answer if _is_about(series, bound, silent))
+    about = []
+    for one in answer:
+        # A series that names no node may be about any; one that names another node than the pod's is not.
+        pod = pod_of(one.labels)
+        home = one.node if pod is None else bound.get(pod, "")
+        if (home in silent and one.node in ("", home)) or (pod is None and not home):
+            about.append(one)
+    stored = _fold(about)
     if stored.by_pod:
         rest = " of the other pods" if notes else ""
         source = f"memory and SM use{rest} are from {place.where}, as last scraped, because {why}"
@@ -94,21 +89,9 @@ async def read_usage(
     return UsageNow(by_pod, notes, (missing,) if left else (), simulated)
 
 
-def _is_about(series: Series, bound: Mapping[Pod, str], silent: Mapping[str, Reason]) -> bool:
-    """Whether a series is about a pod in `bound` whose node is in `silent` or, if it names no pod, about a node in
-    `silent`. A series that names no node may be about any; one that names another node than the pod's is not."""
-    pod = pod_of(series.labels)
-    if pod is None:
-        return not series.node or series.node in silent
-    return bound.get(pod) in silent and series.node in ("", bound[pod])
-
-
 async def _ask_agents(
     session: Session, agents: Iterable[JSON], nodes: set[str]
 ) -> tuple[list[Series], dict[str, Reason]]:
-    """Query the agents on `nodes` concurrently. Return their series and, for each node without a series about a pod,
-    the reason. If there are more than MOST_ASKED agents, none is queried, and the reason of every node is that there
-    are too many."""
     asked = [agent for agent in agents if text(agent, "spec", "nodeName") in nodes]
     if len(asked) > MOST_ASKED:
         reason = "the agents on", f" are too many ({len(asked)}) to be asked one by one"
@@ -123,10 +106,7 @@ async def _ask_agents(
 
 
 async def _ask_agent(session: Session, agent: JSON) -> tuple[str, list[Series], Reason]:
-    """Query one agent at its port named `metrics`, or PORT without such a port; `agent` is its raw pod. Return its
-    node, its series, and the reason why none of them is about a pod, which is to be ignored if one is. If the user may
-    not query the agent or it does not respond, there are no series and the reason says so; no error is raised. An agent
-    that gives its metrics only to a token is not queried, because the API server's proxy removes the user's token."""
+    """Return the agent's node, its series, and why none of them is about a pod, to be ignored if one is. The API server's proxy removes the user's token."""
     node, place = text(agent, "spec", "nodeName"), section(agent, "metadata")
     if has_secure_metrics(section(agent, "spec")):
         reason = "the metrics on", " need a token, which the API server does not pass on to the agent"
@@ -147,8 +127,6 @@ async def _ask_agent(session: Session, agent: JSON) -> tuple[str, list[Series], 
 
 
 def _fold(found: Iterable[Series]) -> UsageNow:
-    """Return the use of each pod on each device, and which nodes are SIMULATED. Only METRICS are read. Series of slices
-    and use that name no pod are ignored, and all those whose value is negative, NaN or infinite."""
     kept = [(series.labels.get("__name__", ""), series) for series in found if 0 <= series.value < inf]
     sizes = {series.labels.get("uuid", ""): int(series.value) for name, series in kept if name == SIZE}
     by_pod: dict[Pod, dict[str, Row]] = {}
@@ -156,7 +134,10 @@ def _fold(found: Iterable[Series]) -> UsageNow:
         labels, uuid = series.labels, series.labels.get("uuid", "")
         if name not in (SLICES, OWN, SM) or (pod := pod_of(labels)) is None:
             continue
-        use = by_pod.setdefault(pod, {}).setdefault(uuid, _device(labels, sizes.get(uuid)))
+        gpu, profile = labels.get("gpu", ""), labels.get("profile", "")
+        device = {"gpu": int(gpu) if gpu.isdecimal() else None, "profile": profile}
+        device |= {"memoryBytes": None, "deviceMemoryBytes": sizes.get(uuid), "smRatio": None}
+        use = by_pod.setdefault(pod, {}).setdefault(uuid, device)
         if name == OWN:
             use["memoryBytes"] = int(series.value)
         elif name == SM:
@@ -165,11 +146,3 @@ def _fold(found: Iterable[Series]) -> UsageNow:
             use["resource"] = labels["resource"]
     simulated = nodes_of(series for name, series in kept if name == SIMULATED and series.value)
     return UsageNow(by_pod, simulated=tuple(sorted(simulated)))
-
-
-def _device(labels: Mapping[str, str], size: int | None) -> Row:
-    """Return all columns of USED for a device. The index of the GPU, the profile and the memory's size (`size`) are
-    filled as far as they are known. All other columns are None."""
-    gpu = labels.get("gpu", "")
-    device = {"gpu": int(gpu) if gpu.isdecimal() else None, "profile": labels.get("profile", "")}
-    return {**dict.fromkeys(USED), **device, "deviceMemoryBytes": size}

@@ -1,8 +1,6 @@
-"""The price of a node's GPUs: OpenCost's metric if it has one, else the policy's price, else the price of the product
-in the chart's map; and the price in `--price`. Pure.
+"""The price of a node's GPUs: OpenCost's metric if it has one, else the policy's price, else the price of the product in the chart's map; and the price in `--price`. Pure.
 
-`node_gpu_hourly_cost` is the "hourly cost for each gpu on this node" (opencost, pkg/costmodel/metrics.go at 02e0666)
-with the label `node`, without a currency, and 0 for a node whose price OpenCost does not know.
+`node_gpu_hourly_cost` is the "hourly cost for each gpu on this node" (opencost, pkg/costmodel/metrics.go at 02e0666) with the label `node`, without a currency, and 0 for a node whose price OpenCost does not know.
 """
 
 import math
@@ -23,15 +21,12 @@ REMEDY = (
     'set spec.cost.gpuHourlyPrice in the policy, for example "3.20", or monitoring.gpuHourlyPrices in the chart; a'
     " price applies from the time at which Prometheus first scrapes it"
 )
-"""What to do about an unknown price."""
 MOST = 1e15
-"""The highest plausible price, and the highest plausible seconds in a counter. Higher values are left out."""
+"""The highest plausible price, and the highest plausible seconds in a counter."""
 NO_NUMBER = "that is not a number"
-"""The reason given for a value that is NaN."""
 CHOOSE = "choose a cluster with --selector"
-"""The remedy if several clusters have an object of the same name."""
 Subject = tuple[str, str]
-"""What a price is for: `node`, `policy` or `product`, and its name. In names of products, dashes replace spaces."""
+"""What a price is for: `node`, `policy` or `product`, and its name, with dashes in place of spaces."""
 SOURCES = {
     "opencost": ("node", OPENCOST_METRIC),
     "policies": ("policy", POLICY_METRIC),
@@ -45,22 +40,18 @@ class Prices:
     """The prices that Prometheus has for one stretch of time."""
 
     amounts: Mapping[Subject, Mapping[str, Fraction]] = field(default_factory=dict)
-    """The prices of each subject, by currency: OpenCost's of a node, a policy's, and those of the chart's map for a
-    product."""
+    """By currency."""
     cards: Mapping[str, Set[str]] = field(default_factory=dict)
     """The GPU products of each node."""
     rivals: frozenset[Subject] = frozenset()
-    """The subjects that had several prices at once. The mean of these is not a real price."""
+    """Subjects that had several prices at once. The mean of these is not a real price."""
     faults: tuple[str, ...] = ()
-    """Sentences about the impossible prices that were left out, each once."""
+    """About the impossible prices that were left out."""
     odd: frozenset[Subject] = frozenset()
     """The subjects of these prices."""
 
     def find(self, node: str, policy: str) -> Price | str:
-        """Return the price of a GPU of this node under this policy, or a clause that says why there is none. The
-        sources are tried in the order OpenCost, policy, chart. The first source that has a price decides, even if its
-        price is ambiguous. The chart must have a price for every product of the node, and these prices must be the
-        same. The clause says whether there is no price, an invalid one, an ambiguous one, or different ones."""
+        """Return the price of a GPU of this node under this policy, or a clause that says why there is none. The first source that has a price decides, even if its price is ambiguous."""
         if ("node", node) in self.amounts:
             return self._only(("node", node), "OpenCost")
         if ("policy", policy) in self.amounts:
@@ -75,8 +66,6 @@ class Prices:
         return prices[0]
 
     def _only(self, subject: Subject, source: str) -> Price | str:
-        """Return the only price of a subject, which must be in `amounts`, or a clause that says why it is ambiguous: it
-        has several currencies, or is one of the `rivals`."""
         by_currency, name = self.amounts[subject], " ".join(subject)
         if len(by_currency) > 1:
             several = f"{name} had several currencies on that day ({', '.join(sorted(by_currency))})"
@@ -89,18 +78,23 @@ class Prices:
 
 
 def read_prices(answers: Mapping[str, Iterable[Series]], currency: str) -> Prices:
-    """Read the prices from the answers of SOURCES, the answer `rivals` about subjects that had several prices at once,
-    and `cards`, which has the products of each node. Impossible prices (negative, too high or not a number) and those
-    without a currency are left out and reported in `faults`; an OpenCost price of 0 is left out silently. Prices are
-    rounded to a millionth. Of several prices of one subject in one currency the last counts. `currency` is that of
-    OpenCost's prices."""
+    """Read the prices from the answers of SOURCES, `rivals` and `cards`, rounded to a millionth; `currency` is that of OpenCost's prices."""
     amounts: dict[Subject, dict[str, Fraction]] = {}
     faults: dict[str, Subject] = {}
     for answer, (label, metric) in SOURCES.items():
         for series in answers[answer]:
             name, price = series.labels.get(label, ""), series.value
             unit = currency if label == "node" else series.labels.get("currency", "")
-            if flaw := _flaw(price, unit):
+            flaw = ""
+            if not unit:
+                flaw = "it names no currency"
+            elif math.isnan(price):
+                flaw = NO_NUMBER
+            elif price < 0:
+                flaw = "a price cannot be negative"
+            elif price > MOST:
+                flaw = "no plausible price is that high"
+            if flaw:
                 sentence = f"{metric} of {label} {name} is {price:g}, which is left out: {flaw}"
                 faults[sentence] = label, _dashed(name)
             elif price or label != "node":
@@ -113,17 +107,11 @@ def read_prices(answers: Mapping[str, Iterable[Series]], currency: str) -> Price
         for label, _ in SOURCES.values()
         if label in series.labels
     )
-    return Prices(amounts, _cards(answers["cards"]), rivals, tuple(faults), frozenset(faults.values()))
-
-
-def _cards(answer: Iterable[Series]) -> Mapping[str, Set[str]]:
-    """Return the products of the GPUs of each node. A GPU that cannot be read has no product, and is left out; so is a
-    node without products. Spaces in the names become dashes."""
     cards = defaultdict[str, set[str]](set)
-    for series in answer:
-        if product := series.labels.get("product"):
+    for series in answers["cards"]:
+        if product := series.labels.get("product"):  # a GPU that cannot be read has none
             cards[series.node].add(_dashed(product))
-    return cards
+    return Prices(amounts, cards, rivals, tuple(faults), frozenset(faults.values()))
 
 
 def _dashed(product: str) -> str:
@@ -131,21 +119,8 @@ def _dashed(product: str) -> str:
     return product.replace(" ", "-")
 
 
-def _flaw(price: float, currency: str) -> str:
-    """Return a clause that says why a price is impossible, or that it names no currency; empty if nothing is wrong."""
-    if not currency:
-        return "it names no currency"
-    if math.isnan(price):
-        return NO_NUMBER
-    if price < 0:
-        return "a price cannot be negative"
-    return "no plausible price is that high" if price > MOST else ""
-
-
 def price_of(text: str) -> Price | None:
-    """Parse the value of `--price`, such as `3.20` or `3.20 EUR`, and return the price of a GPU for an hour, in USD if
-    no currency is named. A price has up to six digits before the point and up to six after it, and a currency has three
-    capital letters, after one space or none. None for an empty string. Raises Trouble if it cannot be parsed."""
+    """Parse the value of `--price`, such as `3.20` (USD) or `3.20 EUR`: the price of a GPU for an hour; None if it is empty."""
     match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?) ?([A-Z]{3})?", text)
     if text and match is None:
         raise Trouble(f"--price {text}: pass what a GPU costs an hour, for example 3.20 or 3.20EUR")

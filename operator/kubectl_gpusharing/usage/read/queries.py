@@ -1,9 +1,6 @@
 """The PromQL queries for a bill (`MeterQuery`) and for the use of GPUs. Pure.
 
-The metrics and labels of dcgm-exporter are those of its versions 4.5.3 to 4.8.2 (internal/pkg/transformation/const.go
-and kubernetes.go): `UUID`, with --use-old-namespace `uuid`, `pod_name` and `pod_namespace`. A MIG device has the UUID
-of its GPU, GPU_I_ID and GPU_I_PROFILE. DCGM_FI_DEV_FB_USED is in MiB. Those of kube-state-metrics are from its v2
-(docs/metrics/workload).
+The metrics and labels of dcgm-exporter are those of its versions 4.5.3 to 4.8.2 (internal/pkg/transformation/const.go and kubernetes.go): `UUID`, with --use-old-namespace `uuid`, `pod_name` and `pod_namespace`. A MIG device has the UUID of its GPU, GPU_I_ID and GPU_I_PROFILE. DCGM_FI_DEV_FB_USED is in MiB. Those of kube-state-metrics are from its v2 (docs/metrics/workload).
 """
 
 from collections.abc import Mapping
@@ -18,15 +15,13 @@ POINTS, STEP = "5m", 300
 POINT = 60.0
 """Seconds between the points at which the presence of a suspect is checked."""
 AGENTS = 'job="gpusharing-agent"'
-"""A matcher for the job of the chart's PodMonitor (templates/podmonitor.yaml, jobLabel). It is not used if the
-selector has a matcher for `job`."""
+"""A matcher for the job of the chart's PodMonitor (templates/podmonitor.yaml, jobLabel), unless the selector has a matcher for `job`."""
 NAMESPACE, POLICY, POD, EXPORTED = "namespace", "policy", "pod", "exported_namespace"
 GPUS, INFO_OF_GPUS = "gpusharing_gpu_seconds_total", "gpusharing_agent_gpu_info"
 SIMULATED = "gpusharing_agent_simulated"
 """A metric that is 1 on nodes where the agent reads a SIMULATED driver library (gpusharing/agent/metrics.py)."""
 OF_PARTS = frozenset((NAMESPACE, EXPORTED, "resource", "gpu", "uuid", "profile", "product", "currency"))
-"""Labels that only some series of a bill have. If a selector used them, the parts would not add up. (Time that no pod
-held has no tenant: in those series `namespace` is the agent's namespace, or is missing.)"""
+"""Labels that only some series of a bill have. If a selector used them, the parts would not add up."""
 COUNTERS = {
     "held": ("gpusharing_slice_seconds_total", f"{POLICY}, {NAMESPACE}, {EXPORTED}, resource"),
     "idle": ("gpusharing_idle_slice_seconds_total", f"{POLICY}, resource"),
@@ -34,41 +29,29 @@ COUNTERS = {
     "transition": ("gpusharing_transition_slice_seconds_total", POLICY),
     "gpus": (GPUS, POLICY),
 }
-"""The counters of the meter and the labels by which they are summed beside the node, by the name of the answer: one for
-each Part of the GPU time, and one for all of it."""
+"""The counters of the meter and the labels besides the node by which they are summed, by the name of the answer: each Part of the GPU time, and all of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeterQuery:
-    """The window of a bill, and how it is grouped."""
-
     start: float
-    """Start of the window, in seconds since 1970."""
+    """In seconds since 1970."""
     end: float
-    """End of the window, in seconds since 1970."""
     by: str = NAMESPACE
-    """What the bill is grouped by: NAMESPACE, POLICY, POD, or the key of a namespace label."""
+    """NAMESPACE, POLICY, POD, or the key of a namespace label."""
     selector: str = ""
-    """PromQL matchers, without braces. Matchers for labels in OF_TARGETS apply to the agents' series, a matcher for
-    POLICY to the series that have this label, and all others to every series."""
+    """PromQL matchers, without braces. Those for labels in OF_TARGETS apply to the agents' series, one for POLICY to the series that have it, and all others to every series."""
     currency: str = "USD"
-    """Currency of OpenCost's prices."""
+    """Of OpenCost's prices."""
 
 
 def label_of(by: str) -> str:
-    """Return the name under which kube-state-metrics exports the namespace label `by`, or an empty string if the bill
-    is by namespace, policy or pod."""
+    """Return the label of kube-state-metrics for the namespace label `by`; empty if the bill is not by a label."""
     return "" if by in (NAMESPACE, POLICY, POD) else state_label(by)
 
 
 def queries_of(query: MeterQuery, days: Days) -> dict[str, str]:
-    """Return the queries of a bill, except those of `growth_queries`, by the name of their answer: `suspects` (see
-    `_suspects`), `fractions`, `opencost`, `policies`, `products` and `rivals` (see `_prices`), `slices`, `labels` and
-    `rival labels`. They must be evaluated at the end of each stretch of `days`. `fractions` is for the GPU-seconds that
-    HAMi allocated to each pod in the stretch, by the part of each GPU's memory. `slices`, the slices of pods, is only
-    included in a bill by pod, and the last two, the labels of namespaces, only in a bill by such a label. `rival
-    labels` is for namespaces that had several values of the label at one time, at more points than `_moments` allows,
-    such as namespaces of the same name in several clusters."""
+    """Return the queries of a bill, except `growth_queries`, by the name of their answer, for the end of each stretch of `days`."""
     seconds, others = days.seconds, braced(_others(query))
     # HAMi's scheduler has reported both metrics since v2.9.0 (Project-HAMi/HAMi v2.10.0, cmd/scheduler/metrics.go).
     sizes = f"max by (device_uuid) (hami_gpu_memory_limit_bytes{others})"
@@ -76,7 +59,14 @@ def queries_of(query: MeterQuery, days: Days) -> dict[str, str]:
     memory = f"max by ({_ON_NODES}, container_index, device_uuid) (hami_vgpu_memory_allocated_bytes{others})"
     parts = f"({memory} / on (device_uuid) group_left () {sizes})[{seconds}s:{POINTS}]"
     fractions = f"{STEP} * sum by ({_ON_NODES}) (sum_over_time({parts} offset 1ms))"
-    queries = {"suspects": _suspects(query, days), "fractions": fractions, **_prices(query, seconds)}
+    # Suspects are nodes whose presence has to be checked for each minute.
+    counters = f"{GPUS}{braced(query.selector)}"
+    points = days.ends[0] // STEP - (days.start - 1) // STEP
+    # Prometheus 3 leaves out a point at the very beginning of a range, and older ones do not.
+    visible = f"count_over_time({counters}[{seconds}001ms:{POINTS}]) < {points:g}"
+    twice = f"count by (node, {POLICY}) ({counters}) > 1"
+    suspects = f"group by (node) ({visible} or {twice} or {_down(query)})"
+    queries = {"suspects": suspects, "fractions": fractions, **_prices(query, seconds)}
     if query.by == POD:
         slices = f"{SLICES}{_of_devices(query)}[{seconds}s:{POINTS}]"
         queries["slices"] = f"sum by ({_ON_NODES}, resource) (sum_over_time({slices}))"
@@ -93,9 +83,7 @@ def queries_of(query: MeterQuery, days: Days) -> dict[str, str]:
 
 
 def growth_queries(query: MeterQuery, seconds: int, nodes: str = "") -> dict[str, str]:
-    """Return the queries for how much the COUNTERS grew in the last `seconds`, and for the nodes with SIMULATED GPUs in
-    that time, by the name of their answer. `nodes` is the matcher for the nodes of the counters; empty for all. It does
-    not apply to the query for SIMULATED GPUs (`simulated`)."""
+    """Return the queries for how much the COUNTERS grew in the last `seconds` on these nodes, and for the nodes with SIMULATED GPUs, by the name of their answer."""
     chosen = f"{braced(query.selector, nodes)}[{seconds}s]"
     growth = {
         name: f"sum by (node, {labels}) (increase({counter}{chosen}))"
@@ -105,16 +93,13 @@ def growth_queries(query: MeterQuery, seconds: int, nodes: str = "") -> dict[str
 
 
 def simulated_query(selector: str, seconds: int) -> str:
-    """Return the query for the nodes that reported SIMULATED GPUs at any time in the last `seconds`. Matchers of
-    `selector` for labels of scrape targets (also `node`), policies, resources and tenants are left out, so its answer
-    may have nodes that the selector does not choose."""
+    """Return the query for the nodes that reported SIMULATED GPUs in the last `seconds`, perhaps more of them than `selector` chooses."""
     chosen = braced(of_others(selector, OF_TARGETS | {POLICY, "resource", EXPORTED}))
     return f"max by (node) (max_over_time({SIMULATED}{chosen}[{seconds}s])) > 0"
 
 
 def mark_query(query: MeterQuery) -> str:
-    """Return the query for the values of the COUNTERS at one moment, and for the number of GPUs of each node. The label
-    `what` has the name of the answer in COUNTERS, or INFO_OF_GPUS for the number of GPUs."""
+    """Return the query for the COUNTERS at one moment, and for the number of GPUs of each node. The label `what` has the name in COUNTERS, or INFO_OF_GPUS."""
     # Each metric is named, because some stores refuse a regular expression for the name.
     marks = {
         name: f"sum by (node, {labels}) ({counter}{braced(query.selector)})"
@@ -125,34 +110,16 @@ def mark_query(query: MeterQuery) -> str:
 
 
 def _side_by_side(queries: Mapping[str, str]) -> str:
-    """Return one query for the results of all `queries`, in which the label `what` has the name of each. A series that
-    several of them return is in the result once for each name."""
     marked = (f'label_replace({promql}, "what", "{name}", "", "")' for name, promql in queries.items())
     return " or ".join(marked)
 
 
-def _suspects(query: MeterQuery, days: Days) -> str:
-    """Return the query for the nodes whose presence has to be checked for each minute of a stretch: nodes with a
-    counter that was not visible at each multiple of POINTS in it, with two counters of one policy at its end, or whose
-    agent did not answer or was not Ready then."""
-    counters = f"{GPUS}{braced(query.selector)}"
-    first, last = (days.start - 1) // STEP, days.ends[0] // STEP
-    # Prometheus 3 leaves out a point at the very beginning of a range, and older ones do not.
-    seen = f"count_over_time({counters}[{days.seconds}001ms:{POINTS}]) < {last - first:g}"
-    twice = f"count by (node, {POLICY}) ({counters}) > 1"
-    return f"group by (node) ({seen} or {twice} or {_down(query)})"
-
-
 def close_queries(query: MeterQuery, seconds: int, nodes: str) -> dict[str, str]:
-    """Return the queries about the last `seconds` of some nodes, by the name of their answer: when the nodes were seen
-    first and last and how often (`seen first`, `seen last`, `seen`), when their agents did not answer or were not Ready
-    (`down first`, `down last`), which counters of one node and policy were metered twice at one time (`twice`, with all
-    series of such nodes), and the queries of `device_queries`. `nodes` is the matcher for these nodes. A stopped agent
-    stays visible beside its successor for LOOKBACK seconds, so each further series of a node and policy may coexist
-    with another for that long."""
+    """Return the queries about the last `seconds` of some nodes, by the name of their answer: when they were seen, when their agents did not answer or were not Ready, nodes metered twice at one time, and `device_queries`."""
     counters = f"{GPUS}{braced(query.selector, nodes)}"
     down = f"timestamp({_down(query, nodes)})[{seconds}s:{POINT:g}s]"
-    # This Prometheus may have a longer look-back than usual, so series with older samples do not count.
+    # A stopped agent stays visible beside its successor for LOOKBACK seconds, so each further series may coexist with
+    # another for that long. This Prometheus may have a longer look-back: series with older samples do not count.
     fresh = f"count by (node, {POLICY}) (timestamp({counters}) > time() - {LOOKBACK:g}) > 1"
     minutes = f"count_over_time(({fresh})[{seconds}s:1m])"
     series = f"count by (node, {POLICY}) (count_over_time({counters}[{seconds}s]))"
@@ -169,22 +136,16 @@ def close_queries(query: MeterQuery, seconds: int, nodes: str) -> dict[str, str]
 
 
 def seen_at(query: MeterQuery, function: str, seconds: int, nodes: str) -> str:
-    """Return the query that applies `function` (min, max or count) to the times at which each node was seen in the last
-    `seconds`. A node is looked for every POINT seconds, and nodes of all policies count. The values are in seconds
-    since 1970, or a number of times with count. `nodes` is the matcher for the nodes that it is about."""
+    """Return the query that applies `function` (min, max or count) to the times at which each node was seen in the last `seconds`, under any policy, looked for every POINT seconds."""
     counters = f"{GPUS}{_of_devices(query, nodes)}"
     return f"{function}_over_time(timestamp(max by (node) ({counters}))[{seconds}s:{POINT:g}s])"
 
 
 def anybody_query(query: MeterQuery) -> str:
-    """Return the query that has a value whenever any node is seen. Nodes of all policies count."""
     return f"count({GPUS}{_of_devices(query)})"
 
 
 def _down(query: MeterQuery, nodes: str = "") -> str:
-    """Return the query for the nodes whose agent, at one moment, does not answer a scrape or is not Ready. A matcher
-    for the policy in the selector is left out. Only scrape targets of the agents' job count, unless the selector names
-    a job. `nodes` is the matcher for the nodes that the query is about; empty for all."""
     job = "" if "job" in labels_of(query.selector) else AGENTS
     chosen = of_others(query.selector, frozenset({POLICY}))
     metrics = f"up{braced(chosen, job, nodes)}", f"gpusharing_agent_ready{braced(chosen, nodes)}"
@@ -192,10 +153,7 @@ def _down(query: MeterQuery, nodes: str = "") -> str:
 
 
 def device_queries(query: MeterQuery, nodes: str = "", span: str = "") -> dict[str, str]:
-    """Return the queries for the highest number of slices that a device has, by node and resource (`shared`), and for
-    the products of each node's GPUs (`cards`), by the name of their answer. They are about one moment, or about the
-    time before it that `span` has, such as `[86400s]`. `nodes` is the matcher for the nodes that they are about; empty
-    for all."""
+    """Return the queries for the highest number of slices of a device (`shared`) and for the products of each node's GPUs (`cards`): now, or in a `span` such as `[86400s]`."""
     chosen = f"{_of_devices(query, nodes)}{span}"
     over = "max_over_time" if span else ""
     return {
@@ -205,9 +163,7 @@ def device_queries(query: MeterQuery, nodes: str = "", span: str = "") -> dict[s
 
 
 def users_query(query: MeterQuery, seconds: int, nodes: str) -> str:
-    """Return the query for the pods that used the memory of GPUs in the last `seconds` without holding a slice of them.
-    Its values are proportional to the time, and to the part of the memory in use that was the pod's. `nodes` is the
-    matcher for the nodes that it is about."""
+    """Return the query for the pods that used the memory of GPUs in the last `seconds` without holding a slice of them, in proportion to time and use."""
     chosen = _of_devices(query, nodes)
     memory = f"({OWN}{chosen} unless on ({_HOLDERS}) {SLICES}{chosen})"
     parts = f"{memory} / on (node, uuid) group_left () (sum by (node, uuid) ({memory}) > 0)"
@@ -215,10 +171,7 @@ def users_query(query: MeterQuery, seconds: int, nodes: str) -> str:
 
 
 def use_query(query: MeterQuery, nodes: str) -> str:
-    """Return the query for what tenants use and hold of the memory and the SM time of devices at one moment, each as a
-    number of whole devices. The label `what` is `memory`, `memory held`, `sm` or `sm held`; pods whose use is unknown
-    do not count. The results are by resource and by node in a bill by policy, by pod in a bill by pod, else by
-    namespace. `nodes` is the matcher for the nodes that it is about; empty for all."""
+    """Return the query for what tenants use and hold of the memory and the SM time of devices at one moment, in whole devices, by the label `what`."""
     slices, memory, sm = (f"{metric}{_of_devices(query, nodes)}" for metric in (SLICES, OWN, SM))
     # Where an agent is replaced, the series of both are visible for a moment.
     counts = f"max by (node, uuid, resource) (gpusharing_device_slices{_of_devices(query, nodes)})"
@@ -236,9 +189,6 @@ def use_query(query: MeterQuery, nodes: str) -> str:
 
 
 def _prices(query: MeterQuery, seconds: int) -> dict[str, str]:
-    """Return the queries for the mean price of each source, by the name of the answer, and under `rivals` the query for
-    the nodes, policies and products that had two prices at one time, at more points than `_moments` allows. Prices of 0
-    by OpenCost do not count. SHORT seconds at each end of the stretch, but at most a quarter of it, do not count."""
     # A price that changes at midnight is not scraped at once, and counts for the day that begins.
     margin = min(round(SHORT), seconds // 4)
     points = f"[{seconds - 2 * margin}s:{POINTS}] offset {margin}s"
@@ -263,21 +213,15 @@ def _prices(query: MeterQuery, seconds: int) -> dict[str, str]:
 
 
 def _moments(seconds: int) -> int:
-    """Return at how many points of a subquery two series may coexist without being rivals: 2; in a stretch shorter than
-    20 min 1, and shorter than 10 min 0. When an exporter is replaced, the series of both are visible for up to 5 min,
-    the look-back of Prometheus."""
+    """Return at how many points of a subquery two series may coexist without being rivals: when an exporter is replaced, both are visible for up to 5 min, the look-back of Prometheus."""
     return min(2, seconds // 600)
 
 
 def _of_devices(query: MeterQuery, nodes: str = "") -> str:
-    """Return the label matchers, in braces, for those series of our agents that have no policy label: the matchers of
-    the query's selector except those for `policy`, and `nodes`, which is a further matcher. Empty if there are none."""
     return braced(of_others(query.selector, frozenset({POLICY})), nodes)
 
 
 def _others(query: MeterQuery) -> str:
-    """Return the matchers of the query's selector that name neither a scrape target nor a policy, comma-separated and
-    without braces; empty if there are none."""
     return of_others(query.selector, OF_TARGETS | {POLICY})
 
 
@@ -286,8 +230,7 @@ LOOKS = 100
 HOUR = 3600
 """Seconds between two points of a range query: the peak of each hour is read."""
 USED, ACTIVE = "DCGM_FI_DEV_FB_USED", "DCGM_FI_PROF_GR_ENGINE_ACTIVE"
-"""Memory in use, and the share of time in which the engines were active: reported for MIG devices too, where
-DCGM_FI_DEV_GPU_UTIL is not."""
+"""Memory in use, and the share of time in which the engines were active: reported for MIG devices too, where DCGM_FI_DEV_GPU_UTIL is not."""
 OWN, SM, SLICES = "gpusharing_pod_memory_used_bytes", "gpusharing_pod_sm_ratio", "gpusharing_pod_slices"
 """Metrics of the agent, which reports each pod even on shared GPUs."""
 INFO = "gpusharing_device_info"
@@ -304,23 +247,17 @@ _OF_DEVICES = OF_TARGETS | {
 
 
 def usage_count(selector: str) -> str:
-    """Return the query that counts the series of memory use: those of dcgm-exporter, also for devices that no pod
-    holds, and those that the agent has for pods. It yields a value whenever there is such data."""
+    """Return the query that counts the series of memory use, also of devices that no pod holds."""
     chosen = braced(selector)
     return f"count({USED}{chosen} or {OWN}{chosen})"
 
 
 def most_series(selector: str, seconds: int) -> str:
-    """Return the query for the highest value of `usage_count` in the last `seconds`, but at least an hour. The value
-    is sampled at most LOOKS times, and no more than once an hour."""
     return f"max_over_time(({usage_count(selector)})[{max(seconds, HOUR)}s:{max(HOUR, seconds // LOOKS)}s])"
 
 
 def hourly(selector: str) -> dict[str, str]:
-    """Return the queries whose value is needed for every hour, by the field of HourAnswers that holds the answer: the
-    highest memory of the hour (`used`, `own`), the 95th percentile of activity (`active`, `sm`), and the present values
-    (`live`, `slices`). They aggregate by the labels that name pods and devices, so that a series scraped twice, or
-    continued by a successor, counts once."""
+    """Return the queries whose value is needed for every hour, by the name of their answer: of dcgm-exporter `used` and `live`, in MiB, and `active`; of our agent `own`, in bytes, `slices` and `sm`. A series scraped twice, or continued by a successor, counts once."""
     chosen = braced(selector)
     return {
         "used": f"max by ({_MEASURED}) (max_over_time({USED}{chosen}[1h]))",
@@ -332,32 +269,28 @@ def hourly(selector: str) -> dict[str, str]:
     }
 
 
-def ownership(selector: str, seconds: int) -> tuple[str, ...]:
-    """Return the queries that are needed once for a stretch of `seconds`, which is extended to SHORT if it is shorter.
-    They are, in this order: the owners of pods, of ReplicaSets and of Jobs, the annotations of pods, the pods of
-    dcgm-exporter, the devices, and the nodes with SIMULATED GPUs."""
+def ownership(selector: str, seconds: int) -> dict[str, str]:
+    """Return the queries that are needed once for a stretch, by the name of their answer."""
     span = f"[{max(seconds, round(SHORT))}s]"
     chosen, others = braced(selector), others_of(selector)
     annotated = braced(others, f'{ANNOTATION}!=""')
-    return (
-        f"max by ({_PODS}, owner_kind, owner_name) (last_over_time(kube_pod_owner{braced(others)}{span}))",
-        "max by (namespace, exported_namespace, replicaset, owner_kind, owner_name)"
+    return {
+        "pods": f"max by ({_PODS}, owner_kind, owner_name) (last_over_time(kube_pod_owner{braced(others)}{span}))",
+        "replicasets": "max by (namespace, exported_namespace, replicaset, owner_kind, owner_name)"
         f" (last_over_time(kube_replicaset_owner{braced(others)}{span}))",
-        "max by (namespace, exported_namespace, job_name, exported_job_name, owner_kind, owner_name)"
+        "jobs": "max by (namespace, exported_namespace, job_name, exported_job_name, owner_kind, owner_name)"
         f" (last_over_time(kube_job_owner{braced(others)}{span}))",
-        f"max by ({_PODS}, {ANNOTATION}) (last_over_time(kube_pod_annotations{annotated}{span}))",
+        "annotated": f"max by ({_PODS}, {ANNOTATION}) (last_over_time(kube_pod_annotations{annotated}{span}))",
         # The series of a device that no pod holds names the pod of its scrape target, which is the exporter's.
-        f"group by (namespace, pod) (last_over_time(up{span})"
+        "exporters": f"group by (namespace, pod) (last_over_time(up{span})"
         f" and on (job, instance) last_over_time({USED}{chosen}{span}))",
-        f"max by (node, gpu, uuid, gpu_uuid, instance_id, profile) (last_over_time({INFO}{chosen}{span}))",
-        simulated_query(others, max(seconds, round(SHORT))),
-    )
+        "devices": f"max by (node, gpu, uuid, gpu_uuid, instance_id, profile) (last_over_time({INFO}{chosen}{span}))",
+        "simulated": simulated_query(others, max(seconds, round(SHORT))),
+    }
 
 
 def latest(selector: str) -> tuple[str, ...]:
-    """Return the queries for the end of the window, which look back a day for what is not reported then. They are, in
-    this order: the most GPUs that each Node advertises under one name (more than it has if they are shared), the time
-    at which an agent last reported each GPU, and the most slices of any device, by node and resource."""
+    """Return the queries for what each Node advertises under one name at most, when an agent last reported each GPU, and the most slices of any device, at the end of the window or the day before."""
     chosen = braced(selector)
     allocatable = braced(others_of(selector), 'resource=~"nvidia_com_gpu(_shared)?"')
     return (
@@ -368,21 +301,16 @@ def latest(selector: str) -> tuple[str, ...]:
 
 
 def _lately(maximum: str, metric: str, join: str = "or") -> str:
-    """Return the query for the `maximum` of a metric now and, for labels that it does not have now, in the last day.
-    Series that ended in the last day, such as those of a replaced pod, may have outdated values, so they only count
-    where there is no current one. `join` is the operator `or`, with the labels to compare unless these are all."""
+    """Return the query for a metric now and, for labels that it does not have now, in the last day: series that ended may have outdated values."""
     return f"{maximum} ({metric}) {join} {maximum} (last_over_time({metric}[1d]))"
 
 
 def labels_of_nodes(selector: str, labels: list[str]) -> str:
-    """Return the query for all nodes that kube-state-metrics reports now or reported in the last day. The series of a
-    node carries the labels in `labels` that kube-state-metrics exports for the node: those that it has now or, if it
-    is not reported now, those that it had at any time in the last day, one series for each set of values."""
+    """Return the query for all nodes that kube-state-metrics reports now or reported in the last day, with those of `labels` that it exports."""
     maximum = f"max by ({', '.join(('node', 'exported_node', *labels))})"
     return _lately(maximum, f"kube_node_labels{braced(others_of(selector))}", "or on (node, exported_node)")
 
 
 def others_of(selector: str) -> str:
-    """Return those matchers of `selector` that also apply to series of kube-state-metrics, because their labels name
-    neither a scrape target nor a device. They are comma-separated and without braces; empty if there are none."""
+    """Return those matchers of `selector` that also apply to series of kube-state-metrics: their labels name neither a scrape target nor a device."""
     return of_others(selector, _OF_DEVICES)

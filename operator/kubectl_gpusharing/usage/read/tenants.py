@@ -1,8 +1,6 @@
-"""Who is billed for held GPU time: the namespace, the team that its label names, or its pods; and how much of it they
-used.
+"""Who is billed for held GPU time: the namespace, the team that its label names, or its pods; and how much of it they used.
 
-KAI-Scheduler and HAMi divide whole GPUs among pods by themselves. KAI holds each of these GPUs with a pod of its own.
-HAMi's device ids are not those of GPUs, so the meter counts its GPUs as stranded.
+KAI-Scheduler and HAMi divide whole GPUs among pods by themselves. KAI holds each of these GPUs with a pod of its own. HAMi's device ids are not those of GPUs, so the meter counts its GPUs as stranded.
 """
 
 from collections import defaultdict
@@ -31,36 +29,28 @@ from kubectl_gpusharing.usage.read.series import Pod, exported_label, pod_of
 from kubectl_gpusharing.usage.reckon.bills import Basis, Part
 
 RESERVATIONS = frozenset(("kai-resource-reservation", "runai-reservation"))
-"""The default namespaces of KAI-Scheduler's reservation pods (kai-scheduler/KAI-Scheduler v0.17.0,
-pkg/common/constants/constants.go; until v0.6 the second one, docs/migrationguides/v0.6.0)."""
+"""The default namespaces of KAI-Scheduler's reservation pods (kai-scheduler/KAI-Scheduler v0.17.0, pkg/common/constants/constants.go; until v0.6 the second one, docs/migrationguides/v0.6.0)."""
 FEWEST, MOST_LOOKS, NODES_AT_ONCE = 13, 37, 4_000
-"""At how many moments of a window the use is read: at FEWEST to MOST_LOOKS, so that about NODES_AT_ONCE nodes are read
-in all. Both are prime, so that the moments lie at many times of day."""
+"""At how many moments of a window the use is read, so that about NODES_AT_ONCE nodes are read in all. FEWEST and MOST_LOOKS are prime, so that the moments lie at many times of day."""
 OTHERS = "_others"
 """The namespace or policy under which the meter counts time that exceeds its bounds (gpusharing/agent/meter.py)."""
 Used = Mapping[tuple[str, str, str], float]
-"""Which part of the devices that a tenant held it used, by tenant, resource, and `memory` or `sm`. In a bill by policy,
-the policies are the tenants. What is unknown is missing. The value exceeds 1 if pods used more than their part of
-shared GPUs."""
+"""Which part of the devices that a tenant held it used, by tenant (in a bill by policy, the policy), resource, and `memory` or `sm`; above 1 if pods used more than their part."""
 
 
 @dataclass(frozen=True, slots=True)
 class Teams:
-    """Who is billed for the pods of each namespace on one day. A bill by a namespace label has a row for each value."""
+    """Who is billed for the pods of each namespace on one day."""
 
     by: str
-    """What the bill is grouped by (`MeterQuery.by`)."""
+    """`MeterQuery.by`."""
     last: Mapping[str, str] = field(default_factory=dict)
-    """The value of the label that was last seen for each namespace. Since then the namespace may have been deleted or
-    changed. Empty if the bill is not by a label."""
+    """The value of the label that was last seen for each namespace, which may have been deleted since."""
     rivals: Set[str] = frozenset()
-    """Namespaces that had several values at the same time, so that their owner is ambiguous."""
+    """Namespaces that had several values at the same time."""
 
     def tenant_of(self, pod: Pod) -> str:
-        """Return who is billed for the time of a pod; its name is empty if it is unknown. That is its namespace; the
-        value of the namespace's label, which is empty if it is unknown or ambiguous; or NAMESPACE/NAME, with
-        `(unknown)` for an empty name. Empty in a bill by policy. In a bill by a label, the namespace OTHERS is billed
-        under its own name."""
+        """Return who is billed for the time of a pod, whose name is empty if it is unknown; empty if nobody is known, and in a bill by policy."""
         namespace, name = pod
         if self.by == POLICY:
             return ""
@@ -72,9 +62,7 @@ class Teams:
 
 
 def read_teams(answers: Mapping[str, Iterable[Series]], by: str) -> Teams:
-    """Return who is billed in a bill by `by`, from two answers: `labels` has the time at which each value of the label
-    was last seen, and `rival labels` the namespaces that had several values at one time. The value seen last wins and,
-    of values seen last at the same time, the last by name. Both answers are empty in a bill that is not by a label."""
+    """Return who is billed, from the answers `labels` and `rival labels`. The value of the label that was seen last wins and, of several, the last by name."""
     label = label_of(by)
     ordered = sorted(answers["labels"], key=lambda series: (series.value, series.labels.get(label, "")))
     last = {exported_label(series, NAMESPACE): series.labels.get(label, "") for series in ordered}
@@ -83,9 +71,7 @@ def read_teams(answers: Mapping[str, Iterable[Series]], by: str) -> Teams:
 
 
 def describe_labels(days: int, rivals: Set[str], label: str, *, never: bool) -> Iterator[str]:
-    """Yield a sentence about the number of days on which no namespace had the label although GPUs were held, and one
-    about the namespaces in `rivals`, which used GPUs while they had several values of it; each only if there are any.
-    `never` says that no namespace had the label on any day; then raises Trouble if there are such days."""
+    """Yield a sentence about the days on which no namespace had the label although GPUs were held, and one about namespaces with several values. Raises Trouble if no namespace ever had it."""
     if days and never:
         raise Trouble(
             f"no namespace in Prometheus has the label {label}. kube-state-metrics exports only the"
@@ -106,10 +92,7 @@ def describe_labels(days: int, rivals: Set[str], label: str, *, never: bool) -> 
 
 
 def divide(answers: Mapping[str, Iterable[Series]]) -> dict[str, list[Series]]:
-    """Return the held and the stranded time of one stretch, divided among pods where possible: by slices (`slices`),
-    for KAI-Scheduler's GPUs by used memory (`users`, basis ESTIMATE), for HAMi's by allocations (`fractions`, basis
-    RESERVED, resource nvidia.com/gpu). HAMi's time then counts as held. What cannot be divided stays as it is. The
-    total stays the same."""
+    """Return the held and the stranded time of one stretch, divided among pods where possible: by slices, KAI-Scheduler's GPUs by used memory, and HAMi's by allocations, which then count as held."""
     slices, users = weigh(answers["slices"], "resource"), weigh(answers["users"])
     fractions, whole = weigh(answers["fractions"]), defaultdict[str, float](float)
     for series in answers[Part.STRANDED]:
@@ -135,9 +118,7 @@ def divide(answers: Mapping[str, Iterable[Series]]) -> dict[str, list[Series]]:
 
 
 def weigh(answer: Iterable[Series], *labels: str) -> dict[tuple[str, ...], dict[Pod, float]]:
-    """Return the values of an answer, summed by the node and these labels of a series (empty if it lacks one), and then
-    by the pod that it names. Left out are series that name no pod, and values that are infinite, not a number, or not
-    above 0."""
+    """Return the values of an answer, summed by the node and these labels, and then by the pod."""
     weights: dict[tuple[str, ...], dict[Pod, float]] = {}
     for series in answer:
         pod = pod_of(series.labels)
@@ -150,9 +131,6 @@ def weigh(answer: Iterable[Series], *labels: str) -> dict[tuple[str, ...], dict[
 def _split(
     series: Series, weights: Mapping[Pod, float], whole: float, more: Mapping[str, str]
 ) -> list[Series]:
-    """Return a series for each pod in `weights`, with the labels in `more` and with the namespace and name of the pod.
-    Its value is that of `series`, times the pod's weight, divided by `whole`, so the values only add up to that of
-    `series` if `whole` is the sum of the weights. Empty without weights; otherwise `whole` must be above 0."""
     labels, (at, value) = {**series.labels, **more, EXPORTED: ""}, series.points[-1]
     return [
         Series({**labels, NAMESPACE: namespace, "pod": name}, ((at, value * each / whole),))
@@ -163,10 +141,7 @@ def _split(
 async def read_used(
     prometheus: Prometheus, query: MeterQuery, nodes: Mapping[str, str], teams: Teams
 ) -> Used:
-    """Return which part of the memory and SM time that it held each tenant used, by tenant, resource and `memory` or
-    `sm`: the average over some moments of the window, more with fewer nodes (FEWEST to MOST_LOOKS). What nobody is
-    known to hold is left out. `nodes` has the policy of each node, the tenant in a bill by policy. Raises Trouble if a
-    query fails."""
+    """Return which part of what it held each tenant used: the average over some moments of the window. `nodes` has the policy of each."""
     looks = min(MOST_LOOKS, max(FEWEST, NODES_AT_ONCE // max(1, len(nodes))))
     step = (query.end - query.start) / looks
     # The series of pods do not name the policy.

@@ -1,7 +1,6 @@
 """Read the use of GPUs from Prometheus: the peaks of each hour by workload, queried in stretches of at most a day.
 
-The use is reported by dcgm-exporter, with either of its label sets, by our agent, or by both. The names of workloads
-come from kube-state-metrics, if it is there.
+The use is reported by dcgm-exporter, with either of its label sets, by our agent, or by both. The names of workloads come from kube-state-metrics, if it is there.
 """
 
 from collections import Counter
@@ -12,38 +11,26 @@ from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.vocabulary.lengths import counted
 from kubectl_gpusharing.shell.troubles import Trouble
 from kubectl_gpusharing.usage.prometheus.client import Prometheus, Series, side_by_side
-from kubectl_gpusharing.usage.prometheus.matchers import braced, nodes_of
-from kubectl_gpusharing.usage.prometheus.windows import DAY, MOST_POINTS, find_gaps
+from kubectl_gpusharing.usage.prometheus.matchers import braced
+from kubectl_gpusharing.usage.prometheus.windows import DAY, MOST_POINTS, Answers, find_gaps
 from kubectl_gpusharing.usage.read import queries
-from kubectl_gpusharing.usage.read.fold import Fold, Gpu, HourAnswers
-from kubectl_gpusharing.usage.read.queries import ACTIVE, ANNOTATION, HOUR, OWN, USED
+from kubectl_gpusharing.usage.read.fold import Fold, Gpu
+from kubectl_gpusharing.usage.read.queries import ACTIVE, HOUR, OWN, USED
 from kubectl_gpusharing.usage.read.series import (
-    Pod,
-    devices_of,
     exported_label,
-    pod_of,
     read_dcgm,
-    read_owners,
 )
-from kubectl_gpusharing.usage.reckon.needs import declared_memory
 
 MOST_SERIES = 100_000
-"""The highest number of series at one time that is read. Above it the user has to select some of them."""
+"""The highest number of series at one time that is read."""
 SAMPLES = 10_000_000
-"""The highest number of samples that one query may make Prometheus load. It refuses more than 50 million
-(--query.max-samples)."""
+"""The highest number of samples that one query may make Prometheus load. It refuses more than 50 million (--query.max-samples)."""
 POINTS = 500_000
-"""The highest number of points in one answer. The more series there are, the shorter the stretches, so that memory
-stays bounded."""
+"""The highest number of points in one answer: the more series there are, the shorter the stretches, so that memory stays bounded."""
 
 
 async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector: str) -> list[str]:
-    """Read the use of the GPUs that count for `fold`, an empty one, and add it there. The window is from `start`, in
-    seconds since 1970, to the end of `fold`, whose whole hours are read, oldest first: in stretches of a day or, if
-    that is shorter, of POINTS divided by the number of series hours, but at least one. `selector` has PromQL matchers,
-    without braces. The remarks of `fold` are replaced. Return the reasons why the use is incomplete, which are gaps in
-    the data and warnings of Prometheus; empty if it is complete. Raises Trouble if a query fails, or if Prometheus has
-    no GPU metrics in the window, has more than MOST_SERIES series at one time, or has GPUs of several clusters."""
+    """Read the use of the GPUs that count for `fold`, an empty one, from `start` to its end, and add it there. Return why it is incomplete."""
     chosen = braced(selector)
     where = f" for {chosen}" if chosen else ""
     counts = await prometheus.instant(queries.most_series(selector, round(fold.end - start)), fold.end)
@@ -68,78 +55,36 @@ async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector:
     allocatable, infos, slices = await side_by_side(*latest)
     add_gpus(fold, infos)
     fold.slices = {(series.node, series.labels.get("resource", "")): series.value for series in slices}
-    remarks: list[str] = []
     at_once = max(1, min(round(DAY / HOUR), int(POINTS / most_series_at_once)))
+    hourly, whole = queries.hourly(selector), (fold.end - (fold.hours - 1) * HOUR, fold.end)
     for hour in range(0, fold.hours, at_once):
         begin = fold.end - (fold.hours - hour) * HOUR
-        stretch = (begin, min(fold.end, begin + at_once * HOUR))
-        part = await _read_part(prometheus, fold, selector, stretch, remarks)
-        fold.replicas |= _replicas(allocatable, part.used, fold)
+        end = min(fold.end, begin + at_once * HOUR)
+        once = queries.ownership(selector, round(end - begin))
+        answers = await side_by_side(
+            *(
+                prometheus.between(each, begin + HOUR, end, float(HOUR), whole=whole)
+                for each in hourly.values()
+            ),
+            *(prometheus.instant(each, end) for each in once.values()),
+        )
+        part = Answers(list, zip((*hourly, *once), answers, strict=True))
+        labels = (series.labels for series in (*part["used"], *part["own"]))
+        clusters = sorted({cluster for each in labels if (cluster := each.get("cluster"))})
+        if len(clusters) > 1:  # their pools cannot have one layout
+            raise Trouble(
+                f"Prometheus has GPU data from several clusters ({', '.join(clusters[:5])}). Choose one:"
+                f" --selector 'cluster=\"{clusters[0]}\"'"
+            )
+        fold.replicas |= _replicas(allocatable, part["used"], fold)
         fold.add(part)
     missing += [f"Prometheus warns: {warning}" for warning in sorted(prometheus.warnings)]
-    fold.remarks = (*_remarks(fold), *dict.fromkeys(remarks))
+    fold.remarks = (*_remarks(fold), *fold.wrong)
     return missing
 
 
-async def _read_part(
-    prometheus: Prometheus, fold: Fold, selector: str, stretch: tuple[float, float], remarks: list[str]
-) -> HourAnswers:
-    """Query the `stretch` from a start to an end and return its answers. `fold` has the window, and is not changed.
-    Hourly values belong to the hours that end in the stretch after its start. Remarks about unreadable annotations are
-    added to `remarks`. Raises Trouble if a query fails, or if the GPUs are in several clusters, as far as their series
-    have the label `cluster`; series without it are accepted beside one cluster."""
-    start, end = stretch
-    whole = (fold.end - (fold.hours - 1) * HOUR, fold.end)
-    hourly = queries.hourly(selector)
-    answers = await side_by_side(
-        *(
-            prometheus.between(query, start + HOUR, end, float(HOUR), whole=whole)
-            for query in hourly.values()
-        ),
-        *(prometheus.instant(query, end) for query in queries.ownership(selector, round(end - start))),
-    )
-    hours_of = dict(zip(hourly, answers, strict=False))
-    pods, replicasets, jobs, annotated, exporters, infos, simulated = answers[len(hourly) :]
-    labels = (series.labels for series in (*hours_of["used"], *hours_of["own"]))
-    clusters = sorted({cluster for each in labels if (cluster := each.get("cluster"))})
-    if len(clusters) > 1:  # their pools cannot have one layout
-        raise Trouble(
-            f"Prometheus has GPU data from several clusters ({', '.join(clusters[:5])}). Choose one:"
-            f" --selector 'cluster=\"{clusters[0]}\"'"
-        )
-    return HourAnswers(
-        **hours_of,
-        owners=read_owners(pods, replicasets, jobs),
-        declared=_declared(annotated, remarks),
-        exporters=frozenset(
-            (exported_label(one, "namespace"), one.labels.get("pod", "")) for one in exporters
-        ),
-        devices=devices_of(infos),
-        simulated=nodes_of(simulated),
-    )
-
-
-def _declared(annotated: Iterable[Series], remarks: list[str]) -> dict[Pod, int]:
-    """Return the bytes of GPU memory that the annotation of each pod declares for each of its devices
-    (`declared_memory`). A value that is not valid is left out and adds a remark to `remarks`. Of several valid values
-    of a pod the last one counts. Series that name no pod are ignored."""
-    declared: dict[Pod, int] = {}
-    for series in annotated:
-        if (pod := pod_of(series.labels)) is None:
-            continue
-        size, wrong = declared_memory("/".join(pod), series.labels.get(ANNOTATION, ""))
-        if wrong:
-            remarks.append(wrong)
-        else:
-            declared[pod] = size
-    return declared
-
-
 def add_gpus(fold: Fold, infos: Iterable[Series]) -> None:
-    """Add to `fold` the GPUs of the chosen nodes that agents reported: to `gpus` if they are of the chosen card or no
-    card was chosen, else to `others`. What `fold` knows about a GPU already is replaced. The value of each series in
-    `infos` is the time of the last report; the latest report of a GPU wins. GPUs without a UUID are ignored and, if a
-    card was chosen, GPUs without a product."""
+    """Add to `fold` the GPUs of the chosen nodes that agents reported, at the time that each series has as its value."""
     for series in sorted(infos, key=lambda series: series.value):
         node, uuid, product = series.node, series.labels.get("uuid", ""), series.labels.get("product", "")
         like = fold.card is None or find_card(product) is fold.card
@@ -149,9 +94,7 @@ def add_gpus(fold: Fold, infos: Iterable[Series]) -> None:
 
 
 def _replicas(allocatable: Iterable[Series], used: Iterable[Series], fold: Fold) -> dict[str, int]:
-    """Return, by node, how many times each GPU is advertised: the number in `allocatable` divided by the known GPUs of
-    the node, rounded down, or the highest result if a node has several such numbers. Only nodes that advertise each
-    GPU more than once are included. GPUs are known from `used` and `fold`."""
+    """Return, by node, how many times each GPU is advertised, where that is more than once."""
     known = {(gpu.node, uuid) for uuid, gpu in fold.gpus.items()}
     known |= {(labels.node, labels.device.gpu) for labels in (read_dcgm(one, frozenset()) for one in used)}
     gpus = Counter(node for node, _ in known)
@@ -165,8 +108,6 @@ def _replicas(allocatable: Iterable[Series], used: Iterable[Series], fold: Fold)
 
 
 def _remarks(fold: Fold) -> Iterator[str]:
-    """Yield remarks about what the series do not show: the owners of some pods, the use of each pod on shared GPUs, or
-    any activity at all. Nothing is yielded if nothing of that is missing."""
     if fold.unnamed:
         yield (
             f"the owner of {counted(len(fold.unnamed), 'pod')} is unknown (kube_pod_owner of"

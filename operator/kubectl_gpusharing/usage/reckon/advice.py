@@ -1,10 +1,10 @@
-"""Advice on the mode and the layout: rules in a fixed order, the first of which that applies decides. Pure.
+"""Advice on the mode and the layout: the first rule that applies decides. Pure.
 
 `docs/design/hardware.md` says which mode isolates what. The layouts are those of a recommendation (recommendation.py).
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
@@ -33,18 +33,12 @@ from kubectl_gpusharing.usage.reckon.recommendation import ModelPool, Portion, l
 
 @dataclass(frozen=True, slots=True)
 class AdviceAnswers:
-    """The answers to the questions that decide which mode and layout to use."""
-
     card: Card
-    """The card model for which advice is wanted."""
     needs: tuple[tuple[int, float], ...]
     """How many workloads need how much memory each, in GiB and with headroom; not empty."""
     promise: bool = False
-    """Whether users were promised a certain latency or availability."""
     strangers: bool = False
-    """Whether people who do not trust each other share the GPUs."""
     bill: bool = False
-    """Whether each workload is billed for its share of a GPU."""
     bursts: bool = False
     """Whether workloads compute only now and then."""
     isolation: str = ""
@@ -60,41 +54,34 @@ class AdviceAnswers:
 
     @property
     def pods(self) -> int:
-        """The number of workloads."""
         return sum(count for count, _ in self.needs)
 
     @property
     def largest(self) -> float:
-        """The memory, in GiB with headroom, of the workload that needs most."""
         return max(gib for _, gib in self.needs)
 
     @property
     def most(self) -> int:
-        """How many workloads fit into the memory of one GPU, whichever they are: as many as of the largest; 0 if not
-        even one of these fits."""
+        """How many workloads fit into the memory of one GPU, whichever they are; 0 if not even one of the largest does."""
         return int(memory_of(self.card) // self.largest)
 
     @property
     def whole(self) -> int:
-        """How many GPUs the workloads take if each has whole ones, several if it needs more memory than one has."""
+        """How many GPUs the workloads take if each has whole ones."""
         have = memory_of(self.card)
         return sum(count * ceil(gib / have) for count, gib in self.needs)
 
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """The mode and layout to choose, with the reasons and the disadvantage."""
-
     mode: Mode
-    """The mode to choose."""
     shares: int
     """How many workloads share one GPU; with several layouts, those on the first GPU."""
     why: tuple[str, ...]
-    """The reasons for this choice, each with the page that explains it."""
+    """The reasons, each with the page that explains it."""
     but: str
-    """The disadvantage of this choice."""
     gpus: int = 0
-    """How many GPUs the workloads take; 0 if their number is unknown."""
+    """How many GPUs the workloads take; 0 if that is unknown."""
     portions: tuple[Portion, ...] = ()
     """The layouts in mode MIG, each with its GPUs; empty in the other modes."""
     profile: Profile | None = None
@@ -106,8 +93,6 @@ class Advice:
         return (self.portions[0].layout or ()) if len(self.portions) == 1 else ()
 
     def policy(self, name: str, pool: str) -> dict[str, object]:
-        """Return the manifest of the policy to apply. It is called `name` and selects the nodes whose pool label is
-        `pool`. Mode Full has no settings; mode MIG has the layouts, and the other modes `shares` replicas."""
         blocks: dict[Mode, dict[str, object]] = {
             Mode.MIG: {"mig": {"layouts": layout_rows(self.portions)}},
             Mode.MPS: {"mps": {"replicas": self.shares}},
@@ -119,62 +104,37 @@ class Advice:
 
 
 def advise(answers: AdviceAnswers) -> Advice:
-    """Return the advice of the first rule in RULES that gives any. The last rule always does."""
-    return next(advice for rule in RULES if (advice := rule(answers)) is not None)
-
-
-def _whole(answers: AdviceAnswers) -> Advice | None:
-    """Return the advice to give each workload a whole GPU, if the memory that each needs, including headroom, exceeds
-    half of the card's memory; otherwise return None. If the largest workload needs more than all of the card's memory,
-    the advice says how many GPUs that workload needs. The number of GPUs is that of `AdviceAnswers.whole`. The card
-    must have memory of its own."""
+    """Return the advice of the first rule that applies: a whole GPU for each workload, isolation, MIG because it takes fewer GPUs, and else sharing."""
     least, have = min(gib for _, gib in answers.needs), memory_of(answers.card)
-    if least <= have / 2:
-        return None
-    why = f"{least:.1f} GiB (the peak plus a fifth) leave no room for a second workload on {have:.1f} GiB"
-    but = "no other workload can use a GPU that its own workload leaves idle"
-    if answers.largest > have:
-        gpus = -(-answers.largest // have)
-        but = f"it needs {gpus:.0f} GPUs and a framework that spreads one model across them; instances cannot be joined"
-    return Advice(Mode.FULL, 1, (f"{why} (docs/how-to/choose-a-mode.md)",), but, answers.whole)
-
-
-def _isolated(answers: AdviceAnswers) -> Advice | None:
-    """Advise MIG, with the layout that takes the fewest GPUs, if isolation is required: because latency or availability
-    is promised, because the users do not trust each other, because each workload is billed, or because of the
-    namespace's label. Return None otherwise. The label requires it if its value is `hardware`, or if it is `memory` and
-    it is known that MPS cannot be switched on. If no workload would get an instance (`_divided`), advise whole GPUs."""
-    label = f"the namespace has the label {names.LABEL_ISOLATION}={answers.isolation}"
+    if least > have / 2:
+        why = f"{least:.1f} GiB (the peak plus a fifth) leave no room for a second workload on {have:.1f} GiB"
+        but = "no other workload can use a GPU that its own workload leaves idle"
+        if answers.largest > have:
+            gpus = -(-answers.largest // have)
+            but = f"it needs {gpus:.0f} GPUs and a framework that spreads one model across them; instances cannot be joined"
+        return Advice(Mode.FULL, 1, (f"{why} (docs/how-to/choose-a-mode.md)",), but, answers.whole)
     reasons = {
         "latency or availability is promised": answers.promise,
         "the users of the GPUs do not trust each other": answers.strangers,
         "each workload must be billed separately": answers.bill,
-        label: answers.isolation == "hardware" or (answers.isolation == "memory" and bool(answers.no_mps)),
+        f"the namespace has the label {names.LABEL_ISOLATION}={answers.isolation}": answers.isolation
+        == "hardware"
+        or (answers.isolation == "memory" and bool(answers.no_mps)),
     }
-    needed = [reason for reason, holds in reasons.items() if holds]
-    if not needed:
-        return None
-    why = f"{', '.join(needed)}: memory, bandwidth and faults must be isolated (docs/how-to/choose-a-mode.md)"
-    return _divided(answers, why)
-
-
-def _denser(answers: AdviceAnswers) -> Advice | None:
-    """Return the advice of `_divided` (MIG, or whole GPUs if no instance would be used) if it takes fewer GPUs than
-    sharing each GPU in equal parts, as it may if the workloads differ in size, and also if not even two of the largest
-    workloads fit on a GPU. Return None otherwise."""
-    sharing = _together(answers) or _in_turns(answers)
+    if needed := ", ".join(reason for reason, holds in reasons.items() if holds):
+        why = "memory, bandwidth and faults must be isolated (docs/how-to/choose-a-mode.md)"
+        return _divided(answers, f"{needed}: {why}")
+    unlimited = answers.bursts and answers.isolation != "memory"  # nobody limits the memory of the others
+    sharing = _in_turns(answers) if unlimited or answers.no_mps else _together(answers)
     divided = _divided(
         answers,
         "the workloads differ in size, and equal shares would have to be as large as the largest needs"
         " (docs/how-to/choose-a-mode.md)",
     )
-    return divided if sharing.shares < 2 or divided.gpus < sharing.gpus else None
+    return divided if sharing.shares < 2 or divided.gpus < sharing.gpus else sharing
 
 
 def _divided(answers: AdviceAnswers, why: str) -> Advice:
-    """Return the advice to use the layouts that take the fewest GPUs for all workloads, or mode Full if these are whole
-    GPUs alone. The reasons are `why` and the size of each instance. The disadvantage counts the workloads that have no
-    place on nodes with these layouts; the GPUs that they need are included in the advice's number."""
     card = answers.card
     histories = [
         History(Workload("", "needs", f"{number:03}"), count, Holding(), (), declared=ceil(gib * GIB))
@@ -208,14 +168,7 @@ def _divided(answers: AdviceAnswers, why: str) -> Advice:
     return Advice(Mode.MIG, first, (why, *texts), but, gpus, found.portions, profile)
 
 
-def _together(answers: AdviceAnswers) -> Advice | None:
-    """Advise MPS, with as many clients as fit into the card's memory if each needs as much as the largest workload, at
-    least 1 and no more than MPS allows on the card. Return None if it is known that MPS cannot be switched on, or if
-    the workloads compute only now and then and the label of the namespace does not demand that memory is isolated. If
-    it is unknown whether MPS can be switched on, the advice says so. Whether the workloads trust each other is not
-    tested here: the rules before this one cover those that must be isolated."""
-    if (answers.bursts and answers.isolation != "memory") or answers.no_mps:
-        return None
+def _together(answers: AdviceAnswers) -> Advice:
     clients = max(1, min(answers.most, answers.card.mps_max_clients))
     why = (
         "the workloads trust each other and compute at the same time, which MPS allows; with time-slicing they would"
@@ -230,37 +183,24 @@ def _together(answers: AdviceAnswers) -> Advice | None:
     size = f"{clients} clients have {each:.1f} GiB each (docs/design/hardware.md#mps-share)"
     but = "a fatal fault in one client affects all clients of the GPU (docs/design/hardware.md#mps-faults)"
     if answers.no_mps is None:
-        but += f". {_doubt(answers)}"
+        shares = counted(min(TURNS, answers.most), "share")
+        instead = "MIG or Full" if answers.isolation else f"TimeSlicing with {shares}"
+        otherwise = (
+            "the GPU sharing operator rejects mode MPS (docs/design/nvidia.md#b5 has a remedy); without that remedy, use"
+            f" {instead}"
+        )
+        but += (
+            f". Whether a label can switch MPS on with GPU Operator {answers.gpu_operator} is unknown: v26.7.0 is the"
+            " newest release that was examined, and its main branch has handled this correctly since 2026-09-30. Read"
+            f" the installed DaemonSet (kubectl gpusharing advise -n NAMESPACE). If no label can, {otherwise}"
+            if answers.gpu_operator
+            else ". With an unmodified GPU Operator from v25.10.2 up to at least v26.7.0, no label can switch MPS on, and"
+            f" {otherwise}. Pass --gpu-operator VERSION to get advice for yours"
+        )
     return Advice(Mode.MPS, clients, (why, size), but, ceil(answers.pods / clients))
 
 
-def _doubt(answers: AdviceAnswers) -> str:
-    """Return sentences, without the last period, to show when it is unknown whether a label can switch MPS on in the
-    cluster. If the user named a release of the GPU Operator, they say how to find out; otherwise, in which releases no
-    label can. In both cases they say which mode to use if no label can."""
-    shares = counted(min(TURNS, answers.most), "share")
-    instead = "MIG or Full" if answers.isolation else f"TimeSlicing with {shares}"
-    otherwise = (
-        "the GPU sharing operator rejects mode MPS (docs/design/nvidia.md#b5 has a remedy); without that remedy, use"
-        f" {instead}"
-    )
-    if answers.gpu_operator:
-        return (
-            f"Whether a label can switch MPS on with GPU Operator {answers.gpu_operator} is unknown: v26.7.0 is the"
-            " newest release that was examined, and its main branch has handled this correctly since 2026-09-30. Read"
-            f" the installed DaemonSet (kubectl gpusharing advise -n NAMESPACE). If no label can, {otherwise}"
-        )
-    return (
-        "With an unmodified GPU Operator from v25.10.2 up to at least v26.7.0, no label can switch MPS on, and"
-        f" {otherwise}. Pass --gpu-operator VERSION to get advice for yours"
-    )
-
-
 def _in_turns(answers: AdviceAnswers) -> Advice:
-    """Advise time-slicing, with as many shares as workloads of the largest size fit into the card's memory, from 1 to
-    TURNS. This is the last rule, for all workloads that no earlier rule covers, and never returns None. If the
-    workloads compute at the same time, the reason says why MPS cannot be switched on, and the disadvantage has the
-    remedy if there is one."""
     shares = max(1, min(TURNS, answers.most))
     why = (
         "the workloads use the GPU only now and then, so each can have the whole GPU in turn"
@@ -284,14 +224,8 @@ def _in_turns(answers: AdviceAnswers) -> Advice:
     return Advice(Mode.TIME_SLICING, shares, (why, size), but, ceil(answers.pods / shares))
 
 
-RULES: Sequence[Callable[[AdviceAnswers], Advice | None]] = (_whole, _isolated, _denser, _together, _in_turns)
-"""The rules, in order; the first that gives advice decides. They are for workloads that need a whole GPU, workloads
-that must be isolated, workloads of different sizes, workloads that compute at the same time, and all others."""
-
-
 NOTEBOOKS = {"notebook-name": "", "component": "singleuser-server"}
 """Labels of notebooks: Kubeflow's, which may have any value, and JupyterHub's."""
-_FINISHED = frozenset({"Succeeded", "Failed"})
 
 
 @dataclass(slots=True)
@@ -299,43 +233,31 @@ class Demand:
     """The GPU requests of the pods in a namespace, added up."""
 
     namespace: str
-    """The name of the namespace."""
     pods: int = 0
-    """How many pods request a GPU and have not finished."""
     devices: Counter[str] = field(default_factory=Counter)
-    """How many devices of each resource name all pods request."""
     several: tuple[str, ...] = ()
     """Names of pods with a container that requests more than one whole GPU or share."""
     spread: int = 0
-    """How many pods have several containers that request GPUs. Each container gets its own share or instance."""
+    """How many pods have several containers that request GPUs; each container gets its own."""
     guaranteed: int = 0
-    """How many pods have QoS class Guaranteed."""
     ranked: int = 0
     """How many pods have a priority above 0."""
     notebooks: int = 0
-    """How many pods look like notebooks."""
     sizes: Counter[int] = field(default_factory=Counter)
-    """For how many devices the pods declare which GPU memory, in bytes, in the annotation gpusharing.dev/gpu-memory; 0
-    bytes for devices of pods that declare none, or one that is not valid."""
+    """For how many devices the pods declare which GPU memory, in bytes; 0 bytes for devices of pods that declare none, or no valid one."""
     wrong: str = ""
-    """A clause about the first pod whose annotation is not valid (`declared_memory`); empty if there is none."""
+    """A clause about the first pod whose annotation is not valid; empty if there is none."""
 
     @property
     def promised(self) -> bool:
-        """Whether somebody probably relies on the pods: more than half of them have QoS class Guaranteed, or more than
-        half have a priority above 0."""
         return max(self.guaranteed, self.ranked) * 2 > self.pods
 
     @property
     def bursts(self) -> bool:
-        """Whether the pods probably compute only now and then: more than half of them are notebooks."""
         return self.notebooks * 2 > self.pods
 
     @property
     def sentence(self) -> str:
-        """A sentence, without a period, that says how many pods of the namespace request GPUs and which devices they
-        request. It also says how many of these pods have several GPU containers, QoS class Guaranteed or a priority
-        above 0 or are notebooks; numbers of 0 are left out."""
         asks = ", ".join(f"{count} {name}" for name, count in sorted(self.devices.items()))
         facts = {
             "with several GPU containers": self.spread,
@@ -348,8 +270,7 @@ class Demand:
         return f"{self.namespace}: {counted(self.pods, 'pod')} with GPUs{tail}, which request {asks}"
 
     def unknown(self, card: Card) -> list[str]:
-        """Return the sorted resource names of MIG instances, also of shared ones, that the pods request and this card
-        does not have."""
+        """Return the sorted resource names of MIG instances, also of shared ones, that the pods request and this card does not have."""
         known = {resource_name(one.name, shared=shared) for one in card.profiles for shared in (False, True)}
         return sorted(
             name for name in self.devices if name.startswith(names.RESOURCE_MIG_PREFIX) and name not in known
@@ -357,14 +278,10 @@ class Demand:
 
 
 def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
-    """Return the demand of these pods: the sum of their GPU requests, and how many of them have each property that the
-    advice depends on. Pods that have finished or request no GPU are left out. Init containers count for the request and
-    for `several`, but not for `spread`. A pod is a notebook, of Kubeflow or JupyterHub, if it has one of the labels in
-    NOTEBOOKS with the value there (any value where that is empty), or an owner of kind Notebook."""
     demand, several = Demand(namespace), list[str]()
     for raw in pods:
         asks, largest = pod_requests(raw), largest_requests(raw)
-        if not asks or text(raw, "status", "phase") in _FINISHED:
+        if not asks or text(raw, "status", "phase") in ("Succeeded", "Failed"):
             continue
         demand.pods += 1
         demand.devices.update(asks)
@@ -386,40 +303,18 @@ def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
 
 
 def advise_for(demand: Demand, card: Card) -> Advice | None:
-    """Return the advice that follows from the pods' requests alone. If a container requests more than one GPU or share,
-    without counting MIG instances, that is whole GPUs, with the names of up to three pods with such containers and
-    without a number of GPUs. The disadvantage names the requests that whole GPUs do not serve. Otherwise it is what
-    `_as_named` returns: None if the user must answer questions."""
-    if not demand.several:
-        return _as_named(demand, card)
-    pods = ", ".join(demand.several[:3]) + (" ..." if len(demand.several) > 3 else "")
-    why = (
-        f"containers of {pods} request more than one GPU each: two shares give no more compute than one, and instances"
-        " cannot be joined (docs/design/hardware.md#time-slicing, docs/design/hardware.md#inside-mig)"
-    )
-    but = (
-        "a pod that requests only one GPU may leave part of it unused, and no other workload can use that part: give"
-        " such pods a pool of their own"
-    )
-    return Advice(Mode.FULL, 1, (why,), but + _unserved(demand, {names.RESOURCE_GPU}))
-
-
-def _unserved(demand: Demand, served: Collection[str]) -> str:
-    """Return a sentence, without its period but with the one of the sentence before it, about the requested devices
-    whose resource names are not in `served`, the resources that the advised pool advertises. Empty if there are
-    none."""
-    left = ", ".join(
-        f"{count} {name}" for name, count in sorted(demand.devices.items()) if name not in served
-    )
-    remedy = "the pods that request these need a pool of their own, or another request"
-    return f". This pool would have no place for {left}: {remedy}" if left else ""
-
-
-def _as_named(demand: Demand, card: Card) -> Advice | None:
-    """Advise MIG, with the layout that needs the fewest GPUs, if pods request MIG instances by name, because no other
-    mode has those. The reasons name the profiles for which the layout has no room, and the disadvantage names every
-    request that nodes with this layout do not serve, such as whole GPUs. Instances that are shared by replicas do not
-    count. Return None if no pod requests an instance of this card."""
+    """Return the advice that follows from the pods' requests alone, or None if the user must answer questions."""
+    if demand.several:
+        pods = ", ".join(demand.several[:3]) + (" ..." if len(demand.several) > 3 else "")
+        why = (
+            f"containers of {pods} request more than one GPU each: two shares give no more compute than one, and"
+            " instances cannot be joined (docs/design/hardware.md#time-slicing, docs/design/hardware.md#inside-mig)"
+        )
+        but = (
+            "a pod that requests only one GPU may leave part of it unused, and no other workload can use that part: give"
+            " such pods a pool of their own"
+        )
+        return Advice(Mode.FULL, 1, (why,), but + _unserved(demand, {names.RESOURCE_GPU}))
     profiles = {resource_name(profile.name): profile.name for profile in card.profiles}
     wanted = Counter({profiles[name]: count for name, count in demand.devices.items() if name in profiles})
     if not wanted:
@@ -441,18 +336,21 @@ def _as_named(demand: Demand, card: Card) -> Advice | None:
     return Advice(Mode.MIG, sum(counts.values()), reasons, but, gpus, (Portion(layout, (0,), gpus),))
 
 
+def _unserved(demand: Demand, served: Collection[str]) -> str:
+    left = ", ".join(
+        f"{count} {name}" for name, count in sorted(demand.devices.items()) if name not in served
+    )
+    remedy = "the pods that request these need a pool of their own, or another request"
+    return f". This pool would have no place for {left}: {remedy}" if left else ""
+
+
 def _layout(wanted: Counter[str], profiles: Sequence[Profile]) -> tuple[Layout, list[str]]:
-    """Return the full layout that serves the requested profiles with the fewest GPUs, and the profiles for which it has
-    no room. If no layout has all of the profiles, those with the fewest requests are left out first, of equals the last
-    by name. Profiles with a suffix (+ or -) are only used if they are requested. If no full layout has even the most
-    requested one, return a layout with a single instance of that profile. `wanted` must not be empty."""
+    """Return the full layout that serves the requested profiles with the fewest GPUs, and the profiles, of the fewest requests, for which none has room."""
     plain = [one for one in profiles if one.name in wanted or not {"+", "-"} & set(one.name)]
     layouts = maximal_layouts(plain)
     ranked = [name for name, _ in sorted(wanted.items(), key=lambda item: (-item[1], item[0]))]
 
     def cost(layout: Layout) -> tuple[int, int]:
-        """Return the number of GPUs with this layout that all requests for `served` profiles need, and the number of
-        its instances of other profiles."""
         counts = dict(layout)
         unused = sum(counts.values()) - sum(counts[name] for name in served)
         return max(ceil(wanted[name] / counts[name]) for name in served), unused

@@ -1,14 +1,9 @@
-"""Reduce days of samples to a few hundred numbers: a histogram whose buckets grow by 5 % and whose weights halve every
-day.
+"""Reduce days of samples to a few hundred numbers: a histogram whose buckets grow by 5 % and whose weights halve every day.
 
-The scheme is that of the Vertical Pod Autoscaler 1.7.1 (kubernetes/autoscaler,
-pkg/recommender/model/aggregations_config.go and util/decaying_histogram.go: growth 0.05, half-life 24 h for memory and
-CPU). There is one difference: in VPA the width of a bucket grows by 5 %, here its upper bound does, so that no value
-is reported more than 5 % too high.
-
-Histograms are built anew for each recommendation, because Prometheus stores the samples (docs/adr/0048).
+The scheme is that of the Vertical Pod Autoscaler 1.7.1 (kubernetes/autoscaler, pkg/recommender/model/aggregations_config.go and util/decaying_histogram.go: growth 0.05, half-life 24 h). In VPA the width of a bucket grows by 5 %, here its upper bound does, so that no value is reported more than 5 % too high. Histograms are built anew for each recommendation, because Prometheus stores the samples (docs/adr/0048).
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from math import ceil, fsum, inf, isfinite, log
@@ -19,17 +14,12 @@ from gpusharing.planning.vocabulary.values import value
 GROWTH = 1.05
 HALF_LIFE = timedelta(hours=24)
 _NEGLIGIBLE = 2.0**-60
-"""A bucket whose weight is below this fraction of the heaviest one's is dropped, because it changes no percentile. A
-sample becomes that light after two months."""
+"""A bucket whose weight is below this fraction of the heaviest one's is dropped, because it changes no percentile."""
 
 
 class Sample(NamedTuple):
-    """One value at one time."""
-
     at: datetime
-    """When the value was measured, with a time zone."""
     value: float
-    """The measured value, in the unit of its `Scale`."""
 
 
 @value
@@ -37,22 +27,18 @@ class Scale:
     """The buckets for one kind of measurement."""
 
     name: str
-    """One word for what is measured."""
     first: float
     """Upper bound of the first bucket; smaller values are reported as this one."""
     last: float
     """The highest bound; larger values are reported as this one."""
 
     def bucket(self, value: float) -> int:
-        """Return the index of the bucket that holds `value`: 0 for values up to `first`, and n for values above first
-        x GROWTH^(n-1) and up to first x GROWTH^n. Values above `last` are put into the bucket of `last`."""
+        """Return the index of the bucket for `value`: 0 up to `first`, and n up to first x GROWTH^n."""
         if value <= self.first:
             return 0
-        index = ceil(log(min(value, self.last) / self.first) / log(GROWTH) - 1e-9)
-        return max(1, index)
+        return max(1, ceil(log(min(value, self.last) / self.first) / log(GROWTH) - 1e-9))
 
     def bound(self, bucket: int) -> float:
-        """Return the upper bound of the bucket with this index, at most `last`."""
         return min(self.first * GROWTH**bucket, self.last)
 
 
@@ -64,25 +50,19 @@ ACTIVITY = Scale("activity", 0.001, 1.0)
 
 @value
 class Histogram:
-    """The distribution of samples, in which newer samples weigh more. Its size is bounded: it has at most one weight
-    for each bucket of the scale."""
+    """The distribution of samples, in which newer samples weigh more."""
 
     scale: Scale
-    """The scale of the measured values."""
     weights: tuple[tuple[int, float], ...] = ()
-    """The index and weight of each bucket, in ascending order. The newest sample weighs 1, and one a half-life
-    earlier 0.5."""
+    """The index and weight of each bucket, ascending. The newest sample weighs 1, and one a half-life earlier 0.5."""
     samples: int = 0
-    """How many samples were seen."""
     lowest: float = inf
-    """The exact value of the lowest sample, however old; infinite without samples."""
+    """However old; infinite without samples."""
     highest: float = 0.0
-    """The exact value of the highest sample, however old; 0 without samples."""
+    """However old; 0 without samples."""
 
     def percentile(self, part: float) -> float:
-        """Return the smallest bucket bound such that the samples up to it have at least the fraction `part` of the
-        weight, but at most the highest sample. Within the bounds of the scale, the value is up to 5 % too high; it
-        is 0 without samples. Raises ValueError if `part` is not between 0 and 1."""
+        """Return the smallest bucket bound up to which the samples have the fraction `part` of the weight, at most the highest sample; 0 without samples. Raises ValueError if `part` is not between 0 and 1."""
         if not 0 <= part <= 1:
             raise ValueError(f"a percentile is a number from 0 to 1, for example 0.99, not {part}")
         wanted = part * fsum(weight for _, weight in self.weights)
@@ -95,9 +75,7 @@ class Histogram:
 
 
 def build(scale: Scale, samples: Sequence[Sample]) -> Histogram:
-    """Return the histogram of samples, which may be in any order; an empty one without samples. The newest sample
-    weighs 1, and older ones half as much for each HALF_LIFE; buckets of negligible weight are dropped. Raises
-    ValueError if a value is negative, infinite or NaN."""
+    """Return the histogram of samples, which may be in any order. Raises ValueError if a value is negative, infinite or NaN."""
     if not samples:
         return Histogram(scale)
     wrong = next((sample for sample in samples if not isfinite(sample.value) or sample.value < 0), None)
@@ -105,10 +83,9 @@ def build(scale: Scale, samples: Sequence[Sample]) -> Histogram:
         time = f"{wrong.at:%Y-%m-%d %H:%M}"
         raise ValueError(f"{scale.name}: {wrong.value} at {time} is not a finite number of at least 0")
     last, values = max(sample.at for sample in samples), [sample.value for sample in samples]
-    weights: dict[int, list[float]] = {}
+    weights = defaultdict[int, list[float]](list)
     for sample in samples:
-        weight = float(0.5 ** ((last - sample.at) / HALF_LIFE))
-        weights.setdefault(scale.bucket(sample.value), []).append(weight)
+        weights[scale.bucket(sample.value)].append(float(0.5 ** ((last - sample.at) / HALF_LIFE)))
     sums = {bucket: fsum(parts) for bucket, parts in weights.items()}
     least = max(sums.values()) * _NEGLIGIBLE
     kept = tuple(sorted((bucket, weight) for bucket, weight in sums.items() if weight >= least))

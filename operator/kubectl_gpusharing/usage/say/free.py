@@ -1,6 +1,6 @@
 """Show who holds the GPUs and what is free: as text, data and CSV. Pure."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,7 +18,6 @@ from kubectl_gpusharing.usage.say.cost import describe_doubts
 MOST = 20
 """How many pods that wait, and nodes that are closed, are listed; -o wide lists all."""
 TITLES = {"largest": "LARGEST FIT", "memoryBytes": "MEMORY", "deviceMemoryBytes": "OF", "smRatio": "SM"}
-"""The headings of columns that are not named like their data."""
 DROPS = {
     "state": 1,
     "deviceMemoryBytes": 1,
@@ -29,30 +28,23 @@ DROPS = {
     "taints": 4,
     "others": 5,
 }
-"""The order in which columns are left out on a narrow terminal (see Column.drop)."""
+"""See Column.drop."""
 
 
 @dataclass(frozen=True, slots=True)
 class FreeReport:
-    """The answer of `free`."""
-
     inventory: Inventory
-    """The nodes and pods that were read."""
     by: str
-    """What the rows are about."""
     now: datetime
-    """When the inventory was read."""
     usage: UsageNow | None
-    """What the pods use now; None if that was not requested."""
+    """None if that was not requested."""
 
     @property
     def waiting(self) -> list[GPUPod]:
-        """The pods of the answer without a node, those that have waited longest first, then by namespace and name."""
         return sorted((pod for pod in self.inventory.subjects if not pod.node), key=lambda pod: pod.created)
 
     @property
     def simulated(self) -> list[str]:
-        """The sorted names of nodes that are known to have SIMULATED GPUs."""
         names = {name for name, stock in self.inventory.stocks.items() if stock.simulated}
         return sorted(names.union(() if self.usage is None else self.usage.simulated))
 
@@ -73,10 +65,13 @@ class FreeReport:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences about where the numbers are from, and about what is free only for some pods or not counted."""
+        free = defaultdict[str, Counter[str]](Counter)
+        for stock, shares in share_nodes(self.inventory):
+            for taint in () if stock.closed else stock.taints:
+                free[taint].update({name: share[3] or 0 for name, share in shares.items()})
         notes = [
             f"{_counts(counts)} of the free devices are only for pods that tolerate the taint {taint}"
-            for taint, counts in sorted(_free_by_taint(self.inventory).items())
+            for taint, counts in sorted(free.items())
             if any(counts.values())
         ]
         if claims := self.inventory.with_claims:
@@ -100,14 +95,10 @@ class FreeReport:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The names of the columns, even if there are no rows."""
         return (*self.inventory.columns(self.by), *(() if self.usage is None else USED))
 
     def rows(self) -> list[Row]:
-        """Return the rows by `by`, sorted as in `count_rows`. With --usage `by` must be pod: a row is repeated for
-        every device that the pod holds as this resource, with the columns USED, which are None without a device. A
-        device of unknown resource belongs to the pod's first row. These rows are sorted by node, GPU, device and pod.
-        """
+        """Return the rows by `by`. With --usage, a row is repeated for every device that the pod holds as this resource; a device of unknown resource belongs to its first row."""
         rows, pairs = count_rows(self.inventory, self.by), []
         if self.usage is None:
             return rows
@@ -124,21 +115,7 @@ class FreeReport:
         return [row for _, row in sorted(pairs, key=lambda pair: pair[0])]
 
 
-def _free_by_taint(inventory: Inventory) -> dict[str, Counter[str]]:
-    """Return, by lasting taint, how many devices of each resource no pod holds on nodes with this taint that accept
-    pods. Unknown numbers count as 0."""
-    free: dict[str, Counter[str]] = {}
-    for stock, shares in share_nodes(inventory):
-        for taint in () if stock.closed else stock.taints:
-            unused = {name: share[3] or 0 for name, share in shares.items()}
-            free.setdefault(taint, Counter()).update(unused)
-    return free
-
-
 def describe(report: FreeReport, paper: Paper) -> list[Line]:
-    """Draw that GPUs are SIMULATED if some are, then the rows, or a sentence if there are none, the nodes that are
-    closed, the pods that wait, the notes and what is unknown. The closed nodes are left out if the rows are about
-    nodes, because these already show them."""
     lines, rows = drawing.describe_simulated(report.simulated, paper), report.rows()
     columns = [
         Column(TITLES.get(name, name.upper()), DROPS.get(name, 0), name in NUMBERS or name in USED)
@@ -148,45 +125,35 @@ def describe(report: FreeReport, paper: Paper) -> list[Line]:
     if rows:
         lines += table(columns, cells, paper)
     else:
-        lines += prose(_nothing(report), paper)
+        found = report.inventory
+        nodes = f"node{' with these labels' * found.chosen} advertises a GPU resource"
+        pods = f"pod{f' in namespace {found.namespace}' * bool(found.namespace)} requests"
+        nothing = f"No {nodes}, and no {pods} one." if report.by == "resource" else f"No {nodes}."
+        if report.by in ("namespace", "pod"):
+            nothing = f"No {pods} a GPU resource{' of these nodes' * found.chosen}."
+        lines += prose(nothing, paper)
     if report.by != "node":
         closed = [(stock.name, stock.closed, _counts(unused)) for stock, unused in report.inventory.closed]
         lines += _listed(("CLOSED NODE", "STATE", "NOT COUNTED AS FREE"), closed, paper)
-    lines += _waiting_lines(report, paper)
+    if waiting := report.waiting:
+        pending = [
+            (
+                pod.ref,
+                _counts(pod.requests),
+                age(from_rfc3339(pod.created), report.now),
+                pod.message * paper.wide,
+            )
+            for pod in waiting
+        ]
+        titles = ("WAITING POD", "REQUESTS", "SINCE", "SCHEDULER")
+        lines += [BLANK] if report.by == "pod" else _listed(titles, pending, paper)
+        why = f"To see why a pod is waiting: kubectl gpusharing why {waiting[0].ref}"
+        lines += prose(why, paper, hang="  ", ink=Ink.FAINT)
     notes, unknown = report.notes, report.unknown
     return [*lines, *([BLANK] if notes or unknown else []), *describe_doubts(notes, unknown, paper)]
 
 
-def _nothing(report: FreeReport) -> str:
-    """Return the sentence for an answer without rows: that no node advertises GPU resources (by node or policy), that
-    no pod requests any (by namespace or pod), or both (by resource)."""
-    nodes = f"node{' with these labels' * report.inventory.chosen} advertises a GPU resource"
-    pods = f"pod{f' in namespace {report.inventory.namespace}' * bool(report.inventory.namespace)} requests"
-    if report.by in ("namespace", "pod"):
-        return f"No {pods} a GPU resource{' of these nodes' * report.inventory.chosen}."
-    return f"No {nodes}, and no {pods} one." if report.by == "resource" else f"No {nodes}."
-
-
-def _waiting_lines(report: FreeReport, paper: Paper) -> list[Line]:
-    """Draw the pods that wait, as `_listed` does, and the command that explains the first. The scheduler's message is
-    shown only on wide paper. Only the command is drawn if the rows are about pods, because they already include these.
-    Empty if no pod waits."""
-    waiting = report.waiting
-    if not waiting:
-        return []
-    pods = [
-        (pod.ref, _counts(pod.requests), age(from_rfc3339(pod.created), report.now), pod.message * paper.wide)
-        for pod in waiting
-    ]
-    titles = ("WAITING POD", "REQUESTS", "SINCE", "SCHEDULER")
-    lines = [BLANK] if report.by == "pod" else _listed(titles, pods, paper)
-    why = f"To see why a pod is waiting: kubectl gpusharing why {waiting[0].ref}"
-    return lines + prose(why, paper, hang="  ", ink=Ink.FAINT)
-
-
 def _cell(column: str, value: Any, row: Row) -> Span:
-    """Return one cell. Bytes (columns whose name ends so) are shown in GiB, and ratios as percentages. An unknown value
-    is a question mark; what a pod without a node uses is left empty."""
     if value is None:
         return Span("?" if row.get("node", True) else "", Ink.WAITING)
     if column.endswith("Bytes"):
@@ -198,14 +165,10 @@ def _cell(column: str, value: Any, row: Row) -> Span:
 
 
 def _counts(counts: Mapping[str, int]) -> str:
-    """Return the numbers that are not 0 with their resources, sorted by name, such as `2 nvidia.com/gpu and 1
-    nvidia.com/mig-1g`; empty if all are 0."""
     return " and ".join(f"{number} {name}" for name, number in sorted(counts.items()) if number)
 
 
 def _listed(titles: Sequence[str], rows: Sequence[Sequence[str]], paper: Paper) -> list[Line]:
-    """Draw the first MOST of the rows, or all on wide paper, as a table below a blank line, and how many were left out.
-    Empty without rows."""
     shown = rows if paper.wide else rows[:MOST]
     if not shown:
         return []
@@ -216,8 +179,6 @@ def _listed(titles: Sequence[str], rows: Sequence[Sequence[str]], paper: Paper) 
 
 
 def as_data(report: FreeReport) -> InventoryData:
-    """Return the answer as plain data. An unknown number is None. Unlike the text, it lists all pods that wait and all
-    closed nodes. `namespace` is None if the answer is about all namespaces."""
     found = report.inventory
     return {
         "by": report.by,
@@ -235,6 +196,5 @@ def as_data(report: FreeReport) -> InventoryData:
 
 
 def as_rows(report: FreeReport) -> Iterator[Sequence[object]]:
-    """Yield the header and then the rows of the CSV. The values are those of the data, and None if they are unknown."""
     yield report.columns
     yield from (tuple(row.values()) for row in report.rows())

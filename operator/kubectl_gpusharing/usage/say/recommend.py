@@ -1,5 +1,4 @@
-"""Present a recommendation as text, data and CSV, and as a policy that waits for an approval. Pure; nothing is
-applied."""
+"""Present a recommendation as text, data and CSV, and as a policy that waits for an approval. Pure; nothing is applied."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -43,45 +42,36 @@ from kubectl_gpusharing.usage.say.cost import amount, describe_doubts, money
 UNKNOWN = "?"
 SPARKS, ASCII = "▁▂▃▄▅▆▇█", "_.-=+*%#"
 WIDTH = 48
-"""The highest number of characters in a sparkline."""
-BESIDE = len("  activity  ")
-"""The width of the label before a sparkline."""
+"""The most characters in a sparkline."""
 _INKS = {Confidence.NONE: Ink.WAITING, Confidence.LOW: Ink.FAINT, Confidence.HIGH: Ink.GOOD}
 
 
 @dataclass(frozen=True, slots=True)
 class RecommendReport:
-    """A recommendation, the data it is based on, and what a reader must know about it."""
-
     where: str
-    """The name of the Prometheus that was queried (`Endpoint.where`)."""
+    """`Endpoint.where`."""
     start: float
-    """Start of the window, in seconds since 1970."""
+    """In seconds since 1970, as `end`."""
     end: float
-    """End of the window, in seconds since 1970."""
     scope: NodeScope
-    """The nodes that the recommendation is for."""
     observed: ObservedPool
-    """The pool of these nodes, as Prometheus shows it."""
     recommendation: Recommendation | None
-    """The recommendation, or None if the layouts that the card can have are unknown."""
+    """None if the layouts that the card can have are unknown."""
     policy: dict[str, object] | None
-    """The policy to apply, or None if there is no layout to apply."""
+    """None if there is no layout to apply."""
     missing: Sequence[str]
     """Why the answer is incomplete; empty if it is complete."""
     remarks: Sequence[str]
-    """What else a reader should know."""
     price: Price | None
-    """The price of a GPU for an hour, or None if it is unknown."""
+    """Of a GPU for an hour; None if unknown."""
     effect: plan.Planned | str | None = None
-    """The plan of the policy, or a clause that says why it is unknown, or None if no plan was requested."""
+    """The plan of the policy, or a clause that says why it is unknown; None if no plan was requested."""
     context: str = ""
-    """The context of the cluster that `effect` was planned for; empty without a cluster."""
+    """Of the cluster that `effect` was planned for; empty without a cluster."""
 
     @property
     def span(self) -> str:
-        """A heading such as `14d until 2026-11-01T06:00:00Z, policy a: 16 GPUs (H100) on 2 nodes`: the window, the
-        nodes and their GPUs."""
+        """A heading such as `14d until 2026-11-01T06:00:00Z, policy a: 16 GPUs (H100) on 2 nodes`."""
         card = self.observed.model or "GPUs without a name"
         gpus = counted(sum(self.observed.nodes), "GPU")
         nodes = counted(len(self.observed.nodes), "node")
@@ -90,16 +80,13 @@ class RecommendReport:
 
     @property
     def places(self) -> dict[Workload, Placement]:
-        """What each workload needs and gets, in the order of the workloads; empty without a recommendation."""
         found = self.recommendation
         places = [] if found is None else [*found.placed, *found.unplaced]
         return {place.need.workload: place for place in sorted(places, key=lambda each: each.need.workload)}
 
 
 def _steps(answer: RecommendReport) -> Iterator[str]:
-    """Yield the steps that are left to a person, as sentences without a period: for workloads without a place, for
-    workloads whose memory is probably preallocated and not declared, and for the label that nodes still lack. Without a
-    policy, only the step about memory can be yielded."""
+    """Yield the steps that are left to a person, as sentences without a period."""
     if answer.policy is not None and answer.recommendation is not None and answer.recommendation.unplaced:
         names = some([_name(each.need.workload) for each in answer.recommendation.unplaced])
         yield (
@@ -123,14 +110,11 @@ def _steps(answer: RecommendReport) -> Iterator[str]:
 
 
 def _name(workload: Workload) -> str:
-    """Return NAMESPACE/NAME of a workload."""
     return f"{workload.namespace}/{workload.name}"
 
 
 def describe(answer: RecommendReport, paper: Paper, *, verbose: bool, written: str) -> list[Line]:
-    """Draw a heading, that GPUs are SIMULATED if some are, the workloads, the layout with what it takes and saves, how
-    sharing would need fewer GPUs, the plan, the next steps, and what is not known. Without a recommendation, the layout
-    to the next steps are left out. `verbose` adds each workload's samples. `written` is the policy's file, or empty."""
+    """Draw the answer. `verbose` adds the samples of each workload. `written` is the file of the policy, or empty."""
     lines = prose(answer.span, paper, ink=Ink.TITLE)
     lines += drawing.describe_simulated(answer.observed.simulated, paper)
     lines += _table(answer, paper)
@@ -147,16 +131,23 @@ def describe(answer: RecommendReport, paper: Paper, *, verbose: bool, written: s
         if (shared := find_shared(found)) is not None:
             lines += prose(f"{shared_of(shared)}.", paper, hang="  ", ink=Ink.WAITING)
         lines += describe_effect(answer.effect, paper)
-        lines += _next(answer, paper, written)
+        texts = [*_steps(answer)]
+        if answer.policy is not None:
+            texts.append(
+                f"Wrote {written}. It has no effect until you apply it. To see what it would do: kubectl gpusharing plan"
+                f" -f {written}"
+                if written
+                else "Nothing was changed. --write FILE writes the policy; kubectl gpusharing plan -f FILE shows its"
+                " effect"
+            )
+        lines += [one for text in texts for one in prose(f"{text}.", paper, hang="  ")]
     return [*lines, *describe_doubts(answer.remarks, answer.missing, paper)]
 
 
 def _table(answer: RecommendReport, paper: Paper) -> list[Line]:
-    """Draw the table of the workloads, in the order of `observed.histories`: what each uses and holds, what is advised,
-    how certain that is and why; and a sentence below it that explains two of the columns. There must be a workload."""
     places = answer.places
     goal = Goal.COST if answer.recommendation is None else answer.recommendation.goal
-    busy = f"{LEVELS[goal].activity:.0%} BUSY"
+    busy = f"{LEVELS[goal][1]:.0%} BUSY"
     rows: list[dict[str, Span]] = []
     for history in answer.observed.histories:
         place = places.get(history.workload)
@@ -185,9 +176,7 @@ def _table(answer: RecommendReport, paper: Paper) -> list[Line]:
 
 
 def now_of(history: History) -> str:
-    """Return what each pod holds now, such as `1g.20gb`, `1/4 GPU`, `full GPU` or `2 GPUs`. For MIG devices that is
-    the profile, with the number of devices if a pod holds several, whatever share of each it holds. If the share of
-    a GPU without MIG is unknown, the result is `shared GPU`, without the number of devices."""
+    """Return what each pod holds now, such as `1g.20gb`, `1/4 GPU`, `full GPU` or `2 GPUs`."""
     holds = history.holds
     if holds.resource.startswith(RESOURCE_MIG_PREFIX):
         device = holds.resource.removeprefix(RESOURCE_MIG_PREFIX).removesuffix(".shared")
@@ -201,10 +190,7 @@ def now_of(history: History) -> str:
 
 
 def why_of(place: Placement | None) -> str:
-    """Return the reasons for the advice, comma-separated: why no smaller profile is enough; the doubts; that the owner
-    declared the memory or else, unless confidence is high, how much data there is; and how often the pods are idle, if
-    that is more than half of the time. If there is no advice, return why. If memory is probably preallocated and not
-    declared, return only that."""
+    """Return the reasons for the advice, or why there is none, comma-separated."""
     if place is None:
         return "unknown card"
     need = place.need
@@ -226,9 +212,6 @@ def why_of(place: Placement | None) -> str:
 
 
 def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
-    """Yield what `-v` shows about a workload: a blank line, its name, sparklines of its memory and activity,
-    reservations about the activity, the number of samples, its peaks, and the reason for its need with the doubts.
-    What is not known is left out."""
     workload, history = need.workload, need.history
     yield BLANK
     yield from fold(line(Span(f"{workload.namespace}  {workload.kind}/{workload.name}", Ink.TITLE)), paper)
@@ -260,12 +243,9 @@ def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
 
 
 def sparkline(samples: Sequence[Sample], top: float, paper: Paper) -> str:
-    """Return a row of characters whose heights show the highest sample of each equal stretch, relative to `top` and no
-    higher than that (all are lowest if `top` is not above 0): one for each hour, but at most WIDTH and what fits on the
-    paper. A stretch without samples is a space. ASCII on paper without glyphs. The samples must be in chronological
-    order and not empty."""
+    """Return a row of characters whose heights show the highest sample of each equal stretch, relative to `top`. A stretch without samples is a space."""
     first, last = samples[0].at, samples[-1].at
-    cells = min(WIDTH, paper.room - BESIDE, round((last - first).total_seconds() / 3600) + 1)
+    cells = min(WIDTH, paper.room - len("  activity  "), round((last - first).total_seconds() / 3600) + 1)
     highest: list[float | None] = [None] * cells
     whole = (last - first).total_seconds() or 1.0
     for sample in samples:
@@ -278,8 +258,6 @@ def sparkline(samples: Sequence[Sample], top: float, paper: Paper) -> str:
 
 
 def describe_effect(effect: plan.Planned | str | None, paper: Paper) -> list[Line]:
-    """Draw the plan of the policy, as `plan -f` shows it, or the reason why there is none; empty if
-    `effect` is None."""
     if effect is None:
         return []
     if isinstance(effect, str):
@@ -289,7 +267,7 @@ def describe_effect(effect: plan.Planned | str | None, paper: Paper) -> list[Lin
 
 
 def layouts_of(portions: Sequence[Portion]) -> Iterator[str]:
-    """Yield a phrase for each layout, with the GPUs of a node that get it, such as `7x1g.10gb on every GPU`."""
+    """Yield a phrase for each layout, such as `7x1g.10gb on every GPU`."""
     for portion in portions:
         layout = "whole" if portion.layout is None else layout_text(portion.layout)
         indexes = f"GPU {','.join(map(str, portion.indexes))} of each node"
@@ -301,9 +279,7 @@ MONTH = Fraction(365 * 24, 12)
 
 
 def saving_of(saved: int, price: Price | None) -> str:
-    """Return a sentence that says how many GPUs are saved and, if a price is known, how much money a month of MONTH
-    hours, to the cent; otherwise it names the flag --price. `saved` is below 0 if more GPUs are needed. With 0, it says
-    only that no GPU is saved."""
+    """Return a sentence about how many GPUs are saved, below 0 if more are needed, and how much money a month."""
     if not saved:
         return "That saves no GPU."
     gpus = f"That saves {counted(saved, 'GPU')}" if saved > 0 else f"That takes {counted(-saved, 'GPU')} more"
@@ -314,9 +290,6 @@ def saving_of(saved: int, price: Price | None) -> str:
 
 
 def saving_data(saved: int | None, price: Price | None) -> SavingData | None:
-    """Return the saving as plain data, or None if it is unknown how many GPUs are saved. The amount for a month is a
-    number with at most two decimals, or None without a price; it and the number of GPUs are negative if more GPUs are
-    needed."""
     if saved is None:
         return None
     month = None if price is None else round(float(saved * price.amount * MONTH), 2)
@@ -324,9 +297,6 @@ def saving_data(saved: int | None, price: Price | None) -> SavingData | None:
 
 
 def packing_of(recommendation: Recommendation) -> str:
-    """Return a sentence that says how many GPUs and nodes the layout needs and the pool has and, if any, which GPUs are
-    lacking, which instances no workload gets, which slices and memory units are unused, and how much memory pods on the
-    worst shared GPU could use today. If no workload has a place, it says only that there is no layout."""
     if not recommendation.placed:
         return "There is no layout, because it is unknown how large an instance the workloads need."
     pool = recommendation.pool
@@ -354,9 +324,7 @@ def packing_of(recommendation: Recommendation) -> str:
 
 
 def shared_of(shared: Shared) -> str:
-    """Return sentences, without the last period, which say that sharing whole GPUs would take fewer GPUs than the
-    layout, with the memory and the compute that are needed together on one GPU or by one client, and with the
-    disadvantages."""
+    """Return sentences, without the last period, which say that sharing whole GPUs would take fewer GPUs than the layout, and the disadvantages."""
     way = f"time-slicing and {shared.replicas} replicas"
     whose = f"the largest {counted(shared.replicas, 'pod')}"
     but = "a pod that uses too much memory makes the others fail"
@@ -373,31 +341,12 @@ def shared_of(shared: Shared) -> str:
     )
 
 
-def _next(answer: RecommendReport, paper: Paper, written: str) -> list[Line]:
-    """Draw the steps that a person has to take (`_steps`) and, if there is a policy, where it was written or how to
-    write it."""
-    texts = [*_steps(answer)]
-    if answer.policy is not None and written:
-        texts.append(
-            f"Wrote {written}. It has no effect until you apply it. To see what it would do: kubectl gpusharing plan"
-            f" -f {written}"
-        )
-    elif answer.policy is not None:
-        texts.append(
-            "Nothing was changed. --write FILE writes the policy; kubectl gpusharing plan -f FILE shows its effect"
-        )
-    return [one for text in texts for one in prose(f"{text}.", paper, hang="  ")]
-
-
 def _size(count: float | None) -> str:
-    """Format bytes in GiB with one decimal, such as `15.0Gi`. Return UNKNOWN if the number is None."""
     return UNKNOWN if count is None else f"{count / GIB:.1f}Gi"
 
 
 def policy_of(scope: NodeScope, recommendation: Recommendation) -> dict[str, Any]:
-    """Return a policy with this layout and manual approval. If `scope` holds the spec and metadata of an existing
-    policy, the rest of that policy is kept: all but its node selector, its mode, the settings of every mode, and how
-    its rollout is approved. The node selector is that of `scope`."""
+    """Return a policy with this layout and manual approval; the other settings are those of an existing policy of `scope`."""
     replaced = ("mode", "mig", "mps", "timeSlicing", "nodeSelector", "rollout")
     unchanged = {key: value for key, value in scope.spec.items() if key not in replaced}
     rollout = scope.spec.get("rollout")
@@ -411,8 +360,6 @@ def policy_of(scope: NodeScope, recommendation: Recommendation) -> dict[str, Any
 
 
 def as_file(answer: RecommendReport) -> str:
-    """Return the policy as a YAML document, preceded by comments about what it is based on, which nodes have SIMULATED
-    GPUs, what is missing (PARTIAL) and what is left to a person. `answer` must have a policy."""
     import yaml  # as in terminal.py: it costs as much as a short command
 
     found = answer.recommendation
@@ -437,8 +384,6 @@ COLUMNS = {
 
 
 def as_data(answer: RecommendReport) -> RecommendationData:
-    """Return the recommendation as plain data, for JSON and YAML. `plan` is None unless the policy's plan was computed,
-    and `notPlanned` unless it is known why there is none."""
     places, found, effect = answer.places, answer.recommendation, answer.effect
     return {
         "prometheus": answer.where,
@@ -463,9 +408,6 @@ def as_data(answer: RecommendReport) -> RecommendationData:
 
 
 def _workload(history: History, place: Placement | None) -> WorkloadData:
-    """Return one workload as plain data. Unknown values are None. `advice` is what each pod should request: a profile
-    or a number of GPUs, also for a workload without a place if the number that it needs is known. Without a placement,
-    `confidence` is `none` and `doubts` is empty."""
     workload, need = history.workload, None if place is None else place.need
     advice = None if place is None else place.profile or (counted(place.gpus, "GPU") if place.gpus else None)
     return {
@@ -489,8 +431,6 @@ def _workload(history: History, place: Placement | None) -> WorkloadData:
 
 
 def _recommendation_data(recommendation: Recommendation, price: Price | None) -> LayoutChoiceData:
-    """Return the layout, what it takes and saves, and how sharing would need fewer GPUs, as plain data. The `profiles`
-    of GPUs that stay whole are None. `gpusOfEachNode` is `all` if the template has a single layout for every GPU."""
     shared, (slices, units) = find_shared(recommendation), recommendation.stranded
     return {
         "goal": str(recommendation.goal),
@@ -526,8 +466,6 @@ def _recommendation_data(recommendation: Recommendation, price: Price | None) ->
 
 
 def as_rows(answer: RecommendReport) -> Iterator[Sequence[object]]:
-    """Yield the lines of the CSV: the header, and one line for each workload, in the order of COLUMNS. `partial` and
-    `simulated` are yes or no for the whole answer. An unknown value is None, which becomes an empty cell."""
     yield tuple(COLUMNS)
     data = as_data(answer)
     marks = {name: "yes" if data[name] else "no" for name in ("partial", "simulated")}
