@@ -30,7 +30,7 @@ Value = TypeVar("Value")
 Other = TypeVar("Other")
 _PLAN = TypeAdapter(PlanSettings)
 DEFAULTS = SourceSettings(agent_namespace="gpusharing-agent")
-"""The chart's."""
+"""The settings with the chart's default values."""
 
 
 @dataclass(frozen=True, slots=True)

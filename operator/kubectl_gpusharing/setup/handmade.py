@@ -65,7 +65,7 @@ def find_handmade(
     advertised = predict_resources(layouts, PluginConfig(config.mig_strategy))
     here = config.on(advertised)
     with_mig = any(layout is not None for layout in layouts)
-    if why := _find_beyond(here, advertised.keys(), with_mig=with_mig):
+    if why := next(_find_beyond(here, advertised.keys(), with_mig=with_mig), ""):
         return why
     entry = find_entry(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack)
     return Handmade(
@@ -136,33 +136,31 @@ def _contradiction(node: NodeView, gpus: Sequence[GpuView], stack: StackView) ->
     return ""
 
 
-def _find_beyond(config: PluginConfig, advertised: Set[str], *, with_mig: bool) -> str:
-    sharing = config.sharing
-    replicas = sharing.replicas if sharing is not None else ()
-    counts = ", ".join(f"{name}: {count}" for name, count in replicas)
-    whole = sorted(advertised - dict(replicas).keys())
-    with_mps = sharing is not None and sharing.strategy == "mps"
-    rejects = sharing is not None and sharing.fail_requests_greater_than_one
-    objections = {
-        "MIG is on, but its device plugin advertises whole GPUs (migStrategy none), which no policy mode does": (
-            with_mig and config.mig_strategy == "none"
-        ),
-        # Sharing the other resources too would not help while the numbers differ, so these are named first.
-        f"its device plugin uses different replica counts ({counts}), but a policy sets one count for all resources": (
-            len({count for _, count in replicas}) > 1
-        ),
-        f"its device plugin uses too many replicas ({counts}); a policy allows {MIN_REPLICAS} to {MAX_REPLICAS}": (
-            any(count > MAX_REPLICAS for _, count in replicas)
-        ),
-        f"its device plugin leaves {', '.join(whole)} whole and shares only some resources ({counts}), but a policy"
-        " shares all or none": (sharing is not None and whole),
-        "its device plugin is configured for MPS on MIG instances, which NVIDIA's device plugin does not support": (
-            with_mps and with_mig
-        ),
-        "its device plugin uses MPS with failRequestsGreaterThanOne: false, but a policy with MPS always rejects"
-        " requests for more than one share": (with_mps and not rejects),
-    }
-    return next((text for text, applies in objections.items() if applies), "")
+def _find_beyond(config: PluginConfig, advertised: Set[str], *, with_mig: bool) -> Iterator[str]:
+    """Yield what no policy can express."""
+    if with_mig and config.mig_strategy == "none":
+        yield "MIG is on, but its device plugin advertises whole GPUs (migStrategy none), which no policy mode does"
+    if (sharing := config.sharing) is None:
+        return
+    counts = ", ".join(f"{name}: {count}" for name, count in sharing.replicas)
+    # Sharing the other resources too would not help while the numbers differ, so these are named first.
+    if len({count for _, count in sharing.replicas}) > 1:
+        yield f"its device plugin uses different replica counts ({counts}), but a policy sets one count for all resources"
+    if any(count > MAX_REPLICAS for _, count in sharing.replicas):
+        limits = f"a policy allows {MIN_REPLICAS} to {MAX_REPLICAS}"
+        yield f"its device plugin uses too many replicas ({counts}); {limits}"
+    if whole := sorted(advertised - dict(sharing.replicas).keys()):
+        yield (
+            f"its device plugin leaves {', '.join(whole)} whole and shares only some resources ({counts}), but a policy"
+            " shares all or none"
+        )
+    if sharing.strategy == "mps" and with_mig:
+        yield "its device plugin is configured for MPS on MIG instances, which NVIDIA's device plugin does not support"
+    if sharing.strategy == "mps" and not sharing.fail_requests_greater_than_one:
+        yield (
+            "its device plugin uses MPS with failRequestsGreaterThanOne: false, but a policy with MPS always rejects"
+            " requests for more than one share"
+        )
 
 
 def find_inexpressible(text: str) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Run a verb in each of the contexts that the user named: one after the other, or side by side in one table."""
 
 from argparse import Namespace
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from gpusharing.kube.commandloop import run_command
@@ -21,7 +21,7 @@ def carry_out(verb: Any, typed: Namespace) -> int:
     flags, row, kubeconfig = vars(typed), typed.row, getattr(typed, "kubeconfig", "")
     named = tuple(name.strip() for name in flags.get("contexts", "").split(",") if name.strip())
     beside = row.beside > 0 and ("contexts" in flags or "all_contexts" in flags)
-    if why := _find_contradiction(typed, named, several=len(named) > 1 or beside):
+    if why := next(_find_contradictions(typed, named, several=len(named) > 1 or beside), ""):
         raise Trouble(why)
     color, headers = not flags.get("no_color"), not flags.get("no_headers")
     terminal = Terminal.of(flags.get("output", "table"), color=color, headers=headers)
@@ -46,40 +46,37 @@ def carry_out(verb: Any, typed: Namespace) -> int:
     return run_command(_in_turn(run, contexts))
 
 
-def _find_contradiction(typed: Namespace, named: Sequence[str], *, several: bool) -> str:
+def _find_contradictions(typed: Namespace, named: Sequence[str], *, several: bool) -> Iterator[str]:
     flags, verb = vars(typed), typed.row
-    output, watch, everywhere = flags.get("output", "table"), flags.get("watch"), flags.get("all_contexts")
-    output = output.partition("=")[0]
-    one = f"use --context {named[0] if named else 'NAME'}"
-    flag = "--all-contexts" if everywhere else "--contexts"
-    contradictions = {
-        "pass only one of --context, --contexts and --all-contexts, such as --contexts east,west": (
-            sum(name in flags for name in ("context", "contexts", "all_contexts")) > 1
-        ),
-        "--contexts contains no context: separate the names with commas, such as --contexts east,west": (
-            "contexts" in flags and not named
-        ),
-        f"{typed.verb} is for one cluster: {one}": (several or everywhere) and verb.alone,
-        f"--all-contexts does not work with {typed.verb}, only with status, doctor and cost: {one}": (
-            everywhere and not verb.beside
-        ),
-        f"--watch follows one context: {one}": several and watch,
-        f"--timeline and --events draw one context: {one}": several
-        and any(map(flags.get, ("timeline", "events"))),
-        f"--prometheus contacts no cluster: leave out {flag}, or leave out --prometheus to query each cluster's own"
-        " Prometheus": (several and flags.get("prometheus")),
-        f"-n cannot be used with {typed.verb}, which always covers all namespaces": (
-            verb.asks_prometheus and not verb.asks_with and flags.get("namespace")
-        ),
-        f"-o {output} cannot be used with {typed.verb}; it supports {', '.join(verb.outputs)}": (
-            output not in verb.outputs
-        ),
-        f"-o html writes one page for one context: {one}, without --watch": (
-            output == PAGE and (several or watch)
-        ),
-        f"-o {output} answers for one context: {one}": output in (CSV, NAMES) and several,
-    }
-    return next((text for text, holds in contradictions.items() if holds), "")
+    watch, everywhere = flags.get("watch"), flags.get("all_contexts")
+    output, one = (
+        flags.get("output", "table").partition("=")[0],
+        f"use --context {named[0] if named else 'NAME'}",
+    )
+    if sum(name in flags for name in ("context", "contexts", "all_contexts")) > 1:
+        yield "pass only one of --context, --contexts and --all-contexts, such as --contexts east,west"
+    if "contexts" in flags and not named:
+        yield "--contexts contains no context: separate the names with commas, such as --contexts east,west"
+    if (several or everywhere) and verb.alone:
+        yield f"{typed.verb} is for one cluster: {one}"
+    if everywhere and not verb.beside:
+        yield f"--all-contexts does not work with {typed.verb}, only with status, doctor and cost: {one}"
+    if several and watch:
+        yield f"--watch follows one context: {one}"
+    if several and any(map(flags.get, ("timeline", "events"))):
+        yield f"--timeline and --events draw one context: {one}"
+    if several and flags.get("prometheus"):
+        flag = "--all-contexts" if everywhere else "--contexts"
+        own = "leave out --prometheus to query each cluster's own Prometheus"
+        yield f"--prometheus contacts no cluster: leave out {flag}, or {own}"
+    if verb.asks_prometheus and not verb.asks_with and flags.get("namespace"):
+        yield f"-n cannot be used with {typed.verb}, which always covers all namespaces"
+    if output not in verb.outputs:
+        yield f"-o {output} cannot be used with {typed.verb}; it supports {', '.join(verb.outputs)}"
+    if output == PAGE and (several or watch):
+        yield f"-o html writes one page for one context: {one}, without --watch"
+    if output in (CSV, NAMES) and several:
+        yield f"-o {output} answers for one context: {one}"
 
 
 async def run_each(verb: Any, session: Session, typed: Namespace, terminal: Terminal) -> int:
