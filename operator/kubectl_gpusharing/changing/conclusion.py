@@ -60,7 +60,15 @@ def conclude(
         reason = "no node with GPUs is selected" if judged else "there is no policy"
         if matching:
             reason = f"{counted(matching, 'node has', 'nodes have')} what the policies ask for"
-    changes = _tell_changes(steps, lasts)
+    changes = ""
+    if steps:
+        person = sum(not step.starts and step.verdict.reason.passes is Passes.BY_A_PERSON for step in steps)
+        held = f" ({person} of them only after a person has acted)" if person else ""
+        evicted = f"{'' if complete else 'at least '}{counted(pods, 'pod')} will be evicted"
+        long = "How long this takes is unknown: no past change is recorded, or no window is long enough"
+        if lasts:
+            long = f"This takes {tell_span(lasts)}, judging by past changes and the windows"
+        changes = f"{counted(len(steps), 'node')} will change{held} and {evicted}. {long}"
     parts = (changes, reason) if outcome is Outcome.CHANGES else (reason, changes)
     why = " ".join(f"{part}." for part in parts if part)
     unread = bool(steps) and any(one.unread for one in proposals)
@@ -110,16 +118,3 @@ def judge(proposal: Proposal, *, estimate: bool = False) -> tuple[Outcome, str]:
 def tell_span(lasts: Sequence[timedelta]) -> str:
     """Return a range of time in words, such as `about 20m to 1h5m`."""
     return f"about {' to '.join(dict.fromkeys(map(length, lasts)))}"
-
-
-def _tell_changes(steps: Sequence[Step], lasts: Sequence[timedelta]) -> str:
-    if not steps:
-        return ""
-    pods, complete = count_evicted(steps)
-    waiting = sum(not step.starts and step.verdict.reason.passes is Passes.BY_A_PERSON for step in steps)
-    held = f" ({waiting} of them only after a person has acted)" if waiting else ""
-    pods_evicted = f"{'' if complete else 'at least '}{counted(pods, 'pod')} will be evicted"
-    long = "How long this takes is unknown: no past change is recorded, or no window is long enough"
-    if lasts:
-        long = f"This takes {tell_span(lasts)}, judging by past changes and the windows"
-    return f"{counted(len(steps), 'node')} will change{held} and {pods_evicted}. {long}"

@@ -294,28 +294,25 @@ def describe_pod(answer: PodAnswer, paper: Paper) -> list[Line]:
     lines = [*describe_simulated(answer.simulated, paper), *fold(title, paper)]
     for whose, message in (("Status", answer.status), ("Scheduler", answer.scheduler)):
         lines += prose(f"{whose}: {message}", paper, hang="  ") if message else []
-    if answer.services:
-        lines += [BLANK, *_service_lines(answer.services, paper)]
+    rows = []
+    for one in answer.services:
+        counts = str(one.now), "?" if one.free is None else str(one.free), str(one.after)
+        place = one.pool or "no policy", one.node or "-", one.resource
+        rows.append(line(*place, *counts, Span(one.but, Ink.WAITING)))
+    if rows:
+        drawn = table(COLUMNS, rows, paper)
+        lines += [BLANK, *drawn]
+        # A text that was cut off in the table follows below.
+        for one, row in zip(answer.services, drawn[len(drawn) - len(rows) :], strict=True):
+            if not shows(row, one.but):
+                but = f"{one.pool or 'no policy'}: {one.but}"
+                lines += prose(but, paper, hang="  ", ink=Ink.WAITING)
+        partly = {one.pool: one.kept for one in answer.services if one.kept and one.node}
+        rules = (f"{pool or 'no policy'}, not on {'; '.join(kept)}" for pool, kept in partly.items())
+        lines += prose_of_each(rules, paper, ink=Ink.WAITING)
     if answer.others:
         lines += prose(f"Advertised once the changes are done: {', '.join(answer.others)}", paper, hang="  ")
     if answer.guard:
         lines += prose(f"Guard: {answer.guard}.", paper, hang="  ", ink=Ink.WAITING)
     lines += [BLANK, *prose(answer.conclusion[:1].upper() + answer.conclusion[1:] + ".", paper)]
     return lines + prose_of_each((f"Note: {note}" for note in answer.notes), paper, ink=Ink.FAINT)
-
-
-def _service_lines(services: Sequence[Service], paper: Paper) -> list[Line]:
-    rows = []
-    for one in services:
-        counts = str(one.now), "?" if one.free is None else str(one.free), str(one.after)
-        place = one.pool or "no policy", one.node or "-", one.resource
-        rows.append(line(*place, *counts, Span(one.but, Ink.WAITING)))
-    drawn = table(COLUMNS, rows, paper)
-    lines = [*drawn]
-    # A text that was cut off in the table follows below.
-    for service, row in zip(services, drawn[len(drawn) - len(rows) :], strict=True):
-        if not shows(row, service.but):
-            lines += prose(f"{service.pool or 'no policy'}: {service.but}", paper, hang="  ", ink=Ink.WAITING)
-    partly = {one.pool: one.kept for one in services if one.kept and one.node}
-    rules = (f"{pool or 'no policy'}, not on {'; '.join(kept)}" for pool, kept in partly.items())
-    return lines + prose_of_each(rules, paper, ink=Ink.WAITING)
