@@ -3,8 +3,6 @@
 Before the operator is installed, the plan is an estimate: the GPUs are inferred from labels, as `import` does.
 
 Exit status: that of the verdict (conclusion.py), or 1 if the plan could not be made.
-
-Terms: docs/design/glossary.md#gang.
 """
 
 import asyncio
@@ -19,7 +17,7 @@ from gpusharing.kube.client import GPUNODES, JSON, POLICIES
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.raw import text
 from gpusharing.planning.pools.hours import RECENT
-from gpusharing.planning.report.proposal import Proposal, Step, Vanishing, foresee, tell_proposal
+from gpusharing.planning.report.proposal import Proposal, Step, foresee, tell_proposal
 from gpusharing.planning.vocabulary.blockers import explain_blockers
 from gpusharing.planning.vocabulary.lengths import counted, some
 from kubectl_gpusharing.changing.conclusion import FAIL_ON, INKS, Outcome, conclude, judge, tell_span
@@ -61,35 +59,25 @@ COLUMNS = columns(NODE=0, CLASS=3, NOW=2, AFTER=2, PODS=4, BUDGETS=5, WHEN=0)
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """All the results that `plan` shows."""
-
     proposals: tuple[Proposal, ...] = ()
-    """For each pool, what would happen to it."""
     notes: tuple[str, ...] = ()
-    """Sentences about what is uncertain in the proposals."""
     simulated: tuple[str, ...] = ()
-    """Nodes of these pools whose GPUs are SIMULATED."""
     dependents: tuple[str, ...] = ()
-    """Sentences about other objects that refer to resources or labels which will no longer exist."""
     estimate: bool = False
-    """Whether the GPUs were inferred from labels, because the operator is not installed."""
     fail_on: tuple[str, ...] | None = None
-    """The words of --fail-on, or None if the flag was not given."""
+    """None if the flag --fail-on was not given."""
     bars_tenants: bool = False
-    """Whether a namespace that the chart's guard for tenants limits would be left without any node for its GPU pods, or
-    it is unknown because namespaces could not be listed (`read_tenants`)."""
+    """Whether the chart's guard would leave a tenant without nodes, or namespaces could not be listed (`read_tenants`)."""
 
     @property
     def verdict(self) -> ConclusionData:
-        """The verdict on all proposals together."""
         return conclude(
             self.proposals, estimate=self.estimate, fail_on=self.fail_on, bars_tenants=self.bars_tenants
         )
 
 
 def describe(planned: Planned, paper: Paper) -> list[Line]:
-    """Draw the verdict with the totals, the nodes with SIMULATED GPUs, all proposals (`_describe`), the objects that
-    depend on what vanishes, the notes about what is uncertain, and a sentence that nothing was changed."""
+    """Draw the whole plan, below the verdict."""
     verdict = planned.verdict
     lines = prose(verdict["message"], paper, hang="  ", ink=INKS[verdict["outcome"]])
     lines += [*describe_simulated(planned.simulated, paper), BLANK]
@@ -103,17 +91,19 @@ def describe(planned: Planned, paper: Paper) -> list[Line]:
 
 
 def _describe(proposal: Proposal, paper: Paper, *, estimate: bool, explained: bool) -> list[Line]:
-    """Draw what would happen to one pool: the title, whether its policy is accepted and why, the summary if nodes
-    change, the share of each MPS client, the table of nodes that would change (at most MOST unless the paper is wide),
-    the pods that would be evicted, the resources whose numbers change, what blocks the changes, and which nodes stay as
-    they are and why. The pods are left out with the table if no node changes, and other parts if they are empty. The
-    acceptance is left out if `explained` is true, because the verdict above has it."""
     lines = fold(_title(proposal, estimate=estimate), paper)
     if not explained:
         text, ink = ("Accepted", Ink.PLAIN) if proposal.accepted else ("Refused", Ink.BAD)
         lines += prose(f"{text}: {proposal.about}", paper, hang="  ", ink=ink)
     if proposal.accepted and proposal.steps:
-        lines += prose(_summary(proposal), paper, hang="  ")
+        facts = (
+            f"disruption class {proposal.disruption}",
+            f"{counted(proposal.at_once, 'node')} at a time",
+            f"windows: {', '.join(proposal.windows)}" if proposal.windows else "no time windows",
+            f"takes {tell_span(proposal.lasts)}" if proposal.lasts else "",
+            proposal.hash and f"plan {proposal.hash}",
+        )
+        lines += prose("; ".join(filter(None, facts)), paper, hang="  ")
     for product, gib in proposal.client_memory.items():
         text = (
             f"each MPS client of a {product} may use {floor(gib * 100) / 100:.2f} GiB of its memory and"
@@ -122,22 +112,27 @@ def _describe(proposal: Proposal, paper: Paper, *, estimate: bool, explained: bo
         lines += prose(text, paper, hang="  ")
     shown = proposal.steps if paper.wide else proposal.steps[:MOST]
     if shown:
-        lines += table(COLUMNS, [_row(step) for step in shown], paper, "  ")
+        rows = []
+        for step in shown:
+            verdict, preview = step.verdict, step.preview
+            # Only the operator knows the progress of a change, because it has sent the evictions.
+            when = "under way" if verdict.phase.in_flight else f"{verdict.phase}: {verdict.reason}"
+            begins = Span("at once", Ink.GOOD) if step.starts else Span(when, Ink.WAITING)
+            counts = ("?", "") if preview is None else (str(len(preview.pods)), ", ".join(preview.budgets))
+            change = str(verdict.disruption), verdict.observed, verdict.wanted
+            rows.append(line(verdict.node, *change, *counts, begins))
+        lines += table(COLUMNS, rows, paper, "  ")
         if (more := len(proposal.steps) - len(shown)) > 0:
             lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide lists all", Ink.FAINT)))
-        lines += _evicted(proposal, paper)
+        previews = [step.preview for step in proposal.steps if step.preview is not None]
+        pods = [pod for preview in previews for pod in preview.pods]
+        named = some(pods, len(pods) if paper.wide else MOST)
+        texts = [f"pods that would be evicted: {named}"] if pods else []
+        gangs = sorted({gang for preview in previews for gang in preview.gangs})
+        texts += [f"gang that would be interrupted: {gang}" for gang in gangs]
+        lines += prose_of_each(texts, paper, indent="  ")
     lines += _resources(proposal, paper)
     lines += prose_of_each((f"! {blocker}" for blocker in _blockers(proposal)), paper, ink=Ink.WAITING)
-    return [*lines, *_unchanged(proposal, paper)]
-
-
-def _unchanged(proposal: Proposal, paper: Paper) -> list[Line]:
-    """Draw which nodes stay as they are and why: those that already have the wanted layout but are not governed by the
-    policy yet, in one sentence that names at most MOST of them unless the paper is wide; then those that are left out
-    or blocked. A blocked node whose blocking pods have been named already is not drawn, and of several that are blocked
-    with the same message only the last is. A message that says why the whole policy is refused is left out. On paper
-    that is not wide, at most 5 of the nodes that are left out or blocked are drawn."""
-    lines: list[Line] = []
     if adopted := proposal.adopted:
         named = some(adopted, len(adopted) if paper.wide else MOST)
         nodes_are = counted(len(adopted), "node is", "nodes are")
@@ -154,67 +149,20 @@ def _unchanged(proposal: Proposal, paper: Paper) -> list[Line]:
 
 
 def _title(proposal: Proposal, *, estimate: bool) -> Line:
-    """Return the policy's name and what would happen, in one line: the reason why the policy is refused; or the outcome
-    with its explanation if nothing changes; or `nothing to change`; or at most two of the changes of layout, each only
-    once and sorted, with `?` for a layout that is unknown, and how many of its nodes will change. The total of nodes
-    includes those that match already and those that are left out. `estimate` is true if the operator is not installed.
-    """
-    outcome, why = judge(proposal, estimate=estimate)
-    count = len(proposal.steps)
-    size = count + len(proposal.left_out) + len(proposal.adopted) + proposal.settled
-    changes = f"{count} of {counted(size, 'node')} will change"
+    name, (outcome, why) = Span(proposal.policy, Ink.TITLE), judge(proposal, estimate=estimate)
     if not proposal.accepted:
-        return line(Span(proposal.policy, Ink.TITLE), "  ", Span(proposal.reason, Ink.BAD))
+        return line(name, "  ", Span(proposal.reason, Ink.BAD))
     if outcome is not Outcome.CHANGES:
         what = f"{outcome}: {why}" if why else "nothing to change"
-        return line(Span(proposal.policy, Ink.TITLE), "  ", Span(what, INKS[str(outcome)]))
+        return line(name, "  ", Span(what, INKS[str(outcome)]))
     kinds = sorted({(s.verdict.observed or "?", s.verdict.wanted or "?") for s in proposal.steps})
     ways = ", ".join(f"{now} -> {after}" for now, after in kinds[:2]) + (" ..." if len(kinds) > 2 else "")
-    return line(Span(proposal.policy, Ink.TITLE), f"  {ways}  ", Span(changes, Ink.BUSY))
-
-
-def _summary(proposal: Proposal) -> str:
-    """Return the class of the change, the number of nodes that change at a time, the time windows (or `no time
-    windows`), how long the change takes and the hash of the plan, separated by semicolons. An unknown length and an
-    empty hash are left out."""
-    facts = [f"disruption class {proposal.disruption}", f"{counted(proposal.at_once, 'node')} at a time"]
-    facts.append(f"windows: {', '.join(proposal.windows)}" if proposal.windows else "no time windows")
-    facts += [f"takes {tell_span(proposal.lasts)}"] if proposal.lasts else []
-    if proposal.hash:
-        facts.append(f"plan {proposal.hash}")
-    return "; ".join(facts)
-
-
-def _row(step: Step) -> Line:
-    """Return the cells of one node in the table of nodes; see COLUMNS. PODS is how many pods would be evicted, and
-    BUDGETS which PodDisruptionBudgets that concerns. If the node's pods were not listed, their number is ? and the
-    budgets are empty. WHEN is `at once` if the change would begin in this pass, and `under way` if it has begun and is
-    not over, also if it failed. Otherwise it is the phase of the node and the reason why its change does not begin."""
-    verdict, preview = step.verdict, step.preview
-    # Only the operator knows the progress of a change, because it has sent the evictions.
-    when = "under way" if verdict.phase.in_flight else f"{verdict.phase}: {verdict.reason}"
-    pods, budgets = ("?", ()) if preview is None else (str(len(preview.pods)), preview.budgets)
-    begins = Span("at once", Ink.GOOD) if step.starts else Span(when, Ink.WAITING)
-    change = str(verdict.disruption), verdict.observed, verdict.wanted
-    return line(verdict.node, *change, pods, ", ".join(budgets), begins)
-
-
-def _evicted(proposal: Proposal, paper: Paper) -> list[Line]:
-    """Draw one sentence with the pods that would be evicted, and one for each gang that would be interrupted, as far as
-    pods were listed. At most MOST pods are named, or all on wide paper. Empty if no pod would be evicted and no gang
-    interrupted."""
-    pods = [pod for step in proposal.steps if step.preview is not None for pod in step.preview.pods]
-    gangs = sorted({gang for s in proposal.steps if s.preview is not None for gang in s.preview.gangs})
-    named = some(pods, len(pods) if paper.wide else MOST)
-    texts = [f"pods that would be evicted: {named}"] if pods else []
-    texts += [f"gang that would be interrupted: {gang}" for gang in gangs]
-    return prose_of_each(texts, paper, indent="  ")
+    count = len(proposal.steps)
+    size = count + len(proposal.left_out) + len(proposal.adopted) + proposal.settled
+    return line(name, f"  {ways}  ", Span(f"{count} of {counted(size, 'node')} will change", Ink.BUSY))
 
 
 def _resources(proposal: Proposal, paper: Paper) -> list[Line]:
-    """Draw each resource whose number of devices in the pool changes, sorted by name, with both numbers. If the number
-    falls, add which pods request the resource (`_who_asks`). End with a hint if `mig.strategy: single` would keep the
-    name nvidia.com/gpu. Empty if the policy is refused or no number changes."""
     if proposal.before == proposal.after or not proposal.accepted:
         return []
     shrinking = {one.resource: one for one in proposal.vanishing}
@@ -225,31 +173,22 @@ def _resources(proposal: Proposal, paper: Paper) -> list[Line]:
             continue
         sign, ink = ("-", Ink.BAD) if then < now else ("+", Ink.GOOD)
         lines.append(line("  ", Span(f"{sign} {name}: {now} -> {then}", ink)))
-        if (resource := shrinking.get(name)) is not None and (who := _who_asks(resource)):
-            lines += prose(who, paper, indent="    ", hang="  ")
+        if (lost := shrinking.get(name)) is not None:
+            requests = counted(len(lost.pods), "pod here requests", "pods here request")
+            parts = [f"{requests} it ({some(lost.pods, 5)})"] if lost.pods else []
+            if lost.pending:
+                parts.append(f"{counted(lost.pending, 'pod is', 'pods are')} waiting for it")
+            where = lost.demand.text if lost.demand.waiting else "other nodes still advertise it"
+            where = where if lost.demand.remain else "no node would advertise it any more"
+            if parts:
+                lines += prose("; ".join((*parts, where)), paper, indent="    ", hang="  ")
     if proposal.single_keeps_name:
         hint = "spec.mig.strategy: single would keep the name nvidia.com/gpu, and no manifest would have to change"
         lines += prose(f"Hint: {hint}.", paper, indent="  ", hang="  ", ink=Ink.GOOD)
     return lines
 
 
-def _who_asks(resource: Vanishing) -> str:
-    """Return a clause about a resource whose number of devices in the pool falls: which pods of the pool request it
-    (five are named at most), how many pods are waiting for it, and whether other nodes still advertise enough devices,
-    too few, or none at all. Empty if no pod requests it or is waiting for it."""
-    here, pending = len(resource.pods), resource.pending
-    requests = counted(here, "pod here requests", "pods here request")
-    parts = [f"{requests} it ({some(resource.pods, 5)})"] if here else []
-    parts += [f"{counted(pending, 'pod is', 'pods are')} waiting for it"] if pending else []
-    where = resource.demand.text if resource.demand.waiting else "other nodes still advertise it"
-    where = where if resource.demand.remain else "no node would advertise it any more"
-    return "; ".join((*parts, where)) if parts else ""
-
-
 def _blockers(proposal: Proposal) -> tuple[str, ...]:
-    """Return sentences about what would prevent the eviction of pods, merged for all nodes of a policy; if there are
-    too many, the last one says how many are left out (`explain_blockers`). Nodes whose pods were not listed do not
-    count."""
     return explain_blockers(
         blocker for step in proposal.steps if step.preview is not None for blocker in step.preview.blockers
     )
@@ -259,7 +198,6 @@ def _blockers(proposal: Proposal) -> tuple[str, ...]:
 
 
 def as_data(planned: Planned, where: str) -> PlanData:
-    """Return the whole plan as plain data, for JSON and YAML. `where` is the name of the kubeconfig's context."""
     return {
         "context": where,
         "verdict": planned.verdict,
@@ -271,8 +209,6 @@ def as_data(planned: Planned, where: str) -> PlanData:
 
 
 def _proposal_data(proposal: Proposal, *, estimate: bool) -> ProposalData:
-    """Return what would happen to one pool as plain data, including all of its changing and left-out nodes and its own
-    verdict, which leaves --fail-on out of account."""
     return {
         "name": proposal.policy,
         "verdict": conclude((proposal,), estimate=estimate),
@@ -283,7 +219,7 @@ def _proposal_data(proposal: Proposal, *, estimate: bool) -> ProposalData:
         "disruption": str(proposal.disruption),
         "atOnce": proposal.at_once,
         "windows": list(proposal.windows),
-        "nodes": [_step_data(step) for step in proposal.steps],
+        "nodes": list(map(_step_data, proposal.steps)),
         "settled": proposal.settled,
         "adopted": list(proposal.adopted),
         "leftOut": [
@@ -313,7 +249,6 @@ def _proposal_data(proposal: Proposal, *, estimate: bool) -> ProposalData:
 
 
 def _step_data(step: Step) -> StepData:
-    """Return the change of one node as plain data. The fields about its pods are None if the pods were not listed."""
     verdict, preview = step.verdict, step.preview
     return {
         "name": verdict.node,
@@ -331,10 +266,7 @@ def _step_data(step: Step) -> StepData:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Show what the policies in the files of `-f`, or else the present policies, would do (see VerbModule). If the user
-    names policies, only these are shown. A note names each other object in the files, which is ignored. Nothing is
-    written. Returns the exit status of the verdict. Raises Trouble, also if a named policy does not exist or, with
-    `-f`, is not in the files, or if --fail-on has an unknown word."""
+    """Show what the policies in the files of `-f`, or else the present policies, would do."""
     fail_on = tuple(word.strip() for word in typed.fail_on.split(",")) if typed.fail_on else None
     if unknown := sorted({*(fail_on or ())} - {*FAIL_ON}):
         raise Trouble(f"--fail-on has no word {unknown[0]!r}; use one or more of {','.join(FAIL_ON)}")
@@ -356,12 +288,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) -> Planned:
-    """Return what would happen to the pools if the `proposed` policies were applied, and what is uncertain about it.
-    Only the policies named in `only` are shown, or all if it is empty; the others are planned too, because they compete
-    for nodes. If no operator is installed, the cluster is planned as it will be with one: with GPUs inferred from
-    labels and advertised resources (`with_presumed`) and ClusterPolicy naming the operator's ConfigMaps
-    (`with_pointers`); the first note says so. Nothing is written. Raises Trouble, also if a name in `only` belongs to
-    no policy."""
+    """Return what would happen to the pools in `only` (all if it is empty); the others are planned too, because they compete for nodes. Raises Trouble, also if a name in `only` belongs to no policy."""
     async with gathered(session, proposed, beforehand=True) as cluster:
         if cluster.installed.missing:
             admin = await read_admin_maps(session, (await cluster.decide(())).snapshot)
@@ -396,13 +323,16 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
 
 
 async def _with_length(session: Session, proposal: Proposal, live: LivePlan, most: int) -> Proposal:
-    """Return the proposal with how long its changes take, judging by the changes in the histories of at most `most`
-    nodes: first nodes of its own pool, then others, each group with the latest proven change first. Nodes without a
-    proven change are not read. All histories are read at once, but none if no node of the pool will change; the length
-    is empty then, and also if it is unknown (`foresee`). A GPUNode that cannot be read counts as one without a history.
-    """
+    """Estimate from the histories of the nodes that changed last, those of the own pool first."""
     pool = live.plan.pools[proposal.policy]
     own = {*pool.names}
+
+    async def read_past(node: str) -> list[timedelta]:
+        try:
+            return read_changes(read_node(await session.client.get(GPUNODES, node)), session.now())[0]
+        except KubeError:
+            return []
+
     dated = [
         (node.name in own, node.verified.changed_at, node.name)
         for node in live.snapshot.nodes.values()
@@ -410,15 +340,6 @@ async def _with_length(session: Session, proposal: Proposal, live: LivePlan, mos
     ]
     async with asyncio.TaskGroup() as group:
         latest = nlargest(most, dated) if proposal.steps else ()
-        tasks = [group.create_task(_read_past(session, name)) for _, _, name in latest]
+        tasks = [group.create_task(read_past(name)) for _, _, name in latest]
     past = [took for task in tasks for took in task.result()]
     return replace(proposal, lasts=foresee(pool, live.snapshot, live.now, len(proposal.steps), past))
-
-
-async def _read_past(session: Session, node: str) -> list[timedelta]:
-    """Return how long each past change of a node took, by its history (`read_changes`). Empty if the GPUNode cannot be
-    read (any KubeError)."""
-    try:
-        return read_changes(read_node(await session.client.get(GPUNODES, node)), session.now())[0]
-    except KubeError:
-        return []

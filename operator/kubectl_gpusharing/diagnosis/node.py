@@ -1,5 +1,7 @@
-"""Explain why a node is in its present state: the verdict, each source of proof, what blocks it, and the
-remedy. Pure."""
+"""Explain why a node is in its present state: the verdict, each source of proof, what blocks it, and the remedy.
+
+Pure.
+"""
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -40,39 +42,25 @@ from kubectl_gpusharing.shell.drawing import (
 LAST = 8
 """How many transitions are shown; -o wide shows all."""
 _ENDS = {PERSON: "a person acts", OTHERS: "others are done"}
-_CORDONED = {
-    "ours": "cordoned by the operator",
-    "foreign": "cordoned by another controller",
-    "human": "cordoned by a person",
-}
-"""A description of who holds the cordon, by the word in the GPUNode (planning/report/transition.py)."""
-_IN_WORDS = (Source.AGENT, Source.GFD)
+_CORDON_HOLDERS = {"ours": "the operator", "foreign": "another controller", "human": "a person"}
+"""By the word in the GPUNode (planning/report/transition.py)."""
 PROOF = (Column("PROOF"), Column("SAYS"), Column("SHOULD SAY"))
 HISTORY = columns(ENTERED=0, PHASE=0, REASON=0)
 
 
 @dataclass(frozen=True, slots=True)
 class NodeAnswer:
-    """Everything that `why` shows about one node."""
-
     node: NodeStatus
-    """What the operator published about the node, or what is planned for it if nothing was published."""
     proofs: tuple[Proof, ...] = ()
-    """For each source of proof, what it says and what it should say."""
     unproven: str = ""
     """Why there are no proofs; empty if there are."""
     notes: tuple[str, ...] = ()
-    """Sentences about what could not be read or is uncertain."""
 
     @property
     def remedy(self) -> str:
-        """The remedy of the node's reason; empty if that has none because there is nothing to do, or if this version
-        does not know the reason."""
         return BY_WORD[self.node.reason].remedy if self.node.reason in BY_WORD else ""
 
     def as_data(self) -> NodeExplanationData:
-        """Return the answer as plain data, for JSON and YAML. The reason and message of a proof are empty if its source
-        agrees."""
         node = self.node
         return {
             "node": node.name,
@@ -96,10 +84,7 @@ class NodeAnswer:
 
 
 def node_answer(name: str, gpunode: JSON | None, live: LivePlan | None, missing: str) -> NodeAnswer:
-    """Combine what is known about a node: its GPUNode, or None, and the present plan, or None. `missing` says why there
-    is no plan, and is then the reason why no proofs are shown; it is ignored if there is one. With a plan, the cordon
-    is read from the Node, and a policy or blockers that the GPUNode lacks come from the plan. If the GPUNode has no
-    phase, the whole status is the planned one or, without a verdict, says that no policy selects the node."""
+    """Combine what is known about a node; `missing` says why there is no plan."""
     node = NodeStatus(name=name) if gpunode is None else read_node(gpunode)
     if live is None:
         return NodeAnswer(node, unproven=missing, notes=_next_look(node, 0.0))
@@ -121,10 +106,6 @@ def node_answer(name: str, gpunode: JSON | None, live: LivePlan | None, missing:
 
 
 def _next_look(node: NodeStatus, seconds: float) -> tuple[str, ...]:
-    """Return a sentence that says within what time the operator lists the pods of a Blocked node again
-    (docs/adr/0018-looks-at-blocked-nodes.md), and how to make it do so at once. Empty unless the node's phase is
-    Blocked and it has blockers. `seconds` is how long a round over all blocked nodes takes if each poll lists one node;
-    as each poll lists LOOKS of them, the time is that divided by LOOKS, but never below LONGEST."""
     if node.phase != Phase.BLOCKED or not node.blockers:
         return ()
     within = length(max(LONGEST, timedelta(seconds=seconds / LOOKS)))
@@ -133,9 +114,6 @@ def _next_look(node: NodeStatus, seconds: float) -> tuple[str, ...]:
 
 
 def _proofs(name: str, live: LivePlan) -> tuple[tuple[Proof, ...], str]:
-    """Return what each source of proof says about the node, and an empty string. Return no proofs and the reason if no
-    policy governs the node, if the policy cannot be carried out on it, or if its GPUs are unknown; for the last two the
-    reason is the planner's message."""
     members = (one for pool in live.plan.pools.values() for one in pool.members if one.node.name == name)
     member = next(members, None)
     match member and member.assessment:
@@ -150,15 +128,18 @@ def _proofs(name: str, live: LivePlan) -> tuple[tuple[Proof, ...], str]:
 
 
 def describe_node(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]:
-    """Draw the answer: the state, message, remedy, short facts, unhealthy GPUs, proofs, blockers, history, and notes.
-    The facts are the present and the wanted layout, the class of the change, the step with the number of the attempt,
-    and who has cordoned the node; the wanted layout is left out if it is the present one, and so is any fact that does
-    not apply. Without proofs, the reason is drawn in their place. The history has the last LAST transitions, or all on
-    wide paper. Other parts that are empty are left out, and so is a remedy that the message contains already. A node
-    with SIMULATED GPUs is named first."""
     node = answer.node
     lines = describe_simulated([node.name] if node.simulated else [], paper)
-    lines += fold(_title(node, now), paper)
+    since = age(node.entered, now)
+    until = f", until {_ENDS.get(node.deadline, node.deadline)}" if node.deadline else ""
+    managed = Span(f"{node.phase}: {node.reason}", node.state.value.ink)
+    title = line(
+        Span(node.name, Ink.TITLE),
+        f"  {node.policy or 'no policy'}  ",
+        managed if node.phase else Span("not managed", Ink.FAINT),
+        f"{f'  since {since}' if since else ''}{until}",
+    )
+    lines += fold(title, paper)
     lines += prose(node.message, paper)
     if answer.remedy and answer.remedy not in node.message:
         lines += prose(f"Remedy: {answer.remedy}", paper, ink=Ink.TITLE)
@@ -167,7 +148,7 @@ def describe_node(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]
         f"{node.observed or '?'} -> {node.wanted}": node.wanted not in ("", node.observed),
         f"disruption class {node.disruption}": node.disruption not in ("", "None"),
         f"step {node.step}, attempt {node.attempt}": node.step,
-        _CORDONED.get(node.cordon, f"cordoned by {node.cordon}"): node.cordon,
+        f"cordoned by {_CORDON_HOLDERS.get(node.cordon, node.cordon)}": node.cordon,
     }
     lines += prose("; ".join(fact for fact, applies in facts.items() if applies), paper, ink=Ink.FAINT)
     if node.unhealthy:
@@ -182,27 +163,7 @@ def describe_node(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]
     return lines + prose_of_each((f"Note: {note}" for note in answer.notes), paper, ink=Ink.FAINT)
 
 
-def _title(node: NodeStatus, now: datetime) -> Line:
-    """Return the first line: the node, its policy (or `no policy`), its phase and reason (or `not managed` if it has no
-    phase), how long ago the phase began, and until when it lasts: a time, until a person acts, or until others are
-    done. The last two are left out if they are unknown."""
-    since = age(node.entered, now)
-    when = f"  since {since}" if since else ""
-    until = f", until {_ENDS.get(node.deadline, node.deadline)}" if node.deadline else ""
-    state = Span(f"{node.phase}: {node.reason}", node.state.value.ink)
-    return line(
-        Span(node.name, Ink.TITLE),
-        f"  {node.policy or 'no policy'}  ",
-        state if node.phase else Span("not managed", Ink.FAINT),
-        f"{when}{until}",
-    )
-
-
 def _proof_lines(answer: NodeAnswer, paper: Paper) -> list[Line]:
-    """Draw the table of proofs, or without proofs the reason why there are none. On paper without glyphs, + and x mark
-    whether a source agrees. Below the table, draw the message of each source that disagrees, unless its row says as
-    much: it shows two different values, and neither is cut off. For the sources in _IN_WORDS, the message is always
-    drawn."""
     if not answer.proofs:
         return prose(f"No proof to show: {answer.unproven}", paper, hang="  ", ink=Ink.WAITING)
     good, bad = ("✓", "✗") if paper.glyphs else ("+", "x")
@@ -215,6 +176,6 @@ def _proof_lines(answer: NodeAnswer, paper: Paper) -> list[Line]:
     for proof, row in zip(answer.proofs, drawn[-len(rows) :], strict=True):
         # The message adds nothing if the row shows completely what the source says and what it should say.
         whole = shows(row, proof.says) and shows(row, proof.should) and proof.says != proof.should
-        if proof.disagrees is not None and (not whole or proof.source in _IN_WORDS):
+        if proof.disagrees is not None and (not whole or proof.source in (Source.AGENT, Source.GFD)):
             lines += prose(f"{proof.source}: {proof.disagrees.message}", paper, hang="  ", ink=Ink.BAD)
     return lines

@@ -1,5 +1,6 @@
-"""What each node has for a pod, and which rule excludes the pod from the node: the pod's own rules about nodes, or
-taints, evaluated as the scheduler does. Each node is judged alone, because a pod runs on one node. Pure.
+"""What each node has for a pod, and which rule excludes the pod from the node: the pod's own rules about nodes, or taints, evaluated as the scheduler does.
+
+Each node is judged alone, because a pod runs on one node. Pure.
 
 From core/v1 of Kubernetes 1.36: NodeAffinity (component-helpers v0.36.3, nodeaffinity.go) and Toleration (k8s.io/api
 v0.36.3, core/v1/toleration.go). Cordons and the kubelet's conditions are taints too; they are handled separately.
@@ -33,11 +34,7 @@ _OPERATORS = frozenset({"In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"})
 
 
 def find_obstacle(pod: JSON, node: JSON, labels: Mapping[str, str] | None = None) -> str:
-    """Return a clause about the first rule that excludes the pod from the node; empty if none does. The rules are, in
-    this order, the pod's node selector (its first unmet label by key), its required node affinity, and the node's
-    taints with the effect NoSchedule or NoExecute, of which the first that the pod does not tolerate is named.
-    TRANSIENT_TAINTS, such as the taint of a cordon, are ignored. `labels` are the labels that the node will have, or
-    None to use its present ones."""
+    """Return a clause about the first rule that excludes the pod from the node, now or with these labels."""
     spec = section(pod, "spec")
     labels = texts(part(node, "metadata", "labels")) if labels is None else labels
     for key, value in sorted(texts(spec.get("nodeSelector")).items()):
@@ -55,10 +52,7 @@ def find_obstacle(pod: JSON, node: JSON, labels: Mapping[str, str] | None = None
 
 
 def find_overlooked(pod: JSON) -> tuple[str, ...]:
-    """Return the paths of those fields of the pod because of which the scheduler may exclude nodes, but which are not
-    evaluated here, such as `spec.affinity.podAffinity`: required rules about other pods and topology, ResourceClaims,
-    volumes with claims, a scheduler other than the default one, and host ports of its containers; those of init
-    containers do not count. Empty if it has none of them."""
+    """Return the paths of those fields of the pod because of which the scheduler may exclude nodes, but which are not evaluated here."""
     spec = section(pod, "spec")
     volumes, spreads = entries(spec, "volumes"), entries(spec, "topologySpreadConstraints")
     ports = [port for container in entries(spec, "containers") for port in entries(container, "ports")]
@@ -77,10 +71,7 @@ def find_overlooked(pod: JSON) -> tuple[str, ...]:
 
 
 def _outside(terms: Sequence[Sequence[Row]], labels: Mapping[str, str]) -> str:
-    """Return what the terms require of a node that matches none of them: the first unmet row of each term, each text
-    once and in the order of the terms, joined by `or`. Empty if the node's `labels` match a term, or if there are no
-    terms. Each term must have a row, as those of `node_terms` do. A row with an unknown operator matches no node, as
-    for the scheduler."""
+    """Return what the terms require of a node that matches none of them: the first unmet row of each."""
     wanted = []
     for term in terms:
         missing = [row for row in term if row[1] not in _OPERATORS or not holds(labels, row)]
@@ -93,10 +84,6 @@ def _outside(terms: Sequence[Sequence[Row]], labels: Mapping[str, str]) -> str:
 
 
 def _tolerates(toleration: JSON, taint: JSON) -> bool:
-    """Whether a toleration matches a taint, as Kubernetes compares them: its effect and its key must be empty or those
-    of the taint, and its operator must accept the taint's value. Exists accepts every value, Equal (also if no operator
-    is given) the same value, and Gt and Lt compare the taint's number with that of the toleration. A toleration with an
-    unknown operator matches no taint."""
     if any(text(toleration, key) not in ("", text(taint, key)) for key in ("effect", "key")):
         return False
     operator, value = text(toleration, "operator") or "Equal", text(toleration, "value")
@@ -112,11 +99,9 @@ NOTE = (
 
 
 def find_fraction(raw: JSON) -> tuple[str, int]:
-    """Return a description of the fraction of a GPU that the Pod's annotations request from KAI-Scheduler, and the
-    number of GPUs of which it requests that fraction, at least 1. The annotation `gpu-fraction` takes precedence over
-    `gpu-memory`, a number of MiB. Return an empty string and 0 if the Pod has neither, or if its scheduler is the
-    default one. The fraction is shown as it is written; a number that is not valid counts as 1."""
+    """Return a description of the fraction of a GPU that the pod requests from KAI-Scheduler, and of how many GPUs; 0 if of none."""
     annotations = texts(part(raw, "metadata", "annotations"))
+    # gpu-memory is in MiB; gpu-fraction takes precedence.
     memory, devices = annotations.get("gpu-memory", ""), annotations.get("gpu-fraction-num-devices", "1")
     share = annotations.get("gpu-fraction", f"{memory} MiB" if memory else "")
     if not share or text(raw, "spec", "schedulerName") in ("", "default-scheduler"):
@@ -131,14 +116,12 @@ class NodeRoom:
     """What one node has for a pod. All counts are by resource name."""
 
     node: str
-    """Name of the node."""
     pool: str
-    """Name of the policy that selects the node; empty if none does."""
+    """The policy that selects the node; empty if none does."""
     now: Mapping[str, int]
     """The devices that are allocatable now; empty if a rule excludes the pod from the node."""
     free: Mapping[str, int] | None
-    """The part of `now` that no pod holds, according to the agent. Empty while the node accepts no pods, and None if
-    it is unknown."""
+    """The part of `now` that no pod holds, according to the agent: empty while the node accepts no pods, None if unknown."""
     after: Mapping[str, int]
     """The devices that will be allocatable once all changes are done; empty if a rule will exclude the pod then."""
     closed: str
@@ -148,14 +131,12 @@ class NodeRoom:
     refusal: str
     """Why the device plugin refuses the pod under the policy of the node; empty if it does not."""
     planned: Mapping[str, int]
-    """The devices that will be allocatable once all changes are done, even if a rule will exclude the pod then."""
+    """Like `after`, even if a rule will exclude the pod."""
     names: frozenset[str]
-    """The resources that the node advertises now or will advertise once all changes are done, even if a rule excludes
-    the pod."""
+    """What the node advertises now or will advertise, even if a rule excludes the pod."""
 
     def has_free(self, requests: Mapping[str, int]) -> bool:
-        """Whether everything that is requested is free on the node. If it is unknown what is free, all that is
-        allocatable now counts as free."""
+        """Whether everything that is requested is free on the node, as far as is known."""
         return fits(requests, self.now if self.free is None else self.free)
 
     def most(self, resource: str) -> int:
@@ -163,24 +144,14 @@ class NodeRoom:
         return max(self.now.get(resource, 0), self.after.get(resource, 0))
 
     def rank(self, requests: Mapping[str, int]) -> tuple[bool, bool, bool, bool, int]:
-        """Return a sort key: the node with the greatest key comes nearest to having everything that is requested. The
-        parts of the key are whether the node has everything free, whether it will have everything after the changes,
-        whether everything is allocatable there now, whether it accepts pods, and how many of the requested devices, of
-        all resources together, it has now or later."""
+        """Return a sort key: the node with the greatest key comes nearest to having everything that is requested."""
         most = sum(min(n, self.most(name)) for name, n in requests.items())
         lasts = fits(requests, self.after)
         return self.has_free(requests), lasts, fits(requests, self.now), not self.closed, most
 
 
 def find_room(pod: JSON, raw: JSON, live: LivePlan) -> NodeRoom | None:
-    """Return what the Node `raw` has for the pod, or None if the snapshot of the plan does not have this Node. `now` is
-    empty if a rule excludes the pod, or if the device plugin refuses it and the node is Synced. `free` is empty if
-    `now` is, or while the node is cordoned, not Ready, not proven yet, or tainted for its change. Otherwise it is None
-    if no agent reports what pods hold, or if a DRA driver serves the GPUs. `after` is empty if the plugin will refuse
-    the pod once the changes are done, or if a rule will exclude it with every set of labels that the node may have
-    then. `closed` is a clause about why the node is closed to pods: its start-up taint, a cordon, a taint of its
-    change, or that it is not Ready. A node that no policy governs, or whose target is unknown, keeps what it
-    advertises."""
+    """Return what the Node `raw` has for the pod, or None if the plan does not know this Node."""
     plan, node = live.plan, live.snapshot.nodes.get(text(raw, "metadata", "name"))
     if node is None:
         return None
@@ -220,11 +191,7 @@ def find_room(pod: JSON, raw: JSON, live: LivePlan) -> NodeRoom | None:
 
 
 def read_room(pod: JSON, raw: JSON, targets: Mapping[str, PolicyTargets]) -> NodeRoom:
-    """Return what a node has for the pod, as its GPUNode shows it. `targets` has the targets of each policy, by the
-    policy's name. `planned` has the resources of the node's target, and is empty without one. `after` is equal to it
-    unless the device plugin refuses the pod; then it is empty. `now` is equal to `after` if the node is Synced, else
-    empty. `free` is empty if the node is cordoned, and None if no agent reports what pods hold. Rules that exclude
-    pods, and what ResourceClaims hold, are ignored."""
+    """Return what a node has for the pod, as its GPUNode shows it."""
     node, observed = read_node(raw), gpunode_view(raw).observed
     policy = targets.get(node.policy)
     target = policy.find(node.name, observed.hardware) if policy and observed and observed.gpus else None
@@ -239,10 +206,7 @@ def read_room(pod: JSON, raw: JSON, targets: Mapping[str, PolicyTargets]) -> Nod
 
 
 def find_refusal(pod: JSON, policy: str, spec: GPUSharingPolicySpec | None) -> str:
-    """Return why, under a policy with this spec, the device plugin refuses the pod, one of whose containers requests
-    several shares of one resource of the plugin: the policy shares GPUs and sets failRequestsGreaterThanOne, or shares
-    them through MPS, which implies it. `policy` is its name. Empty if the plugin does not refuse it, or if there is no
-    spec."""
+    """Return why the device plugin refuses the pod under a policy with this spec: a container requests several shares."""
     several = any(n > 1 for name, n in largest_requests(pod).items() if is_plugin_resource(name))
     sharing = plugin_config(spec, ()).sharing if spec is not None and several else None
     if sharing is None or not sharing.fail_requests_greater_than_one:
@@ -257,11 +221,7 @@ def find_refusal(pod: JSON, policy: str, spec: GPUSharingPolicySpec | None) -> s
 def explain_guard(
     raw: JSON, rooms: Mapping[str, NodeRoom], live: LivePlan, namespace_labels: Mapping[str, str]
 ) -> str:
-    """Return sentences about the isolation label of a pod's namespace, on which the chart's guard for tenants acts
-    (docs/how-to/isolate-tenants.md): what it admits, whether no node has an admitted mode, and which nodes with one do
-    not advertise what the pod requests. The last has no period. At most three nodes are named for each combination of
-    lacking resources and mode. Empty without such a label, if the pod requests no GPU resource or has a node, or if its
-    node selector and required affinity do not name the routing label."""
+    """Return sentences about the chart's guard for tenants (docs/how-to/isolate-tenants.md); empty if it does not concern the pod."""
     asks, admitted = pod_requests(raw), find_admitted(namespace_labels)
     required = {
         *texts(part(raw, "spec", "nodeSelector")),
@@ -271,7 +231,12 @@ def explain_guard(
         return ""
     guard = describe_guard(text(raw, "metadata", "namespace"), namespace_labels)
     sentences = [guard[:1].upper() + guard[1:]]
-    modes = {name: found for name in sorted(rooms) if (found := _find_modes(live, name) & {*admitted})}
+    modes: dict[str, set[str]] = {}
+    for name in sorted(rooms):
+        becomes = live.plan.afterwards.find_node(name)
+        labels = (live.snapshot.nodes[name].labels, *(() if becomes is None else becomes.labels))
+        if found := {one[LABEL_MODE] for one in labels if one.get(LABEL_MODE) in admitted}:
+            modes[name] = found
     if admitted and not modes:
         sentences.append(
             f"No node has mode {' or '.join(admitted)}, and none will under the existing policies"
@@ -285,11 +250,3 @@ def explain_guard(
         verb = "does" if len(nodes) == 1 else "do"
         sentences.append(f"{some(nodes)} (mode {mode}) {verb} not advertise {resources}")
     return ". ".join(sentences)
-
-
-def _find_modes(live: LivePlan, name: str) -> set[str]:
-    """Return the values of the routing label (LABEL_MODE) that the node has now or may have after the changes; empty if
-    it never has the label."""
-    node, becomes = live.snapshot.nodes[name], live.plan.afterwards.find_node(name)
-    labels = (node.labels, *(() if becomes is None else becomes.labels))
-    return {one[LABEL_MODE] for one in labels if LABEL_MODE in one}

@@ -1,5 +1,4 @@
-"""`why NODE|KIND/NAME`: explain the state of a node, of a policy's worst node, or of a pod on one screen: which sources
-disagree, what blocks it, and what to do.
+"""`why NODE|KIND/NAME`: explain the state of a node, of a policy's worst node, or of a pod on one screen: which sources disagree, what blocks it, and what to do.
 
 The published state of a node needs only the viewer's rights. The sources of proof need those of `plan`; if the user
 lacks them, the answer says what more rights would add.
@@ -30,10 +29,7 @@ from kubectl_gpusharing.shell.troubles import DONE, Denied, Trouble
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Explain what the user named, and return DONE (see VerbModule). For a policy, show its pool and explain the most
-    urgent of its `changing` nodes, if it has any. For a workload, explain one of its pods (`_pod_of`). Any other object
-    is a node or a pod, and is explained itself (`find_subject`). Raises Trouble if the object does not exist or cannot
-    be read, or if a workload has no pods."""
+    """Explain what the user named: of a policy its worst node, of a workload one of its pods."""
     kind, name, namespace = find_subject(typed.subject, getattr(typed, "namespace", session.namespace))
     now, names = session.now(), [object_name(kind, name)]
     if kind is POLICIES:
@@ -67,10 +63,6 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def _pod_of(session: Session, kind: Resource, workload: JSON) -> tuple[JSON, str]:
-    """Return the pod to explain of those in the workload's namespace that its selector matches: the first by name
-    without a node, or else the first that is neither Running nor Succeeded, or else the first of all. Owners are not
-    compared. Also return a sentence with the numbers of pods and of those without a node. Raises Trouble if there are
-    none, with the messages of the workload's conditions, or if they cannot be read."""
     named = f"{kind.plural}/{text(workload, 'metadata', 'name')}"
     selector = section(workload, "spec", "selector")
     labels, rows = texts(selector.get("matchLabels")), rows_of(entries(selector, "matchExpressions"))
@@ -86,8 +78,6 @@ async def _pod_of(session: Session, kind: Resource, workload: JSON) -> tuple[JSO
 
 
 async def _pod(session: Session, pod: JSON) -> PodAnswer:
-    """Return the answer about a pod: from a plan or, if the user lacks a permission for one, from policies and GPUNodes
-    or, if these may not be read either, from the pod alone. Raises Trouble for all errors but missing permissions."""
     try:
         async with gathered(session) as cluster:
             live, rooms = await cluster.decide(()), dict[str, NodeRoom]()
@@ -103,10 +93,6 @@ async def _pod(session: Session, pod: JSON) -> PodAnswer:
 
 
 async def _node(session: Session, name: str) -> NodeAnswer:
-    """Return what the operator published about a node, and what each source of proof says now or, if the sources cannot
-    be read, why not (MORE if the user lacks a permission). A Node that the plan shows without a GPUNode is explained
-    from the plan alone. Raises Trouble if the GPUNode cannot be read, also because there is none and the plan does not
-    show the Node."""
     live, missing = None, ""
     try:
         async with gathered(session) as cluster:

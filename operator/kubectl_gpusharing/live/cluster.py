@@ -1,8 +1,6 @@
 """A live snapshot of a cluster, gathered by the operator's own code with the user's own rights.
 
 Nothing is written: all calls go through a client that raises an error for every write (`Onlooker`).
-
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#drift.
 """
 
 import asyncio
@@ -29,7 +27,7 @@ from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.troubles import INSTALL, Denied, Trouble, error_text, explained
 
 MAX_LISTED = 100
-"""The highest number of nodes whose pods are listed, because each takes a call."""
+"""How many nodes at most have their pods listed, because each takes a call."""
 PATIENCE = 30.0
 """Seconds within which all sources must be listed."""
 CHECKED_EVERY = 0.02
@@ -39,20 +37,14 @@ MARKERS = ("medik8s nodemaintenances", "nvidia nodemaintenances")
 
 @dataclass(frozen=True, slots=True)
 class LivePlan:
-    """A plan, the snapshot it was computed from, and what is uncertain about it."""
-
     plan: RolloutPlan
-    """The plan that the operator's own planner made."""
     snapshot: ClusterSnapshot
-    """The snapshot that the plan was made from."""
     now: datetime
-    """The time for which the plan was made."""
     notes: tuple[str, ...]
-    """Sentences about what could not be read or is uncertain."""
+    """What could not be read or is uncertain."""
 
     def simulated(self, nodes: Iterable[str] | None = None) -> tuple[str, ...]:
-        """Return the sorted names of those of `nodes`, or of all nodes if None, whose agents report SIMULATED GPUs.
-        Nodes without an agent's report are left out."""
+        """Return which of `nodes`, or of all nodes if None, have SIMULATED GPUs."""
         reports = self.snapshot.gpunodes
         known = (reports[name] for name in (reports if nodes is None else nodes) if name in reports)
         return tuple(sorted(one.name for one in known if one.observed is not None and one.observed.simulated))
@@ -60,35 +52,22 @@ class LivePlan:
 
 @dataclass(slots=True)
 class Cluster:
-    """A cluster whose objects have all been listed, and are kept up to date while the context of
-    `gathered` is open."""
+    """A cluster that is followed while the context of `gathered` is open."""
 
     gatherer: Gatherer
-    """Reads the snapshots."""
     installed: InstalledOperator
-    """The operator, with the claims and failures that its Lease records. It may be `missing` even without `beforehand`,
-    and policies and reports that it left behind are then still read."""
+    """It may be `missing` even without `beforehand`, and policies and reports that it left behind are then still read."""
     notes: list[str]
-    """Sentences about what could not be read or is uncertain, which every plan gets."""
     now: Callable[[], datetime] = wall_time
-    """The clock that says for which time a plan is made."""
     foresee: Callable[[ClusterSnapshot], ClusterSnapshot] = lambda snapshot: snapshot
     """Changes each snapshot so that it shows the cluster for which the plan is made."""
     memory: PassMemory = field(default_factory=PassMemory)
-    """The memory of a pass, in which each drift is recorded as having begun at least one drift grace ago: a leader
-    that has been running for long would have seen it for that time."""
 
     async def decide(self, policies: Iterable[str] | None = None, nodes: Iterable[str] = ()) -> LivePlan:
-        """Return the plan of a leader that has been running for longer than the drift grace. A leader first writes the
-        configuration that a node needs, and cordons the node later. If that is so for a node under `policies`, the plan
-        is for the time after the write, and a note says so. Sets `memory` to what such a leader would remember of
-        drifts. Raises KubeError if the server is away or refuses our credentials, which the context of `gathered` turns
-        into a Trouble. Pods that cannot be listed are an error in the plan instead, and those whose LIST takes too long
-        are missing there.
+        """Return the plan of a leader that has been running for longer than the drift grace.
 
-        The pods are listed for `nodes`, and for the nodes that would be cordoned under `policies` (None stands for all
-        policies): the first MAX_LISTED of them, in the order of the verdicts, and a note says if there are more. Nodes
-        in `nodes` do not count against that limit, and the policies restrict nothing else: all of them are planned.
+        The pods are listed on `nodes` and on those that a policy in `policies` (all if None) would cordon. A leader
+        first writes the configuration and cordons later; the plan is for the time after the write, with a note.
         """
         now, only = self.now(), None if policies is None else frozenset(policies)
         snapshot = await self._snapshot(frozenset(nodes), now)
@@ -118,9 +97,6 @@ class Cluster:
         return LivePlan(plan, snapshot, now, tuple(notes))
 
     async def _snapshot(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:
-        """Return a snapshot that includes the pods of the nodes in `wanted`, changed by `foresee`. If `installed` has
-        no claims, for example because the Lease could not be read, they are derived from the fences of the Nodes. If
-        calls fail, the first error is raised."""
         claims, failed_nodes = self.installed.claims, self.installed.failed_nodes
         with one_error():
             snapshot = await self.gatherer.snapshot(wanted, self.memory, claims, failed_nodes, now)
@@ -138,12 +114,10 @@ class Cluster:
 async def gathered(
     session: Session, proposed: tuple[JSON, ...] = (), *, beforehand: bool = False
 ) -> AsyncIterator[Cluster]:
-    """Yield the cluster as it would be with the proposed policies applied, and keep it up to date while the context is
-    open. If something inessential may not be read (the sources in MARKERS, the pods that wait for a GPU, the operator's
-    settings or Lease), a note says so. Raises Trouble if the cluster cannot be read, or if the API server does not
-    serve GPUNodes, because the operator is not installed. With `beforehand`, a cluster without a Deployment of the
-    operator is yielded all the same, with `installed.missing` set. A KubeError that is raised in the context becomes a
-    Trouble too. The Trouble is a Denied if the user lacks a permission."""
+    """Yield the cluster as it would be with the proposed policies applied. Raises Trouble, or Denied if a right is missing.
+
+    With `beforehand`, the operator need not be installed.
+    """
     with explained(session.where), one_error():
         installed = await read_installed(session.client)
         missing = beforehand and installed.missing
@@ -167,14 +141,6 @@ async def gathered(
 
 
 async def _listed(sources: Sources, where: str, *, missing: bool, bare: bool) -> list[str]:
-    """Wait until every source is listed or has failed with an error that waiting does not cure: Forbidden, or NotFound
-    if its kind is not served. Return a sentence for each optional kind (MARKERS) that the user may not read. Raises
-    Denied if the user lacks a permission that a plan needs, and Trouble after PATIENCE seconds, with what each source
-    still lacks, or if the API server does not serve GPUNodes and `missing` is false.
-
-    `missing` is true if the operator need not be installed. `bare` is true if a missing permission to read GPUNodes is
-    ignored.
-    """
     every = {**sources.required, **sources.optional}
     try:
         async with asyncio.timeout(PATIENCE):

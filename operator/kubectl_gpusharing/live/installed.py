@@ -1,8 +1,6 @@
 """The installed operator: its settings, from the environment variables of its Deployment, and the claims on its Lease.
 
 If these do not exist or may not be read, the chart's defaults are assumed and a note says so.
-
-Terms: docs/design/glossary.md#claim, docs/design/glossary.md#slot.
 """
 
 from collections.abc import Awaitable, Mapping
@@ -32,34 +30,25 @@ Value = TypeVar("Value")
 Other = TypeVar("Other")
 _PLAN = TypeAdapter(PlanSettings)
 DEFAULTS = SourceSettings(agent_namespace="gpusharing-agent")
-"""The default settings of the chart."""
+"""The settings with the chart's default values."""
 
 
 @dataclass(frozen=True, slots=True)
 class InstalledOperator:
-    """The installed operator of a cluster, as far as it could be read."""
-
     settings: SourceSettings = DEFAULTS
-    """The settings in the Deployment, or the chart's defaults."""
     claims: Mapping[str, Claim] = field(default_factory=dict)
-    """The claims on the leader Lease, by name of the node that holds the slot."""
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
-    """The failures that the leader Lease records, by UID of the Node."""
     version: str = ""
-    """The version of the operator, from the chart's label on the Deployment; empty if unknown."""
+    """From the chart's label on the Deployment; empty if unknown."""
     notes: tuple[str, ...] = ()
-    """Sentences about what could not be read, and why."""
     missing: bool = False
-    """True if no namespace has a Deployment of the operator."""
+    """Whether no namespace has a Deployment of the operator."""
     deployment: JSON = field(default_factory=dict)
-    """The Deployment; empty if there is none or it may not be read."""
+    """Empty if there is none or it may not be read."""
 
 
 async def read_deployment(client: KubeClient) -> InstalledOperator:
-    """Find the operator's Deployment in any namespace (the first, if there are several). Return its settings and its
-    version, with notes about what could not be read and about a version other than this plugin's, if both versions are
-    known. If there is no Deployment, return the chart's defaults with a note, and `missing` set. If Deployments cannot
-    be listed (Forbidden or NotFound), return the chart's defaults with a note. Raises any other KubeError."""
+    """Find the operator's Deployment in any namespace, and read its settings. Raises KubeError, except Forbidden and NotFound."""
     try:
         deployments = await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
     except (Forbidden, NotFound) as error:
@@ -79,12 +68,7 @@ async def read_deployment(client: KubeClient) -> InstalledOperator:
 
 
 async def read_installed(client: KubeClient) -> InstalledOperator:
-    """Return what `read_deployment` does, and the claims and failures on the operator's Lease, which are empty if it
-    does not exist. A note says why if they could not be read: the user may not (Forbidden), the server rejects the
-    request (Invalid), or a record is damaged; then no claim is returned, or only the failures that can be read. The
-    setting `pod_name` is the leader's pod if it is among the operator's pods, or else the first of these by name; empty
-    if there are none or they may not be read. If Deployments may not be read, nothing is added. If there is no
-    Deployment, the settings have the namespace of the GPU Operator. Raises any other KubeError."""
+    """Read also the claims and failures on the operator's Lease. Raises KubeError, except Forbidden, Invalid and NotFound."""
     found = await read_deployment(client)
     if found.missing:
         where = await find_gpu_operator(client, PlanSettings().gpu_operator_namespace)
@@ -117,8 +101,7 @@ async def read_installed(client: KubeClient) -> InstalledOperator:
 
 
 async def unless_hidden(read: Awaitable[Value], otherwise: Other) -> Value | Other:
-    """Return what `read` returns, or `otherwise` if the user may not read it (Forbidden) or it does not exist
-    (NotFound). Raises any other KubeError."""
+    """Return what `read` returns, or `otherwise` if the user may not read it or it does not exist."""
     try:
         return await read
     except (Forbidden, NotFound):
@@ -126,10 +109,6 @@ async def unless_hidden(read: Awaitable[Value], otherwise: Other) -> Value | Oth
 
 
 def _settings_of(deployment: JSON) -> tuple[SourceSettings, tuple[str, ...]]:
-    """Return the operator's settings, read from those GPUSHARING_ variables of its containers that have literal values;
-    the last counts if several have the same name, and unknown ones are ignored. Its namespace is the Deployment's. If
-    some values cannot be used, their defaults are taken and the second result has one note, which names them; otherwise
-    it is empty."""
     containers = entries(deployment, "spec", "template", "spec", "containers")
     values = {
         text(variable, "name").removeprefix(PREFIX).lower(): text(variable, "value")

@@ -13,28 +13,18 @@ from gpusharing.kube.raw import section, text, whole
 class Onlooker(PassingClient):
     """Passes reads on to another client, and raises an error for writes. Lists of policies include the proposed ones.
 
-    `beforehand` is true if the operator is not installed yet and its kinds do not exist. Lists of these kinds are then
-    empty, even if the server answers Forbidden, because it checks a user's rights before it checks whether it serves a
-    kind.
+    With `beforehand`, the operator's kinds do not exist yet, and their lists are empty. The server may also answer
+    Forbidden for them, because it checks a user's rights before it looks for a kind.
     """
 
     def __init__(
         self, client: KubeClient, proposed: Sequence[JSON] = (), *, beforehand: bool = False
     ) -> None:
-        """Wrap `client`, and show the policies in `proposed` as if they had been applied."""
         super().__init__(client)
         self._beforehand = beforehand
         self._proposed = {text(raw, "metadata", "name"): raw for raw in proposed}
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Make a request as KubeClient does. Raises RuntimeError for all verbs other than get and list. With
-        `beforehand`, a list of policies or GPUNodes that fails with Forbidden or NotFound has the proposed policies
-        alone, or is empty.
-
-        If there are proposed policies, a list of policies always returns a single page with all of them, sorted by
-        name, whatever page was requested. Proposed ones are shown as `applied` returns them, and the resource version
-        is that of the last page. A get of one policy is passed on, so it returns the policy as it is now.
-        """
         if request.verb not in ("get", "list"):
             raise RuntimeError(
                 f"a read-only client was asked to {request.verb} {request.resource.plural} {request.full_name}"
@@ -56,10 +46,7 @@ class Onlooker(PassingClient):
 
 
 def applied(live: JSON | None, proposed: Mapping[str, Any]) -> JSON:
-    """Return the policy as the server would store it after `kubectl apply`: the live object with the spec of the file,
-    and with the file's annotations added to its own. Other metadata of the file is ignored, and so is its status. The
-    generation is incremented if the two specs are not equal once they are validated. `live` is None if the policy does
-    not exist yet; the result then has the name, the annotations and the spec of the file, and generation 1."""
+    """Return the policy as the server would store it after `kubectl apply`."""
     own = section(proposed, "metadata")
     if live is None:
         metadata = {"name": own.get("name"), "annotations": section(own, "annotations"), "generation": 1}

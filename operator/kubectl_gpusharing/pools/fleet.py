@@ -1,8 +1,6 @@
-"""The status of GPUSharingPolicies and GPUNodes, read from raw JSON without pydantic models, so that a thousand nodes
-are read in a moment.
+"""The status of GPUSharingPolicies and GPUNodes, read from raw JSON without pydantic models, so that a thousand nodes are read in a moment.
 
-The operator wrote all of it. A field that is missing, because an older or newer version wrote the object, is empty. An
-unknown phase is shown as it is.
+A field that is missing is empty, and an unknown phase is shown as it is.
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,10 +30,8 @@ class State(Enum):
 
 
 URGENCY = (State.FAILED, State.BLOCKED, State.MOVES, State.WAITS, State.DONE)
-"""The states, the most urgent first."""
 PERSON, OTHERS = "person", "others"
-"""The deadlines that the operator publishes for a wait that ends when a person acts, and for one that ends when other
-nodes or programs are done (planning/report/transition.py)."""
+"""The deadlines that the operator publishes for a wait that ends when a person acts, or when others are done."""
 _STATES: Mapping[str, State] = {
     **{phase: State.MOVES for phase in Phase if phase.in_flight},
     Phase.SYNCED: State.DONE,
@@ -46,25 +42,19 @@ _STATES: Mapping[str, State] = {
 
 
 def state_of(word: str) -> State:
-    """Return the state of a node in the phase with this name. Aborting counts as under way, as all phases of a change
-    do except Failed. Synced counts as done, Failed as failed, and Blocked and Skipped as blocked. Pending, Preflight,
-    and a phase that this version does not know count as waiting."""
     return _STATES.get(word, State.WAITS)
 
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus(Transition):
-    """One GPUNode: its transition, and what its agent and its conditions report. The phase is empty until the operator
-    has examined the node."""
+    """One GPUNode: its transition, and what its agent and its conditions report."""
 
     name: str = ""
-    """Name of the node."""
     pods: int | None = None
     """How many pods hold a GPU, or None if that is unknown."""
     unhealthy: str = ""
-    """The message of the condition Healthy if it is False; otherwise empty."""
+    """The message of the condition Healthy if it is False."""
     simulated: bool = False
-    """Whether the agent reports that the GPUs are SIMULATED."""
 
     @property
     def entered(self) -> datetime | None:
@@ -73,33 +63,25 @@ class NodeStatus(Transition):
 
     @property
     def state(self) -> State:
-        """The state of the node, by its phase. WAITS if the phase is empty or unknown to this version."""
         return state_of(self.phase)
 
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus(Summary):
-    """One policy: its summary, and the nodes that it owns. The status is empty until the operator has processed the
-    policy."""
+    """One policy: its summary, and the nodes that it owns."""
 
     name: str = ""
-    """Name of the policy."""
     unseen: int = 0
-    """The generation that the operator has not processed yet; 0 if it has processed the current one."""
+    """The generation of the policy, if the operator has not processed it yet."""
     members: tuple[NodeStatus, ...] = ()
-    """The nodes that belong to the policy, sorted by name."""
     plan: Mapping[str, Any] = field(default_factory=dict)
-    """The `status.plan` of the policy; empty if there is none."""
     paused: bool = False
-    """Whether `rollout.paused` is true."""
     events: tuple[JSON, ...] | None = None
-    """The Events about the policy, the oldest first, as the API server has them; None if they were not read."""
+    """The Events about the policy, the oldest first; None if they were not read."""
 
     @property
     def state(self) -> State:
-        """The most urgent state of its nodes (URGENCY), but at least BLOCKED if a node waits for a person. If all nodes
-        are done, or there are none, a policy that is Synced and processed is DONE. Another is WAITS if its generation
-        is unprocessed or its status is empty, `Deleting` or the name of a phase, else BLOCKED."""
+        """The most urgent state of its nodes (URGENCY), but at least BLOCKED if a node waits for a person."""
         states = {node.state for node in self.members}
         if any(node.deadline == PERSON for node in self.members):
             states.add(State.BLOCKED)
@@ -110,8 +92,7 @@ class PoolStatus(Summary):
 
     @property
     def changing(self) -> tuple[NodeStatus, ...]:
-        """The nodes that are not done, or wait for a person, by urgency and otherwise in the order of `members`: first
-        those that failed, then those that are blocked or skipped, under way, waiting, and done."""
+        """The nodes that are not done, or wait for a person, by urgency."""
         shown = (node for node in self.members if node.state is not State.DONE or node.deadline == PERSON)
         return tuple(sorted(shown, key=lambda node: URGENCY.index(node.state)))
 
@@ -119,9 +100,7 @@ class PoolStatus(Summary):
 def read_pools(
     policies: Iterable[JSON], nodes: Iterable[NodeStatus], events: Iterable[JSON] | None = None
 ) -> tuple[tuple[PoolStatus, ...], tuple[NodeStatus, ...]]:
-    """Return the pools, one for each policy, the most urgent first and otherwise in the order of the policies, and
-    those of `nodes` that belong to none of them, sorted by name. `events` are the Events about policies, in any order,
-    or None if they were not read. If the summary of a policy has no mode, the mode in its spec is used."""
+    """Return a pool for each policy, the most urgent first, and the nodes that belong to none, sorted by name."""
     by_name = sorted(nodes, key=lambda node: node.name)
     members: dict[str, list[NodeStatus]] = {}
     for node in by_name:
@@ -150,21 +129,17 @@ def read_pools(
 
 
 def read_node(raw: JSON) -> NodeStatus:
-    """Return the status of the node that a GPUNode describes. Fields that are missing or have another type get their
-    defaults."""
     observed = section(raw, "status", "observed")
     healthy = next((row for row in entries(raw, "status", "conditions") if row.get("type") == "Healthy"), {})
-    beside = {
+    more = {
         "name": text(raw, "metadata", "name"),
         "pods": observed.get("pods"),
         "unhealthy": text(healthy, "message") if healthy.get("status") == "False" else "",
         "simulated": observed.get("simulated"),
     }
-    return from_wire(NodeStatus, section(raw, "status", "transition") | beside)
+    return from_wire(NodeStatus, section(raw, "status", "transition") | more)
 
 
 def simulated_nodes(pools: Iterable[PoolStatus], unowned: Iterable[NodeStatus]) -> list[str]:
-    """Return the sorted names of all nodes with SIMULATED GPUs, according to their agents' reports, in the pools and in
-    `unowned`."""
     every = (*unowned, *(node for pool in pools for node in pool.members))
     return sorted(node.name for node in every if node.simulated)

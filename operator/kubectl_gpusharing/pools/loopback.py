@@ -1,5 +1,7 @@
-"""A read-only web server on loopback. Its address has a secret token, because every user of the machine and every page
-in a browser can connect to loopback."""
+"""A read-only web server on loopback.
+
+Its address has a secret token, because every user of the machine and every page in a browser can connect to loopback.
+"""
 
 import asyncio
 import os
@@ -14,12 +16,11 @@ from kubectl_gpusharing.shell.markup import POLICY, frame, tag
 from kubectl_gpusharing.shell.troubles import Trouble
 
 HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
-"""The Host headers that are served. A page whose own name was made to lead to loopback (DNS rebinding) sends that name.
-Any port is accepted, because it differs where ssh forwards one."""
+"""The Host headers that are served: a page elsewhere may resolve its own name to loopback (DNS rebinding)."""
 PATIENCE = 10.0
 """Seconds within which a browser must send its request."""
 KINDS = {"js": "text/javascript", "events": "text/event-stream"}
-"""The media types of pages that are not HTML, by name."""
+"""The media types of pages that are not HTML."""
 HEADERS = (
     "Allow: GET",
     "Cache-Control: no-store",
@@ -33,20 +34,14 @@ HEADERS = (
 )
 Content = AsyncGenerator[str, None]
 Pages = Mapping[str, Callable[[Mapping[str, str]], Content]]
-"""The pages by name. Each takes the query, and yields its content piece by piece."""
 
 
 @asynccontextmanager
 async def listening(pages: Pages, port: int) -> AsyncIterator[str]:
-    """Serve these pages on 127.0.0.1 while the context is open, and yield the address of the page with the empty name.
-    At the end, no further connection is accepted, but replies that have begun are not stopped. Port 0 stands for any
-    free port. Raises Trouble if the port cannot be used."""
+    """Serve the pages while the context is open, and yield the address. Raises Trouble if the port cannot be used."""
     token = secrets.token_urlsafe(24)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one request and close the connection. Without an answer, it is closed if it breaks, if its head is
-        longer than asyncio's limit, or if the head is not complete within PATIENCE. CancelledError ends the reply
-        without a traceback, because the program is ending."""
         broken = ConnectionError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError
         try:
             with suppress(*broken, asyncio.CancelledError):
@@ -77,10 +72,6 @@ async def listening(pages: Pages, port: int) -> AsyncIterator[str]:
 
 
 def route(pages: Pages, token: str, head: str) -> tuple[HTTPStatus, str, Content]:
-    """Return the status, media type and content for a request with this head. A refusal is a page with one sentence.
-    The first of these that applies is returned: 400 for a malformed request line, 403 unless there is exactly one Host
-    header and it names loopback, 405 for any method but GET, 403 for a wrong token, and 404 for an unknown page. The
-    path is /TOKEN/NAME. A page gets the query without empty values, and of a repeated key the last value."""
     first, *rows = head.split("\r\n")
     method, *target = first.split(" ")
     hosts = [row[5:].strip() for row in rows if row[:5].lower() == "host:"]
@@ -98,9 +89,8 @@ def route(pages: Pages, token: str, head: str) -> tuple[HTTPStatus, str, Content
         status, why = HTTPStatus.NOT_FOUND, "There is no such page."
     else:
         return HTTPStatus.OK, KINDS.get(name, "text/html"), pages[name](dict(parse_qsl(query)))
-    return status, "text/html", _sentence(why)
 
+    async def refusal() -> Content:
+        yield frame("kubectl gpusharing", (), tag("main", tag("p", why)))
 
-async def _sentence(text: str) -> Content:
-    """Yield one whole HTML page that has only this text, as a paragraph."""
-    yield frame("kubectl gpusharing", (), tag("main", tag("p", text)))
+    return status, "text/html", refusal()

@@ -1,8 +1,8 @@
 """Run a verb in each of the contexts that the user named: one after the other, or side by side in one table."""
 
 from argparse import Namespace
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any
 
 from gpusharing.kube.commandloop import run_command
 from kubectl_gpusharing.shell.arguments import CSV, NAMES, PAGE
@@ -12,35 +12,22 @@ from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import Trouble, worst
 
 
-class VerbModule(Protocol):
-    """A module that implements a verb; it has `run`, `run_offline`, or both."""
-
-    async def run(self, session: Session, typed: Namespace, terminal: Terminal) -> int:
-        """Query a cluster, print the answer, and return the exit status. Raises Trouble."""
-        ...
-
-    def run_offline(self, typed: Namespace, terminal: Terminal) -> int:
-        """Print the answer without contacting a cluster, and return the exit status. Raises Trouble."""
-        ...
-
-
 def carry_out(verb: Any, typed: Namespace) -> int:
-    """Run a verb and return the worst exit status. It runs without a cluster if it needs none (`Verb.offline`, unless
-    one of its `asks_with` is given) or --prometheus is given. With --contexts or --all-contexts, verbs that can do so
-    ask all clusters side by side; otherwise the verb runs (`run_each`) in each context of --contexts in turn, or else
-    in that of --context, which by default is the current one. Each of several contexts gets a heading, except in data.
-    Raises Trouble if flags contradict each other or a named context does not exist, and at the end if it failed in some
-    contexts."""
+    """Run a verb and return the worst exit status. Raises Trouble.
+
+    Its module has `async run(session, typed, terminal)`, which queries a cluster, prints the answer and returns the
+    exit status, or `run_offline(typed, terminal)`, which contacts no cluster, or both.
+    """
     flags, row, kubeconfig = vars(typed), typed.row, getattr(typed, "kubeconfig", "")
     named = tuple(name.strip() for name in flags.get("contexts", "").split(",") if name.strip())
     beside = row.beside > 0 and ("contexts" in flags or "all_contexts" in flags)
-    if why := _find_contradiction(typed, named, several=len(named) > 1 or beside):
+    if why := next(_find_contradictions(typed, named, several=len(named) > 1 or beside), ""):
         raise Trouble(why)
     color, headers = not flags.get("no_color"), not flags.get("no_headers")
     terminal = Terminal.of(flags.get("output", "table"), color=color, headers=headers)
     if flags.get("prometheus") or (row.offline and not any(map(flags.get, row.asks_with))):
-        module: VerbModule = verb
-        return module.run_offline(typed, terminal)
+        status: int = verb.run_offline(typed, terminal)
+        return status
     if beside:
         from kubectl_gpusharing.shell.clusters import carry_out_everywhere  # a single cluster does without
 
@@ -59,67 +46,55 @@ def carry_out(verb: Any, typed: Namespace) -> int:
     return run_command(_in_turn(run, contexts))
 
 
-def _find_contradiction(typed: Namespace, named: Sequence[str], *, several: bool) -> str:
-    """Return a message about the first contradiction between flags, or between a flag and the verb; empty if there is
-    none. The contradictions are: two of --context, --contexts and --all-contexts; a --contexts without a name; several
-    contexts for a verb, flag or format that takes one; html with --watch; --all-contexts for a verb that does not ask
-    clusters side by side; -n for a verb that covers all namespaces; and a format that the verb lacks. `named` are the
-    contexts of --contexts. `several` is true if the verb may run in more than one context."""
+def _find_contradictions(typed: Namespace, named: Sequence[str], *, several: bool) -> Iterator[str]:
     flags, verb = vars(typed), typed.row
-    output, watch, everywhere = flags.get("output", "table"), flags.get("watch"), flags.get("all_contexts")
-    output = output.partition("=")[0]
-    one = f"use --context {named[0] if named else 'NAME'}"
-    flag = "--all-contexts" if everywhere else "--contexts"
-    contradictions = {
-        "pass only one of --context, --contexts and --all-contexts, such as --contexts east,west": (
-            sum(name in flags for name in ("context", "contexts", "all_contexts")) > 1
-        ),
-        "--contexts contains no context: separate the names with commas, such as --contexts east,west": (
-            "contexts" in flags and not named
-        ),
-        f"{typed.verb} is for one cluster: {one}": (several or everywhere) and verb.alone,
-        f"--all-contexts does not work with {typed.verb}, only with status, doctor and cost: {one}": (
-            everywhere and not verb.beside
-        ),
-        f"--watch follows one context: {one}": several and watch,
-        f"--timeline and --events draw one context: {one}": several
-        and any(map(flags.get, ("timeline", "events"))),
-        f"--prometheus contacts no cluster: leave out {flag}, or leave out --prometheus to query each cluster's own"
-        " Prometheus": (several and flags.get("prometheus")),
-        f"-n cannot be used with {typed.verb}, which always covers all namespaces": (
-            verb.asks_prometheus and not verb.asks_with and flags.get("namespace")
-        ),
-        f"-o {output} cannot be used with {typed.verb}; it supports {', '.join(verb.outputs)}": (
-            output not in verb.outputs
-        ),
-        f"-o html writes one page for one context: {one}, without --watch": (
-            output == PAGE and (several or watch)
-        ),
-        f"-o {output} answers for one context: {one}": output in (CSV, NAMES) and several,
-    }
-    return next((text for text, holds in contradictions.items() if holds), "")
+    watch, everywhere = flags.get("watch"), flags.get("all_contexts")
+    output, one = (
+        flags.get("output", "table").partition("=")[0],
+        f"use --context {named[0] if named else 'NAME'}",
+    )
+    if sum(name in flags for name in ("context", "contexts", "all_contexts")) > 1:
+        yield "pass only one of --context, --contexts and --all-contexts, such as --contexts east,west"
+    if "contexts" in flags and not named:
+        yield "--contexts contains no context: separate the names with commas, such as --contexts east,west"
+    if (several or everywhere) and verb.alone:
+        yield f"{typed.verb} is for one cluster: {one}"
+    if everywhere and not verb.beside:
+        yield f"--all-contexts does not work with {typed.verb}, only with status, doctor and cost: {one}"
+    if several and watch:
+        yield f"--watch follows one context: {one}"
+    if several and any(map(flags.get, ("timeline", "events"))):
+        yield f"--timeline and --events draw one context: {one}"
+    if several and flags.get("prometheus"):
+        flag = "--all-contexts" if everywhere else "--contexts"
+        own = "leave out --prometheus to query each cluster's own Prometheus"
+        yield f"--prometheus contacts no cluster: leave out {flag}, or {own}"
+    if verb.asks_prometheus and not verb.asks_with and flags.get("namespace"):
+        yield f"-n cannot be used with {typed.verb}, which always covers all namespaces"
+    if output not in verb.outputs:
+        yield f"-o {output} cannot be used with {typed.verb}; it supports {', '.join(verb.outputs)}"
+    if output == PAGE and (several or watch):
+        yield f"-o html writes one page for one context: {one}, without --watch"
+    if output in (CSV, NAMES) and several:
+        yield f"-o {output} answers for one context: {one}"
 
 
-async def run_each(verb: VerbModule, session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Run the verb once for each different value of the argument `Verb.each`, with only that value, and return the
-    `worst` exit status. A blank line is between the answers, except in data. Run it once if the verb has no such
-    argument, or if the argument has no value, which then is an empty string. Raises Trouble at the end, if there was
-    any."""
+async def run_each(verb: Any, session: Session, typed: Namespace, terminal: Terminal) -> int:
+    """Run the verb once for each value of the argument `Verb.each`. Raises Trouble at the end, if there was any."""
     each = typed.row.each
     values = tuple(dict.fromkeys(getattr(typed, each) or [""])) if each else ("",)
 
     async def run(value: str) -> int:
         if value != values[0] and not terminal.structured:
             terminal.show([BLANK])
-        return await verb.run(session, Namespace(**vars(typed) | ({each: value} if each else {})), terminal)
+        own = Namespace(**vars(typed) | ({each: value} if each else {}))
+        status: int = await verb.run(session, own, terminal)
+        return status
 
     return await _in_turn(run, values)
 
 
 async def _in_turn(run: Callable[[str], Awaitable[int]], values: Sequence[str]) -> int:
-    """Call `run` with each value, one after the other, and return the `worst` status. A Trouble does not prevent the
-    others from running; it is raised at the end, combined with all others in one message. Any other exception ends the
-    loop at once."""
     troubles, statuses = list[Trouble](), list[int]()
     for value in values:
         try:
