@@ -15,7 +15,7 @@ from gpusharing.kube.paging import list_of
 from gpusharing.kube.unreadable import converted
 from gpusharing.planning.snapshot.podviews import PdbView
 
-LIST_VALID = 15.0
+BUDGETS_VALID = 15.0
 """Seconds for which a list is valid. It need not be newer, because the API server checks the present budget at each eviction."""
 LIST_VALID_THROTTLED = timedelta(minutes=2)
 """How long a list of budgets, or of the pods of a node, is valid while the API server refuses new ones with 429."""
@@ -31,7 +31,7 @@ class Budgets:
     crew: Crew
     _pdbs: tuple[PdbView, ...] = ()
     _listed: float = float("-inf")
-    _valid: float = LIST_VALID
+    _valid: float = BUDGETS_VALID
     """Seconds for which the last list is valid."""
     _error: str = ""
     """Why the last LIST failed; empty if it succeeded."""
@@ -70,8 +70,8 @@ class Budgets:
             self._waits_since = None
             raise
         except KubeError as error:
-            self._valid = LIST_VALID_THROTTLED.total_seconds() if isinstance(error, Throttled) else LIST_VALID
+            self._valid = LIST_VALID_THROTTLED.total_seconds() if isinstance(error, Throttled) else BUDGETS_VALID
             self._error, self._failed, self._waits_since = str(error), loop_time(), None
         else:
             self._pdbs, self._listed = pdbs, loop_time()
-            self._valid, self._error, self._waits_since = LIST_VALID, "", None
+            self._valid, self._error, self._waits_since = BUDGETS_VALID, "", None

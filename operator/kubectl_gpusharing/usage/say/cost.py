@@ -12,7 +12,7 @@ from kubectl_gpusharing.usage.read.queries import POLICY, MeterQuery
 from kubectl_gpusharing.usage.reckon.bills import HOUR, Part, Row, Sum
 
 UNKNOWN = "unknown"
-COLUMNS = (
+CSV_COLUMNS = (
     "from", "until", "by", "name", "policy", "part", "resource", "basis", "gpu_hours", "cost", "currency", "partial",
     "simulated", "memory_used", "sm_used",
 )  # fmt: skip
@@ -179,7 +179,7 @@ def _sum(part: Sum) -> SumData:
 
 def as_rows(answer: CostReport) -> Iterator[Sequence[object]]:
     query, missing, simulated = answer.query, answer.missing, answer.simulated
-    yield COLUMNS
+    yield CSV_COLUMNS
     for row in answer.bill.rows:
         cost = None if row.cents is None else money(row.cents).replace(",", "")
         yield (
