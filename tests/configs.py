@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from gpusharing.api.names import RESOURCE_GPU
-from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.views import GpuView, Hardware, PolicyView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing

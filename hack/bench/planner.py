@@ -16,13 +16,13 @@ from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.controller.leading import settle_heap
-from gpusharing.kube.zones import find_zones
+from gpusharing.kube.convert import find_zones
 from gpusharing.planning.gpus.cards import Card, find_card
 from gpusharing.planning.gpus.geometry import find_misfit, normalize
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.memo import Memo
+from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, Operand, Program, StackView
 from gpusharing.planning.snapshot.records import Verified
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, Operand, Program, StackView
 from gpusharing.planning.snapshot.views import (
     ClusterSnapshot,
     GPUNodeView,
@@ -33,8 +33,8 @@ from gpusharing.planning.snapshot.views import (
     PlanSettings,
     PolicyView,
 )
-from gpusharing.planning.wanted.configmaps import plan_config
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
+from gpusharing.planning.wanted.sharedobjects import plan_config
 from gpusharing.planning.wanted.target import PolicyTargets, Target, find_request
 from hack.bench.results import Measured
 from hack.cluster.nodes import LABEL_POOL, gpu_labels

@@ -10,7 +10,7 @@ from hack.generate import ROOT
 
 from gpusharing.agent.loop import LoopSettings
 from gpusharing.agent.meter import LAG, Account, Allotment, Meter
-from kubectl_gpusharing.usage.prometheus.windows import UNITS
+from kubectl_gpusharing.usage.windows import UNITS
 
 VALUES = yaml.safe_load((ROOT / "deploy/helm/gpu-sharing-operator/values.yaml").read_text())
 EVERY = VALUES["monitoring"]["podMonitor"]["interval"]

@@ -1,5 +1,5 @@
 """Which mode is advised for what, and that the policy which comes with it is one (kubectl_gpusharing/usage/advise.py,
-kubectl_gpusharing/usage/reckon/advice.py)."""
+kubectl_gpusharing/usage/advicerules.py)."""
 
 import itertools
 import json
@@ -14,13 +14,12 @@ from tests.cli.screen import END, answer, read_until, terminal
 
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy
-from gpusharing.planning.gpus.capacity import HEADROOM, memory_of, usable_memory
-from gpusharing.planning.gpus.cards import CARDS, Card
+from gpusharing.planning.gpus.cards import CARDS, HEADROOM, Card, memory_of, usable_memory
 from gpusharing.planning.gpus.geometry import find_misfit, normalize
 from kubectl_gpusharing.setup.layouts import pick
 from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
+from kubectl_gpusharing.usage.advicerules import Advice, AdviceAnswers, advise
 from kubectl_gpusharing.usage.advise import HOW_MUCH, QUESTIONS, size_of
-from kubectl_gpusharing.usage.reckon.advice import Advice, AdviceAnswers, advise
 
 
 def told(

@@ -1,5 +1,5 @@
 """`approve`, `pause`, `resume`, `retry`, `abort`, `skip`: the shipped operator does what they ask
-(kubectl_gpusharing/changing/steer.py, kubectl_gpusharing/changing/steering.py)."""
+(kubectl_gpusharing/changing/steer.py, kubectl_gpusharing/changing/steer.py)."""
 
 import io
 from argparse import Namespace
@@ -16,8 +16,7 @@ from gpusharing.api import names
 from gpusharing.kube.client import GPUNODES, NODES, POLICIES
 from gpusharing.kube.errors import Forbidden, Unavailable
 from gpusharing.kube.fence import record_text
-from kubectl_gpusharing.changing.steer import is_wanted
-from kubectl_gpusharing.changing.steering import find_change
+from kubectl_gpusharing.changing.steer import find_change, is_wanted
 from kubectl_gpusharing.pools.fleet import read_node
 from kubectl_gpusharing.shell.troubles import DONE, Trouble
 

@@ -1,4 +1,4 @@
-"""How hourly answers add up to the past of a workload (kubectl_gpusharing/usage/read/fold.py, kubectl_gpusharing/usage/read/histories.py)."""
+"""How hourly answers add up to the past of a workload (kubectl_gpusharing/usage/workloads.py, kubectl_gpusharing/usage/histories.py)."""
 
 from array import array
 from collections.abc import Sequence
@@ -8,13 +8,12 @@ import pytest
 
 from gpusharing.planning.gpus.cards import find_card
 from kubectl_gpusharing.shell.troubles import Trouble
-from kubectl_gpusharing.usage.prometheus.client import Series
-from kubectl_gpusharing.usage.prometheus.windows import Answers
-from kubectl_gpusharing.usage.read.fold import Fold, Record
-from kubectl_gpusharing.usage.read.histories import find_pool
-from kubectl_gpusharing.usage.read.queries import ANNOTATION
-from kubectl_gpusharing.usage.read.usage import add_gpus
-from kubectl_gpusharing.usage.reckon.needs import History
+from kubectl_gpusharing.usage.histories import add_gpus, find_pool
+from kubectl_gpusharing.usage.needs import History
+from kubectl_gpusharing.usage.prometheus import Series
+from kubectl_gpusharing.usage.queries import ANNOTATION
+from kubectl_gpusharing.usage.windows import Answers
+from kubectl_gpusharing.usage.workloads import Fold, Record
 
 HOURS = 100
 LABELS = {"UUID": "GPU-1", "modelName": "NVIDIA H100 80GB HBM3", "Hostname": "gpu-1", "namespace": "a"}

@@ -13,10 +13,10 @@ from tests.fakes.virtualtime import virtually
 from tests.kube.gathering import gathering
 from tests.kube.objects import node, pdb, pod
 
-from gpusharing.kube.budgets import PATIENCE, Budgets
 from gpusharing.kube.client import NODES, PDBS, PODS
-from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import HeldBack, KubeError, Throttled, Unavailable
+from gpusharing.kube.fanout import Crew
+from gpusharing.kube.podlists import PATIENCE, Budgets
 from gpusharing.planning.snapshot.podviews import PdbView
 
 

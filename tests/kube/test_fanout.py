@@ -20,7 +20,7 @@ from gpusharing.kube.errors import (
     Unavailable,
 )
 from gpusharing.kube.fanout import Fanout, PublishingClient
-from gpusharing.kube.paging import pages_of
+from gpusharing.kube.lists import pages_of
 
 
 def stage(**options: int) -> tuple[FakeCluster, Fanout]:

@@ -1,6 +1,6 @@
 """One frozen snapshot from many reads: what did not change keeps its identity, what cannot be read is said.
 
-The pods that wait for a GPU are counted by kube/podrequests.py.
+The pods that wait for a GPU are counted by kube/pods.py.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ from gpusharing.kube.errors import (
 )
 from gpusharing.kube.fence import record_text
 from gpusharing.kube.sources import AdminMaps
-from gpusharing.planning.snapshot.stackviews import Operand, Program
+from gpusharing.planning.snapshot.nvidia import Operand, Program
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 
 MIG_MANAGER = {"namespace": "gpu-operator", "labels": {"app": "nvidia-mig-manager"}}

@@ -1,4 +1,4 @@
-"""The cache (kube/reflector.py, kube/views.py) follows the server through gaps, restarts and stale news
+"""The cache (kube/reflector.py, kube/reflector.py) follows the server through gaps, restarts and stale news
 (docs/design/faults.md#esr, F9-F12)."""
 
 import asyncio

@@ -13,7 +13,7 @@ from tests.kube.test_reflector import kind_of_error, node, project, turns, watch
 
 from gpusharing.kube import errors
 from gpusharing.kube.client import EVENTS, JSON, NODES, ApiRequest, WatchEvent
-from gpusharing.kube.paging import BACKOFF_FIRST
+from gpusharing.kube.lists import BACKOFF_FIRST
 from gpusharing.kube.reflector import Reflector
 
 

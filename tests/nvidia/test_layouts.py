@@ -25,7 +25,7 @@ from gpusharing.planning.gpus.geometry import (
 )
 from gpusharing.planning.snapshot.views import GpuView
 from gpusharing.planning.wanted import migfile
-from gpusharing.planning.wanted.toolversions import find_mistaken
+from gpusharing.planning.wanted.target import find_mistaken
 
 pytestmark = pytest.mark.nvidia
 

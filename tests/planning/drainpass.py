@@ -10,7 +10,7 @@ from gpusharing.planning.drain.plan import DrainPlan, plan_drain, preflight
 from gpusharing.planning.drain.standing import Standings, find_standings
 from gpusharing.planning.drain.stranded import Afterwards, FutureNode
 from gpusharing.planning.snapshot.podviews import NodeWork, PodView, Scope
-from gpusharing.planning.vocabulary.blockers import Blocker
+from gpusharing.planning.vocabulary.findings import Blocker
 
 OPERATOR = "gpu-operator"
 SCOPE = Scope(OPERATOR)

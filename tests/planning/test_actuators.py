@@ -11,10 +11,10 @@ from tests.planning.cases import FULL, MIXED, NODE, make_case, world_of
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
-from gpusharing.planning.drain.holders import scope_of
+from gpusharing.planning.drain.pods import scope_of
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Release
+from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.records import Fence
-from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import NodeView, ObservedView
 from gpusharing.planning.stack.acceptance import find_targets, request_of
 from gpusharing.planning.stack.requirements import REQUIREMENTS, find_disabled

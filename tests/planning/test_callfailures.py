@@ -22,8 +22,7 @@ from tests.planning.changes import FENCE, answering, changing, emptied
 from tests.planning.told import PENDING, SYNCED, verdict
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.pools.keepers import name_keepers
-from gpusharing.planning.pools.pool import Pool
+from gpusharing.planning.pools.pool import Pool, name_keepers
 from gpusharing.planning.report.events import node_events
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import (
@@ -36,12 +35,11 @@ from gpusharing.planning.snapshot.actions import (
     SetClaims,
     UpdateFence,
 )
-from gpusharing.planning.snapshot.callfailures import POLICIES, CallFailure, failed_again
+from gpusharing.planning.snapshot.memory import POLICIES, CallFailure, failed_again
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import OLD_VIEW
 from gpusharing.planning.transition.after import after_pnr
-from gpusharing.planning.transition.callverdicts import Failing, is_moot, show_failure
-from gpusharing.planning.transition.members import Member, find_member
+from gpusharing.planning.transition.cases import Failing, Member, find_member, is_moot, show_failure
 from gpusharing.planning.vocabulary.reasons import Reason
 
 WORDS = "FenceNode failed: admission webhook denied it"

@@ -26,10 +26,10 @@ from tests.configs import target_for
 from tests.planning.test_drastack import DRIVER
 
 from gpusharing.api.names import LABEL_MIG_CONFIG, LABEL_MIG_STATE, DisruptionClass, Phase
-from gpusharing.planning.drain.holders import scope_of
+from gpusharing.planning.drain.pods import scope_of
 from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.gpus.geometry import Layout
-from gpusharing.planning.pools.previews import preview_of
+from gpusharing.planning.pools.afterwards import preview_of
 from gpusharing.planning.snapshot.actions import (
     Actuate,
     EnsureGPUNode,
@@ -38,9 +38,16 @@ from gpusharing.planning.snapshot.actions import (
     RestartOperand,
     UpdateFence,
 )
-from gpusharing.planning.snapshot.draviews import DeviceClassView, DraView, NodeDevices
+from gpusharing.planning.snapshot.nvidia import (
+    PLUGIN_SWITCH,
+    DeviceClassView,
+    DraView,
+    NodeDevices,
+    Operand,
+    Program,
+    StackView,
+)
 from gpusharing.planning.snapshot.records import Verified
-from gpusharing.planning.snapshot.stackviews import PLUGIN_SWITCH, Operand, Program, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PolicyView
 from gpusharing.planning.transition.cases import compare
 from gpusharing.planning.transition.judge import judge
@@ -49,7 +56,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.actuators.choice import find_actuator
 from gpusharing.planning.wanted.actuators.dra import DRA
 from gpusharing.planning.wanted.assess import Assessed
-from gpusharing.planning.wanted.draobjects import wanted_class
+from gpusharing.planning.wanted.sharedobjects import wanted_class
 from gpusharing.planning.wanted.target import PolicyTargets, Target, find_last_proven, find_request
 from gpusharing.planning.wanted.verify import Comparison, Source
 

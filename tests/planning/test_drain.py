@@ -10,7 +10,7 @@ from tests.planning.drainpass import OPERATOR, DrainPass, drain_pass, foreseen, 
 from gpusharing.api.policy import Drain
 from gpusharing.planning.drain.evictions import MAX_EVICTIONS, remember
 from gpusharing.planning.snapshot.podviews import EvictionMemory, PodView
-from gpusharing.planning.vocabulary.blockers import Blocker
+from gpusharing.planning.vocabulary.findings import Blocker
 from gpusharing.planning.vocabulary.reasons import Reason
 
 

@@ -13,8 +13,7 @@ from tests.planning.told import SYNCED, StatusInput
 
 from gpusharing.api.names import Phase
 from gpusharing.api.policy import Drain
-from gpusharing.planning.drain.force import find_force_note
-from gpusharing.planning.drain.plan import DrainPlan, plan_drain, preflight
+from gpusharing.planning.drain.plan import DrainPlan, find_force_note, plan_drain, preflight
 from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.report.events import node_events
 from gpusharing.planning.snapshot.actions import Evict, ForceDelete

@@ -1,5 +1,5 @@
 """A member that must stay keeps its whole gang to the end of a drain, not only before it: from being evicted, and from
-being deleted by force. What is told of it (drain/gangkeepers.py) names the gang and the member."""
+being deleted by force. What is told of it (drain/standing.py) names the gang and the member."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace

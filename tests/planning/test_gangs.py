@@ -1,6 +1,6 @@
 """A gang's rule is that of its strictest member, wherever that one runs; texts name the gang and where it is.
 
-How long a drain waits for its members is told by drain/gangkeepers.py.
+How long a drain waits for its members is told by drain/standing.py.
 """
 
 from dataclasses import replace
@@ -17,15 +17,12 @@ from tests.planning.test_pool import candidate, chosen, fenced
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import Drain
 from gpusharing.api.times import NEVER as FOREVER
-from gpusharing.planning.drain.gangkeepers import describe_gang, explain_gangs
-from gpusharing.planning.drain.gangs import ending_gangs, find_gang_blockers, name_gangs
-from gpusharing.planning.drain.plan import DrainPlan, plan_drain
-from gpusharing.planning.drain.standing import find_standings
-from gpusharing.planning.pools.candidates import find_cost
-from gpusharing.planning.pools.ledger import find_mates
+from gpusharing.planning.drain.plan import DrainPlan, ending_gangs, find_gang_blockers, name_gangs, plan_drain
+from gpusharing.planning.drain.standing import describe_gang, explain_gangs, find_standings
+from gpusharing.planning.pools.candidates import find_cost, find_mates
 from gpusharing.planning.snapshot.podviews import GangView, NodeWork, PdbView, PodView
 from gpusharing.planning.transition.before import before_pnr
-from gpusharing.planning.vocabulary.blockers import Blocker, explain_blockers
+from gpusharing.planning.vocabulary.findings import Blocker, explain_blockers
 from gpusharing.planning.vocabulary.reasons import Reason
 
 GANG = make_gang()

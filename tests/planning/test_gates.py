@@ -23,8 +23,8 @@ from tests.planning.cases import FULL, MIXED, MPS, SLICED, T4, assessed_of, make
 
 from gpusharing.api import names
 from gpusharing.planning.gpus.health import Vitals
+from gpusharing.planning.snapshot.nvidia import MpsDaemonView, Operand, PlainStackView
 from gpusharing.planning.snapshot.records import UNRECORDED, Deferred, SpecVersion, Verified
-from gpusharing.planning.snapshot.stackviews import MpsDaemonView, Operand, PlainStackView
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.gates import find_gate, first_closed, target_gates
 from gpusharing.planning.transition.verdict import NodeCase

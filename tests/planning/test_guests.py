@@ -7,7 +7,7 @@ from tests.build import make_cluster_policy, make_gpu, make_gpunode, make_stack
 from tests.configs import target_for
 from tests.planning.cases import FULL, MIXED, make_case
 
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView
+from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, PlainStackView
 from gpusharing.planning.snapshot.views import ObservedView
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import (

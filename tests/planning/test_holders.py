@@ -5,12 +5,7 @@ from tests.build import DAEMON_SET, at, make_node, make_pod, make_scope
 
 from gpusharing.api.names import is_gpu_resource
 from gpusharing.api.policy import Drain
-from gpusharing.planning.drain.holders import (
-    classify,
-    gpu_resources,
-    holds_gpu,
-    is_idle,
-)
+from gpusharing.planning.drain.pods import classify, gpu_resources, holds_gpu, is_idle
 from gpusharing.planning.snapshot.podviews import PodView, Scope
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.vocabulary.reasons import Reason

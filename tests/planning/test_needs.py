@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.planning.histories import BEGIN, H100, HOUR, QUARTER, WHOLE, each_hour, history
 
-from kubectl_gpusharing.usage.reckon.histogram import Sample
-from kubectl_gpusharing.usage.reckon.needs import (
+from kubectl_gpusharing.usage.needs import (
     GIB,
     LEVELS,
     RARE,
@@ -21,6 +20,7 @@ from kubectl_gpusharing.usage.reckon.needs import (
     History,
     Holding,
     Need,
+    Sample,
     find_need,
 )
 

@@ -26,12 +26,12 @@ from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.stack.acceptance import find_targets, request_of
 from gpusharing.planning.transition.cases import (
     Cases,
+    Member,
     compare,
     find_models,
     judge_case,
     keeps_verdict,
 )
-from gpusharing.planning.transition.members import Member
 from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.target import PolicyTargets

@@ -12,7 +12,7 @@ from tests.planning.placing import brute_force
 
 from gpusharing.planning.gpus.cards import CARDS, Card
 from gpusharing.planning.gpus.geometry import Layout, describe, find_misfit, normalize
-from kubectl_gpusharing.usage.reckon.templates import Counts, Packer
+from kubectl_gpusharing.usage.packing import Counts, Packer
 
 PACKERS = {card.key: Packer(card) for card in CARDS if card.profiles and card.memory_gb}
 PLACED = [card for card in CARDS if card.key in PACKERS and card.source.placements != "unknown"]

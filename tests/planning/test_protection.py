@@ -5,7 +5,7 @@ from datetime import datetime
 import pytest
 from tests.build import at, make_pod
 
-from gpusharing.planning.drain.rules import find_protection
+from gpusharing.planning.drain.pods import find_protection
 from gpusharing.planning.snapshot.podviews import PodView
 
 KARPENTER, OURS = "karpenter.sh/do-not-disrupt", "gpusharing.dev/do-not-disrupt"

@@ -1,4 +1,4 @@
-"""Which layout a pool should have, and that no other would take fewer GPUs; with kubectl_gpusharing/usage/reckon/templates.py."""
+"""Which layout a pool should have, and that no other would take fewer GPUs; with kubectl_gpusharing/usage/packing.py."""
 
 from array import array
 from collections import Counter
@@ -13,16 +13,10 @@ from tests.planning.histories import BY_KEY, H100, WHOLE, history, need, pool
 from gpusharing.api.names import Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy
-from gpusharing.planning.gpus.capacity import plain_profiles, usable_memory
+from gpusharing.planning.gpus.cards import plain_profiles, usable_memory
 from gpusharing.planning.gpus.geometry import find_misfit, maximal_layouts
-from kubectl_gpusharing.usage.reckon.needs import GIB, Goal, Holding, Need, Workload, find_need
-from kubectl_gpusharing.usage.reckon.recommendation import (
-    Bound,
-    Misplaced,
-    ModelPool,
-    Recommendation,
-    recommend,
-)
+from kubectl_gpusharing.usage.needs import GIB, Goal, Holding, Need, Workload, find_need
+from kubectl_gpusharing.usage.recommendation import Bound, Misplaced, ModelPool, Recommendation, recommend
 
 FLEET = (
     need("llm-7b", 18.1, 0.11, pods=12),

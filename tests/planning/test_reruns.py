@@ -59,8 +59,8 @@ from gpusharing.planning.snapshot.actions import (
     RestartOperand,
     UpdateFence,
 )
+from gpusharing.planning.snapshot.nvidia import PlainStackView
 from gpusharing.planning.snapshot.records import Fence
-from gpusharing.planning.snapshot.stackviews import PlainStackView
 from gpusharing.planning.snapshot.views import GPUNodeView
 from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.vocabulary.reasons import Reason

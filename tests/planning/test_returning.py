@@ -13,11 +13,11 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.pools.waves import hold_together
 from gpusharing.planning.report.transition import until_when, who_keeps
 from gpusharing.planning.snapshot.actions import Release, UpdateFence
-from gpusharing.planning.snapshot.callfailures import CallFailure
+from gpusharing.planning.snapshot.memory import CallFailure
 from gpusharing.planning.snapshot.records import Fence, Verified
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.transition.after import after_pnr
-from gpusharing.planning.transition.callverdicts import show_failure
+from gpusharing.planning.transition.cases import show_failure
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 

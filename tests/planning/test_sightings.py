@@ -1,10 +1,10 @@
-"""What several looks at a node in work add up to: planning/drain/sightings.py."""
+"""What several looks at a node in work add up to: planning/drain/pods.py."""
 
 from dataclasses import replace
 
 from tests.build import at, make_gpunode, make_pod, make_work
 
-from gpusharing.planning.drain.sightings import looked
+from gpusharing.planning.drain.pods import looked
 from gpusharing.planning.snapshot.podviews import Scope
 
 GPU_PODS = Scope("gpu-operator")

@@ -16,7 +16,7 @@ from tests.build import (
 )
 from tests.configs import make_shared, target_for
 
-from gpusharing.planning.snapshot.stackviews import PlainStackView, StackView
+from gpusharing.planning.snapshot.nvidia import PlainStackView, StackView
 from gpusharing.planning.snapshot.views import GpuView, Hardware
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason

@@ -1,6 +1,6 @@
 """A fenced node on which somebody else begins to work: we stand aside with our cordon, and lift it afterwards.
 
-`planning/transition/yielding.py`.
+`planning/transition/actuation.py`.
 """
 
 import json
@@ -18,10 +18,10 @@ from gpusharing.kube.fence import parse_record, patch_for, record_text
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import EnsureGPUNode, FenceNode, SetFinalizer, UpdateFence
 from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.transition.actuation import yielded
 from gpusharing.planning.transition.before import before_pnr
 from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
-from gpusharing.planning.transition.yielding import yielded
 from gpusharing.planning.vocabulary.reasons import Reason
 
 ADDED = (names.LABEL_UPGRADE_SKIP, *names.NEIGHBOUR_ANNOTATIONS)

@@ -20,15 +20,13 @@ from tests.planning.processmemory import Memory
 from tests.planning.wires import Wires, send
 
 from gpusharing.api import names
-from gpusharing.planning.drain.holders import scope_of
-from gpusharing.planning.drain.sightings import heard, looked
+from gpusharing.planning.drain.pods import heard, looked, scope_of
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.actions import Action
-from gpusharing.planning.snapshot.draviews import RULE_PREFIX, TaintRuleView
 from gpusharing.planning.snapshot.memo import Memo
+from gpusharing.planning.snapshot.nvidia import RULE_PREFIX, Program, StackView, TaintRuleView
 from gpusharing.planning.snapshot.podviews import NodeWork, PdbView, PodView
 from gpusharing.planning.snapshot.records import Claim, FailedNode
-from gpusharing.planning.snapshot.stackviews import Program, StackView
 from gpusharing.planning.snapshot.views import (
     ClusterSnapshot,
     GPUNodeView,

@@ -1,12 +1,12 @@
-"""What the agent needs from a GPU library, independent of the library: NVML is one implementation, a simulation another.
+"""The NVML library: loaded, replaced by a new driver, closed between readings, and read with a deadline."""
 
-What a card or driver does not support is a value (NotSupported, None, an empty tuple), never an error. What NVML denies to the agent's container is a value too (None, Unknown, `instances_withheld`, UNKNOWN_PROCESS), which means unknown and not empty.
-"""
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Protocol
 
-from dataclasses import field
-from typing import ClassVar, Protocol
-
-from gpusharing.api.gpunode import GPU, Access, Instance, Model, Process
+from gpusharing.api.gpunode import GPU, Access, Instance, Model, Process, Request
+from gpusharing.kube.background import Background
 from gpusharing.kube.errors import describe_bug
 from gpusharing.planning.vocabulary.values import value
 
@@ -149,3 +149,75 @@ class Library(Protocol):
         This blocks for as long as the driver blocks, which is forever with a hung GPU, so it is never called from the event loop. Between two calls no device is held open: any open NVML client makes a MIG mode change fail (docs/design/nvidia.md#a9).
         """
         ...
+
+
+Outcome = Literal["ok", "failed", "hung"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The outcome of one attempt to read the library."""
+
+    request: Request
+    """The request that the reading answers, which was known before it began."""
+    outcome: Outcome
+    """`hung` if the library has not answered by the deadline, but still may."""
+    seconds: float
+    reading: Reading | None = None
+    error: str = ""
+    """What went wrong and what to do, beginning with a reason; empty if the outcome is `ok`."""
+    patience: int = 0
+    """See `LibraryError.patience`."""
+    bug: Exception | None = None
+    """The error if it is not one that a library announces."""
+
+
+class Reader:
+    """Reads a library in the background. At the deadline it stops waiting, but the reading continues."""
+
+    def __init__(
+        self,
+        library: Library,
+        hung_after: float,
+        clock: Callable[[], float],
+        on_late: Callable[[], None],
+        background: Background,
+    ) -> None:
+        self._library = library
+        self._background = background
+        self._hung_after = hung_after
+        self._clock = clock
+        self._on_late = on_late
+        self._attempt: tuple[Request, asyncio.Future[Reading], float] | None = None
+        """The reading that is under way, with its request and its start."""
+        self._is_late = False
+
+    async def read(self, request: Request) -> Answer:
+        """Read for this request, or wait for a reading that is still under way for an earlier one.
+
+        A second reading never starts while one hangs: it would hang too, and leak a thread at every turn.
+        """
+        if self._attempt is None:
+            future = self._background(self._library.read, "nvml-reading")
+            self._attempt, self._is_late = (request, future, self._clock()), False
+        request, future, started = self._attempt
+        await asyncio.wait({future}, timeout=max(0.0, started + self._hung_after - self._clock()))
+        seconds = self._clock() - started
+        if not future.done():
+            if not self._is_late:
+                self._is_late = True
+                future.add_done_callback(lambda _: self._on_late())
+            why = (  # without the elapsed seconds, so that repeated reports are equal
+                f"NVMLHung: a reading did not return within {self._hung_after:g} s; the driver or a GPU is hung. "
+                "See `dmesg | grep -i xid` on the node; if it does not recover, drain and reboot the node"
+            )
+            return Answer(request, "hung", seconds, error=why)
+        self._attempt = None
+        try:
+            return Answer(request, "ok", seconds, future.result())
+        except LibraryError as error:
+            return Answer(
+                request, "failed", seconds, error=f"{error.reason}: {error}", patience=error.patience
+            )
+        except Exception as bug:  # noqa: BLE001 -- the error is reported, and the next turn reads again
+            return Answer(request, "failed", seconds, error=bug_text(bug), bug=bug)

@@ -17,17 +17,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from gpusharing.agent.library import Library, Reading, Use, bug_text
+from gpusharing.agent.gpunode import Observation, OwnNode, request_of
+from gpusharing.agent.kubelet import Holdings, PodResources, PodResourcesUnavailable
+from gpusharing.agent.library import Library, Outcome, Reader, Reading, Use, bug_text
 from gpusharing.agent.meter import LAG, NONE_ALLOCATABLE, Allotment, Meter, allotment_of, last_allocatable
-from gpusharing.agent.observation import Observation, request_of
-from gpusharing.agent.own import OwnNode
-from gpusharing.agent.podresources import Holdings, PodResources, PodResourcesUnavailable
-from gpusharing.agent.reader import Outcome, Reader
 from gpusharing.api.gpunode import Request
 from gpusharing.api.names import Phase
 from gpusharing.kube.background import Background, in_daemon_thread
-from gpusharing.kube.backoff import Backoff
 from gpusharing.kube.client import GPUNODES, JSON, KubeClient
+from gpusharing.kube.clock import Backoff
 from gpusharing.kube.errors import KubeError, NotFound
 from gpusharing.kube.raw import text
 

@@ -1,33 +1,63 @@
-"""The agent's process: `gpusharing-agent`, one per GPU node."""
+"""Start the node agent: flags, logs, signals."""
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
 from math import inf
 from pathlib import Path
 
 from prometheus_client.registry import CollectorRegistry
 
-from gpusharing.agent.access import MetricsAccess
-from gpusharing.agent.certificate import self_signed
 from gpusharing.agent.kubelet import SOCKET, KubeletPodResources
-from gpusharing.agent.logs import log_as_json
 from gpusharing.agent.loop import AgentLoop, LoopSettings, RestartNeeded
 from gpusharing.agent.metrics import AgentCollector
 from gpusharing.agent.nvml import NVML
-from gpusharing.agent.podnames import PodNames
-from gpusharing.agent.probes import ProbeServer
-from gpusharing.agent.processes import Processes
+from gpusharing.agent.probes import MetricsAccess, ProbeServer, self_signed
+from gpusharing.agent.processes import PodNames, Processes
 from gpusharing.agent.rest import RestClient
 from gpusharing.agent.usagemetrics import MeterCollector, UsageCollector
 from gpusharing.kube.background import Worker
 from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.login import SERVICE_ACCOUNT, Login, find_login
+
+_NO_EXTRAS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+
+class JSONLines(logging.Formatter):
+    """Formats a record as one line of JSON: timestamp, level, logger, event, node, and the keys passed as `extra`."""
+
+    def __init__(self, node: str) -> None:
+        super().__init__()
+        self._node = node
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+            "node": self._node,
+        }
+        line |= {key: value for key, value in vars(record).items() if key not in _NO_EXTRAS}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def log_as_json(node: str, level: str) -> None:
+    """Log to stderr in JSON lines, in place of any other handler. Raises ValueError if `level` is not the name of a log level."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JSONLines(node))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
 
 log = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
-"""NVML as an implementation of the Library protocol. Only this module and `nvml_*.py` import pynvml.
+"""Read the GPUs of this node through NVML: one adapter for pynvml, with the reading and the use of each device."""
 
-Calls and their traps: docs/design/hardware.md#nvml, nvml.h of NVML 13.3 and NVIDIA's reference for it.
-"""
-
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -10,30 +10,130 @@ from typing import Any
 import pynvml
 
 from gpusharing.agent.library import (
+    UNKNOWN_PROCESS,
     AccessLost,
+    DeviceUse,
     LibraryError,
     NotLoaded,
+    PodID,
+    ProcessUse,
     Reading,
     Replaced,
+    Use,
     bug_text,
     unreachable,
 )
-from gpusharing.agent.nvml_health import (
+from gpusharing.agent.nvml_devices import (
     REFUSED,
+    ListedProcess,
+    MigDevice,
     Xids,
     ecc_uncorrected,
     fields,
+    list_processes,
+    list_rest,
     maybe,
+    mig_devices,
+    mig_instances,
+    mig_profiles,
     recovery_action,
     remapped_rows,
     supported,
 )
-from gpusharing.agent.nvml_mig import mig_devices, mig_instances, mig_profiles
-from gpusharing.agent.nvml_processes import list_processes, list_rest
-from gpusharing.agent.nvml_use import UseOfGPUs
 from gpusharing.agent.processes import Processes
-from gpusharing.api.gpunode import GPU, Access, ComputeMode, MigMode, Model, Virtualization
+from gpusharing.api.gpunode import GPU, Access, ComputeMode, Instance, MigMode, Model, Virtualization
 from gpusharing.planning.gpus.health import XIDS
+
+MOST_XIDS = 64
+"""XID numbers that are counted per GPU. NVIDIA's catalog has fewer than 200, and a broken GPU raises a handful."""
+
+
+class UseOfGPUs:
+    """Collects the use of the GPUs during one reading after another."""
+
+    def __init__(self, pod_of: Callable[[int], PodID | None]) -> None:
+        self._pod_of = pod_of
+        self._sampled: dict[str, int | None] = {}
+        """Time stamp of the last sample of SM shares of each GPU, by UUID, in the driver's microseconds; None if the driver does not report shares."""
+        self._xids: Counter[tuple[int, int]] = Counter()
+        self._devices: list[DeviceUse] = []
+        self._processes: list[ProcessUse] = []
+
+    def begin(self) -> None:
+        """Begin a new reading: forget the devices and processes of the last one, but not the XIDs."""
+        self._devices, self._processes = [], []
+
+    def hear(self, index: int, xid: int) -> None:
+        """Count an XID of the GPU with this index, unless it has had MOST_XIDS others."""
+        distinct = sum(gpu == index for gpu, _ in self._xids)
+        if (index, xid) in self._xids or distinct < MOST_XIDS:
+            self._xids[index, xid] += 1
+
+    def take(
+        self,
+        gpu: GPU,
+        devices: Sequence[MigDevice],
+        instances: Sequence[Instance | None],
+        lists: Sequence[Sequence[ListedProcess]],
+    ) -> None:
+        """Record the memory of a GPU's devices, and their processes, with SM shares unless MIG is on."""
+        mig = gpu.mig_mode == "Enabled"
+        complete = all(process.pid != UNKNOWN_PROCESS.pid for process in gpu.processes)
+        for (handle, uuid), instance, listed in zip(devices, instances, lists, strict=True):
+            known = [
+                (process.pid, memory) for process, memory in listed if process.pid != UNKNOWN_PROCESS.pid
+            ]
+            shares = None if mig else self._sm_shares(handle, uuid, idle=not known)
+            used, total = _memory(handle, whole=not mig)
+            self._devices.append(
+                DeviceUse(
+                    gpu.index,
+                    gpu.uuid,
+                    uuid,
+                    used,
+                    total,
+                    instance,
+                    all_listed=complete,
+                    reports_sm=shares is not None,
+                )
+            )
+            for pid, memory in known:
+                share = None if shares is None else shares.get(pid, 0)
+                self._processes.append(ProcessUse(pid, uuid, memory, share, self._pod_of(pid)))
+
+    def so_far(self) -> Use:
+        """Return everything recorded since `begin`, and the XIDs since the agent started, sorted by GPU and number."""
+        xids = tuple((gpu, xid, count) for (gpu, xid), count in sorted(self._xids.items()))
+        return Use(tuple(self._devices), tuple(self._processes), xids)
+
+    def _sm_shares(self, handle: Any, uuid: str, *, idle: bool) -> dict[int, int] | None:
+        """Return the percentage of SM time by pid, without those without activity; None if the driver does not report it.
+
+        An idle GPU is queried only the first time.
+        """
+        if idle and uuid in self._sampled:
+            return None if self._sampled[uuid] is None else {}
+        since = self._sampled.get(uuid) or 0
+        try:
+            samples = pynvml.nvmlDeviceGetProcessUtilization(handle, since)
+        except pynvml.NVMLError as error:
+            # NOT_FOUND means that no process was active; pynvml raises SUCCESS for an empty list.
+            answered = error.value in (pynvml.NVML_ERROR_NOT_FOUND, pynvml.NVML_SUCCESS)
+            self._sampled[uuid] = since if answered else None
+            return {} if answered else None
+        samples = sorted(samples, key=lambda sample: sample.timeStamp)
+        self._sampled[uuid] = max([since, *(int(sample.timeStamp) for sample in samples)])
+        return {sample.pid: sample.smUtil for sample in samples}
+
+
+def _memory(handle: Any, *, whole: bool) -> tuple[int | None, int | None]:
+    """Return the bytes in use and in total; in use without the driver's reserve if `whole`, except before R510."""
+    for version in (pynvml.nvmlMemory_v2, None) if whole else (None,):
+        with suppress(pynvml.NVMLError):
+            info = pynvml.nvmlDeviceGetMemoryInfo(handle, version)
+            return int(info.used), int(info.total)
+    return None, None
+
 
 _MOST_PROCESSES = 1024  # the limit of the CRD; fewer are enough to show that a GPU is busy
 _MIB = 1024 * 1024

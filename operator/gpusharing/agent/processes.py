@@ -1,18 +1,42 @@
-"""The processes that NVML lists, as procfs shows them. What is unknown counts as busy, never as idle.
-
-The name that NVML reports is the first word of the command line, which every process may choose. Whether a process is one of NVIDIA's MPS daemons, which an idle GPU may have, is decided only by its executable and its parent. Without the right to read an executable (CAP_SYS_PTRACE), `comm` is used instead, which the kernel takes from the executable and cuts to 15 bytes (proc(5)).
-"""
+"""Which pod a process on a GPU belongs to, from /proc and the names of the pods of this node."""
 
 import os
 import re
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from gpusharing.agent.library import UNKNOWN_PROCESS, PodID
-from gpusharing.agent.podnames import PodNames
 from gpusharing.api.gpunode import Process
 from gpusharing.planning.vocabulary.values import value
+
+PAUSE = 5.0
+"""Seconds between two listings of the folders, because one reading may look up many UIDs that have no folder."""
+
+
+class PodNames:
+    """Finds the pods of this node by UID, in the kubelet's podLogsDir; with None, no name is ever found."""
+
+    def __init__(self, logs: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._logs = logs
+        self._clock = clock
+        self._known: dict[str, PodID] = {}
+        self._listed_at = -PAUSE
+
+    def of(self, uid: str) -> PodID:
+        """Return the pod with this UID, without a name if no folder shows it."""
+        if uid not in self._known and self._clock() - self._listed_at >= PAUSE:
+            folders: list[str] = []
+            with suppress(OSError):
+                folders = [] if self._logs is None else os.listdir(self._logs)
+            # Kubernetes names are ASCII. A name that is not even UTF-8 comes with surrogates, which no label can hold.
+            parts = (folder.split("_") for folder in folders if folder.isascii())
+            self._known = {part[2]: PodID(part[2], part[0], part[1]) for part in parts if len(part) == 3}
+            self._listed_at = self._clock()
+        return self._known.get(uid) or PodID(uid)
+
 
 MPS_SERVER, MPS_CONTROL = "nvidia-cuda-mps-server", "nvidia-cuda-mps-control"
 _COMM = 15  # TASK_COMM_LEN without the terminating null

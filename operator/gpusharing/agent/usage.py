@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 
+from gpusharing.agent.kubelet import Holdings
 from gpusharing.agent.library import DeviceUse, ProcessUse, Use
-from gpusharing.agent.podresources import Holdings
 from gpusharing.planning.vocabulary.values import value
 
 MOST_DEVICES = 128

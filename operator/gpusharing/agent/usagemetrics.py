@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from gpusharing.agent.lagging import LaggingCounts
 from gpusharing.agent.library import DeviceUse
 from gpusharing.agent.loop import AgentLoop
-from gpusharing.agent.meter import Meter
+from gpusharing.agent.meter import LaggingCounts, Meter
 from gpusharing.agent.usage import MOST_DEVICES, MOST_HOLDERS, MOST_RESOURCES, DeviceUsage, Holder, Sum, usage
 
 PREFIX = "gpusharing"

@@ -1,38 +1,108 @@
-"""wake → gather → plan → execute → publish: one level-triggered loop for the whole cluster.
-
-An event only says "look again". No decision depends on what only this process remembers, except for waits: how long to back off, since when a node differs, when a blocked node was last looked at. Everything else that the process remembers only saves work.
-"""
+"""The loop: gather, plan, execute, publish; paced, and watched for progress."""
 
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from gpusharing.controller.complaints import Complaints
+import structlog
+
 from gpusharing.controller.execute import FATAL, Executor
-from gpusharing.controller.observer import Observer
-from gpusharing.controller.pace import RETRY, Pace
-from gpusharing.controller.progress import Progress
+from gpusharing.controller.metrics import Observer
 from gpusharing.controller.publish import Publisher
+from gpusharing.controller.role import Complaints
 from gpusharing.controller.settings import Settings
 from gpusharing.controller.tainttest import PERIOD, TaintTest
-from gpusharing.kube.client import KubeClient
-from gpusharing.kube.clock import wall_time
-from gpusharing.kube.crew import Crew
+from gpusharing.kube.client import ApiRequest, KubeClient
+from gpusharing.kube.clock import loop_time, wall_time
 from gpusharing.kube.errors import KubeError, first_of
-from gpusharing.kube.fanout import Fanout, PublishingClient
+from gpusharing.kube.fanout import Crew, Fanout, PublishingClient
 from gpusharing.kube.gather import Gatherer
 from gpusharing.kube.http import Limits
 from gpusharing.kube.sources import NOT_YET, AdminMaps, Sources, SourceSettings
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.actions import Action, SetPointers
-from gpusharing.planning.snapshot.looks import PassMemory
 from gpusharing.planning.snapshot.memo import Memo
+from gpusharing.planning.snapshot.memory import PassMemory
 from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.views import ClusterSnapshot
+
+log = structlog.get_logger()
+
+LOOK_EVERY = timedelta(seconds=10)
+"""The longest rest between two passes, even if a plan names a later time."""
+FIRST_LOOK = 4
+"""An event after a quiet time waits for the debounce divided by this: events that belong together arrive within that time."""
+AT_ONCE = 2
+"""How many follow-up passes run without a break: configuration, then fence. More of them are caused by other nodes of a large pool, and every pass examines all nodes."""
+FOLLOW_UPS = 30
+"""The most passes that may follow one another without a rest; more would only load the API server."""
+RETRY = 2.0
+"""Seconds until the next pass, after the API server or the Lease has ended one."""
+
+
+@dataclass(slots=True)
+class Pace:
+    """Decides how long one loop rests between its passes."""
+
+    wake: asyncio.Event
+    debounce: float
+    now: Callable[[], datetime]
+    _follow_ups: int = 0
+
+    async def rest(self, due: datetime | None) -> None:
+        """Wait until an event arrives or the time `due` is reached, but for LOOK_EVERY at most. After an event, passes are a whole debounce apart, or a quarter after a quiet time."""
+        clock = asyncio.get_running_loop().time
+        begun = clock()
+        left = min(LOOK_EVERY, due - self.now()) if due is not None else LOOK_EVERY
+        try:
+            async with asyncio.timeout(max(0.0, left.total_seconds())):
+                await self.wake.wait()
+        except TimeoutError:
+            # A plan that writes in every pass and never settles must not run fast.
+            self._follow_ups = self._follow_ups + 1 if left <= timedelta(0) else 0
+            if self._follow_ups > FOLLOW_UPS:
+                log.warning(
+                    "too many passes have run back to back, so the operator waits longer before the next one",
+                    passes=self._follow_ups,
+                )
+                await asyncio.sleep(RETRY)
+            elif self._follow_ups > AT_ONCE:
+                await asyncio.sleep(self.debounce / FIRST_LOOK)
+            return
+        apart = self.debounce - (clock() - begun)
+        await asyncio.sleep(max(apart, self.debounce / FIRST_LOOK))
+
+
+_OF_A_PASS: ContextVar[bool] = ContextVar("of_a_pass", default=False)
+"""Whether the running task belongs to a pass. Inherited by every task that a pass starts."""
+
+
+class Progress:
+    """Records when the loop last made progress: a pass ended, or a call of it was answered."""
+
+    def __init__(self, clock: Callable[[], float] = loop_time) -> None:
+        self._clock = clock
+        self.last = clock()
+
+    @contextmanager
+    def of_a_pass(self) -> Iterator[None]:
+        """Let the calls in this block, and in tasks that are started in it, count as calls of a pass."""
+        token = _OF_A_PASS.set(True)
+        try:
+            yield
+            self.last = self._clock()
+        finally:
+            _OF_A_PASS.reset(token)
+
+    def called(self, request: ApiRequest, status: int) -> None:
+        """Record an answer, whatever it is; a status of 0 means that there was none. See http.OnCall."""
+        if status and _OF_A_PASS.get():
+            self.last = self._clock()
 
 
 class Leader(Protocol):

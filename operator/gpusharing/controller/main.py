@@ -17,8 +17,7 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from gpusharing.controller.processmetrics import ProcessMetrics
-from gpusharing.controller.role import Role, application, metrics_application
+from gpusharing.controller.role import ProcessMetrics, Role, application, metrics_application
 from gpusharing.controller.settings import PREFIX, Settings, SettingsError, from_environment
 from gpusharing.kube.clock import SteadyClock
 from gpusharing.kube.errors import Unauthorized

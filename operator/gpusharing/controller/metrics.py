@@ -1,4 +1,4 @@
-"""The operator's metrics for Prometheus. `docs/reference/metrics.md` is generated from this file."""
+"""The operator's metrics, and the observer that the loop tells about each pass."""
 
 import time
 from collections import Counter as Tally
@@ -10,18 +10,32 @@ from prometheus_client.registry import Collector
 
 from gpusharing.api.names import Phase
 from gpusharing.controller.execute import Outcome
-from gpusharing.controller.observer import Observer
-from gpusharing.controller.processmetrics import ProcessMetrics
+from gpusharing.controller.role import ProcessMetrics
 from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.report.counts import count_slices, waited_for
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import Action
 from gpusharing.planning.snapshot.views import ClusterSnapshot
-from gpusharing.planning.transition.members import Member
+from gpusharing.planning.transition.cases import Member
 from gpusharing.planning.transition.verdict import Verdict
-from gpusharing.planning.vocabulary.reasonkinds import Passes
-from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Passes, Reason
 from gpusharing.planning.wanted.assess import Assessed
+
+
+class Observer:
+    """Receives a call for each thing that happens in the loop. This one ignores all of them, for an operator without metrics."""
+
+    def passed(
+        self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot, outcome: Outcome
+    ) -> None:
+        """Called at the end of a pass with the seconds of each step by its name."""
+
+    def acted(self, action: Action, result: str) -> None:
+        """Called after an action with its result, `done` or what prevented it."""
+
+    def changed(self, before: Verdict | None, after: Verdict) -> None:
+        """Called when the verdict of a node differs from the one before, which is None for a new node."""
+
 
 Values = dict[tuple[str, ...], float]
 """The values of a gauge, by the values of its labels."""

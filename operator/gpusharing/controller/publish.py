@@ -15,9 +15,8 @@ import structlog
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.times import to_micro_time
-from gpusharing.controller.complaints import Complaints
+from gpusharing.controller.role import Complaints
 from gpusharing.kube.client import CLUSTER_POLICIES, EVENTS, GPUNODES, JSON, POLICIES, KubeClient, Resource
-from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import (
     AlreadyExists,
     HeldBack,
@@ -27,6 +26,7 @@ from gpusharing.kube.errors import (
     ServerAway,
     Unauthorized,
 )
+from gpusharing.kube.fanout import Crew
 from gpusharing.kube.raw import entries, text
 from gpusharing.kube.sources import Sources
 from gpusharing.planning.report.events import Event, cordon_event, node_events, refusal_event, shared_event
@@ -34,7 +34,7 @@ from gpusharing.planning.report.status import find_grounds, tell_status
 from gpusharing.planning.report.transition import health_conditions, transition
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import RepairMps, SetPointers
-from gpusharing.planning.snapshot.callfailures import LONGEST_WAIT
+from gpusharing.planning.snapshot.memory import LONGEST_WAIT
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, NodeView, PolicyView
 from gpusharing.planning.transition.verdict import Verdict
 

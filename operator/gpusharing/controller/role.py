@@ -1,27 +1,50 @@
-"""What a process of the operator is, a standby or the leader, and its pages /healthz, /readyz and /metrics.
-
-A standby waits for the Lease and reads nothing else. It imports none of the modules that only a leader needs (`leading.py`), so it uses less memory (docs/adr/0085-a-standby-that-knows-nothing.md). kopf has an endpoint of its own, which answers 200 whatever its watchers do.
-"""
+"""What a leader and a standby have in common: their role, metrics of the process, and problems that are logged once."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
 from aiohttp import web
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
-from gpusharing.controller.complaints import Complaints
+from gpusharing.kube.client import ApiRequest
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.lease import LeaderLease
+from gpusharing.kube.ownversion import own_version
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Complaints:
+    """The problems that exist at present, each under its subject."""
+
+    _open: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """The event that was logged for each problem, and its kind."""
+
+    def begins(self, subject: str, event: str, kind: str = "", **words: object) -> None:
+        """Log a warning, unless this event and kind were already logged. `words` are not compared, because messages of a server may contain counters."""
+        if self._open.get(subject) != (event, kind):
+            self._open[subject] = (event, kind)
+            log.warning(event, subject=subject, **words)
+
+    def check(self, subject: str, problem: object, event: str, kind: str = "", **words: object) -> None:
+        if problem:
+            self.begins(subject, event, kind, **words)
+        else:
+            self.ends(subject)
+
+    def ends(self, subject: str) -> None:
+        """Log that the problem is over, if there was one, quoting its event up to the first semicolon."""
+        if (known := self._open.pop(subject, None)) is not None:
+            log.info(f"resolved: {known[0].partition('; ')[0]}", subject=subject)
+
 
 START = 120.0
 """Seconds that a new leader may take to create its parts, after which it counts as dead. Imports take seconds, and a minute on a node whose CPUs are busy."""
-
-
-log = structlog.get_logger()
 
 
 class LeaderHealth(Protocol):
@@ -105,3 +128,26 @@ def metrics_application(registry: CollectorRegistry) -> web.Application:
     app = web.Application()
     app.add_routes([web.get("/metrics", metrics)])
     return app
+
+
+class ProcessMetrics:
+    """API calls, version and leadership, in a registry to which a leader adds its own metrics."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "gpusharing_api_requests_total",
+            "Calls to the API server by verb, resource and HTTP status (0: no response).",
+            ["verb", "resource", "status"],
+            registry=self.registry,
+        )
+        build = "1, with the version of the operator or of the agent."
+        self.build = Gauge("gpusharing_build_info", build, ["version", "component"], registry=self.registry)
+        self.build.labels(own_version(), "operator").set(1)
+        leads = "1 while this process holds the Lease."
+        self.leader = Gauge("gpusharing_leader", leads, registry=self.registry)
+
+    def called(self, request: ApiRequest, status: int) -> None:
+        """Count an API call; the kind is empty for discovery. See http.OnCall."""
+        kind = request.kind if request.resource.plural else ""
+        self.requests.labels(request.verb, kind, str(status)).inc()

@@ -12,7 +12,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from gpusharing.api.settingtypes import Period, Port, Seconds, listed
 from gpusharing.kube.fence import MOST_CLAIMS
-from gpusharing.kube.foreign import find_problem
+from gpusharing.kube.maintenance import find_problem
 from gpusharing.planning.snapshot.views import PlanSettings
 
 PREFIX = "GPUSHARING_"

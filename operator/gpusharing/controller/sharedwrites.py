@@ -20,6 +20,7 @@ from gpusharing.kube.client import (
     POLICIES,
     KubeClient,
 )
+from gpusharing.kube.daemonsets import daemon_set_view, signal
 from gpusharing.kube.dra import class_spec, device_class, rule_for
 from gpusharing.kube.errors import (
     Conflict,
@@ -30,12 +31,11 @@ from gpusharing.kube.errors import (
     Unauthorized,
     Unavailable,
 )
-from gpusharing.kube.plainstack import daemon_set_view, signal
+from gpusharing.kube.lists import check_identity
 from gpusharing.kube.raw import strings
 from gpusharing.kube.sources import MIG_KEY, Sources
 from gpusharing.kube.stackreader import render_repairs
-from gpusharing.kube.unreadable import check_identity
-from gpusharing.planning.snapshot import callfailures
+from gpusharing.planning.snapshot import memory
 from gpusharing.planning.snapshot.actions import (
     Action,
     RepairMps,
@@ -46,7 +46,7 @@ from gpusharing.planning.snapshot.actions import (
     WriteConfig,
     WriteRules,
 )
-from gpusharing.planning.snapshot.callfailures import (
+from gpusharing.planning.snapshot.memory import (
     CLAIMS,
     CLUSTER_POLICY,
     DEVICE_CLASS,
@@ -54,7 +54,7 @@ from gpusharing.planning.snapshot.callfailures import (
     TAINT_RULE,
     policy_subject,
 )
-from gpusharing.planning.snapshot.stackviews import MpsRepairs, StackView
+from gpusharing.planning.snapshot.nvidia import MpsRepairs, StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.wanted import migfile
 
@@ -77,7 +77,7 @@ def subject_of(action: Action) -> str:
     """Return the name under which failures of a shared write are recorded."""
     if isinstance(action, SetFinalizer):
         return policy_subject(action.policy)
-    return _SUBJECTS.get(type(action), callfailures.CONFIG_MAPS)
+    return _SUBJECTS.get(type(action), memory.CONFIG_MAPS)
 
 
 @dataclass(slots=True)

@@ -20,10 +20,9 @@ from gpusharing.kube.client import (
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.dra import taint_rule
 from gpusharing.kube.errors import AlreadyExists, KubeError, NotFound, Unavailable
-from gpusharing.kube.paging import list_of
+from gpusharing.kube.lists import check_identity, list_of
 from gpusharing.kube.raw import entries, text
-from gpusharing.kube.unreadable import check_identity
-from gpusharing.planning.snapshot.draviews import TAINT_TEST, TaintProof
+from gpusharing.planning.snapshot.nvidia import TAINT_TEST, TaintProof
 
 log = structlog.get_logger()
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from gpusharing.planning.snapshot.callfailures import CallFailure
-from gpusharing.planning.snapshot.draviews import UNTESTED, TaintProof
+from gpusharing.planning.snapshot.memory import CallFailure
+from gpusharing.planning.snapshot.nvidia import UNTESTED, TaintProof
 from gpusharing.planning.snapshot.podviews import EvictionMemory
 
 

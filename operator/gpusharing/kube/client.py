@@ -180,7 +180,7 @@ class KubeClient(ABC):
     async def list_page(
         self, resource: Resource, *, limit: int = 500, after: str = "", **filters: Unpack[Filters]
     ) -> Page:
-        """Read one page of a list; `kube/paging.py` reads whole lists.
+        """Read one page of a list; `kube/lists.py` reads whole lists.
 
         `limit` is the most objects in the page, or 0 for all, and `after` the token of the previous page. Raises Expired if the server no longer keeps the state that the token refers to.
         """

@@ -1,27 +1,30 @@
-"""Raw Nodes, GPUNodes, policies and NVIDIA's ClusterPolicy as the planner sees them; pods: `convert_pods.py`.
+"""Convert raw Nodes, GPUNodes and policies to the values that the planner reads."""
 
-No function raises because of an object's contents: a missing or malformed field becomes the value that makes the planner careful (not ready, no observation, a problem).
-"""
-
+import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from datetime import UTC, tzinfo
+from functools import cache, lru_cache
+from importlib import resources
 from sys import intern
+from zoneinfo import ZoneInfo
 
 from pydantic import TypeAdapter, ValidationError
 
 from gpusharing.api import names
 from gpusharing.api.gpunode import GPU, Model, Observed
+from gpusharing.api.names import RESOURCE_GPU, TAINT_UNPROVEN
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import Problem, validate_policy
 from gpusharing.kube.client import JSON
 from gpusharing.kube.fence import parse_record, read_fence
-from gpusharing.kube.foreign import find_marker
-from gpusharing.kube.quantity import count, gpu_counts
+from gpusharing.kube.maintenance import find_marker
 from gpusharing.kube.raw import (
+    count,
     entries,
+    gpu_counts,
     has_condition,
     interned,
     is_true,
@@ -33,18 +36,88 @@ from gpusharing.kube.raw import (
     variable,
     whole,
 )
-from gpusharing.kube.taints import GPU_TOLERATION, KEEPS_OUT, rows_text, start_gate, tolerates
-from gpusharing.kube.zones import find_zones
 from gpusharing.planning.gpus.cards import Profile, find_card, find_doubt
 from gpusharing.planning.gpus.geometry import is_profile, normalize
 from gpusharing.planning.gpus.health import vitals_of
-from gpusharing.planning.snapshot.draviews import key_of
+from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, key_of
 from gpusharing.planning.snapshot.records import Deferred, Fence, Verified
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
-from gpusharing.planning.stack.otherplugins import RESOURCES, find_other_plugin
+from gpusharing.planning.stack.plugins import RESOURCES, find_other_plugin
 from gpusharing.planning.stack.requirements import READ
 from gpusharing.planning.wanted.target import under_deletion
+
+
+def find_zones(spec: GPUSharingPolicySpec) -> dict[str, tzinfo]:
+    """Return UTC and the known time zones that the windows and blackouts of the policy name, by name."""
+    named = {window.time_zone for window in (*spec.rollout.windows, *spec.rollout.blackouts)}
+    zones = {name: find_zone(name) for name in sorted({"UTC", *named})}
+    return {name: zone for name, zone in zones.items() if zone is not None}
+
+
+@cache
+def find_zone(name: str) -> tzinfo | None:
+    if name == "UTC":
+        return UTC
+    if name not in _names():
+        return None
+    with resources.files("tzdata").joinpath("zoneinfo", *name.split("/")).open("rb") as data:
+        return ZoneInfo.from_file(data, key=name)
+
+
+@cache
+def _names() -> frozenset[str]:
+    return frozenset(resources.files("tzdata").joinpath("zones").read_text().split())
+
+
+EFFECT = "NoSchedule"
+GPU_TOLERATION = {"key": RESOURCE_GPU, "operator": "Exists", "effect": EFFECT}
+"""The toleration of the GPU Operator's DaemonSets if ClusterPolicy sets none: a list there replaces it (docs/design/nvidia.md#d9)."""
+
+KEEPS_OUT = ("NoSchedule", "NoExecute")
+"""The effects of a taint that exclude pods which do not tolerate it."""
+TRANSIENT_TAINTS = frozenset(
+    {
+        "node.kubernetes.io/unschedulable",
+        "node.kubernetes.io/not-ready",
+        "node.kubernetes.io/unreachable",
+        TAINT_UNPROVEN,
+    }
+)
+"""Taints that are removed when a cordon, a condition or the lack of proof ends. They do not exclude a pod for good."""
+
+
+def taint_text(taint: JSON) -> str:
+    """Return a taint as `kubectl describe` prints it, such as `key=value:NoSchedule`."""
+    value = text(taint, "value")
+    return f"{text(taint, 'key')}{f'={value}' if value else ''}:{text(taint, 'effect')}"
+
+
+def start_gate(node: JSON) -> str | None:
+    """Return the other taints of a Node that has the start-up taint, as a JSON list; None if it does not have it."""
+    taints = entries(node, "spec", "taints")
+    others = [row for row in taints if (row.get("key"), row.get("effect")) != (TAINT_UNPROVEN, EFFECT)]
+    return None if len(others) == len(taints) else rows_text(others)
+
+
+def tolerates(tolerations: Sequence[JSON], key: str = TAINT_UNPROVEN, value: str | None = None) -> bool:
+    """Whether pods with these tolerations may start on a node with the taint `key` and the effect NoSchedule (core/v1 Toleration).
+
+    If `value`, the taint's value, is None, every value of a toleration with this key matches.
+    """
+    return any(
+        text(row, "effect") in ("", EFFECT)
+        and text(row, "key") in ("", key)
+        and (
+            row.get("operator") == "Exists"
+            or (text(row, "key") == key and value in (None, text(row, "value")))
+        )
+        for row in tolerations
+    )
+
+
+def rows_text(rows: Sequence[JSON]) -> str:
+    return json.dumps(list(rows), separators=(",", ":"), ensure_ascii=False)
+
 
 _REPORT = TypeAdapter(Observed)
 

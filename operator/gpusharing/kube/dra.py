@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from gpusharing.api.names import LABEL_MANAGED_BY, MANAGED_BY, PREFIX, RESOURCE_GPU
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import DEVICE_CLASSES, DEVICE_TAINT_RULES, JSON
+from gpusharing.kube.convert import rows_text, tolerates
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
 from gpusharing.kube.raw import entries, is_true, part, section, strings, text, variable, whole
-from gpusharing.kube.taints import rows_text, tolerates
 from gpusharing.planning.gpus.geometry import normalize, resource_name
-from gpusharing.planning.snapshot.draviews import (
+from gpusharing.planning.snapshot.nvidia import (
     DRA_DRIVER,
     RULE_PREFIX,
     DeviceClassView,

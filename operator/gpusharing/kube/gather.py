@@ -1,29 +1,122 @@
-"""Reads what a plan depends on into one frozen ClusterSnapshot.
+"""Gather the snapshot of one pass."""
 
-Inputs that did not change stay the same objects, for the planner's memo.
-"""
-
+import asyncio
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from gpusharing.kube.actuatorlog import ActuatorLogs
-from gpusharing.kube.budgets import Budgets
+from gpusharing.api.names import LABEL_MIG_STATE
 from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.client import KubeClient
-from gpusharing.kube.clock import loop_time
-from gpusharing.kube.crew import Crew
+from gpusharing.kube.clock import Backoff, loop_time
 from gpusharing.kube.errors import KubeError, ServerAway, Unauthorized, Unavailable
+from gpusharing.kube.fanout import Crew
 from gpusharing.kube.nodepods import NodePods
-from gpusharing.kube.podrequests import PendingPods
+from gpusharing.kube.podlists import Budgets
+from gpusharing.kube.pods import PendingPods
 from gpusharing.kube.sources import Sources, by_node
 from gpusharing.kube.stackreader import StackReader
-from gpusharing.planning.snapshot.callfailures import POLICIES, CallFailure, failed_again
-from gpusharing.planning.snapshot.looks import PassMemory
+from gpusharing.planning.snapshot.memory import POLICIES, CallFailure, PassMemory, failed_again
+from gpusharing.planning.snapshot.nvidia import Operand, Program
 from gpusharing.planning.snapshot.records import Claim, FailedNode
-from gpusharing.planning.snapshot.stackviews import Operand, Program
-from gpusharing.planning.snapshot.views import ClusterSnapshot
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.wanted.actuators.choice import find_actuator
+
+LINES = 200
+"""How many lines of a log are read. mig-parted writes fewer in one run for eight GPUs after its first error."""
+PATIENCE = 2.0
+"""Seconds to wait for a log. The API server asks the kubelet, which may be gone, and the pass waits for the answer."""
+RETRY = timedelta(seconds=30)
+"""The wait until a log that gave no reason is read again; doubled each time."""
+LONGEST = timedelta(minutes=10)
+"""The longest wait between two reads, because a Failed node may wait for a person for weeks."""
+MAX_TEXT = 400
+"""The most characters of a reason."""
+LOGGED = re.compile(r'level=(error|fatal) msg="((?:[^"\\]|\\.)*)"')
+
+
+def failure_in(log: str) -> str:
+    """Return the first error and the last line of the last run of mig-manager, at most MAX_TEXT characters; empty without an error."""
+    found = LOGGED.findall(log.rpartition("Updating to MIG config")[2])  # its first line of a run
+    rows = [(level, text.replace('\\"', '"').replace("\\n", " ").strip()) for level, text in found]
+    # mig-manager's own summary after mig-parted's last line adds nothing.
+    rows = [row for row in rows if not row[1].startswith("Error: failed to apply MIG configuration")] or rows
+    if not rows:
+        return ""
+    # The first error is the cause. The last fatal line sums up ("...: all orderings failed"); earlier ones come from
+    # mig-parted's checks ("selected configuration not applied").
+    cause = next((text for level, text in rows if level == "error"), "")
+    return "; ".join(dict.fromkeys(filter(None, (cause, rows[-1][1]))))[:MAX_TEXT]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The last reading of a pod's log."""
+
+    key: str
+    """UID of the pod and number of the attempt, written `UID/attempt`."""
+    text: str
+    """The reason; empty if the log has none or could not be read."""
+    pause: Backoff
+    again: datetime
+    """When to read the log again if there is no reason."""
+
+
+@dataclass(slots=True)
+class ActuatorLogs:
+    """Reads the logs of mig-manager's pods, and remembers for each node why mig-manager fails there."""
+
+    client: KubeClient
+    _known: dict[str, _Known] = field(default_factory=dict)
+
+    async def read(
+        self, nodes: Mapping[str, NodeView], pods: Mapping[str, Operand], now: datetime, crew: Crew
+    ) -> dict[str, str]:
+        """Return why mig-manager failed, by node name, for each fenced node with the state `failed`, as far as it is known.
+
+        A log is read once per attempt, and again after a growing wait if it gave no reason. A slow read may end after this call; a later call then returns its reason.
+
+        Raises:
+            ExceptionGroup: with Unauthorized or ServerAway from a read, perhaps from one of an earlier call.
+        """
+        failed = {
+            name: f"{pods[name].uid}/{node.fence.attempt}"
+            for name, node in nodes.items()
+            if node.fence is not None and name in pods and node.labels.get(LABEL_MIG_STATE) == "failed"
+        }
+        for name in self._known.keys() - failed.keys():
+            del self._known[name]
+        keys = {
+            f"/log/{name}": name
+            for name, key in failed.items()
+            if (known := self._known.get(name)) is None
+            or known.key != key
+            or (not known.text and now >= known.again)
+        }
+
+        async def read(key: str) -> None:
+            name = keys[key]
+            reason = await self._read(pods[name])
+            before = self._known.get(name)
+            if before is not None and before.key == failed[name]:
+                pause = before.pause
+            else:
+                pause = Backoff(RETRY.total_seconds(), LONGEST.total_seconds(), lambda: 1.0)
+            again = now + timedelta(seconds=pause.after_failure())
+            self._known[name] = _Known(failed[name], reason, pause, again)
+
+        await crew.each(keys, read)
+        return {name: known.text for name, known in self._known.items() if known.text}
+
+    async def _read(self, pod: Operand) -> str:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return failure_in(await self.client.log(pod.namespace, pod.name, LINES))
+        except (Unauthorized, ServerAway):
+            raise
+        except (KubeError, TimeoutError):
+            return ""
 
 
 @dataclass(slots=True)

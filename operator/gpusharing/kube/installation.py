@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from gpusharing.api.names import ANNOTATION_WRITTEN, LABEL_MANAGED_BY, MANAGED_BY
-from gpusharing.kube.agentpods import has_secure_metrics
 from gpusharing.kube.client import (
     ACCESS_REVIEWS,
     CLUSTER_POLICIES,
@@ -28,14 +27,21 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.convert import cluster_policy_view, gpunode_view, node_view, policy_view
+from gpusharing.kube.daemonsets import (
+    daemon_set_view,
+    find_dra,
+    finder_state,
+    has_secure_metrics,
+    plain_stack,
+    with_mps_daemon,
+)
 from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailable
 from gpusharing.kube.lease import leader_of
-from gpusharing.kube.paging import list_of, pages_of
-from gpusharing.kube.plainstack import daemon_set_view, find_dra, finder_state, plain_stack, with_mps_daemon
+from gpusharing.kube.lists import list_of, pages_of
 from gpusharing.kube.raw import entries, has_condition, part, section, text, texts, whole
 from gpusharing.kube.sources import MIG_KEY
 from gpusharing.planning.snapshot.views import NodeView
-from gpusharing.planning.stack import rights
+from gpusharing.planning.stack import installationviews
 from gpusharing.planning.stack.installationviews import (
     AGENT,
     OPERATOR,
@@ -44,11 +50,11 @@ from gpusharing.planning.stack.installationviews import (
     InstallationView,
     Place,
     PodState,
+    Right,
     RightState,
 )
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
-from gpusharing.planning.stack.otherplugins import has_system_plugin
-from gpusharing.planning.stack.rights import Right
+from gpusharing.planning.stack.plugins import has_system_plugin
 from gpusharing.planning.wanted import migfile
 
 RUNTIME_CLASSES = Resource("node.k8s.io", "v1", "runtimeclasses")
@@ -170,13 +176,16 @@ class _Reader:
         """
         place = self.place
         optional = (
-            (rights.CONFIGURE, place.configure_gpu_operator),
-            (rights.REPAIR_MPS, place.repair_mps),
-            (rights.FORCE_DELETE, place.force_delete),
-            (rights.DEVICE_TAINTS, place.device_taints),
+            (installationviews.CONFIGURE, place.configure_gpu_operator),
+            (installationviews.REPAIR_MPS, place.repair_mps),
+            (installationviews.FORCE_DELETE, place.force_delete),
+            (installationviews.DEVICE_TAINTS, place.device_taints),
         )
-        operators = [*rights.OPERATOR_RIGHTS, *(right for rows, on in optional if on for right in rows)]
-        agents = rights.AGENT_RIGHTS + (rights.SECURE_METRICS if secure_metrics else ())
+        operators = [
+            *installationviews.OPERATOR_RIGHTS,
+            *(right for rows, on in optional if on for right in rows),
+        ]
+        agents = installationviews.AGENT_RIGHTS + (installationviews.SECURE_METRICS if secure_metrics else ())
         questions = [(OPERATOR, right) for right in operators] + [(AGENT, right) for right in agents]
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._right(subject, right)) for subject, right in questions]

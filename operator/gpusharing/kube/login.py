@@ -1,7 +1,4 @@
-"""The address of the API server, and our credentials for it.
-
-`OfficialLogin` asks the official client (`kubernetes.aio`): kubeconfig with certificates, tokens, exec plugins and OIDC. `ServiceAccountLogin` reads the service account's files itself, in a pod: the official client's imports cost 18 MiB of memory (docs/adr/0014).
-"""
+"""How to reach the API server: kubeconfig or service account, and proxies."""
 
 import ast
 import logging
@@ -15,11 +12,57 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec, module_from_spec
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
+from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # typeshed does not know it
 
 from gpusharing.kube.errors import Unauthorized
-from gpusharing.kube.proxies import find_proxy
+
+
+def find_proxy(server: str, proxy_url: str | None, environment: Mapping[str, str]) -> str | None:
+    """Return the URL of the proxy for this server, or None. `proxy_url`, from the kubeconfig, takes precedence, even over NO_PROXY.
+
+    Raises Unauthorized for anything but the URL of an HTTP or HTTPS proxy; the message contains no password.
+    """
+    source, proxy = "proxy-url of the cluster in the kubeconfig", proxy_url
+    if not proxy and not _is_direct(server, environment):
+        variable = f"{server.partition(':')[0]}_proxy"
+        source, proxy = _first(environment, variable.upper(), variable)
+        if proxy and "://" not in proxy:
+            proxy = f"http://{proxy}"
+    if not proxy:
+        return None
+    with suppress(ValueError):
+        url = urlsplit(proxy)
+        if url.scheme in ("http", "https") and url.hostname and url.port != 0:
+            return proxy
+    raise Unauthorized(
+        f"{source} names a proxy that cannot be used here, because only HTTP and HTTPS proxies can. Set a URL such as"
+        " http://proxy.example.com:3128"
+    )
+
+
+def _is_direct(server: str, environment: Mapping[str, str]) -> bool:
+    _, exempt = _first(environment, "NO_PROXY", "no_proxy")
+    with suppress(ValueError):  # not a URL, or no IP address: an error of the connection says what is wrong
+        place = urlsplit(server)
+        if place.hostname == "localhost" or proxy_bypass_environment(place.netloc, {"no": exempt}):
+            return True
+        address = ip_address(str(place.hostname))
+        if address.is_loopback:
+            return True
+        for network in exempt.split(","):
+            with suppress(ValueError):  # a name
+                if address in ip_network(network.strip(), strict=False):
+                    return True
+    return False
+
+
+def _first(environment: Mapping[str, str], *names: str) -> tuple[str, str]:
+    return next(((name, environment[name]) for name in names if environment.get(name)), ("", ""))
+
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TOKEN_SECONDS = 60.0

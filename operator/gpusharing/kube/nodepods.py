@@ -5,23 +5,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from gpusharing.kube.budgets import LIST_VALID_THROTTLED, Budgets
 from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.client import PODS, KubeClient
 from gpusharing.kube.clock import loop_time
-from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Throttled, Unauthorized
-from gpusharing.kube.gangs import Gangs
-from gpusharing.kube.paging import list_of
-from gpusharing.kube.podlookups import PodLookups
+from gpusharing.kube.fanout import Crew
+from gpusharing.kube.lists import list_of
+from gpusharing.kube.podlists import LIST_VALID_THROTTLED, Budgets, Gangs, PodLookups
 from gpusharing.kube.sources import Sources
 from gpusharing.kube.stackreader import StackReader
-from gpusharing.planning.drain.holders import holds_gpu, scope_of
-from gpusharing.planning.drain.isolation import with_guard
-from gpusharing.planning.drain.rules import asks_for_namespaces
-from gpusharing.planning.drain.sightings import heard, looked
+from gpusharing.planning.drain.pods import asks_for_namespaces, heard, holds_gpu, looked, scope_of
+from gpusharing.planning.drain.stranded import with_guard
+from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.podviews import NodeWork, PodView, Scope
-from gpusharing.planning.snapshot.stackviews import StackView
 
 
 @dataclass(slots=True)

@@ -1,31 +1,136 @@
-"""Reflector: a cache of small projections of all objects of one kind, kept up to date by list and watch.
-
-It is our own code because existing caches lose deletions: kopf 1.45 keeps objects that vanished in a 410 gap forever, and the informer of the official client keys by name without UID (docs/design/faults.md#d2, D3).
-
-A watch starts from the version of the first list as soon as its first page has arrived, and continues alongside every later list. So a list need not show one moment (paging.py), and one that fails takes nothing away.
-
-What holds at any time after `synced`:
-- an object that the server no longer has disappears at the next list at the latest (`relist_after`, and up to a fifth later, so that caches that began together do not list together);
-- a kind that is uninstalled leaves nothing behind: the cache empties when the server's discovery has not listed the kind for GONE_AFTER. A 404 alone is not believed: a server that has just started answers so too;
-- a view never goes back: of one kind, the object with the higher resourceVersion is the newer one. These are etcd revisions, one counter for the store; a server that writes something else is believed as it comes. Only a store that was restored from a backup turns the cache back: when two complete lists in a row are older than the cache, and a write has proven that versions went back (docs/adr/0061-lists-that-survive-their-pages.md);
-- `items` keeps the identity of a view whose projection did not change, so callers may memoize on it;
-- no object ends the cache. One that cannot be converted keeps its last view and is in `unreadable`. One without name, UID or version could be any, so the cache counts as incomplete until a list has none.
-"""
+"""Cached objects of one kind: listed, watched, and converted once for each version."""
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping
 from contextlib import aclosing, suppress
-from typing import Generic, Unpack
+from types import MappingProxyType
+from typing import Generic, TypeVar, Unpack
 
-from gpusharing.kube.backoff import Backoff
 from gpusharing.kube.client import JSON, Filters, KubeClient, Page, Resource, WatchEvent
-from gpusharing.kube.clock import loop_time
+from gpusharing.kube.clock import Backoff, loop_time
 from gpusharing.kube.errors import Expired, Forbidden, Invalid, KubeError, NotFound, first_of
-from gpusharing.kube.paging import BACKOFF_FIRST, BACKOFF_MOST, whole_list
-from gpusharing.kube.raw import newer
-from gpusharing.kube.unreadable import Unreadable, check_identity, converted
-from gpusharing.kube.views import View, Views
+from gpusharing.kube.lists import (
+    BACKOFF_FIRST,
+    BACKOFF_MOST,
+    Unreadable,
+    check_identity,
+    converted,
+    whole_list,
+)
+from gpusharing.kube.raw import newer, text
+
+View = TypeVar("View")
+
+OLDEST = "1"
+"""The version with which etcd begins, so every other version counts as newer. The server rejects a write that is conditional on it."""
+
+
+class Views(Generic[View]):
+    """The views of one kind, each with the version of the object that it was made from."""
+
+    def __init__(
+        self,
+        project: Callable[[JSON], View],
+        on_change: Callable[[str], None],
+        *,
+        long_names: bool,
+        remembered: int,
+    ) -> None:
+        """`project` may raise Unreadable. With `long_names`, objects are called `namespace/name`. `remembered`: see Reflector."""
+        self._project, self._on_change = project, on_change
+        self._long_names, self._remembered = long_names, remembered
+        self._views: dict[str, View] = {}
+        self.items: Mapping[str, View] = MappingProxyType(self._views)
+        self.unreadable: dict[str, str] = {}
+        """Why objects cannot be converted, by name. An object's view, if it has one, is of an earlier version."""
+        self._known: dict[str, tuple[str, str]] = {}
+        """UID and version of each object, by name."""
+        self._gone: OrderedDict[str, str] = OrderedDict()
+        """The remembered deletions, oldest first: the version at which the object was gone, by its UID."""
+        self.newest = ""
+        """The highest version that the server has shown."""
+        self.listing = False
+        """Whether a list is being read. All deletions are remembered meanwhile, because a later page may still contain the object."""
+
+    def name(self, obj: JSON) -> str:
+        metadata = obj["metadata"]
+        name: str = metadata["name"]
+        return f"{text(metadata, 'namespace')}/{name}" if self._long_names else name
+
+    def version(self, name: str) -> str:
+        """Return the version of an object as it was last seen; empty if none is stored, and OLDEST after `go_back`."""
+        return self._known.get(name, ("", ""))[1]
+
+    def reached(self, version: str) -> None:
+        if not self.newest or newer(version, self.newest):
+            self.newest = version
+
+    def apply(self, obj: JSON, moment: str = "") -> None:
+        """Store the view of a raw object, unless the cache knows this version or a newer one, or its deletion.
+
+        `moment` is the version of the list that contains the object, if any. Such an object replaces a cached one that is older than the list, even if its own version is lower: a store that was restored under a higher version (etcdutl --bump-revision) holds objects older than the cached ones.
+        """
+        metadata = obj["metadata"]
+        uid, version = metadata["uid"], metadata["resourceVersion"]
+        moment = moment or version
+        if uid in self._gone and not newer(moment, self._gone[uid]):
+            return  # a late answer to a write must not bring a deleted object back
+        self.reached(version)
+        name = self.name(obj)
+        known = self.version(name)
+        if known == version or newer(known, moment):
+            return
+        self._known[name] = uid, version
+        before = self.unreadable.pop(name, "")
+        try:
+            view = self._project(obj)
+        except Unreadable as error:
+            self.unreadable[name] = str(error)
+            changed = before != str(error)
+        else:
+            changed = bool(before) or name not in self._views or self._views[name] != view
+            if changed:
+                self._views[name] = view
+        if changed:
+            self._on_change(name)
+
+    def deleted(self, obj: JSON) -> None:
+        uid, name, version = obj["metadata"]["uid"], self.name(obj), obj["metadata"]["resourceVersion"]
+        known = self._known.get(name, ("", ""))
+        if known[0] != uid:
+            self._remember_gone(uid, version)
+        elif not newer(known[1], version):
+            self._forget(name, version)
+
+    def drop(self, name: str) -> None:
+        if name in self._known:
+            self._forget(name, self.version(name))
+
+    def keep_only(self, names: Collection[str], version: str) -> None:
+        """Drop all objects but `names`, those in a complete list of this version, and those that are newer than the list."""
+        for name in [name for name in self._known if name not in names]:
+            if not newer(self.version(name), version):
+                self._forget(name, version)
+
+    def go_back(self, version: str) -> None:
+        """Let every object that comes from now on count as newer, because the store was restored from a backup and is at `version`."""
+        self._gone.clear()
+        self._known = {name: (uid, OLDEST) for name, (uid, _) in self._known.items()}
+        self.newest = version
+
+    def _forget(self, name: str, version: str) -> None:
+        self._remember_gone(self._known.pop(name)[0], version)
+        self._views.pop(name, None)
+        self.unreadable.pop(name, None)
+        self._on_change(name)
+
+    def _remember_gone(self, uid: str, version: str) -> None:
+        self._gone[uid] = version
+        while len(self._gone) > self._remembered and not self.listing:
+            self._gone.popitem(last=False)
+
 
 SHORT_WATCH = 1.0
 """Seconds. A watch that ends sooner does not count as progress, whatever it delivered, so the next one is delayed."""

@@ -1,7 +1,4 @@
-"""All objects that the operator follows in the API.
-
-Each kind has its own reflector, except the policies, and every change calls the same callback.
-"""
+"""The cached kinds that every pass reads."""
 
 import asyncio
 import json
@@ -13,7 +10,6 @@ from operator import is_
 from typing import Any, TypeVar, Unpack
 
 from gpusharing.api.names import ANNOTATION_WRITTEN, LABEL_MANAGED_BY, MANAGED_BY
-from gpusharing.kube.agentpods import AGENT, agent_pod, agent_warning, unknown_agent_pod
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
@@ -28,6 +24,7 @@ from gpusharing.kube.client import (
     NODES,
     NVIDIA_MAINTENANCES,
     PODS,
+    POLICIES,
     RESOURCE_SLICES,
     Filters,
     KubeClient,
@@ -37,8 +34,20 @@ from gpusharing.kube.convert import (
     cluster_policy_view,
     gpunode_view,
     node_view,
+    policy_view,
     unknown_gpunode,
     unknown_node,
+    unknown_policy,
+)
+from gpusharing.kube.daemonsets import (
+    AGENT,
+    MPS,
+    agent_pod,
+    agent_warning,
+    daemon_set_view,
+    is_daemon_down,
+    lone_restarts,
+    unknown_agent_pod,
 )
 from gpusharing.kube.dra import (
     FIELD_SELECTOR,
@@ -49,7 +58,8 @@ from gpusharing.kube.dra import (
     slice_view,
     taint_rule_view,
 )
-from gpusharing.kube.errors import Forbidden, NotFound
+from gpusharing.kube.errors import Forbidden, NotFound, Unavailable
+from gpusharing.kube.lists import or_unknown, pages_of
 from gpusharing.kube.maintenance import (
     Maintenance,
     as_last_read,
@@ -58,15 +68,128 @@ from gpusharing.kube.maintenance import (
     nvidia_maintenance,
     with_maintenance,
 )
-from gpusharing.kube.plainstack import MPS, daemon_set_view, is_daemon_down, lone_restarts
-from gpusharing.kube.policies import PolicyCache
-from gpusharing.kube.raw import entries, has_condition, part, section, text
+from gpusharing.kube.raw import entries, has_condition, newer, part, section, strings, text
 from gpusharing.kube.reflector import Reflector
-from gpusharing.kube.unreadable import or_unknown
 from gpusharing.planning.snapshot.agents import AgentTroubles, find_troubles
-from gpusharing.planning.snapshot.draviews import NodeDevices, TaintRuleView
-from gpusharing.planning.snapshot.stackviews import Operand, Program
-from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
+from gpusharing.planning.snapshot.nvidia import NodeDevices, Operand, Program, TaintRuleView
+from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings, PolicyView
+
+
+class PolicyCache:
+    """All policies. There are few, so they are always listed as a whole. A view, and the tuple of all views, stays the same object while nothing has changed.
+
+    Like a Reflector, the cache never goes back unless the store was restored from a backup: a list that is older than what the server has already shown is rejected. A deleted policy in such a list would own nodes again, and would stay for good, because no watch continues from that list.
+    """
+
+    def __init__(self, client: KubeClient, restores: Callable[[], int] = int, paused: str = "false") -> None:
+        """`restores` returns how often a write has proven a restore (LeaderLease); `paused` applies to every view (PlanSettings)."""
+        self._client, self._paused = client, paused
+        self._restores, self._restores_seen, self._doubted = restores, restores(), False
+        """`restores` as of the last list that was accepted, and whether one has been refused since."""
+        self._raw: dict[str, JSON] = {}
+        self.views: tuple[PolicyView, ...] = ()
+        """The policies as last listed, sorted by name."""
+        self._dirty = True
+        self._listing = False
+        self._newest = ""
+        """The highest resourceVersion of policies that the server has shown in a list, an event or an answer."""
+        self.listed = False
+
+    @property
+    def stale(self) -> bool:
+        """Whether the next pass must list (`dirty`), or a list is under way."""
+        return self.dirty or self._listing
+
+    @property
+    def dirty(self) -> bool:
+        return self._dirty or self._restores() > self._restores_seen
+
+    def touch(self, name: str = "", resource_version: str = "") -> bool:
+        """Record that the policies must be listed again, and return True; False if the cache has this version, as after our own write.
+
+        Without `name` and `resource_version`, which come from an event, any policy may have changed.
+        """
+        if name and resource_version and _version(self._raw.get(name, {})) == resource_version:
+            return False
+        self._reached(resource_version)
+        self._dirty = True
+        return True
+
+    async def refresh(self) -> tuple[PolicyView, ...]:
+        """Return the views of all policies, sorted by name; they are listed again only if the cache is `dirty`.
+
+        Raises a KubeError if they cannot be listed, and Unavailable if the server answers with an older state than it has shown already. The policies known before stay, and the next call lists again.
+        """
+        if self.dirty:
+            self._dirty, self._listing = False, True
+            try:
+                self._raw = await self._list()
+            except BaseException:
+                self._dirty = True
+                raise
+            finally:
+                self._listing = False
+            self.listed = True
+            self._rebuild()
+        return self.views
+
+    async def _list(self) -> dict[str, JSON]:
+        listed: dict[str, JSON] = {}
+        at_least, version = self._newest, ""
+        async for page in pages_of(self._client, POLICIES):
+            listed |= {raw["metadata"]["name"]: raw for raw in page.items}
+            version = page.resource_version
+        if newer(at_least, version):
+            # A second one, after a write has proven that the store was restored from a backup, is accepted.
+            if not (self._doubted and self._restores() > self._restores_seen):
+                self._doubted = True
+                raise Unavailable(
+                    f"the API server returned an older state (resourceVersion {version}) than before"
+                    f" ({at_least})"
+                )
+            self._newest = ""
+        self._doubted, self._restores_seen = False, self._restores()
+        self._reached(version)
+        return listed
+
+    def accept(self, raw: JSON) -> None:
+        """Store the policy that the server returned for our write, unless a newer version is known already or the policy is unknown.
+
+        Statuses are written alongside the passes: an edit can be listed before the answer to an older write arrives.
+        """
+        name = text(raw, "metadata", "name")
+        self._reached(_version(raw))
+        if name in self._raw and not newer(_version(self._raw[name]), _version(raw)):
+            self._raw[name] = raw
+            self._rebuild()
+
+    def _reached(self, version: str) -> None:
+        if not self._newest or newer(version, self._newest):
+            self._newest = version
+
+    def _rebuild(self) -> None:
+        before = {view.name: view for view in self.views}
+        views = []
+        for name in sorted(self._raw):
+            view = _view(self._raw[name]).paused_by(self._paused)
+            views.append(before[name] if before.get(name) == view else view)
+        if tuple(views) != self.views:
+            self.views = tuple(views)
+
+    def finalizers(self, policy: str) -> tuple[str, tuple[str, ...]]:
+        raw = self._raw.get(policy, {})
+        return _version(raw), strings(part(raw, "metadata", "finalizers"))
+
+    def status(self, policy: str) -> Mapping[str, Any]:
+        return section(self._raw.get(policy, {}), "status")
+
+
+_view = or_unknown(POLICIES, policy_view, unknown_policy)
+
+
+def _version(raw: JSON) -> str:
+    return text(raw, "metadata", "resourceVersion")
+
 
 View = TypeVar("View")
 

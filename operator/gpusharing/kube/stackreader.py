@@ -11,18 +11,24 @@ import structlog
 from gpusharing.api.names import ANNOTATION_MPS_REPAIRS, ANNOTATION_WRITTEN, LABEL_PLUGIN_CONFIG
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.callmemory import CallMemory
+from gpusharing.kube.daemonsets import DaemonSetView, find_dra, plain_stack, with_mps_daemon
 from gpusharing.kube.dra import RULES_UNSERVED, tell_unread
-from gpusharing.kube.plainstack import DaemonSetView, find_dra, plain_stack, with_mps_daemon
 from gpusharing.kube.raw import part, text, whole
 from gpusharing.kube.sources import MIG_KEY, NODE_CONFIG_SUFFIX, ConfigMapView, Sources
-from gpusharing.planning.snapshot.callfailures import CLUSTER_POLICY, DEVICE_CLASS, MPS_DAEMON_SET, TAINT_RULE
-from gpusharing.planning.snapshot.draviews import DraView, TaintProof
-from gpusharing.planning.snapshot.stackviews import MpsRepairs, Program, StackView, find_active
+from gpusharing.planning.snapshot.memory import CLUSTER_POLICY, DEVICE_CLASS, MPS_DAEMON_SET, TAINT_RULE
+from gpusharing.planning.snapshot.nvidia import (
+    DraView,
+    MpsRepairs,
+    Program,
+    StackView,
+    TaintProof,
+    find_active,
+)
 from gpusharing.planning.stack.drastack import find_doubles
-from gpusharing.planning.stack.migstart import find_start_changes, label_commands, tell_changes
-from gpusharing.planning.stack.mpsrepair import find_due, find_serving
+from gpusharing.planning.stack.mig import find_start_changes, label_commands, tell_changes
+from gpusharing.planning.stack.mps import find_due, find_serving
+from gpusharing.planning.stack.plugins import tell_twins
 from gpusharing.planning.stack.pointers import find_unresolved, may_start_manager
-from gpusharing.planning.stack.rivals import tell_twins
 from gpusharing.planning.wanted import migfile, pluginconfig
 from gpusharing.planning.wanted.target import known_times
 

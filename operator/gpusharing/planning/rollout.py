@@ -41,36 +41,41 @@ from functools import partial
 
 from gpusharing.api.names import LABEL_POLICY, Phase
 from gpusharing.planning.drain.stranded import Afterwards
-from gpusharing.planning.pools.afterwards import find_afterwards, is_skipped
+from gpusharing.planning.pools.afterwards import Previews, find_afterwards, find_previews, is_skipped
 from gpusharing.planning.pools.choice import choose, count_vain
-from gpusharing.planning.pools.failures import count_failures, find_gone
-from gpusharing.planning.pools.forgetting import find_forgotten
+from gpusharing.planning.pools.holds import count_failures, find_gone
 from gpusharing.planning.pools.pool import Pool
-from gpusharing.planning.pools.previews import Previews, find_previews
-from gpusharing.planning.pools.slots import fences_of, find_resumed, share
 from gpusharing.planning.pools.waves import hold_together
+from gpusharing.planning.pools.writes import fences_of, find_forgotten, find_resumed, share
 from gpusharing.planning.snapshot.actions import Action, WriteConfig
-from gpusharing.planning.snapshot.looks import PassMemory
 from gpusharing.planning.snapshot.memo import Memo
-from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.memory import PassMemory
+from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, NodeView, PolicyView
 from gpusharing.planning.stack.acceptance import find_targets, request_of
 from gpusharing.planning.stack.drastack import is_complete
-from gpusharing.planning.stack.migstrategy import find_strategy_users, wants_other_strategy
-from gpusharing.planning.transition.callverdicts import Failing
-from gpusharing.planning.transition.cases import Cases, find_models, judge_case, keeps_verdict
-from gpusharing.planning.transition.gangrules import with_rules
-from gpusharing.planning.transition.guard import UnjudgedPolicyError, not_judged, of_policy
-from gpusharing.planning.transition.members import Member, find_member
+from gpusharing.planning.stack.mig import find_strategy_users, wants_other_strategy
+from gpusharing.planning.transition.cases import (
+    Cases,
+    Failing,
+    Member,
+    UnjudgedPolicyError,
+    find_member,
+    find_models,
+    judge_case,
+    keeps_verdict,
+    not_judged,
+    of_policy,
+    with_rules,
+)
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.actuators.choice import find_actuator
-from gpusharing.planning.wanted.configmaps import plan_config
-from gpusharing.planning.wanted.draobjects import plan_classes
 from gpusharing.planning.wanted.ownership import Owners, find_coming, find_contenders
 from gpusharing.planning.wanted.pluginconfig import PluginConfig
+from gpusharing.planning.wanted.sharedobjects import plan_classes, plan_config
 from gpusharing.planning.wanted.target import PolicyTargets, Request, Target
 
 

@@ -1,31 +1,39 @@
-"""`plan -f FILE | POLICY`: what an edit would do, computed by the operator's own planner on a live snapshot.
-
-Before the operator is installed, the plan is an estimate: the GPUs are inferred from labels, as `import` does.
-
-Exit status: that of the verdict (conclusion.py), or 1 if the plan could not be made.
-"""
+"""`kubectl gpusharing plan`: what a change of a policy would do, to which nodes and pods."""
 
 import asyncio
 from argparse import Namespace
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from enum import IntEnum
 from heapq import nlargest
 from math import floor
 
-from gpusharing.api.names import Phase
-from gpusharing.kube.client import GPUNODES, JSON, POLICIES
+from gpusharing.api.names import LABEL_ISOLATION, LABEL_MODE, Phase
+from gpusharing.api.validation import is_rewritten
+from gpusharing.kube.client import (
+    DAEMON_SETS,
+    DEPLOYMENTS,
+    GPUNODES,
+    JSON,
+    NAMESPACES,
+    POLICIES,
+    KubeClient,
+    Resource,
+)
 from gpusharing.kube.errors import KubeError
-from gpusharing.kube.raw import text
-from gpusharing.planning.pools.hours import RECENT
+from gpusharing.kube.lists import list_of, pages_of
+from gpusharing.kube.raw import entries, has_condition, text
+from gpusharing.planning.drain.stranded import ADMITTED
+from gpusharing.planning.pools.windows import RECENT
 from gpusharing.planning.report.proposal import Proposal, Step, foresee, tell_proposal
-from gpusharing.planning.vocabulary.blockers import explain_blockers
+from gpusharing.planning.vocabulary.findings import explain_blockers
 from gpusharing.planning.vocabulary.lengths import counted, some
-from kubectl_gpusharing.changing.conclusion import FAIL_ON, INKS, Outcome, conclude, judge, tell_span
-from kubectl_gpusharing.changing.dependents import find_vanishing, read_dependents, read_tenants
+from gpusharing.planning.vocabulary.reasons import Mark, Passes
 from kubectl_gpusharing.live.cluster import MAX_LISTED, LivePlan, gathered
 from kubectl_gpusharing.live.files import read_policies
-from kubectl_gpusharing.pools.fleet import read_node
-from kubectl_gpusharing.pools.timeline import read_changes
+from kubectl_gpusharing.pools.fleet import read_changes, read_node
 from kubectl_gpusharing.setup.adoption import with_pointers, with_presumed
 from kubectl_gpusharing.setup.importing import read_admin_maps
 from kubectl_gpusharing.shell.documents import ConclusionData, PlanData, ProposalData, StepData
@@ -38,6 +46,7 @@ from kubectl_gpusharing.shell.drawing import (
     columns,
     describe_simulated,
     fold,
+    length,
     line,
     prose,
     prose_of_each,
@@ -45,7 +54,212 @@ from kubectl_gpusharing.shell.drawing import (
 )
 from kubectl_gpusharing.shell.session import Session, no_such, object_name
 from kubectl_gpusharing.shell.terminal import Terminal
-from kubectl_gpusharing.shell.troubles import Trouble
+from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED_ON, Trouble, error_text
+
+FAIL_ON = ("evictions", "shortfall")
+UNREADABLE = "the labels of the node and the resources that it advertises do not show which GPUs it has"
+
+
+class Outcome(IntEnum):
+    """The result of a plan; the value is the exit status."""
+
+    NOTHING = DONE
+    CHANGES = CHANGES
+    CANNOT = 3
+    UNKNOWN = 4
+
+    def __str__(self) -> str:
+        return "nothing to do" if self is Outcome.NOTHING else self.name.lower()
+
+
+INKS = dict(zip(map(str, Outcome), (Ink.GOOD, Ink.BUSY, Ink.BAD, Ink.WAITING), strict=True))
+
+
+def count_evicted(steps: Iterable[Step]) -> tuple[int, bool]:
+    """Return how many pods these changes evict, and whether they were listed on every node that would be cordoned."""
+    pods, complete = 0, True
+    for step in steps:
+        pods += len(step.preview.pods) if step.preview is not None else 0
+        complete = complete and (step.preview is not None or not step.verdict.disruption.cordons)
+    return pods, complete
+
+
+def conclude(
+    proposals: Sequence[Proposal],
+    *,
+    estimate: bool = False,
+    fail_on: Sequence[str] | None = None,
+    bars_tenants: bool = False,
+) -> ConclusionData:
+    """Return the verdict on the plans for these policies together: the highest outcome counts. `fail_on` is None if the flag was not given."""
+    judged = [(one, *judge(one, estimate=estimate)) for one in proposals]
+    outcome = max((which for _, which, _ in judged), default=Outcome.NOTHING)
+    steps = [step for one in proposals for step in one.steps]
+    spans = [one.lasts for one in proposals if one.steps]
+    lasts = tuple(map(max, zip(*spans, strict=True))) if all(spans) else ()
+    pods, complete = count_evicted(steps)
+    whys = [f"{one.policy}: {why.rstrip('.')}" for one, which, why in judged if which is outcome and why]
+    reason = some(whys)
+    if outcome is Outcome.NOTHING:
+        matching = sum(one.settled + len(one.adopted) for one in proposals)
+        reason = "no node with GPUs is selected" if judged else "there is no policy"
+        if matching:
+            reason = f"{counted(matching, 'node has', 'nodes have')} what the policies ask for"
+    changes = ""
+    if steps:
+        person = sum(not step.starts and step.verdict.reason.passes is Passes.BY_A_PERSON for step in steps)
+        held = f" ({person} of them only after a person has acted)" if person else ""
+        evicted = f"{'' if complete else 'at least '}{counted(pods, 'pod')} will be evicted"
+        long = "How long this takes is unknown: no past change is recorded, or no window is long enough"
+        if lasts:
+            long = f"This takes {tell_span(lasts)}, judging by past changes and the windows"
+        changes = f"{counted(len(steps), 'node')} will change{held} and {evicted}. {long}"
+    parts = (changes, reason) if outcome is Outcome.CHANGES else (reason, changes)
+    why = " ".join(f"{part}." for part in parts if part)
+    unread = bool(steps) and any(one.unread for one in proposals)
+    waiting = any(lost.demand.waiting for one in proposals if one.steps for lost in one.vanishing)
+    evicts, short = unread or pods > 0 or not complete, unread or waiting or bars_tenants
+    failed_on = [word for word in fail_on or () if (evicts if word == "evictions" else short)]
+    status = DONE if fail_on is not None and outcome is Outcome.CHANGES else int(outcome)
+    guess = " (estimate, because the operator is not installed)" * estimate
+    failed = f" --fail-on found: {', '.join(failed_on)}." if failed_on else ""
+    low, high = [int(one.total_seconds()) for one in lasts] or (None, None)
+    return {
+        "outcome": str(outcome),
+        "exitStatus": FAILED_ON if failed_on else status,
+        "message": f"{str(outcome).capitalize()}{guess}: {why}{failed}",
+        "nodes": len(steps),
+        "pods": pods,
+        "podsComplete": complete,
+        "secondsAtLeast": low,
+        "secondsAtMost": high,
+        "estimate": estimate,
+        "failedOn": failed_on,
+    }
+
+
+def judge(proposal: Proposal, *, estimate: bool = False) -> tuple[Outcome, str]:
+    """Return the first outcome that applies to one policy, and why; the text may be empty for NOTHING and CHANGES."""
+    if not proposal.accepted:
+        return Outcome.CANNOT, proposal.about
+    unknown = ""
+    if unread := proposal.unread:
+        unknown = f"{some([one.node for one in unread])}: {UNREADABLE if estimate else unread[0].message}"
+    if proposal.steps:
+        return Outcome.CHANGES, unknown and f"it is unknown what will happen on {unknown}"
+    if proposal.lost:
+        owners, nodes = some(sorted({*proposal.lost.values()})), some(tuple(proposal.lost))
+        why = f"other policies ({owners}) own every node that spec.nodeSelector selects ({nodes})"
+        return Outcome.CANNOT, f"{why}. Narrow a selector, or give this policy a higher spec.priority"
+    if unknown:
+        return Outcome.UNKNOWN, unknown
+    if proposal.coming:
+        return Outcome.UNKNOWN, f"another policy is still changing {some(proposal.coming)}"
+    if stuck := [one for one in proposal.left_out if Mark.OUTSIDE not in one.reason.marks]:
+        return Outcome.CANNOT, f"{some([one.node for one in stuck])}: {stuck[0].reason}: {stuck[0].message}"
+    return Outcome.NOTHING, ""
+
+
+def tell_span(lasts: Sequence[timedelta]) -> str:
+    """Return a range of time in words, such as `about 20m to 1h5m`."""
+    return f"about {' to '.join(dict.fromkeys(map(length, lasts)))}"
+
+
+KUEUE = ("v1beta2", "v1beta1")
+"""The versions of Kueue's API that are tried."""
+KINDS: tuple[tuple[str, Resource], ...] = (
+    ("ResourceQuota", Resource("", "v1", "resourcequotas", namespaced=True)),
+    ("LimitRange", Resource("", "v1", "limitranges", namespaced=True)),
+    *(("ResourceFlavor", Resource("kueue.x-k8s.io", version, "resourceflavors")) for version in KUEUE),
+    *(("ClusterQueue", Resource("kueue.x-k8s.io", version, "clusterqueues")) for version in KUEUE),
+    ("Deployment", DEPLOYMENTS),
+    ("StatefulSet", Resource("apps", "v1", "statefulsets", namespaced=True)),
+    ("DaemonSet", DAEMON_SETS),
+    ("Job", Resource("batch", "v1", "jobs", namespaced=True)),
+    ("CronJob", Resource("batch", "v1", "cronjobs", namespaced=True)),
+)
+
+
+def find_vanishing(proposals: Iterable[Proposal], live: LivePlan) -> frozenset[str]:
+    """Return the resource names and the node labels, as `key=value`, that no node would have after the changes."""
+    accepted = [one for one in proposals if one.accepted and one.steps]
+    names = {lost.resource for one in accepted for lost in one.vanishing if not lost.demand.remain}
+    nodes = [live.snapshot.nodes[step.verdict.node] for one in accepted for step in one.steps]
+    pairs = {pair for node in nodes for pair in node.labels.items() if is_rewritten(pair[0])}
+    gone = pairs - live.plan.afterwards.find_labels() if pairs else pairs
+    return frozenset(names | {f"{key}={value}" for key, value in gone})
+
+
+async def read_dependents(
+    client: KubeClient, vanishing: Set[str], ignored: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return sentences about objects outside the namespace `ignored` that refer to a name in `vanishing`, and a note about kinds that could not be read.
+
+    Raises KubeError only if it cannot be determined whether an unreadable kind is served.
+    """
+    mentions: dict[str, set[str]] = defaultdict(set)
+    unread: dict[str, str] = {}
+    for kind, resource in KINDS if vanishing else ():
+        try:
+            async for page in pages_of(client, resource):
+                for raw in page.items:
+                    namespace = text(raw, "metadata", "namespace")
+                    ended = has_condition(raw, "Complete") or has_condition(raw, "Failed")
+                    owners = {text(one, "kind") for one in entries(raw, "metadata", "ownerReferences")}
+                    if ended or namespace == ignored or "CronJob" in owners:
+                        continue
+                    ref = "/".join(filter(None, (namespace, text(raw, "metadata", "name"))))
+                    for name in _mentioned(raw.get("spec"), vanishing):
+                        mentions[name].add(f"{kind} {ref}")
+        except KubeError as error:
+            if await client.served(resource):  # RBAC also refuses kinds that are not installed
+                unread[resource.plural] = error_text(error)
+    lines = [
+        f"{name} will no longer exist, but these objects refer to it: {some(sorted(refs), 20)}"
+        for name, refs in sorted(mentions.items())
+    ]
+    if any(ref.startswith("ResourceQuota ") for refs in mentions.values() for ref in refs):
+        lines.append("A ResourceQuota has no effect on a resource that no node advertises")
+    if not unread:
+        return tuple(lines), ()
+    why = f"{', '.join(sorted(unread))} may refer to names that will no longer exist, but could not be read"
+    return tuple(lines), (f"{why}: {min(unread.values())}",)
+
+
+async def read_tenants(
+    client: KubeClient, vanishing: Set[str], live: LivePlan
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return sentences about namespaces that the chart's guard for tenants (docs/how-to/isolate-tenants.md) would leave without nodes for GPU pods, and a note if they could not be read."""
+    lines = []
+    for level, modes in ADMITTED.items() if live.snapshot.settings.guard != "false" else ():
+        lost = vanishing & {f"{LABEL_MODE}={mode}" for mode in modes}
+        if not lost or live.plan.afterwards.find_labels() & {(LABEL_MODE, mode) for mode in modes}:
+            continue
+        try:
+            found = await list_of(client, NAMESPACES, label_selector=f"{LABEL_ISOLATION}={level}")
+        except KubeError as error:
+            what = f"namespaces with the {LABEL_ISOLATION} label"
+            return (), (f"{what} could not be read: {error_text(error)}",)
+        if found:
+            whose = some(sorted(text(raw, "metadata", "name") for raw in found), 20)
+            lines.append(
+                f"No node will have mode {' or '.join(modes)}, but GPU pods in namespaces with the label"
+                f" {LABEL_ISOLATION}={level} are admitted only to such nodes: {whose}"
+            )
+    return tuple(lines), ()
+
+
+def _mentioned(value: object, vanishing: Set[str]) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from {str(key).removeprefix("requests."), f"{key}={item}"} & vanishing
+            yield from _mentioned(item, vanishing)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _mentioned(item, vanishing)
+    elif isinstance(value, str) and value in vanishing:
+        yield value
+
 
 PRESUMED = (
     "No agent has read the GPUs. They are inferred from the labels and the advertised resources of the nodes, and"

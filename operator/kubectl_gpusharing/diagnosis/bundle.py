@@ -23,11 +23,11 @@ from typing import Any
 from gpusharing.kube import client as kinds
 from gpusharing.kube.client import JSON, Resource
 from gpusharing.kube.errors import KubeError, Unauthorized, Unavailable
+from gpusharing.kube.lists import list_of, pages_of
 from gpusharing.kube.ownversion import own_version
-from gpusharing.kube.paging import list_of, pages_of
 from gpusharing.kube.raw import has_condition, text
 from gpusharing.planning.vocabulary.lengths import counted
-from kubectl_gpusharing.live.installed import InstalledOperator, read_installed
+from kubectl_gpusharing.live.cluster import InstalledOperator, read_installed
 from kubectl_gpusharing.pools.fleet import read_node
 from kubectl_gpusharing.shell.documents import SupportBundleData
 from kubectl_gpusharing.shell.drawing import Ink, Span, fold, line, prose_of_each, simulated_sentence

@@ -19,7 +19,7 @@ from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import EVENTS, GPUNODES, JSON, POLICIES, Filters, Resource
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.errors import KubeError, one_error
-from gpusharing.kube.paging import PAGE
+from gpusharing.kube.lists import PAGE
 from gpusharing.kube.raw import text
 from gpusharing.kube.reflector import Reflector
 from gpusharing.planning.vocabulary.lengths import counted, some
@@ -27,15 +27,16 @@ from kubectl_gpusharing.pools.fleet import (
     NodeStatus,
     PoolStatus,
     State,
+    describe_timeline,
+    find_estimate,
     read_node,
     read_pools,
     simulated_nodes,
 )
-from kubectl_gpusharing.pools.timeline import describe_timeline, find_estimate
-from kubectl_gpusharing.shell.clusters import Answer, FleetVerb
 from kubectl_gpusharing.shell.documents import NodeData, PoolData, PoolListData
 from kubectl_gpusharing.shell.drawing import (
     BLANK,
+    KIND,
     Column,
     Glyph,
     Ink,
@@ -53,7 +54,7 @@ from kubectl_gpusharing.shell.drawing import (
     prose_of_each,
     table,
 )
-from kubectl_gpusharing.shell.manifests import KIND
+from kubectl_gpusharing.shell.running import Answer, FleetVerb
 from kubectl_gpusharing.shell.session import Session, no_such, object_name
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import DONE, Trouble, error_text, sentence

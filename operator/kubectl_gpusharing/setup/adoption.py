@@ -17,11 +17,17 @@ from gpusharing.kube.sources import NO_MAPS, AdminMaps
 from gpusharing.planning.report.proposal import configured
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
-from gpusharing.planning.stack.commands import helm_install, kubectl_patch, plain_upgrade
-from gpusharing.planning.stack.installationviews import InstallationView, Place, Severity
-from gpusharing.planning.stack.migstart import find_start_changes, is_safe, label_commands, tell_changes
+from gpusharing.planning.stack.installationviews import (
+    InstallationView,
+    Place,
+    Severity,
+    helm_install,
+    kubectl_patch,
+    plain_upgrade,
+)
+from gpusharing.planning.stack.mig import find_start_changes, is_safe, label_commands, tell_changes
 from gpusharing.planning.stack.nodesymptoms import PluginEntries, find_node_symptoms
-from gpusharing.planning.stack.otherplugins import OTHERS, explain_plugin
+from gpusharing.planning.stack.plugins import OTHERS, explain_plugin
 from gpusharing.planning.stack.pointers import (
     find_other_namespace,
     find_unresolved,
@@ -35,10 +41,17 @@ from gpusharing.planning.wanted.migfile import ALL_DISABLED, parse, parse_admin
 from gpusharing.planning.wanted.ownership import Owners, find_contenders
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
 from gpusharing.planning.wanted.verify import is_told_mps
-from kubectl_gpusharing.live.onlooker import applied
-from kubectl_gpusharing.setup.handmade import Handmade, find_handmade, find_unserved, find_unsettled, presume
-from kubectl_gpusharing.setup.likeness import ProposedPolicy, propose
-from kubectl_gpusharing.shell.manifests import policy_manifest
+from kubectl_gpusharing.live.cluster import applied
+from kubectl_gpusharing.setup.handmade import (
+    Handmade,
+    ProposedPolicy,
+    find_handmade,
+    find_unserved,
+    find_unsettled,
+    presume,
+    propose,
+)
+from kubectl_gpusharing.shell.drawing import policy_manifest
 
 EVERYWHERE = policy_view(
     policy_manifest(

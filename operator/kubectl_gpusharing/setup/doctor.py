@@ -11,18 +11,18 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 
 from gpusharing.api.names import LABEL_MIG_CAPABLE, LABEL_MIG_CONFIG
-from gpusharing.kube.answers import HINT
 from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, DEVICE_CLASSES, GPUNODES, JSON, KubeClient
+from gpusharing.kube.daemonsets import find_gpu_operator, gpu_server
 from gpusharing.kube.dra import device_class_view
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.installation import gather_installation, read_entries
-from gpusharing.kube.paging import list_of
-from gpusharing.kube.plainstack import find_gpu_operator, gpu_server
+from gpusharing.kube.lists import list_of
 from gpusharing.kube.raw import text
 from gpusharing.kube.sources import MIG_KEY, NODE_CONFIG_SUFFIX
-from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH
+from gpusharing.kube.wire import HINT
+from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH
 from gpusharing.planning.snapshot.views import PlanSettings
-from gpusharing.planning.stack.classsymptoms import find_class_symptoms
+from gpusharing.planning.stack.drastack import find_class_symptoms
 from gpusharing.planning.stack.installation import conclude, find_symptoms, report_topics, start
 from gpusharing.planning.stack.installationviews import (
     ASKED_BY_PEOPLE,
@@ -42,12 +42,11 @@ from gpusharing.planning.stack.nodesymptoms import (
     find_kubelet_symptoms,
     find_node_symptoms,
 )
+from gpusharing.planning.stack.plugins import find_rival_symptoms
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
-from gpusharing.planning.stack.rivals import find_rival_symptoms
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted.migfile import parse
-from kubectl_gpusharing.live.installed import read_deployment, unless_hidden
-from kubectl_gpusharing.shell.clusters import Answer, FleetVerb
+from kubectl_gpusharing.live.cluster import read_deployment, unless_hidden
 from kubectl_gpusharing.shell.documents import DoctorReportData
 from kubectl_gpusharing.shell.drawing import (
     BLANK,
@@ -61,6 +60,7 @@ from kubectl_gpusharing.shell.drawing import (
     prose,
     prose_of_each,
 )
+from kubectl_gpusharing.shell.running import Answer, FleetVerb
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble, explained

@@ -11,24 +11,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from gpusharing.api.validation import validate_policy
-from gpusharing.kube.convert import cluster_policy_view, policy_view
+from gpusharing.kube.convert import cluster_policy_view, find_zones, policy_view
 from gpusharing.kube.raw import section, text
 from gpusharing.kube.sources import MIG_KEY
-from gpusharing.kube.zones import find_zones
 from gpusharing.planning.gpus.cards import CARDS, Card, find_card
 from gpusharing.planning.gpus.geometry import find_misfit, nearest_layout, normalize, tell_misfit
-from gpusharing.planning.pools.hours import find_window_flaw
+from gpusharing.planning.pools.windows import find_window_flaw
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.stack.installation import find_symptoms
 from gpusharing.planning.stack.installationviews import InstallationView, Place, Topic
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted import migfile, pluginconfig
-from gpusharing.planning.wanted.yamltext import Unreadable, find_line, parse_yaml
+from gpusharing.planning.wanted.pluginconfig import Unreadable, find_line, parse_yaml
 from kubectl_gpusharing.live.files import Document, read_documents
 from kubectl_gpusharing.shell.documents import FindingData, LintReportData
-from kubectl_gpusharing.shell.drawing import Ink, Line, Paper, Span, fold, line, printable, prose
-from kubectl_gpusharing.shell.manifests import KIND
+from kubectl_gpusharing.shell.drawing import KIND, Ink, Line, Paper, Span, fold, line, printable, prose
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import DONE, FAILED
 

@@ -84,7 +84,7 @@ def _values(action: argparse.Action | None, begun: str, names: Names) -> Iterabl
 def cluster_names(kind: str, words: Sequence[str]) -> list[str]:
     """Return the names of all objects of a kind in the cluster that the typed words select; none if it cannot be read."""
     from gpusharing.kube import client
-    from gpusharing.kube.commandloop import run_command
+    from gpusharing.kube.background import run_command
     from gpusharing.kube.raw import text
     from kubectl_gpusharing.shell.session import connected, find_kubeconfigs, find_subject, read_contexts
 

@@ -1,21 +1,18 @@
-"""Lay out text for a given width.
-
-Each piece of text has an ink, its meaning, for which the terminal chooses a color. Pure, so that tests compare what a
-person sees.
-
-No information is in the color alone: each state has a glyph of its own, in ASCII too.
-"""
+"""Tables, trees and manifests as text."""
 
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import groupby
 from operator import attrgetter
+from typing import Any
 
+from gpusharing.api.names import API_VERSION
+from gpusharing.kube.client import JSON
 from gpusharing.planning.vocabulary.lengths import some
 
 NARROW = 20
@@ -233,3 +230,16 @@ def length(time: timedelta) -> str:
             finer = rest // small if count < 5 else 0
             return f"{count}{unit}{finer}{below}" if finer else f"{count}{unit}"
     return f"{seconds}s"
+
+
+KIND = "GPUSharingPolicy"
+
+
+def policy_manifest(name: str, spec: Mapping[str, Any], **metadata: object) -> JSON:
+    about = {"name": name, **metadata}
+    return {"apiVersion": API_VERSION, "kind": KIND, "metadata": about, "spec": dict(spec)}
+
+
+def comment(text: str) -> str:
+    """Return the string as one comment line of a YAML file."""
+    return f"# {printable(' '.join(text.splitlines()))}\n"

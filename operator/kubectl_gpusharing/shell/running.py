@@ -1,15 +1,188 @@
-"""Run a verb in each of the contexts that the user named: one after the other, or side by side in one table."""
+"""Run a verb, on one cluster or beside others."""
 
+import asyncio
+import resource
+import textwrap
 from argparse import Namespace
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
-from gpusharing.kube.commandloop import run_command
+from gpusharing.kube.background import CommandLoop, run_command
+from gpusharing.kube.client import NAMESPACES
+from gpusharing.kube.errors import Forbidden, NotFound
+from gpusharing.kube.raw import text
+from gpusharing.planning.vocabulary.lengths import counted
 from kubectl_gpusharing.shell.arguments import CSV, NAMES, PAGE
-from kubectl_gpusharing.shell.drawing import BLANK, Ink, Span, line
+from kubectl_gpusharing.shell.documents import FailureData
+from kubectl_gpusharing.shell.drawing import (
+    BLANK,
+    GAP,
+    NARROW,
+    Column,
+    Ink,
+    Line,
+    Paper,
+    Span,
+    describe_simulated,
+    line,
+    prose_of_each,
+    table,
+)
 from kubectl_gpusharing.shell.session import Session, connected, find_contexts
 from kubectl_gpusharing.shell.terminal import Terminal
-from kubectl_gpusharing.shell.troubles import Trouble, worst
+from kubectl_gpusharing.shell.troubles import Trouble, explained, worst
+
+FIRST = 30.0
+"""Seconds within which a cluster must give its first answer."""
+LOGINS = 24
+"""How many clusters are logged in to at once."""
+ASKS = 24
+"""How many clusters are asked at once after their first answer."""
+FILES = 16
+"""How many open files a cluster may need: at most 8 connections, and those of a login program and a name's lookup."""
+LEGIBLE = 32
+"""How many characters the last column of the table should have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    rows: Sequence[Sequence[Span]]
+    """A cell for each of the verb's columns; empty if there is nothing to show."""
+    data: Mapping[str, Any]
+    simulated: Sequence[str]
+    remarks: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A context, and its answer or the reason why there is none."""
+
+    context: str
+    answer: Answer | None = None
+    error: str = ""
+    cluster: str = ""
+    """UID of the namespace kube-system, which identifies the cluster; empty if it could not be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class FleetVerb:
+    """How a verb is carried out for several clusters."""
+
+    columns: Sequence[Column]
+    nothing: str
+    """What to say of a cluster without rows."""
+    kind: type[Mapping[str, Any]]
+    ask: Callable[[Session, Namespace], Awaitable[Answer]]
+    check: Callable[[Namespace], object] = lambda _typed: None
+    """Raises Trouble if the flags are wrong, before any cluster is asked."""
+
+
+def carry_out_everywhere(
+    verb: FleetVerb, typed: Namespace, contexts: Sequence[str], terminal: Terminal
+) -> int:
+    """Print the answers of all clusters as one table, or as a document for each. Raises Trouble if one gave none."""
+    verb.check(typed)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES * len(contexts)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # macOS has a lower limit than the one that it reports
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    replies = run_command(ask_clusters(verb, typed, contexts))
+    if not terminal.structured:
+        terminal.show(describe_clusters(verb, replies, terminal.paper))
+    for reply in replies if terminal.structured else ():
+        kind, data = (verb.kind, reply.answer.data) if reply.answer else (FailureData, {"error": reply.error})
+        terminal.data(kind, {"context": reply.context, "clusterUID": reply.cluster or None, **data})
+    if silent := [f"{reply.context}: {reply.error}" for reply in replies if reply.answer is None]:
+        raise Trouble(
+            f"{len(silent)} of {counted(len(replies), 'cluster')} did not respond. {'; '.join(silent)}"
+        )
+    return worst([reply.answer.status for reply in replies if reply.answer])
+
+
+async def ask_clusters(
+    verb: FleetVerb, typed: Namespace, contexts: Sequence[str], first: float = FIRST, at_once: int = ASKS
+) -> list[Reply]:
+    """Ask all clusters concurrently; each must give its first answer within `first` seconds."""
+    logins, asks = asyncio.Semaphore(LOGINS), asyncio.Semaphore(at_once)
+    kubeconfig, seconds = getattr(typed, "kubeconfig", ""), typed.row.beside
+
+    async def ask(context: str) -> Reply:
+        late = f"its login program did not finish within {first:g} s. Log in to context {context} first"
+        try:
+            async with AsyncExitStack() as stack:
+                async with logins:
+                    limit = await stack.enter_async_context(asyncio.timeout(first))
+                    session = await stack.enter_async_context(connected(kubeconfig, context))
+                late = f"the API server of context {context} did not respond within {first:g} s"
+                cluster = ""
+                with explained(session.where), suppress(Forbidden, NotFound):
+                    cluster = text(await session.client.get(NAMESPACES, "kube-system"), "metadata", "uid")
+                late = f"it took longer than {seconds:g} s. Use --context {context}, which has no such limit"
+                limit.reschedule(None)
+                async with asks:
+                    limit.reschedule(asyncio.get_running_loop().time() + seconds)
+                    return Reply(context, await verb.ask(session, typed), cluster=cluster)
+        except TimeoutError:
+            return Reply(context, error=late)
+        except Trouble as trouble:
+            return Reply(context, error=str(trouble))
+        except Exception as error:  # noqa: BLE001 - a fault of one cluster must not hide the other answers
+            return Reply(
+                context, error=f"unexpected error: {type(error).__name__}: {error}; please report it"
+            )
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(ask(context)) for context in contexts]
+    finally:
+        loop = asyncio.get_running_loop()
+        if isinstance(loop, CommandLoop):
+            await loop.end_programs()
+    return [task.result() for task in tasks]
+
+
+def describe_clusters(verb: FleetVerb, replies: Sequence[Reply], paper: Paper) -> list[Line]:
+    columns = (Column("CLUSTER"), *verb.columns)
+    rows: list[Sequence[Span]] = []
+    for reply in replies:
+        why = Span(verb.nothing, Ink.FAINT) if reply.answer else Span(f"no answer: {reply.error}", Ink.BAD)
+        empty = [[*([Span("")] * (len(verb.columns) - 1)), why]]
+        shown = (reply.answer and reply.answer.rows) or empty
+        rows += [[Span(reply.context), *row] for row in shown]
+    answers = [(reply.context, reply.answer) for reply in replies if reply.answer]
+    simulated = [f"{name}/{node}" for name, answer in answers for node in answer.simulated]
+    remarks = [f"{name}: {remark}" for name, answer in answers for remark in answer.remarks]
+    first: dict[str, str] = {}
+    for reply in replies:
+        other = first.setdefault(reply.cluster or reply.context, reply.context)
+        if other != reply.context:
+            remarks.append(f"{reply.context} is the same cluster as {other}, so its rows appear twice")
+    lines = [*describe_simulated(simulated, paper), *table(columns, _wrapped(columns, rows, paper), paper)]
+    return lines + prose_of_each((f"{text}." for text in remarks), paper, ink=Ink.FAINT)
+
+
+def _wrapped(
+    columns: Sequence[Column], rows: Sequence[Sequence[Span]], paper: Paper
+) -> Sequence[Sequence[Span]]:
+    if paper.width is None or paper.wide:
+        return rows
+    sizes = [max(len(row[i].text) for row in rows) for i in range(len(columns) - 1)]
+    sizes = [max(size, len(columns[i].title)) + len(GAP) if size else 0 for i, size in enumerate(sizes)]
+    room = paper.room - sum(sizes)
+    for drop, _, size in sorted(((columns[i].drop, i, size) for i, size in enumerate(sizes)), reverse=True):
+        room += size if drop and room < LEGIBLE else 0  # `table` leaves the same columns out
+    wrapped: list[Sequence[Span]] = []
+    for *cells, last in rows:
+        parts = textwrap.wrap(last.text, max(NARROW // 2, room), break_on_hyphens=False) or [""]
+        first = [*cells, replace(last, text=parts[0])]
+        wrapped += [first, *([*([Span("")] * len(cells)), replace(last, text=part)] for part in parts[1:])]
+    return wrapped
 
 
 def carry_out(verb: Any, typed: Namespace) -> int:
@@ -29,7 +202,7 @@ def carry_out(verb: Any, typed: Namespace) -> int:
         status: int = verb.run_offline(typed, terminal)
         return status
     if beside:
-        from kubectl_gpusharing.shell.clusters import carry_out_everywhere  # a single cluster does without
+        from kubectl_gpusharing.shell.running import carry_out_everywhere  # a single cluster does without
 
         return carry_out_everywhere(verb.BESIDE, typed, find_contexts(kubeconfig, named), terminal)
     contexts = named or (flags.get("context", ""),)

@@ -21,8 +21,8 @@ from gpusharing.kube.client import JSON, Filters, KubeClient, Resource
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.errors import KubeError, NotFound, one_error
 from gpusharing.kube.http import HttpClient, Limits
+from gpusharing.kube.lists import pages_of
 from gpusharing.kube.login import Login, OfficialLogin, ServiceAccountLogin, kubeconfig_stamps
-from gpusharing.kube.paging import pages_of
 from gpusharing.kube.raw import entries, part, text, texts
 from gpusharing.planning.vocabulary.lengths import some
 from kubectl_gpusharing.shell.troubles import INSTALL, Denied, Trouble, error_text, explained, nearest

@@ -13,18 +13,17 @@ from typing import TypeVar
 import yaml
 
 from gpusharing.api.names import LABEL_ISOLATION, Mode
+from gpusharing.kube.background import run_command
 from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, GPUNODES, JSON, PODS, Resource
-from gpusharing.kube.commandloop import run_command
 from gpusharing.kube.convert import cluster_policy_view
-from gpusharing.kube.plainstack import daemon_set_view
+from gpusharing.kube.daemonsets import daemon_set_view
 from gpusharing.kube.raw import entries, text
-from gpusharing.planning.drain.isolation import describe_guard, find_admitted
-from gpusharing.planning.gpus.capacity import HEADROOM
-from gpusharing.planning.gpus.cards import Card
-from gpusharing.planning.snapshot.stackviews import find_active
+from gpusharing.planning.drain.stranded import describe_guard, find_admitted
+from gpusharing.planning.gpus.cards import HEADROOM, Card
+from gpusharing.planning.snapshot.nvidia import find_active
 from gpusharing.planning.stack.requirements import find_off
 from gpusharing.planning.vocabulary.lengths import counted
-from gpusharing.planning.wanted import toolversions
+from gpusharing.planning.wanted import target
 from kubectl_gpusharing.setup.layouts import draw, pick
 from kubectl_gpusharing.shell.documents import AdviceData, SavingData
 from kubectl_gpusharing.shell.drawing import BLANK, Ink, Line, Paper, line, prose, prose_of_each
@@ -32,8 +31,7 @@ from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal, ask_line
 from kubectl_gpusharing.shell.troubles import DONE, Trouble
 from kubectl_gpusharing.usage import recommend
-from kubectl_gpusharing.usage.read.pricing import price_of
-from kubectl_gpusharing.usage.reckon.advice import (
+from kubectl_gpusharing.usage.advicerules import (
     Advice,
     AdviceAnswers,
     Demand,
@@ -41,8 +39,9 @@ from kubectl_gpusharing.usage.reckon.advice import (
     advise_for,
     read_demand,
 )
-from kubectl_gpusharing.usage.reckon.needs import GIB
-from kubectl_gpusharing.usage.say.recommend import layouts_of, saving_data, saving_of
+from kubectl_gpusharing.usage.needs import GIB
+from kubectl_gpusharing.usage.queries import price_of
+from kubectl_gpusharing.usage.recommendtext import layouts_of, saving_data, saving_of
 
 T = TypeVar("T")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(Gi|GiB|G|GB|Mi|MiB)?")
@@ -102,8 +101,8 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         if advise(replace(answers, no_mps=None)).mode is Mode.MPS:
             views = [daemon_set_view(raw).mps_daemon for raw in await _readable(session, DAEMON_SETS)]
             if (daemon := next(filter(None, views), None)) is not None:
-                why = toolversions.find_deafness(daemon)
-                remedy = toolversions.find_remedy(daemon).text if why else ""
+                why = target.find_deafness(daemon)
+                remedy = target.find_remedy(daemon).text if why else ""
                 answers = replace(answers, no_mps=why, mps_remedy=remedy)
         advice = advise(answers)
     policy, _ = find_active(map(cluster_policy_view, await _readable(session, CLUSTER_POLICIES)))
@@ -142,8 +141,8 @@ def _card(word: str) -> Card:
 
 
 def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation: str = "") -> AdviceAnswers:
-    no_mps = toolversions.find_deaf_release(typed.gpu_operator)
-    if typed.gpu_operator and not toolversions.is_readable(typed.gpu_operator):
+    no_mps = target.find_deaf_release(typed.gpu_operator)
+    if typed.gpu_operator and not target.is_readable(typed.gpu_operator):
         raise Trouble(f"--gpu-operator {typed.gpu_operator} is not a version; pass one such as v25.10.1")
     known = {} if demand is None else {"promise": demand.promised, "bursts": demand.bursts}
     needs = _find_needs(typed, demand)
@@ -157,7 +156,7 @@ def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation
         needs,
         isolation=isolation,
         no_mps=no_mps,
-        mps_remedy=toolversions.find_remedy(toolversions.RELEASED_DAEMON).text if no_mps else "",
+        mps_remedy=target.find_remedy(target.RELEASED_DAEMON).text if no_mps else "",
         gpu_operator=typed.gpu_operator,
         per_node=int(typed.gpus_per_node or 1),
         **answers,

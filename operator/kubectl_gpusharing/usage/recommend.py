@@ -14,33 +14,22 @@ from kubectl_gpusharing.shell.documents import RecommendationData
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, Trouble, error_text
-from kubectl_gpusharing.usage.prometheus.client import Prometheus, prometheus_at
-from kubectl_gpusharing.usage.prometheus.matchers import selector_of
-from kubectl_gpusharing.usage.prometheus.services import find_endpoint
-from kubectl_gpusharing.usage.prometheus.windows import DAY, span_of
-from kubectl_gpusharing.usage.read.fold import Fold
-from kubectl_gpusharing.usage.read.histories import ObservedPool, find_pool
-from kubectl_gpusharing.usage.read.meter import read_price
-from kubectl_gpusharing.usage.read.poolnodes import (
+from kubectl_gpusharing.usage.histories import (
     NodeScope,
+    ObservedPool,
     find_in_cluster,
     find_in_prometheus,
+    find_pool,
     narrow,
+    read_usage,
     rows_of,
 )
-from kubectl_gpusharing.usage.read.pricing import price_of
-from kubectl_gpusharing.usage.read.queries import HOUR, MeterQuery
-from kubectl_gpusharing.usage.read.usage import read_usage
-from kubectl_gpusharing.usage.reckon.needs import (
-    MIN_POINTS,
-    MIN_SPAN,
-    Confidence,
-    Doubt,
-    Goal,
-    find_need,
-)
-from kubectl_gpusharing.usage.reckon.recommendation import ModelPool, recommend
-from kubectl_gpusharing.usage.say.recommend import (
+from kubectl_gpusharing.usage.meter import read_price
+from kubectl_gpusharing.usage.needs import MIN_POINTS, MIN_SPAN, Confidence, Doubt, Goal, find_need
+from kubectl_gpusharing.usage.prometheus import Prometheus, find_endpoint, prometheus_at, selector_of
+from kubectl_gpusharing.usage.queries import HOUR, MeterQuery, price_of
+from kubectl_gpusharing.usage.recommendation import ModelPool, recommend
+from kubectl_gpusharing.usage.recommendtext import (
     RecommendReport,
     as_data,
     as_file,
@@ -48,6 +37,8 @@ from kubectl_gpusharing.usage.say.recommend import (
     describe,
     policy_of,
 )
+from kubectl_gpusharing.usage.windows import DAY, span_of
+from kubectl_gpusharing.usage.workloads import Fold
 
 MOST = round(30 * DAY)
 """The longest window, in seconds. Samples older than a few days have almost no weight."""

@@ -19,8 +19,7 @@ from gpusharing.api.times import to_rfc3339
 from gpusharing.kube.client import GPUNODES, POLICIES
 from gpusharing.kube.clock import loop_time
 from kubectl_gpusharing.diagnosis import why
-from kubectl_gpusharing.pools.loopback import Content, listening
-from kubectl_gpusharing.pools.page import overview
+from kubectl_gpusharing.pools.page import Content, listening, overview
 from kubectl_gpusharing.pools.status import TICK, Followed, followed
 from kubectl_gpusharing.shell.documents import AddressData
 from kubectl_gpusharing.shell.drawing import Ink, Line, Paper, length, line, prose
@@ -28,9 +27,8 @@ from kubectl_gpusharing.shell.markup import PAPER, Child, Markup, document, flow
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import DONE, Trouble, sentence
-from kubectl_gpusharing.usage.free import read_inventory
-from kubectl_gpusharing.usage.reckon.holdings import Inventory
-from kubectl_gpusharing.usage.say.free import FreeReport, describe
+from kubectl_gpusharing.usage.free import FreeReport, describe, read_inventory
+from kubectl_gpusharing.usage.holdings import Inventory
 
 MOST = 20
 """How many nodes of a pool the first page lists."""

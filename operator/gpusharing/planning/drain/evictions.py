@@ -1,16 +1,12 @@
-"""The API server's answers to evictions, and when to send an eviction again (docs/design/drain.md, rows E).
+"""The server's answers to evictions, and what PodDisruptionBudgets let it answer."""
 
-Answers are kept in memory only: after a restart the operator simply evicts every pod again, and recognizes a pod that
-is already leaving by its deletionTimestamp.
-"""
-
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
-from gpusharing.planning.snapshot.callfailures import LONGEST_WAIT, backoff
-from gpusharing.planning.snapshot.podviews import EvictionMemory
-from gpusharing.planning.vocabulary.reasonkinds import Mark
-from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.api.selectors import matches
+from gpusharing.planning.snapshot.memory import LONGEST_WAIT, backoff
+from gpusharing.planning.snapshot.podviews import EvictionMemory, PdbView, PodView
+from gpusharing.planning.vocabulary.reasons import Mark, Reason
 
 FIRST_WAIT = 5.0
 """The wait after the first refusal, in seconds."""
@@ -86,3 +82,42 @@ def forget_old(memories: Mapping[str, EvictionMemory], now: datetime) -> Mapping
 def sent_lately(memories: Mapping[str, EvictionMemory], now: datetime) -> tuple[datetime, ...]:
     times = (memory.asked_at for memory in memories.values())
     return tuple(moment for moment in times if moment is not None and now - PACE < moment)
+
+
+def ref(pdb: PdbView) -> str:
+    return f"{pdb.namespace}/{pdb.name}"
+
+
+def selecting(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
+    return tuple(sorted((pdb for pdb in pdbs if _selects(pdb, pod)), key=ref))
+
+
+def binding_budgets(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
+    """Return the budgets that the server will check for an eviction of the pod, sorted by name.
+
+    A single budget decides alone. Two or more make every eviction of the pod fail, even if the pod is unready (500,
+    kubernetes#75957).
+    """
+    if pod.phase in ("Succeeded", "Failed", "Pending") or pod.deleted_at is not None:
+        return ()  # canIgnorePDB in eviction.go
+    selected = selecting(pod, pdbs)
+    if len(selected) == 1 and not pod.ready:  # KEP-3017
+        (pdb,) = selected
+        if pdb.always_allow_unhealthy or pdb.current_healthy >= pdb.desired_healthy > 0:
+            return ()
+    return selected
+
+
+def never_allows(pdb: PdbView) -> bool:
+    """Whether the budget requires all of its pods to be healthy, so that it never allows a disruption (docs/design/drain.md#e9)."""
+    return pdb.expected_pods > 0 and pdb.desired_healthy >= pdb.expected_pods
+
+
+def _selects(pdb: PdbView, pod: PodView) -> bool:
+    if pdb.namespace != pod.namespace:
+        return False
+    if pdb.selects_all:
+        return True
+    if not pdb.match_labels and not pdb.match_expressions:
+        return False  # no selector at all: selects nothing
+    return matches(pod.labels, pdb.match_labels, pdb.match_expressions)

@@ -1,31 +1,168 @@
-"""The drain of one node: which pods to evict now, and what holds back the others.
-
-The plan is a function of the pods' standings (standing.py). Specification: docs/design/drain.md. Every plan has these
-properties:
-
-- a finished, static, DaemonSet or terminating pod is never evicted, and no pod is evicted twice;
-- every pod that holds a GPU is evicted, waited for, put off to the next pass or blocked with a reason. No such
-  pod is skipped, because it holds the GPU until its API object is gone;
-- the order of the input makes no difference.
-"""
+"""The drain of one node: which pods to evict now, and what holds back the others."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from gpusharing.api.policy import Drain
 from gpusharing.api.times import NEVER, to_rfc3339
-from gpusharing.planning.drain import pdb
-from gpusharing.planning.drain.evictions import MAX_EVICTIONS, PACE, QUIET_WAIT
-from gpusharing.planning.drain.force import explain_force, find_forced, fits, force_moment, waits_for_forced
-from gpusharing.planning.drain.holders import by_ref
-from gpusharing.planning.drain.standing import Standing, Standings, stuck_from
+from gpusharing.planning.drain import evictions
+from gpusharing.planning.drain.evictions import MAX_EVICTIONS, PACE, QUIET_WAIT, is_seen
+from gpusharing.planning.drain.pods import NO_OPTIONS, by_ref, classify
+from gpusharing.planning.drain.standing import (
+    STUCK_AFTER,
+    Standing,
+    Standings,
+    everywhere,
+    find_ruled,
+    find_standings,
+    name_gang,
+    stuck_from,
+    unlisted,
+)
 from gpusharing.planning.drain.stranded import Afterwards
-from gpusharing.planning.snapshot.podviews import PdbView, PodView
-from gpusharing.planning.vocabulary.blockers import Blocker, merge
+from gpusharing.planning.snapshot.podviews import GangView, NodeWork, PdbView, PodView, Scope
+from gpusharing.planning.vocabulary.findings import Blocker, Finding, merge
 from gpusharing.planning.vocabulary.lengths import counted
-from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from gpusharing.planning.vocabulary.values import value
+
+SLACK = timedelta(seconds=10)
+"""Time added to a pod's grace period, so that the next pass comes early enough and a failed DELETE can be repeated."""
+
+
+def find_force_note(options: Drain, *, granted: bool, namespace: str) -> Finding | None:
+    if granted or options.on_timeout != "ForceDelete":
+        return None
+    return Finding(
+        Reason.FORCE_DELETE_OFF,
+        "spec.drain.onTimeout is ForceDelete, but the operator is not allowed to delete pods, so the setting is treated"
+        " as Abort. To allow it,"
+        f" run helm upgrade RELEASE CHART -n {namespace} --reset-then-reuse-values --set forceDelete=true",
+    )
+
+
+def fits(standing: Standing, pods: Standings) -> bool:
+    """Whether the drain is long enough for the pod to be deleted by force before it ends."""
+    return pods.force_within is not None and _lead(standing, pods.force_within) < pods.force_within
+
+
+def _lead(standing: Standing, within: timedelta) -> timedelta:
+    return timedelta(seconds=standing.pod.grace) + _slack(within)
+
+
+def _slack(within: timedelta) -> timedelta:
+    return min(SLACK, within / 4)
+
+
+def find_forced(
+    pods: Standings, end: datetime | None, now: datetime
+) -> tuple[list[Standing], list[Standing]]:
+    """Return the pods to delete now, and those to evict now even if it is not their turn.
+
+    The time to delete these pods by force has come. The first ones have a refusal that still counts, the others need
+    one. Both are empty if `end`, the end of the drain, is None, or if some pod will stay anyway.
+    """
+    forced: list[Standing] = []
+    unasked: list[Standing] = []
+    if end is None or _in_vain(pods, end, now):
+        return forced, unasked
+    for standing in pods.remaining:
+        moment = force_moment(standing, pods, end)
+        if moment is None or moment > now:
+            continue
+        stale = _is_stale(standing, pods, moment)
+        if _is_refused(standing, pods, now) and not stale:
+            forced.append(standing)
+        elif not standing.conflicts and (stale or _is_unasked(standing, now)):
+            unasked.append(standing)
+    return forced, unasked
+
+
+def waits_for_forced(pods: Standings, end: datetime | None) -> bool:
+    """Whether only leaving pods remain in a drain that deletes by force, so that one more minute after `end` may suffice."""
+    only_leaving = bool(pods.leaving) and not pods.remaining and not pods.blocked
+    return end is not None and pods.force_within is not None and only_leaving
+
+
+def explain_force(pods: Standings, forced: list[Standing]) -> Iterator[Blocker]:
+    deleted = (standing for standing in pods.leaving if standing.answer is Reason.FORCE_DELETE)
+    for standing in (*forced, *deleted):
+        # A failed deletion is reported as failed until one is accepted.
+        if standing.answer is not Reason.FORCE_DELETE_FAILED:
+            yield Blocker(Reason.FORCE_DELETE, (standing.pod.ref,))
+    if pods.force_within is None:
+        return
+    for standing in pods.remaining:
+        if (standing.conflicts or standing.is_full) and not standing.waits and not fits(standing, pods):
+            within = int(pods.force_within.total_seconds())
+            more = _slack(pods.force_within).total_seconds()
+            message = (
+                f"Its grace period of {standing.pod.grace} s plus a margin of {more:g} s does not fit within"
+                f" drain.timeout ({within} s)"
+            )
+            yield Blocker(Reason.GRACE_TOO_LONG, (standing.pod.ref,), message=message)
+
+
+def force_moment(standing: Standing, pods: Standings, end: datetime | None) -> datetime | None:
+    """Return the time from which the pod may be deleted by force before `end`, or None if it must not be."""
+    if end is None or pods.force_within is None or not fits(standing, pods):
+        return None
+    moment = end - _lead(standing, pods.force_within)
+    # A moment before the cordon: the drain is shorter than the policy says now, and no pod had been evicted yet.
+    return moment if pods.cordoned_at is None or moment > pods.cordoned_at else None
+
+
+def _is_refused(standing: Standing, pods: Standings, now: datetime) -> bool:
+    """Whether the eviction of the pod is refused, so that the pod may be deleted; every one fails under several budgets (E8)."""
+    if standing.memory is None:
+        return standing.conflicts
+    if not is_seen(standing.memory, pods.listed_at):
+        return False  # it may be leaving already
+    over = standing.memory.next_try <= now
+    if standing.answer is Reason.FORCE_DELETE_FAILED:
+        return over
+    return Mark.FORCIBLE in standing.marks or (standing.conflicts and over)
+
+
+def _is_unasked(standing: Standing, now: datetime) -> bool:
+    if standing.memory is None:
+        return True
+    return Mark.FORCIBLE not in standing.marks and standing.memory.next_try <= now
+
+
+def _is_stale(standing: Standing, pods: Standings, moment: datetime) -> bool:
+    """Whether the last refusal came before the pod could be deleted, and its budget would allow the eviction now."""
+    if standing.memory is None or standing.conflicts or standing.is_full:
+        return False
+    if standing.answer not in (Reason.PDB, Reason.EVICTION_ERROR):
+        return False
+    asked = standing.memory.asked_at
+    return is_seen(standing.memory, pods.listed_at) and (asked is None or asked < moment)
+
+
+def _in_vain(pods: Standings, end: datetime, now: datetime) -> bool:
+    """Whether some pod will stay on the node no matter which pods are deleted, so that the change will be given up."""
+    if pods.silent or pods.blocked:
+        return True
+    # Deleted now, a pod would still exist after its grace period. That is too late if the time to delete it was missed,
+    # because no operator ran, the node was silent, or calls failed.
+    left = end + STUCK_AFTER - SLACK - now
+    for standing in pods.remaining:
+        if standing.gang_blocked or standing.waits or Mark.DENIED in standing.marks:
+            return True
+        if force_moment(standing, pods, end) is None:
+            return True
+        if timedelta(seconds=max(1, standing.pod.grace)) > left:
+            return True
+    for pod in (standing.pod for standing in pods.leaving):
+        stuck = stuck_from(pod)
+        if pod.deleted_at is not None and (stuck is None or pod.deleted_at > end + STUCK_AFTER):
+            return True  # without `stuck`, it is later than any datetime
+        if stuck is not None and now > stuck:
+            return True
+    return False
 
 
 @value
@@ -116,7 +253,9 @@ def plan_drain(pods: Standings, now: datetime, end: datetime | None = None) -> D
 
 def budget_room(pods: Standings) -> Counter[str]:
     """Return how many pods a drain still has to evict under each PodDisruptionBudget (`namespace/name`)."""
-    return Counter(pdb.ref(standing.budget) for standing in _to_evict(pods) if standing.budget is not None)
+    return Counter(
+        evictions.ref(standing.budget) for standing in _to_evict(pods) if standing.budget is not None
+    )
 
 
 def crowding(pods: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
@@ -128,11 +267,11 @@ def crowding(pods: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
         Blocker(
             Reason.PDB,
             tuple(standing.pod.ref for standing in guarded),
-            pdb.ref(budget),
+            evictions.ref(budget),
             "Nodes that are already being drained use up the disruptions that the budget allows",
         )
         for budget, guarded in _by_budget(_to_evict(pods))
-        if crowd.get(pdb.ref(budget), 0) >= max(1, budget.disruptions_allowed)
+        if crowd.get(evictions.ref(budget), 0) >= max(1, budget.disruptions_allowed)
     )
 
 
@@ -155,7 +294,7 @@ def _by_budget(remaining: Iterable[Standing]) -> Iterable[tuple[PdbView, list[St
     guarded: dict[str, tuple[PdbView, list[Standing]]] = {}
     for standing in remaining:
         if (budget := standing.budget) is not None:
-            guarded.setdefault(pdb.ref(budget), (budget, []))[1].append(standing)
+            guarded.setdefault(evictions.ref(budget), (budget, []))[1].append(standing)
     return guarded.values()
 
 
@@ -195,18 +334,20 @@ def _explain_budgets(guarded: Sequence[Standing]) -> Iterator[Blocker]:
     """
     for standing in guarded:
         if standing.conflicts:
-            names = ", ".join(map(pdb.ref, standing.budgets))
+            names = ", ".join(map(evictions.ref, standing.budgets))
             yield Blocker(Reason.PDB_CONFLICT, (standing.pod.ref,), names, _server_said([standing]))
     for budget, its in _by_budget(guarded):
         refused = [standing for standing in its if standing.answer is Reason.PDB]
         if shown := refused if budget.disruptions_allowed > 0 else its:
-            reason = Reason.PDB_NEVER_ALLOWS if pdb.never_allows(budget) else Reason.PDB
+            reason = Reason.PDB_NEVER_ALLOWS if evictions.never_allows(budget) else Reason.PDB
             state = (
                 f"The budget allows {counted(budget.disruptions_allowed, 'disruption')}: {budget.current_healthy} of"
                 f" {counted(budget.expected_pods, 'pod is', 'pods are')} healthy, and {budget.desired_healthy} must be"
             )
             message = f"{state}. {_server_said(refused)}".rstrip()
-            yield Blocker(reason, tuple(standing.pod.ref for standing in shown), pdb.ref(budget), message)
+            yield Blocker(
+                reason, tuple(standing.pod.ref for standing in shown), evictions.ref(budget), message
+            )
 
 
 def _explain_waits(pods: Standings, jobs: Iterable[Standing]) -> Iterator[Blocker]:
@@ -251,7 +392,7 @@ def _pick(pods: Standings, forced: Sequence[Standing], early: set[str], most: in
         if len(picked) >= most:
             break
         if (budget := standing.budget) is not None and standing.pod.uid not in early:
-            name = pdb.ref(budget)
+            name = evictions.ref(budget)
             left = room.get(name, max(1, budget.disruptions_allowed))
             if left == 0:
                 continue
@@ -274,3 +415,55 @@ def _next_wake(pods: Standings, sent: int, end: datetime | None, now: datetime) 
         moments += [moment + PACE for moment in pods.sent_at] or [now + PACE]
     known = (moment for moment in moments if moment is not None and moment != NEVER)
     return min((moment for moment in known if moment > now), default=None)
+
+
+def ending_gangs(work: NodeWork, scope: Scope) -> tuple[GangView, ...]:
+    """Return the gangs that a change of the node interrupts: those with a pod that must leave the node."""
+    leaving = {pod.gang for pod in classify(work.pods, NO_OPTIONS, scope).must_leave}
+    return tuple(view for view in work.gangs if view.gang in leaving)
+
+
+def find_gang_blockers(work: NodeWork, options: Drain, now: datetime, scope: Scope) -> tuple[Blocker, ...]:
+    """Return why the gangs that a change of this node would interrupt must not be interrupted.
+
+    Members on all nodes count, with or without a GPU, because evicting one of them ends the whole gang. Those that have
+    to leave this node are left to its own preflight. Members that a very large gang has beyond those that were read
+    (`GangView.partial`) are not examined.
+    """
+    blockers: list[Blocker] = []
+    for view in ending_gangs(work, scope):
+        if view.error:
+            blockers.append(Blocker(Reason.LIST_FAILED, message=unlisted(view)))
+            continue
+        here = (member.pod for member in view.members if member.node == scope.node)
+        leave = {pod.uid for pod in classify(here, NO_OPTIONS, scope).must_leave}
+        members = [member for member in view.members if member.pod.uid not in leave]
+        elsewhere = NodeWork(tuple(member.pod for member in members), work.pdbs, work.listed_at)
+        standings = find_standings(elsewhere, options, now, scope=everywhere(scope), cordoned=False)
+        blocked = {ref for blocker in standings.blockers for ref in blocker.pods}
+        rest = (member for member in members if member.pod.ref not in blocked)
+        found = (*forbidding(standings), *find_ruled(rest, replace(scope, now=now)))
+        blockers += [name_gang(view, blocker) for blocker in found]
+    return merge(blockers)
+
+
+def with_gangs(
+    blockers: tuple[Blocker, ...], work: NodeWork, options: Drain, *, now: datetime, scope: Scope
+) -> tuple[Blocker, ...]:
+    """Return the merged blockers of the node's own pods, worded by `name_gangs`, and of their gangs' members elsewhere."""
+    if not work.gangs:
+        return blockers
+    return merge((*name_gangs(blockers, work), *find_gang_blockers(work, options, now, scope)))
+
+
+def name_gangs(blockers: Iterable[Blocker], work: NodeWork) -> tuple[Blocker, ...]:
+    """Return the blockers of the node's own pods, each with a description of the gang to which all of its pods belong."""
+    views = {view.gang: view for view in work.gangs}
+    gangs = {pod.ref: views.get(pod.gang) if pod.gang is not None else None for pod in work.pods}
+    named = []
+    for blocker in blockers:
+        its = [gangs.get(ref) for ref in blocker.pods]
+        view = its[0] if its else None
+        same = view is not None and all(one is not None and one.gang == view.gang for one in its)
+        named.append(name_gang(view, blocker) if view is not None and same else blocker)
+    return merge(named)

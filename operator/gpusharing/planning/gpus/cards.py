@@ -1,21 +1,8 @@
-"""GPU models: what each card is, which MIG profiles it offers, and where their instances can be placed.
-
-This table is the fallback. What the card itself reports through NVML (and the agent into ``GPUNode``) takes
-precedence, with one known exception, `Card.nvml_counts_wrong`. A new model is an entry in `CARDS`, and one in
-tests/planning/mig-facts.yaml; only a card with a new way of dividing it also needs a family. Sources, named in each `Provenance`:
-
-- *guide*: NVIDIA MIG user guide, pages "supported GPUs" and "supported MIG profiles";
-- *capture*: output of ``nvidia-smi mig -lgip`` / ``-lgipp`` taken on that hardware and published;
-- *mig-parted*: NVIDIA/mig-parted v0.15.0, its ``config-default.yaml`` (names and counts only);
-- *playbook*: NVIDIA DGX Station MIG playbook (GB300);
-- *report*: ``nvidia-smi -q -x`` of a real node, in NVIDIA/k8s-test-infra at 3b2b865d (tests/planning/real-nodes.yaml);
-- *pci.ids*: the PCI ID repository, for device ids that mig-parted does not know.
-
-Compute capabilities: NVIDIA's "CUDA GPU compute capability" table.
-"""
+"""Facts about cards, and how many devices of what size a layout gives."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from functools import lru_cache
 from typing import Literal, TypeAlias
 
@@ -342,3 +329,89 @@ def _difference(profile: Profile, known: Mapping[str, Profile]) -> str:
     if profile.max_count != same.max_count:
         return f"at most {profile.max_count} of {profile.name}, but the operator's table has {same.max_count}"
     return ""
+
+
+HEADROOM = 1.2
+"""Factor by which the memory of a workload is multiplied: allocators, caches and bursts need a fifth more than the observed peak."""
+TURNS = 4
+"""The largest number of pods that should take turns on one GPU. With more of them, each waits too long."""
+_CARD = 0.95
+"""GiB of usable memory for each GB in the name of a card of which there is no capture."""
+_INSTANCE = 0.88
+"""GiB of usable memory for each GB in the name of a profile of which there is no capture. The lowest ratio of all
+captures is 0.89 (16.0 GiB of an H200's 1g.18gb), and the assumption must not exceed the real size."""
+_SEEN: Mapping[str, Mapping[int, float]] = {
+    "a30": {6: 5.81, 12: 11.69, 24: 23.5},
+    "a100-40gb": {5: 4.75, 10: 9.62, 20: 19.5, 40: 39.25},
+    "a100-80gb": {10: 9.62, 20: 19.5, 40: 39.25, 80: 78.5},
+    "h100-80gb": {10: 9.75, 20: 19.62, 40: 39.5, 80: 79.25},
+    "h100-nvl-94gb": {47: 46.38, 94: 93.12},
+    "hopper-96gb": {12: 11.0, 24: 23.0, 48: 46.5, 96: 93.0},
+    "h200-141gb": {18: 16.0, 35: 32.5, 71: 69.8, 141: 140.0},
+    "rtx-pro-6000-blackwell": {24: 23.62, 48: 47.38, 96: 95.0},
+}
+"""GiB of usable memory of an instance, by the key of the card and the GB in the profile's name."""
+
+
+def memory_of(card: Card) -> float:
+    """Return the memory of the whole card in GiB. A card that shares its memory with the CPU has 0 unless its total is known."""
+    if card.memory_mib:
+        return card.memory_mib / 1024
+    return _SEEN.get(card.key, {}).get(card.memory_gb, card.memory_gb * _CARD)
+
+
+def usable_memory(card: Card, profile: Profile) -> float:
+    """Return the GiB that a workload can use of one instance of the profile; 0 if the card shares its memory with the CPU."""
+    if not card.memory_gb:
+        return 0.0
+    return _SEEN.get(card.key, {}).get(profile.memory_gb, profile.memory_gb * _INSTANCE)
+
+
+def plain_profiles(card: Card) -> tuple[Profile, ...]:
+    """Return the profiles without an attribute that are not the whole card, sorted by memory; of equal ones, the more numerous first."""
+    whole = max((profile.slices for profile in card.profiles), default=0)
+    plain = [
+        profile for profile in card.profiles if not {"+", "-"} & set(profile.name) and profile.slices < whole
+    ]
+    return tuple(sorted(plain, key=lambda profile: (profile.memory_gb, -profile.max_count)))
+
+
+def client_memory(card: Card, clients: int) -> float:
+    """Return the GiB that each of `clients` MPS clients of a card may use (docs/design/hardware.md#mps-share)."""
+    return memory_of(card) / clients
+
+
+def client_threads(clients: int) -> int:
+    """Return the percentage of a GPU's threads that each of `clients` MPS clients may use; the device plugin rounds it down (docs/design/hardware.md#mps-share)."""
+    return 100 // clients
+
+
+def fits(requested: Mapping[str, int], available: Mapping[str, int]) -> bool:
+    return all(available.get(name, 0) >= count for name, count in requested.items())
+
+
+def remaining(available: Mapping[str, int], held: Mapping[str, int]) -> dict[str, int]:
+    return {name: max(0, count - held.get(name, 0)) for name, count in available.items()}
+
+
+WHOLE = Fraction(1)
+
+
+@value
+class Extent:
+    """The size of a MIG instance or of a whole card."""
+
+    slices: int
+    memory: int
+    """In any unit, as long as it is the same for the instances and the card."""
+
+
+def shares(instances: Sequence[Extent], card: Extent) -> tuple[Fraction, ...]:
+    """Return the share of each instance of one GPU, in the order of `instances`."""
+    parts = [max(_part(each.slices, card.slices), _part(each.memory, card.memory)) for each in instances]
+    most = max(WHOLE, sum(parts, Fraction(0)))
+    return tuple(part / most for part in parts)
+
+
+def _part(part: int, whole: int) -> Fraction:
+    return Fraction(part, whole) if whole > 0 else Fraction(0)

@@ -6,9 +6,15 @@ An object in an action is as it was when the action was decided; a PATCH that is
 from collections.abc import Mapping
 from dataclasses import field
 
-from gpusharing.planning.snapshot.draviews import DeviceClassView, TaintRuleView, WantedClass
+from gpusharing.planning.snapshot.nvidia import (
+    ClusterPolicyView,
+    DeviceClassView,
+    MpsDaemonView,
+    MpsRepairs,
+    TaintRuleView,
+    WantedClass,
+)
 from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fence, Verified
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, MpsDaemonView, MpsRepairs
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.vocabulary.values import value
 

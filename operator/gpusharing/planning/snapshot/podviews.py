@@ -80,7 +80,7 @@ class PodView:
     started: datetime | None = None
     """status.startTime, or None if the kubelet has not accepted the pod yet or the time cannot be read."""
     marks: tuple[tuple[str, str], ...] = ()
-    """Annotations and labels that ask not to disturb the pod (drain/rules.py), as pairs of key and value, sorted."""
+    """Annotations and labels that ask not to disturb the pod (drain/pods.py), as pairs of key and value, sorted."""
     namespace_labels: Mapping[str, str] | None = None
     """Labels of its namespace. None if they cannot be read or are not needed. All pods of a node, and the members of their gangs, get the same answer."""
     restarts: bool = True
@@ -148,7 +148,7 @@ class PdbView:
 
 @value
 class Scope:
-    """What a drain must empty and what it must not touch (`planning/drain/holders.py`, scope_of)."""
+    """What a drain must empty and what it must not touch (`planning/drain/pods.py`, scope_of)."""
 
     operator_namespace: str
     all_pods: bool = False
@@ -213,4 +213,4 @@ class NodeWork:
     quiet_since: datetime | None = None
     """Since when this process has seen that answer, or None if there is none."""
     gangs: tuple[GangView, ...] = ()
-    """The gangs of the pods that may have to leave, sorted by `Gang.ref`. The change may interrupt fewer of them, for example if it turns out to need no reboot (`drain/gangs.py` finds the gangs that it interrupts)."""
+    """The gangs of the pods that may have to leave, sorted by `Gang.ref`. The change may interrupt fewer of them, for example if it turns out to need no reboot (`drain/plan.py` finds the gangs that it interrupts)."""

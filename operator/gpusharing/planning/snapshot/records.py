@@ -1,14 +1,19 @@
-"""The records that we keep on Nodes and on the leader's Lease. The records are the only memory of a change. `kube/fence.py` reads and writes them as JSON."""
+"""What the operator writes about a node and reads again: fence, proof and failure, for one revision of a policy."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal
+from hashlib import sha256
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from gpusharing.api.names import DisruptionClass
+from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.times import NEVER, from_rfc3339
+from gpusharing.api.validation import parse_duration
 from gpusharing.planning.vocabulary.values import value
 
 CLOCK_ERROR = timedelta(seconds=1)
@@ -41,7 +46,7 @@ class SpecVersion:
 
     uid: str
     revision: str
-    """Revision of the policy (`snapshot/revision.py`), or empty if the record is about no revision in particular."""
+    """Revision of the policy (`snapshot/records.py`), or empty if the record is about no revision in particular."""
 
 
 UNRECORDED = SpecVersion("", "")
@@ -239,3 +244,39 @@ class Claim:
         if fence.stage != "actuating" or fence.proven is not None or fence.node_uid != node_uid:
             return claim
         return replace(claim, version=fence.version)
+
+
+LENGTH = 12
+"""The number of characters of a revision."""
+INTENT = ("node_selector", "products", "priority", "mode", "mig", "time_slicing", "mps", "drain")
+"""The fields of the spec that say what a person asks for; `rollout.timeouts` is the only other one."""
+_DURATIONS = ("timeout", "actuation", "verification")
+
+
+def find_revision(uid: str, spec: GPUSharingPolicySpec | None, *, resetting: bool = False) -> str:
+    if spec is None:
+        return ""
+    intent = {name: _plain(getattr(spec, name)) for name in INTENT}
+    asked = {**intent, "timeouts": _plain(spec.rollout.timeouts)}
+    written = [uid, resetting, {name: value for name, value in asked.items() if value}]
+    text = json.dumps(written, sort_keys=True, default=str)
+    return sha256(text.encode()).hexdigest()[:LENGTH]
+
+
+def _plain(value: Any, name: str = "") -> Any:
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        return {
+            # A field that a newer operator adds changes no revision while it has its default.
+            field: plain
+            for field in value.model_fields_set  # a field that is not set has its default
+            if (plain := _plain(getattr(value, field), field))
+            != _plain(fields[field].get_default(call_default_factory=True), field)
+        }
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
+    if isinstance(value, str) and name in _DURATIONS and value != "Never":
+        return int(parse_duration(value).total_seconds())
+    return value

@@ -15,13 +15,11 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.settingtypes import Count, Guard, Labels, Namespaces, Period, Seconds, Switch
 from gpusharing.api.validation import Problem
 from gpusharing.planning.gpus.cards import Profile
-from gpusharing.planning.gpus.drivers import DriverVersions
 from gpusharing.planning.gpus.geometry import Layout
-from gpusharing.planning.gpus.health import HEALTHY, Vitals, diagnose
+from gpusharing.planning.gpus.health import HEALTHY, DriverVersions, Vitals, diagnose
 from gpusharing.planning.snapshot.agents import AgentTroubles
-from gpusharing.planning.snapshot.callfailures import CallFailure
-from gpusharing.planning.snapshot.draviews import NodeDevices, TaintRuleView
-from gpusharing.planning.snapshot.looks import PassMemory
+from gpusharing.planning.snapshot.memory import CallFailure, PassMemory
+from gpusharing.planning.snapshot.nvidia import NodeDevices, Operand, Program, StackView, TaintRuleView
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import (
     CLOCK_ERROR,
@@ -31,9 +29,8 @@ from gpusharing.planning.snapshot.records import (
     Fence,
     SpecVersion,
     Verified,
+    find_revision,
 )
-from gpusharing.planning.snapshot.revision import find_revision
-from gpusharing.planning.snapshot.stackviews import Operand, Program, StackView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.values import value
 
@@ -82,7 +79,7 @@ class NodeView:
     foreign_queued: bool = False
     """Whether that maintenance has certainly not begun, so that it does not depend on our cordon."""
     other_plugin: str = ""
-    """Name of the device plugin that serves the node without following our labels (stack/otherplugins.py). Empty if there is none."""
+    """Name of the device plugin that serves the node without following our labels (stack/plugins.py). Empty if there is none."""
     label_owners: Mapping[str, str] = field(default_factory=dict)
     """By label: which other controller claims the label as its own, and what to do about that."""
     label_rewriters: Mapping[str, str] = field(default_factory=dict)
@@ -321,7 +318,7 @@ class PlanSettings:
     """How the chart's guard keeps GPU pods of namespaces with the isolation label on nodes that isolate: by adding the
     requirement to new pods, or by refusing pods without it. The replacement of an evicted pod is a new pod, too."""
     refuse_unsafe_drivers: Switch = True
-    """Make no MIG change that is known to be unsafe under the node's driver (`planning/gpus/drivers.py`)."""
+    """Make no MIG change that is known to be unsafe under the node's driver (`planning/gpus/health.py`)."""
     unsafe_drivers: DriverVersions = ()
     """Comma-separated: further driver versions, or branches such as 570, on which MIG is not changed."""
     max_in_flight: Count = 100

@@ -7,13 +7,17 @@ from collections.abc import Iterator, Sequence
 
 from gpusharing.api import names
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView
+from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, StackView
 from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
-from gpusharing.planning.stack.commands import Fields, kubectl_patch, plain_upgrade
 from gpusharing.planning.stack.drastack import refuse
-from gpusharing.planning.stack.migstart import is_safe, label_commands, tell_changes
-from gpusharing.planning.stack.migstrategy import tell_strategy_users
-from gpusharing.planning.stack.plainmig import find_mig_obstacle
+from gpusharing.planning.stack.installationviews import Fields, kubectl_patch, plain_upgrade
+from gpusharing.planning.stack.mig import (
+    find_mig_obstacle,
+    is_safe,
+    label_commands,
+    tell_changes,
+    tell_strategy_users,
+)
 from gpusharing.planning.stack.pointers import (
     Pointer,
     find_other_namespace,

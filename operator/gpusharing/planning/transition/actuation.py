@@ -1,31 +1,36 @@
-"""The only place that starts an actuator: it writes what the actuator follows at the point of no return (PNR) and restarts its pods.
-
-A run begins only on a node that was just proven idle, whether for the first run, a retry, a repetition after a fault or the next step. A plugin restart disturbs no pod, so it needs no idle node and never changes a GPU.
-"""
+"""After the point of no return: write the labels, go back, or give way to another policy."""
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.snapshot.actions import Actuate, Release, RestartOperand
-from gpusharing.planning.snapshot.stackviews import Operand
+from gpusharing.planning.snapshot.actions import Actuate, Release, RestartOperand, UpdateFence
+from gpusharing.planning.snapshot.nvidia import Operand
+from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import ObservedView
 from gpusharing.planning.transition.attempts import (
     actuation_limit,
     corrects_drift,
+    find_work,
     goes_back,
+    next_deferral,
+    owe,
+    owed_for,
     remembered,
+    retry_command,
     still_failed,
 )
+from gpusharing.planning.transition.fencing import routing_before, tell_foreign, unmarked
 from gpusharing.planning.transition.gates import first_closed, propagation_gates, target_gates
 from gpusharing.planning.transition.idle import next_poll, way_to_idle
-from gpusharing.planning.transition.marks import unmarked
-from gpusharing.planning.transition.quiet import find_work
 from gpusharing.planning.transition.requests import close_request, fresh_reading
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.lengths import cut
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.assess import Assessed
+from gpusharing.planning.wanted.assess import Assessed, Untargeted, find_disruption, needs_two_steps
 from gpusharing.planning.wanted.target import Target
+from gpusharing.planning.wanted.verify import Comparison, find_mismatch
 
 
 def run(
@@ -149,3 +154,134 @@ def _begin(
         Actuate(node, begun, writing.labels),
         wants_pods=bool(writing.restart_uid or writing.daemon_uid) or fence.disruption.cordons,
     )
+
+
+MAX_FAILURE = 300
+"""The maximum length of a failure's cause on the Node, in characters."""
+
+
+def find_way_back(case: NodeCase) -> NodeCase | None:
+    """Return the case with the last proven layout as its target; None if the node is not being rolled back."""
+    if not goes_back(case):
+        return None
+    assessment = case.assessed
+    if assessment is None:
+        return case
+    back = _assess_back(case, assessment)
+    if isinstance(back, str):
+        gone = Finding(Reason.ROLLING_BACK, f"the rollback is no longer possible: {back}")
+        return replace(case, assessment=Untargeted(assessment.policy, gone, assessment.observed_text))
+    return replace(case, assessment=back)
+
+
+def present_way_back(verdict: Verdict, case: NodeCase) -> Verdict:
+    wanted = case.assessed.target.text if case.assessed is not None else verdict.wanted
+    reason, message = verdict.reason, verdict.message
+    if verdict.phase not in (Phase.FAILED, Phase.UNCORDONING):
+        message = f"rolling back after a failure: {message}"
+    if verdict.phase is Phase.FAILED and reason is Reason.ROLLING_BACK:
+        # That layout cannot be reached any more.
+        message = f"{message}. To try {wanted} again, run: {retry_command(case.node.name, case.fence.retry)}"
+    if reason in (Reason.ACTUATION_IN_PROGRESS, Reason.OBSERVATION_PENDING):
+        reason = Reason.ROLLING_BACK
+    return replace(verdict, wanted=wanted, reason=reason, message=message)
+
+
+def turn_back(case: NodeCase, failure: Finding, *, known: bool) -> Verdict | str:
+    """Begin the rollback by recording it in the fence, or return a clause that says why the node is not rolled back now."""
+    assessment = case.assessed
+    if assessment is None or assessment.spec.rollout.on_failure != "Rollback":
+        return ""
+    if goes_back(case):
+        return f"the rollback to {assessment.target.text} failed too"
+    if not (known and case.node.ready and case.agent_ready):
+        return "spec.rollout.onFailure is Rollback; the rollback starts once the state of the node is known"
+    back = _assess_back(case, assessment)
+    if isinstance(back, str):
+        return f"spec.rollout.onFailure is Rollback, but {back}"
+    if owed_for(back.target) == owed_for(assessment.target):
+        return "spec.rollout.onFailure is Rollback, but the layout that failed is also the last one proven on this node"
+    if not case.fence.disruption.cordons and back.disruption.cordons:
+        return (
+            "spec.rollout.onFailure is Rollback, but the rollback needs an idle node, and this one is in use"
+        )
+    message = f"{failure.message}; rolling back to {back.target.text}, the last layout proven on this node"
+    owed = owe(case, back, attempt=1, failed=True)
+    policy, begun_version = assessment.policy, case.fence.version
+    fence = replace(
+        owed.fence,
+        version=policy.version,
+        failed_version=policy.version if begun_version.uid == policy.uid else begun_version,
+        drift=False,
+        step=1,
+        steps=1,
+        rolls_back=True,
+        failure=cut(failure.message, MAX_FAILURE),
+    )
+    return case.verdict(Phase.RECONFIGURING, Reason.ROLLING_BACK, message, UpdateFence(case.node, fence))
+
+
+def _assess_back(case: NodeCase, assessment: Assessed) -> Assessed | str:
+    node, observed, stack = case.node, assessment.observed, case.stack
+    target = case.actuator.find_last_proven(node, observed, stack)
+    if isinstance(target, str):
+        return target
+    if objection := next(case.actuator.objections(case, target), None):
+        return f"the last proven mode is {target.mode}, and {objection.message}"
+    mismatch = find_mismatch(Comparison(node, observed, target, stack), case.actuator.checks)
+    return replace(
+        assessment,
+        target=target,
+        two_steps=needs_two_steps(node, observed, target, stack),
+        mismatch=mismatch,
+        disruption=find_disruption(node, observed, target, mismatch, stack),
+        drift=None,
+    )
+
+
+def holds_our_cordon(case: NodeCase) -> bool:
+    node, fence = case.node, case.fence
+    ours = fence.cordons and not fence.prior_unschedulable
+    return ours and node.unschedulable and fence.node_uid == node.uid
+
+
+def may_uncordon(case: NodeCase) -> bool:
+    """Whether the release may lift the cordon (docs/design/drain.md#rule-5). Others that only wait cordon the node themselves when they begin."""
+    node = case.node
+    return holds_our_cordon(case) and not node.hold_cordon and not node.foreign_works and not node.deleting
+
+
+def give_way(case: NodeCase, message: str) -> Verdict:
+    labels, annotations = unmarked(case.fence, case.node)
+    update = UpdateFence(case.node, aside_fence(case), labels=labels, annotations=annotations)
+    return case.verdict(Phase.ABORTING, Reason.FOREIGN_MAINTENANCE, message, update)
+
+
+def keeps_cordon(case: NodeCase) -> bool:
+    """Whether our cordon stays when the change ends, because somebody else works on the node or has stopped halfway."""
+    return case.node.foreign_works and holds_our_cordon(case)
+
+
+def aside_fence(case: NodeCase, proven: datetime | None = None, from_mode: str | None = None) -> Fence:
+    """Return the fence of a yielded node. `from_mode` is the routing label that a node which was just `proven` gets at its release."""
+    fence = replace(case.fence, stage="yielded", stage_since=case.now, added=())
+    return fence if from_mode is None else replace(fence, proven=proven, from_mode=from_mode)
+
+
+def tell_wait(case: NodeCase) -> str:
+    return f"{tell_foreign(case.node)}; the operator uncordons the node when that is done"
+
+
+def yielded(case: NodeCase) -> Verdict:
+    if keeps_cordon(case):
+        waiting = case.verdict(Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE, tell_wait(case))
+        return replace(waiting, deadline=None)
+    done = case.fence.proven is not None
+    fate = "returned to service" if done else "restored"
+    message = f"nobody else is working on {case.node.name} anymore; it is being {fate}"
+    if case.node.foreign_works:
+        message = f"someone uncordoned {case.node.name}; {case.node.foreign} decides what happens next"
+    deferred = None if done else next_deferral(case, Reason.FOREIGN_MAINTENANCE)
+    labels = routing_before(case.fence, case.node)
+    release = Release(case.node, may_uncordon(case), labels, deferred=deferred)
+    return case.verdict(Phase.UNCORDONING, Reason.FOREIGN_MAINTENANCE, message, release)

@@ -15,7 +15,17 @@ from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Release, RestartOperand, UpdateFence
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.transition.actuation import restart_pod, run
+from gpusharing.planning.transition.actuation import (
+    aside_fence,
+    find_way_back,
+    keeps_cordon,
+    may_uncordon,
+    present_way_back,
+    restart_pod,
+    run,
+    tell_wait,
+    turn_back,
+)
 from gpusharing.planning.transition.attempts import (
     change_deadline,
     goes_back,
@@ -26,20 +36,16 @@ from gpusharing.planning.transition.attempts import (
     retry_command,
     was_asked_again,
 )
-from gpusharing.planning.transition.marks import unfence_command, unmarked
+from gpusharing.planning.transition.fencing import restore_rule, unfence_command, unmarked
 from gpusharing.planning.transition.requests import (
     answer_due,
     fresh_reading,
     prepares_next_step,
     verify_request,
 )
-from gpusharing.planning.transition.taintfence import restore_rule
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
-from gpusharing.planning.transition.wayback import find_way_back, present_way_back, turn_back
-from gpusharing.planning.transition.yielding import aside_fence, keeps_cordon, may_uncordon, tell_wait
 from gpusharing.planning.vocabulary.findings import Finding
-from gpusharing.planning.vocabulary.reasonkinds import Mark
-from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from gpusharing.planning.wanted.actuators.actuator import Unfinished
 from gpusharing.planning.wanted.assess import Assessed, Untargeted
 from gpusharing.planning.wanted.target import Target

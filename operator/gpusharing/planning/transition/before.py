@@ -17,20 +17,16 @@ from gpusharing.api.times import NEVER
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.drain.standing import STUCK_AFTER
 from gpusharing.planning.snapshot.actions import Release, UpdateFence
-from gpusharing.planning.transition.actuation import run
+from gpusharing.planning.transition.actuation import give_way, keeps_cordon, may_uncordon, run
 from gpusharing.planning.transition.attempts import next_deferral, owed_for, proof_time, remembered
+from gpusharing.planning.transition.fencing import cordon_instead, restore_rule, routing_before, unmarked
 from gpusharing.planning.transition.gates import first_closed, target_gates, tell_pause
 from gpusharing.planning.transition.idle import JOBS_PACE, escalate, holds, next_poll, outlasts
-from gpusharing.planning.transition.marks import routing_before, unmarked
 from gpusharing.planning.transition.requests import last_busy
-from gpusharing.planning.transition.taintfence import cordon_instead, restore_rule
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
-from gpusharing.planning.transition.yielding import give_way, keeps_cordon, may_uncordon
-from gpusharing.planning.vocabulary.blockers import MAX_PODS, explain_blockers
-from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.findings import MAX_PODS, Finding, explain_blockers
 from gpusharing.planning.vocabulary.lengths import some
-from gpusharing.planning.vocabulary.reasonkinds import Mark
-from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from gpusharing.planning.wanted.assess import Untargeted
 
 

@@ -11,10 +11,10 @@ from typing import TypeAlias
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode
-from gpusharing.planning.gpus.drivers import find_driver_flaw, find_hanging
-from gpusharing.planning.stack.migstart import find_start_changes
-from gpusharing.planning.stack.mpsrepair import explain_repair
-from gpusharing.planning.stack.otherplugins import explain_plugin
+from gpusharing.planning.gpus.health import find_driver_flaw, find_hanging
+from gpusharing.planning.stack.mig import find_start_changes
+from gpusharing.planning.stack.mps import explain_repair
+from gpusharing.planning.stack.plugins import explain_plugin
 from gpusharing.planning.stack.requirements import (
     DEPLOY_NEEDED,
     find_bare_host,
@@ -22,6 +22,7 @@ from gpusharing.planning.stack.requirements import (
     find_other_workload,
 )
 from gpusharing.planning.transition.attempts import (
+    find_quiet,
     goes_back,
     is_new_value,
     retry_command,
@@ -29,8 +30,7 @@ from gpusharing.planning.transition.attempts import (
     was_corrected,
     was_rolled_back,
 )
-from gpusharing.planning.transition.marks import tell_foreign
-from gpusharing.planning.transition.quiet import find_quiet
+from gpusharing.planning.transition.fencing import tell_foreign
 from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason

@@ -12,13 +12,13 @@ from datetime import datetime, timedelta
 
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.validation import parse_duration
-from gpusharing.planning.drain.gangkeepers import explain_gangs
 from gpusharing.planning.drain.plan import DrainPlan
+from gpusharing.planning.drain.standing import explain_gangs
 from gpusharing.planning.snapshot.actions import Action, Evict, ForceDelete, UpdateFence
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.transition.requests import answers_quiet, last_busy, next_quiet_request
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
-from gpusharing.planning.vocabulary.blockers import explain_blockers, main_reason
+from gpusharing.planning.vocabulary.findings import explain_blockers, main_reason
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import Reason
 

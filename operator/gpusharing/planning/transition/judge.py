@@ -5,20 +5,22 @@ from dataclasses import replace
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import LabelNode, Release, UpdateFence
+from gpusharing.planning.transition.actuation import yielded
 from gpusharing.planning.transition.after import after_pnr
-from gpusharing.planning.transition.attempts import adopted, note_failure, was_rolled_back
+from gpusharing.planning.transition.attempts import adopted, find_quiet, note_failure, was_rolled_back
 from gpusharing.planning.transition.before import before_pnr
+from gpusharing.planning.transition.fencing import (
+    cordon_instead,
+    find_closed,
+    find_unseen,
+    routing_before,
+    unmarked,
+)
 from gpusharing.planning.transition.gates import find_gate, first_closed, service_gates
-from gpusharing.planning.transition.marks import routing_before, unmarked
-from gpusharing.planning.transition.quiet import find_quiet
 from gpusharing.planning.transition.requests import with_gpunode
-from gpusharing.planning.transition.startgate import find_closed, find_unseen
-from gpusharing.planning.transition.taintfence import cordon_instead
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
-from gpusharing.planning.transition.yielding import yielded
 from gpusharing.planning.vocabulary.findings import Finding
-from gpusharing.planning.vocabulary.reasonkinds import Mark
-from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from gpusharing.planning.wanted.assess import Assessed, Assessment, Untargeted, has_gpu
 
 

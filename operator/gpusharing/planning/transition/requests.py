@@ -23,8 +23,7 @@ from gpusharing.api import names
 from gpusharing.planning.gpus.health import REACHABLE
 from gpusharing.planning.snapshot.actions import Action, ClearRequests, EnsureGPUNode, LabelNode
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, ObservedView
-from gpusharing.planning.transition.attempts import PROOF
-from gpusharing.planning.transition.quiet import find_quiet
+from gpusharing.planning.transition.attempts import PROOF, find_quiet
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.wanted.assess import has_gpu
 from gpusharing.planning.wanted.verify import MPS_DAEMONS

@@ -7,18 +7,16 @@ from functools import cached_property
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.planning.drain.gangs import ending_gangs
-from gpusharing.planning.drain.holders import scope_of
-from gpusharing.planning.drain.plan import DrainPlan, plan_drain
+from gpusharing.planning.drain.plan import DrainPlan, ending_gangs, plan_drain
+from gpusharing.planning.drain.pods import scope_of
 from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.snapshot.actions import Action, FenceNode
 from gpusharing.planning.snapshot.podviews import GangView, NodeWork, Scope
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import GPUNodeView, PolicyView
-from gpusharing.planning.stack.mpsdaemon import MpsLapses, find_lapses
-from gpusharing.planning.vocabulary.blockers import Blocker
-from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.stack.mps import MpsLapses, find_lapses
+from gpusharing.planning.vocabulary.findings import Blocker, Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.actuators.actuator import Actuator, ActuatorCase

@@ -16,12 +16,18 @@ from gpusharing.api.nearest import did_you_mean
 from gpusharing.api.policy import MigLayout
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.geometry import Layout, generated_layouts, normalize
-from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.views import CardView
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.pluginconfig import BadField, is_named_after
-from gpusharing.planning.wanted.yamltext import Unreadable, dump_yaml, is_whole, parse_yaml
+from gpusharing.planning.wanted.pluginconfig import (
+    BadField,
+    Unreadable,
+    dump_yaml,
+    is_named_after,
+    is_whole,
+    parse_yaml,
+)
 
 ALL_DISABLED = "all-disabled"
 """Name of the configuration that switches MIG off on all GPUs."""

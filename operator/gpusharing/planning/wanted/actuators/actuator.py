@@ -16,8 +16,8 @@ from datetime import datetime
 from typing import Protocol
 
 from gpusharing.planning.gpus.geometry import Layout
+from gpusharing.planning.snapshot.nvidia import Operand, Program, StackView
 from gpusharing.planning.snapshot.records import Fence
-from gpusharing.planning.snapshot.stackviews import Operand, Program, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, ObservedView, PlanSettings
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.values import value

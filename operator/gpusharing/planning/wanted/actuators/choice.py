@@ -1,6 +1,6 @@
 """Chooses the actuator of a cluster. Other modules call the chosen one without knowing which it is."""
 
-from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.wanted.actuators.actuator import Actuator
 from gpusharing.planning.wanted.actuators.dra import DRA
 from gpusharing.planning.wanted.actuators.labels import LABELS

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+from gpusharing.planning.snapshot.nvidia import Operand, Program
 from gpusharing.planning.snapshot.records import Fence
-from gpusharing.planning.snapshot.stackviews import Operand, Program
 from gpusharing.planning.snapshot.views import NodeView, ObservedView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.actuators.actuator import ActuatorCase, Unfinished, Writing
 from gpusharing.planning.wanted.actuators.labels import Labels
-from gpusharing.planning.wanted.draobjects import find_unrequestable
+from gpusharing.planning.wanted.sharedobjects import find_unrequestable
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import (
     Checked,

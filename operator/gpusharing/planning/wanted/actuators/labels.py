@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode
+from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, Operand, Program, StackView
 from gpusharing.planning.snapshot.records import Fence
-from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, Operand, Program, StackView
 from gpusharing.planning.snapshot.views import NodeView, ObservedView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -21,8 +21,7 @@ from gpusharing.planning.wanted.actuators.actuator import (
     Writing,
 )
 from gpusharing.planning.wanted.assess import needs_two_steps, uses_mps
-from gpusharing.planning.wanted.target import Target, find_last_proven
-from gpusharing.planning.wanted.toolversions import find_deafness, find_remedy
+from gpusharing.planning.wanted.target import Target, find_deafness, find_last_proven, find_remedy
 from gpusharing.planning.wanted.verify import (
     EXCLUSIVE,
     Checked,
