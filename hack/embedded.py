@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, TypedDict, Unpack
 
 from gpusharing.controller.loop import Loop
-from gpusharing.controller.observer import Observer
+from gpusharing.controller.metrics import Observer
 from gpusharing.controller.role import Role
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import (
@@ -28,8 +28,8 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.lease import LeaderLease, Timing
-from gpusharing.kube.reflector import CacheSettings, Reflector
-from gpusharing.planning.snapshot.draviews import TAINT_TEST
+from gpusharing.kube.reflector import Reflector
+from gpusharing.planning.snapshot.nvidia import TAINT_TEST
 from gpusharing.planning.snapshot.views import PlanSettings
 from hack.sim.agentpages import Pages
 from hack.sim.daemons import MPS_DAEMON, played_daemon_sets
@@ -121,7 +121,7 @@ class Embedded:
             POLICIES,
             lambda raw: str(raw["metadata"]["resourceVersion"]),
             on_change=lambda name: self._policy_changed(loop, name, policies.resource_version(name)),
-            settings=CacheSettings(restores=lambda: lease.restores),
+            restores=lambda: lease.restores,
         )
 
         async def process() -> None:

@@ -20,8 +20,7 @@ from gpusharing.planning.gpus.cards import CARDS, Card
 from gpusharing.planning.gpus.geometry import describe, maximal_layouts
 from gpusharing.planning.snapshot import views
 from gpusharing.planning.snapshot.views import PlanSettings
-from gpusharing.planning.vocabulary.reasonkinds import Passes
-from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Passes, Reason
 from gpusharing.planning.wanted import migfile, pluginconfig
 from hack.agentfields import SESSION, SOURCES, USAGE, FieldSource, NeededRight
 from hack.cards import mig_mode_needs_reset

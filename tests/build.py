@@ -11,12 +11,13 @@ from tests.configs import plugins_of
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.kube.zones import find_zones
+from gpusharing.kube.convert import find_zones
+from gpusharing.planning.drain.pods import scope_of
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.geometry import Layout
-from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, Owner, PdbView, PodView
+from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, Operand, Program, StackView
+from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, Owner, PdbView, PodView, Scope
 from gpusharing.planning.snapshot.records import UNRECORDED, Claim, Deferred, Fence, Verified
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, Operand, Program, StackView
 from gpusharing.planning.snapshot.views import (
     ClusterSnapshot,
     GPUNodeView,
@@ -27,9 +28,9 @@ from gpusharing.planning.snapshot.views import (
     PolicyView,
 )
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.configmaps import plan_config
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
-from gpusharing.planning.wanted.target import Wish, find_wish
+from gpusharing.planning.wanted.sharedobjects import plan_config
+from gpusharing.planning.wanted.target import Request, find_request
 
 NOW = datetime(2026, 11, 20, 10, 0, tzinfo=UTC)
 H100 = "NVIDIA H100 80GB HBM3"
@@ -134,11 +135,20 @@ def make_work(
         pods=pods,
         pdbs=tuple(pdbs),
         listed_at=listed_at,
-        empty_since=empty_since,
         evictions=evictions or {},
         error=error,
         **fields,
     )
+
+
+def empty_since(work: NodeWork) -> datetime | None:
+    """When the first of the LISTs was made that show the node empty, or None if the last one does not."""
+    return work.empty_lists[0] if work.empty_lists else None
+
+
+def make_scope(settings: PlanSettings | None = None, **fields: Any) -> Scope:
+    """What the drain of a node without a fence must empty and must not touch; `fields` are set on it."""
+    return replace(scope_of(None, settings or PlanSettings(), make_stack()), **fields)
 
 
 def make_memory(
@@ -314,9 +324,9 @@ def make_cluster_policy(
     )
 
 
-def wishes_of(policies: Iterable[PolicyView]) -> list[Wish]:
+def wishes_of(policies: Iterable[PolicyView]) -> list[Request]:
     """What these policies ask for, without those whose spec cannot be read."""
-    return [find_wish(one.name, one.spec) for one in policies if one.spec is not None]
+    return [find_request(one.name, one.spec) for one in policies if one.spec is not None]
 
 
 def make_stack(

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 
 from gpusharing.api.names import RESOURCE_GPU
-from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.views import GpuView, Hardware, PolicyView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing
-from gpusharing.planning.wanted.target import Target, Targets, find_wish
+from gpusharing.planning.wanted.target import PolicyTargets, Target, find_request
 
 
 def plugins_of(
@@ -25,7 +25,7 @@ def plugins_of(
 def target_for(policy: PolicyView, gpus: Iterable[GpuView], stack: StackView) -> Target | Finding:
     """What gpu-07 with these GPUs becomes under a policy."""
     assert policy.spec is not None, "make_policy gives every policy a spec"
-    targets = Targets(policy, find_wish(policy.name, policy.spec), stack)
+    targets = PolicyTargets(policy, find_request(policy.name, policy.spec), stack)
     return targets.find("gpu-07", Hardware.of(tuple(gpus)))
 
 

@@ -109,7 +109,7 @@ def test_everything_in_hack_stands_on_its_map() -> None:
 
 
 def test_calls_side_by_side_end_together() -> None:
-    """asyncio.gather leaves the others running after the first error: a TaskGroup or kube/crew.py does not."""
+    """asyncio.gather leaves the others running after the first error: a TaskGroup or kube/fanout.py does not."""
     assert [name for name in SHIPPED if "asyncio.gather" in PYTHON[name]] == []
 
 
@@ -257,7 +257,12 @@ def test_no_file_names_a_registry() -> None:
 
 
 def test_locks_pin_every_file_by_hash_and_name_no_index() -> None:
-    for name in ("requirements.lock", "requirements-dev.lock", "requirements-docs.lock", "requirements-mutants.lock"):
+    for name in (
+        "requirements.lock",
+        "requirements-dev.lock",
+        "requirements-docs.lock",
+        "requirements-mutants.lock",
+    ):
         text = FILES[name].read_text()
         pins = re.findall(r"^[a-z0-9].*==.*(?:\n +.*)*", text, re.MULTILINE)
         assert pins
@@ -386,7 +391,7 @@ def test_foreign_libraries_stay_behind_their_adapters() -> None:
             f"operator/gpusharing/agent/{name}.py"
             for name in ("nvml", "nvml_health", "nvml_mig", "nvml_processes", "nvml_use")
         },
-        "kopf": {"operator/gpusharing/controller/handlers.py"},
+        "kopf": {"operator/gpusharing/controller/policywatch.py"},
     }
     found: dict[str, set[str]] = {library: set() for library in adapters}
     for name in (name for name in SHIPPED if any(library in PYTHON[name] for library in adapters)):

@@ -10,7 +10,7 @@ import pytest
 from hack.generate import ROOT
 
 from gpusharing.api import names
-from gpusharing.planning.snapshot.stackviews import Program
+from gpusharing.planning.snapshot.nvidia import Program
 
 PRODUCT = ROOT / "operator" / "gpusharing"
 PLANNING = PRODUCT / "planning"
@@ -19,7 +19,7 @@ MOST_NARROWINGS = 8
 CACHED = {
     "drain/stranded.py",
     "gpus/cards.py", "gpus/geometry.py",
-    "pools/calendar.py", "pools/candidates.py", "pools/hours.py", "snapshot/views.py", "wanted/gfdlabels.py",
+    "pools/windows.py", "pools/candidates.py", "snapshot/views.py", "wanted/verify.py",
     "wanted/migfile.py", "wanted/pluginconfig.py", "wanted/target.py", "transition/verdict.py",
 }  # fmt: skip
 """Modules that keep the answer of a pure function of a few values, such as a layout, a version or a text. None holds a
@@ -241,9 +241,9 @@ def test_what_is_decided_is_remembered_in_one_module() -> None:
 
 
 PAGED = {
-    "kube/paging.py": "asks again for a page that failed",
-    "kube/reflector.py": "has `whole_list` of kube/paging.py ask again for a page that failed",
-    "controller/containment.py": "asks for a single object, to see whether the server answers",
+    "kube/lists.py": "asks again for a page that failed",
+    "kube/reflector.py": "has `whole_list` of kube/lists.py ask again for a page that failed",
+    "controller/policywatch.py": "asks for a single object, to see whether the server answers",
 }
 """Modules that may call `list_page` of a client, and why."""
 
@@ -256,4 +256,4 @@ def test_every_list_goes_through_the_module_that_asks_again_for_pages_that_faile
         for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.Attribute) and node.attr == "list_page"
     }
-    assert found == PAGED.keys(), "use pages_of or list_of of kube/paging.py"
+    assert found == PAGED.keys(), "use pages_of or list_of of kube/lists.py"

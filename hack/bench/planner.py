@@ -16,13 +16,13 @@ from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.controller.leading import settle_heap
-from gpusharing.kube.zones import find_zones
+from gpusharing.kube.convert import find_zones
 from gpusharing.planning.gpus.cards import Card, find_card
-from gpusharing.planning.gpus.geometry import find_fit, normalize
+from gpusharing.planning.gpus.geometry import find_misfit, normalize
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.memo import Memo
+from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, Operand, Program, StackView
 from gpusharing.planning.snapshot.records import Verified
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, Operand, Program, StackView
 from gpusharing.planning.snapshot.views import (
     ClusterSnapshot,
     GPUNodeView,
@@ -33,9 +33,9 @@ from gpusharing.planning.snapshot.views import (
     PlanSettings,
     PolicyView,
 )
-from gpusharing.planning.wanted.configmaps import plan_config
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
-from gpusharing.planning.wanted.target import Target, Targets, find_wish
+from gpusharing.planning.wanted.sharedobjects import plan_config
+from gpusharing.planning.wanted.target import PolicyTargets, Target, find_request
 from hack.bench.results import Measured
 from hack.cluster.nodes import LABEL_POOL, gpu_labels
 
@@ -99,7 +99,7 @@ def _node(index: int, owner: PolicyView) -> NodeView:
     """Return a node that the policy `owner` has adopted: it is in the policy's pool, has our labels, advertises all its
     whole GPUs, and the policy's configuration is proven on it. The policy must be of mode Full, with a valid spec."""
     assert owner.spec is not None, "valid"
-    request = find_wish(owner.name, owner.spec)
+    request = find_request(owner.name, owner.spec)
     (plugin_key,) = request.plugins
     ours = {
         LABEL_POOL: owner.name,
@@ -171,11 +171,11 @@ def _stack(policies: list[PolicyView]) -> StackView:
     gpu, plugins = _gpu(0), {}
     for policy in policies:
         assert policy.spec is not None, "valid"
-        targets = Targets(policy, find_wish(policy.name, policy.spec), empty)
+        targets = PolicyTargets(policy, find_request(policy.name, policy.spec), empty)
         target = targets.find("gpu-0000", Hardware.of((gpu,)))
         assert isinstance(target, Target), "an H100 can do what the bench asks for"
         plugins[target.plugin_key] = target.plugin
-    requests = [find_wish(policy.name, policy.spec) for policy in policies if policy.spec is not None]
+    requests = [find_request(policy.name, policy.spec) for policy in policies if policy.spec is not None]
     change, _ = plan_config(requests, (), {PRODUCT: gpu}, plugins, empty)
     assert change is not None, "an empty stack lacks everything"
     keys = [*change.plugin_configs, *parse_mig_file(change.mig_file)]
@@ -243,7 +243,7 @@ def fits() -> Measured:
     def fit_all() -> None:
         """Look for a fit of every layout."""
         for layout in layouts:
-            find_fit(layout, profiles)
+            find_misfit(layout, profiles)
 
     how = f"mean of {len(layouts)} layouts of an H100, possible or not, CPU time"
     return Measured("layout_fit_ms", _cpu_ms(fit_all) / len(layouts), how)

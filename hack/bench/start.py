@@ -6,8 +6,8 @@ No node software runs, because nothing changes; this module writes the agents' r
 import time
 from collections.abc import Iterator
 
-from gpusharing.agent.observation import Observation, request_of
-from gpusharing.agent.podresources import Holdings
+from gpusharing.agent.gpunode import Observation, request_of
+from gpusharing.agent.kubelet import Holdings
 from hack.bench.large import as_kubelets_report
 from hack.bench.machine import cpu_ms, read_metric, rss_mib
 from hack.bench.results import Measured

@@ -12,7 +12,7 @@ from typing import Any
 from gpusharing.api.names import ANNOTATION_FENCE, ConditionType
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import GPUNODES, JSON, LEASES, NODES, PODS, POLICIES
-from gpusharing.kube.paging import list_of
+from gpusharing.kube.lists import list_of
 from hack.demo.columns import POOLS, KubectlView, find, places
 from hack.demo.screen import DemoFailed, Screen
 from hack.demo.stage import Stage, Written

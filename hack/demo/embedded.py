@@ -12,7 +12,7 @@ from gpusharing.api.validation import validate_policy
 from gpusharing.kube.client import JSON, POLICIES, KubeClient
 from gpusharing.kube.errors import NotFound
 from gpusharing.kube.lease import Timing
-from gpusharing.kube.paging import list_of
+from gpusharing.kube.lists import list_of
 from hack.demo.columns import KubectlView, render
 from hack.demo.fleet import nodes
 from hack.demo.stage import ApplyRefused, Written, empty_log

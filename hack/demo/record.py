@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gpusharing.kube.client import GPUNODES, JSON, POLICIES
-from gpusharing.kube.paging import list_of
+from gpusharing.kube.lists import list_of
 from hack.demo.stage import Stage
 
 RECORD = Path(__file__).with_name("record.json")

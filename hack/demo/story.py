@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 from gpusharing.api.names import RESOURCE_GPU, ConditionType
 from gpusharing.kube.client import GPUNODES, JSON, NODES, PDBS, PODS
-from gpusharing.kube.paging import list_of
+from gpusharing.kube.lists import list_of
 from hack.demo import fleet
 from hack.demo.columns import FLEET, POOLS, events_about, find, places
 from hack.demo.demo import Demo, holds_gpu_of, is_cordoned, is_ready

@@ -32,7 +32,7 @@ DIFFERENCES = (
         "nvidia-device-plugin", ("v0.19.3",),
         "each profile with a suffix is a resource of its own: nvidia.com/mig-1g.10gb.me, nvidia.com/mig-1g.24gb-me",
         "resource patterns are unanchored regular expressions: +me, +gfx, -me instances are served in the plain name",
-        "planning/wanted/toolversions.py: refused where ClusterPolicy names an older version, else reported by name",
+        "planning/wanted/target.py: refused where ClusterPolicy names an older version, else reported by name",
         "test_a_mode_is_served_and_labelled_exactly_as_predicted",
     ),
     Difference(
@@ -152,7 +152,7 @@ DIFFERENCES = (
         "its log holds its own lines (level=…) only",
         "go-nvlib adds lines 'WARNING: unable to detect IOMMU FD', four for each GPU and call, because a GPU that the "
         "driver nvidia holds has no vfio-dev",
-        "of the log only lines of level error and fatal are read (kube/actuatorlog.py)",
+        "of the log only lines of level error and fatal are read (kube/gather.py)",
         "test_go_nvlib_warns_of_each_gpu_from_v0_15_on_and_the_reason_of_a_failure_is_found_all_the_same",
     ),
     Difference(

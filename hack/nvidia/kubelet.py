@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from gpusharing.kube.convert_pods import pod_view
+from gpusharing.kube.pods import pod_view
 from hack.cluster.api import Api, Object
 from hack.cluster.certs import create_pki
 from hack.nvidia.sandbox import KUBELET_PLUGINS, Sandbox

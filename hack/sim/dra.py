@@ -14,7 +14,7 @@ from gpusharing.api.gpunode import GPU
 from gpusharing.kube.client import DEVICE_CLASSES, JSON, RESOURCE_SLICES
 from gpusharing.kube.errors import AlreadyExists, NotFound, Throttled, Unavailable
 from gpusharing.planning.gpus.cards import find_card
-from gpusharing.planning.snapshot.draviews import DRA_DRIVER
+from gpusharing.planning.snapshot.nvidia import DRA_DRIVER
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.nodeobject import RETRY_SECONDS, NodeObject, SimCluster
 from hack.sim.readings import Readings

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from gpusharing.kube.client import JSON, RESOURCE_CLAIMS
-from gpusharing.planning.snapshot.draviews import TAINT_TEST
+from gpusharing.planning.snapshot.nvidia import TAINT_TEST
 
 SPECIAL_CLAIM = "resource.kubernetes.io/extended-resource-claim"
 """The annotation of a claim that the scheduler makes for the extended resources of a pod."""

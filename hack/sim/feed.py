@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from gpusharing.kube.client import JSON, KubeClient, Resource
 from gpusharing.kube.errors import Expired, KubeError, NotFound
-from gpusharing.kube.paging import pages_of
+from gpusharing.kube.lists import pages_of
 
 Handler = Callable[[JSON, bool], None]
 """Called with an object and whether it is gone, in the order of the changes. It must not block."""

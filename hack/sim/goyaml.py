@@ -1,7 +1,7 @@
 """YAML as NVIDIA's SIMULATED programs read it: sigs.k8s.io/yaml turns it into JSON with go-yaml v2.
 
 tests/foreign holds the answers of the real programs. The product has a reader of its own
-(planning/wanted/yamltext.py).
+(planning/wanted/pluginconfig.py).
 """
 
 import re

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from typing import TypeAlias
 
+from gpusharing.agent.kubelet import Holdings, PodDevices
 from gpusharing.agent.library import PodID, ProcessUse
-from gpusharing.agent.podresources import Holdings, PodDevices
 from gpusharing.agent.usage import base
 from gpusharing.api.gpunode import GPU
 from gpusharing.api.names import RESOURCE_GPU, is_gpu_resource

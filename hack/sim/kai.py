@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from gpusharing.kube.client import JSON, NODES, PODS, KubeClient
 from gpusharing.kube.errors import Conflict, NotFound
-from gpusharing.kube.quantity import count
+from gpusharing.kube.raw import count
 from hack.sim.feed import follow
 from hack.sim.settings import Clock, SimSettings
 from hack.sim.workloads import start_pod

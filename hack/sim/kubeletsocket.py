@@ -4,7 +4,7 @@ It answers as a kubelet does (kubernetes v1.36.3 pkg/kubelet/apis/podresources/s
 without devices, and one ContainerDevices for each device, with its NUMA node (pkg/kubelet/cm/container_manager.go).
 The order differs each time, because they come from maps of Go (podsMapToPods in pkg/kubelet/pod/pod_manager.go). It
 accepts any number of calls on a connection and pings a client that sends data, as grpc-go v1.79.3 does
-(internal/transport/bdp_estimator.go). Numbers of fields are those of api.proto; `gpusharing/agent/podresources.py`
+(internal/transport/bdp_estimator.go). Numbers of fields are those of api.proto; `gpusharing/agent/kubelet.py`
 names them.
 """
 
@@ -22,8 +22,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import DataReceived, Event, PingAckReceived, RequestReceived, StreamEnded
 
-from gpusharing.agent.kubelet import ALLOCATABLE, LIST
-from gpusharing.agent.podresources import PodDevices
+from gpusharing.agent.kubelet import ALLOCATABLE, LIST, PodDevices
 
 Body: TypeAlias = bytes | Callable[[], bytes]
 """A response, or a function that returns one for each call."""

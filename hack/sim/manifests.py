@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, DEVICE_CLASSES, JSON, KubeClient
 from gpusharing.kube.errors import AlreadyExists, NotFound
-from gpusharing.kube.paging import list_of
+from gpusharing.kube.lists import list_of
 from hack.sim.daemons import (
     AGENT,
     GPU_NODES,

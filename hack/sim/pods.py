@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gpusharing.agent.podresources import Holdings
+from gpusharing.agent.kubelet import Holdings
 from gpusharing.kube.client import JSON
-from gpusharing.kube.convert_pods import pod_view
+from gpusharing.kube.pods import pod_view
 
 ANNOTATION_MEMORY = "sim.gpusharing.dev/memory-gib"
 """On a Pod: the GPU memory that its one process uses, in GiB. Without it the pod uses none."""

@@ -76,7 +76,7 @@ class CanHang(Protocol):
 
 
 class Readings:
-    """An `kube.background.Background` for calls that read the simulated GPUs."""
+    """A `kube.background.Background` for calls that read the simulated GPUs."""
 
     def __init__(self, gpus: CanHang) -> None:
         """Prepare to make calls that read `gpus`."""

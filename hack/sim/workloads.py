@@ -22,10 +22,10 @@ from gpusharing.kube.client import (
     RESOURCE_SLICES,
     KubeClient,
 )
-from gpusharing.kube.convert_pods import pod_view
 from gpusharing.kube.errors import AlreadyExists, Conflict, NotFound
-from gpusharing.kube.quantity import count
-from gpusharing.planning.snapshot.draviews import TAINT_TEST
+from gpusharing.kube.pods import pod_view
+from gpusharing.kube.raw import count
+from gpusharing.planning.snapshot.nvidia import TAINT_TEST
 from gpusharing.planning.snapshot.podviews import PodView
 from hack.sim.dradevices import DraDevices, claim_for, claim_status
 from hack.sim.feed import follow

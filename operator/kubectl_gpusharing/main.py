@@ -15,18 +15,11 @@ from kubectl_gpusharing.shell.troubles import FAILED, INTERRUPTED, PIPE_CLOSED, 
 
 
 def main() -> None:
-    """Run the command line of this process (`run`) and exit with its status, by raising SystemExit."""
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Carry out one command line, given as the words after the name of the program, and return its exit status. Once
-    the words are parsed, garbage collection is turned off, which a verb that stays open for long turns on again, and
-    the module of the verb is imported. A `Trouble` is printed on standard error as one sentence, and the status is
-    FAILED. After Ctrl-C, and when the reader of standard output is gone, the status is what a shell would report; in
-    the second case standard output is redirected to the null device. If the reader is found to be gone only when a
-    Trouble is about to be printed, BrokenPipeError is raised. The SystemExit of --help (0) and of invalid flags
-    (FAILED) passes through, and so does any other exception."""
+    """Carry out one command line, without the name of the program, and return its exit status."""
     try:
         try:
             typed = parse(arguments)

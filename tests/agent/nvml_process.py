@@ -17,10 +17,9 @@ from dataclasses import asdict
 
 import pynvml
 
-from gpusharing.agent.library import LibraryError
+from gpusharing.agent.library import LibraryError, Reader
 from gpusharing.agent.nvml import NVML
 from gpusharing.agent.processes import Processes
-from gpusharing.agent.reader import Reader
 from gpusharing.api.gpunode import Request
 from gpusharing.kube.background import Worker
 

@@ -16,8 +16,7 @@ from tests.fakes.gpus import OneNode
 from gpusharing.agent.kubelet import KubeletPodResources
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.nvml import NVML
-from gpusharing.agent.podnames import PodNames
-from gpusharing.agent.processes import Processes
+from gpusharing.agent.processes import PodNames, Processes
 from gpusharing.agent.usagemetrics import UsageCollector
 
 

@@ -10,8 +10,15 @@ from hack.sim import kubeletsocket
 from hack.sim.kubeletsocket import allocatable, field, framed, listed, varint
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.agent.kubelet import ALLOCATABLE, LIST, KubeletPodResources
-from gpusharing.agent.podresources import Answers, Holdings, PodDevices, PodResourcesUnavailable
+from gpusharing.agent.kubelet import (
+    ALLOCATABLE,
+    LIST,
+    Answers,
+    Holdings,
+    KubeletPodResources,
+    PodDevices,
+    PodResourcesUnavailable,
+)
 
 
 def pod(name: str, *devices: tuple[str, Iterable[str]]) -> bytes:

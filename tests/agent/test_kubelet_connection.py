@@ -12,8 +12,7 @@ from hack.sim.kubeletsocket import allocatable, framed, listed
 from tests.agent.test_kubelet import Kubelet
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.agent.kubelet import KubeletPodResources
-from gpusharing.agent.podresources import PodDevices, PodResourcesUnavailable
+from gpusharing.agent.kubelet import KubeletPodResources, PodDevices, PodResourcesUnavailable
 
 PATIENCE = 60.0
 

@@ -10,10 +10,10 @@ from tests.agent.test_loop import NEVER, PROMPT, Bench
 from tests.fakes.gpus import FixedPods, OneNode, eventually
 from tests.fakes.virtualtime import virtually
 
+from gpusharing.agent.gpunode import OwnNode
+from gpusharing.agent.kubelet import Holdings, PodDevices
 from gpusharing.agent.library import Replaced
 from gpusharing.agent.loop import AgentLoop, LoopSettings
-from gpusharing.agent.own import OwnNode
-from gpusharing.agent.podresources import Holdings, PodDevices
 from gpusharing.kube.client import GPUNODES, ApiRequest, PassingClient, WatchEvent
 from gpusharing.kube.errors import Unavailable
 

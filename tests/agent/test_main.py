@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hack.cluster.certs import create_pki
 
-from gpusharing.agent.main import _FLAGS, address, main, parse
+from gpusharing.agent.main import _FLAGS, _variable, address, main, parse
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 120.0
@@ -60,7 +60,7 @@ def test_a_value_that_cannot_work_is_refused_in_a_sentence_with_an_example(
 
 
 def test_a_variable_that_is_empty_counts_as_not_set() -> None:
-    empty = {variable: "" for _, variable, *_ in _FLAGS}
+    empty = {_variable(flag): "" for flag, *_ in _FLAGS}
     assert parse(["--node-name", "n"], empty) == parse(["--node-name", "n"], {})
 
 

@@ -8,8 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.agent.scraping import GPUS, PARTS, CountingPrometheus
 
-from gpusharing.agent.lagging import LaggingCounts
-from gpusharing.agent.meter import BOUNDS, LAG, OTHERS, Account, Allotment, Bounds, Meter, Metered
+from gpusharing.agent.meter import (
+    BOUNDS,
+    LAG,
+    OTHERS,
+    Account,
+    Allotment,
+    Bounds,
+    LaggingCounts,
+    Meter,
+    Metered,
+)
 
 HOUR, DAY = 3600.0, 86400.0
 SEVENTH = Fraction(1, 7)

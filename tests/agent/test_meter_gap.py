@@ -8,14 +8,14 @@ import pytest
 import yaml
 from hack.generate import ROOT
 
-from gpusharing.agent.loop import JITTER, LoopSettings
+from gpusharing.agent.loop import LoopSettings
 from gpusharing.agent.meter import LAG, Account, Allotment, Meter
-from kubectl_gpusharing.usage.prometheus.windows import UNITS
+from kubectl_gpusharing.usage.windows import UNITS
 
 VALUES = yaml.safe_load((ROOT / "deploy/helm/gpu-sharing-operator/values.yaml").read_text())
 EVERY = VALUES["monitoring"]["podMonitor"]["interval"]
 SCRAPE = float(int(EVERY[:-1]) * {"s": 1, **UNITS}[EVERY[-1]])
-TURN = VALUES["agent"]["interval"] * (1 + JITTER)
+TURN = VALUES["agent"]["interval"] * (1 + LoopSettings().jitter)
 """Seconds between two turns, at most."""
 RESOURCE = "nvidia.com/gpu"
 IDLE = Allotment("pool-b", 1, {}, {RESOURCE: Fraction(1)}, Fraction(0), Fraction(0))

@@ -9,8 +9,7 @@ from shutil import rmtree
 import pytest
 
 from gpusharing.agent.library import PodID
-from gpusharing.agent.podnames import PodNames
-from gpusharing.agent.processes import MPS_CONTROL, MPS_SERVER, Processes
+from gpusharing.agent.processes import MPS_CONTROL, MPS_SERVER, PodNames, Processes
 from gpusharing.api.gpunode import Process
 
 SERVER, CONTROL, SHELL = 42, 41, 40

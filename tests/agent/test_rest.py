@@ -25,8 +25,8 @@ from gpusharing.agent.rest import RestClient, _Exchange
 from gpusharing.kube import errors
 from gpusharing.kube.client import GPUNODES, ApiRequest, WatchEvent
 from gpusharing.kube.http import HttpClient
+from gpusharing.kube.lists import pages_of
 from gpusharing.kube.login import Access, ServiceAccountLogin
-from gpusharing.kube.paging import pages_of
 
 PATH = "/apis/gpusharing.dev/v1alpha1/gpunodes"
 MINE = "metadata.name=gpu-01"

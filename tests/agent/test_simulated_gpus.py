@@ -4,7 +4,7 @@ import pytest
 from hack.sim.gpu import InUse, NoFreePlace, NotSupported, SimulatedGPUs
 
 from gpusharing.planning.gpus.cards import CARDS, Card
-from gpusharing.planning.gpus.geometry import Legal, find_fit, maximal_layouts
+from gpusharing.planning.gpus.geometry import find_misfit, maximal_layouts, place
 
 H100, A100, T4 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-40GB", "Tesla T4"
 WITH_PLACEMENTS = [card for card in CARDS if card.products and any(p.starts for p in card.profiles)]
@@ -21,9 +21,8 @@ def divided(product: str = H100) -> SimulatedGPUs:
 def test_every_maximal_layout_can_be_created_at_the_placements_that_the_planner_finds(card: Card) -> None:
     gpus = divided(card.products[0])
     for layout in maximal_layouts(card.profiles):
-        verdict = find_fit(layout, card.profiles)
-        assert isinstance(verdict, Legal)
-        for profile, start in verdict.placements:
+        assert not find_misfit(layout, card.profiles)
+        for profile, start in place(layout, card.profiles):
             gpus.create(0, profile, start)
         assert len(gpus.read().gpus[0].instances) == sum(count for _, count in layout)
         gpus.destroy_all(0)

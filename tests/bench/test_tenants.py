@@ -9,8 +9,7 @@ from tests.agent.nvml_machine import in_process, needs_compiler, read
 
 from gpusharing.agent.kubelet import KubeletPodResources
 from gpusharing.agent.library import PodID
-from gpusharing.agent.podnames import PodNames
-from gpusharing.agent.processes import Processes
+from gpusharing.agent.processes import PodNames, Processes
 
 
 def machine(folder: Path) -> Simulator:

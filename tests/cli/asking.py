@@ -17,7 +17,7 @@ from tests.embedded.scene import Scene, nodes, open_scene
 from tests.fakes.virtualtime import virtual_now
 
 from gpusharing.kube.client import DEPLOYMENTS, KubeClient
-from kubectl_gpusharing.live.installed import OPERATOR
+from kubectl_gpusharing.live.cluster import OPERATOR
 from kubectl_gpusharing.shell.arguments import parse
 from kubectl_gpusharing.shell.running import run_each
 from kubectl_gpusharing.shell.session import Session

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from fractions import Fraction
 
-from kubectl_gpusharing.usage.reckon.bills import Part
+from kubectl_gpusharing.usage.bills import Part
 
 EVERY = 288
 """Seconds between two scrapes: fewer than those for which Prometheus goes on telling a value. Days are multiples of it,

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.cli.history import Gauge, History, Node, Stretch
 
-from gpusharing.planning.gpus.shares import Extent, shares
+from gpusharing.planning.gpus.cards import Extent, shares
 
 BEGIN, UNTIL = datetime(2026, 10, 1, tzinfo=UTC), "2026-10-08"
 HOURS = 168

@@ -24,7 +24,7 @@ from gpusharing.kube.client import (
     PODS,
     POLICIES,
 )
-from kubectl_gpusharing.live.installed import OPERATOR
+from kubectl_gpusharing.live.cluster import OPERATOR
 
 QUIET = 400.0
 """Seconds after which NVIDIA's programs, operator and agents have nothing more to do."""

@@ -1,5 +1,5 @@
 """Which mode is advised for what, and that the policy which comes with it is one (kubectl_gpusharing/usage/advise.py,
-kubectl_gpusharing/usage/reckon/advice.py)."""
+kubectl_gpusharing/usage/advicerules.py)."""
 
 import itertools
 import json
@@ -14,13 +14,12 @@ from tests.cli.screen import END, answer, read_until, terminal
 
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy
-from gpusharing.planning.gpus.capacity import HEADROOM, memory_of, usable_memory
-from gpusharing.planning.gpus.cards import CARDS, Card
-from gpusharing.planning.gpus.geometry import Legal, find_fit, normalize
+from gpusharing.planning.gpus.cards import CARDS, HEADROOM, Card, memory_of, usable_memory
+from gpusharing.planning.gpus.geometry import find_misfit, normalize
 from kubectl_gpusharing.setup.layouts import pick
 from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
+from kubectl_gpusharing.usage.advicerules import Advice, AdviceAnswers, advise
 from kubectl_gpusharing.usage.advise import HOW_MUCH, QUESTIONS, size_of
-from kubectl_gpusharing.usage.reckon.advice import Advice, AdviceAnswers, advise
 
 
 def told(
@@ -94,7 +93,7 @@ def test_whatever_is_answered_the_policy_is_valid_and_fits_the_card_and_the_work
         assert found.but, "nothing is free"
         if found.profile is not None:
             layout = normalize({found.profile.name: found.shares})
-            assert isinstance(find_fit(layout, card.profiles), Legal)
+            assert not find_misfit(layout, card.profiles)
             assert usable_memory(card, found.profile) >= memory
         if answers["promise"]:
             assert str(found.mode) in ("MIG", "Full"), "nothing else keeps neighbours apart"
@@ -153,7 +152,7 @@ def test_whatever_the_sizes_are_the_gpus_hold_the_workloads(card: Card, per_node
             )
             assert found.gpus * whole >= sum(count * gib for count, gib in needs) * 0.99
             for portion in found.portions:
-                assert isinstance(find_fit(portion.layout or (), card.profiles), Legal)
+                assert not find_misfit(portion.layout or (), card.profiles)
 
 
 def test_who_needs_whole_gpus_beside_instances_is_named_or_gets_them_on_the_same_nodes(desk: Desk) -> None:

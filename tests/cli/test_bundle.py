@@ -27,7 +27,7 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.errors import Forbidden, Unavailable
 from kubectl_gpusharing.diagnosis.bundle import AWAY, LINES, REMOVED, Bundle, cleaned, scrubbed
-from kubectl_gpusharing.live.installed import OPERATOR
+from kubectl_gpusharing.live.cluster import OPERATOR
 from kubectl_gpusharing.shell.troubles import DONE, Trouble
 
 PLANTED = "hunter2"

@@ -1,5 +1,5 @@
 """Several clusters in one table: `status`, `doctor` and `cost` with --contexts and --all-contexts
-(kubectl_gpusharing/shell/clusters.py, kubectl_gpusharing/shell/running.py, kubectl_gpusharing/shell/session.py, kube/login.py). Those that hang are in
+(kubectl_gpusharing/shell/running.py, kubectl_gpusharing/shell/running.py, kubectl_gpusharing/shell/session.py, kube/login.py). Those that hang are in
 test_clusters_hung.py."""
 
 import asyncio
@@ -21,16 +21,16 @@ from tests.cli.schema import read_stream
 from tests.cli.test_cost import behind, service
 from tests.fakes.virtualtime import virtual_now, virtually
 
+from gpusharing.kube.background import run_command
 from gpusharing.kube.client import ACCESS_REVIEWS, NODES
 from gpusharing.kube.client import GPUNODES as GPUNODES_KIND
 from gpusharing.kube.client import POLICIES as POLICIES_KIND
-from gpusharing.kube.commandloop import run_command
 from kubectl_gpusharing.pools import status
 from kubectl_gpusharing.setup import doctor
 from kubectl_gpusharing.shell.arguments import parse
-from kubectl_gpusharing.shell.clusters import Answer, FleetVerb, Reply, ask_clusters, describe_clusters
 from kubectl_gpusharing.shell.documents import FailureData
 from kubectl_gpusharing.shell.drawing import Column, Paper, Span, plain
+from kubectl_gpusharing.shell.running import Answer, FleetVerb, Reply, ask_clusters, describe_clusters
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED
 

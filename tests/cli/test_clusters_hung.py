@@ -1,5 +1,5 @@
 """Clusters and login programs that hang delay no other cluster and not the end of the command
-(kubectl_gpusharing/shell/clusters.py, kube/commandloop.py)."""
+(kubectl_gpusharing/shell/running.py, kube/background.py)."""
 
 import asyncio
 import socket
@@ -19,12 +19,12 @@ from tests.cli.desk import PROGRAM, SECONDS, Desk
 from tests.cli.test_clusters import CREDENTIAL, asked, with_programs
 from tests.fakes.web import WebServer
 
-from gpusharing.kube.commandloop import run_command
-from kubectl_gpusharing.shell import clusters
+from gpusharing.kube.background import run_command
+from kubectl_gpusharing.shell import running as clusters
 from kubectl_gpusharing.shell.arguments import parse
-from kubectl_gpusharing.shell.clusters import LOGINS, FleetVerb
 from kubectl_gpusharing.shell.completing import cluster_names
 from kubectl_gpusharing.shell.documents import FailureData
+from kubectl_gpusharing.shell.running import LOGINS, FleetVerb
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.troubles import DONE
 

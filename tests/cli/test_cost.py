@@ -1,5 +1,5 @@
-"""`cost` and what Prometheus answers instead of data (kubectl_gpusharing/usage/cost.py, kubectl_gpusharing/usage/prometheus/client.py,
-kubectl_gpusharing/usage/prometheus/services.py, kubectl_gpusharing/shell/drawing.py)."""
+"""`cost` and what Prometheus answers instead of data (kubectl_gpusharing/usage/cost.py, kubectl_gpusharing/usage/prometheus.py,
+kubectl_gpusharing/usage/prometheus.py, kubectl_gpusharing/shell/drawing.py)."""
 
 import csv
 import io

@@ -1,5 +1,5 @@
-"""`cost` where Prometheus answers in part, or with numbers that cannot be (kubectl_gpusharing/usage/read/absences.py,
-kubectl_gpusharing/usage/read/meter.py, kubectl_gpusharing/usage/read/pricing.py)."""
+"""`cost` where Prometheus answers in part, or with numbers that cannot be (kubectl_gpusharing/usage/absences.py,
+kubectl_gpusharing/usage/meter.py, kubectl_gpusharing/usage/queries.py)."""
 
 import json
 import re

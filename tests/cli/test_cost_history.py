@@ -1,5 +1,5 @@
 """`cost` and a real Prometheus with a SIMULATED past: the articles' fleet of 80 GPUs, and what goes wrong in a fleet
-(kubectl_gpusharing/usage/cost.py, kubectl_gpusharing/usage/read/meter.py)."""
+(kubectl_gpusharing/usage/cost.py, kubectl_gpusharing/usage/meter.py)."""
 
 import csv
 import io

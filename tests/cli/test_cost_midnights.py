@@ -1,4 +1,4 @@
-"""`cost` and counters that are only read at both midnights of a day (kubectl_gpusharing/usage/read/meter.py, `_read_growth`), with a
+"""`cost` and counters that are only read at both midnights of a day (kubectl_gpusharing/usage/meter.py, `_read_growth`), with a
 stand-in for Prometheus, SIMULATED, and with the agent's own meter."""
 
 import json
@@ -13,9 +13,9 @@ from tests.cli.test_cost_faults import heard_by
 
 from gpusharing.agent.meter import Allotment, Meter, Metered
 from kubectl_gpusharing.shell.troubles import DONE
-from kubectl_gpusharing.usage.prometheus.client import Series
-from kubectl_gpusharing.usage.read.meter import find_growth, find_unsteady
-from kubectl_gpusharing.usage.read.queries import INFO_OF_GPUS
+from kubectl_gpusharing.usage.meter import find_growth, find_unsteady
+from kubectl_gpusharing.usage.prometheus import Series
+from kubectl_gpusharing.usage.queries import INFO_OF_GPUS
 
 YESTERDAY, DAY = NOW - 86_400, 86_400
 SUSPECTS = "group by (node) (count_over_time(gpusharing_gpu_seconds_total"

@@ -1,5 +1,5 @@
 """`cost` by pod, with the fractions of KAI-Scheduler and HAMi, and with what was used, in a real Prometheus with a
-SIMULATED past (kubectl_gpusharing/usage/read/tenants.py)."""
+SIMULATED past (kubectl_gpusharing/usage/meter.py)."""
 
 import json
 from collections import defaultdict
@@ -16,9 +16,9 @@ from tests.cli.pastfleet import SHARED, WHOLE
 from tests.cli.pastprometheus import prometheus_with
 
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE
-from kubectl_gpusharing.usage.prometheus.client import Series
-from kubectl_gpusharing.usage.read.tenants import divide
-from kubectl_gpusharing.usage.reckon.bills import Part
+from kubectl_gpusharing.usage.bills import Part
+from kubectl_gpusharing.usage.meter import divide
+from kubectl_gpusharing.usage.prometheus import Series
 
 BEGIN, UNTIL, HOURS = datetime(2026, 10, 1, tzinfo=UTC), "2026-10-02", 24
 GIB = 2**30

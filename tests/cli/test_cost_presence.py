@@ -1,5 +1,5 @@
 """`cost` where agents come and go and are scraped twice, in a real Prometheus with a SIMULATED past
-(kubectl_gpusharing/usage/read/meter.py, kubectl_gpusharing/usage/read/absences.py): a restart is summed, a time that was metered twice is refused, and
+(kubectl_gpusharing/usage/meter.py, kubectl_gpusharing/usage/absences.py): a restart is summed, a time that was metered twice is refused, and
 one that was not is told."""
 
 import json
@@ -19,7 +19,7 @@ from tests.cli.pastfleet import WHOLE
 from tests.cli.pastprometheus import prometheus_with
 
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED
-from kubectl_gpusharing.usage.read.absences import Absences, Stretch, describe_absences
+from kubectl_gpusharing.usage.absences import Absences, Stretch, describe_absences
 
 BEGIN, UNTIL, HOURS, EVERY = datetime(2026, 10, 1, tzinfo=UTC), "2026-10-01T08:00:00Z", 8, 60
 """When the stories begin and end, in hours, and the seconds between two scrapes."""

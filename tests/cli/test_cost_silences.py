@@ -1,5 +1,5 @@
 """`cost` where an agent is dead until the end of the window, or came late, in a real Prometheus with a SIMULATED past
-(kubectl_gpusharing/usage/read/absences.py)."""
+(kubectl_gpusharing/usage/absences.py)."""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from tests.cli.pastfleet import WHOLE
 from tests.cli.pastprometheus import prometheus_with
 
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE
-from kubectl_gpusharing.usage.read.absences import Absences, silence_of
+from kubectl_gpusharing.usage.absences import Absences, silence_of
 
 BEGIN, UNTIL, HOURS = datetime(2026, 10, 1, tzinfo=UTC), "2026-10-01T12:00:00Z", 12.0
 JOB = "gpusharing-agent"

@@ -1,6 +1,6 @@
-"""What may be typed for `cost`, which price counts, and how amounts are written (kubectl_gpusharing/usage/cost.py, kubectl_gpusharing/usage/say/cost.py,
-kubectl_gpusharing/usage/prometheus/matchers.py, kubectl_gpusharing/usage/read/meter.py, kubectl_gpusharing/usage/read/queries.py, kubectl_gpusharing/usage/read/pricing.py,
-kubectl_gpusharing/shell/drawing.py, kubectl_gpusharing/usage/prometheus/windows.py)."""
+"""What may be typed for `cost`, which price counts, and how amounts are written (kubectl_gpusharing/usage/cost.py, kubectl_gpusharing/usage/cost.py,
+kubectl_gpusharing/usage/prometheus.py, kubectl_gpusharing/usage/meter.py, kubectl_gpusharing/usage/queries.py, kubectl_gpusharing/usage/queries.py,
+kubectl_gpusharing/shell/drawing.py, kubectl_gpusharing/usage/windows.py)."""
 
 from argparse import Namespace
 from collections import defaultdict
@@ -13,24 +13,23 @@ import pytest
 from kubectl_gpusharing.shell.arguments import parse
 from kubectl_gpusharing.shell.drawing import simulated_sentence
 from kubectl_gpusharing.shell.troubles import Trouble
-from kubectl_gpusharing.usage.cost import query_of
-from kubectl_gpusharing.usage.prometheus.client import Series, place_of
-from kubectl_gpusharing.usage.prometheus.matchers import of_others, selector_of
-from kubectl_gpusharing.usage.prometheus.windows import Days, days
-from kubectl_gpusharing.usage.read.meter import find_growth, find_unsteady
-from kubectl_gpusharing.usage.read.pricing import Prices, read_prices
-from kubectl_gpusharing.usage.read.queries import (
+from kubectl_gpusharing.usage.bills import HOUR, Price
+from kubectl_gpusharing.usage.cost import amount, hours_of, money, query_of
+from kubectl_gpusharing.usage.meter import find_growth, find_unsteady
+from kubectl_gpusharing.usage.prometheus import Series, of_others, place_of, selector_of
+from kubectl_gpusharing.usage.queries import (
     COUNTERS,
     INFO_OF_GPUS,
     MeterQuery,
+    Prices,
     growth_queries,
     label_of,
     mark_query,
     queries_of,
+    read_prices,
     simulated_query,
 )
-from kubectl_gpusharing.usage.reckon.bills import HOUR, Price
-from kubectl_gpusharing.usage.say.cost import amount, hours_of, money
+from kubectl_gpusharing.usage.windows import Days, days
 
 
 @pytest.mark.parametrize("window", ["", "30", "30x", "0d", "9m", "400d", "-1d", "1.5h", "9999999d"])

@@ -1,4 +1,4 @@
-"""Which mode and layout the pods of a namespace ask for (kubectl_gpusharing/usage/reckon/advice.py, and kubectl_gpusharing/usage/advise.py with -n)."""
+"""Which mode and layout the pods of a namespace ask for (kubectl_gpusharing/usage/advicerules.py, and kubectl_gpusharing/usage/advise.py with -n)."""
 
 import json
 import re
@@ -19,10 +19,10 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy
 from gpusharing.kube.client import NAMESPACES
 from gpusharing.planning.gpus.cards import CARDS
-from gpusharing.planning.gpus.geometry import Legal, find_fit, normalize, resource_name
+from gpusharing.planning.gpus.geometry import find_misfit, normalize, resource_name
 from kubectl_gpusharing.setup.layouts import pick
 from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
-from kubectl_gpusharing.usage.reckon.advice import Advice, Demand, advise_for, read_demand
+from kubectl_gpusharing.usage.advicerules import Advice, Demand, advise_for, read_demand
 
 JSON = dict[str, Any]
 H100 = pick("h100-80gb")
@@ -139,7 +139,7 @@ def test_whatever_instances_are_named_the_policy_is_valid_and_its_layout_fits(ca
             found = advise_for(demand(pod("p", names)), card)
             assert found is not None
             assert isinstance(validate_policy(found.policy("p", "x")), GPUSharingPolicySpec)
-            assert isinstance(find_fit(found.layout, card.profiles), Legal)
+            assert not find_misfit(found.layout, card.profiles)
             assert {one.name, other.name} & dict(found.layout).keys()
             assert found.layout == normalize(dict(found.layout))
 

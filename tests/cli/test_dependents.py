@@ -1,4 +1,4 @@
-"""What else names resources and labels that vanish with a plan (kubectl_gpusharing/changing/dependents.py)."""
+"""What else names resources and labels that vanish with a plan (kubectl_gpusharing/changing/plan.py)."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from tests.fakes.virtualtime import virtually
 from gpusharing.api.names import LABEL_GPU_PRODUCT, LABEL_ISOLATION
 from gpusharing.kube.client import JSON, NAMESPACES, ApiRequest, Resource
 from gpusharing.kube.errors import Forbidden
-from kubectl_gpusharing.changing.dependents import KINDS
+from kubectl_gpusharing.changing.plan import KINDS
 
 RESOURCES = dict(reversed(KINDS))
 GPU = "nvidia.com/gpu"

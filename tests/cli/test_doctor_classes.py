@@ -1,4 +1,4 @@
-"""What `doctor` says of DeviceClasses of somebody else (stack/classsymptoms.py)."""
+"""What `doctor` says of DeviceClasses of somebody else (stack/drastack.py)."""
 
 from typing import Any
 

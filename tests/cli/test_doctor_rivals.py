@@ -1,4 +1,4 @@
-"""What `doctor` says of others that serve GPUs beside our device plugin (stack/nodesymptoms.py, kube/plainstack.py)."""
+"""What `doctor` says of others that serve GPUs beside our device plugin (stack/nodesymptoms.py, kube/daemonsets.py)."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from tests.cli.asking import ME, ask
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, JSON, NODES
+from gpusharing.kube.daemonsets import gpu_server
 from gpusharing.kube.errors import Forbidden
-from gpusharing.kube.plainstack import gpu_server
 
 GPU = {"nvidia.com/gpu.present": "true"}
 OWNER = {"kind": "ClusterPolicy", "name": "cluster-policy"}

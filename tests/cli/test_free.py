@@ -1,5 +1,5 @@
 """`free`: who holds what and what is free, from Nodes and Pods, with whatever rights there are (kubectl_gpusharing/usage/free.py,
-kubectl_gpusharing/usage/reckon/holdings.py, kubectl_gpusharing/usage/say/free.py)."""
+kubectl_gpusharing/usage/holdings.py, kubectl_gpusharing/usage/free.py)."""
 
 import asyncio
 import csv

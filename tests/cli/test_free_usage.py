@@ -1,4 +1,4 @@
-"""`free --usage`: who uses this shared GPU right now, from the agents or from Prometheus (kubectl_gpusharing/usage/read/present.py)."""
+"""`free --usage`: who uses this shared GPU right now, from the agents or from Prometheus (kubectl_gpusharing/usage/free.py)."""
 
 import json
 from typing import Any

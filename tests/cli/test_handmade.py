@@ -1,4 +1,4 @@
-"""What one node by hand is as a policy (kubectl_gpusharing/setup/handmade.py), and which nodes are alike (kubectl_gpusharing/setup/likeness.py)."""
+"""What one node by hand is as a policy (kubectl_gpusharing/setup/handmade.py), and which nodes are alike (kubectl_gpusharing/setup/handmade.py)."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,12 +12,11 @@ from tests.recipes import MIG, PLUGIN
 from gpusharing.api.validation import validate_policy
 from gpusharing.kube.sources import NO_MAPS, AdminMaps
 from gpusharing.planning.gpus.geometry import Layout
-from gpusharing.planning.snapshot.stackviews import PlainStackView, StackView
+from gpusharing.planning.snapshot.nvidia import PlainStackView, StackView
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
 from kubectl_gpusharing.setup.adoption import AdminConfigMaps, find_steps, named_maps
-from kubectl_gpusharing.setup.handmade import Handmade, find_handmade, find_inexpressible
-from kubectl_gpusharing.setup.likeness import MAX_NAMES, propose
+from kubectl_gpusharing.setup.handmade import MAX_NAMES, Handmade, find_handmade, find_inexpressible, propose
 
 STATE = "nvidia.com/mig.config.state"
 

@@ -1,5 +1,5 @@
 """`import` on SIMULATED fleets that somebody configured by hand (kubectl_gpusharing/setup/importing.py,
-kubectl_gpusharing/setup/adoption.py, kubectl_gpusharing/setup/handmade.py, kubectl_gpusharing/shell/manifests.py)."""
+kubectl_gpusharing/setup/adoption.py, kubectl_gpusharing/setup/handmade.py, kubectl_gpusharing/shell/drawing.py)."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -38,7 +38,7 @@ from gpusharing.kube.errors import Forbidden
 from gpusharing.kube.sources import AdminMaps
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
 from gpusharing.planning.vocabulary.lengths import counted
-from kubectl_gpusharing.live.installed import OPERATOR
+from kubectl_gpusharing.live.cluster import OPERATOR
 from kubectl_gpusharing.setup.handmade import presume
 from kubectl_gpusharing.setup.importing import PROVEN
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED, Trouble

@@ -24,7 +24,7 @@ from tests.recipes import MIG, PLUGIN
 from gpusharing.kube.client import CONFIG_MAPS
 from gpusharing.kube.sources import AdminMaps
 from gpusharing.planning.gpus.geometry import Layout
-from gpusharing.planning.snapshot.stackviews import MpsDaemonView
+from gpusharing.planning.snapshot.nvidia import MpsDaemonView
 from gpusharing.planning.snapshot.views import GpuView
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG

@@ -96,7 +96,7 @@ def test_nothing_that_decides_asks_prometheus() -> None:
     asking = [
         path.relative_to(PRODUCT).as_posix() for path in PRODUCT.rglob("*.py") if QUERY in path.read_text()
     ]
-    assert asking == ["kubectl_gpusharing/usage/prometheus/client.py"]
+    assert asking == ["kubectl_gpusharing/usage/prometheus.py"]
 
 
 @pytest.mark.tools

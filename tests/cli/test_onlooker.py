@@ -6,8 +6,8 @@ import pytest
 from hack.sim.fakecluster import FakeCluster
 
 from gpusharing.kube.client import NODES, POLICIES
-from gpusharing.kube.paging import list_of
-from kubectl_gpusharing.live.onlooker import Onlooker
+from gpusharing.kube.lists import list_of
+from kubectl_gpusharing.live.cluster import Onlooker
 
 Call = Callable[[Onlooker], Awaitable[object]]
 WRITES: dict[str, tuple[Call, str]] = {

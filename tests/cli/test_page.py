@@ -16,7 +16,7 @@ from tests.cli.window import Window, window
 
 from hack import browser as browsers
 from kubectl_gpusharing.pools.fleet import State
-from kubectl_gpusharing.pools.page import MARKS, Face, Slice, card, page, read_cards
+from kubectl_gpusharing.pools.page import MARKS, DividedCard, Slice, card, page, read_cards
 from kubectl_gpusharing.shell.drawing import Column, Paper, Span, table
 from kubectl_gpusharing.shell.markup import CSS, VOID, document, flow, tag
 from kubectl_gpusharing.shell.session import Session
@@ -201,13 +201,13 @@ def test_marks_can_be_read_on_their_colours_in_light_and_in_dark(ink: str) -> No
 
 
 def test_a_card_shows_its_slices_where_they_lie() -> None:
-    face = Face("H100", 8, (Slice("3g.40gb", 0, 4), Slice("1g.10gb", 6, 1)), "")
+    face = DividedCard("H100", 8, (Slice("3g.40gb", 0, 4), Slice("1g.10gb", 6, 1)), "")
     rects = [(told["x"], told["width"]) for told in Read(document(card(face))).all("rect")[1:]]
     assert rects == [("0.00%", "50.00%"), ("75.00%", "12.50%")]
 
 
 def test_a_card_that_does_not_say_where_its_slices_lie_shows_them_side_by_side() -> None:
-    face = Face("H100", 8, (Slice("3g.40gb", -1, 4), Slice("1g.10gb", -1, 1)), "")
+    face = DividedCard("H100", 8, (Slice("3g.40gb", -1, 4), Slice("1g.10gb", -1, 1)), "")
     rects = [(told["x"], told["width"]) for told in Read(document(card(face))).all("rect")[1:]]
     assert rects == [("0.00%", "50.00%"), ("50.00%", "50.00%")]
 

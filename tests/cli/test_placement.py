@@ -1,4 +1,4 @@
-"""Which rule keeps a pod from a node (kubectl_gpusharing/diagnosis/rooms.py), and what `why` says of it (kubectl_gpusharing/diagnosis/pod.py)."""
+"""Which rule keeps a pod from a node (kubectl_gpusharing/diagnosis/pod.py), and what `why` says of it (kubectl_gpusharing/diagnosis/pod.py)."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.kube.client import NODES, PODS
-from gpusharing.kube.taints import TRANSIENT_TAINTS
-from kubectl_gpusharing.diagnosis.rooms import find_obstacle, find_overlooked
+from gpusharing.kube.convert import TRANSIENT_TAINTS
+from kubectl_gpusharing.diagnosis.pod import find_obstacle, find_overlooked
 
 JSON = dict[str, Any]
 NODE = {"metadata": {"name": "gpu-1", "labels": {"zone": "east", "rank": "7", "empty": ""}}}

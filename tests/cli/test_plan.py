@@ -1,5 +1,5 @@
 """`plan` on a SIMULATED cluster with the shipped operator beside it (kubectl_gpusharing/changing/plan.py, kubectl_gpusharing/live/cluster.py,
-kubectl_gpusharing/live/files.py, kubectl_gpusharing/live/installed.py, kubectl_gpusharing/live/onlooker.py, report/proposal.py)."""
+kubectl_gpusharing/live/files.py, kubectl_gpusharing/live/cluster.py, kubectl_gpusharing/live/cluster.py, report/proposal.py)."""
 
 import json
 import re
@@ -26,8 +26,8 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.errors import Forbidden
-from kubectl_gpusharing.changing.conclusion import Outcome
-from kubectl_gpusharing.live.installed import read_installed
+from kubectl_gpusharing.changing.plan import Outcome
+from kubectl_gpusharing.live.cluster import read_installed
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, Trouble
 
 READS = """\

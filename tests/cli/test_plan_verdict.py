@@ -1,5 +1,5 @@
-"""The verdict of `plan` in text, data and exit status, and what `-f` and `--fail-on` take (kubectl_gpusharing/changing/conclusion.py,
-kubectl_gpusharing/live/files.py, report/proposal.py, pools/hours.py)."""
+"""The verdict of `plan` in text, data and exit status, and what `-f` and `--fail-on` take (kubectl_gpusharing/changing/plan.py,
+kubectl_gpusharing/live/files.py, report/proposal.py, pools/windows.py)."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ from tests.fakes.virtualtime import virtual_now, virtually
 from gpusharing.api.names import LABEL_ISOLATION
 from gpusharing.kube.client import GPUNODES, NAMESPACES
 from gpusharing.kube.errors import Forbidden
-from kubectl_gpusharing.changing.conclusion import FAIL_ON, Outcome
+from kubectl_gpusharing.changing.plan import FAIL_ON, Outcome
 from kubectl_gpusharing.live.files import read_policies
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED, FAILED_ON, Trouble, worst
 

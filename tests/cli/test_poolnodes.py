@@ -1,5 +1,5 @@
-"""Which nodes `recommend` means, by the cluster or by what kube-state-metrics tells (kubectl_gpusharing/usage/read/poolnodes.py,
-kubectl_gpusharing/usage/prometheus/matchers.py)."""
+"""Which nodes `recommend` means, by the cluster or by what kube-state-metrics tells (kubectl_gpusharing/usage/histories.py,
+kubectl_gpusharing/usage/prometheus.py)."""
 
 import json
 from typing import Any
@@ -13,7 +13,7 @@ from tests.cli.fakeprometheus import HOURS, USED, USED_RANGES, Answer, FakeProme
 from gpusharing.api.selectors import matches
 from gpusharing.api.validation import validate_policy
 from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
-from kubectl_gpusharing.usage.read.poolnodes import rows_of, scope_of, whole_fleet
+from kubectl_gpusharing.usage.histories import rows_of, scope_of, whole_fleet
 
 
 @pytest.fixture

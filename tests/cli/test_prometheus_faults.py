@@ -1,5 +1,5 @@
-"""What is said where Prometheus gives no data, and what to do (kubectl_gpusharing/usage/prometheus/client.py,
-kubectl_gpusharing/usage/prometheus/services.py)."""
+"""What is said where Prometheus gives no data, and what to do (kubectl_gpusharing/usage/prometheus.py,
+kubectl_gpusharing/usage/prometheus.py)."""
 
 import asyncio
 import ssl
@@ -17,8 +17,7 @@ from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.login import Access
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.troubles import Trouble
-from kubectl_gpusharing.usage.prometheus.client import Endpoint, place_of, prometheus_at, unreachable
-from kubectl_gpusharing.usage.prometheus.services import find_place
+from kubectl_gpusharing.usage.prometheus import Endpoint, find_place, place_of, prometheus_at, unreachable
 
 YEAR = timedelta(days=365)
 SERVICE = "monitoring/p:9090"

@@ -1,5 +1,5 @@
 """What may be typed for `recommend`, and what Prometheus or the cluster answer instead (kubectl_gpusharing/usage/recommend.py,
-kubectl_gpusharing/usage/say/recommend.py)."""
+kubectl_gpusharing/usage/recommendtext.py)."""
 
 import csv
 import io
@@ -27,17 +27,17 @@ from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.planning.histories import H100
 
-from gpusharing.planning.gpus.capacity import memory_of
+from gpusharing.planning.gpus.cards import memory_of
 from kubectl_gpusharing.changing.plan import Planned, as_data
 from kubectl_gpusharing.shell.arguments import parse
 from kubectl_gpusharing.shell.drawing import Paper, plain
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import API
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, Trouble
-from kubectl_gpusharing.usage.read.poolnodes import rows_of, scope_of, whole_fleet
-from kubectl_gpusharing.usage.reckon.needs import GIB
+from kubectl_gpusharing.usage.histories import rows_of, scope_of, whole_fleet
+from kubectl_gpusharing.usage.needs import GIB
 from kubectl_gpusharing.usage.recommend import find_effect
-from kubectl_gpusharing.usage.say.recommend import describe_effect
+from kubectl_gpusharing.usage.recommendtext import describe_effect
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A real API server admits what `recommend` writes (kubectl_gpusharing/usage/say/recommend.py)."""
+"""A real API server admits what `recommend` writes (kubectl_gpusharing/usage/recommendtext.py)."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -7,11 +7,10 @@ from hack.cluster.controlplane import ControlPlane
 from tests.integration.product import POLICIES
 
 from gpusharing.planning.gpus.cards import find_card
-from kubectl_gpusharing.usage.read.poolnodes import whole_fleet
-from kubectl_gpusharing.usage.reckon.histogram import Sample
-from kubectl_gpusharing.usage.reckon.needs import GIB, Goal, History, Holding, Workload, find_need
-from kubectl_gpusharing.usage.reckon.recommendation import ModelPool, recommend
-from kubectl_gpusharing.usage.say.recommend import policy_of
+from kubectl_gpusharing.usage.histories import whole_fleet
+from kubectl_gpusharing.usage.needs import GIB, Goal, History, Holding, Sample, Workload, find_need
+from kubectl_gpusharing.usage.recommendation import ModelPool, recommend
+from kubectl_gpusharing.usage.recommendtext import policy_of
 
 pytestmark = pytest.mark.cluster
 BEGIN = datetime(2026, 10, 1, tzinfo=UTC)

@@ -1,5 +1,5 @@
 """`recommend` as it is typed, and all that a Prometheus can answer instead of a pool's history (kubectl_gpusharing/usage/recommend.py,
-kubectl_gpusharing/usage/prometheus/client.py, kubectl_gpusharing/usage/read/usage.py, kubectl_gpusharing/usage/prometheus/services.py): one sentence and an exit status,
+kubectl_gpusharing/usage/prometheus.py, kubectl_gpusharing/usage/histories.py, kubectl_gpusharing/usage/prometheus.py): one sentence and an exit status,
 or an answer with PARTIAL."""
 
 import csv
@@ -23,7 +23,7 @@ from tests.cli.fakeprometheus import (
 )
 
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED
-from kubectl_gpusharing.usage.prometheus.client import LESS
+from kubectl_gpusharing.usage.prometheus import LESS
 
 HOUR = 3600
 

@@ -1,5 +1,5 @@
-"""Whose series they are, whose pods, and how a need is drawn (kubectl_gpusharing/usage/read/series.py, kubectl_gpusharing/usage/read/queries.py,
-kubectl_gpusharing/usage/say/recommend.py)."""
+"""Whose series they are, whose pods, and how a need is drawn (kubectl_gpusharing/usage/workloads.py, kubectl_gpusharing/usage/queries.py,
+kubectl_gpusharing/usage/recommendtext.py)."""
 
 import re
 from collections.abc import Mapping
@@ -11,28 +11,20 @@ from hack.sim.dcgmexporter import DCGMValues, SetUp, samples
 
 from gpusharing.planning.gpus.cards import find_card
 from kubectl_gpusharing.shell.drawing import Paper
-from kubectl_gpusharing.usage.prometheus.client import Series
-from kubectl_gpusharing.usage.read.fold import part_of_card
-from kubectl_gpusharing.usage.read.queries import (
-    hourly,
-    latest,
-    most_series,
-    others_of,
-    ownership,
-    usage_count,
-)
-from kubectl_gpusharing.usage.read.series import (
+from kubectl_gpusharing.usage.needs import History, Holding, Sample, Workload
+from kubectl_gpusharing.usage.prometheus import Series
+from kubectl_gpusharing.usage.queries import hourly, latest, most_series, others_of, ownership, usage_count
+from kubectl_gpusharing.usage.recommendtext import now_of, sparkline
+from kubectl_gpusharing.usage.workloads import (
     Device,
     DeviceLabels,
     devices_of,
     owner_of,
+    part_of_card,
     read_agent,
     read_dcgm,
     read_owners,
 )
-from kubectl_gpusharing.usage.reckon.histogram import Sample
-from kubectl_gpusharing.usage.reckon.needs import History, Holding, Workload
-from kubectl_gpusharing.usage.say.recommend import now_of, sparkline
 
 EXPORTER = frozenset({("gpu-operator", "dcgm-exporter-x")})
 SETUPS = [
@@ -121,7 +113,7 @@ def test_what_chooses_devices_chooses_no_series_of_others() -> None:
     selector = 'cluster="east",modelName="x",UUID!="y",job="dcgm"'
     assert others_of(selector) == 'cluster="east"'
     assert all(selector in query for query in hourly(selector).values())
-    owners = ownership(selector, 86400)[0]
+    owners = ownership(selector, 86400)["pods"]
     assert 'kube_pod_owner{cluster="east"}[86400s]' in owners
     assert not any("GPU_UTIL" in query for query in hourly("").values())
 
@@ -129,7 +121,7 @@ def test_what_chooses_devices_chooses_no_series_of_others() -> None:
 def test_no_counter_is_asked_for_so_no_reset_of_one_misleads() -> None:
     asked = (
         *hourly("").values(),
-        *ownership("", 86400),
+        *ownership("", 86400).values(),
         *latest(""),
         usage_count(""),
         most_series("", 86400),

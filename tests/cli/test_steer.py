@@ -1,7 +1,8 @@
 """`approve`, `pause`, `resume`, `retry`, `abort`, `skip`: the shipped operator does what they ask
-(kubectl_gpusharing/changing/steer.py, kubectl_gpusharing/changing/steering.py)."""
+(kubectl_gpusharing/changing/steer.py, kubectl_gpusharing/changing/steer.py)."""
 
 import io
+from argparse import Namespace
 
 import pytest
 from hack.sim.fakefaults import EVER
@@ -15,8 +16,7 @@ from gpusharing.api import names
 from gpusharing.kube.client import GPUNODES, NODES, POLICIES
 from gpusharing.kube.errors import Forbidden, Unavailable
 from gpusharing.kube.fence import record_text
-from kubectl_gpusharing.changing.steer import is_wanted
-from kubectl_gpusharing.changing.steering import STEERING, SteeringRequest
+from kubectl_gpusharing.changing.steer import find_change, is_wanted
 from kubectl_gpusharing.pools.fleet import read_node
 from kubectl_gpusharing.shell.troubles import DONE, Trouble
 
@@ -179,8 +179,7 @@ def test_a_resume_sets_the_value_that(asked: str, value: str) -> None:
     }
     message = f"kubectl annotate gsp p --overwrite {names.ANNOTATION_RESUME}={asked}" if asked else ""
     halted = gpunode("gpu-1", "Pending", "Halted", message=message)
-    request = SteeringRequest(NOW, gpunodes=(read_node(halted),))
-    patch = STEERING["resume"].find(policy, request).body
+    patch = find_change(Namespace(), "resume", policy, [read_node(halted)], NOW).body
     assert patch == {"metadata": {"annotations": {names.ANNOTATION_RESUME: value}}}
 
 
@@ -318,22 +317,22 @@ PHASES = {
 
 @pytest.mark.parametrize(("phase", "reason", "tried"), PHASES.values(), ids=PHASES.keys())
 def test_a_retry_is_for_what_the_operator_would_try_again(phase: str, reason: str, tried: bool) -> None:
-    request = SteeringRequest(NOW, gpunodes=(read_node(gpunode("gpu-1", phase, reason)),))
+    status = [read_node(gpunode("gpu-1", phase, reason))]
     node = {"metadata": {"name": "gpu-1"}}
     if tried:
-        assert STEERING["retry"].find(node, request).moves
+        assert find_change(Namespace(), "retry", node, status, NOW).moves
     else:
         with pytest.raises(Trouble, match="there is nothing to retry on gpu-1"):
-            STEERING["retry"].find(node, request)
+            find_change(Namespace(), "retry", node, status, NOW)
 
 
 def test_a_retry_turns_a_node_round_that_goes_back_after_a_failure() -> None:
-    request = SteeringRequest(NOW, gpunodes=(read_node(gpunode("gpu-1", "Verifying", "LayoutMismatch")),))
+    status = [read_node(gpunode("gpu-1", "Verifying", "LayoutMismatch"))]
     back = {names.ANNOTATION_FENCE: record_text(make_fence("actuating", rolls_back=True))}
-    STEERING["retry"].find({"metadata": {"name": "gpu-1", "annotations": back}}, request)
+    find_change(Namespace(), "retry", {"metadata": {"name": "gpu-1", "annotations": back}}, status, NOW)
     onward = {names.ANNOTATION_FENCE: record_text(make_fence("actuating"))}
     with pytest.raises(Trouble, match="its change continues"):
-        STEERING["retry"].find({"metadata": {"name": "gpu-1", "annotations": onward}}, request)
+        find_change(Namespace(), "retry", {"metadata": {"name": "gpu-1", "annotations": onward}}, status, NOW)
 
 
 @virtually

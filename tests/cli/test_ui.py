@@ -1,4 +1,4 @@
-"""`ui` (kubectl_gpusharing/usage/ui.py, kubectl_gpusharing/pools/loopback.py), by the program, in virtual time, and in a real browser."""
+"""`ui` (kubectl_gpusharing/usage/ui.py, kubectl_gpusharing/pools/page.py), by the program, in virtual time, and in a real browser."""
 
 import asyncio
 import http.client
@@ -33,7 +33,7 @@ from tests.fakes.virtualtime import virtual_now, virtually
 from gpusharing.kube.client import GPUNODES, NODES, PODS, POLICIES
 from gpusharing.kube.errors import Forbidden, Unavailable
 from hack import browser as browsers
-from kubectl_gpusharing.pools.loopback import HEADERS, Pages, route
+from kubectl_gpusharing.pools.page import HEADERS, Pages, route
 from kubectl_gpusharing.pools.status import Followed, followed
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal

@@ -1,20 +1,19 @@
-"""How hourly answers add up to the past of a workload (kubectl_gpusharing/usage/read/fold.py, kubectl_gpusharing/usage/read/histories.py)."""
+"""How hourly answers add up to the past of a workload (kubectl_gpusharing/usage/workloads.py, kubectl_gpusharing/usage/histories.py)."""
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import replace
 from math import isnan
 
 import pytest
 
 from gpusharing.planning.gpus.cards import find_card
 from kubectl_gpusharing.shell.troubles import Trouble
-from kubectl_gpusharing.usage.prometheus.client import Series
-from kubectl_gpusharing.usage.read.fold import Fold, HourAnswers, Record
-from kubectl_gpusharing.usage.read.histories import find_pool
-from kubectl_gpusharing.usage.read.series import devices_of
-from kubectl_gpusharing.usage.read.usage import add_gpus
-from kubectl_gpusharing.usage.reckon.needs import History
+from kubectl_gpusharing.usage.histories import add_gpus, find_pool
+from kubectl_gpusharing.usage.needs import History
+from kubectl_gpusharing.usage.prometheus import Series
+from kubectl_gpusharing.usage.queries import ANNOTATION
+from kubectl_gpusharing.usage.windows import Answers
+from kubectl_gpusharing.usage.workloads import Fold, Record
 
 HOURS = 100
 LABELS = {"UUID": "GPU-1", "modelName": "NVIDIA H100 80GB HBM3", "Hostname": "gpu-1", "namespace": "a"}
@@ -28,14 +27,15 @@ def series(pod: str, values: dict[int, float], **labels: str) -> Series:
 
 
 def part(
-    used: Sequence[Series], live: Sequence[Series], own: Sequence[Series] = (), held: Sequence[Series] = ()
-) -> HourAnswers:
+    used: Sequence[Series], live: Sequence[Series], own: Sequence[Series] = (), **others: Sequence[Series]
+) -> Answers:
     """What dcgm-exporter and the agents tell."""
     info = Series({"uuid": "MIG-1", "gpu_uuid": "GPU-1", "instance_id": "7"}, ((0.0, 1.0),))
-    return HourAnswers(used, live, (), own, held, (), {}, {}, frozenset(), devices_of((info,)))
+    told = {"used": used, "live": live, "own": own, "devices": [info], **others}
+    return Answers(list, {name: [*answer] for name, answer in told.items()})
 
 
-def folded(found: HourAnswers) -> Fold:
+def folded(found: Answers) -> Fold:
     """All of it in one stretch."""
     fold = Fold(3600.0 * (HOURS - 1), HOURS)
     fold.add(found)
@@ -73,7 +73,7 @@ def test_activity_is_of_the_whole_device_where_memory_alone_is_split_by_pods(
     rows = [("llm", 6144.0, "GPU-1"), ("chat", 1024.0, other)]
     used = [series(pod, dict.fromkeys(range(HOURS), mib), UUID=gpu) for pod, mib, gpu in rows]
     busy = [series(pod, dict.fromkeys(range(HOURS), 0.5), UUID=gpu) for pod, _, gpu in rows]
-    found = histories(folded(replace(part(used, used), active=busy)))
+    found = histories(folded(part(used, used, active=busy)))
     assert {(one.of_device, len(one.memory), len(one.activity or ())) for one in found} == {
         (of_device, HOURS, HOURS)
     }
@@ -98,7 +98,7 @@ def test_the_agents_activity_of_a_pod_goes_before_that_of_its_whole_device(
     ]
     found = {
         one.workload.name: ([round(sample.value, 3) for sample in one.activity or ()], one.of_device)
-        for one in histories(folded(replace(part(used, used), active=busy, sm=own)))
+        for one in histories(folded(part(used, used, active=busy, sm=own)))
     }
     assert found == {
         "llm": ([0.2] * HOURS, False),
@@ -141,7 +141,7 @@ def test_pods_of_mig_devices_share_no_gpu_where_agents_alone_tell() -> None:
         series(pod, hours, uuid=uuid, node="gpu-1", profile="1g.10gb")
         for pod, uuid in (("llm", "MIG-1"), ("chat", "GPU-1"))
     ]
-    fold = folded(part(used, [], held=held))
+    fold = folded(part(used, [], slices=held))
     seen = find_pool(fold, "the pool")
     assert fold.gpus["GPU-1"].divided == HOURS - 1
     assert not seen.occupied
@@ -192,8 +192,11 @@ def test_what_the_pods_of_now_say_counts(
     declared: dict[str, int], told: int | None, *, at_hours: bool
 ) -> None:
     used = [*lived("llm-0", DAYS_AGO, 1), *lived("llm-1", NOW, 1), *lived("llm-2", NOW, 2)]
-    whose = {("a", pod): size for pod, size in declared.items()}
-    (found,) = histories(folded(replace(part(used, used if at_hours else []), declared=whose)))
+    texts = [
+        Series({"namespace": "a", "pod": pod, ANNOTATION: str(size)}, ((0.0, 1.0),))
+        for pod, size in declared.items()
+    ]
+    (found,) = histories(folded(part(used, used if at_hours else [], annotated=texts)))
     assert found.declared == told
 
 
@@ -275,14 +278,14 @@ def test_when_an_agent_reported_a_gpu_last_counts() -> None:
 
 @pytest.mark.parametrize("there", [True, False], ids=["its node is there", "its node is gone"])
 def test_a_cron_job_counts_whether_the_node_of_its_last_run_is_there_or_not(*, there: bool) -> None:
-    owners = {("a", "train-1-x"): ("CronJob", "train")}
+    job = {"namespace": "a", "pod": "train-1-x", "owner_kind": "CronJob", "owner_name": "train"}
     elsewhere = {"UUID": "GPU-9", "Hostname": "gpu-9"}
     used = [
         series("llm", dict.fromkeys(range(HOURS), 6144.0)),
         series("train-1-x", dict.fromkeys(range(20, 60), 30_000.0), **elsewhere),
         *([series("", dict.fromkeys(range(HOURS), 0.0), **elsewhere)] if there else []),
     ]
-    seen = find_pool(folded(replace(part(used, used), owners=owners)), "the pool")
+    seen = find_pool(folded(part(used, used, pods=[Series(job, ((0.0, 1.0),))])), "the pool")
     assert [one.workload.name for one in seen.histories] == ["train", "llm"]
     assert seen.nodes == ((1, 1) if there else (1,))
 

@@ -1,5 +1,5 @@
-"""`why` on a SIMULATED cluster with the shipped operator beside it (kubectl_gpusharing/diagnosis/why.py, kubectl_gpusharing/diagnosis/node.py,
-kubectl_gpusharing/diagnosis/pod.py, report/proofs.py)."""
+"""`why` on a SIMULATED cluster with the shipped operator beside it (kubectl_gpusharing/diagnosis/why.py, kubectl_gpusharing/diagnosis/why.py,
+kubectl_gpusharing/diagnosis/pod.py, report/proposal.py)."""
 
 import re
 from importlib.metadata import version
@@ -15,9 +15,9 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.kube.client import DEPLOYMENTS, NODES, PODS, POLICIES
 from gpusharing.kube.errors import Forbidden
-from kubectl_gpusharing.diagnosis.node import NodeAnswer, _next_look
 from kubectl_gpusharing.diagnosis.pod import MORE
-from kubectl_gpusharing.live.installed import OPERATOR
+from kubectl_gpusharing.diagnosis.why import NodeAnswer, _next_look
+from kubectl_gpusharing.live.cluster import OPERATOR
 from kubectl_gpusharing.pools.fleet import NodeStatus, read_node
 from kubectl_gpusharing.shell.session import SPELLINGS, find_subject
 from kubectl_gpusharing.shell.troubles import DONE, Trouble

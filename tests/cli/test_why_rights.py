@@ -1,5 +1,5 @@
 """`why` for a pod by somebody with few rights, and for the pods of a workload (kubectl_gpusharing/diagnosis/why.py,
-kubectl_gpusharing/diagnosis/pod.py, kubectl_gpusharing/diagnosis/rooms.py). The nodes are SIMULATED and have two H100 each."""
+kubectl_gpusharing/diagnosis/pod.py, kubectl_gpusharing/diagnosis/pod.py). The nodes are SIMULATED and have two H100 each."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -1,5 +1,5 @@
 """What `why` answers about a pod that no single node can take, that a kubelet refused, or that the guard for tenants
-keeps out (kubectl_gpusharing/diagnosis/pod.py, kubectl_gpusharing/diagnosis/rooms.py). The nodes are SIMULATED and have two
+keeps out (kubectl_gpusharing/diagnosis/pod.py, kubectl_gpusharing/diagnosis/pod.py). The nodes are SIMULATED and have two
 H100 each."""
 
 from typing import Any

@@ -14,11 +14,11 @@ from tests.planning.drainpass import OPERATOR, DrainPass, roomy
 
 from gpusharing.api.policy import Drain
 from gpusharing.planning.drain.evictions import remember
-from gpusharing.planning.drain.holders import Scope, classify
 from gpusharing.planning.drain.plan import plan_drain, preflight
+from gpusharing.planning.drain.pods import classify
 from gpusharing.planning.drain.standing import find_standings
-from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, Owner, PodView
-from gpusharing.planning.vocabulary.blockers import Blocker, explain_blockers
+from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, Owner, PodView, Scope
+from gpusharing.planning.vocabulary.findings import Blocker, explain_blockers
 from gpusharing.planning.vocabulary.reasons import BY_WORD
 
 TABLE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("drain_cases.yaml").read_text())

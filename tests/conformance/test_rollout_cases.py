@@ -10,7 +10,7 @@ import yaml
 from tests.build import NOW, make_fence, make_node, make_policy, make_snapshot, make_work
 from tests.conformance.test_drain_rows import missing, no_decision
 
-from gpusharing.planning.pools.hours import find_hours
+from gpusharing.planning.pools.windows import find_hours
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import FenceNode
 

@@ -17,9 +17,9 @@ from gpusharing.kube.fence import record_text
 from gpusharing.kube.sources import Sources, SourceSettings
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import Action, Evict, FenceNode
-from gpusharing.planning.snapshot.looks import PassMemory
+from gpusharing.planning.snapshot.memory import PassMemory
+from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.records import Claim, FailedNode
-from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason

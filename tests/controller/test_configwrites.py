@@ -12,7 +12,7 @@ from gpusharing.controller.sharedwrites import mig_patch, plugin_patch
 from gpusharing.kube.client import CONFIG_MAPS, JSON
 from gpusharing.kube.errors import HeldBack, Unavailable
 from gpusharing.planning.snapshot.actions import WriteConfig
-from gpusharing.planning.snapshot.callfailures import LASTING
+from gpusharing.planning.snapshot.memory import LASTING
 from gpusharing.planning.wanted import migfile
 
 OLD, NEW = "version: v1\nflags: {migStrategy: none}\n", "version: v1\nflags: {migStrategy: mixed}\n"

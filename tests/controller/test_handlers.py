@@ -1,6 +1,6 @@
 """kopf as we run it, against an API server on loopback: it follows the policies and leaves everything else alone.
 
-The handler (controller/handlers.py) is tested through its containment.
+The handler (controller/policywatch.py) is tested through its containment.
 """
 
 import asyncio
@@ -17,12 +17,12 @@ from tests.fakes.apiserver import FakeServer, fake_server
 from tests.fakes.login import AnonymousLogin
 from tests.fakes.tls import Identity
 
-from gpusharing.controller.containment import PolicyWatch
+from gpusharing.controller.policywatch import PolicyWatch
 from gpusharing.kube.client import JSON, POLICIES
 from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.http import HttpClient
 from gpusharing.kube.login import Access, Login
-from gpusharing.kube.policies import PolicyCache
+from gpusharing.kube.sources import PolicyCache
 
 PATIENCE = 60.0
 """Seconds after which a test gives up; nothing here takes one."""

@@ -11,11 +11,10 @@ from aiohttp.test_utils import TestServer
 from tests.fakes.cluster import FakeCluster
 from tests.fakes.login import AnonymousLogin
 
-from gpusharing.controller.containment import PolicyWatch
-from gpusharing.controller.health import SILENT, STUCK, Health
-from gpusharing.controller.loop import Loop
-from gpusharing.controller.observer import Observer
-from gpusharing.controller.progress import Progress
+from gpusharing.controller.leading import SILENT, STUCK, Health
+from gpusharing.controller.loop import Loop, Progress
+from gpusharing.controller.metrics import Observer
+from gpusharing.controller.policywatch import PolicyWatch
 from gpusharing.controller.role import Role, application
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import LEASES, NODES, ApiRequest

@@ -1,6 +1,6 @@
 """When the loop looks, when it does not, and what ends a pass. In virtual time, without node software.
 
-Its parts and clocks (controller/parts.py) and its observer (controller/observer.py) are tested through it.
+Its parts and clocks and its observer (controller/metrics.py) are tested through it.
 """
 
 import asyncio
@@ -16,9 +16,8 @@ from tests.fakes.virtualtime import virtual_now, virtually
 from tests.kube.objects import node, pod
 
 from gpusharing.controller.execute import Executor, Outcome
-from gpusharing.controller.loop import Loop
-from gpusharing.controller.observer import Observer
-from gpusharing.controller.pace import RETRY
+from gpusharing.controller.loop import RETRY, Loop
+from gpusharing.controller.metrics import Observer
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import GPUNODES, JSON, NODES, PODS, POLICIES
 from gpusharing.kube.errors import Forbidden, KubeError, Unauthorized, Unavailable

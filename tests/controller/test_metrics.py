@@ -18,13 +18,11 @@ from tests.planning.world import World
 from gpusharing.api.names import Phase
 from gpusharing.controller.execute import Outcome
 from gpusharing.controller.metrics import Metrics
-from gpusharing.controller.processmetrics import ProcessMetrics
-from gpusharing.controller.role import metrics_application
+from gpusharing.controller.role import ProcessMetrics, metrics_application
 from gpusharing.kube.client import GPUNODES, NODES, ApiRequest
 from gpusharing.planning.snapshot.actions import Action, SetFinalizer
-from gpusharing.planning.stack.mpsdaemon import MpsLapses
-from gpusharing.planning.vocabulary.blockers import Blocker
-from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.stack.mps import MpsLapses
+from gpusharing.planning.vocabulary.findings import Blocker, Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 
 

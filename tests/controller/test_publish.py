@@ -28,10 +28,10 @@ from gpusharing.kube.errors import (
 from gpusharing.kube.sources import Sources, SourceSettings
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.snapshot.looks import PassMemory
+from gpusharing.planning.snapshot.memory import PassMemory
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.stack.mpsdaemon import MpsLapses
+from gpusharing.planning.stack.mps import MpsLapses
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 

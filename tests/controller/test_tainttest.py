@@ -9,7 +9,7 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.controller.tainttest import IGNORED, VALID, TaintTest
 from gpusharing.kube.client import DEVICE_TAINT_RULES, PODS, REPLICA_SETS
-from gpusharing.planning.snapshot.draviews import TAINT_TEST, TaintProof
+from gpusharing.planning.snapshot.nvidia import TAINT_TEST, TaintProof
 
 
 @asynccontextmanager

@@ -35,7 +35,7 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.errors import NotFound
-from gpusharing.planning.snapshot.draviews import TAINT_TEST
+from gpusharing.planning.snapshot.nvidia import TAINT_TEST
 
 TELLING = {("gpunodes", "status"), ("gpusharingpolicies", "status"), ("events", None)}
 """Writes that only tell people; nothing is decided from them."""

@@ -47,7 +47,7 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.errors import NotFound
-from gpusharing.planning.snapshot.draviews import RULE_PREFIX, TAINT_TEST
+from gpusharing.planning.snapshot.nvidia import RULE_PREFIX, TAINT_TEST
 
 RESTARTED = (
     "nvidia-mig-manager",

@@ -1,6 +1,6 @@
 """What a pod is to a drain, read from the object as the API server has it (docs/design/drain.md, rows P and G).
 
-The guard's own opinion: nothing is asked of the planner or of kube/convert_pods.py.
+The guard's own opinion: nothing is asked of the planner or of kube/pods.py.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

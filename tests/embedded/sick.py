@@ -15,7 +15,6 @@ from structlog.testing import capture_logs
 from tests.embedded.scene import HOUR, MIXED, Scene, at_once, gpu_pod, node, nodes, open_scene
 from tests.fakes.virtualtime import run_virtually, virtual_now
 
-from gpusharing.kube.answers import error_of
 from gpusharing.kube.client import (
     CONFIG_MAPS,
     EVENTS,
@@ -31,6 +30,7 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.errors import KubeError
+from gpusharing.kube.wire import error_of
 
 HEALTHY = tuple(f"gpu-{number}" for number in range(1, 6))
 SHORT = 250.0

@@ -1,5 +1,5 @@
 """Pods that share GPUs through KAI-Scheduler are drained like others, and KAI's reservation pods go by themselves;
-`why` reads the fraction (kubectl_gpusharing/diagnosis/rooms.py).
+`why` reads the fraction (kubectl_gpusharing/diagnosis/pod.py).
 
 Reports: NVIDIA/KAI-Scheduler#848, #464, #65.
 """

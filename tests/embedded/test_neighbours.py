@@ -12,7 +12,7 @@ from tests.nodewrites import CONFIGURED_LABEL, fence_of
 
 from gpusharing.api import names
 from gpusharing.kube.client import JSON, NODES
-from gpusharing.kube.foreign import find_marker
+from gpusharing.kube.maintenance import find_marker
 
 NEIGHBOURS: dict[str, tuple[str, JSON, JSON]] = {
     "NVSentinel quarantines": (

@@ -20,7 +20,7 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, EVENTS, JSON, PODS
 from gpusharing.kube.errors import Conflict, Forbidden, Unavailable
-from gpusharing.planning.stack.mpsrepair import MOST_REPAIRS
+from gpusharing.planning.stack.mps import MOST_REPAIRS
 
 
 async def repaired(scene: Scene) -> None:

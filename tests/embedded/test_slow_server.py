@@ -24,13 +24,13 @@ from tests.fakes.login import AnonymousLogin
 from tests.fakes.slow import SlowClient
 from tests.fakes.virtualtime import virtual_now, virtually
 
-from gpusharing.controller.containment import PolicyWatch
-from gpusharing.controller.health import STUCK, Health
+from gpusharing.controller.leading import STUCK, Health
 from gpusharing.controller.loop import Loop
+from gpusharing.controller.policywatch import PolicyWatch
 from gpusharing.kube.client import GPUNODES, LEASES, PODS, ApiRequest, Resource
 from gpusharing.kube.clock import SteadyClock, loop_time
 from gpusharing.kube.lease import LeaderLease, Timing
-from gpusharing.kube.paging import pages_of
+from gpusharing.kube.lists import pages_of
 
 
 def start(scene: Scene, seconds: float) -> tuple[Loop, SlowClient]:

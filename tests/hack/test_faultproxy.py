@@ -9,9 +9,9 @@ from aiohttp import web
 from hack.faultproxy import FaultProxy, PlayedRefusal
 from hack.faultproxy.calls import is_renewal
 
-from gpusharing.kube.answers import error_of
 from gpusharing.kube.client import NODES, PODS, ApiRequest
 from gpusharing.kube.errors import EvictionBlocked
+from gpusharing.kube.wire import error_of
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from hack.cluster.nodes import create_nodes, node_manifest, wait_nodes_ready
 from hack.cluster.process import wait_until
 from tests.integration.product import AGENT, FACTOR, H100, SECONDS, SLICED, Product
 
-from gpusharing.planning.drain.isolation import ADMITTED
+from gpusharing.planning.drain.stranded import ADMITTED
 from hack import launch
 
 MODES = ("full", "mig", "mig-time-slicing", "mps", "time-slicing")

@@ -26,7 +26,7 @@ from gpusharing.kube.client import (
     Resource,
     WatchEvent,
 )
-from gpusharing.kube.paging import pages_of
+from gpusharing.kube.lists import pages_of
 
 JSON = dict[str, Any]
 

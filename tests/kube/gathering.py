@@ -18,7 +18,7 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.gather import Gatherer
 from gpusharing.kube.sources import NO_MAPS, AdminMaps, Sources, SourceSettings
-from gpusharing.planning.snapshot.looks import PassMemory
+from gpusharing.planning.snapshot.memory import PassMemory
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
 

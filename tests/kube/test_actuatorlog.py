@@ -10,10 +10,10 @@ from tests.fakes.cluster import FakeCluster
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api.names import LABEL_MIG_STATE
-from gpusharing.kube.actuatorlog import RETRY, ActuatorLogs, failure_in
 from gpusharing.kube.client import PODS
-from gpusharing.kube.crew import Crew
-from gpusharing.planning.snapshot.stackviews import Operand
+from gpusharing.kube.fanout import Crew
+from gpusharing.kube.gather import RETRY, ActuatorLogs, failure_in
+from gpusharing.planning.snapshot.nvidia import Operand
 from gpusharing.planning.snapshot.views import NodeView
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)

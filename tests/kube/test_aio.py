@@ -24,7 +24,7 @@ assert "SSL_CERT_DIR" not in os.environ
         "gpusharing.controller.leading",
         "gpusharing.controller.main",
         "kubectl_gpusharing.shell.running",
-        "kubectl_gpusharing.usage.prometheus.client",
+        "kubectl_gpusharing.usage.prometheus",
     ],
 )
 def test_what_aiohttp_would_trust_by_itself_is_not_read_and_the_rest_stays(

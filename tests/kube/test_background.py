@@ -31,7 +31,8 @@ def test_the_result_and_the_error_of_a_call_reach_the_one_who_awaits(make: Calla
         background = make()
         with pytest.raises(KeyError, match="gone"):
             await background(fail, "fails")
-        return await background(lambda: 7, "answers")
+        answer: int = await background(lambda: 7, "answers")
+        return answer
 
     assert asyncio.run(main()) == 7
 

@@ -1,6 +1,6 @@
 """How long failures in a row make us wait."""
 
-from gpusharing.kube.backoff import Backoff, half_to_one_and_a_half
+from gpusharing.kube.clock import Backoff, half_to_one_and_a_half
 
 
 def test_waits_double_up_to_a_limit_and_begin_anew_after_a_success() -> None:

@@ -7,16 +7,16 @@ from contextlib import asynccontextmanager
 import pytest
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER, SILENCE, Silence
-from tests.build import at
+from tests.build import at, empty_since
 from tests.fakes.slow import SlowClient
 from tests.fakes.virtualtime import virtually
 from tests.kube.gathering import gathering
 from tests.kube.objects import node, pdb, pod
 
-from gpusharing.kube.budgets import PATIENCE, Budgets
 from gpusharing.kube.client import NODES, PDBS, PODS
-from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import HeldBack, KubeError, Throttled, Unavailable
+from gpusharing.kube.fanout import Crew
+from gpusharing.kube.podlists import PATIENCE, Budgets
 from gpusharing.planning.snapshot.podviews import PdbView
 
 
@@ -156,5 +156,5 @@ async def test_budgets_that_cannot_be_listed_keep_only_pods_that_they_may_guard(
         stage.cluster.faults.fail("list", PDBS, fault, times=EVER)
         work = (await stage.snapshot(0, frozenset({"gpu-07", "gpu-08"}))).work
         assert {name: one.error for name, one in work.items()} == told
-        assert (work["gpu-08"].empty_since, work["gpu-08"].pdbs) == (at(0), ())
+        assert (empty_since(work["gpu-08"]), work["gpu-08"].pdbs) == (at(0), ())
         await stage.gatherer.shared.close()

@@ -8,7 +8,7 @@ from tests.chart.charts import CHART
 from tests.kube.test_fence import NEWER
 
 from gpusharing.kube import fence as records
-from gpusharing.planning.pools.failures import MOST
+from gpusharing.planning.pools.holds import MOST
 from gpusharing.planning.snapshot.records import Claim, FailedNode, SpecVersion
 
 

@@ -1,6 +1,6 @@
 """Raw Nodes, GPUNodes and policies become views; what is malformed becomes the careful value.
 
-kube/raw.py is tested through them; kube/foreign.py: test_foreign.py.
+kube/raw.py is tested through them; kube/maintenance.py: test_foreign.py.
 """
 
 import copy
@@ -17,7 +17,7 @@ from tests.kube.test_fence import FENCE
 from gpusharing.api.names import DisruptionClass
 from gpusharing.kube import convert
 from gpusharing.kube.fence import record_text
-from gpusharing.kube.quantity import count
+from gpusharing.kube.raw import count
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.snapshot.records import Deferred, SpecVersion, Verified
 

@@ -13,16 +13,10 @@ from tests.kube.test_convert import JUNK, paths, with_junk
 from tests.planning.drainpass import drain_pass, foreseen
 
 from gpusharing.api.selectors import FIELD, matches
-from gpusharing.kube.convert_pods import (
-    NO_END,
-    claimed_devices,
-    pdb_view,
-    pod_view,
-    resource_claim_names,
-)
-from gpusharing.planning.drain.holders import Scope, has_finished
-from gpusharing.planning.drain.pdb import binding_budgets
-from gpusharing.planning.snapshot.podviews import Owner
+from gpusharing.kube.pods import NO_END, claimed_devices, pdb_view, pod_view, resource_claim_names
+from gpusharing.planning.drain.evictions import binding_budgets
+from gpusharing.planning.drain.pods import has_finished
+from gpusharing.planning.snapshot.podviews import Owner, Scope
 
 JSON = dict[str, Any]
 SCOPE = Scope("gpu-operator")

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.kube.crew import Crew
+from gpusharing.kube.fanout import Crew
 
 
 async def test_every_key_is_worked_on_in_order_and_no_more_at_once_than_allowed() -> None:

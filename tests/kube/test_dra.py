@@ -26,13 +26,12 @@ from gpusharing.kube.client import (
     RESOURCE_SLICES,
     Resource,
 )
+from gpusharing.kube.daemonsets import daemon_set_view, find_dra
 from gpusharing.kube.dra import RULES_UNSERVED, DeviceIndex, SliceView, slice_view
 from gpusharing.kube.errors import Forbidden
-from gpusharing.kube.plainstack import daemon_set_view, find_dra
 from gpusharing.kube.sources import Sources, SourceSettings, by_node
 from gpusharing.kube.stackreader import StackReader
-from gpusharing.planning.snapshot.draviews import DraDriverView, DraView, NodeDevices, key_of
-from gpusharing.planning.snapshot.stackviews import Program
+from gpusharing.planning.snapshot.nvidia import DraDriverView, DraView, NodeDevices, Program, key_of
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.wanted.verify import served
 

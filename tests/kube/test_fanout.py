@@ -20,7 +20,7 @@ from gpusharing.kube.errors import (
     Unavailable,
 )
 from gpusharing.kube.fanout import Fanout, PublishingClient
-from gpusharing.kube.paging import pages_of
+from gpusharing.kube.lists import pages_of
 
 
 def stage(**options: int) -> tuple[FakeCluster, Fanout]:
@@ -183,7 +183,7 @@ async def test_every_call_is_held_back_while_nodes_and_something_else_are_refuse
     for client in (fanout, PublishingClient(fanout)):
         with pytest.raises(HeldBack):
             await client.get(PODS, "llm-0", namespace="team-a")
-    assert fanout.holds.left() == 20.0, "as long as both are refused"
+    assert fanout.hold_left() == 20.0, "as long as both are refused"
     nodes.lift()
     others.lift()
     await asyncio.sleep(20)
@@ -239,7 +239,7 @@ async def test_a_429_about_one_object_alone_holds_back_that_object_only() -> Non
         await fanout.get(NODES, "gpu-2")
         await asyncio.sleep(1)
     assert sick.hits == 10
-    assert fanout.holds.left() < 0
+    assert fanout.hold_left() < 0
 
 
 @virtually
@@ -259,8 +259,8 @@ async def test_a_refused_object_that_nobody_asks_for_again_is_forgotten() -> Non
     await refused(fanout, "get", "gpu-1")
     await asyncio.sleep(1000)
     await refused(fanout, "get", "gpu-2")
-    assert [target.name for target in fanout.holds.objects] == ["gpu-2"]
-    assert [target.name for target in fanout.holds.tries] == ["gpu-2"]
+    assert [target.name for target in fanout.objects] == ["gpu-2"]
+    assert [target.name for target in fanout.pauses] == ["gpu-2"]
 
 
 @virtually
@@ -271,8 +271,8 @@ async def test_objects_of_a_door_that_never_answers_are_forgotten_one_by_one() -
     for name in ("gpu-1", "gpu-2", "gpu-3"):
         await refused(fanout, "get", name)
         await asyncio.sleep(1000)
-    assert [[target.name for target in door] for door in fanout.holds.refused.values()] == [["gpu-3"]]
-    assert fanout.holds.doors == {}
+    assert [[target.name for target in door] for door in fanout.refused.values()] == [["gpu-3"]]
+    assert fanout.doors == {}
 
 
 @virtually

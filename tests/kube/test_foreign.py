@@ -1,4 +1,4 @@
-"""Who else works on a Node (kube/foreign.py), as the planner sees it."""
+"""Who else works on a Node (kube/maintenance.py), as the planner sees it."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 from tests.kube.objects import node
 
 from gpusharing.kube import convert
-from gpusharing.kube.foreign import find_problem
+from gpusharing.kube.maintenance import find_problem
 
 JSON = dict[str, Any]
 KURED: JSON = {"weave.works/kured-reboot-in-progress": "2026"}

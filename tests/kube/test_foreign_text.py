@@ -29,26 +29,25 @@ from tests.kube.objects import node, observed, observed_gpu, pod
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.times import from_rfc3339
-from gpusharing.kube import convert, convert_pods, fence
-from gpusharing.kube.actuatorlog import failure_in
-from gpusharing.kube.answers import error_of, error_of_event
+from gpusharing.kube import convert, fence, pods
 from gpusharing.kube.client import PODS, ApiRequest
 from gpusharing.kube.errors import KubeError
+from gpusharing.kube.gather import failure_in
 from gpusharing.kube.maintenance import medik8s_maintenance, nvidia_maintenance
-from gpusharing.kube.quantity import count
+from gpusharing.kube.raw import count
 from gpusharing.kube.sources import NO_MAPS, ConfigMapView
 from gpusharing.kube.stackreader import OurConfigMaps, parse_written
+from gpusharing.kube.wire import error_of, error_of_event
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import WriteConfig
+from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.records import Deferred, Fence, Verified
-from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted import migfile, pluginconfig
 from kubectl_gpusharing.setup.adoption import AdminConfigMaps, find_import, with_pointers
-from kubectl_gpusharing.setup.handmade import Handmade, find_handmade
+from kubectl_gpusharing.setup.handmade import Handmade, find_handmade, propose
 from kubectl_gpusharing.setup.importing import as_yaml, find_remarks
-from kubectl_gpusharing.setup.likeness import propose
 
 TWO = (make_gpu(0), make_gpu(1))
 META = ("apiVersion", "kind", "metadata")
@@ -143,18 +142,18 @@ def test_a_damaged_node_is_read(raw: Any) -> None:
 
 @given(damaged(pod(), META))
 def test_a_damaged_pod_is_read(raw: Any) -> None:
-    assert convert_pods.pod_view(raw, {}).name == "llm-0"
+    assert pods.pod_view(raw, {}).name == "llm-0"
 
 
 @given(damaged(CLAIMING_POD))
 def test_damaged_claims_of_a_pod_are_read(raw: Any) -> None:
-    assert isinstance(convert_pods.resource_claim_names(raw), tuple)
+    assert isinstance(pods.resource_claim_names(raw), tuple)
 
 
 @given(damaged(CLAIM, META), damaged(PDB, META))
 def test_damaged_claims_and_budgets_are_read(claim: Any, budget: Any) -> None:
-    assert isinstance(convert_pods.claimed_devices(claim), tuple | None)
-    assert convert_pods.pdb_view(budget).name == "llm"
+    assert isinstance(pods.claimed_devices(claim), tuple | None)
+    assert pods.pdb_view(budget).name == "llm"
 
 
 def test_what_is_damaged_below_can_be_read_before() -> None:

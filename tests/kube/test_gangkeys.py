@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from tests.kube.objects import pod
 
-from gpusharing.kube.gangkeys import LADDER, gang_of
+from gpusharing.kube.pods import gang_of
 
 JOBSET = {"jobset.sigs.k8s.io/jobset-name": "train"}
 INDEX = {"leaderworkerset.sigs.k8s.io/name": "llm", "leaderworkerset.sigs.k8s.io/group-index": "3"}
@@ -165,6 +165,24 @@ def test_a_gang_without_a_label_is_looked_for_among_the_pods_of_its_scheduler() 
 
 
 def test_the_widest_unit_is_asked_for_first() -> None:
-    kinds = [key.kind for key in LADDER]
-    assert kinds == ["JobSet", *["LeaderWorkerSet"] * 2, *["PodGroup"] * 4, *["Workload"] * 4]
-    assert all(key.source for key in LADDER)
+    declared: list[tuple[str, dict[str, Any], str]] = [
+        ("labels", JOBSET, "JobSet team-a/train"),
+        ("labels", INDEX, "LeaderWorkerSet team-a/llm/3"),
+        ("labels", KEY, "LeaderWorkerSet team-a/llm/6f2a"),
+        ("spec", NATIVE, "PodGroup team-a/train-workers"),
+        ("spec", OLDER, "PodGroup team-a/train/workers/2"),
+        ("labels", COSCHEDULED, "PodGroup team-a/ring"),
+        ("annotations", VOLCANO, "PodGroup team-a/podgroup-7"),
+        ("annotations", {"kueue.x-k8s.io/pod-group-name": "first"}, "Workload team-a/first"),
+        ("labels", QUEUED, "Workload team-a/batch"),
+        ("annotations", ADMITTED, "Workload team-a/job-train-3fa2b"),
+        ("labels", PODSET, "Workload team-a/job-train"),
+    ]
+    for index, (_, _, ref) in enumerate(declared):
+        parts: dict[str, dict[str, Any]] = {"labels": {}, "annotations": {}, "spec": {}}
+        for where, keys, _ in declared[index:]:
+            parts[where] |= keys
+        spec = parts.pop("spec")
+        gang = gang_of(pod(metadata={**parts, "ownerReferences": JOB}, spec=spec))
+        assert gang is not None
+        assert gang.ref == ref

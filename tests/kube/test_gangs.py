@@ -12,7 +12,7 @@ from tests.kube.objects import adopt, node, pod
 from tests.kube.test_gather_holders import REBOOTING
 
 from gpusharing.api import names
-from gpusharing.kube import gangs
+from gpusharing.kube import podlists
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     DAEMON_SETS,
@@ -23,13 +23,11 @@ from gpusharing.kube.client import (
     POLICIES,
     ApiRequest,
 )
-from gpusharing.kube.convert_pods import pod_view
 from gpusharing.kube.errors import Forbidden, KubeError, Unavailable
 from gpusharing.kube.fence import record_text
-from gpusharing.kube.gangkeys import gang_of
-from gpusharing.planning.drain.gangkeepers import describe_gang
-from gpusharing.planning.drain.holders import Scope
-from gpusharing.planning.snapshot.podviews import Gang, GangView
+from gpusharing.kube.pods import gang_of, pod_view
+from gpusharing.planning.drain.standing import describe_gang
+from gpusharing.planning.snapshot.podviews import Gang, GangView, Scope
 
 LABEL = "jobset.sigs.k8s.io/jobset-name"
 FENCE = {names.ANNOTATION_FENCE: record_text(make_fence())}
@@ -331,5 +329,5 @@ async def test_of_a_gang_5000_pods_are_read_and_20000_where_others_are_listed_wi
     client = Crowded(FakeCluster(), "operator")
     client.count = count
     holder = replace(pod_view(pod(), {}), gang=gang)
-    (view,) = await gangs.Gangs(client).find([holder], Scope("gpu-operator"), at(0), anew=True)
+    (view,) = await podlists.Gangs(client).find([holder], Scope("gpu-operator"), at(0), anew=True)
     assert (view.partial, view.error.partition(", because")[0]) == (partial and not error, error)

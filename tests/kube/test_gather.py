@@ -1,6 +1,6 @@
 """One frozen snapshot from many reads: what did not change keeps its identity, what cannot be read is said.
 
-The pods that wait for a GPU are counted by kube/podrequests.py.
+The pods that wait for a GPU are counted by kube/pods.py.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from typing import ClassVar
 import pytest
 from hack.sim.fakecluster import FakeClient
 from hack.sim.fakefaults import EVER, SILENCE, Silence
-from tests.build import at, make_fence, make_memory
+from tests.build import at, empty_since, make_fence, make_memory
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.kube.gathering import gathering
 from tests.kube.objects import node, pdb, pod
@@ -39,7 +39,7 @@ from gpusharing.kube.errors import (
 )
 from gpusharing.kube.fence import record_text
 from gpusharing.kube.sources import AdminMaps
-from gpusharing.planning.snapshot.stackviews import Operand, Program
+from gpusharing.planning.snapshot.nvidia import Operand, Program
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 
 MIG_MANAGER = {"namespace": "gpu-operator", "labels": {"app": "nvidia-mig-manager"}}
@@ -95,22 +95,22 @@ async def test_a_list_from_before_a_lost_answer_is_not_used_again() -> None:
 @virtually
 async def test_emptiness_counts_from_the_first_of_the_lists_that_found_no_holder() -> None:
     async with gathering() as stage:
-        since: list[datetime | None] = [(await stage.work(seconds)).empty_since for seconds in (0, 3, 6)]
+        since: list[datetime | None] = [empty_since(await stage.work(seconds)) for seconds in (0, 3, 6)]
         assert since == [at(0)] * 3
         stage.cluster.add(PODS, pod())
-        assert (await stage.work(9)).empty_since is None
+        assert empty_since(await stage.work(9)) is None
         stage.cluster.patch(PODS, "llm-0", {"status": {"phase": "Succeeded"}}, "team-a", "status")
-        assert (await stage.work(12)).empty_since == at(12)
+        assert empty_since(await stage.work(12)) == at(12)
 
 
 @virtually
 async def test_an_empty_list_from_before_the_cordon_is_none_of_the_two_that_prove_a_node_idle() -> None:
     async with gathering() as stage:
-        assert (await stage.work(0)).empty_since == at(0)
+        assert empty_since(await stage.work(0)) == at(0)
         fence = record_text(make_fence(since=at(1)))
         stage.cluster.patch(NODES, "gpu-07", {"metadata": {"annotations": {names.ANNOTATION_FENCE: fence}}})
         await stage.seen()
-        assert [(await stage.work(seconds)).empty_since for seconds in (6, 9)] == [at(6), at(6)]
+        assert [empty_since(await stage.work(seconds)) for seconds in (6, 9)] == [at(6), at(6)]
 
 
 @virtually
@@ -120,8 +120,8 @@ async def test_pods_that_cannot_be_listed_prove_nothing() -> None:
         stage.cluster.faults.fail("list", PODS, Forbidden("not allowed to list pods"), identity="operator")
         work = await stage.work(3)
         assert "not allowed to list pods" in work.error
-        assert (work.pods, work.empty_since) == ((), None)
-        assert (await stage.work(6)).empty_since == at(6), "counted anew"
+        assert (work.pods, empty_since(work)) == ((), None)
+        assert empty_since(await stage.work(6)) == at(6), "counted anew"
 
 
 @pytest.mark.parametrize("error", [ServerAway("refused"), Unauthorized("401")])
@@ -146,7 +146,7 @@ async def test_a_node_whose_pods_cannot_be_listed_costs_no_other_node_its_proof(
         for seconds in range(0, 30, 3):
             work = (await stage.snapshot(seconds, both)).work
         assert (virtual_now() - begun).total_seconds() <= 10.0
-        assert (work["gpu-07"].empty_since, work["gpu-07"].error) == (at(0), "")
+        assert (empty_since(work["gpu-07"]), work["gpu-07"].error) == (at(0), "")
         assert "gpu-08" not in work or "cannot be listed" in work["gpu-08"].error
         await asyncio.sleep(20)
         assert "cannot be listed" in (await stage.snapshot(60, both)).work["gpu-08"].error

@@ -1,10 +1,10 @@
-"""What kube/podlookups.py looks up about the pods of a node: their ResourceClaims, DaemonSets and namespaces."""
+"""What kube/podlists.py looks up about the pods of a node: their ResourceClaims, DaemonSets and namespaces."""
 
 from typing import Literal
 
 import pytest
 from hack.sim.fakecluster import FakeCluster
-from tests.build import at, make_fence
+from tests.build import at, empty_since, make_fence
 from tests.fakes.virtualtime import virtually
 from tests.kube.gathering import gathering
 from tests.kube.objects import adopt, pod
@@ -25,8 +25,8 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
 from gpusharing.kube.fence import record_text
-from gpusharing.kube.podlookups import PodLookups
-from gpusharing.planning.drain.holders import Scope
+from gpusharing.kube.podlists import PodLookups
+from gpusharing.planning.snapshot.podviews import Scope
 from gpusharing.planning.snapshot.views import PlanSettings
 
 CLAIMS: dict[str, tuple[JSON | KubeError, str]] = {
@@ -203,13 +203,13 @@ async def test_before_a_reboot_the_daemon_set_of_every_pod_is_looked_up_because_
     async with gathering((PODS, orphan), *stack) as stage:
         work = await stage.work()
         assert work.pods[0].owner is not None
-        assert (work.pods[0].owner.exists, work.empty_since) == (False, None)
+        assert (work.pods[0].owner.exists, empty_since(work)) == (False, None)
         assert stage.lists("poddisruptionbudgets") == 1
         stage.cluster.patch(NODES, "gpu-07", FENCED)
         await stage.seen()
         work = await stage.work(3)
         assert work.pods[0].owner is not None
-        assert (work.pods[0].owner.exists, work.empty_since) == (None, at(3)), "this change does not reboot"
+        assert (work.pods[0].owner.exists, empty_since(work)) == (None, at(3)), "this change does not reboot"
 
 
 @virtually
@@ -222,7 +222,7 @@ async def test_a_cluster_policy_that_the_gpu_operator_ignores_makes_no_pod_leave
     bare = pod("bare", spec={"containers": []})
     followed = {"metadata": {"name": "cluster-policy"}, "spec": {}}
     async with gathering((PODS, bare), (CLUSTER_POLICIES, ignored), (CLUSTER_POLICIES, followed)) as stage:
-        assert (await stage.work()).empty_since == at(0)
+        assert empty_since(await stage.work()) == at(0)
         assert stage.lists("poddisruptionbudgets") == 0
 
 

@@ -12,8 +12,8 @@ from tests.kube.objects import pod
 
 from gpusharing.kube.client import JSON, PODS, POLICIES, ApiRequest
 from gpusharing.kube.errors import Invalid, Unavailable
-from gpusharing.kube.policies import PolicyCache
-from gpusharing.planning.snapshot.callfailures import CLUSTER_POLICY, LASTING, CallFailure
+from gpusharing.kube.sources import PolicyCache
+from gpusharing.planning.snapshot.memory import CLUSTER_POLICY, LASTING, CallFailure
 
 
 @virtually

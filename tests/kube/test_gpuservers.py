@@ -1,13 +1,13 @@
-"""Which DaemonSets serve GPUs (kube/plainstack.py)."""
+"""Which DaemonSets serve GPUs (kube/daemonsets.py)."""
 
 import pytest
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER
 
 from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, JSON, Resource
+from gpusharing.kube.daemonsets import find_gpu_operator, gpu_server
 from gpusharing.kube.errors import Forbidden
-from gpusharing.kube.plainstack import find_gpu_operator, gpu_server
-from gpusharing.planning.stack.rivals import Role, tell_twins
+from gpusharing.planning.stack.plugins import Role, tell_twins
 
 
 def daemon_set(name: str, *command: str, image: str = "") -> JSON:

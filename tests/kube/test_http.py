@@ -1,4 +1,4 @@
-"""HttpClient against a scripted server: what goes over the wire, and what each answer becomes (kube/answers.py)."""
+"""HttpClient against a scripted server: what goes over the wire, and what each answer becomes (kube/wire.py)."""
 
 import asyncio
 import json
@@ -13,8 +13,8 @@ from tests.kube.scripted import Answer, found, plain, scripted, status, stream
 from gpusharing.kube import errors
 from gpusharing.kube.client import EVENTS, GPUNODES, NODES, PODS, ApiRequest
 from gpusharing.kube.http import HttpClient, Limits
+from gpusharing.kube.lists import pages_of
 from gpusharing.kube.login import Access
-from gpusharing.kube.paging import pages_of
 
 NODE = {"metadata": {"name": "n", "uid": "u", "resourceVersion": "7"}}
 BUDGET = {

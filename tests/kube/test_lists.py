@@ -14,7 +14,7 @@ from tests.kube.test_reflector import node, project, watched
 
 from gpusharing.kube import errors
 from gpusharing.kube.client import JSON, NODES, ApiRequest, WatchEvent
-from gpusharing.kube.reflector import CacheSettings, Reflector
+from gpusharing.kube.reflector import Reflector
 from gpusharing.planning.snapshot.views import OLD_VIEW
 
 FLEET = 5000
@@ -234,7 +234,7 @@ async def test_why_the_first_list_does_not_go_on_is_told_whatever_the_watch_brin
 @virtually
 async def test_more_deletions_than_are_remembered_do_not_come_back_by_a_page_that_is_under_way() -> None:
     cluster = fleet(100)
-    cache = Reflector(Slow(cluster, lambda _: 10.0), NODES, project, settings=CacheSettings(remembered=8))
+    cache = Reflector(Slow(cluster, lambda _: 10.0), NODES, project, remembered=8)
 
     async def delete() -> None:
         await asyncio.sleep(25)

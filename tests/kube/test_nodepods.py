@@ -5,12 +5,12 @@ from tests.build import at
 from tests.fakes.virtualtime import virtually
 from tests.kube.objects import pod
 
-from gpusharing.kube.budgets import Budgets
 from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.client import PODS
 from gpusharing.kube.clock import loop_time
-from gpusharing.kube.crew import Crew
+from gpusharing.kube.fanout import Crew
 from gpusharing.kube.nodepods import NodePods
+from gpusharing.kube.podlists import Budgets
 from gpusharing.kube.sources import Sources, SourceSettings
 from gpusharing.kube.stackreader import StackReader
 

@@ -1,4 +1,4 @@
-"""Device plugins that do not follow our labels are known by what the Node shows (planning/stack/otherplugins.py)."""
+"""Device plugins that do not follow our labels are known by what the Node shows (planning/stack/plugins.py)."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 from tests.kube.objects import node
 
 from gpusharing.kube.convert import node_view, other_plugin
-from gpusharing.planning.stack.otherplugins import OTHERS, explain_plugin, name_resources
+from gpusharing.planning.stack.plugins import OTHERS, explain_plugin, name_resources
 
 HAMI, STATE = "hami.io/node-nvidia-register", "hami.io/node-handshake"
 DEVICES = '[{"id":"GPU-0","count":10,"devmem":81559,"devcore":100,"type":"NVIDIA-NVIDIA H100","health":true}]'

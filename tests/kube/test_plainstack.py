@@ -5,15 +5,9 @@ from tests.build import NO_MIG_MANAGER, make_cluster_policy
 from tests.plainchart import TOLERATIONS, daemon_set, discovery, mig_manager, plugin
 
 from gpusharing.kube.client import JSON
-from gpusharing.kube.convert import cluster_policy_view
-from gpusharing.kube.plainstack import daemon_set_view, lone_restarts, plain_stack, with_mps_daemon
-from gpusharing.kube.taints import rows_text
-from gpusharing.planning.snapshot.stackviews import (
-    ClusterPolicyView,
-    FinderState,
-    MpsDaemonView,
-    PlainStackView,
-)
+from gpusharing.kube.convert import cluster_policy_view, rows_text
+from gpusharing.kube.daemonsets import daemon_set_view, lone_restarts, plain_stack, with_mps_daemon
+from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, FinderState, MpsDaemonView, PlainStackView
 
 
 def read(*sets: JSON) -> ClusterPolicyView | None:

@@ -1,10 +1,10 @@
-"""What a pod requests of one node, as the scheduler adds it up (kube/podrequests.py)."""
+"""What a pod requests of one node, as the scheduler adds it up (kube/pods.py)."""
 
 from typing import Any
 
 import pytest
 
-from gpusharing.kube.podrequests import largest_requests, pod_requests
+from gpusharing.kube.pods import largest_requests, pod_requests
 
 JSON = dict[str, Any]
 GPU = "nvidia.com/gpu"

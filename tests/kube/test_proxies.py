@@ -1,4 +1,4 @@
-"""The proxy that kubectl would take to an API server (kube/proxies.py)."""
+"""The proxy that kubectl would take to an API server (kube/login.py)."""
 
 from pathlib import Path
 
@@ -10,8 +10,7 @@ from aiohttp.test_utils import TestServer
 from gpusharing.kube.client import NODES
 from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.http import HttpClient
-from gpusharing.kube.login import environment_login
-from gpusharing.kube.proxies import find_proxy
+from gpusharing.kube.login import environment_login, find_proxy
 
 SERVER = "https://api.example.com:6443"
 PROXY = "http://proxy.example.com:3128"

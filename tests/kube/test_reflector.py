@@ -1,4 +1,4 @@
-"""The cache (kube/reflector.py, kube/views.py) follows the server through gaps, restarts and stale news
+"""The cache (kube/reflector.py, kube/reflector.py) follows the server through gaps, restarts and stale news
 (docs/design/faults.md#esr, F9-F12)."""
 
 import asyncio
@@ -14,7 +14,7 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.kube import errors
 from gpusharing.kube.client import EVENTS, GPUNODES, NODES, PODS, ApiRequest, Resource
-from gpusharing.kube.reflector import CacheSettings, Reflector
+from gpusharing.kube.reflector import Reflector
 
 JSON = dict[str, Any]
 
@@ -108,16 +108,14 @@ async def test_objects_come_change_and_go(cluster: FakeCluster) -> None:
     assert seen.changes == ["a", "b", "b", "a"]
 
 
-@pytest.mark.parametrize(
-    ("settings", "pages"), [(CacheSettings(page_size=10), 3), (CacheSettings(), 2)], ids=["10", "not told"]
-)
+@pytest.mark.parametrize(("settings", "pages"), [({"page_size": 10}, 3), ({}, 2)], ids=["10", "not told"])
 async def test_a_list_of_many_pages_is_complete(
-    cluster: FakeCluster, settings: CacheSettings, pages: int
+    cluster: FakeCluster, settings: dict[str, Any], pages: int
 ) -> None:
     names = [f"n{number}" for number in range(30)]
     for name in names:
         cluster.add(NODES, node(name))
-    async with watched(cluster, settings=settings) as seen:
+    async with watched(cluster, **settings) as seen:
         assert set(seen.reflector.items) == set(names)
     assert cluster.calls["operator", "list", "nodes"] == pages
 
@@ -175,7 +173,7 @@ async def test_a_late_word_of_an_older_objects_end_does_not_remove_the_new_one_o
 async def test_swallowed_events_are_healed_by_the_next_list(cluster: FakeCluster) -> None:
     cluster.add(NODES, node("a"))
     cluster.add(NODES, node("b"))
-    async with watched(cluster, settings=CacheSettings(relist_after=0.05)) as seen:
+    async with watched(cluster, relist_after=0.05) as seen:
         cluster.swallow(NODES, 3)
         cluster.patch(NODES, "a", {"metadata": {"labels": {"x": "1"}}})
         cluster.delete(NODES, "b")
@@ -229,7 +227,7 @@ async def test_what_we_created_after_the_moment_of_a_list_survives_that_list(clu
     """The answer to a create may overtake the pages of a list that began before it."""
     cluster.add(NODES, node("a"))
     cluster.add(NODES, node("b"))
-    reflector = Reflector(cluster.client("operator"), NODES, project, settings=CacheSettings(page_size=1))
+    reflector = Reflector(cluster.client("operator"), NODES, project, page_size=1)
     created: list[JSON] = []
 
     def create_meanwhile(_: JSON) -> Any:
@@ -305,7 +303,7 @@ async def test_an_error_without_words_is_told_by_its_name(cluster: FakeCluster) 
 
 async def test_events_and_bookmarks_are_signs_of_life(cluster: FakeCluster) -> None:
     now = [100.0]
-    async with watched(cluster, settings=CacheSettings(clock=lambda: now[0])) as seen:
+    async with watched(cluster, clock=lambda: now[0]) as seen:
         await turns()
         assert seen.reflector.last_contact == 100.0
         now[0] = 150.0
@@ -352,9 +350,7 @@ async def test_a_kind_that_is_uninstalled_leaves_nothing_behind() -> None:
     told: list[str] = []
     now = [0.0]
     client = cluster.client("operator")
-    reflector = Reflector(
-        client, GPUNODES, project, on_change=told.append, settings=CacheSettings(clock=lambda: now[0])
-    )
+    reflector = Reflector(client, GPUNODES, project, on_change=told.append, clock=lambda: now[0])
     task = asyncio.create_task(reflector.run())
     await reflector.synced.wait()
     cluster.uninstall(GPUNODES)
@@ -394,7 +390,7 @@ async def test_a_quiet_kind_without_bookmarks_is_followed_without_an_error_and_w
         EVENTS,
         project,
         on_error=errors_told.append,
-        settings=CacheSettings(relist_after=86_400.0),
+        relist_after=86_400.0,
     )
     task = asyncio.create_task(reflector.run())
     await asyncio.sleep(3600)

@@ -13,8 +13,8 @@ from tests.kube.test_reflector import kind_of_error, node, project, turns, watch
 
 from gpusharing.kube import errors
 from gpusharing.kube.client import EVENTS, JSON, NODES, ApiRequest, WatchEvent
-from gpusharing.kube.paging import BACKOFF_FIRST
-from gpusharing.kube.reflector import CacheSettings, Reflector
+from gpusharing.kube.lists import BACKOFF_FIRST
+from gpusharing.kube.reflector import Reflector
 
 
 async def test_watches_that_end_at_once_are_not_repeated_in_a_hot_loop() -> None:
@@ -94,7 +94,7 @@ async def test_a_server_that_is_away_is_asked_after_half_a_second_and_then_at_le
 @virtually
 async def test_a_machine_that_slept_past_the_time_of_the_next_list_lists_at_once() -> None:
     cluster, now = FakeCluster(), [0.0]
-    async with watched(cluster, settings=CacheSettings(clock=lambda: now[0])):
+    async with watched(cluster, clock=lambda: now[0]):
         await asyncio.sleep(1)
         now[0] += 1000.0
         cluster.close_watches()

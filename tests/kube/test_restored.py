@@ -17,8 +17,7 @@ from tests.kube.test_reflector import Watched, node, watched
 
 from gpusharing.kube import errors
 from gpusharing.kube.client import JSON, LEASES, NODES, POLICIES, ApiRequest, WatchEvent
-from gpusharing.kube.policies import PolicyCache
-from gpusharing.kube.reflector import CacheSettings
+from gpusharing.kube.sources import PolicyCache
 
 
 class Lagging(FakeClient):
@@ -61,9 +60,7 @@ async def followed(cluster: FakeCluster, client: FakeClient | None = None) -> As
     await leader.lease.acquired.wait()
     try:
         restores = lambda: leader.lease.restores  # noqa: E731 - it is passed on
-        async with watched(
-            cluster, client=client, settings=CacheSettings(restores=restores, page_size=1)
-        ) as seen:
+        async with watched(cluster, client=client, restores=restores, page_size=1) as seen:
             yield seen
     finally:
         await leader.stop()
@@ -286,7 +283,7 @@ async def test_who_takes_over_after_a_restore_goes_back_although_it_had_written_
     leader = Contender(cluster, "a")
     await leader.lease.acquired.wait()
     second = Contender(cluster, "b")
-    async with watched(cluster, settings=CacheSettings(restores=lambda: second.lease.restores)) as seen:
+    async with watched(cluster, restores=lambda: second.lease.restores) as seen:
         backup = cluster.backup()
         change(cluster)
         await asyncio.sleep(60)

@@ -8,10 +8,9 @@ from tests.build import make_fence
 
 from gpusharing.api import names
 from gpusharing.kube.client import JSON
-from gpusharing.kube.convert import cluster_policy_view, node_view
+from gpusharing.kube.convert import cluster_policy_view, node_view, tolerates
+from gpusharing.kube.daemonsets import daemon_set_view, plain_stack
 from gpusharing.kube.fence import parse_record, patch_for, record_text
-from gpusharing.kube.plainstack import daemon_set_view, plain_stack
-from gpusharing.kube.taints import tolerates
 from gpusharing.planning.snapshot.actions import LabelNode, Release
 from gpusharing.planning.snapshot.records import Fence, Verified
 

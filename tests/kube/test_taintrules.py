@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from gpusharing.api.times import from_rfc3339
-from gpusharing.kube.convert_pods import pod_view
 from gpusharing.kube.dra import RULES_UNSERVED, rule_for, taint_rule_view, tell_unread
 from gpusharing.kube.errors import Forbidden, NotFound, Unavailable
+from gpusharing.kube.pods import pod_view
 
 WHEN = "2026-11-20T10:00:00Z"
 

@@ -1,4 +1,4 @@
-"""No object that the server returns ends the operator: it is named, and counts as unknown, never as absent or idle (kube/unreadable.py)."""
+"""No object that the server returns ends the operator: it is named, and counts as unknown, never as absent or idle (kube/lists.py)."""
 
 import asyncio
 import logging
@@ -12,7 +12,6 @@ from tests.fakes.virtualtime import virtually
 from tests.kube.gathering import gathering
 from tests.kube.objects import pod
 
-from gpusharing.kube.budgets import Budgets
 from gpusharing.kube.client import (
     JSON,
     NODES,
@@ -23,11 +22,11 @@ from gpusharing.kube.client import (
     KubeClient,
     WatchEvent,
 )
-from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import KubeError
-from gpusharing.kube.policies import PolicyCache
+from gpusharing.kube.fanout import Crew
+from gpusharing.kube.podlists import Budgets
 from gpusharing.kube.reflector import Reflector
-from gpusharing.kube.sources import Sources, SourceSettings
+from gpusharing.kube.sources import PolicyCache, Sources, SourceSettings
 
 
 class Bug(dict[str, Any]):

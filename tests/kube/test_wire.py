@@ -5,11 +5,12 @@ import json
 import pytest
 from hack.sim.fakecluster import FakeCluster
 
-from gpusharing.kube.answers import MOST_SECONDS, error_of
 from gpusharing.kube.client import GPUNODES, JSON, ApiRequest, PassingClient, Resource, WatchEvent
 from gpusharing.kube.errors import Expired, Forbidden, Throttled, Unavailable
 from gpusharing.kube.wire import (
     INACTIVITY,
+    MOST_SECONDS,
+    error_of,
     event_of,
     lasting,
     parsed,

@@ -10,7 +10,7 @@ from tests.build import NOW, at
 from gpusharing.api.names import ANNOTATION_WRITTEN
 from gpusharing.kube.sources import ConfigMapView
 from gpusharing.kube.stackreader import OurConfigMaps, parse_repairs, parse_written
-from gpusharing.planning.snapshot.stackviews import MpsRepairs
+from gpusharing.planning.snapshot.nvidia import MpsRepairs
 from gpusharing.planning.wanted import migfile
 from gpusharing.planning.wanted.pluginconfig import key_for
 from gpusharing.planning.wanted.target import known_times

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from tests.build import make_spec
 
-from gpusharing.kube.zones import find_zone, find_zones
+from gpusharing.kube.convert import find_zone, find_zones
 
 BERLIN = "Europe/Berlin"
 

@@ -12,9 +12,8 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.views import GpuView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.wanted import pluginconfig
-from gpusharing.planning.wanted.gfdlabels import expected_gfd_labels
 from gpusharing.planning.wanted.target import Target
-from gpusharing.planning.wanted.verify import Comparison
+from gpusharing.planning.wanted.verify import Comparison, expected_gfd_labels
 
 
 @dataclass(frozen=True)

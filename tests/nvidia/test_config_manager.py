@@ -21,10 +21,10 @@ from tests.nvidia.held import HeldServer, held_server
 from tests.nvidia.programs import SECONDS, ProgramEnded, served
 
 from gpusharing.api.names import LABEL_GPU_REPLICAS, LABEL_PLUGIN_CONFIG
-from gpusharing.planning.snapshot.stackviews import MpsDaemonView
+from gpusharing.planning.snapshot.nvidia import MpsDaemonView
 from gpusharing.planning.wanted import pluginconfig
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL, NEUTRAL_KEY, PluginConfig, key_for
-from gpusharing.planning.wanted.toolversions import find_deafness
+from gpusharing.planning.wanted.target import find_deafness
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
 

@@ -16,10 +16,8 @@ from tests.nvidia.standins import stand_in_parted
 from gpusharing.api.policy import MigLayout
 from gpusharing.planning.gpus.geometry import (
     Layout,
-    Legal,
-    Refusal,
     describe,
-    find_fit,
+    find_misfit,
     generated_layouts,
     legal_layouts,
     maximal_layouts,
@@ -27,7 +25,7 @@ from gpusharing.planning.gpus.geometry import (
 )
 from gpusharing.planning.snapshot.views import GpuView
 from gpusharing.planning.wanted import migfile
-from gpusharing.planning.wanted.toolversions import find_mistaken
+from gpusharing.planning.wanted.target import find_mistaken
 
 pytestmark = pytest.mark.nvidia
 
@@ -39,9 +37,9 @@ MISTAKES_NAMES = build.MIG_PARTED.version == "v0.13.1"
 WITHOUT_MIG = ("v100-16gb", "t4", "l40s")
 
 
-def is_refused(fit: Legal | Refusal, why: str) -> bool:
+def is_refused(misfit: str, why: str) -> bool:
     """Whether the layout was refused, with these words."""
-    return isinstance(fit, Refusal) and why in fit.why
+    return why in misfit
 
 
 def make_gpus(model: str, number: int) -> list[GpuView]:
@@ -196,9 +194,9 @@ def test_on_every_layout_of_other_cards_our_verdict_is_the_hardwares(
     model: str, make_sandbox: MakeSandbox, count: Count
 ) -> None:
     profiles = find_model(model).profiles
-    verdicts = {layout: find_fit(layout, profiles) for layout in foreign_layouts(model)}
-    legal = [layout for layout, verdict in verdicts.items() if isinstance(verdict, Legal)]
-    unknown = [layout for layout, verdict in verdicts.items() if is_refused(verdict, "has no profile")]
+    misfits = {layout: find_misfit(layout, profiles) for layout in foreign_layouts(model)}
+    legal = [layout for layout, misfit in misfits.items() if not misfit]
+    unknown = [layout for layout, misfit in misfits.items() if is_refused(misfit, "has no profile")]
     unknown.append(normalize({profiles[0].name: 1, "1g.99gb": 1}))
     machine = Machine(make_sandbox, model)
     machine.put([maximal_layouts(profiles)[0]] * MAX_GPUS)
@@ -233,11 +231,13 @@ def test_a_layout_with_one_instance_too_many_fails_and_leaves_the_gpu_empty(
     model: str, make_sandbox: MakeSandbox, count: Count
 ) -> None:
     profiles = find_model(model).profiles
-    foreign = [one for one in foreign_layouts(model) if is_refused(find_fit(one, profiles), "does not fit")]
+    foreign = [
+        one for one in foreign_layouts(model) if is_refused(find_misfit(one, profiles), "does not fit")
+    ]
     layouts = list(dict.fromkeys([*just_too_full(model), *foreign]))
     parted = MigParted(make_sandbox(model), {str(n): entry_for(one) for n, one in enumerate(layouts)})
     for number, layout in enumerate(layouts):
-        assert is_refused(find_fit(layout, profiles), "does not fit"), describe(layout)
+        assert is_refused(find_misfit(layout, profiles), "does not fit"), describe(layout)
         applied = parted.apply(str(number))
         assert applied.status == 1, describe(layout)
         assert "all orderings failed" in applied.last_line
@@ -255,7 +255,7 @@ def test_on_a_card_without_mig_a_layout_for_all_gpus_is_applied_successfully_and
     chosen = layouts[:: len(layouts) // 8]
     parted = MigParted(make_sandbox(model), {str(n): entry_for(one) for n, one in enumerate(chosen)})
     for number, layout in enumerate(chosen):
-        assert is_refused(find_fit(layout, find_model(model).profiles), "has no profile")
+        assert is_refused(find_misfit(layout, find_model(model).profiles), "has no profile")
         applied, asserted = parted.apply(str(number)), parted.check(str(number))
         assert (applied.status, asserted.status) == (0, 1), applied.output
         assert parted.sandbox.simulator.show()["gpus"][0]["instances"] == []

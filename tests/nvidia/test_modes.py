@@ -17,7 +17,7 @@ from tests.nvidia.test_layouts import MODELS, WITHOUT_MIG
 
 from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.geometry import generated_layouts
-from gpusharing.planning.wanted.toolversions import counts_without_suffixes
+from gpusharing.planning.wanted.target import counts_without_suffixes
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
 

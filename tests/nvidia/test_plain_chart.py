@@ -1,4 +1,4 @@
-"""NVIDIA's own device-plugin chart, rendered by helm from its Go module: what kube/plainstack.py reads there."""
+"""NVIDIA's own device-plugin chart, rendered by helm from its Go module: what kube/daemonsets.py reads there."""
 
 import subprocess
 from collections.abc import Callable
@@ -12,9 +12,9 @@ from tests.build import NO_MIG_MANAGER
 from tests.plainchart import NAMESPACE, RELEASE, discovery, plugin, running
 
 from gpusharing.kube.client import JSON
-from gpusharing.kube.plainstack import DaemonSetView, daemon_set_view, gpu_server, plain_stack
-from gpusharing.planning.snapshot.stackviews import PlainStackView
-from gpusharing.planning.stack.rivals import tell_twins
+from gpusharing.kube.daemonsets import DaemonSetView, daemon_set_view, gpu_server, plain_stack
+from gpusharing.planning.snapshot.nvidia import PlainStackView
+from gpusharing.planning.stack.plugins import tell_twins
 
 pytestmark = pytest.mark.nvidia
 

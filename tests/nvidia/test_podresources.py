@@ -12,8 +12,7 @@ import pytest
 from hack.cluster.process import wait_until
 from hack.nvidia import build
 
-from gpusharing.agent.kubelet import KubeletPodResources
-from gpusharing.agent.podresources import PodResourcesUnavailable
+from gpusharing.agent.kubelet import KubeletPodResources, PodResourcesUnavailable
 
 pytestmark = pytest.mark.nvidia
 SECONDS = 60.0

@@ -15,8 +15,7 @@ from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted import pluginconfig
 from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing
-from gpusharing.planning.wanted.target import predict_resources
-from gpusharing.planning.wanted.toolversions import counts_without_suffixes
+from gpusharing.planning.wanted.target import counts_without_suffixes, predict_resources
 
 pytestmark = pytest.mark.nvidia
 

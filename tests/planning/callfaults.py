@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from tests.planning.wires import FOR_EVER, How
 from tests.planning.world import World
 
-from gpusharing.planning.snapshot.callfailures import CLAIMS, CONFIG_MAPS, DEVICE_CLASS, policy_subject
+from gpusharing.planning.snapshot.memory import CLAIMS, CONFIG_MAPS, DEVICE_CLASS, policy_subject
 from gpusharing.planning.snapshot.views import PolicyView
 
 Deed = Callable[[World, str], bool]

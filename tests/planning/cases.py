@@ -5,20 +5,20 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from tests.build import H100, NOW, SETTINGS, make_gpu, make_operand, make_policy, make_stack
+from tests.build import H100, NOW, SETTINGS, make_gpu, make_operand, make_policy, make_stack, make_work
 from tests.configs import target_for
 from tests.planning.machines import NodeMachine
 from tests.planning.world import World
 
 from gpusharing.api.names import Phase
+from gpusharing.planning.snapshot.nvidia import Operand, Program, StackView
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import UNRECORDED, Deferred, Fence
-from gpusharing.planning.snapshot.stackviews import Operand, Program, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, PolicyView
-from gpusharing.planning.stack.acceptance import find_terms, wish_of
-from gpusharing.planning.transition.members import Member
+from gpusharing.planning.stack.acceptance import find_targets, request_of
+from gpusharing.planning.transition.cases import Member
 from gpusharing.planning.transition.requests import last_event
-from gpusharing.planning.transition.verdict import FencedCase, NodeCase, Verdict
+from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.wanted.actuators.labels import LABELS
 from gpusharing.planning.wanted.assess import Assessed, Assessment, assess
 from gpusharing.planning.wanted.target import Target
@@ -113,7 +113,7 @@ def make_case(
         settings=SETTINGS,
         now=now,
     )
-    return case if fence is None else named_event(FencedCase.of(case, fence))
+    return case if fence is None else named_event(case)
 
 
 def of_policy(record: Written, policy: PolicyView | None) -> Written:
@@ -140,17 +140,20 @@ EVENT = "event"
 """Stands in a request for the word of the last event, which `make_case` puts there."""
 
 
-def named_event(case: FencedCase) -> FencedCase:
-    """The same case with the last event in the requests to the agent and in what it echoes, and LISTs made under its
-    fence unless they name another."""
+NO_SCOPE = make_work().scope
+
+
+def named_event(case: NodeCase) -> NodeCase:
+    """The same case with the last event in the requests to the agent and in what it echoes, and LISTs made for its
+    scope unless they name another."""
 
     def named(request: str) -> str:
         return request.replace(f":{EVENT}:", f":{last_event(case)}:")
 
     report, found, work = case.gpunode, case.assessment, case.work
     if work is not None:
-        cordoned = work.cordoned_at or case.fence.since
-        work = replace(work, cordoned_at=cordoned, stood=named(work.stood))
+        scope = case.scope if work.scope == NO_SCOPE else work.scope
+        work = replace(work, scope=scope, stood=named(work.stood))
     if report is not None:
         seen = report.observed
         seen = replace(seen, request_id=named(seen.request_id)) if seen is not None else None
@@ -162,8 +165,8 @@ def named_event(case: FencedCase) -> FencedCase:
 
 def judge_node(view: NodeView, report: GPUNodeView, policy: PolicyView, stack: StackView) -> Assessment:
     """The assessment of one node under one policy."""
-    terms = find_terms(policy, wish_of(policy), stack, SETTINGS)
-    return assess(view, report, policy, terms.targets, stack, actuator=LABELS)
+    targets = find_targets(policy, request_of(policy), stack, SETTINGS)
+    return assess(view, report, targets, actuator=LABELS)
 
 
 def make_member(node: NodeView, verdict: Verdict, case: NodeCase | None = None) -> Member:
@@ -180,12 +183,6 @@ def make_member(node: NodeView, verdict: Verdict, case: NodeCase | None = None) 
         outside=False,
         target=None,
     )
-
-
-def fenced_of(case: NodeCase) -> FencedCase:
-    """The case of a node that was made with a fence."""
-    assert isinstance(case, FencedCase), case.node
-    return case
 
 
 def assessed_of(case: NodeCase) -> Assessed:

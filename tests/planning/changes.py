@@ -5,13 +5,13 @@ from datetime import datetime
 from typing import Any
 
 from tests.build import NOW, at, make_fence, make_work
-from tests.planning.cases import EVENT, MIXED, fenced_of, make_case, pair_of, quiet_report
+from tests.planning.cases import EVENT, MIXED, make_case, pair_of, quiet_report
 
 from gpusharing.api import names
 from gpusharing.planning.snapshot.podviews import NodeWork, PodView
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import GPUNodeView, PolicyView
-from gpusharing.planning.transition.verdict import FencedCase, Verdict
+from gpusharing.planning.transition.verdict import NodeCase, Verdict
 
 MIG_CONFIG, MIG_STATE, PLUGIN = names.LABEL_MIG_CONFIG, names.LABEL_MIG_STATE, names.LABEL_PLUGIN_CONFIG
 PAUSED: dict[str, str | None] = {f"{names.LABEL_DEPLOY_PREFIX}device-plugin": names.PAUSED_FOR_MIG}
@@ -36,11 +36,11 @@ def answering(request: str = VERIFY, was: PolicyView = MIXED, **fields: Any) -> 
 
 def changing(
     policy: PolicyView | None = MIXED, *, fence: Fence = FENCE, now: float = 60, **fields: Any
-) -> FencedCase:
+) -> NodeCase:
     """gpu-07, one minute after the PNR; labels, GPUs and resources are those of 2x3g.40gb unless said otherwise."""
     node = {"unschedulable": True, **fields.pop("node", {})}
     known: dict[str, Any] = {"was": MIXED, "gpunode": answering(), **fields}
-    return fenced_of(make_case(policy, fence=fence, node=node, now=at(now), **known))
+    return make_case(policy, fence=fence, node=node, now=at(now), **known)
 
 
 def only(verdict: Verdict) -> Any:

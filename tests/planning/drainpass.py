@@ -6,12 +6,11 @@ from datetime import datetime
 from tests.build import NOW
 
 from gpusharing.api.policy import Drain
-from gpusharing.planning.drain.holders import Scope
 from gpusharing.planning.drain.plan import DrainPlan, plan_drain, preflight
 from gpusharing.planning.drain.standing import Standings, find_standings
 from gpusharing.planning.drain.stranded import Afterwards, FutureNode
-from gpusharing.planning.snapshot.podviews import NodeWork, PodView
-from gpusharing.planning.vocabulary.blockers import Blocker
+from gpusharing.planning.snapshot.podviews import NodeWork, PodView, Scope
+from gpusharing.planning.vocabulary.findings import Blocker
 
 OPERATOR = "gpu-operator"
 SCOPE = Scope(OPERATOR)

@@ -10,14 +10,14 @@ from tests.build import (
     make_policy,
     make_work,
 )
-from tests.planning.cases import EVENT, FULL, MIXED, fenced_of, make_case, quiet_report
+from tests.planning.cases import EVENT, FULL, MIXED, make_case, quiet_report
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
 from gpusharing.planning.snapshot.actions import Release
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import GPUNodeView, PolicyView
-from gpusharing.planning.transition.verdict import FencedCase, Verdict
+from gpusharing.planning.transition.verdict import NodeCase, Verdict
 
 
 def asked(seconds: float) -> str:
@@ -34,11 +34,11 @@ REQUEST = asked(-2)
 MIG_CONFIG, MIG_STATE, PLUGIN = names.LABEL_MIG_CONFIG, names.LABEL_MIG_STATE, names.LABEL_PLUGIN_CONFIG
 
 
-def fenced(policy: PolicyView | None = MIXED, fence: Fence = FENCE, **fields: Any) -> FencedCase:
+def fenced(policy: PolicyView | None = MIXED, fence: Fence = FENCE, **fields: Any) -> NodeCase:
     """gpu-07, whole until now, fenced and cordoned ten minutes ago on its way to `policy`; no pod holds a GPU."""
     node = {"unschedulable": True, **fields.pop("node", {})}
     work = fields.pop("work", IDLE)
-    return fenced_of(make_case(policy, fence=fence, node=node, work=work, **fields))
+    return make_case(policy, fence=fence, node=node, work=work, **fields)
 
 
 def silent(**fields: Any) -> GPUNodeView:

@@ -6,8 +6,7 @@ from datetime import datetime
 from tests.planning.machines import Labels, NodeMachine
 
 from gpusharing.planning.gpus.geometry import Layout
-from gpusharing.planning.snapshot.draviews import NodeDevices, key_of
-from gpusharing.planning.snapshot.stackviews import Operand, Program, StackView
+from gpusharing.planning.snapshot.nvidia import NodeDevices, Operand, Program, StackView, key_of
 from gpusharing.planning.snapshot.views import NodeView
 
 

@@ -29,8 +29,7 @@ from gpusharing.planning.gpus.cards import bare_product
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.verdict import Verdict
-from gpusharing.planning.vocabulary.reasonkinds import Passes
-from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Passes, Reason
 
 PATIENCE = timedelta(minutes=15)
 """So long somebody waits for what should end by itself."""

@@ -39,7 +39,7 @@ def find(world: "World", pods: Iterable[PodView], *, reboot: bool) -> tuple[Gang
 
 
 def _as_read(member: GangMember) -> GangMember:
-    """A member as the operator reads it, which asks nobody for the claims of pods elsewhere (kube/gangs.py)."""
+    """A member as the operator reads it, which asks nobody for the claims of pods elsewhere (kube/podlists.py)."""
     return GangMember(member.node, replace(member.pod, dra="none"))
 
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tests.planning.promises import approve
 
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.planning.pools.approval import plan_hash
-from gpusharing.planning.pools.holds import read_value
+from gpusharing.planning.pools.holds import plan_hash, read_value
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.vocabulary.reasons import Reason

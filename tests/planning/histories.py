@@ -5,9 +5,8 @@ from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 
 from gpusharing.planning.gpus.cards import CARDS, Card
-from kubectl_gpusharing.usage.reckon.histogram import Sample
-from kubectl_gpusharing.usage.reckon.needs import GIB, Goal, History, Holding, Need, Workload, find_need
-from kubectl_gpusharing.usage.reckon.recommendation import ModelPool
+from kubectl_gpusharing.usage.needs import GIB, Goal, History, Holding, Need, Sample, Workload, find_need
+from kubectl_gpusharing.usage.recommendation import ModelPool
 
 BY_KEY = {card.key: card for card in CARDS}
 H100 = BY_KEY["h100-80gb"]

@@ -21,7 +21,7 @@ from gpusharing.api.gpunode import GPU, DriverProfile, Instance, MigMode, Model
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.gpus.health import HEALTHY, Vitals
-from gpusharing.planning.snapshot.stackviews import Operand, Program, StackView
+from gpusharing.planning.snapshot.nvidia import Operand, Program, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView
 from gpusharing.planning.wanted import migfile
 

@@ -13,7 +13,7 @@ from gpusharing.api import names
 from gpusharing.api.policy import Drain, DrainRule
 from gpusharing.api.times import to_rfc3339
 from gpusharing.kube.client import JSON
-from gpusharing.kube.convert_pods import ClaimedDevices, pod_view
+from gpusharing.kube.pods import ClaimedDevices, pod_view
 from gpusharing.planning.snapshot.podviews import PodView
 
 NAMESPACE, NVIDIA = "team-a", "gpu-operator"

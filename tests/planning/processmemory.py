@@ -4,9 +4,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from gpusharing.planning.snapshot.callfailures import CallFailure
-from gpusharing.planning.snapshot.looks import PassMemory
 from gpusharing.planning.snapshot.memo import Memo
+from gpusharing.planning.snapshot.memory import CallFailure, PassMemory
 from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from tests.planning.world import World
 from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.health import HEALTHY
-from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.views import PolicyView
 
 MODES: Sequence[tuple[str, dict[str, Any]]] = (

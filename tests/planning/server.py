@@ -27,7 +27,7 @@ from gpusharing.planning.snapshot.actions import (
     WriteConfig,
     WriteRules,
 )
-from gpusharing.planning.snapshot.draviews import DeviceClassView
+from gpusharing.planning.snapshot.nvidia import DeviceClassView
 from gpusharing.planning.snapshot.views import GPUNodeView
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gpusharing.planning.snapshot.stackviews import MpsDaemonView
+from gpusharing.planning.snapshot.nvidia import MpsDaemonView
 from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing, render
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from gpusharing.planning.snapshot.actions import (
     UpdateFence,
     WriteClasses,
 )
-from gpusharing.planning.snapshot.stackviews import Program
+from gpusharing.planning.snapshot.nvidia import Program
 
 if TYPE_CHECKING:
     from tests.planning.world import World

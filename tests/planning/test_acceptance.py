@@ -9,7 +9,7 @@ import pytest
 from tests.build import NO_MIG_MANAGER, SETTINGS, make_cluster_policy, make_policy, make_stack
 
 from gpusharing.api.validation import Problem
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView
+from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, PlainStackView
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.stack.acceptance import find_objection, find_spec
 from gpusharing.planning.vocabulary.findings import Finding

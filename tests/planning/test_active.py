@@ -6,11 +6,10 @@ from dataclasses import replace
 import pytest
 from tests.build import SETTINGS, make_cluster_policy, make_policy, make_stack
 
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, find_active
+from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, find_active
 from gpusharing.planning.stack.acceptance import find_objection
 from gpusharing.planning.stack.pointers import plan_pointers
-from gpusharing.planning.vocabulary.reasonkinds import Mark
-from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Mark, Reason
 
 
 def named(name: str, *, ignored: bool = False) -> ClusterPolicyView:

@@ -1,6 +1,7 @@
 """An actuator is a value (`planning/wanted/actuators`): an invented one carries a change from candidate to release, and
 nothing outside of its own functions knows what it writes."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 
@@ -10,49 +11,79 @@ from tests.planning.cases import FULL, MIXED, NODE, make_case, world_of
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
+from gpusharing.planning.drain.pods import scope_of
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Release
+from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import NodeView, ObservedView
-from gpusharing.planning.stack.acceptance import find_terms, wish_of
+from gpusharing.planning.stack.acceptance import find_targets, request_of
 from gpusharing.planning.stack.requirements import REQUIREMENTS, find_disabled
 from gpusharing.planning.transition.cases import compare
 from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.wanted.actuators.actuator import Actuator, ActuatorCase, Writing
 from gpusharing.planning.wanted.actuators.choice import find_actuator
 from gpusharing.planning.wanted.actuators.labels import LABELS
 from gpusharing.planning.wanted.target import Target
-from gpusharing.planning.wanted.verify import AGENT_CHECKS
+from gpusharing.planning.wanted.verify import Checked, Comparison, Source, agent_checks
 
 LAYOUT = "example.com/layout"
 
 
-def written(
-    case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool
-) -> Writing:
-    """A label with the layout, for a program that divides GPUs which nobody uses."""
-    assert idle is not None, "it never begins on a node that was not proven idle"
-    return Writing(labels={LAYOUT: goal.text})
+class Invented(Actuator):
+    """Writes a label with the layout, for a program that divides GPUs which nobody uses. It is proven by the agent alone."""
+
+    needs = frozenset()
+    sources = (Source.AGENT, Source.NVML)
+
+    def objections(self, case: ActuatorCase, target: Target) -> Iterator[Finding]:
+        return iter(())
+
+    def obstacles(self, case: ActuatorCase, target: Target) -> Iterator[Finding]:
+        return iter(())
+
+    def find_labels(self, node: NodeView, target: Target) -> dict[str, str]:
+        return {}
+
+    def needs_run(self, case: ActuatorCase, target: Target) -> bool:
+        return case.found_layouts != target.layouts
+
+    def find_missing(self, case: ActuatorCase, goal: Target, again: bool) -> str:
+        return ""
+
+    def write(
+        self, case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool
+    ) -> Writing:
+        assert idle is not None, "it never begins on a node that was not proven idle"
+        return Writing(labels={LAYOUT: goal.text})
+
+    def find_old(self, case: ActuatorCase, fence: Fence) -> None:
+        return None
+
+    def find_trouble(self, case: ActuatorCase, fence: Fence) -> None:
+        return None
+
+    def next_look(self, case: ActuatorCase, fence: Fence) -> None:
+        return None
+
+    def find_events(self, case: ActuatorCase) -> tuple[str, ...]:
+        return ()
+
+    def find_work(self, node: NodeView) -> str:
+        return ""
+
+    def checks(self, compared: Comparison) -> Checked:
+        return agent_checks(compared)
+
+    def find_last_proven(self, node: NodeView, observed: ObservedView, stack: StackView) -> str:
+        return "nothing"
+
+    def tell_left(self, node: NodeView) -> str:
+        return ""
 
 
-INVENTED = Actuator(
-    needs=frozenset(),
-    objections=(),
-    obstacles=(),
-    find_labels=lambda node, target: {},
-    needs_run=lambda case, target: case.found_layouts != target.layouts,
-    find_missing=lambda case, goal, again: "",
-    write=written,
-    find_old=lambda case, fence: None,
-    find_trouble=lambda case, fence: None,
-    next_look=lambda case, fence: None,
-    find_events=lambda case: (),
-    find_work=lambda node: "",
-    checks=AGENT_CHECKS,
-    find_last_proven=lambda node, observed, stack: "nothing",
-    tell_left=lambda node: "",
-)
-"""Writes a label of its own, and is proven by the agent alone."""
+INVENTED = Invented()
 
 
 class Played:
@@ -66,13 +97,11 @@ class Played:
 
     def judge(self, now: datetime) -> Verdict:
         """What is decided about the node under a policy that wants MIG. No pod holds a GPU."""
-        fence = self.node.fence
-        work = make_work(
-            listed_at=now, empty_since=at(-8) + (now - NOW), cordoned_at=fence.since if fence else None
-        )
-        case = make_case(MIXED, gpunode=self.gpunode, work=work, now=now)
-        case = replace(case, node=self.node, actuator=INVENTED)
-        verdict = judge(compare(case, find_terms(MIXED, wish_of(MIXED), case.stack, SETTINGS)))
+        case = make_case(MIXED, gpunode=self.gpunode, now=now)
+        scope = scope_of(self.node, case.settings, case.stack)
+        work = make_work(listed_at=now, empty_since=at(-8) + (now - NOW), scope=scope)
+        case = replace(case, node=self.node, actuator=INVENTED, work=work)
+        verdict = judge(compare(case, find_targets(MIXED, request_of(MIXED), case.stack, SETTINGS)))
         assert verdict is not None, "a policy owns the node"
         self.phases += [verdict.phase] if self.phases[-1:] != [verdict.phase] else []
         return verdict

@@ -31,7 +31,7 @@ from gpusharing.planning.transition.attempts import (
     standing_deferral,
 )
 from gpusharing.planning.transition.requests import last_event
-from gpusharing.planning.transition.verdict import FencedCase
+from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.reasons import Reason
 
 # --- actuators and wedges ------------------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ def test_what_mig_manager_says(
     assert verdict.wake is None or verdict.wake > at(now)
 
 
-TOGETHER: dict[str, tuple[FencedCase, Reason, str]] = {
+TOGETHER: dict[str, tuple[NodeCase, Reason, str]] = {
     "the policy is gone, and somebody lifted the cordon": (
         changing(None, node={"unschedulable": False}), Reason.ORPHAN_FENCE, ""),
     "somebody lifted the cordon while mig-manager is at work": (
@@ -74,7 +74,7 @@ TOGETHER: dict[str, tuple[FencedCase, Reason, str]] = {
 
 @pytest.mark.parametrize(("case", "reason", "says"), TOGETHER.values(), ids=TOGETHER.keys())
 def test_of_two_things_that_are_so_after_the_point_of_no_return_one_is_told(
-    case: FencedCase, reason: Reason, says: str
+    case: NodeCase, reason: Reason, says: str
 ) -> None:
     verdict = after_pnr(case)
     assert (verdict.reason, says in verdict.message) == (reason, True), verdict.message
@@ -311,7 +311,7 @@ def test_a_failed_plugin_restart_that_starts_anew_with_a_drain_has_still_failed(
     assert (failed_before(free, MIXED), is_tried_again(free, MIXED)) == (True, True)
     assert standing_deferral(replace(case, node=free), MIXED) is None
     assert not is_tried_again(free, ask_anew(MIXED)), "another revision counts anew"
-    later = replace(case, fence=replace(fence, stage="fenced"))
+    later = replace(case, node=replace(case.node, fence=replace(fence, stage="fenced")))
     assert next_deferral(later, Reason.DRAIN_TIMEOUT).failed_version == MIXED.version
 
 

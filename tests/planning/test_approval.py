@@ -22,15 +22,14 @@ from tests.planning.world import World
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.pools.approval import plan_hash
-from gpusharing.planning.pools.holds import find_hold
+from gpusharing.planning.pools.holds import find_hold, plan_hash
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.attempts import owed_for
-from gpusharing.planning.transition.members import Member
+from gpusharing.planning.transition.cases import Member
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.assess import Assessed, Assessment, Unobserved
+from gpusharing.planning.wanted.assess import Assessed, Assessment, Untargeted
 
 
 def planned(name: str, **node: Any) -> Member:
@@ -145,7 +144,7 @@ def recorded(**more: Any) -> dict[str, dict[str, Any]]:
     }
 
 
-UNREAD = Unobserved(MANUAL, Finding(Reason.AGENT_ERROR, "no GPU through NVML"), "")
+UNREAD = Untargeted(MANUAL, Finding(Reason.AGENT_ERROR, "no GPU through NVML"), "", unobserved=True)
 
 
 @pytest.mark.parametrize("node", recorded().values(), ids=recorded())

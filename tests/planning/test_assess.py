@@ -18,7 +18,7 @@ from tests.planning.cases import FULL, MIXED, MPS, SLICED, T4, assessed_of, make
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
-from gpusharing.planning.snapshot.stackviews import PlainStackView, StackView
+from gpusharing.planning.snapshot.nvidia import PlainStackView, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -26,8 +26,7 @@ from gpusharing.planning.wanted.actuators.labels import LABELS
 from gpusharing.planning.wanted.assess import (
     Assessed,
     Assessment,
-    Refused,
-    Unobserved,
+    Untargeted,
     assess,
     find_disruption,
     has_gpu,
@@ -35,7 +34,7 @@ from gpusharing.planning.wanted.assess import (
     uses_mps,
 )
 from gpusharing.planning.wanted.pluginconfig import render
-from gpusharing.planning.wanted.target import Target, Targets, find_wish
+from gpusharing.planning.wanted.target import PolicyTargets, Target, find_request
 from gpusharing.planning.wanted.verify import EXCLUSIVE
 
 EIGHT = make_policy(mode="MPS", mps={"replicas": 8})
@@ -155,8 +154,8 @@ def test_a_node_has_a_gpu_when(node: NodeView, found: bool) -> None:
 def assessed(node: NodeView, report: GPUNodeView | None, policy: PolicyView = FULL) -> Assessment:
     """gpu-07 against a policy that is accepted."""
     assert policy.spec is not None, "make_policy gives every policy a spec"
-    targets = Targets(policy, find_wish(policy.name, policy.spec), STACK)
-    return assess(node, report, policy, targets, STACK, actuator=LABELS)
+    targets = PolicyTargets(policy, find_request(policy.name, policy.spec), STACK)
+    return assess(node, report, targets, actuator=LABELS)
 
 
 def test_a_gpu_that_only_the_agent_sees_is_one() -> None:
@@ -164,22 +163,23 @@ def test_a_gpu_that_only_the_agent_sees_is_one() -> None:
     assert isinstance(assessed(bare, make_gpunode()), Assessed)
     for report in (None, make_gpunode(gpus=())):
         found = assessed(bare, report)
-        assert isinstance(found, Refused), "nobody sees any"
+        assert isinstance(found, Untargeted), "nobody sees any"
         assert found.objection.reason is Reason.NO_GPU
 
 
 def test_a_card_that_cannot_be_what_is_wanted_has_no_target() -> None:
     found = assessed(make_node(), make_gpunode(gpus=(make_gpu(product=T4),)), MIXED)
-    assert isinstance(found, Refused)
+    assert isinstance(found, Untargeted)
     assert found.accepted, "only this node cannot"
     assert found.objection.reason is Reason.NOT_MIG_CAPABLE
 
 
 def test_a_gpu_that_never_told_its_name_is_named_by_its_number() -> None:
     found = assessed(make_node(), make_gpunode(gpus=(make_gpu(0), replace(make_gpu(1), product=""))))
-    assert isinstance(found, Unobserved)
-    assert found.pending.reason is Reason.GPU_UNHEALTHY
-    assert "GPU 1 is not responding" in found.pending.message
+    assert isinstance(found, Untargeted)
+    assert found.unobserved
+    assert found.objection.reason is Reason.GPU_UNHEALTHY
+    assert "GPU 1 is not responding" in found.objection.message
 
 
 UNREAD: dict[str, tuple[GPUNodeView | None, Reason, str]] = {
@@ -197,9 +197,10 @@ def test_a_node_whose_gpus_nobody_reads_has_no_target_and_says_why(
     report: GPUNodeView | None, reason: Reason, says: str
 ) -> None:
     found = assessed(make_node(), report)
-    assert isinstance(found, Unobserved), "nothing is as wanted while nobody knows"
-    assert found.pending.reason is reason
-    assert says in found.pending.message
+    assert isinstance(found, Untargeted)
+    assert found.unobserved, "nothing is as wanted while nobody knows"
+    assert found.objection.reason is reason
+    assert says in found.objection.message
 
 
 # --- what a change disturbs ------------------------------------------------------------------------------------------

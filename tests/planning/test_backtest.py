@@ -13,15 +13,9 @@ import pytest
 from tests.planning.histories import H100, pool
 from tests.planning.traces import DAY, KINDS, SIMULATED, Trace, make_pool
 
-from gpusharing.planning.gpus.capacity import memory_of, plain_profiles, usable_memory
-from kubectl_gpusharing.usage.reckon.needs import GIB, RARE, Doubt, Goal, Need, find_need
-from kubectl_gpusharing.usage.reckon.recommendation import (
-    Bound,
-    ModelPool,
-    Placement,
-    Recommendation,
-    recommend,
-)
+from gpusharing.planning.gpus.cards import memory_of, plain_profiles, usable_memory
+from kubectl_gpusharing.usage.needs import GIB, RARE, Doubt, Goal, Need, find_need
+from kubectl_gpusharing.usage.recommendation import Bound, ModelPool, Placement, Recommendation, recommend
 
 PAST, FUTURE = 14 * DAY, 14 * DAY
 POOLS = 20

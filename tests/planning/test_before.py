@@ -21,7 +21,7 @@ from tests.build import (
     make_stack,
     make_work,
 )
-from tests.planning.cases import FULL, MIXED, SLICED, fenced_of, make_case, pair_of, quiet_report
+from tests.planning.cases import FULL, MIXED, SLICED, make_case, pair_of, quiet_report
 from tests.planning.drains import (
     EARLIER,
     FENCE,
@@ -41,13 +41,13 @@ from gpusharing.api.names import Phase
 from gpusharing.api.times import NEVER
 from gpusharing.planning.gpus.health import Vitals
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Evict, UpdateFence
+from gpusharing.planning.snapshot.nvidia import Program
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Deferred
-from gpusharing.planning.snapshot.stackviews import Program
 from gpusharing.planning.transition.attempts import proof_time
 from gpusharing.planning.transition.before import before_pnr
 from gpusharing.planning.transition.idle import JOBS_PACE
-from gpusharing.planning.transition.verdict import FencedCase
+from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.reasons import Reason
 
 TRAINER = make_pod("train", owner=JOB, restarts=False)
@@ -89,7 +89,7 @@ def test_a_pause_that_holds_evicts_nobody_and_keeps_cordon_and_deadline() -> Non
     assert late.reason is Reason.DRAIN_TIMEOUT
 
 
-HELD_UP: dict[str, tuple[FencedCase, Reason]] = {
+HELD_UP: dict[str, tuple[NodeCase, Reason]] = {
     "a pause holds": (fenced(make_policy(rollout={"paused": True, "whenPaused": "Hold"})), Reason.PAUSED),
     "the ClusterPolicy is gone": (
         fenced(stack=make_stack(MIXED, cluster_policy=None)), Reason.CLUSTER_POLICY_MISSING),
@@ -99,7 +99,7 @@ HELD_UP: dict[str, tuple[FencedCase, Reason]] = {
 
 @pytest.mark.parametrize(("case", "reason"), HELD_UP.values(), ids=HELD_UP.keys())
 def test_what_holds_a_node_up_does_not_outlast_its_jobs_and_the_time_of_the_drain(
-    case: FencedCase, reason: Reason
+    case: NodeCase, reason: Reason
 ) -> None:
     waits = replace(FENCE, jobs=True, deadline=NEVER)
     unknown = before_pnr(fenced_again(case, fence=waits, work=None))
@@ -122,7 +122,7 @@ def test_an_unreadable_node_is_given_back_when_the_time_of_its_jobs_is_over(work
 
 
 ON_HOLD: dict[str, Any] = {"onTimeout": "Hold"}
-OUTLASTING: dict[str, tuple[FencedCase, Reason]] = {
+OUTLASTING: dict[str, tuple[NodeCase, Reason]] = {
     "a pause holds": (
         fenced(make_policy(rollout={"paused": True, "whenPaused": "Hold"}, drain=ON_HOLD)), Reason.PAUSED),
     "the ClusterPolicy is gone": (
@@ -135,7 +135,7 @@ OUTLASTING: dict[str, tuple[FencedCase, Reason]] = {
 
 @pytest.mark.parametrize(("case", "reason"), OUTLASTING.values(), ids=OUTLASTING.keys())
 def test_what_holds_a_node_up_past_a_drain_that_is_held_waits_for_no_moment_and_says_who_ends_it(
-    case: FencedCase, reason: Reason
+    case: NodeCase, reason: Reason
 ) -> None:
     """A wake in the past makes the next pass begin at once, over and over."""
     soon = before_pnr(fenced_again(case, fence=replace(FENCE, deadline=at(60))))
@@ -152,11 +152,11 @@ def test_what_holds_a_node_up_past_a_drain_that_is_held_waits_for_no_moment_and_
         )
 
 
-def restarting(**drain: Any) -> FencedCase:
+def restarting(**drain: Any) -> NodeCase:
     """A change of the plugin's entry, which needs no cordon, past its time on a node that the agent has not read."""
     case = make_case(make_policy(drain=drain), fence=RESTART, gpunode={"observed": None})
     late = replace(RESTART, deadline=at(-3600))
-    return fenced_again(fenced_of(case), fence=late)
+    return fenced_again(case, fence=late)
 
 
 def test_a_change_that_needs_no_cordon_and_is_held_past_its_time_claims_no_cordon() -> None:
@@ -183,10 +183,9 @@ def test_a_held_drain_that_is_past_its_time_shows_no_deadline_whatever_it_waits_
     assert (agent.reason, agent.deadline) == (Reason.OBSERVATION_PENDING, None)
 
 
-def fenced_again(case: FencedCase, **fields: Any) -> FencedCase:
-    """The same case with another fence or other pods, on its Node too."""
-    node = replace(case.node, fence=fields["fence"])
-    return replace(case, node=node, **fields)
+def fenced_again(case: NodeCase, **fields: Any) -> NodeCase:
+    """The same case with another fence or other pods."""
+    return replace(case, node=replace(case.node, fence=fields.pop("fence")), **fields)
 
 
 def test_jobs_have_their_time_and_then_the_drain_has_all_of_its_own() -> None:
@@ -225,7 +224,7 @@ def test_the_next_look_is_not_after_the_deadline() -> None:
 # --- the point of no return -------------------------------------------------------------------------------------
 
 
-def passed(case: FencedCase) -> Actuate:
+def passed(case: NodeCase) -> Actuate:
     """The action that passes the point of no return."""
     (action,) = before_pnr(case).actions
     assert isinstance(action, Actuate)
@@ -288,16 +287,16 @@ def test_the_same_value_is_not_written_again_mig_manager_is_restarted_instead() 
 
 def test_a_plugin_restart_passes_without_a_look_at_pods() -> None:
     labels = {MIG_CONFIG: "all-disabled", MIG_STATE: "success"}
-    case = fenced_of(make_case(STRICT, was=SLICED, fence=RESTART, labels=labels))
+    case = make_case(STRICT, was=SLICED, fence=RESTART, labels=labels)
     assert passed(case).labels.keys() == {PLUGIN}
 
 
 @pytest.mark.parametrize("work", [None, make_work(make_pod())], ids=["nobody has looked", "a pod has a GPU"])
 def test_a_plugin_restart_gets_the_time_of_its_proof_whatever_pods_were_listed(work: NodeWork | None) -> None:
-    case = fenced_of(make_case(STRICT, was=SLICED, fence=replace(RESTART, deadline=at(-1)), work=work))
+    case = make_case(STRICT, was=SLICED, fence=replace(RESTART, deadline=at(-1)), work=work)
     case = replace(case, old_views="nodes")  # so that it does not begin at once
     assert before_pnr(case).phase is Phase.PREFLIGHT
-    over = fenced_of(make_case(STRICT, was=SLICED, fence=replace(RESTART, deadline=NOW - proof_time(case))))
+    over = make_case(STRICT, was=SLICED, fence=replace(RESTART, deadline=NOW - proof_time(case)))
     assert before_pnr(replace(over, work=work, old_views="nodes")).reason is Reason.DRAIN_TIMEOUT
 
 
@@ -320,7 +319,7 @@ def test_what_keeps_pods_off_the_node_is_named_as_it_is(closed: str, *, tainted:
 OTHER = make_policy("other", priority=1)
 
 
-GIVEN_UP: dict[str, tuple[FencedCase, Reason, bool, bool]] = {
+GIVEN_UP: dict[str, tuple[NodeCase, Reason, bool, bool]] = {
     "the node was created again": (fenced(fence=replace(FENCE, node_uid="old")), Reason.CORDON_KEPT, False, False),
     "the policy is gone": (fenced(None), Reason.DELETING, True, False),
     "the policy is going": (fenced(replace(MIXED, deleting=True), owner=""), Reason.DELETING, True, False),
@@ -340,7 +339,7 @@ GIVEN_UP: dict[str, tuple[FencedCase, Reason, bool, bool]] = {
     "somebody lifted the cordon": (
         fenced(node={"unschedulable": False}), Reason.UNCORDONED_EXTERNALLY, False, True),
     "somebody else began to maintain a node that needs no cordon": (
-        fenced_of(make_case(STRICT, was=SLICED, fence=RESTART, node={"foreign": "kured"})),
+        make_case(STRICT, was=SLICED, fence=RESTART, node={"foreign": "kured"}),
         Reason.FOREIGN_MAINTENANCE, False, True),
     "a GPU turned unhealthy": (
         fenced(gpunode=quiet_report(FULL, gpus=(replace(make_gpu(), vitals=Vitals(recovery="Reboot")),))),
@@ -358,9 +357,9 @@ GIVEN_UP: dict[str, tuple[FencedCase, Reason, bool, bool]] = {
         fenced(fence=replace(FENCE, deadline=NOW, prior_unschedulable=True), work=HELD),
         Reason.DRAIN_TIMEOUT, False, True),
     "a plugin restart turned into a change that needs an idle node": (
-        fenced_of(make_case(MIXED, fence=RESTART)), Reason.PODS_LEAVING, False, False),
+        make_case(MIXED, fence=RESTART), Reason.PODS_LEAVING, False, False),
     "a plugin restart turned into such a change while the policy is paused": (
-        fenced_of(make_case(make_policy(rollout={"paused": True, "whenPaused": "Hold"}), fence=RESTART)),
+        make_case(make_policy(rollout={"paused": True, "whenPaused": "Hold"}), fence=RESTART),
         Reason.PODS_LEAVING, False, False),
     "a job did not end in its time": (
         fenced(make_policy(drain={"jobs": {"timeout": "5m"}}), work=make_work(TRAINER)),
@@ -369,7 +368,7 @@ GIVEN_UP: dict[str, tuple[FencedCase, Reason, bool, bool]] = {
 
 
 @pytest.mark.parametrize(("case", "reason", "uncordon", "deferred"), GIVEN_UP.values(), ids=GIVEN_UP.keys())
-def test_the_change_is_given_up(case: FencedCase, reason: Reason, uncordon: bool, deferred: bool) -> None:
+def test_the_change_is_given_up(case: NodeCase, reason: Reason, uncordon: bool, deferred: bool) -> None:
     verdict = before_pnr(case)
     assert (verdict.phase, verdict.reason) == (Phase.ABORTING, reason), verdict.message
     action = released(verdict)
@@ -395,7 +394,7 @@ IN_TURN: tuple[tuple[Reason, dict[str, Any]], ...] = (
 """What ends a change before the point of no return, by its reason. Of two that apply, the earlier one is told."""
 
 
-def ended_by(*causes: dict[str, Any]) -> FencedCase:
+def ended_by(*causes: dict[str, Any]) -> NodeCase:
     """The case in which all of these apply."""
     fields: dict[str, Any] = {}
     for key, change in (item for cause in causes for item in cause.items()):

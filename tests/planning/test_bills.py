@@ -1,4 +1,4 @@
-"""Bills add up to the cent (kubectl_gpusharing/usage/reckon/bills.py)."""
+"""Bills add up to the cent (kubectl_gpusharing/usage/bills.py)."""
 
 from fractions import Fraction
 
@@ -6,17 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubectl_gpusharing.usage.reckon.bills import (
-    HOUR,
-    Basis,
-    Bill,
-    Cell,
-    Part,
-    Price,
-    Row,
-    apportion,
-    make_bill,
-)
+from kubectl_gpusharing.usage.bills import HOUR, Basis, Bill, Cell, Part, Price, Row, apportion, make_bill
 
 DOLLARS = Price(Fraction("3.20"), "USD", "policy")
 SLICE = "nvidia.com/mig-1g.20gb"

@@ -1,4 +1,4 @@
-from gpusharing.planning.vocabulary.blockers import (
+from gpusharing.planning.vocabulary.findings import (
     MAX_LINES,
     Blocker,
     culprit,

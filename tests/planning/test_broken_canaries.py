@@ -1,5 +1,5 @@
 """Canaries that no longer serve what was proven on them, or are never proven, keep the others waiting
-(pools/canary.py)."""
+(pools/holds.py)."""
 
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -25,11 +25,10 @@ from tests.planning.test_holds import (
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.times import NEVER
-from gpusharing.planning.pools.canary import find_canary, wait_for_canaries
-from gpusharing.planning.pools.holds import find_hold
+from gpusharing.planning.pools.holds import find_canary, find_hold, wait_for_canaries
 from gpusharing.planning.report.status import policy_status
 from gpusharing.planning.report.transition import PERSON, until_when, who_keeps
-from gpusharing.planning.transition.members import Member
+from gpusharing.planning.transition.cases import Member
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason

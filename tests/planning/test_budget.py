@@ -27,16 +27,16 @@ from tests.planning.world import World
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.gpus.cards import bare_product
-from gpusharing.planning.pools.ledger import PassState
+from gpusharing.planning.pools.candidates import PassState
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import FenceNode
-from gpusharing.planning.snapshot.looks import LOOKS, Look, PassMemory
 from gpusharing.planning.snapshot.memo import Memo
+from gpusharing.planning.snapshot.memory import LOOKS, Look, PassMemory
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Claim, Fence
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
 from gpusharing.planning.transition.verdict import Verdict
-from gpusharing.planning.vocabulary.blockers import Blocker
+from gpusharing.planning.vocabulary.findings import Blocker
 from gpusharing.planning.vocabulary.reasons import Reason
 
 

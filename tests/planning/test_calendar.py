@@ -6,8 +6,8 @@ from itertools import islice, pairwise
 import pytest
 
 from gpusharing.api.policy import Window
-from gpusharing.kube.zones import find_zone
-from gpusharing.planning.pools.calendar import ZonedWindow, find_flaw, find_spans
+from gpusharing.kube.convert import find_zone
+from gpusharing.planning.pools.windows import ZonedWindow, find_flaw, find_spans
 
 BERLIN, ANGELES = "Europe/Berlin", "America/Los_Angeles"
 

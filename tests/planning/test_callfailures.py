@@ -22,8 +22,7 @@ from tests.planning.changes import FENCE, answering, changing, emptied
 from tests.planning.told import PENDING, SYNCED, verdict
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.pools.keepers import name_keepers
-from gpusharing.planning.pools.pool import Pool
+from gpusharing.planning.pools.pool import Pool, name_keepers
 from gpusharing.planning.report.events import node_events
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import (
@@ -36,12 +35,11 @@ from gpusharing.planning.snapshot.actions import (
     SetClaims,
     UpdateFence,
 )
-from gpusharing.planning.snapshot.callfailures import POLICIES, CallFailure, failed_again
+from gpusharing.planning.snapshot.memory import POLICIES, CallFailure, failed_again
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import OLD_VIEW
 from gpusharing.planning.transition.after import after_pnr
-from gpusharing.planning.transition.callverdicts import Failing, is_moot, named
-from gpusharing.planning.transition.members import Member, find_member
+from gpusharing.planning.transition.cases import Failing, Member, find_member, is_moot, show_failure
 from gpusharing.planning.vocabulary.reasons import Reason
 
 WORDS = "FenceNode failed: admission webhook denied it"
@@ -60,7 +58,7 @@ def test_the_waits_double_up_to_a_minute() -> None:
 
 
 def test_a_failure_that_lasts_is_named_with_the_servers_words_and_a_blocker() -> None:
-    verdict = named(PENDING.then(ACTION), LASTING, NOW)
+    verdict = show_failure(PENDING.then(ACTION), LASTING, NOW)
     assert (verdict.reason, verdict.phase, verdict.wake) == (Reason.CALL_FAILED, PENDING.phase, at(8))
     assert WORDS in verdict.message
     assert [(row.reason, row.message) for row in verdict.blockers] == [(Reason.CALL_FAILED, WORDS)]
@@ -74,15 +72,15 @@ KEPT = verdict(Phase.ABORTING, Reason.CORDON_KEPT, "gpu-07", "the cordon stays")
 def test_that_a_cordon_stays_is_told_while_the_release_fails_because_no_later_pass_tells_it() -> None:
     """A person gives the policy up because the API server refuses each write to the node."""
     refused = replace(LASTING, message="Release failed: denied")
-    failing = named(KEPT, refused, NOW)
+    failing = show_failure(KEPT, refused, NOW)
     assert (failing.phase, failing.reason) == (KEPT.phase, Reason.CORDON_KEPT)
     assert failing.message == (
         "the cordon stays. This step waits for a call that keeps failing: Release failed: denied; the call is retried"
         " with increasing delays"
     )
-    assert named(failing, refused, NOW) is failing, "the failure is named once"
+    assert show_failure(failing, refused, NOW) is failing, "the failure is named once"
     restored = replace(KEPT, reason=Reason.DELETING, message="the policy is being deleted")
-    before = named(restored, refused, NOW)
+    before = show_failure(restored, refused, NOW)
     assert before.reason is Reason.CALL_FAILED
     assert [event.reason for event in node_events(before, failing)] == ["CordonKept"]
     assert [event.reason for event in node_events(KEPT, failing)] == ["CallFailed"]
@@ -90,12 +88,12 @@ def test_that_a_cordon_stays_is_told_while_the_release_fails_because_no_later_pa
 
 
 def test_one_failure_alone_is_waited_out_without_a_word() -> None:
-    verdict = named(PENDING.then(ACTION), replace(LASTING, tries=1), NOW)
+    verdict = show_failure(PENDING.then(ACTION), replace(LASTING, tries=1), NOW)
     assert (verdict.reason, verdict.wake) == (PENDING.reason, at(8))
 
 
 def test_where_nothing_is_to_be_done_an_old_failure_says_nothing() -> None:
-    assert named(SYNCED, LASTING, NOW) is SYNCED
+    assert show_failure(SYNCED, LASTING, NOW) is SYNCED
     assert is_moot(SYNCED)
     assert not is_moot(SYNCED.then(ACTION))
     assert not is_moot(PENDING)
@@ -103,8 +101,8 @@ def test_where_nothing_is_to_be_done_an_old_failure_says_nothing() -> None:
 
 def test_a_candidate_is_none_until_it_may_be_tried_again() -> None:
     waiting = replace(PENDING, candidate=True)
-    assert not named(waiting, LASTING, NOW).candidate
-    assert named(waiting, LASTING, at(8)) == waiting
+    assert not show_failure(waiting, LASTING, NOW).candidate
+    assert show_failure(waiting, LASTING, at(8)) == waiting
 
 
 UPDATE = UpdateFence(make_node("gpu-07", fence=make_fence(stage="actuating")), make_fence())
@@ -125,15 +123,15 @@ def test_a_step_that_cannot_be_taken_after_the_point_of_no_return_fails_the_node
     action: Action, phase: Phase
 ) -> None:
     moving = replace(PENDING, phase=Phase.RECONFIGURING, deadline=at(5)).then(action)
-    assert named(moving, LASTING, at(4)).phase is Phase.RECONFIGURING
-    assert named(moving, LASTING, at(5)).phase is phase
-    assert named(moving, replace(LASTING, tries=1), at(5)).phase is Phase.RECONFIGURING
+    assert show_failure(moving, LASTING, at(4)).phase is Phase.RECONFIGURING
+    assert show_failure(moving, LASTING, at(5)).phase is phase
+    assert show_failure(moving, replace(LASTING, tries=1), at(5)).phase is Phase.RECONFIGURING
 
 
 def test_a_release_that_is_refused_for_ever_has_no_end_that_is_long_past() -> None:
     leaving = replace(PENDING, phase=Phase.ABORTING, deadline=at(-9000)).then(RELEASE)
-    assert named(leaving, LASTING, NOW).deadline is None
-    assert named(leaving, replace(LASTING, tries=1), NOW) == replace(leaving, wake=at(8))
+    assert show_failure(leaving, LASTING, NOW).deadline is None
+    assert show_failure(leaving, replace(LASTING, tries=1), NOW) == replace(leaving, wake=at(8))
 
 
 @pytest.mark.parametrize(("tries", "reason"), [(5, Reason.SETTLING), (6, Reason.CALL_FAILED)])
@@ -164,7 +162,7 @@ def test_a_node_whose_release_fails_is_named_to_those_who_wait_for_its_slot_alth
 
 def test_people_are_told_once_and_no_pod_is_blamed() -> None:
     before = PENDING.then(ACTION)
-    after = named(before, LASTING, NOW)
+    after = show_failure(before, LASTING, NOW)
     assert [(event.type, event.reason) for event in node_events(before, after)] == [("Warning", "CallFailed")]
     assert node_events(after, after) == ()
 

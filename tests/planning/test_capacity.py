@@ -8,8 +8,7 @@ import pytest
 import yaml
 from tests.planning.histories import BY_KEY
 
-from gpusharing.planning.gpus.capacity import memory_of, plain_profiles, usable_memory
-from gpusharing.planning.gpus.cards import CARDS, Card
+from gpusharing.planning.gpus.cards import CARDS, Card, memory_of, plain_profiles, usable_memory
 
 MODELS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("mig-facts.yaml").read_text())["models"]
 DIVIDED = [card for card in CARDS if card.profiles and card.memory_gb]

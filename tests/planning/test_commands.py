@@ -2,7 +2,7 @@
 
 import shlex
 
-from gpusharing.planning.stack.commands import kubectl_patch
+from gpusharing.planning.stack.installationviews import kubectl_patch
 
 
 def test_the_shell_hands_the_json_of_a_patch_over_unchanged() -> None:

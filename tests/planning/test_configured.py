@@ -8,7 +8,7 @@ import pytest
 from tests.build import at, make_cluster_policy, make_gpu, make_policy, make_stack
 from tests.planning.cases import pair_of
 
-from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.wanted.target import configured_since, known_times
 
 POLICY = make_policy()

@@ -8,7 +8,7 @@ from tests.build import NOW, make_gpunode, make_node, make_pod, make_policy, mak
 from tests.planning.told import HALVES, SYNCED, StatusInput
 
 from gpusharing.planning.report.counts import MOST_WAITED_FOR, OTHERS, count_slices, waited_for
-from gpusharing.planning.snapshot.draviews import NodeDevices
+from gpusharing.planning.snapshot.nvidia import NodeDevices
 from gpusharing.planning.snapshot.podviews import NodeWork
 
 

@@ -21,7 +21,7 @@ from tests.planning.drains import fenced, released
 from gpusharing.api.names import Phase
 from gpusharing.api.policy import Rollout
 from gpusharing.planning.snapshot.actions import Actuate, UpdateFence
-from gpusharing.planning.snapshot.stackviews import MpsDaemonView, StackView
+from gpusharing.planning.snapshot.nvidia import MpsDaemonView, StackView
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.before import before_pnr

@@ -8,10 +8,10 @@ from tests.configs import target_for
 
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.actions import WriteClasses
-from gpusharing.planning.snapshot.draviews import DRA_DRIVER, DeviceClassView, DraView
+from gpusharing.planning.snapshot.nvidia import DRA_DRIVER, DeviceClassView, DraView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.draobjects import (
+from gpusharing.planning.wanted.sharedobjects import (
     find_doubtful,
     find_profiles,
     find_unrequestable,

@@ -23,13 +23,13 @@ from tests.build import (
     make_work,
 )
 from tests.configs import target_for
-from tests.planning.cases import fenced_of
 from tests.planning.test_drastack import DRIVER
 
 from gpusharing.api.names import LABEL_MIG_CONFIG, LABEL_MIG_STATE, DisruptionClass, Phase
+from gpusharing.planning.drain.pods import scope_of
 from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.gpus.geometry import Layout
-from gpusharing.planning.pools.previews import preview_of
+from gpusharing.planning.pools.afterwards import preview_of
 from gpusharing.planning.snapshot.actions import (
     Actuate,
     EnsureGPUNode,
@@ -38,20 +38,27 @@ from gpusharing.planning.snapshot.actions import (
     RestartOperand,
     UpdateFence,
 )
-from gpusharing.planning.snapshot.draviews import DeviceClassView, DraView, NodeDevices
+from gpusharing.planning.snapshot.nvidia import (
+    PLUGIN_SWITCH,
+    DeviceClassView,
+    DraView,
+    NodeDevices,
+    Operand,
+    Program,
+    StackView,
+)
 from gpusharing.planning.snapshot.records import Verified
-from gpusharing.planning.snapshot.stackviews import PLUGIN_SWITCH, Operand, Program, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PolicyView
-from gpusharing.planning.stack.acceptance import Terms
 from gpusharing.planning.transition.cases import compare
 from gpusharing.planning.transition.judge import judge
-from gpusharing.planning.transition.verdict import FencedCase, NodeCase, Verdict
+from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.actuators.choice import find_actuator
 from gpusharing.planning.wanted.actuators.dra import DRA
-from gpusharing.planning.wanted.draobjects import wanted_class
-from gpusharing.planning.wanted.target import Target, Targets, find_last_proven, find_wish
-from gpusharing.planning.wanted.verify import Source
+from gpusharing.planning.wanted.assess import Assessed
+from gpusharing.planning.wanted.sharedobjects import wanted_class
+from gpusharing.planning.wanted.target import PolicyTargets, Target, find_last_proven, find_request
+from gpusharing.planning.wanted.verify import Comparison, Source
 
 MIG, FULL = make_policy(), make_policy(mode="Full")
 HALVES: Layout = (("3g.40gb", 2),)
@@ -92,9 +99,8 @@ class Played:
 
     def case(self, policy: PolicyView, now: datetime) -> NodeCase:
         """The node under this policy. No pod holds a GPU."""
-        fence = self.node.fence
         empty = at(-8) + (now - NOW)
-        work = make_work(listed_at=now, empty_since=empty, cordoned_at=fence.since if fence else None)
+        work = make_work(listed_at=now, empty_since=empty, scope=scope_of(self.node, SETTINGS, self.stack))
         operands = {Program.MIG_MANAGER: self.mig_manager, Program.KUBELET_PLUGIN: self.plugin}
         case = NodeCase(
             node=self.node,
@@ -114,8 +120,7 @@ class Played:
             now=now,
         )
         assert policy.spec is not None
-        case = compare(case, Terms(policy, Targets(policy, find_wish(policy.name, policy.spec), self.stack)))
-        return case if fence is None else FencedCase.of(case, fence)
+        return compare(case, PolicyTargets(policy, find_request(policy.name, policy.spec), self.stack))
 
     def judge(self, policy: PolicyView, now: datetime) -> Verdict:
         """What is decided about the node."""
@@ -243,7 +248,7 @@ def test_a_pod_that_somebody_else_replaced_too_early_is_replaced_again() -> None
 AFTER = {LABEL_MIG_CONFIG: "x", LABEL_MIG_STATE: "success"}
 
 
-def after_pnr(**changes: Any) -> FencedCase:
+def after_pnr(**changes: Any) -> NodeCase:
     """gpu-07 after the point of no return towards halves, with mig-manager done unless said otherwise."""
     played = Played()
     fence = make_fence(
@@ -252,7 +257,7 @@ def after_pnr(**changes: Any) -> FencedCase:
     labels = {**played.node.labels, **changes.pop("labels", AFTER)}
     played.node = replace(played.node, labels=labels, fence=fence, unschedulable=True)
     played.plugin = changes.pop("plugin", played.plugin)
-    return replace(fenced_of(played.case(MIG, changes.pop("now", at(120)))), **changes)
+    return replace(played.case(MIG, changes.pop("now", at(120))), **changes)
 
 
 def test_the_kubelet_plugin_is_replaced_only_once_mig_manager_is_done() -> None:
@@ -261,8 +266,8 @@ def test_the_kubelet_plugin_is_replaced_only_once_mig_manager_is_done() -> None:
     assert DRA.find_old(busy, busy.fence) is None
     again = after_pnr(plugin=kubelet_plugin(1))
     assert DRA.find_old(again, again.fence) is None, "the fence names a pod that is gone"
-    stuck = replace(busy, fence=replace(busy.fence, restart_uid=make_operand().uid))
-    assert DRA.find_old(stuck, stuck.fence) == (make_operand(), "mig-manager")
+    stuck = replace(busy.fence, restart_uid=make_operand().uid)
+    assert DRA.find_old(busy, stuck) == (make_operand(), "mig-manager")
 
 
 GRACE = timedelta(seconds=SETTINGS.restart_grace)
@@ -347,9 +352,16 @@ def test_slices_are_outdated_if_they_differ_from_the_reading_that_proves(
 
 
 def test_what_is_compared_is_shown_from_the_agents_reading_to_what_the_node_offers() -> None:
-    sources = list(dict.fromkeys(check.source for check in DRA.checks))
-    assert sources == [Source.AGENT, Source.NVML, Source.MIG_MANAGER, Source.OPERANDS, Source.SLICES]
-    assert DRA.checks[-1].reason is Reason.ALLOCATABLE_MISMATCH
+    assert DRA.sources == (Source.AGENT, Source.NVML, Source.MIG_MANAGER, Source.OPERANDS, Source.SLICES)
+    played = Played()
+    assessed = played.case(FULL, NOW).assessment
+    assert isinstance(assessed, Assessed)
+    compared = Comparison(
+        replace(played.node, devices=None), assessed.observed, assessed.target, played.stack
+    )
+    assert [(source, found.reason) for source, found in DRA.checks(compared)] == [
+        (Source.SLICES, Reason.ALLOCATABLE_MISMATCH)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,7 @@ from gpusharing.planning.snapshot.actions import (
     RestartOperand,
     WriteClasses,
 )
-from gpusharing.planning.snapshot.draviews import NodeDevices
-from gpusharing.planning.snapshot.stackviews import Program
+from gpusharing.planning.snapshot.nvidia import NodeDevices, Program
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.verify import served

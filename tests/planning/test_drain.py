@@ -10,7 +10,7 @@ from tests.planning.drainpass import OPERATOR, DrainPass, drain_pass, foreseen, 
 from gpusharing.api.policy import Drain
 from gpusharing.planning.drain.evictions import MAX_EVICTIONS, remember
 from gpusharing.planning.snapshot.podviews import EvictionMemory, PodView
-from gpusharing.planning.vocabulary.blockers import Blocker
+from gpusharing.planning.vocabulary.findings import Blocker
 from gpusharing.planning.vocabulary.reasons import Reason
 
 
@@ -50,12 +50,12 @@ def test_what_the_server_refuses_counts_in_the_pace_too() -> None:
     assert plan.next_wake == at(2)
 
 
-def test_while_the_server_is_busy_nobody_is_evicted_on_the_node() -> None:
+def test_while_the_server_is_busy_only_the_pod_that_it_refused_waits() -> None:
     busy, other = make_pod("busy"), make_pod("other")
     memories = {busy.uid: make_memory(Reason.THROTTLED, next_try=at(7))}
     plan = planned(make_work(busy, other, evictions=memories), now=at(1))
-    assert (plan.evict, plan.next_wake) == ((), at(7))
-    assert [(one.reason, one.pods) for one in plan.blockers] == [(Reason.THROTTLED, (busy.ref, other.ref))]
+    assert (plan.evict, plan.next_wake) == ((other,), at(7))
+    assert [(one.reason, one.pods) for one in plan.blockers] == [(Reason.THROTTLED, (busy.ref,))]
     later = make_work(busy, other, evictions=memories, listed_at=at(7))
     assert planned(later, now=at(7)).evict == (other, busy)
 

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 from tests.build import SETTINGS, make_cluster_policy, make_node, make_policy, make_stack
 
-from gpusharing.planning.snapshot.draviews import DraDriverView, DraView
-from gpusharing.planning.snapshot.stackviews import (
+from gpusharing.planning.snapshot.nvidia import (
     MIG_MANAGER_SWITCH,
     PLUGIN_SWITCH,
     ClusterPolicyView,
+    DraDriverView,
+    DraView,
     PlainStackView,
     StackView,
 )

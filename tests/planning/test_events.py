@@ -27,8 +27,7 @@ from gpusharing.planning.report.events import (
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import Actuate, SetPointers
 from gpusharing.planning.transition.verdict import Verdict
-from gpusharing.planning.vocabulary.blockers import Blocker, explain_blockers
-from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.findings import Blocker, Finding, explain_blockers
 from gpusharing.planning.vocabulary.reasons import Reason
 
 PHASES = (Phase.PENDING, Phase.BLOCKED, Phase.DRAINING, Phase.RECONFIGURING, Phase.FAILED, Phase.ABORTING)

@@ -1,7 +1,7 @@
 import pytest
 from tests.build import NOW, at, make_memory
 
-from gpusharing.planning.drain.evictions import is_odd, remember, throttled_until
+from gpusharing.planning.drain.evictions import is_odd, remember
 from gpusharing.planning.snapshot.podviews import EvictionMemory
 from gpusharing.planning.vocabulary.reasons import Reason
 
@@ -29,7 +29,8 @@ def test_jitter_shortens_a_wait_by_a_quarter_at_most_and_never_below_5_seconds()
 def test_retry_after_is_honoured_within_reason() -> None:
     assert remember(Reason.PDB, "", None, NOW, 0.5, retry_after=10).next_try == at(10)
     assert remember(Reason.THROTTLED, "", None, NOW, 0.5, retry_after=0).next_try == at(1)
-    assert remember(Reason.THROTTLED, "", None, NOW, 0.5, retry_after=86400).next_try == at(300)
+    assert remember(Reason.PDB, "", None, NOW, 0.5, retry_after=86400).next_try == at(300)
+    assert remember(Reason.THROTTLED, "", None, NOW, 0.5, retry_after=86400).next_try == at(60)
 
 
 def test_a_budget_that_is_not_worked_out_yet_is_told_apart_by_its_retry_after() -> None:
@@ -53,17 +54,6 @@ def test_what_only_a_person_can_change_is_asked_slowly() -> None:
 def test_a_reason_that_is_no_answer_is_refused() -> None:
     with pytest.raises(ValueError, match="not an answer"):
         remember(Reason.BUDGET_FULL, "", None, NOW, 0)
-
-
-def test_throttling_counts_over_all_pods_of_a_node_and_ends() -> None:
-    memories = {
-        "u1": make_memory(Reason.THROTTLED, next_try=at(7)),
-        "u2": make_memory(Reason.PDB, next_try=at(60)),
-        "u3": make_memory(Reason.THROTTLED, next_try=at(9)),
-    }
-    assert throttled_until(memories, NOW) == at(9)
-    assert throttled_until(memories, at(9)) is None
-    assert throttled_until({}, NOW) is None
 
 
 def test_a_pod_that_is_said_to_be_gone_while_lists_show_it_becomes_an_error() -> None:

@@ -16,14 +16,13 @@ from tests.planning.test_wayback import FENCE as RUN
 from tests.planning.world import World
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.pools.failures import MOST, count_failures, find_gone
-from gpusharing.planning.pools.holds import has_failed
+from gpusharing.planning.pools.holds import MOST, count_failures, find_gone, has_failed
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.actions import Actuate, FenceNode, SetClaims
 from gpusharing.planning.snapshot.records import Claim, FailedNode, Fence
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.after import after_pnr
-from gpusharing.planning.transition.members import Member, find_member
+from gpusharing.planning.transition.cases import Member, find_member
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 

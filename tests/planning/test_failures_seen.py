@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tests.build import ask_anew, at, make_pod
-from tests.planning.cases import EVENT, FULL, MIXED, fenced_of, pool_of, run_until, wrote
+from tests.planning.cases import EVENT, FULL, MIXED, pool_of, run_until, wrote
 from tests.planning.changes import FENCE, MIG_STATE, VERIFY, answering, changing, emptied, only, proven_idle
 from tests.planning.test_reruns import OWED
 from tests.planning.world import World
@@ -155,7 +155,7 @@ def test_a_run_that_begins_by_itself_keeps_the_record(policy: PolicyView, failed
     action = only(after_pnr(changing(policy, fence=fence, **proven_idle(60))))
     assert isinstance(action, Actuate)
     assert action.fence.failed == failed
-    assert not is_late(fenced_of(replace(changing(fence=action.fence), now=at(60))))
+    assert not is_late(replace(changing(fence=action.fence), now=at(60)))
 
 
 def test_a_cure_that_nobody_asked_for_keeps_the_record() -> None:
@@ -168,12 +168,12 @@ def test_a_cure_that_nobody_asked_for_keeps_the_record() -> None:
 
 
 def test_a_change_that_is_given_back_after_a_failure_remembers_it() -> None:
-    case = fenced_of(changing(fence=LATE, work=emptied(60, make_pod())))
+    case = changing(fence=LATE, work=emptied(60, make_pod()))
     given = remembered(case, Reason.PODS_LEAVING)
     assert given is not None
     assert given.failed_version == OURS.version
     assert next_deferral(case, Reason.PODS_LEAVING).failed_version == OURS.version
-    assert remembered(fenced_of(changing(fence=OURS)), Reason.PODS_LEAVING) is None
+    assert remembered(changing(fence=OURS), Reason.PODS_LEAVING) is None
 
 
 def halted() -> World:

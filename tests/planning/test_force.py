@@ -13,8 +13,7 @@ from tests.planning.told import SYNCED, StatusInput
 
 from gpusharing.api.names import Phase
 from gpusharing.api.policy import Drain
-from gpusharing.planning.drain.force import find_force_note
-from gpusharing.planning.drain.plan import DrainPlan, plan_drain, preflight
+from gpusharing.planning.drain.plan import DrainPlan, find_force_note, plan_drain, preflight
 from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.report.events import node_events
 from gpusharing.planning.snapshot.actions import Evict, ForceDelete
@@ -211,10 +210,10 @@ def test_deletions_and_evictions_share_one_pace() -> None:
     assert len(planned(*pods).delete) == 10
 
 
-def test_while_the_server_asks_to_slow_down_nothing_is_deleted() -> None:
+def test_only_the_pod_for_which_the_server_asks_to_slow_down_is_not_deleted() -> None:
     busy = make_pod("busy")
     memories = {A.uid: refused(), busy.uid: refused(Reason.THROTTLED)}
-    assert deleted(planned(A, busy, memories=memories)) == []
+    assert deleted(planned(A, busy, memories=memories)) == ["a"]
 
 
 def test_a_deletion_that_failed_is_told_as_that_while_it_is_tried_again() -> None:
@@ -264,7 +263,9 @@ def judged(*pods: PodView, fence: Fence | None = None, granted: bool = True, **f
     work = make_work(*pods, pdbs=(FULL_BUDGET,), evictions={A.uid: refused()}, listed_at=NOW)
     fence = fence or replace(FENCE, deadline=END)
     case = fenced(make_policy(drain=FORCED), fence=fence, work=fields.pop("work", work), **fields)
-    return before_pnr(replace(case, settings=replace(SETTINGS, force_delete=granted)))
+    case = replace(case, settings=replace(SETTINGS, force_delete=granted))
+    assert case.work is not None, "the pods were listed"
+    return before_pnr(replace(case, work=replace(case.work, scope=case.scope)))
 
 
 def test_the_deletion_names_the_uid_and_leaves_the_grace_period_to_the_pod() -> None:

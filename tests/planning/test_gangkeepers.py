@@ -1,5 +1,5 @@
 """A member that must stay keeps its whole gang to the end of a drain, not only before it: from being evicted, and from
-being deleted by force. What is told of it (drain/gangkeepers.py) names the gang and the member."""
+being deleted by force. What is told of it (drain/standing.py) names the gang and the member."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -15,6 +15,7 @@ from tests.build import (
     make_pdb,
     make_pod,
     make_policy,
+    make_scope,
     make_work,
 )
 from tests.planning.cases import FULL, pass_time, pool_of
@@ -25,12 +26,10 @@ from tests.planning.world import World
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import Drain
-from gpusharing.planning.drain.holders import scope_of
 from gpusharing.planning.drain.plan import DrainPlan, plan_drain
 from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.snapshot.actions import FenceNode, ForceDelete
 from gpusharing.planning.snapshot.podviews import GangView, NodeWork, PodView
-from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.vocabulary.reasons import Reason
 
 MARK = {names.ANNOTATION_DO_NOT_DISRUPT: "true"}
@@ -41,7 +40,7 @@ LEADS: dict[str, Any] = {"rules": [{"behavior": "Block", "podSelector": {"matchL
 
 def drained(work: NodeWork, seconds: float = 600, **options: Any) -> DrainPlan:
     """What the drain of c, cordoned at 0, does then."""
-    scope = scope_of(PlanSettings(), cordoned_at=at(0), node="c")
+    scope = make_scope(cordoned_at=at(0), node="c")
     found = find_standings(work, Drain.model_validate(options), at(seconds), scope=scope)
     return plan_drain(found, at(seconds))
 
@@ -143,7 +142,7 @@ def forced(work: NodeWork, *refused: PodView) -> DrainPlan:
     """One pass near the end of a drain that deletes what is left. `refused`: by a budget."""
     memory = replace(make_memory(Reason.PDB, next_try=at(30)), asked_at=at(-10))
     work = replace(work, pdbs=(make_pdb(allowed=0),), evictions={pod.uid: memory for pod in refused})
-    scope = replace(scope_of(PlanSettings(), cordoned_at=at(-600), node="c"), forces=True)
+    scope = replace(make_scope(cordoned_at=at(-600), node="c"), forces=True)
     drain = Drain.model_validate({"onTimeout": "ForceDelete"})
     return plan_drain(find_standings(work, drain, NOW, scope=scope), NOW, END)
 

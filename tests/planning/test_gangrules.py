@@ -1,5 +1,5 @@
 """A member of a gang has the rules of the policy that its own node follows; where nobody can tell what those are, it
-must stay (planning/transition/gangrules.py)."""
+must stay (planning/transition/cases.py)."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -25,7 +25,7 @@ from gpusharing.api.validation import Problem
 from gpusharing.planning.rollout import follow
 from gpusharing.planning.snapshot.podviews import GangMember
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
-from gpusharing.planning.transition.gangrules import with_rules
+from gpusharing.planning.transition.cases import with_rules
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 

@@ -1,13 +1,13 @@
 """A gang's rule is that of its strictest member, wherever that one runs; texts name the gang and where it is.
 
-How long a drain waits for its members is told by drain/gangkeepers.py.
+How long a drain waits for its members is told by drain/standing.py.
 """
 
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import JOB, NOW, at, make_pdb, make_pod, make_work
+from tests.build import JOB, NOW, at, make_pdb, make_pod, make_scope, make_work
 from tests.planning.cases import MIXED
 from tests.planning.drains import FENCE
 from tests.planning.drains import fenced as drained
@@ -17,21 +17,16 @@ from tests.planning.test_pool import candidate, chosen, fenced
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import Drain
 from gpusharing.api.times import NEVER as FOREVER
-from gpusharing.planning.drain.gangkeepers import describe_gang, explain_gangs
-from gpusharing.planning.drain.gangs import ending_gangs, find_gang_blockers, name_gangs
-from gpusharing.planning.drain.holders import scope_of
-from gpusharing.planning.drain.plan import DrainPlan, plan_drain
-from gpusharing.planning.drain.standing import find_standings
-from gpusharing.planning.pools.candidates import find_cost
-from gpusharing.planning.pools.ledger import find_mates
+from gpusharing.planning.drain.plan import DrainPlan, ending_gangs, find_gang_blockers, name_gangs, plan_drain
+from gpusharing.planning.drain.standing import describe_gang, explain_gangs, find_standings
+from gpusharing.planning.pools.candidates import find_cost, find_mates
 from gpusharing.planning.snapshot.podviews import GangView, NodeWork, PdbView, PodView
-from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.transition.before import before_pnr
-from gpusharing.planning.vocabulary.blockers import Blocker, explain_blockers
+from gpusharing.planning.vocabulary.findings import Blocker, explain_blockers
 from gpusharing.planning.vocabulary.reasons import Reason
 
 GANG = make_gang()
-SCOPE = scope_of(PlanSettings())
+SCOPE = make_scope(node="c")
 HERE = make_pod("rank-0", gang=GANG)
 NEVER = make_pdb("lead", match_labels={"role": "lead"}, allowed=0, expected=1, desired=1, current=1)
 
@@ -44,7 +39,7 @@ def sharing(*elsewhere: PodView, pdbs: tuple[PdbView, ...] = ()) -> NodeWork:
 
 def blockers(work: NodeWork, options: Drain | None = None) -> tuple[Blocker, ...]:
     """What the gangs of c say to its drain."""
-    return find_gang_blockers(work, "c", options or Drain(), NOW, SCOPE)
+    return find_gang_blockers(work, options or Drain(), NOW, SCOPE)
 
 
 STRICTEST = {
@@ -77,7 +72,7 @@ def test_a_member_elsewhere_matters_to_a_rank_without_a_gpu_only_if_that_must_le
     bare = make_pod("rank-1", owner=None, gang=GANG)
     work = make_work(launcher, gangs=(make_gang_view({"c": [launcher], "d": [bare]}),))
     assert (ending_gangs(work, SCOPE), blockers(work)) == ((), ())
-    (found,) = find_gang_blockers(work, "c", Drain(), NOW, replace(SCOPE, all_pods=True))
+    (found,) = find_gang_blockers(work, Drain(), NOW, replace(SCOPE, all_pods=True))
     assert (found.reason, found.pods) == (Reason.UNMANAGED, ("team-a/rank-1",))
     case = candidate("c", work)
     assert (case.gangs, find_mates(case), find_cost(case, 0)) == ((), frozenset(), 0)
@@ -173,7 +168,7 @@ LEADER_MAY_END: dict[str, Any] = {
 def drained_at(seconds: float, work: NodeWork, **options: Any) -> DrainPlan:
     """What the drain of c, cordoned at 0, does then."""
     drain = Drain.model_validate({**LEADER_MAY_END, **options})
-    scope = scope_of(PlanSettings(), cordoned_at=at(0), node="c")
+    scope = make_scope(cordoned_at=at(0), node="c")
     return plan_drain(find_standings(work, drain, at(seconds), scope=scope), at(seconds))
 
 

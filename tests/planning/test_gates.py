@@ -19,14 +19,14 @@ from tests.build import (
     make_policy,
     make_stack,
 )
-from tests.planning.cases import FULL, MIXED, MPS, SLICED, T4, assessed_of, fenced_of, make_case, pair_of
+from tests.planning.cases import FULL, MIXED, MPS, SLICED, T4, assessed_of, make_case, pair_of
 
 from gpusharing.api import names
 from gpusharing.planning.gpus.health import Vitals
+from gpusharing.planning.snapshot.nvidia import MpsDaemonView, Operand, PlainStackView
 from gpusharing.planning.snapshot.records import UNRECORDED, Deferred, SpecVersion, Verified
-from gpusharing.planning.snapshot.stackviews import MpsDaemonView, Operand, PlainStackView
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.transition.gates import AIM, find_gate
+from gpusharing.planning.transition.gates import find_gate, first_closed, target_gates
 from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted import migfile
@@ -435,11 +435,10 @@ STAGES: tuple[Literal["actuating", "fenced"], ...] = ("actuating", "fenced")
 def test_a_node_that_is_drained_already_leaves_mps_without_its_daemon() -> None:
     """The wait would end at the deadline, and the proof names the GPUs that are left exclusive."""
     begun, drained = (
-        fenced_of(leaving(mps_daemon=DOWN, fence=make_fence(stage), node={"unschedulable": True}))
-        for stage in STAGES
+        leaving(mps_daemon=DOWN, fence=make_fence(stage), node={"unschedulable": True}) for stage in STAGES
     )
-    assert find_gate(begun, assessed_of(begun), AIM) is None
-    closed = find_gate(drained, assessed_of(drained), AIM)
+    assert first_closed(target_gates(begun, assessed_of(begun))) is None
+    closed = first_closed(target_gates(drained, assessed_of(drained)))
     assert closed is not None
     assert closed.reason is Reason.MPS_DAEMON_NOT_READY
 

@@ -10,14 +10,14 @@ from tests.planning.placing import placement_sets
 from gpusharing.planning.gpus.cards import CARDS, Card, Profile
 from gpusharing.planning.gpus.geometry import (
     Layout,
-    Legal,
-    Refusal,
     describe,
-    find_fit,
+    find_misfit,
     legal_layouts,
     nearest_layout,
     normalize,
+    place,
     resource_name,
+    tell_misfit,
 )
 
 BY_KEY = {card.key: card for card in CARDS}
@@ -46,21 +46,20 @@ def test_the_compute_slice_limit_holds_by_the_placements_alone(card: Card) -> No
 def test_a_legal_verdict_shows_a_placement_without_overlap(card: Card) -> None:
     by_name = {p.name: p for p in card.profiles}
     for candidate in legal_layouts(card.profiles):
-        verdict = find_fit(candidate, card.profiles)
-        assert isinstance(verdict, Legal)
-        assert normalize(Counter(name for name, _ in verdict.placements)) == candidate
-        assert all(start in by_name[name].starts for name, start in verdict.placements)
-        used = [u for name, start in verdict.placements for u in range(start, start + by_name[name].size)]
+        placements = place(candidate, card.profiles)
+        assert not find_misfit(candidate, card.profiles)
+        assert normalize(Counter(name for name, _ in placements)) == candidate
+        assert all(start in by_name[name].starts for name, start in placements)
+        used = [u for name, start in placements for u in range(start, start + by_name[name].size)]
         assert len(used) == len(set(used))
 
 
 @pytest.mark.parametrize("card", MIG_CARDS, ids=key)
 def test_one_more_than_the_maximum_is_refused(card: Card) -> None:
     for p in card.profiles:
-        assert isinstance(find_fit(((p.name, p.max_count),), card.profiles), Legal)
-        verdict = find_fit(((p.name, p.max_count + 1),), card.profiles)
-        assert isinstance(verdict, Refusal)
-        assert "the card has room for at most" in verdict.why
+        assert not find_misfit(((p.name, p.max_count),), card.profiles)
+        misfit = find_misfit(((p.name, p.max_count + 1),), card.profiles)
+        assert "the card has room for at most" in misfit
 
 
 # --- rules that no real card needs, or that placements cannot say ---
@@ -68,28 +67,25 @@ def test_one_more_than_the_maximum_is_refused(card: Card) -> None:
 
 def test_eight_places_for_1g_do_not_make_eight_compute_slices() -> None:
     made_up = [Profile("1g.10gb", tuple(range(8)), 1, 8, 1, 10), Profile("7g.80gb", (0,), 8, 1, 7, 80)]
-    verdict = find_fit(layout("8x1g.10gb"), made_up)
-    assert isinstance(verdict, Refusal)
-    assert "compute slices, but the card has" in verdict.why
-    assert isinstance(find_fit(layout("7x1g.10gb"), made_up), Legal)
+    misfit = find_misfit(layout("8x1g.10gb"), made_up)
+    assert "compute slices, but the card has" in misfit
+    assert not find_misfit(layout("7x1g.10gb"), made_up)
 
 
 def test_room_in_sum_but_not_in_place_is_refused() -> None:
     made_up = [Profile("2g.20gb", (1,), 2, 1, 2, 20), Profile("1g.10gb", (0, 1, 2), 1, 3, 1, 10)]
     made_up.append(Profile("4g.40gb", (0,), 4, 1, 4, 40))
-    assert isinstance(find_fit(layout("1x2g.20gb 1x1g.10gb"), made_up), Legal)
-    verdict = find_fit(layout("1x2g.20gb 2x1g.10gb"), made_up)
-    assert isinstance(verdict, Refusal)
-    assert "overlap in every placement" in verdict.why
+    assert not find_misfit(layout("1x2g.20gb 1x1g.10gb"), made_up)
+    misfit = find_misfit(layout("1x2g.20gb 2x1g.10gb"), made_up)
+    assert "overlap in every placement" in misfit
 
 
 def test_a_card_that_somebody_made_up_is_refused_without_trying_all_sets_of_its_places() -> None:
     """There are 341 million sets of seven."""
     made_up = [Profile("1g.10gb", tuple(range(5, 64)), 10, 7, 1, 10), Profile("7g.80gb", (0,), 73, 1, 7, 80)]
-    verdict = find_fit(layout("7x1g.10gb"), made_up)
-    assert isinstance(verdict, Refusal)
-    assert "overlap in every placement" in verdict.why
-    assert isinstance(find_fit(layout("6x1g.10gb"), made_up), Legal)
+    misfit = find_misfit(layout("7x1g.10gb"), made_up)
+    assert "overlap in every placement" in misfit
+    assert not find_misfit(layout("6x1g.10gb"), made_up)
 
 
 @pytest.mark.parametrize(
@@ -106,20 +102,19 @@ def test_a_card_that_somebody_made_up_is_refused_without_trying_all_sets_of_its_
     ],
 )
 def test_media_engines_go_to_one_instance(model: str, wanted: str, fits: bool) -> None:
-    assert isinstance(find_fit(layout(wanted), BY_KEY[model].profiles), Legal) is fits
+    assert bool(find_misfit(layout(wanted), BY_KEY[model].profiles)) is not fits
 
 
 @pytest.mark.parametrize("card", UNPLACED, ids=key)
 def test_without_known_placements_profiles_are_not_mixed(card: Card) -> None:
     first, second = card.profiles[0], card.profiles[1]
-    assert find_fit(((first.name, first.max_count),), card.profiles) == Legal(())
-    verdict = find_fit(normalize({first.name: 1, second.name: 1}), card.profiles)
-    assert isinstance(verdict, Refusal)
-    assert "placements on this card are unknown" in verdict.why
-    assert "placements on this card are unknown" in verdict.message
-    near = nearest_layout(verdict.layout, card.profiles)
+    assert place(((first.name, first.max_count),), card.profiles) == ()
+    mixed = normalize({first.name: 1, second.name: 1})
+    assert "placements on this card are unknown" in find_misfit(mixed, card.profiles)
+    assert "placements on this card are unknown" in tell_misfit(mixed, card.profiles)
+    near = nearest_layout(mixed, card.profiles)
     assert near is not None
-    assert isinstance(find_fit(near, card.profiles), Legal)
+    assert not find_misfit(near, card.profiles)
 
 
 # --- what people get wrong ---
@@ -170,9 +165,7 @@ H200_OFFERS = (
     ],
 )
 def test_a_mistake_is_refused_with_what_the_card_offers(model: str, wanted: str, message: str) -> None:
-    verdict = find_fit(layout(wanted), BY_KEY[model].profiles)
-    assert isinstance(verdict, Refusal)
-    assert verdict.message == message
+    assert tell_misfit(layout(wanted), BY_KEY[model].profiles) == message
 
 
 @pytest.mark.parametrize(
@@ -219,16 +212,15 @@ def test_nearest_is_always_legal_and_keeps_what_is_legal(
     if found is None:
         assert [name for name, _ in wanted] == ["nonsense"]
         return
-    assert isinstance(find_fit(found, card.profiles), Legal)
-    assert (found == wanted) == isinstance(find_fit(wanted, card.profiles), Legal)
+    assert not find_misfit(found, card.profiles)
+    assert (found == wanted) == (not find_misfit(wanted, card.profiles))
     assert found or not wanted
 
 
 def test_nothing_is_near_a_name_that_is_like_no_profile() -> None:
-    verdict = find_fit(layout("1xhalf"), BY_KEY["h100-80gb"].profiles)
-    assert isinstance(verdict, Refusal)
-    assert nearest_layout(verdict.layout, verdict.profiles) is None
-    assert verdict.message == f"this card has no profile half; {H100_OFFERS}"
+    wanted, profiles = layout("1xhalf"), BY_KEY["h100-80gb"].profiles
+    assert nearest_layout(wanted, profiles) is None
+    assert tell_misfit(wanted, profiles) == f"this card has no profile half; {H100_OFFERS}"
 
 
 # --- names ---

@@ -1,4 +1,4 @@
-"""Labels that GPU Feature Discovery will write after a change (wanted/gfdlabels.py)."""
+"""Labels that GPU Feature Discovery will write after a change (wanted/verify.py)."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -13,8 +13,8 @@ from tests.planning.cases import FULL, MIG_SLICED, MIXED, MPS, SINGLE, SLICED, T
 
 from gpusharing.api import names
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PolicyView
-from gpusharing.planning.wanted.gfdlabels import future_labels
 from gpusharing.planning.wanted.target import Target
+from gpusharing.planning.wanted.verify import future_labels
 
 PRODUCT, P = names.LABEL_GPU_PRODUCT, "NVIDIA-H100-80GB-HBM3"
 POLICIES = {

@@ -1,4 +1,4 @@
-"""Whatever one node holds, the others are judged, and it is left exactly as it is (planning/transition/guard.py). So
+"""Whatever one node holds, the others are judged, and it is left exactly as it is (planning/transition/cases.py). So
 are the others whatever one policy holds (planning/pools/choice.py)."""
 
 from collections.abc import Iterator

@@ -7,15 +7,15 @@ from tests.build import make_cluster_policy, make_gpu, make_gpunode, make_stack
 from tests.configs import target_for
 from tests.planning.cases import FULL, MIXED, make_case
 
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView
+from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, PlainStackView
 from gpusharing.planning.snapshot.views import ObservedView
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import (
-    CHECKS,
     SETTING,
     Comparison,
     Source,
     find_disagreements,
+    label_checks,
     tell_guest_reset,
 )
 
@@ -59,8 +59,9 @@ def test_a_pending_mode_of_a_virtual_machine_is_told_with_the_setting(guest: boo
     observed, stack = report(guest=guest, pending=True), make_stack(FULL)
     target = target_for(FULL, observed.gpus, stack)
     assert isinstance(target, Target)
-    told = find_disagreements(Comparison(make_case(MIXED).node, observed, target, stack), CHECKS)[
-        Source.NVML
-    ].message
-    assert told.startswith("GPU 0: a MIG mode change is pending until the GPU is reset or the node reboots")
-    assert (SETTING in told) is guest
+    compared = Comparison(make_case(MIXED).node, observed, target, stack)
+    told = find_disagreements(compared, label_checks)[Source.NVML]
+    assert told.message.startswith(
+        "GPU 0: a MIG mode change is pending until the GPU is reset or the node reboots"
+    )
+    assert (SETTING in told.message) is guest

@@ -8,20 +8,20 @@ from typing import Any
 
 import pytest
 from tests.build import H100, SETTINGS, at, make_policy, make_stack
-from tests.planning.cases import FULL, MIXED, SINGLE, SLICED, assessed_of, edited, fenced_of, make_case
+from tests.planning.cases import FULL, MIXED, SINGLE, SLICED, assessed_of, edited, make_case
 from tests.planning.changes import emptied, fence_to, only
 from tests.planning.drains import FENCE, IDLE, released
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import Rollout
-from gpusharing.planning.gpus.drivers import HANGING, NOT_HANGING, find_hanging
 from gpusharing.planning.gpus.geometry import Layout
+from gpusharing.planning.gpus.health import HANGING, NOT_HANGING, find_hanging
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.attempts import owed_for
 from gpusharing.planning.transition.before import before_pnr
-from gpusharing.planning.transition.gates import AIM, find_gate
+from gpusharing.planning.transition.gates import find_gate, first_closed, target_gates
 from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -118,10 +118,10 @@ def test_an_admin_who_accepts_unsafe_drivers_gets_the_layout() -> None:
 
 def test_a_drain_that_is_to_lead_there_since_an_edit_is_given_up_and_the_node_back() -> None:
     more: dict[str, Any] = {"fence": FENCE, "work": IDLE, "node": {"unschedulable": True}}
-    verdict = before_pnr(fenced_of(driven(BAD, **more)))
+    verdict = before_pnr(driven(BAD, **more))
     assert (verdict.phase, verdict.reason) == (Phase.ABORTING, Reason.UNSAFE_DRIVER)
     assert released(verdict).uncordon
-    assert before_pnr(fenced_of(driven(NOT_HANGING, **more))).phase is not Phase.ABORTING
+    assert before_pnr(driven(NOT_HANGING, **more)).phase is not Phase.ABORTING
 
 
 def test_a_node_past_its_point_of_no_return_is_not_led_on_there_by_an_edit() -> None:
@@ -132,9 +132,9 @@ def test_a_node_past_its_point_of_no_return_is_not_led_on_there_by_an_edit() -> 
         "work": IDLE,
         "node": {"unschedulable": True},
     }
-    held = after_pnr(fenced_of(driven(BAD, **more)))
+    held = after_pnr(driven(BAD, **more))
     assert (held.reason, held.actions) == (Reason.UNSAFE_DRIVER, ())
-    assert after_pnr(fenced_of(driven(NOT_HANGING, **more))).reason is not Reason.UNSAFE_DRIVER
+    assert after_pnr(driven(NOT_HANGING, **more)).reason is not Reason.UNSAFE_DRIVER
 
 
 def test_a_node_that_an_edit_leads_there_too_late_goes_back_where_the_policy_says_so() -> None:
@@ -147,7 +147,7 @@ def test_a_node_that_an_edit_leads_there_too_late_goes_back_where_the_policy_say
         "work": emptied(2400),
         "now": at(2400),
     }
-    turned = after_pnr(fenced_of(driven(BAD, back, fence=fence, node={"unschedulable": True}, **more)))
+    turned = after_pnr(driven(BAD, back, fence=fence, node={"unschedulable": True}, **more))
     assert (turned.phase, turned.reason) == (Phase.RECONFIGURING, Reason.ROLLING_BACK), turned.message
     assert only(turned).fence.rolls_back
 
@@ -156,4 +156,4 @@ def test_a_way_back_to_such_a_layout_stays_open() -> None:
     """The node had it before the change that failed, and would otherwise stay cordoned."""
     back = fence_to(FULL, version=BESIDE.version, rolls_back=True)
     case = driven(BAD, was=FULL, fence=back, node={"unschedulable": True})
-    assert find_gate(case, assessed_of(case), AIM) is None
+    assert first_closed(target_gates(case, assessed_of(case))) is None

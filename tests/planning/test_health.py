@@ -16,10 +16,10 @@ from gpusharing.planning.gpus.health import (
     HEALTHY,
     NO_TROUBLE,
     RECOVERIES,
-    RULES,
     XIDS,
     Vitals,
     diagnose,
+    find_problems,
     is_healthy,
 )
 from gpusharing.planning.report.transition import health_conditions
@@ -30,8 +30,7 @@ from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import NodeCase, find_health
 from gpusharing.planning.vocabulary.findings import Finding
-from gpusharing.planning.vocabulary.reasonkinds import Passes
-from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Passes, Reason
 
 OLD_DRIVER = Vitals(recovery=None)
 RESET_WANTED = replace(make_gpu(), vitals=Vitals(recovery="Reset"))
@@ -69,7 +68,7 @@ def test_it_is_healthy(vitals: Vitals) -> None:
 
 
 def test_the_gravest_fact_is_told_and_the_others_are_counted() -> None:
-    assert [rule.reason for rule in RULES] == [
+    assert [reason for reason, _ in find_problems(HEALTHY)] == [
         Reason.GPU_LOST,
         Reason.GPU_UNREADABLE,
         Reason.GPU_RESET_REQUIRED,

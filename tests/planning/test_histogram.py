@@ -8,15 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.planning.histories import BEGIN, HOUR
 
-from kubectl_gpusharing.usage.reckon.histogram import (
-    ACTIVITY,
-    GROWTH,
-    HALF_LIFE,
-    MEMORY,
-    Sample,
-    Scale,
-    build,
-)
+from kubectl_gpusharing.usage.needs import ACTIVITY, GROWTH, HALF_LIFE, MEMORY, Sample, Scale, build
 
 samples_of_memory = st.lists(
     st.builds(

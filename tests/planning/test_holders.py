@@ -1,19 +1,12 @@
 from datetime import datetime, timedelta
 
 import pytest
-from tests.build import DAEMON_SET, at, make_node, make_pod
+from tests.build import DAEMON_SET, at, make_node, make_pod, make_scope
 
 from gpusharing.api.names import is_gpu_resource
 from gpusharing.api.policy import Drain
-from gpusharing.planning.drain.holders import (
-    Scope,
-    classify,
-    gpu_resources,
-    holds_gpu,
-    is_idle,
-    scope_of,
-)
-from gpusharing.planning.snapshot.podviews import PodView
+from gpusharing.planning.drain.pods import classify, gpu_resources, holds_gpu, is_idle
+from gpusharing.planning.snapshot.podviews import PodView, Scope
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.target import is_plugin_resource
@@ -171,7 +164,7 @@ def test_before_a_reboot_pods_without_a_gpu_must_leave_too_but_daemon_sets_and_f
 
 
 def test_a_gpu_pod_in_a_protected_namespace_blocks_whatever_else_is_said_about_it() -> None:
-    scope = scope_of(PlanSettings(protected_namespaces=("kube-system", "monitoring")))
+    scope = make_scope(PlanSettings(protected_namespaces=("kube-system", "monitoring")))
     for pod in (
         make_pod("profiler", namespace="kube-system"),
         make_pod("alone", namespace="monitoring", owner=None),
@@ -185,8 +178,8 @@ def test_a_gpu_pod_in_a_protected_namespace_blocks_whatever_else_is_said_about_i
 def test_pods_without_a_gpu_in_a_protected_namespace_block_only_where_all_pods_must_leave() -> None:
     settings, dns = PlanSettings(), make_pod("dns", namespace="kube-system", resources={})
     log = make_pod("log", namespace="kube-system", resources={}, owner=DAEMON_SET)
-    assert is_idle([dns, log], scope_of(settings))
-    found = classify([dns, log], Drain(), scope_of(settings, all_pods=True))
+    assert is_idle([dns, log], make_scope(settings))
+    found = classify([dns, log], Drain(), make_scope(settings, all_pods=True))
     assert [(blocker.reason, blocker.pods) for blocker in found.blockers] == [
         (Reason.PROTECTED_NAMESPACE, ("kube-system/dns",))
     ]
@@ -194,22 +187,22 @@ def test_pods_without_a_gpu_in_a_protected_namespace_block_only_where_all_pods_m
 
 def test_a_pod_that_leaves_a_protected_namespace_by_itself_is_waited_for() -> None:
     leaving = make_pod("profiler", namespace="kube-system", deleted_at=at(0))
-    found = classify([leaving], Drain(), scope_of(PlanSettings()))
+    found = classify([leaving], Drain(), make_scope())
     assert [pod.name for pod in found.holders] == ["profiler"]
     assert found.blockers == ()
 
 
 def test_nothing_is_protected_when_the_list_is_empty() -> None:
     pod = make_pod("profiler", namespace="kube-system")
-    assert classify([pod], Drain(), scope_of(PlanSettings(protected_namespaces=()))).blockers == ()
+    assert classify([pod], Drain(), make_scope(PlanSettings(protected_namespaces=()))).blockers == ()
 
 
 def test_the_operator_names_its_own_pod_instead_of_draining_it() -> None:
     settings = PlanSettings(namespace="gpus", pod_name="operator-1")
     ours = make_pod("operator-1", namespace="gpus", resources={})
     twin = make_pod("operator-1", namespace="elsewhere", resources={})
-    assert is_idle([ours, twin], scope_of(settings))
-    found = classify([ours, twin], Drain(), scope_of(settings, all_pods=True))
+    assert is_idle([ours, twin], make_scope(settings))
+    found = classify([ours, twin], Drain(), make_scope(settings, all_pods=True))
     assert [(blocker.reason, blocker.pods) for blocker in found.blockers] == [
         (Reason.OWN_POD, ("gpus/operator-1",))
     ]
@@ -251,7 +244,7 @@ def test_a_pod_that_is_started_on_the_cordoned_node_names_its_controller_and_wha
 
 
 def test_how_long_pods_may_still_be_bound_is_a_setting() -> None:
-    slow = scope_of(PlanSettings(settle=30), cordoned_at=at(0))
+    slow = make_scope(PlanSettings(settle=30), cordoned_at=at(0))
     late = make_pod(created=at(20))
     assert classify([late], Drain(), slow).blockers == ()
-    assert len(classify([late], Drain(), scope_of(PlanSettings(), cordoned_at=at(0))).blockers) == 1
+    assert len(classify([late], Drain(), make_scope(cordoned_at=at(0))).blockers) == 1

@@ -12,13 +12,12 @@ from tests.planning.world import World
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.policy import Canary, Rollout, Timeouts
-from gpusharing.planning.pools.canary import find_canary, find_note
-from gpusharing.planning.pools.holds import find_hold
-from gpusharing.planning.pools.hours import ALWAYS
+from gpusharing.planning.pools.holds import find_canary, find_hold, find_note
 from gpusharing.planning.pools.pool import Pool
+from gpusharing.planning.pools.windows import ALWAYS
 from gpusharing.planning.snapshot.records import Deferred, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
-from gpusharing.planning.transition.members import Member
+from gpusharing.planning.transition.cases import Member
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason

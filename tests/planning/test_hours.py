@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.build import make_node, make_policy
 
-from gpusharing.planning.pools.hours import Hours, find_hours, needed_time
+from gpusharing.planning.pools.windows import Hours, find_hours, needed_time
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.vocabulary.reasons import Reason

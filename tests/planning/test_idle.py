@@ -33,10 +33,10 @@ from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Evict, 
 from gpusharing.planning.transition.attempts import proof_time
 from gpusharing.planning.transition.before import before_pnr
 from gpusharing.planning.transition.requests import last_event
-from gpusharing.planning.transition.verdict import FencedCase
+from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.reasons import Reason
 
-WAITS: dict[str, tuple[FencedCase, Reason]] = {
+WAITS: dict[str, tuple[NodeCase, Reason]] = {
     "the node is not Ready": (fenced(node={"ready": False}), Reason.NODE_UNREACHABLE),
     "no agent is ready": (fenced(agent_ready=False), Reason.AGENT_NOT_READY),
     "the agent was not asked to be quiet": (fenced(), Reason.OBSERVATION_PENDING),
@@ -48,7 +48,9 @@ WAITS: dict[str, tuple[FencedCase, Reason]] = {
     "the agent was asked before mig-manager's last run": (
         fenced(gpunode=quiet_report(FULL, asked(-2).replace(EVENT, "earlier"))), Reason.OBSERVATION_PENDING),
     "both LISTs were made before the cordon": (
-        fenced(gpunode=silent(), work=replace(IDLE, cordoned_at=at(-3))), Reason.SETTLING),
+        fenced(gpunode=silent(), work=replace(IDLE, scope=replace(fenced().scope, cordoned_at=at(-3)))), Reason.SETTLING),
+    "both LISTs were made while the node was not Ready": (
+        fenced(gpunode=silent(), work=replace(IDLE, scope=replace(fenced().scope, silent=True))), Reason.SETTLING),
     "a process computes": (
         fenced(gpunode=silent(gpus=(make_gpu(processes=("python",)),))), Reason.GPU_STILL_BUSY),
     "a process that the agent cannot name computes": (
@@ -86,7 +88,7 @@ WAITS: dict[str, tuple[FencedCase, Reason]] = {
 
 
 @pytest.mark.parametrize(("case", "reason"), WAITS.values(), ids=WAITS.keys())
-def test_the_node_is_not_proven_idle(case: FencedCase, reason: Reason) -> None:
+def test_the_node_is_not_proven_idle(case: NodeCase, reason: Reason) -> None:
     verdict = before_pnr(case)
     assert (verdict.phase, verdict.reason) == (Phase.VERIFYING_IDLE, reason), verdict.message
     assert verdict.wants_pods
@@ -211,8 +213,10 @@ def test_a_class_never_falls_again() -> None:
 
 def test_lists_that_looked_for_gpu_pods_only_prove_nothing_for_a_reboot() -> None:
     worst = replace(FENCE, disruption=DisruptionClass.REBOOT)
-    assert before_pnr(fenced(fence=worst, gpunode=silent())).reason is Reason.SETTLING
-    seen = replace(IDLE, all_pods=True)
+    whole = fenced(fence=worst).scope
+    gpus = replace(IDLE, scope=replace(whole, all_pods=False))
+    assert before_pnr(fenced(fence=worst, gpunode=silent(), work=gpus)).reason is Reason.SETTLING
+    seen = replace(IDLE, scope=whole)
     assert before_pnr(fenced(fence=worst, gpunode=silent(), work=seen)).phase is Phase.RECONFIGURING
 
 

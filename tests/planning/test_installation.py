@@ -18,8 +18,7 @@ from tests.build import (
 )
 from tests.chart.charts import CHART
 
-from gpusharing.planning.snapshot.draviews import DraDriverView, DraView
-from gpusharing.planning.snapshot.stackviews import PlainStackView
+from gpusharing.planning.snapshot.nvidia import DraDriverView, DraView, PlainStackView
 from gpusharing.planning.stack import installation
 from gpusharing.planning.stack.installation import find_symptoms, render
 from gpusharing.planning.stack.installationviews import (
@@ -31,14 +30,14 @@ from gpusharing.planning.stack.installationviews import (
     InstallationView,
     Place,
     PodState,
+    Right,
     RightState,
     Severity,
     Topic,
 )
-from gpusharing.planning.stack.otherplugins import GKE
+from gpusharing.planning.stack.plugins import GKE
 from gpusharing.planning.stack.requirements import OPERANDS
-from gpusharing.planning.stack.rights import Right
-from gpusharing.planning.wanted.toolversions import RELEASED_DAEMON
+from gpusharing.planning.wanted.target import RELEASED_DAEMON
 
 PLUGIN, MIG = Place().plugin_config_map, Place().mig_config_map
 POINTED = make_cluster_policy()

@@ -6,7 +6,7 @@ import pytest
 from tests.planning.test_installation import POINTED, agents
 
 from gpusharing.planning.stack.installation import find_symptoms
-from gpusharing.planning.stack.otherplugins import has_cloud_plugin
+from gpusharing.planning.stack.plugins import has_cloud_plugin
 
 NO_DRIVER = "NVMLNotLoaded: the NVIDIA driver is not loaded on this node"
 

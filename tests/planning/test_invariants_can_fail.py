@@ -31,7 +31,7 @@ from gpusharing.planning.snapshot.actions import (
     RestartOperand,
     SetFinalizer,
 )
-from gpusharing.planning.vocabulary.blockers import Blocker
+from gpusharing.planning.vocabulary.findings import Blocker
 from gpusharing.planning.vocabulary.reasons import Reason
 
 MARK = sorted(names.NEIGHBOUR_ANNOTATIONS)[0]

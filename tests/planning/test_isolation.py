@@ -1,4 +1,4 @@
-"""What the guard for tenants admits (drain/isolation.py), and which changes it holds back."""
+"""What the guard for tenants admits (drain/stranded.py), and which changes it holds back."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from tests.planning.test_stranded import (
 )
 
 from gpusharing.api.names import LABEL_ISOLATION, LABEL_MODE, Mode
-from gpusharing.planning.drain.isolation import ADMITTED, describe_guard, find_admitted, with_guard
+from gpusharing.planning.drain.stranded import ADMITTED, describe_guard, find_admitted, with_guard
 from gpusharing.planning.snapshot.podviews import NodeWork, PodView
 from gpusharing.planning.snapshot.views import PolicyView, routing_label
 

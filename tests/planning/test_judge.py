@@ -20,9 +20,8 @@ from gpusharing.api.names import (
 from gpusharing.planning.snapshot.actions import Action, EnsureGPUNode, LabelNode, Release, UpdateFence
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
-from gpusharing.planning.transition.cases import keeps_verdict
+from gpusharing.planning.transition.cases import find_member, keeps_verdict
 from gpusharing.planning.transition.judge import differs_from_target, judge
-from gpusharing.planning.transition.members import find_member
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 

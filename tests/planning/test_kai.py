@@ -1,4 +1,4 @@
-"""planning/drain/holders.py: pods with a fraction of a GPU through KAI-Scheduler hold the GPU, and KAI's reservation
+"""planning/drain/pods.py: pods with a fraction of a GPU through KAI-Scheduler hold the GPU, and KAI's reservation
 pod goes by itself. Reports: NVIDIA/KAI-Scheduler#848, #464, #65."""
 
 from datetime import datetime, timedelta
@@ -9,7 +9,7 @@ from tests.build import at, make_pdb, make_pod, make_work
 from tests.planning.drainpass import SCOPE, drain_pass, foreseen, roomy
 
 from gpusharing.api.policy import Drain
-from gpusharing.planning.drain.holders import classify, gpu_resources, holds_gpu, is_idle
+from gpusharing.planning.drain.pods import classify, gpu_resources, holds_gpu, is_idle
 from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.vocabulary.reasons import Reason
 

@@ -1,4 +1,4 @@
-"""Who keeps a slot of the budget until somebody acts, as nodes that wait for one tell (planning/pools/keepers.py)."""
+"""Who keeps a slot of the budget until somebody acts, as nodes that wait for one tell (planning/pools/pool.py)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,12 +11,12 @@ from tests.planning.test_pool import OFFERED, candidate, queue_of, with_waits
 
 from gpusharing.api.names import Phase
 from gpusharing.api.times import NEVER
-from gpusharing.planning.pools.ledger import PassState
+from gpusharing.planning.pools.candidates import PassState
+from gpusharing.planning.pools.choice import select
 from gpusharing.planning.pools.pool import Pool
-from gpusharing.planning.pools.room import select
-from gpusharing.planning.transition.members import Member, find_member
+from gpusharing.planning.transition.cases import Member, find_member
 from gpusharing.planning.transition.verdict import Verdict
-from gpusharing.planning.vocabulary.blockers import Blocker
+from gpusharing.planning.vocabulary.findings import Blocker
 from gpusharing.planning.vocabulary.reasons import Reason
 
 

@@ -2,7 +2,7 @@
 
 from tests.build import NOW, at
 
-from gpusharing.planning.snapshot.looks import LOOKS, Look, count_recent, find_due
+from gpusharing.planning.snapshot.memory import LOOKS, Look, count_recent, find_due
 from gpusharing.planning.snapshot.records import SpecVersion
 
 POLL = 5.0

@@ -6,9 +6,9 @@ from tests.build import make_fence, make_node
 from tests.planning.test_pool import candidate, chosen
 
 from gpusharing.api import names
-from gpusharing.kube.foreign import TAINT_MARKERS
+from gpusharing.kube.maintenance import TAINT_MARKERS
 from gpusharing.planning.snapshot.actions import FenceNode
-from gpusharing.planning.transition.marks import marks_for, unmarked
+from gpusharing.planning.transition.fencing import marks_for, unmarked
 
 KARPENTER, AUTOSCALER = names.NEIGHBOUR_ANNOTATIONS
 

@@ -21,8 +21,8 @@ from tests.planning.cases import pair_of
 from gpusharing.api.names import LABEL_MIG_STATE, LABEL_POLICY
 from gpusharing.api.validation import Problem
 from gpusharing.planning.rollout import plan_rollout
-from gpusharing.planning.snapshot.looks import PassMemory
 from gpusharing.planning.snapshot.memo import AnswersByKind, Memo
+from gpusharing.planning.snapshot.memory import PassMemory
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.vocabulary.reasons import Reason

@@ -16,16 +16,17 @@ from tests.build import (
 )
 
 from gpusharing.api import names
-from gpusharing.planning.snapshot.draviews import DraDriverView, DraView
-from gpusharing.planning.snapshot.stackviews import PLUGIN_SWITCH, PlainStackView, StackView, StartChange
+from gpusharing.planning.snapshot.nvidia import (
+    PLUGIN_SWITCH,
+    DraDriverView,
+    DraView,
+    PlainStackView,
+    StackView,
+    StartChange,
+)
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView
 from gpusharing.planning.stack.acceptance import find_objection
-from gpusharing.planning.stack.migstart import (
-    after_labels,
-    find_start_changes,
-    label_commands,
-    tell_changes,
-)
+from gpusharing.planning.stack.mig import after_labels, find_start_changes, label_commands, tell_changes
 from gpusharing.planning.stack.pointers import may_start_manager
 
 MANAGED = "nvidia.com/gpu.deploy.mig-manager"

@@ -20,10 +20,10 @@ from tests.planning.test_installation import GOOD
 
 from gpusharing.api import names
 from gpusharing.planning.rollout import plan_rollout
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
+from gpusharing.planning.snapshot.nvidia import ClusterPolicyView
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PolicyView
 from gpusharing.planning.stack.installation import find_symptoms
-from gpusharing.planning.stack.migstrategy import UNKNOWN, find_strategy_users
+from gpusharing.planning.stack.mig import UNKNOWN, find_strategy_users
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.ownership import Owners, find_contenders
 

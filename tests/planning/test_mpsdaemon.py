@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from tests.planning.test_installation import WANTS_MPS, pointers
 
-from gpusharing.planning.snapshot.stackviews import MpsDaemonView
+from gpusharing.planning.snapshot.nvidia import MpsDaemonView
 from gpusharing.planning.stack.installation import find_deaf_mps
 from gpusharing.planning.stack.installationviews import InstallationView, Severity
-from gpusharing.planning.wanted.toolversions import RELEASED_DAEMON
+from gpusharing.planning.wanted.target import RELEASED_DAEMON
 
 MENDED = replace(RELEASED_DAEMON, signalled="mps-control-daemon")
 

@@ -10,12 +10,12 @@ from tests.planning.cases import MPS, SLICED, make_case
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.report.events import node_events
-from gpusharing.planning.snapshot.stackviews import Operand
+from gpusharing.planning.snapshot.nvidia import Operand
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.stack.mpsdaemon import MpsLapses
+from gpusharing.planning.stack.mps import MpsLapses
 from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
-from gpusharing.planning.wanted.toolversions import RELEASED_DAEMON
+from gpusharing.planning.wanted.target import RELEASED_DAEMON
 
 POD = Operand("gpu-operator", "mps-x", "uid-1", ready=True)
 TEXT = (

@@ -21,9 +21,9 @@ from gpusharing.api.names import LABEL_MPS_CAPABLE, LABEL_PLUGIN_CONFIG, Disrupt
 from gpusharing.planning.report.events import shared_event
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import RepairMps, SetPointers
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, MpsDaemonView, MpsRepairs, StackView
+from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, MpsDaemonView, MpsRepairs, StackView
 from gpusharing.planning.snapshot.views import OLD_VIEW, GPUNodeView, NodeView
-from gpusharing.planning.stack.mpsrepair import (
+from gpusharing.planning.stack.mps import (
     MOST_REPAIRS,
     count_repair,
     explain_repair,

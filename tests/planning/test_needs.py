@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.planning.histories import BEGIN, H100, HOUR, QUARTER, WHOLE, each_hour, history
 
-from kubectl_gpusharing.usage.reckon.histogram import Sample
-from kubectl_gpusharing.usage.reckon.needs import (
+from kubectl_gpusharing.usage.needs import (
     GIB,
     LEVELS,
     RARE,
@@ -21,6 +20,7 @@ from kubectl_gpusharing.usage.reckon.needs import (
     History,
     Holding,
     Need,
+    Sample,
     find_need,
 )
 
@@ -209,5 +209,5 @@ def test_a_need_is_never_below_any_peak_nor_above_the_highest_with_headroom(
     one = replace(history(), memory=memory)
     found = told(one, goal)
     if found.memory is not None:
-        assert max(peaks) <= found.memory <= LEVELS[goal].headroom * max(peaks) + 1
+        assert max(peaks) <= found.memory <= LEVELS[goal][0] * max(peaks) + 1
     assert told(replace(one, memory=memory[::-1]), goal).memory == found.memory

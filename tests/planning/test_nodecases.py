@@ -21,32 +21,38 @@ from tests.build import (
 )
 
 from gpusharing.api.names import DisruptionClass
-from gpusharing.planning.snapshot.podviews import NodeWork
+from gpusharing.planning.snapshot.podviews import NodeWork, Scope
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
-from gpusharing.planning.stack.acceptance import Terms, find_terms, wish_of
+from gpusharing.planning.stack.acceptance import find_targets, request_of
 from gpusharing.planning.transition.cases import (
     Cases,
+    Member,
     compare,
     find_models,
     judge_case,
     keeps_verdict,
 )
-from gpusharing.planning.transition.members import Member
 from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.target import PolicyTargets
 
 PAUSED = make_policy(rollout={"paused": True})
 STACK = make_stack(PAUSED)
 
 
-def terms(policy: PolicyView) -> Terms:
+def terms(policy: PolicyView) -> PolicyTargets:
     """What a policy offers."""
-    return find_terms(policy, wish_of(policy), STACK, SETTINGS)
+    return find_targets(policy, request_of(policy), STACK, SETTINGS)
 
 
 def case_of(
-    node: NodeView, owner: Terms | None, followed: Terms | None, *, seen: bool = True, **given: Any
-) -> tuple[NodeCase, Terms | None]:
+    node: NodeView,
+    owner: PolicyTargets | None,
+    followed: PolicyTargets | None,
+    *,
+    seen: bool = True,
+    **given: Any,
+) -> tuple[NodeCase, PolicyTargets | None]:
     """The case of a node in a cluster where it is the only one, and what it is compared with."""
     policies = {one.policy.name: one for one in (owner, followed) if one is not None}
     gpunodes = [make_gpunode(node.name)] if seen else []
@@ -55,7 +61,7 @@ def case_of(
     return Cases(snapshot, owners, policies, {node.name: followed}).find(node.name, NOW)
 
 
-def judged(given: tuple[NodeCase, Terms | None]) -> Member:
+def judged(given: tuple[NodeCase, PolicyTargets | None]) -> Member:
     """A node that is our business."""
     member = judge_case(*given)
     assert member is not None
@@ -129,4 +135,4 @@ def test_a_list_of_pods_made_for_a_smaller_change_says_nothing_about_a_reboot() 
 
     fewer = make_work(make_pod("launcher", resources={}))
     assert seen(fewer) is None
-    assert seen(replace(fewer, all_pods=True)) is not None
+    assert seen(replace(fewer, scope=Scope("gpu-operator", all_pods=True))) is not None

@@ -11,8 +11,8 @@ from tests.planning.histories import BY_KEY, H100
 from tests.planning.placing import brute_force
 
 from gpusharing.planning.gpus.cards import CARDS, Card
-from gpusharing.planning.gpus.geometry import Layout, Legal, describe, find_fit, normalize
-from kubectl_gpusharing.usage.reckon.templates import Counts, Packer
+from gpusharing.planning.gpus.geometry import Layout, describe, find_misfit, normalize
+from kubectl_gpusharing.usage.packing import Counts, Packer
 
 PACKERS = {card.key: Packer(card) for card in CARDS if card.profiles and card.memory_gb}
 PLACED = [card for card in CARDS if card.key in PACKERS and card.source.placements != "unknown"]
@@ -68,7 +68,7 @@ def test_on_one_gpu_it_is_the_geometry(card: Card) -> None:
     packer = PACKERS[card.key]
     for wanted in product(*(range(min(profile.max_count, 3) + 2) for profile in packer.profiles)):
         layout = normalize({one.name: count for one, count in zip(packer.profiles, wanted, strict=True)})
-        legal = isinstance(find_fit(layout, card.profiles), Legal)
+        legal = not find_misfit(layout, card.profiles)
         assert (packer.fewest(wanted, 1) is not None) == legal, describe(layout)
 
 
@@ -87,7 +87,7 @@ def test_what_is_packed_is_what_was_wanted_on_legal_layouts(wanted: Counts, most
     assert len(layouts) == gpus
     held: Counter[str] = Counter()
     for layout in layouts:
-        assert isinstance(find_fit(layout, H100.profiles), Legal)
+        assert not find_misfit(layout, H100.profiles)
         held.update(dict(layout))
     assert tuple(held[profile.name] for profile in packer.profiles) == wanted
 

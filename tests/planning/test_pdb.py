@@ -1,7 +1,7 @@
 import pytest
 from tests.build import at, make_pdb, make_pod
 
-from gpusharing.planning.drain import pdb
+from gpusharing.planning.drain import evictions
 from gpusharing.planning.snapshot.podviews import PdbView, PodView
 
 
@@ -34,7 +34,7 @@ from gpusharing.planning.snapshot.podviews import PdbView, PodView
     ],
 )
 def test_a_budget_selects_as_kubernetes_does(budget: PdbView, selected: bool) -> None:
-    assert pdb.selecting(make_pod(), [budget]) == ((budget,) if selected else ())
+    assert evictions.selecting(make_pod(), [budget]) == ((budget,) if selected else ())
 
 
 @pytest.mark.parametrize(
@@ -54,15 +54,15 @@ def test_a_budget_selects_as_kubernetes_does(budget: PdbView, selected: bool) ->
     ],
 )
 def test_who_is_up_to_a_budget(pod: PodView, budget: PdbView, asked: bool) -> None:
-    assert pdb.binding_budgets(pod, [budget]) == ((budget,) if asked else ())
+    assert evictions.binding_budgets(pod, [budget]) == ((budget,) if asked else ())
 
 
 def test_two_budgets_conflict_for_a_running_pod_even_an_unready_one() -> None:
     both = [make_pdb("b"), make_pdb("a")]
-    assert [budget.name for budget in pdb.binding_budgets(make_pod(ready=False), both)] == ["a", "b"]
-    assert [budget.name for budget in pdb.binding_budgets(make_pod(), both)] == ["a", "b"]
-    assert pdb.binding_budgets(make_pod(phase="Pending"), both) == ()
-    assert pdb.binding_budgets(make_pod(), both[:1]) == (both[0],)
+    assert [budget.name for budget in evictions.binding_budgets(make_pod(ready=False), both)] == ["a", "b"]
+    assert [budget.name for budget in evictions.binding_budgets(make_pod(), both)] == ["a", "b"]
+    assert evictions.binding_budgets(make_pod(phase="Pending"), both) == ()
+    assert evictions.binding_budgets(make_pod(), both[:1]) == (both[0],)
 
 
 @pytest.mark.parametrize(
@@ -72,4 +72,4 @@ def test_two_budgets_conflict_for_a_running_pod_even_an_unready_one() -> None:
 def test_a_budget_never_allows_when_every_pod_must_be_healthy(
     expected: int, desired: int, never: bool
 ) -> None:
-    assert pdb.never_allows(make_pdb(expected=expected, desired=desired)) is never
+    assert evictions.never_allows(make_pdb(expected=expected, desired=desired)) is never

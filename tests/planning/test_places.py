@@ -11,7 +11,7 @@ from tests.planning.cases import FULL, MIXED, SLICED, assessed_of, make_case, po
 from tests.planning.ganging import make_gang, make_gang_view
 
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.pools.ledger import Places
+from gpusharing.planning.pools.candidates import Places
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.views import NodeView, PlanSettings

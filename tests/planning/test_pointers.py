@@ -21,10 +21,11 @@ from tests.build import (
 from gpusharing.api import names
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import SetPointers, WriteConfig
-from gpusharing.planning.snapshot.draviews import DraDriverView, DraView
-from gpusharing.planning.snapshot.stackviews import (
+from gpusharing.planning.snapshot.nvidia import (
     PLUGIN_SWITCH,
     ClusterPolicyView,
+    DraDriverView,
+    DraView,
     PlainStackView,
     StackView,
     StartChange,

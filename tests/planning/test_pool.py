@@ -25,17 +25,16 @@ from tests.planning.drainpass import roomy
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.validation import is_rewritten
-from gpusharing.planning.pools.candidates import Queue, Selection
+from gpusharing.planning.pools.candidates import PassState, Queue, Selection
+from gpusharing.planning.pools.choice import LOOKAHEAD, select
 from gpusharing.planning.pools.holds import wait_for
-from gpusharing.planning.pools.ledger import PassState
 from gpusharing.planning.pools.pool import Pool
-from gpusharing.planning.pools.room import LOOKAHEAD, select
 from gpusharing.planning.snapshot.actions import FenceNode
-from gpusharing.planning.snapshot.looks import FIRST_LOOKS, Look, find_due
+from gpusharing.planning.snapshot.memory import FIRST_LOOKS, Look, find_due
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Deferred, Verified
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.transition.members import Member, is_unavailable
+from gpusharing.planning.transition.cases import Member, is_unavailable
 from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.reasons import Reason
 

@@ -1,4 +1,4 @@
-"""planning/pools/previews.py: what the nodes to go would disturb is named before they start, by few looks."""
+"""planning/pools/afterwards.py: what the nodes to go would disturb is named before they start, by few looks."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -26,15 +26,15 @@ from tests.planning.told import verdict
 from tests.planning.world import World
 
 from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.planning.pools.afterwards import AGAIN, MAX_NODES, find_previews
 from gpusharing.planning.pools.pool import Pool
-from gpusharing.planning.pools.previews import AGAIN, MAX_NODES, find_previews
 from gpusharing.planning.report.status import policy_status
-from gpusharing.planning.snapshot.looks import LOOKS, PassMemory, Preview
+from gpusharing.planning.snapshot.memory import LOOKS, PassMemory, Preview
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import SpecVersion
 from gpusharing.planning.snapshot.views import PlanSettings
-from gpusharing.planning.transition.members import find_member
-from gpusharing.planning.vocabulary.blockers import Blocker
+from gpusharing.planning.transition.cases import find_member
+from gpusharing.planning.vocabulary.findings import Blocker
 from gpusharing.planning.vocabulary.reasons import Reason
 
 POLL = PlanSettings().poll

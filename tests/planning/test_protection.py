@@ -5,7 +5,7 @@ from datetime import datetime
 import pytest
 from tests.build import at, make_pod
 
-from gpusharing.planning.drain.rules import find_protection
+from gpusharing.planning.drain.pods import find_protection
 from gpusharing.planning.snapshot.podviews import PodView
 
 KARPENTER, OURS = "karpenter.sh/do-not-disrupt", "gpusharing.dev/do-not-disrupt"
@@ -50,8 +50,8 @@ def test_how_long_a_mark_protects_a_pod_that_started_a_minute_ago(
         return
     assert found is not None
     assert found.until == (at(float(until)) if until != FOREVER else None)
-    assert key in found.text
-    assert value[:30] in found.text
+    assert key in found.message
+    assert value[:30] in found.message
 
 
 def test_the_mark_that_holds_longest_decides() -> None:
@@ -70,7 +70,7 @@ def test_a_duration_counts_from_the_start_and_a_pod_that_has_not_started_is_prot
     waiting = find_protection(make_pod(marks={KARPENTER: "5m"}, started=None), at(9999))
     assert waiting is not None
     assert waiting.until is None
-    assert "has not started" in waiting.text
+    assert "has not started" in waiting.message
 
 
 def test_a_policy_that_blocks_on_marks_does_not_ask_how_long() -> None:
@@ -84,7 +84,7 @@ def test_the_text_says_until_when_and_is_the_same_as_long_as_the_pod_is() -> Non
     first, later = find_protection(pod, at(1)), find_protection(pod, at(299))
     assert first == later
     assert first is not None
-    assert first.text == (
+    assert first.message == (
         'Annotation karpenter.sh/do-not-disrupt is "5m", which protects the pod until 2026-11-20T10:05:00Z'
     )
 
@@ -92,4 +92,4 @@ def test_the_text_says_until_when_and_is_the_same_as_long_as_the_pod_is() -> Non
 def test_an_endless_value_is_cut() -> None:
     found = find_protection(make_pod(marks={OURS: "x\n" * 5000}), at(0))
     assert found is not None
-    assert len(found.text) < 200
+    assert len(found.message) < 200

@@ -1,4 +1,4 @@
-"""When the agent of a node that we do not change keeps NVML closed (planning/transition/quiet.py), and what that
+"""When the agent of a node that we do not change keeps NVML closed (planning/transition/attempts.py), and what that
 decides."""
 
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ from tests.planning.world import World
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import EnsureGPUNode, FenceNode
+from gpusharing.planning.transition.attempts import UNLOADING, find_quiet
 from gpusharing.planning.transition.judge import judge
-from gpusharing.planning.transition.quiet import UNLOADING, find_quiet
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gpusharing.planning.vocabulary.reasonkinds import Mark, Passes
-from gpusharing.planning.vocabulary.reasons import BY_WORD, Reason, most_urgent
+from gpusharing.planning.vocabulary.reasons import BY_WORD, Mark, Passes, Reason, most_urgent
 
 
 @pytest.mark.parametrize("reason", Reason)

@@ -1,4 +1,4 @@
-"""Which layout a pool should have, and that no other would take fewer GPUs; with kubectl_gpusharing/usage/reckon/templates.py."""
+"""Which layout a pool should have, and that no other would take fewer GPUs; with kubectl_gpusharing/usage/packing.py."""
 
 from array import array
 from collections import Counter
@@ -13,17 +13,10 @@ from tests.planning.histories import BY_KEY, H100, WHOLE, history, need, pool
 from gpusharing.api.names import Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy
-from gpusharing.planning.gpus.capacity import plain_profiles, usable_memory
-from gpusharing.planning.gpus.geometry import Legal, find_fit, maximal_layouts
-from kubectl_gpusharing.usage.reckon.needs import GIB, Goal, Holding, Need, Workload, find_need
-from kubectl_gpusharing.usage.reckon.recommendation import (
-    Bound,
-    Misplaced,
-    ModelPool,
-    Occupied,
-    Recommendation,
-    recommend,
-)
+from gpusharing.planning.gpus.cards import plain_profiles, usable_memory
+from gpusharing.planning.gpus.geometry import find_misfit, maximal_layouts
+from kubectl_gpusharing.usage.needs import GIB, Goal, Holding, Need, Workload, find_need
+from kubectl_gpusharing.usage.recommendation import Bound, Misplaced, ModelPool, Recommendation, recommend
 
 FLEET = (
     need("llm-7b", 18.1, 0.11, pods=12),
@@ -216,18 +209,14 @@ def test_the_worst_neighbours_of_today_are_found() -> None:
 
     needs = [seen("llm-13b", 27.9), seen("llm-7b", 15.1)]
     big, small = (one.workload for one in needs)
-    shared = [
-        Occupied("GPU-1", ((small, 4),)),
-        Occupied("GPU-2", ((small, 1), (big, 3))),
-        Occupied("GPU-3", ()),
-    ]
+    shared = {"GPU-1": {small: 4}, "GPU-2": {small: 1, big: 3}, "GPU-3": {}}
     worst = recommend(pool(), needs, shared, goal=Goal.COST).worst
     assert worst is not None
     assert (worst.gpu, worst.fits) == ("GPU-2", False)
     assert worst.bytes == pytest.approx(98.8 * GIB)
     assert [(one.name, count) for one, count, _ in worst.parts] == [("llm-13b", 3), ("llm-7b", 1)]
-    stranger = Occupied("GPU-4", ((Workload("x", "deploy", "x"), 9),))
-    assert recommend(pool(), needs, [stranger], goal=Goal.COST).worst is None
+    stranger = {"GPU-4": {Workload("x", "deploy", "x"): 9}}
+    assert recommend(pool(), needs, stranger, goal=Goal.COST).worst is None
 
 
 @pytest.mark.parametrize(
@@ -279,7 +268,7 @@ def test_every_workload_has_a_place_that_holds_it_or_is_named_and_the_layout_is_
     assert whole >= 0
     assert {name: count for name, count in there.items() if count} == dict(found.idle)
     for layout in found.template:
-        assert layout is None or isinstance(find_fit(layout, H100.profiles), Legal)
+        assert layout is None or not find_misfit(layout, H100.profiles)
     assert recommend(pool(shape), needs[::-1], goal=goal) == found
 
 

@@ -12,7 +12,7 @@ from tests.build import SETTINGS, make_cluster_policy, make_policy, make_stack
 from gpusharing.agent import nvml
 from gpusharing.api.names import Mode
 from gpusharing.kube.convert import cluster_policy_view
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
+from gpusharing.planning.snapshot.nvidia import ClusterPolicyView
 from gpusharing.planning.stack.acceptance import find_objection
 from gpusharing.planning.stack.installation import find_symptoms
 from gpusharing.planning.stack.installationviews import InstallationView

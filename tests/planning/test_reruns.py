@@ -27,7 +27,6 @@ from tests.planning.cases import (
     SLICED,
     copy_of,
     edited,
-    fenced_of,
     make_case,
     pair_of,
     quiet_report,
@@ -60,8 +59,8 @@ from gpusharing.planning.snapshot.actions import (
     RestartOperand,
     UpdateFence,
 )
+from gpusharing.planning.snapshot.nvidia import PlainStackView
 from gpusharing.planning.snapshot.records import Fence
-from gpusharing.planning.snapshot.stackviews import PlainStackView
 from gpusharing.planning.snapshot.views import GPUNodeView
 from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -135,7 +134,7 @@ def test_a_label_that_somebody_wrote_over_is_set_again_once_the_node_is_proven_i
 
 def test_the_reading_before_the_point_of_no_return_proves_nothing_for_a_cure() -> None:
     before = quiet_report(MIXED, asked_at(-1).replace("event", "earlier"))
-    empty = replace(emptied(16), empty_since=at(-5), quiet_since=at(-0.5))
+    empty = replace(emptied(16), quiet_since=at(-0.5))
     verdict = after_pnr(changing(labels=PAUSED, fence=OWED, now=16, work=empty, gpunode=before))
     assert (verdict.phase, isinstance(only(verdict), EnsureGPUNode)) == (Phase.VERIFYING_IDLE, True)
 
@@ -288,16 +287,14 @@ def test_a_retry_on_a_card_without_mig_writes_our_label_again() -> None:
     fence = replace(
         fence, to_layout=describe_observed(world_of(SLICED, cards).nodes["gpu-07"], report.observed)
     )
-    failed = fenced_of(
-        make_case(SLICED, fence=replace(fence, retry="again"), gpunode=verified(report), **known)
-    )
+    failed = make_case(SLICED, fence=replace(fence, retry="again"), gpunode=verified(report), **known)
     assert after_pnr(failed).phase is Phase.FAILED
-    begun = fenced_of(make_case(SLICED, fence=fence, gpunode=verified(report), **known))
+    begun = make_case(SLICED, fence=fence, gpunode=verified(report), **known)
     recorded = only(after_pnr(begun))
     assert isinstance(recorded, UpdateFence)
     observed = replace(report.observed, request_id=asked_at(57), quiet=True)
     quiet = replace(report, request_id=asked_at(57), quiet=True, observed=observed)
-    idle = fenced_of(make_case(SLICED, fence=recorded.fence, gpunode=quiet, work=emptied(60), **known))
+    idle = make_case(SLICED, fence=recorded.fence, gpunode=quiet, work=emptied(60), **known)
     action = only(after_pnr(idle))
     assert isinstance(action, Actuate)
     assert action.labels == {PLUGIN: plugin}
@@ -424,6 +421,6 @@ def _settled(policy: Any, fields: dict[str, Any]) -> Any:
     for action in verdict.actions:
         if isinstance(action, UpdateFence):
             fence = replace(action.fence, deadline=at(10**6))
-            verdict = after_pnr(replace(case, node=replace(case.node, fence=fence), fence=fence))
+            verdict = after_pnr(replace(case, node=replace(case.node, fence=fence)))
     assert verdict.phase is Phase.FAILED, verdict
     return verdict

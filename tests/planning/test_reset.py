@@ -14,7 +14,7 @@ from gpusharing.api import names
 from gpusharing.api.names import Mode, Phase
 from gpusharing.planning.report.status import policy_status
 from gpusharing.planning.snapshot.actions import Evict, LabelNode, Release
-from gpusharing.planning.snapshot.stackviews import PlainStackView
+from gpusharing.planning.snapshot.nvidia import PlainStackView
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.ownership import Owners, find_contenders

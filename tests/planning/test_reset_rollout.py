@@ -14,7 +14,7 @@ from tests.planning.world import World
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.planning.pools.forgetting import find_forgotten
+from gpusharing.planning.pools.writes import find_forgotten
 from gpusharing.planning.snapshot.actions import Action, FenceNode, LabelNode
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.actuators.labels import LABELS

@@ -13,11 +13,11 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.pools.waves import hold_together
 from gpusharing.planning.report.transition import until_when, who_keeps
 from gpusharing.planning.snapshot.actions import Release, UpdateFence
-from gpusharing.planning.snapshot.callfailures import CallFailure
+from gpusharing.planning.snapshot.memory import CallFailure
 from gpusharing.planning.snapshot.records import Fence, Verified
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.transition.after import after_pnr
-from gpusharing.planning.transition.callverdicts import named
+from gpusharing.planning.transition.cases import show_failure
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 
@@ -113,7 +113,7 @@ def test_a_step_of_a_node_that_waits_for_its_wave_is_not_late_because_its_call_f
     verdict = after_pnr(changing(POLICY, fence=fence, now=0, node={"unschedulable": False}))
     assert isinstance(only(verdict), UpdateFence)
     failure = CallFailure("the server is away", at(8), tries=3)
-    assert named(verdict, failure, at(0), fence).phase is Phase.RECONFIGURING
+    assert show_failure(verdict, failure, at(0), fence).phase is Phase.RECONFIGURING
 
 
 def test_a_node_that_was_not_proven_fails_at_its_deadline() -> None:

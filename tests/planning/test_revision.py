@@ -1,4 +1,4 @@
-"""planning/snapshot/revision.py: which edits make another revision of a policy."""
+"""planning/snapshot/records.py: which edits make another revision of a policy."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 from tests.build import make_policy
 
 from gpusharing.api.policy import GPUSharingPolicySpec, Rollout
-from gpusharing.planning.snapshot.revision import INTENT
+from gpusharing.planning.snapshot.records import INTENT
 from gpusharing.planning.snapshot.views import PolicyView
 
 POLICY = make_policy(drain={"timeout": "15m", "rules": [{"behavior": "Evict"}]})

@@ -3,7 +3,7 @@
 import pytest
 from tests.chart.rbac import golden
 
-from gpusharing.planning.stack import rights
+from gpusharing.planning.stack import installationviews
 
 NAMED = {
     "{lease}": "gpusharing-operator",
@@ -15,16 +15,28 @@ NAMED = {
 @pytest.mark.parametrize(
     ("subject", "table", "values"),
     [
-        ("operator", rights.OPERATOR_RIGHTS, ()),
-        ("operator", rights.OPERATOR_RIGHTS + rights.CONFIGURE, ("gpuOperator.configure",)),
-        ("operator", rights.OPERATOR_RIGHTS + rights.REPAIR_MPS, ("gpuOperator.repairMps",)),
-        ("operator", rights.OPERATOR_RIGHTS + rights.FORCE_DELETE, ("forceDelete",)),
-        ("operator", rights.OPERATOR_RIGHTS + rights.DEVICE_TAINTS, ("dra.deviceTaints",)),
-        ("agent", rights.AGENT_RIGHTS + rights.SECURE_METRICS, ()),
+        ("operator", installationviews.OPERATOR_RIGHTS, ()),
+        (
+            "operator",
+            installationviews.OPERATOR_RIGHTS + installationviews.CONFIGURE,
+            ("gpuOperator.configure",),
+        ),
+        (
+            "operator",
+            installationviews.OPERATOR_RIGHTS + installationviews.REPAIR_MPS,
+            ("gpuOperator.repairMps",),
+        ),
+        ("operator", installationviews.OPERATOR_RIGHTS + installationviews.FORCE_DELETE, ("forceDelete",)),
+        (
+            "operator",
+            installationviews.OPERATOR_RIGHTS + installationviews.DEVICE_TAINTS,
+            ("dra.deviceTaints",),
+        ),
+        ("agent", installationviews.AGENT_RIGHTS + installationviews.SECURE_METRICS, ()),
     ],
 )
 def test_the_table_is_the_golden_one(
-    subject: str, table: tuple[rights.Right, ...], values: tuple[str, ...]
+    subject: str, table: tuple[installationviews.Right, ...], values: tuple[str, ...]
 ) -> None:
     known = {
         (one.verb, one.group, one.resource, one.subresource, one.scope, NAMED.get(one.name, one.name))
@@ -40,5 +52,5 @@ def test_the_table_is_the_golden_one(
 
 
 def test_a_right_reads_as_kubectl_takes_it() -> None:
-    texts = {right.text for right in rights.OPERATOR_RIGHTS}
+    texts = {right.text for right in installationviews.OPERATOR_RIGHTS}
     assert {"patch nodes", "create pods/eviction", "patch gpunodes.gpusharing.dev/status"} <= texts

@@ -42,8 +42,8 @@ from gpusharing.planning.snapshot.actions import (
     UpdateFence,
     WriteConfig,
 )
-from gpusharing.planning.snapshot.looks import LOOKS
 from gpusharing.planning.snapshot.memo import Memo
+from gpusharing.planning.snapshot.memory import LOOKS
 from gpusharing.planning.snapshot.records import Deferred
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.vocabulary.reasons import Reason

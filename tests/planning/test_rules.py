@@ -9,11 +9,10 @@ from tests.planning.drainpass import GPU, OPERATOR, roomy
 
 from gpusharing.api.policy import Drain
 from gpusharing.api.times import NEVER
-from gpusharing.planning.drain.holders import Scope, classify
 from gpusharing.planning.drain.plan import DrainPlan, budget_room, plan_drain, preflight
-from gpusharing.planning.drain.rules import asks_for_namespaces, find_rule, is_job, patience, tier_of
+from gpusharing.planning.drain.pods import asks_for_namespaces, classify, find_rule, is_job, patience, tier_of
 from gpusharing.planning.drain.standing import find_standings
-from gpusharing.planning.snapshot.podviews import Owner, PodView
+from gpusharing.planning.snapshot.podviews import Owner, PodView, Scope
 from gpusharing.planning.vocabulary.reasons import Reason
 
 TRAINING = {"matchLabels": {"tier": "training"}}

@@ -4,9 +4,8 @@ from fractions import Fraction
 
 import pytest
 
-from gpusharing.planning.gpus.cards import CARDS, Card
+from gpusharing.planning.gpus.cards import CARDS, Card, Extent, shares
 from gpusharing.planning.gpus.geometry import maximal_layouts
-from gpusharing.planning.gpus.shares import Extent, shares
 
 H100 = Extent(7, 8)
 EXTENTS = {

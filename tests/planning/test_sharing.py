@@ -1,4 +1,4 @@
-"""When sharing whole GPUs takes fewer of them than a layout (kubectl_gpusharing/usage/reckon/sharing.py), and how that is told."""
+"""When sharing whole GPUs takes fewer of them than a layout (kubectl_gpusharing/usage/recommendation.py), and how that is told."""
 
 from dataclasses import replace
 
@@ -8,12 +8,10 @@ from hypothesis import strategies as st
 from tests.planning.histories import BY_KEY, H100, need, pool
 
 from gpusharing.api.names import Mode
-from gpusharing.planning.gpus.capacity import TURNS, memory_of
-from gpusharing.planning.gpus.cards import Card
-from kubectl_gpusharing.usage.reckon.needs import GIB, Goal, Need
-from kubectl_gpusharing.usage.reckon.recommendation import recommend
-from kubectl_gpusharing.usage.reckon.sharing import Shared, find_shared
-from kubectl_gpusharing.usage.say.recommend import shared_of
+from gpusharing.planning.gpus.cards import TURNS, Card, memory_of
+from kubectl_gpusharing.usage.needs import GIB, Goal, Need
+from kubectl_gpusharing.usage.recommendation import Shared, find_shared, recommend
+from kubectl_gpusharing.usage.recommendtext import shared_of
 
 L4 = BY_KEY["l4"]
 

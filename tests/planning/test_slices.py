@@ -6,7 +6,7 @@ import pytest
 from tests.build import make_gpu, make_gpunode, make_node
 
 from gpusharing.planning.gpus.geometry import Layout
-from gpusharing.planning.snapshot.draviews import NodeDevices
+from gpusharing.planning.snapshot.nvidia import NodeDevices
 from gpusharing.planning.wanted.verify import find_slice_mismatch
 
 SMALL: Layout = (("1g.10gb", 7),)

@@ -24,7 +24,7 @@ from tests.planning.told import verdict
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.pools.pool import Pool
-from gpusharing.planning.pools.slots import find_resumed, plan_finalizers
+from gpusharing.planning.pools.writes import find_resumed, plan_finalizers
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.actions import EnsureGPUNode, FenceNode, SetClaims, SetFinalizer
 from gpusharing.planning.snapshot.records import Claim, Deferred, Verified

@@ -17,7 +17,7 @@ from gpusharing.planning.pools.choice import MOST_VAIN, count_vain
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.report.status import find_grounds
 from gpusharing.planning.snapshot.actions import LabelNode
-from gpusharing.planning.snapshot.looks import Look, PassMemory
+from gpusharing.planning.snapshot.memory import Look, PassMemory
 from gpusharing.planning.vocabulary.reasons import Reason
 
 POLICY = make_policy()

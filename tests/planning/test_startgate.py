@@ -28,19 +28,21 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.gpus.health import Vitals
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
-from gpusharing.planning.snapshot.draviews import DraDriverView, DraView, NodeDevices
-from gpusharing.planning.snapshot.records import Verified
-from gpusharing.planning.snapshot.stackviews import (
+from gpusharing.planning.snapshot.nvidia import (
     PLUGIN_SWITCH,
     ClusterPolicyView,
+    DraDriverView,
+    DraView,
     FinderState,
+    NodeDevices,
     PlainStackView,
 )
+from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.stack.installation import find_symptoms
 from gpusharing.planning.stack.installationviews import InstallationView, Place
-from gpusharing.planning.stack.startgate import TOLERATION, with_toleration
+from gpusharing.planning.stack.requirements import TOLERATION, with_toleration
+from gpusharing.planning.transition.fencing import find_closed, is_newcomer
 from gpusharing.planning.transition.judge import judge
-from gpusharing.planning.transition.startgate import find_closed, is_newcomer
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT
 from gpusharing.planning.vocabulary.reasons import Reason

@@ -1,6 +1,6 @@
 """A policy's conditions on every path, and the one word and sentence that stand for the pool.
 
-Through `report/status.py`: `report/headline.py`, `report/members.py`.
+Through `report/status.py`: `report/status.py`, `report/status.py`.
 """
 
 from collections.abc import Sequence

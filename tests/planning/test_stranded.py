@@ -31,7 +31,7 @@ from gpusharing.planning.report.proposal import tell_proposal
 from gpusharing.planning.report.status import policy_status, tell_status
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import FenceNode
-from gpusharing.planning.snapshot.draviews import NodeDevices
+from gpusharing.planning.snapshot.nvidia import NodeDevices
 from gpusharing.planning.snapshot.podviews import NodeWork, PodView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.transition.verdict import Verdict

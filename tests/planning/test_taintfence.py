@@ -22,11 +22,11 @@ from gpusharing.planning.snapshot.actions import (
     UpdateFence,
     WriteRules,
 )
-from gpusharing.planning.snapshot.draviews import RULE_PREFIX, TaintProof, TaintRuleView
+from gpusharing.planning.snapshot.nvidia import RULE_PREFIX, TaintProof, TaintRuleView
 from gpusharing.planning.snapshot.records import Fence
-from gpusharing.planning.transition.taintfence import may_taint
+from gpusharing.planning.transition.fencing import may_taint
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.draobjects import plan_rules
+from gpusharing.planning.wanted.sharedobjects import plan_rules
 
 RULE = f"DeviceTaintRule {RULE_PREFIX}gpu-1"
 

@@ -16,16 +16,16 @@ from tests.build import (
 )
 from tests.configs import make_shared, target_for
 
-from gpusharing.planning.snapshot.stackviews import PlainStackView, StackView
+from gpusharing.planning.snapshot.nvidia import PlainStackView, StackView
 from gpusharing.planning.snapshot.views import GpuView, Hardware
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted import migfile
 from gpusharing.planning.wanted.target import (
+    PolicyTargets,
     Target,
-    Targets,
     describe_layouts,
-    find_wish,
+    find_request,
     predict_resources,
 )
 
@@ -310,12 +310,12 @@ def test_what_a_configuration_name_means(stack: StackView, name: str, expected: 
 
 
 def test_a_wish_is_named_by_its_content_and_a_named_configuration_by_its_name() -> None:
-    one, same = find_wish("pool-b", make_spec()), find_wish("pool-b", make_spec(priority=3))
-    other = find_wish("pool-b", make_spec(mig={"layouts": [{"profiles": {"1g.10gb": 7}}]}))
+    one, same = find_request("pool-b", make_spec()), find_request("pool-b", make_spec(priority=3))
+    other = find_request("pool-b", make_spec(mig={"layouts": [{"profiles": {"1g.10gb": 7}}]}))
     assert one == same
     assert one.mig_config != other.mig_config
-    assert find_wish("pool-b", make_spec(mig={"config": "all-balanced"})).mig_config == "all-balanced"
-    assert find_wish("pool-b", make_spec("Full")).mig_config == "all-disabled"
+    assert find_request("pool-b", make_spec(mig={"config": "all-balanced"})).mig_config == "all-balanced"
+    assert find_request("pool-b", make_spec("Full")).mig_config == "all-disabled"
 
 
 MPS_LIMITS = {"V100": ("Tesla V100-SXM2-16GB", 16), "T4": (T4, 48), "H100": (H100, 48)}
@@ -361,11 +361,11 @@ def test_the_routing_label_tells_the_kinds_of_sharing_apart(
 def test_the_stop_between_mps_and_mig_is_whole_gpus_without_sharing() -> None:
     policy = make_policy(mode="MPS")
     assert policy.spec is not None
-    targets = Targets(policy, find_wish("pool-b", policy.spec), make_stack(policy))
+    targets = PolicyTargets(policy, find_request("pool-b", policy.spec), make_stack(policy))
     stop, other = targets.stop(Hardware.of(TWO)), targets.stop(Hardware.of((make_gpu(product=T4),)))
     assert (stop.text, dict(stop.resources), stop.mig_config) == ("1x full", {GPU: 2}, "all-disabled")
     assert (dict(other.resources), other.mig_config) == ({GPU: 1}, "")
-    assert stop.plugin_key in targets.request.plugins
+    assert stop.plugin_key in find_request("pool-b", policy.spec).plugins
     assert targets.stop(Hardware.of(TWO)) is stop
 
 
@@ -374,7 +374,7 @@ def test_nodes_with_equal_cards_share_a_target_unless_mig_manager_generated_anot
     assert policy.spec is not None
     files = {"gpu-07": PARTED, "gpu-08": PARTED, "gpu-09": PARTED.replace("7g.80gb: 1", "1g.10gb: 7")}
     stack = make_stack(cluster_policy=NOT_OURS, generated_mig_files=files)
-    targets = Targets(policy, find_wish("pool-b", policy.spec), stack)
+    targets = PolicyTargets(policy, find_request("pool-b", policy.spec), stack)
     idle, busy = Hardware.of(TWO), Hardware.of(tuple(replace(gpu, processes=("python",)) for gpu in TWO))
     first = targets.find("gpu-07", idle)
     assert targets.find("gpu-08", busy) is first

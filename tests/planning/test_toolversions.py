@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from gpusharing.planning.snapshot.stackviews import MpsDaemonView
-from gpusharing.planning.wanted.toolversions import (
+from gpusharing.planning.snapshot.nvidia import MpsDaemonView
+from gpusharing.planning.wanted.target import (
     RELEASED_DAEMON,
     SKIPS_THREADS,
     counts_without_suffixes,

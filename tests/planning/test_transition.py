@@ -16,7 +16,7 @@ from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.report.transition import MAX_HISTORY, transition
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.transition.verdict import Verdict
-from gpusharing.planning.vocabulary.blockers import MAX_LINES, Blocker
+from gpusharing.planning.vocabulary.findings import MAX_LINES, Blocker
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT
 from gpusharing.planning.vocabulary.reasons import Reason
 

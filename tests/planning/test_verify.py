@@ -1,4 +1,4 @@
-"""Is a node what it should be? Each source can disagree; the first one in the order of CHECKS is the answer."""
+"""Is a node what it should be? Each source can disagree; the first one in the order of `label_checks` is the answer."""
 
 from dataclasses import replace
 from itertools import combinations
@@ -10,13 +10,13 @@ from tests.configs import make_shared, target_for
 from tests.planning.cases import FULL, MIG_SLICED, MIXED, MPS, SINGLE, SLICED, T4, world_of
 
 from gpusharing.api import names
-from gpusharing.planning.snapshot.stackviews import PlainStackView
+from gpusharing.planning.snapshot.nvidia import PlainStackView
 from gpusharing.planning.snapshot.views import GpuView, Hardware, ObservedView, PolicyView
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted import verify
 from gpusharing.planning.wanted.pluginconfig import render
 from gpusharing.planning.wanted.target import Target
-from gpusharing.planning.wanted.verify import CHECKS, Comparison, find_exclusive, find_mismatch
+from gpusharing.planning.wanted.verify import Comparison, find_exclusive, find_mismatch, label_checks
 
 SINGLE_SLICED = make_policy(mig={"strategy": "single", "config": "all-1g.10gb"}, timeSlicing={"replicas": 2})
 BALANCED_SLICED = make_policy(mig={"config": "all-balanced"}, timeSlicing={"replicas": 2})
@@ -76,7 +76,7 @@ NODES: dict[str, tuple[PolicyView, tuple[str, ...]]] = {
 def test_what_the_simulated_software_makes_of_a_policy_is_found_right(
     policy: PolicyView, products: tuple[str, ...]
 ) -> None:
-    assert find_mismatch(case_of(policy, products), CHECKS) is None
+    assert find_mismatch(case_of(policy, products), label_checks) is None
 
 
 EXCLUSIVE = make_gpu(compute_mode="ExclusiveProcess")
@@ -174,7 +174,7 @@ MISMATCHES: dict[str, tuple[PolicyView, Any, Reason, str]] = {
 
 @pytest.mark.parametrize(("policy", "change", "reason", "says"), MISMATCHES.values(), ids=MISMATCHES.keys())
 def test_a_source_disagrees(policy: PolicyView, change: Any, reason: Reason, says: str) -> None:
-    mismatch = find_mismatch(change(case_of(policy)), CHECKS)
+    mismatch = find_mismatch(change(case_of(policy)), label_checks)
     assert mismatch is not None
     assert (mismatch.reason, says in mismatch.message) == (reason, True), mismatch.message
 
@@ -198,7 +198,7 @@ def test_of_two_sources_that_disagree_the_one_that_the_other_follows_from_is_tol
 ) -> None:
     earlier, later = MISMATCHES[first], MISMATCHES[second]
     alone, both = later[1](case_of(MIXED)), later[1](earlier[1](case_of(MIXED)))
-    told = [find_mismatch(case, CHECKS) for case in (alone, both)]
+    told = [find_mismatch(case, label_checks) for case in (alone, both)]
     assert [one and one.reason for one in told] == [later[2], earlier[2]]
     assert told[1] is not None
     assert earlier[3] in told[1].message
@@ -224,7 +224,7 @@ AGREES: dict[str, tuple[PolicyView, Any]] = {
 
 @pytest.mark.parametrize(("policy", "change"), AGREES.values(), ids=AGREES.keys())
 def test_all_sources_agree(policy: PolicyView, change: Any) -> None:
-    assert find_mismatch(change(case_of(policy)), CHECKS) is None
+    assert find_mismatch(change(case_of(policy)), label_checks) is None
 
 
 ADMINS: dict[str, tuple[str, str, bool]] = {
@@ -246,7 +246,7 @@ def test_a_plugin_configuration_with_another_name(key: str, default: str, agrees
         plugin_configs={"theirs": same, "other": other},
     )
     case = with_labels(replace(case, stack=stack), **{names.LABEL_PLUGIN_CONFIG: key or None})
-    assert (find_mismatch(case, CHECKS) is None) is agrees
+    assert (find_mismatch(case, label_checks) is None) is agrees
 
 
 PLAIN = PlainStackView("nvdp", "nvdp")
@@ -261,7 +261,7 @@ def test_a_node_without_a_label_goes_by_the_entry_default_where_nvidias_chart_ha
     policy = replace(make_cluster_policy(), plain=plain)
     stack = make_stack(SLICED, cluster_policy=policy, plugin_configs={"default": render(make_shared(4))})
     case = with_labels(replace(case_of(SLICED), stack=stack), **{names.LABEL_PLUGIN_CONFIG: None})
-    assert (find_mismatch(case, CHECKS) is None) is agrees
+    assert (find_mismatch(case, label_checks) is None) is agrees
 
 
 def test_the_strategy_that_cluster_policy_fixes_beats_an_admins_configuration() -> None:
@@ -271,7 +271,7 @@ def test_the_strategy_that_cluster_policy_fixes_beats_an_admins_configuration() 
         plugin_configs={"theirs": "version: v1"},
     )
     case = with_labels(replace(case_of(MIXED), stack=stack), **{names.LABEL_PLUGIN_CONFIG: "theirs"})
-    assert find_mismatch(case, CHECKS) is None
+    assert find_mismatch(case, label_checks) is None
 
 
 TWO_MODELS = (H100, "NVIDIA A30", H100)
@@ -288,15 +288,15 @@ def test_on_a_node_with_two_card_models_the_labels_of_either_are_proof(
 ) -> None:
     case = case_of(policy, TWO_MODELS)
     for labels in (of_model(f"NVIDIA-H100-80GB-HBM3{suffix}", 2), of_model(f"NVIDIA-A30{suffix}", 1)):
-        assert find_mismatch(with_labels(case, **labels), CHECKS) is None
+        assert find_mismatch(with_labels(case, **labels), label_checks) is None
 
 
 def test_the_product_of_one_card_model_with_the_count_of_the_other_is_no_proof() -> None:
     case = case_of(FULL, TWO_MODELS)
-    mismatch = find_mismatch(with_labels(case, **of_model("NVIDIA-H100-80GB-HBM3", 1)), CHECKS)
+    mismatch = find_mismatch(with_labels(case, **of_model("NVIDIA-H100-80GB-HBM3", 1)), label_checks)
     assert mismatch is not None
     assert mismatch.message == "label nvidia.com/gpu.count is 1, but should be 2"
-    other = find_mismatch(with_labels(case, **of_model("Tesla-T4", 1)), CHECKS)
+    other = find_mismatch(with_labels(case, **of_model("Tesla-T4", 1)), label_checks)
     assert other is not None
     assert other.message.endswith("is Tesla-T4, but should be NVIDIA-H100-80GB-HBM3 or NVIDIA-A30")
 
@@ -304,8 +304,10 @@ def test_the_product_of_one_card_model_with_the_count_of_the_other_is_no_proof()
 def test_where_one_of_two_models_is_divided_the_whole_one_gives_the_product() -> None:
     layouts = {"layouts": [{"devices": [0], "profiles": {"3g.40gb": 2}}, {"devices": [1], "profiles": {}}]}
     case = case_of(make_policy(mig=layouts), (H100, "NVIDIA A30"))
-    assert find_mismatch(with_labels(case, **{names.LABEL_GPU_PRODUCT: "NVIDIA-A30"}), CHECKS) is None
-    other = find_mismatch(with_labels(case, **{names.LABEL_GPU_PRODUCT: "NVIDIA-H100-80GB-HBM3"}), CHECKS)
+    assert find_mismatch(with_labels(case, **{names.LABEL_GPU_PRODUCT: "NVIDIA-A30"}), label_checks) is None
+    other = find_mismatch(
+        with_labels(case, **{names.LABEL_GPU_PRODUCT: "NVIDIA-H100-80GB-HBM3"}), label_checks
+    )
     assert other is not None
     assert other.message.endswith("is NVIDIA-H100-80GB-HBM3, but should be NVIDIA-A30")
 

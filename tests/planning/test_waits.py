@@ -16,12 +16,11 @@ from gpusharing.planning.report.transition import OTHERS, PERSON, transition
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.records import Deferred
 from gpusharing.planning.transition.before import before_pnr
-from gpusharing.planning.transition.guard import not_judged
+from gpusharing.planning.transition.cases import not_judged
 from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import Verdict
-from gpusharing.planning.vocabulary.blockers import Blocker
-from gpusharing.planning.vocabulary.reasonkinds import Passes
-from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.findings import Blocker
+from gpusharing.planning.vocabulary.reasons import Passes, Reason
 
 NODE = make_node("gpu-08")
 WAITS = [reason for reason in Reason if reason.passes is not Passes.DONE]

@@ -29,20 +29,18 @@ from tests.planning.told import verdict
 
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.times import NEVER as FOREVER
-from gpusharing.planning.pools.candidates import Selection, op_of
-from gpusharing.planning.pools.ledger import PassState, find_mates
+from gpusharing.planning.pools.candidates import PassState, Selection, find_mates, op_of
+from gpusharing.planning.pools.choice import select
 from gpusharing.planning.pools.pool import Pool
-from gpusharing.planning.pools.room import select
 from gpusharing.planning.pools.waves import find_waves
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.actions import FenceNode
-from gpusharing.planning.snapshot.callfailures import CallFailure
-from gpusharing.planning.snapshot.looks import Look
+from gpusharing.planning.snapshot.memory import CallFailure, Look
 from gpusharing.planning.snapshot.podviews import PdbView, PodView
 from gpusharing.planning.snapshot.records import Fence, Verified
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.transition.verdict import NodeCase
-from gpusharing.planning.vocabulary.blockers import Blocker
+from gpusharing.planning.vocabulary.findings import Blocker
 from gpusharing.planning.vocabulary.reasons import Reason
 
 GANG = make_gang()

@@ -35,16 +35,15 @@ from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import Cost, Rollout
 from gpusharing.planning.snapshot.actions import UpdateFence
+from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.records import Verified
-from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import NodeView, ObservedView, PolicyView
+from gpusharing.planning.transition.actuation import find_way_back
 from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.attempts import owed_for, was_rolled_back
 from gpusharing.planning.transition.gates import find_gate
-from gpusharing.planning.transition.verdict import FencedCase
-from gpusharing.planning.transition.wayback import find_way_back
-from gpusharing.planning.vocabulary.reasonkinds import Mark
-from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.transition.verdict import NodeCase
+from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.target import Target, find_last_proven
 
@@ -54,7 +53,7 @@ FENCE = fence_to(MIXED, version=BACK.version)
 FAILED = {MIG_CONFIG: FENCE.target_mig_config, PLUGIN: FENCE.target_plugin_config, MIG_STATE: "failed"}
 
 
-def failing(policy: PolicyView = BACK, **fields: Any) -> FencedCase:
+def failing(policy: PolicyView = BACK, **fields: Any) -> NodeCase:
     """gpu-07 was proven to slice time; mig-manager failed to divide its GPU."""
     known: dict[str, Any] = {
         "was": SLICED,
@@ -224,7 +223,7 @@ def test_what_says_that_nobody_knows_turns_nothing_back(reason: Reason) -> None:
     assert Mark.TURNS_BACK not in reason.marks
 
 
-def held(case: FencedCase) -> str:
+def held(case: NodeCase) -> str:
     verdict = after_pnr(case)
     assert verdict.phase is Phase.FAILED
     assert not any(isinstance(action, UpdateFence) for action in verdict.actions)
@@ -235,7 +234,7 @@ def test_by_default_a_failed_change_is_held() -> None:
     assert "onFailure" not in held(failing(edited(MIXED)))
 
 
-def going_back(now: float = 200, state: str = "failed") -> FencedCase:
+def going_back(now: float = 200, state: str = "failed") -> NodeCase:
     """The run that leads back has begun; this is what mig-manager says about it."""
     verified = failing().node.verified
     assert verified is not None, "it was at rest"
@@ -249,19 +248,27 @@ def test_a_change_that_fails_on_its_way_back_is_held() -> None:
     assert "the rollback to 4x shared failed too" in held(going_back())
 
 
-LEFT: dict[str, Callable[[FencedCase], FencedCase]] = {
+def fenced_as(case: NodeCase, **fence: Any) -> NodeCase:
+    """The same case with these fields of its fence."""
+    return replace(case, node=replace(case.node, fence=replace(case.fence, **fence)))
+
+
+LEFT: dict[str, Callable[[NodeCase], NodeCase]] = {
     "the configuration is gone": lambda case: replace(case, stack=replace(case.stack, plugin_configs={})),
-    "pods came": lambda case: replace(
-        case,
-        fence=replace(case.fence, disruption=DisruptionClass.PLUGIN_RESTART, target_plugin_config="other"),
-        node=replace(case.node, unschedulable=False),
+    "pods came": lambda case: fenced_as(
+        replace(
+            case,
+            node=replace(case.node, unschedulable=False, labels={**case.node.labels, MIG_CONFIG: "other"}),
+        ),
+        disruption=DisruptionClass.PLUGIN_RESTART,
+        target_plugin_config="other",
     ),
 }
 
 
 @pytest.mark.parametrize("left", LEFT.values(), ids=LEFT.keys())
 def test_where_no_way_back_is_left_the_message_has_the_command_for_another_try(
-    left: Callable[[FencedCase], FencedCase],
+    left: Callable[[NodeCase], NodeCase],
 ) -> None:
     verdict = after_pnr(left(going_back(state="success")))
     assert (verdict.phase, verdict.reason) == (Phase.FAILED, Reason.ROLLING_BACK)
@@ -315,18 +322,16 @@ def test_a_plugin_restart_that_would_have_to_drain_to_go_back_is_held() -> None:
     assert "the rollback needs an idle node" in held(failing(fence=fence, node={"unschedulable": False}))
 
 
-TURNS: dict[str, Callable[[FencedCase], FencedCase]] = {
-    "another revision": lambda case: replace(case, fence=replace(case.fence, version=ask_anew(BACK).version)),
-    "a policy made anew": lambda case: replace(
-        case, fence=replace(case.fence, version=replace(BACK, uid="before").version)
-    ),
+TURNS: dict[str, Callable[[NodeCase], NodeCase]] = {
+    "another revision": lambda case: fenced_as(case, version=ask_anew(BACK).version),
+    "a policy made anew": lambda case: fenced_as(case, version=replace(BACK, uid="before").version),
     "a person's retry": lambda case: replace(case, node=replace(case.node, retry="again")),
 }
 
 
 @pytest.mark.parametrize("turn", TURNS.values(), ids=TURNS.keys())
 def test_a_node_on_its_way_back_turns_to_the_policys_layout_after(
-    turn: Callable[[FencedCase], FencedCase],
+    turn: Callable[[NodeCase], NodeCase],
 ) -> None:
     verdict = after_pnr(turn(going_back()))
     assert verdict.wants_pods, "it is proven idle, for a run to the other layout"

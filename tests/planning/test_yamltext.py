@@ -5,7 +5,7 @@ import sys
 import pytest
 from tests.kube.damage import ODD_YAML
 
-from gpusharing.planning.wanted.yamltext import MAX_DEPTH, Unreadable, dump_yaml, find_line, parse_yaml
+from gpusharing.planning.wanted.pluginconfig import MAX_DEPTH, Unreadable, dump_yaml, find_line, parse_yaml
 
 
 def test_what_is_yaml_is_read() -> None:

@@ -1,6 +1,6 @@
 """A fenced node on which somebody else begins to work: we stand aside with our cordon, and lift it afterwards.
 
-`planning/transition/yielding.py`.
+`planning/transition/actuation.py`.
 """
 
 import json
@@ -18,10 +18,10 @@ from gpusharing.kube.fence import parse_record, patch_for, record_text
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import EnsureGPUNode, FenceNode, SetFinalizer, UpdateFence
 from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.transition.actuation import yielded
 from gpusharing.planning.transition.before import before_pnr
 from gpusharing.planning.transition.judge import judge
-from gpusharing.planning.transition.verdict import FencedCase, Verdict
-from gpusharing.planning.transition.yielding import yielded
+from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 
 ADDED = (names.LABEL_UPGRADE_SKIP, *names.NEIGHBOUR_ANNOTATIONS)
@@ -29,7 +29,7 @@ OURS = replace(FENCE, added=ADDED)
 ASIDE = replace(OURS, stage="yielded", added=(), stage_since=at(-60))
 
 
-def given_way(case: FencedCase) -> UpdateFence:
+def given_way(case: NodeCase) -> UpdateFence:
     """The one action of a node that we stand aside from."""
     (action,) = before_pnr(case).actions
     assert isinstance(action, UpdateFence)
@@ -77,7 +77,7 @@ def test_a_change_that_ends_lifts_its_cordon_under_a_mark_that_only_waits() -> N
     assert released(before_pnr(fenced(fence=late, node=QUEUED))).uncordon
 
 
-def aside(**fields: Any) -> FencedCase:
+def aside(**fields: Any) -> NodeCase:
     """gpu-07, left to somebody else a minute ago."""
     return fenced(**{"fence": ASIDE, "work": None, **fields})
 

@@ -13,7 +13,7 @@ from gpusharing.api.policystatus import GPUSharingPolicyStatus
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.report.status import policy_status
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.snapshot.looks import PassMemory
+from gpusharing.planning.snapshot.memory import PassMemory
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.transition.verdict import Verdict

@@ -23,10 +23,8 @@ from random import Random
 
 from tests.planning.histories import BEGIN, HOUR
 
-from gpusharing.planning.gpus.capacity import memory_of
-from gpusharing.planning.gpus.cards import Card
-from kubectl_gpusharing.usage.reckon.histogram import Sample
-from kubectl_gpusharing.usage.reckon.needs import GIB, History, Holding, Workload
+from gpusharing.planning.gpus.cards import Card, memory_of
+from kubectl_gpusharing.usage.needs import GIB, History, Holding, Sample, Workload
 
 SIMULATED = "SIMULATED"
 DAY = 24

@@ -25,7 +25,7 @@ from gpusharing.planning.snapshot.actions import (
     WriteClasses,
     WriteConfig,
 )
-from gpusharing.planning.snapshot.callfailures import (
+from gpusharing.planning.snapshot.memory import (
     CLAIMS,
     CONFIG_MAPS,
     DEVICE_CLASS,
@@ -33,7 +33,7 @@ from gpusharing.planning.snapshot.callfailures import (
     failed_again,
     policy_subject,
 )
-from gpusharing.planning.transition.callverdicts import is_moot
+from gpusharing.planning.transition.cases import is_moot
 
 How = Literal["lost", "unanswered"]
 FOR_EVER = 10**9

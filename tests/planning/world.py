@@ -20,15 +20,13 @@ from tests.planning.processmemory import Memory
 from tests.planning.wires import Wires, send
 
 from gpusharing.api import names
-from gpusharing.planning.drain.holders import Scope
-from gpusharing.planning.drain.sightings import heard, looked
+from gpusharing.planning.drain.pods import heard, looked, scope_of
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.actions import Action
-from gpusharing.planning.snapshot.draviews import RULE_PREFIX, TaintRuleView
 from gpusharing.planning.snapshot.memo import Memo
+from gpusharing.planning.snapshot.nvidia import RULE_PREFIX, Program, StackView, TaintRuleView
 from gpusharing.planning.snapshot.podviews import NodeWork, PdbView, PodView
 from gpusharing.planning.snapshot.records import Claim, FailedNode
-from gpusharing.planning.snapshot.stackviews import Program, StackView
 from gpusharing.planning.snapshot.views import (
     ClusterSnapshot,
     GPUNodeView,
@@ -294,24 +292,19 @@ class World:
     def _work(self, node: str) -> NodeWork:
         memories = dict(self.memory.evictions.get(node, {}))
         view = self.nodes[node]
-        reboots = self._may_reboot(view)
+        scope = scope_of(view, self.settings, self.stack)
         if node in self.unlisted:
-            work = NodeWork((), (), self.now, evictions=memories, error="LIST of its pods failed")
+            work = NodeWork(
+                (), (), self.now, evictions=memories, error="LIST of its pods failed", scope=scope
+            )
         else:
-            pods = self._pods_of(node, all_pods=reboots)
-            found = gangs.find(self, pods, reboot=reboots)
-            work = NodeWork(pods, self._budgets(), self.now, evictions=memories, gangs=found)
+            pods = self._pods_of(node, all_pods=scope.all_pods)
+            found = gangs.find(self, pods, reboot=scope.all_pods)
+            work = NodeWork(pods, self._budgets(), self.now, evictions=memories, gangs=found, scope=scope)
         known = self.memory.work
-        scope = Scope(self.settings.gpu_operator_namespace, all_pods=reboots, cordoned_at=view.closed_since)
         gpunode = self.gpunodes.get(node)
-        known[node] = heard(looked(known.get(node), work, gpunode, scope), gpunode, self.now)
+        known[node] = heard(looked(known.get(node), work, gpunode), gpunode, self.now)
         return known[node]
-
-    def _may_reboot(self, view: NodeView) -> bool:
-        """Before its fence names the class, every change may become a reboot where mig-manager runs WITH_REBOOT."""
-        if view.fence is not None:
-            return view.fence.disruption is names.DisruptionClass.REBOOT
-        return self.stack.cluster_policy is not None and self.stack.cluster_policy.with_reboot
 
     def _pods_of(self, node: str, *, all_pods: bool) -> tuple[PodView, ...]:
         """The pods of a node, with what is read of their namespaces: only of those of which a pod has to leave."""

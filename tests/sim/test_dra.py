@@ -16,8 +16,8 @@ from tests.sim.stage import FACTOR, MIG_CONFIG, NAMESPACE, STATE, SimulatedClust
 
 from gpusharing.agent.library import LibraryError
 from gpusharing.kube.client import DEVICE_CLASSES, JSON, PODS, RESOURCE_CLAIMS, RESOURCE_SLICES
+from gpusharing.kube.daemonsets import daemon_set_view
 from gpusharing.kube.errors import NotFound
-from gpusharing.kube.plainstack import daemon_set_view
 
 H100 = "NVIDIA H100 80GB HBM3"
 RECORDED = Path(__file__).parents[1] / "foreign" / "dra-slices.yaml"

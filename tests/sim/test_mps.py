@@ -24,8 +24,8 @@ from tests.sim.stage import (
 )
 
 from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, JSON, PODS
-from gpusharing.kube.plainstack import daemon_set_view
-from gpusharing.planning.wanted.toolversions import find_deafness
+from gpusharing.kube.daemonsets import daemon_set_view
+from gpusharing.planning.wanted.target import find_deafness
 
 CAPABLE = "nvidia.com/mps.capable"
 PRODUCT = "nvidia.com/gpu.product"

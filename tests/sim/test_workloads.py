@@ -10,7 +10,7 @@ from hack.sim.workloads import SimWorkload, Workloads
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.kube.client import JSON, NODES, PDBS, PODS, REPLICA_SETS
-from gpusharing.planning.snapshot.draviews import TAINT_TEST
+from gpusharing.planning.snapshot.nvidia import TAINT_TEST
 
 GPU = "nvidia.com/gpu"
 FACTOR = 1000.0

@@ -1,15 +1,12 @@
-"""What the agent needs from a GPU library, independent of the library: NVML is one implementation, a simulation
-another.
+"""The NVML library: loaded, replaced by a new driver, closed between readings, and read with a deadline."""
 
-What a card or driver does not support is a value (NotSupported, None, an empty tuple), never an error. What NVML
-denies to the agent's container is a value too (None, Unknown, `instances_withheld`, UNKNOWN_PROCESS), which means
-unknown and not empty. GPUs and their models are the records of `api/gpunode.py` that are reported.
-"""
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Protocol
 
-from dataclasses import field
-from typing import ClassVar, Protocol
-
-from gpusharing.api.gpunode import GPU, Access, Instance, Model, Process
+from gpusharing.api.gpunode import GPU, Access, Instance, Model, Process, Request
+from gpusharing.kube.background import Background
 from gpusharing.kube.errors import describe_bug
 from gpusharing.planning.vocabulary.values import value
 
@@ -26,8 +23,7 @@ def bug_text(bug: Exception) -> str:
 
 
 def unreachable(index: int, access: Access, error: str = "") -> GPU:
-    """Return the record of a GPU that NVML cannot communicate with. Only its index, `access` and `error` are known;
-    all other fields have the values for unknown or not supported."""
+    """Return the record of a GPU that NVML cannot communicate with: all but `access` and `error` is unknown."""
     return GPU(
         index=index,
         uuid="",
@@ -49,11 +45,9 @@ class PodID:
     """A pod as the node itself identifies it."""
 
     uid: str
-    """UID of the pod. For a static pod it is the hash of its manifest."""
     namespace: str = ""
-    """Namespace of the pod; empty if `name` is."""
     name: str = ""
-    """Name of the pod; empty if nothing on the node shows the name for the uid."""
+    """Empty, as `namespace`, if nothing on the node shows the name for the uid."""
 
 
 @value
@@ -61,25 +55,22 @@ class ProcessUse:
     """What one process uses of one device at the moment of a reading."""
 
     pid: int
-    """Process id on the host."""
     device: str
     """UUID of the GPU or of the MIG device."""
     memory: int | None
     """Bytes; None when the driver does not report it."""
     sm_percent: int | None = None
-    """Percentage of the time of the GPU's SMs; None when the driver does not report it."""
+    """Percentage of SM time; None when the driver does not report it."""
     pod: PodID | None = None
     """The pod that its cgroup belongs to, or None if it is in no pod or has ended."""
 
 
 @value
 class DeviceUse:
-    """A whole GPU or MIG device, and how much of it is in use. Only the metrics need this."""
+    """A whole GPU or MIG device, and how much of it is in use."""
 
     gpu: int
-    """Index of the GPU."""
     gpu_uuid: str
-    """UUID of that GPU."""
     uuid: str
     """UUID of the device itself: of the GPU, or of the MIG device."""
     memory_used: int | None
@@ -89,9 +80,9 @@ class DeviceUse:
     instance: Instance | None = None
     """The MIG instance, or None if the device is a whole GPU."""
     all_listed: bool = True
-    """Whether every process on the device is in `Use.processes`. If not, sums over them are too low."""
+    """Whether every process on the device is in `Use.processes`; if not, sums over them are too low."""
     reports_sm: bool = False
-    """Whether the driver reports shares of SM time. It never does on a GPU with MIG on."""
+    """Whether the driver reports shares of SM time, which it never does with MIG on."""
 
 
 @value
@@ -99,42 +90,31 @@ class Use:
     """What the GPUs are used for, and their XIDs. Only the metrics need this: no decision depends on it."""
 
     devices: tuple[DeviceUse, ...] = ()
-    """The devices, by GPU and then in the order of its MIG devices."""
     processes: tuple[ProcessUse, ...] = ()
-    """What each process uses of each device."""
     xids: tuple[tuple[int, int, int], ...] = ()
-    """For each GPU and XID: the index of the GPU, the XID, and how often it was received since the agent started."""
+    """Index of the GPU, the XID, and how often it was received since the agent started."""
 
 
 @value
 class Reading:
-    """Everything about the GPUs of this node, read in one go. Two readings are equal if they describe the same GPUs,
-    whatever the GPUs are used for."""
+    """Everything about the GPUs of this node, read in one go. Equal if the GPUs are, whatever they are used for."""
 
     driver_version: str
-    """Version of the NVIDIA driver; empty when unknown."""
+    """Empty when unknown."""
     models: tuple[Model, ...]
-    """Card models, each once, in the order of the first GPU of each."""
     gpus: tuple[GPU, ...]
-    """GPUs by index."""
     use: Use = field(default_factory=Use, compare=False)
-    """What the GPUs are used for; does not count in comparisons."""
     bugs: tuple[Exception, ...] = field(default=(), compare=False)
     """Unexpected errors about single GPUs, which are in `gpus` as unreachable."""
 
 
 class LibraryError(Exception):
-    """No reading was possible. The agent reports the error, keeps the last known GPUs and reads again at the next
-    turn.
-
-    The message says what to do about it.
-    """
+    """No reading was possible. The message says what to do about it."""
 
     reason: ClassVar[str] = "NVMLFailed"
     """First word of `status.observed.error` for this error."""
     patience: ClassVar[int] = 0
-    """How many consecutive readings with this error are tolerated before the process ends, because only a new one can
-    read again; 0 if a new one would not help."""
+    """How many consecutive readings with this error are tolerated before the process ends; 0 if a new process would not help."""
 
 
 class NotLoaded(LibraryError):
@@ -144,16 +124,14 @@ class NotLoaded(LibraryError):
 
 
 class Replaced(LibraryError):
-    """The loaded driver is not the one that this container's library belongs to. Only a new container gets the right
-    library."""
+    """The loaded driver is not that of this container's library: only a new container gets the right one."""
 
     reason = "NVMLReplaced"
     patience = 1
 
 
 class AccessLost(LibraryError):
-    """The container can no longer open the devices, for example after a reload of systemd. Only a new container can
-    open them."""
+    """Only a new container can open the devices again, for example after a reload of systemd."""
 
     reason = "NVMLAccessLost"
     patience = 3
@@ -163,15 +141,83 @@ class Library(Protocol):
     """A library that reads the GPUs of this node."""
 
     @property
-    def simulated(self) -> bool:
-        """Whether these GPUs are SIMULATED."""
-        ...
+    def simulated(self) -> bool: ...
 
     def read(self) -> Reading:
         """Open the library, read everything, and close it again even after an error. Raises LibraryError.
 
-        This blocks for as long as the driver blocks, which is forever with a hung GPU, so it is never called from the
-        event loop. Between two calls no device is held open: any open NVML client makes a MIG mode change fail
-        (docs/design/nvidia.md#a9).
+        This blocks for as long as the driver blocks, which is forever with a hung GPU, so it is never called from the event loop. Between two calls no device is held open: any open NVML client makes a MIG mode change fail (docs/design/nvidia.md#a9).
         """
         ...
+
+
+Outcome = Literal["ok", "failed", "hung"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The outcome of one attempt to read the library."""
+
+    request: Request
+    """The request that the reading answers, which was known before it began."""
+    outcome: Outcome
+    """`hung` if the library has not answered by the deadline, but still may."""
+    seconds: float
+    reading: Reading | None = None
+    error: str = ""
+    """What went wrong and what to do, beginning with a reason; empty if the outcome is `ok`."""
+    patience: int = 0
+    """See `LibraryError.patience`."""
+    bug: Exception | None = None
+    """The error if it is not one that a library announces."""
+
+
+class Reader:
+    """Reads a library in the background. At the deadline it stops waiting, but the reading continues."""
+
+    def __init__(
+        self,
+        library: Library,
+        hung_after: float,
+        clock: Callable[[], float],
+        on_late: Callable[[], None],
+        background: Background,
+    ) -> None:
+        self._library = library
+        self._background = background
+        self._hung_after = hung_after
+        self._clock = clock
+        self._on_late = on_late
+        self._attempt: tuple[Request, asyncio.Future[Reading], float] | None = None
+        """The reading that is under way, with its request and its start."""
+        self._is_late = False
+
+    async def read(self, request: Request) -> Answer:
+        """Read for this request, or wait for a reading that is still under way for an earlier one.
+
+        A second reading never starts while one hangs: it would hang too, and leak a thread at every turn.
+        """
+        if self._attempt is None:
+            future = self._background(self._library.read, "nvml-reading")
+            self._attempt, self._is_late = (request, future, self._clock()), False
+        request, future, started = self._attempt
+        await asyncio.wait({future}, timeout=max(0.0, started + self._hung_after - self._clock()))
+        seconds = self._clock() - started
+        if not future.done():
+            if not self._is_late:
+                self._is_late = True
+                future.add_done_callback(lambda _: self._on_late())
+            why = (  # without the elapsed seconds, so that repeated reports are equal
+                f"NVMLHung: a reading did not return within {self._hung_after:g} s; the driver or a GPU is hung. "
+                "See `dmesg | grep -i xid` on the node; if it does not recover, drain and reboot the node"
+            )
+            return Answer(request, "hung", seconds, error=why)
+        self._attempt = None
+        try:
+            return Answer(request, "ok", seconds, future.result())
+        except LibraryError as error:
+            return Answer(
+                request, "failed", seconds, error=f"{error.reason}: {error}", patience=error.patience
+            )
+        except Exception as bug:  # noqa: BLE001 -- the error is reported, and the next turn reads again
+            return Answer(request, "failed", seconds, error=bug_text(bug), bug=bug)

@@ -6,8 +6,7 @@ What the agent promises about `GPUNode.spec.request` {id, quiet}:
 - `quiet: true` is reported only when the library is closed, and it stays closed until another request arrives;
 - a report with an error echoes nothing new: it keeps the last known GPUs and the request that they answered.
 
-An error that nothing expects does not end the loop: it is logged with its traceback, counted, and reported, and what
-it concerns counts as unknown (docs/adr/0021-unseen-is-unknown.md).
+An error that nothing expects does not end the loop: it is logged with its traceback, counted, and reported, and what it concerns counts as unknown (docs/adr/0021-unseen-is-unknown.md).
 """
 
 import asyncio
@@ -18,17 +17,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from gpusharing.agent.library import Library, Reading, Use, bug_text
+from gpusharing.agent.gpunode import Observation, OwnNode, request_of
+from gpusharing.agent.kubelet import Holdings, PodResources, PodResourcesUnavailable
+from gpusharing.agent.library import Library, Outcome, Reader, Reading, Use, bug_text
 from gpusharing.agent.meter import LAG, NONE_ALLOCATABLE, Allotment, Meter, allotment_of, last_allocatable
-from gpusharing.agent.observation import Observation, request_of
-from gpusharing.agent.own import OwnNode
-from gpusharing.agent.podresources import Holdings, PodResources, PodResourcesUnavailable
-from gpusharing.agent.reader import Outcome, Reader
 from gpusharing.api.gpunode import Request
 from gpusharing.api.names import Phase
 from gpusharing.kube.background import Background, in_daemon_thread
-from gpusharing.kube.backoff import Backoff
 from gpusharing.kube.client import GPUNODES, JSON, KubeClient
+from gpusharing.kube.clock import Backoff
 from gpusharing.kube.errors import KubeError, NotFound
 from gpusharing.kube.raw import text
 
@@ -38,8 +35,6 @@ CHANGING = frozenset(phase.value for phase in Phase if phase.in_flight)
 """Phases in which no new pod is scheduled to the node."""
 PARTS = ("gpu", "reading", "pods", "meter", "turn")
 """The parts of a turn that go on without each other: one GPU, the library, the kubelet, the meter, and the rest."""
-JITTER = 0.1
-"""Default of `LoopSettings.jitter`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +42,13 @@ class LoopSettings:
     """Times of the agent's loop, in seconds unless stated otherwise."""
 
     interval: float = 30.0
-    """Time between two turns if there is no event, on average."""
-    jitter: float = JITTER
-    """Fraction of the interval by which each wait is shortened or lengthened at random, so that 5,000 agents do not
-    run in step."""
+    jitter: float = 0.1
+    """Fraction by which each wait is varied at random, so that 5,000 agents do not run in step."""
     hung_after: float = 40.0
-    """A reading that takes longer is reported as hung. Without persistence mode, the driver takes 1 to 3 s to wake
-    each GPU, and a node has 8 of them."""
+    """Without persistence mode, the driver takes 1 to 3 s to wake each GPU, and a node has 8 of them."""
     retry_first: float = 1.0
-    """Wait after the first report that the API server did not accept; doubled after each further one."""
     retry_last: float = 30.0
-    """The longest such wait."""
     meter_lag: float = LAG
-    """How long a new counter of the meter is exported as 0."""
 
 
 class RestartNeeded(Exception):
@@ -71,19 +60,14 @@ class Stats:
     """Counters since the start of the process, for the metrics."""
 
     readings: dict[Outcome, int] = field(default_factory=lambda: {"ok": 0, "failed": 0, "hung": 0})
-    """Attempts to read the library, by outcome."""
     reading_seconds: float = 0.0
-    """Time spent in successful readings."""
     writes: int = 0
-    """Patches that the API server accepted."""
     failed_writes: int = 0
-    """Patches that it did not accept."""
     faults: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
-    """Unexpected errors, by the part of the agent (PARTS)."""
 
 
 class AgentLoop:
-    """The agent of one node. Several may run in one event loop, each with its own api, library and pods."""
+    """The agent of one node. Several may run in one event loop."""
 
     def __init__(
         self,
@@ -96,9 +80,6 @@ class AgentLoop:
         clock: Callable[[], float] = time.monotonic,
         background: Background = in_daemon_thread,
     ) -> None:
-        """Read the GPUs from `library`, which is called through `background`, and the pods that hold them from `pods`.
-        Report to the GPUNode `node_name` through `api`. `settings` are the default ones if None. `clock` returns
-        monotonic seconds. Nothing is read or sent before `run`."""
         self.settings = settings or LoopSettings()
         self.stats = Stats()
         self.observed: Observation | None = None
@@ -106,15 +87,11 @@ class AgentLoop:
         self.reading: Reading | None = None
         """The last successful reading of this process, or None before it."""
         self.use: tuple[Use, Holdings | None] | None = None
-        """What the GPUs are used for, and which pods held them at that time. None if the last turn did not read the
-        GPUs, as while quiet."""
+        """What the GPUs are used for, and which pods held them at that time. None if the last turn did not read the GPUs, as while quiet."""
         self.meter = Meter(self.settings.meter_lag)
-        """Counts how much of the GPUs each tenant has had since this process began."""
         self._last_allotment: tuple[Reading, Holdings, str, bool, Allotment] | None = None
-        """The last allotment, preceded by the reading, the holdings, the policy and the value of `changing` that it
-        was made from."""
+        """The last allotment, preceded by the reading, the holdings, the policy and the value of `changing` that it was made from."""
         self._allocatable = NONE_ALLOCATABLE
-        """The slices of each device as of the last turn; see `last_allocatable`."""
         self._shown = "", ""
         """Policy and phase of the GPUNode, at the last turn at which it existed."""
         self._api = api
@@ -132,7 +109,6 @@ class AgentLoop:
         self._faults: dict[str, str] = {}
         """The last unexpected error of each part, so that one that repeats is logged once."""
         self._turn_error = ""
-        """The unexpected error that ended the last turn; empty if it was complete."""
         self._hopeless = 0
         """How many readings in a row have failed with an error that a new process might not have."""
         self._patience = 0
@@ -152,10 +128,7 @@ class AgentLoop:
             raise RestartNeeded(str(ended.exceptions[0])) from None
 
     def why_not_ready(self) -> str:
-        """Return the first reason why this agent cannot answer the operator now: its last turn ended with an unexpected
-        error, it cannot follow the API server, its last report was not accepted, its GPUNode does not exist, or the
-        GPUs have not been read yet or cannot be read. Empty if none of these holds, even if the GPUs are not being read
-        because the operator asked for quiet."""
+        """Return the first reason why this agent cannot answer the operator now, or an empty string, also while the operator asks for quiet."""
         if error := self._turn_error or self._own.error or self._write_error:
             return error
         if self._own.node is None:
@@ -167,22 +140,13 @@ class AgentLoop:
         return self.observed.error
 
     def why_not_alive(self) -> str:
-        """Return the reason why the process should be restarted, or an empty string if a turn began within the last
-        three intervals plus `hung_after`. A hung library does not stop the loop."""
+        """Return why the process should be restarted, or an empty string. A hung library does not stop the loop."""
         silence = self._clock() - self._last_turn
         limit = 3 * self.settings.interval + self.settings.hung_after
         return "" if silence <= limit else f"the main loop has made no progress for {silence:.0f} s"
 
     async def cycle(self) -> None:
-        """Take one turn: read which pods hold devices, read the GPUs for the current request unless the library has to
-        stay closed (`Observation.keeps_closed`), set `observed` and `use`, update the meter, and report if something
-        changed (`_publish`). While the library stays closed, only the pods' holdings in `observed` are new, and `use`
-        is None. If a newer request came meanwhile and the GPUs can be read, `_turns` is woken, so that the next turn
-        follows at once. Raises RestartNeeded (`_end_when_hopeless`).
-
-        While the GPUNode does not exist, nothing is read or reported: `use` becomes None, the error of the last report
-        is cleared, and the meter is updated with what pods hold if this process has read the GPUs before.
-        """
+        """Take one turn: read pods and GPUs, update the meter, and report what changed. Raises RestartNeeded."""
         node = self._own.node
         if node is None:  # no request and nowhere to report; in the middle of a change NVML must stay closed
             self.use, self._write_error = None, ""
@@ -203,7 +167,11 @@ class AgentLoop:
         self.observed = last.held_by(holdings)
         self._meter_turn(holdings)
         await self._publish(self.observed)
-        self._end_when_hopeless(self.observed.error)
+        reported = (
+            self._own.node is not None and not self._write_error
+        )  # else it would be lost with the process
+        if self._patience and self._hopeless >= self._patience and reported:
+            raise RestartNeeded(self.observed.error)
         current = self._own.node
         if not self.observed.error and self.observed.request_id != (
             request_of(current).id if current else ""
@@ -211,9 +179,6 @@ class AgentLoop:
             self._wake.set()  # a newer request came while we read
 
     async def _turns(self) -> None:
-        """Take turns forever. The next turn follows at an event or after a wait: the interval with its jitter, or a
-        growing back-off while reports are not accepted or turns fail. Events during a turn make the next one follow at
-        once. Raises RestartNeeded."""
         while True:
             self._last_turn = self._clock()
             self._wake.clear()
@@ -237,8 +202,7 @@ class AgentLoop:
                     await self._wake.wait()
 
     async def _report_bug(self, bug: Exception) -> None:
-        """Report an unexpected error that ended a turn. What that turn has read is forgotten, because it may be half
-        done. A library that has to stay closed stays closed, so the report is then left as it is."""
+        # What the turn has read is forgotten, because it may be half done.
         self._turn_error = self._fault("turn", bug)
         self.use = self.reading = None
         if (node := self._own.node) is None:
@@ -252,8 +216,7 @@ class AgentLoop:
             self._fault("turn", again)
 
     def _fault(self, part: str, bug: Exception) -> str:
-        """Count an unexpected error, log it with its traceback unless this part had the same one last, and return the
-        words for it."""
+        """Count and log an unexpected error, and return the words for it."""
         words = bug_text(bug)
         self.stats.faults[part] += 1
         if self._faults.get(part) != words:
@@ -269,10 +232,6 @@ class AgentLoop:
             self._fault("meter", bug)
 
     async def _read(self, request: Request, last: Observation) -> tuple[Observation, Use | None]:
-        """Read the GPUs, and return the new observation and their use. The observation answers `request`, or an earlier
-        one if its reading was under way. If the reading failed or hangs, return `last` with the error, and None.
-        Updates `stats` and `reading`, and logs when the error changes. `_hopeless` grows if a new process might not
-        have the error, else becomes 0."""
         answer = await self._reader.read(request)
         self.stats.readings[answer.outcome] += 1
         if answer.bug is not None:
@@ -298,20 +257,7 @@ class AgentLoop:
         self.reading = answer.reading
         return after, used
 
-    def _end_when_hopeless(self, error: str) -> None:
-        """Raise RestartNeeded if the last readings in a row failed with errors that a new process might not have, and
-        there are as many of them as the last error allows (`LibraryError.patience`). Do nothing while the report has
-        not been accepted or there is no GPUNode, because the report would be lost with the process. `error` becomes the
-        message."""
-        reported = self._own.node is not None and not self._write_error
-        if self._patience and self._hopeless >= self._patience and reported:
-            raise RestartNeeded(error)
-
     def _current_allotment(self, holdings: Holdings | None) -> Allotment | None:
-        """Return who has how much of the GPUs now, or the remembered allotment if nothing has changed. None if
-        `holdings` is None, nothing was read yet, or the kubelet no longer reports allocatable devices as it did for the
-        remembered one. Policy and phase are those that the GPUNode last had. The node counts as changing in a phase of
-        CHANGING and while quiet."""
         if self.reading is None or holdings is None:
             return None
         policy, phase = self._shown
@@ -328,8 +274,6 @@ class AgentLoop:
         return allotment
 
     async def _read_holdings(self) -> Holdings | None:
-        """Return which pods hold devices, or None if the kubelet cannot be reached, does not answer in time, gives no
-        valid list, or one that cannot be read. Logs when that error begins, changes or ends."""
         holdings: Holdings | None = None
         try:
             holdings, error = await self._pods.read(), ""
@@ -348,11 +292,6 @@ class AgentLoop:
         return holdings
 
     async def _publish(self, observed: Observation) -> None:
-        """Patch the GPUNode's status unless there is no GPUNode or the server already has this observation, and store
-        the server's answer in the cache; an accepted patch is counted and ends the back-off. While the cached version
-        is in doubt, all of the observation is sent. A GPUNode that no longer exists is dropped from the cache. Any
-        other KubeError is counted, logged if it is new, and stored in `_write_error`, which is cleared once a patch
-        succeeds or none is needed."""
         node, doubted = self._own.node, self._own.doubted
         # Exactly this version of the GPUNode, as an object in memory, may be known to contain an equal observation.
         version, known = self._published or (None, None)

@@ -1,32 +1,63 @@
-"""The agent's process: `gpusharing-agent`, one per GPU node."""
+"""Start the node agent: flags, logs, signals."""
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
 from math import inf
 from pathlib import Path
 
 from prometheus_client.registry import CollectorRegistry
 
-from gpusharing.agent.access import MetricsAccess
-from gpusharing.agent.certificate import self_signed
 from gpusharing.agent.kubelet import SOCKET, KubeletPodResources
-from gpusharing.agent.logs import log_as_json
 from gpusharing.agent.loop import AgentLoop, LoopSettings, RestartNeeded
 from gpusharing.agent.metrics import AgentCollector
 from gpusharing.agent.nvml import NVML
-from gpusharing.agent.podnames import PodNames
-from gpusharing.agent.probes import ProbeServer, Protection
-from gpusharing.agent.processes import Processes
+from gpusharing.agent.probes import MetricsAccess, ProbeServer, self_signed
+from gpusharing.agent.processes import PodNames, Processes
 from gpusharing.agent.rest import RestClient
 from gpusharing.agent.usagemetrics import MeterCollector, UsageCollector
 from gpusharing.kube.background import Worker
 from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.login import SERVICE_ACCOUNT, Login, find_login
+
+_NO_EXTRAS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+
+class JSONLines(logging.Formatter):
+    """Formats a record as one line of JSON: timestamp, level, logger, event, node, and the keys passed as `extra`."""
+
+    def __init__(self, node: str) -> None:
+        super().__init__()
+        self._node = node
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+            "node": self._node,
+        }
+        line |= {key: value for key, value in vars(record).items() if key not in _NO_EXTRAS}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def log_as_json(node: str, level: str) -> None:
+    """Log to stderr in JSON lines, in place of any other handler. Raises ValueError if `level` is not the name of a log level."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JSONLines(node))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +66,10 @@ NO_LOGIN = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the agent until SIGTERM or SIGINT, with the flags in `arguments`, or those of the command line if that is
-    None, and the process's environment. Return the exit status: 0 after a signal, NO_LOGIN without credentials, 1 if
-    only a new container can read the GPUs. Raises SystemExit with status 2 for invalid flags or if the node's name is
-    missing. The errors of `_serve` are raised, such as OSError if the address of the probes is in use."""
+    """Run the agent until SIGTERM or SIGINT, and return the exit status: 0 after a signal, 1 if only a new container can read the GPUs, NO_LOGIN.
+
+    Raises SystemExit with status 2 for invalid flags or if the node's name is missing.
+    """
     options = parse(arguments, os.environ)
     log_as_json(options.node_name, options.log_level)
     login = find_login(os.environ, options.kubeconfig, options.service_account)
@@ -48,8 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def address(text: str) -> tuple[str, int]:
-    """Parse `HOST:PORT` into host and port. Brackets around an IPv6 host are removed. Raises ValueError if the host or
-    the port is missing, or the port is not an integer; whether they can be used is not checked."""
+    """Parse HOST:PORT, with brackets around an IPv6 host. Raises ValueError."""
     host, _, port = text.rpartition(":")
     if not host:
         raise ValueError(f"{text!r} is not HOST:PORT")
@@ -57,8 +87,7 @@ def address(text: str) -> tuple[str, int]:
 
 
 def seconds(text: str) -> float:
-    """Parse a number of seconds above 0. Raises ArgumentTypeError, with a valid example, for any other text, among them
-    `nan` and `inf`."""
+    """Parse a finite number of seconds above 0."""
     with suppress(ValueError):
         if 0 < (number := float(text)) < inf:
             return number
@@ -66,90 +95,61 @@ def seconds(text: str) -> float:
 
 
 def log_level(text: str) -> str:
-    """Return `text` unchanged if it is the name of a log level, in any case. Raises ArgumentTypeError otherwise."""
+    """Check the name of a log level, in any case."""
     if text.upper() not in logging.getLevelNamesMapping():
         raise argparse.ArgumentTypeError(f"{text!r} is not a log level: use debug, info, warning or error")
     return text
 
 
 def switch(text: str) -> bool:
-    """Parse `true` or `false`. Raises ValueError for any other text."""
+    """Parse `true` or `false`."""
     if text not in ("true", "false"):
         raise ValueError(f"{text!r} is neither true nor false")
     return text == "true"
 
 
-_FLAGS: tuple[tuple[str, str, str, Callable[[str], object], str], ...] = (
-    (
-        "--interval",
-        "INTERVAL_SECONDS",
-        "30",
-        seconds,
-        "seconds between two readings of the GPUs when no event occurs",
-    ),
-    (
-        "--hung-after",
-        "HUNG_AFTER_SECONDS",
-        "40",
-        seconds,
-        "seconds after which a reading is reported as hung",
-    ),
-    (
-        "--pod-resources-socket",
-        "POD_RESOURCES_SOCKET",
-        str(SOCKET),
-        Path,
-        "the kubelet's podresources socket",
-    ),
+_FLAGS: tuple[tuple[str, str, Callable[[str], object], str], ...] = (
+    ("--interval", "30", seconds, "seconds between two readings of the GPUs when no event occurs"),
+    ("--hung-after", "40", seconds, "seconds after which a reading is reported as hung"),
+    ("--pod-resources-socket", str(SOCKET), Path, "the kubelet's podresources socket"),
     (
         "--pod-logs",
-        "POD_LOGS",
         "/var/log/pods",
         Path,
         "directory where the kubelet stores pod logs; the names in it show which pod a process belongs to",
     ),
     (
         "--metrics-addr",
-        "METRICS_ADDR",
         "127.0.0.1:8081",
         address,
         "address at which /metrics, /healthz and /readyz are served",
     ),
     (
         "--metrics-secure",
-        "METRICS_SECURE",
         "false",
         switch,
         "true to serve with TLS, and /metrics only to those whom the API server allows to get it",
     ),
-    (
-        "--kubeconfig",
-        "KUBECONFIG",
-        "",
-        str,
-        "kubeconfig to use instead of the pod's service account, for development",
-    ),
-    (
-        "--service-account",
-        "SERVICE_ACCOUNT",
-        str(SERVICE_ACCOUNT),
-        Path,
-        "directory with `token` and `ca.crt`",
-    ),
-    ("--log-level", "LOG_LEVEL", "info", log_level, "debug, info, warning or error"),
+    ("--kubeconfig", "", str, "kubeconfig to use instead of the pod's service account, for development"),
+    ("--service-account", str(SERVICE_ACCOUNT), Path, "directory with `token` and `ca.crt`"),
+    ("--log-level", "info", log_level, "debug, info, warning or error"),
 )
 
 
+def _variable(flag: str) -> str:
+    name = flag.removeprefix("--").replace("-", "_").upper()
+    return f"{name}_SECONDS" if name in ("INTERVAL", "HUNG_AFTER") else name
+
+
 def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:
-    """Parse the flags in `arguments`, or those of the command line if that is None. The default of each flag is the
-    value of its environment variable if that is set and not empty, else the default in _FLAGS. Raises SystemExit with
-    status 2, as argparse does, if a value is invalid or the node's name is missing."""
+    """Parse the flags, or those of the command line if None. A flag's default is its environment variable if that is not empty."""
     parser = argparse.ArgumentParser(
         "gpusharing-agent", description="Reports the state of this node's GPUs in its GPUNode."
     )
     node = environ.get("NODE_NAME")
     parser.add_argument("--node-name", default=node, required=not node, help="this node's name ($NODE_NAME)")
-    for flag, variable, default, kind, text in _FLAGS:
+    for flag, default, kind, text in _FLAGS:
+        variable = _variable(flag)
         parser.add_argument(
             flag,
             type=kind,
@@ -163,11 +163,6 @@ def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> argpar
 async def _serve(
     options: argparse.Namespace, login: Login, settings: LoopSettings, pods: KubeletPodResources
 ) -> int:
-    """Check the credentials, serve the probes and metrics, with TLS and only to authorized readers if
-    `options.metrics_secure` is true, and run the loop until a signal; then close `pods`. Return the exit status, whose
-    cause is logged: 0 after a signal, NO_LOGIN without credentials, 1 if only a new container can read the GPUs. Raises
-    OSError if the address of the probes is in use, ssl.SSLError or AttributeError if no certificate can be made, and
-    the loop's other errors in a group."""
     try:
         await login.access()
         await login.token()
@@ -181,13 +176,11 @@ async def _serve(
     registry.register(AgentCollector(loop))
     registry.register(UsageCollector(loop))
     registry.register(MeterCollector(loop.meter))
-    protection = (
-        Protection(self_signed("gpusharing-agent"), MetricsAccess(api).decide)
+    serve = partial(ProbeServer, options.metrics_addr, loop.why_not_alive, loop.why_not_ready, registry)
+    probes = (
+        serve(tls=self_signed("gpusharing-agent"), decide=MetricsAccess(api).decide)
         if options.metrics_secure
-        else None
-    )
-    probes = ProbeServer(
-        options.metrics_addr, loop.why_not_alive, loop.why_not_ready, registry, protection=protection
+        else serve()
     )
     probes.start()
     log.info("agent started", extra={"probes": f"{options.metrics_addr[0]}:{probes.port}"})

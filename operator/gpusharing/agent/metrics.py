@@ -1,13 +1,13 @@
 """The agent's metrics for Prometheus, read from the loop at each scrape: the loop itself knows nothing of metrics."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gpusharing.agent.loop import AgentLoop
-from gpusharing.agent.observation import Observation
 from gpusharing.api.gpunode import GPU
 from gpusharing.kube.ownversion import own_version
 from gpusharing.planning.gpus.health import diagnose, is_healthy, vitals_of
@@ -16,17 +16,13 @@ PREFIX = "gpusharing_agent"
 
 
 class AgentCollector(Collector):
-    """Collects the metrics of one agent."""
+    """Collects the metrics of one agent; while the GPUs are not read, those of the last successful reading."""
 
     def __init__(self, loop: AgentLoop) -> None:
-        """Collect the metrics of the agent that `loop` runs."""
         self._loop = loop
         self._version = own_version()
 
     def collect(self) -> Iterable[Metric]:
-        """Yield every metric, as documented in docs/reference/metrics.md. Metrics of the observation are absent before
-        the first observation, and those of the GPUs before the first successful reading. While the GPUs cannot be read,
-        or are not read, the metrics show the last successful reading."""
         build = GaugeMetricFamily(
             "gpusharing_build_info",
             "1, with the version of the operator or of the agent.",
@@ -35,75 +31,63 @@ class AgentCollector(Collector):
         build.add_metric([self._version, "agent"], 1)
         yield build
         stats = self._loop.stats
-        readings = CounterMetricFamily(
-            f"{PREFIX}_readings",
-            "Attempts to read the GPUs, by outcome: ok, failed, hung.",
-            labels=["outcome"],
+        yield _counter(
+            "readings", "Attempts to read the GPUs, by outcome: ok, failed, hung.", "outcome", stats.readings
         )
-        for outcome, count in stats.readings.items():
-            readings.add_metric([outcome], count)
-        yield readings
         yield CounterMetricFamily(
             f"{PREFIX}_reading_seconds",
             "Time taken by successful readings of the GPUs.",
             value=stats.reading_seconds,
         )
-        writes = CounterMetricFamily(
-            f"{PREFIX}_writes", "Reports sent to the API server, by outcome: ok, failed.", labels=["outcome"]
-        )
-        writes.add_metric(["ok"], stats.writes)
-        writes.add_metric(["failed"], stats.failed_writes)
-        yield writes
-        faults = CounterMetricFamily(
-            f"{PREFIX}_faults",
+        writes = {"ok": stats.writes, "failed": stats.failed_writes}
+        yield _counter("writes", "Reports sent to the API server, by outcome: ok, failed.", "outcome", writes)
+        yield _counter(
+            "faults",
             "Unexpected errors, by the part of the agent: gpu, reading, pods, meter, turn. Each is a bug; what it"
             " concerns is reported as unknown.",
-            labels=["part"],
+            "part",
+            stats.faults,
         )
-        for part, count in stats.faults.items():
-            faults.add_metric([part], count)
-        yield faults
-        yield _gauge(
-            "ready",
-            "1 while the agent can answer requests from the operator.",
-            not self._loop.why_not_ready(),
-        )
-        if self._loop.observed is not None:
-            yield from _of_observation(self._loop.observed)
+        ready = not self._loop.why_not_ready()
+        yield _gauge("ready", "1 while the agent can answer requests from the operator.", ready)
+        if (observed := self._loop.observed) is not None:
+            yield _gauge(
+                "quiet", "1 while the GPU library is kept closed at the operator's request.", observed.quiet
+            )
+            yield _gauge("simulated", "1 when the GPUs are SIMULATED.", observed.simulated)
+            if observed.pods is not None and observed.allocated is not None:
+                yield _gauge(
+                    "pods",
+                    "Pods on this node that have a GPU device allocated; absent when unknown.",
+                    observed.pods,
+                )
+                yield _family(
+                    "allocated_devices",
+                    "Devices allocated to pods, by resource name; absent when unknown.",
+                    ("resource",),
+                    (((resource,), count) for resource, count in observed.allocated.items()),
+                )
         if self._loop.reading is not None:
             yield from _of_gpus(self._loop.reading.gpus)
-            yield from _of_health(self._loop.reading.gpus)
-
-
-def _of_observation(observed: Observation) -> Iterable[Metric]:
-    """Yield the metrics of the last observation. The metrics of pods and devices are absent while the kubelet does not
-    answer."""
-    yield _gauge("quiet", "1 while the GPU library is kept closed at the operator's request.", observed.quiet)
-    yield _gauge("simulated", "1 when the GPUs are SIMULATED.", observed.simulated)
-    if observed.pods is None or observed.allocated is None:
-        return
-    yield _gauge(
-        "pods", "Pods on this node that have a GPU device allocated; absent when unknown.", observed.pods
-    )
-    allocated = _family(
-        "allocated_devices", "Devices allocated to pods, by resource name; absent when unknown.", "resource"
-    )
-    for resource, count in observed.allocated.items():
-        allocated.add_metric([resource], count)
-    yield allocated
 
 
 def _of_gpus(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
-    """Yield the metrics that describe the GPUs: their names, MIG mode and instances, processes, and memory errors.
-    Profiles without an instance, and error counts that a GPU does not report, are absent."""
-    info = _family("gpu_info", "1 for each GPU.", "gpu", "uuid", "product")
-    instances = _family("gpu_mig_instances", "MIG instances that exist.", "gpu", "profile")
-    for gpu in gpus:
-        info.add_metric([str(gpu.index), gpu.uuid, gpu.product], 1)
-        for profile, count in Counter(instance.profile for instance in gpu.instances).items():
-            instances.add_metric([str(gpu.index), profile], count)
-    yield info
-    yield instances
+    yield _family(
+        "gpu_info",
+        "1 for each GPU.",
+        ("gpu", "uuid", "product"),
+        (((str(gpu.index), gpu.uuid, gpu.product), 1) for gpu in gpus),
+    )
+    yield _family(
+        "gpu_mig_instances",
+        "MIG instances that exist.",
+        ("gpu", "profile"),
+        (
+            ((str(gpu.index), profile), count)
+            for gpu in gpus
+            for profile, count in Counter(instance.profile for instance in gpu.instances).items()
+        ),
+    )
     yield _per_gpu("gpu_mig_enabled", "1 while MIG mode is on.", gpus, lambda g: g.mig_mode == "Enabled")
     yield _per_gpu("gpu_processes", "Processes that use the GPU.", gpus, lambda g: len(g.processes))
     yield _per_gpu(
@@ -118,12 +102,6 @@ def _of_gpus(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
         gpus,
         lambda g: None if g.remapped_rows is None else g.remapped_rows.failed,
     )
-
-
-def _of_health(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
-    """Yield the metrics of the GPUs' health as NVML reports it: 1 for a healthy GPU and 0 for one with a problem,
-    whether a row remapping is pending, the first critical XID, and the recovery action that the driver requests. In the
-    last three, a GPU without a value has no sample."""
     yield _per_gpu(
         "gpu_healthy",
         "1 while NVML reports no problem that makes the GPU unhealthy.",
@@ -143,36 +121,37 @@ def _of_health(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
         gpus,
         lambda g: g.xid,
     )
-    recovery = _family(
+    yield _family(
         "gpu_recovery_action",
         "1 for the recovery action that the driver requests (R565 and newer).",
-        "gpu",
-        "action",
+        ("gpu", "action"),
+        (((str(g.index), g.recovery_action), 1) for g in gpus if g.recovery_action is not None),
     )
-    for gpu in gpus:
-        if gpu.recovery_action is not None:
-            recovery.add_metric([str(gpu.index), gpu.recovery_action], 1)
-    yield recovery
 
 
 def _per_gpu(
     name: str, text: str, gpus: Iterable[GPU], value: Callable[[GPU], float | None]
 ) -> GaugeMetricFamily:
-    """Return a gauge named PREFIX_`name` with the `value` of each GPU, labeled with the GPU's index only. GPUs whose
-    value is None are absent."""
-    family = _family(name, text, "gpu")
-    for gpu in gpus:
-        number = value(gpu)
-        if number is not None:
-            family.add_metric([str(gpu.index)], float(number))
+    values = ((str(gpu.index), value(gpu)) for gpu in gpus)
+    rows = (((index,), float(number)) for index, number in values if number is not None)
+    return _family(name, text, ("gpu",), rows)
+
+
+def _family(
+    name: str, text: str, labels: Sequence[str], rows: Iterable[tuple[Sequence[str], float]]
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
+    for values, number in rows:
+        family.add_metric(values, number)
     return family
 
 
-def _family(name: str, text: str, *labels: str) -> GaugeMetricFamily:
-    """Return an empty gauge with this name, help text and labels."""
-    return GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
+def _counter(name: str, text: str, label: str, counts: Mapping[Any, float]) -> CounterMetricFamily:
+    family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=[label])
+    for key, count in counts.items():
+        family.add_metric([key], count)
+    return family
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
-    """Return a gauge without labels that has this value."""
     return GaugeMetricFamily(f"{PREFIX}_{name}", text, value=float(value))

@@ -1,44 +1,144 @@
-"""NVML as an implementation of the Library protocol. Only this module and `nvml_*.py` beside it import pynvml.
+"""Read the GPUs of this node through NVML: one adapter for pynvml, with the reading and the use of each device."""
 
-Calls and their traps: docs/design/hardware.md#nvml, nvml.h of NVML 13.3 and NVIDIA's reference for it.
-"""
-
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 import pynvml
 
 from gpusharing.agent.library import (
+    UNKNOWN_PROCESS,
     AccessLost,
+    DeviceUse,
     LibraryError,
     NotLoaded,
+    PodID,
+    ProcessUse,
     Reading,
     Replaced,
+    Use,
     bug_text,
     unreachable,
 )
-from gpusharing.agent.nvml_health import (
+from gpusharing.agent.nvml_devices import (
     REFUSED,
+    ListedProcess,
+    MigDevice,
     Xids,
     ecc_uncorrected,
     fields,
+    list_processes,
+    list_rest,
     maybe,
+    mig_devices,
+    mig_instances,
+    mig_profiles,
     recovery_action,
     remapped_rows,
     supported,
 )
-from gpusharing.agent.nvml_mig import mig_devices, mig_instances, mig_profiles
-from gpusharing.agent.nvml_processes import ProcessLists
-from gpusharing.agent.nvml_use import UseOfGPUs
 from gpusharing.agent.processes import Processes
-from gpusharing.api.gpunode import GPU, Access, ComputeMode, MigMode, Model, Virtualization
+from gpusharing.api.gpunode import GPU, Access, ComputeMode, Instance, MigMode, Model, Virtualization
 from gpusharing.planning.gpus.health import XIDS
+
+MOST_XIDS = 64
+"""XID numbers that are counted per GPU. NVIDIA's catalog has fewer than 200, and a broken GPU raises a handful."""
+
+
+class UseOfGPUs:
+    """Collects the use of the GPUs during one reading after another."""
+
+    def __init__(self, pod_of: Callable[[int], PodID | None]) -> None:
+        self._pod_of = pod_of
+        self._sampled: dict[str, int | None] = {}
+        """Time stamp of the last sample of SM shares of each GPU, by UUID, in the driver's microseconds; None if the driver does not report shares."""
+        self._xids: Counter[tuple[int, int]] = Counter()
+        self._devices: list[DeviceUse] = []
+        self._processes: list[ProcessUse] = []
+
+    def begin(self) -> None:
+        """Begin a new reading: forget the devices and processes of the last one, but not the XIDs."""
+        self._devices, self._processes = [], []
+
+    def hear(self, index: int, xid: int) -> None:
+        """Count an XID of the GPU with this index, unless it has had MOST_XIDS others."""
+        distinct = sum(gpu == index for gpu, _ in self._xids)
+        if (index, xid) in self._xids or distinct < MOST_XIDS:
+            self._xids[index, xid] += 1
+
+    def take(
+        self,
+        gpu: GPU,
+        devices: Sequence[MigDevice],
+        instances: Sequence[Instance | None],
+        lists: Sequence[Sequence[ListedProcess]],
+    ) -> None:
+        """Record the memory of a GPU's devices, and their processes, with SM shares unless MIG is on."""
+        mig = gpu.mig_mode == "Enabled"
+        complete = all(process.pid != UNKNOWN_PROCESS.pid for process in gpu.processes)
+        for (handle, uuid), instance, listed in zip(devices, instances, lists, strict=True):
+            known = [
+                (process.pid, memory) for process, memory in listed if process.pid != UNKNOWN_PROCESS.pid
+            ]
+            shares = None if mig else self._sm_shares(handle, uuid, idle=not known)
+            used, total = _memory(handle, whole=not mig)
+            self._devices.append(
+                DeviceUse(
+                    gpu.index,
+                    gpu.uuid,
+                    uuid,
+                    used,
+                    total,
+                    instance,
+                    all_listed=complete,
+                    reports_sm=shares is not None,
+                )
+            )
+            for pid, memory in known:
+                share = None if shares is None else shares.get(pid, 0)
+                self._processes.append(ProcessUse(pid, uuid, memory, share, self._pod_of(pid)))
+
+    def so_far(self) -> Use:
+        """Return everything recorded since `begin`, and the XIDs since the agent started, sorted by GPU and number."""
+        xids = tuple((gpu, xid, count) for (gpu, xid), count in sorted(self._xids.items()))
+        return Use(tuple(self._devices), tuple(self._processes), xids)
+
+    def _sm_shares(self, handle: Any, uuid: str, *, idle: bool) -> dict[int, int] | None:
+        """Return the percentage of SM time by pid, without those without activity; None if the driver does not report it.
+
+        An idle GPU is queried only the first time.
+        """
+        if idle and uuid in self._sampled:
+            return None if self._sampled[uuid] is None else {}
+        since = self._sampled.get(uuid) or 0
+        try:
+            samples = pynvml.nvmlDeviceGetProcessUtilization(handle, since)
+        except pynvml.NVMLError as error:
+            # NOT_FOUND means that no process was active; pynvml raises SUCCESS for an empty list.
+            answered = error.value in (pynvml.NVML_ERROR_NOT_FOUND, pynvml.NVML_SUCCESS)
+            self._sampled[uuid] = since if answered else None
+            return {} if answered else None
+        samples = sorted(samples, key=lambda sample: sample.timeStamp)
+        self._sampled[uuid] = max([since, *(int(sample.timeStamp) for sample in samples)])
+        return {sample.pid: sample.smUtil for sample in samples}
+
+
+def _memory(handle: Any, *, whole: bool) -> tuple[int | None, int | None]:
+    """Return the bytes in use and in total; in use without the driver's reserve if `whole`, except before R510."""
+    for version in (pynvml.nvmlMemory_v2, None) if whole else (None,):
+        with suppress(pynvml.NVMLError):
+            info = pynvml.nvmlDeviceGetMemoryInfo(handle, version)
+            return int(info.used), int(info.total)
+    return None, None
+
 
 _MOST_PROCESSES = 1024  # the limit of the CRD; fewer are enough to show that a GPU is busy
 _MIB = 1024 * 1024
 
+_MIG_MODES: dict[bool | None, MigMode] = {None: "NotSupported", False: "Disabled", True: "Enabled"}
 _COMPUTE_MODES: dict[int, ComputeMode] = {
     pynvml.NVML_COMPUTEMODE_DEFAULT: "Default",
     pynvml.NVML_COMPUTEMODE_PROHIBITED: "Prohibited",
@@ -55,8 +155,7 @@ _UNREACHABLE: dict[int, Access] = {
     pynvml.NVML_ERROR_GPU_IS_LOST: "Lost",
     pynvml.NVML_ERROR_RESET_REQUIRED: "ResetRequired",
 }
-"""Errors of one GPU that have an Access value of their own; for any other error it is Failed. The other GPUs are still
-read."""
+"""Errors of one GPU that have an Access value of their own; the others are Failed."""
 _NOT_LOADED = {
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: (
         "libnvidia-ml.so.1 is not in the agent's container; run the agent with the runtime class `nvidia`, "
@@ -76,49 +175,26 @@ _OF_THE_NODE = (*_NOT_LOADED, pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, pynvml.
 """Errors that concern all GPUs, even if a call about a single GPU returns them."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Card:
-    """The properties that are read once for all GPUs of a model."""
-
-    model: Model
-    placements_withheld: bool
-    """Whether NVML refuses to list placements; listing instances needs the same right."""
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether NVML gave every property of the card, so that the card need not be read again. MIG profiles, the way
-        to change the MIG mode and the virtualization are required only of a card with MIG."""
-        model = self.model
-        known = "Unknown" not in (model.mig_mode_change, model.virtualization)
-        mig = not model.mig_capable or (model.profiles and known)
-        rest = model.memory_mib is not None and model.compute_capability and not self.placements_withheld
-        return bool(mig and rest)
-
-
 class NVML:
     """Reads the real GPUs of this node."""
 
     simulated = False
 
     def __init__(self, processes: Processes | None = None) -> None:
-        """Begin without any known card. `processes` finds processes by pid, with procfs at /proc by default."""
         self._processes = processes or Processes()
-        self._lists = ProcessLists(self._processes)
         self._use = UseOfGPUs(self._processes.pod_of)
         self._xids: dict[int, int] = {}
-        """First critical XID of each GPU, by index. NVML does not remember any; only the driver's recovery action
-        lasts."""
-        self._cards: dict[str, _Card] = {}
-        """The models whose properties are all known. They do not change: once another driver is loaded, NVML opens
-        only in a new process (docs/design/hardware.md#nvml)."""
+        """First critical XID of each GPU, by index: NVML remembers none, and only the driver's recovery action lasts."""
+        self._cards: dict[str, tuple[Model, bool]] = {}
+        """The models whose properties are all known, with whether NVML withholds their placements. They do not change: once another driver is loaded, NVML opens only in a new process (docs/design/hardware.md#nvml)."""
         self._products: dict[str, str] = {}
         """Product name of each GPU in the last reading, by UUID. It does not change either."""
 
     def read(self) -> Reading:
-        """Open NVML, read everything about the GPUs, and close NVML again even after an error. A GPU that cannot be
-        read is reported as unreachable. Raises LibraryError if NVML cannot be opened or closed, for an error that
-        concerns the whole node, and if the agent lacks access to all GPUs. If reading and closing both fail, the error
-        is that of closing."""
+        """Open NVML, read everything, and close it even after an error. A GPU that cannot be read is reported as unreachable.
+
+        Raises LibraryError for what concerns the whole node, and if the agent lacks access to all GPUs.
+        """
         try:
             pynvml.nvmlInit()
             try:
@@ -129,99 +205,85 @@ class NVML:
             raise _library_error(error) from error
 
     def _read(self) -> Reading:
-        """Read all GPUs, and remember the complete cards, the products and the first critical XID of each GPU. A GPU
-        that fails is reported as unreachable and does not stop the others. The driver's version is empty if NVML does
-        not report it. Raises NVMLError if it concerns the whole node, or if all GPUs fail because the agent lacks
-        access; cards and products are not updated then."""
         cards = dict(self._cards)
+        gpus: list[GPU] = []
+        errors: list[Any] = []
+        bugs: list[Exception] = []
         self._processes.begin()
         self._use.begin()
         with Xids() as listening:
-            gpus, errors, bugs = self._gpus(cards, listening)
+            for index in range(pynvml.nvmlDeviceGetCount()):
+                try:
+                    gpus.append(self._gpu(index, cards, listening))
+                except pynvml.NVMLError as error:
+                    if error.value in _OF_THE_NODE:
+                        raise
+                    errors.append(error)
+                    access = _UNREACHABLE.get(error.value, "Failed")
+                    gpus.append(unreachable(index, access, str(error) if access == "Failed" else ""))
+                except Exception as bug:  # noqa: BLE001 -- a mistake about one GPU must not hide the others
+                    bugs.append(bug)
+                    gpus.append(unreachable(index, "Failed", bug_text(bug)))
             for index, xid in listening.heard():
                 self._use.hear(index, xid)
                 if xid in XIDS:
                     self._xids.setdefault(index, xid)
         if gpus and len(errors) == len(gpus):
-            _refuse_without_access(errors)
-        self._cards = {product: card for product, card in cards.items() if card.is_complete}
+            (code, *others) = {error.value for error in errors}
+            if not others and (code == REFUSED or (code in _NO_ACCESS and len(errors) > 1)):
+                raise errors[0]
+        self._cards = {product: card for product, card in cards.items() if _is_complete(*card)}
         self._products = {gpu.uuid: gpu.product for gpu in gpus if gpu.product}
         xids = self._xids
         observed = tuple(replace(gpu, xid=xids[gpu.index]) if gpu.index in xids else gpu for gpu in gpus)
         present = dict.fromkeys(gpu.product for gpu in gpus if gpu.product)
-        models = tuple(cards[product].model for product in present)
+        models = tuple(cards[product][0] for product in present)
         version = maybe("", pynvml.nvmlSystemGetDriverVersion)
         return Reading(version, models, observed, self._use.so_far(), tuple(bugs))
 
-    def _gpus(self, cards: dict[str, _Card], xids: "Xids") -> tuple[list[GPU], list[Any], list[Exception]]:
-        """Return all GPUs, and NVML's errors and the unexpected errors of the GPUs that cannot be read; these GPUs are
-        included as unreachable. Adds new models to `cards` and listens with `xids`. Raises an error that concerns the
-        whole node."""
-        gpus: list[GPU] = []
-        errors: list[Any] = []
-        bugs: list[Exception] = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            try:
-                gpus.append(self._gpu_at(index, cards, xids))
-            except pynvml.NVMLError as error:
-                if error.value in _OF_THE_NODE:
-                    raise
-                errors.append(error)
-                access = _UNREACHABLE.get(error.value, "Failed")
-                gpus.append(unreachable(index, access, str(error) if access == "Failed" else ""))
-            except Exception as bug:  # noqa: BLE001 -- a mistake of ours about one GPU must not hide the others
-                bugs.append(bug)
-                gpus.append(unreachable(index, "Failed", bug_text(bug)))
-        return gpus, errors, bugs
-
-    def _gpu_at(self, index: int, cards: dict[str, _Card], xids: "Xids") -> GPU:
-        """Read the GPU at `index`, and subscribe `xids` to its errors. Adds its model to `cards` if it is not there
-        yet, and reads the model again if the GPU can do MIG but the model has no MIG profiles. Errors of NVML are
-        raised."""
+    def _gpu(self, index: int, cards: dict[str, tuple[Model, bool]], xids: Xids) -> GPU:
+        """Read one GPU, and its model into `cards` if it is new. Errors of NVML are raised."""
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         xids.listen(index, handle)
         uuid: str = pynvml.nvmlDeviceGetUUID(handle)
         product = self._products.get(uuid) or pynvml.nvmlDeviceGetName(handle)
-        known, modes = cards.get(product), _mig_mode(handle)
-        capable = modes[0] != "NotSupported"
+        # The modes now and after the next reset (docs/design/hardware.md#nvml-mode). Everything depends on them, so a
+        # refusal is an error of the GPU.
+        modes = supported((None, None), pynvml.nvmlDeviceGetMigMode, handle)
+        current, pending = (_MIG_MODES[None if mode is None else bool(mode)] for mode in modes)
+        capable = current != "NotSupported"
         # Some drivers list no profiles while MIG is off, or deny for a moment that a card has MIG. Another GPU of this
         # model, or the next reading, may show them.
-        if known is None or (capable and not known.model.profiles):
+        if product not in cards or (capable and not cards[product][0].profiles):
             cards[product] = _card(handle, product, mig_capable=capable)
-        return self._gpu(handle, index, uuid, cards[product], modes)
-
-    def _gpu(self, handle: Any, index: int, uuid: str, card: _Card, modes: tuple[MigMode, MigMode]) -> GPU:
-        """Read the properties of a GPU that change, such as its MIG instances and its processes (at most
-        _MOST_PROCESSES), and add the devices and their processes to the record of the GPUs' use. `modes` are its
-        current and its pending MIG mode. Errors of NVML are raised."""
-        current, pending = modes
+        model, placements_withheld = cards[product]
         on = current == "Enabled"
         devices = tuple(mig_devices(handle)) if on else ((handle, uuid),)
-        mig = mig_instances(handle, card.model.profiles, devices) if on else None
-        lists = [self._lists.of(device, name if mig else "") for device, name in devices]
-        beside = self._lists.beside(handle, lists, hidden=mig.hidden) if mig else []
-        listed = [*beside, *chain.from_iterable(lists)]
+        mig = mig_instances(handle, model.profiles, devices) if on else None
+        lists = [list_processes(self._processes, device, name if mig else "") for device, name in devices]
+        listed = list(chain.from_iterable(lists))
+        if mig:
+            listed = list_rest(self._processes, handle, listed, hidden=mig.hidden) + listed
         gpu = GPU(
             index=index,
             uuid=uuid,
-            product=card.model.product,
+            product=model.product,
             mig_mode=current,
             mig_mode_pending=pending,
             compute_mode=_compute_mode(handle),
             instances=mig.instances if mig else (),
-            processes=tuple(each.process for each in listed[:_MOST_PROCESSES]),
+            processes=tuple(process for process, _ in listed[:_MOST_PROCESSES]),
             ecc_uncorrected=ecc_uncorrected(handle),
             remapped_rows=remapped_rows(handle),
             recovery_action=recovery_action(handle),
-            instances_withheld=card.placements_withheld or (mig is not None and mig.withheld),
+            # Listing instances needs the same right as listing placements.
+            instances_withheld=placements_withheld or (mig is not None and mig.withheld),
         )
         self._use.take(gpu, devices, mig.devices if mig else (None,), lists)
         return gpu
 
 
 def _library_error(error: Any) -> LibraryError:
-    """Return the LibraryError for an NVML error that concerns the whole node, with a message about what to do:
-    NotLoaded, Replaced or AccessLost for the errors with that meaning, else a plain LibraryError."""
     if error.value in _NOT_LOADED:
         return NotLoaded(_NOT_LOADED[error.value])
     if error.value == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
@@ -234,29 +296,7 @@ def _library_error(error: Any) -> LibraryError:
     return LibraryError(f"NVML: {error}; see `dmesg | grep -i nvrm` on the node")
 
 
-def _refuse_without_access(errors: Sequence[Any]) -> None:
-    """Raise the first of `errors` if the container lacks access to the GPUs: all errors have the same code, and it is
-    a refusal or, with several GPUs, NVML's unknown error. Otherwise return. `errors` has one error for each GPU of
-    the node, and must not be empty."""
-    (code, *others) = {error.value for error in errors}
-    if not others and (code == REFUSED or (code in _NO_ACCESS and len(errors) > 1)):
-        raise errors[0]
-
-
-def _mig_mode(handle: Any) -> tuple[MigMode, MigMode]:
-    """Return the current MIG mode and the mode after the next reset (docs/design/hardware.md#nvml-mode), or
-    NotSupported for both if the GPU or its driver does not support MIG. Everything depends on the mode, so a refusal is
-    raised as an error of the GPU."""
-    modes = supported(None, pynvml.nvmlDeviceGetMigMode, handle)
-    if modes is None:
-        return "NotSupported", "NotSupported"
-    current, pending = modes
-    return ("Enabled" if current else "Disabled"), ("Enabled" if pending else "Disabled")
-
-
 def _compute_mode(handle: Any) -> ComputeMode:
-    """Return the compute mode of a GPU, or NotSupported. Unknown if NVML refuses to report it to the agent, or reports
-    a mode that is not known here. Other errors are raised."""
     try:
         mode = supported(None, pynvml.nvmlDeviceGetComputeMode, handle)
     except pynvml.NVMLError as error:
@@ -266,11 +306,7 @@ def _compute_mode(handle: Any) -> ComputeMode:
     return "NotSupported" if mode is None else _COMPUTE_MODES.get(mode, "Unknown")
 
 
-def _card(handle: Any, product: str, *, mig_capable: bool) -> _Card:
-    """Read the properties of the card model `product` from one GPU. `mig_capable` says whether NVML reports a MIG mode
-    for it; if not, it has no profiles, and `mig_mode_change` is Unknown. Else that is Live if NVML says that the mode
-    changes without a reset, or Reset if not. A property that NVML does not report, or not to the agent, becomes None,
-    empty or Unknown. Other errors are raised."""
+def _card(handle: Any, product: str, *, mig_capable: bool) -> tuple[Model, bool]:
     # On a GPU with MIG on, only a container with rights can read the memory (docs/design/hardware.md#device-memory).
     memory = maybe(None, pynvml.nvmlDeviceGetMemoryInfo, handle)
     capability = maybe((), pynvml.nvmlDeviceGetCudaComputeCapability, handle)
@@ -286,4 +322,12 @@ def _card(handle: Any, product: str, *, mig_capable: bool) -> _Card:
         profiles=profiles,
         virtualization=_VIRTUALIZATION.get(virtualized, "Unknown"),
     )
-    return _Card(model, withheld)
+    return model, withheld
+
+
+def _is_complete(model: Model, placements_withheld: bool) -> bool:
+    """Whether NVML gave every property of a model, so that it need not be read again."""
+    known = "Unknown" not in (model.mig_mode_change, model.virtualization)
+    if placements_withheld or model.memory_mib is None or not model.compute_capability:
+        return False
+    return not model.mig_capable or bool(model.profiles and known)

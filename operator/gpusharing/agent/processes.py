@@ -1,21 +1,42 @@
-"""The processes that NVML lists, as procfs shows them. What is unknown counts as busy, never as idle.
-
-The name that NVML reports is the first word of the command line, which every process may choose. It is only shown to
-people. Whether a process is one of NVIDIA's MPS daemons, which an idle GPU may have, is decided only by its executable
-and its parent. Without the right to read an executable (CAP_SYS_PTRACE), `comm` is used instead, which the kernel
-takes from the executable and cuts to 15 bytes (proc(5)).
-"""
+"""Which pod a process on a GPU belongs to, from /proc and the names of the pods of this node."""
 
 import os
 import re
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from gpusharing.agent.library import UNKNOWN_PROCESS, PodID
-from gpusharing.agent.podnames import PodNames
 from gpusharing.api.gpunode import Process
 from gpusharing.planning.vocabulary.values import value
+
+PAUSE = 5.0
+"""Seconds between two listings of the folders, because one reading may look up many UIDs that have no folder."""
+
+
+class PodNames:
+    """Finds the pods of this node by UID, in the kubelet's podLogsDir; with None, no name is ever found."""
+
+    def __init__(self, logs: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._logs = logs
+        self._clock = clock
+        self._known: dict[str, PodID] = {}
+        self._listed_at = -PAUSE
+
+    def of(self, uid: str) -> PodID:
+        """Return the pod with this UID, without a name if no folder shows it."""
+        if uid not in self._known and self._clock() - self._listed_at >= PAUSE:
+            folders: list[str] = []
+            with suppress(OSError):
+                folders = [] if self._logs is None else os.listdir(self._logs)
+            # Kubernetes names are ASCII. A name that is not even UTF-8 comes with surrogates, which no label can hold.
+            parts = (folder.split("_") for folder in folders if folder.isascii())
+            self._known = {part[2]: PodID(part[2], part[0], part[1]) for part in parts if len(part) == 3}
+            self._listed_at = self._clock()
+        return self._known.get(uid) or PodID(uid)
+
 
 MPS_SERVER, MPS_CONTROL = "nvidia-cuda-mps-server", "nvidia-cuda-mps-control"
 _COMM = 15  # TASK_COMM_LEN without the terminating null
@@ -23,47 +44,35 @@ _CUT = "…"
 _DAEMONS = (MPS_SERVER, MPS_CONTROL)
 _PROGRAMS = {*_DAEMONS, *(daemon[:_COMM] + _CUT for daemon in _DAEMONS)}
 _PARENT, _START_TIME = 1, 19  # fields 4 and 22 of `stat` (proc(5)), after the name
-_MOST = 1 << 16
-"""The most bytes that are read of a file of procfs: the path of a cgroup has at most 4096, on each of a dozen
-hierarchies."""
-_MOST_OPEN = 256
-"""The most files that stay open. The `stat` of any further process is opened at each reading."""
+_MOST = 1 << 16  # bytes of a file; a cgroup's path has at most 4096, on each of a dozen hierarchies
+_MOST_OPEN = 256  # files that stay open; the `stat` of any further process is opened at each reading
 _GONE = " (deleted)"
 _POD = re.compile(r"[/-]pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})(?=[./\n]|$)")
-"""The kubelet's cgroup of a pod: `/pod<uid>`, or `-pod<uid>.slice` with `_` for `-` under systemd (kubernetes
-v1.36.3 pkg/kubelet/cm/cgroup_manager_linux.go). A static pod's uid is a plain MD5."""
+"""The kubelet's cgroup of a pod: `/pod<uid>`, or `-pod<uid>.slice` with `_` for `-` under systemd (kubernetes v1.36.3 pkg/kubelet/cm/cgroup_manager_linux.go). A static pod's uid is a plain MD5."""
 
 
 @value
 class _Known:
-    """The properties of a process that procfs showed when it was last read in full."""
+    """What procfs showed of a process when it was last read in full."""
 
     stat: tuple[bytes, ...]
     """Process id with `comm`, parent, and start in clock ticks since the boot; empty if procfs does not show them."""
     program: str
-    """Name of the executable, as `_program` returns it."""
     pod: str | None
-    """UID of the pod that the process is in, or None."""
+    """UID of its pod."""
     reported_name: str = ""
-    """The name that NVML reported, without path and arguments; empty if it reported none."""
+    """The name that NVML reported, without path and arguments."""
 
 
 class Processes:
-    """Finds processes by the process id that NVML reports. Ids must mean the same to NVML and procfs, so the agent's
-    pod needs hostPID.
+    """Finds processes by the process id that NVML reports, which must mean the same to procfs: the agent's pod needs hostPID.
 
-    For an unchanged process only `stat` is read again, from a file that stays open, and NVML is not queried again for a
-    name that is only displayed. Another program in its place (execve) has another `comm`. A process in no pod may still
-    be moved into one, so its cgroup is read each time. A possible MPS daemon matters to drains, so `of` reads its
-    program and its parent each time.
+    For an unchanged process only `stat` is read again, from a file that stays open, and NVML is not queried again for a name that is only displayed. Another program in its place (execve) has another `comm`. A process in no pod may still be moved into one, so its cgroup is read each time. A possible MPS daemon matters to drains, so `of` reads its program and its parent each time.
     """
 
     def __init__(
         self, proc: Path = Path("/proc"), own_pid: int | None = None, names: PodNames | None = None
     ) -> None:
-        """`proc` is where procfs is mounted. `own_pid` is this process's own id in its PID namespace, by default
-        os.getpid(); if it is 1, no process id can be trusted (`blind`). `names` finds the names of pods; without it
-        pods are known only by their UIDs."""
         self._proc = str(proc)
         self._names = names or PodNames(None)
         self._seen: dict[int, _Known] = {}
@@ -71,7 +80,7 @@ class Processes:
         self._open: dict[int, int] = {}
         """File descriptor of the open `stat` of each process, by its id."""
         self.blind = (os.getpid() if own_pid is None else own_pid) == 1
-        """Whether the agent is alone in the PID namespace of its container: the driver then lists no other process."""
+        """Whether the agent is alone in its PID namespace: the driver then lists no other process, and no id can be trusted."""
 
     def begin(self) -> None:
         """Begin a new reading: forget the processes that were not in the last one, and close their files."""
@@ -80,28 +89,21 @@ class Processes:
             os.close(self._open.pop(pid))
 
     def __del__(self) -> None:
-        """Close the files: descriptors are plain numbers, which nothing else closes."""
         for file in self._open.values():
             os.close(file)
 
     def of(self, pid: int, device: str = "", ask: Callable[[int], str] = lambda pid: "") -> Process:
-        """Return the process as its id, its name (`_name`, empty if unknown) and `device`. If the id is not positive,
-        or no id can be trusted (`blind`), return UNKNOWN_PROCESS with `device`. `ask` returns the name that NVML
-        reports for a process id; it is called each time until it has returned a name for this process."""
+        """Return the process, or UNKNOWN_PROCESS if no id can be trusted. `ask` returns the name that NVML reports."""
         if pid <= 0 or self.blind:
             return Process(UNKNOWN_PROCESS.pid, UNKNOWN_PROCESS.name, device)
         return Process(pid, self._name(pid, ask), device)
 
     def pod_of(self, pid: int) -> PodID | None:
-        """Return the pod whose cgroup a process is in. The process is examined now unless this reading has already
-        examined it. None if the process is in no pod, has ended, or its cgroup cannot be read."""
+        """Return the pod whose cgroup a process is in; None if it is in no pod, has ended, or the cgroup cannot be read."""
         uid = (self._seen.get(pid) or self._examine(pid)).pod
         return None if uid is None else self._names.of(uid)
 
     def _examine(self, pid: int) -> _Known:
-        """Return what is known about a process now, and remember it. A process that is new, or whose `stat` differs or
-        cannot be read, is read in full; what cannot be read is empty or None. If a process was in no pod so far, only
-        its cgroup is read again. Never raises OSError."""
         head, _, tail = self._stat(pid).rpartition(b")")
         fields = tail.split(None, _START_TIME + 1)
         stat = (head, fields[_PARENT], fields[_START_TIME]) if len(fields) > _START_TIME else ()
@@ -114,35 +116,27 @@ class Processes:
         return known
 
     def _name(self, pid: int, ask: Callable[[int], str]) -> str:
-        """Return the name of a process without path and arguments. An MPS daemon whose executable can be read has its
-        own name, but an MPS server only if the MPS control daemon is its parent. Any other process has the name that
-        NVML reports, else that of its executable, else an empty one. If that is a daemon's name, program and parent
-        follow in parentheses."""
         known = self._examine(pid)
         if not known.reported_name and (reported := _first_word(ask(pid))):
             self._seen[pid] = known = replace(known, reported_name=reported)
         reported, program = known.reported_name, known.program
         if reported not in _DAEMONS and program not in _PROGRAMS:
             return reported or program
-        program, parent = self._program(pid), self._program(self._parent(pid))
+        program = self._program(pid)
+        # The name in parentheses may contain anything, so only what follows the last parenthesis is parsed.
+        after = self._read(pid, "stat").rpartition(b")")[2].split()
+        parent_pid = int(after[_PARENT]) if len(after) > _PARENT and after[_PARENT].isdigit() else 0
+        parent = self._program(parent_pid)
         named = reported or program
-        daemon = next((name for name in _DAEMONS if self._is(program, name, named)), "")
-        if daemon == MPS_CONTROL or (daemon and self._is(parent, MPS_CONTROL, MPS_CONTROL)):
+        daemon = next((name for name in _DAEMONS if _is(program, name, named)), "")
+        if daemon == MPS_CONTROL or (daemon and _is(parent, MPS_CONTROL, MPS_CONTROL)):
             return daemon
         if named not in _DAEMONS:
             return named
         return f"{named} (program {program or 'unknown'}, started by {parent or 'an unknown process'})"
 
-    @staticmethod
-    def _is(program: str, daemon: str, named: str) -> bool:
-        """Whether `program` is this daemon. The names of both daemons are the same once cut to 15 bytes; then `named`,
-        the name that the process has given itself, decides."""
-        return program == daemon or (program == daemon[:_COMM] + _CUT and named == daemon)
-
     def _program(self, pid: int) -> str:
-        """Return the name of a process's executable. If that cannot be read, return `comm` instead, followed by _CUT
-        if it may have been cut; empty if that cannot be read either. Bytes that are not UTF-8 become U+FFFD, because
-        JSON cannot carry them."""
+        """Return the name of the executable, or else `comm`, followed by _CUT if it may have been cut."""
         try:
             path = os.readlink(f"{self._proc}/{pid}/exe")
         except OSError:
@@ -150,60 +144,45 @@ class Processes:
             return name + _CUT if len(name) >= _COMM else name
         return PurePosixPath(os.fsencode(path).decode(errors="replace").removesuffix(_GONE)).name
 
-    def _parent(self, pid: int) -> int:
-        """Return the process id of the parent, or 0 if unknown. The second field of `stat` is a name in parentheses
-        that may contain anything, so only what follows the last parenthesis is parsed."""
-        after = self._read(pid, "stat").rpartition(b")")[2].split()
-        return int(after[_PARENT]) if len(after) > _PARENT and after[_PARENT].isdigit() else 0
-
     def _pod(self, pid: int) -> str | None:
-        """Return the UID of the pod that the cgroup of a process names, or None if it names none or cannot be read."""
         match = _POD.search(self._read(pid, "cgroup").decode(errors="replace"))
         return match[1].replace("_", "-") if match else None
 
     def _stat(self, pid: int) -> bytes:
-        """Return the content of the process's `stat`; empty if the process does not exist or `stat` cannot be read.
-        The file stays open for later readings, up to _MOST_OPEN files. If the
-        process of an open file has ended, the file of a new process with the same id is opened and read in the same
-        call; only the start time in `stat` distinguishes the two."""
+        # If the process of an open file has ended, a new process may have the same id.
         if (known := self._open.get(pid)) is not None:
             if stat := _contents(known):
                 return stat
             os.close(self._open.pop(pid))
-        try:
-            file = os.open(f"{self._proc}/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return b""
-        stat = _contents(file)
-        if stat and len(self._open) < _MOST_OPEN:
-            self._open[pid] = file
-        else:
-            os.close(file)
-        return stat
+        return self._read(pid, "stat", keep=len(self._open) < _MOST_OPEN)
 
-    def _read(self, pid: int, name: str) -> bytes:
-        """Return the content of /proc/<pid>/<name>; empty if it cannot be read."""
+    def _read(self, pid: int, name: str, *, keep: bool = False) -> bytes:
+        """Return the content of a file of procfs, empty if it cannot be read; with `keep` it stays open as that of `stat`."""
         try:
             file = os.open(f"{self._proc}/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return b""
-        try:
-            return _contents(file)
-        finally:
+        content = _contents(file)
+        if content and keep:
+            self._open[pid] = file
+        else:
             os.close(file)
+        return content
 
 
 def _contents(file: int) -> bytes:
-    """Return the content of an open file of procfs; empty if it cannot be read, for example because its process has
-    ended (ESRCH)."""
     try:
         return os.pread(file, _MOST, 0)
     except OSError:
-        return b""
+        return b""  # for example because the process has ended (ESRCH)
+
+
+def _is(program: str, daemon: str, named: str) -> bool:
+    # Cut to 15 bytes, both daemons have the same name; then the name that the process has given itself decides.
+    return program == daemon or (program == daemon[:_COMM] + _CUT and named == daemon)
 
 
 def _first_word(reported: str) -> str:
-    """Return the name of the program in a command line, without its path. Empty if there is none, and if the line
-    begins with a bracket, as NVML's [Not Found] does, which it reports in a foreign PID namespace."""
+    # NVML reports [Not Found] in a foreign PID namespace.
     words = reported.split(maxsplit=1)
     return PurePosixPath(words[0]).name if words and not words[0].startswith("[") else ""

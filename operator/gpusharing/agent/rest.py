@@ -1,9 +1,6 @@
-"""A KubeClient that uses only the standard library: aiohttp would need a quarter of the agent's memory
-(docs/adr/0014).
+"""A KubeClient that uses only the standard library: aiohttp would need a quarter of the agent's memory (docs/adr/0014).
 
-Only the transport is the agent's own; requests, the meaning of answers and credentials come from `gpusharing.kube`.
-The agent makes one list and one watch every few minutes, and a patch when something changed, so every call has its own
-connection and its own daemon thread.
+Only the transport is the agent's own; requests, the meaning of answers and credentials come from `gpusharing.kube`. The agent makes one list and one watch every few minutes, and a patch when something changed, so every call has its own connection and its own daemon thread.
 """
 
 import asyncio
@@ -38,31 +35,55 @@ class RestClient(KubeClient):
     """Calls the API server with the standard library. Errors are those of `kube/errors.py`."""
 
     def __init__(self, login: Login) -> None:
-        """Send requests with the credentials of `login`."""
         self._login = login
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """Send the request of a watch, with the duration that `lasting` adds, and yield its events until it ends. Then
-        raise the error that ended it, if any; a silence of INACTIVITY seconds ends it with Unavailable. Unauthorized is
-        raised after a 401, once the credentials have been renewed for the next watch, and at once if there are no
-        credentials."""
-        stream = _Stream(await self._prepared(lasting(request)))
-        stream.start()
+        """Yield the events of a watch until it ends, and raise the error that ended it; a silence of INACTIVITY seconds is Unavailable.
+
+        Unauthorized is raised after a 401, once the credentials have been renewed for the next watch.
+        """
+        exchange = await self._prepared(lasting(request))
+        loop = asyncio.get_running_loop()
+        lines: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()
+
+        def hand_over(item: bytes | BaseException | None) -> None:
+            try:
+                loop.call_soon_threadsafe(lines.put_nowait, item)
+            except RuntimeError:
+                exchange.unwanted = True  # the event loop is closed
+
+        def read() -> None:
+            end: BaseException | None = None
+            try:
+                response = exchange.send_off(INACTIVITY)
+                try:
+                    while not exchange.unwanted and (line := response.readline()):
+                        if line.strip():
+                            hand_over(line)
+                finally:
+                    exchange.close()
+            except (OSError, HTTPException, ValueError) as error:
+                end = exchange.failure(error)
+            except BaseException as error:  # noqa: BLE001 - raised to whoever awaits the watch
+                end = error
+            hand_over(end)
+
+        in_daemon_thread(read, "kube-watch")
         try:
-            while (line := await stream.lines.get()) is not None:
+            while isinstance(line := await lines.get(), bytes):
                 yield event_of(request, line)
         finally:
-            stream.stop()
-        if isinstance(stream.error, Unauthorized):
+            exchange.shut()
+        if isinstance(line, Unauthorized):
             await self._login.renew()
-        if stream.error is not None:
-            raise stream.error
+        if line is not None:
+            raise line
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Send a request and return the object that the server answers with. After a 401 the credentials are renewed
-        and the request is sent once more; a second 401 is raised as Unauthorized. An error of the network, an answer
-        that is not a JSON object, or no answer within TOTAL_TIMEOUT of an attempt is raised as Unavailable, and other
-        refusals as their KubeErrors. Unauthorized is raised at once if there are no credentials."""
+        """Send a request and return the answer. After a 401 the credentials are renewed and it is sent once more.
+
+        No answer within TOTAL_TIMEOUT of an attempt is Unavailable.
+        """
         for last in (False, True):
             exchange = await self._prepared(request)
             if request.verb not in ("get", "list"):
@@ -82,9 +103,6 @@ class RestClient(KubeClient):
         raise AssertionError("the second call returns or raises")
 
     async def _prepared(self, request: ApiRequest) -> "_Exchange":
-        """Return the exchange for a request, with the current credentials. Raises Unauthorized if there are none, or
-        if the kubeconfig or the environment names a proxy for the server, which this client does not support, and
-        Unavailable if the server's URL is not valid."""
         access = await self._login.access()
         if access.proxy:
             raise Unauthorized(
@@ -98,68 +116,13 @@ class RestClient(KubeClient):
             raise Unavailable(f"cannot {request.what} at {access.server}: {error}") from error
 
 
-class _Stream:
-    """The lines of one watch, read in a thread and passed to the event loop through `lines`. None is always the last
-    entry, whatever ended the thread."""
-
-    def __init__(self, exchange: "_Exchange") -> None:
-        """Read from `exchange` once `start` is called. Must be created in the event loop."""
-        self.lines: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self.error: BaseException | None = None
-        """The exception that ended the watch, or None. A bug of ours is stored here too, and raised to the caller that
-        awaits the watch."""
-        self._loop = asyncio.get_running_loop()
-        self._exchange = exchange
-        self._stopped = False
-
-    def start(self) -> None:
-        """Start the thread that reads the lines."""
-        in_daemon_thread(self._read, "kube-watch")
-
-    def stop(self) -> None:
-        """Make the thread return, even if it is waiting for data."""
-        self._stopped = True
-        self._exchange.shut()
-
-    def _read(self) -> None:
-        """Read lines in the thread until the watch ends, is stopped or fails, and close the connection. An error of
-        the network is stored in `error` as Unavailable, any other one unchanged; none is raised. Always puts None
-        into the queue at the end."""
-        try:
-            response = self._exchange.send_off(INACTIVITY)
-            try:
-                while not self._stopped and (line := response.readline()):
-                    if line.strip():
-                        self._hand_over(line)
-            finally:
-                self._exchange.close()
-        except (OSError, HTTPException, ValueError) as error:
-            self.error = self._exchange.failure(error)
-        except BaseException as error:  # noqa: BLE001 - raised to whoever awaits the watch
-            self.error = error
-        finally:
-            self._hand_over(None)
-
-    def _hand_over(self, line: bytes | None) -> None:
-        """Put a line, or None for the end, into the event loop's queue. If the event loop is closed, stop the stream
-        instead."""
-        try:
-            self._loop.call_soon_threadsafe(self.lines.put_nowait, line)
-        except RuntimeError:
-            self._stopped = True  # the event loop is closed
-
-
 class _Exchange(HTTPSConnection):
-    """One request and its own connection, to a server whose certificate may name something other than the server's
-    address (tls-server-name of a kubeconfig). `send_off` and `answer` run in a thread."""
+    """One request and its own connection, to a server whose certificate may name something other than the server's address (tls-server-name of a kubeconfig)."""
 
     unwanted = False
     """Whether the caller has given up. A write that is sent after that could undo a newer one."""
 
     def __init__(self, api_request: ApiRequest, access: Access, token: str | None) -> None:
-        """Prepare to send `api_request` with the Authorization header `token`, if any. No connection is opened yet. A
-        server's URL without a port means 443 with TLS, else 80. Raises ValueError or HTTPException if the URL is not
-        valid."""
         server = urlsplit(access.server)
         port = server.port or (443 if access.tls is not None else 80)
         super().__init__(server.hostname or "", port, timeout=CALL_TIMEOUT, context=access.tls)
@@ -167,8 +130,6 @@ class _Exchange(HTTPSConnection):
         self.api_request, self._access, self._token = api_request, access, token
 
     def connect(self) -> None:
-        """Connect by TCP, then by TLS with the server's name if the server uses TLS. Raises ConnectionAbortedError if
-        the caller has given up in the meantime, and OSError if the connection fails."""
         HTTPConnection.connect(self)
         tls, name = self._access.tls, self._access.tls_server_name or self.host
         if tls is not None:
@@ -180,9 +141,7 @@ class _Exchange(HTTPSConnection):
             self.sock.do_handshake()
 
     def send_off(self, timeout: float) -> HTTPResponse:
-        """Connect, send the request, and return the response without having read its body. Each read of it may take
-        `timeout` seconds, and the caller closes the connection. Raises a KubeError for a status of 300 or above,
-        and OSError, HTTPException or ValueError if the exchange fails; then the connection is closed."""
+        """Connect, send the request, and return the response without having read its body; the caller closes the connection."""
         api_request = self.api_request
         data, headers = content(api_request)
         headers |= {"Accept": JSON_TYPE, "User-Agent": "gpusharing-agent"}
@@ -203,8 +162,6 @@ class _Exchange(HTTPSConnection):
         return response
 
     def answer(self) -> bytes:
-        """Connect, send the request, return the body of the answer, and close the connection. Raises a KubeError for a
-        status of 300 or above, and OSError, HTTPException or ValueError if the exchange fails."""
         response = self.send_off(CALL_TIMEOUT)
         try:
             return response.read()
@@ -212,8 +169,7 @@ class _Exchange(HTTPSConnection):
             self.close()
 
     def shut(self) -> None:
-        """Make the thread that uses the connection return. If the connection has no socket yet, the thread returns as
-        soon as there is one."""
+        """Make the thread that uses the connection return, also if it has no socket yet."""
         self.unwanted = True
         if (sock := self.sock) is not None:
             # SSLSocket.shutdown would take the TLS state away from the thread that reads, so the plain socket's is
@@ -222,7 +178,5 @@ class _Exchange(HTTPSConnection):
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def failure(self, error: Exception) -> KubeError:
-        """Return an Unavailable for an error of the network, or for an answer that is not HTTP. Its message names the
-        request and the server."""
         reason = str(error) or type(error).__name__
         return Unavailable(f"cannot {self.api_request.what} at {self._access.server}: {reason}")

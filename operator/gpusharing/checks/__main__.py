@@ -23,10 +23,10 @@ WORKS, BROKEN, NO_ANSWER = 0, 1, 2
 
 
 def place_of(environment: Mapping[str, str]) -> Place:
-    """Return the namespaces and names of the release, read from the environment. Variables that are empty or not set
-    have the chart's defaults. There is one exception: if GPUSHARING_AGENT_NAMESPACE is set but empty, the agent's
-    namespace is the one in GPUSHARING_NAMESPACE, unless that is empty too. A switch is on only if its variable is
-    `true`; an empty one has its default as well."""
+    """Return the namespaces and names of the release; variables that are empty or not set have the chart's defaults.
+
+    But an empty GPUSHARING_AGENT_NAMESPACE stands for the operator's own namespace.
+    """
     read = [item for item in fields(Place) if isinstance(item.default, str | bool)]
     known = {item.name: environment.get(f"{PREFIX}{item.name.upper()}", "") for item in read}
     if not known["agent_namespace"] and known["namespace"] and f"{PREFIX}AGENT_NAMESPACE" in environment:
@@ -39,9 +39,7 @@ def place_of(environment: Mapping[str, str]) -> Place:
 
 
 async def check(environment: Mapping[str, str]) -> int:
-    """Check the installation, print the result, and return the exit status: BROKEN if any finding is an error, else
-    WORKS. If the API server does not answer or does not accept our credentials, print one line to standard error that
-    says why, and return NO_ANSWER. Resources that cannot be read for another reason are named in the result."""
+    """Check the installation, print the result, and return the exit status."""
     login = environment_login(environment)
     try:
         async with HttpClient(login, name="gpusharing-checks") as client:
@@ -55,7 +53,6 @@ async def check(environment: Mapping[str, str]) -> int:
 
 
 def main() -> None:
-    """Run the check with the environment of the process, and exit with its status."""
     sys.exit(asyncio.run(check(os.environ)))
 
 

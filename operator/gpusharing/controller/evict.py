@@ -1,10 +1,6 @@
-"""Send evictions and forced deletions, and remember what the API server answered (docs/design/drain.md, rows E and
-T4). No pod is evicted twice.
+"""Send evictions and forced deletions, and remember what the API server answered (docs/design/drain.md, rows E and T4). No pod is evicted twice."""
 
-Terms: docs/design/glossary.md#fence.
-"""
-
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -25,7 +21,6 @@ from gpusharing.kube.errors import (
 )
 from gpusharing.planning.drain.evictions import is_accepted, is_odd, is_seen, remember
 from gpusharing.planning.snapshot.actions import Action, Evict, ForceDelete
-from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.vocabulary.reasons import Reason
 
@@ -45,27 +40,30 @@ class Evictor:
     on_action: Callable[[Action, str], None]
 
     def forget(self, snapshot: ClusterSnapshot) -> None:
-        """Forget the answers about nodes without a fence, except for accepted evictions and deletions that no LIST
-        reflects yet (`_unseen`). Refusals are valid for one drain only: the next drain asks the budgets again.
+        """Forget the answers about nodes without a fence: the next drain asks the budgets again.
 
-        An accepted eviction is remembered beyond the drain until a LIST of the node's pods began after it, because an
-        earlier one would show the pod as still to be evicted. Answers about a Node that is gone are forgotten at once.
+        An accepted eviction is remembered until a LIST of the node's pods began after it, because an earlier one would
+        show the pod as still to be evicted.
         """
         for name, memories in list(self.calls.evictions.items()):
-            node = snapshot.nodes.get(name)
+            node, work = snapshot.nodes.get(name), snapshot.work.get(name)
             if node is not None and node.fence is not None:
                 continue
             del self.calls.evictions[name]
-            if node is not None and (unseen := _unseen(memories, snapshot.work.get(name))):
+            listed_at = work.listed_at if work is not None and not work.error else None
+            unseen = {
+                uid: memory
+                for uid, memory in memories.items()
+                if is_accepted(memory) and not is_seen(memory, listed_at)
+            }
+            if node is not None and unseen:
                 self.calls.evictions[name] = unseen
 
     async def send(self, action: Evict | ForceDelete) -> bool:
-        """Evict or delete a pod. Return True if the server accepted that now, else False. Every answer is remembered
-        in `calls`, a refusal is reported to `on_action`, and a new reason for refusing and a forced deletion are
-        logged. If the pod is gone, that is reported but not logged.
+        """Evict or delete a pod, and remember the answer in `calls`. Return whether the server accepted it now.
 
-        Nothing is sent, and False is returned, if the server has already accepted this, whatever the plan says. If the
-        call is held back, False is returned and nothing is remembered. Raises a KubeError that concerns all calls.
+        Nothing is sent if the server has already accepted this, whatever the plan says. A new refusal is reported to
+        `on_action` and logged. Raises a KubeError that concerns all calls.
         """
         if is_accepted(self.calls.evictions.get(action.node, {}).get(action.uid)):
             return False
@@ -75,7 +73,7 @@ class Evictor:
             return False  # no call was sent
         memories = self.calls.evictions.setdefault(action.node, {})
         before = memories.get(action.uid)
-        memory = remember(
+        memory = memories[action.uid] = remember(
             answer,
             message,
             before,
@@ -84,7 +82,6 @@ class Evictor:
             retry_after=retry_after,
             first_wait=self.first_wait,
         )
-        memories[action.uid] = memory
         where = {"node": action.node, "pod": f"{action.namespace}/{action.name}"}
         if is_accepted(memory):
             if isinstance(action, ForceDelete):
@@ -99,16 +96,7 @@ class Evictor:
         return False
 
     async def _ask(self, action: Evict | ForceDelete) -> tuple[Reason, str, float | None]:
-        """Send the call. Return the answer as a Reason, the server's message, and the seconds that it asks us to wait,
-        or None.
-
-        An accepted call gives EVICTED or FORCE_DELETE. A refusal gives PDB, THROTTLED, FORBIDDEN, NAMESPACE_TERMINATING
-        or, for Invalid, INTERNAL_ERROR. A pod that is gone or was replaced gives PODS_LEAVING without a message; if
-        that `is_odd`, it is a failure. A failure, also a call without an answer, gives EVICTION_ERROR or
-        FORCE_DELETE_FAILED. Without an answer, the node is added to `calls.unsure`. Raises HeldBack, and errors that
-        concern all calls.
-        """
-        retry_after: float | None = None
+        """Send the call. Return the answer, the server's message, and the seconds that it asks us to wait, or None."""
         done, failed = Reason.EVICTED, Reason.EVICTION_ERROR
         if isinstance(action, ForceDelete):
             done, failed = Reason.FORCE_DELETE, Reason.FORCE_DELETE_FAILED
@@ -122,35 +110,21 @@ class Evictor:
             # The pod is gone or was replaced (E2, E3); the next LIST shows which. A pod that LISTs keep showing is
             # neither.
             odd = is_odd(self.calls.evictions.get(action.node, {}).get(action.uid))
-            answer, message = (failed, str(error)) if odd else (Reason.PODS_LEAVING, "")
+            return (failed, str(error), None) if odd else (Reason.PODS_LEAVING, "", None)
         except HeldBack:
             raise  # HeldBack is a Throttled, but not an answer of the server
         except EvictionBlocked as error:
-            answer, message, retry_after = Reason.PDB, str(error), error.retry_after
+            return Reason.PDB, str(error), error.retry_after
         except Throttled as error:
-            answer, message, retry_after = Reason.THROTTLED, str(error), error.retry_after
+            return Reason.THROTTLED, str(error), error.retry_after
         except EvictionFailed as error:
-            answer, message = failed, str(error)
+            return failed, str(error), None
         except Unavailable as error:
-            answer, message = failed, str(error)
             self.calls.unsure.add(action.node)  # it may have been carried out
+            return failed, str(error), None
         except Forbidden as error:
-            terminating = error.namespace_terminating
-            answer, message = Reason.NAMESPACE_TERMINATING if terminating else Reason.FORBIDDEN, str(error)
+            reason = Reason.NAMESPACE_TERMINATING if error.namespace_terminating else Reason.FORBIDDEN
+            return reason, str(error), None
         except Invalid as error:
-            answer, message = Reason.INTERNAL_ERROR, str(error)
-        else:
-            answer, message = done, ""
-        return answer, message, retry_after
-
-
-def _unseen(memories: Mapping[str, EvictionMemory], work: NodeWork | None) -> dict[str, EvictionMemory]:
-    """Return the accepted evictions in `memories`, by UID of the pod, that no LIST of the node's pods reflects yet,
-    because none began after the answer. A LIST that failed does not count. An answer whose time is unknown is left out.
-    """
-    listed_at = work.listed_at if work is not None and not work.error else None
-    return {
-        uid: memory
-        for uid, memory in memories.items()
-        if is_accepted(memory) and not is_seen(memory, listed_at)
-    }
+            return Reason.INTERNAL_ERROR, str(error), None
+        return done, "", None

@@ -1,15 +1,7 @@
-"""Carry out a plan: one API call per action, with preconditions on every write that follows a check.
-
-A failed call ends the actions of its node for this pass. The node waits, and the failure is shown if it lasts. Only a
-lost Lease, lost credentials or a server that is away end the pass itself. A pass does not wait for a slow call: the
-node is left alone until the call has ended. Only the newest plan is carried out, and only while it is fresh
-(docs/design/transition.md#newest-plan). The cache takes the object that the server returns, never what we meant to
-write (docs/design/faults.md#d12).
-
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim.
-"""
+"""Carry out a plan: shared writes first, then each node's writes in order; a node stops at its first failure."""
 
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,27 +13,41 @@ from typing import assert_never
 
 import structlog
 
-from gpusharing.controller.complaints import Complaints
+from gpusharing.api import names
 from gpusharing.controller.evict import Evictor
-from gpusharing.controller.nodewrites import NodeWrites
-from gpusharing.controller.sharedwrites import SharedWrites, subject_of
+from gpusharing.controller.role import Complaints
+from gpusharing.controller.sharedwrites import TRIES, SharedWrites, subject_of
 from gpusharing.kube.callmemory import CallMemory
-from gpusharing.kube.client import JSON, ApiRequest, KubeClient, PassingClient
+from gpusharing.kube.client import (
+    DEVICE_TAINT_RULES,
+    GPUNODES,
+    JSON,
+    NODES,
+    PODS,
+    ApiRequest,
+    KubeClient,
+    PassingClient,
+)
 from gpusharing.kube.clock import loop_time
-from gpusharing.kube.crew import Crew
+from gpusharing.kube.dra import taint_rule_view
 from gpusharing.kube.errors import (
+    AlreadyExists,
+    Conflict,
     Forbidden,
     HeldBack,
     Invalid,
     KubeError,
+    NotFound,
     ServerAway,
     Unauthorized,
     Unavailable,
 )
-from gpusharing.kube.fence import NodePatch
+from gpusharing.kube.fanout import Crew
+from gpusharing.kube.fence import NodePatch, patch_for
 from gpusharing.kube.lease import LeaseLost
+from gpusharing.kube.lists import check_identity
 from gpusharing.kube.sources import Sources
-from gpusharing.planning.drain.evictions import FIRST_WAIT
+from gpusharing.planning.drain.evictions import FIRST_WAIT, ODD_AFTER
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import (
     Action,
@@ -63,25 +69,139 @@ from gpusharing.planning.snapshot.actions import (
     WriteConfig,
     WriteRules,
 )
-from gpusharing.planning.snapshot.callfailures import CLAIMS, failed_again
+from gpusharing.planning.snapshot.memory import CLAIMS, failed_again
+from gpusharing.planning.snapshot.nvidia import RULE_PREFIX
 from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.views import ClusterSnapshot
-from gpusharing.planning.transition.callverdicts import is_moot
+from gpusharing.planning.transition.cases import is_moot
 
 log = structlog.get_logger()
 
+
+@dataclass(slots=True)
+class NodeWrites:
+    """Carries out the actions of single nodes, except evictions. Every call may raise a KubeError."""
+
+    client: KubeClient
+    sources: Sources
+    created: dict[str, str] = field(default_factory=dict)
+    """UID of the Node for which a GPUNode was last created, by node name. The executor removes Nodes that are gone."""
+    _deleted: set[str] = field(default_factory=set)
+    """UIDs of pods to restart whose deletion the server accepted; there are only a few in the life of a process."""
+    _missed: Counter[str] = field(default_factory=Counter)
+    """How often the server said that a pod to restart is gone or was replaced."""
+
+    async def patch(self, action: NodePatch) -> bool:
+        """Patch the Node at its newest known resourceVersion; False if it is not as it was when the action was decided.
+
+        A node that a DeviceTaintRule fences passes the point of no return only if the server still has that rule.
+        """
+        name, version = action.node.name, self.sources.nodes.resource_version(action.node.name)
+        if isinstance(action, Actuate) and action.fence.tainted and not await self._is_closed(action):
+            log.info(
+                "the DeviceTaintRule of the node has changed; the next pass will evaluate it again", node=name
+            )
+            return False
+        for _ in range(TRIES):
+            try:
+                self.sources.nodes.accept(await self.client.patch(NODES, name, patch_for(action, version)))
+            except Conflict:
+                raw = await self._node(name)
+                self.sources.nodes.accept(raw)
+                if self.sources.node_view(raw) != action.node:
+                    log.info(
+                        "the node has changed since this pass read it; the next pass will evaluate it again",
+                        node=name,
+                        action=type(action).__name__,
+                    )
+                    return False
+                version = str(raw["metadata"]["resourceVersion"])
+            else:
+                return True
+        raise Conflict(
+            f"could not write to node {name}: someone else changed it during each of {TRIES} attempts"
+        )
+
+    async def _is_closed(self, action: Actuate) -> bool:
+        name = RULE_PREFIX + action.node.name
+        try:
+            raw = await self.client.get(DEVICE_TAINT_RULES, name)
+        except NotFound:
+            self.sources.taint_rules.drop(name)
+            return False
+        self.sources.taint_rules.accept(raw)
+        return taint_rule_view(raw).since == action.node.rule_since
+
+    async def ensure_gpunode(self, action: EnsureGPUNode) -> None:
+        """Write the request to the agent into the node's GPUNode, which is created if it does not exist.
+
+        Raises NotFound if the Node is found to be gone or replaced.
+        """
+        spec = {"request": {"id": action.request_id, "quiet": action.quiet}}
+        try:
+            if self.sources.gpunodes.resource_version(action.node):
+                raw = await self.client.patch(GPUNODES, action.node, {"spec": spec})
+            else:
+                raw = await self._new_gpunode(action, spec)
+        except AlreadyExists:
+            raw = await self.client.patch(GPUNODES, action.node, {"spec": spec})
+        except NotFound:
+            raw = await self._new_gpunode(action, spec)
+        self.sources.gpunodes.accept(raw)
+
+    async def _node(self, name: str) -> JSON:
+        raw = await self.client.get(NODES, name)
+        check_identity(NODES, raw, "uid", "resourceVersion")
+        return raw
+
+    async def _new_gpunode(self, action: EnsureGPUNode, spec: JSON) -> JSON:
+        name, uid = action.node, action.node_uid
+        # A slow watch may not have shown yet that the Node is gone; Kubernetes would then delete the object at once, and
+        # we would create it again and again.
+        if self.created.get(name) == uid and (await self._node(name))["metadata"]["uid"] != uid:
+            raise NotFound(f"the Node {name} was deleted and created again")
+        self.created[name] = uid
+        owner = {"apiVersion": "v1", "kind": "Node", "name": name, "uid": uid}
+        metadata = {"name": name, "ownerReferences": [owner]}
+        manifest = {"apiVersion": names.API_VERSION, "kind": "GPUNode", "metadata": metadata, "spec": spec}
+        return await self.client.create(GPUNODES, manifest)
+
+    async def clear_requests(self, action: ClearRequests) -> bool:
+        """Remove the requests from the GPUNode; False if it has others. Raises Conflict if it has changed in another way."""
+        name, gpunodes = action.node, self.sources.gpunodes
+        if name not in gpunodes.items or gpunodes.items[name].requests != action.requests:
+            return False
+        version, removed = gpunodes.resource_version(name), dict.fromkeys(action.requests)
+        body: JSON = {"metadata": {"resourceVersion": version, "annotations": removed}}
+        gpunodes.accept(await self.client.patch(GPUNODES, name, body))
+        return True
+
+    async def restart(self, action: RestartOperand) -> bool:
+        """Delete a pod of one of NVIDIA's programs, such as mig-manager, so that a new one starts; False if that is done already."""
+        if action.uid in self._deleted:
+            return False
+        try:
+            await self.client.delete(PODS, action.name, namespace=action.namespace, uid=action.uid)
+        except (NotFound, Conflict):
+            self._missed[action.uid] += 1
+            if self._missed[action.uid] >= ODD_AFTER:
+                raise  # the watch still shows the pod, so it is neither gone nor replaced
+            return False
+        self._deleted.add(action.uid)
+        return True
+
+
 PLAN_VALID = 10.0
 """Seconds for which a plan is carried out on nodes. After that its idle proofs and its view of the pods are too old."""
+
 
 FATAL = (Unauthorized, ServerAway, LeaseLost)
 """Errors that concern all calls and not only those about one object."""
 
 SHARED_PATIENCE = 6.0
-"""Seconds for which a pass waits for shared writes of one kind; a write of claims gives up after five. If a pass waited
-for less, no node would ever start on a server that takes longer for each call."""
+"""Seconds for which a pass waits for shared writes of one kind; a write of claims gives up after five. If a pass waited for less, no node would ever start on a server that takes longer for each call."""
 SHARED_AT_ONCE = 4
-"""How many shared writes of one kind may be under way: half of the calls that the client sends at once (`Limits`), so
-that writes without an answer leave room for others."""
+"""How many shared writes of one kind may be under way: half of the calls that the client sends at once (`Limits`), so that writes without an answer leave room for others."""
 
 
 HARMLESS = (EnsureGPUNode, ClearRequests, LabelNode, UpdateFence, Release)
@@ -99,8 +219,7 @@ before_send: ContextVar[Callable[[], None]] = ContextVar("before a write of this
 
 
 class _PlanClient(PassingClient):
-    """Asks at the moment when a write is sent whether its action is still wanted. The write may have waited long for a
-    slot or a connection, or follow a 409."""
+    """Asks at the moment when a write is sent whether its action is still wanted: it may have waited long, or follow a 409."""
 
     async def call(self, request: ApiRequest) -> JSON:
         return await self.client.call(replace(request, before_send=before_send.get()))
@@ -108,12 +227,10 @@ class _PlanClient(PassingClient):
 
 @dataclass(slots=True)
 class Outcome:
-    """What one call of `execute` has achieved, and when to try the rest again."""
+    """How many writes the server accepted, and when to try the rest again."""
 
     done: int = 0
-    """How many writes the server accepted."""
     again: datetime | None = None
-    """When the first failed call may be tried again, or None if none is suspended."""
 
 
 @dataclass(slots=True)
@@ -122,34 +239,28 @@ class Executor:
 
     client: KubeClient
     sources: Sources
-    """The cache that holds the objects as they are known now, and takes the server's answers."""
     set_claims: SetClaimsCall
-    """Writes claims and failures to the Lease."""
     now: Callable[[], datetime]
     jitter: Callable[[], float] = random.random
     crew: Crew = field(default_factory=lambda: Crew(16))
     eviction_wait: float = FIRST_WAIT
-    """Seconds from the first refusal of an eviction to the next attempt."""
     on_action: Callable[[Action, str], None] = lambda action, result: None
     """Called after each action with its result, `done` or what prevented it; for metrics."""
     event_of: Callable[[RepairMps], JSON] = lambda action: {}
-    """Returns the body of the Event that reports a repair of the MPS DaemonSet."""
     calls: CallMemory = field(default_factory=CallMemory)
     _nodes: NodeWrites = field(init=False)
     _shared: SharedWrites = field(init=False)
     _evictor: Evictor = field(init=False)
     _complaints: Complaints = field(default_factory=Complaints)
     _newest: ClusterSnapshot | None = None
-    """The snapshot that the newest plan was made from, or None before the first plan."""
+    """The snapshot that the newest plan was made from."""
     _newest_plan: RolloutPlan = field(init=False)
-    """The newest plan, once there is one."""
     _fencing: dict[str, str] = field(default_factory=dict)
     """The policies of nodes whose fence is being written, or was until a moment ago, by node."""
     _valid_until: float = 0.0
     """When the newest plan becomes too old to be carried out on nodes, by `loop_time`."""
 
     def __post_init__(self) -> None:
-        """Create the parts that make the calls."""
         client = _PlanClient(self.client)
         self._nodes = NodeWrites(client, self.sources)
         self._shared = SharedWrites(client, self.sources, self.now, self.event_of)
@@ -158,22 +269,10 @@ class Executor:
     async def execute(
         self, plan: RolloutPlan, snapshot: ClusterSnapshot, unseen: Set[str] = frozenset()
     ) -> Outcome:
-        """Forget what the plan no longer needs: old answers about evictions (`Evictor.forget`), the failures of shared
-        writes that it does not contain, and those about nodes that it does not contain or that need no write
-        (`is_moot`), unless a call about them is under way. Make the shared writes, then carry out the actions of the
-        nodes: several nodes at once, those in flight first, and the actions of one node in order. A node's actions end
-        at the first that fails (a refused eviction does not count) or depends on a shared write that was not made, or
-        once the node has changed since the plan. They also end once `execute` is called with a newer plan, or
-        PLAN_VALID seconds after this call. Calls that still wait to be sent by then are asked about when they leave
-        (`_before_send`); one that is not sent counts neither as done nor as failed. While the policies may be out of
-        date, no node is fenced. Calls about a node or a shared object are left out while they are suspended after a
-        failure, or while an earlier one has not ended.
+        """Carry out a plan: shared writes first, then several nodes at once, each node's actions in order until one fails.
 
-        If calls are slow (`Crew.each`), they continue in the background, and nodes whose actions have not begun are
-        left to the next pass. So are the nodes in `unseen`, which were being written to when the snapshot was begun.
-        Return how many writes were accepted, and when the first suspended call may be tried again, or the present
-        moment if the plan grew too old before all of its actions had begun. Failed calls are recorded in `calls`.
-        Raises only a group of errors that concern all calls (FATAL); such an error cancels all other calls."""
+        Nodes in `unseen`, which were being written to when the snapshot was begun, are left to the next pass. Slow calls continue in the background. Failed calls are recorded in `calls`; only errors that concern all calls (FATAL) are raised, in a group.
+        """
         outcome = Outcome()
         self._newest, self._newest_plan = snapshot, plan
         self._valid_until = loop_time() + PLAN_VALID
@@ -199,7 +298,6 @@ class Executor:
         }
 
         async def node(name: str) -> None:
-            """Carry out the due actions of one node."""
             with self._left_to_next_pass(outcome):
                 await self._node(name, due[name], snapshot, blocked, outcome)
 
@@ -212,23 +310,13 @@ class Executor:
         return outcome
 
     def _is_suspended(self, subject: str) -> bool:
-        """Whether calls about `subject`, a node or a shared object, are suspended at present, because one has failed
-        and the wait after it (`CallFailure.holds`) is not over."""
         failure = self.calls.failures.get(subject)
         return failure is not None and failure.holds(self.now())
 
     async def _write_shared(
         self, actions: tuple[Action, ...], snapshot: ClusterSnapshot, outcome: Outcome
     ) -> set[str]:
-        """Make the shared writes in order, those of one kind at once, and return what is blocked by those that were not
-        made. SetFinalizer blocks the name of its policy, whose nodes may then not be fenced. SetClaims, and a
-        WriteConfig that is still under way, block `*`: the nodes of all policies. Each of these three also blocks its
-        own subject; that of SetClaims, CLAIMS, blocks points of no return. Nothing else is blocked. Without a
-        WriteConfig among `actions`, `calls.write_error` is emptied.
-
-        A ConfigMap that the server refused blocks only its own nodes, by another check (`transition/gates.py`,
-        PROPAGATION). One that is still being written may lose an entry, so then no node is fenced.
-        """
+        """Make the shared writes in order, those of one kind at once, and return what those that were not made block: nodes of a policy, of all (`*`), or points of no return (CLAIMS)."""
         blocked: set[str] = set()
         if not any(isinstance(action, WriteConfig) for action in actions):
             self.calls.write_error = ""
@@ -238,6 +326,8 @@ class Executor:
                 action = by_subject[subject]
                 if isinstance(action, SetFinalizer):
                     blocked |= {action.policy, subject}
+                # A ConfigMap that the server refused blocks only its own nodes, by a gate. One that is still being
+                # written may lose an entry.
                 elif isinstance(action, SetClaims) or (
                     isinstance(action, WriteConfig) and subject in self.crew.busy
                 ):
@@ -247,18 +337,9 @@ class Executor:
     async def _write_alike(
         self, actions: Mapping[str, Action], snapshot: ClusterSnapshot, outcome: Outcome
     ) -> set[str]:
-        """Make shared writes of one kind, each named by its subject, SHARED_AT_ONCE of them at the same time. Return
-        the subjects whose write the server has accepted by the time that none has ended for SHARED_PATIENCE seconds;
-        slower ones go on in the background. A write is not begun, and its subject not returned, while the subject is
-        suspended or has an earlier write under way, if SHARED_AT_ONCE others are under way, or if no worker is free.
-        Failures are recorded in `calls`, that of a ConfigMap also as `calls.write_error` if the server refused the
-        write or the failure lasts. An error that concerns all calls is raised in a group."""
         accepted: set[str] = set()
 
         async def write(subject: str) -> None:
-            """Make one write. If it is that of a ConfigMap, set `calls.write_error`: to the error if it is Forbidden or
-            Invalid, or if the write has failed several times in a row, otherwise to an empty string. A failure is
-            recorded, not raised, unless it concerns all calls."""
             with self._left_to_next_pass(outcome):
                 error = await self._attempt(subject, actions[subject], snapshot, outcome)
                 if error is None:
@@ -281,19 +362,16 @@ class Executor:
         blocked: set[str],
         outcome: Outcome,
     ) -> None:
-        """Carry out the actions of one node in order. Stops at the first action that fails or has to wait for a shared
-        write; and with a log line, once the node is no longer as it was when the actions were decided. Raises
-        PlanOutdated, and errors that concern all calls.
-
-        The cache may have moved on since the decision, and with it the version that a conditional write names: without
-        this check, a cordon that arrived in the meantime would be overridden without a 409. The node is not compared
-        after a patch of ours, nor if the cache has lost it.
-        """
         decided_on = snapshot.nodes.get(node)
         for action in actions:
-            if must_wait(action, blocked):
+            # The failure would be forgotten if the Node were deleted now (docs/adr/0044).
+            if isinstance(action, Actuate) and CLAIMS in blocked:
+                return
+            if isinstance(action, FenceNode) and not blocked.isdisjoint({"*", action.fence.policy}):
                 return
             self._must_be_valid(snapshot)
+            # The cache may have moved on since the decision, and with it the version that a conditional write names:
+            # a cordon that arrived in the meantime would be overridden without a 409.
             latest = self.sources.seen_node(node)
             if None not in (latest, decided_on) and latest != decided_on:
                 log.info(
@@ -317,13 +395,10 @@ class Executor:
             outcome.again = self.now()
 
     def _must_be_valid(self, snapshot: ClusterSnapshot) -> None:
-        """Raise PlanOutdated unless the plan that was made from `snapshot` is the newest, and less than PLAN_VALID
-        seconds old (docs/design/transition.md#newest-plan)."""
         if snapshot is not self._newest or loop_time() >= self._valid_until:
             raise PlanOutdated
 
     def _before_send(self, subject: str, action: Action, snapshot: ClusterSnapshot) -> None:
-        """Raise PlanOutdated unless the action may still be carried out at this moment."""
         # A slow server makes calls wait for longer than a plan is the newest, so what harms nobody needs only be wanted.
         verdict = self._newest_plan.verdicts.get(subject)
         wanted = verdict.actions if verdict and isinstance(action, HARMLESS) else self._newest_plan.shared
@@ -335,17 +410,15 @@ class Executor:
     async def _attempt(
         self, subject: str, action: Action, snapshot: ClusterSnapshot, outcome: Outcome
     ) -> KubeError | None:
-        """Carry out an action, and record its success or failure under `subject`. If it succeeds and may have changed
-        something (`_perform`), the action is counted in `outcome` and reported to `on_action`. Return the error if
-        it failed, else None; a refused eviction does not count as a failure here, because `Evictor` records it.
-        Raises PlanOutdated, and errors that concern all calls."""
         before_send.set(partial(self._before_send, subject, action, snapshot))
         try:
             changed = await self._perform(action, snapshot)
         except FATAL:
             raise
         except KubeError as error:
-            self._note_failure(subject, action, error)
+            self.on_action(action, type(error).__name__)
+            if not isinstance(error, HeldBack):  # else nothing was sent
+                self._note_failure(subject, action, error)
             return error
         if changed:
             outcome.done += 1
@@ -354,26 +427,15 @@ class Executor:
         return None
 
     def _note_failure(self, subject: str, action: Action, error: KubeError) -> None:
-        """Record a failed call and report it to `on_action`. Calls about the subject are suspended, longer each time.
-        The failure is logged, unless the subject's last failure was of the same kind of action and error. If the
-        call got no answer, the subject is also added to `calls.unsure`. A call that was held back is only reported,
-        because nothing was sent."""
         kind, words = type(action).__name__, str(error) or repr(error)
         if isinstance(action, WriteConfig):
             words = f"ConfigMap {self._shared.writing}: {words}"
-        self.on_action(action, type(error).__name__)
-        if isinstance(error, HeldBack):
-            return  # nothing was sent
         if isinstance(error, Unavailable):
             self.calls.unsure.add(subject)
-        failure = failed_again(
-            self.calls.failures.get(subject),
-            f"{kind} failed: {words}",
-            self.now(),
-            self.jitter(),
-            called(action),
+        before = self.calls.failures.get(subject)
+        self.calls.failures[subject] = failed_again(
+            before, f"{kind} failed: {words}", self.now(), self.jitter(), called(action)
         )
-        self.calls.failures[subject] = failure
         self._complaints.begins(
             subject,
             "an action failed; trying again",
@@ -383,19 +445,13 @@ class Executor:
         )
 
     def _note_success(self, subject: str, call: str = "") -> None:
-        """Forget the failure of the subject, and log that it is over. `call` is what was written (`called`): a failure
-        of another kind of call is kept, unless `call` is empty."""
         failure = self.calls.failures.get(subject)
         if failure is None or call in ("", failure.call):
             self.calls.failures.pop(subject, None)
             self._complaints.ends(subject)
 
     async def _perform(self, action: Action, snapshot: ClusterSnapshot) -> bool:
-        """Make the call of an action. Return False if nothing was changed now: a pod was not evicted or deleted, or a
-        Node was left alone because it or its DeviceTaintRule has changed, or a GPUNode because its newest known version
-        has other requests. Return True for every other action that succeeds. Raises LeaseLost, Conflict if the API
-        server has a newer GPUNode than this process, and every other KubeError except those that `Evictor.send` and
-        `NodeWrites.restart` treat as answers."""
+        """Make the call of an action. False means that nothing was changed now: the object has changed, or is gone already."""
         match action:
             case EnsureGPUNode():
                 await self._nodes.ensure_gpunode(action)
@@ -426,17 +482,6 @@ class Executor:
         return True
 
 
-def must_wait(action: Action, blocked: Set[str]) -> bool:
-    """Whether this action of a node has to wait, because a shared write in `blocked` was not made: an Actuate waits
-    for CLAIMS, a FenceNode for its policy or `*`."""
-    if isinstance(action, Actuate):
-        return (
-            CLAIMS in blocked
-        )  # the failure would be forgotten if the Node were deleted now (docs/adr/0044)
-    return isinstance(action, FenceNode) and not blocked.isdisjoint({"*", action.fence.policy})
-
-
 def called(action: Action) -> str:
-    """Return what an action writes to, as failures record it: `Node` for every Node patch, else the name of the
-    action's class."""
+    """Return what an action writes to, by which failures are told apart."""
     return "Node" if isinstance(action, NodePatch) else type(action).__name__

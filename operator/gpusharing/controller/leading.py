@@ -1,40 +1,77 @@
-"""What a process does once it leads: it follows the cluster, runs passes and watches the policies.
-
-`main.py` imports this module when the process has become the leader (docs/adr/0085-a-standby-that-knows-nothing.md).
-"""
+"""Who leads: the Lease, and what /healthz and /readyz say about it."""
 
 import asyncio
 import gc
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from gpusharing.controller.containment import PolicyWatch
-from gpusharing.controller.health import Health
 from gpusharing.controller.loop import Loop
 from gpusharing.controller.metrics import Metrics
-from gpusharing.controller.processmetrics import ProcessMetrics
-from gpusharing.controller.role import Role
+from gpusharing.controller.policywatch import PolicyWatch
+from gpusharing.controller.role import ProcessMetrics, Role
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import ApiRequest
-from gpusharing.kube.clock import SteadyClock
+from gpusharing.kube.clock import SteadyClock, loop_time
 from gpusharing.kube.http import HttpClient
+from gpusharing.kube.lease import LeaderLease
 from gpusharing.kube.login import Login
+
+STUCK = 120.0
+"""Seconds without progress (progress.py) after which the loop counts as dead. A single call has a deadline of ten seconds."""
+SILENT = 200.0
+"""Seconds without an event on a watch, after which its connection counts as dead. The server sends a bookmark every minute and ends the watch after five."""
+
+
+@dataclass(slots=True)
+class Health:
+    """Reports whether the parts of a running operator work."""
+
+    loop: Loop
+    lease: LeaderLease
+    watch: PolicyWatch
+    clock: Callable[[], float] = loop_time
+
+    def dead(self) -> dict[str, str]:
+        """Return the problems that only a restart can solve, by the name of each part."""
+        problems = {}
+        still = self.clock() - self.loop.progress.last
+        if still > STUCK:
+            problems["loop"] = (
+                f"for {still:.0f} s, no pass has finished and no API call from a pass has received a response"
+            )
+        for name, source in self.loop.sources.required.items():
+            silent = self.clock() - source.last_contact
+            if source.synced.is_set() and source.error is None and silent > SILENT:
+                problems[name] = f"the API server has sent nothing for {silent:.0f} s"
+        return problems
+
+    def unready(self) -> dict[str, str]:
+        """Return why the operator cannot decide at present, by the name of each part. Also requests overdue lists."""
+        problems = self.dead() | self.loop.sources.revoked() | self.loop.sources.missing()
+        for name, source in self.loop.sources.required.items():
+            if source.error is not None:
+                problems[name] = str(source.error) or repr(source.error)
+        if not self.watch.running.is_set():
+            problems["policies"] = self.watch.error or "kopf is not watching the policies"
+        if not self.lease.is_leader:
+            problems["lease"] = str(self.lease.error or "another process is the leader")
+        return problems
 
 
 async def lead(
     role: Role, login: Login, settings: Settings, process: ProcessMetrics, clock: SteadyClock
 ) -> None:
-    """Run the loop and the watch of the policies until canceled, or until one of them raises an error, which is then
-    raised in a group. Their metrics are added to the registry of `process`, and their health is stored in `role`. Every
-    write first checks that this process still leads (`LeaderLease.must_lead`). Long-lived objects are exempted from
-    garbage collection (`settle_heap`)."""
+    """Run the loop and the watch of the policies until canceled. Every write first checks that this process still leads.
+
+    An error of either is raised in a group.
+    """
 
     def called(request: ApiRequest, status: int) -> None:
-        """Report a call to the metrics and to the loop's progress."""
         process.called(request, status)
         loop.progress.called(request, status)
 
     def touched(name: str, version: str) -> None:
-        """Record the event of a policy, and wake the loop unless the cache already has this version of the policy, as
-        after our own write."""
+        # The cache already has this version after our own write.
         if loop.sources.policies.touch(name, version):
             loop.wake.set()
 
@@ -51,10 +88,9 @@ async def lead(
 
 
 def settle_heap() -> None:
-    """Collect garbage, then exempt all present objects from the cycle collector permanently, because they live long.
+    """Exempt all present objects from the cycle collector permanently, because they live long; reference counts still free them.
 
-    Reference counts still free them. This is done again once the cluster has been read: thousands of views, none of
-    them in a cycle, would cost 90 ms in every full collection.
+    Thousands of views, none of them in a cycle, would cost 90 ms in every full collection.
     """
     gc.collect()
     gc.freeze()

@@ -1,43 +1,149 @@
-"""wake → gather → plan → execute → publish: one level-triggered loop for the whole cluster.
-
-An event only says "look again". No decision depends on what only this process remembers, except for waits: how long to
-back off, since when a node differs, when a blocked node was last looked at. Everything else that the process remembers
-only saves work.
-"""
+"""The loop: gather, plan, execute, publish; paced, and watched for progress."""
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Protocol
 
-from gpusharing.controller.execute import FATAL
-from gpusharing.controller.idleness import Idleness, Leader
-from gpusharing.controller.observer import Observer
-from gpusharing.controller.pace import RETRY, Pace
-from gpusharing.controller.parts import LoopParts
-from gpusharing.controller.progress import Progress
+import structlog
+
+from gpusharing.controller.execute import FATAL, Executor
+from gpusharing.controller.metrics import Observer
+from gpusharing.controller.publish import Publisher
+from gpusharing.controller.role import Complaints
 from gpusharing.controller.settings import Settings
-from gpusharing.kube.client import KubeClient
-from gpusharing.kube.clock import wall_time
+from gpusharing.controller.tainttest import PERIOD, TaintTest
+from gpusharing.kube.client import ApiRequest, KubeClient
+from gpusharing.kube.clock import loop_time, wall_time
 from gpusharing.kube.errors import KubeError, first_of
+from gpusharing.kube.fanout import Crew, Fanout, PublishingClient
+from gpusharing.kube.gather import Gatherer
+from gpusharing.kube.http import Limits
+from gpusharing.kube.sources import NOT_YET, AdminMaps, Sources, SourceSettings
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
-from gpusharing.planning.snapshot.looks import PassMemory
+from gpusharing.planning.snapshot.actions import Action, SetPointers
 from gpusharing.planning.snapshot.memo import Memo
+from gpusharing.planning.snapshot.memory import PassMemory
+from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.views import ClusterSnapshot
+
+log = structlog.get_logger()
+
+LOOK_EVERY = timedelta(seconds=10)
+"""The longest rest between two passes, even if a plan names a later time."""
+FIRST_LOOK = 4
+"""An event after a quiet time waits for the debounce divided by this: events that belong together arrive within that time."""
+AT_ONCE = 2
+"""How many follow-up passes run without a break: configuration, then fence. More of them are caused by other nodes of a large pool, and every pass examines all nodes."""
+FOLLOW_UPS = 30
+"""The most passes that may follow one another without a rest; more would only load the API server."""
+RETRY = 2.0
+"""Seconds until the next pass, after the API server or the Lease has ended one."""
+
+
+@dataclass(slots=True)
+class Pace:
+    """Decides how long one loop rests between its passes."""
+
+    wake: asyncio.Event
+    debounce: float
+    now: Callable[[], datetime]
+    _follow_ups: int = 0
+
+    async def rest(self, due: datetime | None) -> None:
+        """Wait until an event arrives or the time `due` is reached, but for LOOK_EVERY at most. After an event, passes are a whole debounce apart, or a quarter after a quiet time."""
+        clock = asyncio.get_running_loop().time
+        begun = clock()
+        left = min(LOOK_EVERY, due - self.now()) if due is not None else LOOK_EVERY
+        try:
+            async with asyncio.timeout(max(0.0, left.total_seconds())):
+                await self.wake.wait()
+        except TimeoutError:
+            # A plan that writes in every pass and never settles must not run fast.
+            self._follow_ups = self._follow_ups + 1 if left <= timedelta(0) else 0
+            if self._follow_ups > FOLLOW_UPS:
+                log.warning(
+                    "too many passes have run back to back, so the operator waits longer before the next one",
+                    passes=self._follow_ups,
+                )
+                await asyncio.sleep(RETRY)
+            elif self._follow_ups > AT_ONCE:
+                await asyncio.sleep(self.debounce / FIRST_LOOK)
+            return
+        apart = self.debounce - (clock() - begun)
+        await asyncio.sleep(max(apart, self.debounce / FIRST_LOOK))
+
+
+_OF_A_PASS: ContextVar[bool] = ContextVar("of_a_pass", default=False)
+"""Whether the running task belongs to a pass. Inherited by every task that a pass starts."""
+
+
+class Progress:
+    """Records when the loop last made progress: a pass ended, or a call of it was answered."""
+
+    def __init__(self, clock: Callable[[], float] = loop_time) -> None:
+        self._clock = clock
+        self.last = clock()
+
+    @contextmanager
+    def of_a_pass(self) -> Iterator[None]:
+        """Let the calls in this block, and in tasks that are started in it, count as calls of a pass."""
+        token = _OF_A_PASS.set(True)
+        try:
+            yield
+            self.last = self._clock()
+        finally:
+            _OF_A_PASS.reset(token)
+
+    def called(self, request: ApiRequest, status: int) -> None:
+        """Record an answer, whatever it is; a status of 0 means that there was none. See http.OnCall."""
+        if status and _OF_A_PASS.get():
+            self.last = self._clock()
+
+
+class Leader(Protocol):
+    """The Lease: whether this process leads, and the claims that are recorded there."""
+
+    identity: str
+    """Names this process, on the Lease and in Events."""
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this process holds the Lease and renewed it in time."""
+
+    @property
+    def claims(self) -> Mapping[str, Claim]:
+        """The claims as last read or written, by node name; made again from the fences if they cannot be read."""
+
+    @property
+    def claims_error(self) -> str:
+        """Why claims or failures on the Lease cannot be read; empty if they can."""
+
+    @property
+    def failed_nodes(self) -> Mapping[str, FailedNode]:
+        """The failures on record, by UID of the Node, without those that cannot be read."""
+
+    @property
+    def restores(self) -> int:
+        """How often a write of the Lease has proven that the store was restored from a backup."""
+
+    async def set_claims(self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode]) -> None:
+        """Replace all claims and failures by compare-and-swap. Raises LeaseLost, and KubeErrors."""
 
 
 @contextmanager
 def timing(seconds: dict[str, float], step: str) -> Iterator[None]:
-    """Measure how long the block takes, and store the seconds in `seconds` under `step`. Nothing is stored if the
-    block raises."""
+    """Store the seconds that the block takes under `step`, unless it raises."""
     begun = time.perf_counter()
     yield
     seconds[step] = time.perf_counter() - begun
 
 
-class Loop(LoopParts):
+class Loop:
     """The operator without kopf, HTTP server and process, so that tests and the demo can embed it."""
 
     def __init__(
@@ -50,21 +156,54 @@ class Loop(LoopParts):
         now: Callable[[], datetime] = wall_time,
         on_first_pass: Callable[[], None] | None = None,
     ) -> None:
-        """Create the parts; no call is made before `run`. `now` returns the time of day, and `on_first_pass` is called
-        once, after the first complete pass."""
-        super().__init__(client, leader, settings, observer, now)
-        self._idleness = Idleness(leader, self.sources, self._complaints)
+        self.leader, self.settings, self.observer, self.now = leader, settings, observer, now
+        self._complaints = Complaints()
+        self.wake = asyncio.Event()
+        """Set by every event; one pass then handles all of them."""
+        wake, limit = self.wake.set, Limits().parallel
+        self.calls = Fanout(client, parallel=min(settings.parallel, limit))
+        """The client that every call of the loop goes through, except the calls about the Lease."""
+        admin_maps = AdminMaps(settings.admin_plugin_config_map, settings.admin_mig_config_map)
+        keys = frozenset(settings.maintenance_keys)
+        read = SourceSettings(settings.plan, admin_maps, settings.agent_namespace, keys)
+        self.sources = Sources(self.calls, read, wake, lambda: leader.restores)
+        crew = Crew(max(1, settings.parallel // 8), wake)
+        self.publisher = Publisher(
+            PublishingClient(self.calls),
+            self.sources,
+            settings.publish_period,
+            leader.identity,
+            crew,
+            observer.changed,
+        )
+        self.executor = Executor(
+            self.calls,
+            self.sources,
+            leader.set_claims,
+            now,
+            crew=Crew(settings.parallel, wake),
+            eviction_wait=settings.plan.eviction_wait,
+            on_action=self._acted,
+            event_of=lambda action: self.publisher.shared_event(action, now()),
+        )
+        crew = Crew(max(1, min(settings.parallel, limit) // 2), wake)
+        self.gatherer = Gatherer(self.calls, self.sources, self.executor.calls, crew)
         self._pace = Pace(self.wake, settings.debounce, now)
         self.memo, self.memory = Memo(), PassMemory()
         self.plan: RolloutPlan | None = None
+        self._unread: set[str] = set()
+        """The sources that could not be read at some time since all of them last could."""
         self._on_first_pass = on_first_pass
         """Called once, when the whole cluster has been read and planned; then None."""
         self.progress = Progress()
-        """Whether passes end, for /healthz."""
+
+    def _acted(self, action: Action, result: str) -> None:
+        self.observer.acted(action, result)
+        if isinstance(action, SetPointers) and result == "done":
+            self.publisher.report_pointers(action, self.now())
 
     async def run(self) -> None:
-        """Follow the API and run passes until canceled, or until one of the tasks raises an error, which is then
-        raised in a group; in both cases end all calls."""
+        """Follow the API and run passes until canceled, or until one of the tasks raises an error, which is then raised in a group."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.sources.run())
             group.create_task(self.list_policies())
@@ -78,24 +217,22 @@ class Loop(LoopParts):
             finally:
                 await self.close()
 
+    async def close(self) -> None:
+        """End the calls that are still under way, and return when all of them have ended."""
+        await self.publisher.close()
+        await self.executor.crew.close()
+        await self.gatherer.close()
+
     async def _pass(self) -> datetime | None:
-        """Clear `wake` and run one pass, unless the operator must be idle or the API server asks us to wait. Return
-        when the next one is due at the latest, or None if only an event or the regular interval can start it. An idle
-        operator tries again after a quarter of RETRY seconds, and one that has to wait when the wait is over.
-        `on_first_pass` is called after the first pass that succeeds. A pass that fails with a KubeError or a lost Lease
-        is logged, and tried again after RETRY seconds. After an error that concerns all calls (FATAL), policies and
-        pods are listed anew. Other errors are raised."""
+        """Run one pass, if it may run, and return when the next one is due at the latest."""
         self.wake.clear()
-        if self._idleness.lasts():
+        if not self._may_run():
             return self.now() + timedelta(seconds=RETRY / 4)
-        if (left := self.calls.holds.left()) > 0:
-            self._complaints.begins(
-                "pace",
-                "the API server asked the operator to back off, so no pass starts for now",
-                seconds=round(left, 1),
-            )
+        left = self.calls.hold_left()
+        waits = "the API server asked the operator to back off, so no pass starts for now"
+        self._complaints.check("pace", left > 0, waits, seconds=round(left, 1))
+        if left > 0:
             return self.now() + timedelta(seconds=left)
-        self._complaints.ends("pace")
         try:
             due = await self.once()
         except* FATAL as group:
@@ -113,8 +250,6 @@ class Loop(LoopParts):
         return self.now() + timedelta(seconds=RETRY)
 
     def _ended_by(self, group: BaseExceptionGroup[Exception]) -> None:
-        """Log the first error in the group that ended a pass, unless the last pass was ended by an error of the same
-        type."""
         error = first_of(group)
         self._complaints.begins(
             "pass",
@@ -123,15 +258,50 @@ class Loop(LoopParts):
             error=str(error) or repr(error),
         )
 
-    async def once(self) -> datetime | None:
-        """Gather, plan, execute and publish; set `plan` and `memory`, and report the pass to the observer. If the plan
-        wants the pods of further nodes, gather and plan once more first. Return when the next pass is due at the
-        latest, or None if no time is known.
+    def _may_run(self) -> bool:
+        """Whether this process leads and all sources can be relied on. Logs what is wrong, also what stops no pass."""
+        leads, missing = self.leader.is_leader, self.sources.missing()
+        why = self.leader.claims_error
+        self._complaints.check(
+            "claims",
+            leads and why,
+            "claims or failures recorded on the Lease cannot be read; until they can, only fences on nodes count as"
+            " used slots, and a policy that was halted by failed nodes continues if those nodes have since been"
+            " deleted",
+            error=why,
+        )
+        unread = {name: why for name, why in missing.items() if why != NOT_YET}
+        self._unread |= unread.keys()
+        if unread:
+            self._complaints.begins(
+                "sources",
+                "some objects cannot be read; the operator changes nothing until it can read them",
+                " ".join(sorted(self._unread)),  # sources that recover one by one are not logged again
+                sources=unread,
+            )
+        elif not missing:
+            self._unread.clear()
+            self._complaints.ends("sources")
+        revoked = self.sources.revoked()
+        self._complaints.check(
+            "revoked rights",
+            revoked,
+            "some objects may no longer be read, so the operator goes on with what it read last; grant the right"
+            " again, or restart the operator to let it continue as if there were no such objects",
+            " ".join(sorted(revoked)),
+            sources=revoked,
+        )
+        # Nothing waits for the Warning events, because they only explain. Only this log line shows that they are
+        # missing. One kind for all errors, because a server that asks us to wait alternates between them.
+        error = self.sources.agent_warnings.error
+        event = "Warning events about the agent's pods cannot be read; trying again"
+        self._complaints.check("agent warnings", error is not None, event, error=str(error) or repr(error))
+        return leads and not missing
 
-        That time is now if one of our writes was accepted, or if the plan still wants the pods of a node that were not
-        listed; publishing then continues in the background. While the policies may be out of date, which is logged, it
-        is always RETRY seconds from now. Raises Unavailable if the policies have never been listed, and a group of
-        errors that concern all calls, but no other error of the API server.
+    async def once(self) -> datetime | None:
+        """Run one pass, set `plan` and `memory`, and report it to the observer; return when the next one is due at the latest.
+
+        Raises Unavailable if the policies have never been listed, and a group of errors that concern all calls.
         """
         seconds: dict[str, float] = {}
         # The snapshot may not show the results of writes that are under way when it begins.
@@ -159,22 +329,55 @@ class Loop(LoopParts):
             # A follow-up pass does not wait for statuses and Events, which are only for people.
             held_back = None if at_once else await self.publisher.ended()
         self.observer.passed(seconds, plan, snapshot, outcome)
-        if why := snapshot.policies_error:
-            self._complaints.begins(
-                "policies",
-                "the cached policies may be out of date, so the operator does not start a change on any node",
-                error=why,
-            )
+        why = snapshot.policies_error
+        stale = "the cached policies may be out of date, so the operator does not start a change on any node"
+        self._complaints.check("policies", why, stale, error=why)
+        if why:
             return now + timedelta(seconds=RETRY)
-        self._complaints.ends("policies")
-        moments = (now,) if at_once else (plan.wake_at, held_back, outcome.again, self.calls.holds.ends(now))
+        moments = (
+            (now,) if at_once else (plan.wake_at, held_back, outcome.again, self.calls.next_release(now))
+        )
         return min((moment for moment in moments if moment is not None), default=None)
 
     async def _gather(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:
-        """Return a snapshot with the pods of the `wanted` nodes. It contains failures that were recorded on the Lease
-        while it was made. Raises Unavailable if the policies have never been listed, and a group of errors that concern
-        all calls."""
         leader = self.leader
         snapshot = await self.gatherer.snapshot(wanted, self.memory, leader.claims, leader.failed_nodes, now)
         # A write of the Lease from an earlier pass may have ended in the meantime.
         return replace(snapshot, failed_nodes=leader.failed_nodes)
+
+    # --- periodic tasks, which run until canceled ------------------------------------------------------------
+
+    async def list_policies(self) -> None:
+        """Every `relist` seconds, make the next pass list the policies even if no event came."""
+        while True:
+            await asyncio.sleep(self.settings.relist)
+            self.sources.policies.touch()
+            self.wake.set()
+
+    async def count_pending(self) -> None:
+        """Count the Pending pods that request a GPU, every `pending_period` seconds."""
+        pending = self.gatherer.pending
+        while True:
+            if self.leader.is_leader and not self.sources.missing():
+                before, failed = pending.pods, None
+                try:
+                    await pending.count()
+                    if pending.pods != before:
+                        self.wake.set()
+                except KubeError as error:
+                    failed = error
+                event, kind = "Pending pods cannot be counted; trying again", type(failed).__name__
+                self._complaints.check("pending pods", failed, event, kind, error=str(failed))
+            await asyncio.sleep(self.settings.pending_period)
+
+    async def test_taints(self) -> None:
+        """Test whether the scheduler obeys DeviceTaintRules, every PERIOD seconds while NVIDIA's DRA stack is there."""
+        if not self.settings.plan.device_taints:
+            return
+        test = TaintTest(self.calls, self.settings.plan.namespace)
+        while True:
+            ready = self.leader.is_leader and self.sources.of_dra and not self.sources.missing()
+            if ready and (proof := await test.repeat()) != self.executor.calls.taint_proof:
+                self.executor.calls.taint_proof = proof
+                self.wake.set()
+            await asyncio.sleep(PERIOD if ready else self.settings.pending_period)

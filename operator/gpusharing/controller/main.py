@@ -17,8 +17,7 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from gpusharing.controller.processmetrics import ProcessMetrics
-from gpusharing.controller.role import Role, application, metrics_application
+from gpusharing.controller.role import ProcessMetrics, Role, application, metrics_application
 from gpusharing.controller.settings import PREFIX, Settings, SettingsError, from_environment
 from gpusharing.kube.clock import SteadyClock
 from gpusharing.kube.errors import Unauthorized
@@ -37,10 +36,7 @@ log = structlog.get_logger()
 
 
 def main() -> None:
-    """Run the operator until SIGTERM, SIGINT or an error, and exit with the status of `serve`, or FAULT after an error,
-    which is logged. The settings are read from the environment. A setting that is not valid is reported on standard
-    error, also with the status FAULT. A lost Lease ends the process without returning here (`_lost`). For the whole
-    process, asyncio reads at most 64 KiB at once from TLS."""
+    """Run the operator with the settings of the environment, and exit with the status of `serve`, or FAULT after an error."""
     try:
         settings = from_environment(os.environ)
     except SettingsError as error:
@@ -59,10 +55,6 @@ def main() -> None:
 
 
 def configure_logs(settings: Settings) -> None:
-    """Log to stderr what has at least the level in the settings: as JSON with stable keys (event, level, timestamp,
-    node, policy, phase ...), or as lines for people. An unknown level counts as info. Libraries log nothing below
-    the level warning, and one logger of kopf nothing below error. Replaces the configuration of structlog and the
-    handlers of the root logger."""
     level = logging.getLevelNamesMapping().get(settings.log_level.upper(), logging.INFO)
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -98,10 +90,10 @@ def configure_logs(settings: Settings) -> None:
 
 
 async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
-    """Run the operator until it is stopped, and return the exit status: 0 after a signal, NO_LOGIN without
-    credentials, FAULT if it cannot listen on a port; the cause is logged. Errors of the operator's parts are raised.
-    The process contends for the Lease and answers probes from the start, and does everything else only once it leads.
-    If it loses the Lease then, the process ends without returning here (`_lost`)."""
+    """Run the operator until a signal, and return the exit status: 0, NO_LOGIN, or FAULT if it cannot listen on a port.
+
+    If it loses the Lease while it leads, the process ends without returning here.
+    """
     login, metrics = environment_login(environment), ProcessMetrics()
     try:
         await login.access()
@@ -119,9 +111,8 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
         metrics.leader.set_function(lambda: float(role.lease.is_leader))
 
         async def work() -> None:
-            """Wait until this process leads, import what only a leader needs in a thread, because the Lease is renewed
-            meanwhile, and lead until canceled."""
             await role.wait_to_lead(settings.retry_period)
+            # In a thread, because the Lease is renewed meanwhile.
             leading = await asyncio.to_thread(import_module, "gpusharing.controller.leading")
             await leading.lead(role, login, settings, metrics, clock)
 
@@ -129,34 +120,24 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
             async with _servers(settings, role, metrics):
                 log.info("started", identity=identity, namespace=settings.plan.namespace)
                 await _until_signalled(role.lease, work())
-        except PortTaken as error:
-            reason = str(error.__cause__)
-            log.error("cannot listen on a port", variable=error.variable, port=error.port, error=reason)
+        except PortTaken as taken:
+            variable, port, reason = taken.args
+            log.error("cannot listen on a port", variable=variable, port=port, error=reason)
             return FAULT
     log.info("stopped")
     return 0
 
 
 class PortTaken(Exception):
-    """One of the operator's ports cannot be listened on."""
-
-    def __init__(self, name: str, port: int) -> None:
-        """`name` is the setting that holds the port. The attribute `variable` is the environment variable of that
-        setting, for messages."""
-        super().__init__(name, port)
-        self.variable, self.port = f"{PREFIX}{name.upper()}", port
+    """One of the operator's ports cannot be listened on: its variable, the port, and why."""
 
 
 def _lost() -> None:
-    """Log that the Lease is lost and end the process at once. Another process may lead now, so nothing may be written,
-    not even on the way out (cilium#42920)."""
     log.error("the Lease was lost; the operator is stopping now, because another process may be the leader")
     os._exit(LOST_LEASE)
 
 
 async def _until_signalled(lease: LeaderLease, work: Coroutine[Any, Any, None]) -> None:
-    """Run `work` and the Lease until SIGTERM or SIGINT arrives or one of them ends. Then cancel both and wait for their
-    end, the Lease last. Raises the error of the one that ended first; errors during the stop are dropped."""
     stop = asyncio.Event()
     running = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -177,8 +158,6 @@ async def _until_signalled(lease: LeaderLease, work: Coroutine[Any, Any, None]) 
 
 @asynccontextmanager
 async def _servers(settings: Settings, role: Role, metrics: ProcessMetrics) -> AsyncIterator[None]:
-    """Serve probes and metrics on their ports while the block runs, and close the servers at its end, also after an
-    error. A port of 0 turns its server off. Raises PortTaken if it cannot listen on a port, for whatever reason."""
     runners = []
     try:
         for app, name in (
@@ -192,7 +171,7 @@ async def _servers(settings: Settings, role: Role, metrics: ProcessMetrics) -> A
                 try:
                     await web.TCPSite(runner, settings.listen, port).start()
                 except OSError as error:
-                    raise PortTaken(name, port) from error
+                    raise PortTaken(f"{PREFIX}{name.upper()}", port, str(error)) from error
         yield
     finally:
         for runner in runners:

@@ -1,39 +1,60 @@
-"""What a process of the operator is, a standby or the leader, and its pages /healthz, /readyz and /metrics. kopf has an
-endpoint of its own, which answers 200 whatever its watchers do.
-
-A standby waits for the Lease and reads nothing else. It imports none of the modules that only a leader needs
-(`leading.py`), so it uses less memory (docs/adr/0085-a-standby-that-knows-nothing.md).
-"""
+"""What a leader and a standby have in common: their role, metrics of the process, and problems that are logged once."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
 from aiohttp import web
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
-from gpusharing.controller.complaints import Complaints
+from gpusharing.kube.client import ApiRequest
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.lease import LeaderLease
-
-START = 120.0
-"""Seconds that a new leader may take to create its parts, after which it counts as dead. Meanwhile the Lease is
-renewed, so no other process takes over. Imports take seconds, and a minute on a node whose CPUs are busy."""
+from gpusharing.kube.ownversion import own_version
 
 log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Complaints:
+    """The problems that exist at present, each under its subject."""
+
+    _open: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """The event that was logged for each problem, and its kind."""
+
+    def begins(self, subject: str, event: str, kind: str = "", **words: object) -> None:
+        """Log a warning, unless this event and kind were already logged. `words` are not compared, because messages of a server may contain counters."""
+        if self._open.get(subject) != (event, kind):
+            self._open[subject] = (event, kind)
+            log.warning(event, subject=subject, **words)
+
+    def check(self, subject: str, problem: object, event: str, kind: str = "", **words: object) -> None:
+        if problem:
+            self.begins(subject, event, kind, **words)
+        else:
+            self.ends(subject)
+
+    def ends(self, subject: str) -> None:
+        """Log that the problem is over, if there was one, quoting its event up to the first semicolon."""
+        if (known := self._open.pop(subject, None)) is not None:
+            log.info(f"resolved: {known[0].partition('; ')[0]}", subject=subject)
+
+
+START = 120.0
+"""Seconds that a new leader may take to create its parts, after which it counts as dead. Imports take seconds, and a minute on a node whose CPUs are busy."""
 
 
 class LeaderHealth(Protocol):
     """Reports whether the parts of a leader work; `health.py` implements it."""
 
     def dead(self) -> dict[str, str]:
-        """Return the problems that only a restart can solve, by the name of each part; empty if there is none."""
+        """Return the problems that only a restart can solve, by the name of each part."""
 
     def unready(self) -> dict[str, str]:
-        """Return why the leader cannot decide at present, by the name of each part; empty if it can."""
+        """Return why the leader cannot decide at present, by the name of each part."""
 
 
 @dataclass(slots=True)
@@ -41,17 +62,12 @@ class Role:
     """Whether this process stands by or leads, and what its probes answer."""
 
     lease: LeaderLease
-    """The contender for the Lease."""
     health: LeaderHealth | None = None
-    """The health of the leader's parts; None until this process leads and has created them."""
+    """None until this process leads and has created the parts of a leader."""
     clock: Callable[[], float] = loop_time
-    """Returns the seconds by which START is measured."""
     leads_since: float | None = None
-    """When this process became the leader, by `clock`. None before."""
 
     def dead(self) -> dict[str, str]:
-        """Return the problems that only a restart can solve, by the name of each part. Always empty before this
-        process leads. A leader whose parts do not exist START seconds after it began to lead has the problem `loop`."""
         if self.health is not None:
             return self.health.dead()
         led = self.clock() - self.leads_since if self.leads_since is not None else 0.0
@@ -59,9 +75,7 @@ class Role:
         return {"loop": problem} if led > START else {}
 
     def unready(self) -> dict[str, str]:
-        """Return why the probe must fail, as a message by the name of each part; empty if this process works. A standby
-        works if another process held the Lease when it was last read, and that read succeeded. A new leader does not
-        work until its parts exist and are ready."""
+        """Return why this process does not work, by the name of each part. A standby works while it knows who leads."""
         if self.health is not None:
             return self.health.unready()
         if self.lease.acquired.is_set():
@@ -71,22 +85,18 @@ class Role:
         return {} if self.lease.holder else {"lease": "nobody is known to hold the Lease yet"}
 
     def summary(self) -> str:
-        """Return the answer of the probes if nothing is wrong: `ok`, which for a standby is followed by who leads."""
         return "ok" if self.lease.acquired.is_set() else f"ok: standby, {self.lease.holder or 'nobody'} leads"
 
     async def wait_to_lead(self, seconds: float) -> None:
-        """Return as soon as this process leads, record when, and log that it does. Until then, check the Lease every
-        `seconds`: log each new leader once, and an error of the Lease as a problem that begins and ends."""
+        """Return as soon as this process leads; check the Lease every `seconds` for the log."""
         complaints, announced = Complaints(), ""
         while not self.lease.acquired.is_set():
-            if (error := self.lease.error) is not None:
-                event, text = "this process is waiting to become the leader", str(error) or repr(error)
-                complaints.begins("lease", event, type(error).__name__, error=text)
-            else:
-                complaints.ends("lease")
-                if self.lease.holder not in ("", announced):
-                    announced = self.lease.holder
-                    log.info("this process stands by; another one is the leader", leader=announced)
+            error, event = self.lease.error, "this process is waiting to become the leader"
+            text = str(error) or repr(error)
+            complaints.check("lease", error is not None, event, type(error).__name__, error=text)
+            if error is None and self.lease.holder not in ("", announced):
+                announced = self.lease.holder
+                log.info("this process stands by; another one is the leader", leader=announced)
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self.lease.acquired.wait()
@@ -96,28 +106,23 @@ class Role:
 
 
 def application(role: Role) -> web.Application:
-    """Return the web application that serves /healthz (`Role.dead`) and /readyz (`Role.unready`). Each answers with
-    status 200 if there is no problem, else with 503 and a line for each problem."""
+    """Return the application with /healthz (`Role.dead`) and /readyz (`Role.unready`): 503 with a line for each problem."""
 
-    async def healthz(_: web.Request) -> web.Response:
-        """Answer 503 with the problems that only a restart can solve, or 200 if there is none."""
-        return _answer(role, role.dead())
+    def page(find: Callable[[], dict[str, str]]) -> Callable[[web.Request], Awaitable[web.Response]]:
+        async def answer(_: web.Request) -> web.Response:
+            problems = find()
+            lines = "\n".join(f"{part}: {why}" for part, why in sorted(problems.items()))
+            return web.Response(text=f"{lines or role.summary()}\n", status=503 if problems else 200)
 
-    async def readyz(_: web.Request) -> web.Response:
-        """Answer 503 with the reasons why this process does not work, or 200 if there is none."""
-        return _answer(role, role.unready())
+        return answer
 
     app = web.Application()
-    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz)])
+    app.add_routes([web.get("/healthz", page(role.dead)), web.get("/readyz", page(role.unready))])
     return app
 
 
 def metrics_application(registry: CollectorRegistry) -> web.Application:
-    """Return the web application that serves /metrics, with status 200 and all metrics of `registry` in the text format
-    of Prometheus. It has no other page."""
-
     async def metrics(_: web.Request) -> web.Response:
-        """Answer with all metrics of the registry."""
         return web.Response(body=generate_latest(registry), content_type="text/plain")
 
     app = web.Application()
@@ -125,8 +130,24 @@ def metrics_application(registry: CollectorRegistry) -> web.Application:
     return app
 
 
-def _answer(role: Role, trouble: dict[str, str]) -> web.Response:
-    """Return status 200 and the summary of `role` if `trouble` is empty, else 503 and one line `part: reason` for each
-    part, in alphabetical order."""
-    text = "\n".join(f"{part}: {why}" for part, why in sorted(trouble.items())) or role.summary()
-    return web.Response(text=text + "\n", status=503 if trouble else 200)
+class ProcessMetrics:
+    """API calls, version and leadership, in a registry to which a leader adds its own metrics."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "gpusharing_api_requests_total",
+            "Calls to the API server by verb, resource and HTTP status (0: no response).",
+            ["verb", "resource", "status"],
+            registry=self.registry,
+        )
+        build = "1, with the version of the operator or of the agent."
+        self.build = Gauge("gpusharing_build_info", build, ["version", "component"], registry=self.registry)
+        self.build.labels(own_version(), "operator").set(1)
+        leads = "1 while this process holds the Lease."
+        self.leader = Gauge("gpusharing_leader", leads, registry=self.registry)
+
+    def called(self, request: ApiRequest, status: int) -> None:
+        """Count an API call; the kind is empty for discovery. See http.OnCall."""
+        kind = request.kind if request.resource.plural else ""
+        self.requests.labels(request.verb, kind, str(status)).inc()

@@ -1,5 +1,4 @@
-"""The operator's settings: environment variables GPUSHARING_*, which the chart sets. A variable that is not valid
-prevents the start, with an error that names it.
+"""The operator's settings: environment variables GPUSHARING_*, which the chart sets. An invalid one prevents the start.
 
 `docs/reference/settings.md` is generated from this file.
 """
@@ -13,7 +12,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from gpusharing.api.settingtypes import Period, Port, Seconds, listed
 from gpusharing.kube.fence import MOST_CLAIMS
-from gpusharing.kube.foreign import find_problem
+from gpusharing.kube.maintenance import find_problem
 from gpusharing.planning.snapshot.views import PlanSettings
 
 PREFIX = "GPUSHARING_"
@@ -32,7 +31,7 @@ WHY = {
     "greater_than": " must be above 0",
     "less_than_equal": " is not a port",
 }
-"""Our wording for pydantic's errors, by their type. It follows the name and the value of the variable."""
+"""Our wording for pydantic's errors, after the name and the value of the variable."""
 MaintenanceKeys = Annotated[tuple[str, ...], listed(find_problem)]
 
 
@@ -47,16 +46,13 @@ class Settings:
     plan: PlanSettings = field(default_factory=PlanSettings)
     """The settings that decisions depend on; each of them has a variable of its own, too."""
     admin_mig_config_map: str = ""
-    """ConfigMap in the GPU Operator's namespace whose mig-parted entries are merged into ours; empty if there
-    is none."""
+    """ConfigMap in the GPU Operator's namespace whose mig-parted entries are merged into ours; empty if there is none."""
     admin_plugin_config_map: str = ""
-    """ConfigMap in the GPU Operator's namespace whose device-plugin entries are merged into ours; empty if
-    there is none."""
+    """ConfigMap in the GPU Operator's namespace whose device-plugin entries are merged into ours; empty if there is none."""
     agent_namespace: str = "gpusharing-agent"
     """Namespace of the agent's pods; if empty, the operator's own namespace."""
     maintenance_keys: MaintenanceKeys = ()
-    """Comma-separated keys. A label, annotation or taint with one of them means that someone else maintains the
-    Node."""
+    """Comma-separated keys. A label, annotation or taint with one of them means that someone else maintains the Node."""
     lease_name: str = "gpusharing-operator"
     """Name of the Lease in the operator's namespace that records the leader and the claims."""
     lease_seconds: Period = 15.0
@@ -68,8 +64,7 @@ class Settings:
     debounce: Seconds = 0.2
     """Time from the first change to the pass that handles all of them."""
     publish_period: Seconds = 2.0
-    """Time after which a node that begins to change is shown; its next phases are shown after twice that time. Phases
-    that pass more quickly are never shown."""
+    """Time after which a node that begins to change is shown; its next phases are shown after twice that time. Phases that pass more quickly are never shown."""
     relist: Period = 600.0
     """Time after which policies are listed again even if no event came."""
     pending_period: Period = 60.0
@@ -89,9 +84,10 @@ class Settings:
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:
-    """Return the settings that the variables GPUSHARING_<NAME> give; others have their defaults, and variables without
-    this prefix are ignored. An empty variable is a value, too, and not the default. Raises SettingsError for an unknown
-    name, or for a value that is not valid by itself or together with others (`_check`)."""
+    """Return the settings that the variables GPUSHARING_<NAME> give; an empty one is a value, too, and not the default.
+
+    Raises SettingsError for an unknown name, or for a value that is not valid by itself or together with others.
+    """
     texts = {name.removeprefix(PREFIX): text for name, text in environment.items() if name.startswith(PREFIX)}
     plan, shell = _variables(PlanSettings), _variables(Settings)
     known = plan.keys() | shell.keys()
@@ -102,8 +98,8 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         planner = _PLAN.validate_python({plan[name]: texts[name] for name in texts if name in plan})
         own = {shell[name]: texts[name] for name in texts if name in shell}
         settings = _SHELL.validate_python({**own, "plan": planner})
-    except ValidationError as error:
-        raise SettingsError(_explain(error)) from None
+    except ValidationError as errors:
+        raise SettingsError(_explain(errors)) from None
     _check(settings)
     return settings
 
@@ -112,21 +108,16 @@ _PLAN, _SHELL = TypeAdapter(PlanSettings), TypeAdapter(Settings)
 
 
 def default_text(value: object) -> str:
-    """Return a value as it would be written in its environment variable: a bool in lower case, the items of a tuple
-    separated by commas, anything else as `str` writes it."""
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _variables(kind: type) -> dict[str, str]:
-    """Return the name of each field of a settings class except `plan`, by its variable's name without the prefix."""
     return {item.name.upper(): item.name for item in fields(kind) if item.name != "plan"}
 
 
 def _explain(error: ValidationError) -> str:
-    """Return a message about the first value that is not valid: its variable, the value, what is wrong with it, and a
-    valid example, which is the default unless EXAMPLES has another."""
     first = error.errors(include_url=False)[0]
     name, text, context = str(first["loc"][0]), first["input"], first.get("ctx", {})
     if first["type"] == "literal_error":
@@ -141,9 +132,6 @@ def _explain(error: ValidationError) -> str:
 
 
 def _check(settings: Settings) -> None:
-    """Raise SettingsError for the first settings that do not fit together: RETRY_PERIOD, RENEW_DEADLINE and
-    LEASE_SECONDS must each be larger than the one before, MAX_IN_FLIGHT must not exceed MOST_CLAIMS, MAINTENANCE_KEYS
-    and NEIGHBOUR_LABELS must not share a key, and an admin's ConfigMap must not be ours."""
     # A leader needs time to renew before it must stop, and must stop before another process takes over.
     if not settings.retry_period < settings.renew_deadline < settings.lease_seconds:
         raise SettingsError(
@@ -164,13 +152,10 @@ def _check(settings: Settings) -> None:
                 " itself on every node that it changes"
             )
     # An admin's ConfigMap that is ours, merged into itself, would keep every entry forever and never be corrected.
-    admin_maps = {
-        "ADMIN_PLUGIN_CONFIG_MAP": settings.admin_plugin_config_map,
-        "ADMIN_MIG_CONFIG_MAP": settings.admin_mig_config_map,
-    }
-    for name, value in admin_maps.items():
+    for name in ("admin_plugin_config_map", "admin_mig_config_map"):
+        value = getattr(settings, name)
         if value in (settings.plan.plugin_config_map, settings.plan.mig_config_map):
             raise SettingsError(
-                f"{PREFIX}{name}={value} is the operator's own ConfigMap: name the one whose entries should be"
+                f"{PREFIX}{name.upper()}={value} is the operator's own ConfigMap: name the one whose entries should be"
                 " merged into it, or none"
             )

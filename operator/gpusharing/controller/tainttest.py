@@ -1,9 +1,6 @@
-"""A test whether the scheduler obeys DeviceTaintRules, which it silently ignores without the feature gate
-DRADeviceTaintRules (Kubernetes v1.36, docs/adr/0079-a-device-taint-rule-for-a-cordon.md).
+"""A test whether the scheduler obeys DeviceTaintRules, which it silently ignores without the feature gate DRADeviceTaintRules (Kubernetes v1.36, docs/adr/0079-a-device-taint-rule-for-a-cordon.md).
 
-The chart installs a ReplicaSet with no replicas, and a ResourceSlice with one device of a driver that does not exist. A
-rule taints the device, and a pod claims it: first without a toleration and, if that fails, with one. Which of the two
-requests the scheduler grants is the answer. No container can start, because no kubelet knows the driver.
+The chart installs a ReplicaSet with no replicas, and a ResourceSlice with one device of a driver that does not exist. A rule taints the device, and a pod claims it: first without a toleration and, if that fails, with one. Which of the two requests the scheduler grants is the answer. No container can start, because no kubelet knows the driver.
 """
 
 import asyncio
@@ -23,17 +20,16 @@ from gpusharing.kube.client import (
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.dra import taint_rule
 from gpusharing.kube.errors import AlreadyExists, KubeError, NotFound, Unavailable
-from gpusharing.kube.paging import list_of
+from gpusharing.kube.lists import check_identity, list_of
 from gpusharing.kube.raw import entries, text
-from gpusharing.kube.unreadable import check_identity
-from gpusharing.planning.snapshot.draviews import TAINT_TEST, TaintProof
+from gpusharing.planning.snapshot.nvidia import TAINT_TEST, TaintProof
 
 log = structlog.get_logger()
 
 DRIVER = "test.gpusharing.dev"
 """The driver of the device. Its pool has the name of the other objects, and so has the label `app` of the pods."""
 PERIOD = 600.0
-"""Seconds between two checks of the API server's version. A test that failed is repeated as often."""
+"""Seconds between two checks of the API server's version, or between failed tests."""
 VALID = 6 * 3600.0
 """Seconds for which a proof counts."""
 IGNORED = "kube-scheduler ignores DeviceTaintRules; enable its feature gate DRADeviceTaintRules"
@@ -50,18 +46,13 @@ class TaintTest:
 
     client: KubeClient
     namespace: str
-    """The operator's own namespace, in which the ReplicaSet is."""
     _proof: TaintProof = field(default_factory=TaintProof)
     _version: str = ""
     """Version of the API server at the last test."""
     _tested_at: float = 0.0
-    """When the last test ended, by the clock of the event loop."""
 
     async def repeat(self) -> TaintProof:
-        """Return whether the scheduler obeys DeviceTaintRules, with the error if not. The scheduler is tested unless
-        the last test succeeded within VALID seconds under the present version of the API server; then the earlier
-        result is returned. A KubeError becomes the error of the result. The result is logged if it differs from the
-        last one."""
+        """Return whether the scheduler obeys DeviceTaintRules; tested anew unless the last test succeeded recently under this version of the API server."""
         proof = self._proof
         try:
             version = await self.client.version()
@@ -77,16 +68,19 @@ class TaintTest:
         return proof
 
     async def _test(self) -> TaintProof:
-        """Create the rule, unless it exists, and start a pod by scaling the test's ReplicaSet, up to TRIES pods one
-        after another until the scheduler obeys the rule. Return what the last one showed (`_read`). Then remove the
-        rule and the pod, also after an error. Raises KubeErrors, such as Unavailable if an earlier pod does not go."""
         rule = taint_rule(TAINT_TEST, {"driver": DRIVER, "pool": TAINT_TEST})
         with suppress(AlreadyExists):  # of a test that was interrupted
             await self.client.create(DEVICE_TAINT_RULES, rule)
         try:
             for _ in range(TRIES):
                 await self._scale(0)
-                await self._wait_gone()
+                # The pod of an earlier test may have been scheduled before the scheduler saw the rule.
+                for _ in range(round(PATIENCE / POLL)):
+                    if await self._pod() is None:
+                        break
+                    await asyncio.sleep(POLL)
+                else:
+                    raise Unavailable(f"the pod of ReplicaSet {self.namespace}/{TAINT_TEST} does not go")
                 await self._scale(1)
                 if (proof := await self._read()).works:
                     break
@@ -99,28 +93,14 @@ class TaintTest:
             await self._scale(0)
 
     async def _scale(self, replicas: int) -> None:
-        """Set the number of replicas of the test's ReplicaSet, and so of its pods."""
         body = {"spec": {"replicas": replicas}}
         await self.client.patch(REPLICA_SETS, TAINT_TEST, body, namespace=self.namespace, subresource="scale")
 
     async def _pod(self) -> JSON | None:
-        """Return the pod of the test, as the API server sent it, or None if there is none."""
         where = {"namespace": self.namespace, "label_selector": f"app={TAINT_TEST}"}
         return next(iter(await list_of(self.client, PODS, **where)), None)
 
-    async def _wait_gone(self) -> None:
-        """Wait until the pod of an earlier test is gone, because it may have been scheduled before the scheduler saw
-        the rule. Raises Unavailable after PATIENCE seconds."""
-        for _ in range(round(PATIENCE / POLL)):
-            if await self._pod() is None:
-                return
-            await asyncio.sleep(POLL)
-        raise Unavailable(f"the pod of ReplicaSet {self.namespace}/{TAINT_TEST} does not go")
-
     async def _read(self) -> TaintProof:
-        """Wait up to PATIENCE seconds until the scheduler grants the pod of the test one of its two requests. Return a
-        proof that works if it granted the one with a toleration, or one with the error IGNORED if it granted the other.
-        If it grants neither, the result has an error with the scheduler's words. Raises KubeErrors."""
         words = "there is no pod"
         for _ in range(round(PATIENCE / POLL)):
             pod = await self._pod()

@@ -1,41 +1,23 @@
 """aiohttp, imported without the certificate authorities of this machine.
 
-On import aiohttp makes two TLS contexts, for calls that name none, and reads all authorities for each
-(aiohttp/connector.py: `_SSL_CONTEXT_VERIFIED`, `_SSL_CONTEXT_UNVERIFIED`, 3.14): 100 ms of CPU, and 2 MiB for as long
-as the process lives. Every call of ours names its own context (`Access.tls`, `Place.tls`); one that forgot it would
-trust nobody, and fail. Code that asks for the machine's authorities later still gets them.
+On import aiohttp makes two TLS contexts, for calls that name none, and reads all authorities for each (aiohttp/connector.py: `_SSL_CONTEXT_VERIFIED`, `_SSL_CONTEXT_UNVERIFIED`, 3.14): 100 ms of CPU, and 2 MiB for as long as the process lives. Every call of ours names its own context (`Access.tls`, `Place.tls`); one that forgot it would trust nobody, and fail. Code that asks for the machine's authorities later still gets them.
 
-The first import of aiohttp in a process decides, so `gpusharing.controller` imports this module before anything else,
-kopf included.
+The first import of aiohttp in a process decides, so `gpusharing.controller` imports this module before anything else, kopf included.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
+# Where OpenSSL looks for authorities instead of its own places (SSL_CTX_set_default_verify_paths(3)).
 _TRUST = ("SSL_CERT_FILE", "SSL_CERT_DIR")
-"""Variables that name where OpenSSL looks for authorities instead of its own places
-(SSL_CTX_set_default_verify_paths(3))."""
-
-
-@contextmanager
-def _no_authorities() -> Iterator[None]:
-    """Hide this machine's certificate authorities from OpenSSL inside the block, by setting the environment variables
-    SSL_CERT_FILE and SSL_CERT_DIR of this process to the null device. Both are restored at the end of the block, even
-    after an error."""
-    before = {name: os.environ.get(name) for name in _TRUST}
-    os.environ.update(dict.fromkeys(_TRUST, os.devnull))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-with _no_authorities():
+_before = {name: os.environ.get(name) for name in _TRUST}
+os.environ.update(dict.fromkeys(_TRUST, os.devnull))
+try:
     import aiohttp
+finally:
+    for _name, _value in _before.items():
+        if _value is None:
+            del os.environ[_name]
+        else:
+            os.environ[_name] = _value
 
 __all__ = ["aiohttp"]

@@ -1,27 +1,20 @@
-"""Run calls that may block forever in daemon threads, so that neither the event loop nor the exit of the process waits
-for them."""
+"""Run coroutines beside others, and a loop for a command at a terminal."""
 
 import asyncio
 import queue
+import socket
 import threading
-from collections.abc import Callable
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 T = TypeVar("T")
-
-
-class Background(Protocol):
-    """Starts a call that may block forever in a daemon thread, and returns a future of its result."""
-
-    def __call__(self, call: Callable[[], T], name: str) -> asyncio.Future[T]:
-        """Start `call` in a thread called `name`, and return the future that gets its result or the error that it
-        raised. Canceling the future does not end the call. Must be called from a running event loop."""
-        ...
+Background: TypeAlias = Callable[[Callable[[], Any], str], asyncio.Future[Any]]
+"""Starts a call in a daemon thread of this name, and returns a future of its result: `in_daemon_thread` or a `Worker`."""
 
 
 def in_daemon_thread(call: Callable[[], T], name: str) -> asyncio.Future[T]:
-    """Start `call` in a new daemon thread called `name`, and return a future that gets its result or the error that it
-    raised. Canceling the future does not end the call. Raises RuntimeError outside a running event loop.
+    """Start `call` in a new daemon thread, and return a future of its result. Canceling the future does not end the call.
 
     asyncio.to_thread does not fit: its threads are joined at exit, and a hung one would keep the process alive.
     """
@@ -31,21 +24,17 @@ def in_daemon_thread(call: Callable[[], T], name: str) -> asyncio.Future[T]:
 
 
 class Worker:
-    """Runs calls as `in_daemon_thread` does, but all of them in one thread that is kept between calls. That halves the
-    cost of an occasional call.
+    """Runs calls as `in_daemon_thread` does, but all in one thread that is kept between calls, at half the cost.
 
-    Calls run one after another, so if one hangs, the next ones wait. Meant for a caller that never has two calls at
-    once.
+    Calls run one after another, so if one hangs, the next ones wait.
     """
 
     def __init__(self) -> None:
-        """Start no thread yet: the first call starts it and gives it its name."""
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def __call__(self, call: Callable[[], T], name: str) -> asyncio.Future[T]:
-        """Queue `call` and return the future that gets its result or the error that it raised. `name` is used only by
-        the first call, which starts the thread. Raises RuntimeError outside a running event loop."""
+        """Queue `call` and return a future of its result. Only the first call's `name` counts."""
         run, future = _prepare(call)
         self._calls.put(run)
         if self._thread is None:
@@ -54,20 +43,15 @@ class Worker:
         return future
 
     def _work(self) -> None:
-        """Run queued calls forever, one after another, and wait for the next one."""
         while True:
             self._calls.get()()
 
 
 def _prepare(call: Callable[[], T]) -> tuple[Callable[[], None], asyncio.Future[T]]:
-    """Return a function for a thread to run, and the future that then gets the result of `call` or the error that it
-    raised. The outcome is dropped if the future was canceled or the event loop is closed by then. Raises
-    RuntimeError outside a running event loop."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
     def settle(result: T | None, error: BaseException | None) -> None:
-        """Give the future its result, or `error` if there is one, unless it was canceled meanwhile."""
         if future.done():  # the caller gave up
             return
         if error is not None:
@@ -76,7 +60,6 @@ def _prepare(call: Callable[[], T]) -> tuple[Callable[[], None], asyncio.Future[
             future.set_result(result)  # type: ignore[arg-type]  # without an error there is a result, maybe None
 
     def run() -> None:
-        """Run the call in this thread and hand its outcome to the event loop. Never raises."""
         result: T | None = None
         error: BaseException | None = None
         try:
@@ -89,3 +72,40 @@ def _prepare(call: Callable[[], T]) -> tuple[Callable[[], None], asyncio.Future[
             return  # the event loop is closed, so nothing awaits the result
 
     return run, future
+
+
+KILLED_EVERY = 0.01
+"""Seconds between two checks whether a killed login program has ended."""
+
+
+class CommandLoop(asyncio.SelectorEventLoop):
+    """An event loop that looks up host names in daemon threads and can end the programs that were started on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._programs: list[asyncio.SubprocessTransport] = []
+
+    async def getaddrinfo(self, *arguments: Any, **options: Any) -> Any:
+        # The base class uses a pool of threads, in which names that cannot be resolved keep others waiting (six threads
+        # on two cores), and which a command must wait for at its end, for 40 s or more.
+        return await in_daemon_thread(partial(socket.getaddrinfo, *arguments, **options), "getaddrinfo")
+
+    async def subprocess_exec(self, *arguments: Any, **options: Any) -> Any:
+        started = await super().subprocess_exec(*arguments, **options)
+        self._programs.append(started[0])
+        return started
+
+    async def end_programs(self) -> None:
+        """Kill the programs that still run, and wait until they have ended, without a limit of time.
+
+        Processes that they started themselves are left alone: one may be the user's browser, in which to log in.
+        """
+        for program in self._programs:
+            program.close()
+        while any(program.get_returncode() is None for program in self._programs):  # noqa: ASYNC110 - no event says so
+            await asyncio.sleep(KILLED_EVERY)
+
+
+def run_command(command: Coroutine[Any, Any, T]) -> T:
+    with asyncio.Runner(loop_factory=CommandLoop) as runner:
+        return runner.run(command)

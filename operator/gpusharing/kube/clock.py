@@ -1,25 +1,7 @@
-"""The clocks of a process: monotonic ones for ages, and a time of day, taken from the API server, that nobody can set.
-
-How long ago? `loop_time`, or any other monotonic clock: nobody can set it.
-
-What time is it? `SteadyClock`: deadlines and claims are absolute times on the API server's objects, read by other
-processes on other machines, so they need a time of day; but a time of day that is set back or forward must neither stop
-a rollout nor end a drain early. So the API server's time is taken once, from the `Date` of its answers, and then
-advances by a clock that cannot be set:
-
-- a step of any machine's wall clock changes nothing, whether it is ours (never read again) or the API server's;
-- it never goes back and never jumps. While the server's Date differs, it is followed by at most SLEW seconds per second
-  (as adjtime(3) does): two clocks that drift apart stay together, and a step of ten minutes takes two weeks;
-- a machine that was suspended: CLOCK_BOOTTIME goes on meanwhile, so time has passed here too, deadlines included, and
-  everything that was seen before is as old as it really is. A virtual machine that its hypervisor stopped has no clock
-  that knows; it is behind by the length of the stop, deadlines pass later than written, and the Lease (whose renewal
-  another process could take over meanwhile) tells whether we may still write;
-- a process that is started again takes the server's time anew, so a wrong one lasts until then and no longer.
-
-The first answer sets the clock to within half a second, because Date has whole seconds, and half the time of its call.
-"""
+"""Time as the server has it, and waits that grow."""
 
 import asyncio
+import random
 import sys
 import time
 from collections.abc import Callable
@@ -31,18 +13,14 @@ SLEW = 0.0005
 
 
 def loop_time() -> float:
-    """Return the seconds of the running event loop's monotonic clock, which is virtual in tests. Used for ages within
-    a process."""
+    """Return the seconds of the running event loop's monotonic clock, which is virtual in tests."""
     return asyncio.get_running_loop().time()
 
 
 def boot_time() -> float:
-    """Return the seconds of a clock that cannot be set and that, where there is one, also advances while the machine
-    sleeps.
+    """Return the seconds of a clock that cannot be set and, where there is one, also advances while the machine sleeps.
 
-    Linux: CLOCK_BOOTTIME (clock_gettime(2)). macOS: CLOCK_MONOTONIC, which advances in sleep there, unlike the
-    mach_absolute_time behind Python's `time.monotonic` (its clock_gettime(3)). Elsewhere: `time.monotonic`; Python does
-    not say whether it advances in sleep.
+    Linux: CLOCK_BOOTTIME (clock_gettime(2)). macOS: CLOCK_MONOTONIC, which advances in sleep there, unlike the mach_absolute_time behind Python's `time.monotonic` (its clock_gettime(3)).
     """
     if hasattr(time, "CLOCK_BOOTTIME"):
         return time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -52,19 +30,18 @@ def boot_time() -> float:
 
 
 def wall_time() -> datetime:
-    """Return the present UTC time by this machine's wall clock."""
     return datetime.now(UTC)
 
 
 class SteadyClock:
-    """A time of day that cannot be set, and that follows the API server's time as its answers report it (`note_date`).
-    Call the object to read it."""
+    """A time of day in UTC that cannot be set and follows the API server's. Call the object to read it.
+
+    It never goes back, with one exception: the first time that the API server reports may be earlier.
+    """
 
     def __init__(
         self, steady: Callable[[], float] = boot_time, wall: Callable[[], datetime] = wall_time
     ) -> None:
-        """`steady` returns the seconds of a clock that cannot be set. `wall` is read once, now, and gives the time of
-        day until the API server has reported its own."""
         self.steady = steady
         """Returns the seconds of the clock that cannot be set, for the parameter `sent_at` of `note_date`."""
         self._offset = wall().timestamp() - steady()
@@ -75,19 +52,13 @@ class SteadyClock:
         """The highest result so far, below which no later result may fall."""
 
     def __call__(self) -> datetime:
-        """Return the time of day in UTC. The result never goes back, with one exception: the first time that the API
-        server reports may be earlier than what this clock has shown."""
         self._shown = max(self._shown, self.steady() + self._offset)
         return datetime.fromtimestamp(self._shown, UTC)
 
     def note_date(self, date: str, sent_at: float) -> None:
-        """Correct the clock by the server's time. Call it when an answer with this `Date` header has just arrived;
-        `sent_at` is when its request was sent, by `steady`.
+        """Correct the clock by the `Date` header of an answer that has just arrived; its request was sent at `sent_at`, by `steady`.
 
-        The first date sets the clock, even if that sets it back. A Date in whole seconds and the duration of the call
-        leave a range of possible times. A later date corrects the clock only if the clock is outside that range, and by
-        at most SLEW seconds per second since the previous date. A header that is empty or not a date (RFC 9110, 5.6.7)
-        is ignored.
+        A Date in whole seconds and the duration of the call leave a range of possible times; the first sets the clock to its middle, a later one corrects a clock outside of it. A header that is not a date (RFC 9110, 5.6.7) is ignored.
         """
         try:
             server_time = parsedate_to_datetime(date).timestamp()
@@ -102,3 +73,27 @@ class SteadyClock:
             wanted = min(max(self._offset, earliest), latest)
             self._offset += min(max(wanted - self._offset, -most), most)
         self._dated_at = now
+
+
+def half_to_one_and_a_half() -> float:
+    """Return a random factor for a wait, so that clients which failed together do not come back together."""
+    return random.uniform(0.5, 1.5)
+
+
+class Backoff:
+    """Waits in seconds after failures in a row: each is twice as long as the one before, up to a limit, and jittered."""
+
+    def __init__(
+        self, first: float, last: float, jitter: Callable[[], float] = half_to_one_and_a_half
+    ) -> None:
+        self.first = self._next = first
+        self._last = last
+        self._jitter = jitter
+
+    def after_failure(self) -> float:
+        """Return the seconds to wait after this failure; jitter may exceed the limit."""
+        delay, self._next = self._next, min(self._next * 2, self._last)
+        return delay * self._jitter()
+
+    def success(self) -> None:
+        self._next = self.first

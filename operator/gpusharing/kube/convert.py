@@ -1,31 +1,30 @@
-"""Raw Nodes, GPUNodes, policies and NVIDIA's ClusterPolicy as the planner sees them; pods: `convert_pods.py`.
+"""Convert raw Nodes, GPUNodes and policies to the values that the planner reads."""
 
-No function raises because of an object's contents: a missing or malformed field becomes the value that makes the
-planner careful (not ready, no observation, a problem).
-
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#point-of-no-return, docs/design/glossary.md#proof.
-"""
-
+import json
 import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from datetime import tzinfo
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, tzinfo
+from functools import cache, lru_cache
+from importlib import resources
 from sys import intern
+from zoneinfo import ZoneInfo
 
 from pydantic import TypeAdapter, ValidationError
 
 from gpusharing.api import names
 from gpusharing.api.gpunode import GPU, Model, Observed
+from gpusharing.api.names import RESOURCE_GPU, TAINT_UNPROVEN
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import Problem, validate_policy
 from gpusharing.kube.client import JSON
 from gpusharing.kube.fence import parse_record, read_fence
-from gpusharing.kube.foreign import find_marker
-from gpusharing.kube.quantity import count, gpu_counts
+from gpusharing.kube.maintenance import find_marker
 from gpusharing.kube.raw import (
+    count,
     entries,
+    gpu_counts,
     has_condition,
     interned,
     is_true,
@@ -37,29 +36,97 @@ from gpusharing.kube.raw import (
     variable,
     whole,
 )
-from gpusharing.kube.taints import GPU_TOLERATION, rows_text, start_gate, tolerates
-from gpusharing.kube.zones import find_zones
-from gpusharing.planning.gpus.cards import Card, Profile, find_card, find_doubt
+from gpusharing.planning.gpus.cards import Profile, find_card, find_doubt
 from gpusharing.planning.gpus.geometry import is_profile, normalize
 from gpusharing.planning.gpus.health import vitals_of
-from gpusharing.planning.snapshot.draviews import key_of
+from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, key_of
 from gpusharing.planning.snapshot.records import Deferred, Fence, Verified
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
-from gpusharing.planning.stack.otherplugins import RESOURCES, find_other_plugin
+from gpusharing.planning.stack.plugins import RESOURCES, find_other_plugin
 from gpusharing.planning.stack.requirements import READ
-from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.wanted.target import under_deletion
+
+
+def find_zones(spec: GPUSharingPolicySpec) -> dict[str, tzinfo]:
+    """Return UTC and the known time zones that the windows and blackouts of the policy name, by name."""
+    named = {window.time_zone for window in (*spec.rollout.windows, *spec.rollout.blackouts)}
+    zones = {name: find_zone(name) for name in sorted({"UTC", *named})}
+    return {name: zone for name, zone in zones.items() if zone is not None}
+
+
+@cache
+def find_zone(name: str) -> tzinfo | None:
+    if name == "UTC":
+        return UTC
+    if name not in _names():
+        return None
+    with resources.files("tzdata").joinpath("zoneinfo", *name.split("/")).open("rb") as data:
+        return ZoneInfo.from_file(data, key=name)
+
+
+@cache
+def _names() -> frozenset[str]:
+    return frozenset(resources.files("tzdata").joinpath("zones").read_text().split())
+
+
+EFFECT = "NoSchedule"
+GPU_TOLERATION = {"key": RESOURCE_GPU, "operator": "Exists", "effect": EFFECT}
+"""The toleration of the GPU Operator's DaemonSets if ClusterPolicy sets none: a list there replaces it (docs/design/nvidia.md#d9)."""
+
+KEEPS_OUT = ("NoSchedule", "NoExecute")
+"""The effects of a taint that exclude pods which do not tolerate it."""
+TRANSIENT_TAINTS = frozenset(
+    {
+        "node.kubernetes.io/unschedulable",
+        "node.kubernetes.io/not-ready",
+        "node.kubernetes.io/unreachable",
+        TAINT_UNPROVEN,
+    }
+)
+"""Taints that are removed when a cordon, a condition or the lack of proof ends. They do not exclude a pod for good."""
+
+
+def taint_text(taint: JSON) -> str:
+    """Return a taint as `kubectl describe` prints it, such as `key=value:NoSchedule`."""
+    value = text(taint, "value")
+    return f"{text(taint, 'key')}{f'={value}' if value else ''}:{text(taint, 'effect')}"
+
+
+def start_gate(node: JSON) -> str | None:
+    """Return the other taints of a Node that has the start-up taint, as a JSON list; None if it does not have it."""
+    taints = entries(node, "spec", "taints")
+    others = [row for row in taints if (row.get("key"), row.get("effect")) != (TAINT_UNPROVEN, EFFECT)]
+    return None if len(others) == len(taints) else rows_text(others)
+
+
+def tolerates(tolerations: Sequence[JSON], key: str = TAINT_UNPROVEN, value: str | None = None) -> bool:
+    """Whether pods with these tolerations may start on a node with the taint `key` and the effect NoSchedule (core/v1 Toleration).
+
+    If `value`, the taint's value, is None, every value of a toleration with this key matches.
+    """
+    return any(
+        text(row, "effect") in ("", EFFECT)
+        and text(row, "key") in ("", key)
+        and (
+            row.get("operator") == "Exists"
+            or (text(row, "key") == key and value in (None, text(row, "value")))
+        )
+        for row in tolerations
+    )
+
+
+def rows_text(rows: Sequence[JSON]) -> str:
+    return json.dumps(list(rows), separators=(",", ":"), ensure_ascii=False)
+
 
 _REPORT = TypeAdapter(Observed)
 
 
 def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> NodeView:
-    """Convert a raw Node to the planner's view. Heartbeats, images, addresses and resourceVersion are left out, and so
-    are allocatable resources other than GPUs (`gpu_counts`). A fence that cannot be read becomes None, with the reason
-    in `fence_error`. A record of the last abort or of the last proof that cannot be read becomes None too, but the
-    reason is dropped. `hold_cordon` is True only for the value `true`. `maintenance_keys` are further keys of labels,
-    annotations and taints that mark a Node as maintained by somebody else (`find_marker`)."""
+    """Convert a raw Node; `maintenance_keys` mark it as maintained by somebody else, like the keys in `foreign.py`.
+
+    A fence that cannot be read becomes None, with the reason in `fence_error`.
+    """
     metadata = section(raw, "metadata")
     annotations = texts(metadata.get("annotations"))
     fence, fence_error = read_fence(annotations)
@@ -78,7 +145,11 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
         ready=has_condition(raw, "Ready"),
         unschedulable=part(raw, "spec", "unschedulable") is True,
         deleting=metadata.get("deletionTimestamp") is not None,
-        barred=_is_barred(raw),
+        # Taints of node.kubernetes.io/ follow the node's conditions and its cordon, which are read separately.
+        barred=any(
+            text(taint, "effect") in KEEPS_OUT and not text(taint, "key").startswith("node.kubernetes.io/")
+            for taint in entries(raw, "spec", "taints")
+        ),
         fence=fence,
         fence_error=fence_error,
         deferred=None if deferred_text is None else parse_record(Deferred, deferred_text)[0],
@@ -98,8 +169,7 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
 
 
 def unknown_node(raw: JSON, why: str) -> NodeView:
-    """Return the view of a Node that cannot be converted. Like one whose fence cannot be read, it is left as it is: it
-    may be in the middle of a change."""
+    """Return the view of a Node that cannot be converted. It is left as it is: it may be in the middle of a change."""
     metadata = section(raw, "metadata")
     return NodeView(
         name=intern(text(metadata, "name")),
@@ -114,33 +184,14 @@ def unknown_node(raw: JSON, why: str) -> NodeView:
 
 
 def other_plugin(raw: JSON) -> str:
-    """Return the name of the device plugin that serves a Node without following our labels, or an empty string if none
-    is known. It is recognized by the Node's labels, its annotations, and the names of its allocatable resources that
-    begin with one of RESOURCES (`find_other_plugin`); those with the quantity 0, or one that cannot be read, do not
-    count."""
+    """Return the name of the device plugin that serves a Node without following our labels; empty if none is known."""
     metadata, allocatable = section(raw, "metadata"), section(raw, "status", "allocatable")
     resources = [name for name, number in allocatable.items() if name.startswith(RESOURCES) and count(number)]
     return find_other_plugin(texts(metadata.get("labels")), texts(metadata.get("annotations")), resources)
 
 
-def _is_barred(raw: JSON) -> bool:
-    """Whether a raw Node has a NoSchedule or NoExecute taint, tolerated or not, whoever wrote it; our own start-up
-    taint counts too. Taints whose key starts with node.kubernetes.io/ are ignored: they follow the node's conditions
-    and its cordon, which are read separately."""
-    return any(
-        text(taint, "effect") in ("NoSchedule", "NoExecute")
-        and not text(taint, "key").startswith("node.kubernetes.io/")
-        for taint in entries(raw, "spec", "taints")
-    )
-
-
 def gpunode_view(raw: JSON, known: ObservedView | None = None) -> GPUNodeView:
-    """Convert a raw GPUNode. Its `status.transition`, which is written for people, is left out. `quiet` is True only
-    for the value true, and `requests` has the annotations in `names.REQUESTS` with any value.
-
-    `known` is the agent's report as converted earlier, to be used in place of the report in `raw`. If it is None, the
-    report in `raw` is converted; if `raw` has none, `observed` is None.
-    """
+    """Convert a raw GPUNode. `known` is the agent's report as converted earlier, if it has not changed."""
     request, annotations = section(raw, "spec", "request"), texts(part(raw, "metadata", "annotations"))
     observed = part(raw, "status", "observed")
     if known is None and observed is not None:
@@ -156,7 +207,6 @@ def gpunode_view(raw: JSON, known: ObservedView | None = None) -> GPUNodeView:
 
 
 def unknown_gpunode(raw: JSON, why: str) -> GPUNodeView:
-    """Return the view of a GPUNode that cannot be converted: its report proves nothing."""
     request = section(raw, "spec", "request")
     return GPUNodeView(
         name=intern(text(raw, "metadata", "name")),
@@ -168,11 +218,7 @@ def unknown_gpunode(raw: JSON, why: str) -> GPUNodeView:
 
 
 def observed_view(raw: object) -> ObservedView:
-    """Convert the agent's raw report. Resources whose count is 0 are left out of `allocated`. A report that cannot be
-    read proves nothing: it becomes a view that has the first error of the validation but no request id and no GPUs.
-    `allocated` is sorted by name, and stays None if the agent reports none. A GPU's profiles come from the model in the
-    report with the same product name (`_model`). `devices_key` stands for the UUIDs of all MIG instances, and of the
-    GPUs on which MIG is not enabled."""
+    """Convert the agent's raw report. One that cannot be read proves nothing: its view has only an error."""
     try:
         observed = _REPORT.validate_python(raw)
     except ValidationError as error:
@@ -180,13 +226,13 @@ def observed_view(raw: object) -> ObservedView:
         where = ".".join(str(step) for step in first["loc"])
         why = f"the agent's report cannot be read: {where}: {first['msg']}"
         return ObservedView("", False, why, (), allocated=None, pods=None)
-    models = {model.product: _model(model.product, model) for model in observed.models}
+    models = {model.product: _of_model(model.product, model) for model in observed.models}
     return ObservedView(
         request_id=observed.request_id,
         quiet=observed.quiet,
         error=observed.error,
         gpus=tuple(
-            _gpu_view(gpu, models.get(gpu.product) or _model(gpu.product, None)) for gpu in observed.gpus
+            _gpu_view(gpu, models.get(gpu.product) or _of_model(gpu.product, None)) for gpu in observed.gpus
         ),
         allocated=None
         if observed.allocated is None
@@ -202,26 +248,78 @@ def observed_view(raw: object) -> ObservedView:
     )
 
 
+def _gpu_view(gpu: GPU, of_model: JSON) -> GpuView:
+    enabled = gpu.mig_mode == "Enabled"
+    return GpuView(
+        index=gpu.index,
+        product=gpu.product,
+        mig_capable=gpu.mig_mode != "NotSupported",
+        mig_enabled=enabled,
+        mig_pending=gpu.mig_mode_pending != gpu.mig_mode,
+        compute_mode=gpu.compute_mode,
+        # Empty if MIG is enabled but no instance exists.
+        layout=normalize(Counter(instance.profile for instance in gpu.instances)) if enabled else None,
+        processes=tuple(process.name for process in gpu.processes),
+        vitals=vitals_of(gpu),
+        instances_withheld=gpu.instances_withheld,
+        **of_model,
+    )
+
+
+def _of_model(product: str, model: Model | None) -> JSON:
+    """Return the fields of a GpuView that all GPUs of one card model share; `model` is what the driver reports of it.
+
+    The driver's profiles count, unless it lists none or is known to be wrong for this card. Where it reports no placements for a profile, those of our table are used.
+    """
+    card, listed = find_card(product), _listed(model) if model else ()
+    if card and (not model or not model.profiles or card.nvml_counts_wrong):
+        profiles = card.profiles
+    else:
+        known = {profile.name: profile for profile in card.profiles} if card else {}
+        profiles = _shared(
+            tuple(
+                replace(profile, starts=same.starts, size=same.size)
+                if not profile.starts and (same := known.get(profile.name))
+                else profile
+                for profile in listed
+            )
+        )
+    return {
+        "profiles": profiles,
+        "doubt": find_doubt(product, listed) if model and model.mig_capable else None,
+        "reset_in_guest": model is not None
+        and (model.mig_mode_change, model.virtualization) == ("Reset", "PassThrough"),
+    }
+
+
+def _listed(model: Model) -> tuple[Profile, ...]:
+    # Names are written to the mig-parted file of all nodes, which one that cannot be read would make invalid.
+    return tuple(
+        Profile(p.name, tuple(dict.fromkeys(p.starts)), p.size, p.max_count, p.slices, p.memory_gb, p.id)
+        for p in model.profiles
+        if is_profile(p.name)
+    )
+
+
+@lru_cache(maxsize=256)
+def _shared(profiles: tuple[Profile, ...]) -> tuple[Profile, ...]:
+    """Return one object for all equal `profiles`. This saves memory, and the planner compares by identity."""
+    return profiles
+
+
 def policy_view(raw: JSON) -> PolicyView:
-    """Convert a raw GPUSharingPolicy. If its spec is invalid, the view's spec is None, `problems` says what is wrong
-    and `zones` is empty. Force-release counts only with the value `true`. A policy that is being deleted with
-    deletionPolicy Reset is `resetting` in place of `deleting`, and its spec, if valid, gets mode Full, unless it has
-    force-release or lacks our finalizer."""
-    checked = validate_policy(raw)
-    zones = {} if isinstance(checked, tuple) else find_zones(checked)
-    return _policy(raw, checked, zones)
+    """Convert a raw GPUSharingPolicy. If its spec is invalid, the view has no spec, and `problems` says what is wrong."""
+    return _policy(raw, validate_policy(raw))
 
 
 def unknown_policy(raw: JSON, why: str) -> PolicyView:
-    """Return the view of a policy that cannot be converted: its spec counts as invalid."""
-    return _policy(raw, (Problem("spec", why),), {})
+    return _policy(raw, (Problem("spec", why),))
 
 
-def _policy(
-    raw: JSON, checked: GPUSharingPolicySpec | tuple[Problem, ...], zones: Mapping[str, tzinfo]
-) -> PolicyView:
+def _policy(raw: JSON, checked: GPUSharingPolicySpec | tuple[Problem, ...]) -> PolicyView:
     metadata = section(raw, "metadata")
     annotations = texts(metadata.get("annotations"))
+    spec, problems = (None, checked) if isinstance(checked, tuple) else (checked, ())
     view = PolicyView(
         name=text(metadata, "name"),
         uid=text(metadata, "uid"),
@@ -230,24 +328,20 @@ def _policy(
         deleting=metadata.get("deletionTimestamp") is not None,
         finalizer=names.FINALIZER in strings(metadata.get("finalizers")),
         force_release=annotations.get(names.ANNOTATION_FORCE_RELEASE) == "true",
-        spec=None if isinstance(checked, tuple) else checked,
-        problems=checked if isinstance(checked, tuple) else (),
+        spec=spec,
+        problems=problems,
         approved=annotations.get(names.ANNOTATION_APPROVE, ""),
         resumed=annotations.get(names.ANNOTATION_RESUME, ""),
-        zones=zones,
+        zones={} if spec is None else find_zones(spec),
     )
     return under_deletion(view, resets=text(raw, "spec", "deletionPolicy") == "Reset")
 
 
 def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
-    """Convert NVIDIA's raw ClusterPolicy. Missing or malformed fields become empty values; only for missing or empty
-    tolerations, the GPU Operator's default ones count. `switches` has the fields in READ that are a boolean or a
-    string, by their path. `ignored` is True for the state `ignored`, `configured` has the names in the annotation
-    ANNOTATION_CONFIGURED, and `with_reboot` is read from the environment of mig-manager. The MPS daemon, which no
-    ClusterPolicy describes, is left out; see `with_mps_daemon`."""
+    """Convert NVIDIA's raw ClusterPolicy, without the MPS daemon, which it does not describe (`with_mps_daemon`)."""
     spec = section(raw, "spec")
     tolerations = entries(spec, "daemonsets", "tolerations") or [GPU_TOLERATION]
-    annotations = texts(part(raw, "metadata", "annotations"))
+    configured = text(raw, "metadata", "annotations", names.ANNOTATION_CONFIGURED)
     return ClusterPolicyView(
         plugin_config_name=text(spec, "devicePlugin", "config", "name"),
         mig_strategy=text(spec, "mig", "strategy"),
@@ -264,100 +358,11 @@ def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
         namespace=text(raw, "status", "namespace"),
         plugin_config_setter=setter(raw, "spec", "devicePlugin", "config", "name"),
         mig_config_setter=setter(raw, "spec", "migManager", "config", "name"),
-        configured=frozenset(filter(None, annotations.get(names.ANNOTATION_CONFIGURED, "").split(","))),
+        configured=frozenset(filter(None, configured.split(","))),
         tolerates_gate=tolerates(tolerations),
         tolerations=rows_text(tolerations),
         with_reboot=is_true(variable(section(spec, "migManager"), "WITH_REBOOT")),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Model:
-    """What all GPUs of one card model have in common."""
-
-    profiles: tuple[Profile, ...]
-    """The MIG profiles of the model."""
-    doubt: Finding | None
-    """How the report differs from the table, or None if it does not."""
-    reset_in_guest: bool
-    """Whether a MIG change needs a reset inside a guest."""
-
-
-def _model(product: str, reported: Model | None) -> _Model:
-    """Return what all GPUs of the card model `product` have in common. `reported` is the model in the agent's report,
-    or None if the report has none. Its profiles are those of `_profiles`. `doubt` says how the reported ones differ
-    from our table (`find_doubt`); it is None if they do not, and for a model that the report does not name or names as
-    unable to use MIG. `reset_in_guest` is True only if the report names the mode change Reset and the virtualization
-    PassThrough."""
-    card = find_card(product)
-    doubt = find_doubt(product, _listed(reported)) if reported and reported.mig_capable else None
-    kind = (reported.mig_mode_change, reported.virtualization) if reported else ()
-    return _Model(_profiles(reported, card), doubt, kind == ("Reset", "PassThrough"))
-
-
-def _gpu_view(gpu: GPU, model: _Model) -> GpuView:
-    """Convert one GPU of an agent's report, and add what is known about its card model. `layout` is None unless MIG is
-    enabled, `mig_pending` says that the pending mode differs from the present one, and `mig_capable` is False only for
-    the mode NotSupported."""
-    return GpuView(
-        index=gpu.index,
-        product=gpu.product,
-        mig_capable=gpu.mig_mode != "NotSupported",
-        mig_enabled=gpu.mig_mode == "Enabled",
-        mig_pending=gpu.mig_mode_pending != gpu.mig_mode,
-        compute_mode=gpu.compute_mode,
-        # Empty if MIG is enabled but no instance exists.
-        layout=normalize(Counter(instance.profile for instance in gpu.instances))
-        if gpu.mig_mode == "Enabled"
-        else None,
-        profiles=model.profiles,
-        doubt=model.doubt,
-        processes=tuple(process.name for process in gpu.processes),
-        vitals=vitals_of(gpu),
-        instances_withheld=gpu.instances_withheld,
-        reset_in_guest=model.reset_in_guest,
-    )
-
-
-def _listed(model: Model) -> tuple[Profile, ...]:
-    """Return the MIG profiles that the driver lists for a model, in its order, each with its distinct placements.
-    Profiles whose name cannot be read are left out: names are written to the mig-parted file of all nodes, which would
-    be rejected as a whole."""
-    return tuple(
-        Profile(p.name, tuple(dict.fromkeys(p.starts)), p.size, p.max_count, p.slices, p.memory_gb, p.id)
-        for p in model.profiles
-        if is_profile(p.name)
-    )
-
-
-def _profiles(model: Model | None, card: Card | None) -> tuple[Profile, ...]:
-    """Return the MIG profiles of a card model. They come from the driver's report `model`, or from the table entry
-    `card` if the report lists none or is known to be wrong for this card. Empty if neither has any.
-
-    Profiles in the report whose names cannot be read are left out, even if none remains. Where the driver reports no
-    placements for a profile, the table's placements and size for that profile are used, if it has any.
-    """
-    known = {profile.name: profile for profile in card.profiles} if card else {}
-    if card and (not model or not model.profiles or card.nvml_counts_wrong):
-        return card.profiles
-    if not model:
-        return ()
-    listed = _listed(model)
-    return _shared(
-        tuple(
-            replace(profile, starts=same.starts, size=same.size)
-            if not profile.starts and (same := known.get(profile.name))
-            else profile
-            for profile in listed
-        )
-    )
-
-
-@lru_cache(maxsize=256)
-def _shared(profiles: tuple[Profile, ...]) -> tuple[Profile, ...]:
-    """Return the first cached tuple that equals `profiles`, so that all GPUs with the same profiles share one object.
-    This saves memory, and the planner compares by identity."""
-    return profiles
 
 
 LABEL_KEEPERS: Mapping[str, tuple[str, str]] = {
@@ -366,12 +371,9 @@ LABEL_KEEPERS: Mapping[str, tuple[str, str]] = {
     "node.gke.io/last-applied-node-labels": ("GKE", "the labels of the node pool"),
     "node.machine.sapcloud.io/last-applied-anno-labels-taints": ("Gardener", "the labels of the worker pool"),
 }
-"""The controllers that list labels in an annotation and restore their values: by annotation, the name of the controller
-and where it takes the labels from.
+"""The controllers that list labels in an annotation and restore their values: by annotation, the name of the controller and where it takes the labels from.
 
-An instance of Node Feature Discovery puts its name and a dot before the key (pkg/nfd-master/nfd-master.go). The others:
-cluster-api internal/controllers/machine/machine_controller_noderef.go, cloud-provider-gcp at 008f015
-cmd/gcp-controller-manager/node_annotator.go, gardener/machine-controller-manager (SyncMachineLabels)."""
+An instance of Node Feature Discovery puts its name and a dot before the key (pkg/nfd-master/nfd-master.go). The others: cluster-api internal/controllers/machine/machine_controller_noderef.go, cloud-provider-gcp at 008f015 cmd/gcp-controller-manager/node_annotator.go, gardener/machine-controller-manager (SyncMachineLabels)."""
 _LISTED = {
     label: re.compile(rf"(?<![\w./-]){re.escape(label)}(?![\w./-])")
     for label in (names.LABEL_MIG_CONFIG, names.LABEL_PLUGIN_CONFIG)
@@ -380,10 +382,7 @@ _LISTED = {
 
 
 def label_owners(annotations: Mapping[str, str]) -> dict[str, str]:
-    """Return a message for each of our two labels (nvidia.com/mig.config and nvidia.com/device-plugin.config) that
-    another controller lists as its own, by label. Such lists are the annotations whose key ends with one of
-    LABEL_KEEPERS. The message names the controller and its annotation, and says where to remove the label. If several
-    controllers list a label, the message is about the last annotation. Labels that no controller lists are left out."""
+    """Return a message for each of our two labels that another controller lists as its own, by label."""
     return {
         label: f"{who} manages it (annotation {key}) and restores its own value; remove it from {source}"
         for key, listed in annotations.items()
@@ -396,18 +395,13 @@ def label_owners(annotations: Mapping[str, str]) -> dict[str, str]:
 
 
 def label_rewriters(raw: JSON, fence: Fence | None, verified: Verified | None) -> dict[str, str]:
-    """Return, by label, which field manager replaced the value that we last wrote to our two labels. Labels that still
-    have this value are left out, and so are labels that we never wrote, labels whose manager is one of ours (its name
-    starts with `gpusharing`), and labels for which managedFields show no manager, for example because the label was
-    removed.
-
-    The value that we wrote last is read from `fence` if its change has passed the point of no return, else from
-    `verified`, the record of the last proof. The proof of a node that was adopted without a change of its policy names
-    values that we may never have written, so it does not count. That is so even if it keeps the time of a change of an
-    earlier policy; its revision is then empty.
-    """
+    """Return, by label, which field manager replaced the value that we last wrote to our two labels, as far as it is known."""
     written = "", ""
-    if verified is not None and (verified.rolled_back or _led(verified)):
+    # The proof of a node that was adopted without a change of its policy names values that we may never have written,
+    # even if it keeps the time of a change of an earlier policy; its revision is then empty.
+    if verified is not None and (
+        verified.rolled_back or (verified.version.revision != "" and verified.changed_at is not None)
+    ):
         written = verified.mig_config, verified.plugin_config
     if fence is not None and fence.stage == "actuating":
         written = fence.target_mig_config, fence.target_plugin_config
@@ -420,15 +414,8 @@ def label_rewriters(raw: JSON, fence: Fence | None, verified: Verified | None) -
     }
 
 
-def _led(proof: Verified) -> bool:
-    """Whether a change of the proof's policy, or one that this policy took over, led to what was proven."""
-    return proof.version.revision != "" and proof.changed_at is not None
-
-
 def setter(raw: JSON, *path: str) -> str:
-    """Return the name of the field manager that last wrote the field at `path`, according to the times in
-    managedFields, or an empty string if managedFields show none. An entry without a time counts as the oldest; of equal
-    times the first entry counts."""
+    """Return the name of the field manager that last wrote the field at `path` (managedFields); empty if none is shown."""
     fields = [f"f:{name}" for name in path]
     managers = entries(raw, "metadata", "managedFields")
     writers = [entry for entry in managers if part(entry, "fieldsV1", *fields) is not None]

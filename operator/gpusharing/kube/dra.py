@@ -1,12 +1,8 @@
-"""The objects of DRA: the DaemonSet of NVIDIA's driver, the ResourceSlices that it publishes, and our own DeviceClasses
-(planning/wanted/draobjects.py) and DeviceTaintRules.
+"""The objects of DRA: the DaemonSet of NVIDIA's driver, its ResourceSlices, and our own DeviceClasses and DeviceTaintRules.
 
-The driver has one pool for each node, named after it. A whole GPU is a device of type `gpu` with its `uuid`; a MIG
-device has type `mig`, its `profile` and the `parentUUID` of its GPU (dra-driver-nvidia-gpu v0.5.0,
-cmd/gpu-kubelet-plugin/deviceinfo.go and mig.go).
+The driver has one pool for each node, named after it. A whole GPU is a device of type `gpu` with its `uuid`; a MIG device has type `mig`, its `profile` and the `parentUUID` of its GPU (dra-driver-nvidia-gpu v0.5.0, cmd/gpu-kubelet-plugin/deviceinfo.go and mig.go).
 
-The scheduler gives no pod a device that a DeviceTaintRule with effect NoSchedule selects (Kubernetes v1.36,
-resource.k8s.io/v1beta2). Pods that have the device keep it.
+The scheduler gives no pod a device that a DeviceTaintRule with effect NoSchedule selects (Kubernetes v1.36, resource.k8s.io/v1beta2). Pods that have the device keep it.
 """
 
 from collections import Counter, defaultdict
@@ -16,11 +12,11 @@ from dataclasses import dataclass, replace
 from gpusharing.api.names import LABEL_MANAGED_BY, MANAGED_BY, PREFIX, RESOURCE_GPU
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import DEVICE_CLASSES, DEVICE_TAINT_RULES, JSON
+from gpusharing.kube.convert import rows_text, tolerates
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
-from gpusharing.kube.raw import entries, is_true, part, section, strings, text, texts, variable, whole
-from gpusharing.kube.taints import rows_text, tolerates
-from gpusharing.planning.gpus.geometry import Layout, normalize, resource_name
-from gpusharing.planning.snapshot.draviews import (
+from gpusharing.kube.raw import entries, is_true, part, section, strings, text, variable, whole
+from gpusharing.planning.gpus.geometry import normalize, resource_name
+from gpusharing.planning.snapshot.nvidia import (
     DRA_DRIVER,
     RULE_PREFIX,
     DeviceClassView,
@@ -32,36 +28,38 @@ from gpusharing.planning.snapshot.draviews import (
 )
 
 GPUS, GPU_PROGRAM = "gpus", "gpu-kubelet-plugin"
-DOMAINS, DOMAIN_PROGRAM = "compute-domains", "compute-domain-kubelet-plugin"
-"""The containers of the driver's pods, each with the program that it starts. The chart leaves out the first with
-`resources.gpus.enabled=false` (templates/kubeletplugin.yaml)."""
+"""The container of the driver's pods that serves GPUs, and the program that it starts. The chart leaves it out with `resources.gpus.enabled=false` (templates/kubeletplugin.yaml)."""
 FIELD_SELECTOR = f"spec.driver={DRA_DRIVER}"
 """Selects the ResourceSlices of NVIDIA's GPUs."""
+OUR_RULES = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
+"""Selects the DeviceTaintRules with our label."""
+SLICES_UNSERVED = "the API server does not serve resource.k8s.io/v1, which requires Kubernetes 1.34 or newer"
+RULES_UNSERVED = (
+    f"the API server does not serve DeviceTaintRules in {DEVICE_TAINT_RULES.api_version}"
+    f" (--runtime-config={DEVICE_TAINT_RULES.api_version}=true)"
+)
 
 
 def starts(container: JSON, program: str) -> bool:
-    """Whether any word of a container's command or arguments contains `program`. A container without both gives
-    False."""
-    return any(
-        program in word for word in (*strings(container.get("command")), *strings(container.get("args")))
-    )
+    """Whether any word of a container's command or arguments contains `program`."""
+    words = *strings(container.get("command")), *strings(container.get("args"))
+    return any(program in word for word in words)
 
 
 def dra_driver_view(raw: JSON, containers: Mapping[str, JSON]) -> DraDriverView | None:
-    """Convert a raw DaemonSet that runs NVIDIA's DRA driver, or return None if it does not. It does if its container
-    `gpus` or `compute-domains` starts the program that belongs to it (`starts`). One that serves only compute domains
-    counts too; its `serves_gpus` is False. Only the feature gates that the environment of its container `gpus` sets to
-    true are listed. `release` is its label app.kubernetes.io/instance, and `tolerates_gate` says whether its pods
-    tolerate the start-up taint. `containers` are the containers of its pod template, by name."""
+    """Convert a raw DaemonSet that runs NVIDIA's DRA driver, even if only for compute domains; None for others.
+
+    `containers` are the containers of its pod template, by name.
+    """
     gpus = starts(containers.get(GPUS, {}), GPU_PROGRAM)
-    if not gpus and not starts(containers.get(DOMAINS, {}), DOMAIN_PROGRAM):
+    if not gpus and not starts(containers.get("compute-domains", {}), "compute-domain-kubelet-plugin"):
         return None
     gates = variable(containers.get(GPUS, {}), "FEATURE_GATES")
     tolerations = entries(raw, "spec", "template", "spec", "tolerations")
     pairs = (pair.strip().partition("=") for pair in gates.split(","))
     return DraDriverView(
         name=text(raw, "metadata", "name"),
-        release=texts(section(raw, "metadata").get("labels")).get("app.kubernetes.io/instance", ""),
+        release=text(raw, "metadata", "labels", "app.kubernetes.io/instance"),
         serves_gpus=gpus,
         gates=frozenset(name for name, _, state in pairs if is_true(state.strip())),
         tolerates_gate=tolerates(tolerations),
@@ -74,12 +72,9 @@ class Device:
     """One device of a ResourceSlice."""
 
     name: str
-    """Name of the device."""
     uuid: str
-    """UUID of the device."""
     gpu: str
-    """UUID of the GPU that it is, or of which it is a part. Empty if it is neither a GPU nor a MIG device with all of
-    its attributes, or if several claims may hold it at once."""
+    """UUID of the GPU that it is, or of which it is a part. Empty if it is neither a GPU nor a MIG device with all of its attributes, or if several claims may hold it at once."""
     profile: str
     """The MIG profile; empty for a whole GPU."""
 
@@ -95,11 +90,9 @@ class SliceView:
     of: int
     """How many slices the pool has in this generation."""
     devices: tuple[Device, ...]
-    """The devices that it lists."""
 
 
 def slice_view(raw: JSON) -> SliceView:
-    """Convert a raw ResourceSlice. Missing or malformed parts become empty or 0."""
     pool = section(raw, "spec", "pool")
     return SliceView(
         pool=text(pool, "name"),
@@ -110,14 +103,11 @@ def slice_view(raw: JSON) -> SliceView:
 
 
 def _device(raw: JSON) -> Device:
-    """Convert one raw device. Its `gpu` is its own UUID if it is a GPU, the UUID of the parent if it is a MIG device
-    with a UUID and a profile, and else empty. It is also empty for a device that several claims may hold at once
-    (allowMultipleAllocations). A missing UUID counts as empty. A driver may write its own attributes with or without
-    its name as a prefix."""
     attributes = section(raw, "attributes")
 
-    def read(attribute: str) -> str:
-        """Return the string value of the attribute; empty if it has none."""
+    def read(
+        attribute: str,
+    ) -> str:  # a driver may write its own attributes with or without its name as a prefix
         plain = text(attributes, attribute, "string")
         return plain or text(attributes, f"{DRA_DRIVER}/{attribute}", "string")
 
@@ -129,13 +119,8 @@ def _device(raw: JSON) -> Device:
     return Device(name, uuid, read("parentUUID") if kind == "mig" and profile and uuid else "", profile)
 
 
-SLICES_UNSERVED = "the API server does not serve resource.k8s.io/v1, which requires Kubernetes 1.34 or newer"
-
-
 def tell_unread(error: KubeError | None, kind: str, unserved: str = SLICES_UNSERVED) -> str:
-    """Return why objects of `kind`, of the group resource.k8s.io, cannot be read: `unserved` for a NotFound, because
-    the API server does not serve them, or a message for a Forbidden. Empty for None, and for any other error, because
-    that may go away by itself."""
+    """Return why objects of `kind` cannot be read; empty without an error, and for one that may go away by itself."""
     match error:
         case NotFound():
             return unserved
@@ -145,17 +130,14 @@ def tell_unread(error: KubeError | None, kind: str, unserved: str = SLICES_UNSER
 
 
 class DeviceIndex:
-    """Finds the devices that ResourceSlices publish for each node."""
+    """Finds the devices that ResourceSlices, given by name, publish for each node."""
 
     def __init__(self, slices: Callable[[], Mapping[str, SliceView]]) -> None:
-        """`slices` returns all ResourceSlices of NVIDIA's GPUs by name."""
         self._slices = slices
         self._pools: dict[str, tuple[list[SliceView], NodeDevices]] = {}
 
     def by_node(self) -> dict[str, NodeDevices]:
-        """Return the devices that are published for each node, by node name (`_pool`). A pool has the name of its node.
-        Only the slices of the newest generation of a pool count. Nodes without a ResourceSlice are left out. The
-        devices of a node stay the same object as long as its slices are equal."""
+        """Return the devices that are published for each node, by node name; the same objects as long as its slices are equal."""
         pools: defaultdict[str, list[SliceView]] = defaultdict(list)
         for one in self._slices().values():
             pools[one.pool].append(one)
@@ -167,56 +149,40 @@ class DeviceIndex:
 
 
 def _pool(slices: list[SliceView]) -> NodeDevices:
-    """Return the devices of one pool. `slices` are all of its slices, at least one; only those of the newest generation
-    count. In the result, `layouts` has the layouts of divided GPUs, sorted, then a None for each whole GPU. `others`
-    has the names of all other devices, sorted, `missing` is how many slices of the generation do not exist yet, at
-    least 0, `key` stands for the UUIDs of all devices, and `names` has the devices that `layouts` counts."""
     newest = max(one.generation for one in slices)
     current = [one for one in slices if one.generation == newest]
     devices = [device for one in current for device in one.devices]
+    held = [device for device in devices if device.gpu]
     profiles: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for device in devices:
-        if device.gpu and device.profile:
+    for device in held:
+        if device.profile:
             profiles[device.gpu][device.profile] += 1
-    whole_gpus = [None for device in devices if device.gpu and not device.profile]
-    divided: list[Layout] = sorted(normalize(counts) for counts in profiles.values())
     return NodeDevices(
-        layouts=(*divided, *whole_gpus),
+        layouts=(
+            *sorted(normalize(counts) for counts in profiles.values()),
+            *(None for device in held if not device.profile),
+        ),
         others=tuple(sorted(device.name for device in devices if not device.gpu)),
         missing=max(0, max(one.of for one in current) - len(current)),
         key=key_of(device.uuid for device in devices),
-        names={
-            one.name: resource_name(one.profile) if one.profile else RESOURCE_GPU
-            for one in devices
-            if one.gpu
-        },
+        names={one.name: resource_name(one.profile) if one.profile else RESOURCE_GPU for one in held},
     )
 
 
-# --- our objects
-
-
-_SPEC = frozenset({"selectors", "extendedResourceName"})
-
-
 def device_class_view(raw: JSON) -> DeviceClassView:
-    """Convert a raw DeviceClass. Missing or malformed parts become empty, and so does a selector without a CEL
-    expression. `version` is its resourceVersion. `ours` is True if it has our label. `plain` is True if its spec sets
-    nothing but selectors and an extended resource; empty fields do not count."""
     spec = section(raw, "spec")
     return DeviceClassView(
         name=text(raw, "metadata", "name"),
         uid=text(raw, "metadata", "uid"),
         version=text(raw, "metadata", "resourceVersion"),
-        ours=texts(part(raw, "metadata", "labels")).get(LABEL_MANAGED_BY) == MANAGED_BY,
+        ours=text(raw, "metadata", "labels", LABEL_MANAGED_BY) == MANAGED_BY,
         resource=text(spec, "extendedResourceName"),
         selectors=tuple(text(row, "cel", "expression") for row in entries(spec, "selectors")),
-        plain={key for key, setting in spec.items() if setting} <= _SPEC,
+        plain={key for key, setting in spec.items() if setting} <= {"selectors", "extendedResourceName"},
     )
 
 
 def device_class(wanted: WantedClass) -> JSON:
-    """Return the manifest with which a DeviceClass of ours is created."""
     return {
         "apiVersion": DEVICE_CLASSES.api_version,
         "kind": "DeviceClass",
@@ -226,20 +192,11 @@ def device_class(wanted: WantedClass) -> JSON:
 
 
 def class_spec(wanted: WantedClass) -> JSON:
-    """Return the spec of a DeviceClass of ours: its one selector and its extended resource."""
-    return {
-        "selectors": [{"cel": {"expression": wanted.selector}}],
-        "extendedResourceName": wanted.resource,
-    }
-
-
-OUR_RULES = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
-"""Selects the DeviceTaintRules with our label."""
+    return {"selectors": [{"cel": {"expression": wanted.selector}}], "extendedResourceName": wanted.resource}
 
 
 def taint_rule(name: str, devices: Mapping[str, str]) -> JSON:
-    """Return the manifest of a DeviceTaintRule of ours called `name` that keeps new pods off `devices`, a selector by
-    driver, pool and device. Its taint has the effect NoSchedule and is the same for all of our rules."""
+    """Return the manifest of a DeviceTaintRule of ours that keeps new pods off `devices`, a selector by driver, pool and device."""
     return {
         "apiVersion": DEVICE_TAINT_RULES.api_version,
         "kind": "DeviceTaintRule",
@@ -252,15 +209,12 @@ def taint_rule(name: str, devices: Mapping[str, str]) -> JSON:
 
 
 def rule_for(node: str) -> JSON:
-    """Return the manifest of the DeviceTaintRule for all devices that NVIDIA's DRA driver publishes for a node. Its
-    name is RULE_PREFIX and the name of the node."""
+    """Return the manifest of the DeviceTaintRule for all devices that NVIDIA's DRA driver publishes for a node."""
     return taint_rule(RULE_PREFIX + node, {"driver": DRA_DRIVER, "pool": node})
 
 
 def taint_rule_view(raw: JSON) -> TaintRuleView:
-    """Convert a raw DeviceTaintRule. Its `since` is the time of its creation if it has the device selector and the
-    taint of `rule_for` for the node in its name and is not being deleted, else None, also if that time cannot be read.
-    When the taint was added makes no difference."""
+    """Convert a raw DeviceTaintRule. It keeps pods off (`since`) only if it is that of `rule_for` and is not being deleted."""
     view = TaintRuleView(text(raw, "metadata", "name"), text(raw, "metadata", "uid"), None)
     spec, wanted = section(raw, "spec"), rule_for(view.node)["spec"]
     taint = {key: value for key, value in section(spec, "taint").items() if key != "timeAdded"}
@@ -268,10 +222,3 @@ def taint_rule_view(raw: JSON) -> TaintRuleView:
     if not right or "deletionTimestamp" in section(raw, "metadata"):
         return view
     return replace(view, since=from_rfc3339(text(raw, "metadata", "creationTimestamp")))
-
-
-RULES_UNSERVED = (
-    f"the API server does not serve DeviceTaintRules in {DEVICE_TAINT_RULES.api_version}"
-    f" (--runtime-config={DEVICE_TAINT_RULES.api_version}=true)"
-)
-"""Why DeviceTaintRules cannot be read if the API server answers NotFound."""

@@ -1,8 +1,6 @@
 """The errors of calls to the API server, named by what the caller does next (not by HTTP code).
 
-The class of an error says how far it reaches. Nearly all concern one call: this object, in this pass. Only
-`ServerAway`, `Unauthorized` and `LeaseLost` (kube/lease.py) concern all calls and end a pass
-(docs/design/glossary.md#pass).
+The class of an error says how far it reaches. Nearly all concern one call: this object, in this pass. Only `ServerAway`, `Unauthorized` and `LeaseLost` (kube/lease.py) concern all calls and end a pass.
 """
 
 from collections.abc import Iterator
@@ -13,7 +11,7 @@ from traceback import extract_tb
 
 
 class KubeError(Exception):
-    """Base of these errors: a call to the API server failed, or was not sent."""
+    """A call to the API server failed, or was not sent."""
 
 
 @dataclass
@@ -21,10 +19,8 @@ class _Worded(KubeError):
     """Base of errors that compare equal if their messages and fields are equal."""
 
     message: str
-    """What is wrong, on which object."""
 
     def __str__(self) -> str:
-        """Return the message alone, without the other fields."""
         return self.message
 
 
@@ -49,8 +45,7 @@ class Expired(_Worded):
 
 
 class Invalid(KubeError):
-    """400, 422, and any other 4xx without an error of its own: the server refuses what we sent; never repeat it
-    unchanged."""
+    """400, 422, and any other 4xx without an error of its own: the server refuses what we sent; never repeat it unchanged."""
 
 
 class Unauthorized(KubeError):
@@ -69,54 +64,49 @@ class Forbidden(_Worded):
     """The API group of the request; empty for the core group and where it is unknown."""
 
     def __str__(self) -> str:
-        """Return the message, followed by the hint in parentheses if there is one."""
         return f"{self.message} ({self.hint})" if self.hint else self.message
 
 
 @dataclass
 class EvictionBlocked(_Worded):
-    """429 with cause DisruptionBudget: a PodDisruptionBudget refuses for now (docs/design/drain.md#e5, E6). Also a 500
-    or 504 on an eviction that names a time to wait: the server lost a race over the budget (E14).
+    """429 with cause DisruptionBudget: a PodDisruptionBudget refuses for now (docs/design/drain.md#e5, E6).
 
-    `retry_after` is in seconds; None when the server gave none, as it usually does for a plain refusal by a budget.
+    Also a 500 or 504 on an eviction that names a time to wait: the server lost a race over the budget (E14).
     """
 
     retry_after: float | None = None
+    """In seconds; None when the server gave none, as it usually does for a plain refusal by a budget."""
 
 
 @dataclass
 class Throttled(_Worded):
-    """429 for any other reason, usually from API Priority and Fairness: slow down (docs/design/drain.md#e7).
-    kube/fanout.py decides which further calls must wait. `retry_after` is in seconds; None when the server gave none.
-    """
+    """429 for any other reason, usually from API Priority and Fairness: slow down (docs/design/drain.md#e7)."""
 
     retry_after: float | None = None
+    """In seconds; None when the server gave none."""
 
 
 @dataclass
 class HeldBack(Throttled):
-    """A call that was not sent at all, because the server asked us to wait, for all objects or for this one alone.
-    `retry_after` is never None."""
+    """A call that was not sent at all, because the server asked us to wait; `retry_after` is never None."""
 
 
 class Unavailable(KubeError):
     """5xx, 408, time-outs, refused or broken connections: this call failed, but may still have been carried out.
 
-    Calls about other objects may succeed: the cause may be one webhook that hangs, or one object that cannot be
-    decoded.
+    Calls about other objects may succeed: the cause may be one webhook that hangs, or one object that cannot be decoded.
     """
 
 
 class ServerAway(KubeError):
     """Calls about different objects failed one after the other and none succeeded in between: end the pass.
 
-    Raised in one place only, by Reachability in kube/fanout.py.
+    Raised in one place only, by kube/fanout.py.
     """
 
 
 class EvictionFailed(_Worded):
-    """500 on an eviction, for example two PodDisruptionBudgets on one pod (docs/design/drain.md#e8), or 429 with a
-    Status that names no time to wait (E11); its message is shown verbatim."""
+    """500 on an eviction, for example two PodDisruptionBudgets on one pod (docs/design/drain.md#e8), or 429 with a Status that names no time to wait (E11)."""
 
 
 def describe_bug(error: BaseException) -> str:

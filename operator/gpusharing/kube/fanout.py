@@ -1,23 +1,14 @@
-"""Fanout: all calls of the operator pass through here, except those of its Lease.
-
-It bounds how many are under way at once, waits as long as the API server asks us to, and decides whether one call
-failed or the server is away (docs/adr/0060-the-scope-of-a-refusal.md). It neither retries nor sleeps: a call that has
-to wait is refused with HeldBack, and its caller decides again when the time has come.
-
-Calls belong to one of two flows: those that decisions depend on, and those that only publish something for people. A
-door is one verb on one kind in one flow.
-
-Terms: docs/design/glossary.md#hold, docs/design/glossary.md#pass.
-"""
+"""Calls side by side: how many at once, and how long to hold back after a refusal."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from gpusharing.kube.client import JSON, NODES, ApiRequest, KubeClient, PassingClient, WatchEvent
-from gpusharing.kube.clock import loop_time
+from gpusharing.kube.clock import Backoff, loop_time
 from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Throttled, Unavailable
 
 AWAY_OBJECTS = 3
@@ -27,16 +18,13 @@ AWAY_DOORS = 2
 LONGEST_HOLD = 60.0
 """The longest hold in seconds; a longer Retry-After is cut to this."""
 FORGET_AFTER = 600.0
-"""Seconds after the end of an object's hold, until its earlier refusals are forgotten if no further call was refused.
-"""
+"""Seconds after the end of an object's hold, until its earlier refusals are forgotten; the object may no longer exist."""
 SEVERAL = 3
-"""How many objects must be refused at one door, without an answer in between, before the whole door is held. A server
-that refuses every fifth call at random seldom does that."""
+"""How many objects must be refused at one door, without an answer in between, before the whole door is held. A server that refuses every fifth call at random seldom does that."""
 FIRST_HOLD = 1.0
 """Seconds to wait after a 429 without a Retry-After. The wait doubles with each further one."""
-
 Door = tuple[bool, str, str]
-"""Whether the calls only publish something for people (see `PublishingClient`), their verb, and their kind."""
+"""One verb on one kind in one of two flows: calls that decisions depend on (False), and calls that only publish something for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +32,6 @@ class CallTarget:
     """The verb of a call, and the object that the call is about."""
 
     verb: str
-    """The verb of RBAC, for example patch."""
     kind: str
     """Kind and subresource, as `ApiRequest.kind` writes them."""
     name: str
@@ -54,72 +41,80 @@ class CallTarget:
 
     @property
     def door(self) -> Door:
-        """Return the door of the call: whether the call only publishes, its verb, and its kind (see the module
-        docstring)."""
         return self.published, self.verb, self.kind
 
     @property
     def subject(self) -> str:
-        """Return the name by which failures are counted: a Node, its GPUNode and the list of its pods are one subject;
-        a list of all objects of a kind is another, named by the kind. Any other object is named as in `name`."""
+        """Return the name by which failures are counted: a Node, its GPUNode and the list of its pods are one subject."""
         return self.name.removeprefix("spec.nodeName=") or self.kind
 
 
-@dataclass(slots=True)
-class Reachability:
-    """Distinguishes a failed call from a server that is away. The only place that raises ServerAway."""
+class Fanout(PassingClient):
+    """A KubeClient in front of another one. Its calls may also raise HeldBack and ServerAway.
 
-    successes: int = 0
-    """How many answers have come so far. The failure of a call that began before the last of them says nothing about
-    the present."""
-    failed: dict[CallTarget, str] = field(default_factory=dict)
-    """The calls that have failed since the last answer, each with its error message."""
+    A watch is not counted among the calls under way and is never held back; its events count as answers. All moments are by the loop's clock.
+    """
 
-    def answered(self) -> None:
-        """Count an answer of the server in `successes`, and forget the failures recorded before."""
-        self.successes += 1
-        self.failed.clear()
+    def __init__(self, client: KubeClient, *, parallel: int = 16) -> None:
+        super().__init__(client)
+        self._slots = asyncio.Semaphore(parallel)
+        self._answers = 0
+        """How many answers have come so far. The failure of a call that began before the last of them says nothing about the present."""
+        self._failed: set[CallTarget] = set()
+        """The calls that have failed since the last answer."""
+        self.doors: dict[Door, float] = {}
+        """When the last hold of each door ends, or ended."""
+        self.objects: dict[CallTarget, float] = {}
+        """When the hold of each refused object at its door ends, or ended."""
+        self.pauses: dict[CallTarget, Backoff] = {}
+        """The back-off of each refused object at its door."""
+        self.refused: dict[Door, set[CallTarget]] = {}
+        """The objects that were refused at each door since its last answer."""
 
-    def failing(self, target: CallTarget, began: int, error: Unavailable) -> None:
-        """Record that a call about `target` failed with `error`. `began` is the value of `successes` when the call
-        began; if an answer has come since, the failure is ignored. Raises ServerAway if, since the last answer, calls
-        in the same flow (those that decisions depend on, or those that only publish) have failed for at least
-        AWAY_OBJECTS subjects and at least AWAY_DOORS combinations of verb and kind."""
-        if began != self.successes:
-            return
-        self.failed[target] = str(error)
-        alike = [other for other in self.failed if other.published == target.published]
-        subjects = {other.subject for other in alike}
-        doors = {other.door for other in alike}
-        if len(subjects) >= AWAY_OBJECTS and len(doors) >= AWAY_DOORS:
-            raise ServerAway(f"the API server is unavailable: {error}") from error
+    async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
+        async with aclosing(self.client.stream(request)) as events:
+            async for event in events:
+                self._reached()
+                yield event
 
+    async def call(self, request: ApiRequest) -> JSON:
+        return await self.send(request, published=False)
 
-@dataclass(slots=True)
-class Holds:
-    """Which calls are not sent after a 429, and until when. All moments are by the loop's clock. A door stands for all
-    calls with one verb on one kind in one of two flows: calls that decisions depend on, and calls that only publish."""
+    async def send(self, request: ApiRequest, *, published: bool) -> JSON:
+        """Wait for one of the slots, without a limit of time, then send the request, unless it is on hold.
 
-    clock: Callable[[], float] = loop_time
-    doors: dict[Door, float] = field(default_factory=dict)
-    """When the last hold of each door ends, or ended, by the clock."""
-    objects: dict[CallTarget, float] = field(default_factory=dict)
-    """When the hold of each object at its door ends, or ended, by the clock."""
-    tries: dict[CallTarget, int] = field(default_factory=dict)
-    """How many refusals each object has had in a row."""
-    refused: dict[Door, set[CallTarget]] = field(default_factory=dict)
-    """The objects that were refused at each door since its last answer."""
-
-    def left(self, target: CallTarget | None = None) -> float:
-        """Return the seconds until a call about `target` may be sent, or any call at all if `target` is None; 0 or
-        less, down to minus infinity, if it may be sent now. A call waits for the hold of its door and that of its
-        object at this door, whichever ends later.
-
-        All calls wait while a door of Nodes, in either flow, and a door of another kind, in the flow that decisions
-        depend on, are held at the same time.
+        Raises HeldBack, without sending anything, while the call is on hold, and ServerAway in place of Unavailable once the server counts as away.
         """
-        never = float("-inf")
-        of_nodes, others = never, never
+        target = CallTarget(request.verb, request.kind, request.full_name, published)
+        async with self._slots:
+            if (left := self.hold_left(target)) > 0:
+                raise HeldBack(
+                    f"not sent, because the API server asked the operator to wait for another {left:.0f} s",
+                    left,
+                )
+            began = self._answers
+            try:
+                answer = await self.client.call(request)
+            except Unavailable as error:
+                if began == self._answers:
+                    self._count_failure(target, error)
+                raise
+            except Throttled as error:
+                self._hold(target, error.retry_after)
+                self._failed.clear()
+                raise
+            except KubeError:
+                self._answered(target)
+                raise
+            self._answered(target)
+            return answer
+
+    def hold_left(self, target: CallTarget | None = None) -> float:
+        """Return the seconds until a call about `target` may be sent, or any call at all if `target` is None; 0 or less if it may be sent now.
+
+        All calls wait while a door of Nodes, in either flow, and a door of another kind, in the flow that decisions depend on, are held at the same time.
+        """
+        of_nodes = others = float("-inf")
         for (published, _, kind), held_until in self.doors.items():
             if kind == NODES.plural:
                 of_nodes = max(of_nodes, held_until)
@@ -128,133 +123,144 @@ class Holds:
         until = min(of_nodes, others)
         if target is not None:
             until = max(until, self.doors.get(target.door, until), self.objects.get(target, until))
-        return until - self.clock()
+        return until - loop_time()
 
-    def ends(self, now: datetime) -> datetime | None:
-        """Return when the first of the present holds of single objects ends, or None if there is none. Holds of whole
-        doors are ignored, and so are those of calls that only publish statuses or Events. `now` is the present time of
-        day; the result is a time of day, too."""
-        lasts = [until - self.clock() for target, until in self.objects.items() if not target.published]
+    def next_release(self, now: datetime) -> datetime | None:
+        """Return when the first hold of a single object ends, of those that decisions depend on; None if there is none."""
+        lasts = [until - loop_time() for target, until in self.objects.items() if not target.published]
         return min((now + timedelta(seconds=left) for left in lasts if left > 0), default=None)
 
-    def answered(self, target: CallTarget) -> None:
-        """Record that the server carried out the call, or refused it because of its contents. The hold of this object
-        at this door ends, its count of refusals is reset, and the set of refused objects at the door is emptied. A hold
-        of the whole door continues."""
+    def _reached(self) -> None:
+        self._answers += 1
+        self._failed.clear()
+
+    def _answered(self, target: CallTarget) -> None:
+        self._reached()
         self.refused.pop(target.door, None)
-        if target in self.tries:
-            del self.tries[target]
-            self.objects.pop(target, None)
+        self.pauses.pop(target, None)
+        self.objects.pop(target, None)
 
-    def throttled(self, target: CallTarget, retry_after: float | None) -> None:
-        """Record that a call about `target` was answered with 429, and hold back further calls.
+    def _count_failure(self, target: CallTarget, error: Unavailable) -> None:
+        self._failed.add(target)
+        alike = [other for other in self._failed if other.published == target.published]
+        subjects = {other.subject for other in alike}
+        doors = {other.door for other in alike}
+        if len(subjects) >= AWAY_OBJECTS and len(doors) >= AWAY_DOORS:
+            raise ServerAway(f"the API server is unavailable: {error}") from error
 
-        The object waits at its door for `retry_after` seconds; if that is None, for FIRST_HOLD, doubled with each
-        further refusal of the object. The wait is at least FIRST_HOLD and at most LONGEST_HOLD. Once SEVERAL objects
-        have been refused at one door without an answer there in between, all calls through that door wait until this
-        object's wait or an earlier hold of the door ends, whichever is later. Other doors stay open. Refusals older
-        than FORGET_AFTER are forgotten.
-        """
-        self._forget_old()
-        count = self.tries[target] = self.tries.get(target, 0) + 1
-        wait = FIRST_HOLD * 2.0 ** min(count - 1, 6) if retry_after is None else max(retry_after, FIRST_HOLD)
-        wait = min(wait, LONGEST_HOLD)
-        until = self.objects[target] = self.clock() + wait
+    def _hold(self, target: CallTarget, retry_after: float | None) -> None:
+        now = loop_time()
+        for old in [old for old, until in self.objects.items() if until + FORGET_AFTER < now]:
+            del self.objects[old], self.pauses[old]
+            self.refused.get(old.door, set()).discard(old)
+        pause = self.pauses.setdefault(target, Backoff(FIRST_HOLD, LONGEST_HOLD, lambda: 1.0))
+        wait = pause.after_failure()
+        if retry_after is not None:
+            wait = min(max(retry_after, FIRST_HOLD), LONGEST_HOLD)
+        until = self.objects[target] = now + wait
         refused = self.refused.setdefault(target.door, set())
         refused.add(target)
         if len(refused) >= SEVERAL:
             self.doors[target.door] = max(until, self.doors.get(target.door, until))
 
-    def _forget_old(self) -> None:
-        """Forget the refusals of each object whose last hold ended more than FORGET_AFTER seconds ago; the object may
-        no longer exist."""
-        now = self.clock()
-        for target in [target for target, until in self.objects.items() if until + FORGET_AFTER < now]:
-            del self.objects[target]
-            self.tries.pop(target, None)
-            self.refused.get(target.door, set()).discard(target)
-
-
-class Fanout(PassingClient):
-    """A KubeClient in front of another one. Its calls may also raise HeldBack and ServerAway.
-
-    A watch is not counted among the calls under way and is never held back; its events count as answers.
-    """
-
-    def __init__(self, client: KubeClient, *, parallel: int = 16) -> None:
-        """Put the fan-out in front of `client`. `parallel` is how many calls may be under way at once; watches do not
-        count."""
-        super().__init__(client)
-        self._slots = asyncio.Semaphore(parallel)
-        self.reachability = Reachability()
-        self.holds = Holds()
-
-    async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """Yield the events of a watch, each of which counts as an answer from the server. Errors of the watch are
-        raised unchanged and do not count as failures."""
-        async with aclosing(self.client.stream(request)) as events:
-            async for event in events:
-                self.reachability.answered()
-                yield event
-
-    async def call(self, request: ApiRequest) -> JSON:
-        """Send a request in the flow that decisions depend on; see `send`."""
-        return await self.send(request, published=False)
-
-    async def send(self, request: ApiRequest, *, published: bool) -> JSON:
-        """Wait until fewer than `parallel` calls are under way, without a limit of time, then send the request and
-        return the answer. `published` says whether the call only publishes something for people. The result is recorded
-        in `reachability` and `holds`, where it may hold back or release other calls. Every answer of the server, a
-        refusal included, makes `reachability` forget the failures recorded before.
-
-        Raises HeldBack, without sending anything, while the call is on hold, and ServerAway in place of Unavailable if
-        so many calls have failed that the server counts as away. Other KubeErrors of the underlying client are recorded
-        and raised unchanged. Any other exception, such as LeaseLost, is raised without being recorded.
-        """
-        target = CallTarget(request.verb, request.kind, request.full_name, published)
-        async with self._slots:
-            if (left := self.holds.left(target)) > 0:
-                raise HeldBack(
-                    f"not sent, because the API server asked the operator to wait for another {left:.0f} s",
-                    left,
-                )
-            began = self.reachability.successes
-            try:
-                answer = await self.client.call(request)
-            except Unavailable as error:
-                self.reachability.failing(target, began, error)
-                raise
-            except Throttled as error:
-                self.holds.throttled(target, error.retry_after)
-                self.reachability.failed.clear()
-                raise
-            except KubeError:
-                self._answered(target)
-                raise
-            self._answered(target)
-            return answer
-
-    def _answered(self, target: CallTarget) -> None:
-        """Record that the server answered the call. The server counts as reachable, and the hold of this object at
-        the call's door ends. A hold of the whole door continues (`Holds.answered`)."""
-        self.reachability.answered()
-        self.holds.answered(target)
-
 
 class PublishingClient(PassingClient):
     """A client for calls that only publish something for people: statuses and Events.
 
-    They share the limit of calls under way with all other calls, and their answers show that the server can be reached.
-    Watches go to the client behind the Fanout unchanged, and their events are not counted. Refusals and failures of
-    these calls neither hold back the calls that decisions depend on, nor end a pass.
+    They share the limit of calls under way with all other calls, and their answers show that the server can be reached. Their refusals and failures neither hold back the calls that decisions depend on, nor end a pass. Watches go to the client behind the Fanout.
     """
 
     def __init__(self, fanout: Fanout) -> None:
-        """Send calls to the client behind `fanout`, and share its limit of calls under way."""
         super().__init__(fanout.client)
         self._fanout = fanout
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Send a request through the Fanout, in the flow that only publishes. Raises what `Fanout.send` raises,
-        HeldBack and ServerAway among them; ServerAway counts only failures of this flow."""
         return await self._fanout.send(request, published=True)
+
+
+PATIENCE = 1.0
+"""Seconds without the end of any piece of work, after which the round no longer waits for the rest."""
+LONGEST = 10.0
+"""The longest round in seconds. Work that has not begun by then is left to the next round, which decides again."""
+Work = Callable[[str], Awaitable[None]]
+"""Works on the object with this key."""
+
+
+@dataclass(slots=True)
+class Crew:
+    """A limited number of workers for many objects, each object named by a key. Every task ends before `close` returns."""
+
+    parallel: int
+    """The most pieces of work at once."""
+    on_late: Callable[[], None] = lambda: None
+    """Called when a piece of work ends after its round has stopped waiting for it."""
+    busy: set[str] = field(default_factory=set)
+    """The keys of objects that are being worked on."""
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _errors: list[BaseException] = field(default_factory=list)
+
+    async def each(self, keys: Iterable[str], work: Work, patience: float = PATIENCE) -> None:
+        """Work on every key that is not busy, and return when all is done, when none has ended for `patience` seconds, or after LONGEST.
+
+        Work under way then continues in the background; keys whose work has not begun are dropped, all of them if no worker is free. The first error cancels all work, also of earlier rounds, and is raised here in a group, or by the next call if it comes later.
+        """
+        await self._raise()
+        queue = deque(key for key in keys if key not in self.busy)
+        moved, workers, left = asyncio.Event(), 0, False
+
+        async def worker() -> None:
+            nonlocal workers
+            try:
+                while queue:
+                    key = queue.popleft()
+                    self.busy.add(key)
+                    try:
+                        await work(key)
+                    finally:
+                        self.busy.discard(key)
+                        moved.set()
+                        if left:
+                            self.on_late()
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:  # noqa: BLE001 - raised by `each`, whatever it is
+                self._errors.append(error)
+            finally:
+                workers -= 1
+                moved.set()
+
+        # `_tasks` cannot be counted here: a worker that has just ended is removed from it only after `each` has
+        # returned.
+        for _ in range(min(self.parallel - len(self.busy), len(queue))):
+            task = asyncio.create_task(worker())
+            workers += 1
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        clock = asyncio.get_running_loop().time
+        end = clock() + LONGEST
+        try:
+            while workers and not self._errors:
+                moved.clear()
+                async with asyncio.timeout_at(min(clock() + patience, end)):
+                    await moved.wait()
+        except TimeoutError:
+            pass  # work that is under way continues in the background
+        except BaseException:
+            await self.close()
+            raise
+        queue.clear()
+        left = True
+        await self._raise()
+
+    async def close(self) -> None:
+        tasks = set(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _raise(self) -> None:
+        if self._errors:
+            await self.close()
+            errors, self._errors = self._errors, []
+            raise BaseExceptionGroup("calls failed", errors)

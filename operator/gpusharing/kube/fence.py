@@ -2,12 +2,10 @@
 
 Every record is a JSON object with a version `v` and one key per field of its dataclass. Reading never raises: a record
 that is damaged or of a newer version gives an error message, and the caller leaves such a node as it is. A field with a
-default may be missing, because an older operator wrote the record; any other change needs a higher version.
+default may be missing; a change that an operator of this version would misread needs a higher version.
 
 Unknown keys come from a newer operator that was rolled back. They are kept as long as the fence, the claim or the
 failure on record exists; the other two kinds of record are written from scratch each time.
-
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#proof.
 """
 
 import json
@@ -25,18 +23,10 @@ from gpusharing.planning.snapshot.actions import Actuate, FenceNode, LabelNode, 
 from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fence, Verified
 
 RECORD_VERSION = 1
-JOBS_VERSION = 2
-"""The version of a fence that waits for jobs. An operator that only knows version 1 would mistake the wait for a drain
-and evict the jobs. It cannot read version 2, and so leaves the node as it is until a newer operator comes back."""
-TAINT_VERSION = 3
-"""The version of a fence whose DeviceTaintRule takes the place of a cordon, whether or not it waits for jobs. An older
-operator would mistake it for a cordon that somebody lifted, and would leave the rule behind."""
 MOST_CLAIMS = 500
 """The most claims on the Lease. All annotations of an object together may have 256 KiB (apimachinery v0.36.3
 pkg/api/validation/objectmeta.go, TotalAnnotationSizeLimitB). With one claim too many the Lease would accept
 none: no node would ever start."""
-_READ = (RECORD_VERSION,)
-_READ_FENCES = (RECORD_VERSION, JOBS_VERSION, TAINT_VERSION)
 
 NodePatch = FenceNode | Actuate | UpdateFence | Release | LabelNode
 """The actions that are carried out by one PATCH of a Node."""
@@ -46,26 +36,14 @@ NodeRecord = TypeVar("NodeRecord", Fence, Deferred, Verified)
 
 
 def record_text(record: Fence | Deferred | Verified) -> str:
-    """Return the value of the annotation that holds this record, as compact JSON. All fields of the record are written,
-    also those that have their default, and a fence keeps its unknown keys. The version depends on what the record
-    contains (`_version`), because older operators refuse a version that they cannot follow."""
-    written = _dump(_encode(record), version=_version(record))
+    """Return the value of the annotation that holds this record, as compact JSON. A fence keeps its unknown keys."""
+    written = _dump(_encode(record))
     # The unknown keys are appended as JSON text, because they may be nested as deeply as JSON can be read.
     return f"{written[:-1]},{record.unknown[1:]}" if isinstance(record, Fence) and record.unknown else written
 
 
-def _version(record: Fence | Deferred | Verified) -> int:
-    """Return the version to write: TAINT_VERSION for a fence with a DeviceTaintRule, else JOBS_VERSION for a fence that
-    waits for jobs, else RECORD_VERSION, also for every record that is not a fence. An older operator refuses to read
-    the versions that it cannot follow."""
-    if not isinstance(record, Fence):
-        return RECORD_VERSION
-    return TAINT_VERSION if record.tainted else JOBS_VERSION if record.jobs else RECORD_VERSION
-
-
 def read_fence(annotations: Mapping[str, str]) -> tuple[Fence | None, str]:
-    """Return the fence in the annotations of a Node, and an empty string. If the annotation is missing, return None and
-    an empty string; if it cannot be read, None and the reason."""
+    """Return the fence, or None without one, and why it cannot be read, else an empty string."""
     recorded = annotations.get(names.ANNOTATION_FENCE)
     return (None, "") if recorded is None else parse_record(Fence, recorded)
 
@@ -81,12 +59,9 @@ ANNOTATIONS: Mapping[type, str] = {
 def claims_text(
     claims: Mapping[str, Claim], before: str = "", failed_nodes: Mapping[str, FailedNode] | None = None
 ) -> str:
-    """Return the value of the annotation `gpusharing.dev/claims` on the leader Lease. It holds `claims` by node name
-    and `failed_nodes` by UID of the Node, both sorted by key. Records that are only in `before` are dropped, and
-    without failures their key is left out.
+    """Return the value of the annotation `gpusharing.dev/claims` on the leader Lease: claims by node, failures by UID of the Node.
 
-    `before` is the value that this one replaces. Unknown keys at its top level are kept; unknown keys of a claim or
-    failure are kept only as long as the same claim or failure is on record. A `before` that cannot be read is ignored.
+    Unknown keys in `before`, the value that this one replaces, are kept as long as the same claim or failure is on record.
     """
     try:
         record = _load(before) if before else {}
@@ -98,9 +73,7 @@ def claims_text(
 
 
 def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
-    """Return the claims by node name and an empty string, or an empty mapping and the reason why they cannot be read.
-    One claim that cannot be read makes all of them unreadable. A `text` that is empty or has no key `claims` cannot be
-    read either."""
+    """Return the claims by node name, and why they cannot be read, else an empty string. One damaged claim makes all unreadable."""
     try:
         records = _load(text).get("claims")
         if not isinstance(records, dict):
@@ -116,10 +89,7 @@ def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
 
 
 def parse_failed_nodes(text: str) -> tuple[dict[str, FailedNode], str]:
-    """Return the failures on record by UID of the Node, and an error message. `text` is the value of
-    ANNOTATION_CLAIMS; an empty string is an error. Failures that cannot be read are left out and named in the
-    message, which is empty if all can be read or none is on record. If `text` cannot be read as a whole, or has an
-    unknown version, the mapping is empty and the message says why."""
+    """Return the failures that can be read, by UID of the Node, and a message about the others, which may be empty."""
     where = f"annotation {names.ANNOTATION_CLAIMS}: "
     try:
         records = _load(text).get("failedNodes", {})
@@ -139,49 +109,23 @@ def parse_failed_nodes(text: str) -> tuple[dict[str, FailedNode], str]:
 
 
 def patch_for(action: NodePatch, resource_version: str) -> JSON:
-    """Return the body of the JSON merge patch on the Node that carries out `action`. A new proof also removes the
-    start-up taint (docs/design/transition.md#gate), unless a Release keeps its fence: the Node's taints are replaced by
-    the other ones (`NodeView.gate`). Parts that are empty are left out.
+    """Return the body of the JSON merge patch on the Node that carries out `action`; the value None removes an entry.
 
     Every patch names the UID, so the server refuses it for a new Node of that name: with Conflict, or Invalid without a
-    resourceVersion. Only a LabelNode has none, unless it removes the start-up taint, forgets a node or writes a
-    person's requests.
+    resourceVersion. A new proof also removes the start-up taint (docs/design/transition.md#gate), unless a Release keeps
+    its fence.
     """
-    labels, annotations, spec = _changes(action)
-    opens = False
-    if isinstance(action, Release | LabelNode) and action.verified:
-        annotations[names.ANNOTATION_VERIFIED] = record_text(action.verified)
-        keeps_fence = isinstance(action, Release) and action.fence is not None
-        if action.node.gate is not None and not keeps_fence:
-            opens, spec["taints"] = True, json.loads(action.node.gate) or None  # null removes an empty list
-    metadata: JSON = {"uid": action.node.uid, "labels": dict(labels), "annotations": annotations}
-    if opens or not isinstance(action, LabelNode) or action.forget or action.requests is not None:
-        metadata["resourceVersion"] = resource_version
-    patch = {"metadata": {key: value for key, value in metadata.items() if value}}
-    return {**patch, "spec": spec} if spec else patch
-
-
-def _changes(action: NodePatch) -> tuple[Mapping[str, str | None], dict[str, str | None], JSON]:
-    """Return the labels, the annotations and the fields of `spec` that an action sets, in that order; the value None
-    removes an entry. A FenceNode or UpdateFence writes its fence, labels and annotations, and cordons if `cordon` is
-    set; an Actuate writes only its fence and labels. A Release writes its labels and annotations, writes or removes the
-    fence and the record of an abort, and if it uncordons, it also removes the annotation that NVIDIA's driver upgrade
-    left about our cordon. A LabelNode writes its labels and requests, and with `forget` it removes the records of the
-    last proof and abort. The annotation with a new proof (ANNOTATION_VERIFIED) and the taints are left to the
-    caller."""
+    labels, conditional = dict(action.labels), True
     annotations: dict[str, str | None] = {}
-    labels: Mapping[str, str | None] = {}
     spec: JSON = {}
     match action:
         case FenceNode() | Actuate() | UpdateFence():
             annotations[names.ANNOTATION_FENCE] = record_text(action.fence)
-            labels = action.labels
             if not isinstance(action, Actuate):
                 annotations |= action.annotations
                 if action.cordon:
                     spec["unschedulable"] = True
         case Release():
-            labels = action.labels
             annotations |= action.annotations
             annotations[names.ANNOTATION_FENCE] = record_text(action.fence) if action.fence else None
             annotations[names.ANNOTATION_DEFERRED] = record_text(action.deferred) if action.deferred else None
@@ -191,13 +135,25 @@ def _changes(action: NodePatch) -> tuple[Mapping[str, str | None], dict[str, str
                 # node cordoned at its end.
                 annotations[names.ANNOTATION_UPGRADE_CORDONED] = None
         case LabelNode():
-            labels = action.labels
             annotations |= action.requests or {}
+            conditional = action.forget or action.requests is not None
             if action.forget:
                 annotations |= dict.fromkeys((names.ANNOTATION_VERIFIED, names.ANNOTATION_DEFERRED))
         case _:
             assert_never(action)
-    return labels, annotations, spec
+    if isinstance(action, Release | LabelNode) and action.verified:
+        annotations[names.ANNOTATION_VERIFIED] = record_text(action.verified)
+        keeps_fence = isinstance(action, Release) and action.fence is not None
+        if action.node.gate is not None and not keeps_fence:
+            conditional, spec["taints"] = (
+                True,
+                json.loads(action.node.gate) or None,
+            )  # null removes an empty list
+    metadata: JSON = {"uid": action.node.uid, "labels": labels, "annotations": annotations}
+    if conditional:
+        metadata["resourceVersion"] = resource_version
+    patch = {"metadata": {key: value for key, value in metadata.items() if value}}
+    return {**patch, "spec": spec} if spec else patch
 
 
 _CHANGING: Mapping[type, Collection[str]] = {Claim: {"wave", "version"}, FailedNode: {"gone"}}
@@ -205,22 +161,16 @@ _CHANGING: Mapping[type, Collection[str]] = {Claim: {"wave", "version"}, FailedN
 
 
 def _grown(before: object, records: Mapping[str, Claim | FailedNode]) -> JSON:
-    """Return all records as JSON, sorted by key. Records that are only in `before` are left out. Each record gets the
-    unknown keys that it has in `before`, the JSON object that is being replaced, if it is still the same claim or
-    failure (`_with_unknown`)."""
-    older = before if isinstance(before, dict) else {}
-    return {key: _with_unknown(older.get(key), record) for key, record in sorted(records.items())}
-
-
-def _with_unknown(before: object, record: Claim | FailedNode) -> JSON:
-    """Return a record as JSON. `before` is the earlier JSON under the same key. Its unknown keys are added if it
-    describes the same claim or failure: all keys that are written now, but those in _CHANGING, had equal values."""
-    ours, kind = _encode(record), type(record)
-    if not isinstance(before, dict):
-        return ours
-    if any(before.get(key) != value for key, value in ours.items() if key not in _CHANGING[kind]):
-        return ours
-    return {**{key: value for key, value in before.items() if key not in _KEYS[kind]}, **ours}
+    older, written = before if isinstance(before, dict) else {}, {}
+    for name, record in sorted(records.items()):
+        ours, kind, was = _encode(record), type(record), older.get(name)
+        unknown: JSON = {}
+        if isinstance(was, dict) and all(
+            was.get(key) == value for key, value in ours.items() if key not in _CHANGING[kind]
+        ):
+            unknown = {key: value for key, value in was.items() if key not in _KEYS[kind]}
+        written[name] = {**unknown, **ours}
+    return written
 
 
 class _Damaged(ValueError):
@@ -230,23 +180,18 @@ class _Damaged(ValueError):
 # A Node is parsed again whenever one of its labels changes, usually with the same records, so the results are cached.
 @lru_cache(maxsize=256)
 def parse_record(kind: type[NodeRecord], text: str) -> tuple[NodeRecord | None, str]:
-    """Return the record of this kind in `text` and an empty string, or None and the reason why the annotation that
-    holds it cannot be read, such as a version that this operator does not know. Results are cached, so equal texts may
-    give the same object."""
+    """Return the record of this kind in `text` and an empty string, or None and the reason why it cannot be read."""
     try:
-        return _decode(kind, _load(text, _READ_FENCES if kind is Fence else _READ)), ""
+        return _decode(kind, _load(text)), ""
     except _Damaged as error:
         return None, f"annotation {ANNOTATIONS[kind]}: {error}"
 
 
-def _dump(record: JSON, *, version: int = RECORD_VERSION) -> str:
-    """Return a record as compact JSON, with its version first."""
-    return json.dumps({"v": version, **record}, separators=(",", ":"), ensure_ascii=False)
+def _dump(record: JSON) -> str:
+    return json.dumps({"v": RECORD_VERSION, **record}, separators=(",", ":"), ensure_ascii=False)
 
 
-def _load(text: str, read: Collection[int] = _READ) -> JSON:
-    """Return the JSON object in `text`. Raises _Damaged if `text` holds none, or if its version is not one of
-    `read`."""
+def _load(text: str) -> JSON:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -254,9 +199,8 @@ def _load(text: str, read: Collection[int] = _READ) -> JSON:
     if not isinstance(data, dict):
         raise _Damaged("it is not a JSON object")
     version = data.get("v")
-    if version not in read or isinstance(version, bool):
-        known = " and ".join(map(str, read))
-        raise _Damaged(f"it has version {version!r}, but this operator reads only version {known}")
+    if version != RECORD_VERSION or isinstance(version, bool):
+        raise _Damaged(f"it has version {version!r}, but this operator reads only version {RECORD_VERSION}")
     return data
 
 
@@ -264,13 +208,10 @@ _WRITERS: Mapping[type[Any], TypeAdapter[Any]] = {
     kind: TypeAdapter(kind) for kind in (Fence, Deferred, Verified, Claim, FailedNode)
 }
 _KEYS = {kind: {to_camel(field.name) for field in fields(kind)} - {"unknown"} for kind in _WRITERS}
-"""The keys of each kind of record, as they are written. `Fence.unknown` is not one of them, so a key of that name in a
-record counts as unknown."""
+"""The keys of each kind of record, as they are written. `Fence.unknown` is not one of them."""
 
 
 def _encode(record: Fence | Deferred | Verified | Claim | FailedNode) -> JSON:
-    """Return a record as JSON, without its unknown keys. Claims and failures leave out fields that have their
-    default."""
     written: JSON = _WRITERS[type(record)].dump_python(
         record,
         mode="json",
@@ -282,23 +223,22 @@ def _encode(record: Fence | Deferred | Verified | Claim | FailedNode) -> JSON:
 
 
 def _decode(kind: type[Record], data: JSON) -> Record:
-    """Return the record of `kind` that `data` holds. Unknown keys are dropped, except that a fence keeps them as JSON.
-    Raises _Damaged if a key is missing or has a wrong value, or if the unknown keys of a fence are nested too
-    deeply."""
     ours = {key: value for key, value in data.items() if key in _KEYS[kind]}
     left = {key: value for key, value in data.items() if key not in ours and key != "v"}
     try:
         record: Record = _WRITERS[kind].validate_json(json.dumps(ours))
     except ValidationError as error:
         raise _Damaged(_complaint(error, ours)) from None
-    unknown: JSON = {"unknown": _text_of(left)} if left and kind is Fence else {}
-    return replace(record, **unknown) if unknown else record
+    if kind is not Fence or not left:
+        return record
+    try:
+        unknown: JSON = {"unknown": json.dumps(left, separators=(",", ":"), ensure_ascii=False)}
+        return replace(record, **unknown)
+    except RecursionError as error:
+        raise _Damaged(f"the keys {', '.join(sorted(left))[:80]} are nested too deeply") from error
 
 
 def _complaint(error: ValidationError, ours: JSON) -> str:
-    """Return a message about the first key that pydantic rejects, named as in the annotation, such as `deadline is
-    missing`; if it rejects the record as a whole, the message names no key. `ours` holds the known keys of the
-    record, from which the message quotes the rejected value."""
     first = error.errors(include_url=False)[0]
     if not first["loc"]:
         return f"it cannot be read ({first['msg']})"
@@ -306,11 +246,3 @@ def _complaint(error: ValidationError, ours: JSON) -> str:
         return f"{'.'.join(map(str, first['loc']))} is missing"
     key = str(first["loc"][0])
     return f"{key} cannot be {ours.get(key, first['input'])!r}"
-
-
-def _text_of(keys: JSON) -> str:
-    """Return `keys` as compact JSON. Raises _Damaged if they are nested too deeply to be written."""
-    try:
-        return json.dumps(keys, separators=(",", ":"), ensure_ascii=False)
-    except RecursionError as error:
-        raise _Damaged(f"the keys {', '.join(sorted(keys))[:80]} are nested too deeply") from error

@@ -1,65 +1,150 @@
-"""Reads what a plan depends on into one frozen ClusterSnapshot. Inputs that did not change stay the same objects, for
-the planner's memo.
+"""Gather the snapshot of one pass."""
 
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#pass.
-"""
-
+import asyncio
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from gpusharing.kube.actuatorlog import ActuatorLogs
-from gpusharing.kube.budgets import Budgets
+from gpusharing.api.names import LABEL_MIG_STATE
 from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.client import KubeClient
-from gpusharing.kube.clock import loop_time
-from gpusharing.kube.crew import Crew
+from gpusharing.kube.clock import Backoff, loop_time
 from gpusharing.kube.errors import KubeError, ServerAway, Unauthorized, Unavailable
+from gpusharing.kube.fanout import Crew
 from gpusharing.kube.nodepods import NodePods
-from gpusharing.kube.podrequests import PendingPods
+from gpusharing.kube.podlists import Budgets
+from gpusharing.kube.pods import PendingPods
 from gpusharing.kube.sources import Sources, by_node
 from gpusharing.kube.stackreader import StackReader
-from gpusharing.planning.snapshot.callfailures import POLICIES, CallFailure, failed_again
-from gpusharing.planning.snapshot.looks import PassMemory
+from gpusharing.planning.snapshot.memory import POLICIES, CallFailure, PassMemory, failed_again
+from gpusharing.planning.snapshot.nvidia import Operand, Program
 from gpusharing.planning.snapshot.records import Claim, FailedNode
-from gpusharing.planning.snapshot.stackviews import Operand, Program
-from gpusharing.planning.snapshot.views import ClusterSnapshot
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.wanted.actuators.choice import find_actuator
 
-_POLICIES = "/policies"
-"""The crew's key for the list of policies; no node has this name."""
+LINES = 200
+"""How many lines of a log are read. mig-parted writes fewer in one run for eight GPUs after its first error."""
+PATIENCE = 2.0
+"""Seconds to wait for a log. The API server asks the kubelet, which may be gone, and the pass waits for the answer."""
+RETRY = timedelta(seconds=30)
+"""The wait until a log that gave no reason is read again; doubled each time."""
+LONGEST = timedelta(minutes=10)
+"""The longest wait between two reads, because a Failed node may wait for a person for weeks."""
+MAX_TEXT = 400
+"""The most characters of a reason."""
+LOGGED = re.compile(r'level=(error|fatal) msg="((?:[^"\\]|\\.)*)"')
+
+
+def failure_in(log: str) -> str:
+    """Return the first error and the last line of the last run of mig-manager, at most MAX_TEXT characters; empty without an error."""
+    found = LOGGED.findall(log.rpartition("Updating to MIG config")[2])  # its first line of a run
+    rows = [(level, text.replace('\\"', '"').replace("\\n", " ").strip()) for level, text in found]
+    # mig-manager's own summary after mig-parted's last line adds nothing.
+    rows = [row for row in rows if not row[1].startswith("Error: failed to apply MIG configuration")] or rows
+    if not rows:
+        return ""
+    # The first error is the cause. The last fatal line sums up ("...: all orderings failed"); earlier ones come from
+    # mig-parted's checks ("selected configuration not applied").
+    cause = next((text for level, text in rows if level == "error"), "")
+    return "; ".join(dict.fromkeys(filter(None, (cause, rows[-1][1]))))[:MAX_TEXT]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The last reading of a pod's log."""
+
+    key: str
+    """UID of the pod and number of the attempt, written `UID/attempt`."""
+    text: str
+    """The reason; empty if the log has none or could not be read."""
+    pause: Backoff
+    again: datetime
+    """When to read the log again if there is no reason."""
+
+
+@dataclass(slots=True)
+class ActuatorLogs:
+    """Reads the logs of mig-manager's pods, and remembers for each node why mig-manager fails there."""
+
+    client: KubeClient
+    _known: dict[str, _Known] = field(default_factory=dict)
+
+    async def read(
+        self, nodes: Mapping[str, NodeView], pods: Mapping[str, Operand], now: datetime, crew: Crew
+    ) -> dict[str, str]:
+        """Return why mig-manager failed, by node name, for each fenced node with the state `failed`, as far as it is known.
+
+        A log is read once per attempt, and again after a growing wait if it gave no reason. A slow read may end after this call; a later call then returns its reason.
+
+        Raises:
+            ExceptionGroup: with Unauthorized or ServerAway from a read, perhaps from one of an earlier call.
+        """
+        failed = {
+            name: f"{pods[name].uid}/{node.fence.attempt}"
+            for name, node in nodes.items()
+            if node.fence is not None and name in pods and node.labels.get(LABEL_MIG_STATE) == "failed"
+        }
+        for name in self._known.keys() - failed.keys():
+            del self._known[name]
+        keys = {
+            f"/log/{name}": name
+            for name, key in failed.items()
+            if (known := self._known.get(name)) is None
+            or known.key != key
+            or (not known.text and now >= known.again)
+        }
+
+        async def read(key: str) -> None:
+            name = keys[key]
+            reason = await self._read(pods[name])
+            before = self._known.get(name)
+            if before is not None and before.key == failed[name]:
+                pause = before.pause
+            else:
+                pause = Backoff(RETRY.total_seconds(), LONGEST.total_seconds(), lambda: 1.0)
+            again = now + timedelta(seconds=pause.after_failure())
+            self._known[name] = _Known(failed[name], reason, pause, again)
+
+        await crew.each(keys, read)
+        return {name: known.text for name, known in self._known.items() if known.text}
+
+    async def _read(self, pod: Operand) -> str:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return failure_in(await self.client.log(pod.namespace, pod.name, LINES))
+        except (Unauthorized, ServerAway):
+            raise
+        except (KubeError, TimeoutError):
+            return ""
 
 
 @dataclass(slots=True)
 class Gatherer:
-    """Builds snapshots. Between two snapshots it remembers results that save reads, objects to reuse for inputs that
-    did not change, and since when it has observed some states."""
+    """Builds snapshots, and remembers between two of them what saves reads and since when it has observed some states."""
 
     client: KubeClient
     sources: Sources
     calls: CallMemory = field(default_factory=CallMemory)
-    """What the executor remembers of its calls."""
     crew: Crew = field(default_factory=lambda: Crew(16))
     silent: bool = False
     """Whether to log nothing, because this is part of a command-line program."""
     shared: Crew = field(init=False)
-    """The crew for reads that all nodes need, which must not wait until slow calls about single nodes free a worker."""
+    """The workers for reads that all nodes need, which must not wait until slow calls about single nodes free a worker."""
     pods: NodePods = field(init=False)
     pending: PendingPods = field(init=False)
     stack: StackReader = field(init=False)
     _logs: ActuatorLogs = field(init=False)
     _at_work_since: dict[str, datetime] = field(default_factory=dict)
-    """Since when mig-manager has been working on each node, by node name, as observed by this process."""
+    """Since when this process has seen mig-manager work on each node, by node name."""
     _ready_since: dict[str, datetime] = field(default_factory=dict)
-    """Since when each pod of a `Program` on a fenced node has been Ready, by UID of the pod, as observed by this
-    process."""
+    """Since when this process has seen each pod of a `Program` on a fenced node Ready, by UID of the pod."""
     _policies_error: str = ""
     """Why the policies may be out of date; empty if the last LIST succeeded."""
     _listing: dict[str, CallFailure] = field(default_factory=dict)
     """The failure of the last LIST of the policies, under the subject POLICIES; empty if it succeeded."""
 
     def __post_init__(self) -> None:
-        """Create the readers that the gatherer consists of."""
         client, sources = self.client, self.sources
         self.shared = Crew(2, self.crew.on_late)
         self.stack = StackReader(sources, self.calls, self.silent)
@@ -68,8 +153,6 @@ class Gatherer:
         self._logs, self.pending = ActuatorLogs(client), PendingPods(client)
 
     async def close(self) -> None:
-        """Cancel every call that is still under way, and return when all of them have ended. Their errors are not
-        raised here."""
         await self.crew.close()
         await self.shared.close()
 
@@ -83,10 +166,7 @@ class Gatherer:
     ) -> ClusterSnapshot:
         """Return everything that a plan depends on. A failed call about one node is recorded in the snapshot.
 
-        The pods of those nodes in `wanted` that are due are listed (`NodePods.look`), and logs of mig-manager that are
-        due are read. A slow LIST continues in the background (`Crew.each`); until it ends, the node keeps the result of
-        its last one. `memory` comes from the last pass. `claims`, by node name, and `failed_nodes`, by UID, are the
-        records on the Lease.
+        The pods of those nodes in `wanted` that are due are listed. A slow LIST continues in the background; until it ends, the node keeps the result of its last one. `memory` comes from the last pass.
 
         Raises:
             Unavailable: no LIST of the policies has succeeded yet.
@@ -125,17 +205,11 @@ class Gatherer:
         )
 
     async def _refresh_policies(self, now: datetime) -> str:
-        """List the policies if they may have changed since their last LIST. A slow LIST continues in the background
-        (`Crew.each`). Return why the policies may be older than this pass (an error, or no answer yet), or an empty
-        string. Count errors in `_listing`. Raises Unavailable until the first LIST has succeeded, and an ExceptionGroup
-        with Unauthorized or ServerAway."""
         cache = self.sources.policies
         if cache.stale:
             self._policies_error = "the API server has not responded yet"
 
         async def refresh(_: str) -> None:
-            """List the policies (`PolicyCache.refresh`) and record the error, or that there is none any more. Raises
-            Unauthorized and ServerAway."""
             try:
                 await cache.refresh()
                 self._policies_error, self._listing = "", {}
@@ -147,24 +221,24 @@ class Gatherer:
                 self._listing = {POLICIES: failed_again(self._listing.get(POLICIES), words, now, 0.0)}
 
         # An event that arrives after the LIST belongs to the next pass. Otherwise constant writes to a policy would
-        # keep every node from starting.
-        await self.shared.each([_POLICIES] if cache.dirty else [], refresh)
+        # keep every node from starting. No node has the name of this key.
+        await self.shared.each(["/policies"] if cache.dirty else [], refresh)
         message = self._policies_error and f"the policies cannot be listed: {self._policies_error}"
         if message and not cache.listed:
             raise Unavailable(message)
         return message
 
     def _operands(self, now: datetime) -> dict[Program, dict[str, Operand]]:
-        """Return one pod of every program on each node, by program and node name (`by_node`). Pods of NVIDIA's
-        device-plugin chart count only if there is no ClusterPolicy. A Ready pod on a fenced node, and an MPS daemon
-        that runs on any, also carries the `now` of the first snapshot since which it has always been so. config-manager
-        in the daemon's pod may crash meanwhile, so that the pod is Ready now and then."""
+        """Return one pod of every program on each node. A Ready pod on a fenced node, and an MPS daemon that runs on any, also says since when.
+
+        config-manager in the daemon's pod may crash meanwhile, so that the pod is Ready now and then.
+        """
         sources = self.sources
         places = [*sources.operands.items.values(), *sources.kubelet_plugins.items.values()]
-        if not sources.cluster_policies.items:
+        if not sources.cluster_policies.items:  # pods of NVIDIA's device-plugin chart
             places += sources.chart_pods.items.values()
         operands = {program: by_node(places, program) for program in Program}
-        fenced = [name for name, node in self.sources.nodes.items.items() if node.fence is not None]
+        fenced = [name for name, node in sources.nodes.items.items() if node.fence is not None]
         ready_since: dict[str, datetime] = {}
         for program, pods in operands.items():
             mps = program is Program.MPS_DAEMON

@@ -1,8 +1,6 @@
 """HttpClient: KubeClient over one aiohttp session, raw JSON in and out.
 
-Every call has a deadline, none is repeated here and none sleeps: the caller decides what to do about a 429 or
-a server that is away (docs/design/drain.md#e7, E19). Typed models are not used: they reject incomplete Nodes, and
-reading one costs ten times the projection (docs/design/faults.md#d10).
+Every call has a deadline, none is repeated here and none sleeps: the caller decides what to do about a 429 or a server that is away (docs/design/drain.md#e7, E19). Typed models are not used: they reject incomplete Nodes, and reading one costs ten times the projection (docs/design/faults.md#d10).
 """
 
 import asyncio
@@ -37,26 +35,22 @@ class Limits:
     """Deadlines in seconds, the size of headers, and how many calls may be under way."""
 
     connect: float = 3.0
-    """Seconds to open a connection."""
     total: float = 10.0
-    """Seconds for a whole call other than a watch."""
+    """For a whole call other than a watch."""
     watch: float = WATCH_SECONDS
     """Seconds after which the server ends a watch; the client begins another."""
     inactivity: float = INACTIVITY
     """Seconds without a byte of a watch, bookmarks included, after which the watch counts as broken."""
     header: int = 256 * 1024
-    """The most bytes of one header line of an answer. A longer line is an error, although a write may have been
-    carried out."""
+    """The most bytes of one header line of an answer. A longer line is an error, although a write may have been carried out."""
     parallel: int = 8
-    """Calls under way at once; watches do not count. Each connection costs 0.3 MiB, and one process cannot keep more
-    of them busy."""
+    """Calls under way at once; watches do not count. Each connection costs 0.3 MiB, and one process cannot keep more of them busy."""
 
 
 class _Body(aiohttp.BytesPayload):
     """The body of a write. aiohttp sends the headers together with it, so nothing has left before `ask` is called."""
 
     def __init__(self, data: bytes, ask: Callable[[], None]) -> None:
-        """`data` is the body; `ask` is called just before it is sent, and raises to prevent that."""
         super().__init__(data)
         self._ask = ask
         self.objection: Exception | None = None
@@ -65,8 +59,6 @@ class _Body(aiohttp.BytesPayload):
     async def write_with_length(
         self, writer: aiohttp.abc.AbstractStreamWriter, content_length: int | None
     ) -> None:
-        """Call `ask`, then send the headers and the body. If `ask` raises, nothing is sent; the exception is stored in
-        `objection` and raised."""
         try:
             self._ask()
         except Exception as error:
@@ -76,7 +68,10 @@ class _Body(aiohttp.BytesPayload):
 
 
 class HttpClient(KubeClient):
-    """KubeClient for a real API server. Close it, or use `async with`."""
+    """KubeClient for a real API server. Close it, or use `async with`.
+
+    `before_write` is called immediately before a write is sent, after it has waited for a slot and a connection, and then the request's own `before_send`. If one of them raises, nothing is sent, and the exception reaches the caller unchanged.
+    """
 
     def __init__(
         self,
@@ -88,14 +83,7 @@ class HttpClient(KubeClient):
         clock: SteadyClock | None = None,
         before_write: Callable[[], None] = lambda: None,
     ) -> None:
-        """Prepare a client with the credentials of `login`; no connection is opened before the first call.
-
-        `name` is the field manager of our writes and our User-Agent. `limits` are the defaults of Limits if None.
-        `on_call` is called after each request, also after one that gets no answer. `clock`, if there is one, is
-        corrected by the Date of each answer. `before_write` is called immediately before a write (any request but a
-        GET) is sent, after it has waited for a slot and a connection, and then the request's own `before_send`. If one
-        of them raises, nothing is sent, and the exception reaches the caller unchanged.
-        """
+        """Prepare a client; `name` is the field manager of its writes and its User-Agent. `clock` is corrected by the Date of each answer."""
         self._login = login
         self._name = name
         self._limits = limits or Limits()
@@ -108,11 +96,9 @@ class HttpClient(KubeClient):
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        """Return this client. No connection is opened before the first call."""
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Close the connections, as `close` does. An exception of the block is not suppressed."""
         await self.close()
 
     async def close(self) -> None:
@@ -122,10 +108,7 @@ class HttpClient(KubeClient):
             self._session = None
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Wait for a slot (`Limits.parallel`), without a limit of time, then send one request, and return the object
-        that the server answers with. Each attempt may take `Limits.total` seconds. After a 401 the credentials are
-        renewed and the request is sent once more; a second 401 is raised as Unauthorized. Raises KubeErrors and
-        whatever `before_write` and the request's `before_send` raise."""
+        """Wait for a slot, without a limit of time, then send one request; once more with renewed credentials after a 401."""
         async with self._slots:
             for last in (False, True):
                 token = await self._login.token()
@@ -139,10 +122,6 @@ class HttpClient(KubeClient):
         return answer_of(request, raw)
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """Send the request of a watch, with the duration that `lasting` adds, and yield its events until the server
-        ends it. A watch needs no slot. After a 401 the credentials are renewed and the request is sent once more; a
-        second 401 is raised as Unauthorized. Any other status but 200, and an ERROR event, are raised as their
-        KubeErrors. Raises Unavailable if the connection breaks or is silent for too long."""
         limits = self._limits
         request = lasting(request, limits.watch, limits.inactivity)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=limits.connect, sock_read=limits.inactivity)
@@ -163,11 +142,6 @@ class HttpClient(KubeClient):
     async def _open(
         self, request: ApiRequest, timeout: aiohttp.ClientTimeout, token: str | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send one request with the Authorization header `token`, if any, and yield the response, whatever its status.
-        A connection whose answer was not read to its end is dropped afterwards. Calls `on_call`, with the status 0 if
-        there was no answer, and corrects the clock. Raises Unavailable for a failure of the network, also inside the
-        block, and for a server's address or a token that cannot be sent, and Unauthorized if there are no credentials.
-        An exception of `before_write` or `before_send` is raised unchanged, and `on_call` is then not called."""
         access = await self._login.access()
         session = self._opened()
         status = 0
@@ -200,7 +174,11 @@ class HttpClient(KubeClient):
                 try:
                     yield response
                 finally:
-                    _abort(response)
+                    # Drop the connection of an answer that was not read to its end, for example when a watch was
+                    # abandoned. Otherwise aiohttp would begin to close TLS, which nobody awaits and which would outlive
+                    # the session.
+                    if response.connection and response.connection.transport:
+                        response.connection.transport.abort()
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             if body is not None and body.objection is not None:
                 raise body.objection from error
@@ -210,8 +188,6 @@ class HttpClient(KubeClient):
             raise Unavailable(f"cannot {request.what} at {access.server}: {reason}") from error
 
     def _opened(self) -> aiohttp.ClientSession:
-        """Return the session, which is created by the first call. It does not limit the number of connections, does
-        not request compression, and does not retry silently."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 # Each watch holds a connection, so calls are limited by `_slots` and not by the connector.
@@ -227,28 +203,17 @@ class HttpClient(KubeClient):
         return self._session
 
     async def _renew(self, refused: str | None) -> None:
-        """Renew the credentials, unless another call has already done so since this one sent the token `refused`. With
-        only a client certificate there is no token, before or after a renewal, so each refused call renews again.
-        Raises Unauthorized if there are no credentials."""
+        """Renew the credentials, unless another call has already done so since this one sent the token `refused`.
+
+        With only a client certificate there is no token, before or after a renewal, so each refused call renews again.
+        """
         async with self._renewing:
             if await self._login.token() == refused:
                 await self._login.renew()
 
 
-def _abort(response: aiohttp.ClientResponse) -> None:
-    """Drop the connection of an answer that was not read to its end, for example when a watch was abandoned. Does
-    nothing if the answer was read to its end.
-
-    Otherwise aiohttp would begin to close TLS, which nobody awaits and which would outlive the session.
-    """
-    if response.connection and response.connection.transport:
-        response.connection.transport.abort()
-
-
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """Yield the lines of an answer as they arrive, without empty ones. A last line without a newline is dropped. Lines
-    may have any length: aiohttp's own reader rejects those longer than its buffer. Raises aiohttp's errors if the
-    connection breaks or is silent for too long."""
+    # Lines may have any length: aiohttp's own reader rejects those longer than its buffer.
     rest = b""
     async for chunk in response.content.iter_any():
         *complete, rest = (rest + chunk).split(b"\n")

@@ -1,13 +1,14 @@
-"""Reads the objects that `planning/stack/installation.py` checks. Nothing in the cluster is changed, and what cannot
-be read becomes part of the answer."""
+"""Reads the objects that `planning/stack/installation.py` checks.
+
+Nothing in the cluster is changed, and what cannot be read becomes part of the answer.
+"""
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from gpusharing.api.names import ANNOTATION_WRITTEN, LABEL_MANAGED_BY, MANAGED_BY
-from gpusharing.kube.agentpods import has_secure_metrics
 from gpusharing.kube.client import (
     ACCESS_REVIEWS,
     CLUSTER_POLICIES,
@@ -26,14 +27,21 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.convert import cluster_policy_view, gpunode_view, node_view, policy_view
+from gpusharing.kube.daemonsets import (
+    daemon_set_view,
+    find_dra,
+    finder_state,
+    has_secure_metrics,
+    plain_stack,
+    with_mps_daemon,
+)
 from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailable
 from gpusharing.kube.lease import leader_of
-from gpusharing.kube.paging import list_of, pages_of
-from gpusharing.kube.plainstack import daemon_set_view, find_dra, finder_state, plain_stack, with_mps_daemon
+from gpusharing.kube.lists import list_of, pages_of
 from gpusharing.kube.raw import entries, has_condition, part, section, text, texts, whole
 from gpusharing.kube.sources import MIG_KEY
 from gpusharing.planning.snapshot.views import NodeView
-from gpusharing.planning.stack import rights
+from gpusharing.planning.stack import installationviews
 from gpusharing.planning.stack.installationviews import (
     AGENT,
     OPERATOR,
@@ -42,24 +50,22 @@ from gpusharing.planning.stack.installationviews import (
     InstallationView,
     Place,
     PodState,
+    Right,
     RightState,
 )
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
-from gpusharing.planning.stack.otherplugins import has_system_plugin
-from gpusharing.planning.stack.rights import Right
+from gpusharing.planning.stack.plugins import has_system_plugin
 from gpusharing.planning.wanted import migfile
 
 RUNTIME_CLASSES = Resource("node.k8s.io", "v1", "runtimeclasses")
-NAME = "app.kubernetes.io/name"
 
 
 @dataclass(slots=True)
 class _Reader:
-    """Reads the objects of an installation, and records which could not be read."""
+    """Reads the objects of an installation, and records which could not be read. Only Unauthorized and Unavailable are raised."""
 
     client: KubeClient
     place: Place
-    """Namespaces and names of the installation."""
     unread: dict[str, str] = field(default_factory=dict)
     """Why objects could not be read, by the full name of their kind."""
     not_served: set[str] = field(default_factory=set)
@@ -67,51 +73,41 @@ class _Reader:
     plugin_entries: Mapping[str, str] = field(default_factory=dict)
     """The content of our device-plugin ConfigMap, once `config_maps` has read it."""
 
-    async def items(self, resource: Resource, namespace: str | None = None, labels: str = "") -> list[JSON]:
-        """Return all objects of a kind in this namespace, or in all if it is None, that the label selector `labels`
-        matches, if it is not empty; empty if the kind is not served or the objects cannot be read. A kind of ours that
-        is not served is added to `not_served`; another program's kind is not recorded. Any other error is recorded in
-        `unread`. Raises Unauthorized and Unavailable."""
+    @contextmanager
+    def _recording(self, resource: Resource) -> Iterator[None]:
         try:
-            return await list_of(self.client, resource, namespace=namespace, label_selector=labels)
+            yield
         except (Unauthorized, Unavailable):
             raise
-        except NotFound:
-            if resource in (POLICIES, GPUNODES):
-                self.not_served.add(resource.full_name)
         except KubeError as error:
             self.unread[resource.full_name] = str(error)
+
+    async def items(self, resource: Resource, namespace: str | None = None, labels: str = "") -> list[JSON]:
+        with self._recording(resource):
+            try:
+                return await list_of(self.client, resource, namespace=namespace, label_selector=labels)
+            except NotFound:
+                if resource in (POLICIES, GPUNODES):
+                    self.not_served.add(resource.full_name)
         return []
 
     async def read(self, resource: Resource, name: str, namespace: str | None = None) -> JSON | None:
-        """Return one object, or None if it does not exist, its kind is not served, or it cannot be read. Why it cannot
-        be read is recorded in `unread`. Raises Unauthorized and Unavailable."""
-        try:
+        """Return one object, or None if it does not exist, its kind is not served, or it cannot be read."""
+        with self._recording(resource), suppress(NotFound):
             return await self.client.get(resource, name, namespace=namespace)
-        except (Unauthorized, Unavailable):
-            raise
-        except NotFound:
-            return None
-        except KubeError as error:
-            self.unread[resource.full_name] = str(error)
-            return None
+        return None
 
     async def pods(self, namespace: str, name: str) -> tuple[PodState, ...]:
-        """Return the state of each pod in this namespace whose label app.kubernetes.io/name is `name`, which our
-        workload of that name has; empty if pods cannot be read, which is recorded in `unread`. Raises Unauthorized and
-        Unavailable."""
-        return tuple(map(_pod, await self.items(PODS, namespace, f"{NAME}={name}")))
+        selector = f"app.kubernetes.io/name={name}"
+        return tuple(map(_pod, await self.items(PODS, namespace, selector)))
 
     async def config_maps(self) -> dict[str, ConfigMapState]:
-        """Return the state of our two ConfigMaps by name: the keys of their `data`, whether they have our label or our
-        annotation, and the names of their mig-parted configurations. A ConfigMap that does not exist or cannot be read
-        is left out; an error is recorded in `unread`. Raises Unauthorized and Unavailable."""
         states = {}
         for name in (self.place.plugin_config_map, self.place.mig_config_map):
             raw = await self.read(CONFIG_MAPS, name, self.place.gpu_operator_namespace)
             if raw is not None:
                 metadata = section(raw, "metadata")
-                labelled = texts(metadata.get("labels")).get(LABEL_MANAGED_BY) == MANAGED_BY
+                labelled = text(metadata, "labels", LABEL_MANAGED_BY) == MANAGED_BY
                 ours = labelled or ANNOTATION_WRITTEN in texts(metadata.get("annotations"))
                 data = section(raw, "data")
                 mig_file = text(data, MIG_KEY)
@@ -122,31 +118,21 @@ class _Reader:
         return states
 
     async def nodes(self) -> dict[str, tuple[NodeView, str, bool]]:
-        """Return, by node name, the view of the Node, the version of its kubelet, and whether its operating system
-        includes a device plugin. Empty if Nodes cannot be read, which is recorded in `unread`. Raises Unauthorized and
-        Unavailable.
+        """Return, by node name, the view of the Node, the version of its kubelet, and whether its operating system includes a device plugin; empty if Nodes cannot be read.
 
         Nodes are read page by page, so that thousands of whole objects are never held at once.
         """
         rows: dict[str, tuple[NodeView, str, bool]] = {}
-        try:
+        with self._recording(NODES):
             async for page in pages_of(self.client, NODES):
                 for raw in page.items:
                     view, info = node_view(raw), section(raw, "status", "nodeInfo")
                     system = has_system_plugin(text(info, "osImage"))
                     rows[view.name] = view, text(info, "kubeletVersion"), system
-        except (Unauthorized, Unavailable):
-            raise
-        except KubeError as error:
-            self.unread[NODES.full_name] = str(error)
-            return {}
-        return rows
+        return {} if NODES.full_name in self.unread else rows
 
     async def leader(self) -> str | None:
-        """Return the name of the pod that leads, or of the machine outside of the cluster whose process does, as in
-        `make run`. Empty if the Lease does not exist or nobody holds it (`leader_of`). None if it cannot be read, which
-        is recorded in `unread`, also if the server does not answer: other objects can still be checked. Raises
-        Unauthorized."""
+        """Return who holds the Lease (`leader_of`); None if it cannot be read, also if the server does not answer: other objects can still be checked."""
         try:
             lease = await self.read(LEASES, OPERATOR, self.place.namespace)
         except Unavailable as error:
@@ -157,19 +143,14 @@ class _Reader:
         return "" if lease is None else leader_of(lease)
 
     async def agents(self, reports: Sequence[JSON]) -> AgentsState | None:
-        """Return the state of the agents: the DaemonSet's node selector, its pods, their RuntimeClass and the Pod
-        Security level that their namespace enforces, which is empty if the namespace sets none or cannot be read. None
-        if the DaemonSet does not exist or cannot be read. `runtime_class_exists` is None if the pods need no
-        RuntimeClass, or if it cannot be read. `reports` are all GPUNodes, from which the agents' errors are taken, by
-        the name of the node; the error is empty where an agent reports none. Errors are recorded in `unread`, but
-        Unauthorized and Unavailable are raised."""
+        """Return the state of the agents, with their errors from `reports`, all GPUNodes; None if their DaemonSet does not exist or cannot be read."""
         where = self.place.agent_namespace
         raw = await self.read(DAEMON_SETS, AGENT, where)
         if raw is None:
             return None
         template = section(raw, "spec", "template", "spec")
         runtime_class = text(template, "runtimeClassName")
-        exists = None
+        exists = None  # unknown, or no RuntimeClass is needed
         if runtime_class:
             exists = await self.read(RUNTIME_CLASSES, runtime_class) is not None
             if RUNTIME_CLASSES.full_name in self.unread:
@@ -180,9 +161,7 @@ class _Reader:
             pods=await self.pods(where, AGENT),
             runtime_class=runtime_class,
             runtime_class_exists=exists,
-            enforced=texts(part(namespace, "metadata", "labels")).get(
-                "pod-security.kubernetes.io/enforce", ""
-            ),
+            enforced=text(namespace, "metadata", "labels", "pod-security.kubernetes.io/enforce"),
             secure_metrics=has_secure_metrics(template),
             reports={
                 text(report, "metadata", "name"): text(report, "status", "observed", "error")
@@ -191,25 +170,28 @@ class _Reader:
         )
 
     async def rights(self, *, secure_metrics: bool) -> tuple[RightState, ...]:
-        """Return, for each right that the operator and the agent need, whether the API server grants it to their
-        service accounts; the operator's rights come first. Rights for optional features are checked only if `place`
-        (`configure_gpu_operator`, `repair_mps`, `force_delete`, `device_taints`) or, for the agent's, `secure_metrics`
-        turns the feature on. All rights are checked concurrently. A right that cannot be checked has the answer None,
-        with the error; no KubeError is raised."""
-        operators = rights.OPERATOR_RIGHTS + (rights.CONFIGURE if self.place.configure_gpu_operator else ())
-        operators += rights.REPAIR_MPS if self.place.repair_mps else ()
-        operators += rights.FORCE_DELETE if self.place.force_delete else ()
-        operators += rights.DEVICE_TAINTS if self.place.device_taints else ()
-        agents = rights.AGENT_RIGHTS + (rights.SECURE_METRICS if secure_metrics else ())
+        """Return whether the API server grants each right that the operator and the agent need to their service accounts.
+
+        Rights for optional features are checked only if the feature is on. All are checked concurrently; no KubeError is raised.
+        """
+        place = self.place
+        optional = (
+            (installationviews.CONFIGURE, place.configure_gpu_operator),
+            (installationviews.REPAIR_MPS, place.repair_mps),
+            (installationviews.FORCE_DELETE, place.force_delete),
+            (installationviews.DEVICE_TAINTS, place.device_taints),
+        )
+        operators = [
+            *installationviews.OPERATOR_RIGHTS,
+            *(right for rows, on in optional if on for right in rows),
+        ]
+        agents = installationviews.AGENT_RIGHTS + (installationviews.SECURE_METRICS if secure_metrics else ())
         questions = [(OPERATOR, right) for right in operators] + [(AGENT, right) for right in agents]
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._right(subject, right)) for subject, right in questions]
         return tuple(task.result() for task in tasks)
 
     async def _right(self, subject: str, right: Right) -> RightState:
-        """Ask the API server, with a SubjectAccessReview, whether the service account of `subject` has one right. The
-        scope of the right chooses the namespace from `place`, or is no namespace: then the right must hold in the whole
-        cluster. If the question fails with any KubeError, the answer is unknown (None), with the error."""
         place = self.place
         spaces = {
             "own": place.namespace,
@@ -222,11 +204,9 @@ class _Reader:
             "group": right.group,
             "resource": right.resource,
             "subresource": right.subresource,
-            "namespace": spaces.get(right.scope, ""),
+            "namespace": spaces.get(right.scope, ""),  # without one, the right must hold in the whole cluster
             "name": right.name.format(
-                lease=OPERATOR,
-                plugin_config_map=place.plugin_config_map,
-                mig_config_map=place.mig_config_map,
+                lease=OPERATOR, plugin_config_map=place.plugin_config_map, mig_config_map=place.mig_config_map
             ),
         }
         user = "system:serviceaccount:" + place.account(subject).replace("/", ":")
@@ -244,10 +224,7 @@ class _Reader:
 
 
 async def gather_installation(client: KubeClient, place: Place) -> InstallationView:
-    """Read the objects that an installation consists of, without changing any. An object that does not exist is no
-    error. All errors but the two below, and an Unavailable from reading the Lease, are recorded in `unread` of the
-    result; any error while checking a right is recorded with that right. `plain` is read only if no ClusterPolicy was
-    found, and the Lease only if the Deployment has 0 replicas, or some but not all operator pods are Ready.
+    """Read the objects that an installation consists of. Errors are recorded in `unread` of the result.
 
     Raises:
         Unauthorized: our credentials are not accepted.
@@ -298,25 +275,15 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
 
 
 def _pod(raw: JSON) -> PodState:
-    """Convert a raw pod to its state. A pod that is being deleted is not Ready. Unless it is Ready, the state has the
-    most immediate reason why it does not run, or an empty string if none is known."""
     ready = has_condition(raw, "Ready") and part(raw, "metadata", "deletionTimestamp") is None
-    return PodState(
-        text(raw, "metadata", "name"),
-        text(raw, "spec", "nodeName"),
-        ready,
-        "" if ready else next(_problems(raw), ""),
-    )
+    name, node = text(raw, "metadata", "name"), text(raw, "spec", "nodeName")
+    return PodState(name, node, ready, "" if ready else next(_problems(raw), ""))
 
 
 def _problems(raw: JSON) -> Iterator[str]:
-    """Yield why a pod does not run, the most immediate reason first: what its containers wait for, init containers
-    first, then its conditions that are False and have a message. Each item has a reason and, if there is a message, its
-    first 120 characters for a container or 160 for a condition."""
     statuses = entries(raw, "status", "initContainerStatuses") + entries(raw, "status", "containerStatuses")
     for status in statuses:
-        waiting = section(status, "state", "waiting")
-        if waiting:
+        if waiting := section(status, "state", "waiting"):
             message = text(waiting, "message")
             yield text(waiting, "reason") + (f": {message[:120]}" if message else "")
     for condition in entries(raw, "status", "conditions"):
@@ -325,9 +292,10 @@ def _problems(raw: JSON) -> Iterator[str]:
 
 
 async def read_entries(client: KubeClient, config_map: str, namespace: str, *, search: bool) -> PluginEntries:
-    """Return the ConfigMap of this name with its entries. If it does not exist, and `search` asks for that, it is
-    returned with the other namespaces that have one of this name (`find_namespaces`). An empty name stands for one that
-    does not exist. Raises KubeErrors other than NotFound."""
+    """Return the ConfigMap of this name with its entries; with `search`, also the other namespaces that have one if it does not exist.
+
+    An empty name stands for a ConfigMap that does not exist. Raises KubeErrors other than NotFound.
+    """
     data: Mapping[str, str] | None = None
     with suppress(NotFound):
         if config_map:
@@ -337,8 +305,10 @@ async def read_entries(client: KubeClient, config_map: str, namespace: str, *, s
 
 
 async def find_namespaces(client: KubeClient, config_map: str) -> tuple[str, ...]:
-    """Return the namespaces that contain a ConfigMap named `config_map`, sorted. Empty if the name is empty or
-    ConfigMaps cannot be listed. Raises Unauthorized and Unavailable."""
+    """Return the namespaces that contain a ConfigMap of this name, sorted; empty if ConfigMaps cannot be listed.
+
+    Raises Unauthorized and Unavailable.
+    """
     if not config_map:
         return ()
     try:

@@ -1,9 +1,4 @@
-"""The address of the API server, and our credentials for it.
-
-`OfficialLogin` asks the official client (`kubernetes.aio`): kubeconfig with certificates, tokens, exec plugins and
-OIDC. `ServiceAccountLogin` reads the service account's files itself, in a pod: the official client's imports cost 18
-MiB of memory (docs/adr/0014).
-"""
+"""How to reach the API server: kubeconfig or service account, and proxies."""
 
 import ast
 import logging
@@ -17,20 +12,61 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec, module_from_spec
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
+from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # typeshed does not know it
 
 from gpusharing.kube.errors import Unauthorized
-from gpusharing.kube.proxies import find_proxy
+
+
+def find_proxy(server: str, proxy_url: str | None, environment: Mapping[str, str]) -> str | None:
+    """Return the URL of the proxy for this server, or None. `proxy_url`, from the kubeconfig, takes precedence, even over NO_PROXY.
+
+    Raises Unauthorized for anything but the URL of an HTTP or HTTPS proxy; the message contains no password.
+    """
+    source, proxy = "proxy-url of the cluster in the kubeconfig", proxy_url
+    if not proxy and not _is_direct(server, environment):
+        variable = f"{server.partition(':')[0]}_proxy"
+        source, proxy = _first(environment, variable.upper(), variable)
+        if proxy and "://" not in proxy:
+            proxy = f"http://{proxy}"
+    if not proxy:
+        return None
+    with suppress(ValueError):
+        url = urlsplit(proxy)
+        if url.scheme in ("http", "https") and url.hostname and url.port != 0:
+            return proxy
+    raise Unauthorized(
+        f"{source} names a proxy that cannot be used here, because only HTTP and HTTPS proxies can. Set a URL such as"
+        " http://proxy.example.com:3128"
+    )
+
+
+def _is_direct(server: str, environment: Mapping[str, str]) -> bool:
+    _, exempt = _first(environment, "NO_PROXY", "no_proxy")
+    with suppress(ValueError):  # not a URL, or no IP address: an error of the connection says what is wrong
+        place = urlsplit(server)
+        if place.hostname == "localhost" or proxy_bypass_environment(place.netloc, {"no": exempt}):
+            return True
+        address = ip_address(str(place.hostname))
+        if address.is_loopback:
+            return True
+        for network in exempt.split(","):
+            with suppress(ValueError):  # a name
+                if address in ip_network(network.strip(), strict=False):
+                    return True
+    return False
+
+
+def _first(environment: Mapping[str, str], *names: str) -> tuple[str, str]:
+    return next(((name, environment[name]) for name in names if environment.get(name)), ("", ""))
+
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TOKEN_SECONDS = 60.0
-"""Seconds until the token is read again. The kubelet replaces a projected token at 80 % of its life, which is at least
-10 min, so a minute is early enough."""
-NO_CLIENT = (
-    "the Kubernetes client library that reads it is not installed: pip install 'gpu-sharing-operator[kubeconfig]', "
-    "or unset KUBECONFIG if this runs in a pod"
-)
+"""Seconds until the token is read again. The kubelet replaces a projected token at 80 % of its life, which is at least 10 min."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +87,7 @@ class Login(Protocol):
     """Credentials that can be renewed. `access` and `token` raise Unauthorized when there are none."""
 
     async def access(self) -> Access:
-        """Return the address of the server and how to connect to it. Both may change after `renew`."""
+        """Return the address of the server and how to connect to it; both may change after `renew`."""
         ...
 
     async def token(self) -> str | None:
@@ -59,8 +95,7 @@ class Login(Protocol):
         ...
 
     async def renew(self) -> None:
-        """Discard the credentials, because the server refused them. The next call of `access` or `token` reads or
-        fetches them again."""
+        """Discard the credentials, because the server refused them; the next call reads or fetches them again."""
         ...
 
 
@@ -80,12 +115,9 @@ class ServiceAccountLogin:
     _read_at: float = float("-inf")
 
     async def access(self) -> Access:
-        """Return the server that the kubelet names in the environment (KUBERNETES_SERVICE_HOST and
-        KUBERNETES_SERVICE_PORT, or 443), trusting the authorities in `ca.crt` as it is now. Raises Unauthorized outside
-        a pod, or if the file cannot be used.
+        """Return the server that the kubelet names in the environment, trusting the authorities in `ca.crt` as it is now.
 
-        The file is checked on every call and read again when it has changed: the kubelet replaces it when the
-        cluster's authority is rotated, and from then on no connection can be made with the old one.
+        The file is checked on every call: the kubelet replaces it when the cluster's authority is rotated, and from then on no connection can be made with the old one.
         """
         host = self.environment.get("KUBERNETES_SERVICE_HOST", "")
         port = self.environment.get("KUBERNETES_SERVICE_PORT") or "443"
@@ -93,21 +125,30 @@ class ServiceAccountLogin:
             raise Unauthorized(
                 "KUBERNETES_SERVICE_HOST is not set, so this process is not running in a pod; set KUBECONFIG"
             )
-        stamp = self._stamp("ca.crt")
+        try:  # reading the file would take twenty times as long
+            stamp = _stamp(f"{self.directory}/ca.crt")
+        except OSError as error:
+            raise _not_mounted(error) from error
         if self._access is not None and stamp == self._trusted:
             return self._access
         # The content read now is at least as new as the stamp. Each new token brings a new file with the same content.
         authority = self._file("ca.crt")
         if self._access is None or authority != self._authority:
             server = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
-            self._access, self._authority = Access(server, self._trust(authority)), authority
+            try:
+                tls = ssl.create_default_context(cadata=authority) if authority.strip() else None
+            except (ssl.SSLError, ValueError) as error:
+                raise Unauthorized(
+                    f"{self.directory / 'ca.crt'} contains no certificates: {error}"
+                ) from error
+            if tls is None:  # the library would trust the authorities of the image
+                raise Unauthorized(f"{self.directory / 'ca.crt'} is empty")
+            self._access, self._authority = Access(server, tls), authority
         self._trusted = stamp
         return self._access
 
     async def token(self) -> str | None:
-        """Return the projected token as `Bearer TOKEN`, never None. It is read again after TOKEN_SECONDS, and after
-        `renew`, because the kubelet replaces it. Raises Unauthorized if it cannot be read or is empty; the next call
-        then reads it again."""
+        """Return the projected token as `Bearer TOKEN`, never None. Raises Unauthorized if it cannot be read or is empty."""
         if self.clock() - self._read_at >= TOKEN_SECONDS:
             if not (token := self._file("token").strip()):
                 raise Unauthorized(
@@ -116,24 +157,10 @@ class ServiceAccountLogin:
             self._token, self._read_at = f"Bearer {token}", self.clock()
         return self._token
 
-    def _trust(self, authority: str) -> ssl.SSLContext:
-        """Return a TLS context that trusts the certificates in `authority`, in PEM, and no others. Raises Unauthorized
-        if there are none, because the library would then trust the authorities of the image."""
-        try:
-            if authority.strip():
-                return ssl.create_default_context(cadata=authority)
-        except (ssl.SSLError, ValueError) as error:
-            raise Unauthorized(f"{self.directory / 'ca.crt'} contains no certificates: {error}") from error
-        raise Unauthorized(f"{self.directory / 'ca.crt'} is empty")
-
     async def renew(self) -> None:
-        """Let the next call of `token` read the file again. Nothing else is discarded, because `access` checks its file
-        on every call."""
         self._read_at = float("-inf")
 
     def _file(self, name: str) -> str:
-        """Return the text of one file of the service account. Raises Unauthorized if it cannot be read, or if it is not
-        UTF-8."""
         # Reading a few hundred bytes from a tmpfs is not worth a thread.
         try:
             return (self.directory / name).read_text("utf-8")
@@ -142,24 +169,13 @@ class ServiceAccountLogin:
         except UnicodeDecodeError as error:
             raise Unauthorized(f"{self.directory / name} is not a text file: {error}") from error
 
-    def _stamp(self, name: str) -> tuple[int, ...]:
-        """Return the stamp of one file of the service account (`_stamp`). Reading the file would take twenty times as
-        long, and every call needs the stamp. Raises Unauthorized if the file does not exist or may not be examined."""
-        try:
-            return _stamp(f"{self.directory}/{name}")
-        except OSError as error:
-            raise _not_mounted(error) from error
-
 
 def _stamp(path: str) -> tuple[int, ...]:
-    """Return a value that changes whenever the file does: its device, inode, modification time and size. Raises OSError
-    if the file does not exist or may not be examined."""
     found = os.stat(path)
     return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _not_mounted(error: OSError) -> Unauthorized:
-    """Return the error for a file of the service account that cannot be read."""
     return Unauthorized(
         f"no service account token is mounted in this pod (automountServiceAccountToken): {error}"
     )
@@ -179,46 +195,46 @@ class OfficialLogin:
     _access: Access | None = None
 
     async def access(self) -> Access:
-        """Return the server, the trusted authorities, the client certificate and the proxy of the context. The first
-        call of `access` or `token` loads the kubeconfig, which may run a login program, and so does the first call
-        after `renew` or after a failure. Until then the answer stays the same. Raises Unauthorized if the context
-        cannot be loaded or used."""
+        """Return how to reach the server of the context. The first call, also after `renew`, may run a login program."""
         await self._configuration()
         if self._access is None:
             raise RuntimeError("loading sets the access")
         return self._access
 
     async def token(self) -> str | None:
-        """Return the value of the Authorization header, or None if the kubeconfig has no token. The value stays the
-        same until `renew` is called. Raises Unauthorized if the kubeconfig's context cannot be loaded or used."""
         configuration = await self._configuration()
         value: str | None = await configuration.get_api_key_with_prefix("BearerToken")
         return value
 
     async def renew(self) -> None:
-        """Let the next call load everything again: exec plugins run, files are read."""
         _merged.cache_clear()
         self._loaded = None
 
     async def _configuration(self) -> Any:
-        """Return the official client's configuration. The first call loads it and sets `_access`, and so does the first
-        call after `renew` or after a failure. Raises Unauthorized if the context cannot be loaded or used."""
         if self._loaded is None:
             loaded = await self._load()
             try:
-                self._access = _access(loaded, self.environment)
+                self._access = self._access_of(loaded)
             except (OSError, ValueError) as error:  # such as certificates that are none
                 why = f"context {self.context} of kubeconfig {self.kubeconfig} cannot be used: {error}"
                 raise Unauthorized(why) from error
             self._loaded = loaded
         return self._loaded
 
+    def _access_of(self, configuration: Any) -> Access:
+        from kubernetes.aio.client.rest import RESTClientObject
+
+        https = configuration.host.startswith("https")
+        return Access(
+            server=configuration.host.rstrip("/"),
+            # The context that the official transport creates; no connection is opened.
+            tls=RESTClientObject(configuration).ssl_context if https else None,
+            proxy=find_proxy(configuration.host, configuration.proxy, self.environment),
+            tls_server_name=configuration.tls_server_name,
+        )
+
     async def _load(self) -> Any:
         # Imported here because it costs 18 MiB, and is not installed in a pod, which needs only the class above.
-        """Return the official client's configuration for the context, which may run a login program. Raises
-        Unauthorized if the client is not installed, if the kubeconfig cannot be read, or if the client has logged an
-        error and has neither a token nor a client certificate, for example because a login program failed. Changes
-        sys.modules (`_without_init`)."""
         import yaml
 
         _without_init("kubernetes")
@@ -226,7 +242,10 @@ class OfficialLogin:
             from kubernetes.aio import config
             from kubernetes.aio.client import Configuration
         except ImportError as error:
-            raise Unauthorized(f"KUBECONFIG={self.kubeconfig} is set, but {NO_CLIENT}") from error
+            raise Unauthorized(
+                f"KUBECONFIG={self.kubeconfig} is set, but the Kubernetes client library that reads it is not installed:"
+                " pip install 'gpu-sharing-operator[kubeconfig]', or unset KUBECONFIG if this runs in a pod"
+            ) from error
 
         configuration = Configuration()
         where = f"kubeconfig {self.kubeconfig}"
@@ -250,17 +269,14 @@ class OfficialLogin:
 
 @lru_cache(maxsize=1)
 def _merged(kubeconfig: str, _stamps: tuple[object, ...]) -> Any:
-    """Return the content of a kubeconfig, or of several files joined by the path separator, as the official client
-    merges them. The last answer is cached for as long as the files have the same stamps, because the client takes 0.1 s
-    to read 100 contexts, and a command may log in to each of them. Raises what the client and its YAML reader raise."""
+    # The client takes 0.1 s to read 100 contexts, and a command may log in to each of them.
     from kubernetes.aio.config.kube_config import KubeConfigMerger
 
     return KubeConfigMerger(kubeconfig).config
 
 
 def kubeconfig_stamps(kubeconfig: str) -> tuple[object, ...]:
-    """Return the stamp (`_stamp`) of each file of a kubeconfig. Files that do not exist, which the official client
-    ignores, have none."""
+    """Return a value that changes whenever a file of a kubeconfig does. Files that do not exist are ignored, as by the client."""
     stamps = list[tuple[int, ...]]()
     for path in kubeconfig.split(os.pathsep):
         with suppress(OSError):
@@ -269,12 +285,9 @@ def kubeconfig_stamps(kubeconfig: str) -> tuple[object, ...]:
 
 
 def _without_init(package: str) -> None:
-    """Let the modules of `package` be imported without running its `__init__`: put an empty module of that name into
-    sys.modules. Does nothing if the package is loaded already or is not installed.
+    """Let the modules of `package` be imported without running its `__init__`.
 
-    The `__init__` of the official client imports all modules for blocking calls, and requests with them, none of which
-    `kubernetes.aio` uses: two fifths of the cost of reading a kubeconfig, and a fifth of the time of a
-    kubectl-gpusharing command (37.0).
+    The one of the official client imports all modules for blocking calls, and requests with them, none of which `kubernetes.aio` uses: two fifths of the cost of reading a kubeconfig, and a fifth of the time of a kubectl-gpusharing command (37.0).
     """
     spec = None if package in sys.modules else find_spec(package)
     if spec is not None:
@@ -283,9 +296,10 @@ def _without_init(package: str) -> None:
 
 @contextmanager
 def _complaints() -> Iterator[list[str]]:
-    """Yield a list that fills with the errors that the official client only logs inside the block, such as the output
-    of a failing login program. Nothing that its module for kubeconfigs logs in the block reaches a log handler.
-    Each asyncio task has its own list, because several clusters may log in at the same time."""
+    """Yield a list that fills with the errors that the official client only logs, such as the output of a failing login program.
+
+    Each asyncio task has its own list, because several clusters may log in at the same time.
+    """
     complaints: list[str] = []
     logging.getLogger("kubernetes.aio.config.kube_config").addFilter(_collect)
     token = _complaining.set(complaints)
@@ -300,8 +314,6 @@ _complaining: ContextVar[list[str] | None] = ContextVar("complaints", default=No
 
 
 def _collect(record: logging.LogRecord) -> bool:
-    """Append the message of an error to the list of `_complaints`, with a program's output decoded. Return whether the
-    record should be logged as usual: True only outside of `_complaints`."""
     complaints = _complaining.get()
     if complaints is not None and record.levelno >= logging.ERROR:
         complaints.append(_readable(record.getMessage()))
@@ -309,8 +321,7 @@ def _collect(record: logging.LogRecord) -> bool:
 
 
 def _readable(text: str) -> str:
-    """Return the message `text` of the official client with a login program's output decoded and on one line; the
-    client renders that output as Python bytes at the end. Other messages are returned unchanged."""
+    # The client renders the output of a login program as Python bytes at the end of its message.
     head, found, rest = text.partition(". b")
     if not found:
         return text
@@ -321,27 +332,8 @@ def _readable(text: str) -> str:
     return f"{head}: {' '.join(output.decode(errors='replace').split())}"
 
 
-def _access(configuration: Any, environment: Mapping[str, str]) -> Access:
-    """Return how to reach the server of the official client's `configuration`. `tls` is None unless the URL begins with
-    https. `environment` may name a proxy if the kubeconfig does not. Raises Unauthorized for a proxy that cannot be
-    used, and OSError or ValueError for certificates that cannot be used."""
-    from kubernetes.aio.client.rest import RESTClientObject
-
-    https = configuration.host.startswith("https")
-    return Access(
-        server=configuration.host.rstrip("/"),
-        # The context that the official transport creates; no connection is opened.
-        tls=RESTClientObject(configuration).ssl_context if https else None,
-        proxy=find_proxy(configuration.host, configuration.proxy, environment),
-        tls_server_name=configuration.tls_server_name,
-    )
-
-
 def environment_login(environment: Mapping[str, str]) -> Login:
-    """Return the login for the kubeconfig named by KUBECONFIG, or the merged files if it names several, if that is set.
-    Otherwise return the login for the service account files in the directory named by SERVICE_ACCOUNT or, if that is
-    not set either, in the directory that every pod has. An empty variable counts as not set. No file is read yet. The
-    login keeps `environment`, from which a kubeconfig's login takes the proxy, and a service account's the server."""
+    """Return the login for KUBECONFIG if that is set, else for the service account, in the directory SERVICE_ACCOUNT if set."""
     directory = Path(environment.get("SERVICE_ACCOUNT") or SERVICE_ACCOUNT)
     return find_login(environment, environment.get("KUBECONFIG", ""), directory)
 
@@ -349,10 +341,6 @@ def environment_login(environment: Mapping[str, str]) -> Login:
 def find_login(
     environment: Mapping[str, str], kubeconfig: str, service_account: Path = SERVICE_ACCOUNT
 ) -> Login:
-    """Return the login for the kubeconfig at this path, which the official client reads. Its server is called through
-    the proxy that `environment` names, if the kubeconfig names none (`find_proxy`). If the path is empty, return the
-    login for the files in `service_account`, which needs no client (docs/adr/0014) and uses no proxy. No file is read
-    yet."""
     if kubeconfig:
         return OfficialLogin(Path(kubeconfig), environment=environment)
     return ServiceAccountLogin(environment, service_account)

@@ -1,80 +1,50 @@
-"""NodeMaintenance objects, by which somebody asks another operator to maintain a node (docs/design/drain.md#c5).
+"""Whether another operator maintains a node, from its marks."""
 
-Two operators have a kind of this name, and both name the node in `spec.nodeName`:
-
-- medik8s node-maintenance-operator, cluster-scoped (its api/v1beta1/nodemaintenance_types.go at 3a54cd1);
-- NVIDIA maintenance-operator, namespaced, with the requestor in `spec.requestorID` (Mellanox/maintenance-operator
-  api/v1alpha1/nodemaintenance_types.go at e15d07b). NVIDIA's driver upgrade can be such a requestor
-  (k8s-operator-libs pkg/upgrade/upgrade_requestor.go at 11e747a).
-
-We begin no change on a node that has one, from its creation until it is gone, whatever its status says. Before the
-maintenance begins, cordon and drain may come at any moment; one of NVIDIA's that is not chosen yet takes no slot.
-Succeeded, or Ready, means that the node is in maintenance now; deleting the object ends it (both READMEs). Failed and
-being deleted count too, because the uncordon is still to come and medik8s lifts any cordon that it finds
-(stopNodeMaintenanceImp): it would lift ours in the middle of a drain.
-
-No such object stays forever: medik8s makes the Node its owner (setOwnerRefToNode), maintenance-operator deletes what
-was Ready for too long (garbage_collector_controller.go at e15d07b), and any other one is named in the message, for a
-person to delete.
-
-Terms: docs/design/glossary.md#slot.
-"""
-
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+from gpusharing.api import names
+from gpusharing.api.rules import LABEL_KEY
 from gpusharing.kube.client import JSON
-from gpusharing.kube.raw import entries, section, text
+from gpusharing.kube.raw import entries, has_condition, section, text, texts
 from gpusharing.planning.snapshot.views import NodeView
 
 
 @dataclass(frozen=True, slots=True)
 class Maintenance:
-    """One NodeMaintenance: the node that it is about, and its description for people."""
+    """One NodeMaintenance."""
 
     node: str
     """Name of the node that is to be maintained."""
     who: str
     """Which operator maintains the node, on whose behalf, and by which object; for people."""
     waits: bool = False
-    """Whether the maintenance operator has not yet chosen this object; a large upgrade creates one for every node at
-    once."""
+    """Whether the maintenance operator has not yet chosen this object; a large upgrade creates one for every node at once."""
 
 
 def medik8s_maintenance(raw: JSON) -> Maintenance:
-    """Convert a raw NodeMaintenance of the group nodemaintenance.medik8s.io. It never waits. The phase Failed is only
-    named in its description."""
     return _maintenance(raw, "medik8s", "", failed=text(raw, "status", "phase") == "Failed")
 
 
 def nvidia_maintenance(raw: JSON) -> Maintenance:
-    """Convert a raw NodeMaintenance of the group maintenance.nvidia.com. It waits until its operator has chosen it,
-    which shows in the reason of its condition Ready (any but those in _NOT_CHOSEN). One that has failed or is being
-    deleted does not wait. It has failed if the condition RequestorFailed is True: the requestor left the node in a
-    state that a person must look at."""
-    failed = any(
-        condition.get("type") == "RequestorFailed" and condition.get("status") == "True"
-        for condition in entries(raw, "status", "conditions")
-    )
+    """Convert a raw NodeMaintenance of the group maintenance.nvidia.com. It waits until its operator has chosen it."""
+    # The requestor left the node in a state that a person must look at.
+    failed = has_condition(raw, "RequestorFailed")
     requestor = text(raw, "spec", "requestorID")
     maintenance = _maintenance(raw, "NVIDIA", f" for {requestor}" if requestor else "", failed=failed)
+    # Ready is Pending before the operator has scheduled the maintenance (ConditionReasonPending of NVIDIA's
+    # nodemaintenance_types.go).
     begun = any(
-        condition.get("type") == "Ready" and text(condition, "reason") not in _NOT_CHOSEN
+        condition.get("type") == "Ready" and text(condition, "reason") not in ("", "Pending")
         for condition in entries(raw, "status", "conditions")
     )
     chosen = failed or begun or "deletionTimestamp" in section(raw, "metadata")
     return maintenance if chosen else replace(maintenance, waits=True)
 
 
-_NOT_CHOSEN = frozenset({"", "Pending"})
-"""Reasons of the condition Ready that it has before the operator has scheduled the maintenance (ConditionReasonPending
-of NVIDIA's nodemaintenance_types.go)."""
-
-
 def _maintenance(raw: JSON, operator: str, behalf: str, *, failed: bool) -> Maintenance:
-    """Return the node of a raw NodeMaintenance, and a description such as `NVIDIA NodeMaintenance ns/name for
-    REQUESTOR (failed)`. `operator` begins the description and `behalf` follows the name. The description ends with
-    `(being deleted)` if the object is being deleted, else with `(failed)` if `failed` is true, else with neither."""
     where, name = text(raw, "metadata", "namespace"), text(raw, "metadata", "name")
     deleting = "deletionTimestamp" in section(raw, "metadata")
     state = " (being deleted)" if deleting else " (failed)" if failed else ""
@@ -83,16 +53,13 @@ def _maintenance(raw: JSON, operator: str, behalf: str, *, failed: bool) -> Main
 
 
 def as_last_read(maintenances: Mapping[str, Maintenance]) -> dict[str, Maintenance]:
-    """Return these maintenances with a description which says that the operator may not read their kind any more, so
-    that they may have ended since."""
+    """Return these maintenances with a note that they may have ended, because their kind may no longer be read."""
     note = "as last read, because the operator may no longer read this kind"
     return {name: replace(row, who=f"{row.who} ({note})") for name, row in maintenances.items()}
 
 
 def find_maintained(*kinds: Mapping[str, Maintenance]) -> dict[str, Maintenance]:
-    """Return the maintenance of each node that has one, by node name. `kinds` are mappings, one for each kind, with the
-    maintenances by name. If a node has several, the first that does not wait counts, else the first one: earlier kinds
-    come first, and within a kind the alphabetical order of names decides."""
+    """Return the maintenance of each node that has one, by node name: the first that does not wait, else the first."""
     chosen: dict[str, Maintenance] = {}
     for kind in kinds:
         for name in sorted(kind):
@@ -103,10 +70,122 @@ def find_maintained(*kinds: Mapping[str, Maintenance]) -> dict[str, Maintenance]
 
 
 def with_maintenance(view: NodeView, maintenance: Maintenance | None) -> NodeView:
-    """Return the view with this maintenance in place of the marker found on the Node, because the maintenance says
-    more. The same view is returned if there is no maintenance, or if it only waits and the Node has a marker of
-    somebody whose work may have begun. A maintenance that waits also counts as queued."""
+    """Return the view with this maintenance in place of the marker on the Node, which says less.
+
+    One that only waits does not replace the marker of somebody whose work may have begun.
+    """
     if maintenance is None or (maintenance.waits and view.foreign_works):
         return view
     waits = maintenance.waits
     return replace(view, foreign=maintenance.who, foreign_waits=waits, foreign_queued=waits)
+
+
+TAINT_MARKERS: Mapping[str, str] = {
+    "medik8s.io/drain": "medik8s node maintenance",
+    "remediation.medik8s.io/self-node-remediation": "medik8s node remediation",
+    "node.kubernetes.io/out-of-service": "someone (taint node.kubernetes.io/out-of-service)",
+    "karpenter.sh/disrupted": "Karpenter",
+    "karpenter.sh/disruption": "Karpenter",
+    "ToBeDeletedByClusterAutoscaler": "cluster autoscaler",
+}
+CONDITION_MARKERS: Mapping[str, str] = {
+    # KEP-5683 node lifecycle conditions; we publish none ourselves.
+    "MaintenanceInProgress": "node maintenance (condition MaintenanceInProgress)",
+    "DrainInProgress": "node drain (condition DrainInProgress)",
+}
+_MCO_DESIRED = "machineconfiguration.openshift.io/desiredDrain"
+_MCO_APPLIED = "machineconfiguration.openshift.io/lastAppliedDrain"
+_SRIOV = "sriovnetwork.openshift.io/state"
+_BY_VALUE = frozenset({names.LABEL_UPGRADE_STATE, _MCO_DESIRED, _MCO_APPLIED, _SRIOV})
+_OURS = frozenset(
+    {
+        *names.NEIGHBOUR_ANNOTATIONS,
+        names.ANNOTATION_UPGRADE_CORDONED,
+        *names.REWRITTEN_LABELS,
+        "node.kubernetes.io/unschedulable",  # the taint that the control plane adds to every cordoned Node
+    }
+)
+
+
+def find_problem(key: str) -> str:
+    """Return the reason why an admin may not name `key` as a further marker, or an empty string if it may be used."""
+    # At most a DNS prefix of 253 characters, a slash and a name of 63.
+    if len(key) > 317 or not re.fullmatch(LABEL_KEY, key):
+        return f"{key!r} is not a key of a label, annotation or taint"
+    if key in _OURS or key.startswith((names.PREFIX, *names.REWRITTEN_PREFIXES)):
+        return f"{key} is added and removed by the operator's own changes, so as a marker it would block them"
+    if key in _BY_VALUE:
+        return (
+            f"{key} is already checked by its value, because nodes that are not under maintenance have it too"
+        )
+    return ""
+
+
+class Marker(NamedTuple):
+    """The marker of somebody who maintains a Node, or an empty one."""
+
+    who: str = ""
+    """Who maintains the node, for people who want to ask them; empty when nobody does."""
+    waits: bool = False
+    """Whether the work has not begun or has stopped, which may stay so for weeks."""
+    queued: bool = False
+    """Whether the work has certainly not begun, so that no cordon belongs to it yet."""
+
+
+def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Marker:
+    """Return the marker of whoever else is maintaining this Node, or an empty marker if nobody is.
+
+    `keys` are further keys of labels, annotations and taints that count as markers, whatever their value. A marker whose work only waits counts only if there is no other.
+    """
+    metadata = section(node, "metadata")
+    labels, annotations = texts(metadata.get("labels")), texts(metadata.get("annotations"))
+    taints = [str(taint.get("key")) for taint in entries(node, "spec", "taints")]
+    conditions = [
+        str(condition.get("type"))
+        for condition in entries(node, "status", "conditions")
+        if condition.get("status") == "True"
+    ]
+    markers = list(_find_known(labels, annotations))
+    working = [marker.who for marker in markers if not marker.waits]
+    working += [TAINT_MARKERS[taint] for taint in taints if taint in TAINT_MARKERS]
+    working += [CONDITION_MARKERS[kind] for kind in conditions if kind in CONDITION_MARKERS]
+    working += [
+        f"someone ({kind} {min(marks)})"
+        for kind, there in (("label", labels), ("annotation", annotations), ("taint", taints))
+        if (marks := keys.intersection(there))
+    ]
+    if working:
+        return Marker(working[0])
+    return min(markers, key=lambda marker: marker.queued, default=Marker())
+
+
+def _find_known(labels: Mapping[str, str], annotations: Mapping[str, str]) -> Iterator[Marker]:
+    state = labels.get(names.LABEL_UPGRADE_STATE, "")
+    # k8s-operator-libs pkg/upgrade/consts.go, upgrade_requestor.go and common_manager.go at 11e747a: all nodes of an
+    # upgrade reach the first queued state at once. Or they reach the second, and each gets a NodeMaintenance, which says
+    # when its upgrade begins. A node whose upgrade has failed keeps its cordon until its driver pod runs
+    # (ProcessUpgradeFailedNodes).
+    if state not in ("", "upgrade-done"):
+        queued = state in ("upgrade-required", "node-maintenance-required")
+        yield Marker("NVIDIA driver upgrade", queued or state in names.UPGRADE_LASTING, queued)
+    if "weave.works/kured-reboot-in-progress" in annotations:
+        yield Marker("kured reboot")
+    if annotations.get(_MCO_DESIRED) != annotations.get(_MCO_APPLIED):
+        yield Marker("OpenShift machine-config-operator")
+    # All nodes request a drain at once, and few are drained at a time; a node that is drained is also cordoned. The
+    # request stays until the work is done, and only the SriovNetworkNodeState says when the drain begins, so such a
+    # node never counts as queued. At the end any cordon is lifted, even one of somebody else (sriov-network-operator
+    # v1.6.0, pkg/consts, controllers/drain_controller.go and pkg/drain/drainer.go).
+    if (state := annotations.get(_SRIOV, "Idle")) != "Idle":
+        yield Marker("SR-IOV network operator", state in ("Drain_Required", "Reboot_Required"))
+    # A state such as quarantined, draining or remediation-failed; absent on a node that is healthy (NVIDIA/NVSentinel
+    # commons/pkg/statemanager at 20fe8e0).
+    if labels.get("dgxc.nvidia.com/nvsentinel-state"):
+        yield Marker("NVIDIA NVSentinel")
+    nodewright = (
+        "nodewright.nvidia.com/cordon_",
+        "nodewright.nvidia.com/runtimeRequiredCordon",
+        "skyhook.nvidia.com/cordon_",  # its name until 2026
+    )
+    if any(key.startswith(nodewright) for key in annotations):
+        yield Marker("NVIDIA nodewright")

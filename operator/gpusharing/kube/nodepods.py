@@ -1,32 +1,23 @@
-"""List the pods of the nodes that a pass asks about: one LIST for each node, made as often as the drain needs it, the
-most urgent node first.
-
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#gang, docs/design/glossary.md#pass,
-docs/design/glossary.md#proof.
-"""
+"""List the pods of the nodes that a pass asks about: one LIST for each node, made as often as the drain needs it, the most urgent node first."""
 
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from gpusharing.api.names import DisruptionClass
-from gpusharing.kube.budgets import LIST_VALID_THROTTLED, Budgets
 from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.client import PODS, KubeClient
 from gpusharing.kube.clock import loop_time
-from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Throttled, Unauthorized
-from gpusharing.kube.gangs import Gangs
-from gpusharing.kube.paging import list_of
-from gpusharing.kube.podlookups import PodLookups
+from gpusharing.kube.fanout import Crew
+from gpusharing.kube.lists import list_of
+from gpusharing.kube.podlists import LIST_VALID_THROTTLED, Budgets, Gangs, PodLookups
 from gpusharing.kube.sources import Sources
 from gpusharing.kube.stackreader import StackReader
-from gpusharing.planning.drain.holders import Scope, holds_gpu, scope_of
-from gpusharing.planning.drain.isolation import with_guard
-from gpusharing.planning.drain.rules import asks_for_namespaces
-from gpusharing.planning.drain.sightings import heard, looked
-from gpusharing.planning.snapshot.podviews import NodeWork, PodView
+from gpusharing.planning.drain.pods import asks_for_namespaces, heard, holds_gpu, looked, scope_of
+from gpusharing.planning.drain.stranded import with_guard
+from gpusharing.planning.snapshot.nvidia import StackView
+from gpusharing.planning.snapshot.podviews import NodeWork, PodView, Scope
 
 
 @dataclass(slots=True)
@@ -43,44 +34,34 @@ class NodePods:
     """The last LIST of each node, with what was learned since, by node name."""
     gangs: Gangs = field(init=False)
     _lookups: PodLookups = field(init=False)
-    _lists: dict[str, tuple[NodeWork, Scope]] = field(default_factory=dict)
-    """The LISTs that have ended since they were last stored in `work`, by node, each with the scope it was made
-    for."""
+    _lists: dict[str, NodeWork] = field(default_factory=dict)
+    """The LISTs that have ended since they were last stored in `work`, by node."""
 
     def __post_init__(self) -> None:
-        """Create the readers of gangs and of the other objects that affect how pods are drained."""
         self.gangs, self._lookups = Gangs(self.client), PodLookups(self.client)
 
     async def look(
         self, wanted: frozenset[str], proving: frozenset[str], now: datetime, began: float
     ) -> None:
-        """List the pods of each wanted node that is due (`_is_due`), those in `proving` first (`_urgency`), and update
-        `work`. Nodes that are not wanted are forgotten. Every node in `work` also gets its evictions from `calls`, and
-        the time since which its agent has kept NVML closed for the current request.
+        """List the pods of each wanted node that is due, and update `work`. Nodes that are not wanted are forgotten.
 
-        A LIST that ends late is used by the next call. If a LIST was not sent, or was refused with 429 while the last
-        one is valid, `work` keeps the last one with its age. `now` is the time of day at the moment `began` of the
-        loop's clock.
-
-        Raises:
-            ExceptionGroup: with Unauthorized or ServerAway.
+        A LIST that ends late is used by the next call. If one was not sent, or was refused with 429, `work` keeps the last
+        one with its age. `now` is the time of day at the moment `began` of the loop's clock. Raises an ExceptionGroup with
+        Unauthorized or ServerAway.
         """
         self._hear(now, began)
         for name in self.work.keys() - wanted:
             del self.work[name]
         due = [name for name in wanted if name not in self._lists and self._is_due(name, now)]
-        reboots = bool(due) and self.stack.read(now).with_reboot
+        stack = self.stack.read(now) if due else None
 
         async def read(node: str) -> None:
-            """Remove the node from `calls.unsure`, list its pods, and store the result in `_lists`. After Throttled or
-            HeldBack nothing is stored. Raises Unauthorized and ServerAway; other errors become part of the result.
-            If nothing is stored, a node that was in `calls.unsure` is put back."""
             mark = self.calls.unsure & {node}
             self.calls.unsure -= mark  # now, because a mark that comes while the LIST is under way stays
             try:
                 with suppress(Throttled):  # not sent, or refused: the last LIST stays valid, with its age
                     # This read may have waited for others, so its LIST is dated with the time at which it begins.
-                    self._lists[node] = await self._read(node, self._scope(node, reboots), _later(now, began))
+                    self._lists[node] = await self._read(node, self._scope(node, stack), _later(now, began))
                     mark = set()
             finally:
                 self.calls.unsure |= mark
@@ -97,55 +78,44 @@ class NodePods:
         self._hear(now, began)
 
     def _hear(self, now: datetime, began: float) -> None:
-        """Record in `work` since when the agent of each node has kept NVML closed for the current request, as its
-        GPUNode shows now. `now` is the time of day at the moment `began` of the loop's clock."""
         answers = self.sources.gpunodes.items
         for name, work in self.work.items():
             self.work[name] = heard(work, answers.get(name), _later(now, began))
 
     def forget(self) -> None:
-        """Forget the pods of all nodes, because an answer was lost: only a new LIST shows whether a pod was evicted.
-        The next call of `look` lists all wanted nodes."""
+        """Forget the pods of all nodes, because an answer was lost: only a new LIST shows whether a pod was evicted."""
         self.work.clear()
         self._lists.clear()
 
-    async def _take(self, lists: Mapping[str, tuple[NodeWork, Scope]]) -> None:
-        """Store finished LISTs in `work`. If any of these nodes has a pod that holds a GPU, or any pod if its scope
-        covers all, the PodDisruptionBudgets are requested, and all nodes that are stored get them.
+    async def _take(self, lists: Mapping[str, NodeWork]) -> None:
+        """Store finished LISTs in `work`, with the PodDisruptionBudgets if any pod may have to leave.
 
-        Until the budgets have been answered, the LIST of each node with such a pod is put back into `_lists` for the
-        next round. If they cannot be listed, these nodes get no budgets, and the reason becomes their `error` unless
-        they have one already. Raises an ExceptionGroup with Unauthorized or ServerAway.
+        While the budgets are being listed, the LISTs of nodes with such pods are put back into `_lists`. If the budgets
+        cannot be listed, the reason becomes the error of these nodes.
         """
         guarded = {
             node
-            for node, (work, scope) in lists.items()
-            if work.pods and (scope.all_pods or any(map(holds_gpu, work.pods)))
+            for node, work in lists.items()
+            if work.pods and (work.scope.all_pods or any(map(holds_gpu, work.pods)))
         }
         budgets = await self.budgets.find() if guarded else ()
         pdbs, trouble = ((), budgets) if isinstance(budgets, str) else (budgets or (), "")
-        for node, (work, scope) in lists.items():
+        for node, work in lists.items():
             if budgets is None and node in guarded:
-                self._lists.setdefault(node, (work, scope))  # stored in `work` once the budgets are known
+                self._lists.setdefault(node, work)
                 continue
             error = work.error or (trouble if node in guarded else "")
             now = replace(work, pdbs=pdbs, error=error)
-            self.work[node] = looked(self.work.get(node), now, self.sources.gpunodes.items.get(node), scope)
+            self.work[node] = looked(self.work.get(node), now, self.sources.gpunodes.items.get(node))
 
-    async def _read(self, node: str, scope: Scope, at: datetime) -> tuple[NodeWork, Scope]:
-        """List the pods of one node, and find the gangs of the pods that must leave according to `scope`. For a fenced
-        node, older results about gangs may be reused. Return the result and `scope`. If the pods cannot be listed, the
-        result has the error and no pods. `at` is the time at which the LIST begins. Raises Unauthorized, ServerAway and
-        HeldBack, and Throttled while the last LIST is still valid."""
+    async def _read(self, node: str, scope: Scope, at: datetime) -> NodeWork:
+        """List the pods of one node, and the gangs of those that must leave; on a fenced node older gangs may be reused."""
         view = self.sources.nodes.items.get(node)
         pods, error = await self._pods_of(node, scope, at)
         gangs = await self.gangs.find(pods, scope, at, anew=view is None or view.fence is None)
-        return NodeWork(pods, (), at, error=error, gangs=gangs), scope
+        return NodeWork(pods, (), at, error=error, gangs=gangs, scope=scope)
 
     def _is_due(self, name: str, now: datetime) -> bool:
-        """Whether the pods of node `name` must be listed now. They must if they were never listed, if the node is in
-        `calls.unsure`, or if the last LIST is at least as old as the shorter of the settings `poll` and `idle`. They
-        also must if that LIST began before we saw the agent's report that NVML is closed for the current request."""
         settings, work = self.sources.settings.plan, self.work.get(name)
         age = timedelta(seconds=min(settings.poll, settings.idle))
         if work is None or name in self.calls.unsure or now - work.listed_at >= age:
@@ -154,45 +124,36 @@ class NodePods:
         return work.quiet_since is not None and work.listed_at < work.quiet_since
 
     def _urgency(self, name: str, proving: frozenset[str]) -> tuple[bool, float, str]:
-        """Return the sort key of a node whose pods must be listed; the smallest key comes first. On a slow server a
-        round ends before its work is done, and the next one begins with the most urgent node.
+        """Return the sort key of a node. On a slow server a round ends before its work is done.
 
         Fenced nodes in `proving` come first, the oldest fence first: their proof grows old, and if there is not enough
-        time for all, the first ones should be proven. The others follow: first those never listed, then the one whose
-        last LIST is oldest.
+        time for all, the first ones should be proven. The others follow, the oldest LIST first.
         """
         node, work = self.sources.nodes.items.get(name), self.work.get(name)
         if name in proving and node is not None and node.fence is not None:
             return False, node.fence.since.timestamp(), name
         return True, work.listed_at.timestamp() if work is not None else 0.0, name
 
-    def _scope(self, node: str, reboots: bool) -> Scope:
-        """Return which pods on a node have to leave. On a fenced node these are all pods if the fence's class is
-        Reboot, else the pods that hold GPUs. The scope then also has the time since which the fence keeps new pods off,
-        or None if that is unknown. Without a fence, all pods count if mig-manager may reboot nodes (`reboots`), because
-        any change may then become a reboot."""
-        view, since = self.sources.nodes.items.get(node), None
-        if view is not None and view.fence is not None:
-            joined = self.sources.seen_node(node) if view.fence.tainted else view
-            reboots = view.fence.disruption is DisruptionClass.REBOOT
-            since = joined.closed_since if joined is not None else None
-        return scope_of(self.sources.settings.plan, all_pods=reboots, cordoned_at=since)
+    def _scope(self, node: str, stack: StackView | None) -> Scope:
+        assert stack is not None, "read before nodes are listed"
+        view = self.sources.nodes.items.get(node)
+        if view is not None and view.fence is not None and view.fence.tainted:
+            view = self.sources.seen_node(node)  # with its DeviceTaintRule
+        return scope_of(view, self.sources.settings.plan, stack)
 
     async def _pods_of(self, node: str, scope: Scope, now: datetime) -> tuple[tuple[PodView, ...], str]:
-        """List the pods of one node, with one LIST by node name. Return them and an empty string, or no pods and the
-        reason if they, or the other objects that `PodLookups` needs, cannot be read. If the chart's guard is on, a pod
-        that it concerns is returned with the requirement that the pod's replacement would have (`with_guard`). Raises
-        Unauthorized, ServerAway and HeldBack, and Throttled while the last LIST is still valid."""
+        """Raises Unauthorized, ServerAway and HeldBack, and Throttled while the last LIST is still valid; other errors are returned."""
         try:
             raws = await list_of(self.client, PODS, field_selector=f"spec.nodeName={node}")
             guard = self.sources.settings.plan.guard
-            guards, adds = guard != "false", guard == "mutating"
             namespaces = any(
                 policy.spec is not None and asks_for_namespaces(policy.spec.drain)
                 for policy in self.sources.policies.views
             )
-            pods = await self._lookups.views(raws, scope, now, namespaces=guards or namespaces)
-            return tuple(with_guard(pod, adds=adds) for pod in pods) if guards else pods, ""
+            pods = await self._lookups.views(raws, scope, now, namespaces=guard != "false" or namespaces)
+            if guard == "false":
+                return pods, ""
+            return tuple(with_guard(pod, adds=guard == "mutating") for pod in pods), ""
         except (Unauthorized, ServerAway, HeldBack):
             raise
         except KubeError as error:
@@ -203,5 +164,4 @@ class NodePods:
 
 
 def _later(now: datetime, began: float) -> datetime:
-    """Return the present time of day, given that it was `now` at the moment `began` of the loop's clock."""
     return now + timedelta(seconds=loop_time() - began)

@@ -5,9 +5,7 @@ from pathlib import Path
 
 
 def own_version() -> str:
-    """Return the version in the name of the metadata folder of the package gpu-sharing-operator
-    (NAME-VERSION.dist-info). The first such folder in a folder of sys.path counts. Return an empty string if there is
-    none, as in a source folder without an installation.
+    """Return the installed version of gpu-sharing-operator; empty if there is none, as in a source folder.
 
     `importlib.metadata` would cost each agent half a MiB.
     """

@@ -1,12 +1,15 @@
-"""Read raw JSON without trusting its shape: a part that is missing or malformed counts as None, empty, 0 or False."""
+"""Read fields of raw objects: paths, texts and quantities, whatever their shape."""
 
+import re
 from collections.abc import Mapping
 from sys import intern
 from typing import Any
 
+from gpusharing.api.names import is_gpu_resource
+
 
 def part(value: object, *path: str) -> Any:
-    """Return the value at `path`, or None if a key is missing or a value on the way is not an object."""
+    """Return the value at `path`, or None."""
     for key in path:
         if not isinstance(value, dict):
             return None
@@ -15,65 +18,57 @@ def part(value: object, *path: str) -> Any:
 
 
 def section(value: object, *path: str) -> dict[str, Any]:
-    """Return the object at `path`, or an empty one if there is none."""
     found = part(value, *path)
     return found if isinstance(found, dict) else {}
 
 
 def entries(value: object, *path: str) -> list[dict[str, Any]]:
-    """Return the items of the list at `path` that are objects; empty if there is no list."""
+    """Return the items of the list at `path` that are objects."""
     found = part(value, *path)
     return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
 def text(value: object, *path: str) -> str:
-    """Return the string at `path`, or an empty one if there is none."""
     found = part(value, *path)
     return found if isinstance(found, str) else ""
 
 
 def whole(value: object, *path: str) -> int:
-    """Return the integer at `path`, or 0 if there is none; a boolean does not count as one."""
+    """Return the integer at `path`, or 0; a boolean is none."""
     found = part(value, *path)
     return found if isinstance(found, int) and not isinstance(found, bool) else 0
 
 
 def texts(value: object) -> Mapping[str, str]:
-    """Return the entries of labels or annotations whose values are strings; empty if `value` is not an object."""
+    """Return the entries of labels or annotations whose values are strings."""
     if not isinstance(value, dict):
         return {}
     return {key: item for key, item in value.items() if isinstance(item, str)}
 
 
 def strings(value: object) -> tuple[str, ...]:
-    """Return the items of a list that are strings; empty if `value` is not a list."""
     return tuple(item for item in value if isinstance(item, str)) if isinstance(value, list) else ()
 
 
 def interned(value: object) -> Mapping[str, str]:
-    """Return labels whose keys and values are shared with equal labels of other objects, because thousands of nodes
-    repeat the same strings. Entries whose value is not a string are left out; empty if `value` is not an object."""
+    """Return labels as `texts` does, with strings shared between objects: thousands of nodes repeat the same ones."""
     if not isinstance(value, dict):
         return {}
     return {intern(key): intern(item) for key, item in value.items() if isinstance(item, str)}
 
 
 def variable(container: object, name: str) -> str:
-    """Return the value of the environment variable `name` in the list `env` of `container`; empty if it is not set, or
-    if its value comes from elsewhere (`valueFrom`). If the list names the variable several times, the last one counts,
-    as for the kubelet."""
+    """Return the value of an environment variable of a container; the last entry counts, as for the kubelet, and `valueFrom` does not."""
     rows = [row for row in entries(container, "env") if row.get("name") == name]
     return text(rows[-1], "value") if rows else ""
 
 
 def is_true(value: str) -> bool:
-    """Whether Go's strconv.ParseBool reads `value` as true. NVIDIA's programs use it both for the flags that they read
-    from their environment (urfave/cli) and for feature gates (k8s.io/component-base)."""
+    """Whether Go's strconv.ParseBool reads `value` as true, which NVIDIA's programs use for flags (urfave/cli) and feature gates (k8s.io/component-base)."""
     return value in ("1", "t", "T", "true", "TRUE", "True")
 
 
 def has_condition(raw: object, kind: str) -> bool:
-    """Whether `status.conditions` of a raw object contains a condition of type `kind` with status True."""
     return any(
         condition.get("type") == kind and condition.get("status") == "True"
         for condition in entries(raw, "status", "conditions")
@@ -81,9 +76,33 @@ def has_condition(raw: object, kind: str) -> bool:
 
 
 def newer(a: str, b: str) -> bool:
-    """Whether the resourceVersion `a` is a higher number than `b`. False if either is not a number (see
-    kube/reflector.py)."""
+    """Whether the resourceVersion `a` is a higher number than `b`. False if either is not a number (see kube/reflector.py)."""
     try:
         return int(a) > int(b)
     except ValueError:
         return False
+
+
+_SUFFIX = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+_COUNT = re.compile(r"\+?(\d{1,18})(k|M|G|Ki|Mi|Gi|m)?")
+
+
+def count(quantity: object) -> int | None:
+    """Return a Kubernetes quantity as a whole number; thousandths (`m`) are rounded up as the scheduler does.
+
+    None if it is negative or is in no form that the API server writes for counts: with a decimal point, for example.
+    """
+    if isinstance(quantity, int) and not isinstance(quantity, bool):
+        return quantity if quantity >= 0 else None
+    if not isinstance(quantity, str) or not (match := _COUNT.fullmatch(quantity)):
+        return None
+    number, suffix = int(match[1]), match[2] or ""
+    return -(-number // 1000) if suffix == "m" else number * _SUFFIX[suffix]
+
+
+def gpu_counts(quantities: object) -> Mapping[str, int]:
+    """Return the number of each GPU resource in a Node's allocatable, sorted by name, without those that count 0 (docs/design/nvidia.md#r12)."""
+    if not isinstance(quantities, dict):
+        return {}
+    counts = {intern(key): count(value) for key, value in quantities.items() if is_gpu_resource(key)}
+    return {key: value for key, value in sorted(counts.items()) if value}

@@ -1,40 +1,136 @@
-"""Reflector: a cache of small projections of all objects of one kind, kept up to date by list and watch.
-
-It is our own code because existing caches lose deletions: kopf 1.45 keeps objects that vanished in a 410 gap forever,
-and the informer of the official client keys by name without UID (docs/design/faults.md#d2, D3).
-
-A watch starts from the version of the first list as soon as its first page has arrived, and continues alongside every
-later list. So a list need not show one moment (paging.py), and one that fails takes nothing away.
-
-What holds at any time after `synced`:
-- an object that the server no longer has disappears at the next list at the latest (`relist_after`, and up to a fifth
-  later, so that caches that began together do not list together);
-- a kind that is uninstalled leaves nothing behind: the cache empties when the server's discovery has not listed the
-  kind for GONE_AFTER. A 404 alone is not believed: a server that has just started answers so too;
-- a view never goes back: of one kind, the object with the higher resourceVersion is the newer one. These are
-  etcd revisions, one counter for the store; a server that writes something else is believed as it comes. Only a store
-  that was restored from a backup turns the cache back: when two complete lists in a row are older than the cache, and a
-  write has proven that versions went back (docs/adr/0061-lists-that-survive-their-pages.md);
-- `items` keeps the identity of a view whose projection did not change, so callers may memoize on it;
-- no object ends the cache. One that cannot be converted keeps its last view and is in `unreadable`. One without name,
-  UID or version could be any, so the cache counts as incomplete until a list has none.
-"""
+"""Cached objects of one kind: listed, watched, and converted once for each version."""
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
-from typing import Generic, Unpack
+from types import MappingProxyType
+from typing import Generic, TypeVar, Unpack
 
-from gpusharing.kube.backoff import Backoff
 from gpusharing.kube.client import JSON, Filters, KubeClient, Page, Resource, WatchEvent
-from gpusharing.kube.clock import loop_time
+from gpusharing.kube.clock import Backoff, loop_time
 from gpusharing.kube.errors import Expired, Forbidden, Invalid, KubeError, NotFound, first_of
-from gpusharing.kube.paging import BACKOFF_FIRST, BACKOFF_MOST, whole_list
-from gpusharing.kube.raw import newer
-from gpusharing.kube.unreadable import Unreadable, check_identity, converted
-from gpusharing.kube.views import View, Views
+from gpusharing.kube.lists import (
+    BACKOFF_FIRST,
+    BACKOFF_MOST,
+    Unreadable,
+    check_identity,
+    converted,
+    whole_list,
+)
+from gpusharing.kube.raw import newer, text
+
+View = TypeVar("View")
+
+OLDEST = "1"
+"""The version with which etcd begins, so every other version counts as newer. The server rejects a write that is conditional on it."""
+
+
+class Views(Generic[View]):
+    """The views of one kind, each with the version of the object that it was made from."""
+
+    def __init__(
+        self,
+        project: Callable[[JSON], View],
+        on_change: Callable[[str], None],
+        *,
+        long_names: bool,
+        remembered: int,
+    ) -> None:
+        """`project` may raise Unreadable. With `long_names`, objects are called `namespace/name`. `remembered`: see Reflector."""
+        self._project, self._on_change = project, on_change
+        self._long_names, self._remembered = long_names, remembered
+        self._views: dict[str, View] = {}
+        self.items: Mapping[str, View] = MappingProxyType(self._views)
+        self.unreadable: dict[str, str] = {}
+        """Why objects cannot be converted, by name. An object's view, if it has one, is of an earlier version."""
+        self._known: dict[str, tuple[str, str]] = {}
+        """UID and version of each object, by name."""
+        self._gone: OrderedDict[str, str] = OrderedDict()
+        """The remembered deletions, oldest first: the version at which the object was gone, by its UID."""
+        self.newest = ""
+        """The highest version that the server has shown."""
+        self.listing = False
+        """Whether a list is being read. All deletions are remembered meanwhile, because a later page may still contain the object."""
+
+    def name(self, obj: JSON) -> str:
+        metadata = obj["metadata"]
+        name: str = metadata["name"]
+        return f"{text(metadata, 'namespace')}/{name}" if self._long_names else name
+
+    def version(self, name: str) -> str:
+        """Return the version of an object as it was last seen; empty if none is stored, and OLDEST after `go_back`."""
+        return self._known.get(name, ("", ""))[1]
+
+    def reached(self, version: str) -> None:
+        if not self.newest or newer(version, self.newest):
+            self.newest = version
+
+    def apply(self, obj: JSON, moment: str = "") -> None:
+        """Store the view of a raw object, unless the cache knows this version or a newer one, or its deletion.
+
+        `moment` is the version of the list that contains the object, if any. Such an object replaces a cached one that is older than the list, even if its own version is lower: a store that was restored under a higher version (etcdutl --bump-revision) holds objects older than the cached ones.
+        """
+        metadata = obj["metadata"]
+        uid, version = metadata["uid"], metadata["resourceVersion"]
+        moment = moment or version
+        if uid in self._gone and not newer(moment, self._gone[uid]):
+            return  # a late answer to a write must not bring a deleted object back
+        self.reached(version)
+        name = self.name(obj)
+        known = self.version(name)
+        if known == version or newer(known, moment):
+            return
+        self._known[name] = uid, version
+        before = self.unreadable.pop(name, "")
+        try:
+            view = self._project(obj)
+        except Unreadable as error:
+            self.unreadable[name] = str(error)
+            changed = before != str(error)
+        else:
+            changed = bool(before) or name not in self._views or self._views[name] != view
+            if changed:
+                self._views[name] = view
+        if changed:
+            self._on_change(name)
+
+    def deleted(self, obj: JSON) -> None:
+        uid, name, version = obj["metadata"]["uid"], self.name(obj), obj["metadata"]["resourceVersion"]
+        known = self._known.get(name, ("", ""))
+        if known[0] != uid:
+            self._remember_gone(uid, version)
+        elif not newer(known[1], version):
+            self._forget(name, version)
+
+    def drop(self, name: str) -> None:
+        if name in self._known:
+            self._forget(name, self.version(name))
+
+    def keep_only(self, names: Collection[str], version: str) -> None:
+        """Drop all objects but `names`, those in a complete list of this version, and those that are newer than the list."""
+        for name in [name for name in self._known if name not in names]:
+            if not newer(self.version(name), version):
+                self._forget(name, version)
+
+    def go_back(self, version: str) -> None:
+        """Let every object that comes from now on count as newer, because the store was restored from a backup and is at `version`."""
+        self._gone.clear()
+        self._known = {name: (uid, OLDEST) for name, (uid, _) in self._known.items()}
+        self.newest = version
+
+    def _forget(self, name: str, version: str) -> None:
+        self._remember_gone(self._known.pop(name)[0], version)
+        self._views.pop(name, None)
+        self.unreadable.pop(name, None)
+        self._on_change(name)
+
+    def _remember_gone(self, uid: str, version: str) -> None:
+        self._gone[uid] = version
+        while len(self._gone) > self._remembered and not self.listing:
+            self._gone.popitem(last=False)
+
 
 SHORT_WATCH = 1.0
 """Seconds. A watch that ends sooner does not count as progress, whatever it delivered, so the next one is delayed."""
@@ -43,47 +139,11 @@ GONE_AFTER = 30.0
 RECHECK_AFTER = 30.0
 """Seconds until the kind is listed again, after a list that was older than the cache."""
 STALE_AFTER = 120.0
-"""Seconds after which a view that is not known to be current is listed again, before the planner reports it as
-OLD_VIEW. After the store was restored from a backup, a watch is silent and nothing fails; the
-bookmarks of a quiet kind may lag behind its lists."""
-
-
-@dataclass(frozen=True, slots=True)
-class CacheSettings:
-    """How a cache is kept up to date."""
-
-    page_size: int = 25
-    """The most objects of one page of a list. Small pages keep the peak of memory low: the raw objects of one page are
-    all that is held besides the views."""
-    relist_after: float = 600.0
-    """Seconds until the kind is listed again even though nothing failed."""
-    remembered: int = 1024
-    """How many deleted objects are remembered, so that late events about them are ignored."""
-    clock: Callable[[], float] = loop_time
-    """Returns the present time in seconds; it never goes back."""
-    restores: Callable[[], int] = int
-    """Returns how often a write has proven that the store was restored from a backup; see LeaderLease."""
-
-
-DEFAULTS = CacheSettings()
+"""Seconds after which a view that is not known to be current is listed again, before the planner reports it as OLD_VIEW. After the store was restored from a backup, a watch is silent and nothing fails; the bookmarks of a quiet kind may lag behind its lists."""
 
 
 class Reflector(Generic[View]):
     """A cache of one kind. Run `run()` as a task; read from any other task of the same loop."""
-
-    items: Mapping[str, View]
-    """The views by name: a live, read-only mapping, to be copied for a snapshot."""
-    unreadable: Mapping[str, str]
-    """Why objects cannot be converted, by name; like `items`, a live mapping."""
-    synced: asyncio.Event
-    """Set when the first list is complete."""
-    error: KubeError | None
-    """Why the cache does not follow the server at present, or None if it does. The failure of a later list alone is
-    not such a reason."""
-    doubted: bool
-    """Whether the last complete list was older than the cache: the server lags, or was restored from a backup."""
-    last_contact: float
-    """When, by `clock`, the server last answered or sent an event; bookmarks come at least once a minute."""
 
     def __init__(
         self,
@@ -93,34 +153,44 @@ class Reflector(Generic[View]):
         *,
         on_change: Callable[[str], None] = lambda _: None,
         on_error: Callable[[str], None] = lambda _: None,
-        settings: CacheSettings = DEFAULTS,
+        page_size: int = 25,
+        relist_after: float = 600.0,
+        remembered: int = 1024,
+        clock: Callable[[], float] = loop_time,
+        restores: Callable[[], int] = int,
         **where: Unpack[Filters],
     ) -> None:
-        """Prepare the cache of the objects that `where` selects; no call is made before `run`.
+        """Prepare the cache of the objects that `where` selects, stored by name, or by `namespace/name` if all namespaces are read.
 
-        `project` converts a raw object to its view; if it raises, the object becomes `unreadable`. `on_change` is
-        called with the name of an object that was added, removed, or changed in its view. `on_error` is called with the
-        reason why the server cannot be followed whenever that reason changes, and with an empty string once it can be
-        followed (again).
+        `project` converts a raw object to its view; if it raises, the object becomes `unreadable`. `on_change` gets the name of an object that was added, removed, or changed in its view. `on_error` gets the reason why the server cannot be followed whenever that changes, and an empty string once it can be followed.
 
-        Objects are stored by name, or by `namespace/name` if the kind is namespaced and all namespaces are read.
+        A list has `page_size` objects a page, which are all that is held besides the views, and is read again after `relist_after` seconds even if nothing failed. `remembered` deleted objects are remembered, so that late events about them are ignored. `restores` returns how often a write has proven that the store was restored from a backup (LeaderLease).
         """
-        self.synced, self.error, self.doubted = asyncio.Event(), None, False
+        self.synced = asyncio.Event()
+        """Set when the first list is complete."""
+        self.error: KubeError | None = None
+        """Why the cache does not follow the server at present, or None if it does. The failure of a later list alone is no such reason."""
+        self.doubted = False
+        """Whether the last complete list was older than the cache: the server lags, or was restored from a backup."""
         self.last_contact = self._current_at = float("-inf")
+        """When, by `clock`, the server last answered or sent an event (bookmarks come at least once a minute), and last matched the cache."""
         self._client, self._resource = client, resource
         self._where = where
         self._on_error = on_error
         self._error_text: str | None = None
-        self._page_size, self._relist_after = settings.page_size, settings.relist_after
-        self._clock, self._restores = settings.clock, settings.restores
+        self._page_size, self._relist_after = page_size, relist_after
+        self._clock, self._restores = clock, restores
         long_names = resource.namespaced and where.get("namespace") is None
         self._views = Views(
             lambda raw: converted(resource, raw, project),
             on_change,
             long_names=long_names,
-            remembered=settings.remembered,
+            remembered=remembered,
         )
-        self.items, self.unreadable = self._views.items, self._views.unreadable
+        self.items: Mapping[str, View] = self._views.items
+        """The views by name: a live, read-only mapping, to be copied for a snapshot."""
+        self.unreadable: Mapping[str, str] = self._views.unreadable
+        """Why objects cannot be converted, by name; like `items`, a live mapping."""
         self._fault: Unreadable | None = None
         """Why the server's last list, or an event since then, has an object that could be any; None if it has none."""
         self._place, self._placed = "", asyncio.Event()
@@ -130,7 +200,7 @@ class Reflector(Generic[View]):
         self._list_due, self._relist_at, self._watched = asyncio.Event(), float("-inf"), False
         self._list_request = float("-inf"), ""
         """When the first page of the last list was requested, and the highest version that was known then."""
-        self._restores_seen = settings.restores()
+        self._restores_seen = restores()
         """`restores` as of the last complete list that was not older than the cache."""
         self._following: asyncio.Timeout | None = None
         """The timer that can end the open watch, or None while there is none."""
@@ -139,32 +209,23 @@ class Reflector(Generic[View]):
 
     @property
     def age(self) -> float:
-        """Return the seconds since the cache was last known to match the server's state. Infinite until the first list
-        is complete, and again after the store was restored from a backup until a new list is complete."""
+        """Return the seconds since the cache was last known to match the server's state; infinite until a first list, also after a restore from a backup."""
         return self._clock() - self._current_at
 
     def resource_version(self, name: str) -> str:
-        """Return the version of the object `name` as it was last seen, even if its view did not change; empty if the
-        object is unknown. After the store was restored from a backup it is OLDEST until the object is listed again."""
+        """Return the version of an object as it was last seen; empty if it is unknown, and OLDEST after a restore until it is listed again."""
         return self._views.version(name)
 
     def accept(self, obj: JSON) -> None:
-        """Store the object that the server returned for our write, without waiting for the watch, and call `on_change`
-        if its view has changed.
-
-        An object that is older than the cached one, or was deleted in the meantime, is ignored.
-        """
+        """Store the object that the server returned for our write, without waiting for the watch, unless it is known to be out of date."""
         if self._identifies(obj):
             self._views.apply(obj)
 
     def drop(self, name: str) -> None:
-        """Drop the object of this name and call `on_change`, because the server answered that it does not exist; the
-        watch may not have shown that yet. Does nothing if the object is unknown."""
         self._views.drop(name)
 
     async def run(self) -> None:
-        """List, watch, and list again, until canceled. KubeErrors are retried with a back-off and never raised. Any
-        other error ends both tasks and is raised itself, not in a group."""
+        """List, watch, and list again, until canceled. KubeErrors are never raised, other errors not in a group."""
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._keep_listed())
@@ -175,9 +236,6 @@ class Reflector(Generic[View]):
     # --- the list ------------------------------------------------------------------------------------------
 
     async def _keep_listed(self) -> None:
-        """List whenever a list is due, forever: at `_relist_at`, or as soon as `_list_due` is set. A list that fails
-        with a KubeError starts over after a back-off, and `_list_failed` decides whether its error is recorded. After a
-        NotFound, `_look_for_kind` asks whether the kind still exists. KubeErrors are never raised."""
         pause = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
         while True:
             with suppress(TimeoutError):
@@ -197,8 +255,6 @@ class Reflector(Generic[View]):
                 self._views.listing = False
 
     async def _look_for_kind(self) -> None:
-        """Ask discovery whether it lists the kind. Once it has not listed the kind for GONE_AFTER seconds, drop all
-        objects and call `on_change` for each. If discovery fails, the kind counts as listed."""
         try:
             served = await self._client.served(self._resource)
         except KubeError:
@@ -212,10 +268,6 @@ class Reflector(Generic[View]):
                 self.drop(name)
 
     async def _list(self) -> None:
-        """Read the whole list into the cache and drop the objects that no longer exist. Then set `synced` and schedule
-        the next list (`_end`). Errors that are retried within the list go to `_list_failed`. Raises a KubeError if the
-        list must start over, for example Expired if the watch has lost its place in the meantime, or Unreadable if an
-        object in it could be any; the others are then stored, and none is dropped."""
         version, older, names = "", False, set[str]()
         fault = self._fault
         pages = whole_list(self._page, self._page_size, self._clock, self._list_failed)
@@ -238,55 +290,30 @@ class Reflector(Generic[View]):
         self._end(older=older)
 
     async def _page(self, limit: int, after: str) -> Page:
-        """Request one page of at most `limit` objects, continuing from the token `after`. Before the first page,
-        record the time and the newest version known. Raises KubeErrors."""
         if not after:
             self._list_request = self._clock(), self._views.newest
         return await self._client.list_page(self._resource, limit=limit, after=after, **self._where)
 
     def _begin(self, version: str) -> bool:
-        """Record the version of a list when its first page has arrived, and start the watch from it if the watch has no
-        version to start from. Return whether the list is older than what the cache had seen when that page was
-        requested.
-
-        If a write has proven that the store was restored from a backup, and the previous list was too old as well, the
-        cache goes back to this version (`_go_back`): it counts as incomplete, with infinite `age`, until the list is
-        complete, the watch continues from this version even if it had another, and the list does not count as older.
-        """
+        """Start the watch from this list if it has no version to start from, and return whether the list is older than what the cache had seen."""
         older = newer(self._list_request[1], version)
         if older and self.doubted and self._restores() > self._restores_seen:
-            self._go_back(version)
-            older = False
+            self._views.go_back(version)
+            self._whole, self._current_at, older = False, float("-inf"), False
+            self._move(version)
         self._views.reached(version)
         if not self._place:
             self._move(version)
         return older
 
-    def _go_back(self, version: str) -> None:
-        """Let every object that arrives from now on replace the cached one, because the store was restored from a
-        backup and is at `version` now.
-
-        Until the next list is complete, the cache counts as incomplete. The watch continues from `version`.
-        """
-        self._views.go_back(version)
-        self._whole, self._current_at = False, float("-inf")
-        self._move(version)
-
     def _end(self, *, older: bool) -> None:
-        """Record that a list is complete, set `synced`, and schedule the next list, for `relist_after` seconds from now
-        or up to a fifth later. If the list was `older` than the cache, the next one follows after RECHECK_AFTER seconds
-        or up to a fifth later, unless it is due sooner; such a list does not make the cache count as current (`age`).
-        It follows at once while the cache has to catch up with a store that was restored from a backup (see
-        `renews`)."""
         self.doubted, self._whole, self._absent_since = older, True, None
         if self._fault is not None:
             self._fault = None
             self._clear(follows=True)
         if not older:
-            self._restores_seen, self._current_at = (
-                self._restores(),
-                max(self._current_at, self._list_request[0]),
-            )
+            self._restores_seen = self._restores()
+            self._current_at = max(self._current_at, self._list_request[0])
         wait = min(RECHECK_AFTER, self._relist_after) if older else self._relist_after
         self._relist_at = self._clock() + wait * random.uniform(1.0, 1.2)
         self.synced.set()
@@ -295,19 +322,13 @@ class Reflector(Generic[View]):
             self._list_due.set()
 
     def _list_failed(self, error: KubeError) -> None:
-        """Record the error that interrupted a list in the attribute `error`, and report it (`_note`). Do nothing if the
-        cache has missed no change since its last complete list, because then the watch keeps it up to date."""
+        # Otherwise the watch keeps the cache up to date.
         if not self._whole:
             self._note(error)
 
     # --- the watch -----------------------------------------------------------------------------------------
 
     async def _keep_watched(self) -> None:
-        """Watch from `_place`, and again after each watch ends; wait for a list if there is no place. Every KubeError
-        but Expired is recorded in `error`, and none is raised. A back-off follows each error and each short watch: one
-        that ended within SHORT_WATCH seconds, or within BACKOFF_MOST seconds without any event. Any other watch ends
-        the back-off, and clears `error` if the cache has missed nothing. Expired, Forbidden, NotFound and Invalid may
-        have hidden changes: request a list and, unless Forbidden, give up the place. Never returns."""
         pause = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
         while True:
             await self._placed.wait()
@@ -315,11 +336,10 @@ class Reflector(Generic[View]):
             error: KubeError | None = None
             try:
                 await self._watch()
-            except Expired as caught:
-                error = caught
             except KubeError as caught:
                 error = caught
-                self._note(caught)
+                if not isinstance(caught, Expired):
+                    self._note(caught)
             # The next list closes the gap that these errors leave; it also finds a kind that was installed, or a right
             # that was granted, in the meantime.
             lost = isinstance(error, Expired | Forbidden | NotFound | Invalid)
@@ -342,8 +362,6 @@ class Reflector(Generic[View]):
             self.renews()
 
     async def _watch(self) -> None:
-        """Apply the events of one watch from `_place`, until it ends or `_move` changes the place. Raises a KubeError
-        if the watch fails."""
         events = self._client.watch(self._resource, self._place, **self._where)
         try:
             async with asyncio.timeout(None) as self._following, aclosing(events):
@@ -355,10 +373,6 @@ class Reflector(Generic[View]):
             self._following = None
 
     def _take(self, event: WatchEvent) -> None:
-        """Apply one event of the watch to the cache: a deletion, a new state of an object, or a bookmark, which changes
-        no object. Move `_place` forward to its version and record the contact, unless that version is older than
-        `_place`. The cache then counts as current if it has missed nothing and the version is not older than the
-        highest one seen. Also requests a list if one is needed (`renews`)."""
         obj = event.object
         if not self._identifies(obj, bookmark=event.type == "BOOKMARK"):
             return
@@ -377,8 +391,7 @@ class Reflector(Generic[View]):
         self.renews()
 
     def _move(self, place: str) -> None:
-        """Make the watch continue from another version, or wait for a list if `place` is empty. A watch that is open
-        ends."""
+        """Make the watch continue from another version, or wait for a list if `place` is empty."""
         self._place = place
         if place:
             self._placed.set()
@@ -388,10 +401,7 @@ class Reflector(Generic[View]):
             self._following.reschedule(loop_time())
 
     def renews(self) -> bool:
-        """Return whether a write (`restores`) has shown that the store was restored from a backup, and the cache has
-        not caught up yet. It catches up with the next complete list that is not older than the cache; this call
-        requests one. It also requests one if the kind has bookmarks and its view is older than STALE_AFTER, unless the
-        last list was older than the cache."""
+        """Return whether the store was restored from a backup, and the cache has not caught up yet. Requests a list then, and if the view is old."""
         went_back = self._restores() > self._restores_seen
         silent = self._resource.bookmarks and not self.doubted and self.age > STALE_AFTER
         if went_back or silent:
@@ -401,14 +411,12 @@ class Reflector(Generic[View]):
     # --- shared by list and watch -----------------------------------------------------------------------------------
 
     def _contacted(self, *, follows: bool) -> None:
-        """Record that the server has answered just now. `follows` says whether the cache is up to date with that
-        answer, as far as we know; if so, the error is cleared."""
+        """Record an answer of the server; `follows` says whether the cache is up to date with it, as far as we know."""
         self.last_contact = self._clock()
         self._clear(follows=follows)
 
     def _identifies(self, obj: JSON, *, bookmark: bool = False) -> bool:
-        """Whether the server says which object, in which version, this is. If not, the cache has missed a change of
-        some object, so a list is requested."""
+        """Whether the server says which object, in which version, this is. If not, the cache has missed a change of some object."""
         keys = ("resourceVersion",) if bookmark else ("name", "uid", "resourceVersion")
         try:
             check_identity(self._resource, obj, *keys)
@@ -420,14 +428,10 @@ class Reflector(Generic[View]):
         return True
 
     def _clear(self, *, follows: bool) -> None:
-        """If the cache `follows` the server, set `error` to None, and call `on_error` with an empty string unless its
-        last call had one, too."""
         if follows and self._fault is None:
             self._note(None)
 
     def _note(self, error: KubeError | None) -> None:
-        """Record in `error` why the cache does not follow the server, or None if it does. Calls `on_error` with the
-        message, which is empty for None, at the first call and whenever the message has changed."""
         self.error, text = error, "" if error is None else str(error) or repr(error)
         if text != self._error_text:
             self._error_text = text

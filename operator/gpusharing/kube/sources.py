@@ -1,5 +1,4 @@
-"""All objects that the operator follows in the API. Each kind has its own reflector, except the policies, and every
-change calls the same callback."""
+"""The cached kinds that every pass reads."""
 
 import asyncio
 import json
@@ -11,7 +10,6 @@ from operator import is_
 from typing import Any, TypeVar, Unpack
 
 from gpusharing.api.names import ANNOTATION_WRITTEN, LABEL_MANAGED_BY, MANAGED_BY
-from gpusharing.kube.agentpods import AGENT, agent_pod, agent_warning, unknown_agent_pod
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
@@ -26,6 +24,7 @@ from gpusharing.kube.client import (
     NODES,
     NVIDIA_MAINTENANCES,
     PODS,
+    POLICIES,
     RESOURCE_SLICES,
     Filters,
     KubeClient,
@@ -35,8 +34,20 @@ from gpusharing.kube.convert import (
     cluster_policy_view,
     gpunode_view,
     node_view,
+    policy_view,
     unknown_gpunode,
     unknown_node,
+    unknown_policy,
+)
+from gpusharing.kube.daemonsets import (
+    AGENT,
+    MPS,
+    agent_pod,
+    agent_warning,
+    daemon_set_view,
+    is_daemon_down,
+    lone_restarts,
+    unknown_agent_pod,
 )
 from gpusharing.kube.dra import (
     FIELD_SELECTOR,
@@ -47,7 +58,8 @@ from gpusharing.kube.dra import (
     slice_view,
     taint_rule_view,
 )
-from gpusharing.kube.errors import Forbidden, NotFound
+from gpusharing.kube.errors import Forbidden, NotFound, Unavailable
+from gpusharing.kube.lists import or_unknown, pages_of
 from gpusharing.kube.maintenance import (
     Maintenance,
     as_last_read,
@@ -56,15 +68,128 @@ from gpusharing.kube.maintenance import (
     nvidia_maintenance,
     with_maintenance,
 )
-from gpusharing.kube.plainstack import MPS, daemon_set_view, is_daemon_down, lone_restarts
-from gpusharing.kube.policies import PolicyCache
-from gpusharing.kube.raw import entries, has_condition, part, section, text
-from gpusharing.kube.reflector import CacheSettings, Reflector
-from gpusharing.kube.unreadable import or_unknown
+from gpusharing.kube.raw import entries, has_condition, newer, part, section, strings, text
+from gpusharing.kube.reflector import Reflector
 from gpusharing.planning.snapshot.agents import AgentTroubles, find_troubles
-from gpusharing.planning.snapshot.draviews import NodeDevices, TaintRuleView
-from gpusharing.planning.snapshot.stackviews import Operand, Program
-from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
+from gpusharing.planning.snapshot.nvidia import NodeDevices, Operand, Program, TaintRuleView
+from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings, PolicyView
+
+
+class PolicyCache:
+    """All policies. There are few, so they are always listed as a whole. A view, and the tuple of all views, stays the same object while nothing has changed.
+
+    Like a Reflector, the cache never goes back unless the store was restored from a backup: a list that is older than what the server has already shown is rejected. A deleted policy in such a list would own nodes again, and would stay for good, because no watch continues from that list.
+    """
+
+    def __init__(self, client: KubeClient, restores: Callable[[], int] = int, paused: str = "false") -> None:
+        """`restores` returns how often a write has proven a restore (LeaderLease); `paused` applies to every view (PlanSettings)."""
+        self._client, self._paused = client, paused
+        self._restores, self._restores_seen, self._doubted = restores, restores(), False
+        """`restores` as of the last list that was accepted, and whether one has been refused since."""
+        self._raw: dict[str, JSON] = {}
+        self.views: tuple[PolicyView, ...] = ()
+        """The policies as last listed, sorted by name."""
+        self._dirty = True
+        self._listing = False
+        self._newest = ""
+        """The highest resourceVersion of policies that the server has shown in a list, an event or an answer."""
+        self.listed = False
+
+    @property
+    def stale(self) -> bool:
+        """Whether the next pass must list (`dirty`), or a list is under way."""
+        return self.dirty or self._listing
+
+    @property
+    def dirty(self) -> bool:
+        return self._dirty or self._restores() > self._restores_seen
+
+    def touch(self, name: str = "", resource_version: str = "") -> bool:
+        """Record that the policies must be listed again, and return True; False if the cache has this version, as after our own write.
+
+        Without `name` and `resource_version`, which come from an event, any policy may have changed.
+        """
+        if name and resource_version and _version(self._raw.get(name, {})) == resource_version:
+            return False
+        self._reached(resource_version)
+        self._dirty = True
+        return True
+
+    async def refresh(self) -> tuple[PolicyView, ...]:
+        """Return the views of all policies, sorted by name; they are listed again only if the cache is `dirty`.
+
+        Raises a KubeError if they cannot be listed, and Unavailable if the server answers with an older state than it has shown already. The policies known before stay, and the next call lists again.
+        """
+        if self.dirty:
+            self._dirty, self._listing = False, True
+            try:
+                self._raw = await self._list()
+            except BaseException:
+                self._dirty = True
+                raise
+            finally:
+                self._listing = False
+            self.listed = True
+            self._rebuild()
+        return self.views
+
+    async def _list(self) -> dict[str, JSON]:
+        listed: dict[str, JSON] = {}
+        at_least, version = self._newest, ""
+        async for page in pages_of(self._client, POLICIES):
+            listed |= {raw["metadata"]["name"]: raw for raw in page.items}
+            version = page.resource_version
+        if newer(at_least, version):
+            # A second one, after a write has proven that the store was restored from a backup, is accepted.
+            if not (self._doubted and self._restores() > self._restores_seen):
+                self._doubted = True
+                raise Unavailable(
+                    f"the API server returned an older state (resourceVersion {version}) than before"
+                    f" ({at_least})"
+                )
+            self._newest = ""
+        self._doubted, self._restores_seen = False, self._restores()
+        self._reached(version)
+        return listed
+
+    def accept(self, raw: JSON) -> None:
+        """Store the policy that the server returned for our write, unless a newer version is known already or the policy is unknown.
+
+        Statuses are written alongside the passes: an edit can be listed before the answer to an older write arrives.
+        """
+        name = text(raw, "metadata", "name")
+        self._reached(_version(raw))
+        if name in self._raw and not newer(_version(self._raw[name]), _version(raw)):
+            self._raw[name] = raw
+            self._rebuild()
+
+    def _reached(self, version: str) -> None:
+        if not self._newest or newer(version, self._newest):
+            self._newest = version
+
+    def _rebuild(self) -> None:
+        before = {view.name: view for view in self.views}
+        views = []
+        for name in sorted(self._raw):
+            view = _view(self._raw[name]).paused_by(self._paused)
+            views.append(before[name] if before.get(name) == view else view)
+        if tuple(views) != self.views:
+            self.views = tuple(views)
+
+    def finalizers(self, policy: str) -> tuple[str, tuple[str, ...]]:
+        raw = self._raw.get(policy, {})
+        return _version(raw), strings(part(raw, "metadata", "finalizers"))
+
+    def status(self, policy: str) -> Mapping[str, Any]:
+        return section(self._raw.get(policy, {}), "status")
+
+
+_view = or_unknown(POLICIES, policy_view, unknown_policy)
+
+
+def _version(raw: JSON) -> str:
+    return text(raw, "metadata", "resourceVersion")
+
 
 View = TypeVar("View")
 
@@ -74,17 +199,13 @@ WARNINGS = "type=Warning"
 KUBELET_PLUGIN_SELECTOR = f"{Program.KUBELET_PLUGIN.label}={Program.KUBELET_PLUGIN}"
 OPERAND_SELECTOR = f"app in ({','.join(one for one in Program if one.label == 'app')})"
 CHART_SELECTOR = "app.kubernetes.io/name=nvidia-device-plugin"
-"""Selects the pods of NVIDIA's device-plugin chart: its device plugin, GPU Feature Discovery and MPS daemon have the
-same labels (k8s-device-plugin v0.19.3, templates/_helpers.tpl, templateLabels). With the chart value nameOverride they
-have another name."""
-LABEL_ARCH = "kubernetes.io/arch"
+"""Selects the pods of NVIDIA's device-plugin chart: its device plugin, GPU Feature Discovery and MPS daemon have the same labels (k8s-device-plugin v0.19.3, templates/_helpers.tpl, templateLabels). With the chart value nameOverride they have another name."""
 NOT_YET = "not listed yet"
 RESTORE_NOTE = "the cluster was restored from a backup; listing its objects again"
 MIG_KEY = "config.yaml"
 """The one key of a ConfigMap of mig-parted configurations that mig-manager mounts (docs/design/nvidia.md#a10)."""
 NODE_CONFIG_SUFFIX = "-mig-config"
-"""mig-manager >= 0.14 publishes what it generated from the hardware as ConfigMap <node>-mig-config
-(docs/design/nvidia.md#a10)."""
+"""mig-manager >= 0.14 publishes what it generated from the hardware as ConfigMap <node>-mig-config (docs/design/nvidia.md#a10)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,21 +215,16 @@ class PodPlace:
     node: str
     """Name of the node; empty until the pod is scheduled."""
     operand: Operand
-    """The pod."""
     app: str
-    """Which of NVIDIA's operands it is: the value of its label `app`, KUBELET_PLUGIN, or MPS_DAEMON for the MPS daemon
-    of NVIDIA's device-plugin chart. Empty if it is none of them."""
+    """Which of NVIDIA's operands it is: the value of its label `app`, KUBELET_PLUGIN, or MPS_DAEMON for the MPS daemon of NVIDIA's device-plugin chart. Empty if it is none of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdminMaps:
-    """Names of the admin's ConfigMaps whose entries are merged into ours, in the same namespace. An empty name means
-    that there is none."""
+    """Names of the admin's ConfigMaps whose entries are merged into ours, in the same namespace; empty if there is none."""
 
     plugin: str = ""
-    """Name of the ConfigMap with device-plugin configurations."""
     mig: str = ""
-    """Name of the ConfigMap with mig-parted configurations."""
 
 
 NO_MAPS = AdminMaps()
@@ -119,9 +235,7 @@ class SourceSettings:
     """Which objects are read, and the planner's settings."""
 
     plan: PlanSettings = field(default_factory=PlanSettings)
-    """The planner's settings."""
     admin_maps: AdminMaps = NO_MAPS
-    """The ConfigMaps whose entries are merged into ours."""
     agent_namespace: str = ""
     """Namespace of the agents; our own if empty."""
     maintenance_keys: frozenset[str] = frozenset()
@@ -133,11 +247,8 @@ class ConfigMapView:
     """The parts that we read of a ConfigMap, and whether it is ours."""
 
     data: Mapping[str, str]
-    """The entries, by key."""
     annotations: Mapping[str, str]
-    """All its annotations; one of ours says when each entry was written."""
     uid: str = ""
-    """UID of the object."""
     labelled: bool = False
     """Whether it has our label."""
     ours: bool = False
@@ -145,15 +256,11 @@ class ConfigMapView:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether somebody else created the ConfigMap: it has entries and is not `ours`."""
         return bool(self.data) and not self.ours
 
 
 def _pod_place(raw: JSON) -> PodPlace:
-    """Convert a raw pod of NVIDIA's components. A pod that is being deleted is not Ready. A pod of the DRA driver gets
-    the `app` KUBELET_PLUGIN, or an empty one if it serves only compute domains. A pod that runs the MPS daemon gets
-    the `app` MPS_DAEMON, because NVIDIA's device-plugin chart gives it no label of its own. `lone_restarts`, its cause
-    and `settling` are read only for the GPU Operator's MPS daemon, and `down` for either."""
+    """Convert a raw pod of NVIDIA's components. One that runs the MPS daemon gets its `app`, because NVIDIA's chart gives it no label of its own."""
     metadata = raw.get("metadata", {})
     deleting = "deletionTimestamp" in metadata
     ready = has_condition(raw, "Ready") and not deleting
@@ -180,7 +287,6 @@ def _pod_place(raw: JSON) -> PodPlace:
 
 
 def _unknown_place(raw: JSON, _: str) -> PodPlace:
-    """Return the view of a pod that cannot be converted: it is not Ready."""
     metadata = section(raw, "metadata")
     where, name, uid = (text(metadata, key) for key in ("namespace", "name", "uid"))
     operand = Operand(where, name, uid, ready=False)
@@ -188,27 +294,14 @@ def _unknown_place(raw: JSON, _: str) -> PodPlace:
 
 
 _operand = or_unknown(PODS, _pod_place, _unknown_place)
-
 _Parts = tuple[NodeView, Maintenance | None, NodeDevices | None, TaintRuleView | None]
 """The view of a Node, its NodeMaintenance, the devices of its DRA driver and its DeviceTaintRule."""
-
-
-def _joined(
-    view: NodeView, maintenance: Maintenance | None, devices: NodeDevices | None, rule: TaintRuleView | None
-) -> NodeView:
-    """Return the view of a Node with its NodeMaintenance (`with_maintenance`), its devices, and the time since which
-    its DeviceTaintRule keeps pods off. Without any of them, the same view is returned."""
-    view = with_maintenance(view, maintenance)
-    if devices is None and rule is None:
-        return view
-    return replace(view, devices=devices, rule_since=rule.since if rule is not None else None)
 
 
 class Sources:
     """The reflectors of all kinds, and the parts of GPUNodes that are shown to people, on which no decision depends.
 
-    Pods of the agents and Warning events are followed in the agents' namespace, or in our own if that is empty,
-    NVIDIA's pods, DaemonSets and ConfigMaps in the GPU Operator's namespace, and all other kinds in the whole cluster.
+    Pods of the agents and Warning events are followed in the agents' namespace, NVIDIA's pods, DaemonSets and ConfigMaps in the GPU Operator's namespace, and all other kinds in the whole cluster.
     """
 
     def __init__(
@@ -218,7 +311,7 @@ class Sources:
         wake: Callable[[], None],
         restores: Callable[[], int] = int,
     ) -> None:
-        """Make no call yet. `wake` is called when the view of an object changes. `restores`: see CacheSettings."""
+        """`wake` is called when the view of an object changes; `restores`: see Reflector."""
         self._client, self._wake, self._restores = client, wake, restores
         self.settings, plan, admin = settings, settings.plan, settings.admin_maps
         self._read_maps = {plan.plugin_config_map, plan.mig_config_map, admin.plugin, admin.mig}
@@ -250,7 +343,19 @@ class Sources:
             "medik8s nodemaintenances": self._follow(MEDIK8S_MAINTENANCES, medik8s_maintenance),
             "nvidia nodemaintenances": self._follow(NVIDIA_MAINTENANCES, nvidia_maintenance),
         }
-        self._prepare_joins(namespace, list(maintenances.values()))
+        self._maintenances: list[Reflector[Maintenance]] = list(maintenances.values())
+        # The kinds that NVIDIA's DRA stack needs make no call before that stack has been seen.
+        self.resource_slices = self._follow(RESOURCE_SLICES, slice_view, field_selector=FIELD_SELECTOR)
+        self.kubelet_plugins = self._follow(
+            PODS, _operand, namespace=namespace, label_selector=KUBELET_PLUGIN_SELECTOR
+        )
+        self.device_classes = self._follow(DEVICE_CLASSES, device_class_view)
+        self.taint_rules = self._follow(DEVICE_TAINT_RULES, taint_rule_view, label_selector=OUR_RULES)
+        self._dra_seen = asyncio.Event()
+        """Set once NVIDIA's DRA stack has been seen, and never cleared."""
+        self.devices = DeviceIndex(lambda: self.resource_slices.items)
+        self._joined: dict[str, tuple[_Parts, NodeView]] = {}
+        """The nodes with something joined to their view, by name: the parts of the view, and the view."""
         self.required: Mapping[str, Reflector[Any]] = {
             "nodes": self.nodes,
             "gpunodes": self.gpunodes,
@@ -268,23 +373,6 @@ class Sources:
         }
         """Other programs' kinds: one that is not installed, or that we could never read, counts as empty."""
 
-    def _prepare_joins(self, namespace: str, maintenances: list[Reflector[Maintenance]]) -> None:
-        """Create what the views of Nodes are joined with, besides the objects of `maintenances`: the reflectors of the
-        kinds that NVIDIA's DRA stack needs, whose pods are in `namespace`. They make no call before that stack has been
-        seen."""
-        self._maintenances = maintenances
-        self._joined: dict[str, tuple[_Parts, NodeView]] = {}
-        """The nodes with something joined to their view, by name: the parts of the view, and the view."""
-        self.resource_slices = self._follow(RESOURCE_SLICES, slice_view, field_selector=FIELD_SELECTOR)
-        self.kubelet_plugins = self._follow(
-            PODS, _operand, namespace=namespace, label_selector=KUBELET_PLUGIN_SELECTOR
-        )
-        self.device_classes = self._follow(DEVICE_CLASSES, device_class_view)
-        self.taint_rules = self._follow(DEVICE_TAINT_RULES, taint_rule_view, label_selector=OUR_RULES)
-        self._dra_seen = asyncio.Event()
-        """Set once NVIDIA's DRA stack has been seen, and never cleared."""
-        self.devices = DeviceIndex(lambda: self.resource_slices.items)
-
     def _follow(
         self,
         resource: Resource,
@@ -292,14 +380,12 @@ class Sources:
         on_change: Callable[[str], None] | None = None,
         **where: Unpack[Filters],
     ) -> Reflector[View]:
-        """Return a reflector of the objects that `where` selects; it makes no call until it runs. It calls `on_change`
-        with the name of each object that changes or, if `on_change` is None, the callback `wake` of these Sources."""
         on_change = on_change or (lambda _: self._wake())
-        settings = CacheSettings(restores=self._restores)
-        return Reflector(self._client, resource, project, on_change=on_change, settings=settings, **where)
+        return Reflector(
+            self._client, resource, project, on_change=on_change, restores=self._restores, **where
+        )
 
     def _gpunode_changed(self, name: str) -> None:
-        """Call `wake`; if the GPUNode is gone, first forget what was stored about it."""
         if name not in self.gpunodes.items:
             self._shown.pop(name, None)
             self._reports.pop(name, None)
@@ -307,48 +393,37 @@ class Sources:
 
     @property
     def rules(self) -> Mapping[str, TaintRuleView]:
-        """The DeviceTaintRules with our label, by name. Empty while the API server does not serve them or we may not
-        read them (NotFound, Forbidden), because the scheduler may not follow them then."""
+        """The DeviceTaintRules with our label, by name; empty while the API server does not serve them or we may not read them, because the scheduler may not follow them then."""
         return {} if isinstance(self.taint_rules.error, NotFound | Forbidden) else self.taint_rules.items
 
     def _dra_changed(self, _: str) -> None:
-        """Call `wake`, whatever the argument, which is the name of the changed object. If there is a GPUCluster or a
-        DaemonSet of a DRA driver that serves GPUs, also begin to follow the kinds of `of_dra`, and never stop."""
         drivers = (view.dra for view in self.daemon_sets.items.values())
         if self.gpu_clusters.items or any(driver is not None and driver.serves_gpus for driver in drivers):
             self._dra_seen.set()
         self._wake()
 
     async def _follow_dra(self) -> None:
-        """Follow the kinds of `of_dra` until canceled, as soon as NVIDIA's DRA stack is seen. An error other than a
-        KubeError is raised in a group."""
         await self._dra_seen.wait()
         async with asyncio.TaskGroup() as group:
             for reflector in self.of_dra.values():
                 group.create_task(reflector.run())
 
     def node_view(self, raw: JSON) -> NodeView:
-        """Convert a raw Node, and add the NodeMaintenance that names it, what the DRA driver publishes for it and its
-        DeviceTaintRule, if any."""
+        """Convert a raw Node, and join it with its NodeMaintenance, its DRA devices and its DeviceTaintRule."""
         view = self._node(raw)
         return self._join({view.name: view}).get(view.name, (None, view))[1]
 
     def seen_node(self, name: str) -> NodeView | None:
-        """Return the latest known view of a Node, with its NodeMaintenance, the devices of its DRA driver and its
-        DeviceTaintRule; None if the Node is not known."""
+        """Return the latest known view of a Node, joined as in `node_view`; None if the Node is not known."""
         view = self.nodes.items.get(name)
         return None if view is None else self._join({name: view}).get(name, (None, view))[1]
 
     def node_views(self) -> dict[str, NodeView]:
-        """Return the views of all Nodes by name, each with its NodeMaintenance, the devices of its DRA driver and its
-        DeviceTaintRule, if any. As long as its parts do not change, a view stays the same object."""
+        """Return the views of all Nodes by name, joined as in `node_view`; the same objects as long as their parts do not change."""
         self._joined = self._join(self.nodes.items)
         return {**self.nodes.items, **{name: view for name, (_, view) in self._joined.items()}}
 
     def _join(self, nodes: Mapping[str, NodeView]) -> dict[str, tuple[_Parts, NodeView]]:
-        """Return the nodes of `nodes` that have a NodeMaintenance, devices of a DRA driver or a DeviceTaintRule, by
-        name: the parts, and the view with all of them. If the parts are those of the last call of `node_views`, its
-        view is returned again. Objects that name no node in `nodes` are ignored."""
         # A person who waits for the end of a maintenance is told that the operator cannot see it any more.
         maintenances = (
             as_last_read(kind.items) if isinstance(kind.error, Forbidden) else kind.items
@@ -360,25 +435,26 @@ class Sources:
         for name in (maintained.keys() | devices.keys() | rules.keys()) & nodes.keys():
             parts = nodes[name], maintained.get(name), devices.get(name), rules.get(name)
             known = self._joined.get(name)
-            joined[name] = known if known and all(map(is_, known[0], parts)) else (parts, _joined(*parts))
+            if known and all(map(is_, known[0], parts)):
+                joined[name] = known
+                continue
+            view, maintenance, published, rule = parts
+            view = with_maintenance(view, maintenance)
+            if published is not None or rule is not None:
+                view = replace(view, devices=published, rule_since=rule.since if rule is not None else None)
+            joined[name] = parts, view
         return joined
 
     @property
     def agent_troubles(self) -> AgentTroubles:
-        """Return why agents do not run, by node, and why the API server refuses further pods of their DaemonSet, as
-        their pods and the Warning events about them show (`find_troubles`)."""
         agents, nodes = self.agents.items.values(), self.nodes.items
-        # The architecture of a node is such as amd64 or arm64, and empty if its Node is unknown or has no such label.
         return find_troubles(
             agents,
             self.agent_warnings.items.values(),
-            lambda name: nodes[name].labels.get(LABEL_ARCH, "") if name in nodes else "",
+            lambda name: nodes[name].labels.get("kubernetes.io/arch", "") if name in nodes else "",
         )
 
     def _gpunode(self, raw: JSON) -> GPUNodeView:
-        """Convert a raw GPUNode. The view does not contain `status.transition` and the conditions, because no decision
-        depends on them; they are stored separately for `shown`. The agent's report is not converted again if it has not
-        changed."""
         name = raw["metadata"]["name"]
         shown = [section(raw, "status", "transition"), entries(raw, "status", "conditions")]
         self._shown[name] = json.dumps(shown)
@@ -392,10 +468,7 @@ class Sources:
         return unknown_gpunode(raw, why)
 
     def _config_map(self, raw: JSON) -> ConfigMapView:
-        """Convert a raw ConfigMap. If its name is neither ours, nor the admin's, nor one that mig-manager generates
-        (NODE_CONFIG_SUFFIX at the end), only its existence matters, and an empty view is returned. Otherwise its UID is
-        added to `_our_maps` if it has our label or our annotation, and it counts as ours from then on, even if both are
-        removed."""
+        """Convert a raw ConfigMap. Of one that is neither ours, nor the admin's, nor mig-manager's, only its existence matters."""
         metadata = raw.get("metadata", {})
         name, uid = metadata.get("name", ""), str(metadata.get("uid", ""))
         if name not in self._read_maps and not name.endswith(NODE_CONFIG_SUFFIX):
@@ -409,17 +482,13 @@ class Sources:
         )
 
     def shown(self, node: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
-        """Return `transition` and `conditions` of a GPUNode's status as last read or written; both empty if there is
-        no GPUNode."""
         if node not in self.gpunodes.items:
             return {}, []
         transition, conditions = json.loads(self._shown[node])
         return transition, conditions
 
     async def run(self) -> None:
-        """Follow all kinds until canceled. The kinds of `of_dra` are followed only once NVIDIA's DRA stack has been
-        seen; policies are not followed here (see PolicyCache). An error other than a KubeError ends everything and
-        is raised in a group."""
+        """Follow all kinds but the policies until canceled. An error other than a KubeError ends everything and is raised in a group."""
         async with asyncio.TaskGroup() as group:
             for reflector in (*self.required.values(), *self.optional.values(), self.agent_warnings):
                 group.create_task(reflector.run())
@@ -427,9 +496,6 @@ class Sources:
 
     @property
     def of_dra(self) -> Mapping[str, Reflector[Any]]:
-        """The reflectors of what NVIDIA's DRA stack needs: ResourceSlices, DeviceClasses and DeviceTaintRules by the
-        plural of the kind, and the pods of the DRA driver as `DRA driver pods`; nothing may be decided on that stack
-        without those that are served. Empty until the stack has been seen."""
         if not self._dra_seen.is_set():
             return {}
         return {
@@ -440,9 +506,7 @@ class Sources:
         }
 
     def ages(self) -> dict[str, float]:
-        """Return the age of what is known of each kind in `required` and `of_dra`, in seconds by the name of the kind;
-        infinite before its first list, and after the store was restored until the next one. Kinds of `of_dra` that are
-        not installed or that we may not read are left out."""
+        """Return the age in seconds of what is known of each kind in `required` and `of_dra`, by its name (`Reflector.age`)."""
         of_dra = {
             name: source
             for name, source in self.of_dra.items()
@@ -451,14 +515,9 @@ class Sources:
         return {name: source.age for name, source in {**self.required, **of_dra}.items()}
 
     def missing(self) -> dict[str, str]:
-        """Return the sources that cannot be relied on, by name, each with the reason. Until its first list is complete,
-        a source is missing because of its error or, without one, because it has not been listed yet. A later error
-        alone does not make it missing. After the store was restored from a backup, it is missing again until a list
-        that is not older than the cache is complete, and as long as one of its objects cannot be converted, because
-        what that object says may concern every node. Also requests the lists that are overdue.
+        """Return the sources that cannot be relied on, by name, each with the reason. Also requests the lists that are overdue.
 
-        Optional kinds and those of `of_dra` are left out while they are not installed or we may not read them. The
-        policies and the agents' warnings are never in the result.
+        A source is missing before its first list, after a restore until the next one, and as long as one of its objects cannot be converted, because what that object says may concern every node. Optional kinds and those of `of_dra` are left out while they are not installed or we may not read them.
         """
         missing = {}
         for name, source in {**self.required, **self.optional, **self.of_dra}.items():
@@ -474,9 +533,10 @@ class Sources:
         return missing
 
     def revoked(self) -> dict[str, str]:
-        """Return the optional kinds that were listed once and that we may not read any more, by name, each with the
-        server's answer. The cache goes on with their last known objects, because dropping them could end our wait for
-        somebody else's work."""
+        """Return the optional kinds that we may not read any more, by name, each with the server's answer.
+
+        The cache goes on with their last known objects, because dropping them could end our wait for somebody else's work.
+        """
         return {
             name: str(source.error)
             for name, source in self.optional.items()
@@ -485,8 +545,7 @@ class Sources:
 
 
 def by_node(pods: Iterable[PodPlace], app: str) -> dict[str, Operand]:
-    """Return the pod of NVIDIA's component `app` on each node, by node name. If a node has several, the last Ready one
-    is returned, or the first if none is Ready. Pods without a node are left out."""
+    """Return the pod of NVIDIA's component `app` on each node, by node name; of several, a Ready one."""
     operands: dict[str, Operand] = {}
     for pod in pods:
         if pod.app == app and pod.node and (pod.node not in operands or pod.operand.ready):

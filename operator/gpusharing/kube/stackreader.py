@@ -1,7 +1,7 @@
 """The state of NVIDIA's components and of our two ConfigMaps, as one view."""
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -11,29 +11,24 @@ import structlog
 from gpusharing.api.names import ANNOTATION_MPS_REPAIRS, ANNOTATION_WRITTEN, LABEL_PLUGIN_CONFIG
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.callmemory import CallMemory
+from gpusharing.kube.daemonsets import DaemonSetView, find_dra, plain_stack, with_mps_daemon
 from gpusharing.kube.dra import RULES_UNSERVED, tell_unread
-from gpusharing.kube.plainstack import DaemonSetView, find_dra, plain_stack, with_mps_daemon
 from gpusharing.kube.raw import part, text, whole
 from gpusharing.kube.sources import MIG_KEY, NODE_CONFIG_SUFFIX, ConfigMapView, Sources
-from gpusharing.planning.snapshot.callfailures import (
-    CLUSTER_POLICY,
-    DEVICE_CLASS,
-    MPS_DAEMON_SET,
-    TAINT_RULE,
-)
-from gpusharing.planning.snapshot.draviews import DraView, TaintProof
-from gpusharing.planning.snapshot.stackviews import (
-    ClusterPolicyView,
+from gpusharing.planning.snapshot.memory import CLUSTER_POLICY, DEVICE_CLASS, MPS_DAEMON_SET, TAINT_RULE
+from gpusharing.planning.snapshot.nvidia import (
+    DraView,
     MpsRepairs,
     Program,
     StackView,
+    TaintProof,
     find_active,
 )
 from gpusharing.planning.stack.drastack import find_doubles
-from gpusharing.planning.stack.migstart import find_start_changes, label_commands, tell_changes
-from gpusharing.planning.stack.mpsrepair import find_due, find_serving
+from gpusharing.planning.stack.mig import find_start_changes, label_commands, tell_changes
+from gpusharing.planning.stack.mps import find_due, find_serving
+from gpusharing.planning.stack.plugins import tell_twins
 from gpusharing.planning.stack.pointers import find_unresolved, may_start_manager
-from gpusharing.planning.stack.rivals import tell_twins
 from gpusharing.planning.wanted import migfile, pluginconfig
 from gpusharing.planning.wanted.target import known_times
 
@@ -45,8 +40,7 @@ _ABSENT = ConfigMapView({}, {})
 
 
 def parse_written(annotation: str) -> dict[str, datetime]:
-    """Return when each entry of a ConfigMap was written, by key, from the value of the annotation. Entries whose time
-    cannot be read are left out; the result is empty if the value cannot be read at all."""
+    """Return when each entry of a ConfigMap was written, by key, as far as the annotation can be read."""
     try:
         stamps = json.loads(annotation)
     except (ValueError, RecursionError):
@@ -58,8 +52,7 @@ def parse_written(annotation: str) -> dict[str, datetime]:
 
 
 def parse_repairs(annotation: str) -> MpsRepairs:
-    """Return the repairs that are recorded in the annotation's value. A part that is missing or has a wrong type counts
-    as 0, empty or False, and so do all parts if the value is no JSON object, as when it is empty."""
+    """Return the repairs that are recorded in the annotation; what cannot be read counts as 0, empty or False."""
     try:
         record = json.loads(annotation)
     except (ValueError, RecursionError):
@@ -69,33 +62,27 @@ def parse_repairs(annotation: str) -> MpsRepairs:
 
 
 def render_repairs(repairs: MpsRepairs) -> str:
-    """Return the annotation's value for these repairs, as JSON that `parse_repairs` reads."""
-    record = {"count": repairs.count, "plugin": repairs.plugin, "state": repairs.state}
-    return json.dumps(record | {"pending": repairs.pending})
+    return json.dumps(
+        {"count": repairs.count, "plugin": repairs.plugin, "state": repairs.state, "pending": repairs.pending}
+    )
 
 
 @dataclass(slots=True)
 class OurConfigMaps:
     """Our two ConfigMaps, with device-plugin and with mig-parted configurations, and their earlier entries.
 
-    An entry that is named after its content can never mean anything else. Such entries are remembered, so that one
-    that somebody edits or deletes while a Node names it can be restored. A restart forgets them.
+    An entry that is named after its content can never mean anything else. Such entries are remembered, so that one that somebody edits or deletes while a Node names it can be restored. A restart forgets them.
     """
 
     plugin: ConfigMapView = _ABSENT
     mig: ConfigMapView = _ABSENT
     seen_plugin_configs: Mapping[str, str] = field(default_factory=dict)
-    """Remembered device-plugin configurations, by name."""
     seen_mig_entries: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """Remembered mig-parted configurations, by name."""
     times: Mapping[str, datetime] = field(default_factory=dict)
     """When each entry was written according to the annotations, by key."""
 
     def read(self, plugin: ConfigMapView | None, mig: ConfigMapView | None) -> None:
-        """Store the present ConfigMaps, None for one that does not exist, and when their entries were written
-        (`times`). Remember their entries that are named after their content (`pluginconfig.is_named_after`,
-        `migfile.lasting_entries`), for each ConfigMap the MOST_REMEMBERED that were added last. Nothing is done if both
-        are the same objects as before."""
+        """Store the present ConfigMaps, None for one that does not exist, and remember their lasting entries."""
         if plugin is self.plugin and mig is self.mig:
             return
         if plugin is not self.plugin:
@@ -115,13 +102,9 @@ class OurConfigMaps:
 
 @dataclass(slots=True)
 class StackReader:
-    """Builds the StackView from the watched objects, without a request to the API server, and remembers earlier entries
-    of our ConfigMaps.
+    """Builds the StackView from the watched objects, without a request to the API server.
 
-    The ClusterPolicy in it is the active one (`find_active`), with the MPS daemon, or without one what `plain_stack`
-    reads from the DaemonSets. `intolerant_agents` is the agents' namespace if there are agents and none tolerates the
-    start-up taint, else empty. Errors of writes to the ClusterPolicy, the MPS daemon, DeviceClasses and
-    DeviceTaintRules count only if they last (`_lasting_error`); an error of writing our ConfigMaps counts at once.
+    Errors of shared writes count only if they last; an error of writing our ConfigMaps counts at once.
     """
 
     sources: Sources
@@ -132,49 +115,56 @@ class StackReader:
     _view: StackView | None = None
 
     def read(self, now: datetime) -> StackView:
-        """Return the present state of NVIDIA's components and of our ConfigMaps; the same object as long as nothing
-        changes. Entries of our ConfigMaps are remembered (`OurConfigMaps.read`). Unless `silent`, problems of the
-        admin's ConfigMaps are logged (`_tell`)."""
-        maps, settings = self.sources.config_maps.items, self.sources.settings.plan
-        ours = self._config_maps
+        """Return the present state of NVIDIA's components and of our ConfigMaps; the same object as long as nothing changes."""
+        sources, settings, theirs = self.sources, self.sources.settings.plan, self.sources.settings.admin_maps
+        maps, ours = sources.config_maps.items, self._config_maps
         ours.read(maps.get(settings.plugin_config_map), maps.get(settings.mig_config_map))
-        theirs = self.sources.settings.admin_maps
         admin, admin_plugin = maps.get(theirs.mig), maps.get(theirs.plugin)
-        active, rivals = find_active(self.sources.cluster_policies.items.values())
-        sets, agents = self.sources.daemon_sets.items.values(), self.sources.agents.items.values()
-        cluster_policy = plain_stack(sets) if active is None else with_mps_daemon(active, sets)
-        finders = [daemon_set.finder for daemon_set in sets if daemon_set.finder is not None]
+        active, rivals = find_active(sources.cluster_policies.items.values())
+        sets, agents = sources.daemon_sets.items.values(), sources.agents.items.values()
+        policy = plain_stack(sets) if active is None else with_mps_daemon(active, sets)
         dra = self._dra(sets)
         intolerant = not any(pod.tolerates_gate for pod in agents)
+        named = set[str]()
+        # Otherwise there is no pointer to move, and a Node that names a missing entry is reported on its own.
+        if policy is not None and policy.plugin_config_name != settings.plugin_config_map:
+            named = {node.labels.get(LABEL_PLUGIN_CONFIG, "") for node in sources.nodes.items.values()}
+        our_maps = {settings.plugin_config_map: ours.plugin, settings.mig_config_map: ours.mig}
         view = StackView(
-            cluster_policy=cluster_policy,
-            gpu_cluster=bool(self.sources.gpu_clusters.items),
+            cluster_policy=policy,
+            gpu_cluster=bool(sources.gpu_clusters.items),
             plugin_configs=ours.plugin.data,
             mig_file=ours.mig.data.get(MIG_KEY, ""),
             written=known_times(ours.times, now),
             admin_mig_file=admin.data.get(MIG_KEY, "") if admin else "",
             admin_plugin_configs=admin_plugin.data if admin_plugin else {},
-            missing_entries=self._missing_entries(cluster_policy, ours.plugin.data),
+            missing_entries=tuple(sorted(named - {"", *ours.plugin.data})),
             missing_maps=tuple(sorted({theirs.plugin, theirs.mig} - {"", *maps})),
-            generated_mig_files=self._generated_mig_files(),
+            generated_mig_files={
+                name.removesuffix(NODE_CONFIG_SUFFIX): config_map.data.get(MIG_KEY, "")
+                for name, config_map in maps.items()
+                if name.endswith(NODE_CONFIG_SUFFIX)
+            },
             plugin_map_exists=bool(ours.plugin.uid),
             serves_our_mig_file=settings.mig_config_map
-            == (dra.mig_config_map if cluster_policy is None else cluster_policy.mig_config_name),
+            == (dra.mig_config_map if policy is None else policy.mig_config_name),
             marked=all(config_map.labelled for config_map in (ours.plugin, ours.mig) if config_map.uid),
             write_error=self.calls.write_error,
             rival_policies=rivals,
             twins=tell_twins([one.server for one in sets if one.server], settings.gpu_operator_namespace),
-            finders=tuple(sorted(finders, key=lambda finder: finder.name)),
+            finders=tuple(
+                sorted((one.finder for one in sets if one.finder is not None), key=lambda finder: finder.name)
+            ),
             intolerant_agents=next((pod.namespace for pod in agents if intolerant), ""),
             pointer_error=self._lasting_error(CLUSTER_POLICY),
             mps_repairs=parse_repairs(ours.plugin.annotations.get(ANNOTATION_MPS_REPAIRS, "")),
             repair_error=self._lasting_error(MPS_DAEMON_SET),
-            foreign_map=self._foreign_map(),
+            foreign_map=next((name for name, each in our_maps.items() if each.is_foreign), ""),
             seen_plugin_configs=ours.seen_plugin_configs,
             seen_mig_entries=ours.seen_mig_entries,
             dra=dra,
         )
-        view = self._with_mps_nodes(self._with_start_changes(self._with_missing_mig(view)))
+        view = self._with_nodes(view)
         if self._view != view:
             if not self.silent:
                 self._tell(self._view, view)
@@ -183,29 +173,11 @@ class StackReader:
         return self._view
 
     def _lasting_error(self, subject: str) -> str:
-        """Return the message of the last failure of a shared write that has failed at least twice in a row, else an
-        empty string. `subject` names the write, for example CLUSTER_POLICY."""
+        """Return why the shared write to `subject`, such as CLUSTER_POLICY, has failed at least twice in a row; else empty."""
         failure = self.calls.failures.get(subject)
         return failure.message if failure is not None and failure.lasts else ""
 
-    def _with_mps_nodes(self, view: StackView) -> StackView:
-        """Return the view with the nodes whose MPS clients would end if all MPS daemons were restarted, sorted, as
-        `find_serving` decides from Nodes, GPUNodes, Ready agents and the pods of MPS daemons. The view is returned
-        unchanged unless the operator may repair the MPS daemon now (`find_due`)."""
-        sources = self.sources
-        if find_due(view, sources.settings.plan) is None:
-            return view
-        agents = self._ready_agents()
-        daemons = {pod.node for pod in sources.operands.items.values() if pod.app == Program.MPS_DAEMON}
-        serving = find_serving(sources.nodes.items, sources.gpunodes.items, agents, daemons, view)
-        return replace(view, mps_nodes=serving)
-
     def _dra(self, sets: Iterable[DaemonSetView]) -> DraView:
-        """Return NVIDIA's DRA stack, as `find_dra` finds it in `sets`. `doubles` names the nodes whose GPUs are served
-        twice (`find_doubles`), among those for which the driver publishes GPUs. `classes` is sorted by name, and None
-        until DeviceClasses have been listed. `unread`, `class_error` and `rule_error` say what cannot be read or
-        written. `taints` has the rule error, else the scheduler's last test; without the setting `device_taints` it is
-        UNTESTED."""
         sources = self.sources
         published = {name for name, one in sources.devices.by_node().items() if one.layouts}
         slices, classes = sources.resource_slices, sources.device_classes
@@ -225,50 +197,22 @@ class StackReader:
             rule_error=rule_error,
         )
 
-    def _generated_mig_files(self) -> dict[str, str]:
-        """Return the configuration file that mig-manager generated for each node, by node name: the key MIG_KEY of each
-        ConfigMap whose name ends with NODE_CONFIG_SUFFIX. It is empty if the ConfigMap has no such key. Whether the
-        node exists is not checked."""
-        return {
-            name.removesuffix(NODE_CONFIG_SUFFIX): config_map.data.get(MIG_KEY, "")
-            for name, config_map in self.sources.config_maps.items.items()
-            if name.endswith(NODE_CONFIG_SUFFIX)
-        }
-
-    def _missing_entries(self, policy: ClusterPolicyView | None, present: Collection[str]) -> tuple[str, ...]:
-        """Return the plugin configurations that Nodes name in their labels but our ConfigMap lacks, sorted. `present`
-        are the keys of our ConfigMap. Empty if the device plugin already reads our ConfigMap, or if `policy` is None.
-        """
-        if policy is None or policy.plugin_config_name == self.sources.settings.plan.plugin_config_map:
-            return ()  # no pointer to move; a Node that names a missing entry is reported on its own
-        named = {node.labels.get(LABEL_PLUGIN_CONFIG, "") for node in self.sources.nodes.items.values()}
-        return tuple(sorted(named - {"", *present}))
-
-    def _with_missing_mig(self, view: StackView) -> StackView:
-        """Return the view with the mig-parted configurations that Nodes name but our file does not give them
-        (`find_unresolved`). The view is returned unchanged if mig-manager already reads our file."""
-        if view.serves_our_mig_file:
-            return view
-        nodes, gpunodes = self.sources.nodes.items, self.sources.gpunodes.items
-        return replace(view, unresolved_mig=find_unresolved(nodes, gpunodes, view))
-
-    def _with_start_changes(self, view: StackView) -> StackView:
-        """Return the view with the nodes whose GPUs mig-manager would change at its start (`find_start_changes`). The
-        view is returned unchanged if nothing that we write or print starts mig-manager (`may_start_manager`)."""
-        if not may_start_manager(view, self.sources.settings.plan):
-            return view
-        nodes, gpunodes = self.sources.nodes.items, self.sources.gpunodes.items
-        return replace(view, start_changes=find_start_changes(nodes, gpunodes, view, self._ready_agents()))
+    def _with_nodes(self, view: StackView) -> StackView:
+        sources, settings = self.sources, self.sources.settings.plan
+        nodes, gpunodes = sources.nodes.items, sources.gpunodes.items
+        if not view.serves_our_mig_file:
+            view = replace(view, unresolved_mig=find_unresolved(nodes, gpunodes, view))
+        if may_start_manager(view, settings):
+            changes = find_start_changes(nodes, gpunodes, view, self._ready_agents())
+            view = replace(view, start_changes=changes)
+        if find_due(view, settings) is not None:
+            daemons = {pod.node for pod in sources.operands.items.values() if pod.app == Program.MPS_DAEMON}
+            serving = find_serving(nodes, gpunodes, self._ready_agents(), daemons, view)
+            view = replace(view, mps_nodes=serving)
+        return view
 
     def _ready_agents(self) -> set[str]:
         return {pod.node for pod in self.sources.agents.items.values() if pod.ready}
-
-    def _foreign_map(self) -> str:
-        """Return the name of one of our two ConfigMaps that somebody else created (`is_foreign`), the device plugin's
-        first; empty if neither was."""
-        ours, settings = self._config_maps, self.sources.settings.plan
-        maps = {settings.plugin_config_map: ours.plugin, settings.mig_config_map: ours.mig}
-        return next((name for name, each in maps.items() if each.is_foreign), "")
 
     def _tell(self, before: StackView | None, now: StackView) -> None:
         for name in now.missing_maps:
@@ -294,6 +238,4 @@ class StackReader:
 
 
 def _newest(remembered: dict[str, Any]) -> dict[str, Any]:
-    """Return the entries of `remembered` that were added last, at most MOST_REMEMBERED. An entry that is only replaced
-    keeps its place in the order."""
     return dict(list(remembered.items())[-MOST_REMEMBERED:])

@@ -1,25 +1,95 @@
-"""How requests are written and answers are read, for both transports: aiohttp's (http.py) and the agent's."""
+"""Requests and answers of the Kubernetes API as JSON, and the error that an answer means."""
 
 import json
 import random
 from dataclasses import replace
 
-from gpusharing.kube.answers import error_of, error_of_event
-from gpusharing.kube.client import JSON, TEXTS, ApiRequest, WatchEvent
-from gpusharing.kube.errors import KubeError, Unavailable
-from gpusharing.kube.raw import part
+from gpusharing.kube.client import EVICTION, JSON, TEXTS, ApiRequest, WatchEvent
+from gpusharing.kube.errors import (
+    AlreadyExists,
+    Conflict,
+    EvictionBlocked,
+    EvictionFailed,
+    Expired,
+    Forbidden,
+    Invalid,
+    KubeError,
+    NotFound,
+    Throttled,
+    Unauthorized,
+    Unavailable,
+)
+from gpusharing.kube.raw import entries, part, text, whole
+
+MOST_SECONDS = 86400.0
+"""The longest wait in seconds that is accepted from an answer; a longer one is cut to this."""
+HINT = "the chart grants this right if rbac.create is true"
+"""How the operator gets a right that it lacks; see `Forbidden.hint`."""
+
+
+def error_of(request: ApiRequest, status: int, answer: object, retry_after: str | None = None) -> KubeError:
+    """Return the error for an answer that is not a success, from its parsed body and its Retry-After header."""
+    message = text(answer, "message") or f"HTTP {status}"
+    causes = {text(cause, "reason"): text(cause, "message") for cause in entries(answer, "details", "causes")}
+    seconds, evicts = _seconds(answer, retry_after), request.subresource == EVICTION
+    match status:
+        case 401:
+            return Unauthorized(
+                f"cannot {request.what}, because the API server rejected the credentials: {message}"
+            )
+        case 403 if "NamespaceTerminating" in causes:
+            return Forbidden(message, namespace_terminating=True)
+        case 403:
+            # The refusal by a ValidatingAdmissionPolicy is no lack of a right.
+            hint = "" if "ValidatingAdmissionPolicy" in message else HINT
+            return Forbidden(
+                f"not allowed to {request.what}: {message}", hint=hint, group=request.resource.group
+            )
+        case 404:
+            return NotFound(message)
+        case 409 if request.verb == "create" and text(answer, "reason") == "AlreadyExists":
+            return AlreadyExists(message)
+        case 409:
+            return Conflict(message)
+        case 410:
+            return Expired(message, text(answer, "metadata", "continue"))
+        case 429 if "DisruptionBudget" in causes:
+            return EvictionBlocked(causes["DisruptionBudget"] or message, seconds)
+        # A request to all clients to slow down names a time to wait, or is plain text (apiserver v0.36.3
+        # pkg/server/filters, maxinflight.go and priority-and-fairness.go). A Status without a time is an answer about
+        # this pod (E11): KubeVirt's webhook refuses this way while it moves a machine.
+        case 429 if evicts and seconds is None and text(answer, "kind") == "Status":
+            return EvictionFailed(message)
+        case 429:
+            return Throttled(message, seconds)
+        # The server lost a race over the budget (E14) if it names a time to wait: NewTimeoutError of apimachinery is
+        # 504, reason Timeout, retryAfterSeconds 10 (kubernetes v1.36.3 pkg/registry/core/pod/storage/eviction.go).
+        case 500 if evicts:
+            return EvictionFailed(message) if seconds is None else EvictionBlocked(message, seconds)
+        case 504 if evicts and seconds is not None and text(answer, "reason") == "Timeout":
+            return EvictionBlocked(message, seconds)
+        case _ if 400 <= status < 500 and status != 408:
+            return Invalid(message)
+    return Unavailable(f"the API server cannot {request.what}: {message}")
+
+
+def error_of_event(request: ApiRequest, status_object: object) -> KubeError:
+    code = part(status_object, "code")
+    return error_of(request, code if isinstance(code, int) else 500, status_object)
+
+
+def _seconds(answer: object, retry_after: str | None) -> float | None:
+    if retry_after and retry_after.isdecimal():  # not a date
+        return min(float(retry_after), MOST_SECONDS)
+    seconds = whole(answer, "details", "retryAfterSeconds")
+    return float(min(seconds, MOST_SECONDS)) if seconds > 0 else None
+
 
 JSON_TYPE = "application/json"
-MERGE_PATCH = "application/merge-patch+json"
 INACTIVITY = 75.0
-"""Seconds without a byte, after which a watch counts as dead: the server sends a bookmark every 60 s, or ends the
-watch earlier."""
+"""Seconds without a byte, after which a watch counts as dead: the server sends a bookmark every 60 s, or ends the watch earlier."""
 WATCH_SECONDS = 300.0
-"""Seconds after which the server ends a watch at the latest. Each watch asks for 80 to 100 % of this, so that they do
-not end together."""
-_EVENT_TYPES = ("ADDED", "MODIFIED", "DELETED", "BOOKMARK")
-"""A tuple and not a set, because a server may send a type that cannot be hashed."""
-
+"""Seconds after which the server ends a watch at the latest. Each watch asks for 80 to 100 % of this, so that they do not end together."""
 METHODS = {
     "get": "GET",
     "list": "GET",
@@ -32,18 +102,17 @@ METHODS = {
 
 
 def content(request: ApiRequest) -> tuple[bytes | None, dict[str, str]]:
-    """Return the body of a request as bytes and the headers that describe it, or None and no headers if the request
-    has no body."""
     if request.body is None:
         return None, {}
-    kind = MERGE_PATCH if request.verb == "patch" else JSON_TYPE
+    kind = "application/merge-patch+json" if request.verb == "patch" else JSON_TYPE
     return json.dumps(request.body, separators=(",", ":")).encode(), {"Content-Type": kind}
 
 
 def lasting(request: ApiRequest, most: float = WATCH_SECONDS, inactivity: float = INACTIVITY) -> ApiRequest:
-    """Return a copy of a watch request with the parameters that make it a watch: the server sends bookmarks, and ends
-    the watch after 80 to 100 % of `most` seconds, chosen at random, and at least 1 s. A kind without bookmarks cannot
-    show that its watch is alive, so its watch ends before it could have been silent for `inactivity` seconds."""
+    """Return a copy of a request with the parameters of a watch with bookmarks that ends after 80 to 100 % of `most` seconds.
+
+    A kind without bookmarks cannot show that its watch is alive, so its watch ends before it could have been silent for `inactivity` seconds.
+    """
     seconds = most if request.resource.bookmarks else min(most, 0.8 * inactivity)
     terms = {
         "watch": "true",
@@ -54,28 +123,25 @@ def lasting(request: ApiRequest, most: float = WATCH_SECONDS, inactivity: float 
 
 
 def answer_of(request: ApiRequest, raw: bytes) -> JSON:
-    """Return what `KubeClient.call` returns for the body `raw` of a successful answer: the JSON object, or for a
-    subresource in TEXTS the text under the name of the subresource. Raises Unavailable if a JSON object is expected and
-    `raw` is none."""
     if request.subresource in TEXTS:
         return {str(request.subresource): raw.decode(errors="replace")}
     return parsed(request, raw)
 
 
 def event_of(request: ApiRequest, line: bytes) -> WatchEvent:
-    """Return the event in one line of a watch. Raises the error that an ERROR event holds, such as Expired. A JSON
-    object that is not a valid event is treated as an ERROR event, and a line that is no JSON object raises Unavailable.
-    """
+    """Return the event in one line of a watch. Raises the error that an ERROR event holds, such as Expired."""
     event = parsed(request, line)
     kind = event.get("type")
-    if kind not in _EVENT_TYPES or not isinstance(part(event, "object", "metadata"), dict):
+    # A tuple and not a set, because a server may send a type that cannot be hashed.
+    if kind not in ("ADDED", "MODIFIED", "DELETED", "BOOKMARK") or not isinstance(
+        part(event, "object", "metadata"), dict
+    ):
         raise error_of_event(request, event.get("object"))
     return WatchEvent(kind, event["object"])
 
 
 def parsed(request: ApiRequest, raw: bytes) -> JSON:
-    """Return the JSON object in the body `raw` of a successful answer. Raises Unavailable if `raw` is not JSON or not
-    an object, which no API server sends."""
+    """Return the JSON object in the body of a successful answer. Raises Unavailable if it has none, which no API server sends."""
     try:
         answer = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -86,9 +152,7 @@ def parsed(request: ApiRequest, raw: bytes) -> JSON:
 
 
 def refusal(request: ApiRequest, status: int, raw: bytes, retry_after: str | None) -> KubeError:
-    """Return the error for an answer with an HTTP status of 300 or above. `raw` is its body, usually a Status, and
-    `retry_after` its Retry-After header. A body that is not JSON, such as the plain text of a proxy, becomes the
-    message of the error, cut to 200 bytes."""
+    """Return the error for an answer with an HTTP status of 300 or above; its body may be the plain text of a proxy."""
     try:
         answer: object = json.loads(raw)
     except (ValueError, RecursionError):

@@ -1,5 +1,4 @@
-"""The entry point of the planner: a pure function from a snapshot and the time to a verdict for every node and the
-next actions.
+"""The entry point of the planner: a pure function from a snapshot and the time to a verdict for every node and the next actions.
 
 These invariants hold after every action, even if the operator is interrupted at any point
 (tests/planning/test_invariants.py):
@@ -28,14 +27,10 @@ These invariants hold after every action, even if the operator is interrupted at
   (v) a node that NVIDIA's DRA driver serves is released only once its present devices are published and can be
       requested, and no DeviceClass is removed that a node needs or that is not ours
 
-The decision is made in this order: which policy owns each node (own); what the policy offers it (agree, follow); what
-its target is, whether the node matches it, and how far its change has come (judge_case); which nodes begin now
-(choose); and what is written once for all nodes (share). Every per-node question goes through the memo, which caches
-the answers without interpreting them, so the cost of a pass depends on what changed and not on the size of the
-cluster.
-
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#slot,
-docs/design/glossary.md#gang, docs/design/glossary.md#wave, docs/design/glossary.md#point-of-no-return.
+The decision is made in this order: which policy owns each node (own); what the policy offers it (find_targets, follow);
+what its target is, whether the node matches it, and how far its change has come (judge_case); which nodes begin now
+(choose); and what is written once for all nodes (share). Every per-node question goes through the memo, so the cost of
+a pass depends on what changed and not on the size of the cluster.
 """
 
 from collections import defaultdict
@@ -46,37 +41,42 @@ from functools import partial
 
 from gpusharing.api.names import LABEL_POLICY, Phase
 from gpusharing.planning.drain.stranded import Afterwards
-from gpusharing.planning.pools.afterwards import find_afterwards, is_skipped
+from gpusharing.planning.pools.afterwards import Previews, find_afterwards, find_previews, is_skipped
 from gpusharing.planning.pools.choice import choose, count_vain
-from gpusharing.planning.pools.failures import count_failures, find_gone
-from gpusharing.planning.pools.forgetting import find_forgotten
+from gpusharing.planning.pools.holds import count_failures, find_gone
 from gpusharing.planning.pools.pool import Pool
-from gpusharing.planning.pools.previews import Previews, find_previews
-from gpusharing.planning.pools.slots import fences_of, find_resumed, share
 from gpusharing.planning.pools.waves import hold_together
+from gpusharing.planning.pools.writes import fences_of, find_forgotten, find_resumed, share
 from gpusharing.planning.snapshot.actions import Action, WriteConfig
-from gpusharing.planning.snapshot.looks import Look, PassMemory
 from gpusharing.planning.snapshot.memo import Memo
-from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.memory import PassMemory
+from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, NodeView, PolicyView
-from gpusharing.planning.stack.acceptance import Terms, find_terms, wish_of
+from gpusharing.planning.stack.acceptance import find_targets, request_of
 from gpusharing.planning.stack.drastack import is_complete
-from gpusharing.planning.stack.migstrategy import find_strategy_users, wants_other_strategy
-from gpusharing.planning.transition.callverdicts import Failing
-from gpusharing.planning.transition.cases import Cases, find_models, judge_case, keeps_verdict
-from gpusharing.planning.transition.gangrules import with_rules
-from gpusharing.planning.transition.guard import UnjudgedPolicyError, not_judged, of_policy
-from gpusharing.planning.transition.members import Member, find_member
+from gpusharing.planning.stack.mig import find_strategy_users, wants_other_strategy
+from gpusharing.planning.transition.cases import (
+    Cases,
+    Failing,
+    Member,
+    UnjudgedPolicyError,
+    find_member,
+    find_models,
+    judge_case,
+    keeps_verdict,
+    not_judged,
+    of_policy,
+    with_rules,
+)
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.actuators.choice import find_actuator
-from gpusharing.planning.wanted.configmaps import plan_config
-from gpusharing.planning.wanted.draobjects import plan_classes
 from gpusharing.planning.wanted.ownership import Owners, find_coming, find_contenders
 from gpusharing.planning.wanted.pluginconfig import PluginConfig
-from gpusharing.planning.wanted.target import Target, Wish
+from gpusharing.planning.wanted.sharedobjects import plan_classes, plan_config
+from gpusharing.planning.wanted.target import PolicyTargets, Request, Target
 
 
 @value
@@ -84,28 +84,21 @@ class RolloutPlan:
     """The decisions of one pass."""
 
     verdicts: Mapping[str, Verdict]
-    """The verdicts by node, in the order of the names."""
     pools: Mapping[str, Pool]
-    """The nodes of each policy together, by policy."""
     objections: Mapping[str, Finding]
-    """Why policies are not accepted, by policy; accepted ones are left out."""
+    """Why policies are not accepted, by policy."""
     shared: tuple[Action, ...]
-    """The writes that serve all nodes, in this order: configuration, finalizers, claims, NVIDIA's objects,
-    DeviceClasses, DeviceTaintRules. They are made before the writes of the verdicts, because the fences of this pass
-    need the claims."""
+    """The writes that serve all nodes. They come before those of the verdicts, because fences need the claims."""
     targets: Mapping[str, Mapping[str, int]]
-    """For each node, the allocatable GPU resources that it will have, as counts by resource name. Nodes without a
-    target and skipped nodes are left out."""
+    """The GPU resources that each node will have, as counts by resource name; skipped nodes are left out."""
     memory: PassMemory
     """What the caller must pass into the next snapshot."""
     wake_at: datetime | None
     """The latest time for the next pass, or None if only an event can change anything."""
     coming: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """By policy: the nodes that it owns but that another policy is still changing. The owner gets each node when that
-    change ends."""
+    """By policy: the nodes that it owns but that another policy is still changing."""
     afterwards: Afterwards = field(default_factory=lambda: Afterwards(tuple), compare=False)
-    """The cluster as it will be when all planned changes are done, which shows which pods could not run then. This is
-    derived from the snapshot, so comparisons of plans ignore it."""
+    """The cluster as it will be when all planned changes are done."""
 
 
 @value
@@ -114,34 +107,29 @@ class Known:
 
     snapshot: ClusterSnapshot
     """The snapshot of this pass, with the rules of other policies for members of gangs."""
-    wishes: Mapping[str, Wish | Finding]
-    """By policy: what the policy requests, or the reason why its spec is refused."""
-    terms: Mapping[str, Terms]
-    """What each policy offers its nodes, by policy."""
+    wishes: Mapping[str, Request | Finding]
+    terms: Mapping[str, PolicyTargets]
     unread: Mapping[str, Exception]
     """The errors of the policies that cannot be judged, by policy."""
     owners: Mapping[str, str]
-    """The policy that owns each node, by node; an empty string if none does."""
+    """The policy that owns each node; empty if none does."""
     members: dict[str, Member]
-    """The nodes as their pools count them, by node and sorted by name. Nodes that do not concern us are left out."""
+    """The nodes that concern us, sorted by name."""
     models: Mapping[str, GpuView]
-    """One GPU of each card model, by product name. The reports of nodes that cannot be judged count too."""
 
 
 def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = None) -> RolloutPlan:
-    """Return the plan for this pass: a verdict for every node that concerns us, the writes that serve all nodes, and
-    what the next pass needs. No node starts while the policies cannot be listed or the data is out of date.
-
-    `memo` has the answers of earlier passes and is updated; without a memo, everything is computed. Equal snapshots
-    and times give equal plans.
-    """
+    """Return the plan for this pass. `memo` has the answers of earlier passes and is updated; equal snapshots and times give equal plans."""
     memo = Memo() if memo is None else memo
     memo.begin(now)
     known = find_known(snapshot, now, memo)
     snapshot, found = known.snapshot, known.members
     failing = Failing.of(snapshot, found, now)
-    members = _in_waves(snapshot, failing.find_late(found), now)
+    members = failing.find_late(found)
     verdicts = {name: member.verdict for name, member in members.items()}
+    held = hold_together(verdicts, fences_of(snapshot), snapshot.nodes, snapshot.policies, now)
+    members = members | {name: replace(members[name], verdict=verdict) for name, verdict in held.items()}
+    verdicts |= held
     counted = _pools(snapshot, members, failing, memo)
     pools = {name: pool.with_hours(now) for name, pool in counted.items()}
     gone = find_gone(snapshot.claims, snapshot.nodes)
@@ -163,8 +151,9 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     classes = plan_classes(snapshot, targets.values()) if by_dra else None
     unfenced = {**choice.claims, **kept_claims}
     shared = share(snapshot, config, unfenced, pools, verdicts, failed_nodes=failed_nodes, classes=classes)
-    failing.name(verdicts)
+    failing.show(verdicts)
     vain = count_vain(pools, verdicts, choice.looks, snapshot) if crowd_known else {}
+    since = snapshot.memory.drifting_since
     return RolloutPlan(
         verdicts=verdicts,
         pools=pools,
@@ -173,46 +162,28 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
         targets={
             name: one.resources for name, one in targets.items() if not is_skipped(snapshot.nodes[name])
         },
-        memory=_remember(snapshot, members, verdicts, choice.looks, vain, previews, now),
+        memory=PassMemory(
+            wants_pods=previews.wants_pods.union(name for name, one in verdicts.items() if one.wants_pods),
+            proving=frozenset(
+                name
+                for name, one in verdicts.items()
+                if one.phase is Phase.VERIFYING_IDLE and one.reason is Reason.SETTLING
+            ),
+            drifting_since={name: since.get(name, now) for name, one in members.items() if one.differs},
+            looks=choice.looks,
+            previews=previews.known,
+            vain_passes=vain,
+        ),
         afterwards=afterwards,
         coming=find_coming(known.owners, fences_of(snapshot)),
-        wake_at=_wake(verdicts, pools, previews, now),
-    )
-
-
-def _remember(
-    snapshot: ClusterSnapshot,
-    members: Mapping[str, Member],
-    verdicts: Mapping[str, Verdict],
-    looks: Mapping[str, Look],
-    vain_passes: Mapping[str, int],
-    previews: Previews,
-    now: datetime,
-) -> PassMemory:
-    """Return what the next pass needs to know of this one: the nodes whose pods must be listed, the nodes whose proof
-    of idleness lacks only the second LIST, and since when each node has been seen to differ from its target. The
-    looks, the previews and the numbers of passes without progress are stored as they are."""
-    proving = [verdict for verdict in verdicts.values() if verdict.phase is Phase.VERIFYING_IDLE]
-    since = snapshot.memory.drifting_since
-    return PassMemory(
-        wants_pods=previews.wants_pods.union(
-            verdict.node for verdict in verdicts.values() if verdict.wants_pods
-        ),
-        proving=frozenset(verdict.node for verdict in proving if verdict.reason is Reason.SETTLING),
-        drifting_since={name: since.get(name, now) for name, member in members.items() if member.differs},
-        looks=looks,
-        previews=previews.known,
-        vain_passes=vain_passes,
+        wake_at=_wake(verdicts, pools, previews),
     )
 
 
 def _object(
-    terms: Mapping[str, Terms], unread: Mapping[str, Exception], pools: Mapping[str, Pool]
+    terms: Mapping[str, PolicyTargets], unread: Mapping[str, Exception], pools: Mapping[str, Pool]
 ) -> dict[str, Finding]:
-    """Return why policies are not accepted, by policy; accepted ones are left out. `unread` has the errors of policies
-    that cannot be judged, and `pools` may show that a policy's windows cannot be computed. Windows that are closed,
-    invalid or too short are no objection."""
-    found = {name: one.targets for name, one in terms.items() if isinstance(one.targets, Finding)}
+    found = {name: one.request for name, one in terms.items() if isinstance(one.request, Finding)}
     found |= {name: of_policy(name, error) for name, error in unread.items()}
     closed = ((name, pool.hours.closed) for name, pool in pools.items() if name not in found)
     return found | {
@@ -220,28 +191,27 @@ def _object(
     }
 
 
-def _wake(
-    verdicts: Mapping[str, Verdict], pools: Mapping[str, Pool], previews: Previews, now: datetime
-) -> datetime | None:
-    """Return the next moment at which the passing of time alone may change anything, or None if there is none: the
-    earliest wake of any verdict or preview, or the next time at which any policy's windows may allow something else,
-    even if no node waits for that. The moment may have passed already; `now` is not used."""
-    moments = [verdict.wake for verdict in verdicts.values() if verdict.wake is not None]
-    changes = (previews.wake, *(pool.hours.change for pool in pools.values()))
-    return min([*moments, *(change for change in changes if change is not None)], default=None)
+def _wake(verdicts: Mapping[str, Verdict], pools: Mapping[str, Pool], previews: Previews) -> datetime | None:
+    moments = [previews.wake]
+    moments += [verdict.wake for verdict in verdicts.values()]
+    moments += [pool.hours.change for pool in pools.values()]
+    return min((moment for moment in moments if moment is not None), default=None)
 
 
 def find_known(snapshot: ClusterSnapshot, now: datetime, memo: Memo) -> Known:
-    """Return what is known of every policy and every node by itself: the node's owner, what the node gets, and its
-    verdict. An error about one policy or node does not stop the others. The error of a policy is recorded in
-    `Known.unread`. A node that cannot be judged, whether the error is its own or its policy's, gets a member whose
-    verdict says so."""
+    """Return what is known of every policy and every node by itself. An error about one of them does not stop the others."""
     failed: dict[str, Exception] = {}
     unread: dict[str, Exception] = {}
-    wishes = memo.each(wish_of, ((one.name, (one,)) for one in snapshot.policies), failed=unread)
+    wishes = memo.each(request_of, ((one.name, (one,)) for one in snapshot.policies), failed=unread)
     owners = own(snapshot, memo, failed)
     snapshot = _with_strategy_users(snapshot, owners, memo, unread)
-    terms = agree(snapshot, wishes, memo, unread)
+    stack, settings = snapshot.stack, snapshot.settings
+    offers = (
+        (one.name, (one, wishes[one.name], stack, settings))
+        for one in snapshot.policies
+        if one.name in wishes
+    )
+    terms = memo.each(find_targets, offers, failed=unread)
     followed = follow(snapshot, owners, terms, failed=failed, unread=unread)
     snapshot = with_rules(snapshot, followed, owners, failed)
     cases = Cases(snapshot, owners, terms, followed)
@@ -254,23 +224,27 @@ def find_known(snapshot: ClusterSnapshot, now: datetime, memo: Memo) -> Known:
         lasts=keeps_verdict,
         failed=failed,
     )
+    found = {name: one for name, one in members.items() if one is not None}
+    for name, error in failed.items():
+        node = snapshot.nodes[name]
+        owner = owners.get(name, node.labels.get(LABEL_POLICY, ""))
+        found[name] = find_member(not_judged(node, owner, error), node, snapshot.gpunodes.get(name))
     return Known(
         snapshot=snapshot,
         wishes=wishes,
         terms=terms,
         unread=unread,
         owners=owners,
-        members=_with_failed(members, snapshot, owners, failed),
+        members=dict(sorted(found.items())) if failed else found,
         models=memo.ask(find_models, tuple(map(snapshot.gpunodes.get, followed))),
     )
 
 
-# --- own and agree ------------------------------------------------------------------------------------------
+# --- which policy each node follows ------------------------------------------------------------------------
 
 
 def own(snapshot: ClusterSnapshot, memo: Memo, failed: dict[str, Exception]) -> dict[str, str]:
-    """Return the name of the policy that owns each node, by node and sorted by node name; an empty string if no policy
-    owns it. A node whose owner cannot be determined is left out, and its error is added to `failed`."""
+    """Return the policy that owns each node, sorted by node; empty if none does. A node whose owner cannot be found is in `failed` instead."""
     nodes = snapshot.nodes
     owners = memo.ask(Owners, memo.same("contenders", find_contenders(snapshot.policies)))
     return memo.table(
@@ -286,8 +260,6 @@ def own(snapshot: ClusterSnapshot, memo: Memo, failed: dict[str, Exception]) -> 
 def _with_strategy_users(
     snapshot: ClusterSnapshot, owners: Mapping[str, str], memo: Memo, unread: dict[str, Exception]
 ) -> ClusterSnapshot:
-    """Return the snapshot with `StackView.strategy_users` if a policy wants another MIG strategy than the cluster's. A
-    policy of which that cannot be told counts as wanting none, and its error is added to `unread`."""
     stack = snapshot.stack
     fixed = stack.cluster_policy.mig_strategy if stack.cluster_policy is not None else ""
     if not fixed:
@@ -302,34 +274,15 @@ def _with_strategy_users(
     return replace(snapshot, stack=memo.same("stack", replace(stack, strategy_users=users)))
 
 
-def agree(
-    snapshot: ClusterSnapshot,
-    wishes: Mapping[str, Wish | Finding],
-    memo: Memo,
-    unread: dict[str, Exception],
-) -> dict[str, Terms]:
-    """Return the terms of every policy that has an entry in `wishes`, by policy. The terms say what the policy offers
-    its nodes. If the terms cannot be computed, the policy is left out, and its error is added to `unread`."""
-    stack, settings = snapshot.stack, snapshot.settings
-    readable = (policy for policy in snapshot.policies if policy.name in wishes)
-    rows = ((policy.name, (policy, wishes[policy.name], stack, settings)) for policy in readable)
-    return memo.each(find_terms, rows, failed=unread)
-
-
 def follow(
     snapshot: ClusterSnapshot,
     owners: Mapping[str, str],
-    terms: Mapping[str, Terms],
+    terms: Mapping[str, PolicyTargets],
     *,
     failed: dict[str, Exception],
     unread: Mapping[str, Exception],
-) -> dict[str, Terms | None]:
-    """Return the terms that each node is compared with, by node. These are the terms of the policy that the node's
-    fence names or, if that policy has none, of the node's owner. None if neither has terms.
-
-    Nodes in `failed` are left out. So are nodes whose owner, or whose fence's policy, is in `unread`. For each such
-    node, an UnjudgedPolicyError with the policy's error is added to `failed`.
-    """
+) -> dict[str, PolicyTargets | None]:
+    """Return the terms that each node is compared with: those of the policy that its fence names, else of its owner. A node whose policy is in `unread` is in `failed` instead."""
     fences = {name: fence for name, fence in fences_of(snapshot).items() if name in owners}
     followed = {name: terms.get(owner) for name, owner in owners.items()}
     followed |= {name: terms.get(fence.policy, followed[name]) for name, fence in fences.items()}
@@ -340,42 +293,12 @@ def follow(
     return {name: one for name, one in followed.items() if name not in failed} if unread else followed
 
 
-def _with_failed(
-    judged: Mapping[str, Member | None],
-    snapshot: ClusterSnapshot,
-    owners: Mapping[str, str],
-    failed: Mapping[str, Exception],
-) -> dict[str, Member]:
-    """Return the judged members and a member for each node in `failed`, sorted by node name. The verdict of a failed
-    node says why the node cannot be judged; if its owner is unknown, the verdict names the policy from the node's
-    policy label. Nodes whose judgment is None do not concern us and are left out."""
-    members = {name: one for name, one in judged.items() if one is not None}
-    if not failed:
-        return members
-    for name, error in failed.items():
-        node = snapshot.nodes[name]
-        owner = owners.get(name, node.labels.get(LABEL_POLICY, ""))
-        members[name] = find_member(not_judged(node, owner, error), node, snapshot.gpunodes.get(name))
-    return dict(sorted(members.items()))
-
-
 # --- count ----------------------------------------------------------------------------------------------------
-
-
-def _in_waves(snapshot: ClusterSnapshot, members: dict[str, Member], now: datetime) -> dict[str, Member]:
-    """Return a copy of `members` in which a node that is proven, but must wait for other nodes of its wave, has a new
-    verdict that makes it wait (`hold_together`). All other members are the same objects."""
-    verdicts = {name: member.verdict for name, member in members.items()}
-    held = hold_together(verdicts, fences_of(snapshot), snapshot.nodes, snapshot.policies, now)
-    return members | {name: replace(members[name], verdict=verdict) for name, verdict in held.items()}
 
 
 def _pools(
     snapshot: ClusterSnapshot, members: Mapping[str, Member], failing: Failing, memo: Memo
 ) -> dict[str, Pool]:
-    """Return the pool of every policy, by policy. In a pool, a node with a claim that still holds its slot counts as
-    unavailable, and a node whose calls are suspended after a failure is not a candidate. A node that is about to join
-    another pool takes a slot there too. Members whose policy no longer exists are in no pool."""
     nodes: dict[str, list[Member]] = {policy.name: [] for policy in snapshot.policies}
     joining = defaultdict[str, list[Member]](list)
     for member in members.values():
@@ -383,40 +306,20 @@ def _pools(
             pool.append(member)
         if member.heir:
             joining[member.heir].append(member)
-    claims = {
-        name
-        for name in snapshot.claims.keys() & members.keys()
-        if _holds_slot(members[name].verdict, failing)
+    claimed, failed = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
+    for name in snapshot.claims.keys() & members.keys():
+        verdict = members[name].verdict
+        over = verdict.candidate or verdict.phase is Phase.SYNCED
+        if not over or name in failing.uncertain_claims:  # the claim still holds its slot
+            claimed[members[name].policy].add(name)
+    for name in failing.failures.keys() & members.keys():
+        if failing.holds(name):
+            failed[members[name].policy].add(name)
+    rows = {
+        one.name: (one, tuple(nodes[one.name]), claimed[one.name], failed[one.name], tuple(joining[one.name]))
+        for one in snapshot.policies
     }
-    claimed = _by_policy(claims, members)
-    failed = _by_policy(filter(failing.holds, failing.failures), members)
-    none = frozenset[str]()
-    rows = (
-        (
-            name,
-            (one, tuple(nodes[name]), claimed.get(name, none), failed.get(name, none), tuple(joining[name])),
-        )
-        for name, one in ((one.name, one) for one in snapshot.policies)
-    )
-    return memo.each(Pool.of, rows)
-
-
-def _by_policy(names: Iterable[str], members: Mapping[str, Member]) -> dict[str, set[str]]:
-    """Return the names, grouped by the policy whose budget counts the node. Names that are not in `members` are
-    dropped."""
-    by_policy: dict[str, set[str]] = {}
-    for name in names:
-        if (member := members.get(name)) is not None:
-            by_policy.setdefault(member.policy, set()).add(name)
-    return by_policy
-
-
-def _holds_slot(verdict: Verdict, failing: Failing) -> bool:
-    """Whether a node with a claim still holds its slot. False if the node is a candidate again or is proven, unless a
-    failed call may have written its fence nevertheless."""
-    return verdict.node in failing.uncertain_claims or not (
-        verdict.candidate or verdict.phase is Phase.SYNCED
-    )
+    return memo.each(Pool.of, rows.items())
 
 
 # --- shared ----------------------------------------------------------------------------------------------------
@@ -426,13 +329,10 @@ def configure(
     snapshot: ClusterSnapshot,
     targets: Iterable[Target],
     models: Mapping[str, GpuView],
-    wishes: Mapping[str, Wish | Finding],
+    wishes: Mapping[str, Request | Finding],
     memo: Memo,
 ) -> WriteConfig | None:
-    """Return the action that brings our ConfigMaps up to date with the wishes of all policies and the plugin
-    configurations of `targets`. A policy with a Finding in `wishes` adds nothing. None if the ConfigMaps are up to
-    date, or if somebody else's ConfigMap has the name of one of ours. The answer is cached in `memo` once nothing is
-    left to write or to remove."""
+    """Return the action that brings our ConfigMaps up to date, or None if they are, or if somebody else's ConfigMap has the name of one of ours."""
     plugins = {target.plugin_key: target.plugin for target in targets if target.plugin_key}
     question = partial(_configure, nodes=snapshot.nodes, gpunodes=snapshot.gpunodes)
     wishes, models = memo.same("wishes", wishes), memo.same("models", models)
@@ -442,7 +342,7 @@ def configure(
 
 def _configure(
     policies: tuple[PolicyView, ...],
-    wishes: Mapping[str, Wish | Finding],
+    wishes: Mapping[str, Request | Finding],
     models: Mapping[str, GpuView],
     plugins: Mapping[str, PluginConfig],
     stack: StackView,
@@ -450,8 +350,5 @@ def _configure(
     nodes: Mapping[str, NodeView],
     gpunodes: Mapping[str, GPUNodeView],
 ) -> tuple[WriteConfig | None, bool]:
-    """Plan the ConfigMaps for the policies with a Wish in `wishes`, in the order of `policies`. Return the action that
-    writes them, or None if none is needed, and whether they hold entries that no policy, card or file of the admin
-    needs. Returns (None, False) if somebody else's ConfigMap with entries has one of our names."""
-    readable = [found for one in policies if isinstance(found := wishes.get(one.name), Wish)]
+    readable = [found for one in policies if isinstance(found := wishes.get(one.name), Request)]
     return plan_config(readable, nodes.values(), models, plugins, stack, gpunodes=gpunodes)

@@ -1,33 +1,39 @@
-"""`plan -f FILE | POLICY`: what an edit would do, computed by the operator's own planner on a live snapshot.
-
-Before the operator is installed, the plan is an estimate: the GPUs are inferred from labels, as `import` does.
-
-Exit status: that of the verdict (conclusion.py), or 1 if the plan could not be made.
-
-Terms: docs/design/glossary.md#gang.
-"""
+"""`kubectl gpusharing plan`: what a change of a policy would do, to which nodes and pods."""
 
 import asyncio
 from argparse import Namespace
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from enum import IntEnum
 from heapq import nlargest
 from math import floor
 
-from gpusharing.api.names import Phase
-from gpusharing.kube.client import GPUNODES, JSON, POLICIES
+from gpusharing.api.names import LABEL_ISOLATION, LABEL_MODE, Phase
+from gpusharing.api.validation import is_rewritten
+from gpusharing.kube.client import (
+    DAEMON_SETS,
+    DEPLOYMENTS,
+    GPUNODES,
+    JSON,
+    NAMESPACES,
+    POLICIES,
+    KubeClient,
+    Resource,
+)
 from gpusharing.kube.errors import KubeError
-from gpusharing.kube.raw import text
-from gpusharing.planning.pools.hours import RECENT
-from gpusharing.planning.report.proposal import Proposal, Step, Vanishing, foresee, tell_proposal
-from gpusharing.planning.vocabulary.blockers import explain_blockers
+from gpusharing.kube.lists import list_of, pages_of
+from gpusharing.kube.raw import entries, has_condition, text
+from gpusharing.planning.drain.stranded import ADMITTED
+from gpusharing.planning.pools.windows import RECENT
+from gpusharing.planning.report.proposal import Proposal, Step, foresee, tell_proposal
+from gpusharing.planning.vocabulary.findings import explain_blockers
 from gpusharing.planning.vocabulary.lengths import counted, some
-from kubectl_gpusharing.changing.conclusion import FAIL_ON, INKS, Outcome, conclude, judge, tell_span
-from kubectl_gpusharing.changing.dependents import find_vanishing, read_dependents, read_tenants
+from gpusharing.planning.vocabulary.reasons import Mark, Passes
 from kubectl_gpusharing.live.cluster import MAX_LISTED, LivePlan, gathered
 from kubectl_gpusharing.live.files import read_policies
-from kubectl_gpusharing.pools.fleet import read_node
-from kubectl_gpusharing.pools.timeline import read_changes
+from kubectl_gpusharing.pools.fleet import read_changes, read_node
 from kubectl_gpusharing.setup.adoption import with_pointers, with_presumed
 from kubectl_gpusharing.setup.importing import read_admin_maps
 from kubectl_gpusharing.shell.documents import ConclusionData, PlanData, ProposalData, StepData
@@ -40,6 +46,7 @@ from kubectl_gpusharing.shell.drawing import (
     columns,
     describe_simulated,
     fold,
+    length,
     line,
     prose,
     prose_of_each,
@@ -47,7 +54,212 @@ from kubectl_gpusharing.shell.drawing import (
 )
 from kubectl_gpusharing.shell.session import Session, no_such, object_name
 from kubectl_gpusharing.shell.terminal import Terminal
-from kubectl_gpusharing.shell.troubles import Trouble
+from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED_ON, Trouble, error_text
+
+FAIL_ON = ("evictions", "shortfall")
+UNREADABLE = "the labels of the node and the resources that it advertises do not show which GPUs it has"
+
+
+class Outcome(IntEnum):
+    """The result of a plan; the value is the exit status."""
+
+    NOTHING = DONE
+    CHANGES = CHANGES
+    CANNOT = 3
+    UNKNOWN = 4
+
+    def __str__(self) -> str:
+        return "nothing to do" if self is Outcome.NOTHING else self.name.lower()
+
+
+INKS = dict(zip(map(str, Outcome), (Ink.GOOD, Ink.BUSY, Ink.BAD, Ink.WAITING), strict=True))
+
+
+def count_evicted(steps: Iterable[Step]) -> tuple[int, bool]:
+    """Return how many pods these changes evict, and whether they were listed on every node that would be cordoned."""
+    pods, complete = 0, True
+    for step in steps:
+        pods += len(step.preview.pods) if step.preview is not None else 0
+        complete = complete and (step.preview is not None or not step.verdict.disruption.cordons)
+    return pods, complete
+
+
+def conclude(
+    proposals: Sequence[Proposal],
+    *,
+    estimate: bool = False,
+    fail_on: Sequence[str] | None = None,
+    bars_tenants: bool = False,
+) -> ConclusionData:
+    """Return the verdict on the plans for these policies together: the highest outcome counts. `fail_on` is None if the flag was not given."""
+    judged = [(one, *judge(one, estimate=estimate)) for one in proposals]
+    outcome = max((which for _, which, _ in judged), default=Outcome.NOTHING)
+    steps = [step for one in proposals for step in one.steps]
+    spans = [one.lasts for one in proposals if one.steps]
+    lasts = tuple(map(max, zip(*spans, strict=True))) if all(spans) else ()
+    pods, complete = count_evicted(steps)
+    whys = [f"{one.policy}: {why.rstrip('.')}" for one, which, why in judged if which is outcome and why]
+    reason = some(whys)
+    if outcome is Outcome.NOTHING:
+        matching = sum(one.settled + len(one.adopted) for one in proposals)
+        reason = "no node with GPUs is selected" if judged else "there is no policy"
+        if matching:
+            reason = f"{counted(matching, 'node has', 'nodes have')} what the policies ask for"
+    changes = ""
+    if steps:
+        person = sum(not step.starts and step.verdict.reason.passes is Passes.BY_A_PERSON for step in steps)
+        held = f" ({person} of them only after a person has acted)" if person else ""
+        evicted = f"{'' if complete else 'at least '}{counted(pods, 'pod')} will be evicted"
+        long = "How long this takes is unknown: no past change is recorded, or no window is long enough"
+        if lasts:
+            long = f"This takes {tell_span(lasts)}, judging by past changes and the windows"
+        changes = f"{counted(len(steps), 'node')} will change{held} and {evicted}. {long}"
+    parts = (changes, reason) if outcome is Outcome.CHANGES else (reason, changes)
+    why = " ".join(f"{part}." for part in parts if part)
+    unread = bool(steps) and any(one.unread for one in proposals)
+    waiting = any(lost.demand.waiting for one in proposals if one.steps for lost in one.vanishing)
+    evicts, short = unread or pods > 0 or not complete, unread or waiting or bars_tenants
+    failed_on = [word for word in fail_on or () if (evicts if word == "evictions" else short)]
+    status = DONE if fail_on is not None and outcome is Outcome.CHANGES else int(outcome)
+    guess = " (estimate, because the operator is not installed)" * estimate
+    failed = f" --fail-on found: {', '.join(failed_on)}." if failed_on else ""
+    low, high = [int(one.total_seconds()) for one in lasts] or (None, None)
+    return {
+        "outcome": str(outcome),
+        "exitStatus": FAILED_ON if failed_on else status,
+        "message": f"{str(outcome).capitalize()}{guess}: {why}{failed}",
+        "nodes": len(steps),
+        "pods": pods,
+        "podsComplete": complete,
+        "secondsAtLeast": low,
+        "secondsAtMost": high,
+        "estimate": estimate,
+        "failedOn": failed_on,
+    }
+
+
+def judge(proposal: Proposal, *, estimate: bool = False) -> tuple[Outcome, str]:
+    """Return the first outcome that applies to one policy, and why; the text may be empty for NOTHING and CHANGES."""
+    if not proposal.accepted:
+        return Outcome.CANNOT, proposal.about
+    unknown = ""
+    if unread := proposal.unread:
+        unknown = f"{some([one.node for one in unread])}: {UNREADABLE if estimate else unread[0].message}"
+    if proposal.steps:
+        return Outcome.CHANGES, unknown and f"it is unknown what will happen on {unknown}"
+    if proposal.lost:
+        owners, nodes = some(sorted({*proposal.lost.values()})), some(tuple(proposal.lost))
+        why = f"other policies ({owners}) own every node that spec.nodeSelector selects ({nodes})"
+        return Outcome.CANNOT, f"{why}. Narrow a selector, or give this policy a higher spec.priority"
+    if unknown:
+        return Outcome.UNKNOWN, unknown
+    if proposal.coming:
+        return Outcome.UNKNOWN, f"another policy is still changing {some(proposal.coming)}"
+    if stuck := [one for one in proposal.left_out if Mark.OUTSIDE not in one.reason.marks]:
+        return Outcome.CANNOT, f"{some([one.node for one in stuck])}: {stuck[0].reason}: {stuck[0].message}"
+    return Outcome.NOTHING, ""
+
+
+def tell_span(lasts: Sequence[timedelta]) -> str:
+    """Return a range of time in words, such as `about 20m to 1h5m`."""
+    return f"about {' to '.join(dict.fromkeys(map(length, lasts)))}"
+
+
+KUEUE = ("v1beta2", "v1beta1")
+"""The versions of Kueue's API that are tried."""
+KINDS: tuple[tuple[str, Resource], ...] = (
+    ("ResourceQuota", Resource("", "v1", "resourcequotas", namespaced=True)),
+    ("LimitRange", Resource("", "v1", "limitranges", namespaced=True)),
+    *(("ResourceFlavor", Resource("kueue.x-k8s.io", version, "resourceflavors")) for version in KUEUE),
+    *(("ClusterQueue", Resource("kueue.x-k8s.io", version, "clusterqueues")) for version in KUEUE),
+    ("Deployment", DEPLOYMENTS),
+    ("StatefulSet", Resource("apps", "v1", "statefulsets", namespaced=True)),
+    ("DaemonSet", DAEMON_SETS),
+    ("Job", Resource("batch", "v1", "jobs", namespaced=True)),
+    ("CronJob", Resource("batch", "v1", "cronjobs", namespaced=True)),
+)
+
+
+def find_vanishing(proposals: Iterable[Proposal], live: LivePlan) -> frozenset[str]:
+    """Return the resource names and the node labels, as `key=value`, that no node would have after the changes."""
+    accepted = [one for one in proposals if one.accepted and one.steps]
+    names = {lost.resource for one in accepted for lost in one.vanishing if not lost.demand.remain}
+    nodes = [live.snapshot.nodes[step.verdict.node] for one in accepted for step in one.steps]
+    pairs = {pair for node in nodes for pair in node.labels.items() if is_rewritten(pair[0])}
+    gone = pairs - live.plan.afterwards.find_labels() if pairs else pairs
+    return frozenset(names | {f"{key}={value}" for key, value in gone})
+
+
+async def read_dependents(
+    client: KubeClient, vanishing: Set[str], ignored: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return sentences about objects outside the namespace `ignored` that refer to a name in `vanishing`, and a note about kinds that could not be read.
+
+    Raises KubeError only if it cannot be determined whether an unreadable kind is served.
+    """
+    mentions: dict[str, set[str]] = defaultdict(set)
+    unread: dict[str, str] = {}
+    for kind, resource in KINDS if vanishing else ():
+        try:
+            async for page in pages_of(client, resource):
+                for raw in page.items:
+                    namespace = text(raw, "metadata", "namespace")
+                    ended = has_condition(raw, "Complete") or has_condition(raw, "Failed")
+                    owners = {text(one, "kind") for one in entries(raw, "metadata", "ownerReferences")}
+                    if ended or namespace == ignored or "CronJob" in owners:
+                        continue
+                    ref = "/".join(filter(None, (namespace, text(raw, "metadata", "name"))))
+                    for name in _mentioned(raw.get("spec"), vanishing):
+                        mentions[name].add(f"{kind} {ref}")
+        except KubeError as error:
+            if await client.served(resource):  # RBAC also refuses kinds that are not installed
+                unread[resource.plural] = error_text(error)
+    lines = [
+        f"{name} will no longer exist, but these objects refer to it: {some(sorted(refs), 20)}"
+        for name, refs in sorted(mentions.items())
+    ]
+    if any(ref.startswith("ResourceQuota ") for refs in mentions.values() for ref in refs):
+        lines.append("A ResourceQuota has no effect on a resource that no node advertises")
+    if not unread:
+        return tuple(lines), ()
+    why = f"{', '.join(sorted(unread))} may refer to names that will no longer exist, but could not be read"
+    return tuple(lines), (f"{why}: {min(unread.values())}",)
+
+
+async def read_tenants(
+    client: KubeClient, vanishing: Set[str], live: LivePlan
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return sentences about namespaces that the chart's guard for tenants (docs/how-to/isolate-tenants.md) would leave without nodes for GPU pods, and a note if they could not be read."""
+    lines = []
+    for level, modes in ADMITTED.items() if live.snapshot.settings.guard != "false" else ():
+        lost = vanishing & {f"{LABEL_MODE}={mode}" for mode in modes}
+        if not lost or live.plan.afterwards.find_labels() & {(LABEL_MODE, mode) for mode in modes}:
+            continue
+        try:
+            found = await list_of(client, NAMESPACES, label_selector=f"{LABEL_ISOLATION}={level}")
+        except KubeError as error:
+            what = f"namespaces with the {LABEL_ISOLATION} label"
+            return (), (f"{what} could not be read: {error_text(error)}",)
+        if found:
+            whose = some(sorted(text(raw, "metadata", "name") for raw in found), 20)
+            lines.append(
+                f"No node will have mode {' or '.join(modes)}, but GPU pods in namespaces with the label"
+                f" {LABEL_ISOLATION}={level} are admitted only to such nodes: {whose}"
+            )
+    return tuple(lines), ()
+
+
+def _mentioned(value: object, vanishing: Set[str]) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from {str(key).removeprefix("requests."), f"{key}={item}"} & vanishing
+            yield from _mentioned(item, vanishing)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _mentioned(item, vanishing)
+    elif isinstance(value, str) and value in vanishing:
+        yield value
+
 
 PRESUMED = (
     "No agent has read the GPUs. They are inferred from the labels and the advertised resources of the nodes, and"
@@ -61,35 +273,25 @@ COLUMNS = columns(NODE=0, CLASS=3, NOW=2, AFTER=2, PODS=4, BUDGETS=5, WHEN=0)
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """All the results that `plan` shows."""
-
     proposals: tuple[Proposal, ...] = ()
-    """For each pool, what would happen to it."""
     notes: tuple[str, ...] = ()
-    """Sentences about what is uncertain in the proposals."""
     simulated: tuple[str, ...] = ()
-    """Nodes of these pools whose GPUs are SIMULATED."""
     dependents: tuple[str, ...] = ()
-    """Sentences about other objects that refer to resources or labels which will no longer exist."""
     estimate: bool = False
-    """Whether the GPUs were inferred from labels, because the operator is not installed."""
     fail_on: tuple[str, ...] | None = None
-    """The words of --fail-on, or None if the flag was not given."""
+    """None if the flag --fail-on was not given."""
     bars_tenants: bool = False
-    """Whether a namespace that the chart's guard for tenants limits would be left without any node for its GPU pods, or
-    it is unknown because namespaces could not be listed (`read_tenants`)."""
+    """Whether the chart's guard would leave a tenant without nodes, or namespaces could not be listed (`read_tenants`)."""
 
     @property
     def verdict(self) -> ConclusionData:
-        """The verdict on all proposals together."""
         return conclude(
             self.proposals, estimate=self.estimate, fail_on=self.fail_on, bars_tenants=self.bars_tenants
         )
 
 
 def describe(planned: Planned, paper: Paper) -> list[Line]:
-    """Draw the verdict with the totals, the nodes with SIMULATED GPUs, all proposals (`_describe`), the objects that
-    depend on what vanishes, the notes about what is uncertain, and a sentence that nothing was changed."""
+    """Draw the whole plan, below the verdict."""
     verdict = planned.verdict
     lines = prose(verdict["message"], paper, hang="  ", ink=INKS[verdict["outcome"]])
     lines += [*describe_simulated(planned.simulated, paper), BLANK]
@@ -103,17 +305,19 @@ def describe(planned: Planned, paper: Paper) -> list[Line]:
 
 
 def _describe(proposal: Proposal, paper: Paper, *, estimate: bool, explained: bool) -> list[Line]:
-    """Draw what would happen to one pool: the title, whether its policy is accepted and why, the summary if nodes
-    change, the share of each MPS client, the table of nodes that would change (at most MOST unless the paper is wide),
-    the pods that would be evicted, the resources whose numbers change, what blocks the changes, and which nodes stay as
-    they are and why. The pods are left out with the table if no node changes, and other parts if they are empty. The
-    acceptance is left out if `explained` is true, because the verdict above has it."""
     lines = fold(_title(proposal, estimate=estimate), paper)
     if not explained:
         text, ink = ("Accepted", Ink.PLAIN) if proposal.accepted else ("Refused", Ink.BAD)
         lines += prose(f"{text}: {proposal.about}", paper, hang="  ", ink=ink)
     if proposal.accepted and proposal.steps:
-        lines += prose(_summary(proposal), paper, hang="  ")
+        facts = (
+            f"disruption class {proposal.disruption}",
+            f"{counted(proposal.at_once, 'node')} at a time",
+            f"windows: {', '.join(proposal.windows)}" if proposal.windows else "no time windows",
+            f"takes {tell_span(proposal.lasts)}" if proposal.lasts else "",
+            proposal.hash and f"plan {proposal.hash}",
+        )
+        lines += prose("; ".join(filter(None, facts)), paper, hang="  ")
     for product, gib in proposal.client_memory.items():
         text = (
             f"each MPS client of a {product} may use {floor(gib * 100) / 100:.2f} GiB of its memory and"
@@ -122,22 +326,27 @@ def _describe(proposal: Proposal, paper: Paper, *, estimate: bool, explained: bo
         lines += prose(text, paper, hang="  ")
     shown = proposal.steps if paper.wide else proposal.steps[:MOST]
     if shown:
-        lines += table(COLUMNS, [_row(step) for step in shown], paper, "  ")
+        rows = []
+        for step in shown:
+            verdict, preview = step.verdict, step.preview
+            # Only the operator knows the progress of a change, because it has sent the evictions.
+            when = "under way" if verdict.phase.in_flight else f"{verdict.phase}: {verdict.reason}"
+            begins = Span("at once", Ink.GOOD) if step.starts else Span(when, Ink.WAITING)
+            counts = ("?", "") if preview is None else (str(len(preview.pods)), ", ".join(preview.budgets))
+            change = str(verdict.disruption), verdict.observed, verdict.wanted
+            rows.append(line(verdict.node, *change, *counts, begins))
+        lines += table(COLUMNS, rows, paper, "  ")
         if (more := len(proposal.steps) - len(shown)) > 0:
             lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide lists all", Ink.FAINT)))
-        lines += _evicted(proposal, paper)
+        previews = [step.preview for step in proposal.steps if step.preview is not None]
+        pods = [pod for preview in previews for pod in preview.pods]
+        named = some(pods, len(pods) if paper.wide else MOST)
+        texts = [f"pods that would be evicted: {named}"] if pods else []
+        gangs = sorted({gang for preview in previews for gang in preview.gangs})
+        texts += [f"gang that would be interrupted: {gang}" for gang in gangs]
+        lines += prose_of_each(texts, paper, indent="  ")
     lines += _resources(proposal, paper)
     lines += prose_of_each((f"! {blocker}" for blocker in _blockers(proposal)), paper, ink=Ink.WAITING)
-    return [*lines, *_unchanged(proposal, paper)]
-
-
-def _unchanged(proposal: Proposal, paper: Paper) -> list[Line]:
-    """Draw which nodes stay as they are and why: those that already have the wanted layout but are not governed by the
-    policy yet, in one sentence that names at most MOST of them unless the paper is wide; then those that are left out
-    or blocked. A blocked node whose blocking pods have been named already is not drawn, and of several that are blocked
-    with the same message only the last is. A message that says why the whole policy is refused is left out. On paper
-    that is not wide, at most 5 of the nodes that are left out or blocked are drawn."""
-    lines: list[Line] = []
     if adopted := proposal.adopted:
         named = some(adopted, len(adopted) if paper.wide else MOST)
         nodes_are = counted(len(adopted), "node is", "nodes are")
@@ -154,67 +363,20 @@ def _unchanged(proposal: Proposal, paper: Paper) -> list[Line]:
 
 
 def _title(proposal: Proposal, *, estimate: bool) -> Line:
-    """Return the policy's name and what would happen, in one line: the reason why the policy is refused; or the outcome
-    with its explanation if nothing changes; or `nothing to change`; or at most two of the changes of layout, each only
-    once and sorted, with `?` for a layout that is unknown, and how many of its nodes will change. The total of nodes
-    includes those that match already and those that are left out. `estimate` is true if the operator is not installed.
-    """
-    outcome, why = judge(proposal, estimate=estimate)
-    count = len(proposal.steps)
-    size = count + len(proposal.left_out) + len(proposal.adopted) + proposal.settled
-    changes = f"{count} of {counted(size, 'node')} will change"
+    name, (outcome, why) = Span(proposal.policy, Ink.TITLE), judge(proposal, estimate=estimate)
     if not proposal.accepted:
-        return line(Span(proposal.policy, Ink.TITLE), "  ", Span(proposal.reason, Ink.BAD))
+        return line(name, "  ", Span(proposal.reason, Ink.BAD))
     if outcome is not Outcome.CHANGES:
         what = f"{outcome}: {why}" if why else "nothing to change"
-        return line(Span(proposal.policy, Ink.TITLE), "  ", Span(what, INKS[str(outcome)]))
+        return line(name, "  ", Span(what, INKS[str(outcome)]))
     kinds = sorted({(s.verdict.observed or "?", s.verdict.wanted or "?") for s in proposal.steps})
     ways = ", ".join(f"{now} -> {after}" for now, after in kinds[:2]) + (" ..." if len(kinds) > 2 else "")
-    return line(Span(proposal.policy, Ink.TITLE), f"  {ways}  ", Span(changes, Ink.BUSY))
-
-
-def _summary(proposal: Proposal) -> str:
-    """Return the class of the change, the number of nodes that change at a time, the time windows (or `no time
-    windows`), how long the change takes and the hash of the plan, separated by semicolons. An unknown length and an
-    empty hash are left out."""
-    facts = [f"disruption class {proposal.disruption}", f"{counted(proposal.at_once, 'node')} at a time"]
-    facts.append(f"windows: {', '.join(proposal.windows)}" if proposal.windows else "no time windows")
-    facts += [f"takes {tell_span(proposal.lasts)}"] if proposal.lasts else []
-    if proposal.hash:
-        facts.append(f"plan {proposal.hash}")
-    return "; ".join(facts)
-
-
-def _row(step: Step) -> Line:
-    """Return the cells of one node in the table of nodes; see COLUMNS. PODS is how many pods would be evicted, and
-    BUDGETS which PodDisruptionBudgets that concerns. If the node's pods were not listed, their number is ? and the
-    budgets are empty. WHEN is `at once` if the change would begin in this pass, and `under way` if it has begun and is
-    not over, also if it failed. Otherwise it is the phase of the node and the reason why its change does not begin."""
-    verdict, preview = step.verdict, step.preview
-    # Only the operator knows the progress of a change, because it has sent the evictions.
-    when = "under way" if verdict.phase.in_flight else f"{verdict.phase}: {verdict.reason}"
-    pods, budgets = ("?", ()) if preview is None else (str(len(preview.pods)), preview.budgets)
-    begins = Span("at once", Ink.GOOD) if step.starts else Span(when, Ink.WAITING)
-    change = str(verdict.disruption), verdict.observed, verdict.wanted
-    return line(verdict.node, *change, pods, ", ".join(budgets), begins)
-
-
-def _evicted(proposal: Proposal, paper: Paper) -> list[Line]:
-    """Draw one sentence with the pods that would be evicted, and one for each gang that would be interrupted, as far as
-    pods were listed. At most MOST pods are named, or all on wide paper. Empty if no pod would be evicted and no gang
-    interrupted."""
-    pods = [pod for step in proposal.steps if step.preview is not None for pod in step.preview.pods]
-    gangs = sorted({gang for s in proposal.steps if s.preview is not None for gang in s.preview.gangs})
-    named = some(pods, len(pods) if paper.wide else MOST)
-    texts = [f"pods that would be evicted: {named}"] if pods else []
-    texts += [f"gang that would be interrupted: {gang}" for gang in gangs]
-    return prose_of_each(texts, paper, indent="  ")
+    count = len(proposal.steps)
+    size = count + len(proposal.left_out) + len(proposal.adopted) + proposal.settled
+    return line(name, f"  {ways}  ", Span(f"{count} of {counted(size, 'node')} will change", Ink.BUSY))
 
 
 def _resources(proposal: Proposal, paper: Paper) -> list[Line]:
-    """Draw each resource whose number of devices in the pool changes, sorted by name, with both numbers. If the number
-    falls, add which pods request the resource (`_who_asks`). End with a hint if `mig.strategy: single` would keep the
-    name nvidia.com/gpu. Empty if the policy is refused or no number changes."""
     if proposal.before == proposal.after or not proposal.accepted:
         return []
     shrinking = {one.resource: one for one in proposal.vanishing}
@@ -225,31 +387,22 @@ def _resources(proposal: Proposal, paper: Paper) -> list[Line]:
             continue
         sign, ink = ("-", Ink.BAD) if then < now else ("+", Ink.GOOD)
         lines.append(line("  ", Span(f"{sign} {name}: {now} -> {then}", ink)))
-        if (resource := shrinking.get(name)) is not None and (who := _who_asks(resource)):
-            lines += prose(who, paper, indent="    ", hang="  ")
+        if (lost := shrinking.get(name)) is not None:
+            requests = counted(len(lost.pods), "pod here requests", "pods here request")
+            parts = [f"{requests} it ({some(lost.pods, 5)})"] if lost.pods else []
+            if lost.pending:
+                parts.append(f"{counted(lost.pending, 'pod is', 'pods are')} waiting for it")
+            where = lost.demand.text if lost.demand.waiting else "other nodes still advertise it"
+            where = where if lost.demand.remain else "no node would advertise it any more"
+            if parts:
+                lines += prose("; ".join((*parts, where)), paper, indent="    ", hang="  ")
     if proposal.single_keeps_name:
         hint = "spec.mig.strategy: single would keep the name nvidia.com/gpu, and no manifest would have to change"
         lines += prose(f"Hint: {hint}.", paper, indent="  ", hang="  ", ink=Ink.GOOD)
     return lines
 
 
-def _who_asks(resource: Vanishing) -> str:
-    """Return a clause about a resource whose number of devices in the pool falls: which pods of the pool request it
-    (five are named at most), how many pods are waiting for it, and whether other nodes still advertise enough devices,
-    too few, or none at all. Empty if no pod requests it or is waiting for it."""
-    here, pending = len(resource.pods), resource.pending
-    requests = counted(here, "pod here requests", "pods here request")
-    parts = [f"{requests} it ({some(resource.pods, 5)})"] if here else []
-    parts += [f"{counted(pending, 'pod is', 'pods are')} waiting for it"] if pending else []
-    where = resource.demand.text if resource.demand.waiting else "other nodes still advertise it"
-    where = where if resource.demand.remain else "no node would advertise it any more"
-    return "; ".join((*parts, where)) if parts else ""
-
-
 def _blockers(proposal: Proposal) -> tuple[str, ...]:
-    """Return sentences about what would prevent the eviction of pods, merged for all nodes of a policy; if there are
-    too many, the last one says how many are left out (`explain_blockers`). Nodes whose pods were not listed do not
-    count."""
     return explain_blockers(
         blocker for step in proposal.steps if step.preview is not None for blocker in step.preview.blockers
     )
@@ -259,7 +412,6 @@ def _blockers(proposal: Proposal) -> tuple[str, ...]:
 
 
 def as_data(planned: Planned, where: str) -> PlanData:
-    """Return the whole plan as plain data, for JSON and YAML. `where` is the name of the kubeconfig's context."""
     return {
         "context": where,
         "verdict": planned.verdict,
@@ -271,8 +423,6 @@ def as_data(planned: Planned, where: str) -> PlanData:
 
 
 def _proposal_data(proposal: Proposal, *, estimate: bool) -> ProposalData:
-    """Return what would happen to one pool as plain data, including all of its changing and left-out nodes and its own
-    verdict, which leaves --fail-on out of account."""
     return {
         "name": proposal.policy,
         "verdict": conclude((proposal,), estimate=estimate),
@@ -283,7 +433,7 @@ def _proposal_data(proposal: Proposal, *, estimate: bool) -> ProposalData:
         "disruption": str(proposal.disruption),
         "atOnce": proposal.at_once,
         "windows": list(proposal.windows),
-        "nodes": [_step_data(step) for step in proposal.steps],
+        "nodes": list(map(_step_data, proposal.steps)),
         "settled": proposal.settled,
         "adopted": list(proposal.adopted),
         "leftOut": [
@@ -313,7 +463,6 @@ def _proposal_data(proposal: Proposal, *, estimate: bool) -> ProposalData:
 
 
 def _step_data(step: Step) -> StepData:
-    """Return the change of one node as plain data. The fields about its pods are None if the pods were not listed."""
     verdict, preview = step.verdict, step.preview
     return {
         "name": verdict.node,
@@ -331,10 +480,7 @@ def _step_data(step: Step) -> StepData:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Show what the policies in the files of `-f`, or else the present policies, would do (see VerbModule). If the user
-    names policies, only these are shown. A note names each other object in the files, which is ignored. Nothing is
-    written. Returns the exit status of the verdict. Raises Trouble, also if a named policy does not exist or, with
-    `-f`, is not in the files, or if --fail-on has an unknown word."""
+    """Show what the policies in the files of `-f`, or else the present policies, would do."""
     fail_on = tuple(word.strip() for word in typed.fail_on.split(",")) if typed.fail_on else None
     if unknown := sorted({*(fail_on or ())} - {*FAIL_ON}):
         raise Trouble(f"--fail-on has no word {unknown[0]!r}; use one or more of {','.join(FAIL_ON)}")
@@ -356,12 +502,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) -> Planned:
-    """Return what would happen to the pools if the `proposed` policies were applied, and what is uncertain about it.
-    Only the policies named in `only` are shown, or all if it is empty; the others are planned too, because they compete
-    for nodes. If no operator is installed, the cluster is planned as it will be with one: with GPUs inferred from
-    labels and advertised resources (`with_presumed`) and ClusterPolicy naming the operator's ConfigMaps
-    (`with_pointers`); the first note says so. Nothing is written. Raises Trouble, also if a name in `only` belongs to
-    no policy."""
+    """Return what would happen to the pools in `only` (all if it is empty); the others are planned too, because they compete for nodes. Raises Trouble, also if a name in `only` belongs to no policy."""
     async with gathered(session, proposed, beforehand=True) as cluster:
         if cluster.installed.missing:
             admin = await read_admin_maps(session, (await cluster.decide(())).snapshot)
@@ -396,13 +537,16 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
 
 
 async def _with_length(session: Session, proposal: Proposal, live: LivePlan, most: int) -> Proposal:
-    """Return the proposal with how long its changes take, judging by the changes in the histories of at most `most`
-    nodes: first nodes of its own pool, then others, each group with the latest proven change first. Nodes without a
-    proven change are not read. All histories are read at once, but none if no node of the pool will change; the length
-    is empty then, and also if it is unknown (`foresee`). A GPUNode that cannot be read counts as one without a history.
-    """
+    """Estimate from the histories of the nodes that changed last, those of the own pool first."""
     pool = live.plan.pools[proposal.policy]
     own = {*pool.names}
+
+    async def read_past(node: str) -> list[timedelta]:
+        try:
+            return read_changes(read_node(await session.client.get(GPUNODES, node)), session.now())[0]
+        except KubeError:
+            return []
+
     dated = [
         (node.name in own, node.verified.changed_at, node.name)
         for node in live.snapshot.nodes.values()
@@ -410,15 +554,6 @@ async def _with_length(session: Session, proposal: Proposal, live: LivePlan, mos
     ]
     async with asyncio.TaskGroup() as group:
         latest = nlargest(most, dated) if proposal.steps else ()
-        tasks = [group.create_task(_read_past(session, name)) for _, _, name in latest]
+        tasks = [group.create_task(read_past(name)) for _, _, name in latest]
     past = [took for task in tasks for took in task.result()]
     return replace(proposal, lasts=foresee(pool, live.snapshot, live.now, len(proposal.steps), past))
-
-
-async def _read_past(session: Session, node: str) -> list[timedelta]:
-    """Return how long each past change of a node took, by its history (`read_changes`). Empty if the GPUNode cannot be
-    read (any KubeError)."""
-    try:
-        return read_changes(read_node(await session.client.get(GPUNODES, node)), session.now())[0]
-    except KubeError:
-        return []

@@ -1,142 +1,284 @@
-"""Carry out a steering verb: show a small patch and send it.
-
-If the patch may evict pods, the user must confirm it or give --yes. If no operator is installed or runs, nothing would
-act on the patch, and the command says so.
-
-Terms: docs/design/glossary.md#fence.
-"""
+"""The verbs that only patch an object: approve, pause, resume, retry, abort, skip."""
 
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
 from typing import TextIO
 
+from gpusharing.api import names
+from gpusharing.api.names import Phase
 from gpusharing.kube.client import GPUNODES, JSON, LEASES, NODES, POLICIES, Resource
 from gpusharing.kube.errors import Conflict, Forbidden, NotFound
 from gpusharing.kube.fence import read_fence
 from gpusharing.kube.lease import leader_of
-from gpusharing.kube.raw import part, section, text, whole
-from kubectl_gpusharing.changing.steering import (
-    STEERING,
-    Change,
-    SteeringRequest,
-    SteeringVerb,
-    annotations_of,
-)
-from kubectl_gpusharing.live.installed import OPERATOR, InstalledOperator, read_deployment
+from gpusharing.kube.raw import part, section, text, texts, whole
+from gpusharing.planning.pools.holds import read_value
+from gpusharing.planning.vocabulary.lengths import counted
+from gpusharing.planning.vocabulary.reasons import Mark, Reason
+from kubectl_gpusharing.live.cluster import OPERATOR, read_deployment
+from kubectl_gpusharing.pools.fleet import NodeStatus, State, read_node
 from kubectl_gpusharing.shell.documents import PatchData
 from kubectl_gpusharing.shell.drawing import Ink, Span, line, prose
 from kubectl_gpusharing.shell.session import Session, object_name
 from kubectl_gpusharing.shell.terminal import Terminal, ask_line
 from kubectl_gpusharing.shell.troubles import DONE, FAILED, INSTALL, Trouble, explained
 
+_RETRIED = frozenset(reason for reason in Reason if Mark.RETRIED in reason.marks)
+_NOT_RETRIED = {str(reason): reason.remedy for reason in Reason if Mark.NOT_RETRIED in reason.marks}
+IN_FLIGHT = {
+    "Finish": "changes in flight are completed",
+    "Hold": "nodes whose change has not passed the point of no return stay cordoned and wait, and no pod is evicted",
+    "Abort": "nodes whose change has not passed the point of no return are returned to service as they were",
+}
+"""What a pause does to nodes in flight, for each value of `whenPaused`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A patch of the object that the verb acts on, and its consequences."""
+
+    body: JSON
+    """A JSON merge patch."""
+    means: str
+    moves: bool = False
+    """Whether pods may be evicted because of the patch, so that the user has to confirm it."""
+
+
+async def read_gpunodes(session: Session, verb: str, name: str) -> tuple[NodeStatus, ...]:
+    """Return what the verb needs: for resume the nodes of the policy that may not start because others failed, for retry the node itself, unless the user may not read it."""
+    if verb == "resume":
+        nodes = map(read_node, await session.all(GPUNODES))
+        return tuple(node for node in nodes if (node.policy, node.reason) == (name, Reason.HALTED))
+    if verb == "retry":
+        with explained(session.where), suppress(Forbidden):
+            try:
+                return (read_node(await session.client.get(GPUNODES, name)),)
+            except NotFound as error:
+                raise Trouble(
+                    f"there is nothing to retry on {name}: it has no GPUNode, so the operator does not manage its GPUs"
+                ) from error
+    return ()
+
+
+def find_change(
+    typed: Namespace, verb: str, raw: JSON, gpunodes: Sequence[NodeStatus], now: datetime
+) -> Change:
+    """Return the patch for an object. Raises Trouble if it would have no effect."""
+    match verb:
+        case "approve":
+            return _approve(raw, typed.hash)
+        case "pause":
+            return _pause(raw, typed.when_paused)
+        case "resume":
+            return _resume(raw, gpunodes)
+        case "retry":
+            means = "the operator will retry this node under its policy's rules and drain it first, which may evict pods"
+            means += _find_wait(raw, gpunodes[0]) if gpunodes else ""
+            return Change(
+                _annotation(names.ANNOTATION_RETRY, now.strftime("%Y%m%dT%H%M%SZ")), means, moves=True
+            )
+        case "abort":
+            return _abort(raw)
+    name = text(raw, "metadata", "name")
+    skipped = names.is_skip(texts(section(raw, "metadata", "labels")).get(names.LABEL_SKIP))
+    if skipped is not typed.undo:
+        raise Trouble(f"{name} is {'already skipped' if skipped else 'not skipped'}")
+    means = "no new change will start on this node; a change in flight continues, and the pool still counts the node"
+    means = "changes may start on this node again" if typed.undo else means
+    body = {"metadata": {"labels": {names.LABEL_SKIP: None if typed.undo else "true"}}}
+    return Change(body, means, moves=typed.undo)
+
+
+def _approve(policy: JSON, expected: str) -> Change:
+    name, plan = text(policy, "metadata", "name"), section(policy, "status", "plan")
+    _refuse_unseen(policy)
+    if part(policy, "spec", "rollout", "approval") != "Manual":
+        raise Trouble(f"{name} needs no approval: spec.rollout.approval is not Manual")
+    current = text(plan, "hash")
+    if not current:
+        raise Trouble(f"{name} has no plan, because no node needs to change: there is nothing to approve")
+    if expected and expected != current:
+        raise Trouble(
+            f"the plan for {name} is now {current}, not {expected}. Review it again: kubectl gpusharing plan {name}"
+        )
+    if annotations_of(policy).get(names.ANNOTATION_APPROVE) == current:
+        raise Trouble(f"plan {current} for {name} has already been approved")
+    nodes, pods = counted(whole(plan, "nodeCount"), "node"), counted(whole(plan, "pods"), "pod")
+    means = (
+        f"the operator may carry out plan {current}, disruption class {text(plan, 'disruption')}: {nodes} will change"
+        f" and {pods} will be evicted"
+    )
+    return Change(_annotation(names.ANNOTATION_APPROVE, current), means, moves=not expected)
+
+
+def _pause(policy: JSON, wanted: str) -> Change:
+    name, rollout = text(policy, "metadata", "name"), section(policy, "spec", "rollout")
+    before = text(rollout, "whenPaused") or "Finish"
+    when = wanted or before
+    if rollout.get("paused") is True and when == before:
+        raise Trouble(f"{name} is already paused (whenPaused: {when})")
+    body = {"paused": True, **({"whenPaused": wanted} if wanted else {})}
+    means = f"no further node will start to change; {IN_FLIGHT.get(when, when)}"
+    return Change({"spec": {"rollout": body}}, means)
+
+
+def _resume(policy: JSON, halted: Sequence[NodeStatus]) -> Change:
+    name, revision = text(policy, "metadata", "name"), text(policy, "status", "revision")
+    if part(policy, "spec", "rollout", "paused") is True:
+        means = "nodes will start to change again, unless failures have halted the rollout"
+        return Change({"spec": {"rollout": {"paused": False}}}, means, moves=True)
+    _refuse_unseen(policy)
+    if not halted:
+        raise Trouble(f"{name} is neither paused nor halted by failures: there is nothing to resume")
+    means = (
+        f"{counted(len(halted), 'node')} may start although others failed; further failures halt the rollout"
+        " again, and failed nodes stay as they are until you retry them"
+    )
+    # The value that the operator has published may be for an earlier revision, and would then have no effect.
+    requested = read_value(halted[0].message)
+    value = requested if requested.partition(".")[0] == revision else revision
+    return Change(_annotation(names.ANNOTATION_RESUME, value), means, moves=True)
+
+
+def _find_wait(node: JSON, status: NodeStatus) -> str:
+    state = f"{status.phase} ({status.reason})"
+    refusal = f"there is nothing to retry on {status.name}: it is {state}"
+    if (remedy := _NOT_RETRIED.get(status.reason)) is not None:
+        raise Trouble(f"{refusal}. {remedy}")
+    fence, _ = read_fence(annotations_of(node))
+    # While a failed node returns to its last proven layout, a retry makes it try the wanted layout again.
+    begins = status.reason in _RETRIED or (fence is not None and fence.rolls_back)
+    if begins or status.state is State.FAILED or status.phase not in (*Phase,):
+        return ""
+    if status.phase == Phase.BLOCKED:
+        return f"; it is {state} now, and the retry will start once it is no longer {status.phase}"
+    if status.reason == Reason.SKIP_LABEL:
+        refusal += f". To let changes begin there: kubectl gpusharing skip {status.name} --undo"
+    elif status.state is State.MOVES:
+        refusal += (
+            f", and its change continues. To see what it is waiting for: kubectl gpusharing why {status.name}"
+        )
+    raise Trouble(refusal)
+
+
+def _abort(node: JSON) -> Change:
+    name = text(node, "metadata", "name")
+    fence, damage = read_fence(annotations_of(node))
+    if fence is not None and fence.stage == "fenced":
+        means = "the operator will abort the change and return the node to service as it was"
+        return Change(_annotation(names.ANNOTATION_ABORT, fence.op), means)
+    if damage:
+        raise Trouble(
+            f"the fence on {name} cannot be read: {damage}. To see what to do: kubectl gpusharing why {name}"
+        )
+    if fence is None:
+        raise Trouble(f"no change is in flight on {name}: there is nothing to abort")
+    if fence.stage == "yielded":
+        raise Trouble(
+            f"someone else is working on {name}, so its change has already stopped: the node will be returned to service"
+            " when they are done"
+        )
+    raise Trouble(
+        f"{name} is past the point of no return, so it returns to service only with a proven layout; to choose another"
+        " layout, edit the policy"
+    )
+
+
+def annotations_of(node: JSON) -> Mapping[str, str]:
+    """Return the annotations of an object, without those whose values are not strings."""
+    return texts(section(node, "metadata", "annotations"))
+
+
+def _annotation(key: str, value: str) -> JSON:
+    return {"metadata": {"annotations": {key: value}}}
+
+
+def _refuse_unseen(policy: JSON) -> None:
+    observed, now = whole(policy, "status", "observedGeneration"), whole(policy, "metadata", "generation")
+    if observed < now:
+        name = text(policy, "metadata", "name")
+        raise Trouble(f"the operator has not processed generation {now} of {name} yet; try again in a moment")
+
+
 DID = "Done."
 ASKED = "Done: requested on the GPUNode, because you may not patch Nodes; the operator writes it to the Node."
 Changes = list[tuple[JSON, Change]]
-"""Objects, each with the patch that it gets."""
 TRIES = 5
 """How often the patch is tried if somebody else writes the object between our read and our patch."""
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Show the patch, request a confirmation if it may evict pods and --yes is not given, and send it (see VerbModule).
-    With --dry-run, nothing is confirmed or sent. With -o json, yaml or jsonpath, only a document for each patch is
-    printed, at the end; a patch that failed has none. Returns DONE, also with --dry-run, or FAILED if the user does not
-    confirm. The last line says that nothing was changed, that all was done, or what else the user must know
-    (`_find_absence`, ASKED).
-
-    Raises Trouble unless exactly one of a name and --all is given, if the object cannot be read, or if the patch would
-    have no effect, cannot be sent, or needs a confirmation for which there is no terminal. With --all, every policy on
-    which the patch has an effect is patched, even if another one cannot be; what failed is then raised in one Trouble
-    at the end, with the number of policies that were changed.
-    """
-    verb, every = STEERING[typed.verb], getattr(typed, "all", False)
+    """Show the patch, request a confirmation if it may evict pods and --yes is not given, and send it."""
+    verb, every = typed.verb, getattr(typed, "all", False)
+    resource = POLICIES if verb in ("approve", "pause", "resume") else NODES
     if every == bool(typed.name):
-        raise Trouble(f"give one name or --all, for example: kubectl gpusharing {typed.verb} --all")
-    objects = await session.all(POLICIES) if every else [await session.get(verb.resource, typed.name)]
-    absent = await _find_absence(session, typed, lasts=verb.lasts or every)
-    request = SteeringRequest(
-        session.now(),
-        typed,
-        gpunodes=() if every or verb.read is None else await verb.read(session, typed.name),
-    )
-    changes = _changes(verb, objects, request, every=every)
-    _show(verb.resource, changes, terminal)
+        raise Trouble(f"give one name or --all, for example: kubectl gpusharing {verb} --all")
+    objects = await session.all(POLICIES) if every else [await session.get(resource, typed.name)]
+    absent = await _find_absence(session, typed, lasts=verb in ("pause", "skip") or every)
+    gpunodes = () if every else await read_gpunodes(session, verb, typed.name)
+    find = partial(find_change, typed, verb, gpunodes=gpunodes, now=session.now())
+    changes: Changes = []
+    for raw in objects:
+        with suppress(*[Trouble] * every):
+            changes.append((raw, find(raw)))
+    if not changes:
+        raise Trouble("there is no policy for which this would change anything")
+    if not terminal.structured:
+        for raw, change in changes:
+            reference = Span(_reference(resource, text(raw, "metadata", "name")), Ink.TITLE)
+            terminal.show([line(reference, f"  {json.dumps(change.body, separators=(',', ':'))}")])
+        for means in dict.fromkeys(change.means for _, change in changes):
+            terminal.show(prose(f"{means[:1].upper()}{means[1:]}.", terminal.paper))
     moves = any(change.moves for _, change in changes)
     if typed.dry_run or (moves and not typed.yes and not is_wanted(sys.stdin)):
-        _end(verb.resource, changes, terminal, "Nothing was changed.", done=False)
+        _end(resource, changes, terminal, "Nothing was changed.", done=False)
         return DONE if typed.dry_run else FAILED
-    written, sent, failures = verb.resource, Changes(), list[str]()
+    written, sent, failures = resource, Changes(), list[str]()
     for shown, change in changes:
         try:
-            written = await _send(session, verb.resource, shown, change, lambda raw: verb.find(raw, request))
+            written = await _send(session, resource, shown, change, find)
             sent.append((shown, change))
         except Trouble as trouble:
             failures.append(str(trouble))
     if terminal.structured or not failures:
-        _end(written, sent, terminal, absent or (DID if written == verb.resource else ASKED), done=True)
+        _end(written, sent, terminal, absent or (DID if written == resource else ASKED), done=True)
     if failures:
         changed = f". {len(sent)} of {len(changes)} policies were changed"
         raise Trouble("; ".join(failures) + changed * every)
     return DONE
 
 
-def _changes(verb: SteeringVerb, objects: list[JSON], request: SteeringRequest, *, every: bool) -> Changes:
-    """Return each object with its patch, in the order of `objects`. With `every`, objects for which the patch would
-    have no effect are left out, and Trouble is raised if none is left; otherwise the Trouble of the verb's `find` is
-    raised for such an object."""
-    changes: Changes = []
-    for raw in objects:
-        with suppress(*[Trouble] * every):
-            changes.append((raw, verb.find(raw, request)))
-    if not changes:
-        raise Trouble("there is no policy for which this would change anything")
-    return changes
-
-
 def _end(kind: Resource, changes: Changes, terminal: Terminal, message: str, *, done: bool) -> None:
-    """Print `message`. As data, print instead a document for each patch: the kind, the name, the patch, and `done`,
-    which says whether the patch was sent. If `kind` is GPUNODES, the patch is the request that was written there."""
-    for raw, change in changes if terminal.structured else ():
+    if not terminal.structured:
+        ink = Ink.GOOD if message == DID else Ink.WAITING if done else Ink.FAINT
+        terminal.show(prose(message, terminal.paper, ink=ink))
+        return
+    for raw, change in changes:
         name = text(raw, "metadata", "name")
         patch = _request(change.body) if kind == GPUNODES else change.body
         data: PatchData = {"resource": kind.plural, "name": name, "patch": patch, "done": done}
         terminal.data(PatchData, data, [object_name(kind, name)])
-    ink = Ink.GOOD if message == DID else Ink.WAITING if done else Ink.FAINT
-    if not terminal.structured:
-        terminal.show(prose(message, terminal.paper, ink=ink))
-
-
-def _show(resource: Resource, changes: Changes, terminal: Terminal) -> None:
-    """Print a line with the name and the patch of each object, as compact JSON, and then the consequences, each only
-    once; print nothing if the output is data."""
-    if terminal.structured:
-        return
-    for raw, change in changes:
-        patch = json.dumps(change.body, separators=(",", ":"))
-        reference = _reference(resource, text(raw, "metadata", "name"))
-        terminal.show([line(Span(reference, Ink.TITLE), f"  {patch}")])
-    for means in dict.fromkeys(change.means for _, change in changes):
-        terminal.show(prose(f"{means[:1].upper()}{means[1:]}.", terminal.paper))
 
 
 async def _find_absence(session: Session, typed: Namespace, *, lasts: bool) -> str:
-    """Return a closing sentence that says that no operator is installed or leads, or, for approve, resume and retry,
-    that the chart's value `paused` (anything but `false`) keeps nodes from starting. Empty otherwise. If Deployments
-    may not be read, the operator counts as installed and running, with the chart's defaults. `lasts` says whether an
-    operator that is installed later would act on the patch.
-
-    Raises Trouble if no operator is installed and `lasts` is false, because the patch would have no effect, and for
-    errors of the API server.
-    """
     with explained(session.where):
         operator = await read_deployment(session.client)
-    if part(operator.deployment, "spec", "replicas") == 0 and not await _is_led(session, operator):
-        return "The patch was written, but the operator is scaled to 0 replicas, so it has no effect yet."
+    paused = operator.settings.plan.paused
+    if part(operator.deployment, "spec", "replicas") == 0:
+        with explained(session.where):
+            try:
+                lease = await session.client.get(LEASES, OPERATOR, namespace=operator.settings.plan.namespace)
+                led = bool(leader_of(lease))  # perhaps outside of the cluster, as in `make run`
+            except (NotFound, Forbidden) as error:
+                led = isinstance(error, Forbidden)
+        if not led:
+            return "The patch was written, but the operator is scaled to 0 replicas, so it has no effect yet."
     if not operator.missing:
-        paused = operator.settings.plan.paused
         waits = paused != "false" and typed.verb in ("approve", "resume", "retry")
         return f"Done, but no node starts while the chart's value paused is {paused}." if waits else ""
     why, hint = f"no operator is installed in {session.where}", f"To install the operator, run: {INSTALL}"
@@ -145,31 +287,10 @@ async def _find_absence(session: Session, typed: Namespace, *, lasts: bool) -> s
     return f"The patch was written, but {why}, so it has no effect yet. {hint}"
 
 
-async def _is_led(session: Session, operator: InstalledOperator) -> bool:
-    """Whether some process leads, perhaps outside of the cluster as in `make run`. True if the Lease may not be read.
-    Raises Trouble for other errors of the API server, except that a Lease which does not exist has no leader."""
-    with explained(session.where):
-        try:
-            lease = await session.client.get(LEASES, OPERATOR, namespace=operator.settings.plan.namespace)
-        except NotFound:
-            return False
-        except Forbidden:
-            return True
-    return bool(leader_of(lease))
-
-
 async def _send(
     session: Session, resource: Resource, shown: JSON, change: Change, find: Callable[[JSON], Change]
 ) -> Resource:
-    """Patch the object that was shown to the user as `shown`, and return the kind that was patched: GPUNODES, with the
-    patch of `_request`, if the user may not patch Nodes and the Node has a GPUNode. Raises Trouble, also that of
-    `find`, if the object has changed in a way that matters to the user's decision. `find` computes the patch for the
-    present object, to compare it with `change`.
-
-    If somebody else writes the object between our read and our patch, such as a kubelet with its heartbeat, the server
-    refuses the patch. The object is then read and compared again. Trouble is raised after TRIES attempts, and at once
-    for any other error of the server.
-    """
+    """Return the kind that was patched: GPUNODES if the user may not patch Nodes and the Node has a GPUNode."""
     name = text(shown, "metadata", "name")
     what = _reference(resource, name)
     for _ in range(TRIES):
@@ -197,32 +318,24 @@ async def _send(
 
 
 def _request(body: JSON) -> JSON:
-    """Return the patch of a GPUNode that requests what `body` would do to its Node. It has the labels and annotations
-    of `body`, all as annotations, and `false` as the value of one that is to be removed or is empty. Other parts of
-    `body` are left out."""
+    """Return the patch of a GPUNode that requests what `body` would do to its Node: `false` stands for a removal."""
     labels, annotations = (section(body, "metadata", key) for key in ("labels", "annotations"))
     return {"metadata": {"annotations": {k: v or "false" for k, v in {**labels, **annotations}.items()}}}
 
 
 def _decided_on(raw: JSON) -> tuple[str, int, str]:
-    """Return the parts of an object that the user's decision depends on: its UID, its generation (0 for a Node), and
-    the operation and stage of a node's fence. If the fence cannot be read, the last part says why; without a fence it
-    is empty."""
+    """Return what the user's decision depends on; a Node has no generation."""
     fence, damage = read_fence(annotations_of(raw))
     stands = f"{fence.op} {fence.stage}" if fence is not None else damage
     return text(raw, "metadata", "uid"), whole(raw, "metadata", "generation"), stands
 
 
 def _reference(resource: Resource, name: str) -> str:
-    """Return the name of the object as kubectl accepts it: node/NAME for a Node, gsp/NAME for anything else, which is a
-    policy."""
     return f"{'node' if resource == NODES else 'gsp'}/{name}"
 
 
 def is_wanted(answers: TextIO) -> bool:
-    """Ask at the terminal `answers`, with the question on standard error (`ask_line`), whether to continue although
-    pods may be evicted, and return whether the answer was y or yes, case-insensitively; any other answer, and the end
-    of the input, counts as no. Raises Trouble if `answers` is not a terminal."""
+    """Ask at the terminal whether to continue although pods may be evicted; the end of the input means no. Raises Trouble if `answers` is not a terminal."""
     if not answers.isatty():
         raise Trouble(
             "this may evict pods and must be confirmed, but there is no terminal: pass --yes or --dry-run"

@@ -1,5 +1,6 @@
-"""`support-bundle [FILE]`: a tar archive for troubleshooting. Secrets are not read, and the environments of pods are
-left out.
+"""`support-bundle [FILE]`: a tar archive for troubleshooting.
+
+Secrets are not read, and the environments of pods are left out.
 
 Objects that the user may not read are left out, and README.txt in the archive names them. If nothing can be read, no
 archive is written.
@@ -13,20 +14,20 @@ import json
 import re
 import tarfile
 from argparse import Namespace
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from gpusharing.kube import client as kinds
-from gpusharing.kube.client import DEPLOYMENTS, JSON, KubeClient, Resource
+from gpusharing.kube.client import JSON, Resource
 from gpusharing.kube.errors import KubeError, Unauthorized, Unavailable
+from gpusharing.kube.lists import list_of, pages_of
 from gpusharing.kube.ownversion import own_version
-from gpusharing.kube.paging import list_of, pages_of
 from gpusharing.kube.raw import has_condition, text
 from gpusharing.planning.vocabulary.lengths import counted
-from kubectl_gpusharing.live.installed import InstalledOperator, read_installed
+from kubectl_gpusharing.live.cluster import InstalledOperator, read_installed
 from kubectl_gpusharing.pools.fleet import read_node
 from kubectl_gpusharing.shell.documents import SupportBundleData
 from kubectl_gpusharing.shell.drawing import Ink, Span, fold, line, prose_of_each, simulated_sentence
@@ -46,8 +47,7 @@ _NAMES = f"passw|passphrase|pwd|(?<![a-z])pass(?![a-z])|token|secret|credential|
 _TELLING = re.compile(f"{_NAMES}|private|(?<![a-z])auth(?:orization)?(?![a-z])", re.IGNORECASE)
 _QUOTED = r"""\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|\\\"[^\"\n]*\""""
 _PROSE = "(?:not|no|context|user|unauthorized|invalid|expired|error|failed)"
-"""Matches the word after the colon in an ordinary sentence about a secret, such as `token: expired since May`. Such
-sentences are kept."""
+"""Matches the word after the colon in an ordinary sentence about a secret, such as `token: expired since May`, which is kept."""
 _KEY = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----"
     r"(?:[\sA-Za-z0-9+/=:,-]*?-----END [A-Z ]*PRIVATE KEY-----|(?:\s+[\w+/=]{16,})*(?:\s+[\w+/=]+(?=\s*\Z))?)"
@@ -57,8 +57,11 @@ _KEY_LINES = re.compile(
     r"(?:^[\w+/=]+[ \t\r]*\n)+(-----END [A-Z ]*PRIVATE KEY-----)?|(-----END [A-Z ]*PRIVATE KEY-----)",
     re.MULTILINE,
 )
-"""Matches the rest of a private key whose beginning is missing. Also matches lines of one word without the end of a
-key, which must stay: a pattern that needs the end takes quadratic time, because it is tried again from each line."""
+"""Matches the rest of a private key whose beginning is missing.
+
+It also matches lines of one word without the end of a key, which must stay: a pattern that needs the end takes
+quadratic time, because it is tried again from each line.
+"""
 _IN_TEXTS = (
     re.compile(r"(\bbearer[ \t]+)[^\s\"']+", re.IGNORECASE),
     # user:password@ or token@ in a URL (RFC 3986), and a JSON Web Token (RFC 7519).
@@ -90,15 +93,11 @@ _IN_TEXTS = (
 )
 
 _HINTS = ("-----", "bearer", "://", "eyj", "pass", "pwd", "token", "secret", "credent", "key", "auth")
-"""Every string in which a pattern above recognizes a secret contains one of these, case-folded. Strings without any
-are not searched."""
+"""Strings that contain none of these, case-folded, hold no secret that a pattern above recognizes."""
 
 
 def cleaned(value: object, key: str = "") -> Any:
-    """Return a copy of the JSON value without the keys in LEFT_OUT, at any depth, and without annotations of other
-    programs (those that begin with none of KEPT_ANNOTATIONS). A string, list or object whose key suggests a secret is
-    replaced by REMOVED, and every other string is `scrubbed`. Numbers, booleans and None stay. `key` is the key that
-    has the value; empty for an item of a list and for a whole object."""
+    """Return a copy of the JSON value without the keys in LEFT_OUT, other programs' annotations, and secrets."""
     if isinstance(value, str | list | dict) and _TELLING.search(key):
         return REMOVED
     if isinstance(value, list):
@@ -113,10 +112,7 @@ def cleaned(value: object, key: str = "") -> Any:
 
 
 def scrubbed(text: str) -> str:
-    """Return the string with REMOVED in place of everything that is named as a secret or has the form of one: a private
-    key in PEM, a bearer token, user and password in a URL, a JSON Web Token, and a value, list or block that follows a
-    name such as password, token or apiKey. The name itself is kept, and so are sentences such as `token: expired since
-    May`."""
+    """Return the string with REMOVED in place of everything that is named as a secret or has the form of one."""
     folded = text.casefold()
     if not any(hint in folded for hint in _HINTS):
         return text
@@ -127,8 +123,7 @@ def scrubbed(text: str) -> str:
 
 
 def node_facts(raw: JSON) -> JSON:
-    """Return those parts of a Node that help to find a fault: its metadata, taints, cordon, allocatable resources,
-    conditions and versions (`nodeInfo`), as far as it has them. All but the taints and the cordon are `cleaned`."""
+    """Return those parts of a Node that help to find a fault."""
     status, spec = raw.get("status") or {}, raw.get("spec") or {}
     return {
         "metadata": cleaned(raw.get("metadata") or {}),
@@ -142,8 +137,7 @@ def node_facts(raw: JSON) -> JSON:
 LINES = 2000
 """How many lines of each log are included."""
 AWAY = 3
-"""How many calls may go unanswered, before any has succeeded, until the server is considered unreachable. Each may
-take half a minute."""
+"""After this many unanswered calls, if none has succeeded, the server counts as unreachable: each may take half a minute."""
 MOST_LOGS = 20
 """How many pods of one workload have their logs read; those that are not Ready come first."""
 WORKLOADS = (
@@ -170,21 +164,14 @@ Operator: {operator}
 
 @dataclass(slots=True)
 class Bundle:
-    """The files of the archive, which are collected one after the other, and what could not be read."""
-
     files: dict[str, bytes] = field(default_factory=dict)
-    """The contents of the files, by their path in the archive's folder."""
     gaps: list[str] = field(default_factory=list)
-    """Messages about what could not be read, and why."""
     errors: list[KubeError] = field(default_factory=list)
-    """The errors that caused the gaps."""
 
     async def read(
         self, name: str, what: Awaitable[object], clean: Callable[[object], object] = lambda value: value
     ) -> None:
-        """Await `what` and add its result, changed by `clean`, as the JSON file `name` with sorted keys. If a file has
-        the name already, it is replaced. A KubeError is recorded in `gaps` and `errors` instead. It is then raised if
-        it is Unauthorized, because nothing can be read, or the third Unavailable (AWAY) while no file has been read."""
+        """Add the result of `what` as a JSON file. An error becomes a gap, and is raised if nothing else can be read."""
         try:
             self.files[name] = (json.dumps(clean(await what), indent=1, sort_keys=True) + "\n").encode()
         except KubeError as error:
@@ -195,8 +182,7 @@ class Bundle:
                 raise
 
     def tar(self, folder: str, at: datetime) -> bytes:
-        """Return a gzipped tar archive with all files in one `folder`, sorted by name and readable by their owner
-        alone. `at` becomes their modification time."""
+        """Return a gzipped tar archive with all files in one folder, readable by their owner alone."""
         stream = io.BytesIO()
         with tarfile.open(fileobj=stream, mode="w:gz") as archive:
             for name, content in sorted(self.files.items()):
@@ -207,10 +193,7 @@ class Bundle:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Write the archive (`gather`) to the file that the user named, or to one in the current folder with the time in
-    its name, and print its name, the number of its files, and its gaps (see VerbModule). Returns DONE also if there are
-    gaps. An existing file is overwritten. Raises Trouble if nothing could be read, if the user's credentials are
-    refused, or if the file cannot be written."""
+    """Write the archive, and print its name, the number of its files, and its gaps."""
     at = session.now()
     folder = f"gpusharing-support-{at:%Y%m%dT%H%M%SZ}"
     path = Path(typed.file or f"{folder}.tar.gz")
@@ -229,12 +212,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def gather(session: Session, at: datetime) -> Bundle:
-    """Read everything that belongs in the archive, one call after the other so that a struggling server is not
-    overloaded: the lists of `_lists`, the operator's two ConfigMaps, and the logs (`_logs`). Return it with a
-    README.txt that lists the gaps and names SIMULATED nodes. A KubeError becomes a gap; if the operator's settings
-    cannot be read, the chart's default namespaces are read. Raises Unavailable if the server does not answer at all,
-    and the first KubeError if nothing could be read. Unauthorized is raised at once, except while logs are read, where
-    it is a gap too."""
+    """Read everything that belongs in the archive, one call after the other so that a struggling server is not overloaded."""
     bundle, client = Bundle(), session.client
     try:
         installed = await read_installed(client)
@@ -245,8 +223,26 @@ async def gather(session: Session, at: datetime) -> Bundle:
     plan = installed.settings.plan
     ours = {plan.namespace, installed.settings.agent_namespace}
     namespaces = sorted({*ours, plan.gpu_operator_namespace})
-    for file, resource, namespace in _lists(sorted(ours), namespaces):
-        await bundle.read(file, _all(client, resource, namespace))
+    lists: list[tuple[str, Resource, str | None]] = [
+        ("policies.json", kinds.POLICIES, None),
+        ("gpunodes.json", kinds.GPUNODES, None),
+        ("nodes.json", kinds.NODES, None),
+        ("clusterpolicies.json", kinds.CLUSTER_POLICIES, None),
+        ("poddisruptionbudgets.json", kinds.PDBS, None),
+        ("default/events.json", kinds.EVENTS, "default"),
+        *((f"{namespace}/deployments.json", kinds.DEPLOYMENTS, namespace) for namespace in sorted(ours)),
+    ]
+    for namespace in namespaces:
+        for resource in (kinds.DAEMON_SETS, kinds.PODS, kinds.EVENTS):
+            lists.append((f"{namespace}/{resource.plural}.json", resource, namespace))
+
+    async def read_all(resource: Resource, namespace: str | None) -> list[JSON]:
+        clean = node_facts if resource == kinds.NODES else cleaned
+        pages = pages_of(client, resource, namespace=namespace)
+        return [clean(raw) async for page in pages for raw in page.items]
+
+    for file, resource, space in lists:
+        await bundle.read(file, read_all(resource, space))
     for name in (plan.plugin_config_map, plan.mig_config_map):
         where = plan.gpu_operator_namespace
         read = client.get(kinds.CONFIG_MAPS, name, namespace=where)
@@ -268,38 +264,7 @@ async def gather(session: Session, at: datetime) -> Bundle:
     return bundle
 
 
-def _lists(ours: Sequence[str], namespaces: Sequence[str]) -> Iterator[tuple[str, Resource, str | None]]:
-    """Yield the file, the kind and the namespace (None for all namespaces) of each list in the bundle, in the order in
-    which they are read: policies, GPUNodes, Nodes, ClusterPolicies and PodDisruptionBudgets first. `ours` are the
-    namespaces of our workloads, whose Deployments are read; `namespaces` also include that of NVIDIA's components.
-    DaemonSets, Pods and Events are read in all of these, and Events in `default` too."""
-    yield "policies.json", kinds.POLICIES, None
-    yield "gpunodes.json", kinds.GPUNODES, None
-    yield "nodes.json", kinds.NODES, None
-    yield "clusterpolicies.json", kinds.CLUSTER_POLICIES, None
-    yield "poddisruptionbudgets.json", kinds.PDBS, None
-    yield "default/events.json", kinds.EVENTS, "default"
-    for namespace in ours:
-        yield f"{namespace}/deployments.json", DEPLOYMENTS, namespace
-    for namespace in namespaces:
-        yield f"{namespace}/daemonsets.json", kinds.DAEMON_SETS, namespace
-        yield f"{namespace}/pods.json", kinds.PODS, namespace
-        yield f"{namespace}/events.json", kinds.EVENTS, namespace
-
-
-async def _all(client: KubeClient, resource: Resource, namespace: str | None) -> list[JSON]:
-    """Read all objects of a kind and return them `cleaned`. For Nodes, only `node_facts` are returned. `namespace` is
-    None for all namespaces. Raises KubeError."""
-    clean = node_facts if resource == kinds.NODES else cleaned
-    pages = pages_of(client, resource, namespace=namespace)
-    return [clean(raw) async for page in pages for raw in page.items]
-
-
 async def _logs(session: Session, bundle: Bundle, namespace: str) -> None:
-    """Add to `bundle`, as NAMESPACE/logs/POD.log, the last LINES lines of the logs, `scrubbed`, of each of WORKLOADS in
-    this namespace (pods that have its name as the value of one of LABELS), from at most MOST_LOGS pods of each; pods
-    that are not Ready come first, and otherwise they are sorted by name. Pods that are left out and logs that cannot be
-    read are recorded in `gaps`. If the pods cannot be listed, nothing is added or recorded. No KubeError is raised."""
     try:
         pods = await list_of(session.client, kinds.PODS, namespace=namespace)
     except KubeError:

@@ -1,32 +1,41 @@
-"""Explain whether and why a pod waits for a GPU: which nodes have everything that it requests, now or after their
-changes, and what those changes wait for. Pure."""
+"""Why a pod does not start, and where it could."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter, ge
 
-from gpusharing.api.names import RESOURCE_GPU, Phase
+from gpusharing.api.names import LABEL_MODE, RESOURCE_GPU, Phase
+from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.api.selectors import FIELD, Row, holds, parse_int
 from gpusharing.kube.client import JSON
-from gpusharing.kube.convert import policy_view
-from gpusharing.kube.convert_pods import pod_view, resource_claim_names
-from gpusharing.kube.podrequests import pod_requests, requests_by_class
-from gpusharing.kube.raw import entries, text
-from gpusharing.planning.gpus.capacity import fits
-from gpusharing.planning.report.status import policy_status
-from gpusharing.planning.snapshot.stackviews import StackView
-from gpusharing.planning.stack.otherplugins import name_resources
-from gpusharing.planning.vocabulary.lengths import some
-from gpusharing.planning.wanted.target import Targets, find_wish
-from kubectl_gpusharing.diagnosis.rooms import (
-    NOTE,
-    NodeRoom,
-    explain_guard,
-    find_fraction,
-    find_overlooked,
-    read_room,
+from gpusharing.kube.convert import KEEPS_OUT, TRANSIENT_TAINTS, gpunode_view, policy_view, taint_text
+from gpusharing.kube.pods import (
+    NO_NODE,
+    largest_requests,
+    node_terms,
+    pod_requests,
+    pod_view,
+    requests_by_class,
+    resource_claim_names,
 )
+from gpusharing.kube.raw import entries, part, section, text, texts
+from gpusharing.planning.drain.stranded import describe_guard, find_admitted
+from gpusharing.planning.gpus.cards import fits, remaining
+from gpusharing.planning.report.status import policy_status
+from gpusharing.planning.snapshot.nvidia import StackView
+from gpusharing.planning.stack.plugins import name_resources
+from gpusharing.planning.vocabulary.lengths import counted, some
+from gpusharing.planning.wanted.target import (
+    PolicyTargets,
+    Target,
+    find_request,
+    is_plugin_resource,
+    plugin_config,
+)
+from gpusharing.planning.wanted.verify import served
 from kubectl_gpusharing.live.cluster import LivePlan
 from kubectl_gpusharing.pools.fleet import read_node, read_pools, simulated_nodes
 from kubectl_gpusharing.shell.drawing import (
@@ -46,6 +55,229 @@ from kubectl_gpusharing.shell.drawing import (
 )
 from kubectl_gpusharing.shell.troubles import nearest
 
+_REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+_OPERATORS = frozenset({"In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"})
+
+
+def find_obstacle(pod: JSON, node: JSON, labels: Mapping[str, str] | None = None) -> str:
+    """Return a clause about the first rule that excludes the pod from the node, now or with these labels."""
+    spec = section(pod, "spec")
+    labels = texts(part(node, "metadata", "labels")) if labels is None else labels
+    for key, value in sorted(texts(spec.get("nodeSelector")).items()):
+        if labels.get(key) != value:
+            return f"the pod's spec.nodeSelector requires {key}={value}"
+    named = {**labels, f"{FIELD}metadata.name": text(node, "metadata", "name")}
+    if (terms := node_terms(pod)) and (why := _outside(terms, named)):
+        return f"the pod's spec.affinity.nodeAffinity requires {why}"
+    tolerations = entries(spec, "tolerations")
+    for taint in entries(node, "spec", "taints"):
+        counts = text(taint, "effect") in KEEPS_OUT and text(taint, "key") not in TRANSIENT_TAINTS
+        if counts and not any(_tolerates(one, taint) for one in tolerations):
+            return f"the pod does not tolerate the taint {taint_text(taint)}"
+    return ""
+
+
+def find_overlooked(pod: JSON) -> tuple[str, ...]:
+    """Return the paths of those fields of the pod because of which the scheduler may exclude nodes, but which are not evaluated here."""
+    spec = section(pod, "spec")
+    volumes, spreads = entries(spec, "volumes"), entries(spec, "topologySpreadConstraints")
+    ports = [port for container in entries(spec, "containers") for port in entries(container, "ports")]
+    overlooked: dict[str, object] = {
+        "spec.affinity.podAffinity": entries(spec, "affinity", "podAffinity", _REQUIRED),
+        "spec.affinity.podAntiAffinity": entries(spec, "affinity", "podAntiAffinity", _REQUIRED),
+        "spec.resourceClaims": entries(spec, "resourceClaims"),
+        "spec.topologySpreadConstraints": {text(one, "whenUnsatisfiable") for one in spreads}
+        - {"ScheduleAnyway"},
+        "spec.volumes[].persistentVolumeClaim": any("persistentVolumeClaim" in volume for volume in volumes),
+        "spec.volumes[].ephemeral": any("ephemeral" in volume for volume in volumes),
+        "spec.schedulerName": text(spec, "schedulerName") not in ("", "default-scheduler"),
+        "spec.containers[].ports[].hostPort": any("hostPort" in port for port in ports),
+    }
+    return tuple(field for field, applies in overlooked.items() if applies)
+
+
+def _outside(terms: Sequence[Sequence[Row]], labels: Mapping[str, str]) -> str:
+    """Return what the terms require of a node that matches none of them: the first unmet row of each."""
+    wanted = []
+    for term in terms:
+        missing = [row for row in term if row[1] not in _OPERATORS or not holds(labels, row)]
+        if not missing:
+            return ""
+        key, operator, values = missing[0]
+        row_text = " ".join(filter(None, (key.removeprefix(FIELD), operator, ",".join(values))))
+        wanted.append("something that no node has" if missing[0] == NO_NODE else row_text)
+    return " or ".join(dict.fromkeys(wanted))
+
+
+def _tolerates(toleration: JSON, taint: JSON) -> bool:
+    if any(text(toleration, key) not in ("", text(taint, key)) for key in ("effect", "key")):
+        return False
+    operator, value = text(toleration, "operator") or "Equal", text(toleration, "value")
+    if operator in ("Gt", "Lt"):
+        return holds({"taint": text(taint, "value")}, ("taint", operator, (value,)))
+    return operator == "Exists" or (operator == "Equal" and value == text(taint, "value"))
+
+
+NOTE = (
+    "KAI-Scheduler allocates this fraction from a whole GPU on a node without MIG: a free nvidia.com/gpu, or one that"
+    " it has reserved already. A reserved GPU is not counted as free here, although it may have free capacity"
+)
+
+
+def find_fraction(raw: JSON) -> tuple[str, int]:
+    """Return a description of the fraction of a GPU that the pod requests from KAI-Scheduler, and of how many GPUs; 0 if of none."""
+    annotations = texts(part(raw, "metadata", "annotations"))
+    # gpu-memory is in MiB; gpu-fraction takes precedence.
+    memory, devices = annotations.get("gpu-memory", ""), annotations.get("gpu-fraction-num-devices", "1")
+    share = annotations.get("gpu-fraction", f"{memory} MiB" if memory else "")
+    if not share or text(raw, "spec", "schedulerName") in ("", "default-scheduler"):
+        return "", 0
+    count = max(1, parse_int(devices) or 1)
+    whole = "a GPU" if count == 1 else f"each of {counted(count, 'GPU')}"
+    return f"{share} of {whole} from KAI-Scheduler", count
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRoom:
+    """What one node has for a pod. All counts are by resource name."""
+
+    node: str
+    pool: str
+    """The policy that selects the node; empty if none does."""
+    now: Mapping[str, int]
+    """The devices that are allocatable now; empty if a rule excludes the pod from the node."""
+    free: Mapping[str, int] | None
+    """The part of `now` that no pod holds, according to the agent: empty while the node accepts no pods, None if unknown."""
+    after: Mapping[str, int]
+    """The devices that will be allocatable once all changes are done; empty if a rule will exclude the pod then."""
+    closed: str
+    """Why the node accepts no pods now, as a clause; empty if it does."""
+    later: str
+    """The rule that excludes the pod from the node after the changes; empty if none does."""
+    refusal: str
+    """Why the device plugin refuses the pod under the policy of the node; empty if it does not."""
+    planned: Mapping[str, int]
+    """Like `after`, even if a rule will exclude the pod."""
+    names: frozenset[str]
+    """What the node advertises now or will advertise, even if a rule excludes the pod."""
+
+    def has_free(self, requests: Mapping[str, int]) -> bool:
+        """Whether everything that is requested is free on the node, as far as is known."""
+        return fits(requests, self.now if self.free is None else self.free)
+
+    def most(self, resource: str) -> int:
+        """Return how many devices of this resource the pod may use on the node, now or after the changes."""
+        return max(self.now.get(resource, 0), self.after.get(resource, 0))
+
+    def rank(self, requests: Mapping[str, int]) -> tuple[bool, bool, bool, bool, int]:
+        """Return a sort key: the node with the greatest key comes nearest to having everything that is requested."""
+        most = sum(min(n, self.most(name)) for name, n in requests.items())
+        lasts = fits(requests, self.after)
+        return self.has_free(requests), lasts, fits(requests, self.now), not self.closed, most
+
+
+def find_room(pod: JSON, raw: JSON, live: LivePlan) -> NodeRoom | None:
+    """Return what the Node `raw` has for the pod, or None if the plan does not know this Node."""
+    plan, node = live.plan, live.snapshot.nodes.get(text(raw, "metadata", "name"))
+    if node is None:
+        return None
+    report, verdict = live.snapshot.gpunodes.get(node.name), plan.verdicts.get(node.name)
+    # Agents do not count what ResourceClaims hold.
+    observed = report.observed if report is not None and node.devices is None else None
+    pool = "" if verdict is None else verdict.policy
+    spec = next((policy.spec for policy in live.snapshot.policies if policy.name == pool), None)
+    refusal = find_refusal(pod, pool, spec)
+    lasts = spec is None or verdict is None or verdict.phase is Phase.SYNCED
+    obstacle = find_obstacle(pod, raw) or (refusal if lasts else "")
+    advertised = {**node.resources, **served(node)}
+    planned, now = advertised, {} if obstacle else advertised
+    if (target := plan.targets.get(node.name)) is not None:
+        # A change does not touch what other plugins serve.
+        planned = {name: n for name, n in planned.items() if not is_plugin_resource(name)} | dict(target)
+    becomes = plan.afterwards.find_node(node.name)
+    futures: tuple[Mapping[str, str] | None, ...] = (None,) if becomes is None else becomes.labels
+    later = min(find_obstacle(pod, raw, labels) for labels in futures) or refusal
+    gated = node.gate is not None
+    tainted = node.fence is not None and node.fence.tainted
+    shut = gated or node.unschedulable or not node.ready or tainted
+    why = f"{'fenced' if tainted else 'cordoned'}{', not proven yet' if gated else ''} or not Ready"
+    held = None if observed is None else observed.allocated
+    return NodeRoom(
+        node=node.name,
+        pool=pool,
+        now=now,
+        free={} if shut or not now else None if held is None else remaining(now, held),
+        after={} if later else planned,
+        closed=why if shut else "",
+        later=later,
+        refusal=refusal,
+        planned=planned,
+        names=frozenset((*advertised, *planned)),
+    )
+
+
+def read_room(pod: JSON, raw: JSON, targets: Mapping[str, PolicyTargets]) -> NodeRoom:
+    """Return what a node has for the pod, as its GPUNode shows it."""
+    node, observed = read_node(raw), gpunode_view(raw).observed
+    policy = targets.get(node.policy)
+    target = policy.find(node.name, observed.hardware) if policy and observed and observed.gpus else None
+    planned = target.resources if isinstance(target, Target) else {}
+    refusal = find_refusal(pod, node.policy, policy.policy.spec if policy else None)
+    after = {} if refusal else planned
+    now = after if node.phase == Phase.SYNCED else {}
+    held = None if observed is None else observed.allocated
+    free = {} if node.cordon else None if held is None else remaining(now, held)
+    closed, names = node.cordon and "cordoned", frozenset(planned)
+    return NodeRoom(node.name, node.policy, now, free, after, closed, refusal, refusal, planned, names)
+
+
+def find_refusal(pod: JSON, policy: str, spec: GPUSharingPolicySpec | None) -> str:
+    """Return why the device plugin refuses the pod under a policy with this spec: a container requests several shares."""
+    several = any(n > 1 for name, n in largest_requests(pod).items() if is_plugin_resource(name))
+    sharing = plugin_config(spec, ()).sharing if spec is not None and several else None
+    if sharing is None or not sharing.fail_requests_greater_than_one:
+        return ""
+    how = "has mode MPS, which implies" if sharing.strategy == "mps" else "sets"
+    return f"policy {policy} {how} failRequestsGreaterThanOne; request 1 in each container"
+
+
+# --- the guard for tenants -----------------------------------------------------------------------------------
+
+
+def explain_guard(
+    raw: JSON, rooms: Mapping[str, NodeRoom], live: LivePlan, namespace_labels: Mapping[str, str]
+) -> str:
+    """Return sentences about the chart's guard for tenants (docs/how-to/isolate-tenants.md); empty if it does not concern the pod."""
+    asks, admitted = pod_requests(raw), find_admitted(namespace_labels)
+    required = {
+        *texts(part(raw, "spec", "nodeSelector")),
+        *(row[0] for term in node_terms(raw) for row in term),
+    }
+    if admitted is None or not asks or text(raw, "spec", "nodeName") or LABEL_MODE not in required:
+        return ""
+    guard = describe_guard(text(raw, "metadata", "namespace"), namespace_labels)
+    sentences = [guard[:1].upper() + guard[1:]]
+    modes: dict[str, set[str]] = {}
+    for name in sorted(rooms):
+        becomes = live.plan.afterwards.find_node(name)
+        labels = (live.snapshot.nodes[name].labels, *(() if becomes is None else becomes.labels))
+        if found := {one[LABEL_MODE] for one in labels if one.get(LABEL_MODE) in admitted}:
+            modes[name] = found
+    if admitted and not modes:
+        sentences.append(
+            f"No node has mode {' or '.join(admitted)}, and none will under the existing policies"
+        )
+    lacking: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, found in modes.items():
+        absent = sorted(asks.keys() - rooms[name].names)
+        if absent:
+            lacking[", ".join(absent), " or ".join(sorted(found))].append(name)
+    for (resources, mode), nodes in sorted(lacking.items()):
+        verb = "does" if len(nodes) == 1 else "do"
+        sentences.append(f"{some(nodes)} (mode {mode}) {verb} not advertise {resources}")
+    return ". ".join(sentences)
+
+
 BARE = StackView(
     None, gpu_cluster=False, plugin_configs={}, mig_file="", written={}, serves_our_mig_file=True
 )
@@ -55,74 +287,57 @@ _PROFILE = re.compile(r"mig-(\d+)g\.(\d+)gb")
 MORE = (
     "ClusterRole gpusharing-viewer would add what GPUNodes say, and gpusharing-planner a plan with its proofs"
 )
-"""What more rights would add to an answer without a plan."""
 COLUMNS = columns(POOL=0, NODE=2, RESOURCE=1, NOW=0, FREE=0, AFTER=0, OBSTACLE=0)
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One resource that the pod requests, as provided by the best node of a pool: the node that comes nearest to the
-    whole request."""
+    """One resource that the pod requests, on the node of a pool that comes nearest to the whole request."""
 
     pool: str
-    """Name of the policy; empty for the nodes that no policy selects."""
+    """Empty for the nodes that no policy selects."""
     node: str
-    """Name of the node; empty if the pod may use no node of the pool."""
+    """Empty if the pod may use no node of the pool."""
     resource: str
-    """The resource name."""
     now: int
-    """The number of these devices that are allocatable on the node."""
     free: int | None
-    """How many of these allocatable devices are free, or None if that is unknown."""
+    """None if it is unknown."""
     after: int
-    """The number of these devices that will be allocatable after the changes."""
     but: str
     """Why the node does not help the pod at once; empty if it should."""
     kept: tuple[str, ...] = ()
-    """For each rule that excludes the pod from nodes of the pool, the nodes and the rule, such as `gpu-1:
-    spec.nodeSelector …`."""
+    """For each rule that excludes the pod from nodes of the pool, the nodes and the rule, such as `gpu-1: spec.nodeSelector …`."""
 
 
 @dataclass(frozen=True, slots=True)
 class PodAnswer:
-    """Everything that `why` shows about one pod."""
+    """Everything that `why` shows about one pod. A text that does not concern it is empty."""
 
     pod: str
     """`namespace/name`."""
     phase: str
-    """The pod's `status.phase`."""
     node: str
-    """The node that the pod is bound to; empty if there is none."""
     asks: Mapping[str, int]
-    """The GPU resources that the pod requests from one node."""
     status: str
-    """The reason and message of the pod's status, such as a kubelet's refusal; empty if it has none."""
+    """The reason and message of the pod's status, such as a kubelet's refusal."""
     scheduler: str
-    """The scheduler's last message about the pod; empty if there is none or the pod is scheduled."""
+    """The scheduler's last message about the pod, while it is not scheduled."""
     services: tuple[Service, ...]
-    """What the best node of each pool has for the pod."""
     others: tuple[str, ...]
-    """Other GPU resources that will be advertised after the changes by nodes that the pod may use. Empty if one of them
-    will have what the pod requests."""
+    """Other GPU resources that will be advertised; empty if a node will have what the pod requests."""
     guard: str
-    """Sentences about the guard for tenants; empty if it does not concern the pod."""
+    """Sentences about the guard for tenants."""
     conclusion: str
-    """The answer in a sentence."""
     notes: tuple[str, ...]
-    """Sentences about what could not be read or is uncertain."""
     simulated: tuple[str, ...] = ()
-    """The names of all nodes of the cluster whose GPUs are SIMULATED."""
     fraction: str = ""
-    """A description of the fraction of a GPU that the pod requests from KAI-Scheduler; empty if it requests none."""
+    """A description of the fraction of a GPU that the pod requests from KAI-Scheduler."""
 
 
 def pod_answer(
     pod: JSON, rooms: Mapping[str, NodeRoom], live: LivePlan, namespace_labels: Mapping[str, str]
 ) -> PodAnswer:
-    """Return the answer about a pod from a plan. Its notes are those of the plan and of `_answer`, and one if other
-    device plugins serve what the pod requests. `rooms` has what each Node of the plan has for it, by the name of the
-    Node. `namespace_labels` are the labels of the pod's namespace, empty if they could not be read. They are used only
-    for what the answer says about the isolation of tenants, not to find room."""
+    """Return the answer about a pod from a plan."""
     statuses: dict[str, str] = {}
     for policy in live.snapshot.policies:
         summary = policy_status(policy, live.plan, live.snapshot, {}, live.now)["summary"]
@@ -136,11 +351,11 @@ def pod_answer(
 
 
 def published_answer(raw: JSON, policies: Sequence[JSON], gpunodes: Sequence[JSON]) -> PodAnswer:
-    """Return the answer about a pod from what the policies and the GPUNodes show. Both are empty if they could not be
-    read. A policy whose spec is invalid has no targets, so its nodes have no room (`read_room`). A note says what may
-    exclude the pod from nodes and was not considered, and what more rights would add."""
+    """Return the answer about a pod from what the policies and the GPUNodes show."""
     nodes, views = [*map(read_node, gpunodes)], map(policy_view, policies)
-    targets = {one.name: Targets(one, find_wish(one.name, one.spec), BARE) for one in views if one.spec}
+    targets = {
+        one.name: PolicyTargets(one, find_request(one.name, one.spec), BARE) for one in views if one.spec
+    }
     rooms = {node.name: read_room(raw, one, targets) for node, one in zip(nodes, gpunodes, strict=True)}
     statuses = {one.name: f"{one.status}: {one.message}" for one in read_pools(policies, nodes)[0]}
     answer = _answer(raw, rooms, statuses, {node.name: node.phase for node in nodes})
@@ -154,11 +369,6 @@ def published_answer(raw: JSON, policies: Sequence[JSON], gpunodes: Sequence[JSO
 def _answer(
     raw: JSON, found: Mapping[str, NodeRoom], statuses: Mapping[str, str], phases: Mapping[str, str]
 ) -> PodAnswer:
-    """Return an answer about a pod, without its `guard` and the SIMULATED nodes. `found` has the room on each node, and
-    is empty if nothing is known about nodes. `statuses` has the status and message of each policy, and `phases` the
-    phase of each managed node. A pod that requests only a fraction of a GPU is treated as one that requests whole GPUs,
-    and a note says what that means. For a pod that requests GPUs and has no node, another note names the fields that
-    were not evaluated (`find_overlooked`)."""
     pod, asks = pod_view(raw, {}), dict(sorted(pod_requests(raw).items()))
     fraction, devices = find_fraction(raw)
     asks = asks or ({RESOURCE_GPU: devices} if devices else {})
@@ -169,7 +379,6 @@ def _answer(
         for service in _services(pool, status, asks, [room for room in rooms if room.pool == pool])
     )
     node = text(raw, "spec", "nodeName")
-    case = PodCase(raw, node, asks, services, rooms, phases.get(node, ""))
     lasting = any(fits(asks, room.after) for room in rooms)
     later = {name for room in rooms for name in room.after}
     unchecked = ", ".join(find_overlooked(raw)) if asks and not node else ""
@@ -185,7 +394,7 @@ def _answer(
         services=services,
         others=() if lasting else tuple(sorted(later - asks.keys())),
         guard="",
-        conclusion=next(sentence for conclude in CONCLUSIONS if (sentence := conclude(case))),
+        conclusion=_conclude(raw, asks, services, rooms, phases.get(node, "")),
         notes=(*((NOTE,) if fraction else ()), *((note,) if unchecked else ())),
         fraction=fraction,
     )
@@ -194,16 +403,10 @@ def _answer(
 def _services(
     pool: str, status: str, asks: Mapping[str, int], members: Sequence[NodeRoom]
 ) -> Iterator[Service]:
-    """Yield, for each requested resource that a member advertises or will advertise, even if a rule excludes the pod
-    there, what the best node of the pool provides (`NodeRoom.rank`). All nodes without a policy count as one pool, with
-    an empty name. `status` is the status of the policy as shown to people. The best node is chosen once for the whole
-    request. Only members that have something for the pod, now or later, can be the best. If there are none, the node's
-    name is empty and the counts are 0. `Service.kept` has each rule (`NodeRoom.later`) that will exclude the pod from
-    members with the resource once the changes are done: the first three of these nodes, the number of the others, a
-    colon, and the rule. It is sorted by rule."""
+    """Yield each requested resource that a member advertises, even if a rule excludes the pod there."""
     reached = (room for room in members if room.now or room.after)
     none = NodeRoom("", pool, {}, {}, {}, "", "", "", {}, frozenset())
-    best = max(reached, key=lambda room: room.rank(asks), default=none)
+    best = max(reached, key=lambda room: room.rank(asks), default=none)  # once for the whole request
     rule = attrgetter("later")
     for resource, wanted in asks.items():
         if not any(resource in room.names for room in members):
@@ -211,166 +414,98 @@ def _services(
         excluded = sorted((room for room in members if room.later and room.planned.get(resource)), key=rule)
         alike = groupby(excluded, rule)
         rules = tuple(f"{some([room.node for room in rooms])}: {why}" for why, rooms in alike)
-        yield _service(best, resource, wanted, rules, status)
+        free = None if best.free is None else best.free.get(resource, 0)
+        now, after = best.now.get(resource, 0), best.after.get(resource, 0)
+        but = ""
+        if rules and not best.node:
+            but = "; ".join(rules) if len(rules) > 1 else rules[0].partition(": ")[2]
+        elif now < wanted <= after:
+            but = f"only once the changes are done; {status}"
+        elif now < wanted:
+            most = max(now, after)
+            but = (
+                f"no node has more than {most} of the {wanted}"
+                if most
+                else "no node that the pod may use advertises it"
+            )
+        elif best.closed:
+            but = f"the node is {best.closed}"
+        elif free is not None and free < wanted:
+            but = f"other pods use {now - free} of {now}" if free else "other pods use all of them"
+            but += f", but there will be more once the changes are done; {status}" if after > now else ""
+        yield Service(best.pool, best.node, resource, now, free, after, but, rules)
 
 
-def _service(best: NodeRoom, resource: str, wanted: int, rules: tuple[str, ...], status: str) -> Service:
-    """Return what the best node of a pool has of a resource, and the first obstacle that prevents it from running at
-    once a pod that requests `wanted` devices: too few devices before or after the changes, a node that is closed to
-    pods, or devices that other pods use; empty if there is none. `status`, that of the policy, is added where the
-    changes will help. If the pod may use no node, so that the name of `best` is empty, the obstacle is the `rules` that
-    exclude the pod, if there are any; a single one applies to all nodes, so their names are left out."""
-    free = None if best.free is None else best.free.get(resource, 0)
-    now, after = best.now.get(resource, 0), best.after.get(resource, 0)
-    more = f", but there will be more once the changes are done; {status}" if after > now else ""
-    but = ""
-    if rules and not best.node:
-        but = "; ".join(rules) if len(rules) > 1 else rules[0].partition(": ")[2]
-    elif now < wanted <= after:
-        but = f"only once the changes are done; {status}"
-    elif now < wanted and not max(now, after):
-        but = "no node that the pod may use advertises it"
-    elif now < wanted:
-        but = f"no node has more than {max(now, after)} of the {wanted}"
-    elif best.closed:
-        but = f"the node is {best.closed}"
-    elif free is not None and free < wanted:
-        but = (f"other pods use {now - free} of {now}" if free else "other pods use all of them") + more
-    return Service(best.pool, best.node, resource, now, free, after, but, rules)
-
-
-@dataclass(frozen=True, slots=True)
-class PodCase:
-    """The facts from which a conclusion about a pod is drawn."""
-
-    raw: JSON
-    """The pod, as the API server returned it."""
-    node: str
-    """Name of the node that the pod is on; empty if it has none."""
-    asks: Mapping[str, int]
-    """The GPU resources that the pod requests from one node."""
-    services: Sequence[Service]
-    """What the best node of each pool has for the pod."""
-    rooms: Sequence[NodeRoom]
-    """What each node has for the pod."""
-    phase: str
-    """The phase of the pod's node; empty if the pod has no node, or the operator is not known to manage it."""
-
-
-def _ended(case: PodCase) -> str:
-    """Explain a pod that has ended and will not start again. If the kubelet rejected it (UnexpectedAdmissionError) and
-    the device plugin of its node refuses the number of shares that it requests, say so. Empty for any other pod."""
-    phase = text(case.raw, "status", "phase")
-    if phase not in ("Succeeded", "Failed"):
-        return ""
-    refusal = next((room.refusal for room in case.rooms if room.node == case.node), "")
-    if refusal and text(case.raw, "status", "reason") == "UnexpectedAdmissionError":
-        return f"the kubelet on {case.node} rejected this pod: {refusal}"
-    return f"this pod has {phase.lower()}, so it uses no GPU and will not start again"
-
-
-def _asks_nothing(case: PodCase) -> str:
-    """Explain a pod that requests no GPU resource and no fraction of a GPU, so that it does not wait because of a GPU
-    pool. If it requests devices through ResourceClaims, also by the name of a DeviceClass, say that these are not
-    compared with the pools. Empty for any other pod."""
-    if case.asks:
-        return ""
-    # A request by the name of a DeviceClass becomes a ResourceClaim only when the pod gets a node.
-    if resource_claim_names(case.raw) or requests_by_class(case.raw):
-        return (
-            "this pod requests devices only through ResourceClaims, which are not compared with the GPU pools; see the"
-            " scheduler's message and: kubectl get resourceclaims,resourceslices"
-        )
-    return "this pod requests no GPU resource, so it is not waiting for a GPU pool"
-
-
-def _on_node(case: PodCase) -> str:
-    """Explain a pod that has a node already. If the node is managed and in any phase but Synced, even if no change has
-    begun there, name the phase and the command that explains it. Otherwise, if anything is known about nodes, add that
-    the operator is not changing this one. Empty for a pod without a node."""
-    if not case.node:
-        return ""
-    if case.phase not in ("", Phase.SYNCED):
-        what = f"this pod is on node {case.node}, which is {case.phase}"
-        return f"{what}; to see why: kubectl gpusharing why {case.node}"
-    stays = ", which the operator is not changing now" if case.rooms else ""
-    return f"this pod is on node {case.node}{stays}"
-
-
-def _unadvertised(case: PodCase) -> str:
-    """Explain a pod that requests resources which no node advertises or will advertise, so that waiting does not help.
-    All of them are named, each with the question of `_suggest`. If nothing is known about nodes, say so instead. Empty
-    if there is no such resource."""
-    if not case.rooms:
+def _conclude(
+    raw: JSON, asks: Mapping[str, int], services: Sequence[Service], rooms: Sequence[NodeRoom], phase: str
+) -> str:
+    """Return the answer as a clause. `phase` is that of the pod's node, empty if the operator does not manage it."""
+    node, ended = text(raw, "spec", "nodeName"), text(raw, "status", "phase")
+    if ended in ("Succeeded", "Failed"):
+        refusal = next((room.refusal for room in rooms if room.node == node), "")
+        if refusal and text(raw, "status", "reason") == "UnexpectedAdmissionError":
+            return f"the kubelet on {node} rejected this pod: {refusal}"
+        return f"this pod has {ended.lower()}, so it uses no GPU and will not start again"
+    if not asks:
+        # A request by the name of a DeviceClass becomes a ResourceClaim only when the pod gets a node.
+        if resource_claim_names(raw) or requests_by_class(raw):
+            return (
+                "this pod requests devices only through ResourceClaims, which are not compared with the GPU pools; see"
+                " the scheduler's message and: kubectl get resourceclaims,resourceslices"
+            )
+        return "this pod requests no GPU resource, so it is not waiting for a GPU pool"
+    if node and phase not in ("", Phase.SYNCED):
+        return f"this pod is on node {node}, which is {phase}; to see why: kubectl gpusharing why {node}"
+    if node:
+        return f"this pod is on node {node}{', which the operator is not changing now' if rooms else ''}"
+    if not rooms:
         return "it is unknown which nodes have what this pod requests"
-    absent = sorted(case.asks.keys() - {name for room in case.rooms for name in room.names})
-    if not absent:
-        return ""
-    return (
-        f"no node advertises {' or '.join(absent)}, and none will under the existing policies."
-        f"{''.join(_suggest(case, name) for name in absent)} Request a resource that is advertised, or change a policy"
-        " (kubectl gpusharing plan -f FILE shows what that would do)"
-    )
+    if absent := sorted(asks.keys() - {name for room in rooms for name in room.names}):
+        return (
+            f"no node advertises {' or '.join(absent)}, and none will under the existing policies."
+            f"{''.join(_suggest(rooms, name) for name in absent)} Request a resource that is advertised, or change a"
+            " policy (kubectl gpusharing plan -f FILE shows what that would do)"
+        )
+    free = [room.node for room in rooms if room.has_free(asks)]
+    nodes = free or [room.node for room in rooms if fits(asks, room.after)]
+    have = f"{some(nodes)} {'has' if len(nodes) == 1 else 'have'}"
+    if free:
+        return f"{have} enough free for this pod; see the scheduler's message for why it is not placed there"
+    if nodes:
+        return (
+            f"{have} everything that this pod requests, or will have it once the changes are done; the OBSTACLE column"
+            " shows what is in the way"
+        )
+    return _explain_shortage(asks, rooms, excluded=any(one.kept for one in services))
 
 
-def _suggest(case: PodCase, absent: str) -> str:
-    """Return a question, preceded by a space, whether another resource that the pod may use was meant instead of
-    `absent`. It ends with how many of it are known to be free on all nodes, which may be 0. For a MIG profile it is the
-    smallest with at least as many slices and as much memory, for any other name the most similar (`nearest`). The
-    prefix before the slash is not compared. Empty if there is none."""
-    bare = {name.partition("/")[2]: name for room in case.rooms for name in (*room.now, *room.after)}
+def _suggest(rooms: Sequence[NodeRoom], absent: str) -> str:
+    """Ask whether another resource was meant: for a MIG profile the smallest that is large enough, else the most similar name."""
+    bare = {name.partition("/")[2]: name for room in rooms for name in (*room.now, *room.after)}
     word = absent.partition("/")[2]
     sizes = {one: tuple(map(int, size.groups())) for one in (word, *bare) if (size := _PROFILE.match(one))}
     larger = [one for one, size in sizes.items() if all(map(ge, size, sizes.get(word, ()))) and one != word]
     similar = sorted(larger, key=lambda one: sizes[one]) if word in sizes else nearest(word, bare)
     if not similar:
         return ""
-    free = sum((room.free or {}).get(bare[similar[0]], 0) for room in case.rooms)
+    free = sum((room.free or {}).get(bare[similar[0]], 0) for room in rooms)
     return f" Did you mean {bare[similar[0]]}? {free} {'is' if free == 1 else 'are'} known to be free."
 
 
-def _available(case: PodCase) -> str:
-    """Explain a pod for which at least one node has everything free (`has_free`), so that only the scheduler knows why
-    the pod waits; or else one for which some node will have everything after the changes, whether or not it has
-    everything now, so that the pod must wait, or a person must remove the obstacle that the table shows. Empty if there
-    is no such node."""
-    free = [room.node for room in case.rooms if room.has_free(case.asks)]
-    nodes = free or [room.node for room in case.rooms if fits(case.asks, room.after)]
-    if not nodes:
-        return ""
-    have = f"{some(nodes)} {'has' if len(nodes) == 1 else 'have'}"
-    if free:
-        return f"{have} enough free for this pod; see the scheduler's message for why it is not placed there"
-    return (
-        f"{have} everything that this pod requests, or will have it once the changes are done; the OBSTACLE column"
-        " shows what is in the way"
-    )
-
-
-def _too_large(case: PodCase) -> str:
-    """Explain a pod that requests more of one resource than any single node has, now or after the changes, or several
-    resources that no single node has together, so that waiting does not help. Empty if a node has everything now. If
-    the pod can get one resource from no node at all, the result is empty too, unless another resource is too scarce.
-    There must be at least one node, which `_unadvertised` ensures."""
-    nowhere = "no node that this pod may use" if any(one.kept for one in case.services) else "no node"
-    most = {name: max(room.most(name) for room in case.rooms) for name in case.asks}
-    for name, wanted in case.asks.items():
+def _explain_shortage(asks: Mapping[str, int], rooms: Sequence[NodeRoom], *, excluded: bool) -> str:
+    """Return why waiting does not help a pod that no node can run, now or after the changes."""
+    nowhere = "no node that this pod may use" if excluded else "no node"
+    most = {name: max(room.most(name) for room in rooms) for name in asks}
+    for name, wanted in asks.items():
         if 0 < most[name] < wanted:
             return f"{nowhere} has more than {most[name]} of the {wanted} {name} that this pod requests"
-    if not all(most.values()) or any(fits(case.asks, room.now) for room in case.rooms):
-        return ""
-    requests = " and ".join(f"{n} {name}" for name, n in case.asks.items())
-    return f"{nowhere} has everything that this pod requests: {requests}"
-
-
-def _never(case: PodCase) -> str:
-    """Explain a pod to which no earlier conclusion applies. The first of these reasons is returned: the device plugin
-    would refuse it, rules exclude it from all nodes that will have what it requests, or no node will have it. Waiting
-    does not help. Never empty."""
-    names = ", ".join(case.asks)
-    if refusals := sorted({room.later for room in case.rooms if room.refusal and room.later == room.refusal}):
+    if all(most.values()) and not any(fits(asks, room.now) for room in rooms):
+        requests = " and ".join(f"{n} {name}" for name, n in asks.items())
+        return f"{nowhere} has everything that this pod requests: {requests}"
+    names = ", ".join(asks)
+    if refusals := sorted({room.later for room in rooms if room.refusal and room.later == room.refusal}):
         return f"kubelets would reject this pod: {'; '.join(refusals)}"
-    if any(one.kept for one in case.services):
+    if excluded:
         return (
             f"no node that this pod may use will advertise {names}: change the rule that excludes it from other nodes,"
             " or request a resource that those nodes advertise"
@@ -378,26 +513,10 @@ def _never(case: PodCase) -> str:
     return f"no pool will advertise {names} once the changes are done; request a resource that will be advertised then"
 
 
-CONCLUSIONS: tuple[Callable[[PodCase], str], ...] = (
-    _ended,
-    _asks_nothing,
-    _on_node,
-    _unadvertised,
-    _available,
-    _too_large,
-    _never,
-)
-"""The possible conclusions about a pod, in order. The first that is not empty is shown; the last one never
-is empty."""
-
-
 # --- in words ------------------------------------------------------------------------------------------------
 
 
 def describe_pod(answer: PodAnswer, paper: Paper) -> list[Line]:
-    """Draw the answer: the pod with its request, its status, the scheduler's message, what each pool has for it, the
-    other resources that will be advertised, the guard for tenants, the conclusion, and the notes. Empty parts are left
-    out. Nodes with SIMULATED GPUs are named above it."""
     requests = ", ".join(f"{count} {name}" for name, count in sorted(answer.asks.items()))
     asks = answer.fraction or requests or "no GPU"
     ink = Ink.GOOD if answer.node else Ink.WAITING
@@ -405,30 +524,25 @@ def describe_pod(answer: PodAnswer, paper: Paper) -> list[Line]:
     lines = [*describe_simulated(answer.simulated, paper), *fold(title, paper)]
     for whose, message in (("Status", answer.status), ("Scheduler", answer.scheduler)):
         lines += prose(f"{whose}: {message}", paper, hang="  ") if message else []
-    if answer.services:
-        lines += [BLANK, *_service_lines(answer.services, paper)]
+    rows = []
+    for one in answer.services:
+        counts = str(one.now), "?" if one.free is None else str(one.free), str(one.after)
+        place = one.pool or "no policy", one.node or "-", one.resource
+        rows.append(line(*place, *counts, Span(one.but, Ink.WAITING)))
+    if rows:
+        drawn = table(COLUMNS, rows, paper)
+        lines += [BLANK, *drawn]
+        # A text that was cut off in the table follows below.
+        for one, row in zip(answer.services, drawn[len(drawn) - len(rows) :], strict=True):
+            if not shows(row, one.but):
+                but = f"{one.pool or 'no policy'}: {one.but}"
+                lines += prose(but, paper, hang="  ", ink=Ink.WAITING)
+        partly = {one.pool: one.kept for one in answer.services if one.kept and one.node}
+        rules = (f"{pool or 'no policy'}, not on {'; '.join(kept)}" for pool, kept in partly.items())
+        lines += prose_of_each(rules, paper, ink=Ink.WAITING)
     if answer.others:
         lines += prose(f"Advertised once the changes are done: {', '.join(answer.others)}", paper, hang="  ")
     if answer.guard:
         lines += prose(f"Guard: {answer.guard}.", paper, hang="  ", ink=Ink.WAITING)
     lines += [BLANK, *prose(answer.conclusion[:1].upper() + answer.conclusion[1:] + ".", paper)]
     return lines + prose_of_each((f"Note: {note}" for note in answer.notes), paper, ink=Ink.FAINT)
-
-
-def _service_lines(services: Sequence[Service], paper: Paper) -> list[Line]:
-    """Draw a table with one row for each service. Below it, draw the obstacles that were cut off in the table. For a
-    pool in which the pod may use some nodes, also draw the rules that exclude it from the others; if they differ
-    between resources, those of the last one."""
-    rows = []
-    for one in services:
-        counts = str(one.now), "?" if one.free is None else str(one.free), str(one.after)
-        place = one.pool or "no policy", one.node or "-", one.resource
-        rows.append(line(*place, *counts, Span(one.but, Ink.WAITING)))
-    drawn = table(COLUMNS, rows, paper)
-    lines = [*drawn]
-    for service, row in zip(services, drawn[len(drawn) - len(rows) :], strict=True):
-        if not shows(row, service.but):
-            lines += prose(f"{service.pool or 'no policy'}: {service.but}", paper, hang="  ", ink=Ink.WAITING)
-    partly = {one.pool: one.kept for one in services if one.kept and one.node}
-    rules = (f"{pool or 'no policy'}, not on {'; '.join(kept)}" for pool, kept in partly.items())
-    return lines + prose_of_each(rules, paper, ink=Ink.WAITING)

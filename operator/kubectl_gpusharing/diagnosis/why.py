@@ -1,39 +1,205 @@
-"""`why NODE|KIND/NAME`: explain the state of a node, of a policy's worst node, or of a pod on one screen: which sources
-disagree, what blocks it, and what to do.
-
-The published state of a node needs only the viewer's rights. The sources of proof need those of `plan`; if the user
-lacks them, the answer says what more rights would add.
-"""
+"""`kubectl gpusharing why`: why a node or a pod is where it is."""
 
 from argparse import Namespace
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
 from functools import partial
 from typing import cast
 
+from gpusharing.api.names import Phase
+from gpusharing.api.records import from_wire
 from gpusharing.api.selectors import matches
+from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import GPUNODES, JSON, NODES, PODS, POLICIES, Resource
-from gpusharing.kube.convert_pods import rows_of
+from gpusharing.kube.pods import rows_of
 from gpusharing.kube.raw import entries, part, section, text, texts
+from gpusharing.planning.report.proposal import Proof, tell_proofs
+from gpusharing.planning.report.transition import OTHERS, PERSON, transition, whose_cordon
+from gpusharing.planning.snapshot.memory import LONGEST, LOOKS
 from gpusharing.planning.vocabulary.lengths import counted
-from kubectl_gpusharing.diagnosis.node import NodeAnswer, describe_node, node_answer
-from kubectl_gpusharing.diagnosis.pod import MORE, PodAnswer, describe_pod, pod_answer, published_answer
-from kubectl_gpusharing.diagnosis.rooms import NodeRoom, find_room
-from kubectl_gpusharing.live.cluster import gathered
-from kubectl_gpusharing.pools.fleet import read_node, read_pools
-from kubectl_gpusharing.pools.status import describe_pool, find_pool, pool_data
+from gpusharing.planning.vocabulary.reasons import BY_WORD
+from gpusharing.planning.wanted.assess import Assessed, Untargeted
+from gpusharing.planning.wanted.verify import Source
+from kubectl_gpusharing.diagnosis.pod import (
+    MORE,
+    NodeRoom,
+    PodAnswer,
+    describe_pod,
+    find_room,
+    pod_answer,
+    published_answer,
+)
+from kubectl_gpusharing.live.cluster import LivePlan, gathered
+from kubectl_gpusharing.pools.fleet import NodeStatus, read_node, read_pools
+from kubectl_gpusharing.pools.status import describe_pool, find_pool, node_data, pool_data
 from kubectl_gpusharing.shell.documents import NodeExplanationData, PodExplanationData, PoolExplanationData
-from kubectl_gpusharing.shell.drawing import BLANK, prose
+from kubectl_gpusharing.shell.drawing import (
+    BLANK,
+    Column,
+    Ink,
+    Line,
+    Paper,
+    Span,
+    age,
+    columns,
+    describe_simulated,
+    fold,
+    length,
+    line,
+    prose,
+    prose_of_each,
+    shows,
+    table,
+)
 from kubectl_gpusharing.shell.session import Session, find_subject, object_name
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import DONE, Denied, Trouble
 
+LAST = 8
+"""How many transitions are shown; -o wide shows all."""
+_ENDS = {PERSON: "a person acts", OTHERS: "others are done"}
+_CORDON_HOLDERS = {"ours": "the operator", "foreign": "another controller", "human": "a person"}
+"""By the word in the GPUNode (planning/report/transition.py)."""
+PROOF = (Column("PROOF"), Column("SAYS"), Column("SHOULD SAY"))
+HISTORY = columns(ENTERED=0, PHASE=0, REASON=0)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeAnswer:
+    node: NodeStatus
+    proofs: tuple[Proof, ...] = ()
+    unproven: str = ""
+    """Why there are no proofs; empty if there are."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def remedy(self) -> str:
+        return BY_WORD[self.node.reason].remedy if self.node.reason in BY_WORD else ""
+
+    def as_data(self) -> NodeExplanationData:
+        node = self.node
+        return {
+            "node": node.name,
+            **node_data(node),
+            "remedy": self.remedy,
+            "proofs": [
+                {
+                    "source": str(proof.source),
+                    "says": proof.says,
+                    "should": proof.should,
+                    "agrees": proof.disagrees is None,
+                    "reason": "" if proof.disagrees is None else str(proof.disagrees.reason),
+                    "message": "" if proof.disagrees is None else proof.disagrees.message,
+                }
+                for proof in self.proofs
+            ],
+            "unproven": self.unproven,
+            "simulated": [node.name] if node.simulated else [],
+            "notes": list(self.notes),
+        }
+
+
+def node_answer(name: str, gpunode: JSON | None, live: LivePlan | None, missing: str) -> NodeAnswer:
+    """Combine what is known about a node; `missing` says why there is no plan."""
+    node = NodeStatus(name=name) if gpunode is None else read_node(gpunode)
+    if live is None:
+        return NodeAnswer(node, unproven=missing, notes=_next_look(node, 0.0))
+    here, verdict = live.snapshot.nodes.get(name), live.plan.verdicts.get(name)
+    if here is not None:
+        node = replace(node, cordon=whose_cordon(here))
+    if here is not None and verdict is not None:
+        planned = from_wire(NodeStatus, transition(verdict, here, {}, live.now))
+        # The published blockers include the server's answers to evictions, which the plan made here lacks.
+        node = replace(node, policy=node.policy or planned.policy, blockers=node.blockers or planned.blockers)
+        if not node.phase:
+            node = replace(planned, name=name, simulated=node.simulated, since=None, history=())
+    elif not node.phase:
+        node = replace(node, message="no policy selects this node, so the operator does not change its GPUs")
+    proofs, unproven = _proofs(name, live)
+    blocked = sum(one.phase is Phase.BLOCKED and bool(one.blockers) for one in live.plan.verdicts.values())
+    notes = (*live.notes, *_next_look(node, live.snapshot.settings.poll * blocked))
+    return NodeAnswer(node, proofs, unproven, notes)
+
+
+def _next_look(node: NodeStatus, seconds: float) -> tuple[str, ...]:
+    if node.phase != Phase.BLOCKED or not node.blockers:
+        return ()
+    within = length(max(LONGEST, timedelta(seconds=seconds / LOOKS)))
+    retry = f"or at once after: kubectl gpusharing retry {node.name}"
+    return (f"the operator looks at the pods of this node again within {within}, {retry}",)
+
+
+def _proofs(name: str, live: LivePlan) -> tuple[tuple[Proof, ...], str]:
+    members = (one for pool in live.plan.pools.values() for one in pool.members if one.node.name == name)
+    member = next(members, None)
+    match member and member.assessment:
+        case Assessed() as one:
+            return tell_proofs(live.snapshot.nodes[name], one.observed, one.goal, live.snapshot.stack), ""
+        case Untargeted(objection=finding):
+            return (), finding.message
+    return (), "no policy governs this node"
+
+
+# --- in words ------------------------------------------------------------------------------------------------
+
+
+def describe_node(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]:
+    node = answer.node
+    lines = describe_simulated([node.name] if node.simulated else [], paper)
+    since = age(node.entered, now)
+    until = f", until {_ENDS.get(node.deadline, node.deadline)}" if node.deadline else ""
+    managed = Span(f"{node.phase}: {node.reason}", node.state.value.ink)
+    title = line(
+        Span(node.name, Ink.TITLE),
+        f"  {node.policy or 'no policy'}  ",
+        managed if node.phase else Span("not managed", Ink.FAINT),
+        f"{f'  since {since}' if since else ''}{until}",
+    )
+    lines += fold(title, paper)
+    lines += prose(node.message, paper)
+    if answer.remedy and answer.remedy not in node.message:
+        lines += prose(f"Remedy: {answer.remedy}", paper, ink=Ink.TITLE)
+    facts = {
+        node.observed: node.observed and node.wanted in ("", node.observed),
+        f"{node.observed or '?'} -> {node.wanted}": node.wanted not in ("", node.observed),
+        f"disruption class {node.disruption}": node.disruption not in ("", "None"),
+        f"step {node.step}, attempt {node.attempt}": node.step,
+        f"cordoned by {_CORDON_HOLDERS.get(node.cordon, node.cordon)}": node.cordon,
+    }
+    lines += prose("; ".join(fact for fact, applies in facts.items() if applies), paper, ink=Ink.FAINT)
+    if node.unhealthy:
+        lines += prose(f"GPUs: {node.unhealthy}", paper, ink=Ink.BAD)
+    lines += [BLANK, *_proof_lines(answer, paper)]
+    if node.blockers:
+        lines += [BLANK, line(Span("What blocks it", Ink.TITLE))]
+        lines += prose_of_each(node.blockers, paper, indent="  ")
+    if history := node.history[0 if paper.wide else -LAST :]:
+        rows = [line(f"{age(from_rfc3339(one.at), now)} ago", one.phase, one.reason) for one in history]
+        lines += [BLANK, *table(HISTORY, rows, paper)]
+    return lines + prose_of_each((f"Note: {note}" for note in answer.notes), paper, ink=Ink.FAINT)
+
+
+def _proof_lines(answer: NodeAnswer, paper: Paper) -> list[Line]:
+    if not answer.proofs:
+        return prose(f"No proof to show: {answer.unproven}", paper, hang="  ", ink=Ink.WAITING)
+    good, bad = ("✓", "✗") if paper.glyphs else ("+", "x")
+    rows = []
+    for proof in answer.proofs:
+        mark, ink = (good, Ink.GOOD) if proof.disagrees is None else (bad, Ink.BAD)
+        rows.append(line(Span(f"{mark} {proof.source}", ink), proof.says, proof.should))
+    drawn = table(PROOF, rows, paper)
+    lines = list(drawn)
+    for proof, row in zip(answer.proofs, drawn[-len(rows) :], strict=True):
+        # The message adds nothing if the row shows completely what the source says and what it should say.
+        whole = shows(row, proof.says) and shows(row, proof.should) and proof.says != proof.should
+        if proof.disagrees is not None and (not whole or proof.source in (Source.AGENT, Source.GFD)):
+            lines += prose(f"{proof.source}: {proof.disagrees.message}", paper, hang="  ", ink=Ink.BAD)
+    return lines
+
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Explain what the user named, and return DONE (see VerbModule). For a policy, show its pool and explain the most
-    urgent of its `changing` nodes, if it has any. For a workload, explain one of its pods (`_pod_of`). Any other object
-    is a node or a pod, and is explained itself (`find_subject`). Raises Trouble if the object does not exist or cannot
-    be read, or if a workload has no pods."""
+    """Explain what the user named: of a policy its worst node, of a workload one of its pods."""
     kind, name, namespace = find_subject(typed.subject, getattr(typed, "namespace", session.namespace))
     now, names = session.now(), [object_name(kind, name)]
     if kind is POLICIES:
@@ -67,10 +233,6 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def _pod_of(session: Session, kind: Resource, workload: JSON) -> tuple[JSON, str]:
-    """Return the pod to explain of those in the workload's namespace that its selector matches: the first by name
-    without a node, or else the first that is neither Running nor Succeeded, or else the first of all. Owners are not
-    compared. Also return a sentence with the numbers of pods and of those without a node. Raises Trouble if there are
-    none, with the messages of the workload's conditions, or if they cannot be read."""
     named = f"{kind.plural}/{text(workload, 'metadata', 'name')}"
     selector = section(workload, "spec", "selector")
     labels, rows = texts(selector.get("matchLabels")), rows_of(entries(selector, "matchExpressions"))
@@ -86,8 +248,6 @@ async def _pod_of(session: Session, kind: Resource, workload: JSON) -> tuple[JSO
 
 
 async def _pod(session: Session, pod: JSON) -> PodAnswer:
-    """Return the answer about a pod: from a plan or, if the user lacks a permission for one, from policies and GPUNodes
-    or, if these may not be read either, from the pod alone. Raises Trouble for all errors but missing permissions."""
     try:
         async with gathered(session) as cluster:
             live, rooms = await cluster.decide(()), dict[str, NodeRoom]()
@@ -103,10 +263,6 @@ async def _pod(session: Session, pod: JSON) -> PodAnswer:
 
 
 async def _node(session: Session, name: str) -> NodeAnswer:
-    """Return what the operator published about a node, and what each source of proof says now or, if the sources cannot
-    be read, why not (MORE if the user lacks a permission). A Node that the plan shows without a GPUNode is explained
-    from the plan alone. Raises Trouble if the GPUNode cannot be read, also because there is none and the plan does not
-    show the Node."""
     live, missing = None, ""
     try:
         async with gathered(session) as cluster:

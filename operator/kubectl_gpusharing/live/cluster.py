@@ -1,35 +1,213 @@
-"""A live snapshot of a cluster, gathered by the operator's own code with the user's own rights.
-
-Nothing is written: all calls go through a client that raises an error for every write (`Onlooker`).
-
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#drift.
-"""
+"""Read a live cluster as the operator would, with what is installed and without writing."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import Any, TypeVar
 
-from gpusharing.kube.client import GPUNODES, JSON
+from pydantic import TypeAdapter, ValidationError
+
+from gpusharing.api.names import ANNOTATION_CLAIMS
+from gpusharing.api.validation import validate_policy
+from gpusharing.kube.client import (
+    DEPLOYMENTS,
+    GPUNODES,
+    JSON,
+    LEASES,
+    PODS,
+    POLICIES,
+    ApiRequest,
+    KubeClient,
+    Page,
+    PassingClient,
+)
 from gpusharing.kube.clock import wall_time
-from gpusharing.kube.crew import Crew
-from gpusharing.kube.errors import Forbidden, NotFound, one_error
+from gpusharing.kube.daemonsets import find_gpu_operator
+from gpusharing.kube.errors import Forbidden, Invalid, NotFound, one_error
+from gpusharing.kube.fanout import Crew
+from gpusharing.kube.fence import parse_claims, parse_failed_nodes
 from gpusharing.kube.gather import Gatherer
-from gpusharing.kube.sources import Sources
+from gpusharing.kube.lease import host_of
+from gpusharing.kube.lists import list_of, pages_of
+from gpusharing.kube.ownversion import own_version
+from gpusharing.kube.raw import entries, section, text, texts, whole
+from gpusharing.kube.sources import AdminMaps, Sources, SourceSettings
 from gpusharing.planning.report.proposal import configured
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
-from gpusharing.planning.snapshot.looks import PassMemory
-from gpusharing.planning.snapshot.records import Claim
-from gpusharing.planning.snapshot.views import ClusterSnapshot
-from kubectl_gpusharing.live.installed import InstalledOperator, read_installed
-from kubectl_gpusharing.live.onlooker import Onlooker
+from gpusharing.planning.snapshot.memory import PassMemory
+from gpusharing.planning.snapshot.records import Claim, FailedNode
+from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
 from kubectl_gpusharing.shell.drawing import length
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.troubles import INSTALL, Denied, Trouble, error_text, explained
 
+
+class Onlooker(PassingClient):
+    """Passes reads on to another client, and raises an error for writes. Lists of policies include the proposed ones.
+
+    With `beforehand`, the operator's kinds do not exist yet, and their lists are empty. The server may also answer
+    Forbidden for them, because it checks a user's rights before it looks for a kind.
+    """
+
+    def __init__(
+        self, client: KubeClient, proposed: Sequence[JSON] = (), *, beforehand: bool = False
+    ) -> None:
+        super().__init__(client)
+        self._beforehand = beforehand
+        self._proposed = {text(raw, "metadata", "name"): raw for raw in proposed}
+
+    async def call(self, request: ApiRequest) -> JSON:
+        if request.verb not in ("get", "list"):
+            raise RuntimeError(
+                f"a read-only client was asked to {request.verb} {request.resource.plural} {request.full_name}"
+            )
+        proposed = self._proposed if request.verb == "list" and request.resource == POLICIES else {}
+        pages: list[Page] = []
+        try:
+            if not proposed:
+                return await self.client.call(request)
+            pages = [page async for page in pages_of(self.client, POLICIES)]
+        except (Forbidden, NotFound):
+            if not self._beforehand or request.verb != "list" or request.resource not in (POLICIES, GPUNODES):
+                raise
+        policies = {text(raw, "metadata", "name"): raw for page in pages for raw in page.items}
+        policies |= {name: applied(policies.get(name), raw) for name, raw in proposed.items()}
+        version = pages[-1].resource_version if pages else "0"
+        items = [policies[name] for name in sorted(policies)]
+        return {"metadata": {"resourceVersion": version}, "items": items}
+
+
+def applied(live: JSON | None, proposed: Mapping[str, Any]) -> JSON:
+    """Return the policy as the server would store it after `kubectl apply`."""
+    own = section(proposed, "metadata")
+    if live is None:
+        metadata = {"name": own.get("name"), "annotations": section(own, "annotations"), "generation": 1}
+        return {"metadata": metadata, "spec": proposed.get("spec")}
+    theirs = section(live, "metadata")
+    same = validate_policy(live) == validate_policy(proposed)
+    metadata = {
+        **theirs,
+        "annotations": {**section(theirs, "annotations"), **section(own, "annotations")},
+        "generation": whole(theirs, "generation") + (not same),
+    }
+    return {**live, "metadata": metadata, "spec": proposed.get("spec")}
+
+
+OPERATOR = "gpusharing-operator"
+SELECTOR = f"app.kubernetes.io/name={OPERATOR}"
+PREFIX = "GPUSHARING_"
+Value = TypeVar("Value")
+Other = TypeVar("Other")
+_PLAN = TypeAdapter(PlanSettings)
+DEFAULTS = SourceSettings(agent_namespace="gpusharing-agent")
+"""The settings with the chart's default values."""
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledOperator:
+    settings: SourceSettings = DEFAULTS
+    claims: Mapping[str, Claim] = field(default_factory=dict)
+    failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
+    version: str = ""
+    """From the chart's label on the Deployment; empty if unknown."""
+    notes: tuple[str, ...] = ()
+    missing: bool = False
+    """Whether no namespace has a Deployment of the operator."""
+    deployment: JSON = field(default_factory=dict)
+    """Empty if there is none or it may not be read."""
+
+
+async def read_deployment(client: KubeClient) -> InstalledOperator:
+    """Find the operator's Deployment in any namespace, and read its settings. Raises KubeError, except Forbidden and NotFound."""
+    try:
+        deployments = await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
+    except (Forbidden, NotFound) as error:
+        why = f"the operator's settings could not be read: {error_text(error)}"
+        return InstalledOperator(notes=(f"the chart's default settings are assumed, because {why}",))
+    if not deployments:
+        note = "no operator is installed, so the chart's default settings are assumed"
+        return InstalledOperator(notes=(note,), missing=True)
+    settings, notes = _settings_of(deployments[0])
+    version = texts(section(deployments[0], "metadata", "labels")).get("app.kubernetes.io/version", "")
+    ours = own_version()
+    if version and ours and version != ours:
+        notes += (
+            f"the operator is version {version} and this plugin is version {ours}: their plans may differ",
+        )
+    return InstalledOperator(settings, version=version, notes=notes, deployment=deployments[0])
+
+
+async def read_installed(client: KubeClient) -> InstalledOperator:
+    """Read also the claims and failures on the operator's Lease. Raises KubeError, except Forbidden, Invalid and NotFound."""
+    found = await read_deployment(client)
+    if found.missing:
+        where = await find_gpu_operator(client, PlanSettings().gpu_operator_namespace)
+        return replace(found, settings=replace(DEFAULTS, plan=PlanSettings(gpu_operator_namespace=where)))
+    if not found.deployment:
+        return found
+    settings, notes = found.settings, found.notes
+    namespace = settings.plan.namespace
+    lease, why = JSON(), ""
+    try:
+        lease = await client.get(LEASES, OPERATOR, namespace=namespace)
+    except (Forbidden, Invalid, NotFound) as error:
+        why = "" if isinstance(error, NotFound) else error_text(error)
+    written = texts(section(lease, "metadata", "annotations")).get(ANNOTATION_CLAIMS, "")
+    claims, damaged = parse_claims(written) if written else ({}, "")
+    failed_nodes, unread = parse_failed_nodes(written) if written else ({}, "")
+    host = host_of(text(lease, "spec", "holderIdentity"))
+    # The operator's own pod, the leader's, is never evicted.
+    pods = list_of(client, PODS, namespace=namespace, label_selector=SELECTOR)
+    own = await unless_hidden(pods, list[JSON]())
+    names = sorted(text(raw, "metadata", "name") for raw in own)
+    name = host if host in names else next(iter(names), "")
+    if why := why or damaged or unread:
+        notes += (
+            "the operator's Lease could not be used, so only changes that are recorded on Nodes are counted, and"
+            f" failures on deleted nodes are unknown: {why}",
+        )
+    settings = replace(settings, plan=replace(settings.plan, pod_name=name))
+    return replace(found, settings=settings, claims=claims, failed_nodes=failed_nodes, notes=notes)
+
+
+async def unless_hidden(read: Awaitable[Value], otherwise: Other) -> Value | Other:
+    """Return what `read` returns, or `otherwise` if the user may not read it or it does not exist."""
+    try:
+        return await read
+    except (Forbidden, NotFound):
+        return otherwise
+
+
+def _settings_of(deployment: JSON) -> tuple[SourceSettings, tuple[str, ...]]:
+    containers = entries(deployment, "spec", "template", "spec", "containers")
+    values = {
+        text(variable, "name").removeprefix(PREFIX).lower(): text(variable, "value")
+        for container in containers
+        for variable in entries(container, "env")
+        if text(variable, "name").startswith(PREFIX) and "value" in variable
+    } | {"namespace": text(deployment, "metadata", "namespace")}
+    bad: set[str] = set()
+    try:
+        plan = _PLAN.validate_python(values)  # it ignores the settings of the process itself
+    except ValidationError as error:
+        bad = {str(one["loc"][0]) for one in error.errors()}
+        plan = _PLAN.validate_python({name: value for name, value in values.items() if name not in bad})
+    settings = SourceSettings(
+        plan=plan,
+        admin_maps=AdminMaps(
+            values.get("admin_plugin_config_map", ""), values.get("admin_mig_config_map", "")
+        ),
+        agent_namespace=values.get("agent_namespace") or values["namespace"],
+        maintenance_keys=frozenset(filter(None, values.get("maintenance_keys", "").split(","))),
+    )
+    assumed = "this plugin cannot read these operator settings and assumes their defaults"
+    return settings, (f"{assumed}: {', '.join(sorted(bad))}",) if bad else ()
+
+
 MAX_LISTED = 100
-"""The highest number of nodes whose pods are listed, because each takes a call."""
+"""How many nodes at most have their pods listed, because each takes a call."""
 PATIENCE = 30.0
 """Seconds within which all sources must be listed."""
 CHECKED_EVERY = 0.02
@@ -39,20 +217,14 @@ MARKERS = ("medik8s nodemaintenances", "nvidia nodemaintenances")
 
 @dataclass(frozen=True, slots=True)
 class LivePlan:
-    """A plan, the snapshot it was computed from, and what is uncertain about it."""
-
     plan: RolloutPlan
-    """The plan that the operator's own planner made."""
     snapshot: ClusterSnapshot
-    """The snapshot that the plan was made from."""
     now: datetime
-    """The time for which the plan was made."""
     notes: tuple[str, ...]
-    """Sentences about what could not be read or is uncertain."""
+    """What could not be read or is uncertain."""
 
     def simulated(self, nodes: Iterable[str] | None = None) -> tuple[str, ...]:
-        """Return the sorted names of those of `nodes`, or of all nodes if None, whose agents report SIMULATED GPUs.
-        Nodes without an agent's report are left out."""
+        """Return which of `nodes`, or of all nodes if None, have SIMULATED GPUs."""
         reports = self.snapshot.gpunodes
         known = (reports[name] for name in (reports if nodes is None else nodes) if name in reports)
         return tuple(sorted(one.name for one in known if one.observed is not None and one.observed.simulated))
@@ -60,35 +232,22 @@ class LivePlan:
 
 @dataclass(slots=True)
 class Cluster:
-    """A cluster whose objects have all been listed, and are kept up to date while the context of
-    `gathered` is open."""
+    """A cluster that is followed while the context of `gathered` is open."""
 
     gatherer: Gatherer
-    """Reads the snapshots."""
     installed: InstalledOperator
-    """The operator, with the claims and failures that its Lease records. It may be `missing` even without `beforehand`,
-    and policies and reports that it left behind are then still read."""
+    """It may be `missing` even without `beforehand`, and policies and reports that it left behind are then still read."""
     notes: list[str]
-    """Sentences about what could not be read or is uncertain, which every plan gets."""
     now: Callable[[], datetime] = wall_time
-    """The clock that says for which time a plan is made."""
     foresee: Callable[[ClusterSnapshot], ClusterSnapshot] = lambda snapshot: snapshot
     """Changes each snapshot so that it shows the cluster for which the plan is made."""
     memory: PassMemory = field(default_factory=PassMemory)
-    """The memory of a pass, in which each drift is recorded as having begun at least one drift grace ago: a leader
-    that has been running for long would have seen it for that time."""
 
     async def decide(self, policies: Iterable[str] | None = None, nodes: Iterable[str] = ()) -> LivePlan:
-        """Return the plan of a leader that has been running for longer than the drift grace. A leader first writes the
-        configuration that a node needs, and cordons the node later. If that is so for a node under `policies`, the plan
-        is for the time after the write, and a note says so. Sets `memory` to what such a leader would remember of
-        drifts. Raises KubeError if the server is away or refuses our credentials, which the context of `gathered` turns
-        into a Trouble. Pods that cannot be listed are an error in the plan instead, and those whose LIST takes too long
-        are missing there.
+        """Return the plan of a leader that has been running for longer than the drift grace.
 
-        The pods are listed for `nodes`, and for the nodes that would be cordoned under `policies` (None stands for all
-        policies): the first MAX_LISTED of them, in the order of the verdicts, and a note says if there are more. Nodes
-        in `nodes` do not count against that limit, and the policies restrict nothing else: all of them are planned.
+        The pods are listed on `nodes` and on those that a policy in `policies` (all if None) would cordon. A leader
+        first writes the configuration and cordons later; the plan is for the time after the write, with a note.
         """
         now, only = self.now(), None if policies is None else frozenset(policies)
         snapshot = await self._snapshot(frozenset(nodes), now)
@@ -118,9 +277,6 @@ class Cluster:
         return LivePlan(plan, snapshot, now, tuple(notes))
 
     async def _snapshot(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:
-        """Return a snapshot that includes the pods of the nodes in `wanted`, changed by `foresee`. If `installed` has
-        no claims, for example because the Lease could not be read, they are derived from the fences of the Nodes. If
-        calls fail, the first error is raised."""
         claims, failed_nodes = self.installed.claims, self.installed.failed_nodes
         with one_error():
             snapshot = await self.gatherer.snapshot(wanted, self.memory, claims, failed_nodes, now)
@@ -138,12 +294,10 @@ class Cluster:
 async def gathered(
     session: Session, proposed: tuple[JSON, ...] = (), *, beforehand: bool = False
 ) -> AsyncIterator[Cluster]:
-    """Yield the cluster as it would be with the proposed policies applied, and keep it up to date while the context is
-    open. If something inessential may not be read (the sources in MARKERS, the pods that wait for a GPU, the operator's
-    settings or Lease), a note says so. Raises Trouble if the cluster cannot be read, or if the API server does not
-    serve GPUNodes, because the operator is not installed. With `beforehand`, a cluster without a Deployment of the
-    operator is yielded all the same, with `installed.missing` set. A KubeError that is raised in the context becomes a
-    Trouble too. The Trouble is a Denied if the user lacks a permission."""
+    """Yield the cluster as it would be with the proposed policies applied. Raises Trouble, or Denied if a right is missing.
+
+    With `beforehand`, the operator need not be installed.
+    """
     with explained(session.where), one_error():
         installed = await read_installed(session.client)
         missing = beforehand and installed.missing
@@ -167,14 +321,6 @@ async def gathered(
 
 
 async def _listed(sources: Sources, where: str, *, missing: bool, bare: bool) -> list[str]:
-    """Wait until every source is listed or has failed with an error that waiting does not cure: Forbidden, or NotFound
-    if its kind is not served. Return a sentence for each optional kind (MARKERS) that the user may not read. Raises
-    Denied if the user lacks a permission that a plan needs, and Trouble after PATIENCE seconds, with what each source
-    still lacks, or if the API server does not serve GPUNodes and `missing` is false.
-
-    `missing` is true if the operator need not be installed. `bare` is true if a missing permission to read GPUNodes is
-    ignored.
-    """
     every = {**sources.required, **sources.optional}
     try:
         async with asyncio.timeout(PATIENCE):

@@ -1,5 +1,7 @@
-"""Read Kubernetes objects from files that `kubectl apply -f` would accept. Whatever a file contains, the caller gets
-documents or a Trouble, never another exception."""
+"""Read Kubernetes objects from files that `kubectl apply -f` would accept.
+
+Whatever a file contains, the caller gets documents or a Trouble, never another exception.
+"""
 
 import json
 import re
@@ -13,8 +15,8 @@ from gpusharing.api.names import API_VERSION
 from gpusharing.api.nearest import did_you_mean
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import part, section, text
-from gpusharing.planning.wanted.yamltext import Unreadable, find_line, parse_yaml
-from kubectl_gpusharing.shell.manifests import KIND
+from gpusharing.planning.wanted.pluginconfig import Unreadable, find_line, parse_yaml
+from kubectl_gpusharing.shell.drawing import KIND
 from kubectl_gpusharing.shell.troubles import Trouble, error_text
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -35,63 +37,52 @@ class Document:
     """One object in a file, or a document there that cannot be parsed."""
 
     file: str
-    """Name of the file; `-` is standard input."""
+    """`-` is standard input."""
     before: int
     """Number of lines in the file before `text`."""
     text: str
-    """The whole YAML or JSON document that contains the object, without comments at its beginning."""
     raw: Any = None
-    """The object, of any type. If the document cannot be parsed, an Unreadable; if it is also of a kind that no verb
-    reads, such as a CRD that is nested too deeply, an object with the kind alone."""
+    """The object, or an Unreadable; of a kind that no verb reads, such as a CRD that is nested too deeply, only the kind."""
     at: str = ""
-    """Path of the object in the document, such as `items[0].` in a List; empty if it is the whole document."""
+    """Path of the object in the document, such as `items[0].` in a List."""
 
     @property
     def name(self) -> str:
-        """The kind and the name of the object, such as `Service/web`, or the one that it has. If it has neither, `an
-        object without a kind`."""
+        """The kind and the name of the object, such as `Service/web`."""
         what = "/".join(filter(None, (text(self.raw, "kind"), text(self.raw, "metadata", "name"))))
         return what or "an object without a kind"
 
     @property
     def fault(self) -> tuple[str, str]:
-        """The path of the first field for which a GPUSharingPolicy cannot be used, and why: the API server would
-        refuse its name, its labels, its annotations or a field beside the spec, or this plugin does not know its API
-        version. The path is empty for a missing name and for the API version, and both are empty if there is no fault.
-        The kind of the object and its spec are not checked."""
+        """The first field outside the spec for which the API server would refuse a GPUSharingPolicy, and why; both may be empty."""
         metadata, version = section(self.raw, "metadata"), text(self.raw, "apiVersion")
         if version != API_VERSION:
             return "", f"apiVersion is {version or 'missing'}; this plugin knows {API_VERSION}"
         if not (name := text(metadata, "name")):
             return "", f"a {KIND} has no metadata.name"
         if not _NAME.fullmatch(name):
-            return (
-                "metadata.name",
-                f"metadata.name {name}: use a-z, 0-9, dashes and periods only, for example pool-b",
-            )
+            hint = "use a-z, 0-9, dashes and periods only, for example pool-b"
+            return "metadata.name", f"metadata.name {name}: {hint}"
         for field in ("labels", "annotations"):
             if not isinstance(metadata.get(field), dict | None):
                 return f"metadata.{field}", f"metadata.{field} must be an object of strings"
             for key, value in section(metadata, field).items():
                 if not isinstance(value, str | None):
-                    path = f"metadata.{field}.{key}"
-                    return (
-                        path,
-                        f"{path} {json.dumps(value)}: only strings are allowed; put the value in quotes",
+                    path, hint = (
+                        f"metadata.{field}.{key}",
+                        "only strings are allowed; put the value in quotes",
                     )
+                    return path, f"{path} {json.dumps(value)}: {hint}"
         unknown = next((str(key) for key in self.raw if key not in _FIELDS), "")
         return unknown, unknown and f"{unknown}: there is no such field{did_you_mean(unknown, _FIELDS)}"
 
     def line(self, path: str) -> int:
-        """Return the number of the line in the file, from 1, on which the field at `path` begins; see `find_line`."""
+        """Return the number of the line in the file, from 1, on which the field at `path` begins."""
         return self.before + find_line(self.text, f"{self.at}{path}")
 
 
 def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ...]]:
-    """Return the policies in these files, in the order of the files and of the objects in them, and a sentence for each
-    other object, which is ignored (`read_documents`). Raises Trouble if a file cannot be read or parsed, if a document
-    is not an object, if a policy cannot be used (`Document.fault`), if two policies have the same name, also in
-    different files, or if no file contains a policy; without files, both results are empty."""
+    """Return the policies in these files, and a sentence for each other object, which is ignored. Raises Trouble."""
     policies: dict[str, JSON] = {}
     others: list[str] = []
     for document in read_documents(names, "plan -f -"):
@@ -114,12 +105,7 @@ def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ..
 
 
 def read_documents(names: Sequence[str], command: str) -> Iterator[Document]:
-    """Yield every object in these files, in order. A directory stands for its own files in .yaml, .yml or .json, sorted
-    and without those of its subdirectories, and `-` for standard input. A file that is named itself may have any
-    suffix. Documents are separated by `---`, and JSON objects may also follow each other without it. An object whose
-    kind ends in `List` is replaced by its items; empty documents are left out. For a document that cannot be parsed,
-    see `_objects`. Raises Trouble if a file cannot be read, or if a directory has a kustomization; the message then
-    says to pipe what it builds into `command`."""
+    """Yield every object in these files, in order. `command` is what reads the output of kubectl kustomize. Raises Trouble."""
     for name in (file for one in names for file in _files(one, command)):
         try:
             content = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
@@ -130,14 +116,20 @@ def read_documents(names: Sequence[str], command: str) -> Iterator[Document]:
             for document in _split_json(piece):
                 before += document.count("\n")
                 own = re.sub(r"\A(?:[ \t]*(?:#.*)?\r?\n)+", "", document)
-                yield from _objects(Document(name, before - own.count("\n"), own))
+                found = Document(name, before - own.count("\n"), own)
+                try:
+                    raw = parse_yaml(own)
+                except Unreadable as error:
+                    other = _OTHER.search(own)
+                    raw = error if other is None else {"kind": other[1]}
+                if isinstance(items := part(raw, "items"), list) and text(raw, "kind").endswith("List"):
+                    for index, item in enumerate(items):
+                        yield replace(found, raw=item, at=f"items[{index}].")
+                elif raw is not None:
+                    yield replace(found, raw=raw)
 
 
 def _split_json(text: str) -> Iterator[str]:
-    """Yield `text` in parts, one for each JSON object at its beginning and one for what follows the last of them, so
-    that the objects that `jq '.items[]'` prints one after another are documents of their own, as they are for kubectl.
-    YAML's marker `...` behind a JSON object is left out. A text that does not begin with a JSON object is the only
-    part."""
     begin = 0
     while found := _OBJECT.match(text, begin):
         try:
@@ -150,26 +142,7 @@ def _split_json(text: str) -> Iterator[str]:
     yield text[begin:]
 
 
-def _objects(document: Document) -> Iterator[Document]:
-    """Parse a document and yield a copy of it for each of its objects, with `raw` set, and `at` for the items of a
-    List. Only the syntax is checked: `raw` may be a string or a list. Yields nothing for an empty document. A document
-    that cannot be parsed is yielded once, with an Unreadable as `raw`, or with its kind alone if no verb reads that
-    kind."""
-    try:
-        raw = parse_yaml(document.text)
-    except Unreadable as error:
-        other = _OTHER.search(document.text)
-        raw = error if other is None else {"kind": other[1]}
-    if isinstance(items := part(raw, "items"), list) and text(raw, "kind").endswith("List"):
-        yield from (replace(document, raw=item, at=f"items[{index}].") for index, item in enumerate(items))
-    elif raw is not None:
-        yield replace(document, raw=raw)
-
-
 def _files(name: str, command: str) -> list[str]:
-    """Return the manifests (.yaml, .yml, .json) directly in the directory `name`, sorted, or `name` itself if it is not
-    a directory. Raises Trouble if the directory cannot be read, or if it has a kustomization, because then the files in
-    it are not what is applied; the message names `command`."""
     try:
         if name == "-" or not Path(name).is_dir():
             return [name]

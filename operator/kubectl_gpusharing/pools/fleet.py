@@ -1,15 +1,12 @@
-"""The status of GPUSharingPolicies and GPUNodes, read from raw JSON without pydantic models, so that a thousand nodes
-are read in a moment.
-
-The operator wrote all of it. A field that is missing, because an older or newer version wrote the object, is empty. An
-unknown phase is shown as it is.
-"""
+"""The pools of a cluster as `status` shows them, and when each will be done."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
-from typing import Any
+from operator import itemgetter
+from statistics import median
+from typing import Any, Self
 
 from gpusharing.api.gpunode import Transition
 from gpusharing.api.names import Phase
@@ -18,7 +15,8 @@ from gpusharing.api.records import from_wire
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, part, section, text, whole
-from kubectl_gpusharing.shell.drawing import Glyph, Ink
+from gpusharing.planning.vocabulary.lengths import counted
+from kubectl_gpusharing.shell.drawing import Glyph, Ink, Line, Paper, Span, bar, length, line, prose, shorten
 
 
 class State(Enum):
@@ -32,10 +30,8 @@ class State(Enum):
 
 
 URGENCY = (State.FAILED, State.BLOCKED, State.MOVES, State.WAITS, State.DONE)
-"""The states, the most urgent first."""
 PERSON, OTHERS = "person", "others"
-"""The deadlines that the operator publishes for a wait that ends when a person acts, and for one that ends when other
-nodes or programs are done (planning/report/transition.py)."""
+"""The deadlines that the operator publishes for a wait that ends when a person acts, or when others are done."""
 _STATES: Mapping[str, State] = {
     **{phase: State.MOVES for phase in Phase if phase.in_flight},
     Phase.SYNCED: State.DONE,
@@ -46,25 +42,19 @@ _STATES: Mapping[str, State] = {
 
 
 def state_of(word: str) -> State:
-    """Return the state of a node in the phase with this name. Aborting counts as under way, as all phases of a change
-    do except Failed. Synced counts as done, Failed as failed, and Blocked and Skipped as blocked. Pending, Preflight,
-    and a phase that this version does not know count as waiting."""
     return _STATES.get(word, State.WAITS)
 
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus(Transition):
-    """One GPUNode: its transition, and what its agent and its conditions report. The phase is empty until the operator
-    has examined the node."""
+    """One GPUNode: its transition, and what its agent and its conditions report."""
 
     name: str = ""
-    """Name of the node."""
     pods: int | None = None
     """How many pods hold a GPU, or None if that is unknown."""
     unhealthy: str = ""
-    """The message of the condition Healthy if it is False; otherwise empty."""
+    """The message of the condition Healthy if it is False."""
     simulated: bool = False
-    """Whether the agent reports that the GPUs are SIMULATED."""
 
     @property
     def entered(self) -> datetime | None:
@@ -73,33 +63,25 @@ class NodeStatus(Transition):
 
     @property
     def state(self) -> State:
-        """The state of the node, by its phase. WAITS if the phase is empty or unknown to this version."""
         return state_of(self.phase)
 
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus(Summary):
-    """One policy: its summary, and the nodes that it owns. The status is empty until the operator has processed the
-    policy."""
+    """One policy: its summary, and the nodes that it owns."""
 
     name: str = ""
-    """Name of the policy."""
     unseen: int = 0
-    """The generation that the operator has not processed yet; 0 if it has processed the current one."""
+    """The generation of the policy, if the operator has not processed it yet."""
     members: tuple[NodeStatus, ...] = ()
-    """The nodes that belong to the policy, sorted by name."""
     plan: Mapping[str, Any] = field(default_factory=dict)
-    """The `status.plan` of the policy; empty if there is none."""
     paused: bool = False
-    """Whether `rollout.paused` is true."""
     events: tuple[JSON, ...] | None = None
-    """The Events about the policy, the oldest first, as the API server has them; None if they were not read."""
+    """The Events about the policy, the oldest first; None if they were not read."""
 
     @property
     def state(self) -> State:
-        """The most urgent state of its nodes (URGENCY), but at least BLOCKED if a node waits for a person. If all nodes
-        are done, or there are none, a policy that is Synced and processed is DONE. Another is WAITS if its generation
-        is unprocessed or its status is empty, `Deleting` or the name of a phase, else BLOCKED."""
+        """The most urgent state of its nodes (URGENCY), but at least BLOCKED if a node waits for a person."""
         states = {node.state for node in self.members}
         if any(node.deadline == PERSON for node in self.members):
             states.add(State.BLOCKED)
@@ -110,8 +92,7 @@ class PoolStatus(Summary):
 
     @property
     def changing(self) -> tuple[NodeStatus, ...]:
-        """The nodes that are not done, or wait for a person, by urgency and otherwise in the order of `members`: first
-        those that failed, then those that are blocked or skipped, under way, waiting, and done."""
+        """The nodes that are not done, or wait for a person, by urgency."""
         shown = (node for node in self.members if node.state is not State.DONE or node.deadline == PERSON)
         return tuple(sorted(shown, key=lambda node: URGENCY.index(node.state)))
 
@@ -119,9 +100,7 @@ class PoolStatus(Summary):
 def read_pools(
     policies: Iterable[JSON], nodes: Iterable[NodeStatus], events: Iterable[JSON] | None = None
 ) -> tuple[tuple[PoolStatus, ...], tuple[NodeStatus, ...]]:
-    """Return the pools, one for each policy, the most urgent first and otherwise in the order of the policies, and
-    those of `nodes` that belong to none of them, sorted by name. `events` are the Events about policies, in any order,
-    or None if they were not read. If the summary of a policy has no mode, the mode in its spec is used."""
+    """Return a pool for each policy, the most urgent first, and the nodes that belong to none, sorted by name."""
     by_name = sorted(nodes, key=lambda node: node.name)
     members: dict[str, list[NodeStatus]] = {}
     for node in by_name:
@@ -150,21 +129,247 @@ def read_pools(
 
 
 def read_node(raw: JSON) -> NodeStatus:
-    """Return the status of the node that a GPUNode describes. Fields that are missing or have another type get their
-    defaults."""
     observed = section(raw, "status", "observed")
     healthy = next((row for row in entries(raw, "status", "conditions") if row.get("type") == "Healthy"), {})
-    beside = {
+    more = {
         "name": text(raw, "metadata", "name"),
         "pods": observed.get("pods"),
         "unhealthy": text(healthy, "message") if healthy.get("status") == "False" else "",
         "simulated": observed.get("simulated"),
     }
-    return from_wire(NodeStatus, section(raw, "status", "transition") | beside)
+    return from_wire(NodeStatus, section(raw, "status", "transition") | more)
 
 
 def simulated_nodes(pools: Iterable[PoolStatus], unowned: Iterable[NodeStatus]) -> list[str]:
-    """Return the sorted names of all nodes with SIMULATED GPUs, according to their agents' reports, in the pools and in
-    `unowned`."""
     every = (*unowned, *(node for pool in pools for node in pool.members))
     return sorted(node.name for node in every if node.simulated)
+
+
+REST = timedelta(days=1)
+"""Changes with at most this much time between them belong to one rollout: one with windows continues each night."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A period in which a node stayed in one phase."""
+
+    phase: str
+    reason: str
+    begin: datetime
+    end: datetime
+
+    @property
+    def state(self) -> State:
+        return state_of(self.phase)
+
+    @property
+    def moves(self) -> bool:
+        """Whether the phase belongs to a change that has begun and is not over; Failed does."""
+        return self.state in (State.MOVES, State.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """The phases of one node during a rollout."""
+
+    node: str
+    stretches: tuple[Stretch, ...]
+    took: timedelta | None
+    """How long the change took, without Pending or Blocked before it; None if it has not succeeded yet."""
+
+    @property
+    def span(self) -> tuple[datetime, datetime] | None:
+        """When the change began, and when it ended, or now; None if it has not begun."""
+        moving = [one for one in self.stretches if one.moves]
+        return (moving[0].begin, moving[-1].end) if moving else None
+
+    def within(self, begin: datetime, end: datetime) -> Self:
+        cut = (replace(one, begin=max(one.begin, begin), end=min(one.end, end)) for one in self.stretches)
+        return replace(self, stretches=tuple(one for one in cut if one.begin < one.end))
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """A rollout, to now if it is not over."""
+
+    begin: datetime
+    end: datetime
+    tracks: tuple[Track, ...]
+
+
+def find_timeline(pool: PoolStatus, now: datetime) -> Timeline | None:
+    """Return the last rollout of a pool, with the nodes that are yet to change; None if no node has changed."""
+    tracks = [track for node in pool.members if (track := _last_change(node, now)).stretches]
+    begin: datetime | None = None
+    spans = [track.span for track in tracks if track.span]
+    for first, last in sorted(spans, key=lambda span: span[1], reverse=True):
+        if begin is not None and begin - last > REST:
+            break
+        begin = first if begin is None else min(begin, first)
+    if begin is None:
+        return None
+    done = {node.name for node in pool.members if node.state is State.DONE}
+    tracks = [one for one in tracks if one.node not in done or (one.span and one.span[0] >= begin)]
+    over = done.issuperset(one.node for one in tracks)
+    # Some room after a successful change makes its end visible.
+    end = max(one.stretches[-1].begin if over else one.stretches[-1].end for one in tracks)
+    if over:
+        end += (end - begin) / 20
+    tracks = [track.within(begin, end) for track in tracks]
+    tracks.sort(key=lambda track: (track.span[0] if track.span else end, track.node))
+    return Timeline(begin, end, tuple(tracks))
+
+
+def read_stretches(node: NodeStatus, now: datetime) -> list[Stretch]:
+    """Return the periods in the history of a node, the oldest first; the last one ends now."""
+    steps = [(step, at) for step in node.history if (at := from_rfc3339(step.at)) is not None]
+    ends = [*(at for _, at in steps), now][1:]
+    return [
+        Stretch(step.phase, step.reason, at, max(at, end))
+        for (step, at), end in zip(steps, ends, strict=True)
+    ]
+
+
+def _last_change(node: NodeStatus, now: datetime) -> Track:
+    """Return the periods since the node was last done before its present phase; none if it has only been done."""
+    stretches = read_stretches(node, now)
+    rests = [number for number, one in enumerate(stretches[:-1]) if one.state is State.DONE]
+    change = stretches[rests[-1] + 1 :] if rests else stretches
+    moving = [one for one in change if one.moves]
+    took = change[-1].begin - moving[0].begin if moving and change[-1].state is State.DONE else None
+    changed = any(one.state is not State.DONE for one in change)
+    return Track(node.name, tuple(change) if changed else (), took)
+
+
+# --- how long the change under way may still take -----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """The time that is left, and the numbers that it is based on."""
+
+    left: timedelta
+    nodes: int
+    each: timedelta
+    changes: int
+
+
+def find_estimate(pool: PoolStatus, now: datetime) -> Estimate | None:
+    """Return how long the rest of a pool's change may take, or None if no past change is known or the end cannot be foreseen."""
+    left = [node for node in pool.members if node.state is not State.DONE]
+    open_ended = any(
+        node.state in (State.BLOCKED, State.FAILED)
+        or node.deadline == PERSON
+        or node.reason in ("WindowClosed", "CanarySoak")
+        for node in left
+    )
+    if not left or pool.paused or open_ended:
+        return None
+    changes = [read_changes(node, now) for node in pool.members]
+    took, gone = [one for past, _ in changes for one in past], [one for _, one in changes if one is not None]
+    if not took:
+        return None
+    each = timedelta(seconds=median(one.total_seconds() for one in took))
+    if any(one > max(took) for one in gone) or not (gone or any(node.deadline != OTHERS for node in left)):
+        return None
+    rounds = -(-len(left) // max(1, len(gone)))
+    rest = each * rounds - min(gone, default=timedelta())
+    return Estimate(max(rest, timedelta()), len(left), each, len(took))
+
+
+def read_changes(node: NodeStatus, now: datetime) -> tuple[list[timedelta], timedelta | None]:
+    """Return how long each past change of a node took, and how long the one that is under way has taken so far.
+
+    A change that failed and was retried counts as one; the time in Failed does not count.
+    """
+    lengths: list[timedelta] = []
+    # The phase that the node is in may be missing in the history; its time then counts as that of the change.
+    taken = now - node.entered if node.entered is not None and not node.history else None
+    for stretch in read_stretches(node, now):
+        if stretch.moves:
+            lasted = timedelta() if stretch.state is State.FAILED else stretch.end - stretch.begin
+            taken = lasted if taken is None else taken + lasted
+            continue
+        if taken is not None and stretch.state is State.DONE:
+            lengths.append(taken)
+        taken = None
+    return lengths, taken if node.state is State.MOVES else None
+
+
+# --- drawn with characters -----------------------------------------------------------------------------------
+
+MOST = 20
+"""How many nodes are drawn; -o wide shows them all."""
+CELLS = 48
+"""The number of cells in a line, if there is room."""
+FEWEST = 8
+NAME = 24
+"""How many characters of a node's name are shown, if the paper has a width."""
+LETTERS: Mapping[str, str] = {
+    Phase.CORDONED: "c",
+    Phase.WAITING_FOR_JOBS: "w",
+    Phase.DRAINING: "d",
+    Phase.VERIFYING_IDLE: "i",
+    Phase.RECONFIGURING: "r",
+    Phase.VERIFYING: "v",
+    Phase.UNCORDONING: "u",
+    Phase.ABORTING: "a",
+}
+"""The letters of the phases of a change, except Failed."""
+
+
+def describe_timeline(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
+    timeline = find_timeline(pool, now)
+    if timeline is None:
+        return prose("The node histories contain no changes.", paper, indent="  ", ink=Ink.FAINT)
+    tracks = timeline.tracks if paper.wide else timeline.tracks[:MOST]
+    name = max(len(track.node) for track in tracks)
+    name = name if paper.width is None else min(name, NAME, paper.width // 3)
+    ends = [
+        length(track.took) if track.took is not None else track.stretches[-1].phase if track.stretches else ""
+        for track in tracks
+    ]
+    tail = max(map(len, ends))
+    cells = CELLS if paper.width is None else min(CELLS, paper.width - name - tail - 6)
+    if cells < FEWEST and paper.width is not None:
+        tail, cells = 0, max(FEWEST, paper.width - name - 4)
+    cell = (timeline.end - timeline.begin) / cells
+    period = f"{moment(timeline.begin, timeline.end)} to {moment(timeline.end, timeline.begin)}"
+    lines = prose(f"{period}; each cell stands for {length(cell)}", paper, indent="  ", ink=Ink.FAINT)
+    for track, end in zip(tracks, ends, strict=True):
+        drawn = bar(_cells(track, timeline.begin, cell, cells), paper, cells)
+        row: list[str | Span] = ["  ", shorten(track.node, name).ljust(name), "  ", *drawn]
+        lines.append(line(*row, "  ", Span(end, Ink.FAINT)) if tail else line(*row))
+    if (more := len(timeline.tracks) - len(tracks)) > 0:
+        lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide shows them all", Ink.FAINT)))
+    legend = "; ".join(f"{glyph.on(paper)} {glyph.word}" for glyph in glyphs_of(tracks))
+    return [*lines, *prose(legend, paper, indent="  ", ink=Ink.FAINT)]
+
+
+def glyph_of(stretch: Stretch) -> Glyph:
+    """Return the letter of the phase, or the glyph of the node's state if the phase has none."""
+    letter = LETTERS.get(stretch.phase)
+    return stretch.state.value if letter is None else Glyph(letter, letter, Ink.BUSY, stretch.phase)
+
+
+def moment(at: datetime, beside: datetime) -> str:
+    """Format a time in UTC, with the date if `beside` is on another day."""
+    return at.strftime("%H:%M:%SZ" if at.date() == beside.date() else "%Y-%m-%d %H:%M:%SZ")
+
+
+def _cells(track: Track, begin: datetime, cell: timedelta, cells: int) -> list[Glyph]:
+    glyphs, stands = [], (State.BLOCKED, State.FAILED)
+    for number in range(cells):
+        first, last = begin + number * cell, begin + (number + 1) * cell
+        times = [(min(one.end, last) - max(one.begin, first), one) for one in reversed(track.stretches)]
+        inside = [(one.state in stands, lasted, one) for lasted, one in times if lasted > timedelta()]
+        shown = max(inside, key=itemgetter(0, 1), default=None)
+        glyphs.append(Glyph(" ", " ", Ink.PLAIN) if shown is None else glyph_of(shown[2]))
+    return glyphs
+
+
+def glyphs_of(tracks: Iterable[Track]) -> list[Glyph]:
+    """Return each glyph that occurs in the tracks once, in the order of LETTERS and `State`."""
+    glyphs = {glyph.drawn: glyph for track in tracks for glyph in map(glyph_of, track.stretches)}
+    order = [*LETTERS.values(), *(state.value.drawn for state in State)]
+    return [glyphs[key] for key in order if key in glyphs]

@@ -1,12 +1,18 @@
-"""`status -o html`: an HTML page that shows the pools. Pure, apart from the time, which comes from the session. The
-page loads nothing from elsewhere."""
+"""The page of `status -o html`, and the server that shows it on loopback."""
 
+import asyncio
+import os
+import re
+import secrets
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from http import HTTPStatus
 from operator import attrgetter
+from urllib.parse import parse_qsl
 
 from gpusharing.api.gpunode import DriverProfile
 from gpusharing.api.records import from_wire
@@ -15,90 +21,83 @@ from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, section, text
 from gpusharing.planning.vocabulary.lengths import counted, some
 from kubectl_gpusharing.pools import status
-from kubectl_gpusharing.pools.fleet import NodeStatus, PoolStatus, State, read_node
-from kubectl_gpusharing.pools.timeline import Timeline, Track, find_timeline, glyph_of, glyphs_of, moment
+from kubectl_gpusharing.pools.fleet import (
+    NodeStatus,
+    PoolStatus,
+    State,
+    Timeline,
+    Track,
+    find_timeline,
+    glyph_of,
+    glyphs_of,
+    moment,
+    read_node,
+)
 from kubectl_gpusharing.shell.drawing import Glyph, Ink, length, prose
 from kubectl_gpusharing.shell.markup import PAPER, POLICY, Link, Markup, flow, frame, grid, plain_cell, tag
 from kubectl_gpusharing.shell.session import Session
+from kubectl_gpusharing.shell.troubles import Trouble
 
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """One MIG instance on a card."""
+    """One MIG instance on a card, in memory units; `start` is -1 if it is unknown."""
 
     profile: str
-    """The profile of the instance, such as 3g.40gb."""
     start: int = -1
-    """The first memory unit that the instance covers; -1 if the agent may not read it."""
     size: int = 0
-    """How many memory units the instance covers; 0 if the agent may not read it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Face:
-    """The appearance of a card: its product and how it is divided."""
+class DividedCard:
+    """A product and how it is divided."""
 
     product: str
-    """The card's product name."""
     units: int
-    """The memory units of the whole card; 0 if they are unknown, so that nothing can be drawn to scale."""
+    """The memory units of the card; 0 if they are unknown or it has no instances."""
     slices: tuple[Slice, ...]
-    """The MIG instances on the card, from the first memory unit to the last."""
     layout: str
-    """The layout of a card without instances, as the operator writes it: `1x full`, `4x shared`. Otherwise empty."""
+    """The layout of a card without instances, as the operator writes it: `1x full`, `4x shared`."""
 
 
-Cards = Mapping[Face, Sequence[str]]
+Cards = Mapping[DividedCard, Sequence[str]]
 """The names of the nodes that have a card like this, once for each card."""
 
 
 def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, Cards]:
-    """Return the names of nodes by policy and by the `Face` of their cards, once for each card. A policy whose nodes
-    report no GPUs has an empty mapping; one without nodes is missing. Nodes without a policy are under the empty name.
-    Cards with equal faces are one entry, whatever node they are in. The most frequent Face comes first; equally
-    frequent ones are sorted by their first node's name."""
-    by_policy: dict[str, dict[Face, list[str]]] = {}
+    """Return the cards by policy, the most common first."""
+    by_policy: dict[str, dict[DividedCard, list[str]]] = {}
     for raw in gpunodes:
-        transition = section(raw, "status", "transition")
-        faces = by_policy.setdefault(text(transition, "policy"), {})
-        for face in _faces(raw, text(transition, "observed")):
-            faces.setdefault(face, []).append(text(raw, "metadata", "name"))
+        observed, transition = section(raw, "status", "observed"), section(raw, "status", "transition")
+        units: dict[str, int] = {}
+        for model in entries(observed, "models"):
+            profiles = [from_wire(DriverProfile, profile) for profile in entries(model, "profiles")]
+            ends = (start + profile.size for profile in profiles for start in profile.starts)
+            units[text(model, "product")] = max(ends, default=0)
+        cards = by_policy.setdefault(text(transition, "policy"), {})
+        for gpu in entries(observed, "gpus"):
+            product, layout = text(gpu, "product"), text(transition, "observed")
+            instances = (from_wire(Slice, instance) for instance in entries(gpu, "instances"))
+            slices = tuple(sorted(instances, key=attrgetter("start", "profile")))
+            size, whole = (units.get(product, 0), "") if slices else (0, layout)
+            divided = DividedCard(product, size, slices, whole)
+            cards.setdefault(divided, []).append(text(raw, "metadata", "name"))
     return {
-        policy: dict(sorted(faces.items(), key=lambda item: (-len(item[1]), min(item[1]))))
-        for policy, faces in by_policy.items()
+        policy: dict(sorted(cards.items(), key=lambda item: (-len(item[1]), min(item[1]))))
+        for policy, cards in by_policy.items()
     }
-
-
-def _faces(raw: JSON, layout: str) -> list[Face]:
-    """Return the `Face` of each card of a node, in the order of the agent's report. A card without MIG instances gets
-    `layout`, the layout that the operator observed on the node, and 0 memory units. The memory units of another card
-    end where the last possible instance of its product does; they are 0 if the agent reports no placements for its
-    profiles."""
-    observed = section(raw, "status", "observed")
-    units, faces = dict[str, int](), list[Face]()
-    for model in entries(observed, "models"):
-        profiles = [from_wire(DriverProfile, profile) for profile in entries(model, "profiles")]
-        ends = (start + profile.size for profile in profiles for start in profile.starts)
-        units[text(model, "product")] = max(ends, default=0)
-    for gpu in entries(observed, "gpus"):
-        product = text(gpu, "product")
-        instances = (from_wire(Slice, instance) for instance in entries(gpu, "instances"))
-        slices = tuple(sorted(instances, key=attrgetter("start", "profile")))
-        faces.append(Face(product, units.get(product, 0) if slices else 0, slices, "" if slices else layout))
-    return faces
 
 
 CELL = 26
 """Width and height, in pixels, of a node in the bar of a pool."""
 PER_LINE = 12
-"""How many nodes one line of the bar has, which fits on a phone. Large pools get four times as many."""
+"""How many nodes one line of the bar has, which fits on a phone."""
 BAR = 22
 """Height, in pixels, of a timeline and of a card."""
 LETTER = 4.0
-"""The width that a letter needs, in percent of a timeline."""
+"""Width that a letter needs, in percent of a timeline."""
 LABEL = 20.0
-"""The width that the whole name of a profile needs, in percent of a card. A narrower slice shows only the part before
-the dot."""
+"""Width that the whole name of a profile needs, in percent of a card."""
 DRAWN = 480
 """The most cells of a bar if not all nodes of a pool are listed: ten lines."""
 MARKS = {State.DONE: "✓", State.MOVES: "▸", State.WAITS: "·", State.BLOCKED: "!", State.FAILED: "×"}
@@ -106,16 +105,11 @@ MARKS = {State.DONE: "✓", State.MOVES: "▸", State.WAITS: "·", State.BLOCKED
 
 
 def _mark(glyph: Glyph) -> str:
-    """Return the mark of the state that has this very glyph, or else the glyph's own character, which is the letter of
-    a phase."""
     return next((mark for state, mark in MARKS.items() if state.value is glyph), glyph.drawn)
 
 
 def bar(members: Sequence[NodeStatus]) -> Markup:
-    """Return a picture with one cell for each node, sorted by state; those that are done come first, then those under
-    way, waiting, blocked and failed. A line has PER_LINE cells, or four times as many if the nodes do not fit in four
-    lines. Each cell is a square with the mark of the node's state. Its tooltip has the node's name, phase and reason.
-    """
+    """Return a picture with one cell for each node, in the order of `State`."""
     order, cells = sorted(members, key=lambda node: list(State).index(node.state)), []
     per_line = PER_LINE if len(order) <= 4 * PER_LINE else 4 * PER_LINE
     for number, node in enumerate(order):
@@ -131,9 +125,6 @@ def bar(members: Sequence[NodeStatus]) -> Markup:
 
 
 def track(timeline: Timeline, row: Track) -> Markup:
-    """Return a picture of the phases of one node from the beginning of the rollout to its end. A phase that is too
-    short for its letter (LETTER percent of the picture) is drawn without one. Each phase has a tooltip with its name,
-    its reason and its times."""
     whole = (timeline.end - timeline.begin).total_seconds() or 1.0
     parts: list[Markup] = []
     for stretch in row.stretches:
@@ -146,35 +137,28 @@ def track(timeline: Timeline, row: Track) -> Markup:
     return tag("svg", *parts, class_="track", role="img", aria_label=label or "no history")
 
 
-def card(face: Face) -> Markup:
-    """Return a picture of a card from its first memory unit to its last; free memory stays empty. A card without
-    instances is a single piece. If the size of the card or the start of any instance is unknown, all instances have the
-    same width and fill the picture. A piece narrower than LABEL percent of the picture shows its name only up to the
-    dot."""
-    names = [piece.profile for piece in face.slices] or [face.layout]
+def card(divided: DividedCard) -> Markup:
+    """Return a picture of a card from its first memory unit to its last; free memory stays empty."""
+    slices, units = divided.slices, divided.units
+    names = [piece.profile for piece in slices] or [divided.layout]
     spans = [(number * 100 / len(names), 100 / len(names)) for number in range(len(names))]
-    if face.units and all(piece.start >= 0 for piece in face.slices):
-        spans = [(piece.start / face.units * 100, piece.size / face.units * 100) for piece in face.slices]
+    if units and all(piece.start >= 0 for piece in slices):
+        spans = [(piece.start / units * 100, piece.size / units * 100) for piece in slices]
     parts = [tag("rect", class_="free", width="100%", height=str(BAR))]
     for name, (x, wide) in zip(names, spans, strict=True):
         parts.append(_piece(x, wide, name, name if wide >= LABEL else name.partition(".")[0], "slice"))
     counts = ", ".join(f"{count} {name}" for name, count in Counter(names).items())
-    label = counts if face.slices else face.layout or "unknown"
+    label = counts if slices else divided.layout or "unknown"
     return tag("svg", *parts, class_="card", role="img", aria_label=label)
 
 
 def _piece(x: float, wide: float, title: str, text: str, kind: str) -> Markup:
-    """Return one part of a timeline or card. `x` is where it begins and `wide` its width, both in percent of the
-    picture. `title` is the tooltip, `text` is written in the middle unless it is empty, and `kind` is the CSS class."""
     rect = tag("rect", x=f"{x:.2f}%", width=f"{wide:.2f}%", height=str(BAR))
     inside = [tag("text", text, x=f"{x + wide / 2:.2f}%", y=str(BAR // 2 + 4))] if text else []
     return tag("g", tag("title", title), rect, *inside, class_=kind)
 
 
 def page(session: Session, known: status.Known, typed: Namespace) -> str:
-    """Return the whole HTML page: a heading with the context, the time, and what `overview` returns, with all nodes.
-    `known` has the policies, the GPUNodes and, if they are to be shown, the Events. Raises Trouble if a named policy
-    does not exist, or if both names and a selector are passed."""
     title = f"GPU pools of {session.name}"
     made = tag("p", f"As of {to_rfc3339(session.now())}, by kubectl gpusharing status.", class_="faint")
     head = [tag("meta", http_equiv="Content-Security-Policy", content=POLICY)]
@@ -184,10 +168,7 @@ def page(session: Session, known: status.Known, typed: Namespace) -> str:
 def overview(
     session: Session, known: status.Known, typed: Namespace, most: int | None = None, link: Link = plain_cell
 ) -> list[Markup]:
-    """Return what `status.describe_health` draws, the sections of the pools, and the GPU nodes without a policy. The
-    names or the selector of `typed` choose the pools (`status.choose`, whose Trouble is raised). At most `most` nodes
-    of each pool are listed; None stands for all. `link` makes the cells of the tables of nodes, and the headings of
-    pools."""
+    """Return the sections of the pools, each with at most `most` nodes."""
     policies, gpunodes, *events = known
     pools, unowned = status.choose(typed, session.where, policies, map(read_node, gpunodes), events)
     now, cards = session.now(), read_cards(gpunodes)
@@ -198,11 +179,6 @@ def overview(
 
 
 def _pool(pool: PoolStatus, name: str, now: datetime, cards: Cards, most: int | None, link: Link) -> Markup:
-    """Return the section of one pool: heading, product, bar with a legend, facts, Events if they were read, nodes, last
-    rollout and cards. Nodes that need a person's attention come first and those that are done last. At most `most`
-    nodes are listed, and a sentence says how many are left out. There is no bar without nodes, or if `most` is a number
-    and the pool has more than DRAWN nodes. Equal cards are one row, which names at most three of their nodes; without
-    cards there is no table of them. `name` is the id of the heading."""
     first = {node.name: rank for rank, node in enumerate(pool.changing)}
     members = sorted(pool.members, key=lambda node: (node.state is State.DONE, first.get(node.name, 0)))
     shown, (title, *_) = members[:most], status.describe_title(pool, PAPER)
@@ -216,32 +192,103 @@ def _pool(pool: PoolStatus, name: str, now: datetime, cards: Cards, most: int | 
     parts += flow(status.describe_nodes(shown, now, PAPER) if shown else [], link)
     if left := len(members) - len(shown):
         parts.append(tag("p", f"and {counted(left, 'more node')}: ", link("POLICY", pool.name)))
-    parts += _timeline(pool, now, most)
+    if (timeline := find_timeline(pool, now)) is not None:
+        tracks = [
+            (row.node, "" if row.took is None else length(row.took), track(timeline, row))
+            for row in timeline.tracks[:most]
+        ]
+        begin, end = moment(timeline.begin, timeline.end), moment(timeline.end, timeline.begin)
+        caption = f"The last rollout, from {begin} to {end}"
+        parts.append(grid(caption, "pictures", ("Node", "Took", "Phases"), tracks))
+        parts.append(_legend(f"{_mark(glyph)} {glyph.word}" for glyph in glyphs_of(timeline.tracks)))
     if cards:
         titles, rows = ("GPUs", "Nodes", "Product", "Divided into"), []
-        for face, nodes in cards.items():
-            rows.append((counted(len(nodes), "GPU"), some(sorted(set(nodes))), face.product, card(face)))
+        for one, nodes in cards.items():
+            rows.append((counted(len(nodes), "GPU"), some(sorted(set(nodes))), one.product, card(one)))
         parts.append(grid("Cards as they are now", "pictures", titles, rows))
     return tag("section", *parts, aria_labelledby=name)
 
 
 def _legend(texts: Iterable[str]) -> Markup:
-    """Return a list with one item for each of `texts`, which explain the marks in a picture."""
     return tag("ul", *(tag("li", text) for text in texts), class_="legend faint")
 
 
-def _timeline(pool: PoolStatus, now: datetime, most: int | None) -> list[Markup]:
-    """Return the table of a pool's last rollout (`find_timeline`), with at most the first `most` nodes, or all if it is
-    None, and a legend for all nodes; empty if no node's history contains a change."""
-    timeline = find_timeline(pool, now)
-    if timeline is None:
-        return []
-    rows = []
-    for row in timeline.tracks[:most]:
-        rows.append((row.node, "" if row.took is None else length(row.took), track(timeline, row)))
-    begin, end = moment(timeline.begin, timeline.end), moment(timeline.end, timeline.begin)
-    caption = f"The last rollout, from {begin} to {end}"
-    return [
-        grid(caption, "pictures", ("Node", "Took", "Phases"), rows),
-        _legend(f"{_mark(glyph)} {glyph.word}" for glyph in glyphs_of(timeline.tracks)),
-    ]
+HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
+"""The Host headers that are served: a page elsewhere may resolve its own name to loopback (DNS rebinding)."""
+PATIENCE = 10.0
+"""Seconds within which a browser must send its request."""
+KINDS = {"js": "text/javascript", "events": "text/event-stream"}
+"""The media types of pages that are not HTML."""
+HEADERS = (
+    "Allow: GET",
+    "Cache-Control: no-store",
+    "Connection: close",
+    f"Content-Security-Policy: {POLICY}; script-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none';"
+    " frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy: same-origin",
+    "Referrer-Policy: no-referrer",
+    "X-Content-Type-Options: nosniff",
+    "X-Frame-Options: DENY",
+)
+Content = AsyncGenerator[str, None]
+Pages = Mapping[str, Callable[[Mapping[str, str]], Content]]
+
+
+@asynccontextmanager
+async def listening(pages: Pages, port: int) -> AsyncIterator[str]:
+    """Serve the pages while the context is open, and yield the address. Raises Trouble if the port cannot be used."""
+    token = secrets.token_urlsafe(24)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        broken = ConnectionError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError
+        try:
+            with suppress(*broken, asyncio.CancelledError):
+                async with asyncio.timeout(PATIENCE):
+                    head = await reader.readuntil(b"\r\n\r\n")
+                status, kind, content = route(pages, token, head.decode("latin-1"))
+                begin = f"HTTP/1.1 {status.value} {status.phrase}"
+                rows = (begin, *HEADERS, f"Content-Type: {kind}; charset=utf-8", "", "")
+                writer.write("\r\n".join(rows).encode())
+                async with aclosing(content):
+                    async for piece in content:
+                        writer.write(piece.encode())
+                        await writer.drain()
+        finally:
+            writer.close()
+
+    try:
+        server = await asyncio.start_server(serve, "127.0.0.1", port)
+    except OSError as error:
+        hint = "Choose another, such as --port 8321, or leave out --port for any free one"
+        raise Trouble(
+            f"port {port} of 127.0.0.1 cannot be used: {os.strerror(error.errno or 0)}. {hint}"
+        ) from error
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/{token}/"
+    finally:
+        server.close()
+
+
+def route(pages: Pages, token: str, head: str) -> tuple[HTTPStatus, str, Content]:
+    first, *rows = head.split("\r\n")
+    method, *target = first.split(" ")
+    hosts = [row[5:].strip() for row in rows if row[:5].lower() == "host:"]
+    path, _, query = target[0].partition("?") if len(target) == 2 else ("", "", "")
+    empty, found, name, *_ = (*path.split("/", 2), "", "", "")
+    if not path or empty:
+        status, why = HTTPStatus.BAD_REQUEST, "This is not a request of a browser."
+    elif len(hosts) != 1 or not HOST.fullmatch(hosts[0]):
+        status, why = HTTPStatus.FORBIDDEN, "Only requests to an address on loopback are answered."
+    elif method != "GET":
+        status, why = HTTPStatus.METHOD_NOT_ALLOWED, "This page is read-only and answers only GET requests."
+    elif not secrets.compare_digest(found.encode(), token.encode()):
+        status, why = HTTPStatus.FORBIDDEN, "Open the whole address that was printed, with its token."
+    elif name not in pages:
+        status, why = HTTPStatus.NOT_FOUND, "There is no such page."
+    else:
+        return HTTPStatus.OK, KINDS.get(name, "text/html"), pages[name](dict(parse_qsl(query)))
+
+    async def refusal() -> Content:
+        yield frame("kubectl gpusharing", (), tag("main", tag("p", why)))
+
+    return status, "text/html", refusal()

@@ -19,23 +19,24 @@ from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import EVENTS, GPUNODES, JSON, POLICIES, Filters, Resource
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.errors import KubeError, one_error
-from gpusharing.kube.paging import PAGE
+from gpusharing.kube.lists import PAGE
 from gpusharing.kube.raw import text
-from gpusharing.kube.reflector import CacheSettings, Reflector
+from gpusharing.kube.reflector import Reflector
 from gpusharing.planning.vocabulary.lengths import counted, some
 from kubectl_gpusharing.pools.fleet import (
     NodeStatus,
     PoolStatus,
     State,
+    describe_timeline,
+    find_estimate,
     read_node,
     read_pools,
     simulated_nodes,
 )
-from kubectl_gpusharing.pools.timeline import describe_timeline, find_estimate
-from kubectl_gpusharing.shell.clusters import Answer, FleetVerb
 from kubectl_gpusharing.shell.documents import NodeData, PoolData, PoolListData
 from kubectl_gpusharing.shell.drawing import (
     BLANK,
+    KIND,
     Column,
     Glyph,
     Ink,
@@ -53,7 +54,7 @@ from kubectl_gpusharing.shell.drawing import (
     prose_of_each,
     table,
 )
-from kubectl_gpusharing.shell.manifests import KIND
+from kubectl_gpusharing.shell.running import Answer, FleetVerb
 from kubectl_gpusharing.shell.session import Session, no_such, object_name
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import DONE, Trouble, error_text, sentence
@@ -61,7 +62,6 @@ from kubectl_gpusharing.shell.troubles import DONE, Trouble, error_text, sentenc
 MOST = 20
 """How many nodes of a pool, and how many of its newest Events, are listed; -o wide lists all."""
 ABOUT_POLICIES: Filters = {"namespace": "default", "field_selector": f"regarding.kind={KIND}"}
-"""Where Events about policies are."""
 Known = Sequence[Sequence[JSON]]
 """The policies, the GPUNodes and, if they are shown, the Events."""
 COLUMNS = columns(NODE=0, PROGRESS=5, PHASE=0, REASON=0, PODS=4, CULPRIT=1, SINCE=2, DEADLINE=3)
@@ -73,15 +73,11 @@ NOT_SEEN = (
 )
 _AHEAD = Glyph("·", "-", Ink.FAINT)
 _CELLS = (*WAY, Phase.SYNCED)
-"""The phases that the cells of the column PROGRESS stand for."""
 
 
 def describe(
     pools: Pools, unowned: Sequence[NodeStatus], now: datetime, paper: Paper, *, timeline: bool = False
 ) -> list[Line]:
-    """Draw what `describe_health` does, all pools in their order (`describe_pool`), and below them the number of GPU
-    nodes that no policy selects, with the names of at most 5. With `timeline`, draw the last rollout of each pool too.
-    """
     lines = describe_health(pools, unowned, paper)
     for pool in pools:
         drawn = describe_timeline(pool, now, paper) if timeline else []
@@ -90,8 +86,6 @@ def describe(
 
 
 def describe_health(pools: Pools, unowned: Sequence[NodeStatus], paper: Paper) -> list[Line]:
-    """Draw which nodes have SIMULATED GPUs, of the pools and of `unowned`, and what `tell_health` says or, if there are
-    no pools, a hint how to plan one. The first pool must be the most urgent one, because its state decides the ink."""
     lines = describe_simulated(simulated_nodes(pools, unowned), paper)
     if not pools:
         hint = "There is no GPUSharingPolicy. kubectl gpusharing plan -f FILE shows what a policy would do."
@@ -102,9 +96,7 @@ def describe_health(pools: Pools, unowned: Sequence[NodeStatus], paper: Paper) -
 
 
 def tell_health(pools: Pools) -> tuple[str, str]:
-    """Return two texts. The first counts the pools in the states FAILED and BLOCKED, also if there are none, and names
-    at most three of them; it is a sentence without its period. The second has the numbers of all pools and nodes, by
-    state, and of their GPUs."""
+    """Return which pools need attention, and the totals of pools, nodes and GPUs."""
     names = [pool.name for pool in pools if pool.state in (State.FAILED, State.BLOCKED)]
     health = f"{counted(len(names), 'pool needs', 'pools need')} attention{': ' * bool(names)}{some(names)}"
     members = [node for pool in pools for node in pool.members]
@@ -113,25 +105,18 @@ def tell_health(pools: Pools) -> tuple[str, str]:
 
 
 def tell_unowned(unowned: Sequence[NodeStatus]) -> str:
-    """Return how many GPU nodes have no policy, and at most five of their names; empty if there are none."""
     names = some([node.name for node in unowned], 5)
     return f"{counted(len(unowned), 'node')} with GPUs and no policy: {names}" if unowned else ""
 
 
 def count_states(noun: str, members: Sequence[NodeStatus | PoolStatus]) -> str:
-    """Return how many nodes or pools there are, and how many in each state that occurs, in the order of `State`, such
-    as `4 nodes: 3 done, 1 blocked`. `noun` is the word for one of them. Without members, only their number is said."""
+    """Return how many nodes or pools there are, and in which states, such as `4 nodes: 3 done, 1 blocked`."""
     states = Counter(one.state for one in members)
     counts = ", ".join(f"{states[state]} {state.value.word}" for state in State if states[state])
     return ": ".join(filter(None, (counted(len(members), noun), counts)))
 
 
 def describe_pool(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
-    """Draw one pool: its title, a cell for each node, what `describe_facts` does, a table of nodes, and its Events if
-    they were read. The cells are sorted by state and have a legend after them, with the number of nodes in each state
-    that occurs. If there are more than 60 nodes, or more than fit on a line, each cell stands for several nodes and
-    shows the worst. On wide paper, the table has all nodes. On other paper it has the first MOST of the `changing`
-    nodes, and a line below says how many more of these there are."""
     states = Counter(node.state for node in pool.members)
     glyphs = [state.value for state in State for _ in range(states[state])]
     cells = list(bar(glyphs, paper, min(60, paper.room)))
@@ -148,14 +133,15 @@ def describe_pool(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
 
 
 def describe_nodes(nodes: Sequence[NodeStatus], now: datetime, paper: Paper) -> list[Line]:
-    """Draw a table of nodes; on wide paper with the columns of WIDE too. An unknown number of pods is empty, and an
-    empty phase is `-`. On flowing paper, the last column has the messages and blockers of each node without duplicates,
-    and there is no PROGRESS."""
     shown = COLUMNS + (WIDE if paper.wide else ()) + (columns(MESSAGE=0) if paper.flowing else ())
     rows = []
     for node in nodes:
         ink, pods = node.state.value.ink, "" if node.pods is None else str(node.pods)
-        progress = "" if paper.flowing else _progress(node, paper)
+        progress = ""
+        if not paper.flowing:
+            stands = node.state in (State.BLOCKED, State.FAILED)
+            done = _CELLS.index(node.phase) + 1 if node.phase in _CELLS else int(stands)
+            progress = node.state.value.on(paper) * done + _AHEAD.on(paper) * (len(_CELLS) - done)
         texts = [node.reason, pods, node.culprit, age(node.entered, now), node.deadline]
         texts += [node.step, node.wanted, node.observed, node.cordon, node.unhealthy] if paper.wide else []
         if paper.flowing:
@@ -165,9 +151,7 @@ def describe_nodes(nodes: Sequence[NodeStatus], now: datetime, paper: Paper) -> 
 
 
 def describe_facts(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
-    """Draw a warning if the operator has not processed the pool's policy yet, the message unless the pool is Synced,
-    and what is about to happen: its plan, a pause, its window, and how long the change may take (`find_estimate`). What
-    does not apply is left out."""
+    """Draw the pool's message and what is about to happen."""
     lines = prose(NOT_SEEN.format(pool.unseen), paper, ink=Ink.BAD) if pool.unseen else []
     if pool.message and pool.status != "Synced":
         lines += prose(pool.message, paper)
@@ -192,8 +176,6 @@ def describe_facts(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
 
 
 def describe_events(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
-    """Draw age (? if it is unknown), reason and note of each Event about a pool, the oldest first: all on wide paper,
-    otherwise the newest MOST. Empty if there are none or they were not read."""
     lines: list[Line] = []
     for event in (pool.events or ())[0 if paper.wide else -MOST :]:
         ink = Ink.WAITING if text(event, "type") == "Warning" else Ink.FAINT
@@ -204,9 +186,6 @@ def describe_events(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]
 
 
 def describe_title(pool: PoolStatus, paper: Paper) -> list[Line]:
-    """Draw a pool's name, mode, layout and status, the numbers of nodes and GPUs, devices used and pending pods, folded
-    to the width of `paper`. The used devices are left out if their text is empty, and the pending pods if there are
-    none. An empty status is drawn as `new`, an unknown number of nodes as 0/0."""
     ink = Ink.GOOD if pool.status == "Synced" else Ink.BUSY if pool.status else Ink.FAINT
     what = " ".join(filter(None, (pool.mode, pool.layout)))
     texts = [f"{pool.nodes or '0/0'} nodes", counted(pool.gpus, "GPU")]
@@ -216,22 +195,10 @@ def describe_title(pool: PoolStatus, paper: Paper) -> list[Line]:
     return fold(line(title, f"  {what}  ", status, f"  {', '.join(texts)}"), paper)
 
 
-def _progress(node: NodeStatus, paper: Paper) -> str:
-    """Draw the progress of a node's change: one cell for each phase of a successful change, filled up to the present
-    phase. No cell is filled before a change, while it is aborted, or in an unknown phase. For a blocked, skipped or
-    failed node, the first cell has the glyph of that state and the others are empty."""
-    stands = node.state in (State.BLOCKED, State.FAILED)
-    done = _CELLS.index(node.phase) + 1 if node.phase in _CELLS else int(stands)
-    return node.state.value.on(paper) * done + _AHEAD.on(paper) * (len(_CELLS) - done)
-
-
 # --- as data ---------------------------------------------------------------------------------------------
 
 
 def as_data(pools: Pools, unowned: Sequence[NodeStatus], where: str, now: datetime) -> PoolListData:
-    """Return all pools as plain data, for JSON and YAML. `where`, the name of the context, is added, and so are the
-    health of the pools, the names of the nodes in `unowned`, which have GPUs and no policy, and of all nodes with
-    SIMULATED GPUs. `now` is the time from which the seconds that a change may still take are estimated."""
     return {
         "context": where,
         "health": tell_health(pools)[0],
@@ -242,10 +209,7 @@ def as_data(pools: Pools, unowned: Sequence[NodeStatus], where: str, now: dateti
 
 
 def pool_data(pool: PoolStatus, now: datetime) -> PoolData:
-    """Return one pool as plain data, including all of its nodes, but not their histories, and how many seconds its
-    change may still take, or None. `events` has all of its Events, each as its time, type, reason and note; None if
-    they were not read. `unseenGeneration` is None if the operator has processed the current one, and `plan` if there is
-    no plan."""
+    """Return one pool as plain data, without the histories of its nodes."""
     estimate, keys = find_estimate(pool, now), ("eventTime", "type", "reason", "note")
     data = to_wire(replace(pool, members=()))
     members = [
@@ -261,43 +225,48 @@ def pool_data(pool: PoolStatus, now: datetime) -> PoolData:
 
 
 def node_data(node: NodeStatus) -> NodeData:
-    """Return one node as plain data, for JSON and YAML, including its history and the word for its state."""
     return to_wire(node) | {"state": node.state.value.word}  # type: ignore[no-any-return]  # to_wire has no type
 
 
 LOST = "The last output may be out of date; kubectl gpusharing keeps trying to reconnect"
 TICK = 1.0
-"""Seconds between two redraws. Ages grow even when nothing happens."""
+"""Seconds between two redraws."""
 ENOUGH = 2
-"""How many ticks in a row must pass without an error until the cluster counts as followed again. A user who may list
-but not watch succeeds briefly at each attempt."""
+"""After this many ticks without an error, the cluster counts as followed again."""
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Show the pools once and return DONE (see VerbModule). With --timeline, the last rollout of each pool is drawn
-    too, and with --events the Events about policies are read and shown. With --watch, show them again and again and
-    never return: Ctrl-C cancels the call, and the program ends with INTERRUPTED. Raises Trouble if the cluster cannot
-    be read at the beginning, if a named policy does not exist or is deleted, or if both names and a selector are
-    passed."""
+    """Show the pools once, or with --watch until the user ends it."""
     known = await session.lists(POLICIES, GPUNODES, policies=typed.selector)
     if typed.events:
         known.append(await session.all(EVENTS, **ABOUT_POLICIES))
     picture = Picture(session, typed, terminal)
-    if typed.watch:
-        await _watch(session, picture, known)
-    else:
+    if not typed.watch:
         picture.draw(known)
-    return DONE
+        return DONE
+    ticks = ENOUGH
+    try:
+        with terminal.redrawing():
+            async with followed(session, known, typed.selector) as cluster:
+                while True:
+                    error = cluster.error
+                    before, ticks = ticks, 0 if error else ticks + 1
+                    if error is not None and before >= ENOUGH and not terminal.redraws:
+                        terminal.warn(f"{sentence(error, session.where)}. {LOST}")
+                    elif ticks == ENOUGH and not terminal.redraws:
+                        terminal.warn(f"following {session.where} again")
+                    picture.draw(cluster.known(), "" if error is None else error_text(error))
+                    await asyncio.sleep(TICK)
+    finally:
+        if terminal.width is not None and picture.lines:
+            # The terminal shows its former screen again; print the whole last picture there.
+            terminal.show(picture.lines)
 
 
 # --- of several clusters --------------------------------------------------------------------------------
 
 
 async def ask(session: Session, typed: Namespace) -> Answer:
-    """Return the pools of one cluster that the user chose (see FleetVerb, `choose`). The remark names GPU nodes without
-    a policy, unless policies were chosen by name or labels. GPUNodes are reduced page by page, so that many clusters do
-    not fill the memory. Raises Trouble if the cluster cannot be read, if a named policy does not exist, or if both
-    names and a selector are passed."""
     policies = await session.all(POLICIES, label_selector=typed.selector)
     nodes = [read_node(raw) async for page in session.each_page(GPUNODES) for raw in page]
     pools, unowned = choose(typed, session.where, policies, nodes)
@@ -307,9 +276,6 @@ async def ask(session: Session, typed: Namespace) -> Answer:
 
 
 def _cluster_row(pool: PoolStatus) -> Line:
-    """Return the cells of a pool, one for each column of BESIDE. A pool that is Synced has no message, one without a
-    status is `new`, and no pending pods are an empty cell. If the operator has not processed the policy's generation
-    yet, the message says so instead."""
     message = NOT_SEEN.format(pool.unseen) if pool.unseen else pool.message if pool.status != "Synced" else ""
     cells = (pool.nodes, str(pool.gpus), pool.used, str(pool.pending_pods or ""), message)
     status = Span(pool.status or "new", Ink.GOOD if pool.status == "Synced" else Ink.BUSY)
@@ -330,10 +296,7 @@ BESIDE = FleetVerb(
 def choose(
     typed: Namespace, where: str, policies: Iterable[JSON], nodes: Iterable[NodeStatus], events: Known = ()
 ) -> tuple[Pools, Sequence[NodeStatus]]:
-    """Return the pools of these policies (`read_pools`) that the user named, each once and in the order of the names,
-    or all of them, which are already those of the selector. Return the nodes without a policy, too; none if the user
-    chose policies by name or selector. `events` has one item, the Events about policies, if these are shown. Raises
-    Trouble if the cluster `where` has no pool with one of the names, or if there are both names and a selector."""
+    """Return the pools that the user named, or all, and the nodes without a policy. Raises Trouble for an unknown name."""
     if typed.policy and typed.selector:
         raise Trouble("pass either names of policies or -l LABELS, not both")
     pools, unowned = read_pools(policies, nodes, *events)
@@ -343,24 +306,16 @@ def choose(
 
 @dataclass(slots=True)
 class Picture:
-    """Draws the pools to a terminal, and remembers what was drawn last. A page in HTML is drawn but not remembered."""
-
     session: Session
-    """The cluster, for its name in the answer and for the time."""
     typed: Namespace
-    """The flags, which choose the pools and what is drawn of them."""
     terminal: Terminal
-    """The terminal to draw to."""
     last: object = None
-    """The pools, and the nodes without a policy, that were drawn last; None at first."""
+    """The pools and the nodes without a policy that were drawn last; they are not drawn again, except on a screen."""
     lines: Sequence[Line] = ()
     """The lines that were drawn last, including those that did not fit on the screen; empty for data."""
 
     def draw(self, known: Known, stale: str = "") -> None:
-        """Draw the pools that the user chose. `known` has the policies, the GPUNodes and, if they are shown, the
-        Events. HTML is always drawn. Other formats set `last`, and are drawn only if the data have changed or the
-        terminal is redrawing. A table also sets `lines`, and `stale` says above it why it may be out of date. Several
-        pools that do not fit on a redrawn screen become one row each. Raises the Trouble of `choose`."""
+        """Draw the pools that the user chose; `stale` says why they may be out of date."""
         if self.terminal.output == "html":
             from kubectl_gpusharing.pools.page import page  # only a page needs it
 
@@ -374,21 +329,21 @@ class Picture:
         if self.terminal.structured:
             data = as_data(pools, unowned, self.session.name, self.session.now())
             self.terminal.data(PoolListData, data, [object_name(POLICIES, pool.name) for pool in pools])
+            return
+        paper = self.terminal.paper
+        lines = prose(f"This may be out of date: {stale}", paper, ink=Ink.BAD) if stale else []
+        drawn = describe(pools, unowned, self.session.now(), paper, timeline=self.typed.timeline)
+        self.lines = [*lines, *drawn]
+        if len(pools) > 1:
+            rows = table(BESIDE.columns, [*map(_cluster_row, pools)], paper)
+            short = [*lines, *describe_health(pools, unowned, paper), *rows]
+            self.terminal.show(self.lines, "; pass a POLICY to see one pool", short)
         else:
-            paper = self.terminal.paper
-            lines = prose(f"This may be out of date: {stale}", paper, ink=Ink.BAD) if stale else []
-            drawn = describe(pools, unowned, self.session.now(), paper, timeline=self.typed.timeline)
-            self.lines = [*lines, *drawn]
-            if len(pools) > 1:
-                rows = table(BESIDE.columns, [*map(_cluster_row, pools)], paper)
-                short = [*lines, *describe_health(pools, unowned, paper), *rows]
-                self.terminal.show(self.lines, "; pass a POLICY to see one pool", short)
-            else:
-                self.terminal.show(self.lines, "; make the terminal taller to see them")
+            self.terminal.show(self.lines, "; make the terminal taller to see them")
 
 
 def find_pool(pools: Pools, name: str, where: str) -> PoolStatus:
-    """Return the pool with this name. Raises Trouble, which names similar pools, if the cluster `where` has none."""
+    """Return the pool with this name. Raises Trouble if the cluster `where` has none."""
     named = {pool.name: pool for pool in pools}
     if name not in named:
         raise Trouble(no_such(POLICIES, name, list(named), where))
@@ -397,25 +352,20 @@ def find_pool(pools: Pools, name: str, where: str) -> PoolStatus:
 
 @dataclass(slots=True)
 class Followed:
-    """The objects that are followed, and whether the cluster can be followed now."""
-
     reflectors: Sequence[Reflector[JSON]]
-    """The cache of each kind."""
     first: Known
-    """The objects of each kind that were read before."""
     begin: float = field(default_factory=loop_time)
     """When `first` was complete, by the clock of the event loop."""
 
     def known(self) -> Known:
-        """Return the newest objects of each kind, sorted by name; `first` until all kinds have been listed again."""
+        """Return the newest objects of each kind; `first` until all kinds have been listed again."""
         if not all(one.synced.is_set() for one in self.reflectors):
             return self.first
         return [[raw for _, raw in sorted(one.items.items())] for one in self.reflectors]
 
     @property
     def error(self) -> KubeError | None:
-        """Why the cluster cannot be followed now, or None if it can. If several kinds fail, the error is that of the
-        first."""
+        """Why the cluster cannot be followed now, or None if it can."""
         return next(filter(None, map(attrgetter("error"), self.reflectors)), None)
 
     @property
@@ -427,18 +377,15 @@ class Followed:
 
 @asynccontextmanager
 async def followed(session: Session, first: Known, selector: str = "") -> AsyncIterator[Followed]:
-    """Yield the kinds that `first` has, and keep them up to date while the context is open. `first` has the policies
-    with the labels of `selector`, the GPUNodes and, if they are wanted, the Events. Turns garbage collection on, and
-    leaves it on. KubeErrors are retried, and any other error ends the context."""
+    """Yield the kinds that `first` has, and keep them up to date while the context is open."""
     gc.enable()  # the context may be open for days
-    settings = CacheSettings(page_size=PAGE)
     kinds: tuple[tuple[Resource, Filters], ...] = (
         (POLICIES, {"label_selector": selector}),
         (GPUNODES, {}),
         (EVENTS, ABOUT_POLICIES),
     )
     reflectors = [
-        Reflector(session.client, kind, lambda raw: raw, settings=settings, **where)
+        Reflector(session.client, kind, lambda raw: raw, page_size=PAGE, **where)
         for (kind, where), _ in zip(kinds, first, strict=False)
     ]
     with one_error():
@@ -449,28 +396,3 @@ async def followed(session: Session, first: Known, selector: str = "") -> AsyncI
             finally:
                 for task in tasks:
                     task.cancel()
-
-
-async def _watch(session: Session, picture: Picture, first: Known) -> None:
-    """Draw the pools at every TICK until Ctrl-C; on a pipe only when they have changed. `first` has the policies, the
-    GPUNodes and, if they are to be shown, the Events that were read before the watch. At the end, the last picture
-    is printed again if the output goes to a terminal. Unless the terminal is redrawing, standard error says when the
-    cluster is lost, and when it has been followed for ENOUGH ticks again. Raises Trouble if the named policy no longer
-    exists."""
-    terminal, where, ticks = picture.terminal, session.where, ENOUGH
-    try:
-        with terminal.redrawing():
-            async with followed(session, first, picture.typed.selector) as cluster:
-                while True:
-                    known, error = cluster.known(), cluster.error
-                    before, ticks = ticks, 0 if error else ticks + 1
-                    if error is not None and before >= ENOUGH and not terminal.redraws:
-                        terminal.warn(f"{sentence(error, where)}. {LOST}")
-                    elif ticks == ENOUGH and not terminal.redraws:
-                        terminal.warn(f"following {where} again")
-                    picture.draw(known, "" if error is None else error_text(error))
-                    await asyncio.sleep(TICK)
-    finally:
-        if picture.terminal.width is not None and picture.lines:
-            # The terminal shows its former screen again; print the whole last picture there.
-            picture.terminal.show(picture.lines)

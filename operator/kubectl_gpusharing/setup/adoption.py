@@ -6,10 +6,9 @@ checked again.
 """
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import cache
 
 from gpusharing.api.names import LABEL_MIG_CONFIG, PREFIX, DisruptionClass
 from gpusharing.api.validation import validate_policy
@@ -17,12 +16,18 @@ from gpusharing.kube.convert import policy_view
 from gpusharing.kube.sources import NO_MAPS, AdminMaps
 from gpusharing.planning.report.proposal import configured
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
-from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
-from gpusharing.planning.stack.commands import helm_install, kubectl_patch, plain_upgrade
-from gpusharing.planning.stack.installationviews import InstallationView, Place, Severity
-from gpusharing.planning.stack.migstart import find_start_changes, is_safe, label_commands, tell_changes
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
+from gpusharing.planning.stack.installationviews import (
+    InstallationView,
+    Place,
+    Severity,
+    helm_install,
+    kubectl_patch,
+    plain_upgrade,
+)
+from gpusharing.planning.stack.mig import find_start_changes, is_safe, label_commands, tell_changes
 from gpusharing.planning.stack.nodesymptoms import PluginEntries, find_node_symptoms
-from gpusharing.planning.stack.otherplugins import OTHERS, explain_plugin
+from gpusharing.planning.stack.plugins import OTHERS, explain_plugin
 from gpusharing.planning.stack.pointers import (
     find_other_namespace,
     find_unresolved,
@@ -36,32 +41,38 @@ from gpusharing.planning.wanted.migfile import ALL_DISABLED, parse, parse_admin
 from gpusharing.planning.wanted.ownership import Owners, find_contenders
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
 from gpusharing.planning.wanted.verify import is_told_mps
-from kubectl_gpusharing.live.onlooker import applied
-from kubectl_gpusharing.setup.handmade import Handmade, find_handmade, find_unserved, find_unsettled, presume
-from kubectl_gpusharing.setup.likeness import ProposedPolicy, propose
-from kubectl_gpusharing.shell.manifests import policy_manifest
-
-NO_LABEL = (
-    "no pool label distinguishes these nodes from others; label them, for example with gpusharing.dev/pool,"
-    " and run import again"
+from kubectl_gpusharing.live.cluster import applied
+from kubectl_gpusharing.setup.handmade import (
+    Handmade,
+    ProposedPolicy,
+    find_handmade,
+    find_unserved,
+    find_unsettled,
+    presume,
+    propose,
 )
+from kubectl_gpusharing.shell.drawing import policy_manifest
 
-NOT_SHOWN = (
-    "its labels and the resources that it advertises do not show which GPUs it has or how they are divided. The"
-    " operator's agent can read this from the GPUs, so run import again once the operator is installed"
+EVERYWHERE = policy_view(
+    policy_manifest(
+        "everywhere",
+        {
+            "nodeSelector": {"matchExpressions": [{"key": f"{PREFIX}nowhere", "operator": "DoesNotExist"}]},
+            "mode": "Full",
+        },
+    )
 )
+"""A policy that selects every node."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdminConfigMaps:
-    """The ConfigMaps that ClusterPolicy names instead of ours, and their contents."""
+    """The ConfigMaps that ClusterPolicy names instead of ours; a name is empty if it names none."""
 
     plugin: PluginEntries
-    """The device plugin's ConfigMap. Its name is empty if ClusterPolicy names none."""
     mig: str = ""
-    """The name of mig-manager's ConfigMap; empty if ClusterPolicy names none."""
     mig_file: str | None = None
-    """The content of mig-manager's ConfigMap, or None if ClusterPolicy names none or it does not exist."""
+    """None if ClusterPolicy names no ConfigMap for mig-manager, or it does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +80,18 @@ class Import:
     """The policies to apply, the steps before that, and the nodes that are left out."""
 
     proposed: tuple[ProposedPolicy, ...]
-    """The policies that adopt nodes as they are."""
     left_out: Mapping[str, str]
-    """The nodes with GPUs that no policy would leave as they are, each with the reason."""
+    """Why, by the node's name."""
     owned: int
-    """How many nodes are owned by a policy already."""
+    """How many nodes already have a policy."""
     steps: tuple[tuple[str, str], ...]
-    """The steps to take before the policies are applied, in order: the purpose and the complete command of each."""
+    """The purpose and the command of each."""
     presumed: bool = False
-    """True if no agent has read the GPUs, so that they were inferred from labels and from what Nodes advertise."""
+    """Whether the GPUs were inferred from labels, because the operator is not installed."""
 
 
 def named_maps(snapshot: ClusterSnapshot) -> AdminMaps:
-    """Return the names of the admin's ConfigMaps to which ClusterPolicy points. A name is empty if ClusterPolicy names
-    no ConfigMap, names ours, or names the default that nobody chose (docs/design/nvidia.md#d6). Both are empty without
-    a ClusterPolicy."""
+    """Return the names of the admin's ConfigMaps to which ClusterPolicy points."""
     policy, settings = snapshot.stack.cluster_policy, snapshot.settings
     if policy is None:
         return NO_MAPS
@@ -100,12 +108,7 @@ def find_import(
     *,
     missing: bool = False,
 ) -> Import:
-    """Propose policies for those GPU nodes without a policy that the planner would adopt unchanged. Return these
-    policies, the nodes that are left out, sorted and each with a reason, the number of nodes that a policy owns
-    already, and the steps to take first.
-
-    `merged` names the ConfigMaps whose entries the operator merges already. `missing` is true if no operator is
-    installed yet; the GPUs are then inferred from labels and advertised resources."""
+    """Propose policies for those GPU nodes without a policy that the planner would adopt unchanged."""
     pointed = with_pointers(snapshot, admin)
     if missing:
         pointed = with_presumed(pointed)
@@ -124,7 +127,11 @@ def find_import(
         left_out |= refused
         nodes = {name: handmade for name, handmade in nodes.items() if name not in refused}
         proposed, unnamed = propose(nodes.values(), pointed.nodes, taken)
-    left_out |= dict.fromkeys(unnamed, NO_LABEL)
+    left_out |= dict.fromkeys(
+        unnamed,
+        "no pool label distinguishes these nodes from others; label them, for example with gpusharing.dev/pool, and run"
+        " import again",
+    )
     steps = tuple(find_steps(snapshot, admin, merged, now, missing=missing))
     return Import(proposed, dict(sorted(left_out.items())), len(ours), steps, missing)
 
@@ -132,22 +139,33 @@ def find_import(
 def _read(
     node: NodeView, snapshot: ClusterSnapshot, admin: AdminConfigMaps, *, missing: bool
 ) -> Handmade | str | None:
-    """Return the node with the policy settings that match what it serves now (`find_handmade`), or a clause that says
-    why there are none: it is being changed (it has a fence, docs/design/glossary.md#fence), no policy could take effect
-    there (`_rejection`), its GPUs are unknown or its agent sees none, or its configuration fits no policy. The first of
-    these that applies is returned. Return None if the node has GPUs neither according to its labels and resources
-    (`has_gpu`) nor to its agent. `missing` is true if no operator is installed, so that there are no agents either.
-    """
     gpunode = snapshot.gpunodes.get(node.name)
     observed = gpunode.observed if gpunode is not None else None
     if not has_gpu(node) and (observed is None or not observed.gpus):
         return None
     if node.fence is not None:
         return "the operator is changing it"
-    if why := _rejection(node, snapshot):
-        return why
+    if node.other_plugin:
+        own = ", ".join(f"{prefix}*" for prefix in OTHERS[node.other_plugin].resources)
+        beyond = f". A policy cannot describe {own}, so these resources are not imported" if own else ""
+        return explain_plugin(node.other_plugin, [node.name]) + beyond
+    view = InstallationView(
+        Place(gpu_operator_namespace=snapshot.settings.gpu_operator_namespace),
+        plain=snapshot.stack.cluster_policy,
+        nodes=(node,),
+        policies=(EVERYWHERE,),
+        gpunodes=snapshot.gpunodes,
+    )
+    for symptom in find_node_symptoms(view, {}):
+        if symptom.severity is Severity.ERROR:
+            return f"{symptom.message}. Run: {symptom.command}"
     if observed is None and missing:
-        return find_unsettled(node) or find_unserved(node, snapshot.stack, admin.plugin) or NOT_SHOWN
+        return (
+            find_unsettled(node)
+            or find_unserved(node, snapshot.stack, admin.plugin)
+            or "its labels and the resources that it advertises do not show which GPUs it has or how they are divided."
+            " The operator's agent can read this from the GPUs, so run import again once the operator is installed"
+        )
     if observed is None:
         return "no agent has reported its GPUs: check the gpusharing-agent DaemonSet"
     if not observed.gpus:
@@ -155,37 +173,11 @@ def _read(
     return find_handmade(node, observed, snapshot.stack, admin.plugin)
 
 
-@cache
-def _everywhere() -> PolicyView:
-    """Return a policy of mode Full, called `everywhere`, that selects every node. It is made once and then cached."""
-    selector = {"matchExpressions": [{"key": f"{PREFIX}nowhere", "operator": "DoesNotExist"}]}
-    return policy_view(policy_manifest("everywhere", {"nodeSelector": selector, "mode": "Full"}))
-
-
-def _rejection(node: NodeView, snapshot: ClusterSnapshot) -> str:
-    """Return why no policy could take effect on the node: another device plugin serves its GPUs, or `doctor` would
-    report an error about it if a policy selected it (the first one, with its command). Empty otherwise."""
-    if node.other_plugin:
-        own = ", ".join(f"{prefix}*" for prefix in OTHERS[node.other_plugin].resources)
-        beyond = f". A policy cannot describe {own}, so these resources are not imported" if own else ""
-        return explain_plugin(node.other_plugin, [node.name]) + beyond
-    place = Place(gpu_operator_namespace=snapshot.settings.gpu_operator_namespace)
-    stack = snapshot.stack.cluster_policy
-    view = InstallationView(
-        place, plain=stack, nodes=(node,), policies=(_everywhere(),), gpunodes=snapshot.gpunodes
-    )
-    errors = (one for one in find_node_symptoms(view, {}) if one.severity is Severity.ERROR)
-    return next((f"{one.message}. Run: {one.command}" for one in errors), "")
-
-
 # --- the cluster as it will be -----------------------------------------------------------------------------------
 
 
 def with_pointers(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> ClusterSnapshot:
-    """Return the snapshot as it will be once the admin's entries, as far as the ConfigMaps with them exist, have been
-    merged into our ConfigMaps and ClusterPolicy names these for the device plugin and for mig-manager. If the device
-    plugin comes from NVIDIA's own chart, mig-manager's ConfigMap stays as it is. Without a ClusterPolicy the snapshot
-    is returned unchanged."""
+    """Return the snapshot as it will be once the admin's entries have been merged into our ConfigMaps and ClusterPolicy names these."""
     stack, settings = snapshot.stack, snapshot.settings
     if (policy := stack.cluster_policy) is None:
         return snapshot
@@ -204,20 +196,14 @@ def with_pointers(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> ClusterS
 
 
 def with_presumed(snapshot: ClusterSnapshot) -> ClusterSnapshot:
-    """Return the snapshot with reports of agents that are inferred from labels and allocatable resources (`presume`).
-    They replace all reports it had, and `agents` then has exactly the nodes with such a report. A node for which
-    nothing can be inferred has none."""
+    """Return the snapshot with reports of agents that are inferred from labels and advertised resources (`presume`)."""
     presumed = {name: presume(node, snapshot.stack) for name, node in snapshot.nodes.items()}
     gpunodes = {name: gpunode for name, gpunode in presumed.items() if gpunode is not None}
     return replace(snapshot, gpunodes=gpunodes, agents=frozenset(gpunodes))
 
 
 def _refused(snapshot: ClusterSnapshot, proposed: Sequence[ProposedPolicy], now: datetime) -> dict[str, str]:
-    """Return the nodes that would not be adopted, each with the reason (`_why`); empty if all would be. The planner
-    makes a plan for the snapshot's policies and the proposed ones together, as if the operator had already written its
-    ConfigMaps for them, and these had reached all nodes. A node is not adopted either if mig-manager would not find its
-    configuration in our file (`find_unresolved`). If some policies do not pass validation, only their nodes are
-    returned, and the planner does not run."""
+    """Return why the planner would not adopt nodes unchanged under these policies."""
     invalid = {
         node: f"no policy can express its configuration: {errors[0]}"
         for policy in proposed
@@ -234,29 +220,20 @@ def _refused(snapshot: ClusterSnapshot, proposed: Sequence[ProposedPolicy], now:
         snapshot, plan = later, plan_rollout(later, now)
     lost = _lost(snapshot)
     found = {node: _why(plan, policy.name, node) for policy in proposed for node in policy.nodes}
-    found |= {node: _unheld(lost[node]) for node in found.keys() & lost.keys()}
+    found |= {
+        node: f"{LABEL_MIG_CONFIG} is {lost[node]}, which the operator's ConfigMap will not contain for its GPUs. Put the"
+        " entry into a ConfigMap of your own (gpuOperator.adminMigConfigMap)"
+        for node in found.keys() & lost.keys()
+    }
     return {node: why for node, why in found.items() if why}
 
 
 def _lost(snapshot: ClusterSnapshot) -> dict[str, str]:
-    """Return the nodes whose configuration mig-manager would not find in our file, each with its name
-    (`find_unresolved`). Empty if mig-manager does not read our file in this snapshot."""
     stack = snapshot.stack
     return find_unresolved(snapshot.nodes, snapshot.gpunodes, stack) if stack.serves_our_mig_file else {}
 
 
-def _unheld(config: str) -> str:
-    """Return a clause for people: the operator's file will not contain the mig-manager configuration `config`."""
-    return (
-        f"{LABEL_MIG_CONFIG} is {config}, which the operator's ConfigMap will not contain for its GPUs. Put the entry"
-        " into a ConfigMap of your own (gpuOperator.adminMigConfigMap)"
-    )
-
-
 def _why(plan: RolloutPlan, policy: str, node: str) -> str:
-    """Return why the planner would not adopt the node under `policy`: what differs from the policy, with the class of
-    the change, or if nothing does, the reason and message of its verdict. Empty if the planner would adopt the node: it
-    assigns it to the policy, plans no disruption, and gives Adoptable or Synced as the reason."""
     verdict = plan.verdicts[node]
     adopted = verdict.reason in (Reason.ADOPTABLE, Reason.SYNCED)
     if adopted and verdict.policy == policy and verdict.disruption is DisruptionClass.NONE:
@@ -279,20 +256,12 @@ def find_steps(
     *,
     missing: bool = False,
 ) -> Iterator[tuple[str, str]]:
-    """Yield the purpose and the command of each step that remains: merge the admin's entries into the operator's
-    ConfigMaps (`helm upgrade`), wait until they are written, label the nodes whose GPUs differ from their label, and
-    name these ConfigMaps in ClusterPolicy or in NVIDIA's own chart (`_point`). Each step that is not needed is left
-    out, and there is no wait without the last step. The last step names the nodes whose MPS clients would end, and
-    those on which mig-manager would fail. While mig-manager's restart would change GPUs that no label can protect, its
-    ConfigMap is not named, and the last step is to run import again.
-
-    If the operator is `missing`, the only steps are to install it, with the values that name the admin's ConfigMaps,
-    and to run import again.
-    """
+    """Yield the purpose and the command of each step that remains before the policies may be applied."""
     if missing:
         settings = snapshot.settings
-        names = settings.namespace, settings.gpu_operator_namespace
-        install = helm_install("gpusharing", *names, _values(admin, merged))
+        install = helm_install(
+            "gpusharing", settings.namespace, settings.gpu_operator_namespace, _values(admin, merged)
+        )
         yield "Install the operator. It will not change any node until there is a policy", install
         about = "Run import again before you apply anything: by then the agents will have read the GPUs"
         yield about, "kubectl gpusharing import > policies.yaml"
@@ -312,7 +281,9 @@ def find_steps(
     changes = find_start_changes(later.nodes, later.gpunodes, later.stack, later.agents) if restarts else ()
     lost = _lost(later)
     coming = {name: config for name, config in _lost(pointed).items() if config not in lost.values()}
-    mig = _awaited_mig(snapshot, admin, {*coming.values()})
+    present = parse(snapshot.stack.mig_file).keys()
+    theirs = {ALL_DISABLED, *parse_admin(admin.mig_file or "").entries}
+    mig = sorted(theirs - present) or sorted({*coming.values()} - present)
     if waiting := _wait(snapshot, admin, mig):
         yield "Wait until the operator has written its ConfigMaps", waiting
     for config in sorted({change.config for change in changes} - {""}):
@@ -337,8 +308,6 @@ def find_steps(
 
 
 def _values(admin: AdminConfigMaps, merged: AdminMaps) -> list[str]:
-    """Return the chart values that name the admin's ConfigMaps, such as `gpuOperator.adminMigConfigMap=NAME`.
-    ConfigMaps that do not exist, and those that the operator merges already (`merged`), are left out."""
     values = {
         "adminPluginConfigMap": (admin.plugin.config_map, merged.plugin, admin.plugin.texts),
         "adminMigConfigMap": (admin.mig, merged.mig, admin.mig_file),
@@ -351,10 +320,6 @@ def _values(admin: AdminConfigMaps, merged: AdminMaps) -> list[str]:
 
 
 def _end_clients(snapshot: ClusterSnapshot, pointed: ClusterSnapshot) -> str:
-    """Return the end of a sentence that excepts the MPS clients of the nodes with MPS in `pointed`, the snapshot as it
-    will be: the new ConfigMap restarts all MPS daemons (docs/design/nvidia.md#b5). If PROCESS_TO_SIGNAL is exactly the
-    daemon's process name today, a second sentence says to check it afterwards, because the GPU Operator may reset it.
-    Empty without such nodes, and if the device plugin reads our ConfigMap already."""
     policy, settings = snapshot.stack.cluster_policy, snapshot.settings
     nodes = sorted(name for name, node in pointed.nodes.items() if is_told_mps(node, pointed.stack))
     if policy is None or policy.plugin_config_name == settings.plugin_config_map or not nodes:
@@ -369,48 +334,27 @@ def _end_clients(snapshot: ClusterSnapshot, pointed: ClusterSnapshot) -> str:
 
 
 def _warn(lost: Mapping[str, str], changing: Mapping[str, str], snapshot: ClusterSnapshot) -> str:
-    """Return the end of a sentence that warns of the nodes on which mig-manager would fail or do nothing, and says what
-    to do first: to wait for their agents or to correct the label, for the nodes in `lost`, and to run import again
-    later, for those in `changing`. For these, the operator's file has an entry whose content the operator is about to
-    change, which no command can await. Empty if there are none."""
-    if not lost and not changing:
-        return ""
-    reports = {name: snapshot.gpunodes[name].observed for name in lost if name in snapshot.gpunodes}
-    unread = [name for name in sorted(lost) if reports.get(name) is None]
-    unknown = [f"{name} ({lost[name]})" for name in sorted(lost) if name not in unread]
+    reports = {name: gpunode.observed for name, gpunode in snapshot.gpunodes.items()}
     parts = []
-    if unread:
+    if unread := [name for name in sorted(lost) if reports.get(name) is None]:
         parts.append(f"no agent has reported the GPUs of {some(unread)}; wait for that and run import again")
-    if unknown:
+    if unknown := [f"{name} ({lost[name]})" for name in sorted(lost) if name not in unread]:
         parts.append(
             f"the operator's file will not have the {LABEL_MIG_CONFIG} of {some(unknown)}; correct it"
         )
-    if changing:
-        rows = [f"{name} ({changing[name]})" for name in sorted(changing)]
+    if rows := [f"{name} ({changing[name]})" for name in sorted(changing)]:
         parts.append(
             f"the operator's file does not have the {LABEL_MIG_CONFIG} of {some(rows)} for their GPUs yet; run import"
             " again in a minute"
         )
     nodes = counted(len(lost) + len(changing), "node")
-    return f". First see to {nodes} on which mig-manager would fail: {'; '.join(parts)}"
-
-
-def _awaited_mig(snapshot: ClusterSnapshot, admin: AdminConfigMaps, coming: Set[str]) -> list[str]:
-    """Return the entries that our mig-parted file lacks now and the operator will write, sorted: all-disabled and the
-    admin's or, if none of these is missing, those of `coming`, the names of configurations in the labels of Nodes."""
-    theirs = parse_admin(admin.mig_file or "").entries
-    present = parse(snapshot.stack.mig_file).keys()
-    return sorted({ALL_DISABLED, *theirs} - present) or sorted(coming - present)
+    return f". First see to {nodes} on which mig-manager would fail: {'; '.join(parts)}" if parts else ""
 
 
 def _wait(snapshot: ClusterSnapshot, admin: AdminConfigMaps, mig: Sequence[str]) -> str:
-    """Return a shell loop that ends when the operator has written its ConfigMaps: each must have one entry that it
-    lacks now, the first by name. `mig` are those of mig-manager's (`_awaited_mig`). A ConfigMap that lacks none is not
-    awaited; empty if neither lacks an entry. One entry each is enough, because all are written at once."""
     stack, settings = snapshot.stack, snapshot.settings
-    plugin = sorted({NEUTRAL_KEY, *(admin.plugin.texts or {})} - stack.plugin_configs.keys())
     awaited = []
-    if plugin:
+    if plugin := sorted({NEUTRAL_KEY, *(admin.plugin.texts or {})} - stack.plugin_configs.keys()):
         awaited.append((settings.plugin_config_map, plugin[0].replace(".", "\\."), "-q ."))
     if mig:
         awaited.append((settings.mig_config_map, "config\\.yaml", f"-qF {shlex.quote(mig[0] + ':')}"))
@@ -423,10 +367,7 @@ def _wait(snapshot: ClusterSnapshot, admin: AdminConfigMaps, mig: Sequence[str])
 
 
 def _point(snapshot: ClusterSnapshot, admin: AdminConfigMaps, *, with_mig: bool = True) -> tuple[str, str]:
-    """Return what has to be pointed at which ConfigMaps of ours, and the command that does it: `kubectl patch` with
-    those fields of ClusterPolicy that do not name ours or, for the device plugin of NVIDIA's own chart, `helm upgrade`.
-    Without `with_mig`, mig-manager's field is left out. The command is empty if they name ours already, if there is no
-    ClusterPolicy, or if our ConfigMaps are in a namespace where NVIDIA's programs cannot mount them."""
+    """Return what to point at the operator's ConfigMaps, and the command; empty if nothing is left to do."""
     policy, settings = snapshot.stack.cluster_policy, snapshot.settings
     who = "ClusterPolicy at the operator's ConfigMaps"
     if policy is None or find_other_namespace(policy, settings.gpu_operator_namespace):
@@ -434,12 +375,8 @@ def _point(snapshot: ClusterSnapshot, admin: AdminConfigMaps, *, with_mig: bool 
     entries = {*snapshot.stack.plugin_configs, *(admin.plugin.texts or {})}
     plugin = plugin_pointer(policy, settings.plugin_config_map, entries)
     if policy.plain is None:
-        pointers = (plugin, mig_pointer(policy, settings.mig_config_map))
-        parts = [
-            pointer.patch
-            for pointer in (pointers if with_mig else pointers[:1])
-            if pointer.now != pointer.ours
-        ]
+        pointers = [plugin, *([mig_pointer(policy, settings.mig_config_map)] if with_mig else [])]
+        parts = [pointer.patch for pointer in pointers if pointer.now != pointer.ours]
         return who, kubectl_patch(policy.name, *parts) if parts else ""
     upgrade = plain_upgrade(policy.plain, settings.gpu_operator_namespace, f"config.name={plugin.ours}")
     return "NVIDIA's device plugin at the operator's ConfigMap", "" if plugin.now == plugin.ours else upgrade

@@ -11,19 +11,18 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 
 from gpusharing.api.names import LABEL_MIG_CAPABLE, LABEL_MIG_CONFIG
-from gpusharing.kube.answers import HINT
 from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, DEVICE_CLASSES, GPUNODES, JSON, KubeClient
+from gpusharing.kube.daemonsets import find_gpu_operator, gpu_server
 from gpusharing.kube.dra import device_class_view
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.installation import gather_installation, read_entries
-from gpusharing.kube.paging import list_of, pages_of
-from gpusharing.kube.plainstack import find_gpu_operator, gpu_server
+from gpusharing.kube.lists import list_of
 from gpusharing.kube.raw import text
 from gpusharing.kube.sources import MIG_KEY, NODE_CONFIG_SUFFIX
-from gpusharing.planning.snapshot.draviews import DeviceClassView
-from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH
+from gpusharing.kube.wire import HINT
+from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH
 from gpusharing.planning.snapshot.views import PlanSettings
-from gpusharing.planning.stack.classsymptoms import find_class_symptoms
+from gpusharing.planning.stack.drastack import find_class_symptoms
 from gpusharing.planning.stack.installation import conclude, find_symptoms, report_topics, start
 from gpusharing.planning.stack.installationviews import (
     ASKED_BY_PEOPLE,
@@ -43,12 +42,11 @@ from gpusharing.planning.stack.nodesymptoms import (
     find_kubelet_symptoms,
     find_node_symptoms,
 )
+from gpusharing.planning.stack.plugins import find_rival_symptoms
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
-from gpusharing.planning.stack.rivals import Server, find_rival_symptoms
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted.migfile import parse
-from kubectl_gpusharing.live.installed import read_deployment, unless_hidden
-from kubectl_gpusharing.shell.clusters import Answer, FleetVerb
+from kubectl_gpusharing.live.cluster import read_deployment, unless_hidden
 from kubectl_gpusharing.shell.documents import DoctorReportData
 from kubectl_gpusharing.shell.drawing import (
     BLANK,
@@ -62,6 +60,7 @@ from kubectl_gpusharing.shell.drawing import (
     prose,
     prose_of_each,
 )
+from kubectl_gpusharing.shell.running import Answer, FleetVerb
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble, explained
@@ -72,62 +71,42 @@ INKS = {"ok": Ink.GOOD, "ERROR": Ink.BAD}
 NEEDED = frozenset({"nodes", "configmaps", "daemonsets.apps", "clusterpolicies.nvidia.com"})
 """The kinds that the user must be able to read, because most checks need them."""
 OUR_KINDS = frozenset({"gpusharingpolicies.gpusharing.dev", "gpunodes.gpusharing.dev"})
-NO_VERSION: Unseen = {
-    Topic.KUBELETS: "the API server does not report its version, so kubelet versions were not compared with it"
-}
-NO_SERVERS: Unseen = {
-    Topic.NODES: (
-        "you are not allowed to list DaemonSets in other namespaces, so a second device plugin would go unnoticed, and"
-        " so would a second mig-manager"
-    )
-}
-NO_CLASSES: Unseen = {
-    Topic.CLUSTER_POLICY: "DeviceClasses cannot be read, so one that selects the wrong devices would go unnoticed"
-}
 
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """What doctor has read, and what it found to be wrong."""
-
     view: InstallationView
-    """The state of the installation, as far as it could be read."""
     symptoms: Sequence[Symptom] = ()
-    """The problems that were found."""
     notes: tuple[str, ...] = ()
-    """Sentences about what could not be determined about the installation, and why."""
     unseen: Unseen = field(default_factory=dict)
-    """The reason why something could not be checked, by topic."""
+
+    @property
+    def status(self) -> int:
+        return FAILED if any(symptom.severity is Severity.ERROR for symptom in self.symptoms) else DONE
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Print what is wrong, and return FAILED if there is an error, otherwise DONE, also if there are warnings or
-    something could not be checked (see VerbModule). Raises Trouble if the server does not answer, or if no error was
-    found but a kind in NEEDED may not be read."""
+    """Print what is wrong, and return FAILED if there is an error; warnings and missing checks do not count."""
     examined = await _examine(session)
     data = as_data(examined, session.name)
     terminal.answer(DoctorReportData, lambda: data, lambda paper: describe(examined, paper))
-    return _status(examined)
-
-
-def _status(examined: Examination) -> int:
-    """Return FAILED if an error was found, otherwise DONE; warnings do not count."""
-    return FAILED if any(symptom.severity is Severity.ERROR for symptom in examined.symptoms) else DONE
+    return examined.status
 
 
 async def _examine(session: Session) -> Examination:
-    """Read the installation and all Nodes, and find what is wrong with them. Kinds that may not be read are recorded in
-    the view, and what could not be checked in `unseen`. Raises Trouble if one of the kinds in NEEDED could not be read
-    and no error was found in the rest, and for all other KubeErrors, for example if the server does not answer."""
     client = session.client
     with explained(session.where):
         place, notes = await _place(client)
-        view = await _as_installed(client, await gather_installation(client, place))
+        view = await gather_installation(client, place)
+        # RBAC also refuses kinds that are not installed.
+        if (hidden := OUR_KINDS & view.unread.keys()) and not await client.served(GPUNODES):
+            unread = {kind: why for kind, why in view.unread.items() if kind not in hidden}
+            view = replace(view, unread=unread, not_served=view.not_served | hidden)
         view, entries = await _with_pointed(client, view)
         version = await unless_hidden(client.version(), "")
         mig_entries = await _mig_entries(client, view)
-        servers = await unless_hidden(_servers(client), None)
-        classes = await unless_hidden(_classes(client), None) if view.stack.by_dra else ()
+        daemon_sets = await unless_hidden(list_of(client, DAEMON_SETS), None)
+        classes = await unless_hidden(list_of(client, DEVICE_CLASSES), None) if view.stack.by_dra else ()
     if entries is not None and entries.config_map == place.plugin_config_map and entries.texts is None:
         entries = None  # `find_symptoms` reports that the operator's own ConfigMap does not exist
     used = {*view.named_entries, view.followed_policy.plugin_default if view.followed_policy else ""}
@@ -137,18 +116,28 @@ async def _examine(session: Session) -> Examination:
         *(() if entries is None else find_entry_symptoms(entries, used, install)),
         *find_kubelet_symptoms(view, version),
         *find_node_symptoms(view, mig_entries),
-        *find_rival_symptoms(servers or (), view.nodes, place.gpu_operator_namespace),
-        *find_class_symptoms(classes or ()),
+        *find_rival_symptoms(
+            [*filter(None, map(gpu_server, daemon_sets or ()))], view.nodes, place.gpu_operator_namespace
+        ),
+        *find_class_symptoms([*map(device_class_view, classes or ())]),
     ]
     symptoms = [replace(one, message=one.message.replace(f" ({HINT})", "")) for one in symptoms]
-    unknown = (
-        {} if version else NO_VERSION,
-        NO_SERVERS if servers is None else {},
-        NO_CLASSES if classes is None else {},
-    )
-    examined = Examination(view, symptoms, notes, join_unseen(find_unread_topics(view), *unknown))
+    unknown: list[Unseen] = [find_unread_topics(view)]
+    if not version:
+        why = "the API server does not report its version, so kubelet versions were not compared with it"
+        unknown.append({Topic.KUBELETS: why})
+    if daemon_sets is None:
+        why = (
+            "you are not allowed to list DaemonSets in other namespaces, so a second device plugin would go unnoticed,"
+            " and so would a second mig-manager"
+        )
+        unknown.append({Topic.NODES: why})
+    if classes is None:
+        why = "DeviceClasses cannot be read, so one that selects the wrong devices would go unnoticed"
+        unknown.append({Topic.CLUSTER_POLICY: why})
+    examined = Examination(view, symptoms, notes, join_unseen(*unknown))
     blind = sorted(NEEDED & view.unread.keys())
-    if blind and _status(examined) == DONE:
+    if blind and examined.status == DONE:
         why = view.unread[blind[0]].replace(f" ({HINT})", "")
         raise Trouble(
             f"doctor cannot check anything: you are not allowed to read {', '.join(blind)} in {session.where}: {why}"
@@ -156,34 +145,7 @@ async def _examine(session: Session) -> Examination:
     return examined
 
 
-async def _as_installed(client: KubeClient, view: InstallationView) -> InstallationView:
-    """Return the view. If the user may not read one of our kinds, ask the server's discovery. If that does not list
-    GPUNode, return a copy in which these kinds are not served instead of unread. Forbidden does not show whether a kind
-    is served, because the server checks rights first. Raises KubeError if discovery fails."""
-    hidden = OUR_KINDS & view.unread.keys()
-    if not hidden or await client.served(GPUNODES):
-        return view
-    unread = {kind: why for kind, why in view.unread.items() if kind not in hidden}
-    return replace(view, unread=unread, not_served=view.not_served | hidden)
-
-
-async def _servers(client: KubeClient) -> list[Server]:
-    """Return the DaemonSets of all namespaces that serve or partition GPUs, as `gpu_server` recognizes them. Raises
-    KubeError."""
-    servers = [gpu_server(raw) async for page in pages_of(client, DAEMON_SETS) for raw in page.items]
-    return [server for server in servers if server is not None]
-
-
-async def _classes(client: KubeClient) -> list[DeviceClassView]:
-    """Return all DeviceClasses. Raises KubeError."""
-    return [device_class_view(raw) for raw in await list_of(client, DEVICE_CLASSES)]
-
-
 async def _place(client: KubeClient) -> tuple[Place, tuple[str, ...]]:
-    """Return the settings of this installation, read from the operator's Deployment, and notes about settings that
-    cannot be read and about a version other than this plugin's. If there is no Deployment, or Deployments cannot be
-    listed (Forbidden or NotFound), return the chart's defaults with the namespace in which the GPU Operator was
-    found, and no notes. Raises any other KubeError."""
     place, operator = Place(), await read_deployment(client)
     if not operator.deployment:
         namespace = await find_gpu_operator(client, place.gpu_operator_namespace)
@@ -204,13 +166,6 @@ async def _place(client: KubeClient) -> tuple[Place, tuple[str, ...]]:
 async def _with_pointed(
     client: KubeClient, view: InstallationView
 ) -> tuple[InstallationView, PluginEntries | None]:
-    """Return `view` with the ConfigMaps that ClusterPolicy names added, and the device plugin's entries. Our own,
-    mig-manager's default, and any that may not be read (Forbidden) are not added; one that does not exist is added as
-    empty.
-
-    The entries are None if no ConfigMap is named or it may not be read. If it does not exist, they have no texts, but
-    the namespaces that have one of this name. Raises other KubeErrors.
-    """
     stack, place, maps, entries = view.followed_policy, view.place, dict(view.config_maps), None
     plugin = stack.plugin_config_name if stack is not None else ""
     pointed = {plugin, stack.mig_config_name if stack is not None else ""}
@@ -225,11 +180,6 @@ async def _with_pointed(
 
 
 async def _mig_entries(client: KubeClient, view: InstallationView) -> dict[str, tuple[str, frozenset[str]]]:
-    """Return, by node name, the entries of the ConfigMap that mig-manager reads, for nodes that are labeled as
-    MIG-capable and whose MIG label names an entry. This is the ConfigMap that ClusterPolicy names, else the one
-    generated for the node (docs/design/nvidia.md#a10). Nodes whose ConfigMap is absent, unreadable or empty are left
-    out. Empty without the GPU Operator's ClusterPolicy or with mig-manager off. Raises KubeErrors other than Forbidden
-    and NotFound."""
     stack = view.followed_policy
     named = [
         one.name
@@ -254,9 +204,7 @@ async def _mig_entries(client: KubeClient, view: InstallationView) -> dict[str, 
 
 
 def describe(examined: Examination, paper: Paper) -> list[Line]:
-    """Draw the nodes with SIMULATED GPUs, a hint if the operator is not installed, a line for each problem with the
-    command that fixes it below, and a line for each topic that is in order or could not be checked. Commands are never
-    wrapped, so that they can be copied. Notes follow, and the last line has the totals."""
+    """Draw each problem with the command that fixes it, and a line for each topic that is in order or could not be checked."""
     lines: list[Line] = describe_simulated(sorted(examined.view.simulated), paper)
     if not examined.view.installed:
         lines += [*prose(NOT_INSTALLED, paper, ink=Ink.WAITING), BLANK]
@@ -274,18 +222,12 @@ def describe(examined: Examination, paper: Paper) -> list[Line]:
 
 
 def _topics(examined: Examination) -> Iterator[tuple[str, str, str]]:
-    """Yield the word, the text and the command of each topic and symptom (see `report_topics`). Before the
-    installation, topics of the installation itself are left out unless they have a symptom."""
     asked = frozenset(Topic) if examined.view.installed else ASKED_BY_PEOPLE | {Topic.CLUSTER_POLICY}
     return report_topics(examined.symptoms, examined.unseen, asked)
 
 
 async def ask(session: Session, _typed: Namespace) -> Answer:
-    """Return the answer of one cluster, with a row for each thing that is wrong with it or could not be checked (see
-    FleetVerb): the severity, or UNKNOWN, and the message, in the order of the topics. The remarks are the notes, a
-    sentence if the operator is not installed, and, if there is a symptom, the command that shows the remedies. The
-    flags are ignored. Raises Trouble if the server does not answer, or if no error was found but a kind in NEEDED may
-    not be read."""
+    """Return the answer of one cluster, with a row for each thing that is wrong with it or could not be checked."""
     examined = await _examine(session)
     found = [(word, message) for word, message, _ in _topics(examined) if word != "ok"]
     rows = [[Span(word, INKS.get(word, Ink.WAITING)), Span(message)] for word, message in found]
@@ -295,15 +237,13 @@ async def ask(session: Session, _typed: Namespace) -> Answer:
             f"for the commands that fix this, run: kubectl gpusharing doctor --context {session.name}"
         )
     data, simulated = as_data(examined, session.name), sorted(examined.view.simulated)
-    return Answer(_status(examined), rows, data, simulated, notes)
+    return Answer(examined.status, rows, data, simulated, notes)
 
 
 BESIDE = FleetVerb(columns(RESULT=0, FINDING=0), "nothing is wrong", DoctorReportData, ask)
 
 
 def as_data(examined: Examination, where: str) -> DoctorReportData:
-    """Return the result as plain data, for JSON and YAML: whether the operator is installed, all symptoms, by topic why
-    something could not be checked, the nodes with SIMULATED GPUs, and the notes. `where` is the name of the context."""
     return {
         "context": where,
         "installed": examined.view.installed,

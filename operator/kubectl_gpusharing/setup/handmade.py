@@ -1,30 +1,31 @@
-"""Describe what a node that was configured by hand serves, as settings of a policy that would change nothing. Pure.
+"""Nodes that people set up by hand, and the policy that is most like them."""
 
-The GPUs are those that NVML reports. How the device plugin shares them is read from the entry that the Node's label or
-ClusterPolicy's default names. Policies can express less than NVIDIA's files; no policy is proposed for a node that
-needs more.
-"""
-
-from collections.abc import Iterator, Mapping, Sequence, Set
+import json
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from typing import Any
 
 from gpusharing.api import names
+from gpusharing.api.names import LABEL_HOSTNAME, PREFIX
 from gpusharing.api.policy import MAX_REPLICAS, MIN_REPLICAS
+from gpusharing.api.rules import MAX_NAME
+from gpusharing.api.validation import is_rewritten
+from gpusharing.kube.client import JSON
 from gpusharing.planning.gpus.cards import bare_product, find_card
 from gpusharing.planning.gpus.geometry import Layout, generated_layouts
-from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
+from gpusharing.planning.wanted.assess import has_gpu
 from gpusharing.planning.wanted.migfile import resolve_name, well_known
-from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY, PluginConfig, find_flaws
+from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY, PluginConfig, find_flaws, parse_yaml
 from gpusharing.planning.wanted.target import describe_layouts, predict_resources
 from gpusharing.planning.wanted.verify import EXCLUSIVE, effective_plugin_config, find_entry, served
-from gpusharing.planning.wanted.yamltext import parse_yaml
+from kubectl_gpusharing.shell.drawing import policy_manifest
 
-Spec = Mapping[str, Any]
-"""The mode and its settings, as in the JSON of a policy's `spec`."""
-_AT_WORK = ("pending", "rebooting")
 _EXPRESSIBLE = ("version", "flags.migStrategy", "sharing.timeSlicing", "sharing.mps")
 """Fields of a device plugin's configuration that a policy can express."""
 
@@ -34,37 +35,33 @@ class Handmade:
     """A node that was configured by hand, with the policy settings that match it."""
 
     node: str
-    """Name of the node."""
     products: tuple[str, ...]
-    """The products of the cards in the node, each once."""
     gpus: int
-    """How many GPUs the node has."""
-    spec: Spec
-    """The mode and its settings that leave the node as it is."""
+    spec: Mapping[str, Any]
+    """The mode and its settings, as in the JSON of a policy's `spec`."""
     text: str
     """The layout in words, such as `2x3g.40gb, 4x shared`."""
     inexpressible: tuple[str, ...] = ()
-    """The fields of the device plugin's entry that no policy can express. They stay in force until the node's first
-    change."""
+    """Fields of the device plugin's configuration that no policy can express."""
 
 
 def find_handmade(
     node: NodeView, observed: ObservedView, stack: StackView, plugin: PluginEntries
 ) -> Handmade | str:
-    """Return the node with the policy settings that match it, or a clause that says why no policy does: mig-manager is
-    at work or has failed, its label contradicts its GPUs, or the device plugin's configuration is missing, refused,
-    beyond policies, or used only because there is no other.
-
-    `plugin` is the ConfigMap that ClusterPolicy names for the device plugin; its entries must already be merged into
-    `stack`.
-    """
+    """Return the node with the policy settings that match it, or a clause that says why no policy does."""
     gpus = observed.gpus
-    if (
-        why := find_unsettled(node)
-        or _contradiction(node, gpus, stack)
-        or _only_entry(node, stack, plugin.config_map)
-    ):
+    if why := find_unsettled(node) or _contradiction(node, gpus, stack):
         return why
+    theirs, policy = stack.admin_plugin_configs, stack.cluster_policy
+    falls_back = policy is not None and policy.plain is not None and not policy.plugin_default
+    selected = node.labels.get(names.LABEL_PLUGIN_CONFIG) or NEUTRAL_KEY in theirs
+    if falls_back and plugin.config_map and not selected and len(theirs) == 1:
+        (key,) = theirs
+        return (
+            f"no label selects a configuration for the device plugin on this node, so it uses {key}, the only entry in"
+            f" ConfigMap {plugin.config_map}; the operator's ConfigMap has several entries, so a label must select this"
+            f" one. Run: kubectl label node {node.name} {names.LABEL_PLUGIN_CONFIG}={key}"
+        )
     config = effective_plugin_config(node, stack)
     if config is None:
         return find_unserved(node, stack, plugin)
@@ -72,7 +69,7 @@ def find_handmade(
     advertised = predict_resources(layouts, PluginConfig(config.mig_strategy))
     here = config.on(advertised)
     with_mig = any(layout is not None for layout in layouts)
-    if why := _find_beyond(here, advertised.keys(), with_mig=with_mig):
+    if why := next(_find_beyond(here, advertised.keys(), with_mig=with_mig), ""):
         return why
     entry = find_entry(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack)
     return Handmade(
@@ -88,29 +85,8 @@ def find_handmade(
 # --- what is in the way --------------------------------------------------------------------------------------
 
 
-def _only_entry(node: NodeView, stack: StackView, plugin_map: str) -> str:
-    """Return an objection if the device plugin of NVIDIA's own chart uses the only entry in its ConfigMap, because
-    neither the node's label nor a default names one; empty for any other node, and if that entry is called NEUTRAL_KEY,
-    which our ConfigMap has too. Our ConfigMap has more entries, so the plugin would no longer use that entry
-    (docs/design/nvidia.md#b4)."""
-    theirs, policy = stack.admin_plugin_configs, stack.cluster_policy
-    if policy is None or policy.plain is None or policy.plugin_default or not plugin_map:
-        return ""
-    if node.labels.get(names.LABEL_PLUGIN_CONFIG) or NEUTRAL_KEY in theirs or len(theirs) != 1:
-        return ""
-    (key,) = theirs
-    return (
-        f"no label selects a configuration for the device plugin on this node, so it uses {key}, the only entry in"
-        f" ConfigMap {plugin_map}; the operator's ConfigMap has several entries, so a label must select this one. Run:"
-        f" kubectl label node {node.name} {names.LABEL_PLUGIN_CONFIG}={key}"
-    )
-
-
 def find_unserved(node: NodeView, stack: StackView, plugin: PluginEntries) -> str:
-    """Return why the device plugin of the node has no configuration with which it could start, and a remedy; empty if
-    it has one (`effective_plugin_config`). The reason is that the plugin refuses the entry that the node's label or a
-    default names, that ClusterPolicy names no ConfigMap, or that the named ConfigMap or the entry in it does not exist.
-    """
+    """Return why the device plugin of the node could not start with its configuration, and a remedy."""
     if effective_plugin_config(node, stack) is not None:
         return ""
     entry = find_entry(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack)
@@ -127,11 +103,9 @@ def find_unserved(node: NodeView, stack: StackView, plugin: PluginEntries) -> st
 
 
 def find_unsettled(node: NodeView) -> str:
-    """Return an objection if mig-manager is still applying the configuration that the node's MIG label names, or has
-    failed to apply it, as its state label shows (`pending` or `rebooting`, or `failed`); empty otherwise, and if the
-    node has no MIG label."""
+    """Return an objection if mig-manager is still applying the node's MIG label, or has failed to apply it."""
     config, state = node.labels.get(names.LABEL_MIG_CONFIG, ""), node.labels.get(names.LABEL_MIG_STATE, "")
-    if config and state in _AT_WORK:
+    if config and state in ("pending", "rebooting"):
         return f"mig-manager is applying {config} (state {state}): run import again when it is done"
     if config and state == "failed":
         return f"mig-manager failed to apply {config}. Fix that first; see the log of its pod"
@@ -139,10 +113,6 @@ def find_unsettled(node: NodeView) -> str:
 
 
 def _contradiction(node: NodeView, gpus: Sequence[GpuView], stack: StackView) -> str:
-    """Return an objection if the node has MIG instances but no MIG label, because nothing would recreate them after a
-    reboot. It tells the user to set the label: to the well-known name for this layout or, if there is none, to the name
-    of an entry that has it. If the node has the label and a GPU can do MIG, return an objection if the label's value is
-    unknown or does not match the instances on the GPUs, which mig-manager would then change. Empty otherwise."""
     config, layouts = node.labels.get(names.LABEL_MIG_CONFIG, ""), tuple(gpu.layout for gpu in gpus)
     if not config and any(layouts):
         label = f"kubectl label node {node.name} {names.LABEL_MIG_CONFIG}="
@@ -170,43 +140,35 @@ def _contradiction(node: NodeView, gpus: Sequence[GpuView], stack: StackView) ->
     return ""
 
 
-def _find_beyond(config: PluginConfig, advertised: Set[str], *, with_mig: bool) -> str:
-    """Return the first thing that the device plugin does and no policy can express, in this order: whole GPUs with MIG
-    on (`with_mig`), different replica counts, too many replicas (more than MAX_REPLICAS), only some of the `advertised`
-    resources shared, MPS with MIG on, MPS with failRequestsGreaterThanOne false. Empty if there is none. `config` may
-    only share resources in `advertised`."""
-    sharing = config.sharing
-    replicas = sharing.replicas if sharing is not None else ()
-    counts = ", ".join(f"{name}: {count}" for name, count in replicas)
-    whole = sorted(advertised - dict(replicas).keys())
-    with_mps = sharing is not None and sharing.strategy == "mps"
-    rejects = sharing is not None and sharing.fail_requests_greater_than_one
-    objections = {
-        "MIG is on, but its device plugin advertises whole GPUs (migStrategy none), which no policy mode does": (
-            with_mig and config.mig_strategy == "none"
-        ),
-        # Sharing the other resources too would not help while the numbers differ, so these are named first.
-        f"its device plugin uses different replica counts ({counts}), but a policy sets one count for all resources": (
-            len({count for _, count in replicas}) > 1
-        ),
-        f"its device plugin uses too many replicas ({counts}); a policy allows {MIN_REPLICAS} to {MAX_REPLICAS}": (
-            any(count > MAX_REPLICAS for _, count in replicas)
-        ),
-        f"its device plugin leaves {', '.join(whole)} whole and shares only some resources ({counts}), but a policy"
-        " shares all or none": (sharing is not None and whole),
-        "its device plugin is configured for MPS on MIG instances, which NVIDIA's device plugin does not support": (
-            with_mps and with_mig
-        ),
-        "its device plugin uses MPS with failRequestsGreaterThanOne: false, but a policy with MPS always rejects"
-        " requests for more than one share": (with_mps and not rejects),
-    }
-    return next((text for text, applies in objections.items() if applies), "")
+def _find_beyond(config: PluginConfig, advertised: Set[str], *, with_mig: bool) -> Iterator[str]:
+    """Yield what no policy can express."""
+    if with_mig and config.mig_strategy == "none":
+        yield "MIG is on, but its device plugin advertises whole GPUs (migStrategy none), which no policy mode does"
+    if (sharing := config.sharing) is None:
+        return
+    counts = ", ".join(f"{name}: {count}" for name, count in sharing.replicas)
+    # Sharing the other resources too would not help while the numbers differ, so these are named first.
+    if len({count for _, count in sharing.replicas}) > 1:
+        yield f"its device plugin uses different replica counts ({counts}), but a policy sets one count for all resources"
+    if any(count > MAX_REPLICAS for _, count in sharing.replicas):
+        limits = f"a policy allows {MIN_REPLICAS} to {MAX_REPLICAS}"
+        yield f"its device plugin uses too many replicas ({counts}); {limits}"
+    if whole := sorted(advertised - dict(sharing.replicas).keys()):
+        yield (
+            f"its device plugin leaves {', '.join(whole)} whole and shares only some resources ({counts}), but a policy"
+            " shares all or none"
+        )
+    if sharing.strategy == "mps" and with_mig:
+        yield "its device plugin is configured for MPS on MIG instances, which NVIDIA's device plugin does not support"
+    if sharing.strategy == "mps" and not sharing.fail_requests_greater_than_one:
+        yield (
+            "its device plugin uses MPS with failRequestsGreaterThanOne: false, but a policy with MPS always rejects"
+            " requests for more than one share"
+        )
 
 
 def find_inexpressible(text: str) -> tuple[str, ...]:
-    """Return the sorted paths of those fields in a device plugin's configuration that no policy can express: all but
-    those in _EXPRESSIBLE and below. Fields that the plugin ignores are left out. Empty for a configuration that the
-    plugin refuses."""
+    """Return the sorted paths of those fields in a device plugin's configuration that no policy can express."""
     flaws = find_flaws(text)
     if any(flaw.refused for flaw in flaws):
         return ()
@@ -216,9 +178,6 @@ def find_inexpressible(text: str) -> tuple[str, ...]:
 
 
 def _paths(value: object, path: str) -> Iterator[str]:
-    """Yield the path of every value in `value` that is not a mapping, such as `sharing.mps.resources`. A list counts as
-    one value, and an empty mapping yields nothing. `path` is the path of `value` itself, or empty for the whole
-    document."""
     if path and not isinstance(value, dict):
         yield path
     for key, item in value.items() if isinstance(value, dict) else ():
@@ -228,12 +187,9 @@ def _paths(value: object, path: str) -> Iterator[str]:
 # --- in the words of a policy ----------------------------------------------------------------------------------
 
 
-def _spec(node: NodeView, gpus: Sequence[GpuView], config: PluginConfig, stack: StackView) -> Spec:
-    """Return the mode and its settings that describe what the node serves. The mode is MIG if a GPU has MIG on,
-    otherwise that of the sharing, or Full. If the node's label is a well-known name for the MIG layout, that name is
-    used. Otherwise each layout is written out with its GPUs' indexes, or `all` if it is the only one; GPUs with MIG off
-    have no profiles. The sharing is a block of the same object, in mode MIG too, without fields that have their
-    default; its number of replicas is that of the first resource, because `_find_beyond` refuses different numbers."""
+def _spec(
+    node: NodeView, gpus: Sequence[GpuView], config: PluginConfig, stack: StackView
+) -> Mapping[str, Any]:
     sharing, layouts = config.sharing, tuple(gpu.layout for gpu in gpus)
     mode, shares = "Full", dict[str, Any]()
     if sharing is not None:
@@ -247,12 +203,14 @@ def _spec(node: NodeView, gpus: Sequence[GpuView], config: PluginConfig, stack: 
     rows: dict[Layout | None, list[int]] = {}
     for gpu in gpus:
         rows.setdefault(gpu.layout, []).append(gpu.index)
-    written = [
-        {"devices": "all" if len(rows) == 1 else indexes, "profiles": dict(layout or ())}
-        for layout, indexes in rows.items()
-    ]
-    known = well_known(gpus, label) == layouts
-    mig = {"strategy": config.mig_strategy, **({"config": label} if known else {"layouts": written})}
+    mig: dict[str, Any] = {"strategy": config.mig_strategy}
+    if well_known(gpus, label) == layouts:
+        mig["config"] = label
+    else:
+        mig["layouts"] = [
+            {"devices": "all" if len(rows) == 1 else indexes, "profiles": dict(layout or ())}
+            for layout, indexes in rows.items()
+        ]
     return {"mode": "MIG", "mig": mig, **shares}
 
 
@@ -269,15 +227,7 @@ MOST = 16
 
 
 def presume(node: NodeView, stack: StackView) -> GPUNodeView | None:
-    """Return what the agent of the node would probably read, inferred from the node's labels and the resources that it
-    advertises. The number of GPUs is the smallest up to MOST with which the resources would be exactly those that the
-    node advertises. All GPUs are of the product in the label, and their layouts are those that the label
-    nvidia.com/mig.config means. Without that label, or if the card cannot do MIG, they are all without MIG.
-
-    Return None if no such number fits, if the product label or the plugin's configuration is missing, if the value of
-    nvidia.com/mig.config has no meaning on these GPUs, or if they are without MIG, but the product label nevertheless
-    shows MIG instances.
-    """
+    """Return what the agent of the node would probably read, inferred from the node's labels and the resources that it advertises."""
     product = node.labels.get(names.LABEL_GPU_PRODUCT, "")
     plugin, card = effective_plugin_config(node, stack), find_card(product)
     profiles = card.profiles if card else ()
@@ -297,13 +247,136 @@ def presume(node: NodeView, stack: StackView) -> GPUNodeView | None:
         profiles=profiles,
     )
     gpus = [replace(first, index=index) for index in range(MOST)]
-    for count in range(1, MOST + 1):
-        layouts = resolve_name(config, node.name, gpus[:count], stack) if config else (None,) * count
+    for size in range(1, MOST + 1):
+        layouts = resolve_name(config, node.name, gpus[:size], stack) if config else (None,) * size
         if isinstance(layouts, str) or predict_resources(layouts, plugin) != served(node):
             continue
         divided = tuple(
             replace(gpu, mig_enabled=layout is not None, layout=layout)
-            for gpu, layout in zip(gpus[:count], layouts, strict=True)
+            for gpu, layout in zip(gpus[:size], layouts, strict=True)
         )
         return GPUNodeView(node.name, node.uid, "", False, ObservedView("", False, "", divided))
     return None
+
+
+LABEL_POOL = f"{PREFIX}pool"
+"""The label that our documentation recommends."""
+MAX_NAMES, MAX_ROWS = 64, 16
+"""How many values one row of a selector may have, and how many rows a selector."""
+Label = tuple[str, str]
+"""Key and value of a label."""
+Selector = Mapping[str, Any]
+_POOL = re.compile(r"[\w.-]*(pool|node-?group|instance-?group)([-_.]?(name|id))?", re.IGNORECASE)
+"""Matches names of labels, without their domains, by which people, clouds and autoscalers distinguish pools."""
+_CHANCE = re.compile(
+    r"topology|zone|region|image|hash|capacity|hostname|machine|version|network|subnet|address|storage",
+    re.IGNORECASE,
+)
+"""Matches parts of keys that match _POOL but describe a machine or its location, such as the pool of its addresses."""
+_MODES = {"Full": "full", "MIG": "mig", "MPS": "mps", "TimeSlicing": "time-slicing"}
+
+
+@dataclass(frozen=True, slots=True)
+class ProposedPolicy:
+    name: str
+    members: tuple[Handmade, ...]
+    selector: Selector
+    """The `spec.nodeSelector` of the policy."""
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        return tuple(member.node for member in self.members)
+
+    @property
+    def manifest(self) -> JSON:
+        return policy_manifest(self.name, {"nodeSelector": dict(self.selector), **self.members[0].spec})
+
+
+def propose(
+    handmade: Iterable[Handmade], nodes: Mapping[str, NodeView], taken: Collection[str] = ()
+) -> tuple[tuple[ProposedPolicy, ...], tuple[str, ...]]:
+    """Return policies, one for each pool of nodes with the same products, number of GPUs and settings, and the names of nodes for which there is no selector; both are sorted by name."""
+    alike: dict[tuple[object, ...], dict[str, Handmade]] = {}
+    for member in sorted(handmade, key=lambda member: member.node):
+        key = (member.products, member.gpus, json.dumps(member.spec, sort_keys=True))
+        alike.setdefault(key, {})[member.node] = member
+    pools = find_pools(nodes)
+    proposed: list[ProposedPolicy] = []
+    unnamed: list[str] = []
+    used = set(taken)
+    for members in alike.values():
+        rest = frozenset(members)
+        parts: list[tuple[Label | None, frozenset[str]]] = []
+        for whole in (True, False):  # first the pools that have no other nodes
+            for known, bearers in pools.items():
+                if bearers & rest and (bearers <= rest or not whole):
+                    parts.append((known, bearers & rest))
+                    rest -= bearers
+        for label, part in [*parts, *([(None, rest)] if rest else [])]:
+            selectors = _selectors(label, sorted(part), pools, nodes)
+            unnamed += [] if selectors else part
+            for selected, selector in selectors:
+                name = _name(label, members[selected[0]], used)
+                used.add(name)
+                proposed.append(ProposedPolicy(name, tuple(members[node] for node in selected), selector))
+    return tuple(sorted(proposed, key=lambda policy: policy.name)), tuple(sorted(unnamed))
+
+
+def find_pools(nodes: Mapping[str, NodeView]) -> dict[Label, frozenset[str]]:
+    """Return the names of the nodes with each label whose key names a pool (_POOL)."""
+    pools: dict[Label, set[str]] = {}
+    for name, node in nodes.items():
+        for key, value in node.labels.items():
+            if _POOL.fullmatch(key.rpartition("/")[2]) and not is_rewritten(key) and not _CHANCE.search(key):
+                pools.setdefault((key, value), set()).add(name)
+    order = sorted(pools, key=lambda label: (label[0] != LABEL_POOL, label[0].endswith("id"), label))
+    return {label: frozenset(pools[label]) for label in order}
+
+
+def _selectors(
+    label: Label | None,
+    members: Sequence[str],
+    pools: Mapping[Label, frozenset[str]],
+    nodes: Mapping[str, NodeView],
+) -> list[tuple[Sequence[str], Selector]]:
+    hosts = {name: node.labels.get(LABEL_HOSTNAME, "") for name, node in nodes.items()}
+    bearers = Counter(hosts.values())
+    named = {name for name, host in hosts.items() if host and bearers[host] == 1}
+    if label is not None:
+        pool, others = {"matchLabels": dict([label])}, sorted(pools[label] - set(members))
+        if not others:
+            return [(members, pool)]
+        excludable = named.issuperset(others) and all(has_gpu(nodes[name]) for name in others)
+        if excludable and len(others) < min(len(members), MAX_NAMES * MAX_ROWS):
+            return [(members, {**pool, "matchExpressions": _rows("NotIn", others, hosts)})]
+    if not named.issuperset(members) or (label is None and len(members) > MAX_NAMES):
+        return []
+    return [
+        (members[at * MAX_NAMES : (at + 1) * MAX_NAMES], {"matchExpressions": [row]})
+        for at, row in enumerate(_rows("In", members, hosts))
+    ]
+
+
+def _rows(operator: str, names: Sequence[str], hosts: Mapping[str, str]) -> list[dict[str, object]]:
+    values = [hosts[name] for name in names]
+    parts = [values[at : at + MAX_NAMES] for at in range(0, len(values), MAX_NAMES)]
+    return [{"key": LABEL_HOSTNAME, "operator": operator, "values": part} for part in parts]
+
+
+def _name(label: Label | None, member: Handmade, used: Collection[str]) -> str:
+    card = find_card(member.products[0])
+    other = _slug(f"{card.key if card else member.products[0]}-{_MODES[member.spec['mode']]}")
+    name = (pool_name(label[1]) if label else "") or other
+    endings = (f"-{number}" for number in count(2))
+    numbered = (name[: MAX_NAME - len(ending)].rstrip("-") + ending for ending in endings)
+    return next(one for one in chain([name], numbered) if one not in used)
+
+
+def pool_name(text: str) -> str:
+    """Return a name for a policy, made from the name of a pool; empty if that has no letter and no digit."""
+    slug = _slug(text)
+    return slug if len(slug) > 2 else f"pool-{slug}" if slug else ""
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:MAX_NAME].strip("-")

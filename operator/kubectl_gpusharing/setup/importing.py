@@ -16,14 +16,13 @@ from gpusharing.kube.client import NODES, PODS
 from gpusharing.kube.installation import read_entries
 from gpusharing.kube.raw import text
 from gpusharing.kube.sources import MIG_KEY
-from gpusharing.planning.drain.holders import LABELS
+from gpusharing.planning.drain.pods import LABELS
 from gpusharing.planning.snapshot.views import ClusterSnapshot
-from gpusharing.planning.stack.otherplugins import has_system_plugin
+from gpusharing.planning.stack.plugins import has_system_plugin
 from gpusharing.planning.vocabulary.lengths import counted, some
 from kubectl_gpusharing.live.cluster import gathered
 from kubectl_gpusharing.setup.adoption import AdminConfigMaps, Import, find_import, named_maps
-from kubectl_gpusharing.shell.drawing import printable, simulated_sentence
-from kubectl_gpusharing.shell.manifests import comment
+from kubectl_gpusharing.shell.drawing import comment, printable, simulated_sentence
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED, Denied, explained
@@ -40,11 +39,7 @@ MOST = 8
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Print the policies on standard output, as YAML, JSON, or through a template (see VerbModule). The remarks about
-    them are comments of the YAML, and standard error only says in one line that there are some; JSON has no comments,
-    so there they go to standard error. With neither policies nor nodes left out, a line says that there is nothing to
-    propose. Returns DONE if no GPU node is left out, CHANGES if some are, and FAILED if some are and no policy is
-    proposed. Raises Trouble if the cluster cannot be read."""
+    """Print the policies on standard output, with comments about what to do first; of the JSON, the comments go to standard error."""
     async with gathered(session, beforehand=True) as cluster:
         live = await cluster.decide(())
         admin = await read_admin_maps(session, live.snapshot)
@@ -70,10 +65,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def find_others(session: Session) -> list[str]:
-    """Return remarks about what else divides GPUs in the cluster and cannot be taken over: KAI-Scheduler, if a node has
-    a pod with one of its labels, and the settings of Bottlerocket, if the OS image of a Node is one of it. Each of the
-    two remarks names at most MOST nodes; empty if there is neither. If the user may not list pods, a remark says so.
-    Raises Trouble if Nodes cannot be listed, and for any other error of the server."""
+    """Return remarks about what else divides GPUs in the cluster and cannot be taken over."""
     kai: set[str] = set()
     remarks: list[str] = []
     try:
@@ -105,10 +97,7 @@ async def find_others(session: Session) -> list[str]:
 
 
 async def read_admin_maps(session: Session, snapshot: ClusterSnapshot) -> AdminConfigMaps:
-    """Read the ConfigMaps of the admin that ClusterPolicy names (`named_maps`), in the namespace of NVIDIA's pods. One
-    that does not exist has no content. If the device plugin's ConfigMap does not exist in the namespace of NVIDIA's
-    pods, also find the namespaces that have one with this name, as far as the user may list ConfigMaps. Raises Trouble
-    if a ConfigMap cannot be read."""
+    """Read the ConfigMaps of the admin that ClusterPolicy names. Raises Trouble if one cannot be read."""
     names, namespace = named_maps(snapshot), snapshot.settings.gpu_operator_namespace
     with explained(session.where):
         plugin = await read_entries(session.client, names.plugin, namespace, search=True)
@@ -120,9 +109,6 @@ async def read_admin_maps(session: Session, snapshot: ClusterSnapshot) -> AdminC
 
 
 def summary(answer: Import) -> str:
-    """Return a line that counts the policies, their nodes, the steps that come first and the nodes that are left out,
-    even if a count is 0, and refers to the comments for the rest. If there are neither policies nor nodes left out, say
-    that every GPU node has a policy (`owned`) or, if no node is owned, that there is no GPU node."""
     if not answer.proposed and not answer.left_out:
         every = "There is nothing to propose: every GPU node already has a policy."
         return every if answer.owned else "There is no GPU node."
@@ -133,10 +119,7 @@ def summary(answer: Import) -> str:
 
 
 def find_remarks(answer: Import) -> Iterator[str]:
-    """Yield what the user must know, one line each: the steps to take first, each followed by its command; the nodes
-    that are left out and why; policies that select nodes by host name; and what the policies do not express. A reason
-    that differs between nodes only in the node's name is given once, with NODE in its place. At most MOST nodes or
-    policies are named in a line."""
+    """Yield what the user must know, one line each; the steps to take first are each followed by their command."""
     for number, (about, command) in enumerate(answer.steps, 1):
         yield f"{number}. {about}:"
         yield f"   {command}"
@@ -165,9 +148,7 @@ def find_remarks(answer: Import) -> Iterator[str]:
 
 
 def as_yaml(answer: Import, remarks: Sequence[str]) -> str:
-    """Return a YAML file for `kubectl apply -f -`: the remarks as comments, then the policies, each preceded by a
-    comment that says which nodes it is for (at most MOST are named), with which cards and layout. The documents are
-    separated by `---`. If there are policies and they are not presumed, the first comment is PROVEN."""
+    """Return a YAML file for `kubectl apply -f -`, with the remarks as comments."""
     import yaml  # importing it takes as long as a short command
 
     proven = [PROVEN] if answer.proposed and not answer.presumed else []

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from gpusharing.api.nearest import nearest
 from gpusharing.planning.gpus.cards import CARDS, Card, Profile, find_card
-from gpusharing.planning.gpus.geometry import Layout, Legal, Refusal, find_fit, maximal_layouts, normalize
+from gpusharing.planning.gpus.geometry import Layout, maximal_layouts, normalize, place, tell_misfit
 from gpusharing.planning.gpus.geometry import describe as layout_text
 from gpusharing.planning.vocabulary.lengths import counted
 from kubectl_gpusharing.shell.documents import CardListData, LayoutListData
@@ -48,27 +48,21 @@ class LegalLayouts:
     """The layouts of one card that contain the wanted instances, or why there are none."""
 
     card: Card
-    """The card."""
     wanted: Layout
-    """The instances that a layout must contain; empty if none are required."""
     layouts: tuple[Layout, ...]
-    """The full layouts that contain them."""
-    refusal: Refusal | None
-    """Why the wanted instances do not fit, or None if they do."""
+    misfit: str
+    """Why the wanted instances do not fit; empty if they do."""
     hidden: bool = False
     """Whether profiles with attributes were left out."""
 
 
 def describe(answer: LegalLayouts, paper: Paper) -> list[Line]:
-    """Draw the card with its products, memory and compute slices, each layout with its picture and the compute slices
-    that it uses, and remarks below: NOTES, and that profiles were left out. If the wanted instances do not fit or the
-    card has no MIG, draw only the card and say so."""
     card = answer.card
     slices = f"{_slices(card)} compute slices" if card.profiles else ""
     size = ", ".join(filter(None, (f"{card.memory_gb} GB" if card.memory_gb or not slices else "", slices)))
     lines = prose(f"{', '.join(card.products) or card.key}: {size}", paper, ink=Ink.TITLE)
-    if answer.refusal is not None:
-        return [*lines, *prose(f"{answer.refusal.message}.", paper, ink=Ink.BAD)]
+    if answer.misfit:
+        return [*lines, *prose(f"{answer.misfit}.", paper, ink=Ink.BAD)]
     if not card.profiles:
         return [*lines, *prose("This card has no MIG: use mode TimeSlicing or MPS to share it.", paper)]
     with_what = f" with {layout_text(answer.wanted)}" if answer.wanted else ""
@@ -89,21 +83,18 @@ def describe(answer: LegalLayouts, paper: Paper) -> list[Line]:
 
 
 def draw(layout: Layout, profiles: Sequence[Profile], paper: Paper) -> Line:
-    """Return a picture of one card with this layout, from its first memory unit to its last: instances in brackets, in
-    two inks by turns, and dots for free units. A name that is too long for its instance is cut at its dot or left out.
-    Empty if the layout has no instances, if a card with these profiles cannot hold it, or if the placements of its
-    instances are unknown."""
+    """Return a picture of one card with this layout, from its first memory unit to its last; empty if placements are unknown."""
     sizes = {profile.name: profile.size for profile in profiles}
     units = max((max(profile.starts) + profile.size for profile in profiles if profile.starts), default=0)
-    fit = find_fit(layout, profiles)
-    if not units or not isinstance(fit, Legal) or not fit.placements:
+    placements = place(layout, profiles)
+    if not units or not placements:
         return ()
     room = CARD_WIDTH if paper.width is None else min(CARD_WIDTH, paper.width - 2)
     cell = max(3, room // units)
     spans: list[Span] = []
     free = "·" if paper.glyphs else "."
     at = 0
-    for number, (name, start) in enumerate(sorted(fit.placements, key=lambda placed: placed[1])):
+    for number, (name, start) in enumerate(sorted(placements, key=lambda placed: placed[1])):
         spans.append(Span(free * ((start - at) * cell), Ink.FAINT))
         width = sizes[name] * cell - 2
         label = next((text for text in (name, name.partition(".")[0]) if len(text) <= width), "")
@@ -114,8 +105,6 @@ def draw(layout: Layout, profiles: Sequence[Profile], paper: Paper) -> Line:
 
 
 def _slices(card: Card) -> int:
-    """Return the number of compute slices of the card, which is the number that its largest profile has; 0 without
-    MIG."""
     return max((profile.slices for profile in card.profiles), default=0)
 
 
@@ -123,8 +112,6 @@ CARDS_TABLE = columns(CARD=0, PRODUCT=1, LARGEST=0, SMALLEST=0)
 
 
 def describe_cards(paper: Paper) -> list[Line]:
-    """Draw a table of the cards that have MIG, with the profile of the most compute slices and that of the fewest, and
-    how many of the latter fit; profiles with attributes do not count."""
     rows = []
     for card in (one for one in CARDS if one.profiles):
         plain = [one for one in card.profiles if not {"+", "-"} & set(one.name)]
@@ -137,48 +124,39 @@ def describe_cards(paper: Paper) -> list[Line]:
 
 
 def as_data(answer: LegalLayouts) -> LayoutListData:
-    """Return the answer as plain data, for JSON and YAML. The `profiles` of a layout can be copied to
-    spec.mig.layouts[].profiles. Its placements are empty if they are unknown."""
     card = answer.card
     return {
         "card": card.key,
         "products": list(card.products),
         "memoryGB": card.memory_gb,
         "slices": _slices(card),
-        "fits": answer.refusal is None,
-        "refusal": "" if answer.refusal is None else answer.refusal.message,
+        "fits": not answer.misfit,
+        "refusal": answer.misfit,
         "layouts": [
             {
                 "layout": layout_text(layout),
                 "profiles": dict(layout),
                 "placements": [
-                    {"profile": name, "start": start}
-                    for name, start in (fit.placements if isinstance(fit, Legal) else ())
+                    {"profile": name, "start": start} for name, start in place(layout, card.profiles)
                 ],
             }
             for layout in answer.layouts
-            for fit in [find_fit(layout, card.profiles)]
         ],
     }
 
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
-    """Draw the layouts of a card. If none is named, list the cards that have MIG and ignore --fits (see VerbModule).
-    Returns FAILED if the wanted instances do not fit, otherwise DONE. Raises Trouble if the name does not match exactly
-    one card, or if --fits cannot be parsed."""
     if not typed.product:
         keys = [card.key for card in CARDS if card.profiles]
         terminal.answer(CardListData, lambda: {"cards": keys}, describe_cards)
         return DONE
     answer = find_answer(pick(typed.product), wanted_of(typed.fits), everything=typed.all)
     terminal.answer(LayoutListData, lambda: as_data(answer), lambda paper: describe(answer, paper))
-    return FAILED if answer.refusal is not None else DONE
+    return FAILED if answer.misfit else DONE
 
 
 def pick(word: str) -> Card:
-    """Return the card that `word` names: by NVML's name, with or without NVIDIA before it, by GPU Feature Discovery's
-    label, by our key, or by a part of one of these. Case and punctuation do not matter. A whole name comes before a
-    whole word of one, and that before any other part. Raises Trouble unless exactly one card matches."""
+    """Return the card that `word` names: by NVML's name, GPU Feature Discovery's label, our key, or a part of one of these. Raises Trouble unless exactly one card matches."""
     plain = _plain(word)
     forms: tuple[Callable[[str], bool], ...] = (
         lambda name: plain in (name, name.removeprefix("nvidia-").removeprefix("tesla-")),
@@ -202,15 +180,11 @@ def pick(word: str) -> Card:
 
 
 def _plain(name: str) -> str:
-    """Return the name in lower case, with dashes in place of all characters but letters and digits."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def wanted_of(text: str) -> Layout:
-    """Parse the value of `--fits`, such as `3g.40gb,2x1g.10gb`, and return the layout; empty for an empty string. A
-    plus before a number separates profiles too, as in the layouts that this plugin prints. A profile that is named
-    several times is added up. Whether there are such profiles is not checked. Raises Trouble if what is before an x
-    is not a number."""
+    """Parse the value of `--fits`, such as `3g.40gb,2x1g.10gb`. Raises Trouble if what is before an x is not a number."""
     counts: Counter[str] = Counter()
     for part in filter(None, (one.strip() for one in re.split(r",|\+(?=\d)", text))):
         count, times, profile = part.partition("x")
@@ -223,18 +197,16 @@ def wanted_of(text: str) -> Layout:
 
 
 def find_answer(card: Card, wanted: Layout, *, everything: bool) -> LegalLayouts:
-    """Return all layouts of the card that contain at least the wanted instances and to which no instance can be added,
-    or the refusal if the wanted instances do not fit. A card without MIG has no layouts, and no refusal if no instances
-    are wanted. Without `everything`, profiles with attributes are not used unless they are in `wanted`."""
+    """Find the layouts of the card that contain the wanted instances and to which no instance can be added."""
     profiles = card.profiles
     if not everything:
         named = {name for name, _ in wanted}
         profiles = tuple(one for one in profiles if one.name in named or not {"+", "-"} & set(one.name))
-    if wanted and isinstance(fit := find_fit(wanted, card.profiles), Refusal):
-        return LegalLayouts(card, wanted, (), fit)
+    if wanted and (misfit := tell_misfit(wanted, card.profiles)):
+        return LegalLayouts(card, wanted, (), misfit)
     layouts = tuple(
         layout
         for layout in (maximal_layouts(profiles) if profiles else ())
         if all(dict(layout).get(name, 0) >= count for name, count in wanted)
     )
-    return LegalLayouts(card, wanted, layouts, None, hidden=len(profiles) < len(card.profiles))
+    return LegalLayouts(card, wanted, layouts, "", hidden=len(profiles) < len(card.profiles))

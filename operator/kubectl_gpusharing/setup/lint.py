@@ -7,38 +7,33 @@ program to which a ClusterPolicy among the files gives it, or else by the one wh
 import re
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from gpusharing.api.validation import validate_policy
-from gpusharing.kube.client import JSON
-from gpusharing.kube.convert import cluster_policy_view, policy_view
+from gpusharing.kube.convert import cluster_policy_view, find_zones, policy_view
 from gpusharing.kube.raw import section, text
 from gpusharing.kube.sources import MIG_KEY
-from gpusharing.kube.zones import find_zones
 from gpusharing.planning.gpus.cards import CARDS, Card, find_card
-from gpusharing.planning.gpus.geometry import Legal, find_fit, nearest_layout, normalize
-from gpusharing.planning.pools.hours import find_window_flaw
+from gpusharing.planning.gpus.geometry import find_misfit, nearest_layout, normalize, tell_misfit
+from gpusharing.planning.pools.windows import find_window_flaw
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.stack.installation import find_symptoms
 from gpusharing.planning.stack.installationviews import InstallationView, Place, Topic
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted import migfile, pluginconfig
-from gpusharing.planning.wanted.yamltext import Unreadable, find_line, parse_yaml
+from gpusharing.planning.wanted.pluginconfig import Unreadable, find_line, parse_yaml
 from kubectl_gpusharing.live.files import Document, read_documents
 from kubectl_gpusharing.shell.documents import FindingData, LintReportData
-from kubectl_gpusharing.shell.drawing import Ink, Line, Paper, Span, fold, line, printable, prose
-from kubectl_gpusharing.shell.manifests import KIND
+from kubectl_gpusharing.shell.drawing import KIND, Ink, Line, Paper, Span, fold, line, printable, prose
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import DONE, FAILED
 
 ERROR, WARNING, IGNORED = "error", "warning", "ignored"
 INKS = {ERROR: Ink.BAD, WARNING: Ink.WAITING, IGNORED: Ink.FAINT}
 Fault = tuple[str, str, str]
-"""The path of a field, what is wrong with it, and ERROR if the object is refused for it, WARNING if it is not, or
-IGNORED if the object is not judged. In the path of a field of a text in a ConfigMap, a | follows the path of the
-text."""
+"""The path of a field, what is wrong with it, and ERROR if the object is refused for it, WARNING, or IGNORED if the object is not judged."""
 MIG_PARTED, PLUGIN = "mig-parted", "the device plugin"
 _OURS = re.compile("gpusharing|nvidia|mig-|sharing:|migStrategy")
 """Matches documents that are refused if they cannot be read; others are ignored then."""
@@ -47,9 +42,7 @@ _BLOCK = re.compile(r"\|[-+0-9]*\s*(#.*)?$")
 
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
-    """Print what is wrong with the files, and the number of objects that were judged, and return FAILED if an object in
-    them is refused, otherwise DONE, also if there are warnings (see VerbModule). Raises Trouble if a file cannot be
-    read; one that cannot be parsed is a finding."""
+    """Print what is wrong with the files, and return FAILED if an object is refused; warnings do not count."""
     documents = tuple(read_documents(typed.file, "lint -"))
     findings = list(judge(documents))
     count = Counter(finding["severity"] for finding in findings)
@@ -57,38 +50,32 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
     totals = f"{counted(count[ERROR], 'error')} and {counted(count[WARNING], 'warning')}"
     last = f"{counted(judged, 'object')} checked: {totals}."
     data: LintReportData = {"accepted": not count[ERROR], "checked": judged, "findings": findings}
-    terminal.answer(
-        LintReportData, lambda: data, lambda paper: [*_describe(findings, paper), *prose(last, paper)]
-    )
+
+    def describe(paper: Paper) -> Iterator[Line]:
+        for one in findings:
+            severity = Span(one["severity"], INKS[one["severity"]])
+            drawn = line(f"{one['file']}:{one['line']}: ", severity, printable(f": {one['message']}"))
+            yield from [drawn] if paper.width is None else fold(drawn, paper)
+        yield from prose(last, paper)
+
+    terminal.answer(LintReportData, lambda: data, lambda paper: [*describe(paper)])
     return FAILED if count[ERROR] else DONE
 
 
-def _describe(findings: Iterable[FindingData], paper: Paper) -> Iterator[Line]:
-    """Yield each finding as `FILE:LINE: severity: message`, on one line unless the paper has a width. Unprintable
-    characters of the message become ?."""
-    for one in findings:
-        severity = Span(one["severity"], INKS[one["severity"]])
-        drawn = line(f"{one['file']}:{one['line']}: ", severity, printable(f": {one['message']}"))
-        yield from [drawn] if paper.width is None else fold(drawn, paper)
-
-
 def judge(documents: Sequence[Document]) -> Iterator[FindingData]:
-    """Yield, as plain data and in the order of the documents, each problem in these documents and each document that is
-    not judged. The latter is at the document's first line, a problem at that of its field. Each ClusterPolicy is judged
-    as if it were the cluster's only one and all policies among the documents were installed. The ClusterPolicies also
-    say which program reads which ConfigMap. Two policies of one name are a problem only in the same file, because
-    several files may be for several clusters."""
+    """Yield each problem in these documents, in their order, and each document that is not judged."""
     policies = tuple(policy_view(one.raw) for one in documents if text(one.raw, "kind") == KIND)
     readers: dict[str, str] = {}
     for view in (cluster_policy_view(one.raw) for one in documents if _is_cluster_policy(one.raw)):
         readers |= {view.mig_config_name: MIG_PARTED, view.plugin_config_name: PLUGIN}
-    for document, repeated in zip(documents, _find_repeated(documents), strict=True):
-        twice = (
-            "metadata.name",
-            f"{document.name} is in this file twice; one would replace the other",
-            ERROR,
-        )
-        faults = [*_find_faults(document, policies, readers), *[twice] * repeated]
+    named: set[tuple[str, str]] = set()
+    for document in documents:
+        faults, own = [*_find_faults(document, policies, readers)], (document.file, document.name)
+        if own in named:
+            twice = f"{document.name} is in this file twice; one would replace the other"
+            faults.append(("metadata.name", twice, ERROR))
+        if text(document.raw, "kind") == KIND and text(document.raw, "metadata", "name"):
+            named.add(own)
         for path, message, severity in faults:
             outer, inside, inner = path.partition("|")
             number = document.before + 1 if severity == IGNORED else document.line(outer)
@@ -98,31 +85,29 @@ def judge(documents: Sequence[Document]) -> Iterator[FindingData]:
             yield {"file": document.file, "line": number, "severity": severity, "message": message}
 
 
-def _find_repeated(documents: Iterable[Document]) -> Iterator[bool]:
-    """Yield for each document whether it is a policy of which an earlier document of the same file has the name."""
-    named: set[tuple[str, str]] = set()
-    for one in documents:
-        own = (one.file, one.name)
-        yield own in named
-        if text(one.raw, "kind") == KIND and text(one.raw, "metadata", "name"):
-            named.add(own)
-
-
 def _find_faults(
     document: Document, policies: tuple[PolicyView, ...], readers: Mapping[str, str]
-) -> Iterable[Fault]:
-    """Return what is wrong with a policy, a ClusterPolicy of NVIDIA's, or a ConfigMap or file that a program reads;
-    empty if nothing is. Any other document gives a single fault with severity IGNORED. One that is not YAML gives an
-    ERROR if it mentions us or NVIDIA, else IGNORED. `policies` are judged with a ClusterPolicy. `readers` are programs
-    by ConfigMap; of mig-parted's ConfigMap they count only for the entry MIG_KEY, and any other text is read by the
-    program that `_find_reader` finds."""
+) -> Iterator[Fault]:
     raw, kind = document.raw, text(document.raw, "kind")
     if isinstance(raw, Unreadable):
-        return [("", str(raw), ERROR if _OURS.search(document.text) else IGNORED)]
+        yield "", str(raw), ERROR if _OURS.search(document.text) else IGNORED
+        return
     if kind == KIND:
-        return _judge_policy(document)
+        yield from _judge_policy(document)
+        return
     if _is_cluster_policy(raw):
-        return _judge_cluster_policy(raw, policies)
+        view, place = cluster_policy_view(raw), Place()
+        free = view.mig_config_name in ("", UPSTREAM_MIG_CONFIG)
+        view = replace(
+            view,
+            plugin_config_name=view.plugin_config_name or place.plugin_config_map,
+            mig_config_name=place.mig_config_map if free else view.mig_config_name,
+        )
+        for symptom in find_symptoms(InstallationView(cluster_policies=(view,), policies=policies)):
+            if symptom.topic is Topic.CLUSTER_POLICY:
+                field = re.search(r"\b\w+(\.\w+)+(?= is )", symptom.message)
+                yield f"spec.{field[0]}" if field else "", symptom.message, symptom.severity.lower()
+        return
     texts: dict[str, object] = {} if kind else {"": document.text}
     if kind == "ConfigMap":
         texts = {f"data.{key}|": value for key, value in section(raw, "data").items()}
@@ -132,25 +117,17 @@ def _find_faults(
         for at, value in texts.items()
     }
     if not any(programs.values()):
-        return [("", document.name, IGNORED)]
-    return [
-        (f"{at}{path}", f"{at.replace('|', ': ')}{message}", severity)
-        for at, program in programs.items()
-        if program
-        for path, message, severity in _judge_text(program, texts[at])
-    ]
+        yield "", document.name, IGNORED
+    for at, program in programs.items():
+        for path, message, severity in _judge_text(program, texts[at]) if program else ():
+            yield f"{at}{path}", f"{at.replace('|', ': ')}{message}", severity
 
 
 def _is_cluster_policy(raw: object) -> bool:
-    """Whether this is a ClusterPolicy of NVIDIA's, by its kind and API group; Kyverno has a kind of the same name."""
     return text(raw, "kind") == "ClusterPolicy" and text(raw, "apiVersion").startswith("nvidia.com/")
 
 
 def _judge_policy(document: Document) -> Iterator[Fault]:
-    """Yield, as errors, what the API server or the operator would refuse in a policy, windows that can never open
-    (`find_window_flaw`), and layouts that none of its products can hold (`_find_unfit`, also for its warnings); if it
-    names no product, any card of our table may hold them. Windows and layouts are not checked if `validate_policy`
-    finds a problem, and layouts not if our table lacks one of the products."""
     if document.fault[1]:
         yield *document.fault, ERROR
     checked = validate_policy(document.raw)
@@ -166,29 +143,7 @@ def _judge_policy(document: Document) -> Iterator[Fault]:
         yield from _find_unfit(f"spec.mig.layouts[{index}].profiles", layout.profiles, cards or CARDS, ERROR)
 
 
-def _judge_cluster_policy(raw: JSON, policies: tuple[PolicyView, ...]) -> Iterator[Fault]:
-    """Yield what `doctor` would report about a ClusterPolicy in a cluster with these policies, of the topic
-    ClusterPolicy alone. The path is `spec.` and the first field of which the message says what it is, or empty without
-    one. If the ClusterPolicy names no ConfigMap for the device plugin or for mig-manager, or for the latter only the
-    default, it is judged as if it named ours, because that is set later, by the operator or by a person."""
-    view, place = cluster_policy_view(raw), Place()
-    free = view.mig_config_name in ("", UPSTREAM_MIG_CONFIG)
-    view = replace(
-        view,
-        plugin_config_name=view.plugin_config_name or place.plugin_config_map,
-        mig_config_name=place.mig_config_map if free else view.mig_config_name,
-    )
-    for symptom in find_symptoms(InstallationView(cluster_policies=(view,), policies=policies)):
-        if symptom.topic is Topic.CLUSTER_POLICY:
-            field = re.search(r"\b\w+(\.\w+)+(?= is )", symptom.message)
-            yield f"spec.{field[0]}" if field else "", symptom.message, symptom.severity.lower()
-
-
 def _find_reader(content: object) -> str:
-    """Return which program reads a text like this: PLUGIN if it has the field `sharing`, or `version` with one of
-    `flags`, `resources` and `imex`; MIG_PARTED if it has `mig-configs` or `mig-config`. The case of the fields does not
-    matter. Empty for any other text, and for a value that is neither a text nor an object. In a text that is not YAML,
-    words with a colon at the beginning of a line count as fields."""
     try:
         fields = parse_yaml(content) if isinstance(content, str) else content
     except Unreadable:
@@ -200,8 +155,6 @@ def _find_reader(content: object) -> str:
 
 
 def _judge_text(reader: str, content: object) -> Iterator[Fault]:
-    """Yield what this program or the operator would refuse (ERROR) or ignore (WARNING) in a text and, for mig-parted,
-    MIG layouts that no card of our table can hold (WARNING). A value that is not a text is refused."""
     if not isinstance(content, str):
         yield "", "a ConfigMap holds strings only; write | behind the colon", ERROR
         return
@@ -216,21 +169,16 @@ def _judge_text(reader: str, content: object) -> Iterator[Fault]:
 def _find_unfit(
     path: str, profiles: Mapping[str, int], cards: Sequence[Card], severity: str
 ) -> Iterator[Fault]:
-    """Yield a fault of this severity if none of the cards can hold the instances at `path`. If no card has one of the
-    profiles, the only fault is about the first such profile, and its severity is WARNING, because a card that our table
-    lacks may have it. Otherwise the refusal of the card that lacks the fewest of the profiles is the reason. Yields
-    nothing if a card can hold them."""
     layout, offered = normalize(profiles), [profile for card in cards for profile in card.profiles]
     if strange := next((name for name, _ in layout if name not in {one.name for one in offered}), ""):
-        near = "".join(
-            f"; did you mean {name}?" for name, _ in nearest_layout(((strange, 1),), offered) or ()
-        )
+        similar = nearest_layout(((strange, 1),), offered) or ()
+        near = "".join(f"; did you mean {name}?" for name, _ in similar)
         yield f"{path}.{strange}", f"{path}: no card in the operator's table has {strange}{near}", WARNING
         return
-    fits = {card.key: find_fit(layout, card.profiles) for card in cards if card.profiles}
-    refusals = {key: fit for key, fit in fits.items() if not isinstance(fit, Legal)}
-    if fits and len(refusals) == len(fits):
+    offers = {card.key: card.profiles for card in cards if card.profiles}
+    if offers and all(find_misfit(layout, profiles) for profiles in offers.values()):
         wanted = {name for name, _ in layout}
-        key = min(refusals, key=lambda key: len(wanted - {one.name for one in refusals[key].profiles}))
-        why = f"no card in the operator's table can hold this layout; {key}: {refusals[key].message}"
+        key = min(offers, key=lambda key: len(wanted - {one.name for one in offers[key]}))
+        misfit = tell_misfit(layout, offers[key])
+        why = f"no card in the operator's table can hold this layout; {key}: {misfit}"
         yield path, f"{path}: {why}", severity

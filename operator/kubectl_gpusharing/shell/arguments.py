@@ -9,8 +9,7 @@ from typing import Any, Never
 
 PROG = "kubectl gpusharing"
 JSONPATH, NAMES, PAGE, CSV = "jsonpath", "name", "html", "csv"
-"""Formats with a rule of their own. After jsonpath follow = and a template. The others belong to some verbs only: name
-to those that show objects, html to `status`, csv to `free`, `cost` and `advise`."""
+"""Formats with a rule of their own."""
 OUTPUTS: tuple[str, ...] = ("table", "wide", "json", "yaml", JSONPATH)
 HELP, OPTIONS = "help", "options"
 HELPERS = {HELP: "Show the flags of a verb.", OPTIONS: "Show the flags that every verb has."}
@@ -26,17 +25,12 @@ reported. 5 plan: something listed in --fail-on would happen.
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that exits with status 1 for invalid flags, because 2 means that a plan has changes, and that names the
-    known verb, flag or value that is most like an unknown one."""
+    """Exits with status 1 for invalid flags, because 2 means that a plan has changes, and suggests similar words."""
 
     def error(self, message: str) -> Never:
-        """Print on standard error what is wrong with the flags and which help to read, and exit with status 1 by
-        raising SystemExit."""
         self.exit(1, f"error: {message}\nSee: {self.prog} --help\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse as argparse does, and return the flags and an empty list. Exit with status 1 if an argument is left
-        over, which is a flag that this verb does not have, or a word too many; the message names the first."""
         known, unknown = super().parse_known_args(args, namespace)
         if unknown:
             word, *_ = unknown[0].split("=")
@@ -45,9 +39,6 @@ class Parser(argparse.ArgumentParser):
         return known, unknown
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Exit with status 1 if `action` has choices and `value` is none of them; the message suggests a similar choice
-        or, without one, lists all. The value `jsonpath` must be followed by `=`, and no other value may have a `=`. The
-        template after the `=` is not checked here."""
         choices = action.choices
         word, template, _ = str(value).partition("=")
         if choices is not None and (word not in choices or bool(template) != (word == JSONPATH)):
@@ -56,8 +47,6 @@ class Parser(argparse.ArgumentParser):
 
 
 def _meant(word: str, known: Iterable[str]) -> str:
-    """Return a clause that begins with a semicolon and names the word of `known` that is most like `word`, or `word`
-    itself if it is known. `jsonpath` is shown as `jsonpath=TEMPLATE`. Empty if no word is similar, and for numbers."""
     from gpusharing.api.nearest import did_you_mean
 
     clause = "" if word.isdigit() else did_you_mean(word, known)
@@ -65,15 +54,13 @@ def _meant(word: str, known: Iterable[str]) -> str:
 
 
 def _listed(outputs: Iterable[str]) -> str:
-    """Return the choices of a flag, separated by commas. `jsonpath` is shown as `jsonpath=TEMPLATE`."""
     return ", ".join(f"{output}=TEMPLATE" if output == JSONPATH else output for output in outputs)
 
 
 class Version(argparse.Action):
-    """Prints the version and exits. The version is looked up only when it is requested."""
+    """Prints the version and exits."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> Never:
-        """Print the version of this plugin and exit with status 0; see argparse.Action."""
         from gpusharing.kube.ownversion import own_version
 
         print(f"{PROG} {own_version() or '(unknown version)'}")
@@ -81,7 +68,7 @@ class Version(argparse.Action):
 
 
 Flag = tuple[tuple[str, ...], dict[str, Any]]
-"""A flag or argument of a verb, as `add_argument` of argparse takes it."""
+"""The arguments of argparse's `add_argument`."""
 _ROW = re.compile(
     r"(-[\w-]+(?:, -[\w-]+)*|\w+)([*+?]?)(?: ([^\s={]*?)(?:{(\S+)})?(\.\.\.)?(?:=(\S+))?)?(?:\s{2,}(.+))?",
     re.DOTALL,
@@ -90,37 +77,25 @@ _ROW = re.compile(
 
 
 def _flags(rows: str) -> tuple[Flag, ...]:
-    """Return the flags and arguments in a text with a row for each. A row has the names of a flag, a word for its value
-    if it takes one, and after two spaces its help, of which further lines are indented.
-
-    After the word, or in its place, `{a,b}` lists the only possible values. Then `...` says that the flag can be
-    repeated, so that its value is a list, and `=` precedes the default. Otherwise a flag that takes a value is an empty
-    string by default, and any other is false. An argument has a name without dashes. If the name ends with `*` or `+`,
-    its values are a list; `+` says that at least one is needed. If it ends with `?`, it may be left out, and is an
-    empty string then. Raises ValueError if a row describes no flag.
-    """
-    return tuple(map(_flag, re.split(r"\n(?=\S)", dedent(rows).strip())))
-
-
-def _flag(row: str) -> Flag:
-    """Return the flag or argument that a row of a text describes; see `_flags`. Raises ValueError if it describes
-    none."""
-    match = _ROW.fullmatch(row)
-    if match is None:
-        raise ValueError(f"{row} describes no flag")
-    names, count, value, choices, more, default, text = match.groups()
-    words = tuple(names.split(", "))
-    options: dict[str, Any] = {"help": text and " ".join(text.split())}
-    if not value and not choices:
-        return words, {**options, "action": "store_true"}
-    options |= {"metavar": value or None, "choices": choices and choices.split(",")}
-    if more:
-        options |= {"action": "append", "default": []}
-    elif names.startswith("-") or count == "?":
-        options["default"] = default or ""
-    if count:
-        options["nargs"] = count
-    return words, options
+    flags: list[Flag] = []
+    for row in re.split(r"\n(?=\S)", dedent(rows).strip()):
+        match = _ROW.fullmatch(row)
+        if match is None:
+            raise ValueError(f"{row} describes no flag")
+        names, count, value, choices, more, default, text = match.groups()
+        options: dict[str, Any] = {"help": text and " ".join(text.split())}
+        if not value and not choices:
+            options["action"] = "store_true"
+        else:
+            options |= {"metavar": value or None, "choices": choices and choices.split(",")}
+            if more:
+                options |= {"action": "append", "default": []}
+            elif names.startswith("-") or count == "?":
+                options["default"] = default or ""
+            if count:
+                options["nargs"] = count
+        flags.append((tuple(names.split(", ")), options))
+    return tuple(flags)
 
 
 CARD = "for example h100-80gb, or the name that NVML reports"
@@ -139,38 +114,28 @@ class Verb:
     """One verb: how it is typed, and the module that carries it out."""
 
     name: str
-    """The name of the verb, as it is typed."""
     module: str
-    """The module of `kubectl_gpusharing` whose `run` carries the verb out; it is imported only when the verb was typed."""
+    """Below `kubectl_gpusharing`, imported only when the verb was typed."""
     help: str
-    """What the verb does, in one line of help."""
     flags: tuple[Flag, ...] = ()
-    """The flags and arguments that only this verb has."""
     offline: bool = False
     """Whether the verb contacts no cluster and is carried out by `run_offline`."""
     asks_with: tuple[str, ...] = ()
     """The flags with each of which an offline verb does contact a cluster and is carried out by `run`."""
     measures: bool = False
-    """Whether the verb stands for another one with --from-prometheus."""
+    """Whether the verb always has --from-prometheus."""
     outputs: tuple[str, ...] = OUTPUTS
-    """The formats that -o may name."""
     asks_prometheus: bool = False
-    """Whether the verb queries a Prometheus about all namespaces. Such a verb has the flags of PROMETHEUS, and
-    refuses -n unless it is in `asks_with`. With --prometheus it needs no cluster and is carried out by
-    `run_offline`."""
+    """Whether the verb has the flags of PROMETHEUS; with --prometheus it is carried out by `run_offline`."""
     each: str = ""
     """The argument with several values for each of which the verb is run; empty if it runs once for all values."""
     alone: bool = False
-    """Whether the verb writes one file, or serves a page, for one cluster and refuses --contexts."""
+    """Whether the verb is for one cluster only."""
     beside: float = 0.0
-    """Seconds that each cluster has if --contexts or --all-contexts has them asked side by side. 0 if the verb asks
-    one context after the other and refuses --all-contexts."""
+    """Seconds within which each of several clusters must answer; 0 if the verb does not show several in one table."""
 
 
 def _steering(name: str, what: str, text: str, *more: Flag, alone: bool = False) -> Verb:
-    """Return a verb that patches objects, with its help `text`, the flags `more`, --dry-run and --yes. `what` is the
-    kind of the objects, as the help and the completion name it. With `alone`, exactly one object must be named.
-    Otherwise the verb runs once for each named object; none need be named if `more` has the flag --all."""
     every = any("--all" in names for names, _ in more)
     objects = (
         f"name {what}" if alone else f"name* {what}  or --all" if every else f"name+ {what}  one or more"
@@ -184,8 +149,7 @@ def _steering(name: str, what: str, text: str, *more: Flag, alone: bool = False)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the verb and its flags. Raises SystemExit with status 0 for --help, --version, `help [VERB]` and
-    `options`, after printing the answer, and with status 1 for invalid flags or if there is no verb."""
+    """Return the verb and its flags. Raises SystemExit after printing help or an error."""
     typed = parser().parse_args(arguments)
     if typed.verb == HELP:
         return parse([*filter(None, [typed.topic]), "--help"])
@@ -196,9 +160,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def parser() -> Parser:
-    """Return a new parser for the flags that all verbs share, the verbs of VERBS and HELPERS, and their own flags. What
-    it parses has the name of the verb as `verb` and, except for HELPERS, its module as `module` and its Verb as `row`.
-    """
     commons = {outputs: _common(outputs, hidden=True) for outputs in {verb.outputs for verb in VERBS}}
     top = Parser(
         prog=PROG,
@@ -236,9 +197,6 @@ def parser() -> Parser:
 
 
 def _common(outputs: tuple[str, ...], *, hidden: bool = False) -> Parser:
-    """Return a parser with the flags that every verb has; `outputs` are the choices of -o. With `hidden`, its help
-    shows only -o. A flag that is not typed sets no attribute, because a default would override a flag typed before the
-    verb."""
     common = Parser(add_help=False)
     group = common.add_argument_group("cluster and output")
     for names, options in _flags(f"""
@@ -270,7 +228,6 @@ MEASURED = _flags(f"""
     --window TIME=14d    length, such as 12h or 4w, at most 30d; default: 14d
     --until TIME         end of the window, a day or a time; default: now
     """)
-"""The flags of `recommend`. `advise` has them too, but refuses most of them without --from-prometheus."""
 PER_NODE = ",".join(str(gpus) for gpus in range(1, 17))
 """How many GPUs a node may have, because the largest index that a policy may name is 15."""
 ADVISE = Verb(
@@ -297,7 +254,6 @@ ADVISE = Verb(
     asks_prometheus=True,
     outputs=(*OUTPUTS, CSV),
 )
-"""The verb that answers which layout to use. `recommend` is its alias for measured needs."""
 VERBS: tuple[Verb, ...] = (
     Verb(
         "status",

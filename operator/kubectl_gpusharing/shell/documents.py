@@ -1,6 +1,7 @@
-"""The documents that `-o json` and `-o yaml` write, and the objects in them. A document's kind is the name of its type
-without Data. docs/reference/cli-schema.json is generated from these types, and mypy compares them with the code that
-writes the documents.
+"""The documents that `-o json` and `-o yaml` write, and the objects in them.
+
+A document's kind is the name of its type without Data. docs/reference/cli-schema.json is generated from these types,
+and mypy compares them with the code that writes the documents.
 
 A number that is not known is None.
 """
@@ -13,7 +14,7 @@ Manifest = dict[str, object]
 """A GPUSharingPolicy as kubectl apply takes it."""
 
 FailureData = TypedDict("FailureData", {"context": str, "clusterUID": str | None, "error": str})
-"""Why a cluster of several gave no answer. The answer of one that did has `context` and `clusterUID`, too."""
+"""Why a cluster of several gave no answer."""
 
 # Of status and why. These have further fields: those of the records in `FLATTENED` of hack/generate_schema.py.
 NodeData = TypedDict("NodeData", {"state": str})

@@ -69,27 +69,21 @@ VOID = frozenset({"meta", "rect", "input"})
 _HARMLESS = dict.fromkeys((*range(32), 127, *range(8234, 8239), *range(8294, 8298)), "�") | {
     ord(blank): " " for blank in "\t\n\r"
 }
-"""The replacements of characters that a page must not contain, or that change the direction of the text after them."""
+"""Replaces characters that a page must not contain, or that change the direction of the text after them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Markup:
-    """A string that is HTML already and is not escaped again. Only `tag` and `frame`, for our CSS, create one."""
+    """A string that is HTML already and is not escaped again."""
 
     text: str
-    """The HTML, in which strings from a cluster are escaped."""
 
 
 Child = Markup | str
 
 
 def tag(name: str, /, *children: Child, **attributes: str | None) -> Markup:
-    """Return an HTML element. Children and attributes that are plain strings are escaped. The children of an element in
-    VOID are ignored.
-
-    In the names of `attributes`, a final underscore is dropped (`class_`) and any other becomes a dash. An attribute
-    whose value is None is left out.
-    """
+    """Return an HTML element; attributes that are None are left out."""
     written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{_escaped(value)}"'
         for key, value in attributes.items()
@@ -102,13 +96,11 @@ def tag(name: str, /, *children: Child, **attributes: str | None) -> Markup:
 
 
 POLICY = f"default-src 'none'; style-src 'sha256-{b64encode(sha256(CSS.encode()).digest()).decode()}'"
-"""The Content-Security-Policy of a page: the browser fetches and runs nothing, even if foreign markup got into
-the page, and uses only our own style sheet."""
+"""The Content-Security-Policy of a page: the browser fetches and runs nothing and uses only our own style sheet."""
 
 
 def frame(title: str, head: Iterable[Markup], *body: Markup) -> str:
-    """Return a whole page with our style sheet, the elements of `head` and the title in its head, and those of `body`
-    in its body."""
+    """Return a whole page with our style sheet."""
     metas = (
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
@@ -123,15 +115,11 @@ def document(root: Markup) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return the string escaped for HTML. Tabs and line breaks become spaces, and control characters and those that
-    change the direction of text become the replacement character."""
     return escape(text.translate(_HARMLESS), quote=True)
 
 
 def grid(caption: str, kind: str, titles: Iterable[str], rows: Iterable[Sequence[Child]]) -> Markup:
-    """Return a table that can be scrolled sideways in a narrow window, also with the keyboard. `titles` are the
-    headings of its columns. The first cell of each row is the row's heading, so no row may be empty. `kind` is the CSS
-    class of the table."""
+    """Return a table that can be scrolled sideways in a narrow window, also with the keyboard."""
     head = tag("thead", tag("tr", *(tag("th", one, scope="col") for one in titles)))
     cells = ([tag("th", row[0], scope="row"), *(tag("td", one) for one in row[1:])] for row in rows)
     inner = tag(
@@ -141,7 +129,6 @@ def grid(caption: str, kind: str, titles: Iterable[str], rows: Iterable[Sequence
 
 
 PAPER = Paper(wide=True, flowing=True)
-"""The paper of lines for a page: nothing is cut, left out or broken into lines."""
 
 
 Link = Callable[[str, str], Child]
@@ -149,14 +136,11 @@ Link = Callable[[str, str], Child]
 
 
 def plain_cell(_title: str, text: str) -> Child:
-    """Return the text of a cell unchanged, as the default of `Link` does; the heading of its column is ignored."""
     return text
 
 
 def flow(lines: Iterable[Line], link: Link = plain_cell) -> list[Markup]:
-    """Return lines as HTML. Each run of `Row` becomes a table: the first row has the headings, of which the first is
-    also the caption. Each other line becomes a paragraph. Blank lines are left out; they separate tables. `link` makes
-    the cells below the headings, from the heading of the column and the text without surrounding spaces."""
+    """Return lines as paragraphs, and each run of `Row` as a table: the first row has the headings."""
     parts: list[Markup] = []
     for is_table, run in groupby(lines, lambda one: isinstance(one, Row)):
         if is_table:
@@ -164,10 +148,6 @@ def flow(lines: Iterable[Line], link: Link = plain_cell) -> list[Markup]:
             cells = (list(map(link, titles, row)) for row in rows)
             parts.append(grid(titles[0].capitalize(), "drawn", map(str.capitalize, titles), cells))
         else:
-            parts += map(_paragraph, filter(None, run))
+            for line in filter(None, run):
+                parts.append(tag("p", *(tag("span", one.text, class_=one.ink or None) for one in line)))
     return parts
-
-
-def _paragraph(line: Line) -> Markup:
-    """Return a line as a paragraph, with the inks as CSS classes."""
-    return tag("p", *(tag("span", one.text, class_=one.ink or None) for one in line))

@@ -1,48 +1,208 @@
-"""Run a verb in each of the contexts that the user named: one after the other, or side by side in one table."""
+"""Run a verb, on one cluster or beside others."""
 
+import asyncio
+import resource
+import textwrap
 from argparse import Namespace
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, replace
+from typing import Any
 
-from gpusharing.kube.commandloop import run_command
+from gpusharing.kube.background import CommandLoop, run_command
+from gpusharing.kube.client import NAMESPACES
+from gpusharing.kube.errors import Forbidden, NotFound
+from gpusharing.kube.raw import text
+from gpusharing.planning.vocabulary.lengths import counted
 from kubectl_gpusharing.shell.arguments import CSV, NAMES, PAGE
-from kubectl_gpusharing.shell.drawing import BLANK, Ink, Span, line
+from kubectl_gpusharing.shell.documents import FailureData
+from kubectl_gpusharing.shell.drawing import (
+    BLANK,
+    GAP,
+    NARROW,
+    Column,
+    Ink,
+    Line,
+    Paper,
+    Span,
+    describe_simulated,
+    line,
+    prose_of_each,
+    table,
+)
 from kubectl_gpusharing.shell.session import Session, connected, find_contexts
 from kubectl_gpusharing.shell.terminal import Terminal
-from kubectl_gpusharing.shell.troubles import Trouble, worst
+from kubectl_gpusharing.shell.troubles import Trouble, explained, worst
+
+FIRST = 30.0
+"""Seconds within which a cluster must give its first answer."""
+LOGINS = 24
+"""How many clusters are logged in to at once."""
+ASKS = 24
+"""How many clusters are asked at once after their first answer."""
+FILES = 16
+"""How many open files a cluster may need: at most 8 connections, and those of a login program and a name's lookup."""
+LEGIBLE = 32
+"""How many characters the last column of the table should have."""
 
 
-class VerbModule(Protocol):
-    """A module that implements a verb; it has `run`, `run_offline`, or both."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    rows: Sequence[Sequence[Span]]
+    """A cell for each of the verb's columns; empty if there is nothing to show."""
+    data: Mapping[str, Any]
+    simulated: Sequence[str]
+    remarks: Sequence[str]
 
-    async def run(self, session: Session, typed: Namespace, terminal: Terminal) -> int:
-        """Query a cluster, print the answer, and return the exit status. Raises Trouble."""
-        ...
 
-    def run_offline(self, typed: Namespace, terminal: Terminal) -> int:
-        """Print the answer without contacting a cluster, and return the exit status. Raises Trouble."""
-        ...
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A context, and its answer or the reason why there is none."""
+
+    context: str
+    answer: Answer | None = None
+    error: str = ""
+    cluster: str = ""
+    """UID of the namespace kube-system, which identifies the cluster; empty if it could not be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class FleetVerb:
+    """How a verb is carried out for several clusters."""
+
+    columns: Sequence[Column]
+    nothing: str
+    """What to say of a cluster without rows."""
+    kind: type[Mapping[str, Any]]
+    ask: Callable[[Session, Namespace], Awaitable[Answer]]
+    check: Callable[[Namespace], object] = lambda _typed: None
+    """Raises Trouble if the flags are wrong, before any cluster is asked."""
+
+
+def carry_out_everywhere(
+    verb: FleetVerb, typed: Namespace, contexts: Sequence[str], terminal: Terminal
+) -> int:
+    """Print the answers of all clusters as one table, or as a document for each. Raises Trouble if one gave none."""
+    verb.check(typed)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES * len(contexts)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # macOS has a lower limit than the one that it reports
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    replies = run_command(ask_clusters(verb, typed, contexts))
+    if not terminal.structured:
+        terminal.show(describe_clusters(verb, replies, terminal.paper))
+    for reply in replies if terminal.structured else ():
+        kind, data = (verb.kind, reply.answer.data) if reply.answer else (FailureData, {"error": reply.error})
+        terminal.data(kind, {"context": reply.context, "clusterUID": reply.cluster or None, **data})
+    if silent := [f"{reply.context}: {reply.error}" for reply in replies if reply.answer is None]:
+        raise Trouble(
+            f"{len(silent)} of {counted(len(replies), 'cluster')} did not respond. {'; '.join(silent)}"
+        )
+    return worst([reply.answer.status for reply in replies if reply.answer])
+
+
+async def ask_clusters(
+    verb: FleetVerb, typed: Namespace, contexts: Sequence[str], first: float = FIRST, at_once: int = ASKS
+) -> list[Reply]:
+    """Ask all clusters concurrently; each must give its first answer within `first` seconds."""
+    logins, asks = asyncio.Semaphore(LOGINS), asyncio.Semaphore(at_once)
+    kubeconfig, seconds = getattr(typed, "kubeconfig", ""), typed.row.beside
+
+    async def ask(context: str) -> Reply:
+        late = f"its login program did not finish within {first:g} s. Log in to context {context} first"
+        try:
+            async with AsyncExitStack() as stack:
+                async with logins:
+                    limit = await stack.enter_async_context(asyncio.timeout(first))
+                    session = await stack.enter_async_context(connected(kubeconfig, context))
+                late = f"the API server of context {context} did not respond within {first:g} s"
+                cluster = ""
+                with explained(session.where), suppress(Forbidden, NotFound):
+                    cluster = text(await session.client.get(NAMESPACES, "kube-system"), "metadata", "uid")
+                late = f"it took longer than {seconds:g} s. Use --context {context}, which has no such limit"
+                limit.reschedule(None)
+                async with asks:
+                    limit.reschedule(asyncio.get_running_loop().time() + seconds)
+                    return Reply(context, await verb.ask(session, typed), cluster=cluster)
+        except TimeoutError:
+            return Reply(context, error=late)
+        except Trouble as trouble:
+            return Reply(context, error=str(trouble))
+        except Exception as error:  # noqa: BLE001 - a fault of one cluster must not hide the other answers
+            return Reply(
+                context, error=f"unexpected error: {type(error).__name__}: {error}; please report it"
+            )
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(ask(context)) for context in contexts]
+    finally:
+        loop = asyncio.get_running_loop()
+        if isinstance(loop, CommandLoop):
+            await loop.end_programs()
+    return [task.result() for task in tasks]
+
+
+def describe_clusters(verb: FleetVerb, replies: Sequence[Reply], paper: Paper) -> list[Line]:
+    columns = (Column("CLUSTER"), *verb.columns)
+    rows: list[Sequence[Span]] = []
+    for reply in replies:
+        why = Span(verb.nothing, Ink.FAINT) if reply.answer else Span(f"no answer: {reply.error}", Ink.BAD)
+        empty = [[*([Span("")] * (len(verb.columns) - 1)), why]]
+        shown = (reply.answer and reply.answer.rows) or empty
+        rows += [[Span(reply.context), *row] for row in shown]
+    answers = [(reply.context, reply.answer) for reply in replies if reply.answer]
+    simulated = [f"{name}/{node}" for name, answer in answers for node in answer.simulated]
+    remarks = [f"{name}: {remark}" for name, answer in answers for remark in answer.remarks]
+    first: dict[str, str] = {}
+    for reply in replies:
+        other = first.setdefault(reply.cluster or reply.context, reply.context)
+        if other != reply.context:
+            remarks.append(f"{reply.context} is the same cluster as {other}, so its rows appear twice")
+    lines = [*describe_simulated(simulated, paper), *table(columns, _wrapped(columns, rows, paper), paper)]
+    return lines + prose_of_each((f"{text}." for text in remarks), paper, ink=Ink.FAINT)
+
+
+def _wrapped(
+    columns: Sequence[Column], rows: Sequence[Sequence[Span]], paper: Paper
+) -> Sequence[Sequence[Span]]:
+    if paper.width is None or paper.wide:
+        return rows
+    sizes = [max(len(row[i].text) for row in rows) for i in range(len(columns) - 1)]
+    sizes = [max(size, len(columns[i].title)) + len(GAP) if size else 0 for i, size in enumerate(sizes)]
+    room = paper.room - sum(sizes)
+    for drop, _, size in sorted(((columns[i].drop, i, size) for i, size in enumerate(sizes)), reverse=True):
+        room += size if drop and room < LEGIBLE else 0  # `table` leaves the same columns out
+    wrapped: list[Sequence[Span]] = []
+    for *cells, last in rows:
+        parts = textwrap.wrap(last.text, max(NARROW // 2, room), break_on_hyphens=False) or [""]
+        first = [*cells, replace(last, text=parts[0])]
+        wrapped += [first, *([*([Span("")] * len(cells)), replace(last, text=part)] for part in parts[1:])]
+    return wrapped
 
 
 def carry_out(verb: Any, typed: Namespace) -> int:
-    """Run a verb and return the worst exit status. It runs without a cluster if it needs none (`Verb.offline`, unless
-    one of its `asks_with` is given) or --prometheus is given. With --contexts or --all-contexts, verbs that can do so
-    ask all clusters side by side; otherwise the verb runs (`run_each`) in each context of --contexts in turn, or else
-    in that of --context, which by default is the current one. Each of several contexts gets a heading, except in data.
-    Raises Trouble if flags contradict each other or a named context does not exist, and at the end if it failed in some
-    contexts."""
+    """Run a verb and return the worst exit status. Raises Trouble.
+
+    Its module has `async run(session, typed, terminal)`, which queries a cluster, prints the answer and returns the
+    exit status, or `run_offline(typed, terminal)`, which contacts no cluster, or both.
+    """
     flags, row, kubeconfig = vars(typed), typed.row, getattr(typed, "kubeconfig", "")
     named = tuple(name.strip() for name in flags.get("contexts", "").split(",") if name.strip())
     beside = row.beside > 0 and ("contexts" in flags or "all_contexts" in flags)
-    if why := _find_contradiction(typed, named, several=len(named) > 1 or beside):
+    if why := next(_find_contradictions(typed, named, several=len(named) > 1 or beside), ""):
         raise Trouble(why)
     color, headers = not flags.get("no_color"), not flags.get("no_headers")
     terminal = Terminal.of(flags.get("output", "table"), color=color, headers=headers)
     if flags.get("prometheus") or (row.offline and not any(map(flags.get, row.asks_with))):
-        module: VerbModule = verb
-        return module.run_offline(typed, terminal)
+        status: int = verb.run_offline(typed, terminal)
+        return status
     if beside:
-        from kubectl_gpusharing.shell.clusters import carry_out_everywhere  # a single cluster does without
+        from kubectl_gpusharing.shell.running import carry_out_everywhere  # a single cluster does without
 
         return carry_out_everywhere(verb.BESIDE, typed, find_contexts(kubeconfig, named), terminal)
     contexts = named or (flags.get("context", ""),)
@@ -59,67 +219,55 @@ def carry_out(verb: Any, typed: Namespace) -> int:
     return run_command(_in_turn(run, contexts))
 
 
-def _find_contradiction(typed: Namespace, named: Sequence[str], *, several: bool) -> str:
-    """Return a message about the first contradiction between flags, or between a flag and the verb; empty if there is
-    none. The contradictions are: two of --context, --contexts and --all-contexts; a --contexts without a name; several
-    contexts for a verb, flag or format that takes one; html with --watch; --all-contexts for a verb that does not ask
-    clusters side by side; -n for a verb that covers all namespaces; and a format that the verb lacks. `named` are the
-    contexts of --contexts. `several` is true if the verb may run in more than one context."""
+def _find_contradictions(typed: Namespace, named: Sequence[str], *, several: bool) -> Iterator[str]:
     flags, verb = vars(typed), typed.row
-    output, watch, everywhere = flags.get("output", "table"), flags.get("watch"), flags.get("all_contexts")
-    output = output.partition("=")[0]
-    one = f"use --context {named[0] if named else 'NAME'}"
-    flag = "--all-contexts" if everywhere else "--contexts"
-    contradictions = {
-        "pass only one of --context, --contexts and --all-contexts, such as --contexts east,west": (
-            sum(name in flags for name in ("context", "contexts", "all_contexts")) > 1
-        ),
-        "--contexts contains no context: separate the names with commas, such as --contexts east,west": (
-            "contexts" in flags and not named
-        ),
-        f"{typed.verb} is for one cluster: {one}": (several or everywhere) and verb.alone,
-        f"--all-contexts does not work with {typed.verb}, only with status, doctor and cost: {one}": (
-            everywhere and not verb.beside
-        ),
-        f"--watch follows one context: {one}": several and watch,
-        f"--timeline and --events draw one context: {one}": several
-        and any(map(flags.get, ("timeline", "events"))),
-        f"--prometheus contacts no cluster: leave out {flag}, or leave out --prometheus to query each cluster's own"
-        " Prometheus": (several and flags.get("prometheus")),
-        f"-n cannot be used with {typed.verb}, which always covers all namespaces": (
-            verb.asks_prometheus and not verb.asks_with and flags.get("namespace")
-        ),
-        f"-o {output} cannot be used with {typed.verb}; it supports {', '.join(verb.outputs)}": (
-            output not in verb.outputs
-        ),
-        f"-o html writes one page for one context: {one}, without --watch": (
-            output == PAGE and (several or watch)
-        ),
-        f"-o {output} answers for one context: {one}": output in (CSV, NAMES) and several,
-    }
-    return next((text for text, holds in contradictions.items() if holds), "")
+    watch, everywhere = flags.get("watch"), flags.get("all_contexts")
+    output, one = (
+        flags.get("output", "table").partition("=")[0],
+        f"use --context {named[0] if named else 'NAME'}",
+    )
+    if sum(name in flags for name in ("context", "contexts", "all_contexts")) > 1:
+        yield "pass only one of --context, --contexts and --all-contexts, such as --contexts east,west"
+    if "contexts" in flags and not named:
+        yield "--contexts contains no context: separate the names with commas, such as --contexts east,west"
+    if (several or everywhere) and verb.alone:
+        yield f"{typed.verb} is for one cluster: {one}"
+    if everywhere and not verb.beside:
+        yield f"--all-contexts does not work with {typed.verb}, only with status, doctor and cost: {one}"
+    if several and watch:
+        yield f"--watch follows one context: {one}"
+    if several and any(map(flags.get, ("timeline", "events"))):
+        yield f"--timeline and --events draw one context: {one}"
+    if several and flags.get("prometheus"):
+        flag = "--all-contexts" if everywhere else "--contexts"
+        own = "leave out --prometheus to query each cluster's own Prometheus"
+        yield f"--prometheus contacts no cluster: leave out {flag}, or {own}"
+    if verb.asks_prometheus and not verb.asks_with and flags.get("namespace"):
+        yield f"-n cannot be used with {typed.verb}, which always covers all namespaces"
+    if output not in verb.outputs:
+        yield f"-o {output} cannot be used with {typed.verb}; it supports {', '.join(verb.outputs)}"
+    if output == PAGE and (several or watch):
+        yield f"-o html writes one page for one context: {one}, without --watch"
+    if output in (CSV, NAMES) and several:
+        yield f"-o {output} answers for one context: {one}"
 
 
-async def run_each(verb: VerbModule, session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Run the verb once for each different value of the argument `Verb.each`, with only that value, and return the
-    `worst` exit status. A blank line is between the answers, except in data. Run it once if the verb has no such
-    argument, or if the argument has no value, which then is an empty string. Raises Trouble at the end, if there was
-    any."""
+async def run_each(verb: Any, session: Session, typed: Namespace, terminal: Terminal) -> int:
+    """Run the verb once for each value of the argument `Verb.each`. Raises Trouble at the end, if there was any."""
     each = typed.row.each
     values = tuple(dict.fromkeys(getattr(typed, each) or [""])) if each else ("",)
 
     async def run(value: str) -> int:
         if value != values[0] and not terminal.structured:
             terminal.show([BLANK])
-        return await verb.run(session, Namespace(**vars(typed) | ({each: value} if each else {})), terminal)
+        own = Namespace(**vars(typed) | ({each: value} if each else {}))
+        status: int = await verb.run(session, own, terminal)
+        return status
 
     return await _in_turn(run, values)
 
 
 async def _in_turn(run: Callable[[str], Awaitable[int]], values: Sequence[str]) -> int:
-    """Call `run` with each value, one after the other, and return the `worst` status. A Trouble does not prevent the
-    others from running; it is raised at the end, combined with all others in one message. Any other exception ends the
-    loop at once."""
     troubles, statuses = list[Trouble](), list[int]()
     for value in values:
         try:

@@ -21,28 +21,22 @@ from gpusharing.kube.client import JSON, Filters, KubeClient, Resource
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.errors import KubeError, NotFound, one_error
 from gpusharing.kube.http import HttpClient, Limits
+from gpusharing.kube.lists import pages_of
 from gpusharing.kube.login import Login, OfficialLogin, ServiceAccountLogin, kubeconfig_stamps
-from gpusharing.kube.paging import pages_of
 from gpusharing.kube.raw import entries, part, text, texts
 from gpusharing.planning.vocabulary.lengths import some
 from kubectl_gpusharing.shell.troubles import INSTALL, Denied, Trouble, error_text, explained, nearest
 
 MOST_LISTED = 20
-"""How many contexts are listed for a name that does not exist."""
 
 
 def read_contexts(files: Sequence[Path]) -> tuple[str, dict[str, str]]:
-    """Return the name of the current context, which may be empty, and the namespace that each context sets (empty if
-    none), by the context's name. If several files name a current context or define the same context, the first file
-    decides. A file without contexts adds nothing, and neither does a context without a name. Raises Trouble if a file
-    cannot be read or is not YAML."""
+    """Return the current context and the namespace that each context sets; both may be empty. Raises Trouble if a file cannot be read."""
     return _contexts(tuple(files), kubeconfig_stamps(os.pathsep.join(map(str, files))))
 
 
 @lru_cache(maxsize=1)
 def _contexts(files: tuple[Path, ...], _stamps: tuple[object, ...]) -> tuple[str, dict[str, str]]:
-    """Return what `read_contexts` does, or raise its Trouble. The last answer is cached for as long as the files have
-    the same stamps, because a command that asks 100 clusters looks up each of their contexts."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     current, known = "", dict[str, str]()
     for file in files:
@@ -58,9 +52,7 @@ def _contexts(files: tuple[Path, ...], _stamps: tuple[object, ...]) -> tuple[str
 
 
 def find_context(files: Sequence[Path], name: str) -> tuple[str, str]:
-    """Return the name of a context and the namespace that it sets (`default` if none). It is the context `name`, or
-    the current one if `name` is empty. Raises Trouble if a file cannot be read, if the context does not exist, or
-    if `name` is empty and there is no current context."""
+    """Return the name of a context, of the current one if `name` is empty, and its namespace. Raises Trouble if there is none."""
     current, known = read_contexts(files)
     wanted = name or current
     where = ", ".join(map(str, files))
@@ -77,9 +69,7 @@ def find_context(files: Sequence[Path], name: str) -> tuple[str, str]:
 
 
 def find_contexts(kubeconfig: str, named: Sequence[str]) -> tuple[str, ...]:
-    """Return the contexts in `named`, each once and in that order, or all contexts of the kubeconfig, sorted by name,
-    if `named` is empty. Contacts no cluster. Raises Trouble if there is no kubeconfig, if it cannot be read, if it
-    lacks one of the contexts in `named`, or if it has no contexts at all."""
+    """Return the contexts in `named`, or all of the kubeconfig if it is empty. Raises Trouble if there are none."""
     files = find_kubeconfigs(kubeconfig)
     contexts = [find_context(files, name)[0] for name in named] or sorted(read_contexts(files)[1])
     if not contexts:
@@ -97,25 +87,19 @@ class Session:
     """A cluster that can be read and patched."""
 
     client: KubeClient
-    """The cluster's API server."""
     where: str
-    """The name of the cluster in messages: `context` followed by the context's name, or `this pod's cluster`."""
+    """The cluster in messages: `context NAME`, or `this pod's cluster`."""
     namespace: str = "default"
-    """The namespace of a pod that the user names without one."""
     now: Callable[[], datetime] = wall_time
-    """The clock."""
     login: Login | None = None
-    """The credentials for calls through the API server to a Service, or None if there are no such calls."""
+    """The credentials for calls through the API server to a Service; None if there are no such calls."""
 
     @property
     def name(self) -> str:
-        """The name of the context in JSON and YAML, or `this pod's cluster` if a service account is used."""
         return self.where.removeprefix("context ")
 
     async def each_page(self, resource: Resource, **where: Unpack[Filters]) -> AsyncIterator[Sequence[JSON]]:
-        """Yield the objects of a kind, page by page, as the server orders them. `where` narrows the list, by a
-        namespace or selectors. Raises Trouble for every error of the server, including when the kind is not installed,
-        and its subclass Denied if the user lacks permission."""
+        """Yield the objects of a kind, page by page. Raises Trouble."""
         with explained(self.where):
             try:
                 async for page in pages_of(self.client, resource, **where):
@@ -127,15 +111,12 @@ class Session:
                 ) from error
 
     async def all(self, resource: Resource, **where: Unpack[Filters]) -> list[JSON]:
-        """Return every object of a kind that `where` selects, as in `each_page`, sorted by namespace and name. Raises
-        Trouble for every error of the server, and Denied if the user lacks the permission."""
+        """Return every object of a kind, sorted by namespace and name. Raises Trouble."""
         objects = [raw async for page in self.each_page(resource, **where) for raw in page]
         return sorted(objects, key=lambda raw: [text(raw, "metadata", key) for key in ("namespace", "name")])
 
     async def lists(self, *resources: Resource, policies: str = "") -> list[list[JSON]]:
-        """Return a list of all objects for each of these kinds, in this order, read concurrently and each sorted as by
-        `all`. `policies` is a label selector for the policies among them. If reading fails, the first error is raised:
-        a Trouble, or a Denied if the user lacks a permission."""
+        """Read all objects of these kinds concurrently; `policies` is a label selector for policies."""
         labels = {kinds.POLICIES: policies}
         reads = [self.all(resource, label_selector=labels.get(resource, "")) for resource in resources]
         with one_error():
@@ -144,10 +125,7 @@ class Session:
         return [task.result() for task in tasks]
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JSON:
-        """Return one object. `namespace` is None for a kind without namespaces. Raises Denied if the user may not read
-        it, and Trouble for every other error of the server. If no object has this name, Trouble is raised; the others
-        in the namespace are listed first, so that the message can suggest similar names; if the user may not list them,
-        the message says so."""
+        """Return one object. Raises Trouble, with similar names if there is no such object."""
         with explained(self.where), suppress(NotFound):
             return await self.client.get(resource, name, namespace=namespace)
         try:
@@ -158,7 +136,7 @@ class Session:
         raise Trouble(no_such(resource, name, names, self.where))
 
     async def namespace_labels(self, namespace: str) -> Mapping[str, str]:
-        """Return the labels of a namespace; empty if it cannot be read. Raises no KubeError."""
+        """Return the labels of a namespace; empty if it cannot be read."""
         try:
             return texts(part(await self.client.get(kinds.NAMESPACES, namespace), "metadata", "labels"))
         except KubeError:
@@ -173,15 +151,11 @@ SPELLINGS: Mapping[Resource, str] = {
     Resource("apps", "v1", "statefulsets", namespaced=True): "statefulset statefulsets sts",
     Resource("batch", "v1", "jobs", namespaced=True): "job jobs",
 }
-"""The kinds that a user may name, and how kubectl spells each. A group may follow, as in `deployment.apps`."""
+"""The kinds that a user may name, and how kubectl spells each."""
 
 
 def find_subject(word: str, namespace: str) -> tuple[Resource, str, str]:
-    """Return the kind, name and namespace of the object that a word names: `gpu-07` a node, `KIND/NAME` an object of a
-    kind in SPELLINGS, `NAMESPACE/NAME` a pod, and `KIND/NAMESPACE/NAME` an object in a namespace. A GPUNode counts as
-    its node. The case of the kind does not matter, and an API group after it is ignored. If what precedes the slash is
-    no such kind, it is the namespace of a pod. The namespace is `namespace` if none is named. Raises Trouble for any
-    other word with a slash."""
+    """Return the kind, name and namespace of the object that a word such as NODE or KIND/NAME names. Raises Trouble."""
     kind, slash, rest = word.partition("/")
     if not slash:
         return kinds.NODES, word, namespace
@@ -201,8 +175,6 @@ def object_name(resource: Resource, name: str) -> str:
 
 
 def no_such(resource: Resource, name: str, names: list[str], where: str) -> str:
-    """Return a sentence that says that no object of the kind has this name. It names at most three similar ones of the
-    existing `names`, or the first five in alphabetical order if none is similar, or says that there are none at all."""
     kind = resource.plural
     if not names:
         return f"there is no {kind}/{name} in {where}, which has no {kind} at all"
@@ -213,10 +185,7 @@ def no_such(resource: Resource, name: str, names: list[str], where: str) -> str:
 
 @asynccontextmanager
 async def connected(kubeconfig: str, context: str) -> AsyncIterator[Session]:
-    """Log in to one context, yield a Session for it, and close the connection afterwards. An empty `kubeconfig` means
-    the default files, and an empty `context` the current one, as in kubectl. If neither the flag nor KUBECONFIG names a
-    kubeconfig and the default file does not exist, a pod uses its service account and ignores `context`. Raises Trouble
-    if that is impossible too, if there is no such context, if the kubeconfig cannot be read, or if the login fails."""
+    """Log in to one context, or as a service account in a pod without kubeconfig. Raises Trouble."""
     login: Login
     try:
         files = find_kubeconfigs(kubeconfig)
@@ -239,8 +208,7 @@ async def connected(kubeconfig: str, context: str) -> AsyncIterator[Session]:
 
 
 def find_kubeconfigs(kubeconfig: str) -> list[Path]:
-    """Return the kubeconfig files that exist: among those named by --kubeconfig or, without that flag, by KUBECONFIG
-    (separated as in PATH), else ~/.kube/config. Raises Trouble if none exists."""
+    """Return the kubeconfig files that exist, chosen as kubectl does. Raises Trouble if none exists."""
     home = Path(os.environ.get("HOME") or Path.home()) / ".kube" / "config"
     named = kubeconfig or os.environ.get("KUBECONFIG", "")
     files = [Path(part) for part in named.split(os.pathsep) if part] if named else [home]

@@ -1,8 +1,8 @@
-"""Write output, in color to a person's terminal and without color to a pipe, and ask that person questions. rich is
-imported only for a terminal."""
+"""What is printed: text, JSON, YAML or JSONPath, wide or narrow, in color or not."""
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -14,7 +14,119 @@ from typing import Any, TextIO, TypeVar
 
 from gpusharing.api.names import GROUP
 from kubectl_gpusharing.shell.drawing import Ink, Line, Paper, Span, line, plain, shorten
-from kubectl_gpusharing.shell.jsonpath import Parts, parse_template, render
+from kubectl_gpusharing.shell.troubles import Trouble
+
+Parts = list["str | tuple[str, Parts | None]"]
+"""The parts of a template: texts, and paths, each with the parts of the range that it begins or, without one, None."""
+_TEXT = r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'"""
+_FIELD = rf"""\.(?:\\.|[^\s\\.\[\](){{}}'"=!<>,*?|])+|\.?\[\s*(?:{_TEXT})\s*\]"""
+_STEP = re.compile(
+    rf"""(?P<field>{_FIELD})|\.?\[\s*(?P<index>-?\d+)\s*\]|(?P<all>\.\*|\.?\[\s*\*\s*\])
+    |\.?\[\?\(\s*[$@](?P<path>(?:{_FIELD})*)\s*((?P<sign>[=!]=)\s*(?P<wanted>{_TEXT}|[^\s()'"]+)\s*)?\)\s*\]""",
+    re.VERBOSE,
+)
+_STEPS = re.sub(r"\(\?P<\w+>", "(?:", _STEP.pattern)
+_TOKEN = re.compile(
+    rf"""(?P<text>[^{{]+)|\{{\s*(?:(?P<quoted>{_TEXT})|(?P<end>end)
+    |(?P<range>range\s+)?(?P<path>(?=[.\[$@])[$@]?(?:{_STEPS})*))\s*\}}
+    |(?P<mistake>\{{\s*(?:range\s+)?[$@]?(?:{_STEPS})*)""",
+    re.VERBOSE,
+)
+"""Matches a text or an expression, or an expression up to the character that makes it none."""
+_BACKSLASH = re.compile(r"""(\\["\\/bfnrtu])|\\(.)|(")""")
+"""Matches an escape of JSON, another character after a backslash, or a double quote."""
+
+
+def parse_template(template: str) -> Parts:
+    """Return the parts of a template. Raises Trouble if it has a mistake."""
+    if not template:
+        raise _mistake(template, 0, "there is no template")
+    return _read_parts(template, _TOKEN.finditer(template))
+
+
+def _read_parts(template: str, tokens: Iterator[re.Match[str]], *, inside: bool = False) -> Parts:
+    parts: Parts = []
+    for token in tokens:
+        if token["end"] and inside:
+            return parts
+        if token["end"]:
+            raise _mistake(template, token.start(), "there is no range that this could end")
+        if token["mistake"]:
+            raise _mistake(template, token.end(), "this is no field, index, filter or end of a path")
+        if token["range"]:
+            parts.append((token["path"], _read_parts(template, tokens, inside=True)))
+        elif token["path"] is not None:
+            parts.append((token["path"], None))
+        else:
+            parts.append(token["text"] or _literal(token["quoted"]))
+    if inside:
+        raise _mistake(template, len(template), "{end} is missing after a range")
+    return parts
+
+
+def _mistake(template: str, at: int, why: str) -> Trouble:
+    example = 'write paths as in {.pools[*].name} and {.pools[?(@.mode=="MIG")].name}'
+    return Trouble(
+        f"-o jsonpath: {why}: character {at + 1}, at {template[at : at + 20] or 'the end'}; {example}"
+    )
+
+
+def render(parts: Parts, value: object) -> str:
+    texts = list[str]()
+    for part in parts:
+        if isinstance(part, str):
+            texts.append(part)
+        elif part[1] is None:
+            written = (
+                one if isinstance(one, str) else json.dumps(one, separators=(",", ":"), ensure_ascii=False)
+                for one in _values(part[0], value)
+            )
+            texts.append(" ".join(written))
+        else:
+            texts += [render(part[1], each) for each in _values(part[0], value)]
+    return "".join(texts)
+
+
+def _values(path: str, value: object) -> Sequence[Any]:
+    values = [value]
+    for step in _STEP.finditer(path):
+        values = [following for each in values for following in _follow(step, each)]
+    return values
+
+
+def _follow(step: re.Match[str], value: Any) -> Iterable[Any]:
+    if isinstance(value, dict) and step["all"]:
+        return value.values()
+    if isinstance(value, dict) and step["field"]:
+        name = re.sub(r"\\(.)", r"\1", step["field"].lstrip("."))
+        name = _literal(name.strip("[] ")) if name.startswith("[") else name
+        return [value[name]] if name in value else ()
+    if not isinstance(value, list) or step["field"]:
+        return ()
+    if step["index"]:
+        at = int(step["index"])
+        return value[at : at + 1 or None]
+    if step["all"]:
+        return value
+    sign, wanted = step["sign"], _literal(step["wanted"] or "")
+    kind = isinstance(wanted, bool)  # in Python, True equals 1
+
+    def holds(item: object) -> bool:
+        found = _values(step["path"], item)
+        equal = (one == wanted and isinstance(one, bool) is kind for one in found)
+        return any(not sign or same == (sign == "==") for same in equal)
+
+    return filter(holds, value)
+
+
+def _literal(text: str) -> Any:
+    if text[:1] == "'":
+        text = '"' + _BACKSLASH.sub(lambda found: found[1] or found[2] or r"\"", text[1:-1]) + '"'
+    try:
+        return json.loads(text, strict=False)
+    except ValueError:
+        return text.strip('"')
+
 
 Data = TypeVar("Data", bound=Mapping[str, Any])
 """The type of a document, whose name is its kind followed by Data."""
@@ -23,12 +135,7 @@ API = f"cli.{GROUP}/v1alpha1"
 
 
 def ask_line(question: str, answers: TextIO) -> str:
-    """Print a question on standard error, so that it is not mixed with data, and return the line that was typed,
-    without surrounding whitespace. Raises EOFError at the end of the input. Ctrl-C raises KeyboardInterrupt.
-
-    asyncio would only take note of the first Ctrl-C and keep waiting for the line to end, so Python's own handler is
-    installed while the question is open, and the former handler afterwards.
-    """
+    """Ask on standard error, so that the question is not mixed with data. Raises EOFError at the end of the input."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         print(f"{question} ", end="", file=sys.stderr, flush=True)
@@ -49,7 +156,7 @@ COLORS: Mapping[Ink, str] = {
     Ink.FAINT: "dim",
 }
 ROWS = 24
-"""The height that is assumed for a terminal of unknown size, as shutil.get_terminal_size does."""
+"""The assumed height of a terminal of unknown size, as in shutil.get_terminal_size."""
 
 
 @dataclass(slots=True)
@@ -57,30 +164,22 @@ class Terminal:
     """A stream that output is written to, in one format."""
 
     stream: TextIO
-    """The stream that output is written to."""
     output: str = "table"
-    """The output format, such as `wide` or `json`, without the template of `jsonpath`."""
+    """The output format, without the template of `jsonpath`."""
     color: bool = False
-    """Whether `show` writes colors."""
     width: int | None = None
-    """The number of columns, or None if the stream is not a terminal, so that lines may be of any length."""
+    """The number of columns, or None if the stream is not a terminal."""
     measure: Callable[[], os.terminal_size] | None = None
-    """Returns the size of the terminal, which may change during a watch, or None if the size never changes."""
+    """Returns the size of the terminal, which may change during a watch; None if the size never changes."""
     headers: bool = True
-    """Whether tables have headings."""
     template: Parts = field(default_factory=list)
-    """The parts of the template of -o jsonpath."""
     _live: Any = field(default=None, init=False)
-    """The rich Live that draws while `redrawing` is open, otherwise None."""
+    """The rich Live that draws while `redrawing` is open."""
     _documents: int = field(default=0, init=False)
-    """How many JSON or YAML documents have been written."""
 
     @classmethod
     def of(cls, typed: str, *, color: bool, headers: bool = True) -> "Terminal":
-        """Return a Terminal for standard output. `typed` is the value of -o. Colors are off if `color` is false or
-        standard output is not a terminal, and if the environment has a NO_COLOR that is not empty
-        (https://no-color.org) or TERM=dumb. The width is that of the terminal, or None without one. Raises Trouble if
-        the template of -o jsonpath has a mistake."""
+        """Return a Terminal for standard output. Raises Trouble if the template of -o jsonpath has a mistake."""
         output, equals, template = typed.partition("=")
         parts = parse_template(template) if equals else []
         here = cls(sys.stdout, output, headers=headers, template=parts)
@@ -92,16 +191,13 @@ class Terminal:
 
     @property
     def paper(self) -> Paper:
-        """The `Paper` that output is drawn on. Its width is the terminal's, measured anew while `redrawing`; a pipe has
-        none. It shows only ASCII unless the stream's encoding is UTF-8, and is wide with -o wide."""
         unicode = (self.stream.encoding or "").lower().replace("-", "").startswith("utf8")
         width = self._size().columns if self.redraws else self.width
         return Paper(width, glyphs=unicode, wide=self.output == "wide", headers=self.headers)
 
     @property
     def structured(self) -> bool:
-        """Whether the output is data for programs: JSON, YAML, what a template takes from it, or names. False for
-        tables, CSV and HTML."""
+        """Whether the output is data for programs."""
         return self.output in ("json", "yaml", "jsonpath", "name")
 
     @property
@@ -110,17 +206,14 @@ class Terminal:
         return self._live is not None
 
     def data(self, kind: type[Data], value: Data, names: Iterable[str] = ()) -> None:
-        """Write `value` with its apiVersion and kind, as `document` does, or with -o name, instead of it, the `names`
-        of the objects that it is about, each once, in their order and on its own line. The names are ignored in other
-        formats."""
+        """Write `value` with its apiVersion and kind, or with -o name the `names` of the objects that it is about."""
         if self.output == "name":
             self.write("".join(f"{name}\n" for name in dict.fromkeys(names)))
         else:
             self.document({"apiVersion": API, "kind": kind.__name__.removesuffix("Data"), **value})
 
     def document(self, value: object) -> None:
-        """Write a value as YAML or through the template of -o jsonpath if that is the output format, otherwise as JSON.
-        Several YAML documents are separated by `---`. The stream is flushed."""
+        """Write a value as YAML, through the template of -o jsonpath, or as JSON."""
         if self.output == "jsonpath":
             text = render(self.template, value)
         elif self.output == "yaml":
@@ -141,8 +234,7 @@ class Terminal:
         rows: Callable[[], Iterable[Iterable[object]]] = tuple,
         names: Iterable[str] = (),
     ) -> None:
-        """Write an answer in the output format: `rows` as CSV, `data` of this `kind` and `names` as the method `data`
-        does, otherwise `lines`, drawn on `paper`. Only the function for that format is called."""
+        """Write an answer in the output format; only what that needs is computed."""
         if self.output == "csv":
             import csv  # only two verbs write CSV
 
@@ -154,24 +246,19 @@ class Terminal:
             self.show(lines(self.paper))
 
     def write(self, text: str) -> None:
-        """Write a string unchanged and flush the stream: during a watch, the next write may be hours away."""
         self.stream.write(text)
-        self.stream.flush()
+        self.stream.flush()  # during a watch, the next write may be hours away
 
     def warn(self, text: str) -> None:
-        """Print a warning on standard error, away from the output that programs read."""
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def progress(self, text: str) -> None:
-        """Show a sentence about a long wait on standard error, cut to the width of the terminal, in place of the one
-        before; an empty text removes it. Does nothing unless standard error is a terminal."""
+        """Show a sentence about a long wait on standard error, in place of the one before; an empty text removes it."""
         if sys.stderr.isatty():
             print(f"\r\x1b[K{shorten(text, self._size().columns - 1)}", end="", file=sys.stderr, flush=True)
 
     def show(self, lines: Sequence[Line], hint: str = "", short: Sequence[Line] = ()) -> None:
-        """Write the lines. While `redrawing`, they replace the lines shown before. If they do not fit on the screen
-        then, `short` is shown instead unless it is empty, also cut to the screen; the last row says how many lines are
-        left out, followed by `hint`. Otherwise `short` and `hint` are ignored."""
+        """Write the lines. On a screen that they do not fit on, write `short` or their beginning, and the hint."""
         if self._live is not None:
             self._live.console.size = size = self._size()
             fitting = _fitting(lines, size, hint, self._live.console)
@@ -188,15 +275,11 @@ class Terminal:
             self.write(plain(lines))
 
     def _size(self) -> os.terminal_size:
-        """Return the size of the terminal: measured now if `measure` is set, otherwise `width` (80 if it is None)
-        columns and ROWS rows."""
         return os.terminal_size((self.width or 80, ROWS)) if self.measure is None else self.measure()
 
     @contextmanager
     def redrawing(self) -> Iterator[None]:
-        """Make `show` draw over its earlier output while the context is open. It draws on a screen of its own, which
-        the terminal removes at the end. If there is no terminal, and for data (`structured`), output is appended as
-        usual and `redraws` stays False."""
+        """Make `show` draw over its earlier output while the context is open."""
         if self.width is None or self.structured:
             yield
             return
@@ -213,8 +296,6 @@ class Terminal:
 
 
 def _fitting(lines: Sequence[Line], size: os.terminal_size, hint: str, console: Any) -> Sequence[Line]:
-    """Return `lines` itself if all fit on a screen of this size; a line that is too wide takes several rows. Otherwise
-    return the first lines that fit, and a last row that says how many lines are left out, followed by `hint`."""
     # A line that is too long takes several rows. Its line feed at the end counts as one more row in rich.
     rows = [len(_rich([one]).wrap(console, size.columns)) - 1 for one in lines]
     if sum(rows) <= size.lines:
@@ -226,7 +307,6 @@ def _fitting(lines: Sequence[Line], size: os.terminal_size, hint: str, console: 
 
 
 def _rich(lines: Sequence[Line]) -> Any:
-    """Return the lines as a rich Text in the colors of their inks, with a line feed after each."""
     from rich.text import Text
 
     return Text.assemble(*((span.text, COLORS[span.ink]) for one in lines for span in (*one, Span("\n"))))

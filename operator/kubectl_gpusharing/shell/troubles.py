@@ -1,5 +1,7 @@
-"""Errors that end a command without a result. Each is a sentence for the person who typed the command, with an exit
-status."""
+"""Errors that end a command without a result.
+
+Each is a sentence for the person who typed the command, with an exit status.
+"""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -9,15 +11,14 @@ from gpusharing.api.nearest import nearest as nearest
 from gpusharing.kube.errors import Forbidden, Invalid, KubeError, NotFound, Throttled, Unauthorized
 
 DONE, FAILED, CHANGES, FAILED_ON, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 5, 130, 141
-"""Exit statuses, of which docs/reference/cli.md#exit-status has all. The last two are those that a shell reports for a
-program that was ended by SIGINT or SIGPIPE."""
+"""Exit statuses, of which docs/reference/cli.md#exit-status has all."""
 INSTALL = "helm install gpusharing deploy/helm/gpu-sharing-operator --namespace gpusharing --create-namespace"
 VIEWER = "ClusterRole gpusharing-viewer"
-"""The role that the chart creates for users who only read. It grants reading our own kinds and nothing else."""
+"""The role that the chart creates for users who only read."""
 
 
 class Trouble(Exception):
-    """The command cannot continue. The message says what is wrong and what to do about it."""
+    """The command cannot continue; the message says why to the person who typed it."""
 
 
 class Denied(Trouble):
@@ -25,14 +26,12 @@ class Denied(Trouble):
 
 
 def worst(statuses: Collection[int]) -> int:
-    """Return FAILED if it is among these exit statuses, otherwise the highest, or DONE if there are none."""
+    """Return FAILED if it is among these exit statuses, otherwise the highest."""
     return FAILED if FAILED in statuses else max(statuses, default=DONE)
 
 
 def sentence(error: KubeError, where: str) -> str:
-    """Return a sentence for the user about an error of the API server, or about its failure to answer. `where` is the
-    name of the cluster in that sentence. Unauthorized, Forbidden, Invalid, NotFound and Throttled have a wording of
-    their own; for any other KubeError, the sentence says that the server does not respond."""
+    """Return a sentence for the user about an error of the API server."""
     what, server, tail = error_text(error), f"the API server of {where}", "Ask"
     if isinstance(error, Forbidden) and error.group == GROUP:
         tail = f"{VIEWER} is enough for reading; ask an administrator"
@@ -49,8 +48,7 @@ def sentence(error: KubeError, where: str) -> str:
 
 @contextmanager
 def explained(where: str) -> Iterator[None]:
-    """Raise a Trouble with the `sentence` about the error in place of a KubeError that is raised in this context. It is
-    a Denied if the user lacks a permission."""
+    """Raise a Trouble in place of a KubeError."""
     try:
         yield
     except KubeError as error:
@@ -58,9 +56,7 @@ def explained(where: str) -> Iterator[None]:
 
 
 def error_text(error: Exception) -> str:
-    """Return the message of an error on one line and without a period at its end, or the name of its type if it has no
-    message. Runs of whitespace become one space. The hint of a Forbidden error is left out, because it addresses the
-    operator."""
+    """Return the message of an error on one line and without a period at its end."""
     if isinstance(error, Forbidden):
         error = KubeError(error.message)
     return " ".join((str(error) or type(error).__name__).split()).rstrip(". ")

@@ -1,9 +1,6 @@
-"""`advise --card CARD --need 4x20Gi --need 12x5Gi ...`: advise a mode and a layout, with the reason, the disadvantage,
-what they save, and the policy to apply.
+"""`advise --card CARD --need 4x20Gi --need 12x5Gi ...`: advise a mode and a layout, with the reason, the disadvantage, what they save, and the policy to apply.
 
-No cluster is contacted, except with -n: then the pods of that namespace, the cards in the cluster, and what NVIDIA's
-ClusterPolicy turns off are read. Flags that are missing are asked for at a terminal, and count as "no" on a pipe. With
---from-prometheus, which `recommend` stands for, the needs are measured instead (kubectl_gpusharing/usage/recommend.py).
+No cluster is contacted, except with -n. Flags that are missing are asked for at a terminal, and count as "no" on a pipe. With --from-prometheus, which `recommend` stands for, the needs are measured instead (recommend.py).
 """
 
 import re
@@ -16,18 +13,17 @@ from typing import TypeVar
 import yaml
 
 from gpusharing.api.names import LABEL_ISOLATION, Mode
+from gpusharing.kube.background import run_command
 from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, GPUNODES, JSON, PODS, Resource
-from gpusharing.kube.commandloop import run_command
 from gpusharing.kube.convert import cluster_policy_view
-from gpusharing.kube.plainstack import daemon_set_view
+from gpusharing.kube.daemonsets import daemon_set_view
 from gpusharing.kube.raw import entries, text
-from gpusharing.planning.drain.isolation import describe_guard, find_admitted
-from gpusharing.planning.gpus.capacity import HEADROOM
-from gpusharing.planning.gpus.cards import Card
-from gpusharing.planning.snapshot.stackviews import find_active
+from gpusharing.planning.drain.stranded import describe_guard, find_admitted
+from gpusharing.planning.gpus.cards import HEADROOM, Card
+from gpusharing.planning.snapshot.nvidia import find_active
 from gpusharing.planning.stack.requirements import find_off
 from gpusharing.planning.vocabulary.lengths import counted
-from gpusharing.planning.wanted import toolversions
+from gpusharing.planning.wanted import target
 from kubectl_gpusharing.setup.layouts import draw, pick
 from kubectl_gpusharing.shell.documents import AdviceData, SavingData
 from kubectl_gpusharing.shell.drawing import BLANK, Ink, Line, Paper, line, prose, prose_of_each
@@ -35,8 +31,7 @@ from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal, ask_line
 from kubectl_gpusharing.shell.troubles import DONE, Trouble
 from kubectl_gpusharing.usage import recommend
-from kubectl_gpusharing.usage.read.pricing import price_of
-from kubectl_gpusharing.usage.reckon.advice import (
+from kubectl_gpusharing.usage.advicerules import (
     Advice,
     AdviceAnswers,
     Demand,
@@ -44,8 +39,9 @@ from kubectl_gpusharing.usage.reckon.advice import (
     advise_for,
     read_demand,
 )
-from kubectl_gpusharing.usage.reckon.needs import GIB
-from kubectl_gpusharing.usage.say.recommend import layouts_of, saving_data, saving_of
+from kubectl_gpusharing.usage.needs import GIB
+from kubectl_gpusharing.usage.queries import price_of
+from kubectl_gpusharing.usage.recommendtext import layouts_of, saving_data, saving_of
 
 T = TypeVar("T")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(Gi|GiB|G|GB|Mi|MiB)?")
@@ -67,10 +63,6 @@ MEASURED = ("nodes", "policy", "goal", "verbose", "write", "until", "service", "
 
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
-    """Print advice based on the user's answers or, as `recommend.run` does, on the Prometheus in `--prometheus`,
-    without a cluster. Return the exit status (see VerbModule). Raises Trouble if the card is not known or shares the
-    CPU's memory, if a flag cannot be parsed or belongs to another source, if the card or the memory is missing and
-    there is no terminal to ask at, or as `recommend.run` does."""
     if _is_measured(typed, terminal):
         return run_command(recommend.run(None, typed, terminal))
     card = _card(typed.card) if typed.card else _ask(WHICH, "--card", _card)
@@ -79,16 +71,7 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Print advice based on the pods of a namespace, and on the user's answers to questions that the pods leave open,
-    or on a Prometheus in the cluster (`recommend.run`). No question is asked if the requests alone decide
-    (`advise_for`). Without --card, the card is the only product in the cluster, or asked for. The installed MPS
-    DaemonSet, which is only read if MPS would be advised, outweighs --gpu-operator, and programs that ClusterPolicy
-    turns off are added to the disadvantage. Return the exit status (see VerbModule).
-
-    Raises Trouble wherever `run_offline` does, and if the pods cannot be read or none requests a GPU, if they request
-    MIG instances that the card does not have, or if the isolation label of the namespace has a value that admits no
-    mode.
-    """
+    """Print advice based on the pods of a namespace, on the answers to questions that the pods leave open, or on a Prometheus in the cluster."""
     if _is_measured(typed, terminal):
         return await recommend.run(session, typed, terminal)
     demand = read_demand(typed.namespace, await session.all(PODS, namespace=typed.namespace))
@@ -96,7 +79,13 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         raise Trouble(
             f"no pod in namespace {typed.namespace} of {session.where} requests a GPU, or all that do have finished"
         )
-    word = typed.card or await _only_card(session)
+    word = typed.card
+    if not word:
+        nodes = await _readable(session, GPUNODES)
+        products = {
+            text(gpu, "product") for raw in nodes for gpu in entries(raw, "status", "observed", "gpus")
+        }
+        word = products.pop() if len(products) == 1 else ""
     card = _card(word) if word else _ask(WHICH, "--card", _card)
     if unknown := demand.unknown(card):
         raise Trouble(
@@ -110,17 +99,21 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         answers = _find_answers(typed, card, demand, labels.get(LABEL_ISOLATION, ""))
         # The installed DaemonSet outweighs the flag.
         if advise(replace(answers, no_mps=None)).mode is Mode.MPS:
-            why, remedy = await _deafness(session)
-            answers = answers if why is None else replace(answers, no_mps=why, mps_remedy=remedy)
+            views = [daemon_set_view(raw).mps_daemon for raw in await _readable(session, DAEMON_SETS)]
+            if (daemon := next(filter(None, views), None)) is not None:
+                why = target.find_deafness(daemon)
+                remedy = target.find_remedy(daemon).text if why else ""
+                answers = replace(answers, no_mps=why, mps_remedy=remedy)
         advice = advise(answers)
-    if obstacle := await _obstacle(session, advice.mode):
-        advice = replace(advice, but=f"{advice.but}; {obstacle}")
+    policy, _ = find_active(map(cluster_policy_view, await _readable(session, CLUSTER_POLICIES)))
+    off = [] if policy is None else [row for row in find_off(policy) if advice.mode in row.modes]
+    if missing := ", and ".join(f"ClusterPolicy {row.switch} is false, so {row.consequence}" for row in off):
+        but = f"{advice.but}; {missing} (kubectl gpusharing doctor has the command)"
+        advice = replace(advice, but=but)
     return _show(advice, card, answers, demand.sentence, typed, terminal)
 
 
 def _is_measured(typed: Namespace, terminal: Terminal) -> bool:
-    """Whether the needs are read from Prometheus, which `--from-prometheus` or `--prometheus` asks for. Raises Trouble
-    if a flag was given that only the other source has, or the format csv without measured needs."""
     measured = bool(typed.from_prometheus or typed.prometheus)
     scope = "stated, not measured" if measured else "measured: add --from-prometheus"
     for name in STATED if measured else MEASURED:
@@ -131,38 +124,7 @@ def _is_measured(typed: Namespace, terminal: Terminal) -> bool:
     return measured
 
 
-async def _obstacle(session: Session, mode: Mode) -> str:
-    """Return a clause about NVIDIA's programs that the mode needs and the active ClusterPolicy (`find_active`) turns
-    off. Empty if there are none, if there is no ClusterPolicy, or if ClusterPolicies cannot be read for any reason."""
-    policy, _ = find_active(map(cluster_policy_view, await _readable(session, CLUSTER_POLICIES)))
-    off = [] if policy is None else [row for row in find_off(policy) if mode in row.modes]
-    missing = [f"ClusterPolicy {row.switch} is false, so {row.consequence}" for row in off]
-    return f"{', and '.join(missing)} (kubectl gpusharing doctor has the command)" if missing else ""
-
-
-async def _deafness(session: Session) -> tuple[str | None, str]:
-    """Return why no label can switch MPS on, found by the check that the operator makes before a change, and the
-    remedy. Both are empty strings if a label can, as far as the DaemonSet shows. Of several such DaemonSets, the first
-    one listed counts. If there is no MPS daemon of the GPU Operator, or if DaemonSets cannot be listed for any reason,
-    the reason is None and the remedy empty."""
-    views = [daemon_set_view(raw).mps_daemon for raw in await _readable(session, DAEMON_SETS)]
-    daemon = next(filter(None, views), None)
-    if daemon is None:
-        return None, ""
-    why = toolversions.find_deafness(daemon)
-    return why, toolversions.find_remedy(daemon).text if why else ""
-
-
-async def _only_card(session: Session) -> str:
-    """Return the product that all GPUs in the cluster have, as the agents report it. Empty if there are several
-    products or no GPUs, if a GPU has no product, or if GPUNodes cannot be read for any reason."""
-    nodes = await _readable(session, GPUNODES)
-    products = {text(gpu, "product") for raw in nodes for gpu in entries(raw, "status", "observed", "gpus")}
-    return products.pop() if len(products) == 1 else ""
-
-
 async def _readable(session: Session, resource: Resource) -> list[JSON]:
-    """Return every object of a kind; none if they cannot be read for any reason."""
     try:
         return await session.all(resource)
     except Trouble:
@@ -170,8 +132,6 @@ async def _readable(session: Session, resource: Resource) -> list[JSON]:
 
 
 def _card(word: str) -> Card:
-    """Return the card that `word` names (see `pick`). Raises Trouble if none or several match, or if the card uses the
-    memory of the CPU."""
     card = pick(word)
     if not card.memory_gb:
         raise Trouble(
@@ -181,13 +141,8 @@ def _card(word: str) -> Card:
 
 
 def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation: str = "") -> AdviceAnswers:
-    """Collect the answers to all questions: from the flags, else from `demand` (`promised` and `bursts`), else from the
-    terminal; without a terminal an answer is no. Whether a label can switch MPS on follows from --gpu-operator alone
-    (`find_deaf_release`). `--gpus-per-node` is 1 if it is missing. `isolation` is the level that the namespace's label
-    demands. Raises Trouble if a flag cannot be parsed, --gpu-operator included, if the terminal's input ends, or if the
-    memory is unknown without a terminal."""
-    no_mps = toolversions.find_deaf_release(typed.gpu_operator)
-    if typed.gpu_operator and not toolversions.is_release(typed.gpu_operator):
+    no_mps = target.find_deaf_release(typed.gpu_operator)
+    if typed.gpu_operator and not target.is_readable(typed.gpu_operator):
         raise Trouble(f"--gpu-operator {typed.gpu_operator} is not a version; pass one such as v25.10.1")
     known = {} if demand is None else {"promise": demand.promised, "bursts": demand.bursts}
     needs = _find_needs(typed, demand)
@@ -201,7 +156,7 @@ def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation
         needs,
         isolation=isolation,
         no_mps=no_mps,
-        mps_remedy=toolversions.find_remedy(toolversions.RELEASED_DAEMON).text if no_mps else "",
+        mps_remedy=target.find_remedy(target.RELEASED_DAEMON).text if no_mps else "",
         gpu_operator=typed.gpu_operator,
         per_node=int(typed.gpus_per_node or 1),
         **answers,
@@ -209,11 +164,6 @@ def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation
 
 
 def _find_needs(typed: Namespace, demand: Demand | None) -> tuple[tuple[int, float], ...]:
-    """Return how many workloads need how much memory each, in GiB with headroom. The first source with a size decides:
-    `--need` and `--memory` together; the annotations in `demand` if all pods have a valid one, without headroom; an
-    answer, which may list several sizes with commas. A size without a number is for each requested device, or for one
-    workload. Raises Trouble if a size cannot be parsed or nobody can be asked. An annotation that is not valid is named
-    in that message or before the question."""
     count = 1 if demand is None else demand.devices.total()
     sizes = [*typed.need, *filter(None, [typed.memory])]
     if sizes:
@@ -233,11 +183,6 @@ def _find_needs(typed: Namespace, demand: Demand | None) -> tuple[tuple[int, flo
 def _show(
     advice: Advice, card: Card, answers: AdviceAnswers | None, pods: str, typed: Namespace, terminal: Terminal
 ) -> int:
-    """Print the advice, what it saves and the policy in the output format, and return DONE. In text, the sentence
-    `pods`, without its period, comes first unless it is empty. The policy is called --name and selects the pool --pool;
-    both are `pool` by default. In YAML only the policy is printed. Nothing is said about savings (in JSON, `saving` is
-    null) if `answers` is None or has a single workload. Raises Trouble, in every format, if `--price` cannot be parsed.
-    """
     policy = advice.policy(typed.name or "pool", typed.pool or "pool")
     price = price_of(typed.price)
     saved = answers.whole - advice.gpus if answers is not None and answers.pods > 1 else None
@@ -259,9 +204,7 @@ def _show(
 
 
 def need_of(text: str, count: int) -> tuple[int, float]:
-    """Parse a number of workloads, from 1 to 9999, and the memory that each needs at its peak, such as `4x20Gi`. Return
-    the number and the GiB with headroom. The number is `count` if the text is a size alone. Raises Trouble if it is
-    neither."""
+    """Parse a number of workloads, by default `count`, and the memory of each, such as `4x20Gi`, to GiB with headroom."""
     number, _, size = text.partition("x")
     if re.fullmatch(r"\s*[1-9]\d{0,3}\s*", number) and size:
         return int(number), size_of(size) * HEADROOM
@@ -269,8 +212,7 @@ def need_of(text: str, count: int) -> tuple[int, float]:
 
 
 def size_of(text: str) -> float:
-    """Parse a size such as `15Gi` and return it in GiB. The unit may be Gi or GiB, G or GB (decimal), or Mi or MiB;
-    without one, the number is in GiB. Raises Trouble if the size cannot be parsed or is not positive."""
+    """Parse a size such as `15Gi`, by default in GiB, to GiB; G and GB are decimal. Raises Trouble if it is not a positive size."""
     match = _SIZE.fullmatch(text.strip())
     if match is None or float(match[1]) <= 0:
         raise Trouble(
@@ -280,16 +222,12 @@ def size_of(text: str) -> float:
 
 
 def yes_of(text: str) -> bool:
-    """Return whether the answer to a question is `y` or `yes`, in any case of letters. An empty one, `n` and `no` mean
-    no. Raises Trouble for any other answer."""
     if text.lower() not in ("", "y", "yes", "n", "no"):
         raise Trouble(f"{text!r} is neither yes nor no; answer y or n")
     return text.lower() in ("y", "yes")
 
 
 def _ask(question: str, flag: str, read: Callable[[str], T]) -> T:
-    """Ask a question at the terminal and return the answer as `read` converts it. If `read` raises Trouble, print it to
-    stderr and ask again. Raises a Trouble that names `flag` if there is no terminal or its input ends."""
     choice = " [y/N]" if question in QUESTIONS.values() else ""
     while sys.stdin.isatty():
         try:
@@ -302,8 +240,6 @@ def _ask(question: str, flag: str, read: Callable[[str], T]) -> T:
 
 
 def describe(advice: Advice, card: Card, paper: Paper) -> list[Line]:
-    """Draw the advice: a title with the mode and, except in mode Full, the layouts or shares; a picture of the layout
-    if all GPUs have the same and it can be drawn (`draw`); the reasons; and the disadvantage."""
     what = "; ".join(layouts_of(advice.portions)) or f"{counted(advice.shares, 'share')} of each GPU"
     title = str(advice.mode) if advice.mode is Mode.FULL else f"{advice.mode}, {what}"
     lines = prose(title, paper, hang="  ", ink=Ink.TITLE)
@@ -314,9 +250,6 @@ def describe(advice: Advice, card: Card, paper: Paper) -> list[Line]:
 
 
 def as_data(advice: Advice, policy: dict[str, object], saving: SavingData | None) -> AdviceData:
-    """Return the advice, the policy and what the advice saves as plain data, for JSON. `gpus` is None if the advice has
-    no number of GPUs, `profile` is empty unless all instances have the same MIG profile, and `layout` is empty unless
-    all GPUs have the same layout of instances."""
     return {
         "mode": str(advice.mode),
         "shares": advice.shares,

@@ -1,45 +1,214 @@
-"""`cost [--by namespace|policy|LABEL] [--window 30d]`: show what the GPUs cost and who used them, from what Prometheus
-has recorded. That Prometheus may be in a cluster."""
+"""`kubectl gpusharing cost`: what each tenant cost."""
 
 import re
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
 
-from gpusharing.kube.commandloop import run_command
-from kubectl_gpusharing.shell.clusters import Answer, FleetVerb
-from kubectl_gpusharing.shell.documents import BillData
-from kubectl_gpusharing.shell.drawing import Column, Span
+from gpusharing.kube.background import run_command
+from kubectl_gpusharing.shell import drawing
+from kubectl_gpusharing.shell.documents import BillData, SumData
+from kubectl_gpusharing.shell.drawing import BLANK, Column, Ink, Line, Paper, Span, prose, table
+from kubectl_gpusharing.shell.running import Answer, FleetVerb
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, Trouble
-from kubectl_gpusharing.usage.prometheus.client import Prometheus, prometheus_at
-from kubectl_gpusharing.usage.prometheus.matchers import labels_of, selector_of
-from kubectl_gpusharing.usage.prometheus.services import find_endpoint
-from kubectl_gpusharing.usage.prometheus.windows import span_of
-from kubectl_gpusharing.usage.read.meter import read_metered
-from kubectl_gpusharing.usage.read.queries import OF_PARTS, POLICY, MeterQuery
-from kubectl_gpusharing.usage.reckon.bills import make_bill
-from kubectl_gpusharing.usage.say.cost import (
-    CostReport,
-    as_data,
-    as_rows,
-    columns_of,
-    describe,
-    total_sentence,
+from kubectl_gpusharing.usage.bills import HOUR, Part, Row, Sum
+from kubectl_gpusharing.usage.meter import CostReport, read_bill
+from kubectl_gpusharing.usage.prometheus import (
+    Prometheus,
+    find_endpoint,
+    labels_of,
+    prometheus_at,
+    selector_of,
+)
+from kubectl_gpusharing.usage.queries import OF_PARTS, POLICY, MeterQuery
+from kubectl_gpusharing.usage.windows import duration, moment, span_of
+
+UNKNOWN = "unknown"
+CSV_COLUMNS = (
+    "from", "until", "by", "name", "policy", "part", "resource", "basis", "gpu_hours", "cost", "currency", "partial",
+    "simulated", "memory_used", "sm_used",
+)  # fmt: skip
+"""The header of the CSV."""
+POOL_COLUMNS = (
+    Column("POOL"),
+    Column("GPU-HOURS", right=True),
+    Column("PRICE OF A GPU-HOUR", drop=1),
+    Column("COST", right=True),
 )
 
 
+def used_by(answer: CostReport, row: Row) -> list[float | None]:
+    """Return how much of the memory, and how much of the SM time, that a row's tenant held of its resource was used; None if unknown or if no tenant held it."""
+    keys = [(whose(row, answer.query), row.resource, what) for what in ("memory", "sm")]
+    held = row.part is Part.HELD
+    return [round(answer.used[key], 4) if held and key in answer.used else None for key in keys]
+
+
+def cells_of(answer: CostReport) -> list[list[Span]]:
+    by, rows, cells = answer.query.by, answer.bill.rows, []
+    whole = sum(row.micros for row in rows)
+    for row in rows:
+        held = row.part is Part.HELD
+        name = row.tenant or f"(no {by})"
+        if by == POLICY:
+            name = row.policy or "(no policy)"
+        elif not held:
+            name = f"({row.part})"
+        cells.append(
+            [
+                Span(name, Ink.PLAIN if held else Ink.FAINT),
+                Span(f"({row.part})" if by == POLICY and not held else row.resource),
+                Span(hours_of(row.micros)),
+                Span(f"{100 * row.micros / whole:.1f}%", Ink.FAINT),
+                Span(money(row.cents, row.currency), Ink.PLAIN if row.currency else Ink.WAITING),
+                Span(row.basis, Ink.FAINT),
+                *(Span("" if part is None else f"{part:.0%}") for part in used_by(answer, row)),
+            ]
+        )
+    return cells
+
+
+def describe(answer: CostReport, paper: Paper) -> list[Line]:
+    query, bill = answer.query, answer.bill
+    head = f"{duration(query.end - query.start)} until {moment(query.end)}, by {query.by}"
+    lines = [*prose(head, paper, ink=Ink.TITLE), *drawing.describe_simulated(answer.simulated, paper)]
+    if bill.rows:
+        lines += table(columns_of(query.by.upper()), cells_of(answer), paper)
+        cells = []
+        for pool in bill.pools:
+            priced = UNKNOWN
+            if prices := pool.prices:
+                low, high = amount(prices[0].amount), amount(prices[-1].amount)
+                sources = ", ".join(sorted({price.source for price in prices}))
+                priced = f"{pool.currency} {low if low == high else f'{low} to {high}'} ({sources})"
+            cost = Span(money(pool.cents, pool.currency), Ink.PLAIN if pool.currency else Ink.WAITING)
+            cells.append(
+                [Span(pool.policy or "(no policy)"), Span(hours_of(pool.micros)), Span(priced), cost]
+            )
+        lines += [BLANK, *table(POOL_COLUMNS, cells, paper), BLANK]
+        lines += drawing.prose_of_each(map(total_sentence, bill.totals), paper)
+    else:
+        lines += prose("No GPU was metered.", paper)
+    return [*lines, *describe_doubts(answer.remarks, answer.missing, paper)]
+
+
+def describe_doubts(remarks: Iterable[str], missing: Iterable[str], paper: Paper) -> list[Line]:
+    """Draw the remarks about an answer and, marked PARTIAL, why it is incomplete."""
+    lines = drawing.prose_of_each((f"{text}." for text in remarks), paper, ink=Ink.FAINT)
+    return lines + drawing.prose_of_each((f"PARTIAL: {text}." for text in missing), paper, ink=Ink.WAITING)
+
+
+def columns_of(name: str) -> tuple[Column, ...]:
+    return (
+        Column(name),
+        Column("RESOURCE", drop=3),
+        Column("GPU-HOURS", right=True),
+        Column("PART", drop=2, right=True),
+        Column("COST", right=True),
+        Column("BASIS", drop=1),
+        Column("MEM USED", drop=4, right=True),
+        Column("SM USED", drop=5, right=True),
+    )
+
+
+def total_sentence(total: Sum) -> str:
+    if not total.currency:
+        return f"{hours_of(total.micros)} GPU-hours have no price."
+    parts = ", ".join(f"{part} {money(cents)}" for part, cents in total.parts.items())
+    return f"{hours_of(total.micros)} GPU-hours cost {money(total.cents, total.currency)}: {parts}."
+
+
+def whose(row: Row, query: MeterQuery) -> str:
+    """Return the policy or tenant of a row, for programs; empty if there is none or it is unknown."""
+    return row.policy if query.by == POLICY else row.tenant
+
+
+def hours_of(micros: int) -> str:
+    return f"{round(Fraction(micros * 10, HOUR)) / 10:,.1f}"
+
+
+def money(cents: int | None, currency: str = "") -> str:
+    """Format cents, which must not be negative, such as `USD 1,234.50`."""
+    if cents is None:
+        return UNKNOWN
+    return f"{currency} {cents // 100:,}.{cents % 100:02}".lstrip()
+
+
+def amount(price: Fraction) -> str:
+    whole, rest = f"{float(price):.6f}".split(".")
+    return f"{whole}.{rest[:2]}{rest[2:].rstrip('0')}"
+
+
+def as_data(answer: CostReport) -> BillData:
+    query, bill = answer.query, answer.bill
+    return {
+        "prometheus": answer.where,
+        "from": moment(query.start),
+        "until": moment(query.end),
+        "by": query.by,
+        "partial": bool(answer.missing),
+        "missing": list(answer.missing),
+        "remarks": list(answer.remarks),
+        "simulated": list(answer.simulated),
+        "rows": [
+            {
+                "name": whose(row, query),
+                "part": str(row.part),
+                "resource": row.resource,
+                "basis": str(row.basis),
+                "memoryUsed": used_by(answer, row)[0],
+                "smUsed": used_by(answer, row)[1],
+                **_sum(row),
+            }
+            for row in bill.rows
+        ],
+        "pools": [
+            {
+                "policy": pool.policy,
+                "prices": [
+                    {
+                        "gpuHour": round(float(price.amount), 6),
+                        "currency": price.currency,
+                        "source": price.source,
+                    }
+                    for price in pool.prices
+                ],
+                **_sum(pool),
+            }
+            for pool in bill.pools
+        ],
+        "totals": [
+            {**_sum(total), "parts": {str(part): cents / 100 for part, cents in total.parts.items()}}
+            for total in bill.totals
+        ],
+    }
+
+
+def _sum(part: Sum) -> SumData:
+    hours, cost = round(part.micros / HOUR, 6), None if part.cents is None else part.cents / 100
+    return {"gpuHours": hours, "cost": cost, "currency": part.currency or None}
+
+
+def as_rows(answer: CostReport) -> Iterator[Sequence[object]]:
+    query, missing, simulated = answer.query, answer.missing, answer.simulated
+    yield CSV_COLUMNS
+    for row in answer.bill.rows:
+        cost = None if row.cents is None else money(row.cents).replace(",", "")
+        yield (
+            moment(query.start), moment(query.end), query.by, whose(row, query), row.policy, row.part, row.resource,
+            row.basis, f"{row.micros / HOUR:.6f}", cost, row.currency, "yes" if missing else "no",
+            "yes" if simulated else "no", *used_by(answer, row),
+        )  # fmt: skip
+
+
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
-    """Print the bill from the Prometheus at the address in `--prometheus`, as `run` does, without a cluster. Return the
-    exit status and raise Trouble as `run` does."""
     return run_command(run(None, typed, terminal))
 
 
 async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> int:
-    """Print the bill from a Prometheus in the cluster or, without a `session`, the one in `--prometheus`, and how much
-    has been read so far. Return DONE, or CHANGES if the bill is incomplete. Mistakes in flags raise Trouble before
-    anything is sent, except an `--until` in the future, which is only found by the clock of the Prometheus. Also raises
-    Trouble as `find_endpoint` and `find_answer` do."""
+    """Print the bill from a Prometheus in the cluster or, without a `session`, the one in `--prometheus`; CHANGES if it is incomplete. Mistakes in flags raise Trouble before anything is sent."""
     query_of(typed, 0.0)  # reports mistakes before anything is sent
     async with prometheus_at(await find_endpoint(session, typed)) as prometheus:
         answer = await find_answer(prometheus, typed, terminal.progress)
@@ -50,12 +219,10 @@ async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> 
 
 
 async def ask(session: Session, typed: Namespace) -> Answer:
-    """Return the bill of one cluster (see FleetVerb), with the status CHANGES if it is incomplete, else DONE. Its rows
-    end with an empty cell for the column NOTE. Its totals, its remarks and a `PARTIAL:` line for each thing that is
-    missing become remarks of the Answer. Raises Trouble if no Prometheus is found, or as `find_answer` does."""
+    """Return the bill of one cluster (see FleetVerb). Its rows end with an empty cell for the column NOTE; totals, remarks and what is missing become remarks of the Answer."""
     async with prometheus_at(await find_endpoint(session, typed)) as prometheus:
         answer = await find_answer(prometheus, typed)
-    status, rows = CHANGES if answer.missing else DONE, [[*cells, Span("")] for cells in answer.cells]
+    status, rows = CHANGES if answer.missing else DONE, [[*cells, Span("")] for cells in cells_of(answer)]
     totals = [total_sentence(total).rstrip(".") for total in answer.bill.totals]
     remarks = [*totals, *answer.remarks, *(f"PARTIAL: {why}" for why in answer.missing)]
     return Answer(status, rows, as_data(answer), answer.simulated, remarks)
@@ -68,33 +235,16 @@ BESIDE = FleetVerb(COLUMNS, "no GPU was metered", BillData, ask, lambda typed: q
 async def find_answer(
     prometheus: Prometheus, typed: Namespace, progress: Callable[[str], None] = lambda text: None
 ) -> CostReport:
-    """Read the meter's series and return the bill with its remarks, one of which says so if prices are in several
-    currencies. The window ends now, by the clock of `prometheus`, or at `--until`. `progress` gets each new sentence
-    about how much has been read, and at the end an empty one. Raises Trouble for an unusable flag, a failed query, no
-    data, a node metered twice, or a label that no namespace has."""
-    place, query = prometheus.place, query_of(typed, await prometheus.now())
+    """Read the bill of a window that ends now, by the clock of `prometheus`, or at `--until`. `progress` is called with an empty text at the end."""
+    query = query_of(typed, await prometheus.now())
     try:
-        metered = await read_metered(prometheus, query, progress)
+        return await read_bill(prometheus, query, progress)
     finally:
         progress("")
-    bill = make_bill(metered.cells, by_policy=query.by == POLICY)
-    remarks = [*filter(None, (place.remark,)), *metered.remarks]
-    if sum(1 for total in bill.totals if total.currency) > 1:
-        currencies = ", ".join(total.currency for total in bill.totals if total.currency)
-        remarks.append(
-            f"prices are in several currencies ({currencies}); amounts are not converted, and each currency has its"
-            " own total"
-        )
-    simulated = sorted(metered.simulated)
-    return CostReport(place.where, query, bill, metered.missing, remarks, simulated, metered.used)
 
 
 def query_of(typed: Namespace, now: float) -> MeterQuery:
-    """Return the query for these flags; its window ends at `now` unless `--until` names another time. Both ends are
-    rounded down to whole seconds. Raises Trouble for flags that cannot be used: a window (`span_of`), a currency other
-    than three capital letters, a --by that cannot be the key of a label, or a selector that cannot be parsed or selects
-    by a label that only some of the series have (OF_PARTS), the first of which is named. If `now` is 0, an `--until` in
-    the future is accepted."""
+    """Return the query for these flags, with both ends rounded down to whole seconds. Raises Trouble for flags that cannot be used. If `now` is 0, an `--until` in the future is accepted."""
     start, end = map(float, map(int, span_of(typed, now)))
     if not re.fullmatch(r"[A-Z]{3}", typed.currency):
         raise Trouble(f"--currency {typed.currency}: use three capital letters, for example USD")

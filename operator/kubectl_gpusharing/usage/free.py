@@ -1,30 +1,358 @@
-"""`free [--by resource|node|policy|namespace|pod]`: show who holds the GPUs and what is free now, from Nodes and Pods;
-from policies, too, if GPUs are shared by time-slicing, and from GPUNodes if the user may not read all Nodes and Pods.
-`--usage` adds what each pod uses, as the agents report it."""
+"""`kubectl gpusharing free`: what is free now, and for which pods."""
 
+import re
 from argparse import Namespace
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from math import inf
+from typing import Any
 
-from gpusharing.kube.agentpods import AGENT
-from gpusharing.kube.client import GPUNODES, NAMESPACES, NODES, PODS, POLICIES
-from gpusharing.kube.raw import part, text
+from gpusharing.api.times import from_rfc3339
+from gpusharing.kube.client import GPUNODES, JSON, NAMESPACES, NODES, PODS, POLICIES
+from gpusharing.kube.daemonsets import AGENT, has_secure_metrics
+from gpusharing.kube.errors import Forbidden, KubeError
+from gpusharing.kube.raw import entries, part, section, text, whole
+from gpusharing.planning.vocabulary.lengths import counted, some
+from kubectl_gpusharing.shell import drawing
 from kubectl_gpusharing.shell.documents import InventoryData
+from kubectl_gpusharing.shell.drawing import BLANK, Column, Ink, Line, Paper, Span, age, prose, table
 from kubectl_gpusharing.shell.session import Session, object_name
 from kubectl_gpusharing.shell.terminal import Terminal
-from kubectl_gpusharing.shell.troubles import CHANGES, DONE, Denied, Trouble
-from kubectl_gpusharing.usage.prometheus.client import side_by_side
-from kubectl_gpusharing.usage.read.present import read_usage
-from kubectl_gpusharing.usage.reckon.holdings import (
+from kubectl_gpusharing.shell.troubles import CHANGES, DONE, Denied, Trouble, error_text
+from kubectl_gpusharing.usage.cost import describe_doubts
+from kubectl_gpusharing.usage.holdings import (
     ENDED,
     NO_POLICY,
+    NUMBERS,
+    GPUPod,
     Inventory,
+    Row,
+    count_rows,
     read_gpunode,
     read_pod,
     read_stock,
+    share_nodes,
 )
-from kubectl_gpusharing.usage.say.free import FreeReport, as_data, as_rows, describe
+from kubectl_gpusharing.usage.prometheus import Series, find_place, nodes_of, prometheus_at, side_by_side
+from kubectl_gpusharing.usage.queries import OWN, SIMULATED, SLICES, SM
+from kubectl_gpusharing.usage.workloads import Pod, pod_of
+
+PORT = 8080
+"""Of the metrics of an agent whose pod names none."""
+MOST_ASKED = 100
+"""The most agents that are queried one by one. If there are more, Prometheus is used instead."""
+SIZE = "gpusharing_device_memory_bytes"
+METRICS = (SLICES, OWN, SM, SIZE, SIMULATED)
+"""Metrics of the agent (docs/reference/metrics.md)."""
+_SAMPLE = re.compile(rf"^({'|'.join(METRICS)})(?:{{(.*)}})? (\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)$", re.MULTILINE)
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+
+USED = ("gpu", "profile", "memoryBytes", "deviceMemoryBytes", "smRatio")
+"""The columns about what a pod uses of a device. `profile` is empty for a whole GPU; `smRatio` is of the GPU's SM time, 0 to 1, and unknown on a MIG device."""
+Reason = tuple[str, str]
+"""Why agents did not say what pods use: the words before and after the names of their nodes."""
+
+
+@dataclass(frozen=True, slots=True)
+class UsageNow:
+    by_pod: Mapping[Pod, Mapping[str, Row]] = field(default_factory=dict)
+    """The columns of USED by pod, then by UUID of the device; `resource` too, if it is known as which the pod holds the device."""
+    notes: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    simulated: tuple[str, ...] = ()
+    """Nodes whose GPUs are SIMULATED; an empty string if Prometheus does not name one."""
+
+
+async def read_usage(
+    session: Session, agents: Iterable[JSON], bound: Mapping[Pod, str], service: str
+) -> UsageNow:
+    """Return what the pods in `bound`, with their nodes, use now. Raises no Trouble: what could not be read is in `unknown`."""
+    nodes = set(bound.values())
+    series, silent = await _ask_agents(session, agents, nodes)
+    live = _fold(series)
+    notes = ("memory and SM use are from the agents, read a moment ago",) if nodes - set(silent) else ()
+    if not silent:
+        return replace(live, notes=notes)
+    # At most three reasons are given, each with up to three of its nodes, and the number of the others.
+    nodes_of_reason: dict[Reason, list[str]] = {}
+    for node, reason in sorted(silent.items()):
+        nodes_of_reason.setdefault(reason, []).append(node)
+    why = some([f"{before} {some(names)}{after}" for (before, after), names in nodes_of_reason.items()])
+    missing = f"memory and SM use{' of some pods' if live.by_pod else ''} are unknown: {why}"
+    try:
+        place = await find_place(session, service)
+        async with prometheus_at(place) as prometheus:
+            answer = await prometheus.instant(f'{{__name__=~"{"|".join(METRICS)}"}}', None)
+    except Trouble as trouble:
+        missing = f"{missing}. Prometheus could not be used instead: {trouble}".rstrip(".")
+        return replace(live, notes=notes, unknown=(missing,))
+    about = []
+    for one in answer:
+        # A series that names no node may be about any; one that names another node than the pod's is not.
+        pod = pod_of(one.labels)
+        home = one.node if pod is None else bound.get(pod, "")
+        if (home in silent and one.node in ("", home)) or (pod is None and not home):
+            about.append(one)
+    stored = _fold(about)
+    if stored.by_pod:
+        rest = " of the other pods" if notes else ""
+        source = f"memory and SM use{rest} are from {place.where}, as last scraped, because {why}"
+        notes = (*notes, source, *filter(None, (place.remark,)))
+    by_pod = {**stored.by_pod, **live.by_pod}
+    left = {node for pod, node in bound.items() if node in silent and pod not in by_pod}
+    some_pods = " of some pods" if by_pod else ""
+    lacks = f"{place.where} has no series {SLICES} of pods on {some(sorted(left))}"
+    missing = f"memory and SM use{some_pods} are unknown: {lacks}, and {why}"
+    simulated = tuple(sorted({*live.simulated, *stored.simulated}))
+    return UsageNow(by_pod, notes, (missing,) if left else (), simulated)
+
+
+async def _ask_agents(
+    session: Session, agents: Iterable[JSON], nodes: set[str]
+) -> tuple[list[Series], dict[str, Reason]]:
+    asked = [agent for agent in agents if text(agent, "spec", "nodeName") in nodes]
+    if len(asked) > MOST_ASKED:
+        reason = "the agents on", f" are too many ({len(asked)}) to be asked one by one"
+        return [], dict.fromkeys(nodes, reason)
+    silent = dict.fromkeys(nodes, ("no pod of the agent (gpusharing-agent) was seen on", ""))
+    found: list[Series] = []
+    for node, page, reason in await side_by_side(*(_ask_agent(session, agent) for agent in asked)):
+        silent[node] = reason
+        found += page
+    reported = nodes_of(series for series in found if series.labels["__name__"] == SLICES)
+    return found, {node: reason for node, reason in silent.items() if node not in reported}
+
+
+async def _ask_agent(session: Session, agent: JSON) -> tuple[str, list[Series], Reason]:
+    """Return the agent's node, its series, and why none of them is about a pod, to be ignored if one is. The API server's proxy removes the user's token."""
+    node, place = text(agent, "spec", "nodeName"), section(agent, "metadata")
+    if has_secure_metrics(section(agent, "spec")):
+        reason = "the metrics on", " need a token, which the API server does not pass on to the agent"
+        return node, [], reason
+    ports = [port for one in entries(agent, "spec", "containers") for port in entries(one, "ports")]
+    port = next((whole(port, "containerPort") for port in ports if text(port, "name") == "metrics"), PORT)
+    try:
+        page = await session.client.scrape(text(place, "namespace"), text(place, "name"), port)
+    except Forbidden as error:
+        return node, [], ("you may not ask the agent on", f": {error_text(error)}")
+    except KubeError as error:
+        return node, [], ("the agent on", f" did not respond: {error_text(error)}")
+    found = [
+        Series({**dict(_LABEL.findall(labels)), "node": node, "__name__": name}, ((0.0, float(value)),))
+        for name, labels, value in _SAMPLE.findall(page)
+    ]
+    return node, found, ("the agent on", " reports no pods")
+
+
+def _fold(found: Iterable[Series]) -> UsageNow:
+    kept = [(series.labels.get("__name__", ""), series) for series in found if 0 <= series.value < inf]
+    sizes = {series.labels.get("uuid", ""): int(series.value) for name, series in kept if name == SIZE}
+    by_pod: dict[Pod, dict[str, Row]] = {}
+    for name, series in kept:
+        labels, uuid = series.labels, series.labels.get("uuid", "")
+        if name not in (SLICES, OWN, SM) or (pod := pod_of(labels)) is None:
+            continue
+        gpu, profile = labels.get("gpu", ""), labels.get("profile", "")
+        device = {"gpu": int(gpu) if gpu.isdecimal() else None, "profile": profile}
+        device |= {"memoryBytes": None, "deviceMemoryBytes": sizes.get(uuid), "smRatio": None}
+        use = by_pod.setdefault(pod, {}).setdefault(uuid, device)
+        if name == OWN:
+            use["memoryBytes"] = int(series.value)
+        elif name == SM:
+            use["smRatio"] = series.value
+        elif labels.get("resource"):
+            use["resource"] = labels["resource"]
+    simulated = nodes_of(series for name, series in kept if name == SIMULATED and series.value)
+    return UsageNow(by_pod, simulated=tuple(sorted(simulated)))
+
+
+MOST = 20
+"""How many pods that wait, and nodes that are closed, are listed; -o wide lists all."""
+TITLES = {"largest": "LARGEST FIT", "memoryBytes": "MEMORY", "deviceMemoryBytes": "OF", "smRatio": "SM"}
+DROPS = {
+    "state": 1,
+    "deviceMemoryBytes": 1,
+    "policy": 2,
+    "profile": 2,
+    "closed": 3,
+    "waiting": 3,
+    "taints": 4,
+    "others": 5,
+}
+"""See Column.drop."""
+
+
+@dataclass(frozen=True, slots=True)
+class FreeReport:
+    inventory: Inventory
+    by: str
+    now: datetime
+    usage: UsageNow | None
+    """None if that was not requested."""
+
+    @property
+    def waiting(self) -> list[GPUPod]:
+        return sorted((pod for pod in self.inventory.subjects if not pod.node), key=lambda pod: pod.created)
+
+    @property
+    def simulated(self) -> list[str]:
+        names = {name for name, stock in self.inventory.stocks.items() if stock.simulated}
+        return sorted(names.union(() if self.usage is None else self.usage.simulated))
+
+    @property
+    def unknown(self) -> list[str]:
+        """Sentences about what is unknown, and why; empty if the answer is complete."""
+        found, usage = self.inventory, self.usage
+        sentences = []
+        if found.no_nodes:
+            sentences.append(f"what is allocatable and free is unknown, because {found.no_nodes}")
+        if found.no_pods:
+            seen = "no pods are" if found.blind else f"only the pods of namespace {found.namespace} are"
+            agents = all(stock.allocated is not None for stock in found.stocks.values() if stock.allocatable)
+            free = "computed from what the agents report as allocated" if agents else "unknown"
+            rest = "" if found.no_nodes else f"; what is free is {free}"
+            sentences.append(f"{seen} counted (-n NAME chooses another namespace){rest}: {found.no_pods}")
+        return [*sentences, *(() if usage is None else usage.unknown)]
+
+    @property
+    def notes(self) -> list[str]:
+        free = defaultdict[str, Counter[str]](Counter)
+        for stock, shares in share_nodes(self.inventory):
+            for taint in () if stock.closed else stock.taints:
+                free[taint].update({name: share[3] or 0 for name, share in shares.items()})
+        notes = [
+            f"{_counts(counts)} of the free devices are only for pods that tolerate the taint {taint}"
+            for taint, counts in sorted(free.items())
+            if any(counts.values())
+        ]
+        if claims := self.inventory.with_claims:
+            have = "has" if claims == 1 else "have"
+            notes.append(
+                f"{counted(claims, 'pod')} {have} ResourceClaims, whose devices are not counted here"
+            )
+        unread = sorted({one.policy for one in self.inventory.stocks.values() if one.one_each is None})
+        if unread and "largest" in self.columns:
+            notes.append(
+                "the largest request that fits may be 1 on time-sliced nodes: whether containers may request more than"
+                f" one share is in policies that could not be read ({some(unread)})"
+            )
+        pods = self.inventory.pods
+        if kept := sorted(pod.ref for pod in pods if pod.reserves and self.inventory.counts(pod)):
+            notes.append(
+                f"with {some(kept)}, KAI-Scheduler reserves GPUs for pods that request fractions, which may be in other"
+                " namespaces; the GPUs count as held by the reservation, and the fractions are not counted here"
+            )
+        return notes + ([] if self.usage is None else list(self.usage.notes))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (*self.inventory.columns(self.by), *(() if self.usage is None else USED))
+
+    def rows(self) -> list[Row]:
+        """Return the rows by `by`. With --usage, a row is repeated for every device that the pod holds as this resource; a device of unknown resource belongs to its first row."""
+        rows, pairs = count_rows(self.inventory, self.by), []
+        if self.usage is None:
+            return rows
+        left = {"/".join(pod): dict(devices) for pod, devices in self.usage.by_pod.items()}
+        for row in rows:
+            known = left.get(row["pod"], {}) if row["node"] else {}
+            devices = {
+                uuid: known.pop(uuid)
+                for uuid, use in list(known.items())
+                if use.get("resource", row["resource"]) == row["resource"]
+            }
+            for uuid, use in (devices or {"": dict.fromkeys(USED)}).items():
+                pairs.append(((row["node"], use["gpu"] or 0, uuid, row["pod"]), row | use))
+        return [row for _, row in sorted(pairs, key=lambda pair: pair[0])]
+
+
+def describe(report: FreeReport, paper: Paper) -> list[Line]:
+    lines, rows = drawing.describe_simulated(report.simulated, paper), report.rows()
+    columns = [
+        Column(TITLES.get(name, name.upper()), DROPS.get(name, 0), name in NUMBERS or name in USED)
+        for name in report.columns
+    ]
+    cells = [[_cell(name, value, row) for name, value in row.items()] for row in rows]
+    if rows:
+        lines += table(columns, cells, paper)
+    else:
+        found = report.inventory
+        nodes = f"node{' with these labels' * found.chosen} advertises a GPU resource"
+        pods = f"pod{f' in namespace {found.namespace}' * bool(found.namespace)} requests"
+        nothing = f"No {nodes}, and no {pods} one." if report.by == "resource" else f"No {nodes}."
+        if report.by in ("namespace", "pod"):
+            nothing = f"No {pods} a GPU resource{' of these nodes' * found.chosen}."
+        lines += prose(nothing, paper)
+    if report.by != "node":
+        closed = [(stock.name, stock.closed, _counts(unused)) for stock, unused in report.inventory.closed]
+        lines += _listed(("CLOSED NODE", "STATE", "NOT COUNTED AS FREE"), closed, paper)
+    if waiting := report.waiting:
+        pending = [
+            (
+                pod.ref,
+                _counts(pod.requests),
+                age(from_rfc3339(pod.created), report.now),
+                pod.message * paper.wide,
+            )
+            for pod in waiting
+        ]
+        titles = ("WAITING POD", "REQUESTS", "SINCE", "SCHEDULER")
+        lines += [BLANK] if report.by == "pod" else _listed(titles, pending, paper)
+        why = f"To see why a pod is waiting: kubectl gpusharing why {waiting[0].ref}"
+        lines += prose(why, paper, hang="  ", ink=Ink.FAINT)
+    notes, unknown = report.notes, report.unknown
+    return [*lines, *([BLANK] if notes or unknown else []), *describe_doubts(notes, unknown, paper)]
+
+
+def _cell(column: str, value: Any, row: Row) -> Span:
+    if value is None:
+        return Span("?" if row.get("node", True) else "", Ink.WAITING)
+    if column.endswith("Bytes"):
+        return Span(f"{value / 2**30:.1f}Gi")
+    if column == "smRatio":
+        return Span(f"{value:.0%}")
+    good = Ink.GOOD if column == "free" and value else Ink.PLAIN
+    return Span(str(value), Ink.WAITING if column in ("state", "taints") else good)
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return " and ".join(f"{number} {name}" for name, number in sorted(counts.items()) if number)
+
+
+def _listed(titles: Sequence[str], rows: Sequence[Sequence[str]], paper: Paper) -> list[Line]:
+    shown = rows if paper.wide else rows[:MOST]
+    if not shown:
+        return []
+    columns = [Column(title) for title in titles]
+    lines = [BLANK, *table(columns, [list(map(Span, row)) for row in shown], paper)]
+    left = len(rows) - len(shown)
+    return lines + (prose(f"and {left} more; -o wide lists all", paper, ink=Ink.FAINT) if left else [])
+
+
+def as_data(report: FreeReport) -> InventoryData:
+    found = report.inventory
+    return {
+        "by": report.by,
+        "namespace": found.namespace or None,
+        "rows": report.rows(),
+        "closed": [{"node": one.name, "state": one.closed, "unused": unused} for one, unused in found.closed],
+        "waiting": [
+            {"pod": pod.ref, "requests": dict(pod.requests), "created": pod.created, "message": pod.message}
+            for pod in report.waiting
+        ],
+        "notes": report.notes,
+        "unknown": report.unknown,
+        "simulated": report.simulated,
+    }
+
+
+def as_rows(report: FreeReport) -> Iterator[Sequence[object]]:
+    yield report.columns
+    yield from (tuple(row.values()) for row in report.rows())
+
 
 NOT_ENDED = ",".join(f"status.phase!={phase}" for phase in ENDED)
 """A field selector for the pods that may hold something."""
@@ -33,10 +361,7 @@ NAMED = {"node": NODES, "policy": POLICIES, "namespace": NAMESPACES, "pod": PODS
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Read nodes and pods, with --usage also what those pods of the answer use that have a node, print the answer, and
-    return DONE, or CHANGES if a part of the answer is unknown (see VerbModule). The rows are about what --by says, or
-    else about pods with --usage and about resources without it. Raises Trouble for --usage with another --by, for
-    --service without --usage, for -o name if the rows are about resources, and wherever `read_inventory` does."""
+    """Print who holds the GPUs; CHANGES if a part of the answer is unknown."""
     by = typed.by or ("pod" if typed.usage else "resource")
     if typed.usage and by != "pod":
         raise Trouble(f"--usage shows what each pod uses: leave out --by {by}, or write --by pod")
@@ -55,30 +380,27 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         lambda: as_data(report),
         lambda paper: describe(report, paper),
         lambda: as_rows(report),
-        _names(report),
+        (
+            object_name(NAMED[by], row[by].rpartition("/")[2])
+            for row in (report.rows() if terminal.output == "name" else ())
+            if row[by] != NO_POLICY
+        ),
     )
     return CHANGES if report.unknown else DONE
 
 
-def _names(report: FreeReport) -> Iterator[str]:
-    """Yield the name of the object that each row is about, as kubectl prints it, without a namespace and once for each
-    row. The rows must be about a key of NAMED; those about nodes without a policy have no name. The rows are counted
-    only when the first name is taken."""
-    for row in report.rows():
-        if row[report.by] != NO_POLICY:
-            yield object_name(NAMED[report.by], row[report.by].rpartition("/")[2])
-
-
 async def read_inventory(session: Session, namespace: str, labels: str) -> Inventory:
-    """Read nodes and pods concurrently, and GPUNodes too if the user may not read all of them. `namespace` and
-    `labels` are those that the user typed, or empty. If Nodes could not be read, all GPUNodes count as nodes. Otherwise
-    they add to the nodes in the inventory what the agent reports as allocated and whether the GPUs are SIMULATED; if
-    GPUNodes cannot be read for any reason, nothing is added. Raises Trouble if the user may read neither nodes nor any
-    pods, if labels are given and nodes cannot be read, and if one of these two reads fails other than by a missing
-    permission."""
+    """Read nodes with these labels and pods, and GPUNodes too if the user may not read all of them. Raises Trouble if the user may read neither nodes nor any pods."""
     inventory = Inventory(namespace=namespace, chosen=bool(labels))
     await side_by_side(_read_nodes(session, inventory, labels), _read_pods(session, inventory))
-    await _read_limits(session, inventory)
+    if sliced := [stock for stock in inventory.stocks.values() if stock.one_each is None]:
+        with suppress(Trouble):
+            strict = {
+                text(raw, "metadata", "name")
+                for raw in await session.all(POLICIES)
+                if part(raw, "spec", "timeSlicing", "failRequestsGreaterThanOne") is True
+            }
+            inventory.stocks |= {one.name: replace(one, one_each=one.policy in strict) for one in sliced}
     if inventory.no_nodes and labels:
         raise Trouble(f"-l {labels} selects nodes, but {inventory.no_nodes}")
     if inventory.no_nodes and inventory.blind:
@@ -98,8 +420,6 @@ async def read_inventory(session: Session, namespace: str, labels: str) -> Inven
 
 
 async def _read_nodes(session: Session, inventory: Inventory, labels: str) -> None:
-    """Add the nodes with these labels to the inventory. If the user may not read nodes, set `no_nodes` to the reason
-    and leave the inventory without nodes. Raises Trouble for every other error."""
     try:
         async for page in session.each_page(NODES, label_selector=labels):
             inventory.stocks |= {stock.name: stock for stock in map(read_stock, page)}
@@ -107,25 +427,7 @@ async def _read_nodes(session: Session, inventory: Inventory, labels: str) -> No
         inventory.stocks, inventory.no_nodes = {}, str(error)
 
 
-async def _read_limits(session: Session, inventory: Inventory) -> None:
-    """Set `one_each` of the nodes where it is None, to whether their policy refuses containers that request more than
-    one share. Nothing is read if there are none, and it stays None if policies cannot be read for any reason."""
-    if sliced := [stock for stock in inventory.stocks.values() if stock.one_each is None]:
-        with suppress(Trouble):
-            strict = {
-                text(raw, "metadata", "name")
-                for raw in await session.all(POLICIES)
-                if part(raw, "spec", "timeSlicing", "failRequestsGreaterThanOne") is True
-            }
-            inventory.stocks |= {one.name: replace(one, one_each=one.policy in strict) for one in sliced}
-
-
 async def _read_pods(session: Session, inventory: Inventory) -> None:
-    """Read the pods of all namespaces that have not ended. Add to the inventory those that request GPUs, the agent's
-    pods, unless these request GPUs, and how many pods of any kind have ResourceClaims. If the user may not read all
-    namespaces, set `no_pods` to the reason, and read one namespace instead: that of the inventory, by default that of
-    the context, which then becomes the inventory's. If its pods may not be read either, set `blind`. Raises Trouble for
-    every other error."""
     own = inventory.namespace or session.namespace
     for namespace in (None, own):
         try:

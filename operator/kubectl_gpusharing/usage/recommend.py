@@ -1,8 +1,6 @@
-"""`advise --from-prometheus [-l NODES | --policy NAME] [--window 14d]`, or `recommend`: recommend a layout for a pool,
-based on what its workloads used.
+"""`advise --from-prometheus [-l NODES | --policy NAME] [--window 14d]`, or `recommend`: recommend a layout for a pool, based on what its workloads used.
 
-It needs only Prometheus with dcgm-exporter, not the operator. Where the operator is installed, it also shows the plan
-of the policy. Nothing is applied: `--write FILE` writes a policy that waits for an approval.
+It needs only Prometheus with dcgm-exporter, not the operator. Where the operator is installed, it also shows the plan of the policy. Nothing is applied: `--write FILE` writes a policy that waits for an approval.
 """
 
 from argparse import Namespace
@@ -16,34 +14,22 @@ from kubectl_gpusharing.shell.documents import RecommendationData
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, Trouble, error_text
-from kubectl_gpusharing.usage.prometheus.client import Prometheus, prometheus_at
-from kubectl_gpusharing.usage.prometheus.matchers import selector_of
-from kubectl_gpusharing.usage.prometheus.services import find_endpoint
-from kubectl_gpusharing.usage.prometheus.windows import DAY, span_of
-from kubectl_gpusharing.usage.read.fold import Fold
-from kubectl_gpusharing.usage.read.histories import ObservedPool, find_pool
-from kubectl_gpusharing.usage.read.meter import read_price
-from kubectl_gpusharing.usage.read.poolnodes import (
+from kubectl_gpusharing.usage.histories import (
     NodeScope,
+    ObservedPool,
     find_in_cluster,
     find_in_prometheus,
+    find_pool,
     narrow,
+    read_usage,
     rows_of,
 )
-from kubectl_gpusharing.usage.read.pricing import price_of
-from kubectl_gpusharing.usage.read.queries import HOUR, MeterQuery
-from kubectl_gpusharing.usage.read.usage import read_usage
-from kubectl_gpusharing.usage.reckon.needs import (
-    MIN_POINTS,
-    MIN_SPAN,
-    Confidence,
-    Doubt,
-    Goal,
-    Need,
-    find_need,
-)
-from kubectl_gpusharing.usage.reckon.recommendation import ModelPool, recommend
-from kubectl_gpusharing.usage.say.recommend import (
+from kubectl_gpusharing.usage.meter import read_price
+from kubectl_gpusharing.usage.needs import MIN_POINTS, MIN_SPAN, Confidence, Doubt, Goal, find_need
+from kubectl_gpusharing.usage.prometheus import Prometheus, find_endpoint, prometheus_at, selector_of
+from kubectl_gpusharing.usage.queries import HOUR, MeterQuery, price_of
+from kubectl_gpusharing.usage.recommendation import ModelPool, recommend
+from kubectl_gpusharing.usage.recommendtext import (
     RecommendReport,
     as_data,
     as_file,
@@ -51,20 +37,15 @@ from kubectl_gpusharing.usage.say.recommend import (
     describe,
     policy_of,
 )
+from kubectl_gpusharing.usage.windows import DAY, span_of
+from kubectl_gpusharing.usage.workloads import Fold
 
 MOST = round(30 * DAY)
 """The longest window, in seconds. Samples older than a few days have almost no weight."""
 
 
 async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> int:
-    """Find a recommendation from the Prometheus in the cluster or, without a `session`, the one in `--prometheus`, and
-    the plan of its policy (no plan for CSV). Write the policy to the new file of `--write`, and print the answer.
-    Return DONE, or CHANGES if the answer is incomplete.
-
-    Raises Trouble, and prints nothing, if a flag cannot be used (before the cluster is contacted), if no Prometheus is
-    found, as `find_answer` does, or if the file exists or cannot be written. If `--write` is given and there is no
-    policy to write, Trouble is raised after the answer is printed.
-    """
+    """Print a recommendation from the Prometheus in the cluster or, without a `session`, the one in `--prometheus`, with the plan of its policy; CHANGES if it is incomplete."""
     _check(typed)
     async with prometheus_at(await find_endpoint(session, typed)) as prometheus:
         answer = await find_answer(prometheus, typed, session)
@@ -91,9 +72,6 @@ async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> 
 
 
 def _check(typed: Namespace) -> None:
-    """Raise Trouble for flags that cannot be used, as far as this shows without a query: --window, --until, --selector,
-    --price, -l, --card and --write, and --policy together with -l. A `--write` file that already exists is such a case;
-    an `--until` in the future is not."""
     span_of(typed, 0.0, MOST)
     selector_of(typed.selector)
     price_of(typed.price)
@@ -111,11 +89,6 @@ def _check(typed: Namespace) -> None:
 
 
 async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session | None) -> RecommendReport:
-    """Return the report of a recommendation, without the plan. If the GPU model is unknown or shares the CPU's memory,
-    it has no recommendation, and `missing` says why. If no workload fits, it has no policy. The price is that of
-    --price, or else of Prometheus in the last day of the window (`read_price`). Without a `session`, or with neither -l
-    nor --policy, Prometheus selects the nodes. Raises Trouble for unusable flags, no node, unreadable data, several GPU
-    models, no pod with a GPU, or too short histories."""
     start, end = span_of(typed, await prometheus.now(), MOST)
     selector = selector_of(typed.selector)
     inside = None if session is None else await find_in_cluster(session, typed)
@@ -137,7 +110,14 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session
         missing.append(f"{_unknown(observed)}, so there is nothing to recommend")
     else:
         needs = tuple(find_need(history, observed.card, goal) for history in observed.histories)
-        _refuse_too_little(needs)
+        if all(need.confidence is Confidence.NONE and Doubt.TOO_LITTLE in need.doubts for need in needs):
+            best = max(needs, key=lambda need: (need.samples, need.workload))
+            hours, least = best.span.total_seconds() / 3600, MIN_SPAN.total_seconds() / 3600
+            raise Trouble(
+                f"too little history to recommend anything: {MIN_POINTS} hourly peaks over {round(least)} h are needed; of"
+                f" {counted(len(needs), 'workload')}, {best.workload.namespace}/{best.workload.name} has the most, with"
+                f" {best.samples} over {round(hours)} h. Try again later, or use a longer --window"
+            )
         pool = ModelPool(scope.name, observed.card, observed.nodes, observed.used)
         recommendation = recommend(pool, needs, observed.occupied, goal=goal)
         # A layout that serves no workload is not worth applying.
@@ -151,8 +131,6 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session
 
 
 async def find_effect(session: Session | None, scope: NodeScope, policy: dict[str, object]) -> Planned | str:
-    """Return the plan of the policy, as `plan -f` would compute it, or a clause that says why there is none: there is
-    no `session`, the nodes do not have the policy's label yet, or a Trouble occurred, which is not raised."""
     if session is None:
         return "with --prometheus, the cluster is not contacted; use --service for a Prometheus inside one"
     if scope.unlabelled:
@@ -163,21 +141,5 @@ async def find_effect(session: Session | None, scope: NodeScope, policy: dict[st
         return str(trouble)
 
 
-def _refuse_too_little(needs: tuple[Need, ...]) -> None:
-    """Raise Trouble if the needs of all workloads are unknown because their histories are too short; return if one need
-    is known, or unknown for another reason alone. The message names the workload with the most samples. `needs` must
-    not be empty."""
-    if any(need.confidence is not Confidence.NONE or Doubt.TOO_LITTLE not in need.doubts for need in needs):
-        return
-    best = max(needs, key=lambda need: (need.samples, need.workload))
-    workload, hours, least = best.workload, best.span.total_seconds() / 3600, MIN_SPAN.total_seconds() / 3600
-    raise Trouble(
-        f"too little history to recommend anything: {MIN_POINTS} hourly peaks over {round(least)} h are needed; of"
-        f" {counted(len(needs), 'workload')}, {workload.namespace}/{workload.name} has the most, with {best.samples}"
-        f" over {round(hours)} h. Try again later, or use a longer --window"
-    )
-
-
 def _unknown(observed: ObservedPool) -> str:
-    """Return a clause that says that the layouts of the pool's GPU model are unknown."""
     return f"the possible layouts of {observed.model or 'a GPU of unknown model'} are unknown"

@@ -1,7 +1,6 @@
 """`ui`: serve the page of `status -o html` on loopback, with the slices of each tenant, and `why` at a click.
 
-Open pages about pools and slices are kept up to date by server-sent events. However many are open, they share what was
-read from the cluster. A page of `why` is read anew for each request, and not updated.
+Open pages about pools and slices are kept up to date by server-sent events. However many are open, they share what was read from the cluster. A page of `why` is read anew for each request, and not updated.
 """
 
 import asyncio
@@ -20,8 +19,7 @@ from gpusharing.api.times import to_rfc3339
 from gpusharing.kube.client import GPUNODES, POLICIES
 from gpusharing.kube.clock import loop_time
 from kubectl_gpusharing.diagnosis import why
-from kubectl_gpusharing.pools.loopback import Content, listening
-from kubectl_gpusharing.pools.page import overview
+from kubectl_gpusharing.pools.page import Content, listening, overview
 from kubectl_gpusharing.pools.status import TICK, Followed, followed
 from kubectl_gpusharing.shell.documents import AddressData
 from kubectl_gpusharing.shell.drawing import Ink, Line, Paper, length, line, prose
@@ -29,12 +27,11 @@ from kubectl_gpusharing.shell.markup import PAPER, Child, Markup, document, flow
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import DONE, Trouble, sentence
-from kubectl_gpusharing.usage.free import read_inventory
-from kubectl_gpusharing.usage.reckon.holdings import Inventory
-from kubectl_gpusharing.usage.say.free import FreeReport, describe
+from kubectl_gpusharing.usage.free import FreeReport, describe, read_inventory
+from kubectl_gpusharing.usage.holdings import Inventory
 
 MOST = 20
-"""How many nodes of a pool the first page lists. The page of the pool lists all."""
+"""How many nodes of a pool the first page lists."""
 AGES = 10
 """Seconds after which an open page is drawn again even though nothing has changed, because it shows ages."""
 REREAD = 30.0
@@ -67,9 +64,7 @@ source.onerror = () => state.textContent = "The connection to kubectl gpusharing
 
 
 def link(title: str, text: str) -> Child:
-    """Return the content of a cell below the heading `title`. Under POLICY it is always a link to the page of the
-    policy that the first word of `text` names. Under a heading in KINDS it is a link to what `why` says about the first
-    word of `text`, unless that is missing, `-`, or a culprit without a slash. Otherwise it is `text`."""
+    """Return the content of a cell below the heading `title`: a link to the page of a policy, or to what `why` says about the first word, or plain text."""
     word, kind = text.partition(" ")[0], KINDS.get(title)
     if title != "POLICY" and (kind is None or word in ("", "-") or (title == "CULPRIT" and "/" not in word)):
         return text
@@ -78,7 +73,7 @@ def link(title: str, text: str) -> Child:
 
 
 class Sheet(Terminal):
-    """A terminal that writes nothing, and remembers the lines of an answer."""
+    """A terminal that writes nothing, and remembers the lines of an answer in `lines`."""
 
     def answer(
         self,
@@ -88,28 +83,22 @@ class Sheet(Terminal):
         rows: object = None,
         names: object = (),
     ) -> None:
-        """Set `self.lines` to what `lines` draws on the paper of a page. The other arguments are ignored."""
         self.lines = lines(PAPER)
 
 
 class Board:
-    """The pages of `ui`. `pages` has, by name, the functions that yield their content."""
+    """The pages of `ui`: `pages` has, by name, the functions that yield their content."""
 
     def __init__(self, session: Session, typed: Namespace, cluster: Followed) -> None:
-        """Prepare the pages. Nothing is read yet. `typed` are the flags of the verb, and `cluster` has the policies and
-        GPUNodes, which it keeps up to date."""
         self.session, self.typed, self.cluster = session, typed, cluster
         self.pages = {"": self._page, "events": self._events, "js": self._script}
         self._reading, self._read_at = asyncio.Lock(), float("-inf")
         self._found: Inventory | Trouble = Inventory()
 
     async def _script(self, _: Mapping[str, str]) -> Content:
-        """Yield the script of the pages, whatever the query."""
         yield SCRIPT
 
     async def _page(self, query: Mapping[str, str]) -> Content:
-        """Yield the whole page with the main element for this query, below a heading, links and a form for `why`. A
-        page about a `subject` has no script, so it is not updated."""
         main = await self._main(query)
         title, state = f"GPU pools of {self.session.name}", f"As of {self._as_of()}. Reload to see changes."
         word = tag("input", name="subject", required="", placeholder="gpu-07 or team-a/llm-0")
@@ -121,11 +110,6 @@ class Board:
         yield frame(title, script, tag("h1", title), nav, note, main)
 
     async def _events(self, query: Mapping[str, str]) -> Content:
-        """Yield server-sent events forever, the first at once: `page` with the main element for this query if that
-        differs from the last one sent, and `current` with the time of the data, about every AGES seconds or more often.
-        The page is drawn when policies, GPUNodes or the error of the connection have changed, and otherwise about every
-        AGES seconds. The pause after a drawing is TICK, or four times the CPU time that the process used meanwhile if
-        that is longer."""
         shown, origin = "", None
         while True:
             begin = process_time()
@@ -137,12 +121,9 @@ class Board:
             await asyncio.sleep(max(TICK, 4 * (process_time() - begin)))
 
     def _as_of(self) -> str:
-        """Return the time when the policies and GPUNodes were last known to be up to date."""
         return to_rfc3339(self.session.now() - self.cluster.silence)
 
     async def _main(self, query: Mapping[str, str]) -> Markup:
-        """Return the main element of a page: what `_draw` returns or, if it raises an Exception, a sentence about the
-        error."""
         try:
             return tag("main", *await self._draw(query))
         except Trouble as trouble:
@@ -152,9 +133,6 @@ class Board:
         return tag("main", tag("p", text, class_="bad"))
 
     async def _draw(self, query: Mapping[str, str]) -> list[Markup]:
-        """Return the content of the page for this query: what `why` says about its `subject`; else what `free` says by
-        its `by`; else its `policy` with all nodes; else all pools with at most MOST nodes each. Pools have a warning
-        above them while the cluster cannot be followed. Raises Trouble if an object is missing or cannot be read."""
         if subject := query.get("subject", "").strip():
             sheet = Sheet(StringIO())
             await why.run(self.session, Namespace(**vars(self.typed) | {"subject": subject}), sheet)
@@ -171,9 +149,6 @@ class Board:
         return parts + overview(self.session, self.cluster.known(), chosen, None if policy else MOST, link)
 
     async def _tenants(self, by: str) -> Sequence[Line]:
-        """Draw what `free` says by pod if `by` is `pod`, and otherwise by namespace. Only pods of the namespace in the
-        flags count, if there is one there. Nodes and Pods are read again, one attempt at a time, once the last attempt
-        is more than REREAD seconds ago. If an attempt failed, its Trouble is raised each time until the next one."""
         async with self._reading:
             if loop_time() - self._read_at > REREAD:
                 try:
@@ -189,9 +164,6 @@ class Board:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Print the address of the page, and serve it until Ctrl-C (see VerbModule). With --open, also open it in a
-    browser; if none can be started, warn. Raises Trouble if the port cannot be used, or if policies and GPUNodes cannot
-    be read at the beginning."""
     if not (typed.port.isdecimal() and int(typed.port) < 65536):
         raise Trouble(
             f"--port {typed.port} is not a port: pass a number from 0 to 65535, such as --port 8321"
@@ -207,15 +179,11 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
             lambda: {"context": session.name, "url": url},
             lambda paper: [line(url), *prose(hint, paper)],
         )
-        if typed.open and not await asyncio.to_thread(_open, url, Path(folder) / "open.html"):
-            terminal.warn("no browser could be started. Open the address yourself")
+        if typed.open:
+            # A page leads to the address, which other users could see among the arguments of the browser.
+            file = Path(folder) / "open.html"
+            file.write_text(document(tag("html", tag("meta", http_equiv="refresh", content=f"0;url={url}"))))
+            if not await asyncio.to_thread(webbrowser.open, file.as_uri()):
+                terminal.warn("no browser could be started. Open the address yourself")
         await asyncio.get_running_loop().create_future()
     return DONE
-
-
-def _open(address: str, file: Path) -> bool:
-    """Write a page to `file` that leads to the address, and start the user's browser with that file. The address itself
-    would be visible to other users of the machine, who can read the arguments of programs. Return whether a browser
-    could be started."""
-    file.write_text(document(tag("html", tag("meta", http_equiv="refresh", content=f"0;url={address}"))))
-    return webbrowser.open(file.as_uri())

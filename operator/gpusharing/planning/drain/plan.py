@@ -1,41 +1,168 @@
-"""The drain of one node: which pods to evict now, and what holds back the others.
-
-The plan is a function of the pods' standings (standing.py); it examines no pod a second time.
-
-Specification: docs/design/drain.md. Every plan has these properties:
-
-- a finished, static, DaemonSet or terminating pod is never evicted, and no pod is evicted twice;
-- every pod that holds a GPU is evicted, waited for, put off to the next pass or blocked with a reason. No such
-  pod is skipped, because it holds the GPU until its API object is gone;
-- the order of the input makes no difference.
-
-Terms: docs/design/glossary.md#gang.
-"""
+"""The drain of one node: which pods to evict now, and what holds back the others."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from gpusharing.api.policy import Drain
 from gpusharing.api.times import NEVER, to_rfc3339
-from gpusharing.planning.drain import pdb
-from gpusharing.planning.drain.evictions import MAX_EVICTIONS, PACE, QUIET_WAIT
-from gpusharing.planning.drain.force import (
-    explain_force,
-    find_forced,
-    find_unasked,
-    fits,
-    force_moment,
-    waits_for_forced,
+from gpusharing.planning.drain import evictions
+from gpusharing.planning.drain.evictions import MAX_EVICTIONS, PACE, QUIET_WAIT, is_seen
+from gpusharing.planning.drain.pods import NO_OPTIONS, by_ref, classify
+from gpusharing.planning.drain.standing import (
+    STUCK_AFTER,
+    Standing,
+    Standings,
+    everywhere,
+    find_ruled,
+    find_standings,
+    name_gang,
+    stuck_from,
+    unlisted,
 )
-from gpusharing.planning.drain.holders import by_ref
-from gpusharing.planning.drain.standing import Standing, Standings, stuck_from
 from gpusharing.planning.drain.stranded import Afterwards
-from gpusharing.planning.snapshot.podviews import PdbView, PodView
-from gpusharing.planning.vocabulary.blockers import Blocker, merge
+from gpusharing.planning.snapshot.podviews import GangView, NodeWork, PdbView, PodView, Scope
+from gpusharing.planning.vocabulary.findings import Blocker, Finding, merge
 from gpusharing.planning.vocabulary.lengths import counted
-from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from gpusharing.planning.vocabulary.values import value
+
+SLACK = timedelta(seconds=10)
+"""Time added to a pod's grace period, so that the next pass comes early enough and a failed DELETE can be repeated."""
+
+
+def find_force_note(options: Drain, *, granted: bool, namespace: str) -> Finding | None:
+    if granted or options.on_timeout != "ForceDelete":
+        return None
+    return Finding(
+        Reason.FORCE_DELETE_OFF,
+        "spec.drain.onTimeout is ForceDelete, but the operator is not allowed to delete pods, so the setting is treated"
+        " as Abort. To allow it,"
+        f" run helm upgrade RELEASE CHART -n {namespace} --reset-then-reuse-values --set forceDelete=true",
+    )
+
+
+def fits(standing: Standing, pods: Standings) -> bool:
+    """Whether the drain is long enough for the pod to be deleted by force before it ends."""
+    return pods.force_within is not None and _lead(standing, pods.force_within) < pods.force_within
+
+
+def _lead(standing: Standing, within: timedelta) -> timedelta:
+    return timedelta(seconds=standing.pod.grace) + _slack(within)
+
+
+def _slack(within: timedelta) -> timedelta:
+    return min(SLACK, within / 4)
+
+
+def find_forced(
+    pods: Standings, end: datetime | None, now: datetime
+) -> tuple[list[Standing], list[Standing]]:
+    """Return the pods to delete now, and those to evict now even if it is not their turn.
+
+    The time to delete these pods by force has come. The first ones have a refusal that still counts, the others need
+    one. Both are empty if `end`, the end of the drain, is None, or if some pod will stay anyway.
+    """
+    forced: list[Standing] = []
+    unasked: list[Standing] = []
+    if end is None or _in_vain(pods, end, now):
+        return forced, unasked
+    for standing in pods.remaining:
+        moment = force_moment(standing, pods, end)
+        if moment is None or moment > now:
+            continue
+        stale = _is_stale(standing, pods, moment)
+        if _is_refused(standing, pods, now) and not stale:
+            forced.append(standing)
+        elif not standing.conflicts and (stale or _is_unasked(standing, now)):
+            unasked.append(standing)
+    return forced, unasked
+
+
+def waits_for_forced(pods: Standings, end: datetime | None) -> bool:
+    """Whether only leaving pods remain in a drain that deletes by force, so that one more minute after `end` may suffice."""
+    only_leaving = bool(pods.leaving) and not pods.remaining and not pods.blocked
+    return end is not None and pods.force_within is not None and only_leaving
+
+
+def explain_force(pods: Standings, forced: list[Standing]) -> Iterator[Blocker]:
+    deleted = (standing for standing in pods.leaving if standing.answer is Reason.FORCE_DELETE)
+    for standing in (*forced, *deleted):
+        # A failed deletion is reported as failed until one is accepted.
+        if standing.answer is not Reason.FORCE_DELETE_FAILED:
+            yield Blocker(Reason.FORCE_DELETE, (standing.pod.ref,))
+    if pods.force_within is None:
+        return
+    for standing in pods.remaining:
+        if (standing.conflicts or standing.is_full) and not standing.waits and not fits(standing, pods):
+            within = int(pods.force_within.total_seconds())
+            more = _slack(pods.force_within).total_seconds()
+            message = (
+                f"Its grace period of {standing.pod.grace} s plus a margin of {more:g} s does not fit within"
+                f" drain.timeout ({within} s)"
+            )
+            yield Blocker(Reason.GRACE_TOO_LONG, (standing.pod.ref,), message=message)
+
+
+def force_moment(standing: Standing, pods: Standings, end: datetime | None) -> datetime | None:
+    """Return the time from which the pod may be deleted by force before `end`, or None if it must not be."""
+    if end is None or pods.force_within is None or not fits(standing, pods):
+        return None
+    moment = end - _lead(standing, pods.force_within)
+    # A moment before the cordon: the drain is shorter than the policy says now, and no pod had been evicted yet.
+    return moment if pods.cordoned_at is None or moment > pods.cordoned_at else None
+
+
+def _is_refused(standing: Standing, pods: Standings, now: datetime) -> bool:
+    """Whether the eviction of the pod is refused, so that the pod may be deleted; every one fails under several budgets (E8)."""
+    if standing.memory is None:
+        return standing.conflicts
+    if not is_seen(standing.memory, pods.listed_at):
+        return False  # it may be leaving already
+    over = standing.memory.next_try <= now
+    if standing.answer is Reason.FORCE_DELETE_FAILED:
+        return over
+    return Mark.FORCIBLE in standing.marks or (standing.conflicts and over)
+
+
+def _is_unasked(standing: Standing, now: datetime) -> bool:
+    if standing.memory is None:
+        return True
+    return Mark.FORCIBLE not in standing.marks and standing.memory.next_try <= now
+
+
+def _is_stale(standing: Standing, pods: Standings, moment: datetime) -> bool:
+    """Whether the last refusal came before the pod could be deleted, and its budget would allow the eviction now."""
+    if standing.memory is None or standing.conflicts or standing.is_full:
+        return False
+    if standing.answer not in (Reason.PDB, Reason.EVICTION_ERROR):
+        return False
+    asked = standing.memory.asked_at
+    return is_seen(standing.memory, pods.listed_at) and (asked is None or asked < moment)
+
+
+def _in_vain(pods: Standings, end: datetime, now: datetime) -> bool:
+    """Whether some pod will stay on the node no matter which pods are deleted, so that the change will be given up."""
+    if pods.silent or pods.blocked:
+        return True
+    # Deleted now, a pod would still exist after its grace period. That is too late if the time to delete it was missed,
+    # because no operator ran, the node was silent, or calls failed.
+    left = end + STUCK_AFTER - SLACK - now
+    for standing in pods.remaining:
+        if standing.gang_blocked or standing.waits or Mark.DENIED in standing.marks:
+            return True
+        if force_moment(standing, pods, end) is None:
+            return True
+        if timedelta(seconds=max(1, standing.pod.grace)) > left:
+            return True
+    for pod in (standing.pod for standing in pods.leaving):
+        stuck = stuck_from(pod)
+        if pod.deleted_at is not None and (stuck is None or pod.deleted_at > end + STUCK_AFTER):
+            return True  # without `stuck`, it is later than any datetime
+        if stuck is not None and now > stuck:
+            return True
+    return False
 
 
 @value
@@ -47,8 +174,7 @@ class DrainPlan:
     delete: tuple[PodView, ...] = ()
     """Pods to delete now, because the drain's time is nearly over."""
     only_leaving: bool = False
-    """Whether every remaining pod is terminating and the policy deletes by force the pods that remain at the end of
-    the drain."""
+    """Whether only terminating pods remain in a drain that deletes by force the pods that remain at its end."""
     holders: int = 0
     """How many pods still have to leave, blocked ones included, or -1 if the pods could not be listed."""
     first: str = ""
@@ -64,53 +190,44 @@ class DrainPlan:
     needs: tuple[tuple[str, int], ...] = ()
     """By PodDisruptionBudget (`namespace/name`): how many pods are still to be evicted under it."""
     next_wake: datetime | None = None
-    """When the passing of time alone may change the plan, or None if it cannot. Every other change shows in the next
-    LIST."""
+    """When the passing of time alone may change the plan, or None if it cannot. Other changes show in the next LIST."""
 
     @property
     def idle(self) -> bool:
-        """Whether no pod has to leave any more, according to the last LIST. False if the pods could not be listed."""
         return self.holders == 0
 
 
 def preflight(pods: Standings, options: Drain, afterwards: Afterwards, now: datetime) -> tuple[Blocker, ...]:
-    """Return the blockers that would make a drain fail. While there are any, the node is not cordoned.
+    """Return the blockers that would make a drain fail, on a node that is not cordoned yet (docs/design/drain.md#rule-10).
 
-    `pods` are the standings on a node that is not cordoned yet. Budgets count only for pods that cannot be deleted by
-    force at the end of the drain. If the policy deletes by force, a pod that budgets keep and whose grace period is too
-    long for that is a blocker too (`explain_force`). Pods that could not run `afterwards` are blockers if the policy
-    says Hold for stranded pods. If the pods could not be listed, the failed LIST (LIST_FAILED) is the only blocker.
+    Budgets count only for pods that cannot be deleted by force at the end of the drain.
     """
     if pods.error:
         return (Blocker(Reason.LIST_FAILED, message=pods.error),)
-    lost = (standing.pod for standing in _to_evict(pods)) if options.stranded_pods == "Hold" else ()
-    stranded = afterwards.find_stranded(pods.node, lost)
-    return merge(
-        (
-            *_find_blockers(pods, _unforced(_to_evict(pods), pods), now),
-            *explain_force(pods, []),
-            *stranded,
-        )
-    )
+    evicted = _to_evict(pods)
+    lost = (standing.pod for standing in evicted) if options.stranded_pods == "Hold" else ()
+    found = _find_blockers(pods, [standing for standing in evicted if not fits(standing, pods)], now)
+    return merge((*found, *explain_force(pods, []), *afterwards.find_stranded(pods.node, lost)))
 
 
 def plan_drain(pods: Standings, now: datetime, end: datetime | None = None) -> DrainPlan:
-    """Return which pods to evict and delete now, and what holds back the others. `end` is when the drain's time is over
-    and the remaining pods must have been deleted by force, or None if no pod is deleted by force.
+    """Return which pods to evict and delete now, and what holds back the others.
 
-    At most MAX_EVICTIONS evictions and deletions are sent within `PACE`, and deletions come first. None are sent while
-    the server throttles evictions. If the pods could not be listed, nothing is sent, and the failed LIST (LIST_FAILED)
-    is the only blocker.
+    `end` is when the remaining pods must have been deleted by force, or None if no pod is deleted by force. At most
+    MAX_EVICTIONS evictions and deletions are sent within `PACE`, deletions first.
     """
     if pods.error:
         failed = Blocker(Reason.LIST_FAILED, message=pods.error)
         return DrainPlan(holders=pods.holders, blockers=(failed,))
-    throttled = pods.throttled_until is not None
-    jobs, most = _jobs(pods), MAX_EVICTIONS - len(pods.sent_at)
-    forced = find_forced(pods, end, now)[: max(0, most)]
-    unasked = find_unasked(pods, end, now)
-    due = [standing for standing in _in_turn(pods, unasked) if standing not in forced]
-    evict = () if throttled else _pick(due, most - len(forced), unasked)
+    most = max(0, MAX_EVICTIONS - len(pods.sent_at))
+    forced, unasked = find_forced(pods, end, now)
+    forced = forced[:most]
+    evict = _pick(pods, forced, {standing.pod.uid for standing in unasked}, most - len(forced))
+    jobs = [
+        standing
+        for standing in pods.remaining
+        if standing.waits and standing.ends is not None and standing.tier == pods.front
+    ]
     return DrainPlan(
         evict=evict,
         delete=tuple(standing.pod for standing in forced),
@@ -121,8 +238,7 @@ def plan_drain(pods: Standings, now: datetime, end: datetime | None = None) -> D
             (
                 *_find_blockers(pods, _to_evict(pods), now),
                 *explain_force(pods, forced),
-                *_running(jobs),
-                *(_throttled(pods.remaining, due) if throttled else ()),
+                *_explain_waits(pods, jobs),
             )
         ),
         jobs=tuple(standing.pod for standing in jobs),
@@ -136,62 +252,37 @@ def plan_drain(pods: Standings, now: datetime, end: datetime | None = None) -> D
 
 
 def budget_room(pods: Standings) -> Counter[str]:
-    """Return how many pods of the node a drain still has to evict under each PodDisruptionBudget, by the budget's
-    `namespace/name`. Pods that several budgets guard are left out, because every eviction of them fails."""
-    return Counter(pdb.ref(standing.budget) for standing in _to_evict(pods) if standing.budget is not None)
+    """Return how many pods a drain still has to evict under each PodDisruptionBudget (`namespace/name`)."""
+    return Counter(
+        evictions.ref(standing.budget) for standing in _to_evict(pods) if standing.budget is not None
+    )
 
 
 def crowding(pods: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
-    """Return a blocker (PDB) for each budget that guards pods of this node that still have to be evicted, and whose
-    allowed disruptions other nodes already use up. The blocker names these pods. A budget that allows no disruption
-    counts as allowing one. Pods that several budgets guard are left out. `crowd` is the sum of `budget_room` over the
-    nodes in flight, by the budget's `namespace/name`."""
+    """Return a blocker (PDB) for each budget whose allowed disruptions other nodes already use up.
+
+    `crowd` is the sum of `budget_room` over the nodes in flight. A budget that allows none counts as allowing one.
+    """
     return merge(
         Blocker(
             Reason.PDB,
             tuple(standing.pod.ref for standing in guarded),
-            pdb.ref(budget),
+            evictions.ref(budget),
             "Nodes that are already being drained use up the disruptions that the budget allows",
         )
         for budget, guarded in _by_budget(_to_evict(pods))
-        if crowd.get(pdb.ref(budget), 0) >= max(1, budget.disruptions_allowed)
+        if crowd.get(evictions.ref(budget), 0) >= max(1, budget.disruptions_allowed)
     )
 
 
 def forbidding(pods: Standings) -> tuple[Blocker, ...]:
-    """Return the blockers of pods that were not evicted yet and must not be evicted now or ever: a rule or a gang
-    forbids the eviction, or a budget refuses it. Budgets of pods whose grace period leaves room for a deletion by force
-    before the end of the drain do not count."""
-    return merge((*pods.blockers, *_budgets(_unforced(pods.remaining, pods))))
-
-
-# --- what holds pods back ----------------------------------------------------------------------------------------
-
-
-def _find_blockers(pods: Standings, guarded: Sequence[Standing], now: datetime) -> Iterator[Blocker]:
-    """Yield what stops pods from leaving, before or during a drain: rules that block pods, pods that are stuck,
-    budgets, and other refusals by the server. On a node that is not Ready, the pods that no rule blocks are reported as
-    unreachable (T6) in one blocker (NODE_UNREACHABLE), and none as stuck. The pace of evictions does not count. Budgets
-    count only for the pods in `guarded`."""
-    yield from pods.blockers
-    if not pods.silent:
-        yield from _stuck(pods.leaving, now)
-    elif refs := tuple(standing.pod.ref for standing in (*pods.leaving, *pods.remaining)):
-        yield Blocker(Reason.NODE_UNREACHABLE, refs, message="The node is not Ready")
-    yield from _budgets(guarded)
-    yield from _refused(pods.remaining, now)
-
-
-def _unforced(remaining: Iterable[Standing], pods: Standings) -> list[Standing]:
-    """Return the pods whose grace period is too long for a deletion by force before the end of the drain (T4), or all
-    if the policy deletes none by force. Only budgets of these pods can make a drain fail."""
-    return [standing for standing in remaining if not fits(standing, pods)]
+    """Return the blockers of pods that must not be evicted: a rule or gang forbids it, or a budget that force cannot bypass."""
+    guarded = [standing for standing in pods.remaining if not fits(standing, pods)]
+    return merge((*pods.blockers, *_explain_budgets(guarded)))
 
 
 def _to_evict(pods: Standings) -> list[Standing]:
-    """Return the remaining pods that will be evicted sooner or later, even if their gang is blocked now. Pods that are
-    never evicted (`spared`) are left out. Once the node is cordoned, pods that still have time to end by themselves are
-    left out too."""
+    """Return the remaining pods that will be evicted sooner or later, except those that still have time to end by themselves."""
     return [
         standing
         for standing in pods.remaining
@@ -199,16 +290,68 @@ def _to_evict(pods: Standings) -> list[Standing]:
     ]
 
 
-def _jobs(pods: Standings) -> list[Standing]:
-    """Return the pods that should end by themselves (T11) in the tier whose turn it is. Empty if the node is not
-    cordoned."""
-    waiting = (standing for standing in pods.remaining if standing.waits and standing.ends is not None)
-    return [standing for standing in waiting if standing.tier == pods.front]
+def _by_budget(remaining: Iterable[Standing]) -> Iterable[tuple[PdbView, list[Standing]]]:
+    guarded: dict[str, tuple[PdbView, list[Standing]]] = {}
+    for standing in remaining:
+        if (budget := standing.budget) is not None:
+            guarded.setdefault(evictions.ref(budget), (budget, []))[1].append(standing)
+    return guarded.values()
 
 
-def _running(jobs: Iterable[Standing]) -> Iterator[Blocker]:
-    """Yield a blocker (JOBS_RUNNING) for each pod that the drain waits for, with the end of that wait, or a message
-    that the wait has no time limit. A pod whose wait has no end yet, as before the cordon, gets none."""
+# --- what holds pods back ----------------------------------------------------------------------------------------
+
+
+def _find_blockers(pods: Standings, guarded: Sequence[Standing], now: datetime) -> Iterator[Blocker]:
+    yield from pods.blockers
+    if not pods.silent:
+        for pod in (standing.pod for standing in pods.leaving):
+            if (moment := stuck_from(pod)) is not None and now > moment:
+                finalizers = f"Finalizers: {', '.join(sorted(pod.finalizers))}" if pod.finalizers else ""
+                message = finalizers or "The pod has no finalizer"
+                yield Blocker(Reason.TERMINATING_STUCK, (pod.ref,), message=message)
+    elif refs := tuple(standing.pod.ref for standing in (*pods.leaving, *pods.remaining)):
+        yield Blocker(Reason.NODE_UNREACHABLE, refs, message="The node is not Ready")
+    yield from _explain_budgets(guarded)
+    for standing in pods.remaining:
+        memory = standing.memory
+        if memory is None or standing.conflicts:
+            continue
+        if memory.reason is Reason.PDB and standing.budget is not None:
+            continue  # reported with its budget
+        if memory.reason is Reason.PDB_NOT_OBSERVED and now < memory.since + timedelta(seconds=QUIET_WAIT):
+            continue
+        if memory.reason not in (
+            Reason.THROTTLED,
+            Reason.PODS_LEAVING,
+        ):  # neither keeps a drain from succeeding
+            yield Blocker(memory.reason, (standing.pod.ref,), message=_server_said([standing]))
+
+
+def _explain_budgets(guarded: Sequence[Standing]) -> Iterator[Blocker]:
+    """Yield a blocker for each pod that several budgets guard (E8), and for each budget that refuses evictions (E5, E9).
+
+    A budget that allows no disruption is reported for all of its pods, another one for those that the server refused.
+    """
+    for standing in guarded:
+        if standing.conflicts:
+            names = ", ".join(map(evictions.ref, standing.budgets))
+            yield Blocker(Reason.PDB_CONFLICT, (standing.pod.ref,), names, _server_said([standing]))
+    for budget, its in _by_budget(guarded):
+        refused = [standing for standing in its if standing.answer is Reason.PDB]
+        if shown := refused if budget.disruptions_allowed > 0 else its:
+            reason = Reason.PDB_NEVER_ALLOWS if evictions.never_allows(budget) else Reason.PDB
+            state = (
+                f"The budget allows {counted(budget.disruptions_allowed, 'disruption')}: {budget.current_healthy} of"
+                f" {counted(budget.expected_pods, 'pod is', 'pods are')} healthy, and {budget.desired_healthy} must be"
+            )
+            message = f"{state}. {_server_said(refused)}".rstrip()
+            yield Blocker(
+                reason, tuple(standing.pod.ref for standing in shown), evictions.ref(budget), message
+            )
+
+
+def _explain_waits(pods: Standings, jobs: Iterable[Standing]) -> Iterator[Blocker]:
+    """Yield what a drain waits for although nothing is wrong: jobs (T11), and a server that is busy (E7)."""
     for standing in jobs:
         why = f": {standing.waits_for}" if standing.waits_for else ""
         if standing.ends == NEVER:
@@ -217,121 +360,39 @@ def _running(jobs: Iterable[Standing]) -> Iterator[Blocker]:
         elif standing.ends is not None:
             message = f"The drain waits until {to_rfc3339(standing.ends)}{why}"
             yield Blocker(Reason.JOBS_RUNNING, (standing.pod.ref,), message=message, until=standing.ends)
-
-
-def _stuck(leaving: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
-    """Yield a blocker (TERMINATING_STUCK) for each leaving pod that should have been gone STUCK_AFTER ago (T5), with
-    its finalizers sorted by name, or the note that it has none."""
-    for pod in (standing.pod for standing in leaving):
-        moment = stuck_from(pod)
-        if moment is not None and now > moment:
-            finalizers = (
-                f"Finalizers: {', '.join(sorted(pod.finalizers))}"
-                if pod.finalizers
-                else "The pod has no finalizer"
-            )
-            yield Blocker(Reason.TERMINATING_STUCK, (pod.ref,), message=finalizers)
-
-
-def _budgets(remaining: Sequence[Standing]) -> Iterator[Blocker]:
-    """Yield one blocker (PDB_CONFLICT) for each pod that several budgets guard, whose eviction always fails (E8). Then
-    yield one for each PodDisruptionBudget that refuses evictions (E5, E9), with the reason PDB_NEVER_ALLOWS if it never
-    allows one (`pdb.never_allows`), else PDB. A budget whose status allows no disruption is reported for all of its
-    pods in `remaining`, any other budget only for the pods that the server refused to evict because of it."""
-    for standing in remaining:
-        if standing.conflicts:
-            names = ", ".join(map(pdb.ref, standing.budgets))
-            yield Blocker(Reason.PDB_CONFLICT, (standing.pod.ref,), names, _server_said([standing]))
-    for budget, guarded in _by_budget(remaining):
-        refused = [standing for standing in guarded if standing.answer is Reason.PDB]
-        shown = refused if budget.disruptions_allowed > 0 else guarded
-        if shown:
-            reason = Reason.PDB_NEVER_ALLOWS if pdb.never_allows(budget) else Reason.PDB
-            message = f"{_state(budget)}. {_server_said(refused)}".rstrip()
-            yield Blocker(reason, tuple(standing.pod.ref for standing in shown), pdb.ref(budget), message)
-
-
-def _by_budget(remaining: Iterable[Standing]) -> Iterable[tuple[PdbView, list[Standing]]]:
-    """Return pairs of a budget and the pods about which it alone decides. Pods that no budget or several budgets guard
-    are left out."""
-    guarded: dict[str, tuple[PdbView, list[Standing]]] = {}
-    for standing in remaining:
-        if (budget := standing.budget) is not None:
-            guarded.setdefault(pdb.ref(budget), (budget, []))[1].append(standing)
-    return guarded.values()
-
-
-def _refused(remaining: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
-    """Yield a blocker for each pod with the server's last answer about it, quoted. The reason is that answer. Left out
-    are answers that are reported once for all pods (THROTTLED) or together with budgets (PDB if the budget is known,
-    and all about a pod that several budgets guard), and answers that the pod is gone (PODS_LEAVING). The answer that
-    the budget's controller is behind (PDB_NOT_OBSERVED) is left out for the first QUIET_WAIT seconds (E6)."""
-    for standing in remaining:
-        if standing.memory is None or standing.answer is None or standing.conflicts:
-            continue
-        if standing.answer is Reason.PDB and standing.budget is not None:
-            continue  # reported with its budget
-        if standing.answer is Reason.PDB_NOT_OBSERVED and now < standing.memory.since + timedelta(
-            seconds=QUIET_WAIT
-        ):
-            continue
-        # THROTTLED is reported once for all pods, and PODS_LEAVING is not a problem.
-        if standing.answer not in (Reason.THROTTLED, Reason.PODS_LEAVING):
-            yield Blocker(standing.answer, (standing.pod.ref,), message=_server_said([standing]))
-
-
-def _throttled(remaining: Iterable[Standing], due: Iterable[Standing]) -> Iterator[Blocker]:
-    """Yield one blocker, without a budget, that names all pods whose evictions the server has throttled and the pods in
-    `due`, which would otherwise be evicted now (E7). Yield nothing if there are none."""
-    told = [standing for standing in remaining if standing.answer is Reason.THROTTLED]
-    if refs := {standing.pod.ref for standing in (*told, *due)}:
-        yield Blocker(Reason.THROTTLED, tuple(sorted(refs)), message=_server_said(told))
-
-
-def _state(budget: PdbView) -> str:
-    """Describe how many disruptions the budget allows, how many of its pods are healthy, and how many must be."""
-    return (
-        f"The budget allows {counted(budget.disruptions_allowed, 'disruption')}: {budget.current_healthy} of"
-        f" {counted(budget.expected_pods, 'pod is', 'pods are')} healthy, and {budget.desired_healthy} must be"
-    )
+    if busy := [standing for standing in pods.remaining if standing.answer is Reason.THROTTLED]:
+        refs = tuple(standing.pod.ref for standing in busy)
+        yield Blocker(Reason.THROTTLED, refs, message=_server_said(busy))
 
 
 def _server_said(standings: Iterable[Standing]) -> str:
-    """Return the server's first message about these pods as `Server: "MESSAGE"`. Empty if there is none."""
-    messages = (
-        standing.memory.message
-        for standing in standings
-        if standing.memory is not None and standing.memory.message
-    )
-    return next((f'Server: "{message}"' for message in messages), "")
+    messages = (standing.memory.message for standing in standings if standing.memory is not None)
+    return next((f'Server: "{message}"' for message in messages if message), "")
 
 
 # --- which pods to evict, and when to check again -------------------------------------------------------------------
 
 
-def _in_turn(pods: Standings, unasked: Sequence[Standing]) -> list[Standing]:
-    """Return the pods that are due, and the pods in `unasked` even if it is not their turn. Pods with the fewest tries
-    in a row come first, and of equals the first by name, so that refused pods do not crowd out the others."""
-    early = {standing.pod.uid for standing in unasked}
-    due = [standing for standing in pods.remaining if standing.due or standing.pod.uid in early]
-    return sorted(due, key=lambda one: (one.memory.tries if one.memory is not None else 0, by_ref(one.pod)))
+def _pick(pods: Standings, forced: Sequence[Standing], early: set[str], most: int) -> tuple[PodView, ...]:
+    """Return at most `most` pods to evict, for each budget no more than it allows now, because more would be refused.
 
-
-def _pick(due: Iterable[Standing], most: int, unasked: Sequence[Standing]) -> tuple[PodView, ...]:
-    """Return the first of these pods, at most `most` in all, and for each budget no more than it allows now, because
-    further evictions would be refused with 429.
-
-    If a budget allows no eviction, one pod is tried anyway, because our copy of the budget may be stale. The pods in
-    `unasked` are exempt from the limit of the budgets: there is no time left to try them one after another.
+    If a budget allows no eviction, one pod is tried anyway, because our copy of the budget may be stale. Pods with the
+    fewest tries come first, so that refused pods do not crowd out the others. The pods with the UIDs in `early` are
+    evicted out of turn and exempt from the budgets: there is no time left to try them one after another.
     """
+    due = [
+        standing
+        for standing in pods.remaining
+        if (standing.due or standing.pod.uid in early) and standing not in forced
+    ]
+    due.sort(key=lambda one: (one.memory.tries if one.memory is not None else 0, by_ref(one.pod)))
     room: dict[str, int] = {}
-    early = {standing.pod.uid for standing in unasked}
     picked: list[PodView] = []
     for standing in due:
         if len(picked) >= most:
             break
         if (budget := standing.budget) is not None and standing.pod.uid not in early:
-            name = pdb.ref(budget)
+            name = evictions.ref(budget)
             left = room.get(name, max(1, budget.disruptions_allowed))
             if left == 0:
                 continue
@@ -341,27 +402,68 @@ def _pick(due: Iterable[Standing], most: int, unasked: Sequence[Standing]) -> tu
 
 
 def _next_wake(pods: Standings, sent: int, end: datetime | None, now: datetime) -> datetime | None:
-    """Return the first moment after `now` at which the passing of time alone may change the plan, or None if there is
-    none. Such moments are when a leaving pod counts as stuck, when a pod may be deleted by force, when an eviction may
-    be sent again (`_next_tries`), when a limited wait for a pod, a block or the throttling ends, and, if MAX_EVICTIONS
-    have been sent within `PACE`, when another may be sent. `sent` counts the evictions and deletions of this pass."""
-    moments = [moment for standing in pods.leaving if (moment := stuck_from(standing.pod)) is not None]
-    forced = (force_moment(standing, pods, end) for standing in pods.remaining)
-    moments += [moment for moment in forced if moment is not None]
-    moments += _next_tries(pods.remaining)
-    moments += [standing.ends for standing in pods.remaining if standing.ends not in (None, NEVER)]
-    moments += [blocker.until for blocker in pods.blockers if blocker.until is not None]
-    if pods.throttled_until is not None:
-        moments.append(pods.throttled_until)
+    """Return the first moment at which the passing of time alone may change the plan. `sent`: the requests of this pass."""
+    moments = [stuck_from(standing.pod) for standing in pods.leaving]
+    moments += [blocker.until for blocker in pods.blockers]
+    for standing in pods.remaining:
+        moments += [force_moment(standing, pods, end), standing.ends]
+        if (memory := standing.memory) is not None:
+            moments.append(memory.next_try)
+            if memory.reason is Reason.PDB_NOT_OBSERVED:
+                moments.append(memory.since + timedelta(seconds=QUIET_WAIT))
     if sent + len(pods.sent_at) >= MAX_EVICTIONS:
         moments += [moment + PACE for moment in pods.sent_at] or [now + PACE]
-    return min((moment for moment in moments if moment > now), default=None)
+    known = (moment for moment in moments if moment is not None and moment != NEVER)
+    return min((moment for moment in known if moment > now), default=None)
 
 
-def _next_tries(remaining: Iterable[Standing]) -> Iterator[datetime]:
-    """Yield, for each pod about which the server has answered, when its eviction may be sent again. If the answer was
-    that a budget's controller is behind, also yield when that starts to be shown as a blocker."""
-    for memory in (standing.memory for standing in remaining if standing.memory is not None):
-        yield memory.next_try
-        if memory.reason is Reason.PDB_NOT_OBSERVED:
-            yield memory.since + timedelta(seconds=QUIET_WAIT)
+def ending_gangs(work: NodeWork, scope: Scope) -> tuple[GangView, ...]:
+    """Return the gangs that a change of the node interrupts: those with a pod that must leave the node."""
+    leaving = {pod.gang for pod in classify(work.pods, NO_OPTIONS, scope).must_leave}
+    return tuple(view for view in work.gangs if view.gang in leaving)
+
+
+def find_gang_blockers(work: NodeWork, options: Drain, now: datetime, scope: Scope) -> tuple[Blocker, ...]:
+    """Return why the gangs that a change of this node would interrupt must not be interrupted.
+
+    Members on all nodes count, with or without a GPU, because evicting one of them ends the whole gang. Those that have
+    to leave this node are left to its own preflight. Members that a very large gang has beyond those that were read
+    (`GangView.partial`) are not examined.
+    """
+    blockers: list[Blocker] = []
+    for view in ending_gangs(work, scope):
+        if view.error:
+            blockers.append(Blocker(Reason.LIST_FAILED, message=unlisted(view)))
+            continue
+        here = (member.pod for member in view.members if member.node == scope.node)
+        leave = {pod.uid for pod in classify(here, NO_OPTIONS, scope).must_leave}
+        members = [member for member in view.members if member.pod.uid not in leave]
+        elsewhere = NodeWork(tuple(member.pod for member in members), work.pdbs, work.listed_at)
+        standings = find_standings(elsewhere, options, now, scope=everywhere(scope), cordoned=False)
+        blocked = {ref for blocker in standings.blockers for ref in blocker.pods}
+        rest = (member for member in members if member.pod.ref not in blocked)
+        found = (*forbidding(standings), *find_ruled(rest, replace(scope, now=now)))
+        blockers += [name_gang(view, blocker) for blocker in found]
+    return merge(blockers)
+
+
+def with_gangs(
+    blockers: tuple[Blocker, ...], work: NodeWork, options: Drain, *, now: datetime, scope: Scope
+) -> tuple[Blocker, ...]:
+    """Return the merged blockers of the node's own pods, worded by `name_gangs`, and of their gangs' members elsewhere."""
+    if not work.gangs:
+        return blockers
+    return merge((*name_gangs(blockers, work), *find_gang_blockers(work, options, now, scope)))
+
+
+def name_gangs(blockers: Iterable[Blocker], work: NodeWork) -> tuple[Blocker, ...]:
+    """Return the blockers of the node's own pods, each with a description of the gang to which all of its pods belong."""
+    views = {view.gang: view for view in work.gangs}
+    gangs = {pod.ref: views.get(pod.gang) if pod.gang is not None else None for pod in work.pods}
+    named = []
+    for blocker in blockers:
+        its = [gangs.get(ref) for ref in blocker.pods]
+        view = its[0] if its else None
+        same = view is not None and all(one is not None and one.gang == view.gang for one in its)
+        named.append(name_gang(view, blocker) if view is not None and same else blocker)
+    return merge(named)

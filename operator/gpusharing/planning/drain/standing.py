@@ -1,35 +1,176 @@
-"""The standing of each pod in the drain of its node: whether the pod is leaving, is waited for, or may be evicted now
-(docs/design/drain.md). Preflight and plan both use it.
+"""The standing of each pod in the drain of its node: leaving, waited for, blocked, or to be evicted now."""
 
-Everything about a single pod comes together here: whether a filter blocks it (holders.py), the server's last answer
-about it (evictions.py), the budgets that guard it (pdb.py), and hence whether it may be evicted now.
-
-Terms: docs/design/glossary.md#gang.
-"""
-
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from datetime import datetime, timedelta
 
 from gpusharing.api.policy import Drain
 from gpusharing.api.times import NEVER
 from gpusharing.api.validation import parse_duration
-from gpusharing.planning.drain import pdb
-from gpusharing.planning.drain.evictions import (
-    forget_old,
-    is_accepted,
-    is_seen,
-    sent_lately,
-    throttled_until,
+from gpusharing.planning.drain import evictions
+from gpusharing.planning.drain.evictions import forget_old, is_accepted, is_seen, sent_lately
+from gpusharing.planning.drain.pods import Classified, Tier, classify, patience, tier_of
+from gpusharing.planning.snapshot.podviews import (
+    EvictionMemory,
+    Gang,
+    GangMember,
+    GangView,
+    NodeWork,
+    PdbView,
+    PodView,
+    Scope,
 )
-from gpusharing.planning.drain.gangkeepers import GangWait, find_blocked_gangs, find_gang_waits
-from gpusharing.planning.drain.holders import Classified, Scope, classify
-from gpusharing.planning.drain.rules import Tier, patience, tier_of
-from gpusharing.planning.snapshot.podviews import EvictionMemory, Gang, NodeWork, PdbView, PodView
-from gpusharing.planning.vocabulary.blockers import Blocker, merge
-from gpusharing.planning.vocabulary.reasonkinds import Mark
-from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.findings import Blocker, merge
+from gpusharing.planning.vocabulary.lengths import counted
+from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from gpusharing.planning.vocabulary.values import value
+
+MAX_NODES = 3
+"""The most nodes of a gang that a message names."""
+MAX_GANGS = 2
+"""The most gangs on a node that a message describes."""
+
+
+def describe_gang(view: GangView) -> str:
+    """Describe the gang, such as `JobSet team-a/train, 16 pods (8 on gpu-1, 8 on gpu-2)`."""
+    count = len(view.members)
+    where = Counter(member.node for member in view.members)
+    waiting = where.pop("", 0)
+    places = [f"{number} on {name}" for name, number in sorted(where.items())]
+    if len(places) > MAX_NODES:
+        places = [*places[:MAX_NODES], counted(len(places) - MAX_NODES, "more node")]
+    places += [f"{waiting} without a node"] * bool(waiting)
+    least = "at least " if view.partial else ""
+    text = f"{view.gang.ref}, {least}{counted(count, 'pod')}"
+    return f"{text} ({', '.join(places)})" if places else text
+
+
+def explain_gangs(gangs: Sequence[GangView]) -> str:
+    shown = [describe_gang(view) if not view.error else view.gang.ref for view in gangs[:MAX_GANGS]]
+    more = len(gangs) - len(shown)
+    return " and ".join(shown) + (f" and {counted(more, 'more gang')}" if more else "")
+
+
+def name_gang(view: GangView, blocker: Blocker) -> Blocker:
+    return replace(blocker, message=f"Gang: {describe_gang(view)}. {blocker.message}".rstrip())
+
+
+def unlisted(view: GangView) -> str:
+    return f"The members of {view.gang.ref} cannot be listed: {view.error}"
+
+
+def everywhere(scope: Scope) -> Scope:
+    """Return the scope by which members on any node are judged, with or without a GPU, as if they had to leave too."""
+    return replace(scope, all_pods=True, cordoned_at=None)
+
+
+@value
+class GangWait:
+    """How long a drain waits for every pod of a gang."""
+
+    patience: timedelta | None
+    """How long after the cordon the drain waits, or None if it waits for as long as the member runs."""
+    member: PodView
+    """The member that is given the most time; in a tie, the first by name."""
+    text: str
+    """Why the drain waits for the other pods of the gang."""
+    spared: bool = False
+    """Whether some member must never be evicted before it ends. When its time is over, the change is given up."""
+
+
+def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gang, GangWait]:
+    """Return, by gang, the wait for the member that is given the longest time to end by itself, if the drain waits for any."""
+    longest, wide = {}, everywhere(scope)
+    for view in work.gangs:
+        members = _find_members(view, work, scope.node)
+        waited = classify((member.pod for member in members), options, wide).waited
+        waits = [_wait_for(member, view, options) for member in members if member.pod.uid in waited]
+        # The policy of a member's own node counts too, and may forbid to evict the member at last.
+        for member in members:
+            if member.drain is not None and classify((member.pod,), member.drain, wide).waited:
+                spared = member.drain.jobs.on_timeout == "Abort"
+                waits.append(replace(_wait_for(member, view, member.drain), spared=spared))
+        if waits:
+            # Unlimited waits come first, then longer waits before shorter ones, then the member's name decides.
+            first = min(
+                waits,
+                key=lambda one: (one.patience is not None, -(one.patience or timedelta(0)), one.member.ref),
+            )
+            longest[view.gang] = replace(first, spared=any(wait.spared for wait in waits))
+    return longest
+
+
+def _wait_for(member: GangMember, view: GangView, options: Drain) -> GangWait:
+    where = f" on {member.node}" if member.node else ""
+    may = f"whose member {member.pod.ref}{where} may still complete on its own"
+    text = f"evicting the pod would end {view.gang.ref}, {may}"
+    return GangWait(patience(member.pod, options), member.pod, text)
+
+
+def _find_members(view: GangView, work: NodeWork, node: str) -> list[GangMember]:
+    """Return the members that have a node, because only these do work that could be lost.
+
+    Those on `node` come first, and from the node's own LIST, which is newer; finished ones are included.
+    """
+    here = [GangMember(node, pod) for pod in work.pods if pod.gang == view.gang]
+    seen = {member.pod.uid for member in here}
+    return here + [
+        member for member in view.members if member.node not in ("", node) and member.pod.uid not in seen
+    ]
+
+
+def find_blocked_gangs(
+    work: NodeWork, classified: Classified, gangs: AbstractSet[Gang], options: Drain, scope: Scope
+) -> tuple[frozenset[Gang], tuple[Blocker, ...]]:
+    """Return the gangs on a node whose pods must not be evicted or deleted now, and the blockers that explain why.
+
+    `classified` has the pods of the node; its blockers are not repeated. `gangs` has the gangs with a pod that still has
+    to be evicted; if it is empty, so is the result.
+    """
+    blocked = {pod.gang for pod in classified.blocked} if gangs else set()
+    known = {pod.uid for pod in classified.blocked}
+    blockers: list[Blocker] = []
+    for view in work.gangs:
+        if view.gang not in gangs:
+            continue
+        here: list[Blocker] = []
+        if view.error:
+            its = (pod for pod in classified.holders if pod.gang == view.gang and pod.deleted_at is None)
+            here.append(Blocker(Reason.LIST_FAILED, tuple(pod.ref for pod in its), message=unlisted(view)))
+        else:
+            for member in _find_members(view, work, scope.node):
+                if member.pod.uid in known:
+                    continue
+                where = f"Runs on {member.node}. " if member.node else ""
+                ours = classify((member.pod,), options, everywhere(scope)).blockers
+                for blocker in ours or find_ruled((member,), scope):
+                    named = replace(blocker, message=f"{where}{blocker.message}".rstrip())
+                    here.append(name_gang(view, named))
+        blockers += here
+        blocked |= {view.gang} if here else set()
+    return frozenset(gang for gang in blocked if gang is not None), merge(blockers)
+
+
+def find_ruled(members: Iterable[GangMember], scope: Scope) -> tuple[Blocker, ...]:
+    """Return the blockers of members that must stay according to the policy of their own node, where that differs."""
+    blockers: list[Blocker] = []
+    for member in members:
+        if member.unruled is not None:  # a policy that cannot be read counts as one that blocks every pod
+            for blocker in classify((member.pod,), _KEEPS_ALL, everywhere(scope)).blockers:
+                unread = blocker.reason is Reason.RULE_BLOCKS
+                said = replace(blocker, reason=member.unruled.reason, message=member.unruled.message)
+                blockers.append(said if unread else blocker)
+        elif member.drain is not None:
+            for blocker in classify((member.pod,), member.drain, everywhere(scope)).blockers:
+                message = f"Policy {member.policy} applies here. {blocker.message}".rstrip()
+                blockers.append(replace(blocker, message=message))
+    return tuple(blockers)
+
+
+_KEEPS_ALL = Drain.model_validate({"rules": [{"behavior": "Block"}]})
+
 
 STUCK_AFTER = timedelta(seconds=60)
 """How long after the end of its grace period a pod that still exists counts as stuck (T5)."""
@@ -37,10 +178,9 @@ STUCK_AFTER = timedelta(seconds=60)
 
 @value
 class Standing:
-    """One pod that has to leave the node and that no filter blocks, and the state of its eviction in this pass."""
+    """One pod that has to leave the node and that no rule blocks, and the state of its eviction in this pass."""
 
     pod: PodView
-    """The pod."""
     memory: EvictionMemory | None
     """The server's last answer about the pod, or None if no eviction was sent or the answer no longer counts."""
     budgets: tuple[PdbView, ...]
@@ -49,42 +189,39 @@ class Standing:
     """Whether the pod needs no eviction: it is terminating, its eviction was accepted (E1), or the server no longer
     knows it (E2, E3)."""
     due: bool
-    """Whether nothing about the pod itself prevents its eviction now. The plan also respects the pace and what the
-    budget still allows."""
+    """Whether nothing prevents its eviction now, except the pace and what the budget still allows."""
     tier: Tier = (0, False)
-    """The pod's tier. The pod is evicted only after all pods of lower tiers are gone."""
+    """The pod is evicted only after all pods of lower tiers are gone."""
     waits: bool = False
     """Whether the pod is not evicted now because it, or its gang, should end by itself."""
     ends: datetime | None = None
-    """Until when the drain waits for the pod; NEVER if the wait is unlimited. None if there is no wait, or if the node
-    is not cordoned yet."""
+    """Until when the drain waits for the pod; NEVER if the wait is unlimited. None without a wait or before the cordon."""
     spared: bool = False
     """Whether the drain waits for the pod and never evicts it. When the pod's time is over, the change is given up."""
     waits_for: str = ""
     """Why the drain waits for the pod, if another member of its gang causes the wait; else empty."""
     gang_blocked: bool = False
-    """Whether the pod is neither evicted nor deleted because a member of its gang must stay, or the members are
-    unknown."""
+    """Whether the pod is neither evicted nor deleted because a member of its gang must stay, or the members are unknown."""
 
     @property
     def budget(self) -> PdbView | None:
-        """The one budget that decides about the eviction, or None if no budget does or if several conflict."""
         return self.budgets[0] if len(self.budgets) == 1 else None
 
     @property
+    def is_full(self) -> bool:
+        return self.budget is not None and self.budget.disruptions_allowed <= 0
+
+    @property
     def answer(self) -> Reason | None:
-        """The server's last answer, or None if there is none that still counts."""
         return None if self.memory is None else self.memory.reason
 
     @property
     def marks(self) -> frozenset[Mark]:
-        """The marks of the answer; empty without an answer."""
         return frozenset() if self.memory is None else self.memory.reason.marks
 
     @property
     def conflicts(self) -> bool:
-        """Whether the server would check several budgets for the pod, so that every eviction of it fails (500,
-        kubernetes#75957)."""
+        """Whether several budgets guard the pod, so that every eviction of it fails (500, kubernetes#75957)."""
         return len(self.budgets) > 1
 
 
@@ -106,19 +243,15 @@ class Standings:
     """The tier whose turn it is: the lowest of all pods that have to leave, blocked ones included."""
     sent_at: tuple[datetime, ...] = ()
     """When the evictions of the last `PACE` were sent, including those of pods that have gone since."""
-    throttled_until: datetime | None = None
-    """Until when no eviction may be sent on this node (E7), or None if evictions may be sent."""
     error: str = ""
     """Why the pods could not be listed; nothing else is known then."""
     force_within: timedelta | None = None
-    """The length of the drain if pods may be deleted by force at its end (T4); only pods with a shorter grace period
-    are deleted. None if no pod may be deleted by force."""
+    """The length of the drain if pods may be deleted by force at its end (T4), or None if none may be."""
     cordoned_at: datetime | None = None
     """When we cordoned the node, or None if we did not."""
     silent: bool = False
     """Whether the node is not Ready. No pod is evicted then, and it is unknown whether the leaving pods still run."""
     node: str = ""
-    """Name of the node; empty if unknown."""
 
     @property
     def holders(self) -> int:
@@ -129,37 +262,46 @@ class Standings:
 def find_standings(
     work: NodeWork, options: Drain, now: datetime, *, scope: Scope, cordoned: bool = True
 ) -> Standings:
-    """Return the standing of every pod that has to leave the node and that no filter blocks, and the number and
-    blockers of the blocked pods. If the node's pods could not be listed, only the error and the time of the LIST are
-    set.
+    """Return the standing of every pod that has to leave the node.
 
     `cordoned` says whether the drain has begun. Before that, a refused eviction is ignored once its wait is over,
-    because no further eviction would replace the refusal. Gangs that must not be interrupted are looked for only during
-    the drain; before the drain, `with_gangs` finds them.
+    because no further eviction would replace the refusal, and gangs are left to `with_gangs`.
     """
     if work.error:
         return Standings(work.listed_at, error=work.error)
     memories = work.evictions if cordoned else forget_old(work.evictions, now)
     scope = replace(scope, now=now)
     classified = classify(work.pods, options, scope)
-    front = min(
-        (tier_of(pod, options) for pod in (*classified.holders, *classified.blocked)), default=(0, False)
-    )
-    standings = [
-        _stand(pod, memories.get(pod.uid), work, now, silent=scope.silent) for pod in classified.holders
-    ]
+    front = min((tier_of(pod, options) for pod in classified.must_leave), default=(0, False))
     waits = find_gang_waits(work, options, scope)
-    if options.rules or classified.waited or waits or any(pod.system for pod in classified.holders):
-        standings = _in_turn(
-            [_waited(standing, classified, options, scope, now=now, gangs=waits) for standing in standings],
-            front,
-        )
+
+    def stand(pod: PodView) -> Standing:
+        memory, budgets = memories.get(pod.uid), evictions.binding_budgets(pod, work.pdbs)
+        seen = memory is None or is_seen(memory, work.listed_at)
+        # A pod that the server no longer knew needs no eviction before a newer LIST shows it (E2, E3).
+        gone = memory is not None and memory.reason is Reason.PODS_LEAVING and not seen
+        leaves = pod.deleted_at is not None or is_accepted(memory) or gone
+        # A pod that was evicted since the LIST began is left alone: an eviction whose answer was lost may have been
+        # accepted. With two budgets the server always refuses.
+        asks = seen and (memory is None or memory.next_try <= now)
+        due = asks and not (leaves or len(budgets) > 1 or scope.silent)
+        standing = Standing(pod, memory, budgets, leaves, due, tier_of(pod, options))
+        gang = waits.get(pod.gang) if pod.gang is not None else None
+        waited = pod.uid in classified.waited
+        if leaves or not (waited or gang is not None):
+            return standing
+        return _wait(standing, options, scope, now, waited=waited, gang=gang)
+
+    standings = [stand(pod) for pod in classified.holders]
     gangs = {one.pod.gang for one in standings if cordoned and not one.leaves and one.pod.gang is not None}
     blocked_gangs, why = find_blocked_gangs(work, classified, gangs, options, scope)
-    standings = [
-        replace(standing, gang_blocked=True, due=False) if standing.pod.gang in blocked_gangs else standing
-        for standing in standings
-    ]
+    waiting = any(standing.waits and standing.tier == front for standing in standings)
+    for index, one in enumerate(standings):
+        blocked = one.pod.gang in blocked_gangs
+        due = one.due and one.tier == front and not waiting and not blocked
+        if (due, blocked) != (one.due, one.gang_blocked):
+            standings[index] = replace(one, due=due, gang_blocked=blocked)
+    forces = scope.forces and options.on_timeout == "ForceDelete"
     return Standings(
         work.listed_at,
         leaving=tuple(standing for standing in standings if standing.leaves),
@@ -168,8 +310,7 @@ def find_standings(
         blockers=merge((*classified.blockers, *why)) if why else classified.blockers,
         front=front,
         sent_at=sent_lately(memories, now),
-        throttled_until=throttled_until(memories, now),
-        force_within=force_within(options, scope),
+        force_within=parse_duration(options.timeout) if forces else None,
         cordoned_at=scope.cordoned_at,
         silent=scope.silent,
         node=scope.node,
@@ -177,73 +318,25 @@ def find_standings(
 
 
 def stuck_from(pod: PodView) -> datetime | None:
-    """Return when a terminating pod counts as stuck (T5). None if the pod is not terminating, or if the time is too
-    late for a datetime."""
+    """Return when a terminating pod counts as stuck (T5), or None if it is not terminating or the time is too late."""
     try:
         return None if pod.deleted_at is None else pod.deleted_at + STUCK_AFTER
     except OverflowError:
         return None
 
 
-def force_within(options: Drain, scope: Scope) -> timedelta | None:
-    """Return the length of the drain if pods may be deleted by force at its end (T4). None if the policy does not ask
-    for that or the operator lacks the right."""
-    forces = scope.forces and options.on_timeout == "ForceDelete"
-    return parse_duration(options.timeout) if forces else None
-
-
-def _waited(
-    standing: Standing,
-    classified: Classified,
-    options: Drain,
-    scope: Scope,
-    *,
-    now: datetime,
-    gangs: Mapping[Gang, GangWait],
+def _wait(
+    standing: Standing, options: Drain, scope: Scope, now: datetime, *, waited: bool, gang: GangWait | None
 ) -> Standing:
-    """Return the standing with its tier. If the drain waits for the pod or a member of its gang to end by itself
-    (T9-T13), also with the end of that wait; if both are waited for, the wait in `gangs` counts. The pod is not due
-    until then, and never if it is spared. Before the cordon, the wait has no end. A leaving pod is not waited for."""
-    standing = replace(standing, tier=tier_of(standing.pod, options))
-    gang = gangs.get(standing.pod.gang) if standing.pod.gang is not None else None
-    if standing.leaves or (standing.pod.uid not in classified.waited and gang is None):
-        return standing
+    """Return the standing of a pod that, or whose gang, should end by itself (T9-T13); before the cordon the wait has no end."""
     wait, waits_for = patience(standing.pod, options), ""
-    if gang is not None and (standing.pod.uid not in classified.waited or gang.patience != wait):
+    if gang is not None and not (waited and gang.patience == wait):
         wait, waits_for = gang.patience, gang.text
     ends = None
     if scope.cordoned_at is not None:
         ends = NEVER if wait is None else scope.cordoned_at + wait
     spared = options.jobs.on_timeout == "Abort" or (gang is not None and gang.spared)
     waits = spared or ends is None or now < ends
-    due = standing.due and not waits
-    return replace(standing, waits=waits, ends=ends, spared=spared, due=due, waits_for=waits_for)
-
-
-def _in_turn(standings: list[Standing], front: Tier) -> list[Standing]:
-    """Return the standings with `due` cleared where it is not yet the pod's turn: for pods in a tier other than
-    `front`, the tier whose turn it is, and for all pods while the drain waits for any pod of that tier."""
-    waits = any(standing.waits and standing.tier == front for standing in standings)
-    return [
-        replace(standing, due=standing.due and standing.tier == front and not waits) for standing in standings
-    ]
-
-
-def _stand(
-    pod: PodView, memory: EvictionMemory | None, work: NodeWork, now: datetime, *, silent: bool
-) -> Standing:
-    """Return the standing of a pod that follows from `memory`, the last answer to its eviction, and from its budgets:
-    whether the pod is already leaving (it is terminating, the server has accepted its eviction or deletion, or the
-    server said that it is gone and no newer LIST was made), and whether its eviction is due now. The eviction is not
-    due on a silent node, if several budgets guard the pod, or until the wait after the last answer is over and a newer
-    LIST was made. The tier and all waits are left unset."""
-    budgets = pdb.binding_budgets(pod, work.pdbs)
-    # A pod that the server no longer knew needs no eviction before a newer LIST shows it (E2, E3).
-    unknown = memory is not None and memory.reason is Reason.PODS_LEAVING
-    gone = memory is not None and unknown and not is_seen(memory, work.listed_at)
-    leaves = pod.deleted_at is not None or is_accepted(memory) or gone
-    # A pod that was evicted since the LIST began is left alone: an eviction whose answer was lost may have been
-    # accepted. With two budgets the server always refuses.
-    waits = memory is not None and not (memory.next_try <= now and is_seen(memory, work.listed_at))
-    due = not (leaves or waits or len(budgets) > 1 or silent)
-    return Standing(pod, memory, budgets, leaves, due)
+    return replace(
+        standing, waits=waits, ends=ends, spared=spared, due=standing.due and not waits, waits_for=waits_for
+    )

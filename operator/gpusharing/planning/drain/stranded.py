@@ -1,24 +1,75 @@
-"""Which pods could not run after the planned changes: by resource name, by number of devices, and by the labels that a
-change rewrites.
-
-Everything here describes the cluster after all planned changes, never a moment in between: a node counts with its
-target even while its change is under way (docs/design/drain.md#stranded).
-"""
+"""Pods that no node could run after the change."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field, replace
 from functools import cached_property
 
-from gpusharing.api.names import LABEL_MODE
+from gpusharing.api.names import LABEL_ISOLATION, LABEL_MODE
 from gpusharing.api.selectors import Row, holds, matches
 from gpusharing.api.validation import is_rewritten
-from gpusharing.planning.drain.holders import gpu_groups, gpu_resources, is_reservation
-from gpusharing.planning.drain.isolation import describe_guard, explain_refusal
+from gpusharing.planning.drain.pods import gpu_groups, gpu_resources, is_reservation
 from gpusharing.planning.snapshot.podviews import PodView
-from gpusharing.planning.vocabulary.blockers import Blocker
+from gpusharing.planning.vocabulary.findings import Blocker
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
+
+ADMITTED: Mapping[str, tuple[str, ...]] = {"hardware": ("full", "mig"), "memory": ("full", "mig", "mps")}
+"""The values of the routing label that each level of isolation admits. In `mig-time-slicing` nothing separates the pods
+that share one instance."""
+
+
+def find_admitted(namespace_labels: Mapping[str, str]) -> tuple[str, ...] | None:
+    """Return the routing-label values of the nodes on which GPU pods of a namespace with these labels may run.
+
+    None if the namespace has no isolation label; empty if that label's value is not a level, so no GPU pod is admitted.
+    """
+    level = namespace_labels.get(LABEL_ISOLATION)
+    return None if level is None else ADMITTED.get(level, ())
+
+
+def with_guard(pod: PodView, *, adds: bool = True) -> PodView:
+    """Return the pod as the chart's guard for tenants would admit its replacement: with a requirement on the routing label.
+
+    No node meets the requirement if the isolation label is invalid, or if the guard does not add requirements (`adds`)
+    and would refuse the replacement because it lacks one. Whether the guard is on is not checked.
+    """
+    admitted = find_admitted(pod.namespace_labels or {})
+    if admitted is None or not pod.resources:
+        return pod
+    # As the guard's validating policy checks it: the node selector, or each term of the node affinity.
+    required = pod.node_selector.get(LABEL_MODE) in admitted or (
+        bool(pod.node_terms)
+        and all(
+            any(
+                key == LABEL_MODE and operator == "In" and {*values} <= {*admitted}
+                for key, operator, values in term
+            )
+            for term in pod.node_terms
+        )
+    )
+    row = (LABEL_MODE, "In", admitted if adds or required else ())
+    return replace(pod, node_terms=tuple((*term, row) for term in pod.node_terms or ((),)))
+
+
+def explain_refusal(namespace: str, namespace_labels: Mapping[str, str]) -> str:
+    guard = describe_guard(namespace, namespace_labels)
+    lacks = "; the pod does not require that, so its replacement would be refused"
+    return f"{guard[:1].upper()}{guard[1:]}{lacks if find_admitted(namespace_labels) else ''}"
+
+
+def describe_guard(namespace: str, namespace_labels: Mapping[str, str]) -> str:
+    """Return a clause about the isolation label of the namespace and the modes that it admits; empty without the label."""
+    admitted = find_admitted(namespace_labels)
+    if admitted is None:
+        return ""
+    clause = f"namespace {namespace} has the label {LABEL_ISOLATION}={namespace_labels[LABEL_ISOLATION]}"
+    if admitted:
+        return f"{clause}, which admits its GPU pods only on nodes in mode {' or '.join(admitted)}"
+    return (
+        f"{clause}, which is not an isolation level, so none of its GPU pods are admitted: set it to"
+        f" {' or '.join(ADMITTED)}"
+    )
 
 
 @value(eq=False, slots=False)  # no slots, because `labels` is a cached property
@@ -28,13 +79,11 @@ class FutureNode:
     node: str
     """Name of the node."""
     before: Mapping[str, int]
-    """How many devices it advertises now, by resource name. Once its change has begun, these are the counts of
-    `after`."""
+    """How many devices it advertises now, by resource name. Once its change has begun, these are the counts of `after`."""
     after: Mapping[str, int]
     """How many devices it will advertise, by resource name."""
     in_use: Mapping[str, int]
-    """How many devices the pods of the node hold, by resource name and as far as known. A pod that is being deleted no
-    longer counts."""
+    """How many devices its pods hold, by resource name and as far as known. A pod that is being deleted no longer counts."""
     emptied: bool
     """Whether the pods of the node have to leave for the change. Otherwise they keep their devices."""
     open: bool
@@ -42,23 +91,17 @@ class FutureNode:
     devices: Mapping[str, str] = field(default_factory=dict)
     """The devices that NVIDIA's DRA driver publishes for the node now (`NodeDevices.names`)."""
     find_labels: Callable[[], tuple[Mapping[str, str], ...]] = lambda: ({},)
-    """Computes the label sets, which `labels` caches."""
 
     @cached_property
     def labels(self) -> tuple[Mapping[str, str], ...]:
-        """The labels that the node will have, including its name as a field (FIELD). If there are several sets, the
-        node will have one of them, and it is unknown which. Computed on first use."""
+        """The labels that the node will have, including its name as a field (FIELD). Of several sets, it will have one."""
         return self.find_labels()
 
     def serves(self, pod: PodView) -> bool:
-        """Whether the node will advertise at least as many devices of each resource name as the pod asks for. True for
-        a pod that asks for none."""
         return all(self.after.get(name, 0) >= count for name, count in _wanted(pod).items())
 
     def accepts(self, pod: PodView) -> bool:
-        """Whether the pod could be scheduled on the node after the changes if no other pod were there. Only its
-        devices, its node selector and its node affinity are considered. False for a node on which no pod can be
-        scheduled (`open`). If the node may get one of several label sets, it is enough that one of them fits."""
+        """Whether the pod's devices, node selector and node affinity allow it on the node if no other pod were there."""
         terms = pod.node_terms or ((),)
         return (self.open and self.serves(pod)) and any(
             matches(labels, pod.node_selector, term) for labels in self.labels for term in terms
@@ -70,7 +113,6 @@ class DeviceDemand:
     """The devices of one resource name: how many of them running and Pending pods request, and how many there are."""
 
     requested: int = 0
-    """How many devices the pods request."""
     remain: int = 0
     """How many devices there will be after the changes. Pods that stay on their node keep their devices."""
     before: int = 0
@@ -78,12 +120,10 @@ class DeviceDemand:
 
     @property
     def waiting(self) -> int:
-        """How many of the requested devices will be missing after the changes."""
         return max(0, self.requested - self.remain)
 
     @property
     def text(self) -> str:
-        """The demand and the shortage in words, such as `pods request 6, but only 4 will remain`; also if none will."""
         return f"pods request {self.requested}, but only {self.remain} will remain"
 
 
@@ -96,84 +136,74 @@ class Afterwards:
     pending: Mapping[str, int] = field(default_factory=dict)
     """How many devices Pending pods without a node request, by resource name."""
     _placed: dict[object, bool] = field(default_factory=dict)
-    """By the requirements of a pod: whether some node accepts such a pod. `_has_place` fills this cache."""
+    """Whether some node accepts a pod, by the pod's requirements."""
 
     @cached_property
     def _places(self) -> Mapping[str, FutureNode]:
-        """All nodes by name."""
         return {place.node: place for place in self.find_places()}
 
     @cached_property
     def _demands(self) -> Mapping[str, DeviceDemand]:
-        """The demand for each resource name, over all nodes and the Pending pods without a node. A node on which no pod
-        can be scheduled counts only with the devices that its pods hold. After the changes it does not count with these
-        either if its own change empties it."""
+        """The demand for each resource name. A node on which no pod can be scheduled counts only with what its pods keep."""
         requested, remain, before = Counter(self.pending), Counter[str](), Counter[str]()
         for place in self._places.values():
             for name in {*place.in_use, *place.before, *place.after}:
                 in_use = place.in_use.get(name, 0)
-                kept_devices = 0 if place.emptied else in_use
+                kept = 0 if place.emptied else in_use
                 requested[name] += in_use
-                remain[name] += max(kept_devices, place.after.get(name, 0)) if place.open else kept_devices
+                remain[name] += max(kept, place.after.get(name, 0)) if place.open else kept
                 before[name] += max(in_use, place.before.get(name, 0)) if place.open else in_use
         return {
             name: DeviceDemand(requested[name], remain[name], before[name]) for name in {*requested, *before}
         }
 
     def find_node(self, name: str) -> FutureNode | None:
-        """Return the node with this name, or None if its state after the changes is unknown."""
         return self._places.get(name)
 
     def find_demand(self, name: str) -> DeviceDemand:
-        """Return the demand for devices of this resource name in the whole cluster. All its counts are 0 if no pod
-        asks for such devices and no node has any."""
         return self._demands.get(name, DeviceDemand())
 
     def find_labels(self) -> frozenset[tuple[str, str]]:
-        """Return all labels that any node will have or may have, as pairs of key and value, each pair once."""
         found = (labels for place in self._places.values() for labels in place.labels)
         return frozenset(pair for labels in found for pair in labels.items())
 
     def find_stranded(self, node: str, pods: Iterable[PodView]) -> tuple[Blocker, ...]:
-        """Return a blocker (STRANDED_PODS) for each of these pods of `node`, in their order, that would have to wait
-        after all changes if it were evicted. There are three possible causes:
+        """Return a blocker (STRANDED_PODS) for each of these pods of `node` that would have to wait after its eviction.
 
-        - no node would advertise a resource that the pod requests;
-        - no node would accept the pod, and `node` will not meet one of its requirements on devices or on labels that
-          changes rewrite;
-        - `node` loses devices that the pod requests, and the cluster would lack more of them than without the changes.
-
-        A device that a ResourceClaim of the pod holds counts as a request for one such device; a device that the driver
-        no longer publishes is ignored. If the state of `node` after the changes is unknown, only the first cause is
-        looked for, without ResourceClaims. Pods that request no GPU and KAI's reservation pods are skipped.
+        A device that a ResourceClaim of the pod holds counts as a request for one such device, if it is still published.
         """
         own = self.find_node(node)
         devices = own.devices if own is not None else {}
-        wanting = ((pod, _with_claims(pod, devices)) for pod in pods if not is_reservation(pod))
-        found = ((pod, self._explain(wants, own)) for pod, wants in wanting)
-        return tuple(Blocker(Reason.STRANDED_PODS, (pod.ref,), message=why) for pod, why in found if why)
+        blockers = []
+        for pod in pods:
+            held = claimed(devices, pod.devices)
+            wants = replace(pod, resources=Counter(pod.resources) + held) if held else pod
+            if not is_reservation(pod) and (why := self._explain(wants, own)):
+                blockers.append(Blocker(Reason.STRANDED_PODS, (pod.ref,), message=why))
+        return tuple(blockers)
 
     def _explain(self, pod: PodView, own: FutureNode | None) -> str:
-        """Return why the pod would have to wait after the changes once it has left its `own` node; empty if it would
-        not. Only the first of the causes of `find_stranded` is named. If `own` is None, only a resource name that no
-        node would advertise is detected."""
+        """If the state of `own` after the changes is unknown (None), only a resource that no node would advertise is found."""
         wanted = _wanted(pod)
         if lost := [name for name in wanted if not self.find_demand(name).remain]:
-            return f"No node would advertise {', '.join(lost)}{_indirect(pod)}"
+            how = ", a device of which a ResourceClaim of the pod holds" if pod.devices else ""
+            if gpu_groups(pod.labels):
+                how = ", a fraction of which KAI-Scheduler assigns to the pod"
+            return f"No node would advertise {', '.join(lost)}{how}"
         if own is None or not wanted:
             return ""
         if not self._has_place(pod, own) and (broken := _find_broken(pod, own)):
             return broken
-        had = {name: max(own.before.get(name, 0), own.in_use.get(name, 0)) for name in wanted}
-        fewer = [name for name in wanted if own.after.get(name, 0) < had[name]]
-        demands = {name: self.find_demand(name) for name in fewer}
-        # More devices would be missing after the changes than without them.
-        worse = (pair for pair in demands.items() if pair[1].remain < min(pair[1].requested, pair[1].before))
-        return "; ".join(f"{name}: {one.text}" for name, one in worse)
+        # Of what its node loses, more devices would be missing after the changes than without them.
+        worse = [
+            (name, demand)
+            for name in wanted
+            if own.after.get(name, 0) < max(own.before.get(name, 0), own.in_use.get(name, 0))
+            and (demand := self.find_demand(name)).remain < min(demand.requested, demand.before)
+        ]
+        return "; ".join(f"{name}: {demand.text}" for name, demand in worse)
 
     def _has_place(self, pod: PodView, own: FutureNode) -> bool:
-        """Whether the pod's own node or any other node would accept the pod if no other pod were there. The answer for
-        all nodes is cached by the pod's requirements."""
         if own.accepts(pod):
             return True
         needs = tuple(pod.node_selector.items()), pod.node_terms, tuple(pod.resources.items())
@@ -183,57 +213,32 @@ class Afterwards:
 
 
 def claimed(devices: Mapping[str, str], names: Iterable[str]) -> Counter[str]:
-    """Return how many of the devices with these names there are of each extended resource. `devices` has the extended
-    resource of each device of the node, by name; names that are missing from it are ignored."""
+    """Return how many of the devices with these names there are of each extended resource; unknown names do not count."""
     return Counter(devices[name] for name in names if name in devices)
 
 
-def _with_claims(pod: PodView, devices: Mapping[str, str]) -> PodView:
-    """Return the pod as if it also requested the devices of its ResourceClaims by their extended resources. `devices`
-    is that of its node (`FutureNode`)."""
-    held = claimed(devices, pod.devices)
-    return replace(pod, resources=Counter(pod.resources) + held) if held else pod
-
-
-def _indirect(pod: PodView) -> str:
-    """Return a clause about how the pod has its devices without naming them in its requests; empty if it names them."""
-    if gpu_groups(pod.labels):
-        return ", a fraction of which KAI-Scheduler assigns to the pod"
-    return ", a device of which a ResourceClaim of the pod holds" if pod.devices else ""
-
-
 def _wanted(pod: PodView) -> Mapping[str, int]:
-    """Return how many devices of each GPU resource name one node must have for the pod. A fraction from KAI-Scheduler
-    counts as one GPU. Empty for a pod that requests no GPU in either way."""
+    """Return how many devices of each GPU resource name one node must have for the pod. A fraction counts as one GPU."""
     return {name: pod.resources.get(name, 1) for name in gpu_resources(pod)}
 
 
 def _find_broken(pod: PodView, own: FutureNode) -> str:
-    """Return a sentence about the first requirement of the pod that its own node will not meet; empty if it will meet
-    all. Only labels that our changes rewrite, and then devices, are considered: the node selector by key, the node
-    affinity if no term of it matches, and the requested devices. If the node may get one of several label sets, the
-    first one counts."""
+    """Return a sentence about the first requirement of the pod, on a label that changes rewrite or on devices, that its own node will not meet; empty if it will meet all."""
     labels = own.labels[0]
     rows: list[Row] = [(key, "In", (wanted,)) for key, wanted in sorted(pod.node_selector.items())]
     if not any(matches(labels, {}, term) for term in pod.node_terms):
         rows += [row for term in pod.node_terms for row in term]
     broken = next((row for row in rows if is_rewritten(row[0]) and not holds(labels, row)), None)
-    if broken is not None:
-        return _explain_row(pod, broken, labels.get(broken[0], "absent"))
-    if own.serves(pod):
-        return ""
-    requested = ", ".join(f"{count} {name}" for name, count in _wanted(pod).items())
-    return f"No node that the pod may run on would advertise {requested}"
-
-
-def _explain_row(pod: PodView, row: Row, label: str) -> str:
-    """Return a sentence about a requirement of the pod that the node's label will not meet. `label` is the value that
-    the label will have. If the guard for tenants may have added the requirement, the sentence names the namespace; if
-    the guard would admit no replacement of the pod at all, it says only that."""
-    key, operator, values = row
+    if broken is None:
+        if own.serves(pod):
+            return ""
+        requested = ", ".join(f"{count} {name}" for name, count in _wanted(pod).items())
+        return f"No node that the pod may run on would advertise {requested}"
+    key, operator, values = broken
     guard = describe_guard(pod.namespace, pod.namespace_labels or {}) if key == LABEL_MODE else ""
     if guard and not values:
         return explain_refusal(pod.namespace, pod.namespace_labels or {})
     equals = operator == "In" and len(values) == 1
     rule = f"{key}={values[0]}" if equals else " ".join((key, operator, ",".join(values))).rstrip()
+    label = labels.get(key, "absent")
     return "; ".join(filter(None, (f"The pod requires {rule}, but this label will be {label}", guard)))

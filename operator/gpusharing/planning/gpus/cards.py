@@ -1,24 +1,10 @@
-"""GPU models: what each card is, which MIG profiles it offers, and where their instances can be placed.
-
-This table is the fallback. What the card itself reports through NVML (and the agent into ``GPUNode``) takes
-precedence, with one known exception, `Card.nvml_counts_wrong`. A new model is an entry in `CARDS`, and one in
-tests/planning/mig-facts.yaml; only a card with a new way of dividing it also needs a family. Sources, named in each `Provenance`:
-
-- *guide*: NVIDIA MIG user guide, pages "supported GPUs" and "supported MIG profiles";
-- *capture*: output of ``nvidia-smi mig -lgip`` / ``-lgipp`` taken on that hardware and published;
-- *mig-parted*: NVIDIA/mig-parted v0.15.0, its ``config-default.yaml`` (names and counts only);
-- *playbook*: NVIDIA DGX Station MIG playbook (GB300);
-- *report*: ``nvidia-smi -q -x`` of a real node, in NVIDIA/k8s-test-infra at 3b2b865d (tests/planning/real-nodes.yaml);
-- *pci.ids*: the PCI ID repository, for device ids that mig-parted does not know.
-
-Compute capabilities: NVIDIA's "CUDA GPU compute capability" table.
-"""
+"""Facts about cards, and how many devices of what size a layout gives."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -38,11 +24,10 @@ class Profile:
     starts: tuple[int, ...]
     """Memory units at which an instance may start. Empty if the placements are unknown."""
     size: int
-    """The number of memory units that an instance covers, or 0 if unknown."""
+    """How many memory units an instance covers, or 0 if unknown."""
     max_count: int
     """How many instances fit on a card that has only instances of this profile."""
     slices: int
-    """The number of compute slices, which is the number before the g."""
     memory_gb: int
     """The number of GB in the name. The usable memory is less."""
     profile_id: int | None = None
@@ -54,15 +39,12 @@ class Provenance:
     """How reliable the facts about a card and its profiles are, and where they come from."""
 
     names: Status
-    """How reliable the names and counts of its profiles are."""
+    """Of the names and counts of its profiles."""
     ids: Status
-    """How reliable the ids of its profiles are."""
     placements: Status
-    """How reliable the placements of its profiles are."""
     cite: str
-    """The sources of these facts, for people."""
     card: Status = "doc"
-    """How reliable its product name, PCI device ids, memory and support for MIG are."""
+    """Of its product name, PCI device ids, memory and support for MIG."""
 
 
 @value
@@ -76,14 +58,11 @@ class Card:
     pci_device_ids: tuple[str, ...]
     """Ids in the form of mig-parted's device-filter, `0xDDDDVVVV` (device, vendor). Empty if unknown."""
     compute_capability: tuple[int, int]
-    """Major and minor number of the compute capability."""
     memory_gb: int
-    """The number of GB from which the names of the MIG profiles are computed, or 0 if the memory is shared with the
-    CPU."""
+    """The number of GB from which the names of the MIG profiles are computed, or 0 if the memory is shared with the CPU."""
     profiles: tuple[Profile, ...]
-    """The MIG profiles that the card offers. Empty if it does not support MIG."""
+    """Empty if the card does not support MIG."""
     source: Provenance
-    """How reliable the facts about the card are."""
     memory_mib: int | None = None
     """Total memory as nvidia-smi shows it, or None if there is no capture."""
     nvml_counts_wrong: bool = False
@@ -91,78 +70,59 @@ class Card:
 
     @property
     def mps_max_clients(self) -> int:
-        """The largest number of MPS replicas that the device plugin accepts on the card: 48 from compute capability
-        7.5 on, else 16 (docs/design/hardware.md#mps-served)."""
+        """The largest number of MPS replicas that the device plugin accepts on the card (docs/design/hardware.md#mps-served)."""
         return 48 if self.compute_capability >= (7, 5) else 16
 
 
-@value
-class _Shape:
-    """A profile of a family of cards. The number of GB in its name follows from the memory of the card."""
-
-    slices: int
-    eighths: int  # eighths of the card's memory, from which the number in the name is computed
-    attribute: str
-    starts: tuple[int, ...]
-    size: int
-    max_count: int
-    profile_id: int | None = None
-
-    def on(self, memory_gb: int) -> Profile:
-        # go-nvlib v0.10.0 mig_profile.go: the fraction of the total, rounded half up.
-        """Return the profile that this shape gives on a card with `memory_gb` GB. The GB in its name are rounded half
-        up."""
-        gb = (memory_gb * self.eighths + 4) // 8
-        name = f"{self.slices}g.{gb}gb{self.attribute}"
-        return Profile(name, self.starts, self.size, self.max_count, self.slices, gb, self.profile_id)
-
+_Shape: TypeAlias = tuple[int, int, str, tuple[int, ...], int, int, int | None]
+"""A profile of a family of cards: compute slices, eighths of the card's memory, attribute, and `starts`, `size`, `max_count` and `profile_id` as in Profile."""
 
 _SEVENTHS, _PAIRS, _QUARTERS = (0, 1, 2, 3, 4, 5, 6), (0, 2, 4, 6), (0, 3, 6, 9)
 
 # 7 compute slices, 8 memory units. Captures: A100 40/80 GB, H100 80 GB, H100 NVL; guide.
-_SEVEN_SLICE = (
-    _Shape(1, 1, "", _SEVENTHS, 1, 7, 19),
-    _Shape(1, 1, "+me", _SEVENTHS, 1, 1, 20),
-    _Shape(1, 2, "", _PAIRS, 2, 4, 15),
-    _Shape(2, 2, "", (0, 2, 4), 2, 3, 14),
-    _Shape(3, 4, "", (0, 4), 4, 2, 9),
-    _Shape(4, 4, "", (0,), 4, 1, 5),
-    _Shape(7, 8, "", (0,), 8, 1, 0),
+_SEVEN_SLICE: tuple[_Shape, ...] = (
+    (1, 1, "", _SEVENTHS, 1, 7, 19),
+    (1, 1, "+me", _SEVENTHS, 1, 1, 20),
+    (1, 2, "", _PAIRS, 2, 4, 15),
+    (2, 2, "", (0, 2, 4), 2, 3, 14),
+    (3, 4, "", (0, 4), 4, 2, 9),
+    (4, 4, "", (0,), 4, 1, 5),
+    (7, 8, "", (0,), 8, 1, 0),
 )
 # 4 compute slices, 4 memory units. Captures; guide.
-_A30 = (
-    _Shape(1, 2, "", (0, 1, 2, 3), 1, 4, 14),
-    _Shape(1, 2, "+me", (0, 1, 2, 3), 1, 1, 21),
-    _Shape(2, 4, "", (0, 2), 2, 2, 5),
-    _Shape(2, 4, "+me", (0, 2), 2, 1, 6),
-    _Shape(4, 8, "", (0,), 4, 1, 0),
+_A30: tuple[_Shape, ...] = (
+    (1, 2, "", (0, 1, 2, 3), 1, 4, 14),
+    (1, 2, "+me", (0, 1, 2, 3), 1, 1, 21),
+    (2, 4, "", (0, 2), 2, 2, 5),
+    (2, 4, "+me", (0, 2), 2, 1, 6),
+    (4, 8, "", (0,), 4, 1, 0),
 )
 # 4 compute slices, 12 memory units (a 1g is 3 units wide). Capture; guide.
-_RTX_PRO_6000 = (
-    _Shape(1, 2, "", _QUARTERS, 3, 4, 14),
-    _Shape(1, 2, "+me", _QUARTERS, 3, 1, 21),
-    _Shape(1, 2, "+gfx", _QUARTERS, 3, 4, 47),
-    _Shape(1, 2, "+me.all", _QUARTERS, 3, 1, 65),
-    _Shape(1, 2, "-me", _QUARTERS, 3, 4, 67),
-    _Shape(2, 4, "", (0, 6), 6, 2, 5),
-    _Shape(2, 4, "+gfx", (0, 6), 6, 2, 35),
-    _Shape(2, 4, "+me.all", (0, 6), 6, 1, 64),
-    _Shape(2, 4, "-me", (0, 6), 6, 2, 66),
-    _Shape(4, 8, "", (0,), 12, 1, 0),
-    _Shape(4, 8, "+gfx", (0,), 12, 1, 32),
+_RTX_PRO_6000: tuple[_Shape, ...] = (
+    (1, 2, "", _QUARTERS, 3, 4, 14),
+    (1, 2, "+me", _QUARTERS, 3, 1, 21),
+    (1, 2, "+gfx", _QUARTERS, 3, 4, 47),
+    (1, 2, "+me.all", _QUARTERS, 3, 1, 65),
+    (1, 2, "-me", _QUARTERS, 3, 4, 67),
+    (2, 4, "", (0, 6), 6, 2, 5),
+    (2, 4, "+gfx", (0, 6), 6, 2, 35),
+    (2, 4, "+me.all", (0, 6), 6, 1, 64),
+    (2, 4, "-me", (0, 6), 6, 2, 66),
+    (4, 8, "", (0,), 12, 1, 0),
+    (4, 8, "+gfx", (0,), 12, 1, 32),
 )
 # Names and counts only (guide); no ids, no placements.
-_RTX_PRO_4500 = (
-    _Shape(1, 4, "", (), 0, 2),
-    _Shape(1, 4, "+gfx", (), 0, 2),
-    _Shape(1, 4, "+me.all", (), 0, 1),
-    _Shape(1, 4, "-me", (), 0, 2),
-    _Shape(2, 8, "", (), 0, 1),
-    _Shape(2, 8, "+gfx", (), 0, 1),
+_RTX_PRO_4500: tuple[_Shape, ...] = (
+    (1, 4, "", (), 0, 2, None),
+    (1, 4, "+gfx", (), 0, 2, None),
+    (1, 4, "+me.all", (), 0, 1, None),
+    (1, 4, "-me", (), 0, 2, None),
+    (2, 8, "", (), 0, 1, None),
+    (2, 8, "+gfx", (), 0, 1, None),
 )
-_RTX_PRO_5000 = (_Shape(1, 4, "+me", (), 0, 1), *_RTX_PRO_4500)
-_THOR = tuple(
-    _Shape(g, 8, a, (), 0, 1) for g in (1, 2, 3) for a in ("", "+me", "+gfx") if (g == 1 or a != "+me")
+_RTX_PRO_5000: tuple[_Shape, ...] = ((1, 4, "+me", (), 0, 1, None), *_RTX_PRO_4500)
+_THOR: tuple[_Shape, ...] = tuple(
+    (g, 8, a, (), 0, 1, None) for g in (1, 2, 3) for a in ("", "+me", "+gfx") if (g == 1 or a != "+me")
 )
 
 
@@ -174,12 +134,28 @@ def _card(
     memory_gb: int,
     family: tuple[_Shape, ...],
     source: Provenance,
+    *,
+    memory_mib: int | None = None,
+    nvml_counts_wrong: bool = False,
 ) -> Card:
-    """Return one entry of the table. ``device_ids`` are PCI device ids in hex, separated by spaces; the vendor is
-    always NVIDIA (10DE). ``family`` has the shapes of its profiles."""
-    pci = tuple(f"0x{device}10DE" for device in device_ids.split())
-    profiles = tuple(shape.on(memory_gb) for shape in family)
-    return Card(key, products, pci, compute_capability, memory_gb, profiles, source)
+    """Return one entry of the table. ``device_ids`` are PCI device ids in hex, separated by spaces; the vendor is always NVIDIA (10DE)."""
+    profiles = []
+    for slices, eighths, attribute, starts, size, max_count, profile_id in family:
+        # go-nvlib v0.10.0 mig_profile.go: the fraction of the total, rounded half up.
+        gb = (memory_gb * eighths + 4) // 8
+        name = f"{slices}g.{gb}gb{attribute}"
+        profiles.append(Profile(name, starts, size, max_count, slices, gb, profile_id))
+    return Card(
+        key=key,
+        products=products,
+        pci_device_ids=tuple(f"0x{device}10DE" for device in device_ids.split()),
+        compute_capability=compute_capability,
+        memory_gb=memory_gb,
+        profiles=tuple(profiles),
+        source=source,
+        memory_mib=memory_mib,
+        nvml_counts_wrong=nvml_counts_wrong,
+    )
 
 
 _NO_MIG = Provenance(
@@ -195,13 +171,11 @@ _SEEN_WITHOUT_MIG = Provenance(
 
 CARDS: tuple[Card, ...] = (
     # --- with MIG ---
-    replace(_card("a30", ("NVIDIA A30",), "20B7", (8, 0), 24, _A30, _CAPTURED), nvml_counts_wrong=True),
-    replace(
-        _card(
-            "a100-40gb",
-            ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB", "NVIDIA A800 40GB"),
-            "20B0 20B1 20F1 20F6", (8, 0), 40, _SEVEN_SLICE, _CAPTURED,
-        ),
+    _card("a30", ("NVIDIA A30",), "20B7", (8, 0), 24, _A30, _CAPTURED, nvml_counts_wrong=True),
+    _card(
+        "a100-40gb",
+        ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB", "NVIDIA A800 40GB"),
+        "20B0 20B1 20F1 20F6", (8, 0), 40, _SEVEN_SLICE, _CAPTURED,
         memory_mib=40960,
     ),
     _card(
@@ -213,12 +187,10 @@ CARDS: tuple[Card, ...] = (
         "pg506-96gb", (), "20B6", (8, 0), 96, _SEVEN_SLICE,
         Provenance("cfg", "family", "family", "mig-parted: an A100-class board whose product name is unknown", "cfg"),
     ),
-    replace(
-        _card(
-            "h100-80gb",
-            ("NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "NVIDIA H800", "NVIDIA H800 PCIe"),
-            "2330 2331 2324 2322", (9, 0), 80, _SEVEN_SLICE, _CAPTURED,
-        ),
+    _card(
+        "h100-80gb",
+        ("NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "NVIDIA H800", "NVIDIA H800 PCIe"),
+        "2330 2331 2324 2322", (9, 0), 80, _SEVEN_SLICE, _CAPTURED,
         memory_mib=81559,
     ),
     _card(
@@ -234,34 +206,26 @@ CARDS: tuple[Card, ...] = (
         ),
     ),
     _card("gh200-144gb", ("NVIDIA GH200 144G HBM3e",), "2348", (9, 0), 144, _SEVEN_SLICE, _CONFIG_ONLY),
-    replace(
-        _card(
-            "h200-141gb", ("NVIDIA H200", "NVIDIA H200 NVL"),
-            "2335 233B", (9, 0), 141, _SEVEN_SLICE,
-            Provenance("doc", "family", "family", "guide; mig-parted; a capture confirms IDs 19, 20, 14 and 0", "real"),
-        ),
+    _card(
+        "h200-141gb", ("NVIDIA H200", "NVIDIA H200 NVL"),
+        "2335 233B", (9, 0), 141, _SEVEN_SLICE,
+        Provenance("doc", "family", "family", "guide; mig-parted; a capture confirms IDs 19, 20, 14 and 0", "real"),
         memory_mib=143771,
     ),
-    replace(
-        _card(
-            "b200-180gb", ("NVIDIA B200",), "2901", (10, 0), 180, _SEVEN_SLICE,
-            Provenance("doc", "family", "family", "guide; mig-parted; a report from a real node", "real"),
-        ),
+    _card(
+        "b200-180gb", ("NVIDIA B200",), "2901", (10, 0), 180, _SEVEN_SLICE,
+        Provenance("doc", "family", "family", "guide; mig-parted; a report from a real node", "real"),
         memory_mib=183359,
     ),
-    replace(
-        _card(
-            "gb200-186gb", ("NVIDIA GB200",), "2941", (10, 0), 186, _SEVEN_SLICE,
-            Provenance("cfg", "family", "family", "mig-parted; a report from a real node", "real"),
-        ),
+    _card(
+        "gb200-186gb", ("NVIDIA GB200",), "2941", (10, 0), 186, _SEVEN_SLICE,
+        Provenance("cfg", "family", "family", "mig-parted; a report from a real node", "real"),
         memory_mib=189471,
     ),
     _card("b300-269gb", ("NVIDIA B300 SXM6 AC",), "3182", (10, 3), 269, _SEVEN_SLICE, _CONFIG_ONLY),
-    replace(
-        _card(
-            "gb300-278gb", ("NVIDIA GB300",), "31C2", (10, 3), 278, _SEVEN_SLICE,
-            Provenance("doc", "doc", "family", "playbook; mig-parted; a report from a real node", "real"),
-        ),
+    _card(
+        "gb300-278gb", ("NVIDIA GB300",), "31C2", (10, 3), 278, _SEVEN_SLICE,
+        Provenance("doc", "doc", "family", "playbook; mig-parted; a report from a real node", "real"),
         memory_mib=284208,
     ),
     _card(
@@ -292,8 +256,8 @@ CARDS: tuple[Card, ...] = (
         Provenance("doc", "unknown", "unknown", "guide; at most one compute and one graphics instance coexist"),
     ),
     # --- without MIG: NVML answers NOT_SUPPORTED to the MIG mode ---
-    replace(_card("t4", ("Tesla T4",), "1EB8", (7, 5), 16, (), _SEEN_WITHOUT_MIG), memory_mib=15360),
-    replace(_card("l40s", ("NVIDIA L40S",), "26B9", (8, 9), 48, (), _SEEN_WITHOUT_MIG), memory_mib=46068),
+    _card("t4", ("Tesla T4",), "1EB8", (7, 5), 16, (), _SEEN_WITHOUT_MIG, memory_mib=15360),
+    _card("l40s", ("NVIDIA L40S",), "26B9", (8, 9), 48, (), _SEEN_WITHOUT_MIG, memory_mib=46068),
     _card("l40", ("NVIDIA L40",), "26B5", (8, 9), 48, (), _NO_MIG),
     _card("l4", ("NVIDIA L4",), "27B8", (8, 9), 24, (), _NO_MIG),
     _card("a10", ("NVIDIA A10", "NVIDIA A10G"), "2236 2237", (8, 6), 24, (), _NO_MIG),
@@ -320,38 +284,21 @@ _GFD_SUFFIX = re.compile(r"(?:-MIG-(?:INVALID|(?:\d+c\.)?\d+g\.\d+gb[a-z.+-]*?))
 
 
 def bare_product(product: str) -> str:
-    """Return the product name in the form of GPU Feature Discovery, with dashes and without the suffixes that GFD
-    appends: ``NVIDIA-H100-80GB-HBM3`` for each of ``NVIDIA H100 80GB HBM3``, ``NVIDIA-H100-80GB-HBM3-SHARED`` and
-    ``…-MIG-1g.10gb-SHARED``."""
+    """Return the product name with dashes and without the suffixes that GPU Feature Discovery appends."""
     return _GFD_SUFFIX.sub("", "-".join(product.split()), count=1)
 
 
 _BY_PRODUCT = {bare_product(product): card for card in CARDS for product in card.products}
-"""Every card of the table, by each of its product names in the form of `bare_product`."""
 
 
 def find_card(product_name: str) -> Card | None:
-    """Return the card with this product name, which may have the form that NVML prints or that of GPU Feature
-    Discovery's label (`bare_product`). Upper and lower case must agree. None if the card is not in the table."""
+    """Return the card with this product name, as NVML prints it or as GPU Feature Discovery labels it."""
     return _BY_PRODUCT.get(bare_product(product_name))
-
-
-# --- how a card differs from this table ---
-
-
-MOST_DIFFERENCES = 3
-"""The largest number of differences that a message names."""
 
 
 @lru_cache(maxsize=64)
 def find_doubt(product: str, reported: tuple[Profile, ...]) -> Finding | None:
-    """Return a CardDiffers Finding with the first differences (at most MOST_DIFFERENCES) between the `reported`
-    profiles of a card and our table (`_difference`). If no profiles are reported, return a ProfilesFromTable Finding,
-    which says that the table is used. It is shown to people; no decision depends on it.
-
-    None if both agree, if the table lacks the card or has no profiles for it, or if NVML is known to report wrong
-    counts for the card. Profiles of the table that are not reported do not count as a difference.
-    """
+    """Return how the `reported` profiles of a card differ from our table, or that the driver lists none. None if they agree or are not comparable."""
     card = find_card(product)
     if card is None or not card.profiles or card.nvml_counts_wrong:
         return None
@@ -367,25 +314,104 @@ def find_doubt(product: str, reported: tuple[Profile, ...]) -> Finding | None:
         return None
     return Finding(
         Reason.CARD_DIFFERS,
-        f"{product} reports {'; '.join(differences[:MOST_DIFFERENCES])}. The operator uses what the card reports;"
+        f"{product} reports {'; '.join(differences[:3])}. The operator uses what the card reports;"
         " please open an issue, so that the operator's table can be corrected",
     )
 
 
 def _difference(profile: Profile, known: Mapping[str, Profile]) -> str:
-    """Return the first difference between the reported profile and the one of the same name in `known`, which maps
-    names to our table's profiles. Empty if there is none. The table may lack the name, or have other placements or
-    another maximum count. Placements that are unknown on either side are not compared."""
     same = known.get(profile.name)
     if same is None:
         return f"{profile.name}, which the operator's table does not have"
     if profile.starts and same.starts and (profile.starts, profile.size) != (same.starts, same.size):
-        return f"{profile.name} at {_places(profile)}, but the operator's table has {_places(same)}"
+        here, there = (f"{', '.join(map(str, one.starts))} (size {one.size})" for one in (profile, same))
+        return f"{profile.name} at {here}, but the operator's table has {there}"
     if profile.max_count != same.max_count:
         return f"at most {profile.max_count} of {profile.name}, but the operator's table has {same.max_count}"
     return ""
 
 
-def _places(profile: Profile) -> str:
-    """Return the placements of a profile for a message, such as `0, 4 (size 4)`."""
-    return f"{', '.join(map(str, profile.starts))} (size {profile.size})"
+HEADROOM = 1.2
+"""Factor by which the memory of a workload is multiplied: allocators, caches and bursts need a fifth more than the observed peak."""
+TURNS = 4
+"""The largest number of pods that should take turns on one GPU. With more of them, each waits too long."""
+_CARD = 0.95
+"""GiB of usable memory for each GB in the name of a card of which there is no capture."""
+_INSTANCE = 0.88
+"""GiB of usable memory for each GB in the name of a profile of which there is no capture. The lowest ratio of all
+captures is 0.89 (16.0 GiB of an H200's 1g.18gb), and the assumption must not exceed the real size."""
+_SEEN: Mapping[str, Mapping[int, float]] = {
+    "a30": {6: 5.81, 12: 11.69, 24: 23.5},
+    "a100-40gb": {5: 4.75, 10: 9.62, 20: 19.5, 40: 39.25},
+    "a100-80gb": {10: 9.62, 20: 19.5, 40: 39.25, 80: 78.5},
+    "h100-80gb": {10: 9.75, 20: 19.62, 40: 39.5, 80: 79.25},
+    "h100-nvl-94gb": {47: 46.38, 94: 93.12},
+    "hopper-96gb": {12: 11.0, 24: 23.0, 48: 46.5, 96: 93.0},
+    "h200-141gb": {18: 16.0, 35: 32.5, 71: 69.8, 141: 140.0},
+    "rtx-pro-6000-blackwell": {24: 23.62, 48: 47.38, 96: 95.0},
+}
+"""GiB of usable memory of an instance, by the key of the card and the GB in the profile's name."""
+
+
+def memory_of(card: Card) -> float:
+    """Return the memory of the whole card in GiB. A card that shares its memory with the CPU has 0 unless its total is known."""
+    if card.memory_mib:
+        return card.memory_mib / 1024
+    return _SEEN.get(card.key, {}).get(card.memory_gb, card.memory_gb * _CARD)
+
+
+def usable_memory(card: Card, profile: Profile) -> float:
+    """Return the GiB that a workload can use of one instance of the profile; 0 if the card shares its memory with the CPU."""
+    if not card.memory_gb:
+        return 0.0
+    return _SEEN.get(card.key, {}).get(profile.memory_gb, profile.memory_gb * _INSTANCE)
+
+
+def plain_profiles(card: Card) -> tuple[Profile, ...]:
+    """Return the profiles without an attribute that are not the whole card, sorted by memory; of equal ones, the more numerous first."""
+    whole = max((profile.slices for profile in card.profiles), default=0)
+    plain = [
+        profile for profile in card.profiles if not {"+", "-"} & set(profile.name) and profile.slices < whole
+    ]
+    return tuple(sorted(plain, key=lambda profile: (profile.memory_gb, -profile.max_count)))
+
+
+def client_memory(card: Card, clients: int) -> float:
+    """Return the GiB that each of `clients` MPS clients of a card may use (docs/design/hardware.md#mps-share)."""
+    return memory_of(card) / clients
+
+
+def client_threads(clients: int) -> int:
+    """Return the percentage of a GPU's threads that each of `clients` MPS clients may use; the device plugin rounds it down (docs/design/hardware.md#mps-share)."""
+    return 100 // clients
+
+
+def fits(requested: Mapping[str, int], available: Mapping[str, int]) -> bool:
+    return all(available.get(name, 0) >= count for name, count in requested.items())
+
+
+def remaining(available: Mapping[str, int], held: Mapping[str, int]) -> dict[str, int]:
+    return {name: max(0, count - held.get(name, 0)) for name, count in available.items()}
+
+
+WHOLE = Fraction(1)
+
+
+@value
+class Extent:
+    """The size of a MIG instance or of a whole card."""
+
+    slices: int
+    memory: int
+    """In any unit, as long as it is the same for the instances and the card."""
+
+
+def shares(instances: Sequence[Extent], card: Extent) -> tuple[Fraction, ...]:
+    """Return the share of each instance of one GPU, in the order of `instances`."""
+    parts = [max(_part(each.slices, card.slices), _part(each.memory, card.memory)) for each in instances]
+    most = max(WHOLE, sum(parts, Fraction(0)))
+    return tuple(part / most for part in parts)
+
+
+def _part(part: int, whole: int) -> Fraction:
+    return Fraction(part, whole) if whole > 0 else Fraction(0)

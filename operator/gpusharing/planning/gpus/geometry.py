@@ -1,4 +1,5 @@
 """MIG layouts of one GPU: whether a layout fits, which one is nearest, which are possible, and how they are named.
+
 Whether a layout fits is checked exactly, by searching placements.
 
 Works on the profiles that a card offers (from NVML or from `gpusharing.planning.gpus.cards`) and on nothing else.
@@ -34,41 +35,8 @@ MIG is on without instances. A GPU with MIG off has no layout, for which None is
 _NAME = re.compile(r"(?:\d+c\.)?(?P<slices>\d+)g\.(?P<gb>\d+)gb(?P<attribute>(?:[+-][a-z.,]+)*)")
 
 
-@value
-class Legal:
-    """The layout fits on the GPU."""
-
-    placements: tuple[tuple[str, int], ...]
-    """One possible placement of the instances, as pairs of a profile and its start, in the order of creation, large to
-    small. The driver may choose another. Empty if the placements of the card are unknown."""
-
-
-@value
-class Refusal:
-    """The layout does not fit on the GPU."""
-
-    layout: Layout
-    """The requested layout."""
-    profiles: tuple[Profile, ...]
-    """The profiles that the card offers. Empty if it does not support MIG."""
-    why: str
-    """Why it does not fit, as a clause for people."""
-
-    @property
-    def message(self) -> str:
-        """Why the layout does not fit, as one sentence without its period. It also names what the card offers and the
-        nearest legal layout if there is one, or says that the card has no MIG profiles."""
-        if not self.profiles:
-            return f"{self.why}; the card has no MIG profiles"
-        offers = ", ".join(f"{profile.name} (max {profile.max_count})" for profile in self.profiles)
-        nearest = nearest_layout(self.layout, self.profiles)
-        near = "" if nearest is None else f"; nearest legal layout: {describe(nearest)}"
-        return f"{self.why}; the card offers {offers}{near}"
-
-
 def normalize(counts: Mapping[str, int]) -> Layout:
-    """Return the layout with these counts by profile, largest profile first. Counts of 0 are left out. Raises
-    ValueError for a negative count."""
+    """Return the layout with these counts by profile, largest profile first. Raises ValueError for a negative count."""
     for name, count in counts.items():
         if count < 0:
             raise ValueError(f"count of profile {name} is negative: {count}")
@@ -76,76 +44,84 @@ def normalize(counts: Mapping[str, int]) -> Layout:
 
 
 def describe(layout: Layout) -> str:
-    """Return the layout for people, such as ``1x3g.40gb+2x2g.20gb``, or ``empty`` if it has no instances."""
     return "+".join(f"{count}x{name}" for name, count in layout) or "empty"
 
 
-def find_fit(layout: Layout, profiles: Sequence[Profile]) -> Legal | Refusal:
-    """Return Legal, with one placement, if a GPU with these profiles can hold the layout; an empty layout always fits.
-    Otherwise return a Refusal that names the profiles which the card lacks, or else the rule that the layout breaks.
-    The check is exact unless the placements of the profiles are unknown."""
+def find_misfit(layout: Layout, profiles: Sequence[Profile]) -> str:
+    """Return why a GPU with these profiles cannot hold the layout, as a clause for people; empty if it can.
+
+    The answer is exact unless the placements of the profiles are unknown.
+    """
     offer = _Offer.of(profiles)
     unknown = ", ".join(name for name, _ in layout if name not in offer.by_name)
     if unknown:
-        return Refusal(layout, tuple(profiles), f"this card has no profile {unknown}")
-    if misfit := offer.why_not(layout):
-        return Refusal(layout, tuple(profiles), f"{describe(layout)} does not fit: {misfit}")
-    return Legal(offer.place(layout))
+        return f"this card has no profile {unknown}"
+    return f"{describe(layout)} does not fit: {misfit}" if (misfit := offer.why_not(layout)) else ""
+
+
+def tell_misfit(layout: Layout, profiles: Sequence[Profile]) -> str:
+    """Return the clause of `find_misfit` with what the card offers and the nearest legal layout; empty if the layout fits."""
+    if not (why := find_misfit(layout, profiles)):
+        return ""
+    if not profiles:
+        return f"{why}; the card has no MIG profiles"
+    offers = ", ".join(f"{profile.name} (max {profile.max_count})" for profile in profiles)
+    nearest = nearest_layout(layout, profiles)
+    near = "" if nearest is None else f"; nearest legal layout: {describe(nearest)}"
+    return f"{why}; the card offers {offers}{near}"
+
+
+def place(layout: Layout, profiles: Sequence[Profile]) -> tuple[tuple[str, int], ...]:
+    """Return one possible placement of a legal layout, as pairs of a profile and its start, in the order of creation.
+
+    The driver may choose another. Empty if the placements of the card are unknown.
+    """
+    return _Offer.of(profiles).place(layout)
 
 
 def nearest_layout(layout: Layout, profiles: Sequence[Profile]) -> Layout | None:
-    """Return the legal layout nearest to ``layout``. None for a card without profiles, whatever the layout. A legal
-    layout is returned unchanged. None also if no name in ``layout`` is like that of a profile.
+    """Return the legal layout nearest to ``layout``, or None if the card has no profiles or none that is like one in ``layout``.
 
     A profile that the card does not offer is replaced by the one with the same number of compute slices (else the
     closest number), then the nearest memory, then the same attribute, then the smaller one: 1g.20gb becomes 1g.18gb on
-    an H200. A name that cannot be read is replaced by the offered name with the most similar letters, or dropped if
-    there is none. Then as few instances as possible are dropped; one may be replaced by an instance with the same
-    memory and fewer compute slices. Among equal choices, the layout that keeps more compute slices wins, then the one
-    that keeps more memory.
+    an H200. A name that cannot be read is replaced by the offered name with the most similar letters. Then as few
+    instances as possible are dropped; one may be replaced by an instance with the same memory and fewer compute slices.
+    Among equal choices, the layout that keeps more compute slices wins, then the one that keeps more memory.
     """
-    if not profiles or isinstance(find_fit(layout, profiles), Legal):
+    if not profiles or not find_misfit(layout, profiles):
         return layout if profiles else None
     offer = _Offer.of(profiles)
     wanted: Counter[str] = Counter()
     for name, count in layout:
-        match = offer.closest(name)
-        if match:
+        if match := offer.closest(name):
             wanted[match] += count
-    return max(offer.substitutes(wanted), key=lambda one: (offer.rank(one), one)) if wanted else None
+
+    def rank(candidate: Layout) -> tuple[int, int, int, Layout]:
+        rows = [(offer.by_name[name], count) for name, count in candidate]
+        slices = sum(profile.slices * count for profile, count in rows)
+        memory = sum(profile.memory_gb * count for profile, count in rows)
+        return sum(count for _, count in rows), slices, memory, candidate
+
+    return max(offer.substitutes(wanted), key=rank) if wanted else None
 
 
 def legal_layouts(profiles: Sequence[Profile]) -> tuple[Layout, ...]:
-    """Return every legal layout of a card with these profiles, beginning with the empty one."""
     offer = _Offer.of(profiles)
     return tuple(offer.legal_layouts({profile.name: profile.max_count for profile in profiles}))
 
 
 def maximal_layouts(profiles: Sequence[Profile]) -> tuple[Layout, ...]:
-    """Return the legal layouts to which no instance can be added, sorted so that those with the largest instances come
-    first."""
     legal = set(legal_layouts(profiles))
     names = [profile.name for profile in profiles]
     full = [a for a in legal if not any(normalize(Counter(dict(a)) + Counter([n])) in legal for n in names)]
     return tuple(sorted(full, key=lambda layout: [(_large_first(name), -count) for name, count in layout]))
 
 
-# mig-parted v0.15.0 pkg/mig/builder/balanced.go.
-_BALANCED = {7: {1: 2, 2: 1, 3: 1}, 4: {1: 2, 2: 1}}
-"""The counts of mig-parted's configuration all-balanced, by the number of compute slices of the card: how many
-instances of each number of slices."""
-
-
 def generated_layouts(profiles: Sequence[Profile]) -> dict[str, Layout | None]:
-    """Return the layouts of the named configurations that mig-manager from v0.14 generates on a node with this card, by
-    name and sorted by name. The layout of all-disabled is None (MIG is off), and that of all-enabled is empty (MIG is
-    on without instances). Each profile has a configuration that fills the card with its instances, such as
-    all-1g.10gb.me for 1g.10gb+me. There is also all-balanced if the card has the profiles of NVIDIA's formula for it
-    (_BALANCED): only profiles without an attribute count, and of several with equally many compute slices, the one with
-    the largest max_count.
+    """Return the layouts of the named configurations that mig-manager from v0.14 generates on a node with this card, sorted by name.
 
     A profile with a max_count of 0 gets no configuration, because mig-parted refuses a whole file for an entry whose
-    counts are all 0. The result is empty if no profile has a max_count above 0.
+    counts are all 0.
     """
     profiles = [profile for profile in profiles if profile.max_count > 0]
     if not profiles:
@@ -155,36 +131,34 @@ def generated_layouts(profiles: Sequence[Profile]) -> dict[str, Layout | None]:
     for profile in sorted(profiles, key=lambda p: -p.max_count):
         if not _attribute(profile.name):
             base.setdefault(profile.slices, profile)
-        # Named as all-1g.10gb.me for 1g.10gb+me.
         layouts["all-" + profile.name.replace("+", ".")] = ((profile.name, profile.max_count),)
-    formula = _BALANCED.get(max(base, default=0), {})
+    # How many instances of each number of compute slices, by that of the card (mig-parted v0.15.0
+    # pkg/mig/builder/balanced.go).
+    balanced = {7: {1: 2, 2: 1, 3: 1}, 4: {1: 2, 2: 1}}
+    formula = balanced.get(max(base, default=0), {})
     if formula and formula.keys() <= base.keys():
         layouts["all-balanced"] = normalize({base[g].name: count for g, count in formula.items()})
     return dict(sorted(layouts.items()))
 
 
 def is_profile(name: str) -> bool:
-    """Whether the string has the form of a profile name, such as ``1g.10gb+me`` or ``1c.3g.40gb``. Whether any card
-    offers that profile is not checked."""
     return _NAME.fullmatch(name) is not None
 
 
 def resource_name(profile: str, *, shared: bool = False) -> str:
-    """Return the resource name under which the device plugin (from v0.20) advertises instances of this profile with
-    strategy mixed, such as ``nvidia.com/mig-1g.10gb.me``. ``shared`` appends ``.shared``, for instances that are
-    time-sliced with renameByDefault."""
+    """Return the resource name of this profile with strategy mixed (device plugin from v0.20), such as ``nvidia.com/mig-1g.10gb.me``.
+
+    ``shared`` appends ``.shared``, for instances that are time-sliced with renameByDefault.
+    """
     return f"{RESOURCE_MIG_PREFIX}{profile.replace('+', '.')}{'.shared' if shared else ''}"
 
 
 def _large_first(name: str) -> tuple[int, int, str]:
-    """Return a sort key that puts profile names in the order of compute slices and then memory, largest first, and
-    equal ones in alphabetical order. Names that cannot be read come last."""
     match = _NAME.fullmatch(name)
     return (-int(match["slices"]), -int(match["gb"]), name) if match else (0, 0, name)
 
 
 def _attribute(name: str) -> str:
-    """Return the attribute of a profile name, such as `+me`. Empty if it has none, or if the name cannot be read."""
     match = _NAME.fullmatch(name)
     return match["attribute"] if match else ""
 
@@ -199,24 +173,26 @@ class _Offer:
 
     @classmethod
     def of(cls, profiles: Sequence[Profile]) -> "_Offer":
-        """Return the offer of a card with these profiles. Without profiles it has 0 slices, and without a profile of
-        known placements it has 0 units."""
         slices = max((profile.slices for profile in profiles), default=0)
         units = max((max(profile.starts) + profile.size for profile in profiles if profile.starts), default=0)
         return cls({profile.name: profile for profile in profiles}, slices, units)
 
     def why_not(self, layout: Layout) -> str:
-        """Return the first rule that the layout breaks, as a clause for people. Empty if the layout is legal.
-        Rules are checked in a fixed order: counts, media engines, compute slices, unknown placements, memory units,
-        then placements. If the placements of one of its profiles are unknown, a layout with several profiles is
-        refused, and one with a single profile is legal. All profiles of the layout must be offered by the card;
-        otherwise KeyError is raised."""
         for name, count in layout:
             if count > (most := self.by_name[name].max_count):
                 return f"the card has room for at most {most}x{name}"
-        media = _media_conflict(layout)
-        if media:
-            return media
+        attributes = {name: _attribute(name) for name, _ in layout}
+        totals = Counter[str]()
+        for name, count in layout:
+            totals[attributes[name]] += count
+        if totals["+me"] > 1:
+            return "only one instance on a GPU can have the media engines (+me)"
+        everything = next((name for name, attribute in attributes.items() if attribute == "+me.all"), None)
+        others = [name for name, attribute in attributes.items() if attribute not in ("-me", "+me.all")]
+        if everything and others:
+            return f"only -me profiles can be combined with {everything}, not {', '.join(others)}"
+        if totals["+me.all"] > 1:
+            return "only one instance on a GPU can have all media engines (+me.all)"
         slices = sum(self.by_name[name].slices * count for name, count in layout)
         if slices > self.slices:
             return f"it needs {slices} compute slices, but the card has {self.slices}"
@@ -232,8 +208,6 @@ class _Offer:
         return ""
 
     def place(self, layout: Layout) -> tuple[tuple[str, int], ...]:
-        """Return one placement of a legal layout as pairs of profile and start, one for each instance, in the order of
-        the layout. Empty if the placements are unknown."""
         shapes = self._shapes(layout)
         free = {shape[:2]: list(starts) for shape, starts in zip(shapes, _place(shapes) or (), strict=False)}
         placed = []
@@ -243,21 +217,13 @@ class _Offer:
         return tuple(placed)
 
     def _shapes(self, layout: Layout) -> "tuple[_Shape, ...]":
-        """Return the layout in the form that the placement search needs, with the widest shape first. Profiles with
-        the same placements become one shape, for which their counts are added up."""
         shapes: Counter[tuple[tuple[int, ...], int]] = Counter()
         for name, count in layout:
             shapes[self.by_name[name].starts, self.by_name[name].size] += count
         return tuple(sorted(((*s, n) for s, n in shapes.items()), key=lambda shape: (-shape[1], shape)))
 
     def legal_layouts(self, most: Mapping[str, int]) -> Iterator[Layout]:
-        """Yield every legal layout that has only profiles in ``most`` and at most ``most[name]`` instances of each,
-        including the empty layout. The card must offer all profiles that are keys of ``most``; otherwise KeyError
-        is raised."""
-
         def extend(names: Sequence[str], chosen: Layout) -> Iterator[Layout]:
-            """Yield ``chosen``, which is legal, and the legal layouts that add instances of the profiles in ``names``
-            to it. Once a count is refused, larger counts are not tried, because legal layouts are downward closed."""
             if not names:
                 yield chosen
                 return
@@ -265,15 +231,13 @@ class _Offer:
             for count in range(1, min(most[names[0]], self.by_name[names[0]].max_count) + 1):
                 more = (*chosen, (names[0], count))
                 if self.why_not(more):
-                    return
+                    return  # larger counts are not legal either
                 yield from extend(names[1:], more)
 
         return extend(sorted(most, key=_large_first), ())
 
     def substitutes(self, wanted: Mapping[str, int]) -> Iterator[Layout]:
-        """Yield every legal layout that has at most the ``wanted`` instances, or has instances with the same memory and
-        attribute and no more compute slices in place of some of them, including the empty layout. The card must offer
-        all profiles that are keys of ``wanted``; otherwise KeyError is raised."""
+        """Yield every legal layout with at most the ``wanted`` instances, or with the same memory and attribute and no more slices in place of some."""
         of, room = self.by_name, Counter[object]()
         kinds = {name: (one.memory_gb or name, _attribute(name)) for name, one in of.items()}
         most: Counter[str] = Counter()
@@ -289,20 +253,7 @@ class _Offer:
             if taken <= room:
                 yield layout
 
-    def rank(self, layout: Layout) -> tuple[int, int, int]:
-        """Return a key that is larger for the better of two candidates: the numbers of instances, of compute slices
-        and of GB in the layout, compared in this order."""
-        of = self.by_name
-        return (
-            sum(count for _, count in layout),
-            sum(of[name].slices * count for name, count in layout),
-            sum(of[name].memory_gb * count for name, count in layout),
-        )
-
     def closest(self, name: str) -> str | None:
-        """Return the name of the offered profile that is nearest to ``name`` (see `nearest_layout`), which is ``name``
-        itself if it is offered. None if ``name`` is neither offered nor readable, and not similar to an offered name.
-        The card must offer at least one profile."""
         if name in self.by_name:
             return name
         match = _NAME.fullmatch(name)
@@ -311,28 +262,10 @@ class _Offer:
         slices, gb, attribute = int(match["slices"]), int(match["gb"]), match["attribute"]
 
         def distance(profile: Profile) -> tuple[int, int, bool, int, str]:
-            """Return a sort key that is smallest for the nearest profile. It compares, in this order, how far away the
-            compute slices and the memory are, whether the attribute differs, the memory, and the name."""
             far = abs(profile.slices - slices), abs(profile.memory_gb - gb)
             return (*far, _attribute(profile.name) != attribute, profile.memory_gb, profile.name)
 
         return min(self.by_name.values(), key=distance).name
-
-
-def _media_conflict(layout: Layout) -> str | None:
-    """Return the first rule on media engines that the layout breaks, as a clause for people, or None if it breaks
-    none. The rules are: at most one instance has +me, beside a profile with +me.all all others have -me, and at most
-    one instance has +me.all."""
-    attributes = [(name, _attribute(name), count) for name, count in layout]
-    if sum(count for _, attribute, count in attributes if attribute == "+me") > 1:
-        return "only one instance on a GPU can have the media engines (+me)"
-    everything = next((name for name, attribute, _ in attributes if attribute == "+me.all"), None)
-    others = [name for name, attribute, _ in attributes if attribute not in ("-me", "+me.all")]
-    if everything and others:
-        return f"only -me profiles can be combined with {everything}, not {', '.join(others)}"
-    if sum(count for _, attribute, count in attributes if attribute == "+me.all") > 1:
-        return "only one instance on a GPU can have all media engines (+me.all)"
-    return None
 
 
 _Shape: TypeAlias = tuple[tuple[int, ...], int, int]  # starts, size, how many
@@ -340,8 +273,7 @@ _Shape: TypeAlias = tuple[tuple[int, ...], int, int]  # starts, size, how many
 
 @lru_cache(maxsize=4096)
 def _place(shapes: tuple[_Shape, ...], taken: int = 0) -> tuple[tuple[int, ...], ...] | None:
-    """Return the starts of the instances of each shape, in the order of ``shapes`` and chosen so that nothing
-    overlaps. None if no such choice exists. ``taken`` is a bit mask of the memory units that are in use already."""
+    """Return starts for the instances of each shape so that nothing overlaps; ``taken`` is a bit mask of memory units."""
     if not shapes:
         return ()
     rest = shapes[1:]
@@ -353,9 +285,10 @@ def _place(shapes: tuple[_Shape, ...], taken: int = 0) -> tuple[tuple[int, ...],
 
 
 def _choices(shape: _Shape, taken: int) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Yield each choice of starts for all instances of one shape that overlaps neither ``taken`` nor itself, and with
-    it the bit mask of the memory units in use afterwards. A choice is abandoned at its first overlap, so that a
-    profile with very many starts does not take too long."""
+    """Yield each choice of starts for one shape, with the bit mask of the memory units in use afterwards.
+
+    A choice is abandoned at its first overlap, so that a profile with very many starts does not take too long.
+    """
     starts, size, count = shape
     if not count:
         yield (), taken

@@ -1,14 +1,12 @@
-"""Whether a GPU is healthy enough to be reconfigured. The rules are a table: which fact makes it unhealthy, which
-reason is reported, and what a person has to do.
+"""Whether a GPU is healthy, and whether its driver is safe for a change."""
 
-The facts come from the agent's ordinary reading (docs/adr/0015-health-from-the-same-reading.md says what that shows
-and what it does not). Running pods are left alone: an unhealthy GPU continues to serve as far as NVIDIA's device
-plugin lets it. Its mode and layout stay as they are until a person has acted.
-"""
-
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated
 
 from gpusharing.api.gpunode import GPU
+from gpusharing.api.settingtypes import listed
+from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
@@ -19,24 +17,19 @@ REACHABLE = "Ok"
 
 @value
 class Vitals:
-    """What NVML reports about one GPU's health. Counts are reduced to booleans, so that a growing count is not a
-    change."""
+    """What NVML reports about one GPU's health. Counts are reduced to booleans, so that a growing count is not a change."""
 
     access: str = REACHABLE
-    """Whether NVML can talk to the GPU: Ok, Lost, ResetRequired or Failed."""
+    """Ok, Lost, ResetRequired or Failed."""
     recovery: str | None = None
-    """The action that the driver recommends (NVML field 230, since R565), NO_ACTION if it recommends none, or None if
-    it does not report this field."""
+    """The action that the driver recommends (NVML field 230, since R565), NO_ACTION if it recommends none, or None if it does not report this field."""
     ecc_errors: bool = False
-    """Whether there were uncorrected ECC errors since the driver was loaded."""
     remap_pending: bool = False
-    """Whether a remapped memory row waits for a GPU reset."""
     remap_failed: bool = False
-    """Whether a memory row could not be remapped."""
     xid: int | None = None
     """The first of the XIDS errors that the agent received, or None if there was none."""
     error: str = ""
-    """NVML's error if `access` is Failed. Empty otherwise."""
+    """NVML's error if `access` is Failed."""
 
 
 HEALTHY = Vitals(recovery="None")
@@ -44,8 +37,7 @@ HEALTHY = Vitals(recovery="None")
 
 
 def vitals_of(gpu: GPU) -> Vitals:
-    """Return the facts in a GPU's report that decide whether the GPU is healthy. Every GPU whose facts equal HEALTHY
-    gets that object itself, so that many healthy GPUs share one."""
+    """Return the facts in a GPU's report that decide whether the GPU is healthy. Healthy GPUs share one object."""
     rows = gpu.remapped_rows
     vitals = Vitals(
         access=gpu.access,
@@ -91,88 +83,107 @@ RECOVERIES: Mapping[str, str] = {
 
 
 NO_TROUBLE = Finding(Reason.NO_TROUBLE, "every GPU is healthy")
-"""The finding if all GPUs are healthy."""
 
 
-@value
-class Rule:
-    """One way in which a GPU can be unhealthy."""
-
-    reason: Reason
-    """The reason of the condition Healthy in that case."""
-    holds: Callable[[Vitals], bool]
-    """Returns whether a GPU is unhealthy in this way."""
-    says: Callable[[Vitals], str]
-    """Returns what is wrong and what to do about it, as a clause without the name of the GPU."""
-
-
-RULES: tuple[Rule, ...] = (
-    Rule(
-        Reason.GPU_LOST,
-        lambda gpu: gpu.access == "Lost",
-        lambda gpu: f"fell off the bus; {_REBOOT}",
-    ),
-    Rule(
-        Reason.GPU_UNREADABLE,
-        lambda gpu: gpu.access not in (REACHABLE, "ResetRequired"),
-        lambda gpu: f"NVML returns {gpu.error or gpu.access}; see `dmesg | grep -i nvrm` on the node",
-    ),
-    Rule(
-        Reason.GPU_RESET_REQUIRED,
-        lambda gpu: gpu.access != REACHABLE,
-        lambda gpu: f"cannot be used until it is reset; {_RESET}",
-    ),
-    Rule(
-        Reason.ROW_REMAP_FAILED,
-        lambda gpu: gpu.remap_failed,
-        lambda gpu: "a row remapping failed; replace the card",
-    ),
-    Rule(
-        Reason.RECOVERY_NEEDED,
-        lambda gpu: gpu.recovery not in (None, NO_ACTION),
-        lambda gpu: f"the driver recommends {gpu.recovery}; {RECOVERIES.get(str(gpu.recovery), _REBOOT)}",
-    ),
-    Rule(
-        Reason.ROW_REMAP_PENDING,
-        lambda gpu: gpu.remap_pending,
-        lambda gpu: f"a row remapping is pending and needs a GPU reset; {_RESET}",
-    ),
-    Rule(
-        Reason.XID_SEEN,
-        # If the driver reports a recovery action, only that counts: it goes away with the problem, whereas an XID is
-        # remembered.
-        lambda gpu: gpu.xid is not None and gpu.recovery is None,
-        lambda gpu: (
-            f"XID {gpu.xid} ({XIDS.get(gpu.xid or 0, 'critical')}); {_RESET}, then delete the agent's pod"
-        ),
-    ),
-    Rule(
-        Reason.ECC_UNCORRECTED,
-        lambda gpu: gpu.ecc_errors,
-        lambda gpu: f"uncorrected ECC errors since the driver was loaded; {_RESET}",
-    ),
-)
-"""Gravest first; the first rule that holds is reported."""
+def find_problems(gpu: Vitals) -> Iterator[tuple[Reason, str]]:
+    """Yield every way in which a GPU can be unhealthy, gravest first, with a clause for people that is empty if it does not apply."""
+    yield Reason.GPU_LOST, f"fell off the bus; {_REBOOT}" if gpu.access == "Lost" else ""
+    unreadable = gpu.access not in (REACHABLE, "ResetRequired")
+    answer = f"NVML returns {gpu.error or gpu.access}; see `dmesg | grep -i nvrm` on the node"
+    yield Reason.GPU_UNREADABLE, answer if unreadable else ""
+    unusable = f"cannot be used until it is reset; {_RESET}"
+    yield Reason.GPU_RESET_REQUIRED, unusable if gpu.access != REACHABLE else ""
+    yield Reason.ROW_REMAP_FAILED, "a row remapping failed; replace the card" if gpu.remap_failed else ""
+    advice = f"the driver recommends {gpu.recovery}; {RECOVERIES.get(str(gpu.recovery), _REBOOT)}"
+    yield Reason.RECOVERY_NEEDED, advice if gpu.recovery not in (None, NO_ACTION) else ""
+    remap = f"a row remapping is pending and needs a GPU reset; {_RESET}"
+    yield Reason.ROW_REMAP_PENDING, remap if gpu.remap_pending else ""
+    # If the driver reports a recovery action, only that counts: it goes away with the problem, whereas an XID is
+    # remembered.
+    remembered = gpu.xid is not None and gpu.recovery is None
+    error = f"XID {gpu.xid} ({XIDS.get(gpu.xid or 0, 'critical')}); {_RESET}, then delete the agent's pod"
+    yield Reason.XID_SEEN, error if remembered else ""
+    ecc = f"uncorrected ECC errors since the driver was loaded; {_RESET}"
+    yield Reason.ECC_UNCORRECTED, ecc if gpu.ecc_errors else ""
 
 
 def is_healthy(diagnosis: Finding) -> bool:
-    """Whether the diagnosis says that all GPUs are healthy."""
     return diagnosis.reason is Reason.NO_TROUBLE
 
 
 def diagnose(gpus: Iterable[tuple[int, Vitals]]) -> Finding:
-    """Return NO_TROUBLE if all GPUs are healthy. Otherwise return a Finding about the GPU with the gravest problem,
-    with the number of other unhealthy GPUs; among equally grave problems, the lowest index is reported. `gpus` are
-    pairs of index and vitals. Equal input gives an equal message."""
-    unhealthy = [(rank, index, gpu) for index, gpu in gpus if (rank := _rank(gpu)) is not None]
-    if not unhealthy:
+    """Return a Finding about the GPU with the gravest problem, and of equal ones that with the lowest index; NO_TROUBLE if all are healthy.
+
+    `gpus` are pairs of index and vitals.
+    """
+    worst: list[tuple[int, int, Reason, str]] = []
+    for index, gpu in gpus:
+        if gpu == HEALTHY:
+            continue
+        problems = enumerate(find_problems(gpu))
+        worst += [(rank, index, reason, text) for rank, (reason, text) in problems if text][:1]
+    if not worst:
         return NO_TROUBLE
-    rank, index, gpu = min(unhealthy, key=lambda each: each[:2])
-    others = len(unhealthy) - 1
+    _, index, reason, text = min(worst, key=lambda each: each[:2])
+    others = len(worst) - 1
     more = f"; {others} more GPU{'s are' if others > 1 else ' is'} unhealthy" if others else ""
-    return Finding(RULES[rank].reason, f"GPU {index}: {RULES[rank].says(gpu)}{more}")
+    return Finding(reason, f"GPU {index}: {text}{more}")
 
 
-def _rank(gpu: Vitals) -> int | None:
-    """Return the index in RULES of the first rule that holds for the GPU, or None if the GPU is healthy."""
-    return next((rank for rank, rule in enumerate(RULES) if rule.holds(gpu)), None)
+CVE = "CVE-2026-24197"
+FIXED: Mapping[int, str] = {535: "535.309.01", 580: "580.159.03", 595: "595.71.05"}
+"""The first fixed version of each affected branch of the Linux driver, by the number of the branch."""
+HANGING = frozenset({"570.124.06", "570.133.20", "570.148.08", "570.158.01"})
+"""Drivers under which pods hang on a node that has MIG instances beside whole GPUs (NVIDIA/gpu-operator#1361, and the known issues of GPU Operator 25.3 in NVIDIA's release notes)."""
+NOT_HANGING = "570.172.08"
+"""The first version of that branch in which the problem is fixed, according to the same issue."""
+_VERSION = re.compile(r"\d+(\.\d+)*")
+
+
+def _find_no_version(entry: str) -> str:
+    known = _VERSION.fullmatch(entry)
+    return "" if known else f"{entry!r} is neither a driver version nor the beginning of one"
+
+
+DriverVersions = Annotated[tuple[str, ...], listed(_find_no_version)]
+"""Driver versions or their leading parts, such as `570` or `570.86`."""
+
+
+def find_driver_flaw(version: str, named: Iterable[str], *, refuse_affected: bool) -> str:
+    """Return why no GPU may be repartitioned under this driver; empty if nothing is known against it, or if its version is unknown.
+
+    `named` has the versions, or leading parts of versions (`570`, `570.86`), that an admin refuses; entries that are not
+    versions are ignored. Only older drivers of the branches in FIXED are known to have the CVE.
+    """
+    numbers = _numbers(version)
+    if not numbers:
+        return ""
+    for name in named:
+        beginning = _numbers(name)
+        if beginning and numbers[: len(beginning)] == beginning:
+            return f"driver {version} is listed in operator.unsafeDrivers ({name}); update the driver"
+    fixed = FIXED.get(numbers[0])
+    if refuse_affected and fixed is not None and numbers < _numbers(fixed):
+        return (
+            f"driver {version} is affected by {CVE}: repartitioning GPUs can corrupt data or hang a GPU;"
+            f" update it to {fixed}"
+        )
+    return ""
+
+
+def find_hanging(version: str, layouts: Sequence[Layout | None]) -> str:
+    """Return why a node must not have these layouts, one for each GPU, under this driver; empty if nothing is known."""
+    if version not in HANGING or None not in layouts or not any(layouts):
+        return ""
+    return (
+        f"under driver {version}, pods hang on a node that has both MIG instances and whole GPUs"
+        f" (NVIDIA/gpu-operator#1361); update the driver to {NOT_HANGING}, or partition either all GPUs on the"
+        " node or none"
+    )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    # No version has a part of more than nine digits. The limit keeps int() fast for any value of a label.
+    if not _VERSION.fullmatch(version) or any(len(part) > 9 for part in version.split(".")):
+        return ()
+    return tuple(int(part) for part in version.split("."))

@@ -1,8 +1,9 @@
-"""A candidate of a pool (a node that every gate lets through): what its pods allow, and how its change starts."""
+"""Which nodes may start next, and what the nodes that are changing occupy."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property, lru_cache
 from hashlib import sha256
 from typing import TypeAlias
@@ -10,25 +11,146 @@ from typing import TypeAlias
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.validation import parse_duration
-from gpusharing.planning.drain.gangs import with_gangs
-from gpusharing.planning.drain.holders import has_finished, holds_gpu
-from gpusharing.planning.drain.plan import budget_room, crowding, preflight
+from gpusharing.planning.drain.plan import budget_room, crowding, preflight, with_gangs
+from gpusharing.planning.drain.pods import has_finished, holds_gpu
 from gpusharing.planning.drain.standing import Standings, find_standings
-from gpusharing.planning.pools.ledger import PassState, standing_look
+from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.snapshot.actions import FenceNode
-from gpusharing.planning.snapshot.looks import Look
+from gpusharing.planning.snapshot.memory import Look, count_recent, find_due
 from gpusharing.planning.snapshot.records import Claim, Fence
-from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.transition.attempts import failed_before, owed_for, was_rolled_back
-from gpusharing.planning.transition.marks import marks_for
-from gpusharing.planning.transition.startgate import is_newcomer
-from gpusharing.planning.transition.taintfence import may_taint
+from gpusharing.planning.transition.cases import Member, find_member
+from gpusharing.planning.transition.fencing import is_newcomer, marks_for, may_taint
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
-from gpusharing.planning.vocabulary.blockers import Blocker, ends_at, explain_blockers, main_reason
-from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.findings import Blocker, Finding, ends_at, explain_blockers, main_reason
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.assess import Assessed
+
+LAST_PLACE = (
+    "this is one of the last schedulable nodes, and the operator's own pod needs one; waiting until another node is"
+    " Ready and not cordoned"
+)
+"""The message on a node that has to stay schedulable for our own pod."""
+
+
+@dataclass(slots=True)
+class Places:
+    """The nodes on which our own pod could be scheduled. Its tolerations and selectors are not known, and are ignored."""
+
+    open: set[str]
+    all: int
+    """How many nodes are open or may open again, such as nodes that are cordoned or not Ready."""
+
+    @staticmethod
+    def of(nodes: Iterable[NodeView]) -> "Places":
+        able = [node for node in nodes if _may_open(node)]
+        return Places({node.name for node in able if _is_open(node)}, len(able))
+
+    def spare(self, candidates: Iterable[NodeCase]) -> int | None:
+        """Return how many open nodes may be cordoned so that one is left, or None if no candidate would close a node, or if waiting for a second node would not help."""
+        closes = any(case.node.name in self.open and case.disruption.cordons for case in candidates)
+        return len(self.open) - 1 if closes and self.all > 1 else None
+
+
+def becomes_place(node: NodeView) -> bool:
+    """Whether our change keeps pods off the node now, and lets them in again when it ends."""
+    fence = node.fence
+    return fence is not None and not fence.prior_unschedulable and _may_open(node) and not _is_open(node)
+
+
+def _is_open(node: NodeView) -> bool:
+    return node.ready and not node.unschedulable
+
+
+def _may_open(node: NodeView) -> bool:
+    return not node.barred and not node.deleting
+
+
+@dataclass(slots=True)
+class PassState:
+    """What all pools share in one pass and update as their nodes start."""
+
+    afterwards: Afterwards
+    now: datetime
+    looks: Mapping[str, Look] = field(default_factory=dict)
+    crowd: Counter[str] = field(default_factory=Counter)
+    """How many pods of nodes in flight still have to be evicted under each PodDisruptionBudget."""
+    crowd_known: bool = True
+    """Whether `crowd` is complete. False while a node settles after its cordon and nothing shows which of its pods will be evicted."""
+    due: frozenset[str] = frozenset()
+    """The blocked nodes that are due for another look."""
+    recent: int = 0
+    """How many blocked nodes were looked at within the last poll interval."""
+    claimed_waves: Mapping[str, str] = field(default_factory=dict)
+    """For each node with a claim but no fence, because an operator stopped between writing the two: the wave in which it was about to start, or an empty string. It starts in that wave, so that the wave stays together."""
+    places: Places | None = None
+    """None if we do not run in a pod."""
+    keepers: list[Member] = field(default_factory=list)
+    """The nodes of all policies that occupy a slot of the operator-wide cap until somebody acts."""
+
+    @staticmethod
+    def of(
+        snapshot: ClusterSnapshot,
+        now: datetime,
+        afterwards: Afterwards,
+        cases: Sequence[tuple[NodeCase, PolicyView]],
+    ) -> "PassState":
+        """Return the state before any node starts; `cases` are the candidates that were looked at before and may start now, with their policies."""
+        looks, poll = snapshot.memory.looks, snapshot.settings.poll
+        found = ((case.node.name, standing_look(case, policy, looks)) for case, policy in cases)
+        last = [(name, look) for name, look in found if look is not None]
+        fenced = {node.name for node in snapshot.nodes.values() if node.fence is not None}
+        return PassState(
+            afterwards,
+            now,
+            looks,
+            due=find_due(last, now, poll),
+            recent=count_recent((look for _, look in last), now, poll),
+            claimed_waves={name: claim.wave for name, claim in snapshot.claims.items() if name not in fenced},
+            places=Places.of(snapshot.nodes.values()) if snapshot.settings.pod_name else None,
+        )
+
+    def add_in_flight(self, snapshot: ClusterSnapshot, verdict: Verdict) -> Look | None:
+        """Count the coming evictions on a fenced node. Return the look that was used, so that the caller can keep it, or None."""
+        node = snapshot.nodes[verdict.node]
+        held = verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD
+        if held or not verdict.phase.in_flight:
+            self.keepers.append(find_member(verdict, node, None))
+        if (
+            node.fence is None
+            or not node.fence.disruption.cordons
+            or verdict.reason is Reason.NODE_NOT_JUDGED
+        ):
+            return None
+        if (work := snapshot.work.get(node.name)) is not None and not work.error:
+            self.crowd.update(dict(verdict.needs))
+            return None
+        settles = verdict.reason is Reason.SETTLING
+        if not settles and verdict.reason is not Reason.LIST_FAILED:
+            return None  # nothing is evicted before the pods are listed
+        look = snapshot.memory.looks.get(node.name)
+        if look is None or look.blockers:
+            self.crowd_known = self.crowd_known and not settles
+            return None
+        self.crowd.update(dict(look.needs))
+        return look
+
+
+def find_mates(case: NodeCase) -> frozenset[str]:
+    """Return the other nodes that run members of the gangs that this node's change interrupts, as far as their pods were listed."""
+    members = (member for view in case.gangs for member in view.members)
+    return frozenset(member.node for member in members if member.node not in ("", case.node.name))
+
+
+def standing_look(case: NodeCase, policy: PolicyView, looks: Mapping[str, Look]) -> Look | None:
+    """Return the last look at a candidate if it found blockers, and neither the policy nor the node's retry annotation has changed since."""
+    look = looks.get(case.node.name)
+    if look is None or not look.blockers or look.version != policy.version:
+        return None
+    return look if look.retry == case.node.retry else None
+
 
 MAX_NAME = 40
 """The most characters of a policy's name in the id of its changes."""
@@ -156,7 +278,7 @@ def find_candidate(
     drain = assessed.spec.drain
     pods = find_standings(case.work, drain, case.now, scope=case.scope, cordoned=False)
     blockers = preflight(pods, drain, state.afterwards, case.now)
-    blockers = with_gangs(blockers, case.work, case.node.name, drain, now=case.now, scope=case.scope)
+    blockers = with_gangs(blockers, case.work, drain, now=case.now, scope=case.scope)
     look = look_at(case, policy, before, pods, blockers) if blockers else None
     return Candidate(case, policy, look, pods, follows)
 

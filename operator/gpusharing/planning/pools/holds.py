@@ -1,26 +1,202 @@
-"""What may keep all waiting nodes of a policy from starting (a hold), and the verdict of a node that waits.
-
-Holds are looked for once per pool and pass, and only while some node could start. Nodes in flight go on, and some holds let a few nodes through (`select` in room.py).
-"""
+"""Why a pool starts no further node: pauses, canaries, approvals and failures."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
+from datetime import datetime
+from hashlib import sha256
 
 from gpusharing.api import names
-from gpusharing.api.names import Phase
-from gpusharing.api.validation import allowance
-from gpusharing.planning.pools.approval import plan_hash
-from gpusharing.planning.pools.canary import find_canary, outnumbers
-from gpusharing.planning.pools.pool import Pool
-from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.transition.attempts import failed_before
-from gpusharing.planning.transition.members import Member
+from gpusharing.api.names import WAY, Phase
+from gpusharing.api.times import to_rfc3339
+from gpusharing.api.validation import allowance, parse_duration
+from gpusharing.planning.pools.pool import Pool, goes_on, is_for_a_person, name_keepers
+from gpusharing.planning.snapshot.records import Claim, FailedNode, SpecVersion
+from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.transition.attempts import failed_before, owed_by, owed_for
+from gpusharing.planning.transition.cases import Member, is_begun
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.assess import Assessed
+
+
+def find_canary(pool: Pool) -> int | Finding | None:
+    """Return how many more nodes may start as canaries, or why no further node may start, or None if the canary keeps no node from starting."""
+    canary, policy, members = pool.spec.rollout.canary, pool.policy, pool.members
+    if canary is None or not members or canary.nodes == len(members):
+        return None
+    nodes, large = canary.nodes, outnumbers(pool)
+    if large:
+        nodes, members = 1, [one for one in members if not _is_apart(one, policy)]
+    proofs = ((proven_at(one.node, policy), one.node.name, one) for one in members)
+    proven = sorted((at, name, one) for at, name, one in proofs if at is not None)
+    end = proven[nodes - 1][0] + parse_duration(canary.soak) if len(proven) >= nodes else None
+    if broken := _find_broken(pool, [one for _, _, one in proven[:nodes]], members, end):
+        return broken
+    if end is not None:
+        message = (
+            f"the canary of {counted(nodes, 'node')} (spec.rollout.canary) has been proven; the other nodes follow once"
+            f" it has been in service for {canary.soak}, at {to_rfc3339(end)}"
+        )
+        return None if pool.now >= end else Finding(Reason.CANARY_SOAK, message, end)
+    begun = [one for one in members if _has_begun(one, policy)]
+    left = nodes - len(proven) - len(begun)
+    if left > 0 and large:
+        message = (
+            f"policy {policy.name}: {_sizes(pool, canary.nodes)}, so the operator does not change any node in service."
+            f" Set that field to {len(pool.members)} or less, for example canary: {{nodes: 1, soak: {canary.soak}}}"
+        )
+        return Finding(Reason.CANARY_TOO_LARGE, message)
+    message = f"waiting for the canary of {counted(nodes, 'node')} (spec.rollout.canary) to be proven"
+    return left if left > 0 else _unproven(message, begun)
+
+
+def outnumbers(pool: Pool) -> bool:
+    """Whether the canary has more nodes than the pool; False for a policy that resets its nodes, because nobody can correct it any more."""
+    canary = pool.spec.rollout.canary
+    return canary is not None and 0 < len(pool.members) < canary.nodes and not pool.policy.resetting
+
+
+def proven_at(node: NodeView, policy: PolicyView) -> datetime | None:
+    """Return when a change to this revision was proven on the node, or None if none was or the time is unknown."""
+    verified = node.verified
+    if verified is None or verified.rolled_back or verified.version != policy.version:
+        return None
+    return verified.changed_at
+
+
+def _is_apart(member: Member, policy: PolicyView) -> bool:
+    # A canary that is too large does not affect newcomers and changes that began under another revision.
+    fence, verified = member.node.fence, member.node.verified
+    if fence is not None:
+        return fence.newcomer or fence.turned or fence.version != policy.version
+    return verified is not None and verified.apart
+
+
+def _has_begun(member: Member, policy: PolicyView) -> bool:
+    fence = member.node.fence
+    if fence is None or fence.stage == "yielded" or fence.version.uid != policy.uid:
+        return False
+    if proven_at(member.node, policy) is not None:
+        return False
+    return fence.version == policy.version or member.verdict.phase in WAY  # the next run is for this revision
+
+
+def _find_broken(
+    pool: Pool, canaries: Sequence[Member], members: Sequence[Member], end: datetime | None
+) -> Finding | None:
+    policy = pool.policy
+    if policy.resetting:  # nobody can correct such a policy any more
+        return None
+    for canary in sorted(canaries, key=lambda canary: canary.node.name):
+        if why := _why_not_serving(canary):
+            break
+    else:
+        return None
+    known = {one.node.name for one in canaries}
+    for member in members:
+        fence, proof = member.node.fence, proven_at(member.node, policy)
+        if end is None or member.node.name in known:
+            continue
+        began = fence is not None and fence.since >= end and _has_begun(member, policy)
+        if began or (proof is not None and proof > end):
+            return None  # once another node has started, the canaries hold nobody back
+    message = (
+        f"{canary.node.name}, a canary (spec.rollout.canary), no longer serves the layout that was proven there:"
+        f" {why}. No other node starts until the canary serves it again or leaves the pool, or the policy asks for"
+        " something else"
+    )
+    return Finding(Reason.CANARY_NOT_SERVING, message, keeper=f"node/{canary.node.name}")
+
+
+def _why_not_serving(member: Member) -> str:
+    node, verdict = member.node, member.verdict
+    if is_begun(node):  # every waiting node shows this, so the steps of the change are not named
+        return "it has failed" if verdict.phase is Phase.FAILED else "it is being changed"
+    if node.deleting:
+        return "its Node is being deleted"
+    if not node.ready:
+        return "it is not Ready"
+    if node.unschedulable:
+        return "it is cordoned"
+    proven = verdict.phase is Phase.SYNCED and verdict.reason is Reason.SYNCED
+    return "" if proven else str(verdict.reason)
+
+
+def _unproven(message: str, begun: Sequence[Member]) -> Finding:
+    kept = [one for one in begun if not goes_on(one.verdict)]
+    why, keeper = name_keepers(kept)
+    stands = any(map(is_for_a_person, kept))
+    return Finding(Reason.CANARY_SOAK, message + why, keeper=keeper, stands=stands)
+
+
+def wait_for_canaries(pool: Pool) -> Finding:
+    """Return the Finding for nodes that are not canaries while the canaries start."""
+    canary, policy = pool.spec.rollout.canary, pool.policy
+    nodes = counted(canary.nodes if canary is not None else 0, "node")
+    begun = [one for one in pool.members if _has_begun(one, policy)]
+    return _unproven(f"the canary of {nodes} (spec.rollout.canary) goes before this node", begun)
+
+
+def find_note(pool: Pool) -> str:
+    """Return a note for people if the canary has at least as many nodes as the pool, else an empty string."""
+    canary, total = pool.spec.rollout.canary, len(pool.members)
+    if canary is None or not total or canary.nodes < total:
+        return ""
+    sizes = _sizes(pool, canary.nodes)
+    if not outnumbers(pool):
+        return f"{sizes}, so the whole pool is the canary"
+    state = find_canary(pool)
+    if isinstance(state, Finding) and state.reason is Reason.CANARY_TOO_LARGE:
+        return state.message
+    return f"{sizes} by now, so the first of the remaining nodes is the canary"
+
+
+def _sizes(pool: Pool, nodes: int) -> str:
+    return f"spec.rollout.canary.nodes is {nodes}, and the pool has {counted(len(pool.members), 'node')}"
+
+
+LENGTH = 7
+"""How many characters a hash has: enough to tell two plans apart, and few enough to read aloud."""
+
+
+def plan_hash(policy: PolicyView, members: Sequence[Member]) -> str:
+    """Return the hash of what a policy is about to do or is doing with `members`, in whatever order."""
+    rows = sorted(row for member in members if (row := _row(policy.version, member)) is not None)
+    text = f"{policy.uid}/{policy.generation}/{rows}"
+    return sha256(text.encode()).hexdigest()[:LENGTH]
+
+
+def _row(version: SpecVersion, member: Member) -> tuple[str, str, str] | None:
+    node, assessment = member.node, member.assessment
+    fence = node.fence if node.fence is not None and node.fence.version == version else None
+    proof = node.verified if node.verified is not None and node.verified.version == version else None
+    if not isinstance(assessment, Assessed):
+        # The record counts, so that a node whose GPU or agent is gone does not invalidate the approval.
+        if fence is not None:
+            return (node.uid, fence.approved, str(fence.planned)) if fence.approved else None
+        if proof is None or proof.rolled_back:
+            return None
+        return node.uid, owed_by(proof), str(proof.planned)
+    owed, earlier = owed_for(assessment.target), None if fence is not None else node.fence
+    if earlier is not None and (earlier.stage, earlier.version.uid, earlier.approved) == (
+        "actuating",
+        version.uid,
+        owed,
+    ):
+        # The node is past the point of no return and on its way to a target that the policy still wants, which needs no
+        # new approval. Its proof will not be for this revision, so an entry would disappear with the proof.
+        return None
+    planned = fence.planned if fence is not None else proof.planned if proof is not None else None
+    if fence is None and assessment.mismatch is not None:
+        now = assessment.disruption
+        if planned is None or (node.fence is None and now.severity > planned.severity):
+            planned = now
+    return None if planned is None else (node.uid, owed, str(planned))
+
 
 _SHOWN = 64
 """The maximum number of characters shown of an annotation that allows nothing."""
@@ -112,3 +288,43 @@ def wait_for(case: NodeCase, why: Finding, *, for_slot: bool) -> Verdict:
     phase, until = (Phase.PENDING, None) if for_slot else (why.reason.waiting_phase, why.until)
     found = case.verdict(phase, why.reason, why.message, wake=until, candidate=for_slot)
     return replace(found, deadline=until, keeper=why.keeper, stands=why.stands)
+
+
+MOST = 200
+"""The most failures on record, over all policies, because the Lease's annotations may have at most 256 KiB (kube/fence.py)."""
+
+
+def find_gone(claims: Mapping[str, Claim], nodes: Mapping[str, NodeView]) -> dict[str, FailedNode]:
+    """Return the nodes that were deleted, or replaced under the same name, after the point of no return and before they were proven, by UID of the deleted Node."""
+    return {
+        claim.node_uid: FailedNode(name, claim.version, gone=True)
+        for name, claim in claims.items()
+        if claim.version is not None and ((node := nodes.get(name)) is None or node.uid != claim.node_uid)
+    }
+
+
+def count_failures(
+    pools: Iterable[Pool], recorded: Mapping[str, FailedNode], gone: Mapping[str, FailedNode]
+) -> dict[str, FailedNode]:
+    """Return the failures that are on record after this pass, by UID of the Node, and set `failed_before` of each pool.
+
+    A failure counts until its node is proven or the policy gets a new revision, even if the node is gone by then.
+    """
+    recorded = {**gone, **recorded}
+    failures: dict[str, FailedNode] = {}
+    for pool in pools:
+        version = pool.policy.version
+        marked = (one for one in pool.members if one.marked)
+        shown = {
+            one.node.uid: FailedNode(one.node.name, version) for one in marked if has_failed(one, pool.policy)
+        }
+        lost = {uid: one for uid, one in recorded.items() if one.version == version and uid not in shown}
+        for member in pool.members if lost else ():
+            fence = member.node.fence
+            aside = fence is not None and fence.stage == "yielded" and fence.proven is not None
+            if aside or member.verdict.phase is Phase.SYNCED:
+                lost.pop(member.node.uid, None)
+        gone_by = " (deleted in the middle of its change)"
+        pool.failed_before = tuple(sorted(one.node + (gone_by if one.gone else "") for one in lost.values()))
+        failures |= dict(sorted((lost | shown).items())[: MOST - len(failures)])
+    return failures

@@ -1,37 +1,69 @@
-"""One policy's nodes together: how many may be unavailable, and which start next.
-
-limit      allowance(maxUnavailable, nodes of the policy); 0 freezes the pool. Nodes without a GPU and products that the
-           policy leaves out do not concern it: they do not count for a percentage and take no slot. Nodes that
-           somebody keeps from changing (cordon, maintenance, switched-off operands) do count. Newcomers behind the
-           start-up taint do not count and take only a slot of the operator-wide cap; holds of the pool apply to them
-           too (docs/design/transition.md#gate)
-used       nodes that are not Ready, cordoned by anyone, fenced, claimed or being deleted; each counts once. A claim
-           without a fence was left by a crash or an earlier operator, and its node goes first. A node that another
-           policy will leave to this one cordoned or Failed counts even before that happens
-room       limit - used, but no more than the operator-wide cap leaves, and one node stays open for our own pod
-           (ledger.py)
-hold       what keeps every node from starting, whatever its state: a frozen budget, closed windows (holds.py)
-order      fewest GPU pods first, a gang counted as a whole, then a stable shuffle. Nodes that something blocks do not
-           stop the others, and share a few looks at their pods (looks.py)
-waves      nodes that share a gang start in one pass, and wait for enough room if there can ever be enough (waves.py)
-crowd      while nodes in flight use up the room of a PodDisruptionBudget, no other node with pods under it starts
-"""
+"""The nodes of one policy, counted, and who keeps its slots."""
 
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
+from gpusharing.api.names import Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.api.times import NEVER
 from gpusharing.api.validation import allowance
-from gpusharing.planning.pools.hours import ALWAYS, UNJUDGED, Hours, find_hours
-from gpusharing.planning.pools.keepers import goes_on
-from gpusharing.planning.pools.ledger import becomes_place
+from gpusharing.planning.pools.candidates import becomes_place
+from gpusharing.planning.pools.windows import ALWAYS, UNJUDGED, Hours, find_hours
 from gpusharing.planning.snapshot.records import EARLIEST
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.transition.guard import of_policy
-from gpusharing.planning.transition.members import Member
-from gpusharing.planning.transition.verdict import NodeCase
+from gpusharing.planning.transition.cases import Member, calls_fail, of_policy
+from gpusharing.planning.transition.fencing import tell_foreign
+from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.vocabulary.reasons import Reason
+
+MOST = 3
+"""The most nodes that a message names. The number of the others is left out, because it would change too often."""
+
+
+def name_keepers(members: Iterable[Member]) -> tuple[str, str]:
+    """Return a clause in parentheses, after a space, that says why these nodes are unavailable, and the first of them as `node/NAME`; two empty strings if there are none."""
+    kept = sorted(members, key=lambda member: member.node.name)
+    if not kept:
+        return "", ""
+    reasons = [*map(_why, kept[:MOST]), *["others"] * (len(kept) > MOST)]
+    return f" ({'; '.join(reasons)})", f"node/{kept[0].node.name}"
+
+
+def _why(member: Member) -> str:
+    node, verdict = member.node, member.verdict
+    # Traces of our own change explain the other states, so they come first.
+    if verdict.phase is Phase.FAILED:
+        return f"{node.name} has failed"
+    if calls_fail(verdict):
+        return f"calls to the API server about {node.name} are failing"
+    if node.fence is not None and node.fence.stage == "yielded" and node.foreign_works:
+        return tell_foreign(node)
+    if node.fence is not None:
+        return f"the change on {node.name} is on hold"
+    if node.deleting:
+        return f"{node.name} is being deleted"
+    if not node.ready:
+        return f"{node.name} is not Ready"
+    if node.unschedulable:
+        return f"{node.name} is cordoned"
+    return f"{node.foreign} has begun to work on {node.name}"
+
+
+def is_for_a_person(member: Member) -> bool:
+    """Whether only a person, or somebody else's maintenance, can free the node's slot; the kubelet of a node that is not Ready may report again by itself."""
+    node, verdict = member.node, member.verdict
+    if verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD:
+        return True
+    return node.fence is None and node.ready and not node.deleting
+
+
+def goes_on(verdict: Verdict) -> bool:
+    """Whether our change of the node is under way and ends by itself at some deadline."""
+    ends = verdict.phase is not Phase.FAILED and not calls_fail(verdict)
+    lasts = verdict.phase.part == "emptying" and verdict.deadline in (None, NEVER)
+    return verdict.phase.in_flight and ends and not lasts
 
 
 @dataclass(slots=True)

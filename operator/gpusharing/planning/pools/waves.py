@@ -9,22 +9,22 @@ from gpusharing.api.validation import parse_duration
 from gpusharing.planning.drain.plan import budget_room, crowding
 from gpusharing.planning.pools.candidates import (
     Candidate,
+    PassState,
     Selection,
     blocked,
+    find_mates,
     look_at,
     looking,
     op_of,
     start,
 )
 from gpusharing.planning.pools.holds import wait_for
-from gpusharing.planning.pools.ledger import PassState, find_mates
 from gpusharing.planning.snapshot.actions import Release, UpdateFence
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
-from gpusharing.planning.transition.members import Member
+from gpusharing.planning.transition.cases import Member
 from gpusharing.planning.transition.verdict import Verdict
-from gpusharing.planning.vocabulary.blockers import merge
-from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.findings import Finding, merge
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.reasons import Reason
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.pools.afterwards import find_holdings
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
-from gpusharing.planning.transition.members import is_unavailable
+from gpusharing.planning.transition.cases import is_unavailable
 from gpusharing.planning.wanted.target import is_plugin_resource
 from gpusharing.planning.wanted.verify import served
 

@@ -8,13 +8,12 @@ from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.report.transition import whose_cordon
 from gpusharing.planning.snapshot.actions import Actuate, RepairMps, SetPointers, UpdateFence
 from gpusharing.planning.snapshot.views import NodeView
-from gpusharing.planning.stack import mpsrepair, pointers
-from gpusharing.planning.transition.callverdicts import calls_fail
+from gpusharing.planning.stack import mps, pointers
+from gpusharing.planning.transition.cases import calls_fail
 from gpusharing.planning.transition.verdict import Verdict
-from gpusharing.planning.vocabulary.blockers import Blocker, explain_blockers
+from gpusharing.planning.vocabulary.findings import Blocker, explain_blockers
 from gpusharing.planning.vocabulary.lengths import counted, cut_bytes
-from gpusharing.planning.vocabulary.reasonkinds import Mark
-from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from gpusharing.planning.vocabulary.values import value
 
 MAX_NOTE = 1000
@@ -155,10 +154,10 @@ def refusal_event(before: Mapping[str, Any], after: Mapping[str, Any]) -> Event 
 def shared_event(action: SetPointers | RepairMps) -> Event:
     """Return the Event about fields that the operator has set in one of NVIDIA's objects."""
     if isinstance(action, RepairMps):
-        daemon, count = action.daemon, f"repair {action.repairs.count} of {mpsrepair.MOST_REPAIRS}"
+        daemon, count = action.daemon, f"repair {action.repairs.count} of {mps.MOST_REPAIRS}"
         text = (
             f"set PROCESS_TO_SIGNAL={daemon.program} in the config-manager container of DaemonSet"
-            f" {daemon.namespace}/{daemon.name} ({count} under {daemon.plugin}); {mpsrepair.VALUE}."
+            f" {daemon.namespace}/{daemon.name} ({count} under {daemon.plugin}); {mps.VALUE}."
             " This restarts all MPS daemons"
         )
         return Event("Normal", "MPSDaemonRepaired", cut_bytes(text, MAX_NOTE))

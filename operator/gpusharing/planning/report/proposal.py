@@ -1,34 +1,44 @@
-"""Shows what a plan would do to the pool of one policy before anything is done, with the nodes in the order of their changes. The decisions are those of `plan_rollout`."""
+"""What `plan` says about each node, and which proofs are missing."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from datetime import datetime, timedelta
 
+from gpusharing.api import names
 from gpusharing.api.names import RESOURCE_GPU, ConditionType, DisruptionClass, Phase
 from gpusharing.api.validation import parse_duration
-from gpusharing.planning.drain.holders import gpu_resources, has_finished, is_reservation
+from gpusharing.planning.drain.pods import gpu_resources, has_finished, is_reservation
 from gpusharing.planning.drain.stranded import Afterwards, DeviceDemand
-from gpusharing.planning.gpus.capacity import client_memory, client_threads
-from gpusharing.planning.gpus.cards import find_card
-from gpusharing.planning.pools.canary import find_canary
-from gpusharing.planning.pools.candidates import Order, find_candidate
-from gpusharing.planning.pools.hours import foresee_end
-from gpusharing.planning.pools.ledger import PassState
+from gpusharing.planning.gpus.cards import client_memory, client_threads, find_card
+from gpusharing.planning.pools.afterwards import preview_of
+from gpusharing.planning.pools.candidates import Order, PassState, find_candidate
+from gpusharing.planning.pools.holds import find_canary
 from gpusharing.planning.pools.pool import Pool
-from gpusharing.planning.pools.previews import preview_of
+from gpusharing.planning.pools.windows import foresee_end
 from gpusharing.planning.report.counts import count_devices
-from gpusharing.planning.report.members import members
-from gpusharing.planning.report.status import tell_status
+from gpusharing.planning.report.status import members, tell_status
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import FenceNode, WriteConfig
-from gpusharing.planning.snapshot.looks import Preview
-from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
+from gpusharing.planning.snapshot.memory import Preview
+from gpusharing.planning.snapshot.nvidia import StackView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, ObservedView, PolicyView
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted import migfile
-from gpusharing.planning.wanted.assess import Unobserved
+from gpusharing.planning.wanted.actuators.choice import find_actuator
+from gpusharing.planning.wanted.assess import Assessed
+from gpusharing.planning.wanted.target import Target, describe_layouts
+from gpusharing.planning.wanted.verify import (
+    Comparison,
+    Source,
+    find_disagreements,
+    paused_operands,
+    served,
+    tell_devices,
+)
 
 
 @value
@@ -140,7 +150,11 @@ def tell_proposal(
     before, after = count_devices(pool.nodes, plan.targets)
     vanishing = tuple(_vanishing(before, after, names, snapshot, plan.afterwards))
     members_ = plan.pools[policy.name].members
-    unseen = {one.node.name for one in members_ if isinstance(one.assessment, Unobserved | None)}
+    unseen = {
+        one.node.name
+        for one in members_
+        if not isinstance(one.assessment, Assessed) and (one.assessment is None or one.assessment.unobserved)
+    }
     replicas = spec.mps.replicas if spec is not None and spec.mps is not None else 0
     # Whether strategy single keeps the name: each node that changes would have one resource, by another name.
     mixed = spec is not None and spec.mig is not None and spec.mig.strategy == "mixed"
@@ -250,3 +264,51 @@ def _vanishing(
             pods=tuple(sorted(pods)),
             pending=snapshot.pending.get(name, 0),
         )
+
+
+@value
+class Proof:
+    """What one source of proof says about a node."""
+
+    source: Source
+    says: str
+    should: str
+    """Empty if the target needs nothing from this source."""
+    disagrees: Finding | None
+    """Why it disagrees with the target, or None if it agrees."""
+
+
+def tell_proofs(
+    node: NodeView, observed: ObservedView, target: Target, stack: StackView
+) -> tuple[Proof, ...]:
+    """Return one Proof for each source that this installation has. The target must have one layout for each observed GPU."""
+    actuator = find_actuator(stack)
+    wrong = find_disagreements(Comparison(node, observed, target, stack), actuator.checks)
+    says = "is quiet" if observed.quiet else f"reads {counted(len(observed.gpus), 'GPU')}"
+    labels = node.labels
+    mig_manager = ("not asked", "")
+    if target.mig_config:
+        config, state = labels.get(names.LABEL_MIG_CONFIG), labels.get(names.LABEL_MIG_STATE)
+        mig_manager = (f"{config or 'not set'} ({state or 'no state'})", f"{target.mig_config} (success)")
+    rows = {
+        Source.AGENT: (observed.error or says, "reads GPUs"),
+        Source.NVML: (describe_layouts(observed.hardware.layouts), describe_layouts(target.layouts)),
+        Source.MIG_MANAGER: mig_manager,
+        Source.OPERANDS: (", ".join(paused_operands(node)) or "none paused", "none paused"),
+        Source.PLUGIN: (labels.get(names.LABEL_PLUGIN_CONFIG) or "not set", target.plugin_key or "not set"),
+        Source.GFD: ("differ" if Source.GFD in wrong else "as configured", "as configured"),
+        Source.ALLOCATABLE: (_counts(served(node)), _counts(target.resources)),
+        Source.SLICES: (
+            tell_devices(node.devices.layouts) if node.devices else "none",
+            tell_devices(target.layouts),
+        ),
+    }
+    return tuple(
+        Proof(source, says, should, wrong.get(source))
+        for source, (says, should) in rows.items()
+        if source in actuator.sources
+    )
+
+
+def _counts(resources: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(resources.items())) or "none"

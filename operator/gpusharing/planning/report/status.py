@@ -1,7 +1,4 @@
-"""Computes the whole status of a policy from the snapshot and the plan. Equal inputs give equal statuses, so an unchanged status is not written again.
-
-Conditions use the terms of kstatus. Messages are sorted, bounded and free of times, so that they do not flap.
-"""
+"""The status of a policy: conditions, counts, and the headline."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,31 +7,165 @@ from typing import Any
 
 from gpusharing.api.names import ConditionType, DisruptionClass, Mode, Phase
 from gpusharing.api.times import to_rfc3339
-from gpusharing.planning.drain.force import find_force_note
-from gpusharing.planning.pools.approval import plan_hash
-from gpusharing.planning.pools.canary import find_note
+from gpusharing.planning.drain.plan import find_force_note
 from gpusharing.planning.pools.choice import MOST_VAIN
+from gpusharing.planning.pools.holds import find_note, plan_hash
 from gpusharing.planning.report.counts import count_devices, count_pending, count_used
-from gpusharing.planning.report.headline import Headline, find_headline, tell_coming
-from gpusharing.planning.report.members import (
-    Members,
-    is_done,
-    is_product_skipped,
-    members,
-    tell_first,
-    urgency,
-)
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, ObservedView, PolicyView
-from gpusharing.planning.transition.guard import of_policy
-from gpusharing.planning.transition.members import is_begun
+from gpusharing.planning.transition.cases import is_begun, of_policy
 from gpusharing.planning.transition.verdict import Verdict
-from gpusharing.planning.vocabulary.blockers import explain_blockers
+from gpusharing.planning.vocabulary.findings import explain_blockers
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT, counted, cut, some
-from gpusharing.planning.vocabulary.reasonkinds import Mark, Passes
-from gpusharing.planning.vocabulary.reasons import Reason, most_urgent
-from gpusharing.planning.wanted.draobjects import find_doubtful
+from gpusharing.planning.vocabulary.reasons import Mark, Passes, Reason, most_urgent
+from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.wanted.ownership import selects_node
+from gpusharing.planning.wanted.sharedobjects import find_doubtful
 from gpusharing.planning.wanted.verify import tell_guest_reset
+
+
+@value
+class Members:
+    """The nodes of one policy with their verdicts, sorted by name; those that spec.products leaves out are in `skipped`."""
+
+    policy: PolicyView
+    verdicts: tuple[Verdict, ...]
+    nodes: tuple[NodeView, ...]
+    """The Nodes, in the order of `verdicts`."""
+    skipped: tuple[Verdict, ...]
+    lost: tuple[str, ...]
+    """Nodes that the policy selects but another policy owns. Only filled in if the policy has no nodes of its own."""
+    coming: tuple[str, ...]
+    """Nodes that the policy owns but that are still in a change which another policy began."""
+    done: int
+    """How many of the nodes are Synced and Ready, with no action left in their verdicts (`is_done`)."""
+    unproven: tuple[Verdict, ...]
+    away: str
+    """The first node that is proven (Synced) but not Ready; empty if there is none."""
+    failures: tuple[Verdict, ...]
+    """The verdicts of the nodes that are Failed, are being rolled back, or were rolled back."""
+
+
+def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Members:
+    """Return the nodes of a policy with their verdicts. The plan must have been made from this snapshot, with this policy."""
+    rows = [(plan.verdicts[name], snapshot.nodes[name]) for name in sorted(plan.pools[policy.name].names)]
+    pairs = [(verdict, node) for verdict, node in rows if not is_product_skipped(verdict, node)]
+    coming = plan.coming.get(policy.name, ())
+    lost: tuple[str, ...] = ()
+    if not rows and not coming and policy.spec is not None:
+        selector, others = policy.spec.node_selector, sorted(plan.verdicts.items())
+        owned = (name for name, verdict in others if verdict.policy not in ("", policy.name))
+        lost = tuple(name for name in owned if selects_node(selector, snapshot.nodes[name].labels))
+    return Members(
+        policy,
+        tuple(verdict for verdict, _ in pairs),
+        tuple(node for _, node in pairs),
+        skipped=tuple(verdict for verdict, node in rows if is_product_skipped(verdict, node)),
+        lost=lost,
+        coming=coming,
+        done=sum(is_done(verdict, node) for verdict, node in pairs),
+        unproven=tuple(verdict for verdict, _ in pairs if verdict.phase is not Phase.SYNCED),
+        away=next((node.name for v, node in pairs if v.phase is Phase.SYNCED and not node.ready), ""),
+        failures=tuple(
+            verdict
+            for verdict, node in pairs
+            if verdict.phase is Phase.FAILED
+            or verdict.reason in (Reason.ROLLING_BACK, Reason.ROLLED_BACK)
+            # The reason of a node that is being rolled back may name whatever it waits for.
+            or (node.fence is not None and node.fence.rolls_back)
+        ),
+    )
+
+
+def is_product_skipped(verdict: Verdict, node: NodeView) -> bool:
+    """Whether spec.products leaves the node out and no change has begun on it."""
+    return verdict.reason is Reason.PRODUCT_SKIPPED and not is_begun(node)
+
+
+def is_done(verdict: Verdict, node: NodeView) -> bool:
+    """Whether the node is proven and Ready, and nothing is left to write."""
+    return verdict.phase is Phase.SYNCED and node.ready and not verdict.actions
+
+
+def urgency(verdict: Verdict) -> tuple[tuple[int, int], str]:
+    """Return a sort key that puts in front the verdict that a person should read first."""
+    return verdict.reason.urgency, verdict.node
+
+
+def tell_first(verdicts: Sequence[Verdict]) -> str:
+    """Return the message of the most urgent verdict, with the name of its node in front. Raises ValueError if there are no verdicts."""
+    shown = min(verdicts, key=urgency)
+    prefix = "" if shown.message.startswith(shown.node) else f"{shown.node}: "
+    return f"{prefix}{shown.message}"
+
+
+@value
+class Headline:
+    """The state of one pool, worded for the three places that show it."""
+
+    reason: Reason
+    """The reason of the condition Ready, which is True only with the reason Synced."""
+    ready: str
+    """The message of the condition Ready."""
+    word: str
+    """The value of the column STATUS."""
+    message: str
+    """The value of the column MESSAGE."""
+
+
+def find_headline(pool: Members, plan: RolloutPlan) -> Headline:
+    """Return the headline of the pool. States that a person has to end come before those that only take time."""
+    policy, left = pool.policy, pool.unproven
+    if policy.deleting:
+        message = "changes in flight are first finished or rolled back"
+        return Headline(Reason.DELETING, "the policy is being deleted", "Deleting", message)
+    if policy.resetting:
+        text = "the policy is being deleted, and spec.deletionPolicy is Reset"
+        if left:
+            nodes = counted(len(left), "node has", "nodes have")
+            text = f"{text}: {nodes} yet to be returned to whole GPUs; {tell_first(left)}"
+        return Headline(Reason.DELETING, text, "Deleting", text)
+    if (objection := plan.objections.get(policy.name)) is not None:
+        text = objection.message
+        return Headline(Reason.NOT_ACCEPTED, text, str(objection.reason), text)
+    if not pool.verdicts and not pool.coming:
+        text = "spec.nodeSelector matches no node with GPUs; label the nodes of the pool"
+        if pool.skipped:
+            text = tell_first(pool.skipped)
+        elif pool.lost:
+            owned = f"another policy owns every node that spec.nodeSelector selects: {some(pool.lost, 1)}"
+            text = (
+                f"{owned}. Narrow one of the selectors, or give this policy a strictly higher spec.priority"
+            )
+        return Headline(Reason.NO_NODES, text, str(Reason.NO_NODES), text)
+    done, total = pool.done, len(pool.verdicts)
+    progress = f"{done} of {counted(total, 'node')} {'is' if done == 1 else 'are'} proven"
+    proven = f"{counted(done, 'node is', 'nodes are')} proven"
+    if not left and pool.away:
+        ready, message = (
+            f"{progress} and Ready; {pool.away} is not Ready",
+            f"{pool.away} is proven but not Ready",
+        )
+        return Headline(Reason.NODE_NOT_READY, ready, str(Reason.NODE_NOT_READY), message)
+    if not left and pool.coming:
+        coming = tell_coming(pool)
+        return Headline(Reason.ROLLOUT_IN_PROGRESS, f"{proven}; {coming}", str(Phase.PENDING), coming)
+    moving = [verdict for verdict in pool.verdicts if verdict.phase.in_flight]
+    shown = min(pool.failures or moving or left or pool.verdicts, key=urgency)
+    waits = shown.phase in (Phase.PENDING, Phase.SKIPPED) and shown.reason is not Reason.PROGRESSING
+    word = str(shown.reason if waits or Mark.STATUS in shown.reason.marks else shown.phase)
+    message = tell_first([shown]) if shown.phase is not Phase.SYNCED else f"{shown.wanted} proven"
+    if done == total:
+        return Headline(Reason.SYNCED, proven, word, message)
+    urgent = min(left or pool.verdicts, key=urgency)
+    reason = urgent.reason if Mark.UNSUPPORTED in urgent.reason.marks else Reason.ROLLOUT_IN_PROGRESS
+    return Headline(reason, f"{progress}; {tell_first([urgent])}", word, message)
+
+
+def tell_coming(pool: Members) -> str:
+    """Return a message about the nodes of the pool that are still in a change which another policy began."""
+    return f"waiting for {some(pool.coming, 1)}: a change that another policy began there must end first"
+
 
 Answer = tuple[bool, Reason, str]
 """The status, reason and message of a condition."""

@@ -12,10 +12,9 @@ from gpusharing.api.times import NEVER, from_rfc3339, to_rfc3339
 from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.transition.verdict import Verdict
-from gpusharing.planning.vocabulary.blockers import culprit, explain_blockers
+from gpusharing.planning.vocabulary.findings import culprit, explain_blockers
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT, cut
-from gpusharing.planning.vocabulary.reasonkinds import Passes
-from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Passes, Reason
 
 MAX_HISTORY = 20
 """The largest number of phases in the history of a node; the oldest are dropped."""

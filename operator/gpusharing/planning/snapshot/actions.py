@@ -1,15 +1,20 @@
 """The actions that the operator can take; most are a single API call. The executor matches on the union `Action`.
 
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#point-of-no-return,
-docs/design/glossary.md#class.
+An object in an action is as it was when the action was decided; a PATCH that is called conditional fails if it has changed.
 """
 
 from collections.abc import Mapping
 from dataclasses import field
 
-from gpusharing.planning.snapshot.draviews import DeviceClassView, TaintRuleView, WantedClass
+from gpusharing.planning.snapshot.nvidia import (
+    ClusterPolicyView,
+    DeviceClassView,
+    MpsDaemonView,
+    MpsRepairs,
+    TaintRuleView,
+    WantedClass,
+)
 from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fence, Verified
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, MpsDaemonView, MpsRepairs
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.vocabulary.values import value
 
@@ -29,114 +34,90 @@ class EnsureGPUNode:
     """Create the GPUNode of a node, or patch its spec, which is the request to the agent."""
 
     node: str
-    """Name of the node, and of its GPUNode."""
     node_uid: str
     """UID of the Node, which owns the GPUNode."""
     request_id: str
-    """Id of the request; the agent's answer echoes it."""
+    """The agent's answer echoes it."""
     quiet: bool
     """Whether the agent is asked to close NVML after the reading."""
 
 
 @value
 class SetClaims:
-    """Replace all claims and recorded failures on the leader's Lease by compare-and-swap. Only the leader can succeed,
-    so this comes before every fence."""
+    """Replace all claims and failures on the leader's Lease by compare-and-swap. Only the leader can succeed, so this comes before every fence."""
 
     claims: Mapping[str, Claim]
-    """All claims, by node name; they replace the claims on the Lease."""
+    """By node name."""
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
-    """All failures on record, by UID of the Node; they replace the failures on the Lease."""
+    """By UID of the Node."""
 
 
 @value
 class SetFinalizer:
-    """Set or remove our finalizer on a policy. The finalizer keeps the policy from disappearing while one of its nodes
-    is in flight."""
+    """Set or remove our finalizer on a policy, so that the policy does not disappear while one of its nodes is in flight."""
 
     policy: str
-    """Name of the policy."""
     present: bool
-    """True to set the finalizer, False to remove it."""
     uid: str = ""
     """UID that the policy must have, so that a new policy of the same name is left alone. Empty accepts any."""
 
 
 @value
 class SetPointers:
-    """Set the fields of ClusterPolicy that name our ConfigMaps, once, in one conditional PATCH. No fence waits for
-    this."""
+    """Set the fields of ClusterPolicy that name our ConfigMaps, once, in one conditional PATCH. No fence waits for this."""
 
     policy: ClusterPolicyView
-    """ClusterPolicy as it was when the write was decided."""
     wanted: Mapping[str, str]
     """The name of our ConfigMap for each field, by the field's path below ClusterPolicy's spec."""
 
 
 @value
 class RepairMps:
-    """Set PROCESS_TO_SIGNAL of config-manager in the GPU Operator's MPS DaemonSet, in one conditional PATCH, and report
-    it by an Event. Our ConfigMap counts the repair as pending before, and as reported after. If the DaemonSet has the
-    value already, only the Event and the last record are written. No fence waits for this."""
+    """Set PROCESS_TO_SIGNAL of config-manager in the GPU Operator's MPS DaemonSet, in one conditional PATCH, and report it by an Event. Our ConfigMap counts the repair as pending before, and as reported after. No fence waits for this."""
 
     policy: ClusterPolicyView
-    """The ClusterPolicy that owns the DaemonSet."""
     daemon: MpsDaemonView
-    """The DaemonSet as it was when this was decided."""
     repairs: MpsRepairs
     """The count to record before the write, with a pending repair."""
 
 
 @value
 class WriteClasses:
-    """Create, correct and remove DeviceClasses of ours, one call each. No fence waits for this, but no change begins to
-    a layout whose classes are missing."""
+    """Create, correct and remove DeviceClasses of ours, one call each. No change begins to a layout whose classes are missing."""
 
     create: tuple[WantedClass, ...] = ()
-    """The classes that are missing, by name."""
     correct: tuple[tuple[WantedClass, DeviceClassView], ...] = ()
     """Classes of ours that somebody has changed, with what they are now."""
     remove: tuple[DeviceClassView, ...] = ()
-    """Classes of ours whose profile no node has and no policy wants any more, by name."""
 
 
 @value
 class WriteRules:
-    """Create and remove DeviceTaintRules of ours, one call each. No fence waits for this, but a fence that names such a
-    rule holds only once the rule is in place."""
+    """Create and remove DeviceTaintRules of ours, one call each. A fence that names such a rule holds only once the rule is in place."""
 
     create: tuple[str, ...] = ()
-    """The nodes whose rule is missing, by name."""
+    """The nodes whose rule is missing."""
     remove: tuple[TaintRuleView, ...] = ()
-    """The rules that no fence needs, or that somebody has changed, by name."""
 
 
 @value
 class FenceNode:
-    """Fence a node in one conditional Node PATCH. If the change needs an idle node, the PATCH also removes the routing
-    label, and cordons the node unless its fence is a DeviceTaintRule."""
+    """Fence a node in one conditional PATCH. If the change needs an idle node, it also removes the routing label and cordons the node, unless its fence is a DeviceTaintRule."""
 
     node: NodeView
-    """The Node as it was when this was decided."""
     fence: Fence
-    """The fence to write."""
     cordon: bool
-    """Whether to cordon the node. False if the node stays schedulable: for class PluginRestart, and behind a
-    DeviceTaintRule."""
+    """False if the node stays schedulable: for class PluginRestart, and behind a DeviceTaintRule."""
     labels: Mapping[str, str | None]
-    """Labels to set so that other controllers leave the node alone in the meantime, and the routing label with the
-    value None, which removes it."""
+    """Labels to set so that other controllers leave the node alone, and the routing label with the value None, which removes it."""
     annotations: Mapping[str, str | None] = field(default_factory=dict)
-    """Annotations to set for the same controllers."""
 
 
 @value
 class Actuate:
-    """Take a node past its point of no return: write the fence stage and everything that the actuator needs in one
-    conditional Node PATCH."""
+    """Take a node past its point of no return: write the fence stage and everything that the actuator needs in one conditional PATCH."""
 
     node: NodeView
-    """The Node as it was when this was decided."""
     fence: Fence
     """The fence to write, in stage `actuating`."""
     labels: Mapping[str, str | None]
@@ -145,20 +126,15 @@ class Actuate:
 
 @value
 class UpdateFence:
-    """Rewrite the fence of a node in one conditional Node PATCH, for example before the next attempt, when the node is
-    yielded to other maintenance, or when the class of disruption gets worse."""
+    """Rewrite the fence of a node in one conditional Node PATCH, for example before the next attempt, when the node is yielded to other maintenance, or when the class of disruption gets worse."""
 
     node: NodeView
-    """The Node as it was when this was decided."""
     fence: Fence
-    """The fence to write."""
     cordon: bool = False
-    """Whether to set the cordon too, because a person lifted it after the point of no return, or because it takes the
-    place of a DeviceTaintRule."""
+    """Whether to set the cordon too, because a person lifted it after the point of no return, or because it takes the place of a DeviceTaintRule."""
     labels: Mapping[str, str | None] = field(default_factory=dict)
-    """Labels to remove that were set for other controllers; each has the value None."""
+    """Labels to remove that were set for other controllers; each has the value None. So do the annotations."""
     annotations: Mapping[str, str | None] = field(default_factory=dict)
-    """Annotations to remove that were set for other controllers; each has the value None."""
 
 
 @value
@@ -166,13 +142,9 @@ class _PodAction:
     """An action on one pod, with the pod's UID as precondition."""
 
     node: str
-    """Name of the pod's node."""
     namespace: str
-    """Namespace of the pod."""
     name: str
-    """Name of the pod."""
     uid: str
-    """UID of the pod."""
 
 
 @value
@@ -190,23 +162,17 @@ class ForceDelete(_PodAction):
 
 @value
 class RestartOperand(_PodAction):
-    """Delete a pod of one of NVIDIA's programs on a node, so that a new one starts: of mig-manager, of the MPS daemon,
-    or of the DRA driver's kubelet plugin (docs/design/nvidia.md#a6)."""
+    """Delete a pod of one of NVIDIA's programs on a node, so that a new one starts: of mig-manager, of the MPS daemon, or of the DRA driver's kubelet plugin (docs/design/nvidia.md#a6)."""
 
 
 @value
 class Release:
-    """Return a node to service in one conditional PATCH. It removes the fence, what was set for other controllers, our
-    cordon if nobody else needs it, and after a proof the start-up taint. If somebody else still works on a proven node,
-    our cordon and the taint stay, together with a fence that remembers them."""
+    """Return a node to service in one conditional PATCH. If somebody else still works on a proven node, our cordon and the start-up taint stay, with a fence that remembers them."""
 
     node: NodeView
-    """The Node as it was when this was decided."""
     uncordon: bool
-    """Whether to lift the cordon."""
     labels: Mapping[str, str | None]
-    """Our own labels and the labels that were set for other controllers: the values to set, or None to remove a label.
-    """
+    """Labels to set, or None to remove one."""
     verified: Verified | None = None
     """What was proven, or None to leave the earlier record."""
     annotations: Mapping[str, str | None] = field(default_factory=dict)
@@ -219,22 +185,17 @@ class Release:
 
 @value
 class LabelNode:
-    """Write only our own labels and records, when a node is adopted, loses its owner or is forgotten with its policy,
-    or what a person has requested on the GPUNode. The PATCH is conditional only if it also removes the start-up
-    taint from a proven node, or if it removes the records or writes requests."""
+    """Write only our own labels and records, or what a person has requested on the GPUNode. The PATCH is conditional if it removes the start-up taint or the records, or writes requests."""
 
     node: NodeView
-    """The Node as it was when this was decided."""
     labels: Mapping[str, str | None]
-    """Our labels to set, or None to remove one."""
+    """Labels to set, or None to remove one."""
     verified: Verified | None = None
     """What was proven, or None to leave the earlier record."""
     forget: bool = False
-    """Whether to remove the records too (of what was proven, and of the last change that was given up), so that
-    nothing of ours stays on the node."""
+    """Whether to remove the records too, so that nothing of ours stays on the node."""
     requests: Mapping[str, str] | None = None
-    """The annotations to set because a person has requested them on the GPUNode, or None if this is for another reason
-    (docs/adr/0082-requests-on-the-gpunode.md)."""
+    """The annotations that a person has requested on the GPUNode, or None if this is for another reason (docs/adr/0082-requests-on-the-gpunode.md)."""
 
 
 @value
@@ -242,7 +203,6 @@ class ClearRequests:
     """Remove the requests of a person from a GPUNode, once its Node has them, in one conditional PATCH."""
 
     node: str
-    """Name of the node, and of its GPUNode."""
     requests: Mapping[str, str]
     """The annotations to remove, with the values that the Node has now."""
 

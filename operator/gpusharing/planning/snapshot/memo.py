@@ -1,5 +1,4 @@
-"""Caches results between passes, so that the cost of a pass depends on what has changed and not on the size of the
-cluster.
+"""Caches results between passes, so that the cost of a pass depends on what has changed and not on the size of the cluster.
 
 A question is a pure function. Its cached answer stays valid as long as the arguments are the same objects as before,
 or equal ones. The arguments come as rows, one for each name (`each`), or as columns (`table`) where thousands of names
@@ -25,31 +24,26 @@ Column: TypeAlias = Mapping[str, Any] | AbstractSet[str]
 
 
 class Memo:
-    """The answers of the last pass. Each planner has one Memo, which is empty at first.
+    """The answers of the last pass.
 
-    When a pass asks a question, the answers for names about which it no longer asks are dropped, so nodes and policies
-    that are gone leave nothing behind. A question that a pass does not ask at all keeps its answers.
+    When a pass asks a question, the answers for names about which it no longer asks are dropped, so nodes and policies that
+    are gone leave nothing behind. A question that a pass does not ask at all keeps its answers.
     """
 
     def __init__(self) -> None:
-        """Create an empty memo."""
         self._known: dict[object, _Known] = {}
         """The answers of the last pass, by question."""
         self._values: dict[str, Any] = {}
-        """The values of `same`, by name."""
         self._latest: datetime | None = None
-        """The time of the last pass, or None before the first."""
 
     def begin(self, now: datetime) -> None:
-        """Begin a pass at `now`. If the clock was set back since the last pass, all answers and values are dropped,
-        because they may depend on the time."""
+        """Begin a pass. If the clock was set back, everything is dropped, because it may depend on the time."""
         if self._latest is not None and now < self._latest:
             self._known, self._values = {}, {}
         self._latest = now
 
     def same(self, name: str, value: Value) -> Value:
-        """Return the value that was stored under `name` if it equals `value`, so that callers get the same object as
-        in the last pass. Otherwise store `value` and return it."""
+        """Return the object that was stored under `name` if it equals `value`, else store and return `value`."""
         known: Value | None = self._values.get(name)
         if known is not None and known == value:
             return known
@@ -62,9 +56,6 @@ class Memo:
         *inputs: *Inputs,
         lasts: Callable[[Answer], bool] | None = None,
     ) -> Answer:
-        """Return the answer to a question that is asked only once in a pass, for the given arguments. See `each` for a
-        question that is a partial, and `table` for what is cached and for `lasts`. An exception that the question
-        raises is passed on."""
         return self.each(question, [("", inputs)], lasts=lasts)[""]
 
     def each(
@@ -75,10 +66,11 @@ class Memo:
         lasts: Callable[[Answer], bool] | None = None,
         failed: dict[str, Exception] | None = None,
     ) -> dict[str, Answer]:
-        """Return the answer of `question` for each name, in the order of `rows`, which are pairs of a name and its
-        arguments. Call it only once in a pass, with all names. If `question` is a partial, the arguments that it
-        binds are not compared from pass to pass. See `table` for `lasts`, for `failed` and for other data that the
-        question reads."""
+        """Return the answer of `question` for each name; `rows` are pairs of a name and its arguments.
+
+        Call it only once in a pass, with all names. Arguments that a partial binds are not compared from pass to pass. See
+        `table` for `lasts` and `failed`.
+        """
         inputs = dict(rows)
         key = question.func if isinstance(question, partial) else question
         return self.table(
@@ -101,15 +93,11 @@ class Memo:
         lasts: Callable[[Answer], bool] | None = None,
         failed: dict[str, Exception] | None = None,
     ) -> dict[str, Answer]:
-        """Return the answer of `question` for each of `names`, in their order. The question is called for a name only
-        if the last pass has no answer for it, if its entry in one of `columns` has changed since, or if one of
-        `shared` has changed.
+        """Return the answer of `question` for each of `names`, in their order.
 
-        Anything else that the question reads, such as the time, is not compared. If `lasts` is given, only answers
-        for which it returns True stay valid; the others are computed again in the next pass. If `failed` is given, an
-        exception that the question raises is stored in it under the name, and the name has no answer and is asked
-        about again in the next pass; otherwise the exception is raised, and nothing is cached from this call. `key`
-        identifies the question from pass to pass.
+        The question is called for a name only if its entry in one of `columns` or one of `shared` has changed since the last
+        pass. Anything else that it reads, such as the time, is not compared. Answers for which `lasts` returns False are
+        computed again in the next pass. With `failed`, an exception is stored there under the name, which then has no answer.
         """
         known = self._known.get(key)
         if known is None or known.shared != tuple(shared):
@@ -132,7 +120,9 @@ class Memo:
                 continue
             if lasts is not None and not lasts(answer):
                 passing.add(name)
-        self._known[key] = _Known(answers, frozenset(passing), tuple(map(_copy, columns)), tuple(shared))
+        # Copies tell the next pass whether an original was changed in place.
+        copies = tuple(dict(one) if isinstance(one, Mapping) else frozenset(one) for one in columns)
+        self._known[key] = _Known(answers, frozenset(passing), copies, tuple(shared))
         return answers.copy()
 
 
@@ -140,18 +130,13 @@ class _Known(NamedTuple):
     """The answers of one pass to one question, and the facts from which they were computed."""
 
     answers: dict[str, Any]
-    """The answers, by name."""
     passing: frozenset[str]
     """The names whose answers are valid for that pass only."""
     columns: tuple[Column, ...]
-    """The facts about each name from which the answers were computed."""
     shared: tuple[object, ...]
-    """The facts for all names from which the answers were computed."""
 
 
 def _find_changed(before: Column, now: Column) -> AbstractSet[str]:
-    """Return the names whose entries in the column differ between two passes, including names that are missing from one
-    of them. For columns that are sets, return the names that only one of the two has."""
     if not isinstance(before, Mapping) or not isinstance(now, Mapping):
         return set(before) ^ set(now)
     if before == now:
@@ -163,23 +148,14 @@ def _find_changed(before: Column, now: Column) -> AbstractSet[str]:
     return changed | (before.keys() - now.keys())
 
 
-def _copy(column: Column) -> Column:
-    """Return a shallow copy of the column, a dict or a frozenset, so that the next pass can tell whether the original
-    was changed in place."""
-    return dict(column) if isinstance(column, Mapping) else frozenset(column)
-
-
 class AnswersByKind:
-    """A cache for questions that thousands of nodes ask with few different arguments, because many nodes have the same
-    cards.
+    """A cache for questions that thousands of nodes ask with few different arguments, because many nodes have the same cards.
 
-    Everything else that a question reads must stay the same while this object exists. The object that holds the cache
-    is therefore built from exactly those inputs, and the memo builds a new one when any of them changes.
+    Everything else that a question reads must stay the same while this object exists, so the object that holds the cache
+    is built from exactly those inputs. A full cache is emptied.
     """
 
     def __init__(self, most: int = 256) -> None:
-        """Create an empty cache that keeps up to `most` answers. When the cache is full, all answers are dropped
-        before the next one is stored."""
         self._most = most
         self._known: dict[object, Any] = {}
 
@@ -189,10 +165,10 @@ class AnswersByKind:
         *inputs: *Inputs,
         lasts: Callable[[Answer], bool] | None = None,
     ) -> Answer:
-        """Return the cached answer of `question` for these arguments, which must be hashable, or compute and cache it.
-        If `question` is a partial, the arguments that it binds are not compared, so they must not affect an answer that
-        is cached. If `lasts` is given, only answers for which it returns True are cached. If the cache is full, all its
-        answers are dropped first. An exception that the question raises is passed on and not cached."""
+        """Return the answer of `question` for these hashable arguments; only answers for which `lasts` is True are cached.
+
+        Arguments that a partial binds are not compared, so they must not affect an answer that is cached.
+        """
         key = (question.func if isinstance(question, partial) else question), inputs
         if key in self._known:
             known: Answer = self._known[key]

@@ -1,12 +1,8 @@
-"""The pods of nodes whose pods were listed, as far as the drain rules need them, and what is known about their
-evictions.
-
-Terms: docs/design/glossary.md#gang, docs/design/glossary.md#fence.
-"""
+"""The pods of nodes whose pods were listed, as far as the drain rules need them, and what is known about their evictions."""
 
 from collections.abc import Mapping
 from dataclasses import field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from gpusharing.api.policy import Drain
@@ -25,28 +21,22 @@ class Owner:
     kind: str
     """Kind, such as `ReplicaSet`."""
     name: str
-    """Name, in the namespace of the pod."""
     uid: str = ""
-    """UID of the controller. Empty in a view that no decision about its existence is made from."""
+    """Empty in a view that no decision about its existence is made from."""
     exists: bool | None = None
-    """True if the controller was looked up and exists, False if it is gone. None if it was not looked up, because its
-    kind cannot be read or need not be."""
+    """Whether it exists; None if it was not looked up, because its kind cannot be read or need not be."""
 
 
 @value
 class Gang:
-    """Pods that only work together, so that the end of one ends them all (docs/design/drain.md#t13). A gang is
-    recognized from its pods alone."""
+    """Pods that only work together, so that the end of one ends them all (docs/design/drain.md#t13); recognized from its pods alone."""
 
     kind: str
     """The kind of object by which people know the gang, such as PodGroup, JobSet, LeaderWorkerSet or Workload."""
     namespace: str
-    """Namespace of its pods."""
     name: str
-    """Name of the gang, as its pods give it."""
     labels: str = ""
-    """A label selector that all of its pods match. If the selector names only a key, other pods may match it too.
-    Empty if there is none."""
+    """A label selector that all of its pods match. If it names only a key, other pods may match it too. Empty if there is none."""
     fields: str = ""
     """A field selector that all of its pods match, and perhaps other pods as well. Empty if there is none."""
 
@@ -61,69 +51,53 @@ class PodView:
     """One pod that is bound to a node whose pods were listed."""
 
     namespace: str
-    """Namespace of the pod."""
     name: str
-    """Name of the pod."""
     uid: str
-    """UID of the pod; a successor with the same name has another UID."""
     phase: str
-    """status.phase."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """All labels of the pod."""
     owner: Owner | None = None
     """The pod's controller, from its ownerReference with `controller: true`, or None if it has none."""
     mirror: bool = False
     """Whether it is a static pod: annotation kubernetes.io/config.mirror or an ownerReference of kind Node."""
     resources: Mapping[str, int] = field(default_factory=dict)
-    """The GPU resources that its containers request, including init and sidecar containers, with their counts. Counts
-    of 0 are left out."""
+    """The GPU resources that its containers request, including init and sidecar containers, with their counts above 0."""
     dra: Literal["none", "gpu", "unresolved"] = "none"
-    """What its ResourceClaims hold: `gpu` if gpu.nvidia.com allocated a claim without adminAccess, or `unresolved` if
-    a claim cannot be read, which counts like `gpu`."""
+    """What its ResourceClaims hold: `gpu` if gpu.nvidia.com allocated a claim without adminAccess, or `unresolved` if a claim cannot be read, which counts like `gpu`."""
     devices: tuple[str, ...] = ()
-    """Names of the devices of gpu.nvidia.com that the ResourceClaims in its spec hold, each once. Left out are devices
-    behind an extended resource, because `resources` counts them, and devices that another kind could replace."""
+    """Names of the devices of gpu.nvidia.com that the ResourceClaims in its spec hold, each once. Left out are devices behind an extended resource, because `resources` counts them, and devices that another kind could replace."""
     node_selector: Mapping[str, str] = field(default_factory=dict)
-    """spec.nodeSelector."""
     node_terms: tuple[tuple[Row, ...], ...] = ()
-    """The terms of its required node affinity, of which a node must match at least one; matchFields count as labels.
-    Empty if the pod has none, or if it neither holds nor requests a GPU. If the chart's guard is on, each term also has
-    the guard's requirement."""
+    """The terms of its required node affinity, of which a node must match at least one; matchFields count as labels. Empty if the pod has none, or neither holds nor requests a GPU. With the chart's guard on, each term has the guard's requirement too."""
     deleted_at: datetime | None = None
     """metadata.deletionTimestamp, which is when the grace period ends, or None if it is not being deleted."""
     ready: bool = True
-    """Whether its condition Ready is True. Only then does a budget count the pod as healthy."""
     finalizers: tuple[str, ...] = ()
-    """The pod's finalizers, which keep the object after the containers have ended."""
+    """They keep the object after the containers have ended."""
     tolerates_cordon: bool = False
-    """Whether it tolerates the taint of a cordoned node, so that the scheduler may place it on such a node."""
+    """Whether the scheduler may place it on a cordoned node."""
     created: datetime | None = None
     """metadata.creationTimestamp, or None if it cannot be read."""
     started: datetime | None = None
     """status.startTime, or None if the kubelet has not accepted the pod yet or the time cannot be read."""
     marks: tuple[tuple[str, str], ...] = ()
-    """Annotations and labels that ask not to disturb the pod (drain/rules.py), as pairs of key and value, sorted."""
+    """Annotations and labels that ask not to disturb the pod (drain/pods.py), as pairs of key and value, sorted."""
     namespace_labels: Mapping[str, str] | None = None
-    """Labels of its namespace. None if neither a rule nor the guard needs them, if no pod of that namespace has to
-    leave the node, or if they cannot be read. All pods of a node, and the members of their gangs, get the same
-    answer."""
+    """Labels of its namespace. None if they cannot be read or are not needed. All pods of a node, and the members of their gangs, get the same answer."""
     restarts: bool = True
     """Whether its restartPolicy is Always, so that it never runs to completion."""
     system: bool = False
     """Whether its priority class is system-cluster-critical or system-node-critical."""
     local_files: bool = False
-    """Whether it mounts an emptyDir on the node's disk. An emptyDir in memory, as for /dev/shm, does not count."""
+    """Whether it mounts an emptyDir on the node's disk, and not in memory as for /dev/shm."""
     gang: Gang | None = None
     """The gang that it belongs to, or None if it works alone."""
     evades_rules: bool = False
-    """Whether its successor may get a device of the node in spite of a DeviceTaintRule: it names a scheduler other than
-    the one that was tested, or a ResourceClaim that stays allocated while another pod uses it."""
+    """Whether its successor may get a device of the node in spite of a DeviceTaintRule: it names a scheduler other than the tested one, or a ResourceClaim that stays allocated while another pod uses it."""
     grace: int = 30
     """spec.terminationGracePeriodSeconds: how long it may take to end, in seconds."""
 
     @property
     def ref(self) -> str:
-        """The pod as `namespace/name`."""
         return f"{self.namespace}/{self.name}"
 
 
@@ -132,12 +106,10 @@ class GangMember:
     """A pod of a gang, and the node that it runs on."""
 
     node: str
-    """Name of its node. Empty if it has none yet."""
+    """Empty if it has none yet."""
     pod: PodView
-    """The pod."""
     policy: str = ""
-    """The policy that its node follows, if that policy's spec.drain cannot be read or differs from the spec.drain for
-    the listed node. Empty if both are the same, or if its node follows no policy. The planner fills this in."""
+    """The policy that its node follows, if its spec.drain cannot be read or differs from that for the listed node; else empty. The planner fills this in."""
     drain: Drain | None = None
     """spec.drain of that policy, or None if `policy` is empty or the policy cannot be read."""
     unruled: Finding | None = None
@@ -149,7 +121,6 @@ class GangView:
     """A gang with all of its pods that have not finished."""
 
     gang: Gang
-    """Which gang."""
     members: tuple[GangMember, ...] = ()
     """The pods of the gang, sorted by node, then by `namespace/name`."""
     partial: bool = False
@@ -163,42 +134,58 @@ class PdbView:
     """The parts of a PodDisruptionBudget that decide about an eviction."""
 
     namespace: str
-    """Namespace of the budget and its pods."""
     name: str
-    """Name of the budget."""
     match_labels: Mapping[str, str]
-    """matchLabels of its selector."""
     match_expressions: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
-    """matchExpressions of its selector: key, operator, values."""
     selects_all: bool = False
     """Whether the selector is empty and so selects every pod of the namespace."""
     disruptions_allowed: int = 0
-    """How many evictions it allows now."""
     expected_pods: int = 0
-    """How many pods it counts, healthy or not."""
     desired_healthy: int = 0
-    """How many of them must stay healthy."""
     current_healthy: int = 0
-    """How many of them are healthy now."""
     always_allow_unhealthy: bool = False
-    """Whether unhealthyPodEvictionPolicy is AlwaysAllow: a pod that is not ready may always be evicted."""
+
+
+@value
+class Scope:
+    """What a drain must empty and what it must not touch (`planning/drain/pods.py`, scope_of)."""
+
+    operator_namespace: str
+    all_pods: bool = False
+    """Whether every pod must leave, with or without a GPU, because the change reboots the node."""
+    protected: frozenset[str] = frozenset()
+    """Namespaces in which nothing is evicted."""
+    own_pod: str = ""
+    """Our own pod, `namespace/name`; empty when we do not run in a pod."""
+    cordoned_at: datetime | None = None
+    """When we cordoned the node, or None if we did not."""
+    settle: timedelta = timedelta(seconds=5)
+    """How long after the cordon a pod may still appear because the scheduler was already binding it."""
+    now: datetime | None = None
+    """If it is None, a mark with a duration counts as if it never expired."""
+    forces: bool = False
+    """Whether the operator has the right to delete pods at the end of a drain if the policy asks for that."""
+    node: str = ""
+    """Name of the node; empty if unknown."""
+    evicts_claims: bool = False
+    """Whether NVIDIA's DRA driver serves the GPUs in place of the device plugin, so that pods with a claim that can be read are evicted like others."""
+    silent: bool = False
+    """Whether the node is not Ready, so that it is unknown whether its pods still run."""
 
 
 @value
 class EvictionMemory:
-    """The last response of the API server to an eviction of one pod, as the executor remembers it. Kept in memory
-    only."""
+    """The last response of the API server to an eviction of one pod. Kept in memory only."""
 
     reason: Reason
-    """The reason that stands for the server's response."""
     message: str
     """The message of the server. Empty if it is not shown."""
     next_try: datetime
-    """When the eviction of the pod may be requested again."""
+    """When the eviction may be requested again."""
     since: datetime
     """When this response first came in the present unbroken series."""
     tries: int = 1
-    """How often the response came in that series; the next wait depends on it."""
+    """How often it came in that series."""
     asked_at: datetime | None = None
     """When the eviction was last requested, or None if the time is unknown but long ago."""
 
@@ -208,34 +195,22 @@ class NodeWork:
     """The pods of one node as just listed, and what earlier LISTs have shown."""
 
     pods: tuple[PodView, ...]
-    """All pods that are bound to the node."""
     pdbs: tuple[PdbView, ...]
-    """The PodDisruptionBudgets in the namespaces of those pods."""
     listed_at: datetime
-    """When the latest LIST began. The LIST shows nothing about pods that came later."""
-    empty_since: datetime | None = None
-    """When the first of an unbroken series of LISTs without a GPU pod was made. None if the latest LIST found a GPU
-    pod."""
+    """When the latest LIST began. It shows nothing about pods that came later."""
     evictions: Mapping[str, EvictionMemory] = field(default_factory=dict)
     """The last response to the eviction of each pod, by the pod's UID."""
     error: str = ""
     """Why the pods could not be listed; nothing is then decided about them. Empty if they were listed."""
     empty_lists: tuple[datetime, ...] = ()
-    """When the latest LISTs of the series that began at `empty_since` were made, oldest first."""
-    all_pods: bool = False
-    """Whether the latest LIST was made for a reboot, before which almost every pod must leave. The LISTs of the series
-    then found no pod that must leave, and pods without a GPU were looked up completely as well."""
-    cordoned_at: datetime | None = None
-    """`since` of the fence that the node had when the latest LIST began, or None if it had no fence. Only compared for
-    equality with `since` of the present fence."""
+    """When the latest LISTs of an unbroken series in which no pod had to leave were made, oldest first. Empty if the latest LIST found such a pod."""
+    scope: Scope = Scope("")
+    """What the latest LIST was made for. It proves nothing about another scope, such as that of another cordon."""
     stood: str = ""
-    """Id of the request to the agent that was current when the first LIST of the series was made. Its answer may date
-    from before the last pod left. Empty if there was no request."""
+    """Id of the request to the agent that was current when the first LIST of the series was made, or empty. Its answer may date from before the last pod left."""
     quiet_for: str = ""
-    """Id of the request to close NVML that the agent has answered and that is still in force. Empty if there is
-    none."""
+    """Empty if there is none."""
     quiet_since: datetime | None = None
     """Since when this process has seen that answer, or None if there is none."""
     gangs: tuple[GangView, ...] = ()
-    """The gangs of the pods that may have to leave, sorted by `Gang.ref`. The change may interrupt fewer of them, for
-    example if it turns out to need no reboot (`drain/gangs.py` finds the gangs that it interrupts)."""
+    """The gangs of the pods that may have to leave, sorted by `Gang.ref`. The change may interrupt fewer of them, for example if it turns out to need no reboot (`drain/plan.py` finds the gangs that it interrupts)."""

@@ -1,32 +1,28 @@
-"""The records that we keep on Nodes and on the leader's Lease. The records are the only memory of a change.
-`kube/fence.py` reads and writes them as JSON.
+"""What the operator writes about a node and reads again: fence, proof and failure, for one revision of a policy."""
 
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#wave,
-docs/design/glossary.md#drift, docs/design/glossary.md#slot, docs/design/glossary.md#gang,
-docs/design/glossary.md#point-of-no-return, docs/design/glossary.md#class, docs/design/glossary.md#newcomer.
-"""
-
+import json
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal
+from hashlib import sha256
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from gpusharing.api.names import DisruptionClass
+from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.times import NEVER, from_rfc3339
+from gpusharing.api.validation import parse_duration
 from gpusharing.planning.vocabulary.values import value
 
 CLOCK_ERROR = timedelta(seconds=1)
-"""How far a time that we write may be from the API server's clock. That clock is known to half a second plus half of
-the duration of a call (kube/clock.py); a second covers both."""
+"""How far a time that we write may be from the API server's clock, which is known to half a second plus half of the duration of a call (kube/clock.py)."""
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 """The earliest time that a record may contain."""
 
 
 def _moment(text: object) -> datetime:
-    """Return the RFC 3339 time in `text` as a datetime in UTC; a validator for pydantic. Raises ValueError if `text` is
-    not a time with a time zone, or if the time is before 1970 or after NEVER (the year 9000)."""
     if (moment := from_rfc3339(text)) is None:
         raise ValueError("not a time with a time zone")
     if not EARLIEST <= moment <= NEVER:
@@ -35,8 +31,7 @@ def _moment(text: object) -> datetime:
 
 
 Moment = Annotated[datetime, BeforeValidator(_moment)]
-"""A time that is written as an RFC 3339 string. The bounds keep additions from overflowing; an overflow would stop
-other nodes too."""
+"""A time as an RFC 3339 string. The bounds keep additions from overflowing, which would stop other nodes too."""
 Number = Annotated[int, Field(ge=0, le=10**10)]
 """A count, bounded so that additions cannot overflow. Taken as seconds, the bound is 317 years."""
 _WRITTEN = ConfigDict(alias_generator=to_camel, strict=True)
@@ -50,9 +45,8 @@ class SpecVersion:
     __pydantic_config__ = _WRITTEN
 
     uid: str
-    """UID of the policy."""
     revision: str
-    """Revision of the policy (`snapshot/revision.py`), or empty if the record is about no revision in particular."""
+    """Revision of the policy (`snapshot/records.py`), or empty if the record is about no revision in particular."""
 
 
 UNRECORDED = SpecVersion("", "")
@@ -61,125 +55,90 @@ UNRECORDED = SpecVersion("", "")
 
 @value
 class Fence:
-    """The record of the change in flight, which we write to the Node. It is the only memory of that change.
-
-    It is written by the PATCH that cordons the node or, if the change needs no cordon, by a PATCH of its own. Every run
-    of the actuators, which passes the point of no return (PNR), rewrites it; so do the steps that its fields name. The
-    release removes it."""
+    """The record of the change in flight, which we write to the Node. It is the only memory of that change; the release removes it."""
 
     __pydantic_config__ = _WRITTEN
 
     op: str
     """Id of the change, which stays the same until the release. The ids of its requests to the agent begin with it."""
     policy: str
-    """The policy whose change this is. Each run sets it to the policy that drives the node at that time. If the node
-    has failed and another policy owns it by then, the field is set to that owner."""
+    """The policy that drove the node at the latest run, or that owns it since it failed."""
     version: SpecVersion
-    """The version of the policy's spec that the change follows. The version is set when the fence is written, by each
-    run and by a rollback. If another policy takes the node over in between, the former policy's version stays until
-    the next run."""
+    """The version of the policy's spec that the change follows, set by the fence, each run and a rollback."""
     node_uid: str
     """UID of the Node that was fenced. A Node with another UID was recreated with a copy of the annotation."""
     prior_unschedulable: bool
     """Whether the node was cordoned before the fence. That cordon is not ours to lift."""
     added: tuple[str, ...]
-    """Keys of the labels and annotations that we set for other controllers (docs/design/drain.md#c6) and have to
-    remove again. Empty once the node is yielded, because yielding removes them."""
+    """Keys of the labels and annotations that we set for other controllers (docs/design/drain.md#c6) and have to remove again. Empty once the node is yielded, because yielding removes them."""
     disruption: DisruptionClass
     """The worst class of disruption of the change so far. It never gets better."""
     from_layout: str
-    """How the GPUs were divided when the fence was written, for people. It is never changed."""
+    """How the GPUs were divided when the fence was written, for people."""
     to_layout: str
-    """The layout that the change leads to, for people. After the PNR it is the layout of the current run, which may be
-    an intermediate step. If it differs from the description of the target, a named configuration has changed its
-    meaning since."""
+    """The layout that the change leads to, for people. After the PNR it is that of the current run, perhaps an intermediate step."""
     stage: Literal["fenced", "yielded", "actuating"]
-    """`fenced` before the PNR, `actuating` after it, and `yielded` while somebody else maintains the node that we had
-    fenced."""
+    """`fenced` before the PNR, `actuating` after it, and `yielded` while somebody else maintains the node that we had fenced."""
     step: Number
-    """Number of the step that the latest run belongs to, counted from 1. It is 1 before the PNR."""
+    """Number of the step that the latest run belongs to, counted from 1."""
     steps: Number
-    """How many steps there are: 2 if the change goes through an intermediate layout, else 1. Each run sets it."""
+    """2 if the change goes through an intermediate layout, else 1."""
     attempt: Number
-    """Number of the attempt. It is 1 for a new target and after each retry that a person requests, and each attempt to
-    repair a stuck mig-manager adds 1."""
+    """1 for a new target and after each retry that a person requests; each repair of a stuck mig-manager adds 1."""
     since: Moment
-    """When the node was fenced, or when we restored our cordon after the PNR. Earlier LISTs of its pods prove nothing,
-    and pods created later were started despite the cordon."""
+    """When the node was fenced, or when we restored our cordon after the PNR. Pods created later started despite the cordon."""
     stage_since: Moment
     """When the stage began or, after the PNR, when the latest run began."""
     deadline: Moment
-    """Before the PNR, the time by which the pods must have left. After it, the time from which the node counts as
-    Failed. The deadline is set anew by each run, and when a run is recorded as owed."""
+    """Before the PNR, the time by which the pods must have left. After it, the time from which the node counts as Failed."""
     drift: bool = False
-    """Whether the change corrects drift, which is allowed once per revision. A run that follows another policy or
-    revision sets it to False."""
+    """Whether the change corrects drift, which is allowed once per revision."""
     from_mode: str = ""
-    """Value of the routing label before the fence, which is restored if the change is given up. Empty if there was
-    none."""
+    """Value of the routing label before the fence, which is restored if the change is given up. Empty if there was none."""
     target_mig_config: str = ""
-    """Value of `nvidia.com/mig.config` that the latest run has set. Empty before the PNR, and if mig-manager is not
-    needed."""
+    """Value of `nvidia.com/mig.config` that the latest run has set. Empty before the PNR, and if mig-manager is not needed."""
     target_plugin_config: str = ""
     """Value of `nvidia.com/device-plugin.config` that the latest run has set. Empty before the PNR."""
     gfd_timestamp: str = ""
-    """The start time of GPU Feature Discovery before the run that changed the configuration of the device plugin. Only
-    a later start time proves that GFD has seen the change. Empty if the run did not change it."""
+    """The start time of GPU Feature Discovery before a run that changed the plugin's configuration, else empty. Only a later one proves that GFD has seen the change."""
     daemon_uid: str = ""
-    """UID of the MPS daemon's pod that this run has to delete, or of the pod of NVIDIA's DRA driver, which the run
-    deletes once mig-manager is done. As long as a pod with this UID exists, it must still be deleted. Empty if there is
-    none."""
+    """UID of the MPS daemon's pod, or of the DRA driver's, that this run has to delete while it exists. Empty if there is none."""
     restart_uid: str = ""
-    """UID of the mig-manager pod that this run has to delete. As long as a pod with this UID exists, it must still be
-    deleted. Empty if there is none."""
+    """UID of the mig-manager pod that this run has to delete while it exists. Empty if there is none."""
     retry: str = ""
-    """The value of the retry annotation when the fence was written, at the latest run, or when a run was recorded as
-    owed. If the Node has another value, a person has requested a new attempt."""
+    """The retry annotation at the fence, the latest run, or an owed run. Another value is a person's request for a new attempt."""
     began: Moment | None = None
-    """When the change first passed the PNR, or passed it again after a failure. None before that, and in fences of
-    older operators."""
+    """When the change first passed the PNR, or passed it again after a failure. None before that."""
     planned: DisruptionClass = DisruptionClass.NONE
-    """The class of disruption that the plan showed; `disruption` may have become worse since. DisruptionClass.NONE if
-    it was not recorded."""
+    """The class of disruption that the plan showed; `disruption` may have become worse since."""
     failed_version: SpecVersion | None = None
-    """The version of the spec that an earlier run of this change followed when it failed after the PNR. None if none
-    failed."""
+    """The version of the spec that an earlier run of this change followed when it failed after the PNR. None if none failed."""
     failed: Moment | None = None
-    """When a pass first found that the latest run had failed after the PNR. None if it has not failed, or if an older
-    operator did not record it. A time at or after `deadline` means that the run failed by its deadline, even if the
-    clock has been set back since."""
+    """When a pass first found that the latest run had failed after the PNR, else None. At or after `deadline` it means a failure by the deadline, even if the clock has been set back since."""
     rolls_back: bool = False
-    """Whether the change of this revision failed and the node is being rolled back to the layout last proven on it.
-    True until the policy asks for something else or a person sets another value of the retry annotation."""
+    """Whether the change of this revision failed and the node is being rolled back to the layout last proven on it."""
     failure: str = ""
     """Why the node is being rolled back, for people. Empty if it is not."""
     owed: str = ""
     """The target of a run that begins as soon as the node is proven idle again. Empty if no such run is pending."""
     jobs: bool = False
-    """Whether the change, before the PNR, waits for pods that run to completion. `deadline` is then the end of that
-    wait."""
+    """Whether the change, before the PNR, waits for pods that run to completion. `deadline` is then the end of that wait."""
     newcomer: bool = False
-    """Whether the node had the start-up taint, had never been returned to service after a proof, and had no GPU pod.
-    Nobody depended on it, so the change uses no slot of its policy's budget."""
+    """Whether the node had the start-up taint, was never in service after a proof, and had no GPU pod, so that the change uses no slot."""
     wave: str = ""
-    """Name of the wave, which is the same on all nodes that started together because they share a gang. Empty if the
-    node started alone."""
+    """The same on all nodes that started together because they share a gang. Empty if the node started alone."""
     mates: tuple[str, ...] = ()
-    """Nodes with pods of the same gangs that did not fit into the budget and should therefore come next. At most 20
-    are recorded."""
+    """Nodes with pods of the same gangs that did not fit into the budget and should come next. At most 20."""
     proven: Moment | None = None
-    """When the node was found proven, if it now waits for the other nodes of its wave or, in stage `yielded`, for
-    other maintenance to end. None if it is not proven yet or does not wait."""
+    """When the node was found proven, if it now waits for the other nodes of its wave or for other maintenance to end; else None."""
     turned: bool = False
     """Whether the change began under a different policy or revision from that of its latest run."""
     approved: str = ""
-    """The target that a person approved for the change, in the same form as `owed`. Empty if no approval was needed,
-    or if it was not recorded."""
+    """The target that a person approved, in the form of `owed`. Empty if no approval was needed."""
     tainted: bool = False
     """Whether a DeviceTaintRule keeps GPU pods off the node in place of a cordon."""
     unknown: str = ""
-    """JSON object with the keys that a newer operator wrote and this one does not know. These keys are written back
-    unchanged. Empty if there are none."""
+    """JSON object with the keys that a newer operator wrote, which are written back unchanged. Empty if there are none."""
 
     @property
     def cordons(self) -> bool:
@@ -194,40 +153,30 @@ class Fence:
 
 @value
 class Deferred:
-    """The record that a change was given up, written to the Node. The next attempt waits until `until`. A later
-    release without a record of this kind removes it.
-
-    If a node is returned to service after a failure so that it can start again, the record only remembers the failure
-    and has no wait.
-    """
+    """The record that a change was given up, written to the Node until a later release. Without a wait it only remembers a failure."""
 
     __pydantic_config__ = _WRITTEN
 
     count: Number
-    """How many changes of this policy and revision have been given up so far. The first wait is 5 minutes, and each
-    further one doubles it. 0 if there is no wait."""
+    """How many changes of this revision have been given up so far. 0 if there is no wait."""
     until: Moment
-    """When the next attempt may begin."""
     reason: str
     """Why the last attempt was given up, for people."""
     version: SpecVersion
-    """The version of the spec whose change was given up. Changes of other versions do not wait."""
+    """Changes of other versions do not wait."""
     retry: str = ""
-    """The value of the retry annotation at that time. A different value ends the wait."""
+    """The retry annotation at that time. Another value ends the wait."""
     failed_version: SpecVersion | None = None
-    """The version of the spec in which the change failed after the PNR before it was given up, or None if it did not
-    fail."""
+    """The version of the spec in which the change failed after the PNR before it was given up, or None if it did not fail."""
 
 
 @value
 class Verified:
-    """The record of what was last proven on a Node. It is written by every release after a proof and by every
-    adoption."""
+    """The record of what was last proven on a Node, written by every release after a proof and by every adoption."""
 
     __pydantic_config__ = _WRITTEN
 
     policy: str
-    """Name of the policy whose target was proven."""
     mig_config: str
     """Value of `nvidia.com/mig.config` at the proof. Empty if mig-manager was not needed."""
     plugin_config: str
@@ -235,82 +184,99 @@ class Verified:
     corrected_revision: str = ""
     """The revision of the policy in which drift was last corrected. Empty if it never was."""
     retry: str = ""
-    """The value of the retry annotation at that time. A different value allows one more correction of drift."""
+    """The retry annotation at that time. Another value allows one more correction of drift."""
     layout: str = ""
-    """The layout that the two values meant at the proof; an admin may change their meaning later. Empty if it was not
-    recorded."""
+    """The layout that the two values meant at the proof; an admin may change their meaning later. Empty if it was not recorded."""
     gpus: Number = 0
     """How many GPUs the node had at the proof. If it has fewer now, one is missing. 0 if it was not recorded."""
     version: SpecVersion = UNRECORDED
-    """The version of the spec that our latest change followed. Its UID is that of `policy`, even if the node was
-    adopted without a change; its revision is then empty, or that of a policy from which this one took the change
-    over."""
+    """The version of the spec that our latest change followed. Its UID is that of `policy`; its revision is empty after an adoption without a change, or that of a policy from which this one took the change over."""
     changed_at: Moment | None = None
-    """When our latest change was proven on this node. None if there was none, or if an older operator made it."""
+    """When our latest change was proven on this node. None if there was none."""
     took: Number = 0
-    """Seconds from the PNR of that change (after a failure: from its first run since then) to its proof. 0 if it is
-    unknown."""
+    """Seconds from the PNR of that change (after a failure: from its first run since then) to its proof. 0 if it is unknown."""
     planned: DisruptionClass = DisruptionClass.NONE
-    """The class of disruption that the plan of this change showed. DisruptionClass.NONE if it was not recorded."""
     failed_version: SpecVersion | None = None
-    """The version of the spec in which this change failed after the PNR before it was proven, or None if it did not
-    fail."""
+    """The version of the spec in which this change failed after the PNR before it was proven, or None if it did not fail."""
     rolled_back: bool = False
-    """Whether the change of `version` failed and the node was rolled back to what is recorded here. `changed_at` and
-    `took` then describe the latest change that reached its target."""
+    """Whether the change of `version` failed and the node was rolled back to what is recorded here. `changed_at` and `took` then describe the latest change that reached its target."""
     failure: str = ""
     """Why the node was rolled back, for people. Empty if it was not."""
     apart: bool = False
-    """Whether the change must not count as a canary: the node was a `newcomer` on which nobody depended, or the change
-    began under another spec (`turned`). False if an older operator wrote the record."""
+    """Whether the change must not count as a canary: the node was a `newcomer` on which nobody depended, or the change began under another spec (`turned`)."""
     mates: tuple[str, ...] = ()
-    """`mates` from the fence of that change. These nodes should still come next after the change has ended. Empty if
-    there were none, if the node was rolled back, or if an older operator wrote the record."""
+    """`mates` from the fence of that change. Empty if the node was rolled back."""
 
 
 @value
 class FailedNode:
-    """The record that the change of a node failed after the point of no return. It is kept on the leader's Lease
-    because the Node may be deleted: a node whose kubelet does not come back is replaced."""
+    """The record that the change of a node failed after the PNR, on the leader's Lease because the Node may be deleted and replaced."""
 
     __pydantic_config__ = _WRITTEN
 
     node: str
-    """Name of the Node, for people."""
     version: SpecVersion
-    """The version of the spec whose change failed. The failure counts against `rollout.maxFailures` of that
-    version."""
+    """The failure counts against `rollout.maxFailures` of that version."""
     gone: bool = False
     """Whether the Node was deleted before its change was proven or found to have failed."""
 
 
 @value
 class Claim:
-    """A slot of the disruption budget. It stays on record on the leader's Lease from before the fence is written until
-    the fence is gone."""
+    """A slot of the disruption budget, on record on the leader's Lease from before the fence is written until it is gone."""
 
     __pydantic_config__ = _WRITTEN
 
     node_uid: str
-    """UID of the Node that holds the slot; a Node with another UID under the same name does not hold it."""
+    """A Node with another UID under the same name does not hold the slot."""
     policy: str
-    """Name of the policy in whose budget the slot counts."""
+    """The policy in whose budget the slot counts."""
     op: str
     """The change that the slot is for: `op` of the fence."""
     wave: str = ""
-    """`wave` of the fence that will be written, so that after a crash the next leader starts the node in the same
-    wave. Empty if there is none."""
+    """`wave` of the fence, so that after a crash the next leader starts the node in the same wave."""
     version: SpecVersion | None = None
-    """The version of the spec whose change has reached its point of no return and is not proven. If the Node is
-    deleted now, that change counts as failed (docs/adr/0044-what-was-seen-is-written-down.md). None before that
-    point, and after the proof."""
+    """The version of a change that is past its PNR and not proven, else None. If the Node is deleted now, it counts as failed (docs/adr/0044-what-was-seen-is-written-down.md)."""
 
     @staticmethod
     def of(node_uid: str, fence: Fence) -> "Claim":
-        """Return the claim for the change that `fence` records on the Node with `node_uid`. The claim's `version` is
-        None unless the change is past its point of no return and not proven, and the fence was written for this very
-        Node."""
         claim = Claim(node_uid, fence.policy, fence.op, fence.wave)
         if fence.stage != "actuating" or fence.proven is not None or fence.node_uid != node_uid:
             return claim
         return replace(claim, version=fence.version)
+
+
+LENGTH = 12
+"""The number of characters of a revision."""
+INTENT = ("node_selector", "products", "priority", "mode", "mig", "time_slicing", "mps", "drain")
+"""The fields of the spec that say what a person asks for; `rollout.timeouts` is the only other one."""
+_DURATIONS = ("timeout", "actuation", "verification")
+
+
+def find_revision(uid: str, spec: GPUSharingPolicySpec | None, *, resetting: bool = False) -> str:
+    if spec is None:
+        return ""
+    intent = {name: _plain(getattr(spec, name)) for name in INTENT}
+    asked = {**intent, "timeouts": _plain(spec.rollout.timeouts)}
+    written = [uid, resetting, {name: value for name, value in asked.items() if value}]
+    text = json.dumps(written, sort_keys=True, default=str)
+    return sha256(text.encode()).hexdigest()[:LENGTH]
+
+
+def _plain(value: Any, name: str = "") -> Any:
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        return {
+            # A field that a newer operator adds changes no revision while it has its default.
+            field: plain
+            for field in value.model_fields_set  # a field that is not set has its default
+            if (plain := _plain(getattr(value, field), field))
+            != _plain(fields[field].get_default(call_default_factory=True), field)
+        }
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
+    if isinstance(value, str) and name in _DURATIONS and value != "Never":
+        return int(parse_duration(value).total_seconds())
+    return value

@@ -2,9 +2,6 @@
 
 A view leaves out resourceVersion and heartbeats on purpose, so a node whose view did not change is the same input, and
 its cached verdict is used. The executor takes the resourceVersion from the watch cache.
-
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#proof, docs/design/glossary.md#slot,
-docs/design/glossary.md#drift, docs/design/glossary.md#point-of-no-return.
 """
 
 from collections.abc import Mapping
@@ -18,13 +15,11 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.settingtypes import Count, Guard, Labels, Namespaces, Period, Seconds, Switch
 from gpusharing.api.validation import Problem
 from gpusharing.planning.gpus.cards import Profile
-from gpusharing.planning.gpus.drivers import DriverVersions
 from gpusharing.planning.gpus.geometry import Layout
-from gpusharing.planning.gpus.health import HEALTHY, Vitals, diagnose
+from gpusharing.planning.gpus.health import HEALTHY, DriverVersions, Vitals, diagnose
 from gpusharing.planning.snapshot.agents import AgentTroubles
-from gpusharing.planning.snapshot.callfailures import CallFailure
-from gpusharing.planning.snapshot.draviews import NodeDevices, TaintRuleView
-from gpusharing.planning.snapshot.looks import PassMemory
+from gpusharing.planning.snapshot.memory import CallFailure, PassMemory
+from gpusharing.planning.snapshot.nvidia import NodeDevices, Operand, Program, StackView, TaintRuleView
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import (
     CLOCK_ERROR,
@@ -34,9 +29,8 @@ from gpusharing.planning.snapshot.records import (
     Fence,
     SpecVersion,
     Verified,
+    find_revision,
 )
-from gpusharing.planning.snapshot.revision import find_revision
-from gpusharing.planning.snapshot.stackviews import Operand, Program, StackView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.values import value
 
@@ -49,27 +43,21 @@ class NodeView:
     """The parts of a Node on which decisions depend."""
 
     name: str
-    """Name of the Node."""
     uid: str
-    """UID of the Node. A Node that is recreated under the same name has a new one."""
     labels: Mapping[str, str]
     """All labels of the Node."""
     resources: Mapping[str, int]
     """Allocatable GPU resources; 0 counts as absent and is left out (docs/design/nvidia.md#b7)."""
     ready: bool
-    """Whether its condition Ready is True."""
     unschedulable: bool
     """Whether the node is cordoned, by anybody."""
     deleting: bool = False
-    """Whether the Node object is being deleted."""
     barred: bool = False
-    """Whether the node has a taint that keeps away pods without a toleration. Taints that reflect conditions of the
-    node do not count."""
+    """Whether the node has a taint that keeps away pods without a toleration, other than for conditions of the node."""
     fence: Fence | None = None
     """Our record of the change in flight. None if there is none, or if it cannot be read (`fence_error`)."""
     fence_error: str = ""
-    """Why our fence annotation cannot be read; the node is then left as it is. Empty if it can be read, or if there is
-    none."""
+    """Why our fence annotation cannot be read; the node is then left as it is. Empty otherwise."""
     deferred: Deferred | None = None
     """Our record of the last change that was given up, or None if there is none."""
     verified: Verified | None = None
@@ -81,25 +69,19 @@ class NodeView:
     retry: str = ""
     """Value of the retry annotation. Empty if there is none."""
     gate: str | None = None
-    """The other taints of the node as JSON, in their order, if it has the start-up taint
-    (docs/design/transition.md#gate). A release writes these taints back without the start-up taint. None if the node
-    does not have the start-up taint."""
+    """The node's other taints as JSON, which a release writes back, if it has the start-up taint (docs/design/transition.md#gate), else None."""
     abort: str = ""
     """The `op` of the change that a person has asked to give up. Empty if there is none."""
     foreign: str = ""
-    """Name of the person or program that maintains the node, according to a marker or a NodeMaintenance
-    (docs/design/drain.md#c5). Empty if there is none."""
+    """Name of the person or program that maintains the node, according to a marker or a NodeMaintenance (docs/design/drain.md#c5). Empty if there is none."""
     foreign_waits: bool = False
-    """Whether that maintenance has not begun or was given up. Such maintenance may stay that way for weeks and uses no
-    slot."""
+    """Whether that maintenance has not begun or was given up. It may stay that way for weeks and uses no slot."""
     foreign_queued: bool = False
     """Whether that maintenance has certainly not begun, so that it does not depend on our cordon."""
     other_plugin: str = ""
-    """Name of the device plugin that serves the node without following our labels (stack/otherplugins.py). Empty if
-    there is none."""
+    """Name of the device plugin that serves the node without following our labels (stack/plugins.py). Empty if there is none."""
     label_owners: Mapping[str, str] = field(default_factory=dict)
-    """By label: which other controller claims the label as its own, and what to do about that. Nearly always empty,
-    like `label_rewriters`."""
+    """By label: which other controller claims the label as its own, and what to do about that."""
     label_rewriters: Mapping[str, str] = field(default_factory=dict)
     """By label: the field manager that has replaced the value that we wrote last."""
     devices: NodeDevices | None = None
@@ -107,12 +89,9 @@ class NodeView:
     rule_since: datetime | None = None
     """Since when a DeviceTaintRule of ours keeps new pods off the node's devices, or None if none does."""
     held_off: Mapping[str, str] = field(init=False, compare=False)
-    """The labels that switch NVIDIA's operands on and off and whose value is not `true`, for example `false` or
-    paused, with their values."""
+    """The labels that switch NVIDIA's operands on and off and whose value is not `true`, for example `false` or paused, with their values."""
 
     def __post_init__(self) -> None:
-        """Store the labels `nvidia.com/gpu.deploy.*` whose value is not `true` in `held_off`, once, so that rules need
-        not search all labels again."""
         switches = {
             label: value
             for label, value in self.labels.items()
@@ -122,17 +101,15 @@ class NodeView:
 
     @property
     def closed_since(self) -> datetime | None:
-        """When the present fence began to keep GPU pods off the node. This is its `since` or, if a DeviceTaintRule
-        takes the place of the cordon, no earlier than the creation of the rule plus CLOCK_ERROR. None without a fence,
-        and while such a rule is not in place. Pods that were created before may be on the node."""
+        """When the present fence began to keep GPU pods off the node; None without a fence, and while its DeviceTaintRule is not in place."""
         if self.fence is None or not self.fence.tainted:
             return self.fence.since if self.fence is not None else None
+        # Pods that were created before the server had the rule may be on the node.
         return max(self.fence.since, self.rule_since + CLOCK_ERROR) if self.rule_since is not None else None
 
     @property
     def foreign_works(self) -> bool:
-        """Whether somebody else maintains the node and may be working on it, or may have stopped halfway. The node and
-        its cordon are then left alone (docs/design/drain.md#c4). False if that maintenance has certainly not begun."""
+        """Whether somebody else may be working on the node, or may have stopped halfway (docs/design/drain.md#c4)."""
         return bool(self.foreign) and not self.foreign_queued
 
 
@@ -141,11 +118,8 @@ class CardView:
     """The properties of a GPU that no change of ours affects. A target is computed from these alone."""
 
     index: int
-    """Index of the GPU, as NVML counts."""
     product: str
-    """Product name, as NVML reports it."""
     mig_capable: bool
-    """Whether the card has MIG."""
     profiles: tuple[Profile, ...] = field(hash=False)  # hashing them would cost too much
     """The MIG profiles that the driver lists for the card, or those of our table if it lists none."""
 
@@ -155,7 +129,6 @@ class GpuView(CardView):
     """A GPU in the agent's latest report."""
 
     mig_enabled: bool
-    """Whether MIG mode is on."""
     mig_pending: bool
     """Whether the MIG mode will change with the next GPU reset."""
     compute_mode: str
@@ -163,15 +136,12 @@ class GpuView(CardView):
     layout: Layout | None
     """The MIG instances that exist, or None while MIG is off."""
     processes: tuple[str, ...] = ()
-    """Names of the processes that use the GPU. A process that the agent cannot name, or may not see, has an empty
-    name."""
+    """Names of the processes that use the GPU; empty for one that the agent cannot name, or may not see."""
     doubt: Finding | None = None
     """How the profiles that the driver reports differ from our table, or None if they do not."""
     vitals: Vitals = HEALTHY
-    """What NVML reports about the GPU's health."""
     instances_withheld: bool = False
-    """Whether the agent is not allowed to list MIG instances. `layout` may then lack some of them, and no layout can
-    be proven."""
+    """Whether the agent is not allowed to list MIG instances. `layout` may then lack some, and no layout can be proven."""
     reset_in_guest: bool = False
     """Whether a change of its MIG mode requires a GPU reset that its virtual machine may be unable to perform."""
 
@@ -181,23 +151,20 @@ class Hardware:
     """The GPUs of a node and the facts that many rules derive from them. Thousands of nodes may share one object."""
 
     gpus: tuple[GpuView, ...]
-    """The GPUs, as the agent reported them."""
 
     @staticmethod
     @lru_cache(maxsize=1024)
     def of(gpus: tuple[GpuView, ...]) -> "Hardware":
-        """Return the Hardware for these GPUs. Calls with equal GPUs return the same object while it is cached."""
+        """Return the Hardware for these GPUs; the same object for equal GPUs while it is cached."""
         return Hardware(gpus)
 
     @cached_property
     def layouts(self) -> tuple[Layout | None, ...]:
-        """The layout of each GPU, in the order of `gpus`; None where MIG is off."""
         return tuple(gpu.layout for gpu in self.gpus)
 
     @cached_property
     def kinds(self) -> tuple[GpuView, ...]:
-        """The first GPU of each kind, in the order of `gpus`. GPUs are of the same kind if they are equal in
-        everything but the index."""
+        """The first GPU of each kind: those that are equal in everything but the index."""
         kinds: dict[GpuView, GpuView] = {}
         for gpu in self.gpus:
             kinds.setdefault(replace(gpu, index=0), gpu)
@@ -205,19 +172,16 @@ class Hardware:
 
     @cached_property
     def models(self) -> tuple[GpuView, ...]:
-        """The last GPU of each product, in the order in which the products first appear in `gpus`."""
         return tuple({gpu.product: gpu for gpu in self.gpus}.values())
 
     @cached_property
     def health(self) -> Finding:
-        """The gravest problem that NVML reports for any GPU, with the number of other unhealthy GPUs. NO_TROUBLE if
-        all GPUs are healthy."""
+        """The gravest problem that NVML reports for any GPU, or NO_TROUBLE."""
         return diagnose([(gpu.index, gpu.vitals) for gpu in self.gpus])
 
     @cached_property
     def cards(self) -> tuple[CardView, ...]:
-        """The GPUs reduced to CardViews, in the order of `gpus`. Nodes of one kind have equal cards, whatever state
-        their GPUs are in."""
+        """The GPUs reduced to CardViews. Nodes of one kind have equal cards, whatever state their GPUs are in."""
         return tuple(CardView(gpu.index, gpu.product, gpu.mig_capable, gpu.profiles) for gpu in self.gpus)
 
 
@@ -232,23 +196,19 @@ class ObservedView:
     error: str
     """Why the agent cannot read NVML. Empty if it can."""
     gpus: tuple[GpuView, ...]
-    """The GPUs of the node."""
     allocated: Mapping[str, int] | None = field(default_factory=dict)
     """The number of devices that pods hold, by GPU resource name, or None if that is unknown."""
     pods: int | None = 0
     """How many pods hold a GPU device, or None if that is unknown."""
     simulated: bool = False
-    """Whether the GPUs are simulated."""
     driver_version: str = ""
-    """Version of the driver, as NVML reports it. Empty if it is unknown."""
+    """Empty if it is unknown."""
     devices_key: str = ""
     """The result of `draviews.key_of` for the MIG devices and the GPUs with MIG off. Empty if it is unknown."""
     hardware: Hardware = field(init=False, compare=False)
-    """The same GPUs with the facts that rules derive from them."""
 
     def __post_init__(self) -> None:
-        """Set `hardware` to the shared object for these GPUs, and replace `gpus` by the GPUs in it. Equal GPUs of many
-        nodes would otherwise take up most of a snapshot's memory."""
+        # Equal GPUs of many nodes would otherwise take up most of a snapshot's memory.
         hardware = Hardware.of(self.gpus)
         object.__setattr__(self, "hardware", hardware)
         object.__setattr__(self, "gpus", hardware.gpus)
@@ -256,13 +216,10 @@ class ObservedView:
 
 @value
 class GPUNodeView:
-    """A GPUNode: our request to the agent and the agent's answer. `status.transition` is left out, because it is only
-    for people."""
+    """A GPUNode: our request to the agent and the agent's answer."""
 
     name: str
-    """Name of the GPUNode, which is the same as its Node's."""
     uid: str
-    """UID of the GPUNode."""
     request_id: str
     """Id of our last request to the agent."""
     quiet: bool
@@ -270,25 +227,22 @@ class GPUNodeView:
     observed: ObservedView | None
     """What the agent reported last, or None if it has not reported yet."""
     requests: Mapping[str, str] = field(default_factory=dict)
-    """What a person has requested in annotations (names.REQUESTS), by key. Empty once the Node has it."""
+    """What a person has requested in annotations (names.REQUESTS). Empty once the Node has it."""
 
 
 @value
 class PolicyView:
-    """A GPUSharingPolicy. `spec` is None if it cannot be read; `problems` then say why."""
+    """A GPUSharingPolicy."""
 
     name: str
-    """Name of the policy."""
     uid: str
-    """UID of the policy. A policy that is recreated under the same name has a new one."""
     generation: int
-    """metadata.generation, which each edit of the spec and the deletion increase."""
+    """Each edit of the spec and the deletion increase it."""
     created: str
     """metadata.creationTimestamp. If several policies of equal priority select a node, the oldest owns it."""
     deleting: bool
     """Whether the policy is being deleted and releases its nodes as they are; see `resetting`."""
     finalizer: bool
-    """Whether it has our finalizer."""
     force_release: bool
     """Whether a person has asked to release the policy at once, with every cordon kept."""
     spec: GPUSharingPolicySpec | None
@@ -298,17 +252,14 @@ class PolicyView:
     approved: str = ""
     """The hash of the plan that a person last approved. Empty if there is none."""
     resumed: str = ""
-    """The annotation value with which a person allowed nodes to start despite failures. It names the revision and a
-    count (`pools/holds.py`). Empty if nobody did."""
+    """The annotation value with which a person allowed nodes to start despite failures, with revision and count (`pools/holds.py`)."""
     zones: Mapping[str, tzinfo] = field(default_factory=lambda: {"UTC": UTC})
-    """The time zones that its windows and blackouts name, by IANA name, loaded when the policy was converted. Names
-    that the time zone database does not have are missing."""
+    """The time zones that its windows and blackouts name, loaded when the policy was converted. Unknown ones are missing."""
     resetting: bool = False
-    """Whether the policy is being deleted but first changes its nodes to whole GPUs. `spec` is then a spec for whole
-    GPUs, and `deleting` is False."""
+    """Whether the policy is being deleted but first changes its nodes to whole GPUs. `spec` is then that of whole GPUs, and `deleting` is False."""
 
     _version: list[SpecVersion] = field(default_factory=list, init=False, repr=False, compare=False)
-    """The version once it has been asked for, because each node asks for it and it takes a hash."""
+    """Cached, because each node asks for it and it takes a hash."""
 
     @property
     def version(self) -> SpecVersion:
@@ -319,9 +270,7 @@ class PolicyView:
         return self._version[0]
 
     def paused_by(self, word: str) -> "PolicyView":
-        """Return the policy paused as `word` says, a value of PlanSettings.paused: `true` sets rollout.paused, and
-        `Finish`, `Hold` or `Abort` sets rollout.whenPaused as well. The policy is returned unchanged for `false` or
-        without a spec."""
+        """Return the policy paused as `word` says, a value of PlanSettings.paused other than `false`."""
         if self.spec is None or word == "false":
             return self
         update = {"paused": True} | ({} if word == "true" else {"when_paused": word})
@@ -330,7 +279,6 @@ class PolicyView:
 
     @property
     def going(self) -> bool:
-        """Whether the policy is being deleted, whether or not it resets its nodes first."""
         return self.deleting or self.resetting
 
 
@@ -370,7 +318,7 @@ class PlanSettings:
     """How the chart's guard keeps GPU pods of namespaces with the isolation label on nodes that isolate: by adding the
     requirement to new pods, or by refusing pods without it. The replacement of an evicted pod is a new pod, too."""
     refuse_unsafe_drivers: Switch = True
-    """Make no MIG change that is known to be unsafe under the node's driver (`planning/gpus/drivers.py`)."""
+    """Make no MIG change that is known to be unsafe under the node's driver (`planning/gpus/health.py`)."""
     unsafe_drivers: DriverVersions = ()
     """Comma-separated: further driver versions, or branches such as 570, on which MIG is not changed."""
     max_in_flight: Count = 100
@@ -400,8 +348,7 @@ class PlanSettings:
 
 
 OLD_VIEW = 150.0
-"""The age in seconds from which a view is too old for a point of no return. The API server sends a bookmark every 60
-s, and a watch counts as broken after 75 s of silence, so at this age two signs of life are missing."""
+"""The age in seconds from which a view is too old for a point of no return. The API server sends a bookmark every 60 s, and a watch counts as broken after 75 s of silence."""
 
 
 @value
@@ -409,19 +356,14 @@ class ClusterSnapshot:
     """All input of a plan, read once. Mappings are keyed by node name unless their description says otherwise."""
 
     nodes: Mapping[str, NodeView]
-    """Every Node of the cluster."""
     gpunodes: Mapping[str, GPUNodeView]
-    """Every GPUNode."""
     policies: tuple[PolicyView, ...]
-    """Every policy, sorted by name."""
     stack: StackView
-    """NVIDIA's components and our ConfigMaps."""
     agents: frozenset[str]
     """Nodes whose agent pod is Ready."""
     operands: Mapping[Program, Mapping[str, Operand]]
-    """The pods of NVIDIA's programs that we may restart: the pod of each node that has one, by program."""
+    """The pods of NVIDIA's programs that we may restart, by program and node."""
     claims: Mapping[str, Claim]
-    """The claimed slots of the disruption budget."""
     work: Mapping[str, NodeWork]
     """The pods of those nodes whose pods were listed."""
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
@@ -437,30 +379,23 @@ class ClusterSnapshot:
     at_work_since: Mapping[str, datetime] = field(default_factory=dict)
     """Since when this process has seen a mig.config.state which says that mig-manager is working."""
     call_failures: Mapping[str, CallFailure] = field(default_factory=dict)
-    """The latest failed call about each node or other subject, by the name of that node or subject. Kept in memory
-    only."""
+    """The latest failed call about each node or other subject."""
     taint_rules: tuple[TaintRuleView, ...] = ()
     """Our DeviceTaintRules, by name. Empty if they cannot be read."""
     policies_error: str = ""
     """Why `policies` may be outdated; no node then starts. Empty if they are up to date."""
     view_ages: Mapping[str, float] = field(default_factory=dict)
-    """For each of our cached views, such as that of nodes: the seconds since it was last known to be up to date. A
-    view that is missing here is up to date."""
+    """The seconds since each of our cached views, such as that of nodes, was last known to be up to date. One that is missing is."""
     memory: PassMemory = PassMemory()
     """What the last pass remembered for this one."""
     settings: PlanSettings = PlanSettings()
-    """The operator's settings."""
 
     @property
     def old_views(self) -> str:
-        """The names of the views that are older than OLD_VIEW, sorted and separated by commas. Empty if there are
-        none."""
         return ", ".join(sorted(name for name, age in self.view_ages.items() if age > OLD_VIEW))
 
 
 def routing_label(mode: Mode, *, time_slicing: bool) -> str:
-    """Return the value of the routing label `gpusharing.dev/mode` under a policy with this mode, such as `mig` or
-    `time-slicing`. `time_slicing` matters only in mode MIG, where it makes the value `mig-time-slicing`."""
     if mode is Mode.MIG and time_slicing:
         return "mig-time-slicing"
     return {Mode.FULL: "full", Mode.MIG: "mig", Mode.MPS: "mps", Mode.TIME_SLICING: "time-slicing"}[mode]

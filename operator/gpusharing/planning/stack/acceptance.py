@@ -7,13 +7,17 @@ from collections.abc import Iterator, Sequence
 
 from gpusharing.api import names
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView
+from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, StackView
 from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
-from gpusharing.planning.stack.commands import Fields, kubectl_patch, plain_upgrade
 from gpusharing.planning.stack.drastack import refuse
-from gpusharing.planning.stack.migstart import is_safe, label_commands, tell_changes
-from gpusharing.planning.stack.migstrategy import tell_strategy_users
-from gpusharing.planning.stack.plainmig import find_mig_obstacle
+from gpusharing.planning.stack.installationviews import Fields, kubectl_patch, plain_upgrade
+from gpusharing.planning.stack.mig import (
+    find_mig_obstacle,
+    is_safe,
+    label_commands,
+    tell_changes,
+    tell_strategy_users,
+)
 from gpusharing.planning.stack.pointers import (
     Pointer,
     find_other_namespace,
@@ -25,8 +29,7 @@ from gpusharing.planning.stack.requirements import OPERANDS, lacks, tell_off
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT, cut
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.target import Targets, Wish, find_wish
+from gpusharing.planning.wanted.target import PolicyTargets, Request, find_request
 
 MOST_LABELS = 400
 """The most characters of commands that label nodes in one message; `kubectl gpusharing import` prints more."""
@@ -211,22 +214,15 @@ def _explain(
     return Finding(wrong[0][0], cut(message, MAX_TEXT - len(command)) + command)
 
 
-@value(eq=False)
-class Terms:
-    """One policy with the targets of its nodes in this cluster, or with the reason why it is not accepted."""
-
-    policy: PolicyView
-    targets: Targets | Finding
-
-
-def wish_of(policy: PolicyView) -> Wish | Finding:
+def request_of(policy: PolicyView) -> Request | Finding:
+    """Return what a policy asks of every node, or a Finding if its spec cannot be read."""
     spec = find_spec(policy)
-    return spec if isinstance(spec, Finding) else find_wish(policy.name, spec)
+    return spec if isinstance(spec, Finding) else find_request(policy.name, spec)
 
 
-def find_terms(
-    policy: PolicyView, request: Wish | Finding, stack: StackView, settings: PlanSettings
-) -> Terms:
-    if isinstance(request, Finding):
-        return Terms(policy, request)
-    return Terms(policy, find_objection(policy, stack, settings) or Targets(policy, request, stack))
+def find_targets(
+    policy: PolicyView, request: Request | Finding, stack: StackView, settings: PlanSettings
+) -> PolicyTargets:
+    """Return the targets of a policy in this cluster. `request` is the result of `request_of`."""
+    objection = None if isinstance(request, Finding) else find_objection(policy, stack, settings)
+    return PolicyTargets(policy, objection or request, stack)

@@ -1,22 +1,24 @@
-"""DRA with static partitions: mig-manager divides the GPUs, and NVIDIA's DRA driver serves them to ResourceClaims.
+"""NVIDIA's DRA driver: which parts it needs, and what is wrong with them."""
 
-That needs a ClusterPolicy whose devicePlugin.enabled is false, a GPUCluster, or neither
-(docs/adr/0078-dra-with-static-partitions.md), and everything that `find_missing_parts` checks.
-"""
-
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from gpusharing.api.names import Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, PLUGIN_SWITCH, StackView
+from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, PLUGIN_SWITCH, DeviceClassView, StackView
 from gpusharing.planning.snapshot.views import NodeView, PlanSettings
-from gpusharing.planning.stack.commands import kubectl_patch
-from gpusharing.planning.stack.installationviews import InstallationView, Symptom, Topic, error
-from gpusharing.planning.stack.migstart import SHOW_LABELS, after_labels, start_changes_of, tell_changes
+from gpusharing.planning.stack.installationviews import (
+    InstallationView,
+    Symptom,
+    Topic,
+    error,
+    kubectl_patch,
+    warning,
+)
+from gpusharing.planning.stack.mig import SHOW_LABELS, after_labels, start_changes_of, tell_changes
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT, some
-from gpusharing.planning.wanted.target import is_plugin_resource
-from gpusharing.planning.wanted.toolversions import pauses_clients
+from gpusharing.planning.wanted.sharedobjects import find_doubtful
+from gpusharing.planning.wanted.target import is_plugin_resource, pauses_clients
 
 NEW_MIG_MANAGER = "v0.15.1"
 _IN_USE = "keeps the GPUs in use, so mig-manager could not change them"
@@ -167,3 +169,9 @@ def find_dra_symptoms(view: InstallationView) -> Iterator[Symptom]:
         stack = replace(stack, start_changes=start_changes_of(view))
     for message, command in find_missing_parts(stack, view.place):
         yield error(Topic.CLUSTER_POLICY, "UnsupportedStack", message, command or SHOW_LABELS)
+
+
+def find_class_symptoms(classes: Sequence[DeviceClassView]) -> Iterator[Symptom]:
+    for name, why in find_doubtful(classes, {one.resource for one in classes}).items():
+        command = f"kubectl get deviceclass {name} -o yaml"
+        yield warning(Topic.CLUSTER_POLICY, "DeviceClassDoubtful", why, command)

@@ -8,27 +8,36 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from gpusharing.api import names
 from gpusharing.api.names import LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG, Mode
 from gpusharing.api.selectors import matches
-from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, ClusterPolicyView, find_active
-from gpusharing.planning.stack.commands import Fields, helm_install, kubectl_patch, plain_upgrade
+from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, ClusterPolicyView, find_active
 from gpusharing.planning.stack.drastack import find_dra_symptoms, is_complete
 from gpusharing.planning.stack.installationviews import (
     AGENT,
     ASKED_BY_PEOPLE,
     OPERATOR,
+    Fields,
     InstallationView,
     Severity,
     Symptom,
     Topic,
     Unseen,
     error,
+    helm_install,
+    kubectl_patch,
+    plain_upgrade,
     upgrade,
     warning,
 )
-from gpusharing.planning.stack.migstart import SHOW_LABELS, after_labels, start_changes_of, tell_changes
-from gpusharing.planning.stack.migstrategy import strategy_users_of, tell_strategy_users
-from gpusharing.planning.stack.mpsrepair import VALUE
-from gpusharing.planning.stack.otherplugins import GKE, GKE_GPU, GKE_WITHOUT_PLUGIN
-from gpusharing.planning.stack.plainmig import find_mig_obstacles
+from gpusharing.planning.stack.mig import (
+    SHOW_LABELS,
+    after_labels,
+    find_mig_obstacles,
+    start_changes_of,
+    strategy_users_of,
+    tell_changes,
+    tell_strategy_users,
+)
+from gpusharing.planning.stack.mps import VALUE
+from gpusharing.planning.stack.plugins import GKE, GKE_GPU, GKE_WITHOUT_PLUGIN
 from gpusharing.planning.stack.pointers import (
     MIG_POINTER,
     UPSTREAM_MIG_CONFIG,
@@ -38,11 +47,17 @@ from gpusharing.planning.stack.pointers import (
     plugin_pointer,
     why_not_set,
 )
-from gpusharing.planning.stack.requirements import EVERY_MODE, find_absent, find_off, has_driver, tell_off
-from gpusharing.planning.stack.startgate import find_gate_symptoms
+from gpusharing.planning.stack.requirements import (
+    EVERY_MODE,
+    find_absent,
+    find_gate_symptoms,
+    find_off,
+    has_driver,
+    tell_off,
+)
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.toolversions import SKIPS_THREADS, find_deafness, find_remedy
+from gpusharing.planning.wanted.target import SKIPS_THREADS, find_deafness, find_remedy
 
 # --- commands that repair an installation --------------------------------------------------------------------
 # They depend on what is installed: nothing, CRDs, a chart without operator, or everything. If nothing is, the only

@@ -1,16 +1,117 @@
-"""Plain values: what is read from a cluster to check an installation, and the symptoms that a check returns."""
+"""What is installed, as read from the cluster, with the rights that our programs need."""
 
-from collections.abc import Mapping
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import field
 from enum import StrEnum
+from typing import Literal
 
 from gpusharing.api.names import LABEL_PLUGIN_CONFIG
 from gpusharing.api.policy import LabelSelector
-from gpusharing.planning.snapshot.draviews import NO_DRA, DraView
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, FinderState, StackView
+from gpusharing.planning.snapshot.nvidia import (
+    NO_DRA,
+    TAINT_TEST,
+    ClusterPolicyView,
+    DraView,
+    FinderState,
+    PlainStackView,
+    StackView,
+)
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings, PolicyView
-from gpusharing.planning.stack.rights import Right
+from gpusharing.planning.stack.mps import DAEMON_SET
 from gpusharing.planning.vocabulary.values import value
+
+Scope = Literal["cluster", "own", "agent", "gpu-operator", "default"]
+"""The namespace in which a right is needed, or the whole cluster; `own` is the operator's."""
+
+
+@value
+class Right:
+    """The right to use one verb on one kind of object."""
+
+    verb: str
+    group: str
+    """Empty for the core group."""
+    resource: str
+    subresource: str = ""
+    scope: Scope = "cluster"
+    name: str = ""
+    """Name of the only object for which the right is needed, or in braces the setting that contains the name."""
+
+    @property
+    def text(self) -> str:
+        """The right in the form that `kubectl auth can-i` takes, such as `patch nodes` or `create pods/eviction`."""
+        kind = f"{self.resource}.{self.group}" if self.group else self.resource
+        return f"{self.verb} {kind}{'/' + self.subresource if self.subresource else ''}"
+
+
+def _rights(verbs: str, group: str, resource: str, subresource: str = "", **more: str) -> tuple[Right, ...]:
+    return tuple(Right(verb, group, resource, subresource, **more) for verb in verbs.split())  # type: ignore[arg-type]  # scope is one of the words above
+
+
+_OURS, _NVIDIA = "gpusharing.dev", "nvidia.com"
+
+OPERATOR_RIGHTS: tuple[Right, ...] = (
+    *_rights("get list watch patch", _OURS, "gpusharingpolicies"),
+    *_rights("patch", _OURS, "gpusharingpolicies", "status"),
+    *_rights("list watch create patch", _OURS, "gpunodes"),
+    *_rights("patch", _OURS, "gpunodes", "status"),
+    *_rights("get list watch patch", "", "nodes"),
+    *_rights("list", "", "pods"),
+    *_rights("create", "", "pods", "eviction"),
+    *_rights("list", "policy", "poddisruptionbudgets"),
+    *_rights("get", "", "namespaces"),
+    *_rights("get", "apps", "daemonsets"),
+    *_rights("get", "resource.k8s.io", "resourceclaims"),
+    *_rights("list watch", "resource.k8s.io", "resourceslices"),
+    *_rights("list watch create patch delete", "resource.k8s.io", "deviceclasses"),
+    *_rights("get list watch delete", "resource.k8s.io", "devicetaintrules"),
+    *_rights("list watch", _NVIDIA, "clusterpolicies"),
+    *_rights("list watch", _NVIDIA, "gpuclusters"),
+    *_rights("list watch", "nodemaintenance.medik8s.io", "nodemaintenances"),
+    *_rights("list watch", "maintenance.nvidia.com", "nodemaintenances"),
+    *_rights("create", "coordination.k8s.io", "leases", scope="own"),
+    *_rights("get patch", "coordination.k8s.io", "leases", scope="own", name="{lease}"),
+    *_rights("list watch", "", "pods", scope="agent"),
+    *_rights("list watch", "events.k8s.io", "events", scope="agent"),
+    *_rights("list watch create", "", "configmaps", scope="gpu-operator"),
+    *_rights("patch", "", "configmaps", scope="gpu-operator", name="{plugin_config_map}"),
+    *_rights("patch", "", "configmaps", scope="gpu-operator", name="{mig_config_map}"),
+    *_rights("watch delete", "", "pods", scope="gpu-operator"),
+    *_rights("list watch", "apps", "daemonsets", scope="gpu-operator"),
+    *_rights("get", "", "pods", "log", scope="gpu-operator"),
+    *_rights("create", "events.k8s.io", "events", scope="default"),
+)
+"""The rights of the operator's service account."""
+
+CONFIGURE: tuple[Right, ...] = _rights("patch", _NVIDIA, "clusterpolicies")
+"""Additional rights of the operator's service account if chart value gpuOperator.configure is on."""
+
+REPAIR_MPS: tuple[Right, ...] = _rights("patch", "apps", "daemonsets", scope="gpu-operator", name=DAEMON_SET)
+"""Additional rights of the operator's service account if chart value gpuOperator.repairMps is on."""
+
+FORCE_DELETE: tuple[Right, ...] = _rights("delete", "", "pods")
+"""Additional rights of the operator's service account if chart value forceDelete is on."""
+
+DEVICE_TAINTS: tuple[Right, ...] = (
+    *_rights("create", "resource.k8s.io", "devicetaintrules"),
+    *_rights("patch", "apps", "replicasets", "scale", scope="own", name=TAINT_TEST),
+)
+"""Additional rights of the operator's service account if chart value dra.deviceTaints is on."""
+
+AGENT_RIGHTS: tuple[Right, ...] = (
+    *_rights("list watch", _OURS, "gpunodes"),
+    *_rights("patch", _OURS, "gpunodes", "status"),
+)
+"""The rights of the agent's service account."""
+
+SECURE_METRICS: tuple[Right, ...] = (
+    *_rights("create", "authentication.k8s.io", "tokenreviews"),
+    *_rights("create", "authorization.k8s.io", "subjectaccessreviews"),
+)
+"""Additional rights of the agent's service account if chart value agent.secureMetrics is on."""
+
 
 OPERATOR, AGENT = "gpusharing-operator", "gpusharing-agent"
 """The default names of the service accounts, and the names of the workloads that use them."""
@@ -261,3 +362,34 @@ def find_unread_topics(view: InstallationView) -> Unseen:
 def join_unseen(*parts: Unseen) -> Unseen:
     found = {topic: [part[topic] for part in parts if topic in part] for topic in Topic}
     return {topic: "; ".join(clauses) for topic, clauses in found.items() if clauses}
+
+
+Fields = Mapping[str, Mapping[str, object]]
+"""Fields of ClusterPolicy's spec to set: their values by name, by block."""
+
+
+def kubectl_patch(cluster_policy: str, *parts: Fields) -> str:
+    """Return the kubectl command that sets all fields in one merge patch; the value None removes a field.
+
+    If several parts set the same field of a block, such as `config` of `devicePlugin`, the last one replaces it.
+    """
+    spec: defaultdict[str, dict[str, object]] = defaultdict(dict)
+    for part in parts:
+        for block, fields in part.items():
+            spec[block].update(fields)
+    body = json.dumps({"spec": spec}, separators=(",", ":"))
+    return f"kubectl patch clusterpolicy {cluster_policy} --type merge -p '{body}'"
+
+
+def plain_upgrade(plain: PlainStackView, namespace: str, helm_value: str, *, option: str = "--set") -> str:
+    """Return the command that sets one value, NAME=VALUE, of NVIDIA's device-plugin chart."""
+    return (
+        f"helm upgrade {plain.release or 'RELEASE'} nvdp/nvidia-device-plugin -n {namespace} --reuse-values {option}"
+        f" {helm_value}"
+    )
+
+
+def helm_install(release: str, namespace: str, gpu_operator: str, values: Iterable[str]) -> str:
+    where = [] if gpu_operator == "gpu-operator" else [f"gpuOperator.namespace={gpu_operator}"]
+    sets = ",".join([*where, *values])
+    return f"helm install {release} CHART -n {namespace} --create-namespace{sets and f' --set {sets}'}"

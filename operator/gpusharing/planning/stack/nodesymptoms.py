@@ -4,11 +4,11 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from gpusharing.api import names
-from gpusharing.planning.gpus.drivers import find_driver_flaw
+from gpusharing.planning.gpus.health import find_driver_flaw
 from gpusharing.planning.snapshot.views import NodeView, PlanSettings
 from gpusharing.planning.stack.installationviews import InstallationView, Symptom, Topic, error, warning
-from gpusharing.planning.stack.migstart import SHOW_LABELS, after_labels, start_changes_of, tell_changes
-from gpusharing.planning.stack.otherplugins import GKE, explain_plugin, has_gpu_label
+from gpusharing.planning.stack.mig import SHOW_LABELS, after_labels, start_changes_of, tell_changes
+from gpusharing.planning.stack.plugins import GKE, explain_plugin, has_gpu_label
 from gpusharing.planning.stack.requirements import (
     DEPLOY_NEEDED,
     SANDBOX_DEFAULT,

@@ -9,17 +9,11 @@ from collections.abc import Collection, Mapping
 
 from gpusharing.api.names import LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG
 from gpusharing.planning.snapshot.actions import SetPointers
-from gpusharing.planning.snapshot.stackviews import (
-    MIG_MANAGER_SWITCH,
-    ClusterPolicyView,
-    StackView,
-    StartChange,
-)
+from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, ClusterPolicyView, StackView, StartChange
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
-from gpusharing.planning.stack.commands import Fields
 from gpusharing.planning.stack.drastack import is_complete
-from gpusharing.planning.stack.migstart import runs_mig_manager
-from gpusharing.planning.stack.plainmig import find_unusable_manager
+from gpusharing.planning.stack.installationviews import Fields
+from gpusharing.planning.stack.mig import find_unusable_manager, runs_mig_manager
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.migfile import ALL_DISABLED, parse, parse_admin, resolve, well_known

@@ -1,115 +1,91 @@
-"""The only place that starts an actuator: it writes what the actuator follows at the point of no return (PNR) and
-restarts its pods.
-
-A run begins only on a node that was just proven idle, whether for the first run, a retry, a repetition after a fault
-or the next step. A plugin restart disturbs no pod, so it needs no idle node and never changes a GPU.
-
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#point-of-no-return.
-"""
+"""After the point of no return: write the labels, go back, or give way to another policy."""
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.snapshot.actions import Actuate, Release, RestartOperand
+from gpusharing.planning.snapshot.actions import Actuate, Release, RestartOperand, UpdateFence
+from gpusharing.planning.snapshot.nvidia import Operand
 from gpusharing.planning.snapshot.records import Fence
-from gpusharing.planning.snapshot.stackviews import Operand
+from gpusharing.planning.snapshot.views import ObservedView
 from gpusharing.planning.transition.attempts import (
     actuation_limit,
     corrects_drift,
+    find_work,
     goes_back,
+    next_deferral,
+    owe,
+    owed_for,
     remembered,
+    retry_command,
     still_failed,
 )
-from gpusharing.planning.transition.gates import AIM, PROPAGATION, find_gate
+from gpusharing.planning.transition.fencing import routing_before, tell_foreign, unmarked
+from gpusharing.planning.transition.gates import first_closed, propagation_gates, target_gates
 from gpusharing.planning.transition.idle import next_poll, way_to_idle
-from gpusharing.planning.transition.marks import unmarked
-from gpusharing.planning.transition.quiet import find_work
-from gpusharing.planning.transition.requests import FreshReading, close_request
-from gpusharing.planning.transition.verdict import FencedCase, Verdict
+from gpusharing.planning.transition.requests import close_request, fresh_reading
+from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.lengths import cut
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.assess import Assessed
+from gpusharing.planning.wanted.assess import Assessed, Untargeted, find_disruption, needs_two_steps
 from gpusharing.planning.wanted.target import Target
+from gpusharing.planning.wanted.verify import Comparison, find_mismatch
 
 
 def run(
-    case: FencedCase,
+    case: NodeCase,
     assessed: Assessed,
     *,
     again: bool = False,
     step_proven: bool = False,
 ) -> Verdict:
-    """Return the verdict for the next step of a change: make the node idle or, once it is proven idle, pass the PNR.
-    What the run still waits for (`_waiting`) is shown only when no pod is left. A plugin restart needs no idle node and
-    passes the PNR as soon as there is nothing to wait for. If such a change now needs a cordon or a run of mig-manager,
-    it starts over at once (`start_anew`).
+    """Make the node idle and, once that is proven, pass the point of no return towards the target or the intermediate stop.
 
-    The run leads to the intermediate stop if the change still needs one, else to the final target. `again`: the last
-    run is repeated. The same values are written, also if it is the first of two steps, and the pods are replaced. A
-    plugin restart that is repeated counts as attempt 1. `step_proven`: the previous step is proven, and this is the
-    next one; only the request to the agent records that.
+    `again`: the last run is repeated, and the pods are replaced. `step_proven`: the previous step is proven, which only the request to the agent records.
     """
     # If the first of two steps is repeated, it leads to the intermediate stop, no matter how far the node has come.
     goal = assessed.stop if again and case.fence.step < case.fence.steps else assessed.goal
-    waiting = _waiting(case, assessed, goal, again=again)
+    waiting = _wait_to_run(case, assessed, goal, again=again)
     if not case.fence.disruption.cordons:
         if case.disruption.cordons or case.actuator.needs_run(case, goal):
             return start_anew(case)
         return waiting or _begin(case, assessed, goal, None)
     way = way_to_idle(case, waiting, step_proven=step_proven)
-    return way or _begin(case, assessed, goal, FreshReading.of(case, "quiet"), again=again)
+    return way or _begin(case, assessed, goal, fresh_reading(case, "quiet"), again=again)
 
 
-def start_anew(case: FencedCase) -> Verdict:
-    """Return the Aborting verdict, with the reason PodsLeaving, for a change that began as a plugin restart and now
-    needs an idle node. It releases the node without a back-off, removes the labels and annotations that the fence
-    added, and leaves the cordon as it is, so that the node is fenced again with a cordon. If the change had failed, the
-    release records that (`remembered`). A node that is being rolled back gets a Failed verdict (RollingBack) without
-    actions instead, because only its fence records the failure."""
-    if goes_back(case):
+def start_anew(case: NodeCase) -> Verdict:
+    """Release a node whose change began as a plugin restart and now needs an idle node, so that it is fenced again with a cordon."""
+    if goes_back(case):  # only its fence records the failure
         message = "the rollback needs an idle node, but this one is in use"
         return case.verdict(Phase.FAILED, Reason.ROLLING_BACK, message)
     message = "the change now needs an idle node, so it starts over with a drain"
     labels, annotations = unmarked(case.fence, case.node)
-    verdict = case.verdict(Phase.ABORTING, Reason.PODS_LEAVING, message)
     failed = remembered(case, Reason.PODS_LEAVING)
     release = Release(case.node, uncordon=False, labels=labels, annotations=annotations, deferred=failed)
-    return verdict.then(release)
+    return case.verdict(Phase.ABORTING, Reason.PODS_LEAVING, message, release)
 
 
-def restart_pod(case: FencedCase, operand: Operand, what: str) -> Verdict:
-    """Return the Reconfiguring verdict (ActuationInProgress) that deletes this pod of an actuator, so that its
-    replacement begins a new run. If the pod is already terminating, the verdict has no action and wakes one poll
-    interval from now. Else, if the change began without needing an idle node, it starts over (`start_anew`). Otherwise
-    the node must first be proven idle again (`way_to_idle`); for that proof, the agent's reading may be older than the
-    last event. After the deletion, the node's pods are listed again at the next poll, so that the node stays proven
-    idle without another request to the agent. `what` names the actuator in the message."""
-    verdict = case.verdict(
-        Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, f"restarting {what} on the node"
+def restart_pod(case: NodeCase, operand: Operand, what: str) -> Verdict:
+    """Delete this pod of an actuator on a node that is idle again, so that its replacement begins a new run. `what` names the actuator."""
+    phase, reason, message = (
+        Phase.RECONFIGURING,
+        Reason.ACTUATION_IN_PROGRESS,
+        f"restarting {what} on the node",
     )
     if operand.deleting:  # a second DELETE would change nothing, and its success would look like progress
-        return replace(verdict, wake=case.now + timedelta(seconds=case.settings.poll))
+        return case.verdict(phase, reason, message, wake=case.now + timedelta(seconds=case.settings.poll))
     if not case.fence.disruption.cordons:
         return start_anew(case)
     if (way := way_to_idle(case, any_event=True)) is not None:
         return way
     restart = RestartOperand(case.node.name, operand.namespace, operand.name, operand.uid)
-    return replace(verdict, wake=next_poll(case), wants_pods=True).then(restart)
+    # With another LIST the node stays proven idle without another request to the agent.
+    return case.verdict(phase, reason, message, restart, wake=next_poll(case), wants_pods=True)
 
 
-# --- what a run needs --------------------------------------------------------------------------------------
-
-
-def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool) -> Verdict | None:
-    """Return the verdict of a node whose run cannot begin yet, or None if it can. The first obstacle counts: the Node
-    is being deleted (NodeNotReady), the cached data is stale (ObservationPending), the actuator is still at work before
-    the PNR, for example after a reboot (ActuatorBusy), a gate of AIM or PROPAGATION is closed (with its reason), or a
-    pod that the run needs is missing (ActuatorMissing). The only action is to have NVML closed while the actuator
-    works. The verdict wakes at the next poll if the cached data is stale or a pod is missing, and for ActuatorBusy or a
-    closed gate when that ends by itself. If a gate does not end by itself, or the Node is being deleted, it has no
-    `wake`. The gates of AIM, which object to the final target, are skipped when the first of two steps is repeated
-    (`again`). The phase is VerifyingIdle for a change that cordons. For any other change it is Preflight, or
-    Reconfiguring after the PNR."""
+def _wait_to_run(case: NodeCase, assessed: Assessed, goal: Target, *, again: bool) -> Verdict | None:
     phase = Phase.VERIFYING_IDLE if case.fence.disruption.cordons else Phase.PREFLIGHT
     if case.fence.stage == "actuating" and phase is Phase.PREFLIGHT:
         phase = Phase.RECONFIGURING
@@ -120,50 +96,30 @@ def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
         message = f"waiting for updates about {case.old_views} from the API server, because the cached data is stale"
         return case.verdict(phase, Reason.OBSERVATION_PENDING, message, wake=next_poll(case))
     if case.fence.stage == "fenced" and (busy := find_work(case)) is not None:
-        verdict = case.verdict(phase, busy.reason, busy.message, wake=busy.until)
-        return verdict.then(*([close] if (close := close_request(case)) is not None else []))
+        request = close_request(case)
+        actions = () if request is None else (request,)
+        return case.verdict(phase, busy.reason, busy.message, *actions, wake=busy.until)
     # A repeated run of the first step towards MPS leads to whole GPUs, so objections to the final target do not apply.
-    gates = PROPAGATION if again and goal is not assessed.target else (*AIM, *PROPAGATION)
-    if (closed := find_gate(case, assessed, gates)) is not None:
+    objections = () if again and goal is not assessed.target else target_gates(case, assessed)
+    if (closed := first_closed(objections, propagation_gates(case, assessed))) is not None:
         return case.verdict(phase, closed.reason, closed.message, wake=closed.until)
     if missing := case.actuator.find_missing(case, goal, again):
         return case.verdict(phase, Reason.ACTUATOR_MISSING, missing, wake=next_poll(case))
     return None
 
 
-# --- the point of no return --------------------------------------------------------------------------------
-
-
 def _begin(
-    case: FencedCase, assessed: Assessed, goal: Target, idle: FreshReading | None, *, again: bool = False
+    case: NodeCase, assessed: Assessed, goal: Target, idle: ObservedView | None, *, again: bool = False
 ) -> Verdict:
-    """Return the Reconfiguring verdict (ActuationInProgress) that takes the node past the PNR now. Its only action is
-    one PATCH, which writes what the actuator needs for `goal` and moves the fence to the stage `actuating`. The verdict
-    has no `wake`, and it asks for the node's pods in the next pass if the change needs an idle node or the run has to
-    delete a pod.
-
-    `idle` is the reading that proved the node idle. For a plugin restart it is None, and then nothing is written that
-    could change a GPU. `again`: the last run is repeated, and the attempt keeps its number.
-    """
-    message = f"changing to {goal.text}"
-    verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, message)
-    action = _actuate(case, assessed, goal, idle, again=again)
-    restarts = bool(action.fence.restart_uid or action.fence.daemon_uid) or case.fence.disruption.cordons
-    return replace(verdict.then(action), wants_pods=restarts)
-
-
-def _actuate(
-    case: FencedCase, assessed: Assessed, goal: Target, idle: FreshReading | None, *, again: bool
-) -> Actuate:
-    """Return the action that passes the PNR: one PATCH that writes what the actuator needs for `goal`, and the fence
-    with the stage `actuating`. The fence now follows the policy's present version, its deadline is set anew
-    (`actuation_limit`), and the retry annotation counts as answered. The due run, the wait for jobs and the time of the
-    proof are cleared. Which pods have to be replaced, and GPU Feature Discovery's last timestamp, come from the
-    actuator's `write`. The time at which the change began stays. The attempt is 1 unless `again`. A recorded failure
-    stays only if the policy's version is still that of the fence, and a rollback only while `goes_back` holds."""
+    """Pass the point of no return with one PATCH. `idle` is the reading that proved the node idle; without it, nothing is written that could change a GPU."""
     node, fence, policy = case.node, case.fence, assessed.policy
-    writing = case.actuator.write(case, fence, goal, idle.observed if idle is not None else None, again)
-    step, steps = _step(fence, two_steps=assessed.two_steps, again=again)
+    writing = case.actuator.write(case, fence, goal, idle, again)
+    if assessed.two_steps:
+        step, steps = 1, 2
+    elif again:
+        step, steps = fence.step, fence.steps
+    else:
+        step, steps = (2, 2) if fence.step < fence.steps else (1, 1)
     begun = replace(
         fence,
         policy=policy.name,
@@ -191,15 +147,141 @@ def _actuate(
         rolls_back=goes_back(case),
         failure=fence.failure if goes_back(case) else "",
     )
-    return Actuate(node, begun, writing.labels)
+    return case.verdict(
+        Phase.RECONFIGURING,
+        Reason.ACTUATION_IN_PROGRESS,
+        f"changing to {goal.text}",
+        Actuate(node, begun, writing.labels),
+        wants_pods=bool(writing.restart_uid or writing.daemon_uid) or fence.disruption.cordons,
+    )
 
 
-def _step(fence: Fence, *, two_steps: bool, again: bool) -> tuple[int, int]:
-    """Return the number of the step that begins and how many steps there are: (1, 2) with `two_steps`, for a change
-    with an intermediate stop, and else, with `again`, the fence's own numbers for a repeated run. Any other run is step
-    2 of 2 if the fence is at step 1 of 2, else step 1 of 1."""
-    if two_steps:
-        return 1, 2
-    if again:
-        return fence.step, fence.steps
-    return (2, 2) if fence.step < fence.steps else (1, 1)
+MAX_FAILURE = 300
+"""The maximum length of a failure's cause on the Node, in characters."""
+
+
+def find_way_back(case: NodeCase) -> NodeCase | None:
+    """Return the case with the last proven layout as its target; None if the node is not being rolled back."""
+    if not goes_back(case):
+        return None
+    assessment = case.assessed
+    if assessment is None:
+        return case
+    back = _assess_back(case, assessment)
+    if isinstance(back, str):
+        gone = Finding(Reason.ROLLING_BACK, f"the rollback is no longer possible: {back}")
+        return replace(case, assessment=Untargeted(assessment.policy, gone, assessment.observed_text))
+    return replace(case, assessment=back)
+
+
+def present_way_back(verdict: Verdict, case: NodeCase) -> Verdict:
+    wanted = case.assessed.target.text if case.assessed is not None else verdict.wanted
+    reason, message = verdict.reason, verdict.message
+    if verdict.phase not in (Phase.FAILED, Phase.UNCORDONING):
+        message = f"rolling back after a failure: {message}"
+    if verdict.phase is Phase.FAILED and reason is Reason.ROLLING_BACK:
+        # That layout cannot be reached any more.
+        message = f"{message}. To try {wanted} again, run: {retry_command(case.node.name, case.fence.retry)}"
+    if reason in (Reason.ACTUATION_IN_PROGRESS, Reason.OBSERVATION_PENDING):
+        reason = Reason.ROLLING_BACK
+    return replace(verdict, wanted=wanted, reason=reason, message=message)
+
+
+def turn_back(case: NodeCase, failure: Finding, *, known: bool) -> Verdict | str:
+    """Begin the rollback by recording it in the fence, or return a clause that says why the node is not rolled back now."""
+    assessment = case.assessed
+    if assessment is None or assessment.spec.rollout.on_failure != "Rollback":
+        return ""
+    if goes_back(case):
+        return f"the rollback to {assessment.target.text} failed too"
+    if not (known and case.node.ready and case.agent_ready):
+        return "spec.rollout.onFailure is Rollback; the rollback starts once the state of the node is known"
+    back = _assess_back(case, assessment)
+    if isinstance(back, str):
+        return f"spec.rollout.onFailure is Rollback, but {back}"
+    if owed_for(back.target) == owed_for(assessment.target):
+        return "spec.rollout.onFailure is Rollback, but the layout that failed is also the last one proven on this node"
+    if not case.fence.disruption.cordons and back.disruption.cordons:
+        return (
+            "spec.rollout.onFailure is Rollback, but the rollback needs an idle node, and this one is in use"
+        )
+    message = f"{failure.message}; rolling back to {back.target.text}, the last layout proven on this node"
+    owed = owe(case, back, attempt=1, failed=True)
+    policy, begun_version = assessment.policy, case.fence.version
+    fence = replace(
+        owed.fence,
+        version=policy.version,
+        failed_version=policy.version if begun_version.uid == policy.uid else begun_version,
+        drift=False,
+        step=1,
+        steps=1,
+        rolls_back=True,
+        failure=cut(failure.message, MAX_FAILURE),
+    )
+    return case.verdict(Phase.RECONFIGURING, Reason.ROLLING_BACK, message, UpdateFence(case.node, fence))
+
+
+def _assess_back(case: NodeCase, assessment: Assessed) -> Assessed | str:
+    node, observed, stack = case.node, assessment.observed, case.stack
+    target = case.actuator.find_last_proven(node, observed, stack)
+    if isinstance(target, str):
+        return target
+    if objection := next(case.actuator.objections(case, target), None):
+        return f"the last proven mode is {target.mode}, and {objection.message}"
+    mismatch = find_mismatch(Comparison(node, observed, target, stack), case.actuator.checks)
+    return replace(
+        assessment,
+        target=target,
+        two_steps=needs_two_steps(node, observed, target, stack),
+        mismatch=mismatch,
+        disruption=find_disruption(node, observed, target, mismatch, stack),
+        drift=None,
+    )
+
+
+def holds_our_cordon(case: NodeCase) -> bool:
+    node, fence = case.node, case.fence
+    ours = fence.cordons and not fence.prior_unschedulable
+    return ours and node.unschedulable and fence.node_uid == node.uid
+
+
+def may_uncordon(case: NodeCase) -> bool:
+    """Whether the release may lift the cordon (docs/design/drain.md#rule-5). Others that only wait cordon the node themselves when they begin."""
+    node = case.node
+    return holds_our_cordon(case) and not node.hold_cordon and not node.foreign_works and not node.deleting
+
+
+def give_way(case: NodeCase, message: str) -> Verdict:
+    labels, annotations = unmarked(case.fence, case.node)
+    update = UpdateFence(case.node, aside_fence(case), labels=labels, annotations=annotations)
+    return case.verdict(Phase.ABORTING, Reason.FOREIGN_MAINTENANCE, message, update)
+
+
+def keeps_cordon(case: NodeCase) -> bool:
+    """Whether our cordon stays when the change ends, because somebody else works on the node or has stopped halfway."""
+    return case.node.foreign_works and holds_our_cordon(case)
+
+
+def aside_fence(case: NodeCase, proven: datetime | None = None, from_mode: str | None = None) -> Fence:
+    """Return the fence of a yielded node. `from_mode` is the routing label that a node which was just `proven` gets at its release."""
+    fence = replace(case.fence, stage="yielded", stage_since=case.now, added=())
+    return fence if from_mode is None else replace(fence, proven=proven, from_mode=from_mode)
+
+
+def tell_wait(case: NodeCase) -> str:
+    return f"{tell_foreign(case.node)}; the operator uncordons the node when that is done"
+
+
+def yielded(case: NodeCase) -> Verdict:
+    if keeps_cordon(case):
+        waiting = case.verdict(Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE, tell_wait(case))
+        return replace(waiting, deadline=None)
+    done = case.fence.proven is not None
+    fate = "returned to service" if done else "restored"
+    message = f"nobody else is working on {case.node.name} anymore; it is being {fate}"
+    if case.node.foreign_works:
+        message = f"someone uncordoned {case.node.name}; {case.node.foreign} decides what happens next"
+    deferred = None if done else next_deferral(case, Reason.FOREIGN_MAINTENANCE)
+    labels = routing_before(case.fence, case.node)
+    release = Release(case.node, may_uncordon(case), labels, deferred=deferred)
+    return case.verdict(Phase.UNCORDONING, Reason.FOREIGN_MAINTENANCE, message, release)

@@ -1,8 +1,4 @@
-"""How often a change was tried and what came of it: deferrals, retries, corrected drift, and the record of a proof.
-
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#drift, docs/design/glossary.md#point-of-no-return,
-docs/design/glossary.md#wave.
-"""
+"""What earlier attempts and a quiet node say about the next one."""
 
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -14,7 +10,8 @@ from gpusharing.api.validation import parse_duration
 from gpusharing.planning.snapshot.actions import UpdateFence
 from gpusharing.planning.snapshot.records import Deferred, Fence, SpecVersion, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
-from gpusharing.planning.transition.verdict import FencedCase, NodeCase, Verdict
+from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.target import Target
@@ -24,30 +21,22 @@ PROOF = 120.0
 
 
 def actuation_limit(spec: GPUSharingPolicySpec) -> timedelta:
-    """Return the time from the PNR until the node counts as Failed: the sum of the time-outs for actuation and
-    verification."""
+    """Return the time from the point of no return until the node counts as Failed."""
     timeouts = spec.rollout.timeouts
     return parse_duration(timeouts.actuation) + parse_duration(timeouts.verification)
 
 
 def owed_for(target: Target) -> str:
-    """Return the string that identifies runs towards this target in a fence: the names of its MIG and plugin
-    configurations and its layout, separated by spaces."""
+    """Return what identifies runs towards this target in a fence."""
     return f"{target.mig_config} {target.plugin_key} {target.text}".strip()
 
 
 def owed_by(proof: Verified) -> str:
-    """Return the string that `owed_for` returns for the target of this proof."""
     return f"{proof.mig_config} {proof.plugin_config} {proof.layout}".strip()
 
 
-def owe(case: FencedCase, assessed: Assessed, attempt: int, *, failed: bool = False) -> UpdateFence:
-    """Return the action that records in the fence that a run towards the target of `assessed` is due, as attempt number
-    `attempt`, once the node is proven idle again. The deadline becomes now plus `drain.timeout` plus `proof_time`. The
-    retry annotation counts as answered, and the pods that the last run had to delete, and that the node was found
-    proven (`proven`), are forgotten. A rollback stays recorded only if `goes_back` holds. The stage and the step of the
-    fence stay. With `failed`, the change no longer counts as failed and its next run records a new start, but the fence
-    keeps the version of the spec that failed."""
+def owe(case: NodeCase, assessed: Assessed, attempt: int, *, failed: bool = False) -> UpdateFence:
+    """Record in the fence that a run towards the target is due once the node is proven idle again. `failed`: the change no longer counts as failed, but the fence keeps the version of the spec that failed."""
     return UpdateFence(
         case.node,
         replace(
@@ -67,114 +56,86 @@ def owe(case: FencedCase, assessed: Assessed, attempt: int, *, failed: bool = Fa
     )
 
 
-def note_failure(case: FencedCase, verdict: Verdict) -> Verdict:
-    """Return the verdict of a node past the PNR. If the verdict is Failed and the fence does not record the failure
-    yet, an action that records it is added after the verdict's other actions. The verdict is unchanged if the fence
-    belongs to an earlier Node of this name, or if no policy drives the node. Without the record, a clock that is set
-    back would undo the failure."""
+def note_failure(case: NodeCase, verdict: Verdict) -> Verdict:
+    """Add the record of a failure to a Failed verdict. Without it, a clock that is set back would undo the failure."""
     ours = case.fence.node_uid == case.node.uid and case.assessment is not None
     if verdict.phase is not Phase.FAILED or case.fence.failed is not None or not ours:
         return verdict
     return verdict.then(*verdict.actions, UpdateFence(case.node, replace(case.fence, failed=case.now)))
 
 
-def still_failed(case: FencedCase) -> datetime | None:
-    """Return when the failure of the change was noticed, or now if the recorded time is in the future. None if the
-    change has not failed. Only a proof, a person or another revision clears a failure; a run that begins by itself
-    does not."""
+def still_failed(case: NodeCase) -> datetime | None:
+    """Return when the failure of the change was noticed, or now if that is in the future. Only a proof, a person or another revision clears it."""
     return None if case.fence.failed is None else min(case.fence.failed, case.now)
 
 
-def change_deadline(case: FencedCase) -> datetime:
-    """Return when the change counts as failed: at the deadline of the fence or, if the node was proven since its last
-    run, at the end of `timeouts.verification` from then on, if that is later. A node that waits for its wave may so
-    have its device plugin restarted. The deadline of the fence counts if no readable policy drives the node."""
-    proof, deadline = case.fence.proven, case.fence.deadline
-    spec = case.assessment.policy.spec if case.assessment is not None else None
+def change_deadline(case: NodeCase) -> datetime:
+    """Return when the change counts as failed. A proven node that waits for its wave gets `timeouts.verification` from its proof on, for a restart of its device plugin."""
+    proof, deadline, spec = case.fence.proven, case.fence.deadline, case.spec
     if proof is None or spec is None:
         return deadline
     return max(deadline, proof + parse_duration(spec.rollout.timeouts.verification))
 
 
-def is_late(case: FencedCase) -> bool:
-    """Whether the deadline of the change (`change_deadline`) has passed, or had passed when the failure was recorded.
-    The answer makes sense only for a change past the PNR."""
+def is_late(case: NodeCase) -> bool:
+    """Whether the deadline of a change past the point of no return is over, or was when the failure was recorded."""
     failed, deadline = case.fence.failed, change_deadline(case)
     return case.now >= deadline or (failed is not None and failed >= deadline)
 
 
 def proof_time(case: NodeCase) -> timedelta:
-    """Return how long it may take to prove a node idle after its pods are gone: `settings.config_propagation` seconds
-    for the configuration to reach the node, plus PROOF seconds for the readings and the LISTs."""
     return timedelta(seconds=case.settings.config_propagation + PROOF)
 
 
-def was_asked_again(case: FencedCase) -> bool:
-    """Whether the Node's retry annotation has another value than the one that the fence records as answered, because a
-    person asked for another try. False if the annotation is absent or empty."""
+def was_asked_again(case: NodeCase) -> bool:
     return is_new_value(case.node.retry, case.fence.retry)
 
 
 def is_new_value(retry: str, answered: str) -> bool:
-    """Whether this value of the retry annotation asks for another try. `answered` is the value that was acted on last;
-    an empty value asks for nothing."""
+    """Whether this value of the retry annotation asks for another try; `answered` was acted on last."""
     return retry not in ("", answered)
 
 
 def retry_command(node: str, answered: str) -> str:
-    """Return the command that asks for another try on this node. The command sets a value that differs from
-    `answered`, the value that was acted on last."""
     value = "once-more" if answered == "again" else "again"
     return f"kubectl annotate gpunode {node} --overwrite {names.ANNOTATION_RETRY}={value}"
 
 
-def goes_back(case: FencedCase) -> bool:
-    """Whether the fence records that the node is being rolled back to the layout last proven on it, and that rollback
-    is still wanted. False while no policy drives the node. A person's retry or a policy that was created again ends the
-    rollback, because then the policy's target is wanted. A new revision of the policy ends it too, unless the policy is
-    paused now."""
-    fence, assessment = case.fence, case.assessment
-    if not fence.rolls_back or assessment is None or was_asked_again(case):
+def goes_back(case: NodeCase) -> bool:
+    """Whether the fence records a rollback that is still wanted: a retry, a policy that was created again, or a new revision of one that is not paused ends it."""
+    fence, policy = case.node.fence, case.policy
+    if fence is None or not fence.rolls_back or policy is None or was_asked_again(case):
         return False
-    policy, version = assessment.policy, fence.version
-    if version.uid != policy.uid:
+    if fence.version.uid != policy.uid:
         return False
     if policy.spec is not None and policy.spec.rollout.paused:
         return True  # someone who pauses while nodes fail does not want more of the layout that failed
-    return version == policy.version
+    return fence.version == policy.version
 
 
 def was_rolled_back(node: NodeView, policy: PolicyView) -> bool:
-    """Whether the change of the policy's present revision failed on the node and the node was rolled back. The record
-    of the last proof decides; False if there is none."""
     proof = node.verified
     return proof is not None and proof.rolled_back and proof.version == policy.version
 
 
 def failed_before(node: NodeView, policy: PolicyView) -> bool:
-    """Whether a change of the policy's present revision failed on the node, according to the records of its last proof
-    and its last abandoned attempt. The fence is not read, and another try does not reset the records."""
+    """Whether the last proof or the last abandoned attempt records that a change of this revision failed. Another try does not reset the records."""
     records = (node.verified, node.deferred)
     return any(record is not None and record.failed_version == policy.version for record in records)
 
 
 def is_tried_again(node: NodeView, policy: PolicyView) -> bool:
-    """Whether, according to the records on the Node, a change of the policy's present revision failed there and the
-    node was then rolled back, or released before the change succeeded."""
+    """Whether a change of this revision failed on the node, which was then rolled back, or released before the change succeeded."""
     deferred = node.deferred
-    if deferred is not None and deferred.failed_version == policy.version:
-        return True
-    return was_rolled_back(node, policy)
+    released = deferred is not None and deferred.failed_version == policy.version
+    return released or was_rolled_back(node, policy)
 
 
 # --- before the point of no return -------------------------------------------------------------------------
 
 
-def next_deferral(case: FencedCase, reason: Reason) -> Deferred:
-    """Return the record of the back-off after this abort. The back-off lasts `abort_backoff` seconds (5 min by
-    default), doubled with each abort within one revision of a policy, up to 64 times the first wait. The record also
-    has the number of these aborts, `reason`, the version of the spec that the change followed, the present value of the
-    retry annotation and, if the change had failed, the version of the spec that failed."""
+def next_deferral(case: NodeCase, reason: Reason) -> Deferred:
+    """Return the back-off after this abort: `abort_backoff` seconds, doubled with each abort in one revision, up to 64 times as long."""
     earlier, version = case.node.deferred, case.fence.version
     count = earlier.count + 1 if earlier is not None and earlier.version == version else 1
     wait = timedelta(seconds=case.settings.abort_backoff * 2 ** min(count - 1, 6))
@@ -183,9 +144,8 @@ def next_deferral(case: FencedCase, reason: Reason) -> Deferred:
     )
 
 
-def remembered(case: FencedCase, reason: Reason) -> Deferred | None:
-    """Return the record that is left on a released node to remember that its change had failed. The record has no
-    back-off. None if the change had not failed, or if the last proof records the failure already."""
+def remembered(case: NodeCase, reason: Reason) -> Deferred | None:
+    """Return the record, without a back-off, that the change of a released node had failed. None if it had not, or if the last proof says so."""
     proof, failed = case.node.verified, _failed_version(case.fence)
     if failed is None or (proof is not None and proof.failed_version == failed):
         return None
@@ -193,17 +153,11 @@ def remembered(case: FencedCase, reason: Reason) -> Deferred | None:
 
 
 def _failed_version(fence: Fence) -> SpecVersion | None:
-    """Return the version of the spec under which the change in flight failed, or None if it has not failed.
-
-    If the change continues after a failure and has not failed again, the version recorded at the earlier failure is
-    returned.
-    """
     return fence.failed_version if fence.failed is None else fence.version
 
 
 def standing_deferral(case: NodeCase, policy: PolicyView) -> Deferred | None:
-    """Return the back-off that holds the node back now, or None if there is none or its time is over. It ends early if
-    the node has another policy, if the policy has another revision, or if the retry annotation has a new value."""
+    """Return the back-off that holds the node back. Another policy or revision, or a retry, ends it early."""
     deferred = case.node.deferred
     if deferred is None or case.now >= deferred.until:
         return None
@@ -216,39 +170,34 @@ def standing_deferral(case: NodeCase, policy: PolicyView) -> Deferred | None:
 
 
 def was_corrected(case: NodeCase, policy: PolicyView) -> bool:
-    """Whether drift has already been corrected in the present revision of this policy."""
-    return _corrected_in(case.node.verified) == policy.version.revision
-
-
-def _corrected_in(verified: Verified | None) -> str:
-    return "" if verified is None else verified.corrected_revision
+    proof = case.node.verified
+    return proof is not None and proof.corrected_revision == policy.version.revision
 
 
 def corrects_drift(fence: Fence, policy: PolicyView) -> bool:
-    """Whether the change in flight corrects drift, and the policy still has the revision under which the change
-    began."""
     return fence.drift and fence.version == policy.version
 
 
 def adopted(case: NodeCase, assessed: Assessed) -> Verified:
-    """Return the proof for a node that matches its target without a change by us. The new proof takes from an earlier
-    one the time and duration of the last change and the revision in which drift was corrected. If the earlier proof is
-    for the same policy, its record of the change is kept too; after a rollback, only the failed version is kept. Unless
-    the earlier version is kept so, the proof's revision is empty, because no change of this policy led there."""
+    """Return the proof for a node that matches its target without a change by us. What an earlier proof records of the last change under this policy is kept."""
     target, policy, earlier = assessed.target, assessed.policy, case.node.verified
     record = Verified(
         case.owner_name,
         target.mig_config,
         target.plugin_key,
-        corrected_revision=_corrected_in(earlier),
         retry=case.node.retry,
         layout=target.text,
         gpus=len(target.layouts),
-        version=SpecVersion(policy.uid, ""),
+        version=SpecVersion(policy.uid, ""),  # no change of this revision led there
     )
     if earlier is None:
         return record
-    record = replace(record, changed_at=earlier.changed_at, took=earlier.took)
+    record = replace(
+        record,
+        corrected_revision=earlier.corrected_revision,
+        changed_at=earlier.changed_at,
+        took=earlier.took,
+    )
     if earlier.version.uid != policy.uid:
         return record
     if earlier.rolled_back:  # its present layout is not the result of our change, so it is not a canary
@@ -263,21 +212,13 @@ def adopted(case: NodeCase, assessed: Assessed) -> Verified:
     )
 
 
-def _took(fence: Fence, now: datetime) -> int:
-    """Return how many seconds the change took, at least 1. Return 0 if the change has no recorded start, or if the
-    change counted as failed before its deadline: then somebody repaired the node, and the elapsed time means nothing.
-    """
+def proven(case: NodeCase, target: Target, policy: PolicyView) -> Verified:
+    """Return the proof of a change or of a rollback. Its revision is the one that the change followed, even if it is another policy's."""
+    fence, earlier = case.fence, case.node.verified
+    corrected = earlier.corrected_revision if earlier is not None else ""
+    # The time that passed means nothing if the change failed before its deadline and somebody repaired the node.
     repaired = fence.failed is not None and fence.failed < fence.deadline
-    return 0 if repaired or fence.began is None else max(1, round((now - fence.began).total_seconds()))
-
-
-def proven(case: FencedCase, target: Target, policy: PolicyView) -> Verified:
-    """Return the proof of a change, or of the rollback of a failed one. `target` is the layout that was proven; the
-    names of the configurations are those in the fence. The proof's revision is the one that the change followed, even
-    if it is another policy's. The proof of a rollback records the failure, and keeps from the earlier proof when the
-    latest change that reached its target was proven, and how long that took."""
-    fence = case.fence
-    corrected = _corrected_in(case.node.verified)
+    took = (case.now - fence.began).total_seconds() if fence.began is not None and not repaired else None
     record = Verified(
         policy=policy.name,
         mig_config=fence.target_mig_config,
@@ -288,13 +229,12 @@ def proven(case: FencedCase, target: Target, policy: PolicyView) -> Verified:
         gpus=len(target.layouts),
         version=SpecVersion(policy.uid, fence.version.revision),
         changed_at=case.now,
-        took=_took(fence, case.now),
+        took=max(1, round(took)) if took is not None else 0,
         planned=fence.planned,
         failed_version=fence.failed_version,
         apart=fence.newcomer or fence.turned,
         mates=fence.mates,
     )
-    earlier = case.node.verified
     if earlier is None or not goes_back(case):
         return record
     return replace(
@@ -306,3 +246,40 @@ def proven(case: FencedCase, target: Target, policy: PolicyView) -> Verified:
         failure=fence.failure,
         mates=(),
     )
+
+
+ASKED_FOR = "node-maintenance-required"
+"""A state of a driver upgrade that may last for weeks."""
+UNLOADING = frozenset(
+    {
+        "pod-deletion-required",
+        "drain-required",
+        ASKED_FOR,
+        "post-maintenance-required",
+        "pod-restart-required",
+    }
+)
+"""States of a driver upgrade from the last moment with the old driver to the start of the new one (d.4)."""
+
+
+def find_quiet(case: NodeCase) -> Finding | None:
+    """Return why the agent of a node that we do not change must keep NVML closed, or None if it may read."""
+    node = case.node
+    if node.fence is not None and node.fence.stage != "yielded":
+        return None
+    state = node.labels.get(names.LABEL_UPGRADE_STATE, "")
+    may_last = state in names.UPGRADE_LASTING or (state == ASKED_FOR and node.foreign_queued)
+    paused = any("paused-for-driver-upgrade" in value for value in node.held_off.values())
+    if not may_last and (state in UNLOADING or paused):
+        message = f"NVIDIA's driver is being replaced on {node.name}; the agent keeps NVML closed until that is done"
+        return Finding(Reason.FOREIGN_MAINTENANCE, message)
+    return find_work(case)
+
+
+def find_work(case: NodeCase) -> Finding | None:
+    """Return that an actuator is at work although we have started no run. After `settings.wedge_pending` seconds only a reading shows whether it has done its work (docs/design/nvidia.md#a7)."""
+    work = case.actuator.find_work(case.node)
+    until = (case.at_work_since or case.now) + timedelta(seconds=case.settings.wedge_pending)
+    if not work or case.now >= until:
+        return None
+    return Finding(Reason.ACTUATOR_BUSY, f"{work}; the agent keeps NVML closed meanwhile", until)

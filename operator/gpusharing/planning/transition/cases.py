@@ -1,44 +1,120 @@
-"""The case of each node in one pass, and what follows from it: the comparison with its policy, and its verdict.
-
-A pass makes cases only for the nodes about which something has changed since the last pass. The memo (memo.py) finds
-these nodes and keeps the verdicts of the others.
-
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#gang.
-"""
+"""The case of each node in a pass, and the verdicts that need more than one node."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import TypeAlias
 
+from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.api.policy import Drain
 from gpusharing.planning.gpus.cards import Profile
+from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Release, RestartOperand, UpdateFence
 from gpusharing.planning.snapshot.memo import Column
-from gpusharing.planning.snapshot.stackviews import Program
-from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, Hardware
-from gpusharing.planning.stack.acceptance import Terms
+from gpusharing.planning.snapshot.memory import CLAIMS, LONGEST_WAIT, POLICIES, CallFailure, policy_subject
+from gpusharing.planning.snapshot.nvidia import Program
+from gpusharing.planning.snapshot.podviews import GangView
+from gpusharing.planning.snapshot.records import Claim, Fence
+from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, Hardware, NodeView
+from gpusharing.planning.stack.acceptance import find_spec
+from gpusharing.planning.transition.fencing import is_newcomer
 from gpusharing.planning.transition.judge import differs_from_target, judge
-from gpusharing.planning.transition.members import Member, find_member, is_begun
-from gpusharing.planning.transition.verdict import NodeCase
+from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.vocabulary.findings import Blocker, Finding
+from gpusharing.planning.vocabulary.reasons import Mark, Reason
+from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.actuators.choice import find_actuator
-from gpusharing.planning.wanted.assess import assess
+from gpusharing.planning.wanted.assess import Assessed, Assessment, assess
+from gpusharing.planning.wanted.target import PolicyTargets, Target
+
+
+@value
+class Member:
+    """One node as the pool of its policy counts it."""
+
+    node: NodeView
+    verdict: Verdict
+    """The verdict before the pools choose."""
+    case: NodeCase | None
+    """The case that was judged, at the time of that pass; None if the node cannot be judged."""
+    policy: str
+    """The policy with which the node is compared, else the policy that its verdict names."""
+    away: bool
+    """Whether the node is unavailable, or somebody else has begun to work on it and may drain it at any moment. A required driver upgrade that has not begun may wait for weeks and takes no slot (docs/design/nvidia.md#d4)."""
+    newcomer: bool
+    marked: bool
+    """Whether the Node has a fence or a record of a failed change. Any other node cannot have failed."""
+    to_go: bool
+    """Whether the node has yet to be drained: its change needs an idle node, is not skipped and has not begun."""
+    outside: bool
+    """Whether the policy selects the node but has nothing to change there, such as a node without a GPU. A change that has begun always concerns the policy."""
+    target: Target | None
+    differs: bool = False
+    """Whether the node is Ready, has no fence, and was seen to differ from its target."""
+    heir: str = ""
+    """The other policy whose pool the node joins, still unavailable, once the verdict's actions are done."""
+
+    @property
+    def assessment(self) -> Assessment | None:
+        return self.case.assessment if self.case is not None else None
+
+
+def find_member(
+    verdict: Verdict,
+    node: NodeView,
+    gpunode: GPUNodeView | None,
+    case: NodeCase | None = None,
+    *,
+    differs: bool = False,
+) -> Member:
+    waits = verdict.phase.part == "before" and verdict.phase is not Phase.SKIPPED
+    assessment = case.assessment if case is not None else None
+    policy = assessment.policy.name if assessment is not None else verdict.policy
+    records = (node.verified, node.deferred)
+    heir = policy
+    for action in verdict.actions if case is not None and node.fence is not None else ():
+        if isinstance(action, UpdateFence) and node.fence and action.fence.policy != node.fence.policy:
+            heir = action.fence.policy
+        elif isinstance(action, Release) and case and node.unschedulable and not action.uncordon:
+            heir = case.owner_name
+    return Member(
+        node,
+        verdict,
+        case,
+        policy=policy,
+        away=is_unavailable(node) or (bool(node.foreign) and not node.foreign_waits),
+        newcomer=is_newcomer(node, gpunode),
+        marked=node.fence is not None or any(record and record.failed_version for record in records),
+        to_go=verdict.disruption.cordons and waits and node.fence is None,
+        outside=Mark.OUTSIDE in verdict.reason.marks and not is_begun(node),
+        target=assessment.target if isinstance(assessment, Assessed) else None,
+        differs=differs,
+        heir="" if heir == policy else heir,
+    )
+
+
+def is_begun(node: NodeView) -> bool:
+    """Whether a change has begun on the node and has not ended, even if its fence cannot be read."""
+    return node.fence is not None or bool(node.fence_error)
+
+
+def is_unavailable(node: NodeView) -> bool:
+    """Whether the node is not Ready, cordoned, being deleted, or in a change that has begun, even if pods can still be placed on it."""
+    return not node.ready or node.unschedulable or node.deleting or is_begun(node)
 
 
 class Cases:
-    """Everything from which the cases of all nodes are made in one pass. Each attribute is a mapping or a set with an
-    entry per node, or one value for all nodes, so that the memo can compare it with the value from the last pass."""
+    """What the cases of all nodes are made from. Each attribute is a mapping or a set with an entry per node, or one value for all, so that the memo can compare it with the last pass."""
 
     def __init__(
         self,
         snapshot: ClusterSnapshot,
         owners: Mapping[str, str],
-        terms: Mapping[str, Terms],
-        followed: Mapping[str, Terms | None],
+        terms: Mapping[str, PolicyTargets],
+        followed: Mapping[str, PolicyTargets | None],
     ) -> None:
-        """Store what the cases need of `snapshot`. `owners` has the policy that owns each node, `terms` the terms of
-        each policy, and `followed` the terms that each node is compared with. Every node in `followed` must be in
-        `owners`."""
         self.nodes, self.gpunodes, self.work = snapshot.nodes, snapshot.gpunodes, snapshot.work
         self.agents, troubles = snapshot.agents, snapshot.agent_troubles
         self.troubles = {name: troubles.of(name) for name in followed.keys() - snapshot.agents}
@@ -53,13 +129,10 @@ class Cases:
         self.shared = [
             one for one in vars(self).values() if not isinstance(one, Mapping | AbstractSet | tuple)
         ]
-        """The values that are the same for all nodes."""
         self.columns: list[Column] = [*rows, *self.operands]
-        """The mappings and sets that have an entry per node."""
 
-    def find(self, name: str, now: datetime) -> tuple[NodeCase, Terms | None]:
-        """Return the arguments of `judge_case` for one node in `followed`: its case, not yet compared, and its terms,
-        which are None if it is compared with no policy. Raises KeyError for any other node."""
+    def find(self, name: str, now: datetime) -> tuple[NodeCase, PolicyTargets | None]:
+        """Return the arguments of `judge_case` for a node in `followed`; the terms are None if no policy drives it."""
         owner = self.owned[name]
         case = NodeCase(
             node=self.nodes[name],
@@ -86,24 +159,17 @@ class Cases:
         return case, self.followed[name]
 
 
-def compare(case: NodeCase, terms: Terms | None) -> NodeCase:
-    """Return the case with the result of comparing its node with `terms`. Without terms, nothing is compared.
-
-    With or without terms, if the change has become a reboot since the pods were listed for a smaller change, that LIST
-    is dropped, because neither pods without a GPU nor their gangs were examined then.
-    """
+def compare(case: NodeCase, terms: PolicyTargets | None) -> NodeCase:
+    """Return the case with its assessment. Pods that were listed for a smaller change than the present reboot are dropped."""
     if terms is not None:
-        found = assess(
-            case.node, case.gpunode, terms.policy, terms.targets, case.stack, actuator=case.actuator
-        )
+        found = assess(case.node, case.gpunode, terms, actuator=case.actuator)
         case = replace(case, assessment=found)
-    unread = case.work is not None and case.scope.all_pods and not case.work.all_pods
+    unread = case.work is not None and case.scope.all_pods and not case.work.scope.all_pods
     return replace(case, work=None) if unread else case
 
 
-def judge_case(case: NodeCase, terms: Terms | None) -> Member | None:
-    """Compare the node of a case with its terms and judge it. Return the node as its pool counts it, or None if the
-    node does not concern us (`judge`). An error in the comparison or the judgment is not caught."""
+def judge_case(case: NodeCase, terms: PolicyTargets | None) -> Member | None:
+    """Return the node as its pool counts it, or None if it does not concern us."""
     case = compare(case, terms)
     node, verdict = case.node, judge(case)
     if verdict is None:
@@ -114,27 +180,21 @@ def judge_case(case: NodeCase, terms: Terms | None) -> Member | None:
 
 
 def keeps_verdict(member: Member | None) -> bool:
-    """Whether `judge_case` gives the same answer for the node until something other than the time changes. True if the
-    node does not concern us, or if it has no fence, not even one that cannot be read, and its verdict has neither a
-    wake nor actions."""
+    """Whether `judge_case` gives the same answer until something other than the time changes."""
     if member is None:
         return True
     return not is_begun(member.node) and member.verdict.wake is None and not member.verdict.actions
 
 
 def find_models(gpunodes: Iterable[GPUNodeView | None]) -> dict[str, GpuView]:
-    """Return, by product, one GPU for each card model on these nodes. Its profiles are those that most nodes report for
-    the model. Nodes without a GPUNode or a report are skipped.
-
-    NVIDIA's well-known names mean the same on every node, so no single report decides. In a tie, the profiles found
-    first count. A report that raises an error is ignored here; `judge_case` shows the error on its node.
-    """
+    """Return, by product, one GPU of each card model, with the profiles that most nodes report for it."""
     reports = (gpunode.observed for gpunode in gpunodes if gpunode is not None)
     kinds: Counter[Hardware] = Counter(report.hardware for report in reports if report is not None)
     known: dict[tuple[str, int], GpuView] = {}
     counts: Counter[tuple[str, int]] = Counter()
     for hardware, nodes in kinds.items():
-        with suppress(Exception):  # one node must not hide the others (guard.py)
+        # One node must not hide the others; `judge_case` shows its error (guard.py).
+        with suppress(Exception):
             for gpu in hardware.models:
                 known.setdefault(card := (gpu.product, id(gpu.profiles)), gpu)
                 counts[card] += nodes
@@ -148,3 +208,248 @@ def find_models(gpunodes: Iterable[GPUNodeView | None]) -> dict[str, GpuView]:
     for key, _ in votes.most_common():
         models.setdefault(key[0], first[key])
     return models
+
+
+class UnjudgedPolicyError(Exception):
+    """The error about a policy, as it is recorded for each of its nodes."""
+
+    def __init__(self, policy: str, error: Exception) -> None:
+        self.finding = of_policy(policy, error)
+        super().__init__(self.finding.message)
+
+
+def of_policy(policy: str, error: Exception) -> Finding:
+    return Finding(Reason.POLICY_NOT_JUDGED, f"policy {policy} cannot be evaluated: {explain_error(error)}")
+
+
+def find_fault(error: Exception) -> Finding:
+    if isinstance(error, UnjudgedPolicyError):
+        return error.finding
+    return Finding(Reason.NODE_NOT_JUDGED, explain_error(error))
+
+
+def not_judged(node: NodeView, policy: str, error: Exception) -> Verdict:
+    """Return the Blocked verdict for a node whose judgment raised an error; its fence and cordon stay."""
+    fence, why = node.fence, find_fault(error)
+    return Verdict(
+        node=node.name,
+        policy=fence.policy if fence else policy,
+        phase=Phase.BLOCKED,
+        reason=why.reason,
+        message=f"{why.message}; the node is left unchanged",
+        disruption=fence.disruption if fence else DisruptionClass.NONE,
+        wanted=fence.to_layout if fence else "",
+        attempt=fence.attempt if fence else 0,
+    )
+
+
+def explain_error(error: Exception) -> str:
+    """Return the type, the text and the place of the error, such as `KeyError: 'a' (plan.py, plan_drain, line 80)`."""
+    trace, place = error.__traceback__, "place unknown"
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        place = f"{code.co_filename.rpartition('/')[2]}, {code.co_name}, line {trace.tb_lineno}"
+        trace = trace.tb_next
+    return f"{type(error).__name__}: {str(error)[:200]} ({place})"
+
+
+Rules: TypeAlias = tuple[str, Drain | None, Finding | None]
+"""A policy, and its spec.drain or why that is unknown."""
+
+
+def with_rules(
+    snapshot: ClusterSnapshot,
+    followed: Mapping[str, PolicyTargets | None],
+    owners: Mapping[str, str],
+    failed: Mapping[str, Exception],
+) -> ClusterSnapshot:
+    """Return the snapshot in which each member of a gang on a node with other rules has the spec.drain of its own node's policy."""
+    if len(snapshot.policies) < 2 and not failed:
+        return snapshot
+
+    def find_rules(node: str) -> Rules | None:
+        if (error := failed.get(node)) is not None:
+            policy, why = owners.get(node, ""), find_fault(error)
+        elif (terms := followed.get(node)) is not None:
+            policy, spec = terms.policy.name, find_spec(terms.policy)
+            if not isinstance(spec, Finding):
+                return policy, spec.drain, None
+            why = replace(spec, message=f"policy {policy} cannot be read: {spec.message}")
+        else:
+            return None
+        message = (
+            f"The drain rules for the pod's node are unknown and may forbid evicting the pod: {why.message}"
+        )
+        return policy, None, replace(why, message=message)
+
+    ruled = {}
+    for name, work in snapshot.work.items():
+        own_rules = find_rules(name)
+        views = [_with_rules(view, own_rules, find_rules) for view in work.gangs]
+        if any(view is not before for view, before in zip(views, work.gangs, strict=True)):
+            ruled[name] = replace(work, gangs=tuple(views))
+    return replace(snapshot, work={**snapshot.work, **ruled}) if ruled else snapshot
+
+
+def _with_rules(
+    view: GangView, own_rules: Rules | None, find_rules: Callable[[str], Rules | None]
+) -> GangView:
+    own_drain = own_rules[1] if own_rules is not None else None
+    rules = {node: find_rules(node) for node in {member.node for member in view.members}}
+    others = {
+        node: found
+        for node, found in rules.items()
+        if found is not None and found != own_rules and (found[2] is not None or found[1] != own_drain)
+    }
+    if not others:
+        return view
+    members = (
+        replace(one, policy=found[0], drain=found[1], unruled=found[2]) if found else one
+        for one, found in ((one, others.get(one.node)) for one in view.members)
+    )
+    return replace(view, members=tuple(members))
+
+
+def is_moot(verdict: Verdict) -> bool:
+    """Whether an earlier failure no longer matters to the node."""
+    return verdict.phase in (Phase.SYNCED, Phase.SKIPPED) and not verdict.actions
+
+
+def calls_fail(verdict: Verdict) -> bool:
+    return any(blocker.reason is Reason.CALL_FAILED for blocker in verdict.blockers)
+
+
+def show_failure(
+    verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | None = None
+) -> Verdict:
+    """Return the verdict with the failure of its calls in it, once the failure lasts. Its actions stay; while calls are suspended, the node is no candidate."""
+    suspended = failure.holds(now)
+    # Much has to be proven again before some calls, so the next attempt may come this late.
+    recent = now < failure.next_try + timedelta(seconds=LONGEST_WAIT)
+    on_its_way = verdict.phase.in_flight and recent
+    silent = not verdict.actions and not (suspended and verdict.candidate) and not on_its_way
+    if silent or calls_fail(verdict):
+        return verdict
+    wake = verdict.wake
+    if suspended:
+        wake = min(wake, failure.next_try) if wake is not None else failure.next_try
+    verdict = replace(verdict, wake=wake, candidate=verdict.candidate and not suspended)
+    if not failure.lasts:
+        return verdict
+    phase = Phase.PENDING if verdict.starts else verdict.phase  # nothing has begun
+    reason, message = Reason.CALL_FAILED, f"{failure.message}; the call is retried with increasing delays"
+    if verdict.reason is Reason.CORDON_KEPT:
+        message = f"{verdict.message}. This step waits for a call that keeps failing: {message}"
+        reason = verdict.reason
+    return replace(
+        verdict,
+        phase=Phase.FAILED if _is_late(verdict, fence, now) else phase,
+        reason=reason,
+        message=message,
+        deadline=None if any(isinstance(action, Release) for action in verdict.actions) else verdict.deadline,
+        blockers=(*verdict.blockers, Blocker(Reason.CALL_FAILED, message=failure.message)),
+    )
+
+
+def _is_late(verdict: Verdict, fence: Fence | None, now: datetime) -> bool:
+    """Whether the deadline is over and a step past the point of no return still has to be sent; a release is none."""
+    if verdict.deadline is None or now < verdict.deadline:
+        return False
+    asks = fence is not None and fence.stage == "actuating"
+    asks = asks and verdict.phase in (Phase.VERIFYING, Phase.VERIFYING_IDLE)
+    for action in verdict.actions:
+        if isinstance(action, RestartOperand) or (asks and isinstance(action, EnsureGPUNode)):
+            return True
+        if isinstance(action, UpdateFence | Actuate):
+            written = action.node.fence
+            if written is not None and written.stage == "actuating":
+                return True
+    return False
+
+
+def _record_failure(verdict: Verdict, node: NodeView, now: datetime) -> Verdict:
+    """Record in the fence that the change has failed, if possible with a PATCH of the fence that is due anyway (docs/adr/0044-what-was-seen-is-written-down.md)."""
+    fence = node.fence
+    if fence is None or fence.failed is not None:
+        return verdict
+    actions = tuple(
+        replace(action, fence=replace(action.fence, failed=now))
+        if isinstance(action, UpdateFence | Actuate)
+        and action.fence.version == fence.version != action.fence.failed_version
+        else action
+        for action in verdict.actions
+    )
+    if any(isinstance(action, UpdateFence | Actuate) for action in actions):
+        return verdict.then(*actions)
+    return verdict.then(UpdateFence(node, replace(fence, failed=now)), *actions)
+
+
+@value(eq=False)
+class Failing:
+    """The nodes whose calls fail, in one pass."""
+
+    failures: Mapping[str, CallFailure]
+    """By node, or by a write without which no node, or no node of one policy, can be fenced."""
+    uncertain_claims: dict[str, Claim]
+    """The claims of nodes whose fence may exist although the call that wrote it failed."""
+    now: datetime
+
+    @staticmethod
+    def of(snapshot: ClusterSnapshot, members: Mapping[str, Member], now: datetime) -> "Failing":
+        failures, claims = snapshot.call_failures, snapshot.claims
+        claims_kept = {
+            node: claims[node]
+            for node in sorted(failures.keys() & members.keys() & claims.keys())
+            if members[node].verdict.candidate and failures[node].holds(now) and not failures[node].lasts
+        }
+        return Failing(failures, claims_kept, now)
+
+    def holds(self, node: str) -> bool:
+        failure = self.failures.get(node)
+        return failure is not None and failure.holds(self.now)
+
+    def find_late(self, members: dict[str, Member]) -> dict[str, Member]:
+        """Return all members, with new verdicts for nodes that a failing call has made late or stuck: the pools must know before they choose."""
+        late = {}
+        for node, failure in self.failures.items():
+            if (member := members.get(node)) is None or member.verdict.phase is Phase.FAILED:
+                continue
+            verdict = show_failure(member.verdict, failure, self.now, member.node.fence)
+            if verdict.phase is Phase.FAILED:
+                late[node] = replace(member, verdict=_record_failure(verdict, member.node, self.now))
+            elif verdict.phase.in_flight and failure.stuck:
+                late[node] = replace(member, verdict=verdict)
+        return {**members, **late} if late else members
+
+    def keep_back(self, verdicts: Mapping[str, Verdict], why: str) -> dict[str, Verdict]:
+        """Return the verdicts with Pending ones for all nodes that would start; `why` begins their message."""
+        failure = self.failures.get(POLICIES)
+        changed = dict(verdicts)
+        for node, verdict in verdicts.items():
+            if not verdict.starts:
+                continue
+            changed[node] = waits = replace(
+                verdict,
+                phase=Phase.PENDING,
+                reason=Reason.PROGRESSING,
+                message=f"{why}; until this is resolved, no node starts its change",
+                actions=(),
+                deadline=None,
+                wake=self.now + timedelta(seconds=LONGEST_WAIT),
+            )
+            if failure is not None and failure.lasts:
+                blocker = Blocker(Reason.CALL_FAILED, message=failure.message)
+                blockers = (*verdict.blockers, blocker)
+                changed[node] = replace(waits, reason=Reason.CALL_FAILED, blockers=blockers)
+        return changed
+
+    def show(self, verdicts: dict[str, Verdict]) -> None:
+        """Add the failures to the verdicts of their nodes, in place. A write that keeps every fence from being written counts for each node that would start."""
+        for node, failure in self.failures.items():
+            if (verdict := verdicts.get(node)) is not None:
+                verdicts[node] = show_failure(verdict, failure, self.now)
+        if self.failures.keys() - verdicts.keys():
+            for node, verdict in verdicts.items():
+                common = self.failures.get(CLAIMS) or self.failures.get(policy_subject(verdict.policy))
+                if verdict.starts and common is not None:
+                    verdicts[node] = show_failure(verdict, common, self.now)

@@ -1,7 +1,9 @@
-"""A Finding says why something is not, or not yet, as it should be: an expected "no" is returned, not raised."""
+"""A reason with its message: about a node, or about a pod that has not left."""
 
+from collections.abc import Iterable
 from datetime import datetime
 
+from gpusharing.planning.vocabulary.lengths import cut
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
@@ -23,3 +25,82 @@ class Finding:
     def of(result: "str | Finding", reason: Reason) -> "Finding":
         """Return the result of a check as a Finding; a message gets `reason`."""
         return result if isinstance(result, Finding) else Finding(reason, result)
+
+
+MAX_LINES = 5
+"""The most lines that are shown about the blockers of one node."""
+MAX_PODS = 3
+"""The most pods that one line names."""
+MAX_MESSAGE = 400
+"""The most characters of a blocker's message that its line shows, because a server's message can be long."""
+
+
+@value
+class Blocker:
+    """One reason why some pods cannot leave their node."""
+
+    reason: Reason
+    pods: tuple[str, ...] = ()
+    """The pods concerned, as `namespace/name`, sorted."""
+    pdb: str = ""
+    """The PodDisruptionBudget that refuses the eviction, as `namespace/name`; several are separated by commas."""
+    message: str = ""
+    """Details. A response of the API server is quoted verbatim, after `Server:`."""
+    until: datetime | None = None
+    """When the passing of time alone ends the blocker, or None if it does not."""
+
+
+def merge(blockers: Iterable[Blocker]) -> tuple[Blocker, ...]:
+    """Return the blockers in a fixed order. Those that differ only in their pods are merged into one."""
+    pods: dict[tuple[Reason, str, str, datetime | None], set[str]] = {}
+    for blocker in blockers:
+        alike = (blocker.reason, blocker.pdb, blocker.message, blocker.until)
+        pods.setdefault(alike, set()).update(blocker.pods)
+    merged = (
+        Blocker(reason, tuple(sorted(names)), pdb, message, until)
+        for (reason, pdb, message, until), names in pods.items()
+    )
+    return tuple(sorted(merged, key=lambda one: (one.reason.value, one.pods, one.pdb, one.message)))
+
+
+def explain_blockers(blockers: Iterable[Blocker]) -> tuple[str, ...]:
+    """Return at most MAX_LINES lines that people read about the merged blockers."""
+    ordered = merge(blockers)
+    shown = ordered if len(ordered) <= MAX_LINES else ordered[: MAX_LINES - 1]
+    lines = []
+    for blocker in shown:
+        about, pods = f"{blocker.reason} {blocker.pdb}".rstrip(), blocker.pods
+        if pods:
+            more = f", ... ({len(pods) - MAX_PODS} more)" if len(pods) > MAX_PODS else ""
+            about += f": {'Pod' if len(pods) == 1 else 'Pods'} {', '.join(sorted(pods)[:MAX_PODS])}{more}."
+        else:
+            about += ":"
+        message = cut(" ".join(blocker.message.split()), MAX_MESSAGE)
+        if message and not message.endswith("."):
+            message += "."
+        remedy = blocker.reason.remedy and f"Remedy: {blocker.reason.remedy}"
+        lines.append(" ".join(filter(None, (about, message, remedy))))
+    if len(shown) < len(ordered):
+        lines.append(f"... ({len(ordered) - len(shown)} more)")
+    return tuple(lines)
+
+
+def culprit(blockers: Iterable[Blocker]) -> str:
+    """Return the first pod of the most urgent blocker that names pods, and the number of all other blocking pods, such as `namespace/name +2`; empty if no blocker names a pod."""
+    with_pods = sorted((b for b in blockers if b.pods), key=lambda b: (b.reason.urgency, b.pods))
+    if not with_pods:
+        return ""
+    more = len({pod for blocker in with_pods for pod in blocker.pods}) - 1
+    return with_pods[0].pods[0] + (f" +{more}" if more else "")
+
+
+def ends_at(blockers: Iterable[Blocker]) -> datetime | None:
+    """Return the time by which all blockers will have ended by themselves, or None if one of them does not end with time."""
+    ends = [blocker.until for blocker in blockers]
+    known = [end for end in ends if end is not None]
+    return max(known) if known and len(known) == len(ends) else None
+
+
+def main_reason(blockers: Iterable[Blocker]) -> Reason | None:
+    """Return the most urgent reason of the blockers, or None if there are no blockers."""
+    return min((blocker.reason for blocker in blockers), key=lambda reason: reason.urgency, default=None)

@@ -10,12 +10,10 @@
 
 The present owner is the policy that the fence names, because the fence is written before the label. Without a fence,
 the label gpusharing.dev/policy on the Node names it. The label is written when a node is adopted or released.
-
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from gpusharing.api import names
 from gpusharing.api.policy import LabelSelector
@@ -26,8 +24,7 @@ from gpusharing.planning.vocabulary.values import value
 
 
 def selects_node(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
-    """Whether the selector matches a node with these labels, by the rules of Kubernetes' LabelSelector. Unlike in
-    Kubernetes, an empty selector matches nothing; the API refuses it anyway."""
+    """Whether the selector matches. Unlike in Kubernetes, an empty one matches nothing; the API refuses it anyway."""
     if not selector.match_labels and not selector.match_expressions:
         return False
     return selects(selector, labels)
@@ -35,32 +32,20 @@ def selects_node(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
 
 @value
 class Contender:
-    """The parts of a policy that decide which nodes it owns. While they and the labels and fences of the nodes stay the
-    same, no node changes its owner."""
+    """The parts of a policy that decide which nodes it owns. While they and the labels and fences of the nodes stay the same, no node changes its owner."""
 
     name: str
-    """Name of the policy."""
     created: str
-    """The policy's creationTimestamp. Among policies of equal priority, the oldest wins."""
+    """The policy's creationTimestamp."""
     selector: LabelSelector | None
     """The policy's node selector, or None if the spec cannot be read."""
     priority: int
-    """`spec.priority`. The highest wins."""
     leaving: bool = False
-    """Whether the policy is resetting its nodes before it is deleted. It keeps the nodes that no other policy selects,
-    and gets no new ones."""
-
-    @property
-    def order(self) -> tuple[int, str, str]:
-        """Sort key that puts higher priorities first, then older policies, then names in alphabetical order. The first
-        contender wins."""
-        return (-self.priority, self.created, self.name)
+    """Whether the policy is resetting its nodes before it is deleted. It keeps the nodes that no other policy selects, and gets no new ones."""
 
 
 def find_contenders(policies: Iterable[PolicyView]) -> tuple[Contender, ...]:
-    """Return the policies that may own nodes, in the given order. These are all that are not being deleted. A policy
-    that is resetting its nodes before its deletion is included, marked as `leaving`. A policy whose spec cannot be read
-    is included without a selector, so that it keeps its nodes, and is never marked as `leaving`."""
+    """Return the policies that may own nodes. One whose spec cannot be read is included without a selector, so that it keeps its nodes."""
     return tuple(
         Contender(one.name, one.created, None, 0)
         if one.spec is None
@@ -71,15 +56,13 @@ def find_contenders(policies: Iterable[PolicyView]) -> tuple[Contender, ...]:
 
 
 class Owners:
-    """Finds the owner of a node among contenders. Built once for a set of contenders and then used for all nodes.
+    """Finds the owner of a node among contenders.
 
     Most selectors require one label value. Contenders are indexed by it, so that a node is compared only with those
     that can match.
     """
 
     def __init__(self, contenders: Iterable[Contender]) -> None:
-        """Build the index from the contenders. Those without a selector, whose spec cannot be read, select no node, but
-        keep the nodes that they own."""
         self._by_label: dict[str, dict[str, list[tuple[LabelSelector, Contender]]]] = defaultdict(
             lambda: defaultdict(list)
         )
@@ -96,17 +79,21 @@ class Owners:
                 self._others.append((selector, contender))
 
     def owner(self, node: NodeView) -> str:
-        """Return the name of the policy that owns the node, or an empty string if none does. The present owner, which
-        the fence or else the label names, keeps the node if its spec cannot be read. While its selector matches, it
-        loses the node only to a contender of strictly higher priority or, if it is `leaving` itself, to any other. If
-        it does not keep the node, the first selecting contender gets it. A contender that is leaving never gets another
-        node."""
         present = node.fence.policy if node.fence is not None else node.labels.get(names.LABEL_POLICY, "")
-        return present if present in self._unreadable else _choose(present, self.selecting(node))
+        if present in self._unreadable:
+            return present
+        selecting = self.selecting(node)
+        claiming = [contender for contender in selecting if not contender.leaving]
+        if not claiming:
+            return present if any(contender.name == present for contender in selecting) else ""
+        best = claiming[0]
+        for contender in claiming:
+            if contender.name == present and contender.priority == best.priority:
+                return present
+        return best.name
 
     def selecting(self, node: NodeView) -> list[Contender]:
-        """Return all contenders whose selector matches the node, sorted by `Contender.order`: the one with the highest
-        priority first, and of equals the older one. Contenders whose spec cannot be read are never returned."""
+        """Return the contenders whose selector matches the node: the one with the highest priority first, and of equals the older one."""
         labels = node.labels
         contenders = [contender for selector, contender in self._others if selects_node(selector, labels)]
         for key, by_value in self._by_label.items():
@@ -116,30 +103,14 @@ class Owners:
                     contender for selector, contender in by_value[value] if selects_node(selector, labels)
                 ]
         if len(contenders) > 1:
-            contenders.sort(key=lambda contender: contender.order)
+            contenders.sort(key=lambda one: (-one.priority, one.created, one.name))
         return contenders
 
 
 def find_coming(owners: Mapping[str, str], fences: Mapping[str, Fence]) -> dict[str, tuple[str, ...]]:
-    """Return, by policy, the sorted names of the nodes that the policy owns although their fence belongs to a change
-    of another policy. `owners` and `fences` are keyed by node name. Policies without such nodes are left out."""
+    """Return the nodes whose fence belongs to a change of another policy than their owner, by owner and sorted."""
     coming = defaultdict(list)
     for name in sorted(fences):
         if (owner := owners.get(name, "")) not in ("", fences[name].policy):
             coming[owner].append(name)
     return {owner: tuple(nodes) for owner, nodes in coming.items()}
-
-
-def _choose(present: str, selecting: Sequence[Contender]) -> str:
-    """Return the name of the owner, or an empty string if there is none. `selecting` are the contenders that select
-    the node, the winning one first. `present` is the current owner. If it still selects the node, it loses the node
-    only to a contender of strictly higher priority. A contender that is leaving keeps its node only if no other one
-    selects it, and never gets another node."""
-    claiming = [contender for contender in selecting if not contender.leaving]
-    if not claiming:
-        return present if any(contender.name == present for contender in selecting) else ""
-    best = claiming[0]
-    for contender in claiming:
-        if contender.name == present:
-            return best.name if best.priority > contender.priority else present
-    return best.name

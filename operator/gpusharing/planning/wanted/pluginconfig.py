@@ -1,10 +1,4 @@
-"""The device plugin's configuration: what it says for a mode, how it is rendered and parsed, and which fields the
-plugin's own parser refuses or silently ignores.
-
-Format and precedence: docs/design/nvidia.md#b1 to b.4 (k8s-device-plugin v0.19.3 api/config/v1). Results of that
-parser are recorded in tests/foreign. Keys contain a hash of the content and never change their meaning
-(docs/design/transition.md#plugin-entries), because config-manager does not notice an edit under the same key.
-"""
+"""The device plugin's configuration: read, compared and written."""
 
 import json
 import re
@@ -17,10 +11,197 @@ from typing import Any, Literal
 import yaml
 
 from gpusharing.api.nearest import did_you_mean
-from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.vocabulary.lengths import cut
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.yamltext import Unreadable, is_whole, parse_yaml
+
+MAX_DEPTH = 20
+"""The largest number of nested maps and lists. The deepest file that NVIDIA's programs read has six levels."""
+TOO_DEEP = f"it is nested more than {MAX_DEPTH} levels deep"
+MAX_VALUES = 100_000
+"""The largest number of maps, lists and scalars. A value counts again wherever an alias repeats it."""
+TOO_LARGE = f"it contains more than {MAX_VALUES} values"
+_MERGE = "tag:yaml.org,2002:merge"
+_BOOL = re.compile("(?:y|Y|yes|Yes|YES|true|True|TRUE|on|On|ON|n|N|no|No|NO|false|False|FALSE|off|Off|OFF)$")
+_NUMBER = re.compile(
+    r"[-+]?(?:0[xXbBoO][0-9a-fA-F_]+|[0-9.][0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9_]+)?|\.(?:inf|Inf|INF))$"
+    r"|\.(?:nan|NaN|NAN)$"
+)
+
+
+class Unreadable(ValueError):
+    """Raised for text that we do not accept as a YAML document. Its message is a clause for people."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Resolves plain scalars as go-yaml does, and stops as soon as brackets are nested too deeply.
+
+    PyYAML's scanner would take 0.9 s for 3,000 brackets in a line.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own name
+        first: [row for row in rows if row[0] in (_MERGE, "tag:yaml.org,2002:null")]
+        for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    yaml_constructors = {  # noqa: RUF012 - the same; no dates, sets or bytes, which JSON does not have
+        tag: construct
+        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in ("null", "bool", "int", "str", "seq", "map")
+    }
+    _merged = 0  # number of keys that merge keys have merged in so far
+    bool_values = {**yaml.SafeLoader.bool_values, "y": True, "n": False}  # noqa: RUF012 - the same
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+        if self.flow_level >= MAX_DEPTH:
+            raise Unreadable(TOO_DEEP)
+        super().fetch_flow_collection_start(TokenClass)
+
+    def scan_to_next_token(self) -> None:
+        super().scan_to_next_token()
+        # Tabs where no indentation is expected, which libyaml and go-yaml allow.
+        while self.peek() == "\t" and (self.flow_level or not self.allow_simple_key):
+            self.forward()
+            super().scan_to_next_token()
+
+    def check_value(self) -> bool:
+        # go-yaml reads a colon as in `{key:[]}` as part of the key.
+        if self.flow_level and self.peek(1) in ",[]{}" and self.buffer[self.pointer - 1] not in "\"'":
+            raise yaml.scanner.ScannerError(None, None, "a colon needs a space after it", self.get_mark())
+        return bool(super().check_value())
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        first = [key.tag == _MERGE for key, _ in node.value]
+        if first != sorted(first, reverse=True):
+            raise Unreadable(
+                "the merge key << comes after other keys, which it would override in NVIDIA's programs: put it first"
+            )
+        merges = [value for key, value in node.value if key.tag == _MERGE]
+        sources = [one for value in merges for one in (value.value if value.id == "sequence" else [value])]
+        for source in sources:
+            if isinstance(source, yaml.MappingNode):
+                self.flatten_mapping(source)
+            self._merged += len(source.value)  # merges of merges make millions out of a few lines
+            if self._merged > MAX_VALUES:
+                raise Unreadable(TOO_LARGE)
+        super().flatten_mapping(node)
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float | str:
+        """Return the scalar as the number that Go's strconv reads and JSON writes, so that 2.0 becomes 2; else the string itself."""
+        if node.value.lower().endswith((".inf", ".nan")):
+            raise Unreadable(f"it contains {node.value}, which is not a number in JSON")
+        plain = re.sub(r"^([-+]?)0(?=[0-7]+$)", r"\g<1>0o", node.value.replace("_", ""))
+        try:
+            whole = int(plain, 0)
+        except ValueError:
+            whole = 2**64
+        if -(2**63) <= whole < 2**64:
+            return whole
+        try:
+            number = float(plain)
+        except ValueError:
+            return str(node.value)
+        if abs(number) == float("inf"):
+            return str(node.value)
+        return int(number) if number.is_integer() and abs(number) < 1e21 else number
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes strings that PyYAML or go-yaml would otherwise read as another type.
+
+    Writes no anchors, which the chart's admission policy refuses (docs/adr/0084-what-the-operators-token-writes.md).
+    """
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("yYnNtTfFoO"))
+    _class.add_implicit_resolver("!number", _NUMBER, list("-+.0123456789"))
+_Loader.add_constructor("!number", _Loader.construct_number)
+
+
+def dump_yaml(document: object) -> str:
+    """Return a document as YAML that NVIDIA's programs and `parse_yaml` read back unchanged."""
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False)
+
+
+_BROKEN = (RecursionError, ValueError, OverflowError, TypeError, AttributeError, LookupError)
+"""What PyYAML raises for some texts beside YAMLError."""
+
+
+def parse_yaml(text: str) -> object:
+    """Return the first YAML document in `text`, or None if there is none or it is null.
+
+    Raises Unreadable, and no other exception, if that document is not valid YAML, has more than MAX_DEPTH levels or
+    MAX_VALUES values, or has a key or a tag that JSON does not allow.
+    """
+    try:
+        document: object = next(yaml.load_all(text, _Loader), None)
+    except Unreadable:
+        raise
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f" (line {mark.line + 1}: {problem})" if mark is not None else ""
+        raise Unreadable(f"it is not YAML{where}") from error
+    except _BROKEN as error:
+        raise Unreadable(f"it is not valid YAML ({type(error).__name__})") from error
+    _check_size(document)
+    return document
+
+
+def find_line(text: str, path: str) -> int:
+    """Return the line, from 1, of the key or list item at `path`, such as `data.config.yaml` or `rows[0]`, in the first YAML document of `text`.
+
+    Keys may contain dots. A missing field gets the line of the innermost one on the way to it, and invalid YAML that of
+    the mistake. Never raises.
+    """
+    try:
+        loader = _Loader(text)
+        node = loader.get_node() if loader.check_node() else None
+    except (yaml.YAMLError, *_BROKEN) as error:
+        mistake = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
+        return max(1, min(mistake, len(text.splitlines())))
+    line = 1
+    while path:
+        inner = [one for one in _children(node) if f"{path}.".startswith((f"{one[0]}.", f"{one[0]}["))]
+        if not inner:
+            break
+        name, key, node = max(inner, key=lambda one: (len(one[0]), one[1].start_mark.line))
+        line, path = key.start_mark.line + 1, path[len(name) :].removeprefix(".")
+    return line
+
+
+def _children(node: yaml.Node | None) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
+    """Yield the name in a path, the node of the key (in a list, that of the value) and the node of each value."""
+    if isinstance(node, yaml.MappingNode):
+        yield from ((str(key.value), key, item) for key, item in node.value)
+    elif isinstance(node, yaml.SequenceNode):
+        yield from ((f"[{index}]", item, item) for index, item in enumerate(node.value))
+
+
+def is_whole(value: object) -> bool:
+    """Whether the value is an int that fits into Go's int64. False for a boolean and for a float such as 2.0."""
+    return type(value) is int and -(2**63) <= value < 2**63
+
+
+def _check_size(document: object) -> None:
+    # Not recursive, so neither deep nesting nor a loop of aliases can crash the process.
+    left, count = [(document, 1)], 0
+    while left:
+        value, depth = left.pop()
+        count += 1
+        if depth > MAX_DEPTH:
+            raise Unreadable(TOO_DEEP)
+        if count > MAX_VALUES:
+            raise Unreadable(TOO_LARGE)
+        if isinstance(value, dict):
+            if odd := [key for key in value if not isinstance(key, str | int | float)]:
+                raise Unreadable(f"it has {odd[0]!r} as a key")
+            value = list(value.values())
+        if isinstance(value, list):
+            left.extend((item, depth + 1) for item in value)
+
 
 _NAME = re.compile(
     r"(nvidia\.com/)?(?=.{1,52}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
@@ -31,51 +212,44 @@ _DURATION = re.compile(r"infinite|[-+]?(0|(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µ
 
 
 @value
-class Flaw:
+class BadField:
     """A field of a configuration that one of NVIDIA's programs refuses or ignores."""
 
     path: str
-    """The field, such as `sharing.timeSlicing.resources[0].replicas`. Empty if the whole document is meant."""
-    why: str
-    """What the program does or expects, as a clause for people."""
+    """Such as `sharing.timeSlicing.resources[0].replicas`. Empty if the whole document is meant."""
+    text: str
+    """The path, and what the program does or expects, for messages."""
     refused: bool = True
-    """Whether the program does not start with this configuration. If False, it only ignores the field."""
+    """Whether the program does not start with this configuration. Otherwise it only ignores the field."""
 
-    @property
-    def text(self) -> str:
-        """The path and the explanation of the flaw, for messages."""
-        return f"{self.path}: {self.why}" if self.path else self.why
+    @classmethod
+    def of(cls, path: str, why: str, *, refused: bool = True) -> "BadField":
+        return cls(path, f"{path}: {why}" if path else why, refused)
 
 
-def find_flaws(text: str) -> tuple[Flaw, ...]:
-    """Return every field of a configuration that the device plugin refuses or does not know. Empty if there is none. If
-    `parse_yaml` does not accept the text, the only flaw says so."""
+def find_flaws(text: str) -> tuple[BadField, ...]:
+    """Return every field of a configuration that the device plugin refuses or does not know."""
     try:
         return tuple(_find(parse_yaml(text), _CONFIG, ""))
     except Unreadable as error:
-        return (Flaw("", f"the device plugin cannot read it: {error}"),)
+        return (BadField.of("", f"the device plugin cannot read it: {error}"),)
 
 
 def field_of(item: object, name: str) -> Any:
-    """Return the value of the first field of a map that has this name, compared case-insensitively as by Go's
-    encoding/json. None if the map has no such field, or if `item` is not a map."""
+    """Return the value of the first field of a map that has this name, compared case-insensitively as by Go's encoding/json; else None."""
     fields = item if isinstance(item, dict) else {}
     return next((fields[key] for key in fields if str(key).lower() == name.lower()), None)
 
 
-def _is_choice(item: Any) -> bool:
-    """Whether the plugin can parse the value of `devices`: `all`, a positive number, or a list of whole numbers and
-    device names, which may be empty. The plugin does not use the value, and shares all devices."""
-    if isinstance(item, list):
-        return all(
-            is_whole(device) or (isinstance(device, str) and _DEVICE.fullmatch(device)) for device in item
-        )
-    return item == "all" or (is_whole(item) and item > 0)
-
-
 def _is_text(item: object, pattern: str | re.Pattern[str] = "") -> bool:
-    """Whether the value is a string that the pattern matches completely. Without a pattern, any string will do."""
     return isinstance(item, str) and (not pattern or re.fullmatch(pattern, item) is not None)
+
+
+def _is_choice(item: Any) -> bool:
+    # The plugin does not use the value, and shares all devices.
+    if isinstance(item, list):
+        return all(is_whole(device) or _is_text(device, _DEVICE) for device in item)
+    return item == "all" or (is_whole(item) and item > 0)
 
 
 _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
@@ -93,13 +267,10 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "replicas": (lambda item: is_whole(item) and item > 1, "a whole number of at least 2, without quotes"),
     "devices": (_is_choice, "all, a number or a list of devices"),
 }
-"""The kinds of field values. Each has a function that tests a value, and the words with which a message says what is
-expected."""
+"""The kinds of field values, each with a test and the words with which a message says what is expected."""
 
 
 def _all(kind: str, names: str) -> dict[str, Any]:
-    """Return the part of a configuration's format that declares several fields of one kind. `names` are the fields,
-    separated by spaces."""
     return dict.fromkeys(names.split(), kind)
 
 
@@ -123,16 +294,13 @@ _CONFIG = {
     "sharing": _SHARING,
     "imex": {"channelIDs": ["number"], "required": "flag"},
 }
-"""The format of a configuration. `!` marks a required field. In maps with required fields the names are
-case-sensitive; in all others they are not."""
+"""The format of a configuration."""
 _PLACES = {"flags": _FLAGS, "sharing": _SHARING, "sharing.timeSlicing": _BLOCK, "its resources": _ROW}
 """The blocks of a configuration, by the name that a message gives them."""
 
 
-def _find(item: Any, wanted: Any, path: str) -> Iterator[Flaw]:
-    """Yield the flaws of the value at `path`. `wanted` is the format that it should have: a kind in _KINDS, a map of
-    formats by field, or a list with the format of its items. Where a map or a list is wanted, null counts as an
-    empty one."""
+def _find(item: Any, wanted: Any, path: str) -> Iterator[BadField]:
+    """Yield the bad fields of the value at `path`. `wanted` is a kind, a map of formats by field, or a list with the format of its items."""
     words = "a map" if isinstance(wanted, dict) else "a list"
     if isinstance(wanted, str):
         accepts, words = _KINDS[wanted]
@@ -145,31 +313,24 @@ def _find(item: Any, wanted: Any, path: str) -> Iterator[Flaw]:
             yield from _find(row, wanted[0], f"{path}[{index}]")
         return
     shown = cut(json.dumps(item, default=str), 60)
-    yield Flaw(path, f"the device plugin rejects {shown}: it expects {words}")
+    yield BadField.of(path, f"the device plugin rejects {shown}: it expects {words}")
 
 
-def _find_in_map(fields: Mapping[Any, Any], wanted: Mapping[str, Any], path: str) -> Iterator[Flaw]:
-    """Yield the flaws of a map at `path`: unknown fields, which the plugin ignores (`refused` is False), and, as
-    refused, fields that have the wrong format or are missing. A required field that is null or an empty list counts as
-    missing, and a null `mps` as not set. Names are case-sensitive only if the map has required fields."""
+def _find_in_map(fields: Mapping[Any, Any], wanted: Mapping[str, Any], path: str) -> Iterator[BadField]:
     needed = [name.rstrip("!") for name in wanted if name.endswith("!")]
     known = {name.rstrip("!") if needed else name.lower(): inner for name, inner in wanted.items()}
     for key, item in fields.items():
         where, name = f"{path}.{key}".lstrip("."), str(key) if needed else str(key).lower()
         if name not in known:
-            yield Flaw(where, f"the device plugin ignores this field{_belongs(str(key))}", refused=False)
+            places = {one.rstrip("!"): place for place, names in reversed(_PLACES.items()) for one in names}
+            place = places.get(str(key))
+            belongs = f", which belongs to {place}" if place else did_you_mean(str(key), places)
+            yield BadField.of(where, f"the device plugin ignores this field{belongs}", refused=False)
         elif item is not None or name not in (*needed, "mps"):
             yield from _find(item, known[name], where)
     for name in needed:
         if fields.get(name) in (None, []):
-            yield Flaw(f"{path}.{name}", "the device plugin needs this field")
-
-
-def _belongs(key: str) -> str:
-    """Return a clause that names the first block of the configuration in which the field `key` exists, spelled exactly
-    like this, or else the field of any block that is most like it. Empty if there is none."""
-    places = {name.rstrip("!"): place for place, fields in reversed(_PLACES.items()) for name in fields}
-    return f", which belongs to {places[key]}" if key in places else did_you_mean(key, places)
+            yield BadField.of(f"{path}.{name}", "the device plugin needs this field")
 
 
 MigStrategy = Literal["none", "single", "mixed"]
@@ -188,8 +349,7 @@ content.
 
 
 def default_entry(stack: StackView) -> str:
-    """Return the name of the entry that the device plugin uses on a node without the label. Empty if there is none, in
-    which case nothing is shared, or if there is neither a ClusterPolicy nor NVIDIA's chart.
+    """Return the name of the entry that the device plugin uses on a node without the label; empty if nothing is shared.
 
     NVIDIA's own chart uses the entry named NEUTRAL_KEY, if there is one, unless its values name another one (b.4).
     """
@@ -202,8 +362,7 @@ def default_entry(stack: StackView) -> str:
 SharingStrategy = Literal["time-slicing", "mps"]
 """A value of the label nvidia.com/gpu.sharing-strategy, which GFD writes."""
 _BLOCKS: Mapping[SharingStrategy, str] = {"mps": "mps", "time-slicing": "timeSlicing"}
-"""The key below `sharing` for each strategy, in order of precedence: if both are present, the plugin uses mps
-(b.3)."""
+"""The key below `sharing` for each strategy, in order of precedence: if both are present, the plugin uses mps (b.3)."""
 
 
 @value
@@ -215,9 +374,7 @@ class Sharing:
     rename: bool = False
     """Whether `.shared` is appended to the name of the shared resource."""
     fail_requests_greater_than_one: bool = False
-    """Whether a container that requests more than one device is refused."""
     strategy: SharingStrategy = "time-slicing"
-    """How the pods share the device."""
 
 
 @value
@@ -225,28 +382,28 @@ class PluginConfig:
     """The effect of one configuration on the device plugin."""
 
     mig_strategy: MigStrategy = "none"
-    """The strategy that decides under which resource names MIG instances are advertised."""
     sharing: Sharing | None = None
     """How several pods share a device, or None if each pod has a whole device."""
 
+    @property
+    def replicas(self) -> int:
+        """How many pods share one device of the first resource; 1 without sharing."""
+        return self.sharing.replicas[0][1] if self.sharing is not None else 1
+
     def on(self, names: Container[str]) -> "PluginConfig":
-        """Return the configuration without the rows for resources that are not in `names`. These rows have no effect
-        on a node without these resources. If no row is left, nothing is shared."""
+        """Return the configuration without the rows for resources that are not in `names`, which have no effect on a node without these."""
         if self.sharing is None:
             return self
         rows = tuple(row for row in self.sharing.replicas if row[0] in names)
         return replace(self, sharing=replace(self.sharing, replicas=rows) if rows else None)
 
     def same_effect(self, other: "PluginConfig", *, with_mig: bool) -> bool:
-        """Whether both configurations share devices in the same way: with the same strategy, resources, replicas,
-        renaming and limit for requests. The MIG strategies must also be equal if the node has MIG instances
-        (`with_mig`)."""
+        """Whether both configurations share devices in the same way. The MIG strategies count only if the node has MIG instances."""
         return self.sharing == other.sharing and (not with_mig or self.mig_strategy == other.mig_strategy)
 
 
 @lru_cache(maxsize=256)
 def render(config: PluginConfig) -> str:
-    """Return the configuration as YAML. Equal configurations give equal YAML."""
     document: dict[str, Any] = {"version": "v1", "flags": {"migStrategy": config.mig_strategy}}
     if config.sharing is not None:
         document["sharing"] = {
@@ -261,45 +418,34 @@ def render(config: PluginConfig) -> str:
 
 @lru_cache(maxsize=1024)
 def parse(text: str) -> PluginConfig | None:
-    """Return the effect of a configuration, given as YAML, or None if the device plugin would not start with it. If it
-    has both mps and timeSlicing, mps counts."""
+    """Return the effect of a configuration, given as YAML, or None if the device plugin would not start with it."""
     if any(flaw.refused for flaw in find_flaws(text)):
         return None
     document = parse_yaml(text)
     strategy = STRATEGIES[field_of(field_of(document, "flags"), "migStrategy") or "none"]
     for kind, block in _BLOCKS.items():
         if (sharing := field_of(field_of(document, "sharing"), block)) is not None:
-            return PluginConfig(strategy, _parse_sharing(sharing, kind))
+            rows = [(row["name"], row["replicas"]) for row in sharing["resources"]]
+            fails = sharing.get("failRequestsGreaterThanOne")
+            shared = Sharing(
+                tuple(sorted((name if "/" in name else f"nvidia.com/{name}", count) for name, count in rows)),
+                bool(sharing.get("renameByDefault")),
+                kind == "mps" if fails is None else fails,  # the default of MPS is true (b.3)
+                kind,
+            )
+            return PluginConfig(strategy, shared)
     return PluginConfig(strategy)
-
-
-def _parse_sharing(block: Mapping[str, Any], strategy: SharingStrategy) -> Sharing:
-    """Return the effect of a block of `sharing`, with its rows sorted. A name without a prefix gets `nvidia.com/`. If
-    failRequestsGreaterThanOne is not set, it is True for MPS and False for time-slicing. `find_flaws` must have found
-    nothing in the block that the plugin refuses."""
-    rows = [(row["name"], row["replicas"]) for row in block["resources"]]
-    fails = block.get("failRequestsGreaterThanOne")
-    return Sharing(
-        tuple(sorted((name if "/" in name else f"nvidia.com/{name}", count) for name, count in rows)),
-        bool(block.get("renameByDefault")),
-        strategy == "mps" if fails is None else fails,  # the default of MPS is true (b.3)
-        strategy,
-    )
 
 
 @lru_cache(maxsize=1024)
 def key_for(policy: str, content: str) -> str:
-    """Return the name of an entry for `policy`: the name of the policy, cut to 55 characters so that the result fits a
-    label value, a hyphen, and a hash of the content. Hyphens and dots at the end of the cut name are removed."""
+    """Return the name of an entry for `policy`, which ends with a hash of the content and fits a label value."""
     return f"{policy[:55].rstrip('-.')}-{_digest(content)}"
 
 
 def is_named_after(content: str, key: str) -> bool:
-    """Whether the key ends with the hash of this content, as `key_for` makes it, so that it can have only one
-    meaning."""
     return key.endswith(f"-{_digest(content)}")
 
 
 def _digest(content: str) -> str:
-    """Return the first seven hexadecimal digits of the content's SHA-256."""
     return sha256(content.encode(errors="surrogatepass")).hexdigest()[:7]

@@ -1,72 +1,124 @@
-"""Checks whether a node is what it should be. The checks of an actuator query the sources of proof in order, and the
-first disagreement is the result. CHECKS are those of the actuator that follows labels.
-
-    source             proves                                             reason when it disagrees
-    agent              it can read, with NVML open                        AgentError, ObservationPending
-    NVML (agent)       instances per GPU, MIG mode, compute mode          LayoutMismatch ...
-    mig.config(.state) mig-manager has applied this very layout           ActuatorBusy, ActuatorFailed, LabelMismatch
-    gpu.deploy.*       no operand is paused                               OperandsPaused
-    GFD labels         plugin and GFD read the new configuration          LabelMismatch
-    allocatable        the scheduler sees exactly the predicted counts    AllocatableMismatch
-
-A source is checked only if it exists for the mode and the card (docs/design/transition.md#proof). The checks keep no
-state, so the same ones adopt a node, find drift and prove a change. The caller makes sure that what proves a change is
-more recent than the change (`transition/requests.py`).
-
-Terms: docs/design/glossary.md#drift.
-"""
+"""Whether a node is what its target wants, according to five sources."""
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
+from functools import lru_cache
+from typing import TypeAlias
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode
+from gpusharing.planning.gpus.cards import bare_product, find_card
 from gpusharing.planning.gpus.geometry import Layout, resource_name
 from gpusharing.planning.gpus.health import REACHABLE
-from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.views import Hardware, NodeView, ObservedView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted import toolversions
-from gpusharing.planning.wanted.gfdlabels import expected_gfd_labels
+from gpusharing.planning.wanted import target as toolversions
 from gpusharing.planning.wanted.migfile import resolve_name
-from gpusharing.planning.wanted.pluginconfig import (
-    STRATEGIES,
-    PluginConfig,
-    default_entry,
-    parse,
-)
+from gpusharing.planning.wanted.pluginconfig import STRATEGIES, PluginConfig, default_entry, parse
 from gpusharing.planning.wanted.target import Target, describe_layouts, is_plugin_resource, predict_resources
+
+
+def expected_gfd_labels(target: Target, observed: ObservedView) -> tuple[Mapping[str, str], ...]:
+    """Return the label sets that GPU Feature Discovery may write for the target (docs/design/nvidia.md#c): product, counts, replicas, sharing and MIG strategy.
+
+    There is one set for each card model on the node. If there are whole GPUs, only their models have a set, because GFD
+    writes their labels last. GFD counts each model separately and overwrites the labels of one with those of the next,
+    in an order that may change at each run (k8s-device-plugin v0.19.3, internal/lm/mig-strategy.go).
+
+    Raises ValueError unless the target has one layout for each observed GPU.
+    """
+    products = tuple(bare_product(gpu.product) for gpu in observed.gpus)
+    return _expect(target.layouts, target.plugin, products)
+
+
+@lru_cache(maxsize=1024)
+def _expect(
+    layouts: tuple[Layout | None, ...], plugin: PluginConfig, products: tuple[str, ...]
+) -> tuple[Mapping[str, str], ...]:
+    replicas, sharing = str(plugin.replicas), plugin.sharing
+    shared = "-SHARED" if sharing and not sharing.rename else ""
+    labels = {
+        names.LABEL_GPU_REPLICAS: replicas,
+        names.LABEL_SHARING_STRATEGY: sharing.strategy if sharing else "none",
+    }
+    whole = [product for product, layout in zip(products, layouts, strict=True) if layout is None]
+    if len(whole) == len(products):
+        if sharing and sharing.strategy == "mps":
+            labels[names.LABEL_MPS_CAPABLE] = "true"
+        return tuple(
+            {names.LABEL_GPU_COUNT: str(count), **labels, names.LABEL_GPU_PRODUCT: product + shared}
+            for product, count in Counter(products).items()
+        )
+    instances: Counter[str] = Counter()
+    for layout in layouts:
+        instances.update(dict(layout or ()))
+    if plugin.mig_strategy == "single":
+        common = {names.LABEL_MIG_STRATEGY: "single", names.LABEL_GPU_COUNT: str(instances.total()), **labels}
+        profile = next(layout[0][0] for layout in layouts if layout)
+        suffix = f"-MIG-{profile.replace('+', '.')}{shared}"
+    else:
+        common, suffix = {names.LABEL_MIG_STRATEGY: "mixed"}, shared if whole else ""
+        for profile, count in instances.items():
+            common[f"{resource_name(profile)}.count"] = str(count)
+            common[f"{resource_name(profile)}.replicas"] = replicas
+    shown = dict.fromkeys(whole or products)
+    return tuple({**common, names.LABEL_GPU_PRODUCT: product + suffix} for product in shown)
+
+
+def future_labels(
+    node: NodeView, target: Target, observed: ObservedView, policy: str
+) -> tuple[Mapping[str, str], ...]:
+    """Return all labels that the node will have when the change to `target` is done, once for each label set that GFD may write.
+
+    `policy` is the name of the policy that will own the node. Labels about MIG that GFD will no longer write are left
+    out, and any other label whose future value is unknown keeps its present value. The memory of an instance is taken
+    from the GB in the name of its profile. Raises ValueError unless the target has one layout for each observed GPU.
+    """
+    strategy, before = target.plugin.mig_strategy, node.labels.get(names.LABEL_MIG_STRATEGY, "none")
+    own = {**node.labels, names.LABEL_MODE: target.routing, names.LABEL_POLICY: policy}
+    if (observed.hardware.layouts, before) != (target.layouts, strategy):
+        # GFD writes the last three only under strategy single, from what NVML reports about the instances.
+        of_instances = ("nvidia.com/gpu.multiprocessors", "nvidia.com/gpu.slices.", "nvidia.com/gpu.engines.")
+        gone = (names.LABEL_MIG_STRATEGY, *(() if strategy == "single" else of_instances))
+        profiles = {profile for layout in target.layouts for profile, _ in layout or ()}
+        described = tuple(f"{resource_name(one)}." for one in profiles) if strategy == "mixed" else ()
+        own = {
+            key: value
+            for key, value in own.items()
+            if not key.startswith(gone)
+            and (not key.startswith(names.RESOURCE_MIG_PREFIX) or key.startswith(described))
+        }
+        if "single" in (strategy, before) and (memory := _find_memory(target, observed)):
+            own["nvidia.com/gpu.memory"] = str(memory)
+    own |= {names.LABEL_MPS_CAPABLE: "false", names.LABEL_PLUGIN_CONFIG: target.plugin_key}
+    if not target.plugin_key:
+        del own[names.LABEL_PLUGIN_CONFIG]
+    if target.mig_config:
+        own |= {names.LABEL_MIG_CONFIG: target.mig_config, names.LABEL_MIG_STATE: "success"}
+    if strategy == "mixed" and None not in target.layouts:
+        own |= {names.LABEL_GPU_REPLICAS: "0", names.LABEL_SHARING_STRATEGY: "none"}
+        own[names.LABEL_GPU_COUNT] = str(len(target.layouts))
+    return tuple({**own, **written} for written in expected_gfd_labels(target, observed))
+
+
+def _find_memory(target: Target, observed: ObservedView) -> int:
+    """Return the MiB that the label gpu.memory will have: an instance's under strategy single, else the whole card's; 0 if unknown."""
+    gpu, layout = observed.gpus[0], target.layouts[0]
+    if target.plugin.mig_strategy == "single" and layout:
+        return 1024 * next((one.memory_gb for one in gpu.profiles if one.name == layout[0][0]), 0)
+    card = find_card(gpu.product)
+    return (card.memory_mib or 1024 * card.memory_gb) if card is not None else 0
+
 
 SETTING = 'WITH_REBOOT "true" in ClusterPolicy migManager.env'
 """The setting that lets the GPU Operator's mig-manager reboot a node whose GPUs cannot be reset, for messages."""
-
-
-def tell_guest_reset(observed: ObservedView | None, stack: StackView) -> str:
-    """Return a clause that says why a MIG mode may stay pending in a virtual machine, and which setting helps; it
-    begins with a semicolon. Empty if no GPU is known to need a reset by its virtual machine, if the setting is on
-    already, or if there is neither a ClusterPolicy nor a mig-manager alongside NVIDIA's chart."""
-    policy, kinds = stack.cluster_policy, observed.hardware.kinds if observed is not None else ()
-    if policy is None or policy.with_reboot:
-        return ""
-    setting = SETTING
-    if policy.plain is not None:
-        if not policy.plain.mig_manager:
-            return ""
-        setting = f'WITH_REBOOT "true" in the environment of DaemonSet {policy.plain.mig_manager}'
-    if not any(gpu.reset_in_guest for gpu in kinds):
-        return ""
-    return (
-        "; a virtual machine often cannot reset a GPU that is passed through to it, so only a reboot of the node"
-        f" switches the mode: set {setting}, or reboot the node yourself"
-    )
-
-
 EXCLUSIVE = "ExclusiveProcess"
 """The compute mode of a GPU that an MPS daemon serves."""
 MPS_DAEMONS = frozenset({"nvidia-cuda-mps-server", "nvidia-cuda-mps-control"})
@@ -80,16 +132,11 @@ class Comparison:
     """One node with the target that it is compared with."""
 
     node: NodeView
-    """The Node as it is now."""
     observed: ObservedView
-    """The latest report of its agent."""
     target: Target
-    """What the node should be."""
     stack: StackView
-    """NVIDIA's components, and our ConfigMaps."""
     gfd_timestamp: str = ""
-    """GFD's timestamp from before the change. As long as the label still has this value, GFD has not restarted and
-    proves nothing. Empty if GFD need not restart."""
+    """GFD's timestamp from before the change. As long as the label still has this value, GFD has not restarted and proves nothing. Empty if GFD need not restart."""
 
 
 class Source(StrEnum):
@@ -105,46 +152,161 @@ class Source(StrEnum):
     SLICES = "ResourceSlices"
 
 
-@value
-class Check:
-    """A check of one thing that a source reports."""
-
-    find: Callable[[Comparison], str | Finding]
-    """Returns a message if the source disagrees with the target, or a Finding if the disagreement has a reason of its
-    own. Returns an empty string if the source agrees."""
-    reason: Reason
-    """The reason of the disagreement, unless `find` returns a Finding."""
-    source: Source
-    """The source that this check is about."""
+Checked: TypeAlias = Iterator[tuple[Source, Finding]]
+"""The disagreements of the sources with a target, in the order in which the sources are checked."""
+Checks: TypeAlias = Callable[[Comparison], Checked]
 
 
-def _unreadable(compared: Comparison) -> str:
-    """Return a message with the agent's error if it cannot read the GPUs, else an empty string."""
-    return f"the agent cannot read the GPUs: {compared.observed.error}" if compared.observed.error else ""
+def find_mismatch(compared: Comparison, checks: Checks) -> Finding | None:
+    """Return the first disagreement with the target. Later checks are not made."""
+    return next((found for _, found in checks(compared)), None)
 
 
-def _quiet(compared: Comparison) -> str:
-    """Return a message if the agent has closed NVML for a change, so that its report may be outdated, else an empty
-    string."""
-    return (
-        "the agent has closed NVML for the change, so its last reading may be out of date"
-        if compared.observed.quiet
-        else ""
-    )
+def find_disagreements(compared: Comparison, checks: Checks) -> dict[Source, Finding]:
+    """Return the first disagreement of each source that disagrees. For people; decisions use `find_mismatch`."""
+    results: dict[Source, Finding] = {}
+    for source, found in checks(compared):
+        results.setdefault(source, found)
+    return results
 
 
-def _unreachable(compared: Comparison) -> str:
-    """Return a message about the first GPU that does not answer, so that its present state is unknown. Empty if all
-    GPUs answer."""
-    gone = next((gpu for gpu in compared.observed.hardware.kinds if gpu.vitals.access != REACHABLE), None)
-    if gone is None:
+def agent_checks(compared: Comparison) -> Checked:
+    """Check what the agent reads. It comes first with every actuator, because every other source may be stale."""
+    observed, target = compared.observed, compared.target
+    kinds, layouts = observed.hardware.kinds, observed.hardware.layouts
+    if observed.error:
+        text = f"the agent cannot read the GPUs: {observed.error}"
+        yield Source.AGENT, Finding(Reason.AGENT_ERROR, text)
+    if observed.quiet:
+        text = "the agent has closed NVML for the change, so its last reading may be out of date"
+        yield Source.AGENT, Finding(Reason.OBSERVATION_PENDING, text)
+    if gone := next((gpu for gpu in kinds if gpu.vitals.access != REACHABLE), None):
+        text = (
+            f"GPU {gone.index} is not responding, so its last known state is shown; see the Healthy condition"
+        )
+        yield Source.NVML, Finding(Reason.GPU_UNHEALTHY, text)
+    if text := find_withheld(target, observed):
+        yield Source.NVML, Finding(Reason.AGENT_LACKS_RIGHTS, text)
+    if text := find_missing(compared.node, observed):
+        yield Source.NVML, Finding(Reason.GPU_MISSING, text)
+    if layouts != target.layouts:
+        text = f"NVML shows {describe_layouts(layouts)} instead of {describe_layouts(target.layouts)}"
+        yield Source.NVML, Finding(Reason.LAYOUT_MISMATCH, text)
+    if waits := next((gpu for gpu in kinds if gpu.mig_pending), None):
+        cause = tell_guest_reset(observed, compared.stack)
+        text = f"a MIG mode change is pending until the GPU is reset or the node reboots{cause}"
+        yield Source.NVML, Finding(Reason.MIG_MODE_PENDING, f"GPU {waits.index}: {text}")
+
+
+def mig_checks(compared: Comparison) -> Checked:
+    labels, paused = compared.node.labels, paused_operands(compared.node)
+    if text := _check_mig_config(compared):
+        yield Source.MIG_MANAGER, Finding(Reason.LABEL_MISMATCH, text)
+    config = labels.get(names.LABEL_MIG_CONFIG, "") if compared.target.mig_config else ""
+    state = labels.get(names.LABEL_MIG_STATE, "")
+    if config and state == "failed":
+        text = f"mig-manager failed to apply {config}; its pod's log shows why"
+        yield Source.MIG_MANAGER, Finding(Reason.ACTUATOR_FAILED, text)
+    elif config and state != "success":
+        text = f"mig-manager is applying {config} (state {state or 'not reported yet'})"
+        yield Source.MIG_MANAGER, Finding(Reason.ACTUATOR_BUSY, text)
+    if paused:
+        are, where = "is" if len(paused) == 1 else "are", compared.node.name
+        text = f"{', '.join(paused)} {are} still paused for a MIG change or a driver upgrade on {where}"
+        yield Source.OPERANDS, Finding(Reason.OPERANDS_PAUSED, text)
+
+
+def label_checks(compared: Comparison) -> Checked:
+    node, target, labels = compared.node, compared.target, compared.node.labels
+    yield from agent_checks(compared)
+    yield from mig_checks(compared)
+    if text := _check_plugin_config(compared):
+        yield Source.PLUGIN, Finding(Reason.LABEL_MISMATCH, text)
+    for gpu in compared.observed.hardware.kinds if target.mode is Mode.MPS else ():
+        # The MPS daemon sets a GPU to exclusive mode and restores Default when it stops cleanly
+        # (docs/design/hardware.md#mps-mode).
+        if gpu.compute_mode not in (EXCLUSIVE, "NotSupported"):
+            text = (
+                f"GPU {gpu.index} is in compute mode {gpu.compute_mode}: the MPS daemon does not serve it yet"
+            )
+            yield Source.NVML, Finding(Reason.MPS_NOT_RUNNING, text)
+    # After the plugin, because a GPU is rightly exclusive as long as the plugin is configured for MPS.
+    yield from compute_mode_checks(compared)
+    if (before := compared.gfd_timestamp) and labels.get(names.LABEL_GFD_TIMESTAMP) == before:
+        # config-manager changes the configuration and then sends a signal. If it fails in between, no signal is sent.
+        text = f"has not restarted since the change; if this persists, delete its pod on {node.name}"
+        yield Source.GFD, Finding(Reason.LABEL_MISMATCH, f"GPU Feature Discovery {text}")
+    possible = expected_gfd_labels(target, compared.observed)
+    shown = labels.get(names.LABEL_GPU_PRODUCT, "")
+    # Compare with the card model whose product the labels show.
+    expected = next((one for one in possible if one[names.LABEL_GPU_PRODUCT] == shown), possible[-1])
+    for label, due in expected.items():
+        if (now := labels.get(label, "absent")) != due:
+            products = " or ".join(one[names.LABEL_GPU_PRODUCT] for one in possible)
+            should = products if label == names.LABEL_GPU_PRODUCT else due
+            text = f"label {label} is {now}, but should be {should}"
+            yield Source.GFD, Finding(Reason.LABEL_MISMATCH, text)
+    counts, wanted = served(node), dict(target.resources)
+    if counts != wanted:
+        text = f"the node advertises {_tell_counts(counts)} instead of {_tell_counts(wanted)}"
+        if counts == toolversions.counts_without_suffixes(wanted):
+            yield Source.ALLOCATABLE, Finding(Reason.PLUGIN_TOO_OLD, f"{text}: {toolversions.ADVICE}")
+        yield Source.ALLOCATABLE, Finding(Reason.ALLOCATABLE_MISMATCH, text)
+
+
+def compute_mode_checks(compared: Comparison) -> Checked:
+    if compared.target.mode is not Mode.MPS and (found := find_exclusive(compared.observed.hardware)):
+        yield Source.NVML, Finding.of(found, Reason.COMPUTE_MODE)
+
+
+def _tell_counts(resources: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(resources.items())) or "no GPU resource"
+
+
+def _check_mig_config(compared: Comparison) -> str:
+    wanted, config = compared.target.mig_config, compared.node.labels.get(names.LABEL_MIG_CONFIG, "")
+    if config == wanted or not wanted:
         return ""
-    return f"GPU {gone.index} is not responding, so its last known state is shown; see the Healthy condition"
+    if not config:
+        unset = "is not set: mig-manager would not restore this layout after a reboot"
+        return f"{names.LABEL_MIG_CONFIG} {unset}" if compared.target.with_mig else ""
+    meaning = resolve_name(config, compared.node.name, compared.observed.gpus, compared.stack)
+    same = meaning == compared.target.layouts
+    return "" if same else f"{names.LABEL_MIG_CONFIG} is {config}, but should be {wanted}"
+
+
+def _check_plugin_config(compared: Comparison) -> str:
+    target, key = compared.target, compared.node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
+    if key == target.plugin_key:
+        return ""  # if somebody deletes the entry, it is written again (configmaps.py), and nothing changes on the node
+    if not target.plugin_key:
+        return f"{names.LABEL_PLUGIN_CONFIG} is {key}, but should be absent: the default entry has the same effect"
+    config = effective_plugin_config(compared.node, compared.stack)
+    if config is None:
+        return f"{names.LABEL_PLUGIN_CONFIG} is {key}, which names no known configuration"
+    if config.sharing is not None:  # rows for resources that this node does not have have no effect
+        config = config.on(predict_resources(target.layouts, PluginConfig(target.plugin.mig_strategy)))
+    if config.same_effect(target.plugin, with_mig=target.with_mig):
+        return ""
+    return f"{names.LABEL_PLUGIN_CONFIG} is {key or 'not set'}, but should be {target.plugin_key}"
+
+
+def keep_names(compared: Comparison) -> Target:
+    """Return the target with the names that the node's two configuration labels have now, as far as these mean the same on this node.
+
+    mig-manager's label may be missing only if the GPUs have the target's layouts, because otherwise it must be written.
+    """
+    target, labels, observed = compared.target, compared.node.labels, compared.observed
+    config = labels.get(names.LABEL_MIG_CONFIG, "")
+    named = config or observed.hardware.layouts == target.layouts
+    if target.mig_config and named and not _check_mig_config(compared):
+        target = replace(target, mig_config=config)
+    if not _check_plugin_config(compared):
+        target = replace(target, plugin_key=labels.get(names.LABEL_PLUGIN_CONFIG, ""))
+    return target
 
 
 def find_withheld(target: Target, observed: ObservedView) -> str:
-    """Return a message if the agent is not allowed to list the MIG instances of a GPU, so that its report proves no
-    layout. Empty if there is no such GPU, or if the target has no MIG and no GPU has MIG on."""
     kinds = observed.hardware.kinds
     blind = next((gpu for gpu in kinds if gpu.instances_withheld), None)
     if blind is None or not (target.with_mig or any(gpu.mig_enabled for gpu in kinds)):
@@ -156,8 +318,6 @@ def find_withheld(target: Target, observed: ObservedView) -> str:
 
 
 def find_missing(node: NodeView, observed: ObservedView) -> str:
-    """Return a message with the remedy if NVML lists fewer GPUs than were last proven on the node. Empty if it lists
-    as many or more, or if nothing was proven there."""
     proven, listed = node.verified.gpus if node.verified else 0, len(observed.gpus)
     if listed >= proven:
         return ""
@@ -168,92 +328,34 @@ def find_missing(node: NodeView, observed: ObservedView) -> str:
     )
 
 
-def _other_layout(compared: Comparison) -> str:
-    """Return a message if the GPUs' layouts according to NVML differ from those of the target, else an empty
-    string."""
-    layouts = compared.observed.hardware.layouts
-    if layouts == compared.target.layouts:
+def tell_guest_reset(observed: ObservedView | None, stack: StackView) -> str:
+    """Return a clause that says why a MIG mode may stay pending in a virtual machine, and which setting helps."""
+    policy, kinds = stack.cluster_policy, observed.hardware.kinds if observed is not None else ()
+    if policy is None or policy.with_reboot or not any(gpu.reset_in_guest for gpu in kinds):
         return ""
-    return f"NVML shows {describe_layouts(layouts)} instead of {describe_layouts(compared.target.layouts)}"
-
-
-def _mode_pending(compared: Comparison) -> str:
-    """Return a message about the first GPU whose MIG mode is still waiting for a reset or reboot, else an empty
-    string."""
-    pending = next((gpu for gpu in compared.observed.hardware.kinds if gpu.mig_pending), None)
-    if pending is None:
-        return ""
-    cause = tell_guest_reset(compared.observed, compared.stack)
+    setting = SETTING
+    if policy.plain is not None:
+        if not policy.plain.mig_manager:
+            return ""
+        setting = f'WITH_REBOOT "true" in the environment of DaemonSet {policy.plain.mig_manager}'
     return (
-        f"GPU {pending.index}: a MIG mode change is pending until the GPU is reset or the node reboots{cause}"
+        "; a virtual machine often cannot reset a GPU that is passed through to it, so only a reboot of the node"
+        f" switches the mode: set {setting}, or reboot the node yourself"
     )
-
-
-def _mig_config(compared: Comparison) -> str:
-    """Return a message if the label mig.config has neither the target's value nor another one that gives the GPUs the
-    target's layouts. A missing label counts only if the target has MIG. Empty if the target does not use the label."""
-    wanted, config = compared.target.mig_config, compared.node.labels.get(names.LABEL_MIG_CONFIG, "")
-    if config == wanted or not wanted:
-        return ""
-    if not config:
-        unset = (
-            f"{names.LABEL_MIG_CONFIG} is not set: mig-manager would not restore this layout after a reboot"
-        )
-        return unset if compared.target.with_mig else ""
-    meaning = resolve_name(config, compared.node.name, compared.observed.gpus, compared.stack)
-    same = meaning == compared.target.layouts
-    return "" if same else f"{names.LABEL_MIG_CONFIG} is {config}, but should be {wanted}"
-
-
-def _mig_failed(compared: Comparison) -> str:
-    """Return a message if mig-manager reports a failure. Empty if it does not, if the label mig.config is missing, or
-    if the target does not need mig-manager."""
-    config, state = _mig_state(compared)
-    failed = config and state == "failed"
-    return f"mig-manager failed to apply {config}; its pod's log shows why" if failed else ""
-
-
-def _mig_busy(compared: Comparison) -> str:
-    """Return a message if mig-manager's state is not `success`. Empty if it is, if the label mig.config is missing, or
-    if the target does not need mig-manager. The state `failed` is reported by `_mig_failed`, which is checked
-    first."""
-    config, state = _mig_state(compared)
-    busy = config and state != "success"
-    return f"mig-manager is applying {config} (state {state or 'not reported yet'})" if busy else ""
-
-
-def _mig_state(compared: Comparison) -> tuple[str, str]:
-    """Return the values of the labels mig.config and mig.config.state. Each is empty if the label is missing. The
-    first is also empty if the target does not need mig-manager."""
-    labels = compared.node.labels
-    config = labels.get(names.LABEL_MIG_CONFIG, "") if compared.target.mig_config else ""
-    return config, labels.get(names.LABEL_MIG_STATE, "")
 
 
 _PAUSABLE = tuple((operand, names.LABEL_DEPLOY_PREFIX + operand) for operand in names.DEPLOY_PAUSABLE)
 
 
 def paused_operands(node: NodeView) -> tuple[str, ...]:
-    """Return the names of the operands that are still paused for a MIG change or a driver upgrade, in the order of
-    `names.DEPLOY_PAUSABLE` (docs/design/nvidia.md#a1, d.4). Other operands are not checked."""
+    """Return the names of the operands that are still paused for a MIG change or a driver upgrade (docs/design/nvidia.md#a1, d.4)."""
     if not (labels := node.held_off):
         return ()
     return tuple([operand for operand, label in _PAUSABLE if "paused-for-" in labels.get(label, "")])
 
 
-def _paused(compared: Comparison) -> str:
-    """Return a message that lists the paused operands (`paused_operands`), or an empty string if there are none."""
-    paused = paused_operands(compared.node)
-    are = "is" if len(paused) == 1 else "are"
-    change = "for a MIG change or a driver upgrade"
-    return f"{', '.join(paused)} {are} still paused {change} on {compared.node.name}" if paused else ""
-
-
 def effective_plugin_config(node: NodeView, stack: StackView) -> PluginConfig | None:
-    """Return the configuration that the node's device plugin uses now. The entry that the node's label names counts, or
-    without a label the default entry. Without either, or where NVIDIA's DRA driver takes the plugin's place, nothing is
-    shared. A valid MIG strategy in ClusterPolicy overrides that of the entry. None if the entry does not exist or the
-    plugin refuses it (b.4)."""
+    """Return the configuration that the node's device plugin uses now, or None if its entry does not exist or is refused (b.4)."""
     if stack.by_dra:
         return PluginConfig()
     key = find_entry(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack)
@@ -267,78 +369,23 @@ def effective_plugin_config(node: NodeView, stack: StackView) -> PluginConfig | 
 
 
 def find_entry(label: str, stack: StackView) -> str:
-    """Return the name of the entry that the device plugin uses on a node whose device-plugin label has the value
-    `label`, or which has no such label if `label` is empty. The result is empty if the plugin uses no entry, in
-    which case nothing is shared."""
+    """Return the name of the entry that the device plugin uses where its label has this value, or is missing (empty).
+
+    The result is empty if the plugin uses no entry, in which case nothing is shared.
+    """
     return label or default_entry(stack)
 
 
 def is_told_mps(node: NodeView, stack: StackView) -> bool:
-    """Whether the node's device plugin is configured to share the GPUs through MPS. The entry that the node's label
-    names counts, or without a label the default entry. False if there is no such entry, if the plugin refuses it, or if
-    NVIDIA's DRA driver replaces the plugin."""
     config = effective_plugin_config(node, stack)
     return config is not None and config.sharing is not None and config.sharing.strategy == "mps"
 
 
-def _plugin_config(compared: Comparison) -> str:
-    """Return a message if the entry that the device-plugin label, or else the default, names has another effect on
-    this node than the target's, or cannot be used. If the target has no label, any label is a difference. Empty
-    otherwise. If the label has the target's value, its entry is not read."""
-    key = compared.node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
-    if key == compared.target.plugin_key:
-        return ""  # if somebody deletes the entry, it is written again (configmaps.py), and nothing changes on the node
-    if not compared.target.plugin_key:
-        return f"{names.LABEL_PLUGIN_CONFIG} is {key}, but should be absent: the default entry has the same effect"
-    config = effective_plugin_config(compared.node, compared.stack)
-    if config is None:
-        return f"{names.LABEL_PLUGIN_CONFIG} is {key}, which names no known configuration"
-    target = compared.target
-    if config.sharing is not None:  # rows for resources that this node does not have have no effect
-        config = config.on(predict_resources(target.layouts, PluginConfig(target.plugin.mig_strategy)))
-    if not config.same_effect(target.plugin, with_mig=target.with_mig):
-        return (
-            f"{names.LABEL_PLUGIN_CONFIG} is {key or 'not set'}, but should be {compared.target.plugin_key}"
-        )
-    return ""
-
-
-def keep_names(compared: Comparison) -> Target:
-    """Return the target with the names that the node's two configuration labels have now, as far as these mean the same
-    on this node as the target's own names. A missing label gives an empty name. mig-manager's label may be missing only
-    if the GPUs have the target's layouts, because otherwise the label must be written."""
-    target, labels, observed = compared.target, compared.node.labels, compared.observed
-    config = labels.get(names.LABEL_MIG_CONFIG, "")
-    named = config or observed.hardware.layouts == target.layouts
-    if target.mig_config and named and not _mig_config(compared):
-        target = replace(target, mig_config=config)
-    if not _plugin_config(compared):
-        target = replace(target, plugin_key=labels.get(names.LABEL_PLUGIN_CONFIG, ""))
-    return target
-
-
-def _mps_absent(compared: Comparison) -> str:
-    """Return a message about the first GPU that the MPS daemon does not serve yet: its compute mode is neither
-    ExclusiveProcess nor NotSupported. Empty if there is none, or if the target is not MPS. The daemon sets a GPU to
-    exclusive mode and restores Default when it stops cleanly (docs/design/hardware.md#mps-mode)."""
-    if compared.target.mode is not Mode.MPS:
-        return ""
-    kinds = compared.observed.hardware.kinds
-    shared = next((gpu for gpu in kinds if gpu.compute_mode not in (EXCLUSIVE, "NotSupported")), None)
-    if shared is None:
-        return ""
-    return (
-        f"GPU {shared.index} is in compute mode {shared.compute_mode}: the MPS daemon does not serve it yet"
-    )
-
-
-def _exclusive(compared: Comparison) -> str | Finding:
-    return "" if compared.target.mode is Mode.MPS else find_exclusive(compared.observed.hardware)
-
-
 def find_exclusive(hardware: Hardware) -> str | Finding:
-    """Return why processes cannot share GPUs with MIG off, because of their compute mode, with the command that resets
-    all that MPS left behind. A Finding AGENT_LACKS_RIGHTS if the agent may not read a mode. Empty if they can."""
+    """Return why processes cannot share GPUs with MIG off, because of their compute mode, with the command that resets all that MPS left behind.
+
+    A Finding AGENT_LACKS_RIGHTS if the agent may not read a mode.
+    """
     if all(gpu.layout is not None or gpu.compute_mode in FREE for gpu in hardware.kinds):
         return ""
     odd = [gpu for gpu in hardware.gpus if gpu.layout is None and gpu.compute_mode not in FREE]
@@ -359,7 +406,6 @@ def find_exclusive(hardware: Hardware) -> str | Finding:
 
 
 def name_gpus(indexes: Sequence[int]) -> str:
-    """Return these GPUs of a node for messages, such as `GPU 0` or `GPUs 0, 1`."""
     return f"{'GPU' if len(indexes) == 1 else 'GPUs'} {', '.join(map(str, indexes))}"
 
 
@@ -373,74 +419,16 @@ def reset_command(indexes: Sequence[int], hardware: Hardware) -> str:
     return f"for gpu in {' '.join(map(str, indexes))}; do nvidia-smi -i $gpu -c 0; done"
 
 
-def _gfd_not_restarted(compared: Comparison) -> str:
-    """Return a message if the label with the start time of GPU Feature Discovery still has the value from before the
-    change, so that its other labels prove nothing. Empty if it has another value or is missing, or if GFD need not
-    restart for this change."""
-    before = compared.gfd_timestamp
-    if not before or compared.node.labels.get(names.LABEL_GFD_TIMESTAMP) != before:
-        return ""
-    # config-manager changes the configuration and then sends a signal. If it fails in between, no signal is sent.
-    text = f"has not restarted since the change; if this persists, delete its pod on {compared.node.name}"
-    return f"GPU Feature Discovery {text}"
-
-
-def _gfd_labels(compared: Comparison) -> str:
-    """Return a message about the first label of GPU Feature Discovery that does not have the value predicted for the
-    target, else an empty string. On a node with several card models, the labels are compared with the prediction
-    for the model whose product they show, or with the last prediction if they show none of these products. Raises
-    ValueError unless the target has one layout for each observed GPU, and IndexError if there are no GPUs."""
-    labels = compared.node.labels
-    possible = expected_gfd_labels(compared.target, compared.observed)
-    shown = labels.get(names.LABEL_GPU_PRODUCT, "")
-    # Compare with the model whose product the labels show.
-    expected = next((one for one in possible if one[names.LABEL_GPU_PRODUCT] == shown), possible[-1])
-    for label, due in expected.items():
-        if labels.get(label, "") != due:
-            products = " or ".join(one[names.LABEL_GPU_PRODUCT] for one in possible)
-            wanted = products if label == names.LABEL_GPU_PRODUCT else due
-            return f"label {label} is {labels.get(label, 'absent')}, but should be {wanted}"
-    return ""
-
-
 def served(node: NodeView) -> dict[str, int]:
-    """Return the GPU resources that the scheduler sees on the node now, by name with their counts: those that NVIDIA's
-    device plugin advertises, or else those of the devices that NVIDIA's DRA driver publishes. Counts of 0 are left
-    out."""
+    """Return the counts, above 0, of the GPU resources that the scheduler sees on the node now, whether of NVIDIA's device plugin or of its DRA driver."""
     plugin = {name: count for name, count in node.resources.items() if is_plugin_resource(name) and count > 0}
     return plugin if plugin or node.devices is None else dict(node.devices.resources)
-
-
-def _allocatable(compared: Comparison) -> str | Finding:
-    """Return a message if the resources of the device plugin that the node advertises are not exactly those of the
-    target, else an empty string. If they are what a device plugin before v0.20 would advertise for the target,
-    return a Finding with the reason PLUGIN_TOO_OLD instead."""
-    now = served(compared.node)
-    if now == dict(compared.target.resources):
-        return ""
-    message = f"the node advertises {_counts(now)} instead of {_counts(dict(compared.target.resources))}"
-    if now == toolversions.counts_without_suffixes(compared.target.resources):
-        return Finding(Reason.PLUGIN_TOO_OLD, f"{message}: {toolversions.ADVICE}")
-    return message
-
-
-def _counts(resources: dict[str, int]) -> str:
-    """Return the resources with their counts, sorted by name and separated by commas, or `no GPU resource` if there
-    are none."""
-    return ", ".join(f"{count} {name}" for name, count in sorted(resources.items())) or "no GPU resource"
-
-
-# What the scheduler sees where NVIDIA's DRA driver serves the GPUs, in place of the kubelet's allocatable counts and of
-# GPU Feature Discovery's labels.
 
 
 def find_slice_mismatch(
     node: NodeView, layouts: Sequence[Layout | None], observed: ObservedView | None
 ) -> str:
-    """Return how the devices that NVIDIA's DRA driver publishes for `node` differ from `layouts`, one per GPU, or from
-    the devices that the agent has read. Only the first difference is reported. Empty if they agree. It counts as a
-    difference if the driver has published nothing, not everything yet, or a device that is neither a GPU nor a MIG
-    device or that several ResourceClaims may hold at once.
+    """Return how the devices that NVIDIA's DRA driver publishes for `node` differ from `layouts`, one per GPU, or from those that the agent has read.
 
     The GPUs are compared without regard to their order, because the driver names them by UUID. A GPU with MIG on and
     without instances has no device. The UUIDs are compared only if `observed` has a `devices_key`, because devices that
@@ -467,90 +455,19 @@ def find_slice_mismatch(
 
 
 def tell_devices(layouts: tuple[Layout | None, ...]) -> str:
-    """Return the layouts for people, with the number of GPUs even if all have the same layout, or `no device` if there
-    are none."""
     if len(set(layouts)) > 1:
         return describe_layouts(layouts)
     return f"{describe_layouts(layouts)} ({counted(len(layouts), 'GPU')})" if layouts else "no device"
 
 
-AGENT_CHECKS = (
-    Check(_unreadable, Reason.AGENT_ERROR, Source.AGENT),
-    Check(_quiet, Reason.OBSERVATION_PENDING, Source.AGENT),
-    Check(_unreachable, Reason.GPU_UNHEALTHY, Source.NVML),
-    Check(lambda it: find_withheld(it.target, it.observed), Reason.AGENT_LACKS_RIGHTS, Source.NVML),
-    Check(lambda it: find_missing(it.node, it.observed), Reason.GPU_MISSING, Source.NVML),
-    Check(_other_layout, Reason.LAYOUT_MISMATCH, Source.NVML),
-    Check(_mode_pending, Reason.MIG_MODE_PENDING, Source.NVML),
-)
-"""What the agent's reading proves, with every actuator. The agent comes first because every other source may be
-stale."""
-
-MIG_CHECKS = (
-    Check(_mig_config, Reason.LABEL_MISMATCH, Source.MIG_MANAGER),
-    Check(_mig_failed, Reason.ACTUATOR_FAILED, Source.MIG_MANAGER),
-    Check(_mig_busy, Reason.ACTUATOR_BUSY, Source.MIG_MANAGER),
-    Check(_paused, Reason.OPERANDS_PAUSED, Source.OPERANDS),
-)
-"""What proves that mig-manager is done, with every actuator that uses it."""
-COMPUTE_MODE = Check(_exclusive, Reason.COMPUTE_MODE, Source.NVML)  # or a mode that the agent may not read
-
-CHECKS = (
-    *AGENT_CHECKS,
-    *MIG_CHECKS,
-    Check(_plugin_config, Reason.LABEL_MISMATCH, Source.PLUGIN),
-    Check(_mps_absent, Reason.MPS_NOT_RUNNING, Source.NVML),
-    COMPUTE_MODE,
-    Check(_gfd_not_restarted, Reason.LABEL_MISMATCH, Source.GFD),
-    Check(_gfd_labels, Reason.LABEL_MISMATCH, Source.GFD),
-    Check(
-        _allocatable, Reason.ALLOCATABLE_MISMATCH, Source.ALLOCATABLE
-    ),  # or a device plugin that is too old for it
-)
-"""What proves a node that follows labels (`actuators/labels.py`). The first disagreement wins.
-The compute mode comes after the plugin, because a GPU is rightly exclusive as long as the plugin is configured for
-MPS."""
-
-
-def find_mismatch(compared: Comparison, checks: Sequence[Check]) -> Finding | None:
-    """Return the first disagreement with the target in the order of `checks`, or None if all sources agree. Later
-    checks are not made."""
-    for check in checks:
-        if disagreement := check.find(compared):
-            return Finding.of(disagreement, check.reason)
-    return None
-
-
-def find_disagreements(compared: Comparison, checks: Sequence[Check]) -> dict[Source, Finding]:
-    """Return the first disagreement of each source that does not agree with the target, by source. Sources that agree
-    are left out. The result is for people; decisions use only `find_mismatch`. Raises ValueError or IndexError if
-    the check of GFD's labels does, because the target does not fit the GPUs."""
-    disagreements: dict[Source, Finding] = {}
-    for check in checks:
-        if check.source not in disagreements and (text := check.find(compared)):
-            disagreements[check.source] = Finding.of(text, check.reason)
-    return disagreements
-
-
 def describe_observed(node: NodeView, observed: ObservedView | None) -> str:
-    """Return the layouts that the GPUs have now, for people, with the number of replicas according to GFD's labels.
-    Empty if there is no report or it lists no GPU."""
+    """Return the layouts that the GPUs have now, for people, with the replicas that GFD's labels show; empty if they are unknown."""
     if observed is None or not observed.gpus:
         return ""
-    layouts = observed.hardware.layouts
-    return describe_layouts(layouts, _replicas_now(node, layouts))
-
-
-_COUNT = re.compile("[0-9]{1,9}")
-
-
-def _replicas_now(node: NodeView, layouts: Sequence[Layout | None]) -> int:
-    """Return how many pods share each device according to GFD's label for the GPU or, with strategy mixed, for the
-    first profile in `layouts`, if there is one. 1 if the label is missing or is not a number of at most nine
-    digits."""
-    labels, label = node.labels, names.LABEL_GPU_REPLICAS
+    layouts, labels, label = observed.hardware.layouts, node.labels, names.LABEL_GPU_REPLICAS
     if labels.get(names.LABEL_MIG_STRATEGY) == "mixed":
         profile = next((name for layout in layouts for name, _ in layout or ()), "")
         label = f"{resource_name(profile)}.replicas" if profile else label
     replicas = labels.get(label, "1")
-    return int(replicas) if replicas != "1" and _COUNT.fullmatch(replicas) else 1
+    known = replicas != "1" and re.fullmatch("[0-9]{1,9}", replicas)
+    return describe_layouts(layouts, int(replicas) if known else 1)

@@ -1,0 +1,187 @@
+"""The GPUNode of this node: found or created, and its status as observed."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from gpusharing.agent.kubelet import Holdings
+from gpusharing.agent.library import Reading
+from gpusharing.api.gpunode import Observed, Request
+from gpusharing.api.records import from_wire, to_wire
+from gpusharing.kube.client import GPUNODES, JSON, KubeClient
+from gpusharing.kube.raw import newer, part, section, text
+from gpusharing.kube.reflector import Reflector
+
+log = logging.getLogger(__name__)
+
+LIST_AGAIN = 3600.0
+"""Seconds between two lists. They are rare, because the watch reports everything and there may be 5,000 agents."""
+REMEMBERED = 8
+"""How many deleted objects with our name are remembered, so that late events about them are ignored."""
+
+
+class OwnNode:
+    """Follows one GPUNode by name. It may not exist yet, because the operator creates it."""
+
+    def __init__(self, name: str, api: KubeClient, on_change: Callable[[], None]) -> None:
+        self.name = name
+        self._on_change = on_change
+        self._request: tuple[str, Any] | None = None
+        self._restores = 0
+        self._cache: Reflector[JSON] = Reflector(
+            api,
+            GPUNODES,
+            lambda raw: raw,
+            on_change=self._changed,
+            on_error=self._log_state,
+            relist_after=LIST_AGAIN,
+            remembered=REMEMBERED,
+            restores=lambda: self._restores,
+            field_selector=f"metadata.name={name}",
+        )
+        self.follow = self._cache.run
+        """Keeps `node` current until canceled; retries with a back-off while the server is away."""
+
+    @property
+    def node(self) -> JSON | None:
+        """The newest known version of the GPUNode, or None while there is none."""
+        return self._cache.items.get(self.name)
+
+    @property
+    def error(self) -> str:
+        """Why the API server cannot be followed now, or has not been reached yet; empty if it is followed."""
+        if self._cache.error is not None:
+            return str(self._cache.error)
+        return "" if self._cache.synced.is_set() else "the agent has not reached the API server yet"
+
+    @property
+    def doubted(self) -> bool:
+        """Whether the server's last list was older than a state that it had shown before.
+
+        Only a write shows whether the server lags or was restored from a backup. The next accepted list clears this.
+        """
+        return self._cache.doubted
+
+    def take(self, node: JSON | None, before: JSON) -> None:
+        """Store `node`, the server's answer to our write to `before`, in the cache, or drop the cached object if it is None.
+
+        An answer with a lower version than `before` shows that the store was restored from a backup.
+        """
+        if node is None:
+            self._cache.drop(self.name)
+            return
+        if newer(*(text(one, "metadata", "resourceVersion") for one in (before, node))):
+            self._restores += 1
+        self._cache.accept(node)
+
+    def _changed(self, _: str) -> None:
+        before, node = self._request, self.node
+        self._request = (
+            None if node is None else (text(node, "metadata", "uid"), part(node, "spec", "request"))
+        )
+        if self._request != before:
+            self._on_change()
+
+    def _log_state(self, error: str) -> None:
+        if error:
+            log.warning("cannot watch the GPUNode", extra={"error": error})
+        else:
+            log.info("following GPUNode", extra={"gpunode": self.name})
+
+
+def request_of(node: JSON) -> Request:
+    """Return the request of a GPUNode; one without a request has an empty id and does not ask for quiet."""
+    return from_wire(Request, section(node, "spec", "request"))
+
+
+class Observation(Observed):
+    """The content of `status.observed`, with the agent's operations on it. Each returns a new value, or `self` if nothing changes."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, node: JSON) -> "Observation":
+        """Return the observation that a GPUNode holds, from this process or an earlier one."""
+        return from_wire(cls, section(node, "status", "observed"))
+
+    @classmethod
+    def after(
+        cls, request: Request, reading: Reading, *, simulated: bool, last: "Observation | None" = None
+    ) -> "Observation":
+        """Return the answer to a request, from a reading that began after the request was seen.
+
+        A GPU that NVML cannot communicate with keeps what `last` knew about it and its model.
+        """
+        known = {gpu.index: gpu for gpu in last.gpus} if last else {}
+        gpus = tuple(
+            gpu
+            if gpu.access == "Ok" or gpu.index not in known
+            else replace(known[gpu.index], access=gpu.access, xid=gpu.xid, error=gpu.error)
+            for gpu in reading.gpus
+        )
+        named, met = {gpu.product for gpu in gpus}, {model.product for model in reading.models}
+        past = tuple(model for model in last.models if model.product in named - met) if last else ()
+        return cls(
+            request_id=request.id,
+            quiet=request.quiet,
+            simulated=simulated,
+            error="",
+            driver_version=reading.driver_version,
+            models=reading.models + past,
+            gpus=gpus,
+        )
+
+    def again(self, request: Request) -> "Observation":
+        """Return the same GPUs as the answer to `request`, for a reading that found nothing new."""
+        if (self.request_id, self.quiet, self.error) == (request.id, request.quiet, ""):
+            return self
+        return replace(self, request_id=request.id, quiet=request.quiet, error="")
+
+    def failing(self, error: str, *, simulated: bool) -> "Observation":
+        """Return the same GPUs and request id with an error; not `quiet`, because the library may still be open."""
+        return replace(self, error=error, quiet=False, simulated=simulated)
+
+    def held_by(self, holdings: Holdings | None) -> "Observation":
+        """Return the same GPUs with these holdings, which are unknown if None."""
+        allocated, pods = (None, None) if holdings is None else (holdings.allocated, holdings.pods)
+        if (self.allocated, self.pods) == (allocated, pods):
+            return self
+        return replace(self, allocated=allocated, pods=pods)
+
+    def keeps_closed(self, request: Request) -> bool:
+        """Whether the library has to stay closed: `request` asks for quiet, and this already answers it, perhaps from a previous process."""
+        return request.quiet and self.quiet and self.request_id == request.id
+
+    def patch(self, node: JSON) -> JSON | None:
+        """Return the merge patch of `node`'s status with every key of this observation, or None if the server already has all of it.
+
+        A merge patch keeps map keys that it does not name, so resource names that have disappeared are set to null.
+        """
+        wanted: JSON = to_wire(self)
+        present = section(node, "status", "observed")
+        if _same(present, wanted):
+            return None
+        if self.allocated is None:
+            return {"status": {"observed": wanted}}
+        gone = dict.fromkeys(sorted(section(present, "allocated").keys() - self.allocated.keys()))
+        return {"status": {"observed": {**wanted, "allocated": {**self.allocated, **gone}}}}
+
+
+_COUNTS = frozenset({"eccUncorrected", "correctable", "uncorrectable"})
+"""JSON keys of error counts. The GPUNode reports whether there are errors; the metrics report how many."""
+
+
+def _same(present: Any, wanted: Any) -> bool:
+    """Whether two JSON values are equal. An absent key equals null, because the API server may drop null fields."""
+    if present == wanted:
+        return True
+    if isinstance(present, dict) and isinstance(wanted, dict):
+        pairs = ((key, present.get(key), wanted.get(key)) for key in present.keys() | wanted.keys())
+        return all(
+            (one is None, bool(one)) == (other is None, bool(other)) if key in _COUNTS else _same(one, other)
+            for key, one, other in pairs
+        )
+    if isinstance(present, list) and isinstance(wanted, list):
+        return len(present) == len(wanted) and all(map(_same, present, wanted))
+    return False

@@ -1,0 +1,409 @@
+"""NVIDIA's programs and the agent, from their DaemonSets and pods."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from posixpath import dirname
+from sys import intern
+
+from gpusharing.api.names import LABEL_DEPLOY_CLIENT
+from gpusharing.api.times import from_rfc3339
+from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, JSON, KubeClient
+from gpusharing.kube.convert import rows_text, tolerates
+from gpusharing.kube.dra import GPU_PROGRAM, GPUS, dra_driver_view, starts
+from gpusharing.kube.errors import Forbidden, NotFound
+from gpusharing.kube.lists import list_of
+from gpusharing.kube.raw import (
+    entries,
+    has_condition,
+    is_true,
+    part,
+    section,
+    strings,
+    text,
+    texts,
+    variable,
+    whole,
+)
+from gpusharing.planning.snapshot.agents import AgentPod, AgentWarning
+from gpusharing.planning.snapshot.nvidia import (
+    MIG_MANAGER_SWITCH,
+    ClusterPolicyView,
+    DraDriverView,
+    DraView,
+    FinderState,
+    MpsDaemonView,
+    PlainStackView,
+)
+from gpusharing.planning.stack.mig import find_unusable_manager
+from gpusharing.planning.stack.plugins import Role, Server
+
+PLUGIN, DISCOVERY = "nvidia-device-plugin-ctr", "gpu-feature-discovery-ctr"
+"""Names of the containers by which the chart's DaemonSets are recognized; the GPU Operator's have other names."""
+MPS, MANAGER = "mps-control-daemon-ctr", "config-manager"
+"""Containers of the GPU Operator's MPS daemon. Without the second, the daemon follows no label."""
+MIG_MANAGER = "nvidia-mig-manager"
+"""Name of mig-manager's container, in the GPU Operator and in mig-parted's example of a DaemonSet."""
+SIGNALLED = "PROCESS_TO_SIGNAL"
+"""The environment variable of config-manager that names the process to notify."""
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonSetView:
+    """The parts that we use of one DaemonSet in the namespace of NVIDIA's components."""
+
+    name: str = ""
+    """Name of the DaemonSet; empty unless it is one of the chart, or runs mig-manager without the GPU Operator."""
+    release: str = ""
+    """The Helm release, from its label."""
+    plugin: bool = False
+    """Whether it runs the device plugin."""
+    discovery: bool = False
+    """Whether it runs GPU Feature Discovery."""
+    config_map: str = ""
+    """Name of the ConfigMap that it mounts for config-manager or mig-manager; empty if it mounts none."""
+    default: str = ""
+    """Name of the configuration for nodes without the label; empty if there is none."""
+    mig_strategy: str = ""
+    """MIG_STRATEGY of the device plugin's container; empty if that is not set, or there is no such container."""
+    version: str = ""
+    """Tag of the device plugin's or mig-manager's image; empty if it has only a digest, or no such container runs."""
+    tolerates_gate: bool = True
+    """Whether its pods may start on a node with the start-up taint."""
+    tolerations: str = "[]"
+    """Tolerations of its pods, as JSON."""
+    mps_daemon: MpsDaemonView | None = None
+    """The GPU Operator's MPS daemon, or None if the DaemonSet does not run it together with config-manager."""
+    finder: FinderState | None = None
+    """The state of Node Feature Discovery's workers, or None if the DaemonSet does not run them."""
+    pausable: bool = False
+    """Whether its pods run only on nodes with nvidia.com/gpu.deploy.client=true, a label that mig-manager pauses."""
+    mig_manager: bool = False
+    """Whether it runs mig-manager without the GPU Operator."""
+    with_reboot: bool = False
+    """Whether this mig-manager reboots the node when a GPU cannot be reset (env WITH_REBOOT)."""
+    dra: DraDriverView | None = None
+    """NVIDIA's DRA driver, or None if the DaemonSet does not run it."""
+    server: Server | None = None
+    """What its pods do with GPUs, also as a part of the GPU Operator; None if they do nothing."""
+
+
+_OTHER = DaemonSetView()
+
+
+def daemon_set_view(raw: JSON) -> DaemonSetView:
+    """Convert a raw DaemonSet. What it runs is recognized by the names of its containers, the DRA driver also by its program.
+
+    A DaemonSet that a ClusterPolicy owns is the GPU Operator's: of those, only the MPS daemon and `server` are read.
+    """
+    view = DaemonSetView(server=gpu_server(raw))
+    template = section(raw, "spec", "template", "spec")
+    containers = {text(container, "name"): container for container in entries(template, "containers")}
+    if any(owner.get("kind") == "ClusterPolicy" for owner in entries(raw, "metadata", "ownerReferences")):
+        daemon = _mps_daemon(raw, containers) if containers.keys() >= {MPS, MANAGER} else None
+        return replace(view, mps_daemon=daemon)
+    if MIG_MANAGER in containers:
+        return _with_mig_manager(view, raw, containers[MIG_MANAGER])
+    if (driver := dra_driver_view(raw, containers)) is not None:
+        return replace(view, dra=driver)
+    if not containers.keys() & {PLUGIN, DISCOVERY}:
+        return replace(view, finder=finder_state(raw))
+    main = containers.get(PLUGIN, {})
+    init, tolerations = entries(template, "initContainers"), entries(template, "tolerations")
+    volumes = (row for row in entries(template, "volumes") if row.get("name") == "available-configs")
+    return replace(
+        view,
+        name=text(raw, "metadata", "name"),
+        release=text(raw, "metadata", "labels", "app.kubernetes.io/instance"),
+        plugin=PLUGIN in containers,
+        discovery=DISCOVERY in containers,
+        config_map=next((text(volume, "configMap", "name") for volume in volumes), ""),
+        default=next((name for container in init if (name := variable(container, "DEFAULT_CONFIG"))), ""),
+        mig_strategy=variable(main, "MIG_STRATEGY"),
+        version=_version(main),
+        tolerates_gate=tolerates(tolerations),
+        tolerations=rows_text(tolerations),
+        pausable=text(template, "nodeSelector", LABEL_DEPLOY_CLIENT) == "true",
+    )
+
+
+def _with_mig_manager(view: DaemonSetView, raw: JSON, container: JSON) -> DaemonSetView:
+    # Its ConfigMap is the one mounted in the folder of CONFIG_FILE (mig-parted v0.15.1,
+    # deployments/container/nvidia-mig-manager-example.yaml).
+    folder = dirname(variable(container, "CONFIG_FILE"))
+    mounts = (row for row in entries(container, "volumeMounts") if text(row, "mountPath") == folder)
+    volume = text(next(mounts, {}), "name")
+    volumes = entries(raw, "spec", "template", "spec", "volumes")
+    return replace(
+        view,
+        name=text(raw, "metadata", "name"),
+        config_map=next(
+            (text(row, "configMap", "name") for row in volumes if text(row, "name") == volume), ""
+        ),
+        version=_version(container),
+        mig_manager=True,
+        with_reboot=is_true(variable(container, "WITH_REBOOT")),
+    )
+
+
+def finder_state(daemon_set: JSON) -> FinderState | None:
+    """Convert a raw DaemonSet that runs Node Feature Discovery's worker (its chart, templates/worker.yaml); None for others."""
+    template = section(daemon_set, "spec", "template", "spec")
+    containers = entries(template, "containers")
+    if not any("nfd-worker" in strings(container.get("command")) for container in containers):
+        return None
+    tolerations = entries(template, "tolerations")
+    return FinderState(
+        name=text(daemon_set, "metadata", "name"),
+        release=text(daemon_set, "metadata", "labels", "app.kubernetes.io/instance"),
+        tolerates_gate=tolerates(tolerations),
+        tolerations=rows_text(tolerations),
+    )
+
+
+def _mps_daemon(raw: JSON, containers: Mapping[str, JSON]) -> MpsDaemonView:
+    daemon, uid = containers[MPS], text(raw, "metadata", "uid")
+    rows = [row for row in entries(containers[MANAGER], "env") if row.get("name") == SIGNALLED]
+    is_plain = bool(rows) and rows[-1].get("valueFrom") is None
+    return MpsDaemonView(
+        version=_version(daemon),
+        program=next(iter(strings(daemon.get("command"))), ""),
+        signalled=text(rows[-1], "value") if is_plain else None,
+        sees_host=section(raw, "spec", "template", "spec").get("hostPID") is True,
+        name=text(raw, "metadata", "name"),
+        namespace=text(raw, "metadata", "namespace"),
+        state=f"{uid}/{whole(raw, 'metadata', 'generation')}" if uid else "",
+    )
+
+
+def lone_restarts(pod: JSON) -> tuple[int, str, bool]:
+    """Return how many more restarts config-manager has than the MPS daemon in a raw pod, why it ended the last time, and whether it is not running.
+
+    When the number rises between two times at which config-manager is running, it has restarted while the daemon kept running, because a reboot of the node restarts both. After a reboot the daemon is often started first, so the number falls until config-manager is running too. Times are not compared: the kubelet takes them from the clock of the node.
+    """
+    states = {text(row, "name"): row for row in entries(pod, "status", "containerStatuses")}
+    manager, daemon = states.get(MANAGER, {}), states.get(MPS, {})
+    count = whole(manager, "restartCount") - whole(daemon, "restartCount")
+    settling = bool(section(manager, "state").keys() & {"waiting", "terminated"})
+    ended = section(manager, "lastState", "terminated")
+    if not ended:
+        return count, "", settling
+    reason = text(ended, "reason")
+    return count, f"{reason + ', ' if reason else ''}exit code {whole(ended, 'exitCode')}", settling
+
+
+def is_daemon_down(pod: JSON) -> bool:
+    """Whether the MPS daemon in a raw pod is not running. It then does not set the compute mode of the GPUs back when its pod goes."""
+    states = {text(row, "name"): row for row in entries(pod, "status", "containerStatuses")}
+    return part(states.get(MPS, {}), "ready") is not True and not has_condition(pod, "Ready")
+
+
+def signal(raw: JSON, program: str) -> JSON:
+    """Return a merge patch for a raw DaemonSet of MPS daemons that lets its config-manager notify `program`.
+
+    It repeats all containers, because a merge patch replaces lists, and is conditional on this version of the DaemonSet.
+    """
+    containers = entries(raw, "spec", "template", "spec", "containers")
+    for index, container in enumerate(containers):
+        if text(container, "name") == MANAGER:
+            env = entries(container, "env")
+            env = [{**row, "value": program} if row.get("name") == SIGNALLED else row for row in env]
+            containers[index] = {**container, "env": env}
+    return {
+        "metadata": {"resourceVersion": text(raw, "metadata", "resourceVersion")},
+        "spec": {"template": {"spec": {"containers": containers}}},
+    }
+
+
+def _version(container: JSON) -> str:
+    tagged = text(container, "image").partition("@")[0].rpartition("/")[2]
+    return tagged.partition(":")[2]
+
+
+def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
+    """Return what a ClusterPolicy would say, read from the DaemonSets of NVIDIA's chart; None if none runs its device plugin.
+
+    mig-manager and GPU Feature Discovery count as switched off if they cannot be used or do not read the plugin's ConfigMap.
+    """
+    views = sorted(sets, key=lambda row: row.name)
+    chart = [row for row in views if row.plugin or row.discovery]
+    plugin = next((row for row in chart if row.plugin), None)
+    if plugin is None:
+        return None
+    manager = next((row for row in views if row.mig_manager), _OTHER)
+    plain = PlainStackView(plugin.name, plugin.release, manager.name, all(row.pausable for row in chart))
+    switches = {}
+    if find_unusable_manager(plain, manager.version) is not None:
+        switches[MIG_MANAGER_SWITCH] = False
+    if not any(row.discovery and row.config_map == plugin.config_map for row in chart):
+        switches["gfd.enabled"] = False
+    narrow = next((row for row in chart if not row.tolerates_gate), plugin)
+    return ClusterPolicyView(
+        plugin_config_name=plugin.config_map,
+        mig_strategy=plugin.mig_strategy,
+        mig_config_name=manager.config_map,
+        switches=switches,
+        plugin_default=plugin.default,
+        with_reboot=manager.with_reboot,
+        plugin_version=plugin.version,
+        mig_manager_version=manager.version,
+        tolerates_gate=narrow.tolerates_gate,
+        tolerations=narrow.tolerations,
+        plain=plain,
+    )
+
+
+def with_mps_daemon(policy: ClusterPolicyView, sets: Iterable[DaemonSetView]) -> ClusterPolicyView:
+    daemon = next((row.mps_daemon for row in sets if row.mps_daemon is not None), None)
+    return replace(policy, mps_daemon=daemon)
+
+
+def find_dra(sets: Iterable[DaemonSetView]) -> DraView:
+    """Return NVIDIA's DRA driver, one that serves GPUs first, and the mig-manager that runs without the GPU Operator."""
+    views = list(sets)
+    drivers = (row.dra for row in views if row.dra is not None)
+    managers = (row for row in views if row.mig_manager)
+    manager = min(managers, key=lambda row: row.name, default=_OTHER)
+    return DraView(
+        driver=min(drivers, key=lambda row: (not row.serves_gpus, row.name), default=None),
+        mig_manager=manager.name,
+        mig_manager_version=manager.version,
+        mig_config_map=manager.config_map,
+        with_reboot=manager.with_reboot,
+    )
+
+
+def gpu_server(raw: JSON) -> Server | None:
+    """Convert a raw DaemonSet that serves or partitions GPUs, recognized by its containers alone; None for others."""
+    template = section(raw, "spec", "template", "spec")
+    role = next(filter(None, map(_role, entries(template, "containers"))), None)
+    if role is None:
+        return None
+    metadata = section(raw, "metadata")
+    annotations, owners = texts(metadata.get("annotations")), entries(metadata, "ownerReferences")
+    managed = text(metadata, "labels", "app.kubernetes.io/managed-by") == "Helm"
+    namespace = text(metadata, "namespace")
+    affinity = section(template, "affinity")
+    return Server(
+        namespace=namespace,
+        name=text(metadata, "name"),
+        role=role,
+        of_gpu_operator=any(owner.get("kind") == "ClusterPolicy" for owner in owners),
+        release=annotations.get("meta.helm.sh/release-name", "") if managed else "",
+        release_namespace=annotations.get("meta.helm.sh/release-namespace", namespace),
+        owned=bool(owners),
+        wanted=0 if "deletionTimestamp" in metadata else whole(raw, "status", "desiredNumberScheduled"),
+        selector=texts(part(template, "nodeSelector")),
+        affinity=json.dumps(affinity, sort_keys=True) if affinity else "",
+        tolerations=frozenset(json.dumps(row, sort_keys=True) for row in entries(template, "tolerations")),
+        stale=0 < whole(raw, "status", "observedGeneration") < whole(metadata, "generation"),
+    )
+
+
+def _role(container: JSON) -> Role | None:
+    name = text(container, "name")
+    # Left out of the chart with `resources.gpus.enabled=false` (k8s-dra-driver-gpu, templates/kubeletplugin.yaml at
+    # 12d2af7).
+    if name == GPUS and starts(container, GPU_PROGRAM):
+        return Role.DRIVER
+    # The GPU Operator's (assets/state-device-plugin/0500_daemonset.yaml), NVIDIA's chart and static manifest, and HAMi's,
+    # which serves nvidia.com/gpu too (charts/hami of Project-HAMi/HAMi v2.10.0).
+    if name in ("nvidia-device-plugin", PLUGIN) or "projecthami/hami:" in text(container, "image"):
+        return Role.PLUGIN
+    return Role.MIG_MANAGER if name == MIG_MANAGER else None
+
+
+async def find_gpu_operator(client: KubeClient, default: str) -> str:
+    """Return the namespace of the GPU Operator's pods, from a ClusterPolicy or a DaemonSet that one owns; `default` if neither is found or may be read."""
+    try:
+        states = [section(raw, "status") for raw in await list_of(client, CLUSTER_POLICIES)]
+        reported = [text(state, "namespace") for state in states if text(state, "state") != "ignored"]
+        sets = [] if any(reported) else await list_of(client, DAEMON_SETS)
+    except (Forbidden, NotFound):
+        return default
+    owned = (row.namespace for raw in sets if (row := gpu_server(raw)) is not None and row.of_gpu_operator)
+    return next(filter(None, reported), "") or next(owned, default)
+
+
+AGENT = "gpusharing-agent"
+
+
+def agent_pod(raw: JSON) -> AgentPod:
+    """Convert a raw pod of the agent's DaemonSet; its troubles are read only if it is neither Ready nor being deleted."""
+    metadata = section(raw, "metadata")
+    deleting = "deletionTimestamp" in metadata
+    ready = has_condition(raw, "Ready") and not deleting
+    trouble = {} if ready or deleting else _find_trouble(raw)
+    return AgentPod(
+        namespace=intern(text(metadata, "namespace")),
+        name=text(metadata, "name"),
+        node=text(raw, "spec", "nodeName") or _meant_for(raw),
+        ready=ready,
+        deleting=deleting,
+        created=from_rfc3339(metadata.get("creationTimestamp")),
+        tolerates_gate=tolerates(entries(raw, "spec", "tolerations")),
+        **trouble,
+    )
+
+
+def _meant_for(raw: JSON) -> str:
+    # The DaemonSet controller writes the node into a required affinity of each pod, which the scheduler then binds.
+    required = part(raw, "spec", "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution")
+    for term in entries(required, "nodeSelectorTerms"):
+        for row in entries(term, "matchFields"):
+            values = row.get("values")
+            if row.get("key") == "metadata.name" and isinstance(values, list) and len(values) == 1:
+                return str(values[0])
+    return ""
+
+
+def _find_trouble(raw: JSON) -> JSON:
+    statuses = entries(raw, "status", "containerStatuses")
+    status = next((status for status in statuses if text(status, "name") == "agent"), {})
+    containers = entries(raw, "spec", "containers")
+    waiting = section(status, "state", "waiting")
+    ended: JSON = {}
+    if status.get("started") is not True:  # it has not started since it ended
+        ended = section(status, "state", "terminated") or section(status, "lastState", "terminated")
+    unplaced = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+    return {
+        "scheduled": not any(unplaced.items() <= row.items() for row in entries(raw, "status", "conditions")),
+        "image": next((text(row, "image") for row in containers if text(row, "name") == "agent"), ""),
+        "waiting": text(waiting, "reason"),
+        "message": text(waiting, "message"),
+        "ended": f"{text(ended, 'reason')}, exit code {whole(ended, 'exitCode')}" if ended else "",
+        "last_words": text(ended, "message"),
+    }
+
+
+def unknown_agent_pod(raw: JSON, why: str) -> AgentPod:
+    namespace, name = text(raw, "metadata", "namespace"), text(raw, "metadata", "name")
+    node = text(raw, "spec", "nodeName")
+    return AgentPod(namespace, name, node, ready=False, deleting=False, waiting="Unreadable", message=why)
+
+
+def has_secure_metrics(spec: JSON) -> bool:
+    """Whether the agent of this pod spec gives its metrics only to those whom the API server allows (agent.secureMetrics)."""
+    variables = [row for container in entries(spec, "containers") for row in entries(container, "env")]
+    return {"name": "METRICS_SECURE", "value": "true"} in variables
+
+
+def agent_warning(raw: JSON) -> AgentWarning | None:
+    """Convert a Warning event that says why the agent's DaemonSet cannot create a pod, or why a pod cannot start; None for other events."""
+    created = part(raw, "metadata", "creationTimestamp")
+    match text(raw, "regarding", "kind"), text(raw, "regarding", "name"), text(raw, "reason"):
+        case "DaemonSet", name, "FailedCreate" if name == AGENT:
+            pod = ""
+            seen = (
+                part(raw, "series", "lastObservedTime")
+                or raw.get("deprecatedLastTimestamp")
+                or raw.get("eventTime")
+                or created
+            )
+        # Why a container is only "ContainerCreating": the node lacks the handler of a RuntimeClass, or a folder is missing.
+        # Other Warning events about pods repeat what the pods' status says.
+        case "Pod", pod, "FailedCreatePodSandBox" | "FailedMount" if pod.startswith(f"{AGENT}-"):
+            seen = created  # the last occurrence changes with every attempt and would wake the loop
+        case _:
+            return None
+    return AgentWarning(text(raw, "metadata", "namespace"), pod, text(raw, "note"), from_rfc3339(seen))

@@ -1,0 +1,173 @@
+"""Lists in pages, and objects in them that cannot be read."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from math import inf
+from typing import TypeVar, Unpack
+
+from gpusharing.kube.client import JSON, PODS, Filters, KubeClient, Page, Resource
+from gpusharing.kube.clock import Backoff, loop_time
+from gpusharing.kube.errors import (
+    Expired,
+    Forbidden,
+    Invalid,
+    KubeError,
+    NotFound,
+    Throttled,
+    Unavailable,
+    describe_bug,
+)
+from gpusharing.kube.raw import text
+
+log = logging.getLogger(__name__)
+
+View = TypeVar("View")
+
+_LOGGED: deque[str] = deque(maxlen=256)
+"""The messages that were logged last, because most objects are read again and again."""
+
+
+class Unreadable(KubeError):
+    """The server returned an object that we cannot convert, so nothing is known about what it says."""
+
+
+def check_identity(resource: Resource, raw: object, *keys: str) -> None:
+    """Raise Unreadable if an object lacks one of these keys of its metadata, which every API server writes."""
+    if missing := [key for key in keys if not text(raw, "metadata", key)]:
+        fields = " and ".join(f"metadata.{key}" for key in missing)
+        raise _logged(Unreadable(f"the API server returned {_name(resource, raw)} without {fields}"))
+
+
+def converted(resource: Resource, raw: JSON, convert: Callable[[JSON], View]) -> View:
+    """Return `convert(raw)`. Whatever that raises becomes Unreadable, whose message names the object."""
+    try:
+        return convert(raw)
+    except Exception as error:
+        unreadable = Unreadable(f"{_name(resource, raw)} cannot be read: {describe_bug(error)}")
+        raise _logged(unreadable, error) from error
+
+
+def or_unknown(
+    resource: Resource, convert: Callable[[JSON], View], unknown: Callable[[JSON, str], View]
+) -> Callable[[JSON], View]:
+    """Return `convert`, with `unknown` (from the raw object and the reason) for the objects that it raises for."""
+
+    def project(raw: JSON) -> View:
+        try:
+            return converted(resource, raw, convert)
+        except Unreadable as error:
+            return unknown(raw, str(error))
+
+    return project
+
+
+def _name(resource: Resource, raw: object) -> str:
+    name, namespace = text(raw, "metadata", "name"), text(raw, "metadata", "namespace")
+    if not name:
+        return f"an object of {resource.full_name}"
+    return f"{resource.full_name}/{name}" + (f" in namespace {namespace}" if namespace else "")
+
+
+def _logged(unreadable: Unreadable, cause: Exception | None = None) -> Unreadable:
+    if (message := str(unreadable)) not in _LOGGED:
+        _LOGGED.append(message)
+        log.error(message, exc_info=cause)
+    return unreadable
+
+
+BACKOFF_FIRST = 0.5
+BACKOFF_MOST = 30.0
+SLOW, SLOWEST = 1.0, 4.0
+"""Seconds. After a page that took between the two, the next one has twice as many objects: it may take twice as long, and a call has a deadline of 10 s."""
+TOKEN_LIVES = 300.0
+"""Seconds. A token that has failed for longer will never be accepted again: after the store was restored from a backup it names a version that is yet to come, which kube-apiserver answers with 500."""
+MOST_OBJECTS = 100
+"""The most objects in one page. The raw objects of a page are held in addition to the views: for Nodes of 18 KB, about 10 MiB."""
+PAGE = 500
+"""The most objects of one page where the caller waits for the whole list, so that it takes few calls."""
+PATIENCE = 90.0
+"""Seconds for which one page may fail before `pages_of` gives up its list. A hold lasts for 60 s at most."""
+LASTING_ERRORS = (Forbidden, NotFound, Invalid)
+"""Errors that do not go away by themselves."""
+
+
+async def list_of(client: KubeClient, resource: Resource, **where: Unpack[Filters]) -> list[JSON]:
+    """Return all objects of a list, as they were when its first page was read; see `pages_of`."""
+    return [raw async for page in pages_of(client, resource, **where) for raw in page.items]
+
+
+async def pages_of(
+    client: KubeClient, resource: Resource, size: int = PAGE, **where: Unpack[Filters]
+) -> AsyncIterator[Page]:
+    """Yield the pages of a list, which all show the cluster at the moment of the first page. With a `size` of 0 there is one.
+
+    Raises:
+        KubeError: the first page failed, a later one has failed with Unavailable or Throttled for PATIENCE seconds, or it failed with any other error; Unreadable if an object in it has no identity.
+    """
+    after, failing, pause = "", inf, Backoff(BACKOFF_FIRST, BACKOFF_MOST)
+    while True:
+        began = loop_time()
+        try:
+            page = await client.list_page(resource, limit=size, after=after, **where)
+        except (Unavailable, Throttled) as error:
+            failing = min(failing, began)
+            requested = error.retry_after if isinstance(error, Throttled) else None
+            wait = max(pause.after_failure(), requested or 0.0)
+            if not after or loop_time() + wait - failing > PATIENCE:
+                raise
+            await asyncio.sleep(wait)
+            continue
+        # An eviction names the pod by its UID; a policy that `plan -f` reads from a file has none.
+        keys = ("name", "uid") if resource == PODS else ("name",)
+        for raw in page.items:
+            check_identity(resource, raw, *keys)
+        yield page
+        if not page.more:
+            return
+        pause.success()
+        after, failing = page.more, inf
+
+
+async def whole_list(
+    ask: Callable[[int, str], Awaitable[Page]],
+    size: int,
+    clock: Callable[[], float],
+    on_error: Callable[[KubeError], None],
+) -> AsyncGenerator[Page, None]:
+    """Yield the pages of a list, which goes on after errors that may go away by themselves and after a token expired.
+
+    `ask` requests one page, from the most objects in it (0 for all) and the token to continue from. After such an error, with which `on_error` is called, and after a token expired, the list no longer shows one moment, so the caller must have been watching since the moment of the first page.
+
+    Raises:
+        KubeError: the list has to start over, because the error is one of LASTING_ERRORS, a page has failed for TOKEN_LIVES seconds, the first page or two tokens in a row have expired, or the request for everything failed.
+    """
+    after, limit, expired, pause = "", size, False, Backoff(BACKOFF_FIRST, BACKOFF_MOST)
+    failing = inf
+    while True:
+        began = clock()
+        try:
+            page = await ask(limit, after)
+        except Expired as error:
+            if expired or not after:
+                raise
+            # Without a token for the rest, everything is requested at once.
+            after, limit, expired = error.rest, limit if error.rest else 0, True
+            continue
+        except KubeError as error:
+            failing = min(failing, began)
+            if not limit or isinstance(error, LASTING_ERRORS) or clock() - failing > TOKEN_LIVES:
+                raise
+            on_error(error)
+            limit = size
+            await asyncio.sleep(pause.after_failure())
+            continue
+        took = clock() - began
+        yield page
+        if not page.more:
+            return
+        pause.success()
+        if SLOW < took < SLOWEST:
+            limit = max(limit, min(2 * limit, MOST_OBJECTS))
+        after, expired, failing = page.more, False, inf

@@ -1,0 +1,342 @@
+"""What belongs to the pods of a node: the rest of their gangs, their budgets and their controllers."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from functools import partial
+from typing import TypeVar
+
+from gpusharing.kube.client import (
+    DAEMON_SETS,
+    JSON,
+    NAMESPACES,
+    PDBS,
+    PODS,
+    RESOURCE_CLAIMS,
+    KubeClient,
+    Resource,
+)
+from gpusharing.kube.clock import loop_time
+from gpusharing.kube.errors import (
+    Forbidden,
+    HeldBack,
+    KubeError,
+    NotFound,
+    ServerAway,
+    Throttled,
+    Unauthorized,
+)
+from gpusharing.kube.fanout import Crew
+from gpusharing.kube.lists import converted, list_of, pages_of
+from gpusharing.kube.pods import (
+    ClaimedDevices,
+    claimed_devices,
+    gang_of,
+    pdb_view,
+    pod_view,
+    resource_claim_names,
+)
+from gpusharing.kube.raw import interned, part, text
+from gpusharing.planning.drain.pods import NO_OPTIONS, classify, holds_gpu
+from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, PdbView, PodView, Scope
+
+MAX_LISTS = 16
+"""The most gangs of one node that each get a LIST by their own label. There can be many, because each slice of a node may belong to another job."""
+MAX_PODS = 5000
+"""The most pods read from the LIST of one gang."""
+MAX_SHARED = 20_000
+"""The most pods read from a LIST that serves several gangs. If there are more, these gangs count as unknown."""
+LIST_VALID = timedelta(seconds=3)
+"""How long the result of a LIST is reused for all nodes whose pods are read in the meantime."""
+LIST_VALID_IN_DRAIN = timedelta(seconds=30)
+"""The same for nodes that are being drained: they only wait for members that may end by themselves."""
+FORGET_AFTER = timedelta(minutes=2)
+"""The result of a LIST is forgotten this long after its gangs were last requested."""
+
+
+_Query = tuple[str, str, str]
+"""One LIST of pods, by its namespace, label selector and field selector."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """The result of the last LIST of a query."""
+
+    members: Mapping[Gang, list[GangMember]]
+    partial: bool
+    """Whether the LIST was cut off before all pods were read."""
+    error: str
+    """Why nothing is known about the gangs; empty if the LIST succeeded."""
+    listed: datetime
+    used: datetime
+    """When one of its gangs was last requested."""
+
+    def serves(self, gangs: Iterable[Gang]) -> bool:
+        """Whether this result answers a request for these gangs; a gang that it lacks may be younger than this LIST."""
+        return bool(self.error) or all(gang in self.members for gang in gangs)
+
+    def view(self, gang: Gang, labels: Mapping[str, str] | None) -> GangView:
+        if self.error:
+            return GangView(gang, error=self.error)
+        members = self.members.get(gang, ())
+        if labels is not None:
+            members = [
+                replace(member, pod=replace(member.pod, namespace_labels=labels)) for member in members
+            ]
+        ordered = sorted(members, key=lambda member: (member.node, member.pod.ref))
+        return GangView(gang, tuple(ordered), partial=self.partial)
+
+
+@dataclass(slots=True)
+class Gangs:
+    """Lists gangs on request. Concurrent calls for the same LIST run one after the other."""
+
+    client: KubeClient
+    most: int = MAX_SHARED
+    """The most pods read from a LIST that serves several gangs."""
+    _known: dict[_Query, _Known] = field(default_factory=dict)
+    _locks: defaultdict[_Query, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+
+    async def find(
+        self, pods: Sequence[PodView], scope: Scope, now: datetime, *, anew: bool
+    ) -> tuple[GangView, ...]:
+        """Return the gangs of those `pods` that must leave their node, with their unfinished pods on all nodes.
+
+        The result of a LIST is reused for LIST_VALID; without `anew`, one that succeeded is reused for LIST_VALID_IN_DRAIN, and is kept if a new one fails. If a LIST fails, its gangs are returned with the error.
+
+        Raises:
+            ServerAway, Unauthorized, HeldBack: no gang can be listed now.
+        """
+        wanted = {pod.gang for pod in classify(pods, NO_OPTIONS, scope).must_leave if pod.gang is not None}
+        labels = {pod.namespace: pod.namespace_labels for pod in pods}
+        views = []
+        for query, gangs in sorted(_queries(wanted).items()):
+            async with self._locks[query]:
+                known = self._known[query] = await self._current(query, gangs, now, anew=anew)
+                known.used = now
+                views += [known.view(gang, labels[gang.namespace]) for gang in gangs]
+        for query in [query for query, known in self._known.items() if now - known.used > FORGET_AFTER]:
+            del self._known[query]
+            self._locks.pop(query, None)
+        return tuple(sorted(views, key=lambda view: (view.gang.ref, view.gang.labels)))
+
+    async def _current(self, query: _Query, gangs: Sequence[Gang], now: datetime, *, anew: bool) -> _Known:
+        known = self._known.get(query)
+        valid = LIST_VALID if anew or known is None or known.error else LIST_VALID_IN_DRAIN
+        if known is not None and now - known.listed < valid and known.serves(gangs):
+            return known
+        fresh = await self._list(query, now)
+        if known is not None and fresh.error and not anew and known.serves(gangs):
+            return replace(known, listed=now)
+        return fresh
+
+    async def _list(self, query: _Query, now: datetime) -> _Known:
+        members: defaultdict[Gang, list[GangMember]] = defaultdict(list)
+        namespace, labels, fields = query
+        shared = "=" not in labels  # a selector without a value finds several gangs
+        read, most = 0, self.most if shared else MAX_PODS
+        running = "status.phase!=Succeeded,status.phase!=Failed"
+        try:
+            async for page in pages_of(
+                self.client,
+                PODS,
+                namespace=namespace,
+                label_selector=labels,
+                field_selector=",".join(filter(None, (fields, running))),
+            ):
+                for raw in page.items:
+                    gang = converted(PODS, raw, gang_of)
+                    if gang is not None:
+                        members[gang].append(converted(PODS, raw, _member))
+                read += len(page.items)
+                if read >= most:
+                    break
+        except (Unauthorized, ServerAway, HeldBack):
+            raise
+        except KubeError as error:
+            return _Known({}, False, str(error), now, now)
+        too_many = (
+            f"finding the gang would require reading {most:,} or more pods in namespace {namespace}, because its"
+            " pods share no label to select them by; delete pods that are no longer needed"
+        )
+        cut_off = read >= most
+        return _Known(members, cut_off, too_many if cut_off and shared else "", now, now)
+
+
+def _queries(gangs: Iterable[Gang]) -> dict[_Query, list[Gang]]:
+    """Return the LISTs that find these gangs, each with the gangs that it serves.
+
+    If there would be more than MAX_LISTS, gangs with the same keys share a LIST, which also finds pods of other gangs.
+    """
+    queries: dict[_Query, list[Gang]] = {}
+    for gang in gangs:
+        queries.setdefault((gang.namespace, gang.labels, gang.fields), []).append(gang)
+    if len(queries) <= MAX_LISTS:
+        return queries
+    wider: dict[_Query, list[Gang]] = {}
+    for (namespace, labels, fields), served in queries.items():
+        keys = ",".join(requirement.partition("=")[0] for requirement in labels.split(","))
+        wider.setdefault((namespace, keys, fields), []).extend(served)
+    return wider
+
+
+def _member(raw: JSON) -> GangMember:
+    # ResourceClaims are not read, because they matter only for the pod's own node.
+    return GangMember(text(raw, "spec", "nodeName"), replace(pod_view(raw, {}), dra="none"))
+
+
+BUDGETS_VALID = 15.0
+"""Seconds for which a list is valid. It need not be newer, because the API server checks the present budget at each eviction."""
+LIST_VALID_THROTTLED = timedelta(minutes=2)
+"""How long a list of budgets, or of the pods of a node, is valid while the API server refuses new ones with 429."""
+PATIENCE = 30.0
+"""Seconds to wait for a first answer. An error is also reported for this long while the next answer is awaited."""
+
+
+@dataclass(slots=True)
+class Budgets:
+    """Lists all PodDisruptionBudgets on request, one LIST at a time. All moments are by the loop's clock."""
+
+    client: KubeClient
+    crew: Crew
+    _pdbs: tuple[PdbView, ...] = ()
+    _listed: float = float("-inf")
+    _valid: float = BUDGETS_VALID
+    """Seconds for which the last list is valid."""
+    _error: str = ""
+    """Why the last LIST failed; empty if it succeeded."""
+    _failed: float = float("-inf")
+    """When `_error` arrived."""
+    _waits_since: float | None = None
+    """Since when we have been waiting for an answer; None while no LIST is awaited."""
+
+    async def find(self) -> tuple[PdbView, ...] | str | None:
+        """Return all PodDisruptionBudgets, a message if they cannot be listed, or None if the server has not answered yet.
+
+        An answer that arrives after this call has returned is used by the next call.
+
+        Raises:
+            ExceptionGroup: with Unauthorized or ServerAway.
+        """
+        now = loop_time()
+        if self._waits_since is None:
+            self._waits_since = now
+        await self.crew.each(["/budgets"], self._read)  # a key that no node has
+        if now - self._listed <= self._valid:
+            return self._pdbs
+        if self._error and now - self._failed <= PATIENCE:
+            return f"the PodDisruptionBudgets cannot be listed: {self._error}"
+        if self._waits_since is None or now - self._waits_since <= PATIENCE:
+            return None
+        return f"the PodDisruptionBudgets cannot be listed: no response within {PATIENCE:.0f} s"
+
+    async def _read(self, _: str) -> None:
+        try:
+            pdbs = tuple(converted(PDBS, raw, pdb_view) for raw in await list_of(self.client, PDBS))
+        except HeldBack:  # not sent: the wait goes on, and the server's last answer stays valid
+            self._valid = LIST_VALID_THROTTLED.total_seconds()
+            self._failed = loop_time() if self._error else self._failed
+        except (Unauthorized, ServerAway):
+            self._waits_since = None
+            raise
+        except KubeError as error:
+            self._valid = (
+                LIST_VALID_THROTTLED.total_seconds() if isinstance(error, Throttled) else BUDGETS_VALID
+            )
+            self._error, self._failed, self._waits_since = str(error), loop_time(), None
+        else:
+            self._pdbs, self._listed = pdbs, loop_time()
+            self._valid, self._error, self._waits_since = BUDGETS_VALID, "", None
+
+
+Key = TypeVar("Key")
+Answer = TypeVar("Answer")
+
+ANSWER_VALID = timedelta(seconds=30)
+"""How long a DaemonSet or a namespace is not read again after it was read."""
+
+
+@dataclass(slots=True)
+class PodLookups:
+    """Reads the ResourceClaims, DaemonSets and namespaces of the pods of a node, one object at a time."""
+
+    client: KubeClient
+    owners: dict[tuple[str, str, str], tuple[datetime, bool | None]] = field(default_factory=dict)
+    """DaemonSets by namespace, name and UID: when each was read, and whether it existed; None if we may not read it."""
+    namespaces: dict[str, tuple[datetime, Mapping[str, str] | None]] = field(default_factory=dict)
+    """Namespaces by name: when each was read, and its labels, or None if they cannot be read."""
+
+    async def views(
+        self, raws: Iterable[JSON], scope: Scope, now: datetime, *, namespaces: bool
+    ) -> tuple[PodView, ...]:
+        """Convert the raw pods of one node. Raises KubeError if one, or an object that it needs, cannot be read."""
+        pods = []
+        for raw in raws:
+            claims = await self._resource_claims(raw)
+            pods.append(converted(PODS, raw, partial(pod_view, resource_claims=claims)))
+        concerned = {pod.uid for pod in pods if scope.all_pods or holds_gpu(pod)}
+        # All pods of such a namespace get its labels, because a rank without a GPU is judged with its gang (T13).
+        wanted = sorted({pod.namespace for pod in pods if namespaces and pod.uid in concerned})
+        labels = {
+            name: await _ask(self.namespaces, name, now, partial(self._labels, name)) for name in wanted
+        }
+        if labels:
+            pods = [replace(pod, namespace_labels=labels.get(pod.namespace)) for pod in pods]
+        return tuple([await self._with_owner(pod, now) if pod.uid in concerned else pod for pod in pods])
+
+    async def _resource_claims(self, raw: JSON) -> dict[str, ClaimedDevices]:
+        """Return the devices of each ResourceClaim of a raw pod, by `namespace/name`; None, which counts as a GPU, for one that is gone or that cannot be read (docs/design/drain.md#g5)."""
+        namespace = text(raw, "metadata", "namespace")
+        claims: dict[str, ClaimedDevices] = {}
+        for name in converted(PODS, raw, resource_claim_names):
+            if name is not None:
+                claim = await self._get(RESOURCE_CLAIMS, name, namespace)
+                read = converted(RESOURCE_CLAIMS, claim, claimed_devices) if claim else None
+                claims[f"{namespace}/{name}"] = read
+        return claims
+
+    async def _with_owner(self, pod: PodView, now: datetime) -> PodView:
+        """Return the pod with `owner.exists` set if a DaemonSet controls it (docs/design/drain.md#p3, P5).
+
+        The UID is part of the key, so that what was read before never decides about a DaemonSet that was created again.
+        """
+        owner = pod.owner
+        if owner is None or owner.kind != "DaemonSet" or not owner.api_version.startswith("apps/"):
+            return pod
+        key = pod.namespace, owner.name, owner.uid
+        exists = await _ask(self.owners, key, now, partial(self._exists, *key))
+        return replace(pod, owner=replace(owner, exists=exists))
+
+    async def _labels(self, namespace: str) -> Mapping[str, str] | None:
+        raw = await self._get(NAMESPACES, namespace, None)
+        return None if raw is None else interned(part(raw, "metadata", "labels"))
+
+    async def _exists(self, namespace: str, name: str, uid: str) -> bool | None:
+        try:
+            daemon_set = await self.client.get(DAEMON_SETS, name, namespace=namespace)
+        except NotFound:
+            return False
+        except Forbidden:
+            return None
+        found = text(daemon_set, "metadata", "uid")
+        return found == uid if found else None
+
+    async def _get(self, resource: Resource, name: str, namespace: str | None) -> JSON | None:
+        try:
+            return await self.client.get(resource, name, namespace=namespace)
+        except (NotFound, Forbidden):
+            return None
+
+
+async def _ask(
+    known: dict[Key, tuple[datetime, Answer]], key: Key, now: datetime, read: Callable[[], Awaitable[Answer]]
+) -> Answer:
+    """Return the answer for `key`, read again after ANSWER_VALID. Old answers are dropped, because namespaces come and go."""
+    if key not in known or now - known[key][0] > ANSWER_VALID:
+        answer = await read()
+        for old in [old for old, (read_at, _) in known.items() if now - read_at > ANSWER_VALID]:
+            del known[old]
+        known[key] = now, answer
+    return known[key][1]

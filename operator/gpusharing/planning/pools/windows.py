@@ -1,0 +1,318 @@
+"""When a policy may start nodes: windows, blackouts and time zones."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta, tzinfo
+from functools import cached_property, lru_cache
+from heapq import nlargest
+from itertools import islice
+
+from cronsim import CronSim, CronSimError
+
+from gpusharing.api.policy import GPUSharingPolicySpec, Window, Windows
+from gpusharing.api.times import to_rfc3339
+from gpusharing.api.validation import parse_duration
+from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.transition.attempts import actuation_limit
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.values import value
+
+HORIZON = timedelta(days=8)
+"""A longer span is shown as one without an end. No single window is longer than a week."""
+FAR = timedelta(days=366)
+"""Blackouts that follow each other without a gap for longer than this count as never ending. A single one lasts a week at most."""
+STEPS = 400
+"""The most consecutive windows that are examined: 400 days of daily windows, or 16 days of hourly ones. Without a gap, they count as a span without an end."""
+SHIFT = timedelta(hours=3)
+"""How far beyond a moment to search: further than any change of the clock. If a schedule names minute and hour, cronsim looks only at the time of day, and of two equal times takes the first."""
+_SECOND = timedelta(seconds=1)
+_BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@value
+class Span:
+    """A time span in which nodes may start."""
+
+    opens: datetime
+    closes: datetime | None
+    """None if the span has no end within HORIZON."""
+
+    def lasts(self, needed: timedelta, now: datetime) -> bool:
+        """Whether at least `needed` of the span is left, counted from `now` or from its beginning if that is later."""
+        return self.closes is None or self.closes - max(self.opens, now) >= needed
+
+
+@value(slots=False)  # no slots, because it has cached properties
+class ZonedWindow:
+    """A policy's window with its time zone, which the planner cannot look up by itself."""
+
+    window: Window
+    zone: tzinfo | None
+    """None if the time zone database does not have the name. Only `find_flaw` accepts such a window."""
+
+    @cached_property
+    def duration(self) -> timedelta:
+        return parse_duration(self.window.duration)
+
+    @cached_property
+    def _shift(self) -> timedelta:
+        named = not any(field.startswith("*") for field in self.window.schedule.split()[:2])
+        return SHIFT if named and self.zone is not UTC else timedelta(0)
+
+    def find_next(self, moment: datetime) -> datetime | None:
+        """Return the first start after this moment, or None if there is none."""
+        return self._find(moment - self._shift, lambda start: start > moment, reverse=False)
+
+    def stays_open(self, moment: datetime) -> datetime:
+        """Return until when the window stays open; the moment itself if it is closed then."""
+        start = self._find(moment + self._shift + _SECOND, lambda start: start <= moment, reverse=True)
+        return moment if start is None else max(moment, start + self.duration)
+
+    def _find(self, begin: datetime, fits: Callable[[datetime], bool], *, reverse: bool) -> datetime | None:
+        local = begin.replace(microsecond=0).astimezone(self.zone)
+        starts = CronSim(self.window.schedule, local, reverse=reverse)
+        return next((start for local in starts if fits(start := local.astimezone(UTC))), None)
+
+
+def add_zones(windows: Windows, zones: Mapping[str, tzinfo]) -> tuple[ZonedWindow, ...]:
+    """Return the windows with their time zones; `zones` has the zones that are known, by name."""
+    return tuple(ZonedWindow(window, zones.get(window.time_zone)) for window in windows)
+
+
+def find_flaw(zoned: ZonedWindow) -> tuple[str, str] | None:
+    """Return the name of the window's first invalid field and why it is invalid, or None; the duration is not checked."""
+    example = '"0 22 * * 1-5"'
+    if zoned.zone is None:
+        why = "the time zone database does not contain this name; use one from the database"
+        return "timeZone", f"{why}, for example Europe/Berlin"
+    try:
+        next(CronSim(zoned.window.schedule, _BEGIN))
+    except CronSimError as error:
+        return "schedule", f"it is not a valid cron schedule: {error}; a valid example is {example}"
+    except StopIteration:
+        return "schedule", f"it never matches a date; use a schedule that does, for example {example}"
+    return None
+
+
+def find_spans(
+    windows: Sequence[ZonedWindow], blackouts: Sequence[ZonedWindow], after: datetime
+) -> Iterator[Span]:
+    """Yield, in order, the spans from `after` onward in which nodes may start; possibly without end.
+
+    No window may have a flaw. Without windows, nodes may start at any time except in blackouts.
+    """
+    moment: datetime | None = after
+    while moment is not None and (opens := _first(windows, blackouts, moment)) is not None:
+        ends = [_end(windows, opens)] if windows else []
+        ends += [blackout.find_next(opens) for blackout in blackouts]
+        closes = min((end for end in ends if end is not None), default=None)
+        if closes is not None and closes - opens > HORIZON:
+            closes = None
+        yield Span(opens, closes)
+        moment = closes
+
+
+def _first(
+    windows: Sequence[ZonedWindow], blackouts: Sequence[ZonedWindow], moment: datetime
+) -> datetime | None:
+    for _ in range(STEPS):
+        after: datetime | None = moment
+        if any(one.stays_open(moment) > moment for one in blackouts):
+            after = _end(blackouts, moment, FAR)
+        elif windows and all(one.stays_open(moment) <= moment for one in windows):
+            starts = (one.find_next(moment) for one in windows)
+            after = min((start for start in starts if start is not None), default=None)
+        if after is None or after == moment:
+            return after
+        moment = after
+    return None
+
+
+def _end(windows: Sequence[ZonedWindow], moment: datetime, horizon: timedelta = HORIZON) -> datetime | None:
+    end = moment
+    for _ in range(STEPS):
+        reach = max(one.stays_open(end) for one in windows)
+        if reach <= end:
+            return end
+        end = reach
+        if end - moment > horizon:
+            break
+    return None
+
+
+RECENT = 20
+"""How many recent changes of a pool are considered; the slowest of them sets the time expected for the next one."""
+UNKNOWN = timedelta(minutes=15)
+"""How long a change is expected to take while the pool has no finished changes."""
+FORESEEN = 200
+"""The most spans through which the end of a rollout is foreseen."""
+SHOWN = 3
+"""The most spans that are shown."""
+LOOKED_AT = 40
+"""The most spans that are examined in the search for spans that are long enough."""
+Zoned = tuple[ZonedWindow, ...]
+_MOMENT = timedelta(seconds=1)
+
+
+@value
+class Hours:
+    """What the windows of a policy allow at one moment."""
+
+    spans: tuple[Span, ...] = ()
+    """The next spans in which a node can start. Empty if nodes may start at any time, or never (see `closed`)."""
+    closed: Finding | None = None
+    """Why no node starts now, or None if nodes may start."""
+    change: datetime | None = None
+    """When the passing of time alone may change the answer, or None if it does not."""
+
+    @property
+    def next_window(self) -> str:
+        """When nodes may start next, or until when they may start now; empty if they may at any time, or never."""
+        if not self.spans:
+            return ""
+        span = self.spans[0]
+        if self.closed is not None:
+            return to_rfc3339(span.opens)
+        return "open" if span.closes is None else f"open until {to_rfc3339(span.closes)}"
+
+    @property
+    def listed(self) -> list[str]:
+        """The spans as the plan shows them, such as `now to <time>` or `<time> to open end`."""
+        shown = []
+        for number, span in enumerate(self.spans):
+            opens = "now" if number == 0 and self.closed is None else to_rfc3339(span.opens)
+            shown.append(f"{opens} to {'open end' if span.closes is None else to_rfc3339(span.closes)}")
+        return shown
+
+
+ALWAYS = Hours()
+UNJUDGED = Hours(closed=Finding(Reason.WINDOW_CLOSED, "the windows have not been evaluated yet"))
+
+
+def needed_time(spec: GPUSharingPolicySpec, nodes: Iterable[NodeView]) -> timedelta:
+    """Return how much of a window must be left so that a node may start: drain.timeout plus the expected duration of the change.
+
+    That is the duration of the slowest recent change, within the policy's time limits. Changes that took more than twice the limits waited for a person, and do not count (ADR 63).
+    """
+    proofs, limit = [node.verified for node in nodes], actuation_limit(spec)
+    known = [(one.changed_at, timedelta(seconds=one.took)) for one in proofs if one and one.changed_at]
+    last = nlargest(RECENT, [(when, took) for when, took in known if timedelta(0) < took <= 2 * limit])
+    slowest = max((took for _, took in last), default=UNKNOWN)
+    return parse_duration(spec.drain.timeout) + min(slowest, limit)
+
+
+def find_hours(
+    spec: GPUSharingPolicySpec, zones: Mapping[str, tzinfo], nodes: Iterable[NodeView], now: datetime
+) -> Hours:
+    """Return what the windows of a policy allow now; `zones` has the known time zones, `nodes` the nodes of the policy."""
+    rollout = spec.rollout
+    if not rollout.windows and not rollout.blackouts:
+        return ALWAYS
+    windows, blackouts = add_zones(rollout.windows, zones), add_zones(rollout.blackouts, zones)
+    if flaw := _flaw(windows, blackouts):
+        return Hours(closed=Finding(Reason.INVALID_WINDOW, " ".join(flaw)))
+    needed = needed_time(spec, nodes)
+    minute = now.replace(second=0, microsecond=0)
+    candidates, longest = _spans(windows, blackouts, needed, minute)
+    long_ones = tuple(one for one in windows if one.duration >= needed)
+    if not candidates and long_ones:
+        # There may be so many short spans before it that no long one was examined.
+        candidates, _ = _spans(long_ones, blackouts, needed, minute)
+    spans = tuple(span for span in candidates if span.lasts(needed, now))[:SHOWN]
+    if not spans:
+        blacked_out = bool(blackouts and _spans(windows, (), needed, minute)[0])
+        return Hours(closed=_too_short(needed, longest, blacked_out=blacked_out))
+    first = spans[0]
+    if first.opens <= now:
+        return Hours(spans, None, None if first.closes is None else first.closes - needed + _MOMENT)
+    message = (
+        "changes do not start outside spec.rollout.windows, during spec.rollout.blackouts, or with less than"
+        f" {_text(needed)} of the window left; the next change may start at {to_rfc3339(first.opens)}"
+    )
+    return Hours(spans, Finding(Reason.WINDOW_CLOSED, message, first.opens), first.opens)
+
+
+def foresee_end(
+    spec: GPUSharingPolicySpec,
+    zones: Mapping[str, tzinfo],
+    nodes: Iterable[NodeView],
+    begins: datetime,
+    lengths: Sequence[timedelta],
+) -> datetime | None:
+    """Return when a series of consecutive changes with these `lengths` ends; None if a window is invalid or the end is too far away.
+
+    Each starts when the previous one has ended, or once the windows let a node start again. The last may end after its window.
+    """
+    windows, blackouts = (add_zones(rows, zones) for rows in (spec.rollout.windows, spec.rollout.blackouts))
+    if _flaw(windows, blackouts):
+        return None
+    needed, moment = needed_time(spec, nodes), begins
+    spans = islice(find_spans(windows, blackouts, begins.replace(second=0, microsecond=0)), FORESEEN)
+    span = next(spans, None)
+    for length in lengths:
+        while span is not None and not span.lasts(needed, moment):
+            span = next(spans, None)
+        if span is None:
+            return None
+        moment = max(moment, span.opens) + length
+    return moment
+
+
+@lru_cache(maxsize=512)
+def _spans(
+    windows: Zoned, blackouts: Zoned, needed: timedelta, minute: datetime
+) -> tuple[tuple[Span, ...], timedelta]:
+    """Return the first spans that last long enough, and the length of the longest span examined that has an end.
+
+    Caching for each minute is exact, because no schedule has seconds.
+    """
+    long_enough, longest = [], timedelta(0)
+    for span in islice(find_spans(windows, blackouts, minute), LOOKED_AT):
+        if span.closes is not None:
+            longest = max(longest, span.closes - span.opens)
+        if span.lasts(needed, minute):
+            long_enough.append(span)
+        if len(long_enough) > SHOWN:
+            break
+    return tuple(long_enough), longest
+
+
+def find_window_flaw(spec: GPUSharingPolicySpec, zones: Mapping[str, tzinfo]) -> tuple[str, str] | None:
+    """Return the path of the policy's first invalid window and what is wrong with it, or None if all are valid."""
+    return _flaw(add_zones(spec.rollout.windows, zones), add_zones(spec.rollout.blackouts, zones))
+
+
+@lru_cache(maxsize=512)
+def _flaw(windows: Zoned, blackouts: Zoned) -> tuple[str, str] | None:
+    for field, listed in (("windows", windows), ("blackouts", blackouts)):
+        for index, zoned in enumerate(listed):
+            if (flaw := find_flaw(zoned)) is not None:
+                (name, why), window = flaw, zoned.window
+                value = window.time_zone if name == "timeZone" else window.schedule
+                path = f"spec.rollout.{field}[{index}].{name}"
+                return path, f'"{value}": {why}. No change starts until this is corrected'
+    return None
+
+
+def _too_short(needed: timedelta, longest: timedelta, *, blacked_out: bool) -> Finding:
+    slowest = f"the duration of the slowest of the last {RECENT} changes"
+    needs = f"a change needs {_text(needed)} left in its window (drain.timeout plus {slowest})"
+    if blacked_out:  # longer windows would not help
+        left = f"at most {_text(longest)}" if longest else "nothing"
+        why = (
+            f"as far as can be foreseen spec.rollout.blackouts leave {left} of the time in which"
+            " nodes could start: shorten or remove a blackout"
+        )
+    else:
+        left = f"are open for at most {_text(longest)}" if longest else "are never open"
+        why = (
+            f"spec.rollout.windows, minus spec.rollout.blackouts, {left}: lengthen a window,"
+            " for example to duration: 6h, or shorten spec.drain.timeout"
+        )
+    return Finding(Reason.WINDOW_TOO_SHORT, f"{needs}, but {why}")
+
+
+def _text(length: timedelta) -> str:
+    """Return a duration in whole minutes, rounded up, such as `1h30m`."""
+    hours, minutes = divmod(-(-int(length.total_seconds()) // 60), 60)
+    return f"{hours}h{minutes}m" if hours and minutes else f"{hours}h" if hours else f"{minutes}m"

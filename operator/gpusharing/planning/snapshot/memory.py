@@ -1,0 +1,156 @@
+"""What is remembered between passes about calls that failed and nodes to look at."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import field
+from datetime import datetime, timedelta
+
+from gpusharing.planning.snapshot.records import SpecVersion
+from gpusharing.planning.vocabulary.findings import Blocker, ends_at
+from gpusharing.planning.vocabulary.values import value
+
+FIRST_WAIT = 2.0
+"""Seconds to wait after the first failure."""
+LONGEST_WAIT = 60.0
+"""The longest wait between two attempts, in seconds."""
+LASTING = 2
+"""How many failures in a row it takes before they are shown to people. A single one is often over before they read it."""
+STUCK = 6
+"""How many failures in a row it takes, about a minute's worth, before other nodes no longer count on this node's slot."""
+
+CLAIMS, CONFIG_MAPS = "claims on the Lease", "our ConfigMaps"
+"""Subjects of failures that do not concern one node. No fence is written while calls about either of them fail."""
+CLUSTER_POLICY = "pointers of ClusterPolicy"
+"""Like the next two, a subject for which no fence waits."""
+MPS_DAEMON_SET = "MPS DaemonSet"
+DEVICE_CLASS = "DeviceClasses"
+TAINT_RULE = "DeviceTaintRules"
+"""A node whose rule cannot be written is cordoned."""
+POLICIES = "list of policies"
+"""No node starts before the LIST succeeds, because the plan may be based on outdated policies."""
+
+
+def policy_subject(policy: str) -> str:
+    """Return the subject of failed writes to `policy`; only fences of that policy wait for such writes."""
+    return f"policy {policy}"  # cannot be the name of a node: it has a space
+
+
+def backoff(tries: int, first: float, jitter: float = 0.0) -> float:
+    """Return the seconds to wait after so many failures in a row: doubling from `first` to LONGEST_WAIT.
+
+    `jitter` is in [0, 1) and shortens the wait by up to a quarter, so that calls do not all come again at once.
+    """
+    return min(LONGEST_WAIT, first * 2.0 ** min(tries - 1, 10)) * (1 - jitter / 4)
+
+
+@value
+class CallFailure:
+    """The latest failure of an unbroken series of failed calls about one node or one other subject."""
+
+    message: str
+    """Which call failed, and what the server answered."""
+    next_try: datetime
+    """When the next call about the node may be made."""
+    tries: int = 1
+    call: str = ""
+    """Which kind of call failed. Only a successful call of the same kind ends the series."""
+
+    def holds(self, now: datetime) -> bool:
+        return now < self.next_try
+
+    @property
+    def lasts(self) -> bool:
+        """Whether to show the failures to people and to give up a slot that was claimed for a fence.
+
+        After the first failure the fence may exist although its call failed. By the second, the watch would have
+        shown that fence.
+        """
+        return self.tries >= LASTING
+
+    @property
+    def stuck(self) -> bool:
+        return self.tries >= STUCK
+
+
+def failed_again(
+    before: CallFailure | None, message: str, now: datetime, jitter: float, call: str = ""
+) -> CallFailure:
+    """Return the failure to remember after one more failed call, which continues the series of `before` whatever its kind."""
+    tries = before.tries + 1 if before is not None else 1
+    return CallFailure(message, now + timedelta(seconds=backoff(tries, FIRST_WAIT, jitter)), tries, call)
+
+
+LOOKS = 5
+"""The most blocked nodes, over all policies, whose pods are listed within one poll."""
+FIRST_LOOKS = 20
+"""Once this many nodes were found blocked within one poll, no further node gets its first look."""
+LONGEST = timedelta(seconds=LONGEST_WAIT)
+"""The longest time between two looks at one node, no matter how long the node stays blocked."""
+
+
+@value
+class Look:
+    """The result of the latest LIST of a node's pods before its change starts."""
+
+    version: SpecVersion
+    """The version of the spec whose change the look was for. The look is not used for any other version."""
+    retry: str
+    """The value of the retry annotation at that time. If it changes, the pods are listed again at once."""
+    at: datetime
+    """When the pods were listed."""
+    tries: int
+    """How many looks in a row have found blockers, this one included. 1 if this one found none."""
+    blockers: tuple[Blocker, ...] = ()
+    """What kept the pods from leaving. Empty if nothing did and the change began."""
+    needs: tuple[tuple[str, int], ...] = ()
+    """If the change began: how many pods it will evict under each PodDisruptionBudget."""
+
+    def due(self, poll: float) -> datetime:
+        """Return when to list the pods again: with back-off, or when all blockers have ended by themselves."""
+        again = self.at + timedelta(seconds=backoff(self.tries, poll))
+        end = ends_at(self.blockers)
+        return again if end is None or end <= self.at else min(again, end)
+
+
+@value
+class Preview:
+    """What the change of a waiting node would disturb, according to the latest LIST of its pods."""
+
+    version: SpecVersion
+    """The preview is not used for any other version of the spec."""
+    at: datetime
+    """When the pods were listed."""
+    pods: tuple[str, ...] = ()
+    """The pods that would have to leave, as `namespace/name`, sorted."""
+    budgets: tuple[str, ...] = ()
+    """The PodDisruptionBudgets that select those pods, as `namespace/name`, sorted."""
+    gangs: tuple[str, ...] = ()
+    """Descriptions of the gangs that those pods belong to, for people."""
+    blockers: tuple[Blocker, ...] = ()
+
+
+@value
+class PassMemory:
+    """State that each plan returns and that the next plan receives. A new process starts without it."""
+
+    wants_pods: frozenset[str] = frozenset()
+    """Nodes whose pods have to be listed for the next pass."""
+    proving: frozenset[str] = frozenset()
+    """Nodes that count as idle as soon as one last LIST of their pods confirms it."""
+    drifting_since: Mapping[str, datetime] = field(default_factory=dict)
+    """By node: since when this process has seen that the node, Ready and without a fence, differs from its target."""
+    looks: Mapping[str, Look] = field(default_factory=dict)
+    previews: Mapping[str, Preview] = field(default_factory=dict)
+    vain_passes: Mapping[str, int] = field(default_factory=dict)
+    """By policy: how many passes in a row made no progress (`count_vain`)."""
+
+
+def find_due(looks: Iterable[tuple[str, Look]], now: datetime, poll: float) -> frozenset[str]:
+    """Return the nodes whose pods must be listed again now, at most LOOKS within `poll` seconds, those with the oldest looks first."""
+    known = list(looks)
+    left = LOOKS - count_recent((look for _, look in known), now, poll)
+    due = sorted((look.at, name) for name, look in known if look.due(poll) <= now)
+    return frozenset(name for _, name in due[: max(0, left)])
+
+
+def count_recent(looks: Iterable[Look], now: datetime, poll: float) -> int:
+    return sum(now - timedelta(seconds=poll) < look.at for look in looks)

@@ -1,0 +1,411 @@
+"""NVIDIA's programs as read from the cluster, with the objects of its DRA driver."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import field
+from datetime import datetime
+from enum import StrEnum
+from hashlib import sha256
+from typing import Any
+
+from gpusharing.api.names import RESOURCE_GPU
+from gpusharing.planning.gpus.geometry import Layout, resource_name
+from gpusharing.planning.vocabulary.values import value
+
+DRA_DRIVER = "gpu.nvidia.com"
+"""The name under which NVIDIA's DRA driver publishes GPUs and MIG devices in ResourceSlices."""
+
+
+@value
+class DraDriverView:
+    """The DaemonSet of NVIDIA's DRA driver, whose pods are the kubelet plugins."""
+
+    name: str
+    release: str = ""
+    """Name of its Helm release. Empty if it is unknown."""
+    serves_gpus: bool = True
+    """Whether it serves GPUs (value resources.gpus.enabled of its chart), and not only compute domains."""
+    gates: frozenset[str] = frozenset()
+    """The feature gates that are switched on in the container that serves GPUs."""
+    tolerates_gate: bool = True
+    """Whether its pods tolerate the start-up taint."""
+    tolerations: str = "[]"
+    """The tolerations of its pods as JSON."""
+
+
+def key_of(uuids: Iterable[str]) -> str:
+    """Return a hash of these UUIDs of devices, as 16 hexadecimal digits. It does not depend on their order."""
+    return sha256("\n".join(sorted(uuids)).encode(errors="backslashreplace")).hexdigest()[:16]
+
+
+@value
+class NodeDevices:
+    """The devices that NVIDIA's DRA driver publishes for one node."""
+
+    layouts: tuple[Layout | None, ...]
+    """The layout of each GPU of which it publishes a device, sorted; None for a whole GPU. A GPU with MIG on and without instances has no device."""
+    others: tuple[str, ...] = ()
+    """Names of the devices that are neither a whole GPU nor a MIG device with its profile and GPU, or that several ResourceClaims may hold at once."""
+    missing: int = 0
+    """How many ResourceSlices of the node's pool have not been published yet."""
+    key: str = ""
+    """The result of `key_of` for all of its devices. Empty if it is unknown."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """For each whole GPU and each MIG device, by its name: the extended resource by which pods may request it. Empty if unknown."""
+    resources: Mapping[str, int] = field(init=False, compare=False)
+    """The devices as counts of the extended resources by which pods may request them, such as nvidia.com/gpu."""
+
+    def __post_init__(self) -> None:
+        counts: Counter[str] = Counter()
+        for layout in self.layouts:
+            for name, count in [(RESOURCE_GPU, 1)] if layout is None else layout:
+                counts[name if layout is None else resource_name(name)] += count
+        object.__setattr__(self, "resources", dict(counts))
+
+
+@value
+class DeviceClassView:
+    """A DeviceClass in the cluster."""
+
+    name: str
+    uid: str
+    version: str
+    """The resourceVersion at which it was read."""
+    ours: bool
+    resource: str
+    """The extended resource by which pods may request its devices. Empty if it has none."""
+    selectors: tuple[str, ...]
+    """The CEL expressions that a device must satisfy."""
+    plain: bool = True
+    """Whether its spec has nothing besides these two."""
+
+
+@value
+class WantedClass:
+    """A DeviceClass of ours as it should be."""
+
+    name: str
+    resource: str
+    """The extended resource by which pods request the profile."""
+    selector: str
+    """The CEL expression that selects the MIG devices of the profile."""
+
+
+RULE_PREFIX = "gpusharing-node-"
+"""How the names of our DeviceTaintRules for nodes begin. The name of the node follows."""
+TAINT_TEST = "gpusharing-taint-test"
+"""The name of all objects with which the scheduler is tested for DeviceTaintRules."""
+
+
+@value
+class TaintRuleView:
+    """A DeviceTaintRule with our label."""
+
+    name: str
+    uid: str
+    since: datetime | None
+    """When it was created. None if it is being deleted, or does not keep new pods off exactly the devices of the node in its name."""
+
+    @property
+    def node(self) -> str:
+        """Name of the node that the rule is for. Empty if its name is not that of a rule for a node."""
+        return self.name.removeprefix(RULE_PREFIX) if self.name.startswith(RULE_PREFIX) else ""
+
+
+@value
+class TaintProof:
+    """Whether nodes may be fenced by DeviceTaintRules (docs/adr/0079-a-device-taint-rule-for-a-cordon.md)."""
+
+    works: bool = False
+    """Whether the scheduler was shown to obey DeviceTaintRules, and no write of one fails."""
+    error: str = ""
+    """Why nodes are cordoned although the setting `device_taints` is on. Empty if the setting is off, if rules work, or if the scheduler has not been tested yet."""
+
+
+UNTESTED = TaintProof()
+
+
+@value
+class DraView:
+    """NVIDIA's DRA stack. The ResourceSlices are read only if there is a GPUCluster or a DRA driver that serves GPUs."""
+
+    driver: DraDriverView | None = None
+    """The DRA driver in the namespace of NVIDIA's components. None if there is none."""
+    mig_manager: str = ""
+    """Name of the DaemonSet of a mig-manager that runs without the GPU Operator, in the same namespace. Empty if there is none."""
+    mig_manager_version: str = ""
+    """Empty if it is unknown."""
+    mig_config_map: str = ""
+    """Name of the ConfigMap from which that mig-manager reads its configurations. Empty if it mounts none."""
+    with_reboot: bool = False
+    """Whether that mig-manager reboots the node when a GPU cannot be reset (env WITH_REBOOT)."""
+    unread: str = ""
+    """Why the ResourceSlices cannot be read, as a sentence without its period. Empty if they can be read or need not be."""
+    doubles: tuple[str, ...] = ()
+    """Names of the nodes whose GPUs both the DRA driver and a device plugin serve."""
+    classes: tuple[DeviceClassView, ...] | None = None
+    """All DeviceClasses by name, or None if they were not read."""
+    class_error: str = ""
+    """Why the last write of our DeviceClasses failed. Empty if it did not."""
+    taints: TaintProof = UNTESTED
+    rule_error: str = ""
+    """Why our DeviceTaintRules cannot be read or written. Empty if they can, or if none was tried."""
+
+
+NO_DRA = DraView()
+
+
+MIG_MANAGER_SWITCH = "migManager.enabled"
+"""The field of ClusterPolicy, by its path below `spec`, that turns mig-manager off."""
+PLUGIN_SWITCH = "devicePlugin.enabled"
+"""The field that turns the device plugin off."""
+
+
+@value
+class PlainStackView:
+    """NVIDIA's device-plugin chart without the GPU Operator, which means without a ClusterPolicy. mig-manager may run beside it as a DaemonSet of its own."""
+
+    daemon_set: str
+    release: str
+    """Name of its Helm release. Empty if it is unknown."""
+    mig_manager: str = ""
+    """Name of mig-manager's DaemonSet in the namespace of the chart. Empty if there is none."""
+    pausable: bool = False
+    """Whether all DaemonSets of the chart run only on nodes with nvidia.com/gpu.deploy.client=true, so that mig-manager can keep their pods off the GPUs during a MIG change."""
+
+
+@value
+class MpsDaemonView:
+    """The GPU Operator's DaemonSet of MPS control daemons, with the facts that decide whether its config-manager can notify the daemon of a new configuration."""
+
+    version: str
+    """Version of the device plugin's image, which the daemon runs. Empty if it is unknown."""
+    program: str
+    """The process name of the daemon. Empty if the image decides it."""
+    signalled: str | None
+    """The value of PROCESS_TO_SIGNAL, which names the process that its config-manager signals. None if it is not set, or comes from elsewhere (`valueFrom`)."""
+    sees_host: bool
+    """Whether its pods see the processes of their host."""
+    name: str = "nvidia-device-plugin-mps-control-daemon"
+    namespace: str = "gpu-operator"
+    state: str = ""
+    """UID and generation of the DaemonSet, which change whenever its spec does. Empty if they are unknown."""
+
+    @property
+    def plugin(self) -> str:
+        return f"device plugin {self.version}" if self.version else "a device plugin of an unknown version"
+
+
+@value
+class MpsRepairs:
+    """The repairs of the MPS DaemonSet that the operator has counted (`planning/stack/mpsrepair.py`)."""
+
+    count: int = 0
+    """How many repairs were begun under this version of the device plugin."""
+    plugin: str = ""
+    """The version of the device plugin during the last repair. Empty if there was none."""
+    state: str = ""
+    """The `MpsDaemonView.state` from which the last repair was decided. Empty if there was none."""
+    pending: bool = False
+    """Whether the last repair may have been made without being reported yet."""
+
+
+@value
+class ClusterPolicyView:
+    """The parts of NVIDIA's ClusterPolicy that can override us (docs/design/nvidia.md#d5), or an equivalent view of NVIDIA's device-plugin chart."""
+
+    plugin_config_name: str
+    """devicePlugin.config.name. Empty if it is not set."""
+    mig_strategy: str
+    """mig.strategy. Empty if it is not set."""
+    mig_config_name: str
+    """migManager.config.name. Empty if it is not set."""
+    switches: Mapping[str, bool | str] = field(default_factory=dict)
+    """The values of the fields that `stack/requirements.py` reads, by their path below `spec`; unset ones are left out."""
+    plugin_default: str = ""
+    """devicePlugin.config.default: the configuration for nodes without the label. Empty if it is not set."""
+    with_reboot: bool = False
+    """Whether mig-manager reboots the node when a GPU cannot be reset (env WITH_REBOOT)."""
+    plugin_version: str = ""
+    """Version of the device plugin, such as `v0.19.3`. Empty if ClusterPolicy does not name it."""
+    mig_manager_version: str = ""
+    """Version of mig-manager, such as `v0.13.1`. Empty if ClusterPolicy does not name it."""
+    name: str = "cluster-policy"
+    """Name of the object: `cluster-policy` with NVIDIA's chart, `gpu-cluster-policy` on OpenShift."""
+    uid: str = ""
+    """Empty if there is no such object."""
+    ignored: bool = False
+    """Whether the GPU Operator reports that it follows another ClusterPolicy (docs/design/nvidia.md#d7)."""
+    plugin_config_setter: str = ""
+    """Field manager that wrote `plugin_config_name` last. Empty if it is unknown."""
+    mig_config_setter: str = ""
+    """Field manager that wrote `mig_config_name` last. Empty if it is unknown."""
+    configured: frozenset[str] = frozenset()
+    """Fields that this operator has already set once, by path (`planning/stack/pointers.py`)."""
+    tolerates_gate: bool = True
+    """Whether NVIDIA's pods tolerate the start-up taint."""
+    tolerations: str = "[]"
+    """The tolerations of NVIDIA's pods as JSON."""
+    mps_daemon: MpsDaemonView | None = None
+    """The GPU Operator's MPS daemon, or None if there is none, if it was not seen, or if it runs without config-manager."""
+    plain: PlainStackView | None = None
+    """The DaemonSets of NVIDIA's device-plugin chart, from which this view was made, or None if there is a ClusterPolicy."""
+    namespace: str = ""
+    """Namespace of NVIDIA's pods, as status.namespace says. Empty if it does not."""
+
+    def is_off(self, switch: str) -> bool:
+        """Whether the field with this path below `spec` is False, and not merely unset."""
+        return self.switches.get(switch) is False
+
+
+@value
+class FinderState:
+    """A DaemonSet of Node Feature Discovery's worker. Only the worker's labels show that a node has a GPU."""
+
+    name: str
+    release: str
+    """Name of its Helm release. Empty if it is unknown."""
+    tolerates_gate: bool
+    """Whether its pods may run behind the start-up taint."""
+    tolerations: str
+    """The tolerations of its pods as JSON."""
+
+
+@value
+class StartChange:
+    """A node whose GPUs mig-manager would change, or may change, at its start (`planning/stack/migstart.py`)."""
+
+    node: str
+    why: str
+    """How its GPUs differ from its label, or why that is unknown, as a clause for people."""
+    config: str = ""
+    """A value for its label nvidia.com/mig.config with which mig-manager would leave its GPUs as they are. Empty if there is none or if it is unknown."""
+    known: bool = True
+    """Whether it is known what the node's GPUs have."""
+
+
+@value
+class StackView:
+    """NVIDIA's software in the cluster and the ConfigMaps that we keep for it."""
+
+    cluster_policy: ClusterPolicyView | None
+    """The ClusterPolicy or its equivalent, or None if nothing of NVIDIA's was found."""
+    gpu_cluster: bool
+    """Whether there is a GPUCluster, with which the GPU Operator installs NVIDIA's DRA driver in place of the device plugin."""
+    plugin_configs: Mapping[str, str]
+    """Device-plugin configurations by key, as they are in our ConfigMap now."""
+    mig_file: str
+    """The mig-parted file that we render. Empty before the first write."""
+    written: Mapping[str, datetime]
+    """When each entry of either ConfigMap was written, by key."""
+    admin_mig_file: str = ""
+    """mig-parted entries from the admin's own ConfigMap, merged into ours."""
+    admin_plugin_configs: Mapping[str, str] = field(default_factory=dict)
+    """Device-plugin configurations from the admin's own ConfigMap, by key, merged into ours unchanged."""
+    missing_entries: tuple[str, ...] = ()
+    """Device-plugin configurations that Nodes name but `plugin_configs` lacks, collected while ClusterPolicy does not name our ConfigMap."""
+    unresolved_mig: Mapping[str, str] = field(default_factory=dict)
+    """By Node: the mig-parted configuration that it names but `mig_file` does not give it (`pointers.find_unresolved`). Collected while ClusterPolicy does not name our ConfigMap."""
+    start_changes: tuple[StartChange, ...] = ()
+    """The nodes whose GPUs mig-manager would or may change at its start (`migstart.find_start_changes`). Collected only while something that we write or print would start or restart mig-manager."""
+    strategy_users: Mapping[str, str] = field(default_factory=dict)
+    """By node: the MIG devices that it would lose without ClusterPolicy's mig.strategy. Collected while a policy wants another strategy."""
+    missing_maps: tuple[str, ...] = ()
+    """The admin's ConfigMaps that a setting names but that do not exist."""
+    generated_mig_files: Mapping[str, str] = field(default_factory=dict)
+    """The mig-parted file that mig-manager >= 0.14 generated from the hardware, by node."""
+    plugin_map_exists: bool = True
+    """Whether our device-plugin ConfigMap exists; NVIDIA's pods cannot start while ClusterPolicy names a missing one."""
+    serves_our_mig_file: bool = False
+    """Whether mig-manager reads our ConfigMap, because ClusterPolicy or its own DaemonSet says so."""
+    marked: bool = True
+    """Whether each of our two ConfigMaps that exists has our label."""
+    write_error: str = ""
+    """Why the last write of our ConfigMaps was refused. Empty if it was not."""
+    rival_policies: tuple[str, ...] = ()
+    """Names of the ClusterPolicies if it is unclear which of them the GPU Operator follows; `cluster_policy` is then the first of them. Empty otherwise."""
+    pointer_error: str = ""
+    """Why the write that points ClusterPolicy at our ConfigMaps failed. Empty if it did not."""
+    foreign_map: str = ""
+    """Name of a ConfigMap with entries that has the name of one of ours but was created by somebody else. Empty if there is none."""
+    twins: str = ""
+    """A message with the remedy if two DaemonSets of NVIDIA's namespace run device plugins, or two run mig-manager, on the same nodes (`planning/stack/rivals.py`). Empty if that is not certain of any two."""
+    finders: tuple[FinderState, ...] = ()
+    """The DaemonSets of Node Feature Discovery's worker in the namespace of NVIDIA's components; the operator may read no other."""
+    intolerant_agents: str = ""
+    """Namespace of the agent's pods, if the existing ones do not tolerate the start-up taint, else empty."""
+    mps_repairs: MpsRepairs = MpsRepairs()
+    mps_nodes: tuple[str, ...] = ()
+    """The nodes that serve MPS and so prevent a repair of the MPS DaemonSet, sorted. Empty unless a repair is due."""
+    repair_error: str = ""
+    """Why the last repair of the MPS DaemonSet failed. Empty if it did not."""
+    seen_plugin_configs: Mapping[str, str] = field(default_factory=dict)
+    """Device-plugin entries that this process has read so far. A lost one whose name is made from its content can be restored from here."""
+    seen_mig_entries: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """mig-parted entries that this process has read so far, by key, for the same purpose."""
+    dra: DraView = NO_DRA
+
+    @property
+    def with_reboot(self) -> bool:
+        """Whether mig-manager reboots a node when a GPU cannot be reset, according to `cluster_policy` or, if there is none, to the mig-manager that runs without the GPU Operator (`dra`)."""
+        policy = self.cluster_policy
+        return self.dra.with_reboot if policy is None else policy.with_reboot
+
+    @property
+    def by_dra(self) -> bool:
+        return is_served_by_dra(self.gpu_cluster, self.cluster_policy, self.dra)
+
+    def generated_mig_file(self, node: str) -> str:
+        """Return the mig-parted file that mig-manager generated on `node` and reads there, or an empty string."""
+        return "" if self.serves_our_mig_file else self.generated_mig_files.get(node, "")
+
+
+def is_served_by_dra(gpu_cluster: bool, policy: ClusterPolicyView | None, dra: DraView) -> bool:
+    """Whether NVIDIA's DRA stack serves the GPUs. `policy` is the ClusterPolicy or stands for NVIDIA's device-plugin chart."""
+    if gpu_cluster or dra.driver is None:
+        return gpu_cluster
+    # Without a policy, a driver that serves only compute domains is refused with the command that lets it serve GPUs.
+    return policy is None or (dra.driver.serves_gpus and policy.is_off(PLUGIN_SWITCH))
+
+
+class Program(StrEnum):
+    """One of NVIDIA's programs whose pods we may restart, by the value of the pods' label `label`."""
+
+    MIG_MANAGER = "nvidia-mig-manager"
+    MPS_DAEMON = "nvidia-device-plugin-mps-control-daemon"
+    KUBELET_PLUGIN = "kubelet-plugin"
+
+    @property
+    def label(self) -> str:
+        """The label that its pods carry: `app`, or the one that the DRA driver's chart gives them (v0.5.0, selectorLabels)."""
+        return "dra-driver-nvidia-gpu-component" if self is Program.KUBELET_PLUGIN else "app"
+
+
+@value
+class Operand:
+    """A pod of a `Program`."""
+
+    namespace: str
+    name: str
+    uid: str
+    ready: bool
+    deleting: bool = False
+    ready_since: datetime | None = None
+    """Since when this process has seen it Ready, on a fenced node, or not `down`, if it is an MPS daemon; node clocks are never compared with ours."""
+    lone_restarts: int = 0
+    """How many more restarts config-manager has than the MPS daemon's container in its pod, which may be negative."""
+    restart_cause: str = ""
+    """Why config-manager last exited, as the kubelet reports it. Empty if it is unknown."""
+    settling: bool = False
+    """Whether config-manager of an MPS daemon is not running, so that `lone_restarts` cannot be compared yet."""
+    down: bool = False
+    """Whether the daemon itself, in the pod of an MPS daemon, is not running."""
+
+
+def find_active(views: Iterable[ClusterPolicyView]) -> tuple[ClusterPolicyView | None, tuple[str, ...]]:
+    """Return the ClusterPolicy that the GPU Operator follows, or the first of several possible ones and the names of all."""
+    # The GPU Operator marks all but one as ignored, but perhaps none before its first reconciliation.
+    policies = sorted(views, key=lambda policy: policy.name)
+    heeded = [policy for policy in policies if not policy.ignored] or policies
+    rivals = tuple(policy.name for policy in heeded)
+    return (heeded[0] if heeded else None), (rivals if len(rivals) > 1 else ())

@@ -1,0 +1,182 @@
+"""NVIDIA's MPS daemon: whether it serves, and what repairs it."""
+
+from collections.abc import Collection, Mapping
+
+from gpusharing.api import names
+from gpusharing.planning.snapshot.actions import RepairMps
+from gpusharing.planning.snapshot.nvidia import MpsDaemonView, MpsRepairs, Operand, Program, StackView
+from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
+from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.wanted.target import SKIPS_THREADS, find_deafness, find_remedy
+from gpusharing.planning.wanted.verify import EXCLUSIVE, is_told_mps
+
+VALUE = "chart value gpuOperator.repairMps"
+"""The chart value that allows the operator to repair the DaemonSet, for messages."""
+DAEMON_SET, PROGRAM = "nvidia-device-plugin-mps-control-daemon", "mps-control-daemon"
+"""The only DaemonSet that the operator may patch, and the only value that it may write there, as in templates/repair-mps.yaml."""
+MOST_REPAIRS = 3
+"""How often the operator sets the value under one version of the device plugin before it gives up."""
+
+
+def plan_repair(stack: StackView, settings: PlanSettings) -> RepairMps | None:
+    """Return the write that lets the MPS daemons follow labels, or what is left of one that was not yet reported."""
+    policy, repairs = stack.cluster_policy, stack.mps_repairs
+    daemon = policy.mps_daemon if policy is not None else None
+    if policy is None or daemon is None or not settings.repair_mps:
+        return None
+    if find_due(stack, settings) is not None:
+        return RepairMps(policy, daemon, count_repair(repairs, daemon))
+    # The answer to the write may have been lost, or the operator may have ended after it.
+    is_set = daemon.signalled == daemon.program == PROGRAM
+    if repairs.pending and is_set and _is_countable(stack, settings):
+        return RepairMps(policy, daemon, repairs)
+    return None
+
+
+def find_due(stack: StackView, settings: PlanSettings) -> MpsDaemonView | None:
+    daemon = _find_deaf_daemon(stack, settings)
+    return None if daemon is None or _find_restraint(daemon, stack, settings) else daemon
+
+
+def _find_deaf_daemon(stack: StackView, settings: PlanSettings) -> MpsDaemonView | None:
+    daemon = stack.cluster_policy.mps_daemon if stack.cluster_policy is not None else None
+    return daemon if settings.repair_mps and daemon is not None and find_deafness(daemon) else None
+
+
+def count_repair(repairs: MpsRepairs, daemon: MpsDaemonView) -> MpsRepairs:
+    """Return the record to write before this DaemonSet is patched, in which the repair is pending.
+
+    A repair that is tried again counts once, unless the state of the DaemonSet is unknown. Another version of the
+    device plugin starts a new count.
+    """
+    known = repairs if repairs.plugin == daemon.version else MpsRepairs()
+    tried = known.state == daemon.state != ""
+    return MpsRepairs(known.count if tried else known.count + 1, daemon.version, daemon.state, pending=True)
+
+
+def explain_repair(stack: StackView, settings: PlanSettings) -> str:
+    """Return what the operator does about an MPS daemon that ignores labels, to be appended to a message, or nothing."""
+    daemon = _find_deaf_daemon(stack, settings)
+    if daemon is None:
+        return ""
+    why = _find_restraint(daemon, stack, settings)
+    if not why and stack.repair_error:
+        why = f"The operator could not set it and will try again: {stack.repair_error}"
+    return f". {why or 'The operator sets it now'} ({VALUE})"
+
+
+def _find_restraint(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -> str:
+    if (daemon.namespace, daemon.name, daemon.program) != (
+        settings.gpu_operator_namespace,
+        DAEMON_SET,
+        PROGRAM,
+    ):
+        return f"The operator can only set {PROGRAM} in DaemonSet {DAEMON_SET}, which would not help here"
+    if daemon.signalled is None:
+        # The admission policy lets the operator add no variable, and replace none that takes its value from elsewhere.
+        return (
+            "The operator can only correct the value of PROCESS_TO_SIGNAL, which this DaemonSet does not have"
+        )
+    if find_remedy(daemon).needs_plugin:
+        return f"The operator sets the name by itself once the device plugin is {SKIPS_THREADS} or newer"
+    if not _is_countable(stack, settings):
+        return (
+            f"The operator counts its repairs in ConfigMap {settings.plugin_config_map}, and is waiting until this"
+            " ConfigMap exists and belongs to the operator"
+        )
+    if count_repair(stack.mps_repairs, daemon).count > MOST_REPAIRS:
+        where = f"-n {settings.gpu_operator_namespace} configmap {settings.plugin_config_map}"
+        return (
+            f"The operator has set it {MOST_REPAIRS} times under {daemon.plugin}, but someone else"
+            f" overwrote it each time, so the operator has given up; find out who does this, then run"
+            f" `kubectl annotate {where} {names.ANNOTATION_MPS_REPAIRS}-`"
+        )
+    # The nodes in service come last: they are looked for only if nothing else prevents a repair.
+    if stack.mps_nodes:
+        do = "does" if len(stack.mps_nodes) == 1 else "do"
+        return f"The operator will set it once no node uses MPS; {some(stack.mps_nodes)} still {do}"
+    return ""
+
+
+def _is_countable(stack: StackView, settings: PlanSettings) -> bool:
+    return stack.plugin_map_exists and stack.foreign_map != settings.plugin_config_map
+
+
+def find_serving(
+    nodes: Mapping[str, NodeView],
+    gpunodes: Mapping[str, GPUNodeView],
+    agents: Collection[str],
+    daemons: Collection[str],
+    stack: StackView,
+) -> tuple[str, ...]:
+    """Return the nodes whose MPS clients would end if all MPS daemons were restarted, sorted.
+
+    `agents` are the nodes with a Ready agent, `daemons` those with a pod of the MPS daemon.
+    """
+    serving = []
+    for name, node in nodes.items():
+        capable = node.labels.get(names.LABEL_MPS_CAPABLE) == "true"
+        if not (name in daemons or capable or is_told_mps(node, stack)):
+            continue
+        observed = gpunodes[name].observed if name in gpunodes else None
+        modes = [gpu.compute_mode for gpu in observed.hardware.kinds] if observed is not None else []
+        # A daemon sets the GPUs that it serves to an exclusive mode (docs/design/hardware.md#mps-mode). An emptied
+        # node with such a GPU is about to be proven and returned to service, so its daemon must not restart.
+        fence = node.fence
+        emptied = (
+            fence is not None
+            and fence.stage == "actuating"
+            and fence.disruption.severity >= names.DisruptionClass.GPU_PODS.severity
+            and node.unschedulable
+        )
+        if emptied and EXCLUSIVE not in modes:
+            continue
+        readable = observed is not None and observed.gpus and not (observed.quiet or observed.error)
+        free = readable and all(mode == "Default" for mode in modes)
+        if name not in agents or not free:
+            serving.append(name)
+    return tuple(sorted(serving))
+
+
+@value
+class MpsLapses:
+    """How often the MPS clients of a node ended because config-manager's container restarted alone."""
+
+    pod: str
+    """UID of the MPS daemon's pod. Another pod starts a new count."""
+    count: int
+    """How often its config-manager has restarted alone, less the restarts of the daemon alone; may be negative."""
+    name: str
+    """Name of the pod."""
+    cause: str
+    """Why config-manager last exited, or an empty string."""
+    settling: bool = False
+    """Whether config-manager is not running, so that `count` cannot be compared, such as after a reboot of the node."""
+
+    def since(self, before: "MpsLapses | None") -> int:
+        """Return how many restarts are new since the count `before`; None is a count that is not known."""
+        if before is None or before.settling or self.settling:
+            return 0
+        return max(0, self.count - before.count if before.pod == self.pod else self.count)
+
+    def describe(self, count: int) -> str:
+        if count <= 0:
+            return ""
+        times, last = ("once", "") if count == 1 else (f"{count} times", "the last time ")
+        cause = f" ({last}{self.cause})" if self.cause else ""
+        return (
+            f"the config-manager container in pod {self.name} restarted {times}{cause} while the MPS daemon kept"
+            " running; every such restart ends the MPS clients on the node"
+        )
+
+
+def find_lapses(node: NodeView, operands: Mapping[Program, Operand], stack: StackView) -> MpsLapses | None:
+    """Return the count for the node's MPS daemon, or None if the node has no MPS clients that a restart would end."""
+    pod = operands.get(Program.MPS_DAEMON)
+    if pod is None or node.fence is not None or not is_told_mps(node, stack):
+        return None
+    daemon = stack.cluster_policy.mps_daemon if stack.cluster_policy is not None else None
+    if daemon is not None and find_deafness(daemon):  # config-manager fails again and again beside it
+        return None
+    return MpsLapses(pod.uid, pod.lone_restarts, pod.name, pod.restart_cause, pod.settling)

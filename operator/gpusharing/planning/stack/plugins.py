@@ -1,0 +1,245 @@
+"""Other device plugins on a node, and several installations that serve the same nodes."""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from enum import StrEnum
+from itertools import combinations
+
+from gpusharing.api.names import LABEL_GPU_PRESENT, LABEL_GPU_PRODUCT, LABEL_PLUGIN_CONFIG
+from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.stack.installationviews import Symptom, Topic, error, warning
+from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.planning.vocabulary.values import value
+
+GKE = "GKE's own device plugin"
+GKE_GPU, GKE_WITHOUT_PLUGIN = "cloud.google.com/gke-accelerator", "gke-no-default-nvidia-gpu-device-plugin"
+"""Labels of GKE. The first is on nodes with a GPU. With the value `true`, the second keeps GKE's own device plugin off a node."""
+HAMI, HAMI_STATE = "hami.io/node-nvidia-register", "hami.io/node-handshake"
+AKS, AUTO_MODE = "kubernetes.azure.com/dcgm-exporter", "eks.amazonaws.com/compute-type"
+
+
+def has_gpu_label(node: NodeView) -> bool:
+    return node.labels.get(LABEL_GPU_PRESENT) == "true" or LABEL_GPU_PRODUCT in node.labels
+
+
+def has_cloud_plugin(labels: Mapping[str, str]) -> bool:
+    return GKE_GPU in labels and labels.get(GKE_WITHOUT_PLUGIN) != "true"
+
+
+def has_system_plugin(os_image: str) -> bool:
+    """Whether a Node's operating system may run a device plugin itself, as Bottlerocket's NVIDIA variants do."""
+    return os_image.startswith("Bottlerocket OS ") and "-nvidia" in os_image
+
+
+def _has_hami(labels: Mapping[str, str], annotations: Mapping[str, str]) -> bool:
+    listed = annotations.get(HAMI, "").strip() not in ("", "[]")
+    return listed and not annotations.get(HAMI_STATE, "").startswith("Deleted")
+
+
+@value
+class OtherPlugin:
+    """A device plugin that is not NVIDIA's, and how to recognize it."""
+
+    sign: str
+    """What on a Node shows it, for messages."""
+    handover: str
+    """What hands a node over to NVIDIA's plugin; NODE stands for the nodes."""
+    resources: tuple[str, ...] = ()
+    """Prefixes of resource names that only this plugin serves."""
+    marked: Callable[[Mapping[str, str], Mapping[str, str]], bool] = lambda labels, annotations: False
+    """Whether a Node's labels and annotations show the plugin."""
+
+
+OTHERS: Mapping[str, OtherPlugin] = {
+    # GoogleCloudPlatform/container-engine-accelerators at 992db812, cmd/nvidia_gpu/device-plugin.yaml (affinity).
+    GKE: OtherPlugin(f"label {GKE_GPU} without {GKE_WITHOUT_PLUGIN}=true",
+        f"label the node pool: kubectl label node NODE {GKE_WITHOUT_PLUGIN}=true",
+        marked=lambda labels, annotations: has_cloud_plugin(labels)),
+    # Project-HAMi/HAMi v2.10.0, pkg/device/nvidia/device.go (RegisterAnnos) and nvinternal/plugin/register.go.
+    "HAMi's device plugin": OtherPlugin(f"annotation {HAMI}",
+        f"remove HAMi from these nodes, then run: kubectl annotate node NODE {HAMI}-",
+        ("nvidia.com/gpumem", "nvidia.com/gpucores"), _has_hami),
+    # Project-HAMi/volcano-vgpu-device-plugin at 4fb76ba, deployments/static; before it volcano-sh/devices.
+    "Volcano's vGPU device plugin": OtherPlugin("resources volcano.sh/vgpu-*",
+        "keep the DaemonSet volcano-device-plugin off these nodes", ("volcano.sh/vgpu-", "volcano.sh/gpu-")),
+    # Azure/AgentBaker, configureManagedGPUExperience: a service of the host, with flags and without a configuration.
+    "the device plugin of AKS's managed GPU pools": OtherPlugin(f"label {AKS}=enabled",
+        "use a node pool without managed GPUs", marked=lambda labels, annotations: labels.get(AKS) == "enabled"),
+    # Amazon EKS user guide, "Deploy an accelerated workload": it runs automatically and is not a DaemonSet.
+    "the device plugin of EKS Auto Mode": OtherPlugin(f"label {AUTO_MODE}=auto",
+        "use a node group without Auto Mode", marked=lambda labels, annotations: labels.get(AUTO_MODE) == "auto"),
+}  # fmt: skip
+"""The known plugins, by their names in messages."""
+RESOURCES = tuple(prefix for one in OTHERS.values() for prefix in one.resources)
+"""Prefixes of the resource names that plugins in OTHERS serve and NVIDIA's does not."""
+
+
+def find_other_plugin(
+    labels: Mapping[str, str], annotations: Mapping[str, str], resources: Sequence[str]
+) -> str:
+    for plugin, known in OTHERS.items():
+        if known.marked(labels, annotations) or any(name.startswith(known.resources) for name in resources):
+            return plugin
+    return ""
+
+
+def explain_plugin(name: str, nodes: Sequence[str]) -> str:
+    """Return why no change begins on nodes that this plugin serves, and how to hand them over to NVIDIA's."""
+    plugin = OTHERS[name]
+    where, handover = some(nodes), plugin.handover.replace("NODE", " ".join(nodes))
+    return (
+        f"{name} serves the GPUs on {where} ({plugin.sign}) and does not follow {LABEL_PLUGIN_CONFIG}, so a change"
+        f" could neither take effect nor be proven. Exclude {where} from the policy, or {handover}"
+    )
+
+
+def name_resources(requested: Collection[str], serving: Mapping[str, str]) -> Iterator[str]:
+    """Yield a clause for each other plugin that alone serves some of these resources; `serving` is the plugin by node."""
+    for plugin, known in OTHERS.items():
+        if names := sorted(name for name in requested if name.startswith(known.resources)):
+            nodes = sorted(node for node, server in serving.items() if server == plugin)
+            yield f"{', '.join(names)}: only {plugin} serves this, and it serves {some(nodes) or 'no node'} here"
+
+
+class Role(StrEnum):
+    """What the pods of a DaemonSet do with GPUs."""
+
+    PLUGIN = "a device plugin"
+    """It serves nvidia.com/gpu."""
+    DRIVER = "NVIDIA's DRA driver"
+    """It has GPUs enabled."""
+    MIG_MANAGER = "mig-manager"
+
+
+_DISTURBANCE = {
+    Role.PLUGIN: "the kubelet uses whichever of the two registered a resource last, and only one of them reads our"
+    " configuration. Remove the redundant one and restart the other, so that it registers again",
+    Role.MIG_MANAGER: "both partition the same GPUs. Remove the redundant one",
+}
+"""What goes wrong if two DaemonSets of the same role run on a node, and what to do."""
+
+
+@value
+class Server:
+    """A DaemonSet whose pods serve or partition GPUs."""
+
+    namespace: str
+    name: str
+    role: Role
+    of_gpu_operator: bool
+    """Whether ClusterPolicy owns it."""
+    release: str
+    """Its Helm release, or an empty string."""
+    release_namespace: str
+    owned: bool
+    """Whether another object owns it, whose controller would create it again after a deletion."""
+    wanted: int
+    """The number of nodes on which its pods should run, according to its status. 0 if it is being deleted."""
+    selector: Mapping[str, str]
+    affinity: str
+    """The affinity of its pods as JSON, or an empty string."""
+    tolerations: frozenset[str]
+    """The tolerations of its pods, each as JSON."""
+    stale: bool = False
+    """Whether its status is about an older version of its spec, so that `wanted` may be wrong."""
+
+    @property
+    def where(self) -> str:
+        return f"DaemonSet {self.namespace}/{self.name}"
+
+    @property
+    def removal(self) -> str:
+        """The command that removes the DaemonSet, or only shows it if other things would go too or it would come back."""
+        if self.release:
+            return f"helm uninstall {self.release} -n {self.release_namespace}"
+        if self.role is Role.DRIVER or self.owned:
+            return f"kubectl -n {self.namespace} get daemonset {self.name} -o yaml"
+        return f"kubectl -n {self.namespace} delete daemonset {self.name}"
+
+    def covers(self, other: "Server") -> bool:
+        """Whether every node on which pods of `other` should run certainly must have this DaemonSet's pods, too."""
+        return (
+            self.selector.items() <= other.selector.items()
+            and self.affinity in ("", other.affinity)
+            and other.tolerations <= self.tolerations
+        )
+
+    def selects(self, node: NodeView) -> bool:
+        return all(node.labels.get(key) == value for key, value in self.selector.items())
+
+
+def _running(servers: Iterable[Server], namespace: str) -> list[Server]:
+    """Return those whose pods should run anywhere; the first of each role is the one that we configure."""
+    return sorted(
+        (server for server in servers if server.wanted),
+        key=lambda server: (
+            not server.of_gpu_operator,
+            server.namespace != namespace,
+            not server.release,
+            server.where,
+        ),
+    )
+
+
+def _are_twins(one: Server, other: Server) -> bool:
+    if one.stale or other.stale:  # its pods may be about to leave all nodes
+        return False
+    return one.role is other.role and one.role in _DISTURBANCE and (one.covers(other) or other.covers(one))
+
+
+def tell_twins(servers: Iterable[Server], namespace: str) -> str:
+    pairs = combinations(_running(servers, namespace), 2)
+    main, other = next((pair for pair in pairs if _are_twins(*pair)), (None, None))
+    if main is None or other is None:
+        return ""
+    return f"{_tell(main, other, 'they share nodes')}; run: {_remedy(main, other)}"
+
+
+def find_rival_symptoms(
+    servers: Iterable[Server], nodes: Sequence[NodeView], namespace: str
+) -> Iterator[Symptom]:
+    """Yield a symptom for each DaemonSet on nodes that the main one of its role, or the main device plugin, serves too."""
+    running = _running(servers, namespace)
+    plugins, drivers, managers = ([one for one in running if one.role is role] for role in Role)
+    for main, *others in (group for group in (plugins, managers) if group):
+        for other in others:
+            if not (both := _shared(main, other, nodes)):
+                continue
+            # The operator, which reads only `namespace`, refuses all policies for it.
+            refused = _are_twins(main, other) and main.namespace == other.namespace == namespace
+            yield (error if refused else warning)(
+                Topic.NODES,
+                "TwoMigManagers" if main.role is Role.MIG_MANAGER else "TwoDevicePlugins",
+                _tell(main, other, f"both select {some(both)}"),
+                _remedy(main, other),
+            )
+    for driver in drivers if plugins else ():
+        if both := _shared(plugins[0], driver, nodes):
+            release = f"{driver.release} CHART -n {driver.release_namespace}"
+            less = "--reset-then-reuse-values --set resources.gpus.enabled=false"
+            yield warning(
+                Topic.NODES,
+                "DRADriverServesGPUs",
+                f"{driver.where} is NVIDIA's DRA driver with GPUs enabled, and it selects {some(both)} as the device"
+                " plugin does: the same GPU may be allocated to a ResourceClaim and to a pod, and drains do not notice"
+                " pods that use GPUs through ResourceClaims",
+                f"helm upgrade {release} {less}" if driver.release else driver.removal,
+            )
+
+
+def _shared(main: Server, other: Server, nodes: Iterable[NodeView]) -> list[str]:
+    """Return the sorted names of the nodes with GPUs that both select, unless they may run on different ones."""
+    either = [node for node in nodes if has_gpu_label(node) and (main.selects(node) or other.selects(node))]
+    sure = main.covers(other) or other.covers(main)
+    if not sure and main.wanted + other.wanted <= len(either):
+        return []  # few enough pods that taints or affinity may keep them apart
+    return sorted(node.name for node in either if main.selects(node) and other.selects(node))
+
+
+def _tell(main: Server, other: Server, both: str) -> str:
+    return f"{other.where} runs {main.role} alongside {main.where}, and {both}: {_DISTURBANCE[main.role]}"
+
+
+def _remedy(main: Server, other: Server) -> str:
+    if main.role is Role.MIG_MANAGER or (other.owned and not other.release):
+        return other.removal
+    return f"{other.removal} && kubectl -n {main.namespace} rollout restart daemonset {main.name}"

@@ -1,0 +1,160 @@
+"""Labels, taints and marks that are written around a change."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import timedelta
+
+from gpusharing.api import names
+from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.planning.snapshot.actions import UpdateFence
+from gpusharing.planning.snapshot.nvidia import RULE_PREFIX
+from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.snapshot.views import GPUNodeView, NodeView
+from gpusharing.planning.stack.requirements import (
+    find_untolerated,
+    find_untolerated_agents,
+    find_untolerated_driver,
+    find_untolerated_finder,
+)
+from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.lengths import MAX_TEXT, cut, some
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.assess import has_gpu
+
+Marks = dict[str, str | None]
+
+
+def marks_for(node: NodeView, more: Iterable[str] = ()) -> tuple[Marks, Marks]:
+    """Return the labels and annotations that the fence adds. `more` has further labels of this cluster, as `key=value` or `key`."""
+    parts = (entry.partition("=") for entry in more)
+    known = {key: value for key, _, value in parts} | names.NEIGHBOUR_LABELS
+    labels: Marks = {name: text for name, text in known.items() if name not in node.labels}
+    missing = (name for name in names.NEIGHBOUR_ANNOTATIONS if name not in node.neighbour_marks)
+    return labels, dict.fromkeys(missing, "true")
+
+
+def routing_before(fence: Fence, node: NodeView) -> Marks:
+    """Return the routing label that the release sets: the one from before the change, or of the proven layout on a yielded node."""
+    kept = fence.from_mode and fence.node_uid == node.uid and fence.stage != "actuating"
+    return {names.LABEL_MODE: fence.from_mode} if kept else {}
+
+
+def tell_foreign(node: NodeView) -> str:
+    """Return a clause on who else maintains the node and whether they work, wait, or may have stopped halfway; `node.foreign` must not be empty."""
+    if node.foreign_queued:
+        return f"{node.foreign} is waiting for {node.name}"
+    return f"{node.foreign} {'has not finished with' if node.foreign_waits else 'is working on'} {node.name}"
+
+
+def unfence_command(fence: Fence, node: NodeView) -> str:
+    labels, annotations = ([f"{key}-" for key in marks] for marks in unmarked(fence, node))
+    commands = [" ".join(["kubectl annotate node", node.name, f"{names.ANNOTATION_FENCE}-", *annotations])]
+    if labels:
+        commands.insert(0, " ".join(["kubectl label node", node.name, *labels]))
+    ours = node.unschedulable and fence.cordons and not fence.prior_unschedulable
+    if ours and not node.hold_cordon and not node.foreign_works:
+        commands.append(f"kubectl uncordon {node.name}")
+    return " && ".join(commands)
+
+
+def unmarked(fence: Fence, node: NodeView) -> tuple[Marks, Marks]:
+    """Return the labels and annotations that a release removes, with None as their values: those that the fence added."""
+    annotations: Marks = {name: None for name in fence.added if name in names.NEIGHBOUR_ANNOTATIONS}
+    # medik8s marks a node that it maintains with the label that we set too, and removes it at the end
+    # (node-maintenance-operator, addExcludeRemediationLabel). Its remediation never removes the label.
+    maintained = node.foreign.startswith(("medik8s NodeMaintenance", "medik8s node maintenance"))
+    theirs = {names.LABEL_NO_REMEDIATION} if maintained else set()
+    return {name: None for name in fence.added if name not in annotations and name not in theirs}, annotations
+
+
+def may_taint(case: NodeCase) -> bool:
+    """Whether a DeviceTaintRule may fence the node for a change that drains it. Pods that were not listed do not count."""
+    pods = case.work.pods if case.work is not None else ()
+    evaded = any(pod.evades_rules and pod.dra != "none" for pod in pods)
+    return case.stack.by_dra and case.stack.dra.taints.works and not evaded and not _needs_cordon(case)
+
+
+def cordon_instead(case: NodeCase, phase: Phase, why: str) -> Verdict:
+    """Cordon the node in one PATCH and record that no DeviceTaintRule fences it. Pods and readings from before the cordon prove nothing; `why` is a clause."""
+    # A person may have cordoned the node in the meantime, and that cordon is not ours to lift.
+    prior = case.node.unschedulable
+    fence = replace(case.fence, tainted=False, since=case.now, prior_unschedulable=prior)
+    cordon = UpdateFence(case.node, fence, cordon=True)
+    message = f"{why}, so the operator cordons the node instead"
+    return case.verdict(phase, Reason.DEVICE_TAINT_FAILED, message, cordon, wants_pods=True)
+
+
+def restore_rule(case: NodeCase, phase: Phase) -> Verdict | None:
+    """Cordon a node whose DeviceTaintRule does not keep all GPU pods off, or wait for a rule that is missing; None if it holds or is not used."""
+    if not case.fence.tainted:
+        return None
+    rule = f"DeviceTaintRule {RULE_PREFIX}{case.node.name}"
+    if why := _needs_cordon(case):
+        return cordon_instead(case, phase, why)
+    if case.node.rule_since is None and (error := case.stack.dra.rule_error):
+        return cordon_instead(case, phase, f"{rule} is not in place ({error})")
+    blockers = case.drain.blockers if case.drain is not None else ()
+    if pods := [ref for one in blockers if one.reason is Reason.TOLERATES_CORDON for ref in one.pods]:
+        return cordon_instead(case, phase, f"{rule} does not keep {some(pods)} off the node")
+    if case.node.rule_since is not None:
+        return None
+    wake = case.now + timedelta(seconds=case.settings.poll)
+    message = f"{rule} is not in place yet; no pod is evicted before"
+    return case.verdict(phase, Reason.SETTLING, message, wake=wake, wants_pods=True)
+
+
+def _needs_cordon(case: NodeCase) -> str:
+    if case.disruption is DisruptionClass.REBOOT:
+        return "all pods must leave, because the change reboots the node"
+    if case.node.hold_cordon:
+        return f"annotation {names.ANNOTATION_HOLD_CORDON} asks for a cordon"
+    return f"{case.node.foreign} is working on the node" if case.node.foreign_works else ""
+
+
+def is_newcomer(node: NodeView, gpunode: GPUNodeView | None) -> bool:
+    """Whether no workload depends on the node yet, so that its change takes no slot (docs/adr/0034-the-start-up-gate.md). The agent does not count pods that hold claims."""
+    if node.fence is not None:
+        return node.fence.newcomer
+    if node.gate is None or node.verified is not None or node.devices is not None:
+        return False
+    observed = gpunode.observed if gpunode is not None else None
+    return observed is None or observed.pods == 0
+
+
+def find_closed(case: NodeCase) -> Finding | None:
+    """Return which component cannot run behind the taint, so that the node can never be proven. Raises ValueError if recorded tolerations are not valid JSON."""
+    if case.node.gate is None:
+        return None
+    policy, namespace = case.stack.cluster_policy, case.settings.gpu_operator_namespace
+    operands = None if policy is None else find_untolerated(policy, namespace)
+    driver = find_untolerated_driver(case.stack.dra.driver, namespace) if case.stack.by_dra else None
+    missing = find_untolerated_agents(case.stack) or operands or driver or _find_finder(case)
+    if missing is None:
+        return None
+    (message, command), pods = missing, "NVIDIA's pods" if missing is operands else "its pods"
+    text = f"{message}, so {pods} cannot run on {case.node.name} and it cannot be proven"
+    tail = f". To fix it, run (this restarts those pods on every node): {command}"
+    return Finding(Reason.TAINT_NOT_TOLERATED, cut(text, MAX_TEXT - len(tail)) + tail)
+
+
+def _find_finder(case: NodeCase) -> tuple[str, str] | None:
+    policy, namespace = case.stack.cluster_policy, case.settings.gpu_operator_namespace
+    plain = policy is not None and policy.plain is not None
+    return find_untolerated_finder(case.stack.finders, namespace, plain=plain)
+
+
+def find_unseen(case: NodeCase) -> str:
+    if case.node.gate is None or has_gpu(case.node):
+        return ""
+    if (missing := _find_finder(case)) is not None:
+        message, command = missing
+        return f". If it has one, it is not detected, because {message}; run: {command}"
+    if case.stack.finders:
+        return ""
+    namespace = case.settings.gpu_operator_namespace
+    return (
+        f". If it has one, the worker of Node Feature Discovery must tolerate {names.TAINT_UNPROVEN} to detect it. The"
+        f" operator cannot check that: its DaemonSet is not in namespace {namespace}, the only one that the operator"
+        " reads"
+    )

@@ -1,0 +1,156 @@
+"""Divide the cost of a pool between those who held and those who used its GPUs."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import field
+from enum import StrEnum
+from fractions import Fraction
+from itertools import groupby
+
+from gpusharing.planning.vocabulary.values import value
+
+MICROS = 1_000_000
+"""Microseconds in a second. Times are integers, because their sums are exact in any order."""
+HOUR = 3600 * MICROS
+
+
+class Part(StrEnum):
+    """How a second of a GPU was used (docs/adr/0043-the-meter.md), in the order of a bill."""
+
+    HELD = "held"
+    IDLE = "idle"
+    STRANDED = "stranded"
+    TRANSITION = "transition"
+
+
+class Basis(StrEnum):
+    MEASURED = "measured"
+    """The tenant held a device that no other pod could use."""
+    RESERVED = "reserved"
+    """The tenant held replicas of a shared device, whichever pod computed."""
+    ESTIMATE = "estimate"
+    """Whether the device was shared is unknown, or KAI-Scheduler divides it among pods."""
+    NONE = ""
+
+
+@value(order=True)
+class Price:
+    amount: Fraction
+    currency: str
+    source: str
+    """As shown to people, such as `OpenCost`."""
+
+
+@value
+class Cell:
+    """The attributes by which GPU time is counted; the rows of a bill are sums of cells."""
+
+    policy: str
+    """Of the node at the time; empty if it had none."""
+    tenant: str
+    """Who is billed; empty for time that no tenant held."""
+    part: Part
+    resource: str
+    """The resource that was held or advertised; empty where no slice was advertised."""
+    basis: Basis
+    price: Price | None
+    """None if it is unknown."""
+
+    @property
+    def currency(self) -> str:
+        return "" if self.price is None else self.price.currency
+
+
+@value
+class Sum:
+    """Some GPU time and what it costs: all of a policy in one currency, or of all policies."""
+
+    micros: int
+    """Microseconds of whole GPUs."""
+    currency: str
+    """Empty if the price is not known."""
+    cents: int | None
+    """None if the price is not known."""
+    policy: str = ""
+    """Name of the policy in a bill by policy, and of a pool; empty for GPUs without one, and for a total."""
+    prices: tuple[Price, ...] = ()
+    """In a pool: all prices that applied, cheapest first."""
+    parts: Mapping[Part, int] = field(default_factory=dict)
+    """In a total: cents of each part; empty if the price is not known."""
+
+
+@value
+class Row(Sum):
+    """A line of the bill, about cells that differ only in what it does not show."""
+
+    tenant: str = ""
+    part: Part = Part.HELD
+    resource: str = ""
+    basis: Basis = Basis.NONE
+
+
+@value
+class Bill:
+    """Rows, pools and totals; in each currency all three add up to the same amount."""
+
+    rows: tuple[Row, ...]
+    pools: tuple[Sum, ...]
+    """One for each policy and each of its currencies."""
+    totals: tuple[Sum, ...]
+    """One for each currency, then one for the time without a price."""
+
+
+def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
+    """Return the bill for the microseconds in each cell; without `by_policy`, a row sums up all policies. Raises ValueError if a time or a price is negative."""
+    for cell, micros in counted.items():
+        if micros < 0 or (cell.price is not None and cell.price.amount < 0):
+            raise ValueError(f"{cell} has {micros} microseconds: neither time nor price may be negative")
+    # Of cells with one currency, all have a price or none has, so that a price is only compared with a price.
+    cells = sorted(counted, key=lambda cell: (cell.policy, cell.currency, _key(cell), cell.price))
+    pools: list[Sum] = []
+    cents: dict[Cell, int] = {}
+    times, parts = Counter[str](), Counter[tuple[str, Part]]()
+    for (policy, currency), group in groupby(
+        filter(counted.get, cells), key=lambda cell: (cell.policy, cell.currency)
+    ):
+        pool = list(group)
+        micros = sum(counted[cell] for cell in pool)
+        exact = [
+            cell.price.amount * 100 * counted[cell] / HOUR if cell.price else Fraction(0) for cell in pool
+        ]
+        whole = round(sum(exact, Fraction(0)))
+        cents |= zip(pool, apportion(exact, whole), strict=True)
+        prices = tuple(sorted({cell.price for cell in pool if cell.price is not None}))
+        pools.append(Sum(micros, currency, whole if currency else None, policy, prices))
+        times[currency] += micros
+        for cell in pool:
+            parts[currency, cell.part] += cents[cell]
+
+    def key(cell: Cell) -> tuple[bool, str, str, tuple[int, str, str, str]]:
+        return cell.currency == "", cell.currency, cell.policy if by_policy else "", _key(cell)
+
+    rows = []
+    for (_, currency, policy, _), group in groupby(sorted(cents, key=key), key=key):
+        row = list(group)
+        micros, of = sum(counted[cell] for cell in row), row[0]
+        paid = sum(cents[cell] for cell in row) if currency else None
+        rows.append(Row(micros, currency, paid, policy, (), {}, of.tenant, of.part, of.resource, of.basis))
+    totals = []
+    for currency in sorted(times, key=lambda code: (code == "", code)):
+        of_parts = {part: parts[currency, part] for part in Part} if currency else {}
+        amount = sum(of_parts.values()) if currency else None
+        totals.append(Sum(times[currency], currency, amount, parts=of_parts))
+    return Bill(tuple(rows), tuple(pools), tuple(totals))
+
+
+def apportion(exact: Sequence[Fraction], whole: int) -> list[int]:
+    """Round the amounts down, then add 1 to those that lost most by it, the first ones in a tie, until they add up to `whole`, their rounded sum."""
+    floors = [int(each) for each in exact]
+    order = sorted(range(len(exact)), key=lambda index: (floors[index] - exact[index], index))
+    for index in order[: whole - sum(floors)]:
+        floors[index] += 1
+    return floors
+
+
+def _key(cell: Cell) -> tuple[int, str, str, str]:
+    return [*Part].index(cell.part), cell.tenant, cell.resource, cell.basis

@@ -1,0 +1,469 @@
+"""The histories of pools: nodes, modes and usage."""
+
+import re
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from fractions import Fraction
+from math import ceil, isnan
+from typing import Any
+
+from gpusharing.api.names import ANNOTATION_APPROVE, ANNOTATION_RESUME, RESOURCE_GPU
+from gpusharing.api.selectors import Row, matches
+from gpusharing.api.validation import is_rewritten
+from gpusharing.kube.client import JSON, NODES, POLICIES
+from gpusharing.kube.convert import node_view, policy_view
+from gpusharing.kube.pods import rows_of as expression_rows
+from gpusharing.kube.raw import entries, section, text, texts
+from gpusharing.planning.gpus.cards import Card, bare_product, find_card
+from gpusharing.planning.gpus.geometry import resource_name
+from gpusharing.planning.vocabulary.lengths import counted, some
+from gpusharing.planning.wanted.ownership import Owners, find_contenders
+from kubectl_gpusharing.setup.handmade import LABEL_POOL, pool_name
+from kubectl_gpusharing.shell.session import Session
+from kubectl_gpusharing.shell.troubles import Trouble
+from kubectl_gpusharing.usage import queries
+from kubectl_gpusharing.usage.needs import History, Holding, Sample
+from kubectl_gpusharing.usage.prometheus import Prometheus, Series, braced, side_by_side, state_label
+from kubectl_gpusharing.usage.queries import ACTIVE, HOUR, OWN, USED, labels_of_nodes
+from kubectl_gpusharing.usage.recommendation import Occupied
+from kubectl_gpusharing.usage.windows import DAY, MOST_POINTS, Answers, find_gaps
+from kubectl_gpusharing.usage.workloads import (
+    RECURS,
+    Fold,
+    Gpu,
+    Record,
+    exported_label,
+    part_of_card,
+    read_dcgm,
+)
+
+MOST_SERIES = 100_000
+"""The highest number of series at one time that is read."""
+SAMPLES = 10_000_000
+"""The highest number of samples that one query may make Prometheus load. It refuses more than 50 million (--query.max-samples)."""
+POINTS = 500_000
+"""The highest number of points in one answer: the more series there are, the shorter the stretches, so that memory stays bounded."""
+
+
+async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector: str) -> list[str]:
+    """Read the use of the GPUs that count for `fold`, an empty one, from `start` to its end, and add it there. Return why it is incomplete."""
+    chosen = braced(selector)
+    where = f" for {chosen}" if chosen else ""
+    counts = await prometheus.instant(queries.most_series(selector, round(fold.end - start)), fold.end)
+    most_series_at_once = max((1.0, *(series.value for series in counts)))
+    if most_series_at_once > MOST_SERIES:
+        raise Trouble(
+            f"{prometheus.place.where} has {most_series_at_once:,.0f} GPU series at one time, but this plugin reads at"
+            f" most {MOST_SERIES:,} at once: select fewer, for example with --selector 'cluster=\"east\"'"
+        )
+    missing = await find_gaps(
+        prometheus,
+        queries.usage_count(selector),
+        start,
+        fold.end,
+        nothing=f"{prometheus.place.where} has no GPU metrics in this window ({USED}, {OWN}){where}: does it scrape"
+        " dcgm-exporter or the operator's agents? In the GPU Operator: dcgmExporter.serviceMonitor.enabled=true; in"
+        " the operator's chart: monitoring.podMonitor.enabled=true",
+        lost="usage during that time is unknown",
+        points=min(MOST_POINTS, SAMPLES / most_series_at_once),
+    )
+    latest = (prometheus.instant(query, fold.end) for query in queries.latest(selector))
+    allocatable, infos, slices = await side_by_side(*latest)
+    add_gpus(fold, infos)
+    fold.slices = {(series.node, series.labels.get("resource", "")): series.value for series in slices}
+    at_once = max(1, min(round(DAY / HOUR), int(POINTS / most_series_at_once)))
+    hourly, whole = queries.hourly(selector), (fold.end - (fold.hours - 1) * HOUR, fold.end)
+    for hour in range(0, fold.hours, at_once):
+        begin = fold.end - (fold.hours - hour) * HOUR
+        end = min(fold.end, begin + at_once * HOUR)
+        once = queries.ownership(selector, round(end - begin))
+        answers = await side_by_side(
+            *(
+                prometheus.between(each, begin + HOUR, end, float(HOUR), whole=whole)
+                for each in hourly.values()
+            ),
+            *(prometheus.instant(each, end) for each in once.values()),
+        )
+        part = Answers(list, zip((*hourly, *once), answers, strict=True))
+        labels = (series.labels for series in (*part["used"], *part["own"]))
+        clusters = sorted({cluster for each in labels if (cluster := each.get("cluster"))})
+        if len(clusters) > 1:  # their pools cannot have one layout
+            raise Trouble(
+                f"Prometheus has GPU data from several clusters ({', '.join(clusters[:5])}). Choose one:"
+                f" --selector 'cluster=\"{clusters[0]}\"'"
+            )
+        fold.replicas |= _replicas(allocatable, part["used"], fold)
+        fold.add(part)
+    missing += [f"Prometheus warns: {warning}" for warning in sorted(prometheus.warnings)]
+    fold.remarks = (*_remarks(fold), *fold.wrong)
+    return missing
+
+
+def add_gpus(fold: Fold, infos: Iterable[Series]) -> None:
+    """Add to `fold` the GPUs of the chosen nodes that agents reported, at the time that each series has as its value."""
+    for series in sorted(infos, key=lambda series: series.value):
+        node, uuid, product = series.node, series.labels.get("uuid", ""), series.labels.get("product", "")
+        like = fold.card is None or find_card(product) is fold.card
+        if uuid and (like or product) and (fold.nodes is None or node in fold.nodes):
+            last = fold.hours - 1 - max(0, int((fold.end - series.value) // HOUR))
+            (fold.gpus if like else fold.others)[uuid] = Gpu(node, product, last)
+
+
+def _replicas(allocatable: Iterable[Series], used: Iterable[Series], fold: Fold) -> dict[str, int]:
+    """Return, by node, how many times each GPU is advertised, where that is more than once."""
+    known = {(gpu.node, uuid) for uuid, gpu in fold.gpus.items()}
+    known |= {(labels.node, labels.device.gpu) for labels in (read_dcgm(one, frozenset()) for one in used)}
+    gpus = Counter(node for node, _ in known)
+    replicas: dict[str, int] = {}
+    for series in allocatable:
+        node = exported_label(series, "node")
+        times = int(series.value) // gpus[node] if gpus[node] else 0
+        if times > 1:
+            replicas[node] = max(times, replicas.get(node, 0))
+    return replicas
+
+
+def _remarks(fold: Fold) -> Iterator[str]:
+    if fold.unnamed:
+        yield (
+            f"the owner of {counted(len(fold.unnamed), 'pod')} is unknown (kube_pod_owner of"
+            " kube-state-metrics): such workloads are named after their pods, without the generated suffix"
+        )
+    shared = sum(1 for record in fold.records.values() if record.shared)
+    if shared:
+        yield (
+            f"{counted(shared, 'workload')} shared GPUs for which dcgm-exporter reports only the sum of"
+            " all pods, so the usage of each is unknown for these hours. The operator's agent reports it"
+            " (docs/how-to/usage.md)"
+        )
+    if fold.records and all(isnan(value) for record in fold.records.values() for value in record.activity):
+        yield (
+            f"how busy the GPUs were is unknown (dcgm-exporter reports {ACTIVE} by default, but needs profiling"
+            " rights for it): the answer is based on memory alone"
+        )
+
+
+RECENT = 24
+"""Hours without a sighting after which a workload counts as gone."""
+PRESENT = 2
+"""Hours without a sighting after which a GPU does not count. Peaks are queried for full hours, so the value cannot be lower."""
+NO_NODE = (
+    "the node of some GPUs is unknown (they have no node, Hostname or hostname label): each counts as a "
+    "separate node"
+)
+AT_ONCE = 0.98
+"""The part of a workload's hours in which its number of pods must not be exceeded: old and new pods coexist during an update."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedPool:
+    """A pool of GPUs of one model, as Prometheus shows it."""
+
+    model: str
+    card: Card | None
+    """None if our table does not have the model."""
+    nodes: tuple[int, ...]
+    """How many GPUs each node has, in the order of the nodes' names."""
+    used: int
+    """GPUs that were held in the last hour, in whole or in part."""
+    histories: tuple[History, ...]
+    occupied: Occupied
+    remarks: tuple[str, ...]
+    simulated: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    """Sorted; the UUID of a GPU whose node is unknown."""
+
+
+def find_pool(fold: Fold, where: str) -> ObservedPool:
+    """Return the pool that `fold` shows; `where` names the chosen nodes in messages. Raises Trouble if no GPU was seen lately, or if the GPUs or their nodes have several models."""
+    records: list[Record | Gpu] = [*fold.records.values(), *fold.gpus.values()]
+    latest = max((record.last for record in records), default=-1)  # the last hour of which anything is known
+    gpus = _gpus(fold, latest, where)
+    model = next(iter(gpus.values())).model
+    card = find_card(model)
+    # A GPU whose node is unknown counts as a node of its own, so that all such GPUs get the same layout.
+    nodes = Counter(gpu.node or uuid for uuid, gpu in gpus.items())
+    known = {uuid: gpu for uuid, gpu in fold.gpus.items() if bare_product(gpu.model) == bare_product(model)}
+    histories, gone = [], []
+    for workload, record in sorted(fold.records.items()):
+        if record.held.device.gpu not in known:
+            continue
+        if record.last <= latest - RECENT and workload.kind != RECURS:
+            gone.append(f"{workload.namespace}/{workload.name}")
+            continue
+        # If a workload has grown, its new pods count. The extra pods of an update do not exist at the ends of two hours.
+        counts = [count for count in record.pods if count] or [1]
+        pods = max(sorted(counts)[ceil(AT_ONCE * len(counts)) - 1], min(counts[-2:]))
+        holds = _holding(fold, record, known[record.held.device.gpu], card)
+        memory, activity = (
+            tuple(
+                Sample(datetime.fromtimestamp(fold.end - (fold.hours - 1 - hour) * 3600, UTC), value)
+                for hour, value in enumerate(values)
+                if not isnan(value)
+            )
+            for values in (record.memory, record.activity)
+        )
+        histories.append(
+            History(workload, pods, holds, memory, activity or None, record.declared, record.of_device)
+        )
+    away = [gpu for uuid, gpu in known.items() if uuid not in gpus and gpu.last > latest - RECENT]
+    remarks = [*fold.remarks]
+    if any(not gpu.node for gpu in gpus.values()):
+        remarks.append(NO_NODE)
+    if away:
+        last = {gpu.node or "a node": latest - gpu.last for gpu in sorted(away, key=lambda gpu: gpu.last)}
+        names = some([f"{node} (not seen for {hours} h)" for node, hours in sorted(last.items())])
+        are = "are" if len(away) > 1 else "is"
+        remarks.append(
+            f"{counted(len(away), 'GPU')} of {names} {are} not counted: run this again when such a node is back, unless"
+            " it was replaced"
+        )
+    if gone:
+        are = "are" if len(gone) > 1 else "is"
+        remarks.append(
+            f"{counted(len(gone), 'workload')} had no pod in the last day and {are} left out: {some(sorted(gone))}"
+        )
+    if old := sorted(node for node, last in fold.beyond.items() if last <= latest - PRESENT):
+        are = "they are" if len(old) > 1 else "it is"
+        remarks.append(
+            f"the history of {counted(len(old), 'node')} with GPUs ({some(old)}) is left out: {are} gone, and nodes"
+            " are chosen by their current labels. If such a node belonged to this pool, run this without -l and"
+            " --policy, and with --card if there are several models"
+        )
+    return ObservedPool(
+        model,
+        card,
+        tuple(nodes[name] for name in sorted(nodes)),
+        sum(gpu.held_at == latest for gpu in gpus.values()),
+        tuple(histories),
+        {
+            f"{gpu.node}/{uuid}": gpu.holders
+            for uuid, gpu in gpus.items()
+            if gpu.held_at == latest and gpu.divided != latest and sum(gpu.holders.values()) > 1
+        },
+        tuple(remarks),
+        tuple(sorted(fold.simulated & {gpu.node for gpu in gpus.values()})),
+        tuple(sorted(nodes)),
+    )
+
+
+def _gpus(fold: Fold, latest: int, where: str) -> dict[str, Gpu]:
+    gpus = {uuid: gpu for uuid, gpu in fold.gpus.items() if gpu.last > latest - PRESENT}
+    if not gpus:
+        model = f" of model {fold.card.key}" if fold.card else ""
+        raise Trouble(
+            f"Prometheus has no data on GPUs{model} of {where}; nodes are identified by the node label, or"
+            " otherwise by Hostname"
+        )
+    models = Counter(bare_product(gpu.model) for gpu in gpus.values())
+    if len(models) > 1:
+        counts = ", ".join(f"{count} {model or 'without a name'}" for model, count in sorted(models.items()))
+        raise Trouble(
+            f"{where} has GPUs of several models ({counts}), and a layout is for one model. Choose one:"
+            f" --card {min(filter(None, models), default='h100-80gb')}, or nodes: -l gpusharing.dev/pool=a"
+        )
+    nodes = {gpu.node for gpu in gpus.values() if gpu.node}
+    others = [gpu for gpu in fold.others.values() if gpu.node in nodes and gpu.last > latest - PRESENT]
+    if others:
+        mixed = sorted({gpu.node for gpu in others})
+        names = ", ".join(sorted({bare_product(gpu.model) for gpu in others}))
+        raise Trouble(
+            f"{counted(len(mixed), 'node')} of {where} ({some(mixed)}) also {'have' if len(mixed) > 1 else 'has'} GPUs"
+            f" of another model ({names}), and a layout identifies GPUs by their index on the node, so it would divide"
+            " the wrong ones. Choose nodes with GPUs of one model: -l gpusharing.dev/pool=a"
+        )
+    return gpus
+
+
+def _holding(fold: Fold, record: Record, gpu: Gpu, card: Card | None) -> Holding:
+    devices = max((1, *record.devices[max(0, record.last - RECENT + 1) : record.last + 1]))
+    node, profile = record.held.node, record.held.profile
+    resource = record.resource or (resource_name(profile) if profile else RESOURCE_GPU)
+    times = int(fold.slices.get((node, resource), 0))
+    if profile:
+        share, compute = part_of_card(card, profile) or (None, Fraction(1))
+        return Holding(resource, devices, None if share is None else share / max(1, times), compute)
+    times = times or fold.replicas.get(node, 0)
+    if times > 1:
+        return Holding(resource, devices, Fraction(max(1, int(record.slices)), times))
+    return Holding(resource, devices, None if sum(gpu.holders.values()) > 1 else Fraction(1))
+
+
+_KEY = r"(?:[a-zA-Z0-9](?:[-a-zA-Z0-9.]*[a-zA-Z0-9])?/)?[a-zA-Z0-9](?:[-a-zA-Z0-9_.]*[a-zA-Z0-9])?"
+_VALUE = r"(?:[a-zA-Z0-9](?:[-a-zA-Z0-9_.]*[a-zA-Z0-9])?)?"
+_OPERATORS = {
+    "in": "In", "=": "In", "==": "In", "notin": "NotIn", "!=": "NotIn", "": "Exists", "!": "DoesNotExist",
+}  # fmt: skip
+"""The operators of rows, by the words of a selector between key and values, or before a key alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeScope:
+    """The nodes that a recommendation is for, and the policy that would select them."""
+
+    name: str
+    """Of the policy."""
+    where: str
+    """Names the nodes in messages."""
+    selector: Mapping[str, Any]
+    """`spec.nodeSelector` of the policy."""
+    nodes: frozenset[str] | None = None
+    """None for all whose GPUs Prometheus knows."""
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    """Of the existing policy; empty if there is none."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """Labels and annotations of that policy, because applying a policy without them may remove them."""
+    unlabelled: bool = False
+    """Whether the nodes still have to be given the label that the policy selects by."""
+    remarks: tuple[str, ...] = ()
+
+
+def rows_of(selector: str) -> list[Row]:
+    """Parse a label selector as `kubectl get nodes -l` accepts it. Raises Trouble if it is empty or cannot be parsed."""
+    rows: list[Row] = []
+    for part in filter(None, (piece.strip() for piece in re.split(r",(?![^(]*\))", selector))):
+        if match := re.fullmatch(rf"({_KEY})\s+(in|notin)\s*\(([^()]+)\)", part):
+            rows.append((match[1], _OPERATORS[match[2]], tuple(map(str.strip, match[3].split(",")))))
+        elif match := re.fullmatch(rf"({_KEY})\s*(==|=|!=)\s*({_VALUE})", part):
+            rows.append((match[1], _OPERATORS[match[2]], (match[3],)))
+        elif match := re.fullmatch(rf"(!?)\s*({_KEY})", part):
+            rows.append((match[2], _OPERATORS[match[1]], ()))
+        else:
+            raise Trouble(
+                f"-l {selector} is not a valid node selector; use one such as gpusharing.dev/pool=a or 'zone in (a,b)'"
+            )
+    if not rows:
+        raise Trouble(f"-l {selector!r} is not a valid node selector; use one such as gpusharing.dev/pool=a")
+    return rows
+
+
+def scope_of(rows: Sequence[Row], nodes: frozenset[str], selector: str) -> NodeScope:
+    """Return the scope of `nodes`, which `rows` selected, with a node selector and a name for its policy. Labels that a change of mode would rewrite are replaced by a pool label."""
+    equal = {key: values[0] for key, operator, values in rows if operator == "In" and len(values) == 1}
+    name = pool_name(equal.get(LABEL_POOL) or next(iter(equal.values()), "")) or "pool"
+    where = f"nodes with {selector}"
+    if any(is_rewritten(key) for key, _, _ in rows):
+        return NodeScope(name, where, {"matchLabels": {LABEL_POOL: name}}, nodes, unlabelled=True)
+    others = [
+        _filled(key=key, operator=operator, values=list(values))
+        for key, operator, values in rows
+        if operator != "In" or len(values) != 1
+    ]
+    return NodeScope(name, where, _filled(matchLabels=equal, matchExpressions=others), nodes)
+
+
+def _filled(**parts: object) -> dict[str, Any]:
+    return {name: part for name, part in parts.items() if part}
+
+
+def whole_fleet(card: str) -> NodeScope:
+    name = pool_name(card) or "pool"
+    return NodeScope(name, "all nodes in Prometheus", {"matchLabels": {LABEL_POOL: name}}, unlabelled=True)
+
+
+def narrow(scope: NodeScope, nodes: int, card: str) -> tuple[NodeScope, tuple[str, ...]]:
+    """Return the scope for those `nodes` of its nodes that have GPUs of `card`, and remarks. Raises Trouble for some of the nodes of an existing policy, because it has one layout for all."""
+    others = 0 if scope.nodes is None else len(scope.nodes) - nodes
+    if others < 1:
+        return scope, ()
+    summary = (
+        f"Prometheus has data on GPUs{card and f' of model {card}'} on {nodes} of the"
+        f" {counted(len(scope.nodes or ()), 'node')} of {scope.where}"
+    )
+    if not card:
+        return scope, (f"{summary}: the policy selects the {counted(others, 'other')}, too",)
+    if scope.spec:
+        raise Trouble(
+            f"{summary}, and a policy has one layout for all its nodes. Choose nodes of one model instead of --policy:"
+            " -l gpusharing.dev/pool=a"
+        )
+    name = pool_name(f"{scope.name}-{card}") or "pool"
+    return replace(scope, name=name, selector={"matchLabels": {LABEL_POOL: name}}, unlabelled=True), ()
+
+
+async def find_in_cluster(session: Session, typed: Namespace) -> NodeScope:
+    """Return the scope that `--policy` or `-l` selects, as read from the API server; without either, the whole fleet, without a request."""
+    if typed.policy:
+        raw = await session.get(POLICIES, typed.policy)
+        policies, nodes = await session.lists(POLICIES, NODES)
+        name, spec = text(raw, "metadata", "name"), section(raw, "spec")
+        selector = section(spec, "nodeSelector")
+        expressions = expression_rows(entries(selector, "matchExpressions"))
+        selected = _chosen(nodes, texts(section(selector, "matchLabels")), expressions)
+        if not selected:
+            raise Trouble(f"policy {name} selects no node")
+        owners = Owners(find_contenders(map(policy_view, policies)))
+        views = [node_view(node) for node in nodes if text(node, "metadata", "name") in selected]
+        lost = {view.name: owner for view in views if (owner := owners.owner(view)) not in ("", name)}
+        others = f"other policies ({', '.join(sorted(set(lost.values())))}) own"
+        if len(lost) == len(selected):
+            raise Trouble(
+                f"{others} every node that policy {name} selects: there is nothing to recommend for it"
+            )
+        remark = f"{others} {len(lost)} of the {len(selected)} nodes that policy {name} selects, and these are left out"
+        labels, annotations = (texts(section(raw, "metadata", key)) for key in ("labels", "annotations"))
+        # Approvals and resumptions are only for the policy as it was.
+        old = (ANNOTATION_APPROVE, ANNOTATION_RESUME, "kubectl.kubernetes.io/last-applied-configuration")
+        lasting = {key: value for key, value in annotations.items() if key not in old}
+        metadata = _filled(labels=labels, annotations=lasting)
+        left, remarks = selected - lost.keys(), (remark,) if lost else ()
+        return NodeScope(name, f"policy {name}", selector, left, spec, metadata, remarks=remarks)
+    if not typed.nodes:
+        return whole_fleet(typed.card)
+    rows = rows_of(typed.nodes)
+    selected = _chosen(await session.all(NODES), {}, rows)
+    if not selected:
+        raise Trouble(f"no node in {session.where} has the labels {typed.nodes}")
+    return scope_of(rows, selected, typed.nodes)
+
+
+def _chosen(nodes: Sequence[JSON], wanted: Mapping[str, str], rows: Sequence[Row]) -> frozenset[str]:
+    return frozenset(
+        text(raw, "metadata", "name")
+        for raw in nodes
+        if matches(texts(section(raw, "metadata", "labels")), wanted, rows)
+    )
+
+
+async def find_in_prometheus(
+    prometheus: Prometheus, typed: Namespace, selector: str, end: float
+) -> NodeScope:
+    """Return the scope that `-l` selects, by the labels of nodes that kube-state-metrics exported at `end` or in the day before; without `-l`, the whole fleet."""
+    if typed.policy:
+        raise Trouble(
+            "--policy needs access to the cluster: omit --prometheus (use --service for one in the cluster), or choose"
+            " the nodes with -l"
+        )
+    if not typed.nodes:
+        return whole_fleet(typed.card)
+    rows = rows_of(typed.nodes)
+    named = {key: state_label(key) for key, _, _ in rows}
+    query = labels_of_nodes(selector, sorted(set(named.values())))
+    labels = [
+        (
+            exported_label(series, "node"),
+            {key: series.labels[label] for key, label in named.items() if series.labels.get(label)},
+        )
+        for series in await prometheus.instant(query, end)
+    ]
+    unseen = named.keys() - {key for _, of_node in labels for key in of_node}
+    flag = f"(--metric-labels-allowlist=nodes=[{','.join(named)}])"
+    demanded = {key for key, operator, _ in rows if operator in ("In", "Exists") or not labels}
+    if lacking := [key for key in named if key in unseen & demanded]:
+        raise Trouble(
+            f"no node in Prometheus has the label {' or '.join(lacking)}. kube-state-metrics exports only the labels"
+            f" that a flag lists: add them {flag}, or omit --prometheus, so that the labels are read from the cluster"
+        )
+    remarks = tuple(
+        f"no node in Prometheus has the label {key}, so that part of -l {typed.nodes} excludes no node: either no"
+        f" node has it, or kube-state-metrics does not export it {flag}"
+        for key in named
+        if key in unseen
+    )
+    nodes = frozenset(node for node, of_node in labels if matches(of_node, {}, rows))
+    if not nodes:
+        raise Trouble(f"no node in Prometheus has the labels {typed.nodes}")
+    return replace(scope_of(rows, nodes, typed.nodes), remarks=remarks)

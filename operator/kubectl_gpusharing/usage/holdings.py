@@ -1,0 +1,226 @@
+"""What pods hold now, and what is free."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gpusharing.api import names
+from gpusharing.kube.client import JSON
+from gpusharing.kube.convert import KEEPS_OUT, TRANSIENT_TAINTS, taint_text
+from gpusharing.kube.pods import pod_requests, pod_view
+from gpusharing.kube.raw import entries, gpu_counts, has_condition, part, section, text, texts
+from gpusharing.planning.drain.pods import gpu_groups, is_reservation
+from gpusharing.planning.gpus.cards import remaining
+
+NO_POLICY = "no policy"
+ENDED = ("Succeeded", "Failed")
+"""The phases of pods that hold nothing any more."""
+NUMBERS = ("pods", "requested", "others", "allocatable", "free", "largest", "closed", "waiting")
+"""The columns with numbers. `free` is what no pod holds on nodes that accept pods, `largest` the most of it that one container can request of one node, and `closed` what no pod holds on other nodes."""
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "resource": ("resource", "requested", "others", "allocatable", "free", "largest", "closed", "waiting"),
+    "node": ("node", "policy", "resource", "requested", "others", "allocatable", "free", "closed", "state", "taints"),
+    "policy": ("policy", "resource", "requested", "others", "allocatable", "free", "largest", "closed"),
+    "namespace": ("namespace", "resource", "pods", "requested", "waiting"),
+    "pod": ("pod", "node", "resource", "requested", "waiting"),
+}  # fmt: skip
+"""The columns of an answer, by what its rows are about. `state` says why a node accepts no pods; `taints` are its lasting taints."""
+Row = dict[str, Any]
+"""One row of an answer, by column. A number is None if it is unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStock:
+    """The GPU resources of one node, and whether new pods may use them."""
+
+    name: str
+    policy: str = ""
+    """Empty if no policy owns the node."""
+    allocatable: Mapping[str, int] | None = None
+    """By resource name; None if the Node could not be read."""
+    closed: str = ""
+    """Why the node accepts no new pods now; empty if it does."""
+    taints: tuple[str, ...] = ()
+    """The lasting taints that exclude pods which do not tolerate them."""
+    one_each: bool | None = False
+    """Whether the device plugin refuses a container that requests more than one device, as under MPS, and with time-slicing if the policy says so; None if that policy was not read."""
+    allocated: Mapping[str, int] | None = None
+    """By the node's agent; None if unknown or not read."""
+    simulated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GPUPod:
+    namespace: str
+    name: str
+    node: str
+    """Empty while the pod waits for one."""
+    requests: Counter[str]
+    created: str
+    message: str
+    """The scheduler's, about a pod that waits."""
+    reserves: bool
+    """Whether KAI-Scheduler reserves a GPU with this pod for other pods, which request fractions of it."""
+
+    @property
+    def ref(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(slots=True)
+class Inventory:
+    """The nodes and the pods that could be read, and which of them the answer is about."""
+
+    stocks: dict[str, NodeStock] = field(default_factory=dict)
+    pods: list[GPUPod] = field(default_factory=list)
+    agents: list[JSON] = field(default_factory=list)
+    """The raw pods of our agent."""
+    with_claims: int = 0
+    """How many pods have ResourceClaims."""
+    namespace: str = ""
+    """Empty for all."""
+    chosen: bool = False
+    """Whether the user chose nodes by labels. Then a pod that waits belongs to the answer only if such a node advertises what it requests."""
+    no_nodes: str = ""
+    """Why Nodes could not be read; empty if they were. Then a pod on another node than those of `stocks` is not counted, because a pod whose Node is gone holds nothing."""
+    no_pods: str = ""
+    """Why the pods of all namespaces could not be read; empty if they were."""
+    blind: bool = False
+    """Whether no pods at all could be read."""
+
+    @property
+    def subjects(self) -> list[GPUPod]:
+        advertised = {name for stock in self.stocks.values() for name in stock.allocatable or ()}
+        found = (
+            pod
+            for pod in filter(self.is_own, self.pods)
+            if (self.counts(pod) if pod.node else not self.chosen or not advertised.isdisjoint(pod.requests))
+        )
+        return sorted(found, key=lambda pod: pod.ref)
+
+    def is_own(self, pod: GPUPod) -> bool:
+        return self.namespace in ("", pod.namespace)
+
+    def counts(self, pod: GPUPod) -> bool:
+        """Whether the node of a pod, which must have one, belongs to the answer."""
+        return pod.node in self.stocks or bool(self.no_nodes)
+
+    def columns(self, by: str) -> tuple[str, ...]:
+        return tuple(name for name in COLUMNS[by] if self.namespace or name != "others")
+
+    @property
+    def closed(self) -> Iterator[tuple[NodeStock, dict[str, int]]]:
+        for stock, shares in share_nodes(self):
+            unused = {name: share[3] for name, share in shares.items() if share[3]}
+            if stock.closed and unused:
+                yield stock, unused
+
+
+def read_stock(raw: JSON) -> NodeStock:
+    taints, labels = entries(raw, "spec", "taints"), texts(part(raw, "metadata", "labels"))
+    reasons = {
+        "the operator is changing it": names.ANNOTATION_FENCE in section(raw, "metadata", "annotations"),
+        "cordoned": part(raw, "spec", "unschedulable") is True,
+        "its layout is not proven yet": any(text(taint, "key") == names.TAINT_UNPROVEN for taint in taints),
+        "not Ready": not has_condition(raw, "Ready"),
+    }
+    lasting = [taint for taint in taints if text(taint, "key") not in TRANSIENT_TAINTS]
+    sharing, policy = labels.get(names.LABEL_SHARING_STRATEGY), labels.get(names.LABEL_POLICY, "")
+    return NodeStock(
+        text(raw, "metadata", "name"),
+        policy,
+        gpu_counts(part(raw, "status", "allocatable")),
+        ", ".join(reason for reason, holds in reasons.items() if holds),
+        tuple(taint_text(taint) for taint in lasting if text(taint, "effect") in KEEPS_OUT),
+        None if sharing == "time-slicing" and policy else sharing == "mps",
+    )
+
+
+def read_gpunode(raw: JSON) -> NodeStock:
+    """Convert a raw GPUNode, for users who may not read Nodes or all pods."""
+    observed = section(raw, "status", "observed")
+    return NodeStock(
+        text(raw, "metadata", "name"),
+        text(raw, "status", "transition", "policy"),
+        allocated=gpu_counts(observed["allocated"]) if isinstance(observed.get("allocated"), dict) else None,
+        simulated=observed.get("simulated") is True,
+    )
+
+
+def read_pod(raw: JSON) -> GPUPod | None:
+    """Return None for a pod that has ended or requests no GPU resource."""
+    if text(raw, "status", "phase") in ENDED or not (requests := pod_requests(raw)):
+        return None
+    metadata, node = section(raw, "metadata"), text(raw, "spec", "nodeName")
+    conditions = () if node else entries(raw, "status", "conditions")
+    message = next((text(row, "message") for row in conditions if row.get("type") == "PodScheduled"), "")
+    namespace, name, created = (text(metadata, key) for key in ("namespace", "name", "creationTimestamp"))
+    of_kai = gpu_groups(texts(metadata.get("labels"))) and is_reservation(pod_view(raw, {}))
+    return GPUPod(namespace, name, node, requests, created, message, bool(of_kai))
+
+
+Share = tuple[int | None, int | None, int | None, int | None]
+"""One resource of one node: how many devices the pods of the answer hold, all other pods hold, are allocatable, and no pod holds, whether or not the node accepts pods. None if unknown."""
+
+
+def share_nodes(inventory: Inventory) -> Iterator[tuple[NodeStock, dict[str, Share]]]:
+    """Yield every node with GPU resources, sorted by name, with its shares by resource. Where pods of other namespaces could not be read, the agent's report takes their place."""
+    held, own = defaultdict[str, Counter[str]](Counter), defaultdict[str, Counter[str]](Counter)
+    for pod in inventory.pods:
+        if pod.node and inventory.counts(pod):
+            held[pod.node].update(pod.requests)
+            own[pod.node].update(pod.requests if inventory.is_own(pod) else ())
+    for name in sorted({*inventory.stocks, *held}):
+        stock, total = inventory.stocks.get(name, NodeStock(name)), held[name]
+        total = total | Counter(stock.allocated or {}) if inventory.no_pods else total
+        allocatable, listed = stock.allocatable or {}, stock.allocatable is not None
+        known, free = not inventory.no_pods or stock.allocated is not None, remaining(allocatable, total)
+        if shares := {
+            resource: (
+                None if inventory.blind else own[name][resource],
+                total[resource] - own[name][resource] if known else None,
+                allocatable.get(resource, 0) if listed else None,
+                free.get(resource, 0) if known and listed else None,
+            )
+            for resource in {**allocatable, **total}
+        }:
+            yield stock, shares
+
+
+def count_rows(inventory: Inventory, by: str) -> list[Row]:
+    """Return the rows by `by`, a key of COLUMNS, sorted by the object that the row is for, then by resource."""
+    rows: dict[tuple[str, str], Row] = {}
+
+    def row_of(resource: str, words: Mapping[str, str]) -> Row:
+        new = {**dict.fromkeys(NUMBERS, 0), **words, "resource": resource}
+        return rows.setdefault((words.get(by, ""), resource), new)
+
+    for stock, shares in share_nodes(inventory) if by in ("resource", "node", "policy") else ():
+        words = {"node": stock.name, "policy": stock.policy or NO_POLICY}
+        words |= {"state": stock.closed, "taints": ",".join(stock.taints)}
+        for name, (own, others, allocatable, free) in shares.items():
+            row = row_of(name, words)
+            opened, closed = (0, free) if stock.closed else (free, 0)
+            sums = {
+                "requested": own,
+                "others": others,
+                "allocatable": allocatable,
+                "free": opened,
+                "closed": closed,
+            }
+            for column, number in sums.items():
+                row[column] = None if None in (row[column], number) else row[column] + number
+            most = opened if opened is None or not stock.one_each else min(opened, 1)
+            row["largest"] = None if None in (row["largest"], most) else max(row["largest"], most)
+    for pod in inventory.subjects if by in ("resource", "namespace", "pod") else ():
+        words = {"namespace": pod.namespace, "pod": pod.ref, "node": pod.node}
+        for name, count in pod.requests.items():
+            row = row_of(name, words)
+            row["pods"] += bool(pod.node)
+            if not pod.node:
+                row["waiting"] += count
+            elif by != "resource":  # by resource, they are counted with the nodes
+                row["requested"] += count
+    columns = inventory.columns(by)
+    return [{name: row[name] for name in columns} for _, row in sorted(rows.items())]

@@ -1,0 +1,306 @@
+"""How much of a GPU a workload needs, from the histogram of what it used."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from enum import StrEnum
+from fractions import Fraction
+from math import ceil, fsum, inf, isfinite, log
+from typing import NamedTuple
+
+from gpusharing.api.names import ANNOTATION_GPU_MEMORY
+from gpusharing.kube.raw import count
+from gpusharing.planning.gpus.cards import Card, memory_of
+from gpusharing.planning.vocabulary.values import value
+
+GROWTH = 1.05
+HALF_LIFE = timedelta(hours=24)
+_NEGLIGIBLE = 2.0**-60
+"""A bucket whose weight is below this fraction of the heaviest one's is dropped, because it changes no percentile."""
+
+
+class Sample(NamedTuple):
+    at: datetime
+    value: float
+
+
+@value
+class Scale:
+    """The buckets for one kind of measurement."""
+
+    name: str
+    first: float
+    """Upper bound of the first bucket; smaller values are reported as this one."""
+    last: float
+    """The highest bound; larger values are reported as this one."""
+
+    def bucket(self, value: float) -> int:
+        """Return the index of the bucket for `value`: 0 up to `first`, and n up to first x GROWTH^n."""
+        if value <= self.first:
+            return 0
+        return max(1, ceil(log(min(value, self.last) / self.first) / log(GROWTH) - 1e-9))
+
+    def bound(self, bucket: int) -> float:
+        return min(self.first * GROWTH**bucket, self.last)
+
+
+MEMORY = Scale("memory", 10e6, 1e12)
+"""The scale of memory use, in bytes: from 10 MB to 1 TB as in VPA, with 237 buckets."""
+ACTIVITY = Scale("activity", 0.001, 1.0)
+"""The scale of activity, as a part of a whole card: from a thousandth to 1, with 143 buckets."""
+
+
+@value
+class Histogram:
+    """The distribution of samples, in which newer samples weigh more."""
+
+    scale: Scale
+    weights: tuple[tuple[int, float], ...] = ()
+    """The index and weight of each bucket, ascending. The newest sample weighs 1, and one a half-life earlier 0.5."""
+    samples: int = 0
+    lowest: float = inf
+    """However old; infinite without samples."""
+    highest: float = 0.0
+    """However old; 0 without samples."""
+
+    def percentile(self, part: float) -> float:
+        """Return the smallest bucket bound up to which the samples have the fraction `part` of the weight, at most the highest sample; 0 without samples. Raises ValueError if `part` is not between 0 and 1."""
+        if not 0 <= part <= 1:
+            raise ValueError(f"a percentile is a number from 0 to 1, for example 0.99, not {part}")
+        wanted = part * fsum(weight for _, weight in self.weights)
+        reached = 0.0
+        for bucket, weight in self.weights:
+            reached += weight
+            if reached >= wanted * (1 - 1e-12):
+                return min(self.scale.bound(bucket), self.highest)
+        return self.highest
+
+
+def build(scale: Scale, samples: Sequence[Sample]) -> Histogram:
+    """Return the histogram of samples, which may be in any order. Raises ValueError if a value is negative, infinite or NaN."""
+    if not samples:
+        return Histogram(scale)
+    wrong = next((sample for sample in samples if not isfinite(sample.value) or sample.value < 0), None)
+    if wrong is not None:
+        time = f"{wrong.at:%Y-%m-%d %H:%M}"
+        raise ValueError(f"{scale.name}: {wrong.value} at {time} is not a finite number of at least 0")
+    last, values = max(sample.at for sample in samples), [sample.value for sample in samples]
+    weights = defaultdict[int, list[float]](list)
+    for sample in samples:
+        weights[scale.bucket(sample.value)].append(float(0.5 ** ((last - sample.at) / HALF_LIFE)))
+    sums = {bucket: fsum(parts) for bucket, parts in weights.items()}
+    least = max(sums.values()) * _NEGLIGIBLE
+    kept = tuple(sorted((bucket, weight) for bucket, weight in sums.items() if weight >= least))
+    return Histogram(scale, kept, len(values), min(values), max(values))
+
+
+GIB = 2**30
+MIN_POINTS = 24
+"""The number of hourly peaks below which nothing is advised. A day is the shortest time in which day and night can differ; KRR demands 100 points of any step and 3 hours (robusta-dev/krr robusta_krr/strategies/simple.py)."""
+MIN_SPAN = timedelta(hours=24)
+"""The length of the history below which nothing is advised."""
+FLAT = 0.95
+"""Memory is flat if the lowest hourly peak is at least this fraction of the highest."""
+FILLED = 0.5
+"""The fraction of the device's memory below which memory does not count as preallocated."""
+LOW_ACTIVITY = 0.5
+"""Activity is low if the used part of the card's compute is below this fraction of the used part of its memory."""
+COVERED = 0.8
+"""Gaps are reported if less than this fraction of the span's hours have a peak."""
+FULL = 0.9
+"""A pod whose activity reaches this fraction of its device's compute is considered to use all of it, and might use more if it had more."""
+IDLE = 0.01
+"""Activity below this counts as idle."""
+_HOUR = timedelta(hours=1)
+
+
+class Goal(StrEnum):
+    """The objective of a recommendation: which percentile of the use a profile must hold, as in Kruize (kruize/autotune, RecommendationConstants.java: the 60th and 98th)."""
+
+    COST = "cost"
+    """The fewest GPUs that suffice."""
+    PERFORMANCE = "performance"
+    """As much room as the pool's GPUs offer."""
+
+
+MEMORY_PART = 0.99
+"""The percentile of the hourly memory peaks to which headroom is added."""
+RARE = 1.1
+"""Factor on the highest peak: where peaks are rare, the next one may be a little higher."""
+LEVELS = {Goal.COST: (1.2, 0.95), Goal.PERFORMANCE: (1.3, 0.98)}
+"""The headroom, a factor on the 99th percentile of memory, and the percentile of activity, by goal."""
+
+
+class Confidence(StrEnum):
+    """How much data a need is based on: the number of days with observed hours, as VPA 1.7.1 counts (logic/estimator.go, getConfidence)."""
+
+    NONE = "none"
+    LOW = "low"
+    """Fewer than 3 days of data."""
+    MEDIUM = "medium"
+    """Fewer than 7 days of data; every weekday may have its own load."""
+    HIGH = "high"
+
+
+class Doubt(StrEnum):
+    TOO_LITTLE = "too little history"
+    PREALLOCATED = "LIKELY PREALLOCATED"
+    HELD_BACK = "uses all the compute of its slice, so it may need more"
+    NO_ACTIVITY = "activity unknown"
+    GAPS = "gaps"
+
+
+@value(order=True)
+class Workload:
+    """The owner of some pods, such as a Deployment."""
+
+    namespace: str
+    kind: str
+    """In lower case, such as deployment, statefulset, job or pod."""
+    name: str
+    """If only pods are known, their name without the generated suffix."""
+
+
+@value
+class Holding:
+    resource: str = "nvidia.com/gpu"
+    devices: int = 1
+    """How many devices each pod holds."""
+    share: Fraction | None = Fraction(1)
+    """The part of a card's memory that one such device has; None if unknown."""
+    compute: Fraction = Fraction(1)
+    """The part of a card's compute that a pod can use: that of its MIG instance, or 1 for a GPU, even if other pods have replicas of it."""
+
+
+@value
+class History:
+    """What the pods of a workload used, hour by hour; each sample is the highest of all pods and devices."""
+
+    workload: Workload
+    pods: int
+    """How many pods ran at the same time."""
+    holds: Holding
+    memory: tuple[Sample, ...]
+    """In bytes, with the hour's end as time."""
+    activity: tuple[Sample, ...] | None = None
+    """The part of the whole card's compute that was in use, 0 to 1 (for an instance, its activity times its part of the card's slices); None if it was not measured."""
+    declared: int | None = None
+    """Bytes for each device, declared by the owner; precedes the measured use. None if undeclared."""
+    of_device: bool = False
+    """Whether some of the activity is that of a whole device that other pods held too."""
+
+
+@value
+class Need:
+    history: History
+    memory: int | None
+    """Bytes, headroom included; None if unknown."""
+    compute: float | None
+    """Part of a whole card's compute, 0 to 1; None if it was not measured."""
+    peak: float
+    """The 99th percentile of the hourly peaks, in bytes, without headroom; 0 without samples, as `highest`."""
+    highest: float
+    span: timedelta
+    coverage: float
+    """Part of the span's hours that have a peak, 0 to 1."""
+    idle: float | None
+    """Part of the activity samples in which the GPU was idle; None without samples."""
+    full: float | None
+    """Part of the activity samples in which a pod used all the compute it had; None without samples."""
+    confidence: Confidence
+    doubts: tuple[Doubt, ...]
+    reason: str
+    """A clause that says what the need is based on, or why it is unknown."""
+
+    @property
+    def samples(self) -> int:
+        return len(self.history.memory)
+
+    @property
+    def workload(self) -> Workload:
+        return self.history.workload
+
+
+def declared_memory(pod: str, size: str) -> tuple[int, str]:
+    """Return the bytes for each device of `pod` that `size`, the annotation gpusharing.dev/gpu-memory, declares, and an empty text; or 0, and a clause that says that it is not a valid size."""
+    number = count(size) or 0
+    if number >= 2**20:
+        return number, ""
+    return 0, (
+        f"the annotation {ANNOTATION_GPU_MEMORY} of pod {pod} is {size[:40]!r}, which is not a valid size and is"
+        " ignored: use a size such as 15Gi"
+    )
+
+
+def find_need(history: History, card: Card, goal: Goal) -> Need:
+    """Return what each pod of the workload needs on `card`. Raises ValueError if a sample is negative, infinite or NaN, or activity is above 1."""
+    memory = build(MEMORY, history.memory)
+    (headroom, part), compute = LEVELS[goal], None
+    if history.activity is not None and len(history.activity) >= MIN_POINTS:
+        activity = build(ACTIVITY, history.activity)
+        if activity.highest > 1:
+            raise ValueError(
+                f"activity: {activity.highest} is not a fraction of a card; pass a number from 0 to 1, for example 0.35"
+            )
+        compute = activity.percentile(part)
+    times = [sample.at for sample in history.memory]
+    # From the beginning of the first hour to the end of the last.
+    span = max(times) - min(times) + _HOUR if times else timedelta(0)
+    coverage = min(1.0, memory.samples * _HOUR / span) if span else 0.0
+    peak = memory.percentile(MEMORY_PART)
+    doubts = _doubts(history, memory, compute, card, span, coverage)
+    # The days that the samples span, or one for every 24 samples if that is fewer days.
+    days = min(span / timedelta(days=1), memory.samples / 24)
+    measured = ceil(max(headroom * peak, RARE * memory.highest))
+    needed, reason = _memory(history, measured, span, days, doubts)
+    enough = Confidence.LOW if days < 3 else Confidence.MEDIUM if days < 7 else Confidence.HIGH
+    confidence = Confidence.NONE if needed is None else enough
+    idle, full = None, None
+    if history.activity:
+        values = [sample.value for sample in history.activity]
+        idle = sum(value < IDLE for value in values) / len(values)
+        full = sum(value >= _ceiling(history) for value in values) / len(values)
+    return Need(
+        history, needed, compute, peak, memory.highest, span, coverage, idle, full, confidence, doubts, reason
+    )
+
+
+def _doubts(
+    history: History, memory: Histogram, compute: float | None, card: Card, span: timedelta, coverage: float
+) -> tuple[Doubt, ...]:
+    alone, whole = history.holds.share == 1 and history.holds.compute == 1, memory_of(card) * GIB
+    preallocated = False
+    if compute is not None and memory.samples and whole:
+        flat = memory.lowest >= FLAT * memory.highest
+        filled = memory.highest >= FILLED * whole * float(history.holds.share or 1)
+        preallocated = flat and filled and compute < LOW_ACTIVITY * memory.highest / whole
+    holds = {
+        Doubt.TOO_LITTLE: memory.samples < MIN_POINTS or span < MIN_SPAN,
+        Doubt.PREALLOCATED: preallocated,
+        Doubt.HELD_BACK: compute is not None and not alone and compute >= _ceiling(history),
+        Doubt.NO_ACTIVITY: compute is None,
+        Doubt.GAPS: 0 < coverage < COVERED,
+    }
+    return tuple(doubt for doubt, held in holds.items() if held)
+
+
+def _ceiling(history: History) -> float:
+    return FULL * float(history.holds.compute)
+
+
+def _memory(
+    history: History, measured: int, span: timedelta, days: float, doubts: tuple[Doubt, ...]
+) -> tuple[int | None, str]:
+    if history.declared is not None:
+        return history.declared, "its owner declared what it needs"
+    if Doubt.TOO_LITTLE in doubts:
+        return None, (
+            f"{len(history.memory)} hourly peaks over {round(span / _HOUR)} h, but at least {MIN_POINTS} over "
+            f"{round(MIN_SPAN / _HOUR)} h are needed"
+        )
+    if Doubt.PREALLOCATED in doubts:
+        return None, (
+            "memory usage is flat and activity low, so the program may merely be reserving memory: declare what it"
+            " needs"
+        )
+    return measured, f"{days:.0f} days of data" if days >= 1.5 else "1 day of data"

@@ -1,0 +1,281 @@
+"""Pack workloads into the layouts of a card."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, lru_cache
+from itertools import product
+from math import inf
+
+from gpusharing.planning.gpus.cards import Card, memory_of, plain_profiles, usable_memory
+from gpusharing.planning.gpus.geometry import Layout, legal_layouts, maximal_layouts, normalize
+from gpusharing.planning.vocabulary.values import value
+from kubectl_gpusharing.usage.needs import GIB, Goal, Need
+
+Counts = tuple[int, ...]
+"""The number of instances of each profile, in the order of the packer's profiles."""
+ROUNDING = 1e-6
+"""Tolerance for compute: a full 1g instance is measured as 1/7 of the card, perhaps in single precision, and must not seem to need more than that."""
+
+
+@value
+class Size:
+    memory: float
+    """In bytes."""
+    compute: float
+    """Part of the whole card's."""
+
+    def holds(self, other: "Size") -> bool:
+        return self.memory >= other.memory and self.compute >= other.compute - ROUNDING
+
+
+class Packer:
+    """Packs instances on GPUs of one card. It caches its results, so use one packer for all questions about a card."""
+
+    def __init__(self, card: Card) -> None:
+        self.profiles = plain_profiles(card)
+        self._most = tuple(profile.max_count for profile in self.profiles)
+        self._index = {profile.name: index for index, profile in enumerate(self.profiles)}
+        # Only the largest profile shows how many slices the card has, so it is always included.
+        largest = max((each.slices for each in card.profiles), default=0)
+        profiles = (*self.profiles, *(each for each in card.profiles if each.slices == largest))
+        self._legal = frozenset(self._counts(each) for each in legal_layouts(profiles) if self._is_ours(each))
+        self._full = tuple(each for each in maximal_layouts(profiles) if self._is_ours(each))
+        parts = [Size(usable_memory(card, each) * GIB, each.slices / largest) for each in self.profiles]
+        self.sizes = (*parts, Size(memory_of(card) * GIB, 1.0))
+        self._slices = largest
+        self._units = max((max(each.starts) + each.size for each in card.profiles if each.starts), default=0)
+        self._fills = cache(self._find_fills)
+        self._fits = cache(self._find_fit)
+
+    def fewest(self, wanted: Counts, most: int) -> int | None:
+        """Return the smallest number of GPUs that can hold the `wanted` instances, or None if that is more than `most`."""
+        return next((gpus for gpus in range(self.least(wanted), most + 1) if self._fits(wanted, gpus)), None)
+
+    def pack(self, wanted: Counts, gpus: int) -> tuple[Layout, ...]:
+        """Return at most `gpus` layouts that together hold exactly the `wanted` instances, where possible of one profile each. Raises ValueError if they do not fit."""
+        layouts = []
+        while any(wanted):
+            gpus -= 1
+            plain = sorted(self._fills(self._clip(wanted)), key=lambda fill: sum(map(bool, fill)))
+            chosen = next((fill for fill in plain if self._fits(_minus(wanted, fill), gpus)), None)
+            if chosen is None:
+                raise ValueError(f"{wanted} does not fit on so few GPUs")
+            sizes = zip(self.profiles, chosen, strict=True)
+            layouts.append(normalize({profile.name: count for profile, count in sizes}))
+            wanted = _minus(wanted, chosen)
+        return tuple(layouts)
+
+    def least(self, wanted: Counts) -> int:
+        """Return a lower bound for the number of GPUs that the `wanted` instances need."""
+        alone = [-(-count // most) for count, most in zip(wanted, self._most, strict=True)]
+        slices = -(-self._sum(wanted, "slices") // self._slices) if self._slices else 0
+        units = -(-self._sum(wanted, "size") // self._units) if self._units else 0
+        return max(slices, units, *alone, 0)
+
+    def fill_up(self, layout: Layout, wanted: Collection[str]) -> Layout:
+        """Return the layout with more instances added until its GPU is full, with as many of the `wanted` profiles as possible."""
+        counts = self._counts(layout)
+        useful = {self._index[name] for name in wanted}
+
+        def worth(candidate: Layout) -> tuple[int, int, int, int, Layout]:
+            more = _minus(self._counts(candidate), counts)
+            of_use = sum(count for index, count in enumerate(more) if index in useful)
+            return -of_use, len(candidate), *self.stranded(candidate), candidate
+
+        fuller = [candidate for candidate in self._full if _within(counts, self._counts(candidate))]
+        return min(fuller, key=worth, default=layout)
+
+    def stranded(self, layout: Layout) -> tuple[int, int]:
+        """Return the memory units and the compute slices of a GPU that no instance of the layout covers."""
+        counts = self._counts(layout)
+        return self._units - self._sum(counts, "size"), self._slices - self._sum(counts, "slices")
+
+    def rank(self, layout: Layout) -> tuple[tuple[int, int], ...]:
+        """Return a sort key that puts layouts with larger instances first and, of equally large ones, more of them."""
+        return tuple((-self._index[name], -count) for name, count in layout)
+
+    def _is_ours(self, layout: Layout) -> bool:
+        return all(name in self._index for name, _ in layout)
+
+    def _find_fit(self, wanted: Counts, gpus: int) -> bool:
+        if self.least(wanted) > gpus:
+            return False
+        if not any(wanted):
+            return True
+        return any(self._fits(_minus(wanted, fill), gpus - 1) for fill in self._fills(self._clip(wanted)))
+
+    def _clip(self, wanted: Counts) -> Counts:
+        return tuple(map(min, wanted, self._most))
+
+    def _find_fills(self, wanted: Counts) -> Sequence[Counts]:
+        """Return all ways to fill one GPU with `wanted` instances, the largest among them, until no further one fits; those with the most memory units first."""
+        if not any(wanted):
+            return ()
+        largest = max(index for index, count in enumerate(wanted) if count)
+        fits = {fill for fill in self._legal if _within(fill, wanted)}
+        one_less = {(*fill[:at], fill[at] - 1, *fill[at + 1 :]) for fill in fits for at in range(len(fill))}
+        fills = [fill for fill in fits if fill[largest] and fill not in one_less]
+        return sorted(fills, key=lambda fill: (-self._sum(fill, "size"), -self._sum(fill, "slices"), fill))
+
+    def _sum(self, counts: Counts, what: str) -> int:
+        each = zip(counts, self.profiles, strict=True)
+        return sum(count * int(getattr(profile, what)) for count, profile in each)
+
+    def _counts(self, layout: Layout) -> Counts:
+        counts = [0] * len(self.profiles)
+        for name, count in layout:
+            counts[self._index[name]] = count
+        return tuple(counts)
+
+
+def _within(part: Counts, whole: Counts) -> bool:
+    return all(each <= other for each, other in zip(part, whole, strict=True))
+
+
+def _minus(whole: Counts, part: Counts) -> Counts:
+    return tuple(each - other for each, other in zip(whole, part, strict=True))
+
+
+@value
+class Seat:
+    """The least that each pod of a workload must get: a profile, or a number of whole GPUs."""
+
+    need: Need
+    index: int
+    """Of the smallest profile that holds the need, in the packer's order; -1 for whole GPUs."""
+    gpus: int
+    """Whole GPUs; 0 if the pods get a profile."""
+
+    @property
+    def pods(self) -> int:
+        return self.need.history.pods
+
+
+@value
+class TemplateChoice:
+    """A candidate for the template, with the numbers of nodes and GPUs that it needs."""
+
+    assignment: tuple[tuple[int, int], ...]
+    """For each class of workloads, the index of the smallest profile that holds it and that of the size that it gets; the size after the last profile is a whole GPU."""
+    wanted: Counts
+    """Instances of each profile in the whole pool."""
+    nodes: int = 0
+    divided: int = 0
+    """GPUs of each node that are divided into instances."""
+    whole: int = 0
+    """GPUs that are needed whole, on all nodes."""
+    layouts: tuple[Layout, ...] = ()
+    """Of the divided GPUs of a node, before they are filled up."""
+
+    @property
+    def gpus(self) -> int:
+        return self.nodes * self.divided + self.whole
+
+    def index(self, seat: Seat) -> int:
+        """Return the index of the size that a workload gets. Raises KeyError for a seat of whole GPUs."""
+        return dict(self.assignment)[seat.index]
+
+
+def choose(packer: Packer, seats: Sequence[Seat], per_node: int, nodes: int, goal: Goal) -> TemplateChoice:
+    """Return the best template for `nodes` nodes with `per_node` GPUs each, with as few additional nodes as possible. Raises ValueError if a node has no room for instances beside the whole GPUs of one pod."""
+    sizes, pods = packer.sizes, Counter[int]()
+    for seat in seats:
+        if not seat.gpus:
+            pods[seat.index] += seat.pods
+    whole = sorted((seat.gpus for seat in seats if seat.gpus for _ in range(seat.pods)), reverse=True)
+    if per_node == 1:  # the nodes differ, or have one GPU each: only the sum counts
+        whole = [1] * sum(whole)
+    # The workloads with the same smallest profile are a class. Each class gets that profile or a larger size.
+    classes = sorted(pods)
+    larger = [[at for at, size in enumerate(sizes) if size.holds(sizes[least])] for least in classes]
+    ways = (tuple(zip(classes, indexes, strict=True)) for indexes in product(*larger))
+    candidates = (_cheapest(packer, way, pods, whole, per_node, nodes) for way in ways)
+
+    def key(choice: TemplateChoice) -> tuple[float | tuple[tuple[int, int], ...], ...]:
+        more = max(choice.nodes - nodes, 0)
+        got = [(seat, choice.index(seat)) for seat in seats if not seat.gpus]
+        if goal is Goal.COST:
+            raised = sum(seat.pods for seat, index in got if index != seat.index)
+            return more, choice.gpus, choice.nodes, raised, choice.assignment
+        rooms = [
+            given / needed
+            for seat, index in got
+            for given, needed in (
+                (sizes[index].memory, seat.need.memory),
+                (sizes[index].compute, seat.need.compute),
+            )
+            if needed
+        ]
+        compute = sum(seat.pods * sizes[index].compute for seat, index in got)
+        return more, -min(rooms, default=inf), -compute, choice.gpus, choice.nodes, choice.assignment
+
+    best = min(filter(None, candidates), key=key, default=None)
+    if best is None:
+        raise ValueError("whole GPUs leave no room for instances on any node")
+    return replace(best, layouts=packer.pack(_per_node(best.wanted, max(best.nodes, 1)), best.divided))
+
+
+def _cheapest(
+    packer: Packer,
+    assignment: tuple[tuple[int, int], ...],
+    pods: Mapping[int, int],
+    whole: Sequence[int],
+    per_node: int,
+    existing: int,
+) -> TemplateChoice | None:
+    """Return the choice with this assignment that has the fewest additional nodes, then the fewest GPUs, then the fewest nodes; None if no number of nodes suffices."""
+    wanted = [0] * (len(packer.profiles) + 1)
+    for smallest, index in assignment:
+        wanted[index] += pods[smallest]
+    undivided = (*whole, *[1] * wanted.pop())
+    way = TemplateChoice(assignment, tuple(wanted), whole=sum(undivided))
+    if not any(wanted) and not undivided:
+        return way
+    best: TemplateChoice | None = None
+    for nodes in _steps((*wanted, len(undivided), way.whole, existing)):
+        if best is not None and nodes > existing:
+            break
+        room = per_node - _first_fit(undivided, nodes, per_node)
+        if best is not None:  # only fewer GPUs are better
+            room = min(room, (best.gpus - way.whole - 1) // nodes)
+        divided = packer.fewest(_per_node(way.wanted, nodes), room)
+        if divided is not None:
+            best = replace(way, nodes=nodes, divided=divided)
+    return best
+
+
+def _per_node(wanted: Counts, nodes: int) -> Counts:
+    return tuple(-(-count // nodes) for count in wanted)
+
+
+def _steps(wanted: Sequence[int]) -> list[int]:
+    """Return the numbers of nodes at which a node's share of any count, rounded up, becomes smaller."""
+    numbers = {1}
+    for count in wanted:
+        each = count
+        while each > 1:
+            nodes = -(-count // (each - 1))
+            numbers.add(nodes)
+            each = -(-count // nodes)
+    return sorted(numbers)
+
+
+@lru_cache(maxsize=1024)
+def _first_fit(whole: tuple[int, ...], nodes: int, per_node: int) -> int:
+    """Return how many GPUs of each node must stay whole so that pods with `whole` GPUs each, in descending order, fit first fit; `per_node` + 1 if that is more."""
+    if not whole:
+        return 0
+    for room in range(max(whole[0], -(-sum(whole) // nodes)), per_node + 1):
+        free, place, last = [room] * nodes, 0, 0
+        for gpus in whole:
+            place = place if gpus == last else 0  # equal pods fill the nodes in order
+            while place < nodes and free[place] < gpus:
+                place += 1
+            if place == nodes:
+                break
+            free[place] -= gpus
+            last = gpus
+        else:
+            return room
+    return per_node + 1

@@ -1,0 +1,513 @@
+"""Find a Prometheus in the cluster, and ask it."""
+
+import asyncio
+import errno
+import json
+import math
+import os
+import re
+import ssl
+from argparse import Namespace
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from sys import intern
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from gpusharing.kube.aio import aiohttp
+from gpusharing.kube.client import JSON, Resource
+from gpusharing.kube.errors import Unauthorized, one_error
+from gpusharing.kube.login import Login, find_proxy
+from gpusharing.kube.raw import entries, section, text, whole
+from kubectl_gpusharing.shell.drawing import printable
+from kubectl_gpusharing.shell.session import Session
+from kubectl_gpusharing.shell.troubles import Trouble, error_text, explained
+
+T = TypeVar("T")
+MOST_CHARACTERS = 300
+"""How many characters of a message from another program are shown."""
+PORT_FORWARD = (
+    "To reach one inside a cluster: kubectl -n monitoring port-forward svc/prometheus-operated 9090, then"
+    " --prometheus http://127.0.0.1:9090"
+)
+PLAIN_TO_TLS = re.compile(r"HTTP request (?:was sent )?to (?:an )?HTTPS (?:server|port)")
+"""Matches `Client sent an HTTP request to an HTTPS server.` (Go net/http/server.go at 1.24, status 400) and `The plain HTTP request was sent to HTTPS port` (nginx, in an HTML page)."""
+WANTS_CLIENT = "ALERT_CERTIFICATE_REQUIRED"
+"""OpenSSL's name for the TLS 1.3 alert that a server sends if we showed no certificate (RFC 8446, 6.2)."""
+NO_FLAG = (
+    "this plugin cannot present a client certificate, so use a port that does not require one, for example with"
+    " --service NAMESPACE/NAME:PORT, or a proxy that presents one"
+)
+OTHER_NAME, OLD, EARLY, UNKNOWN_AUTHORITY = (62, 64), (10,), (9,), (2, 18, 19, 20, 21)
+"""Codes of OpenSSL 3.0.19 for a certificate that was issued for another name, has expired, is not valid yet, or comes from an unknown authority (include/openssl/x509_vfy.h, X509_V_ERR_...)."""
+
+
+SECONDS = 150.0
+"""How long to wait for one answer. Prometheus itself gives up after 2 min (--query.timeout)."""
+MOST_BYTES = 256 * 2**20
+"""The largest answer that is read, in bytes: enough for about a million series."""
+PARALLEL = 4
+"""How many queries may run at the same time."""
+CLOCKS = (1e9, 4e9)
+"""The earliest and the latest plausible time of a server's clock, in seconds since 1970: 2001 and 2096."""
+LESS = "narrow the query with --selector, or use a --window shorter than a day, for example 6h"
+TOO_MUCH = re.compile(r"too many|exceed|\blimit\b")
+"""Matches the errors of programs that limit queries: `query processing would load too many samples` (Prometheus promql/engine.go at d15adb9), `the query hit the max number of series limit` (Cortex pkg/util/limiter/query_limiter.go at a8c6358), `the query exceeded the maximum number of series` (Mimir pkg/util/limiter/errors.go at 10cab1c), `exceeded series limit` (Mimir pkg/storegateway/series_refs.go at 01ddd0e)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """The address of a Prometheus, and how to log in there."""
+
+    url: str
+    """The base URL, without `/api/v1`."""
+    where: str
+    authorization: str = ""
+    """The value of the header; empty if none is sent."""
+    tls: ssl.SSLContext | None = None
+    """None for aiohttp's default."""
+    tls_server_name: str | None = None
+    """The host name that the server's certificate is checked against, or None for the one in the URL."""
+    proxy: str | None = None
+    through: str = ""
+    """The cluster whose API server passes queries on; empty if Prometheus is queried directly."""
+    renew: Callable[[], Awaitable["Endpoint"]] | None = None
+    """Logs in again after that API server answered 401, and returns the new endpoint; None if there is nothing to renew. Raises Trouble."""
+    remark: str = ""
+    """A remark about how this endpoint was chosen; empty if the user named it."""
+
+
+def without_data(status: int, kind: str, body: bytes | bytearray, data: JSON, place: Endpoint) -> Trouble:
+    """Return the Trouble for an answer other than data; `kind` is its content type, and `data` the JSON of its body."""
+    where, through, remedy = place.where, place.through, ""
+    message = one_line(data.get("error") or data.get("message"))
+    beginning = body[:4096].decode(errors="replace").strip()
+    words = f": {message}" if message else ""
+    if status in (401, 403):
+        if not through:
+            remedy = "pass a token that it accepts: --token-file FILE"
+        elif data.get("kind") != "Status":  # not by the API server itself
+            remedy = (
+                "it requires its own login, which the API server does not pass on: use --prometheus URL and"
+                " --token-file FILE"
+            )
+        elif status == 401:
+            remedy = f"the credentials for {through} have expired or were rejected: log in again"
+        else:
+            remedy = "you need permission to get services/proxy there, or pass --prometheus URL"
+        return Trouble(f"{where} denies access (HTTP {status}{words}): {remedy}")
+    if "errorType" in data and (status >= 400 or data.get("status") == "error"):
+        error = data.get("error")
+        too_much = data["errorType"] in ("timeout", "canceled") or TOO_MUCH.search(str(error))
+        return Trouble(f"{where} cannot answer the query: {one_line(error)}{f'; {LESS}' if too_much else ''}")
+    if status == 400 and PLAIN_TO_TLS.search(beginning):
+        secure = f"--prometheus {where.replace('http:', 'https:', 1)}"
+        remedy = "--service NAMESPACE/https:NAME:PORT" if through else secure
+        return Trouble(f"{where} expects TLS but was queried without it: use {remedy}")
+    line = one_line(next(iter(beginning.splitlines()), "")) if kind == "text/plain" else ""
+    return stranger(f"HTTP {status}{words or (line and f': {line}')}", where)
+
+
+def stranger(what: str, where: str) -> Trouble:
+    """Return the Trouble for a server that is not a Prometheus; `what` is a clause about its response."""
+    return Trouble(
+        f"{where} does not respond like a Prometheus ({what}). Pass the address that serves"
+        " /api/v1/query, for example http://127.0.0.1:9090"
+    )
+
+
+def unreachable(error: Exception, where: str, through: str) -> Trouble:
+    """Return the Trouble for a query that got no response; `through` is the cluster of `Endpoint.through`."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        untrusted = error.certificate_error
+        code = untrusted.verify_code if isinstance(untrusted, ssl.SSLCertVerificationError) else 0
+        if code in OTHER_NAME:
+            host = (
+                f"tls-server-name for {through} in the kubeconfig" if through else "the host in --prometheus"
+            )
+            remedy = f"It was issued for another name: set {host} to a name that it contains"
+        elif code in OLD:
+            remedy = "It has expired: have it renewed on the server, or correct the clock here"
+        elif code in EARLY:
+            remedy = "It is not valid yet: correct the clock here, or on the machine that issued it"
+        elif code in UNKNOWN_AUTHORITY and through:
+            remedy = f"It was not signed by the certificate-authority that the kubeconfig sets for {through}"
+        elif code in UNKNOWN_AUTHORITY:
+            remedy = "Pass the certificate of the authority that signed it: --ca-file FILE"
+        else:
+            remedy = "Replace the server's certificate"
+        return Trouble(f"the certificate of {where} is not trusted: {error_text(untrusted)}. {remedy}")
+    if WANTS_CLIENT in str(error):
+        return Trouble(f"{where} requires client authentication: {NO_FLAG}")
+    if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
+        return Trouble(f"TLS with {where} failed: {error_text(error)}. Is it an http:// address?")
+    if isinstance(error, aiohttp.InvalidURL):
+        return Trouble(f"{where} is not a valid address; use one like http://127.0.0.1:9090")
+    # The alert arrives after our handshake, and is lost if the server closes the connection before we read it.
+    ended = isinstance(error, aiohttp.ServerDisconnectedError | ConnectionResetError)
+    ended = ended or getattr(error, "errno", None) in (errno.ECONNRESET, errno.EPIPE)
+    secure = where.startswith("https:")
+    maybe = f"It may require client authentication: {NO_FLAG}. " if ended and secure else ""
+    return Trouble(f"no Prometheus responds at {where}: {error_text(error)}. {maybe}{PORT_FORWARD}")
+
+
+def one_line(text: object) -> str:
+    return printable(" ".join(str(text or "").split())[:MOST_CHARACTERS].rstrip(". "))
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    labels: Mapping[str, str]
+    points: tuple[tuple[float, float], ...]
+    """Pairs of a time, in seconds since 1970, and a value, oldest first."""
+
+    @property
+    def value(self) -> float:
+        return self.points[-1][1]
+
+    @property
+    def node(self) -> str:
+        """Empty if the series has no label `node`."""
+        return self.labels.get("node", "")
+
+
+@dataclass(slots=True)
+class Prometheus:
+    """A client of one Prometheus. All methods raise Trouble if a query fails."""
+
+    session: aiohttp.ClientSession
+    place: Endpoint
+    """Replaced when credentials are renewed."""
+    warnings: set[str] = field(default_factory=set)
+    """The warnings in all answers so far. An answer with a warning is incomplete."""
+    _renewing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while credentials are renewed, so that only one of several refused queries does so."""
+
+    async def now(self) -> float:
+        """Return the time by the clock of the Prometheus, which may differ from ours, in seconds since 1970."""
+        answer = await self.instant("vector(time())", None)
+        if len(answer) != 1:
+            raise stranger("it returned no time", self.place.where)
+        first, last = CLOCKS
+        if not first <= answer[0].value <= last:
+            when = "before 2001" if answer[0].value < first else "after 2096"
+            raise Trouble(
+                f"the clock on {self.place.where} is set to a time {when}, which cannot be right: correct it, or use"
+                " another Prometheus, for example with --prometheus http://127.0.0.1:9090"
+            )
+        return answer[0].value
+
+    async def instant(self, query: str, at: float | None) -> list[Series]:
+        """Return the series that `query` yields at a time, in seconds since 1970, or at the server's present time; those whose value is not finite are left out."""
+        parameters = {"query": query} | ({} if at is None else {"time": f"{at:.3f}"})
+        answer = await self._result("query", parameters, "vector")
+        return [series for series in answer if series.points and math.isfinite(series.value)]
+
+    async def between(
+        self, query: str, start: float, end: float, step: float, *, whole: tuple[float, float] | None = None
+    ) -> list[Series]:
+        """Return the series of `between_all` without values that are not finite, which may leave a series without points.
+
+        A proxy in front of Prometheus may move start and end to multiples of the step (Mimir's pkg/frontend/querymiddleware/step_align.go at 0c388a4, Thanos' query frontend), so values half a step outside are left out. If several queries together cover a longer time, `whole` is its start and end: what one of them loses is in the answer to the one before.
+        """
+        begin, last = whole or (start, end)
+        begin, last = begin - step / 2, last + step / 2
+        answer: list[Series] = []
+        for series in await self.between_all(query, start, end, step):
+            points = (point for point in series.points if begin < point[0] < last and math.isfinite(point[1]))
+            answer.append(Series(series.labels, tuple(points)))
+        return answer
+
+    async def between_all(self, query: str, start: float, end: float, step: float) -> list[Series]:
+        """Return the series that `query` yields from `start` to `end`, with a value every `step` seconds, including infinite values and NaN."""
+        parameters = {"query": query, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step:.3f}"}
+        return await self._result("query_range", parameters, "matrix")
+
+    async def _result(self, path: str, parameters: Mapping[str, str], kind: str) -> list[Series]:
+        place = self.place
+        status, content_type, body, data = await self._call(place, path, parameters)
+        # An answer of the API server itself, not of the Service behind it, is apimachinery's metav1.Status.
+        if status == 401 and data.get("kind") == "Status" and place.renew is not None:
+            async with self._renewing:
+                if self.place is place:
+                    self.place = await place.renew()
+            status, content_type, body, data = await self._call(self.place, path, parameters)
+        if status >= 400 or data.get("status") != "success":
+            raise without_data(status, content_type, body, data, self.place)
+        try:
+            if data["data"]["resultType"] != kind:
+                raise TypeError(f"a {data['data']['resultType']} instead of a {kind}")
+            self.warnings.update(printable(str(item)) for item in data.get("warnings") or ())
+            # Many series have the same labels, and a bill holds a hundred thousand series.
+            return [
+                Series(
+                    {
+                        intern(printable(name)): intern(printable(text))
+                        for name, text in raw["metric"].items()
+                    },
+                    tuple(
+                        (float(at), float(value))
+                        for at, value in (raw["values"] if "values" in raw else [raw["value"]])
+                    ),
+                )
+                for raw in data["data"]["result"]
+            ]
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            what = f"its response has no valid result: {error_text(error)}"
+            raise stranger(what, self.place.where) from error
+
+    async def _call(
+        self, place: Endpoint, path: str, parameters: Mapping[str, str]
+    ) -> tuple[int, str, bytearray, JSON]:
+        headers = {"Authorization": place.authorization} if place.authorization else {}
+        try:
+            async with self.session.get(
+                f"{place.url}/api/v1/{path}",
+                params=parameters,
+                headers=headers,
+                ssl=place.tls or True,
+                server_hostname=place.tls_server_name,
+                proxy=place.proxy,
+                # A redirect could send our credentials to another server.
+                allow_redirects=False,
+            ) as response:
+                body = bytearray()
+                async for part in response.content.iter_any():
+                    body += part
+                    if len(body) > MOST_BYTES:
+                        size = f"a response from {place.where} is larger than {MOST_BYTES >> 20} MiB"
+                        raise Trouble(f"{size}: narrow the query with --selector")
+        except TimeoutError as error:
+            raise Trouble(f"{place.where} did not respond within {SECONDS:g} s: {LESS}") from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise unreachable(error, place.where, place.through) from error
+        try:
+            data = section(json.loads(body))
+        except (ValueError, RecursionError):
+            data = {}
+        return response.status, response.content_type, body, data
+
+
+@asynccontextmanager
+async def prometheus_at(place: Endpoint) -> AsyncIterator[Prometheus]:
+    limits = aiohttp.ClientTimeout(total=SECONDS, sock_connect=10.0)
+    connector = aiohttp.TCPConnector(limit=PARALLEL)
+    async with aiohttp.ClientSession(connector=connector, timeout=limits) as session:
+        yield Prometheus(session, place)
+
+
+def place_of(
+    url: str, token_file: str, ca_file: str, environment: Mapping[str, str] = os.environ
+) -> Endpoint:
+    """Return how to reach the Prometheus at `url`, with the token and the authorities in these files, unless their names are empty, and through the proxy that `environment` names. Nothing is sent."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if "@" in url:  # checked first, because the next message repeats what was typed
+        raise Trouble(
+            "--prometheus: do not put a password in the address, where others can see it: use --token-file FILE"
+        )
+    if not usable or parts.query or parts.fragment:
+        raise Trouble(f"--prometheus {url} is not a valid address; use one like http://127.0.0.1:9090")
+    try:
+        local = ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        local = parts.hostname == "localhost"
+    if token_file and parts.scheme == "http" and not local:
+        raise Trouble(
+            f"--token-file: the token would be sent unencrypted to {url}: use https://, or a"
+            " port-forward to 127.0.0.1"
+        )
+    authorization, trust = "", None
+    if token_file:
+        token = _text(token_file, "--token-file")
+        if not token.isascii() or not token.isprintable() or not token or " " in token:
+            raise Trouble(
+                f"--token-file {token_file}: it does not contain a token; it must be one line with nothing but the"
+                " token"
+            )
+        authorization = f"Bearer {token}"
+    try:
+        if parts.scheme == "https" or ca_file:  # without a file, the authorities of this machine
+            trust = ssl.create_default_context(cadata=_text(ca_file, "--ca-file") if ca_file else None)
+    except (ssl.SSLError, ValueError) as error:
+        raise Trouble(f"--ca-file {ca_file}: it contains no PEM certificates: {error_text(error)}") from error
+    try:
+        proxy = find_proxy(url, None, environment)
+    except Unauthorized as error:
+        raise Trouble(error_text(error)) from error
+    return Endpoint(url.rstrip("/"), url, authorization, trust, proxy=proxy)
+
+
+def _text(name: str, flag: str) -> str:
+    try:
+        return Path(name).read_text().strip()
+    except (OSError, ValueError) as error:
+        raise Trouble(f"{flag} {name} cannot be read: {error_text(error)}") from error
+
+
+async def side_by_side(*queries: Coroutine[Any, Any, T]) -> list[T]:
+    """Run queries concurrently and return their answers in the same order. The first error cancels the others and is raised once they have ended."""
+    with one_error():
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(query) for query in queries]
+    return [task.result() for task in tasks]
+
+
+TARGET = ("__name__", "instance", "pod", "container", "endpoint", "uid")
+"""Labels by which an agent's series differ from those of its successor on the same node."""
+OF_TARGETS = frozenset((*TARGET, "job", "namespace", "node", "service"))
+"""Labels that name the scrape target. Prices, owners and labels of namespaces come from other targets."""
+MATCHER = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*(?:=~|!~|!=|=)\s*"(?:[^"\\\n]|\\.)*"\s*')
+"""One PromQL matcher: label (group 1), operator and quoted value."""
+
+
+def selector_of(selector: str) -> str:
+    """Return the matchers of `--selector` as they were typed, without enclosing braces. Raises Trouble if it has anything but PromQL matchers separated by commas."""
+    matchers = selector.strip().removeprefix("{").removesuffix("}").strip()
+    if matchers and not re.fullmatch(f"{MATCHER.pattern}(?:,{MATCHER.pattern})*", matchers):
+        raise Trouble(f'--selector {selector}: use matchers such as cluster="east",prometheus_replica="a"')
+    return matchers
+
+
+def labels_of(selector: str) -> list[str]:
+    return [match[1] for match in MATCHER.finditer(selector)]
+
+
+def of_others(selector: str, targets: frozenset[str] = OF_TARGETS) -> str:
+    """Return those matchers of `selector` that also apply to series of other exporters: those whose label is not in `targets`, comma-separated."""
+    return ",".join(match[0].strip() for match in MATCHER.finditer(selector) if match[1] not in targets)
+
+
+def braced(*matchers: str) -> str:
+    """Join the matchers that are not empty in braces, to be appended to a metric's name; empty without any."""
+    joined = ",".join(filter(None, matchers))
+    return f"{{{joined}}}" if joined else ""
+
+
+def matcher_of(nodes: Iterable[str]) -> str:
+    """Return the matcher for the series of these nodes, and perhaps of others with similar names: a dot matches any character. Empty, which means all nodes, if it would be too long for a URL or a name has unusual characters."""
+    names = "|".join(sorted(nodes))
+    return f'node=~"{names}"' if re.fullmatch(r"[a-z0-9.|-]{0,1500}", names) else ""
+
+
+def state_label(key: str) -> str:
+    """Return the label in which kube-state-metrics exports the label `key` of a Node or a Namespace (kubernetes/kube-state-metrics internal/store/utils.go, labelName, v2.20.0, unchanged since v2.0.0).
+
+    Where two keys lead to the same name, kube-state-metrics appends `_conflict1` and so on; such labels are not found.
+    """
+    plain = re.sub("[^a-zA-Z0-9_]", "_", key)
+    snake = re.sub("([a-z0-9])([A-Z])", r"\1_\2", plain)
+    return f"label_{snake.lower()}"
+
+
+def nodes_of(answer: Iterable[Series]) -> frozenset[str]:
+    """An empty name stands for series without the label `node`."""
+    return frozenset(series.node for series in answer)
+
+
+SERVICES = Resource("", "v1", "services", namespaced=True)
+LABELS = (
+    {"app": "kube-prometheus-stack-prometheus"},
+    {"operated-prometheus": "true"},
+    {"app": "prometheus", "component": "server"},
+    {"app": "prometheus-server"},
+    {"app": "rancher-monitoring-prometheus"},
+    {"app.kubernetes.io/name": "prometheus", "app.kubernetes.io/component": "server"},
+    {"app.kubernetes.io/name": "thanos", "app.kubernetes.io/component": "query"},
+    {"app.kubernetes.io/name": "thanos-query"},
+)
+"""Labels of the Services of common installations: kube-prometheus-stack, the Prometheus Operator, Prometheus' own chart, Rancher, Thanos. The first set that any Service has decides, because several Services may lead to the same Prometheus."""
+NAME = "--service monitoring/prometheus-operated:9090, or --prometheus http://127.0.0.1:9090"
+
+
+async def find_endpoint(session: Session | None, typed: Namespace) -> Endpoint:
+    """Return how to reach the Prometheus in `--prometheus` or, with a `session`, the one that `--service` names in its cluster or else the only one there."""
+    if session is None:
+        if typed.service:
+            raise Trouble("pass either --prometheus or --service, not both")
+        return place_of(typed.prometheus, typed.token_file, typed.ca_file)
+    if typed.token_file or typed.ca_file:
+        raise Trouble(
+            "--token-file and --ca-file only work with --prometheus URL; a Service is reached with your kubeconfig"
+        )
+    return await find_place(session, typed.service)
+
+
+async def find_place(session: Session, named: str) -> Endpoint:
+    """Return how to reach the Service `named`, or else the only Service in any namespace that looks like a Prometheus. Whether `named` exists is not checked."""
+    if session.login is None:
+        raise Trouble("there is no API server through which a Service can be reached: pass --prometheus URL")
+    if not named:
+        try:
+            services = await session.all(SERVICES)
+        except Trouble as trouble:
+            raise Trouble(f"{trouble}. To skip the search, pass {NAME}") from trouble
+        found = (
+            [raw for raw in services if labels.items() <= section(raw, "metadata", "labels").items()]
+            for labels in LABELS
+        )
+        matches = next(filter(None, found), [])
+        if len(matches) > 1:
+            names = ", ".join(sorted(map(_name, matches))[:5])
+            raise Trouble(
+                f"{session.where} has several Services that look like a Prometheus: {names}. Choose one:"
+                f" --service {_name(matches[0])}"
+            )
+        if not matches:
+            raise Trouble(f"no Service in {session.where} looks like a Prometheus. Pass {NAME}")
+    path = _path_of(named or _name(matches[0]))
+    return await _place(session.login, session.where, path, chosen=not named)
+
+
+async def _place(login: Login, cluster: str, path: str, *, chosen: bool) -> Endpoint:
+    where = f"Service {path.replace('/services/', '/')} of {cluster}"
+    with explained(cluster):
+        access, token = await login.access(), await login.token()
+
+    async def renew() -> Endpoint:
+        with explained(cluster):
+            await login.renew()
+        return await _place(login, cluster, path, chosen=chosen)
+
+    return Endpoint(
+        url=f"{access.server}/api/v1/namespaces/{path}/proxy",
+        where=where,
+        authorization=token or "",
+        tls=access.tls,
+        tls_server_name=access.tls_server_name,
+        proxy=access.proxy,
+        through=cluster,
+        renew=renew,
+        # Anyone who may create Services can label one like this, so a person should see which one was queried.
+        remark=f"{where} was queried because its labels are those of a Prometheus; use --service to choose another"
+        if chosen
+        else "",
+    )
+
+
+def _path_of(flag: str) -> str:
+    name = "[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
+    match = re.fullmatch(f"({name})/((?:https?:)?{name}(?::{name})?)", flag)
+    if match is None:
+        raise Trouble(
+            f"--service {flag}: use NAMESPACE/NAME:PORT, for example monitoring/prometheus-operated:9090;"
+            " for TLS, use NAMESPACE/https:NAME:PORT"
+        )
+    namespace, service = match.groups()
+    # If there is a scheme, two colons are required (apimachinery v0.36.3, pkg/util/net/port_split.go).
+    closed = f"{service}:" if service.startswith(("http:", "https:")) and service.count(":") == 1 else service
+    return f"{namespace}/services/{closed}"
+
+
+def _name(raw: JSON) -> str:
+    ports = entries(raw, "spec", "ports")
+    usual = [port for port in ports if text(port, "name") in ("http-web", "web", "http", "http-query")]
+    number = whole(next(iter([*usual, *ports]), {}), "port")
+    name = f"{text(raw, 'metadata', 'namespace')}/{text(raw, 'metadata', 'name')}"
+    return f"{name}:{number}" if number else name

@@ -1,1 +1,0 @@
-"""How does the plugin find and query a Prometheus?"""

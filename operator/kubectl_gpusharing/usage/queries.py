@@ -1,0 +1,431 @@
+"""The queries about usage, and the prices of nodes."""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from kubectl_gpusharing.shell.troubles import Trouble
+from kubectl_gpusharing.usage.bills import MICROS, Price
+from kubectl_gpusharing.usage.prometheus import OF_TARGETS, Series, braced, labels_of, of_others, state_label
+from kubectl_gpusharing.usage.windows import LOOKBACK, SHORT, Days
+
+OPENCOST_METRIC = "node_gpu_hourly_cost"
+POLICY_METRIC = "gpusharing_policy_gpu_hourly_price"
+PRODUCT_METRIC = "gpusharing:product_gpu_hourly_price"
+REMEDY = (
+    'set spec.cost.gpuHourlyPrice in the policy, for example "3.20", or monitoring.gpuHourlyPrices in the chart; a'
+    " price applies from the time at which Prometheus first scrapes it"
+)
+MOST = 1e15
+"""The highest plausible price, and the highest plausible seconds in a counter."""
+NO_NUMBER = "that is not a number"
+CHOOSE = "choose a cluster with --selector"
+Subject = tuple[str, str]
+"""What a price is for: `node`, `policy` or `product`, and its name, with dashes in place of spaces."""
+SOURCES = {
+    "opencost": ("node", OPENCOST_METRIC),
+    "policies": ("policy", POLICY_METRIC),
+    "products": ("product", PRODUCT_METRIC),
+}
+"""The label that names the subject of a price, and the metric, by the name of the answer."""
+
+
+@dataclass(slots=True)
+class Prices:
+    """The prices that Prometheus has for one stretch of time."""
+
+    amounts: Mapping[Subject, Mapping[str, Fraction]] = field(default_factory=dict)
+    """By currency."""
+    cards: Mapping[str, Set[str]] = field(default_factory=dict)
+    """The GPU products of each node."""
+    rivals: frozenset[Subject] = frozenset()
+    """Subjects that had several prices at once. The mean of these is not a real price."""
+    faults: tuple[str, ...] = ()
+    """About the impossible prices that were left out."""
+    odd: frozenset[Subject] = frozenset()
+    """The subjects of these prices."""
+
+    def find(self, node: str, policy: str) -> Price | str:
+        """Return the price of a GPU of this node under this policy, or a clause that says why there is none. The first source that has a price decides, even if its price is ambiguous."""
+        if ("node", node) in self.amounts:
+            return self._only(("node", node), "OpenCost")
+        if ("policy", policy) in self.amounts:
+            return self._only(("policy", policy), "policy")
+        cards = [("product", card) for card in sorted(self.cards.get(node, ()))]
+        if not cards or any(card not in self.amounts for card in cards):
+            invalid = not self.odd.isdisjoint([("node", node), ("policy", policy), *cards])
+            return "the price in Prometheus is invalid and is left out" if invalid else "Prometheus has none"
+        prices = [self._only(card, "chart") for card in cards]
+        if any(price != prices[0] for price in prices):
+            return f"its GPUs ({', '.join(name for _, name in cards)}) have different prices"
+        return prices[0]
+
+    def _only(self, subject: Subject, source: str) -> Price | str:
+        by_currency, name = self.amounts[subject], " ".join(subject)
+        if len(by_currency) > 1:
+            several = f"{name} had several currencies on that day ({', '.join(sorted(by_currency))})"
+            return f"{several}, for example because it exists in several clusters, or because it was changed: {CHOOSE}"
+        if subject in self.rivals:
+            several = f"{name} has several prices at once"
+            return f"{several}, for example because it exists in several clusters: {CHOOSE}"
+        ((currency, amount),) = by_currency.items()
+        return Price(amount, currency, source)
+
+
+def read_prices(answers: Mapping[str, Iterable[Series]], currency: str) -> Prices:
+    """Read the prices from the answers of SOURCES, `rivals` and `cards`, rounded to a millionth; `currency` is that of OpenCost's prices."""
+    amounts: dict[Subject, dict[str, Fraction]] = {}
+    faults: dict[str, Subject] = {}
+    for answer, (label, metric) in SOURCES.items():
+        for series in answers[answer]:
+            name, price = series.labels.get(label, ""), series.value
+            unit = currency if label == "node" else series.labels.get("currency", "")
+            flaw = ""
+            if not unit:
+                flaw = "it names no currency"
+            elif math.isnan(price):
+                flaw = NO_NUMBER
+            elif price < 0:
+                flaw = "a price cannot be negative"
+            elif price > MOST:
+                flaw = "no plausible price is that high"
+            if flaw:
+                sentence = f"{metric} of {label} {name} is {price:g}, which is left out: {flaw}"
+                faults[sentence] = label, _dashed(name)
+            elif price or label != "node":
+                # The averages that Prometheus computes are more precise than a millionth.
+                amount = Fraction(round(price * MICROS), MICROS)
+                amounts.setdefault((label, _dashed(name)), {})[unit] = amount
+    rivals = frozenset(
+        (label, _dashed(series.labels[label]))
+        for series in answers["rivals"]
+        for label, _ in SOURCES.values()
+        if label in series.labels
+    )
+    cards = defaultdict[str, set[str]](set)
+    for series in answers["cards"]:
+        if product := series.labels.get("product"):  # a GPU that cannot be read has none
+            cards[series.node].add(_dashed(product))
+    return Prices(amounts, cards, rivals, tuple(faults), frozenset(faults.values()))
+
+
+def _dashed(product: str) -> str:
+    """Return a product name as GPU Feature Discovery writes it in its label: with dashes in place of NVML's spaces."""
+    return product.replace(" ", "-")
+
+
+def price_of(text: str) -> Price | None:
+    """Parse the value of `--price`, such as `3.20` (USD) or `3.20 EUR`: the price of a GPU for an hour; None if it is empty."""
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?) ?([A-Z]{3})?", text)
+    if text and match is None:
+        raise Trouble(f"--price {text}: pass what a GPU costs an hour, for example 3.20 or 3.20EUR")
+    return Price(Fraction(match[1]), match[2] or "USD", "--price") if match else None
+
+
+POINTS, STEP = "5m", 300
+"""Time between the points of a subquery, as text and in seconds."""
+POINT = 60.0
+"""Seconds between the points at which the presence of a suspect is checked."""
+AGENTS = 'job="gpusharing-agent"'
+"""A matcher for the job of the chart's PodMonitor (templates/podmonitor.yaml, jobLabel), unless the selector has a matcher for `job`."""
+NAMESPACE, POLICY, POD, EXPORTED = "namespace", "policy", "pod", "exported_namespace"
+GPUS, INFO_OF_GPUS = "gpusharing_gpu_seconds_total", "gpusharing_agent_gpu_info"
+SIMULATED = "gpusharing_agent_simulated"
+"""A metric that is 1 on nodes where the agent reads a SIMULATED driver library (gpusharing/agent/metrics.py)."""
+OF_PARTS = frozenset((NAMESPACE, EXPORTED, "resource", "gpu", "uuid", "profile", "product", "currency"))
+"""Labels that only some series of a bill have. If a selector used them, the parts would not add up."""
+COUNTERS = {
+    "held": ("gpusharing_slice_seconds_total", f"{POLICY}, {NAMESPACE}, {EXPORTED}, resource"),
+    "idle": ("gpusharing_idle_slice_seconds_total", f"{POLICY}, resource"),
+    "stranded": ("gpusharing_stranded_slice_seconds_total", POLICY),
+    "transition": ("gpusharing_transition_slice_seconds_total", POLICY),
+    "gpus": (GPUS, POLICY),
+}
+"""The counters of the meter and the labels besides the node by which they are summed, by the name of the answer: each Part of the GPU time, and all of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeterQuery:
+    start: float
+    """In seconds since 1970."""
+    end: float
+    by: str = NAMESPACE
+    """NAMESPACE, POLICY, POD, or the key of a namespace label."""
+    selector: str = ""
+    """PromQL matchers, without braces. Those for labels in OF_TARGETS apply to the agents' series, one for POLICY to the series that have it, and all others to every series."""
+    currency: str = "USD"
+    """Of OpenCost's prices."""
+
+
+def label_of(by: str) -> str:
+    """Return the label of kube-state-metrics for the namespace label `by`; empty if the bill is not by a label."""
+    return "" if by in (NAMESPACE, POLICY, POD) else state_label(by)
+
+
+def queries_of(query: MeterQuery, days: Days) -> dict[str, str]:
+    """Return the queries of a bill, except `growth_queries`, by the name of their answer, for the end of each stretch of `days`."""
+    seconds, others = days.seconds, braced(_others(query))
+    # HAMi's scheduler has reported both metrics since v2.9.0 (Project-HAMi/HAMi v2.10.0, cmd/scheduler/metrics.go).
+    sizes = f"max by (device_uuid) (hami_gpu_memory_limit_bytes{others})"
+    # The schedulers of two replicas report the same.
+    memory = f"max by ({_ON_NODES}, container_index, device_uuid) (hami_vgpu_memory_allocated_bytes{others})"
+    parts = f"({memory} / on (device_uuid) group_left () {sizes})[{seconds}s:{POINTS}]"
+    fractions = f"{STEP} * sum by ({_ON_NODES}) (sum_over_time({parts} offset 1ms))"
+    # Suspects are nodes whose presence has to be checked for each minute.
+    counters = f"{GPUS}{braced(query.selector)}"
+    points = days.ends[0] // STEP - (days.start - 1) // STEP
+    # Prometheus 3 leaves out a point at the very beginning of a range, and older ones do not.
+    visible = f"count_over_time({counters}[{seconds}001ms:{POINTS}]) < {points:g}"
+    twice = f"count by (node, {POLICY}) ({counters}) > 1"
+    suspects = f"group by (node) ({visible} or {twice} or {_down(query)})"
+    queries = {"suspects": suspects, "fractions": fractions, **_prices(query, seconds)}
+    if query.by == POD:
+        slices = f"{SLICES}{_of_devices(query)}[{seconds}s:{POINTS}]"
+        queries["slices"] = f"sum by ({_ON_NODES}, resource) (sum_over_time({slices}))"
+    if label := label_of(query.by):
+        chosen = braced(_others(query), f'{label}!=""')
+        # When each label was last seen: a namespace may have been deleted, or have a new owner.
+        last = f"timestamp(kube_namespace_labels{chosen})[{seconds}s:{POINTS}]"
+        queries["labels"] = f"max by ({NAMESPACE}, {EXPORTED}, {label}) (max_over_time({last}))"
+        # A Prometheus that does not honor labels has the name of the namespace in another label.
+        named = f'label_replace(kube_namespace_labels{chosen}, "{NAMESPACE}", "$1", "{EXPORTED}", "(.+)")'
+        values = f"count by ({NAMESPACE}) (group by ({NAMESPACE}, {label}) ({named})) > 1"
+        queries["rival labels"] = f"count_over_time(({values})[{seconds}s:{POINTS}]) > {_moments(seconds)}"
+    return queries
+
+
+def growth_queries(query: MeterQuery, seconds: int, nodes: str = "") -> dict[str, str]:
+    """Return the queries for how much the COUNTERS grew in the last `seconds` on these nodes, and for the nodes with SIMULATED GPUs, by the name of their answer."""
+    chosen = f"{braced(query.selector, nodes)}[{seconds}s]"
+    growth = {
+        name: f"sum by (node, {labels}) (increase({counter}{chosen}))"
+        for name, (counter, labels) in COUNTERS.items()
+    }
+    return {**growth, "simulated": simulated_query(query.selector, seconds)}
+
+
+def simulated_query(selector: str, seconds: int) -> str:
+    """Return the query for the nodes that reported SIMULATED GPUs in the last `seconds`, perhaps more of them than `selector` chooses."""
+    chosen = braced(of_others(selector, OF_TARGETS | {POLICY, "resource", EXPORTED}))
+    return f"max by (node) (max_over_time({SIMULATED}{chosen}[{seconds}s])) > 0"
+
+
+def mark_query(query: MeterQuery) -> str:
+    """Return the query for the COUNTERS at one moment, and for the number of GPUs of each node. The label `what` has the name in COUNTERS, or INFO_OF_GPUS."""
+    # Each metric is named, because some stores refuse a regular expression for the name.
+    marks = {
+        name: f"sum by (node, {labels}) ({counter}{braced(query.selector)})"
+        for name, (counter, labels) in COUNTERS.items()
+    }
+    marks[INFO_OF_GPUS] = f"sum by (node) ({INFO_OF_GPUS}{_of_devices(query)})"
+    return _side_by_side(marks)
+
+
+def _side_by_side(queries: Mapping[str, str]) -> str:
+    marked = (f'label_replace({promql}, "what", "{name}", "", "")' for name, promql in queries.items())
+    return " or ".join(marked)
+
+
+def close_queries(query: MeterQuery, seconds: int, nodes: str) -> dict[str, str]:
+    """Return the queries about the last `seconds` of some nodes, by the name of their answer: when they were seen, when their agents did not answer or were not Ready, nodes metered twice at one time, and `device_queries`."""
+    counters = f"{GPUS}{braced(query.selector, nodes)}"
+    down = f"timestamp({_down(query, nodes)})[{seconds}s:{POINT:g}s]"
+    # A stopped agent stays visible beside its successor for LOOKBACK seconds, so each further series may coexist with
+    # another for that long. This Prometheus may have a longer look-back: series with older samples do not count.
+    fresh = f"count by (node, {POLICY}) (timestamp({counters}) > time() - {LOOKBACK:g}) > 1"
+    minutes = f"count_over_time(({fresh})[{seconds}s:1m])"
+    series = f"count by (node, {POLICY}) (count_over_time({counters}[{seconds}s]))"
+    twice = f"({minutes} > {LOOKBACK / 60:g} * ({series} - 1))"
+    return {
+        "twice": f"max_over_time({counters}[{seconds}s]) and on (node, {POLICY}) {twice}",
+        "seen first": seen_at(query, "min", seconds, nodes),
+        "seen last": seen_at(query, "max", seconds, nodes),
+        "seen": seen_at(query, "count", seconds, nodes),
+        "down first": f"min_over_time({down})",
+        "down last": f"max_over_time({down})",
+        **device_queries(query, nodes, f"[{seconds}s]"),
+    }
+
+
+def seen_at(query: MeterQuery, function: str, seconds: int, nodes: str) -> str:
+    """Return the query that applies `function` (min, max or count) to the times at which each node was seen in the last `seconds`, under any policy, looked for every POINT seconds."""
+    counters = f"{GPUS}{_of_devices(query, nodes)}"
+    return f"{function}_over_time(timestamp(max by (node) ({counters}))[{seconds}s:{POINT:g}s])"
+
+
+def anybody_query(query: MeterQuery) -> str:
+    return f"count({GPUS}{_of_devices(query)})"
+
+
+def _down(query: MeterQuery, nodes: str = "") -> str:
+    job = "" if "job" in labels_of(query.selector) else AGENTS
+    chosen = of_others(query.selector, frozenset({POLICY}))
+    metrics = f"up{braced(chosen, job, nodes)}", f"gpusharing_agent_ready{braced(chosen, nodes)}"
+    return " or ".join(f"max by (node) ({metric}) == 0" for metric in metrics)
+
+
+def device_queries(query: MeterQuery, nodes: str = "", span: str = "") -> dict[str, str]:
+    """Return the queries for the highest number of slices of a device (`shared`) and for the products of each node's GPUs (`cards`): now, or in a `span` such as `[86400s]`."""
+    chosen = f"{_of_devices(query, nodes)}{span}"
+    over = "max_over_time" if span else ""
+    return {
+        "shared": f"max by (node, resource) ({over}(gpusharing_device_slices{chosen}))",
+        "cards": f"max by (node, product) ({over}({INFO_OF_GPUS}{chosen}))",
+    }
+
+
+def users_query(query: MeterQuery, seconds: int, nodes: str) -> str:
+    """Return the query for the pods that used the memory of GPUs in the last `seconds` without holding a slice of them, in proportion to time and use."""
+    chosen = _of_devices(query, nodes)
+    memory = f"({OWN}{chosen} unless on ({_HOLDERS}) {SLICES}{chosen})"
+    parts = f"{memory} / on (node, uuid) group_left () (sum by (node, uuid) ({memory}) > 0)"
+    return f"sum by ({_ON_NODES}) (sum_over_time(({parts})[{seconds}s:{POINTS}]))"
+
+
+def use_query(query: MeterQuery, nodes: str) -> str:
+    """Return the query for what tenants use and hold of the memory and the SM time of devices at one moment, in whole devices, by the label `what`."""
+    slices, memory, sm = (f"{metric}{_of_devices(query, nodes)}" for metric in (SLICES, OWN, SM))
+    # Where an agent is replaced, the series of both are visible for a moment.
+    counts = f"max by (node, uuid, resource) (gpusharing_device_slices{_of_devices(query, nodes)})"
+    sizes = f"max by (node, uuid) (gpusharing_device_memory_bytes{_of_devices(query, nodes)})"
+    used = f"{slices} * 0 + on ({_HOLDERS}) group_left () max by ({_HOLDERS})"
+    held = f"{slices} / on (node, uuid, resource) group_left () {counts} and on ({_HOLDERS})"
+    parts = {
+        "memory held": f"{held} {memory}",
+        "sm held": f"{held} {sm}",
+        "memory": f"({used} ({memory})) / on (node, uuid) group_left () {sizes}",
+        "sm": f"{used} ({sm})",
+    }
+    tenant = {POLICY: "node", POD: _PODS}.get(query.by, f"{NAMESPACE}, {EXPORTED}")
+    return _side_by_side({what: f"sum by ({tenant}, resource) ({promql})" for what, promql in parts.items()})
+
+
+def _prices(query: MeterQuery, seconds: int) -> dict[str, str]:
+    # A price that changes at midnight is not scraped at once, and counts for the day that begins.
+    margin = min(round(SHORT), seconds // 4)
+    points = f"[{seconds - 2 * margin}s:{POINTS}] offset {margin}s"
+    of_policies, others = braced(of_others(query.selector)), braced(_others(query))
+    prices = {
+        # OpenCost exports 0 for a price that it does not know.
+        "opencost": (f"{OPENCOST_METRIC}{others} != 0", "node"),
+        "policies": (f"{POLICY_METRIC}{of_policies}", f"{POLICY}, currency"),
+        "products": (f"{PRODUCT_METRIC}{others}", "product, currency"),
+    }
+    # First the mean of all series and then the mean over time, so that a restart of the price's exporter does not
+    # change the weight of the hours before and after it.
+    means = {
+        name: f"avg_over_time((avg by ({labels}) ({metric})){points})"
+        for name, (metric, labels) in prices.items()
+    }
+    rivals = (
+        f"count_over_time((max by ({labels}) ({metric}) > min by ({labels}) ({metric})){points}) > {_moments(seconds)}"
+        for metric, labels in prices.values()
+    )
+    return {**means, "rivals": " or ".join(rivals)}
+
+
+def _moments(seconds: int) -> int:
+    """Return at how many points of a subquery two series may coexist without being rivals: when an exporter is replaced, both are visible for up to 5 min, the look-back of Prometheus."""
+    return min(2, seconds // 600)
+
+
+def _of_devices(query: MeterQuery, nodes: str = "") -> str:
+    return braced(of_others(query.selector, frozenset({POLICY})), nodes)
+
+
+def _others(query: MeterQuery) -> str:
+    return of_others(query.selector, OF_TARGETS | {POLICY})
+
+
+LOOKS = 100
+"""At how many times in a window the series are counted, at most."""
+HOUR = 3600
+"""Seconds between two points of a range query: the peak of each hour is read."""
+USED, ACTIVE = "DCGM_FI_DEV_FB_USED", "DCGM_FI_PROF_GR_ENGINE_ACTIVE"
+"""Memory in use, and the share of time in which the engines were active: reported for MIG devices too, where DCGM_FI_DEV_GPU_UTIL is not."""
+OWN, SM, SLICES = "gpusharing_pod_memory_used_bytes", "gpusharing_pod_sm_ratio", "gpusharing_pod_slices"
+"""Metrics of the agent, which reports each pod even on shared GPUs."""
+INFO = "gpusharing_device_info"
+ANNOTATION = "annotation_gpusharing_dev_gpu_memory"
+"""The label in which kube-state-metrics exports the annotation names.ANNOTATION_GPU_MEMORY."""
+_PODS = "namespace, pod, exported_namespace, exported_pod, cluster"
+_DEVICES = "UUID, uuid, GPU_I_ID, GPU_I_PROFILE, modelName, Hostname, hostname, node, pod_name, pod_namespace"
+_MEASURED = f"{_PODS}, {_DEVICES}"
+_HELD = f"{_PODS}, node, gpu, uuid, profile, resource"
+_ON_NODES, _HOLDERS = f"{_PODS}, node, exported_node", f"{_PODS}, node, uuid"
+_OF_DEVICES = OF_TARGETS | {
+    "UUID", "uuid", "GPU_I_ID", "GPU_I_PROFILE", "modelName", "Hostname", "hostname", "gpu", "device", "pci_bus_id",
+}  # fmt: skip
+
+
+def usage_count(selector: str) -> str:
+    """Return the query that counts the series of memory use, also of devices that no pod holds."""
+    chosen = braced(selector)
+    return f"count({USED}{chosen} or {OWN}{chosen})"
+
+
+def most_series(selector: str, seconds: int) -> str:
+    return f"max_over_time(({usage_count(selector)})[{max(seconds, HOUR)}s:{max(HOUR, seconds // LOOKS)}s])"
+
+
+def hourly(selector: str) -> dict[str, str]:
+    """Return the queries whose value is needed for every hour, by the name of their answer: of dcgm-exporter `used` and `live`, in MiB, and `active`; of our agent `own`, in bytes, `slices` and `sm`. A series scraped twice, or continued by a successor, counts once."""
+    chosen = braced(selector)
+    return {
+        "used": f"max by ({_MEASURED}) (max_over_time({USED}{chosen}[1h]))",
+        "live": f"max by ({_MEASURED}) ({USED}{chosen})",
+        "active": f"max by ({_MEASURED}) (quantile_over_time(0.95, {ACTIVE}{chosen}[1h]))",
+        "own": f"max by ({_HELD}) (max_over_time({OWN}{chosen}[1h]))",
+        "slices": f"max by ({_HELD}) ({SLICES}{chosen})",
+        "sm": f"max by ({_HELD}) (quantile_over_time(0.95, {SM}{chosen}[1h]))",
+    }
+
+
+def ownership(selector: str, seconds: int) -> dict[str, str]:
+    """Return the queries that are needed once for a stretch, by the name of their answer."""
+    span = f"[{max(seconds, round(SHORT))}s]"
+    chosen, others = braced(selector), others_of(selector)
+    annotated = braced(others, f'{ANNOTATION}!=""')
+    return {
+        "pods": f"max by ({_PODS}, owner_kind, owner_name) (last_over_time(kube_pod_owner{braced(others)}{span}))",
+        "replicasets": "max by (namespace, exported_namespace, replicaset, owner_kind, owner_name)"
+        f" (last_over_time(kube_replicaset_owner{braced(others)}{span}))",
+        "jobs": "max by (namespace, exported_namespace, job_name, exported_job_name, owner_kind, owner_name)"
+        f" (last_over_time(kube_job_owner{braced(others)}{span}))",
+        "annotated": f"max by ({_PODS}, {ANNOTATION}) (last_over_time(kube_pod_annotations{annotated}{span}))",
+        # The series of a device that no pod holds names the pod of its scrape target, which is the exporter's.
+        "exporters": f"group by (namespace, pod) (last_over_time(up{span})"
+        f" and on (job, instance) last_over_time({USED}{chosen}{span}))",
+        "devices": f"max by (node, gpu, uuid, gpu_uuid, instance_id, profile) (last_over_time({INFO}{chosen}{span}))",
+        "simulated": simulated_query(others, max(seconds, round(SHORT))),
+    }
+
+
+def latest(selector: str) -> tuple[str, ...]:
+    """Return the queries for what each Node advertises under one name at most, when an agent last reported each GPU, and the most slices of any device, at the end of the window or the day before."""
+    chosen = braced(selector)
+    allocatable = braced(others_of(selector), 'resource=~"nvidia_com_gpu(_shared)?"')
+    return (
+        _lately("max by (node, exported_node)", f"kube_node_status_allocatable{allocatable}"),
+        f"max by (node, gpu, uuid, product) (max_over_time(timestamp(gpusharing_agent_gpu_info{chosen})[1d:5m]))",
+        _lately("max by (node, resource)", f"gpusharing_device_slices{chosen}"),
+    )
+
+
+def _lately(maximum: str, metric: str, join: str = "or") -> str:
+    """Return the query for a metric now and, for labels that it does not have now, in the last day: series that ended may have outdated values."""
+    return f"{maximum} ({metric}) {join} {maximum} (last_over_time({metric}[1d]))"
+
+
+def labels_of_nodes(selector: str, labels: list[str]) -> str:
+    """Return the query for all nodes that kube-state-metrics reports now or reported in the last day, with those of `labels` that it exports."""
+    maximum = f"max by ({', '.join(('node', 'exported_node', *labels))})"
+    return _lately(maximum, f"kube_node_labels{braced(others_of(selector))}", "or on (node, exported_node)")
+
+
+def others_of(selector: str) -> str:
+    """Return those matchers of `selector` that also apply to series of kube-state-metrics: their labels name neither a scrape target nor a device."""
+    return of_others(selector, _OF_DEVICES)

@@ -1,1 +1,0 @@
-"""How is the answer presented: as text, data, CSV, or a policy?"""

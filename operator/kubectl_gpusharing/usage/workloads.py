@@ -1,0 +1,418 @@
+"""What each workload used, folded from series that are read hour by hour."""
+
+import re
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import partial
+from math import isnan, nan
+from typing import TypeAlias
+
+from gpusharing.planning.gpus.cards import Card, find_card
+from kubectl_gpusharing.usage.needs import Workload, declared_memory
+from kubectl_gpusharing.usage.prometheus import Series, nodes_of
+from kubectl_gpusharing.usage.queries import ANNOTATION
+from kubectl_gpusharing.usage.windows import Answers
+
+Pod: TypeAlias = tuple[str, str]
+"""The namespace and name of a pod, or of another namespaced object."""
+MIB = 1 << 20
+EXPORTER = "dcgm-exporter"
+"""A part of the names of dcgm-exporter's pods, by which they are recognized if no `up` series shows which they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A whole GPU or a MIG device."""
+
+    gpu: str
+    """UUID."""
+    instance: str = ""
+    """Id of the GPU instance; empty for a whole GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLabels:
+    """The parsed labels of a series about a device; empty where the labels name none."""
+
+    device: Device
+    pod: Pod | None
+    """None if there is none or it is unknown."""
+    profile: str = ""
+    node: str = ""
+    model: str = ""
+    """Product name of the card; the agent does not name it."""
+    resource: str = ""
+    """Only in series of our agent."""
+
+
+def read_dcgm(series: Series, exporters: frozenset[Pod]) -> DeviceLabels:
+    """Parse the labels of a series of dcgm-exporter, whose own pods, the `exporters`, hold no GPU."""
+    labels = series.labels
+    device = Device(labels.get("UUID") or labels.get("uuid", ""), labels.get("GPU_I_ID", ""))
+    node = labels.get("node") or labels.get("Hostname") or labels.get("hostname", "")
+    pod = pod_of(labels)
+    if "pod_name" in labels:
+        pod = (labels.get("pod_namespace", ""), labels["pod_name"])
+    if pod is not None and (pod in exporters or (not exporters and EXPORTER in pod[1])):
+        pod = None
+    profile = labels.get("GPU_I_PROFILE", "").removeprefix("MIG ")
+    return DeviceLabels(device, pod, profile, node, labels.get("modelName", ""))
+
+
+def pod_of(labels: Mapping[str, str]) -> Pod | None:
+    """Return the namespace and name of the pod that the labels name, or None."""
+    if labels.get("exported_pod"):
+        return labels.get("exported_namespace", ""), labels["exported_pod"]
+    if labels.get("pod"):
+        return labels.get("namespace", ""), labels["pod"]
+    return None
+
+
+def exported_label(series: Series, label: str) -> str:
+    """Return the value of a label, whether or not Prometheus renamed it; empty if it is missing."""
+    return series.labels.get(f"exported_{label}") or series.labels.get(label, "")
+
+
+def devices_of(infos: Iterable[Series]) -> dict[str, Device]:
+    """Return the devices in the series of `gpusharing_device_info`, by the UUID by which the agent names each."""
+    devices: dict[str, Device] = {}
+    for labels in (series.labels for series in infos):
+        uuid = labels.get("uuid", "")
+        devices[uuid] = Device(labels.get("gpu_uuid") or uuid, labels.get("instance_id", ""))
+    return devices
+
+
+def read_agent(series: Series, devices: Mapping[str, Device]) -> DeviceLabels:
+    """Parse the labels of a series of the agent. A UUID that is not in `devices` is taken for that of a whole GPU."""
+    uuid, profile, resource = (series.labels.get(label, "") for label in ("uuid", "profile", "resource"))
+    device = devices.get(uuid, Device(uuid))
+    return DeviceLabels(device, pod_of(series.labels), profile, series.node, resource=resource)
+
+
+# --- the owners of pods --------------------------------------------------------------------------------------------
+
+RECURS = "cronjob"
+"""The kind of workloads that may run again although they have no pods now."""
+UNNAMED = "pods"
+"""The kind of a workload that is known only by the names of its pods."""
+# Letters and digits of generated names (apimachinery v0.36.3 pkg/util/rand/rand.go, alphanums).
+_HASH = "[bcdfghjklmnpqrstvwxz2456789]"
+_SUFFIX = re.compile(rf"(?:(?:-{_HASH}{{5,10}})?-{_HASH}{{5}}|-[0-9]+)\Z")
+
+
+def read_owners(
+    pods: Iterable[Series], replicasets: Iterable[Series], jobs: Iterable[Series]
+) -> dict[Pod, tuple[str, str]]:
+    """Return the kind and name of the workload of each pod in the series kube_pod_owner; a Deployment or CronJob is found through its ReplicaSet or Job."""
+    above = {
+        (kind, exported_label(series, "namespace"), exported_label(series, label)): _owner(series)
+        for kind, label, answer in (("ReplicaSet", "replicaset", replicasets), ("Job", "job_name", jobs))
+        for series in answer
+    }
+    owners: dict[Pod, tuple[str, str]] = {}
+    for series in pods:
+        if (pod := pod_of(series.labels)) is not None:
+            kind, name = _owner(series)
+            direct = (kind, name) if kind else ("pod", pod[1])
+            owner = above.get((kind, pod[0], name), direct)
+            owners[pod] = owner if owner[0] else direct
+    return owners
+
+
+def owner_of(pod: Pod, owners: Mapping[Pod, tuple[str, str]]) -> tuple[str, str]:
+    """Return the kind, in lower case, and the name of a pod's workload."""
+    kind, name = owners.get(pod) or (UNNAMED, _SUFFIX.sub("", pod[1], count=1))
+    return kind.lower(), name
+
+
+def _owner(series: Series) -> tuple[str, str]:
+    # Without an owner, kube-state-metrics exports "", and before v2.8.0 <none> (its internal/store/pod.go).
+    kind, name = series.labels.get("owner_kind", ""), series.labels.get("owner_name", "")
+    return ("", "") if kind in ("", "<none>") else (kind, name)
+
+
+MOST_MIB = 1 << 20
+"""A memory size in MiB that no GPU exceeds: DCGM reports an unknown value as a number near 2^31 or 2^63 (NVIDIA/DCGM dcgmlib/dcgm_structs.h at 72fa3fe, DCGM_INT32_BLANK and DCGM_INT64_BLANK)."""
+Reading = tuple[DeviceLabels, Series]
+"""A series, preceded by its parsed labels."""
+
+
+@dataclass(slots=True)
+class Record:
+    """The history of one workload. The arrays have one element for each hour of the window, oldest first; nan stands for unknown."""
+
+    memory: "array[float]"
+    """In bytes."""
+    activity: "array[float]"
+    """The highest of any pod, as a part of the whole card."""
+    pods: "array[int]"
+    """At the end of the hour."""
+    devices: "array[int]"
+    """The most that one pod held at the end of the hour."""
+    last: int = -1
+    """The hour in which a pod was last seen; -1 if none was."""
+    held: DeviceLabels = field(default=DeviceLabels(Device(""), None))
+    """The device that the workload held last; empty if none."""
+    resource: str = ""
+    """Of that device; empty if the agent does not report it."""
+    slices: float = 0.0
+    """Replicas of that device that a pod holds, as the agent reports it."""
+    of_device: bool = False
+    """Whether some of the activity is that of a whole device that other pods held too."""
+    shared: int = 0
+    """Hourly values whose share for a pod is unknown, because other pods held its GPU too."""
+    declared: int | None = None
+    """The most bytes that any pod declared in the hour `declared_at`; None if none did."""
+    declared_at: int = -1
+    """-1 if no pod was seen."""
+
+    @classmethod
+    def of(cls, hours: int) -> "Record":
+        none = array("I", [0]) * hours
+        return cls(array("d", [nan]) * hours, array("f", [nan]) * hours, none, none[:])
+
+    def declare(self, declared: int | None, hour: int) -> None:
+        """Record the memory declared by a pod in this hour. A later hour replaces an earlier one, because the owner may have changed or removed it."""
+        if hour > self.declared_at:
+            self.declared_at, self.declared = hour, declared
+        elif hour == self.declared_at and declared is not None:
+            self.declared = max(declared, self.declared or 0)
+
+
+@dataclass(slots=True)
+class Gpu:
+    node: str
+    """Empty if unknown."""
+    model: str
+    """Product name; empty if unknown."""
+    last: int
+    """The hour in which it was last seen; -1 if never."""
+    divided: int = -1
+    """The hour in which it was last seen with MIG devices; -1 if never."""
+    holders: Counter[Workload] = field(default_factory=Counter)
+    """Pods of each workload that held it in the hour `held_at`."""
+    held_at: int = -1
+    """-1 if no pod held it."""
+
+    def hold(self, workload: Workload, hour: int) -> None:
+        if hour > self.held_at:
+            self.held_at, self.holders = hour, Counter()
+        if hour == self.held_at:
+            self.holders[workload] += 1
+
+
+@dataclass(slots=True)
+class Fold:
+    """The result of all stretches that have been added, and the filters that apply to them."""
+
+    end: float
+    """In seconds since 1970."""
+    hours: int
+    nodes: frozenset[str] | None = None
+    """Whose GPUs count; None for all."""
+    card: Card | None = None
+    """Whose GPUs count, or None for all. A workload may also have pods on GPUs of other models."""
+    replicas: dict[str, int] = field(default_factory=dict)
+    """How many times each GPU is advertised, by node, where that is more than once."""
+    slices: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """The most replicas of a device, by node and resource, as the agents report it."""
+    remarks: tuple[str, ...] = ()
+    simulated: frozenset[str] = frozenset()
+    records: dict[Workload, Record] = field(default_factory=dict)
+    gpus: dict[str, Gpu] = field(default_factory=dict)
+    """Those that count, by UUID."""
+    others: dict[str, Gpu] = field(default_factory=dict)
+    """Those of `nodes` that are of another model than `card`, by UUID."""
+    beyond: dict[str, int] = field(default_factory=dict)
+    """When nodes with GPUs that are not in `nodes` were last seen."""
+    unnamed: set[Pod] = field(default_factory=set)
+    """Pods whose owner is unknown."""
+    wrong: dict[str, None] = field(default_factory=dict)
+    """Clauses about annotations that declare no valid size of memory."""
+    _owners: Mapping[Pod, tuple[str, str]] = field(default_factory=dict)
+    _declared: dict[Pod, int] = field(default_factory=dict)
+    _workloads: dict[Pod, Workload] = field(default_factory=dict)
+    """A cache for the current stretch, because a pod has many series."""
+
+    def add(self, part: Answers) -> None:
+        """Add the answers to `queries.hourly` and `queries.ownership` for the next stretch of time."""
+        self._owners, self._declared = read_owners(part["pods"], part["replicasets"], part["jobs"]), {}
+        self._workloads.clear()
+        self.simulated |= nodes_of(part["simulated"])
+        for series in part["annotated"]:
+            if (pod := pod_of(series.labels)) is not None:
+                size, wrong = declared_memory("/".join(pod), series.labels.get(ANNOTATION, ""))
+                if wrong:
+                    self.wrong[wrong] = None
+                else:
+                    self._declared[pod] = size
+        read_own = partial(read_agent, devices=devices_of(part["devices"]))
+        targets = ((exported_label(one, "namespace"), one.labels.get("pod", "")) for one in part["exporters"])
+        read_exporter = partial(read_dcgm, exporters=frozenset(targets))
+        scraped = [(read_exporter(series), series) for series in part["used"]]
+        used = [(labels, series) for labels, series in scraped if self._is_ours(labels)]
+        for labels, series in scraped:
+            if labels.model and self._is_there(labels) and not self._is_ours(labels):
+                self._see(self.others, labels, series)
+        for labels, series in [*scraped, *((read_own(series), series) for series in part["slices"])]:
+            if labels.node and self.nodes is not None and labels.node not in self.nodes and series.points:
+                last = self.hour(series.points[-1][0])
+                self.beyond[labels.node] = max(last, self.beyond.get(labels.node, -1))
+        for labels, series in used:
+            self._see(self.gpus, labels, series)
+        live, active = self._ours(part["live"], read_exporter), self._ours(part["active"], read_exporter)
+        own, sm = self._ours(part["own"], read_own), self._ours(part["sm"], read_own)
+        crowded, split = self._crowded(live)
+        self._add_memory(used, own, crowded)
+        self._add_activity(active, sm, crowded, split)
+        self._add_pods([*live, *self._ours(part["slices"], read_own)])
+        for labels, series in (*used, *own):  # a pod may have come and gone between the ends of two hours
+            if labels.pod is not None and series.points:
+                record, hour = self._record(labels.pod), self.hour(series.points[-1][0])
+                record.declare(self._declared.get(labels.pod), hour)
+                if hour > record.last:
+                    record.last, record.held = hour, labels
+
+    def hour(self, at: float) -> int:
+        return self.hours - 1 - round((self.end - at) / 3600)
+
+    def _is_there(self, labels: DeviceLabels) -> bool:
+        return bool(labels.device.gpu) and (self.nodes is None or labels.node in self.nodes)
+
+    def _is_ours(self, labels: DeviceLabels) -> bool:
+        if not self._is_there(labels):
+            return False
+        if self.card is None:
+            return True
+        gpu = self.gpus.get(labels.device.gpu)
+        return find_card(labels.model or (gpu.model if gpu else "")) is self.card
+
+    def _ours(self, answer: Iterable[Series], read: Callable[[Series], DeviceLabels]) -> list[Reading]:
+        return [(labels, series) for series in answer if self._is_ours(labels := read(series))]
+
+    def _see(self, gpus: dict[str, Gpu], labels: DeviceLabels, series: Series) -> None:
+        last = self.hour(series.points[-1][0]) if series.points else -1
+        gpu = gpus.get(labels.device.gpu)
+        if gpu is None:
+            gpu = gpus[labels.device.gpu] = Gpu(labels.node, labels.model, last)
+        elif last >= gpu.last:
+            gpu.last, gpu.node, gpu.model = last, labels.node or gpu.node, labels.model or gpu.model
+        if labels.profile:
+            gpu.divided = max(gpu.divided, last)
+
+    def _crowded(self, live: Iterable[Reading]) -> tuple[set[Device], set[Device]]:
+        """Return the devices for which the use of each pod is unknown, and those that several pods held with values of their own.
+
+        The use is unknown if several pods were always reported with the same value, or on a node that advertises more GPUs than it has, where dcgm-exporter never reported several pods on one: it names only one holder.
+        """
+        holders: dict[Device, dict[float, dict[Pod, float]]] = {}
+        replicas: dict[Device, str] = {}
+        for labels, series in live:
+            if labels.pod is None:
+                continue
+            if not labels.profile and labels.node in self.replicas:
+                replicas[labels.device] = labels.node
+            for at, value in series.points:
+                # Keyed by pod, because a pod that is scraped twice with different labels is still one pod.
+                holders.setdefault(labels.device, {}).setdefault(at, {})[labels.pod] = value
+        crowded: set[Device] = set()
+        split: set[Device] = set()
+        several: set[str] = set()
+        for device, moments in holders.items():
+            together = [values.values() for values in moments.values() if len(values) > 1]
+            if together:
+                several.add(replicas.get(device, ""))
+                # Where the exporter splits the memory by pods, the parts differ at some time.
+                (crowded if all(len(set(values)) == 1 for values in together) else split).add(device)
+        return crowded | {device for device, node in replicas.items() if node not in several}, split
+
+    def _values(self, readings: Iterable[Reading]) -> Iterator[tuple[Pod, DeviceLabels, Record, int, float]]:
+        for labels, series in readings:
+            if labels.pod is not None:
+                record = self._record(labels.pod)
+                for at, value in series.points:
+                    yield labels.pod, labels, record, self.hour(at), value
+
+    def _add_memory(self, used: Iterable[Reading], own: Iterable[Reading], crowded: set[Device]) -> None:
+        known: set[tuple[Pod, int]] = set()
+        for pod, _, record, hour, size in self._values(own):
+            if 0 <= size <= MOST_MIB * MIB:
+                self._most(record.memory, hour, size)
+                known.add((pod, hour))
+        for pod, labels, record, hour, mib in self._values(used):
+            if (pod, hour) in known or not 0 <= mib <= MOST_MIB:
+                continue
+            if labels.device in crowded:
+                record.shared += 1
+            else:
+                self._most(record.memory, hour, mib * MIB)
+
+    def _add_activity(
+        self, active: Iterable[Reading], sm: Iterable[Reading], crowded: set[Device], split: set[Device]
+    ) -> None:
+        known: set[tuple[Pod, int]] = set()
+        for pod, _, record, hour, value in self._values(sm):
+            self._most(record.activity, hour, min(1.0, max(0.0, value)))
+            known.add((pod, hour))
+        for labels, series in active:
+            portion = part_of_card(find_card(labels.model), labels.profile)
+            if portion is None or labels.device in crowded:
+                continue
+            whole = float(portion[1])
+            for pod, _, record, hour, value in self._values([(labels, series)]):
+                if (pod, hour) not in known:
+                    self._most(record.activity, hour, min(1.0, max(0.0, value)) * whole)
+                    record.of_device = record.of_device or labels.device in split
+
+    def _add_pods(self, readings: Iterable[Reading]) -> None:
+        devices: dict[tuple[Pod, int], set[Device]] = {}
+        for pod, labels, record, hour, value in self._values(readings):
+            devices.setdefault((pod, hour), set()).add(labels.device)
+            gpu = self.gpus.get(labels.device.gpu)
+            if labels.profile and gpu is not None:
+                gpu.divided = max(gpu.divided, hour)
+            if hour >= record.last:
+                record.last, record.held = hour, labels
+                if labels.resource:
+                    record.resource, record.slices = labels.resource, value
+        for (pod, hour), those in devices.items():
+            workload = self._workload(pod)
+            record = self.records[workload]
+            record.pods[hour] += 1
+            record.devices[hour] = max(record.devices[hour], len(those))
+            record.declare(self._declared.get(pod), hour)
+            for gpu in filter(None, (self.gpus.get(device.gpu) for device in those)):
+                gpu.hold(workload, hour)
+
+    def _record(self, pod: Pod) -> Record:
+        workload = self._workload(pod)
+        if workload not in self.records:
+            self.records[workload] = Record.of(self.hours)
+        return self.records[workload]
+
+    def _workload(self, pod: Pod) -> Workload:
+        if pod not in self._workloads:
+            if pod not in self._owners:
+                self.unnamed.add(pod)
+            self._workloads[pod] = Workload(pod[0], *owner_of(pod, self._owners))
+        return self._workloads[pod]
+
+    @staticmethod
+    def _most(values: "array[float]", hour: int, value: float) -> None:
+        if isnan(values[hour]) or value > values[hour]:
+            values[hour] = value
+
+
+def part_of_card(card: Card | None, profile: str) -> tuple[Fraction | None, Fraction] | None:
+    """Return which parts of a card's memory (None if it shares the CPU's) and compute a device with this MIG profile has, empty for a whole GPU; None if the card or the profile is unknown."""
+    if not profile:
+        return Fraction(1), Fraction(1)
+    match = next((each for each in card.profiles if each.name == profile), None) if card else None
+    if card is None or match is None:
+        return None
+    whole = max(each.slices for each in card.profiles)
+    memory = Fraction(match.memory_gb, card.memory_gb) if card.memory_gb else None
+    return memory, Fraction(match.slices, whole)
