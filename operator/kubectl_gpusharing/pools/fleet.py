@@ -188,13 +188,8 @@ class Track:
         return replace(self, stretches=tuple(one for one in cut if one.begin < one.end))
 
 
-@dataclass(frozen=True, slots=True)
-class Timeline:
-    """A rollout, to now if it is not over."""
-
-    begin: datetime
-    end: datetime
-    tracks: tuple[Track, ...]
+Timeline = tuple[datetime, datetime, tuple[Track, ...]]
+"""A rollout: its begin, its end, or now if it is not over, and its nodes."""
 
 
 def find_timeline(pool: PoolStatus, now: datetime) -> Timeline | None:
@@ -217,7 +212,7 @@ def find_timeline(pool: PoolStatus, now: datetime) -> Timeline | None:
         end += (end - begin) / 20
     tracks = [track.within(begin, end) for track in tracks]
     tracks.sort(key=lambda track: (track.span[0] if track.span else end, track.node))
-    return Timeline(begin, end, tuple(tracks))
+    return begin, end, tuple(tracks)
 
 
 def read_stretches(node: NodeStatus, now: datetime) -> list[Stretch]:
@@ -244,18 +239,8 @@ def _last_change(node: NodeStatus, now: datetime) -> Track:
 # --- how long the change under way may still take -----------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """The time that is left, and the numbers that it is based on."""
-
-    left: timedelta
-    nodes: int
-    each: timedelta
-    changes: int
-
-
-def find_estimate(pool: PoolStatus, now: datetime) -> Estimate | None:
-    """Return how long the rest of a pool's change may take, or None if no past change is known or the end cannot be foreseen."""
+def find_estimate(pool: PoolStatus, now: datetime) -> tuple[timedelta, str] | None:
+    """Return how long the rest of a pool's change may take, and a clause that says why; None if no past change is known or the end cannot be foreseen."""
     left = [node for node in pool.members if node.state is not State.DONE]
     open_ended = any(
         node.state in (State.BLOCKED, State.FAILED)
@@ -273,8 +258,9 @@ def find_estimate(pool: PoolStatus, now: datetime) -> Estimate | None:
     if any(one > max(took) for one in gone) or not (gone or any(node.deadline != OTHERS for node in left)):
         return None
     rounds = -(-len(left) // max(1, len(gone)))
-    rest = each * rounds - min(gone, default=timedelta())
-    return Estimate(max(rest, timedelta()), len(left), each, len(took))
+    rest = max(each * rounds - min(gone, default=timedelta()), timedelta())
+    past = "the last change took" if len(took) == 1 else f"the median of the last {len(took)} changes is"
+    return rest, f"about {length(rest)} left for {counted(len(left), 'node')}: {past} {length(each)}"
 
 
 def read_changes(node: NodeStatus, now: datetime) -> tuple[list[timedelta], timedelta | None]:
@@ -322,7 +308,8 @@ def describe_timeline(pool: PoolStatus, now: datetime, paper: Paper) -> list[Lin
     timeline = find_timeline(pool, now)
     if timeline is None:
         return prose("The node histories contain no changes.", paper, indent="  ", ink=Ink.FAINT)
-    tracks = timeline.tracks if paper.wide else timeline.tracks[:MOST]
+    start, stop, every = timeline
+    tracks = every if paper.wide else every[:MOST]
     name = max(len(track.node) for track in tracks)
     name = name if paper.width is None else min(name, NAME, paper.width // 3)
     ends = [
@@ -333,14 +320,14 @@ def describe_timeline(pool: PoolStatus, now: datetime, paper: Paper) -> list[Lin
     cells = CELLS if paper.width is None else min(CELLS, paper.width - name - tail - 6)
     if cells < FEWEST and paper.width is not None:
         tail, cells = 0, max(FEWEST, paper.width - name - 4)
-    cell = (timeline.end - timeline.begin) / cells
-    period = f"{moment(timeline.begin, timeline.end)} to {moment(timeline.end, timeline.begin)}"
+    cell = (stop - start) / cells
+    period = f"{moment(start, stop)} to {moment(stop, start)}"
     lines = prose(f"{period}; each cell stands for {length(cell)}", paper, indent="  ", ink=Ink.FAINT)
     for track, end in zip(tracks, ends, strict=True):
-        drawn = bar(_cells(track, timeline.begin, cell, cells), paper, cells)
+        drawn = bar(_cells(track, start, cell, cells), paper, cells)
         row: list[str | Span] = ["  ", shorten(track.node, name).ljust(name), "  ", *drawn]
         lines.append(line(*row, "  ", Span(end, Ink.FAINT)) if tail else line(*row))
-    if (more := len(timeline.tracks) - len(tracks)) > 0:
+    if (more := len(every) - len(tracks)) > 0:
         lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide shows them all", Ink.FAINT)))
     legend = "; ".join(f"{glyph.on(paper)} {glyph.word}" for glyph in glyphs_of(tracks))
     return [*lines, *prose(legend, paper, indent="  ", ink=Ink.FAINT)]
@@ -352,9 +339,9 @@ def glyph_of(stretch: Stretch) -> Glyph:
     return stretch.state.value if letter is None else Glyph(letter, letter, Ink.BUSY, stretch.phase)
 
 
-def moment(at: datetime, beside: datetime) -> str:
-    """Format a time in UTC, with the date if `beside` is on another day."""
-    return at.strftime("%H:%M:%SZ" if at.date() == beside.date() else "%Y-%m-%d %H:%M:%SZ")
+def moment(at: datetime, other: datetime) -> str:
+    """Format a time in UTC, with the date if `other` is on another day."""
+    return at.strftime("%H:%M:%SZ" if at.date() == other.date() else "%Y-%m-%d %H:%M:%SZ")
 
 
 def _cells(track: Track, begin: datetime, cell: timedelta, cells: int) -> list[Glyph]:

@@ -48,7 +48,6 @@ from kubectl_gpusharing.shell.drawing import (
     columns,
     describe_simulated,
     fold,
-    length,
     line,
     prose,
     prose_of_each,
@@ -168,10 +167,7 @@ def describe_facts(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
         head = "window" if pool.next_window.startswith("open") else "next window"
         texts.append(f"{head}: {pool.next_window}")
     if (estimate := find_estimate(pool, now)) is not None:
-        several = f"the median of the last {estimate.changes} changes is"
-        past = "the last change took" if estimate.changes == 1 else several
-        left = f"about {length(estimate.left)} left for {counted(estimate.nodes, 'node')}"
-        texts.append(f"{left}: {past} {length(estimate.each)}")
+        texts.append(estimate[1])
     return lines + prose_of_each(texts, paper)
 
 
@@ -217,7 +213,7 @@ def pool_data(pool: PoolStatus, now: datetime) -> PoolData:
     ]
     return data | {  # type: ignore[no-any-return]  # to_wire has no type
         "unseenGeneration": data.pop("unseen") or None,
-        "secondsLeft": None if estimate is None else round(estimate.left.total_seconds()),
+        "secondsLeft": None if estimate is None else round(estimate[0].total_seconds()),
         "plan": data["plan"] or None,
         "members": members,
         "events": pool.events and [{key: text(event, key) for key in keys} for event in pool.events],
@@ -240,10 +236,10 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     known = await session.lists(POLICIES, GPUNODES, policies=typed.selector)
     if typed.events:
         known.append(await session.all(EVENTS, **ABOUT_POLICIES))
-    picture = Picture(session, typed, terminal)
     if not typed.watch:
-        picture.draw(known)
+        draw(session, typed, terminal, known)
         return DONE
+    drawn: Drawn = None, ()
     ticks = ENOUGH
     try:
         with terminal.redrawing():
@@ -255,12 +251,13 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
                         terminal.warn(f"{sentence(error, session.where)}. {LOST}")
                     elif ticks == ENOUGH and not terminal.redraws:
                         terminal.warn(f"following {session.where} again")
-                    picture.draw(cluster.known(), "" if error is None else error_text(error))
+                    stale = "" if error is None else error_text(error)
+                    drawn = draw(session, typed, terminal, cluster.known(), drawn, stale)
                     await asyncio.sleep(TICK)
     finally:
-        if terminal.width is not None and picture.lines:
+        if terminal.width is not None and drawn[1]:
             # The terminal shows its former screen again; print the whole last picture there.
-            terminal.show(picture.lines)
+            terminal.show(drawn[1])
 
 
 # --- of several clusters --------------------------------------------------------------------------------
@@ -282,7 +279,7 @@ def _cluster_row(pool: PoolStatus) -> Line:
     return line(pool.name, pool.mode, pool.layout, status, *cells)
 
 
-BESIDE = FleetVerb(
+FLEET = FleetVerb(
     (
         Column("POOL"), Column("MODE", 4), Column("LAYOUT", 5), Column("STATUS"), Column("NODES", 1),
         Column("GPUS", 6, right=True), Column("USED", 3), Column("PENDING", 2, right=True), Column("MESSAGE"),
@@ -304,42 +301,42 @@ def choose(
     return chosen or pools, () if typed.policy or typed.selector else unowned
 
 
-@dataclass(slots=True)
-class Picture:
-    session: Session
-    typed: Namespace
-    terminal: Terminal
-    last: object = None
-    """The pools and the nodes without a policy that were drawn last; they are not drawn again, except on a screen."""
-    lines: Sequence[Line] = ()
-    """The lines that were drawn last, including those that did not fit on the screen; empty for data."""
+Drawn = tuple[tuple[Pools, Sequence[NodeStatus]] | None, Sequence[Line]]
+"""The pools and the nodes without a policy that were drawn, and the lines, also those that did not fit on the screen; no lines for data."""
 
-    def draw(self, known: Known, stale: str = "") -> None:
-        """Draw the pools that the user chose; `stale` says why they may be out of date."""
-        if self.terminal.output == "html":
-            from kubectl_gpusharing.pools.page import page  # only a page needs it
 
-            self.terminal.write(page(self.session, known, self.typed))
-            return
-        policies, nodes, *events = known
-        pools, unowned = choose(self.typed, self.session.where, policies, map(read_node, nodes), events)
-        if not self.terminal.redraws and self.last == (pools, unowned):
-            return
-        self.last = pools, unowned
-        if self.terminal.structured:
-            data = as_data(pools, unowned, self.session.name, self.session.now())
-            self.terminal.data(PoolListData, data, [object_name(POLICIES, pool.name) for pool in pools])
-            return
-        paper = self.terminal.paper
-        lines = prose(f"This may be out of date: {stale}", paper, ink=Ink.BAD) if stale else []
-        drawn = describe(pools, unowned, self.session.now(), paper, timeline=self.typed.timeline)
-        self.lines = [*lines, *drawn]
-        if len(pools) > 1:
-            rows = table(BESIDE.columns, [*map(_cluster_row, pools)], paper)
-            short = [*lines, *describe_health(pools, unowned, paper), *rows]
-            self.terminal.show(self.lines, "; pass a POLICY to see one pool", short)
-        else:
-            self.terminal.show(self.lines, "; make the terminal taller to see them")
+def draw(
+    session: Session,
+    typed: Namespace,
+    terminal: Terminal,
+    known: Known,
+    before: Drawn = (None, ()),
+    stale: str = "",
+) -> Drawn:
+    """Draw the pools that the user chose, unless they are as `before` and not on a screen; `stale` says why they may be out of date."""
+    if terminal.output == "html":
+        from kubectl_gpusharing.pools.page import page  # only a page needs it
+
+        terminal.write(page(session, known, typed))
+        return before
+    policies, nodes, *events = known
+    pools, unowned = choose(typed, session.where, policies, map(read_node, nodes), events)
+    if not terminal.redraws and before[0] == (pools, unowned):
+        return before
+    now, paper = session.now(), terminal.paper
+    if terminal.structured:
+        data = as_data(pools, unowned, session.name, now)
+        terminal.data(PoolListData, data, [object_name(POLICIES, pool.name) for pool in pools])
+        return (pools, unowned), ()
+    head = prose(f"This may be out of date: {stale}", paper, ink=Ink.BAD) if stale else []
+    lines = [*head, *describe(pools, unowned, now, paper, timeline=typed.timeline)]
+    if len(pools) > 1:
+        rows = table(FLEET.columns, [*map(_cluster_row, pools)], paper)
+        short = [*head, *describe_health(pools, unowned, paper), *rows]
+        terminal.show(lines, "; pass a POLICY to see one pool", short)
+    else:
+        terminal.show(lines, "; make the terminal taller to see them")
+    return (pools, unowned), lines
 
 
 def find_pool(pools: Pools, name: str, where: str) -> PoolStatus:
