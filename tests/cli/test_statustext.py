@@ -10,9 +10,9 @@ from tests.build import NOW
 from tests.cli.objects import ago, fleet, gpunode, history, policy, pools_of
 
 from gpusharing.kube.client import JSON
-from kubectl_gpusharing.pools.fleet import State, find_estimate, state_of
-from kubectl_gpusharing.pools.status import COLUMNS, FLEET, describe
-from kubectl_gpusharing.pools.status import WIDE as WIDE_COLUMNS
+from kubectl_gpusharing.pools.fleet import COLUMNS, State, describe, find_estimate, state_of
+from kubectl_gpusharing.pools.fleet import WIDE as WIDE_COLUMNS
+from kubectl_gpusharing.pools.status import FLEET
 from kubectl_gpusharing.pools.status import as_data as typed_data
 from kubectl_gpusharing.shell.drawing import Glyph, Ink, Paper, bar, length, plain
 

@@ -18,18 +18,26 @@ from gpusharing.api.times import to_rfc3339
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, section, text, whole
 from gpusharing.planning.vocabulary.lengths import counted, some
-from kubectl_gpusharing.pools import status
 from kubectl_gpusharing.pools.fleet import (
+    Known,
     NodeStatus,
     PoolStatus,
     State,
     Timeline,
     Track,
+    choose,
+    count_states,
+    describe_events,
+    describe_facts,
+    describe_health,
+    describe_nodes,
+    describe_title,
     find_timeline,
     glyph_of,
     glyphs_of,
     moment,
     read_node,
+    tell_unowned,
 )
 from kubectl_gpusharing.shell.drawing import Glyph, Ink, length, prose
 from kubectl_gpusharing.shell.markup import PAPER, POLICY, Link, Markup, flow, frame, grid, plain_cell, tag
@@ -107,7 +115,7 @@ def bar(members: Sequence[NodeStatus]) -> Markup:
         cells.append(tag("g", title, rect, mark, class_=node.state.name.lower()))
     wide, high = min(len(order), per_line) * CELL, -(-len(order) // per_line) * CELL
     size = {"viewBox": f"0 0 {wide} {high}", "width": str(wide), "height": str(high)}
-    label = status.count_states("node", members)
+    label = count_states("node", members)
     return tag("svg", *cells, class_="bar", role="img", aria_label=label, **size)
 
 
@@ -139,7 +147,7 @@ def _piece(x: float, wide: float, title: str, text: str, kind: str) -> Markup:
     return tag("g", tag("title", title), rect, *inside, class_=kind)
 
 
-def page(session: Session, known: status.Known, typed: Namespace) -> str:
+def page(session: Session, known: Known, typed: Namespace) -> str:
     title = f"GPU pools of {session.name}"
     made = tag("p", f"As of {to_rfc3339(session.now())}, by kubectl gpusharing status.", class_="faint")
     head = [tag("meta", http_equiv="Content-Security-Policy", content=POLICY)]
@@ -147,30 +155,30 @@ def page(session: Session, known: status.Known, typed: Namespace) -> str:
 
 
 def overview(
-    session: Session, known: status.Known, typed: Namespace, most: int | None = None, link: Link = plain_cell
+    session: Session, known: Known, typed: Namespace, most: int | None = None, link: Link = plain_cell
 ) -> list[Markup]:
     """Return the sections of the pools, each with at most `most` nodes."""
     policies, gpunodes, *events = known
-    pools, unowned = status.choose(typed, session.where, policies, map(read_node, gpunodes), events)
+    pools, unowned = choose(typed, session.where, policies, map(read_node, gpunodes), events)
     now, cards = session.now(), read_cards(gpunodes)
-    parts = flow(status.describe_health(pools, unowned, PAPER))
+    parts = flow(describe_health(pools, unowned, PAPER))
     for number, pool in enumerate(pools):
         parts.append(_pool(pool, f"pool-{number}", now, cards.get(pool.name, {}), most, link))
-    return parts + flow(prose(status.tell_unowned(unowned), PAPER))
+    return parts + flow(prose(tell_unowned(unowned), PAPER))
 
 
 def _pool(pool: PoolStatus, name: str, now: datetime, cards: Cards, most: int | None, link: Link) -> Markup:
     first = {node.name: rank for rank, node in enumerate(pool.changing)}
     members = sorted(pool.members, key=lambda node: (node.state is State.DONE, first.get(node.name, 0)))
-    shown, (title, *_) = members[:most], status.describe_title(pool, PAPER)
+    shown, (title, *_) = members[:most], describe_title(pool, PAPER)
     parts = [tag("h2", link("POLICY", pool.name), id=name)]
     parts += flow([title[1:], *prose(pool.product, PAPER, ink=Ink.FAINT)])
     if members and (most is None or len(members) <= DRAWN):
         counts = Counter(node.state for node in members)
         words = (f"{MARKS[one]} {counts[one]} {one.value.word}" for one in State if counts[one])
         parts += [bar(members), _legend(words)]
-    parts += flow(status.describe_facts(pool, now, PAPER) + status.describe_events(pool, now, PAPER))
-    parts += flow(status.describe_nodes(shown, now, PAPER) if shown else [], link)
+    parts += flow(describe_facts(pool, now, PAPER) + describe_events(pool, now, PAPER))
+    parts += flow(describe_nodes(shown, now, PAPER) if shown else [], link)
     if left := len(members) - len(shown):
         parts.append(tag("p", f"and {counted(left, 'more node')}: ", link("POLICY", pool.name)))
     if (timeline := find_timeline(pool, now)) is not None:

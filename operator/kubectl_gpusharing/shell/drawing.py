@@ -246,5 +246,4 @@ def policy_manifest(name: str, spec: Mapping[str, Any], **metadata: object) -> J
 
 
 def comment(text: str) -> str:
-    """Return the string as one comment line of a YAML file."""
     return f"# {printable(' '.join(text.splitlines()))}\n"
