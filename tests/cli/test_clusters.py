@@ -30,7 +30,7 @@ from kubectl_gpusharing.setup import doctor
 from kubectl_gpusharing.shell.arguments import parse
 from kubectl_gpusharing.shell.documents import FailureData
 from kubectl_gpusharing.shell.drawing import Column, Paper, Span, plain
-from kubectl_gpusharing.shell.running import Answer, FleetVerb, Reply, ask_clusters, describe_clusters
+from kubectl_gpusharing.shell.running import Answer, FleetVerb, ask_clusters, describe_clusters
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED
 
@@ -65,7 +65,7 @@ def west(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
         yield desk
 
 
-def asked(desk: Desk, *words: str, verb: FleetVerb = status.BESIDE, first: float = SOON) -> list[Reply]:
+def asked(desk: Desk, *words: str, verb: FleetVerb = status.FLEET, first: float = SOON) -> list[Answer]:
     """The replies of all contexts of the desk."""
     contexts = [one["name"] for one in json.loads(desk.kubeconfig.read_text())["contexts"]]
     typed = parse([*(words or ("status",)), "--kubeconfig", str(desk.kubeconfig)])
@@ -184,8 +184,8 @@ def test_credentials_that_expired_are_the_reason_of_one_row(desk: Desk, west: De
 def test_on_a_terminal_the_last_column_is_broken_into_lines_and_loses_no_word(desk: Desk, width: int) -> None:
     desk.write_clusters(east=desk.url, dead=NOBODY)
     replies = asked(desk, first=SECONDS)
-    (dead,) = (reply for reply in replies if reply.answer is None)
-    lines = plain(describe_clusters(status.BESIDE, replies, Paper(width))).splitlines()
+    (dead,) = (reply for reply in replies if reply.error)
+    lines = plain(describe_clusters(status.FLEET, replies, Paper(width))).splitlines()
     assert max(map(len, lines)) <= width
     start = lines[0].index("MESSAGE")
     assert "".join(dead.error.split()) in "".join("".join(line[start:].split()) for line in lines)
@@ -198,7 +198,7 @@ def test_of_two_columns_that_may_be_left_out_alike_the_right_one_makes_room() ->
     columns = (Column("POOL"), Column("SHORT", 1), Column("LONG", 1), Column("MESSAGE"))
     row = [Span("a" * 12), Span("short"), Span("b" * 20), Span("word " * 12)]
     verb = FleetVerb(columns, "", dict, ask)
-    reply = Reply("one", Answer(DONE, [row], {}, (), ()))
+    reply = Answer(DONE, [row], context="one")
     lines = plain(describe_clusters(verb, [reply], Paper(70))).splitlines()
     assert "SHORT" in lines[0]
     assert "LONG" not in lines[0]
@@ -219,9 +219,8 @@ def test_a_cluster_that_accepts_and_never_answers_is_late_and_the_others_are_not
         desk.write_clusters(hung=hung, east=desk.url, other=other, west=west.url)
         found = {reply.context: reply for reply in asked(desk)}
     assert found["hung"].error == "the API server of context hung did not respond within 0.5 s"
-    assert found["other"].answer is None
-    assert found["east"].answer
-    assert found["west"].answer
+    assert found["other"].error
+    assert (found["east"].error, found["west"].error) == ("", "")
 
 
 def test_what_takes_too_long_after_the_first_answer_is_late_too(desk: Desk) -> None:
@@ -230,7 +229,7 @@ def test_what_takes_too_long_after_the_first_answer_is_late_too(desk: Desk) -> N
 
     desk.write_clusters(east=desk.url)
     typed = parse(["status", "--kubeconfig", str(desk.kubeconfig)])
-    typed.row = replace(typed.row, beside=0.1)
+    typed.row = replace(typed.row, fleet_seconds=0.1)
     (reply,) = asyncio.run(ask_clusters(FleetVerb((), "", FailureData, for_ever), typed, ["east"], SECONDS))
     assert reply.error == "it took longer than 0.1 s. Use --context east, which has no such limit"
 
@@ -239,14 +238,14 @@ def test_an_unexpected_error_of_one_cluster_hides_no_other_answer(desk: Desk) ->
     async def answer(session: Session, _typed: Any) -> Any:
         if session.where == "context west":
             raise KeyError("metadata")
-        return "fine"
+        return Answer(DONE)
 
     desk.write_clusters(east=desk.url, west=desk.url)
     typed = parse(["status", "--kubeconfig", str(desk.kubeconfig)])
     east, west = asyncio.run(
         ask_clusters(FleetVerb((), "", FailureData, answer), typed, ["east", "west"], SECONDS)
     )
-    assert str(east.answer) == "fine"
+    assert (east.context, east.error) == ("east", "")
     assert west.error == "unexpected error: KeyError: 'metadata'; please report it"
 
 
@@ -304,7 +303,7 @@ def test_a_context_that_cannot_be_used_is_a_row_like_a_dead_cluster(desk: Desk, 
         told["contexts"][1]["context"]["user"] = "nobody"
     desk.kubeconfig.write_text(json.dumps(told))
     east, broken = asked(desk, first=SECONDS)
-    assert east.answer
+    assert not east.error
     assert str(desk.kubeconfig) in broken.error
 
 
@@ -416,8 +415,8 @@ async def test_doctor_has_a_row_for_each_finding_and_says_where_the_commands_are
         cluster = scene.e.cluster
         cluster.patch(NODES, "gpu-1", {"metadata": {"labels": {"nvidia.com/device-plugin.config": "gone"}}})
         sick = await doctor.ask(Session(cluster.client("me"), "context sick", now=virtual_now), typed)
-    well = replace(sick, rows=(), remarks=())
-    told = plain(describe_clusters(doctor.BESIDE, [Reply("well", well), Reply("sick", sick)], Paper()))
+    well, sick = replace(sick, rows=(), remarks=(), context="well"), replace(sick, context="sick")
+    told = plain(describe_clusters(doctor.FLEET, [well, sick], Paper()))
     assert sick.status == FAILED
     assert len(sick.data["symptoms"]) > 1
     assert re.search(r"^well +nothing is wrong$", told, re.MULTILINE)
@@ -432,7 +431,7 @@ async def test_doctor_says_in_which_cluster_nothing_is_installed() -> None:
     found = await doctor.ask(
         Session(cluster.client("me"), "context bare", now=virtual_now), parse(["doctor"])
     )
-    told = plain(describe_clusters(doctor.BESIDE, [Reply("bare", found)], Paper()))
+    told = plain(describe_clusters(doctor.FLEET, [replace(found, context="bare")], Paper()))
     assert (
         "bare: The operator is not installed. These checks show what an installation would find here." in told
     )

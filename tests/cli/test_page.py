@@ -16,7 +16,7 @@ from tests.cli.window import Window, window
 
 from hack import browser as browsers
 from kubectl_gpusharing.pools.fleet import State
-from kubectl_gpusharing.pools.page import MARKS, DividedCard, Slice, card, page, read_cards
+from kubectl_gpusharing.pools.page import MARKS, card, divide, page, read_cards
 from kubectl_gpusharing.shell.drawing import Column, Paper, Span, table
 from kubectl_gpusharing.shell.markup import CSS, VOID, document, flow, tag
 from kubectl_gpusharing.shell.session import Session
@@ -201,21 +201,24 @@ def test_marks_can_be_read_on_their_colours_in_light_and_in_dark(ink: str) -> No
 
 
 def test_a_card_shows_its_slices_where_they_lie() -> None:
-    face = DividedCard("H100", 8, (Slice("3g.40gb", 0, 4), Slice("1g.10gb", 6, 1)), "")
-    rects = [(told["x"], told["width"]) for told in Read(document(card(face))).all("rect")[1:]]
+    slices = [{"profile": "3g.40gb", "start": 0, "size": 4}, {"profile": "1g.10gb", "start": 6, "size": 1}]
+    drawn = card(*divide(slices, 8, ""))
+    rects = [(told["x"], told["width"]) for told in Read(document(drawn)).all("rect")[1:]]
     assert rects == [("0.00%", "50.00%"), ("75.00%", "12.50%")]
 
 
 def test_a_card_that_does_not_say_where_its_slices_lie_shows_them_side_by_side() -> None:
-    face = DividedCard("H100", 8, (Slice("3g.40gb", -1, 4), Slice("1g.10gb", -1, 1)), "")
-    rects = [(told["x"], told["width"]) for told in Read(document(card(face))).all("rect")[1:]]
+    slices = [{"profile": "3g.40gb", "start": -1, "size": 4}, {"profile": "1g.10gb", "start": -1, "size": 1}]
+    drawn = card(*divide(slices, 8, ""))
+    rects = [(told["x"], told["width"]) for told in Read(document(drawn)).all("rect")[1:]]
     assert rects == [("0.00%", "50.00%"), ("50.00%", "50.00%")]
 
 
 def test_cards_that_look_the_same_are_drawn_once() -> None:
     nodes = [divided(gpunode(f"n-{number}"), ("3g.40gb", 0, 4)) for number in range(3)]
-    ((face, names),) = read_cards(nodes)["pool-b"].items()
-    assert (len(names), sorted({*names}), face.units) == (24, ["n-0", "n-1", "n-2"], 8)
+    (((_, label, pieces), names),) = read_cards(nodes)["pool-b"].items()
+    assert (len(names), sorted({*names})) == (24, ["n-0", "n-1", "n-2"])
+    assert (label, pieces) == ("1 3g.40gb", (("3g.40gb", 0.0, 50.0),))
 
 
 def test_a_fleet_without_policies_has_a_page_too() -> None:

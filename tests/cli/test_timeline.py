@@ -66,26 +66,26 @@ def test_a_rollout_that_goes_on_is_drawn_from_its_first_change_until_now() -> No
 
 
 def test_a_rollout_that_is_over_ends_with_its_last_change() -> None:
-    found = seen(DONE)
-    assert (found.begin, found.tracks[0].took) == (NOW - timedelta(minutes=40), timedelta(minutes=20))
-    assert found.end == NOW - timedelta(minutes=19), "a twentieth more, for the end to be seen"
+    begin, end, tracks = seen(DONE)
+    assert (begin, tracks[0].took) == (NOW - timedelta(minutes=40), timedelta(minutes=20))
+    assert end == NOW - timedelta(minutes=19), "a twentieth more, for the end to be seen"
 
 
 def test_what_was_done_days_before_is_another_rollout() -> None:
     long_ago = history(("Cordoned", 4000), ("Synced", 3990))
-    assert [track.node for track in seen(DRAINS, gpunode("n-9", history=long_ago)).tracks] == ["n-1"]
+    assert [track.node for track in seen(DRAINS, gpunode("n-9", history=long_ago))[2]] == ["n-1"]
 
 
 def test_nights_of_a_rollout_with_windows_are_one_rollout() -> None:
     last_night = history(("Cordoned", 24 * 60), ("Synced", 24 * 60 - 10))
-    found = seen(DRAINS, gpunode("n-9", history=last_night))
-    assert [track.node for track in found.tracks] == ["n-9", "n-1"]
+    _, _, tracks = seen(DRAINS, gpunode("n-9", history=last_night))
+    assert [track.node for track in tracks] == ["n-9", "n-1"]
     assert "2026-11-19 10:00:00Z to 2026-11-20 10:00:00Z" in shown(DRAINS, gpunode("n-9", history=last_night))
 
 
 def test_of_a_node_that_changed_twice_the_last_change_is_shown() -> None:
     twice = history(("Cordoned", 60), ("Synced", 50), ("Cordoned", 10), ("Synced", 5))
-    assert seen(gpunode("n-0", history=twice)).begin == NOW - timedelta(minutes=10)
+    assert seen(gpunode("n-0", history=twice))[0] == NOW - timedelta(minutes=10)
 
 
 def test_what_needs_a_person_is_seen_however_short_it_was() -> None:
@@ -99,7 +99,7 @@ def test_where_no_node_ever_changed_it_is_told() -> None:
 
 def test_a_clock_that_is_behind_draws_no_negative_time() -> None:
     ahead = gpunode("n-0", "Draining", "PDB", history=history(("Cordoned", -5), ("Draining", -10)))
-    assert all(one.begin <= one.end for track in seen(ahead).tracks for one in track.stretches)
+    assert all(one.begin <= one.end for track in seen(ahead)[2] for one in track.stretches)
 
 
 @pytest.mark.parametrize("width", [24, 40, 60, 80, 100])

@@ -75,69 +75,6 @@ class Outcome(IntEnum):
 INKS = dict(zip(map(str, Outcome), (Ink.GOOD, Ink.BUSY, Ink.BAD, Ink.WAITING), strict=True))
 
 
-def count_evicted(steps: Iterable[Step]) -> tuple[int, bool]:
-    """Return how many pods these changes evict, and whether they were listed on every node that would be cordoned."""
-    pods, complete = 0, True
-    for step in steps:
-        pods += len(step.preview.pods) if step.preview is not None else 0
-        complete = complete and (step.preview is not None or not step.verdict.disruption.cordons)
-    return pods, complete
-
-
-def conclude(
-    proposals: Sequence[Proposal],
-    *,
-    estimate: bool = False,
-    fail_on: Sequence[str] | None = None,
-    bars_tenants: bool = False,
-) -> ConclusionData:
-    """Return the verdict on the plans for these policies together: the highest outcome counts. `fail_on` is None if the flag was not given."""
-    judged = [(one, *judge(one, estimate=estimate)) for one in proposals]
-    outcome = max((which for _, which, _ in judged), default=Outcome.NOTHING)
-    steps = [step for one in proposals for step in one.steps]
-    spans = [one.lasts for one in proposals if one.steps]
-    lasts = tuple(map(max, zip(*spans, strict=True))) if all(spans) else ()
-    pods, complete = count_evicted(steps)
-    whys = [f"{one.policy}: {why.rstrip('.')}" for one, which, why in judged if which is outcome and why]
-    reason = some(whys)
-    if outcome is Outcome.NOTHING:
-        matching = sum(one.settled + len(one.adopted) for one in proposals)
-        reason = "no node with GPUs is selected" if judged else "there is no policy"
-        if matching:
-            reason = f"{counted(matching, 'node has', 'nodes have')} what the policies ask for"
-    changes = ""
-    if steps:
-        person = sum(not step.starts and step.verdict.reason.passes is Passes.BY_A_PERSON for step in steps)
-        held = f" ({person} of them only after a person has acted)" if person else ""
-        evicted = f"{'' if complete else 'at least '}{counted(pods, 'pod')} will be evicted"
-        long = "How long this takes is unknown: no past change is recorded, or no window is long enough"
-        if lasts:
-            long = f"This takes {tell_span(lasts)}, judging by past changes and the windows"
-        changes = f"{counted(len(steps), 'node')} will change{held} and {evicted}. {long}"
-    parts = (changes, reason) if outcome is Outcome.CHANGES else (reason, changes)
-    why = " ".join(f"{part}." for part in parts if part)
-    unread = bool(steps) and any(one.unread for one in proposals)
-    waiting = any(lost.demand.waiting for one in proposals if one.steps for lost in one.vanishing)
-    evicts, short = unread or pods > 0 or not complete, unread or waiting or bars_tenants
-    failed_on = [word for word in fail_on or () if (evicts if word == "evictions" else short)]
-    status = DONE if fail_on is not None and outcome is Outcome.CHANGES else int(outcome)
-    guess = " (estimate, because the operator is not installed)" * estimate
-    failed = f" --fail-on found: {', '.join(failed_on)}." if failed_on else ""
-    low, high = [int(one.total_seconds()) for one in lasts] or (None, None)
-    return {
-        "outcome": str(outcome),
-        "exitStatus": FAILED_ON if failed_on else status,
-        "message": f"{str(outcome).capitalize()}{guess}: {why}{failed}",
-        "nodes": len(steps),
-        "pods": pods,
-        "podsComplete": complete,
-        "secondsAtLeast": low,
-        "secondsAtMost": high,
-        "estimate": estimate,
-        "failedOn": failed_on,
-    }
-
-
 def judge(proposal: Proposal, *, estimate: bool = False) -> tuple[Outcome, str]:
     """Return the first outcome that applies to one policy, and why; the text may be empty for NOTHING and CHANGES."""
     if not proposal.accepted:
@@ -285,13 +222,58 @@ class Planned:
 
     @property
     def verdict(self) -> ConclusionData:
-        return conclude(
-            self.proposals, estimate=self.estimate, fail_on=self.fail_on, bars_tenants=self.bars_tenants
-        )
+        """The verdict on all policies together: the highest outcome counts."""
+        judged = [(one, *judge(one, estimate=self.estimate)) for one in self.proposals]
+        outcome = max((which for _, which, _ in judged), default=Outcome.NOTHING)
+        steps = [step for one in self.proposals for step in one.steps]
+        spans = [one.lasts for one in self.proposals if one.steps]
+        lasts = tuple(map(max, zip(*spans, strict=True))) if all(spans) else ()
+        pods = sum(len(step.preview.pods) for step in steps if step.preview is not None)
+        # Pods may not have been listed on every node that would be cordoned.
+        complete = all(step.preview is not None or not step.verdict.disruption.cordons for step in steps)
+        whys = [f"{one.policy}: {why.rstrip('.')}" for one, which, why in judged if which is outcome and why]
+        reason = some(whys)
+        if outcome is Outcome.NOTHING:
+            matching = sum(one.settled + len(one.adopted) for one in self.proposals)
+            reason = "no node with GPUs is selected" if judged else "there is no policy"
+            if matching:
+                reason = f"{counted(matching, 'node has', 'nodes have')} what the policies ask for"
+        changes = ""
+        if steps:
+            person = sum(
+                not step.starts and step.verdict.reason.passes is Passes.BY_A_PERSON for step in steps
+            )
+            held = f" ({person} of them only after a person has acted)" if person else ""
+            evicted = f"{'' if complete else 'at least '}{counted(pods, 'pod')} will be evicted"
+            long = "How long this takes is unknown: no past change is recorded, or no window is long enough"
+            if lasts:
+                long = f"This takes {tell_span(lasts)}, judging by past changes and the windows"
+            changes = f"{counted(len(steps), 'node')} will change{held} and {evicted}. {long}"
+        parts = (changes, reason) if outcome is Outcome.CHANGES else (reason, changes)
+        why = " ".join(f"{part}." for part in parts if part)
+        unread = bool(steps) and any(one.unread for one in self.proposals)
+        waiting = any(lost.demand.waiting for one in self.proposals if one.steps for lost in one.vanishing)
+        evicts, short = unread or pods > 0 or not complete, unread or waiting or self.bars_tenants
+        failed_on = [word for word in self.fail_on or () if (evicts if word == "evictions" else short)]
+        status = DONE if self.fail_on is not None and outcome is Outcome.CHANGES else int(outcome)
+        guess = " (estimate, because the operator is not installed)" * self.estimate
+        failed = f" --fail-on found: {', '.join(failed_on)}." if failed_on else ""
+        low, high = [int(one.total_seconds()) for one in lasts] or (None, None)
+        return {
+            "outcome": str(outcome),
+            "exitStatus": FAILED_ON if failed_on else status,
+            "message": f"{str(outcome).capitalize()}{guess}: {why}{failed}",
+            "nodes": len(steps),
+            "pods": pods,
+            "podsComplete": complete,
+            "secondsAtLeast": low,
+            "secondsAtMost": high,
+            "estimate": self.estimate,
+            "failedOn": failed_on,
+        }
 
 
 def describe(planned: Planned, paper: Paper) -> list[Line]:
-    """Draw the whole plan, below the verdict."""
     verdict = planned.verdict
     lines = prose(verdict["message"], paper, hang="  ", ink=INKS[verdict["outcome"]])
     lines += [*describe_simulated(planned.simulated, paper), BLANK]
@@ -425,7 +407,7 @@ def as_data(planned: Planned, where: str) -> PlanData:
 def _proposal_data(proposal: Proposal, *, estimate: bool) -> ProposalData:
     return {
         "name": proposal.policy,
-        "verdict": conclude((proposal,), estimate=estimate),
+        "verdict": Planned((proposal,), estimate=estimate).verdict,
         "accepted": proposal.accepted,
         "reason": proposal.reason,
         "message": proposal.about,

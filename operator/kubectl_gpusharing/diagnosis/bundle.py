@@ -123,7 +123,6 @@ def scrubbed(text: str) -> str:
 
 
 def node_facts(raw: JSON) -> JSON:
-    """Return those parts of a Node that help to find a fault."""
     status, spec = raw.get("status") or {}, raw.get("spec") or {}
     return {
         "metadata": cleaned(raw.get("metadata") or {}),
@@ -182,7 +181,6 @@ class Bundle:
                 raise
 
     def tar(self, folder: str, at: datetime) -> bytes:
-        """Return a gzipped tar archive with all files in one folder, readable by their owner alone."""
         stream = io.BytesIO()
         with tarfile.open(fileobj=stream, mode="w:gz") as archive:
             for name, content in sorted(self.files.items()):

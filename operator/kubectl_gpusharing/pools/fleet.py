@@ -1,6 +1,8 @@
 """The pools of a cluster as `status` shows them, and when each will be done."""
 
-from collections.abc import Iterable, Mapping
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import Enum
@@ -9,14 +11,34 @@ from statistics import median
 from typing import Any, Self
 
 from gpusharing.api.gpunode import Transition
-from gpusharing.api.names import Phase
+from gpusharing.api.names import WAY, Phase
 from gpusharing.api.policystatus import Summary
 from gpusharing.api.records import from_wire
 from gpusharing.api.times import from_rfc3339
-from gpusharing.kube.client import JSON
+from gpusharing.kube.client import JSON, POLICIES
 from gpusharing.kube.raw import entries, part, section, text, whole
-from gpusharing.planning.vocabulary.lengths import counted
-from kubectl_gpusharing.shell.drawing import Glyph, Ink, Line, Paper, Span, bar, length, line, prose, shorten
+from gpusharing.planning.vocabulary.lengths import counted, some
+from kubectl_gpusharing.shell.drawing import (
+    BLANK,
+    Glyph,
+    Ink,
+    Line,
+    Paper,
+    Span,
+    age,
+    bar,
+    columns,
+    describe_simulated,
+    fold,
+    length,
+    line,
+    prose,
+    prose_of_each,
+    shorten,
+    table,
+)
+from kubectl_gpusharing.shell.session import no_such
+from kubectl_gpusharing.shell.troubles import Trouble
 
 
 class State(Enum):
@@ -30,6 +52,8 @@ class State(Enum):
 
 
 URGENCY = (State.FAILED, State.BLOCKED, State.MOVES, State.WAITS, State.DONE)
+Known = Sequence[Sequence[JSON]]
+"""The policies, the GPUNodes and, if they are shown, the Events."""
 PERSON, OTHERS = "person", "others"
 """The deadlines that the operator publishes for a wait that ends when a person acts, or when others are done."""
 _STATES: Mapping[str, State] = {
@@ -58,7 +82,6 @@ class NodeStatus(Transition):
 
     @property
     def entered(self) -> datetime | None:
-        """When the phase began; None if that is unknown."""
         return from_rfc3339(self.since)
 
     @property
@@ -95,6 +118,9 @@ class PoolStatus(Summary):
         """The nodes that are not done, or wait for a person, by urgency."""
         shown = (node for node in self.members if node.state is not State.DONE or node.deadline == PERSON)
         return tuple(sorted(shown, key=lambda node: URGENCY.index(node.state)))
+
+
+Pools = Sequence[PoolStatus]
 
 
 def read_pools(
@@ -145,6 +171,25 @@ def simulated_nodes(pools: Iterable[PoolStatus], unowned: Iterable[NodeStatus]) 
     return sorted(node.name for node in every if node.simulated)
 
 
+def choose(
+    typed: Namespace, where: str, policies: Iterable[JSON], nodes: Iterable[NodeStatus], events: Known = ()
+) -> tuple[Pools, Sequence[NodeStatus]]:
+    """Return the pools that the user named, or all, and the nodes without a policy. Raises Trouble for an unknown name."""
+    if typed.policy and typed.selector:
+        raise Trouble("pass either names of policies or -l LABELS, not both")
+    pools, unowned = read_pools(policies, nodes, *events)
+    chosen = [find_pool(pools, name, where) for name in dict.fromkeys(typed.policy)]
+    return chosen or pools, () if typed.policy or typed.selector else unowned
+
+
+def find_pool(pools: Pools, name: str, where: str) -> PoolStatus:
+    """Return the pool with this name. Raises Trouble if the cluster `where` has none."""
+    named = {pool.name: pool for pool in pools}
+    if name not in named:
+        raise Trouble(no_such(POLICIES, name, list(named), where))
+    return named[name]
+
+
 REST = timedelta(days=1)
 """Changes with at most this much time between them belong to one rollout: one with windows continues each night."""
 
@@ -188,13 +233,8 @@ class Track:
         return replace(self, stretches=tuple(one for one in cut if one.begin < one.end))
 
 
-@dataclass(frozen=True, slots=True)
-class Timeline:
-    """A rollout, to now if it is not over."""
-
-    begin: datetime
-    end: datetime
-    tracks: tuple[Track, ...]
+Timeline = tuple[datetime, datetime, tuple[Track, ...]]
+"""A rollout: its begin, its end, or now if it is not over, and its nodes."""
 
 
 def find_timeline(pool: PoolStatus, now: datetime) -> Timeline | None:
@@ -217,7 +257,7 @@ def find_timeline(pool: PoolStatus, now: datetime) -> Timeline | None:
         end += (end - begin) / 20
     tracks = [track.within(begin, end) for track in tracks]
     tracks.sort(key=lambda track: (track.span[0] if track.span else end, track.node))
-    return Timeline(begin, end, tuple(tracks))
+    return begin, end, tuple(tracks)
 
 
 def read_stretches(node: NodeStatus, now: datetime) -> list[Stretch]:
@@ -244,18 +284,8 @@ def _last_change(node: NodeStatus, now: datetime) -> Track:
 # --- how long the change under way may still take -----------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """The time that is left, and the numbers that it is based on."""
-
-    left: timedelta
-    nodes: int
-    each: timedelta
-    changes: int
-
-
-def find_estimate(pool: PoolStatus, now: datetime) -> Estimate | None:
-    """Return how long the rest of a pool's change may take, or None if no past change is known or the end cannot be foreseen."""
+def find_estimate(pool: PoolStatus, now: datetime) -> tuple[timedelta, str] | None:
+    """Return how long the rest of a pool's change may take, and a clause that says why; None if no past change is known or the end cannot be foreseen."""
     left = [node for node in pool.members if node.state is not State.DONE]
     open_ended = any(
         node.state in (State.BLOCKED, State.FAILED)
@@ -273,8 +303,9 @@ def find_estimate(pool: PoolStatus, now: datetime) -> Estimate | None:
     if any(one > max(took) for one in gone) or not (gone or any(node.deadline != OTHERS for node in left)):
         return None
     rounds = -(-len(left) // max(1, len(gone)))
-    rest = each * rounds - min(gone, default=timedelta())
-    return Estimate(max(rest, timedelta()), len(left), each, len(took))
+    rest = max(each * rounds - min(gone, default=timedelta()), timedelta())
+    past = "the last change took" if len(took) == 1 else f"the median of the last {len(took)} changes is"
+    return rest, f"about {length(rest)} left for {counted(len(left), 'node')}: {past} {length(each)}"
 
 
 def read_changes(node: NodeStatus, now: datetime) -> tuple[list[timedelta], timedelta | None]:
@@ -299,7 +330,7 @@ def read_changes(node: NodeStatus, now: datetime) -> tuple[list[timedelta], time
 # --- drawn with characters -----------------------------------------------------------------------------------
 
 MOST = 20
-"""How many nodes are drawn; -o wide shows them all."""
+"""How many nodes of a pool, and how many of its newest Events, are drawn; -o wide shows them all."""
 CELLS = 48
 """The number of cells in a line, if there is room."""
 FEWEST = 8
@@ -322,7 +353,8 @@ def describe_timeline(pool: PoolStatus, now: datetime, paper: Paper) -> list[Lin
     timeline = find_timeline(pool, now)
     if timeline is None:
         return prose("The node histories contain no changes.", paper, indent="  ", ink=Ink.FAINT)
-    tracks = timeline.tracks if paper.wide else timeline.tracks[:MOST]
+    start, stop, every = timeline
+    tracks = every if paper.wide else every[:MOST]
     name = max(len(track.node) for track in tracks)
     name = name if paper.width is None else min(name, NAME, paper.width // 3)
     ends = [
@@ -333,14 +365,14 @@ def describe_timeline(pool: PoolStatus, now: datetime, paper: Paper) -> list[Lin
     cells = CELLS if paper.width is None else min(CELLS, paper.width - name - tail - 6)
     if cells < FEWEST and paper.width is not None:
         tail, cells = 0, max(FEWEST, paper.width - name - 4)
-    cell = (timeline.end - timeline.begin) / cells
-    period = f"{moment(timeline.begin, timeline.end)} to {moment(timeline.end, timeline.begin)}"
+    cell = (stop - start) / cells
+    period = f"{moment(start, stop)} to {moment(stop, start)}"
     lines = prose(f"{period}; each cell stands for {length(cell)}", paper, indent="  ", ink=Ink.FAINT)
     for track, end in zip(tracks, ends, strict=True):
-        drawn = bar(_cells(track, timeline.begin, cell, cells), paper, cells)
+        drawn = bar(_cells(track, start, cell, cells), paper, cells)
         row: list[str | Span] = ["  ", shorten(track.node, name).ljust(name), "  ", *drawn]
         lines.append(line(*row, "  ", Span(end, Ink.FAINT)) if tail else line(*row))
-    if (more := len(timeline.tracks) - len(tracks)) > 0:
+    if (more := len(every) - len(tracks)) > 0:
         lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide shows them all", Ink.FAINT)))
     legend = "; ".join(f"{glyph.on(paper)} {glyph.word}" for glyph in glyphs_of(tracks))
     return [*lines, *prose(legend, paper, indent="  ", ink=Ink.FAINT)]
@@ -352,9 +384,9 @@ def glyph_of(stretch: Stretch) -> Glyph:
     return stretch.state.value if letter is None else Glyph(letter, letter, Ink.BUSY, stretch.phase)
 
 
-def moment(at: datetime, beside: datetime) -> str:
-    """Format a time in UTC, with the date if `beside` is on another day."""
-    return at.strftime("%H:%M:%SZ" if at.date() == beside.date() else "%Y-%m-%d %H:%M:%SZ")
+def moment(at: datetime, other: datetime) -> str:
+    """Format a time in UTC, with the date if `other` is on another day."""
+    return at.strftime("%H:%M:%SZ" if at.date() == other.date() else "%Y-%m-%d %H:%M:%SZ")
 
 
 def _cells(track: Track, begin: datetime, cell: timedelta, cells: int) -> list[Glyph]:
@@ -373,3 +405,130 @@ def glyphs_of(tracks: Iterable[Track]) -> list[Glyph]:
     glyphs = {glyph.drawn: glyph for track in tracks for glyph in map(glyph_of, track.stretches)}
     order = [*LETTERS.values(), *(state.value.drawn for state in State)]
     return [glyphs[key] for key in order if key in glyphs]
+
+
+COLUMNS = columns(NODE=0, PROGRESS=5, PHASE=0, REASON=0, PODS=4, CULPRIT=1, SINCE=2, DEADLINE=3)
+WIDE = columns(STEP=6, WANTED=7, OBSERVED=7, CORDON=7, HEALTH=8)
+NOT_SEEN = (
+    "The operator has not processed generation {} of this policy yet. If this persists, check that the operator is"
+    " running."
+)
+_AHEAD = Glyph("·", "-", Ink.FAINT)
+_PROGRESS = (*WAY, Phase.SYNCED)
+
+
+def describe(
+    pools: Pools, unowned: Sequence[NodeStatus], now: datetime, paper: Paper, *, timeline: bool = False
+) -> list[Line]:
+    lines = describe_health(pools, unowned, paper)
+    for pool in pools:
+        drawn = describe_timeline(pool, now, paper) if timeline else []
+        lines += [BLANK, *describe_pool(pool, now, paper), *drawn]
+    return [*lines, *([BLANK] if unowned else []), *prose(tell_unowned(unowned), paper, ink=Ink.FAINT)]
+
+
+def describe_health(pools: Pools, unowned: Sequence[NodeStatus], paper: Paper) -> list[Line]:
+    lines = describe_simulated(simulated_nodes(pools, unowned), paper)
+    if not pools:
+        hint = "There is no GPUSharingPolicy. kubectl gpusharing plan -f FILE shows what a policy would do."
+        return [*lines, *prose(hint, paper)]
+    health, totals = tell_health(pools)
+    lines += prose(f"{health}.", paper, ink=pools[0].state.value.ink)
+    return [*lines, *prose(totals, paper, ink=Ink.FAINT)]
+
+
+def tell_health(pools: Pools) -> tuple[str, str]:
+    """Return which pools need attention, and the totals of pools, nodes and GPUs."""
+    names = [pool.name for pool in pools if pool.state in (State.FAILED, State.BLOCKED)]
+    health = f"{counted(len(names), 'pool needs', 'pools need')} attention{': ' * bool(names)}{some(names)}"
+    members = [node for pool in pools for node in pool.members]
+    gpus = counted(sum(pool.gpus for pool in pools), "GPU")
+    return health, f"{count_states('pool', pools)}; {count_states('node', members)}; {gpus}"
+
+
+def tell_unowned(unowned: Sequence[NodeStatus]) -> str:
+    names = some([node.name for node in unowned], 5)
+    return f"{counted(len(unowned), 'node')} with GPUs and no policy: {names}" if unowned else ""
+
+
+def count_states(noun: str, members: Sequence[NodeStatus | PoolStatus]) -> str:
+    """Return how many nodes or pools there are, and in which states, such as `4 nodes: 3 done, 1 blocked`."""
+    states = Counter(one.state for one in members)
+    counts = ", ".join(f"{states[state]} {state.value.word}" for state in State if states[state])
+    return ": ".join(filter(None, (counted(len(members), noun), counts)))
+
+
+def describe_pool(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
+    states = Counter(node.state for node in pool.members)
+    glyphs = [state.value for state in State for _ in range(states[state])]
+    cells = list(bar(glyphs, paper, min(60, paper.room)))
+    for glyph in dict.fromkeys(glyphs):
+        cells.append(Span(f"  {glyph.on(paper)} {states[State(glyph)]} {glyph.word}", glyph.ink))
+    lines = describe_title(pool, paper) + (fold(tuple(cells), paper) if cells else [])
+    lines += describe_facts(pool, now, paper)
+    shown = pool.members if paper.wide else pool.changing[:MOST]
+    if shown:
+        lines += describe_nodes(shown, now, paper)
+    if (more := len(pool.changing) - len(shown)) > 0:
+        lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide lists all", Ink.FAINT)))
+    return lines + describe_events(pool, now, paper)
+
+
+def describe_nodes(nodes: Sequence[NodeStatus], now: datetime, paper: Paper) -> list[Line]:
+    shown = COLUMNS + (WIDE if paper.wide else ()) + (columns(MESSAGE=0) if paper.flowing else ())
+    rows = []
+    for node in nodes:
+        ink, pods = node.state.value.ink, "" if node.pods is None else str(node.pods)
+        progress = ""
+        if not paper.flowing:
+            stands = node.state in (State.BLOCKED, State.FAILED)
+            done = _PROGRESS.index(node.phase) + 1 if node.phase in _PROGRESS else int(stands)
+            progress = node.state.value.on(paper) * done + _AHEAD.on(paper) * (len(_PROGRESS) - done)
+        texts = [node.reason, pods, node.culprit, age(node.entered, now), node.deadline]
+        texts += [node.step, node.wanted, node.observed, node.cordon, node.unhealthy] if paper.wide else []
+        if paper.flowing:
+            texts.append(" ".join(dict.fromkeys(filter(None, (node.message, *node.blockers)))))
+        rows.append(line(node.name, Span(progress, ink), Span(node.phase or "-", ink), *texts))
+    return table(shown, rows, paper, "  ")
+
+
+def describe_facts(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
+    """Draw the pool's message and what is about to happen."""
+    lines = prose(NOT_SEEN.format(pool.unseen), paper, ink=Ink.BAD) if pool.unseen else []
+    if pool.message and pool.status != "Synced":
+        lines += prose(pool.message, paper)
+    texts: list[str] = []
+    if plan := pool.plan:
+        nodes, pods = counted(plan.get("nodeCount", 0), "node"), counted(plan.get("pods", 0), "pod")
+        head = f"plan {plan.get('hash', '')}, disruption class {plan.get('disruption', '')}"
+        texts.append(f"{head}: {nodes} will change and {pods} will be evicted")
+    if pool.paused:
+        texts.append(
+            f"paused: no further node will start to change; to continue: kubectl gpusharing resume {pool.name}"
+        )
+    if pool.next_window:
+        head = "window" if pool.next_window.startswith("open") else "next window"
+        texts.append(f"{head}: {pool.next_window}")
+    if (estimate := find_estimate(pool, now)) is not None:
+        texts.append(estimate[1])
+    return lines + prose_of_each(texts, paper)
+
+
+def describe_events(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
+    lines: list[Line] = []
+    for event in (pool.events or ())[0 if paper.wide else -MOST :]:
+        ink = Ink.WAITING if text(event, "type") == "Warning" else Ink.FAINT
+        when = age(from_rfc3339(text(event, "eventTime")), now) or "?"
+        said = f"{when} ago {text(event, 'reason')}: {text(event, 'note')}"
+        lines += prose(said, paper, indent="  ", hang="  ", ink=ink)
+    return lines
+
+
+def describe_title(pool: PoolStatus, paper: Paper) -> list[Line]:
+    ink = Ink.GOOD if pool.status == "Synced" else Ink.BUSY if pool.status else Ink.FAINT
+    what = " ".join(filter(None, (pool.mode, pool.layout)))
+    texts = [f"{pool.nodes or '0/0'} nodes", counted(pool.gpus, "GPU")]
+    texts += [f"{pool.used} devices used"] * bool(pool.used)
+    texts += [f"{counted(pool.pending_pods, 'pod')} pending"] * bool(pool.pending_pods)
+    title, status = Span(pool.name, Ink.TITLE), Span(pool.status or "new", ink)
+    return fold(line(title, f"  {what}  ", status, f"  {', '.join(texts)}"), paper)

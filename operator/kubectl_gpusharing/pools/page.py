@@ -8,65 +8,51 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
-from operator import attrgetter
 from urllib.parse import parse_qsl
 
 from gpusharing.api.gpunode import DriverProfile
 from gpusharing.api.records import from_wire
 from gpusharing.api.times import to_rfc3339
 from gpusharing.kube.client import JSON
-from gpusharing.kube.raw import entries, section, text
+from gpusharing.kube.raw import entries, section, text, whole
 from gpusharing.planning.vocabulary.lengths import counted, some
-from kubectl_gpusharing.pools import status
 from kubectl_gpusharing.pools.fleet import (
+    Known,
     NodeStatus,
     PoolStatus,
     State,
     Timeline,
     Track,
+    choose,
+    count_states,
+    describe_events,
+    describe_facts,
+    describe_health,
+    describe_nodes,
+    describe_title,
     find_timeline,
     glyph_of,
     glyphs_of,
     moment,
     read_node,
+    tell_unowned,
 )
 from kubectl_gpusharing.shell.drawing import Glyph, Ink, length, prose
 from kubectl_gpusharing.shell.markup import PAPER, POLICY, Link, Markup, flow, frame, grid, plain_cell, tag
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.troubles import Trouble
 
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """One MIG instance on a card, in memory units; `start` is -1 if it is unknown."""
-
-    profile: str
-    start: int = -1
-    size: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class DividedCard:
-    """A product and how it is divided."""
-
-    product: str
-    units: int
-    """The memory units of the card; 0 if they are unknown or it has no instances."""
-    slices: tuple[Slice, ...]
-    layout: str
-    """The layout of a card without instances, as the operator writes it: `1x full`, `4x shared`."""
-
-
-Cards = Mapping[DividedCard, Sequence[str]]
-"""The names of the nodes that have a card like this, once for each card."""
+Pieces = tuple[tuple[str, float, float], ...]
+"""The parts of a card: the name of each, its start, and its width, in percent of the card."""
+Cards = Mapping[tuple[str, str, Pieces], Sequence[str]]
+"""By product, its division in words and its pieces: the names of the nodes that have such a card, once for each card."""
 
 
 def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, Cards]:
     """Return the cards by policy, the most common first."""
-    by_policy: dict[str, dict[DividedCard, list[str]]] = {}
+    by_policy: dict[str, dict[tuple[str, str, Pieces], list[str]]] = {}
     for raw in gpunodes:
         observed, transition = section(raw, "status", "observed"), section(raw, "status", "transition")
         units: dict[str, int] = {}
@@ -77,15 +63,24 @@ def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, Cards]:
         cards = by_policy.setdefault(text(transition, "policy"), {})
         for gpu in entries(observed, "gpus"):
             product, layout = text(gpu, "product"), text(transition, "observed")
-            instances = (from_wire(Slice, instance) for instance in entries(gpu, "instances"))
-            slices = tuple(sorted(instances, key=attrgetter("start", "profile")))
-            size, whole = (units.get(product, 0), "") if slices else (0, layout)
-            divided = DividedCard(product, size, slices, whole)
+            divided = product, *divide(entries(gpu, "instances"), units.get(product, 0), layout)
             cards.setdefault(divided, []).append(text(raw, "metadata", "name"))
     return {
         policy: dict(sorted(cards.items(), key=lambda item: (-len(item[1]), min(item[1]))))
         for policy, cards in by_policy.items()
     }
+
+
+def divide(instances: Iterable[JSON], units: int, layout: str) -> tuple[str, Pieces]:
+    """Return how a card with so many memory units is divided; a card without instances has the `layout` that the operator wrote."""
+    slices = sorted((one.get("start", -1), text(one, "profile"), whole(one, "size")) for one in instances)
+    names = [profile for _, profile, _ in slices] or [layout]
+    spans = [(number * 100 / len(names), 100 / len(names)) for number in range(len(names))]
+    if units and slices and slices[0][0] >= 0:
+        spans = [(start / units * 100, size / units * 100) for start, _, size in slices]
+    counts = ", ".join(f"{count} {name}" for name, count in Counter(names).items())
+    pieces = tuple((name, *span) for name, span in zip(names, spans, strict=True))
+    return counts if slices else layout or "unknown", pieces
 
 
 CELL = 26
@@ -120,35 +115,29 @@ def bar(members: Sequence[NodeStatus]) -> Markup:
         cells.append(tag("g", title, rect, mark, class_=node.state.name.lower()))
     wide, high = min(len(order), per_line) * CELL, -(-len(order) // per_line) * CELL
     size = {"viewBox": f"0 0 {wide} {high}", "width": str(wide), "height": str(high)}
-    label = status.count_states("node", members)
+    label = count_states("node", members)
     return tag("svg", *cells, class_="bar", role="img", aria_label=label, **size)
 
 
 def track(timeline: Timeline, row: Track) -> Markup:
-    whole = (timeline.end - timeline.begin).total_seconds() or 1.0
+    begin, until, _ = timeline
+    period = (until - begin).total_seconds() or 1.0
     parts: list[Markup] = []
     for stretch in row.stretches:
         moments = stretch.begin, stretch.end
-        x, end = ((at - timeline.begin).total_seconds() / whole * 100 for at in moments)
+        x, end = ((at - begin).total_seconds() / period * 100 for at in moments)
         title = f"{stretch.phase} {stretch.reason}, from {moment(*moments)}"
         letter = _mark(glyph_of(stretch)) if end - x >= LETTER else ""
         parts.append(_piece(x, end - x, title, letter, stretch.state.name.lower()))
-    label = ", ".join(f"{one.phase} from {moment(one.begin, timeline.end)}" for one in row.stretches)
+    label = ", ".join(f"{one.phase} from {moment(one.begin, until)}" for one in row.stretches)
     return tag("svg", *parts, class_="track", role="img", aria_label=label or "no history")
 
 
-def card(divided: DividedCard) -> Markup:
+def card(label: str, pieces: Pieces) -> Markup:
     """Return a picture of a card from its first memory unit to its last; free memory stays empty."""
-    slices, units = divided.slices, divided.units
-    names = [piece.profile for piece in slices] or [divided.layout]
-    spans = [(number * 100 / len(names), 100 / len(names)) for number in range(len(names))]
-    if units and all(piece.start >= 0 for piece in slices):
-        spans = [(piece.start / units * 100, piece.size / units * 100) for piece in slices]
     parts = [tag("rect", class_="free", width="100%", height=str(BAR))]
-    for name, (x, wide) in zip(names, spans, strict=True):
+    for name, x, wide in pieces:
         parts.append(_piece(x, wide, name, name if wide >= LABEL else name.partition(".")[0], "slice"))
-    counts = ", ".join(f"{count} {name}" for name, count in Counter(names).items())
-    label = counts if slices else divided.layout or "unknown"
     return tag("svg", *parts, class_="card", role="img", aria_label=label)
 
 
@@ -158,7 +147,7 @@ def _piece(x: float, wide: float, title: str, text: str, kind: str) -> Markup:
     return tag("g", tag("title", title), rect, *inside, class_=kind)
 
 
-def page(session: Session, known: status.Known, typed: Namespace) -> str:
+def page(session: Session, known: Known, typed: Namespace) -> str:
     title = f"GPU pools of {session.name}"
     made = tag("p", f"As of {to_rfc3339(session.now())}, by kubectl gpusharing status.", class_="faint")
     head = [tag("meta", http_equiv="Content-Security-Policy", content=POLICY)]
@@ -166,46 +155,48 @@ def page(session: Session, known: status.Known, typed: Namespace) -> str:
 
 
 def overview(
-    session: Session, known: status.Known, typed: Namespace, most: int | None = None, link: Link = plain_cell
+    session: Session, known: Known, typed: Namespace, most: int | None = None, link: Link = plain_cell
 ) -> list[Markup]:
     """Return the sections of the pools, each with at most `most` nodes."""
     policies, gpunodes, *events = known
-    pools, unowned = status.choose(typed, session.where, policies, map(read_node, gpunodes), events)
+    pools, unowned = choose(typed, session.where, policies, map(read_node, gpunodes), events)
     now, cards = session.now(), read_cards(gpunodes)
-    parts = flow(status.describe_health(pools, unowned, PAPER))
+    parts = flow(describe_health(pools, unowned, PAPER))
     for number, pool in enumerate(pools):
         parts.append(_pool(pool, f"pool-{number}", now, cards.get(pool.name, {}), most, link))
-    return parts + flow(prose(status.tell_unowned(unowned), PAPER))
+    return parts + flow(prose(tell_unowned(unowned), PAPER))
 
 
 def _pool(pool: PoolStatus, name: str, now: datetime, cards: Cards, most: int | None, link: Link) -> Markup:
     first = {node.name: rank for rank, node in enumerate(pool.changing)}
     members = sorted(pool.members, key=lambda node: (node.state is State.DONE, first.get(node.name, 0)))
-    shown, (title, *_) = members[:most], status.describe_title(pool, PAPER)
+    shown, (title, *_) = members[:most], describe_title(pool, PAPER)
     parts = [tag("h2", link("POLICY", pool.name), id=name)]
     parts += flow([title[1:], *prose(pool.product, PAPER, ink=Ink.FAINT)])
     if members and (most is None or len(members) <= DRAWN):
         counts = Counter(node.state for node in members)
         words = (f"{MARKS[one]} {counts[one]} {one.value.word}" for one in State if counts[one])
         parts += [bar(members), _legend(words)]
-    parts += flow(status.describe_facts(pool, now, PAPER) + status.describe_events(pool, now, PAPER))
-    parts += flow(status.describe_nodes(shown, now, PAPER) if shown else [], link)
+    parts += flow(describe_facts(pool, now, PAPER) + describe_events(pool, now, PAPER))
+    parts += flow(describe_nodes(shown, now, PAPER) if shown else [], link)
     if left := len(members) - len(shown):
         parts.append(tag("p", f"and {counted(left, 'more node')}: ", link("POLICY", pool.name)))
     if (timeline := find_timeline(pool, now)) is not None:
-        tracks = [
+        begin, end, tracks = timeline
+        rows = [
             (row.node, "" if row.took is None else length(row.took), track(timeline, row))
-            for row in timeline.tracks[:most]
+            for row in tracks[:most]
         ]
-        begin, end = moment(timeline.begin, timeline.end), moment(timeline.end, timeline.begin)
-        caption = f"The last rollout, from {begin} to {end}"
-        parts.append(grid(caption, "pictures", ("Node", "Took", "Phases"), tracks))
-        parts.append(_legend(f"{_mark(glyph)} {glyph.word}" for glyph in glyphs_of(timeline.tracks)))
+        caption = f"The last rollout, from {moment(begin, end)} to {moment(end, begin)}"
+        parts.append(grid(caption, "pictures", ("Node", "Took", "Phases"), rows))
+        parts.append(_legend(f"{_mark(glyph)} {glyph.word}" for glyph in glyphs_of(tracks)))
     if cards:
-        titles, rows = ("GPUs", "Nodes", "Product", "Divided into"), []
-        for one, nodes in cards.items():
-            rows.append((counted(len(nodes), "GPU"), some(sorted(set(nodes))), one.product, card(one)))
-        parts.append(grid("Cards as they are now", "pictures", titles, rows))
+        titles = ("GPUs", "Nodes", "Product", "Divided into")
+        every = (
+            (counted(len(nodes), "GPU"), some(sorted(set(nodes))), product, card(label, pieces))
+            for (product, label, pieces), nodes in cards.items()
+        )
+        parts.append(grid("Cards as they are now", "pictures", titles, every))
     return tag("section", *parts, aria_labelledby=name)
 
 

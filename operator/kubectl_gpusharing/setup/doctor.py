@@ -240,7 +240,7 @@ async def ask(session: Session, _typed: Namespace) -> Answer:
     return Answer(examined.status, rows, data, simulated, notes)
 
 
-BESIDE = FleetVerb(columns(RESULT=0, FINDING=0), "nothing is wrong", DoctorReportData, ask)
+FLEET = FleetVerb(columns(RESULT=0, FINDING=0), "nothing is wrong", DoctorReportData, ask)
 
 
 def as_data(examined: Examination, where: str) -> DoctorReportData:

@@ -131,7 +131,7 @@ class Verb:
     """The argument with several values for each of which the verb is run; empty if it runs once for all values."""
     alone: bool = False
     """Whether the verb is for one cluster only."""
-    beside: float = 0.0
+    fleet_seconds: float = 0.0
     """Seconds within which each of several clusters must answer; 0 if the verb does not show several in one table."""
 
 
@@ -267,7 +267,7 @@ VERBS: tuple[Verb, ...] = (
             --events                also show the Events of the last hour about each policy
             """),
         outputs=(*OUTPUTS, NAMES, PAGE),
-        beside=60.0,
+        fleet_seconds=60.0,
     ),
     Verb(
         "ui",
@@ -369,7 +369,7 @@ VERBS: tuple[Verb, ...] = (
         "doctor",
         "setup.doctor",
         "Find what silently overrides the operator or makes its checks fail, and show how to fix it.",
-        beside=60.0,
+        fleet_seconds=60.0,
     ),
     Verb(
         "support-bundle",
@@ -398,7 +398,7 @@ VERBS: tuple[Verb, ...] = (
             """),
         asks_prometheus=True,
         outputs=(*OUTPUTS, CSV),
-        beside=300.0,
+        fleet_seconds=300.0,
     ),
     replace(
         ADVISE,

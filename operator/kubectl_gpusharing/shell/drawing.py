@@ -137,6 +137,16 @@ def fold(text: Line, paper: Paper) -> list[Line]:
     return [tuple(one) for one in lines]
 
 
+def fit_columns(columns: Sequence[Column], widths: Mapping[int, int], room: int) -> dict[int, int]:
+    """Return the widths, by index, of the columns that remain: those with the highest `drop` are left out first."""
+    kept = dict(widths)
+    while sum(kept.values()) + len(GAP) * (len(kept) - 1) > room:
+        if not (loose := [index for index in kept if columns[index].drop]):
+            break
+        del kept[max(loose, key=lambda index: (columns[index].drop, index))]
+    return kept
+
+
 def table(
     columns: Sequence[Column], rows: Sequence[Sequence[Span]], paper: Paper, indent: str = ""
 ) -> list[Line]:
@@ -145,15 +155,10 @@ def table(
     widths = {i: max(size, len(columns[i].title)) for i, size in enumerate(sizes) if size}
     if paper.width is not None and not paper.wide:
         room = max(NARROW, paper.width) - len(indent)
-        while sum(widths.values()) + len(GAP) * max(0, len(widths) - 1) > room:
-            loose = [index for index in widths if columns[index].drop]
+        widths = fit_columns(columns, widths, room)
+        for _ in range(sum(widths.values()) + len(GAP) * (len(widths) - 1) - room):
             widest = max(widths, key=lambda index: widths[index])
-            if loose:
-                del widths[max(loose, key=lambda index: (columns[index].drop, index))]
-            elif widths[widest] <= 5:
-                break
-            else:
-                widths[widest] -= 1
+            widths[widest] -= widths[widest] > 5
     header = tuple(Span(one.title, Ink.FAINT) for one in columns)
     drawn: list[Line] = []
     for row in (header, *rows) if paper.headers else rows:
@@ -241,5 +246,4 @@ def policy_manifest(name: str, spec: Mapping[str, Any], **metadata: object) -> J
 
 
 def comment(text: str) -> str:
-    """Return the string as one comment line of a YAML file."""
     return f"# {printable(' '.join(text.splitlines()))}\n"

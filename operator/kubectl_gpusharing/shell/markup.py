@@ -100,7 +100,6 @@ POLICY = f"default-src 'none'; style-src 'sha256-{b64encode(sha256(CSS.encode())
 
 
 def frame(title: str, head: Iterable[Markup], *body: Markup) -> str:
-    """Return a whole page with our style sheet."""
     metas = (
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),

@@ -1,4 +1,4 @@
-"""Run a verb, on one cluster or beside others."""
+"""Run a verb, on one cluster or on several."""
 
 import asyncio
 import resource
@@ -6,7 +6,7 @@ import textwrap
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gpusharing.kube.background import CommandLoop, run_command
@@ -26,13 +26,14 @@ from kubectl_gpusharing.shell.drawing import (
     Paper,
     Span,
     describe_simulated,
+    fit_columns,
     line,
     prose_of_each,
     table,
 )
 from kubectl_gpusharing.shell.session import Session, connected, find_contexts
 from kubectl_gpusharing.shell.terminal import Terminal
-from kubectl_gpusharing.shell.troubles import Trouble, explained, worst
+from kubectl_gpusharing.shell.troubles import FAILED, Trouble, explained, worst
 
 FIRST = 30.0
 """Seconds within which a cluster must give its first answer."""
@@ -48,23 +49,20 @@ LEGIBLE = 32
 
 @dataclass(frozen=True, slots=True)
 class Answer:
+    """What one of several clusters answers, or why it does not."""
+
     status: int
-    rows: Sequence[Sequence[Span]]
+    rows: Sequence[Sequence[Span]] = ()
     """A cell for each of the verb's columns; empty if there is nothing to show."""
-    data: Mapping[str, Any]
-    simulated: Sequence[str]
-    remarks: Sequence[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """A context, and its answer or the reason why there is none."""
-
-    context: str
-    answer: Answer | None = None
-    error: str = ""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    simulated: Sequence[str] = ()
+    remarks: Sequence[str] = ()
+    context: str = ""
+    """The context that was asked, which `ask_clusters` adds."""
     cluster: str = ""
     """UID of the namespace kube-system, which identifies the cluster; empty if it could not be read."""
+    error: str = ""
+    """Why there is no answer; empty if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,27 +90,27 @@ def carry_out_everywhere(
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with suppress(OSError, ValueError):  # macOS has a lower limit than the one that it reports
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    replies = run_command(ask_clusters(verb, typed, contexts))
+    answers = run_command(ask_clusters(verb, typed, contexts))
     if not terminal.structured:
-        terminal.show(describe_clusters(verb, replies, terminal.paper))
-    for reply in replies if terminal.structured else ():
-        kind, data = (verb.kind, reply.answer.data) if reply.answer else (FailureData, {"error": reply.error})
-        terminal.data(kind, {"context": reply.context, "clusterUID": reply.cluster or None, **data})
-    if silent := [f"{reply.context}: {reply.error}" for reply in replies if reply.answer is None]:
+        terminal.show(describe_clusters(verb, answers, terminal.paper))
+    for one in answers if terminal.structured else ():
+        kind, data = (FailureData, {"error": one.error}) if one.error else (verb.kind, one.data)
+        terminal.data(kind, {"context": one.context, "clusterUID": one.cluster or None, **data})
+    if silent := [f"{one.context}: {one.error}" for one in answers if one.error]:
         raise Trouble(
-            f"{len(silent)} of {counted(len(replies), 'cluster')} did not respond. {'; '.join(silent)}"
+            f"{len(silent)} of {counted(len(answers), 'cluster')} did not respond. {'; '.join(silent)}"
         )
-    return worst([reply.answer.status for reply in replies if reply.answer])
+    return worst([one.status for one in answers])
 
 
 async def ask_clusters(
     verb: FleetVerb, typed: Namespace, contexts: Sequence[str], first: float = FIRST, at_once: int = ASKS
-) -> list[Reply]:
+) -> list[Answer]:
     """Ask all clusters concurrently; each must give its first answer within `first` seconds."""
     logins, asks = asyncio.Semaphore(LOGINS), asyncio.Semaphore(at_once)
-    kubeconfig, seconds = getattr(typed, "kubeconfig", ""), typed.row.beside
+    kubeconfig, seconds = getattr(typed, "kubeconfig", ""), typed.row.fleet_seconds
 
-    async def ask(context: str) -> Reply:
+    async def ask(context: str) -> Answer:
         late = f"its login program did not finish within {first:g} s. Log in to context {context} first"
         try:
             async with AsyncExitStack() as stack:
@@ -127,15 +125,14 @@ async def ask_clusters(
                 limit.reschedule(None)
                 async with asks:
                     limit.reschedule(asyncio.get_running_loop().time() + seconds)
-                    return Reply(context, await verb.ask(session, typed), cluster=cluster)
+                    return replace(await verb.ask(session, typed), context=context, cluster=cluster)
         except TimeoutError:
-            return Reply(context, error=late)
+            why = late
         except Trouble as trouble:
-            return Reply(context, error=str(trouble))
+            why = str(trouble)
         except Exception as error:  # noqa: BLE001 - a fault of one cluster must not hide the other answers
-            return Reply(
-                context, error=f"unexpected error: {type(error).__name__}: {error}; please report it"
-            )
+            why = f"unexpected error: {type(error).__name__}: {error}; please report it"
+        return Answer(FAILED, context=context, error=why)
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -147,22 +144,20 @@ async def ask_clusters(
     return [task.result() for task in tasks]
 
 
-def describe_clusters(verb: FleetVerb, replies: Sequence[Reply], paper: Paper) -> list[Line]:
+def describe_clusters(verb: FleetVerb, answers: Sequence[Answer], paper: Paper) -> list[Line]:
     columns = (Column("CLUSTER"), *verb.columns)
     rows: list[Sequence[Span]] = []
-    for reply in replies:
-        why = Span(verb.nothing, Ink.FAINT) if reply.answer else Span(f"no answer: {reply.error}", Ink.BAD)
+    for one in answers:
+        why = Span(f"no answer: {one.error}", Ink.BAD) if one.error else Span(verb.nothing, Ink.FAINT)
         empty = [[*([Span("")] * (len(verb.columns) - 1)), why]]
-        shown = (reply.answer and reply.answer.rows) or empty
-        rows += [[Span(reply.context), *row] for row in shown]
-    answers = [(reply.context, reply.answer) for reply in replies if reply.answer]
-    simulated = [f"{name}/{node}" for name, answer in answers for node in answer.simulated]
-    remarks = [f"{name}: {remark}" for name, answer in answers for remark in answer.remarks]
+        rows += [[Span(one.context), *row] for row in one.rows or empty]
+    simulated = [f"{one.context}/{node}" for one in answers for node in one.simulated]
+    remarks = [f"{one.context}: {remark}" for one in answers for remark in one.remarks]
     first: dict[str, str] = {}
-    for reply in replies:
-        other = first.setdefault(reply.cluster or reply.context, reply.context)
-        if other != reply.context:
-            remarks.append(f"{reply.context} is the same cluster as {other}, so its rows appear twice")
+    for one in answers:
+        other = first.setdefault(one.cluster or one.context, one.context)
+        if other != one.context:
+            remarks.append(f"{one.context} is the same cluster as {other}, so its rows appear twice")
     lines = [*describe_simulated(simulated, paper), *table(columns, _wrapped(columns, rows, paper), paper)]
     return lines + prose_of_each((f"{text}." for text in remarks), paper, ink=Ink.FAINT)
 
@@ -172,16 +167,16 @@ def _wrapped(
 ) -> Sequence[Sequence[Span]]:
     if paper.width is None or paper.wide:
         return rows
-    sizes = [max(len(row[i].text) for row in rows) for i in range(len(columns) - 1)]
-    sizes = [max(size, len(columns[i].title)) + len(GAP) if size else 0 for i, size in enumerate(sizes)]
-    room = paper.room - sum(sizes)
-    for drop, _, size in sorted(((columns[i].drop, i, size) for i, size in enumerate(sizes)), reverse=True):
-        room += size if drop and room < LEGIBLE else 0  # `table` leaves the same columns out
+    last = len(columns) - 1
+    sizes = [max(len(row[i].text) for row in rows) for i in range(last)]
+    widths = {i: max(size, len(columns[i].title)) for i, size in enumerate(sizes) if size}
+    kept = fit_columns(columns, {**widths, last: LEGIBLE}, paper.room)
+    room = paper.room - sum(width + len(GAP) for index, width in kept.items() if index != last)
     wrapped: list[Sequence[Span]] = []
-    for *cells, last in rows:
-        parts = textwrap.wrap(last.text, max(NARROW // 2, room), break_on_hyphens=False) or [""]
-        first = [*cells, replace(last, text=parts[0])]
-        wrapped += [first, *([*([Span("")] * len(cells)), replace(last, text=part)] for part in parts[1:])]
+    for *cells, long in rows:
+        parts = textwrap.wrap(long.text, max(NARROW // 2, room), break_on_hyphens=False) or [""]
+        first = [*cells, Span(parts[0], long.ink)]
+        wrapped += [first, *([*([Span("")] * last), Span(part, long.ink)] for part in parts[1:])]
     return wrapped
 
 
@@ -193,18 +188,16 @@ def carry_out(verb: Any, typed: Namespace) -> int:
     """
     flags, row, kubeconfig = vars(typed), typed.row, getattr(typed, "kubeconfig", "")
     named = tuple(name.strip() for name in flags.get("contexts", "").split(",") if name.strip())
-    beside = row.beside > 0 and ("contexts" in flags or "all_contexts" in flags)
-    if why := next(_find_contradictions(typed, named, several=len(named) > 1 or beside), ""):
+    fleet = row.fleet_seconds > 0 and ("contexts" in flags or "all_contexts" in flags)
+    if why := next(_find_contradictions(typed, named, several=len(named) > 1 or fleet), ""):
         raise Trouble(why)
     color, headers = not flags.get("no_color"), not flags.get("no_headers")
     terminal = Terminal.of(flags.get("output", "table"), color=color, headers=headers)
     if flags.get("prometheus") or (row.offline and not any(map(flags.get, row.asks_with))):
         status: int = verb.run_offline(typed, terminal)
         return status
-    if beside:
-        from kubectl_gpusharing.shell.running import carry_out_everywhere  # a single cluster does without
-
-        return carry_out_everywhere(verb.BESIDE, typed, find_contexts(kubeconfig, named), terminal)
+    if fleet:
+        return carry_out_everywhere(verb.FLEET, typed, find_contexts(kubeconfig, named), terminal)
     contexts = named or (flags.get("context", ""),)
     if len(contexts) > 1:
         contexts = find_contexts(kubeconfig, contexts)
@@ -232,7 +225,7 @@ def _find_contradictions(typed: Namespace, named: Sequence[str], *, several: boo
         yield "--contexts contains no context: separate the names with commas, such as --contexts east,west"
     if (several or everywhere) and verb.alone:
         yield f"{typed.verb} is for one cluster: {one}"
-    if everywhere and not verb.beside:
+    if everywhere and not verb.fleet_seconds:
         yield f"--all-contexts does not work with {typed.verb}, only with status, doctor and cost: {one}"
     if several and watch:
         yield f"--watch follows one context: {one}"

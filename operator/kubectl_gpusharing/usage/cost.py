@@ -229,7 +229,7 @@ async def ask(session: Session, typed: Namespace) -> Answer:
 
 
 COLUMNS = (*columns_of("NAME"), Column("NOTE"))
-BESIDE = FleetVerb(COLUMNS, "no GPU was metered", BillData, ask, lambda typed: query_of(typed, 0.0))
+FLEET = FleetVerb(COLUMNS, "no GPU was metered", BillData, ask, lambda typed: query_of(typed, 0.0))
 
 
 async def find_answer(
