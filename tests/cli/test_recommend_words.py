@@ -164,7 +164,7 @@ def test_what_a_pod_holds_now(holds: Holding, told: str) -> None:
 
 def at(hour: int, value: float) -> Sample:
     """One hour's."""
-    return Sample(datetime(2026, 10, 1, tzinfo=UTC) + timedelta(hours=hour), value)
+    return (datetime(2026, 10, 1, tzinfo=UTC) + timedelta(hours=hour), value)
 
 
 def test_a_sparkline_has_a_blank_where_nothing_is_known() -> None:

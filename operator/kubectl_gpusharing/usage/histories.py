@@ -25,7 +25,7 @@ from kubectl_gpusharing.setup.handmade import LABEL_POOL, pool_name
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.troubles import Trouble
 from kubectl_gpusharing.usage import queries
-from kubectl_gpusharing.usage.needs import History, Holding, Sample
+from kubectl_gpusharing.usage.needs import History, Holding
 from kubectl_gpusharing.usage.prometheus import Prometheus, Series, braced, side_by_side, state_label
 from kubectl_gpusharing.usage.queries import ACTIVE, HOUR, OWN, USED, labels_of_nodes
 from kubectl_gpusharing.usage.recommendation import Occupied
@@ -200,7 +200,7 @@ def find_pool(fold: Fold, where: str) -> ObservedPool:
         holds = _holding(fold, record, known[record.held.device.gpu], card)
         memory, activity = (
             tuple(
-                Sample(datetime.fromtimestamp(fold.end - (fold.hours - 1 - hour) * 3600, UTC), value)
+                (datetime.fromtimestamp(fold.end - (fold.hours - 1 - hour) * 3600, UTC), value)
                 for hour, value in enumerate(values)
                 if not isnan(value)
             )

@@ -256,13 +256,13 @@ def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
 
 def sparkline(samples: Sequence[Sample], top: float, paper: Paper) -> str:
     """Return a row of characters whose heights show the highest sample of each equal stretch, relative to `top`. A stretch without samples is a space."""
-    first, last = samples[0].at, samples[-1].at
+    first, last = samples[0][0], samples[-1][0]
     cells = min(WIDTH, paper.room - len("  activity  "), round((last - first).total_seconds() / 3600) + 1)
     highest: list[float | None] = [None] * cells
     whole = (last - first).total_seconds() or 1.0
-    for sample in samples:
-        at = min(cells - 1, int((sample.at - first).total_seconds() / whole * cells))
-        highest[at] = max(sample.value, highest[at] or 0.0)
+    for at, value in samples:
+        cell = min(cells - 1, int((at - first).total_seconds() / whole * cells))
+        highest[cell] = max(value, highest[cell] or 0.0)
     marks = SPARKS if paper.glyphs else ASCII
     # Each value is divided by top, because a factor of 1 / top would be infinite for a very small top.
     parts = [None if part is None else min(1.0, part / top) if top > 0 else 0.0 for part in highest]
