@@ -153,12 +153,12 @@ def _divided(answers: AdviceAnswers, why: str) -> Advice:
         if place.profile
     ]
     but = "changing the layout requires draining each node; no other workload can use an idle instance"
-    if left := sum(one.need.history.pods for one in found.unplaced):
+    if left := sum(one.pods for one in found.unplaced):
         but += (
             f". There is no place for {counted(left, 'workload')} that must have whole GPUs: use another pool for that"
             " or, if nodes have several GPUs, pass --gpus-per-node"
         )
-    gpus = found.gpus + sum(one.gpus * one.need.history.pods for one in found.unplaced)
+    gpus = found.gpus + sum(one.gpus * one.pods for one in found.unplaced)
     first = sum(dict(found.template[0] or ()).values())
     profile = sizes[used.pop()] if len(found.portions) == len(used) == 1 else None
     return Advice(Mode.MIG, first, (why, *texts), but, gpus, found.portions, profile)

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from gpusharing.api.names import ANNOTATION_GPU_MEMORY, RESOURCE_MIG_PREFIX, Mode
+from gpusharing.planning.gpus.cards import memory_of
 from gpusharing.planning.gpus.geometry import describe as layout_text
 from gpusharing.planning.vocabulary.lengths import counted, some
 from kubectl_gpusharing.changing import plan
@@ -40,15 +41,8 @@ from kubectl_gpusharing.usage.needs import (
     Sample,
     Workload,
 )
-from kubectl_gpusharing.usage.recommendation import (
-    Bound,
-    Misplaced,
-    Placement,
-    Portion,
-    Recommendation,
-    Shared,
-    find_shared,
-)
+from kubectl_gpusharing.usage.packing import Outcome, Placement
+from kubectl_gpusharing.usage.recommendation import Portion, Recommendation, Shared, find_shared
 from kubectl_gpusharing.usage.windows import duration, moment
 
 UNKNOWN = "?"
@@ -208,9 +202,9 @@ def why_of(place: Placement | None) -> str:
     need = place.need
     if Doubt.PREALLOCATED in need.doubts and need.history.declared is None:
         return need.reason
-    if place.why is Misplaced.UNKNOWN:
+    if place.why is Outcome.UNKNOWN:
         return need.reason if need.samples else "what it uses is unknown"
-    if isinstance(place.why, Misplaced):
+    if not place.why.placed:
         return str(place.why)
     reasons = [str(place.why)]
     reasons += [str(doubt) for doubt in need.doubts if doubt is not Doubt.PREALLOCATED]
@@ -325,12 +319,13 @@ def packing_of(recommendation: Recommendation) -> str:
     lost = zip(recommendation.stranded, ("compute slice", "memory unit"), strict=True)
     if unused := " and ".join(counted(count, what) for count, what in lost if count):
         clauses.append(f"unused: {unused}")
-    if (worst := recommendation.worst) is not None:
-        parts = " + ".join(f"{count} x {each / GIB:.1f}" for _, count, each in worst.parts)
-        only = "" if worst.fits else "only "
+    if recommendation.worst:
+        parts = " + ".join(f"{count} x {each / GIB:.1f}" for count, each in recommendation.worst)
+        used, memory = recommendation.worst_bytes, memory_of(pool.card) * GIB
+        only = "" if used <= memory else "only "
         clauses.append(
-            f"if all pods on the fullest shared GPU had their peak at once today, they would use {_size(worst.bytes)}"
-            f" ({parts}), and the GPU has {only}{_size(worst.memory)}"
+            f"if all pods on the fullest shared GPU had their peak at once today, they would use {_size(used)}"
+            f" ({parts}), and the GPU has {only}{_size(memory)}"
         )
     return f"{'; '.join(clauses)}."
 
@@ -435,7 +430,7 @@ def _workload(history: History, place: Placement | None) -> WorkloadData:
         "active": None if need is None or need.compute is None else round(need.compute, 4),
         "activeOfDevice": history.of_device,
         "advice": advice,
-        "placed": place is not None and isinstance(place.why, Bound),
+        "placed": place is not None and place.why.placed,
         "confidence": str(Confidence.NONE if need is None else need.confidence),
         "doubts": [] if need is None else [str(doubt) for doubt in need.doubts],
         "why": why_of(place),
@@ -473,7 +468,7 @@ def _recommendation_data(recommendation: Recommendation, price: Price | None) ->
             "active": None if shared.busy is None else round(shared.busy, 4),
         },
         "saving": saving_data(recommendation.saved, price),
-        "worstCoLocationBytes": None if recommendation.worst is None else round(recommendation.worst.bytes),
+        "worstCoLocationBytes": round(recommendation.worst_bytes) if recommendation.worst else None,
     }
 
 
