@@ -1,4 +1,4 @@
-"""What to ask for in a pod, from what it used."""
+"""Which mode suits workloads, from what a person says about them, or from what their pods request."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence

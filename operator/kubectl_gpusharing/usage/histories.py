@@ -192,7 +192,7 @@ def find_pool(fold: Fold, where: str) -> ObservedPool:
         if record.held.gpu not in known:
             continue
         if record.last <= latest - RECENT and workload.kind != RECURS:
-            gone.append(f"{workload.namespace}/{workload.name}")
+            gone.append(workload.ref)
             continue
         # If a workload has grown, its new pods count. The extra pods of an update do not exist at the ends of two hours.
         counts = [count for count in record.pods if count] or [1]

@@ -397,7 +397,7 @@ def _count(
             tenant, basis = "", Basis.NONE
             if part is Part.HELD:
                 tenant = tenant_of((exported_label(series, NAMESPACE), series.labels.get("pod", "")))
-                if how := series.labels.get("basis"):  # of `tenants.divide`
+                if how := series.labels.get("basis"):  # of `divide`
                     basis = Basis(how)
                 elif (most := slices.get((node, resource))) is not None:
                     basis = Basis.RESERVED if most > 1 else Basis.MEASURED

@@ -140,6 +140,10 @@ class Workload:
     name: str
     """If only pods are known, their name without the generated suffix."""
 
+    @property
+    def ref(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
 
 @value
 class Holding:

@@ -1,4 +1,4 @@
-"""Which mode fits a pool, from what its workloads need."""
+"""Which layout fits a pool, from what its workloads need, and whether sharing whole GPUs would take fewer."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a recommendation says in the terminal."""
+"""What a recommendation says: in the terminal, as data, and in the file of its policy."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -94,13 +94,13 @@ class RecommendReport:
 def _steps(answer: RecommendReport) -> Iterator[str]:
     """Yield the steps that are left to a person, as sentences without a period."""
     if answer.policy is not None and answer.recommendation is not None and answer.recommendation.unplaced:
-        names = some([_name(each.need.workload) for each in answer.recommendation.unplaced])
+        names = some([each.need.workload.ref for each in answer.recommendation.unplaced])
         yield (
             f"This layout has no room for {names}: provide GPUs for them elsewhere before you apply it to their nodes,"
             " or their pods may stay Pending"
         )
     silent = [
-        _name(need.workload)
+        need.workload.ref
         for need in (place.need for place in answer.places.values())
         if Doubt.PREALLOCATED in need.doubts and need.history.declared is None
     ]
@@ -113,10 +113,6 @@ def _steps(answer: RecommendReport) -> Iterator[str]:
     if answer.policy is not None and answer.scope.unlabelled:
         labels = ",".join(f"{key}={value}" for key, value in answer.scope.selector["matchLabels"].items())
         yield f"The policy selects nodes by a label that they do not have yet: kubectl label node NODE {labels}"
-
-
-def _name(workload: Workload) -> str:
-    return f"{workload.namespace}/{workload.name}"
 
 
 def describe(answer: RecommendReport, paper: Paper, *, verbose: bool, written: str) -> list[Line]:

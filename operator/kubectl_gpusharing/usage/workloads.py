@@ -90,8 +90,6 @@ def read_agent(series: Series, devices: Mapping[str, Device]) -> DeviceLabels:
     return DeviceLabels(device, pod_of(series.labels), profile, series.node, resource=resource)
 
 
-# --- the owners of pods --------------------------------------------------------------------------------------------
-
 RECURS = "cronjob"
 """The kind of workloads that may run again although they have no pods now."""
 UNNAMED = "pods"
