@@ -187,7 +187,7 @@ def now_of(history: History) -> str:
     elif holds.share == 1:
         return "full GPU" if holds.devices == 1 else f"{holds.devices} GPUs"
     else:
-        device = f"{Fraction(holds.share)} GPU"
+        device = f"{holds.share} GPU"
     return device if holds.devices == 1 else f"{holds.devices}x {device}"
 
 
