@@ -231,7 +231,7 @@ class Demand:
     namespace: str
     pods: int = 0
     devices: Counter[str] = field(default_factory=Counter)
-    several: tuple[str, ...] = ()
+    several: list[str] = field(default_factory=list)
     """Names of pods with a container that requests more than one whole GPU or share."""
     spread: int = 0
     """How many pods have several containers that request GPUs; each container gets its own."""
@@ -274,7 +274,7 @@ class Demand:
 
 
 def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
-    demand, several = Demand(namespace), list[str]()
+    demand = Demand(namespace)
     for raw in pods:
         asks, largest = pod_requests(raw), largest_requests(raw)
         if not asks or text(raw, "status", "phase") in ("Succeeded", "Failed"):
@@ -282,7 +282,7 @@ def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
         demand.pods += 1
         demand.devices.update(asks)
         if max(largest[names.RESOURCE_GPU], largest[names.RESOURCE_GPU_SHARED]) > 1:
-            several.append(text(raw, "metadata", "name"))
+            demand.several.append(text(raw, "metadata", "name"))
         demand.spread += sum(map(bool, map(container_requests, entries(raw, "spec", "containers")))) > 1
         demand.guaranteed += text(raw, "status", "qosClass") == "Guaranteed"
         demand.ranked += whole(raw, "spec", "priority") > 0
@@ -294,7 +294,7 @@ def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
         size, wrong = declared_memory(pod, memory) if memory else (0, "")
         demand.sizes[size] += asks.total()
         demand.wrong = demand.wrong or wrong
-    demand.several = tuple(sorted(several))
+    demand.several.sort()
     return demand
 
 

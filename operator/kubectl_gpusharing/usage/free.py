@@ -56,7 +56,7 @@ Reason = tuple[str, str]
 
 
 async def read_usage(session: Session, inventory: Inventory, service: str) -> None:
-    """Read what the pods of the answer use now. Raises no Trouble: what could not be read is in `Inventory.unused`."""
+    """Read what the pods of the answer use now. Raises no Trouble: what could not be read is in `Inventory.usage_unknown`."""
     bound = {(pod.namespace, pod.name): pod.node for pod in inventory.subjects if pod.node}
     nodes = set(bound.values())
     series, silent = await _ask_agents(session, inventory.agents, nodes)
@@ -76,7 +76,7 @@ async def read_usage(session: Session, inventory: Inventory, service: str) -> No
         async with prometheus_at(place) as prometheus:
             answer = await prometheus.instant(f'{{__name__=~"{"|".join(METRICS)}"}}', None)
     except Trouble as trouble:
-        inventory.unused = (f"{missing}. Prometheus could not be used instead: {trouble}".rstrip("."),)
+        inventory.usage_unknown = (f"{missing}. Prometheus could not be used instead: {trouble}".rstrip("."),)
         return
     about = []
     for one in answer:
@@ -94,7 +94,7 @@ async def read_usage(session: Session, inventory: Inventory, service: str) -> No
     if left := {node for pod, node in bound.items() if node in silent and pod not in inventory.used}:
         some_pods = " of some pods" if inventory.used else ""
         lacks = f"{place.where} has no series {SLICES} of pods on {some(sorted(left))}"
-        inventory.unused = (f"memory and SM use{some_pods} are unknown: {lacks}, and {why}",)
+        inventory.usage_unknown = (f"memory and SM use{some_pods} are unknown: {lacks}, and {why}",)
 
 
 async def _ask_agents(
@@ -198,7 +198,7 @@ class FreeReport:
             free = "computed from what the agents report as allocated" if agents else "unknown"
             rest = "" if found.no_nodes else f"; what is free is {free}"
             sentences.append(f"{seen} counted (-n NAME chooses another namespace){rest}: {found.no_pods}")
-        return [*sentences, *found.unused]
+        return [*sentences, *found.usage_unknown]
 
     @property
     def notes(self) -> list[str]:

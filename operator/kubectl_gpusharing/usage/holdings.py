@@ -12,7 +12,6 @@ from gpusharing.kube.pods import pod_requests, pod_view
 from gpusharing.kube.raw import entries, gpu_counts, has_condition, part, section, text, texts
 from gpusharing.planning.drain.pods import gpu_groups, is_reservation
 from gpusharing.planning.gpus.cards import remaining
-from kubectl_gpusharing.usage.workloads import Pod
 
 NO_POLICY = "no policy"
 ENDED = ("Succeeded", "Failed")
@@ -91,11 +90,11 @@ class Inventory:
     """Why the pods of all namespaces could not be read; empty if they were."""
     blind: bool = False
     """Whether no pods at all could be read."""
-    used: Mapping[Pod, Mapping[str, Row]] | None = None
-    """What pods use of their devices: the columns of USED by pod, then by UUID of the device; `resource` too, if it is known as which the pod holds the device. None if that was not requested."""
+    used: Mapping[tuple[str, str], Mapping[str, Row]] | None = None
+    """What pods use of their devices: the columns of USED by namespace and name of the pod, then by UUID of the device; `resource` too, if it is known as which the pod holds the device. None if that was not requested."""
     sources: tuple[str, ...] = ()
     """Sentences about where `used` was read."""
-    unused: tuple[str, ...] = ()
+    usage_unknown: tuple[str, ...] = ()
     """Sentences about what is missing in `used`, and why."""
     simulated: frozenset[str] = frozenset()
     """Nodes whose GPUs are SIMULATED by the series of `used`; an empty string if Prometheus does not name one."""
