@@ -231,7 +231,7 @@ def test_a_policy_whose_currency_changed_has_no_price_on_that_day() -> None:
 def test_a_price_without_a_currency_is_left_out() -> None:
     prices = read_prices(defaultdict(list, {"policies": [one(1, policy="pool-x")]}), "USD")
     assert prices.find("gpu-1", "pool-x") == "the price in Prometheus is invalid and is left out"
-    assert prices.faults == (
+    assert tuple(prices.faults) == (
         "gpusharing_policy_gpu_hourly_price of policy pool-x is 1, which is left out: it names no currency",
     )
     assert Prices().find("gpu-1", "") == "Prometheus has none"

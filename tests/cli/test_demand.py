@@ -173,7 +173,7 @@ def test_several_containers_with_one_gpu_each_get_a_share_or_an_instance_each() 
 def test_an_init_container_that_spreads_over_gpus_needs_whole_ones_too() -> None:
     raw = pod("p", {"gpu": 1})
     raw["spec"]["initContainers"] = [{"name": "warm", "resources": {"limits": {"nvidia.com/gpu": "2"}}}]
-    assert demand(raw).several == ("p",)
+    assert demand(raw).several == ["p"]
 
 
 @virtually
@@ -188,7 +188,7 @@ def test_an_init_container_gives_its_gpu_back() -> None:
     raw = pod("p", {"gpu": 1})
     raw["spec"]["initContainers"] = [{"name": "warm", "resources": {"limits": {"nvidia.com/gpu": "1"}}}]
     found = demand(raw)
-    assert (found.several, dict(found.devices)) == ((), {"nvidia.com/gpu": 1})
+    assert (found.several, dict(found.devices)) == ([], {"nvidia.com/gpu": 1})
 
 
 PROMISED = {

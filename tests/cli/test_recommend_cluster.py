@@ -8,7 +8,7 @@ from tests.integration.product import POLICIES
 
 from gpusharing.planning.gpus.cards import find_card
 from kubectl_gpusharing.usage.histories import whole_fleet
-from kubectl_gpusharing.usage.needs import GIB, Goal, History, Holding, Sample, Workload, find_need
+from kubectl_gpusharing.usage.needs import GIB, Goal, History, Holding, Workload, find_need
 from kubectl_gpusharing.usage.recommendation import ModelPool, recommend
 from kubectl_gpusharing.usage.recommendtext import policy_of
 
@@ -19,7 +19,7 @@ BEGIN = datetime(2026, 10, 1, tzinfo=UTC)
 def history(name: str, gib: float, pods: int) -> History:
     """Two days of a workload that takes so much."""
     hours = [BEGIN + timedelta(hours=hour) for hour in range(48)]
-    memory = tuple(Sample(at, gib * GIB * (0.8 + 0.2 * (at.hour % 2))) for at in hours)
+    memory = tuple((at, gib * GIB * (0.8 + 0.2 * (at.hour % 2))) for at in hours)
     return History(Workload("team-a", "deployment", name), pods, Holding(), memory)
 
 

@@ -16,7 +16,6 @@ from kubectl_gpusharing.usage.prometheus import Series
 from kubectl_gpusharing.usage.queries import hourly, latest, most_series, others_of, ownership, usage_count
 from kubectl_gpusharing.usage.recommendtext import now_of, sparkline
 from kubectl_gpusharing.usage.workloads import (
-    Device,
     DeviceLabels,
     devices_of,
     owner_of,
@@ -48,9 +47,7 @@ def test_a_device_and_its_holder_are_read_from_every_set_of_labels(
     held = DCGMValues(0, "GPU-a", 0.5, 100, "1g.10gb", "7", ("team-a", "llm-0"))
     for _, labels, _ in samples([held], setup):
         told = read_dcgm(series(labels), known)
-        assert told == DeviceLabels(
-            Device("GPU-a", "7"), ("team-a", "llm-0"), "1g.10gb", "gpu-01", "SIMULATED"
-        )
+        assert told == DeviceLabels(("GPU-a", "7"), ("team-a", "llm-0"), "1g.10gb", "gpu-01", "SIMULATED")
     for _, labels, _ in samples([DCGMValues(1, "GPU-b", 0, 0)], setup):
         assert read_dcgm(series(labels), known).pod is None, "the exporter's own pod"
 
@@ -59,11 +56,11 @@ def test_the_agents_devices_are_those_of_dcgm() -> None:
     info = {"uuid": "MIG-1", "gpu_uuid": "GPU-a", "instance_id": "7"}
     devices = devices_of([series(info)])
     labels = {"uuid": "MIG-1", "profile": "1g.10gb", "node": "gpu-01", "namespace": "team-a", "pod": "llm-0"}
-    told = DeviceLabels(Device("GPU-a", "7"), ("team-a", "llm-0"), "1g.10gb", "gpu-01")
+    told = DeviceLabels(("GPU-a", "7"), ("team-a", "llm-0"), "1g.10gb", "gpu-01")
     assert read_agent(series(labels), devices) == told
     renamed = {**labels, "exported_namespace": "team-b", "exported_pod": "x"}
     assert read_agent(series(renamed), devices).pod == ("team-b", "x")
-    assert read_agent(series({**labels, "uuid": "GPU-b"}), devices).device == Device("GPU-b")
+    assert read_agent(series({**labels, "uuid": "GPU-b"}), devices).device == ("GPU-b", "")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +161,7 @@ def test_what_a_pod_holds_now(holds: Holding, told: str) -> None:
 
 def at(hour: int, value: float) -> Sample:
     """One hour's."""
-    return Sample(datetime(2026, 10, 1, tzinfo=UTC) + timedelta(hours=hour), value)
+    return (datetime(2026, 10, 1, tzinfo=UTC) + timedelta(hours=hour), value)
 
 
 def test_a_sparkline_has_a_blank_where_nothing_is_known() -> None:

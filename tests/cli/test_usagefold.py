@@ -97,7 +97,7 @@ def test_the_agents_activity_of_a_pod_goes_before_that_of_its_whole_device(
         series("late", dict.fromkeys(range(since, HOURS), 0.4), uuid="GPU-1"),
     ]
     found = {
-        one.workload.name: ([round(sample.value, 3) for sample in one.activity or ()], one.of_device)
+        one.workload.name: ([round(value, 3) for _, value in one.activity or ()], one.of_device)
         for one in histories(folded(part(used, used, active=busy, sm=own)))
     }
     assert found == {

@@ -18,7 +18,7 @@ QUARTER = Holding("nvidia.com/gpu.shared", 1, Fraction(1, 4))
 
 def each_hour(hours: int, value: Callable[[int], float]) -> tuple[Sample, ...]:
     """A sample at the end of each hour."""
-    return tuple(Sample(BEGIN + (hour + 1) * HOUR, value(hour)) for hour in range(hours))
+    return tuple((BEGIN + (hour + 1) * HOUR, value(hour)) for hour in range(hours))
 
 
 def history(

@@ -15,7 +15,8 @@ from tests.planning.traces import DAY, KINDS, SIMULATED, Trace, make_pool
 
 from gpusharing.planning.gpus.cards import memory_of, plain_profiles, usable_memory
 from kubectl_gpusharing.usage.needs import GIB, RARE, Doubt, Goal, Need, find_need
-from kubectl_gpusharing.usage.recommendation import Bound, ModelPool, Placement, Recommendation, recommend
+from kubectl_gpusharing.usage.packing import Outcome, Placement
+from kubectl_gpusharing.usage.recommendation import ModelPool, Recommendation, recommend
 
 PAST, FUTURE = 14 * DAY, 14 * DAY
 POOLS = 20
@@ -201,7 +202,7 @@ def test_who_has_least_room_has_a_tenth_less_than_by_the_best_layout_in_hindsigh
 def room(one: Played, layout: Recommendation) -> float:
     """Of a layout for who has least, by the needs to come: of those for whom an instance would suffice."""
     needs = {trace.name: need_of(trace, PAST, Goal.PERFORMANCE) for trace in one.traces}
-    shared = {place.need.workload.name for place in one.hindsight.placed if place.why is not Bound.WHOLE}
+    shared = {place.need.workload.name for place in one.hindsight.placed if place.why is not Outcome.WHOLE}
     found = []
     for name, place in by_name(layout).items():
         need, (memory, compute) = needs[name], granted(place)
@@ -232,7 +233,7 @@ def test_who_plans_for_the_usual_use_is_caught(played: list[Played]) -> None:
 
 def usual_of(need: Need) -> float:
     """Half of the hourly peaks are above."""
-    return sorted(sample.value for sample in need.history.memory)[need.samples // 2]
+    return sorted(size for _, size in need.history.memory)[need.samples // 2]
 
 
 def short_of_memory(traces: tuple[Trace, ...], told: Recommendation) -> list[tuple[str, float, float]]:

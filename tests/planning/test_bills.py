@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubectl_gpusharing.usage.bills import HOUR, Basis, Bill, Cell, Part, Price, Row, apportion, make_bill
+from kubectl_gpusharing.usage.bills import HOUR, Basis, Bill, Cell, Part, Price, Sum, apportion, make_bill
 
 DOLLARS = Price(Fraction("3.20"), "USD", "policy")
 SLICE = "nvidia.com/mig-1g.20gb"
@@ -153,7 +153,7 @@ def test_tenants_idle_stranded_and_transition_are_the_pool_and_the_pools_the_tot
         for pool in pools:
             assert pool.cents == round(exact(counted, total.currency, pool.policy))
             if by_policy:
-                own: list[Row] = [row for row in rows if row.policy == pool.policy]
+                own: list[Sum] = [row for row in rows if row.policy == pool.policy]
                 assert sum(row.cents or 0 for row in own) == pool.cents
     assert sum(row.micros for row in bill.rows) == sum(counted.values())
 

@@ -20,7 +20,6 @@ from kubectl_gpusharing.usage.needs import (
     History,
     Holding,
     Need,
-    Sample,
     find_need,
 )
 
@@ -71,7 +70,7 @@ def test_confidence_grows_with_the_hours_that_were_seen(hours: int) -> None:
 
 
 def test_a_few_hours_of_each_day_are_worth_as_much_as_there_are_hours() -> None:
-    daily = tuple(one for one in history().memory if one.at.hour in (1, 2, 3))
+    daily = tuple(one for one in history().memory if one[0].hour in (1, 2, 3))
     found = told(replace(history(), memory=daily))
     assert (found.samples, found.span, found.confidence) == (42, timedelta(hours=315), Confidence.LOW)
     assert found.coverage == pytest.approx(42 / 315)
@@ -88,7 +87,7 @@ def test_too_little_history_is_refused_and_says_what_is_missing(hours: int) -> N
 
 
 def test_many_points_of_one_hour_are_no_history() -> None:
-    found = told(replace(history(), memory=tuple(Sample(BEGIN, GIB) for _ in range(200))))
+    found = told(replace(history(), memory=tuple((BEGIN, GIB) for _ in range(200))))
     assert found.memory is None
     assert Doubt.TOO_LITTLE in found.doubts
 
@@ -192,9 +191,9 @@ def test_it_tells_how_much_of_the_time_nothing_computed() -> None:
     ],
 )
 def test_what_nobody_can_have_measured_is_refused(field: str, value: float, said: str) -> None:
-    samples = (*history().memory[:30], Sample(BEGIN + 500 * HOUR, value))
+    samples = (*history().memory[:30], (BEGIN + 500 * HOUR, value))
     if field == "activity":
-        samples = tuple(Sample(one.at, 0.1) for one in samples[:-1]) + samples[-1:]
+        samples = tuple((at, 0.1) for at, _ in samples[:-1]) + samples[-1:]
     wrong = history()
     wrong = replace(wrong, memory=samples) if field == "memory" else replace(wrong, activity=samples)
     with pytest.raises(ValueError, match=said):

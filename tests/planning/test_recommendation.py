@@ -16,7 +16,8 @@ from gpusharing.api.validation import validate_policy
 from gpusharing.planning.gpus.cards import plain_profiles, usable_memory
 from gpusharing.planning.gpus.geometry import find_misfit, maximal_layouts
 from kubectl_gpusharing.usage.needs import GIB, Goal, Holding, Need, Workload, find_need
-from kubectl_gpusharing.usage.recommendation import Bound, Misplaced, ModelPool, Recommendation, recommend
+from kubectl_gpusharing.usage.packing import Outcome
+from kubectl_gpusharing.usage.recommendation import ModelPool, Recommendation, recommend
 
 FLEET = (
     need("llm-7b", 18.1, 0.11, pods=12),
@@ -50,7 +51,7 @@ def test_28_pods_need_8_gpus() -> None:
         ((("3g.40gb", 2),), 3), ((("1g.20gb", 4),), 3), ((("1g.10gb", 7),), 2)
     ]  # fmt: skip
     assert {one.need.workload.name: one.why for one in found.placed} == {
-        "llm-7b": Bound.MEMORY, "embedder": Bound.SMALLEST, "llm-13b": Bound.MEMORY
+        "llm-7b": Outcome.MEMORY, "embedder": Outcome.SMALLEST, "llm-13b": Outcome.MEMORY
     }  # fmt: skip
 
 
@@ -59,7 +60,7 @@ def test_on_nodes_of_one_gpu_all_gpus_are_alike_and_a_larger_profile_saves_gpus(
     found = recommend(pool((1,) * 12), FLEET, goal=Goal.COST)
     assert profiles(found)["embedder"] == "1g.20gb"
     assert (found.gpus, found.nodes, len(found.template)) == (11, 11, 1)
-    assert {one.need.workload.name: one.why for one in found.placed}["embedder"] is Bound.LAYOUT
+    assert {one.need.workload.name: one.why for one in found.placed}["embedder"] is Outcome.LAYOUT
 
 
 def test_for_performance_workloads_get_the_room_that_the_pool_has() -> None:
@@ -67,7 +68,7 @@ def test_for_performance_workloads_get_the_room_that_the_pool_has() -> None:
     cost, performance = (recommend(pool((1, 1)), small, goal=goal) for goal in Goal)
     assert (profiles(cost), cost.gpus) == ({"a": "1g.10gb"}, 1)
     assert (profiles(performance), performance.gpus) == ({"a": "1 GPU"}, 2)
-    assert (performance.mode, performance.placed[0].why) == (Mode.FULL, Bound.LAYOUT)
+    assert (performance.mode, performance.placed[0].why) == (Mode.FULL, Outcome.LAYOUT)
     three = recommend(pool((1, 1)), [need("a", 5.0, 0.05, pods=3)], goal=Goal.PERFORMANCE)
     assert (profiles(three), three.gpus) == ({"a": "3g.40gb"}, 2), (
         "a whole GPU for each would be one too many"
@@ -96,7 +97,7 @@ def test_a_full_instance_needs_no_larger_one_for_what_single_precision_adds() ->
 def test_compute_makes_a_profile_larger_than_memory_would() -> None:
     found = recommend(pool(), [need("a", 15.0, 0.2)], goal=Goal.COST)
     assert profiles(found) == {"a": "2g.20gb"}
-    assert found.placed[0].why is Bound.COMPUTE
+    assert found.placed[0].why is Outcome.COMPUTE
 
 
 def test_activity_that_nobody_measured_does_not_count() -> None:
@@ -119,7 +120,7 @@ def test_whole_gpus_and_instances_do_not_mix_where_a_node_has_one() -> None:
     found = recommend(pool((1, 1, 1)), needs, goal=Goal.COST)
     assert profiles(found) == {"small": "1g.10gb"}, "and one GPU elsewhere, which are fewer than three"
     assert [(one.need.workload.name, one.why, one.gpus) for one in found.unplaced] == [
-        ("big", Misplaced.APART, 1)
+        ("big", Outcome.APART, 1)
     ]
 
 
@@ -128,7 +129,7 @@ def test_on_nodes_of_one_gpu_all_stay_whole_if_that_takes_no_more_or_is_to_be_as
     for needs, goal in ((one, Goal.COST), (two, Goal.PERFORMANCE)):
         found = recommend(pool((1, 1, 1)), needs, goal=goal)
         assert (profiles(found), found.unplaced) == ({"big": "1 GPU", "small": "1 GPU"}, ())
-        assert [place.why for place in found.placed] == [Bound.WHOLE, Bound.LAYOUT]
+        assert [place.why for place in found.placed] == [Outcome.WHOLE, Outcome.LAYOUT]
     assert recommend(pool((1, 1)), two, goal=Goal.PERFORMANCE).unplaced, "the pool is too small for that"
 
 
@@ -142,7 +143,7 @@ def test_a_pool_of_whole_gpus_alone_is_not_divided() -> None:
 def test_what_its_owner_says_may_take_several_gpus_and_more_than_a_node_has() -> None:
     found = recommend(pool((2,)), [need("two", 140.0), need("three", 230.0)], goal=Goal.COST)
     assert profiles(found) == {"two": "2 GPU"}
-    assert [(one.why, one.gpus) for one in found.unplaced] == [(Misplaced.SEVERAL, 3)]
+    assert [(one.why, one.gpus) for one in found.unplaced] == [(Outcome.SEVERAL, 3)]
 
 
 def test_headroom_alone_takes_no_second_gpu() -> None:
@@ -158,14 +159,14 @@ def test_a_pod_with_several_gpus_keeps_them_and_one_with_several_shares_is_left_
 
     assert profiles(held(Holding("nvidia.com/gpu", 4))) == {"a": "4 GPU"}
     shares = held(Holding("nvidia.com/gpu.shared", 2, Fraction(1, 4)))
-    assert [one.why for one in shares.unplaced] == [Misplaced.DEVICES]
+    assert [one.why for one in shares.unplaced] == [Outcome.DEVICES]
 
 
 def test_pods_of_all_gpus_of_a_node_need_a_pool_of_their_own_beside_instances() -> None:
     training = find_need(history("training", holds=Holding("nvidia.com/gpu", 4)), H100, Goal.COST)
     found = recommend(pool((4, 4)), [training, need("small", 5.0, pods=5)], goal=Goal.COST)
     assert profiles(found) == {"small": "1g.10gb"}
-    assert [one.why for one in found.unplaced] == [Misplaced.APART]
+    assert [one.why for one in found.unplaced] == [Outcome.APART]
     alone = recommend(pool((4, 4)), [training], goal=Goal.COST)
     assert (profiles(alone), alone.gpus) == ({"training": "4 GPU"}, 4)
 
@@ -174,7 +175,7 @@ def test_who_is_not_known_is_named_and_takes_no_place() -> None:
     unknown = find_need(history("vllm", 72, 0.38, holds=WHOLE, wave=0.0), H100, Goal.COST)
     found = recommend(pool(), [unknown], goal=Goal.COST)
     assert (found.placed, found.gpus, found.nodes, found.mode) == ((), 0, 0, Mode.FULL)
-    assert [one.why for one in found.unplaced] == [Misplaced.UNKNOWN]
+    assert [one.why for one in found.unplaced] == [Outcome.UNKNOWN]
 
 
 def test_nodes_that_differ_get_one_layout_for_all_gpus_and_are_counted_the_largest_first() -> None:
@@ -210,13 +211,11 @@ def test_the_worst_neighbours_of_today_are_found() -> None:
     needs = [seen("llm-13b", 27.9), seen("llm-7b", 15.1)]
     big, small = (one.workload for one in needs)
     shared = {"GPU-1": {small: 4}, "GPU-2": {small: 1, big: 3}, "GPU-3": {}}
-    worst = recommend(pool(), needs, shared, goal=Goal.COST).worst
-    assert worst is not None
-    assert (worst.gpu, worst.fits) == ("GPU-2", False)
-    assert worst.bytes == pytest.approx(98.8 * GIB)
-    assert [(one.name, count) for one, count, _ in worst.parts] == [("llm-13b", 3), ("llm-7b", 1)]
+    found = recommend(pool(), needs, shared, goal=Goal.COST)
+    assert found.worst_bytes == pytest.approx(98.8 * GIB)
+    assert found.worst == ((3, needs[0].highest), (1, needs[1].highest))
     stranger = {"GPU-4": {Workload("x", "deploy", "x"): 9}}
-    assert recommend(pool(), needs, stranger, goal=Goal.COST).worst is None
+    assert recommend(pool(), needs, stranger, goal=Goal.COST).worst == ()
 
 
 @pytest.mark.parametrize(
@@ -259,11 +258,11 @@ def test_every_workload_has_a_place_that_holds_it_or_is_named_and_the_layout_is_
     there, whole = supply(found), sum(one.gpus for one in found.portions if one.layout is None)
     for one in found.placed:
         if one.profile:
-            there[one.profile] -= one.need.history.pods
+            there[one.profile] -= one.pods
             assert usable_memory(H100, sizes[one.profile]) * GIB >= (one.need.memory or 0)
             assert sizes[one.profile].slices / 7 >= (one.need.compute or 0)
         else:
-            whole -= one.gpus * one.need.history.pods
+            whole -= one.gpus * one.pods
     assert min(there.values(), default=0) >= 0
     assert whole >= 0
     assert {name: count for name, count in there.items() if count} == dict(found.idle)

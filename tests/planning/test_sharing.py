@@ -105,7 +105,7 @@ def test_whoever_shares_fits_in_the_worst_case_and_takes_fewer_gpus(
     assert found.gpus * found.replicas >= found.pods
     assert found.needed <= found.there
     assert found.busy is not None
-    pods = [one.need for one in result.placed if one.profile for _ in range(one.need.history.pods)]
+    pods = [one.need for one in result.placed if one.profile for _ in range(one.pods)]
     memory = sorted((float(one.memory or 0) for one in pods), reverse=True)
     if found.mode is Mode.MPS:
         assert memory[0] <= memory_of(H100) * GIB / found.replicas

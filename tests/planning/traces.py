@@ -24,7 +24,7 @@ from random import Random
 from tests.planning.histories import BEGIN, HOUR
 
 from gpusharing.planning.gpus.cards import Card, memory_of
-from kubectl_gpusharing.usage.needs import GIB, History, Holding, Sample, Workload
+from kubectl_gpusharing.usage.needs import GIB, History, Holding, Workload
 
 SIMULATED = "SIMULATED"
 DAY = 24
@@ -55,8 +55,8 @@ class Trace:
             Workload(SIMULATED.lower(), "deploy", self.name),
             self.pods,
             Holding(),
-            tuple(Sample(when, memory * whole) for when, (memory, _) in at),
-            tuple(Sample(when, active) for when, (_, active) in at),
+            tuple((when, memory * whole) for when, (memory, _) in at),
+            tuple((when, active) for when, (_, active) in at),
             said,
         )
 

@@ -47,6 +47,10 @@ class Sightings:
     """When no node was seen, from the sighting before to the one after."""
 
 
+def _by_node(answer: Iterable[Series]) -> dict[str, float]:
+    return {series.node: series.value for series in answer if abs(series.value) <= CLOCKS[1]}
+
+
 async def read_sightings(
     prometheus: Prometheus, query: MeterQuery, day: Answers, begin: float, end: float
 ) -> Sightings:
@@ -59,37 +63,6 @@ async def read_sightings(
         holes = [(last, first) for last, first in pairwise(times) if first - last > 1.5 * POINT]
     presence = {name: _by_node(day[name]) for name in PRESENCE}
     return Sightings(begin, end, nodes, suspects, presence, holes)
-
-
-async def find_absences(
-    prometheus: Prometheus, query: MeterQuery, sightings: Sequence[Sightings]
-) -> "Absences":
-    """Return when each node was seen in the window. A node that is not a suspect in a stretch counts as seen throughout it."""
-    absences = Absences(query.start, query.end)
-    # Look no farther back and ahead than the window is long: users may choose a short one because a day is too much.
-    around = min(DAY, query.end - query.start)
-    nodes = matcher_of(frozenset[str]().union(*(each.suspects for each in sightings)))
-    before, after = await side_by_side(
-        prometheus.instant(seen_at(query, "max", round(around), nodes), query.start),
-        prometheus.instant(seen_at(query, "min", round(around), nodes), query.end + around),
-    )
-    absences.add({}, _by_node(before), {}, [])
-    for each in sightings:
-        steady = each.nodes - each.suspects
-        since, until = dict.fromkeys(steady, each.start), dict.fromkeys(steady, each.end)
-        firsts, lasts, counts = (each.presence[name] for name in PRESENCE[:3])
-        absences.add({**since, **firsts}, {**until, **lasts}, counts, each.holes)
-    absences.add(_by_node(after), {}, {}, [])
-    return absences
-
-
-def describe_absences(seconds: Mapping[str, float]) -> Iterator[str]:
-    if seconds:
-        yield (
-            f"Prometheus has no samples from {_nodes(seconds, duration)} for part of the window, but has some from"
-            " before and after: if the agent restarted in between, or midnight in UTC was in between, some or all of"
-            " that time is not billed to anyone"
-        )
 
 
 class Absences:
@@ -149,8 +122,35 @@ class Absences:
         return max(0.0, end - begin - POINT * (sightings + 1) - others)
 
 
-def _by_node(answer: Iterable[Series]) -> dict[str, float]:
-    return {series.node: series.value for series in answer if abs(series.value) <= CLOCKS[1]}
+async def find_absences(
+    prometheus: Prometheus, query: MeterQuery, sightings: Sequence[Sightings]
+) -> Absences:
+    """Return when each node was seen in the window. A node that is not a suspect in a stretch counts as seen throughout it."""
+    absences = Absences(query.start, query.end)
+    # Look no farther back and ahead than the window is long: users may choose a short one because a day is too much.
+    around = min(DAY, query.end - query.start)
+    nodes = matcher_of(frozenset[str]().union(*(each.suspects for each in sightings)))
+    before, after = await side_by_side(
+        prometheus.instant(seen_at(query, "max", round(around), nodes), query.start),
+        prometheus.instant(seen_at(query, "min", round(around), nodes), query.end + around),
+    )
+    absences.add({}, _by_node(before), {}, [])
+    for each in sightings:
+        steady = each.nodes - each.suspects
+        since, until = dict.fromkeys(steady, each.start), dict.fromkeys(steady, each.end)
+        firsts, lasts, counts = (each.presence[name] for name in PRESENCE[:3])
+        absences.add({**since, **firsts}, {**until, **lasts}, counts, each.holes)
+    absences.add(_by_node(after), {}, {}, [])
+    return absences
+
+
+def describe_absences(seconds: Mapping[str, float]) -> Iterator[str]:
+    if seconds:
+        yield (
+            f"Prometheus has no samples from {_nodes(seconds, duration)} for part of the window, but has some from"
+            " before and after: if the agent restarted in between, or midnight in UTC was in between, some or all of"
+            " that time is not billed to anyone"
+        )
 
 
 async def find_losses(

@@ -1,4 +1,4 @@
-"""What to ask for in a pod, from what it used."""
+"""Which mode suits workloads, from what a person says about them, or from what their pods request."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -153,12 +153,12 @@ def _divided(answers: AdviceAnswers, why: str) -> Advice:
         if place.profile
     ]
     but = "changing the layout requires draining each node; no other workload can use an idle instance"
-    if left := sum(one.need.history.pods for one in found.unplaced):
+    if left := sum(one.pods for one in found.unplaced):
         but += (
             f". There is no place for {counted(left, 'workload')} that must have whole GPUs: use another pool for that"
             " or, if nodes have several GPUs, pass --gpus-per-node"
         )
-    gpus = found.gpus + sum(one.gpus * one.need.history.pods for one in found.unplaced)
+    gpus = found.gpus + sum(one.gpus * one.pods for one in found.unplaced)
     first = sum(dict(found.template[0] or ()).values())
     profile = sizes[used.pop()] if len(found.portions) == len(used) == 1 else None
     return Advice(Mode.MIG, first, (why, *texts), but, gpus, found.portions, profile)
@@ -231,7 +231,7 @@ class Demand:
     namespace: str
     pods: int = 0
     devices: Counter[str] = field(default_factory=Counter)
-    several: tuple[str, ...] = ()
+    several: list[str] = field(default_factory=list)
     """Names of pods with a container that requests more than one whole GPU or share."""
     spread: int = 0
     """How many pods have several containers that request GPUs; each container gets its own."""
@@ -274,7 +274,7 @@ class Demand:
 
 
 def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
-    demand, several = Demand(namespace), list[str]()
+    demand = Demand(namespace)
     for raw in pods:
         asks, largest = pod_requests(raw), largest_requests(raw)
         if not asks or text(raw, "status", "phase") in ("Succeeded", "Failed"):
@@ -282,7 +282,7 @@ def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
         demand.pods += 1
         demand.devices.update(asks)
         if max(largest[names.RESOURCE_GPU], largest[names.RESOURCE_GPU_SHARED]) > 1:
-            several.append(text(raw, "metadata", "name"))
+            demand.several.append(text(raw, "metadata", "name"))
         demand.spread += sum(map(bool, map(container_requests, entries(raw, "spec", "containers")))) > 1
         demand.guaranteed += text(raw, "status", "qosClass") == "Guaranteed"
         demand.ranked += whole(raw, "spec", "priority") > 0
@@ -294,7 +294,7 @@ def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
         size, wrong = declared_memory(pod, memory) if memory else (0, "")
         demand.sizes[size] += asks.total()
         demand.wrong = demand.wrong or wrong
-    demand.several = tuple(sorted(several))
+    demand.several.sort()
     return demand
 
 

@@ -63,7 +63,7 @@ class Cell:
 
 @value
 class Sum:
-    """Some GPU time and what it costs: all of a policy in one currency, or of all policies."""
+    """Some GPU time and what it costs: in a row, that of cells which differ only in what it does not show; in a pool, all of a policy in one currency; in a total, that of all policies."""
 
     micros: int
     """Microseconds of whole GPUs."""
@@ -73,6 +73,11 @@ class Sum:
     """None if the price is not known."""
     policy: str = ""
     """Name of the policy in a bill by policy, and of a pool; empty for GPUs without one, and for a total."""
+    tenant: str = ""
+    """In a row, as `part`, `resource` and `basis`."""
+    part: Part = Part.HELD
+    resource: str = ""
+    basis: Basis = Basis.NONE
     prices: tuple[Price, ...] = ()
     """In a pool: all prices that applied, cheapest first."""
     parts: Mapping[Part, int] = field(default_factory=dict)
@@ -80,20 +85,10 @@ class Sum:
 
 
 @value
-class Row(Sum):
-    """A line of the bill, about cells that differ only in what it does not show."""
-
-    tenant: str = ""
-    part: Part = Part.HELD
-    resource: str = ""
-    basis: Basis = Basis.NONE
-
-
-@value
 class Bill:
     """Rows, pools and totals; in each currency all three add up to the same amount."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[Sum, ...]
     pools: tuple[Sum, ...]
     """One for each policy and each of its currencies."""
     totals: tuple[Sum, ...]
@@ -121,7 +116,7 @@ def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
         whole = round(sum(exact, Fraction(0)))
         cents |= zip(pool, apportion(exact, whole), strict=True)
         prices = tuple(sorted({cell.price for cell in pool if cell.price is not None}))
-        pools.append(Sum(micros, currency, whole if currency else None, policy, prices))
+        pools.append(Sum(micros, currency, whole if currency else None, policy, prices=prices))
         times[currency] += micros
         for cell in pool:
             parts[currency, cell.part] += cents[cell]
@@ -134,7 +129,7 @@ def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
         row = list(group)
         micros, of = sum(counted[cell] for cell in row), row[0]
         paid = sum(cents[cell] for cell in row) if currency else None
-        rows.append(Row(micros, currency, paid, policy, (), {}, of.tenant, of.part, of.resource, of.basis))
+        rows.append(Sum(micros, currency, paid, policy, of.tenant, of.part, of.resource, of.basis))
     totals = []
     for currency in sorted(times, key=lambda code: (code == "", code)):
         of_parts = {part: parts[currency, part] for part in Part} if currency else {}

@@ -13,7 +13,7 @@ from kubectl_gpusharing.shell.running import Answer, FleetVerb
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, Trouble
-from kubectl_gpusharing.usage.bills import HOUR, Part, Row, Sum
+from kubectl_gpusharing.usage.bills import HOUR, Part, Sum
 from kubectl_gpusharing.usage.meter import CostReport, read_bill
 from kubectl_gpusharing.usage.prometheus import (
     Prometheus,
@@ -39,7 +39,7 @@ POOL_COLUMNS = (
 )
 
 
-def used_by(answer: CostReport, row: Row) -> list[float | None]:
+def used_by(answer: CostReport, row: Sum) -> list[float | None]:
     """Return how much of the memory, and how much of the SM time, that a row's tenant held of its resource was used; None if unknown or if no tenant held it."""
     keys = [(whose(row, answer.query), row.resource, what) for what in ("memory", "sm")]
     held = row.part is Part.HELD
@@ -120,7 +120,7 @@ def total_sentence(total: Sum) -> str:
     return f"{hours_of(total.micros)} GPU-hours cost {money(total.cents, total.currency)}: {parts}."
 
 
-def whose(row: Row, query: MeterQuery) -> str:
+def whose(row: Sum, query: MeterQuery) -> str:
     """Return the policy or tenant of a row, for programs; empty if there is none or it is unknown."""
     return row.policy if query.by == POLICY else row.tenant
 

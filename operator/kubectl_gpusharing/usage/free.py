@@ -5,7 +5,7 @@ from argparse import Namespace
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from math import inf
 from typing import Any
@@ -27,6 +27,7 @@ from kubectl_gpusharing.usage.holdings import (
     ENDED,
     NO_POLICY,
     NUMBERS,
+    USED,
     GPUPod,
     Inventory,
     Row,
@@ -50,45 +51,33 @@ METRICS = (SLICES, OWN, SM, SIZE, SIMULATED)
 _SAMPLE = re.compile(rf"^({'|'.join(METRICS)})(?:{{(.*)}})? (\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
-USED = ("gpu", "profile", "memoryBytes", "deviceMemoryBytes", "smRatio")
-"""The columns about what a pod uses of a device. `profile` is empty for a whole GPU; `smRatio` is of the GPU's SM time, 0 to 1, and unknown on a MIG device."""
 Reason = tuple[str, str]
 """Why agents did not say what pods use: the words before and after the names of their nodes."""
 
 
-@dataclass(frozen=True, slots=True)
-class UsageNow:
-    by_pod: Mapping[Pod, Mapping[str, Row]] = field(default_factory=dict)
-    """The columns of USED by pod, then by UUID of the device; `resource` too, if it is known as which the pod holds the device."""
-    notes: tuple[str, ...] = ()
-    unknown: tuple[str, ...] = ()
-    simulated: tuple[str, ...] = ()
-    """Nodes whose GPUs are SIMULATED; an empty string if Prometheus does not name one."""
-
-
-async def read_usage(
-    session: Session, agents: Iterable[JSON], bound: Mapping[Pod, str], service: str
-) -> UsageNow:
-    """Return what the pods in `bound`, with their nodes, use now. Raises no Trouble: what could not be read is in `unknown`."""
+async def read_usage(session: Session, inventory: Inventory, service: str) -> None:
+    """Read what the pods of the answer use now. Raises no Trouble: what could not be read is in `Inventory.usage_unknown`."""
+    bound = {(pod.namespace, pod.name): pod.node for pod in inventory.subjects if pod.node}
     nodes = set(bound.values())
-    series, silent = await _ask_agents(session, agents, nodes)
-    live = _fold(series)
-    notes = ("memory and SM use are from the agents, read a moment ago",) if nodes - set(silent) else ()
+    series, silent = await _ask_agents(session, inventory.agents, nodes)
+    inventory.used, inventory.simulated = live, simulated = _fold(series)
+    if nodes - set(silent):
+        inventory.sources = ("memory and SM use are from the agents, read a moment ago",)
     if not silent:
-        return replace(live, notes=notes)
+        return
     # At most three reasons are given, each with up to three of its nodes, and the number of the others.
     nodes_of_reason: dict[Reason, list[str]] = {}
     for node, reason in sorted(silent.items()):
         nodes_of_reason.setdefault(reason, []).append(node)
     why = some([f"{before} {some(names)}{after}" for (before, after), names in nodes_of_reason.items()])
-    missing = f"memory and SM use{' of some pods' if live.by_pod else ''} are unknown: {why}"
+    missing = f"memory and SM use{' of some pods' if live else ''} are unknown: {why}"
     try:
         place = await find_place(session, service)
         async with prometheus_at(place) as prometheus:
             answer = await prometheus.instant(f'{{__name__=~"{"|".join(METRICS)}"}}', None)
     except Trouble as trouble:
-        missing = f"{missing}. Prometheus could not be used instead: {trouble}".rstrip(".")
-        return replace(live, notes=notes, unknown=(missing,))
+        inventory.usage_unknown = (f"{missing}. Prometheus could not be used instead: {trouble}".rstrip("."),)
+        return
     about = []
     for one in answer:
         # A series that names no node may be about any; one that names another node than the pod's is not.
@@ -96,18 +85,16 @@ async def read_usage(
         home = one.node if pod is None else bound.get(pod, "")
         if (home in silent and one.node in ("", home)) or (pod is None and not home):
             about.append(one)
-    stored = _fold(about)
-    if stored.by_pod:
-        rest = " of the other pods" if notes else ""
+    stored, more = _fold(about)
+    if stored:
+        rest = " of the other pods" if inventory.sources else ""
         source = f"memory and SM use{rest} are from {place.where}, as last scraped, because {why}"
-        notes = (*notes, source, *filter(None, (place.remark,)))
-    by_pod = {**stored.by_pod, **live.by_pod}
-    left = {node for pod, node in bound.items() if node in silent and pod not in by_pod}
-    some_pods = " of some pods" if by_pod else ""
-    lacks = f"{place.where} has no series {SLICES} of pods on {some(sorted(left))}"
-    missing = f"memory and SM use{some_pods} are unknown: {lacks}, and {why}"
-    simulated = tuple(sorted({*live.simulated, *stored.simulated}))
-    return UsageNow(by_pod, notes, (missing,) if left else (), simulated)
+        inventory.sources += (source, *filter(None, (place.remark,)))
+    inventory.used, inventory.simulated = {**stored, **live}, simulated | more
+    if left := {node for pod, node in bound.items() if node in silent and pod not in inventory.used}:
+        some_pods = " of some pods" if inventory.used else ""
+        lacks = f"{place.where} has no series {SLICES} of pods on {some(sorted(left))}"
+        inventory.usage_unknown = (f"memory and SM use{some_pods} are unknown: {lacks}, and {why}",)
 
 
 async def _ask_agents(
@@ -147,7 +134,7 @@ async def _ask_agent(session: Session, agent: JSON) -> tuple[str, list[Series], 
     return node, found, ("the agent on", " reports no pods")
 
 
-def _fold(found: Iterable[Series]) -> UsageNow:
+def _fold(found: Iterable[Series]) -> tuple[dict[Pod, dict[str, Row]], frozenset[str]]:
     kept = [(series.labels.get("__name__", ""), series) for series in found if 0 <= series.value < inf]
     sizes = {series.labels.get("uuid", ""): int(series.value) for name, series in kept if name == SIZE}
     by_pod: dict[Pod, dict[str, Row]] = {}
@@ -165,8 +152,7 @@ def _fold(found: Iterable[Series]) -> UsageNow:
             use["smRatio"] = series.value
         elif labels.get("resource"):
             use["resource"] = labels["resource"]
-    simulated = nodes_of(series for name, series in kept if name == SIMULATED and series.value)
-    return UsageNow(by_pod, simulated=tuple(sorted(simulated)))
+    return by_pod, nodes_of(series for name, series in kept if name == SIMULATED and series.value)
 
 
 MOST = 20
@@ -190,8 +176,6 @@ class FreeReport:
     inventory: Inventory
     by: str
     now: datetime
-    usage: UsageNow | None
-    """None if that was not requested."""
 
     @property
     def waiting(self) -> list[GPUPod]:
@@ -200,13 +184,12 @@ class FreeReport:
     @property
     def simulated(self) -> list[str]:
         names = {name for name, stock in self.inventory.stocks.items() if stock.simulated}
-        return sorted(names.union(() if self.usage is None else self.usage.simulated))
+        return sorted(names | self.inventory.simulated)
 
     @property
     def unknown(self) -> list[str]:
         """Sentences about what is unknown, and why; empty if the answer is complete."""
-        found, usage = self.inventory, self.usage
-        sentences = []
+        found, sentences = self.inventory, []
         if found.no_nodes:
             sentences.append(f"what is allocatable and free is unknown, because {found.no_nodes}")
         if found.no_pods:
@@ -215,7 +198,7 @@ class FreeReport:
             free = "computed from what the agents report as allocated" if agents else "unknown"
             rest = "" if found.no_nodes else f"; what is free is {free}"
             sentences.append(f"{seen} counted (-n NAME chooses another namespace){rest}: {found.no_pods}")
-        return [*sentences, *(() if usage is None else usage.unknown)]
+        return [*sentences, *found.usage_unknown]
 
     @property
     def notes(self) -> list[str]:
@@ -245,18 +228,18 @@ class FreeReport:
                 f"with {some(kept)}, KAI-Scheduler reserves GPUs for pods that request fractions, which may be in other"
                 " namespaces; the GPUs count as held by the reservation, and the fractions are not counted here"
             )
-        return notes + ([] if self.usage is None else list(self.usage.notes))
+        return [*notes, *self.inventory.sources]
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return (*self.inventory.columns(self.by), *(() if self.usage is None else USED))
+        return (*self.inventory.columns(self.by), *(() if self.inventory.used is None else USED))
 
     def rows(self) -> list[Row]:
         """Return the rows by `by`. With --usage, a row is repeated for every device that the pod holds as this resource; a device of unknown resource belongs to its first row."""
         rows, pairs = count_rows(self.inventory, self.by), []
-        if self.usage is None:
+        if self.inventory.used is None:
             return rows
-        left = {"/".join(pod): dict(devices) for pod, devices in self.usage.by_pod.items()}
+        left = {"/".join(pod): dict(devices) for pod, devices in self.inventory.used.items()}
         for row in rows:
             known = left.get(row["pod"], {}) if row["node"] else {}
             devices = {
@@ -370,11 +353,9 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     if terminal.output == "name" and by not in NAMED:
         raise Trouble("-o name prints names of objects: add --by node, policy, namespace or pod")
     inventory = await read_inventory(session, getattr(typed, "namespace", ""), typed.nodes)
-    usage = None
     if typed.usage:
-        bound = {(pod.namespace, pod.name): pod.node for pod in inventory.subjects if pod.node}
-        usage = await read_usage(session, inventory.agents, bound, typed.service)
-    report = FreeReport(inventory, by, session.now(), usage)
+        await read_usage(session, inventory, typed.service)
+    report = FreeReport(inventory, by, session.now())
     terminal.answer(
         InventoryData,
         lambda: as_data(report),

@@ -25,7 +25,7 @@ from kubectl_gpusharing.setup.handmade import LABEL_POOL, pool_name
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.troubles import Trouble
 from kubectl_gpusharing.usage import queries
-from kubectl_gpusharing.usage.needs import History, Holding, Sample
+from kubectl_gpusharing.usage.needs import History, Holding
 from kubectl_gpusharing.usage.prometheus import Prometheus, Series, braced, side_by_side, state_label
 from kubectl_gpusharing.usage.queries import ACTIVE, HOUR, OWN, USED, labels_of_nodes
 from kubectl_gpusharing.usage.recommendation import Occupied
@@ -115,7 +115,7 @@ def add_gpus(fold: Fold, infos: Iterable[Series]) -> None:
 def _replicas(allocatable: Iterable[Series], used: Iterable[Series], fold: Fold) -> dict[str, int]:
     """Return, by node, how many times each GPU is advertised, where that is more than once."""
     known = {(gpu.node, uuid) for uuid, gpu in fold.gpus.items()}
-    known |= {(labels.node, labels.device.gpu) for labels in (read_dcgm(one, frozenset()) for one in used)}
+    known |= {(labels.node, labels.gpu) for labels in (read_dcgm(one, frozenset()) for one in used)}
     gpus = Counter(node for node, _ in known)
     replicas: dict[str, int] = {}
     for series in allocatable:
@@ -189,18 +189,18 @@ def find_pool(fold: Fold, where: str) -> ObservedPool:
     known = {uuid: gpu for uuid, gpu in fold.gpus.items() if bare_product(gpu.model) == bare_product(model)}
     histories, gone = [], []
     for workload, record in sorted(fold.records.items()):
-        if record.held.device.gpu not in known:
+        if record.held.gpu not in known:
             continue
         if record.last <= latest - RECENT and workload.kind != RECURS:
-            gone.append(f"{workload.namespace}/{workload.name}")
+            gone.append(workload.ref)
             continue
         # If a workload has grown, its new pods count. The extra pods of an update do not exist at the ends of two hours.
         counts = [count for count in record.pods if count] or [1]
         pods = max(sorted(counts)[ceil(AT_ONCE * len(counts)) - 1], min(counts[-2:]))
-        holds = _holding(fold, record, known[record.held.device.gpu], card)
+        holds = _holding(fold, record, known[record.held.gpu], card)
         memory, activity = (
             tuple(
-                Sample(datetime.fromtimestamp(fold.end - (fold.hours - 1 - hour) * 3600, UTC), value)
+                (datetime.fromtimestamp(fold.end - (fold.hours - 1 - hour) * 3600, UTC), value)
                 for hour, value in enumerate(values)
                 if not isnan(value)
             )

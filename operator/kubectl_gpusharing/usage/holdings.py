@@ -26,6 +26,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "pod": ("pod", "node", "resource", "requested", "waiting"),
 }  # fmt: skip
 """The columns of an answer, by what its rows are about. `state` says why a node accepts no pods; `taints` are its lasting taints."""
+USED = ("gpu", "profile", "memoryBytes", "deviceMemoryBytes", "smRatio")
+"""The columns about what a pod uses of a device. `profile` is empty for a whole GPU; `smRatio` is of the GPU's SM time, 0 to 1, and unknown on a MIG device."""
 Row = dict[str, Any]
 """One row of an answer, by column. A number is None if it is unknown."""
 
@@ -88,6 +90,14 @@ class Inventory:
     """Why the pods of all namespaces could not be read; empty if they were."""
     blind: bool = False
     """Whether no pods at all could be read."""
+    used: Mapping[tuple[str, str], Mapping[str, Row]] | None = None
+    """What pods use of their devices: the columns of USED by namespace and name of the pod, then by UUID of the device; `resource` too, if it is known as which the pod holds the device. None if that was not requested."""
+    sources: tuple[str, ...] = ()
+    """Sentences about where `used` was read."""
+    usage_unknown: tuple[str, ...] = ()
+    """Sentences about what is missing in `used`, and why."""
+    simulated: frozenset[str] = frozenset()
+    """Nodes whose GPUs are SIMULATED by the series of `used`; an empty string if Prometheus does not name one."""
 
     @property
     def subjects(self) -> list[GPUPod]:

@@ -3,7 +3,7 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from itertools import chain, pairwise
@@ -59,36 +59,26 @@ Used = Mapping[tuple[str, str, str], float]
 """Which part of the devices that a tenant held it used, by tenant (in a bill by policy, the policy), resource, and `memory` or `sm`; above 1 if pods used more than their part."""
 
 
-@dataclass(frozen=True, slots=True)
-class Teams:
-    """Who is billed for the pods of each namespace on one day."""
-
-    by: str
-    """`MeterQuery.by`."""
-    last: Mapping[str, str] = field(default_factory=dict)
-    """The value of the label that was last seen for each namespace, which may have been deleted since."""
-    rivals: Set[str] = frozenset()
-    """Namespaces that had several values at the same time."""
-
-    def tenant_of(self, pod: Pod) -> str:
-        """Return who is billed for the time of a pod, whose name is empty if it is unknown; empty if nobody is known, and in a bill by policy."""
-        namespace, name = pod
-        if self.by == POLICY:
-            return ""
-        if self.by == POD:
-            return f"{namespace}/{name or '(unknown)'}"
-        if self.by == NAMESPACE or namespace == OTHERS:
-            return namespace
-        return "" if namespace in self.rivals else self.last.get(namespace, "")
+def find_tenant(by: str, teams: Mapping[str, str], pod: Pod) -> str:
+    """Return who is billed for the time of a pod, whose name is empty if it is unknown; empty if nobody is known, and in a bill by policy. `teams` has the value of the namespace label `by`, by namespace."""
+    namespace, name = pod
+    if by == POLICY:
+        return ""
+    if by == POD:
+        return f"{namespace}/{name or '(unknown)'}"
+    return namespace if by == NAMESPACE or namespace == OTHERS else teams.get(namespace, "")
 
 
-def read_teams(answers: Mapping[str, Iterable[Series]], by: str) -> Teams:
-    """Return who is billed, from the answers `labels` and `rival labels`. The value of the label that was seen last wins and, of several, the last by name."""
+def read_teams(answers: Mapping[str, Iterable[Series]], by: str) -> tuple[dict[str, str], Set[str]]:
+    """Return the value of the label `by` for each namespace, which may have been deleted since, and the namespaces with several values at the same time, which count as without one.
+
+    The value that was seen last wins and, of several, the last by name.
+    """
     label = label_of(by)
     ordered = sorted(answers["labels"], key=lambda series: (series.value, series.labels.get(label, "")))
     last = {exported_label(series, NAMESPACE): series.labels.get(label, "") for series in ordered}
     rivals = frozenset(exported_label(series, NAMESPACE) for series in answers["rival labels"])
-    return Teams(by, last, rivals)
+    return {name: "" if name in rivals else value for name, value in last.items()}, rivals
 
 
 def describe_labels(days: int, rivals: Set[str], label: str, *, never: bool) -> Iterator[str]:
@@ -160,7 +150,7 @@ def _split(
 
 
 async def read_used(
-    prometheus: Prometheus, query: MeterQuery, nodes: Mapping[str, str], teams: Teams
+    prometheus: Prometheus, query: MeterQuery, nodes: Mapping[str, str], tenant_of: Callable[[Pod], str]
 ) -> Used:
     """Return which part of what it held each tenant used: the average over some moments of the window. `nodes` has the policy of each."""
     looks = min(MOST_LOOKS, max(FEWEST, NODES_AT_ONCE // max(1, len(nodes))))
@@ -172,7 +162,7 @@ async def read_used(
         answers = await side_by_side(*(prometheus.instant(promql, at) for at in batch))
         for series in chain.from_iterable(answers):
             pod = pod_of(series.labels) or (exported_label(series, NAMESPACE), "")
-            tenant = teams.tenant_of(pod) or nodes.get(series.node, "")
+            tenant = tenant_of(pod) or nodes.get(series.node, "")
             sums[tenant, series.labels.get("resource", ""), series.labels.get("what", "")] += series.value
     return {
         (tenant, resource, what): amount / held
@@ -218,7 +208,8 @@ async def read_bill(prometheus: Prometheus, query: MeterQuery, progress: Callabl
     cells, simulated = Counter[Cell](), set[str]()
     unpriced = defaultdict[tuple[str, str], float](float)  # seconds by policy, and by the reason
     parts, gpus = defaultdict[NodePool, float](float), defaultdict[NodePool, float](float)
-    labelled, unlabelled, teams, rivals = False, 0, Teams(query.by), set[str]()
+    labelled, unlabelled, rivals = False, 0, set[str]()
+    tenant_of = partial(find_tenant, query.by, {})
     sightings: list[Sightings] = []
     faults: dict[str, None] = {}
     async for day, seen in _read_all(prometheus, query, progress):
@@ -229,20 +220,21 @@ async def read_bill(prometheus: Prometheus, query: MeterQuery, progress: Callabl
                     value = f"the value {series.value:g} s of a meter counter on {series.node or 'a node'}"
                     faults[f"{value} is ignored: {why}"] = None
             day[name] = [series for series in day[name] if abs(series.value) <= MOST]
-        prices, teams = read_prices(day, query.currency), read_teams(day, query.by)
+        prices, (teams, several) = read_prices(day, query.currency), read_teams(day, query.by)
+        tenant_of = partial(find_tenant, query.by, teams)
         for series in chain.from_iterable(day[part] for part in Part):
             parts[_node(series)] += series.value
         for series in day["gpus"]:
             gpus[_node(series)] += series.value
         day.update(divide(day))
-        _count(cells, day, prices, unpriced, teams)
+        _count(cells, day, prices, unpriced, tenant_of)
         holders = {exported_label(series, NAMESPACE) for series in day[Part.HELD] if series.value > 0}
-        rivals |= teams.rivals & holders
+        rivals |= several & holders
         faults |= dict.fromkeys(prices.faults)
         simulated |= nodes_of(day["simulated"]) & seen.nodes
         sightings.append(seen)
-        unlabelled += bool(queries.label_of(query.by) and holders and not teams.last)
-        labelled |= bool(teams.last)
+        unlabelled += bool(queries.label_of(query.by) and holders and not teams)
+        labelled |= bool(teams)
     missing += [
         *faults,
         *describe_labels(unlabelled, rivals, query.by, never=not labelled),
@@ -259,7 +251,7 @@ async def read_bill(prometheus: Prometheus, query: MeterQuery, progress: Callabl
     remarks = [*filter(None, (prometheus.place.remark,)), *remarks]
     used: Used = {}
     try:
-        used = await read_used(prometheus, query, dict(gpus.keys()), teams)
+        used = await read_used(prometheus, query, dict(gpus.keys()), tenant_of)
     except Trouble as trouble:
         remarks.append(f"how much was used of what was held is unknown: {trouble}")
     missing += [f"Prometheus warns: {warning}" for warning in sorted(prometheus.warnings)]
@@ -388,7 +380,7 @@ def _count(
     day: Answers,
     prices: Prices,
     unpriced: defaultdict[tuple[str, str], float],
-    teams: Teams,
+    tenant_of: Callable[[Pod], str],
 ) -> None:
     slices = defaultdict[tuple[str, str], float](float)
     for series in day["shared"]:
@@ -404,8 +396,8 @@ def _count(
                 price = None
             tenant, basis = "", Basis.NONE
             if part is Part.HELD:
-                tenant = teams.tenant_of((exported_label(series, NAMESPACE), series.labels.get("pod", "")))
-                if how := series.labels.get("basis"):  # of `tenants.divide`
+                tenant = tenant_of((exported_label(series, NAMESPACE), series.labels.get("pod", "")))
+                if how := series.labels.get("basis"):  # of `divide`
                     basis = Basis(how)
                 elif (most := slices.get((node, resource))) is not None:
                     basis = Basis.RESERVED if most > 1 else Basis.MEASURED

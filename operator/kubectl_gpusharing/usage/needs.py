@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from fractions import Fraction
-from math import ceil, fsum, inf, isfinite, log
-from typing import NamedTuple
+from math import ceil, fsum, isfinite, log
 
 from gpusharing.api.names import ANNOTATION_GPU_MEMORY
 from gpusharing.kube.raw import count
@@ -15,13 +14,8 @@ from gpusharing.planning.vocabulary.values import value
 
 GROWTH = 1.05
 HALF_LIFE = timedelta(hours=24)
-_NEGLIGIBLE = 2.0**-60
-"""A bucket whose weight is below this fraction of the heaviest one's is dropped, because it changes no percentile."""
-
-
-class Sample(NamedTuple):
-    at: datetime
-    value: float
+Sample = tuple[datetime, float]
+"""A measured value, preceded by its time."""
 
 
 @value
@@ -50,48 +44,34 @@ ACTIVITY = Scale("activity", 0.001, 1.0)
 """The scale of activity, as a part of a whole card: from a thousandth to 1, with 143 buckets."""
 
 
-@value
-class Histogram:
-    """The distribution of samples, in which newer samples weigh more."""
+def percentile(scale: Scale, samples: Sequence[Sample], part: float) -> float:
+    """Return the smallest bucket bound up to which the samples have the fraction `part` of the weight, at most the highest sample; 0 without samples. The newest sample weighs 1, and one a half-life earlier 0.5.
 
-    scale: Scale
-    weights: tuple[tuple[int, float], ...] = ()
-    """The index and weight of each bucket, ascending. The newest sample weighs 1, and one a half-life earlier 0.5."""
-    samples: int = 0
-    lowest: float = inf
-    """However old; infinite without samples."""
-    highest: float = 0.0
-    """However old; 0 without samples."""
-
-    def percentile(self, part: float) -> float:
-        """Return the smallest bucket bound up to which the samples have the fraction `part` of the weight, at most the highest sample; 0 without samples. Raises ValueError if `part` is not between 0 and 1."""
-        if not 0 <= part <= 1:
-            raise ValueError(f"a percentile is a number from 0 to 1, for example 0.99, not {part}")
-        wanted = part * fsum(weight for _, weight in self.weights)
-        reached = 0.0
-        for bucket, weight in self.weights:
-            reached += weight
-            if reached >= wanted * (1 - 1e-12):
-                return min(self.scale.bound(bucket), self.highest)
-        return self.highest
-
-
-def build(scale: Scale, samples: Sequence[Sample]) -> Histogram:
-    """Return the histogram of samples, which may be in any order. Raises ValueError if a value is negative, infinite or NaN."""
+    Raises ValueError if `part` is not between 0 and 1, or if a value is negative, infinite or NaN.
+    """
+    if not 0 <= part <= 1:
+        raise ValueError(f"a percentile is a number from 0 to 1, for example 0.99, not {part}")
+    for at, size in samples:
+        if not isfinite(size) or size < 0:
+            time = f"{at:%Y-%m-%d %H:%M}"
+            raise ValueError(f"{scale.name}: {size} at {time} is not a finite number of at least 0")
     if not samples:
-        return Histogram(scale)
-    wrong = next((sample for sample in samples if not isfinite(sample.value) or sample.value < 0), None)
-    if wrong is not None:
-        time = f"{wrong.at:%Y-%m-%d %H:%M}"
-        raise ValueError(f"{scale.name}: {wrong.value} at {time} is not a finite number of at least 0")
-    last, values = max(sample.at for sample in samples), [sample.value for sample in samples]
+        return 0.0
+    last, highest = max(at for at, _ in samples), _highest(samples)
     weights = defaultdict[int, list[float]](list)
-    for sample in samples:
-        weights[scale.bucket(sample.value)].append(float(0.5 ** ((last - sample.at) / HALF_LIFE)))
-    sums = {bucket: fsum(parts) for bucket, parts in weights.items()}
-    least = max(sums.values()) * _NEGLIGIBLE
-    kept = tuple(sorted((bucket, weight) for bucket, weight in sums.items() if weight >= least))
-    return Histogram(scale, kept, len(values), min(values), max(values))
+    for at, size in samples:
+        weights[scale.bucket(size)].append(float(0.5 ** ((last - at) / HALF_LIFE)))
+    sums = [(bucket, fsum(parts)) for bucket, parts in sorted(weights.items())]
+    wanted, reached = part * fsum(weight for _, weight in sums), 0.0
+    for bucket, weight in sums:
+        reached += weight
+        if reached >= wanted * (1 - 1e-12):
+            return min(scale.bound(bucket), highest)
+    return highest
+
+
+def _highest(samples: Sequence[Sample]) -> float:
+    return max((value for _, value in samples), default=0.0)
 
 
 GIB = 2**30
@@ -159,6 +139,10 @@ class Workload:
     """In lower case, such as deployment, statefulset, job or pod."""
     name: str
     """If only pods are known, their name without the generated suffix."""
+
+    @property
+    def ref(self) -> str:
+        return f"{self.namespace}/{self.name}"
 
 
 @value
@@ -234,48 +218,48 @@ def declared_memory(pod: str, size: str) -> tuple[int, str]:
 
 def find_need(history: History, card: Card, goal: Goal) -> Need:
     """Return what each pod of the workload needs on `card`. Raises ValueError if a sample is negative, infinite or NaN, or activity is above 1."""
-    memory = build(MEMORY, history.memory)
+    peak, highest = percentile(MEMORY, history.memory, MEMORY_PART), _highest(history.memory)
+    samples = len(history.memory)
     (headroom, part), compute = LEVELS[goal], None
     if history.activity is not None and len(history.activity) >= MIN_POINTS:
-        activity = build(ACTIVITY, history.activity)
-        if activity.highest > 1:
+        compute = percentile(ACTIVITY, history.activity, part)
+        if (most := _highest(history.activity)) > 1:
             raise ValueError(
-                f"activity: {activity.highest} is not a fraction of a card; pass a number from 0 to 1, for example 0.35"
+                f"activity: {most} is not a fraction of a card; pass a number from 0 to 1, for example 0.35"
             )
-        compute = activity.percentile(part)
-    times = [sample.at for sample in history.memory]
+    times = [at for at, _ in history.memory]
     # From the beginning of the first hour to the end of the last.
     span = max(times) - min(times) + _HOUR if times else timedelta(0)
-    coverage = min(1.0, memory.samples * _HOUR / span) if span else 0.0
-    peak = memory.percentile(MEMORY_PART)
-    doubts = _doubts(history, memory, compute, card, span, coverage)
+    coverage = min(1.0, samples * _HOUR / span) if span else 0.0
+    doubts = _doubts(history, compute, card, span, coverage)
     # The days that the samples span, or one for every 24 samples if that is fewer days.
-    days = min(span / timedelta(days=1), memory.samples / 24)
-    measured = ceil(max(headroom * peak, RARE * memory.highest))
+    days = min(span / timedelta(days=1), samples / 24)
+    measured = ceil(max(headroom * peak, RARE * highest))
     needed, reason = _memory(history, measured, span, days, doubts)
     enough = Confidence.LOW if days < 3 else Confidence.MEDIUM if days < 7 else Confidence.HIGH
     confidence = Confidence.NONE if needed is None else enough
     idle, full = None, None
     if history.activity:
-        values = [sample.value for sample in history.activity]
+        values = [value for _, value in history.activity]
         idle = sum(value < IDLE for value in values) / len(values)
         full = sum(value >= _ceiling(history) for value in values) / len(values)
     return Need(
-        history, needed, compute, peak, memory.highest, span, coverage, idle, full, confidence, doubts, reason
+        history, needed, compute, peak, highest, span, coverage, idle, full, confidence, doubts, reason
     )
 
 
 def _doubts(
-    history: History, memory: Histogram, compute: float | None, card: Card, span: timedelta, coverage: float
+    history: History, compute: float | None, card: Card, span: timedelta, coverage: float
 ) -> tuple[Doubt, ...]:
     alone, whole = history.holds.share == 1 and history.holds.compute == 1, memory_of(card) * GIB
     preallocated = False
-    if compute is not None and memory.samples and whole:
-        flat = memory.lowest >= FLAT * memory.highest
-        filled = memory.highest >= FILLED * whole * float(history.holds.share or 1)
-        preallocated = flat and filled and compute < LOW_ACTIVITY * memory.highest / whole
+    if compute is not None and history.memory and whole:
+        highest = _highest(history.memory)
+        flat = min(value for _, value in history.memory) >= FLAT * highest
+        filled = highest >= FILLED * whole * float(history.holds.share or 1)
+        preallocated = flat and filled and compute < LOW_ACTIVITY * highest / whole
     holds = {
-        Doubt.TOO_LITTLE: memory.samples < MIN_POINTS or span < MIN_SPAN,
+        Doubt.TOO_LITTLE: len(history.memory) < MIN_POINTS or span < MIN_SPAN,
         Doubt.PREALLOCATED: preallocated,
         Doubt.HELD_BACK: compute is not None and not alone and compute >= _ceiling(history),
         Doubt.NO_ACTIVITY: compute is None,

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from enum import StrEnum
 from functools import cache, lru_cache
 from itertools import product
 from math import inf
@@ -137,15 +138,39 @@ def _minus(whole: Counts, part: Counts) -> Counts:
     return tuple(each - other for each, other in zip(whole, part, strict=True))
 
 
+class Outcome(StrEnum):
+    """Why a workload gets a profile of this size and no smaller one, or why it has no place in the layout."""
+
+    MEMORY = "a smaller instance has too little memory"
+    COMPUTE = "a smaller instance has too little compute"
+    SMALLEST = "the smallest instance is enough"
+    LAYOUT = "larger than needed"
+    """The layout has no smaller instance for it, or deliberately gives it more room."""
+    WHOLE = "needs whole GPUs"
+    UNKNOWN = "need unknown"
+    SEVERAL = "more GPUs than a node has"
+    APART = "needs a pool of whole GPUs"
+    """A pod needs all GPUs of a node, or whole GPUs where nodes differ: a policy cannot leave these whole and divide others."""
+    DEVICES = "uses several instances or shares"
+    """One pod uses several instances or shares, which must be on one node."""
+
+    @property
+    def placed(self) -> bool:
+        return self not in (Outcome.UNKNOWN, Outcome.SEVERAL, Outcome.APART, Outcome.DEVICES)
+
+
 @value
-class Seat:
-    """The least that each pod of a workload must get: a profile, or a number of whole GPUs."""
+class Placement:
+    """A workload, and what each of its pods should request or why the layout does not serve it."""
 
     need: Need
-    index: int
-    """Of the smallest profile that holds the need, in the packer's order; -1 for whole GPUs."""
-    gpus: int
-    """Whole GPUs; 0 if the pods get a profile."""
+    why: Outcome
+    profile: str = ""
+    """Empty for whole GPUs, without a place, and before a template is chosen."""
+    gpus: int = 0
+    """Whole GPUs of each pod, needed or given; 0 with a profile, and if unknown."""
+    index: int = -1
+    """Of the smallest profile that holds the need, in the packer's order; -1 if none does."""
 
     @property
     def pods(self) -> int:
@@ -172,12 +197,14 @@ class TemplateChoice:
     def gpus(self) -> int:
         return self.nodes * self.divided + self.whole
 
-    def index(self, seat: Seat) -> int:
+    def index(self, seat: Placement) -> int:
         """Return the index of the size that a workload gets. Raises KeyError for a seat of whole GPUs."""
         return dict(self.assignment)[seat.index]
 
 
-def choose(packer: Packer, seats: Sequence[Seat], per_node: int, nodes: int, goal: Goal) -> TemplateChoice:
+def choose(
+    packer: Packer, seats: Sequence[Placement], per_node: int, nodes: int, goal: Goal
+) -> TemplateChoice:
     """Return the best template for `nodes` nodes with `per_node` GPUs each, with as few additional nodes as possible. Raises ValueError if a node has no room for instances beside the whole GPUs of one pod."""
     sizes, pods = packer.sizes, Counter[int]()
     for seat in seats:

@@ -43,10 +43,8 @@ class Prices:
     """The GPU products of each node."""
     rivals: frozenset[Subject] = frozenset()
     """Subjects that had several prices at once. The mean of these is not a real price."""
-    faults: tuple[str, ...] = ()
-    """About the impossible prices that were left out."""
-    odd: frozenset[Subject] = frozenset()
-    """The subjects of these prices."""
+    faults: Mapping[str, Subject] = field(default_factory=dict)
+    """The subject of each sentence about an impossible price that was left out."""
 
     def find(self, node: str, policy: str) -> Price | str:
         """Return the price of a GPU of this node under this policy, or a clause that says why there is none. The first source that has a price decides, even if its price is ambiguous."""
@@ -56,7 +54,8 @@ class Prices:
             return self._only(("policy", policy), "policy")
         cards = [("product", card) for card in sorted(self.cards.get(node, ()))]
         if not cards or any(card not in self.amounts for card in cards):
-            invalid = not self.odd.isdisjoint([("node", node), ("policy", policy), *cards])
+            subjects = {("node", node), ("policy", policy), *cards}
+            invalid = not subjects.isdisjoint(self.faults.values())
             return "the price in Prometheus is invalid and is left out" if invalid else "Prometheus has none"
         prices = [self._only(card, "chart") for card in cards]
         if any(price != prices[0] for price in prices):
@@ -109,7 +108,7 @@ def read_prices(answers: Mapping[str, Iterable[Series]], currency: str) -> Price
     for series in answers["cards"]:
         if product := series.labels.get("product"):  # a GPU that cannot be read has none
             cards[series.node].add(_dashed(product))
-    return Prices(amounts, cards, rivals, tuple(faults), frozenset(faults.values()))
+    return Prices(amounts, cards, rivals, faults)
 
 
 def _dashed(product: str) -> str:

@@ -115,7 +115,7 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session
             hours, least = best.span.total_seconds() / 3600, MIN_SPAN.total_seconds() / 3600
             raise Trouble(
                 f"too little history to recommend anything: {MIN_POINTS} hourly peaks over {round(least)} h are needed; of"
-                f" {counted(len(needs), 'workload')}, {best.workload.namespace}/{best.workload.name} has the most, with"
+                f" {counted(len(needs), 'workload')}, {best.workload.ref} has the most, with"
                 f" {best.samples} over {round(hours)} h. Try again later, or use a longer --window"
             )
         pool = ModelPool(scope.name, observed.card, observed.nodes, observed.used)

@@ -1,12 +1,11 @@
-"""Which mode fits a pool, from what its workloads need."""
+"""Which layout fits a pool, from what its workloads need, and whether sharing whole GPUs would take fewer."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from enum import StrEnum
 from functools import lru_cache
 from itertools import accumulate, chain, repeat
-from math import ceil
+from math import ceil, inf
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -15,7 +14,15 @@ from gpusharing.planning.gpus.cards import TURNS, Card, client_memory, memory_of
 from gpusharing.planning.gpus.geometry import Layout, normalize
 from gpusharing.planning.vocabulary.values import value
 from kubectl_gpusharing.usage.needs import GIB, Goal, Need, Workload
-from kubectl_gpusharing.usage.packing import ROUNDING, Packer, Seat, Size, TemplateChoice, choose
+from kubectl_gpusharing.usage.packing import (
+    ROUNDING,
+    Outcome,
+    Packer,
+    Placement,
+    Size,
+    TemplateChoice,
+    choose,
+)
 
 
 @value
@@ -37,40 +44,6 @@ Occupied: TypeAlias = Mapping[str, Mapping[Workload, int]]
 """The GPUs that several pods share now, by their names in messages: how many pods of which workload each has."""
 
 
-class Bound(StrEnum):
-    """Why a workload gets a profile of this size and no smaller one."""
-
-    MEMORY = "a smaller instance has too little memory"
-    COMPUTE = "a smaller instance has too little compute"
-    SMALLEST = "the smallest instance is enough"
-    LAYOUT = "larger than needed"
-    """The layout has no smaller instance for it, or deliberately gives it more room."""
-    WHOLE = "needs whole GPUs"
-
-
-class Misplaced(StrEnum):
-    """Why a workload has no place in the layout."""
-
-    UNKNOWN = "need unknown"
-    SEVERAL = "more GPUs than a node has"
-    APART = "needs a pool of whole GPUs"
-    """A pod needs all GPUs of a node, or whole GPUs where nodes differ: a policy cannot leave these whole and divide others."""
-    DEVICES = "uses several instances or shares"
-    """One pod uses several instances or shares, which must be on one node."""
-
-
-@value
-class Placement:
-    """A workload, and what each of its pods should request or why the layout does not serve it."""
-
-    need: Need
-    why: Bound | Misplaced
-    profile: str = ""
-    """Empty for whole GPUs and without a place."""
-    gpus: int = 0
-    """Whole GPUs of each pod, needed or given; 0 with a profile, and if unknown."""
-
-
 @value
 class Portion:
     """The GPUs of a node that have the same layout."""
@@ -81,25 +54,6 @@ class Portion:
     """On each node, as NVML counts them."""
     gpus: int
     """On all nodes that are needed."""
-
-
-@value
-class CoLocation:
-    """The shared GPU whose pods would use the most memory if all reached their highest peak at once."""
-
-    gpu: str
-    parts: tuple[tuple[Workload, int, float], ...]
-    """Each workload with the number of its pods and the bytes of each, the largest sum first."""
-    memory: float
-    """Of the card, in bytes."""
-
-    @property
-    def bytes(self) -> float:
-        return sum(count * each for _, count, each in self.parts)
-
-    @property
-    def fits(self) -> bool:
-        return self.bytes <= self.memory
 
 
 @value
@@ -117,12 +71,16 @@ class Recommendation:
     """The compute slices and the memory units that no instance covers, on all GPUs that are needed. A memory unit is an eighth of the card's memory on most cards."""
     idle: Layout
     """The instances on these nodes that no workload needs, as room to grow."""
-    worst: CoLocation | None
-    """None if no GPU is shared."""
+    worst: tuple[tuple[int, float], ...]
+    """The shared GPU whose pods would use the most memory if all reached their highest peak at once: the pods of each workload and the bytes of each pod, the largest sum first. Empty if no GPU is shared."""
 
     @property
     def pods(self) -> int:
-        return sum(workload.need.history.pods for workload in self.placed)
+        return sum(place.pods for place in self.placed)
+
+    @property
+    def worst_bytes(self) -> float:
+        return sum(count * each for count, each in self.worst)
 
     @property
     def saved(self) -> int:
@@ -130,7 +88,7 @@ class Recommendation:
         kept = 0
         for place in self.unplaced:
             holds = place.need.history.holds
-            kept += place.need.history.pods * (place.gpus or ceil(holds.devices * (holds.share or 1)))
+            kept += place.pods * (place.gpus or ceil(holds.devices * (holds.share or 1)))
         return self.pool.used - self.gpus - kept
 
     @property
@@ -173,7 +131,14 @@ def recommend(
     packer = _packer(pool.card)
     alike = len(set(pool.nodes)) == 1
     per_node, count = (pool.nodes[0], len(pool.nodes)) if alike else (1, pool.gpus)
-    seats, apart, unplaced = _seats(pool, needs, packer.sizes, per_node)
+    places = [
+        _least(need, packer.sizes, max(pool.nodes)) for need in sorted(needs, key=lambda each: each.workload)
+    ]
+    unplaced = [place for place in places if not place.why.placed]
+    seats = [place for place in places if place.why.placed]
+    # A pod that needs all GPUs of a node leaves none to divide, and all nodes have the same template.
+    bar = inf if all(seat.gpus for seat in seats) else per_node
+    apart, seats = [seat for seat in seats if seat.gpus >= bar], [seat for seat in seats if seat.gpus < bar]
     chosen = choose(packer, seats, per_node, count, goal)
     # If no GPU is divided, each pod gets whole GPUs, one instead of an instance, and nothing is in the way of `apart`.
     undivided = [replace(seat, gpus=seat.gpus or 1) for seat in [*seats, *apart]]
@@ -182,7 +147,7 @@ def recommend(
     if whole and sum(seat.gpus * seat.pods for seat in undivided) <= most:
         seats, apart = sorted(undivided, key=lambda seat: seat.need.workload), []
         chosen = choose(packer, seats, per_node, count, goal)
-    unplaced += [Placement(seat.need, Misplaced.APART, gpus=seat.gpus) for seat in apart]
+    unplaced += [replace(seat, why=Outcome.APART) for seat in apart]
     names = {profile.name for profile, count in zip(packer.profiles, chosen.wanted, strict=True) if count}
     divided = sorted((packer.fill_up(layout, names) for layout in chosen.layouts), key=packer.rank)
     template: tuple[Layout | None, ...] = (*divided, *[None] * (per_node - len(divided)))
@@ -193,7 +158,7 @@ def recommend(
         idle.update({name: count * chosen.nodes for name, count in layout})
     for place in placed:
         if place.profile:
-            idle[place.profile] -= place.need.history.pods
+            idle[place.profile] -= place.pods
     # The largest nodes are used first; nodes that are missing are assumed to be as large as the largest.
     sizes = accumulate(chain(sorted(pool.nodes, reverse=True), repeat(max(pool.nodes))), initial=0)
     return Recommendation(
@@ -209,7 +174,7 @@ def recommend(
             sum(units for units, _ in lost) * chosen.nodes,
         ),
         idle=normalize(idle),
-        worst=_worst(pool.card, needs, occupied),
+        worst=_worst(needs, occupied),
     )
 
 
@@ -217,69 +182,47 @@ _packer = lru_cache(maxsize=4)(Packer)
 """Packers are cached because they cache their results."""
 
 
-def _seats(
-    pool: ModelPool, needs: Sequence[Need], sizes: Sequence[Size], per_node: int
-) -> tuple[list[Seat], list[Seat], list[Placement]]:
-    seats: list[Seat] = []
-    unplaced: list[Placement] = []
-    for need in sorted(needs, key=lambda each: each.workload):
-        seat = _seat(need, sizes)
-        if isinstance(seat, Misplaced):
-            unplaced.append(Placement(need, seat))
-        elif seat.gpus > max(pool.nodes):
-            unplaced.append(Placement(need, Misplaced.SEVERAL, gpus=seat.gpus))
-        else:
-            seats.append(seat)
-    if all(seat.gpus for seat in seats):
-        return seats, [], unplaced
-    # A pod that needs all GPUs of a node leaves none to divide, and all nodes have the same template.
-    apart = [seat for seat in seats if seat.gpus >= per_node]
-    return [seat for seat in seats if seat.gpus < per_node], apart, unplaced
-
-
-def _seat(need: Need, sizes: Sequence[Size]) -> Seat | Misplaced:
+def _least(need: Need, sizes: Sequence[Size], per_node: int) -> Placement:
+    """Return the least that each pod must get, on nodes of at most `per_node` GPUs, or why the workload has no place."""
     holds = need.history.holds
     if holds.devices > 1:
         # Several whole GPUs are one program that spreads over them; instances and shares cannot be joined.
-        return Seat(need, -1, holds.devices) if holds.share == 1 else Misplaced.DEVICES
-    if need.memory is None:
-        return Misplaced.UNKNOWN
-    wanted = Size(need.memory, need.compute or 0.0)
-    for index, size in enumerate(sizes[:-1]):
-        if size.holds(wanted):
-            return Seat(need, index, 0)
-    # The measured use did fit on one GPU, so anything beyond that is only headroom.
-    declared = need.history.declared is not None
-    return Seat(need, -1, max(1, ceil(need.memory / sizes[-1].memory)) if declared else 1)
-
-
-def _granted(packer: Packer, seat: Seat, chosen: TemplateChoice) -> Placement:
-    if seat.gpus:
-        return Placement(seat.need, Bound.WHOLE if seat.index < 0 else Bound.LAYOUT, gpus=seat.gpus)
-    index = chosen.index(seat)
-    if index == len(packer.profiles):
-        return Placement(seat.need, Bound.LAYOUT, gpus=1)
-    if index != seat.index:
-        bound = Bound.LAYOUT
-    elif not index:
-        bound = Bound.SMALLEST
+        if holds.share != 1:
+            return Placement(need, Outcome.DEVICES)
+        gpus = holds.devices
+    elif need.memory is None:
+        return Placement(need, Outcome.UNKNOWN)
     else:
-        enough = any(size.memory >= (seat.need.memory or 0) for size in packer.sizes[:index])
-        bound = Bound.COMPUTE if enough else Bound.MEMORY
-    return Placement(seat.need, bound, packer.profiles[index].name)
+        wanted = Size(need.memory, need.compute or 0.0)
+        for index, size in enumerate(sizes[:-1]):
+            if size.holds(wanted):
+                enough = any(smaller.memory >= need.memory for smaller in sizes[:index])
+                larger = Outcome.COMPUTE if enough else Outcome.MEMORY
+                return Placement(need, larger if index else Outcome.SMALLEST, index=index)
+        # The measured use did fit on one GPU, so anything beyond that is only headroom.
+        declared = need.history.declared is not None
+        gpus = max(1, ceil(need.memory / sizes[-1].memory)) if declared else 1
+    return Placement(need, Outcome.SEVERAL if gpus > per_node else Outcome.WHOLE, gpus=gpus)
 
 
-def _worst(card: Card, needs: Sequence[Need], occupied: Occupied) -> CoLocation | None:
+def _granted(packer: Packer, seat: Placement, chosen: TemplateChoice) -> Placement:
+    if seat.index < 0:
+        return seat
+    index = len(packer.profiles) if seat.gpus else chosen.index(seat)
+    if index == len(packer.profiles):
+        return replace(seat, why=Outcome.LAYOUT, gpus=1)
+    why = seat.why if index == seat.index else Outcome.LAYOUT
+    return replace(seat, why=why, profile=packer.profiles[index].name)
+
+
+def _worst(needs: Sequence[Need], occupied: Occupied) -> tuple[tuple[int, float], ...]:
     highest = {need.workload: need.highest for need in needs}
     candidates = []
-    for gpu, pods in occupied.items():
-        parts = [
-            (workload, count, highest[workload]) for workload, count in pods.items() if workload in highest
-        ]
-        if sum(count for _, count, _ in parts) > 1:
-            ordered = tuple(sorted(parts, key=lambda part: (-part[1] * part[2], part[0])))
-            candidates.append(CoLocation(gpu, ordered, memory_of(card) * GIB))
-    return min(candidates, key=lambda each: (-each.bytes, each.gpu), default=None)
+    for _, pods in sorted(occupied.items()):
+        parts = sorted((-pods[one] * highest[one], one) for one in pods.keys() & highest)
+        if sum(pods[one] for _, one in parts) > 1:
+            candidates.append(tuple((pods[one], highest[one]) for _, one in parts))
+    return max(candidates, key=lambda parts: sum(count * each for count, each in parts), default=())
 
 
 @value
@@ -306,13 +249,11 @@ def find_shared(recommendation: Recommendation) -> Shared | None:
         return None
     card, placed = recommendation.pool.card, recommendation.placed
     sharing = [place for place in placed if place.profile or (not card.profiles and place.gpus == 1)]
-    needs = list(chain.from_iterable([place.need] * place.need.history.pods for place in sharing))
+    needs = list(chain.from_iterable([place.need] * place.pods for place in sharing))
     memory = sorted((float(need.memory or 0) for need in needs), reverse=True)
     known = sorted((need.compute for need in needs if need.compute is not None), reverse=True)
     compute = known if len(known) == len(needs) else None
-    instead = recommendation.gpus - sum(
-        place.gpus * place.need.history.pods for place in placed if place not in sharing
-    )
+    instead = recommendation.gpus - sum(place.gpus * place.pods for place in placed if place not in sharing)
     pods, whole, ways = len(needs), memory_of(card) * GIB, list[Shared]()
     if memory and memory[0]:
         most = min(card.mps_max_clients, int(whole // memory[0]))

@@ -1,4 +1,4 @@
-"""What a recommendation says in the terminal."""
+"""What a recommendation says: in the terminal, as data, and in the file of its policy."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from gpusharing.api.names import ANNOTATION_GPU_MEMORY, RESOURCE_MIG_PREFIX, Mode
+from gpusharing.planning.gpus.cards import memory_of
 from gpusharing.planning.gpus.geometry import describe as layout_text
 from gpusharing.planning.vocabulary.lengths import counted, some
 from kubectl_gpusharing.changing import plan
@@ -40,15 +41,8 @@ from kubectl_gpusharing.usage.needs import (
     Sample,
     Workload,
 )
-from kubectl_gpusharing.usage.recommendation import (
-    Bound,
-    Misplaced,
-    Placement,
-    Portion,
-    Recommendation,
-    Shared,
-    find_shared,
-)
+from kubectl_gpusharing.usage.packing import Outcome, Placement
+from kubectl_gpusharing.usage.recommendation import Portion, Recommendation, Shared, find_shared
 from kubectl_gpusharing.usage.windows import duration, moment
 
 UNKNOWN = "?"
@@ -100,13 +94,13 @@ class RecommendReport:
 def _steps(answer: RecommendReport) -> Iterator[str]:
     """Yield the steps that are left to a person, as sentences without a period."""
     if answer.policy is not None and answer.recommendation is not None and answer.recommendation.unplaced:
-        names = some([_name(each.need.workload) for each in answer.recommendation.unplaced])
+        names = some([each.need.workload.ref for each in answer.recommendation.unplaced])
         yield (
             f"This layout has no room for {names}: provide GPUs for them elsewhere before you apply it to their nodes,"
             " or their pods may stay Pending"
         )
     silent = [
-        _name(need.workload)
+        need.workload.ref
         for need in (place.need for place in answer.places.values())
         if Doubt.PREALLOCATED in need.doubts and need.history.declared is None
     ]
@@ -119,10 +113,6 @@ def _steps(answer: RecommendReport) -> Iterator[str]:
     if answer.policy is not None and answer.scope.unlabelled:
         labels = ",".join(f"{key}={value}" for key, value in answer.scope.selector["matchLabels"].items())
         yield f"The policy selects nodes by a label that they do not have yet: kubectl label node NODE {labels}"
-
-
-def _name(workload: Workload) -> str:
-    return f"{workload.namespace}/{workload.name}"
 
 
 def describe(answer: RecommendReport, paper: Paper, *, verbose: bool, written: str) -> list[Line]:
@@ -197,7 +187,7 @@ def now_of(history: History) -> str:
     elif holds.share == 1:
         return "full GPU" if holds.devices == 1 else f"{holds.devices} GPUs"
     else:
-        device = f"{Fraction(holds.share)} GPU"
+        device = f"{holds.share} GPU"
     return device if holds.devices == 1 else f"{holds.devices}x {device}"
 
 
@@ -208,9 +198,9 @@ def why_of(place: Placement | None) -> str:
     need = place.need
     if Doubt.PREALLOCATED in need.doubts and need.history.declared is None:
         return need.reason
-    if place.why is Misplaced.UNKNOWN:
+    if place.why is Outcome.UNKNOWN:
         return need.reason if need.samples else "what it uses is unknown"
-    if isinstance(place.why, Misplaced):
+    if not place.why.placed:
         return str(place.why)
     reasons = [str(place.why)]
     reasons += [str(doubt) for doubt in need.doubts if doubt is not Doubt.PREALLOCATED]
@@ -256,13 +246,13 @@ def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
 
 def sparkline(samples: Sequence[Sample], top: float, paper: Paper) -> str:
     """Return a row of characters whose heights show the highest sample of each equal stretch, relative to `top`. A stretch without samples is a space."""
-    first, last = samples[0].at, samples[-1].at
+    first, last = samples[0][0], samples[-1][0]
     cells = min(WIDTH, paper.room - len("  activity  "), round((last - first).total_seconds() / 3600) + 1)
     highest: list[float | None] = [None] * cells
     whole = (last - first).total_seconds() or 1.0
-    for sample in samples:
-        at = min(cells - 1, int((sample.at - first).total_seconds() / whole * cells))
-        highest[at] = max(sample.value, highest[at] or 0.0)
+    for at, value in samples:
+        cell = min(cells - 1, int((at - first).total_seconds() / whole * cells))
+        highest[cell] = max(value, highest[cell] or 0.0)
     marks = SPARKS if paper.glyphs else ASCII
     # Each value is divided by top, because a factor of 1 / top would be infinite for a very small top.
     parts = [None if part is None else min(1.0, part / top) if top > 0 else 0.0 for part in highest]
@@ -325,12 +315,13 @@ def packing_of(recommendation: Recommendation) -> str:
     lost = zip(recommendation.stranded, ("compute slice", "memory unit"), strict=True)
     if unused := " and ".join(counted(count, what) for count, what in lost if count):
         clauses.append(f"unused: {unused}")
-    if (worst := recommendation.worst) is not None:
-        parts = " + ".join(f"{count} x {each / GIB:.1f}" for _, count, each in worst.parts)
-        only = "" if worst.fits else "only "
+    if recommendation.worst:
+        parts = " + ".join(f"{count} x {each / GIB:.1f}" for count, each in recommendation.worst)
+        used, memory = recommendation.worst_bytes, memory_of(pool.card) * GIB
+        only = "" if used <= memory else "only "
         clauses.append(
-            f"if all pods on the fullest shared GPU had their peak at once today, they would use {_size(worst.bytes)}"
-            f" ({parts}), and the GPU has {only}{_size(worst.memory)}"
+            f"if all pods on the fullest shared GPU had their peak at once today, they would use {_size(used)}"
+            f" ({parts}), and the GPU has {only}{_size(memory)}"
         )
     return f"{'; '.join(clauses)}."
 
@@ -435,7 +426,7 @@ def _workload(history: History, place: Placement | None) -> WorkloadData:
         "active": None if need is None or need.compute is None else round(need.compute, 4),
         "activeOfDevice": history.of_device,
         "advice": advice,
-        "placed": place is not None and isinstance(place.why, Bound),
+        "placed": place is not None and place.why.placed,
         "confidence": str(Confidence.NONE if need is None else need.confidence),
         "doubts": [] if need is None else [str(doubt) for doubt in need.doubts],
         "why": why_of(place),
@@ -473,7 +464,7 @@ def _recommendation_data(recommendation: Recommendation, price: Price | None) ->
             "active": None if shared.busy is None else round(shared.busy, 4),
         },
         "saving": saving_data(recommendation.saved, price),
-        "worstCoLocationBytes": None if recommendation.worst is None else round(recommendation.worst.bytes),
+        "worstCoLocationBytes": round(recommendation.worst_bytes) if recommendation.worst else None,
     }
 
 

@@ -160,7 +160,7 @@ class Board:
             raise self._found
         by, age = "pod" if by == "pod" else "namespace", timedelta(seconds=loop_time() - self._read_at)
         lines = prose(f"Nodes and Pods were read {length(age)} ago.", PAPER, ink=Ink.FAINT)
-        return lines + describe(FreeReport(self._found, by, self.session.now(), None), PAPER)
+        return lines + describe(FreeReport(self._found, by, self.session.now()), PAPER)
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:

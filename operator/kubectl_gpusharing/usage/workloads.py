@@ -18,19 +18,11 @@ from kubectl_gpusharing.usage.windows import Answers
 
 Pod: TypeAlias = tuple[str, str]
 """The namespace and name of a pod, or of another namespaced object."""
+Device: TypeAlias = tuple[str, str]
+"""The UUID of a GPU, and the id of a GPU instance on it; the id is empty for the whole GPU."""
 MIB = 1 << 20
 EXPORTER = "dcgm-exporter"
 """A part of the names of dcgm-exporter's pods, by which they are recognized if no `up` series shows which they are."""
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """A whole GPU or a MIG device."""
-
-    gpu: str
-    """UUID."""
-    instance: str = ""
-    """Id of the GPU instance; empty for a whole GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +39,15 @@ class DeviceLabels:
     resource: str = ""
     """Only in series of our agent."""
 
+    @property
+    def gpu(self) -> str:
+        return self.device[0]
+
 
 def read_dcgm(series: Series, exporters: frozenset[Pod]) -> DeviceLabels:
     """Parse the labels of a series of dcgm-exporter, whose own pods, the `exporters`, hold no GPU."""
     labels = series.labels
-    device = Device(labels.get("UUID") or labels.get("uuid", ""), labels.get("GPU_I_ID", ""))
+    device = labels.get("UUID") or labels.get("uuid", ""), labels.get("GPU_I_ID", "")
     node = labels.get("node") or labels.get("Hostname") or labels.get("hostname", "")
     pod = pod_of(labels)
     if "pod_name" in labels:
@@ -78,21 +74,21 @@ def exported_label(series: Series, label: str) -> str:
 
 def devices_of(infos: Iterable[Series]) -> dict[str, Device]:
     """Return the devices in the series of `gpusharing_device_info`, by the UUID by which the agent names each."""
-    devices: dict[str, Device] = {}
-    for labels in (series.labels for series in infos):
-        uuid = labels.get("uuid", "")
-        devices[uuid] = Device(labels.get("gpu_uuid") or uuid, labels.get("instance_id", ""))
-    return devices
+    return {
+        labels.get("uuid", ""): (
+            labels.get("gpu_uuid") or labels.get("uuid", ""),
+            labels.get("instance_id", ""),
+        )
+        for labels in (series.labels for series in infos)
+    }
 
 
 def read_agent(series: Series, devices: Mapping[str, Device]) -> DeviceLabels:
     """Parse the labels of a series of the agent. A UUID that is not in `devices` is taken for that of a whole GPU."""
     uuid, profile, resource = (series.labels.get(label, "") for label in ("uuid", "profile", "resource"))
-    device = devices.get(uuid, Device(uuid))
+    device = devices.get(uuid, (uuid, ""))
     return DeviceLabels(device, pod_of(series.labels), profile, series.node, resource=resource)
 
-
-# --- the owners of pods --------------------------------------------------------------------------------------------
 
 RECURS = "cronjob"
 """The kind of workloads that may run again although they have no pods now."""
@@ -154,7 +150,7 @@ class Record:
     """The most that one pod held at the end of the hour."""
     last: int = -1
     """The hour in which a pod was last seen; -1 if none was."""
-    held: DeviceLabels = field(default=DeviceLabels(Device(""), None))
+    held: DeviceLabels = field(default=DeviceLabels(("", ""), None))
     """The device that the workload held last; empty if none."""
     resource: str = ""
     """Of that device; empty if the agent does not report it."""
@@ -280,14 +276,14 @@ class Fold:
         return self.hours - 1 - round((self.end - at) / 3600)
 
     def _is_there(self, labels: DeviceLabels) -> bool:
-        return bool(labels.device.gpu) and (self.nodes is None or labels.node in self.nodes)
+        return bool(labels.gpu) and (self.nodes is None or labels.node in self.nodes)
 
     def _is_ours(self, labels: DeviceLabels) -> bool:
         if not self._is_there(labels):
             return False
         if self.card is None:
             return True
-        gpu = self.gpus.get(labels.device.gpu)
+        gpu = self.gpus.get(labels.gpu)
         return find_card(labels.model or (gpu.model if gpu else "")) is self.card
 
     def _ours(self, answer: Iterable[Series], read: Callable[[Series], DeviceLabels]) -> list[Reading]:
@@ -295,9 +291,9 @@ class Fold:
 
     def _see(self, gpus: dict[str, Gpu], labels: DeviceLabels, series: Series) -> None:
         last = self.hour(series.points[-1][0]) if series.points else -1
-        gpu = gpus.get(labels.device.gpu)
+        gpu = gpus.get(labels.gpu)
         if gpu is None:
-            gpu = gpus[labels.device.gpu] = Gpu(labels.node, labels.model, last)
+            gpu = gpus[labels.gpu] = Gpu(labels.node, labels.model, last)
         elif last >= gpu.last:
             gpu.last, gpu.node, gpu.model = last, labels.node or gpu.node, labels.model or gpu.model
         if labels.profile:
@@ -371,7 +367,7 @@ class Fold:
         devices: dict[tuple[Pod, int], set[Device]] = {}
         for pod, labels, record, hour, value in self._values(readings):
             devices.setdefault((pod, hour), set()).add(labels.device)
-            gpu = self.gpus.get(labels.device.gpu)
+            gpu = self.gpus.get(labels.gpu)
             if labels.profile and gpu is not None:
                 gpu.divided = max(gpu.divided, hour)
             if hour >= record.last:
@@ -384,7 +380,7 @@ class Fold:
             record.pods[hour] += 1
             record.devices[hour] = max(record.devices[hour], len(those))
             record.declare(self._declared.get(pod), hour)
-            for gpu in filter(None, (self.gpus.get(device.gpu) for device in those)):
+            for gpu in filter(None, (self.gpus.get(uuid) for uuid, _ in those)):
                 gpu.hold(workload, hour)
 
     def _record(self, pod: Pod) -> Record:
