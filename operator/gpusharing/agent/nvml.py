@@ -11,14 +11,11 @@ import pynvml
 
 from gpusharing.agent.library import (
     UNKNOWN_PROCESS,
-    AccessLost,
     DeviceUse,
     LibraryError,
-    NotLoaded,
     PodID,
     ProcessUse,
     Reading,
-    Replaced,
     Use,
     bug_text,
     unreachable,
@@ -285,14 +282,16 @@ class NVML:
 
 def _library_error(error: Any) -> LibraryError:
     if error.value in _NOT_LOADED:
-        return NotLoaded(_NOT_LOADED[error.value])
+        return LibraryError(_NOT_LOADED[error.value], "NVMLNotLoaded")
     if error.value == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
-        return Replaced(
+        return LibraryError(
             "the driver was replaced while the agent was running, so the agent is restarting; if this persists, delete "
-            "this agent pod"
+            "this agent pod",
+            "NVMLReplaced",
         )
     if error.value in _NO_ACCESS:
-        return AccessLost(f"NVML: {error}; {_NO_ACCESS[error.value]}; the agent is restarting")
+        message = f"NVML: {error}; {_NO_ACCESS[error.value]}; the agent is restarting"
+        return LibraryError(message, "NVMLAccessLost")
     return LibraryError(f"NVML: {error}; see `dmesg | grep -i nvrm` on the node")
 
 
