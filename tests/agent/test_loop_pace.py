@@ -140,7 +140,7 @@ async def test_the_meter_follows_who_holds_what_though_the_kubelet_never_says_wh
         await loop.cycle()
         await asyncio.sleep(10)
         await loop.cycle()
-        held = {account.namespace: seconds for account, seconds in loop.meter.metered.allocated.items()}
+        held = {namespace: seconds for (_, namespace, _), seconds in loop.meter.metered.allocated.items()}
         assert held == {"team-a": 20.0}, "a kubelet that is away changes nothing"
 
 

@@ -32,7 +32,6 @@ class Health:
     clock: Callable[[], float] = loop_time
 
     def dead(self) -> dict[str, str]:
-        """Return the problems that only a restart can solve, by the name of each part."""
         problems = {}
         still = self.clock() - self.loop.last_progress
         if still > STUCK:

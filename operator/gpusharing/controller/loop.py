@@ -308,7 +308,6 @@ class Loop:
             self.wake.set()
 
     async def count_pending(self) -> None:
-        """Count the Pending pods that request a GPU, every `pending_period` seconds."""
         pending = self.gatherer.pending
         while True:
             if self.leader.is_leader and not self.sources.missing():
