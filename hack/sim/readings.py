@@ -195,7 +195,7 @@ def _second_model(reading: Reading) -> Reading:
 
 
 def _no_nvml(reading: Reading) -> Reading:
-    """Raise NotLoaded, as if the library were missing in the agent's container."""
+    """Raise LibraryError, as if the library were missing in the agent's container."""
     raise LibraryError(NO_NVML, "NVMLNotLoaded")
 
 
