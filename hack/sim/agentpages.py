@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.metrics import AgentCollector
-from gpusharing.agent.usagemetrics import MeterCollector, UsageCollector
+from gpusharing.agent.usagemetrics import UsageCollector
 
 ANNOTATION_LAPSE = "sim.gpusharing.dev/lapse"
 """On a Node: `"true"` makes its agent run by the clock `Lapse`; the samples on its page then carry its times."""
@@ -132,7 +132,7 @@ class AgentPages:
         """Serve the metrics of this agent at /NODE/metrics, in place of an earlier agent of the node. With `lapse`
         each sample carries the time of that simulated clock, and /NODE/seen is answered until `hide` is called."""
         registry = CollectorRegistry()
-        for collector in (AgentCollector(agent), UsageCollector(agent), MeterCollector(agent.meter)):
+        for collector in (AgentCollector(agent), UsageCollector(agent)):
             registry.register(collector if lapse is None else _Timed(collector, lapse))
         if lapse is not None:
             self._lapses[node] = lapse

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from gpusharing.agent.library import Library, NotLoaded, Reading
+from gpusharing.agent.library import Library, LibraryError, Reading
 from gpusharing.api.gpunode import Model
 from gpusharing.kube.background import in_daemon_thread
 
@@ -126,7 +126,7 @@ class ChangedReading:
 
     def read(self) -> Reading:
         """Return the reading of the GPUs as `change` leaves it. Raises the errors of Library.read and of `change`:
-        NotLoaded for the oddity `no-nvml`, and ValueError for `second-model` without GPUs."""
+        LibraryError for the oddity `no-nvml`, and ValueError for `second-model` without GPUs."""
         return self.change(self._gpus.read())
 
 
@@ -195,8 +195,8 @@ def _second_model(reading: Reading) -> Reading:
 
 
 def _no_nvml(reading: Reading) -> Reading:
-    """Raise NotLoaded, as if the library were missing in the agent's container."""
-    raise NotLoaded(NO_NVML)
+    """Raise LibraryError, as if the library were missing in the agent's container."""
+    raise LibraryError(NO_NVML, "NVMLNotLoaded")
 
 
 def _gpu_gone(reading: Reading) -> Reading:

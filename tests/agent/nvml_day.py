@@ -204,9 +204,9 @@ async def live() -> dict[str, Any]:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     hands.close()
-    stats = day.loop.stats
+    counts = {"readings": day.loop.readings_by_outcome, "writes": day.loop.writes_by_outcome["ok"]}
     hours = [json.loads(line) for line in diary.read_text().splitlines()]
-    return {"hours": hours, "readings": stats.readings, "writes": stats.writes, "errors": day.errors}
+    return {"hours": hours, **counts, "errors": day.errors}
 
 
 def serve() -> None:

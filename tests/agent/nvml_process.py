@@ -80,7 +80,7 @@ async def hang() -> object:
     """Ask twice while NVML hangs."""
     reader = Reader(LIBRARY, 0.2, time.monotonic, lambda: None, Worker())
     answers = [await reader.read(Request(id="r1")), await reader.read(Request(id="r2"))]
-    return [{key: value for key, value in asdict(a).items() if key in ("outcome", "error")} for a in answers]
+    return [f"{error.reason}: {error}" for _, error, _ in answers if isinstance(error, LibraryError)]
 
 
 def do(arguments: list[str]) -> object:

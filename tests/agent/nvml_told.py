@@ -16,7 +16,7 @@ from tests.fakes.gpus import OneNode
 from gpusharing.agent.kubelet import KubeletPodResources
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.nvml import NVML
-from gpusharing.agent.processes import PodNames, Processes
+from gpusharing.agent.processes import Processes, pod_names
 from gpusharing.agent.usagemetrics import UsageCollector
 
 
@@ -24,7 +24,7 @@ async def told(node: Path) -> str:
     """The page once request r1 is answered."""
     gpunode = OneNode()
     gpunode.ask("r1")
-    library = NVML(Processes(node / "proc", names=PodNames(node / "logs")))
+    library = NVML(Processes(node / "proc", pod_named=pod_names(node / "logs")))
     pods = KubeletPodResources(node / "kubelet.sock")
     loop = AgentLoop(gpunode.name, gpunode.client, library, pods, LoopSettings(interval=3600.0))
     registry = CollectorRegistry()

@@ -3,10 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from prometheus_client.registry import CollectorRegistry
-
 from gpusharing.agent.meter import Meter
-from gpusharing.agent.usagemetrics import MeterCollector
+from gpusharing.agent.usagemetrics import of_meter
 
 PARTS = ("slice", "idle_slice", "stranded_slice", "transition_slice")
 GPUS = "gpu"
@@ -24,10 +22,8 @@ class CountingPrometheus:
 
     def scrape(self, meter: Meter) -> None:
         """One scrape."""
-        registry = CollectorRegistry()
-        registry.register(MeterCollector(meter))
         self.present = 0
-        for family in registry.collect():
+        for family in of_meter(meter.metered):
             for sample in family.samples:
                 key = (sample.name, tuple(sorted(sample.labels.items())))
                 before = self.seen.get(key)

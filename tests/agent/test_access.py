@@ -94,10 +94,9 @@ async def test_a_reader_is_reviewed_with_all_that_its_token_says(authority: Auth
         "nonResourceAttributes": {"path": "/metrics", "verb": "get"},
     }
     answer = await decide(gate, "bearer  poor ")
-    assert (answer.status, authority.specs[-1][1]["extra"]) == (403, {"node": ["gpu-1"]})
+    assert (answer[0], authority.specs[-1][1]["extra"]) == (403, {"node": ["gpu-1"]})
     assert (
-        answer.message
-        == "user poor may not get /metrics: bind ClusterRole gpusharing-metrics-reader to that user"
+        answer[1] == "user poor may not get /metrics: bind ClusterRole gpusharing-metrics-reader to that user"
     )
 
 
@@ -257,10 +256,10 @@ async def test_probes_need_no_token_and_metrics_one_that_may_read_them(
     assert authority.specs == []
     for token, expected in (
         ("good", (200, "", None)),
-        ("unknown", (401, f"{UNAUTHENTICATED.message}\n", "Bearer")),
+        ("unknown", (401, f"{UNAUTHENTICATED[1]}\n", "Bearer")),
     ):
         assert await asyncio.to_thread(get, f"{base}/metrics", f"Bearer {token}") == expected
-    assert await asyncio.to_thread(get, f"{base}/metrics") == (401, f"{UNAUTHENTICATED.message}\n", "Bearer")
+    assert await asyncio.to_thread(get, f"{base}/metrics") == (401, f"{UNAUTHENTICATED[1]}\n", "Bearer")
     assert (await asyncio.to_thread(get, f"{base}/metrics?a", "Bearer poor"))[0] == 403
 
 

@@ -176,7 +176,7 @@ async def test_a_gpunode_that_nobody_could_have_written_does_not_end_the_agent()
     bench = Bench()
     bench.node.cluster.add(GPUNODES, {"metadata": {"name": "gpu-01"}, "spec": None, "status": None})
     async with bench.running() as loop:
-        await eventually(lambda: loop.stats.readings["ok"] >= 1)
+        await eventually(lambda: loop.readings_by_outcome["ok"] >= 1)
 
 
 @needs_compiler

@@ -9,7 +9,7 @@ import time
 import pytest
 from hack.cache import UnavailableError
 
-from gpusharing.agent.library import NotLoaded, Reading
+from gpusharing.agent.library import LibraryError, Reading
 from gpusharing.agent.nvml import NVML
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.health import diagnose, is_healthy, vitals_of
@@ -22,7 +22,9 @@ def reading() -> Reading:
     """One reading of this machine's GPUs."""
     try:
         return NVML().read()
-    except NotLoaded as error:
+    except LibraryError as error:
+        if error.reason != "NVMLNotLoaded":
+            raise
         raise UnavailableError(f"rung 5 needs a GPU and NVIDIA's driver on this machine: {error}") from error
 
 

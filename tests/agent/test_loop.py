@@ -11,7 +11,7 @@ from tests.fakes.gpus import FixedPods, OneNode, eventually
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.agent.kubelet import Holdings
-from gpusharing.agent.library import AccessLost, LibraryError, NotLoaded, Reading, Replaced
+from gpusharing.agent.library import LibraryError, Reading
 from gpusharing.agent.loop import AgentLoop, LoopSettings, RestartNeeded
 from gpusharing.kube.client import GPUNODES
 from gpusharing.kube.errors import Expired, Unavailable
@@ -92,7 +92,7 @@ async def test_nothing_is_written_while_nothing_changes(bench: Bench) -> None:
         await bench.node.answered("r1")
         seen = bench.gpus.readings
         await eventually(lambda: bench.gpus.readings >= seen + 5)
-    assert (len(bench.node.patches), loop.stats.writes) == (1, 1)
+    assert (len(bench.node.patches), loop.writes_by_outcome["ok"]) == (1, 1)
 
 
 async def test_a_change_of_the_hardware_is_reported_at_the_next_turn(bench: Bench) -> None:
@@ -171,7 +171,7 @@ async def test_a_hung_reading_is_reported_with_the_last_known_gpus_and_heals(ben
         assert "is hung" in loop.why_not_ready()
         assert loop.why_not_alive() == ""
         bench.node.ask("r3")
-        await eventually(lambda: loop.stats.readings["hung"] >= 2)
+        await eventually(lambda: loop.readings_by_outcome["hung"] >= 2)
         assert bench.gpus.readings == 2  # no second reading beside the hung one
         bench.gpus.unhang()
         healed = await bench.node.answered("r3")
@@ -197,7 +197,7 @@ async def test_eight_gpus_without_persistence_mode_are_read_in_time_and_a_hang_i
 
 
 async def test_a_missing_driver_is_an_error_text_and_no_echo(bench: Bench) -> None:
-    bench.gpus.fail(NotLoaded("no driver; install it"))
+    bench.gpus.fail(LibraryError("no driver; install it", "NVMLNotLoaded"))
     bench.node.ask("r1")
     async with bench.running(LoopSettings(interval=0.001)) as loop:
         observed = await bench.node.until(lambda observed: bool(observed.error))
@@ -206,12 +206,15 @@ async def test_a_missing_driver_is_an_error_text_and_no_echo(bench: Bench) -> No
         assert loop.why_not_ready() == observed.error
         bench.gpus.fail(None)
         await bench.node.answered("r1")
-    assert loop.stats.readings["failed"] >= 1
+    assert loop.readings_by_outcome["failed"] >= 1
 
 
 @pytest.mark.parametrize(
     ("error", "readings"),
-    [(Replaced("another driver"), 1), (AccessLost("Unknown Error"), 3)],
+    [
+        (LibraryError("another driver", "NVMLReplaced"), 1),
+        (LibraryError("Unknown Error", "NVMLAccessLost"), 3),
+    ],
     ids=["the driver was replaced", "the devices cannot be opened any more"],
 )
 async def test_the_agent_ends_when_only_a_new_container_can_read_again(
@@ -229,7 +232,7 @@ async def test_the_agent_ends_when_only_a_new_container_can_read_again(
 
 async def test_an_end_never_comes_before_the_server_knows_why(bench: Bench) -> None:
     bench.node.ask("r1")
-    bench.gpus.fail(Replaced("another driver"))
+    bench.gpus.fail(LibraryError("another driver", "NVMLReplaced"))
     bench.node.cluster.faults.fail("patch", GPUNODES, Unavailable("connection refused"), times=3)
     loop = AgentLoop("gpu-01", bench.node.client, bench.gpus, bench.pods, PROMPT)
     with pytest.raises(RestartNeeded):
@@ -241,7 +244,7 @@ async def test_an_end_never_comes_before_the_server_knows_why(bench: Bench) -> N
 
 async def test_the_error_stays_in_view_over_the_restart_until_a_reading_succeeds(bench: Bench) -> None:
     bench.node.ask("r1")
-    bench.gpus.fail(Replaced("another driver"))
+    bench.gpus.fail(LibraryError("another driver", "NVMLReplaced"))
     loop = AgentLoop("gpu-01", bench.node.client, bench.gpus, bench.pods, PROMPT)
     with pytest.raises(RestartNeeded):
         await loop.run()
@@ -262,7 +265,7 @@ async def test_a_reading_between_two_lost_accesses_begins_the_count_anew(bench: 
     async with bench.running(settings) as loop:
         await bench.node.answered("r1")
         for round_ in range(4):
-            bench.gpus.fail(AccessLost("Unknown Error"))
+            bench.gpus.fail(LibraryError("Unknown Error", "NVMLAccessLost"))
             await loop.cycle()
             await loop.cycle()
             bench.gpus.fail(None)
@@ -275,13 +278,13 @@ async def test_the_agent_goes_on_where_a_new_container_would_not_help(bench: Ben
     bench.node.ask("r1")
     match trouble:
         case "no driver":
-            bench.gpus.fail(NotLoaded("install it"))
+            bench.gpus.fail(LibraryError("install it", "NVMLNotLoaded"))
         case "a hang":
             bench.gpus.hang()
         case _:
             bench.gpus.lose(0, "Failed", "Unknown Error")
     async with bench.running(LoopSettings(interval=0.001, hung_after=0.001)) as loop:
-        await eventually(lambda: sum(loop.stats.readings.values()) >= 10)
+        await eventually(lambda: sum(loop.readings_by_outcome.values()) >= 10)
 
 
 async def test_an_api_server_that_is_away_is_waited_for(
@@ -299,7 +302,7 @@ async def test_an_api_server_that_is_away_is_waited_for(
         bench.node.ask("r2")
         observed = await bench.node.answered("r2")
         assert observed.gpus[0].processes
-        assert loop.stats.failed_writes == 2
+        assert loop.writes_by_outcome["failed"] == 2
         await eventually(lambda: loop.why_not_ready() == "")
     told = [record.__dict__.get("error") for record in caplog.records]
     assert told.count("connection refused") == told.count("connection reset") == 1

@@ -12,7 +12,7 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.agent.gpunode import OwnNode
 from gpusharing.agent.kubelet import Holdings, PodDevices
-from gpusharing.agent.library import Replaced
+from gpusharing.agent.library import LibraryError
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.kube.client import GPUNODES, ApiRequest, PassingClient, WatchEvent
 from gpusharing.kube.errors import Unavailable
@@ -77,7 +77,7 @@ async def test_an_agent_whose_reports_are_refused_is_not_ready_and_says_why() ->
     bench.node.cluster.faults.fail("patch", GPUNODES, Unavailable("connection reset"))
     bench.node.ask("r1")
     async with bench.running(replace(PROMPT, retry_first=NEVER)) as loop:
-        await eventually(lambda: loop.stats.failed_writes == 1)
+        await eventually(lambda: loop.writes_by_outcome["failed"] == 1)
         assert loop.why_not_ready() == "connection reset"
 
 
@@ -119,7 +119,7 @@ class Clumsy(PassingClient):
 async def test_a_bug_is_not_hidden_by_a_restart_that_is_needed_at_the_same_time() -> None:
     bench = Bench()
     bench.node.ask("r1")
-    bench.gpus.fail(Replaced("another driver"))
+    bench.gpus.fail(LibraryError("another driver", "NVMLReplaced"))
     loop = AgentLoop("gpu-01", Clumsy(bench.node.client), bench.gpus, bench.pods, PROMPT)
     with pytest.raises(ExceptionGroup) as ended:
         await loop.run()
@@ -140,7 +140,7 @@ async def test_the_meter_follows_who_holds_what_though_the_kubelet_never_says_wh
         await loop.cycle()
         await asyncio.sleep(10)
         await loop.cycle()
-        held = {account.namespace: seconds for account, seconds in loop.meter.metered.allocated.items()}
+        held = {namespace: seconds for (_, namespace, _), seconds in loop.meter.metered.allocated.items()}
         assert held == {"team-a": 20.0}, "a kubelet that is away changes nothing"
 
 

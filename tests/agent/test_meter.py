@@ -20,7 +20,6 @@ from gpusharing.agent.meter import (
     LAG,
     NONE_ALLOCATABLE,
     NOTHING,
-    Account,
     AllocatableSlices,
     Allotment,
     Meter,
@@ -141,7 +140,7 @@ def test_without_what_there_is_to_hold_a_device_is_its_holders_in_equal_parts() 
 def test_time_between_two_turns_goes_to_how_things_stood_at_the_first() -> None:
     reading, meter = machine(()), Meter(lag=0)
     meter.turn(100.0, now(reading, handed_out(devices(reading), ["team-a"])))
-    account = Account("pool-b", "team-a", "nvidia.com/gpu")
+    account = ("pool-b", "team-a", "nvidia.com/gpu")
     assert meter.metered.allocated == {account: 0.0}
     meter.turn(130.0, now(reading, handed_out(devices(reading), [])))
     meter.turn(140.0, None)
@@ -152,7 +151,7 @@ def test_time_between_two_turns_goes_to_how_things_stood_at_the_first() -> None:
 
 def test_what_is_new_is_told_as_0_first_so_that_prometheus_counts_it_from_its_start() -> None:
     reading, meter = machine(()), Meter(lag=90)
-    account = Account("pool-b", "team-a", "nvidia.com/gpu")
+    account = ("pool-b", "team-a", "nvidia.com/gpu")
     told = []
     for number in range(12):
         tenants = ["team-a"] if number >= 4 else []
@@ -173,7 +172,7 @@ def test_the_sum_of_a_policy_is_dropped_after_its_last_part() -> None:
     assert meter.metered.gpus == {"p": 100.0, "q": 0.0}
     meter.turn(200_000.0, other)
     assert list(meter.metered.stranded) == ["q"]
-    assert meter.metered.allocated == {Account("p", "team-a", SMALL): 2.0}
+    assert meter.metered.allocated == {("p", "team-a", SMALL): 2.0}
     assert meter.metered.gpus == {"p": 102.0, "q": 199_898.0}
 
 
@@ -343,7 +342,7 @@ def test_a_tenant_is_billed_what_it_held_but_for_one_turn_at_each_coming_and_goi
 def told(loop: AgentLoop) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
     """GPU-seconds by namespace, idle by policy, and in transition by policy."""
     metered = loop.meter.metered
-    held = {account.namespace: seconds for account, seconds in metered.allocated.items()}
+    held = {namespace: seconds for (_, namespace, _), seconds in metered.allocated.items()}
     return held, {policy: seconds for (policy, _), seconds in metered.idle.items()}, dict(metered.transition)
 
 

@@ -12,7 +12,6 @@ from gpusharing.agent.meter import (
     BOUNDS,
     LAG,
     OTHERS,
-    Account,
     Allotment,
     Bounds,
     LaggingCounts,
@@ -49,11 +48,11 @@ def test_a_tenant_too_many_shares_an_account_until_one_is_free() -> None:
     for number in range(BOUNDS.accounts + 5):
         meter.turn(float(number), held("pool-b", f"team-{number}"))
     assert len(meter.metered.allocated) == BOUNDS.accounts + 1
-    assert Account("pool-b", OTHERS, RESOURCE) in meter.metered.allocated
+    assert ("pool-b", OTHERS, RESOURCE) in meter.metered.allocated
     assert sum(meter.metered.allocated.values()) == pytest.approx((BOUNDS.accounts + 4) / 7)
     late = 2 * HOUR
     meter.turn(late, held("pool-b", "team-new"))
-    assert Account("pool-b", "team-new", RESOURCE) in meter.metered.allocated
+    assert ("pool-b", "team-new", RESOURCE) in meter.metered.allocated
     assert len(meter.metered.allocated) <= 3, "those that held nothing for an hour made room"
 
 
@@ -97,10 +96,10 @@ def test_what_is_told_apart_no_more_is_of_the_policy_still_and_of_others_if_that
         meter.turn(float(number), held(policy, f"team-{number}", resource=resource))
     told = meter.metered
     assert list(told.allocated) == [
-        Account("p", "team-0", "r"),
-        Account("p", OTHERS, "s"),
-        Account("p", OTHERS, OTHERS),
-        Account(OTHERS, OTHERS, OTHERS),
+        ("p", "team-0", "r"),
+        ("p", OTHERS, "s"),
+        ("p", OTHERS, OTHERS),
+        (OTHERS, OTHERS, OTHERS),
     ]
     assert list(told.idle) == [("p", "r"), ("p", OTHERS), (OTHERS, OTHERS)]
     assert told.gpus == {"p": 3.0, OTHERS: 1.0}
@@ -123,10 +122,10 @@ def test_a_policy_that_is_gone_for_a_day_is_told_no_more_and_was_billed_in_full(
     meter, prometheus = Meter(bounds=Bounds()), CountingPrometheus()
     turns(meter, prometheus, held("pool-b", "team-a"), every_minute(0, HOUR))
     turns(meter, prometheus, held("pool-c", "team-a"), every_minute(HOUR, 20 * HOUR))
-    assert {account.policy for account in meter.metered.allocated} == {"pool-b", "pool-c"}
+    assert {policy for policy, *_ in meter.metered.allocated} == {"pool-b", "pool-c"}
     turns(meter, prometheus, held("pool-c", "team-a"), every_minute(20 * HOUR, DAY + HOUR + 300))
     told = meter.metered
-    labels = {account.policy for account in told.allocated} | {policy for policy, _ in told.idle}
+    labels = {policy for policy, *_ in told.allocated} | {policy for policy, _ in told.idle}
     assert labels | {*told.stranded, *told.transition, *told.gpus} == {"pool-c"}
     turns(meter, prometheus, held("pool-b", "team-a"), every_minute(DAY + HOUR + 360, DAY + 2 * HOUR + 360))
     turns(meter, prometheus, held("pool-c"), every_minute(DAY + 2 * HOUR + 420, DAY + 2 * HOUR + 720))
@@ -140,7 +139,7 @@ def test_an_agent_that_stood_still_for_a_day_forgets_nothing_that_it_has_not_tol
     turns(meter, prometheus, held("pool-b", "team-a"), (120,))
     turns(meter, prometheus, held("pool-b"), (180, 2 * DAY))
     assert prometheus.grown("slice") == pytest.approx(60 / 7)
-    account = Account("pool-b", "team-a", RESOURCE)
+    account = ("pool-b", "team-a", RESOURCE)
     turns(meter, prometheus, held("pool-b"), (2 * DAY + 60, 2 * DAY + HOUR))
     assert account in meter.metered.allocated, "told in full for an hour only"
     turns(meter, prometheus, held("pool-b"), (3 * DAY + 60,))

@@ -9,7 +9,7 @@ import yaml
 from hack.generate import ROOT
 
 from gpusharing.agent.loop import LoopSettings
-from gpusharing.agent.meter import LAG, Account, Allotment, Meter
+from gpusharing.agent.meter import LAG, Allotment, Meter
 from kubectl_gpusharing.usage.windows import UNITS
 
 VALUES = yaml.safe_load((ROOT / "deploy/helm/gpu-sharing-operator/values.yaml").read_text())
@@ -34,7 +34,7 @@ def losses(every: float, comes: int) -> Iterator[tuple[float, float]]:
             while turns and turns[0][0] <= scraped:
                 meter.turn(*turns.pop(0))
             if meter.metered.gpus and scraped > LAG + TURN:
-                tenant = meter.metered.allocated.get(Account("pool-b", "team-a", RESOURCE), 0.0)
+                tenant = meter.metered.allocated.get(("pool-b", "team-a", RESOURCE), 0.0)
                 yield ended - meter.metered.gpus["pool-b"], max(0.0, ended - since) - tenant
 
 

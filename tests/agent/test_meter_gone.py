@@ -18,7 +18,7 @@ async def test_time_without_a_gpunode_goes_to_those_who_held_the_gpu_meanwhile()
     loop = AgentLoop("gpu-01", node.client, gpus, pods, settings, clock=lambda: clock[0])
 
     def told() -> dict[tuple[str, str], float]:
-        return {(one.policy, one.namespace): seconds for one, seconds in loop.meter.metered.allocated.items()}
+        return {key[:2]: seconds for key, seconds in loop.meter.metered.allocated.items()}
 
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(loop.run())
@@ -31,12 +31,12 @@ async def test_time_without_a_gpunode_goes_to_those_who_held_the_gpu_meanwhile()
         await eventually(lambda: "does not exist" in loop.why_not_ready())
         clock[0] = 600.0
         await eventually(lambda: told()["pool-b", "team-a"] == 600)
-        read = loop.stats.readings["ok"]
+        read = loop.readings_by_outcome["ok"]
         pods.holdings = handed_out(offered, ["team-b"])
         await eventually(lambda: ("pool-b", "team-b") in told())
         clock[0] = 4200.0
         await eventually(lambda: told()["pool-b", "team-b"] == 3600)
-        assert loop.stats.readings["ok"] == read, "nothing is read that nobody asked for"
+        assert loop.readings_by_outcome["ok"] == read, "nothing is read that nobody asked for"
         assert loop.use is None
         node.ask("r1")
         await node.answered("r1")

@@ -8,7 +8,7 @@ from hack.cards import mig_mode_needs_reset
 from hack.nvmlsim.simulator import Simulator
 from tests.agent.nvml_machine import Agent, in_process, needs_compiler, read
 
-from gpusharing.agent.library import NotLoaded
+from gpusharing.agent.library import LibraryError
 from gpusharing.agent.nvml import NVML
 from gpusharing.planning.gpus.cards import find_card
 
@@ -179,7 +179,7 @@ def test_a_driver_that_is_not_loaded_says_where_to_look(machine: Simulator) -> N
 
 @pytest.mark.skipif(find_library("nvidia-ml") is not None, reason="this machine has NVML")
 def test_a_library_that_is_not_there_says_how_to_get_it() -> None:
-    with pytest.raises(NotLoaded, match="run the agent with the runtime class `nvidia`"):
+    with pytest.raises(LibraryError, match="run the agent with the runtime class `nvidia`"):
         NVML().read()
 
 
@@ -209,8 +209,7 @@ def test_nvml_is_closed_after_a_reading_and_after_a_failed_one(machine: Simulato
 def test_a_hung_nvml_call_holds_up_neither_the_report_nor_the_exit(machine: Simulator) -> None:
     machine.inject("nvmlDeviceGetName", "hang")
     answers = in_process(machine, "hang")
-    assert [answer["outcome"] for answer in answers] == ["hung", "hung"]
-    assert answers[0]["error"].startswith("NVMLHung: ")
+    assert [answer.partition(":")[0] for answer in answers] == ["NVMLHung", "NVMLHung"]
 
 
 def test_the_adapter_is_not_simulated() -> None:

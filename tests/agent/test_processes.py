@@ -9,7 +9,7 @@ from shutil import rmtree
 import pytest
 
 from gpusharing.agent.library import PodID
-from gpusharing.agent.processes import MPS_CONTROL, MPS_SERVER, PodNames, Processes
+from gpusharing.agent.processes import MPS_CONTROL, MPS_SERVER, Processes, pod_names
 from gpusharing.api.gpunode import Process
 
 SERVER, CONTROL, SHELL = 42, 41, 40
@@ -308,30 +308,30 @@ def test_who_is_not_seen_is_forgotten(proc: Proc) -> None:
 
 def test_the_folders_of_the_pods_logs_name_them(tmp_path: Path) -> None:
     clock = [1000.0]
-    names = PodNames(tmp_path, lambda: clock[0])
-    assert names.of(UID) == PodID(UID)
+    names = pod_names(tmp_path, lambda: clock[0])
+    assert names(UID) == PodID(UID)
     (tmp_path / f"team-a_train-0_{UID}").mkdir()
     (tmp_path / "not-a-pod").mkdir()
     clock[0] += 4.5
-    assert names.of(UID) == PodID(UID), "one reading asks for every process, and lists the folders once"
+    assert names(UID) == PodID(UID), "one reading asks for every process, and lists the folders once"
     clock[0] += 0.5
-    assert names.of(UID) == PodID(UID, "team-a", "train-0")
+    assert names(UID) == PodID(UID, "team-a", "train-0")
     (tmp_path / f"team-a_train-0_{UID}").rmdir()
     clock[0] += 5.0
-    assert names.of(UID).name == "train-0", "it was known, and the folder is not looked at again for it"
-    assert names.of(OTHER_UID) == PodID(OTHER_UID)
-    assert names.of(UID) == PodID(UID), "what is gone is forgotten at the next list"
+    assert names(UID).name == "train-0", "it was known, and the folder is not looked at again for it"
+    assert names(OTHER_UID) == PodID(OTHER_UID)
+    assert names(UID) == PodID(UID), "what is gone is forgotten at the next list"
 
 
 def test_a_folder_whose_name_is_no_text_names_no_pod(tmp_path: Path) -> None:
     os.mkdir(os.fsencode(tmp_path) + b"/team-\xff_train-0_" + UID.encode())
-    assert PodNames(tmp_path).of(UID) == PodID(UID), (
+    assert pod_names(tmp_path)(UID) == PodID(UID), (
         "Prometheus's labels are UTF-8, or there are no metrics at all"
     )
 
 
 def test_without_the_folders_a_pod_is_known_by_its_uid_only(tmp_path: Path) -> None:
-    assert PodNames(None).of(UID) == PodNames(tmp_path / "absent").of(UID) == PodID(UID)
+    assert pod_names(tmp_path / "absent")(UID) == PodID(UID)
 
 
 # --- files that stay open, on this machine's procfs -------------------------------------------------------------

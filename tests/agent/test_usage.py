@@ -12,7 +12,7 @@ from gpusharing.agent.kubelet import Holdings, PodDevices
 from gpusharing.agent.library import DeviceUse, PodID, ProcessUse, Use
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.usage import MOST_DEVICES, MOST_HOLDERS, MOST_RESOURCES, DeviceUsage, Sum, usage
-from gpusharing.agent.usagemetrics import UsageCollector
+from gpusharing.agent.usagemetrics import UsageCollector, of_meter
 from gpusharing.api.gpunode import Instance
 
 GIB = 1024**3
@@ -263,7 +263,7 @@ def test_nothing_is_told_while_the_gpus_are_not_read() -> None:
     loop = AgentLoop("n", OneNode().client, SimulatedGPUs("n", []), FixedPods())
     registry = CollectorRegistry()
     registry.register(UsageCollector(loop))
-    assert list(registry.collect()) == []
+    assert [sample for family in registry.collect() for sample in family.samples] == []
 
 
 async def test_what_the_gpus_were_used_for_is_not_told_once_the_gpunode_is_gone() -> None:
@@ -278,7 +278,8 @@ async def test_what_the_gpus_were_used_for_is_not_told_once_the_gpunode_is_gone(
         await eventually(lambda: "does not exist" in loop.why_not_ready())
         await loop.cycle()
         assert "gpusharing_device_memory_used_bytes" in told
-        assert list(UsageCollector(loop).collect()) == []
+        metered = {family.name for family in of_meter(loop.meter.metered)}
+        assert {family.name for family in UsageCollector(loop).collect()} == metered
         running.cancel()
 
 

@@ -9,7 +9,7 @@ from tests.agent.nvml_machine import in_process, needs_compiler, read
 
 from gpusharing.agent.kubelet import KubeletPodResources
 from gpusharing.agent.library import PodID
-from gpusharing.agent.processes import PodNames, Processes
+from gpusharing.agent.processes import Processes, pod_names
 
 
 def machine(folder: Path) -> Simulator:
@@ -29,7 +29,7 @@ async def test_each_device_is_held_by_a_pod_and_used_by_a_process_of_it(tmp_path
         with closing(client):
             holdings = await client.read()
         using = {process["device"]: process for process in read(simulator)["use"]["processes"]}
-        processes = Processes(names=PodNames(Path(told.environment["POD_LOGS"])))
+        processes = Processes(pod_named=pod_names(Path(told.environment["POD_LOGS"])))
         pods = {device: processes.pod_of(process["pid"]) for device, process in using.items()}
     devices = {tenant.device for tenant in told.tenants}
     assert {device for each in holdings.by_pod for device in each.devices} == devices

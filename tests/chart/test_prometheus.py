@@ -20,7 +20,7 @@ from tests.fakes.gpus import FixedPods, OneNode
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.metrics import AgentCollector
 from gpusharing.agent.probes import ProbeServer
-from gpusharing.agent.usagemetrics import MeterCollector, UsageCollector
+from gpusharing.agent.usagemetrics import UsageCollector
 
 pytestmark = pytest.mark.tools
 
@@ -92,7 +92,7 @@ class Node:
             server.name, server.client, self.gpus, self.pods, settings, clock=lambda: scrapes.seconds
         )
         registry = CollectorRegistry()
-        for collector in (scrapes, AgentCollector(loop), UsageCollector(loop), MeterCollector(loop.meter)):
+        for collector in (scrapes, AgentCollector(loop), UsageCollector(loop)):
             registry.register(collector)
         probes = ProbeServer(("127.0.0.1", self.port), loop.why_not_alive, loop.why_not_ready, registry)
         probes.start()

@@ -11,7 +11,7 @@ from tests.cli.asking import ask, install, written
 from tests.embedded.scene import HOUR, L40S, SLICED, node, open_scene, policy
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.agent.library import NotLoaded
+from gpusharing.agent.library import LibraryError
 from gpusharing.kube.client import CLUSTER_POLICIES, JSON
 
 OFF: dict[str, tuple[JSON, str, str]] = {
@@ -74,7 +74,9 @@ async def test_a_host_with_its_own_driver_and_toolkit_is_served_as_any_other(tmp
 @virtually
 async def test_a_host_without_a_driver_is_refused_where_it_has_to_bring_one_and_served_once_it_does() -> None:
     gpus = SimulatedGPUs("gpu-1", [L40S, L40S])
-    gpus.fail(NotLoaded("the NVIDIA driver is not loaded on this node; look at the driver pod"))
+    gpus.fail(
+        LibraryError("the NVIDIA driver is not loaded on this node; look at the driver pod", "NVMLNotLoaded")
+    )
     hosted = {**CLUSTER_POLICY, "spec": {**CLUSTER_POLICY["spec"], "driver": {"enabled": False}}}
     async with open_scene(node("gpu-1", L40S), hardware={"gpu-1": gpus}, cluster_policy=hosted) as scene:
         scene.apply(SLICED)

@@ -12,7 +12,7 @@ from tests.fakes.cluster import FakeCluster
 from tests.fakes.login import AnonymousLogin
 
 from gpusharing.controller.leading import SILENT, STUCK, Health
-from gpusharing.controller.loop import Loop, Progress
+from gpusharing.controller.loop import Loop
 from gpusharing.controller.metrics import Observer
 from gpusharing.controller.policywatch import PolicyWatch
 from gpusharing.controller.role import Role, application
@@ -41,7 +41,7 @@ class Probed:
     def later(self, seconds: float) -> None:
         """Let so much time pass without anything happening, since all was well; then time stands still."""
         loop, well = self.health.loop, time.monotonic()
-        loop.progress.last = well
+        loop.last_progress = well
         for source in (*loop.sources.required.values(), *loop.sources.optional.values()):
             source.last_contact = well
         self.health.clock = lambda: well + seconds
@@ -85,32 +85,32 @@ async def test_a_loop_that_does_not_come_round_is_dead(probed: Probed) -> None:
             "loop: for 121 s, no pass has finished and no API call from a pass has received a response\n",
         )
     )
-    probed.health.loop.progress.last = probed.health.clock()
+    probed.health.loop.last_progress = probed.health.clock()
     assert await probed.get("/healthz") == OK
 
 
 async def test_a_pass_that_takes_long_and_gets_answers_is_alive_and_other_calls_do_not_count(
-    probed: Probed,
+    probed: Probed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probed.later(STUCK + 1)
-    progress = probed.health.loop.progress
-    progress._clock = probed.health.clock
-    progress.called(ApiRequest("watch", NODES), 200)
+    loop = probed.health.loop
+    monkeypatch.setattr("gpusharing.controller.loop.loop_time", probed.health.clock)
+    loop.called(ApiRequest("watch", NODES), 200)
     assert (await probed.get("/healthz"))[0] == 503, "a watch goes on beside a loop that hangs"
-    with progress.of_a_pass():
-        progress.called(ApiRequest("create", NODES), 0)
+    with loop.of_a_pass():
+        loop.called(ApiRequest("create", NODES), 0)
         assert (await probed.get("/healthz"))[0] == 503, "no answer is no progress"
-        await asyncio.create_task(_create(progress))
+        await asyncio.create_task(_create(loop))
     assert await probed.get("/healthz") == OK
 
 
-async def _create(progress: Progress) -> None:
-    progress.called(ApiRequest("create", NODES), 409)
+async def _create(loop: Loop) -> None:
+    loop.called(ApiRequest("create", NODES), 409)
 
 
 async def test_a_watch_that_is_silent_for_too_long_is_dead(probed: Probed) -> None:
     probed.later(SILENT + 1)
-    probed.health.loop.progress.last = probed.health.clock()
+    probed.health.loop.last_progress = probed.health.clock()
     status, text = await probed.get("/healthz")
     assert status == 503
     assert text.splitlines() == [
@@ -131,7 +131,7 @@ async def test_a_watch_that_knows_its_trouble_is_unready_and_not_dead(probed: Pr
     nodes = probed.health.loop.sources.nodes
     probed.later(SILENT + 1)
     for source in probed.health.loop.sources.required.values():
-        source.last_contact = probed.health.loop.progress.last = probed.health.clock()
+        source.last_contact = probed.health.loop.last_progress = probed.health.clock()
     nodes.last_contact = float("-inf")
     nodes.error = Unavailable("cannot list nodes: connection refused")
     assert await probed.get("/healthz") == OK

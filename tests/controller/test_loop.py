@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import cast
 
 import pytest
 from hack.sim.fakecluster import FakeCluster
@@ -21,6 +22,7 @@ from gpusharing.controller.metrics import Observer
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import GPUNODES, JSON, NODES, PODS, POLICIES
 from gpusharing.kube.errors import Forbidden, KubeError, Unauthorized, Unavailable
+from gpusharing.kube.lease import LeaderLease
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.views import ClusterSnapshot
@@ -95,7 +97,7 @@ async def running(
     settings = replace(Settings(), pending_period=pending_period)
     loop = Loop(
         cluster.client("operator"),
-        leader,
+        cast(LeaderLease, leader),
         settings,
         observer,
         now=virtual_now,

@@ -10,10 +10,10 @@ import pytest
 from hack.sim.agentpages import Lapse
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakestore import StoredChange
-from prometheus_client.registry import CollectorRegistry
 
 from gpusharing.agent.loop import AgentLoop
-from gpusharing.agent.usagemetrics import MeterCollector
+from gpusharing.agent.meter import Meter
+from gpusharing.agent.usagemetrics import of_meter
 from gpusharing.kube.client import JSON, NODES, PODS, Resource
 
 SCRAPE = 60.0
@@ -33,7 +33,7 @@ class Life:
 
     node: str
     began: float
-    registry: CollectorRegistry
+    meter: Meter
     ended: float | None = None
     metered: float = 0.0
     """Increase of its counter of GPU-seconds."""
@@ -56,9 +56,7 @@ class Scraped:
     def show(self, node: str, agent: AgentLoop, lapse: Lapse | None = None) -> None:
         """See Pages."""
         self.hide(node)
-        registry = CollectorRegistry()
-        registry.register(MeterCollector(agent.meter))
-        self._running[node] = Life(node, self.now(), registry)
+        self._running[node] = Life(node, self.now(), agent.meter)
         self.lives.append(self._running[node])
 
     def hide(self, node: str) -> None:
@@ -80,7 +78,7 @@ class Scraped:
 
     def _scrape(self, life: Life) -> None:
         told: dict[str, float] = defaultdict(float)
-        for family in life.registry.collect():
+        for family in of_meter(life.meter.metered):
             for sample in family.samples:
                 told[sample.name] += sample.value
                 key = (sample.name, tuple(sorted(sample.labels.items())))

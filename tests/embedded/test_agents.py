@@ -8,7 +8,7 @@ from tests.embedded.scene import FULL, MIXED, SLICED, Scene, nodes, open_scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.agent.library import AccessLost, LibraryError, Replaced
+from gpusharing.agent.library import LibraryError
 from gpusharing.api import names
 from gpusharing.kube.client import GPUNODES, JSON
 
@@ -150,7 +150,9 @@ async def test_without_the_hosts_processes_no_gpu_is_ever_called_idle() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [Replaced("another driver"), AccessLost("Unknown Error")], ids=["a new driver", "systemd"]
+    "error",
+    [LibraryError("another driver", "NVMLReplaced"), LibraryError("Unknown Error", "NVMLAccessLost")],
+    ids=["a new driver", "systemd"],
 )
 @virtually
 async def test_an_agent_that_needs_a_new_container_says_why_and_gets_it(error: LibraryError) -> None:

@@ -37,7 +37,7 @@ def start(scene: Scene, seconds: float) -> tuple[Loop, SlowClient]:
     """The operator on a slow server, wired as the shipped process is."""
 
     def called(request: ApiRequest, status: int) -> None:
-        loop.progress.called(request, status)
+        loop.called(request, status)
 
     client = SlowClient(
         scene.e.cluster.client("operator"),

@@ -8,7 +8,7 @@ from hack.sim.gpu import SimulatedGPUs
 from hack.sim.readings import HANGING, Readings
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.agent.library import LibraryError, NotLoaded
+from gpusharing.agent.library import LibraryError
 
 H100 = "NVIDIA H100 80GB HBM3"
 
@@ -32,7 +32,7 @@ async def test_what_a_reading_fails_of_reaches_the_one_who_awaits() -> None:
     _, readings = simulated()
 
     def fail() -> None:
-        raise NotLoaded("no driver")
+        raise LibraryError("no driver", "NVMLNotLoaded")
 
     with pytest.raises(LibraryError, match="no driver"):
         await readings(fail, "nvml-reading")

@@ -143,7 +143,6 @@ class Observation(Observed):
         return replace(self, error=error, quiet=False, simulated=simulated)
 
     def held_by(self, holdings: Holdings | None) -> "Observation":
-        """Return the same GPUs with these holdings, which are unknown if None."""
         allocated, pods = (None, None) if holdings is None else (holdings.allocated, holdings.pods)
         if (self.allocated, self.pods) == (allocated, pods):
             return self

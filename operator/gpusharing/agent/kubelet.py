@@ -69,42 +69,6 @@ class PodResources(Protocol):
         ...
 
 
-class Answers:
-    """Decodes the kubelet's answers; what two consecutive answers have in common is decoded only once.
-
-    It is remembered by pod and by device, because the kubelet iterates over Go maps, so both come in a different order each time (podsMapToPods in pkg/kubelet/pod/pod_manager.go, containerDevicesFromResourceDeviceInstances in pkg/kubelet/cm/container_manager.go, read at v1.36.3).
-    """
-
-    def __init__(self) -> None:
-        self._pods: dict[bytes, tuple[PodDevices, ...]] = {}
-        self._devices: dict[bytes, tuple[tuple[str, str], ...]] = {}
-        self._last = Holdings()
-
-    def holdings(self, listed: bytes, allocatable: bytes | None = None) -> Holdings:
-        """Return the holdings in a ListPodResourcesResponse and an AllocatableResourcesResponse, as the same object while neither changes.
-
-        Raises ValueError if `listed` is malformed; without a valid `allocatable` those devices are None.
-        """
-        self._pods, rows = _decode(listed, _POD_RESOURCES, self._pods, _pod_devices)
-        by_pod = tuple(sorted(rows, key=attrgetter("namespace", "pod", "resource")))
-        devices: tuple[tuple[str, str], ...] | None = None
-        if allocatable is not None:
-            try:
-                self._devices, pairs = _decode(allocatable, _ALLOCATABLE_DEVICES, self._devices, _devices_in)
-                devices = tuple(sorted(pairs))
-            except ValueError:
-                pass
-        if by_pod != self._last.by_pod:
-            allocated: Counter[str] = Counter()
-            for each in by_pod:
-                allocated[each.resource] += len(each.devices)
-            pods = {(each.namespace, each.pod) for each in by_pod if each.devices}
-            self._last = Holdings(dict(sorted((+allocated).items())), len(pods), by_pod, devices)
-        elif devices != self._last.allocatable:
-            self._last = replace(self._last, allocatable=devices)
-        return self._last
-
-
 def _decode(
     response: bytes, number: int, known: dict[bytes, tuple[T, ...]], decode: Callable[[bytes], Iterator[T]]
 ) -> tuple[dict[bytes, tuple[T, ...]], list[T]]:
@@ -193,7 +157,13 @@ class KubeletPodResources:
         self._socket = socket
         self._timeout = timeout
         self._allocatable_timeout = allocatable_timeout
-        self._answers = Answers()
+        # What two consecutive answers have in common is decoded only once. It is remembered by pod and by device, because
+        # the kubelet iterates over Go maps, so both come in a different order each time (podsMapToPods in
+        # pkg/kubelet/pod/pod_manager.go, containerDevicesFromResourceDeviceInstances in
+        # pkg/kubelet/cm/container_manager.go, read at v1.36.3).
+        self._pods: dict[bytes, tuple[PodDevices, ...]] = {}
+        self._devices: dict[bytes, tuple[tuple[str, str], ...]] = {}
+        self._last = Holdings()
         self._connection: _Connection | None = None
         self._file: tuple[int, ...] = ()
         """Device, inode and time of change of the socket's file when the connection was opened: inode numbers are reused."""
@@ -207,7 +177,7 @@ class KubeletPodResources:
             try:
                 async with asyncio.timeout(self._timeout):
                     listed, allocatable = await self._ask()
-                return self._answers.holdings(_message(listed), self._allocatable_message(allocatable))
+                return self.decode(_message(listed), self._allocatable_message(allocatable))
             except BaseException:
                 self.close()
                 raise
@@ -224,8 +194,31 @@ class KubeletPodResources:
                 f"cannot parse the kubelet's response on {self._socket}: {error}"
             ) from error
 
+    def decode(self, listed: bytes, allocatable: bytes | None = None) -> Holdings:
+        """Return the holdings in a ListPodResourcesResponse and an AllocatableResourcesResponse, as the same object while neither changes.
+
+        Raises ValueError if `listed` is malformed; without a valid `allocatable` those devices are None.
+        """
+        self._pods, rows = _decode(listed, _POD_RESOURCES, self._pods, _pod_devices)
+        by_pod = tuple(sorted(rows, key=attrgetter("namespace", "pod", "resource")))
+        devices: tuple[tuple[str, str], ...] | None = None
+        if allocatable is not None:
+            try:
+                self._devices, pairs = _decode(allocatable, _ALLOCATABLE_DEVICES, self._devices, _devices_in)
+                devices = tuple(sorted(pairs))
+            except ValueError:
+                pass
+        if by_pod != self._last.by_pod:
+            allocated: Counter[str] = Counter()
+            for each in by_pod:
+                allocated[each.resource] += len(each.devices)
+            pods = {(each.namespace, each.pod) for each in by_pod if each.devices}
+            self._last = Holdings(dict(sorted((+allocated).items())), len(pods), by_pod, devices)
+        elif devices != self._last.allocatable:
+            self._last = replace(self._last, allocatable=devices)
+        return self._last
+
     def close(self) -> None:
-        """Close the connection, if any. The next reading opens another one."""
         if self._connection is not None:
             self._connection.close()
         self._connection = None

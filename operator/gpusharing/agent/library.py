@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from dataclasses import field
+from typing import Literal, Protocol
 
 from gpusharing.api.gpunode import GPU, Access, Instance, Model, Process, Request
 from gpusharing.kube.background import Background
@@ -108,33 +108,27 @@ class Reading:
     """Unexpected errors about single GPUs, which are in `gpus` as unreachable."""
 
 
+_PATIENCE = {"NVMLReplaced": 1, "NVMLAccessLost": 3}
+"""How many consecutive readings with this error are tolerated before the process ends, because a new one can read."""
+
+
 class LibraryError(Exception):
-    """No reading was possible. The message says what to do about it."""
+    """No reading was possible. The message says what to do about it, and `reason` is the first word of `status.observed.error`.
 
-    reason: ClassVar[str] = "NVMLFailed"
-    """First word of `status.observed.error` for this error."""
-    patience: ClassVar[int] = 0
-    """How many consecutive readings with this error are tolerated before the process ends; 0 if a new process would not help."""
+    NVMLNotLoaded: nothing can be read until somebody installs a library or a driver. NVMLReplaced: only a new container gets the library of the loaded driver. NVMLAccessLost: only a new container can open the devices again, for example after a reload of systemd. NVMLHung: the library has not answered by the deadline, but still may.
+    """
 
-
-class NotLoaded(LibraryError):
-    """There is no library or no driver, so nothing can be read until somebody installs it."""
-
-    reason = "NVMLNotLoaded"
-
-
-class Replaced(LibraryError):
-    """The loaded driver is not that of this container's library: only a new container gets the right one."""
-
-    reason = "NVMLReplaced"
-    patience = 1
-
-
-class AccessLost(LibraryError):
-    """Only a new container can open the devices again, for example after a reload of systemd."""
-
-    reason = "NVMLAccessLost"
-    patience = 3
+    def __init__(
+        self,
+        message: str,
+        reason: Literal[
+            "NVMLFailed", "NVMLNotLoaded", "NVMLReplaced", "NVMLAccessLost", "NVMLHung"
+        ] = "NVMLFailed",
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.patience = _PATIENCE.get(reason, 0)
+        """0 if a new process would not help."""
 
 
 class Library(Protocol):
@@ -149,27 +143,6 @@ class Library(Protocol):
         This blocks for as long as the driver blocks, which is forever with a hung GPU, so it is never called from the event loop. Between two calls no device is held open: any open NVML client makes a MIG mode change fail (docs/design/nvidia.md#a9).
         """
         ...
-
-
-Outcome = Literal["ok", "failed", "hung"]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The outcome of one attempt to read the library."""
-
-    request: Request
-    """The request that the reading answers, which was known before it began."""
-    outcome: Outcome
-    """`hung` if the library has not answered by the deadline, but still may."""
-    seconds: float
-    reading: Reading | None = None
-    error: str = ""
-    """What went wrong and what to do, beginning with a reason; empty if the outcome is `ok`."""
-    patience: int = 0
-    """See `LibraryError.patience`."""
-    bug: Exception | None = None
-    """The error if it is not one that a library announces."""
 
 
 class Reader:
@@ -192,10 +165,10 @@ class Reader:
         """The reading that is under way, with its request and its start."""
         self._is_late = False
 
-    async def read(self, request: Request) -> Answer:
+    async def read(self, request: Request) -> tuple[Request, Reading | Exception, float]:
         """Read for this request, or wait for a reading that is still under way for an earlier one.
 
-        A second reading never starts while one hangs: it would hang too, and leak a thread at every turn.
+        Return the request that was known before the reading began, the reading or its error, and the seconds that it took. A second reading never starts while one hangs: it would hang too, and leak a thread at every turn.
         """
         if self._attempt is None:
             future = self._background(self._library.read, "nvml-reading")
@@ -208,16 +181,12 @@ class Reader:
                 self._is_late = True
                 future.add_done_callback(lambda _: self._on_late())
             why = (  # without the elapsed seconds, so that repeated reports are equal
-                f"NVMLHung: a reading did not return within {self._hung_after:g} s; the driver or a GPU is hung. "
-                "See `dmesg | grep -i xid` on the node; if it does not recover, drain and reboot the node"
+                f"a reading did not return within {self._hung_after:g} s; the driver or a GPU is hung. See"
+                " `dmesg | grep -i xid` on the node; if it does not recover, drain and reboot the node"
             )
-            return Answer(request, "hung", seconds, error=why)
+            return request, LibraryError(why, "NVMLHung"), seconds
         self._attempt = None
         try:
-            return Answer(request, "ok", seconds, future.result())
-        except LibraryError as error:
-            return Answer(
-                request, "failed", seconds, error=f"{error.reason}: {error}", patience=error.patience
-            )
-        except Exception as bug:  # noqa: BLE001 -- the error is reported, and the next turn reads again
-            return Answer(request, "failed", seconds, error=bug_text(bug), bug=bug)
+            return request, future.result(), seconds
+        except Exception as error:  # noqa: BLE001 -- the error is reported, and the next turn reads again
+            return request, error, seconds

@@ -15,11 +15,11 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from gpusharing.agent.gpunode import Observation, OwnNode, request_of
 from gpusharing.agent.kubelet import Holdings, PodResources, PodResourcesUnavailable
-from gpusharing.agent.library import Library, Outcome, Reader, Reading, Use, bug_text
+from gpusharing.agent.library import Library, LibraryError, Reader, Reading, Use, bug_text
 from gpusharing.agent.meter import LAG, NONE_ALLOCATABLE, Allotment, Meter, allotment_of, last_allocatable
 from gpusharing.api.gpunode import Request
 from gpusharing.api.names import Phase
@@ -55,17 +55,6 @@ class RestartNeeded(Exception):
     """Only a new container can read the GPUs again. The error has been reported, so the process should end."""
 
 
-@dataclass(slots=True)
-class Stats:
-    """Counters since the start of the process, for the metrics."""
-
-    readings: dict[Outcome, int] = field(default_factory=lambda: {"ok": 0, "failed": 0, "hung": 0})
-    reading_seconds: float = 0.0
-    writes: int = 0
-    failed_writes: int = 0
-    faults: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
-
-
 class AgentLoop:
     """The agent of one node. Several may run in one event loop."""
 
@@ -81,7 +70,11 @@ class AgentLoop:
         background: Background = in_daemon_thread,
     ) -> None:
         self.settings = settings or LoopSettings()
-        self.stats = Stats()
+        # Counters since the start of the process, for the metrics.
+        self.readings_by_outcome = {"ok": 0, "failed": 0, "hung": 0}
+        self.reading_seconds = 0.0
+        self.writes_by_outcome = {"ok": 0, "failed": 0}
+        self.faults_by_part = dict.fromkeys(PARTS, 0)
         self.observed: Observation | None = None
         """The last observation, whether it was written to the server or not; None before the first turn."""
         self.reading: Reading | None = None
@@ -218,7 +211,7 @@ class AgentLoop:
     def _fault(self, part: str, bug: Exception) -> str:
         """Count and log an unexpected error, and return the words for it."""
         words = bug_text(bug)
-        self.stats.faults[part] += 1
+        self.faults_by_part[part] += 1
         if self._faults.get(part) != words:
             log.error("unexpected error", extra={"part": part, "error": words}, exc_info=bug)
         self._faults[part] = words
@@ -232,30 +225,34 @@ class AgentLoop:
             self._fault("meter", bug)
 
     async def _read(self, request: Request, last: Observation) -> tuple[Observation, Use | None]:
-        answer = await self._reader.read(request)
-        self.stats.readings[answer.outcome] += 1
-        if answer.bug is not None:
-            self._fault("reading", answer.bug)
-        for bug in answer.reading.bugs if answer.reading is not None else ():
-            self._fault("gpu", bug)
-        if answer.outcome == "ok":
-            self.stats.reading_seconds += answer.seconds
-        if answer.error != last.error:
+        request, result, seconds = await self._reader.read(request)
+        outcome, error = "failed", ""
+        self._patience = 0
+        if isinstance(result, Reading):
+            outcome = "ok"
+            self.reading_seconds += seconds
+            for bug in result.bugs:
+                self._fault("gpu", bug)
+        elif isinstance(result, LibraryError):
+            outcome = "hung" if result.reason == "NVMLHung" else "failed"
+            error, self._patience = f"{result.reason}: {result}", result.patience
+        else:
+            error = self._fault("reading", result)
+        self.readings_by_outcome[outcome] += 1
+        if error != last.error:
             log.log(
-                logging.WARNING if answer.error else logging.INFO,
-                "cannot read the GPUs" if answer.error else "the GPUs can be read again",
-                extra={"error": answer.error},
+                logging.WARNING if error else logging.INFO,
+                "cannot read the GPUs" if error else "the GPUs can be read again",
+                extra={"error": error},
             )
-        self._hopeless = self._hopeless + 1 if answer.patience else 0
-        self._patience = answer.patience
-        if answer.reading is None:
-            return last.failing(answer.error, simulated=self._simulated), None
-        used = answer.reading.use
-        if answer.reading == self.reading:
-            return last.again(answer.request), used
-        after = Observation.after(answer.request, answer.reading, simulated=self._simulated, last=last)
-        self.reading = answer.reading
-        return after, used
+        self._hopeless = self._hopeless + 1 if self._patience else 0
+        if not isinstance(result, Reading):
+            return last.failing(error, simulated=self._simulated), None
+        if result == self.reading:
+            return last.again(request), result.use
+        after = Observation.after(request, result, simulated=self._simulated, last=last)
+        self.reading = result
+        return after, result.use
 
     def _current_allotment(self, holdings: Holdings | None) -> Allotment | None:
         if self.reading is None or holdings is None:
@@ -306,12 +303,12 @@ class AgentLoop:
         except NotFound:
             self._own.take(None, node)
         except KubeError as error:
-            self.stats.failed_writes += 1
+            self.writes_by_outcome["failed"] += 1
             if str(error) != self._write_error:
                 log.warning("cannot report to the API server", extra={"error": str(error)})
             self._write_error = str(error)
         else:
-            self.stats.writes += 1
+            self.writes_by_outcome["ok"] += 1
             self._write_error = ""
             self._backoff.success()
             self._own.take(written, node)

@@ -21,9 +21,9 @@ from gpusharing.agent.loop import AgentLoop, LoopSettings, RestartNeeded
 from gpusharing.agent.metrics import AgentCollector
 from gpusharing.agent.nvml import NVML
 from gpusharing.agent.probes import MetricsAccess, ProbeServer, self_signed
-from gpusharing.agent.processes import PodNames, Processes
+from gpusharing.agent.processes import Processes, pod_names
 from gpusharing.agent.rest import RestClient
-from gpusharing.agent.usagemetrics import MeterCollector, UsageCollector
+from gpusharing.agent.usagemetrics import UsageCollector
 from gpusharing.kube.background import Worker
 from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.login import SERVICE_ACCOUNT, Login, find_login
@@ -87,7 +87,6 @@ def address(text: str) -> tuple[str, int]:
 
 
 def seconds(text: str) -> float:
-    """Parse a finite number of seconds above 0."""
     with suppress(ValueError):
         if 0 < (number := float(text)) < inf:
             return number
@@ -95,14 +94,12 @@ def seconds(text: str) -> float:
 
 
 def log_level(text: str) -> str:
-    """Check the name of a log level, in any case."""
     if text.upper() not in logging.getLevelNamesMapping():
         raise argparse.ArgumentTypeError(f"{text!r} is not a log level: use debug, info, warning or error")
     return text
 
 
 def switch(text: str) -> bool:
-    """Parse `true` or `false`."""
     if text not in ("true", "false"):
         raise ValueError(f"{text!r} is neither true nor false")
     return text == "true"
@@ -169,13 +166,12 @@ async def _serve(
     except Unauthorized as error:
         log.error("cannot log in to the API server", extra={"error": str(error)})
         return NO_LOGIN
-    library = NVML(Processes(names=PodNames(options.pod_logs)))
+    library = NVML(Processes(pod_named=pod_names(options.pod_logs)))
     api, background = RestClient(login), Worker()
     loop = AgentLoop(options.node_name, api, library, pods, settings, background=background)
     registry = CollectorRegistry()
     registry.register(AgentCollector(loop))
     registry.register(UsageCollector(loop))
-    registry.register(MeterCollector(loop.meter))
     serve = partial(ProbeServer, options.metrics_addr, loop.why_not_alive, loop.why_not_ready, registry)
     probes = (
         serve(tls=self_signed("gpusharing-agent"), decide=MetricsAccess(api).decide)

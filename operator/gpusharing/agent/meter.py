@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence, Sized
 from fractions import Fraction
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 from gpusharing.agent.kubelet import Holdings
 from gpusharing.agent.library import Reading
@@ -96,13 +96,8 @@ class Bounds:
 BOUNDS = Bounds()
 
 
-class Account(NamedTuple):
-    """The tenant that the time of a slice is counted for. A plain tuple, because many are hashed at each turn."""
-
-    policy: str
-    """Empty if no policy owns the node."""
-    namespace: str
-    resource: str
+Account: TypeAlias = tuple[str, str, str]
+"""Policy (empty if none owns the node), namespace and resource: the tenant that the time of a slice is counted for."""
 
 
 @value
@@ -216,7 +211,6 @@ def _held(
 
 
 def _parts(gpu: GPU, model: Model | None, held: Mapping[str, object]) -> Sequence[tuple[str, Fraction]]:
-    """Return the UUID and the fraction of each device of a GPU."""
     if gpu.mig_mode != "Enabled":
         return ((gpu.uuid, WHOLE),) if gpu.uuid else ()
     profiles = () if model is None else model.profiles
@@ -279,8 +273,8 @@ class Meter:
         self._drop(now, self._bounds.forget_after)
         allocated, idle = self._allocated.export(now), self._idle.export(now)
         stranded, transition = self._stranded.export(now), self._transition.export(now)
-        for account, grown in self._allocated.growth.items():
-            self._gpus.add(account.policy, grown, now)
+        for (policy, _, _), grown in self._allocated.growth.items():
+            self._gpus.add(policy, grown, now)
         for (policy, _), grown in self._idle.growth.items():
             self._gpus.add(policy, grown, now)
         for each in (self._stranded, self._transition):
@@ -295,12 +289,12 @@ class Meter:
         self._stranded.add(policy, float(allotment.stranded) * seconds, until)
         self._transition.add(policy, float(allotment.transition) * seconds, until)
         for (namespace, resource), part in allotment.allocated.items():
-            account, most = Account(policy, namespace, resource), self._bounds.accounts
+            account, most = (policy, namespace, resource), self._bounds.accounts
             if account not in self._allocated and not self._has_room(self._allocated, most, until):
-                account = Account(policy, OTHERS, resource)
+                account = policy, OTHERS, resource
                 most += self._bounds.others
                 if account not in self._allocated and len(self._allocated) >= most:
-                    account = Account(policy, OTHERS, OTHERS)
+                    account = policy, OTHERS, OTHERS
             self._allocated.add(account, float(part) * seconds, until)
         for resource, part in allotment.idle.items():
             pair = self._key(self._idle, (policy, resource), self._bounds.idle, (policy, OTHERS), until)
@@ -318,5 +312,5 @@ class Meter:
         for each in (self._allocated, self._idle, self._stranded, self._transition):
             each.drop(now, patience)
         # A policy's sum grows when its parts are exported, which may be later.
-        policies = {account.policy for account in self._allocated} | {policy for policy, _ in self._idle}
+        policies = {policy for policy, *_ in (*self._allocated, *self._idle)}
         self._gpus.drop(now, patience, keep=policies.union(self._stranded, self._transition))

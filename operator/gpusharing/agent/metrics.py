@@ -23,6 +23,7 @@ class AgentCollector(Collector):
         self._version = own_version()
 
     def collect(self) -> Iterable[Metric]:
+        loop = self._loop
         build = GaugeMetricFamily(
             "gpusharing_build_info",
             "1, with the version of the operator or of the agent.",
@@ -30,27 +31,33 @@ class AgentCollector(Collector):
         )
         build.add_metric([self._version, "agent"], 1)
         yield build
-        stats = self._loop.stats
         yield _counter(
-            "readings", "Attempts to read the GPUs, by outcome: ok, failed, hung.", "outcome", stats.readings
+            "readings",
+            "Attempts to read the GPUs, by outcome: ok, failed, hung.",
+            "outcome",
+            loop.readings_by_outcome,
         )
         yield CounterMetricFamily(
             f"{PREFIX}_reading_seconds",
             "Time taken by successful readings of the GPUs.",
-            value=stats.reading_seconds,
+            value=loop.reading_seconds,
         )
-        writes = {"ok": stats.writes, "failed": stats.failed_writes}
-        yield _counter("writes", "Reports sent to the API server, by outcome: ok, failed.", "outcome", writes)
+        yield _counter(
+            "writes",
+            "Reports sent to the API server, by outcome: ok, failed.",
+            "outcome",
+            loop.writes_by_outcome,
+        )
         yield _counter(
             "faults",
             "Unexpected errors, by the part of the agent: gpu, reading, pods, meter, turn. Each is a bug; what it"
             " concerns is reported as unknown.",
             "part",
-            stats.faults,
+            loop.faults_by_part,
         )
-        ready = not self._loop.why_not_ready()
+        ready = not loop.why_not_ready()
         yield _gauge("ready", "1 while the agent can answer requests from the operator.", ready)
-        if (observed := self._loop.observed) is not None:
+        if (observed := loop.observed) is not None:
             yield _gauge(
                 "quiet", "1 while the GPU library is kept closed at the operator's request.", observed.quiet
             )
@@ -67,8 +74,8 @@ class AgentCollector(Collector):
                     ("resource",),
                     (((resource,), count) for resource, count in observed.allocated.items()),
                 )
-        if self._loop.reading is not None:
-            yield from _of_gpus(self._loop.reading.gpus)
+        if loop.reading is not None:
+            yield from _of_gpus(loop.reading.gpus)
 
 
 def _of_gpus(gpus: tuple[GPU, ...]) -> Iterable[Metric]:

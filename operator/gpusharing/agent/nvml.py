@@ -11,14 +11,11 @@ import pynvml
 
 from gpusharing.agent.library import (
     UNKNOWN_PROCESS,
-    AccessLost,
     DeviceUse,
     LibraryError,
-    NotLoaded,
     PodID,
     ProcessUse,
     Reading,
-    Replaced,
     Use,
     bug_text,
     unreachable,
@@ -259,11 +256,15 @@ class NVML:
         model, placements_withheld = cards[product]
         on = current == "Enabled"
         devices = tuple(mig_devices(handle)) if on else ((handle, uuid),)
-        mig = mig_instances(handle, model.profiles, devices) if on else None
-        lists = [list_processes(self._processes, device, name if mig else "") for device, name in devices]
+        instances: tuple[Instance, ...] = ()
+        owners: tuple[Instance | None, ...] = (None,)
+        withheld = hidden = False
+        if on:
+            instances, withheld, hidden, owners = mig_instances(handle, model.profiles, devices)
+        lists = [list_processes(self._processes, device, name if on else "") for device, name in devices]
         listed = list(chain.from_iterable(lists))
-        if mig:
-            listed = list_rest(self._processes, handle, listed, hidden=mig.hidden) + listed
+        if on:
+            listed = list_rest(self._processes, handle, listed, hidden=hidden) + listed
         gpu = GPU(
             index=index,
             uuid=uuid,
@@ -271,28 +272,30 @@ class NVML:
             mig_mode=current,
             mig_mode_pending=pending,
             compute_mode=_compute_mode(handle),
-            instances=mig.instances if mig else (),
+            instances=instances,
             processes=tuple(process for process, _ in listed[:_MOST_PROCESSES]),
             ecc_uncorrected=ecc_uncorrected(handle),
             remapped_rows=remapped_rows(handle),
             recovery_action=recovery_action(handle),
             # Listing instances needs the same right as listing placements.
-            instances_withheld=placements_withheld or (mig is not None and mig.withheld),
+            instances_withheld=placements_withheld or withheld,
         )
-        self._use.take(gpu, devices, mig.devices if mig else (None,), lists)
+        self._use.take(gpu, devices, owners, lists)
         return gpu
 
 
 def _library_error(error: Any) -> LibraryError:
     if error.value in _NOT_LOADED:
-        return NotLoaded(_NOT_LOADED[error.value])
+        return LibraryError(_NOT_LOADED[error.value], "NVMLNotLoaded")
     if error.value == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
-        return Replaced(
+        return LibraryError(
             "the driver was replaced while the agent was running, so the agent is restarting; if this persists, delete "
-            "this agent pod"
+            "this agent pod",
+            "NVMLReplaced",
         )
     if error.value in _NO_ACCESS:
-        return AccessLost(f"NVML: {error}; {_NO_ACCESS[error.value]}; the agent is restarting")
+        message = f"NVML: {error}; {_NO_ACCESS[error.value]}; the agent is restarting"
+        return LibraryError(message, "NVMLAccessLost")
     return LibraryError(f"NVML: {error}; see `dmesg | grep -i nvrm` on the node")
 
 

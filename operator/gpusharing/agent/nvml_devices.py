@@ -12,7 +12,6 @@ import pynvml
 from gpusharing.agent.library import UNKNOWN_PROCESS
 from gpusharing.agent.processes import Processes
 from gpusharing.api.gpunode import DriverProfile, Instance, Process, RecoveryAction, RemappedRows
-from gpusharing.planning.vocabulary.values import value
 
 _MOST_EVENTS = 256  # the most that one reading takes
 _REMAPPED_FIELDS = (
@@ -119,7 +118,6 @@ class Xids:
                 pynvml.nvmlEventSetFree(self._set)
 
     def listen(self, index: int, handle: Any) -> None:
-        """Subscribe to the XIDs of this GPU from now on."""
         if self._set is None:
             return
         with suppress(pynvml.NVMLError):
@@ -143,19 +141,6 @@ _CAPACITY = 64  # more placements or instances of one profile than any card has
 
 MigDevice: TypeAlias = tuple[Any, str]
 """Handle and UUID of a MIG device."""
-
-
-@value
-class MigInstances:
-    """The instances of one GPU with MIG on."""
-
-    instances: tuple[Instance, ...]
-    withheld: bool
-    """Whether NVML does not list every instance. One that it does not list is known only if one of its MIG devices is visible."""
-    hidden: bool
-    """Whether processes may run on an instance without a visible MIG device."""
-    devices: tuple[Instance, ...]
-    """The instance of each visible MIG device, in the order of the devices."""
 
 
 def mig_profiles(handle: Any) -> tuple[tuple[DriverProfile, ...], bool]:
@@ -218,10 +203,12 @@ def mig_devices(handle: Any) -> Iterator[MigDevice]:
                 raise
 
 
-def mig_instances(handle: Any, profiles: Sequence[DriverProfile], migs: Sequence[MigDevice]) -> MigInstances:
+def mig_instances(
+    handle: Any, profiles: Sequence[DriverProfile], migs: Sequence[MigDevice]
+) -> tuple[tuple[Instance, ...], bool, bool, tuple[Instance, ...]]:
     """Return the instances of a GPU with MIG on, sorted by start and id: those that NVML lists, and further ones that are known only from the visible MIG devices `migs`.
 
-    An instance without a compute instance, which a creation that failed midway leaves behind, hides no process.
+    Also whether NVML withholds some, whether processes may run on one without a visible MIG device, and the instance of each of `migs`. An instance without a compute instance, which a creation that failed midway leaves behind, hides no process.
     """
     listed = _list_all(handle, profiles)
     numbers = [pynvml.nvmlDeviceGetGpuInstanceId(mig) for mig, _ in migs]
@@ -238,7 +225,7 @@ def mig_instances(handle: Any, profiles: Sequence[DriverProfile], migs: Sequence
     withheld = listed is None or bool(unlisted)
     hidden = withheld or any(info.id not in first and _may_compute(each) for _, each, info in listed or ())
     ordered = sorted(known.values(), key=lambda instance: (instance.start, instance.id))
-    return MigInstances(tuple(ordered), withheld, hidden, tuple(known[number] for number in numbers))
+    return tuple(ordered), withheld, hidden, tuple(known[number] for number in numbers)
 
 
 def _list_all(handle: Any, profiles: Sequence[DriverProfile]) -> list[tuple[DriverProfile, Any, Any]] | None:

@@ -16,10 +16,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from contextlib import suppress
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
-from typing import Any
+from typing import Any, TypeAlias
 
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import CollectorRegistry
@@ -40,18 +39,11 @@ MOST_WAITING = 4
 """The most requests that wait for a review at a time, including the one whose token is being reviewed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """Whether a request may read the metrics, as an HTTP status."""
-
-    status: int
-    message: str = ""
-    """Why it may not, and what to do; empty if it may."""
-
-
-ALLOWED = Decision(200)
-UNAUTHENTICATED = Decision(401, "send `Authorization: Bearer TOKEN` with a valid token that may get /metrics")
-UNDECIDED = Decision(503, "the API server could not be asked whether this token may read /metrics; try again")
+Decision: TypeAlias = tuple[int, str]
+"""Whether a request may read the metrics, as an HTTP status; and if not, why, and what to do."""
+ALLOWED: Decision = 200, ""
+UNAUTHENTICATED: Decision = 401, "send `Authorization: Bearer TOKEN` with a valid token that may get /metrics"
+UNDECIDED: Decision = 503, "the API server could not be asked whether this token may read /metrics; try again"
 
 
 class MetricsAccess:
@@ -129,8 +121,9 @@ class MetricsAccess:
         answer = await self._create(ACCESS_REVIEWS, "SubjectAccessReview", spec)
         if part(answer, "allowed") is True:
             return ALLOWED
-        return Decision(
-            403, f"user {name} may not get /metrics: bind ClusterRole gpusharing-metrics-reader to that user"
+        return (
+            403,
+            f"user {name} may not get /metrics: bind ClusterRole gpusharing-metrics-reader to that user",
         )
 
     async def _create(self, kind: Resource, name: str, spec: JSON) -> JSON:
@@ -179,12 +172,10 @@ class ProbeServer(ThreadingTCPServer):
 
     @property
     def port(self) -> int:
-        """The port at which the server listens."""
         port: int = self.server_address[1]
         return port
 
     def start(self) -> None:
-        """Begin to answer requests, in a thread of its own."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -242,11 +233,11 @@ def _handler(
                 case "/readyz":
                     self._answer_probe(ready())
                 case "/metrics":
-                    decision = decide(self.headers.get("Authorization", ""))
-                    if decision.status == 200:
+                    status, why_not = decide(self.headers.get("Authorization", ""))
+                    if status == 200:
                         self._answer(200, CONTENT_TYPE_LATEST, generate_latest(metrics))
                     else:
-                        self._answer(decision.status, _TEXT, f"{decision.message}\n".encode())
+                        self._answer(status, _TEXT, f"{why_not}\n".encode())
                 case _:
                     self._answer(404, "text/plain", b"try /healthz, /readyz or /metrics\n")
 

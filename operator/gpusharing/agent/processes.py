@@ -16,26 +16,24 @@ PAUSE = 5.0
 """Seconds between two listings of the folders, because one reading may look up many UIDs that have no folder."""
 
 
-class PodNames:
-    """Finds the pods of this node by UID, in the kubelet's podLogsDir; with None, no name is ever found."""
+def pod_names(logs: Path, clock: Callable[[], float] = time.monotonic) -> Callable[[str], PodID]:
+    """Return a function that finds a pod of this node by its UID in the kubelet's podLogsDir, without a name if no folder shows it."""
+    known: dict[str, PodID] = {}
+    listed_at = -PAUSE
 
-    def __init__(self, logs: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._logs = logs
-        self._clock = clock
-        self._known: dict[str, PodID] = {}
-        self._listed_at = -PAUSE
-
-    def of(self, uid: str) -> PodID:
-        """Return the pod with this UID, without a name if no folder shows it."""
-        if uid not in self._known and self._clock() - self._listed_at >= PAUSE:
+    def find(uid: str) -> PodID:
+        nonlocal known, listed_at
+        if uid not in known and clock() - listed_at >= PAUSE:
             folders: list[str] = []
             with suppress(OSError):
-                folders = [] if self._logs is None else os.listdir(self._logs)
+                folders = os.listdir(logs)
             # Kubernetes names are ASCII. A name that is not even UTF-8 comes with surrogates, which no label can hold.
             parts = (folder.split("_") for folder in folders if folder.isascii())
-            self._known = {part[2]: PodID(part[2], part[0], part[1]) for part in parts if len(part) == 3}
-            self._listed_at = self._clock()
-        return self._known.get(uid) or PodID(uid)
+            known = {part[2]: PodID(part[2], part[0], part[1]) for part in parts if len(part) == 3}
+            listed_at = clock()
+        return known.get(uid) or PodID(uid)
+
+    return find
 
 
 MPS_SERVER, MPS_CONTROL = "nvidia-cuda-mps-server", "nvidia-cuda-mps-control"
@@ -71,10 +69,13 @@ class Processes:
     """
 
     def __init__(
-        self, proc: Path = Path("/proc"), own_pid: int | None = None, names: PodNames | None = None
+        self,
+        proc: Path = Path("/proc"),
+        own_pid: int | None = None,
+        pod_named: Callable[[str], PodID] = PodID,
     ) -> None:
         self._proc = str(proc)
-        self._names = names or PodNames(None)
+        self._pod_named = pod_named
         self._seen: dict[int, _Known] = {}
         self._before: dict[int, _Known] = {}
         self._open: dict[int, int] = {}
@@ -101,7 +102,7 @@ class Processes:
     def pod_of(self, pid: int) -> PodID | None:
         """Return the pod whose cgroup a process is in; None if it is in no pod, has ended, or the cgroup cannot be read."""
         uid = (self._seen.get(pid) or self._examine(pid)).pod
-        return None if uid is None else self._names.of(uid)
+        return None if uid is None else self._pod_named(uid)
 
     def _examine(self, pid: int) -> _Known:
         head, _, tail = self._stat(pid).rpartition(b")")

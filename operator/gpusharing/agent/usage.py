@@ -33,7 +33,6 @@ class Sum:
     """What the driver does not report counts as 0."""
 
     def with_process(self, process: ProcessUse) -> "Sum":
-        """Return the sum with one more process added."""
         memory = None if self.memory is None or process.memory is None else self.memory + process.memory
         return Sum(self.processes + 1, memory, self.sm_percent + (process.sm_percent or 0))
 
@@ -150,7 +149,6 @@ def _attribute(
 
 
 def _count_slices(devices: Iterable[tuple[str, str]]) -> dict[str, dict[str, int]]:
-    """Count pairs of a resource name and a device id, by UUID and resource name."""
     counts: dict[str, dict[str, int]] = {}
     for resource, device in devices:
         _add(counts.setdefault(base(device), {}), resource)

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from gpusharing.agent.library import DeviceUse
 from gpusharing.agent.loop import AgentLoop
-from gpusharing.agent.meter import LaggingCounts, Meter
+from gpusharing.agent.meter import LaggingCounts, Metered
 from gpusharing.agent.usage import MOST_DEVICES, MOST_HOLDERS, MOST_RESOURCES, DeviceUsage, Holder, Sum, usage
 
 PREFIX = "gpusharing"
@@ -23,49 +23,8 @@ Rows = Iterable[tuple[Sequence[str], float | None]]
 """The values of the labels of each sample, and its value."""
 
 
-class MeterCollector(Collector):
-    """Collects the counters of one meter. The growth of all parts adds up to that of `gpusharing_gpu_seconds_total`."""
-
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
-
-    def collect(self) -> Iterable[Metric]:
-        metered = self._meter.metered
-        yield _counter(
-            "slice_seconds",
-            "GPU-seconds of slices allocated to a namespace: the time of each slice, multiplied by its share of the"
-            " GPU. A replica of a shared GPU counts as long as it is allocated, whether or not its pod uses the GPU.",
-            ("policy", "namespace", "resource"),
-            metered.allocated.items(),
-        )
-        yield _counter(
-            "idle_slice_seconds",
-            "GPU-seconds of slices that were not allocated to a pod.",
-            ("policy", "resource"),
-            metered.idle.items(),
-        )
-        yield _counter(
-            "stranded_slice_seconds",
-            "GPU-seconds of capacity that no slice of the layout covers.",
-            ("policy",),
-            (((policy,), seconds) for policy, seconds in metered.stranded.items()),
-        )
-        yield _counter(
-            "transition_slice_seconds",
-            "GPU-seconds not allocated to a pod, on nodes in the middle of a change.",
-            ("policy",),
-            (((policy,), seconds) for policy, seconds in metered.transition.items()),
-        )
-        yield _counter(
-            "gpu_seconds",
-            "All metered GPU-seconds: the sum of allocated, idle, stranded and in transition.",
-            ("policy",),
-            (((policy,), seconds) for policy, seconds in metered.gpus.items()),
-        )
-
-
 class UsageCollector(Collector):
-    """Collects the usage metrics of one agent; none if the last turn did not read the GPUs."""
+    """Collects the counters of one agent's meter, and its usage metrics unless the last turn did not read the GPUs."""
 
     def __init__(self, loop: AgentLoop, clock: Callable[[], float] = time.monotonic) -> None:
         self._loop = loop
@@ -75,6 +34,10 @@ class UsageCollector(Collector):
         self._alone = threading.Lock()  # each scrape runs in a thread of its own
 
     def collect(self) -> Iterable[Metric]:
+        yield from self._of_use()
+        yield from of_meter(self._loop.meter.metered)
+
+    def _of_use(self) -> Iterable[Metric]:
         if self._loop.use is None:
             return
         use, holdings = self._loop.use
@@ -103,6 +66,41 @@ class UsageCollector(Collector):
             (),
             [((), known.left_out)],
         )
+
+
+def of_meter(metered: Metered) -> Iterable[Metric]:
+    """Return the counters of a meter. The growth of all parts adds up to that of `gpusharing_gpu_seconds_total`."""
+    yield _counter(
+        "slice_seconds",
+        "GPU-seconds of slices allocated to a namespace: the time of each slice, multiplied by its share of the"
+        " GPU. A replica of a shared GPU counts as long as it is allocated, whether or not its pod uses the GPU.",
+        ("policy", "namespace", "resource"),
+        metered.allocated.items(),
+    )
+    yield _counter(
+        "idle_slice_seconds",
+        "GPU-seconds of slices that were not allocated to a pod.",
+        ("policy", "resource"),
+        metered.idle.items(),
+    )
+    yield _counter(
+        "stranded_slice_seconds",
+        "GPU-seconds of capacity that no slice of the layout covers.",
+        ("policy",),
+        (((policy,), seconds) for policy, seconds in metered.stranded.items()),
+    )
+    yield _counter(
+        "transition_slice_seconds",
+        "GPU-seconds not allocated to a pod, on nodes in the middle of a change.",
+        ("policy",),
+        (((policy,), seconds) for policy, seconds in metered.transition.items()),
+    )
+    yield _counter(
+        "gpu_seconds",
+        "All metered GPU-seconds: the sum of allocated, idle, stranded and in transition.",
+        ("policy",),
+        (((policy,), seconds) for policy, seconds in metered.gpus.items()),
+    )
 
 
 def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
@@ -235,7 +233,6 @@ def _per_device(
 
 
 def _gauge(name: str, text: str, labels: Sequence[str], rows: Rows) -> GaugeMetricFamily:
-    """Return a gauge with the rows whose value is not None."""
     family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
     for values, number in rows:
         if number is not None:

@@ -39,7 +39,6 @@ def place_of(environment: Mapping[str, str]) -> Place:
 
 
 async def check(environment: Mapping[str, str]) -> int:
-    """Check the installation, print the result, and return the exit status."""
     login = environment_login(environment)
     try:
         async with HttpClient(login, name="gpusharing-checks") as client:

@@ -17,7 +17,7 @@ from gpusharing.kube.lease import LeaderLease
 from gpusharing.kube.login import Login
 
 STUCK = 120.0
-"""Seconds without progress (progress.py) after which the loop counts as dead. A single call has a deadline of ten seconds."""
+"""Seconds without progress after which the loop counts as dead. A single call has a deadline of ten seconds."""
 SILENT = 200.0
 """Seconds without an event on a watch, after which its connection counts as dead. The server sends a bookmark every minute and ends the watch after five."""
 
@@ -32,9 +32,8 @@ class Health:
     clock: Callable[[], float] = loop_time
 
     def dead(self) -> dict[str, str]:
-        """Return the problems that only a restart can solve, by the name of each part."""
         problems = {}
-        still = self.clock() - self.loop.progress.last
+        still = self.clock() - self.loop.last_progress
         if still > STUCK:
             problems["loop"] = (
                 f"for {still:.0f} s, no pass has finished and no API call from a pass has received a response"
@@ -68,7 +67,7 @@ async def lead(
 
     def called(request: ApiRequest, status: int) -> None:
         process.called(request, status)
-        loop.progress.called(request, status)
+        loop.called(request, status)
 
     def touched(name: str, version: str) -> None:
         # The cache already has this version after our own write.

@@ -2,12 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Protocol
 
 import structlog
 
@@ -23,12 +22,12 @@ from gpusharing.kube.errors import KubeError, first_of
 from gpusharing.kube.fanout import Crew, Fanout, PublishingClient
 from gpusharing.kube.gather import Gatherer
 from gpusharing.kube.http import Limits
+from gpusharing.kube.lease import LeaderLease
 from gpusharing.kube.sources import NOT_YET, AdminMaps, Sources, SourceSettings
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.actions import Action, SetPointers
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.memory import PassMemory
-from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 
 log = structlog.get_logger()
@@ -45,94 +44,8 @@ RETRY = 2.0
 """Seconds until the next pass, after the API server or the Lease has ended one."""
 
 
-@dataclass(slots=True)
-class Pace:
-    """Decides how long one loop rests between its passes."""
-
-    wake: asyncio.Event
-    debounce: float
-    now: Callable[[], datetime]
-    _follow_ups: int = 0
-
-    async def rest(self, due: datetime | None) -> None:
-        """Wait until an event arrives or the time `due` is reached, but for LOOK_EVERY at most. After an event, passes are a whole debounce apart, or a quarter after a quiet time."""
-        clock = asyncio.get_running_loop().time
-        begun = clock()
-        left = min(LOOK_EVERY, due - self.now()) if due is not None else LOOK_EVERY
-        try:
-            async with asyncio.timeout(max(0.0, left.total_seconds())):
-                await self.wake.wait()
-        except TimeoutError:
-            # A plan that writes in every pass and never settles must not run fast.
-            self._follow_ups = self._follow_ups + 1 if left <= timedelta(0) else 0
-            if self._follow_ups > FOLLOW_UPS:
-                log.warning(
-                    "too many passes have run back to back, so the operator waits longer before the next one",
-                    passes=self._follow_ups,
-                )
-                await asyncio.sleep(RETRY)
-            elif self._follow_ups > AT_ONCE:
-                await asyncio.sleep(self.debounce / FIRST_LOOK)
-            return
-        apart = self.debounce - (clock() - begun)
-        await asyncio.sleep(max(apart, self.debounce / FIRST_LOOK))
-
-
 _OF_A_PASS: ContextVar[bool] = ContextVar("of_a_pass", default=False)
 """Whether the running task belongs to a pass. Inherited by every task that a pass starts."""
-
-
-class Progress:
-    """Records when the loop last made progress: a pass ended, or a call of it was answered."""
-
-    def __init__(self, clock: Callable[[], float] = loop_time) -> None:
-        self._clock = clock
-        self.last = clock()
-
-    @contextmanager
-    def of_a_pass(self) -> Iterator[None]:
-        """Let the calls in this block, and in tasks that are started in it, count as calls of a pass."""
-        token = _OF_A_PASS.set(True)
-        try:
-            yield
-            self.last = self._clock()
-        finally:
-            _OF_A_PASS.reset(token)
-
-    def called(self, request: ApiRequest, status: int) -> None:
-        """Record an answer, whatever it is; a status of 0 means that there was none. See http.OnCall."""
-        if status and _OF_A_PASS.get():
-            self.last = self._clock()
-
-
-class Leader(Protocol):
-    """The Lease: whether this process leads, and the claims that are recorded there."""
-
-    identity: str
-    """Names this process, on the Lease and in Events."""
-
-    @property
-    def is_leader(self) -> bool:
-        """Whether this process holds the Lease and renewed it in time."""
-
-    @property
-    def claims(self) -> Mapping[str, Claim]:
-        """The claims as last read or written, by node name; made again from the fences if they cannot be read."""
-
-    @property
-    def claims_error(self) -> str:
-        """Why claims or failures on the Lease cannot be read; empty if they can."""
-
-    @property
-    def failed_nodes(self) -> Mapping[str, FailedNode]:
-        """The failures on record, by UID of the Node, without those that cannot be read."""
-
-    @property
-    def restores(self) -> int:
-        """How often a write of the Lease has proven that the store was restored from a backup."""
-
-    async def set_claims(self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode]) -> None:
-        """Replace all claims and failures by compare-and-swap. Raises LeaseLost, and KubeErrors."""
 
 
 @contextmanager
@@ -149,7 +62,7 @@ class Loop:
     def __init__(
         self,
         client: KubeClient,
-        leader: Leader,
+        leader: LeaderLease,
         settings: Settings,
         observer: Observer,
         *,
@@ -188,14 +101,16 @@ class Loop:
         )
         crew = Crew(max(1, min(settings.parallel, limit) // 2), wake)
         self.gatherer = Gatherer(self.calls, self.sources, self.executor.calls, crew)
-        self._pace = Pace(self.wake, settings.debounce, now)
+        self._follow_ups = 0
+        """How many passes have followed one another without a rest."""
         self.memo, self.memory = Memo(), PassMemory()
         self.plan: RolloutPlan | None = None
         self._unread: set[str] = set()
         """The sources that could not be read at some time since all of them last could."""
         self._on_first_pass = on_first_pass
         """Called once, when the whole cluster has been read and planned; then None."""
-        self.progress = Progress()
+        self.last_progress = loop_time()
+        """When a pass last ended, or a call of one was last answered."""
 
     def _acted(self, action: Action, result: str) -> None:
         self.observer.acted(action, result)
@@ -211,9 +126,9 @@ class Loop:
             group.create_task(self.test_taints())
             try:
                 while True:
-                    with self.progress.of_a_pass():
+                    with self.of_a_pass():
                         due = await self._pass()
-                    await self._pace.rest(due)
+                    await self._rest(due)
             finally:
                 await self.close()
 
@@ -222,6 +137,44 @@ class Loop:
         await self.publisher.close()
         await self.executor.crew.close()
         await self.gatherer.close()
+
+    async def _rest(self, due: datetime | None) -> None:
+        """Wait until an event arrives or the time `due` is reached, but for LOOK_EVERY at most. After an event, passes are a whole debounce apart, or a quarter after a quiet time."""
+        clock = asyncio.get_running_loop().time
+        begun = clock()
+        left = min(LOOK_EVERY, due - self.now()) if due is not None else LOOK_EVERY
+        try:
+            async with asyncio.timeout(max(0.0, left.total_seconds())):
+                await self.wake.wait()
+        except TimeoutError:
+            # A plan that writes in every pass and never settles must not run fast.
+            self._follow_ups = self._follow_ups + 1 if left <= timedelta(0) else 0
+            if self._follow_ups > FOLLOW_UPS:
+                log.warning(
+                    "too many passes have run back to back, so the operator waits longer before the next one",
+                    passes=self._follow_ups,
+                )
+                await asyncio.sleep(RETRY)
+            elif self._follow_ups > AT_ONCE:
+                await asyncio.sleep(self.settings.debounce / FIRST_LOOK)
+            return
+        apart = self.settings.debounce - (clock() - begun)
+        await asyncio.sleep(max(apart, self.settings.debounce / FIRST_LOOK))
+
+    @contextmanager
+    def of_a_pass(self) -> Iterator[None]:
+        """Let the calls in this block, and in tasks that are started in it, count as calls of a pass."""
+        token = _OF_A_PASS.set(True)
+        try:
+            yield
+            self.last_progress = loop_time()
+        finally:
+            _OF_A_PASS.reset(token)
+
+    def called(self, request: ApiRequest, status: int) -> None:
+        """Record an answer, whatever it is; a status of 0 means that there was none. See http.OnCall."""
+        if status and _OF_A_PASS.get():
+            self.last_progress = loop_time()
 
     async def _pass(self) -> datetime | None:
         """Run one pass, if it may run, and return when the next one is due at the latest."""
@@ -355,7 +308,6 @@ class Loop:
             self.wake.set()
 
     async def count_pending(self) -> None:
-        """Count the Pending pods that request a GPU, every `pending_period` seconds."""
         pending = self.gatherer.pending
         while True:
             if self.leader.is_leader and not self.sources.missing():

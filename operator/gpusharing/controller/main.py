@@ -9,10 +9,10 @@ import os
 import signal
 import sys
 from asyncio import sslproto
-from collections.abc import AsyncIterator, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine, Mapping
+from contextlib import AsyncExitStack
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 from aiohttp import web
@@ -116,20 +116,16 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
             leading = await asyncio.to_thread(import_module, "gpusharing.controller.leading")
             await leading.lead(role, login, settings, metrics, clock)
 
-        try:
-            async with _servers(settings, role, metrics):
-                log.info("started", identity=identity, namespace=settings.plan.namespace)
-                await _until_signalled(role.lease, work())
-        except PortTaken as taken:
-            variable, port, reason = taken.args
-            log.error("cannot listen on a port", variable=variable, port=port, error=reason)
-            return FAULT
+        async with AsyncExitStack() as servers:
+            if not (
+                await _listen(servers, application(role), settings, "probe_port")
+                and await _listen(servers, metrics_application(metrics.registry), settings, "metrics_port")
+            ):
+                return FAULT
+            log.info("started", identity=identity, namespace=settings.plan.namespace)
+            await _until_signalled(role.lease, work())
     log.info("stopped")
     return 0
-
-
-class PortTaken(Exception):
-    """One of the operator's ports cannot be listened on: its variable, the port, and why."""
 
 
 def _lost() -> None:
@@ -156,26 +152,24 @@ async def _until_signalled(lease: LeaderLease, work: Coroutine[Any, Any, None]) 
         task.result()
 
 
-@asynccontextmanager
-async def _servers(settings: Settings, role: Role, metrics: ProcessMetrics) -> AsyncIterator[None]:
-    runners = []
-    try:
-        for app, name in (
-            (application(role), "probe_port"),
-            (metrics_application(metrics.registry), "metrics_port"),
-        ):
-            if port := getattr(settings, name):
-                runner = web.AppRunner(app, access_log=None, handle_signals=False)
-                runners.append(runner)
-                await runner.setup()
-                try:
-                    await web.TCPSite(runner, settings.listen, port).start()
-                except OSError as error:
-                    raise PortTaken(f"{PREFIX}{name.upper()}", port, str(error)) from error
-        yield
-    finally:
-        for runner in runners:
-            await runner.cleanup()
+async def _listen(
+    stack: AsyncExitStack,
+    app: web.Application,
+    settings: Settings,
+    name: Literal["probe_port", "metrics_port"],
+) -> bool:
+    """Serve the application at the port with this setting until the stack is closed; False if the port cannot be listened on."""
+    if port := getattr(settings, name):
+        runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        stack.push_async_callback(runner.cleanup)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, settings.listen, port).start()
+        except OSError as error:
+            variable = f"{PREFIX}{name.upper()}"
+            log.error("cannot listen on a port", variable=variable, port=port, error=str(error))
+            return False
+    return True
 
 
 if __name__ == "__main__":

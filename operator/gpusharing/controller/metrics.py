@@ -217,11 +217,7 @@ class Metrics(Observer, Collector):
             self.pass_seconds.labels(step).observe(duration)
         verdicts = plan.verdicts
         self._entered = {node: began for node, began in self._entered.items() if node in verdicts}
-        nodes, unhealthy, blocked = (
-            Tally[tuple[str, ...]](),
-            Tally[tuple[str, ...]](),
-            Tally[tuple[str, ...]](),
-        )
+        nodes, unhealthy, blocked = (Tally[tuple[str, ...]]() for _ in range(3))
         allowed, used, halted, price = Values(), Values(), Values(), Values()
         for name, pool in plan.pools.items():
             owned = [verdicts[node] for node in pool.names]

@@ -32,7 +32,7 @@ IDENTITY: Any = "gpusharing-operator"
 async def follow_policies(
     credentials: Credentials, touch: Touch, sessions: list[aiohttp.ClientSession], running: Any
 ) -> None:
-    """Run kopf once, in the current event loop, which must be kopf's own (containment.py). Raises the error that stopped it.
+    """Run kopf once, in the current event loop, which must be kopf's own (KopfLoop). Raises the error that stopped it.
 
     kopf sets `running` when it begins to follow the policies; the caller must clear it, and close the `sessions`.
     """

@@ -160,8 +160,7 @@ class Publisher:
     def _drop(self, key: str) -> None:
         self._unwritten.discard(key)
         self._due.pop(key, None)
-        self._refused.pop(key, None)
-        self._complaints.ends(key)
+        self._accepted(key)
 
     def _is_news(self, verdict: Verdict, snapshot: ClusterSnapshot) -> bool:
         name = verdict.node
@@ -284,7 +283,6 @@ class Publisher:
     # --- events --------------------------------------------------------------------------------------------
 
     def report_pointers(self, action: SetPointers, now: datetime) -> None:
-        """Queue the Event about a ClusterPolicy that the operator has changed. It is posted in the next round."""
         self._pending_events.append(self.shared_event(action, now))
 
     def shared_event(self, action: SetPointers | RepairMps, now: datetime) -> JSON:

@@ -48,7 +48,7 @@ START = 120.0
 
 
 class LeaderHealth(Protocol):
-    """Reports whether the parts of a leader work; `health.py` implements it."""
+    """Whether the parts of a leader work; `leading.Health`, which a standby must not import."""
 
     def dead(self) -> dict[str, str]:
         """Return the problems that only a restart can solve, by the name of each part."""

@@ -272,7 +272,6 @@ def _kept_for_later(errors: list[KubeError]) -> Iterator[None]:
 
 
 def plugin_patch(action: WriteConfig, stack: StackView, now: datetime) -> JSON | None:
-    """Return the merge patch for the device-plugin ConfigMap, or None if nothing has to be written."""
     present, wanted = stack.plugin_configs, action.plugin_configs
     data: dict[str, str | None] = {key: text for key, text in wanted.items() if present.get(key) != text}
     same = wanted.keys() - data.keys()
@@ -281,7 +280,6 @@ def plugin_patch(action: WriteConfig, stack: StackView, now: datetime) -> JSON |
 
 
 def mig_patch(action: WriteConfig, stack: StackView, now: datetime) -> JSON | None:
-    """Return the merge patch for the mig-parted ConfigMap, or None if nothing has to be written."""
     wanted, present = migfile.parse(action.mig_file), migfile.parse(stack.mig_file)
     data = {MIG_KEY: action.mig_file} if action.mig_file != stack.mig_file else {}
     # mig-manager may have refused a file that someone edited as a whole, so all of its entries count as written now.
