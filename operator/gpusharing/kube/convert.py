@@ -123,7 +123,7 @@ _REPORT = TypeAdapter(Observed)
 
 
 def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> NodeView:
-    """Convert a raw Node; `maintenance_keys` mark it as maintained by somebody else, like the keys in `foreign.py`.
+    """Convert a raw Node; `maintenance_keys` mark it as maintained by somebody else, like the keys in kube/maintenance.py.
 
     A fence that cannot be read becomes None, with the reason in `fence_error`.
     """
