@@ -227,7 +227,7 @@ async def test_pods_that_wait_are_counted_every_minute_by_the_leader_only() -> N
         del waiting["spec"]["nodeName"]
         stage.cluster.add(PODS, waiting | {"status": {"phase": "Pending"}})
         await asyncio.sleep(60)
-        assert stage.loop.gatherer.pending.pods == {"nvidia.com/gpu": 1}
+        assert stage.loop.gatherer.pending[0] == {"nvidia.com/gpu": 1}
         stage.leader.is_leader = False
         before = stage.calls("list", "pods")
         await asyncio.sleep(300)

@@ -219,7 +219,7 @@ async def test_pods_that_wait_are_counted_by_the_resource_they_ask_for() -> None
     waiting["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] = "4"
     waiting["status"] = {"phase": "Pending"}
     async with gathering((PODS, pod()), (PODS, waiting)) as stage:
-        await stage.gatherer.pending.count()
+        await stage.gatherer.count_pending()
         found = await stage.snapshot()
         assert (found.pending, found.pending_devices) == ({"nvidia.com/gpu": 1}, {"nvidia.com/gpu": 4})
 

@@ -174,8 +174,8 @@ SAYS: dict[str, Callable[[Any], str]] = {
     "nodes": lambda view: "" if view.ready else view.fence_error,
     "gpunodes": lambda view: view.observed.error,
     "agents": lambda view: "" if view.ready else view.message,
-    "operands": lambda view: "" if view.operand.ready else "cannot be read",
-    "kubelet_plugins": lambda view: "" if view.operand.ready else "cannot be read",
+    "operands": lambda view: "" if view.ready else "cannot be read",
+    "kubelet_plugins": lambda view: "" if view.ready else "cannot be read",
 }
 """What the views of the kinds say whose objects concern one node each. Other kinds concern all nodes."""
 READ: dict[str, str] = {

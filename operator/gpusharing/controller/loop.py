@@ -356,13 +356,11 @@ class Loop:
 
     async def count_pending(self) -> None:
         """Count the Pending pods that request a GPU, every `pending_period` seconds."""
-        pending = self.gatherer.pending
         while True:
             if self.leader.is_leader and not self.sources.missing():
-                before, failed = pending.pods, None
+                failed = None
                 try:
-                    await pending.count()
-                    if pending.pods != before:
+                    if await self.gatherer.count_pending():
                         self.wake.set()
                 except KubeError as error:
                     failed = error

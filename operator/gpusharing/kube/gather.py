@@ -14,7 +14,7 @@ from gpusharing.kube.errors import KubeError, ServerAway, Unauthorized, Unavaila
 from gpusharing.kube.fanout import Crew
 from gpusharing.kube.nodepods import NodePods
 from gpusharing.kube.podlists import Budgets
-from gpusharing.kube.pods import PendingPods
+from gpusharing.kube.pods import count_pending
 from gpusharing.kube.sources import Sources, by_node
 from gpusharing.kube.stackreader import StackReader
 from gpusharing.planning.snapshot.memory import POLICIES, CallFailure, PassMemory, failed_again
@@ -132,7 +132,8 @@ class Gatherer:
     shared: Crew = field(init=False)
     """The workers for reads that all nodes need, which must not wait until slow calls about single nodes free a worker."""
     pods: NodePods = field(init=False)
-    pending: PendingPods = field(init=False)
+    pending: tuple[Mapping[str, int], Mapping[str, int]] = field(default_factory=lambda: ({}, {}))
+    """The last count of the Pending pods without a node, and of the devices that they request, by GPU resource."""
     stack: StackReader = field(init=False)
     _logs: ActuatorLogs = field(init=False)
     _at_work_since: dict[str, datetime] = field(default_factory=dict)
@@ -150,11 +151,16 @@ class Gatherer:
         self.stack = StackReader(sources, self.calls, self.silent)
         budgets = Budgets(client, self.shared)
         self.pods = NodePods(client, sources, self.calls, self.crew, budgets, self.stack)
-        self._logs, self.pending = ActuatorLogs(client), PendingPods(client)
+        self._logs = ActuatorLogs(client)
 
     async def close(self) -> None:
         await self.crew.close()
         await self.shared.close()
+
+    async def count_pending(self) -> bool:
+        """Count the Pending pods again, and return whether their number has changed. If that fails, the last count stays."""
+        before, self.pending = self.pending, await count_pending(self.client)
+        return before[0] != self.pending[0]
 
     async def snapshot(
         self,
@@ -195,8 +201,8 @@ class Gatherer:
             failed_nodes=failed_nodes,
             taint_rules=tuple(sorted(sources.rules.values(), key=lambda rule: rule.name)),
             work=dict(self.pods.work),
-            pending=self.pending.pods,
-            pending_devices=self.pending.devices,
+            pending=self.pending[0],
+            pending_devices=self.pending[1],
             at_work_since=dict(self._at_work_since),
             call_failures={**self.calls.failures, **self._listing},
             view_ages=sources.ages(),

@@ -179,7 +179,7 @@ class StackReader:
 
     def _dra(self, sets: Iterable[DaemonSetView]) -> DraView:
         sources = self.sources
-        published = {name for name, one in sources.devices.by_node().items() if one.layouts}
+        published = {name for name, one in sources.devices().items() if one.layouts}
         slices, classes = sources.resource_slices, sources.device_classes
         rule_error = self._lasting_error(TAINT_RULE) or tell_unread(
             sources.taint_rules.error, "devicetaintrules", RULES_UNSERVED

@@ -311,7 +311,7 @@ async def gathered(
             try:
                 notes = [*installed.notes, *await _listed(sources, session.where, missing=missing, bare=bare)]
                 try:
-                    await gatherer.pending.count()
+                    await gatherer.count_pending()
                 except Forbidden as error:
                     notes.append(f"pods that are waiting for a GPU were not counted: {error_text(error)}")
                 yield Cluster(gatherer, installed, notes, session.now)
