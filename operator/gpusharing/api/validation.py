@@ -16,7 +16,15 @@ from pydantic_core import ErrorDetails
 from gpusharing.api import rules
 from gpusharing.api.names import REWRITTEN_LABELS, REWRITTEN_PREFIXES, Mode
 from gpusharing.api.nearest import nearest
-from gpusharing.api.policy import DrainRule, GPUSharingPolicySpec, LabelSelector, Mig, Rollout, Selector
+from gpusharing.api.policy import (
+    DrainRule,
+    GPUSharingPolicySpec,
+    LabelSelector,
+    Mig,
+    Rollout,
+    Selector,
+    Window,
+)
 
 MAX_DURATION = timedelta(hours=rules.MAX_DURATION_HOURS)
 MAX_VALUE = 60
@@ -135,43 +143,33 @@ def find_problems(spec: GPUSharingPolicySpec) -> Iterator[Problem]:
     yield from _mode_problems(spec)
     if spec.mig is not None:
         yield from _mig_problems(spec.mig)
-    yield from _rule_problems(spec.drain.rules)
-    waits = {
-        "spec.drain.jobs.timeout": spec.drain.jobs.timeout,
-        **{
-            f"spec.drain.rules[{index}].timeout": rule.timeout
-            for index, rule in enumerate(spec.drain.rules)
-            if rule.timeout is not None
-        },
-    }
+    drain, rollout = spec.drain, spec.rollout
+    yield from _rule_problems(drain.rules)
+    for at, window in _windows(rollout):
+        if not re.fullmatch(rules.CRON, window.schedule):
+            yield Problem(f"{at}.schedule", rules.SCHEDULE.message)
+        if not re.fullmatch(rules.ZONE, window.time_zone):
+            yield Problem(f"{at}.timeZone", rules.TIME_ZONE.message)
+    waits = {f"spec.drain.rules[{index}].timeout": rule.timeout for index, rule in enumerate(drain.rules)}
+    waits = {"spec.drain.jobs.timeout": drain.jobs.timeout, **waits}
     durations = {
-        "spec.drain.timeout": spec.drain.timeout,
+        "spec.drain.timeout": drain.timeout,
         **{path: text for path, text in waits.items() if text != rules.NEVER},
-        "spec.rollout.timeouts.actuation": spec.rollout.timeouts.actuation,
-        "spec.rollout.timeouts.verification": spec.rollout.timeouts.verification,
+        "spec.rollout.timeouts.actuation": rollout.timeouts.actuation,
+        "spec.rollout.timeouts.verification": rollout.timeouts.verification,
+        **{f"{at}.duration": window.duration for at, window in _windows(rollout)},
+        "spec.rollout.canary.soak": rollout.canary.soak if rollout.canary is not None else None,
     }
-    yield from _window_problems(spec.rollout)
-    windows = [("windows", spec.rollout.windows), ("blackouts", spec.rollout.blackouts)]
-    for field, listed in windows:
-        durations |= {
-            f"spec.rollout.{field}[{index}].duration": window.duration for index, window in enumerate(listed)
-        }
-    if spec.rollout.canary is not None:
-        durations["spec.rollout.canary.soak"] = spec.rollout.canary.soak
     for path, text in durations.items():
-        if not timedelta(0) < parse_duration(text) <= MAX_DURATION:
+        if text is not None and not timedelta(0) < parse_duration(text) <= MAX_DURATION:
             wrong = rules.POSITIVE_WAIT if path in waits else rules.POSITIVE_DURATION
             yield Problem(path, wrong.message)
 
 
-def _window_problems(rollout: Rollout) -> Iterator[Problem]:
+def _windows(rollout: Rollout) -> Iterator[tuple[str, Window]]:
     for field, listed in (("windows", rollout.windows), ("blackouts", rollout.blackouts)):
         for index, window in enumerate(listed):
-            at = f"spec.rollout.{field}[{index}]"
-            if not re.fullmatch(rules.CRON, window.schedule):
-                yield Problem(f"{at}.schedule", rules.SCHEDULE.message)
-            if not re.fullmatch(rules.ZONE, window.time_zone):
-                yield Problem(f"{at}.timeZone", rules.TIME_ZONE.message)
+            yield f"spec.rollout.{field}[{index}]", window
 
 
 def parse_duration(text: str) -> timedelta:
