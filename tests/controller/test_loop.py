@@ -258,11 +258,11 @@ async def test_a_node_whose_calls_ended_while_the_snapshot_was_made_is_left_to_t
 
         def ends() -> datetime:
             """The call ends when the snapshot begins, which asks for the time first."""
-            executor.crew.busy.clear()
+            executor.workers.busy.clear()
             return virtual_now()
 
         executor = Ending(before.client, before.sources, stage.leader.set_claims, virtual_now)
-        executor.crew.busy.add("gpu-07")
+        executor.workers.busy.add("gpu-07")
         stage.loop.executor, stage.loop.now = executor, ends
         await stage.loop.once()
         await stage.loop.once()

@@ -41,7 +41,6 @@ RULES_UNSERVED = (
 
 
 def starts(container: JSON, program: str) -> bool:
-    """Whether any word of a container's command or arguments contains `program`."""
     words = *strings(container.get("command")), *strings(container.get("args"))
     return any(program in word for word in words)
 

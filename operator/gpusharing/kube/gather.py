@@ -11,7 +11,7 @@ from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.client import KubeClient
 from gpusharing.kube.clock import Backoff, loop_time
 from gpusharing.kube.errors import KubeError, ServerAway, Unauthorized, Unavailable
-from gpusharing.kube.fanout import Crew
+from gpusharing.kube.fanout import Workers
 from gpusharing.kube.nodepods import NodePods
 from gpusharing.kube.podlists import Budgets
 from gpusharing.kube.pods import count_pending
@@ -71,7 +71,7 @@ class ActuatorLogs:
     _known: dict[str, _Known] = field(default_factory=dict)
 
     async def read(
-        self, nodes: Mapping[str, NodeView], pods: Mapping[str, Operand], now: datetime, crew: Crew
+        self, nodes: Mapping[str, NodeView], pods: Mapping[str, Operand], now: datetime, workers: Workers
     ) -> dict[str, str]:
         """Return why mig-manager failed, by node name, for each fenced node with the state `failed`, as far as it is known.
 
@@ -106,7 +106,7 @@ class ActuatorLogs:
             again = now + timedelta(seconds=pause.after_failure())
             self._known[name] = _Known(failed[name], reason, pause, again)
 
-        await crew.each(keys, read)
+        await workers.each(keys, read)
         return {name: known.text for name, known in self._known.items() if known.text}
 
     async def _read(self, pod: Operand) -> str:
@@ -126,10 +126,10 @@ class Gatherer:
     client: KubeClient
     sources: Sources
     calls: CallMemory = field(default_factory=CallMemory)
-    crew: Crew = field(default_factory=lambda: Crew(16))
+    workers: Workers = field(default_factory=lambda: Workers(16))
     silent: bool = False
     """Whether to log nothing, because this is part of a command-line program."""
-    shared: Crew = field(init=False)
+    shared: Workers = field(init=False)
     """The workers for reads that all nodes need, which must not wait until slow calls about single nodes free a worker."""
     pods: NodePods = field(init=False)
     pending: tuple[Mapping[str, int], Mapping[str, int]] = field(default_factory=lambda: ({}, {}))
@@ -147,14 +147,14 @@ class Gatherer:
 
     def __post_init__(self) -> None:
         client, sources = self.client, self.sources
-        self.shared = Crew(2, self.crew.on_late)
+        self.shared = Workers(2, self.workers.on_late)
         self.stack = StackReader(sources, self.calls, self.silent)
         budgets = Budgets(client, self.shared)
-        self.pods = NodePods(client, sources, self.calls, self.crew, budgets, self.stack)
+        self.pods = NodePods(client, sources, self.calls, self.workers, budgets, self.stack)
         self._logs = ActuatorLogs(client)
 
     async def close(self) -> None:
-        await self.crew.close()
+        await self.workers.close()
         await self.shared.close()
 
     async def count_pending(self) -> bool:
@@ -182,7 +182,9 @@ class Gatherer:
         policies_error = await self._refresh_policies(now)
         await self.pods.look(wanted, memory.proving, now, began)
         sources, operands = self.sources, self._operands(now)
-        failures = await self._logs.read(sources.nodes.items, operands[Program.MIG_MANAGER], now, self.crew)
+        failures = await self._logs.read(
+            sources.nodes.items, operands[Program.MIG_MANAGER], now, self.workers
+        )
         stack = self.stack.read(now)
         find_work = find_actuator(stack).find_work
         working = (name for name, node in sources.nodes.items.items() if find_work(node))

@@ -10,7 +10,6 @@ from gpusharing.api.names import is_gpu_resource
 
 
 def part(value: object, *path: str) -> Any:
-    """Return the value at `path`, or None."""
     for key in path:
         if not isinstance(value, dict):
             return None

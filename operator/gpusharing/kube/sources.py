@@ -451,7 +451,6 @@ class Sources:
         return unknown_gpunode(raw, why)
 
     def _config_map(self, raw: JSON) -> ConfigMapView:
-        """Convert a raw ConfigMap. Of one that is neither ours, nor the admin's, nor mig-manager's, only its existence matters."""
         metadata = raw.get("metadata", {})
         name, uid = metadata.get("name", ""), str(metadata.get("uid", ""))
         if name not in self._read_maps and not name.endswith(NODE_CONFIG_SUFFIX):
