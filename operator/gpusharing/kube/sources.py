@@ -258,14 +258,18 @@ def _operand_view(raw: JSON) -> Operand:
     if MPS in containers:
         app = Program.MPS_DAEMON
     deleting = "deletionTimestamp" in section(raw, "metadata")
-    return replace(
-        _unknown_operand(raw, ""),
+    namespace, name, uid = (text(raw, "metadata", key) for key in ("namespace", "name", "uid"))
+    return Operand(
+        namespace,
+        name,
+        uid,
         ready=has_condition(raw, "Ready") and not deleting,
         deleting=deleting,
         lone_restarts=restarts,
         restart_cause=cause,
         settling=settling,
         down=app == Program.MPS_DAEMON and is_daemon_down(raw),
+        node=text(raw, "spec", "nodeName"),
         app=app,
     )
 
