@@ -35,8 +35,8 @@ def nvidia_maintenance(raw: JSON) -> Maintenance:
     failed = has_condition(raw, "RequestorFailed")
     requestor = text(raw, "spec", "requestorID")
     maintenance = _maintenance(raw, "NVIDIA", f" for {requestor}" if requestor else "", failed=failed)
-    # Ready is Pending before the operator has scheduled the maintenance (ConditionReasonPending of NVIDIA's
-    # nodemaintenance_types.go).
+    # Ready is Pending before the operator has scheduled the maintenance (ConditionReasonPending, Mellanox/maintenance-operator
+    # api/v1alpha1/nodemaintenance_types.go at e15d07b).
     begun = any(
         condition.get("type") == "Ready" and text(condition, "reason") not in ("", "Pending")
         for condition in entries(raw, "status", "conditions")
