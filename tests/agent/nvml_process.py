@@ -21,7 +21,7 @@ from gpusharing.agent.library import LibraryError, Reader
 from gpusharing.agent.nvml import NVML
 from gpusharing.agent.processes import Processes
 from gpusharing.api.gpunode import Request
-from gpusharing.kube.background import Worker
+from gpusharing.kube.background import new_worker
 
 COMPUTE_PROFILES = {1: 0, 2: 1, 3: 2, 4: 3, 7: 4}  # NVML_COMPUTE_INSTANCE_PROFILE_<n>_SLICE
 LIBRARY = NVML()
@@ -78,7 +78,7 @@ def read(library: NVML = LIBRARY) -> object:
 
 async def hang() -> object:
     """Ask twice while NVML hangs."""
-    reader = Reader(LIBRARY, 0.2, time.monotonic, lambda: None, Worker())
+    reader = Reader(LIBRARY, 0.2, time.monotonic, lambda: None, new_worker())
     answers = [await reader.read(Request(id="r1")), await reader.read(Request(id="r2"))]
     return [f"{error.reason}: {error}" for _, error, _ in answers if isinstance(error, LibraryError)]
 

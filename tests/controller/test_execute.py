@@ -190,7 +190,7 @@ async def test_a_refused_write_of_the_configuration_holds_up_no_node_that_has_it
 
 async def test_while_the_configuration_is_being_written_no_node_is_fenced() -> None:
     stage = Executing()
-    stage.executor.crew.busy.add("our ConfigMaps")
+    stage.executor.workers.busy.add("our ConfigMaps")
     await stage.run(stage.fence(), shared=(WriteConfig({"k": "version: v1"}, ""),))
     assert stage.view("gpu-07").fence is None
 

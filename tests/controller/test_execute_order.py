@@ -91,7 +91,7 @@ async def test_an_eviction_that_waited_for_its_slot_is_not_sent_once_there_is_a_
     await stage.run_all({"gpu-07": (), "gpu-08": (last,)})
     await asyncio.sleep(Limits().total)
     assert sent(stage) == ["evict"]
-    assert stage.executor.crew.busy == set()
+    assert stage.executor.workers.busy == set()
     assert (stage.failures(), list(stage.executor.calls.evictions)) == ({}, ["gpu-07"])
     assert stage.told == [("Evict", "EvictionError")]
     await stage.run_all({"gpu-08": (last,)})
@@ -168,7 +168,7 @@ async def test_finalizers_that_hang_are_waited_for_together_and_leave_room_for_t
         begun = loop_time()
         await stage.run(actuate, shared=finalizers)
         assert loop_time() - begun == age
-        assert len(stage.executor.crew.busy) == SHARED_AT_ONCE
+        assert len(stage.executor.workers.busy) == SHARED_AT_ONCE
     assert sent(stage) == ["patch", "patch"]
 
 

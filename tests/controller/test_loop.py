@@ -229,7 +229,7 @@ async def test_pods_that_wait_are_counted_every_minute_by_the_leader_only() -> N
         del waiting["spec"]["nodeName"]
         stage.cluster.add(PODS, waiting | {"status": {"phase": "Pending"}})
         await asyncio.sleep(60)
-        assert stage.loop.gatherer.pending.pods == {"nvidia.com/gpu": 1}
+        assert stage.loop.gatherer.pending[0] == {"nvidia.com/gpu": 1}
         stage.leader.is_leader = False
         before = stage.calls("list", "pods")
         await asyncio.sleep(300)
@@ -260,11 +260,11 @@ async def test_a_node_whose_calls_ended_while_the_snapshot_was_made_is_left_to_t
 
         def ends() -> datetime:
             """The call ends when the snapshot begins, which asks for the time first."""
-            executor.crew.busy.clear()
+            executor.workers.busy.clear()
             return virtual_now()
 
         executor = Ending(before.client, before.sources, stage.leader.set_claims, virtual_now)
-        executor.crew.busy.add("gpu-07")
+        executor.workers.busy.add("gpu-07")
         stage.loop.executor, stage.loop.now = executor, ends
         await stage.loop.once()
         await stage.loop.once()

@@ -294,7 +294,7 @@ async def test_a_status_that_hangs_does_not_hold_up_the_others() -> None:
     await stage.publish(SYNCED)
     assert (virtual_now() - begun).total_seconds() <= 1.0
     assert stage.words() == ["Synced"]
-    await stage.publisher.crew.close()
+    await stage.publisher.workers.close()
 
 
 # --- Events ----------------------------------------------------------------------------------------

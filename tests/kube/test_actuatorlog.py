@@ -11,7 +11,7 @@ from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api.names import LABEL_MIG_STATE
 from gpusharing.kube.client import PODS
-from gpusharing.kube.fanout import Crew
+from gpusharing.kube.fanout import Workers
 from gpusharing.kube.gather import RETRY, ActuatorLogs, failure_in
 from gpusharing.planning.snapshot.nvidia import Operand
 from gpusharing.planning.snapshot.views import NodeView
@@ -35,7 +35,7 @@ WHY = (
 )
 
 
-CREW = Crew(parallel=4)
+WORKERS = Workers(parallel=4)
 
 
 def failed_node(attempt: int = 1) -> NodeView:
@@ -67,24 +67,24 @@ async def test_of_a_log_the_last_200_lines_are_read() -> None:
     for more, told in ((199, {node.name: "why"}), (200, {})):
         cluster = cluster_with(pod, 'level=error msg="why"\n' + "level=debug\n" * more)
         logs = ActuatorLogs(cluster.client("operator"))
-        assert await logs.read({node.name: node}, {node.name: pod}, NOW, CREW) == told
+        assert await logs.read({node.name: node}, {node.name: pod}, NOW, WORKERS) == told
 
 
 @virtually
 async def test_a_kubelet_that_does_not_answer_is_given_up_after_two_seconds() -> None:
-    node, pod, crew = failed_node(), make_operand("gpu-07"), Crew(parallel=4)
+    node, pod, workers = failed_node(), make_operand("gpu-07"), Workers(parallel=4)
     cluster = cluster_with(pod, LOG)
     cluster.faults.fail("log", PODS, SILENCE)
     logs, begun = ActuatorLogs(cluster.client("operator")), virtual_now()
-    while not begun < virtual_now() or crew.busy:
-        assert await logs.read({node.name: node}, {node.name: pod}, NOW, crew) == {}
+    while not begun < virtual_now() or workers.busy:
+        assert await logs.read({node.name: node}, {node.name: pod}, NOW, workers) == {}
         await asyncio.sleep(0.25)
     assert 2.0 <= (virtual_now() - begun).total_seconds() <= 2.5
 
 
 async def test_a_node_whose_mig_manager_has_no_pod_any_more_has_no_reason() -> None:
     assert (
-        await ActuatorLogs(FakeCluster().client("operator")).read({"gpu-07": failed_node()}, {}, NOW, CREW)
+        await ActuatorLogs(FakeCluster().client("operator")).read({"gpu-07": failed_node()}, {}, NOW, WORKERS)
         == {}
     )
 
@@ -98,10 +98,10 @@ async def test_the_log_is_read_once_per_failure() -> None:
     cluster = cluster_with(pod, LOG)
     logs = ActuatorLogs(cluster.client("operator"))
     for _ in range(3):
-        assert await logs.read({node.name: node}, {node.name: pod}, NOW, CREW) == {node.name: WHY}
+        assert await logs.read({node.name: node}, {node.name: pod}, NOW, WORKERS) == {node.name: WHY}
     assert cluster.calls["operator", "log", "pods"] == 1
     again = failed_node(attempt=2)
-    await logs.read({again.name: again}, {again.name: pod}, NOW, CREW)
+    await logs.read({again.name: again}, {again.name: pod}, NOW, WORKERS)
     assert cluster.calls["operator", "log", "pods"] == 2
 
 
@@ -111,7 +111,7 @@ async def test_nothing_is_read_where_mig_manager_did_not_fail_for_us() -> None:
     logs = ActuatorLogs(cluster.client("operator"))
     others = (replace(node, fence=None), replace(node, labels={LABEL_MIG_STATE: "success"}))
     for other in others:
-        assert await logs.read({node.name: other}, {node.name: pod}, NOW, CREW) == {}
+        assert await logs.read({node.name: other}, {node.name: pod}, NOW, WORKERS) == {}
     assert cluster.calls["operator", "log", "pods"] == 0
 
 
@@ -120,7 +120,7 @@ async def test_a_log_that_cannot_be_read_is_asked_for_again_after_a_while() -> N
     cluster = FakeCluster()
     logs = ActuatorLogs(cluster.client("operator"))
     for moment in (NOW, NOW + RETRY / 2, NOW + RETRY + timedelta(seconds=1)):
-        assert await logs.read({node.name: node}, {node.name: pod}, moment, CREW) == {}
+        assert await logs.read({node.name: node}, {node.name: pod}, moment, WORKERS) == {}
     assert cluster.calls["operator", "log", "pods"] == 2
 
 
@@ -130,9 +130,9 @@ async def test_a_log_that_is_never_answered_is_asked_for_more_and_more_seldom() 
     logs = ActuatorLogs(cluster.client("operator"))
     for seconds in range(0, 7200, 10):
         moment = NOW + timedelta(seconds=seconds)
-        assert await logs.read({node.name: node}, {node.name: pod}, moment, CREW) == {}
+        assert await logs.read({node.name: node}, {node.name: pod}, moment, WORKERS) == {}
     assert cluster.calls["operator", "log", "pods"] == 5 + (7200 - 930) // 600 + 1
     again = failed_node(attempt=2)
-    await logs.read({again.name: again}, {again.name: pod}, moment, CREW)
-    await logs.read({again.name: again}, {again.name: pod}, moment + RETRY, CREW)
+    await logs.read({again.name: again}, {again.name: pod}, moment, WORKERS)
+    await logs.read({again.name: again}, {again.name: pod}, moment + RETRY, WORKERS)
     assert cluster.calls["operator", "log", "pods"] == 18, "another attempt begins anew"

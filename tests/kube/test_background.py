@@ -8,14 +8,14 @@ from collections.abc import Callable
 
 import pytest
 
-from gpusharing.kube.background import Background, Worker, in_daemon_thread
+from gpusharing.kube.background import Background, in_daemon_thread, new_worker
 
-EITHER = pytest.mark.parametrize("make", [lambda: in_daemon_thread, Worker], ids=["thread", "worker"])
+EITHER = pytest.mark.parametrize("make", [lambda: in_daemon_thread, new_worker], ids=["thread", "worker"])
 HANGS = """\
 import asyncio, threading
-from gpusharing.kube.background import Worker
+from gpusharing.kube.background import new_worker
 async def main():
-    future = Worker()(threading.Event().wait, "hangs")
+    future = new_worker()(threading.Event().wait, "hangs")
     done, _ = await asyncio.wait({future}, timeout=0.01)
     print("given up" if not done else "done")
 asyncio.run(main())
@@ -39,7 +39,7 @@ def test_the_result_and_the_error_of_a_call_reach_the_one_who_awaits(make: Calla
 
 def test_a_worker_makes_all_its_calls_in_one_thread_under_the_name_of_the_first() -> None:
     async def main() -> list[threading.Thread]:
-        worker = Worker()
+        worker = new_worker()
         return [await worker(threading.current_thread, name) for name in ("one", "two")]
 
     one, two = asyncio.run(main())
@@ -50,7 +50,7 @@ def test_a_worker_makes_all_its_calls_in_one_thread_under_the_name_of_the_first(
 
 def test_a_call_behind_one_that_hangs_waits_for_it() -> None:
     async def main() -> tuple[bool, str]:
-        worker, hanging = Worker(), threading.Event()
+        worker, hanging = new_worker(), threading.Event()
         first = worker(hanging.wait, "hangs")
         second = worker(lambda: "second", "waits")
         await asyncio.sleep(0)
@@ -64,11 +64,12 @@ def test_a_call_behind_one_that_hangs_waits_for_it() -> None:
 
 def test_a_call_that_was_given_up_on_does_not_end_the_worker() -> None:
     async def main() -> str:
-        worker, hanging = Worker(), threading.Event()
+        worker, hanging = new_worker(), threading.Event()
         given_up = worker(hanging.wait, "hangs")
         given_up.cancel()
         hanging.set()
-        return await worker(lambda: "next", "next")
+        following: str = await worker(lambda: "next", "next")
+        return following
 
     assert asyncio.run(main()) == "next"
 

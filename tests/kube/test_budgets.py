@@ -15,7 +15,7 @@ from tests.kube.objects import node, pdb, pod
 
 from gpusharing.kube.client import NODES, PDBS, PODS
 from gpusharing.kube.errors import HeldBack, KubeError, Throttled, Unavailable
-from gpusharing.kube.fanout import Crew
+from gpusharing.kube.fanout import Workers
 from gpusharing.kube.podlists import PATIENCE, Budgets
 from gpusharing.planning.snapshot.podviews import PdbView
 
@@ -23,10 +23,10 @@ from gpusharing.planning.snapshot.podviews import PdbView
 @asynccontextmanager
 async def budgets(seconds: float = 0.0) -> AsyncIterator[tuple[Budgets, FakeCluster]]:
     """One budget on a server that takes so long for each call."""
-    cluster, crew = FakeCluster(), Crew(2)
+    cluster, workers = FakeCluster(), Workers(2)
     cluster.add(PDBS, pdb())
-    yield Budgets(SlowClient(cluster.client("operator"), seconds), crew), cluster
-    await crew.close()
+    yield Budgets(SlowClient(cluster.client("operator"), seconds), workers), cluster
+    await workers.close()
 
 
 async def each_second(stage: Budgets, count: int) -> list[tuple[PdbView, ...] | str | None]:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.kube.fanout import Crew
+from gpusharing.kube.fanout import Workers
 
 
 async def test_every_key_is_worked_on_in_order_and_no_more_at_once_than_allowed() -> None:
@@ -20,7 +20,7 @@ async def test_every_key_is_worked_on_in_order_and_no_more_at_once_than_allowed(
         await asyncio.sleep(0)
         at_once -= 1
 
-    await Crew(3).each("abcdefgh", work)
+    await Workers(3).each("abcdefgh", work)
     assert (begun, most) == (list("abcdefgh"), 3)
 
 
@@ -32,9 +32,9 @@ async def test_a_round_that_begins_as_soon_as_another_has_ended_has_all_its_work
         begun.append(key)
         await asyncio.sleep(0.01)
 
-    crew = Crew(2)
-    await crew.each("ab", work)
-    await crew.each(["next"], work)
+    workers = Workers(2)
+    await workers.each("ab", work)
+    await workers.each(["next"], work)
     assert begun == ["a", "b", "next"]
 
 
@@ -42,7 +42,7 @@ async def test_nothing_to_do_is_done() -> None:
     async def work(key: str) -> None:
         raise AssertionError(key)
 
-    await Crew(16).each([], work)
+    await Workers(16).each([], work)
 
 
 @virtually
@@ -55,20 +55,20 @@ async def test_what_takes_long_goes_on_and_is_left_out_of_later_rounds_until_it_
         if key == "slow":
             await asyncio.sleep(9)
 
-    crew = Crew(4, lambda: late.append("done"))
+    workers = Workers(4, lambda: late.append("done"))
     clock = asyncio.get_running_loop().time
     before = clock()
-    await crew.each(["slow", "a", "b"], work)
+    await workers.each(["slow", "a", "b"], work)
     assert clock() - before == 1.0
-    assert crew.busy == {"slow"}
-    await crew.each(["slow", "c"], work)
+    assert workers.busy == {"slow"}
+    await workers.each(["slow", "c"], work)
     assert clock() - before == 1.0, "nobody waits for it a second time"
     assert begun == ["slow", "a", "b", "c"]
     await asyncio.sleep(10)
-    assert (late, crew.busy) == (["done"], set())
-    await crew.each(["slow"], work)
+    assert (late, workers.busy) == (["done"], set())
+    await workers.each(["slow"], work)
     assert begun[-1] == "slow"
-    await crew.close()
+    await workers.close()
 
 
 @virtually
@@ -79,14 +79,14 @@ async def test_a_slow_server_is_waited_for_while_it_answers_but_not_for_ever() -
         await asyncio.sleep(0.5)
         done.append(key)
 
-    crew = Crew(2)
-    await crew.each(map(str, range(16)), work)
+    workers = Workers(2)
+    await workers.each(map(str, range(16)), work)
     assert len(done) == 16
-    await crew.close()
-    crew = Crew(2)
-    await crew.each(map(str, range(100)), work)
+    await workers.close()
+    workers = Workers(2)
+    await workers.each(map(str, range(100)), work)
     assert len(done) - 16 == 2 * 10.0 / 0.5
-    await crew.close()
+    await workers.close()
 
 
 @pytest.mark.parametrize("failing", range(4))
@@ -101,12 +101,12 @@ async def test_the_first_error_ends_all_work_and_no_task_is_left(failing: int) -
         finally:
             ended.append(key)
 
-    crew, before = Crew(4), asyncio.all_tasks()
+    workers, before = Workers(4), asyncio.all_tasks()
     with pytest.raises(ExceptionGroup) as caught:
-        await crew.each(["0", "1", "2", "3"], work)
+        await workers.each(["0", "1", "2", "3"], work)
     assert [str(error) for error in caught.value.exceptions] == [str(failing)]
     assert asyncio.all_tasks() == before
-    assert crew.busy == set()
+    assert workers.busy == set()
 
 
 @virtually
@@ -117,7 +117,7 @@ async def test_the_first_error_is_raised_at_once_and_not_when_the_others_are_no_
 
     begun = asyncio.get_running_loop().time()
     with pytest.raises(ExceptionGroup):
-        await Crew(4).each(["slow", "broken"], work)
+        await Workers(4).each(["slow", "broken"], work)
     assert asyncio.get_running_loop().time() == begun
 
 
@@ -128,12 +128,12 @@ async def test_an_error_for_which_nobody_waited_is_raised_by_the_next_round() ->
             await asyncio.sleep(5)
             raise ValueError(key)
 
-    crew = Crew(4)
-    await crew.each(["slow"], work)
+    workers = Workers(4)
+    await workers.each(["slow"], work)
     await asyncio.sleep(5)
     with pytest.raises(ExceptionGroup):
-        await crew.each(["a"], work)
-    await crew.each(["a"], work)
+        await workers.each(["a"], work)
+    await workers.each(["a"], work)
 
 
 @virtually
@@ -141,8 +141,8 @@ async def test_who_is_cancelled_ends_its_work_first() -> None:
     async def work(key: str) -> None:
         await asyncio.sleep(3600)
 
-    crew, before = Crew(4), asyncio.all_tasks()
-    task = asyncio.create_task(crew.each(["a", "b"], work))
+    workers, before = Workers(4), asyncio.all_tasks()
+    task = asyncio.create_task(workers.each(["a", "b"], work))
     await asyncio.sleep(0.1)
     task.cancel()
     await asyncio.wait({task})

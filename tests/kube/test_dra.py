@@ -27,7 +27,7 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.daemonsets import daemon_set_view, find_dra
-from gpusharing.kube.dra import RULES_UNSERVED, DeviceIndex, SliceView, slice_view
+from gpusharing.kube.dra import RULES_UNSERVED, SliceView, device_index, slice_view
 from gpusharing.kube.errors import Forbidden
 from gpusharing.kube.sources import Sources, SourceSettings, by_node
 from gpusharing.kube.stackreader import StackReader
@@ -83,7 +83,7 @@ def test_a_driver_that_serves_gpus_comes_before_one_that_does_not() -> None:
 def devices(*slices: JSON) -> dict[str, NodeDevices]:
     """What these slices publish, by node, without the keys and the names of devices."""
     views = {str(number): slice_view(raw) for number, raw in enumerate(slices)}
-    found = DeviceIndex(lambda: views).by_node()
+    found = device_index(lambda: views)()
     return {name: replace(one, key="", names={}) for name, one in found.items()}
 
 
@@ -134,7 +134,7 @@ def test_a_device_that_pods_may_share_or_that_is_no_gpu_and_no_part_of_one_is_na
 def test_each_gpu_and_each_instance_has_its_extended_resource_by_its_name() -> None:
     parts = [whole_gpu(1), mig_device(0, "1g.10gb+me", 1), {"name": "bare"}]
     views = {"a": slice_view(resource_slice("gpu-a", parts))}
-    (found,) = DeviceIndex(lambda: views).by_node().values()
+    (found,) = device_index(lambda: views)().values()
     names = {parts[0]["name"]: "nvidia.com/gpu", parts[1]["name"]: "nvidia.com/mig-1g.10gb.me"}
     assert found.names == names
 
@@ -150,15 +150,15 @@ def test_what_the_real_driver_published_is_read_as_the_layouts_that_mig_parted_m
 
 def test_the_devices_of_a_node_stay_the_same_object_until_a_slice_changes() -> None:
     slices: dict[str, SliceView] = {}
-    index = DeviceIndex(lambda: slices)
+    index = device_index(lambda: slices)
     slices["a"] = slice_view(resource_slice("gpu-a", [whole_gpu(0)]))
     slices["other"] = slice_view(resource_slice("not-a-node", [whole_gpu(0)]))
-    first = index.by_node()
+    first = index()
     assert first["gpu-a"] == ONE_GPU
     slices["a"] = slice_view(resource_slice("gpu-a", [whole_gpu(0)]))
-    assert index.by_node()["gpu-a"] is first["gpu-a"]
+    assert index()["gpu-a"] is first["gpu-a"]
     slices["a"] = slice_view(resource_slice("gpu-a", [mig_device(0, "1g.10gb", 1)]))
-    second = index.by_node()
+    second = index()
     assert second["gpu-a"].layouts == ((("1g.10gb", 1),),)
     assert second["not-a-node"] is first["not-a-node"]
 

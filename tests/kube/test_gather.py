@@ -150,7 +150,7 @@ async def test_a_node_whose_pods_cannot_be_listed_costs_no_other_node_its_proof(
         assert "gpu-08" not in work or "cannot be listed" in work["gpu-08"].error
         await asyncio.sleep(20)
         assert "cannot be listed" in (await stage.snapshot(60, both)).work["gpu-08"].error
-        await stage.gatherer.crew.close()
+        await stage.gatherer.workers.close()
 
 
 @virtually
@@ -219,7 +219,7 @@ async def test_pods_that_wait_are_counted_by_the_resource_they_ask_for() -> None
     waiting["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] = "4"
     waiting["status"] = {"phase": "Pending"}
     async with gathering((PODS, pod()), (PODS, waiting)) as stage:
-        await stage.gatherer.pending.count()
+        await stage.gatherer.count_pending()
         found = await stage.snapshot()
         assert (found.pending, found.pending_devices) == ({"nvidia.com/gpu": 1}, {"nvidia.com/gpu": 4})
 
@@ -462,7 +462,7 @@ async def test_where_not_all_can_be_listed_the_nodes_that_need_only_that_come_fi
             stage.cluster.patch(NODES, name, {"metadata": {"annotations": {names.ANNOTATION_FENCE: fence}}})
         await stage.seen()
         gatherer = stage.gatherer
-        gatherer.crew.parallel, gatherer.pods.client = 1, Noting(stage.cluster, "operator")
+        gatherer.workers.parallel, gatherer.pods.client = 1, Noting(stage.cluster, "operator")
         wanted = frozenset({"gpu-01", "gpu-02", "gpu-07", "gpu-08"})
         Noting.order.clear()
         work = (await stage.snapshot(0, wanted, proving=wanted)).work
@@ -484,4 +484,4 @@ async def test_the_pods_of_sixteen_nodes_are_listed_at_once() -> None:
         silent = stage.cluster.faults.fail("list", PODS, SILENCE, identity="operator", times=EVER)
         await stage.snapshot(0, frozenset(nodes))
         assert silent.hits == 16
-        await stage.gatherer.crew.close()
+        await stage.gatherer.workers.close()

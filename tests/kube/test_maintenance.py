@@ -52,7 +52,7 @@ def ready(reason: str) -> JSON:
     ids=["just created", "draining", "in maintenance", "given up", "being deleted"],
 )
 def test_one_of_medik8s_counts_in_every_state(raw: JSON, state: str) -> None:
-    assert medik8s_maintenance(raw) == Maintenance("gpu-07", f"medik8s NodeMaintenance nm-07{state}")
+    assert medik8s_maintenance(raw) == Maintenance(f"medik8s NodeMaintenance nm-07{state}", node="gpu-07")
 
 
 @pytest.mark.parametrize(
@@ -91,16 +91,16 @@ def test_one_of_nvidia_waits_until_it_is_chosen(raw: JSON, waits: bool) -> None:
 
 
 def test_who_waits_gives_way_to_who_works() -> None:
-    waiting = {"a": Maintenance("gpu-07", "A", waits=True)}
+    waiting = {"a": Maintenance("A", waits=True, queued=True, node="gpu-07")}
     at_rest, driver = make_node("gpu-07"), replace(make_node("gpu-07", foreign="D"), foreign_waits=True)
     busy = make_node("gpu-07", foreign="kured reboot")
     assert [joined(one, waiting).foreign_waits for one in (at_rest, driver)] == [True, True]
     assert joined(busy, waiting) == busy
     assert not joined(at_rest, waiting).foreign_works
     assert joined(driver, waiting) == driver, "it may have begun"
-    both = joined(at_rest, waiting, {"b": Maintenance("gpu-07", "B")})
+    both = joined(at_rest, waiting, {"b": Maintenance("B", node="gpu-07")})
     assert (both.foreign, both.foreign_waits, both.foreign_works) == ("B", False, True)
-    two = joined(at_rest, waiting, {"b": Maintenance("gpu-07", "B", waits=True)})
+    two = joined(at_rest, waiting, {"b": Maintenance("B", waits=True, queued=True, node="gpu-07")})
     assert two.foreign == "A", "of two who wait it is the first, as ever"
 
 
@@ -114,12 +114,12 @@ def test_one_that_cannot_be_read_is_for_no_node(raw: JSON) -> None:
 
 
 def test_of_several_for_a_node_the_first_kind_and_name_speaks_whatever_their_order() -> None:
-    second = {"b": Maintenance("gpu-07", "B"), "a": Maintenance("gpu-07", "A")}
+    second = {"b": Maintenance("B", node="gpu-07"), "a": Maintenance("A", node="gpu-07")}
     node = make_node("gpu-07", foreign="medik8s node maintenance")
     assert joined(node, {}, second).foreign == "A"
-    assert joined(node, {"z": Maintenance("gpu-07", "Z")}, second).foreign == "Z"
+    assert joined(node, {"z": Maintenance("Z", node="gpu-07")}, second).foreign == "Z"
 
 
 def test_one_for_a_node_that_is_not_there_touches_nothing() -> None:
     node = make_node("gpu-08", foreign="kured reboot")
-    assert joined(node, {"a": Maintenance("gpu-07", "A")}) is node
+    assert joined(node, {"a": Maintenance("A", node="gpu-07")}) is node

@@ -8,7 +8,7 @@ from tests.kube.objects import pod
 from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.client import PODS
 from gpusharing.kube.clock import loop_time
-from gpusharing.kube.fanout import Crew
+from gpusharing.kube.fanout import Workers
 from gpusharing.kube.nodepods import NodePods
 from gpusharing.kube.podlists import Budgets
 from gpusharing.kube.sources import Sources, SourceSettings
@@ -19,12 +19,12 @@ from gpusharing.kube.stackreader import StackReader
 async def test_only_a_node_whose_list_is_old_or_in_doubt_is_listed_again_and_one_that_nobody_wants_is_forgotten() -> (
     None
 ):
-    cluster, calls, crew = FakeCluster(), CallMemory(), Crew(2)
+    cluster, calls, workers = FakeCluster(), CallMemory(), Workers(2)
     cluster.add(PODS, pod())
     client = cluster.client("operator")
     sources = Sources(client, SourceSettings(), lambda: None)
     stack = StackReader(sources, calls, silent=True)
-    pods = NodePods(client, sources, calls, crew, Budgets(client, crew), stack)
+    pods = NodePods(client, sources, calls, workers, Budgets(client, workers), stack)
     moments = []
     for seconds in (0, 1, 2):
         await pods.look(frozenset({"gpu-07"}), frozenset(), at(seconds), loop_time())

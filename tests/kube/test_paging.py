@@ -17,7 +17,7 @@ from gpusharing.kube.clock import loop_time
 from gpusharing.kube.errors import Expired, Forbidden, HeldBack, KubeError, ServerAway, Throttled, Unavailable
 from gpusharing.kube.fanout import Fanout
 from gpusharing.kube.lists import list_of, pages_of
-from gpusharing.kube.pods import PendingPods
+from gpusharing.kube.pods import count_pending
 
 GANG = {"labels": {"jobset.sigs.k8s.io/jobset-name": "train"}}
 
@@ -81,9 +81,8 @@ async def test_pods_that_wait_for_a_gpu_are_counted_although_one_page_in_three_f
     cluster = FakeCluster()
     for number in range(40):
         cluster.add(PODS, pod(f"job-{number:03}", "", status={"phase": "Pending"}))
-    pending = PendingPods(Shaky(cluster, "operator"))
-    await pending.count()
-    assert pending.pods == pending.devices == {"nvidia.com/gpu": 40}
+    found, devices = await count_pending(Shaky(cluster, "operator"))
+    assert found == devices == {"nvidia.com/gpu": 40}
 
 
 @virtually
@@ -94,9 +93,8 @@ async def test_a_pod_that_is_deleted_before_it_got_a_node_waits_for_no_gpu() -> 
     old = pod("old", "", status={"phase": "Pending"})
     old["metadata"]["deletionTimestamp"] = "2026-03-01T12:00:00Z"
     cluster.add(PODS, old)
-    pending = PendingPods(cluster.client("operator"))
-    await pending.count()
-    assert pending.pods == pending.devices == {"nvidia.com/gpu": 1}
+    found, devices = await count_pending(cluster.client("operator"))
+    assert found == devices == {"nvidia.com/gpu": 1}
 
 
 @virtually

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 
 import pytest
 from hack.sim.fakecluster import FakeCluster
@@ -26,7 +27,7 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.dra import rule_for
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound, Unavailable
-from gpusharing.kube.sources import RESTORE_NOTE, AdminMaps, PodPlace, Sources, SourceSettings, by_node
+from gpusharing.kube.sources import RESTORE_NOTE, AdminMaps, Sources, SourceSettings, by_node
 from gpusharing.planning.snapshot.views import GPUNodeView
 
 
@@ -304,11 +305,12 @@ async def test_of_config_maps_only_ours_the_admins_and_the_generated_ones_are_ke
 
 
 def test_of_two_pods_of_one_node_the_ready_one_counts_in_whichever_order_they_come() -> None:
-    ready = PodPlace("gpu-1", make_operand("gpu-1", serial=1), "nvidia-mig-manager")
-    going = PodPlace("gpu-1", make_operand("gpu-1", ready=False), "nvidia-mig-manager")
-    nowhere = PodPlace("", make_operand(""), "nvidia-mig-manager")
+    app = "nvidia-mig-manager"
+    ready = replace(make_operand("gpu-1", serial=1), node="gpu-1", app=app)
+    going = replace(make_operand("gpu-1", ready=False), node="gpu-1", app=app)
+    nowhere = replace(make_operand(""), app=app)
     for pods in ([ready, going, nowhere], [going, ready]):
-        assert by_node(pods, "nvidia-mig-manager") == {"gpu-1": ready.operand}
+        assert by_node(pods, app) == {"gpu-1": ready}
 
 
 @virtually
@@ -319,7 +321,7 @@ async def test_restarts_are_read_only_in_the_pod_of_an_mps_daemon() -> None:
         made = operand(app, "gpu-operator", {"app": app})
         cluster.add(PODS, {**made, "status": {**made.get("status", {}), "containerStatuses": [manager]}})
     async with following(cluster) as followed:
-        found = {name: place.operand for name, place in followed.sources.operands.items.items()}
+        found = dict(followed.sources.operands.items)
     assert {name: (one.lone_restarts, one.settling) for name, one in found.items()} == {
         "nvidia-device-plugin-mps-control-daemon": (2, True),
         "nvidia-mig-manager": (0, False),
@@ -350,7 +352,7 @@ async def test_an_mps_daemon_is_down_while_its_own_container_does_not_run(
     cluster.add(PODS, {**operand(app, "gpu-operator", {"app": app}), "status": status})
     async with following(cluster) as followed:
         (place,) = followed.sources.operands.items.values()
-    assert place.operand.down == down
+    assert place.down == down
 
 
 @virtually
@@ -375,13 +377,13 @@ async def test_a_pod_that_is_being_deleted_is_not_ready_any_more() -> None:
     cluster.add(PODS, operand("agent", "gpusharing", {"app.kubernetes.io/name": "gpusharing-agent"}))
     cluster.add(PODS, operand("mig", "gpu-operator", {"app": "nvidia-mig-manager"}))
     async with following(cluster) as followed:
-        assert followed.sources.operands.items["mig"].operand.ready
+        assert followed.sources.operands.items["mig"].ready
         place = followed.sources.agents.items["agent"]
         assert (place.node, place.ready) == ("gpu-07", True)
         cluster.delete(PODS, "agent", "gpusharing")
         cluster.delete(PODS, "mig", "gpu-operator")
         await asyncio.sleep(0.1)
-        manager = followed.sources.operands.items["mig"].operand
+        manager = followed.sources.operands.items["mig"]
         assert (manager.ready, manager.deleting) == (False, True)
         gone = followed.sources.agents.items["agent"]
         assert (gone.ready, gone.deleting) == (False, True)

@@ -23,7 +23,7 @@ from gpusharing.kube.client import (
     WatchEvent,
 )
 from gpusharing.kube.errors import KubeError
-from gpusharing.kube.fanout import Crew
+from gpusharing.kube.fanout import Workers
 from gpusharing.kube.podlists import Budgets
 from gpusharing.kube.reflector import Reflector
 from gpusharing.kube.sources import PolicyCache, Sources, SourceSettings
@@ -174,8 +174,8 @@ SAYS: dict[str, Callable[[Any], str]] = {
     "nodes": lambda view: "" if view.ready else view.fence_error,
     "gpunodes": lambda view: view.observed.error,
     "agents": lambda view: "" if view.ready else view.message,
-    "operands": lambda view: "" if view.operand.ready else "cannot be read",
-    "kubelet_plugins": lambda view: "" if view.operand.ready else "cannot be read",
+    "operands": lambda view: "" if view.ready else "cannot be read",
+    "kubelet_plugins": lambda view: "" if view.ready else "cannot be read",
 }
 """What the views of the kinds say whose objects concern one node each. Other kinds concern all nodes."""
 READ: dict[str, str] = {
@@ -308,6 +308,6 @@ async def test_a_node_with_a_pod_that_cannot_be_converted_is_not_taken_for_empty
 async def test_budgets_that_cannot_be_converted_are_not_absent() -> None:
     server = Server()
     server.items = [named("odd", spec=Bug({"a": 1}))]
-    found = await Budgets(server, Crew(2)).find()
+    found = await Budgets(server, Workers(2)).find()
     assert isinstance(found, str)
     assert f"{PDBS.full_name}/odd in namespace ns cannot be read" in found

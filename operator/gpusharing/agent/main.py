@@ -24,7 +24,7 @@ from gpusharing.agent.probes import MetricsAccess, ProbeServer, self_signed
 from gpusharing.agent.processes import Processes, pod_names
 from gpusharing.agent.rest import RestClient
 from gpusharing.agent.usagemetrics import UsageCollector
-from gpusharing.kube.background import Worker
+from gpusharing.kube.background import new_worker
 from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.login import SERVICE_ACCOUNT, Login, find_login
 
@@ -167,7 +167,7 @@ async def _serve(
         log.error("cannot log in to the API server", extra={"error": str(error)})
         return NO_LOGIN
     library = NVML(Processes(pod_named=pod_names(options.pod_logs)))
-    api, background = RestClient(login), Worker()
+    api, background = RestClient(login), new_worker()
     loop = AgentLoop(options.node_name, api, library, pods, settings, background=background)
     registry = CollectorRegistry()
     registry.register(AgentCollector(loop))

@@ -6,7 +6,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from gpusharing.api.records import Counts, Limits, Line, SchemaKeys, Sentence, Time, WireRecord
+from gpusharing.api.records import Counts, Limits, Line, Sentence, Time, WireRecord
 
 MigMode = Literal["Enabled", "Disabled", "NotSupported"]
 ComputeMode = Literal["Default", "ExclusiveProcess", "Prohibited", "NotSupported", "Unknown"]
@@ -275,7 +275,8 @@ class GPUNodeStatus(WireRecord):
     """How far the node's change has come. Only the operator writes it."""
     conditions: Annotated[
         tuple[NodeCondition, ...],
-        Limits(max_length=8),
-        SchemaKeys({"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
+        Limits(
+            max_length=8, schema={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+        ),
     ] = ()
     """One condition, Healthy. Only the operator writes it, and nothing is decided from it."""

@@ -179,8 +179,7 @@ def is_gpu_resource(name: str) -> bool:
 
 
 def is_skip(value: str | None) -> bool:
-    """Whether this value of LABEL_SKIP, or None if the key is missing, keeps changes from beginning on the node. Only
-    `false` and the empty value do not: whoever wrote `True` or `yes` wanted to protect the node."""
+    """Whether this value of LABEL_SKIP, or None if the key is missing, keeps changes from beginning on the node."""
     return value not in (None, "", "false")
 
 
@@ -214,13 +213,12 @@ class DisruptionClass(StrEnum):
 
     @property
     def severity(self) -> int:
-        """Return the position of the class in the order of disruption, from 0: each class disturbs more than those
-        before it."""
+        """Return the position of the class in the order of disruption, from 0."""
         return _CLASSES.index(self)
 
     @property
     def cordons(self) -> bool:
-        """Whether a node must be cordoned and idle for a change of this class, as for GPUPods, Reset and Reboot."""
+        """Whether a node must be cordoned and idle for a change of this class."""
         return self in _CORDONING
 
 
@@ -261,8 +259,6 @@ class Phase(StrEnum):
     SYNCED = ("Synced", "after", "lasts")
 
     def __new__(cls, word: str, part: ChangePart, lasts: Literal["", "lasts"] = "") -> Self:
-        """Create a phase from its name, the part of a change that it belongs to, and `lasts` if a node usually stays
-        in it for long. It is `in_flight` unless its part is `before` or `after`."""
         member = str.__new__(cls, word)
         member._value_ = word
         member.part = part

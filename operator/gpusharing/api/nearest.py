@@ -8,9 +8,7 @@ MOST_MEANT = 3
 
 
 def nearest(name: str, names: Iterable[str]) -> list[str]:
-    """Return at most MOST_MEANT of `names` that are similar to `name`, case-sensitively: first those with similar
-    letters, the most similar first, then those that contain it or are a part of it. Empty if there are none, or if
-    `name` is empty."""
+    """Return at most MOST_MEANT of `names` that are similar to `name`, the most similar first; case-sensitive."""
     known = sorted(set(names))
     part = [other for other in known if name in other or other in name][:MOST_MEANT] if name else []
     close = get_close_matches(name, known, n=MOST_MEANT, cutoff=0.6)
@@ -18,6 +16,5 @@ def nearest(name: str, names: Iterable[str]) -> list[str]:
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return a clause that begins with a semicolon and names the one of `names` that is most like `name`; empty if
-    none is."""
+    """Return a clause that begins with a semicolon and names the one of `names` that is most like `name`; empty if none is."""
     return "".join(f"; did you mean {known}?" for known in nearest(name, names)[:1])

@@ -6,7 +6,7 @@ Terms: docs/design/glossary.md#class.
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from gpusharing.api.records import Counts, Limits, Line, SchemaKeys, Sentence, Time, WireRecord
+from gpusharing.api.records import Counts, Limits, Line, Sentence, Time, WireRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,8 @@ class GPUSharingPolicyStatus(WireRecord):
     """Nodes that need a person's help, at most 20."""
     conditions: Annotated[
         tuple[Condition, ...],
-        Limits(max_length=16),
-        SchemaKeys({"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
+        Limits(
+            max_length=16, schema={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+        ),
     ] = ()
     """The conditions Accepted, Ready, Reconciling and Stalled."""

@@ -6,7 +6,7 @@ same classes (docs/adr/0072-one-record-for-gpunode.md).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cache, partial
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -19,7 +19,7 @@ _SPELT_OTHERWISE = {"request_id": "requestID", "memory_gb": "memoryGB", "memory_
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of a number, a string, a list or a map. pydantic checks them, and the schema shows them."""
+    """Bounds of a number, a string, a list or a map. pydantic checks them, and the schema shows them, with `schema`."""
 
     ge: int | None = None
     """The least number, or None for any."""
@@ -27,36 +27,29 @@ class Limits:
     """The greatest number, or None for any."""
     max_length: int | None = None
     """The most characters, items or keys, or None for any number."""
+    schema: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Further keys of the field's schema, which do not follow from its type."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> dict[str, Any]:
-        """Return pydantic's schema of the type with these limits added, so that pydantic checks them."""
-        return {**handler(source), **{key: limit for key, limit in asdict(self).items() if limit is not None}}
-
-
-@dataclass(frozen=True, slots=True)
-class SchemaKeys:
-    """Keys that the schema of a field has in addition to those that follow from its type."""
-
-    keys: Mapping[str, Any] = field(hash=False)
-    """The keys with their values."""
+        limits = {"ge": self.ge, "le": self.le, "max_length": self.max_length}
+        return {**handler(source), **{key: limit for key, limit in limits.items() if limit is not None}}
 
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: Callable[[Any], Any]) -> dict[str, Any]:
-        """Return pydantic's JSON schema of the type with these keys added."""
-        return {**handler(core_schema), **self.keys}
+        return {**handler(core_schema), **self.schema}
 
 
 Line = Annotated[str, Limits(max_length=1024)]
 """A name or a few words."""
 Sentence = Annotated[str, Limits(max_length=4096)]
 """Text for people; writers shorten longer texts."""
-Time = Annotated[str, Limits(max_length=64), SchemaKeys({"format": "date-time"})]
+Time = Annotated[str, Limits(max_length=64, schema={"format": "date-time"})]
 """RFC 3339 in UTC, to the second."""
 Counts = Annotated[dict[str, int], Limits(max_length=128)]
 """Numbers by name, for example by that of a resource."""
 
 
 def wire_name(name: str) -> str:
-    """Return the name of a field in JSON: its name in camel case, apart from the exceptions in _SPELT_OTHERWISE."""
+    """Return the name of a field in JSON: camel case, apart from _SPELT_OTHERWISE."""
     head, *tail = name.split("_")
     return _SPELT_OTHERWISE.get(name) or head + "".join(word.capitalize() for word in tail)
 
@@ -78,8 +71,7 @@ class WireRecord:
 
 
 def to_wire(value: Any) -> Any:
-    """Return the JSON of a record, or of a tuple or list of records. Every field is included, as null if it is None.
-    Any other value, such as a map, is returned unchanged."""
+    """Return the JSON of a record, or of a tuple or list of records. Every field is included, as null if it is None."""
     if names := _wire_names(type(value)):  # type: ignore[arg-type]  # mypy takes classes for unhashable
         return {key: to_wire(getattr(value, name)) for name, key in names}
     if isinstance(value, tuple | list):
@@ -88,10 +80,10 @@ def to_wire(value: Any) -> Any:
 
 
 def from_wire(kind: type[Record], raw: object) -> Record:
-    """Return the record of this kind that the JSON object `raw` holds. A field that is missing or not exactly of its
-    type (1 is no float) gets its default, or the empty value of its type if it has none; an optional field gets None.
-    Items of another type are left out of a tuple. If `raw` is not an object, all fields count as missing. Bounds, the
-    words of a Literal, and the contents of a map are not checked."""
+    """Return the record of this kind that the JSON object `raw` holds.
+
+    A field that is missing or not exactly of its type (1 is no float) gets its default, or the empty value of its type; an optional field gets None. Items of another type are left out of a tuple. Bounds, the words of a Literal, and the contents of a map are not checked.
+    """
     values = raw if isinstance(raw, dict) else {}
     readers = _readers(kind)  # type: ignore[arg-type]  # mypy takes classes for unhashable
     return kind(**{name: read(values.get(key)) for name, key, read in readers})
@@ -99,15 +91,13 @@ def from_wire(kind: type[Record], raw: object) -> Record:
 
 @cache
 def _wire_names(kind: type[object]) -> tuple[tuple[str, str], ...]:
-    """Return the name of each field of a dataclass and its name in JSON; empty for other types."""
     own = fields(kind) if is_dataclass(kind) else ()
     return tuple((each.name, wire_name(each.name)) for each in own)
 
 
 @cache
 def _readers(kind: type[Any]) -> tuple[tuple[str, str, Callable[[Any], Any]], ...]:
-    """Return for each field of a dataclass its name, its name in JSON, and the function that reads its value. Defaults
-    are made only once, so all records of the class share them."""
+    """Return the name, the name in JSON and the reader of each field. Defaults are made only once, so all records of the class share them."""
     hints = get_type_hints(kind)
     factories = {
         each.name: each.default_factory for each in fields(kind) if each.default_factory is not MISSING
@@ -123,10 +113,6 @@ def _readers(kind: type[Any]) -> tuple[tuple[str, str, Callable[[Any], Any]], ..
 
 
 def _reader(hint: Any, default: Any = MISSING) -> Callable[[Any], Any]:
-    """Return the function that turns a JSON value into the value of a field with this type hint. For a value that is
-    missing or of another type, the function returns `default`, or the empty value of the type if there is no default.
-    Two types ignore `default`: for such a value an optional type gives None, and a tuple gives an empty tuple. Items of
-    another type are left out of a tuple. Raises ValueError for a union of several types other than None."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         (inner,) = (argument for argument in arguments if argument is not NoneType)
@@ -142,17 +128,12 @@ def _reader(hint: Any, default: Any = MISSING) -> Callable[[Any], Any]:
 
 
 def _read_tuple(kind: type[Any], read: Callable[[Any], Any], raw: object) -> tuple[Any, ...]:
-    """Return the items of the list `raw` that have exactly the type `kind`, each converted by `read`; empty if `raw`
-    is not a list."""
     return tuple(read(item) for item in raw if type(item) is kind) if isinstance(raw, list) else ()
 
 
 def _read_record(kind: type[Any], default: Any, raw: object) -> Any:
-    """Return the record that the object `raw` holds. If `raw` is not an object, return `default`, or a record of empty
-    values if there is no default."""
     return from_wire(kind, raw) if isinstance(raw, dict) or default is MISSING else default
 
 
 def _read_plain(kind: type[Any], default: Any, raw: object) -> Any:
-    """Return `raw` if its type is exactly `kind`, else `default`. True is not accepted as a number."""
     return raw if type(raw) is kind else default

@@ -56,8 +56,7 @@ class ApiRule:
     none."""
 
     def manifest(self) -> dict[str, str]:
-        """Return the rule as an item of x-kubernetes-validations, with `rule` and `message`. `messageExpression` and
-        `fieldPath` are left out if they would be empty."""
+        """Return the rule as an item of x-kubernetes-validations."""
         item = {"rule": self.cel, "message": self.message}
         if self.message_cel:
             item["messageExpression"] = self.message_cel
@@ -72,13 +71,11 @@ def cel(*rules: ApiRule) -> dict[str, Any]:
 
 
 def _quoted(text: str) -> str:
-    """Return `text` as a CEL string literal. If it contains a backslash, the literal is raw, so that a regular
-    expression stays intact. Nothing is escaped, so `text` must not contain a single quote."""
+    """Return `text` as a CEL string literal, raw if it has a backslash; it must not contain a single quote."""
     return f"r'{text}'" if "\\" in text else f"'{text}'"
 
 
 def _rewritten(variable: str) -> str:
-    """Return a CEL expression that is true if a mode change rewrites the label whose key is in `variable`."""
     names = ", ".join(_quoted(label) for label in REWRITTEN_LABELS)
     prefixes = (f"{variable}.startsWith({_quoted(prefix)})" for prefix in REWRITTEN_PREFIXES)
     return " || ".join([f"{variable} in [{names}]", *prefixes])

@@ -15,17 +15,15 @@ MOST_DIGITS = 19
 
 
 def selects(selector: Selector | LabelSelector, labels: Mapping[str, str]) -> bool:
-    """Whether a selector of a policy matches these labels, as `matches` does. An empty selector matches everything."""
+    """Whether a selector of a policy matches these labels. An empty selector matches everything."""
     rows = ((row.key, row.operator, row.values) for row in selector.match_expressions)
     return matches(labels, selector.match_labels, rows)
 
 
 def matches(labels: Mapping[str, str], wanted: Mapping[str, str], rows: Iterable[Row] = ()) -> bool:
-    """Whether the labels have all `wanted` values and match all `rows` of matchExpressions. An empty selector matches
-    everything.
+    """Whether the labels have all `wanted` values and match all `rows` of matchExpressions. An empty selector matches everything.
 
-    NotIn also matches if the label is missing. An operator that we do not know matches: the caller predicts refusals
-    by budgets, and one too many is better than one overlooked. Our own CRDs allow no such operator.
+    An operator that we do not know matches: the caller predicts refusals by budgets, and one too many is better than one overlooked. Our own CRDs allow no such operator.
     """
     return all(labels.get(key) == value for key, value in wanted.items()) and all(
         holds(labels, row) for row in rows
@@ -33,9 +31,10 @@ def matches(labels: Mapping[str, str], wanted: Mapping[str, str], rows: Iterable
 
 
 def holds(labels: Mapping[str, str], row: Row) -> bool:
-    """Whether the labels match one row of matchExpressions. NotIn also matches if the label is missing. Gt and Lt,
-    which only node affinity has, compare the label with the first value of the row as integers, and do not match if one
-    of them is missing or is not an integer (`parse_int`). A row with an unknown operator matches."""
+    """Whether the labels match one row of matchExpressions. NotIn also matches if the label is missing.
+
+    Gt and Lt, which only node affinity has, compare integers and match nothing else (`parse_int`).
+    """
     key, operator, values = row
     match operator:
         case "In":

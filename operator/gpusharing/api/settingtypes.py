@@ -16,15 +16,11 @@ _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 def listed(find_problem: Callable[[str], str]) -> BeforeValidator:
-    """Return a validator that splits a string at its commas; an empty string has no entries. `find_problem` returns
-    why an entry is not valid, or an empty string if it is."""
+    """Return a validator that splits a string at its commas. `find_problem` returns why an entry is not valid, or an empty string."""
     return BeforeValidator(partial(_split, find_problem))
 
 
 def _split(find_problem: Callable[[str], str], text: str) -> tuple[str, ...]:
-    """Return the comma-separated entries of `text`, without surrounding blanks; none if `text` is blank. Raises
-    ValueError with the problem of the first entry that is not valid. Two commas in a row enclose an empty entry, which
-    is checked like any other."""
     entries = tuple(entry.strip() for entry in text.split(",")) if text.strip() else ()
     for entry in entries:
         if problem := find_problem(entry):
@@ -33,14 +29,10 @@ def _split(find_problem: Callable[[str], str], text: str) -> tuple[str, ...]:
 
 
 def _find_no_namespace(entry: str) -> str:
-    """Return why `entry` cannot be the name of a namespace, or an empty string if it can."""
     return "" if _NAMESPACE.fullmatch(entry) else f"{entry!r} is not the name of a namespace"
 
 
 def _find_no_mark(entry: str) -> str:
-    """Return why `entry` is not a label with a value that an admin may name here, or an empty string if it is one.
-    Refused are malformed entries, all labels that begin with our prefix or nvidia.com/, and labels that a mode change
-    rewrites."""
     key, equals, value = entry.partition("=")
     if not (equals and re.fullmatch(LABEL_KEY, key) and _VALUE.fullmatch(value)):
         return f"{entry!r} is not a label with a value, for example example.com/hands-off=true"
@@ -50,7 +42,6 @@ def _find_no_mark(entry: str) -> str:
 
 
 def _is_on(text: str) -> bool:
-    """Return True for `true` and False for `false`. Raises ValueError for any other string."""
     if text not in ("true", "false"):
         raise ValueError(" is neither true nor false")
     return text == "true"

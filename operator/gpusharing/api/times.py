@@ -8,19 +8,17 @@ can be added to it."""
 
 
 def to_rfc3339(moment: datetime) -> str:
-    """Return the time in UTC in whole seconds with a Z, as metav1.Time is written. A fraction of a second is dropped.
-    A time without a zone counts as local time."""
+    """Return the time in UTC in whole seconds, as metav1.Time is written. A time without a zone counts as local time."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def to_micro_time(moment: datetime) -> str:
-    """Return the time in UTC with exactly six decimal places of the second and a Z, as metav1.MicroTime requires."""
+    """Return the time in UTC with exactly six decimal places of the second, as metav1.MicroTime requires."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def from_rfc3339(text: object) -> datetime | None:
-    """Return the time in UTC, or None if `text` is not a string that holds a time with a time zone. Besides RFC 3339,
-    every form is accepted that `datetime.fromisoformat` reads."""
+    """Return the time in UTC, or None if `text` is not a string that holds a time with a time zone."""
     if not isinstance(text, str):
         return None
     try:

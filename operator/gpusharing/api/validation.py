@@ -1,8 +1,6 @@
 """The API server's checks of a policy in Python, for objects that are older than a rule and for use without a server.
-Also reads durations and maxUnavailable.
 
-The module does no I/O. Every refusal is a Problem that names the field and shows a valid example; `rules.py` has the
-messages.
+Every refusal is a Problem that names the field and shows a valid example; `rules.py` has the messages. Durations and maxUnavailable are read here too.
 """
 
 import json
@@ -18,7 +16,15 @@ from pydantic_core import ErrorDetails
 from gpusharing.api import rules
 from gpusharing.api.names import REWRITTEN_LABELS, REWRITTEN_PREFIXES, Mode
 from gpusharing.api.nearest import nearest
-from gpusharing.api.policy import DrainRule, GPUSharingPolicySpec, LabelSelector, Mig, Rollout, Selector
+from gpusharing.api.policy import (
+    DrainRule,
+    GPUSharingPolicySpec,
+    LabelSelector,
+    Mig,
+    Rollout,
+    Selector,
+    Window,
+)
 
 MAX_DURATION = timedelta(hours=rules.MAX_DURATION_HOURS)
 MAX_VALUE = 60
@@ -75,19 +81,13 @@ class Problem:
     """The value of the field, as JSON; empty if it is not a string, number or boolean, or if there is none."""
 
     def __str__(self) -> str:
-        """Return the problem in one line: the field, its value if there is one, and what is wrong."""
         return f"{self.field}{' ' if self.value else ''}{self.value}: {self.message}"
 
 
 def validate_policy(raw: Mapping[str, Any]) -> GPUSharingPolicySpec | tuple[Problem, ...]:
-    """Check the spec and the name of a raw GPUSharingPolicy, which must hold nothing but JSON, as the API server does.
-    Return its spec, or the problems if there are any, each with the field's value. The rest of the object is ignored.
+    """Check the spec and the name of a raw GPUSharingPolicy as the API server does. Return its spec, or the problems.
 
-    Types are taken literally, as in JSON ("4" is not a number), and a field that is null counts as absent. A field that
-    we do not know is refused, even if it is null: the API server keeps one only if the CRDs are newer than the
-    operator, and it may be a field that forbids drains. Rules beyond types and bounds are checked only if all types and
-    bounds are right; until then each field has at most one problem. A required field that is missing has none if an
-    unknown field beside it is taken for a misspelling of it.
+    Types are taken literally, as in JSON ("4" is not a number), and a field that is null counts as absent. A field that we do not know is refused, even if it is null: the API server keeps one only if the CRDs are newer than the operator, and it may be a field that forbids drains.
     """
     spec = raw.get("spec")
     if not isinstance(spec, Mapping):
@@ -111,7 +111,6 @@ def validate_policy(raw: Mapping[str, Any]) -> GPUSharingPolicySpec | tuple[Prob
 
 
 def _parse(spec: Mapping[str, Any]) -> tuple[GPUSharingPolicySpec | None, list[ErrorDetails]]:
-    """Return a raw spec as our type, or None and pydantic's errors if there are any."""
     try:
         return GPUSharingPolicySpec.model_validate_json(
             json.dumps(spec), strict=True, extra="forbid", by_alias=True, by_name=False
@@ -121,15 +120,10 @@ def _parse(spec: Mapping[str, Any]) -> tuple[GPUSharingPolicySpec | None, list[E
 
 
 def _with_values(problems: Iterable[Problem], raw: Mapping[str, Any]) -> tuple[Problem, ...]:
-    """Return all problems, each with the value that its field has in the policy `raw`, as JSON of limited length
-    (`_value_at`). The value is an empty string if the field is absent, null, an object or a list."""
     return tuple(replace(problem, value=_value_at(problem.field, raw)) for problem in problems)
 
 
 def _value_at(path: str, raw: Any) -> str:
-    """Return the value in `raw` at a path such as `spec.mig.layouts[1].devices`, as JSON. JSON of more than MAX_VALUE
-    characters is cut to that length, followed by `...`. Empty if there is no value, or if it is an object, a list
-    or null."""
     for part in re.findall(r"[^.\[\]]+", path):
         if isinstance(raw, Mapping):
             raw = raw.get(part)
@@ -144,60 +138,42 @@ def _value_at(path: str, raw: Any) -> str:
 
 
 def find_problems(spec: GPUSharingPolicySpec) -> Iterator[Problem]:
-    """Yield the problems of a spec whose fields have the right types and bounds: the rules that pydantic does not
-    check. They are about selectors, the blocks that a mode needs, MIG, drain rules, windows, and durations, which must
-    be above 0 and at most MAX_DURATION. The name of the policy is not part of the spec; see `_name_problems`."""
+    """Yield what the API rules find wrong with a spec whose types and bounds are right."""
     yield from _selector_problems("spec.nodeSelector", spec.node_selector, of_nodes=True)
     yield from _mode_problems(spec)
     if spec.mig is not None:
         yield from _mig_problems(spec.mig)
-    yield from _rule_problems(spec.drain.rules)
-    waits = {
-        "spec.drain.jobs.timeout": spec.drain.jobs.timeout,
-        **{
-            f"spec.drain.rules[{index}].timeout": rule.timeout
-            for index, rule in enumerate(spec.drain.rules)
-            if rule.timeout is not None
-        },
-    }
+    drain, rollout = spec.drain, spec.rollout
+    yield from _rule_problems(drain.rules)
+    for at, window in _windows(rollout):
+        if not re.fullmatch(rules.CRON, window.schedule):
+            yield Problem(f"{at}.schedule", rules.SCHEDULE.message)
+        if not re.fullmatch(rules.ZONE, window.time_zone):
+            yield Problem(f"{at}.timeZone", rules.TIME_ZONE.message)
+    waits = {f"spec.drain.rules[{index}].timeout": rule.timeout for index, rule in enumerate(drain.rules)}
+    waits = {"spec.drain.jobs.timeout": drain.jobs.timeout, **waits}
     durations = {
-        "spec.drain.timeout": spec.drain.timeout,
+        "spec.drain.timeout": drain.timeout,
         **{path: text for path, text in waits.items() if text != rules.NEVER},
-        "spec.rollout.timeouts.actuation": spec.rollout.timeouts.actuation,
-        "spec.rollout.timeouts.verification": spec.rollout.timeouts.verification,
+        "spec.rollout.timeouts.actuation": rollout.timeouts.actuation,
+        "spec.rollout.timeouts.verification": rollout.timeouts.verification,
+        **{f"{at}.duration": window.duration for at, window in _windows(rollout)},
+        "spec.rollout.canary.soak": rollout.canary.soak if rollout.canary is not None else None,
     }
-    yield from _window_problems(spec.rollout)
-    windows = [("windows", spec.rollout.windows), ("blackouts", spec.rollout.blackouts)]
-    for field, listed in windows:
-        durations |= {
-            f"spec.rollout.{field}[{index}].duration": window.duration for index, window in enumerate(listed)
-        }
-    if spec.rollout.canary is not None:
-        durations["spec.rollout.canary.soak"] = spec.rollout.canary.soak
     for path, text in durations.items():
-        if not timedelta(0) < parse_duration(text) <= MAX_DURATION:
+        if text is not None and not timedelta(0) < parse_duration(text) <= MAX_DURATION:
             wrong = rules.POSITIVE_WAIT if path in waits else rules.POSITIVE_DURATION
             yield Problem(path, wrong.message)
 
 
-def _window_problems(rollout: Rollout) -> Iterator[Problem]:
-    """Yield a problem for each schedule and each time zone of windows and blackouts that has the wrong form."""
+def _windows(rollout: Rollout) -> Iterator[tuple[str, Window]]:
     for field, listed in (("windows", rollout.windows), ("blackouts", rollout.blackouts)):
         for index, window in enumerate(listed):
-            at = f"spec.rollout.{field}[{index}]"
-            if not re.fullmatch(rules.CRON, window.schedule):
-                yield Problem(f"{at}.schedule", rules.SCHEDULE.message)
-            if not re.fullmatch(rules.ZONE, window.time_zone):
-                yield Problem(f"{at}.timeZone", rules.TIME_ZONE.message)
+            yield f"spec.rollout.{field}[{index}]", window
 
 
 def parse_duration(text: str) -> timedelta:
-    """Return the duration that `text` holds: hours, minutes and seconds, each at most once, in this order and with at
-    most six digits, such as "1h30m", "15m" or "90s".
-
-    Raises:
-        ValueError: `text` is not such a duration.
-    """
+    """Return a duration such as "1h30m", "15m" or "90s": hours, minutes and seconds, each at most once. Raises ValueError."""
     match = _DURATION.fullmatch(text)
     if match is None or not text:
         raise ValueError(f"{text!r} {rules.POSITIVE_DURATION.message}")
@@ -208,9 +184,7 @@ def parse_duration(text: str) -> timedelta:
 def allowance(max_unavailable: int | str, total: int) -> int:
     """Return how many nodes of a pool of `total` may be unavailable at once (docs/design/drain.md#budget).
 
-    A percentage rounds down but is at least 1 while the pool has a node; 0 and "0%" freeze the pool. A number is
-    returned as it is, even if it is above `total`. The result is 0 for an empty pool and for an invalid value, which
-    never counts as unlimited.
+    A percentage rounds down but is at least 1 while the pool has a node. A number may be above `total`. An invalid value counts as 0, never as unlimited.
     """
     if isinstance(max_unavailable, bool) or total <= 0:
         return 0
@@ -223,7 +197,6 @@ def allowance(max_unavailable: int | str, total: int) -> int:
 
 
 def _name_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield a problem if the name of the policy is too long to become part of a label value."""
     metadata = raw.get("metadata")
     name = metadata.get("name") if isinstance(metadata, Mapping) else None
     if isinstance(name, str) and len(name) > rules.MAX_NAME:
@@ -233,9 +206,6 @@ def _name_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
 def _selector_problems(
     at: str, selector: LabelSelector | Selector, *, of_nodes: bool = False
 ) -> Iterator[Problem]:
-    """Yield the problems of a selector; `at` is its path. The keys in matchLabels must be well-formed; In and NotIn
-    need values, and the other operators allow none. A selector `of_nodes` must not be empty, and must not name a
-    label that a mode change rewrites."""
     if of_nodes and not (selector.match_labels or selector.match_expressions):
         yield Problem(at, rules.EMPTY_SELECTOR.message)
     for key in selector.match_labels:
@@ -251,8 +221,6 @@ def _selector_problems(
 
 
 def _rule_problems(drain_rules: Iterable[DrainRule]) -> Iterator[Problem]:
-    """Yield the problems of drain rules: a timeout that the behavior of the rule does not use, because only
-    WaitCompleted does, and wrong selectors (`_selector_problems`). Both selectors may be empty."""
     for index, rule in enumerate(drain_rules):
         at = f"spec.drain.rules[{index}]"
         if rule.timeout is not None and rule.behavior != "WaitCompleted":
@@ -262,14 +230,10 @@ def _rule_problems(drain_rules: Iterable[DrainRule]) -> Iterator[Problem]:
 
 
 def is_rewritten(label: str) -> bool:
-    """Whether a mode change rewrites the label with this key."""
     return label in REWRITTEN_LABELS or label.startswith(REWRITTEN_PREFIXES)
 
 
 def _mode_problems(spec: GPUSharingPolicySpec) -> Iterator[Problem]:
-    """Yield a problem for each block that the mode needs but that is missing, and for each block that the mode does
-    not use. TimeSlicing needs `timeSlicing`, MPS needs `mps`, MIG needs `mig` and may use `timeSlicing`, and Full
-    uses none of them."""
     if spec.mode is Mode.MIG and spec.mig is None:
         yield Problem("spec.mig", rules.MIG_NEEDS_BLOCK.message)
     if spec.mode is not Mode.MIG and spec.mig is not None:
@@ -285,10 +249,6 @@ def _mode_problems(spec: GPUSharingPolicySpec) -> Iterator[Problem]:
 
 
 def _mig_problems(mig: Mig) -> Iterator[Problem]:
-    """Yield the problems of the block `mig`. It must have either a configuration or layouts, and the configuration
-    must not turn MIG off or leave it without instances. Some layout must have profiles. Names must be well-formed; of
-    each layout, only the first wrong one is named. With the strategy `single`, all layouts must have the same one
-    profile. See also `_device_problems`."""
     at = "spec.mig"
     if (mig.config is None) == (mig.layouts is None):
         yield Problem(at, rules.CONFIG_OR_LAYOUTS.message)
@@ -309,8 +269,6 @@ def _mig_problems(mig: Mig) -> Iterator[Problem]:
 
 
 def _device_problems(mig: Mig) -> Iterator[Problem]:
-    """Yield a problem if one of several entries is for `all` GPUs, and one for each time that a GPU is named again, in
-    the same entry or in a later one. Yields nothing without layouts."""
     layouts = mig.layouts or ()
     if len(layouts) > 1 and any(entry.devices == "all" for entry in layouts):
         yield Problem("spec.mig.layouts", rules.DEVICES)
@@ -327,17 +285,14 @@ def _device_problems(mig: Mig) -> Iterator[Problem]:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Return a copy of a JSON value without the fields that are null, at any depth. The API server removes them, or
-    sets their defaults, because no field of a policy is nullable. A null in a list stays."""
+    """Remove null fields as the API server does, because no field of a policy is nullable. A null in a list stays."""
     if isinstance(value, Mapping):
         return {name: _without_nulls(field) for name, field in value.items() if field is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _find_meant(location: tuple[int | str, ...]) -> str:
-    """Return the name of the known field that stands beside the unknown field at this location and is most like it. If
-    there is none, return the path of a field with the same name elsewhere in a policy, such as `spec.rollout.approval`;
-    empty if there is none either."""
+    """Return the known field beside the unknown one that is most like it, else the path of one of the same name elsewhere, else an empty string."""
     *parents, name = [part for part in location if isinstance(part, str)]
     at, paths = ".".join(["spec", *parents]), list(_paths(GPUSharingPolicySpec, "spec"))
     beside = [path.rpartition(".")[2] for path in paths if path.rpartition(".")[0] == at]
@@ -346,8 +301,6 @@ def _find_meant(location: tuple[int | str, ...]) -> str:
 
 
 def _paths(kind: Any, at: str) -> Iterator[str]:
-    """Yield the path of every field in a type of the API, without list indexes. `at` is the path of the type itself.
-    Unions and lists are searched too. Types without fields have no paths."""
     if not isinstance(kind, type) or not issubclass(kind, BaseModel):
         for part in get_args(kind):
             yield from _paths(part, at)
@@ -358,10 +311,7 @@ def _paths(kind: Any, at: str) -> Iterator[str]:
 
 
 def _problem(location: Iterable[int | str], message: str, meant: str | None) -> Problem:
-    """Convert an error of pydantic. `location` is the path that pydantic reports; the Problem has it in the API
-    server's notation. A valid example is added to `message` if there is one. For a field with more than one type,
-    the message says instead that the value has none of the allowed forms. `meant` is None for a known field; for an
-    unknown one it is the field that was probably meant, or empty, and the message says so."""
+    """Convert an error of pydantic; `meant` is None for a known field, else the field that was probably meant, or empty."""
     path, hint, field = "spec", "", ""
     for part in location:
         if field in _UNIONS and isinstance(part, str):

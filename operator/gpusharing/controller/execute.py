@@ -42,7 +42,7 @@ from gpusharing.kube.errors import (
     Unauthorized,
     Unavailable,
 )
-from gpusharing.kube.fanout import Crew
+from gpusharing.kube.fanout import Workers
 from gpusharing.kube.fence import NodePatch, patch_for
 from gpusharing.kube.lease import LeaseLost
 from gpusharing.kube.lists import check_identity
@@ -242,7 +242,7 @@ class Executor:
     set_claims: SetClaimsCall
     now: Callable[[], datetime]
     jitter: Callable[[], float] = random.random
-    crew: Crew = field(default_factory=lambda: Crew(16))
+    workers: Workers = field(default_factory=lambda: Workers(16))
     eviction_wait: float = FIRST_WAIT
     on_action: Callable[[Action, str], None] = lambda action, result: None
     """Called after each action with its result, `done` or what prevented it; for metrics."""
@@ -280,7 +280,7 @@ class Executor:
         for name in self._nodes.created.keys() - plan.verdicts.keys():
             del self._nodes.created[name]
         wanted = {subject_of(action) for action in plan.shared}
-        for subject in self.calls.failures.keys() - wanted - self.crew.busy:
+        for subject in self.calls.failures.keys() - wanted - self.workers.busy:
             verdict = plan.verdicts.get(subject)
             if verdict is None or is_moot(verdict):
                 self._note_success(subject)
@@ -303,7 +303,7 @@ class Executor:
 
         # Nodes in flight come first, because their proofs would grow old behind the others on a server that admits few
         # calls.
-        await self.crew.each(sorted(due, key=lambda name: not plan.verdicts[name].phase.in_flight), node)
+        await self.workers.each(sorted(due, key=lambda name: not plan.verdicts[name].phase.in_flight), node)
         if outcome.again is None:
             held_back = [f.next_try for f in self.calls.failures.values() if f.holds(self.now())]
             outcome.again = min(held_back, default=None)
@@ -329,7 +329,7 @@ class Executor:
                 # A ConfigMap that the server refused blocks only its own nodes, by a gate. One that is still being
                 # written may lose an entry.
                 elif isinstance(action, SetClaims) or (
-                    isinstance(action, WriteConfig) and subject in self.crew.busy
+                    isinstance(action, WriteConfig) and subject in self.workers.busy
                 ):
                     blocked |= {"*", subject}
         return blocked
@@ -349,9 +349,9 @@ class Executor:
                     lasts = isinstance(error, Forbidden | Invalid) or (failure is not None and failure.lasts)
                     self.calls.write_error = f"ConfigMap {self._shared.writing}: {error}" if lasts else ""
 
-        busy = self.crew.busy & actions.keys()
+        busy = self.workers.busy & actions.keys()
         due = [subject for subject in actions if subject not in busy and not self._is_suspended(subject)]
-        await self.crew.each(due[: max(0, SHARED_AT_ONCE - len(busy))], write, SHARED_PATIENCE)
+        await self.workers.each(due[: max(0, SHARED_AT_ONCE - len(busy))], write, SHARED_PATIENCE)
         return accepted
 
     async def _node(

@@ -19,7 +19,7 @@ from gpusharing.controller.tainttest import PERIOD, TaintTest
 from gpusharing.kube.client import ApiRequest, KubeClient
 from gpusharing.kube.clock import loop_time, wall_time
 from gpusharing.kube.errors import KubeError, first_of
-from gpusharing.kube.fanout import Crew, Fanout, PublishingClient
+from gpusharing.kube.fanout import Fanout, PublishingClient, Workers
 from gpusharing.kube.gather import Gatherer
 from gpusharing.kube.http import Limits
 from gpusharing.kube.lease import LeaderLease
@@ -80,13 +80,13 @@ class Loop:
         keys = frozenset(settings.maintenance_keys)
         read = SourceSettings(settings.plan, admin_maps, settings.agent_namespace, keys)
         self.sources = Sources(self.calls, read, wake, lambda: leader.restores)
-        crew = Crew(max(1, settings.parallel // 8), wake)
+        workers = Workers(max(1, settings.parallel // 8), wake)
         self.publisher = Publisher(
             PublishingClient(self.calls),
             self.sources,
             settings.publish_period,
             leader.identity,
-            crew,
+            workers,
             observer.changed,
         )
         self.executor = Executor(
@@ -94,13 +94,13 @@ class Loop:
             self.sources,
             leader.set_claims,
             now,
-            crew=Crew(settings.parallel, wake),
+            workers=Workers(settings.parallel, wake),
             eviction_wait=settings.plan.eviction_wait,
             on_action=self._acted,
             event_of=lambda action: self.publisher.shared_event(action, now()),
         )
-        crew = Crew(max(1, min(settings.parallel, limit) // 2), wake)
-        self.gatherer = Gatherer(self.calls, self.sources, self.executor.calls, crew)
+        workers = Workers(max(1, min(settings.parallel, limit) // 2), wake)
+        self.gatherer = Gatherer(self.calls, self.sources, self.executor.calls, workers)
         self._follow_ups = 0
         """How many passes have followed one another without a rest."""
         self.memo, self.memory = Memo(), PassMemory()
@@ -135,7 +135,7 @@ class Loop:
     async def close(self) -> None:
         """End the calls that are still under way, and return when all of them have ended."""
         await self.publisher.close()
-        await self.executor.crew.close()
+        await self.executor.workers.close()
         await self.gatherer.close()
 
     async def _rest(self, due: datetime | None) -> None:
@@ -258,7 +258,7 @@ class Loop:
         """
         seconds: dict[str, float] = {}
         # The snapshot may not show the results of writes that are under way when it begins.
-        unseen = frozenset(self.executor.crew.busy)
+        unseen = frozenset(self.executor.workers.busy)
         wanted = self.plan.memory.wants_pods if self.plan else frozenset[str]()
         with timing(seconds, "gather"):
             snapshot = await self._gather(wanted, self.now())
@@ -308,13 +308,12 @@ class Loop:
             self.wake.set()
 
     async def count_pending(self) -> None:
-        pending = self.gatherer.pending
+        """Count the Pending pods that request a GPU, every `pending_period` seconds."""
         while True:
             if self.leader.is_leader and not self.sources.missing():
-                before, failed = pending.pods, None
+                failed = None
                 try:
-                    await pending.count()
-                    if pending.pods != before:
+                    if await self.gatherer.count_pending():
                         self.wake.set()
                 except KubeError as error:
                     failed = error

@@ -26,7 +26,7 @@ from gpusharing.kube.errors import (
     ServerAway,
     Unauthorized,
 )
-from gpusharing.kube.fanout import Crew
+from gpusharing.kube.fanout import Workers
 from gpusharing.kube.raw import entries, text
 from gpusharing.kube.sources import Sources
 from gpusharing.planning.report.events import Event, cordon_event, node_events, refusal_event, shared_event
@@ -67,7 +67,7 @@ class Publisher:
     """Seconds for which a change of a resting node is held back; other changes are held back for multiples of this."""
     identity: str
     """Name of this process in Events."""
-    crew: Crew = field(default_factory=lambda: Crew(16))
+    workers: Workers = field(default_factory=lambda: Workers(16))
     on_verdict: Callable[[Verdict | None, Verdict], None] = lambda before, after: None
     _verdicts: dict[str, Verdict] = field(default_factory=dict)
     """The verdict of each node that was last reported to metrics, log and Events."""
@@ -106,7 +106,7 @@ class Publisher:
             # the process.
             _ = self._round.cancelled() or self._round.exception()
             self._round = None
-        await self.crew.close()
+        await self.workers.close()
 
     async def publish(self, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> datetime | None:
         """Report changed verdicts, write changed statuses, post the pending Events, and return when the next write is due.
@@ -145,7 +145,9 @@ class Publisher:
                 due.append(later)
 
         try:
-            await self.crew.each([*verdicts, *policies, *([_EVENTS] if self._pending_events else [])], write)
+            await self.workers.each(
+                [*verdicts, *policies, *([_EVENTS] if self._pending_events else [])], write
+            )
         except* (ServerAway, Unauthorized) as group:
             self._complaints.begins(
                 "status",

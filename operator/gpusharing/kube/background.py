@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 
 T = TypeVar("T")
 Background: TypeAlias = Callable[[Callable[[], Any], str], asyncio.Future[Any]]
-"""Starts a call in a daemon thread of this name, and returns a future of its result: `in_daemon_thread` or a `Worker`."""
+"""Starts a call in a daemon thread of this name, and returns a future of its result: `in_daemon_thread`, or one of `new_worker`."""
 
 
 def in_daemon_thread(call: Callable[[], T], name: str) -> asyncio.Future[T]:
@@ -23,28 +23,28 @@ def in_daemon_thread(call: Callable[[], T], name: str) -> asyncio.Future[T]:
     return future
 
 
-class Worker:
-    """Runs calls as `in_daemon_thread` does, but all in one thread that is kept between calls, at half the cost.
+def new_worker() -> Background:
+    """Return a function that runs calls as `in_daemon_thread` does, but all in one thread that is kept between calls, at half the cost.
 
-    Calls run one after another, so if one hangs, the next ones wait.
+    Calls run one after another, so if one hangs, the next ones wait. The thread gets the name of the first call.
     """
+    calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+    thread: threading.Thread | None = None
 
-    def __init__(self) -> None:
-        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+    def work() -> None:
+        while True:
+            calls.get()()
 
-    def __call__(self, call: Callable[[], T], name: str) -> asyncio.Future[T]:
-        """Queue `call` and return a future of its result. Only the first call's `name` counts."""
+    def start(call: Callable[[], T], name: str) -> asyncio.Future[T]:
+        nonlocal thread
         run, future = _prepare(call)
-        self._calls.put(run)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-            self._thread.start()
+        calls.put(run)
+        if thread is None:
+            thread = threading.Thread(target=work, name=name, daemon=True)
+            thread.start()
         return future
 
-    def _work(self) -> None:
-        while True:
-            self._calls.get()()
+    return start
 
 
 def _prepare(call: Callable[[], T]) -> tuple[Callable[[], None], asyncio.Future[T]]:

@@ -28,7 +28,6 @@ class Resource:
 
     @property
     def api_version(self) -> str:
-        """Return `v1` for the core group, else `group/version`."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
     @property

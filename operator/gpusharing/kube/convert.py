@@ -123,7 +123,7 @@ _REPORT = TypeAdapter(Observed)
 
 
 def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> NodeView:
-    """Convert a raw Node; `maintenance_keys` mark it as maintained by somebody else, like the keys in `foreign.py`.
+    """Convert a raw Node; `maintenance_keys` mark it as maintained by somebody else, like the keys in kube/maintenance.py.
 
     A fence that cannot be read becomes None, with the reason in `fence_error`.
     """
@@ -213,8 +213,12 @@ def unknown_gpunode(raw: JSON, why: str) -> GPUNodeView:
         uid=text(raw, "metadata", "uid"),
         request_id=text(request, "id"),
         quiet=request.get("quiet") is True,
-        observed=ObservedView("", False, why, (), allocated=None, pods=None),
+        observed=_unreadable(why),
     )
+
+
+def _unreadable(why: str) -> ObservedView:
+    return ObservedView("", False, why, (), allocated=None, pods=None)
 
 
 def observed_view(raw: object) -> ObservedView:
@@ -224,8 +228,7 @@ def observed_view(raw: object) -> ObservedView:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(step) for step in first["loc"])
-        why = f"the agent's report cannot be read: {where}: {first['msg']}"
-        return ObservedView("", False, why, (), allocated=None, pods=None)
+        return _unreadable(f"the agent's report cannot be read: {where}: {first['msg']}")
     models = {model.product: _of_model(model.product, model) for model in observed.models}
     return ObservedView(
         request_id=observed.request_id,

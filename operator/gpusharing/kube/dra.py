@@ -41,7 +41,6 @@ RULES_UNSERVED = (
 
 
 def starts(container: JSON, program: str) -> bool:
-    """Whether any word of a container's command or arguments contains `program`."""
     words = *strings(container.get("command")), *strings(container.get("args"))
     return any(program in word for word in words)
 
@@ -129,23 +128,25 @@ def tell_unread(error: KubeError | None, kind: str, unserved: str = SLICES_UNSER
     return ""
 
 
-class DeviceIndex:
-    """Finds the devices that ResourceSlices, given by name, publish for each node."""
+def device_index(slices: Callable[[], Mapping[str, SliceView]]) -> Callable[[], dict[str, NodeDevices]]:
+    """Return a function that finds the devices which `slices` publish for each node, by node name.
 
-    def __init__(self, slices: Callable[[], Mapping[str, SliceView]]) -> None:
-        self._slices = slices
-        self._pools: dict[str, tuple[list[SliceView], NodeDevices]] = {}
+    It returns the same objects as long as the slices of a node are equal.
+    """
+    known: dict[str, tuple[list[SliceView], NodeDevices]] = {}
 
-    def by_node(self) -> dict[str, NodeDevices]:
-        """Return the devices that are published for each node, by node name; the same objects as long as its slices are equal."""
+    def by_node() -> dict[str, NodeDevices]:
+        nonlocal known
         pools: defaultdict[str, list[SliceView]] = defaultdict(list)
-        for one in self._slices().values():
+        for one in slices().values():
             pools[one.pool].append(one)
-        before, self._pools = self._pools, {}
-        for name, slices in pools.items():
-            known = before.get(name)
-            self._pools[name] = known if known is not None and known[0] == slices else (slices, _pool(slices))
-        return {name: devices for name, (_, devices) in self._pools.items()}
+        known = {
+            name: row if (row := known.get(name)) is not None and row[0] == pool else (pool, _pool(pool))
+            for name, pool in pools.items()
+        }
+        return {name: devices for name, (_, devices) in known.items()}
+
+    return by_node
 
 
 def _pool(slices: list[SliceView]) -> NodeDevices:

@@ -10,13 +10,9 @@ from pathlib import Path
 from traceback import extract_tb
 
 
+@dataclass(repr=False)  # as of any exception: subclasses without fields add none
 class KubeError(Exception):
-    """A call to the API server failed, or was not sent."""
-
-
-@dataclass
-class _Worded(KubeError):
-    """Base of errors that compare equal if their messages and fields are equal."""
+    """A call to the API server failed, or was not sent. Errors of one class compare equal if their fields are equal."""
 
     message: str
 
@@ -37,7 +33,7 @@ class AlreadyExists(KubeError):
 
 
 @dataclass
-class Expired(_Worded):
+class Expired(KubeError):
     """410: the resourceVersion is too old to watch or list from; list again."""
 
     rest: str = ""
@@ -53,7 +49,7 @@ class Unauthorized(KubeError):
 
 
 @dataclass
-class Forbidden(_Worded):
+class Forbidden(KubeError):
     """403: we lack a right; the message names verb and resource."""
 
     namespace_terminating: bool = False
@@ -68,7 +64,7 @@ class Forbidden(_Worded):
 
 
 @dataclass
-class EvictionBlocked(_Worded):
+class EvictionBlocked(KubeError):
     """429 with cause DisruptionBudget: a PodDisruptionBudget refuses for now (docs/design/drain.md#e5, E6).
 
     Also a 500 or 504 on an eviction that names a time to wait: the server lost a race over the budget (E14).
@@ -79,7 +75,7 @@ class EvictionBlocked(_Worded):
 
 
 @dataclass
-class Throttled(_Worded):
+class Throttled(KubeError):
     """429 for any other reason, usually from API Priority and Fairness: slow down (docs/design/drain.md#e7)."""
 
     retry_after: float | None = None
@@ -105,7 +101,7 @@ class ServerAway(KubeError):
     """
 
 
-class EvictionFailed(_Worded):
+class EvictionFailed(KubeError):
     """500 on an eviction, for example two PodDisruptionBudgets on one pod (docs/design/drain.md#e8), or 429 with a Status that names no time to wait (E11)."""
 
 

@@ -187,8 +187,8 @@ Work = Callable[[str], Awaitable[None]]
 
 
 @dataclass(slots=True)
-class Crew:
-    """A limited number of workers for many objects, each object named by a key. Every task ends before `close` returns."""
+class Workers:
+    """A limited number of workers for many objects, each named by a key that one worker has at a time. Every task ends before `close` returns."""
 
     parallel: int
     """The most pieces of work at once."""
@@ -206,10 +206,10 @@ class Crew:
         """
         await self._raise()
         queue = deque(key for key in keys if key not in self.busy)
-        moved, workers, left = asyncio.Event(), 0, False
+        moved, running, left = asyncio.Event(), 0, False
 
         async def worker() -> None:
-            nonlocal workers
+            nonlocal running
             try:
                 while queue:
                     key = queue.popleft()
@@ -226,20 +226,20 @@ class Crew:
             except BaseException as error:  # noqa: BLE001 - raised by `each`, whatever it is
                 self._errors.append(error)
             finally:
-                workers -= 1
+                running -= 1
                 moved.set()
 
         # `_tasks` cannot be counted here: a worker that has just ended is removed from it only after `each` has
         # returned.
         for _ in range(min(self.parallel - len(self.busy), len(queue))):
             task = asyncio.create_task(worker())
-            workers += 1
+            running += 1
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         clock = asyncio.get_running_loop().time
         end = clock() + LONGEST
         try:
-            while workers and not self._errors:
+            while running and not self._errors:
                 moved.clear()
                 async with asyncio.timeout_at(min(clock() + patience, end)):
                     await moved.wait()

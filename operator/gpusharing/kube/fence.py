@@ -65,7 +65,7 @@ def claims_text(
     """
     try:
         record = _load(before) if before else {}
-    except _Damaged:
+    except ValueError:
         record = {}
     failed = _grown(record.pop("failedNodes", None), failed_nodes or {})
     written = _grown(record.get("claims"), claims)
@@ -77,13 +77,13 @@ def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
     try:
         records = _load(text).get("claims")
         if not isinstance(records, dict):
-            raise _Damaged(f"claims is {records!r}, not an object")
+            raise ValueError(f"claims is {records!r}, not an object")
         claims = {}
         for node, claim in records.items():
             if not isinstance(claim, dict):
-                raise _Damaged(f"the claim of {node} is {claim!r}, not an object")
+                raise ValueError(f"the claim of {node} is {claim!r}, not an object")
             claims[node] = _decode(Claim, claim)
-    except _Damaged as error:
+    except ValueError as error:
         return {}, f"annotation {names.ANNOTATION_CLAIMS}: {error}"
     return claims, ""
 
@@ -93,7 +93,7 @@ def parse_failed_nodes(text: str) -> tuple[dict[str, FailedNode], str]:
     where = f"annotation {names.ANNOTATION_CLAIMS}: "
     try:
         records = _load(text).get("failedNodes", {})
-    except _Damaged as error:
+    except ValueError as error:
         return {}, f"{where}{error}"
     if not isinstance(records, dict):
         return {}, f"{where}failedNodes is {records!r}, not an object"
@@ -101,9 +101,9 @@ def parse_failed_nodes(text: str) -> tuple[dict[str, FailedNode], str]:
     for uid, record in records.items():
         try:
             if not isinstance(record, dict):
-                raise _Damaged(f"it is {record!r}, not an object")
+                raise ValueError(f"it is {record!r}, not an object")
             failed[uid] = _decode(FailedNode, record)
-        except _Damaged as error:
+        except ValueError as error:
             errors.append(f"the failure of the Node with UID {uid}: {error}")
     return failed, where + "; ".join(errors) if errors else ""
 
@@ -173,17 +173,13 @@ def _grown(before: object, records: Mapping[str, Claim | FailedNode]) -> JSON:
     return written
 
 
-class _Damaged(ValueError):
-    """Raised for a record that cannot be read; the message says why."""
-
-
 # A Node is parsed again whenever one of its labels changes, usually with the same records, so the results are cached.
 @lru_cache(maxsize=256)
 def parse_record(kind: type[NodeRecord], text: str) -> tuple[NodeRecord | None, str]:
     """Return the record of this kind in `text` and an empty string, or None and the reason why it cannot be read."""
     try:
         return _decode(kind, _load(text)), ""
-    except _Damaged as error:
+    except ValueError as error:
         return None, f"annotation {ANNOTATIONS[kind]}: {error}"
 
 
@@ -195,12 +191,12 @@ def _load(text: str) -> JSON:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _Damaged(f"it is not JSON ({error})") from error
+        raise ValueError(f"it is not JSON ({error})") from error
     if not isinstance(data, dict):
-        raise _Damaged("it is not a JSON object")
+        raise ValueError("it is not a JSON object")
     version = data.get("v")
     if version != RECORD_VERSION or isinstance(version, bool):
-        raise _Damaged(f"it has version {version!r}, but this operator reads only version {RECORD_VERSION}")
+        raise ValueError(f"it has version {version!r}, but this operator reads only version {RECORD_VERSION}")
     return data
 
 
@@ -228,14 +224,14 @@ def _decode(kind: type[Record], data: JSON) -> Record:
     try:
         record: Record = _WRITERS[kind].validate_json(json.dumps(ours))
     except ValidationError as error:
-        raise _Damaged(_complaint(error, ours)) from None
+        raise ValueError(_complaint(error, ours)) from None
     if kind is not Fence or not left:
         return record
     try:
         unknown: JSON = {"unknown": json.dumps(left, separators=(",", ":"), ensure_ascii=False)}
         return replace(record, **unknown)
     except RecursionError as error:
-        raise _Damaged(f"the keys {', '.join(sorted(left))[:80]} are nested too deeply") from error
+        raise ValueError(f"the keys {', '.join(sorted(left))[:80]} are nested too deeply") from error
 
 
 def _complaint(error: ValidationError, ours: JSON) -> str:

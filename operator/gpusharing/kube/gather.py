@@ -11,10 +11,10 @@ from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.client import KubeClient
 from gpusharing.kube.clock import Backoff, loop_time
 from gpusharing.kube.errors import KubeError, ServerAway, Unauthorized, Unavailable
-from gpusharing.kube.fanout import Crew
+from gpusharing.kube.fanout import Workers
 from gpusharing.kube.nodepods import NodePods
 from gpusharing.kube.podlists import Budgets
-from gpusharing.kube.pods import PendingPods
+from gpusharing.kube.pods import count_pending
 from gpusharing.kube.sources import Sources, by_node
 from gpusharing.kube.stackreader import StackReader
 from gpusharing.planning.snapshot.memory import POLICIES, CallFailure, PassMemory, failed_again
@@ -71,7 +71,7 @@ class ActuatorLogs:
     _known: dict[str, _Known] = field(default_factory=dict)
 
     async def read(
-        self, nodes: Mapping[str, NodeView], pods: Mapping[str, Operand], now: datetime, crew: Crew
+        self, nodes: Mapping[str, NodeView], pods: Mapping[str, Operand], now: datetime, workers: Workers
     ) -> dict[str, str]:
         """Return why mig-manager failed, by node name, for each fenced node with the state `failed`, as far as it is known.
 
@@ -106,7 +106,7 @@ class ActuatorLogs:
             again = now + timedelta(seconds=pause.after_failure())
             self._known[name] = _Known(failed[name], reason, pause, again)
 
-        await crew.each(keys, read)
+        await workers.each(keys, read)
         return {name: known.text for name, known in self._known.items() if known.text}
 
     async def _read(self, pod: Operand) -> str:
@@ -126,13 +126,14 @@ class Gatherer:
     client: KubeClient
     sources: Sources
     calls: CallMemory = field(default_factory=CallMemory)
-    crew: Crew = field(default_factory=lambda: Crew(16))
+    workers: Workers = field(default_factory=lambda: Workers(16))
     silent: bool = False
     """Whether to log nothing, because this is part of a command-line program."""
-    shared: Crew = field(init=False)
+    shared: Workers = field(init=False)
     """The workers for reads that all nodes need, which must not wait until slow calls about single nodes free a worker."""
     pods: NodePods = field(init=False)
-    pending: PendingPods = field(init=False)
+    pending: tuple[Mapping[str, int], Mapping[str, int]] = field(default_factory=lambda: ({}, {}))
+    """The last count of the Pending pods without a node, and of the devices that they request, by GPU resource."""
     stack: StackReader = field(init=False)
     _logs: ActuatorLogs = field(init=False)
     _at_work_since: dict[str, datetime] = field(default_factory=dict)
@@ -146,15 +147,20 @@ class Gatherer:
 
     def __post_init__(self) -> None:
         client, sources = self.client, self.sources
-        self.shared = Crew(2, self.crew.on_late)
+        self.shared = Workers(2, self.workers.on_late)
         self.stack = StackReader(sources, self.calls, self.silent)
         budgets = Budgets(client, self.shared)
-        self.pods = NodePods(client, sources, self.calls, self.crew, budgets, self.stack)
-        self._logs, self.pending = ActuatorLogs(client), PendingPods(client)
+        self.pods = NodePods(client, sources, self.calls, self.workers, budgets, self.stack)
+        self._logs = ActuatorLogs(client)
 
     async def close(self) -> None:
-        await self.crew.close()
+        await self.workers.close()
         await self.shared.close()
+
+    async def count_pending(self) -> bool:
+        """Count the Pending pods again, and return whether their number has changed. If that fails, the last count stays."""
+        before, self.pending = self.pending, await count_pending(self.client)
+        return before[0] != self.pending[0]
 
     async def snapshot(
         self,
@@ -176,7 +182,9 @@ class Gatherer:
         policies_error = await self._refresh_policies(now)
         await self.pods.look(wanted, memory.proving, now, began)
         sources, operands = self.sources, self._operands(now)
-        failures = await self._logs.read(sources.nodes.items, operands[Program.MIG_MANAGER], now, self.crew)
+        failures = await self._logs.read(
+            sources.nodes.items, operands[Program.MIG_MANAGER], now, self.workers
+        )
         stack = self.stack.read(now)
         find_work = find_actuator(stack).find_work
         working = (name for name, node in sources.nodes.items.items() if find_work(node))
@@ -195,8 +203,8 @@ class Gatherer:
             failed_nodes=failed_nodes,
             taint_rules=tuple(sorted(sources.rules.values(), key=lambda rule: rule.name)),
             work=dict(self.pods.work),
-            pending=self.pending.pods,
-            pending_devices=self.pending.devices,
+            pending=self.pending[0],
+            pending_devices=self.pending[1],
             at_work_since=dict(self._at_work_since),
             call_failures={**self.calls.failures, **self._listing},
             view_ages=sources.ages(),

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 from gpusharing.api import names
@@ -12,16 +12,17 @@ from gpusharing.kube.raw import entries, has_condition, section, text, texts
 from gpusharing.planning.snapshot.views import NodeView
 
 
-@dataclass(frozen=True, slots=True)
-class Maintenance:
-    """One NodeMaintenance."""
+class Maintenance(NamedTuple):
+    """Somebody else's work on a Node, from a mark on it or from a NodeMaintenance; empty if there is none."""
 
-    node: str
-    """Name of the node that is to be maintained."""
-    who: str
-    """Which operator maintains the node, on whose behalf, and by which object; for people."""
+    who: str = ""
+    """Who maintains the node, on whose behalf and by which object, for people who want to ask them; empty when nobody does."""
     waits: bool = False
-    """Whether the maintenance operator has not yet chosen this object; a large upgrade creates one for every node at once."""
+    """Whether the work has not begun or has stopped, which may stay so for weeks."""
+    queued: bool = False
+    """Whether the work has certainly not begun, so that no cordon belongs to it yet. A large upgrade creates a NodeMaintenance for every node at once."""
+    node: str = ""
+    """Name of the node that a NodeMaintenance is for."""
 
 
 def medik8s_maintenance(raw: JSON) -> Maintenance:
@@ -34,14 +35,14 @@ def nvidia_maintenance(raw: JSON) -> Maintenance:
     failed = has_condition(raw, "RequestorFailed")
     requestor = text(raw, "spec", "requestorID")
     maintenance = _maintenance(raw, "NVIDIA", f" for {requestor}" if requestor else "", failed=failed)
-    # Ready is Pending before the operator has scheduled the maintenance (ConditionReasonPending of NVIDIA's
-    # nodemaintenance_types.go).
+    # Ready is Pending before the operator has scheduled the maintenance (ConditionReasonPending, Mellanox/maintenance-operator
+    # api/v1alpha1/nodemaintenance_types.go at e15d07b).
     begun = any(
         condition.get("type") == "Ready" and text(condition, "reason") not in ("", "Pending")
         for condition in entries(raw, "status", "conditions")
     )
     chosen = failed or begun or "deletionTimestamp" in section(raw, "metadata")
-    return maintenance if chosen else replace(maintenance, waits=True)
+    return maintenance if chosen else maintenance._replace(waits=True, queued=True)
 
 
 def _maintenance(raw: JSON, operator: str, behalf: str, *, failed: bool) -> Maintenance:
@@ -49,13 +50,15 @@ def _maintenance(raw: JSON, operator: str, behalf: str, *, failed: bool) -> Main
     deleting = "deletionTimestamp" in section(raw, "metadata")
     state = " (being deleted)" if deleting else " (failed)" if failed else ""
     name = f"{where}/{name}" if where else name
-    return Maintenance(text(raw, "spec", "nodeName"), f"{operator} NodeMaintenance {name}{behalf}{state}")
+    return Maintenance(
+        f"{operator} NodeMaintenance {name}{behalf}{state}", node=text(raw, "spec", "nodeName")
+    )
 
 
 def as_last_read(maintenances: Mapping[str, Maintenance]) -> dict[str, Maintenance]:
     """Return these maintenances with a note that they may have ended, because their kind may no longer be read."""
     note = "as last read, because the operator may no longer read this kind"
-    return {name: replace(row, who=f"{row.who} ({note})") for name, row in maintenances.items()}
+    return {name: row._replace(who=f"{row.who} ({note})") for name, row in maintenances.items()}
 
 
 def find_maintained(*kinds: Mapping[str, Maintenance]) -> dict[str, Maintenance]:
@@ -76,8 +79,8 @@ def with_maintenance(view: NodeView, maintenance: Maintenance | None) -> NodeVie
     """
     if maintenance is None or (maintenance.waits and view.foreign_works):
         return view
-    waits = maintenance.waits
-    return replace(view, foreign=maintenance.who, foreign_waits=waits, foreign_queued=waits)
+    who, waits, queued, _ = maintenance
+    return replace(view, foreign=who, foreign_waits=waits, foreign_queued=queued)
 
 
 TAINT_MARKERS: Mapping[str, str] = {
@@ -121,18 +124,7 @@ def find_problem(key: str) -> str:
     return ""
 
 
-class Marker(NamedTuple):
-    """The marker of somebody who maintains a Node, or an empty one."""
-
-    who: str = ""
-    """Who maintains the node, for people who want to ask them; empty when nobody does."""
-    waits: bool = False
-    """Whether the work has not begun or has stopped, which may stay so for weeks."""
-    queued: bool = False
-    """Whether the work has certainly not begun, so that no cordon belongs to it yet."""
-
-
-def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Marker:
+def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Maintenance:
     """Return the marker of whoever else is maintaining this Node, or an empty marker if nobody is.
 
     `keys` are further keys of labels, annotations and taints that count as markers, whatever their value. A marker whose work only waits counts only if there is no other.
@@ -155,11 +147,11 @@ def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Marker:
         if (marks := keys.intersection(there))
     ]
     if working:
-        return Marker(working[0])
-    return min(markers, key=lambda marker: marker.queued, default=Marker())
+        return Maintenance(working[0])
+    return min(markers, key=lambda marker: marker.queued, default=Maintenance())
 
 
-def _find_known(labels: Mapping[str, str], annotations: Mapping[str, str]) -> Iterator[Marker]:
+def _find_known(labels: Mapping[str, str], annotations: Mapping[str, str]) -> Iterator[Maintenance]:
     state = labels.get(names.LABEL_UPGRADE_STATE, "")
     # k8s-operator-libs pkg/upgrade/consts.go, upgrade_requestor.go and common_manager.go at 11e747a: all nodes of an
     # upgrade reach the first queued state at once. Or they reach the second, and each gets a NodeMaintenance, which says
@@ -167,25 +159,25 @@ def _find_known(labels: Mapping[str, str], annotations: Mapping[str, str]) -> It
     # (ProcessUpgradeFailedNodes).
     if state not in ("", "upgrade-done"):
         queued = state in ("upgrade-required", "node-maintenance-required")
-        yield Marker("NVIDIA driver upgrade", queued or state in names.UPGRADE_LASTING, queued)
+        yield Maintenance("NVIDIA driver upgrade", queued or state in names.UPGRADE_LASTING, queued)
     if "weave.works/kured-reboot-in-progress" in annotations:
-        yield Marker("kured reboot")
+        yield Maintenance("kured reboot")
     if annotations.get(_MCO_DESIRED) != annotations.get(_MCO_APPLIED):
-        yield Marker("OpenShift machine-config-operator")
+        yield Maintenance("OpenShift machine-config-operator")
     # All nodes request a drain at once, and few are drained at a time; a node that is drained is also cordoned. The
     # request stays until the work is done, and only the SriovNetworkNodeState says when the drain begins, so such a
     # node never counts as queued. At the end any cordon is lifted, even one of somebody else (sriov-network-operator
     # v1.6.0, pkg/consts, controllers/drain_controller.go and pkg/drain/drainer.go).
     if (state := annotations.get(_SRIOV, "Idle")) != "Idle":
-        yield Marker("SR-IOV network operator", state in ("Drain_Required", "Reboot_Required"))
+        yield Maintenance("SR-IOV network operator", state in ("Drain_Required", "Reboot_Required"))
     # A state such as quarantined, draining or remediation-failed; absent on a node that is healthy (NVIDIA/NVSentinel
     # commons/pkg/statemanager at 20fe8e0).
     if labels.get("dgxc.nvidia.com/nvsentinel-state"):
-        yield Marker("NVIDIA NVSentinel")
+        yield Maintenance("NVIDIA NVSentinel")
     nodewright = (
         "nodewright.nvidia.com/cordon_",
         "nodewright.nvidia.com/runtimeRequiredCordon",
         "skyhook.nvidia.com/cordon_",  # its name until 2026
     )
     if any(key.startswith(nodewright) for key in annotations):
-        yield Marker("NVIDIA nodewright")
+        yield Maintenance("NVIDIA nodewright")

@@ -9,7 +9,7 @@ from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.client import PODS, KubeClient
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Throttled, Unauthorized
-from gpusharing.kube.fanout import Crew
+from gpusharing.kube.fanout import Workers
 from gpusharing.kube.lists import list_of
 from gpusharing.kube.podlists import LIST_VALID_THROTTLED, Budgets, Gangs, PodLookups
 from gpusharing.kube.sources import Sources
@@ -27,7 +27,7 @@ class NodePods:
     client: KubeClient
     sources: Sources
     calls: CallMemory
-    crew: Crew
+    workers: Workers
     budgets: Budgets
     stack: StackReader
     work: dict[str, NodeWork] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class NodePods:
             finally:
                 self.calls.unsure |= mark
 
-        await self.crew.each(sorted(due, key=lambda name: self._urgency(name, proving)), read)
+        await self.workers.each(sorted(due, key=lambda name: self._urgency(name, proving)), read)
         if self._lists:
             came, self._lists = self._lists, {}
             await self._take({node: came[node] for node in sorted(came) if node in wanted})
@@ -88,11 +88,7 @@ class NodePods:
         self._lists.clear()
 
     async def _take(self, lists: Mapping[str, NodeWork]) -> None:
-        """Store finished LISTs in `work`, with the PodDisruptionBudgets if any pod may have to leave.
-
-        While the budgets are being listed, the LISTs of nodes with such pods are put back into `_lists`. If the budgets
-        cannot be listed, the reason becomes the error of these nodes.
-        """
+        """Store finished LISTs in `work`; those of nodes with guarded pods wait until the PodDisruptionBudgets have been listed."""
         guarded = {
             node
             for node, work in lists.items()
@@ -109,7 +105,6 @@ class NodePods:
             self.work[node] = looked(self.work.get(node), now, self.sources.gpunodes.items.get(node))
 
     async def _read(self, node: str, scope: Scope, at: datetime) -> NodeWork:
-        """List the pods of one node, and the gangs of those that must leave; on a fenced node older gangs may be reused."""
         view = self.sources.nodes.items.get(node)
         pods, error = await self._pods_of(node, scope, at)
         gangs = await self.gangs.find(pods, scope, at, anew=view is None or view.fence is None)

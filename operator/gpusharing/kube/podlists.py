@@ -28,7 +28,7 @@ from gpusharing.kube.errors import (
     Throttled,
     Unauthorized,
 )
-from gpusharing.kube.fanout import Crew
+from gpusharing.kube.fanout import Workers
 from gpusharing.kube.lists import converted, list_of, pages_of
 from gpusharing.kube.pods import (
     ClaimedDevices,
@@ -200,7 +200,7 @@ class Budgets:
     """Lists all PodDisruptionBudgets on request, one LIST at a time. All moments are by the loop's clock."""
 
     client: KubeClient
-    crew: Crew
+    workers: Workers
     _pdbs: tuple[PdbView, ...] = ()
     _listed: float = float("-inf")
     _valid: float = BUDGETS_VALID
@@ -223,7 +223,7 @@ class Budgets:
         now = loop_time()
         if self._waits_since is None:
             self._waits_since = now
-        await self.crew.each(["/budgets"], self._read)  # a key that no node has
+        await self.workers.each(["/budgets"], self._read)  # a key that no node has
         if now - self._listed <= self._valid:
             return self._pdbs
         if self._error and now - self._failed <= PATIENCE:
@@ -287,7 +287,7 @@ class PodLookups:
         return tuple([await self._with_owner(pod, now) if pod.uid in concerned else pod for pod in pods])
 
     async def _resource_claims(self, raw: JSON) -> dict[str, ClaimedDevices]:
-        """Return the devices of each ResourceClaim of a raw pod, by `namespace/name`; None, which counts as a GPU, for one that is gone or that cannot be read (docs/design/drain.md#g5)."""
+        """Return the devices of each ResourceClaim of a raw pod, by `namespace/name`; None counts as a GPU (docs/design/drain.md#g5)."""
         namespace = text(raw, "metadata", "namespace")
         claims: dict[str, ClaimedDevices] = {}
         for name in converted(PODS, raw, resource_claim_names):
@@ -333,7 +333,6 @@ class PodLookups:
 async def _ask(
     known: dict[Key, tuple[datetime, Answer]], key: Key, now: datetime, read: Callable[[], Awaitable[Answer]]
 ) -> Answer:
-    """Return the answer for `key`, read again after ANSWER_VALID. Old answers are dropped, because namespaces come and go."""
     if key not in known or now - known[key][0] > ANSWER_VALID:
         answer = await read()
         for old in [old for old, (read_at, _) in known.items() if now - read_at > ANSWER_VALID]:

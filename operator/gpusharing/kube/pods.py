@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from sys import intern
 from typing import Literal
@@ -161,27 +160,16 @@ def requests_by_class(pod: JSON) -> bool:
     )
 
 
-@dataclass(slots=True)
-class PendingPods:
-    """The last count of the Pending pods without a node, by the GPU resource that they request."""
-
-    client: KubeClient
-    pods: Mapping[str, int] = field(default_factory=dict)
-    """How many pods request each resource."""
-    devices: Mapping[str, int] = field(default_factory=dict)
-    """How many devices these pods request in total."""
-
-    async def count(self) -> None:
-        """List the Pending pods without a node that are not being deleted. If that fails, the last count stays."""
-        pods, devices = Counter[str](), Counter[str]()
-        selector = "spec.nodeName=,status.phase=Pending"
-        async for page in pages_of(self.client, PODS, field_selector=selector):
-            for raw in page.items:
-                deleting = part(raw, "metadata", "deletionTimestamp")
-                requests = {} if deleting else converted(PODS, raw, pod_requests)
-                pods.update(requests.keys())
-                devices.update(requests)
-        self.pods, self.devices = dict(pods), dict(devices)
+async def count_pending(client: KubeClient) -> tuple[Mapping[str, int], Mapping[str, int]]:
+    """Return how many Pending pods without a node request each GPU resource, and how many devices in total; pods that are being deleted do not count."""
+    pods, devices = Counter[str](), Counter[str]()
+    async for page in pages_of(client, PODS, field_selector="spec.nodeName=,status.phase=Pending"):
+        for raw in page.items:
+            deleting = part(raw, "metadata", "deletionTimestamp")
+            requests = {} if deleting else converted(PODS, raw, pod_requests)
+            pods.update(requests.keys())
+            devices.update(requests)
+    return dict(pods), dict(devices)
 
 
 CORDON_TAINT = "node.kubernetes.io/unschedulable"

@@ -1,5 +1,6 @@
 """Read fields of raw objects: paths, texts and quantities, whatever their shape."""
 
+import json
 import re
 from collections.abc import Mapping
 from sys import intern
@@ -9,7 +10,6 @@ from gpusharing.api.names import is_gpu_resource
 
 
 def part(value: object, *path: str) -> Any:
-    """Return the value at `path`, or None."""
     for key in path:
         if not isinstance(value, dict):
             return None
@@ -37,6 +37,14 @@ def whole(value: object, *path: str) -> int:
     """Return the integer at `path`, or 0; a boolean is none."""
     found = part(value, *path)
     return found if isinstance(found, int) and not isinstance(found, bool) else 0
+
+
+def from_json(written: str) -> object:
+    """Return the value that a JSON text holds, or None if it is not JSON."""
+    try:
+        return json.loads(written)
+    except (ValueError, RecursionError):
+        return None
 
 
 def texts(value: object) -> Mapping[str, str]:

@@ -53,8 +53,8 @@ from gpusharing.kube.dra import (
     FIELD_SELECTOR,
     GPUS,
     OUR_RULES,
-    DeviceIndex,
     device_class_view,
+    device_index,
     slice_view,
     taint_rule_view,
 )
@@ -209,17 +209,6 @@ NODE_CONFIG_SUFFIX = "-mig-config"
 
 
 @dataclass(frozen=True, slots=True)
-class PodPlace:
-    """A pod of NVIDIA's components, and the node that it runs on."""
-
-    node: str
-    """Name of the node; empty until the pod is scheduled."""
-    operand: Operand
-    app: str
-    """Which of NVIDIA's operands it is: the value of its label `app`, KUBELET_PLUGIN, or MPS_DAEMON for the MPS daemon of NVIDIA's device-plugin chart. Empty if it is none of them."""
-
-
-@dataclass(frozen=True, slots=True)
 class AdminMaps:
     """Names of the admin's ConfigMaps whose entries are merged into ours, in the same namespace; empty if there is none."""
 
@@ -259,41 +248,39 @@ class ConfigMapView:
         return bool(self.data) and not self.ours
 
 
-def _pod_place(raw: JSON) -> PodPlace:
+def _operand_view(raw: JSON) -> Operand:
     """Convert a raw pod of NVIDIA's components. One that runs the MPS daemon gets its `app`, because NVIDIA's chart gives it no label of its own."""
-    metadata = raw.get("metadata", {})
-    deleting = "deletionTimestamp" in metadata
-    ready = has_condition(raw, "Ready") and not deleting
-    where, name, uid = (str(metadata.get(key, "")) for key in ("namespace", "name", "uid"))
-    app = text(metadata, "labels", "app")
+    app = text(raw, "metadata", "labels", "app")
     containers = {text(container, "name") for container in entries(raw, "spec", "containers")}
-    if text(metadata, "labels", Program.KUBELET_PLUGIN.label) == Program.KUBELET_PLUGIN:
+    if text(raw, "metadata", "labels", Program.KUBELET_PLUGIN.label) == Program.KUBELET_PLUGIN:
         app = Program.KUBELET_PLUGIN if GPUS in containers else ""  # not one for compute domains only
     restarts, cause, settling = lone_restarts(raw) if app == Program.MPS_DAEMON else (0, "", False)
     if MPS in containers:
         app = Program.MPS_DAEMON
-    operand = Operand(
-        where,
+    deleting = "deletionTimestamp" in section(raw, "metadata")
+    namespace, name, uid = (text(raw, "metadata", key) for key in ("namespace", "name", "uid"))
+    return Operand(
+        namespace,
         name,
         uid,
-        ready,
-        deleting,
+        ready=has_condition(raw, "Ready") and not deleting,
+        deleting=deleting,
         lone_restarts=restarts,
         restart_cause=cause,
         settling=settling,
         down=app == Program.MPS_DAEMON and is_daemon_down(raw),
+        node=text(raw, "spec", "nodeName"),
+        app=app,
     )
-    return PodPlace(text(raw, "spec", "nodeName"), operand, app)
 
 
-def _unknown_place(raw: JSON, _: str) -> PodPlace:
-    metadata = section(raw, "metadata")
-    where, name, uid = (text(metadata, key) for key in ("namespace", "name", "uid"))
-    operand = Operand(where, name, uid, ready=False)
-    return PodPlace(text(raw, "spec", "nodeName"), operand, text(metadata, "labels", "app"))
+def _unknown_operand(raw: JSON, _: str) -> Operand:
+    namespace, name, uid = (text(raw, "metadata", key) for key in ("namespace", "name", "uid"))
+    node, app = text(raw, "spec", "nodeName"), text(raw, "metadata", "labels", "app")
+    return Operand(namespace, name, uid, ready=False, node=node, app=app)
 
 
-_operand = or_unknown(PODS, _pod_place, _unknown_place)
+_operand = or_unknown(PODS, _operand_view, _unknown_operand)
 _Parts = tuple[NodeView, Maintenance | None, NodeDevices | None, TaintRuleView | None]
 """The view of a Node, its NodeMaintenance, the devices of its DRA driver and its DeviceTaintRule."""
 
@@ -353,7 +340,7 @@ class Sources:
         self.taint_rules = self._follow(DEVICE_TAINT_RULES, taint_rule_view, label_selector=OUR_RULES)
         self._dra_seen = asyncio.Event()
         """Set once NVIDIA's DRA stack has been seen, and never cleared."""
-        self.devices = DeviceIndex(lambda: self.resource_slices.items)
+        self.devices = device_index(lambda: self.resource_slices.items)
         self._joined: dict[str, tuple[_Parts, NodeView]] = {}
         """The nodes with something joined to their view, by name: the parts of the view, and the view."""
         self.required: Mapping[str, Reflector[Any]] = {
@@ -429,7 +416,7 @@ class Sources:
             as_last_read(kind.items) if isinstance(kind.error, Forbidden) else kind.items
             for kind in self._maintenances
         )
-        maintained, devices = find_maintained(*maintenances), self.devices.by_node()
+        maintained, devices = find_maintained(*maintenances), self.devices()
         rules = {rule.node: rule for rule in self.rules.values()}
         joined: dict[str, tuple[_Parts, NodeView]] = {}
         for name in (maintained.keys() | devices.keys() | rules.keys()) & nodes.keys():
@@ -468,7 +455,6 @@ class Sources:
         return unknown_gpunode(raw, why)
 
     def _config_map(self, raw: JSON) -> ConfigMapView:
-        """Convert a raw ConfigMap. Of one that is neither ours, nor the admin's, nor mig-manager's, only its existence matters."""
         metadata = raw.get("metadata", {})
         name, uid = metadata.get("name", ""), str(metadata.get("uid", ""))
         if name not in self._read_maps and not name.endswith(NODE_CONFIG_SUFFIX):
@@ -544,10 +530,10 @@ class Sources:
         }
 
 
-def by_node(pods: Iterable[PodPlace], app: str) -> dict[str, Operand]:
+def by_node(pods: Iterable[Operand], app: str) -> dict[str, Operand]:
     """Return the pod of NVIDIA's component `app` on each node, by node name; of several, a Ready one."""
     operands: dict[str, Operand] = {}
     for pod in pods:
-        if pod.app == app and pod.node and (pod.node not in operands or pod.operand.ready):
-            operands[pod.node] = pod.operand
+        if pod.app == app and pod.node and (pod.node not in operands or pod.ready):
+            operands[pod.node] = pod
     return operands

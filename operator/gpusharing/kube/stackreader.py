@@ -13,7 +13,7 @@ from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.daemonsets import DaemonSetView, find_dra, plain_stack, with_mps_daemon
 from gpusharing.kube.dra import RULES_UNSERVED, tell_unread
-from gpusharing.kube.raw import part, text, whole
+from gpusharing.kube.raw import from_json, section, text, whole
 from gpusharing.kube.sources import MIG_KEY, NODE_CONFIG_SUFFIX, ConfigMapView, Sources
 from gpusharing.planning.snapshot.memory import CLUSTER_POLICY, DEVICE_CLASS, MPS_DAEMON_SET, TAINT_RULE
 from gpusharing.planning.snapshot.nvidia import (
@@ -41,23 +41,14 @@ _ABSENT = ConfigMapView({}, {})
 
 def parse_written(annotation: str) -> dict[str, datetime]:
     """Return when each entry of a ConfigMap was written, by key, as far as the annotation can be read."""
-    try:
-        stamps = json.loads(annotation)
-    except (ValueError, RecursionError):
-        return {}
-    if not isinstance(stamps, dict):
-        return {}
-    times = {key: from_rfc3339(stamp) for key, stamp in stamps.items()}
+    times = {key: from_rfc3339(stamp) for key, stamp in section(from_json(annotation)).items()}
     return {key: moment for key, moment in times.items() if moment is not None}
 
 
 def parse_repairs(annotation: str) -> MpsRepairs:
     """Return the repairs that are recorded in the annotation; what cannot be read counts as 0, empty or False."""
-    try:
-        record = json.loads(annotation)
-    except (ValueError, RecursionError):
-        record = None
-    pending = part(record, "pending") is True
+    record = section(from_json(annotation))
+    pending = record.get("pending") is True
     return MpsRepairs(whole(record, "count"), text(record, "plugin"), text(record, "state"), pending)
 
 
@@ -179,7 +170,7 @@ class StackReader:
 
     def _dra(self, sets: Iterable[DaemonSetView]) -> DraView:
         sources = self.sources
-        published = {name for name, one in sources.devices.by_node().items() if one.layouts}
+        published = {name for name, one in sources.devices().items() if one.layouts}
         slices, classes = sources.resource_slices, sources.device_classes
         rule_error = self._lasting_error(TAINT_RULE) or tell_unread(
             sources.taint_rules.error, "devicetaintrules", RULES_UNSERVED

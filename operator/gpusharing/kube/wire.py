@@ -57,13 +57,14 @@ def error_of(request: ApiRequest, status: int, answer: object, retry_after: str 
             return EvictionBlocked(causes["DisruptionBudget"] or message, seconds)
         # A request to all clients to slow down names a time to wait, or is plain text (apiserver v0.36.3
         # pkg/server/filters, maxinflight.go and priority-and-fairness.go). A Status without a time is an answer about
-        # this pod (E11): KubeVirt's webhook refuses this way while it moves a machine.
+        # this pod (docs/design/drain.md#e11): KubeVirt's webhook refuses this way while it moves a machine.
         case 429 if evicts and seconds is None and text(answer, "kind") == "Status":
             return EvictionFailed(message)
         case 429:
             return Throttled(message, seconds)
-        # The server lost a race over the budget (E14) if it names a time to wait: NewTimeoutError of apimachinery is
-        # 504, reason Timeout, retryAfterSeconds 10 (kubernetes v1.36.3 pkg/registry/core/pod/storage/eviction.go).
+        # The server lost a race over the budget (docs/design/drain.md#e14) if it names a time to wait: NewTimeoutError of
+        # apimachinery is 504, reason Timeout, retryAfterSeconds 10 (kubernetes v1.36.3
+        # pkg/registry/core/pod/storage/eviction.go).
         case 500 if evicts:
             return EvictionFailed(message) if seconds is None else EvictionBlocked(message, seconds)
         case 504 if evicts and seconds is not None and text(answer, "reason") == "Timeout":

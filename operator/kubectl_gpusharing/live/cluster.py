@@ -26,7 +26,7 @@ from gpusharing.kube.client import (
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.daemonsets import find_gpu_operator
 from gpusharing.kube.errors import Forbidden, Invalid, NotFound, one_error
-from gpusharing.kube.fanout import Crew
+from gpusharing.kube.fanout import Workers
 from gpusharing.kube.fence import parse_claims, parse_failed_nodes
 from gpusharing.kube.gather import Gatherer
 from gpusharing.kube.lease import host_of
@@ -305,13 +305,13 @@ async def gathered(
         bare = missing and not await session.client.served(GPUNODES)
         client = Onlooker(session.client, proposed, beforehand=bare)
         sources = Sources(client, installed.settings, lambda: None)
-        gatherer = Gatherer(client, sources, crew=Crew(8), silent=True)
+        gatherer = Gatherer(client, sources, workers=Workers(8), silent=True)
         async with asyncio.TaskGroup() as group:
             following = group.create_task(sources.run())
             try:
                 notes = [*installed.notes, *await _listed(sources, session.where, missing=missing, bare=bare)]
                 try:
-                    await gatherer.pending.count()
+                    await gatherer.count_pending()
                 except Forbidden as error:
                     notes.append(f"pods that are waiting for a GPU were not counted: {error_text(error)}")
                 yield Cluster(gatherer, installed, notes, session.now)

@@ -400,6 +400,10 @@ class Operand:
     """Whether config-manager of an MPS daemon is not running, so that `lone_restarts` cannot be compared yet."""
     down: bool = False
     """Whether the daemon itself, in the pod of an MPS daemon, is not running."""
+    node: str = ""
+    """Name of the node; empty until the pod is scheduled."""
+    app: str = ""
+    """The `Program` that it runs; something else, or empty, if it is none of them."""
 
 
 def find_active(views: Iterable[ClusterPolicyView]) -> tuple[ClusterPolicyView | None, tuple[str, ...]]:
