@@ -28,7 +28,7 @@ These invariants hold after every action, even if the operator is interrupted at
       requested, and no DeviceClass is removed that a node needs or that is not ours
 
 The decision is made in this order: which policy owns each node (own); what the policy offers it (find_targets, follow);
-what its target is, whether the node matches it, and how far its change has come (judge_case); which nodes begin now
+what its target is, whether the node matches it, and how far its change has come (judge_nodes); which nodes begin now
 (choose); and what is written once for all nodes (share). Every per-node question goes through the memo, so the cost of
 a pass depends on what changed and not on the size of the cluster.
 """
@@ -56,14 +56,12 @@ from gpusharing.planning.stack.acceptance import find_targets, request_of
 from gpusharing.planning.stack.drastack import is_complete
 from gpusharing.planning.stack.mig import find_strategy_users, wants_other_strategy
 from gpusharing.planning.transition.cases import (
-    Cases,
     Failing,
     Member,
     UnjudgedPolicyError,
     find_member,
     find_models,
-    judge_case,
-    keeps_verdict,
+    judge_nodes,
     not_judged,
     of_policy,
     with_rules,
@@ -101,29 +99,27 @@ class RolloutPlan:
     """The cluster as it will be when all planned changes are done."""
 
 
-@value
-class Known:
-    """What is known of each policy and each node by itself, before any node is chosen to start."""
-
-    snapshot: ClusterSnapshot
-    """The snapshot of this pass, with the rules of other policies for members of gangs."""
-    wishes: Mapping[str, Request | Finding]
-    terms: Mapping[str, PolicyTargets]
-    unread: Mapping[str, Exception]
-    """The errors of the policies that cannot be judged, by policy."""
-    owners: Mapping[str, str]
-    """The policy that owns each node; empty if none does."""
-    members: dict[str, Member]
-    """The nodes that concern us, sorted by name."""
-    models: Mapping[str, GpuView]
-
-
 def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = None) -> RolloutPlan:
     """Return the plan for this pass. `memo` has the answers of earlier passes and is updated; equal snapshots and times give equal plans."""
     memo = Memo() if memo is None else memo
     memo.begin(now)
-    known = find_known(snapshot, now, memo)
-    snapshot, found = known.snapshot, known.members
+    # An error about one policy or one node does not stop the others.
+    failed: dict[str, Exception] = {}
+    unread: dict[str, Exception] = {}
+    wishes = memo.each(request_of, ((one.name, (one,)) for one in snapshot.policies), failed=unread)
+    owners = own(snapshot, memo, failed)
+    snapshot = _with_strategy_users(snapshot, owners, memo, unread)
+    stack, settings = snapshot.stack, snapshot.settings
+    offers = (
+        (one.name, (one, wishes[one.name], stack, settings))
+        for one in snapshot.policies
+        if one.name in wishes
+    )
+    terms = memo.each(find_targets, offers, failed=unread)
+    followed = follow(snapshot, owners, terms, failed=failed, unread=unread)
+    snapshot = with_rules(snapshot, followed, owners, failed)
+    found = _judge(snapshot, owners, terms, followed, now, memo, failed)
+    models = memo.ask(find_models, tuple(map(snapshot.gpunodes.get, followed)))
     failing = Failing.of(snapshot, found, now)
     members = failing.find_late(found)
     verdicts = {name: member.verdict for name, member in members.items()}
@@ -143,11 +139,11 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     if why := snapshot.policies_error or old:
         choice = replace(choice, verdicts=failing.keep_back(choice.verdicts, why), claims={})
     verdicts |= choice.verdicts
-    verdicts |= find_forgotten(pools, verdicts, snapshot.nodes, find_actuator(snapshot.stack))
+    verdicts |= find_forgotten(pools, verdicts, snapshot.nodes, find_actuator(stack))
     previews = find_previews(pools, verdicts, snapshot, afterwards, now)
     targets = {name: one.target for name, one in members.items() if one.target is not None}
-    config = configure(snapshot, targets.values(), known.models, known.wishes, memo)
-    by_dra = is_complete(snapshot.stack, snapshot.settings)
+    config = configure(snapshot, targets.values(), models, wishes, memo)
+    by_dra = is_complete(stack, settings)
     classes = plan_classes(snapshot, targets.values()) if by_dra else None
     unfenced = {**choice.claims, **kept_claims}
     shared = share(snapshot, config, unfenced, pools, verdicts, failed_nodes=failed_nodes, classes=classes)
@@ -157,7 +153,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     return RolloutPlan(
         verdicts=verdicts,
         pools=pools,
-        objections=_object(known.terms, known.unread, pools),
+        objections=_object(terms, unread, pools),
         shared=shared,
         targets={
             name: one.resources for name, one in targets.items() if not is_skipped(snapshot.nodes[name])
@@ -175,7 +171,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
             vain_passes=vain,
         ),
         afterwards=afterwards,
-        coming=find_coming(known.owners, fences_of(snapshot)),
+        coming=find_coming(owners, fences_of(snapshot)),
         wake_at=_wake(verdicts, pools, previews),
     )
 
@@ -198,46 +194,23 @@ def _wake(verdicts: Mapping[str, Verdict], pools: Mapping[str, Pool], previews: 
     return min((moment for moment in moments if moment is not None), default=None)
 
 
-def find_known(snapshot: ClusterSnapshot, now: datetime, memo: Memo) -> Known:
-    """Return what is known of every policy and every node by itself. An error about one of them does not stop the others."""
-    failed: dict[str, Exception] = {}
-    unread: dict[str, Exception] = {}
-    wishes = memo.each(request_of, ((one.name, (one,)) for one in snapshot.policies), failed=unread)
-    owners = own(snapshot, memo, failed)
-    snapshot = _with_strategy_users(snapshot, owners, memo, unread)
-    stack, settings = snapshot.stack, snapshot.settings
-    offers = (
-        (one.name, (one, wishes[one.name], stack, settings))
-        for one in snapshot.policies
-        if one.name in wishes
-    )
-    terms = memo.each(find_targets, offers, failed=unread)
-    followed = follow(snapshot, owners, terms, failed=failed, unread=unread)
-    snapshot = with_rules(snapshot, followed, owners, failed)
-    cases = Cases(snapshot, owners, terms, followed)
-    members = memo.table(
-        lambda name: judge_case(*cases.find(name, now)),
-        followed,
-        columns=cases.columns,
-        shared=cases.shared,
-        key=judge_case,
-        lasts=keeps_verdict,
-        failed=failed,
-    )
+def _judge(
+    snapshot: ClusterSnapshot,
+    owners: Mapping[str, str],
+    terms: Mapping[str, PolicyTargets],
+    followed: Mapping[str, PolicyTargets | None],
+    now: datetime,
+    memo: Memo,
+    failed: dict[str, Exception],
+) -> dict[str, Member]:
+    """Return the nodes that concern us, sorted by name; those in `failed`, to which this adds, have the verdict Blocked."""
+    members = judge_nodes(snapshot, owners, terms, followed, now, memo, failed)
     found = {name: one for name, one in members.items() if one is not None}
     for name, error in failed.items():
         node = snapshot.nodes[name]
         owner = owners.get(name, node.labels.get(LABEL_POLICY, ""))
         found[name] = find_member(not_judged(node, owner, error), node, snapshot.gpunodes.get(name))
-    return Known(
-        snapshot=snapshot,
-        wishes=wishes,
-        terms=terms,
-        unread=unread,
-        owners=owners,
-        members=dict(sorted(found.items())) if failed else found,
-        models=memo.ask(find_models, tuple(map(snapshot.gpunodes.get, followed))),
-    )
+    return dict(sorted(found.items())) if failed else found
 
 
 # --- which policy each node follows ------------------------------------------------------------------------

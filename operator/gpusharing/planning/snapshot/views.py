@@ -17,7 +17,6 @@ from gpusharing.api.validation import Problem
 from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.gpus.health import HEALTHY, DriverVersions, Vitals, diagnose
-from gpusharing.planning.snapshot.agents import AgentTroubles
 from gpusharing.planning.snapshot.memory import CallFailure, PassMemory
 from gpusharing.planning.snapshot.nvidia import NodeDevices, Operand, Program, StackView, TaintRuleView
 from gpusharing.planning.snapshot.podviews import NodeWork
@@ -368,8 +367,8 @@ class ClusterSnapshot:
     """The pods of those nodes whose pods were listed."""
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
     """The recorded failures by UID of the Node, whether or not the Node still exists."""
-    agent_troubles: AgentTroubles = field(default_factory=AgentTroubles)
-    """Why no agent is Ready on the nodes that are not in `agents`."""
+    agent_troubles: Mapping[str, Finding | None] = field(default_factory=dict)
+    """Why no agent is Ready on the nodes that are not in `agents` (`find_troubles`)."""
     mig_failures: Mapping[str, str] = field(default_factory=dict)
     """Why mig-manager failed during a change of ours, according to its log."""
     pending: Mapping[str, int] = field(default_factory=dict)
