@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from gpusharing.api import names
@@ -18,7 +19,7 @@ from gpusharing.planning.wanted.actuators.actuator import (
     Actuator,
     ActuatorCase,
     Unfinished,
-    Writing,
+    Written,
 )
 from gpusharing.planning.wanted.assess import needs_two_steps, uses_mps
 from gpusharing.planning.wanted.target import Target, find_deafness, find_last_proven, find_remedy
@@ -87,7 +88,7 @@ class Labels(Actuator):
 
     def write(
         self, case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool
-    ) -> Writing:
+    ) -> Written:
         node, labels, stack = case.node, case.node.labels, case.stack
         config, state = labels.get(names.LABEL_MIG_CONFIG), labels.get(names.LABEL_MIG_STATE)
         key = labels.get(names.LABEL_PLUGIN_CONFIG, "")
@@ -104,7 +105,9 @@ class Labels(Actuator):
             repeated = again and (state not in _ENDED or config == goal.mig_config)
             restart_uid = manager.uid if repeated or needs_restart(case, goal) else ""
         if find_entry(key, stack) == find_entry(goal.plugin_key, stack):
-            return Writing(changed, restart_uid, gfd_timestamp=fence.gfd_timestamp if again else "")
+            gfd_timestamp = fence.gfd_timestamp if again else ""
+            fence = replace(fence, restart_uid=restart_uid, daemon_uid="", gfd_timestamp=gfd_timestamp)
+            return fence, changed
         daemon_uid, daemon = "", case.operands.get(Program.MPS_DAEMON)
         observed = case.observed
         # With NVIDIA's device-plugin chart, the operator may not delete the daemon's pod (`needs_two_steps`).
@@ -113,7 +116,9 @@ class Labels(Actuator):
             # Unless it restarts, the daemon keeps its old number of clients, because config-manager does not find its
             # process (docs/design/nvidia.md#b5).
             daemon_uid = daemon.uid if uses_mps(node, observed, stack) else ""
-        return Writing(changed, restart_uid, daemon_uid, labels.get(names.LABEL_GFD_TIMESTAMP, ""))
+        gfd_timestamp = labels.get(names.LABEL_GFD_TIMESTAMP, "")
+        fence = replace(fence, restart_uid=restart_uid, daemon_uid=daemon_uid, gfd_timestamp=gfd_timestamp)
+        return fence, changed
 
     def find_old(self, case: ActuatorCase, fence: Fence) -> tuple[Operand, str] | None:
         manager, daemon = (
