@@ -34,7 +34,7 @@ a pass depends on what changed and not on the size of the cluster.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import field, replace
 from datetime import datetime
 from functools import partial
@@ -49,21 +49,24 @@ from gpusharing.planning.pools.waves import hold_together
 from gpusharing.planning.pools.writes import fences_of, find_forgotten, find_resumed, share
 from gpusharing.planning.snapshot.actions import Action, WriteConfig
 from gpusharing.planning.snapshot.memo import Memo
-from gpusharing.planning.snapshot.memory import PassMemory
+from gpusharing.planning.snapshot.memory import POLICIES, PassMemory
 from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, NodeView, PolicyView
 from gpusharing.planning.stack.acceptance import find_targets, request_of
 from gpusharing.planning.stack.drastack import is_complete
 from gpusharing.planning.stack.mig import find_strategy_users, wants_other_strategy
 from gpusharing.planning.transition.cases import (
-    Failing,
     Member,
     UnjudgedPolicyError,
+    find_late,
     find_member,
     find_models,
+    find_uncertain_claims,
     judge_nodes,
+    keep_back,
     not_judged,
     of_policy,
+    show_failures,
     with_rules,
 )
 from gpusharing.planning.transition.verdict import Verdict
@@ -120,24 +123,25 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     snapshot = with_rules(snapshot, followed, owners, failed)
     found = _judge(snapshot, owners, terms, followed, now, memo, failed)
     models = memo.ask(find_models, tuple(map(snapshot.gpunodes.get, followed)))
-    failing = Failing.of(snapshot, found, now)
-    members = failing.find_late(found)
+    failures, uncertain_claims = snapshot.call_failures, find_uncertain_claims(snapshot, found, now)
+    members = find_late(failures, found, now)
     verdicts = {name: member.verdict for name, member in members.items()}
     held = hold_together(verdicts, fences_of(snapshot), snapshot.nodes, snapshot.policies, now)
     members = members | {name: replace(members[name], verdict=verdict) for name, verdict in held.items()}
     verdicts |= held
-    counted = _pools(snapshot, members, failing, memo)
+    counted = _pools(snapshot, members, uncertain_claims, now, memo)
     pools = {name: pool.with_hours(now) for name, pool in counted.items()}
     gone = find_gone(snapshot.claims, snapshot.nodes)
     failed_nodes = count_failures(pools.values(), snapshot.failed_nodes, gone)
-    kept_claims = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | failing.uncertain_claims
+    kept_claims = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | uncertain_claims
     afterwards = find_afterwards(snapshot, members)
     choice, crowd_known = choose(
         snapshot, now, pools, verdicts, afterwards, reserved=len(kept_claims), memo=memo
     )
     old = snapshot.old_views and f"the data about {snapshot.old_views} is out of date"
     if why := snapshot.policies_error or old:
-        choice = replace(choice, verdicts=failing.keep_back(choice.verdicts, why), claims={})
+        kept_back = keep_back(choice.verdicts, why, failures.get(POLICIES), now)
+        choice = replace(choice, verdicts=kept_back, claims={})
     verdicts |= choice.verdicts
     verdicts |= find_forgotten(pools, verdicts, snapshot.nodes, find_actuator(stack))
     previews = find_previews(pools, verdicts, snapshot, afterwards, now)
@@ -147,7 +151,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     classes = plan_classes(snapshot, targets.values()) if by_dra else None
     unfenced = {**choice.claims, **kept_claims}
     shared = share(snapshot, config, unfenced, pools, verdicts, failed_nodes=failed_nodes, classes=classes)
-    failing.show(verdicts)
+    verdicts = show_failures(failures, verdicts, now)
     vain = count_vain(pools, verdicts, choice.looks, snapshot) if crowd_known else {}
     since = snapshot.memory.drifting_since
     return RolloutPlan(
@@ -270,7 +274,11 @@ def follow(
 
 
 def _pools(
-    snapshot: ClusterSnapshot, members: Mapping[str, Member], failing: Failing, memo: Memo
+    snapshot: ClusterSnapshot,
+    members: Mapping[str, Member],
+    uncertain_claims: Collection[str],
+    now: datetime,
+    memo: Memo,
 ) -> dict[str, Pool]:
     nodes: dict[str, list[Member]] = {policy.name: [] for policy in snapshot.policies}
     joining = defaultdict[str, list[Member]](list)
@@ -283,10 +291,10 @@ def _pools(
     for name in snapshot.claims.keys() & members.keys():
         verdict = members[name].verdict
         over = verdict.candidate or verdict.phase is Phase.SYNCED
-        if not over or name in failing.uncertain_claims:  # the claim still holds its slot
+        if not over or name in uncertain_claims:  # the claim still holds its slot
             claimed[members[name].policy].add(name)
-    for name in failing.failures.keys() & members.keys():
-        if failing.holds(name):
+    for name in snapshot.call_failures.keys() & members.keys():
+        if snapshot.call_failures[name].holds(now):
             failed[members[name].policy].add(name)
     rows = {
         one.name: (one, tuple(nodes[one.name]), claimed[one.name], failed[one.name], tuple(joining[one.name]))

@@ -13,7 +13,7 @@ from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Release, RestartOperand, UpdateFence
 from gpusharing.planning.snapshot.agents import ALL_OTHERS
 from gpusharing.planning.snapshot.memo import Column, Memo
-from gpusharing.planning.snapshot.memory import CLAIMS, LONGEST_WAIT, POLICIES, CallFailure, policy_subject
+from gpusharing.planning.snapshot.memory import CLAIMS, LONGEST_WAIT, CallFailure, policy_subject
 from gpusharing.planning.snapshot.nvidia import Program
 from gpusharing.planning.snapshot.podviews import GangView
 from gpusharing.planning.snapshot.records import Claim, Fence
@@ -387,72 +387,67 @@ def _record_failure(verdict: Verdict, node: NodeView, now: datetime) -> Verdict:
     return verdict.then(UpdateFence(node, replace(fence, failed=now)), *actions)
 
 
-@value(eq=False)
-class Failing:
-    """The nodes whose calls fail, in one pass."""
+def find_uncertain_claims(
+    snapshot: ClusterSnapshot, members: Mapping[str, Member], now: datetime
+) -> dict[str, Claim]:
+    """Return the claims of nodes whose fence may exist although the call that wrote it failed."""
+    failures, claims = snapshot.call_failures, snapshot.claims
+    return {
+        node: claims[node]
+        for node in sorted(failures.keys() & members.keys() & claims.keys())
+        if members[node].verdict.candidate and failures[node].holds(now) and not failures[node].lasts
+    }
 
-    failures: Mapping[str, CallFailure]
-    """By node, or by a write without which no node, or no node of one policy, can be fenced."""
-    uncertain_claims: dict[str, Claim]
-    """The claims of nodes whose fence may exist although the call that wrote it failed."""
-    now: datetime
 
-    @staticmethod
-    def of(snapshot: ClusterSnapshot, members: Mapping[str, Member], now: datetime) -> "Failing":
-        failures, claims = snapshot.call_failures, snapshot.claims
-        claims_kept = {
-            node: claims[node]
-            for node in sorted(failures.keys() & members.keys() & claims.keys())
-            if members[node].verdict.candidate and failures[node].holds(now) and not failures[node].lasts
-        }
-        return Failing(failures, claims_kept, now)
+def find_late(
+    failures: Mapping[str, CallFailure], members: dict[str, Member], now: datetime
+) -> dict[str, Member]:
+    """Return all members, with new verdicts for nodes that a failing call has made late or stuck: the pools must know before they choose."""
+    late = {}
+    for node, failure in failures.items():
+        if (member := members.get(node)) is None or member.verdict.phase is Phase.FAILED:
+            continue
+        verdict = show_failure(member.verdict, failure, now, member.node.fence)
+        if verdict.phase is Phase.FAILED:
+            late[node] = replace(member, verdict=_record_failure(verdict, member.node, now))
+        elif verdict.phase.in_flight and failure.stuck:
+            late[node] = replace(member, verdict=verdict)
+    return {**members, **late} if late else members
 
-    def holds(self, node: str) -> bool:
-        failure = self.failures.get(node)
-        return failure is not None and failure.holds(self.now)
 
-    def find_late(self, members: dict[str, Member]) -> dict[str, Member]:
-        """Return all members, with new verdicts for nodes that a failing call has made late or stuck: the pools must know before they choose."""
-        late = {}
-        for node, failure in self.failures.items():
-            if (member := members.get(node)) is None or member.verdict.phase is Phase.FAILED:
-                continue
-            verdict = show_failure(member.verdict, failure, self.now, member.node.fence)
-            if verdict.phase is Phase.FAILED:
-                late[node] = replace(member, verdict=_record_failure(verdict, member.node, self.now))
-            elif verdict.phase.in_flight and failure.stuck:
-                late[node] = replace(member, verdict=verdict)
-        return {**members, **late} if late else members
+def keep_back(
+    verdicts: Mapping[str, Verdict], why: str, failure: CallFailure | None, now: datetime
+) -> dict[str, Verdict]:
+    """Return the verdicts with Pending ones for all nodes that would start; `why` begins their message, and `failure` is that of the policies."""
+    changed = dict(verdicts)
+    for node, verdict in verdicts.items():
+        if not verdict.starts:
+            continue
+        changed[node] = waits = replace(
+            verdict,
+            phase=Phase.PENDING,
+            reason=Reason.PROGRESSING,
+            message=f"{why}; until this is resolved, no node starts its change",
+            actions=(),
+            deadline=None,
+            wake=now + timedelta(seconds=LONGEST_WAIT),
+        )
+        if failure is not None and failure.lasts:
+            blockers = (*verdict.blockers, Blocker(Reason.CALL_FAILED, message=failure.message))
+            changed[node] = replace(waits, reason=Reason.CALL_FAILED, blockers=blockers)
+    return changed
 
-    def keep_back(self, verdicts: Mapping[str, Verdict], why: str) -> dict[str, Verdict]:
-        """Return the verdicts with Pending ones for all nodes that would start; `why` begins their message."""
-        failure = self.failures.get(POLICIES)
-        changed = dict(verdicts)
-        for node, verdict in verdicts.items():
-            if not verdict.starts:
-                continue
-            changed[node] = waits = replace(
-                verdict,
-                phase=Phase.PENDING,
-                reason=Reason.PROGRESSING,
-                message=f"{why}; until this is resolved, no node starts its change",
-                actions=(),
-                deadline=None,
-                wake=self.now + timedelta(seconds=LONGEST_WAIT),
-            )
-            if failure is not None and failure.lasts:
-                blocker = Blocker(Reason.CALL_FAILED, message=failure.message)
-                blockers = (*verdict.blockers, blocker)
-                changed[node] = replace(waits, reason=Reason.CALL_FAILED, blockers=blockers)
-        return changed
 
-    def show(self, verdicts: dict[str, Verdict]) -> None:
-        """Add the failures to the verdicts of their nodes, in place. A write that keeps every fence from being written counts for each node that would start."""
-        for node, failure in self.failures.items():
-            if (verdict := verdicts.get(node)) is not None:
-                verdicts[node] = show_failure(verdict, failure, self.now)
-        if self.failures.keys() - verdicts.keys():
-            for node, verdict in verdicts.items():
-                common = self.failures.get(CLAIMS) or self.failures.get(policy_subject(verdict.policy))
-                if verdict.starts and common is not None:
-                    verdicts[node] = show_failure(verdict, common, self.now)
+def show_failures(
+    failures: Mapping[str, CallFailure], verdicts: Mapping[str, Verdict], now: datetime
+) -> dict[str, Verdict]:
+    """Return the verdicts with the failures in those of their nodes. A write that keeps every fence from being written counts for each node that would start."""
+    shown = dict(verdicts)
+    for node in failures.keys() & verdicts.keys():
+        shown[node] = show_failure(verdicts[node], failures[node], now)
+    if failures.keys() - verdicts.keys():
+        for node, verdict in shown.items():
+            common = failures.get(CLAIMS) or failures.get(policy_subject(verdict.policy))
+            if verdict.starts and common is not None:
+                shown[node] = show_failure(verdict, common, now)
+    return shown
