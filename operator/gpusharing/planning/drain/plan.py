@@ -7,8 +7,7 @@ from datetime import datetime, timedelta
 
 from gpusharing.api.policy import Drain
 from gpusharing.api.times import NEVER, to_rfc3339
-from gpusharing.planning.drain import evictions
-from gpusharing.planning.drain.evictions import MAX_EVICTIONS, PACE, QUIET_WAIT, is_seen
+from gpusharing.planning.drain.evictions import MAX_EVICTIONS, PACE, QUIET_WAIT, is_seen, never_allows
 from gpusharing.planning.drain.pods import NO_OPTIONS, by_ref, classify
 from gpusharing.planning.drain.standing import (
     STUCK_AFTER,
@@ -253,9 +252,7 @@ def plan_drain(pods: Standings, now: datetime, end: datetime | None = None) -> D
 
 def budget_room(pods: Standings) -> Counter[str]:
     """Return how many pods a drain still has to evict under each PodDisruptionBudget (`namespace/name`)."""
-    return Counter(
-        evictions.ref(standing.budget) for standing in _to_evict(pods) if standing.budget is not None
-    )
+    return Counter(standing.budget.ref for standing in _to_evict(pods) if standing.budget is not None)
 
 
 def crowding(pods: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
@@ -267,11 +264,11 @@ def crowding(pods: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
         Blocker(
             Reason.PDB,
             tuple(standing.pod.ref for standing in guarded),
-            evictions.ref(budget),
+            budget.ref,
             "Nodes that are already being drained use up the disruptions that the budget allows",
         )
         for budget, guarded in _by_budget(_to_evict(pods))
-        if crowd.get(evictions.ref(budget), 0) >= max(1, budget.disruptions_allowed)
+        if crowd.get(budget.ref, 0) >= max(1, budget.disruptions_allowed)
     )
 
 
@@ -294,7 +291,7 @@ def _by_budget(remaining: Iterable[Standing]) -> Iterable[tuple[PdbView, list[St
     guarded: dict[str, tuple[PdbView, list[Standing]]] = {}
     for standing in remaining:
         if (budget := standing.budget) is not None:
-            guarded.setdefault(evictions.ref(budget), (budget, []))[1].append(standing)
+            guarded.setdefault(budget.ref, (budget, []))[1].append(standing)
     return guarded.values()
 
 
@@ -334,24 +331,21 @@ def _explain_budgets(guarded: Sequence[Standing]) -> Iterator[Blocker]:
     """
     for standing in guarded:
         if standing.conflicts:
-            names = ", ".join(map(evictions.ref, standing.budgets))
+            names = ", ".join(budget.ref for budget in standing.budgets)
             yield Blocker(Reason.PDB_CONFLICT, (standing.pod.ref,), names, _server_said([standing]))
     for budget, its in _by_budget(guarded):
         refused = [standing for standing in its if standing.answer is Reason.PDB]
         if shown := refused if budget.disruptions_allowed > 0 else its:
-            reason = Reason.PDB_NEVER_ALLOWS if evictions.never_allows(budget) else Reason.PDB
+            reason = Reason.PDB_NEVER_ALLOWS if never_allows(budget) else Reason.PDB
             state = (
                 f"The budget allows {counted(budget.disruptions_allowed, 'disruption')}: {budget.current_healthy} of"
                 f" {counted(budget.expected_pods, 'pod is', 'pods are')} healthy, and {budget.desired_healthy} must be"
             )
             message = f"{state}. {_server_said(refused)}".rstrip()
-            yield Blocker(
-                reason, tuple(standing.pod.ref for standing in shown), evictions.ref(budget), message
-            )
+            yield Blocker(reason, tuple(standing.pod.ref for standing in shown), budget.ref, message)
 
 
 def _explain_waits(pods: Standings, jobs: Iterable[Standing]) -> Iterator[Blocker]:
-    """Yield what a drain waits for although nothing is wrong: jobs (T11), and a server that is busy (E7)."""
     for standing in jobs:
         why = f": {standing.waits_for}" if standing.waits_for else ""
         if standing.ends == NEVER:
@@ -392,7 +386,7 @@ def _pick(pods: Standings, forced: Sequence[Standing], early: set[str], most: in
         if len(picked) >= most:
             break
         if (budget := standing.budget) is not None and standing.pod.uid not in early:
-            name = evictions.ref(budget)
+            name = budget.ref
             left = room.get(name, max(1, budget.disruptions_allowed))
             if left == 0:
                 continue
@@ -402,7 +396,6 @@ def _pick(pods: Standings, forced: Sequence[Standing], early: set[str], most: in
 
 
 def _next_wake(pods: Standings, sent: int, end: datetime | None, now: datetime) -> datetime | None:
-    """Return the first moment at which the passing of time alone may change the plan. `sent`: the requests of this pass."""
     moments = [stuck_from(standing.pod) for standing in pods.leaving]
     moments += [blocker.until for blocker in pods.blockers]
     for standing in pods.remaining:
@@ -450,7 +443,6 @@ def find_gang_blockers(work: NodeWork, options: Drain, now: datetime, scope: Sco
 def with_gangs(
     blockers: tuple[Blocker, ...], work: NodeWork, options: Drain, *, now: datetime, scope: Scope
 ) -> tuple[Blocker, ...]:
-    """Return the merged blockers of the node's own pods, worded by `name_gangs`, and of their gangs' members elsewhere."""
     if not work.gangs:
         return blockers
     return merge((*name_gangs(blockers, work), *find_gang_blockers(work, options, now, scope)))

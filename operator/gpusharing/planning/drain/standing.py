@@ -10,8 +10,7 @@ from typing import TypeAlias
 from gpusharing.api.policy import Drain
 from gpusharing.api.times import NEVER
 from gpusharing.api.validation import parse_duration
-from gpusharing.planning.drain import evictions
-from gpusharing.planning.drain.evictions import forget_old, is_accepted, is_seen, sent_lately
+from gpusharing.planning.drain.evictions import binding_budgets, forget_old, is_accepted, is_seen, sent_lately
 from gpusharing.planning.drain.pods import Classified, Tier, classify, patience, tier_of
 from gpusharing.planning.snapshot.podviews import (
     EvictionMemory,
@@ -264,7 +263,7 @@ def find_standings(
     waits = find_gang_waits(work, options, scope)
 
     def stand(pod: PodView) -> Standing:
-        memory, budgets = memories.get(pod.uid), evictions.binding_budgets(pod, work.pdbs)
+        memory, budgets = memories.get(pod.uid), binding_budgets(pod, work.pdbs)
         seen = memory is None or is_seen(memory, work.listed_at)
         # A pod that the server no longer knew needs no eviction before a newer LIST shows it (E2, E3).
         gone = memory is not None and memory.reason is Reason.PODS_LEAVING and not seen

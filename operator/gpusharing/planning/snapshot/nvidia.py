@@ -178,7 +178,7 @@ class MpsDaemonView:
 
 @value
 class MpsRepairs:
-    """The repairs of the MPS DaemonSet that the operator has counted (`planning/stack/mpsrepair.py`)."""
+    """The repairs of the MPS DaemonSet that the operator has counted (`planning/stack/mps.py`)."""
 
     count: int = 0
     """How many repairs were begun under this version of the device plugin."""
@@ -240,7 +240,7 @@ class ClusterPolicyView:
 
 @value
 class StartChange:
-    """A node whose GPUs mig-manager would change, or may change, at its start (`planning/stack/migstart.py`)."""
+    """A node whose GPUs mig-manager would change, or may change, at its start (`planning/stack/mig.py`)."""
 
     node: str
     why: str
@@ -274,7 +274,7 @@ class StackView:
     unresolved_mig: Mapping[str, str] = field(default_factory=dict)
     """By Node: the mig-parted configuration that it names but `mig_file` does not give it (`pointers.find_unresolved`). Collected while ClusterPolicy does not name our ConfigMap."""
     start_changes: tuple[StartChange, ...] = ()
-    """The nodes whose GPUs mig-manager would or may change at its start (`migstart.find_start_changes`). Collected only while something that we write or print would start or restart mig-manager."""
+    """The nodes whose GPUs mig-manager would or may change at its start (`mig.find_start_changes`). Collected only while something that we write or print would start or restart mig-manager."""
     strategy_users: Mapping[str, str] = field(default_factory=dict)
     """By node: the MIG devices that it would lose without ClusterPolicy's mig.strategy. Collected while a policy wants another strategy."""
     missing_maps: tuple[str, ...] = ()
@@ -296,7 +296,7 @@ class StackView:
     foreign_map: str = ""
     """Name of a ConfigMap with entries that has the name of one of ours but was created by somebody else. Empty if there is none."""
     twins: str = ""
-    """A message with the remedy if two DaemonSets of NVIDIA's namespace run device plugins, or two run mig-manager, on the same nodes (`planning/stack/rivals.py`). Empty if that is not certain of any two."""
+    """A message with the remedy if two DaemonSets of NVIDIA's namespace run device plugins, or two run mig-manager, on the same nodes (`planning/stack/plugins.py`). Empty if that is not certain of any two."""
     finders: tuple[DaemonSetState, ...] = ()
     """The DaemonSets of Node Feature Discovery's worker in the namespace of NVIDIA's components; the operator may read no other."""
     intolerant_agents: str = ""

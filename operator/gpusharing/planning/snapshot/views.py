@@ -154,7 +154,6 @@ class Hardware:
     @staticmethod
     @lru_cache(maxsize=1024)
     def of(gpus: tuple[GpuView, ...]) -> "Hardware":
-        """Return the Hardware for these GPUs; the same object for equal GPUs while it is cached."""
         return Hardware(gpus)
 
     @cached_property
@@ -175,7 +174,6 @@ class Hardware:
 
     @cached_property
     def health(self) -> Finding:
-        """The gravest problem that NVML reports for any GPU, or NO_TROUBLE."""
         return diagnose([(gpu.index, gpu.vitals) for gpu in self.gpus])
 
     @cached_property
@@ -203,7 +201,7 @@ class ObservedView:
     driver_version: str = ""
     """Empty if it is unknown."""
     devices_key: str = ""
-    """The result of `draviews.key_of` for the MIG devices and the GPUs with MIG off. Empty if it is unknown."""
+    """The result of `nvidia.key_of` for the MIG devices and the GPUs with MIG off. Empty if it is unknown."""
     hardware: Hardware = field(init=False, compare=False)
 
     def __post_init__(self) -> None:

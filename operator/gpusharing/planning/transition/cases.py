@@ -232,7 +232,6 @@ def find_fault(error: Exception) -> Finding:
 
 
 def not_judged(node: NodeView, policy: str, error: Exception) -> Verdict:
-    """Return the Blocked verdict for a node whose judgment raised an error; its fence and cordon stay."""
     fence, why = node.fence, find_fault(error)
     return Verdict(
         node=node.name,

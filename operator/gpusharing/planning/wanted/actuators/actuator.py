@@ -42,7 +42,6 @@ class ActuatorCase:
 
     @property
     def observed(self) -> ObservedView | None:
-        """The agent's last report."""
         return self.gpunode.observed if self.gpunode else None
 
     @property

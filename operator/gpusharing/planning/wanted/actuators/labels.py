@@ -72,7 +72,7 @@ class Labels(Actuator):
         if target.mig_config and case.node.labels.get(names.LABEL_MIG_STATE) == "rebooting":
             text = "mig-manager is rebooting the node, although no change is in progress"
             yield Finding(Reason.ACTUATOR_BUSY, text)
-        if missing := _find_missing(case, target, again=False):
+        if missing := Labels.find_missing(self, case, target, again=False):
             where = f"label app={Program.MIG_MANAGER} in namespace {case.settings.gpu_operator_namespace}"
             yield Finding(Reason.ACTUATOR_MISSING, f"{missing}; check the pods with {where}")
 
@@ -81,10 +81,18 @@ class Labels(Actuator):
         return {names.LABEL_MIG_CONFIG: config, names.LABEL_PLUGIN_CONFIG: target.plugin_key}
 
     def needs_run(self, case: ActuatorCase, target: Target) -> bool:
-        return _needs_mig_manager(case, target)
+        if not target.mig_config:
+            return False
+        present = case.node.labels.get(names.LABEL_MIG_CONFIG)
+        return present != target.mig_config or needs_restart(case, target)
 
     def find_missing(self, case: ActuatorCase, goal: Target, again: bool) -> str:
-        return _find_missing(case, goal, again=again)
+        pod, repeats = case.operands.get(Program.MIG_MANAGER), again and bool(goal.mig_config)
+        if (pod is not None and (repeats or pod.ready)) or not (
+            repeats or Labels.needs_run(self, case, goal)
+        ):
+            return ""
+        return f"no Ready mig-manager pod runs on {case.node.name}"
 
     def write(
         self, case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool
@@ -204,19 +212,6 @@ class Labels(Actuator):
             f" except {names.LABEL_PLUGIN_CONFIG}: without it the device plugin would use ClusterPolicy's"
             " devicePlugin.config.default, which would not be whole GPUs"
         )
-
-
-def _needs_mig_manager(case: ActuatorCase, target: Target) -> bool:
-    if not target.mig_config:
-        return False
-    return case.node.labels.get(names.LABEL_MIG_CONFIG) != target.mig_config or needs_restart(case, target)
-
-
-def _find_missing(case: ActuatorCase, goal: Target, *, again: bool) -> str:
-    pod, repeats = case.operands.get(Program.MIG_MANAGER), again and bool(goal.mig_config)
-    if (pod is not None and (repeats or pod.ready)) or not (repeats or _needs_mig_manager(case, goal)):
-        return ""
-    return f"no Ready mig-manager pod runs on {case.node.name}"
 
 
 def _find_daemon_down(case: ActuatorCase, target: Target) -> str | Finding:
