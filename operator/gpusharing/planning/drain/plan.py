@@ -110,7 +110,8 @@ def force_moment(standing: Standing, pods: Standings, end: datetime | None) -> d
         return None
     moment = end - _lead(standing, pods.force_within)
     # A moment before the cordon: the drain is shorter than the policy says now, and no pod had been evicted yet.
-    return moment if pods.cordoned_at is None or moment > pods.cordoned_at else None
+    cordoned_at = pods.scope.cordoned_at
+    return moment if cordoned_at is None or moment > cordoned_at else None
 
 
 def _is_refused(standing: Standing, pods: Standings, now: datetime) -> bool:
@@ -143,7 +144,7 @@ def _is_stale(standing: Standing, pods: Standings, moment: datetime) -> bool:
 
 def _in_vain(pods: Standings, end: datetime, now: datetime) -> bool:
     """Whether some pod will stay on the node no matter which pods are deleted, so that the change will be given up."""
-    if pods.silent or pods.blocked:
+    if pods.scope.silent or pods.blocked:
         return True
     # Deleted now, a pod would still exist after its grace period. That is too late if the time to delete it was missed,
     # because no operator ran, the node was silent, or calls failed.
@@ -206,7 +207,7 @@ def preflight(pods: Standings, options: Drain, afterwards: Afterwards, now: date
     evicted = _to_evict(pods)
     lost = (standing.pod for standing in evicted) if options.stranded_pods == "Hold" else ()
     found = _find_blockers(pods, [standing for standing in evicted if not fits(standing, pods)], now)
-    return merge((*found, *explain_force(pods, []), *afterwards.find_stranded(pods.node, lost)))
+    return merge((*found, *explain_force(pods, []), *afterwards.find_stranded(pods.scope.node, lost)))
 
 
 def plan_drain(pods: Standings, now: datetime, end: datetime | None = None) -> DrainPlan:
@@ -300,7 +301,7 @@ def _by_budget(remaining: Iterable[Standing]) -> Iterable[tuple[PdbView, list[St
 
 def _find_blockers(pods: Standings, guarded: Sequence[Standing], now: datetime) -> Iterator[Blocker]:
     yield from pods.blockers
-    if not pods.silent:
+    if not pods.scope.silent:
         for pod in (standing.pod for standing in pods.leaving):
             if (moment := stuck_from(pod)) is not None and now > moment:
                 finalizers = f"Finalizers: {', '.join(sorted(pod.finalizers))}" if pod.finalizers else ""

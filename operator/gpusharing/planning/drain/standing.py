@@ -234,11 +234,8 @@ class Standings:
     """Why the pods could not be listed; nothing else is known then."""
     force_within: timedelta | None = None
     """The length of the drain if pods may be deleted by force at its end (T4), or None if none may be."""
-    cordoned_at: datetime | None = None
-    """When we cordoned the node, or None if we did not."""
-    silent: bool = False
-    """Whether the node is not Ready. No pod is evicted then, and it is unknown whether the leaving pods still run."""
-    node: str = ""
+    scope: Scope = Scope("")
+    """What the drain must empty. If the node is `silent`, no pod is evicted, and it is unknown whether the leaving pods still run."""
 
     @property
     def holders(self) -> int:
@@ -298,9 +295,7 @@ def find_standings(
         front=front,
         sent_at=sent_lately(memories, now),
         force_within=parse_duration(options.timeout) if forces else None,
-        cordoned_at=scope.cordoned_at,
-        silent=scope.silent,
-        node=scope.node,
+        scope=scope,
     )
 
 
