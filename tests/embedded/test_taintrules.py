@@ -40,7 +40,7 @@ async def find_tested(scene: Scene, *, works: bool) -> None:
     loop = scene.e.loop
     assert loop is not None
     proof = loop.executor.calls
-    wanted = lambda: proof.taint_proof.works if works else bool(proof.taint_proof.error)  # noqa: E731 - a condition
+    wanted = lambda: proof.taint_proof[0] if works else bool(proof.taint_proof[1])  # noqa: E731 - a condition
     await scene.e.until(wanted, "a test", 300)
     assert rules(scene) == []
     (test,) = scene.e.cluster.objects(REPLICA_SETS)

@@ -31,13 +31,13 @@ from gpusharing.kube.dra import RULES_UNSERVED, SliceView, device_index, slice_v
 from gpusharing.kube.errors import Forbidden
 from gpusharing.kube.sources import Sources, SourceSettings, by_node
 from gpusharing.kube.stackreader import StackReader
-from gpusharing.planning.snapshot.nvidia import DraDriverView, DraView, NodeDevices, Program, key_of
+from gpusharing.planning.snapshot.nvidia import DaemonSetState, DraView, NodeDevices, Program, key_of
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.wanted.verify import served
 
 PUBLISHED = Path(__file__).parents[1] / "foreign" / "dra-slices.yaml"
 NAME = "dra-driver-nvidia-gpu-kubelet-plugin"
-FOUND = DraDriverView(NAME, "dra", tolerates_gate=False)
+FOUND = DaemonSetState(NAME, "dra", tolerates_gate=False)
 
 
 def tolerant(raw: JSON) -> JSON:
@@ -68,7 +68,7 @@ def tolerant(raw: JSON) -> JSON:
     ],
     ids=["GPUs and compute domains", "compute domains only", "with feature gates", "behind the taint"],
 )
-def test_the_driver_is_recognized_by_its_containers(raw: JSON, expected: DraDriverView) -> None:
+def test_the_driver_is_recognized_by_its_containers(raw: JSON, expected: DaemonSetState) -> None:
     assert daemon_set_view(raw).dra == expected
 
 
@@ -289,9 +289,7 @@ async def test_rules_that_are_not_served_are_told_where_they_were_asked_for() ->
     task = asyncio.create_task(sources.run())
     try:
         await asyncio.sleep(5)
-        taints = reader.read(NOW).dra.taints
-        assert taints is not None
-        assert taints.error == RULES_UNSERVED
+        assert reader.read(NOW).dra.taint_error == RULES_UNSERVED
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):

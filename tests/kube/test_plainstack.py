@@ -7,7 +7,12 @@ from tests.plainchart import TOLERATIONS, daemon_set, discovery, mig_manager, pl
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert import cluster_policy_view, rows_text
 from gpusharing.kube.daemonsets import daemon_set_view, lone_restarts, plain_stack, with_mps_daemon
-from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, FinderState, MpsDaemonView, PlainStackView
+from gpusharing.planning.snapshot.nvidia import (
+    ClusterPolicyView,
+    DaemonSetState,
+    MpsDaemonView,
+    PlainStackView,
+)
 
 
 def read(*sets: JSON) -> ClusterPolicyView | None:
@@ -196,7 +201,7 @@ def test_the_worker_of_node_feature_discovery_is_known_by_what_it_runs() -> None
     metadata = {"name": "nfd-worker", "labels": {"app.kubernetes.io/instance": "gpu-operator"}}
     view = daemon_set_view({"metadata": metadata, "spec": {"template": {"spec": template}}})
     kept = rows_text(TOLERATIONS)
-    assert view.finder == FinderState("nfd-worker", "gpu-operator", tolerates_gate=False, tolerations=kept)
+    assert view.finder == DaemonSetState("nfd-worker", "gpu-operator", tolerates_gate=False, tolerations=kept)
     assert plain_stack([view]) is None
     assert daemon_set_view(plugin(default="base")).finder is None
 

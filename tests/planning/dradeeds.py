@@ -82,7 +82,7 @@ def class_of_theirs(world: "World", name: str) -> bool:
     if kept != world.stack.dra.classes:
         return with_classes(world, kept)
     half = wanted_class("3g.40gb")
-    theirs = DeviceClassView(THEIRS, f"uid-{THEIRS}", "1", False, half.resource, (half.selector,))
+    theirs = DeviceClassView(THEIRS, f"uid-{THEIRS}", "1", False, half.resource, half.selectors)
     return with_classes(world, (*kept, theirs))
 
 

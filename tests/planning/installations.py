@@ -14,7 +14,7 @@ from gpusharing.api.names import Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.nvidia import (
     PLUGIN_SWITCH,
-    DraDriverView,
+    DaemonSetState,
     DraView,
     PlainStackView,
     StackView,
@@ -25,7 +25,7 @@ GPU_OPERATOR: Installation = "the GPU Operator"
 PLAIN: Installation = "the device-plugin chart"
 DRA: Installation = "the DRA driver"
 INSTALLATIONS = (GPU_OPERATOR, PLAIN, DRA)
-DRIVER = DraDriverView("dra-driver-nvidia-gpu-kubelet-plugin", "dra")
+DRIVER = DaemonSetState("dra-driver-nvidia-gpu-kubelet-plugin", "dra")
 CHART = PlainStackView("nvdp-nvidia-device-plugin", "nvdp", "nvidia-mig-manager", pausable=True)
 
 

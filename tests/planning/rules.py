@@ -147,7 +147,7 @@ def _fence(world: "World", action: FenceNode) -> None:
     hold(not node.deleting, "a fence on a node that is going")
     drains = fence.disruption in NEEDS_IDLE
     hold(action.cordon == (drains and not fence.tainted), "cordon and class disagree")
-    hold(not fence.tainted or (drains and world.stack.dra.taints.works), "a rule that was not shown to work")
+    hold(not fence.tainted or (drains and world.stack.dra.taints_work), "a rule that was not shown to work")
     hold(policy.finalizer, "a node in flight without a finalizer on its policy")
 
 

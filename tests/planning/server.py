@@ -79,7 +79,7 @@ def _write_classes(world: "World", action: WriteClasses) -> None:
     gone = {one.name for one in (*action.remove, *(wrong for _, wrong in action.correct))}
     kept = [one for one in world.stack.dra.classes or () if one.name not in gone]
     made = [
-        DeviceClassView(one.name, f"uid-{one.name}", "1", True, one.resource, (one.selector,))
+        DeviceClassView(one.name, f"uid-{one.name}", "1", True, one.resource, one.selectors)
         for one in (*action.create, *(right for right, _ in action.correct))
     ]
     classes = tuple(sorted([*kept, *made], key=lambda one: one.name))

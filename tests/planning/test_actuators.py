@@ -22,7 +22,7 @@ from gpusharing.planning.transition.cases import compare
 from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding
-from gpusharing.planning.wanted.actuators.actuator import Actuator, ActuatorCase, Writing
+from gpusharing.planning.wanted.actuators.actuator import Actuator, ActuatorCase, Written
 from gpusharing.planning.wanted.actuators.choice import find_actuator
 from gpusharing.planning.wanted.actuators.labels import LABELS
 from gpusharing.planning.wanted.target import Target
@@ -54,9 +54,9 @@ class Invented(Actuator):
 
     def write(
         self, case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool
-    ) -> Writing:
+    ) -> Written:
         assert idle is not None, "it never begins on a node that was not proven idle"
-        return Writing(labels={LAYOUT: goal.text})
+        return replace(fence, restart_uid="", daemon_uid="", gfd_timestamp=""), {LAYOUT: goal.text}
 
     def find_old(self, case: ActuatorCase, fence: Fence) -> None:
         return None

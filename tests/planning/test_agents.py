@@ -7,12 +7,13 @@ import pytest
 from tests import kubeletwords
 
 from gpusharing.planning.snapshot.agents import (
+    ALL_OTHERS,
     AgentPod,
-    AgentTroubles,
     AgentWarning,
     find_troubles,
     steady,
 )
+from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 
 NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
@@ -39,8 +40,12 @@ FROM_LIBRARY = (
 )
 
 
-def told(pod: AgentPod, *warnings: AgentWarning, arch: str = "arm64") -> AgentTroubles:
+def told(pod: AgentPod, *warnings: AgentWarning, arch: str = "arm64") -> dict[str, Finding | None]:
     return find_troubles([pod], warnings, lambda _: arch)
+
+
+def cause(troubles: dict[str, Finding | None], node: str) -> Finding | None:
+    return troubles.get(node, troubles.get(ALL_OTHERS))
 
 
 def about_pod(message: str, pod: str = POD.name) -> AgentWarning:
@@ -123,7 +128,7 @@ NOT_STARTED: dict[str, tuple[AgentPod, tuple[str, ...]]] = {
 @pytest.mark.parametrize("case", NOT_STARTED)
 def test_a_pod_that_does_not_start_is_told_by_its_cause(case: str) -> None:
     pod, words = NOT_STARTED[case]
-    trouble = told(pod).of("gpu-1")
+    trouble = cause(told(pod), "gpu-1")
     assert trouble is not None
     assert trouble.reason is Reason.AGENT_NOT_STARTED
     assert all(word in trouble.message for word in words), trouble.message
@@ -138,22 +143,22 @@ def test_a_pod_that_does_not_start_is_told_by_its_cause(case: str) -> None:
     ],
 )
 def test_the_words_stay_the_same_from_one_try_to_the_next(cases: tuple[str, str]) -> None:
-    first, second = (told(NOT_STARTED[case][0]).of("gpu-1") for case in cases)
+    first, second = (cause(told(NOT_STARTED[case][0]), "gpu-1") for case in cases)
     assert first == second
 
 
 def test_of_a_container_that_is_only_being_created_the_warnings_tell() -> None:
     creating = replace(POD, waiting="ContainerCreating")
-    assert told(creating).of("gpu-1") is None, "it may just be starting"
-    trouble = told(creating, about_pod(SANDBOX)).of("gpu-1")
+    assert cause(told(creating), "gpu-1") is None, "it may just be starting"
+    trouble = cause(told(creating, about_pod(SANDBOX)), "gpu-1")
     assert trouble is not None
     assert 'no runtime for "nvidia" is configured' in trouble.message
-    assert told(creating, about_pod(SANDBOX, "gpusharing-agent-other")).of("gpu-1") is None
+    assert cause(told(creating, about_pod(SANDBOX, "gpusharing-agent-other")), "gpu-1") is None
 
 
 def test_what_the_pod_says_itself_comes_before_the_warnings_about_it() -> None:
     pod, words = NOT_STARTED["the program in the image is for another architecture"]
-    trouble = told(pod, about_pod(SANDBOX)).of("gpu-1")
+    trouble = cause(told(pod, about_pod(SANDBOX)), "gpu-1")
     assert trouble is not None
     assert words[0] in trouble.message
 
@@ -178,40 +183,40 @@ REFUSED = {
 def test_a_daemonset_that_gets_no_pods_is_told_by_the_servers_words(case: str) -> None:
     message, words = REFUSED[case]
     troubles = find_troubles([], [about_pod(message.format("abcde"), "")], lambda _: "")
-    trouble = troubles.of("gpu-1")
+    trouble = cause(troubles, "gpu-1")
     assert trouble is not None
     assert trouble.reason is Reason.AGENT_REFUSED
     assert all(word in trouble.message for word in words), trouble.message
     assert "abcde" not in trouble.message
     again = f"(combined from similar events): {message.format('fghij')}"
-    assert find_troubles([], [about_pod(again, "")], lambda _: "").of("gpu-1") == trouble
+    assert cause(find_troubles([], [about_pod(again, "")], lambda _: ""), "gpu-1") == trouble
 
 
 def test_only_nodes_without_a_pod_are_told_that_the_daemonset_gets_none() -> None:
     refused = about_pod(SECURITY.format("abcde"), "")
     starting = replace(POD, waiting="ContainerCreating", created=NOW - timedelta(days=1))
     troubles = find_troubles([starting], [refused], lambda _: "")
-    assert troubles.of("gpu-1") is None
-    assert troubles.of("gpu-2") is not None
+    assert cause(troubles, "gpu-1") is None
+    assert cause(troubles, "gpu-2") is not None
 
 
 def test_a_daemonset_that_has_made_a_pod_since_is_believed_to_get_them_again() -> None:
     refused = about_pod(SECURITY.format("abcde"), "")
     since = replace(POD, ready=True, created=NOW + timedelta(seconds=1))
-    assert find_troubles([since], [refused], lambda _: "").of("gpu-2") is None
+    assert cause(find_troubles([since], [refused], lambda _: ""), "gpu-2") is None
 
 
 def test_of_several_warnings_the_last_is_told() -> None:
     earlier = replace(about_pod(SECURITY.format("abcde"), ""), at=NOW - timedelta(hours=1))
     later, undated = about_pod(NO_CLASS.format("abcde"), ""), replace(earlier, at=None)
     for warnings in ((earlier, later), (later, earlier), (undated, later)):
-        trouble = find_troubles([], warnings, lambda _: "").of("gpu-1")
+        trouble = cause(find_troubles([], warnings, lambda _: ""), "gpu-1")
         assert trouble is not None
         assert 'RuntimeClass "nvidia" not found' in trouble.message
 
 
 def test_a_pod_that_is_going_explains_nothing() -> None:
-    assert told(replace(POD, deleting=True, waiting="ErrImagePull")).of("gpu-1") is None
+    assert cause(told(replace(POD, deleting=True, waiting="ErrImagePull")), "gpu-1") is None
 
 
 def test_of_a_long_sentence_both_ends_are_kept() -> None:

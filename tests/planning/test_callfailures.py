@@ -39,7 +39,7 @@ from gpusharing.planning.snapshot.memory import POLICIES, CallFailure, failed_ag
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import OLD_VIEW
 from gpusharing.planning.transition.after import after_pnr
-from gpusharing.planning.transition.cases import Failing, Member, find_member, is_moot, show_failure
+from gpusharing.planning.transition.cases import Member, find_late, find_member, is_moot, show_failure
 from gpusharing.planning.vocabulary.reasons import Reason
 
 WORDS = "FenceNode failed: admission webhook denied it"
@@ -141,7 +141,7 @@ def test_a_node_whose_calls_have_failed_for_long_is_no_change_that_ends_by_itsel
     """Nodes that wait for its slot name it, and a gang does not wait for more room."""
     moving = replace(PENDING, phase=Phase.ABORTING, reason=Reason.SETTLING).then(RELEASE)
     stuck = {"gpu-07": replace(LASTING, tries=tries)}
-    found = Failing(stuck, {}, NOW).find_late({"gpu-07": find_member(moving, RELEASE.node, None)})
+    found = find_late(stuck, {"gpu-07": find_member(moving, RELEASE.node, None)}, NOW)
     assert found["gpu-07"].verdict.reason is reason
     pool = Pool(make_policy())
     pool.count(found["gpu-07"])
@@ -151,9 +151,9 @@ def test_a_node_whose_calls_have_failed_for_long_is_no_change_that_ends_by_itsel
 def test_a_node_whose_release_fails_is_named_to_those_who_wait_for_its_slot_although_its_cordon_stays() -> (
     None
 ):
-    stuck = Failing({"gpu-07": replace(LASTING, tries=6)}, {}, NOW)
+    stuck = {"gpu-07": replace(LASTING, tries=6)}
     pool = Pool(make_policy())
-    pool.count(stuck.find_late({"gpu-07": find_member(KEPT, RELEASE.node, None)})["gpu-07"])
+    pool.count(find_late(stuck, {"gpu-07": find_member(KEPT, RELEASE.node, None)}, NOW)["gpu-07"])
     assert (pool.moving, name_keepers(pool.keepers)) == (
         0,
         (" (calls to the API server about gpu-07 are failing)", "node/gpu-07"),
@@ -283,7 +283,7 @@ def member(*actions: Action, fence: Fence = LATE) -> Member:
 
 def late(one: Member) -> Member:
     """The member as its pool counts it."""
-    return Failing({"gpu-07": LASTING}, {}, NOW).find_late({"gpu-07": one})["gpu-07"]
+    return find_late({"gpu-07": LASTING}, {"gpu-07": one}, NOW)["gpu-07"]
 
 
 NODE = make_node("gpu-07", fence=LATE)
@@ -315,7 +315,7 @@ def test_a_node_whose_agent_cannot_even_be_asked_has_failed_at_its_deadline() ->
     asking = after_pnr(case)
     assert (asking.phase, [type(one) for one in asking.actions]) == (Phase.VERIFYING, [EnsureGPUNode])
     refused = {"gpu-07": replace(LASTING, next_try=at(2510))}
-    found = Failing(refused, {}, at(2500)).find_late({"gpu-07": make_member(case.node, asking)})
+    found = find_late(refused, {"gpu-07": make_member(case.node, asking)}, at(2500))
     verdict = found["gpu-07"].verdict
     assert (verdict.phase, verdict.reason) == (Phase.FAILED, Reason.CALL_FAILED)
     assert verdict.actions == (UpdateFence(case.node, replace(case.fence, failed=at(2500))), *asking.actions)
@@ -334,13 +334,12 @@ def test_a_node_that_cannot_be_asked_to_be_quiet_for_another_run_has_failed_at_i
     asking = after_pnr(IDLING)
     assert (asking.phase, [type(one) for one in asking.actions]) == (Phase.VERIFYING_IDLE, [EnsureGPUNode])
     refused = {"gpu-07": replace(LASTING, next_try=at(2510))}
-    failing = Failing(refused, {}, at(2500))
-    verdict = failing.find_late({"gpu-07": make_member(IDLING.node, asking)})["gpu-07"].verdict
+    verdict = find_late(refused, {"gpu-07": make_member(IDLING.node, asking)}, at(2500))["gpu-07"].verdict
     assert (verdict.phase, verdict.reason) == (Phase.FAILED, Reason.CALL_FAILED)
     record = UpdateFence(IDLING.node, replace(IDLING.fence, failed=at(2500)))
     assert verdict.actions == (record, *asking.actions)
     before = replace(IDLING.node, fence=replace(IDLING.fence, stage="fenced"))
-    drained = failing.find_late({"gpu-07": make_member(before, asking)})["gpu-07"].verdict
+    drained = find_late(refused, {"gpu-07": make_member(before, asking)}, at(2500))["gpu-07"].verdict
     assert drained.phase is Phase.VERIFYING_IDLE, "before the point of no return its deadline ends the change"
 
 

@@ -25,7 +25,7 @@ FULL = make_policy(mode="Full")
 
 SMALL, MEDIA = wanted_class("1g.10gb"), wanted_class("1g.10gb+me")
 OURS = DeviceClassView(
-    SMALL.name, "uid-1", "7", ours=True, resource=SMALL.resource, selectors=(SMALL.selector,)
+    SMALL.name, "uid-1", "7", ours=True, resource=SMALL.resource, selectors=SMALL.selectors
 )
 THEIRS = DeviceClassView("gpu.nvidia.com", "uid-2", "8", ours=False, resource="nvidia.com/gpu", selectors=())
 
@@ -33,7 +33,7 @@ THEIRS = DeviceClassView("gpu.nvidia.com", "uid-2", "8", ours=False, resource="n
 def test_a_class_serves_one_profile_under_the_name_of_the_device_plugin() -> None:
     assert MEDIA.name == "gpusharing-mig-1g.10gb.me"
     assert MEDIA.resource == "nvidia.com/mig-1g.10gb.me"
-    assert MEDIA.selector == (
+    assert " ".join(MEDIA.selectors) == (
         "device.driver == 'gpu.nvidia.com' && device.attributes['gpu.nvidia.com'].type == 'mig'"
         " && device.attributes['gpu.nvidia.com'].profile == '1g.10gb+me'"
     )
@@ -91,7 +91,7 @@ def test_there_is_one_class_for_each_profile_that_is_wanted(
 
 CHANGED = {
     "another selector": replace(OURS, selectors=("true",)),
-    "a second selector": replace(OURS, selectors=(SMALL.selector, "true")),
+    "a second selector": replace(OURS, selectors=(*SMALL.selectors, "true")),
     "another extended resource": replace(OURS, resource="example.com/x"),
     "a configuration": replace(OURS, plain=False),
 }
@@ -142,7 +142,7 @@ def test_a_copy_of_ours_under_the_name_of_a_profile_is_not_removed_if_it_serves_
 def test_the_class_of_every_kind_of_profile_is_known_as_ours_by_its_name(profile: str) -> None:
     wanted = wanted_class(profile)
     assert profile_of(wanted.resource) == profile
-    written = replace(OURS, name=wanted.name, resource=wanted.resource, selectors=(wanted.selector,))
+    written = replace(OURS, name=wanted.name, resource=wanted.resource, selectors=wanted.selectors)
     assert plan([], [written]) == WriteClasses(remove=(written,))
     assert profile_of(profile) == profile_of("nvidia.com/gpu") == profile_of("") == ""
 
@@ -153,13 +153,13 @@ OF_ANY_PROFILE = f"device.driver == '{DRA_DRIVER}'"
 @pytest.mark.parametrize(
     ("selectors", "doubted"),
     [
-        ((SMALL.selector,), False),
+        (SMALL.selectors, False),
         ((OF_ANY_PROFILE, f'device.attributes["{DRA_DRIVER}"].profile.matches("^1g.10gb$")'), False),
         ((OF_ANY_PROFILE,), True),
         ((), True),
-        ((wanted_class("7g.80gb").selector,), True),
-        ((MEDIA.selector,), True),
-        ((wanted_class("1c.1g.10gb").selector,), True),
+        (wanted_class("7g.80gb").selectors, True),
+        (MEDIA.selectors, True),
+        (wanted_class("1c.1g.10gb").selectors, True),
     ],
     ids=[
         "names the profile",

@@ -63,7 +63,7 @@ from gpusharing.planning.wanted.verify import Comparison, Source
 MIG, FULL = make_policy(), make_policy(mode="Full")
 HALVES: Layout = (("3g.40gb", 2),)
 ONE = wanted_class("3g.40gb")
-CLASS = DeviceClassView(ONE.name, "u", "1", ours=True, resource=ONE.resource, selectors=(ONE.selector,))
+CLASS = DeviceClassView(ONE.name, "u", "1", ours=True, resource=ONE.resource, selectors=ONE.selectors)
 SWITCHES: dict[str, bool | str] = {PLUGIN_SWITCH: False}
 
 

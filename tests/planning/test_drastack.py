@@ -10,7 +10,7 @@ from gpusharing.planning.snapshot.nvidia import (
     MIG_MANAGER_SWITCH,
     PLUGIN_SWITCH,
     ClusterPolicyView,
-    DraDriverView,
+    DaemonSetState,
     DraView,
     PlainStackView,
     StackView,
@@ -28,7 +28,7 @@ from gpusharing.planning.stack.installationviews import InstallationView
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT
 from gpusharing.planning.vocabulary.reasons import Reason
 
-DRIVER = DraDriverView("dra-driver-nvidia-gpu-kubelet-plugin", "dra")
+DRIVER = DaemonSetState("dra-driver-nvidia-gpu-kubelet-plugin", "dra")
 DRA = DraView(DRIVER)
 STANDALONE = DraView(DRIVER, "nvidia-mig-manager", "v0.15.1", SETTINGS.mig_config_map)
 POLICY = make_cluster_policy(switches={PLUGIN_SWITCH: False}, mig_manager_version="v0.15.1")

@@ -18,7 +18,7 @@ from tests.build import (
 )
 from tests.chart.charts import CHART
 
-from gpusharing.planning.snapshot.nvidia import DraDriverView, DraView, PlainStackView
+from gpusharing.planning.snapshot.nvidia import DaemonSetState, DraView, PlainStackView
 from gpusharing.planning.stack import installation
 from gpusharing.planning.stack.installation import find_symptoms, render
 from gpusharing.planning.stack.installationviews import (
@@ -61,7 +61,7 @@ GOOD = InstallationView(
 )
 
 DRA = DraView(
-    DraDriverView("dra-driver-nvidia-gpu-kubelet-plugin"),
+    DaemonSetState("dra-driver-nvidia-gpu-kubelet-plugin"),
     "nvidia-mig-manager",
     "v0.15.1",
     SETTINGS.mig_config_map,

@@ -18,7 +18,7 @@ from tests.build import (
 from gpusharing.api import names
 from gpusharing.planning.snapshot.nvidia import (
     PLUGIN_SWITCH,
-    DraDriverView,
+    DaemonSetState,
     DraView,
     PlainStackView,
     StackView,
@@ -222,7 +222,7 @@ def test_the_command_that_switches_mig_manager_on_with_dra_comes_after_the_label
     switches: dict[str, bool | str] = {PLUGIN_SWITCH: False, "migManager.enabled": False}
     stack = make_stack(
         cluster_policy=make_cluster_policy(switches=switches),
-        dra=DraView(DraDriverView("driver")),
+        dra=DraView(DaemonSetState("driver")),
         start_changes=(StartChange("gpu-1", "why", "all-1g.10gb"),),
     )
     told = find_objection(make_policy(), stack, SETTINGS)

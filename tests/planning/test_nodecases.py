@@ -21,18 +21,16 @@ from tests.build import (
 )
 
 from gpusharing.api.names import DisruptionClass
+from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.podviews import NodeWork, Scope
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.stack.acceptance import find_targets, request_of
 from gpusharing.planning.transition.cases import (
-    Cases,
     Member,
-    compare,
     find_models,
-    judge_case,
+    judge_nodes,
     keeps_verdict,
 )
-from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.target import PolicyTargets
 
@@ -45,39 +43,39 @@ def terms(policy: PolicyView) -> PolicyTargets:
     return find_targets(policy, request_of(policy), STACK, SETTINGS)
 
 
-def case_of(
+def judge_alone(
     node: NodeView,
     owner: PolicyTargets | None,
     followed: PolicyTargets | None,
     *,
     seen: bool = True,
     **given: Any,
-) -> tuple[NodeCase, PolicyTargets | None]:
-    """The case of a node in a cluster where it is the only one, and what it is compared with."""
+) -> Member | None:
+    """A node in a cluster where it is the only one."""
     policies = {one.policy.name: one for one in (owner, followed) if one is not None}
     gpunodes = [make_gpunode(node.name)] if seen else []
     snapshot = make_snapshot([node], [PAUSED], stack=STACK, gpunodes=gpunodes, **given)
     owners = {node.name: owner.policy.name if owner is not None else ""}
-    return Cases(snapshot, owners, policies, {node.name: followed}).find(node.name, NOW)
+    terms_of = {node.name: followed}
+    return judge_nodes(snapshot, owners, policies, terms_of, NOW, Memo(), {})[node.name]
 
 
-def judged(given: tuple[NodeCase, PolicyTargets | None]) -> Member:
+def judged(member: Member | None) -> Member:
     """A node that is our business."""
-    member = judge_case(*given)
     assert member is not None
     return member
 
 
 def test_a_node_that_waits_is_told_so_until_something_changes() -> None:
     mine = terms(PAUSED)
-    told = judged(case_of(make_node(), mine, mine))
+    told = judged(judge_alone(make_node(), mine, mine))
     assert (told.verdict.reason, told.verdict.candidate, told.differs) == (Reason.PAUSED, False, True)
     assert keeps_verdict(told)
 
 
 def test_a_candidate_is_told_apart_and_has_its_case() -> None:
     node, mine = make_node(), terms(make_policy())
-    told = judged(case_of(node, mine, mine))
+    told = judged(judge_alone(node, mine, mine))
     assert told.verdict.candidate
     assert told.case is not None
     assert (told.case.node, told.case.now, told.differs) == (node, NOW, True)
@@ -87,7 +85,7 @@ def test_a_candidate_is_told_apart_and_has_its_case() -> None:
 def test_a_node_without_gpus_and_policy_is_none_of_our_business() -> None:
     node = make_node(labels={}, resources={})
     node = replace(node, labels={})
-    told = judge_case(*case_of(node, None, None, seen=False))
+    told = judge_alone(node, None, None, seen=False)
     assert told is None
     assert keeps_verdict(told)
 
@@ -98,7 +96,7 @@ def test_a_node_is_held_to_the_terms_of_one_policy_and_owned_by_another_only_in_
 ) -> None:
     other = terms(make_policy("other"))
     node = make_node(fence=make_fence(policy="other") if fenced else None)
-    told = judged(case_of(node, terms(PAUSED), other if fenced else terms(PAUSED)))
+    told = judged(judge_alone(node, terms(PAUSED), other if fenced else terms(PAUSED)))
     assert told.verdict.policy == ("other" if fenced else "pool-b")
     assert keeps_verdict(told) is not fenced
     assert told.policy == told.verdict.policy, "its slot is one of that policy's budget"
@@ -106,7 +104,8 @@ def test_a_node_is_held_to_the_terms_of_one_policy_and_owned_by_another_only_in_
 
 def test_a_case_is_equal_to_the_one_of_the_last_pass_if_only_the_time_is_another() -> None:
     mine = terms(PAUSED)
-    case, _ = case_of(make_node(), mine, mine)
+    case = judged(judge_alone(make_node(), mine, mine)).case
+    assert case is not None
     assert case == replace(case, now=at(1))
     assert case != replace(case, claimed=True)
 
@@ -131,7 +130,9 @@ def test_a_list_of_pods_made_for_a_smaller_change_says_nothing_about_a_reboot() 
     mine = terms(PAUSED)
 
     def seen(work: NodeWork) -> NodeWork | None:
-        return compare(*case_of(node, mine, mine, work={"gpu-07": work})).work
+        case = judged(judge_alone(node, mine, mine, work={"gpu-07": work})).case
+        assert case is not None
+        return case.work
 
     fewer = make_work(make_pod("launcher", resources={}))
     assert seen(fewer) is None

@@ -24,7 +24,7 @@ from gpusharing.planning.snapshot.actions import SetPointers, WriteConfig
 from gpusharing.planning.snapshot.nvidia import (
     PLUGIN_SWITCH,
     ClusterPolicyView,
-    DraDriverView,
+    DaemonSetState,
     DraView,
     PlainStackView,
     StackView,
@@ -114,7 +114,7 @@ NOTHING: dict[str, StackView] = {
 
 
 def test_where_the_dra_driver_serves_the_gpus_only_mig_managers_is_set_once_nothing_is_missing() -> None:
-    complete = stack(replace(BARE, switches={PLUGIN_SWITCH: False}), dra=DraView(DraDriverView("driver")))
+    complete = stack(replace(BARE, switches={PLUGIN_SWITCH: False}), dra=DraView(DaemonSetState("driver")))
     assert wanted(complete) == {MIG_POINTER: MIG}
     assert wanted(replace(complete, dra=replace(complete.dra, doubles=("gpu-1",)))) == {}
 

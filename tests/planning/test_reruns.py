@@ -206,7 +206,7 @@ def test_the_mps_daemon_of_nvidias_chart_is_never_restarted(plain: PlainStackVie
     exclusive = make_gpunode(gpus=(make_gpu(compute_mode="ExclusiveProcess"),))
     case = make_case(MPS, was=MPS, mps_daemon=daemon, stack=stack, labels={PLUGIN: "gone"}, gpunode=exclusive)
     assert isinstance(case.assessment, Assessed)
-    written = LABELS.write(case, fence_to(MPS), case.assessment.target, None, False)
+    written, _ = LABELS.write(case, fence_to(MPS), case.assessment.target, None, False)
     assert written.daemon_uid == ("" if plain else daemon.uid)
 
 

@@ -31,9 +31,8 @@ from gpusharing.planning.snapshot.actions import Actuate, FenceNode, LabelNode, 
 from gpusharing.planning.snapshot.nvidia import (
     PLUGIN_SWITCH,
     ClusterPolicyView,
-    DraDriverView,
+    DaemonSetState,
     DraView,
-    FinderState,
     NodeDevices,
     PlainStackView,
 )
@@ -137,9 +136,9 @@ def test_a_node_with_an_unhealthy_gpu_keeps_the_taint_though_its_layout_is_right
     assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.BLOCKED, Reason.GPU_UNHEALTHY, ())
 
 
-UNSEEN: dict[str, tuple[tuple[FinderState, ...], str]] = {
+UNSEEN: dict[str, tuple[tuple[DaemonSetState, ...], str]] = {
     "it may not run there": (
-        (FinderState("nfd-worker", "gpu-operator", False, "[]"),),
+        (DaemonSetState("nfd-worker", "gpu-operator", False, "[]"),),
         ". If it has one, it is not detected, because DaemonSet nfd-worker of Node Feature Discovery does not tolerate"
         " gpusharing.dev/unproven; run: helm upgrade gpu-operator nvidia/gpu-operator -n gpu-operator",
     ),
@@ -154,7 +153,7 @@ UNSEEN: dict[str, tuple[tuple[FinderState, ...], str]] = {
 
 @pytest.mark.parametrize(("finders", "said"), UNSEEN.values(), ids=UNSEEN)
 def test_where_no_gpu_was_found_the_worker_that_would_find_it_is_named_where(
-    finders: tuple[FinderState, ...], said: str
+    finders: tuple[DaemonSetState, ...], said: str
 ) -> None:
     bare = {**GATED, "resources": {}}
     absent = dict.fromkeys((names.LABEL_GPU_PRESENT, names.LABEL_GPU_PRODUCT))
@@ -165,7 +164,7 @@ def test_where_no_gpu_was_found_the_worker_that_would_find_it_is_named_where(
 
 
 def test_nothing_is_said_of_a_worker_that_may_run_there_and_found_no_gpu() -> None:
-    stack = replace(make_stack(FULL), finders=(FinderState("nfd-worker", "gpu-operator", True, "[]"),))
+    stack = replace(make_stack(FULL), finders=(DaemonSetState("nfd-worker", "gpu-operator", True, "[]"),))
     bare = {**GATED, "resources": {}}
     absent = dict.fromkeys((names.LABEL_GPU_PRESENT, names.LABEL_GPU_PRODUCT))
     verdict = judged(make_case(FULL, node=bare, labels=absent, gpunode={"observed": None}, stack=stack))
@@ -187,7 +186,7 @@ def test_a_node_that_nvidias_pods_keep_off_is_told_with_the_one_command() -> Non
 
 
 GPU = '[{"key":"nvidia.com/gpu","operator":"Exists"}]'
-WORKER = FinderState("nfd-worker", "gpu-operator", False, GPU)
+WORKER = DaemonSetState("nfd-worker", "gpu-operator", False, GPU)
 KEPT_OFF: dict[str, tuple[dict[str, Any], str, str]] = {
     "our agent": (
         {"intolerant_agents": "gpusharing-agent"},
@@ -306,7 +305,7 @@ def test_helm_test_is_content_with_what_tolerates_it() -> None:
     assert told(replace(view, finders=(replace(WORKER, tolerates_gate=True),))) == []
 
 
-DRIVER = DraDriverView("dra-plugin", "dra", tolerates_gate=False, tolerations=GPU)
+DRIVER = DaemonSetState("dra-plugin", "dra", tolerates_gate=False, tolerations=GPU)
 WITHOUT_PLUGIN = make_cluster_policy(switches={PLUGIN_SWITCH: False})
 
 
@@ -320,7 +319,7 @@ WITHOUT_PLUGIN = make_cluster_policy(switches={PLUGIN_SWITCH: False})
     ids=["it does not tolerate the taint", "it does", "the device plugin serves the GPUs"],
 )
 def test_the_dra_driver_has_to_tolerate_it_where_it_serves_the_gpus(
-    driver: DraDriverView, cluster_policy: ClusterPolicyView, kept_off: bool
+    driver: DaemonSetState, cluster_policy: ClusterPolicyView, kept_off: bool
 ) -> None:
     command = (
         "helm upgrade dra CHART -n gpu-operator --reset-then-reuse-values --set-json"

@@ -22,7 +22,7 @@ from gpusharing.planning.snapshot.actions import (
     UpdateFence,
     WriteRules,
 )
-from gpusharing.planning.snapshot.nvidia import RULE_PREFIX, TaintProof, TaintRuleView
+from gpusharing.planning.snapshot.nvidia import RULE_PREFIX, TaintRuleView
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.transition.fencing import may_taint
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -34,7 +34,7 @@ RULE = f"DeviceTaintRule {RULE_PREFIX}gpu-1"
 def taint_world(*names: str) -> World:
     """Nodes at rest with whole GPUs, and a scheduler that was shown to obey DeviceTaintRules."""
     world = dra_world(*names)
-    dra = replace(world.stack.dra, taints=TaintProof(works=True))
+    dra = replace(world.stack.dra, taints_work=True)
     world.stack = replace(world.stack, dra=dra)
     return world
 
@@ -194,8 +194,8 @@ def held(world: World) -> None:
 
 
 def ignored(world: World) -> None:
-    proof = TaintProof(error="kube-scheduler ignores DeviceTaintRules")
-    world.stack = replace(world.stack, dra=replace(world.stack.dra, taints=proof))
+    error = "kube-scheduler ignores DeviceTaintRules"
+    world.stack = replace(world.stack, dra=replace(world.stack.dra, taints_work=False, taint_error=error))
 
 
 @pytest.mark.parametrize("case", [evading, rebooting, held, ignored], ids=lambda one: one.__name__)
@@ -214,7 +214,7 @@ def test_a_node_is_cordoned_from_the_start_where_a_rule_would_not_be_enough(
 
 def unserved(world: World) -> None:
     world.nodes["gpu-1"] = replace(world.nodes["gpu-1"], rule_since=None)
-    dra = replace(world.stack.dra, taints=TaintProof(error="403"), rule_error="403")
+    dra = replace(world.stack.dra, taints_work=False, taint_error="403", rule_error="403")
     world.stack = replace(world.stack, dra=dra)
 
 
@@ -256,7 +256,7 @@ def test_a_rule_that_is_no_longer_enough_is_replaced_by_a_cordon_at_once(
 
 def test_a_rule_may_not_fence_a_node_where_the_device_plugin_serves_the_gpus() -> None:
     played = Played()
-    works = replace(played.stack.dra, taints=TaintProof(works=True))
+    works = replace(played.stack.dra, taints_work=True)
     case = played.case(MIG, NOW)
     on_dra = replace(played.stack, dra=works)
     assert may_taint(replace(case, stack=on_dra))
@@ -284,7 +284,7 @@ def test_a_node_that_was_cordoned_before_rules_were_used_keeps_its_cordon_until_
     world.refusing = True
     world.set_policy(MIG)
     until(world, lambda: world.nodes["gpu-1"].fence is not None)
-    dra = replace(world.stack.dra, taints=TaintProof(works=True))
+    dra = replace(world.stack.dra, taints_work=True)
     world.stack, world.refusing = replace(world.stack, dra=dra), False
     world.restart()
     assert phases(world.settle()) == {Phase.SYNCED}
@@ -329,8 +329,10 @@ def tamper(world: World, random: Random) -> None:
         case 2:
             world.nodes[name] = replace(node, hold_cordon=not node.hold_cordon)
         case 3:
-            works = not world.stack.dra.taints.works
-            world.stack = replace(world.stack, dra=replace(world.stack.dra, taints=TaintProof(works=works)))
+            works = not world.stack.dra.taints_work
+            world.stack = replace(
+                world.stack, dra=replace(world.stack.dra, taints_work=works, taint_error="")
+            )
         case _:
             error = "" if world.stack.dra.rule_error else "403"
             world.stack = replace(world.stack, dra=replace(world.stack.dra, rule_error=error))

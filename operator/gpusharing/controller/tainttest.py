@@ -5,7 +5,7 @@ The chart installs a ReplicaSet with no replicas, and a ResourceSlice with one d
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import structlog
 
@@ -22,7 +22,7 @@ from gpusharing.kube.dra import taint_rule
 from gpusharing.kube.errors import AlreadyExists, KubeError, NotFound, Unavailable
 from gpusharing.kube.lists import check_identity, list_of
 from gpusharing.kube.raw import entries, text
-from gpusharing.planning.snapshot.nvidia import TAINT_TEST, TaintProof
+from gpusharing.planning.snapshot.nvidia import TAINT_TEST
 
 log = structlog.get_logger()
 
@@ -46,28 +46,28 @@ class TaintTest:
 
     client: KubeClient
     namespace: str
-    _proof: TaintProof = field(default_factory=TaintProof)
+    _proof: tuple[bool, str] = (False, "")
     _version: str = ""
     """Version of the API server at the last test."""
     _tested_at: float = 0.0
 
-    async def repeat(self) -> TaintProof:
-        """Return whether the scheduler obeys DeviceTaintRules; tested anew unless the last test succeeded recently under this version of the API server."""
+    async def repeat(self) -> tuple[bool, str]:
+        """Return whether the scheduler obeys DeviceTaintRules, and if not, why; tested anew unless the last test succeeded recently under this version of the API server."""
         proof = self._proof
         try:
             version = await self.client.version()
             fresh = version == self._version and loop_time() - self._tested_at < VALID
-            if not (proof.works and fresh):
+            if not (proof[0] and fresh):
                 proof = await self._test()
                 self._version, self._tested_at = version, loop_time()
         except KubeError as error:
-            proof = TaintProof(error=f"the scheduler could not be tested: {error}")
+            proof = False, f"the scheduler could not be tested: {error}"
         if proof != self._proof:
-            log.info("the scheduler was tested for DeviceTaintRules", works=proof.works, why=proof.error)
+            log.info("the scheduler was tested for DeviceTaintRules", works=proof[0], why=proof[1])
         self._proof = proof
         return proof
 
-    async def _test(self) -> TaintProof:
+    async def _test(self) -> tuple[bool, str]:
         rule = taint_rule(TAINT_TEST, {"driver": DRIVER, "pool": TAINT_TEST})
         with suppress(AlreadyExists):  # of a test that was interrupted
             await self.client.create(DEVICE_TAINT_RULES, rule)
@@ -82,7 +82,7 @@ class TaintTest:
                 else:
                     raise Unavailable(f"the pod of ReplicaSet {self.namespace}/{TAINT_TEST} does not go")
                 await self._scale(1)
-                if (proof := await self._read()).works:
+                if (proof := await self._read())[0]:
                     break
             return proof
         finally:
@@ -100,7 +100,7 @@ class TaintTest:
         where = {"namespace": self.namespace, "label_selector": f"app={TAINT_TEST}"}
         return next(iter(await list_of(self.client, PODS, **where)), None)
 
-    async def _read(self) -> TaintProof:
+    async def _read(self) -> tuple[bool, str]:
         words = "there is no pod"
         for _ in range(round(PATIENCE / POLL)):
             pod = await self._pod()
@@ -109,8 +109,8 @@ class TaintTest:
                 claim = await self.client.get(RESOURCE_CLAIMS, name, namespace=self.namespace)
                 for result in entries(claim, "status", "allocation", "devices", "results"):
                     works = text(result, "request").endswith("/tolerant")
-                    return TaintProof(works, "" if works else IGNORED)
+                    return works, "" if works else IGNORED
             rows = entries(pod, "status", "conditions")
             words = next(filter(None, (text(row, "message") for row in rows)), words)
             await asyncio.sleep(POLL)
-        return TaintProof(error=f"ReplicaSet {self.namespace}/{TAINT_TEST} got no device: {words}")
+        return False, f"ReplicaSet {self.namespace}/{TAINT_TEST} got no device: {words}"

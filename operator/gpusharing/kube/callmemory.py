@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 
 from gpusharing.planning.snapshot.memory import CallFailure
-from gpusharing.planning.snapshot.nvidia import UNTESTED, TaintProof
 from gpusharing.planning.snapshot.podviews import EvictionMemory
 
 
@@ -20,5 +19,5 @@ class CallMemory:
     removed when its LIST begins."""
     write_error: str = ""
     """Why the last write of our ConfigMaps was refused; empty if it was not."""
-    taint_proof: TaintProof = UNTESTED
-    """What the last test of the scheduler showed about DeviceTaintRules."""
+    taint_proof: tuple[bool, str] = (False, "")
+    """Whether the last test of the scheduler showed that it obeys DeviceTaintRules, and if not, why; empty before the first test."""

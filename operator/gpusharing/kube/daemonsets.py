@@ -29,9 +29,8 @@ from gpusharing.planning.snapshot.agents import AgentPod, AgentWarning
 from gpusharing.planning.snapshot.nvidia import (
     MIG_MANAGER_SWITCH,
     ClusterPolicyView,
-    DraDriverView,
+    DaemonSetState,
     DraView,
-    FinderState,
     MpsDaemonView,
     PlainStackView,
 )
@@ -74,7 +73,7 @@ class DaemonSetView:
     """Tolerations of its pods, as JSON."""
     mps_daemon: MpsDaemonView | None = None
     """The GPU Operator's MPS daemon, or None if the DaemonSet does not run it together with config-manager."""
-    finder: FinderState | None = None
+    finder: DaemonSetState | None = None
     """The state of Node Feature Discovery's workers, or None if the DaemonSet does not run them."""
     pausable: bool = False
     """Whether its pods run only on nodes with nvidia.com/gpu.deploy.client=true, a label that mig-manager pauses."""
@@ -82,7 +81,7 @@ class DaemonSetView:
     """Whether it runs mig-manager without the GPU Operator."""
     with_reboot: bool = False
     """Whether this mig-manager reboots the node when a GPU cannot be reset (env WITH_REBOOT)."""
-    dra: DraDriverView | None = None
+    dra: DaemonSetState | None = None
     """NVIDIA's DRA driver, or None if the DaemonSet does not run it."""
     server: Server | None = None
     """What its pods do with GPUs, also as a part of the GPU Operator; None if they do nothing."""
@@ -146,14 +145,14 @@ def _with_mig_manager(view: DaemonSetView, raw: JSON, container: JSON) -> Daemon
     )
 
 
-def finder_state(daemon_set: JSON) -> FinderState | None:
+def finder_state(daemon_set: JSON) -> DaemonSetState | None:
     """Convert a raw DaemonSet that runs Node Feature Discovery's worker (its chart, templates/worker.yaml); None for others."""
     template = section(daemon_set, "spec", "template", "spec")
     containers = entries(template, "containers")
     if not any("nfd-worker" in strings(container.get("command")) for container in containers):
         return None
     tolerations = entries(template, "tolerations")
-    return FinderState(
+    return DaemonSetState(
         name=text(daemon_set, "metadata", "name"),
         release=text(daemon_set, "metadata", "labels", "app.kubernetes.io/instance"),
         tolerates_gate=tolerates(tolerations),

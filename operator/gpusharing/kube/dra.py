@@ -19,11 +19,10 @@ from gpusharing.planning.gpus.geometry import normalize, resource_name
 from gpusharing.planning.snapshot.nvidia import (
     DRA_DRIVER,
     RULE_PREFIX,
+    DaemonSetState,
     DeviceClassView,
-    DraDriverView,
     NodeDevices,
     TaintRuleView,
-    WantedClass,
     key_of,
 )
 
@@ -45,7 +44,7 @@ def starts(container: JSON, program: str) -> bool:
     return any(program in word for word in words)
 
 
-def dra_driver_view(raw: JSON, containers: Mapping[str, JSON]) -> DraDriverView | None:
+def dra_driver_view(raw: JSON, containers: Mapping[str, JSON]) -> DaemonSetState | None:
     """Convert a raw DaemonSet that runs NVIDIA's DRA driver, even if only for compute domains; None for others.
 
     `containers` are the containers of its pod template, by name.
@@ -56,7 +55,7 @@ def dra_driver_view(raw: JSON, containers: Mapping[str, JSON]) -> DraDriverView 
     gates = variable(containers.get(GPUS, {}), "FEATURE_GATES")
     tolerations = entries(raw, "spec", "template", "spec", "tolerations")
     pairs = (pair.strip().partition("=") for pair in gates.split(","))
-    return DraDriverView(
+    return DaemonSetState(
         name=text(raw, "metadata", "name"),
         release=text(raw, "metadata", "labels", "app.kubernetes.io/instance"),
         serves_gpus=gpus,
@@ -183,7 +182,7 @@ def device_class_view(raw: JSON) -> DeviceClassView:
     )
 
 
-def device_class(wanted: WantedClass) -> JSON:
+def device_class(wanted: DeviceClassView) -> JSON:
     return {
         "apiVersion": DEVICE_CLASSES.api_version,
         "kind": "DeviceClass",
@@ -192,8 +191,11 @@ def device_class(wanted: WantedClass) -> JSON:
     }
 
 
-def class_spec(wanted: WantedClass) -> JSON:
-    return {"selectors": [{"cel": {"expression": wanted.selector}}], "extendedResourceName": wanted.resource}
+def class_spec(wanted: DeviceClassView) -> JSON:
+    return {
+        "selectors": [{"cel": {"expression": one}} for one in wanted.selectors],
+        "extendedResourceName": wanted.resource,
+    }
 
 
 def taint_rule(name: str, devices: Mapping[str, str]) -> JSON:

@@ -70,9 +70,10 @@ from gpusharing.kube.maintenance import (
 )
 from gpusharing.kube.raw import entries, has_condition, newer, part, section, strings, text
 from gpusharing.kube.reflector import Reflector
-from gpusharing.planning.snapshot.agents import AgentTroubles, find_troubles
+from gpusharing.planning.snapshot.agents import find_troubles
 from gpusharing.planning.snapshot.nvidia import NodeDevices, Operand, Program, TaintRuleView
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings, PolicyView
+from gpusharing.planning.vocabulary.findings import Finding
 
 
 class PolicyCache:
@@ -433,7 +434,7 @@ class Sources:
         return joined
 
     @property
-    def agent_troubles(self) -> AgentTroubles:
+    def agent_troubles(self) -> dict[str, Finding | None]:
         agents, nodes = self.agents.items.values(), self.nodes.items
         return find_troubles(
             agents,

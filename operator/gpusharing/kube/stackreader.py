@@ -21,7 +21,6 @@ from gpusharing.planning.snapshot.nvidia import (
     MpsRepairs,
     Program,
     StackView,
-    TaintProof,
     find_active,
 )
 from gpusharing.planning.stack.drastack import find_doubles
@@ -175,7 +174,8 @@ class StackReader:
         rule_error = self._lasting_error(TAINT_RULE) or tell_unread(
             sources.taint_rules.error, "devicetaintrules", RULES_UNSERVED
         )
-        taints = TaintProof(error=rule_error) if rule_error else self.calls.taint_proof
+        taints_work, taint_error = (False, rule_error) if rule_error else self.calls.taint_proof
+        wanted = sources.settings.plan.device_taints
         return replace(
             find_dra(sets),
             unread=tell_unread(slices.error, "resourceslices") or tell_unread(classes.error, "deviceclasses"),
@@ -184,7 +184,8 @@ class StackReader:
             if classes.synced.is_set()
             else None,
             class_error=self._lasting_error(DEVICE_CLASS),
-            taints=taints if sources.settings.plan.device_taints else TaintProof(),
+            taints_work=wanted and taints_work,
+            taint_error=taint_error if wanted else "",
             rule_error=rule_error,
         )
 

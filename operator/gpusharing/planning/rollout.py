@@ -28,13 +28,13 @@ These invariants hold after every action, even if the operator is interrupted at
       requested, and no DeviceClass is removed that a node needs or that is not ours
 
 The decision is made in this order: which policy owns each node (own); what the policy offers it (find_targets, follow);
-what its target is, whether the node matches it, and how far its change has come (judge_case); which nodes begin now
+what its target is, whether the node matches it, and how far its change has come (judge_nodes); which nodes begin now
 (choose); and what is written once for all nodes (share). Every per-node question goes through the memo, so the cost of
 a pass depends on what changed and not on the size of the cluster.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import field, replace
 from datetime import datetime
 from functools import partial
@@ -49,23 +49,24 @@ from gpusharing.planning.pools.waves import hold_together
 from gpusharing.planning.pools.writes import fences_of, find_forgotten, find_resumed, share
 from gpusharing.planning.snapshot.actions import Action, WriteConfig
 from gpusharing.planning.snapshot.memo import Memo
-from gpusharing.planning.snapshot.memory import PassMemory
+from gpusharing.planning.snapshot.memory import POLICIES, PassMemory
 from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, NodeView, PolicyView
 from gpusharing.planning.stack.acceptance import find_targets, request_of
 from gpusharing.planning.stack.drastack import is_complete
 from gpusharing.planning.stack.mig import find_strategy_users, wants_other_strategy
 from gpusharing.planning.transition.cases import (
-    Cases,
-    Failing,
     Member,
     UnjudgedPolicyError,
+    find_late,
     find_member,
     find_models,
-    judge_case,
-    keeps_verdict,
+    find_uncertain_claims,
+    judge_nodes,
+    keep_back,
     not_judged,
     of_policy,
+    show_failures,
     with_rules,
 )
 from gpusharing.planning.transition.verdict import Verdict
@@ -101,63 +102,62 @@ class RolloutPlan:
     """The cluster as it will be when all planned changes are done."""
 
 
-@value
-class Known:
-    """What is known of each policy and each node by itself, before any node is chosen to start."""
-
-    snapshot: ClusterSnapshot
-    """The snapshot of this pass, with the rules of other policies for members of gangs."""
-    wishes: Mapping[str, Request | Finding]
-    terms: Mapping[str, PolicyTargets]
-    unread: Mapping[str, Exception]
-    """The errors of the policies that cannot be judged, by policy."""
-    owners: Mapping[str, str]
-    """The policy that owns each node; empty if none does."""
-    members: dict[str, Member]
-    """The nodes that concern us, sorted by name."""
-    models: Mapping[str, GpuView]
-
-
 def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = None) -> RolloutPlan:
     """Return the plan for this pass. `memo` has the answers of earlier passes and is updated; equal snapshots and times give equal plans."""
     memo = Memo() if memo is None else memo
     memo.begin(now)
-    known = find_known(snapshot, now, memo)
-    snapshot, found = known.snapshot, known.members
-    failing = Failing.of(snapshot, found, now)
-    members = failing.find_late(found)
+    # An error about one policy or one node does not stop the others.
+    failed: dict[str, Exception] = {}
+    unread: dict[str, Exception] = {}
+    wishes = memo.each(request_of, ((one.name, (one,)) for one in snapshot.policies), failed=unread)
+    owners = own(snapshot, memo, failed)
+    snapshot = _with_strategy_users(snapshot, owners, memo, unread)
+    stack, settings = snapshot.stack, snapshot.settings
+    offers = (
+        (one.name, (one, wishes[one.name], stack, settings))
+        for one in snapshot.policies
+        if one.name in wishes
+    )
+    terms = memo.each(find_targets, offers, failed=unread)
+    followed = follow(snapshot, owners, terms, failed=failed, unread=unread)
+    snapshot = with_rules(snapshot, followed, owners, failed)
+    found = _judge(snapshot, owners, terms, followed, now, memo, failed)
+    models = memo.ask(find_models, tuple(map(snapshot.gpunodes.get, followed)))
+    failures, uncertain_claims = snapshot.call_failures, find_uncertain_claims(snapshot, found, now)
+    members = find_late(failures, found, now)
     verdicts = {name: member.verdict for name, member in members.items()}
     held = hold_together(verdicts, fences_of(snapshot), snapshot.nodes, snapshot.policies, now)
     members = members | {name: replace(members[name], verdict=verdict) for name, verdict in held.items()}
     verdicts |= held
-    counted = _pools(snapshot, members, failing, memo)
+    counted = _pools(snapshot, members, uncertain_claims, now, memo)
     pools = {name: pool.with_hours(now) for name, pool in counted.items()}
     gone = find_gone(snapshot.claims, snapshot.nodes)
     failed_nodes = count_failures(pools.values(), snapshot.failed_nodes, gone)
-    kept_claims = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | failing.uncertain_claims
+    kept_claims = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | uncertain_claims
     afterwards = find_afterwards(snapshot, members)
     choice, crowd_known = choose(
         snapshot, now, pools, verdicts, afterwards, reserved=len(kept_claims), memo=memo
     )
     old = snapshot.old_views and f"the data about {snapshot.old_views} is out of date"
     if why := snapshot.policies_error or old:
-        choice = replace(choice, verdicts=failing.keep_back(choice.verdicts, why), claims={})
+        kept_back = keep_back(choice.verdicts, why, failures.get(POLICIES), now)
+        choice = replace(choice, verdicts=kept_back, claims={})
     verdicts |= choice.verdicts
-    verdicts |= find_forgotten(pools, verdicts, snapshot.nodes, find_actuator(snapshot.stack))
+    verdicts |= find_forgotten(pools, verdicts, snapshot.nodes, find_actuator(stack))
     previews = find_previews(pools, verdicts, snapshot, afterwards, now)
     targets = {name: one.target for name, one in members.items() if one.target is not None}
-    config = configure(snapshot, targets.values(), known.models, known.wishes, memo)
-    by_dra = is_complete(snapshot.stack, snapshot.settings)
+    config = configure(snapshot, targets.values(), models, wishes, memo)
+    by_dra = is_complete(stack, settings)
     classes = plan_classes(snapshot, targets.values()) if by_dra else None
     unfenced = {**choice.claims, **kept_claims}
     shared = share(snapshot, config, unfenced, pools, verdicts, failed_nodes=failed_nodes, classes=classes)
-    failing.show(verdicts)
+    verdicts = show_failures(failures, verdicts, now)
     vain = count_vain(pools, verdicts, choice.looks, snapshot) if crowd_known else {}
     since = snapshot.memory.drifting_since
     return RolloutPlan(
         verdicts=verdicts,
         pools=pools,
-        objections=_object(known.terms, known.unread, pools),
+        objections=_object(terms, unread, pools),
         shared=shared,
         targets={
             name: one.resources for name, one in targets.items() if not is_skipped(snapshot.nodes[name])
@@ -175,7 +175,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
             vain_passes=vain,
         ),
         afterwards=afterwards,
-        coming=find_coming(known.owners, fences_of(snapshot)),
+        coming=find_coming(owners, fences_of(snapshot)),
         wake_at=_wake(verdicts, pools, previews),
     )
 
@@ -198,46 +198,23 @@ def _wake(verdicts: Mapping[str, Verdict], pools: Mapping[str, Pool], previews: 
     return min((moment for moment in moments if moment is not None), default=None)
 
 
-def find_known(snapshot: ClusterSnapshot, now: datetime, memo: Memo) -> Known:
-    """Return what is known of every policy and every node by itself. An error about one of them does not stop the others."""
-    failed: dict[str, Exception] = {}
-    unread: dict[str, Exception] = {}
-    wishes = memo.each(request_of, ((one.name, (one,)) for one in snapshot.policies), failed=unread)
-    owners = own(snapshot, memo, failed)
-    snapshot = _with_strategy_users(snapshot, owners, memo, unread)
-    stack, settings = snapshot.stack, snapshot.settings
-    offers = (
-        (one.name, (one, wishes[one.name], stack, settings))
-        for one in snapshot.policies
-        if one.name in wishes
-    )
-    terms = memo.each(find_targets, offers, failed=unread)
-    followed = follow(snapshot, owners, terms, failed=failed, unread=unread)
-    snapshot = with_rules(snapshot, followed, owners, failed)
-    cases = Cases(snapshot, owners, terms, followed)
-    members = memo.table(
-        lambda name: judge_case(*cases.find(name, now)),
-        followed,
-        columns=cases.columns,
-        shared=cases.shared,
-        key=judge_case,
-        lasts=keeps_verdict,
-        failed=failed,
-    )
+def _judge(
+    snapshot: ClusterSnapshot,
+    owners: Mapping[str, str],
+    terms: Mapping[str, PolicyTargets],
+    followed: Mapping[str, PolicyTargets | None],
+    now: datetime,
+    memo: Memo,
+    failed: dict[str, Exception],
+) -> dict[str, Member]:
+    """Return the nodes that concern us, sorted by name; those in `failed`, to which this adds, have the verdict Blocked."""
+    members = judge_nodes(snapshot, owners, terms, followed, now, memo, failed)
     found = {name: one for name, one in members.items() if one is not None}
     for name, error in failed.items():
         node = snapshot.nodes[name]
         owner = owners.get(name, node.labels.get(LABEL_POLICY, ""))
         found[name] = find_member(not_judged(node, owner, error), node, snapshot.gpunodes.get(name))
-    return Known(
-        snapshot=snapshot,
-        wishes=wishes,
-        terms=terms,
-        unread=unread,
-        owners=owners,
-        members=dict(sorted(found.items())) if failed else found,
-        models=memo.ask(find_models, tuple(map(snapshot.gpunodes.get, followed))),
-    )
+    return dict(sorted(found.items())) if failed else found
 
 
 # --- which policy each node follows ------------------------------------------------------------------------
@@ -297,7 +274,11 @@ def follow(
 
 
 def _pools(
-    snapshot: ClusterSnapshot, members: Mapping[str, Member], failing: Failing, memo: Memo
+    snapshot: ClusterSnapshot,
+    members: Mapping[str, Member],
+    uncertain_claims: Collection[str],
+    now: datetime,
+    memo: Memo,
 ) -> dict[str, Pool]:
     nodes: dict[str, list[Member]] = {policy.name: [] for policy in snapshot.policies}
     joining = defaultdict[str, list[Member]](list)
@@ -310,10 +291,10 @@ def _pools(
     for name in snapshot.claims.keys() & members.keys():
         verdict = members[name].verdict
         over = verdict.candidate or verdict.phase is Phase.SYNCED
-        if not over or name in failing.uncertain_claims:  # the claim still holds its slot
+        if not over or name in uncertain_claims:  # the claim still holds its slot
             claimed[members[name].policy].add(name)
-    for name in failing.failures.keys() & members.keys():
-        if failing.holds(name):
+    for name in snapshot.call_failures.keys() & members.keys():
+        if snapshot.call_failures[name].holds(now):
             failed[members[name].policy].add(name)
     rows = {
         one.name: (one, tuple(nodes[one.name]), claimed[one.name], failed[one.name], tuple(joining[one.name]))

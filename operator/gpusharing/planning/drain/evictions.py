@@ -84,12 +84,8 @@ def sent_lately(memories: Mapping[str, EvictionMemory], now: datetime) -> tuple[
     return tuple(moment for moment in times if moment is not None and now - PACE < moment)
 
 
-def ref(pdb: PdbView) -> str:
-    return f"{pdb.namespace}/{pdb.name}"
-
-
 def selecting(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
-    return tuple(sorted((pdb for pdb in pdbs if _selects(pdb, pod)), key=ref))
+    return tuple(sorted((pdb for pdb in pdbs if _selects(pdb, pod)), key=lambda pdb: pdb.ref))
 
 
 def binding_budgets(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:

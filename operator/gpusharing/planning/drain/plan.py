@@ -7,8 +7,7 @@ from datetime import datetime, timedelta
 
 from gpusharing.api.policy import Drain
 from gpusharing.api.times import NEVER, to_rfc3339
-from gpusharing.planning.drain import evictions
-from gpusharing.planning.drain.evictions import MAX_EVICTIONS, PACE, QUIET_WAIT, is_seen
+from gpusharing.planning.drain.evictions import MAX_EVICTIONS, PACE, QUIET_WAIT, is_seen, never_allows
 from gpusharing.planning.drain.pods import NO_OPTIONS, by_ref, classify
 from gpusharing.planning.drain.standing import (
     STUCK_AFTER,
@@ -111,7 +110,8 @@ def force_moment(standing: Standing, pods: Standings, end: datetime | None) -> d
         return None
     moment = end - _lead(standing, pods.force_within)
     # A moment before the cordon: the drain is shorter than the policy says now, and no pod had been evicted yet.
-    return moment if pods.cordoned_at is None or moment > pods.cordoned_at else None
+    cordoned_at = pods.scope.cordoned_at
+    return moment if cordoned_at is None or moment > cordoned_at else None
 
 
 def _is_refused(standing: Standing, pods: Standings, now: datetime) -> bool:
@@ -144,7 +144,7 @@ def _is_stale(standing: Standing, pods: Standings, moment: datetime) -> bool:
 
 def _in_vain(pods: Standings, end: datetime, now: datetime) -> bool:
     """Whether some pod will stay on the node no matter which pods are deleted, so that the change will be given up."""
-    if pods.silent or pods.blocked:
+    if pods.scope.silent or pods.blocked:
         return True
     # Deleted now, a pod would still exist after its grace period. That is too late if the time to delete it was missed,
     # because no operator ran, the node was silent, or calls failed.
@@ -207,7 +207,7 @@ def preflight(pods: Standings, options: Drain, afterwards: Afterwards, now: date
     evicted = _to_evict(pods)
     lost = (standing.pod for standing in evicted) if options.stranded_pods == "Hold" else ()
     found = _find_blockers(pods, [standing for standing in evicted if not fits(standing, pods)], now)
-    return merge((*found, *explain_force(pods, []), *afterwards.find_stranded(pods.node, lost)))
+    return merge((*found, *explain_force(pods, []), *afterwards.find_stranded(pods.scope.node, lost)))
 
 
 def plan_drain(pods: Standings, now: datetime, end: datetime | None = None) -> DrainPlan:
@@ -253,9 +253,7 @@ def plan_drain(pods: Standings, now: datetime, end: datetime | None = None) -> D
 
 def budget_room(pods: Standings) -> Counter[str]:
     """Return how many pods a drain still has to evict under each PodDisruptionBudget (`namespace/name`)."""
-    return Counter(
-        evictions.ref(standing.budget) for standing in _to_evict(pods) if standing.budget is not None
-    )
+    return Counter(standing.budget.ref for standing in _to_evict(pods) if standing.budget is not None)
 
 
 def crowding(pods: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
@@ -267,11 +265,11 @@ def crowding(pods: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
         Blocker(
             Reason.PDB,
             tuple(standing.pod.ref for standing in guarded),
-            evictions.ref(budget),
+            budget.ref,
             "Nodes that are already being drained use up the disruptions that the budget allows",
         )
         for budget, guarded in _by_budget(_to_evict(pods))
-        if crowd.get(evictions.ref(budget), 0) >= max(1, budget.disruptions_allowed)
+        if crowd.get(budget.ref, 0) >= max(1, budget.disruptions_allowed)
     )
 
 
@@ -294,7 +292,7 @@ def _by_budget(remaining: Iterable[Standing]) -> Iterable[tuple[PdbView, list[St
     guarded: dict[str, tuple[PdbView, list[Standing]]] = {}
     for standing in remaining:
         if (budget := standing.budget) is not None:
-            guarded.setdefault(evictions.ref(budget), (budget, []))[1].append(standing)
+            guarded.setdefault(budget.ref, (budget, []))[1].append(standing)
     return guarded.values()
 
 
@@ -303,7 +301,7 @@ def _by_budget(remaining: Iterable[Standing]) -> Iterable[tuple[PdbView, list[St
 
 def _find_blockers(pods: Standings, guarded: Sequence[Standing], now: datetime) -> Iterator[Blocker]:
     yield from pods.blockers
-    if not pods.silent:
+    if not pods.scope.silent:
         for pod in (standing.pod for standing in pods.leaving):
             if (moment := stuck_from(pod)) is not None and now > moment:
                 finalizers = f"Finalizers: {', '.join(sorted(pod.finalizers))}" if pod.finalizers else ""
@@ -334,24 +332,21 @@ def _explain_budgets(guarded: Sequence[Standing]) -> Iterator[Blocker]:
     """
     for standing in guarded:
         if standing.conflicts:
-            names = ", ".join(map(evictions.ref, standing.budgets))
+            names = ", ".join(budget.ref for budget in standing.budgets)
             yield Blocker(Reason.PDB_CONFLICT, (standing.pod.ref,), names, _server_said([standing]))
     for budget, its in _by_budget(guarded):
         refused = [standing for standing in its if standing.answer is Reason.PDB]
         if shown := refused if budget.disruptions_allowed > 0 else its:
-            reason = Reason.PDB_NEVER_ALLOWS if evictions.never_allows(budget) else Reason.PDB
+            reason = Reason.PDB_NEVER_ALLOWS if never_allows(budget) else Reason.PDB
             state = (
                 f"The budget allows {counted(budget.disruptions_allowed, 'disruption')}: {budget.current_healthy} of"
                 f" {counted(budget.expected_pods, 'pod is', 'pods are')} healthy, and {budget.desired_healthy} must be"
             )
             message = f"{state}. {_server_said(refused)}".rstrip()
-            yield Blocker(
-                reason, tuple(standing.pod.ref for standing in shown), evictions.ref(budget), message
-            )
+            yield Blocker(reason, tuple(standing.pod.ref for standing in shown), budget.ref, message)
 
 
 def _explain_waits(pods: Standings, jobs: Iterable[Standing]) -> Iterator[Blocker]:
-    """Yield what a drain waits for although nothing is wrong: jobs (T11), and a server that is busy (E7)."""
     for standing in jobs:
         why = f": {standing.waits_for}" if standing.waits_for else ""
         if standing.ends == NEVER:
@@ -392,7 +387,7 @@ def _pick(pods: Standings, forced: Sequence[Standing], early: set[str], most: in
         if len(picked) >= most:
             break
         if (budget := standing.budget) is not None and standing.pod.uid not in early:
-            name = evictions.ref(budget)
+            name = budget.ref
             left = room.get(name, max(1, budget.disruptions_allowed))
             if left == 0:
                 continue
@@ -402,7 +397,6 @@ def _pick(pods: Standings, forced: Sequence[Standing], early: set[str], most: in
 
 
 def _next_wake(pods: Standings, sent: int, end: datetime | None, now: datetime) -> datetime | None:
-    """Return the first moment at which the passing of time alone may change the plan. `sent`: the requests of this pass."""
     moments = [stuck_from(standing.pod) for standing in pods.leaving]
     moments += [blocker.until for blocker in pods.blockers]
     for standing in pods.remaining:
@@ -450,7 +444,6 @@ def find_gang_blockers(work: NodeWork, options: Drain, now: datetime, scope: Sco
 def with_gangs(
     blockers: tuple[Blocker, ...], work: NodeWork, options: Drain, *, now: datetime, scope: Scope
 ) -> tuple[Blocker, ...]:
-    """Return the merged blockers of the node's own pods, worded by `name_gangs`, and of their gangs' members elsewhere."""
     if not work.gangs:
         return blockers
     return merge((*name_gangs(blockers, work), *find_gang_blockers(work, options, now, scope)))

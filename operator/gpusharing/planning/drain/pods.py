@@ -222,7 +222,6 @@ def holds_gpu(pod: PodView) -> bool:
 
 
 def has_finished(pod: PodView) -> bool:
-    """Whether the pod no longer holds a GPU although its object still exists (P11)."""
     return pod.phase in ("Succeeded", "Failed")
 
 
@@ -251,7 +250,6 @@ class Classified:
 
 
 def classify(pods: Iterable[PodView], options: Drain, scope: Scope) -> Classified:
-    """Sort the pods of a node by what the drain does with them."""
     pods = sorted(pods, key=by_ref)
     # KAI deletes the reservation of a GPU when the pods that share it are gone (G10).
     sharing = (pod for pod in pods if not is_reservation(pod) and not _is_ignored(pod, scope))

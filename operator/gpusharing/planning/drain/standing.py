@@ -5,12 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import TypeAlias
 
 from gpusharing.api.policy import Drain
 from gpusharing.api.times import NEVER
 from gpusharing.api.validation import parse_duration
-from gpusharing.planning.drain import evictions
-from gpusharing.planning.drain.evictions import forget_old, is_accepted, is_seen, sent_lately
+from gpusharing.planning.drain.evictions import binding_budgets, forget_old, is_accepted, is_seen, sent_lately
 from gpusharing.planning.drain.pods import Classified, Tier, classify, patience, tier_of
 from gpusharing.planning.snapshot.podviews import (
     EvictionMemory,
@@ -66,47 +66,34 @@ def everywhere(scope: Scope) -> Scope:
     return replace(scope, all_pods=True, cordoned_at=None)
 
 
-@value
-class GangWait:
-    """How long a drain waits for every pod of a gang."""
-
-    patience: timedelta | None
-    """How long after the cordon the drain waits, or None if it waits for as long as the member runs."""
-    member: PodView
-    """The member that is given the most time; in a tie, the first by name."""
-    text: str
-    """Why the drain waits for the other pods of the gang."""
-    spared: bool = False
-    """Whether some member must never be evicted before it ends. When its time is over, the change is given up."""
+GangWait: TypeAlias = tuple[timedelta | None, str, bool]
+"""How long after the cordon a drain waits for every pod of a gang (None: for as long as the member runs), why, and whether
+some member must never be evicted before it ends, so that the change is given up when its time is over."""
 
 
 def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gang, GangWait]:
     """Return, by gang, the wait for the member that is given the longest time to end by itself, if the drain waits for any."""
-    longest, wide = {}, everywhere(scope)
+    longest: dict[Gang, GangWait] = {}
+    wide = everywhere(scope)
     for view in work.gangs:
         members = _find_members(view, work, scope.node)
         waited = classify((member.pod for member in members), options, wide).waited
-        waits = [_wait_for(member, view, options) for member in members if member.pod.uid in waited]
+        waits = [(patience(one.pod, options), one) for one in members if one.pod.uid in waited]
         # The policy of a member's own node counts too, and may forbid to evict the member at last.
+        spared = False
         for member in members:
             if member.drain is not None and classify((member.pod,), member.drain, wide).waited:
-                spared = member.drain.jobs.on_timeout == "Abort"
-                waits.append(replace(_wait_for(member, view, member.drain), spared=spared))
+                spared = spared or member.drain.jobs.on_timeout == "Abort"
+                waits.append((patience(member.pod, member.drain), member))
         if waits:
             # Unlimited waits come first, then longer waits before shorter ones, then the member's name decides.
-            first = min(
-                waits,
-                key=lambda one: (one.patience is not None, -(one.patience or timedelta(0)), one.member.ref),
+            wait, first = min(
+                waits, key=lambda one: (one[0] is not None, -(one[0] or timedelta(0)), one[1].pod.ref)
             )
-            longest[view.gang] = replace(first, spared=any(wait.spared for wait in waits))
+            where = f" on {first.node}" if first.node else ""
+            may = f"whose member {first.pod.ref}{where} may still complete on its own"
+            longest[view.gang] = wait, f"evicting the pod would end {view.gang.ref}, {may}", spared
     return longest
-
-
-def _wait_for(member: GangMember, view: GangView, options: Drain) -> GangWait:
-    where = f" on {member.node}" if member.node else ""
-    may = f"whose member {member.pod.ref}{where} may still complete on its own"
-    text = f"evicting the pod would end {view.gang.ref}, {may}"
-    return GangWait(patience(member.pod, options), member.pod, text)
 
 
 def _find_members(view: GangView, work: NodeWork, node: str) -> list[GangMember]:
@@ -247,11 +234,8 @@ class Standings:
     """Why the pods could not be listed; nothing else is known then."""
     force_within: timedelta | None = None
     """The length of the drain if pods may be deleted by force at its end (T4), or None if none may be."""
-    cordoned_at: datetime | None = None
-    """When we cordoned the node, or None if we did not."""
-    silent: bool = False
-    """Whether the node is not Ready. No pod is evicted then, and it is unknown whether the leaving pods still run."""
-    node: str = ""
+    scope: Scope = Scope("")
+    """What the drain must empty. If the node is `silent`, no pod is evicted, and it is unknown whether the leaving pods still run."""
 
     @property
     def holders(self) -> int:
@@ -276,7 +260,7 @@ def find_standings(
     waits = find_gang_waits(work, options, scope)
 
     def stand(pod: PodView) -> Standing:
-        memory, budgets = memories.get(pod.uid), evictions.binding_budgets(pod, work.pdbs)
+        memory, budgets = memories.get(pod.uid), binding_budgets(pod, work.pdbs)
         seen = memory is None or is_seen(memory, work.listed_at)
         # A pod that the server no longer knew needs no eviction before a newer LIST shows it (E2, E3).
         gone = memory is not None and memory.reason is Reason.PODS_LEAVING and not seen
@@ -311,9 +295,7 @@ def find_standings(
         front=front,
         sent_at=sent_lately(memories, now),
         force_within=parse_duration(options.timeout) if forces else None,
-        cordoned_at=scope.cordoned_at,
-        silent=scope.silent,
-        node=scope.node,
+        scope=scope,
     )
 
 
@@ -330,12 +312,13 @@ def _wait(
 ) -> Standing:
     """Return the standing of a pod that, or whose gang, should end by itself (T9-T13); before the cordon the wait has no end."""
     wait, waits_for = patience(standing.pod, options), ""
-    if gang is not None and not (waited and gang.patience == wait):
-        wait, waits_for = gang.patience, gang.text
+    longest, why, gang_spared = gang or (wait, "", False)
+    if gang is not None and not (waited and longest == wait):
+        wait, waits_for = longest, why
     ends = None
     if scope.cordoned_at is not None:
         ends = NEVER if wait is None else scope.cordoned_at + wait
-    spared = options.jobs.on_timeout == "Abort" or (gang is not None and gang.spared)
+    spared = options.jobs.on_timeout == "Abort" or gang_spared
     waits = spared or ends is None or now < ends
     return replace(
         standing, waits=waits, ends=ends, spared=spared, due=standing.due and not waits, waits_for=waits_for

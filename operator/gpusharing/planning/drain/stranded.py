@@ -101,7 +101,6 @@ class FutureNode:
         return all(self.after.get(name, 0) >= count for name, count in _wanted(pod).items())
 
     def accepts(self, pod: PodView) -> bool:
-        """Whether the pod's devices, node selector and node affinity allow it on the node if no other pod were there."""
         terms = pod.node_terms or ((),)
         return (self.open and self.serves(pod)) and any(
             matches(labels, pod.node_selector, term) for labels in self.labels for term in terms

@@ -10,7 +10,6 @@ from itertools import islice
 
 from gpusharing.api.names import LABEL_MODE, LABEL_POLICY, LABEL_SKIP, Phase, is_skip
 from gpusharing.api.selectors import FIELD
-from gpusharing.planning.drain import evictions
 from gpusharing.planning.drain.plan import ending_gangs, preflight, with_gangs
 from gpusharing.planning.drain.pods import has_finished, scope_of
 from gpusharing.planning.drain.standing import describe_gang, find_standings
@@ -154,7 +153,7 @@ def find_previews(
             known[name] = before
         elif not verdict.blockers:
             missing.append(name)
-        if name in known and not verdict.blockers:  # looks.py has the pods of blocked nodes listed
+        if name in known and not verdict.blockers:  # memory.py has the pods of blocked nodes listed
             ours[name] = known[name].at
     poll = timedelta(seconds=snapshot.settings.poll)
     old = sorted((at, name) for name, at in ours.items() if at + AGAIN <= now)
@@ -195,7 +194,7 @@ def preview_of(
         policy.version,
         work.listed_at,
         tuple(sorted(one.pod.ref for one in leaving)),
-        tuple(sorted({evictions.ref(budget) for one in leaving for budget in one.budgets})),
+        tuple(sorted({budget.ref for one in leaving for budget in one.budgets})),
         tuple(describe_gang(view) for view in ending_gangs(work, scope) if not view.error),
         with_gangs(blockers, work, drain, now=work.listed_at, scope=scope),
     )

@@ -311,7 +311,7 @@ def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> An
     guests = {one.node: why for one in resets if (why := tell_guest_reset(_seen(one, snapshot), stack))}
     pending = f"a MIG mode change on {some(sorted(guests))} may stay pending"
     doubts = [found for found in (force, doubt) if found is not None]
-    untaintable = stack.dra.taints.error if stack.by_dra else ""
+    untaintable = stack.dra.taint_error if stack.by_dra else ""
     taints = f"dra.deviceTaints is on, but nodes are cordoned while they change, because {untaintable}"
     resources = {name for verdict in pool.verdicts for name in plan.targets.get(verdict.node, ())}
     classes = find_doubtful(stack.dra.classes, resources) if stack.by_dra and stack.dra.classes else {}

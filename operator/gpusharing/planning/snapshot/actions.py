@@ -12,7 +12,6 @@ from gpusharing.planning.snapshot.nvidia import (
     MpsDaemonView,
     MpsRepairs,
     TaintRuleView,
-    WantedClass,
 )
 from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fence, Verified
 from gpusharing.planning.snapshot.views import NodeView
@@ -85,8 +84,8 @@ class RepairMps:
 class WriteClasses:
     """Create, correct and remove DeviceClasses of ours, one call each. No change begins to a layout whose classes are missing."""
 
-    create: tuple[WantedClass, ...] = ()
-    correct: tuple[tuple[WantedClass, DeviceClassView], ...] = ()
+    create: tuple[DeviceClassView, ...] = ()
+    correct: tuple[tuple[DeviceClassView, DeviceClassView], ...] = ()
     """Classes of ours that somebody has changed, with what they are now."""
     remove: tuple[DeviceClassView, ...] = ()
 

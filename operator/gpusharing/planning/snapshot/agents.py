@@ -1,8 +1,7 @@
 """Explains why no agent runs on a node: the agent's pods are refused, never start, or exit at once. The message stays the same as long as the cause does."""
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import field
+from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import datetime
 
 from gpusharing.planning.vocabulary.findings import Finding
@@ -22,6 +21,8 @@ _CHANGING = (
     (re.compile(r"\b[0-9a-f]{64}\b"), "..."),
 )
 """Patterns for the parts of a message that differ from one attempt to the next or carry no information."""
+ALL_OTHERS = ""
+"""The key in `find_troubles` for every node that has no key of its own."""
 
 
 @value
@@ -63,36 +64,24 @@ class AgentWarning:
     """When an event about a pod was first seen, or one about the DaemonSet last. None if that cannot be read."""
 
 
-@value
-class AgentTroubles:
-    """Why some nodes run no agent, as far as the cause is known."""
-
-    pods: Mapping[str, Finding | None] = field(default_factory=dict)
-    """By the name of each node whose agent pod is not Ready: why it does not start, or None if it may just be starting."""
-    refused: Finding | None = None
-    """Why the API server refuses further pods of the DaemonSet, or None if it does not."""
-
-    def of(self, node: str) -> Finding | None:
-        """Return why no Ready agent runs on `node`. None if the cause is unknown, or if the pod may just be starting."""
-        return self.pods.get(node, self.refused)
-
-
 def find_troubles(
     pods: Collection[AgentPod], warnings: Iterable[AgentWarning | None], arch: Callable[[str], str]
-) -> AgentTroubles:
-    """Return why agents do not run. `warnings` are the events about the pods and their DaemonSet; `arch` returns a node's architecture, or an empty string."""
+) -> dict[str, Finding | None]:
+    """Return why agents do not run, as far as the cause is known, by the name of each node with an agent pod that is not Ready.
+
+    None means that the pod may just be starting. The key ALL_OTHERS tells why the API server refuses further pods of the
+    DaemonSet, or has None. `warnings` are the events about the pods and their DaemonSet; `arch` returns a node's architecture, or an empty string.
+    """
     unready = [pod for pod in pods if not pod.ready and pod.node and not pod.deleting]
     about: dict[str, list[AgentWarning]] = {}
     for event in warnings:
         if event is not None:
             about.setdefault(event.pod, []).append(event)
     if not unready and not about:
-        return AgentTroubles()
+        return {}
     unready.sort(key=lambda pod: pod.name)
-    return AgentTroubles(
-        {pod.node: _explain_pod(pod, about.get(pod.name, []), arch(pod.node)) for pod in unready},
-        _explain_refusal(pods, about.get("", [])),
-    )
+    found = {pod.node: _explain_pod(pod, about.get(pod.name, []), arch(pod.node)) for pod in unready}
+    return {**found, ALL_OTHERS: _explain_refusal(pods, about.get("", []))}
 
 
 def _explain_pod(pod: AgentPod, warnings: list[AgentWarning], arch: str) -> Finding | None:

@@ -17,20 +17,20 @@ DRA_DRIVER = "gpu.nvidia.com"
 
 
 @value
-class DraDriverView:
-    """The DaemonSet of NVIDIA's DRA driver, whose pods are the kubelet plugins."""
+class DaemonSetState:
+    """The DaemonSet of NVIDIA's DRA driver, whose pods are the kubelet plugins, or of Node Feature Discovery's worker, whose labels alone show that a node has a GPU."""
 
     name: str
     release: str = ""
     """Name of its Helm release. Empty if it is unknown."""
-    serves_gpus: bool = True
-    """Whether it serves GPUs (value resources.gpus.enabled of its chart), and not only compute domains."""
-    gates: frozenset[str] = frozenset()
-    """The feature gates that are switched on in the container that serves GPUs."""
     tolerates_gate: bool = True
     """Whether its pods tolerate the start-up taint."""
     tolerations: str = "[]"
     """The tolerations of its pods as JSON."""
+    serves_gpus: bool = True
+    """Whether the driver serves GPUs (value resources.gpus.enabled of its chart), and not only compute domains."""
+    gates: frozenset[str] = frozenset()
+    """The feature gates that are switched on in the driver's container that serves GPUs."""
 
 
 def key_of(uuids: Iterable[str]) -> str:
@@ -65,10 +65,11 @@ class NodeDevices:
 
 @value
 class DeviceClassView:
-    """A DeviceClass in the cluster."""
+    """A DeviceClass in the cluster, or one of ours as it should be."""
 
     name: str
     uid: str
+    """Empty, as is `version`, for a class as it should be."""
     version: str
     """The resourceVersion at which it was read."""
     ours: bool
@@ -78,17 +79,6 @@ class DeviceClassView:
     """The CEL expressions that a device must satisfy."""
     plain: bool = True
     """Whether its spec has nothing besides these two."""
-
-
-@value
-class WantedClass:
-    """A DeviceClass of ours as it should be."""
-
-    name: str
-    resource: str
-    """The extended resource by which pods request the profile."""
-    selector: str
-    """The CEL expression that selects the MIG devices of the profile."""
 
 
 RULE_PREFIX = "gpusharing-node-"
@@ -113,23 +103,10 @@ class TaintRuleView:
 
 
 @value
-class TaintProof:
-    """Whether nodes may be fenced by DeviceTaintRules (docs/adr/0079-a-device-taint-rule-for-a-cordon.md)."""
-
-    works: bool = False
-    """Whether the scheduler was shown to obey DeviceTaintRules, and no write of one fails."""
-    error: str = ""
-    """Why nodes are cordoned although the setting `device_taints` is on. Empty if the setting is off, if rules work, or if the scheduler has not been tested yet."""
-
-
-UNTESTED = TaintProof()
-
-
-@value
 class DraView:
     """NVIDIA's DRA stack. The ResourceSlices are read only if there is a GPUCluster or a DRA driver that serves GPUs."""
 
-    driver: DraDriverView | None = None
+    driver: DaemonSetState | None = None
     """The DRA driver in the namespace of NVIDIA's components. None if there is none."""
     mig_manager: str = ""
     """Name of the DaemonSet of a mig-manager that runs without the GPU Operator, in the same namespace. Empty if there is none."""
@@ -147,7 +124,10 @@ class DraView:
     """All DeviceClasses by name, or None if they were not read."""
     class_error: str = ""
     """Why the last write of our DeviceClasses failed. Empty if it did not."""
-    taints: TaintProof = UNTESTED
+    taints_work: bool = False
+    """Whether nodes may be fenced by DeviceTaintRules: the scheduler was shown to obey them, and no write of one fails (docs/adr/0079-a-device-taint-rule-for-a-cordon.md)."""
+    taint_error: str = ""
+    """Why nodes are cordoned although the setting `device_taints` is on. Empty if the setting is off, if rules work, or if the scheduler has not been tested yet."""
     rule_error: str = ""
     """Why our DeviceTaintRules cannot be read or written. Empty if they can, or if none was tried."""
 
@@ -198,7 +178,7 @@ class MpsDaemonView:
 
 @value
 class MpsRepairs:
-    """The repairs of the MPS DaemonSet that the operator has counted (`planning/stack/mpsrepair.py`)."""
+    """The repairs of the MPS DaemonSet that the operator has counted (`planning/stack/mps.py`)."""
 
     count: int = 0
     """How many repairs were begun under this version of the device plugin."""
@@ -259,21 +239,8 @@ class ClusterPolicyView:
 
 
 @value
-class FinderState:
-    """A DaemonSet of Node Feature Discovery's worker. Only the worker's labels show that a node has a GPU."""
-
-    name: str
-    release: str
-    """Name of its Helm release. Empty if it is unknown."""
-    tolerates_gate: bool
-    """Whether its pods may run behind the start-up taint."""
-    tolerations: str
-    """The tolerations of its pods as JSON."""
-
-
-@value
 class StartChange:
-    """A node whose GPUs mig-manager would change, or may change, at its start (`planning/stack/migstart.py`)."""
+    """A node whose GPUs mig-manager would change, or may change, at its start (`planning/stack/mig.py`)."""
 
     node: str
     why: str
@@ -307,7 +274,7 @@ class StackView:
     unresolved_mig: Mapping[str, str] = field(default_factory=dict)
     """By Node: the mig-parted configuration that it names but `mig_file` does not give it (`pointers.find_unresolved`). Collected while ClusterPolicy does not name our ConfigMap."""
     start_changes: tuple[StartChange, ...] = ()
-    """The nodes whose GPUs mig-manager would or may change at its start (`migstart.find_start_changes`). Collected only while something that we write or print would start or restart mig-manager."""
+    """The nodes whose GPUs mig-manager would or may change at its start (`mig.find_start_changes`). Collected only while something that we write or print would start or restart mig-manager."""
     strategy_users: Mapping[str, str] = field(default_factory=dict)
     """By node: the MIG devices that it would lose without ClusterPolicy's mig.strategy. Collected while a policy wants another strategy."""
     missing_maps: tuple[str, ...] = ()
@@ -329,8 +296,8 @@ class StackView:
     foreign_map: str = ""
     """Name of a ConfigMap with entries that has the name of one of ours but was created by somebody else. Empty if there is none."""
     twins: str = ""
-    """A message with the remedy if two DaemonSets of NVIDIA's namespace run device plugins, or two run mig-manager, on the same nodes (`planning/stack/rivals.py`). Empty if that is not certain of any two."""
-    finders: tuple[FinderState, ...] = ()
+    """A message with the remedy if two DaemonSets of NVIDIA's namespace run device plugins, or two run mig-manager, on the same nodes (`planning/stack/plugins.py`). Empty if that is not certain of any two."""
+    finders: tuple[DaemonSetState, ...] = ()
     """The DaemonSets of Node Feature Discovery's worker in the namespace of NVIDIA's components; the operator may read no other."""
     intolerant_agents: str = ""
     """Namespace of the agent's pods, if the existing ones do not tolerate the start-up taint, else empty."""

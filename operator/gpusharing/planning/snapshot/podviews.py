@@ -145,6 +145,10 @@ class PdbView:
     current_healthy: int = 0
     always_allow_unhealthy: bool = False
 
+    @property
+    def ref(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
 
 @value
 class Scope:

@@ -46,7 +46,7 @@ class SpecVersion:
 
     uid: str
     revision: str
-    """Revision of the policy (`snapshot/records.py`), or empty if the record is about no revision in particular."""
+    """Revision of the policy (`find_revision`), or empty if the record is about no revision in particular."""
 
 
 UNRECORDED = SpecVersion("", "")

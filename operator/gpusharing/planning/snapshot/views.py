@@ -17,7 +17,6 @@ from gpusharing.api.validation import Problem
 from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.gpus.health import HEALTHY, DriverVersions, Vitals, diagnose
-from gpusharing.planning.snapshot.agents import AgentTroubles
 from gpusharing.planning.snapshot.memory import CallFailure, PassMemory
 from gpusharing.planning.snapshot.nvidia import NodeDevices, Operand, Program, StackView, TaintRuleView
 from gpusharing.planning.snapshot.podviews import NodeWork
@@ -155,7 +154,6 @@ class Hardware:
     @staticmethod
     @lru_cache(maxsize=1024)
     def of(gpus: tuple[GpuView, ...]) -> "Hardware":
-        """Return the Hardware for these GPUs; the same object for equal GPUs while it is cached."""
         return Hardware(gpus)
 
     @cached_property
@@ -176,7 +174,6 @@ class Hardware:
 
     @cached_property
     def health(self) -> Finding:
-        """The gravest problem that NVML reports for any GPU, or NO_TROUBLE."""
         return diagnose([(gpu.index, gpu.vitals) for gpu in self.gpus])
 
     @cached_property
@@ -204,7 +201,7 @@ class ObservedView:
     driver_version: str = ""
     """Empty if it is unknown."""
     devices_key: str = ""
-    """The result of `draviews.key_of` for the MIG devices and the GPUs with MIG off. Empty if it is unknown."""
+    """The result of `nvidia.key_of` for the MIG devices and the GPUs with MIG off. Empty if it is unknown."""
     hardware: Hardware = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -368,8 +365,8 @@ class ClusterSnapshot:
     """The pods of those nodes whose pods were listed."""
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
     """The recorded failures by UID of the Node, whether or not the Node still exists."""
-    agent_troubles: AgentTroubles = field(default_factory=AgentTroubles)
-    """Why no agent is Ready on the nodes that are not in `agents`."""
+    agent_troubles: Mapping[str, Finding | None] = field(default_factory=dict)
+    """Why no agent is Ready on the nodes that are not in `agents` (`find_troubles`)."""
     mig_failures: Mapping[str, str] = field(default_factory=dict)
     """Why mig-manager failed during a change of ours, according to its log."""
     pending: Mapping[str, int] = field(default_factory=dict)

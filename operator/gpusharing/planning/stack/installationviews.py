@@ -13,8 +13,8 @@ from gpusharing.planning.snapshot.nvidia import (
     NO_DRA,
     TAINT_TEST,
     ClusterPolicyView,
+    DaemonSetState,
     DraView,
-    FinderState,
     PlainStackView,
     StackView,
 )
@@ -212,7 +212,7 @@ class InstallationView:
     """The pod that leads, or the machine outside of the cluster whose process does, as in `make run`. Empty if no process leads. None if the Lease was not read: it could not be, or all pods are Ready, or none is and there should be some."""
     operator_pods: tuple[PodState, ...] = ()
     cluster_policies: tuple[ClusterPolicyView, ...] = ()
-    finders: tuple[FinderState, ...] = ()
+    finders: tuple[DaemonSetState, ...] = ()
     """Workers of Node Feature Discovery in the GPU Operator's namespace."""
     nodes: tuple[NodeView, ...] = ()
     kubelets: Mapping[str, str] = field(default_factory=dict)

@@ -9,8 +9,7 @@ from gpusharing.api.names import Mode
 from gpusharing.planning.snapshot.nvidia import (
     MIG_MANAGER_SWITCH,
     ClusterPolicyView,
-    DraDriverView,
-    FinderState,
+    DaemonSetState,
     StackView,
     StartChange,
 )
@@ -238,7 +237,7 @@ def find_untolerated(policy: ClusterPolicyView, namespace: str) -> tuple[str, st
     )
 
 
-def find_untolerated_driver(driver: DraDriverView | None, namespace: str) -> tuple[str, str] | None:
+def find_untolerated_driver(driver: DaemonSetState | None, namespace: str) -> tuple[str, str] | None:
     if driver is None or driver.tolerates_gate or not driver.serves_gpus:
         return None
     return (
@@ -259,7 +258,7 @@ def find_untolerated_agents(stack: StackView) -> tuple[str, str] | None:
 
 
 def find_untolerated_finder(
-    finders: Iterable[FinderState], namespace: str, *, plain: bool
+    finders: Iterable[DaemonSetState], namespace: str, *, plain: bool
 ) -> tuple[str, str] | None:
     """Return how to correct the first worker of Node Feature Discovery, without which GPU Feature Discovery sets no labels.
 

@@ -112,8 +112,8 @@ def _begin(
     case: NodeCase, assessed: Assessed, goal: Target, idle: ObservedView | None, *, again: bool = False
 ) -> Verdict:
     """Pass the point of no return with one PATCH. `idle` is the reading that proved the node idle; without it, nothing is written that could change a GPU."""
-    node, fence, policy = case.node, case.fence, assessed.policy
-    writing = case.actuator.write(case, fence, goal, idle, again)
+    node, policy = case.node, assessed.policy
+    fence, labels = case.actuator.write(case, case.fence, goal, idle, again)
     if assessed.two_steps:
         step, steps = 1, 2
     elif again:
@@ -136,9 +136,6 @@ def _begin(
         to_layout=goal.text,
         target_mig_config=goal.mig_config,
         target_plugin_config=goal.plugin_key,
-        gfd_timestamp=writing.gfd_timestamp,
-        restart_uid=writing.restart_uid,
-        daemon_uid=writing.daemon_uid,
         retry=node.retry,
         proven=None,
         owed="",
@@ -151,8 +148,8 @@ def _begin(
         Phase.RECONFIGURING,
         Reason.ACTUATION_IN_PROGRESS,
         f"changing to {goal.text}",
-        Actuate(node, begun, writing.labels),
-        wants_pods=bool(writing.restart_uid or writing.daemon_uid) or fence.disruption.cordons,
+        Actuate(node, begun, labels),
+        wants_pods=bool(fence.restart_uid or fence.daemon_uid) or fence.disruption.cordons,
     )
 
 

@@ -3,7 +3,7 @@
     Reconfiguring ── state success, operands back ──► Verifying ── all sources agree ──► Uncordoning (one PATCH)
         │  stuck: another run, at most twice
         └── failed, time-out ──► Failed: stays cordoned, keeps its slot; a retry or another target repairs it, or
-                                 onFailure Rollback restores what was proven last (wayback.py)
+                                 onFailure Rollback restores what was proven last (actuation.py)
 
 After the PNR safety comes first: the node stays fenced until a good layout is proven, even if somebody lifts the
 cordon. A result counts more than the deadline: a Failed node that is proven after all is returned to service.
@@ -60,7 +60,6 @@ def after_pnr(case: NodeCase) -> Verdict:
 
 
 def _in_time(case: NodeCase, verdict: Verdict) -> Verdict:
-    """Apply the deadline of the change to a verdict that neither is Failed nor goes on."""
     deadline = change_deadline(case)
     verdict = replace(verdict, deadline=deadline)
     steps = Actuate | Release | RestartOperand | UpdateFence
@@ -212,7 +211,7 @@ def _verify(case: NodeCase, aim: Target, assessed: Assessed) -> Verdict:
 
 
 def _release(case: NodeCase, target: Target, policy: PolicyView) -> Verdict:
-    """Release a proven node with one PATCH. While somebody else works on it and the cordon is ours alone, its fence stays (yielding.py)."""
+    """Release a proven node with one PATCH. While somebody else works on it and the cordon is ours alone, its fence stays (`aside_fence`)."""
     fence, node = case.fence, case.node
     labels, annotations = unmarked(fence, node)
     labels[names.LABEL_POLICY] = policy.name

@@ -21,7 +21,6 @@ PROOF = 120.0
 
 
 def actuation_limit(spec: GPUSharingPolicySpec) -> timedelta:
-    """Return the time from the point of no return until the node counts as Failed."""
     timeouts = spec.rollout.timeouts
     return parse_duration(timeouts.actuation) + parse_duration(timeouts.verification)
 

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -12,8 +11,9 @@ from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import Drain
 from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Release, RestartOperand, UpdateFence
-from gpusharing.planning.snapshot.memo import Column
-from gpusharing.planning.snapshot.memory import CLAIMS, LONGEST_WAIT, POLICIES, CallFailure, policy_subject
+from gpusharing.planning.snapshot.agents import ALL_OTHERS
+from gpusharing.planning.snapshot.memo import Column, Memo
+from gpusharing.planning.snapshot.memory import CLAIMS, LONGEST_WAIT, CallFailure, policy_subject
 from gpusharing.planning.snapshot.nvidia import Program
 from gpusharing.planning.snapshot.podviews import GangView
 from gpusharing.planning.snapshot.records import Claim, Fence
@@ -105,60 +105,6 @@ def is_unavailable(node: NodeView) -> bool:
     return not node.ready or node.unschedulable or node.deleting or is_begun(node)
 
 
-class Cases:
-    """What the cases of all nodes are made from. Each attribute is a mapping or a set with an entry per node, or one value for all, so that the memo can compare it with the last pass."""
-
-    def __init__(
-        self,
-        snapshot: ClusterSnapshot,
-        owners: Mapping[str, str],
-        terms: Mapping[str, PolicyTargets],
-        followed: Mapping[str, PolicyTargets | None],
-    ) -> None:
-        self.nodes, self.gpunodes, self.work = snapshot.nodes, snapshot.gpunodes, snapshot.work
-        self.agents, troubles = snapshot.agents, snapshot.agent_troubles
-        self.troubles = {name: troubles.of(name) for name in followed.keys() - snapshot.agents}
-        self.mig_failures, self.claimed = snapshot.mig_failures, snapshot.claims.keys()
-        self.drifting, self.at_work = snapshot.memory.drifting_since, snapshot.at_work_since
-        self.stack, self.settings, self.old_views = snapshot.stack, snapshot.settings, snapshot.old_views
-        self.owned = {name: terms.get(owners[name]) for name in followed}
-        self.followed = followed
-        self.actuator = find_actuator(snapshot.stack)
-        self.operands = tuple(snapshot.operands.get(program, {}) for program in Program)
-        rows = [one for one in vars(self).values() if isinstance(one, Mapping | AbstractSet)]
-        self.shared = [
-            one for one in vars(self).values() if not isinstance(one, Mapping | AbstractSet | tuple)
-        ]
-        self.columns: list[Column] = [*rows, *self.operands]
-
-    def find(self, name: str, now: datetime) -> tuple[NodeCase, PolicyTargets | None]:
-        """Return the arguments of `judge_case` for a node in `followed`; the terms are None if no policy drives it."""
-        owner = self.owned[name]
-        case = NodeCase(
-            node=self.nodes[name],
-            gpunode=self.gpunodes.get(name),
-            owner=owner.policy if owner is not None else None,
-            work=self.work.get(name),
-            agent_ready=name in self.agents,
-            agent_trouble=self.troubles.get(name),
-            operands={
-                program: pods[name]
-                for program, pods in zip(Program, self.operands, strict=True)
-                if name in pods
-            },
-            mig_failure=self.mig_failures.get(name, ""),
-            claimed=name in self.claimed,
-            drifting_since=self.drifting.get(name),
-            at_work_since=self.at_work.get(name),
-            actuator=self.actuator,
-            stack=self.stack,
-            settings=self.settings,
-            now=now,
-            old_views=self.old_views,
-        )
-        return case, self.followed[name]
-
-
 def compare(case: NodeCase, terms: PolicyTargets | None) -> NodeCase:
     """Return the case with its assessment. Pods that were listed for a smaller change than the present reboot are dropped."""
     if terms is not None:
@@ -184,6 +130,63 @@ def keeps_verdict(member: Member | None) -> bool:
     if member is None:
         return True
     return not is_begun(member.node) and member.verdict.wake is None and not member.verdict.actions
+
+
+def judge_nodes(
+    snapshot: ClusterSnapshot,
+    owners: Mapping[str, str],
+    terms: Mapping[str, PolicyTargets],
+    followed: Mapping[str, PolicyTargets | None],
+    now: datetime,
+    memo: Memo,
+    failed: dict[str, Exception],
+) -> dict[str, Member | None]:
+    """Return the answer of `judge_case` for each node in `followed`; only those about which something has changed are judged again."""
+    stack, settings, old_views = snapshot.stack, snapshot.settings, snapshot.old_views
+    others = snapshot.agent_troubles.get(ALL_OTHERS)
+    troubles = {name: snapshot.agent_troubles.get(name, others) for name in followed.keys() - snapshot.agents}
+    owned = {name: terms.get(owners[name]) for name in followed}
+    claimed, drifting, at_work = (
+        snapshot.claims.keys(),
+        snapshot.memory.drifting_since,
+        snapshot.at_work_since,
+    )
+    actuator = find_actuator(stack)
+    pods = {program: snapshot.operands.get(program, {}) for program in Program}
+
+    def judge_one(name: str) -> Member | None:
+        owner = owned[name]
+        case = NodeCase(
+            node=snapshot.nodes[name],
+            gpunode=snapshot.gpunodes.get(name),
+            owner=owner.policy if owner is not None else None,
+            work=snapshot.work.get(name),
+            agent_ready=name in snapshot.agents,
+            agent_trouble=troubles.get(name),
+            operands={program: by_node[name] for program, by_node in pods.items() if name in by_node},
+            mig_failure=snapshot.mig_failures.get(name, ""),
+            claimed=name in claimed,
+            drifting_since=drifting.get(name),
+            at_work_since=at_work.get(name),
+            actuator=actuator,
+            stack=stack,
+            settings=settings,
+            now=now,
+            old_views=old_views,
+        )
+        return judge_case(case, followed[name])
+
+    nodes = snapshot.nodes, snapshot.gpunodes, snapshot.work, snapshot.agents, snapshot.mig_failures
+    columns: list[Column] = [*nodes, troubles, owned, claimed, drifting, at_work, followed, *pods.values()]
+    return memo.table(
+        judge_one,
+        followed,
+        columns=columns,
+        shared=[stack, settings, old_views, actuator],
+        key=judge_case,
+        lasts=keeps_verdict,
+        failed=failed,
+    )
 
 
 def find_models(gpunodes: Iterable[GPUNodeView | None]) -> dict[str, GpuView]:
@@ -229,7 +232,6 @@ def find_fault(error: Exception) -> Finding:
 
 
 def not_judged(node: NodeView, policy: str, error: Exception) -> Verdict:
-    """Return the Blocked verdict for a node whose judgment raised an error; its fence and cordon stay."""
     fence, why = node.fence, find_fault(error)
     return Verdict(
         node=node.name,
@@ -384,72 +386,67 @@ def _record_failure(verdict: Verdict, node: NodeView, now: datetime) -> Verdict:
     return verdict.then(UpdateFence(node, replace(fence, failed=now)), *actions)
 
 
-@value(eq=False)
-class Failing:
-    """The nodes whose calls fail, in one pass."""
+def find_uncertain_claims(
+    snapshot: ClusterSnapshot, members: Mapping[str, Member], now: datetime
+) -> dict[str, Claim]:
+    """Return the claims of nodes whose fence may exist although the call that wrote it failed."""
+    failures, claims = snapshot.call_failures, snapshot.claims
+    return {
+        node: claims[node]
+        for node in sorted(failures.keys() & members.keys() & claims.keys())
+        if members[node].verdict.candidate and failures[node].holds(now) and not failures[node].lasts
+    }
 
-    failures: Mapping[str, CallFailure]
-    """By node, or by a write without which no node, or no node of one policy, can be fenced."""
-    uncertain_claims: dict[str, Claim]
-    """The claims of nodes whose fence may exist although the call that wrote it failed."""
-    now: datetime
 
-    @staticmethod
-    def of(snapshot: ClusterSnapshot, members: Mapping[str, Member], now: datetime) -> "Failing":
-        failures, claims = snapshot.call_failures, snapshot.claims
-        claims_kept = {
-            node: claims[node]
-            for node in sorted(failures.keys() & members.keys() & claims.keys())
-            if members[node].verdict.candidate and failures[node].holds(now) and not failures[node].lasts
-        }
-        return Failing(failures, claims_kept, now)
+def find_late(
+    failures: Mapping[str, CallFailure], members: dict[str, Member], now: datetime
+) -> dict[str, Member]:
+    """Return all members, with new verdicts for nodes that a failing call has made late or stuck: the pools must know before they choose."""
+    late = {}
+    for node, failure in failures.items():
+        if (member := members.get(node)) is None or member.verdict.phase is Phase.FAILED:
+            continue
+        verdict = show_failure(member.verdict, failure, now, member.node.fence)
+        if verdict.phase is Phase.FAILED:
+            late[node] = replace(member, verdict=_record_failure(verdict, member.node, now))
+        elif verdict.phase.in_flight and failure.stuck:
+            late[node] = replace(member, verdict=verdict)
+    return {**members, **late} if late else members
 
-    def holds(self, node: str) -> bool:
-        failure = self.failures.get(node)
-        return failure is not None and failure.holds(self.now)
 
-    def find_late(self, members: dict[str, Member]) -> dict[str, Member]:
-        """Return all members, with new verdicts for nodes that a failing call has made late or stuck: the pools must know before they choose."""
-        late = {}
-        for node, failure in self.failures.items():
-            if (member := members.get(node)) is None or member.verdict.phase is Phase.FAILED:
-                continue
-            verdict = show_failure(member.verdict, failure, self.now, member.node.fence)
-            if verdict.phase is Phase.FAILED:
-                late[node] = replace(member, verdict=_record_failure(verdict, member.node, self.now))
-            elif verdict.phase.in_flight and failure.stuck:
-                late[node] = replace(member, verdict=verdict)
-        return {**members, **late} if late else members
+def keep_back(
+    verdicts: Mapping[str, Verdict], why: str, failure: CallFailure | None, now: datetime
+) -> dict[str, Verdict]:
+    """Return the verdicts with Pending ones for all nodes that would start; `why` begins their message, and `failure` is that of the policies."""
+    changed = dict(verdicts)
+    for node, verdict in verdicts.items():
+        if not verdict.starts:
+            continue
+        changed[node] = waits = replace(
+            verdict,
+            phase=Phase.PENDING,
+            reason=Reason.PROGRESSING,
+            message=f"{why}; until this is resolved, no node starts its change",
+            actions=(),
+            deadline=None,
+            wake=now + timedelta(seconds=LONGEST_WAIT),
+        )
+        if failure is not None and failure.lasts:
+            blockers = (*verdict.blockers, Blocker(Reason.CALL_FAILED, message=failure.message))
+            changed[node] = replace(waits, reason=Reason.CALL_FAILED, blockers=blockers)
+    return changed
 
-    def keep_back(self, verdicts: Mapping[str, Verdict], why: str) -> dict[str, Verdict]:
-        """Return the verdicts with Pending ones for all nodes that would start; `why` begins their message."""
-        failure = self.failures.get(POLICIES)
-        changed = dict(verdicts)
-        for node, verdict in verdicts.items():
-            if not verdict.starts:
-                continue
-            changed[node] = waits = replace(
-                verdict,
-                phase=Phase.PENDING,
-                reason=Reason.PROGRESSING,
-                message=f"{why}; until this is resolved, no node starts its change",
-                actions=(),
-                deadline=None,
-                wake=self.now + timedelta(seconds=LONGEST_WAIT),
-            )
-            if failure is not None and failure.lasts:
-                blocker = Blocker(Reason.CALL_FAILED, message=failure.message)
-                blockers = (*verdict.blockers, blocker)
-                changed[node] = replace(waits, reason=Reason.CALL_FAILED, blockers=blockers)
-        return changed
 
-    def show(self, verdicts: dict[str, Verdict]) -> None:
-        """Add the failures to the verdicts of their nodes, in place. A write that keeps every fence from being written counts for each node that would start."""
-        for node, failure in self.failures.items():
-            if (verdict := verdicts.get(node)) is not None:
-                verdicts[node] = show_failure(verdict, failure, self.now)
-        if self.failures.keys() - verdicts.keys():
-            for node, verdict in verdicts.items():
-                common = self.failures.get(CLAIMS) or self.failures.get(policy_subject(verdict.policy))
-                if verdict.starts and common is not None:
-                    verdicts[node] = show_failure(verdict, common, self.now)
+def show_failures(
+    failures: Mapping[str, CallFailure], verdicts: Mapping[str, Verdict], now: datetime
+) -> dict[str, Verdict]:
+    """Return the verdicts with the failures in those of their nodes. A write that keeps every fence from being written counts for each node that would start."""
+    shown = dict(verdicts)
+    for node in failures.keys() & verdicts.keys():
+        shown[node] = show_failure(verdicts[node], failures[node], now)
+    if failures.keys() - verdicts.keys():
+        for node, verdict in shown.items():
+            common = failures.get(CLAIMS) or failures.get(policy_subject(verdict.policy))
+            if verdict.starts and common is not None:
+                shown[node] = show_failure(verdict, common, now)
+    return shown

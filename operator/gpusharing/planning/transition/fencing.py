@@ -72,7 +72,7 @@ def may_taint(case: NodeCase) -> bool:
     """Whether a DeviceTaintRule may fence the node for a change that drains it. Pods that were not listed do not count."""
     pods = case.work.pods if case.work is not None else ()
     evaded = any(pod.evades_rules and pod.dra != "none" for pod in pods)
-    return case.stack.by_dra and case.stack.dra.taints.works and not evaded and not _needs_cordon(case)
+    return case.stack.by_dra and case.stack.dra.taints_work and not evaded and not _needs_cordon(case)
 
 
 def cordon_instead(case: NodeCase, phase: Phase, why: str) -> Verdict:

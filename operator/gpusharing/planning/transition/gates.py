@@ -52,7 +52,6 @@ PATIENCE = 5
 
 
 def find_gate(case: NodeCase, assessed: Assessed) -> Finding | None:
-    """Return why no change may begin on the node, or None if one may."""
     return first_closed(start_gates(case, assessed))
 
 

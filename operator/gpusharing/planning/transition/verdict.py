@@ -69,7 +69,6 @@ class Verdict:
         return any(isinstance(action, FenceNode) for action in self.actions)
 
     def then(self, *actions: Action) -> "Verdict":
-        """Return a copy with these actions in place of its own."""
         return replace(self, actions=actions)
 
 
@@ -126,7 +125,6 @@ class NodeCase(ActuatorCase):
         return self.node.fence
 
     def no_agent(self, consequence: str) -> Finding:
-        """Return the Finding that no agent is Ready; `consequence` is used if the cause is unknown."""
         if (trouble := self.agent_trouble) is not None:
             return Finding(trouble.reason, f"no agent runs on {self.node.name}: {trouble.message}")
         return Finding(Reason.AGENT_NOT_READY, f"no Ready agent pod runs on {self.node.name}{consequence}")
@@ -143,7 +141,6 @@ class NodeCase(ActuatorCase):
 
     @property
     def disruption(self) -> DisruptionClass:
-        """What the change disturbs: the worse of the fence's class and that of the present target."""
         fence, assessed = self.node.fence, self.assessed
         now = assessed.disruption if assessed is not None else DisruptionClass.NONE
         return max(fence.disruption, now, key=lambda disruption: disruption.severity) if fence else now
@@ -154,7 +151,6 @@ class NodeCase(ActuatorCase):
 
     @property
     def gangs(self) -> tuple[GangView, ...]:
-        """The gangs that the change interrupts: those with a pod that must leave the node."""
         return ending_gangs(self.work, self.scope) if self.work is not None and self.work.gangs else ()
 
     @cached_property

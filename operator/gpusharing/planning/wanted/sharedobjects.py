@@ -8,7 +8,7 @@ from gpusharing.api import names
 from gpusharing.api.names import RESOURCE_MIG_PREFIX
 from gpusharing.planning.gpus.geometry import Layout, is_profile, resource_name
 from gpusharing.planning.snapshot.actions import WriteClasses, WriteConfig, WriteRules
-from gpusharing.planning.snapshot.nvidia import DRA_DRIVER, DeviceClassView, StackView, WantedClass
+from gpusharing.planning.snapshot.nvidia import DRA_DRIVER, DeviceClassView, StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, NodeView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -133,14 +133,12 @@ PREFIX = "gpusharing-mig-"
 """How the names of our DeviceClasses begin."""
 
 
-def wanted_class(profile: str) -> WantedClass:
+def wanted_class(profile: str) -> DeviceClassView:
     resource = resource_name(profile)
     kind = f"device.attributes['{DRA_DRIVER}']"
-    return WantedClass(
-        name=PREFIX + resource.removeprefix(RESOURCE_MIG_PREFIX),
-        resource=resource,
-        selector=f"device.driver == '{DRA_DRIVER}' && {kind}.type == 'mig' && {kind}.profile == '{profile}'",
-    )
+    selector = f"device.driver == '{DRA_DRIVER}' && {kind}.type == 'mig' && {kind}.profile == '{profile}'"
+    name = PREFIX + resource.removeprefix(RESOURCE_MIG_PREFIX)
+    return DeviceClassView(name, uid="", version="", ours=True, resource=resource, selectors=(selector,))
 
 
 def find_profiles(layouts: Iterable[Layout | None]) -> tuple[str, ...]:
@@ -175,7 +173,7 @@ def plan_classes(snapshot: ClusterSnapshot, targets: Iterable[Target]) -> WriteC
             for name, one in in_use.items()
             if (current := ours.get(name)) is not None
             and current.resource
-            and (current.plain, current.resource, current.selectors) != (True, one.resource, (one.selector,))
+            and (current.plain, current.resource, current.selectors) != (True, one.resource, one.selectors)
         ),
         remove=tuple(
             one
@@ -203,7 +201,7 @@ def profile_of(resource: str) -> str:
     return profile if is_profile(profile) and resource_name(profile) == resource else ""
 
 
-def _classes_of(nodes: Iterable[Iterable[Layout | None]]) -> dict[str, WantedClass]:
+def _classes_of(nodes: Iterable[Iterable[Layout | None]]) -> dict[str, DeviceClassView]:
     profiles = find_profiles(layout for layouts in nodes for layout in layouts)
     return {one.name: one for one in map(wanted_class, profiles)}
 

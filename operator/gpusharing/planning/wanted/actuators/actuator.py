@@ -13,7 +13,7 @@ Each other module of this folder is one actuator, and `find_actuator` chooses th
 from collections.abc import Iterator, Mapping
 from dataclasses import field
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.nvidia import Operand, Program, StackView
@@ -42,7 +42,6 @@ class ActuatorCase:
 
     @property
     def observed(self) -> ObservedView | None:
-        """The agent's last report."""
         return self.gpunode.observed if self.gpunode else None
 
     @property
@@ -51,16 +50,8 @@ class ActuatorCase:
         return self.observed.hardware.layouts if self.observed else ()
 
 
-@value
-class Writing:
-    """What a run writes to the Node at the point of no return, besides the parts of the fence that do not depend on the actuator."""
-
-    labels: Mapping[str, str | None] = field(default_factory=dict)
-    """Labels to set, or None to remove one."""
-    restart_uid: str = ""
-    """Becomes the field of this name in the Fence, as do the next two."""
-    daemon_uid: str = ""
-    gfd_timestamp: str = ""
+Written: TypeAlias = tuple[Fence, Mapping[str, str | None]]
+"""The fence, and the labels to set, or None to remove one."""
 
 
 @value
@@ -99,10 +90,10 @@ class Actuator(Protocol):
 
     def write(
         self, case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool
-    ) -> Writing:
+    ) -> Written:
         """Return what a run to `goal`, or a repetition of it, writes at the point of no return.
 
-        `idle` is the reading that proved the node idle, or None for a plugin restart, which needs no idle node.
+        In the fence, each of `restart_uid`, `daemon_uid` and `gfd_timestamp` must be set or emptied. `idle` is the reading that proved the node idle, or None for a plugin restart, which needs no idle node.
         """
 
     def find_old(self, case: ActuatorCase, fence: Fence) -> tuple[Operand, str] | None:

@@ -15,7 +15,7 @@ from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import NodeView, ObservedView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.actuators.actuator import ActuatorCase, Unfinished, Writing
+from gpusharing.planning.wanted.actuators.actuator import ActuatorCase, Unfinished, Written
 from gpusharing.planning.wanted.actuators.labels import Labels
 from gpusharing.planning.wanted.sharedobjects import find_unrequestable
 from gpusharing.planning.wanted.target import Target
@@ -60,10 +60,10 @@ class Dra(Labels):
 
     def write(
         self, case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool
-    ) -> Writing:
+    ) -> Written:
         pod = case.operands.get(Program.KUBELET_PLUGIN)
-        writing = super().write(case, fence, goal, idle, again)
-        return replace(writing, daemon_uid=pod.uid if pod is not None else "", gfd_timestamp="")
+        fence, labels = super().write(case, fence, goal, idle, again)
+        return replace(fence, daemon_uid=pod.uid if pod is not None else "", gfd_timestamp=""), labels
 
     def find_old(self, case: ActuatorCase, fence: Fence) -> tuple[Operand, str] | None:
         if (old := super().find_old(case, fence)) is not None:

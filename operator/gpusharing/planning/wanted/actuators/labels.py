@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from gpusharing.api import names
@@ -18,7 +19,7 @@ from gpusharing.planning.wanted.actuators.actuator import (
     Actuator,
     ActuatorCase,
     Unfinished,
-    Writing,
+    Written,
 )
 from gpusharing.planning.wanted.assess import needs_two_steps, uses_mps
 from gpusharing.planning.wanted.target import Target, find_deafness, find_last_proven, find_remedy
@@ -71,7 +72,7 @@ class Labels(Actuator):
         if target.mig_config and case.node.labels.get(names.LABEL_MIG_STATE) == "rebooting":
             text = "mig-manager is rebooting the node, although no change is in progress"
             yield Finding(Reason.ACTUATOR_BUSY, text)
-        if missing := _find_missing(case, target, again=False):
+        if missing := Labels.find_missing(self, case, target, again=False):
             where = f"label app={Program.MIG_MANAGER} in namespace {case.settings.gpu_operator_namespace}"
             yield Finding(Reason.ACTUATOR_MISSING, f"{missing}; check the pods with {where}")
 
@@ -80,14 +81,22 @@ class Labels(Actuator):
         return {names.LABEL_MIG_CONFIG: config, names.LABEL_PLUGIN_CONFIG: target.plugin_key}
 
     def needs_run(self, case: ActuatorCase, target: Target) -> bool:
-        return _needs_mig_manager(case, target)
+        if not target.mig_config:
+            return False
+        present = case.node.labels.get(names.LABEL_MIG_CONFIG)
+        return present != target.mig_config or needs_restart(case, target)
 
     def find_missing(self, case: ActuatorCase, goal: Target, again: bool) -> str:
-        return _find_missing(case, goal, again=again)
+        pod, repeats = case.operands.get(Program.MIG_MANAGER), again and bool(goal.mig_config)
+        if (pod is not None and (repeats or pod.ready)) or not (
+            repeats or Labels.needs_run(self, case, goal)
+        ):
+            return ""
+        return f"no Ready mig-manager pod runs on {case.node.name}"
 
     def write(
         self, case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool
-    ) -> Writing:
+    ) -> Written:
         node, labels, stack = case.node, case.node.labels, case.stack
         config, state = labels.get(names.LABEL_MIG_CONFIG), labels.get(names.LABEL_MIG_STATE)
         key = labels.get(names.LABEL_PLUGIN_CONFIG, "")
@@ -104,7 +113,9 @@ class Labels(Actuator):
             repeated = again and (state not in _ENDED or config == goal.mig_config)
             restart_uid = manager.uid if repeated or needs_restart(case, goal) else ""
         if find_entry(key, stack) == find_entry(goal.plugin_key, stack):
-            return Writing(changed, restart_uid, gfd_timestamp=fence.gfd_timestamp if again else "")
+            gfd_timestamp = fence.gfd_timestamp if again else ""
+            fence = replace(fence, restart_uid=restart_uid, daemon_uid="", gfd_timestamp=gfd_timestamp)
+            return fence, changed
         daemon_uid, daemon = "", case.operands.get(Program.MPS_DAEMON)
         observed = case.observed
         # With NVIDIA's device-plugin chart, the operator may not delete the daemon's pod (`needs_two_steps`).
@@ -113,7 +124,9 @@ class Labels(Actuator):
             # Unless it restarts, the daemon keeps its old number of clients, because config-manager does not find its
             # process (docs/design/nvidia.md#b5).
             daemon_uid = daemon.uid if uses_mps(node, observed, stack) else ""
-        return Writing(changed, restart_uid, daemon_uid, labels.get(names.LABEL_GFD_TIMESTAMP, ""))
+        gfd_timestamp = labels.get(names.LABEL_GFD_TIMESTAMP, "")
+        fence = replace(fence, restart_uid=restart_uid, daemon_uid=daemon_uid, gfd_timestamp=gfd_timestamp)
+        return fence, changed
 
     def find_old(self, case: ActuatorCase, fence: Fence) -> tuple[Operand, str] | None:
         manager, daemon = (
@@ -199,19 +212,6 @@ class Labels(Actuator):
             f" except {names.LABEL_PLUGIN_CONFIG}: without it the device plugin would use ClusterPolicy's"
             " devicePlugin.config.default, which would not be whole GPUs"
         )
-
-
-def _needs_mig_manager(case: ActuatorCase, target: Target) -> bool:
-    if not target.mig_config:
-        return False
-    return case.node.labels.get(names.LABEL_MIG_CONFIG) != target.mig_config or needs_restart(case, target)
-
-
-def _find_missing(case: ActuatorCase, goal: Target, *, again: bool) -> str:
-    pod, repeats = case.operands.get(Program.MIG_MANAGER), again and bool(goal.mig_config)
-    if (pod is not None and (repeats or pod.ready)) or not (repeats or _needs_mig_manager(case, goal)):
-        return ""
-    return f"no Ready mig-manager pod runs on {case.node.name}"
 
 
 def _find_daemon_down(case: ActuatorCase, target: Target) -> str | Finding:
