@@ -282,7 +282,7 @@ def find_steps(
     lost = _lost(later)
     coming = {name: config for name, config in _lost(pointed).items() if config not in lost.values()}
     present = parse(snapshot.stack.mig_file).keys()
-    theirs = {ALL_DISABLED, *parse_admin(admin.mig_file or "").entries}
+    theirs = {ALL_DISABLED, *parse_admin(admin.mig_file or "")[0]}
     mig = sorted(theirs - present) or sorted({*coming.values()} - present)
     if waiting := _wait(snapshot, admin, mig):
         yield "Wait until the operator has written its ConfigMaps", waiting

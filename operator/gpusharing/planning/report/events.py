@@ -77,8 +77,9 @@ def _find_events(before: Verdict, after: Verdict, *, drained: bool) -> Iterator[
         yield Event("Warning", str(Reason.CALL_FAILED), message)
     if _turns_back(after) and not _turns_back(before):
         yield Event("Warning", "RollingBack", message)
-    if (lapses := after.lapses) is not None and (new := lapses.since(before.lapses)):
-        yield Event("Warning", "MPSClientsEnded", f"{node}: {lapses.describe(max(new, lapses.count))}")
+    if (pod := after.mps_pod) is not None and (new := mps.count_lapses(before.mps_pod, pod)):
+        ended = mps.tell_lapses(pod, max(new, pod.lone_restarts))
+        yield Event("Warning", "MPSClientsEnded", f"{node}: {ended}")
     if (health := after.health) is not None and health != before.health:
         if not is_healthy(health):
             yield Event("Warning", str(Reason.GPU_UNHEALTHY), f"{node}: {health.reason}: {health.message}")

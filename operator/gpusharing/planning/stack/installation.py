@@ -57,7 +57,7 @@ from gpusharing.planning.stack.requirements import (
 )
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.target import SKIPS_THREADS, find_deafness, find_remedy
+from gpusharing.planning.wanted.target import SKIPS_THREADS, find_deafness, find_remedy, needs_newer_plugin
 
 # --- commands that repair an installation --------------------------------------------------------------------
 # They depend on what is installed: nothing, CRDs, a chart without operator, or everything. If nothing is, the only
@@ -334,7 +334,7 @@ def find_deaf_mps(view: InstallationView) -> Iterator[Symptom]:
     daemon = stack.mps_daemon if stack is not None else None
     if not wanted or stack is None or daemon is None or not (why := find_deafness(daemon)):
         return
-    remedy = find_remedy(daemon)
+    remedy, command = find_remedy(daemon)
     by_itself = (
         f". The operator sets the name itself ({VALUE}): `kubectl get gpun -o wide` says what it waits for"
     )
@@ -342,9 +342,9 @@ def find_deaf_mps(view: InstallationView) -> Iterator[Symptom]:
     yield error(
         Topic.CLUSTER_POLICY,
         str(Reason.MPS_NOT_SWITCHABLE),
-        f"{daemon.name}: no node can change to MPS for policy {', '.join(wanted)}, because {why}. {remedy.text}"
+        f"{daemon.name}: no node can change to MPS for policy {', '.join(wanted)}, because {why}. {remedy}"
         f"{by_itself if view.place.repair_mps else ''}",
-        newer if remedy.needs_plugin else remedy.command,
+        newer if needs_newer_plugin(daemon) else command,
     )
 
 

@@ -148,7 +148,7 @@ def find_unresolved(
     nodes: Mapping[str, NodeView], gpunodes: Mapping[str, GPUNodeView], stack: StackView
 ) -> dict[str, str]:
     """Return, by node, the configuration in its label with which mig-manager would fail or do nothing under our file."""
-    entries, admins = parse(stack.mig_file), parse_admin(stack.admin_mig_file).entries
+    entries, admins = parse(stack.mig_file), parse_admin(stack.admin_mig_file)[0]
 
     def resolves(config: str, gpunode: GPUNodeView | None) -> bool:
         entry = entries.get(config)
