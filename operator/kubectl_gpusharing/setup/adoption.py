@@ -20,7 +20,6 @@ from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.stack.installationviews import (
     InstallationView,
     Place,
-    Severity,
     helm_install,
     kubectl_patch,
     plain_upgrade,
@@ -157,7 +156,7 @@ def _read(
         gpunodes=snapshot.gpunodes,
     )
     for symptom in find_node_symptoms(view, {}):
-        if symptom.severity is Severity.ERROR:
+        if symptom.severity == "ERROR":
             return f"{symptom.message}. Run: {symptom.command}"
     if observed is None and missing:
         return (

@@ -182,7 +182,6 @@ class Candidate:
 
     @property
     def needs_list(self) -> bool:
-        """Whether the change cordons the node and nothing is known about its pods."""
         return self.cordons and self.pods is None and self.look is None
 
     @property
@@ -317,7 +316,6 @@ def start(
 
 
 def begin(candidate: Candidate, wave: str = "", mates: tuple[str, ...] = ()) -> Verdict:
-    """Return the verdict that fences the node. `mates` are the nodes of its wave that were left behind."""
     case, policy, assessed = candidate.case, candidate.policy, candidate.case.assessment
     assert isinstance(assessed, Assessed), "candidates have a target"
     node, drains = case.node, candidate.cordons
@@ -361,14 +359,12 @@ def begin(candidate: Candidate, wave: str = "", mates: tuple[str, ...] = ()) -> 
 
 
 def looking(case: NodeCase) -> Verdict:
-    """Return the verdict of a candidate that cannot start before its pods, or those of another node of its wave, are listed in the next pass."""
     message = "listing the pods on the node"
     verdict = case.verdict(Phase.PREFLIGHT, Reason.PROGRESSING, message, candidate=True)
     return replace(verdict, wants_pods=True)
 
 
 def blocked(case: NodeCase, look: Look, *, again: bool = False) -> Verdict:
-    """Return the Blocked verdict with the blockers of the last look, which must have some. `again`: the next pass lists the pods."""
     reason = main_reason(look.blockers) or Reason.BLOCKED
     due = look.due(case.settings.poll)
     wake = due if due > case.now else case.now + timedelta(seconds=case.settings.poll)

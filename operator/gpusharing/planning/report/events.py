@@ -133,7 +133,6 @@ def _forced(verdict: Verdict) -> set[str]:
 
 
 def cordon_event(before: NodeView, after: NodeView) -> Event | None:
-    """Return the Event for a Node whose cordon by the operator has appeared or ended; None for anybody else's cordon."""
     begins, ends = (whose_cordon(node) == "ours" for node in (after, before))
     if begins is ends or (fence := after.fence or before.fence) is None:
         return None
@@ -153,7 +152,6 @@ def refusal_event(before: Mapping[str, Any], after: Mapping[str, Any]) -> Event 
 
 
 def shared_event(action: SetPointers | RepairMps) -> Event:
-    """Return the Event about fields that the operator has set in one of NVIDIA's objects."""
     if isinstance(action, RepairMps):
         daemon, count = action.daemon, f"repair {action.repairs.count} of {mps.MOST_REPAIRS}"
         text = (

@@ -105,7 +105,6 @@ class Proposal:
 
     @property
     def disruption(self) -> DisruptionClass:
-        """The worst class of disruption of all steps."""
         classes = (verdict.disruption for verdict, _ in self.steps)
         return max(classes, key=lambda one: one.severity, default=DisruptionClass.NONE)
 
@@ -258,22 +257,12 @@ def _vanishing(
         )
 
 
-@value
-class Proof:
-    """What one source of proof says about a node."""
-
-    source: Source
-    says: str
-    should: str
-    """Empty if the target needs nothing from this source."""
-    disagrees: Finding | None
-    """Why it disagrees with the target, or None if it agrees."""
+Proofs: TypeAlias = Mapping[Source, tuple[str, str, Finding | None]]
+"""By source: what it says, what it should say (empty if the target needs nothing from it), and why the two disagree, or None if they do not."""
 
 
-def tell_proofs(
-    node: NodeView, observed: ObservedView, target: Target, stack: StackView
-) -> tuple[Proof, ...]:
-    """Return one Proof for each source that this installation has. The target must have one layout for each observed GPU."""
+def tell_proofs(node: NodeView, observed: ObservedView, target: Target, stack: StackView) -> Proofs:
+    """Return what each source that this installation has says. The target must have one layout for each observed GPU."""
     actuator = find_actuator(stack)
     wrong = find_disagreements(Comparison(node, observed, target, stack), actuator.checks)
     says = "is quiet" if observed.quiet else f"reads {counted(len(observed.gpus), 'GPU')}"
@@ -295,11 +284,7 @@ def tell_proofs(
             tell_devices(target.layouts),
         ),
     }
-    return tuple(
-        Proof(source, says, should, wrong.get(source))
-        for source, (says, should) in rows.items()
-        if source in actuator.sources
-    )
+    return {one: (*row, wrong.get(one)) for one, row in rows.items() if one in actuator.sources}
 
 
 def _counts(resources: Mapping[str, int]) -> str:

@@ -78,12 +78,10 @@ def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) ->
 
 
 def is_product_skipped(verdict: Verdict, node: NodeView) -> bool:
-    """Whether spec.products leaves the node out and no change has begun on it."""
     return verdict.reason is Reason.PRODUCT_SKIPPED and not is_begun(node)
 
 
 def is_done(verdict: Verdict, node: NodeView) -> bool:
-    """Whether the node is proven and Ready, and nothing is left to write."""
     return verdict.phase is Phase.SYNCED and node.ready and not verdict.actions
 
 
@@ -152,7 +150,6 @@ def find_headline(pool: Members, plan: RolloutPlan) -> Headline:
 
 
 def tell_coming(pool: Members) -> str:
-    """Return a message about the nodes of the pool that are still in a change which another policy began."""
     return f"waiting for {some(pool.coming, 1)}: a change that another policy began there must end first"
 
 
@@ -231,7 +228,6 @@ def find_grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapsho
 
 
 def bearing(verdict: Verdict, node: NodeView) -> tuple[bool, ...]:
-    """Return every fact about one node that decides which of the policy's conditions are True."""
     return (
         is_product_skipped(verdict, node),
         Mark.UNSUPPORTED in verdict.reason.marks,

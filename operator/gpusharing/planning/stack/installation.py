@@ -16,7 +16,6 @@ from gpusharing.planning.stack.installationviews import (
     OPERATOR,
     Fields,
     InstallationView,
-    Severity,
     Symptom,
     Topic,
     Unseen,
@@ -129,7 +128,7 @@ def find_symptoms(view: InstallationView) -> tuple[Symptom, ...]:
         *(_find_agent_symptoms(view) if view.installed else ()),
     ]
     order = list(Topic)
-    symptoms.sort(key=lambda each: (order.index(each.topic), each.severity is not Severity.ERROR))
+    symptoms.sort(key=lambda each: (order.index(each.topic), each.severity != "ERROR"))
     return tuple(symptoms)
 
 
@@ -466,7 +465,7 @@ def render(symptoms: Iterable[Symptom], unseen: Unseen) -> list[str]:
     lines = []
     for word, text, command in report_topics(listed, unseen, frozenset(Topic) - ASKED_BY_PEOPLE):
         lines += [f"{word:8} {text}", *([f"         -> {command}"] if command else [])]
-    errors = sum(symptom.severity is Severity.ERROR for symptom in listed)
+    errors = sum(symptom.severity == "ERROR" for symptom in listed)
     state = conclude("installation", unseen=bool(unseen), errors=errors)
     return [*lines, "", f"{state}: errors {errors}, warnings {len(listed) - errors}."]
 

@@ -213,7 +213,6 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
 
 
 def may_start_manager(stack: StackView, settings: PlanSettings) -> bool:
-    """Whether something that the operator writes or prints may start or restart mig-manager."""
     policy = stack.cluster_policy
     if not stack.serves_our_mig_file or (stack.by_dra and not is_complete(stack, settings)):
         return True

@@ -66,7 +66,6 @@ class Assessed:
 
     @property
     def goal(self) -> Target:
-        """The target that the next run leads to: the intermediate one if there are two steps, else the final one."""
         return self.stop if self.two_steps else self.target
 
 

@@ -46,7 +46,6 @@ _FILTER = re.compile(r"0x[0-9A-Fa-f]{1,8}(?::0x[0-9A-Fa-f]{1,8})?")
 
 
 def entry_of(layouts: Iterable[MigLayout]) -> Entry:
-    """Return the mig-parted entry for the layouts of a policy. A row for a layout without profiles switches MIG off."""
     return [
         {
             "devices": "all" if layout.devices == "all" else list(layout.devices),
