@@ -102,7 +102,7 @@ def assess(
         and record.policy == policy.name
         and record.mig_config == target.mig_config
         and record.plugin_config == target.plugin_key
-        and record.layout in ("", target.text)
+        and record.layout == target.text
     ):
         drift = mismatch
     elif record is not None and record.rolled_back and record.version == policy.version:

@@ -559,9 +559,7 @@ def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -
     record, gpus, whole = node.verified, observed.gpus, (None,) * len(observed.gpus)
     if record is None:
         return "the node has no earlier proven layout"
-    if not record.layout:
-        return "an older version of the operator recorded the last proof without its layout"
-    if record.gpus not in (0, len(gpus)):
+    if record.gpus != len(gpus):
         return f"the last proof covered {counted(record.gpus, 'GPU')}, but NVML lists {len(gpus)}"
     key, content, plugin = "", "", None
     if stack.by_dra:
