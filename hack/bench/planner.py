@@ -119,7 +119,7 @@ def _node(index: int, owner: PolicyView) -> NodeView:
         fence=None,
         fence_error="",
         deferred=None,
-        verified=Verified(owner.name, request.mig_config, plugin_key),
+        verified=Verified(owner.name, request.mig_config, plugin_key, layout="1x full", gpus=GPUS),
         hold_cordon=False,
         retry="",
         foreign="",

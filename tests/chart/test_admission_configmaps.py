@@ -218,12 +218,12 @@ mig-configs:
 
 
 def test_the_operator_may_write_each_mig_parted_file_that_it_renders(operator: Api) -> None:
-    merged = migfile.parse_admin(MIG_FILE)
-    assert merged.problem == ""
-    text = migfile.render(merged.entries)
+    merged, problem = migfile.parse_admin(MIG_FILE)
+    assert problem == ""
+    text = migfile.render(merged)
     assert yaml.safe_load(text)["mig-configs"]["theirs"] == yaml.safe_load(text)["mig-configs"]["ours"]
     assert written(operator, MIG, {"config.yaml": text})
-    many = {f"{name}-{number}": entry for name, entry in merged.entries.items() for number in range(100)}
+    many = {f"{name}-{number}": entry for name, entry in merged.items() for number in range(100)}
     assert written(operator, MIG, {"config.yaml": migfile.render(many)})
 
 

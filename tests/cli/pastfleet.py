@@ -8,13 +8,13 @@ from typing import Any
 
 from tests.cli.history import Gauge, History, Node, Stretch
 
-from gpusharing.planning.gpus.cards import Extent, shares
+from gpusharing.planning.gpus.cards import shares
 
 BEGIN, UNTIL = datetime(2026, 10, 1, tzinfo=UTC), "2026-10-08"
 HOURS = 168
 SHORT = 48
 """Hours of the clusters in which something goes wrong."""
-H100, CARD = {"1g.20gb": Extent(1, 2), "3g.40gb": Extent(3, 4), "2g.20gb": Extent(2, 2)}, Extent(7, 8)
+H100, CARD = {"1g.20gb": (1, 2), "3g.40gb": (3, 4), "2g.20gb": (2, 2)}, (7, 8)
 SMALL, MIDDLE, OLD = (f"nvidia.com/mig-{name}" for name in ("1g.20gb", "3g.40gb", "2g.20gb"))
 SHARED, WHOLE = "nvidia.com/gpu.shared", "nvidia.com/gpu"
 

@@ -19,7 +19,7 @@ from gpusharing.api.names import LABEL_POLICY
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODES, POLICIES, VERSION
 from gpusharing.kube.errors import Forbidden
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
-from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Severity, Symptom
+from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Symptom
 from gpusharing.planning.stack.nodesymptoms import find_node_symptoms
 from kubectl_gpusharing.shell.troubles import FAILED
 
@@ -93,9 +93,9 @@ def test_a_node_that_cannot_serve_its_policy_is_told_with_what_mends_it(
     labels: dict[str, str], reason: str, command: str
 ) -> None:
     (one,) = found(labels, policies=True)
-    assert (one.reason, one.severity, one.command) == (reason, Severity.ERROR, command)
+    assert (one.reason, one.severity, one.command) == (reason, "ERROR", command)
     (early,) = found(labels)
-    assert (early.reason, early.severity) == (reason, Severity.WARNING), "there is no policy yet"
+    assert (early.reason, early.severity) == (reason, "WARNING"), "there is no policy yet"
     assert early.command.startswith("kubectl get nodes -L nvidia.com/"), (
         "it may be meant so: nothing is to be changed"
     )
@@ -125,10 +125,10 @@ def test_of_a_node_that_serves_or_soon_will_nothing_is_said(labels: dict[str, st
 
 def test_a_node_that_another_device_plugin_serves_is_told_unless_gke_s_is_told_with_the_agents() -> None:
     (one,) = found({}, policies=True, other_plugin="HAMi's device plugin")
-    assert (one.reason, one.severity) == ("ForeignDevicePlugin", Severity.ERROR)
+    assert (one.reason, one.severity) == ("ForeignDevicePlugin", "ERROR")
     assert one.command == "kubectl describe node gpu-1"
     (early,) = found({}, other_plugin="HAMi's device plugin")
-    assert early.severity is Severity.WARNING
+    assert early.severity == "WARNING"
     assert found({}, policies=False, other_plugin="HAMi's device plugin") == []
     assert found({}, policies=True, other_plugin="GKE's own device plugin") == []
 
@@ -176,7 +176,7 @@ def test_a_label_that_another_controller_keeps_is_told_once_for_all_nodes_that_a
     capi = labelled("gpu-3", {**GPU, **POOL}, label_owners={CONFIG: "Cluster API sets it"})
     others = labelled("gpu-4", GPU, label_owners=nfd)
     symptoms = told([*owned, capi, others])
-    assert {(one.reason, one.severity) for one in symptoms} == {("LabelOwnedElsewhere", Severity.WARNING)}
+    assert {(one.reason, one.severity) for one in symptoms} == {("LabelOwnedElsewhere", "WARNING")}
     assert [(one.message, one.command) for one in symptoms] == [
         (
             f"the operator does not change label {CONFIG} on gpu-1, gpu-2: Node Feature Discovery sets it",
@@ -194,7 +194,7 @@ def test_a_label_that_another_controller_keeps_is_told_once_for_all_nodes_that_a
 
 def test_a_mig_configuration_that_nobody_has_is_told_with_those_that_there_are() -> None:
     (one,) = found({CONFIG: "quarters", STATE: "failed"})
-    assert (one.reason, one.severity) == ("MigConfigUnknown", Severity.WARNING), "and not what failed besides"
+    assert (one.reason, one.severity) == ("MigConfigUnknown", "WARNING"), "and not what failed besides"
     assert "gpu-1: quarters; ConfigMap custom-mig-config has all-disabled, halves" in one.message
     assert one.command == f"kubectl label node gpu-1 --overwrite {CONFIG}=NAME"
 

@@ -21,7 +21,7 @@ from gpusharing.controller.metrics import Metrics
 from gpusharing.controller.role import ProcessMetrics, metrics_application
 from gpusharing.kube.client import GPUNODES, NODES, ApiRequest
 from gpusharing.planning.snapshot.actions import Action, SetFinalizer
-from gpusharing.planning.stack.mps import MpsLapses
+from gpusharing.planning.snapshot.nvidia import Operand
 from gpusharing.planning.vocabulary.findings import Blocker, Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 
@@ -220,7 +220,10 @@ def test_each_restart_that_ended_mps_clients_counts_by_policy_from_0_on(metrics:
     world = settled(metrics, "gpu-07")
     ended = "gpusharing_policy_mps_clients_ended"
     assert samples(metrics, ended) == {("pool-b",): 0}
-    seen = [replace(SYNCED, lapses=MpsLapses("uid", count, "mps-x", "")) for count in (0, 1, 3)]
+    seen = [
+        replace(SYNCED, mps_pod=Operand("gpu-operator", "mps-x", "uid", True, lone_restarts=count))
+        for count in (0, 1, 3)
+    ]
     for before, after in (
         (None, seen[1]),
         (SYNCED, seen[1]),

@@ -29,9 +29,10 @@ from gpusharing.kube.sources import Sources, SourceSettings
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.memory import PassMemory
+from gpusharing.planning.snapshot.nvidia import Operand
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.stack.mps import MpsLapses
+from gpusharing.planning.stack.mps import count_lapses
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 
@@ -354,12 +355,14 @@ async def test_only_restarts_of_config_manager_alone_end_mps_clients(
 ) -> None:
     stage = Publishing()
     for second, (manager, daemon, runs) in enumerate(steps):
-        lapses = MpsLapses("uid-1", manager - daemon, "mps-x", "", settling=not runs)
-        await stage.publish(replace(SYNCED, lapses=lapses), second)
+        pod = Operand(
+            "gpu-operator", "mps-x", "uid-1", True, lone_restarts=manager - daemon, settling=not runs
+        )
+        await stage.publish(replace(SYNCED, mps_pod=pod), second)
     counted = [
-        after.lapses.since(before.lapses)
+        count_lapses(before.mps_pod, after.mps_pod)
         for before, after in stage.changes
-        if before is not None and after.lapses is not None
+        if before is not None and after.mps_pod is not None
     ]
     assert sum(counted) == ended
     events = [event["reason"] for event in stage.cluster.objects(EVENTS)]

@@ -64,7 +64,7 @@ def test_our_records_and_wishes_on_a_node_are_read() -> None:
     until = datetime(2026, 11, 20, 11, tzinfo=UTC)
     deferred, verified = (
         Deferred(2, until, "PDB", SpecVersion("uid-b", "r7")),
-        Verified("pool-b", "all-disabled", "pool-b-1"),
+        Verified("pool-b", "all-disabled", "pool-b-1", layout="1x full", gpus=1),
     )
     view = convert.node_view(
         node(

@@ -75,7 +75,19 @@ def test_a_record_of_another_version_is_left_to_a_newer_operator() -> None:
     assert "version 2" in records.parse_claims('{"v":2,"claims":{}}')[1]
 
 
-@given(st.builds(Verified, TEXTS, TEXTS, TEXTS, TEXTS, version=VERSIONS, failed_version=st.none() | VERSIONS))
+@given(
+    st.builds(
+        Verified,
+        TEXTS,
+        TEXTS,
+        TEXTS,
+        TEXTS,
+        layout=TEXTS,
+        gpus=NUMBERS,
+        version=VERSIONS,
+        failed_version=st.none() | VERSIONS,
+    )
+)
 def test_a_proof_is_read_back_as_it_was_written(verified: Verified) -> None:
     assert records.parse_record(Verified, records.record_text(verified)) == (verified, "")
 
@@ -165,7 +177,7 @@ def test_the_error_of_a_damaged_fence_names_the_annotation_and_the_field(
 )
 def test_a_number_or_time_that_nothing_can_be_added_to_is_no_proof(field: str) -> None:
     """Windows and canaries go by the proofs of all nodes of a pool: one annotation must not end the pass for all."""
-    text = records.record_text(Verified("pool-b", "x", "y"))
+    text = records.record_text(Verified("pool-b", "x", "y", layout="1x full", gpus=1))
     assert records.parse_record(Verified, text)[0] is not None
     found, why = records.parse_record(Verified, f"{text[:-1]},{field}}}")
     assert found is None
@@ -218,7 +230,7 @@ def test_times_are_written_in_utc_with_a_z() -> None:
 
 VIEW = node_view(node())
 UID = VIEW.uid
-VERIFIED = Verified("pool-b", "all-disabled", "pool-b-3f9c2a1")
+VERIFIED = Verified("pool-b", "all-disabled", "pool-b-3f9c2a1", layout="1x full", gpus=1)
 
 
 def test_the_fence_patch_cordons_fences_and_drops_the_routing_label_at_once() -> None:

@@ -233,7 +233,7 @@ def test_any_log_of_mig_manager_is_read(text: str) -> None:
 @settings(max_examples=300)
 @given(yaml_of(MIG_FILE))
 def test_a_damaged_mig_file_has_entries_that_mean_something_or_nothing(text: str) -> None:
-    for entries in (migfile.parse(text), migfile.parse_admin(text).entries):
+    for entries in (migfile.parse(text), migfile.parse_admin(text)[0]):
         for entry in entries.values():
             meaning = migfile.resolve(entry, TWO)
             assert isinstance(meaning, str | tuple)
@@ -300,7 +300,7 @@ def test_whatever_an_agent_reports_all_nodes_have_a_plan_and_a_file_that_mig_par
     plan = plan_rollout(make_snapshot(nodes, [policy], gpunodes=reports, stack=make_stack(policy)), now)
     assert Reason.NODE_NOT_JUDGED not in {verdict.reason for verdict in plan.verdicts.values()}
     files = [action.mig_file for action in plan.shared if isinstance(action, WriteConfig)]
-    assert [migfile.parse_admin(text).problem for text in files] == [""] * len(files)
+    assert [migfile.parse_admin(text)[1] for text in files] == [""] * len(files)
 
 
 @settings(max_examples=200)

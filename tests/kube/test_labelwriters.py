@@ -66,7 +66,9 @@ def test_nobody_owns_the_label_because_the_node_lists(key: str, text: str) -> No
 
 # --- field managers ---------------------------------------------------------------------------------------------
 
-ADOPTED = Verified("pool-b", "all-3g.40gb", "pool-b-1234567", version=SpecVersion("uid-b", ""))
+ADOPTED = Verified(
+    "pool-b", "all-3g.40gb", "pool-b-1234567", layout="2x3g.40gb", gpus=1, version=SpecVersion("uid-b", "")
+)
 PROOF = replace(
     ADOPTED, version=SpecVersion("uid-b", "r1"), changed_at=datetime(2026, 11, 20, 10, 30, tzinfo=UTC)
 )

@@ -84,7 +84,7 @@ async def _fence_and_release(client: HttpClient, cache: Reflector[NodeView], nam
     with pytest.raises(Conflict):
         await client.patch(NODES, name, patch_for(fencing, stale))
 
-    verified = Verified("pool-b", "", "pool-b-1")
+    verified = Verified("pool-b", "", "pool-b-1", layout="1x full", gpus=1)
     await _patched(client, cache, Release(fenced, True, {"gpusharing.dev/mode": "time-slicing"}, verified))
     free = cache.items[name]
     assert (free.unschedulable, free.fence, free.verified) == (False, None, verified)

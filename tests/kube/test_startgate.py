@@ -17,7 +17,7 @@ from gpusharing.planning.snapshot.records import Fence, Verified
 GATE = {"key": "gpusharing.dev/unproven", "effect": "NoSchedule"}
 OTHER = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
 LATER = {"key": "dedicated", "effect": "NoExecute", "timeAdded": "2026-11-20T10:00:00Z"}
-PROVEN = Verified("pool-b", "", "key")
+PROVEN = Verified("pool-b", "", "key", layout="1x full", gpus=1)
 
 
 def node(*taints: JSON) -> JSON:

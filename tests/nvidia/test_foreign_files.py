@@ -29,7 +29,7 @@ def test_mig_parted_takes_what_the_operator_makes_of_any_admins_file(
     nvidia_programs: None, tmp_path: Path
 ) -> None:
     files = load("mig-parted")
-    merged = {name: migfile.parse_admin(one.text).entries for name, one in files.items()}
+    merged = {name: migfile.parse_admin(one.text)[0] for name, one in files.items()}
     texts = [
         migfile.render({migfile.ALL_DISABLED: migfile.parse(WHOLE)["x"], **one}) for one in merged.values()
     ]

@@ -13,7 +13,7 @@ from tests.planning.world import World
 from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.nvidia import Operand, Program, StackView
 from gpusharing.planning.snapshot.podviews import NodeWork
-from gpusharing.planning.snapshot.records import UNRECORDED, Deferred, Fence
+from gpusharing.planning.snapshot.records import UNRECORDED, Deferred, Fence, Verified
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, PolicyView
 from gpusharing.planning.stack.acceptance import find_targets, request_of
 from gpusharing.planning.transition.cases import Member
@@ -59,6 +59,14 @@ def pair_of(policy: PolicyView, *gpus: GpuView) -> tuple[str, str]:
     target = target_for(policy, found, make_stack(policy, models=found))
     assert isinstance(target, Target), target
     return target.mig_config, target.plugin_key
+
+
+def proof_of(policy: PolicyView, corrected: str = "", retry: str = "") -> Verified:
+    """The record that a node with one H100 was proven under a policy."""
+    target = target_for(policy, (make_gpu(),), make_stack(policy, models=(make_gpu(),)))
+    assert isinstance(target, Target), target
+    pair = target.mig_config, target.plugin_key
+    return Verified(policy.name, *pair, corrected, retry, layout=target.text, gpus=1)
 
 
 def make_case(

@@ -38,7 +38,7 @@ def canary_broken(world: World, action: Any) -> None:
     """The canary has served for long enough, and its kubelet is silent now."""
     world.add_node("gpu-99")
     fence, began = action.fence, world.now - timedelta(hours=2)
-    proof = Verified("pool-b", "", "", version=fence.version, changed_at=began)
+    proof = Verified("pool-b", "", "", layout="1x full", gpus=1, version=fence.version, changed_at=began)
     world.nodes["gpu-99"] = replace(world.nodes["gpu-99"], verified=proof, ready=False)
     world.policies = tuple(
         lenient(one, max_unavailable=3)

@@ -167,7 +167,7 @@ def test_the_proof_records_how_long_the_change_took_what_was_planned_and_whether
 def test_drift_put_right_is_recorded_with_its_revision_and_a_later_change_keeps_the_record() -> None:
     revision = MIXED.version.revision
     assert only(after_pnr(changing(fence=replace(FENCE, drift=True)))).verified.corrected_revision == revision
-    earlier = Verified("pool-b", "x", "y", corrected_revision="r1")
+    earlier = Verified("pool-b", "x", "y", "r1", layout="1x full", gpus=1)
     assert only(after_pnr(changing(node={"verified": earlier}))).verified.corrected_revision == "r1"
 
 

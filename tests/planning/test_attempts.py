@@ -15,7 +15,7 @@ from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.attempts import was_corrected
 from gpusharing.planning.transition.judge import judge
 
-PROVEN = Verified("pool-b", "all-disabled", "x", corrected_revision=MIXED.version.revision)
+PROVEN = Verified("pool-b", "all-disabled", "x", MIXED.version.revision, layout="1x full", gpus=1)
 ANEW = replace(MIXED, uid="uid-anew")
 """The policy was deleted and made again with the same words."""
 

@@ -100,7 +100,9 @@ def test_an_entry_stays_while_a_fence_names_it() -> None:
 
 def test_an_entry_stays_while_the_last_verified_pair_names_it() -> None:
     key, entry = keys(OLD)
-    assert kept(make_stack(OLD), make_node(verified=Verified("pool-b", entry, key))) == (True, True)
+    assert kept(
+        make_stack(OLD), make_node(verified=Verified("pool-b", entry, key, layout="1x full", gpus=1))
+    ) == (True, True)
 
 
 def test_entries_that_only_nodes_keep_are_looked_at_again() -> None:
@@ -359,7 +361,7 @@ def test_every_place_where_a_node_names_an_entry_counts() -> None:
     node = make_node(
         labels={PLUGIN: "a", MIG: "b"},
         fence=make_fence(target_plugin_config="c", target_mig_config="d"),
-        verified=Verified("pool-b", "e", "f"),
+        verified=Verified("pool-b", "e", "f", layout="1x full", gpus=1),
     )
     assert {"a", "b", "c", "d", "e", "f"} <= referenced_entries([node])
 

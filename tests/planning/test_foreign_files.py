@@ -15,10 +15,10 @@ MIG, PLUGIN = load("mig-parted"), load("device-plugin")
 def test_of_an_admins_file_the_operator_reads_what_mig_parted_reads_and_leaves_out_what_it_refuses(
     file: ForeignFile,
 ) -> None:
-    found = parse_admin(file.text)
-    same = not found.problem and set_only(_in_gos_words(found.entries)) == (file.read or {})
-    alike = bool(found.problem) if file.error else same
-    assert alike != bool(file.ours), (found, file.ours)
+    entries, problem = parse_admin(file.text)
+    same = not problem and set_only(_in_gos_words(entries)) == (file.read or {})
+    alike = bool(problem) if file.error else same
+    assert alike != bool(file.ours), (entries, problem, file.ours)
 
 
 def _in_gos_words(entries: Any) -> Any:

@@ -19,7 +19,7 @@ from tests.build import (
     make_policy,
     make_stack,
 )
-from tests.planning.cases import FULL, MIXED, MPS, SLICED, T4, assessed_of, make_case, pair_of
+from tests.planning.cases import FULL, MIXED, MPS, SLICED, T4, assessed_of, make_case, pair_of, proof_of
 
 from gpusharing.api import names
 from gpusharing.planning.gpus.health import Vitals
@@ -49,7 +49,7 @@ def observing(case: NodeCase, **fields: Any) -> NodeCase:
 
 def verified(policy: PolicyView, corrected: str = "", retry: str = "") -> Verified:
     """The record of a proof of this policy."""
-    return Verified(policy.name, *pair_of(policy), corrected, retry)
+    return proof_of(policy, corrected, retry)
 
 
 def drifted(**fields: Any) -> NodeCase:
@@ -117,7 +117,7 @@ def stopping(written: datetime | None) -> NodeCase:
 OFF_FOR_HAMI = make_case(MIXED, labels={DEPLOY + "device-plugin": "false"})
 SERVED_BY_HAMI = replace(OFF_FOR_HAMI, node=replace(OFF_FOR_HAMI.node, other_plugin="HAMi's device plugin"))
 FIVE_TIMES = Deferred(5, at(60), "DrainTimeout", UNRECORDED)
-WENT_BACK = Verified("pool-b", "", "", version=MIXED.version, rolled_back=True)
+WENT_BACK = Verified("pool-b", "", "", layout="1x full", gpus=1, version=MIXED.version, rolled_back=True)
 DEFERRED = Deferred(2, at(60), "DrainTimeout", UNRECORDED)
 OFF = make_stack(SLICED, cluster_policy=make_cluster_policy(switches=NO_MIG_MANAGER))
 ASKS_FOR_RESET = replace(make_gpu(), vitals=Vitals(recovery="Reset"))

@@ -148,6 +148,8 @@ def test_a_pool_in_which_nobody_can_be_chosen_stops_only_itself() -> None:
         "pool-b",
         "x",
         "y",
+        layout="1x full",
+        gpus=1,
         changed_at=end,
         version=broken.version,
     )

@@ -108,7 +108,7 @@ def test_an_unhealthy_gpu_is_not_reconfigured_and_the_node_says_why() -> None:
 
 def test_a_node_as_wanted_stays_synced_and_shows_its_unhealthy_gpu() -> None:
     target = assessed_of(make_case(FULL)).target
-    proven = Verified(FULL.name, target.mig_config, target.plugin_key)
+    proven = Verified(FULL.name, target.mig_config, target.plugin_key, layout="1x full", gpus=1)
     labels = {"gpusharing.dev/mode": "full", "gpusharing.dev/policy": FULL.name}
     verdict = judge(sick(FULL, node={"verified": proven}, labels=labels))
     assert verdict is not None

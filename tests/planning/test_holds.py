@@ -43,7 +43,7 @@ def pooled(*members: Member, policy: PolicyView = POOL, seconds: float = 0, **ro
 EARLIER = ask_anew(POOL).version
 OURS: dict[str, Any] = {"version": POOL.version}
 ACTUATING = make_fence("actuating", **OURS)
-PROVEN = Verified("pool-b", "x", "y", version=POOL.version, changed_at=NOW, took=60)
+PROVEN = Verified("pool-b", "x", "y", layout="1x full", gpus=1, version=POOL.version, changed_at=NOW, took=60)
 FAILED = {
     "it is Failed": (member("n1", Phase.FAILED, fence=ACTUATING), True),
     "it was Failed, and the clock was set back": (

@@ -31,7 +31,15 @@ def reason(found: Hours) -> Reason | None:
 
 def changed(minutes: int, day: int) -> NodeView:
     """A node whose last change took so long, and was proven on that day of November."""
-    proof = Verified("pool-b", "x", "y", changed_at=datetime(2026, 11, day, tzinfo=UTC), took=minutes * 60)
+    proof = Verified(
+        "pool-b",
+        "x",
+        "y",
+        layout="1x full",
+        gpus=1,
+        changed_at=datetime(2026, 11, day, tzinfo=UTC),
+        took=minutes * 60,
+    )
     return make_node(f"n{minutes}", verified=proof)
 
 

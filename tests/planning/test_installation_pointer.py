@@ -9,7 +9,7 @@ from tests.planning.test_installation import MIG, PLUGIN, plain, pointers
 
 from gpusharing.api.names import LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG
 from gpusharing.planning.stack.installation import find_symptoms
-from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Severity
+from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView
 
 SET = "--set gpuOperator.adminPluginConfigMap=theirs"
 MERGE = f"helm upgrade gpusharing CHART -n gpusharing --reset-then-reuse-values {SET}"
@@ -91,7 +91,7 @@ def test_a_configmap_that_does_not_exist_is_neither_merged_nor_kept(reason: str)
     view = pointers(plugin_config_name="gone", mig_config_name="gone")
     view = replace(view, config_maps={**view.config_maps, "gone": VOID})
     (said,) = (one for one in find_symptoms(view) if one.reason == reason)
-    assert said.severity is Severity.ERROR
+    assert said.severity == "ERROR"
     assert "gone, which does not exist in namespace gpu-operator or is empty" in said.message
     assert "must be in ours first" not in said.message
     assert said.command.startswith(POINT)

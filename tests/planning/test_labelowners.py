@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from tests.build import at, make_policy
-from tests.planning.cases import MIXED, MPS, SLICED, T4, assessed_of, make_case, pair_of
+from tests.planning.cases import MIXED, MPS, SLICED, T4, assessed_of, make_case, pair_of, proof_of
 from tests.planning.changes import FENCE, changing, only, proven_idle
 from tests.planning.drains import fenced, released
 
@@ -13,7 +13,6 @@ from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.report.transition import PERSON, until_when, who_keeps
 from gpusharing.planning.snapshot.actions import Actuate
-from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.before import before_pnr
@@ -122,7 +121,7 @@ SEVENTHS = make_policy(
 
 def rewritten(policy: PolicyView, manager: str = KYVERNO, *, corrected: str = "", **fields: Any) -> NodeCase:
     """gpu-07, proven as 2x3g.40gb, whose mig.config this manager has set to all-disabled since."""
-    proof = Verified(MIXED.name, *pair_of(MIXED), corrected)
+    proof = proof_of(MIXED, corrected)
     node = {"verified": proof, "label_rewriters": {MIG: manager}, **fields.pop("node", {})}
     return make_case(policy, was=MIXED, node=node, drifting_since=at(-60), **OVERWRITTEN, **fields)
 

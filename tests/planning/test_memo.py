@@ -16,14 +16,13 @@ from tests.build import (
     make_snapshot,
     make_stack,
 )
-from tests.planning.cases import pair_of
+from tests.planning.cases import proof_of
 
 from gpusharing.api.names import LABEL_MIG_STATE, LABEL_POLICY
 from gpusharing.api.validation import Problem
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.memo import AnswersByKind, Memo
 from gpusharing.planning.snapshot.memory import PassMemory
-from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.ownership import find_contenders
@@ -42,7 +41,7 @@ def waiting(**fields: Any) -> ClusterSnapshot:
 
 SEEN = make_gpunode()
 DRIVEN = replace(SEEN, observed=replace(SEEN.observed, driver_version="570.86.15") if SEEN.observed else None)
-RETURNED = Verified("pool-b", *pair_of(PAUSED), corrected_revision=PAUSED.version.revision)
+RETURNED = proof_of(PAUSED, PAUSED.version.revision)
 DRIFTED = waiting(
     nodes=[make_node(verified=RETURNED)], memory=PassMemory(drifting_since={"gpu-07": at(-600)})
 )

@@ -112,9 +112,9 @@ REFUSED = {
 @pytest.mark.parametrize(("text", "why"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_mig_parted_would_refuse_stays_out_of_the_merged_file(text: str, why: str) -> None:
     text = f"mig-configs: {text}" if text.startswith("{") else text
-    found = migfile.parse_admin(text)
-    assert why in found.problem
-    assert found.entries == {}
+    entries, problem = migfile.parse_admin(text)
+    assert why in problem
+    assert entries == {}
 
 
 def test_what_mig_parted_takes_is_merged_as_it_stands() -> None:
@@ -123,10 +123,10 @@ def test_what_mig_parted_takes_is_merged_as_it_stands() -> None:
         " {1c.3g.40gb: 1, 1g.10gb+me: 1}}], off: [{devices: all, mig-enabled: no}],"
         " all-enabled: [{devices: all, mig-enabled: true, mig-devices: {}}]}"
     )
-    found = migfile.parse_admin(text)
-    assert found.problem == ""
-    assert found.entries.keys() == {"1", "false", "all-enabled"}
-    assert migfile.parse_admin("") == migfile.AdminFile({})
+    entries, problem = migfile.parse_admin(text)
+    assert problem == ""
+    assert entries.keys() == {"1", "false", "all-enabled"}
+    assert migfile.parse_admin("") == ({}, "")
 
 
 MEANINGS: dict[str, tuple[migfile.Entry, object]] = {

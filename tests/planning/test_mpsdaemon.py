@@ -7,7 +7,7 @@ from tests.planning.test_installation import WANTS_MPS, pointers
 
 from gpusharing.planning.snapshot.nvidia import MpsDaemonView
 from gpusharing.planning.stack.installation import find_deaf_mps
-from gpusharing.planning.stack.installationviews import InstallationView, Severity
+from gpusharing.planning.stack.installationviews import InstallationView
 from gpusharing.planning.wanted.target import RELEASED_DAEMON
 
 MENDED = replace(RELEASED_DAEMON, signalled="mps-control-daemon")
@@ -25,7 +25,7 @@ def test_an_mps_daemon_that_follows_no_label_is_told_with_the_first_step_that_me
     daemon: MpsDaemonView, command: str
 ) -> None:
     (found,) = find_deaf_mps(pointers(WANTS_MPS, mps_daemon=daemon))
-    assert (found.reason, found.severity) == ("MPSNotSwitchable", Severity.ERROR)
+    assert (found.reason, found.severity) == ("MPSNotSwitchable", "ERROR")
     assert command in found.command
     assert "no node can change to MPS for policy pool-e, because config-manager" in found.message
     assert "-c config-manager PROCESS_TO_SIGNAL=mps-control-daemon" in found.message

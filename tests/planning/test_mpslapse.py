@@ -12,7 +12,7 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.report.events import node_events
 from gpusharing.planning.snapshot.nvidia import Operand
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.stack.mps import MpsLapses
+from gpusharing.planning.stack.mps import count_lapses
 from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.wanted.target import RELEASED_DAEMON
@@ -42,9 +42,9 @@ def test_a_node_that_serves_again_stays_as_it_is_and_says_what_ended_its_clients
     assert verdict.phase in (Phase.SYNCED, Phase.PENDING)
     assert verdict.message.endswith(f"; {TEXT}")
     assert verdict.message.removesuffix(f"; {TEXT}") == calm.message
-    assert verdict.lapses == MpsLapses("uid-1", 1, "mps-x", "OOMKilled, exit code 137")
+    assert verdict.mps_pod == replace(POD, lone_restarts=1, restart_cause="OOMKilled, exit code 137")
     settling = verdict_of(make_case(MPS, was=MPS, mps_daemon=replace(POD, settling=True)))
-    assert settling.lapses == lapse(0, settling=True)
+    assert settling.mps_pod == lapse(0, settling=True)
 
 
 def test_several_restarts_are_counted_and_an_unknown_cause_is_left_out() -> None:
@@ -67,14 +67,14 @@ NOBODY: dict[str, NodeCase] = {
 
 @pytest.mark.parametrize("what", NOBODY)
 def test_nothing_is_counted_where_no_client_can_have_ended(what: str) -> None:
-    assert NOBODY[what].lapses is None
+    assert NOBODY[what].mps_pod is None
 
 
-def lapse(count: int, pod: str = "uid-1", *, settling: bool = False) -> MpsLapses:
-    return MpsLapses(pod, count, "mps-x", "", settling)
+def lapse(count: int, pod: str = "uid-1", *, settling: bool = False) -> Operand:
+    return replace(POD, uid=pod, lone_restarts=count, settling=settling)
 
 
-SEEN: dict[str, tuple[MpsLapses | None, MpsLapses | None, int]] = {
+SEEN: dict[str, tuple[Operand | None, Operand | None, int]] = {
     "a restart": (lapse(0), lapse(1), 1),
     "two between two passes": (lapse(1), lapse(3), 2),
     "none": (lapse(1), lapse(1), 0),
@@ -96,11 +96,11 @@ SEEN: dict[str, tuple[MpsLapses | None, MpsLapses | None, int]] = {
 def test_each_restart_is_an_event_once(what: str) -> None:
     before, after, count = SEEN[what]
     verdict = verdict_of(at_rest(0))
-    told = node_events(replace(verdict, lapses=before), replace(verdict, lapses=after))
+    told = node_events(replace(verdict, mps_pod=before), replace(verdict, mps_pod=after))
     assert [(event.type, event.reason) for event in told] == [("Warning", "MPSClientsEnded")] * bool(count)
-    shown = max(count, after.count) if after is not None else 0
+    shown = max(count, after.lone_restarts) if after is not None else 0
     times = "once" if shown == 1 else f"{shown} times"
     assert all(
         f"gpu-07: the config-manager container in pod mps-x restarted {times}" in one.note for one in told
     )
-    assert (after.since(before) if after is not None else 0) == count
+    assert (count_lapses(before, after) if after is not None else 0) == count

@@ -11,7 +11,7 @@ from tests.planning.cases import FULL, MIXED, SLICED, assessed_of, make_case, po
 from tests.planning.ganging import make_gang, make_gang_view
 
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.pools.candidates import Places
+from gpusharing.planning.pools.candidates import find_places, spare
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.views import NodeView, PlanSettings
@@ -35,29 +35,30 @@ BEFORE: dict[str, tuple[Sequence[NodeView], int | None]] = {
 }
 
 
-def spare(nodes: Sequence[NodeView]) -> int | None:
+def spare_of(nodes: Sequence[NodeView]) -> int | None:
     """How many may go, where the first of them waits for its turn."""
-    return Places.of(nodes).spare([replace(make_case(MIXED), node=nodes[0])])
+    return spare(find_places(nodes), [replace(make_case(MIXED), node=nodes[0])])
 
 
 @pytest.mark.parametrize("case", BEFORE)
 def test_the_last_place_is_kept_only_where_another_may_open_again(case: str) -> None:
     nodes, free = BEFORE[case]
-    assert spare(nodes) == free
+    assert spare_of(nodes) == free
 
 
 def test_nodes_that_begin_are_no_places_any_more() -> None:
     nodes = (A, make_node("b"), make_node("c"))
-    places = Places.of(nodes)
-    places.open.discard("b")
-    assert places.spare([replace(make_case(MIXED), node=A)]) == 1
+    places = find_places(nodes)
+    assert places is not None
+    places.discard("b")
+    assert spare(places, [replace(make_case(MIXED), node=A)]) == 1
 
 
 def test_a_change_without_a_cordon_closes_no_place() -> None:
     nodes = (A, make_node("b", unschedulable=True))
     case = make_case(SLICED, node={"labels": {}})
     restart = replace(assessed_of(case), disruption=DisruptionClass.PLUGIN_RESTART)
-    assert Places.of(nodes).spare([replace(case, node=A, assessment=restart)]) is None
+    assert spare(find_places(nodes), [replace(case, node=A, assessment=restart)]) is None
 
 
 @pytest.mark.parametrize(

@@ -378,7 +378,14 @@ def went_back(name: str) -> NodeCase:
     """A candidate that went back in this generation and was asked for again, so that its gates let it through."""
     case = candidate(name)
     record = Verified(
-        MIXED.name, "a", "b", version=MIXED.version, failed_version=MIXED.version, rolled_back=True
+        MIXED.name,
+        "a",
+        "b",
+        layout="1x full",
+        gpus=1,
+        version=MIXED.version,
+        failed_version=MIXED.version,
+        rolled_back=True,
     )
     return replace(case, node=replace(case.node, verified=record, retry="again"))
 

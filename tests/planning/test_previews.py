@@ -65,24 +65,24 @@ def test_no_more_nodes_are_looked_at_than_a_plan_names_and_few_at_a_time() -> No
     pools, seconds = held(MAX_NODES + 5), 0.0
     known: dict[str, Preview] = {}
     rounds = []
-    while (found := look(pools, known, {}, seconds)).wants_pods:
-        rounds.append(len(found.wants_pods))
-        work = {name: NodeWork((), (), at(seconds)) for name in found.wants_pods}
-        known = dict(look(pools, known, work, seconds).known)
-        assert not look(pools, known, {}, seconds).wants_pods, "no further one within this poll"
+    while wanted := look(pools, known, {}, seconds)[1]:
+        rounds.append(len(wanted))
+        work = {name: NodeWork((), (), at(seconds)) for name in wanted}
+        known = dict(look(pools, known, work, seconds)[0])
+        assert not look(pools, known, {}, seconds)[1], "no further one within this poll"
         seconds += POLL
     assert rounds == [LOOKS] * (MAX_NODES // LOOKS)
     assert sorted(known) == [f"n{index:02}" for index in range(MAX_NODES)]
-    assert found.wake is None
+    assert look(pools, known, {}, seconds)[2] is None
 
 
 def test_a_node_is_looked_at_again_after_a_while_the_oldest_look_first() -> None:
     pools = held(LOOKS + 1)
     known = {f"n{index:02}": Preview(POLICY.version, at(-index)) for index in range(LOOKS + 1)}
     again = AGAIN.total_seconds()
-    assert look(pools, known, {}, again - LOOKS - 1).wants_pods == NOTHING
+    assert look(pools, known, {}, again - LOOKS - 1)[1] == NOTHING
     found = look(pools, known, {}, again)
-    assert found.wants_pods == {f"n{index:02}" for index in range(1, LOOKS + 1)}
+    assert found[1] == {f"n{index:02}" for index in range(1, LOOKS + 1)}
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_node_is_looked_at_again_after_a_while_the_oldest_look_first() -> None
 def test_what_was_seen_for_another_plan_does_not_count(other: SpecVersion) -> None:
     before = Preview(other, NOW)
     found = look(held(1), {"n00": before}, {})
-    assert (found.known, found.wants_pods) == ({}, {"n00"})
+    assert found[:2] == ({}, {"n00"})
 
 
 WAITS = (Phase.PENDING, Phase.PREFLIGHT, Phase.BLOCKED)
@@ -103,7 +103,7 @@ def test_only_what_waits_and_would_be_drained_is_looked_at(phase: Phase) -> None
     pool = Pool(POLICY)
     told = verdict(phase, Reason.BUDGET_FULL, "n00", disruption=DisruptionClass.RESET)
     pool.count(find_member(told, make_node("n00"), None))
-    assert look({"pool-b": pool}, {}, {}).wants_pods == ({"n00"} if phase in WAITS else NOTHING)
+    assert look({"pool-b": pool}, {}, {})[1] == ({"n00"} if phase in WAITS else NOTHING)
 
 
 NOT_TO_GO: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
@@ -121,16 +121,16 @@ def test_a_node_is_not_looked_at_if(
     waits = {"disruption": DisruptionClass.RESET, **verdicts}
     told = verdict(Phase.BLOCKED, Reason.BUDGET_FULL, "n00", **waits)
     pool.count(find_member(told, make_node("n00", **node), None))
-    assert look({"pool-b": pool}, {}, {}).wants_pods == NOTHING
+    assert look({"pool-b": pool}, {}, {})[1] == NOTHING
 
 
 def test_a_node_that_its_pods_block_is_looked_at_for_that_reason_alone() -> None:
     """Its looks have a pace of their own (test_looks.py); what they find is shown."""
     blocked = {"blockers": (Blocker(Reason.UNMANAGED, ("team-a/db-0",)),)}
     for before in ({}, {"n00": Preview(POLICY.version, at(-AGAIN.total_seconds()))}):
-        assert look(held(1, Reason.UNMANAGED, **blocked), before, {}).wants_pods == NOTHING
+        assert look(held(1, Reason.UNMANAGED, **blocked), before, {})[1] == NOTHING
     work = {"n00": make_work(make_pod("db-0", owner=None))}
-    (told,) = look(held(1, Reason.UNMANAGED, **blocked), {}, work).known["n00"].blockers
+    (told,) = look(held(1, Reason.UNMANAGED, **blocked), {}, work)[0]["n00"].blockers
     assert told.pods == ("team-a/db-0",)
 
 
@@ -138,26 +138,26 @@ def test_a_node_that_starts_in_this_pass_is_not_looked_at() -> None:
     pools = held(1)
     begins = verdict(Phase.CORDONED, Reason.SETTLING, "n00", disruption=DisruptionClass.RESET)
     snapshot = make_snapshot([], [POLICY])
-    assert find_previews(pools, {"n00": begins}, snapshot, roomy(), NOW).wants_pods == NOTHING
+    assert find_previews(pools, {"n00": begins}, snapshot, roomy(), NOW)[1] == NOTHING
 
 
 def test_a_list_that_fails_for_ever_is_told_and_asked_again_no_sooner_than_others() -> None:
     work = {"n00": NodeWork((), (), NOW, error="403 Forbidden")}
     found = look(held(1), {}, work)
-    (blocker,) = found.known["n00"].blockers
+    (blocker,) = found[0]["n00"].blockers
     assert blocker.reason is Reason.LIST_FAILED
     assert "403 Forbidden" in blocker.message
-    assert (found.wants_pods, found.wake) == (NOTHING, None)
-    assert look(held(1), dict(found.known), {}, AGAIN.total_seconds() - 1).wants_pods == NOTHING
+    assert found[1:] == (NOTHING, None)
+    assert look(held(1), dict(found[0]), {}, AGAIN.total_seconds() - 1)[1] == NOTHING
 
 
 def test_pods_that_nobody_can_judge_are_told_and_keep_no_other_from_being_shown() -> None:
     work = {"n00": replace(make_work(), pods=PoisonedPods([make_pod()])), "n01": make_work(make_pod())}
     found = look(held(2), {}, work)
-    (blocker,) = found.known["n00"].blockers
+    (blocker,) = found[0]["n00"].blockers
     assert (blocker.reason, blocker.message[:13]) == (Reason.NODE_NOT_JUDGED, "OverflowError")
-    assert found.known["n01"].pods == ("team-a/llm-0",)
-    assert found.wants_pods == NOTHING
+    assert found[0]["n01"].pods == ("team-a/llm-0",)
+    assert found[1] == NOTHING
 
 
 # --- as a whole ------------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def test_gangs_are_named_with_their_members() -> None:
     pods = [replace(pod, gang=make_gang()) for pod in world.everywhere()]
     gang = make_gang_view({"n0": pods[:1], "n1": pods[1:]})
     work = {"n00": NodeWork(tuple(pods[:1]), (), NOW, gangs=(gang,))}
-    (told,) = look(held(1), {}, work).known["n00"].gangs
+    (told,) = look(held(1), {}, work)[0]["n00"].gangs
     assert told == "JobSet team-a/train, 2 pods (1 on n0, 1 on n1)"
 
 
@@ -235,7 +235,7 @@ def test_a_member_elsewhere_that_must_stay_is_named_with_its_gang() -> None:
     gang = make_gang()
     mine, bare = make_pod("rank-0", gang=gang), make_pod("rank-1", owner=None, gang=gang)
     view = make_gang_view({"n00": [mine], "n07": [bare]}, gang)
-    found = look(held(1), {}, {"n00": make_work(mine, gangs=(view,))}).known["n00"].blockers
+    found = look(held(1), {}, {"n00": make_work(mine, gangs=(view,))})[0]["n00"].blockers
     (blocker,) = (one for one in found if one.reason is Reason.UNMANAGED)
     assert blocker.pods == ("team-a/rank-1",)
     assert "Gang: JobSet team-a/train, 2 pods (1 on n00, 1 on n07)" in blocker.message

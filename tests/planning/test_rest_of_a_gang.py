@@ -187,7 +187,9 @@ def test_pods_that_have_finished_cost_nothing() -> None:
 # --- what the proofs say -------------------------------------------------------------------------------------------
 
 POLICY = make_policy(**SHARED)
-PROOF = Verified(POLICY.name, "", "", version=POLICY.version, changed_at=at(0), mates=("n1",))
+PROOF = Verified(
+    POLICY.name, "", "", layout="1x full", gpus=1, version=POLICY.version, changed_at=at(0), mates=("n1",)
+)
 SAYS: dict[str, tuple[Verified, Verified | None, bool]] = {
     "the other one was never changed": (PROOF, None, True),
     "the other one was changed before": (PROOF, replace(PROOF, changed_at=at(-60), mates=()), True),

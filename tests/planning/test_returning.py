@@ -21,7 +21,7 @@ from gpusharing.planning.transition.cases import show_failure
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 
-PROOF = Verified("pool-b", "all-1g.10gb", "c-1")
+PROOF = Verified("pool-b", "all-1g.10gb", "c-1", layout="1x full", gpus=1)
 POLICY = make_policy(rollout={"timeouts": {"verification": "5m"}})
 
 

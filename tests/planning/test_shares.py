@@ -4,16 +4,16 @@ from fractions import Fraction
 
 import pytest
 
-from gpusharing.planning.gpus.cards import CARDS, Card, Extent, shares
+from gpusharing.planning.gpus.cards import CARDS, Card, shares
 from gpusharing.planning.gpus.geometry import maximal_layouts
 
-H100 = Extent(7, 8)
+H100 = (7, 8)
 EXTENTS = {
-    "1g": Extent(1, 1),
-    "1g.20gb": Extent(1, 2),
-    "2g": Extent(2, 2),
-    "3g": Extent(3, 4),
-    "4g": Extent(4, 4),
+    "1g": (1, 1),
+    "1g.20gb": (1, 2),
+    "2g": (2, 2),
+    "3g": (3, 4),
+    "4g": (4, 4),
 }
 
 
@@ -36,14 +36,14 @@ def test_the_larger_of_compute_and_memory_counts_and_no_gpu_is_billed_more_than_
 
 
 def test_an_instance_whose_size_nobody_knows_has_no_share() -> None:
-    assert shares([Extent(0, 0), Extent(3, 4)], H100) == (Fraction(0), Fraction(1, 2))
-    assert shares([Extent(1, 1)], Extent(0, 0)) == (Fraction(0),)
+    assert shares([(0, 0), (3, 4)], H100) == (Fraction(0), Fraction(1, 2))
+    assert shares([(1, 1)], (0, 0)) == (Fraction(0),)
 
 
 @pytest.mark.parametrize("card", [card for card in CARDS if card.profiles], ids=lambda card: card.key)
 def test_no_layout_of_any_card_is_more_than_its_gpu_and_none_is_free(card: Card) -> None:
-    whole = Extent(max(p.slices for p in card.profiles), max(p.size for p in card.profiles))
-    profiles = {profile.name: Extent(profile.slices, profile.size) for profile in card.profiles}
+    whole = (max(p.slices for p in card.profiles), max(p.size for p in card.profiles))
+    profiles = {profile.name: (profile.slices, profile.size) for profile in card.profiles}
     for layout in maximal_layouts(card.profiles):
         parts = shares([profiles[name] for name, count in layout for _ in range(count)], whole)
         assert 0 < sum(parts) <= 1

@@ -19,7 +19,7 @@ from tests.build import (
     make_stack,
     make_work,
 )
-from tests.planning.cases import make_case, pair_of, pool_of
+from tests.planning.cases import make_case, pool_of, proof_of
 from tests.planning.told import verdict
 
 from gpusharing.api.names import Phase
@@ -27,7 +27,7 @@ from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.writes import find_resumed, plan_finalizers
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.actions import EnsureGPUNode, FenceNode, SetClaims, SetFinalizer
-from gpusharing.planning.snapshot.records import Claim, Deferred, Verified
+from gpusharing.planning.snapshot.records import Claim, Deferred
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.vocabulary.reasons import Reason
 
@@ -62,9 +62,7 @@ MOMENTS = {
         Reason.DEFERRED,
     ),
     "for drift that it sees for the first time": (
-        left_by_a_crash(
-            stack=make_stack(POLICY), nodes=[make_node(verified=Verified("pool-b", *pair_of(POLICY)))]
-        ),
+        left_by_a_crash(stack=make_stack(POLICY), nodes=[make_node(verified=proof_of(POLICY))]),
         Reason.DRIFTED,
     ),
 }

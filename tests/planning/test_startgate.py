@@ -343,7 +343,11 @@ NEWCOMERS: dict[str, tuple[bool, dict[str, Any], dict[str, Any] | None]] = {
     "its agent sees no pod": (True, {"gated": True}, {"pods": 0}),
     "it has GPU pods": (False, {"gated": True}, {"pods": 1}),
     "nobody can count its GPU pods": (False, {"gated": True}, {"holdings_known": False}),
-    "it was given back once": (False, {"gated": True, "verified": Verified("pool-b", "", "")}, None),
+    "it was given back once": (
+        False,
+        {"gated": True, "verified": Verified("pool-b", "", "", layout="1x full", gpus=1)},
+        None,
+    ),
     "it has no taint": (False, {}, None),
     "its change took no slot": (True, {"fence": make_fence(newcomer=True)}, {"pods": 1}),
     "its change took one": (False, {"gated": True, "fence": make_fence()}, None),

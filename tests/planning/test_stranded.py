@@ -315,10 +315,10 @@ def test_a_change_that_evicts_no_pod_is_shown_without_any_that_it_would_strand()
     work = {"gpu-07": make_work(make_pod(node_selector={label: "old"}))}
     reports = [world_of(SLICED).gpunodes["gpu-07"]]
     snapshot = make_snapshot([drifted], [SLICED], gpunodes=reports, work=work)
-    (step,) = tell_proposal(SLICED, plan_rollout(snapshot, NOW), snapshot, NOW).steps
-    assert step.verdict.disruption is names.DisruptionClass.PLUGIN_RESTART
-    assert step.preview is not None
-    assert (step.preview.pods, step.preview.blockers) == ((), ())
+    ((verdict, preview),) = tell_proposal(SLICED, plan_rollout(snapshot, NOW), snapshot, NOW).steps
+    assert verdict.disruption is names.DisruptionClass.PLUGIN_RESTART
+    assert preview is not None
+    assert (preview.pods, preview.blockers) == ((), ())
 
 
 def test_another_node_that_still_has_the_label_afterwards_is_a_place_for_the_pod() -> None:

@@ -13,6 +13,7 @@ from gpusharing.planning.wanted.target import (
     find_remedy,
     find_suffixed,
     merges_suffixes,
+    needs_newer_plugin,
 )
 
 
@@ -97,7 +98,7 @@ def test_an_mps_daemon_is_deaf_whenever_config_manager_looks_for_another_process
 ) -> None:
     daemon = MpsDaemonView(version, "mps-control-daemon", signalled, sees_host=True)
     assert says in find_deafness(daemon)
-    assert "PROCESS_TO_SIGNAL=mps-control-daemon" in find_remedy(daemon).text
+    assert "PROCESS_TO_SIGNAL=mps-control-daemon" in find_remedy(daemon)[0]
 
 
 @pytest.mark.parametrize("version", ["v0.20.1", "v0.21.0", "v1.0.0"])
@@ -112,7 +113,7 @@ def test_after_0_20_only_the_last_part_of_the_name_has_to_match(version: str, si
 def test_what_a_daemon_is_called_is_unknown_behind_another_program(program: str) -> None:
     daemon = MpsDaemonView("v0.20.0", program, "/usr/bin/mps-control-daemon", sees_host=True)
     assert find_deafness(daemon) == ""
-    assert find_remedy(daemon).command == ""
+    assert find_remedy(daemon)[1] == ""
 
 
 SET_ENV = "kubectl -n nvidia set env daemonset/mps -c config-manager PROCESS_TO_SIGNAL=mps-control-daemon"
@@ -140,10 +141,10 @@ def test_the_remedy_has_the_steps_that_the_daemon_needs(
 ) -> None:
     daemon = MpsDaemonView(version, program, signalled, sees_host, name="mps", namespace="nvidia")
     assert find_deafness(daemon)
-    remedy = find_remedy(daemon)
-    assert (remedy.needs_plugin, remedy.command) == (newer, command)
-    assert ("devicePlugin.version in ClusterPolicy to v0.20.0 or newer" in remedy.text) == newer
-    assert command in remedy.text
+    text, found = find_remedy(daemon)
+    assert (needs_newer_plugin(daemon), found) == (newer, command)
+    assert ("devicePlugin.version in ClusterPolicy to v0.20.0 or newer" in text) == newer
+    assert command in text
 
 
 def test_a_daemon_hears_once_the_remedy_was_carried_out() -> None:

@@ -21,7 +21,7 @@ from tests.build import (
     make_snapshot,
     make_work,
 )
-from tests.planning.cases import make_member, pair_of
+from tests.planning.cases import make_member, proof_of
 from tests.planning.ganging import make_gang, make_gang_view
 from tests.planning.test_budget import LABELS_OF_C, shared_c
 from tests.planning.test_pool import OFFERED, candidate, chosen, fenced, queue_of, with_waits
@@ -37,7 +37,7 @@ from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.memory import CallFailure, Look
 from gpusharing.planning.snapshot.podviews import PdbView, PodView
-from gpusharing.planning.snapshot.records import Fence, Verified
+from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.findings import Blocker
@@ -290,7 +290,7 @@ def test_members_without_a_node_and_the_node_itself_are_no_mates() -> None:
 TWO_OF_THREE = make_policy(mode="TimeSlicing", finalizer=True, rollout={"maxUnavailable": 2})
 BESIDE: dict[str, tuple[NodeView, dict[str, CallFailure]]] = {
     "its change begins in a moment": (
-        make_node("n0", verified=Verified(TWO_OF_THREE.name, *pair_of(TWO_OF_THREE))),
+        make_node("n0", verified=proof_of(TWO_OF_THREE)),
         {},
     ),
     "its fence may stand, though that call failed": (

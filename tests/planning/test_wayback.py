@@ -113,7 +113,6 @@ def record(node: NodeView, **fields: Any) -> NodeView:
 
 LOST: dict[str, tuple[Callable[..., Any], str]] = {
     "nothing was proven": (lambda n, o, s: (replace(n, verified=None), o, s), "no earlier proven layout"),
-    "an older operator recorded it": (lambda n, o, s: (record(n, layout=""), o, s), "without its layout"),
     "a GPU is missing": (lambda n, o, s: (record(n, gpus=2), o, s), "the last proof covered 2 GPUs"),
     "the plugin's entry is gone": (
         lambda n, o, s: (n, o, without(n.verified.plugin_config)(s)), "no longer exists"),

@@ -9,7 +9,7 @@ from gpusharing.agent.kubelet import Holdings
 from gpusharing.agent.library import Reading
 from gpusharing.agent.usage import base
 from gpusharing.api.gpunode import GPU, Model
-from gpusharing.planning.gpus.cards import WHOLE, Extent, shares
+from gpusharing.planning.gpus.cards import WHOLE, shares
 from gpusharing.planning.vocabulary.values import value
 
 Key = TypeVar("Key")
@@ -216,12 +216,9 @@ def _parts(gpu: GPU, model: Model | None, held: Mapping[str, object]) -> Sequenc
     profiles = () if model is None else model.profiles
     # A container without rights cannot read sizes, so memory is used instead.
     placed = all(profile.size for profile in profiles)
-    extents = {each.name: Extent(each.slices, each.size if placed else each.memory_gb) for each in profiles}
-    card = Extent(
-        max((each.slices for each in extents.values()), default=0),
-        max((each.memory for each in extents.values()), default=0),
-    )
-    parts = shares([extents.get(instance.profile, Extent(0, 0)) for instance in gpu.instances], card)
+    extents = {each.name: (each.slices, each.size if placed else each.memory_gb) for each in profiles}
+    slices, memory = (max((extent[i] for extent in extents.values()), default=0) for i in (0, 1))
+    parts = shares([extents.get(one.profile, (0, 0)) for one in gpu.instances], (slices, memory))
     devices = [(instance.uuid, part) for instance, part in zip(gpu.instances, parts, strict=True)]
     if not gpu.uuid or gpu.uuid not in held:
         return devices

@@ -16,7 +16,7 @@ from gpusharing.kube.http import HttpClient
 from gpusharing.kube.installation import gather_installation
 from gpusharing.kube.login import environment_login
 from gpusharing.planning.stack.installation import find_symptoms, render
-from gpusharing.planning.stack.installationviews import Place, Severity, find_unread_topics
+from gpusharing.planning.stack.installationviews import Place, find_unread_topics
 
 PREFIX = "GPUSHARING_"
 WORKS, BROKEN, NO_ANSWER = 0, 1, 2
@@ -48,7 +48,7 @@ async def check(environment: Mapping[str, str]) -> int:
         return NO_ANSWER
     symptoms = find_symptoms(view)
     print("\n".join(render(symptoms, find_unread_topics(view))))
-    return BROKEN if any(one.severity is Severity.ERROR for one in symptoms) else WORKS
+    return BROKEN if any(one.severity == "ERROR" for one in symptoms) else WORKS
 
 
 def main() -> None:

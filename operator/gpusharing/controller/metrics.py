@@ -16,6 +16,7 @@ from gpusharing.planning.report.counts import count_slices, waited_for
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import Action
 from gpusharing.planning.snapshot.views import ClusterSnapshot
+from gpusharing.planning.stack.mps import count_lapses
 from gpusharing.planning.transition.cases import Member
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Passes, Reason
@@ -242,8 +243,8 @@ class Metrics(Observer, Collector):
         self.actions.labels(type(action).__name__, result).inc()
 
     def changed(self, before: Verdict | None, after: Verdict) -> None:
-        if before is not None and after.lapses is not None and after.policy in self._policies:
-            self.lapses.labels(after.policy).inc(after.lapses.since(before.lapses))
+        if before is not None and after.mps_pod is not None and after.policy in self._policies:
+            self.lapses.labels(after.policy).inc(count_lapses(before.mps_pod, after.mps_pod))
         if before is not None and before.phase is not after.phase:
             self.transitions.labels(str(after.phase), str(after.reason)).inc()
             if after.policy in self._policies:

@@ -172,9 +172,9 @@ class Publisher:
 
     def _notice(self, verdict: Verdict, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> None:
         before, node = self._verdicts.get(verdict.node), snapshot.nodes[verdict.node]
-        if before is not None and verdict.lapses is not None and verdict.lapses.settling:
+        if before is not None and verdict.mps_pod is not None and verdict.mps_pod.settling:
             # The later count is then compared with the last one that was taken while config-manager ran.
-            verdict = replace(verdict, lapses=before.lapses)
+            verdict = replace(verdict, mps_pod=before.mps_pod)
         known, _ = self._objects.get(verdict.node, (None, None))
         self._objects[verdict.node] = node, snapshot.gpunodes.get(verdict.node)
         if known is not None and (cordon := cordon_event(known, node)) is not None:

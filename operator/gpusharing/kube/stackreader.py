@@ -218,7 +218,7 @@ class StackReader:
                 why=tell_changes(differing).removeprefix("; "),
                 run=label_commands(differing),
             )
-        problem = migfile.parse_admin(now.admin_mig_file).problem
+        problem = migfile.parse_admin(now.admin_mig_file)[1]
         if problem and (before is None or before.admin_mig_file != now.admin_mig_file):
             name = self.sources.settings.admin_maps.mig
             log.warning(

@@ -41,7 +41,7 @@ from functools import partial
 
 from gpusharing.api.names import LABEL_POLICY, Phase
 from gpusharing.planning.drain.stranded import Afterwards
-from gpusharing.planning.pools.afterwards import Previews, find_afterwards, find_previews, is_skipped
+from gpusharing.planning.pools.afterwards import find_afterwards, find_previews, is_skipped
 from gpusharing.planning.pools.choice import choose, count_vain
 from gpusharing.planning.pools.holds import count_failures, find_gone
 from gpusharing.planning.pools.pool import Pool
@@ -144,7 +144,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
         choice = replace(choice, verdicts=kept_back, claims={})
     verdicts |= choice.verdicts
     verdicts |= find_forgotten(pools, verdicts, snapshot.nodes, find_actuator(stack))
-    previews = find_previews(pools, verdicts, snapshot, afterwards, now)
+    previews, wants_pods, wake = find_previews(pools, verdicts, snapshot, afterwards, now)
     targets = {name: one.target for name, one in members.items() if one.target is not None}
     config = configure(snapshot, targets.values(), models, wishes, memo)
     by_dra = is_complete(stack, settings)
@@ -163,7 +163,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
             name: one.resources for name, one in targets.items() if not is_skipped(snapshot.nodes[name])
         },
         memory=PassMemory(
-            wants_pods=previews.wants_pods.union(name for name, one in verdicts.items() if one.wants_pods),
+            wants_pods=wants_pods.union(name for name, one in verdicts.items() if one.wants_pods),
             proving=frozenset(
                 name
                 for name, one in verdicts.items()
@@ -171,12 +171,12 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
             ),
             drifting_since={name: since.get(name, now) for name, one in members.items() if one.differs},
             looks=choice.looks,
-            previews=previews.known,
+            previews=previews,
             vain_passes=vain,
         ),
         afterwards=afterwards,
         coming=find_coming(owners, fences_of(snapshot)),
-        wake_at=_wake(verdicts, pools, previews),
+        wake_at=_wake(verdicts, pools, wake),
     )
 
 
@@ -191,8 +191,10 @@ def _object(
     }
 
 
-def _wake(verdicts: Mapping[str, Verdict], pools: Mapping[str, Pool], previews: Previews) -> datetime | None:
-    moments = [previews.wake]
+def _wake(
+    verdicts: Mapping[str, Verdict], pools: Mapping[str, Pool], wake: datetime | None
+) -> datetime | None:
+    moments = [wake]
     moments += [verdict.wake for verdict in verdicts.values()]
     moments += [pool.hours.change for pool in pools.values()]
     return min((moment for moment in moments if moment is not None), default=None)

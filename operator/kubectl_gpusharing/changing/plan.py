@@ -121,7 +121,7 @@ def find_vanishing(proposals: Iterable[Proposal], live: LivePlan) -> frozenset[s
     """Return the resource names and the node labels, as `key=value`, that no node would have after the changes."""
     accepted = [one for one in proposals if one.accepted and one.steps]
     names = {lost.resource for one in accepted for lost in one.vanishing if not lost.demand.remain}
-    nodes = [live.snapshot.nodes[step.verdict.node] for one in accepted for step in one.steps]
+    nodes = [live.snapshot.nodes[verdict.node] for one in accepted for verdict, _ in one.steps]
     pairs = {pair for node in nodes for pair in node.labels.items() if is_rewritten(pair[0])}
     gone = pairs - live.plan.afterwards.find_labels() if pairs else pairs
     return frozenset(names | {f"{key}={value}" for key, value in gone})
@@ -228,9 +228,9 @@ class Planned:
         steps = [step for one in self.proposals for step in one.steps]
         spans = [one.lasts for one in self.proposals if one.steps]
         lasts = tuple(map(max, zip(*spans, strict=True))) if all(spans) else ()
-        pods = sum(len(step.preview.pods) for step in steps if step.preview is not None)
+        pods = sum(len(preview.pods) for _, preview in steps if preview is not None)
         # Pods may not have been listed on every node that would be cordoned.
-        complete = all(step.preview is not None or not step.verdict.disruption.cordons for step in steps)
+        complete = all(preview is not None or not verdict.disruption.cordons for verdict, preview in steps)
         whys = [f"{one.policy}: {why.rstrip('.')}" for one, which, why in judged if which is outcome and why]
         reason = some(whys)
         if outcome is Outcome.NOTHING:
@@ -241,7 +241,7 @@ class Planned:
         changes = ""
         if steps:
             person = sum(
-                not step.starts and step.verdict.reason.passes is Passes.BY_A_PERSON for step in steps
+                not verdict.starts and verdict.reason.passes is Passes.BY_A_PERSON for verdict, _ in steps
             )
             held = f" ({person} of them only after a person has acted)" if person else ""
             evicted = f"{'' if complete else 'at least '}{counted(pods, 'pod')} will be evicted"
@@ -309,18 +309,17 @@ def _describe(proposal: Proposal, paper: Paper, *, estimate: bool, explained: bo
     shown = proposal.steps if paper.wide else proposal.steps[:MOST]
     if shown:
         rows = []
-        for step in shown:
-            verdict, preview = step.verdict, step.preview
+        for verdict, preview in shown:
             # Only the operator knows the progress of a change, because it has sent the evictions.
             when = "under way" if verdict.phase.in_flight else f"{verdict.phase}: {verdict.reason}"
-            begins = Span("at once", Ink.GOOD) if step.starts else Span(when, Ink.WAITING)
+            begins = Span("at once", Ink.GOOD) if verdict.starts else Span(when, Ink.WAITING)
             counts = ("?", "") if preview is None else (str(len(preview.pods)), ", ".join(preview.budgets))
             change = str(verdict.disruption), verdict.observed, verdict.wanted
             rows.append(line(verdict.node, *change, *counts, begins))
         lines += table(COLUMNS, rows, paper, "  ")
         if (more := len(proposal.steps) - len(shown)) > 0:
             lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide lists all", Ink.FAINT)))
-        previews = [step.preview for step in proposal.steps if step.preview is not None]
+        previews = [preview for _, preview in proposal.steps if preview is not None]
         pods = [pod for preview in previews for pod in preview.pods]
         named = some(pods, len(pods) if paper.wide else MOST)
         texts = [f"pods that would be evicted: {named}"] if pods else []
@@ -334,7 +333,7 @@ def _describe(proposal: Proposal, paper: Paper, *, estimate: bool, explained: bo
         nodes_are = counted(len(adopted), "node is", "nodes are")
         text = f"{nodes_are} already up to date and will not change: {named}"
         lines += prose(text, paper, hang="  ", ink=Ink.GOOD)
-    blocked = [step.verdict for step in proposal.steps if step.verdict.phase is Phase.BLOCKED]
+    blocked = [verdict for verdict, _ in proposal.steps if verdict.phase is Phase.BLOCKED]
     # Blocking pods have been named already, so only blocked nodes without such pods are listed.
     others = {verdict.message: verdict for verdict in blocked if not verdict.blockers}
     for verdict in (*proposal.left_out, *others.values())[: None if paper.wide else 5]:
@@ -351,7 +350,7 @@ def _title(proposal: Proposal, *, estimate: bool) -> Line:
     if outcome is not Outcome.CHANGES:
         what = f"{outcome}: {why}" if why else "nothing to change"
         return line(name, "  ", Span(what, INKS[str(outcome)]))
-    kinds = sorted({(s.verdict.observed or "?", s.verdict.wanted or "?") for s in proposal.steps})
+    kinds = sorted({(one.observed or "?", one.wanted or "?") for one, _ in proposal.steps})
     ways = ", ".join(f"{now} -> {after}" for now, after in kinds[:2]) + (" ..." if len(kinds) > 2 else "")
     count = len(proposal.steps)
     size = count + len(proposal.left_out) + len(proposal.adopted) + proposal.settled
@@ -386,7 +385,7 @@ def _resources(proposal: Proposal, paper: Paper) -> list[Line]:
 
 def _blockers(proposal: Proposal) -> tuple[str, ...]:
     return explain_blockers(
-        blocker for step in proposal.steps if step.preview is not None for blocker in step.preview.blockers
+        blocker for _, preview in proposal.steps if preview is not None for blocker in preview.blockers
     )
 
 
@@ -445,13 +444,13 @@ def _proposal_data(proposal: Proposal, *, estimate: bool) -> ProposalData:
 
 
 def _step_data(step: Step) -> StepData:
-    verdict, preview = step.verdict, step.preview
+    verdict, preview = step
     return {
         "name": verdict.node,
         "disruption": str(verdict.disruption),
         "observed": verdict.observed,
         "wanted": verdict.wanted,
-        "starts": step.starts,
+        "starts": verdict.starts,
         "phase": str(verdict.phase),
         "reason": str(verdict.reason),
         "message": verdict.message,

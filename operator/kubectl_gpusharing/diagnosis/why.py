@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import cast
@@ -14,7 +14,7 @@ from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import GPUNODES, JSON, NODES, PODS, POLICIES, Resource
 from gpusharing.kube.pods import rows_of
 from gpusharing.kube.raw import entries, part, section, text, texts
-from gpusharing.planning.report.proposal import Proof, tell_proofs
+from gpusharing.planning.report.proposal import Proofs, tell_proofs
 from gpusharing.planning.report.transition import OTHERS, PERSON, transition, whose_cordon
 from gpusharing.planning.snapshot.memory import LONGEST, LOOKS
 from gpusharing.planning.vocabulary.lengths import counted
@@ -68,7 +68,7 @@ HISTORY = columns(ENTERED=0, PHASE=0, REASON=0)
 @dataclass(frozen=True, slots=True)
 class NodeAnswer:
     node: NodeStatus
-    proofs: tuple[Proof, ...] = ()
+    proofs: Proofs = field(default_factory=dict)
     unproven: str = ""
     """Why there are no proofs; empty if there are."""
     notes: tuple[str, ...] = ()
@@ -85,14 +85,14 @@ class NodeAnswer:
             "remedy": self.remedy,
             "proofs": [
                 {
-                    "source": str(proof.source),
-                    "says": proof.says,
-                    "should": proof.should,
-                    "agrees": proof.disagrees is None,
-                    "reason": "" if proof.disagrees is None else str(proof.disagrees.reason),
-                    "message": "" if proof.disagrees is None else proof.disagrees.message,
+                    "source": str(source),
+                    "says": says,
+                    "should": should,
+                    "agrees": wrong is None,
+                    "reason": "" if wrong is None else str(wrong.reason),
+                    "message": "" if wrong is None else wrong.message,
                 }
-                for proof in self.proofs
+                for source, (says, should, wrong) in self.proofs.items()
             ],
             "unproven": self.unproven,
             "simulated": [node.name] if node.simulated else [],
@@ -130,15 +130,15 @@ def _next_look(node: NodeStatus, seconds: float) -> tuple[str, ...]:
     return (f"the operator looks at the pods of this node again within {within}, {retry}",)
 
 
-def _proofs(name: str, live: LivePlan) -> tuple[tuple[Proof, ...], str]:
+def _proofs(name: str, live: LivePlan) -> tuple[Proofs, str]:
     members = (one for pool in live.plan.pools.values() for one in pool.members if one.node.name == name)
     member = next(members, None)
     match member and member.assessment:
         case Assessed() as one:
             return tell_proofs(live.snapshot.nodes[name], one.observed, one.goal, live.snapshot.stack), ""
         case Untargeted(objection=finding):
-            return (), finding.message
-    return (), "no policy governs this node"
+            return {}, finding.message
+    return {}, "no policy governs this node"
 
 
 # --- in words ------------------------------------------------------------------------------------------------
@@ -185,16 +185,17 @@ def _proof_lines(answer: NodeAnswer, paper: Paper) -> list[Line]:
         return prose(f"No proof to show: {answer.unproven}", paper, hang="  ", ink=Ink.WAITING)
     good, bad = ("✓", "✗") if paper.glyphs else ("+", "x")
     rows = []
-    for proof in answer.proofs:
-        mark, ink = (good, Ink.GOOD) if proof.disagrees is None else (bad, Ink.BAD)
-        rows.append(line(Span(f"{mark} {proof.source}", ink), proof.says, proof.should))
+    for source, (says, should, wrong) in answer.proofs.items():
+        mark, ink = (good, Ink.GOOD) if wrong is None else (bad, Ink.BAD)
+        rows.append(line(Span(f"{mark} {source}", ink), says, should))
     drawn = table(PROOF, rows, paper)
     lines = list(drawn)
-    for proof, row in zip(answer.proofs, drawn[-len(rows) :], strict=True):
+    for (source, proof), row in zip(answer.proofs.items(), drawn[-len(rows) :], strict=True):
+        says, should, wrong = proof
         # The message adds nothing if the row shows completely what the source says and what it should say.
-        whole = shows(row, proof.says) and shows(row, proof.should) and proof.says != proof.should
-        if proof.disagrees is not None and (not whole or proof.source in (Source.AGENT, Source.GFD)):
-            lines += prose(f"{proof.source}: {proof.disagrees.message}", paper, hang="  ", ink=Ink.BAD)
+        whole = shows(row, says) and shows(row, should) and says != should
+        if wrong is not None and (not whole or source in (Source.AGENT, Source.GFD)):
+            lines += prose(f"{source}: {wrong.message}", paper, hang="  ", ink=Ink.BAD)
     return lines
 
 

@@ -20,7 +20,6 @@ from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.stack.installationviews import (
     InstallationView,
     Place,
-    Severity,
     helm_install,
     kubectl_patch,
     plain_upgrade,
@@ -157,7 +156,7 @@ def _read(
         gpunodes=snapshot.gpunodes,
     )
     for symptom in find_node_symptoms(view, {}):
-        if symptom.severity is Severity.ERROR:
+        if symptom.severity == "ERROR":
             return f"{symptom.message}. Run: {symptom.command}"
     if observed is None and missing:
         return (
@@ -282,7 +281,7 @@ def find_steps(
     lost = _lost(later)
     coming = {name: config for name, config in _lost(pointed).items() if config not in lost.values()}
     present = parse(snapshot.stack.mig_file).keys()
-    theirs = {ALL_DISABLED, *parse_admin(admin.mig_file or "").entries}
+    theirs = {ALL_DISABLED, *parse_admin(admin.mig_file or "")[0]}
     mig = sorted(theirs - present) or sorted({*coming.values()} - present)
     if waiting := _wait(snapshot, admin, mig):
         yield "Wait until the operator has written its ConfigMaps", waiting

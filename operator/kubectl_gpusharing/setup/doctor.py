@@ -29,7 +29,6 @@ from gpusharing.planning.stack.installationviews import (
     ConfigMapState,
     InstallationView,
     Place,
-    Severity,
     Symptom,
     Topic,
     Unseen,
@@ -82,7 +81,7 @@ class Examination:
 
     @property
     def status(self) -> int:
-        return FAILED if any(symptom.severity is Severity.ERROR for symptom in self.symptoms) else DONE
+        return FAILED if any(symptom.severity == "ERROR" for symptom in self.symptoms) else DONE
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
@@ -214,7 +213,7 @@ def describe(examined: Examination, paper: Paper) -> list[Line]:
         lines += [line(f"         -> {command}")] if command else []
     lines += prose_of_each((f"Note: {note}" for note in examined.notes), paper, ink=Ink.FAINT)
     count = Counter(one.severity for one in examined.symptoms)
-    errors, warnings = count[Severity.ERROR], count[Severity.WARNING]
+    errors, warnings = count["ERROR"], count["WARNING"]
     what = "installation" if examined.view.installed else "cluster"
     state = conclude(what, unseen=bool(examined.unseen), errors=errors)
     title = f"{state}: {counted(errors, 'error')} and {counted(warnings, 'warning')}."

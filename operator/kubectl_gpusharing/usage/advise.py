@@ -102,7 +102,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
             views = [daemon_set_view(raw).mps_daemon for raw in await _readable(session, DAEMON_SETS)]
             if (daemon := next(filter(None, views), None)) is not None:
                 why = target.find_deafness(daemon)
-                remedy = target.find_remedy(daemon).text if why else ""
+                remedy = target.find_remedy(daemon)[0] if why else ""
                 answers = replace(answers, no_mps=why, mps_remedy=remedy)
         advice = advise(answers)
     policy, _ = find_active(map(cluster_policy_view, await _readable(session, CLUSTER_POLICIES)))
@@ -156,7 +156,7 @@ def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation
         needs,
         isolation=isolation,
         no_mps=no_mps,
-        mps_remedy=target.find_remedy(target.RELEASED_DAEMON).text if no_mps else "",
+        mps_remedy=target.find_remedy(target.RELEASED_DAEMON)[0] if no_mps else "",
         gpu_operator=typed.gpu_operator,
         per_node=int(typed.gpus_per_node or 1),
         **answers,

@@ -397,18 +397,12 @@ def remaining(available: Mapping[str, int], held: Mapping[str, int]) -> dict[str
 WHOLE = Fraction(1)
 
 
-@value
-class Extent:
-    """The size of a MIG instance or of a whole card."""
+def shares(instances: Sequence[tuple[int, int]], card: tuple[int, int]) -> tuple[Fraction, ...]:
+    """Return the share of each instance of one GPU, in the order of `instances`.
 
-    slices: int
-    memory: int
-    """In any unit, as long as it is the same for the instances and the card."""
-
-
-def shares(instances: Sequence[Extent], card: Extent) -> tuple[Fraction, ...]:
-    """Return the share of each instance of one GPU, in the order of `instances`."""
-    parts = [max(_part(each.slices, card.slices), _part(each.memory, card.memory)) for each in instances]
+    Instances and the card are given as pairs of compute slices and memory, in any unit that is the same for all.
+    """
+    parts = [max(map(_part, instance, card)) for instance in instances]
     most = max(WHOLE, sum(parts, Fraction(0)))
     return tuple(part / most for part in parts)
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import field, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import islice
@@ -22,7 +22,6 @@ from gpusharing.planning.transition.cases import Member, explain_error
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Blocker
 from gpusharing.planning.vocabulary.reasons import Passes, Reason
-from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.assess import Assessed, Assessment
 from gpusharing.planning.wanted.verify import future_labels, served
 
@@ -111,25 +110,14 @@ MAX_NODES = 20
 """The most nodes of a pool that are looked at. `status.plan` does not name more nodes than that."""
 
 
-@value
-class Previews:
-    """The known previews, and what the next pass needs to make further ones."""
-
-    known: Mapping[str, Preview] = field(default_factory=dict)
-    wants_pods: frozenset[str] = frozenset()
-    """The nodes whose pods the next pass must list."""
-    wake: datetime | None = None
-    """When to wake for the first look at nodes that have no preview yet, or None if there are none."""
-
-
 def find_previews(
     pools: Mapping[str, Pool],
     verdicts: Mapping[str, Verdict],
     snapshot: ClusterSnapshot,
     afterwards: Afterwards,
     now: datetime,
-) -> Previews:
-    """Return what the changes of waiting nodes would disturb, and the nodes whose pods must be listed next.
+) -> tuple[Mapping[str, Preview], frozenset[str], datetime | None]:
+    """Return what the changes of waiting nodes would disturb, the nodes whose pods the next pass must list, and when to wake for nodes that have no preview yet.
 
     A preview is computed anew whenever the node's pods were listed, even if that LIST failed; otherwise it is kept while
     the policy's spec has the same version. Nodes with known blockers get no LIST for a first preview.
@@ -160,7 +148,7 @@ def find_previews(
     due = [*missing, *(name for _, name in old)]
     left = max(0, LOOKS - sum(now - poll < at for at in ours.values()))
     # Any change to pods starts a pass anyway, so an old preview is no reason to wake.
-    return Previews(known, frozenset(due[:left]), now + poll if missing else None)
+    return known, frozenset(due[:left]), now + poll if missing else None
 
 
 def _to_go(

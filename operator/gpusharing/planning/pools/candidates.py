@@ -35,23 +35,20 @@ LAST_PLACE = (
 """The message on a node that has to stay schedulable for our own pod."""
 
 
-@dataclass(slots=True)
-class Places:
-    """The nodes on which our own pod could be scheduled. Its tolerations and selectors are not known, and are ignored."""
+def find_places(nodes: Iterable[NodeView]) -> set[str] | None:
+    """Return the nodes on which our own pod could be scheduled, or None if waiting for a second such node would not help.
 
-    open: set[str]
-    all: int
-    """How many nodes are open or may open again, such as nodes that are cordoned or not Ready."""
+    The pod's tolerations and selectors are not known, and are ignored.
+    """
+    able = [node for node in nodes if _may_open(node)]
+    return {node.name for node in able if _is_open(node)} if len(able) > 1 else None
 
-    @staticmethod
-    def of(nodes: Iterable[NodeView]) -> "Places":
-        able = [node for node in nodes if _may_open(node)]
-        return Places({node.name for node in able if _is_open(node)}, len(able))
 
-    def spare(self, candidates: Iterable[NodeCase]) -> int | None:
-        """Return how many open nodes may be cordoned so that one is left, or None if no candidate would close a node, or if waiting for a second node would not help."""
-        closes = any(case.node.name in self.open and case.disruption.cordons for case in candidates)
-        return len(self.open) - 1 if closes and self.all > 1 else None
+def spare(places: set[str] | None, candidates: Iterable[NodeCase]) -> int | None:
+    """Return how many of our pod's places may be cordoned so that one is left, or None if there is no such limit or no candidate would close a place."""
+    if places is None or not any(case.node.name in places and case.disruption.cordons for case in candidates):
+        return None
+    return len(places) - 1
 
 
 def becomes_place(node: NodeView) -> bool:
@@ -85,8 +82,8 @@ class PassState:
     """How many blocked nodes were looked at within the last poll interval."""
     claimed_waves: Mapping[str, str] = field(default_factory=dict)
     """For each node with a claim but no fence, because an operator stopped between writing the two: the wave in which it was about to start, or an empty string. It starts in that wave, so that the wave stays together."""
-    places: Places | None = None
-    """None if we do not run in a pod."""
+    places: set[str] | None = None
+    """The result of `find_places`, less the nodes that start; None if we do not run in a pod."""
     keepers: list[Member] = field(default_factory=list)
     """The nodes of all policies that occupy a slot of the operator-wide cap until somebody acts."""
 
@@ -109,7 +106,7 @@ class PassState:
             due=find_due(last, now, poll),
             recent=count_recent((look for _, look in last), now, poll),
             claimed_waves={name: claim.wave for name, claim in snapshot.claims.items() if name not in fenced},
-            places=Places.of(snapshot.nodes.values()) if snapshot.settings.pod_name else None,
+            places=find_places(snapshot.nodes.values()) if snapshot.settings.pod_name else None,
         )
 
     def add_in_flight(self, snapshot: ClusterSnapshot, verdict: Verdict) -> Look | None:
@@ -185,7 +182,6 @@ class Candidate:
 
     @property
     def needs_list(self) -> bool:
-        """Whether the change cordons the node and nothing is known about its pods."""
         return self.cordons and self.pods is None and self.look is None
 
     @property
@@ -320,7 +316,6 @@ def start(
 
 
 def begin(candidate: Candidate, wave: str = "", mates: tuple[str, ...] = ()) -> Verdict:
-    """Return the verdict that fences the node. `mates` are the nodes of its wave that were left behind."""
     case, policy, assessed = candidate.case, candidate.policy, candidate.case.assessment
     assert isinstance(assessed, Assessed), "candidates have a target"
     node, drains = case.node, candidate.cordons
@@ -364,14 +359,12 @@ def begin(candidate: Candidate, wave: str = "", mates: tuple[str, ...] = ()) -> 
 
 
 def looking(case: NodeCase) -> Verdict:
-    """Return the verdict of a candidate that cannot start before its pods, or those of another node of its wave, are listed in the next pass."""
     message = "listing the pods on the node"
     verdict = case.verdict(Phase.PREFLIGHT, Reason.PROGRESSING, message, candidate=True)
     return replace(verdict, wants_pods=True)
 
 
 def blocked(case: NodeCase, look: Look, *, again: bool = False) -> Verdict:
-    """Return the Blocked verdict with the blockers of the last look, which must have some. `again`: the next pass lists the pods."""
     reason = main_reason(look.blockers) or Reason.BLOCKED
     due = look.due(case.settings.poll)
     wake = due if due > case.now else case.now + timedelta(seconds=case.settings.poll)

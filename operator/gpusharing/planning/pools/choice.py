@@ -17,6 +17,7 @@ from gpusharing.planning.pools.candidates import (
     Selection,
     find_candidate,
     find_mates,
+    spare,
     try_start,
 )
 from gpusharing.planning.pools.holds import find_canary, find_hold, proven_at, wait_for, wait_for_canaries
@@ -93,7 +94,7 @@ def _choose(pool: Pool, queue: Queue, cap: int, state: PassState) -> Selection:
         elif candidate.follows and not newcomer and look is None:
             left.room -= 1  # nobody takes the slot of the rest of a gang while its pods are looked at
     if state.places is not None:
-        state.places.open.difference_update(chosen.claims)
+        state.places.difference_update(chosen.claims)
     return chosen
 
 
@@ -140,11 +141,11 @@ def _find_room(pool: Pool, cap: int, state: PassState) -> Room:
         if canaries < room:
             # A larger gang does not wait for its canaries: it may consist of nothing else.
             room, most, full = canaries, canaries, waits
-    spare = None if state.places is None else state.places.spare(pool.candidates)
-    if spare is not None:
-        most = min(most, max(1, spare + pool.opening))
-        if spare < room:
-            room, full = spare, Finding(Reason.BUDGET_FULL, LAST_PLACE)
+    left = spare(state.places, pool.candidates)
+    if left is not None:
+        most = min(most, max(1, left + pool.opening))
+        if left < room:
+            room, full = left, Finding(Reason.BUDGET_FULL, LAST_PLACE)
     return Room(room, most, cap, full, capped, None if state.recent >= FIRST_LOOKS else LOOKAHEAD)
 
 

@@ -134,7 +134,6 @@ def _unproven(message: str, begun: Sequence[Member]) -> Finding:
 
 
 def wait_for_canaries(pool: Pool) -> Finding:
-    """Return the Finding for nodes that are not canaries while the canaries start."""
     canary, policy = pool.spec.rollout.canary, pool.policy
     nodes = counted(canary.nodes if canary is not None else 0, "node")
     begun = [one for one in pool.members if _has_begun(one, policy)]
@@ -204,7 +203,6 @@ _RESUMED = re.compile(r"([0-9a-f]{12})(?:\.([1-9][0-9]{0,4}))?")
 
 
 def find_hold(pool: Pool, past: AbstractSet[Reason] = frozenset()) -> Finding | None:
-    """Return the first hold of the pool whose reason is not in `past`, or None if there is none."""
     return next((hold for hold in _find_holds(pool) if hold.reason not in past), None)
 
 

@@ -164,7 +164,6 @@ class Pool:
 
     @property
     def limit(self) -> int:
-        """How many nodes may be unavailable at once; 0 if the policy cannot be read."""
         if self.policy.spec is None:
             return 0
         return allowance(self.policy.spec.rollout.max_unavailable, self.total)

@@ -60,7 +60,6 @@ class ZonedWindow:
         return SHIFT if named and self.zone is not UTC else timedelta(0)
 
     def find_next(self, moment: datetime) -> datetime | None:
-        """Return the first start after this moment, or None if there is none."""
         return self._find(moment - self._shift, lambda start: start > moment, reverse=False)
 
     def stays_open(self, moment: datetime) -> datetime:
@@ -75,7 +74,6 @@ class ZonedWindow:
 
 
 def add_zones(windows: Windows, zones: Mapping[str, tzinfo]) -> tuple[ZonedWindow, ...]:
-    """Return the windows with their time zones; `zones` has the zones that are known, by name."""
     return tuple(ZonedWindow(window, zones.get(window.time_zone)) for window in windows)
 
 

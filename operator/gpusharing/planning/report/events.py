@@ -77,8 +77,9 @@ def _find_events(before: Verdict, after: Verdict, *, drained: bool) -> Iterator[
         yield Event("Warning", str(Reason.CALL_FAILED), message)
     if _turns_back(after) and not _turns_back(before):
         yield Event("Warning", "RollingBack", message)
-    if (lapses := after.lapses) is not None and (new := lapses.since(before.lapses)):
-        yield Event("Warning", "MPSClientsEnded", f"{node}: {lapses.describe(max(new, lapses.count))}")
+    if (pod := after.mps_pod) is not None and (new := mps.count_lapses(before.mps_pod, pod)):
+        ended = mps.tell_lapses(pod, max(new, pod.lone_restarts))
+        yield Event("Warning", "MPSClientsEnded", f"{node}: {ended}")
     if (health := after.health) is not None and health != before.health:
         if not is_healthy(health):
             yield Event("Warning", str(Reason.GPU_UNHEALTHY), f"{node}: {health.reason}: {health.message}")
@@ -132,7 +133,6 @@ def _forced(verdict: Verdict) -> set[str]:
 
 
 def cordon_event(before: NodeView, after: NodeView) -> Event | None:
-    """Return the Event for a Node whose cordon by the operator has appeared or ended; None for anybody else's cordon."""
     begins, ends = (whose_cordon(node) == "ours" for node in (after, before))
     if begins is ends or (fence := after.fence or before.fence) is None:
         return None
@@ -152,7 +152,6 @@ def refusal_event(before: Mapping[str, Any], after: Mapping[str, Any]) -> Event 
 
 
 def shared_event(action: SetPointers | RepairMps) -> Event:
-    """Return the Event about fields that the operator has set in one of NVIDIA's objects."""
     if isinstance(action, RepairMps):
         daemon, count = action.daemon, f"repair {action.repairs.count} of {mps.MOST_REPAIRS}"
         text = (

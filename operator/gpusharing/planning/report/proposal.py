@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from datetime import datetime, timedelta
+from typing import TypeAlias
 
 from gpusharing.api import names
 from gpusharing.api.names import RESOURCE_GPU, ConditionType, DisruptionClass, Phase
@@ -18,7 +19,7 @@ from gpusharing.planning.pools.windows import foresee_end
 from gpusharing.planning.report.counts import count_devices
 from gpusharing.planning.report.status import members, tell_status
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.snapshot.actions import FenceNode, WriteConfig
+from gpusharing.planning.snapshot.actions import WriteConfig
 from gpusharing.planning.snapshot.memory import Preview
 from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, ObservedView, PolicyView
@@ -40,16 +41,8 @@ from gpusharing.planning.wanted.verify import (
     tell_devices,
 )
 
-
-@value
-class Step:
-    """One node that would change."""
-
-    verdict: Verdict
-    starts: bool
-    """Whether this pass would fence the node."""
-    preview: Preview | None
-    """What its change would disturb, or None if its pods were not listed."""
+Step: TypeAlias = tuple[Verdict, Preview | None]
+"""The verdict on a node that would change, and what the change would disturb, or None if its pods were not listed."""
 
 
 @value
@@ -112,8 +105,7 @@ class Proposal:
 
     @property
     def disruption(self) -> DisruptionClass:
-        """The worst class of disruption of all steps."""
-        classes = (step.verdict.disruption for step in self.steps)
+        classes = (verdict.disruption for verdict, _ in self.steps)
         return max(classes, key=lambda one: one.severity, default=DisruptionClass.NONE)
 
 
@@ -234,9 +226,8 @@ def _steps(
         work = snapshot.work.get(name)
         if work is not None and policy.spec is not None:
             preview = preview_of(policy, verdict, work, plan.afterwards, snapshot)
-        fences = any(isinstance(action, FenceNode) for action in verdict.actions)
-        rank = 0 if snapshot.nodes[name].fence is not None else 1 if fences else 2
-        ranked.append(((rank, *order.get(name, last), name), Step(verdict, fences, preview)))
+        rank = 0 if snapshot.nodes[name].fence is not None else 1 if verdict.starts else 2
+        ranked.append(((rank, *order.get(name, last), name), (verdict, preview)))
     return [step for _, step in sorted(ranked, key=lambda row: row[0])]
 
 
@@ -266,22 +257,12 @@ def _vanishing(
         )
 
 
-@value
-class Proof:
-    """What one source of proof says about a node."""
-
-    source: Source
-    says: str
-    should: str
-    """Empty if the target needs nothing from this source."""
-    disagrees: Finding | None
-    """Why it disagrees with the target, or None if it agrees."""
+Proofs: TypeAlias = Mapping[Source, tuple[str, str, Finding | None]]
+"""By source: what it says, what it should say (empty if the target needs nothing from it), and why the two disagree, or None if they do not."""
 
 
-def tell_proofs(
-    node: NodeView, observed: ObservedView, target: Target, stack: StackView
-) -> tuple[Proof, ...]:
-    """Return one Proof for each source that this installation has. The target must have one layout for each observed GPU."""
+def tell_proofs(node: NodeView, observed: ObservedView, target: Target, stack: StackView) -> Proofs:
+    """Return what each source that this installation has says. The target must have one layout for each observed GPU."""
     actuator = find_actuator(stack)
     wrong = find_disagreements(Comparison(node, observed, target, stack), actuator.checks)
     says = "is quiet" if observed.quiet else f"reads {counted(len(observed.gpus), 'GPU')}"
@@ -303,11 +284,7 @@ def tell_proofs(
             tell_devices(target.layouts),
         ),
     }
-    return tuple(
-        Proof(source, says, should, wrong.get(source))
-        for source, (says, should) in rows.items()
-        if source in actuator.sources
-    )
+    return {one: (*row, wrong.get(one)) for one, row in rows.items() if one in actuator.sources}
 
 
 def _counts(resources: Mapping[str, int]) -> str:

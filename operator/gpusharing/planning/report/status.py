@@ -78,12 +78,10 @@ def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) ->
 
 
 def is_product_skipped(verdict: Verdict, node: NodeView) -> bool:
-    """Whether spec.products leaves the node out and no change has begun on it."""
     return verdict.reason is Reason.PRODUCT_SKIPPED and not is_begun(node)
 
 
 def is_done(verdict: Verdict, node: NodeView) -> bool:
-    """Whether the node is proven and Ready, and nothing is left to write."""
     return verdict.phase is Phase.SYNCED and node.ready and not verdict.actions
 
 
@@ -99,18 +97,10 @@ def tell_first(verdicts: Sequence[Verdict]) -> str:
     return f"{prefix}{shown.message}"
 
 
-@value
-class Headline:
-    """The state of one pool, worded for the three places that show it."""
-
-    reason: Reason
-    """The reason of the condition Ready, which is True only with the reason Synced."""
-    ready: str
-    """The message of the condition Ready."""
-    word: str
-    """The value of the column STATUS."""
-    message: str
-    """The value of the column MESSAGE."""
+Answer = tuple[bool, Reason, str]
+"""The status, reason and message of a condition."""
+Headline = tuple[Answer, str, str]
+"""The state of one pool: the condition Ready, and the values of the columns STATUS and MESSAGE."""
 
 
 def find_headline(pool: Members, plan: RolloutPlan) -> Headline:
@@ -118,16 +108,16 @@ def find_headline(pool: Members, plan: RolloutPlan) -> Headline:
     policy, left = pool.policy, pool.unproven
     if policy.deleting:
         message = "changes in flight are first finished or rolled back"
-        return Headline(Reason.DELETING, "the policy is being deleted", "Deleting", message)
+        return (False, Reason.DELETING, "the policy is being deleted"), "Deleting", message
     if policy.resetting:
         text = "the policy is being deleted, and spec.deletionPolicy is Reset"
         if left:
             nodes = counted(len(left), "node has", "nodes have")
             text = f"{text}: {nodes} yet to be returned to whole GPUs; {tell_first(left)}"
-        return Headline(Reason.DELETING, text, "Deleting", text)
+        return (False, Reason.DELETING, text), "Deleting", text
     if (objection := plan.objections.get(policy.name)) is not None:
         text = objection.message
-        return Headline(Reason.NOT_ACCEPTED, text, str(objection.reason), text)
+        return (False, Reason.NOT_ACCEPTED, text), str(objection.reason), text
     if not pool.verdicts and not pool.coming:
         text = "spec.nodeSelector matches no node with GPUs; label the nodes of the pool"
         if pool.skipped:
@@ -137,38 +127,32 @@ def find_headline(pool: Members, plan: RolloutPlan) -> Headline:
             text = (
                 f"{owned}. Narrow one of the selectors, or give this policy a strictly higher spec.priority"
             )
-        return Headline(Reason.NO_NODES, text, str(Reason.NO_NODES), text)
+        return (False, Reason.NO_NODES, text), str(Reason.NO_NODES), text
     done, total = pool.done, len(pool.verdicts)
     progress = f"{done} of {counted(total, 'node')} {'is' if done == 1 else 'are'} proven"
     proven = f"{counted(done, 'node is', 'nodes are')} proven"
     if not left and pool.away:
-        ready, message = (
-            f"{progress} and Ready; {pool.away} is not Ready",
-            f"{pool.away} is proven but not Ready",
-        )
-        return Headline(Reason.NODE_NOT_READY, ready, str(Reason.NODE_NOT_READY), message)
+        ready = False, Reason.NODE_NOT_READY, f"{progress} and Ready; {pool.away} is not Ready"
+        return ready, str(Reason.NODE_NOT_READY), f"{pool.away} is proven but not Ready"
     if not left and pool.coming:
         coming = tell_coming(pool)
-        return Headline(Reason.ROLLOUT_IN_PROGRESS, f"{proven}; {coming}", str(Phase.PENDING), coming)
+        return (False, Reason.ROLLOUT_IN_PROGRESS, f"{proven}; {coming}"), str(Phase.PENDING), coming
     moving = [verdict for verdict in pool.verdicts if verdict.phase.in_flight]
     shown = min(pool.failures or moving or left or pool.verdicts, key=urgency)
     waits = shown.phase in (Phase.PENDING, Phase.SKIPPED) and shown.reason is not Reason.PROGRESSING
     word = str(shown.reason if waits or Mark.STATUS in shown.reason.marks else shown.phase)
     message = tell_first([shown]) if shown.phase is not Phase.SYNCED else f"{shown.wanted} proven"
     if done == total:
-        return Headline(Reason.SYNCED, proven, word, message)
+        return (True, Reason.SYNCED, proven), word, message
     urgent = min(left or pool.verdicts, key=urgency)
     reason = urgent.reason if Mark.UNSUPPORTED in urgent.reason.marks else Reason.ROLLOUT_IN_PROGRESS
-    return Headline(reason, f"{progress}; {tell_first([urgent])}", word, message)
+    return (False, reason, f"{progress}; {tell_first([urgent])}"), word, message
 
 
 def tell_coming(pool: Members) -> str:
-    """Return a message about the nodes of the pool that are still in a change which another policy began."""
     return f"waiting for {some(pool.coming, 1)}: a change that another policy began there must end first"
 
 
-Answer = tuple[bool, Reason, str]
-"""The status, reason and message of a condition."""
 MAX_LISTED = 20
 """The largest number of entries in each list of a status, such as the nodes, pods, budgets and shortages of the plan, and the failures."""
 MAX_GANGS = 10
@@ -209,8 +193,7 @@ def policy_status(
 ) -> dict[str, Any]:
     """Return the body of `status`. Every key is present; `plan` is None if there is no plan, which tells the writer to remove the key."""
     pool = members(policy, plan, snapshot)
-    headline = find_headline(pool, plan)
-    ready = headline.reason is Reason.SYNCED, headline.reason, headline.ready
+    ready, word, message = find_headline(pool, plan)
     stalled = _stalled(pool, plan)
     answers = {
         ConditionType.ACCEPTED: _accepted(pool, plan, snapshot),
@@ -221,7 +204,7 @@ def policy_status(
     return {
         "observedGeneration": policy.generation,
         "revision": policy.version.revision,
-        "summary": _summary(pool, plan, snapshot, headline),
+        "summary": {**_summary(pool, plan, snapshot), "status": word, "message": cut(message, MAX_TEXT)},
         "plan": _plan(policy, pool.verdicts, plan, snapshot),
         "failures": [
             {"node": verdict.node, "reason": str(verdict.reason), "message": cut(verdict.message, MAX_TEXT)}
@@ -245,7 +228,6 @@ def find_grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapsho
 
 
 def bearing(verdict: Verdict, node: NodeView) -> tuple[bool, ...]:
-    """Return every fact about one node that decides which of the policy's conditions are True."""
     return (
         is_product_skipped(verdict, node),
         Mark.UNSUPPORTED in verdict.reason.marks,
@@ -395,9 +377,7 @@ def _needs_person(verdict: Verdict) -> bool:
 # --- columns and plan --------------------------------------------------------------------------------------
 
 
-def _summary(
-    pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, headline: Headline
-) -> dict[str, Any]:
+def _summary(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> dict[str, Any]:
     spec = pool.policy.spec
     mode = str(spec.mode) if spec is not None else ""
     if spec is not None and spec.mode is Mode.MIG and spec.time_slicing:
@@ -421,8 +401,6 @@ def _summary(
         "strategy": spec.mig.strategy if spec and spec.mode is Mode.MIG and spec.mig else "",
         "product": ", ".join(sorted({gpu.product.replace(" ", "-") for gpu in gpus}))[:253],
         "nextWindow": plan.pools[pool.policy.name].hours.next_window,
-        "status": headline.word,
-        "message": cut(headline.message, MAX_TEXT),
     }
 
 

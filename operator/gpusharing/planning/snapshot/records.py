@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import field, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Annotated, Any, Literal
@@ -185,10 +185,10 @@ class Verified:
     """The revision of the policy in which drift was last corrected. Empty if it never was."""
     retry: str = ""
     """The retry annotation at that time. Another value allows one more correction of drift."""
-    layout: str = ""
-    """The layout that the two values meant at the proof; an admin may change their meaning later. Empty if it was not recorded."""
-    gpus: Number = 0
-    """How many GPUs the node had at the proof. If it has fewer now, one is missing. 0 if it was not recorded."""
+    layout: str = field(kw_only=True)
+    """The layout that the two values meant at the proof; an admin may change their meaning later."""
+    gpus: Number = field(kw_only=True)
+    """How many GPUs the node had at the proof. If it has fewer now, one is missing."""
     version: SpecVersion = UNRECORDED
     """The version of the spec that our latest change followed. Its UID is that of `policy`; its revision is empty after an adoption without a change, or that of a policy from which this one took the change over."""
     changed_at: Moment | None = None

@@ -196,7 +196,6 @@ def _tell_entries(pointer: Pointer, stack: StackView) -> str:
 def _explain(
     wrong: Sequence[tuple[Reason, str, Fields]], cluster_policy: ClusterPolicyView, stack: StackView
 ) -> Finding:
-    """Return a Finding about all wrong fields, with one command that corrects them; the first field has the reason."""
     message = "; ".join(text for _, text, _ in wrong)
     changes = stack.start_changes if any(reason in STARTS_MIG_MANAGER for reason, _, _ in wrong) else ()
     message += tell_changes(changes)
@@ -215,7 +214,6 @@ def _explain(
 
 
 def request_of(policy: PolicyView) -> Request | Finding:
-    """Return what a policy asks of every node, or a Finding if its spec cannot be read."""
     spec = find_spec(policy)
     return spec if isinstance(spec, Finding) else find_request(policy.name, spec)
 
@@ -223,6 +221,5 @@ def request_of(policy: PolicyView) -> Request | Finding:
 def find_targets(
     policy: PolicyView, request: Request | Finding, stack: StackView, settings: PlanSettings
 ) -> PolicyTargets:
-    """Return the targets of a policy in this cluster. `request` is the result of `request_of`."""
     objection = None if isinstance(request, Finding) else find_objection(policy, stack, settings)
     return PolicyTargets(policy, objection or request, stack)

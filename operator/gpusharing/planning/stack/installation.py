@@ -16,7 +16,6 @@ from gpusharing.planning.stack.installationviews import (
     OPERATOR,
     Fields,
     InstallationView,
-    Severity,
     Symptom,
     Topic,
     Unseen,
@@ -57,7 +56,7 @@ from gpusharing.planning.stack.requirements import (
 )
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.target import SKIPS_THREADS, find_deafness, find_remedy
+from gpusharing.planning.wanted.target import SKIPS_THREADS, find_deafness, find_remedy, needs_newer_plugin
 
 # --- commands that repair an installation --------------------------------------------------------------------
 # They depend on what is installed: nothing, CRDs, a chart without operator, or everything. If nothing is, the only
@@ -129,7 +128,7 @@ def find_symptoms(view: InstallationView) -> tuple[Symptom, ...]:
         *(_find_agent_symptoms(view) if view.installed else ()),
     ]
     order = list(Topic)
-    symptoms.sort(key=lambda each: (order.index(each.topic), each.severity is not Severity.ERROR))
+    symptoms.sort(key=lambda each: (order.index(each.topic), each.severity != "ERROR"))
     return tuple(symptoms)
 
 
@@ -334,7 +333,7 @@ def find_deaf_mps(view: InstallationView) -> Iterator[Symptom]:
     daemon = stack.mps_daemon if stack is not None else None
     if not wanted or stack is None or daemon is None or not (why := find_deafness(daemon)):
         return
-    remedy = find_remedy(daemon)
+    remedy, command = find_remedy(daemon)
     by_itself = (
         f". The operator sets the name itself ({VALUE}): `kubectl get gpun -o wide` says what it waits for"
     )
@@ -342,9 +341,9 @@ def find_deaf_mps(view: InstallationView) -> Iterator[Symptom]:
     yield error(
         Topic.CLUSTER_POLICY,
         str(Reason.MPS_NOT_SWITCHABLE),
-        f"{daemon.name}: no node can change to MPS for policy {', '.join(wanted)}, because {why}. {remedy.text}"
+        f"{daemon.name}: no node can change to MPS for policy {', '.join(wanted)}, because {why}. {remedy}"
         f"{by_itself if view.place.repair_mps else ''}",
-        newer if remedy.needs_plugin else remedy.command,
+        newer if needs_newer_plugin(daemon) else command,
     )
 
 
@@ -466,7 +465,7 @@ def render(symptoms: Iterable[Symptom], unseen: Unseen) -> list[str]:
     lines = []
     for word, text, command in report_topics(listed, unseen, frozenset(Topic) - ASKED_BY_PEOPLE):
         lines += [f"{word:8} {text}", *([f"         -> {command}"] if command else [])]
-    errors = sum(symptom.severity is Severity.ERROR for symptom in listed)
+    errors = sum(symptom.severity == "ERROR" for symptom in listed)
     state = conclude("installation", unseen=bool(unseen), errors=errors)
     return [*lines, "", f"{state}: errors {errors}, warnings {len(listed) - errors}."]
 

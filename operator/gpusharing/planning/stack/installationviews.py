@@ -299,13 +299,8 @@ ASKED_BY_PEOPLE = frozenset({Topic.KUBELETS, Topic.NODES})
 """Topics that only `kubectl gpusharing doctor` checks, and not `helm test`."""
 
 
-class Severity(StrEnum):
-    """How serious a symptom is."""
-
-    ERROR = "ERROR"
-    """Some or all policies cannot be carried out."""
-    WARNING = "WARNING"
-    """The installation works today or its state is unknown, but it may fail later."""
+Severity = Literal["ERROR", "WARNING"]
+"""ERROR: some or all policies cannot be carried out. WARNING: the installation works today or its state is unknown, but it may fail later."""
 
 
 @value
@@ -322,11 +317,11 @@ class Symptom:
 
 
 def error(topic: Topic, reason: str, message: str, command: str) -> Symptom:
-    return Symptom(topic, Severity.ERROR, reason, message, command)
+    return Symptom(topic, "ERROR", reason, message, command)
 
 
 def warning(topic: Topic, reason: str, message: str, command: str) -> Symptom:
-    return Symptom(topic, Severity.WARNING, reason, message, command)
+    return Symptom(topic, "WARNING", reason, message, command)
 
 
 def upgrade(view: InstallationView, values: str) -> str:
@@ -382,7 +377,6 @@ def kubectl_patch(cluster_policy: str, *parts: Fields) -> str:
 
 
 def plain_upgrade(plain: PlainStackView, namespace: str, helm_value: str, *, option: str = "--set") -> str:
-    """Return the command that sets one value, NAME=VALUE, of NVIDIA's device-plugin chart."""
     return (
         f"helm upgrade {plain.release or 'RELEASE'} nvdp/nvidia-device-plugin -n {namespace} --reuse-values {option}"
         f" {helm_value}"

@@ -126,7 +126,7 @@ def _compare(config: str, hardware: Hardware, stack: StackView) -> tuple[str, st
         return "", ""
     label = f"{LABEL_MIG_CONFIG} is {config or f'not set, which the GPU Operator takes for {ALL_DISABLED}'}"
     usual = generated_layouts(gpus[0].profiles) if gpus else {}
-    ours = [*parse_admin(stack.admin_mig_file).entries, *parse(stack.mig_file)]
+    ours = [*parse_admin(stack.admin_mig_file)[0], *parse(stack.mig_file)]
     same = (name for name in (ALL_DISABLED, *usual, *ours) if _meaning(name, gpus, stack) == layouts)
     return f"{label}, but its GPUs have {describe_layouts(layouts)}", next(same, "")
 
@@ -134,7 +134,7 @@ def _compare(config: str, hardware: Hardware, stack: StackView) -> tuple[str, st
 def _meaning(config: str, gpus: Sequence[GpuView], stack: StackView) -> tuple[Layout | None, ...] | str:
     if config == ALL_DISABLED:  # also on cards whose profiles are unknown
         return (None,) * len(gpus)
-    for entries in (parse_admin(stack.admin_mig_file).entries, parse(stack.mig_file)):
+    for entries in (parse_admin(stack.admin_mig_file)[0], parse(stack.mig_file)):
         if entry := entries.get(config):
             return resolve(entry, gpus)
     return well_known(gpus, config)

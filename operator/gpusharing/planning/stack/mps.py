@@ -7,8 +7,7 @@ from gpusharing.planning.snapshot.actions import RepairMps
 from gpusharing.planning.snapshot.nvidia import MpsDaemonView, MpsRepairs, Operand, Program, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
 from gpusharing.planning.vocabulary.lengths import some
-from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.target import SKIPS_THREADS, find_deafness, find_remedy
+from gpusharing.planning.wanted.target import SKIPS_THREADS, find_deafness, needs_newer_plugin
 from gpusharing.planning.wanted.verify import EXCLUSIVE, is_told_mps
 
 VALUE = "chart value gpuOperator.repairMps"
@@ -78,7 +77,7 @@ def _find_restraint(daemon: MpsDaemonView, stack: StackView, settings: PlanSetti
         return (
             "The operator can only correct the value of PROCESS_TO_SIGNAL, which this DaemonSet does not have"
         )
-    if find_remedy(daemon).needs_plugin:
+    if needs_newer_plugin(daemon):
         return f"The operator sets the name by itself once the device plugin is {SKIPS_THREADS} or newer"
     if not _is_countable(stack, settings):
         return (
@@ -139,44 +138,29 @@ def find_serving(
     return tuple(sorted(serving))
 
 
-@value
-class MpsLapses:
-    """How often the MPS clients of a node ended because config-manager's container restarted alone."""
-
-    pod: str
-    """UID of the MPS daemon's pod. Another pod starts a new count."""
-    count: int
-    """How often its config-manager has restarted alone, less the restarts of the daemon alone; may be negative."""
-    name: str
-    """Name of the pod."""
-    cause: str
-    """Why config-manager last exited, or an empty string."""
-    settling: bool = False
-    """Whether config-manager is not running, so that `count` cannot be compared, such as after a reboot of the node."""
-
-    def since(self, before: "MpsLapses | None") -> int:
-        """Return how many restarts are new since the count `before`; None is a count that is not known."""
-        if before is None or before.settling or self.settling:
-            return 0
-        return max(0, self.count - before.count if before.pod == self.pod else self.count)
-
-    def describe(self, count: int) -> str:
-        if count <= 0:
-            return ""
-        times, last = ("once", "") if count == 1 else (f"{count} times", "the last time ")
-        cause = f" ({last}{self.cause})" if self.cause else ""
-        return (
-            f"the config-manager container in pod {self.name} restarted {times}{cause} while the MPS daemon kept"
-            " running; every such restart ends the MPS clients on the node"
-        )
-
-
-def find_lapses(node: NodeView, operands: Mapping[Program, Operand], stack: StackView) -> MpsLapses | None:
-    """Return the count for the node's MPS daemon, or None if the node has no MPS clients that a restart would end."""
+def find_mps_pod(node: NodeView, operands: Mapping[Program, Operand], stack: StackView) -> Operand | None:
+    """Return the pod of the node's MPS daemon, or None if the node has no MPS clients that a restart would end."""
     pod = operands.get(Program.MPS_DAEMON)
     if pod is None or node.fence is not None or not is_told_mps(node, stack):
         return None
     daemon = stack.cluster_policy.mps_daemon if stack.cluster_policy is not None else None
-    if daemon is not None and find_deafness(daemon):  # config-manager fails again and again beside it
-        return None
-    return MpsLapses(pod.uid, pod.lone_restarts, pod.name, pod.restart_cause, pod.settling)
+    # Beside a daemon that follows no label, config-manager fails again and again.
+    return None if daemon is not None and find_deafness(daemon) else pod
+
+
+def count_lapses(before: Operand | None, pod: Operand) -> int:
+    """Return how often the MPS clients of a node have ended since `before` because config-manager restarted alone."""
+    if before is None or before.settling or pod.settling:
+        return 0
+    return max(0, pod.lone_restarts - (before.lone_restarts if before.uid == pod.uid else 0))
+
+
+def tell_lapses(pod: Operand, count: int) -> str:
+    if count <= 0:
+        return ""
+    times, last = ("once", "") if count == 1 else (f"{count} times", "the last time ")
+    cause = f" ({last}{pod.restart_cause})" if pod.restart_cause else ""
+    return (
+        f"the config-manager container in pod {pod.name} restarted {times}{cause} while the MPS daemon kept"
+        " running; every such restart ends the MPS clients on the node"
+    )

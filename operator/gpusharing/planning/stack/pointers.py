@@ -148,7 +148,7 @@ def find_unresolved(
     nodes: Mapping[str, NodeView], gpunodes: Mapping[str, GPUNodeView], stack: StackView
 ) -> dict[str, str]:
     """Return, by node, the configuration in its label with which mig-manager would fail or do nothing under our file."""
-    entries, admins = parse(stack.mig_file), parse_admin(stack.admin_mig_file).entries
+    entries, admins = parse(stack.mig_file), parse_admin(stack.admin_mig_file)[0]
 
     def resolves(config: str, gpunode: GPUNodeView | None) -> bool:
         entry = entries.get(config)
@@ -213,7 +213,6 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
 
 
 def may_start_manager(stack: StackView, settings: PlanSettings) -> bool:
-    """Whether something that the operator writes or prints may start or restart mig-manager."""
     policy = stack.cluster_policy
     if not stack.serves_our_mig_file or (stack.by_dra and not is_complete(stack, settings)):
         return True

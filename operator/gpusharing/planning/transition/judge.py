@@ -5,6 +5,7 @@ from dataclasses import replace
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import LabelNode, Release, UpdateFence
+from gpusharing.planning.stack.mps import tell_lapses
 from gpusharing.planning.transition.actuation import yielded
 from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.attempts import adopted, find_quiet, note_failure, was_rolled_back
@@ -132,7 +133,7 @@ def _judge_matching(case: NodeCase, assessed: Assessed) -> Verdict:
         text = f"{target.text} proven"
         if (unhealthy := case.unhealthy) is not None:
             return case.verdict(Phase.SYNCED, Reason.GPU_UNHEALTHY, f"{text}; {unhealthy.message}")
-        if (lapses := case.lapses) is not None and (ended := lapses.describe(lapses.count)):
+        if (pod := case.mps_pod) is not None and (ended := tell_lapses(pod, pod.lone_restarts)):
             text = f"{text}; {ended}"
         return case.verdict(Phase.SYNCED, Reason.SYNCED, text)
     if (unseen := _find_blind(case, "match its target")) is not None:

@@ -12,10 +12,11 @@ from gpusharing.planning.drain.pods import scope_of
 from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.snapshot.actions import Action, FenceNode
+from gpusharing.planning.snapshot.nvidia import Operand
 from gpusharing.planning.snapshot.podviews import GangView, NodeWork, Scope
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import GPUNodeView, PolicyView
-from gpusharing.planning.stack.mps import MpsLapses, find_lapses
+from gpusharing.planning.stack.mps import find_mps_pod
 from gpusharing.planning.vocabulary.findings import Blocker, Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
@@ -58,7 +59,8 @@ class Verdict:
     """Whether the node waits only for a slot of the budget."""
     health: Finding | None = None
     """None while no GPU was reported."""
-    lapses: MpsLapses | None = None
+    mps_pod: Operand | None = None
+    """The pod of the MPS daemon, while a restart of it would end MPS clients (`count_lapses`)."""
     keeper: str = ""
     """As in `Finding`."""
     stands: bool = False
@@ -130,9 +132,8 @@ class NodeCase(ActuatorCase):
         return Finding(Reason.AGENT_NOT_READY, f"no Ready agent pod runs on {self.node.name}{consequence}")
 
     @property
-    def lapses(self) -> MpsLapses | None:
-        """How often the node's MPS clients ended although nobody changed the node; None if that is not counted."""
-        return find_lapses(self.node, self.operands, self.stack)
+    def mps_pod(self) -> Operand | None:
+        return find_mps_pod(self.node, self.operands, self.stack)
 
     @property
     def unhealthy(self) -> Finding | None:
@@ -201,5 +202,5 @@ class NodeCase(ActuatorCase):
             wants_pods=wants_pods,
             candidate=candidate,
             health=find_health(self.gpunode),
-            lapses=self.lapses,
+            mps_pod=self.mps_pod,
         )

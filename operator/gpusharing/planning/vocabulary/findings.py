@@ -23,7 +23,6 @@ class Finding:
 
     @staticmethod
     def of(result: "str | Finding", reason: Reason) -> "Finding":
-        """Return the result of a check as a Finding; a message gets `reason`."""
         return result if isinstance(result, Finding) else Finding(reason, result)
 
 
@@ -102,5 +101,4 @@ def ends_at(blockers: Iterable[Blocker]) -> datetime | None:
 
 
 def main_reason(blockers: Iterable[Blocker]) -> Reason | None:
-    """Return the most urgent reason of the blockers, or None if there are no blockers."""
     return min((blocker.reason for blocker in blockers), key=lambda reason: reason.urgency, default=None)

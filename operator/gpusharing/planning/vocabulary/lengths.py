@@ -24,5 +24,4 @@ def some(things: Sequence[str], most: int = 3) -> str:
 
 
 def counted(count: int, singular: str, plural: str = "") -> str:
-    """Return a number with its noun, such as `1 node` or `2 nodes`."""
     return f"{count} {singular if count == 1 else plural or singular + 's'}"

@@ -95,7 +95,6 @@ class Reason(StrEnum):
 
     @property
     def waiting_phase(self) -> Phase:
-        """The phase of a node that waits for this reason before its change begins."""
         return Phase.PENDING if Mark.PENDING in self.marks else Phase.BLOCKED
 
     # A row: word, group, passes, keeper, marks; then when it is used, and the remedy. Formatted, it would be longer.

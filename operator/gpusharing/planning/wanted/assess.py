@@ -66,7 +66,6 @@ class Assessed:
 
     @property
     def goal(self) -> Target:
-        """The target that the next run leads to: the intermediate one if there are two steps, else the final one."""
         return self.stop if self.two_steps else self.target
 
 
@@ -103,7 +102,7 @@ def assess(
         and record.policy == policy.name
         and record.mig_config == target.mig_config
         and record.plugin_config == target.plugin_key
-        and record.layout in ("", target.text)
+        and record.layout == target.text
     ):
         drift = mismatch
     elif record is not None and record.rolled_back and record.version == policy.version:

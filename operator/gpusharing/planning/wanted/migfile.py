@@ -19,7 +19,6 @@ from gpusharing.planning.gpus.geometry import Layout, generated_layouts, normali
 from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.views import CardView
 from gpusharing.planning.vocabulary.lengths import some
-from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.pluginconfig import (
     BadField,
     Unreadable,
@@ -47,7 +46,6 @@ _FILTER = re.compile(r"0x[0-9A-Fa-f]{1,8}(?::0x[0-9A-Fa-f]{1,8})?")
 
 
 def entry_of(layouts: Iterable[MigLayout]) -> Entry:
-    """Return the mig-parted entry for the layouts of a policy. A row for a layout without profiles switches MIG off."""
     return [
         {
             "devices": "all" if layout.devices == "all" else list(layout.devices),
@@ -134,31 +132,22 @@ def is_rendered(text: str) -> bool:
     return bool(text) and text == render(sound_entries(text))
 
 
-@value
-class AdminFile:
-    """The usable content of an admin's own mig-parted file."""
-
-    entries: Mapping[str, Entry]
-    """The entries that mig-parted would accept, by name."""
-    problem: str = ""
-    """Why the others cannot be used, as a clause for people; the first three are named."""
-
-
 @lru_cache(maxsize=64)
-def parse_admin(text: str) -> AdminFile:
-    """Return the entries of an admin's file that mig-parted would accept. One bad entry would make it refuse the whole file on every node.
+def parse_admin(text: str) -> tuple[Mapping[str, Entry], str]:
+    """Return the entries of an admin's file that mig-parted would accept, and a clause that says why others cannot be used.
 
-    A missing version and unknown keys outside the entries are no problem, because the operator renders the file itself.
+    One bad entry would make mig-parted refuse the whole file on every node. A missing version and unknown keys outside
+    the entries are no problem, because the operator renders the file itself.
     """
     if not text:
-        return AdminFile({})
+        return {}, ""
     try:
         entries = _configs(text)
     except Unreadable as error:
-        return AdminFile({}, str(error))
+        return {}, str(error)
     bad = {name: why for name, entry in sorted(entries.items()) for _, why in [*_find_faults(entry)][:1]}
     problem = some([f"entry {name}: {why}" for name, why in bad.items()])
-    return AdminFile({name: entry for name, entry in entries.items() if name not in bad}, problem)
+    return {name: entry for name, entry in entries.items() if name not in bad}, problem
 
 
 def _find_faults(entry: object) -> Iterator[tuple[str, str]]:
@@ -225,13 +214,13 @@ def resolve_name(
         if name not in generated:
             return f"mig-manager on {node} has only {', '.join(sorted(generated))}"
         return resolve(generated[name], gpus)
-    admin = parse_admin(stack.admin_mig_file)
-    for entries in (admin.entries, parse(stack.mig_file)):
+    admins, problem = parse_admin(stack.admin_mig_file)
+    for entries in (admins, parse(stack.mig_file)):
         if entry := entries.get(name):
             return resolve(entry, gpus)
     meaning = well_known(gpus, name)
-    if isinstance(meaning, str) and admin.problem:
-        return f"{meaning}; in the ConfigMap with your own entries, {admin.problem}"
+    if isinstance(meaning, str) and problem:
+        return f"{meaning}; in the ConfigMap with your own entries, {problem}"
     return meaning
 
 

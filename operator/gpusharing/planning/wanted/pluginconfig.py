@@ -228,7 +228,6 @@ class BadField:
 
 
 def find_flaws(text: str) -> tuple[BadField, ...]:
-    """Return every field of a configuration that the device plugin refuses or does not know."""
     try:
         return tuple(_find(parse_yaml(text), _CONFIG, ""))
     except Unreadable as error:
@@ -387,7 +386,6 @@ class PluginConfig:
 
     @property
     def replicas(self) -> int:
-        """How many pods share one device of the first resource; 1 without sharing."""
         return self.sharing.replicas[0][1] if self.sharing is not None else 1
 
     def on(self, names: Container[str]) -> "PluginConfig":

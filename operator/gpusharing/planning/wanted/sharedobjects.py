@@ -42,7 +42,7 @@ def plan_config(
     plugin |= {key: pluginconfig.render(config) for key, config in plugins.items()}
     # An entry of a policy replaces one of the admin with its name, which replaces one for the cards.
     cards = {**well_known, **kept}
-    entries = {**cards, **migfile.parse_admin(stack.admin_mig_file).entries}
+    entries = {**cards, **migfile.parse_admin(stack.admin_mig_file)[0]}
     entries[migfile.ALL_DISABLED] = cards[migfile.ALL_DISABLED]  # every mode except MIG uses this name
     for request in requests:
         plugin |= request.plugins
@@ -108,7 +108,7 @@ def _retain(
     # uses the name of the neutral entry for it, and a merged entry of that name must not become neutral under running
     # pods.
     lasting = unclaimed & {*referenced_entries(nodes), pluginconfig.default_entry(stack)}
-    if migfile.parse_admin(stack.admin_mig_file).problem:
+    if migfile.parse_admin(stack.admin_mig_file)[1]:
         # An entry that cannot be read now was valid when it was merged; a typo must not remove it.
         lasting |= present.keys()
     for key in lasting & (old_plugin.keys() - plugin.keys()):

@@ -126,7 +126,7 @@ def find_deafness(daemon: MpsDaemonView) -> str:
     """Return why this MPS daemon would not read the configuration that a label names; empty if it would, or if that is unknown."""
     if _is_before(daemon.version, FALLBACK_FIRST_SINCE):
         return ""
-    if daemon.sees_host and _is_before(daemon.version, SKIPS_THREADS_SINCE):
+    if needs_newer_plugin(daemon):
         return (
             "config-manager crashes when it reads the host's kernel threads (NVIDIA/k8s-device-plugin#1726)"
         )
@@ -148,40 +148,23 @@ def find_deafness(daemon: MpsDaemonView) -> str:
     )
 
 
-@value
-class MpsRemedy:
-    """The steps by which a person can make an MPS daemon follow labels."""
-
-    needs_plugin: bool
-    """Whether the device plugin first has to be upgraded to SKIPS_THREADS or newer."""
-    command: str
-    """Tells config-manager the process name of the daemon. Empty if that name is not known."""
-
-    @property
-    def text(self) -> str:
-        steps = []
-        if self.needs_plugin:
-            steps.append(f"set devicePlugin.version in ClusterPolicy to {SKIPS_THREADS} or newer")
-        if self.command:
-            steps.append(f"run `{self.command}`")
-        return (
-            "The remedy restarts all MPS daemons in the cluster and ends their clients:"
-            f" {', then '.join(steps)}"
-        )
+def needs_newer_plugin(daemon: MpsDaemonView) -> bool:
+    """Whether the device plugin has to be upgraded to SKIPS_THREADS or newer before this MPS daemon can follow labels."""
+    return daemon.sees_host and _is_before(daemon.version, SKIPS_THREADS_SINCE)
 
 
-def find_remedy(daemon: MpsDaemonView) -> MpsRemedy:
-    """Return the steps that make this MPS daemon follow labels. Call it only if `find_deafness` returns a reason.
+def find_remedy(daemon: MpsDaemonView) -> tuple[str, str]:
+    """Return the steps that make this MPS daemon follow labels, and the command that tells config-manager its process name.
 
-    The command is included even if the name is right now, because the GPU Operator may restore its own.
+    Call it only if `find_deafness` returns a reason. The command is empty if the name is not known, but not if the name
+    is right now, because the GPU Operator may restore its own.
     """
-    return MpsRemedy(
-        needs_plugin=daemon.sees_host and _is_before(daemon.version, SKIPS_THREADS_SINCE),
-        command=f"kubectl -n {daemon.namespace} set env daemonset/{daemon.name} -c config-manager"
-        f" PROCESS_TO_SIGNAL={daemon.program}"
-        if _is_named(daemon)
-        else "",
-    )
+    where = f"-n {daemon.namespace} set env daemonset/{daemon.name} -c config-manager"
+    command = f"kubectl {where} PROCESS_TO_SIGNAL={daemon.program}" if _is_named(daemon) else ""
+    upgrade = f"set devicePlugin.version in ClusterPolicy to {SKIPS_THREADS} or newer"
+    steps = [upgrade] * needs_newer_plugin(daemon) + [f"run `{command}`"] * bool(command)
+    text = "The remedy restarts all MPS daemons in the cluster and ends their clients"
+    return f"{text}: {', then '.join(steps)}", command
 
 
 def find_deaf_release(gpu_operator: str) -> str | None:
@@ -576,9 +559,7 @@ def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -
     record, gpus, whole = node.verified, observed.gpus, (None,) * len(observed.gpus)
     if record is None:
         return "the node has no earlier proven layout"
-    if not record.layout:
-        return "an older version of the operator recorded the last proof without its layout"
-    if record.gpus not in (0, len(gpus)):
+    if record.gpus != len(gpus):
         return f"the last proof covered {counted(record.gpus, 'GPU')}, but NVML lists {len(gpus)}"
     key, content, plugin = "", "", None
     if stack.by_dra:

@@ -158,7 +158,6 @@ Checks: TypeAlias = Callable[[Comparison], Checked]
 
 
 def find_mismatch(compared: Comparison, checks: Checks) -> Finding | None:
-    """Return the first disagreement with the target. Later checks are not made."""
     return next((found for _, found in checks(compared)), None)
 
 

@@ -56,7 +56,7 @@ class Labels(Actuator):
         daemon = policy.mps_daemon if policy is not None else None
         if daemon is not None and target.mode is Mode.MPS and (why := find_deafness(daemon)):
             # Without this objection, the node would be drained before anybody noticed.
-            text = f"no label can enable MPS with {daemon.plugin}: {why}. {find_remedy(daemon).text}"
+            text = f"no label can enable MPS with {daemon.plugin}: {why}. {find_remedy(daemon)[0]}"
             yield Finding(Reason.MPS_NOT_SWITCHABLE, text)
         if not target.mig_config and case.found_layouts != target.layouts:  # unknown layouts count too
             why = f"ClusterPolicy {MIG_MANAGER_SWITCH} is false"
