@@ -210,7 +210,7 @@ LABELS = """\
 KEEP = """\
   {{- if .Values.crds.keep }}
   annotations:
-    helm.sh/resource-policy: keep
+    {{- include "gpusharing.keep" . | nindent 4 }}
   {{- end }}
 """
 

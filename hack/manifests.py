@@ -71,7 +71,7 @@ def parser(module: str, doc: str, target: Path, target_help: str) -> argparse.Ar
 
 def install_manifest(repository: str, digest: str = "", *options: str) -> str:
     """Return the text of `install.yaml`: a header, the two namespaces, the CRDs, and the other objects of the chart in
-    Helm's order, without hooks. The image is `repository` at `digest` or, if that is empty, at the tag of the chart's
+    Helm's order. The image is `repository` at `digest` or, if that is empty, at the tag of the chart's
     appVersion. `options` are further ones of `helm template`, such as `-f` and a file of values. Documents without
     content are left out, and equal ones appear once.
 
@@ -81,7 +81,7 @@ def install_manifest(repository: str, digest: str = "", *options: str) -> str:
     # Without a cluster's address in the environment helm cannot read the cluster of the person who runs it.
     done = helm(
         {**os.environ, "KUBECONFIG": os.devnull},
-        *("template", RELEASE, str(CHART), "-n", NAMESPACE, "--no-hooks", "--set-string", image, *options),
+        *("template", RELEASE, str(CHART), "-n", NAMESPACE, "--set-string", image, *options),
     )
     if done.returncode:
         raise RenderError(done.stderr.strip())

@@ -40,7 +40,7 @@ def neighbours(installed: Installed) -> Iterator[None]:
 @pytest.mark.parametrize("values", [*VALUE_SETS, *PLATFORMS], ids=lambda path: path.stem)
 def test_the_api_server_takes_every_object(installed: Installed, helm: Helm, values: Path) -> None:
     admin = installed.admin
-    objects = helm.template("-f", str(values))
+    objects = helm.applied("-f", str(values))
     assert objects
     for one in objects:
         wait_until(lambda o=one: _served(installed, o), SECONDS, f"{one['kind']} to be served")  # type: ignore[misc]  # a default holds the loop's value

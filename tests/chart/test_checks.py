@@ -38,8 +38,7 @@ def installed(installed: Installed, helm: Helm) -> Iterator[Installed]:
 @pytest.fixture(scope="module")
 def hooks(installed: Installed) -> list[Manifest]:
     """What helm creates for the test."""
-    objects = installed.helm.template("--set", "image.tag=trial")
-    return [one for one in objects if "helm.sh/hook" in one["metadata"].get("annotations", {})]
+    return installed.helm.hooks("--set", "image.tag=trial")
 
 
 @pytest.fixture(scope="module")

@@ -219,6 +219,37 @@ def test_an_upgrade_that_would_delete_what_an_earlier_chart_created_is_refused_w
     assert done.returncode == 0, done.stderr
 
 
+THEIRS = {
+    "crds.install=false": [f"{CRDS}/gpusharingpolicies.gpusharing.dev", f"{CRDS}/gpunodes.gpusharing.dev"],
+    "operator.serviceAccount.create=false,operator.serviceAccount.name=gpusharing-operator": [
+        f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/gpusharing-operator"
+    ],
+}
+"""Values that expect something from somebody else, and what the release has created of it."""
+
+
+@pytest.mark.parametrize("values", THEIRS)
+def test_an_upgrade_that_would_delete_what_its_values_expect_is_refused_with_the_way_out(
+    installed: Installed, values: str
+) -> None:
+    done = installed.run_helm("upgrade", str(CHART), "--set", "crds.keep=false")
+    assert done.returncode == 0, done.stderr
+    before = [installed.admin.get(path)["metadata"]["uid"] for path in THEIRS[values]]
+    for path in THEIRS[values]:
+        refused = installed.run_helm("upgrade", str(CHART), "--set", values)
+        assert f"this upgrade would delete {path.split('/')[-2].removesuffix('s')} {path.split('/')[-1]}" in (
+            refused.stderr
+        )
+        command = re.search(r"first run: kubectl (annotate .*)", refused.stderr)
+        assert command is not None
+        installed.plane.kubectl(*command[1].split())
+    done = installed.run_helm("upgrade", str(CHART), "--set", values)
+    assert done.returncode == 0, done.stderr
+    assert [installed.admin.get(path)["metadata"]["uid"] for path in THEIRS[values]] == before
+    done = installed.run_helm("upgrade", str(CHART))
+    assert done.returncode == 0, "it takes them back: " + done.stderr
+
+
 def test_uninstalling_keeps_the_agents_namespace_and_another_release_is_refused_it_by_name(
     installed: Installed, secret: str
 ) -> None:

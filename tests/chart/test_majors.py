@@ -34,7 +34,7 @@ def test_they_are_the_majors_that_they_are_called(majors: dict[str, Helm]) -> No
 
 @pytest.mark.parametrize("values", [*VALUE_SETS, *PLATFORMS], ids=lambda path: path.stem)
 def test_both_render_the_same_objects(majors: dict[str, Helm], values: Path) -> None:
-    three, four = (majors[name].template("-f", str(values)) for name in MAJORS)
+    three, four = (majors[name].applied("-f", str(values)) for name in MAJORS)
     assert three
     assert three == four
 

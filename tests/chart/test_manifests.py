@@ -24,12 +24,9 @@ OF_OTHERS = ("meta.helm.sh/", "deployment.kubernetes.io/", "deprecated.daemonset
 """Prefixes of annotations that helm, the Deployment controller and the API server add."""
 
 
-def test_it_has_the_objects_that_helm_renders_without_hooks_and_the_namespace(helm: Helm) -> None:
+def test_it_has_the_objects_that_helm_renders_and_the_namespace(helm: Helm) -> None:
     objects = parsed(install_manifest(REPOSITORY))
-    rendered = helm.template()
-    hooks = [one for one in rendered if "helm.sh/hook" in one["metadata"].get("annotations", {})]
-    assert hooks
-    wanted = [one for one in rendered if one not in hooks]
+    wanted = helm.template()
     assert [one for one in objects if one not in wanted] == [yaml.safe_load(RELEASE_NAMESPACE)]
     assert [one for one in wanted if one not in objects] == []
 

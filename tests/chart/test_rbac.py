@@ -15,7 +15,7 @@ NAMESPACES = {
 
 
 def rendered(helm: Helm, *arguments: str) -> frozenset[RoleGrant]:
-    return granted(helm.template(*arguments), NAMESPACES)
+    return granted(helm.applied(*arguments), NAMESPACES)
 
 
 def test_the_roles_are_those_of_the_golden_table(helm: Helm) -> None:
@@ -41,7 +41,7 @@ def test_a_value_that_asks_for_more_gets_that_and_nothing_else(helm: Helm, value
 
 def test_every_binding_has_the_name_of_its_role(helm: Helm) -> None:
     more = ",".join(f"{value}=true" for value in (*MORE, "openshift.createSCC"))
-    bindings = [one for one in helm.template("--set", more) if one["kind"].endswith("RoleBinding")]
+    bindings = [one for one in helm.applied("--set", more) if one["kind"].endswith("RoleBinding")]
     assert bindings
     assert [one["metadata"]["name"] for one in bindings] == [one["roleRef"]["name"] for one in bindings]
 
@@ -103,7 +103,7 @@ def test_only_the_chosen_configmaps_may_be_patched(helm: Helm) -> None:
 
 
 def test_without_rbac_no_role_is_left(helm: Helm) -> None:
-    kinds = {one["kind"] for one in helm.template("--set", "rbac.create=false")}
+    kinds = {one["kind"] for one in helm.applied("--set", "rbac.create=false")}
     assert not kinds & {"Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"}
     assert "ValidatingAdmissionPolicy" in kinds, (
         "the admission policies do not depend on who grants the roles"

@@ -66,7 +66,7 @@ def test_no_label_of_yours_is_beside_one_of_the_chart_with_the_same_key(helm: He
 
 
 def test_every_namespaced_object_names_its_namespace(helm: Helm, values: Path) -> None:
-    for one in helm.template("-f", str(values)):
+    for one in helm.applied("-f", str(values)):
         assert ("namespace" in one["metadata"]) == (one["kind"] not in CLUSTER_SCOPED), one["metadata"][
             "name"
         ]
@@ -91,7 +91,7 @@ def test_no_object_is_rendered_twice_whichever_namespaces_are_the_same(
 ) -> None:
     # Helm 4 lets the second object of a name overwrite the first; Helm 3 fails. The later -n wins.
     names = ("--set", f"agent.namespace={agent},agent.createNamespace=false,gpuOperator.namespace={nvidia}")
-    objects = helm.template("-f", str(values), "-n", release, *names, "--set", "gpuOperator.repairMps=true")
+    objects = helm.applied("-f", str(values), "-n", release, *names, "--set", "gpuOperator.repairMps=true")
     counts = Counter(
         (
             one["apiVersion"].split("/")[0],
@@ -115,7 +115,7 @@ def test_the_admission_policy_words_the_rule_on_devices_as_the_operator_does(hel
 def test_every_container_runs_one_of_our_programs(helm: Helm, values: Path) -> None:
     """Images differ in what else they have: there is no `python` in ours from Debian's packages."""
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    objects = helm.template("-f", str(values))
+    objects = helm.applied("-f", str(values))
     pods = [one for one in objects if one["kind"] == "Pod"]
     assert pods, "helm test"
     for pod in (*pod_templates(objects), *pods):
@@ -124,11 +124,30 @@ def test_every_container_runs_one_of_our_programs(helm: Helm, values: Path) -> N
 
 def test_every_pod_may_run_where_each_node_waits_behind_the_start_up_taint(helm: Helm, values: Path) -> None:
     """The operator alone would take it off, and `helm test` alone says why it stays."""
-    objects = helm.template("-f", str(values))
+    objects = helm.applied("-f", str(values))
     pods = [one for one in objects if one["kind"] == "Pod"]
     for pod in (*pod_templates(objects), *pods):
         keys = [one.get("key") for one in pod["spec"].get("tolerations", ())]
         assert "gpusharing.dev/unproven" in keys, pod["metadata"]
+
+
+def test_where_everything_is_denied_each_pod_reaches_the_api_server_by_its_own_network_policy(
+    helm: Helm, values: Path
+) -> None:
+    objects = helm.applied("-f", str(values), "--set", "networkPolicy.enabled=true")
+    policies = [one for one in objects if one["kind"] == "NetworkPolicy"]
+    pods = [one for one in objects if one["kind"] == "Pod"]
+    for owner in (one for one in objects if one["kind"] in ("Deployment", "DaemonSet")):
+        pods.append(owner["spec"]["template"] | {"kind": owner["metadata"]["namespace"]})
+    for pod in pods:
+        namespace = pod["metadata"].get("namespace", pod["kind"])
+        (rules,) = [
+            one["spec"]
+            for one in policies
+            if one["metadata"]["namespace"] == namespace
+            and one["spec"]["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+        ]
+        assert {port["port"] for port in rules["egress"][0]["ports"]} == {443, 6443}
 
 
 def test_no_environment_variable_is_set_twice(helm: Helm, values: Path) -> None:

@@ -80,11 +80,7 @@ def attack(api: Api, what: str, node: str) -> str:
 def hooks(installed: Installed) -> Iterator[dict[str, Api]]:
     """Clients with the token of each account that exists only while a hook of Helm's runs, by its name."""
     admin = installed.admin
-    objects = [
-        one
-        for one in installed.helm.template()
-        if "helm.sh/hook" in one["metadata"].get("annotations", {}) and one["kind"] not in ("Pod", "Job")
-    ]
+    objects = [one for one in installed.helm.hooks() if one["kind"] not in ("Pod", "Job")]
     install.apply_documents(admin, objects)
     accounts = [one["metadata"] for one in objects if one["kind"] == "ServiceAccount"]
     with ExitStack() as stack:

@@ -1,12 +1,15 @@
 """What keeps `helm uninstall` from going on: the chart's pre-delete hook, and the admission policies that refuse it."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from hack.cluster.api import ApiError
+from hack.cluster import install, toolchain
+from hack.cluster.api import APPLY_PATCH, ApiError
 from hack.cluster.process import wait_until
 from tests.build import make_fence
-from tests.chart.charts import NAMESPACE, Helm, find
+from tests.chart.charts import HOOK, NAMESPACE, Helm, find
 from tests.chart.cluster import NODES, POLICIES, POLICY, SECONDS, Installed
 
 from gpusharing.api.names import ANNOTATION_FENCE, FINALIZER
@@ -14,7 +17,7 @@ from gpusharing.kube.fence import record_text
 
 pytestmark = pytest.mark.cluster
 
-HOOK = "gpusharing-uninstall-check"
+NAME = "gpusharing-uninstall-check"
 DEPLOYMENT = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/gpusharing-operator"
 
 
@@ -22,12 +25,23 @@ def maps(namespace: str) -> str:
     return f"/api/v1/namespaces/{namespace}/configmaps"
 
 
-def answer(installed: Installed, helm: Helm, name: str = HOOK, namespace: str = NAMESPACE) -> str:
-    """What the server would answer to helm's first step; empty if it would go on."""
-    hook = find(helm.template("--show-only", "templates/uninstall-check.yaml"), "ConfigMap", HOOK)
+def answer(
+    installed: Installed,
+    helm: Helm,
+    name: str = NAME,
+    namespace: str = NAMESPACE,
+    manager: str = "helm",
+    apply: bool = False,
+) -> str:
+    """What the server would answer to helm's first step; empty if it would go on. Helm 3 creates, Helm 4 applies."""
+    hook = find(helm.hooks(), "ConfigMap", NAME)
     hook["metadata"] |= {"name": name, "namespace": namespace}
+    query = {"dryRun": "All", "fieldManager": manager}
     try:
-        installed.admin.request("POST", maps(namespace), hook, dryRun="All")
+        if apply:
+            installed.admin.request("PATCH", f"{maps(namespace)}/{name}", hook, APPLY_PATCH, **query)
+        else:
+            installed.admin.request("POST", maps(namespace), hook, **query)
     except ApiError as error:
         if "gpusharing-uninstall-" not in error.message:
             raise
@@ -71,6 +85,43 @@ def test_only_that_configmap_of_that_namespace_is_refused(
     assert answer(installed, helm, namespace="default") == ""
 
 
+@pytest.mark.parametrize("apply", [False, True])
+@pytest.mark.parametrize("manager", ["helm", "helm-controller", "terraform-provider-helm_v3"])
+def test_it_is_refused_to_helm_whatever_program_has_it_as_its_library(
+    installed: Installed, helm: Helm, fenced: str, manager: str, apply: bool
+) -> None:
+    assert "NOT UNINSTALLED" in answer(installed, helm, manager=manager, apply=apply)
+
+
+APPLIERS = [
+    ("kubectl-create", False),
+    ("kubectl-client-side-apply", False),
+    ("kubectl", True),
+    ("kustomize-controller", True),
+    ("argocd-controller", False),
+    ("argocd-controller", True),
+]
+"""Field managers of programs that do not uninstall by the ConfigMap, and whether they apply on the server."""
+
+
+@pytest.mark.parametrize(("manager", "apply"), APPLIERS)
+def test_it_is_not_refused_to_those_who_only_apply_what_somebody_else_rendered(
+    installed: Installed, helm: Helm, fenced: str, manager: str, apply: bool
+) -> None:
+    assert answer(installed, helm, manager=manager, apply=apply) == ""
+
+
+@pytest.mark.parametrize("manager", sorted({manager for manager, apply in APPLIERS if apply}))
+def test_what_helm_template_renders_has_no_hook_and_is_taken_in_the_middle_of_a_change(
+    installed: Installed, helm: Helm, fenced: str, manager: str
+) -> None:
+    query = {"dryRun": "All", "force": "true", "fieldManager": manager, "fieldValidation": "Strict"}
+    objects = helm.template()
+    assert [one["metadata"]["name"] for one in objects if HOOK in str(one)] == []
+    for one in objects:
+        installed.admin.request("PATCH", install.object_path(installed.admin, one), one, APPLY_PATCH, **query)
+
+
 @pytest.fixture
 def resetting(installed: Installed, helm: Helm) -> Iterator[str]:
     """A policy at rest that holds our finalizer."""
@@ -101,15 +152,17 @@ def test_a_policy_that_could_not_be_deleted_any_more_refuses_it_by_name_and_with
         assert way in refused
 
 
+@pytest.mark.parametrize("major", ["helm3", "helm"])
 def test_helm_deletes_nothing_then_and_the_rollback_of_its_message_makes_the_release_usable(
-    installed: Installed, fenced: str
+    installed: Installed, fenced: str, major: str, tmp_path: Path
 ) -> None:
+    installed = replace(installed, helm=Helm(toolchain.program(major), tmp_path))
     before = installed.admin.get(DEPLOYMENT)["metadata"]["uid"]
     done = installed.run_helm("uninstall")
     assert done.returncode != 0
     assert f"NOT UNINSTALLED: node {fenced}" in done.stderr
     assert installed.admin.get(DEPLOYMENT)["metadata"]["uid"] == before
-    assert [one for one in installed.admin.list(maps(NAMESPACE)) if one["metadata"]["name"] == HOOK] == []
+    assert [one for one in installed.admin.list(maps(NAMESPACE)) if one["metadata"]["name"] == NAME] == []
     last = installed.run_helm("history", "--max", "1").stdout.splitlines()[-1]
     assert "uninstalling" in last
     done = installed.run_helm("rollback", last.split()[0])

@@ -78,7 +78,7 @@ def test_an_account_of_another_name_is_named_wherever_the_account_is_meant(helm:
     text = yaml.safe_dump_all(one for one in objects if one["kind"] != "CustomResourceDefinition")
     assert f"system:serviceaccount:{namespace}:other" in text
     assert f"system:serviceaccount:{namespace}:{own}" not in text
-    without = helm.template("--set", f"{set_},{part}.serviceAccount.create=false")
+    without = helm.applied("--set", f"{set_},{part}.serviceAccount.create=false")
     left = {one["metadata"]["name"] for one in without if one["kind"] == "ServiceAccount"}
     (kept,) = (name for key, (_, name) in PARTS.items() if key != part)
     assert left == {kept, "gpusharing-checks"}
@@ -123,7 +123,7 @@ def test_a_parent_chart_switches_ours_on_and_off_and_shares_its_registry(helm: H
 
 
 def test_helm_test_asks_for_the_accounts_that_the_pods_have(helm: Helm) -> None:
-    objects = helm.template(
+    objects = helm.applied(
         "--set", "operator.serviceAccount.name=a,agent.serviceAccount.name=b,agent.namespace=agents"
     )
     environ = {

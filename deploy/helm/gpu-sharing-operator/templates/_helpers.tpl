@@ -84,3 +84,16 @@ system:serviceaccount:{{ include "gpusharing.agentNamespace" . }}:{{ include "gp
 {{- define "gpusharing.metricsAccount" -}}
 {{- if and .Values.agent.secureMetrics (or .Values.monitoring.podMonitor.enabled .Values.monitoring.serviceMonitor.enabled) }}gpusharing-metrics-reader{{ end }}
 {{- end }}
+
+{{- /* Not empty where Helm itself applies what it renders, so that its hooks have a meaning and are deleted again. `helm template`,
+which Argo CD and others use, asks no server, and there each look-up is empty, even that of kube-system. */}}
+{{- define "gpusharing.helmApplies" -}}
+{{- if lookup "v1" "Namespace" "" "kube-system" }}true{{ end }}
+{{- end }}
+
+{{- /* Annotations of objects with whose deletion goes what other people have put there: neither Helm nor Argo CD nor Flux deletes them. */}}
+{{- define "gpusharing.keep" -}}
+helm.sh/resource-policy: keep
+argocd.argoproj.io/sync-options: Prune=false,Delete=false
+kustomize.toolkit.fluxcd.io/prune: disabled
+{{- end }}
