@@ -19,7 +19,7 @@ from gpusharing.kube.dra import rule_for
 from gpusharing.kube.fence import NodePatch, patch_for
 from gpusharing.planning.snapshot.actions import Actuate, FenceNode, Release, UpdateFence
 from gpusharing.planning.snapshot.records import Fence, Verified
-from gpusharing.planning.transition.marks import marks_for, unmarked
+from gpusharing.planning.transition.fencing import marks_for, unmarked
 
 pytestmark = pytest.mark.cluster
 
