@@ -164,12 +164,27 @@ def _wrong_taints(before: JSON, body: JSON) -> Iterator[str]:
         yield "wrote taints of a node without the start-up taint"
     if not record:
         yield "took the start-up taint without a proof"
+    elif not _agrees(_record(record), before, body):
+        yield f"took the start-up taint with the proof {record}, which the labels contradict"
     if "resourceVersion" not in body["metadata"]:
         yield "took the start-up taint in an unconditional write"
     if step_of(before, body) not in ("release", "marks") or (
         step_of(before, body) == "marks" and fence_of(before)
     ):
         yield f"took the start-up taint in the {step_of(before, body)} write"
+
+
+def _agrees(proof: JSON, before: JSON, body: JSON) -> bool:
+    """The proof names what the labels name, and mig-manager has done it: admission asks for as much."""
+    was = labels_of(before)
+    owner = {**was, **body["metadata"].get("labels", {})}.get(names.LABEL_POLICY)
+    plugin, mig = was.get(names.LABEL_PLUGIN_CONFIG), was.get(names.LABEL_MIG_CONFIG)
+    done = was.get(names.LABEL_MIG_STATE) == "success" and proof["migConfig"] == mig
+    return (
+        proof["policy"] == owner
+        and plugin in (None, proof["pluginConfig"])
+        and (not proof["migConfig"] or mig is None or done)
+    )
 
 
 def taints_of(node: JSON) -> list[JSON]:
@@ -191,6 +206,11 @@ def _wrong_step(before: JSON, body: JSON) -> Iterator[str]:
     metadata, spec = body.get("metadata", {}), body.get("spec", {})
     labels = metadata.get("labels", {})
     step = step_of(before, body)
+    if record := metadata.get("annotations", {}).get(names.ANNOTATION_FENCE):
+        known = {*(fence_of(before) or {"added": ()})["added"]}
+        there = {*labels_of(before), *annotations_of(before)}
+        if unset := {*_record(record)["added"]} - known - ({*labels, *metadata["annotations"]} - there):
+            yield f"recorded {', '.join(sorted(unset))}, which it did not set"
     if step == "PNR":
         fence = _record(metadata["annotations"][names.ANNOTATION_FENCE])
         after = {**labels_of(before), **labels}

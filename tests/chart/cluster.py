@@ -1,7 +1,8 @@
 """A control plane with the chart installed by helm, and the people who call it."""
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,6 +124,30 @@ class Installed:
         wait_until(refused, SECONDS, "the one about deletions to be enforced")
         self.admin.merge_patch(path, {"spec": {"deletionPolicy": "Retain"}})
         self.admin.delete(path)
+
+
+@contextmanager
+def mighty(installed: Installed, api: Api, account: str, namespace: str) -> Iterator[Api]:
+    """The service account whose token `api` sends, while somebody has granted it everything: only admission is left."""
+    path, group = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", "rbac.authorization.k8s.io"
+    binding = {
+        "metadata": {"name": f"mighty-{account}"},
+        "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "cluster-admin"},
+        "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": namespace}],
+    }
+
+    def reads_secrets() -> bool:
+        try:
+            api.list("/api/v1/secrets")
+        except ApiError:
+            return False
+        return True
+
+    installed.admin.create(path, binding)
+    wait_until(reads_secrets, SECONDS, "the new binding to count")
+    yield api
+    installed.admin.delete(f"{path}/mighty-{account}")
+    wait_until(lambda: not reads_secrets(), SECONDS, "the deleted binding to count no more")
 
 
 def refusal(api: Api, policy: dict[str, Any]) -> str:

@@ -18,7 +18,9 @@ from tests.chart.cluster import (
     Installed,
     denied,
     dry,
+    mighty,
 )
+from tests.chart.effects import record
 from tests.chart.rbac import USERS, RoleGrant, golden
 
 from gpusharing.api import names
@@ -48,26 +50,8 @@ def agent(installed: Installed) -> Iterator[Api]:
 @pytest.fixture
 def mighty_agent(installed: Installed, agent: Api) -> Iterator[Api]:
     """The agent on node A after somebody granted it everything: only the admission policy is left."""
-    path = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"
-    group = "rbac.authorization.k8s.io"
-    account = {"kind": "ServiceAccount", "name": "gpusharing-agent", "namespace": AGENT_NAMESPACE}
-    binding = {
-        "metadata": {"name": "mighty-agent"},
-        "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "cluster-admin"},
-        "subjects": [account],
-    }
-
-    def mighty() -> bool:
-        try:
-            return bool(agent.list(NODES))
-        except ApiError:
-            return False
-
-    installed.admin.create(path, binding)
-    wait_until(mighty, SECONDS, "the new binding to count")
-    yield agent
-    installed.admin.delete(f"{path}/mighty-agent")
-    wait_until(lambda: not mighty(), SECONDS, "the deleted binding to count no more")
+    with mighty(installed, agent, "gpusharing-agent", AGENT_NAMESPACE) as api:
+        yield api
 
 
 # --- the agent -------------------------------------------------------------------------------------------
@@ -233,20 +217,20 @@ def took(api: Api, path: str, patch: dict[str, Any]) -> bool:
 
 GATE = {"key": "gpusharing.dev/unproven", "effect": "NoSchedule"}
 DEDICATED = {"key": "dedicated", "value": "x", "effect": "NoSchedule"}
-PROOF = {"gpusharing.dev/verified": "{}", "gpusharing.dev/fence": None}
+PROOF = {"gpusharing.dev/verified": record(policy="pool-d", mig=""), "gpusharing.dev/fence": None}
 OPENING: dict[str, tuple[list[dict[str, str]], dict[str, Any], int, str]] = {
     "it, with the proof": ([DEDICATED], PROOF, 200, ""),
     "it, without a proof": (
         [DEDICATED],
         {},
         403,
-        "may only be removed from a Node that is proven and back in service",
+        "may only be removed from a Node without a fence",
     ),
     "it, while the fence stays": (
         [DEDICATED],
         {**PROOF, **FENCE},
         403,
-        "may only be removed from a Node that is proven",
+        "may only be removed from a Node without a fence",
     ),
     "another one with it": ([], PROOF, 403, "may only remove the taint gpusharing.dev/unproven:NoSchedule"),
     "another one alone": ([GATE], PROOF, 403, "may only remove the taint gpusharing.dev/unproven:NoSchedule"),
@@ -262,7 +246,8 @@ def test_of_two_taints_on_a_node_the_operator_may_remove_the_start_up_taint_with
     left, annotations, status, said = OPENING[what]
     path = f"{NODES}/{installed.node_a}"
     installed.admin.merge_patch(path, {"spec": {"taints": [DEDICATED, GATE]}})
-    body = {"metadata": {"annotations": annotations}, "spec": {"taints": left}}
+    metadata = {"annotations": annotations, "labels": {names.LABEL_POLICY: "pool-d"}}
+    body = {"metadata": metadata, "spec": {"taints": left}}
     try:
         if status == 200:
             assert dry(operator, path, body) == 200

@@ -18,8 +18,11 @@ from tests.chart.cluster import (
     denied,
     dry,
 )
+from tests.chart.cluster import mighty as granted_everything
 
 from gpusharing.api.names import FINALIZER, LABEL_MANAGED_BY, MANAGED_BY
+from gpusharing.kube.dra import device_class as written
+from gpusharing.planning.wanted.sharedobjects import wanted_class
 
 pytestmark = pytest.mark.cluster
 
@@ -52,24 +55,8 @@ def operator(installed: Installed) -> Iterator[Api]:
 @pytest.fixture(scope="module")
 def mighty(installed: Installed, operator: Api) -> Iterator[Api]:
     """The operator after somebody granted it everything: only admission is left, as for a token with a wider role."""
-    path = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"
-    group = "rbac.authorization.k8s.io"
-    account = {"kind": "ServiceAccount", "name": "gpusharing-operator", "namespace": NAMESPACE}
-    role = {"apiGroup": group, "kind": "ClusterRole", "name": "cluster-admin"}
-    binding = {"metadata": {"name": "mighty-operator"}, "roleRef": role, "subjects": [account]}
-
-    def reads_secrets() -> bool:
-        try:
-            operator.list("/api/v1/secrets")
-        except ApiError:
-            return False
-        return True
-
-    installed.admin.create(path, binding)
-    wait_until(reads_secrets, SECONDS, "the new binding to count")
-    yield operator
-    installed.admin.delete(f"{path}/mighty-operator")
-    wait_until(lambda: not reads_secrets(), SECONDS, "the deleted binding to count no more")
+    with granted_everything(installed, operator, "gpusharing-operator", NAMESPACE) as api:
+        yield api
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -157,7 +144,11 @@ def allowed(call: Callable[[], object]) -> bool:
 
 @pytest.mark.parametrize("operand", OPERANDS)
 def test_the_operator_may_delete_a_pod_of(operator: Api, operands: dict[str, str], operand: str) -> None:
-    assert delete(operator, f"{pods(OPERATOR_SPACE)}/{operands[operand]}")
+    path = f"{pods(OPERATOR_SPACE)}/{operands[operand]}"
+    (pod,) = operator.list(pods(OPERATOR_SPACE), fieldSelector=f"metadata.name={operands[operand]}")
+    for grace in ({}, {"gracePeriodSeconds": 30}):
+        preconditions = {"uid": pod["metadata"]["uid"]}
+        assert operator.delete(path, {"preconditions": preconditions, "dryRun": ["All"], **grace})
 
 
 def test_the_operator_may_not_delete_a_pod_of_the_device_plugin(
@@ -301,7 +292,7 @@ def test_others_may_write_what_they_like(installed: Installed) -> None:
 def device_class(name: str = "gpusharing-mig-1g.10gb", *, ours: bool = True, **spec: Any) -> Object:
     """A DeviceClass as the operator writes it; `spec` replaces parts of its spec."""
     labels = {LABEL_MANAGED_BY: MANAGED_BY} if ours else {}
-    selectors = [{"cel": {"expression": "device.driver == 'gpu.nvidia.com'"}}]
+    selectors = [{"cel": {"expression": wanted_class("1g.10gb").selector}}]
     whole = {"selectors": selectors, "extendedResourceName": "nvidia.com/mig-1g.10gb", **spec}
     return {"metadata": {"name": name, "labels": labels}, "spec": whole}
 
@@ -311,6 +302,8 @@ def test_the_operator_may_create_change_and_delete_its_own_deviceclass(
 ) -> None:
     assert create(operator, CLASSES, device_class())
     assert create(operator, CLASSES, device_class(extendedResourceName=None)), "without DRAExtendedResource"
+    for profile in ("1g.10gb+me", "1c.2g.20gb", "1g.24gb+me.all", "1g.24gb-me"):
+        assert create(operator, CLASSES, written(wanted_class(profile)))
     installed.admin.create(CLASSES, device_class(extendedResourceName="example.com/other"))
     path = f"{CLASSES}/gpusharing-mig-1g.10gb"
     right: Object = {"spec": {"extendedResourceName": "nvidia.com/mig-1g.10gb"}}

@@ -18,6 +18,7 @@ FENCED: JSON = {
     "priorUnschedulable": False,
     "fromMode": "full",
     "disruption": "Reset",
+    "added": [],
 }
 ACTUATING = {**FENCED, "stage": "actuating", "targetMigConfig": "b", "targetPluginConfig": "k"}
 
@@ -61,7 +62,7 @@ PASSING = patch(ACTUATING, {MIG: "b", STATE: None, PLUGIN: "k"})
 RELEASING = patch(released=True, labels={MODE: "mig"}, unschedulable=None)
 GATE = {"key": "gpusharing.dev/unproven", "effect": "NoSchedule"}
 THEIRS = {"key": "dedicated", "effect": "NoSchedule"}
-VERIFIED = "gpusharing.dev/verified"
+VERIFIED, POLICY = "gpusharing.dev/verified", "gpusharing.dev/policy"
 
 
 def tainted(raw: JSON, *taints: JSON) -> JSON:
@@ -69,10 +70,15 @@ def tainted(raw: JSON, *taints: JSON) -> JSON:
     return {**raw, "spec": {**raw["spec"], "taints": list(taints)}}
 
 
-def opening(body: JSON, taints: Any, *, proven: bool = True) -> JSON:
+PROOF: JSON = {"policy": "pool-b", "migConfig": "a", "pluginConfig": "k"}
+
+
+def opening(body: JSON, taints: Any, proof: JSON | None = PROOF) -> JSON:
     """The write with a list of taints, and with the record of a proof."""
-    record = {VERIFIED: "{}"} if proven else {}
-    metadata = {**body["metadata"], "annotations": {**body["metadata"]["annotations"], **record}}
+    record = {VERIFIED: json.dumps(proof)} if proof else {}
+    written = {key: text for key, text in body["metadata"].items() if key != "labels"}
+    labels = {**body["metadata"]["labels"], POLICY: "pool-b"}
+    metadata = {**written, "labels": labels, "annotations": {**body["metadata"]["annotations"], **record}}
     return {"metadata": metadata, "spec": {**body.get("spec", {}), "taints": taints}}
 
 
@@ -133,7 +139,13 @@ WRONG: dict[str, tuple[JSON, JSON, str]] = {
     "a finalizer": (node(), {"metadata": {"uid": "u", "resourceVersion": "7", "finalizers": ["x"]}}, "finalizers"),
     "a taint": (node(), {**FENCING, "spec": {"unschedulable": True, "taints": []}}, "taints"),
     "a start-up taint that goes without a proof": (
-        WAITING, opening(RELEASING, [THEIRS], proven=False), "without a proof"),
+        WAITING, opening(RELEASING, [THEIRS], None), "without a proof"),
+    "a start-up taint that goes with the proof of another policy": (
+        WAITING, opening(RELEASING, [THEIRS], {**PROOF, "policy": "pool-c"}), "which the labels contradict"),
+    "a start-up taint that goes with the proof of another layout": (
+        WAITING, opening(RELEASING, [THEIRS], {**PROOF, "migConfig": "b"}), "which the labels contradict"),
+    "a fence that records a label of somebody else": (
+        node(), patch({**FENCED, "added": ["team"]}, {MODE: None}, unschedulable=True), "recorded team"),
     "a start-up taint that stays after a proof": (
         WAITING, {**opening(RELEASING, None), "spec": {"unschedulable": None}}, "the start-up taint stays"),
     "a start-up taint that takes another with it": (WAITING, opening(RELEASING, None), "became None"),

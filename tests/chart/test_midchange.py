@@ -1,0 +1,288 @@
+"""Values of the chart that are set, changed and rolled back in the middle of a change: what the operator has set on a
+Node it may take away again, and each change comes to its end."""
+
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+from hack.cluster.api import MERGE_PATCH, Api, ApiError, Object
+from hack.cluster.controlplane import ControlPlane, Options
+from hack.cluster.process import wait_until
+from tests.build import make_fence, make_node
+from tests.chart.charts import CHART, Helm
+from tests.chart.cluster import NODES, SECONDS, Installed, set_up
+
+from gpusharing.api import names
+from gpusharing.kube.dra import rule_for
+from gpusharing.kube.fence import NodePatch, patch_for
+from gpusharing.planning.snapshot.actions import Actuate, FenceNode, Release, UpdateFence
+from gpusharing.planning.snapshot.records import Fence, Verified
+from gpusharing.planning.transition.fencing import marks_for, unmarked
+
+pytestmark = pytest.mark.cluster
+
+RULES = "/apis/resource.k8s.io/v1beta2/devicetaintrules"
+MAPS = "/api/v1/namespaces/gpu-operator/configmaps"
+PODS = "/api/v1/namespaces/default/pods"
+HANDS_OFF = "repair.example.com/hands-off"
+OTHER_LABEL = "example.com/gpu"
+PHASES = ("fenced", "draining", "actuating", "failed", "yielded")
+
+
+@dataclass(frozen=True)
+class Changing:
+    """A Node, and the steps of a change that the operator writes to it with the product's own patches."""
+
+    admin: Api
+    operator: Api
+    name: str
+
+    @property
+    def raw(self) -> Object:
+        """The Node as it is now."""
+        found: Object = self.admin.get(f"{NODES}/{self.name}")
+        return found
+
+    def begin(self, phase: str, *marks: str) -> Fence:
+        """Bring the Node to a phase; `marks` are further labels for other controllers, as KEY=VALUE."""
+        raw = self.raw
+        view = make_node(self.name, uid=raw["metadata"]["uid"], labels=raw["metadata"]["labels"])
+        labels, annotations = marks_for(view, marks)
+        fence = make_fence(node_uid=view.uid, added=(*labels, *annotations))
+        self.patch(FenceNode(view, fence, True, {**labels, names.LABEL_MODE: None}, annotations))
+        if phase == "draining":
+            fence = replace(fence, retry="again")
+            self.patch(UpdateFence(view, fence))
+        if phase in ("actuating", "failed"):
+            fence = replace(fence, stage="actuating", target_mig_config="pool-b-1")
+            self.patch(
+                Actuate(view, fence, {names.LABEL_MIG_CONFIG: "pool-b-1", names.LABEL_MIG_STATE: None})
+            )
+        if phase == "failed":
+            fence = replace(fence, failed=fence.since)
+            self.patch(UpdateFence(view, fence))
+        if phase == "yielded":
+            removed = unmarked(fence, view)
+            fence = replace(fence, stage="yielded", added=())
+            self.patch(UpdateFence(view, fence, labels=removed[0], annotations=removed[1]))
+        return fence
+
+    def end(self, fence: Fence) -> Object:
+        """Record a last step, release the Node, and return it."""
+        raw = self.raw
+        view = make_node(self.name, uid=raw["metadata"]["uid"], labels=raw["metadata"]["labels"])
+        fence = replace(fence, attempt=2)
+        self.patch(UpdateFence(view, fence))
+        labels, annotations = unmarked(fence, view)
+        proof = Verified("pool-b", "pool-b-1", "")
+        labels = {**labels, names.LABEL_MODE: "mig", names.LABEL_POLICY: "pool-b"}
+        self.patch(Release(view, True, labels, proof, annotations))
+        return self.raw
+
+    def patch(self, action: NodePatch) -> None:
+        """Write it as the operator; once more if somebody else wrote in between, as the controller does that taints
+        a cordoned Node."""
+
+        def written() -> bool:
+            body = patch_for(action, self.raw["metadata"]["resourceVersion"])
+            try:
+                self.operator.merge_patch(f"{NODES}/{self.name}", body)
+            except ApiError as error:
+                if error.status != 409:
+                    raise
+                return False
+            return True
+
+        wait_until(written, SECONDS, "a patch without a conflict")
+
+
+def try_out(api: Api, method: str, path: str, body: Object | None = None, kind: str = "") -> bool:
+    """Whether the server would do it."""
+    try:
+        api.request(method, path, body, kind or "application/json", dryRun="All")
+    except ApiError as error:
+        if error.status != 403:
+            raise
+        return False
+    return True
+
+
+def marks(operator: Api) -> bool:
+    return try_out(
+        operator, "PATCH", f"{NODES}/probe", {"metadata": {"labels": {HANDS_OFF: "true"}}}, MERGE_PATCH
+    )
+
+
+def fences_others(operator: Api) -> bool:
+    return try_out(operator, "PATCH", f"{NODES}/other", {"spec": {"unschedulable": True}}, MERGE_PATCH)
+
+
+def closes_devices(operator: Api) -> bool:
+    return try_out(operator, "POST", RULES, rule_for("probe"))
+
+
+def deletes_pods(operator: Api) -> bool:
+    uid = operator.list(PODS, fieldSelector="metadata.name=probe")[0]["metadata"]["uid"]
+    return try_out(operator, "DELETE", f"{PODS}/probe", {"preconditions": {"uid": uid}})
+
+
+def evicts(operator: Api) -> bool:
+    uid = operator.list(PODS, fieldSelector="metadata.name=probe")[0]["metadata"]["uid"]
+    options = {"preconditions": {"uid": uid}}
+    body = {
+        "apiVersion": "policy/v1",
+        "kind": "Eviction",
+        "metadata": {"name": "probe"},
+        "deleteOptions": options,
+    }
+    return try_out(operator, "POST", f"{PODS}/probe/eviction", body)
+
+
+def writes_map(name: str) -> Callable[[Api], bool]:
+    return lambda operator: try_out(operator, "POST", MAPS, {"metadata": {"name": name}})
+
+
+def writes_a_flag(operator: Api) -> bool:
+    data = {"a": "version: v1\nflags:\n  own: x\n"}
+    return try_out(operator, "POST", MAPS, {"metadata": {"name": "gpusharing-device-plugin"}, "data": data})
+
+
+def repairs_mps(operator: Api) -> bool:
+    return may(operator, "apps", "daemonsets", "patch", "nvidia-device-plugin-mps-control-daemon")
+
+
+def configures(operator: Api) -> bool:
+    return may(operator, "nvidia.com", "clusterpolicies", "patch", "any")
+
+
+def may(operator: Api, group: str, resource: str, verb: str, name: str) -> bool:
+    """Whether RBAC allows it."""
+    attributes = {
+        "group": group,
+        "resource": resource,
+        "verb": verb,
+        "name": name,
+        "namespace": "gpu-operator",
+    }
+    review = {"spec": {"resourceAttributes": attributes}}
+    answer = operator.create("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review)
+    return bool(answer["status"]["allowed"])
+
+
+VALUES: dict[str, tuple[tuple[str, ...], Callable[[Api], bool], bool]] = {
+    "operator.neighbourLabels": (
+        ("--set-string", r"operator.neighbourLabels.repair\.example\.com/hands-off=true"),
+        marks,
+        True,
+    ),
+    "admission.nodeLabels": (
+        (
+            "--set",
+            f"admission.nodeLabels={{{OTHER_LABEL}}}",
+            "--set-string",
+            r"agent.nodeSelector.example\.com/gpu=true",
+        ),
+        fences_others,
+        True,
+    ),
+    "admission.pluginFields": (("--set", "admission.pluginFields={own}"), writes_a_flag, True),
+    "dra.deviceTaints": (("--set", "dra.deviceTaints=true"), closes_devices, True),
+    "forceDelete": (("--set", "forceDelete=true"), deletes_pods, True),
+    "operator.protectedNamespaces": (("--set", "operator.protectedNamespaces={default}"), evicts, False),
+    "gpuOperator.pluginConfigMap": (("--set", "gpuOperator.pluginConfigMap=mine"), writes_map("mine"), True),
+    "gpuOperator.migConfigMap": (
+        ("--set", "gpuOperator.migConfigMap=my-layouts"),
+        writes_map("my-layouts"),
+        True,
+    ),
+    "gpuOperator.configure": (("--set", "gpuOperator.configure=true"), configures, True),
+    "gpuOperator.repairMps": (("--set", "gpuOperator.repairMps=true"), repairs_mps, True),
+}
+"""Each value with which a rule about the operator changes: helm's arguments, what the operator may do under one of the
+two settings only, and whether that is the one of the arguments."""
+
+
+@pytest.fixture(scope="module")
+def site(helm: Helm) -> Iterator[Installed]:
+    """A control plane of its own, which serves DeviceTaintRules, with the chart."""
+    flags = ("--runtime-config=resource.k8s.io/v1beta2=true",)
+    with ControlPlane(
+        options=Options(apiserver_flags=flags, feature_gates="DRADeviceTaintRules=true")
+    ) as plane:
+        installed = set_up(plane, helm)
+        present = {names.LABEL_GPU_PRESENT: "true", OTHER_LABEL: "true"}
+        plane.api.create(NODES, {"metadata": {"name": "probe", "labels": present}})
+        plane.api.create(NODES, {"metadata": {"name": "other", "labels": {OTHER_LABEL: "true"}}})
+        spec = {"nodeName": "probe", "containers": [{"name": "main", "image": "x"}]}
+        plane.api.create(PODS, {"metadata": {"name": "probe"}, "spec": spec})
+        yield installed
+
+
+@pytest.fixture(scope="module")
+def operator(site: Installed) -> Iterator[Api]:
+    with site.operator() as api:
+        yield api
+
+
+SERIAL = itertools.count()
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_a_change_comes_to_its_end_when_in_the_middle_of_it_a_value_is_set_or_rolled_back(
+    site: Installed, operator: Api, value: str
+) -> None:
+    arguments, probe, is_on = VALUES[value]
+
+    def turn(on: bool, verb: str, *more: str) -> None:
+        done = site.run_helm(verb, *more)
+        assert done.returncode == 0, done.stderr
+        wait_until(lambda: probe(operator) == (on == is_on), SECONDS, f"{value} to have changed")
+
+    def begin_in_each_phase(label: str, *more: str) -> list[tuple[Changing, Fence]]:
+        labels = {label: "true", names.LABEL_MODE: "full", names.LABEL_MIG_STATE: "success"}
+        begun = []
+        for phase in PHASES:
+            node = Changing(site.admin, operator, f"node-{next(SERIAL)}")
+            site.admin.create(NODES, {"metadata": {"name": node.name, "labels": labels}})
+            begun.append((node, node.begin(phase, *more)))
+        return begun
+
+    def end(begun: list[tuple[Changing, Fence]]) -> None:
+        for node, fence in begun:
+            raw = node.end(fence)
+            assert not raw["spec"].get("unschedulable")
+            assert not {*fence.added, names.LABEL_UPGRADE_SKIP, HANDS_OFF} & raw["metadata"]["labels"].keys()
+            assert names.ANNOTATION_FENCE not in raw["metadata"]["annotations"]
+
+    revision = site.run_helm("history", "--max", "1").stdout.splitlines()[-1].split()[0]
+    begun = begin_in_each_phase(names.LABEL_GPU_PRESENT)
+    turn(True, "upgrade", str(CHART), *arguments)
+    end(begun)
+    begun = begin_in_each_phase(
+        OTHER_LABEL if value == "admission.nodeLabels" else names.LABEL_GPU_PRESENT,
+        *([f"{HANDS_OFF}=true"] if value == "operator.neighbourLabels" else []),
+    )
+    rule = rule_for(begun[0][0].name)
+    if value == "dra.deviceTaints":
+        operator.create(RULES, rule)
+    turn(False, "rollback", revision)
+    end(begun)
+    if value == "dra.deviceTaints":
+        operator.delete(f"{RULES}/{rule['metadata']['name']}")
+
+
+def test_every_value_with_which_a_rule_about_the_operator_changes_is_tried() -> None:
+    found = set()
+    for path in (CHART / "templates").glob("*.yaml"):
+        if path.name.startswith(("admission-operator", "rbac-operator", "rbac-force")) or path.name in EXTRAS:
+            text = path.read_text().replace("(.Values.dra | default dict)", ".Values.dra")
+            found |= set(re.findall(r"\.Values\.([A-Za-z.]+)", text))
+    assert found - NO_RULE == set(VALUES)
+
+
+EXTRAS = ("device-taints.yaml", "configure.yaml", "repair-mps.yaml")
+"""Further templates with rights of the operator."""
+NO_RULE = {"rbac.create", "image.pullPolicy", "gpuOperator.namespace"}
+"""Values there with which no rule changes; with another namespace the stack itself is another one."""
