@@ -84,9 +84,7 @@ SOURCES: tuple[FieldSource, ...] = (
         (NeededRight.DRIVER,),
         "`access: Failed` for that GPU; for all GPUs: no reading, and `error` says why",
     ),
-    FieldSource(
-        ("gpus[].uuid",), ("nvmlDeviceGetUUID",), (NeededRight.DRIVER,), "`access: Failed` for that GPU"
-    ),
+    FieldSource(("gpus[].uuid",), ("nvmlDeviceGetUUID",), (NeededRight.DRIVER,), "`access: Failed` for that GPU"),
     FieldSource(
         ("models[].memoryMiB",),
         ("nvmlDeviceGetMemoryInfo",),

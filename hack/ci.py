@@ -219,9 +219,7 @@ def count_tests() -> Counter[str]:
 def hash_images() -> list[str]:
     """Return the sha256 in hexadecimal of each .tar file in build/images, in the order of their names. These are the
     images that the tests with real kubelets (rung 4) ran. Empty if there are none."""
-    return [
-        hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((BUILD / "images").glob("*.tar"))
-    ]
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((BUILD / "images").glob("*.tar"))]
 
 
 def clean_commit() -> str:

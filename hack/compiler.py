@@ -112,6 +112,4 @@ def failure(what: str, output: str, again: str) -> UnavailableError:
     for pattern, remedy in CAUSES:
         if found := re.search(pattern, "\n".join(lines)):
             return UnavailableError(f"{what}: {found[0]}; {remedy}, then run: {again}")
-    return UnavailableError(
-        "\n  ".join([f"{what}: correct what Go reports below, then run: {again}", *lines])
-    )
+    return UnavailableError("\n  ".join([f"{what}: correct what Go reports below, then run: {again}", *lines]))

@@ -152,9 +152,7 @@ FLEET = Dashboard(
             "{{cluster}} {{node}}",
             unit="percentunit",
         ),
-        Panel(
-            "MIG instances", f"sum by (profile) ({of('gpusharing_agent_gpu_mig_instances')})", "{{profile}}"
-        ),
+        Panel("MIG instances", f"sum by (profile) ({of('gpusharing_agent_gpu_mig_instances')})", "{{profile}}"),
         Panel("GPUs by product", f"sum by (product) ({of('gpusharing_agent_gpu_info')})", "{{product}}"),
         Panel(
             "Unhealthy nodes",
@@ -347,8 +345,7 @@ WASTE = Dashboard(
         ),
         Panel(
             "Cost of unused GPUs, by policy",
-            f"sum by (policy) ({_by_part(increase('{}', RANGE), 'idle', 'stranded', 'transition')})"
-            " / 3600 * $price",
+            f"sum by (policy) ({_by_part(increase('{}', RANGE), 'idle', 'stranded', 'transition')}) / 3600 * $price",
             "{{policy}}",
             stacked=True,
             text="GPUs that were idle, stranded or in transition.",

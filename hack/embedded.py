@@ -168,9 +168,7 @@ class Embedded:
         the manifest are removed; its metadata stay as they are. Return a copy of the policy as stored."""
         name = manifest["metadata"]["name"]
         if any(raw["metadata"]["name"] == name for raw in self.cluster.objects(POLICIES)):
-            return self.cluster.patch(
-                POLICIES, name, {"spec": _replacing(self.policy(name)["spec"], manifest["spec"])}
-            )
+            return self.cluster.patch(POLICIES, name, {"spec": _replacing(self.policy(name)["spec"], manifest["spec"])})
         return self.cluster.add(POLICIES, manifest)
 
     def policy(self, name: str) -> JSON:
@@ -227,9 +225,7 @@ class Embedded:
         """Wait until the present generation of each policy is Ready, as `kubectl wait` does. Raises AssertionError
         after `seconds`, NotFound if a policy does not exist, and the operator's error if the operator ends
         unexpectedly, or AssertionError if it ends without one."""
-        await self.until(
-            lambda: all(is_ready(self.policy(name)) for name in policies), f"Ready {policies}", seconds
-        )
+        await self.until(lambda: all(is_ready(self.policy(name)) for name in policies), f"Ready {policies}", seconds)
 
     def describe(self) -> str:
         """Return, for failure messages, a line with phase, reason and message of each GPUNode's transition, a line with
@@ -262,9 +258,7 @@ def _replacing(old: JSON, new: JSON) -> JSON:
     merged: JSON = dict.fromkeys(old.keys() - new.keys())
     for key, value in new.items():
         before = old.get(key)
-        merged[key] = (
-            _replacing(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
-        )
+        merged[key] = _replacing(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
     return merged
 
 

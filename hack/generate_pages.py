@@ -114,9 +114,7 @@ def reasons() -> str:
         "failed node](../how-to/retry-a-failed-node.md). If there is no word, or nothing happens, `helm test\n"
         "gpusharing -n gpusharing --logs` says whether the installation can work."
     )
-    return _page(
-        "operator/gpusharing/planning/vocabulary/reasons.py", "Reasons, and what to do", text, body[:-1]
-    )
+    return _page("operator/gpusharing/planning/vocabulary/reasons.py", "Reasons, and what to do", text, body[:-1])
 
 
 def blocked() -> str:
@@ -142,8 +140,7 @@ def nvidia_differences() -> str:
     """Return the page about the differences between what NVIDIA's pinned programs do and what we expected from their
     documents and code."""
     rows = [
-        (f"{row.program} {', '.join(row.versions)}", row.expected, row.observed, row.consequence)
-        for row in DIFFERENCES
+        (f"{row.program} {', '.join(row.versions)}", row.expected, row.observed, row.consequence) for row in DIFFERENCES
     ]
     text = (
         "Observed with NVIDIA's unmodified programs on SIMULATED GPUs (`make test-nvidia`). A test guards each row\n"
@@ -228,9 +225,7 @@ def metrics() -> str:
     """Return the page about all metrics of the operator and the agent. Raises ValueError or KeyError if the name or
     description of one of the agent's metrics cannot be read from the source (`rows_of_metrics`)."""
     header = ("Metric", "Type", "Meaning")
-    rows = [
-        _metric_row(metric.name, metric.type, metric.documentation) for metric in Metrics().registry.collect()
-    ]
+    rows = [_metric_row(metric.name, metric.type, metric.documentation) for metric in Metrics().registry.collect()]
     body = ["## Operator", "", *_table(header, sorted(rows)), "", "## Agent", ""]
     body += _table(header, sorted(_agent_metrics()))
     text = (
@@ -278,9 +273,7 @@ def rows_of_metrics(source: str, values: Mapping[str, object]) -> list[tuple[str
             continue
         name, text = ([_text(argument, values) for argument in node.args[:2]] + ["", ""])[:2]
         if not name or not text:
-            raise ValueError(
-                f"{ast.unparse(node)[:80]}: write the name and the text of the metric into the call"
-            )
+            raise ValueError(f"{ast.unparse(node)[:80]}: write the name and the text of the metric into the call")
         short = name if name.startswith("gpusharing_") else f"{prefix}_{name}"
         rows.append(_metric_row(short, kinds[ast.unparse(node.func)], text))
     return rows
@@ -300,9 +293,7 @@ def _text(node: ast.expr, values: Mapping[str, object]) -> str:
     f-string must be one of the module's names in `values`; any other raises KeyError."""
     if isinstance(node, ast.JoinedStr):
         parts = [
-            values[ast.unparse(part.value)]
-            if isinstance(part, ast.FormattedValue)
-            else ast.literal_eval(part)
+            values[ast.unparse(part.value)] if isinstance(part, ast.FormattedValue) else ast.literal_eval(part)
             for part in node.values
         ]
         return "".join(map(str, parts))

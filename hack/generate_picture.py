@@ -91,10 +91,7 @@ def without_times(table: list[str]) -> list[str]:
     header = [(match.group(), match.start()) for match in re.finditer(r"\S+", table[0])]
     ends = [start for _, start in header[1:]] + [None]
     columns = [(start, end) for (name, start), end in zip(header, ends, strict=True) if name not in TIMES]
-    return [
-        "".join(row[start:end].ljust((end or start) - start) for start, end in columns).rstrip()
-        for row in table
-    ]
+    return ["".join(row[start:end].ljust((end or start) - start) for start, end in columns).rstrip() for row in table]
 
 
 def _command(text: str) -> Line:

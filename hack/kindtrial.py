@@ -84,9 +84,7 @@ def trial(api: Api, kubeconfig: Path, reference: str) -> None:
     image = ("--set", f"image.repository={repository}", "--set", f"image.tag={tag}")
     _step(
         "helm install --wait: operator and agents are Ready",
-        lambda: launch.install_chart(
-            kubeconfig, *image, "-f", str(VALUES), "--wait", "--timeout", f"{SECONDS:.0f}s"
-        ),
+        lambda: launch.install_chart(kubeconfig, *image, "-f", str(VALUES), "--wait", "--timeout", f"{SECONDS:.0f}s"),
     )
     _step("helm test", lambda: _helm_test(kubeconfig))
     try:

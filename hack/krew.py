@@ -180,9 +180,7 @@ def build(source: str, platforms: Iterable[str], folder: Path) -> None:
     for platform in platforms:
         with tempfile.TemporaryDirectory() as scratch:
             checkout = write_source(Path(scratch) / "source", source)
-            libraries = {
-                python: fetch(platform, python, checkout, Path(scratch) / python) for python in PYTHONS
-            }
+            libraries = {python: fetch(platform, python, checkout, Path(scratch) / python) for python in PYTHONS}
             hashes[platform] = pack(libraries, folder / archive(platform))
     (folder / f"{NAME}.yaml").write_text(manifest(source, hashes))
 

@@ -59,12 +59,8 @@ def parser(module: str, doc: str, target: Path, target_help: str) -> argparse.Ar
     and `digest`, which is empty if absent, and the option --target with `target` as its default. `module` is the
     command's name for `python -m`, and the first line of `doc` its description."""
     made = argparse.ArgumentParser(prog=f"python -m {module}", description=doc.splitlines()[0])
-    made.add_argument(
-        "repository", help="where the image is, for example registry.example/team/gpu-sharing-operator"
-    )
-    made.add_argument(
-        "digest", nargs="?", default="", help="of the image's index, for example sha256:0123..."
-    )
+    made.add_argument("repository", help="where the image is, for example registry.example/team/gpu-sharing-operator")
+    made.add_argument("digest", nargs="?", default="", help="of the image's index, for example sha256:0123...")
     made.add_argument("--target", type=Path, default=target, help=target_help)
     return made
 

@@ -36,9 +36,7 @@ TESTS = {
 """The folders whose tests a mistake must survive, by the package in which it is planted."""
 SECONDS = 600
 """How long the tests may take with a mistake in the product; after that it counts as noticed."""
-SILLY = re.compile(
-    r"core/(ReplaceBinaryOperator_(?!Add_Sub|Sub_Add|Mul_Add|Div_Mul|FloorDiv_Mul)|RemoveDecorator)"
-)
+SILLY = re.compile(r"core/(ReplaceBinaryOperator_(?!Add_Sub|Sub_Add|Mul_Add|Div_Mul|FloorDiv_Mul)|RemoveDecorator)")
 """Mistakes that nobody makes or that mypy refuses, such as `**` for `+`."""
 
 
@@ -54,9 +52,7 @@ def find_tests(module: Path) -> tuple[list[str], list[str]]:
 def _imports(path: Path) -> set[str]:
     nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
     return {
-        name
-        for node in nodes
-        for name in (node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names))
+        name for node in nodes for name in (node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names))
     }
 
 
@@ -67,9 +63,7 @@ def copy(folder: Path, tests_of: str) -> None:
         shutil.copytree(source, folder / name) if source.is_dir() else shutil.copy(source, folder)
     if tests_of:
         shutil.rmtree(folder / "tests")
-        archive = subprocess.run(
-            ["git", "archive", tests_of, "tests"], cwd=ROOT, check=True, stdout=subprocess.PIPE
-        )
+        archive = subprocess.run(["git", "archive", tests_of, "tests"], cwd=ROOT, check=True, stdout=subprocess.PIPE)
         subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
 
 
@@ -81,9 +75,7 @@ def play(count: int, seed: int, only: str, python: str) -> int:
 
     modules = [path for path in sorted(Path(PRODUCT).rglob("*.py")) if only in str(path) and path.read_text()]
     if not modules:
-        raise SystemExit(
-            f"ONLY={only}: no module in {PRODUCT}/ has that in its path; try ONLY=planning/drain"
-        )
+        raise SystemExit(f"ONLY={only}: no module in {PRODUCT}/ has that in its path; try ONLY=planning/drain")
     drawing = random.Random(seed)
     drawn = drawing.choices(modules, [path.stat().st_size for path in modules], k=count)
     with use_db("mutants.sqlite") as work:

@@ -121,9 +121,7 @@ def build(repository: str, digest: str, source: str, target: Path) -> Path:
     beside = target / f"{CHART.name}-{version()}-olm-beside.yaml"
     url = f"{source}/releases/download/v{version()}/{beside.name}"
     csv = cluster_service_version(deployment, bundled, others, source, url)
-    files = {
-        f"manifests/{one['metadata']['name']}.{one['kind'].lower()}.yaml": one for one in (csv, *bundled)
-    }
+    files = {f"manifests/{one['metadata']['name']}.{one['kind'].lower()}.yaml": one for one in (csv, *bundled)}
     files["metadata/annotations.yaml"] = {"annotations": dict(METADATA)}
     for name, content in files.items():
         path = target / "bundle" / name
@@ -148,8 +146,7 @@ def divide(objects: Iterable[Object]) -> tuple[Object, list[Object], list[Object
     bundled = [
         one
         for one in everything
-        if one["kind"] in BUNDLED
-        and not (one["kind"] == "ClusterRole" and one["metadata"]["name"] in granted)
+        if one["kind"] in BUNDLED and not (one["kind"] == "ClusterRole" and one["metadata"]["name"] in granted)
     ]
     return deployment, bundled, [one for one in everything if one is not deployment and one not in bundled]
 

@@ -112,9 +112,7 @@ class Report:
         self._collected = time.monotonic() - self._begin
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(
-        self, item: pytest.Item
-    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Add the test's rung to its report, as `rung`. For a failure also add the complete text, as `whole`, and
         shorten what the terminal shows."""
         report = yield
@@ -184,9 +182,7 @@ class Report:
         for nodeid, seconds in largest(self._seconds)[:SLOWEST]:
             yield f"{seconds:7.2f} s  {nodeid}"
         if not self._seconds:
-            yield from (
-                f"{count} of these tests belong to make {verb}" for verb, count in self._left_out.items()
-            )
+            yield from (f"{count} of these tests belong to make {verb}" for verb, count in self._left_out.items())
         elif verb in SOON:
             others = [f"make {other}" for other in SOON if other != verb]
             yield f"next: {', '.join(others)}; make test-all plays everything"
@@ -241,9 +237,7 @@ class Report:
 def add_option(parser: pytest.Parser) -> None:
     """Add the option --verb to pytest. A conftest must call this, because pytest has already parsed its options when
     it registers the plugin `Report`."""
-    parser.addoption(
-        "--verb", choices=list(MakeVerb), help="play the tests of this verb of the Makefile only"
-    )
+    parser.addoption("--verb", choices=list(MakeVerb), help="play the tests of this verb of the Makefile only")
 
 
 def pace_of(seconds: float, measure: Callable[[], float] = pace_ms) -> Iterable[str]:
@@ -266,9 +260,7 @@ def shorten(report: pytest.TestReport) -> None:
         errors = [index for index, line in enumerate(lines) if line.startswith("E ")]
         if len(errors) > MOST_LINES:
             first, last = errors[MOST_LINES], errors[-1]
-            lines[first : last + 1] = [
-                f"E     ... and {last + 1 - first} more lines, in the file named below"
-            ]
+            lines[first : last + 1] = [f"E     ... and {last + 1 - first} more lines, in the file named below"]
 
 
 def largest(seconds: Mapping[str, float]) -> list[tuple[str, float]]:

@@ -83,6 +83,4 @@ class Results:
     @staticmethod
     def _row(counts: Iterable[int]) -> str:
         """Return the numbers of one row, one for each column, aligned with the headings; 0 is shown as `-`."""
-        return "  ".join(
-            f"{count or '-':>{len(column)}}" for column, count in zip(Asked, counts, strict=True)
-        )
+        return "  ".join(f"{count or '-':>{len(column)}}" for column, count in zip(Asked, counts, strict=True))

@@ -34,18 +34,14 @@ def main() -> int:
         kubeconfig = kubeconfig_path()
         directory = private_directory(state_root()) / "operator"
         directory.mkdir(exist_ok=True)
-        say(
-            f"installing the chart into namespace {NAMESPACE} (operator.replicas=0, because the operator runs here)"
-        )
+        say(f"installing the chart into namespace {NAMESPACE} (operator.replicas=0, because the operator runs here)")
         install_chart(kubeconfig, "--set", "operator.replicas=0")
         operator = operator_kubeconfig(kubeconfig, directory)
     except (KubeconfigError, UnavailableError, LaunchError, ApiError) as error:
         say(f"make run: {error}")
         return 2
     with node_software(kubeconfig, directory, FACTOR) as simulated:
-        say(
-            f"GPUs and NVIDIA software are SIMULATED, {FACTOR:g} times as fast as we assume the real ones to be"
-        )
+        say(f"GPUs and NVIDIA software are SIMULATED, {FACTOR:g} times as fast as we assume the real ones to be")
         say(f"the log of the simulators: {simulated.log}")
         say("apply a policy in another shell: kubectl apply -f examples/pool-b.yaml; Ctrl-C ends")
         environment = operator_environment(FACTOR) | {

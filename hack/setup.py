@@ -24,9 +24,7 @@ def main() -> int:
     (`runs`). An interpreter that works is kept, otherwise .venv is made anew with ours. Progress and errors go to
     stderr. Returns the exit status: 0 if .venv is as the lock says, or 1 after printing why that is impossible."""
     if sys.version_info[:2] < OLDEST:
-        need = "Python >= {}.{} is needed, and {} is {}".format(
-            *OLDEST, sys.executable, sys.version.split()[0]
-        )
+        need = "Python >= {}.{} is needed, and {} is {}".format(*OLDEST, sys.executable, sys.version.split()[0])
         return refuse(need, "name a newer one: make PYTHON=python3.12 <verb>")
     (ROOT / "build").mkdir(exist_ok=True)
     stamp, wanted = VENV / "set-up.sha256", fingerprint()
@@ -83,9 +81,7 @@ def pip(*arguments: str) -> str:
     with LOG.open("w") as log:
         status = subprocess.call(command, env=environ, stdout=sys.stderr, stderr=log)
     output = LOG.read_text().strip()
-    causes = (
-        re.findall("connection broken by '(.*)'", output) or output.splitlines() or [f"exit status {status}"]
-    )
+    causes = re.findall("connection broken by '(.*)'", output) or output.splitlines() or [f"exit status {status}"]
     return causes[-1] if status else ""
 
 

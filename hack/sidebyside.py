@@ -107,9 +107,7 @@ def check_names(items: Iterable[pytest.Item]) -> None:
         call = getattr(item, "callspec", None)
         if call is None:
             continue
-        sets = (
-            value for value in call.params.values() if isinstance(value, set | frozenset) and len(value) > 1
-        )
+        sets = (value for value in call.params.values() if isinstance(value, set | frozenset) and len(value) > 1)
         if ADDRESS.search(call.id) or any(str(value) in call.id for value in sets):
             raise pytest.UsageError(
                 f"{item.nodeid}: its name differs in the next process, because it shows a set or an address; give it"

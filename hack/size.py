@@ -42,9 +42,7 @@ def _defined(module: ast.Module) -> Iterator[str]:
             yield node.name
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            yield from (
-                each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)
-            )
+            yield from (each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name))
 
 
 def rows(root: Path = ROOT) -> Iterator[PackageSize]:

@@ -10,9 +10,7 @@ from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing
 from gpusharing.planning.wanted.target import PolicyTargets, Target, find_request
 
 
-def plugins_of(
-    policies: Iterable[PolicyView], cards: Iterable[GpuView], stack: StackView
-) -> dict[str, PluginConfig]:
+def plugins_of(policies: Iterable[PolicyView], cards: Iterable[GpuView], stack: StackView) -> dict[str, PluginConfig]:
     """What nodes with one of these cards need, by key."""
     gpus = list(cards)
     found: dict[str, PluginConfig] = {}
@@ -29,9 +27,7 @@ def target_for(policy: PolicyView, gpus: Iterable[GpuView], stack: StackView) ->
     return targets.find("gpu-07", Hardware.of(tuple(gpus)))
 
 
-def make_shared(
-    replicas: int, *, rename: bool = False, fails: bool = False, mps: bool = False
-) -> PluginConfig:
+def make_shared(replicas: int, *, rename: bool = False, fails: bool = False, mps: bool = False) -> PluginConfig:
     """A configuration that shares whole GPUs; `fails`: requests for two shares are refused."""
     rows = ((RESOURCE_GPU, replicas),)
     return PluginConfig("none", Sharing(rows, rename, fails, "mps" if mps else "time-slicing"))

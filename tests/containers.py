@@ -22,9 +22,7 @@ def is_admin() -> bool:
 
 def require_admin() -> None:
     """Fail the calling test where we do not have CAP_SYS_ADMIN."""
-    require(
-        "root", None if is_admin() else "only CAP_SYS_ADMIN can show what it allows: run this test as root"
-    )
+    require("root", None if is_admin() else "only CAP_SYS_ADMIN can show what it allows: run this test as root")
 
 
 def require_wrapper(command: Sequence[str]) -> None:

@@ -168,9 +168,7 @@ def _wrong_taints(before: JSON, body: JSON) -> Iterator[str]:
         yield f"took the start-up taint with the proof {record}, which the labels contradict"
     if "resourceVersion" not in body["metadata"]:
         yield "took the start-up taint in an unconditional write"
-    if step_of(before, body) not in ("release", "marks") or (
-        step_of(before, body) == "marks" and fence_of(before)
-    ):
+    if step_of(before, body) not in ("release", "marks") or (step_of(before, body) == "marks" and fence_of(before)):
         yield f"took the start-up taint in the {step_of(before, body)} write"
 
 
@@ -252,17 +250,13 @@ def foreign_marks(node: JSON) -> list[str]:
     """What other controllers have written on a Node that they maintain (docs/design/drain.md#c5), by key."""
     labels, annotations = labels_of(node), annotations_of(node)
     found = [key for key in annotations if key.startswith(FOREIGN_PREFIXES)]
-    found += [
-        key for key, idle in FOREIGN_STATES.items() if {**labels, **annotations}.get(key, idle[0]) not in idle
-    ]
+    found += [key for key, idle in FOREIGN_STATES.items() if {**labels, **annotations}.get(key, idle[0]) not in idle]
     applied = annotations.get(f"{MCO}lastAppliedDrain")
     found += [f"{MCO}desiredDrain"] if annotations.get(f"{MCO}desiredDrain") != applied else []
     taints = [row["key"] for row in node.get("spec", {}).get("taints") or ()]
     found += [key for key in taints if key in FOREIGN_TAINTS]
     rows = (node.get("status") or {}).get("conditions") or ()
-    return found + [
-        row["type"] for row in rows if row["type"] in FOREIGN_CONDITIONS and row["status"] == "True"
-    ]
+    return found + [row["type"] for row in rows if row["type"] in FOREIGN_CONDITIONS and row["status"] == "True"]
 
 
 def wrong_in_change(before: JSON, after: JSON) -> Iterator[str]:

@@ -109,16 +109,10 @@ BY_DEFAULT = Recipe(
         "migManager": {"enabled": True, "config": {"default": "all-disabled"}},
         "mig": {"strategy": "mixed"},
     },
-    config_maps={
-        "time-slicing-config": {"any": time_slicing({"nvidia.com/gpu": 4}), "whole": "version: v1\n"}
-    },
+    config_maps={"time-slicing-config": {"any": time_slicing({"nvidia.com/gpu": 4}), "whole": "version: v1\n"}},
     pools={
-        "a": RecipePool(
-            {MIG: "all-1g.20gb"}, {"mode": "MIG", "mig": {"strategy": "mixed", "config": "all-1g.20gb"}}
-        ),
-        "b": RecipePool(
-            {MIG: "all-3g.40gb"}, {"mode": "MIG", "mig": {"strategy": "mixed", "config": "all-3g.40gb"}}
-        ),
+        "a": RecipePool({MIG: "all-1g.20gb"}, {"mode": "MIG", "mig": {"strategy": "mixed", "config": "all-1g.20gb"}}),
+        "b": RecipePool({MIG: "all-3g.40gb"}, {"mode": "MIG", "mig": {"strategy": "mixed", "config": "all-3g.40gb"}}),
         "c": RecipePool({PLUGIN: "whole"}, {"mode": "Full"}),
         "d": RecipePool({}, {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}, L40S),
     },

@@ -166,11 +166,7 @@ def unversioned(text: str) -> set[str]:
 UNREAD = (".lock", ".sum", ".svg", "LICENSE")
 """Ends of names of files that a program writes whole, and of what is not ours."""
 HISTORY = "docs/adr/history/"
-CITING = [
-    name
-    for name in FILES
-    if name not in LEFT_OUT and not name.endswith(UNREAD) and not name.startswith(HISTORY)
-]
+CITING = [name for name in FILES if name not in LEFT_OUT and not name.endswith(UNREAD) and not name.startswith(HISTORY)]
 ROW_CITING = [name for name in CITING if name not in PAGES]
 """Pages link to their rows."""
 
@@ -251,9 +247,7 @@ def test_a_row_is_found_wherever_a_module_names_it(text: str, row: str) -> None:
     assert f"here.py: {row}" in lost_rows("here.py", text)
 
 
-@pytest.mark.parametrize(
-    "text", ["on a T4 with 0.20.1", "docs/design/drain.md; a name such as d.2-job, pool-b.1.x"]
-)
+@pytest.mark.parametrize("text", ["on a T4 with 0.20.1", "docs/design/drain.md; a name such as d.2-job, pool-b.1.x"])
 def test_a_card_and_a_name_are_no_rows(text: str) -> None:
     assert lost_rows("here.py", text) == []
 

@@ -43,9 +43,7 @@ def test_the_rule_sees_what_it_is_for() -> None:
 
 def test_no_server_of_a_test_prints_who_hung_up() -> None:
     """tests.fakes.web.WebServer: what the program under test says on standard error is compared."""
-    assert [
-        name for name, text in TESTS.items() if re.search(r"\bHTTPServer\(\(|ThreadingHTTPServer\(\(", text)
-    ] == []
+    assert [name for name, text in TESTS.items() if re.search(r"\bHTTPServer\(\(|ThreadingHTTPServer\(\(", text)] == []
 
 
 def test_ports_of_programs_are_found_in_one_place() -> None:
@@ -81,9 +79,7 @@ def test_a_passing_fence_is_seen() -> None:
     assert fences_awaited('pool.wait(lambda: pool.fence().get("stage") == "actuating", "the PNR")') == [1]
     assert fences_awaited('wait_until(lambda: all(pool.fence(one) for one in gang), 5, "both")') == [1]
     assert fences_awaited('pool.wait(lambda: not pool.fence(), "the fence to go")') == []
-    assert (
-        fences_awaited('pool.wait(lambda: pool.fence().get("stage") == "yielded", "it to stand aside")') == []
-    )
+    assert fences_awaited('pool.wait(lambda: pool.fence().get("stage") == "yielded", "it to stand aside")') == []
 
 
 def test_who_holds_a_change_has_an_operator_that_does_not_cure_it() -> None:
@@ -92,6 +88,4 @@ def test_who_holds_a_change_has_an_operator_that_does_not_cure_it() -> None:
     asking = [name for name, text in rung2.items() if re.search(r"\.hold\(", text)]
     assert asking
     assert [name for name in asking if "HELD" not in TESTS[name]] == []
-    assert [
-        name for name, text in TESTS.items() if re.search(r"pools?\S*\.inject\(.wedge-pending", text)
-    ] == []
+    assert [name for name, text in TESTS.items() if re.search(r"pools?\S*\.inject\(.wedge-pending", text)] == []

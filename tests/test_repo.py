@@ -54,9 +54,7 @@ VERBS = dict(re.findall(r"^([a-z0-9-]+):(?:[^#\n]*)## (.+)$", MAKEFILE, re.MULTI
 
 def test_git_has_plain_files_only() -> None:
     """A link leads out of the tree, to a path of one machine; none of the other rules would see it."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--stage"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    listed = subprocess.run(["git", "ls-files", "--stage"], cwd=ROOT, capture_output=True, text=True, check=True)
     rows = [line.split(maxsplit=3) for line in listed.stdout.splitlines()]
     assert rows
     assert [name for mode, _, _, name in rows if mode not in ("100644", "100755")] == []
@@ -203,9 +201,7 @@ def test_every_shipped_module_is_named_by_a_test() -> None:
         *package, module = Path(name).relative_to("operator").with_suffix("").parts
         if ".".join((*package, module)) not in taken and f"{package[-1]}/{module}.py" not in told:
             unnamed.append(name)
-    assert unnamed == [], (
-        "import it in a test, or name it as folder/module.py in the docstring of the test file"
-    )
+    assert unnamed == [], "import it in a test, or name it as folder/module.py in the docstring of the test file"
 
 
 def test_every_library_that_ships_is_declared() -> None:
@@ -248,9 +244,7 @@ def test_no_file_knows_the_machine_it_was_written_on() -> None:
 
 def test_no_file_names_a_registry() -> None:
     """Where packages and images come from is the user's configuration."""
-    hosts = (
-        r"pypi\.org|pythonhosted\.org|proxy\.golang\.org|(?:nvcr|ghcr|quay|docker|gcr)\.io|registry\.k8s\.io"
-    )
+    hosts = r"pypi\.org|pythonhosted\.org|proxy\.golang\.org|(?:nvcr|ghcr|quay|docker|gcr)\.io|registry\.k8s\.io"
     host = re.compile(rf"\b(?:{hosts})\b")
     found = {name: hit[0] for name, path in FILES.items() if (hit := host.search(path.read_text()))}
     assert found == {}
@@ -325,22 +319,16 @@ def test_commands_on_the_pages_exist() -> None:
 def test_files_on_the_pages_exist() -> None:
     lost = []
     for name, text in PAGES.items():
-        paths = re.findall(
-            r"(?<![\w./-])((?:examples|deploy|hack|docs|operator|tests|crds)/[\w./-]*\w)", text
-        )
+        paths = re.findall(r"(?<![\w./-])((?:examples|deploy|hack|docs|operator|tests|crds)/[\w./-]*\w)", text)
         links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text)
         lost += [f"{name}: {path}" for path in paths if not (ROOT / path).exists()]
-        lost += [
-            f"{name}: {link}" for link in links if not ("://" in link or (FILES[name].parent / link).exists())
-        ]
+        lost += [f"{name}: {link}" for link in links if not ("://" in link or (FILES[name].parent / link).exists())]
     assert lost == []
 
 
 def test_labels_and_annotations_on_the_pages_are_ours() -> None:
     own = {
-        value
-        for key, value in vars(names).items()
-        if key.startswith(("LABEL_", "ANNOTATION_", "TAINT_", "FINALIZER"))
+        value for key, value in vars(names).items() if key.startswith(("LABEL_", "ANNOTATION_", "TAINT_", "FINALIZER"))
     }
     own |= {f"{names.PREFIX}pool", names.API_VERSION}
     used = {
@@ -369,9 +357,7 @@ def test_decisions_are_short_and_of_one_form() -> None:
     live = [(name, text) for name, text in decisions() if "Replaced by [ADR" not in text]
     odd = [name for name, text in live if re.findall(r"^## (.+)", text, re.MULTILINE) != form]
     odd += [name for name, text in live if len(text.split()) > MAX_WORDS]
-    odd += [
-        name for name, text in decisions() if (name, text) not in live and len(text.split()) > MAX_POINTER
-    ]
+    odd += [name for name, text in decisions() if (name, text) not in live and len(text.split()) > MAX_POINTER]
     assert odd == []
 
 
@@ -387,10 +373,7 @@ def test_only_generated_pages_say_that_they_are_generated() -> None:
 
 def test_foreign_libraries_stay_behind_their_adapters() -> None:
     adapters = {
-        "pynvml": {
-            f"operator/gpusharing/agent/{name}.py"
-            for name in ("nvml", "nvml_health", "nvml_mig", "nvml_processes", "nvml_use")
-        },
+        "pynvml": {f"operator/gpusharing/agent/{name}.py" for name in ("nvml", "nvml_devices")},
         "kopf": {"operator/gpusharing/controller/policywatch.py"},
     }
     found: dict[str, set[str]] = {library: set() for library in adapters}

@@ -30,10 +30,7 @@ snapshot, and none outlasts a change of its arguments: what is decided is rememb
 @cache
 def sources() -> dict[str, ast.Module]:
     """Every module of the planner, by its path in it."""
-    return {
-        str(path.relative_to(PLANNING)): ast.parse(path.read_text())
-        for path in sorted(PLANNING.rglob("*.py"))
-    }
+    return {str(path.relative_to(PLANNING)): ast.parse(path.read_text()) for path in sorted(PLANNING.rglob("*.py"))}
 
 
 PURE = {
@@ -97,10 +94,7 @@ def test_what_decides_reads_no_file_and_no_clock() -> None:
 )
 def test_what_reads_a_file_or_a_clock_is_known_by_its_imports_and_calls(text: str) -> None:
     assert len(impurities(ast.parse(text))) == 1
-    assert (
-        impurities(ast.parse("from gpusharing.api import names\nimport re\nx = re.compile('a').match('b')"))
-        == set()
-    )
+    assert impurities(ast.parse("from gpusharing.api import names\nimport re\nx = re.compile('a').match('b')")) == set()
 
 
 ACTUATED = {
@@ -153,10 +147,7 @@ def test_a_transition_asks_its_actuator_and_knows_no_label_by_itself() -> None:
 )
 def test_what_belongs_to_an_actuator_is_known_by_its_names_and_texts(text: str) -> None:
     assert len(actuated(ast.parse(text))) == 1
-    assert (
-        actuated(ast.parse('"""About nvidia.com/mig.config."""\nx = case.actuator.find_events(case)'))
-        == set()
-    )
+    assert actuated(ast.parse('"""About nvidia.com/mig.config."""\nx = case.actuator.find_events(case)')) == set()
 
 
 def is_narrowing(node: ast.AST) -> bool:
@@ -187,24 +178,14 @@ def test_a_narrowing_is_known_by_what_it_says() -> None:
     assert {text: is_narrowing(ast.parse(text).body[0]) for text in texts} == texts
 
 
-MAX_ROOMS = 10
-"""Rooms of a package, folders and files of its own alike, and the floors that they stand on."""
-MAX_FILES = 12
-"""Files of one room of the plugin."""
-
-
 @pytest.mark.parametrize("package", ["gpusharing.planning", "kubectl_gpusharing", "kubectl_gpusharing.usage"])
 def test_each_room_of_a_package_stands_on_the_map_in_its_order(package: str) -> None:
     """The order is the contract's, which import-linter holds."""
     folder = package.replace(".", "/")
     root = ROOT / "operator" / folder
-    rooms = {path.stem for path in root.iterdir() if path.suffix == ".py" or any(path.glob("*.py"))} - {
-        "__init__"
-    }
-    assert len(rooms) <= MAX_ROOMS, sorted(rooms)
+    rooms = {path.stem for path in root.iterdir() if path.suffix == ".py" or any(path.glob("*.py"))} - {"__init__"}
     floors = contract(package)["layers"]
     assert {room for floor in floors for room in floor.split(" | ")} == rooms
-    assert len(floors) <= MAX_ROOMS
     page = (ROOT / "docs" / "explanation" / "architecture.md").read_text()
     table = page.split(f"| `{folder.removeprefix('gpusharing/')}/` |")[1].split("\n\n")[0]
     rows = re.findall(r"^\| (`[^|]+`) \|", table, re.MULTILINE)
@@ -213,12 +194,6 @@ def test_each_room_of_a_package_stands_on_the_map_in_its_order(package: str) -> 
     assert set(shown) == rooms - {"main", "__main__"}
     assert len(shown) == len(set(shown))
     assert [place[room] for room in shown] == sorted(place[room] for room in shown)
-
-
-def test_a_room_of_the_plugin_has_at_most_twelve_files() -> None:
-    rooms = (path.parent for path in (ROOT / "operator" / "kubectl_gpusharing").rglob("__init__.py"))
-    files = {str(room): len(list(room.glob("*.py"))) - 1 for room in rooms}
-    assert {room: n for room, n in files.items() if n > MAX_FILES} == {}
 
 
 def contract(container: str) -> dict[str, Any]:

@@ -75,9 +75,7 @@ PARTS = (
         ),
         lambda testbed, sizes: small.transitions(testbed),
     ),
-    BenchPart(
-        ("idle_writes_60s", "rss_idle_mib"), lambda testbed, sizes: small.idle(testbed, sizes.idle_seconds)
-    ),
+    BenchPart(("idle_writes_60s", "rss_idle_mib"), lambda testbed, sizes: small.idle(testbed, sizes.idle_seconds)),
     BenchPart(("agent_rss_mib", "agent_cpu_ms_per_cycle"), lambda testbed, sizes: agent.agent(testbed)),
     BenchPart(
         ("edit_to_first_write_p50_s", "edit_to_first_write_p99_s"),

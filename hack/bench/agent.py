@@ -107,9 +107,7 @@ def tenants_of(machine: Simulator) -> tuple[Tenant, ...]:
         ] or [("nvidia.com/gpu", gpu["uuid"], -1, -1)]
         for resource, device, *ids in places:
             number = len(tenants)
-            tenants.append(
-                Tenant(f"team-{number % 8}", f"train-{number}", resource, device, gpu["index"], *ids)
-            )
+            tenants.append(Tenant(f"team-{number % 8}", f"train-{number}", resource, device, gpu["index"], *ids))
     return tuple(tenants)
 
 
@@ -302,9 +300,7 @@ def _check_metrics(metrics: str, tenants: SeenTenants) -> None:
         rows = re.findall(rf"^gpusharing_{name}\{{.*\}} (\S+)$", metrics, re.MULTILINE)
         value = len(rows) if name.endswith("_total") else sum(map(float, rows))
         if value != expected:
-            raise RuntimeError(
-                f"the agent reports {value:g} for gpusharing_{name} instead of {expected}: {rows}"
-            )
+            raise RuntimeError(f"the agent reports {value:g} for gpusharing_{name} instead of {expected}: {rows}")
 
 
 def _per_scrape(running: Running, machine: Simulator, used: _Used) -> float:
@@ -363,9 +359,7 @@ def _let_agent_read_metrics(api: Api) -> None:
         "kind": "ClusterRoleBinding",
         "metadata": {"name": "bench-reads-metrics"},
         "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "gpusharing-metrics-reader"},
-        "subjects": [
-            {"kind": "ServiceAccount", "name": SERVICE_ACCOUNT, "namespace": launch.AGENT_NAMESPACE}
-        ],
+        "subjects": [{"kind": "ServiceAccount", "name": SERVICE_ACCOUNT, "namespace": launch.AGENT_NAMESPACE}],
     }
     try:
         api.create(f"/apis/{group}/v1/clusterrolebindings", binding)

@@ -71,6 +71,4 @@ def operator(api: Api, directory: Path, factor: float, **settings: str) -> launc
         **launch.write_account(directory / "account", launch.Door(api.url, api.ca_pem), token),
         "PYTHONPATH": str(site),
     }
-    return launch.LaunchedProcess(
-        ("-S", "-m", "gpusharing.controller.main"), environment, directory / "operator.log"
-    )
+    return launch.LaunchedProcess(("-S", "-m", "gpusharing.controller.main"), environment, directory / "operator.log")

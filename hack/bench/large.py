@@ -41,9 +41,7 @@ def roll(testbed: Testbed, count: int) -> Iterator[Measured]:
     used = cpu_ms(testbed.operator.pid) - used
     counts = testbed.counts(span)
     yield efficiency("roll_efficiency", testbed, span, count, max(1, count * PERCENT // 100))
-    yield Measured(
-        "cpu_ms_per_transition", used / count, f"the same roll, {counts.polls / count:.1f} drain polls each"
-    )
+    yield Measured("cpu_ms_per_transition", used / count, f"the same roll, {counts.polls / count:.1f} drain polls each")
     how = f"the same roll; {counts.by_resource}"
     yield Measured("api_writes_per_transition_roll", counts.writes / count, how)
     testbed.remove([ROLL], added)
@@ -120,9 +118,7 @@ def fleet(testbed: Testbed, count: int) -> Iterator[Measured]:
     raw = _seconds(_on_nodes(testbed.requests(span)))
     how = f"{count} Node PATCHes, first to last: adoption {operator:.2f} s; raw loop {raw:.2f} s; {PARALLEL} at once"
     yield Measured("relabel_1000_nodes_vs_raw_patch", operator / raw, how)
-    how = (
-        "CPU of one PATCH of that raw loop, its answer of 18 KB parsed: a yardstick for cpu_ms_per_transition"
-    )
+    how = "CPU of one PATCH of that raw loop, its answer of 18 KB parsed: a yardstick for cpu_ms_per_transition"
     yield Measured("raw_patch_cpu_ms", used, how)
     how = "VmRSS of the operator that went through all of the above and adopted them"
     yield Measured("rss_1000_nodes_long_lived_mib", long_lived, how)

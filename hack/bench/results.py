@@ -139,9 +139,7 @@ def write(
     measured (METRIC.pace_ms) unless that is None, the reason if it failed (METRIC.failed, as `failures` says), and the
     machine's facts (machine.NAME). Missing folders are created."""
     flat: dict[str, str | int | float] = {result.name: round(result.value, 5) for result in results}
-    flat |= {
-        f"{result.name}.pace_ms": round(result.pace_ms) for result in results if result.pace_ms is not None
-    }
+    flat |= {f"{result.name}.pace_ms": round(result.pace_ms) for result in results if result.pace_ms is not None}
     flat |= {f"{name}.failed": why for name, why in failures(results, lost).items()}
     flat |= {f"machine.{key}": value for key, value in machine.items()}
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,9 +13,7 @@ NODES = 12
 PODS = 4
 AT_ONCE = "25%"
 WAIT = 120.0
-CONDITIONS = (
-    f"{NODES} H100 nodes, maxUnavailable {AT_ONCE}, hardware and waits {FACTOR:g}x, publish settings default"
-)
+CONDITIONS = f"{NODES} H100 nodes, maxUnavailable {AT_ONCE}, hardware and waits {FACTOR:g}x, publish settings default"
 
 
 def transitions(testbed: Testbed) -> Iterator[Measured]:
@@ -42,9 +40,7 @@ def transitions(testbed: Testbed) -> Iterator[Measured]:
     yield Measured("api_drain_polls_per_transition", empty.polls / NODES, how)
     yield Measured("cpu_ms_per_transition_small_pool", cpu / NODES, "same; its CPU clock")
 
-    in_parallel(
-        lambda row: _add_pod(testbed, *row), [(node, index) for node in added for index in range(PODS)]
-    )
+    in_parallel(lambda row: _add_pod(testbed, *row), [(node, index) for node in added for index in range(PODS)])
     testbed.wait_silent()
     busy, _ = _roll(testbed, SMALL_SLICES)
     how = f"MIG to MIG with {PODS} GPU pods on each node; {busy.by_resource}"
@@ -87,6 +83,4 @@ def idle(testbed: Testbed, seconds: float) -> Iterator[Measured]:
     how = f"{seconds:g} s with {NODES} synced nodes, renewals of the Lease apart"
     yield Measured("idle_writes_60s", float(testbed.counts(span).writes), how)
     yield Measured("idle_cpu_ms_per_s", (cpu_ms(testbed.operator.pid) - used) / seconds, "same time")
-    yield Measured(
-        "rss_idle_mib", rss_mib(testbed.operator.pid), "VmRSS at its end, after the transitions above"
-    )
+    yield Measured("rss_idle_mib", rss_mib(testbed.operator.pid), "VmRSS at its end, after the transitions above")

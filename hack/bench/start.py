@@ -27,9 +27,7 @@ def start(testbed: Testbed, count: int) -> Iterator[Measured]:
     Yield the time until its first plan has been carried out, and its memory once it is idle. The policy and the nodes
     stay. Raises TimeoutError if a step takes longer than a minute plus WAIT_PER_NODE for each node."""
     seconds = 60 + WAIT_PER_NODE * count
-    made = [
-        nodes.node_manifest(f"{POOL}-{i:04}", pool=POOL, product=PRODUCT, gpus=GPUS) for i in range(count)
-    ]
+    made = [nodes.node_manifest(f"{POOL}-{i:04}", pool=POOL, product=PRODUCT, gpus=GPUS) for i in range(count)]
     nodes.create_nodes(testbed.api, map(as_kubelets_report, made))
     report(testbed, count, seconds)
     testbed.apply_policy(POOL, POOL, FULL)

@@ -150,8 +150,7 @@ def _gpunode(number: int) -> JSON:
     phase, reason = ("Synced", "Synced") if number % 10 else ("Draining", "PDB")
     at = "2026-11-20T09:{:02}:00Z"
     history = [
-        {"phase": "Synced" if step % 2 else "Draining", "reason": "PDB", "at": at.format(step)}
-        for step in range(STEPS)
+        {"phase": "Synced" if step % 2 else "Draining", "reason": "PDB", "at": at.format(step)} for step in range(STEPS)
     ]
     transition = {
         "policy": f"pool-{number % POOLS}",
@@ -184,9 +183,7 @@ def _node(number: int) -> JSON:
         {"type": kind, "status": "True", "reason": "KubeletReports", "message": "a sentence " * 4}
         for kind in ("MemoryPressure", "DiskPressure", "PIDPressure", "Ready")
     ]
-    images = [
-        {"names": [f"registry.example/team/image-{index}:v1"], "sizeBytes": 10**9} for index in range(40)
-    ]
+    images = [{"names": [f"registry.example/team/image-{index}:v1"], "sizeBytes": 10**9} for index in range(40)]
     amounts = {"cpu": "96", "memory": "1056Gi", "nvidia.com/gpu": str(GPUS)}
     return {
         "metadata": {
@@ -256,8 +253,7 @@ def _gpu(index: int) -> JSON:
     """Return one GPU with seven MIG instances, in the form in which an agent reports it."""
     uuid = "00000000-0000-0000-0000-000000000000"
     instances = [
-        {"profile": "1g.10gb", "start": start, "size": 1, "id": start, "uuid": f"MIG-{uuid}"}
-        for start in range(7)
+        {"profile": "1g.10gb", "start": start, "size": 1, "id": start, "uuid": f"MIG-{uuid}"} for start in range(7)
     ]
     return {
         "index": index,

@@ -269,16 +269,12 @@ def open_testbed(
         files = Path(folder)
         install.install_gpu_operator(plane.api)
         if directory is not None:
-            wait_until(
-                lambda: _changes_crd(plane.api), CRD_SECONDS, "the API server to accept changes of the CRD"
-            )
+            wait_until(lambda: _changes_crd(plane.api), CRD_SECONDS, "the API server to accept changes of the CRD")
         launch.install_chart(plane.kubeconfig)
         port = free_ports(1)[0]
         settings = {**SHELL_DEFAULTS, **settings, "metrics_port": str(port)}
         with (
-            launch.node_software(plane.kubeconfig, files, factor, *arguments)
-            if node_software
-            else nullcontext(),
+            launch.node_software(plane.kubeconfig, files, factor, *arguments) if node_software else nullcontext(),
             image.operator(plane.api, files, factor, **settings) as operator,
         ):
             testbed = Testbed(plane, files, operator, port, factor)

@@ -100,9 +100,7 @@ class Api:
         """Return a client for the same server that sends no credentials."""
         return Api(self.url, self.ca_pem, Credentials())
 
-    def request(
-        self, method: str, path: str, body: object = None, content_type: str = JSON, **query: str
-    ) -> Any:
+    def request(self, method: str, path: str, body: object = None, content_type: str = JSON, **query: str) -> Any:
         """Send one request and return the decoded JSON, or the body as a string if its content type is not JSON. A
         `body` is sent as JSON with `content_type`; None sends none. `query` are the query parameters. The request is
         sent once, and is not repeated after an error.
@@ -157,9 +155,7 @@ class Api:
         """Create or change the object at `path`, its own path, by server-side apply, with conflicts forced. Return the
         object as stored. Fields that are not in `manifest` stay as they are, unless only `manager` had applied them:
         then they are removed. Raises ApiError and OSError, as `request` does."""
-        applied: Object = self.request(
-            "PATCH", path, manifest, APPLY_PATCH, fieldManager=manager, force="true"
-        )
+        applied: Object = self.request("PATCH", path, manifest, APPLY_PATCH, fieldManager=manager, force="true")
         return applied
 
     def delete(self, path: str, options: Object | None = None) -> Any:
@@ -167,9 +163,7 @@ class Api:
         ApiError, with status 404 if there is no such object, and OSError if the server gives no complete answer."""
         return self.request("DELETE", path, options)
 
-    def changes(
-        self, path: str, version: str, seconds: int = 5, **query: str
-    ) -> Generator[Object, None, None]:
+    def changes(self, path: str, version: str, seconds: int = 5, **query: str) -> Generator[Object, None, None]:
         """Watch a collection for `seconds`. For each write after the resourceVersion `version`, yield the object as
         that write left it; a deleted object is yielded in its last state. Unlike repeated GETs, a watch does not miss a
         state that lasts only for a moment.
@@ -212,9 +206,7 @@ class Api:
 
     def _new_connection(self) -> http.client.HTTPSConnection:
         """Return a connection that opens when it is first used."""
-        return http.client.HTTPSConnection(
-            self._host, self._port, timeout=TIMEOUT_SECONDS, context=self._context
-        )
+        return http.client.HTTPSConnection(self._host, self._port, timeout=TIMEOUT_SECONDS, context=self._context)
 
 
 def in_parallel(work: Callable[[T], R], items: Iterable[T]) -> list[R]:

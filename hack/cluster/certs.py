@@ -94,9 +94,7 @@ class _Authority:
             .serial_number(x509.random_serial_number())
             .not_valid_before(self.now - BACKDATED)
             .not_valid_after(self.now + LIFETIME)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False
-            )
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
         )
 
     def sign(self, builder: x509.CertificateBuilder) -> x509.Certificate:
@@ -158,9 +156,7 @@ def _self_signed(authority: _Authority) -> x509.Certificate:
     return authority.sign(builder.add_extension(usage, critical=True))
 
 
-def _write_leaf(
-    pki: Pki, authority: _Authority, file: str, subject: x509.Name, addresses: Sequence[str] = ()
-) -> None:
+def _write_leaf(pki: Pki, authority: _Authority, file: str, subject: x509.Name, addresses: Sequence[str] = ()) -> None:
     """Write a new private key and its certificate as `file`.key and `file`.crt. `addresses` are the IP addresses of a
     server; empty for a client. A server's certificate is also valid for LOOPBACK and SERVING_NAMES, and can be used
     as a client's."""
@@ -169,9 +165,7 @@ def _write_leaf(
     builder = authority.issue(subject, key.public_key())
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     # etcd's gRPC gateway calls etcd with the serving certificate, which is therefore a client's as well.
-    builder = builder.add_extension(
-        x509.ExtendedKeyUsage([*uses, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
-    )
+    builder = builder.add_extension(x509.ExtendedKeyUsage([*uses, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
     if addresses:
         names: list[x509.GeneralName] = [x509.DNSName(name) for name in SERVING_NAMES]
         for address in dict.fromkeys((LOOPBACK, *addresses)):
@@ -201,6 +195,4 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     """Return a private key as unencrypted PEM in the traditional form `EC PRIVATE KEY`."""
     encryption = serialization.NoEncryption()
     # kube-apiserver reads the traditional form "EC PRIVATE KEY" for service-account keys.
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, encryption
-    )
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, encryption)

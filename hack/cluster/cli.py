@@ -58,14 +58,10 @@ def up(count: int, driver: str) -> None:
             begin = time.monotonic()
             api = _create(directory, driver)
             _populate(api, count)
-            _say(
-                f"the cluster is up after {time.monotonic() - begin:.1f} s: {api.url}; its files are in {directory}"
-            )
+            _say(f"the cluster is up after {time.monotonic() - begin:.1f} s: {api.url}; its files are in {directory}")
         else:
             with running as api:
-                _say(
-                    f"the cluster is already up: {api.url}, {counted(len(api.list('/api/v1/nodes')), 'node')}"
-                )
+                _say(f"the cluster is already up: {api.url}, {counted(len(api.list('/api/v1/nodes')), 'node')}")
             _say("to replace it with a new one: make cluster-down, then make cluster")
     _say_kubectl()
     print(f"export KUBECONFIG={shlex.quote(str(_kubeconfig(directory)))}", flush=True)
@@ -108,9 +104,7 @@ def account_kubeconfig(namespace: str, account: str, node: str | None) -> Path:
                 f"--namespace {namespace} --create-namespace"
             ) from error
         except OSError as error:
-            raise KubeconfigError(
-                f"{api.url} does not answer: {error}\nStart a cluster: make cluster"
-            ) from error
+            raise KubeconfigError(f"{api.url} does not answer: {error}\nStart a cluster: make cluster") from error
 
 
 def cluster_directory() -> Path:
@@ -182,9 +176,7 @@ def _say_kubectl() -> None:
     UnavailableError if that fails. Does nothing if PATH has a kubectl."""
     if shutil.which("kubectl") is None:
         folder = toolchain.control_plane_programs().kubectl.parent
-        _say(
-            f"there is no kubectl on PATH; to use the one built here: export PATH={shlex.quote(str(folder))}:$PATH"
-        )
+        _say(f"there is no kubectl on PATH; to use the one built here: export PATH={shlex.quote(str(folder))}:$PATH")
 
 
 def _kubeconfig(directory: Path) -> Path:
@@ -205,9 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     """Return the parser of the command line, with one subcommand per verb."""
     parser = argparse.ArgumentParser(prog="python -m hack.cluster", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    up_verb = verbs.add_parser(
-        "up", help="start the cluster and print `export KUBECONFIG=...` as the last line"
-    )
+    up_verb = verbs.add_parser("up", help="start the cluster and print `export KUBECONFIG=...` as the last line")
     up_verb.add_argument(
         "--nodes",
         type=_count,

@@ -147,9 +147,7 @@ def pod_bound_token(api: Api, namespace: str, pod: str) -> str:
     return service_account_token(api, namespace, account, bound_to=bound_to)
 
 
-def write_token_kubeconfig(
-    api: Api, path: Path, namespace: str, name: str, *, node: str | None = None
-) -> Path:
+def write_token_kubeconfig(api: Api, path: Path, namespace: str, name: str, *, node: str | None = None) -> Path:
     """Write a kubeconfig to `path` that acts as a service account, and return `path`. Without `node`, its token is not
     bound. Otherwise it is bound to that Node. If the API server cannot bind tokens to Nodes, it is bound to a running
     pod of the account on the node. Raises ApiError if the account, the Node or such a pod does not exist."""

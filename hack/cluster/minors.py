@@ -32,9 +32,7 @@ def control_plane(minor: str) -> Path:
     if they are not cached. Go looks the release up at every call. Raises UnavailableError if `minor` is not written
     like that, Go is missing, Go's proxy does not have the version, or the build fails."""
     if not re.fullmatch(r"1\.\d+", minor):
-        raise UnavailableError(
-            f"VERSION={minor} is not a minor version of Kubernetes: write it as in VERSION=1.30"
-        )
+        raise UnavailableError(f"VERSION={minor} is not a minor version of Kubernetes: write it as in VERSION=1.30")
     version, requirements = _release(minor)
     files = {
         "go.mod": go_mod(version, requirements),

@@ -68,9 +68,7 @@ class Component:
             self.process.wait()
 
 
-def start(
-    name: str, command: Sequence[str], log: Path, environ: Mapping[str, str] | None = None
-) -> Component:
+def start(name: str, command: Sequence[str], log: Path, environ: Mapping[str, str] | None = None) -> Component:
     """Start a program in a session and process group of its own, and return it. Its output is appended to `log`, and
     `environ` is added to our environment. Raises OSError if the program or the folder of the log does not exist."""
     with log.open("ab") as file:
@@ -95,9 +93,7 @@ def is_ours(pid: int, mark: str) -> bool:
         # ProcessLookupError means that the process ended between open and read.
         if Path("/proc/self").exists():
             return False
-    listing = subprocess.run(
-        ["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
-    )
+    listing = subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False)
     return mark in listing.stdout
 
 

@@ -181,12 +181,8 @@ RECIPES: Mapping[str, Callable[[], ToolRecipe]] = {
     "releasetools": lambda: module_recipe(
         SOURCES / "releasetools", "github.com/sigstore/cosign/v3", ("crane", "cosign"), minutes=4
     ),
-    "krewtools": lambda: module_recipe(
-        SOURCES / "krewtools", "sigs.k8s.io/krew", ("krew", "validate-krew-manifest")
-    ),
-    "olmtools": lambda: module_recipe(
-        SOURCES / "olmtools", "github.com/operator-framework/api", ("operator-verify",)
-    ),
+    "krewtools": lambda: module_recipe(SOURCES / "krewtools", "sigs.k8s.io/krew", ("krew", "validate-krew-manifest")),
+    "olmtools": lambda: module_recipe(SOURCES / "olmtools", "github.com/operator-framework/api", ("operator-verify",)),
 }
 WITHOUT_A_NAME = ("controlplane", "kwok", "helm")
 """The tools that are built if none is named: rungs 0 to 2 need them."""

@@ -43,9 +43,7 @@ def arguments() -> argparse.Namespace:
         help=f"one of {', '.join(TRY_NEXT)}; default $DRIVER or embedded",
     )
     parser.add_argument("--quiet", action="store_true", help="print only headings and checks")
-    parser.add_argument(
-        "--no-color", action="store_true", help="print without colors; $NO_COLOR does the same"
-    )
+    parser.add_argument("--no-color", action="store_true", help="print without colors; $NO_COLOR does the same")
     parser.add_argument(
         "--record",
         type=Path,
@@ -92,9 +90,7 @@ def main() -> int:
     options = arguments()
     color = not (options.no_color or os.environ.get("NO_COLOR"))
     screen = Screen(color=color, quiet=options.quiet)
-    screen.banner(
-        "gpu-sharing-operator changes GPU pools safely between Full, MIG and time-slicing. SIMULATED GPUs."
-    )
+    screen.banner("gpu-sharing-operator changes GPU pools safely between Full, MIG and time-slicing. SIMULATED GPUs.")
     try:
         if options.driver == "nvidia":
             from hack.demo.nvidia import play_on_real_parts

@@ -94,8 +94,7 @@ class Demo:
         return [
             pod
             for pod in pods
-            if pod["metadata"].get("labels", {}).get("app") == workload
-            and "deletionTimestamp" not in pod["metadata"]
+            if pod["metadata"].get("labels", {}).get("app") == workload and "deletionTimestamp" not in pod["metadata"]
         ]
 
     async def place(self, node: str) -> JSON:
@@ -108,9 +107,7 @@ class Demo:
     async def leader(self) -> str:
         """Return the holder of the operator's Lease, or an empty string if it has none. Raises NotFound if there is no
         Lease."""
-        lease = await self.stage.client.get(
-            LEASES, Settings().lease_name, namespace=Settings().plan.namespace
-        )
+        lease = await self.stage.client.get(LEASES, Settings().lease_name, namespace=Settings().plan.namespace)
         return str((lease.get("spec") or {}).get("holderIdentity") or "")
 
     async def fence(self, node: str) -> JSON:
@@ -129,9 +126,7 @@ class Demo:
         for node in await list_of(self.stage.client, NODES):
             if node["metadata"]["labels"].get("gpusharing.dev/pool") == pool:
                 allocatable = (node.get("status") or {}).get("allocatable") or {}
-                total.update(
-                    {name: int(allocatable[name]) for name in allocatable if name.startswith("nvidia.com/")}
-                )
+                total.update({name: int(allocatable[name]) for name in allocatable if name.startswith("nvidia.com/")})
         return +total
 
     async def writes(self, resource: str, since: int = 0) -> list[Written]:

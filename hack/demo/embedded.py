@@ -81,9 +81,7 @@ class EmbeddedStage:
                 "/".join(filter(None, (write.call.namespace, write.call.name))),
             )
             for write in self._environment.cluster.writes
-            if write.call.identity == "operator"
-            and write.error is None
-            and write.call.resource.plural != "leases"
+            if write.call.identity == "operator" and write.error is None and write.call.resource.plural != "leases"
         ]
 
     async def changed(self) -> None:

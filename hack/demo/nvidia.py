@@ -118,9 +118,7 @@ def _broken_gpu(screen: Screen, loop: NvidiaLoop, number: int) -> None:
     loop.nodes[FAULTY].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN", gpu=1)
     screen.command("kubectl apply -f -     # MIG single")
     loop.apply(**SINGLE)
-    loop.wait(
-        lambda: loop.transition(FAULTY).get("phase") == "Failed", f"the change of {FAULTY} to be abandoned"
-    )
+    loop.wait(lambda: loop.transition(FAULTY).get("phase") == "Failed", f"the change of {FAULTY} to be abandoned")
     loop.wait(lambda: not is_cordoned(loop, "one"), "the other node")
     _show(screen, loop)
     place = loop.transition(FAULTY)

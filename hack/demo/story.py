@@ -82,9 +82,7 @@ async def pools_are_declared(demo: Demo) -> None:
     await demo.show(POOLS)
     for pool, *_, count in fleet.POOLS:
         done, total = await demo.nodes_done(f"pool-{pool}")
-        screen.check(
-            f"pool-{pool}: {done} of {total} nodes are verified and schedulable", done == total == count
-        )
+        screen.check(f"pool-{pool}: {done} of {total} nodes are verified and schedulable", done == total == count)
     expected = {"a": {MIG_20: 128}, "b": {MIG_40: 48}, "c": {RESOURCE_GPU: 16}, "d": {RESOURCE_GPU: 32}}
     for pool, resources in expected.items():
         (name, number), served = next(iter(resources.items())), await demo.served(pool)
@@ -130,17 +128,11 @@ async def wrong_policies_are_refused(demo: Demo) -> None:
     screen.command("kubectl apply -f pool-d.yaml     # with timeSlicing.replicas: 1")
     refusal = await _refusal(demo.stage, bad)
     screen.output(refusal)
-    screen.check(
-        "the API server refuses it, and the answer names the field", "spec.timeSlicing.replicas" in refusal
-    )
+    screen.check("the API server refuses it, and the answer names the field", "spec.timeSlicing.replicas" in refusal)
 
     before, pods = len(await demo.stage.writes()), {p["metadata"]["uid"] for p in await demo.pods("llm-7b")}
-    screen.say(
-        "An 80 GB H100 has seven compute slices. Why not seven instances of 1g.20gb, as some articles suggest?"
-    )
-    await demo.apply(
-        fleet.with_layout("a", {"1g.20gb": 7}), "kubectl apply -f pool-a.yaml     # with 1g.20gb: 7"
-    )
+    screen.say("An 80 GB H100 has seven compute slices. Why not seven instances of 1g.20gb, as some articles suggest?")
+    await demo.apply(fleet.with_layout("a", {"1g.20gb": 7}), "kubectl apply -f pool-a.yaml     # with 1g.20gb: 7")
 
     async def answered() -> bool:
         """Whether the present generation of pool-a's policy has the condition Accepted, with any status."""
@@ -196,9 +188,7 @@ async def plan_comes_first(demo: Demo) -> None:
     )
     screen.check("15 pods on these nodes hold a GPU", plan["pods"] == 15)
     screen.check("the pool has 48 instances of 3g.40gb now", plan["capacityBefore"] == {MIG_40: 48})
-    screen.check(
-        "it will have 24 of 3g.40gb and 96 of 1g.10gb", plan["capacityAfter"] == {MIG_40: 24, MIG_10: 96}
-    )
+    screen.check("it will have 24 of 3g.40gb and 96 of 1g.10gb", plan["capacityAfter"] == {MIG_40: 24, MIG_10: 96})
     screen.check("no Node has been written to yet", await demo.writes("nodes", before) == [])
 
 
@@ -238,9 +228,7 @@ async def budget_blocks(demo: Demo, recorder: Recorder) -> None:
     place = await demo.place(fleet.RANKER_NODE)
     screen.output("\n".join(place["blockers"]))
     screen.check("the message names the budget and a pod", "PDB team-b/ranker: Pod" in place["blockers"][0])
-    screen.check(
-        f"CULPRIT names a pod of the ranker: {place['culprit']}", "team-b/ranker-" in place["culprit"]
-    )
+    screen.check(f"CULPRIT names a pod of the ranker: {place['culprit']}", "team-b/ranker-" in place["culprit"])
     done, total = await demo.nodes_done("pool-b")
     screen.check(f"the other nodes do not wait: {done} of {total} are done", (done, total) == (2, 3))
     ranker = await demo.pods("ranker")
@@ -284,9 +272,7 @@ async def operator_dies(demo: Demo) -> None:
     screen = demo.screen
     screen.heading("7. The operator is killed in the middle of the drain")
     fence = await demo.fence(fleet.RANKER_NODE)
-    screen.check(
-        "the Node carries the record of the change, in the stage fenced", fence.get("stage") == "fenced"
-    )
+    screen.check("the Node carries the record of the change, in the stage fenced", fence.get("stage") == "fenced")
     screen.command("kill -9 <operator>")
     screen.output(await demo.stage.kill_operator())
     before, holder = len(await demo.stage.writes()), await demo.leader()
@@ -320,9 +306,7 @@ async def owner_gives_way(demo: Demo) -> None:
     where = {pod["spec"]["nodeName"] for pod in await demo.pods("ranker")}
     screen.check("the ranker is back on its node and runs in new instances", where == {fleet.RANKER_NODE})
     served = await demo.served("b")
-    screen.check(
-        "pool-b serves 24 instances of 3g.40gb and 96 of 1g.10gb", served == {MIG_40: 24, MIG_10: 96}
-    )
+    screen.check("pool-b serves 24 instances of 3g.40gb and 96 of 1g.10gb", served == {MIG_40: 24, MIG_10: 96})
 
 
 async def look_back(demo: Demo, since: int) -> None:

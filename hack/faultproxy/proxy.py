@@ -109,9 +109,7 @@ async def split(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield rest
 
 
-HOP_BY_HOP = frozenset(
-    {"connection", "keep-alive", "transfer-encoding", "te", "upgrade", "content-length", "host"}
-)
+HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "te", "upgrade", "content-length", "host"})
 HOST = "127.0.0.1"
 
 
@@ -135,9 +133,7 @@ class FaultProxy:
         self._upstream = upstream.rstrip("/")
         self._tls = ssl.create_default_context(cadata=ca_pem)
         self._shown = tls
-        self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._serve()), name="fault-proxy", daemon=True
-        )
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="fault-proxy", daemon=True)
         self._ready = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
@@ -360,9 +356,7 @@ class FaultProxy:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
         )
 
-    async def _watch(
-        self, request: web.Request, call: Incoming, session: aiohttp.ClientSession
-    ) -> web.StreamResponse:
+    async def _watch(self, request: web.Request, call: Incoming, session: aiohttp.ClientSession) -> web.StreamResponse:
         """Open a watch at the server, after the delays of the faults, and relay its lines until the server, the client
         or a fault ends it. A refusal by the server is relayed like a watch. Raises ClientError or ConnectionError if
         the server cannot be reached."""

@@ -59,9 +59,7 @@ def operator_commit(checkout: Path = ROOT) -> str:
     not installed."""
     paths = ("--", "operator", "deploy")
     log, changed = (
-        subprocess.run(
-            ["git", *words, *paths], cwd=checkout, capture_output=True, text=True, check=False
-        ).stdout
+        subprocess.run(["git", *words, *paths], cwd=checkout, capture_output=True, text=True, check=False).stdout
         for words in (("log", "-1", "--abbrev=12", "--format=%h"), ("diff", "HEAD", "--name-only"))
     )
     return (log.strip() or "unknown") + ("-dirty" if changed else "")

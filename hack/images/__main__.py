@@ -23,9 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     Exits with status 2 if the arguments cannot be parsed, as argparse does."""
     parser = argparse.ArgumentParser(prog="python -m hack.images", description="Build the image.")
     parser.add_argument("--arch", choices=ARCHITECTURES, action="append", help="default: this machine's")
-    parser.add_argument(
-        "--image", default="", help="name and tag, such as registry.example/gpu-sharing-operator:0.1.0"
-    )
+    parser.add_argument("--image", default="", help="name and tag, such as registry.example/gpu-sharing-operator:0.1.0")
     parser.add_argument("--advisories", type=Path, help="a file in OSV's format to compare the contents with")
     options = parser.parse_args(arguments)
     try:
@@ -47,9 +45,7 @@ def report(image: Image, known: list[advisories.Advisory] | None) -> int:
     """Print the facts of one image: names, size, files, and a table of its contents, and then each match of an advisory
     in `known` with a part of it. Returns the exit status for this image: TOO_BIG, in which case advisories are not
     compared, FOUND if an advisory names a part, otherwise 0. `known` is None if no file of advisories was given."""
-    print(
-        f"\n{image.reference} for {image.architecture}: {image.size / 1e6:.1f} MB compressed, {image.digest}"
-    )
+    print(f"\n{image.reference} for {image.architecture}: {image.size / 1e6:.1f} MB compressed, {image.digest}")
     print(f"  archive  {image.archive}  (ctr -n k8s.io images import, docker load, podman load)")
     print(f"  SBOM     {image.sbom}  ({len(image.parts)} packages)")
     print(f"  compiled {image.compiled} modules")

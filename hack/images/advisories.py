@@ -83,9 +83,7 @@ def find(parts: Sequence[ImagePart], advisories: Sequence[Advisory]) -> list[Adv
             if concerns(affected.get("package", {}), part) and is_affected(part, affected):
                 summary = str(advisory.get("summary") or advisory.get("details") or "").split("\n")[0]
                 hits.add(
-                    AdvisoryHit(
-                        part.name, part.version, advisory["id"], first_fixed(part, affected), summary[:80]
-                    )
+                    AdvisoryHit(part.name, part.version, advisory["id"], first_fixed(part, affected), summary[:80])
                 )
     return sorted(hits)
 
@@ -164,9 +162,7 @@ def compare_debian(left: str, right: str) -> int:
     """Compare two versions as dpkg does, by epoch, upstream version and revision (deb-version(7)). Returns a negative
     number if `left` is older, 0 if both are equal, and a positive number otherwise."""
     (epoch, upstream, revision), (epoch2, upstream2, revision2) = _split(left), _split(right)
-    return (
-        (epoch > epoch2) - (epoch < epoch2) or _compare(upstream, upstream2) or _compare(revision, revision2)
-    )
+    return (epoch > epoch2) - (epoch < epoch2) or _compare(upstream, upstream2) or _compare(revision, revision2)
 
 
 def _split(version: str) -> tuple[int, str, str]:

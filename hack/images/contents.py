@@ -67,17 +67,11 @@ def read_origin(environ: Mapping[str, str] = os.environ) -> Origin:
     needed and not installed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     revision = environ.get("IMAGE_REVISION") or _git("rev-parse", "HEAD")
-    if (
-        revision
-        and not environ.get("IMAGE_REVISION")
-        and _git("status", "--porcelain", "--untracked-files=no")
-    ):
+    if revision and not environ.get("IMAGE_REVISION") and _git("status", "--porcelain", "--untracked-files=no"):
         revision += DIRTY
     epoch = environ.get("SOURCE_DATE_EPOCH") or _git("log", "-1", "--format=%ct") or "0"
     if not epoch.isdecimal():
-        raise OriginError(
-            f"SOURCE_DATE_EPOCH={epoch} is not a number of seconds since 1970, such as 1763676000"
-        )
+        raise OriginError(f"SOURCE_DATE_EPOCH={epoch} is not a number of seconds since 1970, such as 1763676000")
     return Origin(
         project["name"],
         project["version"],

@@ -125,9 +125,7 @@ class Package:
 
     def line(self) -> str:
         """Return the package as a line of the lock, without a line end."""
-        return " ".join(
-            (self.architecture, self.name, self.version, self.archive, self.path, f"sha256:{self.sha256}")
-        )
+        return " ".join((self.architecture, self.name, self.version, self.archive, self.path, f"sha256:{self.sha256}"))
 
 
 LINE = re.compile(
@@ -416,9 +414,7 @@ def _resolved(architecture: str, environ: dict[str, str], mirror: str) -> Iterat
     archive and path are those of the URL below `mirror`. Raises CalledProcessError if the index lacks a package."""
     command = ["apt-get", "-o", f"APT::Architecture={architecture}", "download", "--print-uris", *PACKAGES]
     listed = subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
-    for url, _, _, digest in re.findall(
-        r"^'([^']+)' (\S+) (\d+) SHA256:([0-9a-f]{64})$", listed, re.MULTILINE
-    ):
+    for url, _, _, digest in re.findall(r"^'([^']+)' (\S+) (\d+) SHA256:([0-9a-f]{64})$", listed, re.MULTILINE):
         archive, path = url.removeprefix(f"{mirror}/").split("/", 1)
         name, version, _ = unquote(Path(path).name).removesuffix(".deb").split("_")
         yield Package(architecture, name, version, archive, path, digest)

@@ -48,9 +48,7 @@ class TreeError(Exception):
     """The image would not run; the message says why."""
 
 
-def build(
-    architecture: str = "", reference: str = "", out: Path = OUT, origin: Origin | None = None
-) -> Image:
+def build(architecture: str = "", reference: str = "", out: Path = OUT, origin: Origin | None = None) -> Image:
     """Build the image for one architecture (`amd64` or `arm64`; this machine's by default), write the archive and the
     bill of materials into `out`, in place of earlier ones of the same version, and return the image, whose size is not
     checked (`too_big`). The folder `work`/ARCHITECTURE in `out` is emptied first and keeps the unpacked trees.
@@ -88,9 +86,7 @@ def build(
         *wheel_parts(read_metadata(own / wheels.SITE), {}),
     )
     if lacking := missing([system, site, own]):
-        raise TreeError(
-            f"libraries are missing; add their packages to hack/images/debian.py: {'; '.join(lacking)}"
-        )
+        raise TreeError(f"libraries are missing; add their packages to hack/images/debian.py: {'; '.join(lacking)}")
     target, digest = _write(architecture, reference, origin, layers, out)
     size, trees = sum(len(layer.data) for layer in layers), (system, site, own)
     image = Image(target, reference, architecture, digest, size, compiled, parts, RUN, trees, layers)
@@ -114,9 +110,7 @@ def _compile(python: Path, *parts: tuple[Path, str]) -> int:
     return sum(wheels.compile_all(command, environ, tree / shown, shown) for tree, shown in parts)
 
 
-def _write(
-    architecture: str, reference: str, origin: Origin, layers: tuple[Layer, ...], out: Path
-) -> tuple[Path, str]:
+def _write(architecture: str, reference: str, origin: Origin, layers: tuple[Layer, ...], out: Path) -> tuple[Path, str]:
     """Write the image's archive into `out` as `NAME-VERSION-ARCHITECTURE.tar`, replacing an earlier one, and return its
     path and the manifest's digest."""
     marks = labels(origin, DISTRO)
@@ -140,9 +134,7 @@ def needed(data: bytes) -> list[str]:
     (at,) = struct.unpack_from("<Q", data, 32)
     size, count = struct.unpack_from("<HH", data, 54)
     segments = [struct.unpack_from("<IIQQQQQQ", data, at + index * size) for index in range(count)]
-    loads = [
-        (address, offset, length) for kind, _, offset, address, _, length, _, _ in segments if kind == LOAD
-    ]
+    loads = [(address, offset, length) for kind, _, offset, address, _, length, _, _ in segments if kind == LOAD]
     entries = [
         entry
         for kind, _, offset, _, _, length, _, _ in segments
@@ -153,9 +145,7 @@ def needed(data: bytes) -> list[str]:
     if not tables:
         return []
     strings = next(
-        offset + tables[0] - address
-        for address, offset, length in loads
-        if address <= tables[0] < address + length
+        offset + tables[0] - address for address, offset, length in loads if address <= tables[0] < address + length
     )
     return [data[strings + value :].partition(b"\0")[0].decode() for tag, value in entries if tag == NEEDED]
 
@@ -227,8 +217,7 @@ def table(sizes: Mapping[str, tuple[int, int, int]], whole: int) -> str:
     bytes."""
     rows = [f"  {'':26} {'files':>6} {'MB':>7} {'compressed':>11}"]
     rows += [
-        f"  {name:26} {count:6} {size / 1e6:7.1f} {packed / 1e6:11.1f}"
-        for name, (count, size, packed) in sizes.items()
+        f"  {name:26} {count:6} {size / 1e6:7.1f} {packed / 1e6:11.1f}" for name, (count, size, packed) in sizes.items()
     ]
     count, size = (sum(row[index] for row in sizes.values()) for index in (0, 1))
     rows.append(f"  {'all, as transferred':26} {count:6} {size / 1e6:7.1f} {whole / 1e6:11.1f}")

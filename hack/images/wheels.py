@@ -44,9 +44,7 @@ def native() -> str:
     for name, machine in MACHINES.items():
         if platform.machine() == machine:
             return name
-    raise WheelError(
-        f"this machine is {platform.machine()}; images are built on {' and '.join(MACHINES.values())}"
-    )
+    raise WheelError(f"this machine is {platform.machine()}; images are built on {' and '.join(MACHINES.values())}")
 
 
 def download(architecture: str) -> list[Path]:
@@ -54,9 +52,7 @@ def download(architecture: str) -> list[Path]:
     index. Their hashes are checked only when they are downloaded. Raises WheelError if a distribution has no wheel for
     the architecture, or pip fails for another reason, and OSError if the cache cannot be written."""
     text = LOCK.read_bytes()
-    folder = (
-        cache_root() / "wheels" / f"{architecture}-{hashlib.sha256(text + PYTHON.encode()).hexdigest()[:16]}"
-    )
+    folder = cache_root() / "wheels" / f"{architecture}-{hashlib.sha256(text + PYTHON.encode()).hexdigest()[:16]}"
     if not (folder / "complete").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         _pip(
@@ -110,9 +106,7 @@ def install(wheels: Sequence[Path], architecture: str, tree: Path) -> None:
         *target(architecture),
         *map(str, wheels),
     )
-    shutil.rmtree(
-        site / "bin", ignore_errors=True
-    )  # the scripts' first line has the path of this machine's Python
+    shutil.rmtree(site / "bin", ignore_errors=True)  # the scripts' first line has the path of this machine's Python
     for record in site.glob("*.dist-info"):
         (record / "RECORD").unlink(missing_ok=True)  # it lists those scripts
         (record / "direct_url.json").unlink(missing_ok=True)  # it contains a path of this machine
@@ -214,9 +208,7 @@ def main() -> int:
             print(f"{architecture}: {error}", file=sys.stderr)
             return 1
         own = sum(MACHINES[architecture] in file.name for file in files)
-        print(
-            f"{architecture}: {len(files)} of {pins} pins have a wheel for Python {PYTHON}, {own} of them compiled"
-        )
+        print(f"{architecture}: {len(files)} of {pins} pins have a wheel for Python {PYTHON}, {own} of them compiled")
     return 0
 
 

@@ -66,9 +66,7 @@ class UpstreamRelease:
         because the programs look them up at run time. Raises UnavailableError if our file pins no version."""
         version = self.version
         flags = f"-s -w -X {self.module}/internal/info.version={version} -extldflags=-Wl,-z,lazy"
-        packages = [f"{self.module}/cmd/{name}" for name in self.programs] + [
-            f"./{name}" for name in self.ours
-        ]
+        packages = [f"{self.module}/cmd/{name}" for name in self.programs] + [f"./{name}" for name in self.ours]
         return ToolRecipe(
             name=self.folder,
             version=version,
@@ -104,9 +102,7 @@ def mig_parted(version: str) -> UpstreamRelease:
     """Return the release of mig-parted with this version, such as `v0.15.1`; nothing is built. Raises UnavailableError
     for a version that is not in MIG_PARTED_PINS."""
     if version not in MIG_PARTED_PINS:
-        raise UnavailableError(
-            f"MIG_PARTED={version} is not pinned: choose from {', '.join(MIG_PARTED_PINS)}"
-        )
+        raise UnavailableError(f"MIG_PARTED={version} is not pinned: choose from {', '.join(MIG_PARTED_PINS)}")
     return UpstreamRelease(
         "mig-parted",
         "github.com/NVIDIA/mig-parted",

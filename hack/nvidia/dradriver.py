@@ -44,9 +44,7 @@ def kubelet_plugin(sandbox: Sandbox, node: str, kubeconfig: Path) -> SandboxTask
         "image-name": "none",
     }
     arguments = [word for key, setting in options.items() for word in (f"--{key}", setting)]
-    return SandboxTask(
-        sandbox, "gpu-kubelet-plugin", *arguments, log=sandbox.folder / "gpu-kubelet-plugin.log"
-    )
+    return SandboxTask(sandbox, "gpu-kubelet-plugin", *arguments, log=sandbox.folder / "gpu-kubelet-plugin.log")
 
 
 def daemon_set(annotations: dict[str, str]) -> Object:

@@ -102,9 +102,7 @@ class NvidiaLoop:
         `nvidia.com/`, without those that are 0. Raises ApiError if there is no such Node."""
         allocatable = self.api.get(f"{NODES}/{node}")["status"]["allocatable"]
         return {
-            name: int(count)
-            for name, count in allocatable.items()
-            if name.startswith("nvidia.com/") and count != "0"
+            name: int(count) for name, count in allocatable.items() if name.startswith("nvidia.com/") and count != "0"
         }
 
     def transition(self, node: str) -> Object:

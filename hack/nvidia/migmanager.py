@@ -113,7 +113,5 @@ class MigManagerProgram:
         deadline = time.monotonic() + SECONDS
         while not socket.exists():
             if self._bus.poll() is not None or time.monotonic() > deadline:
-                raise SandboxError(
-                    f"dbus-daemon did not start: {(self.sandbox.folder / 'bus.log').read_text()}"
-                )
+                raise SandboxError(f"dbus-daemon did not start: {(self.sandbox.folder / 'bus.log').read_text()}")
             time.sleep(0.02)

@@ -179,19 +179,14 @@ class PodPrograms:
         fallback = ("--default-config", default) if default else ()
         # NVIDIA's chart sets other strategies than the GPU Operator.
         rows = (row for one in entries(pod, "spec", "initContainers") for row in entries(one, "env"))
-        strategies = {text(row, "name"): text(row, "value") for row in rows}.get(
-            "FALLBACK_STRATEGIES", "empty"
-        )
+        strategies = {text(row, "name"): text(row, "value") for row in rows}.get("FALLBACK_STRATEGIES", "empty")
         strategy_flag = ("--fallback-strategies", strategies)
         manager = partial(self._config_manager, program, config, proc, *fallback, *strategy_flag)
 
         def init() -> bool:
             """Run the init container for at most INIT_SECONDS, and return whether it succeeded. If the ConfigMap is not
             mounted yet, only return False."""
-            return (
-                self.plugin_configs.exists
-                and manager("--oneshot", "--send-signal=false").run(INIT_SECONDS) == 0
-            )
+            return self.plugin_configs.exists and manager("--oneshot", "--send-signal=false").run(INIT_SECONDS) == 0
 
         tasks: list[Task] = [main, manager("--send-signal=true", "--signal", "1")]
         return PodProcesses(_uid(pod), tasks, init)

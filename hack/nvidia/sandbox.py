@@ -271,9 +271,7 @@ def _check_host_root(program: str, arguments: Sequence[str], extra: Mapping[str,
         return
     host_root = extra.get("HOST_ROOT_MOUNT")
     if not host_root or arguments:
-        raise SandboxError(
-            "nvidia-mig-manager needs HOST_ROOT_MOUNT, a stand-in for the host's root, and no arguments"
-        )
+        raise SandboxError("nvidia-mig-manager needs HOST_ROOT_MOUNT, a stand-in for the host's root, and no arguments")
     if Path(host_root).resolve() == Path("/") or os.path.samefile(host_root, "/"):
         raise SandboxError("HOST_ROOT_MOUNT is the real root: nvidia-mig-manager could reboot this machine")
 
@@ -295,9 +293,7 @@ def write_devices(folder: Path, gpus: Sequence[dict[str, Any]]) -> None:
         (device / "class").write_text("0x030200\n")  # 3D controller
         (device / "numa_node").write_text("-1\n")
         (device / "resource").write_text("0x00000000a0000000 0x00000000a0ffffff 0x0000000000040200\n")
-        (device / "config").write_bytes(
-            vendor.to_bytes(2, "little") + device_id.to_bytes(2, "little") + bytes(252)
-        )
+        (device / "config").write_bytes(vendor.to_bytes(2, "little") + device_id.to_bytes(2, "little") + bytes(252))
 
 
 def pci_ids(gpus: Sequence[dict[str, Any]]) -> str:
@@ -308,9 +304,7 @@ def pci_ids(gpus: Sequence[dict[str, Any]]) -> str:
     time."""
     names = {f"{_ids(gpu)[1]:04x}": gpu["name"] for gpu in gpus}
     lines = [f"\t{code}  {name}" for code, name in sorted(names.items())]
-    return "\n".join(
-        ["10de  NVIDIA Corporation", *lines, "C 03  Display controller", "\t02  3D controller", ""]
-    )
+    return "\n".join(["10de  NVIDIA Corporation", *lines, "C 03  Display controller", "\t02  3D controller", ""])
 
 
 def _ids(gpu: dict[str, Any]) -> tuple[int, int]:

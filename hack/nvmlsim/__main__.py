@@ -31,9 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--state", type=Path, help="the state file; default: $NVMLSIM_STATE")
     verbs = parser.add_subparsers(dest="verb", required=True)
     create = verbs.add_parser("create", help="create a machine, or make an existing one new")
-    create.add_argument(
-        "--model", action="append", required=True, help="repeat it for a machine with several models"
-    )
+    create.add_argument("--model", action="append", required=True, help="repeat it for a machine with several models")
     create.add_argument("--gpus", type=int, default=1, help="how many of each model")
     create.add_argument("--driver", default=DRIVER)
     create.add_argument("--seed", help="the seed of the UUIDs; default: the path of the state file")
@@ -42,17 +40,13 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("env", help="print the environment variables that a program needs to see this machine")
     show = verbs.add_parser("show", help="print the machine")
     show.add_argument("--json", action="store_true")
-    change = verbs.add_parser(
-        "set", help="set fields: lost=1, busy=1, driver_version=470.57.02, 1g.10gb:id=99"
-    )
+    change = verbs.add_parser("set", help="set fields: lost=1, busy=1, driver_version=470.57.02, 1g.10gb:id=99")
     change.add_argument("--gpu", type=int, help="one GPU; default: all")
     change.add_argument("fields", nargs="+", metavar="field=value")
     reset = verbs.add_parser("reset", help="reset GPUs as nvidia-smi -r does")
     reset.add_argument("gpus", nargs="*", help="indexes or PCI bus ids; default: all")
     verbs.add_parser("reboot", help="change the GPUs as a reboot does")
-    verbs.add_parser(
-        "reload", help="take NVML from running programs, as systemctl daemon-reload does in containers"
-    )
+    verbs.add_parser("reload", help="take NVML from running programs, as systemctl daemon-reload does in containers")
     _add_injections(verbs.add_parser("inject", help="faults, processes, events"))
     return parser
 
@@ -115,9 +109,7 @@ def _inject(simulator: Simulator, options: argparse.Namespace) -> None:
     """Carry out the verb `inject`: a fault, the end of all faults (`clear`), an event, or the start or, with `--end`,
     the end of a process. Prints nothing. Raises SimulatorError if the machine refuses it."""
     if options.kind == "fault":
-        simulator.inject(
-            options.function, options.fault, gpu=options.gpu, skip=options.skip, count=options.count
-        )
+        simulator.inject(options.function, options.fault, gpu=options.gpu, skip=options.skip, count=options.count)
     elif options.kind == "clear":
         simulator.clear_faults()
     elif options.kind == "event":

@@ -61,9 +61,7 @@ def sanitizer_runtimes() -> tuple[Path, ...]:
         return ()
     libraries = []
     for name in SANITIZER_RUNTIMES:
-        result = subprocess.run(
-            [program, f"-print-file-name={name}"], capture_output=True, text=True, check=False
-        )
+        result = subprocess.run([program, f"-print-file-name={name}"], capture_output=True, text=True, check=False)
         path = Path(result.stdout.strip())
         if result.returncode != 0 or not path.is_absolute() or not path.exists():
             return ()
@@ -96,8 +94,7 @@ def stub_source() -> str:
     name; each returns NVML_ERROR_NOT_SUPPORTED. Raises UnavailableError if nvidia-ml-py is not installed."""
     names = sorted(known_functions() - implemented_functions())
     lines = [
-        f"API nvmlReturn_t {name}(void);\n"
-        f"API nvmlReturn_t {name}(void)\n{{\n    return NVML_ERROR_NOT_SUPPORTED;\n}}\n"
+        f"API nvmlReturn_t {name}(void);\nAPI nvmlReturn_t {name}(void)\n{{\n    return NVML_ERROR_NOT_SUPPORTED;\n}}\n"
         for name in names
     ]
     return _STUB_HEAD + "\n".join(lines)

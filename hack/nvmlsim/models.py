@@ -90,9 +90,7 @@ def find_model(name: str) -> Card:
     if len(matches) == 1:
         return matches[0]
     known = ", ".join(card.key for card in matches or cards)
-    raise UnknownModelError(
-        f"{name!r} names {'several cards' if matches else 'no card'}: choose from {known}"
-    )
+    raise UnknownModelError(f"{name!r} names {'several cards' if matches else 'no card'}: choose from {known}")
 
 
 def fill_gpu(gpu: layout.SimGpu, card: Card, place: GpuPlace) -> None:

@@ -70,8 +70,7 @@ def c_table() -> str:
     """Return the C source of the table RIGHTS, in its order, for rights.c. Each row has the function's name, its right,
     and 1 if the right is needed only for a whole GPU with MIG on, otherwise 0."""
     rows = [
-        f'    {{"{right.function}", RIGHT_{right.needs.upper()}, {int(right.when != "always")}}},'
-        for right in RIGHTS
+        f'    {{"{right.function}", RIGHT_{right.needs.upper()}, {int(right.when != "always")}}},' for right in RIGHTS
     ]
     return "\n".join(
         [

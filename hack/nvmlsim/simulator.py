@@ -79,9 +79,7 @@ def _instance(gpu: layout.SimGpu, instance: layout.SimGpuInstance) -> dict[str, 
         "start": instance.start,
         "size": profile.size,
         "compute": [
-            {**_plain(ci, "id", "start", "slices", "uuid"), "index": ci.mig_index}
-            for ci in instance.compute
-            if ci.used
+            {**_plain(ci, "id", "start", "slices", "uuid"), "index": ci.mig_index} for ci in instance.compute if ci.used
         ],
     }
 
@@ -171,9 +169,7 @@ class Simulator:
         self._file: IO[bytes]
 
     @classmethod
-    def create(
-        cls, path: Path, models: Sequence[str], *, driver: str = DRIVER, seed: str | None = None
-    ) -> "Simulator":
+    def create(cls, path: Path, models: Sequence[str], *, driver: str = DRIVER, seed: str | None = None) -> "Simulator":
         """Create a machine with one GPU for each entry of `models`, or overwrite an existing one in place. Missing
         folders of `path` are created. `seed` determines the UUIDs; without it they follow from the path.
 
@@ -271,9 +267,7 @@ class Simulator:
             self._indexes(state, gpu)
             slot = next((process for process in state.processes if not process.used), None)
             if slot is None:
-                raise SimulatorError(
-                    f"the machine has {layout.MAX_PROCESSES} processes already: end one first"
-                )
+                raise SimulatorError(f"the machine has {layout.MAX_PROCESSES} processes already: end one first")
             _put_text(slot, "name", name)
             slot.gpu, slot.pid = gpu, pid
             for field, value in {**ANY_PROCESS, **fields}.items():
@@ -319,9 +313,7 @@ class Simulator:
                 entry.kind = layout.FAULT_NONE
             state.fault_count = 0
 
-    def post_event(
-        self, gpu: int, event_type: int, data: int = 0, *, gpu_instance: int = NO_INSTANCE
-    ) -> None:
+    def post_event(self, gpu: int, event_type: int, data: int = 0, *, gpu_instance: int = NO_INSTANCE) -> None:
         """Send an event to the programs that wait for one: `post_event(0, EVENT_XID, 79)`. `event_type` is one of
         EVENT_TYPES' values, `data` the number of an XID, and `gpu_instance` the id of a GPU instance if the event
         concerns only that. The file holds the last MAX_EVENTS events, so the oldest is overwritten. Raises
@@ -427,9 +419,7 @@ class Simulator:
         if gpu is None:
             return range(state.gpu_count)
         if not 0 <= gpu < state.gpu_count:
-            raise SimulatorError(
-                f"there is no GPU {gpu}: the machine has {counted(state.gpu_count, 'GPU')}, from 0 on"
-            )
+            raise SimulatorError(f"there is no GPU {gpu}: the machine has {counted(state.gpu_count, 'GPU')}, from 0 on")
         return range(gpu, gpu + 1)
 
 
@@ -438,9 +428,7 @@ def set_field(target: ctypes.Structure, name: str, value: int | str) -> None:
     or if the string is too long for it, and ValueError if the field is a number and `value` is a string that is not
     an integer."""
     now = {field[0]: getattr(target, field[0]) for field in target._fields_}
-    plain = [
-        key for key, present in now.items() if isinstance(present, int | bytes) and key not in _FIXED_FIELDS
-    ]
+    plain = [key for key, present in now.items() if isinstance(present, int | bytes) and key not in _FIXED_FIELDS]
     if name not in plain:
         raise SimulatorError(f"there is no field {name!r} to set: choose from {', '.join(sorted(plain))}")
     if isinstance(now[name], bytes):

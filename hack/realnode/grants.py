@@ -61,9 +61,7 @@ def find_grant(spec: Object, devices: Sequence[MachineDevice]) -> Grant | None:
     if named == "none":
         return Grant(library, (), special, ())
     chosen = list(devices) if named == "all" else [_find(name, devices) for name in named.split(",")]
-    access = [
-        name for device in chosen if device.instance for name in of_device(device.gpu, *device.instance)
-    ]
+    access = [name for device in chosen if device.instance for name in of_device(device.gpu, *device.instance)]
     minors = tuple(sorted({device.gpu for device in chosen}))
     computes_on = tuple(chosen) if named != "all" else ()
     return Grant(library, minors, (*special, *access), computes_on, mps=MPS_PIPES in environ)
@@ -108,6 +106,4 @@ def _find(name: str, devices: Sequence[MachineDevice]) -> MachineDevice:
     for device in devices:
         if name == device.uuid or (device.instance is None and name == str(device.gpu)):
             return device
-    raise GrantRefused(
-        f"unknown device {name}: this machine has {', '.join(device.uuid for device in devices)}"
-    )
+    raise GrantRefused(f"unknown device {name}: this machine has {', '.join(device.uuid for device in devices)}")

@@ -120,8 +120,6 @@ def c_program(name: str, flags: Sequence[str] = STATIC) -> Path:
 
     def make(out: Path) -> None:
         """Compile the program into the folder `out`. Raises UnavailableError if it cannot be compiled."""
-        compile_c(
-            f"the program {name} of a real node", "-O2", *flags, "-s", "-o", str(out / name), str(source)
-        )
+        compile_c(f"the program {name} of a real node", "-O2", *flags, "-s", "-o", str(out / name), str(source))
 
     return make_once(cache_root() / f"{name}-{content}-{platform.machine()}", name, make) / name

@@ -127,9 +127,7 @@ class Machine:
         """Run a program in the machine, wait for its end, and return its standard output. Raises CalledProcessError if
         the program fails, with its error output in `.stderr`, TimeoutExpired after `seconds`, and RuntimeError if
         the machine is not started."""
-        done = subprocess.run(
-            self.inside(command), capture_output=True, text=True, check=False, timeout=seconds
-        )
+        done = subprocess.run(self.inside(command), capture_output=True, text=True, check=False, timeout=seconds)
         if done.returncode != 0:
             raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
         return done.stdout

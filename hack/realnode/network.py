@@ -89,11 +89,7 @@ def _free_subnet() -> ipaddress.IPv4Network:
     """Return the first subnet in SUBNETS that overlaps with no IPv4 route in any routing table of this machine, other
     than the default one. Raises NetworkError if there is none, or if `ip` fails."""
     routes = json.loads(_run("ip", "-json", "-4", "route", "show", "table", "all") or "[]")
-    used = [
-        ipaddress.IPv4Network(route["dst"], strict=False)
-        for route in routes
-        if route.get("dst", "")[:1].isdigit()
-    ]
+    used = [ipaddress.IPv4Network(route["dst"], strict=False) for route in routes if route.get("dst", "")[:1].isdigit()]
     for subnet in SUBNETS:
         if not any(subnet.overlaps(other) for other in used):
             return subnet

@@ -57,9 +57,7 @@ class NodeFiles:
         """The folder for archives while containerd imports them."""
 
 
-def containerd_settings(
-    files: NodeFiles, cni_plugins: Path, pause_image: str, runtimes: Mapping[str, Path]
-) -> str:
+def containerd_settings(files: NodeFiles, cni_plugins: Path, pause_image: str, runtimes: Mapping[str, Path]) -> str:
     """Return the configuration file of containerd 2.x. Its data, its registries and the pods' network are those of
     `files`, its CNI plugins are in `cni_plugins`, and `pause_image` is the image of pod sandboxes. AppArmor is off and
     CDI is on. `runtimes` are the programs that are called instead of runc, by the name of their handler; the handler
@@ -300,9 +298,7 @@ class KubeletNode:
         try:
             return self.ctr("images", "import", str(archive.resolve()))
         except subprocess.CalledProcessError as error:
-            raise ComponentError(
-                f"containerd of {self.name} refused {archive}: {error.stderr.strip()}"
-            ) from None
+            raise ComponentError(f"containerd of {self.name} refused {archive}: {error.stderr.strip()}") from None
 
     def ctr(self, *arguments: str) -> str:
         """Run `ctr`, containerd's own client, in containerd's namespace for the kubelet, and return its output. Raises

@@ -39,11 +39,7 @@ def nvidia_image() -> OneLayerImage:
     driver's kubelet plugin in /usr/bin, and what they run: TOOLS, the SIMULATED programs of the driver, and libraries.
     Its entry point is `enter`. Raises UnavailableError if a program cannot be built here or one of TOOLS is missing."""
     tools = {name: _tool(name) for name in TOOLS}
-    built = {
-        name: build.program(name)
-        for release in (*build.RELEASES, build.DRA_DRIVER)
-        for name in release.programs
-    }
+    built = {name: build.program(name) for release in (*build.RELEASES, build.DRA_DRIVER) for name in release.programs}
     driver = {
         "nvidia-cuda-mps-control": c_program("nvidia-cuda-mps-control"),
         "nvidia-smi": c_program("nvidia-smi", LOADING),
@@ -56,9 +52,7 @@ def nvidia_image() -> OneLayerImage:
     files["lib"] = ImageFile(link="usr/lib")
     files[PROC_DEVICES.lstrip("/")] = ImageFile(b"Character devices:\n237 nvidia-caps\n\nBlock devices:\n")
     environment = {"PATH": "/usr/bin", **DRIVER}
-    return OneLayerImage(
-        NVIDIA_IMAGE, files, ["/usr/bin/enter"], environment, folders=("run", "proc", "sys", "etc")
-    )
+    return OneLayerImage(NVIDIA_IMAGE, files, ["/usr/bin/enter"], environment, folders=("run", "proc", "sys", "etc"))
 
 
 def _tool(name: str) -> Path:

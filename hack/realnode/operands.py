@@ -51,9 +51,7 @@ def _plugin() -> Object:
     """Return the DaemonSet of the device plugin."""
     sockets = "/var/lib/kubelet/device-plugins"
     command = ["/usr/bin/nvidia-device-plugin", "--config-file", CONFIG, "--mps-root", MPS_ROOT]
-    return _configured(
-        PLUGIN, command, {"device-plugins": (sockets, sockets), "mps-root": (MPS_ROOT, IN_CONTAINERS)}
-    )
+    return _configured(PLUGIN, command, {"device-plugins": (sockets, sockets), "mps-root": (MPS_ROOT, IN_CONTAINERS)})
 
 
 def _gfd() -> Object:
@@ -72,9 +70,7 @@ def _mps() -> Object:
     folders = {"mps-root": (MPS_ROOT, IN_CONTAINERS), "mps-shm": (f"{MPS_ROOT}/shm", "/dev/shm")}
     daemon = _configured(MPS, ["/usr/bin/mps-control-daemon", "--config-file", CONFIG], folders)
     mounts = _container("mps-control-daemon-mounts", ["/usr/bin/mps-control-daemon", "mount-shm"])
-    mounts["volumeMounts"] = [
-        {"name": "mps-root", "mountPath": IN_CONTAINERS, "mountPropagation": "Bidirectional"}
-    ]
+    mounts["volumeMounts"] = [{"name": "mps-root", "mountPath": IN_CONTAINERS, "mountPropagation": "Bidirectional"}]
     daemon["spec"]["template"]["spec"]["initContainers"].insert(0, mounts)
     return daemon
 
@@ -88,9 +84,7 @@ def _configured(name: str, command: Sequence[str], folders: Mapping[str, tuple[s
     ]
     main = _container(name, command)
     # config-manager creates links into /available-configs, so the program needs that volume, too.
-    main["volumeMounts"] = config + [
-        {"name": volume, "mountPath": inside} for volume, (_, inside) in folders.items()
-    ]
+    main["volumeMounts"] = config + [{"name": volume, "mountPath": inside} for volume, (_, inside) in folders.items()]
     environ = {
         "CONFIG_FILE_SRCDIR": CONFIGS,
         "CONFIG_FILE_DST": CONFIG,
@@ -151,9 +145,7 @@ def _container(name: str, command: Sequence[str], environ: Mapping[str, str] | N
         "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
         "NVIDIA_MIG_MONITOR_DEVICES": "all",
     }
-    env: list[Object] = [
-        {"name": key, "value": value} for key, value in {**driver, **(environ or {})}.items()
-    ]
+    env: list[Object] = [{"name": key, "value": value} for key, value in {**driver, **(environ or {})}.items()]
     env.append({"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}})
     return {
         "name": name,

@@ -80,9 +80,7 @@ class Registry:
             "layers": [descriptor(LAYER, layer)],
         }
         manifest = dump(content)
-        described = descriptor(MANIFEST, manifest) | {
-            "platform": {"os": "linux", "architecture": architecture}
-        }
+        described = descriptor(MANIFEST, manifest) | {"platform": {"os": "linux", "architecture": architecture}}
         blobs = {blob_name(data): data for data in (layer, config, manifest)}
         with tempfile.TemporaryDirectory() as scratch:
             write_layout([ArchivedImage(described, {}, blobs)], Path(scratch))

@@ -69,15 +69,11 @@ def main(arguments: list[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line, with a subcommand for each step: `prepare`, `login`, `check` and
     `publish`."""
-    top = argparse.ArgumentParser(
-        prog="python -m hack.release", description="Prepare, check and publish a release."
-    )
+    top = argparse.ArgumentParser(prog="python -m hack.release", description="Prepare, check and publish a release.")
     steps = top.add_subparsers(dest="step", required=True)
     first = steps.add_parser("prepare", help="write everything that is published to build/release")
     first.add_argument("version", help="for example 0.1.0, or its tag v0.1.0")
-    first.add_argument(
-        "--registry", default="", help="where image and chart go, for example registry.example/team"
-    )
+    first.add_argument("--registry", default="", help="where image and chart go, for example registry.example/team")
     first.add_argument(
         "--source",
         default=UNKNOWN_SOURCE,

@@ -88,9 +88,7 @@ def _find_missing_ci(candidate: Candidate) -> Iterator[str]:
     """Yield a sentence, which says where CI passed last, unless the last run of .ci/run that passed was at this
     commit."""
     if candidate.commit not in candidate.passed[:1]:
-        last = (
-            f"the last run that passed was at {candidate.passed[0]}" if candidate.passed else "no run passed"
-        )
+        last = f"the last run that passed was at {candidate.passed[0]}" if candidate.passed else "no run passed"
         yield f"CI has not passed at {candidate.commit} ({last}): run .ci/run"
 
 
@@ -117,17 +115,13 @@ def _find_wrong_images(candidate: Candidate) -> Iterator[str]:
 # --- advisories -------------------------------------------------------------------------------------------
 
 
-def scan(
-    documents: Sequence[Path], files: Sequence[Path], accepted: Mapping[str, str], now: datetime
-) -> list[str]:
+def scan(documents: Sequence[Path], files: Sequence[Path], accepted: Mapping[str, str], now: datetime) -> list[str]:
     """Return a sentence for each reason not to publish that advisories give; empty if there is none. If no file is
     named, one cannot be read, or an ecosystem is absent or too old at the time `now` (`_find_gaps`), only this is
     returned. Otherwise each match with a part of an image counts unless `accepted` has the advisory's id. `documents`
     are the bills of materials; one that cannot be read raises OSError, ValueError or KeyError."""
     if not files:
-        return [
-            f"no file of advisories: name those of {PYPI} and {DEBIAN}, for example from {OSV}/{PYPI}/all.zip"
-        ]
+        return [f"no file of advisories: name those of {PYPI} and {DEBIAN}, for example from {OSV}/{PYPI}/all.zip"]
     try:
         known = [entry for path in files for entry in advisories.read(path)]
     except AdvisoryError as error:
@@ -151,9 +145,7 @@ def _find_gaps(known: Sequence[Advisory], now: datetime) -> Iterator[str]:
     in UTC is ignored."""
     for ecosystem in (DEBIAN, PYPI):
         times = [
-            time
-            for entry in known
-            if RFC3339.match(time := str(entry.get("modified"))) and _is_about(entry, ecosystem)
+            time for entry in known if RFC3339.match(time := str(entry.get("modified"))) and _is_about(entry, ecosystem)
         ]
         newest = max(times, default="")
         if not newest:

@@ -53,9 +53,7 @@ def read_archive(path: Path) -> ArchivedImage:
         _ = plain["platform"]["architecture"]  # ArchivedImage relies on it
         labels = config["config"].get("Labels", {})
     except KeyError as error:
-        raise LayoutError(
-            f"{path} is no image that `make images` wrote: it lacks {error}: run make images"
-        ) from error
+        raise LayoutError(f"{path} is no image that `make images` wrote: it lacks {error}: run make images") from error
     except (OSError, tarfile.TarError, ValueError, TypeError, AttributeError) as error:
         raise LayoutError(f"{path} is no image that `make images` wrote: {error}: run make images") from error
     return ArchivedImage(plain, labels, blobs, hashlib.sha256(path.read_bytes()).hexdigest())
@@ -67,9 +65,7 @@ def write_layout(images: Sequence[ArchivedImage], target: Path) -> str:
     are passed. The index is annotated with the labels that all images share."""
     shutil.rmtree(target, ignore_errors=True)
     first = images[0].labels
-    shared = {
-        key: first[key] for key in sorted(first) if all(each.labels.get(key) == first[key] for each in images)
-    }
+    shared = {key: first[key] for key in sorted(first) if all(each.labels.get(key) == first[key] for each in images)}
     index = dump(
         {
             "schemaVersion": 2,

@@ -87,9 +87,7 @@ def prepare(
     origin = read_origin({**os.environ, "IMAGE_SOURCE": "" if source == UNKNOWN_SOURCE else source})
     digest = write_layout([_find_image(each, origin, files) for each in ARCHITECTURES], out / "image")
     prepared = Prepared(wanted, registry, source, digest)
-    chart = write_chart(
-        out / "chart" / CHART.name, prepared.image, digest, notes.changes(text), origin.source
-    )
+    chart = write_chart(out / "chart" / CHART.name, prepared.image, digest, notes.changes(text), origin.source)
     _helm("lint", "--strict", str(chart))
     pack_chart(chart, files, origin.epoch)
     _write_bundle(prepared, out)
@@ -191,9 +189,7 @@ def read_prepared(out: Path) -> Prepared:
         prepared = Prepared(**json.loads((out / "release.json").read_text()))
         listed = (out / "files" / SUMS).read_text()
     except (OSError, ValueError, TypeError) as error:
-        raise PrepareError(
-            f"nothing is prepared in {out} ({error}): make release VERSION={version()}"
-        ) from error
+        raise PrepareError(f"nothing is prepared in {out} ({error}): make release VERSION={version()}") from error
     if sums(out / "files") != listed:
         raise PrepareError(
             f"the files in {out / 'files'} are not those in {SUMS}: make release VERSION={prepared.version}"

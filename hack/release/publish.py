@@ -129,9 +129,7 @@ class Publisher:
         """Attach a bill of materials (SPDX) to the image with this name and digest, as a signed attestation. Raises
         PublishError if cosign fails."""
         predicate = ("--type", "spdxjson", "--predicate", str(bill))
-        _output(
-            _run("cosign", "attest", *self._signer(), *predicate, reference), f"cosign attest {reference}"
-        )
+        _output(_run("cosign", "attest", *self._signer(), *predicate, reference), f"cosign attest {reference}")
 
     def _signer(self) -> Iterator[str]:
         """Yield cosign's options: to ask nothing; with `key`, to sign with it and not to write to Sigstore's public

@@ -53,9 +53,7 @@ def arguments() -> argparse.Namespace:
         help="NAMESPACE/NAME of the service account whose rights the agents have; default: those of the kubeconfig",
     )
     parser.add_argument("--with-parent", action="store_true", help="end when standard input ends")
-    parser.add_argument(
-        "--apply", type=float, default=Times().apply, help="seconds for dividing a node's GPUs"
-    )
+    parser.add_argument("--apply", type=float, default=Times().apply, help="seconds for dividing a node's GPUs")
     for name, (kind, text) in OPTIONS.items():
         default = getattr(SimSettings(), name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=text)
@@ -69,9 +67,7 @@ def settings_of(options: argparse.Namespace) -> SimSettings:
     return SimSettings(agents=options.agents, dra=options.dra, times=Times(apply=options.apply), **named)
 
 
-async def play(
-    kubeconfig: Path | None, settings: SimSettings, account: str = "", *, with_parent: bool = False
-) -> None:
+async def play(kubeconfig: Path | None, settings: SimSettings, account: str = "", *, with_parent: bool = False) -> None:
     """Print what is simulated, create the DaemonSets that are missing, and print their names, then simulate the node
     software. SIGTERM, SIGINT and, with `with_parent`, the end of standard input cancel the task, so that CancelledError
     is raised.
@@ -88,17 +84,13 @@ async def play(
         end_with_input(loop, task)
     kubeconfig = kubeconfig or kubeconfig_path()
     served = (
-        "GFD and the kubelet plugin of DRA driver 0.5.0"
-        if settings.dra
-        else f"device plugin and GFD {settings.plugin}"
+        "GFD and the kubelet plugin of DRA driver 0.5.0" if settings.dra else f"device plugin and GFD {settings.plugin}"
     )
     agents = ", and so are the shipped agents" if settings.agents else ""
     say(BANNER.format(mig=settings.mig_manager, plugin=served, factor=settings.time_factor, agents=agents))
     say(HINT)
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(
-            HttpClient(OfficialLogin(kubeconfig), name="simulated-node-software")
-        )
+        client = await stack.enter_async_context(HttpClient(OfficialLogin(kubeconfig), name="simulated-node-software"))
         agents_as = None
         if account:
             agents_as = await stack.enter_async_context(AgentClients(kubeconfig, account))
@@ -131,9 +123,7 @@ def main() -> int:
     options = arguments()
     try:
         settings = settings_of(options)
-        asyncio.run(
-            play(options.kubeconfig, settings, options.agent_account, with_parent=options.with_parent)
-        )
+        asyncio.run(play(options.kubeconfig, settings, options.agent_account, with_parent=options.with_parent))
     except asyncio.CancelledError:
         say("stopped")
     except KubeconfigError as error:

@@ -97,9 +97,7 @@ class DaemonSetPlayer:
             pod = await client.create(PODS, body, namespace=namespace)
             await self._cluster.clock.sleep(self._cluster.settings.times.pod_start / 4)
             name = pod["metadata"]["name"]
-            await client.patch(
-                PODS, name, {"status": self._running()}, namespace=namespace, subresource="status"
-            )
+            await client.patch(PODS, name, {"status": self._running()}, namespace=namespace, subresource="status")
         except (NotFound, AlreadyExists) as error:
             self._cluster.log(f"{node}: {self.name}: {error!r}")
         finally:

@@ -72,9 +72,7 @@ class DraDevices:
         """Whether a rule with effect NoSchedule keeps new claims off the devices of a pool. Only a rule counts whose
         selector names exactly this driver and this pool and nothing else. Always False unless the object was created
         with `taints`."""
-        specs = [
-            raw["spec"] for raw in self._rules.values() if raw["spec"]["taint"]["effect"] == "NoSchedule"
-        ]
+        specs = [raw["spec"] for raw in self._rules.values() if raw["spec"]["taint"]["effect"] == "NoSchedule"]
         return self._obeys and any(one["deviceSelector"] == {"driver": driver, "pool": pool} for one in specs)
 
     def grant_test(self) -> str:
@@ -105,8 +103,7 @@ class DraDevices:
                 return None
             taken.update(free)
             results += [
-                {"request": name, "driver": driver, "pool": pool, "device": device}
-                for driver, pool, device in free
+                {"request": name, "driver": driver, "pool": pool, "device": device} for driver, pool, device in free
             ]
         return results
 
@@ -143,9 +140,7 @@ class DraDevices:
         return Counter(
             (one["driver"], one["pool"], one["device"])
             for raw in self._claims.values()
-            for one in (((raw.get("status") or {}).get("allocation") or {}).get("devices") or {}).get(
-                "results", ()
-            )
+            for one in (((raw.get("status") or {}).get("allocation") or {}).get("devices") or {}).get("results", ())
         )
 
 
@@ -174,7 +169,5 @@ def claim_status(pod: JSON, claim: JSON) -> JSON:
     the spec's `resourceClaims` has this claim, or `extendedResourceClaimStatus` if the spec has no such entry."""
     name = claim["metadata"]["name"]
     if entries := pod["spec"].get("resourceClaims"):
-        return {
-            "resourceClaimStatuses": [{"name": row["name"], "resourceClaimName": name} for row in entries]
-        }
+        return {"resourceClaimStatuses": [{"name": row["name"], "resourceClaimName": name} for row in entries]}
     return {"extendedResourceClaimStatus": {"resourceClaimName": name}}

@@ -48,15 +48,11 @@ class Lists:
         the error has a token for the rest of the list.
         """
         now = self._clock()
-        self._moments = {
-            number: moment for number, moment in self._moments.items() if now - moment.began < TOKEN_LIFE
-        }
+        self._moments = {number: moment for number, moment in self._moments.items() if now - moment.began < TOKEN_LIFE}
         number, name, start = json.loads(after) if after else (0, ["", ""], 0)
         if number and number not in self._moments:
             rest = json.dumps([0, name, 0]) if self.gives_rest else ""
-            raise Expired(
-                "The provided continue parameter is too old to display a consistent list result.", rest
-            )
+            raise Expired("The provided continue parameter is too old to display a consistent list result.", rest)
         if not number:
             self._count += 1
             number = self._count

@@ -92,9 +92,7 @@ class Pods:
                 status["desiredHealthy"],
                 status["currentHealthy"],
             )
-            raise EvictionBlocked(
-                f"The disruption budget {name} needs {needed} healthy pods and has {has} currently"
-            )
+            raise EvictionBlocked(f"The disruption budget {name} needs {needed} healthy pods and has {has} currently")
 
     def _budgets(self, namespace: str) -> Iterator[JSON]:
         """Yield the PodDisruptionBudgets of a namespace, sorted by name. These are the stored objects themselves."""

@@ -20,9 +20,7 @@ from gpusharing.kube.errors import AlreadyExists, Conflict, Expired, Invalid, No
 Key = tuple[str, str]
 """Namespace and name; the namespace is empty for cluster-scoped objects."""
 
-WITH_STATUS = frozenset(
-    {kinds.NODES, kinds.PODS, kinds.PDBS, kinds.POLICIES, kinds.GPUNODES, kinds.DAEMON_SETS}
-)
+WITH_STATUS = frozenset({kinds.NODES, kinds.PODS, kinds.PDBS, kinds.POLICIES, kinds.GPUNODES, kinds.DAEMON_SETS})
 """Kinds with a status subresource: a patch of the object does not change its status, and vice versa."""
 WITH_GENERATION = frozenset({kinds.PDBS, kinds.POLICIES, kinds.GPUNODES, kinds.DAEMON_SETS})
 SERVER_FIELDS = ("uid", "name", "namespace", "creationTimestamp", "deletionTimestamp", "generation")

@@ -106,9 +106,7 @@ def _deliver(item: JSON, handler: Handler, known: dict[tuple[str, str], JSON]) -
     before = known.get(_key(item))
     if before is not None and before["metadata"].get("uid") != item["metadata"].get("uid"):
         handler(before, True)
-    elif before is not None and before["metadata"].get("resourceVersion") == item["metadata"].get(
-        "resourceVersion"
-    ):
+    elif before is not None and before["metadata"].get("resourceVersion") == item["metadata"].get("resourceVersion"):
         return
     known[_key(item)] = item
     handler(item, False)

@@ -78,9 +78,7 @@ class _Converter:
             return [self.value(item, (*above, node)) for item in node.value]
         fields: dict[str, JSONValue] = {}
         for key, item in node.value:
-            if (
-                key.tag == _MERGE
-            ):  # go-yaml v2 merges in order: it overwrites earlier keys, and later ones overwrite it
+            if key.tag == _MERGE:  # go-yaml v2 merges in order: it overwrites earlier keys, and later ones overwrite it
                 fields |= self._merged(item, (*above, node))
             else:
                 fields[_key(self.value(key, (*above, node)))] = self.value(item, (*above, node))

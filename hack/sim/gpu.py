@@ -347,9 +347,7 @@ class SimulatedGPUs:
         """Set what NVML reports about the memory of a GPU: the number of uncorrected ECC errors and the remapped rows.
         None means that NVML does not report the value."""
         with self._lock:
-            self._gpus[index] = replace(
-                self._gpus[index], ecc_uncorrected=ecc_uncorrected, remapped_rows=rows
-            )
+            self._gpus[index] = replace(self._gpus[index], ecc_uncorrected=ecc_uncorrected, remapped_rows=rows)
 
     def ask_recovery(self, index: int, action: RecoveryAction | None) -> None:
         """Set the recovery action that NVML reports for a GPU: `"None"` if the driver asks for none, or None if NVML
@@ -521,9 +519,7 @@ def use_of(gpus: Sequence[GPU], cards: Sequence[Card], uses: Mapping[int, Proces
     `gpus`, in the same order, and `uses` is the use by pid. Shares of SM time are left out, because a simulated
     process has none. Raises ValueError unless there is one card for each GPU."""
     processes = tuple(each for gpu in gpus for each in _processes(gpu, uses))
-    devices = tuple(
-        each for gpu, card in zip(gpus, cards, strict=True) for each in _devices(gpu, card, processes)
-    )
+    devices = tuple(each for gpu, card in zip(gpus, cards, strict=True) for each in _devices(gpu, card, processes))
     return Use(devices, processes)
 
 

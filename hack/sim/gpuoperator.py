@@ -77,9 +77,7 @@ def cluster_policy(objects: Iterable[JSON]) -> ClusterPolicy:
     """Return the settings of the oldest ClusterPolicy among `objects`, because the GPU Operator ignores the others; of
     several that are equally old, the first by name counts. Returns the defaults, `ClusterPolicy()`, if there is
     none."""
-    policies = sorted(
-        objects, key=lambda o: (o["metadata"].get("creationTimestamp", ""), o["metadata"]["name"])
-    )
+    policies = sorted(objects, key=lambda o: (o["metadata"].get("creationTimestamp", ""), o["metadata"]["name"]))
     if not policies:
         return ClusterPolicy()
     spec = policies[0].get("spec") or {}
@@ -92,8 +90,7 @@ def cluster_policy(objects: Iterable[JSON]) -> ClusterPolicy:
         mig_strategy=_at(spec, "mig").get("strategy") or "",
         mig_config=_at(mig, "config").get("name") or "",
         mig_default=_at(mig, "config").get("default", "all-disabled"),
-        with_reboot=env.get("WITH_REBOOT")
-        in ("1", "t", "T", "true", "TRUE", "True"),  # Go's strconv.ParseBool
+        with_reboot=env.get("WITH_REBOOT") in ("1", "t", "T", "true", "TRUE", "True"),  # Go's strconv.ParseBool
         off=frozenset(
             operand
             for block, operands in _SWITCHED.items()
@@ -105,9 +102,7 @@ def cluster_policy(objects: Iterable[JSON]) -> ClusterPolicy:
     )
 
 
-def operator_labels(
-    labels: Mapping[str, str], policy: ClusterPolicy, *, mig_capable: bool
-) -> dict[str, str | None]:
+def operator_labels(labels: Mapping[str, str], policy: ClusterPolicy, *, mig_capable: bool) -> dict[str, str | None]:
     """Return the label changes that the GPU Operator makes when it reconciles a GPU node: it sets each of its labels
     that is missing or empty (d.2). mig-manager's labels are only for a `mig_capable` node, and its configuration only
     if the policy has a default. Empty if the policy is `plain`.

@@ -80,9 +80,7 @@ class Handout:
         """Start the pod's process on the GPU or MIG device whose UUID is `device`, and enter the GPU memory that the
         pod's annotation states into `uses`. Raises StopIteration if there is no such device."""
         gpus = self._gpus.look()
-        index = next(
-            gpu.index for gpu in gpus if device in (gpu.uuid, *(each.uuid for each in gpu.instances))
-        )
+        index = next(gpu.index for gpu in gpus if device in (gpu.uuid, *(each.uuid for each in gpu.instances)))
         pid = self._pids[uid] = next(self._next_pid)
         owner = PodID(uid, pod.namespace, pod.name)
         self._gpus.uses[pid] = ProcessUse(pid, device, pod.memory_gib * GIB, None, owner)
@@ -110,10 +108,7 @@ def advertised_ids(gpus: Sequence[GPU], allocatable: Mapping[str, int]) -> dict[
             continue
         shared = replicas > 1 or resource.endswith(SHARED)
         advertised[resource] = [
-            f"{device}::{replica}" if shared else device
-            for replica in range(replicas)
-            for device in devices
-            if device
+            f"{device}::{replica}" if shared else device for replica in range(replicas) for device in devices if device
         ]
     return advertised
 

@@ -201,8 +201,6 @@ def _reservation(node: str, group: str) -> JSON:
         },
         "spec": {
             "nodeName": node,
-            "containers": [
-                {"name": "resource-reservation", "image": "simulated", "resources": {"limits": {GPU: "1"}}}
-            ],
+            "containers": [{"name": "resource-reservation", "image": "simulated", "resources": {"limits": {GPU: "1"}}}],
         },
     }

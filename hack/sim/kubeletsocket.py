@@ -171,9 +171,7 @@ class _Session:
         if isinstance(event, StreamEnded):
             body, trailers = self._answers[self._paths.pop(event.stream_id)]
             self._left[event.stream_id] = (body if isinstance(body, bytes) else body(), trailers)
-            self.http2.send_headers(
-                event.stream_id, [(":status", "200"), ("content-type", "application/grpc")]
-            )
+            self.http2.send_headers(event.stream_id, [(":status", "200"), ("content-type", "application/grpc")])
         return ""
 
     def send(self) -> None:
@@ -199,9 +197,7 @@ def shuffled(parts: Sequence[bytes]) -> Callable[[], bytes]:
 
 
 @contextmanager
-def serving(
-    socket: Path, holders: Sequence[PodDevices], healthy: Sequence[tuple[str, str]]
-) -> Iterator[None]:
+def serving(socket: Path, holders: Sequence[PodDevices], healthy: Sequence[tuple[str, str]]) -> Iterator[None]:
     """Run a kubelet in a thread of this process for the length of the block. `holders` are its pods with their devices,
     and `healthy` its devices by resource name and id. Each answer lists them in a random order. Raises OSError if the
     socket cannot be created."""

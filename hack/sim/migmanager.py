@@ -240,9 +240,7 @@ class MigManager:
         if name == self._faults.refused:  # a card that cannot create an instance has lost its old ones (a.6)
             if gpus[0].mig_mode == "Enabled":
                 self._gpus.destroy_all(gpus[0].index)
-            raise ApplyError(
-                f"error creating MIG device on GPU {gpus[0].index}: SIMULATED, requested by inject"
-            )
+            raise ApplyError(f"error creating MIG device on GPU {gpus[0].index}: SIMULATED, requested by inject")
         apply_layout(items, gpus, self._gpus)
 
     def _fail_if_injected(self, name: str) -> None:
@@ -268,9 +266,7 @@ class MigManager:
     async def _restore(self, deploy: Mapping[str, str]) -> None:
         """Set each deploy label in `deploy`, which holds the values before the run, to false if it was false before,
         else to true, even if the Node lacked it. Does nothing if the Node is gone."""
-        await self._port.patch_labels(
-            {key: "false" if value == "false" else "true" for key, value in deploy.items()}
-        )
+        await self._port.patch_labels({key: "false" if value == "false" else "true" for key, value in deploy.items()})
 
     async def _state(self, state: str) -> None:
         """Log the state and write it to the Node's label nvidia.com/mig.config.state."""

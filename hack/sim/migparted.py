@@ -277,9 +277,7 @@ def apply_mode(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedGPU
     then lost, and pending modes stay pending. Raises ConfigError for the index of a GPU without MIG (`targets`).
     """
     wanted = [(gpu, t) for gpu, t in targets(items, gpus) if gpu.mig_mode != "NotSupported"]
-    if all(
-        (target is not None) == _mig(gpu) == (gpu.mig_mode_pending == "Enabled") for gpu, target in wanted
-    ):
+    if all((target is not None) == _mig(gpu) == (gpu.mig_mode_pending == "Enabled") for gpu, target in wanted):
         return
     try:
         for gpu, _ in wanted:

@@ -83,11 +83,7 @@ class MortalClient(PassingClient):
         A write that is `cut` raises that error instead. Such writes, and those of a Lease, are neither counted nor
         disturbed. First of all, a matching patch calls the interference, once, even after death. Raises Crash if the
         process is dead."""
-        if (
-            request.verb == "patch"
-            and self._interference is not None
-            and self._interference[0](request.body or {})
-        ):
+        if request.verb == "patch" and self._interference is not None and self._interference[0](request.body or {}):
             act, self._interference = self._interference[1], None
             act()
         self._live()

@@ -78,9 +78,7 @@ class MpsDaemon(Configured):
                 self._started = self._wanted
             else:
                 times = self.cluster.settings.times
-                await self.cluster.clock.wait_for(
-                    self._wake, min(times.crash_first * 2**crashes, times.crash_last)
-                )
+                await self.cluster.clock.wait_for(self._wake, min(times.crash_first * 2**crashes, times.crash_last))
                 crashes += 1
 
     async def _start(self) -> bool:
@@ -104,9 +102,7 @@ class MpsDaemon(Configured):
             return True  # the daemon logs "No devices are configured for MPS sharing" and waits for ever
         pod = self.cluster.mps_pod or mps_pod_spec(self.cluster.settings)
         if not self.cluster.policy.plain and not is_notified(pod):
-            self.cluster.log(
-                f"{self.node.name}: {self.operand}: waits for ever: config-manager never signals it"
-            )
+            self.cluster.log(f"{self.node.name}: {self.operand}: waits for ever: config-manager never signals it")
             return True
         await self.cluster.clock.sleep(self.cluster.settings.times.reload)
         self._pids += 1

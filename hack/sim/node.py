@@ -388,9 +388,7 @@ class SimNode:
             self._manager = None
 
 
-_DEPLOY = tuple(
-    f"{LABEL_DEPLOY_PREFIX}{operand}" for operand in ("device-plugin", "gpu-feature-discovery", "client")
-)
+_DEPLOY = tuple(f"{LABEL_DEPLOY_PREFIX}{operand}" for operand in ("device-plugin", "gpu-feature-discovery", "client"))
 
 
 def _differ(before: Labels, after: Labels, *keys: str) -> bool:

@@ -104,9 +104,7 @@ class NodeObject:
         status is the same. Retries and errors are those of `patch`."""
         conditions = [dict(row) for row in (self.raw.get("status") or {}).get("conditions") or ()]
         conditions = [row for row in conditions if row.get("type") != "Ready"]
-        reason, message = (
-            ("KubeletReady", "SIMULATED") if ready else ("NodeStatusUnknown", "SIMULATED reboot")
-        )
+        reason, message = ("KubeletReady", "SIMULATED") if ready else ("NodeStatusUnknown", "SIMULATED reboot")
         moment = self._cluster.clock.rfc3339()
         conditions.append(
             {

@@ -157,9 +157,7 @@ class NodeSoftware:
                 )
             )
             self._spawn(
-                follow(
-                    client, CLUSTER_POLICIES, self._take_cluster_policy, log=log, synced=self._policy_synced
-                )
+                follow(client, CLUSTER_POLICIES, self._take_cluster_policy, log=log, synced=self._policy_synced)
             )
             await self._configs_synced.wait()
             await self._policy_synced.wait()
@@ -317,9 +315,7 @@ class NodeSoftware:
             if self.pages is not None:
                 self.pages.hide(name)
         if node is not None and uid:
-            container = run_again(
-                partial(self._agent, node), partial(self._cluster.clock.sleep, CRASH_BACKOFF)
-            )
+            container = run_again(partial(self._agent, node), partial(self._cluster.clock.sleep, CRASH_BACKOFF))
             self._agents[name] = (uid, self._spawn(container))
 
     def _agent(self, node: SimNode) -> AgentLoop:

@@ -231,9 +231,7 @@ class OperandPort(Protocol):
 class PlayedOperand:
     """Simulates the pod of one operand of one node. `run` acts when `wake` is called."""
 
-    def __init__(
-        self, name: str, port: OperandPort, clock: Clock, times: Times, log: Callable[[str], None]
-    ) -> None:
+    def __init__(self, name: str, port: OperandPort, clock: Clock, times: Times, log: Callable[[str], None]) -> None:
         """Prepare the operand `name` without a pod; `run` starts it. `port` does what the programs in the pod do."""
         self.name = name
         self._port = port

@@ -247,9 +247,7 @@ def choose_key(label: str | None, keys: Sequence[str], default: str) -> str | No
     return wanted if not wanted or wanted in keys else None
 
 
-def advertised(
-    gpus: Sequence[GPU], config: SimPluginConfig, version: PluginVersion = "0.20.0"
-) -> dict[str, int]:
+def advertised(gpus: Sequence[GPU], config: SimPluginConfig, version: PluginVersion = "0.20.0") -> dict[str, int]:
     """Return the number of devices that the plugin registers, replicas included, by resource name, which ends in
     `.shared` if a shared resource is renamed. A resource without devices is left out. Strategy none counts GPUs with
     MIG as whole ones, and version 0.19.3 names profiles without attributes such as `+me`. Raises PluginError where the

@@ -154,10 +154,7 @@ def _other_profiles(reading: Reading) -> Reading:
 
     def changed(model: Model) -> Model:
         """Return the model with its profiles of three slices limited to their first start and one instance per GPU."""
-        rows = (
-            replace(row, starts=row.starts[:1], max_count=1) if row.slices == 3 else row
-            for row in model.profiles
-        )
+        rows = (replace(row, starts=row.starts[:1], max_count=1) if row.slices == 3 else row for row in model.profiles)
         return replace(model, profiles=tuple(rows))
 
     return replace(reading, models=tuple(map(changed, reading.models)))
@@ -180,9 +177,7 @@ def _second_model(reading: Reading) -> Reading:
     """Return the reading with the last GPU replaced by a card without MIG, whose model is added. Raises ValueError for
     a reading without GPUs."""
     *others, last = reading.gpus
-    ada = replace(
-        last, product="NVIDIA L40S", mig_mode="NotSupported", mig_mode_pending="NotSupported", instances=()
-    )
+    ada = replace(last, product="NVIDIA L40S", mig_mode="NotSupported", mig_mode_pending="NotSupported", instances=())
     model = Model(
         product="NVIDIA L40S",
         memory_mib=46068,

@@ -31,9 +31,7 @@ class NodeLogin:
         refusals and if the server does not answer."""
         if not self._token:
             try:
-                token = await asyncio.to_thread(
-                    node_bound_token, self._api, self._namespace, self._name, self._node
-                )
+                token = await asyncio.to_thread(node_bound_token, self._api, self._namespace, self._name, self._node)
             except ApiError as error:
                 raise (NotFound if error.status == 404 else Unavailable)(str(error)) from error
             except OSError as error:

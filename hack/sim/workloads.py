@@ -323,9 +323,7 @@ class Workloads:
         claim = await self._client.create(RESOURCE_CLAIMS, claim_for(pod, results), namespace=namespace)
         self._devices.take_claim(claim, False)
         status: JSON = {"status": claim_status(pod, claim)}
-        await self._client.patch(
-            PODS, pod["metadata"]["name"], status, namespace=namespace, subresource="status"
-        )
+        await self._client.patch(PODS, pod["metadata"]["name"], status, namespace=namespace, subresource="status")
 
 
 async def start_pod(client: KubeClient, clock: Clock, pod: JSON) -> None:
@@ -333,9 +331,7 @@ async def start_pod(client: KubeClient, clock: Clock, pod: JSON) -> None:
     ignored; other KubeErrors are raised."""
     await clock.sleep(START_SECONDS)
     moment = clock.rfc3339()
-    ready = [
-        {"type": kind, "status": "True", "lastTransitionTime": moment} for kind in ("Ready", "PodScheduled")
-    ]
+    ready = [{"type": kind, "status": "True", "lastTransitionTime": moment} for kind in ("Ready", "PodScheduled")]
     status = {"phase": "Running", "startTime": moment, "conditions": ready}
     name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
     with suppress(NotFound):

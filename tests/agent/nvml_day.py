@@ -129,9 +129,7 @@ class Day:
         self.hands.do("clear_faults")
 
     async def _hangs(self) -> None:
-        await asyncio.sleep(
-            1
-        )  # readings begin in step with the hour; none is under way now that would hang too
+        await asyncio.sleep(1)  # readings begin in step with the hour; none is under way now that would hang too
         self.library.hanging = True
         self.hands.do("inject", "nvmlDeviceGetComputeMode", "hang")
         await asyncio.sleep(300)

@@ -39,9 +39,7 @@ def start(
     }
     command = [*inside, sys.executable, "-m", f"tests.agent.{module}", *arguments]
     pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, env=environment, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True
-    )
+    return subprocess.Popen(command, env=environment, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
 def finish(process: "subprocess.Popen[str]", seconds: float = SECONDS) -> Any:

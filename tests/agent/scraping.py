@@ -41,7 +41,5 @@ class CountingPrometheus:
         """GPU-seconds of these parts together; None: of all policies."""
         names = {f"gpusharing_{part}_seconds_total" for part in parts}
         return sum(
-            seconds
-            for (name, whose), seconds in self.increase.items()
-            if name in names and policy in (None, whose)
+            seconds for (name, whose), seconds in self.increase.items() if name in names and policy in (None, whose)
         )

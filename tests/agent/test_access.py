@@ -95,9 +95,7 @@ async def test_a_reader_is_reviewed_with_all_that_its_token_says(authority: Auth
     }
     answer = await decide(gate, "bearer  poor ")
     assert (answer[0], authority.specs[-1][1]["extra"]) == (403, {"node": ["gpu-1"]})
-    assert (
-        answer[1] == "user poor may not get /metrics: bind ClusterRole gpusharing-metrics-reader to that user"
-    )
+    assert answer[1] == "user poor may not get /metrics: bind ClusterRole gpusharing-metrics-reader to that user"
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic Z29vZA==", "good"])
@@ -176,9 +174,7 @@ async def test_a_user_without_a_name_is_nobody(authority: Authority) -> None:
     assert [kind for kind, _ in authority.specs] == ["tokenreviews"]
 
 
-async def test_a_slow_api_server_is_named_in_the_log(
-    authority: Authority, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_slow_api_server_is_named_in_the_log(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, probes.__name__):
         assert await decide(MetricsAccess(authority), "Bearer slow") is UNDECIDED
     assert [line.__dict__["error"] for line in caplog.records] == ["the API server gave no answer in time"]
@@ -247,9 +243,7 @@ def get(url: str, authorization: str = "") -> tuple[int, str, str | None]:
             return error.code, error.read().decode(), error.headers["WWW-Authenticate"]
 
 
-async def test_probes_need_no_token_and_metrics_one_that_may_read_them(
-    authority: Authority, port: int
-) -> None:
+async def test_probes_need_no_token_and_metrics_one_that_may_read_them(authority: Authority, port: int) -> None:
     base = f"https://127.0.0.1:{port}"
     for probe in ("/healthz", "/readyz"):
         assert await asyncio.to_thread(get, base + probe) == (200, "ok\n", None)

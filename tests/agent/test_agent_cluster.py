@@ -154,9 +154,7 @@ def test_the_process_answers_stays_quiet_and_stays_small(agent: Agent, machine: 
     assert agent.process.wait(SECONDS) == 0
 
 
-def test_the_process_ends_after_a_driver_upgrade_and_the_server_knows_why(
-    agent: Agent, machine: Simulator
-) -> None:
+def test_the_process_ends_after_a_driver_upgrade_and_the_server_knows_why(agent: Agent, machine: Simulator) -> None:
     agent.ask("r1")
     machine.upgrade_driver("590.10.01")
     assert agent.process.wait(SECONDS) == 1

@@ -49,9 +49,7 @@ async def test_an_unexpected_error_of_the_library_is_reported_and_the_next_readi
         bench.node.ask("r2", quiet=True)
         failing = await bench.node.until(lambda observed: bool(observed.error))
         assert failing.error.startswith("AgentFault: AttributeError: no such function (")
-        assert (failing.request_id, failing.quiet, failing.gpus) == ("r1", False, known), (
-            "nothing new is claimed"
-        )
+        assert (failing.request_id, failing.quiet, failing.gpus) == ("r1", False, known), "nothing new is claimed"
         assert loop.why_not_ready() == failing.error
         await eventually(lambda: counted(loop, "reading") >= 3)
         assert logged(caplog) == ["reading"], "once"

@@ -68,9 +68,7 @@ GONE: dict[str, tuple[Callable[[Simulator], None], str]] = {
 
 
 @pytest.mark.parametrize(("happen", "error"), GONE.values(), ids=GONE)
-def test_only_a_new_agent_reads_after(
-    happen: Callable[[Simulator], None], error: str, machine: Simulator
-) -> None:
+def test_only_a_new_agent_reads_after(happen: Callable[[Simulator], None], error: str, machine: Simulator) -> None:
     with Agent(machine) as old:
         assert len(old.gpus()) == 2
         happen(machine)

@@ -60,9 +60,7 @@ def test_the_calls_are_those_of_the_adapter() -> None:
         node.attr
         for tree in trees
         for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute)
-        and re.match(r"nvml[A-Z]", node.attr)
-        and node.attr not in OTHER_NAMES
+        if isinstance(node, ast.Attribute) and re.match(r"nvml[A-Z]", node.attr) and node.attr not in OTHER_NAMES
     }
     assert made == {*SESSION, *(call for source in (*SOURCES, *USAGE) for call in source.calls)}
 
@@ -107,9 +105,7 @@ def test_without_a_right_exactly_its_fields_lack(tmp_path: Path, privilege: str)
     full = told(machine, "root")
     less = told(machine, privilege)
     lacking = {path for path in full if full[path] != less[path]}
-    needing = {
-        leaf.replace("MiB", "Mib") for leaf in LEAVES if NeededRight.MIG_CONFIG in source_of(leaf).needs
-    }
+    needing = {leaf.replace("MiB", "Mib") for leaf in LEAVES if NeededRight.MIG_CONFIG in source_of(leaf).needs}
     if privilege == "monitor":  # of a GPU with MIG on, that is enough
         needing.remove("models[].memoryMib")
     assert lacking == (set() if privilege == "config" else needing)

@@ -31,16 +31,12 @@ def reading() -> Reading:
 def smi(query: str) -> list[str]:
     """A column of nvidia-smi, one line per GPU."""
     if shutil.which("nvidia-smi") is None:
-        raise UnavailableError(
-            "there is no nvidia-smi on PATH to compare with: install the driver's utilities"
-        )
+        raise UnavailableError("there is no nvidia-smi on PATH to compare with: install the driver's utilities")
     command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
 
 
-@pytest.mark.parametrize(
-    ("query", "field"), [("uuid", "uuid"), ("name", "product"), ("index", "index")], ids=str
-)
+@pytest.mark.parametrize(("query", "field"), [("uuid", "uuid"), ("name", "product"), ("index", "index")], ids=str)
 def test_gpus_are_those_of_nvidia_smi(reading: Reading, query: str, field: str) -> None:
     assert [str(getattr(gpu, field)) for gpu in reading.gpus] == smi(query)
 

@@ -9,9 +9,7 @@ from hpack import Encoder
 from gpusharing.agent.http2 import MOST, Conversation, Stream
 
 PATHS = ("/v1.Lister/List", "/v1.Lister/Get")
-DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = (
-    range(10)
-)
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 UNHEARD_OF = 0x50
 END_STREAM, END_HEADERS, PADDED = 1, 4, 8
 ACK = 1
@@ -164,9 +162,7 @@ def test_a_connection_does_not_grow_for_ever() -> None:
     for turn in range(1000):
         assert not conversation.over
         conversation.call(PATHS[:1])
-        conversation.receive(
-            frame(HEADERS, END_HEADERS | END_STREAM, 2 * turn + 1, headers((":status", "200")))
-        )
+        conversation.receive(frame(HEADERS, END_HEADERS | END_STREAM, 2 * turn + 1, headers((":status", "200"))))
     assert conversation.over
 
 

@@ -173,9 +173,7 @@ async def test_a_refusal_names_the_grpc_status_and_message(tmp_path: Path) -> No
 
 
 async def test_an_absent_socket_says_what_to_mount(tmp_path: Path) -> None:
-    with pytest.raises(
-        PodResourcesUnavailable, match=r"kubelet socket .* does not exist; mount its directory"
-    ):
+    with pytest.raises(PodResourcesUnavailable, match=r"kubelet socket .* does not exist; mount its directory"):
         await KubeletPodResources(tmp_path / "kubelet.sock").read()
 
 
@@ -223,9 +221,7 @@ RESET = b"\x00\x00\x04\x03\x00\x00\x00\x00"
     ],
     ids=["an HTTP/1 server", "a DATA frame outside of any stream", "it refuses both streams", "it hangs up"],
 )
-async def test_a_server_that_speaks_something_else_is_no_kubelet(
-    tmp_path: Path, answer: bytes, reason: str
-) -> None:
+async def test_a_server_that_speaks_something_else_is_no_kubelet(tmp_path: Path, answer: bytes, reason: str) -> None:
     path = tmp_path / "kubelet.sock"
 
     async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -139,9 +139,7 @@ async def test_a_kubelet_that_is_away_is_named_and_asked_anew_when_it_is_back(tm
     async with running(tmp_path) as node:
         assert await node.told() == (["a"], 2)
         await node.end()
-        with pytest.raises(
-            PodResourcesUnavailable, match=r"cannot reach the kubelet|kubelet socket .* does not exist"
-        ):
+        with pytest.raises(PodResourcesUnavailable, match=r"cannot reach the kubelet|kubelet socket .* does not exist"):
             await node.told()
         await node.start()
         assert await node.told() == (["a"], 2)

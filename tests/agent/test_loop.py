@@ -180,9 +180,7 @@ async def test_a_hung_reading_is_reported_with_the_last_known_gpus_and_heals(ben
 
 
 @virtually
-async def test_eight_gpus_without_persistence_mode_are_read_in_time_and_a_hang_is_told_within_a_minute() -> (
-    None
-):
+async def test_eight_gpus_without_persistence_mode_are_read_in_time_and_a_hang_is_told_within_a_minute() -> None:
     bench = Bench(*[H100] * 8)
     bench.gpus.hang()
     bench.node.ask("r1")
@@ -287,9 +285,7 @@ async def test_the_agent_goes_on_where_a_new_container_would_not_help(bench: Ben
         await eventually(lambda: sum(loop.readings_by_outcome.values()) >= 10)
 
 
-async def test_an_api_server_that_is_away_is_waited_for(
-    bench: Bench, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_an_api_server_that_is_away_is_waited_for(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     bench.node.ask("r1")
     faults = bench.node.cluster.faults
     faults.fail("list", GPUNODES, Unavailable("connection refused"), times=3)
@@ -379,9 +375,9 @@ async def test_without_the_kubelet_nobody_knows_who_holds_what_and_the_gpus_are_
         observed = await bench.node.answered("r1")
     assert (observed.error, observed.allocated, len(observed.gpus)) == ("", None, 1)
     assert observed.pods is None
-    assert [
-        record.__dict__["error"] for record in caplog.records if "which pods use devices" in record.message
-    ] == ["no socket"]
+    assert [record.__dict__["error"] for record in caplog.records if "which pods use devices" in record.message] == [
+        "no socket"
+    ]
 
 
 async def test_a_loop_that_stopped_turning_is_not_alive(bench: Bench) -> None:

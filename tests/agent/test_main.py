@@ -25,9 +25,7 @@ def test_flags_win_over_the_environment_which_wins_over_defaults() -> None:
     assert str(options.pod_resources_socket) == "/var/lib/kubelet/pod-resources/kubelet.sock"
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["--node-name", "n", "--metrics-addr", "8081"]], ids=["no node", "no host"]
-)
+@pytest.mark.parametrize("arguments", [[], ["--node-name", "n", "--metrics-addr", "8081"]], ids=["no node", "no host"])
 def test_what_cannot_work_is_refused_with_the_flag_named(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

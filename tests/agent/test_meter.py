@@ -54,9 +54,7 @@ def devices(reading: Reading, replicas: int = 1) -> list[tuple[str, str]]:
     """What the device plugin offers: resource and id."""
     found = []
     for gpu in reading.gpus:
-        slices = [(f"nvidia.com/mig-{i.profile}", i.uuid) for i in gpu.instances] or [
-            ("nvidia.com/gpu", gpu.uuid)
-        ]
+        slices = [(f"nvidia.com/mig-{i.profile}", i.uuid) for i in gpu.instances] or [("nvidia.com/gpu", gpu.uuid)]
         for resource, uuid in slices:
             if replicas == 1:
                 found.append((resource, uuid))
@@ -251,9 +249,7 @@ class Changing:
         self.offers = last_allocatable(reading, self.holdings, self.offers)
         stands = allotment_of(reading, self.holdings, policy, changing=changing, known=self.offers)
         assert total(stands) == 2
-        assert (
-            min((*stands.allocated.values(), *stands.idle.values(), stands.stranded, stands.transition)) >= 0
-        )
+        assert min((*stands.allocated.values(), *stands.idle.values(), stands.stranded, stands.transition)) >= 0
         return stands
 
 

@@ -77,9 +77,7 @@ def test_a_node_tells_128_accounts_64_idle_resources_and_16_policies_apart_and_t
     [("p{}", "a", "r"), ("p", "t{}", "r"), ("p", "a", "r{}"), ("p{}", "t{}", "r{}"), ("p", "t{}", "r{}")],
     ids=["policies", "tenants", "resources", "all of them", "tenants and resources"],
 )
-@pytest.mark.parametrize(
-    "every", [1.0, 30.0, 3 * HOUR], ids=["every second", "every turn", "every three hours"]
-)
+@pytest.mark.parametrize("every", [1.0, 30.0, 3 * HOUR], ids=["every second", "every turn", "every three hours"])
 def test_a_node_on_which_names_change_for_ever_has_a_bounded_number_of_series(
     policy: str, tenant: str, resource: str, every: float
 ) -> None:

@@ -47,9 +47,7 @@ def test_a_gpu_that_could_not_be_read_once_has_as_many_parts_as_before() -> None
 
 
 @pytest.mark.parametrize(("replica", "parts"), [(0, 2), (1, 2), (2, 3), (6, 7)])
-def test_of_a_device_that_was_never_offered_the_held_replicas_tell_how_many_there_are(
-    replica: int, parts: int
-) -> None:
+def test_of_a_device_that_was_never_offered_the_held_replicas_tell_how_many_there_are(replica: int, parts: int) -> None:
     """As after a restart of the agent; no plugin offers fewer than two replicas."""
     reading = machine(())
     holdings = handed_out(devices(reading, 7)[replica:], ["team-a"])
@@ -65,9 +63,7 @@ def test_what_is_offered_anew_counts_and_what_is_gone_is_forgotten() -> None:
     reading, divided = machine(()), machine(("3g.40gb",))
     four = last_allocatable(reading, handed_out(devices(reading, 4), []), NONE_ALLOCATABLE)
     two = handed_out(devices(reading, 2), ["team-a"])
-    assert allotment_of(reading, two, "", changing=False, known=four).allocated == {
-        ("team-a", SHARED): Fraction(1, 2)
-    }
+    assert allotment_of(reading, two, "", changing=False, known=four).allocated == {("team-a", SHARED): Fraction(1, 2)}
     assert last_allocatable(reading, two, four) == {uuid: {SHARED: 2} for uuid in four}
     instance = divided.gpus[0].instances[0].uuid
     as_instance = last_allocatable(divided, handed_out(devices(divided), []), NONE_ALLOCATABLE)

@@ -33,9 +33,7 @@ def test_a_divided_h100_is_read_with_placements_and_mig_uuids(machine: Simulator
     assert reading["driver_version"] == "580.159.03"
 
 
-@pytest.mark.parametrize(
-    ("model", "product"), [("h100-80gb", H100), ("a100-40gb", A100)], ids=["an H100", "an A100"]
-)
+@pytest.mark.parametrize(("model", "product"), [("h100-80gb", H100), ("a100-40gb", A100)], ids=["an H100", "an A100"])
 def test_the_profiles_read_are_those_of_the_card_table(tmp_path: Path, model: str, product: str) -> None:
     (observed,) = read(Simulator.create(tmp_path / "state", [model]))["models"]
     card = find_card(product)
@@ -67,9 +65,7 @@ def test_without_the_right_to_list_instances_the_mig_devices_tell(machine: Simul
     privileged = {i["id"]: i for i in read(machine)["gpus"][0]["instances"]}
     instances = read(machine, privilege="monitor")["gpus"][0]["instances"]
     assert [(i["start"], i["id"]) for i in instances] == [(-1, number) for number in sorted(privileged)]
-    assert {(i["profile"], i["uuid"]) for i in instances} == {
-        (i["profile"], i["uuid"]) for i in privileged.values()
-    }
+    assert {(i["profile"], i["uuid"]) for i in instances} == {(i["profile"], i["uuid"]) for i in privileged.values()}
     assert {i["size"] for i in instances} == {0}  # placements may not be listed either
 
 
@@ -92,18 +88,14 @@ def test_processes_are_read_per_gpu_and_per_mig_device(machine: Simulator) -> No
 
 
 @pytest.mark.parametrize("answer", ["NO_PERMISSION", "NOT_SUPPORTED"])
-def test_a_list_of_compute_processes_that_is_not_given_counts_as_busy(
-    machine: Simulator, answer: str
-) -> None:
+def test_a_list_of_compute_processes_that_is_not_given_counts_as_busy(machine: Simulator, answer: str) -> None:
     machine.inject("nvmlDeviceGetComputeRunningProcesses", answer, gpu=0)
     unknown, told = read(machine)["gpus"]
     assert (unknown["processes"], told["processes"]) == ([{"pid": 0, "name": "", "device": ""}], [])
 
 
 @pytest.mark.parametrize("kind", ["MPSCompute", "Graphics"])
-def test_lists_of_mps_and_graphics_clients_are_empty_where_there_are_none(
-    machine: Simulator, kind: str
-) -> None:
+def test_lists_of_mps_and_graphics_clients_are_empty_where_there_are_none(machine: Simulator, kind: str) -> None:
     machine.inject(f"nvmlDeviceGet{kind}RunningProcesses", "NOT_SUPPORTED")
     assert [gpu["processes"] for gpu in read(machine)["gpus"]] == [[], []]
     machine.clear_faults()

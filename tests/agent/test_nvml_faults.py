@@ -285,9 +285,7 @@ def test_a_create_that_failed_midway_shows_an_instance_without_a_device(machine:
         ("3g.40gb", True),
         ("2g.20gb", False),
     ]
-    assert (
-        read(machine)["gpus"][0]["processes"] == []
-    )  # nobody can compute on an instance without compute instances
+    assert read(machine)["gpus"][0]["processes"] == []  # nobody can compute on an instance without compute instances
 
 
 def test_an_instance_that_could_not_be_destroyed_is_shown_with_its_user(machine: Simulator) -> None:

@@ -73,9 +73,7 @@ def held_by_named_processes(machine: Simulator) -> dict[str, Any]:
         instances = agent.gpus()[0]["instances"]
     ids = {i["profile"]: i["id"] for i in instances}
     small = [i["id"] for i in instances if i["profile"] == "1g.10gb"]
-    machine.add_process(
-        0, 4_000_001, "/usr/bin/python3 train.py", gpu_instance=ids["3g.40gb"], compute_instance=0
-    )
+    machine.add_process(0, 4_000_001, "/usr/bin/python3 train.py", gpu_instance=ids["3g.40gb"], compute_instance=0)
     machine.add_process(0, 4_000_002, "tritonserver", mps=True, gpu_instance=small[0], compute_instance=0)
     machine.add_process(0, 4_000_003, gpu_instance=small[1], compute_instance=0)
     observed: dict[str, Any] = finish(start(machine, module="nvml_observe"))

@@ -20,10 +20,7 @@ def use(machine: Simulator, privilege: str = "root") -> Any:
 
 def taken(told: Any) -> dict[int, tuple[int | None, int | None]]:
     """Memory in MiB and share of SM time of each process."""
-    return {
-        p["pid"]: (None if p["memory"] is None else p["memory"] // MIB, p["sm_percent"])
-        for p in told["processes"]
-    }
+    return {p["pid"]: (None if p["memory"] is None else p["memory"] // MIB, p["sm_percent"]) for p in told["processes"]}
 
 
 def test_a_whole_gpu_tells_memory_and_sm_time_of_each_process(machine: Simulator) -> None:
@@ -41,9 +38,7 @@ def test_a_whole_gpu_tells_memory_and_sm_time_of_each_process(machine: Simulator
 def test_of_a_mig_device_memory_is_told_and_sm_time_is_not(machine: Simulator) -> None:
     in_process(machine, "partition", "0", "3g.40gb", "1g.10gb")
     (large, small) = sorted(read(machine)["gpus"][0]["instances"], key=lambda instance: -instance["size"])
-    machine.add_process(
-        0, FIRST, memory_mib=9_000, sm_percent=80, gpu_instance=large["id"], compute_instance=0
-    )
+    machine.add_process(0, FIRST, memory_mib=9_000, sm_percent=80, gpu_instance=large["id"], compute_instance=0)
     told = use(machine)
     assert taken(told) == {FIRST: (9_000, None)}
     devices = {device["uuid"]: device for device in told["devices"] if device["gpu"] == 0}
@@ -68,9 +63,7 @@ def test_memory_that_the_driver_does_not_tell_is_unknown_and_not_nothing(machine
 
 
 @pytest.mark.parametrize("fault", ["NOT_SUPPORTED", "UNKNOWN", "NO_PERMISSION"])
-def test_what_cannot_be_told_of_the_use_is_left_out_and_fails_no_reading(
-    machine: Simulator, fault: str
-) -> None:
+def test_what_cannot_be_told_of_the_use_is_left_out_and_fails_no_reading(machine: Simulator, fault: str) -> None:
     machine.add_process(0, FIRST, memory_mib=100, sm_percent=60)
     machine.inject("nvmlDeviceGetProcessUtilization", fault)
     with Agent(machine) as agent:
@@ -79,9 +72,7 @@ def test_what_cannot_be_told_of_the_use_is_left_out_and_fails_no_reading(
         told = agent.ask("read")
     assert [gpu["access"] for gpu in told["gpus"]] == ["Ok", "Ok"]
     assert taken(told["use"]) == {FIRST: (100, None)}
-    assert {(d["memory"], d["memory_used"], d["reports_sm"]) for d in told["use"]["devices"]} == {
-        (None, None, False)
-    }
+    assert {(d["memory"], d["memory_used"], d["reports_sm"]) for d in told["use"]["devices"]} == {(None, None, False)}
 
 
 def test_without_rights_on_a_divided_gpu_the_sums_over_its_processes_are_not_whole(
@@ -94,9 +85,7 @@ def test_without_rights_on_a_divided_gpu_the_sums_over_its_processes_are_not_who
 
 
 def test_a_driver_before_r510_counts_what_it_reserves_as_used(machine: Simulator) -> None:
-    machine.inject(
-        "nvmlDeviceGetMemoryInfo", "FUNCTION_NOT_FOUND", count=2
-    )  # once for the model, in version 1
+    machine.inject("nvmlDeviceGetMemoryInfo", "FUNCTION_NOT_FOUND", count=2)  # once for the model, in version 1
     told = use(machine)
     assert [device["memory_used"] // MIB for device in told["devices"]] == [600, 0]
 
@@ -107,9 +96,7 @@ def test_every_xid_is_counted_and_only_a_critical_one_is_held_against_the_gpu(ma
         for xids in ((31, 31), (79,)):
             machine.inject("nvmlDeviceGetComputeMode", "hang", gpu=1)
             agent.tell("read")
-            wait_until(
-                lambda: machine.show()["faults"][0]["hits"] > 0, 30, "the reading to come that far", poll=0.01
-            )
+            wait_until(lambda: machine.show()["faults"][0]["hits"] > 0, 30, "the reading to come that far", poll=0.01)
             for xid in xids:
                 machine.post_event(1, EVENT_XID, xid)
             machine.clear_faults()

@@ -95,9 +95,7 @@ async def test_the_seventeenth_connection_makes_its_place_by_ending_the_oldest(p
     await eventually(lambda: answering() == 0)
 
 
-async def test_a_connection_that_never_ends_its_request_is_ended_after_ten_seconds_and_no_younger_one() -> (
-    None
-):
+async def test_a_connection_that_never_ends_its_request_is_ended_after_ten_seconds_and_no_younger_one() -> None:
     now = 0.0
     server = ProbeServer(("127.0.0.1", 0), lambda: "", lambda: "", CollectorRegistry(), clock=lambda: now)
     server.start()

@@ -245,9 +245,7 @@ def test_the_file_that_stays_open_tells_of_a_process_and_is_not_opened_again(pro
     [(8, "python3", 1), (7, "julia", 1), (7, "python3", 2)],
     ids=["another process with its number", "another program in its place", "its parent has ended"],
 )
-def test_a_process_that_is_no_longer_the_same_is_looked_at_anew(
-    proc: Proc, began: int, comm: str, parent: int
-) -> None:
+def test_a_process_that_is_no_longer_the_same_is_looked_at_anew(proc: Proc, began: int, comm: str, parent: int) -> None:
     readings = Readings(proc)
     proc.start(SERVER, "/usr/bin/python3", comm="python3", began=7)
     proc.place(SERVER, UID)
@@ -325,9 +323,7 @@ def test_the_folders_of_the_pods_logs_name_them(tmp_path: Path) -> None:
 
 def test_a_folder_whose_name_is_no_text_names_no_pod(tmp_path: Path) -> None:
     os.mkdir(os.fsencode(tmp_path) + b"/team-\xff_train-0_" + UID.encode())
-    assert pod_names(tmp_path)(UID) == PodID(UID), (
-        "Prometheus's labels are UTF-8, or there are no metrics at all"
-    )
+    assert pod_names(tmp_path)(UID) == PodID(UID), "Prometheus's labels are UTF-8, or there are no metrics at all"
 
 
 def test_without_the_folders_a_pod_is_known_by_its_uid_only(tmp_path: Path) -> None:

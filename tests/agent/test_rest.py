@@ -172,18 +172,14 @@ async def test_a_token_that_is_refused_is_read_again_and_the_call_made_once_more
     assert sent == ["Bearer first", "Bearer first", "Bearer second"]
 
 
-async def test_discovery_tells_whether_the_kind_is_installed(
-    client: RestClient, server: tuple[Server, int]
-) -> None:
+async def test_discovery_tells_whether_the_kind_is_installed(client: RestClient, server: tuple[Server, int]) -> None:
     api, _ = server
     api.answers = [(200, {"resources": [{"name": "gpunodes"}]}), (200, {"resources": []}), status(404, "no")]
     assert [await client.served(GPUNODES) for _ in range(3)] == [True, False, False]
     assert api.requests[0][1] == "/apis/gpusharing.dev/v1alpha1"
 
 
-async def test_a_patch_is_a_merge_patch_of_the_subresource(
-    client: RestClient, server: tuple[Server, int]
-) -> None:
+async def test_a_patch_is_a_merge_patch_of_the_subresource(client: RestClient, server: tuple[Server, int]) -> None:
     api, _ = server
     api.answers = [(200, {"kind": "GPUNode"})]
     body = {"status": {"observed": {"error": ""}}}
@@ -193,9 +189,7 @@ async def test_a_patch_is_a_merge_patch_of_the_subresource(
     assert headers["Content-Type"] == "application/merge-patch+json"
 
 
-async def test_a_watch_yields_events_until_the_server_ends_it(
-    client: RestClient, server: tuple[Server, int]
-) -> None:
+async def test_a_watch_yields_events_until_the_server_ends_it(client: RestClient, server: tuple[Server, int]) -> None:
     api, _ = server
     api.events = [{"type": "ADDED", "object": node(1)}, {"type": "BOOKMARK", "object": node(2)}]
     assert await watched(client) == [WatchEvent("ADDED", node(1)), WatchEvent("BOOKMARK", node(2))]
@@ -203,9 +197,7 @@ async def test_a_watch_yields_events_until_the_server_ends_it(
     assert (query["resourceVersion"], query["allowWatchBookmarks"]) == (["7"], ["true"])
 
 
-async def test_a_watch_that_nobody_reads_any_more_is_closed(
-    client: RestClient, server: tuple[Server, int]
-) -> None:
+async def test_a_watch_that_nobody_reads_any_more_is_closed(client: RestClient, server: tuple[Server, int]) -> None:
     api, _ = server
     api.events = [{"type": "ADDED", "object": node(1)}]
     api.hold.clear()
@@ -432,9 +424,7 @@ async def test_no_two_watches_of_a_fleet_end_together(client: RestClient, server
     assert len(seconds) > 5
 
 
-async def test_an_answer_that_is_no_json_is_unavailable(
-    client: RestClient, server: tuple[Server, int]
-) -> None:
+async def test_an_answer_that_is_no_json_is_unavailable(client: RestClient, server: tuple[Server, int]) -> None:
     server[0].answers = [(502, "bad gateway")]
     with pytest.raises(errors.Unavailable, match="502"):
         await client.patch(GPUNODES, "gpu-01", {})

@@ -46,9 +46,7 @@ def told(use: Use, holdings: Holdings | None) -> CollectorRegistry:
 def series(registry: CollectorRegistry, name: str) -> dict[tuple[str, ...], float]:
     """The values of one metric, by those labels that differ: pod, device, resource."""
     return {
-        tuple(
-            sample.labels[key] for key in ("pod", "uuid", "resource", "xid") if key in sample.labels
-        ): sample.value
+        tuple(sample.labels[key] for key in ("pod", "uuid", "resource", "xid") if key in sample.labels): sample.value
         for family in registry.collect()
         for sample in family.samples
         if sample.name == f"gpusharing_{name}"
@@ -59,9 +57,7 @@ def test_a_whole_gpu_is_one_slice_and_its_process_is_its_holders() -> None:
     use = Use((GPU,), (ProcessUse(1, "GPU-0", 20 * GIB, 60, NAMELESS),))
     registry = told(
         use,
-        Holdings(
-            by_pod=(held(TRAIN, "nvidia.com/gpu", "GPU-0"),), allocatable=offered("nvidia.com/gpu", "GPU-0")
-        ),
+        Holdings(by_pod=(held(TRAIN, "nvidia.com/gpu", "GPU-0"),), allocatable=offered("nvidia.com/gpu", "GPU-0")),
     )
     assert series(registry, "pod_memory_used_bytes") == {("train", "GPU-0"): 20 * GIB}
     assert series(registry, "pod_sm_ratio") == {("train", "GPU-0"): 0.6}
@@ -160,9 +156,7 @@ def test_where_processes_are_not_seen_no_sum_over_them_is_told() -> None:
     assert series(registry, "device_memory_used_bytes") == {("GPU-0",): 30 * GIB}
 
 
-@pytest.mark.parametrize(
-    "uids", [("3", "4"), ("3",)], ids=["each has an unnamed uid", "only one of the two computes"]
-)
+@pytest.mark.parametrize("uids", [("3", "4"), ("3",)], ids=["each has an unnamed uid", "only one of the two computes"])
 def test_pods_whose_processes_nobody_can_name_are_not_told_with_zeros(uids: tuple[str, ...]) -> None:
     resource = "nvidia.com/gpu.shared"
     processes = tuple(ProcessUse(int(uid), "GPU-0", GIB, 45, PodID(uid)) for uid in uids)

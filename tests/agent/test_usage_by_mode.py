@@ -112,9 +112,7 @@ class Node:
 
     def told(self) -> "Told":
         """What its agent tells, while a kubelet says which tenant holds what."""
-        held = [
-            PodDevices(pod.namespace, pod.name, self.way.resource, (self._id(pod),)) for pod in (TRAIN, SERVE)
-        ]
+        held = [PodDevices(pod.namespace, pod.name, self.way.resource, (self._id(pod),)) for pod in (TRAIN, SERVE)]
         offered = [(self.way.resource, name) for device in self.devices for name in self._ids(device)]
         with serving(self.folder / "kubelet.sock", held, offered):
             page = finish(start(self.machine, str(self.folder), module="nvml_told"))

@@ -104,16 +104,12 @@ GOOD = (
             ]
         ),
     ),
-    Row(
-        "expression DoesNotExist with an empty list", expression(key="x", operator="DoesNotExist", values=[])
-    ),
+    Row("expression DoesNotExist with an empty list", expression(key="x", operator="DoesNotExist", values=[])),
     Row("a named configuration", mig(config="all-balanced")),
     Row("a named configuration of one profile", mig(config="all-1g.10gb.me", strategy="single")),
     Row("one profile on all GPUs", mig(**TWO_HALVES)),
     Row("devices left out means all", layouts({"profiles": {"3g.40gb": 2}})),
-    Row(
-        "several profiles, strategy mixed", layouts({"profiles": {"3g.40gb": 1, "2g.20gb": 1, "1g.10gb": 2}})
-    ),
+    Row("several profiles, strategy mixed", layouts({"profiles": {"3g.40gb": 1, "2g.20gb": 1, "1g.10gb": 2}})),
     Row(
         "two lists of GPUs",
         layouts(
@@ -169,9 +165,7 @@ GOOD = (
     Row("a duration of a week", drain_timeout("168h")),
     Row(
         "jobs and a rule that are waited for without an end",
-        full(
-            drain={"jobs": {"timeout": "Never"}, "rules": [{"behavior": "WaitCompleted", "timeout": "Never"}]}
-        ),
+        full(drain={"jobs": {"timeout": "Never"}, "rules": [{"behavior": "WaitCompleted", "timeout": "Never"}]}),
     ),
     Row(
         "pods without owner and stranded pods may go",

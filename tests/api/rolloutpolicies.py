@@ -19,9 +19,7 @@ GOOD = (
                     {"schedule": "0 22 * * 1-5", "duration": "6h", "timeZone": "Europe/Berlin"},
                     {"schedule": "*/5 0-4 1,L jan-mar sun#2", "duration": "90s"},
                 ],
-                "blackouts": [
-                    {"schedule": "0 0 24 12 *", "duration": "72h", "timeZone": "America/Argentina/Ushuaia"}
-                ],
+                "blackouts": [{"schedule": "0 0 24 12 *", "duration": "72h", "timeZone": "America/Argentina/Ushuaia"}],
             }
         ),
     ),

@@ -126,11 +126,7 @@ def test_conditions_are_a_map_by_type() -> None:
 
 def test_every_rule_shows_a_way_out() -> None:
     root = schema_of(POLICY)
-    rules = [
-        rule
-        for _, child in [("", root), *fields(root, "")]
-        for rule in child.get("x-kubernetes-validations", ())
-    ]
+    rules = [rule for _, child in [("", root), *fields(root, "")] for rule in child.get("x-kubernetes-validations", ())]
     assert len(rules) >= 15
     assert [rule for rule in rules if not re.search("for example|change the mode", rule["message"])] == []
 

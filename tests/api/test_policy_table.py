@@ -50,9 +50,7 @@ def says_how(problem: Problem) -> bool:
 
 def create(server: Api, manifest: dict[str, Any]) -> dict[str, Any]:
     """Create on the server without keeping it; unknown fields are refused, as kubectl asks for."""
-    answer: dict[str, Any] = server.request(
-        "POST", POLICIES, manifest, dryRun="All", fieldValidation="Strict"
-    )
+    answer: dict[str, Any] = server.request("POST", POLICIES, manifest, dryRun="All", fieldValidation="Strict")
     return answer
 
 

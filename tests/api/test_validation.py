@@ -26,9 +26,7 @@ def test_a_duration_is_its_seconds(text: str, seconds: int) -> None:
     assert parse_duration(text) == timedelta(seconds=seconds)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "15", "m", "1d", "1.5h", "-5m", "1m1h", "1h1h", "15m\n", "1h 30m", "9999999h"]
-)
+@pytest.mark.parametrize("text", ["", "15", "m", "1d", "1.5h", "-5m", "1m1h", "1h1h", "15m\n", "1h 30m", "9999999h"])
 def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match="for example 15m or 1h30m"):
         parse_duration(text)
@@ -68,9 +66,7 @@ def test_nonsense_allows_nothing_instead_of_everything(nonsense: int | str) -> N
 
 
 @given(st.integers(1, 100), st.integers(1, 10_000))
-def test_an_allowance_never_exceeds_the_percentage_except_for_the_first_node(
-    percent: int, total: int
-) -> None:
+def test_an_allowance_never_exceeds_the_percentage_except_for_the_first_node(percent: int, total: int) -> None:
     nodes = allowance(f"{percent}%", total)
     assert 1 <= nodes <= max(1, total * percent / 100)
 
@@ -128,9 +124,7 @@ def test_a_required_field_that_is_misspelt_is_not_also_missing() -> None:
 
 
 def test_a_required_field_that_is_wrong_is_reported_beside_the_misspelt_one() -> None:
-    verdict = validate_policy(
-        {"spec": {"nodeSelector": {"matchLabels": {"pool": "b"}}, "mode": "Fll", "Mode": "Full"}}
-    )
+    verdict = validate_policy({"spec": {"nodeSelector": {"matchLabels": {"pool": "b"}}, "mode": "Fll", "Mode": "Full"}})
     assert not isinstance(verdict, GPUSharingPolicySpec)
     assert [problem.field for problem in verdict] == ["spec.mode", "spec.Mode"]
 

@@ -132,9 +132,7 @@ def test_polls_of_a_drain_are_told_from_other_reads_and_leases_are_left_out() ->
         request("list", "poddisruptionbudgets", "/apis/policy/v1/poddisruptionbudgets?limit=500"),
     ]
     others = [
-        request(
-            "list", "pods", "/api/v1/pods?limit=500&fieldSelector=spec.nodeName%3D,status.phase%3DPending"
-        ),
+        request("list", "pods", "/api/v1/pods?limit=500&fieldSelector=spec.nodeName%3D,status.phase%3DPending"),
         request("list", "gpusharingpolicies"),
         request("get", "leases"),
         request("watch", "nodes"),
@@ -149,9 +147,7 @@ def test_polls_of_a_drain_are_told_from_other_reads_and_leases_are_left_out() ->
     assert counts.by_resource == "2 leases, 1 nodes, 1 pods/eviction"
 
 
-def test_actuation_lasts_from_the_second_write_to_the_last_one_of_the_node_software_before_the_release() -> (
-    None
-):
+def test_actuation_lasts_from_the_second_write_to_the_last_one_of_the_node_software_before_the_release() -> None:
     own = [NOW + timedelta(seconds=second) for second in (0, 2, 10)]
     theirs = [NOW + timedelta(seconds=second) for second in (3, 8, 12)]
     assert large.actuation_seconds((own, theirs)) == 6

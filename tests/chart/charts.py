@@ -39,9 +39,7 @@ class Helm:
         """The variables that name its folders."""
         return {f"HELM_{kind}_HOME": str(self.home / kind.lower()) for kind in ("CACHE", "CONFIG", "DATA")}
 
-    def run(
-        self, *arguments: str, environ: Mapping[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """Run helm and return what it said; it may have failed."""
         # Without this `helm template` would ask the cluster of a kubeconfig that happens to be set.
         base = {key: value for key, value in os.environ.items() if key != "KUBECONFIG"}

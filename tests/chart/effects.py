@@ -69,9 +69,7 @@ class Written:
             "create": Request("create", "POST", self.collection, merged(fresh(now), self.forged)),
             "update": Request("update", "PUT", path, merged(now, self.forged)),
             "patch": Request("patch", "PATCH", path, self.forged, MERGE_PATCH),
-            "apply": Request(
-                "apply", "PATCH", path, {**partial, **identity, "metadata": metadata}, APPLY_PATCH
-            ),
+            "apply": Request("apply", "PATCH", path, {**partial, **identity, "metadata": metadata}, APPLY_PATCH),
         }
         yield from (made[verb] for verb in WRITES if verb not in self.harmless)
         if self.removed:
@@ -186,9 +184,7 @@ EFFECTS: dict[str, Written | Ended] = {
     "take the start-up taint off without a proof": node(GATED, opened(None)),
     "take the start-up taint off with an empty proof": node(GATED, opened("{}")),
     "take the start-up taint off with a proof of another policy": node(GATED, opened(record("pool-e"))),
-    "take the start-up taint off with a proof of another MIG layout": node(
-        GATED, opened(record(mig="other"))
-    ),
+    "take the start-up taint off with a proof of another MIG layout": node(GATED, opened(record(mig="other"))),
     "take the start-up taint off with a proof of another plugin configuration": node(
         GATED, opened(record(plugin="other"))
     ),
@@ -210,12 +206,8 @@ EFFECTS: dict[str, Written | Ended] = {
     "have a GPUNode collected as garbage, or delete it": gpunode(
         {"metadata": {"ownerReferences": [OWNER]}}, removed=True
     ),
-    "have a node skipped in a person's name": gpunode(
-        {"metadata": {"annotations": {names.LABEL_SKIP: "true"}}}
-    ),
-    "have a change given up in a person's name": gpunode(
-        {"metadata": {"annotations": {names.ANNOTATION_ABORT: "x"}}}
-    ),
+    "have a node skipped in a person's name": gpunode({"metadata": {"annotations": {names.LABEL_SKIP: "true"}}}),
+    "have a change given up in a person's name": gpunode({"metadata": {"annotations": {names.ANNOTATION_ABORT: "x"}}}),
     "let a DeviceClass of ours select other devices": Written(
         "operator",
         CLASSES,

@@ -73,9 +73,7 @@ class RunningPrometheus:
 
 
 @contextmanager
-def scraping(
-    folder: Path, jobs: Sequence[Mapping[str, Any]], rules: Mapping[str, str]
-) -> Iterator[RunningPrometheus]:
+def scraping(folder: Path, jobs: Sequence[Mapping[str, Any]], rules: Mapping[str, str]) -> Iterator[RunningPrometheus]:
     """One with these jobs and rule files, by name. It scrapes and evaluates every second."""
     (port,) = free_ports(1)
     for name, text in rules.items():

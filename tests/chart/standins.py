@@ -27,9 +27,7 @@ def crd(group: str, version: str, kind: str, scope: str) -> Object:
                     "name": version,
                     "served": True,
                     "storage": True,
-                    "schema": {
-                        "openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-                    },
+                    "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
                 }
             ],
         },
@@ -38,6 +36,4 @@ def crd(group: str, version: str, kind: str, scope: str) -> Object:
 
 def crds() -> list[Manifest]:
     """All of them."""
-    return [
-        crd(group, version, kind, scope) for group, (version, kinds, scope) in KINDS.items() for kind in kinds
-    ]
+    return [crd(group, version, kind, scope) for group, (version, kinds, scope) in KINDS.items() for kind in kinds]

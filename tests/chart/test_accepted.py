@@ -28,9 +28,7 @@ def neighbours(installed: Installed) -> Iterator[None]:
     """Stand-ins and namespaces, taken away again."""
     admin = installed.admin
     install.apply_documents(admin, crds())
-    spaces = [
-        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in MADE_BY_OTHERS
-    ]
+    spaces = [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in MADE_BY_OTHERS]
     install.apply_documents(admin, spaces)
     yield
     for one in (*crds(), *spaces):
@@ -81,15 +79,11 @@ def test_crds_of_a_newer_version_are_not_replaced(installed: Installed, version:
     try:
         admin.merge_patch(CRD, {"metadata": {"labels": {"app.kubernetes.io/version": version}}})
         done = installed.run_helm("upgrade", str(CHART), "--dry-run=server")
-        told = (
-            f"CRD gpunodes.gpusharing.dev has a newer version (from chart {version}) than this chart ({mine})"
-        )
+        told = f"CRD gpunodes.gpusharing.dev has a newer version (from chart {version}) than this chart ({mine})"
         assert (done.returncode != 0, told in done.stderr) == (refused, refused), done.stderr
         assert admin.get(CRD)["spec"] == before["spec"]
         if version == NEXT:
-            left = installed.run_helm(
-                "upgrade", str(CHART), "--dry-run=server", "--set", "crds.install=false"
-            )
+            left = installed.run_helm("upgrade", str(CHART), "--dry-run=server", "--set", "crds.install=false")
             assert left.returncode == 0, left.stderr
     finally:
         admin.merge_patch(CRD, {"metadata": {"labels": {"app.kubernetes.io/version": mine}}})

@@ -78,9 +78,7 @@ def test_an_agent_keeps_the_operators_transition_when_it_reports(
 def test_an_agent_may_not_write_another_nodes_gpunode(installed: Installed, agent: Api) -> None:
     path = f"{GPUNODES}/{installed.node_b}/status"
     message = denied(lambda: agent.merge_patch(path, {"status": {"observed": OBSERVED}}))
-    wanted = (
-        f"on node {installed.node_a} may only update the GPUNode {installed.node_a}, not {installed.node_b}"
-    )
+    wanted = f"on node {installed.node_a} may only update the GPUNode {installed.node_a}, not {installed.node_b}"
     assert wanted in message
 
 
@@ -155,9 +153,7 @@ MIGHTY_FORBIDDEN: dict[str, tuple[str, str, dict[str, Any] | None]] = {
 
 
 @pytest.mark.parametrize("what", MIGHTY_FORBIDDEN)
-def test_an_agent_with_every_right_still_may_not_touch(
-    installed: Installed, mighty_agent: Api, what: str
-) -> None:
+def test_an_agent_with_every_right_still_may_not_touch(installed: Installed, mighty_agent: Api, what: str) -> None:
     method, path, body = MIGHTY_FORBIDDEN[what]
     message = denied(lambda: send(mighty_agent, method, path.format(a=installed.node_a), body))
     assert ADMISSION in message
@@ -342,9 +338,7 @@ def test_the_operator_may_not(installed: Installed, operator: Api, what: str) ->
 
 @pytest.mark.parametrize("subject", ["operator", "agent"])
 def test_the_server_allows_every_grant_of_the_golden_table(installed: Installed, subject: str) -> None:
-    refused = [
-        grant for grant in sorted(golden()) if grant.subject == subject and not is_allowed(installed, grant)
-    ]
+    refused = [grant for grant in sorted(golden()) if grant.subject == subject and not is_allowed(installed, grant)]
     assert refused == []
 
 

@@ -45,9 +45,7 @@ def not_admitted(api: Api, name: str, data: dict[str, str]) -> bool:
 
 OWN = {
     f"pool-{strategy}-{mig}-{rename}": pluginconfig.render(
-        PluginConfig(
-            mig, Sharing((("nvidia.com/gpu", 4), ("nvidia.com/mig-1g.10gb", 2)), rename, rename, strategy)
-        )
+        PluginConfig(mig, Sharing((("nvidia.com/gpu", 4), ("nvidia.com/mig-1g.10gb", 2)), rename, rename, strategy))
     )
     for strategy in pluginconfig._BLOCKS
     for mig in pluginconfig.STRATEGIES.values()

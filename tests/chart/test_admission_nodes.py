@@ -114,9 +114,7 @@ def test_on_a_node_that_lost_the_label_a_change_is_brought_to_its_end_and_no_oth
     assert "has no label" in denied(lambda: operator.merge_patch(PATH, FENCE))
 
 
-def test_from_a_node_that_lost_the_label_the_operator_may_remove_all_that_it_set(
-    plain: Api, operator: Api
-) -> None:
+def test_from_a_node_that_lost_the_label_the_operator_may_remove_all_that_it_set(plain: Api, operator: Api) -> None:
     ours = {names.LABEL_MODE: "mig", names.LABEL_POLICY: "pool-b", names.LABEL_MIG_CONFIG: "x"}
     notes = {names.ANNOTATION_VERIFIED: "{}", names.ANNOTATION_DEFERRED: "{}"}
     plain.merge_patch(PATH, {"metadata": {"labels": ours, "annotations": notes}})

@@ -151,9 +151,7 @@ def test_the_operator_may_delete_a_pod_of(operator: Api, operands: dict[str, str
         assert operator.delete(path, {"preconditions": preconditions, "dryRun": ["All"], **grace})
 
 
-def test_the_operator_may_not_delete_a_pod_of_the_device_plugin(
-    operator: Api, operands: dict[str, str]
-) -> None:
+def test_the_operator_may_not_delete_a_pod_of_the_device_plugin(operator: Api, operands: dict[str, str]) -> None:
     message = denied(lambda: delete(operator, f"{pods(OPERATOR_SPACE)}/{operands[PLUGIN]}"))
     assert ADMISSION in message
     assert f"not {OPERATOR_SPACE}/{operands[PLUGIN]}" in message
@@ -240,9 +238,7 @@ def test_others_may_evict_there(installed: Installed) -> None:
 
 
 @pytest.mark.parametrize("name", OUR_MAPS)
-def test_the_operator_may_create_and_change_its_own_configmap(
-    installed: Installed, operator: Api, name: str
-) -> None:
+def test_the_operator_may_create_and_change_its_own_configmap(installed: Installed, operator: Api, name: str) -> None:
     assert create(operator, maps(OPERATOR_SPACE), {"metadata": {"name": name}, "data": {}})
     installed.admin.create(maps(OPERATOR_SPACE), {"metadata": {"name": name}, "data": {}})
     data = {"config.yaml": "version: v1\n"}
@@ -292,14 +288,12 @@ def test_others_may_write_what_they_like(installed: Installed) -> None:
 def device_class(name: str = "gpusharing-mig-1g.10gb", *, ours: bool = True, **spec: Any) -> Object:
     """A DeviceClass as the operator writes it; `spec` replaces parts of its spec."""
     labels = {LABEL_MANAGED_BY: MANAGED_BY} if ours else {}
-    selectors = [{"cel": {"expression": wanted_class("1g.10gb").selector}}]
+    selectors = [{"cel": {"expression": wanted_class("1g.10gb").selectors[0]}}]
     whole = {"selectors": selectors, "extendedResourceName": "nvidia.com/mig-1g.10gb", **spec}
     return {"metadata": {"name": name, "labels": labels}, "spec": whole}
 
 
-def test_the_operator_may_create_change_and_delete_its_own_deviceclass(
-    installed: Installed, operator: Api
-) -> None:
+def test_the_operator_may_create_change_and_delete_its_own_deviceclass(installed: Installed, operator: Api) -> None:
     assert create(operator, CLASSES, device_class())
     assert create(operator, CLASSES, device_class(extendedResourceName=None)), "without DRAExtendedResource"
     for profile in ("1g.10gb+me", "1c.2g.20gb", "1g.24gb+me.all", "1g.24gb-me"):
@@ -376,9 +370,7 @@ def guarded(installed: Installed, operator: Api, enforced: None) -> Iterator[str
     installed.admin.delete(path)
 
 
-def test_the_operator_may_set_and_remove_its_finalizer_and_write_the_status(
-    operator: Api, guarded: str
-) -> None:
+def test_the_operator_may_set_and_remove_its_finalizer_and_write_the_status(operator: Api, guarded: str) -> None:
     both = ["example.test/theirs", FINALIZER]
     for wanted in (both, both[:1]):
         patched = operator.merge_patch(guarded, {"metadata": {"finalizers": wanted}})
@@ -395,9 +387,7 @@ FOREIGN_PATCHES: dict[str, Object] = {
     "an annotation": {"metadata": {"annotations": {"gpusharing.dev/force-release": "true"}}},
     "the finalizer of somebody else": {"metadata": {"finalizers": []}},
     "its owners": {
-        "metadata": {
-            "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": "none", "uid": "1-2-3"}]
-        }
+        "metadata": {"ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": "none", "uid": "1-2-3"}]}
     },
 }
 

@@ -152,9 +152,7 @@ def test_the_screenshot_shows_the_golden_output_without_times() -> None:
     assert without_times(table) == ["NAME   PODS", "a", "b      2"]
 
 
-def test_the_icon_is_the_repositorys_at_the_tag_and_helm_lint_recommends_nothing(
-    helm: Helm, published: Path
-) -> None:
+def test_the_icon_is_the_repositorys_at_the_tag_and_helm_lint_recommends_nothing(helm: Helm, published: Path) -> None:
     about = yaml.safe_load((published / "Chart.yaml").read_text())
     assert about["icon"] == f"{SOURCE}/raw/v{about['version']}/{ICON}"
     done = helm.run("lint", "--strict", str(published))

@@ -132,9 +132,7 @@ def test_a_good_installation_can_work(checks: dict[str, str]) -> None:
     assert screen.endswith("This installation can work: errors 0, warnings 0.\n")
 
 
-def test_a_role_that_is_gone_is_told_with_the_rights_that_lack(
-    installed: Installed, checks: dict[str, str]
-) -> None:
+def test_a_role_that_is_gone_is_told_with_the_rights_that_lack(installed: Installed, checks: dict[str, str]) -> None:
     with without(installed, f"{BINDINGS}/gpusharing-agent"):
         wait_until(lambda: told(checks)[0] == 1, SECONDS, "the authorizer to hear of it")
         _, screen = told(checks)
@@ -145,9 +143,7 @@ def test_a_role_that_is_gone_is_told_with_the_rights_that_lack(
     wait_until(lambda: told(checks)[0] == 0, SECONDS, "the rights to be back")
 
 
-def test_pointers_that_are_not_ours_are_told_with_the_patch(
-    installed: Installed, checks: dict[str, str]
-) -> None:
+def test_pointers_that_are_not_ours_are_told_with_the_patch(installed: Installed, checks: dict[str, str]) -> None:
     change = {"spec": {"devicePlugin": {"config": None}, "mig": {"strategy": "single"}}}
     back = {"spec": {"devicePlugin": {"config": {"name": "gpusharing-device-plugin"}}, "mig": None}}
     with patched(installed, CLUSTER_POLICY, change, back):
@@ -198,9 +194,7 @@ def test_an_agent_that_is_gone_is_told(installed: Installed, checks: dict[str, s
     wait_until(left, SECONDS * 3, "the pod of the node to be gone")
 
 
-def test_its_own_missing_rights_are_told_and_not_guessed(
-    installed: Installed, checks: dict[str, str]
-) -> None:
+def test_its_own_missing_rights_are_told_and_not_guessed(installed: Installed, checks: dict[str, str]) -> None:
     with without(installed, f"{BINDINGS}/{ACCOUNT}"):
         wait_until(lambda: "WARNING" in told(checks)[1], SECONDS, "the authorizer to hear of it")
         _, screen = told(checks)

@@ -23,9 +23,7 @@ ZERO = {"gpusharing_agent_gpu_healthy", "gpusharing:pod_processes"}
 def stored() -> list[dict[str, str]]:
     """A series, or some, of each metric that panels ask for, in one cluster."""
     found = []
-    for name in sorted(
-        {name for query in queries() for name in re.findall(r"\bgpusharing[_:][\w:]+", query)}
-    ):
+    for name in sorted({name for query in queries() for name in re.findall(r"\bgpusharing[_:][\w:]+", query)}):
         label, values = SPLIT.get(name, ("", []))
         grows = name.endswith(("_total", "_bucket"))
         for text in [f', {label}="{value}"' for value in values] or [""]:

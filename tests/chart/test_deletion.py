@@ -18,9 +18,7 @@ def goes(installed: Installed) -> Iterator[None]:
     """Whatever a test leaves of its policy goes."""
     yield
     try:
-        installed.admin.merge_patch(
-            PATH, {"spec": {"deletionPolicy": "Retain"}, "metadata": {"finalizers": None}}
-        )
+        installed.admin.merge_patch(PATH, {"spec": {"deletionPolicy": "Retain"}, "metadata": {"finalizers": None}})
         installed.admin.delete(PATH)
     except ApiError as error:
         if error.status != 404:
@@ -55,9 +53,7 @@ def test_a_policy_is_deleted_where(installed: Installed, why: str) -> None:
     stored(installed, deletion, **metadata)
     installed.admin.delete(PATH)
     left = [one for one in installed.admin.list(POLICIES) if one["metadata"]["name"] == "goes"]
-    assert [bool(one["metadata"]["deletionTimestamp"]) for one in left] == [True] * bool(
-        metadata.get("finalizers")
-    )
+    assert [bool(one["metadata"]["deletionTimestamp"]) for one in left] == [True] * bool(metadata.get("finalizers"))
 
 
 @pytest.mark.usefixtures("goes")

@@ -117,9 +117,9 @@ def test_the_table_has_each_object_whose_presence_a_value_decides(helm: Helm) ->
         key: {one for one in found.get(key, set()) if any(fnmatchcase(one, row) for row in rows)}
         for key, rows in TABLE["values"].items()
     }
-    assert {key: names - listed.get(key, set()) for key, names in found.items()} == {
-        key: set() for key in found
-    }, "deleted, and not in deletions.yaml"
+    assert {key: names - listed.get(key, set()) for key, names in found.items()} == {key: set() for key in found}, (
+        "deleted, and not in deletions.yaml"
+    )
     idle = [
         (key, row)
         for key, rows in TABLE["values"].items()

@@ -17,9 +17,7 @@ def ids(cases: tuple[Row, ...]) -> list[str]:
 
 
 @pytest.mark.parametrize("case", OPERATOR_ONLY, ids=ids(OPERATOR_ONLY))
-def test_with_the_chart_the_api_server_refuses_it_too_and_names_the_field(
-    installed: Installed, case: Row
-) -> None:
+def test_with_the_chart_the_api_server_refuses_it_too_and_names_the_field(installed: Installed, case: Row) -> None:
     message = refusal(installed.admin, case.manifest)
     assert "spec.mig.layouts[].devices: " in message
     assert rules.DEVICES in message
@@ -46,8 +44,6 @@ def test_what_was_stored_before_can_still_lose_its_finalizer_and_go(installed: I
     admin.create(BINDING.rpartition("/")[0], {"metadata": metadata, "spec": binding["spec"]})
     wait_until(lambda: refusal(admin, TWICE) != "", SECONDS, "the admission policy to be in force")
     with pytest.raises(ApiError, match="devices: GPU 0 is listed twice"):
-        admin.merge_patch(
-            f"{POLICIES}/stored", {"spec": {"mig": {**TWICE["spec"]["mig"], "strategy": "single"}}}
-        )
+        admin.merge_patch(f"{POLICIES}/stored", {"spec": {"mig": {**TWICE["spec"]["mig"], "strategy": "single"}}})
     admin.merge_patch(f"{POLICIES}/stored", {"metadata": {"finalizers": []}})
     admin.delete(f"{POLICIES}/stored")

@@ -43,9 +43,7 @@ def editor(installed: Installed) -> Iterator[Api]:
     api.delete(f"{BINDINGS}/{name}")
 
 
-def test_an_editor_may_read_what_a_request_is_about_and_write_policies(
-    installed: Installed, editor: Api
-) -> None:
+def test_an_editor_may_read_what_a_request_is_about_and_write_policies(installed: Installed, editor: Api) -> None:
     assert editor.get(f"{NODES}/{installed.node_a}")["metadata"]["name"] == installed.node_a
     assert editor.list(GPUNODES)
     path = f"{POLICIES}/edited"
@@ -98,9 +96,7 @@ def test_an_editor_may_not_write_of_a_gpunode(installed: Installed, editor: Api,
 
 
 @pytest.mark.parametrize("what", ODD)
-def test_a_request_is_refused_with_an_example_when_it_is(
-    installed: Installed, editor: Api, what: str
-) -> None:
+def test_a_request_is_refused_with_an_example_when_it_is(installed: Installed, editor: Api, what: str) -> None:
     patch, words = ODD[what]
     with pytest.raises(ApiError, match=r"for example gpusharing\.dev/retry=again") as refusal:
         editor.merge_patch(f"{GPUNODES}/{installed.node_a}", patch)

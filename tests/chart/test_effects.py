@@ -117,14 +117,10 @@ def test_a_token_of_the_account_may_not(installed: Installed, thieves: dict[str,
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("what", EFFECTS)
-def test_with_every_right_it_still_may_not(
-    installed: Installed, mighty_thieves: dict[str, Api], what: str
-) -> None:
+def test_with_every_right_it_still_may_not(installed: Installed, mighty_thieves: dict[str, Api], what: str) -> None:
     effect = EFFECTS[what]
     found = answers(installed.admin, mighty_thieves[effect.account], effect)
-    assert {verb for verb, said in found.items() if "ValidatingAdmissionPolicy" not in said} == {
-        *effect.by_rbac
-    }
+    assert {verb for verb, said in found.items() if "ValidatingAdmissionPolicy" not in said} == {*effect.by_rbac}
 
 
 @pytest.mark.cluster
@@ -137,10 +133,6 @@ def test_with_the_proof_that_the_labels_name_the_start_up_taint_goes(
 
 def test_the_page_about_security_has_a_row_for_each_effect() -> None:
     page = (ROOT / "docs" / "explanation" / "security.md").read_text()
-    rows = [
-        line.strip("| ").split(" | ")
-        for line in page.splitlines()
-        if re.match(r"\| (operator|agent) \|", line)
-    ]
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if re.match(r"\| (operator|agent) \|", line)]
     told = [(row[0], row[1]) for row in rows if len(row) == 3]
     assert told == [(effect.account, what) for what, effect in EFFECTS.items()]

@@ -5,9 +5,7 @@ import re
 from tests.chart.charts import ROOT
 
 PAGE = ROOT / "docs" / "design" / "chart.md"
-ROWS = [
-    line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if re.match(r"\| \d+ \|", line)
-]
+ROWS = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if re.match(r"\| \d+ \|", line)]
 
 
 def test_every_expectation_has_its_row() -> None:

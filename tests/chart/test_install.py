@@ -89,9 +89,7 @@ def test_the_api_server_puts_the_operators_lease_calls_into_their_own_priority_l
     level = installed.admin.get(f"{flows}/prioritylevelconfigurations/leader-election")["metadata"]["uid"]
     lease = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/gpusharing-operator"
     with installed.operator() as operator:
-        wait_until(
-            lambda: classified(operator, lease) == (uid, level), SECONDS, "the Lease's calls to be sorted"
-        )
+        wait_until(lambda: classified(operator, lease) == (uid, level), SECONDS, "the Lease's calls to be sorted")
         assert classified(operator, NODES)[0] not in ("", uid)
     with installed.admin.as_token(service_account_token(installed.admin, NAMESPACE, "default")) as another:
         assert classified(another, lease)[0] not in ("", uid)
@@ -103,9 +101,7 @@ def classified(api: Api, path: str) -> tuple[str, str]:
         connection.request("GET", path, None, api._headers)
         answer = connection.getresponse()
         answer.read()
-    found = (
-        answer.headers.get(f"X-Kubernetes-PF-{kind}-UID", "") for kind in ("FlowSchema", "PriorityLevel")
-    )
+    found = (answer.headers.get(f"X-Kubernetes-PF-{kind}-UID", "") for kind in ("FlowSchema", "PriorityLevel"))
     return (next(found), next(found))
 
 
@@ -166,9 +162,7 @@ def test_a_second_operator_in_another_namespace_is_refused_beside_one(
     assert not is_there(installed, "/apis/apps/v1/namespaces/default/deployments/gpusharing-operator")
 
 
-def test_an_upgrade_changes_the_release_and_keeps_policies_and_gpunodes(
-    installed: Installed, policy: Object
-) -> None:
+def test_an_upgrade_changes_the_release_and_keeps_policies_and_gpunodes(installed: Installed, policy: Object) -> None:
     before = installed.admin.get(f"{GPUNODES}/{installed.node_a}")["metadata"]["uid"]
     done = installed.run_helm("upgrade", str(CHART), "--set", "operator.maxInFlight=7")
     assert done.returncode == 0, done.stderr
@@ -293,9 +287,7 @@ def test_the_commands_in_the_notes_work(installed: Installed, pointers: None) ->
     installed.plane.kubectl("patch", "clusterpolicy", "cluster-policy", "--type", "merge", "-p", patch[1])
     spec = installed.admin.get("/apis/nvidia.com/v1/clusterpolicies/cluster-policy")["spec"]
     assert spec["devicePlugin"]["config"]["name"] == "gpusharing-device-plugin"
-    assert not spec["migManager"]["config"].get("name"), (
-        "its restart could change GPUs; helm test has the command"
-    )
+    assert not spec["migManager"]["config"].get("name"), "its restart could change GPUs; helm test has the command"
     assert "helm test (below) then prints the command, after those that label such nodes" in notes
     text = textwrap.dedent(manifest[1])
     installed.plane.kubectl("apply", "--dry-run=server", "-f", "-", stdin=text)
@@ -379,9 +371,7 @@ def test_what_the_operator_configures_needs_no_command(
     assert "mig-parted\n\n2. " in notes, "one empty line between the steps"
 
 
-def test_the_notes_do_not_warn_of_a_configmap_whose_entries_are_merged(
-    installed: Installed, pointers: None
-) -> None:
+def test_the_notes_do_not_warn_of_a_configmap_whose_entries_are_merged(installed: Installed, pointers: None) -> None:
     say(installed, "theirs", None, None)
     assert WARNING not in notes_with(installed, "--set", "gpuOperator.adminPluginConfigMap=theirs")
 
@@ -454,9 +444,9 @@ def test_the_agents_pod_would_not_which_is_why_it_has_a_namespace_of_its_own(ins
 
 @pytest.mark.parametrize("source", ["the notes", "docs/how-to/install.md"])
 def test_the_command_that_enforces_restricted_works(installed: Installed, source: str) -> None:
-    text = (
-        installed.run_helm("status").stdout if source == "the notes" else (ROOT / source).read_text()
-    ).replace("\\\n", " ")
+    text = (installed.run_helm("status").stdout if source == "the notes" else (ROOT / source).read_text()).replace(
+        "\\\n", " "
+    )
     command = RESTRICTED.search(text)
     assert command is not None
     words = command[0].split()[1:]
@@ -467,12 +457,7 @@ def test_the_command_that_enforces_restricted_works(installed: Installed, source
 def test_viewers_of_the_cluster_may_read_and_admins_write_only_by_choice(installed: Installed) -> None:
     def verbs(role: str) -> set[str]:
         rules = installed.admin.get(f"{ROLES}/{role}")["rules"] or []
-        return {
-            verb
-            for rule in rules
-            if "gpusharingpolicies" in rule.get("resources", ())
-            for verb in rule["verbs"]
-        }
+        return {verb for rule in rules if "gpusharingpolicies" in rule.get("resources", ()) for verb in rule["verbs"]}
 
     reads = {"get", "list", "watch"}
     wait_until(lambda: verbs("admin") == reads, SECONDS, "the roles to be aggregated")

@@ -141,9 +141,7 @@ class Bench:
             wait_until(lambda: not self._differences(state), SECONDS, what)
         except TimeoutError as error:
             raise AssertionError(f"{error}: {self._differences(state)}") from None
-        assert [status for _, status in self.history()[-1:]] == (["deployed"] if state[OPERATOR] else []), (
-            what
-        )
+        assert [status for _, status in self.history()[-1:]] == (["deployed"] if state[OPERATOR] else []), what
 
     def _differences(self, state: State) -> list[str]:
         """The paths of the objects that are not as in this state. Of a release that is gone only their presence
@@ -232,9 +230,7 @@ def points(verb: str, writes: list[ProxiedWrite]) -> list[int]:
         return list(range(int(first), len(writes) + 1))
     kinds = [kind_of(write) for write in writes]
     own = sorted(set(kinds) - {"secrets"})[VERBS.index(verb) :: len(VERBS)]
-    hooks = [
-        at for at, write in enumerate(writes, 1) if HOOK.rpartition("/")[2] in f"{write.path} {write.body}"
-    ]
+    hooks = [at for at, write in enumerate(writes, 1) if HOOK.rpartition("/")[2] in f"{write.path} {write.body}"]
     return sorted({1, len(writes), *hooks, *(kinds.index(kind) + 1 for kind in own)})
 
 
@@ -272,9 +268,7 @@ def test_after_a_killed_upgrade_the_last_good_revision_comes_back(bench: Bench, 
 
 
 @pytest.mark.thorough
-def test_after_a_killed_rollback_the_last_good_revision_comes_back(
-    bench: Bench, reference: Reference
-) -> None:
+def test_after_a_killed_rollback_the_last_good_revision_comes_back(bench: Bench, reference: Reference) -> None:
     older = -1
     for count, at in enumerate(points("rollback", reference.writes["rollback"])):
         if older not in revisions_after(bench.history(), 2 if count % EVERY else 4):
@@ -306,9 +300,7 @@ def test_after_a_killed_uninstall_it_is_finished_or_taken_back(bench: Bench, ref
             bench.run("rollback", str(left[-1][0]))
             # helm may have had no time to delete its ConfigMap, which does nothing; the next uninstall deletes it.
             left_over = {HOOK: bench.state()[HOOK]}
-            bench.expect(
-                reference.first | left_over, f"the release before the uninstall killed after write {at}"
-            )
+            bench.expect(reference.first | left_over, f"the release before the uninstall killed after write {at}")
             continue
         if left:
             bench.run("uninstall", "--wait")

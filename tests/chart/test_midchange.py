@@ -57,9 +57,7 @@ class Changing:
             self.patch(UpdateFence(view, fence))
         if phase in ("actuating", "failed"):
             fence = replace(fence, stage="actuating", target_mig_config="pool-b-1")
-            self.patch(
-                Actuate(view, fence, {names.LABEL_MIG_CONFIG: "pool-b-1", names.LABEL_MIG_STATE: None})
-            )
+            self.patch(Actuate(view, fence, {names.LABEL_MIG_CONFIG: "pool-b-1", names.LABEL_MIG_STATE: None}))
         if phase == "failed":
             fence = replace(fence, failed=fence.since)
             self.patch(UpdateFence(view, fence))
@@ -76,7 +74,7 @@ class Changing:
         fence = replace(fence, attempt=2)
         self.patch(UpdateFence(view, fence))
         labels, annotations = unmarked(fence, view)
-        proof = Verified("pool-b", "pool-b-1", "")
+        proof = Verified("pool-b", "pool-b-1", "", layout="1g.10gb", gpus=1)
         labels = {**labels, names.LABEL_MODE: "mig", names.LABEL_POLICY: "pool-b"}
         self.patch(Release(view, True, labels, proof, annotations))
         return self.raw
@@ -110,9 +108,7 @@ def try_out(api: Api, method: str, path: str, body: Object | None = None, kind: 
 
 
 def marks(operator: Api) -> bool:
-    return try_out(
-        operator, "PATCH", f"{NODES}/probe", {"metadata": {"labels": {HANDS_OFF: "true"}}}, MERGE_PATCH
-    )
+    return try_out(operator, "PATCH", f"{NODES}/probe", {"metadata": {"labels": {HANDS_OFF: "true"}}}, MERGE_PATCH)
 
 
 def fences_others(operator: Api) -> bool:
@@ -208,9 +204,7 @@ two settings only, and whether that is the one of the arguments."""
 def site(helm: Helm) -> Iterator[Installed]:
     """A control plane of its own, which serves DeviceTaintRules, with the chart."""
     flags = ("--runtime-config=resource.k8s.io/v1beta2=true",)
-    with ControlPlane(
-        options=Options(apiserver_flags=flags, feature_gates="DRADeviceTaintRules=true")
-    ) as plane:
+    with ControlPlane(options=Options(apiserver_flags=flags, feature_gates="DRADeviceTaintRules=true")) as plane:
         installed = set_up(plane, helm)
         present = {names.LABEL_GPU_PRESENT: "true", OTHER_LABEL: "true"}
         plane.api.create(NODES, {"metadata": {"name": "probe", "labels": present}})

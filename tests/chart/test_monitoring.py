@@ -193,9 +193,7 @@ def test_every_alert_is_explained_and_every_explanation_is_of_an_alert() -> None
     """Each by a heading, whose anchor is the one of runbook_url, and always with the same four questions."""
     found = re.split(r"^## (GPUSharing\w+)$", RUNBOOK.read_text(), flags=re.MULTILINE)[1:]
     sections = dict(zip(found[::2], found[1::2], strict=True))
-    assert list(sections) == [rule["alert"] for rule in alerts()], (
-        "docs/how-to/alerts.md, in the order of rules.yaml"
-    )
+    assert list(sections) == [rule["alert"] for rule in alerts()], "docs/how-to/alerts.md, in the order of rules.yaml"
     for name, text in sections.items():
         parts = re.findall(r"^\*\*(.+?)\*\*", text, re.MULTILINE)
         assert parts == ["What it means.", "Look at", "What to do.", "It ends"], name
@@ -205,9 +203,7 @@ def test_every_alert_names_the_object_that_it_is_about() -> None:
     for rule in alerts():
         texts = " ".join(rule["annotations"].values())
         if rule["alert"] not in ("GPUSharingOperatorDown", "GPUSharingOrphanNode"):  # of the whole cluster
-            assert "{{ $labels." in texts, (
-                f"rules.yaml: the text of {rule['alert']} names no object by a label"
-            )
+            assert "{{ $labels." in texts, f"rules.yaml: the text of {rule['alert']} names no object by a label"
 
 
 def test_the_names_of_the_metrics_are_final() -> None:
@@ -228,9 +224,7 @@ def test_the_names_of_the_metrics_are_final() -> None:
 @pytest.mark.parametrize("query", [*queries(), *(rule["expr"] for rule in alerts())])
 def test_alerts_and_panels_ask_for_metrics_and_labels_that_there_are(query: str) -> None:
     known = {**OPERATOR, **AGENT, **recorded(), "up": set()}
-    names = set(
-        re.findall(r"\b(?:gpusharing[_:][\w:]+|up)\b", query.replace('job="gpusharing-agent"', 'job=""'))
-    )
+    names = set(re.findall(r"\b(?:gpusharing[_:][\w:]+|up)\b", query.replace('job="gpusharing-agent"', 'job=""')))
     bare = {name.removesuffix("_bucket") for name in names}
     assert bare
     assert bare <= known.keys()
@@ -265,9 +259,7 @@ def test_the_rules_reach_the_prometheus_rule_with_labels_and_runbook(helm: Helm)
 
 
 @pytest.mark.parametrize("home", ["https://git.example/team/gpu-sharing-operator", ""])
-def test_the_runbook_of_a_released_chart_is_the_page_of_its_repository(
-    helm: Helm, tmp_path: Path, home: str
-) -> None:
+def test_the_runbook_of_a_released_chart_is_the_page_of_its_repository(helm: Helm, tmp_path: Path, home: str) -> None:
     chart = tmp_path / "chart"
     shutil.copytree(CHART, chart)
     about = yaml.safe_load((chart / "Chart.yaml").read_text())
@@ -308,9 +300,7 @@ def test_a_monitor_finds_the_metrics_port_and_gives_the_jobs_the_names_that_the_
     helm: Helm, kind: str, endpoints: str
 ) -> None:
     value = kind[0].lower() + kind[1:]
-    objects = helm.template(
-        "--set", f"monitoring.{value}.enabled=true,monitoring.{value}.additionalLabels.a=b"
-    )
+    objects = helm.template("--set", f"monitoring.{value}.enabled=true,monitoring.{value}.additionalLabels.a=b")
     for workload, name in (("Deployment", "gpusharing-operator"), ("DaemonSet", "gpusharing-agent")):
         pods = find(objects, workload, name)["spec"]["template"]
         monitor = find(objects, kind, name)

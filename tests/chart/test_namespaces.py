@@ -100,9 +100,7 @@ def test_an_upgrade_is_not_refused_because_the_level_was_changed_since(
 ) -> None:
     """It may be the one that stops everything."""
     plane.api.merge_patch(f"/api/v1/namespaces/{AGENTS}", {"metadata": {"labels": {LEVEL: "baseline"}}})
-    done, said = run(
-        plane, helm, "upgrade", "gpusharing", str(CHART), *IMAGE, *CHOSEN, "--set", "paused=true"
-    )
+    done, said = run(plane, helm, "upgrade", "gpusharing", str(CHART), *IMAGE, *CHOSEN, "--set", "paused=true")
     assert done, said
 
 

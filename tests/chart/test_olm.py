@@ -72,9 +72,7 @@ def installed_by(csv: Manifest) -> dict[str, Any]:
     """The one Deployment that a ClusterServiceVersion installs."""
     install = csv["spec"]["install"]
     assert install["strategy"] == "deployment"
-    assert set(install["spec"]) == {"deployments"}, (
-        "no rights: OLM would grant them without our admission policies"
-    )
+    assert set(install["spec"]) == {"deployments"}, "no rights: OLM would grant them without our admission policies"
     (deployment,) = install["spec"]["deployments"]
     return dict(deployment)
 
@@ -119,8 +117,7 @@ def test_the_description_says_what_is_in_the_file_and_where_it_is(built: tuple[P
     csv = manifests(built[0])[0]
     text = csv["spec"]["description"]
     assert (
-        f"kubectl apply --server-side -f {SOURCE}/releases/download/v{csv['spec']['version']}/{built[1].name}"
-        in text
+        f"kubectl apply --server-side -f {SOURCE}/releases/download/v{csv['spec']['version']}/{built[1].name}" in text
     )
     assert [one["kind"] for one in in_file(built[1]) if one["kind"] not in text] == []
 

@@ -177,9 +177,7 @@ BEYOND: dict[str, tuple[Object, Object, str]] = {
 
 
 @pytest.mark.parametrize("asked", BEYOND)
-def test_without_an_scc_the_stand_in_of_openshift_gives_what_restricted_v2_gives(
-    api: Api, asked: str
-) -> None:
+def test_without_an_scc_the_stand_in_of_openshift_gives_what_restricted_v2_gives(api: Api, asked: str) -> None:
     pod, context, words = BEYOND[asked]
     container = {"name": "main", "image": "x", "securityContext": context}
     said = refusal(

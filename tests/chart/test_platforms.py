@@ -67,9 +67,7 @@ def test_with_nri_the_annotation_names_the_agents_container(helm: Helm) -> None:
 @pytest.mark.parametrize(
     ("platform", "root"), [("driver-container", "/run/nvidia/driver/"), ("host-driver", "/usr/lib/")]
 )
-def test_without_a_runtime_class_one_file_of_the_driver_is_mounted(
-    helm: Helm, platform: str, root: str
-) -> None:
+def test_without_a_runtime_class_one_file_of_the_driver_is_mounted(helm: Helm, platform: str, root: str) -> None:
     pod = agent(rendered(helm, platform))["spec"]
     assert "runtimeClassName" not in pod
     (volume,) = [one for one in pod["volumes"] if one["name"] == "driver"]

@@ -88,9 +88,7 @@ class Node:
         """Its agent, with a process's counters of its own, at the same address."""
         server, scrapes = self.server, Scrapes()
         settings = LoopSettings(interval=0.2, meter_lag=LAG)
-        loop = AgentLoop(
-            server.name, server.client, self.gpus, self.pods, settings, clock=lambda: scrapes.seconds
-        )
+        loop = AgentLoop(server.name, server.client, self.gpus, self.pods, settings, clock=lambda: scrapes.seconds)
         registry = CollectorRegistry()
         for collector in (scrapes, AgentCollector(loop), UsageCollector(loop)):
             registry.register(collector)
@@ -116,9 +114,7 @@ async def until_scraped(seen: RunningPrometheus, *nodes: Node) -> None:
     await asyncio.to_thread(wait_until, enough, PATIENCE, "Prometheus to scrape the agents")
 
 
-async def until_recorded(
-    seen: RunningPrometheus, query: str, wanted: list[Any], of: Callable[[Any], Any]
-) -> None:
+async def until_recorded(seen: RunningPrometheus, query: str, wanted: list[Any], of: Callable[[Any], Any]) -> None:
     """What a recording rule says, with its next evaluation or one after that."""
     found: list[Any] = []
 

@@ -55,9 +55,7 @@ def test_no_grant_is_wide(helm: Helm) -> None:
 
 
 @pytest.mark.parametrize("secure", [True, False])
-def test_the_agent_reaches_nothing_but_gpunodes_and_asks_who_reads_its_metrics(
-    helm: Helm, secure: bool
-) -> None:
+def test_the_agent_reaches_nothing_but_gpunodes_and_asks_who_reads_its_metrics(helm: Helm, secure: bool) -> None:
     """Neither review stores anything."""
     reviews = {("tokenreviews", "create"), ("subjectaccessreviews", "create")} if secure else set()
     grants = rendered(helm, "--set", f"agent.secureMetrics={str(secure).lower()}")
@@ -96,18 +94,14 @@ def test_the_number_of_grants_stays_small(helm: Helm) -> None:
 
 def test_only_the_chosen_configmaps_may_be_patched(helm: Helm) -> None:
     own = ("--set", "gpuOperator.pluginConfigMap=plugin,gpuOperator.migConfigMap=mig")
-    patches = [
-        grant for grant in rendered(helm, *own) if (grant.resource, grant.verb) == ("configmaps", "patch")
-    ]
+    patches = [grant for grant in rendered(helm, *own) if (grant.resource, grant.verb) == ("configmaps", "patch")]
     assert [grant.names for grant in patches] == [("mig", "plugin")]
 
 
 def test_without_rbac_no_role_is_left(helm: Helm) -> None:
     kinds = {one["kind"] for one in helm.applied("--set", "rbac.create=false")}
     assert not kinds & {"Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"}
-    assert "ValidatingAdmissionPolicy" in kinds, (
-        "the admission policies do not depend on who grants the roles"
-    )
+    assert "ValidatingAdmissionPolicy" in kinds, "the admission policies do not depend on who grants the roles"
 
 
 def test_the_account_of_helm_test_only_reads(helm: Helm) -> None:

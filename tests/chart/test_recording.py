@@ -78,14 +78,11 @@ def _selector(name: str, labels: Iterable[tuple[str, str]]) -> str:
     return f"{name}{{{pairs}}}"
 
 
-def play(
-    tmp_path: Path, stored: Series, expected: Mapping[str, Mapping[str, float]], growth: str = ""
-) -> None:
+def play(tmp_path: Path, stored: Series, expected: Mapping[str, Mapping[str, float]], growth: str = "") -> None:
     """Let promtool evaluate the rules and compare: rule, or a query, to labels to value. `growth`: what is added to a
     counter in a minute."""
     series = {
-        _selector(*key): f"{value}{growth if key[0].endswith('_total') else ''}x5"
-        for key, value in stored.items()
+        _selector(*key): f"{value}{growth if key[0].endswith('_total') else ''}x5" for key, value in stored.items()
     }
     samples = {
         rule: {f"{rule if ' ' not in rule else ''}{{{labels}}}": value for labels, value in rows.items()}
@@ -112,9 +109,7 @@ def play_series(
     }
     (tmp_path / RULES.name).write_text(RULES.read_text())
     tests = tmp_path / "tests.yaml"
-    tests.write_text(
-        yaml.safe_dump({"rule_files": [RULES.name], "evaluation_interval": "1m", "tests": [case]})
-    )
+    tests.write_text(yaml.safe_dump({"rule_files": [RULES.name], "evaluation_interval": "1m", "tests": [case]}))
     assert "SUCCESS" in promtool("test", "rules", str(tests))
 
 
@@ -215,9 +210,7 @@ def labelled(cluster: str, stored: Series) -> Series:
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["with its cluster", "without its cluster"])
-def test_two_clusters_with_nodes_and_pods_of_the_same_names_are_told_apart(
-    tmp_path: Path, *, named: bool
-) -> None:
+def test_two_clusters_with_nodes_and_pods_of_the_same_names_are_told_apart(tmp_path: Path, *, named: bool) -> None:
     """dcgm-exporter is scraped by a job of its own."""
     stored: Series = {}
     for cluster in ("east", "west"):
@@ -258,9 +251,7 @@ def panel(dashboard: Dashboard, title: str) -> str:
 
 
 @pytest.mark.parametrize("honor", [True, False], ids=["with honorLabels", "without honorLabels"])
-def test_panels_tell_tenants_and_their_pods_apart_however_the_agent_is_scraped(
-    tmp_path: Path, honor: bool
-) -> None:
+def test_panels_tell_tenants_and_their_pods_apart_however_the_agent_is_scraped(tmp_path: Path, honor: bool) -> None:
     target = {"node": "gpu-01", "namespace": "gpusharing-agent", "pod": "gpusharing-agent-x"}
     stored: Series = {}
     for namespace, pod, processes, seconds in (("team-a", "busy", 3, 15), ("team-b", "lazy", 0, 45)):

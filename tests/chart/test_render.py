@@ -67,9 +67,7 @@ def test_no_label_of_yours_is_beside_one_of_the_chart_with_the_same_key(helm: He
 
 def test_every_namespaced_object_names_its_namespace(helm: Helm, values: Path) -> None:
     for one in helm.applied("-f", str(values)):
-        assert ("namespace" in one["metadata"]) == (one["kind"] not in CLUSTER_SCOPED), one["metadata"][
-            "name"
-        ]
+        assert ("namespace" in one["metadata"]) == (one["kind"] not in CLUSTER_SCOPED), one["metadata"]["name"]
 
 
 @pytest.mark.parametrize(
@@ -197,9 +195,7 @@ def test_the_agent_starts_with_what_the_chart_sets(helm: Helm, values: Path) -> 
     options = parse([], environ)
     assert options.node_name == "gpu-01"
     assert options.metrics_addr[1] == pod_containers(agent)[0]["ports"][0]["containerPort"]
-    assert options.pod_resources_socket.parent == Path(
-        pod_containers(agent)[0]["volumeMounts"][0]["mountPath"]
-    )
+    assert options.pod_resources_socket.parent == Path(pod_containers(agent)[0]["volumeMounts"][0]["mountPath"])
 
 
 def test_the_tokens_of_both_pods_live_for_an_hour(helm: Helm, values: Path) -> None:

@@ -90,9 +90,7 @@ def has(installed: Installed, field: str) -> bool:
     """Whether the server keeps this field of spec.rollout when somebody writes it."""
     value: object = HOURS if field == "hours" else "Slow"
     patch = {"spec": {"rollout": {field: value}}}
-    answer = installed.admin.request(
-        "PATCH", f"{POLICIES}/pool-d", patch, "application/merge-patch+json", dryRun="All"
-    )
+    answer = installed.admin.request("PATCH", f"{POLICIES}/pool-d", patch, "application/merge-patch+json", dryRun="All")
     return field in answer["spec"]["rollout"]
 
 
@@ -155,10 +153,7 @@ def test_a_rollback_that_would_cut_a_field_off_is_refused_and_the_release_stays_
     wait_until(known, SECONDS, "the server to know the policy")
     done = upgraded.run_helm("rollback", "1")
     assert done.returncode != 0
-    assert (
-        "policy nightly has fields that this version of the CRD would remove (spec.rollout.hours)"
-        in done.stderr
-    )
+    assert "policy nightly has fields that this version of the CRD would remove (spec.rollout.hours)" in done.stderr
     assert "pool-d" not in done.stderr, "a default is nothing that anybody wrote"
     assert admin.get(f"{POLICIES}/nightly")["spec"]["rollout"]["hours"] == HOURS
     assert has(upgraded, "hours"), "the newer CRD is still served"
@@ -171,9 +166,7 @@ def test_a_rollback_that_would_cut_a_field_off_is_refused_and_the_release_stays_
 
 def test_without_such_a_field_the_rollback_goes_on(upgraded: Installed) -> None:
     upgraded.admin.merge_patch(f"{POLICIES}/nightly", {"spec": {"rollout": {"hours": None}}})
-    wait_until(
-        lambda: refusal_of(upgraded, older_crd(upgraded)) == "", SECONDS, "the server to know the policy"
-    )
+    wait_until(lambda: refusal_of(upgraded, older_crd(upgraded)) == "", SECONDS, "the server to know the policy")
     done = upgraded.run_helm("rollback", "1")
     assert done.returncode == 0, done.stderr
     wait_until(lambda: not has(upgraded, "hours"), SECONDS, "the older CRD to be served")

@@ -127,9 +127,7 @@ def reads(api: Api) -> bool:
         for group, resource in (("", "pods"), ("", "nodes"), ("gpusharing.dev", "gpusharingpolicies"))
     ]
     path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-    return all(
-        api.create(path, {"spec": {"resourceAttributes": review}})["status"]["allowed"] for review in reviews
-    )
+    return all(api.create(path, {"spec": {"resourceAttributes": review}})["status"]["allowed"] for review in reviews)
 
 
 @pytest.mark.parametrize("what", ATTACKS)
@@ -142,9 +140,7 @@ def test_with_the_token_of_somebody_who_only_reads_the_plugin_may_not(
 SECRET = "hunter2"
 
 
-def test_who_may_list_pods_sees_what_somebody_writes_into_their_environment(
-    installed: Installed, reader: Api
-) -> None:
+def test_who_may_list_pods_sees_what_somebody_writes_into_their_environment(installed: Installed, reader: Api) -> None:
     """What docs/explanation/security.md says of the operator's right to list pods, and of `view`."""
     label = {"app": "careless"}
     spec: Object = {

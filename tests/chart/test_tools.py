@@ -68,9 +68,7 @@ def test_chart_testing_lints_the_chart_with_every_value_set(tools: Path, helm: H
     assert linted == [path.name for path in VALUE_SETS]
 
 
-def test_chart_testing_sees_a_value_set_that_the_schema_refuses(
-    tools: Path, helm: Helm, tmp_path: Path
-) -> None:
+def test_chart_testing_sees_a_value_set_that_the_schema_refuses(tools: Path, helm: Helm, tmp_path: Path) -> None:
     shutil.copytree(CHART.parent, tmp_path / "root" / CHART.parent.relative_to(ROOT))
     chart = tmp_path / "root" / CHART.relative_to(ROOT)
     (chart / "ci" / "wrong-values.yaml").write_text("operator: {replica: 1}\n")
@@ -82,9 +80,7 @@ def test_chart_testing_sees_a_value_set_that_the_schema_refuses(
     assert len(tried) == len(VALUE_SETS) + 1
 
 
-def test_what_only_judges_the_chart_is_not_in_its_package_and_helm_test_is(
-    helm: Helm, tmp_path: Path
-) -> None:
+def test_what_only_judges_the_chart_is_not_in_its_package_and_helm_test_is(helm: Helm, tmp_path: Path) -> None:
     done = helm.run("package", str(CHART), "-d", str(tmp_path))
     assert done.returncode == 0, done.stderr
     (archive,) = tmp_path.glob("*.tgz")

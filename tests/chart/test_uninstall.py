@@ -78,9 +78,7 @@ def test_a_node_in_the_middle_of_a_change_refuses_it_by_name_and_with_every_way_
         assert way in refused
 
 
-def test_only_that_configmap_of_that_namespace_is_refused(
-    installed: Installed, helm: Helm, fenced: str
-) -> None:
+def test_only_that_configmap_of_that_namespace_is_refused(installed: Installed, helm: Helm, fenced: str) -> None:
     assert answer(installed, helm, name="another") == ""
     assert answer(installed, helm, namespace="default") == ""
 

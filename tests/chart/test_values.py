@@ -51,9 +51,7 @@ def test_a_price_for_a_card_is_a_series_of_prometheus(helm: Helm) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("version", "accepted"), [("1.29.9", False), ("1.30.0", True), ("1.36.0-gke.100", True)]
-)
+@pytest.mark.parametrize(("version", "accepted"), [("1.29.9", False), ("1.30.0", True), ("1.36.0-gke.100", True)])
 def test_an_api_server_older_than_1_30_is_refused(helm: Helm, version: str, accepted: bool) -> None:
     if accepted:
         assert helm.template("--kube-version", version)
@@ -116,19 +114,14 @@ def test_a_parent_chart_switches_ours_on_and_off_and_shares_its_registry(helm: H
     )
     assert on.returncode == 0, on.stderr
     assert "image: mirror.test/gpu-sharing-operator:0.1.0" in on.stdout
-    off = helm.run(
-        "template", "big", str(parent), "-n", NAMESPACE, "--set", "gpu-sharing-operator.enabled=false"
-    )
+    off = helm.run("template", "big", str(parent), "-n", NAMESPACE, "--set", "gpu-sharing-operator.enabled=false")
     assert (off.returncode, off.stdout.strip()) == (0, ""), off.stderr
 
 
 def test_helm_test_asks_for_the_accounts_that_the_pods_have(helm: Helm) -> None:
-    objects = helm.applied(
-        "--set", "operator.serviceAccount.name=a,agent.serviceAccount.name=b,agent.namespace=agents"
-    )
+    objects = helm.applied("--set", "operator.serviceAccount.name=a,agent.serviceAccount.name=b,agent.namespace=agents")
     environ = {
-        one["name"]: one["value"]
-        for one in find(objects, "Pod", "gpusharing-checks")["spec"]["containers"][0]["env"]
+        one["name"]: one["value"] for one in find(objects, "Pod", "gpusharing-checks")["spec"]["containers"][0]["env"]
     }
     place = place_of(environ)
     assert (place.account(OPERATOR), place.account(AGENT)) == ("gpusharing/a", "agents/b")

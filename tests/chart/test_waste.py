@@ -92,7 +92,6 @@ def test_every_panel_shows_all_that_was_metered(
     queries = asked()
     assert queries.keys() == shown.keys(), "every panel is tried"
     expected = {
-        queries[title]: {f"{{{labels}}}": value for labels, value in rows.items()}
-        for title, rows in shown.items()
+        queries[title]: {f"{{{labels}}}": value for labels, value in rows.items()} for title, rows in shown.items()
     }
     play_series(tmp_path, series, expected, "65m")

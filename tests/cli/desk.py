@@ -259,9 +259,7 @@ def _handler(desk: Desk) -> type[BaseHTTPRequestHandler]:
 
         def watch(self, path: str, since: int) -> None:
             """A bookmark, as a server sends one each minute, and a line for each event, while somebody looks."""
-            times = (
-                desk.server.hung_up
-            )  # before it is known that somebody watches, who may be hung up on at once
+            times = desk.server.hung_up  # before it is known that somebody watches, who may be hung up on at once
             code, body = desk.server.answer("WATCH", path)
             if code != 200:
                 self.send(code, body)

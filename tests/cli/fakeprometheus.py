@@ -73,11 +73,7 @@ def _chooses(selector: str, labels: Mapping[str, str]) -> bool:
     """An absent label is an empty one."""
     for matcher in MATCHER.finditer(selector):
         name, operator, value = re.fullmatch(r'\s*(\w+)\s*(=~|!~|!=|=)\s*"(.*)"\s*', matcher[0]).groups()  # type: ignore[union-attr]  # it is what MATCHER found
-        same = (
-            labels.get(name, "") == value
-            if "~" not in operator
-            else bool(re.fullmatch(value, labels.get(name, "")))
-        )
+        same = labels.get(name, "") == value if "~" not in operator else bool(re.fullmatch(value, labels.get(name, "")))
         if same is operator.startswith("!"):
             return False
     return True
@@ -195,9 +191,7 @@ class FakePrometheus:
         """To a query of one time."""
         if query == "vector(time())":
             return vector(({}, str(NOW)))
-        return next(
-            (matching(found, query) for text, found in self.answers.items() if text in query), vector()
-        )
+        return next((matching(found, query) for text, found in self.answers.items() if text in query), vector())
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -89,9 +89,7 @@ def openmetrics(fleets: Sequence[Fleet]) -> list[str]:
     for fleet in fleets:
         for name, labels, value, at in _samples(fleet):
             text = ",".join(f'{key}="{told}"' for key, told in labels.items())
-            daily.setdefault(at // 86400, {}).setdefault(name, []).append(
-                f"{name}{{{text}}} {value:.6g} {at}"
-            )
+            daily.setdefault(at // 86400, {}).setdefault(name, []).append(f"{name}{{{text}}} {value:.6g} {at}")
     texts = []
     for _, lines in sorted(daily.items()):
         told = [part for name, found in sorted(lines.items()) for part in (f"# TYPE {name} gauge", *found)]

@@ -124,9 +124,7 @@ def rough() -> Iterator[Node]:
     held = {("team-a", WHOLE): Fraction(1)}
     yield whole("gpu-1", "replaced", stretches=[Stretch((0, half), held)], unseen=((half, 999.0),))
     successor = {"instance": "10.0.0.2:8080"}
-    yield whole(
-        "gpu-1", "replaced", stretches=[Stretch((half, SHORT), held)], unseen=((0, half),), labels=successor
-    )
+    yield whole("gpu-1", "replaced", stretches=[Stretch((half, SHORT), held)], unseen=((0, half),), labels=successor)
 
 
 def midnights() -> Iterator[Node]:

@@ -108,9 +108,7 @@ class CommandPlayer:
 
     async def _helm(self, words: list[str]) -> None:
         assert words[2:4] == ["gpusharing", "CHART"], words
-        assert (words[1] == "upgrade") is self.released, (
-            "helm installs a release once and upgrades what there is"
-        )
+        assert (words[1] == "upgrade") is self.released, "helm installs a release once and upgrades what there is"
         sets = words[words.index("--set") + 1].split(",") if "--set" in words else []
         self.values |= dict(one.split("=") for one in sets)
         await self.roll_out()

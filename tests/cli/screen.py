@@ -16,9 +16,7 @@ END = "no such word"
 
 
 @contextmanager
-def terminal(
-    desk: Desk, *arguments: str, **environment: str
-) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def terminal(desk: Desk, *arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """The program on a terminal of 80 columns, and where to read what is on it."""
     ours, its = pty.openpty()
     termios.tcsetwinsize(its, (HEIGHT, WIDTH))

@@ -147,9 +147,7 @@ def test_whatever_the_sizes_are_the_gpus_hold_the_workloads(card: Card, per_node
         for answers in ANSWERS[-3:]:  # a bill, bursts, nothing
             found = advise(AdviceAnswers(card, needs, per_node=per_node, **answers))
             assert isinstance(validate_policy(found.policy("p", "x")), GPUSharingPolicySpec)
-            assert found.gpus <= sum(
-                count * -int(-part // 1) for (count, _), part in zip(needs, parts, strict=True)
-            )
+            assert found.gpus <= sum(count * -int(-part // 1) for (count, _), part in zip(needs, parts, strict=True))
             assert found.gpus * whole >= sum(count * gib for count, gib in needs) * 0.99
             for portion in found.portions:
                 assert not find_misfit(portion.layout or (), card.profiles)
@@ -217,9 +215,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 
 def test_the_policy_can_be_applied_as_it_is(desk: Desk) -> None:
-    said = desk.type(
-        "advise", "--card", "h100-80gb", "--memory", "15Gi", "--promise", "--pool", "a", "-o", "yaml"
-    )
+    said = desk.type("advise", "--card", "h100-80gb", "--memory", "15Gi", "--promise", "--pool", "a", "-o", "yaml")
     assert said.status == DONE
     assert isinstance(validate_policy(yaml.safe_load(said.out)), GPUSharingPolicySpec)
 
@@ -227,9 +223,7 @@ def test_the_policy_can_be_applied_as_it_is(desk: Desk) -> None:
 def test_the_advice_reads_like_this(desk: Desk) -> None:
     said = desk.type("advise", "--card", "h100-80gb", "--memory", "15Gi", "--promise")
     drawn = "  [1g.20gb ][1g.20gb ][1g.20gb ][1g.20gb ]\n"
-    assert said.out.startswith(
-        f"MIG, 4x1g.20gb on every GPU\n{drawn}Because latency or availability is promised: "
-    )
+    assert said.out.startswith(f"MIG, 4x1g.20gb on every GPU\n{drawn}Because latency or availability is promised: ")
 
 
 RELEASES = {
@@ -263,9 +257,7 @@ def test_mps_is_not_advised_where_the_operator_refuses_it(desk: Desk, release: s
     text = " ".join((*told["why"], told["but"]))
     assert (told["mode"], said in text) == (mode, True)
     assert ("rejects mode MPS" in text) == (release in ("", "v26.7.1", "26.9"))
-    assert ("-c config-manager PROCESS_TO_SIGNAL=mps-control-daemon" in told["but"]) == (
-        mode == "TimeSlicing"
-    )
+    assert ("-c config-manager PROCESS_TO_SIGNAL=mps-control-daemon" in told["but"]) == (mode == "TimeSlicing")
 
 
 def test_what_is_no_version_of_the_gpu_operator_is_refused(desk: Desk) -> None:
@@ -299,9 +291,7 @@ def test_the_questions_are_asked_at_a_terminal_and_the_answers_decide(desk: Desk
     echo, _, advice = said.partition("\n")
     assert (status, echo) == (DONE, "n")
     assert advice.startswith("MIG, 7x1g.10gb on every GPU\n")
-    reason = (
-        "Because the users of the GPUs do not trust each other: memory, bandwidth and faults must be isolated"
-    )
+    reason = "Because the users of the GPUs do not trust each other: memory, bandwidth and faults must be isolated"
     assert reason in " ".join(advice.split())
     policy = yaml.safe_load(advice.partition("\n\n")[2])
     assert isinstance(validate_policy(policy), GPUSharingPolicySpec)
@@ -361,17 +351,13 @@ def test_what_was_typed_is_not_asked_for(desk: Desk) -> None:
     status, said = answered(desk, {memory: "15Gi", STRANGERS: "n", BURSTS: "n"}, *typed)
     told = json.loads(said.partition("\n")[2])
     assert (status, told["mode"], told["layout"]) == (DONE, "MIG", {"1g.20gb": 4})
-    assert told["why"][0].startswith(
-        "latency or availability is promised, each workload must be billed separately: "
-    )
+    assert told["why"][0].startswith("latency or availability is promised, each workload must be billed separately: ")
 
 
 def test_an_annotation_that_is_not_valid_is_named_before_the_question(desk: Desk) -> None:
     limits = {"resources": {"limits": {"nvidia.com/gpu": "1"}}}
     metadata = {"name": "p", "annotations": {"gpusharing.dev/gpu-memory": "much"}}
-    desk.server.lists = {
-        "/api/v1/namespaces/a/pods": [{"metadata": metadata, "spec": {"containers": [limits]}}]
-    }
+    desk.server.lists = {"/api/v1/namespaces/a/pods": [{"metadata": metadata, "spec": {"containers": [limits]}}]}
     with terminal(desk, "advise", "-n", "a", "--card", "t4", "--bursts", "-o", "json") as (process, screen):
         assert "of pod a/p is 'much', which is not a valid size" in read_until(screen, HOW_MUCH)
         answer(screen, "4Gi")

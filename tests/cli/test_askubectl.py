@@ -88,11 +88,7 @@ async def test_a_name_that_is_wrong_keeps_no_other_from_being_paused() -> None:
     cluster = fleet()
     with pytest.raises(Trouble, match=r"^there is no gpusharingpolicies/x .*; c is already paused"):
         await ask(cluster, "pause", "x", "c", "b")
-    paused = [
-        raw["metadata"]["name"]
-        for raw in cluster.objects(client.POLICIES)
-        if raw["spec"]["rollout"]["paused"]
-    ]
+    paused = [raw["metadata"]["name"] for raw in cluster.objects(client.POLICIES) if raw["spec"]["rollout"]["paused"]]
     assert paused == ["b", "c"]
 
 
@@ -131,9 +127,7 @@ def test_tables_can_be_had_without_headings(stocked: Desk) -> None:
 
 
 @pytest.mark.parametrize("verb", [verb.name for verb in VERBS])
-def test_the_help_of_a_verb_shows_its_own_flags_and_names_the_command_for_the_others(
-    desk: Desk, verb: str
-) -> None:
+def test_the_help_of_a_verb_shows_its_own_flags_and_names_the_command_for_the_others(desk: Desk, verb: str) -> None:
     said = desk.type("help", verb)
     assert said == desk.type(verb, "--help")
     assert "kubectl gpusharing options" in said.out

@@ -48,9 +48,7 @@ BEFOREHAND = ("doctor", "free", "import", "support-bundle")
 
 
 @pytest.mark.parametrize("verb", sorted({*ASKING} - {*STEERED_NODE, *BEFOREHAND}))
-def test_where_the_operator_is_not_installed_one_sentence_says_so_for(
-    desk: Desk, wrong: Wrong, verb: str
-) -> None:
+def test_where_the_operator_is_not_installed_one_sentence_says_so_for(desk: Desk, wrong: Wrong, verb: str) -> None:
     node = {"metadata": {"name": "gpu-07", "uid": "1", "resourceVersion": "1"}}
     desk.server.lists = {"/api/v1/nodes": [node]}
     assert "helm install gpusharing" in wrong(verb, *ARGUMENTS.get(verb, ()))
@@ -119,9 +117,8 @@ def test_who_may_look_and_not_write_is_told_after_the_preview_that_nothing_was_d
 
 def test_the_viewers_role_is_named_only_where_it_grants_what_is_missing(desk: Desk, wrong: Wrong) -> None:
     desk.server.refuses_all = (403, 'User "me" cannot do that')
-    assert (
-        "ClusterRole gpusharing-viewer is enough for reading; ask an administrator for the permission"
-        in wrong("status")
+    assert "ClusterRole gpusharing-viewer is enough for reading; ask an administrator for the permission" in wrong(
+        "status"
     )
     said = wrong("skip", "gpu-07")
     assert 'not allowed to get nodes: User "me" cannot do that. Ask for the permission named here' in said

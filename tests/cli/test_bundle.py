@@ -166,9 +166,7 @@ async def test_it_has_what_a_person_needs_to_see_what_happened(tmp_path: Path) -
     async with operated(1) as scene:
         scene.apply(FULL)
         await scene.ready()
-        scene.e.cluster.logs["gpu-operator", scene.pods("nvidia-mig-manager")[0]["metadata"]["name"]] = (
-            "applied\n"
-        )
+        scene.e.cluster.logs["gpu-operator", scene.pods("nvidia-mig-manager")[0]["metadata"]["name"]] = "applied\n"
         await ask(scene.e.cluster, "support-bundle", str(path))
     found = contents(path)
     (policy,) = json.loads(found["policies.json"])

@@ -57,9 +57,7 @@ def identify(desk: Desk, uid: str) -> None:
 def west(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     """A second cluster, with one pool that is done and a node without a policy."""
     with desk_at(tmp_path_factory.mktemp("west")) as desk:
-        quiet = policy(
-            "pool-w", mode="Full", layout="1x full", status="Synced", nodes="1/1", gpus=8, message=""
-        )
+        quiet = policy("pool-w", mode="Full", layout="1x full", status="Synced", nodes="1/1", gpus=8, message="")
         nodes = [gpunode("w-0", policy="pool-w"), gpunode("w-1", policy="", phase="", reason="")]
         desk.server.lists = {POLICIES: [quiet], GPUNODES: nodes}
         yield desk
@@ -202,19 +200,14 @@ def test_of_two_columns_that_may_be_left_out_alike_the_right_one_makes_room() ->
     lines = plain(describe_clusters(verb, [reply], Paper(70))).splitlines()
     assert "SHORT" in lines[0]
     assert "LONG" not in lines[0]
-    assert (
-        " ".join(" ".join(line[lines[0].index("MESSAGE") :].split()) for line in lines[1:]).split()
-        == ["word"] * 12
-    )
+    assert " ".join(" ".join(line[lines[0].index("MESSAGE") :].split()) for line in lines[1:]).split() == ["word"] * 12
     assert len(lines) == 3, "the room of the column that is left out belongs to the message"
 
 
 # --- time, and logging in ----------------------------------------------------------------------------------------
 
 
-def test_a_cluster_that_accepts_and_never_answers_is_late_and_the_others_are_not(
-    desk: Desk, west: Desk
-) -> None:
+def test_a_cluster_that_accepts_and_never_answers_is_late_and_the_others_are_not(desk: Desk, west: Desk) -> None:
     with silent() as hung, silent() as other:
         desk.write_clusters(hung=hung, east=desk.url, other=other, west=west.url)
         found = {reply.context: reply for reply in asked(desk)}
@@ -242,9 +235,7 @@ def test_an_unexpected_error_of_one_cluster_hides_no_other_answer(desk: Desk) ->
 
     desk.write_clusters(east=desk.url, west=desk.url)
     typed = parse(["status", "--kubeconfig", str(desk.kubeconfig)])
-    east, west = asyncio.run(
-        ask_clusters(FleetVerb((), "", FailureData, answer), typed, ["east", "west"], SECONDS)
-    )
+    east, west = asyncio.run(ask_clusters(FleetVerb((), "", FailureData, answer), typed, ["east", "west"], SECONDS))
     assert (east.context, east.error) == ("east", "")
     assert west.error == "unexpected error: KeyError: 'metadata'; please report it"
 
@@ -253,10 +244,7 @@ def with_programs(desk: Desk, **scripts: str) -> None:
     """Give each of these contexts a login program of its own, which runs this script of sh."""
     told = json.loads(desk.kubeconfig.read_text())
     version = {"apiVersion": "client.authentication.k8s.io/v1"}
-    users = {
-        name: {"exec": {**version, "command": "/bin/sh", "args": ["-c", text]}}
-        for name, text in scripts.items()
-    }
+    users = {name: {"exec": {**version, "command": "/bin/sh", "args": ["-c", text]}} for name, text in scripts.items()}
     told["users"] = [{"name": name, "user": user} for name, user in users.items()]
     for one in told["contexts"]:
         one["context"]["user"] = one["name"]
@@ -385,9 +373,7 @@ def test_what_cannot_be_right_is_refused_before_a_cluster_is_asked(desk: Desk, n
 
 def test_all_contexts_of_no_kubeconfig_are_not_those_of_a_pod(desk: Desk) -> None:
     desk.kubeconfig.unlink()
-    said = desk.type(
-        "status", "--all-contexts", environment={"KUBECONFIG": "", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
-    )
+    said = desk.type("status", "--all-contexts", environment={"KUBECONFIG": "", "KUBERNETES_SERVICE_HOST": "10.0.0.1"})
     assert (said.status, said.out) == (FAILED, "")
     assert "there is no kubeconfig at" in said.err
 
@@ -428,13 +414,9 @@ async def test_doctor_has_a_row_for_each_finding_and_says_where_the_commands_are
 async def test_doctor_says_in_which_cluster_nothing_is_installed() -> None:
     cluster = FakeCluster()
     cluster.uninstalled |= {ACCESS_REVIEWS, POLICIES_KIND, GPUNODES_KIND}
-    found = await doctor.ask(
-        Session(cluster.client("me"), "context bare", now=virtual_now), parse(["doctor"])
-    )
+    found = await doctor.ask(Session(cluster.client("me"), "context bare", now=virtual_now), parse(["doctor"]))
     told = plain(describe_clusters(doctor.FLEET, [replace(found, context="bare")], Paper()))
-    assert (
-        "bare: The operator is not installed. These checks show what an installation would find here." in told
-    )
+    assert "bare: The operator is not installed. These checks show what an installation would find here." in told
 
 
 def test_a_doctor_that_may_read_nothing_is_a_row(desk: Desk) -> None:
@@ -485,9 +467,7 @@ west: Service monitoring/prometheus:9090 of context west was queried because its
 def test_a_bill_without_one_of_its_clusters_is_an_error_and_shows_the_others(billed: Desk) -> None:
     said = billed.type("cost", "--all-contexts", "--window", "1d", "-o", "json")
     assert said.status == FAILED
-    assert (
-        "1 of 3 clusters did not respond. dead: the API server of context dead does not respond" in said.err
-    )
+    assert "1 of 3 clusters did not respond. dead: the API server of context dead does not respond" in said.err
     dead, east, west = read_stream(said.out)
     assert "does not respond" in dead["error"]
     assert [one["context"] for one in (east, west)] == ["east", "west"]

@@ -216,9 +216,7 @@ def test_a_login_program_that_does_not_end_is_killed_and_named(desk: Desk) -> No
     with_programs(desk, east=f"echo '{CREDENTIAL}'", waits=f"echo $$ >{pid}; exec sleep 1000")
     found = {reply.context: reply for reply in asked(desk, first=3.0)}
     assert not found["east"].error
-    assert (
-        found["waits"].error == "its login program did not finish within 3 s. Log in to context waits first"
-    )
+    assert found["waits"].error == "its login program did not finish within 3 s. Log in to context waits first"
     wait_until(lambda: not pid_exists(int(pid.read_text())), SECONDS, "the end of the login program")
 
 

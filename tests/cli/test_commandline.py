@@ -282,9 +282,7 @@ def test_help_does_without(desk: Desk, module: str) -> None:
         "try: parse(['--help'])\nexcept SystemExit: pass\n"
         f"sys.exit({module!r} in sys.modules)"
     )
-    done = subprocess.run(
-        [PROGRAM[0], "-c", code], env=desk.environment(), check=False, stdout=subprocess.DEVNULL
-    )
+    done = subprocess.run([PROGRAM[0], "-c", code], env=desk.environment(), check=False, stdout=subprocess.DEVNULL)
     assert done.returncode == 0
 
 

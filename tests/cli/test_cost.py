@@ -85,17 +85,13 @@ def test_a_selector_changes_nothing_where_everything_matches_and_finds_nothing_e
         said = ask(desk, fake, "--selector", selector)
         assert (said.status, said.out) == (FAILED, "")
         assert (
-            f"has no data from the meter in this window (gpusharing_gpu_seconds_total) for {{{selector}}}"
-            in said.err
+            f"has no data from the meter in this window (gpusharing_gpu_seconds_total) for {{{selector}}}" in said.err
         )
 
 
 def test_a_tenant_alone_is_no_bill(desk: Desk, fake: FakePrometheus) -> None:
     told = wrong(desk, "--prometheus", fake.url, "--selector", 'namespace="team-a"')
-    assert (
-        '--selector namespace="team-a": only some of the series that make up a bill have the label namespace'
-        in told
-    )
+    assert '--selector namespace="team-a": only some of the series that make up a bill have the label namespace' in told
     assert fake.paths == []
 
 
@@ -105,9 +101,7 @@ def test_a_prometheus_that_is_named_needs_no_cluster(desk: Desk, fake: FakeProme
     assert desk.server.asked == []
 
 
-def test_a_person_sees_how_much_has_been_read_until_the_bill_is_there(
-    desk: Desk, fake: FakePrometheus
-) -> None:
+def test_a_person_sees_how_much_has_been_read_until_the_bill_is_there(desk: Desk, fake: FakePrometheus) -> None:
     with terminal(desk, "cost", "--prometheus", fake.url, "--window", "30d") as (_, screen):
         seen = read_until(screen, END)
     shown, _, bill = seen.rpartition("\r\x1b[K")
@@ -327,15 +321,10 @@ def test_without_the_label_of_the_node_nobody_can_tell_two_from_one(desk: Desk, 
 
 
 @pytest.mark.parametrize("label", ["namespace", "policy"])
-def test_what_is_beyond_the_bounds_of_a_node_is_explained(
-    desk: Desk, fake: FakePrometheus, label: str
-) -> None:
+def test_what_is_beyond_the_bounds_of_a_node_is_explained(desk: Desk, fake: FakePrometheus, label: str) -> None:
     fake.answers["gpusharing_slice_seconds_total"] = vector(({**HELD, label: "_others"}, "43200"))
     told = " ".join(ask(desk, fake).out.split())
-    assert (
-        "_others is the time of further tenants or policies on a node that already had 128 combinations"
-        in told
-    )
+    assert "_others is the time of further tenants or policies on a node that already had 128 combinations" in told
 
 
 def test_nothing_that_was_scraped_steers_the_terminal(desk: Desk, fake: FakePrometheus) -> None:
@@ -381,8 +370,7 @@ def test_the_only_service_that_looks_like_a_prometheus_is_asked(desk: Desk, fake
     assert json.loads(said.out)["prometheus"] == "Service monitoring/kps-prometheus:9090 of context desk"
     (remark,) = json.loads(said.out)["remarks"]
     assert (
-        remark
-        == f"{json.loads(said.out)['prometheus']} was queried because its labels are those of a Prometheus;"
+        remark == f"{json.loads(said.out)['prometheus']} was queried because its labels are those of a Prometheus;"
         " use --service to choose another"
     )
     assert set(fake.paths[1:]) == {
@@ -408,9 +396,7 @@ def test_a_service_that_is_named_is_not_looked_for(desk: Desk, fake: FakePrometh
 def test_several_services_or_none_are_told(desk: Desk, fake: FakePrometheus) -> None:
     desk.write_kubeconfig(fake.url)
     behind(fake, service("a", app="prometheus-server"), service("b", app="prometheus-server"))
-    assert "several Services that look like a Prometheus: monitoring/a:9090, monitoring/b:9090." in wrong(
-        desk
-    )
+    assert "several Services that look like a Prometheus: monitoring/a:9090, monitoring/b:9090." in wrong(desk)
     behind(fake, service("grafana", app="grafana"))
     assert "no Service in context desk looks like a Prometheus. Pass --service" in wrong(desk)
 

@@ -36,9 +36,7 @@ def test_a_store_that_answers_only_some_of_the_questions_about_a_node_makes_the_
     seen = {"min": str(NOW - 86400), "max": str(NOW), "count": "1441"}
     for function, value in seen.items():
         asked = f"{function}_over_time(timestamp(max by (node) (gpusharing"
-        told = (
-            vector(warnings=["store x is away"]) if function == lost else vector(({"node": "gpu-1"}, value))
-        )
+        told = vector(warnings=["store x is away"]) if function == lost else vector(({"node": "gpu-1"}, value))
         fake.answers = {asked: told, **fake.answers}
     said = ask(desk, fake)
     assert said.status == CHANGES
@@ -93,9 +91,7 @@ PARTS, REST, WHOLE = (
                 PARTS: vector((HELD, "0"), ({**HELD, "node": "gpu-2"}, "86400")),
                 REST: vector(),
                 WHOLE: vector((GPU, "86400"), ({**GPU, "node": "gpu-2"}, "0")),
-                "group by (node) (count_over_time": vector(
-                    *(({"node": f"gpu-{one}"}, "1") for one in (1, 2))
-                ),
+                "group by (node) (count_over_time": vector(*(({"node": f"gpu-{one}"}, "1") for one in (1, 2))),
             },
             "the allocated, idle, stranded and transition time of pool-x on gpu-1, gpu-2 differs from the"
             " metered time of the GPUs there by 48.0 GPU-hours:"
@@ -191,9 +187,7 @@ def test_nodes_that_were_away_are_looked_at_by_name_or_a_day_at_a_time(
 
 @pytest.mark.parametrize("name", ['x"} or vector(1) #', "A b", "a\\nb"])
 def test_a_name_that_is_no_nodes_is_not_put_into_a_query(desk: Desk, fake: FakePrometheus, name: str) -> None:
-    fake.answers["group by (node) (count_over_time(gpusharing_gpu_seconds_total"] = vector(
-        ({"node": name}, "1")
-    )
+    fake.answers["group by (node) (count_over_time(gpusharing_gpu_seconds_total"] = vector(({"node": name}, "1"))
     asked = heard_by(fake)
     assert ask(desk, fake).status == DONE
     assert asked

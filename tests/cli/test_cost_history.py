@@ -102,9 +102,7 @@ def test_teams_are_a_label_of_their_namespaces_also_of_one_that_vanished(desk: D
     teams = {row["name"] for row in found["rows"] if row["part"] == "held"}
     assert teams == {"red", "blue", ""}
     assert found["totals"][0]["cost"] == 39513.60
-    early = data(
-        ask(desk, prometheus, "--by", "team", "-o", "json", "--until", "2026-10-05", "--window", "4d")
-    )
+    early = data(ask(desk, prometheus, "--by", "team", "-o", "json", "--until", "2026-10-05", "--window", "4d"))
     assert [row["cost"] for row in early["rows"] if row["resource"] == SHARED] == [554.40, 290.40]
 
 
@@ -149,19 +147,14 @@ def test_history_that_is_too_short_is_told(desk: Desk, prometheus: str) -> None:
 
 
 def test_agents_that_are_gone_are_told(desk: Desk, prometheus: str) -> None:
-    assert (
-        "PARTIAL: Prometheus has had no data since 2026-10-01T20:0"
-        in ask(desk, prometheus, cluster="gone").out
-    )
+    assert "PARTIAL: Prometheus has had no data since 2026-10-01T20:0" in ask(desk, prometheus, cluster="gone").out
 
 
 def test_what_has_no_price_has_its_hours_and_says_how_to_give_it_one(desk: Desk, prometheus: str) -> None:
     said = ask(desk, prometheus, cluster="unpriced")
     assert said.status == CHANGES
     assert "48.0 GPU-hours have no price." in said.out
-    assert "no price is known for 48.0 GPU-hours of pool-x: Prometheus has none; set" in " ".join(
-        said.out.split()
-    )
+    assert "no price is known for 48.0 GPU-hours of pool-x: Prometheus has none; set" in " ".join(said.out.split())
 
 
 def test_a_price_below_0_is_left_out_and_told(desk: Desk, prometheus: str) -> None:
@@ -181,9 +174,7 @@ def test_two_currencies_have_two_totals(desk: Desk, prometheus: str) -> None:
     assert "in several currencies (EUR, USD); amounts are not converted" in data(said)["remarks"][0]
 
 
-def test_where_nobody_knows_whether_a_device_was_shared_its_time_is_an_estimate(
-    desk: Desk, prometheus: str
-) -> None:
+def test_where_nobody_knows_whether_a_device_was_shared_its_time_is_an_estimate(desk: Desk, prometheus: str) -> None:
     rows = data(ask(desk, prometheus, "-o", "json", cluster="mixed"))["rows"]
     assert [row["basis"] for row in rows] == ["estimate", "measured"]
 
@@ -193,9 +184,7 @@ def test_two_prometheus_with_the_same_series_bill_nothing_twice(desk: Desk, prom
     assert (said.status, said.out) == (FAILED, "")
     assert "gpu-1 would be billed twice: its series differ in the label replica (a, b)" in said.err
     assert "--selector 'replica=\"a\"'" in said.err
-    chosen = ask(
-        desk, prometheus, "--selector", 'cluster="double",replica="a"', "-o", "json", cluster="double"
-    )
+    chosen = ask(desk, prometheus, "--selector", 'cluster="double",replica="a"', "-o", "json", cluster="double")
     assert data(chosen)["totals"][0]["cost"] == 96.00
 
 
@@ -205,9 +194,7 @@ def test_a_second_prometheus_that_came_and_went_within_a_day_is_found(desk: Desk
     assert "gpu-1 would be billed twice: its series differ in the label replica (, b)" in said.err
 
 
-def test_two_agents_that_only_a_namespace_tells_apart_are_not_to_be_chosen_by_it(
-    desk: Desk, prometheus: str
-) -> None:
+def test_two_agents_that_only_a_namespace_tells_apart_are_not_to_be_chosen_by_it(desk: Desk, prometheus: str) -> None:
     said = ask(desk, prometheus, cluster="installed")
     assert (said.status, said.out) == (FAILED, "")
     assert "gpu-1 would be billed twice: its series differ in the label namespace (first, second)" in said.err
@@ -255,9 +242,7 @@ def test_a_node_that_was_not_scraped_is_missed_although_others_were(desk: Desk, 
     assert said.status == CHANGES
     (seen,) = data(said)["missing"]
     assert seen.startswith("Prometheus has no samples from gpu-2 (11h) for part of the window")
-    assert seen.endswith(
-        "or midnight in UTC was in between, some or all of that time is not billed to anyone"
-    )
+    assert seen.endswith("or midnight in UTC was in between, some or all of that time is not billed to anyone")
     assert data(said)["totals"][0]["gpuHours"] == pytest.approx(84, abs=0.3)
 
 

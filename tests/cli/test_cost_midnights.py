@@ -49,9 +49,7 @@ def test_a_node_that_ran_all_day_is_billed_by_the_ends_and_other_pools_cost_noth
     assert not any("increase(" in query for query in queries)
 
 
-def test_each_query_names_its_metrics_because_some_stores_refuse_a_pattern(
-    desk: Desk, fake: FakePrometheus
-) -> None:
+def test_each_query_names_its_metrics_because_some_stores_refuse_a_pattern(desk: Desk, fake: FakePrometheus) -> None:
     _, queries = ask(desk, fake)
     assert any(MARK in query for query in queries)
     assert not any("__name__" in query for query in queries)
@@ -96,11 +94,9 @@ def used(part: Fraction) -> Allotment:
 def exported(metered: Metered) -> Iterator[Series]:
     """Yield what the query for the counters at one moment returns of a node with these counters."""
     rows: list[tuple[dict[str, str], float]] = [({"what": INFO_OF_GPUS}, 8.0)]
-    for account, seconds in metered.allocated.items():
-        rows.append(({"what": "held", "namespace": account.namespace}, seconds))
-    rows += [
-        ({"what": "idle", "resource": resource}, seconds) for (_, resource), seconds in metered.idle.items()
-    ]
+    for (_, namespace, _), seconds in metered.allocated.items():
+        rows.append(({"what": "held", "namespace": namespace}, seconds))
+    rows += [({"what": "idle", "resource": resource}, seconds) for (_, resource), seconds in metered.idle.items()]
     for name in ("stranded", "transition", "gpus"):
         rows += [({"what": name}, seconds) for seconds in getattr(metered, name).values()]
     for labels, value in rows:

@@ -30,9 +30,7 @@ def node(cluster: str, gpus: int, **stands: Any) -> Node:
     return Node("gpu-1", "pool-x", gpus, [Stretch((0, HOURS), **stands)], labels={"cluster": cluster})
 
 
-def gauge(
-    cluster: str, name: str, value: float, hours: tuple[float, float] = (0, HOURS), **labels: str
-) -> Gauge:
+def gauge(cluster: str, name: str, value: float, hours: tuple[float, float] = (0, HOURS), **labels: str) -> Gauge:
     """Of the node."""
     return Gauge(name, {"cluster": cluster, "node": "gpu-1", **labels}, f"{value:g}", hours, EVERY)
 
@@ -41,9 +39,7 @@ def device(cluster: str, uuid: str, resource: str, slices: int = 1) -> Iterator[
     """A whole GPU of 80 GiB."""
     yield gauge(cluster, "gpusharing_device_slices", slices, uuid=uuid, resource=resource)
     yield gauge(cluster, "gpusharing_device_memory_bytes", 80 * GIB, uuid=uuid)
-    yield Gauge(
-        "gpusharing_policy_gpu_hourly_price", {"cluster": cluster, "policy": "pool-x", "currency": "USD"}, "2"
-    )
+    yield Gauge("gpusharing_policy_gpu_hourly_price", {"cluster": cluster, "policy": "pool-x", "currency": "USD"}, "2")
 
 
 def pod(
@@ -184,9 +180,7 @@ def test_a_gpu_that_kai_divides_is_billed_to_the_pods_that_use_it(
 
 
 def test_a_reserved_gpu_that_no_pod_uses_stays_with_the_reservation(desk: Desk, prometheus: str) -> None:
-    assert hours(ask(desk, prometheus, "kai-unused", "namespace")) == {
-        "kai-resource-reservation": (24, "measured")
-    }
+    assert hours(ask(desk, prometheus, "kai-unused", "namespace")) == {"kai-resource-reservation": (24, "measured")}
 
 
 def test_fractions_of_hami_are_billed_as_they_were_reserved(desk: Desk, prometheus: str) -> None:
@@ -231,9 +225,7 @@ def test_a_replica_that_does_more_than_its_part_used_more_than_all_of_it(desk: D
     assert "50%       200%" in said.out
 
 
-def test_a_bill_is_whole_although_the_query_for_what_was_used_is_refused(
-    desk: Desk, fake: FakePrometheus
-) -> None:
+def test_a_bill_is_whole_although_the_query_for_what_was_used_is_refused(desk: Desk, fake: FakePrometheus) -> None:
     refused = failure(422, "execution", "query processing would load too many samples into memory")
     fake.answers = {"* 0 + on (": refused, **DAY}
     said = desk.type("cost", "--prometheus", fake.url, "--window", "1d", "-o", "json")
@@ -257,10 +249,7 @@ def test_what_hami_allocates_is_billed_once_though_the_policy_of_its_node_change
 
 
 def test_weights_that_are_no_numbers_are_left_out(desk: Desk, fake: FakePrometheus) -> None:
-    slices = [
-        ({**HELD, "pod": name}, value)
-        for name, value in (("a", "NaN"), ("b", "+Inf"), ("c", "3"), ("d", "0"))
-    ]
+    slices = [({**HELD, "pod": name}, value) for name, value in (("a", "NaN"), ("b", "+Inf"), ("c", "3"), ("d", "0"))]
     fake.answers = {"(sum_over_time(gpusharing_pod_slices": vector(*slices), **DAY}
     said = desk.type("cost", "--prometheus", fake.url, "--window", "1d", "--by", "pod", "-o", "json")
     assert said.status in (DONE, CHANGES)

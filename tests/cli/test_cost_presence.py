@@ -68,9 +68,7 @@ class Story:
             if self.twice is not None:
                 label, first, last = self.twice
                 if first < end and last > begin:
-                    yield self._scraped(
-                        begin, max(begin, first), min(end, last), {**pod, label: f"other-{number}"}
-                    )
+                    yield self._scraped(begin, max(begin, first), min(end, last), {**pod, label: f"other-{number}"})
 
     def _scraped(self, began: float, begin: float, end: float, labels: Mapping[str, str]) -> Node:
         """An agent that counts since `began`, and of which Prometheus has samples between two times."""
@@ -129,21 +127,15 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-def ask(
-    desk: Desk, url: str, cluster: str, *more: str, window: str = f"{HOURS}h", until: str = UNTIL
-) -> Said:
+def ask(desk: Desk, url: str, cluster: str, *more: str, window: str = f"{HOURS}h", until: str = UNTIL) -> Said:
     """`cost` of a story."""
     chosen = ("--selector", ",".join((f'cluster="{cluster}"', *more)), "--prometheus", url, "-o", "json")
     return desk.type("cost", *chosen, "--window", window, "--until", until)
 
 
 @pytest.mark.tools
-@pytest.mark.parametrize(
-    "told", PLAYED, ids=lambda one: f"{one.name} {one.twice and one.twice[0]} away {one.away:.2f}"
-)
-def test_a_gpu_is_billed_once_for_each_time_or_the_bill_is_refused(
-    desk: Desk, prometheus: str, told: Story
-) -> None:
+@pytest.mark.parametrize("told", PLAYED, ids=lambda one: f"{one.name} {one.twice and one.twice[0]} away {one.away:.2f}")
+def test_a_gpu_is_billed_once_for_each_time_or_the_bill_is_refused(desk: Desk, prometheus: str, told: Story) -> None:
     said = ask(desk, prometheus, told.name)
     if said.status == FAILED:
         assert told.doubled > 0, said.err
@@ -194,9 +186,7 @@ def test_of_two_scrapes_that_differ_in_their_endpoint_one_can_be_chosen(desk: De
 
 
 @pytest.mark.tools
-def test_two_agents_on_a_node_are_refused_with_all_labels_that_tell_them_apart(
-    desk: Desk, prometheus: str
-) -> None:
+def test_two_agents_on_a_node_are_refused_with_all_labels_that_tell_them_apart(desk: Desk, prometheus: str) -> None:
     (told,) = (one for one in PLAYED[: len(TARGETS)] if one.twice and one.twice[0] == "pod")
     err = ask(desk, prometheus, told.name).err
     assert "and pod (agent-0" in err
@@ -205,9 +195,7 @@ def test_two_agents_on_a_node_are_refused_with_all_labels_that_tell_them_apart(
 
 
 @pytest.mark.tools
-def test_where_prometheus_looks_further_back_a_restart_is_one_all_the_same(
-    desk: Desk, tmp_path: Path
-) -> None:
+def test_where_prometheus_looks_further_back_a_restart_is_one_all_the_same(desk: Desk, tmp_path: Path) -> None:
     """It goes on seeing the one that is gone for as long (--query.lookback-delta)."""
     told = Story("s", [(0.0, 3.0), (3.0, 8.0)])
     past = History(BEGIN, HOURS, list(told.nodes()), every=EVERY)
@@ -278,6 +266,4 @@ def test_a_time_in_which_prometheus_saw_nobody_is_no_nodes_own() -> None:
 
 def test_many_nodes_are_told_by_the_first_few() -> None:
     (told,) = describe_absences({f"gpu-{number}": 3600.0 for number in range(9)})
-    assert told.startswith(
-        "Prometheus has no samples from gpu-0 (1h), gpu-1 (1h), gpu-2 (1h) and 6 more for part"
-    )
+    assert told.startswith("Prometheus has no samples from gpu-0 (1h), gpu-1 (1h), gpu-2 (1h) and 6 more for part")

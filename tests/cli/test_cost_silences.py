@@ -28,9 +28,7 @@ def node(cluster: str, name: str, unseen: tuple[float, float] = ALWAYS) -> Node:
     return Node(name, "pool-x", 1, stands, slices={WHOLE: 1}, unseen=(unseen,), labels=labels)
 
 
-def gauge(
-    cluster: str, name: str, value: str, hours: tuple[float, float] = (0, HOURS), **labels: str
-) -> Gauge:
+def gauge(cluster: str, name: str, value: str, hours: tuple[float, float] = (0, HOURS), **labels: str) -> Gauge:
     """Of a cluster."""
     return Gauge(name, {"cluster": cluster, **labels}, value, hours)
 

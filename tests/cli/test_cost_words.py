@@ -56,9 +56,7 @@ def test_selectors(typed: str, told: str) -> None:
     assert selector_of(typed) == told
 
 
-@pytest.mark.parametrize(
-    "typed", ["east", "cluster=east", 'a="b"}[5m]) or vector(1', 'a="b" c="d"', 'a="b",,', '"a"']
-)
+@pytest.mark.parametrize("typed", ["east", "cluster=east", 'a="b"}[5m]) or vector(1', 'a="b" c="d"', 'a="b",,', '"a"'])
 def test_a_selector_that_is_none(typed: str) -> None:
     with pytest.raises(Trouble, match="use matchers such as"):
         selector_of(typed)
@@ -135,9 +133,7 @@ def test_no_choice_of_tenants_or_pools_hides_that_a_node_is_simulated() -> None:
         'max by (node) (max_over_time(gpusharing_agent_simulated{cluster="east"}[60s])) > 0'
     )
     assert simulated_sentence([]) == ""
-    assert simulated_sentence(["a", "b", "c", "d"]).startswith(
-        "SIMULATED: a, b, c and 1 more have no real GPUs"
-    )
+    assert simulated_sentence(["a", "b", "c", "d"]).startswith("SIMULATED: a, b, c and 1 more have no real GPUs")
     assert simulated_sentence([""]).startswith("SIMULATED: a node without a name has no real GPUs")
 
 
@@ -174,9 +170,7 @@ def test_opencost_wins_then_the_policy_then_the_chart() -> None:
         "cards": [one(1, node="gpu-3", product="NVIDIA A100")],
     }
     assert found("gpu-1", "pool-x", told) == Price(Fraction("2.5"), "CHF", "OpenCost")
-    assert found("gpu-2", "pool-x", told) == Price(Fraction("3.2"), "USD", "policy"), (
-        "0 is what OpenCost does not know"
-    )
+    assert found("gpu-2", "pool-x", told) == Price(Fraction("3.2"), "USD", "policy"), "0 is what OpenCost does not know"
     assert found("gpu-3", "pool-y", told) == Price(Fraction("1.1"), "EUR", "chart")
     assert found("gpu-4", "pool-y", told) == "Prometheus has none"
 
@@ -271,9 +265,7 @@ def test_a_proxy_that_cannot_be_used_is_refused_in_one_sentence() -> None:
         place_of("https://far.example.com", "", "", {"HTTPS_PROXY": "socks5://proxy:1080"})
 
 
-def mark(
-    held: float, idle: float, gpus: float | None = None, node: str = "n", count: int = 2
-) -> list[Series]:
+def mark(held: float, idle: float, gpus: float | None = None, node: str = "n", count: int = 2) -> list[Series]:
     """The counters of a node with `count` GPUs, in seconds."""
     told = {
         "held": held,

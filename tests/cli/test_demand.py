@@ -165,9 +165,7 @@ def test_several_containers_with_one_gpu_each_get_a_share_or_an_instance_each() 
     raw["spec"]["containers"] *= 2
     found = demand(raw)
     assert advise_for(found, pick("l40s")) is None, "the questions decide, as for a pod with one container"
-    assert found.sentence == (
-        "team-a: 1 pod with GPUs (1 with several GPU containers), which request 2 nvidia.com/gpu"
-    )
+    assert found.sentence == ("team-a: 1 pod with GPUs (1 with several GPU containers), which request 2 nvidia.com/gpu")
 
 
 def test_an_init_container_that_spreads_over_gpus_needs_whole_ones_too() -> None:
@@ -408,12 +406,8 @@ async def test_a_mode_that_the_label_of_the_namespace_excludes_is_not_advised() 
     words = ("advise", "-n", "team-a", "--card", "h100-80gb", "--memory", "3Gi", "--bursts", "-o", "json")
     found = {level: (await ask(labeled(level), *words)).data for level in ("hardware", "memory")}
     assert {level: one["mode"] for level, one in found.items()} == {"hardware": "MIG", "memory": "MPS"}
-    assert (
-        "the namespace has the label gpusharing.dev/isolation=hardware: memory" in found["hardware"]["why"][0]
-    )
-    assert found["memory"]["why"][0].startswith(
-        "the namespace has the label gpusharing.dev/isolation=memory, and"
-    )
+    assert "the namespace has the label gpusharing.dev/isolation=hardware: memory" in found["hardware"]["why"][0]
+    assert found["memory"]["why"][0].startswith("the namespace has the label gpusharing.dev/isolation=memory, and")
     assert "without that remedy, use MIG or Full" in found["memory"]["but"]
 
 

@@ -55,9 +55,7 @@ async def test_an_object_that_names_a_vanishing_resource_is_told(tmp_path: Path,
         called = put(scene.e.cluster, kind, NAMING[kind])
         gone = await planned(tmp_path, scene.e.cluster, MIXED)
         kept = await planned(tmp_path, scene.e.cluster, SINGLE)
-    assert (
-        gone.data["dependents"][0] == f"{GPU} will no longer exist, but these objects refer to it: {called}"
-    )
+    assert gone.data["dependents"][0] == f"{GPU} will no longer exist, but these objects refer to it: {called}"
     assert gone.data["notes"] == kept.data["notes"]
     assert kept.data["dependents"] == [], "strategy single keeps the name"
 
@@ -70,10 +68,7 @@ async def test_a_quota_on_a_vanished_name_limits_nothing_and_that_is_told(tmp_pa
         put(scene.e.cluster, "ResourceQuota", NAMING["ResourceQuota"])
         told = await planned(tmp_path, scene.e.cluster, MIXED, "table")
     said = " ".join(told.out.split())
-    assert (
-        f"! {GPU} will no longer exist, but these objects refer to it: ResourceQuota team-a/a-resourcequota."
-        in said
-    )
+    assert f"! {GPU} will no longer exist, but these objects refer to it: ResourceQuota team-a/a-resourcequota." in said
     assert "! A ResourceQuota has no effect on a resource that no node advertises." in said
 
 
@@ -85,9 +80,7 @@ LABELLED: dict[str, JSON] = {
 
 @pytest.mark.parametrize("kind", LABELLED)
 @virtually
-async def test_an_object_that_selects_a_label_which_no_node_will_have_is_told(
-    tmp_path: Path, kind: str
-) -> None:
+async def test_an_object_that_selects_a_label_which_no_node_will_have_is_told(tmp_path: Path, kind: str) -> None:
     async with operated(1) as scene:
         scene.apply(FULL)
         await scene.ready()
@@ -95,9 +88,7 @@ async def test_an_object_that_selects_a_label_which_no_node_will_have_is_told(
         gone = await planned(tmp_path, scene.e.cluster, SLICED)
         kept = await planned(tmp_path, scene.e.cluster, MIXED)
     label = f"{LABEL_GPU_PRODUCT}={PRODUCT}"
-    assert gone.data["dependents"] == [
-        f"{label} will no longer exist, but these objects refer to it: {called}"
-    ]
+    assert gone.data["dependents"] == [f"{label} will no longer exist, but these objects refer to it: {called}"]
     assert kept.data["dependents"] == [], "with strategy mixed GFD goes on describing the card"
 
 
@@ -171,13 +162,9 @@ async def test_a_kind_that_is_not_installed_is_not_missed_where_the_server_refus
     async with operated(1) as scene:
         scene.apply(FULL)
         await scene.ready()
-        scene.e.cluster.uninstalled |= {
-            resource for _, resource in KINDS if resource.group == "kueue.x-k8s.io"
-        }
+        scene.e.cluster.uninstalled |= {resource for _, resource in KINDS if resource.group == "kueue.x-k8s.io"}
         edit = written(tmp_path, policy(MIXED))
-        told = await ask(
-            scene.e.cluster, "plan", "-o", "json", "-f", edit, client=RefusingFirst(scene.e.cluster, ME)
-        )
+        told = await ask(scene.e.cluster, "plan", "-o", "json", "-f", edit, client=RefusingFirst(scene.e.cluster, ME))
     assert [one for one in told.data["notes"] if "not be read" in one] == []
 
 
@@ -228,6 +215,4 @@ async def test_namespaces_that_lose_their_last_admitted_mode_are_named_if_the_gu
     assert [one for one in gone.data["dependents"] if LABEL_ISOLATION in one] == wanted
     assert [one for one in kept.data["dependents"] if LABEL_ISOLATION in one] == []
     notes = [one for one in unread.data["notes"] if LABEL_ISOLATION in one]
-    assert notes == ["namespaces with the gpusharing.dev/isolation label could not be read: no"] * (
-        guard != "false"
-    )
+    assert notes == ["namespaces with the gpusharing.dev/isolation label could not be read: no"] * (guard != "false")

@@ -78,10 +78,7 @@ def test_what_is_wrong_with_many_nodes_is_told_once() -> None:
     labels = {"nvidia.com/gpu.present": "true", PLUGIN: "ts-8"}
     nodes = tuple(replace(make_node(f"gpu-{number}"), labels=labels) for number in range(9))
     (one,) = find_node_symptoms(replace(VIEW, nodes=nodes), {})
-    assert (
-        "gpu-0, gpu-1, gpu-2 and 6 more names an entry that ConfigMap time-slicing-config does not"
-        in one.message
-    )
+    assert "gpu-0, gpu-1, gpu-2 and 6 more names an entry that ConfigMap time-slicing-config does not" in one.message
     assert one.command == f"kubectl get nodes -L {PLUGIN}", "there is no policy yet"
     (one,) = find_node_symptoms(replace(VIEW, nodes=nodes, policies=(make_policy(),)), {})
     assert one.command.startswith("kubectl label node gpu-0 gpu-1 ")
@@ -90,9 +87,7 @@ def test_what_is_wrong_with_many_nodes_is_told_once() -> None:
 
 def test_a_command_is_never_broken_into_lines() -> None:
     long = error(Topic.NODES, "Odd", "it is odd " * 20, "kubectl label node " + "gpu-1 " * 40)
-    lines = plain(
-        describe(Examination(InstallationView(operator_replicas=1), [long]), Paper(60))
-    ).splitlines()
+    lines = plain(describe(Examination(InstallationView(operator_replicas=1), [long]), Paper(60))).splitlines()
     assert f"         -> {long.command}".rstrip() in lines
     assert all(len(one) <= 60 for one in lines if "->" not in one)
 
@@ -132,10 +127,7 @@ async def test_an_entry_that_nobody_holds_is_not_to_be_merged_from_anywhere() ->
         told = await ask(cluster, "doctor", "-o", "json")
         (pointer,) = (one for one in told.data["symptoms"] if one["reason"] == "PluginConfigNotOurs")
         ours = Place().plugin_config_map
-        assert (
-            f"Nodes use gone, which {ours} and ts do not contain: first remove the label"
-            in pointer["message"]
-        )
+        assert f"Nodes use gone, which {ours} and ts do not contain: first remove the label" in pointer["message"]
         assert pointer["command"] == f"kubectl get nodes -L {PLUGIN}"
 
 
@@ -146,9 +138,7 @@ async def test_a_running_installation_has_nothing_wrong_that_the_stand_in_can_sh
         scene.apply(FULL)
         await scene.ready()
         told = await ask(scene.e.cluster, "doctor", "-o", "json")
-    found = {
-        one["reason"] for one in told.data["symptoms"] if one["topic"] in ("ClusterPolicy", "labels of Nodes")
-    }
+    found = {one["reason"] for one in told.data["symptoms"] if one["topic"] in ("ClusterPolicy", "labels of Nodes")}
     assert found == set()
     assert told.status in (DONE, FAILED)
 
@@ -226,10 +216,7 @@ async def test_what_the_device_plugin_refuses_or_ignores_in_an_entry_is_told_by_
         "ERROR",
         "kubectl -n gpu-operator edit configmap time-slicing-config",
     )
-    assert (
-        "entry any, sharing.timeSlicing.resources[0].replicas: the device plugin rejects 1"
-        in refused["message"]
-    )
+    assert "entry any, sharing.timeSlicing.resources[0].replicas: the device plugin rejects 1" in refused["message"]
 
 
 @virtually

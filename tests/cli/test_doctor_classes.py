@@ -48,9 +48,7 @@ async def test_a_class_that_selects_another_profile_than_its_resource_names_is_t
 
 
 @virtually
-async def test_a_class_that_selects_its_profile_is_not_told_and_neither_is_any_where_a_device_plugin_serves() -> (
-    None
-):
+async def test_a_class_that_selects_its_profile_is_not_told_and_neither_is_any_where_a_device_plugin_serves() -> None:
     assert (await told(cluster_with("3g.40gb")))[0] == []
     assert (await told(cluster_with("7g.80gb", plugin=True)))[0] == []
 

@@ -16,9 +16,7 @@ GPU = {"nvidia.com/gpu.present": "true"}
 
 
 def kubelets(api_server: str, *versions: str) -> list[tuple[str, str]]:
-    found = find_kubelet_symptoms(
-        running({f"gpu-{number}": one for number, one in enumerate(versions, 1)}), api_server
-    )
+    found = find_kubelet_symptoms(running({f"gpu-{number}": one for number, one in enumerate(versions, 1)}), api_server)
     return [(one.reason, one.command.split(" -o")[0]) for one in found]
 
 
@@ -36,9 +34,7 @@ def test_kubelets_that_nobody_stands_for_are_told_once_each() -> None:
     assert kubelets("v1.32.0", "v1.29.9", "v1.32.9") == [("KubeletOld", "kubectl get node gpu-1")]
     (one,) = find_kubelet_symptoms(running({"gpu-1": "v1.29.9"}), "v1.32.0")
     assert one.severity == "WARNING"
-    assert one.message.startswith(
-        "the kubelet on gpu-1 (v1.29.9) is older than 1.30, the oldest version that"
-    )
+    assert one.message.startswith("the kubelet on gpu-1 (v1.29.9) is older than 1.30, the oldest version that")
 
 
 @pytest.mark.parametrize("server", ["", "v0.0.0-master+$Format:%H$", "odd"])

@@ -96,9 +96,7 @@ def test_a_node_that_cannot_serve_its_policy_is_told_with_what_mends_it(
     assert (one.reason, one.severity, one.command) == (reason, "ERROR", command)
     (early,) = found(labels)
     assert (early.reason, early.severity) == (reason, "WARNING"), "there is no policy yet"
-    assert early.command.startswith("kubectl get nodes -L nvidia.com/"), (
-        "it may be meant so: nothing is to be changed"
-    )
+    assert early.command.startswith("kubectl get nodes -L nvidia.com/"), "it may be meant so: nothing is to be changed"
     assert found(labels, policies=False) == [], "somebody wants it so, and no policy is for this node"
     assert found(labels, policies=True, fence_error="damaged") == []
 
@@ -110,12 +108,8 @@ def test_a_node_that_cannot_serve_its_policy_is_told_with_what_mends_it(
         pytest.param({f"{DEPLOY}device-plugin": "true", f"{DEPLOY}operands": "true"}, id="on"),
         pytest.param({f"{DEPLOY}device-plugin": "", WORKLOAD: ""}, id="empty, which the GPU Operator fills"),
         pytest.param({f"{DEPLOY}dcgm-exporter": "false"}, id="an operand that no proof needs"),
-        pytest.param(
-            {f"{DEPLOY}device-plugin": "paused-for-mig-change", STATE: "pending"}, id="mig-manager's pause"
-        ),
-        pytest.param(
-            {f"{DEPLOY}device-plugin": "true_paused-for-driver-upgrade"}, id="a driver upgrade's pause"
-        ),
+        pytest.param({f"{DEPLOY}device-plugin": "paused-for-mig-change", STATE: "pending"}, id="mig-manager's pause"),
+        pytest.param({f"{DEPLOY}device-plugin": "true_paused-for-driver-upgrade"}, id="a driver upgrade's pause"),
     ],
 )
 def test_of_a_node_that_serves_or_soon_will_nothing_is_said(labels: dict[str, str]) -> None:
@@ -168,9 +162,7 @@ def test_a_label_is_taken_off_only_where_it_is_wrong() -> None:
 # --- labels of other controllers -------------------------------------------------------------------------------
 
 
-def test_a_label_that_another_controller_keeps_is_told_once_for_all_nodes_that_a_policy_could_change() -> (
-    None
-):
+def test_a_label_that_another_controller_keeps_is_told_once_for_all_nodes_that_a_policy_could_change() -> None:
     nfd = {CONFIG: "Node Feature Discovery sets it"}
     owned = [labelled(f"gpu-{number}", {**GPU, **POOL}, label_owners=nfd) for number in (1, 2)]
     capi = labelled("gpu-3", {**GPU, **POOL}, label_owners={CONFIG: "Cluster API sets it"})
@@ -200,9 +192,7 @@ def test_a_mig_configuration_that_nobody_has_is_told_with_those_that_there_are()
 
 
 def test_a_mig_configuration_of_nodes_that_differ_is_mended_by_name() -> None:
-    nodes = [
-        labelled(name, {CONFIG: value}) for name, value in (("gpu-1", "x"), ("gpu-2", "y"), ("gpu-3", "x"))
-    ]
+    nodes = [labelled(name, {CONFIG: value}) for name, value in (("gpu-1", "x"), ("gpu-2", "y"), ("gpu-3", "x"))]
     entries = {one.name: ENTRIES["gpu-1"] for one in nodes}
     (one,) = told(nodes, (), entries)
     assert "on gpu-1, gpu-2, gpu-3 names" in one.message
@@ -216,9 +206,7 @@ def test_of_a_mig_configuration_that_is_there_nothing_is_said(policies: bool | N
 
 def test_what_the_operator_itself_writes_is_left_to_it() -> None:
     assert found({CONFIG: "quarters"}, policies=True) == []
-    assert [one.reason for one in found({CONFIG: "quarters", STATE: "failed"}, policies=True)] == [
-        "MigConfigFailed"
-    ]
+    assert [one.reason for one in found({CONFIG: "quarters", STATE: "failed"}, policies=True)] == ["MigConfigFailed"]
 
 
 # --- what is read of a cluster ------------------------------------------------------------------------------------

@@ -88,13 +88,9 @@ async def rivals(*sets: JSON, severity: str = "WARNING") -> dict[str, tuple[str,
 async def test_a_second_device_plugin_is_told_with_what_takes_it_away(other: JSON, removal: str) -> None:
     ((message, command),) = (await rivals(other, MAIN)).values()
     where = f"{other['metadata']['namespace']}/{other['metadata']['name']}"
-    assert message.startswith(
-        f"DaemonSet {where} runs a device plugin alongside DaemonSet gpu-operator/nvidia-device-"
-    )
+    assert message.startswith(f"DaemonSet {where} runs a device plugin alongside DaemonSet gpu-operator/nvidia-device-")
     assert "both select gpu-1, gpu-2:" in message
-    assert command == f"{removal} && {AGAIN}", (
-        "a kubelet forgets the other plugin with the one that spoke last"
-    )
+    assert command == f"{removal} && {AGAIN}", "a kubelet forgets the other plugin with the one that spoke last"
 
 
 @pytest.mark.parametrize(
@@ -128,14 +124,8 @@ async def test_a_dra_driver_that_serves_gpus_is_told_with_what_switches_them_off
     found = await rivals(MAIN, DRIVER)
     message, command = found.pop("DRADriverServesGPUs")
     assert found == {}
-    assert (
-        "NVIDIA's DRA driver with GPUs enabled, and it selects gpu-1, gpu-2 as the device plugin does"
-        in message
-    )
-    assert (
-        command
-        == "helm upgrade dra CHART -n dra --reset-then-reuse-values --set resources.gpus.enabled=false"
-    )
+    assert "NVIDIA's DRA driver with GPUs enabled, and it selects gpu-1, gpu-2 as the device plugin does" in message
+    assert command == "helm upgrade dra CHART -n dra --reset-then-reuse-values --set resources.gpus.enabled=false"
 
 
 @virtually
@@ -202,8 +192,6 @@ async def test_who_may_not_list_them_is_told_what_would_not_be_seen() -> None:
     assert "a second device plugin would go unnoticed" in told.data["unknown"]["labels of Nodes"]
 
 
-@pytest.mark.parametrize(
-    "raw", [{}, {"metadata": 3, "spec": []}, {"spec": {"template": {"spec": {"containers": 1}}}}]
-)
+@pytest.mark.parametrize("raw", [{}, {"metadata": 3, "spec": []}, {"spec": {"template": {"spec": {"containers": 1}}}}])
 def test_what_is_malformed_serves_nothing(raw: JSON) -> None:
     assert gpu_server(raw) is None

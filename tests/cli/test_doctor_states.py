@@ -92,9 +92,7 @@ async def follow(player: CommandPlayer) -> Answered:
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("name", RECIPES)
 @virtually
-async def test_whoever_does_what_doctor_says_loses_no_device_and_has_no_error_in_the_end(
-    name: str, state: str
-) -> None:
+async def test_whoever_does_what_doctor_says_loses_no_device_and_has_no_error_in_the_end(name: str, state: str) -> None:
     """NVIDIA/gpu-operator#835 and NVIDIA/k8s-device-plugin#582 are such clusters."""
     recipe, values = RECIPES[name]
     async with stage(recipe, state) as player:
@@ -135,17 +133,12 @@ async def test_a_pointer_at_nothing_is_an_error_and_its_configmap_is_merged_nowh
         told = await ask(player.scene.e.cluster, "doctor", "-o", "json")
         (one,) = (one for one in told.data["symptoms"] if one["reason"] == "PluginConfigNotOurs")
         assert one["severity"] == "ERROR"
-        assert (
-            "time-slicing-config, which does not exist in namespace gpu-operator or is empty"
-            in one["message"]
-        )
+        assert "time-slicing-config, which does not exist in namespace gpu-operator or is empty" in one["message"]
         assert not any("admin" in each["command"] for each in told.data["symptoms"])
 
 
 @virtually
-async def test_a_label_that_names_no_entry_is_not_taken_off_while_its_node_serves_more_than_by_default() -> (
-    None
-):
+async def test_a_label_that_names_no_entry_is_not_taken_off_while_its_node_serves_more_than_by_default() -> None:
     recipe = replace(DOCUMENTED, pools={"d": DOCUMENTED.pools["d"]})
     async with stage(recipe, "everything") as player:
         player.scene.person("d-1", {"metadata": {"labels": {PLUGIN: "gone"}}})

@@ -79,9 +79,7 @@ def fleet(desk: Desk) -> Desk:
         NODES: [
             node("gpu-1", policy="pool-a"),
             node("gpu-2", policy="pool-a", taints=[{"key": "team", "value": "b", "effect": "NoSchedule"}]),
-            node(
-                "gpu-3", policy="pool-b", allocatable={MIG: "4"}, annotations={"gpusharing.dev/fence": "{}"}
-            ),
+            node("gpu-3", policy="pool-b", allocatable={MIG: "4"}, annotations={"gpusharing.dev/fence": "{}"}),
             node("gpu-4", allocatable={GPU: "2"}, unschedulable=True),
             node("cpu-1", allocatable={}),
         ],
@@ -117,9 +115,7 @@ def test_cordoned_and_fenced_nodes_are_shown_apart_and_taints_are_named(fleet: D
         {"node": "gpu-3", "state": "the operator is changing it", "unused": {MIG: 3}},
         {"node": "gpu-4", "state": "cordoned", "unused": {GPU: 2}},
     ]
-    assert data["notes"] == [
-        f"5 {GPU} of the free devices are only for pods that tolerate the taint team=b:NoSchedule"
-    ]
+    assert data["notes"] == [f"5 {GPU} of the free devices are only for pods that tolerate the taint team=b:NoSchedule"]
 
 
 TABLE = """\
@@ -309,9 +305,7 @@ def test_a_pod_holds_what_the_scheduler_counts(desk: Desk, name: str) -> None:
 CLOSED = {
     "not Ready": node("gpu-1", ready=False),
     "cordoned": node("gpu-1", unschedulable=True),
-    "its layout is not proven yet": node(
-        "gpu-1", taints=[{"key": "gpusharing.dev/unproven", "effect": "NoSchedule"}]
-    ),
+    "its layout is not proven yet": node("gpu-1", taints=[{"key": "gpusharing.dev/unproven", "effect": "NoSchedule"}]),
     "the operator is changing it, cordoned": node(
         "gpu-1", unschedulable=True, annotations={"gpusharing.dev/fence": "{}"}
     ),
@@ -342,9 +336,7 @@ STRICT = {"spec": {"timeSlicing": {"replicas": 8, "failRequestsGreaterThanOne": 
     [("pool-a", STRICT, 1), ("pool-a", {"spec": {"timeSlicing": {"replicas": 8}}}, 8), ("", STRICT, 8)],
     ids=["its policy says so", "its policy does not say so", "it has no policy"],
 )
-def test_with_time_slicing_the_largest_request_is_one_if(
-    desk: Desk, policy: str, spec: JSON, largest: int
-) -> None:
+def test_with_time_slicing_the_largest_request_is_one_if(desk: Desk, policy: str, spec: JSON, largest: int) -> None:
     shared = node("gpu-1", policy=policy, labels=TIME_SLICED)
     desk.server.lists = {NODES: [shared], PODS: [], POLICIES: [{"metadata": {"name": "pool-a"}, **spec}]}
     assert rows(desk)[GPU]["largest"] == largest
@@ -500,9 +492,7 @@ def test_chosen_nodes_need_the_right_to_list_them(fleet: Desk) -> None:
     fleet.server.refusals = {NODES: (403, "you may not list nodes")}
     said = show(fleet, "-l", "gpusharing.dev/pool=a")
     assert said.status == FAILED
-    assert (
-        "error: -l gpusharing.dev/pool=a selects nodes, but you lack a permission in context desk" in said.err
-    )
+    assert "error: -l gpusharing.dev/pool=a selects nodes, but you lack a permission in context desk" in said.err
 
 
 def test_an_error_that_is_no_missing_right_is_an_error(fleet: Desk) -> None:

@@ -188,10 +188,7 @@ def test_an_agent_that_does_not_answer_is_named(shared: Desk) -> None:
     shared.server.refusals = {AGENT: (503, "no route to host")}
     shared.server.lists[SERVICES] = []
     text = " ".join(use(shared).out.split())
-    assert (
-        "the agent on gpu-1 did not respond: the API server cannot get pods/proxy/metrics: no route to host"
-        in text
-    )
+    assert "the agent on gpu-1 did not respond: the API server cannot get pods/proxy/metrics: no route to host" in text
 
 
 def test_agents_that_report_no_pods_are_named(shared: Desk) -> None:

@@ -212,8 +212,7 @@ def test_what_a_policy_cannot_say_is_named_by_its_path() -> None:
 def labelled(**labels: dict[str, str]) -> dict[str, NodeView]:
     """Nodes with these labels and no other."""
     return {
-        name: replace(make_node(name), labels={"kubernetes.io/hostname": name, **own})
-        for name, own in labels.items()
+        name: replace(make_node(name), labels={"kubernetes.io/hostname": name, **own}) for name, own in labels.items()
     }
 
 
@@ -294,9 +293,7 @@ def test_only_a_label_that_names_a_pool_is_a_selector(key: str) -> None:
 def test_unlike_nodes_get_policies_of_their_own_and_names_that_nobody_has() -> None:
     slices = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}
     nodes = labelled(a={POOL: "Big GPUs"}, b={}, c={})
-    found, unnamed = propose(
-        [handmade("c"), handmade("b", spec=slices), handmade("a")], nodes, ["h100-80gb-full"]
-    )
+    found, unnamed = propose([handmade("c"), handmade("b", spec=slices), handmade("a")], nodes, ["h100-80gb-full"])
     assert [(one.name, one.nodes) for one in found] == [
         ("big-gpus", ("a",)),
         ("h100-80gb-full-2", ("c",)),
@@ -353,9 +350,7 @@ def test_a_node_without_a_host_name_of_its_own_is_neither_listed_nor_excluded(sp
     if spoiled == "broken":
         assert ([one.selector for one in found], unnamed) == ([listed("a", "b", "c")], ())
     else:
-        assert [one.selector for one in found] == [
-            {"matchLabels": {POOL: "x"}, **listed("broken", operator="NotIn")}
-        ]
+        assert [one.selector for one in found] == [{"matchLabels": {POOL: "x"}, **listed("broken", operator="NotIn")}]
 
 
 def test_a_policy_is_named_after_its_pool() -> None:

@@ -74,9 +74,7 @@ async def by_hand(recipe: Recipe, **more: Any) -> AsyncIterator[Scene]:
     }
     async with open_scene(*manifests(recipe), start=False, cluster_policy=policy, **more) as scene:
         for name, data in recipe.config_maps.items():
-            scene.e.cluster.add(
-                CONFIG_MAPS, {"metadata": {"name": name, "namespace": SPACE}, "data": dict(data)}
-            )
+            scene.e.cluster.add(CONFIG_MAPS, {"metadata": {"name": name, "namespace": SPACE}, "data": dict(data)})
         await asyncio.sleep(QUIET)
         install(scene.e.cluster)
         scene.e.start_operator()
@@ -87,9 +85,7 @@ async def by_hand(recipe: Recipe, **more: Any) -> AsyncIterator[Scene]:
 async def do_first(scene: Scene, maps: AdminMaps) -> None:
     """What `import` says has to come first: the chart's values, then ClusterPolicy's pointers."""
     await scene.e.kill_operator()
-    scene.e.settings = replace(
-        scene.e.settings, admin_plugin_config_map=maps.plugin, admin_mig_config_map=maps.mig
-    )
+    scene.e.settings = replace(scene.e.settings, admin_plugin_config_map=maps.plugin, admin_mig_config_map=maps.mig)
     scene.e.start_operator()
     await asyncio.sleep(QUIET)
     pointers = {
@@ -107,9 +103,7 @@ def policies(text: str) -> dict[str, JSON]:
 
 @pytest.mark.parametrize("recipe", [*RECIPES.values(), NOS], ids=[*RECIPES, "that nos divided"])
 @virtually
-async def test_a_fleet_by_hand_is_taken_over_without_disturbing_anybody(
-    recipe: Recipe, tmp_path: Path
-) -> None:
+async def test_a_fleet_by_hand_is_taken_over_without_disturbing_anybody(recipe: Recipe, tmp_path: Path) -> None:
     pods = SimWorkload("llm", 2, node_selector={LABEL_POOL: "c"})
     async with by_hand(recipe, workloads=[pods]) as scene:
         told = await ask(scene.e.cluster, "import")
@@ -127,9 +121,7 @@ async def test_a_fleet_by_hand_is_taken_over_without_disturbing_anybody(
         for wanted in filter(None, (maps.plugin, maps.mig)):
             assert f"ConfigMap={wanted}" in said
         assert "kubectl patch clusterpolicy cluster-policy" in said
-        before = {
-            one["metadata"]["name"]: dict(scene.labels(one["metadata"]["name"])) for one in manifests(recipe)
-        }
+        before = {one["metadata"]["name"]: dict(scene.labels(one["metadata"]["name"])) for one in manifests(recipe)}
         await do_first(scene, maps)
         (tmp_path / "proposed.yaml").write_text(told.out)
         planned = await ask(scene.e.cluster, "plan", "-f", str(tmp_path / "proposed.yaml"))
@@ -212,9 +204,7 @@ BROKEN: dict[str, tuple[Mapping[str, str | None], str]] = {
 
 @pytest.mark.parametrize("name", BROKEN)
 @virtually
-async def test_a_node_is_left_out_and_the_selector_with_it(
-    name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_a_node_is_left_out_and_the_selector_with_it(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """One of two nodes that carry the same pool label: no policy may select it."""
     labels, words = BROKEN[name]
     async with by_hand(HALF) as scene:

@@ -37,9 +37,7 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("early", [False, True], ids=["installed", "before the installation"])
 @pytest.mark.parametrize("name", REJECTED)
 @virtually
-async def test_what_doctor_rejects_is_left_out_with_its_reason_where_a_node_is(
-    name: str, early: bool
-) -> None:
+async def test_what_doctor_rejects_is_left_out_with_its_reason_where_a_node_is(name: str, early: bool) -> None:
     metadata, words = REJECTED[name]
     async with untouched(HALF) if early else by_hand(HALF) as place:
         cluster = place.e.cluster if isinstance(place, Scene) else place

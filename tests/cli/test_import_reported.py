@@ -61,9 +61,7 @@ async def test_a_configmap_in_another_namespace_is_told_with_that_namespace() ->
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        pytest.param(
-            "replicas: 1", "replicas: the device plugin rejects 1: it expects a whole number of", id="one"
-        ),
+        pytest.param("replicas: 1", "replicas: the device plugin rejects 1: it expects a whole number of", id="one"),
         pytest.param(
             'replicas: "4"',
             'replicas: the device plugin rejects "4": it expects a whole number of',
@@ -119,9 +117,7 @@ def test_before_the_pointer_moves(name: str, gpu: GpuView | None, wait: str, wor
     labels = {MIG: name, STATE: "success", LABEL_POOL: "z", "nvidia.com/gpu.product": H100, MANAGED: "true"}
     gpunodes = [make_gpunode(gpus=[gpu])] if gpu is not None else []
     snapshot = make_snapshot([make_node(labels=labels)], [], gpunodes=gpunodes, stack=stack)
-    steps = find_import(
-        snapshot, AdminConfigMaps(PluginEntries("", "gpu-operator", None)), AdminMaps(), NOW
-    ).steps
+    steps = find_import(snapshot, AdminConfigMaps(PluginEntries("", "gpu-operator", None)), AdminMaps(), NOW).steps
     assert [command for _, command in steps if command.startswith("until")] == ([steps[0][1]] if wait else [])
     assert wait in steps[0][1]
     assert words in steps[-1][0]
@@ -159,15 +155,11 @@ def test_a_field_of_the_device_plugin_alone_restarts_no_mig_manager() -> None:
     nodes = [make_node(labels={MIG: "all-disabled", STATE: "success", MANAGED: "true"})]
     gpunodes = [make_gpunode(gpus=[make_gpu(layout=(("1g.10gb", 7),))])]
     snapshot = make_snapshot(nodes, [], gpunodes=gpunodes, stack=stack)
-    steps = find_import(
-        snapshot, AdminConfigMaps(PluginEntries("", "gpu-operator", None)), AdminMaps(), NOW
-    ).steps
+    steps = find_import(snapshot, AdminConfigMaps(PluginEntries("", "gpu-operator", None)), AdminMaps(), NOW).steps
     assert [command.split()[:2] for _, command in steps] == [["kubectl", "patch"]]
 
 
-@pytest.mark.parametrize(
-    "later", [False, True], ids=["the file has the name", "another name is still to come"]
-)
+@pytest.mark.parametrize("later", [False, True], ids=["the file has the name", "another name is still to come"])
 def test_a_name_that_gets_another_meaning_cannot_be_awaited(later: bool) -> None:
     """The file has all-balanced as an A30 knows it; the H100 has reported since."""
     a30, h100 = make_gpu(product=A30), make_gpu()
@@ -182,9 +174,7 @@ def test_a_name_that_gets_another_meaning_cannot_be_awaited(later: bool) -> None
         nodes.append(make_node("third", labels={**labels, MIG: "all-1g.10gb"}))
         gpunodes.append(make_gpunode("third", gpus=[make_gpu(layout=(("1g.10gb", 7),))]))
     snapshot = make_snapshot(nodes, [], gpunodes=gpunodes, stack=stack)
-    steps = find_import(
-        snapshot, AdminConfigMaps(PluginEntries("", "gpu-operator", None)), AdminMaps(), NOW
-    ).steps
+    steps = find_import(snapshot, AdminConfigMaps(PluginEntries("", "gpu-operator", None)), AdminMaps(), NOW).steps
     words = (
         ". First see to 1 node on which mig-manager would fail: the operator's file does not have the"
         " nvidia.com/mig.config of gpu-07 (all-balanced) for their GPUs yet; run import again in a minute"
@@ -205,9 +195,7 @@ def test_a_node_is_left_out_if_our_file_will_never_have_its_name() -> None:
     snapshot = make_snapshot(nodes, [], gpunodes=gpunodes, stack=stack)
     entries = PluginEntries("theirs", "gpu-operator", {"any": "flags: {migStrategy: mixed}"})
     found = find_import(snapshot, AdminConfigMaps(entries), AdminMaps(), NOW)
-    why = (
-        "nvidia.com/mig.config is all-balanced, which the operator's ConfigMap will not contain for its GPUs"
-    )
+    why = "nvidia.com/mig.config is all-balanced, which the operator's ConfigMap will not contain for its GPUs"
     assert found.left_out["gpu-07"].startswith(why)
 
 
@@ -220,13 +208,9 @@ NAMED_RIGHT = MpsDaemonView("v0.20.0", "mps-control-daemon", "mps-control-daemon
     ("share", "pointer", "daemon", "ends", "resets"),
     [
         pytest.param("mps", "theirs", None, True, False, id="an MPS node"),
-        pytest.param(
-            "mps", "theirs", NAMED_RIGHT, True, True, id="an MPS node whose daemon is found by its name"
-        ),
+        pytest.param("mps", "theirs", NAMED_RIGHT, True, True, id="an MPS node whose daemon is found by its name"),
         pytest.param("timeSlicing", "theirs", NAMED_RIGHT, False, False, id="a time-sliced node"),
-        pytest.param(
-            "mps", "gpusharing-device-plugin", None, False, False, id="only mig-manager's is to be set"
-        ),
+        pytest.param("mps", "gpusharing-device-plugin", None, False, False, id="only mig-manager's is to be set"),
     ],
 )
 def test_the_last_step_says_whether_mps_clients_end(
@@ -235,9 +219,7 @@ def test_the_last_step_says_whether_mps_clients_end(
     text = f"version: v1\nsharing: {{{share}: {{resources: [{{name: nvidia.com/gpu, replicas: 4}}]}}}}"
     cluster_policy = make_cluster_policy(pointer, mig_config_name="", mps_daemon=daemon)
     node_ = make_node(labels={PLUGIN: "shared", LABEL_POOL: "z"})
-    snapshot = make_snapshot(
-        [node_], [], gpunodes=[make_gpunode()], stack=make_stack(cluster_policy=cluster_policy)
-    )
+    snapshot = make_snapshot([node_], [], gpunodes=[make_gpunode()], stack=make_stack(cluster_policy=cluster_policy))
     given = AdminConfigMaps(PluginEntries("theirs", "gpu-operator", {"shared": text}))
     about, _ = find_import(snapshot, given, AdminMaps(), NOW).steps[-1]
     assert (CLIENTS in about, RESET in about) == (ends, resets)

@@ -40,8 +40,7 @@ def test_what_does_not_fit_is_refused_with_the_reason_and_the_nearest_that_does(
 
 def test_what_is_free_is_drawn_as_free() -> None:
     assert (
-        plain([draw(normalize({"3g.40gb": 1}), H100.profiles, PAPER)])
-        == "[     3g.40gb      ]····················\n"
+        plain([draw(normalize({"3g.40gb": 1}), H100.profiles, PAPER)]) == "[     3g.40gb      ]····················\n"
     )
 
 

@@ -99,10 +99,7 @@ def lint(folder: Path, content: str) -> list[tuple[int, str, str]]:
     """What is said about one file: line, severity, message."""
     path = folder / "file.yaml"
     path.write_text(content, encoding="utf-8")
-    return [
-        (one["line"], one["severity"], one["message"])
-        for one in judge(tuple(read_documents([str(path)], "")))
-    ]
+    return [(one["line"], one["severity"], one["message"]) for one in judge(tuple(read_documents([str(path)], "")))]
 
 
 def test_each_kind_of_file_is_told_with_the_line_and_what_to_do(desk: Desk) -> None:
@@ -117,9 +114,7 @@ def test_as_data_there_is_one_finding_for_each_line(desk: Desk) -> None:
     said = desk.type("lint", "fleet.yaml", "-o", "json")
     told = json.loads(said.out)
     assert (said.status, told["accepted"], told["checked"]) == (FAILED, False, 4)
-    assert [
-        "{file}:{line}: {severity}: {message}".format(**one) for one in told["findings"]
-    ] == TOLD.splitlines()[:-1]
+    assert ["{file}:{line}: {severity}: {message}".format(**one) for one in told["findings"]] == TOLD.splitlines()[:-1]
 
 
 def test_without_a_cluster_and_its_libraries_files_are_judged_all_the_same(desk: Desk) -> None:
@@ -369,11 +364,7 @@ UNRELATED = {
     "a compose file": "version: '3'\nservices: {}\n",
     "a policy of Kyverno": "apiVersion: kyverno.io/v1\nkind: ClusterPolicy\nmetadata: {name: p}\nspec: {}\n",
     "a ConfigMap of another program": MAP + "  settings: 'a: b'\n",
-    "a CRD that is nested deeply": "kind: CustomResourceDefinition\nspec: "
-    + "{a: " * 30
-    + "1"
-    + "}" * 30
-    + "\n",
+    "a CRD that is nested deeply": "kind: CustomResourceDefinition\nspec: " + "{a: " * 30 + "1" + "}" * 30 + "\n",
     "a list": "- 1\n",
 }
 
@@ -425,11 +416,7 @@ def mapped(corpus: str, content: str) -> str:
 
 @pytest.mark.parametrize(
     ("corpus", "file"),
-    [
-        pytest.param(corpus, file, id=f"{corpus}: {file.name}")
-        for corpus in READERS
-        for file in load(corpus).values()
-    ],
+    [pytest.param(corpus, file, id=f"{corpus}: {file.name}") for corpus in READERS for file in load(corpus).values()],
 )
 def test_what_nvidias_parsers_refuse_is_refused_and_what_is_refused_besides_has_its_reason(
     corpus: str, file: ForeignFile, tmp_path: Path
@@ -438,9 +425,7 @@ def test_what_nvidias_parsers_refuse_is_refused_and_what_is_refused_besides_has_
     refused = any(kind == "error" for _, kind, message in found if message.startswith("data."))
     assert refused == bool(file.error) or (refused and file.ours)
     bare = lint(tmp_path, file.text)
-    judged = any(read_documents([str(tmp_path / "file.yaml")], "")) and "ignored" not in {
-        one[1] for one in bare
-    }
+    judged = any(read_documents([str(tmp_path / "file.yaml")], "")) and "ignored" not in {one[1] for one in bare}
     if judged:
         assert any(kind == "error" for _, kind, _ in bare) == refused
 

@@ -95,11 +95,7 @@ def waiting(name: str, resource: str) -> JSON:
 
 def too_long(text: str) -> list[str]:
     """Lines that do not fit and could have been broken."""
-    return [
-        line
-        for line in text.splitlines()
-        if len(line) > WIDTH and " " in line.strip() and not WHOLE.match(line)
-    ]
+    return [line for line in text.splitlines() if len(line) > WIDTH and " " in line.strip() and not WHOLE.match(line)]
 
 
 def check(told: Mapping[str, Answered]) -> None:
@@ -109,9 +105,7 @@ def check(told: Mapping[str, Answered]) -> None:
 
 
 def test_no_verb_is_left_out() -> None:
-    tried = {
-        words[0] for typed in (TYPED, WAITING, ALONE, METERED, LASTING, FILES) for words in typed.values()
-    }
+    tried = {words[0] for typed in (TYPED, WAITING, ALONE, METERED, LASTING, FILES) for words in typed.values()}
     assert tried == {verb.name for verb in VERBS}, "a new verb goes into one of the tables above"
 
 

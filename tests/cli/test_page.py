@@ -23,9 +23,7 @@ from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.troubles import DONE, FAILED
 
 JSON = dict[str, Any]
-HOSTILE = (
-    "</td></style><script>alert(1)</script><img src=//evil.example/x onerror=alert(2)> \" ' & \x1b[31m \u202e"
-)
+HOSTILE = "</td></style><script>alert(1)</script><img src=//evil.example/x onerror=alert(2)> \" ' & \x1b[31m \u202e"
 
 
 class Read(HTMLParser):

@@ -56,9 +56,7 @@ MEETS = {
     "its name": affine(names(row("metadata.name", "In", "gpu-1"))),
     "not the name of another": affine(names(row("metadata.name", "NotIn", "gpu-2"))),
     "one term of two": affine(labels(row("zone", "In", "west")), labels(row("rank", "Exists"))),
-    "both rows of a term": affine(
-        {**labels(row("rank", "Exists")), **names(row("metadata.name", "In", "gpu-1"))}
-    ),
+    "both rows of a term": affine({**labels(row("rank", "Exists")), **names(row("metadata.name", "In", "gpu-1"))}),
     "affinity that is only preferred": {
         "spec": {"affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{}]}}}
     },
@@ -238,9 +236,7 @@ async def test_a_pool_of_which_one_node_is_closed_counts_the_others_and_names_th
     (service,) = data["services"]
     assert (service["now"], service["after"], service["but"]) == (2, 2, "")
     text = " ".join(told.out.split())
-    assert (
-        "pool-b, not on gpu-2: the pod does not tolerate the taint nvidia.com/gpu=present:NoSchedule" in text
-    )
+    assert "pool-b, not on gpu-2: the pod does not tolerate the taint nvidia.com/gpu=present:NoSchedule" in text
 
 
 @virtually
@@ -261,9 +257,7 @@ async def test_what_goes_by_other_pods_is_noted() -> None:
     apart = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "z"}]}}
     told, data = await asked(1, [], affinity=apart)
     (note,) = data["notes"]
-    assert note.startswith(
-        "this answer ignores the pod's spec.affinity.podAntiAffinity, which may exclude nodes"
-    )
+    assert note.startswith("this answer ignores the pod's spec.affinity.podAntiAffinity, which may exclude nodes")
     assert f"Note: {note}" in " ".join(told.out.split())
 
 

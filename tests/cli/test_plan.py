@@ -66,9 +66,7 @@ def masked(text: str) -> str:
     """Without random names, the order that comes of them, and where lines break."""
     text = " ".join(re.sub(r"llm-[a-z0-9]{5}", "llm-POD", re.sub(r"plan \w{7}", "plan HASH", text)).split())
     rows = sorted(re.findall(r"gpu-\d Reset.*?PDBNeverAllows", text))
-    return re.sub(
-        r"gpu-\d Reset.*PDBNeverAllows(?= pods)", "; ".join(re.sub("gpu-.", "gpu", r) for r in rows), text
-    )
+    return re.sub(r"gpu-\d Reset.*PDBNeverAllows(?= pods)", "; ".join(re.sub("gpu-.", "gpu", r) for r in rows), text)
 
 
 @virtually
@@ -268,9 +266,7 @@ async def test_several_policies_of_one_file_are_planned_together_and_other_objec
         one = await ask(scene.e.cluster, "plan", "pool-x", "-f", file)
     assert told.status == CHANGES
     assert "pool-x  nothing to change" in told.out
-    assert "Service/s is ignored" in " ".join(told.out.split()), (
-        "a long path of the file breaks the line anywhere"
-    )
+    assert "Service/s is ignored" in " ".join(told.out.split()), "a long path of the file breaks the line anywhere"
     assert (one.status, "pool-b" in one.out) == (DONE, False)
 
 
@@ -278,9 +274,7 @@ async def test_several_policies_of_one_file_are_planned_together_and_other_objec
 async def test_of_json_objects_that_follow_each_other_each_is_planned(tmp_path: Path) -> None:
     """As `jq '.items[]'` prints them, and as `kubectl apply` reads them."""
     path = tmp_path / "stream.json"
-    path.write_text(
-        "\n".join(json.dumps(one) for one in (policy(SLICED, "pool-x", "nowhere"), policy(MIXED)))
-    )
+    path.write_text("\n".join(json.dumps(one) for one in (policy(SLICED, "pool-x", "nowhere"), policy(MIXED))))
     async with operated(1) as scene:
         scene.apply(FULL)
         await scene.ready()
@@ -449,9 +443,7 @@ async def test_a_plan_for_many_mps_clients_says_how_little_is_left_for_each(tmp_
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, edit))
         data = await ask(scene.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, edit))
         other = await ask(scene.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, policy(SLICED)))
-    assert (
-        "\neach MPS client of a Tesla T4 may use 0.37 GiB of its memory and 2 % of its threads\n" in told.out
-    )
+    assert "\neach MPS client of a Tesla T4 may use 0.37 GiB of its memory and 2 % of its threads\n" in told.out
     assert data.data["policies"][0]["clientMemoryGiB"] == {"Tesla T4": 0.375}
     assert data.data["policies"][0]["clientThreadsPercent"] == 2
     assert other.data["policies"][0]["clientMemoryGiB"] == {}

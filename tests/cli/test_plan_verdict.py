@@ -68,9 +68,7 @@ async def test_a_node_that_only_a_person_can_free_is_counted_apart(tmp_path: Pat
         scene.cordon("gpu-1")
         told, verdict = await both(scene, "-f", written(tmp_path, policy(MIXED)))
     assert told.status == CHANGES
-    assert verdict["message"].startswith(
-        "Changes: 2 nodes will change (1 of them only after a person has acted)"
-    )
+    assert verdict["message"].startswith("Changes: 2 nodes will change (1 of them only after a person has acted)")
 
 
 @virtually
@@ -138,9 +136,7 @@ async def test_windows_are_part_of_how_long_the_changes_take(tmp_path: Path) -> 
         windows = [{"schedule": f"{opens.minute} {opens.hour} * * *", "duration": "31m"}]
         edit = policy(FULL, rollout=at_once(1, windows=windows), drain={"timeout": "30m"})
         told, verdict = await both(scene, "-f", written(tmp_path, edit))
-        short = policy(
-            FULL, rollout=at_once(1, windows=[{**windows[0], "duration": "5m"}]), drain={"timeout": "30m"}
-        )
+        short = policy(FULL, rollout=at_once(1, windows=[{**windows[0], "duration": "5m"}]), drain={"timeout": "30m"})
         _, never = await both(scene, "-f", written(tmp_path, short))
     assert told.status == CHANGES
     assert timedelta(days=3) < timedelta(seconds=verdict["secondsAtLeast"]) < timedelta(days=4)
@@ -206,9 +202,7 @@ async def test_a_refused_policy_fails_in_ci_whatever_was_named_and_an_unknown_wo
     bad = written(tmp_path, policy({"mode": "TimeSlicing", "timeSlicing": {"replicas": 1}}))
     async with operated(1) as scene:
         told, _ = await both(scene, "--fail-on", "evictions", "-f", bad)
-        with pytest.raises(
-            Trouble, match="--fail-on has no word 'eviction'; use one or more of evictions,shortfall"
-        ):
+        with pytest.raises(Trouble, match="--fail-on has no word 'eviction'; use one or more of evictions,shortfall"):
             await ask(scene.e.cluster, "plan", "--fail-on", "eviction")
     assert told.status == CANNOT
 
@@ -222,9 +216,7 @@ async def test_a_refused_policy_fails_in_ci_whatever_was_named_and_an_unknown_wo
         ([UNKNOWN, CANNOT], UNKNOWN),
     ],
 )
-def test_of_several_exit_statuses_an_error_counts_most_then_the_highest(
-    statuses: list[int], found: int
-) -> None:
+def test_of_several_exit_statuses_an_error_counts_most_then_the_highest(statuses: list[int], found: int) -> None:
     assert worst(statuses) == found
 
 
@@ -313,9 +305,7 @@ def test_a_directory_and_several_files_are_read_together(tmp_path: Path) -> None
 
 def test_a_directory_with_a_kustomization_is_refused_with_the_command_that_builds_it(tmp_path: Path) -> None:
     (tmp_path / "kustomization.yaml").write_text("resources: [a.yaml]")
-    with pytest.raises(
-        Trouble, match=re.escape(f"kubectl kustomize {tmp_path} | kubectl gpusharing plan -f -")
-    ):
+    with pytest.raises(Trouble, match=re.escape(f"kubectl kustomize {tmp_path} | kubectl gpusharing plan -f -")):
         read_policies([str(tmp_path)])
 
 

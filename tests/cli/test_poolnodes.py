@@ -97,9 +97,7 @@ def test_a_policy_selects_no_nodes_with_gpus_of_another_model(desk: Desk, fake: 
     found = json.loads(desk.type(*words, "-l", "zone=a", "--card", "h100-80gb").out)
     label = {"gpusharing.dev/pool": "pool-a-h100-80gb"}
     assert found["policy"]["spec"]["nodeSelector"] == {"matchLabels": label}
-    assert any(
-        "kubectl label node NODE gpusharing.dev/pool=pool-a-h100-80gb" in step for step in found["next"]
-    )
+    assert any("kubectl label node NODE gpusharing.dev/pool=pool-a-h100-80gb" in step for step in found["next"])
     said = desk.type(*words, "--policy", "pool-b", "--card", "h100-80gb")
     assert "a policy has one layout for all its nodes" in said.err
     whole = json.loads(desk.type(*words, "-l", "zone=a").out)
@@ -173,9 +171,7 @@ def test_each_label_that_a_node_must_have_has_to_be_exported(fake: FakePrometheu
 
 
 def test_a_label_with_capitals_is_found_as_kube_state_metrics_writes_it(fake: FakePrometheus) -> None:
-    fake.answers["label_example_com_gpu_pool"] = vector(
-        ({"node": "gpu-1", "label_example_com_gpu_pool": "b"}, "1")
-    )
+    fake.answers["label_example_com_gpu_pool"] = vector(({"node": "gpu-1", "label_example_com_gpu_pool": "b"}, "1"))
     fake.answers["kube_node_labels"] = fake.answers.pop("kube_node_labels")  # it is asked for last
     found = of_metrics(fake, "example.com/gpuPool=b").data
     assert found["policy"]["spec"]["nodeSelector"] == {"matchLabels": {"example.com/gpuPool": "b"}}

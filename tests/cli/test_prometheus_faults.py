@@ -110,9 +110,7 @@ def test_of_an_api_server_the_kubeconfig_is_named(tmp_path: Path) -> None:
     identity = Identity(tmp_path / "pki")
     with fake_prometheus(identity.context()) as fake:
         place = replace(place_of(fake.url, "", ""), through="context test")
-        assert "not signed by the certificate-authority that the kubeconfig sets for context test" in wrong(
-            place
-        )
+        assert "not signed by the certificate-authority that the kubeconfig sets for context test" in wrong(place)
         place = replace(place_of(fake.url, "", str(identity.pki.ca)), through="context test")
         told = wrong(replace(place, tls_server_name="other.example"))
         assert "set tls-server-name for context test in the kubeconfig to a name that it contains" in told
@@ -210,9 +208,7 @@ def test_credentials_that_are_refused_again(fake: FakePrometheus) -> None:
 
 def test_credentials_that_cannot_be_renewed(fake: FakePrometheus) -> None:
     fake.instead = lambda path: refusal(401, "Unauthorized")
-    with pytest.raises(
-        Trouble, match=r"the login program failed.* of context test have expired or were rejected"
-    ):
+    with pytest.raises(Trouble, match=r"the login program failed.* of context test have expired or were rejected"):
         asyncio.run(through(Renewable(fake.url, "Bearer old")))
 
 

@@ -114,9 +114,7 @@ def test_a_goal_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_more_series_than_can_be_asked_for_are_refused(fake: FakePrometheus) -> None:
     fake.answers["max_over_time((count"] = vector(({}, "100001"))
-    with pytest.raises(
-        Trouble, match="has 100,001 GPU series at one time, but this plugin reads at most 100,000"
-    ):
+    with pytest.raises(Trouble, match="has 100,001 GPU series at one time, but this plugin reads at most 100,000"):
         told(fake)
 
 
@@ -233,8 +231,7 @@ def test_an_instance_whose_compute_is_full_is_said_to_hold_its_pods_back(fake: F
         said = " ".join(told(fake, "-v").out.split())
         assert (doubt in said) == held_back
         assert (
-            "in 100% of the hours it used all the compute of its 2g.20gb (29% of the card); how much more"
-            in said
+            "in 100% of the hours it used all the compute of its 2g.20gb (29% of the card); how much more" in said
         ) == held_back
         (one,) = told(fake, "-o", "json").data["workloads"]
         assert (one["advice"], one["doubts"]) == (advice, [doubt] if held_back else [])
@@ -279,9 +276,7 @@ def test_what_is_saved_has_the_price_that(fake: FakePrometheus, name: str) -> No
 
 def test_recommend_is_advise_from_prometheus(fake: FakePrometheus) -> None:
     words = ("--prometheus", fake.url, "--window", f"{HOURS}h", "-v")
-    said = {
-        verb: alone(*verb.split(), *words).out for verb in ("recommend", "advise", "advise --from-prometheus")
-    }
+    said = {verb: alone(*verb.split(), *words).out for verb in ("recommend", "advise", "advise --from-prometheus")}
     assert len(set(said.values())) == 1
     assert "Layout: 7x1g.10gb on every GPU" in said["advise"]
 
@@ -325,9 +320,7 @@ async def test_the_operator_plans_what_was_written_and_waits_for_an_approval(wri
 
 
 @virtually
-async def test_its_plan_is_what_plan_tells_of_the_file_and_nothing_is_written(
-    written: str, proposed: JSON
-) -> None:
+async def test_its_plan_is_what_plan_tells_of_the_file_and_nothing_is_written(written: str, proposed: JSON) -> None:
     scope = scope_of(rows_of("gpusharing.dev/pool=b"), frozenset({"gpu-1"}), "gpusharing.dev/pool=b")
     async with operated(1) as scene:
         scene.apply(FULL)

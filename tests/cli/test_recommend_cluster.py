@@ -46,9 +46,7 @@ def test_what_is_written_is_admitted(
     created = control_plane.api.create(POLICIES, policy)
     try:
         assert created["spec"]["rollout"]["approval"] == "Manual"
-        assert (created["spec"].get("mig") or {}).get("layouts") == (policy["spec"].get("mig") or {}).get(
-            "layouts"
-        )
+        assert (created["spec"].get("mig") or {}).get("layouts") == (policy["spec"].get("mig") or {}).get("layouts")
         assert (policy["spec"]["mode"] == "MIG") is (goal is Goal.COST), "8 GPUs are enough for whole ones"
     finally:
         control_plane.api.delete(f"{POLICIES}/{policy['metadata']['name']}")

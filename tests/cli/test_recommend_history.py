@@ -85,9 +85,7 @@ def rough() -> Iterator[Fleet]:
     for replica in ("a", "b"):
         yield fleet("double", one("double", runs[0]), labels={"replica": replica})
     yield fleet("nameless", one("nameless", runs[0]), owners=False)
-    yield fleet(
-        "hostless", *(one("hostless", run, index=index) for index, run in enumerate(runs)), named=False
-    )
+    yield fleet("hostless", *(one("hostless", run, index=index) for index, run in enumerate(runs)), named=False)
     yield fleet("quiet", one("quiet", runs[0]), activity=False)
     yield fleet("stranger", one("stranger", runs[0], model="NVIDIA X1000"))
     yield fleet("young", one("young", runs[0]), hours=6)
@@ -147,9 +145,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def ask(url: str, *more: str, cluster: str = "east", window: str = "") -> Answered:
     """`recommend` for a cluster, in all of its time unless told otherwise."""
     chosen = ("--selector", f'cluster="{cluster}"', "--prometheus", url, "--until", UNTIL)
-    return alone(
-        "recommend", *chosen, "--window", window or ("4d" if cluster == "east" else f"{SHORT}h"), *more
-    )
+    return alone("recommend", *chosen, "--window", window or ("4d" if cluster == "east" else f"{SHORT}h"), *more)
 
 
 def workloads(told: Answered) -> dict[str, Any]:
@@ -187,9 +183,7 @@ def test_the_policy_that_is_written_is_one(prometheus: str, tmp_path: Path, goal
 def test_workloads_have_the_same_rows_in_csv_and_json(prometheus: str) -> None:
     rows = list(csv.DictReader(io.StringIO(ask(prometheus, "-o", "csv").out)))
     told = ask(prometheus, "-o", "json").data["workloads"]
-    assert [(row["workload"], row["advice"]) for row in rows] == [
-        (row["name"], row["advice"] or "") for row in told
-    ]
+    assert [(row["workload"], row["advice"]) for row in rows] == [(row["name"], row["advice"] or "") for row in told]
     assert {row["partial"] for row in rows} == {"no"}
 
 
@@ -235,9 +229,7 @@ def test_a_gpu_that_is_whole_again_is_not_taken_for_the_share_that_a_replaced_po
 
 
 @pytest.mark.parametrize("pool", ["a", "b"])
-def test_a_node_that_got_another_label_in_the_last_day_is_in_its_new_pool_only(
-    prometheus: str, pool: str
-) -> None:
+def test_a_node_that_got_another_label_in_the_last_day_is_in_its_new_pool_only(prometheus: str, pool: str) -> None:
     told = ask(prometheus, "-l", f"gpusharing.dev/pool={pool}", "-o", "json", cluster="moved")
     assert told.data["nodes"] == 1
 
@@ -306,9 +298,7 @@ def test_a_card_that_nobody_knows_has_needs_of_pods_and_no_layout(prometheus: st
     assert told.status == CHANGES
     assert told.data["recommendation"] is None
     assert "the possible layouts of NVIDIA X1000 are unknown" in told.data["missing"][0]
-    with pytest.raises(
-        Trouble, match="there is no layout to write, because the possible layouts of NVIDIA X1000"
-    ):
+    with pytest.raises(Trouble, match="there is no layout to write, because the possible layouts of NVIDIA X1000"):
         ask(prometheus, "--write", "/nowhere/pool.yaml", cluster="stranger")
 
 

@@ -44,9 +44,7 @@ def there(*hours: tuple[float, float]) -> Answer:
     """Something is told in these hours of the window, each minute."""
     begin = NOW - HOURS * HOUR
     points = [
-        [begin + minute * 60, "1"]
-        for first, last in hours
-        for minute in range(round(first * 60), round(last * 60) + 1)
+        [begin + minute * 60, "1"] for first, last in hours for minute in range(round(first * 60), round(last * 60) + 1)
     ]
     return matrix({"metric": {}, "values": points})
 
@@ -205,18 +203,14 @@ def test_a_history_that_begins_in_the_window_is_a_part(prompt: Prompt, fake: Fak
     fake.ranges["count("] = there((4, HOURS))
     said = prompt.ask(fake)
     assert (said.status, said.err) == (CHANGES, "")
-    assert "PARTIAL: the history begins at 2026-09-19T22:00:00Z and covers 1d2h of 1d6h." in " ".join(
-        said.out.split()
-    )
+    assert "PARTIAL: the history begins at 2026-09-19T22:00:00Z and covers 1d2h of 1d6h." in " ".join(said.out.split())
 
 
 def test_gaps_are_a_part_in_every_output(prompt: Prompt, fake: FakePrometheus) -> None:
     fake.ranges["count("] = there((0, 5), (7, HOURS))
     told = prompt.ask(fake)
     assert told.status == CHANGES
-    assert "PARTIAL: Prometheus has no data for 2h in total, in 1 gap, from 2026-" in " ".join(
-        told.out.split()
-    )
+    assert "PARTIAL: Prometheus has no data for 2h in total, in 1 gap, from 2026-" in " ".join(told.out.split())
     data = prompt.ask(fake, "-o", "json")
     assert (data.status, json.loads(data.out)["partial"]) == (CHANGES, True)
     assert len(json.loads(data.out)["missing"]) == 1
@@ -267,9 +261,7 @@ def test_a_window_of_minutes_is_too_little_and_not_nothing(prompt: Prompt, fake:
     assert "no pod used a GPU" not in told
 
 
-def test_its_own_clock_says_when_now_is_and_what_is_still_to_come(
-    prompt: Prompt, fake: FakePrometheus
-) -> None:
+def test_its_own_clock_says_when_now_is_and_what_is_still_to_come(prompt: Prompt, fake: FakePrometheus) -> None:
     data = json.loads(prompt.ask(fake, "-o", "json").out)
     assert (data["from"], data["until"]) == ("2026-09-19T18:00:00Z", "2026-09-21T00:00:00Z")
     told = prompt.refused(fake, "--until", "2026-09-22")

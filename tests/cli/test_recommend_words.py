@@ -27,10 +27,7 @@ from kubectl_gpusharing.usage.workloads import (
 
 EXPORTER = frozenset({("gpu-operator", "dcgm-exporter-x")})
 SETUPS = [
-    SetUp(old, host, honor)
-    for old in (False, True)
-    for host in ("Hostname", "hostname")
-    for honor in (False, True)
+    SetUp(old, host, honor) for old in (False, True) for host in ("Hostname", "hostname") for honor in (False, True)
 ]
 
 
@@ -170,6 +167,4 @@ def test_a_sparkline_has_a_blank_where_nothing_is_known() -> None:
     assert sparkline(rising, 7, Paper(glyphs=False)) == "_.-  *%#"
     assert sparkline([at(0, 0.0)], 0, Paper()) == "▁"
     assert len(sparkline([at(hour, 1) for hour in range(336)], 1, Paper())) == 48
-    assert sparkline([at(0, 1e-320), at(1, 5.0)], 1e-320, Paper()) == "██", (
-        "so small that 1 / top is infinite"
-    )
+    assert sparkline([at(0, 1e-320), at(1, 5.0)], 1e-320, Paper()) == "██", "so small that 1 / top is infinite"

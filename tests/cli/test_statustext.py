@@ -88,9 +88,7 @@ def test_one_gpu_is_not_called_gpus() -> None:
 
 def test_a_pool_that_waits_for_its_window_says_when_the_next_one_opens() -> None:
     waits = policy(nextWindow="2026-11-20T22:00:00Z")
-    assert "\nnext window: 2026-11-20T22:00:00Z\n" in shown(
-        [waits], [gpunode("n-0", "Pending", "WindowClosed")]
-    )
+    assert "\nnext window: 2026-11-20T22:00:00Z\n" in shown([waits], [gpunode("n-0", "Pending", "WindowClosed")])
     assert "window" not in shown(*fleet())
 
 
@@ -102,9 +100,8 @@ def test_a_window_that_is_open_is_not_called_the_next_one(told: str) -> None:
 def test_a_paused_pool_says_so_and_how_it_goes_on() -> None:
     paused = policy()
     paused["spec"]["rollout"]["paused"] = True
-    assert (
-        "\npaused: no further node will start to change; to continue: kubectl gpusharing resume pool-b\n"
-        in shown([paused], [])
+    assert "\npaused: no further node will start to change; to continue: kubectl gpusharing resume pool-b\n" in shown(
+        [paused], []
     )
     assert "paused" not in shown(*fleet())
 
@@ -220,9 +217,7 @@ def test_events_that_were_not_read_are_no_empty_list() -> None:
 
 def test_table_and_columns_of_kubectl_use_the_same_words() -> None:
     """PROGRESS is a drawing, and HEALTH is the condition Healthy."""
-    columns = {
-        resource.kind: {column.name.upper() for column in resource.columns} for resource in (POLICY, GPUNODE)
-    }
+    columns = {resource.kind: {column.name.upper() for column in resource.columns} for resource in (POLICY, GPUNODE)}
     table = {column.title for column in (*COLUMNS, *WIDE_COLUMNS)} - {"NODE", "PROGRESS", "HEALTH"}
     assert table - columns["GPUNode"] == set()
     assert {column.title for column in FLEET.columns} - {"POOL"} <= columns["GPUSharingPolicy"]

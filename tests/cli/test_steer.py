@@ -188,9 +188,7 @@ async def test_a_pause_may_hold_nodes_in_flight() -> None:
     async with operated(1) as scene:
         scene.apply(FULL)
         await scene.ready()
-        told = await ask(
-            scene.e.cluster, "pause", "pool-b", "--when-paused", "Hold", "--dry-run", "-o", "json"
-        )
+        told = await ask(scene.e.cluster, "pause", "pool-b", "--when-paused", "Hold", "--dry-run", "-o", "json")
     assert told.data["patch"] == {"spec": {"rollout": {"paused": True, "whenPaused": "Hold"}}}
     assert not told.data["done"]
 
@@ -249,10 +247,7 @@ async def test_a_retry_of_a_skipped_node_is_refused_with_what_lets_changes_begin
         scene.apply(MIXED)
         await scene.reason("gpu-1", "SkipLabel")
         said = await refused(scene, "retry", "gpu-1", "--yes")
-        assert (
-            "it is Skipped (SkipLabel). To let changes begin there: kubectl gpusharing skip gpu-1 --undo"
-            in said
-        )
+        assert "it is Skipped (SkipLabel). To let changes begin there: kubectl gpusharing skip gpu-1 --undo" in said
 
 
 @virtually
@@ -264,8 +259,7 @@ async def test_a_retry_of_a_node_that_somebody_else_blocks_says_what_it_waits_fo
         told = await ask(scene.e.cluster, "retry", "gpu-1", "--yes")
         said = " ".join(told.out.split())
         assert (
-            "it is Blocked (AlreadyCordoned) now, and the retry will start once it is no longer Blocked. Done."
-            in said
+            "it is Blocked (AlreadyCordoned) now, and the retry will start once it is no longer Blocked. Done." in said
         )
 
 
@@ -273,9 +267,7 @@ async def test_a_retry_of_a_node_that_somebody_else_blocks_says_what_it_waits_fo
 async def test_a_retry_of_a_node_without_gpus_is_refused() -> None:
     async with operated(1) as scene:
         scene.e.cluster.add(NODES, {"metadata": {"name": "cpu-1"}})
-        assert "nothing to retry on cpu-1: it has no GPUNode" in await refused(
-            scene, "retry", "cpu-1", "--yes"
-        )
+        assert "nothing to retry on cpu-1: it has no GPUNode" in await refused(scene, "retry", "cpu-1", "--yes")
 
 
 @virtually
@@ -366,8 +358,7 @@ async def test_where_no_operator_is_installed_nobody_would_try_again_and_that_is
         assert said.startswith("no operator is installed in context test, so nothing would retry gpu-1.")
         told = await ask(scene.e.cluster, "skip", "gpu-1", width=200)
         assert (
-            "The patch was written, but no operator is installed in context test, so it has no effect yet."
-            in told.out
+            "The patch was written, but no operator is installed in context test, so it has no effect yet." in told.out
         )
         assert "Done." not in told.out
         assert scene.labels("gpu-1")["gpusharing.dev/skip"] == "true"

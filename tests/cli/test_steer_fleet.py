@@ -84,9 +84,7 @@ async def test_where_every_policy_is_as_wanted_that_is_said(verb: str) -> None:
     assert writes(cluster) == []
 
 
-@pytest.mark.parametrize(
-    ("output", "names_printed"), [("table", []), ("json", ["a", "c"]), ("name", ["a", "c"])]
-)
+@pytest.mark.parametrize(("output", "names_printed"), [("table", []), ("json", ["a", "c"]), ("name", ["a", "c"])])
 @virtually
 async def test_a_policy_that_cannot_be_patched_does_not_keep_the_others_from_being_paused(
     output: str, names_printed: list[str]
@@ -112,9 +110,7 @@ async def test_with_json_there_is_one_document_for_each_policy() -> None:
 @virtually
 async def test_a_name_or_all_is_given_and_not_both(words: tuple[str, ...]) -> None:
     cluster = fleet(a={})
-    with pytest.raises(
-        Trouble, match=f"give one name or --all, for example: kubectl gpusharing {words[0]} --all"
-    ):
+    with pytest.raises(Trouble, match=f"give one name or --all, for example: kubectl gpusharing {words[0]} --all"):
         await ask(cluster, *words)
     assert writes(cluster) == []
 
@@ -175,9 +171,7 @@ async def test_with_hold_nodes_in_flight_of_every_pool_stay_cordoned_until_the_v
         await scene.fenced("gpu-1")
         await restarted(scene, "Hold")
         told = await scene.reason("gpu-1", "Paused")
-        assert told["message"].startswith(
-            "the chart's value paused is Hold, so the change is suspended: no more pods"
-        )
+        assert told["message"].startswith("the chart's value paused is Hold, so the change is suspended: no more pods")
         assert scene.cordoned("gpu-1")
         await restarted(scene, "false")
         await scene.ready()
@@ -223,9 +217,7 @@ async def test_an_operator_that_leads_outside_of_the_cluster_is_one() -> None:
     scaled, now = {"spec": {"replicas": 0}}, to_micro_time(wall_time())
     await cluster.client("admin").patch(DEPLOYMENTS, "gpusharing-operator", scaled, namespace="gpusharing")
     spec = {"holderIdentity": "laptop-1a2b3c4d", "renewTime": now, "leaseDurationSeconds": 15}
-    cluster.add(
-        LEASES, {"metadata": {"name": "gpusharing-operator", "namespace": "gpusharing"}, "spec": spec}
-    )
+    cluster.add(LEASES, {"metadata": {"name": "gpusharing-operator", "namespace": "gpusharing"}, "spec": spec})
     told = await ask(cluster, "pause", "a", "--yes")
     assert (told.status, told.out.splitlines()[-1]) == (DONE, "Done.")
     cluster.faults.fail("get", LEASES, Forbidden("no"), times=EVER, identity=ME)

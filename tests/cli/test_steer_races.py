@@ -47,9 +47,7 @@ def fleet(fence: Fence = FENCE) -> FakeCluster:
     cluster = FakeCluster()
     install(cluster)
     cluster.add(POLICIES, {"metadata": {"name": "pool-b"}, "spec": {"mode": "Full"}})
-    cluster.add(
-        NODES, {"metadata": {"name": "gpu-1", "annotations": {names.ANNOTATION_FENCE: record_text(fence)}}}
-    )
+    cluster.add(NODES, {"metadata": {"name": "gpu-1", "annotations": {names.ANNOTATION_FENCE: record_text(fence)}}})
     cluster.add(GPUNODES, gpunode("gpu-1", "Failed", "ActuatorFailed"))
     return cluster
 

@@ -49,9 +49,7 @@ async def test_without_a_program_that_every_mode_needs_no_pod_is_evicted_and_eve
         assert not scene.evicted()
         assert not scene.node_writes()
     assert command in row["message"]
-    assert [
-        one["command"].endswith(command) for one in doctor.data["symptoms"] if one["reason"] == reason
-    ] == [True]
+    assert [one["command"].endswith(command) for one in doctor.data["symptoms"] if one["reason"] == reason] == [True]
     assert reason in planned.out
     assert "pods that would be evicted" not in planned.out
     assert proposed.data["items"] == []
@@ -66,17 +64,13 @@ async def test_a_host_with_its_own_driver_and_toolkit_is_served_as_any_other(tmp
         scene.apply(SLICED)
         await scene.ready()
         doctor = await ask(scene.e.cluster, "doctor", "-o", "json")
-    assert {one["reason"] for one in doctor.data["symptoms"]}.isdisjoint(
-        {"DriverDisabled", "ToolkitDisabled"}
-    )
+    assert {one["reason"] for one in doctor.data["symptoms"]}.isdisjoint({"DriverDisabled", "ToolkitDisabled"})
 
 
 @virtually
 async def test_a_host_without_a_driver_is_refused_where_it_has_to_bring_one_and_served_once_it_does() -> None:
     gpus = SimulatedGPUs("gpu-1", [L40S, L40S])
-    gpus.fail(
-        LibraryError("the NVIDIA driver is not loaded on this node; look at the driver pod", "NVMLNotLoaded")
-    )
+    gpus.fail(LibraryError("the NVIDIA driver is not loaded on this node; look at the driver pod", "NVMLNotLoaded"))
     hosted = {**CLUSTER_POLICY, "spec": {**CLUSTER_POLICY["spec"], "driver": {"enabled": False}}}
     async with open_scene(node("gpu-1", L40S), hardware={"gpu-1": gpus}, cluster_policy=hosted) as scene:
         scene.apply(SLICED)

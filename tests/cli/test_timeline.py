@@ -31,9 +31,7 @@ DONE = gpunode(
         ("Synced", 20),
     ),
 )
-DRAINS = gpunode(
-    "n-1", "Draining", "PDB", history=history(("Pending", 50), ("Cordoned", 20), ("Draining", 16))
-)
+DRAINS = gpunode("n-1", "Draining", "PDB", history=history(("Pending", 50), ("Cordoned", 20), ("Draining", 16)))
 WAITS = gpunode("n-2", "Pending", "BudgetFull", history=history(("Synced", 90000), ("Pending", 50)))
 
 

@@ -93,9 +93,7 @@ def test_the_pages_are_whole_without_script_and_lead_from_pools_to_tenants_and_t
         ):
             assert words in pools.text
         targets = [one["href"] for one in pools.all("a")]
-        assert {"./?subject=no%2Fpool-b-1", "./?subject=team-b%2Franker-7c4", "./?by=namespace"} <= set(
-            targets
-        )
+        assert {"./?subject=no%2Fpool-b-1", "./?subject=team-b%2Franker-7c4", "./?by=namespace"} <= set(targets)
         assert "Why no/pool-b-1" in (of_node := served.read("?subject=no%2Fpool-b-1").text)
         assert "PDB team-b/ranker: Pods team-b/ranker-7c4" in of_node
         assert "team-a" in served.read("?by=namespace").text
@@ -141,10 +139,7 @@ def test_a_large_fleet_lists_the_most_urgent_nodes_of_each_pool_and_leads_to_all
         assert len(listed) == MOST + 99
         assert listed[0] == "./?subject=no%2Fn-4321", "the worst first"
         assert f"and {4900 - MOST} more nodes: pool-00" in first.text
-        assert (
-            len([one for one in served.read("?policy=pool-00").all("a") if "subject=" in str(one["href"])])
-            == 4900
-        )
+        assert len([one for one in served.read("?policy=pool-00").all("a") if "subject=" in str(one["href"])]) == 4900
 
 
 # --- who may read it ---------------------------------------------------------------------------------------------
@@ -308,9 +303,7 @@ async def test_a_change_is_sent_to_all_open_pages_of_which_the_cluster_is_read_o
             assert len(one.sent) == 2
         calls = {key: count for key, count in cluster.faults.calls.items() if key[0] == ME}
         assert {count for (_, verb, _), count in calls.items() if verb == "watch"} == {1}
-        assert {count for (_, verb, _), count in calls.items() if verb == "list"} == {2}, (
-            "at first, and to follow"
-        )
+        assert {count for (_, verb, _), count in calls.items() if verb == "list"} == {2}, "at first, and to follow"
         for stream in streams:
             await stream.aclose()
 
@@ -411,9 +404,7 @@ FOCUS = "document.activeElement.getAttribute('href')"
 
 
 @pytest.mark.tools
-async def test_a_browser_shows_changes_by_itself_and_keeps_the_focus_where_it_is(
-    owned: Desk, browser: Window
-) -> None:
+async def test_a_browser_shows_changes_by_itself_and_keeps_the_focus_where_it_is(owned: Desk, browser: Window) -> None:
     with serving(owned.environment()) as served:
         await browser.open(served.url)
         await browser.until("document.querySelector('#state').textContent.includes('by themselves')")

@@ -21,9 +21,7 @@ LABELS = {"UUID": "GPU-1", "modelName": "NVIDIA H100 80GB HBM3", "Hostname": "gp
 
 def series(pod: str, values: dict[int, float], **labels: str) -> Series:
     """Of a GPU, by hours."""
-    return Series(
-        {**LABELS, "pod": pod, **labels}, tuple((3600.0 * hour, value) for hour, value in values.items())
-    )
+    return Series({**LABELS, "pod": pod, **labels}, tuple((3600.0 * hour, value) for hour, value in values.items()))
 
 
 def part(
@@ -67,16 +65,12 @@ def test_two_pods_that_are_told_the_same_share_their_gpu() -> None:
     [("GPU-1", True), ("GPU-2", False)],
     ids=["the same GPU", "another"],
 )
-def test_activity_is_of_the_whole_device_where_memory_alone_is_split_by_pods(
-    other: str, *, of_device: bool
-) -> None:
+def test_activity_is_of_the_whole_device_where_memory_alone_is_split_by_pods(other: str, *, of_device: bool) -> None:
     rows = [("llm", 6144.0, "GPU-1"), ("chat", 1024.0, other)]
     used = [series(pod, dict.fromkeys(range(HOURS), mib), UUID=gpu) for pod, mib, gpu in rows]
     busy = [series(pod, dict.fromkeys(range(HOURS), 0.5), UUID=gpu) for pod, _, gpu in rows]
     found = histories(folded(part(used, used, active=busy)))
-    assert {(one.of_device, len(one.memory), len(one.activity or ())) for one in found} == {
-        (of_device, HOURS, HOURS)
-    }
+    assert {(one.of_device, len(one.memory), len(one.activity or ())) for one in found} == {(of_device, HOURS, HOURS)}
 
 
 @pytest.mark.parametrize(
@@ -84,9 +78,7 @@ def test_activity_is_of_the_whole_device_where_memory_alone_is_split_by_pods(
     [("GPU-1", True), ("GPU-2", False)],
     ids=["the same GPU", "another"],
 )
-def test_the_agents_activity_of_a_pod_goes_before_that_of_its_whole_device(
-    other: str, *, of_device: bool
-) -> None:
+def test_the_agents_activity_of_a_pod_goes_before_that_of_its_whole_device(other: str, *, of_device: bool) -> None:
     """Where it tells none, of a pod or in an hour, dcgm-exporter's counts, and is said to be an estimate."""
     every, since = range(HOURS), HOURS // 2
     rows = [("llm", 6144.0, "GPU-1"), ("late", 2048.0, "GPU-1"), ("chat", 1024.0, other)]
@@ -188,13 +180,10 @@ def lived(pod: str, hours: range, *gpus: int) -> list[Series]:
     ids=["less than before", "more", "taken away", "of two of now the larger"],
 )
 @pytest.mark.parametrize("at_hours", [True, False], ids=["at the ends of hours", "between them"])
-def test_what_the_pods_of_now_say_counts(
-    declared: dict[str, int], told: int | None, *, at_hours: bool
-) -> None:
+def test_what_the_pods_of_now_say_counts(declared: dict[str, int], told: int | None, *, at_hours: bool) -> None:
     used = [*lived("llm-0", DAYS_AGO, 1), *lived("llm-1", NOW, 1), *lived("llm-2", NOW, 2)]
     texts = [
-        Series({"namespace": "a", "pod": pod, ANNOTATION: str(size)}, ((0.0, 1.0),))
-        for pod, size in declared.items()
+        Series({"namespace": "a", "pod": pod, ANNOTATION: str(size)}, ((0.0, 1.0),)) for pod, size in declared.items()
     ]
     (found,) = histories(folded(part(used, used if at_hours else [], annotated=texts)))
     assert found.declared == told
@@ -227,9 +216,7 @@ def beside(hours: int, **labels: str) -> Fold:
 
 def test_a_card_beside_another_model_on_its_node_gets_no_layout() -> None:
     """A layout names GPUs by their index on the node, and only those of the card were counted."""
-    with pytest.raises(
-        Trouble, match=r"1 node of the pool \(gpu-1\) also has GPUs of another model \(NVIDIA"
-    ):
+    with pytest.raises(Trouble, match=r"1 node of the pool \(gpu-1\) also has GPUs of another model \(NVIDIA"):
         find_pool(beside(HOURS), "the pool")
 
 
@@ -302,9 +289,7 @@ def test_what_ran_on_a_node_that_is_gone_is_named() -> None:
 def test_a_workload_of_another_model_that_is_gone_is_none_of_the_pools() -> None:
     used = [
         series("llm", dict.fromkeys(range(HOURS), 6144.0)),
-        series(
-            "chat", dict.fromkeys(range(60), 6144.0), UUID="GPU-9", modelName="NVIDIA A30", Hostname="gpu-9"
-        ),
+        series("chat", dict.fromkeys(range(60), 6144.0), UUID="GPU-9", modelName="NVIDIA A30", Hostname="gpu-9"),
     ]
     seen = find_pool(folded(part(used, used)), "the pool")
     assert not any("left out" in one for one in seen.remarks)
@@ -325,9 +310,7 @@ def test_history_of_nodes_that_were_replaced_counts_or_is_said_to_be_left_out(
     fold = Fold(3600.0 * (HOURS - 1), HOURS, nodes=chosen)
     fold.add(part(rows, rows))
     seen = find_pool(fold, "the pool")
-    told = [
-        one for one in seen.remarks if one.startswith("the history of 1 node with GPUs (old) is left out")
-    ]
+    told = [one for one in seen.remarks if one.startswith("the history of 1 node with GPUs (old) is left out")]
     assert bool(told) == (chosen == frozenset({"new"}))
     (history,) = (one for one in seen.histories if one.workload.name == "llm")
     assert len(history.memory) == (10 if told else HOURS)

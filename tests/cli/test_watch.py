@@ -86,9 +86,7 @@ def test_where_the_screen_has_no_room_for_all_it_draws_a_row_for_each_pool_the_w
     """Of a hundred pools three are in trouble, and these are the last by name."""
     states = {f"pool-{number:02}": "Failed" if number > 96 else "Synced" for number in range(100)}
     desk.server.lists[POLICIES_PATH] = [policy(name, status=word) for name, word in states.items()]
-    desk.server.lists[GPUNODES_PATH] = [
-        gpunode(f"{name}-0", word, policy=name) for name, word in states.items()
-    ]
+    desk.server.lists[GPUNODES_PATH] = [gpunode(f"{name}-0", word, policy=name) for name, word in states.items()]
     with terminal(desk, "status", "--watch", "--no-color") as (process, screen):
         seen = read_until(screen, "pass a POLICY")
         process.send_signal(signal.SIGINT)
@@ -122,9 +120,7 @@ def test_a_terminal_that_is_made_larger_is_used_from_the_next_picture_on(desk: D
     with terminal(desk, "status", "--watch", "--no-color") as (_, screen):
         assert message not in read_until(screen, "pass a POLICY")
         termios.tcsetwinsize(screen, (100, 2 * WIDTH))
-        larger = read_until(
-            screen, message
-        )  # lines are as long as the terminal is wide now, or this waits in vain
+        larger = read_until(screen, message)  # lines are as long as the terminal is wide now, or this waits in vain
         larger += read_until(screen, "pool-29")
         assert "pass a POLICY" not in larger.rpartition(TOP)[2]
 
@@ -271,9 +267,7 @@ async def test_of_one_policy_only_its_own_changes_are_news() -> None:
 
 
 @virtually
-async def test_where_the_server_cannot_be_followed_the_picture_says_that_it_may_be_old_until_it_can_again() -> (
-    None
-):
+async def test_where_the_server_cannot_be_followed_the_picture_says_that_it_may_be_old_until_it_can_again() -> None:
     cluster = with_fleet()
     refusal = Unavailable("503 Service Unavailable")
     fault = cluster.faults.fail("watch", GPUNODES, refusal, times=EVER, identity=ME)
@@ -282,9 +276,7 @@ async def test_where_the_server_cannot_be_followed_the_picture_says_that_it_may_
         assert "503 Service Unavailable" in old
         assert BEFORE in old, "what is known is still there"
         publish(cluster, nodes="2/3")
-        assert "This may be out of date: " in await screen.until(AFTER), (
-            "policies are followed, nodes are not"
-        )
+        assert "This may be out of date: " in await screen.until(AFTER), "policies are followed, nodes are not"
         fault.lift()
         publish(cluster, nodes="3/3")
         await screen.until("3/3 nodes")

@@ -79,9 +79,7 @@ def test_a_watch_on_a_pipe_says_once_that_it_cannot_go_on_and_once_that_it_does(
         shut_out(desk, answer)
         said = line(process.stderr)
         assert said.startswith(f"warning: {told}")
-        assert said.endswith(
-            ". The last output may be out of date; kubectl gpusharing keeps trying to reconnect\n"
-        )
+        assert said.endswith(". The last output may be out of date; kubectl gpusharing keeps trying to reconnect\n")
         tries(desk, 4)
         desk.server.refuses_all = None
         assert line(process.stderr) == "warning: following context desk again\n"

@@ -108,9 +108,7 @@ async def test_a_source_that_disagrees_says_what_it_should_say() -> None:
 
 
 @virtually
-async def test_without_the_right_to_nodes_the_published_state_is_told_and_what_more_rights_would_add() -> (
-    None
-):
+async def test_without_the_right_to_nodes_the_published_state_is_told_and_what_more_rights_would_add() -> None:
     async with operated(1) as scene:
         scene.apply(FULL)
         await scene.ready()
@@ -135,9 +133,7 @@ async def test_an_operator_of_another_version_is_told_in_the_answer_to(typed: st
         scene.e.cluster.patch(DEPLOYMENTS, OPERATOR, label, "gpusharing")
         told = await ask(scene.e.cluster, *words)
         data = await ask(scene.e.cluster, *words, "-o", "json")
-    note = (
-        f"the operator is version 9.9.9 and this plugin is version {version('gpu-sharing-operator')}: their"
-    )
+    note = f"the operator is version 9.9.9 and this plugin is version {version('gpu-sharing-operator')}: their"
     assert f"Note: {note}" in " ".join(told.out.split())
     assert [one.startswith(note) for one in data.data["notes"]] == [True]
     assert "is version" not in same.out
@@ -185,9 +181,7 @@ async def test_what_only_other_nodes_offer_is_no_advice_for_a_pod_with_a_node_se
 
 
 @virtually
-async def test_a_pod_that_waits_for_a_change_is_told_which_pool_will_serve_it_and_what_that_waits_for() -> (
-    None
-):
+async def test_a_pod_that_waits_for_a_change_is_told_which_pool_will_serve_it_and_what_that_waits_for() -> None:
     async with operated(1) as scene:
         scene.apply(FULL)
         await scene.ready()
@@ -198,9 +192,7 @@ async def test_a_pod_that_waits_for_a_change_is_told_which_pool_will_serve_it_an
         told = await ask(scene.e.cluster, "why", "default/new", "-o", "json")
     (service,) = told.data["services"]
     assert (service["pool"], service["now"], service["after"]) == ("pool-b", 0, 4)
-    assert service["but"].startswith(
-        "only once the changes are done; Blocked: gpu-1 was cordoned by someone else"
-    )
+    assert service["but"].startswith("only once the changes are done; Blocked: gpu-1 was cordoned by someone else")
 
 
 @virtually
@@ -230,9 +222,7 @@ async def test_a_pod_that_finds_everything_held_is_told_so() -> None:
         scene.apply(FULL)
         await scene.ready()
         await scene.running("llm", 2)
-        await scene.e.until(
-            lambda: scene.e.gpunode("gpu-1")["status"]["observed"].get("pods") == 2, "a report", 120
-        )
+        await scene.e.until(lambda: scene.e.gpunode("gpu-1")["status"]["observed"].get("pods") == 2, "a report", 120)
         scene.e.cluster.add(PODS, pending("third"))
         told = await ask(scene.e.cluster, "why", "pod/third", "-n", "default", "-o", "json")
     (service,) = told.data["services"]
@@ -290,9 +280,7 @@ def test_a_subject_is_spelled_as_kubectl_spells_kinds(word: str) -> None:
 
 @pytest.mark.parametrize("word", ["a/b/c", "pod/", "no/team-a/gpu-07", "gsp/a/b", "pod/a/b/c"])
 def test_a_subject_that_is_none_is_refused_with_what_may_be_written(word: str) -> None:
-    with pytest.raises(
-        Trouble, match="names nothing that can be explained: write NODE, KIND/NAME or NAMESPACE/NAME"
-    ):
+    with pytest.raises(Trouble, match="names nothing that can be explained: write NODE, KIND/NAME or NAMESPACE/NAME"):
         find_subject(word, "mine")
 
 

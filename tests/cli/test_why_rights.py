@@ -100,9 +100,7 @@ async def test_a_node_that_is_not_proven_counts_once_its_change_is_done() -> Non
         data = await answer(scene, asking({LARGE: 1}))
     (service,) = data["services"]
     assert (service["now"], service["after"]) == (0, 4)
-    assert service["but"].startswith(
-        "only once the changes are done; Blocked: gpu-1 was cordoned by someone else"
-    )
+    assert service["but"].startswith("only once the changes are done; Blocked: gpu-1 was cordoned by someone else")
 
 
 @virtually
@@ -169,9 +167,7 @@ MEANT = {
 @pytest.mark.parametrize("rights", ["all rights", "few rights"])
 @pytest.mark.parametrize("resource", MEANT)
 @virtually
-async def test_the_nearest_resource_that_fits_is_named_with_what_is_free_for(
-    resource: str, rights: str
-) -> None:
+async def test_the_nearest_resource_that_fits_is_named_with_what_is_free_for(resource: str, rights: str) -> None:
     absent, suggestion = MEANT[resource]
     async with operated(1) as scene:
         scene.apply(MIXED)

@@ -172,9 +172,7 @@ async def test_a_node_without_a_policy_can_serve_a_pod_too() -> None:
         scene.e.cluster.add(NODES, node("spare-1", pool="other", gpus=4))
         scene.apply(FULL)
         await scene.ready()
-        await scene.e.until(
-            lambda: scene.e.node("spare-1")["status"]["allocatable"].get(GPU) == "4", "it", 120
-        )
+        await scene.e.until(lambda: scene.e.node("spare-1")["status"]["allocatable"].get(GPU) == "4", "it", 120)
         data = await told(scene, asking({GPU: 3}))
         shown = await ask(scene.e.cluster, "why", "pod/llm")
     assert data["conclusion"].startswith("spare-1 has enough free for this pod; see the scheduler")
@@ -343,6 +341,4 @@ async def test_no_pool_is_blamed_for_a_pod(pod: str) -> None:
 async def test_what_claims_and_another_scheduler_decide_is_noted() -> None:
     data = await about(asking({GPU: 1}, resourceClaims=CLAIM, schedulerName="hami-scheduler"), count=1)
     (note,) = data["notes"]
-    assert note.startswith(
-        "this answer ignores the pod's spec.resourceClaims, spec.schedulerName, which may exclude"
-    )
+    assert note.startswith("this answer ignores the pod's spec.resourceClaims, spec.schedulerName, which may exclude")

@@ -54,9 +54,7 @@ def test_drain_case(case: dict[str, Any], turned: bool) -> None:
 
     scope = Scope(OPERATOR, forces=given.get("forces", False), silent=given.get("silent", False))
     found = _drained(given, work, options, scope)
-    before = preflight(
-        find_standings(work, options, now, scope=scope, cordoned=False), options, afterwards, now
-    )
+    before = preflight(find_standings(work, options, now, scope=scope, cordoned=False), options, afterwards, now)
     plan = found.plan
 
     assert [pod.name for pod in plan.evict] == then.get("evict", [])

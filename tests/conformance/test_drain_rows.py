@@ -45,9 +45,7 @@ def expand(text: str) -> list[str]:
     for part in text.split(", "):
         first, _, last = part.partition("–")
         kind, begin = first[0], int(first[1:])
-        rows += [
-            f"{kind}{number}" for number in range(begin, int(last[1:] or begin) + 1 if last else begin + 1)
-        ]
+        rows += [f"{kind}{number}" for number in range(begin, int(last[1:] or begin) + 1 if last else begin + 1)]
     return rows
 
 
@@ -81,9 +79,7 @@ def texts_of(path: str) -> frozenset[str]:
 
 def _texts_in(tree: ast.Module) -> frozenset[str]:
     return frozenset(
-        node.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
     )
 
 

@@ -15,9 +15,7 @@ import yaml
 from gpusharing.api.names import Phase
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGURATION: Any = yaml.safe_load(
-    (ROOT / "examples" / "monitoring" / "kube-state-metrics.yaml").read_text()
-)
+CONFIGURATION: Any = yaml.safe_load((ROOT / "examples" / "monitoring" / "kube-state-metrics.yaml").read_text())
 CRDS: list[Any] = [yaml.safe_load(path.read_text()) for path in sorted((ROOT / "crds").glob("*.yaml"))]
 RESOURCES: list[Any] = CONFIGURATION["spec"]["resources"]
 METADATA = {"type": "object", "properties": {"name": {"type": "string"}}}

@@ -92,9 +92,7 @@ class Executing:
         """Carry out actions of gpu-07."""
         return await self.run_all({"gpu-07": actions}, shared)
 
-    async def run_all(
-        self, actions: Mapping[str, tuple[Action, ...]], shared: tuple[Action, ...] = ()
-    ) -> Outcome:
+    async def run_all(self, actions: Mapping[str, tuple[Action, ...]], shared: tuple[Action, ...] = ()) -> Outcome:
         """Carry out actions of several nodes."""
         snapshot = make_snapshot(self.sources.node_views().values(), stack=self.stack)
         return await self.executor.execute(plan_of(actions, shared), snapshot)

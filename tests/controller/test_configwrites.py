@@ -118,9 +118,7 @@ async def test_a_write_of_a_config_map_that_fails_once_is_tried_again_and_told_o
     assert stage.executor.calls.write_error == ""
 
 
-async def test_a_write_of_a_config_map_that_was_not_sent_because_the_server_asked_to_wait_is_no_error() -> (
-    None
-):
+async def test_a_write_of_a_config_map_that_was_not_sent_because_the_server_asked_to_wait_is_no_error() -> None:
     stage = Executing()
     stage.cluster.faults.fail("create", CONFIG_MAPS, HeldBack("the API server asked to wait", 9.0))
     write = WriteConfig({"k": "version: v1"}, "")

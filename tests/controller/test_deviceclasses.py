@@ -123,6 +123,4 @@ def test_the_pages_delete_the_classes_that_stayed_by_the_label_that_they_have(pa
 def test_a_bare_class_has_empty_parts() -> None:
     raw: JSON = {"metadata": {"name": "x", "uid": "u", "resourceVersion": "1"}}
     assert device_class_view(raw) == DeviceClassView("x", "u", "1", ours=False, resource="", selectors=())
-    assert device_class(SMALL)["metadata"]["labels"] == {
-        "app.kubernetes.io/managed-by": "gpusharing-operator"
-    }
+    assert device_class(SMALL)["metadata"]["labels"] == {"app.kubernetes.io/managed-by": "gpusharing-operator"}

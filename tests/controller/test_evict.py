@@ -74,9 +74,7 @@ async def test_a_refusal_is_logged_when_it_is_news() -> None:
     with capture_logs() as lines:
         for _ in range(4):
             await stage.run(stage.eviction)
-    told = [
-        line["reason"] for line in lines if line["event"] == "the API server rejected the eviction of a pod"
-    ]
+    told = [line["reason"] for line in lines if line["event"] == "the API server rejected the eviction of a pod"]
     assert told == [Reason.PDB, Reason.EVICTION_ERROR, Reason.PDB]
 
 
@@ -135,9 +133,7 @@ async def test_a_pod_that_is_gone_or_replaced_is_remembered_as_answered_until_th
 
 async def test_an_eviction_that_lost_the_race_over_its_budget_can_be_asked_for_again() -> None:
     stage = Executing(fenced=True)
-    stage.cluster.faults.fail(
-        "evict", PODS, Conflict("the object has been modified; please apply your changes")
-    )
+    stage.cluster.faults.fail("evict", PODS, Conflict("the object has been modified; please apply your changes"))
     assert (await stage.run(stage.eviction)).done == 0
     assert "deletionTimestamp" not in stage.cluster.get(PODS, "llm-0", "team-a")["metadata"]
     assert (await stage.run(stage.eviction)).done == 1

@@ -46,9 +46,7 @@ async def test_a_node_that_changed_in_what_no_plan_reads_is_fenced_after_a_409()
 INTERFERENCES: dict[str, JSON] = {
     "a person cordoned it": {"spec": {"unschedulable": True}},
     "its labels changed": {"metadata": {"labels": {"gpusharing.dev/pool": "c"}}},
-    "somebody asks for the cordon to be held": {
-        "metadata": {"annotations": {names.ANNOTATION_HOLD_CORDON: "true"}}
-    },
+    "somebody asks for the cordon to be held": {"metadata": {"annotations": {names.ANNOTATION_HOLD_CORDON: "true"}}},
     "somebody else works on it": {"metadata": {"annotations": {"weave.works/kured-reboot-in-progress": "1"}}},
 }
 
@@ -198,9 +196,7 @@ async def test_while_the_configuration_is_being_written_no_node_is_fenced() -> N
 async def test_without_its_finalizer_only_that_policys_nodes_wait() -> None:
     stage = Executing()
     stage.add_node("gpu-08")
-    stage.cluster.faults.fail(
-        "patch", POLICIES, Invalid("no new finalizers on an object that is being deleted")
-    )
+    stage.cluster.faults.fail("patch", POLICIES, Invalid("no new finalizers on an object that is being deleted"))
     await stage.run_all(
         {"gpu-07": (stage.fence(),), "gpu-08": (stage.fence("gpu-08", "pool-c"),)},
         shared=(SetFinalizer("pool-b", present=True),),
@@ -300,9 +296,7 @@ async def test_a_gpunode_is_created_for_its_node_and_patched_afterwards() -> Non
 async def test_a_gpunode_that_came_or_went_meanwhile_ends_up_as_asked(known: bool, there: bool) -> None:
     stage = Executing()
     if there:
-        stage.cluster.add(
-            GPUNODES, {"metadata": {"name": "gpu-07"}, "spec": {"request": {"id": "", "quiet": False}}}
-        )
+        stage.cluster.add(GPUNODES, {"metadata": {"name": "gpu-07"}, "spec": {"request": {"id": "", "quiet": False}}})
     if known:
         stage.sources.gpunodes.accept({"metadata": {"name": "gpu-07", "uid": "gone", "resourceVersion": "3"}})
     await stage.run(ENSURE)

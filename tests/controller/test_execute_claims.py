@@ -16,9 +16,7 @@ from gpusharing.planning.snapshot.actions import Actuate, SetClaims, SetFinalize
 
 
 @pytest.mark.parametrize(("error", "writes"), [(Conflict("changed too often"), 0), (None, 1)])
-async def test_without_its_claim_no_node_goes_past_its_point_of_no_return(
-    error: Conflict | None, writes: int
-) -> None:
+async def test_without_its_claim_no_node_goes_past_its_point_of_no_return(error: Conflict | None, writes: int) -> None:
     stage = Executing()
     stage.claims.error = error
     actuate = Actuate(stage.view(), make_fence(stage="actuating"), {"nvidia.com/mig.config": "all-balanced"})

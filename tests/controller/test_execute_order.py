@@ -173,9 +173,7 @@ async def test_finalizers_that_hang_are_waited_for_together_and_leave_room_for_t
 
 
 @virtually
-async def test_a_plan_that_has_grown_old_behind_shared_writes_goes_to_no_node_and_is_made_again_at_once() -> (
-    None
-):
+async def test_a_plan_that_has_grown_old_behind_shared_writes_goes_to_no_node_and_is_made_again_at_once() -> None:
     stage = Executing()
     stage.claims.seconds = 5
     finalizers = await hanging_policies(stage)

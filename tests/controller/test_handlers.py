@@ -87,10 +87,7 @@ def policy(name: str) -> JSON:
 
 async def test_every_change_of_a_policy_is_told_with_its_version(server: FakeServer) -> None:
     async with watching(server) as running:
-        assert (
-            await running.told("pool-a")
-            == server.cluster.get(POLICIES, "pool-a")["metadata"]["resourceVersion"]
-        )
+        assert await running.told("pool-a") == server.cluster.get(POLICIES, "pool-a")["metadata"]["resourceVersion"]
         assert running.watch.running.is_set()
         changed = server.cluster.patch(POLICIES, "pool-a", {"spec": {"mode": "MIG"}})
         assert await running.told("pool-a") == changed["metadata"]["resourceVersion"]
@@ -206,18 +203,14 @@ async def test_what_cannot_be_followed_is_tried_again_at_a_slower_and_slower_pac
     async with HttpClient(AnonymousLogin(server.url)) as client:
         clock = asyncio.get_running_loop().time
         tries: asyncio.Queue[float] = asyncio.Queue()
-        watch = PolicyWatch(
-            client, AnonymousLogin(server.url), lambda *_: tries.put_nowait(clock()), again_after=0.02
-        )
+        watch = PolicyWatch(client, AnonymousLogin(server.url), lambda *_: tries.put_nowait(clock()), again_after=0.02)
         task = asyncio.create_task(watch.run())
         begun = clock()
         async with asyncio.timeout(PATIENCE):
             times = [await tries.get() for _ in range(6)]
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    assert times[-1] - begun > 0.5 * sum(0.02 * 2**number for number in range(5)), (
-        "0.02 s, 0.04 s, 0.08 s ..."
-    )
+    assert times[-1] - begun > 0.5 * sum(0.02 * 2**number for number in range(5)), "0.02 s, 0.04 s, 0.08 s ..."
 
 
 @dataclass

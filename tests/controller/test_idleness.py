@@ -57,17 +57,11 @@ async def test_a_server_that_is_away_is_said_once_and_its_return_too() -> None:
             for fault in sick:
                 fault.lift()
             await asyncio.sleep(60)
-    lines = [
-        line["event"]
-        for line in said
-        if line["event"] != "statuses and Events cannot be written; trying again"
-    ]
+    lines = [line["event"] for line in said if line["event"] != "statuses and Events cannot be written; trying again"]
     assert (
         1
         <= lines.count("passes fail; trying again")
-        + lines.count(
-            "the cached policies may be out of date, so the operator does not start a change on any node"
-        )
+        + lines.count("the cached policies may be out of date, so the operator does not start a change on any node")
         <= 2
     )
     assert len(lines) <= 8, "what failed by itself is said once more when the server counts as away"
@@ -111,9 +105,7 @@ async def test_damaged_claims_are_said() -> None:
     with capture_logs() as said:
         async with running(leader=leader):
             await asyncio.sleep(HOUR)
-    assert [line["error"] for line in said if "on the Lease cannot be read" in line["event"]] == [
-        "claims: no JSON"
-    ]
+    assert [line["error"] for line in said if "on the Lease cannot be read" in line["event"]] == ["claims: no JSON"]
 
 
 @virtually

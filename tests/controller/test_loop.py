@@ -182,9 +182,7 @@ async def test_policies_are_listed_again_after_ten_minutes_even_when_no_event_ca
         assert stage.cluster.get(POLICIES, "pool-b")["status"]["observedGeneration"] == 1
 
 
-@pytest.mark.parametrize(
-    "error", [Unavailable("no leader"), Unauthorized("401")], ids=["server", "credentials"]
-)
+@pytest.mark.parametrize("error", [Unavailable("no leader"), Unauthorized("401")], ids=["server", "credentials"])
 @virtually
 async def test_a_pass_that_the_server_ended_is_made_again_two_seconds_later(error: KubeError) -> None:
     async with running() as stage:
@@ -274,9 +272,7 @@ async def test_a_node_whose_calls_ended_while_the_snapshot_was_made_is_left_to_t
 class Endless(Executor):
     """Seems to have done something in every pass, as a plan does that never comes to rest."""
 
-    async def execute(
-        self, plan: RolloutPlan, snapshot: ClusterSnapshot, unseen: Set[str] = frozenset()
-    ) -> Outcome:
+    async def execute(self, plan: RolloutPlan, snapshot: ClusterSnapshot, unseen: Set[str] = frozenset()) -> Outcome:
         return Outcome(done=1)
 
 

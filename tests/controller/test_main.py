@@ -218,9 +218,7 @@ async def test_an_edit_of_a_policy_is_answered_without_waiting_for_the_next_list
         assert not answered()
         await until(server, answered)
         (row,) = (
-            row
-            for row in server.cluster.get(POLICIES, "pool-a")["status"]["conditions"]
-            if row["type"] == "Accepted"
+            row for row in server.cluster.get(POLICIES, "pool-a")["status"]["conditions"] if row["type"] == "Accepted"
         )
         assert (row["status"], row["reason"]) == ("False", "InvalidSpec")
         assert "nodeSelector" in row["message"]
@@ -269,9 +267,7 @@ async def test_a_process_that_lost_the_lease_ends_at_once_and_writes_nothing_mor
 ) -> None:
     async with operator(environment) as process:
         await ready(environment)
-        server.cluster.patch(
-            LEASES, "gpusharing-operator", {"spec": {"holderIdentity": "somebody-else"}}, "gpusharing"
-        )
+        server.cluster.patch(LEASES, "gpusharing-operator", {"spec": {"holderIdentity": "somebody-else"}}, "gpusharing")
         _, errors = await process.communicate()
     assert process.returncode == LOST_LEASE
     assert (

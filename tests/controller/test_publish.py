@@ -350,14 +350,10 @@ RESTARTED: dict[str, tuple[list[Containers], int]] = {
 
 
 @pytest.mark.parametrize(("steps", "ended"), RESTARTED.values(), ids=RESTARTED.keys())
-async def test_only_restarts_of_config_manager_alone_end_mps_clients(
-    steps: list[Containers], ended: int
-) -> None:
+async def test_only_restarts_of_config_manager_alone_end_mps_clients(steps: list[Containers], ended: int) -> None:
     stage = Publishing()
     for second, (manager, daemon, runs) in enumerate(steps):
-        pod = Operand(
-            "gpu-operator", "mps-x", "uid-1", True, lone_restarts=manager - daemon, settling=not runs
-        )
+        pod = Operand("gpu-operator", "mps-x", "uid-1", True, lone_restarts=manager - daemon, settling=not runs)
         await stage.publish(replace(SYNCED, mps_pod=pod), second)
     counted = [
         count_lapses(before.mps_pod, after.mps_pod)

@@ -74,9 +74,7 @@ async def test_a_standby_works_once_it_knows_who_leads_and_says_so() -> None:
             await asyncio.sleep(60)
             assert (role.dead(), role.unready()) == ({}, {})
             assert role.summary() == "ok: standby, operator-1 leads"
-            cluster.patch(
-                LEASES, "gpusharing-operator", {"spec": {"holderIdentity": "operator-2"}}, "gpusharing"
-            )
+            cluster.patch(LEASES, "gpusharing-operator", {"spec": {"holderIdentity": "operator-2"}}, "gpusharing")
             await asyncio.sleep(60)
             assert role.summary() == "ok: standby, operator-2 leads"
     assert [line["leader"] for line in logged] == ["operator-1", "operator-2"]

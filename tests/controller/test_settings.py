@@ -67,9 +67,7 @@ def test_values_reach_the_shell_and_the_planner_with_their_types() -> None:
         ),
     ],
 )
-def test_a_bad_value_is_refused_with_the_variable_and_an_example(
-    name: str, value: str, complaint: str
-) -> None:
+def test_a_bad_value_is_refused_with_the_variable_and_an_example(name: str, value: str, complaint: str) -> None:
     variable = PREFIX + name
     with pytest.raises(SettingsError) as refusal:
         from_environment({variable: value})
@@ -179,9 +177,7 @@ def test_the_guard_is_a_word_and_true_is_that_of_an_older_chart() -> None:
 
 def test_a_switch_is_true_or_false() -> None:
     for text, value in {"true": True, "false": False}.items():
-        assert (
-            from_environment({"GPUSHARING_REFUSE_UNSAFE_DRIVERS": text}).plan.refuse_unsafe_drivers is value
-        )
+        assert from_environment({"GPUSHARING_REFUSE_UNSAFE_DRIVERS": text}).plan.refuse_unsafe_drivers is value
 
 
 @pytest.mark.parametrize(
@@ -203,9 +199,7 @@ def test_an_entry_or_a_switch_that_is_none_is_refused(name: str, value: str, com
     assert complaint in str(refusal.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("RENEW_DEADLINE", "15"), ("LEASE_SECONDS", "9"), ("RETRY_PERIOD", "10")]
-)
+@pytest.mark.parametrize(("name", "value"), [("RENEW_DEADLINE", "15"), ("LEASE_SECONDS", "9"), ("RETRY_PERIOD", "10")])
 def test_a_leader_that_could_not_renew_in_time_is_refused(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=rf"GPUSHARING_{name}={value}.* must each be larger"):
         from_environment({PREFIX + name: value})

@@ -101,9 +101,7 @@ def test_quiet_leaves_headings_and_checks() -> None:
     screen.output("a table")
     screen.heading("a heading")
     screen.check("a check", True)
-    assert [
-        word for word in ("sentence", "command", "table", "heading", "check") if word in out.getvalue()
-    ] == [
+    assert [word for word in ("sentence", "command", "table", "heading", "check") if word in out.getvalue()] == [
         "heading",
         "check",
     ]

@@ -61,9 +61,7 @@ def assert_whole_story(done: subprocess.CompletedProcess[str], driver: str) -> N
     assert "SIMULATED" in lines[0]
     last = len(lines) - 1 - lines[::-1].index("$ kubectl get gpusharingpolicies")
     shown = [line.strip() for line in lines[last + 1 : last + 6]]
-    assert [bool(re.fullmatch(row, line)) for row, line in zip(TABLE, shown, strict=True)] == [True] * 5, (
-        shown
-    )
+    assert [bool(re.fullmatch(row, line)) for row, line in zip(TABLE, shown, strict=True)] == [True] * 5, shown
     assert sum(line.startswith("  ✓ ") for line in lines) == CHECKS
     assert [line for line in lines if line.startswith(f"All {CHECKS} checks passed. What to try next:")]
     assert lines[-len(TRY_NEXT[driver]) :] == [f"  {line}" for line in TRY_NEXT[driver]]
@@ -85,9 +83,7 @@ def test_the_story_on_the_embedded_cluster_holds_and_the_picture_is_of_it(tmp_pa
 
 def phases(record: JSON, node: str) -> set[str]:
     """The phases through which the node was seen to go."""
-    moves = (
-        one for state in record["rollout"] for one in state["gpunodes"] if one["metadata"]["name"] == node
-    )
+    moves = (one for state in record["rollout"] for one in state["gpunodes"] if one["metadata"]["name"] == node)
     return {one["status"]["transition"]["phase"] for one in moves}
 
 

@@ -33,9 +33,7 @@ STAND_INS = ("cluster", "tutorial", "migration")
 SHELLS = ("sh", "bash", "shell", "console")
 INPUTS = ("yaml", "mermaid")
 """The languages of fences that no program printed and that are no commands: files, and drawings."""
-_FENCE = re.compile(
-    r"^(?P<indent> *)```(?P<language>[^`\n]*)\n(?P<text>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL
-)
+_FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[^`\n]*)\n(?P<text>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL)
 _COMMANDS = re.compile(r"runs: (?P<where>\w+)(?:, (?P<how>beside|until \w+))?|not run: (?P<why>.+)")
 _OUTPUT = re.compile(r"prints|compared: (?P<test>\S+)|quoted: (?P<source>\S+)|not compared: (?P<why>.+)")
 
@@ -121,9 +119,7 @@ def blocks(page: str, text: str) -> list[Block]:
     for fence in fences(page, text):
         if fence.language in SHELLS:
             marker = _COMMANDS.fullmatch(fence.marker)
-            where, how, why = (
-                (marker[key] or "" for key in ("where", "how", "why")) if marker else ("", "", "")
-            )
+            where, how, why = (marker[key] or "" for key in ("where", "how", "why")) if marker else ("", "", "")
             found.append(Block(page, fence.line, fence.language, fence.text, where, how, why))
         elif fence.marker == "prints":
             if not found or found[-1].output:
@@ -202,9 +198,7 @@ def end_of(process: subprocess.Popen[str], block: Block, log: Path, seconds: flo
     """
     word = block.how.removeprefix("until ") if block.how.startswith("until ") else ""
     try:
-        wait_until(
-            lambda: process.poll() is not None or bool(word and word in log.read_text()), seconds, block.id
-        )
+        wait_until(lambda: process.poll() is not None or bool(word and word in log.read_text()), seconds, block.id)
     except TimeoutError:
         stop(process)
         return -1

@@ -13,9 +13,7 @@ from tests.docs.pages import MIGRATION, ON_CLUSTER, TUTORIAL
 from tests.test_repo import PAGES
 
 READ = {
-    name: text
-    for name, text in PAGES.items()
-    if name.startswith("docs/") or name in ("README.md", "CONTRIBUTING.md")
+    name: text for name, text in PAGES.items() if name.startswith("docs/") or name in ("README.md", "CONTRIBUTING.md")
 }
 BLOCKS = {name: blocks(name, text) for name, text in READ.items()}
 ALL = [block for of_page in BLOCKS.values() for block in of_page]
@@ -103,9 +101,7 @@ def test_each_claim_about_security_names_a_test_that_is_there() -> None:
     assert lost == []
 
 
-ATTACK = re.compile(
-    r"^\| ([^|]+) \| ([^|]+) \| (RBAC|`[\w-]+`) \| `(tests/[\w/]+\.py)::\w+` \|$", re.MULTILINE
-)
+ATTACK = re.compile(r"^\| ([^|]+) \| ([^|]+) \| (RBAC|`[\w-]+`) \| `(tests/[\w/]+\.py)::\w+` \|$", re.MULTILINE)
 
 
 def test_each_attack_with_a_token_names_what_refuses_it_and_a_test_on_a_real_api_server() -> None:

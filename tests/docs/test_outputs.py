@@ -47,9 +47,7 @@ def test_widths_of_columns_empty_lines_and_ages_may_differ() -> None:
         pytest.param("a", "", 11, "a", "(nothing more)", id="nothing was printed"),
     ],
 )  # fmt: skip
-def test_a_difference_is_named_with_its_line(
-    text: str, printed: str, line: int, promised: str, instead: str
-) -> None:
+def test_a_difference_is_named_with_its_line(text: str, printed: str, line: int, promised: str, instead: str) -> None:
     first, shown, middle, really = shows(text, printed).splitlines()
     assert first == f"page.md:{line} shows"
     assert shown.strip().startswith(promised)
@@ -67,9 +65,7 @@ def test_a_difference_is_named_with_its_line(
         pytest.param("a\n\nb", "a\nb\n", id="an empty line on the page"),
         pytest.param("chat-… and … more", "chat-5p2bq and one or two more\n", id="text within a line"),
         pytest.param("since 2m5s", "since 4m", id="an age of two parts"),
-        pytest.param(
-            "since 4m, until 09:17:07Z", "since 2h5m, until 23:00:00Z", id="an age and a time of day"
-        ),
+        pytest.param("since 4m, until 09:17:07Z", "since 2h5m, until 23:00:00Z", id="an age and a time of day"),
         pytest.param("on 2026-10-05T00:00:00Z", "on 2027-01-01T12:30:59Z", id="a date and time"),
     ],
 )

@@ -130,16 +130,12 @@ NOT_STARTED = {
 
 
 @pytest.mark.parametrize("case", NOT_STARTED)
-def test_an_agent_that_does_not_start_is_told_in_the_kubelets_words(
-    pool: Walk, offered: None, case: str
-) -> None:
+def test_an_agent_that_does_not_start_is_told_in_the_kubelets_words(pool: Walk, offered: None, case: str) -> None:
     given = NOT_STARTED[case]
     with untouched(pool):
         patch = {"name": "agent", "image": given.image, "imagePullPolicy": given.policy}
         patch_agents(pool, {"spec": {"template": {"spec": {"containers": [patch]}}}})
-        pool.wait(
-            lambda: not given.said or bool(said(pool) & set(given.said)), f"the kubelet to say {given.said}"
-        )
+        pool.wait(lambda: not given.said or bool(said(pool) & set(given.said)), f"the kubelet to say {given.said}")
         wait_told(pool, "AgentNotStarted", (given.image, *given.words))
 
 
@@ -192,9 +188,7 @@ def wait_told(pool: Walk, reason: str, words: tuple[str, ...]) -> None:
 
     def policy_is_stalled() -> bool:
         rows = pool.site.api.get(POLICY).get("status", {}).get("conditions", [])
-        return any(
-            (row["type"], row["status"], row["reason"]) == ("Stalled", "True", "Blocked") for row in rows
-        )
+        return any((row["type"], row["status"], row["reason"]) == ("Stalled", "True", "Blocked") for row in rows)
 
     pool.wait(of_node, f"{reason} with {words}")
     # Its words are those of one node; the other one's agent runs, and lacks mig-manager.
@@ -204,9 +198,7 @@ def wait_told(pool: Walk, reason: str, words: tuple[str, ...]) -> None:
 def said(pool: Walk) -> set[str]:
     """What kubelet and containerd say of the agents' containers, with `kubeletwords.DIGEST` for each digest."""
     statuses = [
-        status
-        for pod in pool.site.api.list(AGENT_PODS)
-        for status in pod["status"].get("containerStatuses", ())
+        status for pod in pool.site.api.list(AGENT_PODS) for status in pod["status"].get("containerStatuses", ())
     ]
     states = [one for status in statuses for kind in ("state", "lastState") for one in status[kind].values()]
     return {re.sub(r"\b[0-9a-f]{64}\b", kubeletwords.DIGEST, state.get("message", "")) for state in states}

@@ -75,9 +75,7 @@ def test_every_pin_of_the_lock_has_a_wheel(each_image: Image) -> None:
     assert set(map(name_of, pins)) <= {name_of(part.name) for part in each_image.parts}
 
 
-def test_the_operator_is_ready_soon_enough_after_its_start(
-    image: Image, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_operator_is_ready_soon_enough_after_its_start(image: Image, capsys: pytest.CaptureFixture[str]) -> None:
     require("rung4", "chroot needs root: sudo make e2e" if os.geteuid() else None)
     starts = start.measure_starts(image)
     with capsys.disabled():

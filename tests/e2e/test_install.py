@@ -63,9 +63,7 @@ def test_every_agent_reads_its_gpus_and_the_real_kubelet(site: Site, notes: str)
         assert [gpu["access"] for gpu in seen["gpus"]] == ["Ok", "Ok"]
 
 
-def test_the_operator_runs_without_root_without_capabilities_on_a_read_only_root(
-    site: Site, notes: str
-) -> None:
+def test_the_operator_runs_without_root_without_capabilities_on_a_read_only_root(site: Site, notes: str) -> None:
     told = rights(site, NAMESPACE, "deployment/gpusharing-operator")
     assert told["uid"] == 65532
     assert int(told["caps"], 16) == 0
@@ -73,9 +71,7 @@ def test_the_operator_runs_without_root_without_capabilities_on_a_read_only_root
     assert told["seccomp"] == "2"
 
 
-def test_the_agent_is_privileged_sees_the_hosts_processes_and_cannot_write_its_root(
-    site: Site, notes: str
-) -> None:
+def test_the_agent_is_privileged_sees_the_hosts_processes_and_cannot_write_its_root(site: Site, notes: str) -> None:
     told = rights(site, AGENT_NAMESPACE, "daemonset/gpusharing-agent")
     assert told["uid"] == 0
     assert int(told["caps"], 16) & 1 << 21, "SYS_ADMIN, by which NVML knows an administrator"

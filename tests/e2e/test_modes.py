@@ -20,15 +20,11 @@ def test_a_fresh_pool_is_adopted_in_mode_full_while_pods_hold_its_gpus(walk: Wal
 
 
 @pytest.mark.parametrize("stop", [pytest.param(stop, id=stop.text) for stop in WALK])
-def test_real_kubelets_end_the_evicted_pods_and_run_them_again_on_the_other_node(
-    walk: Walk, stop: PoolMode
-) -> None:
+def test_real_kubelets_end_the_evicted_pods_and_run_them_again_on_the_other_node(walk: Walk, stop: PoolMode) -> None:
     before, walk.moved = walk.mark(), set()
     walk.bring(stop)
     assert walk.evicted(before)
-    assert {(NODES[0], NODES[1]), (NODES[1], NODES[0])} <= walk.moved, (
-        "one node took the pods while the other changed"
-    )
+    assert {(NODES[0], NODES[1]), (NODES[1], NODES[0])} <= walk.moved, "one node took the pods while the other changed"
     holds(walk, stop)
     for resource in stop.offered.keys() - {GPU}:
         a_pod_gets_one(walk, resource)

@@ -53,9 +53,7 @@ def test_the_node_says_that_kubelet_and_containerd_are_real(site: Site) -> None:
         assert info["kubeletVersion"] == site.plane.api.get("/version")["gitVersion"]
 
 
-def test_a_machine_whose_owner_was_killed_dies_with_it_and_is_swept(
-    real_nodes_possible: None, tmp_path: Path
-) -> None:
+def test_a_machine_whose_owner_was_killed_dies_with_it_and_is_swept(real_nodes_possible: None, tmp_path: Path) -> None:
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER, str(tmp_path)],
         cwd=ROOT,

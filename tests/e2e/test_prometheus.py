@@ -126,15 +126,11 @@ def test_it_holds_what_each_pod_uses_and_what_the_operator_counts(seen: Seen) ->
 
 def test_the_meters_of_both_nodes_add_up(seen: Seen) -> None:
     """As long as each agent has lived: tenants, idle, stranded and transition are its GPUs' seconds."""
-    seen.walk.wait(
-        lambda: min(seen.values(f"{WHOLE} > 0", "node").get(node, 0.0) for node in NODES) > 0, "the meters"
-    )
+    seen.walk.wait(lambda: min(seen.values(f"{WHOLE} > 0", "node").get(node, 0.0) for node in NODES) > 0, "the meters")
     # One query, so that both sides are of one scrape.
     apart = seen.values(f"abs({METERED} - {WHOLE})", "node")
     assert apart.keys() == set(NODES)
     assert max(apart.values()) < 1
     held = "sum by (namespace) (gpusharing_slice_seconds_total)"
-    seen.walk.wait(
-        lambda: seen.values(f"{held} > 0", "namespace").keys() == {"default"}, "the tenant's share"
-    )
+    seen.walk.wait(lambda: seen.values(f"{held} > 0", "namespace").keys() == {"default"}, "the tenant's share")
     assert seen.values(held, "namespace").keys() == {"default"}

@@ -146,23 +146,16 @@ def test_the_chart_is_installed_from_the_registry_and_real_nodes_pull_the_image_
             left = [
                 pod
                 for pod in pods
-                if "deletionTimestamp" not in pod["metadata"]
-                and pod["status"]["phase"] not in ("Succeeded", "Failed")
+                if "deletionTimestamp" not in pod["metadata"] and pod["status"]["phase"] not in ("Succeeded", "Failed")
             ]
             return {container["image"] for pod in left for container in pod["spec"]["containers"]}
 
         wait_until(lambda: images() == {name}, 60.0, f"every pod to have the image {name}")
-        events = [
-            one
-            for each in namespaces
-            for one in site.api.list(f"{each}/events", fieldSelector="reason=Pulled")
-        ]
+        events = [one for each in namespaces for one in site.api.list(f"{each}/events", fieldSelector="reason=Pulled")]
         pulled = [one for one in events if f'Successfully pulled image "{name}"' in one["message"]]
         assert {one["source"]["host"] for one in pulled} == set(NODES), "nobody imported it there"
     finally:
-        site.helm_install(
-            "--set", FASTER, "--force-conflicts"
-        )  # under its imported name again, for other tests
+        site.helm_install("--set", FASTER, "--force-conflicts")  # under its imported name again, for other tests
 
 
 def test_krew_installs_the_attached_archive_and_the_plugin_asks_the_cluster(

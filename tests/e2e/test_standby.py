@@ -44,9 +44,7 @@ def test_the_standby_leads_and_finishes_the_change_when_the_leaders_node_stops(
     leading = leader.rpartition("-")[0]
     (standby,) = places.keys() - {leading}
     used = used_mib(one, standby)
-    record_property(
-        MEASURED, f"a standby uses {used:.1f} MiB, a leader of two nodes {used_mib(one, leading):.1f} MiB"
-    )
+    record_property(MEASURED, f"a standby uses {used:.1f} MiB, a leader of two nodes {used_mib(one, leading):.1f} MiB")
     assert used <= MOST_MIB
     dead = places[leading]
     began = time.monotonic()

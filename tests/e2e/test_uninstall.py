@@ -50,10 +50,7 @@ def served(walk: Walk) -> Object:
     nodes = {}
     for name, node in walk.site.nodes.items():
         assert node.gpus is not None, "the nodes of the walk have GPUs"
-        gpus = [
-            {key: gpu[key] for key in ("uuid", "mig", "instances")}
-            for gpu in node.gpus.simulator.show()["gpus"]
-        ]
+        gpus = [{key: gpu[key] for key in ("uuid", "mig", "instances")} for gpu in node.gpus.simulator.show()["gpus"]]
         labels = walk.site.api.get(f"/api/v1/nodes/{name}")["metadata"]["labels"]
         nodes[name] = (gpus, labels[LABEL_MIG_CONFIG], labels[LABEL_PLUGIN_CONFIG])
     return {"nodes": nodes, "pointers": walk.site.api.get(CLUSTER_POLICY)["spec"]}

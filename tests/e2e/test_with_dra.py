@@ -65,9 +65,7 @@ def dra(site: Site, notes: str) -> Iterator[Walk]:
     site.install_operands(plugin=False)
     manifests = install_dra(list(site.nodes.values()))
     walk.wait(lambda: [published(walk, node) for node in NODES] == [WHOLE] * 2, "whole GPUs to be published")
-    walk.wait(
-        lambda: not any(by_plugin(walk, node) for node in NODES), "kubelets to count no device of a plugin"
-    )
+    walk.wait(lambda: not any(by_plugin(walk, node) for node in NODES), "kubelets to count no device of a plugin")
     yield walk
     for path in (POLICY, f"{DEPLOYMENTS}/{CLAIMANT}", PODS):
         site.api.delete(path, {"propagationPolicy": "Foreground"})
@@ -107,9 +105,7 @@ def claiming(walk: Walk, device_class: str) -> Object:
     """The spec of a pod that claims one device of the class. Its template for claims is created under the same name."""
     request = {"name": "gpu", "exactly": {"deviceClassName": device_class}}
     spec = {"spec": {"devices": {"requests": [request]}}}
-    walk.site.api.create(
-        f"{IN_DEFAULT}/resourceclaimtemplates", {"metadata": {"name": device_class}, "spec": spec}
-    )
+    walk.site.api.create(f"{IN_DEFAULT}/resourceclaimtemplates", {"metadata": {"name": device_class}, "spec": spec})
     container = {"name": "main", "image": PAUSE_IMAGE, "resources": {"claims": [{"name": "gpu"}]}}
     claim = {"name": "gpu", "resourceClaimTemplateName": device_class}
     return {**holding(SLICE), "containers": [container], "resourceClaims": [claim]}
@@ -126,9 +122,7 @@ def allocated(walk: Walk, pod: str) -> str:
     """UUID of the device that the scheduler has allocated to a pod."""
     status = walk.site.api.get(f"{PODS}/{pod}")["status"]
     (claim,) = status.get("resourceClaimStatuses") or [status["extendedResourceClaimStatus"]]
-    allocation = walk.site.api.get(f"{IN_DEFAULT}/resourceclaims/{claim['resourceClaimName']}")["status"][
-        "allocation"
-    ]
+    allocation = walk.site.api.get(f"{IN_DEFAULT}/resourceclaims/{claim['resourceClaimName']}")["status"]["allocation"]
     (result,) = allocation["devices"]["results"]
     slices = walk.site.api.list(SLICES, fieldSelector=f"spec.nodeName={result['pool']}")
     devices = {device["name"]: device for one in slices for device in one["spec"]["devices"]}
@@ -141,9 +135,7 @@ def used(walk: Walk, node: str) -> dict[str, str]:
     shown = walk.shown(node)
     uuids = {(one.gpu, *(one.instance or (-1, -1))): one.uuid for one in machine_devices(shown)}
     return {
-        one["name"].removeprefix("SIMULATED-"): uuids[
-            one["gpu"], one["gpu_instance"], one["compute_instance"]
-        ]
+        one["name"].removeprefix("SIMULATED-"): uuids[one["gpu"], one["gpu_instance"], one["compute_instance"]]
         for one in shown["processes"]
     }
 

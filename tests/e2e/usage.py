@@ -17,9 +17,7 @@ def holds(walk: Walk, stop: PoolMode) -> None:
     placed = walk.running()
     for node in NODES:
         offered = walk.site.api.get(f"/api/v1/nodes/{node}")["status"]["allocatable"]
-        gpus = {
-            name: count for name, count in offered.items() if name.startswith("nvidia.com/") and count != "0"
-        }
+        gpus = {name: count for name, count in offered.items() if name.startswith("nvidia.com/") and count != "0"}
         expected = {name: str(count) for name, count in stop.offered.items()}
         assert gpus == expected, "as the real kubelet tells it"
         here = sorted(name for name, where in placed.items() if where == node)

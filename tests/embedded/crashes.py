@@ -206,8 +206,7 @@ def _claimings(scene: Scene) -> list[Write]:
     return [
         write
         for write in scene.e.cluster.writes
-        if write.call.resource == LEASES
-        and ((write.call.body or {}).get("metadata") or {}).get("annotations")
+        if write.call.resource == LEASES and ((write.call.body or {}).get("metadata") or {}).get("annotations")
     ]
 
 
@@ -255,9 +254,7 @@ def _settled(text: str) -> str:
 
 
 def _node(raw: JSON) -> JSON:
-    labels = {
-        key: value for key, value in raw["metadata"]["labels"].items() if key != names.LABEL_GFD_TIMESTAMP
-    }
+    labels = {key: value for key, value in raw["metadata"]["labels"].items() if key != names.LABEL_GFD_TIMESTAMP}
     ours = {
         key: _settled(value)
         for key, value in raw["metadata"].get("annotations", {}).items()

@@ -116,9 +116,7 @@ def figures_of(scene: Scene, released: int, sizes: Sequence[float]) -> dict[str,
 async def day(hours: int = 24) -> dict[str, object]:
     """Play the day and return its figures. Raises AssertionError if an invariant breaks, or if a rollout takes longer
     than 50 minutes."""
-    manifests = [
-        node(f"{pool_of(n)}-{i}", pool=pool_of(n), gpus=GPUS) for n in range(POOLS) for i in range(EACH)
-    ]
+    manifests = [node(f"{pool_of(n)}-{i}", pool=pool_of(n), gpus=GPUS) for n in range(POOLS) for i in range(EACH)]
     sizes: list[float] = []
     released = 0
     begun = time.monotonic()

@@ -69,9 +69,7 @@ class _Forks:
             os._exit(0)
 
 
-def play_all(
-    golden: Golden, writes: Writes, happening: Happening
-) -> tuple[CrashRun, dict[int, CrashRun | str]]:
+def play_all(golden: Golden, writes: Writes, happening: Happening) -> tuple[CrashRun, dict[int, CrashRun | str]]:
     """The run in which nothing happens, and those in which it does, by the write; a text where one failed."""
     forks = _Forks()
 

@@ -294,9 +294,7 @@ async def every_manner(scene: Scene) -> None:
         {"podSelector": {"matchLabels": {"end": "well"}}, "behavior": "WaitCompleted", "timeout": "30m"},
         {"podSelector": {"matchLabels": {"late": "yes"}}, "behavior": "Evict", "order": 5},
     ]
-    scene.apply(
-        SLICED, drain={"strandedPods": "Allow", "onTimeout": "ForceDelete", "timeout": "3m", "rules": rules}
-    )
+    scene.apply(SLICED, drain={"strandedPods": "Allow", "onTimeout": "ForceDelete", "timeout": "3m", "rules": rules})
     await scene.phase("gpu-1", "WaitingForJobs")
     await asyncio.sleep(60)
     for name in ("ends", "train-0"):
@@ -420,9 +418,7 @@ GOLDEN: Mapping[str, Golden] = {
     "ClusterPolicy pointed at theirs by somebody else": Golden(
         pointers_of_somebody_else, cluster_policy=pointed_at("theirs", "")
     ),
-    "ClusterPolicy's pointer set back by a person": Golden(
-        pointers_set_back, cluster_policy=pointed_at("", "")
-    ),
+    "ClusterPolicy's pointer set back by a person": Golden(pointers_set_back, cluster_policy=pointed_at("", "")),
     "two nodes that share a gang": Golden(
         gang,
         nodes=2,

@@ -164,9 +164,7 @@ class PromiseGuard:
         named = {block: config["config"]["name"] for block, config in spec.items()}
         wanted = dict(zip(("devicePlugin", "migManager"), OUR_MAPS, strict=True))
         self._expect(named and named.items() <= wanted.items(), f"pointed ClusterPolicy at {named}")
-        self._expect(
-            spec == {block: {"config": {"name": given}} for block, given in named.items()}, f"wrote {spec}"
-        )
+        self._expect(spec == {block: {"config": {"name": given}} for block, given in named.items()}, f"wrote {spec}")
         found = self.cluster.store.get(CLUSTER_POLICIES, ("", name))
         if metadata.get("resourceVersion") != found["metadata"]["resourceVersion"]:
             return  # the server refuses it
@@ -182,8 +180,7 @@ class PromiseGuard:
         serving = [
             node.name
             for node in self.software.nodes.values()
-            if any(gpu.processes for gpu in node.gpus.look())
-            and not is_cordoned(self.cluster.get(NODES, node.name))
+            if any(gpu.processes for gpu in node.gpus.look()) and not is_cordoned(self.cluster.get(NODES, node.name))
         ]
         self._expect(not serving, f"the MPS DaemonSet was changed while {serving} served MPS")
         self._expect(name == RESTARTED[1], f"patched DaemonSet {name}")
@@ -200,9 +197,7 @@ class PromiseGuard:
                 self._expect(managed == names.MANAGED_BY, f"{verb} of DeviceClass {name} of somebody else")
                 right = name.replace(OUR_CLASS, OUR_RESOURCE)
                 resource = raw["spec"].get("extendedResourceName", right)
-                self._expect(
-                    verb == "patch" or resource == right, f"{verb} of {name}, which serves {resource}"
-                )
+                self._expect(verb == "patch" or resource == right, f"{verb} of {name}, which serves {resource}")
         if verb != "delete":
             spec = {key: value for key, value in body["spec"].items() if value is not None}
             self._expect(spec.keys() <= {"selectors", "extendedResourceName"}, f"DeviceClass {name}: {spec}")
@@ -220,9 +215,7 @@ class PromiseGuard:
     def _is_closed(self, node: JSON) -> bool:
         """Whether the node is cordoned, or its fence is a DeviceTaintRule that is in place."""
         name = node["metadata"]["name"]
-        pools = [
-            raw["spec"]["deviceSelector"].get("pool") for raw in self.cluster.store.all(DEVICE_TAINT_RULES)
-        ]
+        pools = [raw["spec"]["deviceSelector"].get("pool") for raw in self.cluster.store.all(DEVICE_TAINT_RULES)]
         tainted = (fence_of(node) or {}).get("tainted")
         return name in pools if tainted else is_cordoned(node)
 
@@ -253,9 +246,7 @@ class PromiseGuard:
             return
         name, node = pod["metadata"]["name"], self._node(pod["spec"]["nodeName"])
         fence, grace = fence_of(node), pod["spec"].get("terminationGracePeriodSeconds", 30)
-        self._expect(
-            body.get("gracePeriodSeconds", grace) >= max(1, grace), f"{name}: its grace period was cut"
-        )
+        self._expect(body.get("gracePeriodSeconds", grace) >= max(1, grace), f"{name}: its grace period was cut")
         if fence is None:
             return
         policy = self._policy(fence["policy"])
@@ -273,17 +264,13 @@ class PromiseGuard:
         if pod is None:
             return None
         self._expect(uid not in self._evicted, f"evicted twice: {pod['metadata']['name']}")
-        self._expect(
-            "deletionTimestamp" not in pod["metadata"], f"evicted while leaving: {pod['metadata']['name']}"
-        )
+        self._expect("deletionTimestamp" not in pod["metadata"], f"evicted while leaving: {pod['metadata']['name']}")
         name, node = pod["metadata"]["name"], self._node(pod["spec"]["nodeName"])
         fence = fence_of(node)
         self._expect(fence, f"evicted {name} from a node without our fence")
         self._expect(self._is_closed(node), f"evicted {name} from a schedulable node")
         if fence is not None and fence["stage"] == "fenced":
-            self._expect(
-                not foreign_marks(node), f"evicted {name} while {foreign_marks(node)} work on the node"
-            )
+            self._expect(not foreign_marks(node), f"evicted {name} while {foreign_marks(node)} work on the node")
         reboot = fence is not None and fence["disruption"] == "Reboot"
         dra = self.software.settings.dra
         for why in wrong_in_eviction(pod, self._claims(), reboot=reboot, dra=dra):
@@ -421,9 +408,7 @@ class PromiseGuard:
             return {"metadata": {"name": name}, "spec": {}}
 
     def _policy(self, name: str) -> JSON | None:
-        return next(
-            (raw for raw in self.cluster.store.all(POLICIES) if raw["metadata"]["name"] == name), None
-        )
+        return next((raw for raw in self.cluster.store.all(POLICIES) if raw["metadata"]["name"] == name), None)
 
 
 def _away(node: JSON) -> bool:

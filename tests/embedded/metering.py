@@ -19,8 +19,7 @@ from gpusharing.kube.client import JSON, NODES, PODS, Resource
 SCRAPE = 60.0
 """Seconds between two scrapes."""
 PARTS = tuple(
-    f"gpusharing_{part}_seconds_total"
-    for part in ("slice", "idle_slice", "stranded_slice", "transition_slice")
+    f"gpusharing_{part}_seconds_total" for part in ("slice", "idle_slice", "stranded_slice", "transition_slice")
 )
 GPUS = "gpusharing_gpu_seconds_total"
 Key = tuple[str, tuple[tuple[str, str], ...]]

@@ -27,8 +27,7 @@ def overwrite(scene: Scene, name: str = RELEASED) -> None:
     found = containers(scene)
     for one in found:
         one["env"] = [
-            {**row, "value": name} if row["name"] == "PROCESS_TO_SIGNAL" else row
-            for row in one.get("env", ())
+            {**row, "value": name} if row["name"] == "PROCESS_TO_SIGNAL" else row for row in one.get("env", ())
         ]
     body = {"spec": {"template": {"spec": {"containers": found}}}}
     scene.e.cluster.patch(DAEMON_SETS, DAEMON, body, NAMESPACE)

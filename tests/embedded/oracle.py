@@ -23,9 +23,7 @@ NAMED_A30: Mapping[str, Mapping[str, int]] = {"all-balanced": {"1g.6gb": 2, "2g.
 Named = Mapping[str, Mapping[str, int]]
 
 
-def wanted_layouts(
-    spec: JSON, products: Sequence[str], site: Named | None = None
-) -> list[Mapping[str, int] | None]:
+def wanted_layouts(spec: JSON, products: Sequence[str], site: Named | None = None) -> list[Mapping[str, int] | None]:
     """Instances per GPU; None: MIG off. `site`: what entries of the admin's own mean."""
     gpus = len(products)
     if spec["mode"] != "MIG":
@@ -97,9 +95,7 @@ def difference(
         return f"compute modes {odd}, wanted {mode}"
     allocatable: Mapping[str, Any] = node["status"]["allocatable"]
     served = {
-        name: int(count)
-        for name, count in allocatable.items()
-        if name.startswith("nvidia.com/") and count != "0"
+        name: int(count) for name, count in allocatable.items() if name.startswith("nvidia.com/") and count != "0"
     }
     if published is not None and served:
         return f"allocatable {served} beside the DRA driver"

@@ -39,9 +39,7 @@ def must_leave(pod: JSON, claims: Mapping[str, JSON], *, reboot: bool) -> bool:
     return gpu or reboot
 
 
-def wrong_in_eviction(
-    pod: JSON, claims: Mapping[str, JSON], *, reboot: bool, dra: bool = False
-) -> Iterator[str]:
+def wrong_in_eviction(pod: JSON, claims: Mapping[str, JSON], *, reboot: bool, dra: bool = False) -> Iterator[str]:
     """Why this pod may not be evicted at all. `dra`: NVIDIA's DRA driver serves the GPUs of the cluster."""
     if pod["metadata"]["namespace"] == PROTECTED:
         yield "nothing is evicted in its namespace"
@@ -107,9 +105,7 @@ def _asked(container: JSON) -> Iterable[str]:
 def _claimed(pod: JSON) -> Iterator[str]:
     """`namespace/name` of the claims that are generated or named, those of extended resources included."""
     status, namespace = pod.get("status") or {}, pod["metadata"]["namespace"]
-    generated = {
-        row["name"]: row.get("resourceClaimName") for row in status.get("resourceClaimStatuses") or ()
-    }
+    generated = {row["name"]: row.get("resourceClaimName") for row in status.get("resourceClaimStatuses") or ()}
     for row in pod["spec"].get("resourceClaims") or ():
         if name := row.get("resourceClaimName") or generated.get(row["name"]):
             yield f"{namespace}/{name}"

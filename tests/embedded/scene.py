@@ -134,16 +134,12 @@ class Scene:
 
     async def phase(self, node_name: str, *phases: str, seconds: float = HOUR) -> JSON:
         """Wait until the transition of a node shows one of these phases; returns the transition."""
-        await self.e.until(
-            lambda: self.transition(node_name).get("phase") in phases, f"{node_name} {phases}", seconds
-        )
+        await self.e.until(lambda: self.transition(node_name).get("phase") in phases, f"{node_name} {phases}", seconds)
         return self.transition(node_name)
 
     async def reason(self, node_name: str, reason: str, seconds: float = HOUR) -> JSON:
         """Wait until the transition of a node shows this reason; returns the transition."""
-        await self.e.until(
-            lambda: self.transition(node_name).get("reason") == reason, f"{node_name} {reason}", seconds
-        )
+        await self.e.until(lambda: self.transition(node_name).get("reason") == reason, f"{node_name} {reason}", seconds)
         return self.transition(node_name)
 
     async def fenced(self, node_name: str, stage: str = "fenced", seconds: float = HOUR) -> Fence:
@@ -318,9 +314,7 @@ async def open_scene(
         factor=1.0,
         workloads=workloads,
         sim=sim,
-        settings=replace(
-            Settings(), plan=replace(PlanSettings(), **settings), maintenance_keys=maintenance_keys
-        ),
+        settings=replace(Settings(), plan=replace(PlanSettings(), **settings), maintenance_keys=maintenance_keys),
         lease_timing=lease,
         now=virtual_now,
         cluster_policy=cluster_policy,

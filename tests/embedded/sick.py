@@ -139,11 +139,7 @@ def apply(scene: Scene, spec: JSON, limit: int | str) -> None:
 def is_done(scene: Scene, name: str) -> bool:
     """The node itself says so; its GPUNode may be what is sick."""
     fence = scene.fence(name)
-    return (
-        fence is None
-        and not scene.cordoned(name)
-        and "mig" in scene.labels(name).get("gpusharing.dev/mode", "")
-    )
+    return fence is None and not scene.cordoned(name) and "mig" in scene.labels(name).get("gpusharing.dev/mode", "")
 
 
 @dataclass

@@ -296,9 +296,7 @@ async def test_a_policy_that_a_person_deleted_meanwhile_goes_when_its_node_is_pr
 
 
 @virtually
-async def test_a_node_whose_policy_is_gone_finalizer_and_all_stays_cordoned_until_another_one_owns_it() -> (
-    None
-):
+async def test_a_node_whose_policy_is_gone_finalizer_and_all_stays_cordoned_until_another_one_owns_it() -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.apply(MIXED)
         await scene.fenced("gpu-1", "actuating")

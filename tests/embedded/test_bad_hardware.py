@@ -41,9 +41,7 @@ REFUSED: dict[str, Refusal] = {
     "a layout that the card cannot take though our table says so": Refusal(
         "other-profiles", MIXED, "Skipped", "LayoutDoesNotFit", ("3g.40gb", "does not fit")
     ),
-    "NVML is missing": Refusal(
-        "no-nvml", MIXED, "Blocked", "AgentError", ("libnvidia-ml.so.1", "runtime class")
-    ),
+    "NVML is missing": Refusal("no-nvml", MIXED, "Blocked", "AgentError", ("libnvidia-ml.so.1", "runtime class")),
     "two models in a node, one of them without MIG": Refusal(
         "second-model",
         MIXED,

@@ -34,9 +34,7 @@ def windowed(**fields: str) -> JSON:
 
 
 def approve(scene: Scene) -> None:
-    scene.e.cluster.patch(
-        POLICIES, "wrong", {"metadata": {"annotations": {"gpusharing.dev/approve": "0ldha5h"}}}
-    )
+    scene.e.cluster.patch(POLICIES, "wrong", {"metadata": {"annotations": {"gpusharing.dev/approve": "0ldha5h"}}})
 
 
 def mark(scene: Scene) -> None:

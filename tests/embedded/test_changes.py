@@ -89,9 +89,7 @@ async def test_a_node_of_no_policy_shows_what_is_there() -> None:
         scene.apply(MIXED)
         await scene.ready()
         scene.e.cluster.delete(POLICIES, "pool-b")
-        await scene.e.until(
-            lambda: scene.transition("gpu-1").get("reason") == "Unowned", "it to be let go", 120
-        )
+        await scene.e.until(lambda: scene.transition("gpu-1").get("reason") == "Unowned", "it to be let go", 120)
         assert scene.transition("gpu-1")["observed"] == "2x3g.40gb"
 
 
@@ -119,9 +117,7 @@ async def test_a_pool_of_two_mig_models_gets_the_layout_that_each_offers() -> No
         await scene.ready()
         balanced = {"mode": "MIG", "mig": {"config": "all-balanced"}}
         assert_as_wanted(scene, balanced, "gpu-1")
-        instances = [
-            sorted(i.profile for i in gpu.instances) for gpu in scene.e.software.nodes["gpu-2"].gpus.look()
-        ]
+        instances = [sorted(i.profile for i in gpu.instances) for gpu in scene.e.software.nodes["gpu-2"].gpus.look()]
         assert instances == [["1g.10gb", "1g.10gb", "2g.20gb", "3g.40gb"]] * 2
 
 
@@ -138,9 +134,7 @@ async def test_a_card_without_mig_in_the_pool_is_refused_and_the_others_are_chan
 
 
 @virtually
-async def test_a_card_that_spec_products_leaves_out_is_skipped_and_does_not_keep_the_pool_from_ready() -> (
-    None
-):
+async def test_a_card_that_spec_products_leaves_out_is_skipped_and_does_not_keep_the_pool_from_ready() -> None:
     async with open_scene(node("gpu-1", H100), node("gpu-2", L40S)) as scene:
         scene.apply(MIXED, products=["NVIDIA-H100-80GB-HBM3"])
         await scene.ready()

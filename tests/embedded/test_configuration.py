@@ -43,9 +43,7 @@ async def test_an_entry_that_is_refused_holds_up_only_the_policy_that_wants_it()
 
 
 @virtually
-async def test_while_the_policies_cannot_be_listed_a_node_that_would_start_says_so_and_takes_no_slot() -> (
-    None
-):
+async def test_while_the_policies_cannot_be_listed_a_node_that_would_start_says_so_and_takes_no_slot() -> None:
     async with open_scene(node("gpu-c", pool="c")) as scene:
         scene.apply(SLICED, name="pool-c", pool="c")
         await scene.ready("pool-c")
@@ -56,9 +54,7 @@ async def test_while_the_policies_cannot_be_listed_a_node_that_would_start_says_
         shown = await scene.reason("gpu-d", "CallFailed")
         assert shown["phase"] == "Pending"
         assert "the policies cannot be listed: may not list gpusharingpolicies" in shown["message"]
-        annotations = [
-            lease["metadata"].get("annotations") or {} for lease in scene.e.cluster.objects(LEASES)
-        ]
+        annotations = [lease["metadata"].get("annotations") or {} for lease in scene.e.cluster.objects(LEASES)]
         assert "gpu-d" not in str(annotations)
 
 
@@ -68,9 +64,7 @@ def config_map(scene: Scene, name: str) -> JSON:
 
 def data(scene: Scene) -> Mapping[str, Mapping[str, str]]:
     """What both of our ConfigMaps hold."""
-    found = {
-        raw["metadata"]["name"]: raw["data"] for raw in scene.e.cluster.objects(CONFIG_MAPS, namespace=SPACE)
-    }
+    found = {raw["metadata"]["name"]: raw["data"] for raw in scene.e.cluster.objects(CONFIG_MAPS, namespace=SPACE)}
     return {name: dict(found.get(name, {})) for name in (PLUGIN, MIG)}
 
 
@@ -240,9 +234,7 @@ async def test_a_time_of_writing_in_the_far_future_holds_nobody_up_for_ever() ->
         scene.apply(MIXED)
         await scene.fenced("gpu-1")
         for name, _ in ((PLUGIN, 0), (MIG, 1)):
-            stamps = yaml.safe_load(
-                config_map(scene, name)["metadata"]["annotations"]["gpusharing.dev/written"]
-            )
+            stamps = yaml.safe_load(config_map(scene, name)["metadata"]["annotations"]["gpusharing.dev/written"])
             text = json.dumps(dict.fromkeys(stamps, "2999-01-01T00:00:00+00:00"))
             patch(scene.e.cluster, name, {}, annotations={"gpusharing.dev/written": text})
         await scene.ready(seconds=300)

@@ -99,9 +99,7 @@ async def test_mig_managers_waits_until_gpus_divided_by_hand_are_labeled_with_wh
 
 
 @virtually
-async def test_mig_managers_waits_for_a_node_whose_agent_is_not_ready_until_mig_manager_is_kept_off_it() -> (
-    None
-):
+async def test_mig_managers_waits_for_a_node_whose_agent_is_not_ready_until_mig_manager_is_kept_off_it() -> None:
     async with open_scene(
         *nodes(1), cluster_policy=cluster_policy(), configure_gpu_operator=True, start=False
     ) as scene:
@@ -115,9 +113,7 @@ async def test_mig_managers_waits_for_a_node_whose_agent_is_not_ready_until_mig_
         await scene.until_condition("Accepted", "False", "LayoutsNeedConfigMap")
         off = "nvidia.com/gpu.deploy.mig-manager"
         await scene.e.until(
-            lambda: (
-                f"kubectl label node NODE --overwrite {off}=false" in scene.condition("Accepted")["message"]
-            ),
+            lambda: f"kubectl label node NODE --overwrite {off}=false" in scene.condition("Accepted")["message"],
             "the way on",
             HOUR,
         )
@@ -160,9 +156,7 @@ async def test_what_somebody_sets_back_is_not_set_again_by_this_operator_or_the_
     async with open_scene(*nodes(1), cluster_policy=cluster_policy(), configure_gpu_operator=True) as scene:
         await pointed(scene)
         since = scene.mark()
-        scene.e.cluster.patch(
-            CLUSTER_POLICIES, "cluster-policy", {"spec": {"devicePlugin": {"config": {"name": ""}}}}
-        )
+        scene.e.cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": {"devicePlugin": {"config": {"name": ""}}}})
         scene.apply(FULL)
         row = await scene.until_condition("Accepted", "False", "PluginConfigNotOurs")
         assert (
@@ -240,9 +234,7 @@ async def test_the_write_carries_the_version_that_it_was_decided_on() -> None:
 
 
 @virtually
-async def test_of_two_the_one_that_is_not_ignored_counts_and_where_nobody_can_tell_nothing_is_touched() -> (
-    None
-):
+async def test_of_two_the_one_that_is_not_ignored_counts_and_where_nobody_can_tell_nothing_is_touched() -> None:
     theirs = cluster_policy(plugin="theirs")
     theirs["metadata"]["name"] = "a-second"
     async with open_scene(*nodes(1), cluster_policy=cluster_policy(PLUGIN, MIG)) as scene:

@@ -67,9 +67,7 @@ def all_complaints(name: str, writes: Writes, death: Happening) -> str:
     assert base.sent >= 15, "a scenario worth killing"
     assert list(runs) == list(range(writes.first, base.sent + 1, writes.step))
     return "\n".join(
-        f"killed {writes.when} write {write}: {line}"
-        for write, run in runs.items()
-        for line in complaints(base, run)
+        f"killed {writes.when} write {write}: {line}" for write, run in runs.items() for line in complaints(base, run)
     )
 
 

@@ -104,9 +104,7 @@ async def test_a_pool_goes_to_mig_to_another_layout_and_back() -> None:
 
 
 @virtually
-async def test_holders_of_claims_and_extended_resources_leave_within_their_budgets_and_a_cpu_pod_stays() -> (
-    None
-):
+async def test_holders_of_claims_and_extended_resources_leave_within_their_budgets_and_a_cpu_pod_stays() -> None:
     workloads = (
         SimWorkload("old", 2),
         SimWorkload("claimed", 1, resource="", device_class="gpu.nvidia.com"),
@@ -310,15 +308,10 @@ async def test_a_right_that_is_lost_in_the_middle_of_a_change_is_named_and_the_c
         scene.apply(MIXED)
         await scene.fenced("gpu-1", stage)
         refusal = Forbidden("not allowed to list resourceslices")
-        faults = [
-            scene.e.cluster.faults.fail(verb, RESOURCE_SLICES, refusal, times=EVER)
-            for verb in ("list", "watch")
-        ]
+        faults = [scene.e.cluster.faults.fail(verb, RESOURCE_SLICES, refusal, times=EVER) for verb in ("list", "watch")]
         scene.e.cluster.close_watches()
         transition = await scene.reason("gpu-1", "UnsupportedStack")
-        assert "this operator is not allowed to list resourceslices (chart value rbac.create)" in str(
-            transition
-        )
+        assert "this operator is not allowed to list resourceslices (chart value rbac.create)" in str(transition)
         for fault in faults:
             fault.lift()
         await scene.ready(seconds=HOUR)
@@ -326,9 +319,7 @@ async def test_a_right_that_is_lost_in_the_middle_of_a_change_is_named_and_the_c
 
 
 @virtually
-async def test_while_the_watch_does_not_show_that_the_plugin_restarts_the_agent_is_asked_once_a_minute() -> (
-    None
-):
+async def test_while_the_watch_does_not_show_that_the_plugin_restarts_the_agent_is_asked_once_a_minute() -> None:
     async with dra(bare("gpu-1")) as scene:
         scene.apply(MIXED)
         await scene.fenced("gpu-1", "actuating")

@@ -246,9 +246,7 @@ async def test_a_mark_with_a_duration_is_waited_for_without_a_cordon_and_names_i
 
 
 @virtually
-async def test_a_mark_that_nobody_can_read_protects_the_pod_and_is_named_until_the_policy_ignores_marks() -> (
-    None
-):
+async def test_a_mark_that_nobody_can_read_protects_the_pod_and_is_named_until_the_policy_ignores_marks() -> None:
     async with open_scene(*nodes(1)) as scene:
         metadata = {"annotations": {"gpusharing.dev/do-not-disrupt": "a while"}}
         scene.e.cluster.add(PODS, gpu_pod("marked", "gpu-1", metadata=metadata))
@@ -290,9 +288,7 @@ async def test_pods_that_were_let_go_though_no_node_can_run_them_are_counted_as_
         await busy(scene)
         scene.apply(MIXED, drain=STRANDED_OK, rollout=at_once(2))
         await scene.ready()
-        await scene.e.until(
-            lambda: summary(scene)["pendingPods"] == LLM.replicas, "the pods to be counted", 180
-        )
+        await scene.e.until(lambda: summary(scene)["pendingPods"] == LLM.replicas, "the pods to be counted", 180)
 
 
 @virtually

@@ -87,9 +87,7 @@ def wrong_after_one_fault(golden: Golden, writes: Writes, fault: Happening) -> l
 
 @pytest.mark.parametrize("first", [1, pytest.param(2, marks=pytest.mark.long)])
 @pytest.mark.parametrize(("when", "fault"), FAULTS.values(), ids=FAULTS.keys())
-def test_a_rollout_ends_the_same_whatever_goes_wrong_at_any_one_write(
-    when: When, fault: Happening, first: int
-) -> None:
+def test_a_rollout_ends_the_same_whatever_goes_wrong_at_any_one_write(when: When, fault: Happening, first: int) -> None:
     found = wrong_after_one_fault(IDLE, Writes(when, first, 2), fault)
     assert not found, "\n".join(found)
 
@@ -99,9 +97,7 @@ def test_a_rollout_ends_the_same_whatever_goes_wrong_at_any_one_write(
 def test_a_repair_of_the_mps_daemonset_bears_it_as_well(fault: str) -> None:
     """Each fault strikes at every eighth write, and each at others."""
     when, happening = FAULTS[fault]
-    found = wrong_after_one_fault(
-        REPAIRED, Writes(when, list(FAULTS).index(fault) + 1, len(FAULTS)), happening
-    )
+    found = wrong_after_one_fault(REPAIRED, Writes(when, list(FAULTS).index(fault) + 1, len(FAULTS)), happening)
     assert not found, "\n".join(found)
 
 

@@ -128,9 +128,7 @@ async def test_an_operator_that_died_after_the_deletion_deletes_nobody_twice_and
 @virtually
 async def test_nobody_is_deleted_by_an_operator_that_comes_back_too_late_for_the_grace_period() -> None:
     async with open_scene(*nodes(1), force_delete=True, budgets=[pdb("keep", "db", minAvailable=1)]) as scene:
-        slow = gpu_pod(
-            "db-0", "gpu-1", metadata={"labels": {"app": "db"}}, spec={"terminationGracePeriodSeconds": 200}
-        )
+        slow = gpu_pod("db-0", "gpu-1", metadata={"labels": {"app": "db"}}, spec={"terminationGracePeriodSeconds": 200})
         scene.e.cluster.add(PODS, slow)
         scene.apply(SLICED, drain={**FORCED, "unmanagedPods": "Evict"})
         await scene.fenced("gpu-1")

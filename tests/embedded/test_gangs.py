@@ -167,9 +167,7 @@ async def test_a_member_that_its_owner_protects_while_jobs_have_their_time_keeps
         for name in ("gpu-1", "gpu-2"):
             assert (await scene.reason(name, "DoNotDisrupt"))["culprit"] == "default/rank-0"
         said = scene.transition("gpu-2")["blockers"][0]
-        assert (
-            "Gang: JobSet default/train, 2 pods (1 on gpu-1, 1 on gpu-2). Runs on gpu-1. Annotation" in said
-        )
+        assert "Gang: JobSet default/train, 2 pods (1 on gpu-1, 1 on gpu-2). Runs on gpu-1. Annotation" in said
         assert scene.evicted() == [], "the time of the jobs is over, and the mark keeps both"
         free = {"metadata": {"annotations": {names.ANNOTATION_DO_NOT_DISRUPT: None}}}
         scene.e.cluster.patch(PODS, "rank-0", free, "default")

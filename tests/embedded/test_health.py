@@ -109,9 +109,7 @@ async def test_a_lost_gpu_blocks_a_node_that_last_was_as_wanted_and_it_heals() -
         assert transition["phase"] == "Blocked"
         assert "drain and reboot the node" in transition["message"]
         assert healthy(scene)["reason"] == "GPULost"
-        assert observed_gpus(scene) == [{**before[0], "access": "Lost"}, *before[1:]], (
-            "what was known is kept"
-        )
+        assert observed_gpus(scene) == [{**before[0], "access": "Lost"}, *before[1:]], "what was known is kept"
         await asyncio.sleep(1800)
         assert not scene.node_writes(mark)
         scene.e.software.inject("gpu-1", "find-gpu")

@@ -37,13 +37,9 @@ async def test_a_kubelet_that_mig_manager_restarts_is_waited_for_and_no_wedge_is
 
 
 @virtually
-async def test_a_node_that_stays_away_past_its_time_is_failed_and_given_back_by_itself_when_it_comes() -> (
-    None
-):
+async def test_a_node_that_stays_away_past_its_time_is_failed_and_given_back_by_itself_when_it_comes() -> None:
     async with open_scene(*nodes(2)) as scene:
-        scene.apply(
-            MIXED, rollout={"maxUnavailable": 1, "timeouts": {"actuation": "5m", "verification": "5m"}}
-        )
+        scene.apply(MIXED, rollout={"maxUnavailable": 1, "timeouts": {"actuation": "5m", "verification": "5m"}})
         name = await scene.any_fenced("actuating")
         kubelet(scene, name, there=False)
         transition = await scene.phase(name, "Failed")
@@ -59,9 +55,7 @@ async def test_a_node_that_stays_away_past_its_time_is_failed_and_given_back_by_
 
 
 @virtually
-async def test_a_node_that_goes_away_during_its_drain_loses_nobody_and_goes_on_when_it_is_back_in_time() -> (
-    None
-):
+async def test_a_node_that_goes_away_during_its_drain_loses_nobody_and_goes_on_when_it_is_back_in_time() -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.e.cluster.add(PODS, gpu_pod("stays", "gpu-1", metadata={"finalizers": ["example.com/keep"]}))
         scene.apply(SLICED, drain={"unmanagedPods": "Evict", "timeout": "20m"})

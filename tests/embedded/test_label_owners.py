@@ -15,9 +15,7 @@ from kubectl_gpusharing.shell.troubles import CHANGES
 
 SEVENTHS: JSON = {"mode": "MIG", "mig": {"strategy": "mixed", "config": "all-1g.10gb"}}
 LISTS = "nfd.node.kubernetes.io/feature-labels"
-TOLD = (
-    f"Node Feature Discovery manages it (annotation {LISTS}) and restores its own value; remove it from the"
-)
+TOLD = f"Node Feature Discovery manages it (annotation {LISTS}) and restores its own value; remove it from the"
 
 
 def rule(scene: Scene, value: str | None) -> None:
@@ -40,9 +38,7 @@ async def test_a_node_whose_label_a_node_feature_rule_sets_is_left_alone_until_t
         told = await ask(cluster, "doctor", "-o", "json")
         (owned,) = (one for one in told.data["symptoms"] if one["reason"] == "LabelOwnedElsewhere")
         assert owned["severity"] == "WARNING"
-        assert owned["message"].startswith(
-            f"the operator does not change label {LABEL_MIG_CONFIG} on gpu-1: {TOLD}"
-        )
+        assert owned["message"].startswith(f"the operator does not change label {LABEL_MIG_CONFIG} on gpu-1: {TOLD}")
         plan = await ask(cluster, "plan", "-f", written(tmp_path, policy(MIXED)))
         assert plan.status == CHANGES
         assert "Blocked: LabelOwnedElsewhere" in plan.out

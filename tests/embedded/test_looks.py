@@ -59,9 +59,7 @@ async def test_pods_are_listed_at_every_look_and_two_empty_lists_come_before_the
         actuated = (await scene.fenced(name, "actuating")).stage_since
         await scene.ready()
 
-    assert client.at(name, fenced, fenced + SETTLE - timedelta(microseconds=1)) == [], (
-        "the race with the scheduler"
-    )
+    assert client.at(name, fenced, fenced + SETTLE - timedelta(microseconds=1)) == [], "the race with the scheduler"
     draining = client.at(name, fenced, gone)
     assert timedelta(0) <= draining[0] - fenced - SETTLE <= A_MOMENT
     assert evicted < gone

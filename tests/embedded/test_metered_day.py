@@ -188,9 +188,7 @@ def check_gaps(seen: Scraped, journal: Journal) -> None:
 def check_tenants(seen: Scraped, journal: Journal) -> None:
     """Each is billed what it held, but for a turn at each coming and going, and for the gaps."""
     assert len(journal.lengths) > 250
-    assert sum(1 for length in journal.lengths if length < TURN) > 50, (
-        "pods that came and went between two turns"
-    )
+    assert sum(1 for length in journal.lengths if length < TURN) > 50, "pods that came and went between two turns"
     gaps = EACH * (BEGINS + TOLD_LATE + AWAY) * len(seen.lives)
     billed = seen.billed()
     assert set(billed) <= set(journal.held)

@@ -37,11 +37,7 @@ NEIGHBOURS: dict[str, tuple[str, JSON, JSON]] = {
     ),
     "self node remediation": (
         "medik8s node remediation",
-        {
-            "spec": {
-                "taints": [{"key": "remediation.medik8s.io/self-node-remediation", "effect": "NoExecute"}]
-            }
-        },
+        {"spec": {"taints": [{"key": "remediation.medik8s.io/self-node-remediation", "effect": "NoExecute"}]}},
         {"spec": {"taints": None}},
     ),
 }
@@ -245,9 +241,7 @@ async def test_one_that_failed_or_may_have_begun_keeps_the_cordon_of_a_node_that
 
 
 @virtually
-async def test_a_label_of_a_clusters_own_is_on_a_node_while_it_changes_and_stays_where_somebody_had_set_it() -> (
-    None
-):
+async def test_a_label_of_a_clusters_own_is_on_a_node_while_it_changes_and_stays_where_somebody_had_set_it() -> None:
     """The chart's value operator.neighbourLabels."""
     async with open_scene(*nodes(2), neighbour_labels=(f"{CONFIGURED_LABEL}=true",)) as scene:
         scene.person("gpu-1", {"metadata": {"labels": {CONFIGURED_LABEL: "since-monday"}}})

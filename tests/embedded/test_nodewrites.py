@@ -25,9 +25,7 @@ ACTUATING = {**FENCED, "stage": "actuating", "targetMigConfig": "b", "targetPlug
 
 def node(fence: JSON | None = None, *, cordoned: bool = False, **labels: str) -> JSON:
     """A Node with mig.config a, done, and these labels."""
-    written = {MIG: "a", STATE: "success"} | {
-        key.replace("state", STATE): text for key, text in labels.items()
-    }
+    written = {MIG: "a", STATE: "success"} | {key.replace("state", STATE): text for key, text in labels.items()}
     raw: JSON = {"metadata": {"labels": written, "annotations": {}}, "spec": {"unschedulable": cordoned}}
     if fence is None:
         written[MODE] = "full"
@@ -43,9 +41,7 @@ def patch(
     metadata: JSON = {"uid": "u", "resourceVersion": "7", "labels": labels or {}, "annotations": {}}
     if fence is not None or released:
         metadata["annotations"][FENCE] = None if released else json.dumps(fence)
-    return {"metadata": metadata} | (
-        {} if unschedulable is ... else {"spec": {"unschedulable": unschedulable}}
-    )
+    return {"metadata": metadata} | ({} if unschedulable is ... else {"spec": {"unschedulable": unschedulable}})
 
 
 def unconditional(body: JSON) -> JSON:
@@ -96,9 +92,7 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize(
-    ("step", "before", "body"), [(step, *pair) for step, pair in RIGHT.items()], ids=RIGHT
-)
+@pytest.mark.parametrize(("step", "before", "body"), [(step, *pair) for step, pair in RIGHT.items()], ids=RIGHT)
 def test_a_write_of_a_change_is_known_and_right(step: str, before: JSON, body: JSON) -> None:
     assert step_of(before, body) == step.strip()
     assert list(wrong_in_write(before, body)) == []

@@ -103,9 +103,7 @@ async def test_a_drain_goes_on_as_fast_as_a_server_that_takes_ten_seconds_for_ea
 
 
 @virtually
-async def test_no_pod_is_evicted_after_the_deadline_of_its_drain_where_each_eviction_takes_ten_seconds() -> (
-    None
-):
+async def test_no_pod_is_evicted_after_the_deadline_of_its_drain_where_each_eviction_takes_ten_seconds() -> None:
     async with open_scene(*nodes(1, gpus=8), lease=Timing()) as scene:
         add_pods(scene)
         scene.e.cluster.faults.fail("evict", PODS, SILENCE, times=EVER, after=True)

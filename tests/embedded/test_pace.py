@@ -45,11 +45,7 @@ async def test_nodes_under_one_budget_that_allows_one_pod_are_drained_one_after_
             nonlocal most
             holding = {str(pod["spec"].get("nodeName")) for pod in scene.pods("llm")}
             fenced = [f"gpu-{n}" for n in range(1, 7) if scene.fence(f"gpu-{n}") is not None]
-            waiting = [
-                name
-                for name in fenced
-                if name in holding and scene.transition(name).get("phase") == "Draining"
-            ]
+            waiting = [name for name in fenced if name in holding and scene.transition(name).get("phase") == "Draining"]
             most = max(most, len(waiting))
             return scene.condition("Ready").get("status") == "True"
 

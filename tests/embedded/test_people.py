@@ -203,9 +203,7 @@ async def test_never_more_nodes_are_away_than_max_unavailable_allows_and_all_tha
 
 @virtually
 async def test_a_node_of_one_policy_waits_for_the_node_in_flight_of_another_under_the_cap_over_all() -> None:
-    async with open_scene(
-        node("gpu-1"), node("gpu-2", pool="c"), max_in_flight=1, config_propagation=0.0
-    ) as scene:
+    async with open_scene(node("gpu-1"), node("gpu-2", pool="c"), max_in_flight=1, config_propagation=0.0) as scene:
         scene.apply(MIXED)
         await scene.fenced("gpu-1", "actuating")
         scene.apply(SLICED, name="pool-c", pool="c")
@@ -287,12 +285,8 @@ async def test_the_claim_comes_before_the_fence_and_goes_after_it() -> None:
         await scene.fenced("gpu-1")
         assert claims(scene) == {"gpu-1"}
         log = scene.e.cluster.writes
-        claim = next(
-            i for i, w in enumerate(log) if w.call.resource == LEASES and "pool-b" in str(w.call.body)
-        )
-        fence = next(
-            i for i, w in enumerate(log) if w.call.resource == NODES and "fenced" in str(w.call.body)
-        )
+        claim = next(i for i, w in enumerate(log) if w.call.resource == LEASES and "pool-b" in str(w.call.body))
+        fence = next(i for i, w in enumerate(log) if w.call.resource == NODES and "fenced" in str(w.call.body))
         assert claim < fence
         await scene.ready()
         await scene.e.until(lambda: not claims(scene), "no claim", 10)

@@ -80,9 +80,7 @@ async def test_while_the_mps_daemon_of_the_chart_does_not_run_no_node_is_drained
                 "conditions": [{"type": "Ready", "status": "False"}],
                 "containerStatuses": [crashing],
             }
-            scene.e.cluster.patch(
-                PODS, pod, {"status": not_ready}, plainchart.NAMESPACE, subresource="status"
-            )
+            scene.e.cluster.patch(PODS, pod, {"status": not_ready}, plainchart.NAMESPACE, subresource="status")
         mark, evicted = scene.mark(), scene.evicted()
         scene.apply(spec)
         for name, pod in pods.items():
@@ -191,9 +189,7 @@ CHART = [
     plainchart.running(plainchart.mig_manager()),
 ]
 OLD = plainchart.running(plainchart.mig_manager(version="v0.13.1"), "zz-mig-manager")
-THEIRS = plainchart.running(
-    plainchart.gpu_operators("gpu-operators-mig-manager", "nvidia-mig-manager", "mig-manager")
-)
+THEIRS = plainchart.running(plainchart.gpu_operators("gpu-operators-mig-manager", "nvidia-mig-manager", "mig-manager"))
 NARROW = {LABEL_DEPLOY_CLIENT: "true", "pool": "b"}
 
 
@@ -249,9 +245,7 @@ async def test_two_that_do_the_same_on_the_same_nodes_are_refused_before_any_dra
 
 APART = {
     "one chart for each pool": [
-        plainchart.running(
-            plainchart.plugin(client="true"), selector={LABEL_DEPLOY_CLIENT: "true", "pool": "a"}
-        ),
+        plainchart.running(plainchart.plugin(client="true"), selector={LABEL_DEPLOY_CLIENT: "true", "pool": "a"}),
         plainchart.running(plainchart.plugin(client="true"), "zz-plugin", selector=NARROW),
         *CHART[1:],
     ],

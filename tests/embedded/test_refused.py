@@ -245,9 +245,7 @@ async def test_a_strategy_that_another_node_lives_by_is_not_removed_by_any_messa
 @virtually
 async def test_a_named_configuration_works_without_our_mig_parted_file() -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.e.cluster.patch(
-            CLUSTER_POLICIES, "cluster-policy", changed(None, "migManager", "config", "name")
-        )
+        scene.e.cluster.patch(CLUSTER_POLICIES, "cluster-policy", changed(None, "migManager", "config", "name"))
         scene.apply(SINGLE)
         await scene.ready()
         assert_as_wanted(scene, SINGLE, "gpu-1")
@@ -296,9 +294,7 @@ async def test_a_change_that_was_blocked_by_the_stack_in_the_middle_gives_the_no
     async with open_scene(*nodes(1)) as scene:
         scene.apply(SLICED, rollout=at_once(1))
         await scene.fenced("gpu-1")
-        scene.e.cluster.patch(
-            CLUSTER_POLICIES, "cluster-policy", changed("theirs", "devicePlugin", "config", "name")
-        )
+        scene.e.cluster.patch(CLUSTER_POLICIES, "cluster-policy", changed("theirs", "devicePlugin", "config", "name"))
         await scene.released("gpu-1")
         assert not scene.cordoned("gpu-1")
         assert scene.e.cluster.get(NODES, "gpu-1")

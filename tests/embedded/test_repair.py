@@ -80,9 +80,7 @@ async def test_a_plugin_that_is_too_old_is_left_to_a_person() -> None:
 
 
 @virtually
-async def test_an_overwrite_under_nodes_that_served_mps_is_repaired_and_they_serve_again_without_a_drain() -> (
-    None
-):
+async def test_an_overwrite_under_nodes_that_served_mps_is_repaired_and_they_serve_again_without_a_drain() -> None:
     """The overwrite ended the clients and restarted the daemons, which now serve nobody."""
     async with open_scene(*nodes(2, product=L40S), repair_mps=True) as scene:
         scene.apply(MPS)
@@ -130,9 +128,7 @@ async def test_without_the_right_it_says_so_counts_nothing_and_other_writes_go_o
             HOUR,
         )
         assert counted(scene) == 0
-        for number in range(
-            MOST_REPAIRS + 1
-        ):  # ClusterPolicy is edited, so the DaemonSet has another generation
+        for number in range(MOST_REPAIRS + 1):  # ClusterPolicy is edited, so the DaemonSet has another generation
             edit(scene, str(number))
             await asyncio.sleep(HOUR)
         assert counted(scene) == 0
@@ -170,9 +166,7 @@ async def test_a_repair_after_which_the_operator_dies_is_reported_by_the_next_on
 
 
 @virtually
-async def test_without_the_right_to_post_events_repairs_are_made_and_counted_and_the_last_is_reported_later() -> (
-    None
-):
+async def test_without_the_right_to_post_events_repairs_are_made_and_counted_and_the_last_is_reported_later() -> None:
     async with open_scene(*nodes(1, product=L40S), sim=DEAF, repair_mps=True, start=False) as scene:
         no_right = Forbidden("no right to create events")
         fault = scene.e.cluster.faults.fail("create", EVENTS, no_right, times=EVER)
@@ -192,9 +186,7 @@ def edit(scene: Scene, value: str) -> None:
     """The GPU Operator writes the DaemonSet anew, with another variable of its own."""
     found = containers(scene)
     for one in found:
-        one["env"] = [row for row in one.get("env", ()) if row["name"] != "X"] + [
-            {"name": "X", "value": value}
-        ]
+        one["env"] = [row for row in one.get("env", ()) if row["name"] != "X"] + [{"name": "X", "value": value}]
     body: JSON = {"spec": {"template": {"spec": {"containers": found}}}}
     scene.e.cluster.patch(DAEMON_SETS, DAEMON, body, NAMESPACE)
 
@@ -235,9 +227,7 @@ async def test_a_restart_of_config_manager_alone_is_said_with_its_cause_and_no_n
         restart(scene, manager=1)
         await scene.e.until(lambda: scene.events()["MPSClientsEnded"] == 1, "the Event", HOUR)
         await scene.e.until(
-            lambda: (
-                "restarted once (OOMKilled, exit code 137)" in scene.transition("gpu-1").get("message", "")
-            ),
+            lambda: "restarted once (OOMKilled, exit code 137)" in scene.transition("gpu-1").get("message", ""),
             "the node to say so",
             HOUR,
         )

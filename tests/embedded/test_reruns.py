@@ -59,9 +59,7 @@ async def test_an_uncordon_after_the_point_of_no_return_is_told() -> None:
 
 
 @virtually
-async def test_all_disabled_over_our_label_in_the_middle_is_put_right_twice_and_then_left_to_a_person() -> (
-    None
-):
+async def test_all_disabled_over_our_label_in_the_middle_is_put_right_twice_and_then_left_to_a_person() -> None:
     """As NVIDIA's GPU Operator writes it (docs/design/nvidia.md#d1)."""
     theirs = {"metadata": {"labels": {names.LABEL_MIG_CONFIG: "all-disabled"}}}
     async with open_scene(*nodes(1)) as scene:
@@ -148,9 +146,7 @@ WITH_REBOOT: JSON = {
 
 
 @virtually
-async def test_a_drain_for_time_slicing_that_became_one_for_mig_lets_all_pods_leave_where_nodes_reboot() -> (
-    None
-):
+async def test_a_drain_for_time_slicing_that_became_one_for_mig_lets_all_pods_leave_where_nodes_reboot() -> None:
     cpu = gpu_pod("cpu", "gpu-1", spec={"containers": [{"name": "main"}]})
     async with open_scene(*nodes(1), cluster_policy=WITH_REBOOT) as scene:
         scene.e.cluster.add(PODS, cpu)

@@ -191,9 +191,7 @@ async def test_a_rolled_back_node_halts_the_others_and_alone_follows_its_retry()
 
 
 @virtually
-async def test_a_failure_of_a_failed_node_with_more_allowed_lets_the_others_go_on_while_it_went_back() -> (
-    None
-):
+async def test_a_failure_of_a_failed_node_with_more_allowed_lets_the_others_go_on_while_it_went_back() -> None:
     async with open_scene(*nodes(2)) as scene:
         scene.apply(OTHER_MIXED, rollout=at_once(2))
         await scene.ready()

@@ -59,9 +59,7 @@ async def test_a_pool_changes_at_night_without_anybody_and_is_woken_by_the_clock
 
 
 @virtually
-async def test_a_window_that_closes_lets_the_node_in_flight_finish_and_the_rest_wait_for_the_next_one() -> (
-    None
-):
+async def test_a_window_that_closes_lets_the_node_in_flight_finish_and_the_rest_wait_for_the_next_one() -> None:
     short = {"schedule": "2 9,11 * * *", "duration": "45m", "timeZone": "UTC"}
     async with open_scene(*nodes(2), lease=RARELY) as scene:
         await asyncio.sleep(10)
@@ -231,9 +229,7 @@ async def test_a_rollout_that_goes_on_after_a_failure_halts_again_after_as_many(
             scene.e.software.inject(f"gpu-{number}", "refuse")
         scene.apply(MIXED, rollout=at_once(1, onFailure="Rollback"))
         for count, batches in enumerate(("", ".2"), start=1):
-            await scene.e.until(
-                partial(are_halted, scene, 4 - count), f"{count} failed, others halted", 3 * HOUR
-            )
+            await scene.e.until(partial(are_halted, scene, 4 - count), f"{count} failed, others halted", 3 * HOUR)
             await asyncio.sleep(600)
             assert len(begun(scene)) == before + count
             asked = scene.e.policy("pool-b")["status"]["revision"] + batches

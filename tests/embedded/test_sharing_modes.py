@@ -79,9 +79,7 @@ async def test_every_example_pool_of_the_fleet_gets_its_mode_side_by_side() -> N
 
 @virtually
 async def test_workloads_that_select_a_mode_never_run_on_a_node_of_another_or_in_between() -> None:
-    inference = SimWorkload(
-        "inference", 2, "nvidia.com/mig-3g.40gb", node_selector={"gpusharing.dev/mode": "mig"}
-    )
+    inference = SimWorkload("inference", 2, "nvidia.com/mig-3g.40gb", node_selector={"gpusharing.dev/mode": "mig"})
     async with open_scene(node("gpu-1"), node("gpu-2", pool="c"), workloads=[inference]) as scene:
         scene.apply(FULL)
         scene.apply(FULL, name="pool-c", pool="c")
@@ -120,9 +118,7 @@ async def test_another_number_of_clients_drains_the_node_and_replaces_the_daemon
 
 
 @virtually
-async def test_a_daemon_that_is_killed_leaves_a_way_out_of_mps_that_tells_the_command_and_waits_for_it() -> (
-    None
-):
+async def test_a_daemon_that_is_killed_leaves_a_way_out_of_mps_that_tells_the_command_and_waits_for_it() -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.apply(MPS)
         await scene.ready()
@@ -187,9 +183,9 @@ async def test_the_operator_writes_nothing_to_a_node_whose_gpus_a_person_made_ex
 
 def carry_out_the_remedy(scene: Scene) -> None:
     """A person gives config-manager the daemon's name, and a newer device plugin comes with ClusterPolicy."""
-    containers = deepcopy(
-        scene.e.cluster.get(DAEMON_SETS, DAEMON, "gpu-operator")["spec"]["template"]["spec"]
-    )["containers"]
+    containers = deepcopy(scene.e.cluster.get(DAEMON_SETS, DAEMON, "gpu-operator")["spec"]["template"]["spec"])[
+        "containers"
+    ]
     for container in containers:
         container["image"] = "simulated/k8s-device-plugin:v0.20.0"
         container["env"] = [{"name": "PROCESS_TO_SIGNAL", "value": "mps-control-daemon"}]
@@ -234,10 +230,7 @@ async def test_a_card_that_takes_fewer_clients_is_refused_before_it_is_touched()
         scene.apply({"mode": "MPS", "mps": {"replicas": 17}}, rollout=at_once(2))
         await scene.phase("gpu-1", "Synced")
         row = await scene.until_condition("Ready", "False", "MPSTooManyClients")
-        assert (
-            "Tesla V100-SXM2-16GB serves at most 16 MPS clients, but spec.mps.replicas is 17"
-            in row["message"]
-        )
+        assert "Tesla V100-SXM2-16GB serves at most 16 MPS clients, but spec.mps.replicas is 17" in row["message"]
         assert scene.node_writes()["gpu-2"] == 0
         assert modes(scene, "gpu-2") == ["Default"] * 2
 
@@ -325,12 +318,8 @@ async def test_a_node_with_two_card_models_is_proven_in_every_mode_of_whole_gpus
             await scene.ready()
             assert difference(spec, scene.e.node("gpu-1"), scene.e.software.nodes["gpu-1"]) == ""
             labels = scene.labels("gpu-1")
-            shown.add(
-                (labels[names.LABEL_GPU_PRODUCT].removesuffix("-SHARED"), labels[names.LABEL_GPU_COUNT])
-            )
-        assert shown == {("NVIDIA-H100-80GB-HBM3", "2"), ("NVIDIA-A30", "1")}, (
-            "one of them was never compared"
-        )
+            shown.add((labels[names.LABEL_GPU_PRODUCT].removesuffix("-SHARED"), labels[names.LABEL_GPU_COUNT]))
+        assert shown == {("NVIDIA-H100-80GB-HBM3", "2"), ("NVIDIA-A30", "1")}, "one of them was never compared"
 
 
 @virtually

@@ -63,9 +63,7 @@ def test_the_healthy_nodes_are_as_fast_as_without_it_status_tells_the_truth_and_
         assert any(text in message for text in words(named)), message
 
 
-@pytest.mark.parametrize(
-    "door", ["the LIST of its pods", "writes to the Node", "the creation of the GPUNode"]
-)
+@pytest.mark.parametrize("door", ["the LIST of its pods", "writes to the Node", "the creation of the GPUNode"])
 def test_nodes_that_cannot_start_leave_the_only_slot_to_the_others(door: str) -> None:
     run = course(Sickness(OF_ONE_NODE[door], ("503", "409", "no answer"), limit=1))
     assert run.seconds <= SLOWER * alone(1)

@@ -65,9 +65,7 @@ async def test_a_renewal_waits_for_no_other_call(lists: int, seconds: float, apa
     cluster = FakeCluster()
     client = SlowClient(cluster.client("operator"), seconds, apart=apart)
     lost = asyncio.Event()
-    lease = LeaderLease(
-        client, "gpusharing", "leader", "us", on_lost=lost.set, timing=Timing(clock=loop_time)
-    )
+    lease = LeaderLease(client, "gpusharing", "leader", "us", on_lost=lost.set, timing=Timing(clock=loop_time))
     leading = asyncio.create_task(lease.run())
     await lease.acquired.wait()
 
@@ -124,9 +122,7 @@ async def test_the_leader_of_a_roll_stays_and_lives_where_each_call_takes_three_
 
 
 @virtually
-async def test_no_more_nodes_are_away_than_max_unavailable_allows_where_each_call_takes_three_seconds() -> (
-    None
-):
+async def test_no_more_nodes_are_away_than_max_unavailable_allows_where_each_call_takes_three_seconds() -> None:
     """The next plan is made before the fences of the last one have been written."""
     async with open_scene(*nodes(12), start=False, lease=Timing()) as scene:
         start(scene, 3.0)
@@ -137,9 +133,7 @@ async def test_no_more_nodes_are_away_than_max_unavailable_allows_where_each_cal
 
 @virtually
 async def test_a_repair_of_the_mps_daemonset_is_reported_once_where_each_call_takes_five_seconds() -> None:
-    async with open_scene(
-        *nodes(1, product=L40S), sim=DEAF, repair_mps=True, start=False, lease=Timing()
-    ) as scene:
+    async with open_scene(*nodes(1, product=L40S), sim=DEAF, repair_mps=True, start=False, lease=Timing()) as scene:
         start(scene, 5.0)
         scene.apply(MPS)
         await scene.ready(seconds=HOUR)

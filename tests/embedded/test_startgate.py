@@ -203,9 +203,7 @@ async def test_karpenter_counts_the_node_as_started_when_it_is_proven_and_not_be
     async with open_scene(gated("gpu-1", UNREGISTERED), cluster_policy=PREPARED) as scene:
         scene.apply(MIXED)
         await scene.fenced("gpu-1")
-        scene.person(
-            "gpu-1", {"spec": {"taints": [GATE]}, "metadata": {"labels": {"karpenter.sh/registered": "true"}}}
-        )
+        scene.person("gpu-1", {"spec": {"taints": [GATE]}, "metadata": {"labels": {"karpenter.sh/registered": "true"}}})
         assert not is_initialized(scene.e.node("gpu-1"), [GATE])
         await scene.fenced("gpu-1", "actuating")
         assert not is_initialized(scene.e.node("gpu-1"), [GATE])

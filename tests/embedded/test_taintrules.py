@@ -24,9 +24,7 @@ RULE = "gpusharing-node-gpu-1"
 async def tainted(*machines: JSON, gate: bool = True, **more: Any) -> AsyncIterator[Scene]:
     """These nodes on the DRA stack, with the chart's value dra.deviceTaints on; `gate` is that of the scheduler."""
     sim = {"dra": True, "device_taints": gate}
-    async with open_scene(
-        *machines, cluster_policy=DRA_POLICY, sim=sim, **{"device_taints": True, **more}
-    ) as scene:
+    async with open_scene(*machines, cluster_policy=DRA_POLICY, sim=sim, **{"device_taints": True, **more}) as scene:
         yield scene
 
 
@@ -53,9 +51,7 @@ def cpu(name: str = "cpu") -> SimWorkload:
 
 
 @virtually
-async def test_a_cpu_pod_starts_on_a_node_that_is_drained_and_gpu_pods_wait_and_leave_within_their_budgets() -> (
-    None
-):
+async def test_a_cpu_pod_starts_on_a_node_that_is_drained_and_gpu_pods_wait_and_leave_within_their_budgets() -> None:
     workloads = (
         SimWorkload("old", 1),
         SimWorkload("claimed", 2, resource="", device_class="gpu.nvidia.com"),
@@ -75,9 +71,7 @@ async def test_a_cpu_pod_starts_on_a_node_that_is_drained_and_gpu_pods_wait_and_
         late = SimWorkload("late", 1, resource="", device_class="gpu.nvidia.com")
         scene.e.workloads.apply(late)
         await asyncio.sleep(60)
-        assert [pod["spec"].get("nodeName") for name in ("old", "late") for pod in scene.pods(name)] == [
-            None
-        ] * 2
+        assert [pod["spec"].get("nodeName") for name in ("old", "late") for pod in scene.pods(name)] == [None] * 2
         assert sorted(name.split("-")[0] for name in scene.evicted()) == ["claimed", "old"]
         scene.e.cluster.patch(PDBS, "claimed", {"spec": {"minAvailable": 0}}, "default")
         await scene.ready(seconds=1800)
@@ -95,10 +89,7 @@ async def test_without_the_feature_gate_the_node_is_cordoned_and_the_policy_says
         assert scene.cordoned("gpu-1")
         await scene.ready(seconds=1800)
         row = scene.condition("Accepted")
-        assert (
-            "nodes are cordoned while they change, because kube-scheduler ignores DeviceTaintRules"
-            in row["message"]
-        )
+        assert "nodes are cordoned while they change, because kube-scheduler ignores DeviceTaintRules" in row["message"]
         assert rules(scene) == []
 
 

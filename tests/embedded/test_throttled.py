@@ -108,11 +108,7 @@ def test_a_refusal_of_what_is_only_published_slows_no_node_down_and_is_logged(
     roll = refusing(count, refusals)
     assert roll.seconds <= SLOWER * quiet(count)
     assert roll.events["ChangeGivenUp"] == 0
-    told = [
-        line
-        for line in roll.complaints
-        if "the status cannot be written" in line and "too many requests" in line
-    ]
+    told = [line for line in roll.complaints if "the status cannot be written" in line and "too many requests" in line]
     assert any("node/gpu-1'" in line for line in told), roll.complaints
 
 

@@ -113,13 +113,9 @@ async def test_a_node_that_mig_manager_reboots_is_waited_for_and_never_touched_w
         await asyncio.sleep(10)
         scene.e.software.inject("gpu-1", "reboot")
         scene.apply(MIXED)
-        await scene.e.until(
-            lambda: scene.labels("gpu-1").get(names.LABEL_MIG_STATE) == "rebooting", "reboot", 600
-        )
+        await scene.e.until(lambda: scene.labels("gpu-1").get(names.LABEL_MIG_STATE) == "rebooting", "reboot", 600)
         mark = scene.mark()
-        await scene.e.until(
-            lambda: scene.labels("gpu-1").get(names.LABEL_MIG_STATE) != "rebooting", "back", 600
-        )
+        await scene.e.until(lambda: scene.labels("gpu-1").get(names.LABEL_MIG_STATE) != "rebooting", "back", 600)
         assert scene.node_writes(mark)["gpu-1"] == 0
         await scene.ready()
         assert restarts(scene) == 0
@@ -156,9 +152,7 @@ async def wedged(scene: Scene) -> None:
 async def test_a_success_that_the_hardware_belies_in_the_middle_of_a_change_is_not_believed() -> None:
     async with open_scene(*nodes(1)) as scene:
         await wedged(scene)
-        deploy = {
-            key: "true" for key, value in scene.labels("gpu-1").items() if value == names.PAUSED_FOR_MIG
-        }
+        deploy = {key: "true" for key, value in scene.labels("gpu-1").items() if value == names.PAUSED_FOR_MIG}
         scene.person("gpu-1", {"metadata": {"labels": {names.LABEL_MIG_STATE: "success", **deploy}}})
         assert (await scene.reason("gpu-1", "LayoutMismatch", seconds=300))["phase"] == "Verifying"
         await asyncio.sleep(60)
@@ -309,9 +303,7 @@ async def test_a_hung_nvml_call_is_reported_by_name_and_keeps_the_node_as_it_is(
 
 
 @virtually
-async def test_an_agent_that_cannot_say_that_nvml_is_closed_keeps_the_node_from_the_point_of_no_return() -> (
-    None
-):
+async def test_an_agent_that_cannot_say_that_nvml_is_closed_keeps_the_node_from_the_point_of_no_return() -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.apply(MIXED)
         await scene.fenced("gpu-1")
@@ -336,9 +328,7 @@ async def test_an_observation_from_before_the_change_is_not_accepted() -> None:
         scene.person("gpu-1", {"metadata": {"labels": {names.LABEL_GPU_PRESENT: "hidden"}}})
         await asyncio.sleep(300)
         observed = scene.e.gpunode("gpu-1")["status"]["observed"]
-        instances = [
-            {"profile": "3g.40gb", "start": s, "size": 4, "id": s + 1, "uuid": f"MIG-{s}"} for s in (0, 4)
-        ]
+        instances = [{"profile": "3g.40gb", "start": s, "size": 4, "id": s + 1, "uuid": f"MIG-{s}"} for s in (0, 4)]
         gpus = [
             gpu | {"migMode": "Enabled", "migModePending": "Enabled", "instances": instances}
             for gpu in observed["gpus"]

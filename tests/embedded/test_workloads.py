@@ -15,9 +15,7 @@ JOB = {"apiVersion": "batch/v1", "kind": "Job", "name": "train", "uid": "job", "
 
 def trainer(name: str = "train-0", **metadata: Any) -> JSON:
     """A pod of a Job on gpu-1."""
-    return gpu_pod(
-        name, "gpu-1", metadata={"ownerReferences": [JOB], **metadata}, spec={"restartPolicy": "Never"}
-    )
+    return gpu_pod(name, "gpu-1", metadata={"ownerReferences": [JOB], **metadata}, spec={"restartPolicy": "Never"})
 
 
 def end(scene: Scene, name: str = "train-0") -> None:
@@ -37,9 +35,7 @@ async def test_a_job_ends_on_the_cordoned_node_before_anybody_is_evicted() -> No
         assert scene.cordoned("gpu-1")
         transition = await scene.reason("gpu-1", "JobsRunning")
         assert transition["culprit"] == "default/train-0"
-        await scene.e.until(
-            lambda: bool((now := scene.fence("gpu-1")) and now.jobs), "the clock of the jobs", 60
-        )
+        await scene.e.until(lambda: bool((now := scene.fence("gpu-1")) and now.jobs), "the clock of the jobs", 60)
         fence = scene.fence("gpu-1")
         assert fence is not None
         assert fence.deadline == fence.since + timedelta(hours=1)
@@ -134,9 +130,7 @@ async def test_an_operator_that_was_away_while_jobs_ran_goes_on_where_it_stood(d
         scene.e.cluster.add(PODS, trainer())
         scene.apply(SLICED)
         await scene.phase("gpu-1", "WaitingForJobs")
-        await scene.e.until(
-            lambda: bool((now := scene.fence("gpu-1")) and now.jobs), "the clock of the jobs", 60
-        )
+        await scene.e.until(lambda: bool((now := scene.fence("gpu-1")) and now.jobs), "the clock of the jobs", 60)
         before = scene.fence("gpu-1")
         await scene.e.kill_operator()
         await asyncio.sleep(down)

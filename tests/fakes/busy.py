@@ -9,9 +9,7 @@ from gpusharing.kube.errors import Throttled
 class BusyClient(PassingClient):
     """Raises Throttled instead of passing a request on where `refuses` says so. Those about a Lease always pass."""
 
-    def __init__(
-        self, client: KubeClient, refuses: Callable[[ApiRequest], bool], retry_after: float = 30.0
-    ) -> None:
+    def __init__(self, client: KubeClient, refuses: Callable[[ApiRequest], bool], retry_after: float = 30.0) -> None:
         super().__init__(client)
         self._refuses, self._retry_after = refuses, retry_after
 

@@ -40,9 +40,7 @@ class SlowClient(PassingClient):
             self.waited[resource] = max(self.waited.get(resource, 0.0), clock() - begun)
             if request.verb not in ("get", "list"):
                 request.before_send()
-            sent = replace(
-                request, before_send=lambda: None
-            )  # it has left; the rest is the server's slowness
+            sent = replace(request, before_send=lambda: None)  # it has left; the rest is the server's slowness
             await asyncio.sleep(self._apart_seconds if own else self.seconds)
             try:
                 return await self.client.call(sent)

@@ -80,11 +80,7 @@ class FaultCase:
     @property
     def title(self) -> str:
         """For people."""
-        where = (
-            f"write {self.number} ({shorten(self.aim)}, no. {self.turn})"
-            if self.number
-            else f"{self.place:.3f}"
-        )
+        where = f"write {self.number} ({shorten(self.aim)}, no. {self.turn})" if self.number else f"{self.place:.3f}"
         return f"{self.scenario}: {self.kind} ({ROWS[self.kind]}) at {self.scope} from {where}"
 
 
@@ -98,9 +94,7 @@ def shorten(text: str) -> str:
     return DOMAIN.sub("", text)
 
 
-def sample(
-    scenarios: Sequence[str], seed: str, count: int = SAMPLE, *, later: Sequence[str] = ()
-) -> list[FaultCase]:
+def sample(scenarios: Sequence[str], seed: str, count: int = SAMPLE, *, later: Sequence[str] = ()) -> list[FaultCase]:
     """`count` cases: each kind in its turn, the scenarios shuffled anew in each round, places at random.
 
     Scenarios that came `later` have the same share, drawn apart: what a seed plays of the others stays what it was.
@@ -210,9 +204,7 @@ def expected_in(folder: Path, depth: int = 1) -> Mapping[str, Sequence[FaultCase
     return {path.stem: within(_expected(_head(path)), depth) for path in _parts(folder)}
 
 
-def missing(
-    results: Sequence[Result], expected: Mapping[str, Sequence[FaultCase]], workers: int = WORKERS
-) -> str:
+def missing(results: Sequence[Result], expected: Mapping[str, Sequence[FaultCase]], workers: int = WORKERS) -> str:
     """How many cases have no result, and for how long the workers will be busy with them; empty: none."""
     total, played = sum(map(len, expected.values())), {result.case for result in results}
     left = sum(case not in played for cases in expected.values() for case in cases)
@@ -243,9 +235,7 @@ def figures(folder: Path, commit: str) -> dict[str, object]:
     `commit`."""
     found = load(folder)
     if not found:
-        sys.exit(
-            f"{folder} has no results: run make test-faults, or make test-faults FULL=1 for the full matrix"
-        )
+        sys.exit(f"{folder} has no results: run make test-faults, or make test-faults FULL=1 for the full matrix")
     parts = _parts(folder)
     if others := {_head(path).get("commit") or "unknown" for path in parts} - {commit}:
         sys.exit(

@@ -168,9 +168,7 @@ def _foreign_field(_: Objects, step: Step, __: RunFacts) -> Iterator[str]:
         was, now = known(before), known(after)
         if changed := {key for key in {*was, *now} if was.get(key) != now.get(key)} - own:
             yield f"{step.name}: changed {kind} {sorted(changed)}"
-    spec = {
-        key for key in {*before["spec"], *after["spec"]} if before["spec"].get(key) != after["spec"].get(key)
-    }
+    spec = {key for key in {*before["spec"], *after["spec"]} if before["spec"].get(key) != after["spec"].get(key)}
     # The node controller answers a cordon with a taint of its own, in a write of its own.
     if foreign := spec - {"unschedulable", "taints"}:
         yield f"{step.name}: changed spec {sorted(foreign)}"

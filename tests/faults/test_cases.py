@@ -159,10 +159,7 @@ def test_a_full_run_that_was_ended_says_what_is_missing_and_how_long_that_takes(
     expected = expected_in(tmp_path)
     assert {part: len(cases) for part, cases in expected.items()} == {"0": 80, "1": 70}
     told = missing(load(tmp_path), expected)
-    assert (
-        told
-        == f"incomplete: 140 of 150 cases have not been played: about {140 * 8 / WORKERS / 60:.0f} minutes"
-    )
+    assert told == f"incomplete: 140 of 150 cases have not been played: about {140 * 8 / WORKERS / 60:.0f} minutes"
     assert missing([], expected) == "incomplete: 150 of 150 cases have not been played"
     assert missing([result(case) for case in (*first, *second)], expected) == ""
 

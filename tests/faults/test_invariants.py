@@ -110,9 +110,7 @@ class Story:
         """A process takes the Lease."""
         self.operator("leases", "gpusharing-operator", lease(f"host-{who}"), who=who)
 
-    def operator(
-        self, kind: str, name: str, after: JSON | None, body: JSON | None = None, who: str = "a"
-    ) -> None:
+    def operator(self, kind: str, name: str, after: JSON | None, body: JSON | None = None, who: str = "a") -> None:
         """A write of ours that the server did; `body` as a rule what it made."""
         since = self.version
         self.somebody(kind.split("/")[0], name, after)
@@ -147,9 +145,7 @@ class Story:
         """An eviction that the server accepts."""
         preconditions = {"uid": uid} if uid else {}
         body = {"deleteOptions": {"preconditions": preconditions}}
-        self.calls.append(
-            LoggedCall(who, "POST", "pods/eviction", f"default/{name}", 201, body, self.version)
-        )
+        self.calls.append(LoggedCall(who, "POST", "pods/eviction", f"default/{name}", 201, body, self.version))
 
     def wrong(self, cap: int = 100) -> list[str]:
         """What the fold says."""
@@ -272,9 +268,7 @@ def foreign_label(story: Story) -> None:
 def foreign_field_unsaid(story: Story) -> None:
     """The body says nothing of it; the Node changed all the same."""
     mark = {"gpusharing.dev/policy": "pool-b"}
-    story.node_write(
-        "gpu-1", node("gpu-1", labels=mark, spec={"podCIDR": "10.0.0.0/24"}), metadata={"labels": mark}
-    )
+    story.node_write("gpu-1", node("gpu-1", labels=mark, spec={"podCIDR": "10.0.0.0/24"}), metadata={"labels": mark})
 
 
 def spec_of_a_policy(story: Story) -> None:
@@ -382,9 +376,7 @@ def future_generation(story: Story) -> None:
     ],
     ids=lambda given: given if isinstance(given, str) else "",
 )
-def test_a_log_that_breaks_an_invariant_is_found_out(
-    row: str, what: str, story_of: Callable[[Story], None]
-) -> None:
+def test_a_log_that_breaks_an_invariant_is_found_out(row: str, what: str, story_of: Callable[[Story], None]) -> None:
     story = Story()
     story_of(story)
     said = [line for line in story.wrong() if line.startswith(f"{row}: ")]

@@ -55,9 +55,7 @@ def test_each_fault_may_cost_two_writes() -> None:
 def changed(*writes: int, labels: int = 0) -> FaultOutcome:
     """A run with so many writes in each of its changes, and so many that are part of none."""
     acting = Counter({"PATCH nodes": sum(writes) + labels})
-    return FaultOutcome(
-        END, Cost(acting, transitions=Counter({(f"gpu-{n}", "op"): w for n, w in enumerate(writes)}))
-    )
+    return FaultOutcome(END, Cost(acting, transitions=Counter({(f"gpu-{n}", "op"): w for n, w in enumerate(writes)})))
 
 
 TOGETHER = changed(4, 4, 4)

@@ -24,15 +24,11 @@ OURS = "/apis/gpusharing.dev/v1alpha1"
 EVENTS = "/apis/events.k8s.io/v1/namespaces/default/events"
 
 
-def write(
-    method: str, path: str, body: JSON | None = None, *, status: int = 200, number: int = 1
-) -> ProxiedWrite:
+def write(method: str, path: str, body: JSON | None = None, *, status: int = 200, number: int = 1) -> ProxiedWrite:
     return ProxiedWrite(number, method, path, status, "operator", body)
 
 
-def fenced(
-    node: str, stage: str = "fenced", *, since: str = "2026-01-01T00:00:00Z", owed: str = ""
-) -> ProxiedWrite:
+def fenced(node: str, stage: str = "fenced", *, since: str = "2026-01-01T00:00:00Z", owed: str = "") -> ProxiedWrite:
     """A fence as the operator writes it, with what differs from node to node and from run to run."""
     fence = json.dumps({"v": 1, "op": f"{node}-x7k2p", "stage": stage, "since": since, "owed": owed})
     metadata = {
@@ -81,8 +77,7 @@ def evicted(pod: str, status: int = 201) -> ProxiedWrite:
 
 def numbered(writes: Sequence[ProxiedWrite]) -> list[ProxiedWrite]:
     return [
-        write(one.method, one.path, one.body, status=one.status, number=number)
-        for number, one in enumerate(writes, 1)
+        write(one.method, one.path, one.body, status=one.status, number=number) for number, one in enumerate(writes, 1)
     ]
 
 
@@ -161,9 +156,7 @@ def test_config_maps_are_told_apart_by_name_whether_patched_or_created() -> None
 
 def test_finalizers_requests_and_conditions_are_part_of_a_sort() -> None:
     policy = f"{OURS}/gpusharingpolicies/pool-b"
-    kept, free = (
-        write("PATCH", policy, {"metadata": {"finalizers": found}}) for found in (["gpusharing.dev/f"], [])
-    )
+    kept, free = (write("PATCH", policy, {"metadata": {"finalizers": found}}) for found in (["gpusharing.dev/f"], []))
     assert str(sort_of(kept)) == "PATCH gpusharingpolicies: finalizers f"
     assert str(sort_of(free)) == "PATCH gpusharingpolicies: finalizers removed"
     quiet, loud = (
@@ -235,9 +228,7 @@ def test_all_cases_are_every_fault_at_every_point() -> None:
     assert by_place == {0}
 
 
-def test_a_full_run_says_at_its_start_how_many_runs_it_has(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_full_run_says_at_its_start_how_many_runs_it_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     point = Point(1, sort_of(claimed("a")), "only", 1)
     other = Point(2, sort_of(claimed()), "only", 1)
     begun(tmp_path / "idle.jsonl", "commit", list(all_cases("idle", [point], 4)))
@@ -289,9 +280,7 @@ def test_full_2_plays_every_fault_at_every_point_and_so_all_of_full_1() -> None:
 def test_full_1_alternates_between_one_object_at_the_first_write_and_everything_at_the_last() -> None:
     cases = within(cases_of(many_sorts()), 1)
     for fault in FAULTS:
-        where = Counter(
-            ("first" if case.number <= 15 else "last", case.scope) for case in cases if case.kind == fault
-        )
+        where = Counter(("first" if case.number <= 15 else "last", case.scope) for case in cases if case.kind == fault)
         last = "one" if fault in PROCESS else "all"
         assert set(where) == {("first", "one"), ("last", last)}
         assert sorted(where.values()) == [7, 8]
@@ -334,9 +323,7 @@ def test_what_full_1_plays_does_not_depend_on_the_order_in_which_the_sorts_come(
     assert chosen(one) == chosen(other)
 
 
-def test_full_2_goes_on_from_what_full_1_has_played(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_full_2_goes_on_from_what_full_1_has_played(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = cases_of(numbered([claimed("a"), claimed("b")]))
     path = tmp_path / "pods.jsonl"
     first = CaseResults(path, "commit", 1)

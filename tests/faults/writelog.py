@@ -133,9 +133,7 @@ class Leaders:
         self._versions = [state.version for state in leases]
         self._holders = [_holder(state.after) for state in leases]
         self.names: Mapping[str, str] = {
-            call.identity: holder
-            for call in calls
-            if call.kind == "leases" and (holder := _holder(call.body))
+            call.identity: holder for call in calls if call.kind == "leases" and (holder := _holder(call.body))
         }
         """The holderIdentity under which a process asked for the Lease."""
 

@@ -13,9 +13,7 @@ def main() -> None:
     """Rewrite each corpus."""
     for corpus, reader in READERS.items():
         path, files = path_of(corpus), load(corpus).values()
-        head = "".join(
-            re.findall(r"^#.*\n", path.read_text(encoding="utf-8").partition("- name:")[0], re.MULTILINE)
-        )
+        head = "".join(re.findall(r"^#.*\n", path.read_text(encoding="utf-8").partition("- name:")[0], re.MULTILINE))
         with tempfile.TemporaryDirectory() as folder:
             answers = ask(build.program(reader), [one.text for one in files], Path(folder))
         rows = (_row(one, *answer) for one, answer in zip(files, answers, strict=True))
@@ -25,10 +23,7 @@ def main() -> None:
 def _row(file: ForeignFile, read: object, error: str) -> str:
     """One entry: the text as it stands where that is possible, the answer on a line."""
     lines = [f"- name: {_flow(file.name)}"]
-    if (
-        re.fullmatch(r"([!-~][ -~]*[!-~]?\n([ ]+[!-~][ -~]*\n|[!-~][ -~]*\n)*)", file.text)
-        and " \n" not in file.text
-    ):
+    if re.fullmatch(r"([!-~][ -~]*[!-~]?\n([ ]+[!-~][ -~]*\n|[!-~][ -~]*\n)*)", file.text) and " \n" not in file.text:
         lines += ["  text: |", *(f"    {line}" for line in file.text.splitlines())]
     else:
         lines.append(f"  text: {_flow(file.text, quoted=True)}")

@@ -57,9 +57,7 @@ def test_each_cluster_has_valid_policies(cluster: str) -> None:
 def test_argo_cd_and_flux_find_the_overlay_of_a_cluster() -> None:
     template = read("argo-cd.yaml")["spec"]["template"]["spec"]
     for cluster in CLUSTERS:
-        assert (
-            ROOT / template["source"]["path"].replace("{{.name}}", cluster) / "kustomization.yaml"
-        ).exists()
+        assert (ROOT / template["source"]["path"].replace("{{.name}}", cluster) / "kustomization.yaml").exists()
     assert (ROOT / read("flux.yaml")["spec"]["path"] / "kustomization.yaml").exists()
 
 

@@ -149,9 +149,7 @@ def test_only_a_full_run_of_a_commit_leaves_that_commit_for_a_release(notes: Pat
     [["make setup"], [VERIFY], ["hack.promtool"], ["make test-nvidia", RUNG2], [NEEDS, RUNG2]],
     ids=lambda steps: steps[0],
 )
-def test_a_run_that_is_told_to_end_ends_the_steps_that_it_is_at_and_fails(
-    notes: Path, steps: list[str]
-) -> None:
+def test_a_run_that_is_told_to_end_ends_the_steps_that_it_is_at_and_fails(notes: Path, steps: list[str]) -> None:
     for step in steps:
         (notes / f"{step}.stays").touch()
     with start(notes) as script:

@@ -22,9 +22,7 @@ def load(path: Path) -> x509.Certificate:
     return x509.load_pem_x509_certificate(path.read_bytes())
 
 
-@pytest.mark.parametrize(
-    "name", ["serving", "admin", "controller-manager", "scheduler", "kwok", "etcd-client"]
-)
+@pytest.mark.parametrize("name", ["serving", "admin", "controller-manager", "scheduler", "kwok", "etcd-client"])
 def test_every_certificate_is_signed_by_the_authority_and_valid_now(pki: Pki, name: str) -> None:
     certificate = load(pki.cert(name))
     certificate.verify_directly_issued_by(load(pki.ca))
@@ -45,9 +43,7 @@ def test_the_serving_certificate_is_good_for_loopback_only(pki: Pki) -> None:
         pytest.param("etcd-client", "etcd-client", [], id="etcd's client is nobody to the API server"),
     ],
 )
-def test_a_client_certificate_carries_user_and_groups(
-    pki: Pki, client: str, user: str, groups: list[str]
-) -> None:
+def test_a_client_certificate_carries_user_and_groups(pki: Pki, client: str, user: str, groups: list[str]) -> None:
     certificate = load(pki.cert(client))
     subject = certificate.subject
     assert [name.value for name in subject.get_attributes_for_oid(NameOID.COMMON_NAME)] == [user]

@@ -100,9 +100,7 @@ def test_a_recorded_cluster_that_gives_no_complete_answer_is_given_up(
 @pytest.mark.parametrize(
     ("variable", "message"),
     [
-        pytest.param(
-            {"DRIVER": "minikube"}, "DRIVER must be cluster or kind, not 'minikube'", id="unknown driver"
-        ),
+        pytest.param({"DRIVER": "minikube"}, "DRIVER must be cluster or kind, not 'minikube'", id="unknown driver"),
         pytest.param({"NODES": "many"}, "NODES must be a whole number such as 8, not 'many'", id="no number"),
     ],
 )

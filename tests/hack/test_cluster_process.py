@@ -79,9 +79,7 @@ def test_another_command_finds_and_stops_what_is_recorded(folder: Path, sleeper:
     assert state.stop_recorded(folder) == []
 
 
-def test_a_recorded_pid_that_now_belongs_to_another_program_is_left_alone(
-    folder: Path, sleeper: Component
-) -> None:
+def test_a_recorded_pid_that_now_belongs_to_another_program_is_left_alone(folder: Path, sleeper: Component) -> None:
     elsewhere = folder.parent / "run-2"
     elsewhere.mkdir()
     ClusterState(None, pids={"etcd": sleeper.pid}).write(elsewhere)
@@ -172,9 +170,7 @@ def test_a_run_of_tests_sweeps_at_its_end_what_a_worker_of_it_left(folder: Path,
     assert not folder.exists()
 
 
-def test_what_a_test_starts_hears_ctrl_c_even_where_a_script_has_started_the_tests_with_an_ampersand() -> (
-    None
-):
+def test_what_a_test_starts_hears_ctrl_c_even_where_a_script_has_started_the_tests_with_an_ampersand() -> None:
     asleep = subprocess.Popen(["sleep", "1000"])
     asleep.send_signal(signal.SIGINT)
     try:

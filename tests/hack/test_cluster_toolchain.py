@@ -18,9 +18,7 @@ case "$*" in
 esac
 """
 BUILD = 'sleep 0.2; echo built > "$GOBIN/tool"'
-RECIPE = ToolRecipe(
-    "tool", "v1.0.0", ("source",), ("go", "install", "example.com/tool"), ("tool",), calls=("alias",)
-)
+RECIPE = ToolRecipe("tool", "v1.0.0", ("source",), ("go", "install", "example.com/tool"), ("tool",), calls=("alias",))
 
 
 @pytest.fixture
@@ -47,12 +45,8 @@ def refusal(cache: Path) -> str:
 
 CACHE_CASES = [
     pytest.param({"HOME": "/h"}, "/h/.cache/gpu-sharing-operator", id="the home's .cache by default"),
-    pytest.param(
-        {"HOME": "/h", "XDG_CACHE_HOME": "/x"}, "/x/gpu-sharing-operator", id="XDG_CACHE_HOME when set"
-    ),
-    pytest.param(
-        {"XDG_CACHE_HOME": "/x", "GPUSHARING_CACHE": "/g"}, "/g/gpu-sharing-operator", id="ours first"
-    ),
+    pytest.param({"HOME": "/h", "XDG_CACHE_HOME": "/x"}, "/x/gpu-sharing-operator", id="XDG_CACHE_HOME when set"),
+    pytest.param({"XDG_CACHE_HOME": "/x", "GPUSHARING_CACHE": "/g"}, "/g/gpu-sharing-operator", id="ours first"),
 ]
 
 
@@ -125,9 +119,7 @@ def test_whoever_waits_is_told_for_whom_and_in_the_end_how_to_go_on(
         with pytest.raises(UnavailableError) as raised, alone(lock, "building tool", patience=0):
             pytest.fail("it is held")
         me = f"rocess {os.getpid()}"
-        assert capsys.readouterr().err.startswith(
-            f"waiting for p{me}, which is building tool; giving up after"
-        )
+        assert capsys.readouterr().err.startswith(f"waiting for p{me}, which is building tool; giving up after")
         assert str(raised.value).startswith(f"P{me} has been building tool for more than 0 minutes")
         assert str(raised.value).endswith(f"end it (kill {os.getpid()}), then try again.")
     with alone(lock, "building tool", patience=0):
@@ -163,9 +155,7 @@ def test_a_cache_that_is_full_is_named(name: str | None, tmp_path: Path) -> None
 def test_without_go_the_message_says_what_why_and_how(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(folder))
     said = refusal(folder / "cache")
-    assert said.startswith(
-        "tool v1.0.0 must be built with Go >= 1.21, and there is no `go` on PATH: install Go"
-    )
+    assert said.startswith("tool v1.0.0 must be built with Go >= 1.21, and there is no `go` on PATH: install Go")
 
 
 def test_a_go_that_is_too_old_is_named_with_its_version(folder: Path) -> None:
@@ -219,9 +209,7 @@ def test_kubebuilder_assets_with_all_programs_need_no_build(tmp_path: Path) -> N
     for name in toolchain.CONTROLPLANE_CALLS:
         (tmp_path / name).touch(mode=0o755)
     absent = str(tmp_path / "absent")
-    found = toolchain.control_plane_programs(
-        {"KUBEBUILDER_ASSETS": str(tmp_path), "GPUSHARING_CACHE": absent}
-    )
+    found = toolchain.control_plane_programs({"KUBEBUILDER_ASSETS": str(tmp_path), "GPUSHARING_CACHE": absent})
     assert found.kube_controller_manager == tmp_path / "kube-controller-manager"
     assert not os.path.exists(absent)
 
@@ -232,9 +220,7 @@ def test_kubebuilder_assets_that_point_nowhere_are_refused_before_anything_is_bu
     monkeypatch.setenv("KUBEBUILDER_ASSETS", str(tmp_path))
     assert toolchain.main([]) == 1
     said = capsys.readouterr().err
-    assert said.startswith(
-        f"KUBEBUILDER_ASSETS={tmp_path} has no etcd and no kube-apiserver: set it to a folder"
-    )
+    assert said.startswith(f"KUBEBUILDER_ASSETS={tmp_path} has no etcd and no kube-apiserver: set it to a folder")
     assert len(said.splitlines()) == 1
 
 

@@ -93,7 +93,5 @@ LEASE = "/apis/coordination.k8s.io/v1/namespaces/gpusharing/leases/gpusharing-op
         (NODES.path(None, "gpu-1"), b"", False),
     ],
 )
-def test_a_write_to_the_lease_without_annotations_only_renews_it(
-    path: str, body: bytes, renewal: bool
-) -> None:
+def test_a_write_to_the_lease_without_annotations_only_renews_it(path: str, body: bytes, renewal: bool) -> None:
     assert is_renewal(path, body) is renewal

@@ -271,9 +271,7 @@ async def test_a_write_that_never_arrives_is_not_aimed_at(
     assert [await patch(client, GPU_1), await patch(client, GPU_1), lost.hits] == [200, 0, 1]
 
 
-async def test_a_fault_whose_write_never_comes_does_not_begin(
-    proxy: FaultProxy, client: aiohttp.ClientSession
-) -> None:
+async def test_a_fault_whose_write_never_comes_does_not_begin(proxy: FaultProxy, client: aiohttp.ClientSession) -> None:
     lost = faults.AnswerLost(2, "all", times=1)
     proxy.aim(lambda method, path, body: path == GPU_2)
     proxy.disturb(lost)
@@ -297,9 +295,7 @@ async def test_a_watch_is_late_as_a_whole_and_in_its_order(
         assert loop.time() - began >= 0.5
 
 
-@pytest.mark.parametrize(
-    ("error", "seen"), [(faults.GONE, Expired), (faults.BROKEN, Unavailable)], ids=["410", "500"]
-)
+@pytest.mark.parametrize(("error", "seen"), [(faults.GONE, Expired), (faults.BROKEN, Unavailable)], ids=["410", "500"])
 async def test_open_watches_end_in_an_error_and_new_ones_do_not(
     server: Server, proxy: FaultProxy, client: aiohttp.ClientSession, error: PlayedRefusal, seen: type
 ) -> None:
@@ -364,9 +360,7 @@ async def test_every_call_is_slow(server: Server, proxy: FaultProxy, client: aio
         assert loop.time() - began >= 0.3, "new watches, too"
 
 
-async def test_the_server_tells_another_time(
-    server: Server, proxy: FaultProxy, client: aiohttp.ClientSession
-) -> None:
+async def test_the_server_tells_another_time(server: Server, proxy: FaultProxy, client: aiohttp.ClientSession) -> None:
     async def late() -> float:
         async with client.patch(GPU_1, json={}) as answer:
             told = parsedate_to_datetime(answer.headers["Date"])
@@ -379,9 +373,7 @@ async def test_the_server_tells_another_time(
     assert round((datetime.now(UTC) - told).total_seconds(), -2) == 3600, "watches, too"
 
 
-async def test_each_client_has_a_door_and_the_log_tells_what_it_could_know(
-    server: Server, proxy: FaultProxy
-) -> None:
+async def test_each_client_has_a_door_and_the_log_tells_what_it_could_know(server: Server, proxy: FaultProxy) -> None:
     urls = {name: proxy.open_door(name) for name in ("first", "second")}
     async with aiohttp.ClientSession(urls["first"]) as first, aiohttp.ClientSession(urls["second"]) as second:
         for session in (first, second, first):

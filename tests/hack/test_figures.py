@@ -42,9 +42,7 @@ def test_every_figure_has_the_columns_of_its_table() -> None:
     saved = page.load()
     assert set(saved) <= set(NAMES) == set(MEASUREMENTS)
     widths = {name: len(columns) for names, columns in TABLES.values() for name in names}
-    assert {
-        name for name, figures in saved.items() for row in figures.rows if len(row) != widths[name]
-    } == set()
+    assert {name for name, figures in saved.items() for row in figures.rows if len(row) != widths[name]} == set()
 
 
 def test_a_measurement_alone_leaves_the_others_and_one_that_fails_keeps_its_earlier_figures(
@@ -85,9 +83,7 @@ def test_a_process_without_figures_is_named_with_its_last_lines(
 ) -> None:
     (tmp_path / "broken.py").write_text(body)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    said = (
-        rf"^python -m broken now ended with exit status {status}, without figures\. Its .* printed {printed}$"
-    )
+    said = rf"^python -m broken now ended with exit status {status}, without figures\. Its .* printed {printed}$"
     with pytest.raises(MeasurementError, match=said):
         in_process("broken", "now")
 
@@ -153,9 +149,7 @@ def test_a_page_that_is_older_than_its_figures_is_named(tmp_path: Path) -> None:
     files = {page.PAGE: page.written(PLACES, {})}
     list(generate.write(files, tmp_path))
     newer = {page.PAGE: page.written(PLACES, {"idle": IDLE})}
-    assert list(generate.find_problems(newer, tmp_path)) == [
-        f"{page.PAGE} differs from what its source generates"
-    ]
+    assert list(generate.find_problems(newer, tmp_path)) == [f"{page.PAGE} differs from what its source generates"]
 
 
 def test_a_proxy_refuses_about_the_share_of_calls_that_it_was_told() -> None:

@@ -27,9 +27,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_an_edited_file_is_named(tmp_path: Path) -> None:
     list(generate.write(FILES, tmp_path))
     (tmp_path / "crds" / "a.yaml").write_text(f"{HEAD}edited\n")
-    assert list(generate.find_problems(FILES, tmp_path)) == [
-        "crds/a.yaml differs from what its source generates"
-    ]
+    assert list(generate.find_problems(FILES, tmp_path)) == ["crds/a.yaml differs from what its source generates"]
 
 
 def test_an_untracked_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,9 +43,7 @@ def test_a_leftover_is_named_and_removed_but_a_hand_written_page_stays(tmp_path:
     list(generate.write(FILES, tmp_path))
     (tmp_path / "docs" / "reference" / "by-hand.md").write_text("# Written by hand\n")
     fewer = {"docs/reference/b.md": FILES["docs/reference/b.md"]}
-    assert list(generate.find_problems(fewer, tmp_path)) == [
-        "crds/a.yaml is left over: nothing generates it any more"
-    ]
+    assert list(generate.find_problems(fewer, tmp_path)) == ["crds/a.yaml is left over: nothing generates it any more"]
     assert list(generate.write(fewer, tmp_path)) == ["crds/a.yaml (removed)"]
     assert (tmp_path / "docs" / "reference" / "by-hand.md").exists()
 
@@ -86,9 +82,7 @@ def test_metrics_are_read_from_the_calls_that_make_them() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "call", ['_gauge("ready", text)', '_gauge(name, "1 if so.")', "_gauge(name=1, text=2)"]
-)
+@pytest.mark.parametrize("call", ['_gauge("ready", text)', '_gauge(name, "1 if so.")', "_gauge(name=1, text=2)"])
 def test_a_metric_whose_text_is_not_in_its_call_is_refused_and_not_left_out(call: str) -> None:
     with pytest.raises(ValueError, match="write the name and the text of the metric into the call"):
         rows_of_metrics(f"{MAKER}\n{call}", {"PREFIX": "gpusharing_agent"})

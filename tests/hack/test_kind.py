@@ -108,9 +108,7 @@ def test_the_chart_takes_the_values_and_its_pods_fit_the_nodes_of_kind(tmp_path:
     objects = Helm(toolchain.program("helm"), tmp_path).template("-f", str(kindtrial.VALUES))
     agent = find(objects, "DaemonSet", "gpusharing-agent")["spec"]["template"]["spec"]
     operator = find(objects, "Deployment", "gpusharing-operator")["spec"]["template"]["spec"]
-    workers = [
-        node["labels"] for node in yaml.safe_load(kind.CONFIG.read_text())["nodes"] if "labels" in node
-    ]
+    workers = [node["labels"] for node in yaml.safe_load(kind.CONFIG.read_text())["nodes"] if "labels" in node]
     assert [agent["nodeSelector"].items() <= labels.items() for labels in workers] == [False, True]
     assert all(operator["nodeSelector"].items() <= labels.items() for labels in workers)
     (mount,) = [one for one in agent["containers"][0]["volumeMounts"] if one["name"] == "nvmlsim"]

@@ -40,11 +40,7 @@ def copy(name: str, target: Path) -> None:
     except metadata.PackageNotFoundError:  # of another platform
         return
     for file in found.files or ():
-        if (
-            ".." not in file.parts
-            and file.suffix not in (".pth", ".pyc")
-            and not file.name.startswith("_editable")
-        ):
+        if ".." not in file.parts and file.suffix not in (".pth", ".pyc") and not file.name.startswith("_editable"):
             place = target / file
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(str(found.locate_file(file)), place)
@@ -71,10 +67,7 @@ def test_the_manifest_has_an_archive_for_each_platform_with_its_hash() -> None:
     assert [one["sha256"] for one in spec["platforms"]] == list(hashes.values())
     for platform, one in zip(PLATFORMS, spec["platforms"], strict=True):
         assert "/".join(one["selector"]["matchLabels"].values()) == platform
-        assert (
-            one["uri"]
-            == f"https://example.com/team/name/releases/download/{spec['version']}/{archive(platform)}"
-        )
+        assert one["uri"] == f"https://example.com/team/name/releases/download/{spec['version']}/{archive(platform)}"
     assert set(MACHINES) == set(PLATFORMS)
 
 
@@ -94,9 +87,7 @@ def test_all_that_the_plugin_imports_is_locked_with_hashes() -> None:
 
 
 def test_the_pythons_are_those_that_the_package_supports() -> None:
-    assert (
-        PYTHONS[0] == re.findall(r'requires-python = ">=([\d.]+)"', (ROOT / "pyproject.toml").read_text())[0]
-    )
+    assert PYTHONS[0] == re.findall(r'requires-python = ">=([\d.]+)"', (ROOT / "pyproject.toml").read_text())[0]
 
 
 def test_what_is_the_same_for_every_python_is_there_once_and_a_package_is_never_divided(
@@ -138,9 +129,7 @@ def test_the_archive_holds_a_licence_and_no_path_of_the_machine_that_made_it(
     assert not any(str(ROOT).encode() in text for text in texts)
 
 
-def test_without_a_python_that_is_new_enough_one_sentence_says_so(
-    packed: tuple[Path, str], tmp_path: Path
-) -> None:
+def test_without_a_python_that_is_new_enough_one_sentence_says_so(packed: tuple[Path, str], tmp_path: Path) -> None:
     here = unpack(packed, tmp_path / "here")
     tools = tmp_path / "bin"
     tools.mkdir()

@@ -24,9 +24,7 @@ def container(privileged: bool = False, **environ: str) -> Object:
 CASES = [
     pytest.param(container(), None, id="a container that names no devices gets no driver"),
     pytest.param(container(visible_devices="void"), None, id="void is no driver, too"),
-    pytest.param(
-        container(visible_devices="none"), Grant(True, (), (), ()), id="none is the library without a GPU"
-    ),
+    pytest.param(container(visible_devices="none"), Grant(True, (), (), ()), id="none is the library without a GPU"),
     pytest.param(
         container(visible_devices="all"),
         Grant(True, (0, 1), ACCESS, ()),

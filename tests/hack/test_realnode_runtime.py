@@ -11,9 +11,7 @@ from hack.cluster.process import wait_until
 from hack.nvmlsim.simulator import Simulator
 from hack.realnode import runtime
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="containers of a real node are Linux processes"
-)
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="containers of a real node are Linux processes")
 SECONDS = 120.0
 
 
@@ -32,16 +30,12 @@ def process() -> Iterator["subprocess.Popen[bytes]"]:
         started.kill()
 
 
-def begin(
-    tmp_path: Path, pid: int, computes_on: list[tuple[int, tuple[int, int] | None]], *, mps: bool = False
-) -> int:
+def begin(tmp_path: Path, pid: int, computes_on: list[tuple[int, tuple[int, int] | None]], *, mps: bool = False) -> int:
     """What runc does with the hook; its exit status."""
     (tmp_path / "bundle" / runtime.COMPUTES_ON).write_text(json.dumps({"on": computes_on, "mps": mps}))
     state = {"pid": pid, "bundle": str(tmp_path / "bundle"), "annotations": {runtime.POD_ANNOTATION: "pod"}}
     hook = [sys.executable, "-m", "hack.realnode.runtime", "began", str(tmp_path)]
-    return subprocess.run(
-        hook, input=json.dumps(state), text=True, check=False, capture_output=True
-    ).returncode
+    return subprocess.run(hook, input=json.dumps(state), text=True, check=False, capture_output=True).returncode
 
 
 def pids(simulator: Simulator) -> list[int]:
@@ -98,6 +92,4 @@ def test_a_gpu_in_exclusive_mode_takes_a_second_process_by_mps_alone(
         (1, process.pid, False),
     ]
     assert begin(tmp_path, process.pid, [(0, None)], mps=True) == 0
-    assert (0, process.pid, True) in [
-        (one["gpu"], one["pid"], one["mps"]) for one in simulator.show()["processes"]
-    ]
+    assert (0, process.pid, True) in [(one["gpu"], one["pid"], one["mps"]) for one in simulator.show()["processes"]]

@@ -72,9 +72,7 @@ def test_chart_and_krew_have_the_version_of_the_python_package() -> None:
 
 
 def test_another_version_than_the_projects_is_refused_with_the_place_to_change(tmp_path: Path) -> None:
-    with pytest.raises(
-        PrepareError, match=r"pyproject\.toml says version = .* and not 7\.0\.0: change it there"
-    ):
+    with pytest.raises(PrepareError, match=r"pyproject\.toml says version = .* and not 7\.0\.0: change it there"):
         prepare("7.0.0", out=tmp_path)
 
 
@@ -174,9 +172,7 @@ def test_the_sdist_has_what_the_wheel_is_built_from_and_nothing_else(built: tupl
     with tarfile.open(sdist) as tar, zipfile.ZipFile(wheel) as opened:
         packed = {name.partition("/")[2] for name in tar.getnames()}
         modules = {
-            f"operator/{name}"
-            for name in opened.namelist()
-            if name.startswith(("gpusharing/", "kubectl_gpusharing/"))
+            f"operator/{name}" for name in opened.namelist() if name.startswith(("gpusharing/", "kubectl_gpusharing/"))
         }
     assert modules <= packed
     assert packed - modules == {"LICENSE", "PKG-INFO", "README.md", "pyproject.toml"}
@@ -278,10 +274,7 @@ def write_archive(folder: Path, architecture: str, **labels: str) -> Path:
 @pytest.fixture
 def images(tmp_path: Path) -> list[ArchivedImage]:
     """An image for each platform, of one commit."""
-    paths = [
-        write_archive(tmp_path, name, version="0.1.0", revision=COMMIT, title=name)
-        for name in ("arm64", "amd64")
-    ]
+    paths = [write_archive(tmp_path, name, version="0.1.0", revision=COMMIT, title=name) for name in ("arm64", "amd64")]
     return [read_archive(path) for path in paths]
 
 
@@ -310,9 +303,7 @@ def test_what_is_no_image_is_refused_by_name(tmp_path: Path, content: bytes | No
 
 
 @pytest.mark.parametrize("lacking", ["mediaType", "size", "platform", "platform.architecture"])
-def test_an_image_with_an_incomplete_index_is_refused_with_what_it_lacks(
-    tmp_path: Path, lacking: str
-) -> None:
+def test_an_image_with_an_incomplete_index_is_refused_with_what_it_lacks(tmp_path: Path, lacking: str) -> None:
     whole, spoiled = write_archive(tmp_path, "amd64"), tmp_path / "spoiled.tar"
     with tarfile.open(whole) as before, tarfile.open(spoiled, "w") as after:
         for member in before:
@@ -365,25 +356,20 @@ def test_what_is_missing_forbids_it(candidate: Candidate, change: dict[str, Any]
 def test_an_image_that_ci_did_not_run_forbids_it(candidate: Candidate) -> None:
     (problem,) = find_obstacles(replace(candidate, passed=candidate.passed[:2]))
     assert problem == (
-        "the image for amd64 is not the one that CI ran:"
-        f" run IMAGE_SOURCE={SOURCE} .ci/run, and prepare again"
+        f"the image for amd64 is not the one that CI ran: run IMAGE_SOURCE={SOURCE} .ci/run, and prepare again"
     )
 
 
 def test_a_checkout_without_a_commit_forbids_it(candidate: Candidate) -> None:
     unknown, *_ = find_obstacles(replace(candidate, commit="unknown"))
-    assert unknown.startswith(
-        "the checkout's commit is unknown, and not 40 hexadecimal digits: commit it with git"
-    )
+    assert unknown.startswith("the checkout's commit is unknown, and not 40 hexadecimal digits: commit it with git")
 
 
 def test_changes_that_no_commit_has_and_images_of_another_commit_forbid_it(candidate: Candidate) -> None:
     dirty, ci, *others = find_obstacles(replace(candidate, commit=f"{COMMIT}-dirty"))
     assert dirty == f"the checkout at {COMMIT} has uncommitted changes: commit or undo them"
     assert "CI has not passed" in ci
-    assert [
-        re.match(r"the image for (\w+) is 0\.1\.0 at commit a+, and not", one) is not None for one in others
-    ] == [
+    assert [re.match(r"the image for (\w+) is 0\.1\.0 at commit a+, and not", one) is not None for one in others] == [
         True,
         True,
     ]
@@ -488,9 +474,7 @@ def test_what_was_prepared_is_read_back_and_a_changed_file_is_noticed(tmp_path: 
         read_prepared(out)
 
 
-def test_nothing_is_published_while_something_forbids_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_is_published_while_something_forbids_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Neither the registry nor a tool is reached: there is no registry of that name."""
     out = tmp_path / "out"
     prepared_in(out)

@@ -134,9 +134,7 @@ def played(done: subprocess.CompletedProcess[str]) -> list[str]:
         ("e2e", ["test_on_real_nodes"]),
     ],
 )
-def test_a_verb_plays_its_own_tests_with_the_low_rungs_first(
-    checkout: Path, verb: str, tests: list[str]
-) -> None:
+def test_a_verb_plays_its_own_tests_with_the_low_rungs_first(checkout: Path, verb: str, tests: list[str]) -> None:
     assert played(run(checkout, f"--verb={verb}", "-v")) == tests
 
 
@@ -220,9 +218,7 @@ def test_what_passing_tests_counted_is_one_table_by_model(checkout: Path) -> Non
 
 
 @pytest.mark.parametrize(("workers", "ci"), [("-n0", ""), ("-n2", ""), ("-n0", "true")])
-def test_a_failure_shows_its_assertion_and_the_file_has_the_log(
-    checkout: Path, workers: str, ci: str
-) -> None:
+def test_a_failure_shows_its_assertion_and_the_file_has_the_log(checkout: Path, workers: str, ci: str) -> None:
     failing = checkout / "tests" / "planning" / "test_failing.py"
     failing.write_text(LONG_MESSAGE)
     try:

@@ -90,7 +90,5 @@ def test_kills_go_by_scenario_because_each_is_compared_with_the_same_undisturbed
 
 def test_the_files_that_are_named_are_there() -> None:
     assert [
-        path
-        for path in (*LOOKED_BACK_AT, LOOK_BACK, *APART, *LONGEST, BY_SCENARIO)
-        if not Path(ROOT / path).is_file()
+        path for path in (*LOOKED_BACK_AT, LOOK_BACK, *APART, *LONGEST, BY_SCENARIO) if not Path(ROOT / path).is_file()
     ] == []

@@ -66,9 +66,7 @@ def play(root: Path, module: str, *flags: str) -> subprocess.CompletedProcess[st
     (root / "test_one.py").write_text(module)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", *flags]
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(root)))}
-    return subprocess.run(
-        command, cwd=root, env=environ, capture_output=True, text=True, check=False, timeout=60
-    )
+    return subprocess.run(command, cwd=root, env=environ, capture_output=True, text=True, check=False, timeout=60)
 
 
 @pytest.mark.parametrize("body", HANGS.values(), ids=HANGS)
@@ -81,18 +79,14 @@ def test_what_hangs_fails_where_it_stood_and_the_next_test_is_played(body: str, 
 
 
 def test_a_fixture_that_hangs_fails_too(tmp_path: Path) -> None:
-    fixture = (
-        "import asyncio, pytest\n@pytest.fixture\ndef late():\n    asyncio.run(asyncio.Event().wait())\n"
-    )
+    fixture = "import asyncio, pytest\n@pytest.fixture\ndef late():\n    asyncio.run(asyncio.Event().wait())\n"
     done = play(tmp_path, fixture + "def test_it(late):\n    pass\ndef test_after_it():\n    pass\n")
     assert "1 passed, 1 error" in done.stdout
 
 
 def test_pytest_may_take_its_time_to_write_down_how_a_test_ended(tmp_path: Path) -> None:
     """A traceback takes longer than the signal's pause on a machine that does much else."""
-    slow = (
-        "import pytest, time\n@pytest.hookimpl(wrapper=True)\ndef pytest_runtest_{}():\n    time.sleep(1.2)\n"
-    )
+    slow = "import pytest, time\n@pytest.hookimpl(wrapper=True)\ndef pytest_runtest_{}():\n    time.sleep(1.2)\n"
     hooks = ("makereport", "logreport")
     (tmp_path / "slow.py").write_text("".join(slow.format(one) + "    return (yield)\n" for one in hooks))
     done = play(tmp_path, MODULE.format(body=HANGS["a coroutine"]), "-p", "slow")

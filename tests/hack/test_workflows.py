@@ -31,9 +31,7 @@ def lint(actionlint: Path, *files: Path) -> tuple[int, str]:
 
 
 @pytest.mark.tools
-def test_actionlint_finds_nothing_in_the_workflows_but_does_in_a_broken_one(
-    tmp_path: Path, actionlint: Path
-) -> None:
+def test_actionlint_finds_nothing_in_the_workflows_but_does_in_a_broken_one(tmp_path: Path, actionlint: Path) -> None:
     assert [path.name for path in WORKFLOWS] == ["ci.yaml", "codeql.yaml", "release.yaml", "scorecard.yaml"]
     assert lint(actionlint, *WORKFLOWS) == (0, "")
     broken = tmp_path / "broken.yaml"
@@ -53,9 +51,7 @@ def test_every_action_is_named_by_commit_with_its_version_beside(path: Path) -> 
 
 
 def test_all_workflows_name_the_same_commit_of_an_action() -> None:
-    uses = (
-        one for path in WORKFLOWS for one in re.findall(r"uses: ([\w-]+/[\w-]+)\S*@(\S+)", path.read_text())
-    )
+    uses = (one for path in WORKFLOWS for one in re.findall(r"uses: ([\w-]+/[\w-]+)\S*@(\S+)", path.read_text()))
     used = set(uses)
     assert len({repository for repository, _ in used}) == len(used)
 

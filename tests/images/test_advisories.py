@@ -10,9 +10,7 @@ from hack.images.contents import DEBIAN, PYPI, ImagePart
 
 H2 = ImagePart(PYPI, "h2", "4.4.1", "pkg:pypi/h2@4.4.1", "h2", "4.4.1")
 HPACK = ImagePart(PYPI, "hpack", "4.2.0", "pkg:pypi/hpack@4.2.0", "hpack", "4.2.0")
-SSL = ImagePart(
-    DEBIAN, "libssl3t64", "3.5.7-1~deb13u3", "pkg:deb/debian/libssl3t64", "openssl", "3.5.7-1~deb13u3"
-)
+SSL = ImagePart(DEBIAN, "libssl3t64", "3.5.7-1~deb13u3", "pkg:deb/debian/libssl3t64", "openssl", "3.5.7-1~deb13u3")
 PARTS = [H2, SSL]
 
 
@@ -33,16 +31,12 @@ def advisory(ecosystem: str, name: str, *events: dict[str, str], **more: Any) ->
         (advisory("PyPI", "h2", {"introduced": "4.4.1"}), ""),
         (advisory("PyPI", "h2", {"introduced": "0"}, {"last_affected": "4.4.1"}), ""),
         (
-            advisory(
-                "PyPI", "h2", {"introduced": "0"}, {"fixed": "4.1"}, {"introduced": "4.4"}, {"fixed": "5"}
-            ),
+            advisory("PyPI", "h2", {"introduced": "0"}, {"fixed": "4.1"}, {"introduced": "4.4"}, {"fixed": "5"}),
             "5",
         ),
     ],
 )
-def test_a_version_within_a_range_is_found_with_the_version_that_mends_it(
-    entry: dict[str, Any], fixed: str
-) -> None:
+def test_a_version_within_a_range_is_found_with_the_version_that_mends_it(entry: dict[str, Any], fixed: str) -> None:
     (one,) = find(PARTS, [entry])
     assert (one.name, one.version, one.advisory, one.fixed) == ("h2", "4.4.1", "A-1", fixed)
 

@@ -93,10 +93,7 @@ def test_an_advisory_about_one_image_does_not_hide_that_another_is_too_big(
 
 def test_an_image_that_is_too_big_is_refused() -> None:
     assert too_big(LIMIT) == ""
-    assert (
-        too_big(LIMIT + 100_000)
-        == "70.1 MB compressed are more than the limit of 70 MB: the table shows what grew"
-    )
+    assert too_big(LIMIT + 100_000) == "70.1 MB compressed are more than the limit of 70 MB: the table shows what grew"
 
 
 # --- what is linked ---------------------------------------------------------------------------------------

@@ -33,9 +33,7 @@ def read(data: bytes) -> dict[str, bytes]:
 
 def image(layer: Layer, reference: str = "localhost/x:1") -> tuple[bytes, str]:
     """One layer as an image."""
-    config = configuration(
-        "arm64", [layer], {"User": "65532:65532"}, {"b": "2", "a": "1"}, "2025-11-20T22:00:00Z"
-    )
+    config = configuration("arm64", [layer], {"User": "65532:65532"}, {"b": "2", "a": "1"}, "2025-11-20T22:00:00Z")
     return archive(reference, config, [layer], {"a": "1"}, EPOCH)
 
 

@@ -42,9 +42,7 @@ def test_the_lock_has_every_package_for_every_architecture() -> None:
         ),
     ],
 )
-def test_a_lock_that_does_not_fit_says_what_and_how_to_write_it_anew(
-    change: tuple[str, str], said: str
-) -> None:
+def test_a_lock_that_does_not_fit_says_what_and_how_to_write_it_anew(change: tuple[str, str], said: str) -> None:
     with pytest.raises(LockError) as refused:
         parse_lock(LOCK.read_text().replace(*change))
     assert said in str(refused.value)

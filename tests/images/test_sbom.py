@@ -66,9 +66,7 @@ def test_the_image_holds_every_part_once_in_a_stated_order() -> None:
     }
     assert all(one["SPDXID"] < other["SPDXID"] for one, other in pairwise(spdx["packages"][1:]))
     assert document(ORIGIN, "amd64", DIGEST, PARTS[::-1]) == spdx
-    contained = [
-        row["relatedSpdxElement"] for row in spdx["relationships"] if row["relationshipType"] == "CONTAINS"
-    ]
+    contained = [row["relatedSpdxElement"] for row in spdx["relationships"] if row["relationshipType"] == "CONTAINS"]
     assert contained == [one["SPDXID"] for one in spdx["packages"][1:]]
 
 

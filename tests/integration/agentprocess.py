@@ -20,9 +20,7 @@ from hack import launch
 def agent_process(product: Product, node: str, directory: Path, **variables: str) -> Iterator[int]:
     """Run it on SIMULATED GPUs with these variables besides its own; yields the port of its metrics."""
     machine = Simulator.create(directory / "nvml.state", ["h100-80gb"], seed="rights")
-    (directory / "token").write_text(
-        node_bound_token(product.api, launch.AGENT_NAMESPACE, "gpusharing-agent", node)
-    )
+    (directory / "token").write_text(node_bound_token(product.api, launch.AGENT_NAMESPACE, "gpusharing-agent", node))
     (directory / "ca.crt").write_text(product.api.ca_pem)
     server = urlsplit(product.api.url)
     environment = {key: value for key, value in os.environ.items() if key != "KUBECONFIG"} | {

@@ -168,9 +168,7 @@ def uncordon_before(pool: Pool) -> None:
     pool.api.merge_patch(budget, {"spec": {"minAvailable": 2}})
     pool.wait(lambda: pool.api.get(budget)["status"]["desiredHealthy"] == 2, "the budget to be tighter")
     pool.cordon(pool.nodes[0], lifted=True)
-    pool.wait(
-        lambda: names.ANNOTATION_DEFERRED in pool.node()["metadata"]["annotations"], "the end of the try"
-    )
+    pool.wait(lambda: names.ANNOTATION_DEFERRED in pool.node()["metadata"]["annotations"], "the end of the try")
     pool.api.merge_patch(budget, {"spec": {"minAvailable": 0}})
 
 
@@ -218,9 +216,7 @@ def holders(pool: Pool) -> None:
     """Two pods on the first node, each with a GPU of NVIDIA's DRA driver: one asks for an extended resource, as for a
     device plugin, and one by a claim."""
     Workload(pool, pool.nodes[0], 1).wait_running(1)
-    Workload(pool, pool.nodes[0], 1, app=f"{pool.name}-claim", resource="", more=claiming(pool)).wait_running(
-        1
-    )
+    Workload(pool, pool.nodes[0], 1, app=f"{pool.name}-claim", resource="", more=claiming(pool)).wait_running(1)
 
 
 SCENARIOS = (

@@ -78,9 +78,7 @@ class Recorder:
     def _catch_up(self) -> None:
         """Until what the server has now was seen."""
         for kind, path in PATHS.items():
-            wanted = {
-                _key(kind, raw): int(raw["metadata"]["resourceVersion"]) for raw in self._plane.api.list(path)
-            }
+            wanted = {_key(kind, raw): int(raw["metadata"]["resourceVersion"]) for raw in self._plane.api.list(path)}
 
             def seen(wanted: dict[tuple[str, str], int] = wanted) -> bool:
                 return all(

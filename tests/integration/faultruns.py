@@ -133,9 +133,7 @@ class FaultTheatre(Theatre):
                 wrong = list(self._left_over(lives))
                 state = without_way(end_state(pool, midway=scenario.midway))
                 written = self._log(began, lives)
-                assert around.gaps or self.recorder.gaps == known, (
-                    "states were missed: nothing can be said of this run"
-                )
+                assert around.gaps or self.recorder.gaps == known, "states were missed: nothing can be said of this run"
         self.clear()
         outcome = self._outcome(written, state, wrong, lives, fault)
         if case is not None and fault is None:
@@ -158,9 +156,7 @@ class FaultTheatre(Theatre):
             now, looks = time.monotonic(), looks + 1
             if now > began + patience:
                 so_far = ", ".join(f"{what}: {so}" for what, so in self._ends(pool, scenario, fault).items())
-                raise TimeoutError(
-                    f"no end after {patience:.0f} s, {so_far}: {json.dumps(end_state(pool))[:3000]}"
-                )
+                raise TimeoutError(f"no end after {patience:.0f} s, {so_far}: {json.dumps(end_state(pool))[:3000]}")
             if (seen := len([write for write in self.proxy.writes if write.number])) != writes:
                 writes, since, ended, looks = seen, now, False, 0
             elif now - since > (CALM if ended else LOOK):  # a look costs the server as much as a change does
@@ -261,9 +257,7 @@ class FaultTheatre(Theatre):
 
 
 @contextlib.contextmanager
-def fault_theatre(
-    product: Product, directory: Path, more: Mapping[str, str] | None = None
-) -> Iterator[FaultTheatre]:
+def fault_theatre(product: Product, directory: Path, more: Mapping[str, str] | None = None) -> Iterator[FaultTheatre]:
     """On a control plane on which no other operator runs: there is one Lease. `more`: environment of all operators."""
     yesterday = datetime.now(UTC) - timedelta(days=1)  # an operator whose clock is set back believes it, too
     identity, api = Identity(directory / "tls", made=yesterday), product.api

@@ -45,9 +45,7 @@ def template(found: dict[str, Object], **more: Any) -> Object:
     return {"spec": {"template": {"spec": {"containers": list(found.values()), **more}}}}
 
 
-def signal(
-    product: Product, to: str = RIGHT, name: str = "PROCESS_TO_SIGNAL", where: str = "config-manager"
-) -> Object:
+def signal(product: Product, to: str = RIGHT, name: str = "PROCESS_TO_SIGNAL", where: str = "config-manager") -> Object:
     """A patch that sets one environment variable of one container."""
     found = containers(product)
     rows = [row for row in found[where].get("env", ()) if row["name"] != name]

@@ -67,9 +67,7 @@ def read_node_states(log: Path, start: int = 0) -> list[JSON]:
 
     Of states that pass: who looks at the server itself now and then may miss them.
     """
-    nodes = {
-        int(event["responseObject"]["metadata"]["resourceVersion"]): event for event in _events(log, start)
-    }
+    nodes = {int(event["responseObject"]["metadata"]["resourceVersion"]): event for event in _events(log, start)}
     return [nodes[version]["responseObject"] for version in sorted(nodes)]
 
 

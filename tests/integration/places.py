@@ -32,9 +32,7 @@ class Places:
 
     def take(self, kind: str, obj: Object, gone: bool) -> None:
         """What has become of a `Node` or a `Pod`."""
-        known, key = (
-            (self.nodes, obj["metadata"]["name"]) if kind == "Node" else (self.pods, obj["metadata"]["uid"])
-        )
+        known, key = (self.nodes, obj["metadata"]["name"]) if kind == "Node" else (self.pods, obj["metadata"]["uid"])
         if gone:
             known.pop(key, None)
         else:
@@ -55,9 +53,7 @@ class Places:
             if node["spec"].get("unschedulable"):
                 continue
             taken = Counter(
-                asked_of(pod)
-                for pod in self.pods.values()
-                if pod["spec"].get("nodeName") == name and holds(pod)
+                asked_of(pod) for pod in self.pods.values() if pod["spec"].get("nodeName") == name and holds(pod)
             )
             for resource, count in node["status"]["allocatable"].items():
                 if resource.startswith("nvidia.com/"):
@@ -123,9 +119,7 @@ class Watched:
     def catch_up(self, *marked: str) -> None:
         """Until both have told of a change that is made now, to these objects."""
         for watch, path in zip(self.watches, marked, strict=True):
-            written = self.plane.api.merge_patch(
-                path, {"metadata": {"annotations": {"example.com/last": "x"}}}
-            )
+            written = self.plane.api.merge_patch(path, {"metadata": {"annotations": {"example.com/last": "x"}}})
             version = written["metadata"]["resourceVersion"]
             wait_until(partial(watch.reached, version), SECONDS, "the watch")
 
@@ -136,9 +130,7 @@ class Watched:
             kind = "Node" if watch.path == NODES else "Pod"
             for obj in watch.first:
                 stand.take(kind, obj, gone=False)
-            events += [
-                (int(one["object"]["metadata"]["resourceVersion"]), kind, one) for one in watch.events()
-            ]
+            events += [(int(one["object"]["metadata"]["resourceVersion"]), kind, one) for one in watch.events()]
         begin = max(int(watch.version) for watch in self.watches)
         stand.nodes = {name: node for name, node in stand.nodes.items() if name in names}
         stand.pods = {uid: pod for uid, pod in stand.pods.items() if is_of(pod, app)}

@@ -136,8 +136,7 @@ class Product:
             (request.verb, request.resource, request.name)
             for user in (OPERATOR, AGENT)
             for request in self.requests(user=user)
-            if request.status == 403
-            and not any(began <= request.at <= ended for began, ended in self.outages)
+            if request.status == 403 and not any(began <= request.at <= ended for began, ended in self.outages)
         ]
 
     def exists(self, path: str) -> bool:
@@ -320,11 +319,7 @@ class Pool:
     def offered(self, name: str = "") -> dict[str, int]:
         """Allocatable GPU resources of a Node, without those at 0."""
         allocatable = self.node(name)["status"]["allocatable"]
-        return {
-            key: int(value)
-            for key, value in allocatable.items()
-            if key.startswith("nvidia.com/") and value != "0"
-        }
+        return {key: int(value) for key, value in allocatable.items() if key.startswith("nvidia.com/") and value != "0"}
 
     def devices(self, name: str = "") -> list[Object]:
         """The devices that NVIDIA's DRA driver publishes for a node, by name."""
@@ -352,9 +347,7 @@ class Pool:
         """Let something go wrong on a simulated node, and wait until it is taken note of."""
         name = name or self.nodes[0]
         self.annotate(name, {INJECT: fault})
-        self.wait(
-            lambda: INJECT not in self.node(name)["metadata"].get("annotations", {}), f"{fault} to be played"
-        )
+        self.wait(lambda: INJECT not in self.node(name)["metadata"].get("annotations", {}), f"{fault} to be played")
 
     def cordon(self, name: str, *, lifted: bool = False) -> None:
         """As `kubectl cordon` and `kubectl uncordon` do."""

@@ -71,9 +71,7 @@ def test_an_agent_that_the_api_server_refuses_is_told_with_its_words(product: Pr
         pool.apply(SLICED)
         pool.wait_phase("Blocked", "AgentRefused")
         # Until the refusal of this pod is known, that of an earlier one may stand there.
-        pool.wait(
-            lambda: all(word in pool.transition()["message"] for word in words), f"{words}", pool.transition
-        )
+        pool.wait(lambda: all(word in pool.transition()["message"] for word in words), f"{words}", pool.transition)
         wait_stalled(pool, words)
         assert product.writes("nodes", pool.nodes[0]) == []
     retry_pods(product)

@@ -26,11 +26,7 @@ READ: dict[str, tuple[Any, str, Any, Any]] = {
     "spec.devicePlugin.config.default": ("theirs", "plugin_default", "theirs", ""),
     "spec.devicePlugin.version": ("v0.19.3", "plugin_version", "v0.19.3", ""),
     "spec.mig.strategy": ("mixed", "mig_strategy", "mixed", ""),
-    **{
-        f"spec.{path}": (True, f"switches {path}", True, None)
-        for path in READ_BY_THE_TABLE
-        if path != SANDBOX_DEFAULT
-    },
+    **{f"spec.{path}": (True, f"switches {path}", True, None) for path in READ_BY_THE_TABLE if path != SANDBOX_DEFAULT},
     f"spec.{SANDBOX_DEFAULT}": ("vm-vgpu", f"switches {SANDBOX_DEFAULT}", "vm-vgpu", "container"),
     "spec.migManager.version": ("v0.13.1", "mig_manager_version", "v0.13.1", ""),
     "spec.migManager.env": ([{"name": "WITH_REBOOT", "value": "true"}], "with_reboot", True, False),
@@ -103,9 +99,7 @@ def told_of(view: ClusterPolicyView, part: str) -> Any:
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
-def test_each_field_that_we_read_is_read_when_it_is_there_and_when_it_is_not(
-    api: Api, version: CRDVersion
-) -> None:
+def test_each_field_that_we_read_is_read_when_it_is_there_and_when_it_is_not(api: Api, version: CRDVersion) -> None:
     whole = {path: row[0] for path, row in READ.items()}
     for path, (_, part, there, absent) in READ.items():
         alone = cluster_policy_view(stored(api, version, {path: whole[path]}, fieldValidation="Strict"))
@@ -117,9 +111,7 @@ def test_each_field_that_we_read_is_read_when_it_is_there_and_when_it_is_not(
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
-def test_what_the_crd_makes_of_an_empty_block_is_no_value_of_somebody_else(
-    api: Api, version: CRDVersion
-) -> None:
+def test_what_the_crd_makes_of_an_empty_block_is_no_value_of_somebody_else(api: Api, version: CRDVersion) -> None:
     found = stored(api, version, {"spec.migManager.config.default": "all-disabled"})
     pointer = mig_pointer(cluster_policy_view(found), "ours")
     assert pointer.now == (default_of(version, "spec.migManager.config.name") or "")
@@ -136,9 +128,7 @@ def test_what_a_version_does_not_know_is_pruned_without_a_word(api: Api, version
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
-def test_the_commands_for_the_pointers_fit_the_schema_and_do_what_they_say(
-    api: Api, version: CRDVersion
-) -> None:
+def test_the_commands_for_the_pointers_fit_the_schema_and_do_what_they_say(api: Api, version: CRDVersion) -> None:
     path = f"/apis/{version.group}/v1/clusterpolicies"
     api.create(path, manifest(version, {"spec.devicePlugin.config.default": "theirs"}))
     try:
@@ -166,8 +156,7 @@ def cell(one: Field) -> str:
 def test_the_page_holds_the_same_table_and_every_field_is_tried() -> None:
     rows = [line for line in PAGE.read_text().splitlines() if line.startswith(("| `spec.", "| `status."))]
     told = {
-        cells[0].strip("`"): cells[1:]
-        for cells in ([c.strip() for c in row.strip("|").split("|")] for row in rows)
+        cells[0].strip("`"): cells[1:] for cells in ([c.strip() for c in row.strip("|").split("|")] for row in rows)
     }
     wanted = {
         ".".join(one.path): [cell(version.fields[number]) for version in VERSIONS]

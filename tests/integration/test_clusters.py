@@ -63,9 +63,7 @@ def rows(said: str) -> dict[str, list[str]]:
     return found
 
 
-def test_one_table_shows_the_clusters_that_answer_and_why_the_others_do_not(
-    pool: Pool, kubeconfig: Path
-) -> None:
+def test_one_table_shows_the_clusters_that_answer_and_why_the_others_do_not(pool: Pool, kubeconfig: Path) -> None:
     began = time.monotonic()
     said = plugin(kubeconfig, "status", pool.name, "--all-contexts", errors=False)
     assert time.monotonic() - began < GENEROUS
@@ -80,9 +78,7 @@ def test_one_table_shows_the_clusters_that_answer_and_why_the_others_do_not(
     assert said.endswith("exit status 1\n")
 
 
-def test_data_has_each_cluster_by_name_and_all_is_well_without_the_dead_ones(
-    pool: Pool, kubeconfig: Path
-) -> None:
+def test_data_has_each_cluster_by_name_and_all_is_well_without_the_dead_ones(pool: Pool, kubeconfig: Path) -> None:
     said = plugin(kubeconfig, "status", pool.name, "--all-contexts", "-o", "json", errors=False)
     told = {one["context"]: one for one in read_stream(said.rpartition("exit status")[0])}
     assert list(told) == ["admin", "hung", "refused", "viewer"]

@@ -53,9 +53,7 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
 @pytest.fixture(scope="module")
 def token(product: Product) -> Iterator[Api]:
     """The operator's service account; what it may patch is enforced."""
-    with product.api.as_token(
-        service_account_token(product.api, launch.NAMESPACE, "gpusharing-operator")
-    ) as api:
+    with product.api.as_token(service_account_token(product.api, launch.NAMESPACE, "gpusharing-operator")) as api:
         product.api.create(CLUSTER_POLICIES, bare("probe"))
 
         def enforced() -> bool:
@@ -99,15 +97,11 @@ REFUSED: dict[str, Object] = {
 }
 
 
-def test_a_token_of_the_operator_may_set_the_two_names_and_change_nothing_else(
-    product: Product, token: Api
-) -> None:
+def test_a_token_of_the_operator_may_set_the_two_names_and_change_nothing_else(product: Product, token: Api) -> None:
     product.api.create(CLUSTER_POLICIES, bare())
     try:
         assert refusal(token, {**BOTH, "metadata": {"annotations": {MARK: "x"}}}) == ""
-        allowed = [
-            what for what, body in REFUSED.items() if "ValidatingAdmissionPolicy" not in refusal(token, body)
-        ]
+        allowed = [what for what, body in REFUSED.items() if "ValidatingAdmissionPolicy" not in refusal(token, body)]
         assert allowed == []
         product.api.merge_patch(CLUSTER_POLICY, pointed(devicePlugin="theirs", migManager=MIG))
         assert "nobody has set another value" in refusal(token, pointed(devicePlugin=PLUGIN))
@@ -138,9 +132,7 @@ def names(product: Product) -> tuple[str, str]:
     return spec["devicePlugin"]["config"]["name"], spec["migManager"]["config"]["name"]
 
 
-def test_the_operator_sets_both_once_says_so_and_leaves_what_is_set_back(
-    product: Product, token: Api
-) -> None:
+def test_the_operator_sets_both_once_says_so_and_leaves_what_is_set_back(product: Product, token: Api) -> None:
     api = product.api
     before, since = api.create(CLUSTER_POLICIES, bare()), product.mark()
     with product.operator("configure", configure_gpu_operator="true") as process:

@@ -96,9 +96,7 @@ def test_without_a_kill_two_runs_end_alike(kills: Kills, scenario: Scenario) -> 
 
 @pytest.mark.parametrize("part", [pytest.param(part, marks=marks(part)) for part in range(PARTS)])
 @pytest.mark.parametrize("scenario", SCENES)
-def test_a_kill_after_any_write_changes_nothing_in_the_end(
-    kills: Kills, scenario: Scenario, part: int
-) -> None:
+def test_a_kill_after_any_write_changes_nothing_in_the_end(kills: Kills, scenario: Scenario, part: int) -> None:
     began = time.monotonic()
     report = kills.kill(scenario, part, PARTS)
     seconds = time.monotonic() - began

@@ -45,9 +45,7 @@ def pool(product: Product) -> Iterator[Pool]:
 
 def published(pool: Pool) -> Counter[str]:
     """What the driver publishes for the node: profiles, and `gpu` for whole GPUs."""
-    return Counter(
-        device["attributes"].get("profile", {"string": "gpu"})["string"] for device in pool.devices()
-    )
+    return Counter(device["attributes"].get("profile", {"string": "gpu"})["string"] for device in pool.devices())
 
 
 def classes(pool: Pool) -> dict[str, str]:
@@ -74,9 +72,7 @@ def devices_of(pool: Pool, names: list[str]) -> set[str]:
 
 
 def test_a_node_goes_to_mig_and_back_and_old_pod_specs_get_its_partitions(pool: Pool) -> None:
-    pool.wait(
-        lambda: published(pool) == {"gpu": 2}, "the whole GPUs to be published", lambda: published(pool)
-    )
+    pool.wait(lambda: published(pool) == {"gpu": 2}, "the whole GPUs to be published", lambda: published(pool))
     whole = Workload(pool, pool.nodes[0], 1)
     cpu = Workload(pool, pool.nodes[0], 1, app=f"{pool.name}-cpu", resource="")
     whole.wait_running(1)

@@ -16,9 +16,7 @@ pytestmark = pytest.mark.usefixtures("operator")
 
 def evicted(product: Product, since: int) -> Counter[str]:
     """Accepted evictions by pod."""
-    return Counter(
-        f"{request.namespace}/{request.name}" for request in product.writes("pods/eviction", since=since)
-    )
+    return Counter(f"{request.namespace}/{request.name}" for request in product.writes("pods/eviction", since=since))
 
 
 def refused(product: Product, since: int) -> bool:
@@ -39,9 +37,7 @@ def test_pods_are_listed_in_pages_evicted_once_each_and_the_change_follows(produ
         # Statuses and Events are written side by side: that it is Ready is no word about its Events.
         pool.wait(lambda: "LayoutVerified" in dict(pool.events()), "the last Event", pool.events)
         reasons = [reason for reason, _ in pool.events()]
-        assert (
-            reasons.index("DrainStarted") < reasons.index("Reconfiguring") < reasons.index("LayoutVerified")
-        )
+        assert reasons.index("DrainStarted") < reasons.index("Reconfiguring") < reasons.index("LayoutVerified")
         assert_listed_in_pages(product, pool.nodes[0], since)
 
 
@@ -65,9 +61,7 @@ def test_a_budget_that_refuses_is_named_and_scaling_up_lets_the_drain_go_on(prod
         since = product.mark()
         pool.apply(SLICED)
         pool.wait_phase("Draining", "PDB")
-        pool.wait(
-            lambda: refused(product, since), "the budget that allowed one eviction to refuse the second"
-        )
+        pool.wait(lambda: refused(product, since), "the budget that allowed one eviction to refuse the second")
         now = pool.transition()
         left = work.running()
         assert len(left) == 1
@@ -97,9 +91,7 @@ def test_a_daemon_set_and_a_claim_of_the_dra_driver_block_and_are_looked_up(prod
         template = {"metadata": {"labels": labels}, "spec": pod_spec(node)}
         spec = {"selector": {"matchLabels": labels}, "template": template}
         pool.create(sets, {"metadata": {"name": f"{pool.name}-ds"}, "spec": spec})
-        pool.wait(
-            lambda: product.api.get(f"{sets}/{pool.name}-ds")["status"].get("numberReady") == 1, "its pod"
-        )
+        pool.wait(lambda: product.api.get(f"{sets}/{pool.name}-ds")["status"].get("numberReady") == 1, "its pod")
         pool.apply(SLICED)
         pool.wait_phase("Blocked", "GPUDaemonSet")
         product.api.delete(f"{sets}/{pool.name}-ds")
@@ -112,9 +104,7 @@ def test_a_daemon_set_and_a_claim_of_the_dra_driver_block_and_are_looked_up(prod
         product.api.merge_patch(f"{claims}/{pool.name}-claim/status", {"status": allocation})
         claiming: Object = {
             "nodeName": node,
-            "containers": [
-                {"name": "main", "image": "simulated", "resources": {"claims": [{"name": "gpu"}]}}
-            ],
+            "containers": [{"name": "main", "image": "simulated", "resources": {"claims": [{"name": "gpu"}]}}],
             "resourceClaims": [{"name": "gpu", "resourceClaimName": f"{pool.name}-claim"}],
         }
         pool.create(PODS, {"metadata": {"name": f"{pool.name}-dra"}, "spec": claiming})

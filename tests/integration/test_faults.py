@@ -118,6 +118,4 @@ def test_whatever_fails_the_end_is_the_same_and_no_invariant_breaks(
     assert results.done, "a scenario without a case proves nothing"
     assert not failed, "\n".join(failed)
     aimed = [one.reached for one in results.done if one.case.number]
-    assert sum(aimed) >= REACHED * len(aimed), (
-        "too many faults never struck: the points aim at something else"
-    )
+    assert sum(aimed) >= REACHED * len(aimed), "too many faults never struck: the points aim at something else"

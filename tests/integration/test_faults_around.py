@@ -65,16 +65,12 @@ def clock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SetClock]:
 
 
 @pytest.fixture(scope="module")
-def theatre(
-    product: Product, clock: SetClock, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[FaultTheatre]:
+def theatre(product: Product, clock: SetClock, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultTheatre]:
     with fault_theatre(product, tmp_path_factory.mktemp("around"), clock.environment) as found:
         yield found
 
 
-def complaints(
-    theatre: FaultTheatre, run: FaultOutcome, *, faults: int = 1, restarts: int | None = 0
-) -> list[str]:
+def complaints(theatre: FaultTheatre, run: FaultOutcome, *, faults: int = 1, restarts: int | None = 0) -> list[str]:
     """What the run did that it must not; None: who ended was right to do so."""
     allowed = run.restarts if restarts is None else restarts
     return list(theatre.reference(ROLL).complaints(run, faults=faults, restarts=allowed))
@@ -108,9 +104,7 @@ def test_the_leader_may_be_killed_every_ten_seconds(theatre: FaultTheatre) -> No
         killing.start()
         try:
             while time.monotonic() - began < KILLING or len(killed) < KILLS:
-                assert time.monotonic() - began < KILLING + PATIENCE, (
-                    "nobody leads for long enough to be killed"
-                )
+                assert time.monotonic() - began < KILLING + PATIENCE, "nobody leads for long enough to be killed"
                 for spec in specs:
                     wait_until(lambda: ready(pool), PATIENCE, "the pool to be ready")
                     pool.apply({**spec, **ONE_AT_A_TIME})
@@ -130,9 +124,7 @@ def test_the_leader_may_be_killed_every_ten_seconds(theatre: FaultTheatre) -> No
 
 
 @pytest.mark.parametrize("hours", [1, -1])
-def test_the_operators_clock_may_be_set_by_an_hour(
-    theatre: FaultTheatre, clock: SetClock, hours: int
-) -> None:
+def test_the_operators_clock_may_be_set_by_an_hour(theatre: FaultTheatre, clock: SetClock, hours: int) -> None:
     def set_it(pool: Pool, lives: Lives) -> None:
         clock.set(hours * HOUR)
 

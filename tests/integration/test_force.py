@@ -58,9 +58,7 @@ def test_the_server_that_refuses_to_evict_for_a_budget_lets_the_pods_be_deleted_
         pool.wait(lambda: len(deletions(product, since)) == 2, "the deletions")
         pool.wait_synced()
         assert sorted(one.name for one in deletions(product, since)) == names
-        refused = {
-            r.status for r in product.requests(since) if (r.resource, r.verb) == ("pods/eviction", "create")
-        }
+        refused = {r.status for r in product.requests(since) if (r.resource, r.verb) == ("pods/eviction", "create")}
         assert refused == {429}, "the server was asked first"
         told = dict(pool.events())
         assert names[0] in told["PodsForceDeleted"]
@@ -77,9 +75,7 @@ def token(product: Product) -> Iterator[Api]:
     account = service_account_token(product.api, launch.NAMESPACE, "gpusharing-operator")
     with product.api.as_token(account) as api:
         product.api.create(PODS, pod("probe", node=""))
-        wait_until(
-            lambda: "may only delete" in refusal(api, "default", "probe"), SECONDS, "the admission policy"
-        )
+        wait_until(lambda: "may only delete" in refusal(api, "default", "probe"), SECONDS, "the admission policy")
         yield api
 
 

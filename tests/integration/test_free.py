@@ -35,9 +35,7 @@ def stock(product: Product) -> Iterator[Pool]:
         pool.cordon(pool.nodes[1])
         taint = {"key": "team", "value": "b", "effect": "NoSchedule"}
         product.api.merge_patch(f"/api/v1/nodes/{pool.nodes[2]}", {"spec": {"taints": [taint]}})
-        waiting = Workload(
-            pool, pool.nodes[0], 1, app="stock-waits", more={"spec": {"containers": [wanting(2)]}}
-        )
+        waiting = Workload(pool, pool.nodes[0], 1, app="stock-waits", more={"spec": {"containers": [wanting(2)]}})
         pool.wait(lambda: bool(unplaced(waiting)), "the scheduler to find no place", waiting.pods)
         yield pool
 
@@ -50,9 +48,7 @@ def wanting(count: int) -> Object:
 def unplaced(workload: Workload) -> list[str]:
     """What the scheduler says about pods that it cannot place."""
     conditions = [row for pod in workload.pods() for row in pod.get("status", {}).get("conditions", [])]
-    return [
-        row["message"] for row in conditions if row["type"] == "PodScheduled" and row["status"] == "False"
-    ]
+    return [row["message"] for row in conditions if row["type"] == "PodScheduled" and row["status"] == "False"]
 
 
 def words(said: str) -> str:
@@ -67,13 +63,9 @@ def free(kubeconfig: Path, *arguments: str) -> Object:
     return found
 
 
-def test_who_may_read_everything_sees_what_is_held_free_closed_and_waiting(
-    product: Product, stock: Pool
-) -> None:
+def test_who_may_read_everything_sees_what_is_held_free_closed_and_waiting(product: Product, stock: Pool) -> None:
     said = plugin(product.plane.kubeconfig, "free", "-l", SELECTOR)
-    same_as_golden(
-        "plugin-free", re.sub(r"\bstock(-waits)?-on-stock-0-\w{5}\b", r"stock\1-on-stock-0-POD", said)
-    )
+    same_as_golden("plugin-free", re.sub(r"\bstock(-waits)?-on-stock-0-\w{5}\b", r"stock\1-on-stock-0-POD", said))
     (row,) = free(product.plane.kubeconfig, "-l", SELECTOR)["rows"]
     assert row == {
         "resource": GPU,
@@ -93,9 +85,7 @@ def test_each_view_counts_the_same(product: Product, stock: Pool, by: str) -> No
     assert {row["resource"] for row in rows} == {GPU}
 
 
-def test_a_user_of_a_namespace_gets_their_own_pods_and_why_the_rest_is_unknown(
-    product: Product, stock: Pool
-) -> None:
+def test_a_user_of_a_namespace_gets_their_own_pods_and_why_the_rest_is_unknown(product: Product, stock: Pool) -> None:
     tenant = account(product, "tenant")
     binding = {
         "apiVersion": "rbac.authorization.k8s.io/v1",
@@ -127,16 +117,13 @@ def test_without_any_right_there_is_one_sentence(product: Product, stock: Pool) 
     assert said.startswith("error: you lack a permission in context ")
     assert 'cannot list resource "nodes"' in said
     assert (
-        "You are not allowed to list pods in namespace default either; choose another namespace with -n NAME\n"
-        in said
+        "You are not allowed to list pods in namespace default either; choose another namespace with -n NAME\n" in said
     )
     assert said.endswith("exit status 1\n")
     assert said.count("\n") == 2
 
 
-def test_a_selector_that_the_api_server_cannot_parse_is_refused_in_its_words(
-    product: Product, stock: Pool
-) -> None:
+def test_a_selector_that_the_api_server_cannot_parse_is_refused_in_its_words(product: Product, stock: Pool) -> None:
     said = plugin(product.plane.kubeconfig, "free", "-l", "pool in")
     assert said.startswith("error: the API server of context ")
     assert "unable to parse requirement" in said

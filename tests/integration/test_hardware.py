@@ -132,9 +132,7 @@ def test_a_node_with_an_unhealthy_gpu_is_not_reconfigured_and_goes_on_when_it_is
         assert refused == [], "the shipped rights suffice"
         pool.inject("heal-gpu")
         pool.wait_synced()
-        pool.wait(
-            lambda: healthy(pool)["status"] == "True", "the GPUNode to say so too", lambda: healthy(pool)
-        )
+        pool.wait(lambda: healthy(pool)["status"] == "True", "the GPUNode to say so too", lambda: healthy(pool))
         assert len(product.writes("nodes", node, since)) == 3, "fence, PNR, release"
         pool.wait(lambda: bool(events_of(pool, "GPUHealthy")), "the second Event")
 

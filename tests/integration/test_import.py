@@ -65,10 +65,7 @@ def beforehand(bare: Product) -> dict[str, str]:
     early = ("early", "late")
     create_nodes(bare.api, [node_manifest(pool, product=H100, gpus=GPUS, pool=pool) for pool in early])
     kinds = {"": ["nodes"], "nvidia.com": ["clusterpolicies", "gpuclusters"]}
-    rules = [
-        {"apiGroups": [group], "resources": names, "verbs": ["list", "watch"]}
-        for group, names in kinds.items()
-    ]
+    rules = [{"apiGroups": [group], "resources": names, "verbs": ["list", "watch"]} for group, names in kinds.items()]
     role = {"metadata": {"name": "newcomer"}, "rules": rules}
     bare.api.create("/apis/rbac.authorization.k8s.io/v1/clusterroles", role)
     newcomer = output.account(bare, "newcomer", "view", "newcomer")
@@ -147,9 +144,7 @@ class Fleet:
 
     def _offers(self, node: str, wanted: dict[str, int]) -> bool:
         found = self.product.api.get(f"{NODES}/{node}")["status"]["allocatable"]
-        return wanted == {
-            key: int(n) for key, n in found.items() if key.startswith("nvidia.com/") and n != "0"
-        }
+        return wanted == {key: int(n) for key, n in found.items() if key.startswith("nvidia.com/") and n != "0"}
 
     def wait_seen(self) -> None:
         """Until every agent has told what it sees."""
@@ -163,9 +158,7 @@ class Fleet:
         """What is not ours, by node; GFD's time stamp goes on."""
         return {
             name: {
-                key: value
-                for key, value in self.of_node(name).items()
-                if key not in OUR_LABELS and key != GFD_STARTED
+                key: value for key, value in self.of_node(name).items() if key not in OUR_LABELS and key != GFD_STARTED
             }
             for name in self.pools
         }
@@ -176,9 +169,7 @@ class Fleet:
         for path in (POLICIES, GPUNODES, NODES):
             self.product.remove(*(f"{path}/{one['metadata']['name']}" for one in api.list(path)))
         wait_until(lambda: api.list(POLICIES) == [], SECONDS, "the policies to go")
-        self.product.remove(
-            CLUSTER_POLICY, *(f"{CONFIG_MAPS}/{name}" for name in (*self.recipe.config_maps, *OURS))
-        )
+        self.product.remove(CLUSTER_POLICY, *(f"{CONFIG_MAPS}/{name}" for name in (*self.recipe.config_maps, *OURS)))
 
 
 def commands(said: str, begins: str) -> list[list[str]]:

@@ -45,9 +45,7 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
             labels = {LABEL: level} if level else {}
             plane.api.create("/api/v1/namespaces", {"metadata": {"name": name, "labels": labels}})
             wait_until(lambda n=name: accounts(plane.api, n), SECONDS, f"the account of {name}")  # type: ignore[misc]  # a default binds the loop's value
-        names = create_nodes(
-            plane.api, [node_manifest(f"on-{m}", gpus=GPUS, labels={MODE: m}) for m in MODES]
-        )
+        names = create_nodes(plane.api, [node_manifest(f"on-{m}", gpus=GPUS, labels={MODE: m}) for m in MODES])
         names += create_nodes(plane.api, [node_manifest("on-nothing", gpus=GPUS)])
         wait_nodes_ready(plane.api, names)
         yield Product(plane, directory)
@@ -62,8 +60,7 @@ def chart(plane: ControlPlane, kind: str) -> None:
 def accounts(api: Api, namespace: str) -> bool:
     """Whether the namespace has the account without which no pod is created."""
     return any(
-        one["metadata"]["name"] == "default"
-        for one in api.list(f"/api/v1/namespaces/{namespace}/serviceaccounts")
+        one["metadata"]["name"] == "default" for one in api.list(f"/api/v1/namespaces/{namespace}/serviceaccounts")
     )
 
 
@@ -71,9 +68,7 @@ def accounts(api: Api, namespace: str) -> bool:
 def api(product: Product) -> Api:
     """As admin, once both policies are enforced; the server loads each by itself."""
     wait_until(lambda: terms(product.api, "hardware") != [], SECONDS, "the mutating policy to be enforced")
-    wait_until(
-        lambda: refusal(product.api, "hard", spec()) != "", SECONDS, "the validating policy to be enforced"
-    )
+    wait_until(lambda: refusal(product.api, "hard", spec()) != "", SECONDS, "the validating policy to be enforced")
     return product.api
 
 
@@ -94,9 +89,7 @@ def asked(api: Api, level: str, pod: Object) -> Object:
     """The spec of the pod as the server would store it."""
     path = f"/api/v1/namespaces/{NAMES[level]}/pods"
     manifest = {"metadata": {"name": "asked"}, "spec": pod}
-    answer = json.loads(
-        json.dumps(api.request("POST", path, manifest, dryRun="All", fieldValidation="Strict"))
-    )
+    answer = json.loads(json.dumps(api.request("POST", path, manifest, dryRun="All", fieldValidation="Strict")))
     found: Object = answer["spec"]
     return found
 
@@ -272,9 +265,7 @@ def simulated(product: Product) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("simulated")
-def test_a_change_that_leaves_a_tenant_no_admitted_node_waits_and_says_why(
-    api: Api, product: Product
-) -> None:
+def test_a_change_that_leaves_a_tenant_no_admitted_node_waits_and_says_why(api: Api, product: Product) -> None:
     """The pod was created before the namespace had the label, so that it has no requirement itself: its successor
     would have it."""
     namespace = "/api/v1/namespaces/team-late"

@@ -42,9 +42,7 @@ def begin(pool: Pool, kind: str) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_maintenance_of_each_kind_is_watched_and_its_end_lets_the_change_start(
-    product: Product, kind: str
-) -> None:
+def test_a_maintenance_of_each_kind_is_watched_and_its_end_lets_the_change_start(product: Product, kind: str) -> None:
     with product.pool() as pool:
         since = product.mark()
         who = begin(pool, kind)

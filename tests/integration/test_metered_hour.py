@@ -47,8 +47,7 @@ QUARTERS: Object = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4, "renam
 THIRDS: Object = {"mode": "MIG", "mig": {"layouts": [{"devices": "all", "profiles": {"2g.20gb": 3}}]}}
 """It strands a seventh of each GPU."""
 PARTS = tuple(
-    f"gpusharing_{part}_seconds_total"
-    for part in ("slice", "idle_slice", "stranded_slice", "transition_slice")
+    f"gpusharing_{part}_seconds_total" for part in ("slice", "idle_slice", "stranded_slice", "transition_slice")
 )
 GPUS = "gpusharing_gpu_seconds_total"
 ENDS = LAG + 4 * STEP
@@ -89,9 +88,7 @@ class Played:
                 at = self.at()
                 for node in nodes:
                     query = f'max(timestamp({GPUS}{{node="{node}"}}))'
-                    if node in self.lost or any(
-                        float(one["value"][1]) >= at for one in self.seen.then(query, at)
-                    ):
+                    if node in self.lost or any(float(one["value"][1]) >= at for one in self.seen.then(query, at)):
                         self.page(node, "seen")
 
     def page(self, node: str, what: str) -> None:
@@ -154,9 +151,7 @@ class Played:
         """Its pod is deleted; the DaemonSet makes another."""
         before = self.agent(node)
         path = f"/api/v1/namespaces/{launch.AGENT_NAMESPACE}/pods"
-        (name,) = (
-            pod["metadata"]["name"] for pod in self.product.api.list(path) if pod["metadata"]["uid"] == before
-        )
+        (name,) = (pod["metadata"]["name"] for pod in self.product.api.list(path) if pod["metadata"]["uid"] == before)
         self.product.api.delete(f"{path}/{name}", {"gracePeriodSeconds": 0})
         self.wait(lambda: self.agent(node) not in ("", before), "another agent")
 

@@ -154,12 +154,10 @@ def after(product: Product, block: str, places: dict[str, int], moved: bool) -> 
 
     def shown() -> dict[str, tuple[str, int]]:
         summaries = {
-            policy: product.api.get(f"{POLICIES}/{policy}").get("status", {}).get("summary") or {}
-            for policy in places
+            policy: product.api.get(f"{POLICIES}/{policy}").get("status", {}).get("summary") or {} for policy in places
         }
         return {
-            policy: (str(one.get("used", "0/0")), int(one.get("pendingPods", 0)))
-            for policy, one in summaries.items()
+            policy: (str(one.get("used", "0/0")), int(one.get("pendingPods", 0))) for policy, one in summaries.items()
         }
 
     def expected() -> dict[str, tuple[str, int]]:
@@ -184,18 +182,12 @@ def policy_of(product: Product, node: str) -> str:
 def running(product: Product) -> list[Object]:
     """The pods that run and stay."""
     pods = product.api.list(PODS, labelSelector=f"app={APP}")
-    return [
-        pod
-        for pod in pods
-        if pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]
-    ]
+    return [pod for pod in pods if pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]]
 
 
 def limits(product: Product) -> Counter[str]:
     """What the pods that run ask for."""
-    return Counter(
-        name for pod in running(product) for name in pod["spec"]["containers"][0]["resources"]["limits"]
-    )
+    return Counter(name for pod in running(product) for name in pod["spec"]["containers"][0]["resources"]["limits"])
 
 
 def measured(prometheus: AskedPrometheus) -> None:

@@ -100,11 +100,7 @@ def check_step(pool: Pool, before: str, after: str, since: int) -> None:
 
 def check_bodies(steps: Sequence[str], routing: str, writes: Sequence[NodeWrite]) -> None:
     """PATCHes of a node: the rules that hold for each, and what each of these steps consists of."""
-    wrong = [
-        what
-        for w in writes
-        for what in (*wrong_in_write(w.before, w.body), *wrong_in_change(w.before, w.after))
-    ]
+    wrong = [what for w in writes for what in (*wrong_in_write(w.before, w.body), *wrong_in_change(w.before, w.after))]
     assert wrong == []
     assert [step_of(write.before, write.body) for write in writes] == list(steps)
     for step, write in zip(steps, writes, strict=True):
@@ -173,9 +169,7 @@ def test_an_adopted_node_is_written_once_and_of_it_the_server_counts_only_our_ow
 ) -> None:
     check_bodies(["marks"], "", walker.written()[:1])
     managers = {
-        entry["manager"]: entry
-        for entry in walker.pool.node()["metadata"]["managedFields"]
-        if "manager" in entry
+        entry["manager"]: entry for entry in walker.pool.node()["metadata"]["managedFields"] if "manager" in entry
     }
     ours = managers["gpusharing-operator"]["fieldsV1"]
     assert ours.keys() == {"f:metadata"}, ours
@@ -187,12 +181,8 @@ def test_an_adopted_node_is_written_once_and_of_it_the_server_counts_only_our_ow
     }
 
 
-@pytest.mark.parametrize(
-    "number", range(1, len(WALK)), ids=lambda number: f"to {WALK[number]}, step {number}"
-)
-def test_the_api_server_makes_of_each_patch_of_a_change_of_mode_what_was_meant(
-    walker: Walker, number: int
-) -> None:
+@pytest.mark.parametrize("number", range(1, len(WALK)), ids=lambda number: f"to {WALK[number]}, step {number}")
+def test_the_api_server_makes_of_each_patch_of_a_change_of_mode_what_was_meant(walker: Walker, number: int) -> None:
     walker.stand(number - 1)
     was, mode = WALK[number - 1 : number + 1]
     before, since = len(walker.written()), walker.pool.product.mark()

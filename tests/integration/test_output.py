@@ -213,9 +213,7 @@ def plugin(kubeconfig: Path, *arguments: str, stdin: str | None = None, errors: 
     """What `kubectl gpusharing` says on both streams (without `errors`: on standard output), and its exit status."""
     command = [sys.executable, "-m", "kubectl_gpusharing", *arguments]
     told = {**os.environ, "KUBECONFIG": str(kubeconfig), "PYTHONUTF8": "1"}
-    done = subprocess.run(
-        command, env=told, input=stdin, capture_output=True, text=True, timeout=120, check=False
-    )
+    done = subprocess.run(command, env=told, input=stdin, capture_output=True, text=True, timeout=120, check=False)
     return f"{done.stdout}{done.stderr if errors else ''}exit status {done.returncode}\n"
 
 
@@ -254,9 +252,7 @@ def same_as_golden(name: str, seen: str) -> None:
 def test_the_plugin_says_why_a_pod_waits(product: Product, scenario: Pool, person: Path) -> None:
     """It asks for what its node offers no more, and the budget of another pod keeps the others of its kind."""
     waiting = product.api.list(PODS, fieldSelector="status.phase=Pending")
-    name = next(
-        pod["metadata"]["name"] for pod in waiting if pod["metadata"]["name"].startswith("pool-b-on-")
-    )
+    name = next(pod["metadata"]["name"] for pod in waiting if pod["metadata"]["name"].startswith("pool-b-on-"))
     same_as_golden("plugin-why-pod", plugin(person, "why", f"default/{name}"))
 
 
@@ -303,9 +299,7 @@ def test_the_plugin_explains_a_policy_by_its_worst_node(scenario: Pool, person: 
     assert said.startswith(f"{scenario.name}  MIG 2x3g.40gb  Draining")
 
 
-def test_kubectl_selects_policies_by_mode_and_nodes_by_policy_and_phase(
-    product: Product, scenario: Pool
-) -> None:
+def test_kubectl_selects_policies_by_mode_and_nodes_by_policy_and_phase(product: Product, scenario: Pool) -> None:
     """By selectableFields; the API server refuses a selector of any other field."""
 
     def names(kind: str, selector: str) -> set[str]:
@@ -378,9 +372,7 @@ def manifest(name: str, pool: str, spec: Mapping[str, object]) -> str:
     """A policy for the nodes with this pool label, as a file has it."""
     selector = {"nodeSelector": {"matchLabels": {LABEL_POOL: pool}}}
     api, kind = "gpusharing.dev/v1alpha1", "GPUSharingPolicy"
-    return json.dumps(
-        {"apiVersion": api, "kind": kind, "metadata": {"name": name}, "spec": {**selector, **spec}}
-    )
+    return json.dumps({"apiVersion": api, "kind": kind, "metadata": {"name": name}, "spec": {**selector, **spec}})
 
 
 REFUSED = {"mode": "MIG", "mig": {"layouts": [{"profiles": {"7g.80gb": 2}}]}}
@@ -456,10 +448,7 @@ def test_of_the_planners_role_nothing_is_granted_that_no_verb_of_the_plugin_asks
 ) -> None:
     role = product.api.get(f"/apis/rbac.authorization.k8s.io/v1/clusterroles/{PLANNER}")
     granted = {
-        (group, resource)
-        for rule in role["rules"]
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
+        (group, resource) for rule in role["rules"] for group in rule["apiGroups"] for resource in rule["resources"]
     }
     asked = {(one.group, one.resource) for one in typed.requests}
     # A right to claims is needed where a pod has one, and no pod of the scenario does; one to slices with a DRA driver.
@@ -494,9 +483,7 @@ def test_the_plugin_steers_a_rollout_with_the_editors_rights(product: Product, s
     assert scenario.name == "pool-b"
 
 
-def test_the_plugin_steers_a_node_with_the_rights_that_the_page_names(
-    product: Product, scenario: Pool
-) -> None:
+def test_the_plugin_steers_a_node_with_the_rights_that_the_page_names(product: Product, scenario: Pool) -> None:
     """A drain that its budget blocks is given up, the node left out, taken back and tried again: each carried out."""
     rule = {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "patch"]}
     role = {"metadata": {"name": "node-steerer"}, "rules": [rule]}

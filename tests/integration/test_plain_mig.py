@@ -35,9 +35,7 @@ def plugin_pods(pool: Pool) -> list[str]:
         "fieldSelector": f"spec.nodeName={pool.nodes[0]}",
         "labelSelector": "name=nvdp-nvidia-device-plugin",
     }
-    return [
-        pod["metadata"]["uid"] for pod in pool.api.list(f"/api/v1/namespaces/{PLAIN_NAMESPACE}/pods", **where)
-    ]
+    return [pod["metadata"]["uid"] for pod in pool.api.list(f"/api/v1/namespaces/{PLAIN_NAMESPACE}/pods", **where)]
 
 
 def test_a_node_goes_to_mig_and_back_while_the_chart_stops_for_mig_manager(pool: Pool) -> None:
@@ -90,9 +88,7 @@ def test_mig_managers_account_may_do_what_it_needs_and_no_more(product: Product)
         def may(verb: str, resource: str, subresource: str, namespace: str | None) -> bool:
             asked = {"verb": verb, "resource": resource, "subresource": subresource, "namespace": namespace}
             review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview"}
-            return bool(
-                api.create(path, {**review, "spec": {"resourceAttributes": asked}})["status"]["allowed"]
-            )
+            return bool(api.create(path, {**review, "spec": {"resourceAttributes": asked}})["status"]["allowed"])
 
         assert [row for row in ALLOWED if not may(*row)] == []
         assert [row for row in REFUSED if may(*row)] == []

@@ -273,9 +273,7 @@ def test_without_rights_it_never_leads_and_names_verb_resource_and_chart_value(
         watched.wait_for_log("rbac.create")
 
 
-def test_with_rights_on_the_lease_only_it_leads_and_names_what_else_it_lacks(
-    product: Product, tmp_path: Path
-) -> None:
+def test_with_rights_on_the_lease_only_it_leads_and_names_what_else_it_lacks(product: Product, tmp_path: Path) -> None:
     watched = powerless(product, tmp_path)
     with lease_rights(product.api), watched.process:
         # Before the first answers each part says that it has none yet.

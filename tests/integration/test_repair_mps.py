@@ -42,9 +42,7 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
 @pytest.fixture(scope="module")
 def token(product: Product) -> Iterator[Api]:
     """The operator's service account; what it may patch is enforced."""
-    with product.api.as_token(
-        service_account_token(product.api, launch.NAMESPACE, "gpusharing-operator")
-    ) as api:
+    with product.api.as_token(service_account_token(product.api, launch.NAMESPACE, "gpusharing-operator")) as api:
         wait_until(
             lambda: "may only change containers" in refusal(api, {"spec": {"minReadySeconds": 1}}),
             SECONDS,
@@ -84,15 +82,12 @@ def renamed(product: Product, **more: Any) -> Object:
     """The row of the environment replaced by another, which also says PROCESS_TO_SIGNAL's value."""
     found = containers(product)
     found["config-manager"]["env"] = [
-        {**row, **more} if row["name"] == "PROCESS_TO_SIGNAL" else row
-        for row in found["config-manager"]["env"]
+        {**row, **more} if row["name"] == "PROCESS_TO_SIGNAL" else row for row in found["config-manager"]["env"]
     ]
     return template(found)
 
 
-def test_a_token_of_the_operator_may_set_that_one_value_and_change_nothing_else(
-    product: Product, token: Api
-) -> None:
+def test_a_token_of_the_operator_may_set_that_one_value_and_change_nothing_else(product: Product, token: Api) -> None:
     overwrite(product)
     more = containers(product)
     more["evil"] = {"name": "evil", "image": "evil"}
@@ -103,9 +98,7 @@ def test_a_token_of_the_operator_may_set_that_one_value_and_change_nothing_else(
         "no value": signal(product, ""),
         "another variable": signal(product, RIGHT, "SIGNAL"),
         "another variable in place of it": renamed(product, name="LD_PRELOAD", value=RIGHT),
-        "a value from elsewhere": renamed(
-            product, value=None, valueFrom={"fieldRef": {"fieldPath": "spec.nodeName"}}
-        ),
+        "a value from elsewhere": renamed(product, value=None, valueFrom={"fieldRef": {"fieldPath": "spec.nodeName"}}),
         "the variable in another container": signal(product, RIGHT, where="mps-control-daemon-ctr"),
         "another image": changed(product, "config-manager", image="evil"),
         "the image of another container": changed(product, "mps-control-daemon-ctr", image="evil"),
@@ -113,9 +106,7 @@ def test_a_token_of_the_operator_may_set_that_one_value_and_change_nothing_else(
         "more rights": changed(product, "config-manager", securityContext={"privileged": True}),
         "one more container": template(more),
         "one container less": template(fewer),
-        "an init container": template(
-            containers(product), initContainers=[{"name": "evil", "image": "evil"}]
-        ),
+        "an init container": template(containers(product), initContainers=[{"name": "evil", "image": "evil"}]),
         "a volume": template(containers(product), volumes=[{"name": "root", "hostPath": {"path": "/"}}]),
         "other nodes": template(containers(product), nodeSelector={"a": "b"}),
         "a label of the pods": {"spec": {"template": {"metadata": {"labels": {"a": "b"}}}}},
@@ -126,9 +117,7 @@ def test_a_token_of_the_operator_may_set_that_one_value_and_change_nothing_else(
         "no owner": {"metadata": {"ownerReferences": None}},
     }
     assert refusal(token, signal(product)) == ""
-    allowed = [
-        what for what, body in refused.items() if "ValidatingAdmissionPolicy" not in refusal(token, body)
-    ]
+    allowed = [what for what, body in refused.items() if "ValidatingAdmissionPolicy" not in refusal(token, body)]
     assert allowed == []
     both = {**signal(product), "metadata": {"labels": {"app": "mine"}}}
     assert "may not change labels" in refusal(token, both)
@@ -174,9 +163,7 @@ def test_it_waits_while_a_node_serves_mps_and_names_the_node(product: Product, t
         serving.apply(MPS)
         serving.wait_synced()
         # As an edit of ClusterPolicy does it, but the pods that run stay: nobody's clients end.
-        product.api.merge_patch(
-            DAEMON_SET, {"spec": {"updateStrategy": {"type": "OnDelete", "rollingUpdate": None}}}
-        )
+        product.api.merge_patch(DAEMON_SET, {"spec": {"updateStrategy": {"type": "OnDelete", "rollingUpdate": None}}})
         overwrite(product)
         since = product.mark()
         other.apply(MPS)
@@ -205,9 +192,7 @@ def test_it_gives_up_after_three_overwrites_even_across_restarts_until_a_person_
                 pool.wait(lambda: signalled(product) == RIGHT, f"repair {life + 1}")
                 wait_until(lambda: len(told(product)) == events + life + 1, SECONDS, "the Event")  # noqa: B023 - called at once
             overwrite(product)
-        assert [f"repair {count} of 3" in note for count, note in enumerate(told(product)[events:], 1)] == [
-            True
-        ] * 3
+        assert [f"repair {count} of 3" in note for count, note in enumerate(told(product)[events:], 1)] == [True] * 3
         with product.operator("gives-up", **ASKED):
             pool.apply(MPS)
             words = "has set it 3 times under device plugin v0.20.0, but someone else overwrote it each time"
@@ -246,9 +231,7 @@ def undone(product: Product) -> Iterator[None]:
                 ]
             },
             "reinvocationPolicy": "Never",
-            "mutations": [
-                {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": EXPRESSION}}
-            ],
+            "mutations": [{"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": EXPRESSION}}],
         },
     }
     api = product.api
@@ -306,9 +289,7 @@ def test_a_restart_of_config_manager_alone_is_reported_with_its_cause_and_drains
     with product.pool(H100) as pool, product.operator("restarts"):
         pool.apply(MPS)
         pool.wait_synced()
-        (pod,) = product.api.list(
-            pods, labelSelector=f"app={NAME}", fieldSelector=f"spec.nodeName={pool.nodes[0]}"
-        )
+        (pod,) = product.api.list(pods, labelSelector=f"app={NAME}", fieldSelector=f"spec.nodeName={pool.nodes[0]}")
         since = product.mark()
         rows = pod["status"]["containerStatuses"]
         for row in rows:

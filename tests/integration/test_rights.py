@@ -72,14 +72,10 @@ def report_once(product: Product, directory: Path) -> None:
             )
 
 
-def test_the_operator_uses_every_right_that_it_was_granted(
-    product: Product, request: pytest.FixtureRequest
-) -> None:
+def test_the_operator_uses_every_right_that_it_was_granted(product: Product, request: pytest.FixtureRequest) -> None:
     only_all_of_the_folder(request)
     calls = used("operator", product.requests(user=OPERATOR))
-    seen, wanted = (
-        {one for one in rights if one[2] not in ELSEWHERE} for rights in (calls, granted("operator"))
-    )
+    seen, wanted = ({one for one in rights if one[2] not in ELSEWHERE} for rights in (calls, granted("operator")))
     unused = wanted - seen
     assert not unused, f"granted, and never used: {sorted(unused)}"
     assert seen == wanted

@@ -160,9 +160,7 @@ def test_the_scheduler_places_a_pod_on_a_new_node_once_the_release_took_away_the
         create_nodes(pool.api, [manifest])
         pool.nodes.append(name)
         assert "nodeName" not in pool.api.get(pod)["spec"]
-        product.api.merge_patch(
-            f"{NODES}/{name}", {"spec": {"taints": [GPU_NODE, GATE]}}
-        )  # it has registered
+        product.api.merge_patch(f"{NODES}/{name}", {"spec": {"taints": [GPU_NODE, GATE]}})  # it has registered
         pool.wait_phase("Skipped", "Unowned", name)
         pool.apply(SLICED)
         pool.wait(lambda: GATE["key"] not in taints(pool, name), "the taint to go")

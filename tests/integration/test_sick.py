@@ -67,9 +67,7 @@ def test_a_sick_object_keeps_its_own_node_only_and_is_named(
     with product.pool(H100, H100) as pool:
         sick, healthy = pool.nodes
         pool.create(PODS, {"metadata": {"name": f"{pool.name}-job"}, "spec": pod_spec(sick)})
-        pool.wait(
-            lambda: product.api.get(f"{PODS}/{pool.name}-job")["status"]["phase"] == "Running", "the pod"
-        )
+        pool.wait(lambda: product.api.get(f"{PODS}/{pool.name}-job")["status"]["phase"] == "Running", "the pod")
         proxy.reset()
         fall_ill(proxy, pool, method, what, answer)
         drain = {"unmanagedPods": "Evict", "strandedPods": "Allow"}

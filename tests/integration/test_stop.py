@@ -30,9 +30,7 @@ def editor(product: Product) -> Path:
 def can(editor: Path, *words: str) -> bool:
     """Run kubectl as the editor; whether it succeeded."""
     program = toolchain.control_plane_programs().kubectl
-    done = subprocess.run(
-        [program, "--kubeconfig", editor, *words], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([program, "--kubeconfig", editor, *words], capture_output=True, text=True, check=False)
     return done.returncode == 0
 
 
@@ -51,11 +49,7 @@ def moved(product: Product, node: str) -> None:
     """Until the operator has taken the request from the GPUNode."""
     path = f"{GPUNODES}/{node}"
     wait_until(
-        lambda: (
-            not any(
-                "gpusharing.dev/" in key for key in product.api.get(path)["metadata"].get("annotations", {})
-            )
-        ),
+        lambda: not any("gpusharing.dev/" in key for key in product.api.get(path)["metadata"].get("annotations", {})),
         SECONDS,
         "the request to be moved to the Node",
     )
@@ -67,15 +61,11 @@ def test_an_editor_can_do_what_each_message_says(product: Product, editor: Path)
         first, second = pool.nodes
         pool.apply(FULL)
         pool.wait_synced()
-        product.api.merge_patch(
-            f"{NODES}/{second}", {"metadata": {"labels": {"gpusharing.dev/skip": "true"}}}
-        )
+        product.api.merge_patch(f"{NODES}/{second}", {"metadata": {"labels": {"gpusharing.dev/skip": "true"}}})
         work = Workload(pool, first, 2)
         work.wait_running(2)
         guard(pool, "pool-s", 1, minAvailable=1)
-        pool.apply(
-            {**MIXED, "rollout": {"approval": "Manual"}, "drain": {"timeout": "1s", "onTimeout": "Hold"}}
-        )
+        pool.apply({**MIXED, "rollout": {"approval": "Manual"}, "drain": {"timeout": "1s", "onTimeout": "Hold"}})
         assert "approve=" in obey(editor, pool.wait_phase("Pending", "ApprovalNeeded", first))
         pool.wait_phase("Draining", "DrainHeld", first)
         said = plugin(editor, "abort", first)  # the remedy of DrainHeld
@@ -112,9 +102,9 @@ def test_pause_all_stops_every_pool_and_resume_all_lets_it_go_on(product: Produc
             pool.apply(FULL)
             pool.wait_synced()
         said = plugin(editor, "pause", "--all", "--when-paused", "Hold")
-        assert said.startswith(
-            'gsp/pool-s  {"spec":{"rollout":{"paused":true,"whenPaused":"Hold"}}}\ngsp/pool-t  '
-        ), said
+        assert said.startswith('gsp/pool-s  {"spec":{"rollout":{"paused":true,"whenPaused":"Hold"}}}\ngsp/pool-t  '), (
+            said
+        )
         assert said.endswith("Done.\nexit status 0\n"), said
         for pool in (one, other):
             product.api.merge_patch(pool.path, {"spec": MIXED})

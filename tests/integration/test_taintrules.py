@@ -111,12 +111,8 @@ def test_with_the_gate_gpu_pods_wait_a_cpu_pod_starts_and_holders_leave_within_t
         assert published(pool) == {"3g.40gb": 8}
         assert not is_cordoned(pool)
         assert len(cpu.running()) == 1
-    used = {
-        one.verb for one in product.requests(mark) if one.resource == "devicetaintrules" and one.status < 400
-    }
-    assert used == {
-        grant.verb for grant in golden("dra.deviceTaints") if grant.resource == "devicetaintrules"
-    }
+    used = {one.verb for one in product.requests(mark) if one.resource == "devicetaintrules" and one.status < 400}
+    assert used == {grant.verb for grant in golden("dra.deviceTaints") if grant.resource == "devicetaintrules"}
 
 
 def test_a_claim_that_pods_share_would_let_the_next_pod_in_so_the_node_is_cordoned(

@@ -36,9 +36,7 @@ def test_the_ui_shows_pools_tenants_and_why_follows_the_cluster_and_writes_nothi
         since = product.mark()
         with serving(environment(person)) as served:
             assert "pool-u" in served.read("?policy=pool-u").text
-            (pod,) = {
-                str(one["href"]) for one in served.read("?by=pod").all("a") if "pool-u-on" in str(one["href"])
-            }
+            (pod,) = {str(one["href"]) for one in served.read("?by=pod").all("a") if "pool-u-on" in str(one["href"])}
             text = served.read(pod).text
             assert f"This pod is on node {pool.nodes[0]}, which the operator is not changing now." in text
             assert "default" in served.read("?by=namespace").text
@@ -54,10 +52,7 @@ def test_the_ui_shows_pools_tenants_and_why_follows_the_cluster_and_writes_nothi
         with serving(environment(viewer)) as served:
             assert "AlreadyCordoned" in served.read("?policy=pool-u").text
             assert 'cannot list resource "nodes"' in served.read("?by=namespace").text
-            assert (
-                "No proof to show: ClusterRole gpusharing-viewer"
-                in served.read(f"?subject={pool.nodes[0]}").text
-            )
+            assert "No proof to show: ClusterRole gpusharing-viewer" in served.read(f"?subject={pool.nodes[0]}").text
 
 
 def test_without_any_right_the_ui_ends_with_one_sentence(product: Product) -> None:

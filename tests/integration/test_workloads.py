@@ -43,9 +43,7 @@ def test_a_job_may_end_on_the_cordoned_node_and_then_the_others_leave(product: P
         assert pool.node()["spec"]["unschedulable"] is True
         pool.wait(lambda: pool.fence().get("jobs") is True, "the clock of the jobs")
         deadline = pool.fence()["deadline"]
-        pool.wait(
-            lambda: pool.transition().get("deadline") == f"{deadline[11:19]}Z", "the deadline of the jobs"
-        )
+        pool.wait(lambda: pool.transition().get("deadline") == f"{deadline[11:19]}Z", "the deadline of the jobs")
         shown = product.plane.kubectl("get", "gpun", node, "-o", "wide")
         assert {"WaitingForJobs", "JobsRunning", "ours"} <= set(shown.split())
         assert evicted(product, since) == {}
@@ -99,9 +97,7 @@ def test_the_members_of_a_gang_are_listed_by_label_and_one_that_must_stay_holds_
         bare = run(pool, second, **labels)
         since = product.mark()
         pool.apply({**SLICED, "rollout": {"maxUnavailable": 2}})
-        pool.wait(
-            lambda: pool.transition(first).get("reason") == "Unmanaged", "a member elsewhere to hold it"
-        )
+        pool.wait(lambda: pool.transition(first).get("reason") == "Unmanaged", "a member elsewhere to hold it")
         transition = pool.transition(first)
         assert transition["culprit"] == f"default/{bare}"
         where = f"Gang: JobSet default/{pool.name}, 2 pods (1 on {first}, 1 on {second})."

@@ -105,7 +105,5 @@ def guard(pool: Pool, app: str, allowed: int, **spec: object) -> str:
         status = pool.api.get(f"{PDBS}/{name}").get("status", {})
         return bool(status.get("expectedPods")) and status.get("disruptionsAllowed") == allowed
 
-    pool.wait(
-        known, f"budget {name} to allow {allowed}", lambda: pool.api.get(f"{PDBS}/{name}").get("status")
-    )
+    pool.wait(known, f"budget {name} to allow {allowed}", lambda: pool.api.get(f"{PDBS}/{name}").get("status"))
     return f"default/{name}"

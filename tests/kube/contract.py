@@ -112,9 +112,7 @@ class ObjectContract:
         again = await client.patch(CONFIG_MAPS, "one", {"data": {"a": "2"}}, namespace=ns)
         assert again["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
 
-    async def test_a_conditional_patch_loses_against_a_change_and_wins_without_one(
-        self, server: Server
-    ) -> None:
+    async def test_a_conditional_patch_loses_against_a_change_and_wins_without_one(self, server: Server) -> None:
         client, ns = server.client, server.name
         old = await client.create(CONFIG_MAPS, config_map("one"), namespace=ns)
         new = await client.patch(CONFIG_MAPS, "one", {"data": {"b": "2"}}, namespace=ns)
@@ -130,9 +128,7 @@ class ObjectContract:
         with pytest.raises(errors.Invalid):
             await client.patch(CONFIG_MAPS, "one", {"metadata": {"uid": "other"}}, namespace=ns)
 
-    async def test_spec_and_status_are_written_apart_and_only_the_spec_counts_generations(
-        self, server: Server
-    ) -> None:
+    async def test_spec_and_status_are_written_apart_and_only_the_spec_counts_generations(self, server: Server) -> None:
         client, name = server.client, server.name
         body = {
             "apiVersion": GPUNODES.api_version,
@@ -193,9 +189,7 @@ class ObjectContract:
         async with aclosing(client.watch(CONFIG_MAPS, versions[0], **where)) as events:
             assert await take(events, 3) == [("ADDED", "w"), ("MODIFIED", "w"), ("DELETED", "w")]
 
-    async def test_leaving_a_selection_is_a_deletion_and_entering_it_an_addition(
-        self, server: Server
-    ) -> None:
+    async def test_leaving_a_selection_is_a_deletion_and_entering_it_an_addition(self, server: Server) -> None:
         client, ns = server.client, server.name
         await client.create(CONFIG_MAPS, config_map("w", labels={"in": "no"}), namespace=ns)
         _, versions = await collected(client, CONFIG_MAPS, namespace=ns)
@@ -375,18 +369,13 @@ class PodContract:
     async def test_a_deleted_pod_is_there_until_its_grace_period_ends(self, server: Server) -> None:
         pod = await self.pod(server, "llm-0")
         await server.client.delete(PODS, "llm-0", namespace=server.name, uid=pod["metadata"]["uid"])
-        assert (await server.client.get(PODS, "llm-0", namespace=server.name))["metadata"][
-            "deletionTimestamp"
-        ]
+        assert (await server.client.get(PODS, "llm-0", namespace=server.name))["metadata"]["deletionTimestamp"]
 
     async def test_an_eviction_meant_for_another_uid_is_a_conflict(self, server: Server) -> None:
         await self.pod(server, "llm-0")
         with pytest.raises(errors.Conflict):
             await server.client.evict(server.name, "llm-0", "00000000-0000-4000-8000-00000000dead")
-        assert (
-            "deletionTimestamp"
-            not in (await server.client.get(PODS, "llm-0", namespace=server.name))["metadata"]
-        )
+        assert "deletionTimestamp" not in (await server.client.get(PODS, "llm-0", namespace=server.name))["metadata"]
 
     async def test_a_budget_refuses_with_its_name_and_without_a_time(self, server: Server) -> None:
         pods = [await self.pod(server, f"llm-{n}") for n in range(2)]

@@ -38,9 +38,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     while rest:  # not recursive: DEEP would be walked once for each of its levels
         path, value = rest.pop()
         yield path
-        children = (
-            value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-        )
+        children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
         rest += reversed([((*path, key), child) for key, child in children])
 
 
@@ -70,9 +68,7 @@ def damaged(draw: st.DrawFn, valid: JSON, keep: tuple[Any, ...] = ()) -> Any:
 def yaml_of(valid: JSON) -> st.SearchStrategy[str]:
     """Text of a damaged document, or a text that is odd by itself, alone or in the place of a value."""
     whole = damaged(valid).map(_dump)
-    inside = st.tuples(st.sampled_from(sorted(valid)), st.sampled_from(ODD_YAML)).map(
-        lambda row: f"{row[0]}: {row[1]}"
-    )
+    inside = st.tuples(st.sampled_from(sorted(valid)), st.sampled_from(ODD_YAML)).map(lambda row: f"{row[0]}: {row[1]}")
     return st.one_of(whole, st.sampled_from(ODD_YAML), inside)
 
 

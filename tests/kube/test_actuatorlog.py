@@ -83,10 +83,7 @@ async def test_a_kubelet_that_does_not_answer_is_given_up_after_two_seconds() ->
 
 
 async def test_a_node_whose_mig_manager_has_no_pod_any_more_has_no_reason() -> None:
-    assert (
-        await ActuatorLogs(FakeCluster().client("operator")).read({"gpu-07": failed_node()}, {}, NOW, WORKERS)
-        == {}
-    )
+    assert await ActuatorLogs(FakeCluster().client("operator")).read({"gpu-07": failed_node()}, {}, NOW, WORKERS) == {}
 
 
 def test_a_log_without_an_error_tells_nothing() -> None:

@@ -11,9 +11,7 @@ NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
 AFFINITY = {
     "nodeAffinity": {
         "requiredDuringSchedulingIgnoredDuringExecution": {
-            "nodeSelectorTerms": [
-                {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["gpu-1"]}]}
-            ]
+            "nodeSelectorTerms": [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["gpu-1"]}]}]
         }
     }
 }
@@ -89,9 +87,7 @@ def pinned(values: object) -> JSON:
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
 
 
-@pytest.mark.parametrize(
-    "values", [["gpu-1", "gpu-2"], "gpu-1", None], ids=["two nodes", "a text", "nothing"]
-)
+@pytest.mark.parametrize("values", [["gpu-1", "gpu-2"], "gpu-1", None], ids=["two nodes", "a text", "nothing"])
 def test_a_pod_that_is_for_no_single_node_is_on_none(values: object) -> None:
     assert agent_pod(pod(UNPLACED, nodeName="", affinity=pinned(values))).node == ""
 
@@ -145,9 +141,7 @@ def test_a_refused_creation_is_known_with_the_time_when_it_was_last_seen(case: s
 
 def test_a_warning_about_a_pod_is_the_same_however_often_it_is_repeated() -> None:
     first, second = (
-        agent_warning(
-            warning("Pod", "gpusharing-agent-x7k2p", "FailedCreatePodSandBox", deprecatedLastTimestamp=time)
-        )
+        agent_warning(warning("Pod", "gpusharing-agent-x7k2p", "FailedCreatePodSandBox", deprecatedLastTimestamp=time))
         for time in ("2026-01-05T11:00:00Z", "2026-01-05T12:00:00Z")
     )
     assert first is not None

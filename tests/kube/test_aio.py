@@ -27,9 +27,7 @@ assert "SSL_CERT_DIR" not in os.environ
         "kubectl_gpusharing.usage.prometheus",
     ],
 )
-def test_what_aiohttp_would_trust_by_itself_is_not_read_and_the_rest_stays(
-    module: str, tmp_path: Path
-) -> None:
+def test_what_aiohttp_would_trust_by_itself_is_not_read_and_the_rest_stays(module: str, tmp_path: Path) -> None:
     authorities = str(Identity(tmp_path).pki.ca)
     environment = {name: value for name, value in os.environ.items() if name != "SSL_CERT_DIR"}
     done = subprocess.run(

@@ -75,7 +75,5 @@ def test_a_call_that_was_given_up_on_does_not_end_the_worker() -> None:
 
 
 def test_a_call_that_hangs_does_not_hold_the_process() -> None:
-    ended = subprocess.run(
-        [sys.executable, "-c", HANGS], check=False, capture_output=True, text=True, timeout=60
-    )
+    ended = subprocess.run([sys.executable, "-c", HANGS], check=False, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "given up\n", "")

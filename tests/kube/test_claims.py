@@ -51,9 +51,7 @@ def test_failures_are_on_record_beside_the_claims_and_an_older_operator_reads_on
     text = records.claims_text(claims, failed_nodes=failed)
     assert records.parse_claims(text) == (claims, "")
     assert records.parse_failed_nodes(text) == (failed, "")
-    assert json.loads(text)["failedNodes"] == {
-        "u9": {"node": "gpu-09", "version": {"uid": "uid-b", "revision": "r3"}}
-    }
+    assert json.loads(text)["failedNodes"] == {"u9": {"node": "gpu-09", "version": {"uid": "uid-b", "revision": "r3"}}}
     nothing = records.parse_failed_nodes(records.claims_text(claims, text))
     assert nothing == ({}, ""), "all of them are replaced"
 
@@ -72,9 +70,7 @@ def test_what_a_newer_operator_wrote_of_a_failure_lasts_as_long_as_the_failure()
     assert records.parse_failed_nodes(text) == (now, "")
     after = json.loads(text)["failedNodes"]
     assert after["u7"] == record["failedNodes"]["u7"]
-    assert after["u8"] == {**record["failedNodes"]["u8"], "gone": True}, (
-        "the same failure of a Node that went"
-    )
+    assert after["u8"] == {**record["failedNodes"]["u8"], "gone": True}, "the same failure of a Node that went"
     assert after["u9"].keys() == {"node", "version"}, "another failure"
 
 
@@ -111,14 +107,11 @@ def test_the_claims_of_all_nodes_that_may_be_in_flight_fit_onto_the_lease() -> N
     name, policy = "ip-10-100-200-100.ap-southeast-2.compute.internal", "p" * 50
     op = f"{policy[:40]}.1000.19a5f0b2c3d"
     claims = {
-        f"{name}{number:03}": Claim(
-            "0" * 36, policy, op, f"{op}.{name}{number:03}", SpecVersion("0" * 36, "0" * 12)
-        )
+        f"{name}{number:03}": Claim("0" * 36, policy, op, f"{op}.{name}{number:03}", SpecVersion("0" * 36, "0" * 12))
         for number in range(records.MOST_CLAIMS)
     }
     failed = {
-        f"{number:036}": FailedNode(f"{name}{number:03}", SpecVersion("0" * 36, "0" * 12))
-        for number in range(MOST)
+        f"{number:036}": FailedNode(f"{name}{number:03}", SpecVersion("0" * 36, "0" * 12)) for number in range(MOST)
     }
     assert len(records.claims_text(claims, failed_nodes=failed)) < 256 * 1024
     schema = json.loads((CHART / "values.schema.json").read_text())

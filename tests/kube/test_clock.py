@@ -102,9 +102,7 @@ def test_a_slow_answer_says_less_and_moves_nothing() -> None:
     assert machines.error() == pytest.approx(before)
 
 
-@pytest.mark.parametrize(
-    "date", ["", "soon", "Fri, 99 Foo 2026 12:00:00 GMT", "Fri, 20 Nov 99999 12:00:00 GMT"]
-)
+@pytest.mark.parametrize("date", ["", "soon", "Fri, 99 Foo 2026 12:00:00 GMT", "Fri, 20 Nov 99999 12:00:00 GMT"])
 def test_a_header_that_is_no_date_is_ignored(date: str) -> None:
     machines = Machines()
     machines.clock.note_date(date, machines.clock.steady())
@@ -114,8 +112,6 @@ def test_a_header_that_is_no_date_is_ignored(date: str) -> None:
     assert machines.error() == pytest.approx(86400.5, abs=0.51), "the first answer is still to come"
 
 
-def test_without_an_answer_it_begins_with_this_machines_own_time_and_goes_on_by_the_clock_that_sleeps_never() -> (
-    None
-):
+def test_without_an_answer_it_begins_with_this_machines_own_time_and_goes_on_by_the_clock_that_sleeps_never() -> None:
     assert abs((SteadyClock()() - wall_time()).total_seconds()) < 1
     assert boot_time() <= boot_time()

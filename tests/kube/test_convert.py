@@ -357,9 +357,7 @@ FULL_GPUNODE = gpunode(observed(observed_gpu()))
 
 
 @given(st.sampled_from(paths(FULL_GPUNODE)), JUNK)
-def test_a_gpunode_with_any_damaged_field_is_still_converted(
-    path: tuple[str | int, ...], junk: object
-) -> None:
+def test_a_gpunode_with_any_damaged_field_is_still_converted(path: tuple[str | int, ...], junk: object) -> None:
     view = convert.gpunode_view(with_junk(FULL_GPUNODE, path, junk))
     assert view.observed is None or view.observed.error or len(view.observed.gpus) <= 1
 

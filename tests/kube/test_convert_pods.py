@@ -294,9 +294,7 @@ def test_a_claim_holds(claim: JSON, devices: tuple[str, ...] | None) -> None:
 
 
 def test_a_budget_shows_selector_and_numbers() -> None:
-    view = pdb_view(
-        pdb(selector={"matchExpressions": [{"key": "app", "operator": "In", "values": ["a", "b"]}]})
-    )
+    view = pdb_view(pdb(selector={"matchExpressions": [{"key": "app", "operator": "In", "values": ["a", "b"]}]}))
     assert (view.namespace, view.name, view.selects_all) == ("team-a", "llm", False)
     assert view.match_expressions == (("app", "In", ("a", "b")),)
     assert (view.disruptions_allowed, view.expected_pods, view.desired_healthy) == (0, 2, 2)
@@ -316,9 +314,7 @@ def test_a_pod_with_any_damaged_field_is_still_converted(path: tuple[str | int, 
 
 
 @given(st.sampled_from(paths(pdb())), JUNK)
-def test_a_budget_with_any_damaged_field_is_still_converted(
-    path: tuple[str | int, ...], junk: object
-) -> None:
+def test_a_budget_with_any_damaged_field_is_still_converted(path: tuple[str | int, ...], junk: object) -> None:
     view = pdb_view(with_junk(pdb(), path, junk))
     assert view.disruptions_allowed in (0, junk)
 

@@ -42,9 +42,7 @@ FOUND = DaemonSetState(NAME, "dra", tolerates_gate=False)
 
 def tolerant(raw: JSON) -> JSON:
     """The DaemonSet with the toleration of the start-up taint."""
-    raw["spec"]["template"]["spec"]["tolerations"] = [
-        {"key": "gpusharing.dev/unproven", "operator": "Exists"}
-    ]
+    raw["spec"]["template"]["spec"]["tolerations"] = [{"key": "gpusharing.dev/unproven", "operator": "Exists"}]
     return raw
 
 
@@ -210,9 +208,7 @@ TRIGGERS: dict[str, tuple[Resource, JSON]] = {
 
 @pytest.mark.parametrize(("kind", "raw"), TRIGGERS.values(), ids=TRIGGERS)
 @virtually
-async def test_slices_are_followed_from_the_moment_when_the_dra_stack_is_there(
-    kind: Resource, raw: JSON
-) -> None:
+async def test_slices_are_followed_from_the_moment_when_the_dra_stack_is_there(kind: Resource, raw: JSON) -> None:
     cluster = FakeCluster()
     cluster.add(NODES, {**node(), "status": {"allocatable": {"nvidia.com/gpu": "1"}}})
     cluster.add(DAEMON_SETS, driver("compute-domains", release="imex"))
@@ -282,9 +278,7 @@ async def test_rules_that_are_not_served_are_told_where_they_were_asked_for() ->
     cluster = FakeCluster()
     cluster.add(DAEMON_SETS, driver())
     cluster.uninstalled.add(DEVICE_TAINT_RULES)
-    sources = Sources(
-        cluster.client("operator"), SourceSettings(plan=PlanSettings(device_taints=True)), lambda: None
-    )
+    sources = Sources(cluster.client("operator"), SourceSettings(plan=PlanSettings(device_taints=True)), lambda: None)
     reader = StackReader(sources, CallMemory(), silent=True)
     task = asyncio.create_task(sources.run())
     try:

@@ -82,9 +82,7 @@ async def test_a_process_can_be_killed_at_its_kth_write(when: str, applied: bool
     await other.create(NODES, node("b"))
     with pytest.raises(Crash):
         await operator.create(NODES, node("c"))
-    assert [obj["metadata"]["name"] for obj in cluster.objects(NODES)] == (
-        ["a", "b", "c"] if applied else ["a", "b"]
-    )
+    assert [obj["metadata"]["name"] for obj in cluster.objects(NODES)] == (["a", "b", "c"] if applied else ["a", "b"])
     await operator.create(NODES, node("d"))
 
 

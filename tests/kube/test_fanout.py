@@ -139,9 +139,7 @@ async def test_no_more_calls_are_under_way_than_there_are_slots(options: dict[st
     cluster, fanout = stage(**options)
     sick = cluster.faults.fail("get", NODES, SILENCE, times=EVER)
     async with asyncio.TaskGroup() as group:
-        tasks = [
-            group.create_task(refused(fanout, "get", f"gpu-{number % 3}")) for number in range(3 * slots)
-        ]
+        tasks = [group.create_task(refused(fanout, "get", f"gpu-{number % 3}")) for number in range(3 * slots)]
         await asyncio.sleep(1)
         assert sick.hits == slots
         await asyncio.sleep(30)

@@ -157,12 +157,8 @@ def test_any_text_is_read_or_explained_by_every_reader(text: str) -> None:
         "half a character",
     ],
 )
-def test_the_error_of_a_damaged_fence_names_the_annotation_and_the_field(
-    change: dict[str, object], part: str
-) -> None:
-    fence, error = records.parse_record(
-        Fence, json.dumps({**json.loads(records.record_text(FENCE)), **change})
-    )
+def test_the_error_of_a_damaged_fence_names_the_annotation_and_the_field(change: dict[str, object], part: str) -> None:
+    fence, error = records.parse_record(Fence, json.dumps({**json.loads(records.record_text(FENCE)), **change}))
     assert fence is None
     assert error.startswith("annotation gpusharing.dev/fence: ")
     assert part in error
@@ -191,9 +187,7 @@ def test_a_deadline_that_never_comes_is_read_back() -> None:
 
 def test_a_record_may_lack_only_fields_with_a_default() -> None:
     data = json.loads(records.record_text(FENCE))
-    shorter = {
-        key: value for key, value in data.items() if key not in ("drift", "restartUid", "gfdTimestamp")
-    }
+    shorter = {key: value for key, value in data.items() if key not in ("drift", "restartUid", "gfdTimestamp")}
     assert records.parse_record(Fence, json.dumps(shorter)) == (FENCE, "")
     del shorter["op"]
     assert records.parse_record(Fence, json.dumps(shorter))[1].endswith("op is missing")

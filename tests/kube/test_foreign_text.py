@@ -182,16 +182,12 @@ def test_a_damaged_policy_has_a_spec_or_problems(raw: Any) -> None:
 
 @given(damaged(CLUSTER_POLICY, META), damaged(MAINTENANCE, META))
 def test_damaged_objects_of_other_operators_are_read(cluster_policy: Any, maintenance: Any) -> None:
-    assert all(
-        isinstance(one, bool | str) for one in convert.cluster_policy_view(cluster_policy).switches.values()
-    )
+    assert all(isinstance(one, bool | str) for one in convert.cluster_policy_view(cluster_policy).switches.values())
     assert "NodeMaintenance" in medik8s_maintenance(maintenance).who
     assert "NodeMaintenance" in nvidia_maintenance(maintenance).who
 
 
-@given(
-    st.sampled_from([400, 401, 403, 404, 409, 410, 422, 429, 500, 503, 504, 418]), damaged(STATUS), st.text()
-)
+@given(st.sampled_from([400, 401, 403, 404, 409, 410, 422, 429, 500, 503, 504, 418]), damaged(STATUS), st.text())
 def test_a_damaged_refusal_is_an_error_of_ours(code: int, status: Any, retry_after: str) -> None:
     for request in (ApiRequest("create", PODS, "eviction"), ApiRequest("list", PODS)):
         assert isinstance(error_of(request, code, status, retry_after), KubeError)
@@ -211,9 +207,7 @@ def test_a_damaged_record_is_no_record(record: Any) -> None:
     assert bool(claims) != bool(why)
 
 
-@pytest.mark.parametrize(
-    "odd", [*ODD, *ODD_YAML], ids=lambda odd: str(odd)[:30].encode("unicode_escape").decode()
-)
+@pytest.mark.parametrize("odd", [*ODD, *ODD_YAML], ids=lambda odd: str(odd)[:30].encode("unicode_escape").decode())
 def test_an_odd_value_is_no_record_no_stamp_and_no_quantity(odd: Any) -> None:
     text = odd if isinstance(odd, str) else json.dumps(odd)
     assert fence.parse_record(Fence, text)[0] is None
@@ -252,25 +246,19 @@ def test_a_damaged_plugin_configuration_is_one_or_none(text: str) -> None:
 def test_our_own_configmaps_after_an_edit_are_read(mig: str, plugin: str, stamp: Any) -> None:
     written = {names.ANNOTATION_WRITTEN: json.dumps({"a": stamp})}
     ours = OurConfigMaps()
-    ours.read(
-        ConfigMapView({"a": plugin}, written, "1", True), ConfigMapView({"config.yaml": mig}, written, "2")
-    )
+    ours.read(ConfigMapView({"a": plugin}, written, "1", True), ConfigMapView({"config.yaml": mig}, written, "2"))
     assert ours.times.keys() <= {"a"}
 
 
 @settings(max_examples=200)
 @given(
-    st.sampled_from(
-        ["admin_mig_file", "admin_plugin_configs", "mig_file", "plugin_configs", "generated_mig_files"]
-    ),
+    st.sampled_from(["admin_mig_file", "admin_plugin_configs", "mig_file", "plugin_configs", "generated_mig_files"]),
     yaml_of(MIG_FILE),
     yaml_of(PLUGIN_FILE),
     st.sampled_from(["halves", "off", "all-balanced"]),
     st.booleans(),
 )
-def test_a_plan_is_made_whatever_the_files_hold(
-    kind: str, mig: str, plugin: str, config: str, ours: bool
-) -> None:
+def test_a_plan_is_made_whatever_the_files_hold(kind: str, mig: str, plugin: str, config: str, ours: bool) -> None:
     fields: dict[str, Any] = {
         "admin_mig_file": mig,
         "admin_plugin_configs": {"their-config": plugin},
@@ -304,9 +292,7 @@ def test_whatever_an_agent_reports_all_nodes_have_a_plan_and_a_file_that_mig_par
 
 
 @settings(max_examples=200)
-@given(
-    yaml_of(MIG_FILE), yaml_of(PLUGIN_FILE), st.sampled_from(["halves", "all-balanced", ""]), st.booleans()
-)
+@given(yaml_of(MIG_FILE), yaml_of(PLUGIN_FILE), st.sampled_from(["halves", "all-balanced", ""]), st.booleans())
 def test_what_somebody_configured_by_hand_is_read_whatever_the_files_hold(
     mig: str, plugin: str, config: str, divided: bool
 ) -> None:

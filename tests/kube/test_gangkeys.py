@@ -126,12 +126,8 @@ def test_a_pod_says_which_gang_it_belongs_to(parts: dict[str, Any], ref: str, la
 ALONE: dict[str, dict[str, Any]] = {
     "a pod of a ReplicaSet": {},
     "an empty name": {"metadata": {"labels": {"jobset.sigs.k8s.io/jobset-name": ""}}},
-    "a LeaderWorkerSet without a group": {
-        "metadata": {"labels": {"leaderworkerset.sigs.k8s.io/name": "llm"}}
-    },
-    "a Job without Kueue": {
-        "metadata": {"labels": {"batch.kubernetes.io/job-name": "train"}, "ownerReferences": JOB}
-    },
+    "a LeaderWorkerSet without a group": {"metadata": {"labels": {"leaderworkerset.sigs.k8s.io/name": "llm"}}},
+    "a Job without Kueue": {"metadata": {"labels": {"batch.kubernetes.io/job-name": "train"}, "ownerReferences": JOB}},
     "a plain pod that Kueue queues by itself": {
         "metadata": {
             "labels": {**PODSET, "kueue.x-k8s.io/managed": "true", "kueue.x-k8s.io/queue-name": "q"},

@@ -131,9 +131,7 @@ async def test_all_members_have_the_labels_of_their_namespace_whatever_runs_besi
     policy = {"metadata": {"name": "pool-b", "uid": "policy", "generation": 1}, "spec": spec}
     namespace = {"metadata": {"name": "team-a", "labels": {"team": "a"}}}
     pods = [*beside, rank(0, "gpu-07"), rank(1, "gpu-08")]
-    async with gathering(
-        (POLICIES, policy), (NAMESPACES, namespace), *((PODS, one) for one in pods)
-    ) as stage:
+    async with gathering((POLICIES, policy), (NAMESPACES, namespace), *((PODS, one) for one in pods)) as stage:
         work = await stage.work()
         (view,) = work.gangs
         told = {one.name: one.namespace_labels for one in (*work.pods, *(one.pod for one in view.members))}
@@ -272,17 +270,14 @@ async def test_all_gangs_of_a_node_are_looked_up_however_many_by_few_lists() -> 
 async def test_a_gang_among_more_pods_than_are_read_is_not_taken_for_complete() -> None:
     """A member that nobody read may be one that must stay."""
     crowd = [
-        pod(f"p-{number}", "gpu-08", metadata={"labels": {"kueue.x-k8s.io/podset": "main"}})
-        for number in range(5)
+        pod(f"p-{number}", "gpu-08", metadata={"labels": {"kueue.x-k8s.io/podset": "main"}}) for number in range(5)
     ]
     mine = pod("mine", metadata={**QUEUED, "labels": {"kueue.x-k8s.io/podset": "main"}})
     async with gathering(*((PODS, one) for one in [*crowd, mine])) as stage:
         stage.gatherer.pods.gangs.most = 5
         view = await seen(stage)
         assert view.members == ()
-        assert view.error.startswith(
-            "finding the gang would require reading 5 or more pods in namespace team-a"
-        )
+        assert view.error.startswith("finding the gang would require reading 5 or more pods in namespace team-a")
 
 
 class Crowded(FakeClient):

@@ -45,9 +45,7 @@ from gpusharing.planning.snapshot.views import ClusterSnapshot
 MIG_MANAGER = {"namespace": "gpu-operator", "labels": {"app": "nvidia-mig-manager"}}
 
 
-def config_map(
-    name: str, text: str = "x", key: str = "config.yaml", **annotations: str
-) -> tuple[Resource, JSON]:
+def config_map(name: str, text: str = "x", key: str = "config.yaml", **annotations: str) -> tuple[Resource, JSON]:
     """A ConfigMap in the GPU Operator's namespace."""
     metadata = {"name": name, "namespace": "gpu-operator", "annotations": annotations}
     return CONFIG_MAPS, {"metadata": metadata, "data": {key: text}}
@@ -235,9 +233,7 @@ async def test_the_stack_keeps_its_identity_while_nothing_in_it_changes() -> Non
         stage.cluster.add(*config_map("foreign"))
         await stage.seen()
         assert (await stage.snapshot(1)).stack is before
-        stage.cluster.patch(
-            CONFIG_MAPS, "gpusharing-mig-parted", {"data": {"config.yaml": "b"}}, "gpu-operator"
-        )
+        stage.cluster.patch(CONFIG_MAPS, "gpusharing-mig-parted", {"data": {"config.yaml": "b"}}, "gpu-operator")
         await stage.seen()
         after = (await stage.snapshot(2)).stack
         assert (after is before, after.mig_file) == (False, "b")
@@ -316,9 +312,7 @@ def cluster_policy(name: str, config: str) -> tuple[Resource, JSON]:
     }
 
 
-@pytest.mark.parametrize(
-    ("config", "ours"), [("gpusharing-mig-parted", True), ("theirs", False), ("", False)]
-)
+@pytest.mark.parametrize(("config", "ours"), [("gpusharing-mig-parted", True), ("theirs", False), ("", False)])
 @virtually
 async def test_our_mig_file_is_served_only_when_cluster_policy_points_at_it(config: str, ours: bool) -> None:
     async with gathering(cluster_policy("cluster-policy", config)) as stage:
@@ -363,9 +357,7 @@ def manager_of(snapshot: ClusterSnapshot) -> Operand:
 
 @virtually
 async def test_of_two_mig_manager_pods_the_ready_one_counts() -> None:
-    async with gathering(
-        mig_manager("old", ready=False), mig_manager("new"), mig_manager("z", ready=False)
-    ) as stage:
+    async with gathering(mig_manager("old", ready=False), mig_manager("new"), mig_manager("z", ready=False)) as stage:
         assert manager_of(await stage.snapshot()).name == "new"
 
 
@@ -410,8 +402,7 @@ DAEMONS = {
 async def test_an_mps_daemon_is_ready_since_we_have_seen_it_so_on_every_node(labels: dict[str, str]) -> None:
     async with gathering((PODS, mps_daemon(labels))) as stage:
         moments = [
-            (await stage.snapshot(seconds)).operands[Program.MPS_DAEMON]["gpu-07"].ready_since
-            for seconds in (1, 2)
+            (await stage.snapshot(seconds)).operands[Program.MPS_DAEMON]["gpu-07"].ready_since for seconds in (1, 2)
         ]
     assert moments == [at(1), at(1)]
 

@@ -40,9 +40,7 @@ CLAIMS: dict[str, tuple[JSON | KubeError, str]] = {
 
 @pytest.mark.parametrize(("found", "use"), CLAIMS.values(), ids=CLAIMS.keys())
 @virtually
-async def test_a_claim_counts_as_a_gpu_unless_it_is_read_and_is_none(
-    found: JSON | KubeError, use: str
-) -> None:
+async def test_a_claim_counts_as_a_gpu_unless_it_is_read_and_is_none(found: JSON | KubeError, use: str) -> None:
     claiming = pod(spec={"resourceClaims": [{"name": "gpu", "resourceClaimName": "c"}], "containers": []})
     async with gathering((PODS, claiming)) as stage:
         if isinstance(found, KubeError):
@@ -134,9 +132,7 @@ OTHER_OWNERS = [("apps/v1", "ReplicaSet"), ("apps.kruise.io/v1alpha1", "DaemonSe
 
 
 @pytest.mark.parametrize(("api_version", "kind"), OTHER_OWNERS, ids=["ReplicaSet", "OpenKruise's DaemonSet"])
-async def test_an_owner_that_is_no_daemon_set_of_kubernetes_is_not_looked_up(
-    api_version: str, kind: str
-) -> None:
+async def test_an_owner_that_is_no_daemon_set_of_kubernetes_is_not_looked_up(api_version: str, kind: str) -> None:
     cluster, raw = FakeCluster(), owned_by_daemon_set()
     raw["metadata"]["ownerReferences"][0] |= {"apiVersion": api_version, "kind": kind}
     lookups = PodLookups(cluster.client("operator"))

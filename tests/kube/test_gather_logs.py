@@ -13,9 +13,7 @@ from gpusharing.kube.sources import AdminMaps
 
 @virtually
 async def test_a_missing_configmap_of_the_admin_is_logged_once() -> None:
-    async with gathering(
-        config_map("site-mig", "mig-configs: {}"), admin=AdminMaps("misspelt", "site-mig")
-    ) as stage:
+    async with gathering(config_map("site-mig", "mig-configs: {}"), admin=AdminMaps("misspelt", "site-mig")) as stage:
         with capture_logs() as logged:
             stacks = [(await stage.snapshot(second)).stack for second in (0, 1)]
     assert [one.missing_maps for one in stacks] == [("misspelt",)] * 2
@@ -53,9 +51,7 @@ async def test_a_wrong_file_of_the_admin_is_logged_when_it_changes_and_its_confi
 @virtually
 async def test_a_program_whose_output_is_the_answer_is_told_nothing_in_passing() -> None:
     """Log lines of the plugin stood before the YAML that kubectl apply was to read."""
-    async with gathering(
-        config_map("site-mig", "no YAML: ["), admin=AdminMaps("misspelt", "site-mig")
-    ) as stage:
+    async with gathering(config_map("site-mig", "no YAML: ["), admin=AdminMaps("misspelt", "site-mig")) as stage:
         stage.gatherer.stack.silent = True
         with capture_logs() as logged:
             stack = (await stage.snapshot()).stack

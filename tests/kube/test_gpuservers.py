@@ -43,9 +43,7 @@ def test_what_a_daemon_set_does_with_gpus_is_known_by_its_containers(raw: JSON, 
     assert (None if server is None else server.role) is role
 
 
-@pytest.mark.parametrize(
-    ("generation", "observed", "refused"), [(1, 1, True), (2, 1, False), (2, 2, True)], ids=str
-)
+@pytest.mark.parametrize(("generation", "observed", "refused"), [(1, 1, True), (2, 1, False), (2, 2, True)], ids=str)
 def test_a_daemon_set_whose_status_is_older_than_its_spec_is_no_twin(
     generation: int, observed: int, refused: bool
 ) -> None:

@@ -47,9 +47,7 @@ def cluster() -> FakeCluster:
     """A good installation; nobody answers questions about rights."""
     fake = FakeCluster()
     fake.uninstalled.add(ACCESS_REVIEWS)
-    fake.add(
-        NODES, {"metadata": {"name": "gpu-01", "labels": {"nvidia.com/gpu.present": "true"}}, "status": READY}
-    )
+    fake.add(NODES, {"metadata": {"name": "gpu-01", "labels": {"nvidia.com/gpu.present": "true"}}, "status": READY})
     fake.add(NODES, {"metadata": {"name": "cpu-01"}, "status": READY})
     fake.add(
         DEPLOYMENTS,
@@ -226,9 +224,7 @@ async def test_reports_of_agents_and_our_entries_are_read(cluster: FakeCluster) 
 
 
 @pytest.mark.parametrize("secure", [True, False])
-async def test_the_reviews_of_an_agent_are_checked_where_it_makes_them(
-    cluster: FakeCluster, secure: bool
-) -> None:
+async def test_the_reviews_of_an_agent_are_checked_where_it_makes_them(cluster: FakeCluster, secure: bool) -> None:
     env = [{"name": "METRICS_SECURE", "value": str(secure).lower()}]
     spec = {"template": {"spec": {"containers": [{"name": "agent", "env": env}]}}}
     cluster.patch(DAEMON_SETS, "gpusharing-agent", {"spec": spec}, namespace="gpusharing-agent")
@@ -260,9 +256,7 @@ async def test_a_node_with_a_device_plugin_of_the_cloud_is_told_until_its_label_
     labels = {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}
     cluster.patch(NODES, "gpu-01", {"metadata": {"labels": labels}})
     assert reasons(await gathered(cluster)) == {"RightsUnknown", "TwoDevicePlugins"}
-    cluster.patch(
-        NODES, "gpu-01", {"metadata": {"labels": {"gke-no-default-nvidia-gpu-device-plugin": "true"}}}
-    )
+    cluster.patch(NODES, "gpu-01", {"metadata": {"labels": {"gke-no-default-nvidia-gpu-device-plugin": "true"}}})
     assert reasons(await gathered(cluster)) == {"RightsUnknown"}
 
 

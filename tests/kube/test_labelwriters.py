@@ -69,9 +69,7 @@ def test_nobody_owns_the_label_because_the_node_lists(key: str, text: str) -> No
 ADOPTED = Verified(
     "pool-b", "all-3g.40gb", "pool-b-1234567", layout="2x3g.40gb", gpus=1, version=SpecVersion("uid-b", "")
 )
-PROOF = replace(
-    ADOPTED, version=SpecVersion("uid-b", "r1"), changed_at=datetime(2026, 11, 20, 10, 30, tzinfo=UTC)
-)
+PROOF = replace(ADOPTED, version=SpecVersion("uid-b", "r1"), changed_at=datetime(2026, 11, 20, 10, 30, tzinfo=UTC))
 LATER, EARLIER = "2026-11-20T11:00:00Z", "2026-11-20T10:00:00Z"
 
 
@@ -109,17 +107,13 @@ def test_what_a_rollback_wrote_to_a_node_that_was_adopted_is_ours_too() -> None:
 
 LED: dict[str, Verified] = {
     "a change of this policy": replace(PROOF, version=SpecVersion("uid-b", "r1")),
-    "a change whose policy was deleted and created again": replace(
-        PROOF, version=SpecVersion("uid-b", "of-the-other")
-    ),
+    "a change whose policy was deleted and created again": replace(PROOF, version=SpecVersion("uid-b", "of-the-other")),
 }
 
 
 @pytest.mark.parametrize("proof", LED.values(), ids=LED)
 def test_what_was_proven_is_ours_after(proof: Verified) -> None:
-    assert view_of(THEIRS, KYVERNO, proof=proof).label_rewriters == {
-        LABEL_MIG_CONFIG: "kyverno-background-controller"
-    }
+    assert view_of(THEIRS, KYVERNO, proof=proof).label_rewriters == {LABEL_MIG_CONFIG: "kyverno-background-controller"}
 
 
 def test_of_several_managers_the_last_one_counts() -> None:
@@ -149,13 +143,9 @@ def test_nobody_replaced_the_value_because(view: NodeView) -> None:
 @pytest.mark.parametrize("plugin_config", [PROOF.plugin_config, ""])
 def test_past_the_point_of_no_return_the_value_of_the_change_is_ours(plugin_config: str) -> None:
     """What was proven before is then what somebody puts back. With NVIDIA's DRA driver, the device plugin has none."""
-    fence = replace(
-        FENCE, stage="actuating", target_mig_config="all-7g.80gb", target_plugin_config=plugin_config
-    )
+    fence = replace(FENCE, stage="actuating", target_mig_config="all-7g.80gb", target_plugin_config=plugin_config)
     back = {**THEIRS, LABEL_MIG_CONFIG: PROOF.mig_config}
-    assert view_of(back, KYVERNO, fence=fence).label_rewriters == {
-        LABEL_MIG_CONFIG: "kyverno-background-controller"
-    }
+    assert view_of(back, KYVERNO, fence=fence).label_rewriters == {LABEL_MIG_CONFIG: "kyverno-background-controller"}
     assert view_of({**THEIRS, LABEL_MIG_CONFIG: "all-7g.80gb"}, KYVERNO, fence=fence).label_rewriters == {}
 
 

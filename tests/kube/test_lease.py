@@ -100,9 +100,7 @@ def test_a_clean_stop_hands_over_at_once() -> None:
     run_virtually(main())
 
 
-@pytest.mark.parametrize(
-    ("changes", "holder"), [({}, None), ({"holderIdentity": "c"}, "c")], ids=["ours", "taken"]
-)
+@pytest.mark.parametrize(("changes", "holder"), [({}, None), ({"holderIdentity": "c"}, "c")], ids=["ours", "taken"])
 def test_a_stop_in_the_middle_of_a_write_gives_up_the_lease_all_the_same_unless_somebody_has_it(
     changes: dict[str, str], holder: str | None
 ) -> None:
@@ -110,9 +108,7 @@ def test_a_stop_in_the_middle_of_a_write_gives_up_the_lease_all_the_same_unless_
         cluster = FakeCluster()
         async with contenders(cluster, "a") as (a,):
             await asyncio.sleep(5)
-            cluster.patch(
-                LEASES, "leader", {"metadata": {"annotations": {"x": "y"}}, "spec": changes}, "gpusharing"
-            )
+            cluster.patch(LEASES, "leader", {"metadata": {"annotations": {"x": "y"}}, "spec": changes}, "gpusharing")
             await a.stop()
             assert lease_of(cluster)["spec"].get("holderIdentity") == holder
             assert not a.lost.is_set()
@@ -339,9 +335,7 @@ def test_damaged_claims_are_reported_and_do_not_keep_anybody_from_leading() -> N
     async def main() -> None:
         cluster = FakeCluster()
         damaged = {"gpusharing.dev/claims": "{"}
-        cluster.add(
-            LEASES, {"metadata": {"name": "leader", "namespace": "gpusharing", "annotations": damaged}}
-        )
+        cluster.add(LEASES, {"metadata": {"name": "leader", "namespace": "gpusharing", "annotations": damaged}})
         async with contenders(cluster, "a") as (a,):
             assert a.lease.claims == {}
             assert "not JSON" in a.lease.claims_error
@@ -353,9 +347,7 @@ def test_a_failure_on_record_that_cannot_be_read_is_reported_until_it_is_replace
     async def main() -> None:
         cluster = FakeCluster()
         damaged = {"gpusharing.dev/claims": '{"v":1,"claims":{},"failedNodes":{"u9":7}}'}
-        cluster.add(
-            LEASES, {"metadata": {"name": "leader", "namespace": "gpusharing", "annotations": damaged}}
-        )
+        cluster.add(LEASES, {"metadata": {"name": "leader", "namespace": "gpusharing", "annotations": damaged}})
         async with contenders(cluster, "a") as (a,):
             assert "the Node with UID u9: it is 7" in a.lease.claims_error
             await a.lease.set_claims(CLAIMS, {})

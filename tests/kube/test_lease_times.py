@@ -109,9 +109,7 @@ def test_a_leader_that_only_writes_claims_is_alive() -> None:
         contender = Contender(cluster, "a")
         for number in range(6):
             await asyncio.sleep(10)
-            claims = {
-                "metadata": {"annotations": {ANNOTATION_CLAIMS: f'{{"v":1,"claims":{{}},"n":{number}}}'}}
-            }
+            claims = {"metadata": {"annotations": {ANNOTATION_CLAIMS: f'{{"v":1,"claims":{{}},"n":{number}}}'}}}
             cluster.patch(LEASES, "leader", claims, "gpusharing")
         assert not contender.lease.acquired.is_set()
         await contender.stop()

@@ -52,9 +52,7 @@ async def test_the_token_of_a_kubeconfig_is_sent_and_read_again_when_refused(tmp
 
 
 async def test_an_exec_plugin_is_asked_for_the_token(tmp_path: Path) -> None:
-    credential = (
-        '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":"made"}}'
-    )
+    credential = '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":"made"}}'
     plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": "echo", "args": [credential]}
     async with scripted(found(NODE)) as (script, _):
         path = kubeconfig(tmp_path / "config", script.url, exec=plugin)
@@ -120,9 +118,7 @@ def test_without_a_folder_in_the_environment_the_service_account_is_where_every_
     assert login.directory == Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
-@pytest.mark.parametrize(
-    "content", [None, "{", "apiVersion: v1\nkind: Config\n"], ids=["missing", "no YAML", "empty"]
-)
+@pytest.mark.parametrize("content", [None, "{", "apiVersion: v1\nkind: Config\n"], ids=["missing", "no YAML", "empty"])
 async def test_a_kubeconfig_that_cannot_be_used_is_named(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "config"
     if content is not None:
@@ -143,9 +139,7 @@ def a_kubeconfig(path: Path, context: str, server: str) -> Path:
 
 
 @pytest.mark.parametrize(("context", "port"), [("east", 1), ("west", 2)])
-async def test_of_several_kubeconfigs_the_context_that_is_named_counts(
-    tmp_path: Path, context: str, port: int
-) -> None:
+async def test_of_several_kubeconfigs_the_context_that_is_named_counts(tmp_path: Path, context: str, port: int) -> None:
     east = a_kubeconfig(tmp_path / "east", "east", "http://127.0.0.1:1")
     west = a_kubeconfig(tmp_path / "west", "west", "http://127.0.0.1:2")
     login = OfficialLogin(Path(f"{east}{os.pathsep}{west}"), context)

@@ -115,10 +115,6 @@ def test_every_plugin_is_told_with_its_mark_and_the_way_to_hand_nodes_over() -> 
 def test_resources_that_only_another_plugin_serves_are_named_with_the_nodes_that_it_serves() -> None:
     asked = ["nvidia.com/gpucores", "nvidia.com/gpu", "nvidia.com/gpumem"]
     nowhere = "nvidia.com/gpucores, nvidia.com/gpumem: only HAMi's device plugin serves this, and it serves"
-    assert list(name_resources(asked, {"gpu-1": "", "gpu-2": "GKE's own device plugin"})) == [
-        f"{nowhere} no node here"
-    ]
-    assert list(name_resources(asked, {"gpu-1": "HAMi's device plugin", "gpu-2": ""})) == [
-        f"{nowhere} gpu-1 here"
-    ]
+    assert list(name_resources(asked, {"gpu-1": "", "gpu-2": "GKE's own device plugin"})) == [f"{nowhere} no node here"]
+    assert list(name_resources(asked, {"gpu-1": "HAMi's device plugin", "gpu-2": ""})) == [f"{nowhere} gpu-1 here"]
     assert list(name_resources(["nvidia.com/gpu", "nvidia.com/mig-1g.10gb"], {})) == []

@@ -71,9 +71,7 @@ async def test_pods_gangs_and_budgets_of_a_node_are_known_although_one_page_in_t
         client = stage.gatherer.client
         assert isinstance(client, Shaky)
         assert client.lost > 10
-        assert max(client.begun.values()) <= 6, (
-            "of the node, of the gang and of the budgets, twice or thrice at most"
-        )
+        assert max(client.begun.values()) <= 6, "of the node, of the gang and of the budgets, twice or thrice at most"
 
 
 @virtually

@@ -39,9 +39,7 @@ def test_mig_manager_beside_the_chart_is_a_stack_with_mig() -> None:
     assert stack is not None
     assert stack.switches == {}
     assert (stack.mig_config_name, stack.mig_manager_version) == ("gpusharing-mig-parted", "v0.15.1")
-    assert stack.plain == PlainStackView(
-        "nvdp-nvidia-device-plugin", "nvdp", "nvidia-mig-manager", pausable=True
-    )
+    assert stack.plain == PlainStackView("nvdp-nvidia-device-plugin", "nvdp", "nvidia-mig-manager", pausable=True)
     assert stack.with_reboot is False
 
 
@@ -80,9 +78,7 @@ REBOOTS = {
 with Go's strconv.ParseBool, and ends at a value such as `yes`."""
 
 
-@pytest.mark.parametrize(
-    ("values", "reboots"), REBOOTS.items(), ids=[" then ".join(each) for each in REBOOTS]
-)
+@pytest.mark.parametrize(("values", "reboots"), REBOOTS.items(), ids=[" then ".join(each) for each in REBOOTS])
 def test_mig_manager_may_reboot_the_node_if_its_environment_says_so_in_a_word_that_it_understands(
     values: tuple[str, ...], reboots: bool
 ) -> None:
@@ -142,9 +138,7 @@ FIELD: JSON = {"fieldRef": {"fieldPath": "metadata.name"}}
     [([{**ROW, "value": "x"}], "x"), ([ROW], ""), ([], None), ([{**ROW, "valueFrom": FIELD}], None)],
     ids=["a value", "an empty value", "no variable", "a value from elsewhere"],
 )
-def test_what_config_manager_signals_is_read_only_from_a_plain_value(
-    env: list[JSON], value: str | None
-) -> None:
+def test_what_config_manager_signals_is_read_only_from_a_plain_value(env: list[JSON], value: str | None) -> None:
     containers = [{"name": "mps-control-daemon-ctr"}, {"name": "config-manager", "env": env}]
     raw: JSON = {
         "metadata": {"ownerReferences": [{"kind": "ClusterPolicy"}]},
@@ -157,9 +151,7 @@ def test_what_config_manager_signals_is_read_only_from_a_plain_value(
     assert daemon_set_view(raw).mps_daemon is None, "without config-manager no label is followed"
 
 
-@pytest.mark.parametrize(
-    "sets", [(plugin(),), (plugin(), discovery("theirs"))], ids=["no GFD", "another GFD"]
-)
+@pytest.mark.parametrize("sets", [(plugin(),), (plugin(), discovery("theirs"))], ids=["no GFD", "another GFD"])
 def test_without_gfd_on_the_same_configmap_nothing_is_discovered(sets: tuple[JSON, ...]) -> None:
     found = read(*sets)
     assert found is not None
@@ -209,11 +201,7 @@ def test_the_worker_of_node_feature_discovery_is_known_by_what_it_runs() -> None
 def pod(manager: JSON | None, daemon: int = 0) -> JSON:
     """A pod of the MPS daemon, as its kubelet reports its containers."""
     rows: list[JSON] = [{"name": "mps-control-daemon-ctr", "restartCount": daemon}]
-    return {
-        "status": {
-            "containerStatuses": [*rows, *([{"name": "config-manager", **manager}] if manager else ())]
-        }
-    }
+    return {"status": {"containerStatuses": [*rows, *([{"name": "config-manager", **manager}] if manager else ())]}}
 
 
 ENDED: JSON = {"lastState": {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}

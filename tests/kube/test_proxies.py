@@ -67,9 +67,7 @@ def test_the_proxy_to_a_server_is_the_one_that_kubectl_takes(
     "proxy", ["socks5://me:secret@proxy:1080", "proxy:3128", "http://", "http://[::1", "http://proxy:0"]
 )
 def test_a_proxy_that_cannot_be_used_is_refused_by_field_with_an_example(proxy: str) -> None:
-    with pytest.raises(
-        Unauthorized, match=r"^proxy-url of the cluster.* http://proxy.example.com:3128$"
-    ) as caught:
+    with pytest.raises(Unauthorized, match=r"^proxy-url of the cluster.* http://proxy.example.com:3128$") as caught:
         find_proxy(SERVER, proxy, {})
     assert "secret" not in str(caught.value)
 
@@ -91,9 +89,7 @@ async def test_what_is_read_with_a_kubeconfig_goes_through_the_proxy(tmp_path: P
     app.router.add_route("*", "/{path:.*}", passed_on)
     async with TestServer(app, host="127.0.0.1") as proxy:
         url = str(proxy.make_url("")).rstrip("/")
-        cluster = {"server": "http://api.example.com"} | (
-            {"proxy-url": url} if by == "the kubeconfig" else {}
-        )
+        cluster = {"server": "http://api.example.com"} | ({"proxy-url": url} if by == "the kubeconfig" else {})
         document = {
             "apiVersion": "v1",
             "kind": "Config",

@@ -109,9 +109,7 @@ async def test_objects_come_change_and_go(cluster: FakeCluster) -> None:
 
 
 @pytest.mark.parametrize(("settings", "pages"), [({"page_size": 10}, 3), ({}, 2)], ids=["10", "not told"])
-async def test_a_list_of_many_pages_is_complete(
-    cluster: FakeCluster, settings: dict[str, Any], pages: int
-) -> None:
+async def test_a_list_of_many_pages_is_complete(cluster: FakeCluster, settings: dict[str, Any], pages: int) -> None:
     names = [f"n{number}" for number in range(30)]
     for name in names:
         cluster.add(NODES, node(name))

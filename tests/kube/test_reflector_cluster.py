@@ -56,9 +56,7 @@ async def test_a_node_is_fenced_and_released_by_conditional_patches(control_plan
             "metadata": {"name": name, "labels": {"test": name, "gpusharing.dev/mode": "full"}},
         }
         created = await client.create(NODES, body)
-        cache = Reflector(
-            client, NODES, node_view, label_selector=f"test={name}", on_change=lambda _: changed.set()
-        )
+        cache = Reflector(client, NODES, node_view, label_selector=f"test={name}", on_change=lambda _: changed.set())
         following = asyncio.create_task(cache.run())
         try:
             async with asyncio.timeout(60):

@@ -140,9 +140,7 @@ async def test_a_server_that_lags_never_turns_a_cache_back_however_often_it_is_a
             await asyncio.sleep(700)
             assert labels(seen) == AFTER
         assert cluster.calls["operator", "list", "nodes"] == 4
-        assert past.calls["operator", "list", "nodes"] >= 5 * 4, (
-            "it was believed to be complete, and to be old"
-        )
+        assert past.calls["operator", "list", "nodes"] >= 5 * 4, "it was believed to be complete, and to be old"
 
 
 @virtually
@@ -225,9 +223,7 @@ async def test_while_a_cache_goes_back_no_write_succeeds_on_what_it_knew() -> No
                     continue
                 tried.append(name)
                 with pytest.raises(errors.Conflict):
-                    cluster.patch(
-                        NODES, name, {"metadata": {"resourceVersion": version, "labels": {"y": "1"}}}
-                    )
+                    cluster.patch(NODES, name, {"metadata": {"resourceVersion": version, "labels": {"y": "1"}}})
 
         seen.listener = write
         await asyncio.sleep(120)

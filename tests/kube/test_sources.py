@@ -89,9 +89,7 @@ async def test_what_could_not_be_listed_yet_is_named_with_the_reason(resource: R
         assert followed.sources.missing() == {}
 
 
-@pytest.mark.parametrize(
-    "error", [NotFound("no such kind"), Forbidden("no right")], ids=["absent", "no right"]
-)
+@pytest.mark.parametrize("error", [NotFound("no such kind"), Forbidden("no right")], ids=["absent", "no right"])
 @pytest.mark.parametrize(
     "resource",
     [CLUSTER_POLICIES, GPU_CLUSTERS, MEDIK8S_MAINTENANCES, NVIDIA_MAINTENANCES],
@@ -169,9 +167,7 @@ async def test_every_kind_wakes_the_loop_when_one_comes_and_goes(resource: Resou
         added = followed.cluster.add(resource, obj)
         await asyncio.sleep(0.1)
         assert followed.wakes == 1
-        followed.cluster.store.remove(
-            resource, (added["metadata"].get("namespace", ""), added["metadata"]["name"])
-        )
+        followed.cluster.store.remove(resource, (added["metadata"].get("namespace", ""), added["metadata"]["name"]))
         await asyncio.sleep(0.1)
         assert followed.wakes == 2
 
@@ -193,9 +189,7 @@ async def test_heartbeats_of_a_node_and_shown_of_ours_wake_nobody() -> None:
     cluster.add(GPUNODES, {"metadata": {"name": "gpu-07"}, "spec": {}})
     async with following(cluster) as followed:
         before = followed.wakes
-        heartbeat = {
-            "status": {"conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": "later"}]}
-        }
+        heartbeat = {"status": {"conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": "later"}]}}
         cluster.patch(NODES, "gpu-07", heartbeat, subresource="status")
         transition = {"status": {"transition": {"phase": "Synced"}}}
         cluster.patch(GPUNODES, "gpu-07", transition, subresource="status")
@@ -205,9 +199,7 @@ async def test_heartbeats_of_a_node_and_shown_of_ours_wake_nobody() -> None:
 
 
 @virtually
-async def test_a_kind_that_is_not_installed_is_asked_for_less_than_25_times_in_5_minutes_and_noticed_later() -> (
-    None
-):
+async def test_a_kind_that_is_not_installed_is_asked_for_less_than_25_times_in_5_minutes_and_noticed_later() -> None:
     cluster = FakeCluster()
     cluster.faults.fail("list", NVIDIA_MAINTENANCES, NotFound("no such kind"), times=25)
     cluster.add(NODES, node())
@@ -362,9 +354,7 @@ async def test_of_the_pods_of_nvidias_chart_with_the_same_labels_only_the_mps_da
     cluster = FakeCluster()
     for container in ("mps-control-daemon-ctr", "nvidia-device-plugin-ctr", "gpu-feature-discovery-ctr"):
         made = operand(container, "gpu-operator", CHART)
-        cluster.add(
-            PODS, {**made, "spec": {**made["spec"], "containers": [{"name": container}]}, "status": status}
-        )
+        cluster.add(PODS, {**made, "spec": {**made["spec"], "containers": [{"name": container}]}, "status": status})
     async with following(cluster) as followed:
         found = by_node(followed.sources.chart_pods.items.values(), MPS)
     (daemon,) = found.values()

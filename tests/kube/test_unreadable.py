@@ -138,9 +138,7 @@ EVENTS: dict[str, WatchEvent] = {
 @pytest.mark.parametrize("event", EVENTS)
 @pytest.mark.parametrize("kind", KINDS)
 @virtually
-async def test_an_event_about_an_object_that_could_be_any_is_followed_by_a_list(
-    kind: str, event: str
-) -> None:
+async def test_an_event_about_an_object_that_could_be_any_is_followed_by_a_list(kind: str, event: str) -> None:
     async with following(kind, named("fine")) as (server, _, reflector):
         assert (reflector.synced.is_set(), server.lists) == (True, 1)
         server.items = [NOBODY["no uid"], named("fine")]

@@ -46,9 +46,7 @@ REPAIRS = {
 
 
 @pytest.mark.parametrize(("text", "repairs"), REPAIRS.items())
-def test_the_repairs_of_the_mps_daemon_are_read_as_far_as_the_annotation_can_be(
-    text: str, repairs: MpsRepairs
-) -> None:
+def test_the_repairs_of_the_mps_daemon_are_read_as_far_as_the_annotation_can_be(text: str, repairs: MpsRepairs) -> None:
     assert parse_repairs(text) == repairs
 
 

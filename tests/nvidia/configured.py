@@ -16,9 +16,7 @@ NODES = "/api/v1/nodes"
 class ConfiguredNode:
     """One node; `keys` is what the mounted ConfigMap holds, `first` the label it begins with."""
 
-    def __init__(
-        self, plane: ControlPlane, sandbox: Sandbox, name: str, keys: Mapping[str, str], first: str
-    ) -> None:
+    def __init__(self, plane: ControlPlane, sandbox: Sandbox, name: str, keys: Mapping[str, str], first: str) -> None:
         self.api: Api = plane.api
         self.sandbox, self.name, self.kubeconfig = sandbox, name, plane.kubeconfig
         self.source, self.link = sandbox.folder / "available", sandbox.folder / "config"

@@ -29,9 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that builds NVIDIA's programs belongs to rung 3: without the mark, `make test` would build them."""
     builds = [item for item in items if "nvidia_programs" in getattr(item, "fixturenames", ())]
     if unmarked := [item.nodeid for item in builds if item.get_closest_marker("nvidia") is None]:
-        raise pytest.UsageError(
-            f"these tests build NVIDIA's programs: mark them `nvidia`: {', '.join(unmarked)}"
-        )
+        raise pytest.UsageError(f"these tests build NVIDIA's programs: mark them `nvidia`: {', '.join(unmarked)}")
 
 
 @pytest.fixture

@@ -38,9 +38,7 @@ def stand_in_parted(model: str, layout: Layout) -> tuple[bool, Layout | None]:
     return bool(error), present(gpus.look()[0])
 
 
-def check_plugin(
-    model: str, layouts: Sequence[Layout | None], config: str, served: Mapping[str, int]
-) -> None:
+def check_plugin(model: str, layouts: Sequence[Layout | None], config: str, served: Mapping[str, int]) -> None:
     """Assert that the stand-in for the device plugin advertises what the real one served."""
     gpus, error = applied_layouts(model, *layouts)
     assert not error

@@ -35,9 +35,7 @@ KEY_FULL, KEY_SHARED = key_for("pool-a", FULL), key_for("pool-d", SHARED)
 
 
 @pytest.fixture
-def node(
-    plane: ControlPlane, make_sandbox: MakeSandbox, request: pytest.FixtureRequest
-) -> Iterator[ConfiguredNode]:
+def node(plane: ControlPlane, make_sandbox: MakeSandbox, request: pytest.FixtureRequest) -> Iterator[ConfiguredNode]:
     name = re.sub(r"[^a-z0-9]+", "-", request.node.name)[-60:].strip("-")
     keys = {KEY_FULL: FULL, KEY_SHARED: SHARED}
     made = ConfiguredNode(plane, make_sandbox(MODEL, MODEL), name, keys, KEY_FULL)
@@ -74,9 +72,7 @@ def test_an_unknown_key_ends_config_manager_and_leaves_the_plugin_with_the_old_o
     count(MODEL, Asked.BAD_INPUT)
 
 
-def test_nvidias_config_manager_does_not_notice_an_edit_under_the_same_key(
-    node: ConfiguredNode, count: Count
-) -> None:
+def test_nvidias_config_manager_does_not_notice_an_edit_under_the_same_key(node: ConfiguredNode, count: Count) -> None:
     node.wait_for(KEY_FULL)
     before = node.changes()
     (node.source / KEY_FULL).write_text(SHARED)
@@ -123,9 +119,7 @@ def test_it_changes_the_configuration_before_it_finds_that_there_is_no_program_t
 ) -> None:
     node.wait_for(KEY_FULL)
     node.program.stop()
-    node.program = node.start(
-        "--send-signal=true", "--process-to-signal", "/nowhere", kubeconfig=held.kubeconfig
-    )
+    node.program = node.start("--send-signal=true", "--process-to-signal", "/nowhere", kubeconfig=held.kubeconfig)
     with pytest.raises(ProgramEnded, match="no process found"):
         node.program.wait(lambda: False)
     assert node.program.process.returncode == 1

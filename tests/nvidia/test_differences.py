@@ -15,11 +15,7 @@ PINNED = {"device-plugin": (build.DEVICE_PLUGIN.version,), "mig-parted": tuple(b
 @pytest.mark.parametrize("difference", DIFFERENCES, ids=lambda difference: difference.observed)
 def test_a_difference_names_a_pinned_program_and_a_test_that_proves_it(difference: Difference) -> None:
     here = Path(__file__).parent
-    tests = {
-        name
-        for path in here.glob("test_*.py")
-        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
-    }
+    tests = {name for path in here.glob("test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)}
     pins = {program: PINNED[release.folder] for release in build.RELEASES for program in release.programs}
     assert difference.proven_by in tests
     assert difference.versions
@@ -27,9 +23,7 @@ def test_a_difference_names_a_pinned_program_and_a_test_that_proves_it(differenc
 
 
 def test_the_file_of_pins_that_stands_under_a_version_pins_that_version() -> None:
-    assert [build.mig_parted(version).version for version in build.MIG_PARTED_PINS] == [
-        *build.MIG_PARTED_PINS
-    ]
+    assert [build.mig_parted(version).version for version in build.MIG_PARTED_PINS] == [*build.MIG_PARTED_PINS]
     with pytest.raises(UnavailableError, match="is not pinned"):
         build.mig_parted("v0.14.0")
 

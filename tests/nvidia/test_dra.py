@@ -54,9 +54,7 @@ class DraNode:
 
     def divide(self, name: str) -> None:
         """Apply one of CONFIGURATIONS with the real mig-parted."""
-        ended = self._sandbox.run(
-            "nvidia-mig-parted", "apply", "-f", str(self._folder / "mig.yaml"), "-c", name
-        )
+        ended = self._sandbox.run("nvidia-mig-parted", "apply", "-f", str(self._folder / "mig.yaml"), "-c", name)
         assert ended.returncode == 0, ended.stderr
 
     @contextmanager

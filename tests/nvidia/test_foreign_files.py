@@ -25,14 +25,10 @@ def test_nvidias_parser_answers_as_recorded(corpus: str, nvidia_programs: None, 
     }
 
 
-def test_mig_parted_takes_what_the_operator_makes_of_any_admins_file(
-    nvidia_programs: None, tmp_path: Path
-) -> None:
+def test_mig_parted_takes_what_the_operator_makes_of_any_admins_file(nvidia_programs: None, tmp_path: Path) -> None:
     files = load("mig-parted")
     merged = {name: migfile.parse_admin(one.text)[0] for name, one in files.items()}
-    texts = [
-        migfile.render({migfile.ALL_DISABLED: migfile.parse(WHOLE)["x"], **one}) for one in merged.values()
-    ]
+    texts = [migfile.render({migfile.ALL_DISABLED: migfile.parse(WHOLE)["x"], **one}) for one in merged.values()]
     answers = ask(build.program(READERS["mig-parted"]), texts, tmp_path)
     for (name, entries), (read, error) in zip(merged.items(), answers, strict=True):
         assert error == "", name
@@ -75,9 +71,7 @@ def _refuses(corpus: str, text: str, path: Path) -> bool:
 WHOLE = "mig-configs: {x: [{devices: all, mig-enabled: false}]}"
 
 
-def test_the_device_plugin_reads_back_what_the_operator_renders(
-    nvidia_programs: None, tmp_path: Path
-) -> None:
+def test_the_device_plugin_reads_back_what_the_operator_renders(nvidia_programs: None, tmp_path: Path) -> None:
     found = [pluginconfig.parse(one.text) for one in load("device-plugin").values()]
     texts = [pluginconfig.render(config) for config in found if config is not None]
     answers = ask(build.program(READERS["device-plugin"]), texts, tmp_path)

@@ -79,9 +79,7 @@ def batches(layouts: Sequence[Layout]) -> Iterator[tuple[Layout, ...]]:
 @pytest.fixture(scope="module")
 def one_file() -> dict[str, migfile.Entry]:
     """The named entries as we render them for a cluster that has all these models."""
-    return migfile.well_known_entries(
-        {find_model(model).products[0]: make_gpus(model, 1) for model in MODELS}
-    )
+    return migfile.well_known_entries({find_model(model).products[0]: make_gpus(model, 1) for model in MODELS})
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -91,15 +89,11 @@ def test_each_named_layout_is_applied_asserted_and_exported_as_the_same(
     gpus = make_gpus(model, 2)
     parted = MigParted(make_sandbox(model, model), one_file)
     names = generated_layouts(find_model(model).profiles).keys()
-    assert {
-        name for name, entry in one_file.items() if isinstance(migfile.resolve(entry, gpus), tuple)
-    } == names
+    assert {name for name, entry in one_file.items() if isinstance(migfile.resolve(entry, gpus), tuple)} == names
     for name in names:
         applied = parted.apply(name)
         assert (applied.status, parted.check(name).status) == (0, 0), (name, applied.output)
-        assert (
-            exported(parted, gpus) == migfile.well_known(gpus, name) == migfile.resolve(one_file[name], gpus)
-        )
+        assert exported(parted, gpus) == migfile.well_known(gpus, name) == migfile.resolve(one_file[name], gpus)
     count(model, Asked.LAYOUTS, len(names))
 
 
@@ -231,9 +225,7 @@ def test_a_layout_with_one_instance_too_many_fails_and_leaves_the_gpu_empty(
     model: str, make_sandbox: MakeSandbox, count: Count
 ) -> None:
     profiles = find_model(model).profiles
-    foreign = [
-        one for one in foreign_layouts(model) if is_refused(find_misfit(one, profiles), "does not fit")
-    ]
+    foreign = [one for one in foreign_layouts(model) if is_refused(find_misfit(one, profiles), "does not fit")]
     layouts = list(dict.fromkeys([*just_too_full(model), *foreign]))
     parted = MigParted(make_sandbox(model), {str(n): entry_for(one) for n, one in enumerate(layouts)})
     for number, layout in enumerate(layouts):

@@ -68,9 +68,7 @@ def test_a_removed_label_is_no_reason_to_run_and_an_operand_that_is_off_stays_of
     node.label(config=None)
     node.label(config="halves")
     node.wait_for_log("Updating to MIG config", "Updating to MIG config", "already applied")
-    assert node.manager.log.read_text().count("Updating to MIG config") == runs + 1, (
-        "the label's return alone"
-    )
+    assert node.manager.log.read_text().count("Updating to MIG config") == runs + 1, "the label's return alone"
     assert node.profiles() == [["3g.40gb"] * 2] * 2
 
 

@@ -34,9 +34,7 @@ def test_nvidias_mig_parted_stops_at_an_instance_in_use_after_its_neighbour_is_g
     make_sandbox: MakeSandbox, count: Count
 ) -> None:
     sandbox = make_sandbox("h100-80gb")
-    parted = MigParted(
-        sandbox, {"halves": entry_for((("3g.40gb", 2),)), "seven": entry_for((("1g.10gb", 7),))}
-    )
+    parted = MigParted(sandbox, {"halves": entry_for((("3g.40gb", 2),)), "seven": entry_for((("1g.10gb", 7),))})
     parted.apply("halves")
     created_last = 1  # the id of the lower half: the driver takes the upper one first
     sandbox.simulator.add_process(0, 4711, "python3", gpu_instance=created_last, compute_instance=0)
@@ -50,9 +48,7 @@ def test_nvidias_mig_parted_stops_at_an_instance_in_use_after_its_neighbour_is_g
     count("h100-80gb", Asked.BAD_INPUT)
 
 
-def test_amperes_pending_mode_is_applied_by_resetting_all_gpus(
-    make_sandbox: MakeSandbox, count: Count
-) -> None:
+def test_amperes_pending_mode_is_applied_by_resetting_all_gpus(make_sandbox: MakeSandbox, count: Count) -> None:
     sandbox = make_sandbox("a100-40gb", "a100-40gb")
     sandbox.simulator.set_gpu(None, explicit_reset=1)
     parted = MigParted(sandbox, {"all-balanced": entry_for((("3g.20gb", 1), ("2g.10gb", 1), ("1g.5gb", 2)))})
@@ -67,9 +63,7 @@ def test_amperes_pending_mode_is_applied_by_resetting_all_gpus(
     count("a100-40gb", Asked.BAD_INPUT)
 
 
-def test_a_held_hopper_is_not_changed_and_the_failure_is_told(
-    make_sandbox: MakeSandbox, count: Count
-) -> None:
+def test_a_held_hopper_is_not_changed_and_the_failure_is_told(make_sandbox: MakeSandbox, count: Count) -> None:
     sandbox = make_sandbox("h100-80gb")
     sandbox.simulator.set_gpu(0, busy=1)
     parted = MigParted(sandbox, {"seven": entry_for((("1g.10gb", 7),))})

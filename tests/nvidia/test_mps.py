@@ -88,9 +88,7 @@ def test_nvidias_mps_daemon_leaves_the_gpus_exclusive_when_it_is_killed(
     count("h100-80gb", Asked.BAD_INPUT)
 
 
-def test_without_its_daemon_nvidias_plugin_waits_and_serves_nothing(
-    make_sandbox: MakeSandbox, count: Count
-) -> None:
+def test_without_its_daemon_nvidias_plugin_waits_and_serves_nothing(make_sandbox: MakeSandbox, count: Count) -> None:
     plugin = start_mps_plugin(make_sandbox("h100-80gb"), config(4))
     plugin.plugin.wait_for_log("Failed to start plugin")
     assert plugin.counts() == {}
@@ -123,9 +121,7 @@ def test_nvidias_plugin_refuses_mps_with_mig(make_sandbox: MakeSandbox, count: C
     count("h100-80gb", Asked.BAD_INPUT)
 
 
-def test_gfd_ends_without_labels_when_mps_meets_a_gpu_with_mig(
-    make_sandbox: MakeSandbox, count: Count
-) -> None:
+def test_gfd_ends_without_labels_when_mps_meets_a_gpu_with_mig(make_sandbox: MakeSandbox, count: Count) -> None:
     sandbox = make_sandbox("h100-80gb", "h100-80gb")
     set_layouts(sandbox, (("1g.10gb", 7),), None)
     with pytest.raises(ProgramEnded, match="MPS sharing is not supported for mig devices"):

@@ -106,12 +106,8 @@ def test_the_mps_daemon_comes_by_the_label_alone_and_has_no_label_of_its_own(ren
     daemon = sets["nvdp-nvidia-device-plugin-mps-control-daemon"]
     assert daemon["spec"]["nodeSelector"] == {"nvidia.com/mps.capable": "true"}
     by_name = {one["name"]: one for one in daemon["spec"]["containers"]}
-    assert list(by_name) == ["mps-control-daemon-sidecar", "mps-control-daemon-ctr"], (
-        "config-manager is started first"
-    )
-    signalled = [
-        one for one in by_name["mps-control-daemon-sidecar"]["env"] if one["name"] == "PROCESS_TO_SIGNAL"
-    ]
+    assert list(by_name) == ["mps-control-daemon-sidecar", "mps-control-daemon-ctr"], "config-manager is started first"
+    signalled = [one for one in by_name["mps-control-daemon-sidecar"]["env"] if one["name"] == "PROCESS_TO_SIGNAL"]
     assert [one["value"] for one in signalled] == ["/usr/bin/mps-control-daemon"]
     assert by_name["mps-control-daemon-ctr"]["command"] == ["mps-control-daemon"], "which is another name"
     assert daemon["spec"]["hostPID"] is True

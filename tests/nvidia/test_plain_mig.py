@@ -53,9 +53,7 @@ def node(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> MigNo
     labels = {LABEL_DEPLOY_CLIENT: "true", "of": node.name}
     plane.api.merge_patch(f"/api/v1/nodes/{node.name}", {"metadata": {"labels": labels}})
     room = {"pods": "10"}
-    plane.api.merge_patch(
-        f"/api/v1/nodes/{node.name}/status", {"status": {"capacity": room, "allocatable": room}}
-    )
+    plane.api.merge_patch(f"/api/v1/nodes/{node.name}/status", {"status": {"capacity": room, "allocatable": room}})
     plane.api.create(f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets", plugin(node.name))
     wait_until(lambda: len(pods(node.api, node.name)) == 1, SECONDS, "the plugin's pod on the node")
     return node
@@ -83,9 +81,7 @@ def test_it_divides_the_gpus_once_the_plugins_pod_is_gone(plane: ControlPlane, n
         node.wait_for_log("Waiting for 1 daemon set pod(s)", LABEL_DEPLOY_CLIENT)
         assert node.labels()[LABEL_DEPLOY_CLIENT] == PAUSED_FOR_MIG
         assert node.profiles() == [[], []]
-        wait_until(
-            lambda: "deletionTimestamp" in pods(api, name)[0]["metadata"], SECONDS, "the plugin to be stopped"
-        )
+        wait_until(lambda: "deletionTimestamp" in pods(api, name)[0]["metadata"], SECONDS, "the plugin to be stopped")
         # The node has no kubelet, which would delete the pod once its processes have ended.
         api.delete(f"{PODS}/{pod['metadata']['name']}", {"gracePeriodSeconds": 0})
         assert node.states_until("success", "failed") == ["pending", "success"]

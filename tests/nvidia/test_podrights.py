@@ -46,8 +46,6 @@ def test_a_divided_gpu_tells_its_memory_to_pods_with_the_capability_only(
 def test_without_host_pid_a_pod_has_a_pid_namespace_of_its_own() -> None:
     around = command_around(pod(hostPID=False))
     require_wrapper(around)
-    inside = subprocess.run(
-        [*around, "readlink", "/proc/self/ns/pid"], capture_output=True, text=True, check=True
-    )
+    inside = subprocess.run([*around, "readlink", "/proc/self/ns/pid"], capture_output=True, text=True, check=True)
     assert inside.stdout.strip() != os.readlink("/proc/self/ns/pid")
     assert command_around(pod({"privileged": True})) == ()

@@ -167,9 +167,7 @@ def test_a_gpu_that_fell_off_the_bus_is_no_longer_healthy(make_sandbox: MakeSand
     plugin.wait_for("nvidia.com/gpu", 2)
     plugin.plugin.wait_for_log("Registered device plugin")
 
-    def noticed() -> (
-        bool
-    ):  # the plugin listens a moment after it has registered: an event before that is nobody's
+    def noticed() -> bool:  # the plugin listens a moment after it has registered: an event before that is nobody's
         sandbox.simulator.post_event(1, EVENT_XID, XID_FALLEN_OFF_THE_BUS)
         return plugin.counts().get("nvidia.com/gpu") == 1
 

@@ -87,9 +87,7 @@ def test_what_nvidias_mig_parted_says_of_a_gpu_that_fails_midway_is_shown_and_th
     count(MODEL, Asked.CHANGES, len(loop.nodes))
 
 
-def test_a_mig_manager_that_stays_pending_for_ever_is_cured_by_a_restart(
-    loop: NvidiaLoop, count: Count
-) -> None:
+def test_a_mig_manager_that_stays_pending_for_ever_is_cured_by_a_restart(loop: NvidiaLoop, count: Count) -> None:
     before = len(loop.events("ActuatorRestarted"))
     with undeletable(loop.api, create_pod(loop.api, "one", "nvidia-operator-validator")):
         loop.bring(**SINGLE)

@@ -26,9 +26,7 @@ def test_a_device_plugin_that_does_not_go_in_five_minutes_is_given_up_as_this_ve
     assert node.operands() == OPERANDS_WHEN_GIVEN_UP
     assert node.profiles() == [[], []], "nothing was touched yet"
     if SAYS_FAILED:
-        assert GAVE_UP in failure_in(node.manager.log.read_text()), (
-            "by which the operator knows to restart it"
-        )
+        assert GAVE_UP in failure_in(node.manager.log.read_text()), "by which the operator knows to restart it"
     node.api.delete(f"{PODS}/{pod}", {"gracePeriodSeconds": 0})
     node.manager.restart()
     assert node.states_until("success") == [*GIVEN_UP[1:], "pending", "success"]

@@ -119,10 +119,7 @@ def build_layouts(gpu: int, layouts: Sequence[Sequence[int]]) -> list[dict[str, 
             if not isinstance(_or_error(partial(create, gpu, order)), dict):
                 break
             destroy_all(gpu)
-        rest = {
-            profile: nvml.nvmlDeviceGetGpuInstanceRemainingCapacity(gpu_handle(gpu), profile)
-            for profile in ids
-        }
+        rest = {profile: nvml.nvmlDeviceGetGpuInstanceRemainingCapacity(gpu_handle(gpu), profile) for profile in ids}
         built = sorted(instance[1] for instance in instances(gpu))
         results.append({"attempts": attempts, "built": built, "room_for": [i for i in ids if rest[i]]})
         destroy_all(gpu)
@@ -133,8 +130,7 @@ def compute_profiles(gpu: int, gpu_instance: int) -> list[list[int]]:
     """(id, slices, count, SMs) of the compute instance profiles of a GPU instance."""
     instance = nvml.nvmlDeviceGetGpuInstanceById(gpu_handle(gpu), gpu_instance)
     return [
-        [info.id, info.sliceCount, info.instanceCount, info.multiprocessorCount]
-        for info in _compute_profiles(instance)
+        [info.id, info.sliceCount, info.instanceCount, info.multiprocessorCount] for info in _compute_profiles(instance)
     ]
 
 
@@ -143,9 +139,7 @@ def create_compute(gpu: int, gpu_instance: int, profile_ids: Sequence[int]) -> l
     instance = nvml.nvmlDeviceGetGpuInstanceById(gpu_handle(gpu), gpu_instance)
     made = []
     for profile_id in profile_ids:
-        info = nvml.nvmlComputeInstanceGetInfo(
-            nvml.nvmlGpuInstanceCreateComputeInstance(instance, profile_id)
-        )
+        info = nvml.nvmlComputeInstanceGetInfo(nvml.nvmlGpuInstanceCreateComputeInstance(instance, profile_id))
         made.append([info.id, info.placement.start, info.placement.size])
     return made
 
@@ -158,17 +152,13 @@ def _listed(function: Callable[..., Any], owner: Any, profile_id: int, kind: Any
 
 def _gpu_instances(gpu: int) -> Iterator[Any]:
     for profile in profiles(gpu):
-        yield from _listed(
-            nvml.nvmlDeviceGetGpuInstances, gpu_handle(gpu), profile["id"], nvml.c_nvmlGpuInstance_t
-        )
+        yield from _listed(nvml.nvmlDeviceGetGpuInstances, gpu_handle(gpu), profile["id"], nvml.c_nvmlGpuInstance_t)
 
 
 def instances(gpu: int) -> list[list[int]]:
     """(id, profile id, start, size) of the GPU instances, by start."""
     infos = [nvml.nvmlGpuInstanceGetInfo(instance) for instance in _gpu_instances(gpu)]
-    return sorted(
-        [[i.id, i.profileId, i.placement.start, i.placement.size] for i in infos], key=lambda i: i[2]
-    )
+    return sorted([[i.id, i.profileId, i.placement.start, i.placement.size] for i in infos], key=lambda i: i[2])
 
 
 def destroy_all(gpu: int) -> None:
@@ -372,9 +362,7 @@ def churn(gpu: int, profile_ids: Sequence[int], turns: int) -> dict[str, int]:
         if turn >= turns and (counts["created"] or time.monotonic() > deadline):
             break
         try:
-            instance = nvml.nvmlDeviceCreateGpuInstance(
-                gpu_handle(gpu), profile_ids[turn * 7 % len(profile_ids)]
-            )
+            instance = nvml.nvmlDeviceCreateGpuInstance(gpu_handle(gpu), profile_ids[turn * 7 % len(profile_ids)])
         except nvml.NVMLError_InsufficientResources:
             counts["refused"] += 1
             continue

@@ -21,9 +21,7 @@ def shown(capsys: pytest.CaptureFixture[str]) -> dict[str, list[dict[str, object
     return machine
 
 
-def test_a_machine_is_made_and_says_that_it_is_simulated(
-    state: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_machine_is_made_and_says_that_it_is_simulated(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["create", "--model", "a30", "--model", "t4", "--gpus", "2"]) == 0
     assert capsys.readouterr().out.startswith("SIMULATED machine, driver 580.159.03, 4 GPUs")
     names = [gpu["name"] for gpu in shown(capsys)["gpus"]]
@@ -62,9 +60,7 @@ def test_without_a_state_file_the_tool_says_how_to_name_one(
     assert "export NVMLSIM_STATE=FILE" in capsys.readouterr().err
 
 
-def test_fields_faults_processes_and_resets_reach_the_machine(
-    state: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_fields_faults_processes_and_resets_reach_the_machine(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["create", "--model", "a100-40gb", "--gpus", "2"])
     assert main(["set", "--gpu", "1", "lost=1", "mig_pending=1"]) == 0
     assert main(["inject", "fault", "nvmlInit", "hang", "--count", "1"]) == 0

@@ -95,9 +95,7 @@ def test_destroying_what_a_process_uses_is_refused_and_its_neighbour_goes(h100: 
 
 def test_processes_are_listed_where_they_run_and_named_where_nvml_knows_them(h100: SimMachine) -> None:
     h100.ask("create", gpu=0, profile_ids=[9, 9])
-    h100.simulator.add_process(
-        0, 4711, "python3 train.py", gpu_instance=1, compute_instance=0, memory_mib=100
-    )
+    h100.simulator.add_process(0, 4711, "python3 train.py", gpu_instance=1, compute_instance=0, memory_mib=100)
     h100.simulator.add_process(0, 4712, gpu_instance=2, compute_instance=0)
     assert [device["processes"] for device in h100.ask("mig_devices", gpu=0)] == [[4712], [4711]]
     assert h100.ask("gpu_report", gpu=0)["processes"] == [4711, 4712]

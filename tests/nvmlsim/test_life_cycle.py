@@ -40,9 +40,7 @@ def test_a_card_reports_exactly_the_profiles_and_placements_of_the_card_table(
         )
         for profile in card.profiles
     )
-    assert [
-        (p["index"], p["id"], p["name"], p["max"], p["slices"], p["placements"]) for p in reported
-    ] == expected
+    assert [(p["index"], p["id"], p["name"], p["max"], p["slices"], p["placements"]) for p in reported] == expected
     total = machine.ask("gpu_report", gpu=0)["memory_mib"]
     assert {p["name"].removeprefix("MIG "): name_of(p, total) for p in reported} == {
         profile.name: profile.name for profile in card.profiles
@@ -89,10 +87,7 @@ def test_every_maximal_layout_of_our_geometry_can_be_built_and_then_nothing_fits
     machine = make_machine(card.key)
     machine.simulator.set_gpu(0, mig_current=1, mig_pending=1)
     ids = {profile.name: profile.profile_id or 0 for profile in card.profiles}  # 7g has id 0
-    layouts = [
-        [ids[name] for name, count in layout for _ in range(count)]
-        for layout in maximal_layouts(card.profiles)
-    ]
+    layouts = [[ids[name] for name, count in layout for _ in range(count)] for layout in maximal_layouts(card.profiles)]
     results = machine.ask("build_layouts", gpu=0, layouts=layouts)
     assert [result["built"] for result in results] == [sorted(layout) for layout in layouts]
     assert [result["room_for"] for result in results] == [[]] * len(layouts)
@@ -153,9 +148,7 @@ def test_a_gpu_instance_can_be_split_into_compute_instances(h100: SimMachine) ->
         [1, 2, 1, 40],
         [2, 3, 1, 60],
     ]
-    assert h100.ask("create_compute", gpu=0, gpu_instance=2, profile_ids=[0]) == {
-        "error": INSUFFICIENT_RESOURCES
-    }
+    assert h100.ask("create_compute", gpu=0, gpu_instance=2, profile_ids=[0]) == {"error": INSUFFICIENT_RESOURCES}
     h100.ask("destroy_compute", gpu=0, gpu_instance=2, compute_instance=0)
     assert h100.ask("create_compute", gpu=0, gpu_instance=2, profile_ids=[1, 0]) == [[0, 0, 2], [1, 2, 1]]
     assert [device["name"] for device in h100.ask("mig_devices", gpu=0)] == [
@@ -187,9 +180,7 @@ def test_a_handle_of_a_destroyed_instance_is_invalid(h100: SimMachine) -> None:
 def test_an_instance_is_found_by_its_id_only(h100: SimMachine) -> None:
     assert h100.ask("destroy_gpu_instance", gpu=0, gpu_instance=7) == {"error": NOT_FOUND}
     h100.ask("create", gpu=0, profile_ids=[19], starts=[0])
-    assert h100.ask("destroy_gpu_instance", gpu=0, gpu_instance=7) == {"error": IN_USE}, (
-        "it has a compute instance"
-    )
+    assert h100.ask("destroy_gpu_instance", gpu=0, gpu_instance=7) == {"error": IN_USE}, "it has a compute instance"
 
 
 @pytest.mark.parametrize("model", ["v100-16gb", "t4", "l40s"])

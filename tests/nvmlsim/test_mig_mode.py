@@ -118,9 +118,7 @@ def test_the_mode_cannot_be_switched_off_over_instances(h100: SimMachine) -> Non
 
 
 @pytest.mark.parametrize(("model", "kept"), [("a100-80gb", True), ("h100-80gb", False)])
-def test_a_reboot_takes_all_instances_and_on_hopper_the_mode(
-    model: str, kept: bool, make_machine: MakeMachine
-) -> None:
+def test_a_reboot_takes_all_instances_and_on_hopper_the_mode(model: str, kept: bool, make_machine: MakeMachine) -> None:
     machine = make_machine(model)
     machine.ask("set_mode", gpu=0, mode=1)
     machine.ask("create", gpu=0, profile_ids=[19, 19])

@@ -65,9 +65,7 @@ def test_without_mig_memory_and_processes_need_no_right(make_machine: MakeMachin
 
 
 @pytest.mark.parametrize("taken", [WITHOUT_SYS_ADMIN, WITHOUT_CAPABILITIES], ids=["SYS_ADMIN", "all"])
-def test_root_without_the_capability_may_neither_change_nor_list(
-    taken: tuple[str, ...], h100: SimMachine
-) -> None:
+def test_root_without_the_capability_may_neither_change_nor_list(taken: tuple[str, ...], h100: SimMachine) -> None:
     require_admin()
     h100.ask("create", gpu=0, profile_ids=[9])
     for function, arguments in (
@@ -100,9 +98,7 @@ def test_processes_of_another_pid_namespace_are_left_out_not_unnamed(make_machin
     machine.simulator.add_process(0, 4712, "Xorg", graphics=True)
     inside = own_pid_namespace()
     report = machine.start("gpu_report", inside=inside, gpu=0).result()
-    assert (report["processes"], report["memory_v2"]) == ([], 1024 << 20), (
-        "memory tells what the list does not"
-    )
+    assert (report["processes"], report["memory_v2"]) == ([], 1024 << 20), "memory tells what the list does not"
     assert machine.start("drawing", inside=inside, gpu=0).result() == []
     assert machine.start("process_name", inside=inside, pid=4711).result() == {"error": NOT_FOUND}
     assert machine.ask("gpu_report", gpu=0)["processes"] == [4711]
@@ -136,9 +132,7 @@ def test_a_capability_file_that_can_be_opened_is_a_right(h100: SimMachine, tmp_p
     assert ask("instances") == {"error": NO_PERMISSION}
 
 
-def test_a_container_sees_the_mig_devices_whose_capability_files_it_has(
-    h100: SimMachine, tmp_path: Path
-) -> None:
+def test_a_container_sees_the_mig_devices_whose_capability_files_it_has(h100: SimMachine, tmp_path: Path) -> None:
     h100.ask("create", gpu=0, profile_ids=[9, 9])
     first, second = h100.ask("mig_devices", gpu=0)
     give(h100.simulator, tmp_path / "caps", *of_device(0, second["gpu_instance"], 0))
@@ -155,9 +149,7 @@ def test_a_program_without_rights_sees_no_mig_device_that_came_after_it(h100: Si
     h100.ask("create", gpu=0, profile_ids=[9])
     waiting.go_on()
     assert waiting.result() == []
-    assert len(h100.ask("mig_devices", gpu=0, privilege="none")) == 1, (
-        "a container that starts now is given it"
-    )
+    assert len(h100.ask("mig_devices", gpu=0, privilege="none")) == 1, "a container that starts now is given it"
 
 
 def test_a_container_counts_the_gpus_that_it_was_given(make_machine: MakeMachine, tmp_path: Path) -> None:

@@ -30,9 +30,7 @@ def why_no_sanitizers() -> str:
         return f"{program} has no {' or '.join(build.SANITIZER_RUNTIMES)}: install libasan and libubsan"
     preload = os.pathsep.join(map(str, runtimes))
     environ = {**os.environ, "LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0"}
-    done = subprocess.run(
-        [sys.executable, "-c", ""], env=environ, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", ""], env=environ, capture_output=True, text=True, check=False)
     return f"Python does not start with {preload}: {done.stderr.strip()}" if done.returncode else ""
 
 
@@ -53,9 +51,7 @@ def test_a_life_cycle_is_clean(sanitizers: None, make_machine: MakeMachine) -> N
         machine.simulator.set_gpu(gpu, mig_current=1, mig_pending=1)
         checked(machine, "create", gpu=gpu, **filling)
         assert len(checked(machine, "mig_devices", gpu=gpu)) == 2
-        assert checked(
-            machine, "compute_profiles", gpu=gpu, gpu_instance=checked(machine, "instances", gpu=gpu)[0][0]
-        )
+        assert checked(machine, "compute_profiles", gpu=gpu, gpu_instance=checked(machine, "instances", gpu=gpu)[0][0])
     machine.simulator.add_process(0, 4711, "python3")
     machine.simulator.post_event(2, 8, 79)
     for gpu in range(3):

@@ -60,9 +60,7 @@ def answer_to(pod: PodView, budgets: Iterable[Budget], pods: Iterable[PodView]) 
         return Reason.EVICTION_ERROR
     every = tuple(pods)
     for budget in guards:
-        if not pod.ready and (
-            budget.always_allow_unhealthy or budget.healthy(every) >= budget.min_available > 0
-        ):
+        if not pod.ready and (budget.always_allow_unhealthy or budget.healthy(every) >= budget.min_available > 0):
             continue
         if budget.room(every) == 0:
             return Reason.PDB

@@ -54,9 +54,7 @@ def canaries_first(world: "World", action: FenceNode, policy: PolicyView, spec: 
         since = world.now - proofs[canary.nodes - 1]
         hold(since >= parse_duration(canary.soak), f"(n) the canaries have served for {since} only")
         return
-    begun = [
-        one for one in mine if one.fence is not None and _has_begun(one, same) and one is not action.node
-    ]
+    begun = [one for one in mine if one.fence is not None and _has_begun(one, same) and one is not action.node]
     hold(
         len(proofs) + len(begun) < canary.nodes,
         f"(n) more nodes than {canary.nodes} canaries start before these are proven",
@@ -84,9 +82,7 @@ def _soaks_beyond_its_reset(world: "World", policy: PolicyView, spec: GPUSharing
     canary = spec.rollout.canary
     if canary is not None and len(proofs) >= canary.nodes:
         served = world.now - proofs[canary.nodes - 1]
-        hold(
-            served >= parse_duration(canary.soak), f"(n) nodes that were reset have served for {served} only"
-        )
+        hold(served >= parse_duration(canary.soak), f"(n) nodes that were reset have served for {served} only")
 
 
 def _has_begun(node: NodeView, same: Callable[[Fence | Verified], bool]) -> bool:

@@ -100,9 +100,7 @@ def make_case(
         view = replace(view, deferred=of_policy(view.deferred, policy))
     kept = {key: value for key, value in {**view.labels, **(labels or {})}.items() if value is not None}
     view = replace(view, labels=kept)
-    report = (
-        gpunode if isinstance(gpunode, GPUNodeView) else replace(world.gpunodes["gpu-07"], **(gpunode or {}))
-    )
+    report = gpunode if isinstance(gpunode, GPUNodeView) else replace(world.gpunodes["gpu-07"], **(gpunode or {}))
     case = NodeCase(
         node=view,
         gpunode=report,

@@ -34,9 +34,7 @@ def answering(request: str = VERIFY, was: PolicyView = MIXED, **fields: Any) -> 
     return replace(quiet_report(was, request, **{"quiet": False, **fields}), quiet=False)
 
 
-def changing(
-    policy: PolicyView | None = MIXED, *, fence: Fence = FENCE, now: float = 60, **fields: Any
-) -> NodeCase:
+def changing(policy: PolicyView | None = MIXED, *, fence: Fence = FENCE, now: float = 60, **fields: Any) -> NodeCase:
     """gpu-07, one minute after the PNR; labels, GPUs and resources are those of 2x3g.40gb unless said otherwise."""
     node = {"unschedulable": True, **fields.pop("node", {})}
     known: dict[str, Any] = {"was": MIXED, "gpunode": answering(), **fields}

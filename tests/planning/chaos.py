@@ -370,9 +370,7 @@ class Cluster(RuleBasedStateMachine):
             assert not any(node.unschedulable for node in self.world.nodes.values())
             synced = {v.node for v in plan.verdicts.values() if v.phase is Phase.SYNCED}
             assert not any(self.world.nodes[name].gate for name in synced), "proven behind the start-up taint"
-            reverse = replace(
-                self.world.snapshot(), nodes=dict(sorted(self.world.nodes.items(), reverse=True))
-            )
+            reverse = replace(self.world.snapshot(), nodes=dict(sorted(self.world.nodes.items(), reverse=True)))
             again = plan_rollout(reverse, self.world.now)
             assert is_settled(again)
             assert again.verdicts == plan.verdicts

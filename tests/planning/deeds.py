@@ -217,9 +217,7 @@ TOOLS: Mapping[str, Deed] = {
     "a driver upgrade waits for its turn": announced,
     "the foreign marker goes": marked(""),
     "a neighbour sets a mark that we set too": neighbour,
-    "a tool cordons and marks the node": lambda world, name: (
-        cordon(world, name) and marked("kured")(world, name)
-    ),
+    "a tool cordons and marks the node": lambda world, name: cordon(world, name) and marked("kured")(world, name),
     "a NodeFeatureRule takes mig.config, or leaves it": ruled,
     "a tool overwrites mig.config": written(names.LABEL_MIG_CONFIG, FOREIGN_CONFIG),
     "a tool strips mig.config": written(names.LABEL_MIG_CONFIG, None),

@@ -68,9 +68,7 @@ def classes_deleted(world: "World", name: str) -> bool:
 
 def classes_changed(world: "World", name: str) -> bool:
     """Somebody lets our DeviceClasses select other devices."""
-    changed = (
-        replace(one, selectors=("true",)) if one.ours else one for one in world.stack.dra.classes or ()
-    )
+    changed = (replace(one, selectors=("true",)) if one.ours else one for one in world.stack.dra.classes or ())
     return with_classes(world, tuple(changed))
 
 

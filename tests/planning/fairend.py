@@ -325,8 +325,6 @@ def end_fairly(world: World) -> RolloutPlan:
         hold(node.fence is None, f"the fence of {node.name} is left")
         hold(not node.unschedulable, f"the cordon of {node.name} is left")
         ours = names.NEIGHBOUR_LABELS.keys() & node.labels.keys()
-        ours |= node.neighbour_marks - set(
-            sorted(names.NEIGHBOUR_ANNOTATIONS)[:1]
-        )  # which a neighbour may set
+        ours |= node.neighbour_marks - set(sorted(names.NEIGHBOUR_ANNOTATIONS)[:1])  # which a neighbour may set
         hold(not ours, f"marks are left on {node.name}: {sorted(ours)}")
     return plan

@@ -33,9 +33,7 @@ def find(world: "World", pods: Iterable[PodView], *, reboot: bool) -> tuple[Gang
     """What the operator reads of the gangs of a node's pods: of those that must leave, GPU or not if it may reboot."""
     leaving = (pod for pod in pods if must_leave(pod, reboot=reboot))
     gangs = {pod.gang.ref: pod.gang for pod in leaving if pod.gang is not None}
-    return tuple(
-        GangView(gang, tuple(map(_as_read, members(world, gang)))) for _, gang in sorted(gangs.items())
-    )
+    return tuple(GangView(gang, tuple(map(_as_read, members(world, gang)))) for _, gang in sorted(gangs.items()))
 
 
 def _as_read(member: GangMember) -> GangMember:
@@ -57,9 +55,7 @@ def start_alone(world: "World") -> bool:
     one came to two nodes at least."""
     started = 0
     for node in [name for name, view in world.nodes.items() if view.fence is None]:
-        came = [
-            world.add_pod(node, kind, app="free") for kind in ("a rank of a JobSet", "a rank without a GPU")
-        ]
+        came = [world.add_pod(node, kind, app="free") for kind in ("a rank of a JobSet", "a rank without a GPU")]
         for uid in list(world.pods[node])[-sum(came) :] if any(came) else ():
             pod = world.pods[node][uid]
             world.pods[node][uid] = replace(pod, gang=make_gang(f"run-{node}"))

@@ -82,9 +82,7 @@ def went_on(world: "World", action: Actuate | UpdateFence) -> None:
     if before is None or before.stage != "actuating":
         return
     if before.rolls_back and not after.rolls_back:
-        hold(
-            _is_wanted_anew(world, action, before), f"(u) {node.name} turns round though nobody asked for it"
-        )
+        hold(_is_wanted_anew(world, action, before), f"(u) {node.name} turns round though nobody asked for it")
     if not after.rolls_back:
         return
     proof = node.verified
@@ -94,9 +92,7 @@ def went_on(world: "World", action: Actuate | UpdateFence) -> None:
     if not before.rolls_back:
         _turn(world, action)
         owed = f"{proof.mig_config} {proof.plugin_config} {proof.layout}".strip()
-        hold(
-            after.owed == owed, f"(u) {node.name} goes back to {after.owed}, and {owed} was proven there last"
-        )
+        hold(after.owed == owed, f"(u) {node.name} goes back to {after.owed}, and {owed} was proven there last")
     elif isinstance(action, Actuate) and after.step == after.steps:  # else it is a stop on the way
         led = (after.target_mig_config, after.target_plugin_config)
         hold(led == pair, f"(u) {node.name} goes back to {led}, and {pair} was proven there last")

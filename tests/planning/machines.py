@@ -232,9 +232,7 @@ class NodeMachine:
                     index,
                     product=product,
                     layout=self.layouts[index],
-                    compute_mode="ExclusiveProcess"
-                    if self.exclusive and self.layouts[index] is None
-                    else "Default",
+                    compute_mode="ExclusiveProcess" if self.exclusive and self.layouts[index] is None else "Default",
                     processes=(*(() if index else processes), *((SERVER,) if self.clients else ())),
                 ),
                 vitals=HEALTHY if index else self.vitals,
@@ -289,8 +287,7 @@ def _serve(
 
 def _reading(products: tuple[str, ...], layouts: tuple[Layout | None, ...]) -> Reading:
     gpus = tuple(
-        _gpu(index, product, layout)
-        for index, (product, layout) in enumerate(zip(products, layouts, strict=True))
+        _gpu(index, product, layout) for index, (product, layout) in enumerate(zip(products, layouts, strict=True))
     )
     models = tuple(map(_model, dict.fromkeys(products)))
     every = tuple({profile.name: profile for model in models for profile in model.profiles}.values())

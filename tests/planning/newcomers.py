@@ -22,8 +22,6 @@ def fleet(*, served: int, new: int, **rollout: Any) -> Any:
 def begun(snapshot: Any) -> list[str]:
     """Which nodes are fenced now; those that took no slot in capitals."""
     verdicts = plan_rollout(snapshot, NOW).verdicts.values()
-    fences = [
-        action.fence for verdict in verdicts for action in verdict.actions if isinstance(action, FenceNode)
-    ]
+    fences = [action.fence for verdict in verdicts for action in verdict.actions if isinstance(action, FenceNode)]
     uids = {node.uid: name for name, node in snapshot.nodes.items()}
     return sorted(uids[one.node_uid].upper() if one.newcomer else uids[one.node_uid] for one in fences)

@@ -104,9 +104,7 @@ class Ledger:
             for version, nodes in self.failed.items()
             if version.uid != policy.uid or self.asks_for(version, policy)
         }
-        self.turns = {
-            turn for turn in self.turns if turn[1].uid != policy.uid or self.asks_for(turn[1], policy)
-        }
+        self.turns = {turn for turn in self.turns if turn[1].uid != policy.uid or self.asks_for(turn[1], policy)}
 
     def is_of(self, record: Fence | Verified, policy: PolicyView) -> bool:
         """The change went by what this policy asks for now."""
@@ -310,8 +308,7 @@ def _note_failures(world: "World", plan: RolloutPlan) -> None:
             continue
         awaited = verdict.reason is Reason.OBSERVATION_PENDING and name not in world.agents_down
         writing = any(
-            isinstance(action, UpdateFence)
-            or (isinstance(action, Actuate) and action.fence.failed is not None)
+            isinstance(action, UpdateFence) or (isinstance(action, Actuate) and action.fence.failed is not None)
             for action in verdict.actions
         )
         if verdict.phase is Phase.FAILED and not writing and not awaited:

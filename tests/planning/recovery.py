@@ -139,9 +139,7 @@ def mend_machines(world: World) -> None:
         if machine.mps_dead:
             machine.stop_mps()
         machine.exclusive = machine.clients is not None
-        if machine.running or any(
-            "paused" in v for k, v in world.nodes[machine.name].labels.items() if "deploy" in k
-        ):
+        if machine.running or any("paused" in v for k, v in world.nodes[machine.name].labels.items() if "deploy" in k):
             machine.restart()
 
 

@@ -104,9 +104,7 @@ def _reset(world: "World", action: LabelNode) -> None:
     """Nothing of ours stays, and it happens to whole GPUs of a policy that is being deleted only."""
     name = action.node.name
     owner = action.node.labels.get(names.LABEL_POLICY)
-    left = [
-        one.name for one in pool(world, owner or "") if one.fence or any(world.machines[one.name].layouts)
-    ]
+    left = [one.name for one in pool(world, owner or "") if one.fence or any(world.machines[one.name].layouts)]
     hold(not left, f"(s) {name} is forgotten, and {left} of its pool are not whole")
     ours = {names.LABEL_MODE, names.LABEL_POLICY}
     hold(set(action.labels) == ours & action.node.labels.keys(), f"a reset leaves labels: {action.labels}")
@@ -115,14 +113,10 @@ def _reset(world: "World", action: LabelNode) -> None:
     shares = parse_config(world.stack.plugin_configs.get(default, "")).sharing != "none"
     kept = names.LABEL_PLUGIN_CONFIG in action.node.labels
     needed = shares and not world.stack.by_dra
-    hold(
-        kept is needed, f"a reset leaves the label of the device plugin, or takes one that is needed: {kept}"
-    )
+    hold(kept is needed, f"a reset leaves the label of the device plugin, or takes one that is needed: {kept}")
     hold(set(action.labels.values()) <= {None}, "a reset writes labels")
     machine = world.machines[name]
-    whole = (
-        all(layout is None for layout in machine.layouts) and not machine.clients and not machine.exclusive
-    )
+    whole = all(layout is None for layout in machine.layouts) and not machine.clients and not machine.exclusive
     hold(whole and world.nodes[name].fence is None, f"a reset of {name}, which has no whole GPUs")
     hold(any(one.name == owner and one.resetting for one in world.policies), "a reset of a policy that stays")
 
@@ -236,9 +230,7 @@ def _point_of_no_return(world: "World", action: Actuate) -> None:
     hold(capable or not mig, "a card without MIG gets mig labels")
     _no_race(world, action)
     key = labels.get(names.LABEL_PLUGIN_CONFIG)
-    hold(
-        key is None or key in world.stack.plugin_configs, "a label names a configuration that is not written"
-    )
+    hold(key is None or key in world.stack.plugin_configs, "a label names a configuration that is not written")
 
 
 def _release(world: "World", action: Release) -> None:

@@ -52,9 +52,9 @@ def card_left_out(world: World, name: str) -> bool:
     """spec.products now lists only a card that the node does not have."""
     other = T4 if T4 not in world.machines[name].products else H100
     narrowed = (bare_product(other),)
-    return edited(
-        lambda old: replace(old, spec=old.spec and old.spec.model_copy(update={"products": narrowed}))
-    )(world, name)
+    return edited(lambda old: replace(old, spec=old.spec and old.spec.model_copy(update={"products": narrowed})))(
+        world, name
+    )
 
 
 def rollout_edited(**fields: object) -> Deed:
@@ -66,9 +66,7 @@ def priced(world: World, name: str) -> bool:
     """It gets another price."""
     world.serial += 1
     price = Cost(gpu_hourly_price=f"{world.serial}.20")
-    return edited(lambda old: replace(old, spec=old.spec and old.spec.model_copy(update={"cost": price})))(
-        world, name
-    )
+    return edited(lambda old: replace(old, spec=old.spec and old.spec.model_copy(update={"cost": price})))(world, name)
 
 
 def paused_and_resumed(world: World, name: str) -> bool:

@@ -208,9 +208,7 @@ def of_action(world: "World", action: Action) -> Iterator[str]:
             pods = world.machines[action.node].operands
             yield from (f"{program} restarted" for program, pod in pods.items() if pod.uid == action.uid)
         case WriteClasses():
-            yield from (
-                f"DeviceClasses: {what}" for what in ("create", "correct", "remove") if getattr(action, what)
-            )
+            yield from (f"DeviceClasses: {what}" for what in ("create", "correct", "remove") if getattr(action, what))
         case UpdateFence():
             fence, before = action.fence, action.node.fence
             if fence.rolls_back and before is not None and not before.rolls_back:
@@ -219,9 +217,7 @@ def of_action(world: "World", action: Action) -> Iterator[str]:
             if fence.stage == "yielded":
                 yield "our cordon stays while somebody else works"
             else:
-                yield (
-                    "cordon put back" if action.cordon else "cure" if again and fence.attempt > 1 else "retry"
-                )
+                yield ("cordon put back" if action.cordon else "cure" if again and fence.attempt > 1 else "retry")
         case LabelNode(requests=dict() as requests):
             yield from (f"taken from the GPUNode: {key}" for key in (*action.labels, *requests))
             yield f"taken from the GPUNode, {action.node.fence.stage if action.node.fence else 'rest'}"

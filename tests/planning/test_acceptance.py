@@ -19,9 +19,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 NAMED = make_policy(mig={"config": "all-balanced"})
 LAYOUTS = make_policy()
 FULL, SLICED = make_policy(mode="Full"), make_policy(mode="TimeSlicing")
-UNREADABLE = replace(
-    FULL, spec=None, problems=(Problem("spec.mode", "is missing"), Problem("spec.mig", "is wrong"))
-)
+UNREADABLE = replace(FULL, spec=None, problems=(Problem("spec.mode", "is missing"), Problem("spec.mig", "is wrong")))
 NOT_OURS = make_cluster_policy("theirs")
 
 PLAIN_STACK = PlainStackView("nvdp-nvidia-device-plugin", "nvdp")
@@ -96,17 +94,13 @@ REFUSED: dict[str, tuple[PolicyView, ClusterPolicyView | None, bool, Reason, str
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "policy", [NAMED, LAYOUTS, FULL], ids=["a named layout", "own layouts", "whole GPUs"]
-)
+@pytest.mark.parametrize("policy", [NAMED, LAYOUTS, FULL], ids=["a named layout", "own layouts", "whole GPUs"])
 def test_mig_manager_beside_the_plain_chart_is_accepted(policy: PolicyView) -> None:
     stack = make_stack(cluster_policy=PLAIN_MIG, serves_our_mig_file=True)
     assert find_objection(policy, stack, SETTINGS) is None
 
 
-@pytest.mark.parametrize(
-    ("policy", "cluster_policy", "dra", "reason", "says"), REFUSED.values(), ids=REFUSED.keys()
-)
+@pytest.mark.parametrize(("policy", "cluster_policy", "dra", "reason", "says"), REFUSED.values(), ids=REFUSED.keys())
 def test_it_is_refused(
     policy: PolicyView, cluster_policy: ClusterPolicyView | None, dra: bool, reason: Reason, says: str
 ) -> None:
@@ -178,9 +172,7 @@ def test_it_is_accepted(policy: PolicyView, fields: dict[str, Any]) -> None:
     ],
     ids=["plugin", "mig-manager", "strategy", "layouts"],
 )
-def test_the_command_names_the_cluster_policy_that_is_there(
-    policy: PolicyView, wrong: ClusterPolicyView
-) -> None:
+def test_the_command_names_the_cluster_policy_that_is_there(policy: PolicyView, wrong: ClusterPolicyView) -> None:
     """OpenShift's is called gpu-cluster-policy."""
     stack = make_stack(cluster_policy=replace(wrong, name="gpu-cluster-policy"), serves_our_mig_file=False)
     objection = find_objection(policy, stack, SETTINGS)

@@ -52,9 +52,7 @@ class Invented(Actuator):
     def find_missing(self, case: ActuatorCase, goal: Target, again: bool) -> str:
         return ""
 
-    def write(
-        self, case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool
-    ) -> Written:
+    def write(self, case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool) -> Written:
         assert idle is not None, "it never begins on a node that was not proven idle"
         return replace(fence, restart_uid="", daemon_uid="", gfd_timestamp=""), {LAYOUT: goal.text}
 

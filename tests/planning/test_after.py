@@ -48,9 +48,7 @@ STATES: dict[str, tuple[dict[str, str | None], float, Phase, Reason]] = {
 
 
 @pytest.mark.parametrize(("labels", "now", "phase", "reason"), STATES.values(), ids=STATES.keys())
-def test_what_mig_manager_says(
-    labels: dict[str, str | None], now: float, phase: Phase, reason: Reason
-) -> None:
+def test_what_mig_manager_says(labels: dict[str, str | None], now: float, phase: Phase, reason: Reason) -> None:
     verdict = after_pnr(changing(labels=labels, now=now))
     assert (verdict.phase, verdict.reason, verdict.actions) == (phase, reason, ()), verdict.message
     assert verdict.wake is None or verdict.wake > at(now)
@@ -110,9 +108,7 @@ def test_a_node_that_mig_manager_gave_up_shows_what_it_left_and_a_stuck_one_keep
     assert isinstance(request, EnsureGPUNode)
     assert not request.quiet
     stuck = replace(FENCE, attempt=3)
-    assert (
-        after_pnr(changing(labels={MIG_STATE: "pending"}, now=1200, gpunode=quiet, fence=stuck)).actions == ()
-    )
+    assert after_pnr(changing(labels={MIG_STATE: "pending"}, now=1200, gpunode=quiet, fence=stuck)).actions == ()
 
 
 # --- the proof -----------------------------------------------------------------------------------------------------
@@ -188,9 +184,7 @@ def test_the_cordon_of_a_proven_node_on_which_somebody_else_works_is_remembered_
     assert action.verified is not None, "the proof does not wait for anybody"
     assert action.labels[names.LABEL_UPGRADE_SKIP] is None, "our marks would keep the other one away"
     assert (action.uncordon, action.fence.stage, action.fence.added) == (False, "yielded", ())
-    assert (names.LABEL_MODE in action.labels, action.fence.from_mode) == (False, "mig"), (
-        "not open to pods yet"
-    )
+    assert (names.LABEL_MODE in action.labels, action.fence.from_mode) == (False, "mig"), "not open to pods yet"
 
 
 def test_nothing_is_remembered_of_a_proven_node_that_was_cordoned_before_us() -> None:
@@ -342,9 +336,7 @@ def test_a_node_whose_policy_is_gone_stays_fenced_until_one_owns_it() -> None:
         "kured is at work",
     ],
 )
-def test_the_command_that_gives_up_a_node_lifts_no_cordon_but_ours(
-    fence: dict[str, Any], node: dict[str, Any]
-) -> None:
+def test_the_command_that_gives_up_a_node_lifts_no_cordon_but_ours(fence: dict[str, Any], node: dict[str, Any]) -> None:
     assert "uncordon" in after_pnr(changing(None, fence=FENCE)).message
     verdict = after_pnr(changing(None, fence=replace(FENCE, **fence), node=node))
     assert verdict.reason is Reason.ORPHAN_FENCE

@@ -18,9 +18,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 
 NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
 IMAGE = "registry.test/gpu-sharing-operator:0.1.0"
-POD = AgentPod(
-    "gpusharing-agent", "gpusharing-agent-x7k2p", "gpu-1", ready=False, deleting=False, image=IMAGE
-)
+POD = AgentPod("gpusharing-agent", "gpusharing-agent-x7k2p", "gpu-1", ready=False, deleting=False, image=IMAGE)
 ID = "4f1c" * 16
 SANDBOX = (
     "Failed to create pod sandbox: rpc error: code = Unknown desc = failed to get sandbox runtime: "
@@ -30,9 +28,7 @@ SECURITY = (
     'Error creating: pods "gpusharing-agent-{}" is forbidden: violates PodSecurity "restricted:latest": '
     "host namespaces (hostPID=true), privileged"
 )
-NO_CLASS = (
-    'Error creating: pods "gpusharing-agent-{}" is forbidden: pod rejected: RuntimeClass "nvidia" not found'
-)
+NO_CLASS = 'Error creating: pods "gpusharing-agent-{}" is forbidden: pod rejected: RuntimeClass "nvidia" not found'
 FROM_LIBRARY = (
     "failed to create containerd task: failed to create shim task: OCI runtime create failed: runc create failed: "
     f"unable to start container process {ID}: nvidia-container-cli: initialization error: load library failed: "

@@ -229,12 +229,8 @@ def disturbed(
 
 def test_a_plugin_that_only_has_to_tell_more_disturbs_nobody() -> None:
     assert disturbed(told(SLICED, **DONE), WHOLE) is DisruptionClass.PLUGIN_RESTART
-    assert disturbed(told(SLICED), WHOLE, stack=PLAINLY) is DisruptionClass.PLUGIN_RESTART, (
-        "no mig-manager to ask"
-    )
-    assert disturbed(told(SLICED), make_gpu(product=T4)) is DisruptionClass.PLUGIN_RESTART, (
-        "no MIG to ask about"
-    )
+    assert disturbed(told(SLICED), WHOLE, stack=PLAINLY) is DisruptionClass.PLUGIN_RESTART, "no mig-manager to ask"
+    assert disturbed(told(SLICED), make_gpu(product=T4)) is DisruptionClass.PLUGIN_RESTART, "no MIG to ask about"
 
 
 MIG_MANAGER_IS_NOT_DONE: dict[str, dict[str, str]] = {
@@ -242,9 +238,7 @@ MIG_MANAGER_IS_NOT_DONE: dict[str, dict[str, str]] = {
     "it was told something else": {names.LABEL_MIG_CONFIG: "all-balanced"},
     "it is at work": {names.LABEL_MIG_STATE: "pending"},
     "it failed": {names.LABEL_MIG_STATE: "failed"},
-    "it left an operand paused": {
-        names.LABEL_DEPLOY_PREFIX + names.DEPLOY_PAUSABLE[0]: "paused-for-mig-change"
-    },
+    "it left an operand paused": {names.LABEL_DEPLOY_PREFIX + names.DEPLOY_PAUSABLE[0]: "paused-for-mig-change"},
 }
 
 

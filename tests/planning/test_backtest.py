@@ -140,8 +140,7 @@ def test_against_the_luckiest_layout_it_is_the_headroom_that_costs_and_not_the_p
     """Whoever knows the future and keeps the headroom all the same takes a tenth
     more than without, so nobody who keeps it stays below that. The past by itself costs nothing."""
     told, hindsight, bare, daring, usual = (
-        sum(getattr(one, name).gpus for one in played)
-        for name in ("told", "hindsight", "bare", "daring", "usual")
+        sum(getattr(one, name).gpus for one in played) for name in ("told", "hindsight", "bare", "daring", "usual")
     )
     pools = [Fraction(one.told.gpus, one.bare.gpus) - 1 for one in played]
     of_past = [Fraction(one.daring.gpus, one.bare.gpus) - 1 for one in played]
@@ -257,9 +256,7 @@ def test_with_performance_only_bursts_at_random_get_less_than_98_percent_of_thei
 ) -> None:
     """They are 2 % of the hours, so the 98th percentile of the past falls on either side of them by chance."""
     below = short_of_compute(roomy, 0.98)
-    print(
-        f"\n{SIMULATED}, performance: {len(below)} of {POOLS * WORKLOADS} workloads get less compute than the 98th"
-    )
+    print(f"\n{SIMULATED}, performance: {len(below)} of {POOLS * WORKLOADS} workloads get less compute than the 98th")
     assert {name.rpartition("-")[0] for name, *_ in below} <= {"bursts"}
     assert len(below) <= POOLS * WORKLOADS / 100
 

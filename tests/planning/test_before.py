@@ -146,10 +146,7 @@ def test_what_holds_a_node_up_past_a_drain_that_is_held_waits_for_no_moment_and_
         assert (held.phase, held.reason, held.actions) == (Phase.CORDONED, reason, ())
         assert (held.wake, held.deadline) == (None, None), "the clock ends nothing any more"
         assert "drain.timeout keeps running" not in held.message
-        assert (
-            "drain.onTimeout is Hold, so the node stays cordoned until this is resolved. To abort"
-            in held.message
-        )
+        assert "drain.onTimeout is Hold, so the node stays cordoned until this is resolved. To abort" in held.message
 
 
 def restarting(**drain: Any) -> NodeCase:
@@ -254,9 +251,7 @@ LABELS: dict[str, tuple[dict[str, str | None], set[str]]] = {
 
 
 @pytest.mark.parametrize(("labels", "written"), LABELS.values(), ids=LABELS.keys())
-def test_the_state_goes_to_null_only_with_a_new_value(
-    labels: dict[str, str | None], written: set[str]
-) -> None:
+def test_the_state_goes_to_null_only_with_a_new_value(labels: dict[str, str | None], written: set[str]) -> None:
     case = fenced(gpunode=silent(), labels=labels, at_work_since=at(-1200))
     assert passed(case).labels.keys() == written
 
@@ -433,9 +428,7 @@ BACKOFF = {
 def test_the_wait_after_each_abort_doubles(earlier: int | None, count: int, wait: int) -> None:
     record = None if earlier is None else Deferred(earlier, EARLIER, "PDB", MIXED.version)
     case = fenced(fence=replace(FENCE, deadline=NOW), work=HELD, node={"deferred": record, "retry": "x"})
-    assert released(before_pnr(case)).deferred == Deferred(
-        count, at(wait), "DrainTimeout", MIXED.version, "x"
-    )
+    assert released(before_pnr(case)).deferred == Deferred(count, at(wait), "DrainTimeout", MIXED.version, "x")
 
 
 def test_a_new_revision_counts_its_aborts_anew() -> None:

@@ -12,9 +12,7 @@ DOLLARS = Price(Fraction("3.20"), "USD", "policy")
 SLICE = "nvidia.com/mig-1g.20gb"
 
 
-def held(
-    tenant: str, *, policy: str = "pool-a", price: Price | None = DOLLARS, resource: str = SLICE
-) -> Cell:
+def held(tenant: str, *, policy: str = "pool-a", price: Price | None = DOLLARS, resource: str = SLICE) -> Cell:
     """What a tenant held."""
     return Cell(policy, tenant, Part.HELD, resource, Basis.MEASURED, price)
 
@@ -93,9 +91,7 @@ def test_by_policy_each_pool_has_its_own_idle_time() -> None:
     assert [row.cents for row in make_bill(counted).rows] == [640, 320]
 
 
-@pytest.mark.parametrize(
-    "counted", [{held("a"): -1}, {held("a", price=Price(Fraction(-1), "USD", "policy")): HOUR}]
-)
+@pytest.mark.parametrize("counted", [{held("a"): -1}, {held("a", price=Price(Fraction(-1), "USD", "policy")): HOUR}])
 def test_neither_time_nor_price_is_below_0(counted: dict[Cell, int]) -> None:
     with pytest.raises(ValueError, match="neither time nor price may be negative"):
         make_bill(counted)

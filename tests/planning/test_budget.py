@@ -89,9 +89,7 @@ def half_of_four(other: NodeMachine | None, *, cordoned: bool = False) -> World:
 
 @pytest.mark.parametrize("cordoned", [False, True], ids=["there", "cordoned"])
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())
-def test_a_percentage_is_of_the_nodes_that_the_policy_is_about(
-    other: NodeMachine | None, cordoned: bool
-) -> None:
+def test_a_percentage_is_of_the_nodes_that_the_policy_is_about(other: NodeMachine | None, cordoned: bool) -> None:
     world = half_of_four(other, cordoned=cordoned)
     most = 0
     for _ in range(200):
@@ -134,9 +132,7 @@ LABELS_OF_C = {"gpusharing.dev/pool": "c"}
 
 def shared_c(mode: str, limit: object) -> PolicyView:
     """The policy of pool c."""
-    return make_policy(
-        "pool-c", mode, nodeSelector={"matchLabels": LABELS_OF_C}, rollout={"maxUnavailable": limit}
-    )
+    return make_policy("pool-c", mode, nodeSelector={"matchLabels": LABELS_OF_C}, rollout={"maxUnavailable": limit})
 
 
 def largest(world: World, seconds: int = 200) -> dict[str, int]:
@@ -167,9 +163,7 @@ def test_two_pools_below_that_cap_are_independent() -> None:
     largest(world)
     found = {name: v.reason for name, v in world.settle().verdicts.items()}
     assert {found[name] for name in ("n1", "n2")} == {Reason.BUDGET_FULL}
-    assert {found[name] for name in ("m0", "m1", "m2")} == {Reason.SYNCED}, (
-        "a full pool stops its own nodes only"
-    )
+    assert {found[name] for name in ("m0", "m1", "m2")} == {Reason.SYNCED}, "a full pool stops its own nodes only"
 
 
 def test_lowering_the_budget_stops_nobody_who_is_under_way() -> None:
@@ -237,9 +231,7 @@ CHANGING = make_fence("actuating", node_uid="uid-n0", disruption=DisruptionClass
 
 @pytest.mark.parametrize("claims", [True, False], ids=["claimed", "its claim is lost"])
 @pytest.mark.parametrize("fence", [RESTART, CHANGING], ids=["before", "after"])
-def test_a_restart_of_the_plugin_takes_a_slot_although_the_node_is_not_cordoned(
-    fence: Fence, claims: bool
-) -> None:
+def test_a_restart_of_the_plugin_takes_a_slot_although_the_node_is_not_cordoned(fence: Fence, claims: bool) -> None:
     assert beside(claims=claims, fence=fence) == (1, False)
 
 
@@ -260,9 +252,7 @@ PDB = make_pdb(allowed=1)
 def in_flight(settling: bool, fence: Fence | None = None, **fields: Any) -> ClusterSnapshot:
     """n0 is fenced, n1 is a candidate; a budget that allows one pod guards a pod of each."""
     policy = make_policy(mode="TimeSlicing", rollout={"maxUnavailable": 2})
-    fence = replace(
-        fence or make_fence(), node_uid="uid-n0", since=at(-1 if settling else -60), deadline=at(600)
-    )
+    fence = replace(fence or make_fence(), node_uid="uid-n0", since=at(-1 if settling else -60), deadline=at(600))
     guarded = make_work(make_pod("b"), pdbs=[PDB])
     nodes = [make_node("n0", fence=fence, unschedulable=True), make_node("n1")]
     known = {"work": {"n1": guarded}, "claims": {"n0": make_claim("uid-n0")}, **fields}
@@ -346,9 +336,7 @@ def test_it_takes_no_room_in_a_budget_of_pods(fence: Fence, reason: Reason, list
 
 
 def test_blocked_nodes_of_all_policies_share_the_looks_of_one_poll() -> None:
-    policies = [
-        make_policy(name, "TimeSlicing", nodeSelector={"matchLabels": {"pool": name}}) for name in ("a", "b")
-    ]
+    policies = [make_policy(name, "TimeSlicing", nodeSelector={"matchLabels": {"pool": name}}) for name in ("a", "b")]
     nodes = [make_node(f"{pool}{n}", labels={"pool": pool}) for pool in ("a", "b") for n in range(6)]
     held = (Blocker(Reason.UNMANAGED, ("team-a/db-0",)),)
     version = {policy.name: policy.version for policy in policies}

@@ -21,9 +21,7 @@ def moment(text: str) -> datetime:
     return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
 
-def spans(
-    after: str, *windows: ZonedWindow, blackouts: tuple[ZonedWindow, ...] = (), count: int = 1
-) -> list[str]:
+def spans(after: str, *windows: ZonedWindow, blackouts: tuple[ZonedWindow, ...] = (), count: int = 1) -> list[str]:
     """The next spans as `from to to`, in UTC."""
     found = islice(find_spans(windows, blackouts, moment(after)), count)
     return [
@@ -113,9 +111,7 @@ def test_a_window_that_nobody_can_follow_is_found_out(given: ZonedWindow, field:
 
 
 def test_a_window_that_can_be_followed_has_no_flaw() -> None:
-    assert [find_flaw(one) for one in (NIGHTS, HALF_PAST_TWO, window("*/5 0-3,22 * jan,dec sun", "1m"))] == [
-        None
-    ] * 3
+    assert [find_flaw(one) for one in (NIGHTS, HALF_PAST_TWO, window("*/5 0-3,22 * jan,dec sun", "1m"))] == [None] * 3
 
 
 def test_spans_come_in_order_and_never_touch() -> None:
@@ -124,8 +120,6 @@ def test_spans_come_in_order_and_never_touch() -> None:
         window("0 3 * * 2", "30h", ANGELES),
         window("30 1 * * *", "45m", BERLIN),
     )
-    found = list(
-        islice(find_spans(given, (window("0 */4 * * *", "25m", BERLIN),), moment("2026-10-20 00:00")), 60)
-    )
+    found = list(islice(find_spans(given, (window("0 */4 * * *", "25m", BERLIN),), moment("2026-10-20 00:00")), 60))
     assert all(span.closes is not None and span.closes - span.opens > timedelta(0) for span in found)
     assert all(one.closes is not None and one.closes < two.opens for one, two in pairwise(found))

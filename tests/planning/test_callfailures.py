@@ -135,9 +135,7 @@ def test_a_release_that_is_refused_for_ever_has_no_end_that_is_long_past() -> No
 
 
 @pytest.mark.parametrize(("tries", "reason"), [(5, Reason.SETTLING), (6, Reason.CALL_FAILED)])
-def test_a_node_whose_calls_have_failed_for_long_is_no_change_that_ends_by_itself(
-    tries: int, reason: Reason
-) -> None:
+def test_a_node_whose_calls_have_failed_for_long_is_no_change_that_ends_by_itself(tries: int, reason: Reason) -> None:
     """Nodes that wait for its slot name it, and a gang does not wait for more room."""
     moving = replace(PENDING, phase=Phase.ABORTING, reason=Reason.SETTLING).then(RELEASE)
     stuck = {"gpu-07": replace(LASTING, tries=tries)}
@@ -148,9 +146,7 @@ def test_a_node_whose_calls_have_failed_for_long_is_no_change_that_ends_by_itsel
     assert (pool.moving, len(pool.keepers)) == ((1, 0) if tries == 5 else (0, 1))
 
 
-def test_a_node_whose_release_fails_is_named_to_those_who_wait_for_its_slot_although_its_cordon_stays() -> (
-    None
-):
+def test_a_node_whose_release_fails_is_named_to_those_who_wait_for_its_slot_although_its_cordon_stays() -> None:
     stuck = {"gpu-07": replace(LASTING, tries=6)}
     pool = Pool(make_policy())
     pool.count(find_late(stuck, {"gpu-07": find_member(KEPT, RELEASE.node, None)}, NOW)["gpu-07"])
@@ -184,9 +180,7 @@ def test_the_slot_of_a_fence_that_cannot_be_written_goes_back_once_no_fence_can_
 
 
 @pytest.mark.parametrize(("tries", "starts"), [(1, False), (3, True)])
-def test_a_fence_that_may_stand_though_its_call_failed_takes_the_room_of_another_node(
-    tries: int, starts: bool
-) -> None:
+def test_a_fence_that_may_stand_though_its_call_failed_takes_the_room_of_another_node(tries: int, starts: bool) -> None:
     """The node is a candidate still, and its claim stays: without its slot, one more node than allowed would go."""
     nodes = [make_node("gpu-07"), make_node("gpu-08")]
     snapshot = replace(
@@ -194,9 +188,7 @@ def test_a_fence_that_may_stand_though_its_call_failed_takes_the_room_of_another
         call_failures={"gpu-07": CallFailure(WORDS, at(8), tries)},
     )
     plan = plan_rollout(snapshot, NOW)
-    begun = [
-        name for name, verdict in plan.verdicts.items() for a in verdict.actions if isinstance(a, FenceNode)
-    ]
+    begun = [name for name, verdict in plan.verdicts.items() for a in verdict.actions if isinstance(a, FenceNode)]
     assert begun == (["gpu-08"] if starts else [])
     assert plan.pools["pool-b"].used == (0 if starts else 1)
 
@@ -228,17 +220,14 @@ def test_while_a_view_is_too_old_for_a_point_of_no_return_no_node_starts() -> No
     verdict = plan.verdicts["gpu-07"]
     assert (verdict.phase, verdict.actions) == (Phase.PENDING, ())
     assert (
-        verdict.message
-        == "the data about ConfigMaps is out of date; until this is resolved, no node starts its change"
+        verdict.message == "the data about ConfigMaps is out of date; until this is resolved, no node starts its change"
     )
     assert plan.wake_at == at(60), "no event may tell when it is known again"
     assert not [action for action in plan.shared if isinstance(action, SetClaims)]
 
 
 def test_the_plan_itself_names_the_node_whose_calls_fail() -> None:
-    snapshot = make_snapshot(
-        [make_node("gpu-07")], [make_policy()], gpunodes=[], call_failures={"gpu-07": LASTING}
-    )
+    snapshot = make_snapshot([make_node("gpu-07")], [make_policy()], gpunodes=[], call_failures={"gpu-07": LASTING})
     verdict = plan_rollout(snapshot, NOW).verdicts["gpu-07"]
     assert (verdict.reason, verdict.wake) == (Reason.CALL_FAILED, LASTING.next_try)
     assert WORDS in verdict.message
@@ -252,9 +241,7 @@ LATE = make_fence("actuating", version=TWO.version, deadline=at(-1))
 
 
 @pytest.mark.parametrize(("tries", "reason"), [(3, Reason.HALTED), (1, Reason.SETTLING)])
-def test_a_node_that_failed_because_of_its_calls_halts_the_others_in_the_same_pass(
-    tries: int, reason: Reason
-) -> None:
+def test_a_node_that_failed_because_of_its_calls_halts_the_others_in_the_same_pass(tries: int, reason: Reason) -> None:
     nodes = [make_node("gpu-07", fence=LATE), make_node("gpu-08")]
     snapshot = make_snapshot(
         nodes,

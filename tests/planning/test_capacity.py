@@ -39,9 +39,7 @@ def test_no_instance_has_more_than_its_name_says_or_than_the_card_has(card: Card
 
 @pytest.mark.parametrize("card", DIVIDED, ids=key)
 def test_what_nobody_captured_is_taken_for_less_than_any_capture_shows(card: Card) -> None:
-    least = min(
-        usable_memory(one, profile) / profile.memory_gb for one in CAPTURED for profile in one.profiles
-    )
+    least = min(usable_memory(one, profile) / profile.memory_gb for one in CAPTURED for profile in one.profiles)
     unseen = [one for one in card.profiles if "usable_gib" not in str(MODELS.get(card.key))]
     assert all(usable_memory(card, one) / one.memory_gb <= least for one in unseen)
 
@@ -49,9 +47,7 @@ def test_what_nobody_captured_is_taken_for_less_than_any_capture_shows(card: Car
 def test_an_h200_has_no_room_for_17_gib_in_the_profile_whose_name_says_18() -> None:
     h200 = BY_KEY["h200-141gb"]
     room = {one.name: usable_memory(h200, one) for one in plain_profiles(h200)}
-    found = [
-        next((name for name, gib in room.items() if gib >= least), None) for least in (16.0, 17.0, 33.0, 70.0)
-    ]
+    found = [next((name for name, gib in room.items() if gib >= least), None) for least in (16.0, 17.0, 33.0, 70.0)]
     assert found == ["1g.18gb", "1g.35gb", "3g.71gb", None]
 
 

@@ -16,9 +16,7 @@ from gpusharing.planning.gpus.cards import (
 )
 
 BY_KEY = {card.key: card for card in CARDS}
-REAL_NODES: dict[str, dict[str, Any]] = yaml.safe_load(
-    Path(__file__).with_name("real-nodes.yaml").read_text()
-)
+REAL_NODES: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("real-nodes.yaml").read_text())
 
 
 def card(key: str) -> Card:

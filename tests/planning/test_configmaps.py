@@ -51,9 +51,7 @@ def plan_config(
     gpunodes: Mapping[str, GPUNodeView] | None = None,
 ) -> tuple[WriteConfig | None, bool]:
     """The plan for what these policies ask for."""
-    return sharedobjects.plan_config(
-        wishes_of(policies), nodes, models, plugins, stack, gpunodes=gpunodes or {}
-    )
+    return sharedobjects.plan_config(wishes_of(policies), nodes, models, plugins, stack, gpunodes=gpunodes or {})
 
 
 def keys(policy: PolicyView) -> tuple[str, str]:
@@ -100,9 +98,10 @@ def test_an_entry_stays_while_a_fence_names_it() -> None:
 
 def test_an_entry_stays_while_the_last_verified_pair_names_it() -> None:
     key, entry = keys(OLD)
-    assert kept(
-        make_stack(OLD), make_node(verified=Verified("pool-b", entry, key, layout="1x full", gpus=1))
-    ) == (True, True)
+    assert kept(make_stack(OLD), make_node(verified=Verified("pool-b", entry, key, layout="1x full", gpus=1))) == (
+        True,
+        True,
+    )
 
 
 def test_entries_that_only_nodes_keep_are_looked_at_again() -> None:
@@ -118,8 +117,7 @@ def test_entries_that_only_nodes_keep_are_looked_at_again() -> None:
 
 def test_the_admins_entries_are_merged_and_win_over_generated_names() -> None:
     admin = (
-        "mig-configs: {all-balanced: [{devices: all, mig-enabled: false}],"
-        " mine: [{devices: [0], mig-enabled: false}]}"
+        "mig-configs: {all-balanced: [{devices: all, mig-enabled: false}], mine: [{devices: [0], mig-enabled: false}]}"
     )
     entries = merged(admin)
     assert entries["mine"] == [{"devices": [0], "mig-enabled": False}]
@@ -157,9 +155,7 @@ def test_an_entry_that_mig_parted_refuses_leaves_our_file_although_a_node_names_
     change, _ = plan_config([OLD], [make_node(labels={MIG: "spare"})], MODELS, {}, stack)
     assert change is not None
     assert migfile.parse(change.mig_file).keys() == entries.keys() - {"spare"}
-    assert not migfile.is_rendered(stack.mig_file), (
-        "so that the nodes wait until the corrected file has reached them"
-    )
+    assert not migfile.is_rendered(stack.mig_file), "so that the nodes wait until the corrected file has reached them"
 
 
 def test_entries_merged_before_stay_while_the_admins_file_cannot_be_read() -> None:
@@ -179,9 +175,7 @@ def test_entries_merged_before_stay_while_the_admins_file_cannot_be_read() -> No
 TS_4 = "version: v1\nsharing: {timeSlicing: {resources: [{name: nvidia.com/gpu, replicas: 4}]}}\n"
 
 
-def test_the_admins_plugin_configurations_are_merged_as_they_are_before_any_policy_or_node_needs_them() -> (
-    None
-):
+def test_the_admins_plugin_configurations_are_merged_as_they_are_before_any_policy_or_node_needs_them() -> None:
     stack = make_stack(admin_plugin_configs={"ts-4": TS_4, "odd": "{"})
     assert after(stack) == {"ts-4": TS_4, "odd": "{", NEUTRAL_KEY: NEUTRAL}
 
@@ -233,9 +227,7 @@ def test_the_neutral_entry_is_put_right_and_put_back() -> None:
         assert after(make_stack(OLD, plugin_configs=found), OLD)[NEUTRAL_KEY] == NEUTRAL
 
 
-def test_an_entry_of_an_admin_under_the_neutral_name_stays_while_the_clusterpolicy_or_a_node_names_it() -> (
-    None
-):
+def test_an_entry_of_an_admin_under_the_neutral_name_stays_while_the_clusterpolicy_or_a_node_names_it() -> None:
     """Nodes without a label run with it: it must not change its meaning under them."""
     theirs = render(PluginConfig("mixed"))
     named = make_stack(

@@ -30,9 +30,7 @@ def test_of_a_node_in_work_the_pods_that_were_just_listed_are_counted_and_not_th
 
 
 @pytest.mark.parametrize(("stranded", "counted"), [("Hold", 3), ("Allow", 7)])
-def test_pods_that_no_node_can_run_count_where_the_policy_may_strand_them(
-    stranded: str, counted: int
-) -> None:
+def test_pods_that_no_node_can_run_count_where_the_policy_may_strand_them(stranded: str, counted: int) -> None:
     given = StatusInput(
         [SYNCED, replace(SYNCED, node="gpu-08", policy="another")],
         make_policy(drain={"strandedPods": stranded}),

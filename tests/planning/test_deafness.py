@@ -43,9 +43,7 @@ def test_no_change_to_mps_begins() -> None:
     gate = find_gate(case, assessed_of(case))
     assert gate is not None
     assert gate.reason is Reason.MPS_NOT_SWITCHABLE
-    remedy = (
-        "to v0.20.0 or newer, then run `kubectl -n gpu-operator set env daemonset/nvidia-device-plugin-mps-"
-    )
+    remedy = "to v0.20.0 or newer, then run `kubectl -n gpu-operator set env daemonset/nvidia-device-plugin-mps-"
     assert remedy in gate.message
     assert "restarts all MPS daemons in the cluster and ends their clients" in gate.message
 
@@ -89,9 +87,7 @@ def test_a_way_back_from_mps_is_gone_though_the_policy_wants_mps() -> None:
     stack = under(DEAF, wants, SLICED)
     fence = fence_to(wants, to_layout="4x shared", deadline=at(30), version=wants.version)
     labels = {PLUGIN: fence.target_plugin_config}
-    late = changing(
-        wants, was=SLICED, fence=fence, stack=stack, labels=labels, gpunode=answering(VERIFY, SLICED)
-    )
+    late = changing(wants, was=SLICED, fence=fence, stack=stack, labels=labels, gpunode=answering(VERIFY, SLICED))
     turned = only(after_pnr(late))
     assert isinstance(turned, UpdateFence)
     assert turned.fence.rolls_back
@@ -114,8 +110,6 @@ def test_a_way_back_to_mps_is_gone_only_where_the_daemon_would_hear_of_it(versio
     verdict = after_pnr(
         changing(wants, was=MPS, fence=fence, stack=stack, labels=labels, gpunode=answering(VERIFY, MPS))
     )
-    assert [action.fence.rolls_back for action in verdict.actions if isinstance(action, UpdateFence)] == [
-        True
-    ] * goes
+    assert [action.fence.rolls_back for action in verdict.actions if isinstance(action, UpdateFence)] == [True] * goes
     assert ("the last proven mode is MPS, and no label can enable MPS" in verdict.message) is not goes
     assert (verdict.phase is Phase.FAILED) is not goes

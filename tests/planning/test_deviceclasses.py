@@ -24,9 +24,7 @@ from gpusharing.planning.wanted.target import Target
 FULL = make_policy(mode="Full")
 
 SMALL, MEDIA = wanted_class("1g.10gb"), wanted_class("1g.10gb+me")
-OURS = DeviceClassView(
-    SMALL.name, "uid-1", "7", ours=True, resource=SMALL.resource, selectors=SMALL.selectors
-)
+OURS = DeviceClassView(SMALL.name, "uid-1", "7", ours=True, resource=SMALL.resource, selectors=SMALL.selectors)
 THEIRS = DeviceClassView("gpu.nvidia.com", "uid-2", "8", ours=False, resource="nvidia.com/gpu", selectors=())
 
 
@@ -44,9 +42,7 @@ def test_the_profiles_in_use_are_those_of_all_layouts() -> None:
     assert find_profiles(layouts) == ("1g.10gb", "3g.40gb")
 
 
-def plan(
-    wanted: list[str], present: list[DeviceClassView] | None, on_nodes: Layout = ()
-) -> WriteClasses | None:
+def plan(wanted: list[str], present: list[DeviceClassView] | None, on_nodes: Layout = ()) -> WriteClasses | None:
     """The writes when policies want these profiles, and a GPU has this layout."""
     target = target_for(FULL, [make_gpu()], make_stack(FULL))
     assert isinstance(target, Target), target

@@ -134,9 +134,7 @@ class Played:
         observed = make_gpunode(gpus=[make_gpu(layout=self.layout)]).observed
         assert observed is not None
         observed = replace(observed, request_id=action.request_id, quiet=action.quiet)
-        self.gpunode = replace(
-            self.gpunode, request_id=action.request_id, quiet=action.quiet, observed=observed
-        )
+        self.gpunode = replace(self.gpunode, request_id=action.request_id, quiet=action.quiet, observed=observed)
 
     def carry_out(self, verdict: Verdict, now: datetime) -> Release | None:
         """Do what was decided. Returns the release, or None as long as the change goes on."""
@@ -284,9 +282,7 @@ GRACE = timedelta(seconds=SETTINGS.restart_grace)
     ],
     ids=["the old pod is terminating", "no pod", "not Ready", "Ready", "Ready since nobody knows when"],
 )
-def test_slices_prove_nothing_before_the_new_pod_is_ready(
-    plugin: Operand | None, now: datetime, works: bool
-) -> None:
+def test_slices_prove_nothing_before_the_new_pod_is_ready(plugin: Operand | None, now: datetime, works: bool) -> None:
     case = after_pnr(plugin=plugin, now=now)
     trouble = DRA.find_trouble(case, case.fence)
     assert (trouble is not None) is works
@@ -356,9 +352,7 @@ def test_what_is_compared_is_shown_from_the_agents_reading_to_what_the_node_offe
     played = Played()
     assessed = played.case(FULL, NOW).assessment
     assert isinstance(assessed, Assessed)
-    compared = Comparison(
-        replace(played.node, devices=None), assessed.observed, assessed.target, played.stack
-    )
+    compared = Comparison(replace(played.node, devices=None), assessed.observed, assessed.target, played.stack)
     assert [(source, found.reason) for source, found in DRA.checks(compared)] == [
         (Source.SLICES, Reason.ALLOCATABLE_MISMATCH)
     ]
@@ -442,8 +436,7 @@ def test_the_last_proven_layout_needs_no_device_plugin() -> None:
     assert (last.plugin_key, last.layouts, last.configured is not None) == ("", (None,), True)
     shared = replace(node, verified=replace(record, plugin_config="pool-b-1", layout="4x shared"))
     assert (
-        find_last_proven(shared, gpunode.observed, stack)
-        == "all-disabled now means 1x full, but 4x shared was proven"
+        find_last_proven(shared, gpunode.observed, stack) == "all-disabled now means 1x full, but 4x shared was proven"
     )
 
 

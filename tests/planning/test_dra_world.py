@@ -37,9 +37,7 @@ MIG, FULL = (
     make_policy(mode="Full", drain={"strandedPods": "Allow"}),
 )
 SLICED = make_policy(mode="TimeSlicing")
-SMALL = make_policy(
-    mig={"layouts": [{"devices": "all", "profiles": {"1g.10gb": 7}}]}, drain={"strandedPods": "Allow"}
-)
+SMALL = make_policy(mig={"layouts": [{"devices": "all", "profiles": {"1g.10gb": 7}}]}, drain={"strandedPods": "Allow"})
 
 
 def dra_world(*names: str) -> World:
@@ -81,9 +79,7 @@ def test_a_pool_goes_to_mig_to_another_layout_and_back(uses: str) -> None:
         (SMALL, "nvidia.com/mig-1g.10gb", 7),
         (FULL, "nvidia.com/gpu", 1),
     ):
-        before = {
-            name: machine.operands[Program.KUBELET_PLUGIN].uid for name, machine in world.machines.items()
-        }
+        before = {name: machine.operands[Program.KUBELET_PLUGIN].uid for name, machine in world.machines.items()}
         world.set_policy(policy)
         assert phases(world.settle()) == {Phase.SYNCED}
         for name, node in world.nodes.items():
@@ -138,9 +134,7 @@ def test_an_operator_that_is_killed_before_any_write_is_followed_by_one_that_end
     assert crashes > 10
 
 
-def test_a_policy_edited_to_a_mode_that_dra_lacks_says_so_on_a_node_whose_plugin_was_not_restarted_yet() -> (
-    None
-):
+def test_a_policy_edited_to_a_mode_that_dra_lacks_says_so_on_a_node_whose_plugin_was_not_restarted_yet() -> None:
     world = dra_world("gpu-1")
     world.set_policy(MIG)
     pass_time(world, 60, until=lambda world: any(isinstance(one, Actuate) for one in world.done))

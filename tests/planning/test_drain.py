@@ -106,9 +106,7 @@ def test_one_full_budget_does_not_hold_up_another() -> None:
     pdbs = [make_pdb(allowed=0, current=2), make_pdb("web", match_labels={"app": "web"}, allowed=5)]
     plan = planned(make_work(*pods, pdbs=pdbs))
     assert [pod.name for pod in plan.evict] == ["a", "c", "d"]
-    assert [(b.reason, b.pods, b.pdb) for b in plan.blockers] == [
-        (Reason.PDB, ("team-a/a", "team-a/b"), "team-a/llm")
-    ]
+    assert [(b.reason, b.pods, b.pdb) for b in plan.blockers] == [(Reason.PDB, ("team-a/a", "team-a/b"), "team-a/llm")]
 
 
 def test_a_blocker_stays_while_its_pod_is_tried_again_and_its_text_does_not_flap() -> None:
@@ -189,9 +187,7 @@ answers = [
 def memories(draw: st.DrawFn) -> EvictionMemory:
     since, tries = draw(seconds), draw(st.integers(1, 9))
     reason = draw(st.sampled_from(answers))
-    return make_memory(
-        reason, "text", since=since, next_try=since + timedelta(seconds=tries * 9), tries=tries
-    )
+    return make_memory(reason, "text", since=since, next_try=since + timedelta(seconds=tries * 9), tries=tries)
 
 
 pods = st.builds(
@@ -258,9 +254,7 @@ def test_what_holds_in_every_drain(drain: tuple[list[PodView], DrainPass, DrainP
 
 @given(st.lists(pods, min_size=1, max_size=14, unique_by=lambda pod: pod.ref), st.integers(1, 3))
 @settings(max_examples=60, deadline=None)
-def test_a_drain_that_the_server_lets_through_evicts_each_pod_once_and_ends(
-    some: list[PodView], grace: int
-) -> None:
+def test_a_drain_that_the_server_lets_through_evicts_each_pod_once_and_ends(some: list[PodView], grace: int) -> None:
     evicted: list[str] = []
     evictions: dict[str, EvictionMemory] = {}
     alive, now = list(some), NOW
@@ -284,9 +278,7 @@ def _uids(some: tuple[PodView, ...]) -> list[str]:
 def _must_leave(pod: PodView) -> bool:
     """Said in other words than the filters do: it lives, asks for a GPU, and is not NVIDIA's own."""
     operand = pod.owner is DAEMON_SET and pod.namespace == OPERATOR and not pod.mirror
-    return (
-        pod.phase not in ("Succeeded", "Failed") and bool(pod.resources or pod.dra != "none") and not operand
-    )
+    return pod.phase not in ("Succeeded", "Failed") and bool(pod.resources or pod.dra != "none") and not operand
 
 
 def test_a_refusal_of_an_earlier_drain_does_not_keep_the_next_one_from_beginning() -> None:

@@ -258,9 +258,7 @@ def test_a_node_is_served_twice_if_a_device_plugin_advertises_gpus_that_the_driv
             "plugin-only": {"nvidia.com/gpu": 8},
         }.items()
     }
-    assert find_doubles(nodes, {"both": 0, "plugin-gone": 0, "driver-only": 0, "no-such-node": 0}) == (
-        "both",
-    )
+    assert find_doubles(nodes, {"both": 0, "plugin-gone": 0, "driver-only": 0, "no-such-node": 0}) == ("both",)
 
 
 def test_doctor_reports_the_stack_and_all_that_it_lacks_and_does_not_ask_for_a_device_plugin() -> None:

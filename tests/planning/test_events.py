@@ -272,9 +272,7 @@ def test_what_we_set_on_the_cluster_policy_is_told_field_by_field_with_what_it_s
     )
 
 
-def answered(
-    status: str, reason: str = "PluginConfigNotOurs", message: str = "it is x; run: y"
-) -> dict[str, Any]:
+def answered(status: str, reason: str = "PluginConfigNotOurs", message: str = "it is x; run: y") -> dict[str, Any]:
     """A policy's status that says so in its condition Accepted."""
     rows = [("Ready", "False", "NotAccepted", "no"), ("Accepted", status, reason, message)]
     keys = ("type", "status", "reason", "message")
@@ -297,9 +295,7 @@ def answered(
     ],
 )
 def test_a_refusal_is_a_warning_about_the_policy_with_reason_and_message(before: dict[str, Any]) -> None:
-    assert refusal_event(before, answered("False")) == Event(
-        "Warning", "PluginConfigNotOurs", "it is x; run: y"
-    )
+    assert refusal_event(before, answered("False")) == Event("Warning", "PluginConfigNotOurs", "it is x; run: y")
 
 
 def test_of_a_refusal_that_lasts_and_of_one_that_ended_nothing_is_told() -> None:

@@ -32,9 +32,7 @@ RECORD = {"uid-n1": FAILED}
 
 
 def member(name: str, phase: Phase, **node: Any) -> Member:
-    return find_member(
-        Verdict(name, POLICY.name, phase, Reason.PROGRESSING, ""), make_node(name, **node), None
-    )
+    return find_member(Verdict(name, POLICY.name, phase, Reason.PROGRESSING, ""), make_node(name, **node), None)
 
 
 def counted(

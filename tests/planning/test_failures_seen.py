@@ -160,9 +160,7 @@ def test_a_run_that_begins_by_itself_keeps_the_record(policy: PolicyView, failed
 
 def test_a_cure_that_nobody_asked_for_keeps_the_record() -> None:
     """A state that comes after the failure may be one that another run mends."""
-    case = changing(
-        fence=LATE, labels={MIG_STATE: "success", "nvidia.com/mig.config": "all-disabled"}, now=60
-    )
+    case = changing(fence=LATE, labels={MIG_STATE: "success", "nvidia.com/mig.config": "all-disabled"}, now=60)
     owed = only(judged(case)).fence
     assert (owed.attempt, owed.failed, owed.failed_version) == (2, at(60), None)
 

@@ -63,9 +63,7 @@ def test_a_refused_pod_is_deleted_a_grace_period_before_the_end_and_not_before()
     assert deleted(planned(replace(A, grace=60), end=at(70))) == ["a"], "the grace period is the pod's own"
     assert deleted(planned(replace(A, grace=60), end=at(71))) == []
     short = {"timeout": "40s"}
-    assert deleted(planned(replace(A, grace=29), end=at(39), options=short)) == ["a"], (
-        "a quarter of a short drain"
-    )
+    assert deleted(planned(replace(A, grace=29), end=at(39), options=short)) == ["a"], "a quarter of a short drain"
 
 
 def test_a_pod_that_the_server_was_not_asked_about_is_asked_first_even_out_of_turn() -> None:
@@ -74,9 +72,7 @@ def test_a_pod_that_the_server_was_not_asked_about_is_asked_first_even_out_of_tu
     plan = planned(A, late, memories={A.uid: refused()}, options={"rules": rules})
     assert (deleted(plan), [pod.name for pod in plan.evict]) == (["a"], ["late"])
     plan = planned(A, late, options={"rules": rules})
-    assert (deleted(plan), plan.evict) == (["a", "late"], ()), (
-        "past its time it is not held behind the others (T4)"
-    )
+    assert (deleted(plan), plan.evict) == (["a", "late"], ()), "past its time it is not held behind the others (T4)"
 
 
 def test_a_pod_under_two_budgets_is_deleted_though_nobody_asked_for_its_eviction() -> None:

@@ -92,8 +92,6 @@ def test_what_the_device_plugin_refuses_or_ignores_is_told_by_field(name: str, t
     assert first.refused == (name in FLAWS)
 
 
-@pytest.mark.parametrize(
-    "name", ["all flags", "blocks in other letters", "resources of their own", "an empty text"]
-)
+@pytest.mark.parametrize("name", ["all flags", "blocks in other letters", "resources of their own", "an empty text"])
 def test_of_a_configuration_that_is_as_it_should_be_nothing_is_said(name: str) -> None:
     assert find_flaws(PLUGIN[name].text) == ()

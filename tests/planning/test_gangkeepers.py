@@ -250,9 +250,7 @@ def ruled(member: PodView, drain: Drain) -> NodeWork:
     """Rank 0 on c, and this member on d, whose policy is another one."""
     work = sharing(member)
     (view,) = work.gangs
-    members = tuple(
-        replace(one, policy="pool-c", drain=drain) if one.node == "d" else one for one in view.members
-    )
+    members = tuple(replace(one, policy="pool-c", drain=drain) if one.node == "d" else one for one in view.members)
     return replace(work, gangs=(replace(view, members=members),))
 
 
@@ -265,9 +263,7 @@ def test_the_policy_of_the_members_own_node_may_keep_it_before_and_during_a_drai
     assert before.message.endswith(
         "(1 on c, 1 on d). Policy pool-c applies here. spec.drain.rules[0] has behavior Block"
     )
-    assert during.message.endswith(
-        "Runs on d. Policy pool-c applies here. spec.drain.rules[0] has behavior Block"
-    )
+    assert during.message.endswith("Runs on d. Policy pool-c applies here. spec.drain.rules[0] has behavior Block")
     assert evicted(drained(work)) == []
     assert (blockers(ruled(HERE, Drain())), evicted(drained(ruled(HERE, Drain())))) == ((), ["rank-0"])
 
@@ -279,9 +275,7 @@ def test_what_both_policies_keep_is_told_once_and_a_policy_that_is_laxer_allows_
     assert (found.reason, "applies here" in found.message) == (Reason.DO_NOT_DISRUPT, False)
 
 
-def test_a_gang_gets_the_longest_time_of_both_policies_and_is_evicted_late_only_where_both_want_that() -> (
-    None
-):
+def test_a_gang_gets_the_longest_time_of_both_policies_and_is_evicted_late_only_where_both_want_that() -> None:
     job = make_pod("rank-1", owner=JOB, restarts=False, gang=GANG)
     work = ruled(job, NEVER_EVICTS)
     assert drained(work, **EVICTS).jobs_until == at(7200)

@@ -89,9 +89,7 @@ def test_a_policy_that_nobody_can_judge_may_forbid_anything() -> None:
     why = members(after)["gpu-08"].unruled
     assert why is not None
     assert why.reason is Reason.POLICY_NOT_JUDGED
-    assert why.message.startswith(
-        f"{UNKNOWN}policy other cannot be evaluated: TypeError: unsupported operand"
-    )
+    assert why.message.startswith(f"{UNKNOWN}policy other cannot be evaluated: TypeError: unsupported operand")
 
 
 def test_a_node_in_a_change_has_the_rules_of_the_policy_that_changes_it() -> None:
@@ -126,9 +124,7 @@ def spoil(world: World) -> None:
 
 
 @pytest.mark.parametrize("begun", [False, True], ids=["before the drain", "in the drain"])
-def test_a_gang_over_two_pools_is_not_ended_while_nobody_can_read_the_policy_of_a_member(
-    *, begun: bool
-) -> None:
+def test_a_gang_over_two_pools_is_not_ended_while_nobody_can_read_the_policy_of_a_member(*, begun: bool) -> None:
     """A bad edit of one policy does not give its pods to the other."""
     world = pool_of(1, FULL)
     label: dict[str, Any] = {"gpusharing.dev/pool": "c"}

@@ -148,9 +148,7 @@ def test_before_a_reboot_all_pods_have_to_go_and_not_only_those_with_a_gpu() -> 
 def test_of_many_gangs_two_are_named() -> None:
     views = tuple(make_gang_view({"c": [HERE]}, make_gang(f"set-{number}")) for number in range(4))
     text = explain_gangs(views)
-    assert text == (
-        "JobSet team-a/set-0, 1 pod (1 on c) and JobSet team-a/set-1, 1 pod (1 on c) and 2 more gangs"
-    )
+    assert text == ("JobSet team-a/set-0, 1 pod (1 on c) and JobSet team-a/set-1, 1 pod (1 on c) and 2 more gangs")
 
 
 # --- a member that may end by itself first ---------------------------------------------------------------------

@@ -74,9 +74,7 @@ def adopted(policy: PolicyView, label: str, name: str | None, **fields: Any) -> 
         stack = replace(stack, mig_file=migfile.render({**entries, ALIAS: entries[config]}))
     node = {"verified": verified(policy), **fields.pop("node", {})}
     labels = {label: name, **fields.pop("labels", {})}
-    return make_case(
-        policy, was=policy, labels=labels, node=node, stack=stack, drifting_since=at(-60), **fields
-    )
+    return make_case(policy, was=policy, labels=labels, node=node, stack=stack, drifting_since=at(-60), **fields)
 
 
 PLUGIN_CONFIG = names.LABEL_PLUGIN_CONFIG
@@ -318,9 +316,7 @@ def test_what_would_mend_a_node_that_the_device_plugin_left_is_told() -> None:
     alias = adopted(SLICED, PLUGIN_CONFIG, ALIAS, node=NO_PLUGIN)
     found = find_gate(alias, assessed_of(alias))
     assert found is not None
-    assert found.message.endswith(
-        f"kubectl annotate gpunode gpu-07 --overwrite {names.ANNOTATION_RETRY}=again"
-    )
+    assert found.message.endswith(f"kubectl annotate gpunode gpu-07 --overwrite {names.ANNOTATION_RETRY}=again")
     own = find_gate(OWN_NAME, assessed_of(OWN_NAME))
     assert own is not None
     assert own.message.endswith("; no label that the operator sets would fix that")
@@ -342,15 +338,11 @@ OPEN: dict[str, NodeCase] = {
         stack=make_stack(MPS, SLICED, cluster_policy=replace(make_cluster_policy(), plain=PLAIN))
     ),
     "the configuration of the stop on the way had time, too": stopping(at(-120)),
-    "another configuration could not be written": make_case(
-        MIXED, stack=make_stack(MIXED, write_error="no right")
-    ),
+    "another configuration could not be written": make_case(MIXED, stack=make_stack(MIXED, write_error="no right")),
     "a try of another policy was given up": make_case(
         MIXED, node={"deferred": replace(DEFERRED, version=SpecVersion("uid-other", "another"))}
     ),
-    "no GPU is repartitioned, so the driver does not matter": observing(
-        make_case(SLICED), driver_version="580.95.05"
-    ),
+    "no GPU is repartitioned, so the driver does not matter": observing(make_case(SLICED), driver_version="580.95.05"),
     "the driver is fixed": observing(make_case(MIXED), driver_version="580.159.03"),
     "an admin accepts what the driver has": replace(
         observing(make_case(MIXED), driver_version="580.95.05"), settings=ACCEPTED
@@ -369,22 +361,14 @@ OPEN: dict[str, NodeCase] = {
         SLICED, labels={MIG_CONFIG: "all-disabled", names.LABEL_MIG_STATE: "success"}, operand=None
     ),
     "mig-manager is switched off and MIG as well": make_case(SLICED, stack=OFF, operand=None),
-    "mig-manager is wedged for longer than it may take": make_case(
-        MIXED, labels=PENDING, at_work_since=at(-1200)
-    ),
-    "the agent may not list MIG instances, and there are to be none": observing(
-        make_case(SLICED), gpus=(WITHHELD,)
-    ),
+    "mig-manager is wedged for longer than it may take": make_case(MIXED, labels=PENDING, at_work_since=at(-1200)),
+    "the agent may not list MIG instances, and there are to be none": observing(make_case(SLICED), gpus=(WITHHELD,)),
     "drift has lasted for its grace": drifted(drifting_since=at(-60)),
-    "another name has GFD restarted, which disturbs no pod": adopted(
-        SLICED, PLUGIN_CONFIG, ALIAS, labels=NO_GFD
-    ),
+    "another name has GFD restarted, which disturbs no pod": adopted(SLICED, PLUGIN_CONFIG, ALIAS, labels=NO_GFD),
     "a person asks for the operator's own name, which has the device plugin restarted": adopted(
         SLICED, PLUGIN_CONFIG, ALIAS, node={**NO_PLUGIN, "retry": "again"}
     ),
-    "the instances of an admin's entry are lost": adopted(
-        MIXED, MIG_CONFIG, ALIAS, gpunode=make_case(SLICED).gpunode
-    ),
+    "the instances of an admin's entry are lost": adopted(MIXED, MIG_CONFIG, ALIAS, gpunode=make_case(SLICED).gpunode),
     "mig-manager failed to apply an admin's entry": adopted(
         MIXED, MIG_CONFIG, ALIAS, labels={names.LABEL_MIG_STATE: "failed"}
     ),
@@ -406,9 +390,7 @@ OPEN: dict[str, NodeCase] = {
     "a person ends another wait with another value": make_case(
         MIXED, node={"deferred": replace(DEFERRED, retry="a"), "retry": "b"}
     ),
-    "the configuration had time to reach the node": make_case(
-        MIXED, stack=make_stack(MIXED, written_at=at(-120))
-    ),
+    "the configuration had time to reach the node": make_case(MIXED, stack=make_stack(MIXED, written_at=at(-120))),
     "NVIDIA's file needs no time of ours": make_case(
         make_policy(mig={"config": "all-3g.40gb"}),
         stack=make_stack(
@@ -449,9 +431,7 @@ def test_the_command_that_ends_a_wait_has_a_value_that_nothing_has_answered_yet(
     gate = find_gate(case, assessed_of(case))
     assert gate is not None
     begin, _, value = gate.message.rpartition("=")
-    assert begin.endswith(
-        f"To start it now, run: kubectl annotate gpunode gpu-07 --overwrite {names.ANNOTATION_RETRY}"
-    )
+    assert begin.endswith(f"To start it now, run: kubectl annotate gpunode gpu-07 --overwrite {names.ANNOTATION_RETRY}")
     again = make_case(MIXED, node={"deferred": replace(DEFERRED, retry=answered), "retry": value})
     assert find_gate(again, assessed_of(again)) is None
 
@@ -522,10 +502,7 @@ def test_a_node_that_nvidias_chart_does_not_select_is_not_touched(
     if closed:
         assert gate is not None
         assert gate.reason is Reason.OPERANDS_DISABLED
-        assert (
-            f"kubectl label node {case.node.name} --overwrite {names.LABEL_DEPLOY_CLIENT}=true"
-            in gate.message
-        )
+        assert f"kubectl label node {case.node.name} --overwrite {names.LABEL_DEPLOY_CLIENT}=true" in gate.message
     else:
         assert gate is None or gate.reason is not Reason.OPERANDS_DISABLED
 

@@ -158,8 +158,7 @@ H200_OFFERS = (
         (
             "h200-141gb",
             "1x4g.80gb 3x1g.20gb",
-            f"this card has no profile 4g.80gb, 1g.20gb; {H200_OFFERS}; "
-            "nearest legal layout: 1x4g.71gb+3x1g.18gb",
+            f"this card has no profile 4g.80gb, 1g.20gb; {H200_OFFERS}; nearest legal layout: 1x4g.71gb+3x1g.18gb",
         ),
         ("l40s", "1x1g.10gb", "this card has no profile 1g.10gb; the card has no MIG profiles"),
     ],

@@ -191,9 +191,7 @@ def beside(policy: PolicyView, strategy: str = "", **node: Any) -> ClusterSnapsh
 
 
 @pytest.mark.parametrize(("fields", "strategy"), FAULTY.values(), ids=FAULTY)
-def test_a_policy_that_nobody_can_judge_stops_only_its_own_nodes(
-    fields: dict[str, Any], strategy: str
-) -> None:
+def test_a_policy_that_nobody_can_judge_stops_only_its_own_nodes(fields: dict[str, Any], strategy: str) -> None:
     fence = make_fence("actuating", node_uid="uid-gpu-02", target_mig_config="halves")
     snapshot = beside(broken(**fields), strategy, unschedulable=True, fence=fence)
     memo = Memo()

@@ -61,7 +61,5 @@ def test_a_pending_mode_of_a_virtual_machine_is_told_with_the_setting(guest: boo
     assert isinstance(target, Target)
     compared = Comparison(make_case(MIXED).node, observed, target, stack)
     told = find_disagreements(compared, label_checks)[Source.NVML]
-    assert told.message.startswith(
-        "GPU 0: a MIG mode change is pending until the GPU is reset or the node reboots"
-    )
+    assert told.message.startswith("GPU 0: a MIG mode change is pending until the GPU is reset or the node reboots")
     assert (SETTING in told.message) is guest

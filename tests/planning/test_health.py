@@ -197,9 +197,7 @@ def test_a_gpu_that_is_lost_midway_proves_nothing_and_the_node_is_failed_at_the_
 
 
 def test_nobody_takes_a_lost_gpu_for_idle_when_the_target_changes_midway() -> None:
-    silent = with_first_gpu(
-        quiet_report(MIXED, "op-1:quiet:after-1:9999999999"), vitals=Vitals(access="Lost")
-    )
+    silent = with_first_gpu(quiet_report(MIXED, "op-1:quiet:after-1:9999999999"), vitals=Vitals(access="Lost"))
     case = changing(
         SINGLE,
         stack=make_stack(MIXED, SINGLE),

@@ -27,9 +27,7 @@ def test_a_higher_percentile_is_never_less(found: list[Sample], one: float, othe
 
 
 @given(st.lists(st.floats(10e6, 1e12), min_size=1, max_size=80), parts)
-def test_of_samples_of_one_time_a_percentile_is_at_most_5_percent_too_high(
-    values: list[float], part: float
-) -> None:
+def test_of_samples_of_one_time_a_percentile_is_at_most_5_percent_too_high(values: list[float], part: float) -> None:
     found = percentile(MEMORY, [(BEGIN, value) for value in values], part)
     exact = sorted(values)[max(ceil(part * len(values) * (1 - 1e-12)) - 1, 0)]
     assert exact * (1 - 1e-6) <= found <= exact * GROWTH * (1 + 1e-6)
@@ -63,9 +61,7 @@ def test_without_samples_there_is_nothing() -> None:
 
 @pytest.mark.parametrize("value", [-1.0, nan, inf])
 def test_what_nobody_can_have_measured_is_refused(value: float) -> None:
-    with pytest.raises(
-        ValueError, match=r"memory: .* at 2026-11-01 00:00 is not a finite number of at least 0"
-    ):
+    with pytest.raises(ValueError, match=r"memory: .* at 2026-11-01 00:00 is not a finite number of at least 0"):
         percentile(MEMORY, [(BEGIN, value)], 0.5)
 
 

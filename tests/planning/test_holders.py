@@ -84,9 +84,7 @@ MARKED = make_pod(local_files=True, owner=None, marks={"gpusharing.dev/do-not-di
     pytest.param(MARKED, {"protectedPods": "Ignore"}, "Unmanaged", id="a mark that is ignored leaves the others"),
     pytest.param(MARKED, {"unmanagedPods": "Evict"}, "DoNotDisrupt", id="a mark that cannot be read protects"),
 ])  # fmt: skip
-def test_what_the_policy_says_of_files_and_marks(
-    pod: PodView, options: dict[str, str], expected: str
-) -> None:
+def test_what_the_policy_says_of_files_and_marks(pod: PodView, options: dict[str, str], expected: str) -> None:
     found = classify([pod], Drain.model_validate(options), Scope("gpu-operator", now=at(0)))
     assert [str(one.reason) for one in found.blockers] == ([expected] if expected != "hold" else [])
     assert len(found.holders) == (expected == "hold")
@@ -203,9 +201,7 @@ def test_the_operator_names_its_own_pod_instead_of_draining_it() -> None:
     twin = make_pod("operator-1", namespace="elsewhere", resources={})
     assert is_idle([ours, twin], make_scope(settings))
     found = classify([ours, twin], Drain(), make_scope(settings, all_pods=True))
-    assert [(blocker.reason, blocker.pods) for blocker in found.blockers] == [
-        (Reason.OWN_POD, ("gpus/operator-1",))
-    ]
+    assert [(blocker.reason, blocker.pods) for blocker in found.blockers] == [(Reason.OWN_POD, ("gpus/operator-1",))]
     assert [pod.ref for pod in found.holders] == ["elsewhere/operator-1"]
 
 

@@ -80,10 +80,7 @@ def test_more_failures_may_be_allowed_and_a_person_may_let_it_go_on() -> None:
     hold = find_hold(pooled(*two, maxFailures=2))
     assert hold is not None
     assert "n1, n2 failed" in hold.message
-    assert (
-        f"kubectl annotate gsp pool-b --overwrite {names.ANNOTATION_RESUME}={POOL.version.revision}"
-        in hold.message
-    )
+    assert f"kubectl annotate gsp pool-b --overwrite {names.ANNOTATION_RESUME}={POOL.version.revision}" in hold.message
     assert find_hold(pooled(*two, maxFailures=2, policy=replace(POOL, resumed=POOL.version.revision))) is None
 
 
@@ -118,9 +115,7 @@ def test_a_halt_outlasts_an_edit_of(policy: PolicyView) -> None:
     assert hold is not None
     assert hold.reason is Reason.HALTED
     resumed = replace(policy, resumed=POOL.version.revision)
-    assert "failed in this revision" not in str(
-        find_hold(Pool(resumed, members=[failed], hours=ALWAYS, now=NOW))
-    )
+    assert "failed in this revision" not in str(find_hold(Pool(resumed, members=[failed], hours=ALWAYS, now=NOW)))
 
 
 def test_a_halt_ends_when_the_policy_asks_for_something_else_or_allows_more_failures() -> None:
@@ -184,8 +179,7 @@ def test_a_canary_as_large_as_the_pool_is_the_whole_pool_and_says_so() -> None:
     assert find_canary(whole) is None
     assert find_hold(whole) is None
     assert (
-        find_note(whole)
-        == "spec.rollout.canary.nodes is 5, and the pool has 5 nodes, so the whole pool is the canary"
+        find_note(whole) == "spec.rollout.canary.nodes is 5, and the pool has 5 nodes, so the whole pool is the canary"
     )
     assert find_note(pooled(*MANY, canary=CANARY)) == ""
 
@@ -244,9 +238,7 @@ def test_a_pool_that_became_smaller_than_its_canary_goes_by_what_is_left_of_it_w
     smaller = pooled(*MANY, left, canary=LARGE)
     hold = find_hold(smaller)
     assert (hold.reason if hold is not None else None) is reason
-    assert ("of the remaining nodes is the canary" in find_note(smaller)) is (
-        reason is not Reason.CANARY_TOO_LARGE
-    )
+    assert ("of the remaining nodes is the canary" in find_note(smaller)) is (reason is not Reason.CANARY_TOO_LARGE)
 
 
 BROKEN = member("n9", Phase.SYNCED, ready=False, verified=PROVEN)
@@ -307,9 +299,7 @@ def test_a_roll_waits_for_its_window_and_then_needs_nobody() -> None:
     world.settle()
     assert len(shared(world)) == 3
     proofs = [node.verified for node in world.nodes.values()]
-    assert all(
-        proof is not None and proof.changed_at is not None and proof.changed_at > opening for proof in proofs
-    )
+    assert all(proof is not None and proof.changed_at is not None and proof.changed_at > opening for proof in proofs)
 
 
 def test_a_window_that_is_closed_during_a_roll_lets_those_in_flight_finish() -> None:
@@ -394,9 +384,7 @@ def test_only_an_edit_that_asks_for_something_new_begins_the_canary_anew() -> No
     assert len(shared(world)) == 2
 
 
-def test_a_pool_that_shrinks_after_its_canary_goes_on_and_one_that_never_had_a_canary_waits_for_a_person() -> (
-    None
-):
+def test_a_pool_that_shrinks_after_its_canary_goes_on_and_one_that_never_had_a_canary_waits_for_a_person() -> None:
     world = rolling(4, maxUnavailable=1, canary={"nodes": 3, "soak": "10m"})
     while len(shared(world)) < 3:
         pass_time(world, 10)

@@ -132,9 +132,7 @@ def test_a_window_that_is_never_open_long_enough_is_named_with_how_long_it_is() 
     assert found.closed.until is None
     leap = {"schedule": "0 22 29 2 *", "duration": "20m"}
     both = hours(at(12), windows=[leap], blackouts=[{"schedule": "0 21 29 2 *", "duration": "3h"}])
-    assert "are never open: lengthen a window" in str(both.closed), (
-        "without the blackout it is too short as well"
-    )
+    assert "are never open: lengthen a window" in str(both.closed), "without the blackout it is too short as well"
 
 
 ENDLESS = {"schedule": "* * * * *", "duration": "1m"}
@@ -158,9 +156,7 @@ def test_where_blackouts_leave_too_little_of_windows_that_are_long_enough_the_bl
     found = hours(at(12), **rollout)
     assert reason(found) is Reason.WINDOW_TOO_SHORT
     assert found.closed is not None
-    assert (
-        "needs 30m left in its window (drain.timeout plus the duration of the slowest" in found.closed.message
-    )
+    assert "needs 30m left in its window (drain.timeout plus the duration of the slowest" in found.closed.message
     assert f"spec.rollout.blackouts {left}" in found.closed.message
     assert found.closed.message.endswith("shorten or remove a blackout")
     assert (found.closed.until, found.change) == (None, None)

@@ -134,9 +134,7 @@ def test_a_proven_node_is_looked_at_until_its_change_is_written() -> None:
     verdict = before_pnr(
         fenced(
             gpunode=silent(),
-            work=make_work(
-                listed_at=NOW, empty_since=at(-70), empty_lists=(at(-20), NOW), quiet_since=at(-30)
-            ),
+            work=make_work(listed_at=NOW, empty_since=at(-70), empty_lists=(at(-20), NOW), quiet_since=at(-30)),
         )
     )
     assert any(isinstance(action, Actuate) for action in verdict.actions)
@@ -239,9 +237,7 @@ def test_a_node_that_is_given_back_because_of_a_process_names_it() -> None:
     )
     silence = before_pnr(fenced(gpunode=silent(), fence=late))
     assert (silence.phase, silence.reason) == (Phase.ABORTING, Reason.DRAIN_TIMEOUT)
-    assert (
-        silence.message == "the pods are gone, but the node was not proven idle in time, so it was restored"
-    )
+    assert silence.message == "the pods are gone, but the node was not proven idle in time, so it was restored"
 
 
 def test_nvidias_own_mps_daemons_do_not_count_as_busy() -> None:

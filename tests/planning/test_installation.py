@@ -81,9 +81,7 @@ MIG_POLICY = make_policy(mode="MIG", mig={"strategy": "mixed", "config": "all-ba
 LAYOUTS = make_policy(mode="MIG", mig={"layouts": [{"devices": "all", "profiles": {"3g.40gb": 2}}]})
 
 
-def plain(
-    config: str = PLUGIN, *, discovers: bool = True, policies: tuple[Any, ...] = ()
-) -> InstallationView:
+def plain(config: str = PLUGIN, *, discovers: bool = True, policies: tuple[Any, ...] = ()) -> InstallationView:
     """NVIDIA's device-plugin chart without the GPU Operator."""
     stack = replace(
         make_cluster_policy(
@@ -373,9 +371,7 @@ def test_a_good_installation_has_no_symptoms() -> None:
 
 
 DIVIDED = make_gpu(layout=(("1g.10gb", 7),))
-BY_HAND = make_node(
-    "gpu-01", labels={**AGENTS.selector, "nvidia.com/gpu.deploy.mig-manager": "true"}, resources={}
-)
+BY_HAND = make_node("gpu-01", labels={**AGENTS.selector, "nvidia.com/gpu.deploy.mig-manager": "true"}, resources={})
 LABEL = "kubectl label node gpu-01 --overwrite nvidia.com/mig.config=all-1g.10gb && kubectl patch"
 
 
@@ -451,9 +447,7 @@ def test_the_values_that_commands_set_are_values_of_the_chart() -> None:
 
 def test_the_worst_case_is_one_screen() -> None:
     """80 columns and more are wrapped by the terminal; the lines are what is counted here."""
-    policy = replace(
-        POINTED, plugin_config_name="", mig_config_name="x", mig_strategy="single", plugin_default="gone"
-    )
+    policy = replace(POINTED, plugin_config_name="", mig_config_name="x", mig_strategy="single", plugin_default="gone")
     worst = replace(
         GOOD,
         not_served=frozenset({"gpunodes.gpusharing.dev"}),

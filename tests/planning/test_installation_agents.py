@@ -35,9 +35,7 @@ def test_a_missing_driver_is_told_with_what_is_to_be_done(installs: bool, reason
     [("gpu-01", "AgentCannotRead"), ("gpu-02", "DriverDisabled")],
     ids=["the node itself offers GPUs", "another host brings its driver"],
 )
-def test_no_driver_is_installed_on_all_nodes_where_a_host_brings_its_own(
-    with_driver: str, reason: str
-) -> None:
+def test_no_driver_is_installed_on_all_nodes_where_a_host_brings_its_own(with_driver: str, reason: str) -> None:
     policy = replace(POINTED, switches={"driver.enabled": False})
     view = agents(reports={"gpu-01": NO_DRIVER, "gpu-02": ""})
     gpus = {"nvidia.com/gpu": 8}
@@ -61,7 +59,5 @@ def test_no_driver_is_installed_on_all_nodes_where_a_host_brings_its_own(
     ],
     ids=["not on GKE", "GKE runs its own", "GKE is told not to"],
 )
-def test_gke_runs_a_device_plugin_of_its_own_unless_a_label_says_no(
-    labels: dict[str, str], two: bool
-) -> None:
+def test_gke_runs_a_device_plugin_of_its_own_unless_a_label_says_no(labels: dict[str, str], two: bool) -> None:
     assert has_cloud_plugin(labels) is two

@@ -35,9 +35,7 @@ def naming(view: InstallationView, *entries: str) -> InstallationView:
 
 
 @pytest.mark.parametrize(("view", "command"), FIRST.values(), ids=FIRST)
-def test_no_command_takes_the_gpus_of_nodes_that_name_what_ours_lacks(
-    view: InstallationView, command: str
-) -> None:
+def test_no_command_takes_the_gpus_of_nodes_that_name_what_ours_lacks(view: InstallationView, command: str) -> None:
     found = find_symptoms(naming(view, "old-entry"))
     (said,) = (one for one in found if one.reason == "PluginConfigNotOurs")
     assert "Nodes use old-entry, which gpusharing-device-plugin does not contain: " in said.message

@@ -338,9 +338,7 @@ def test_an_invariant_sees_a_gang_torn_apart() -> None:
     plan = started(world)
     promises.check_plan(world, plan)
     last = max(plan.verdicts)
-    torn = replace(
-        plan.verdicts[last], actions=(), phase=Phase.PENDING, reason=Reason.BUDGET_FULL, candidate=True
-    )
+    torn = replace(plan.verdicts[last], actions=(), phase=Phase.PENDING, reason=Reason.BUDGET_FULL, candidate=True)
     assert torn.disruption is DisruptionClass.RESET
     with pytest.raises(Broken, match=r"\(q\)"):
         promises.check_plan(world, replace(plan, verdicts={**plan.verdicts, last: torn}))

@@ -79,10 +79,7 @@ def test_where_the_guard_only_refuses_the_replacement_of_a_pod_needs_the_require
 def test_a_node_is_held_whose_pod_could_not_be_replaced_because_the_guard_would_refuse_that() -> None:
     pod = with_guard(make_pod(namespace_labels={LABEL_ISOLATION: "memory"}), adds=False)
     held = held_by(snapshot_of(full_node(), policies=(SHARED_BY_MPS,), work={"gpu-07": make_work(pod)}))
-    assert (
-        f"N{TOLD[1:]}memory, which admits its GPU pods only on nodes in mode full or mig or mps; the pod"
-        in held
-    )
+    assert f"N{TOLD[1:]}memory, which admits its GPU pods only on nodes in mode full or mig or mps; the pod" in held
     assert "does not require that, so its replacement would be refused" in held
 
 
@@ -117,9 +114,7 @@ def test_a_node_is_held_that_would_leave_its_guarded_pod_no_admitted_node(what: 
 
 def test_a_node_of_no_policy_without_a_mode_is_no_place_for_a_guarded_pod() -> None:
     other = full_node("gpu-09", labels=ELSEWHERE)
-    assert LABEL_MODE in held_by(
-        snapshot_of(full_node(), other, policies=(SHARING,), work=on_gpu_07("hardware"))
-    )
+    assert LABEL_MODE in held_by(snapshot_of(full_node(), other, policies=(SHARING,), work=on_gpu_07("hardware")))
 
 
 def test_a_change_begins_where_the_guarded_pod_finds_an_admitted_node() -> None:

@@ -111,9 +111,7 @@ def test_which_routing_label_a_node_gets_that_force_release_lets_go_when(
 ) -> None:
     """Only the fence still has it, and the fence goes."""
     fence = replace(make_fence(), added=(), from_mode="mig", node_uid="uid-gpu-07")
-    case = make_case(
-        LEAVING, fence=replace(fence, **fields), node={"foreign": "kured", "unschedulable": True}
-    )
+    case = make_case(LEAVING, fence=replace(fence, **fields), node={"foreign": "kured", "unschedulable": True})
     (release,) = judged(case).actions
     assert isinstance(release, Release)
     assert (release.uncordon, release.labels) == (False, labels)
@@ -168,9 +166,7 @@ def test_a_change_that_goes_on_ends_before_the_node_moves() -> None:
 
 def released(**fields: Any) -> NodeCase:
     """gpu-07 in a change, cordoned, of a policy that is released by force; another policy owns it."""
-    return make_case(
-        LEAVING, **{"fence": make_fence(), "owner": HEIR, "node": {"unschedulable": True}, **fields}
-    )
+    return make_case(LEAVING, **{"fence": make_fence(), "owner": HEIR, "node": {"unschedulable": True}, **fields})
 
 
 JOINED: dict[str, tuple[NodeCase, str]] = {
@@ -178,9 +174,7 @@ JOINED: dict[str, tuple[NodeCase, str]] = {
     "it is let go, and its cordon has been lifted": (released(node={}), ""),
     "it is let go with its cordon, and nobody else owns it": (released(owner=LEAVING), ""),
     "it was yielded": (
-        released(
-            fence=replace(make_fence(), stage="yielded"), node={"foreign": "kured", "unschedulable": True}
-        ),
+        released(fence=replace(make_fence(), stage="yielded"), node={"foreign": "kured", "unschedulable": True}),
         "",
     ),
     "it failed and is handed over": (failed(), "heir"),
@@ -210,9 +204,7 @@ def unowned(*, gpu: bool, marked: bool) -> Verdict | None:
 def test_the_mark_of_a_former_owner_goes(gpu: bool) -> None:
     verdict = unowned(gpu=gpu, marked=True)
     assert verdict is not None
-    assert [action.labels for action in verdict.actions if isinstance(action, LabelNode)] == [
-        {LABEL_POLICY: None}
-    ]
+    assert [action.labels for action in verdict.actions if isinstance(action, LabelNode)] == [{LABEL_POLICY: None}]
 
 
 def test_a_node_that_nobody_owns_is_left_alone_and_without_a_gpu_not_even_named() -> None:

@@ -72,9 +72,7 @@ def test_a_pod_that_only_names_kai_s_label_in_another_way_holds_no_gpu() -> None
 def test_the_budget_of_pods_that_share_a_gpu_is_kept() -> None:
     full = make_pdb(allowed=0, expected=2, desired=2, current=2)
     found = foreseen(make_work(reservation(), fraction("llm-1"), fraction("llm-2"), pdbs=[full]))
-    assert [(one.reason, one.pods) for one in found] == [
-        (Reason.PDB_NEVER_ALLOWS, ("team-a/llm-1", "team-a/llm-2"))
-    ]
+    assert [(one.reason, one.pods) for one in found] == [(Reason.PDB_NEVER_ALLOWS, ("team-a/llm-1", "team-a/llm-2"))]
     slow = make_pdb(allowed=1, expected=2, desired=1, current=2)
     work = make_work(reservation(), fraction("llm-1"), fraction("llm-2"), pdbs=[slow])
     assert refs(drain_pass(work, cordoned=CORDONED).plan.evict) == ["llm-1"]
@@ -88,9 +86,7 @@ def test_the_budget_of_pods_that_share_a_gpu_is_kept() -> None:
     ],
 )
 def test_a_rule_about_pods_that_share_a_gpu_is_kept(rule: dict[str, Any], reasons: list[str]) -> None:
-    found = drain_pass(
-        make_work(reservation(), fraction()), Drain.model_validate({"rules": [rule]}), cordoned=at(0)
-    )
+    found = drain_pass(make_work(reservation(), fraction()), Drain.model_validate({"rules": [rule]}), cordoned=at(0))
     assert [str(one.reason) for one in found.found.blockers] == reasons
     assert found.plan.evict == ()
 
@@ -121,10 +117,7 @@ def test_before_a_cordon_a_reservation_pod_without_pods_of_its_group_is_named_as
         Reason.UNMANAGED,
         ("kai-resource-reservation/gpu-reservation-g1",),
     )
-    assert (
-        blocker.message
-        == "KAI-Scheduler reserves a GPU with this pod, but no pod of its group is on the node"
-    )
+    assert blocker.message == "KAI-Scheduler reserves a GPU with this pod, but no pod of its group is on the node"
     allowed = Drain.model_validate({"unmanagedPods": "Evict"})
     assert foreseen(make_work(reservation()), options=allowed, afterwards=roomy()) == ()
 

@@ -47,9 +47,7 @@ def waiting(members: Sequence[Member]) -> Verdict:
         pool.count(member)
     pool.names.append("z")
     pool.candidates.append(candidate("z"))
-    return with_waits(select(pool.with_hours(NOW), queue_of(pool), 100, PassState(OFFERED, NOW))).verdicts[
-        "z"
-    ]
+    return with_waits(select(pool.with_hours(NOW), queue_of(pool), 100, PassState(OFFERED, NOW))).verdicts["z"]
 
 
 KEPT: dict[str, tuple[Member, str]] = {
@@ -77,9 +75,7 @@ KEPT: dict[str, tuple[Member, str]] = {
 
 
 @pytest.mark.parametrize(("member", "why"), KEPT.values(), ids=KEPT)
-def test_a_node_that_waits_for_a_slot_names_who_keeps_one_until_somebody_acts(
-    member: Member, why: str
-) -> None:
+def test_a_node_that_waits_for_a_slot_names_who_keeps_one_until_somebody_acts(member: Member, why: str) -> None:
     assert full([member]) == (
         f"spec.rollout.maxUnavailable allows 1 of 2 nodes to be unavailable at once ({why}); waiting for a slot"
     )
@@ -113,9 +109,7 @@ def test_a_node_that_is_about_to_join_the_pool_out_of_service_has_its_slot_alrea
     pool = pools[0]
     pool.names.append("z")
     pool.candidates.append(candidate("z"))
-    told = with_waits(select(pool.with_hours(NOW), queue_of(pool), 100, PassState(OFFERED, NOW))).verdicts[
-        "z"
-    ]
+    told = with_waits(select(pool.with_hours(NOW), queue_of(pool), 100, PassState(OFFERED, NOW))).verdicts["z"]
     assert told.message == (
         "spec.rollout.maxUnavailable allows 1 of 1 node to be unavailable at once (calls to the API server"
         " about a are failing); waiting for a slot"

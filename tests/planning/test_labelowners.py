@@ -58,9 +58,7 @@ def test_no_change_begins_that_would_write_a_label_of_another_controller() -> No
 CLOSED = {
     "the label of the device plugin": owned(SLICED, PLUGIN),
     "a label that only the stop on the way changes": owned(MPS, PLUGIN, was=MIXED),
-    "drift that would be corrected": owned(
-        MIXED, MIG, was=MIXED, labels={MIG: "all-disabled"}, drifting_since=at(-60)
-    ),
+    "drift that would be corrected": owned(MIXED, MIG, was=MIXED, labels={MIG: "all-disabled"}, drifting_since=at(-60)),
 }
 
 

@@ -73,12 +73,7 @@ def starts(action: Action) -> bool:
 
 def turns_back(action: Action) -> bool:
     before = action.node.fence if isinstance(action, UpdateFence) else None
-    return (
-        isinstance(action, UpdateFence)
-        and action.fence.rolls_back
-        and before is not None
-        and not before.rolls_back
-    )
+    return isinstance(action, UpdateFence) and action.fence.rolls_back and before is not None and not before.rolls_back
 
 
 def runs_back(action: Action) -> bool:

@@ -58,10 +58,7 @@ def test_the_mark_that_medik8s_sets_too_is_left_to_it_while_it_maintains_the_nod
     maintained = make_node(foreign="medik8s NodeMaintenance nm")
 
     assert names.LABEL_NO_REMEDIATION not in unmarked(fence, maintained)[0]
-    assert (
-        names.LABEL_NO_REMEDIATION
-        not in unmarked(fence, make_node(foreign=TAINT_MARKERS["medik8s.io/drain"]))[0]
-    )
+    assert names.LABEL_NO_REMEDIATION not in unmarked(fence, make_node(foreign=TAINT_MARKERS["medik8s.io/drain"]))[0]
     for other in ("kured reboot", TAINT_MARKERS["remediation.medik8s.io/self-node-remediation"]):
         assert unmarked(fence, make_node(foreign=other))[0].keys() == names.NEIGHBOUR_LABELS.keys()
 
@@ -72,7 +69,5 @@ def test_the_marks_of_a_cluster_come_with_the_fence_and_go_with_it() -> None:
     (action,) = chosen(case).verdicts["n1"].actions
     assert isinstance(action, FenceNode)
     assert action.labels["example.com/hands-off"] == "true"
-    held = replace(
-        case.node, labels={**case.node.labels, "example.com/hands-off": "true"}, fence=action.fence
-    )
+    held = replace(case.node, labels={**case.node.labels, "example.com/hands-off": "true"}, fence=action.fence)
     assert unmarked(action.fence, held)[0]["example.com/hands-off"] is None

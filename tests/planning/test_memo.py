@@ -29,9 +29,7 @@ from gpusharing.planning.wanted.ownership import find_contenders
 
 PAUSED = make_policy(rollout={"paused": True})
 OTHER_POOL = {"gpusharing.dev/pool": "c"}
-OTHER = make_policy(
-    "pool-c", "TimeSlicing", nodeSelector={"matchLabels": OTHER_POOL}, rollout={"paused": True}
-)
+OTHER = make_policy("pool-c", "TimeSlicing", nodeSelector={"matchLabels": OTHER_POOL}, rollout={"paused": True})
 
 
 def waiting(**fields: Any) -> ClusterSnapshot:
@@ -42,9 +40,7 @@ def waiting(**fields: Any) -> ClusterSnapshot:
 SEEN = make_gpunode()
 DRIVEN = replace(SEEN, observed=replace(SEEN.observed, driver_version="570.86.15") if SEEN.observed else None)
 RETURNED = proof_of(PAUSED, PAUSED.version.revision)
-DRIFTED = waiting(
-    nodes=[make_node(verified=RETURNED)], memory=PassMemory(drifting_since={"gpu-07": at(-600)})
-)
+DRIFTED = waiting(nodes=[make_node(verified=RETURNED)], memory=PassMemory(drifting_since={"gpu-07": at(-600)}))
 WORKING = waiting(nodes=[make_node(labels={LABEL_MIG_STATE: "pending"})], at_work_since={"gpu-07": at(-9999)})
 CIRCUMSTANCES: dict[str, tuple[ClusterSnapshot, Reason, dict[str, Any], Reason]] = {
     "its agent goes": (waiting(), Reason.PAUSED, {"agents": frozenset()}, Reason.AGENT_NOT_READY),
@@ -211,9 +207,7 @@ def test_only_a_name_of_which_something_else_is_known_is_asked_about_again() -> 
     assert (sized("m"), asked) == ({"a": -1, "b": 2, "c": 3}, [])
     sizes["b"] = 20
     marked ^= {"a", "c"}
-    assert (sized("m"), asked) == ({"a": 1, "b": 20, "c": -3}, ["a", "b", "c"]), (
-        "although the objects are the same"
-    )
+    assert (sized("m"), asked) == ({"a": 1, "b": 20, "c": -3}, ["a", "b", "c"]), "although the objects are the same"
     del sizes["b"]
     assert (sized("m"), asked) == ({"a": 1, "c": -3}, [])
     sizes["b"] = 20

@@ -130,9 +130,7 @@ def test_a_card_differs_from_the_facts_only_where_that_is_listed_with_a_reason(c
     facts, table = told(card), ours(card)
     if card.key in MODEL_OF and facts["memory_mib"] is not None:
         facts["memory_mib"] = None  # seen on the model itself, not on this relative of it
-    differing = {
-        name for name in facts if name != "status" and unordered(facts[name]) != unordered(table[name])
-    }
+    differing = {name for name in facts if name != "status" and unordered(facts[name]) != unordered(table[name])}
     differing |= {"status"} if facts["status"] != table["status"] else set()
     assert differing == listed.keys(), "cards.py and mig-facts.yaml differ; mig-differences.yaml may say why"
     for name, row in listed.items():
@@ -151,9 +149,7 @@ def test_a_card_that_the_facts_call_not_mig_capable_has_no_profiles() -> None:
             assert (card.pci_device_ids, card.memory_mib) == ((row["pci"],), row["memory_total_mib"])
             assert card.profiles == ()
     words = " ".join(row["name"] for row in FACTS["not_mig_capable"])
-    without = {
-        card.key.split("-")[-1 if "rtx" in card.key else 0].upper() for card in CARDS if not card.profiles
-    }
+    without = {card.key.split("-")[-1 if "rtx" in card.key else 0].upper() for card in CARDS if not card.profiles}
     unnamed = {word for word in without if not re.search(rf"\b{word}\b", words)}
     assert not unnamed, "a card without MIG is named under not_mig_capable of tests/planning/mig-facts.yaml"
 
@@ -217,9 +213,7 @@ def _read(texts: list[str]) -> set[frozenset[tuple[str, int]]]:
 def plain() -> dict[str, Layout]:
     """The facts' named layouts without a device filter, those with instances."""
     return {
-        name: normalize(row)
-        for name, row in NAMED["plain"].items()
-        if not {"mig_enabled", "mig_devices"} & row.keys()
+        name: normalize(row) for name, row in NAMED["plain"].items() if not {"mig_enabled", "mig_devices"} & row.keys()
     }
 
 
@@ -247,9 +241,7 @@ def test_every_named_layout_is_checked_right_on_every_model(card: Card) -> None:
 
 def test_every_named_layout_is_legal_on_its_own_model() -> None:
     somewhere = {layout for model in MODELS for layout in legal(model)}
-    assert {name for name, layout in plain().items() if layout not in somewhere} == DIFFERENCES[
-        "nowhere"
-    ].keys()
+    assert {name for name, layout in plain().items() if layout not in somewhere} == DIFFERENCES["nowhere"].keys()
     for name, devices, layout in filtered():
         owners = [card for card in MIG_CARDS if set(card.pci_device_ids) & set(devices)]
         assert {device for card in owners for device in card.pci_device_ids} >= set(devices), name

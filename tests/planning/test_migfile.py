@@ -222,9 +222,7 @@ def test_every_generated_name_of_every_two_models_together_means_what_it_means_a
                 assert migfile.resolve(rows, gpus) == alone, (product, name)
 
 
-@pytest.mark.parametrize(
-    "name", ["y", "n", "1e3", "0o10", "off", "1_000", "0x10", "=", "2026-11-20", "~", "1:30"]
-)
+@pytest.mark.parametrize("name", ["y", "n", "1e3", "0o10", "off", "1_000", "0x10", "=", "2026-11-20", "~", "1:30"])
 def test_an_entry_keeps_its_name_whatever_go_would_take_the_bare_name_for(name: str) -> None:
     """PyYAML writes y, 1e3 and 0o10 without quotes, and NVIDIA's programs read true, 1000 and 8."""
     text = migfile.render({name: entry({"devices": "all", "mig-enabled": False})})

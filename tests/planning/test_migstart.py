@@ -88,9 +88,7 @@ CHANGED: dict[str, tuple[str, list[GpuView], StackView, str, str]] = {
 
 
 @pytest.mark.parametrize(("config", "gpus", "stack", "name", "why"), CHANGED.values(), ids=CHANGED.keys())
-def test_mig_manager_would_change(
-    config: str, gpus: list[GpuView], stack: StackView, name: str, why: str
-) -> None:
+def test_mig_manager_would_change(config: str, gpus: list[GpuView], stack: StackView, name: str, why: str) -> None:
     (change,) = changes(config, gpus, stack)
     assert (change.node, change.config, change.known) == ("gpu-07", name, True)
     assert why in change.why
@@ -124,9 +122,7 @@ def test_the_last_report_of_an_agent_that_is_not_ready_proves_nothing(config: st
     (change,) = find_start_changes({node.name: node}, gpunodes, make_stack(), agents=())
     assert (change.config, change.known) == ("", False)
     assert "its agent is not Ready" in change.why
-    assert "kubectl label node NODE --overwrite nvidia.com/gpu.deploy.mig-manager=false" in tell_changes(
-        [change]
-    )
+    assert "kubectl label node NODE --overwrite nvidia.com/gpu.deploy.mig-manager=false" in tell_changes([change])
 
 
 @pytest.mark.parametrize(
@@ -170,9 +166,7 @@ def test_what_a_node_without_a_report_advertises_is_named() -> None:
     ],
     ids=["a node without GPUs", "switched off", "cards without MIG", "paused"],
 )
-def test_a_node_without_a_report_counts_only_if_mig_manager_may_change_it(
-    labels: dict[str, str], counts: bool
-) -> None:
+def test_a_node_without_a_report_counts_only_if_mig_manager_may_change_it(labels: dict[str, str], counts: bool) -> None:
     assert bool(changes("all-disabled", None, labels=labels)) is counts
 
 
@@ -207,9 +201,7 @@ MISSING = replace(
 
 def test_the_command_that_adds_mig_manager_beside_nvidias_chart_comes_after_the_labels() -> None:
     change = StartChange("gpu-1", "why", "all-1g.10gb")
-    told = find_objection(
-        make_policy(), make_stack(cluster_policy=MISSING, start_changes=(change,)), SETTINGS
-    )
+    told = find_objection(make_policy(), make_stack(cluster_policy=MISSING, start_changes=(change,)), SETTINGS)
     assert told is not None
     assert "mig.config=all-1g.10gb && kubectl apply -k deploy/mig-manager" in told.message
     unnamed = make_stack(cluster_policy=MISSING, start_changes=(change, replace(change, config="")))
@@ -227,13 +219,8 @@ def test_the_command_that_switches_mig_manager_on_with_dra_comes_after_the_label
     )
     told = find_objection(make_policy(), stack, SETTINGS)
     assert told is not None
-    assert (
-        "; run: kubectl label node gpu-1 --overwrite nvidia.com/mig.config=all-1g.10gb && kubectl"
-        in told.message
-    )
-    told = find_objection(
-        make_policy(), replace(stack, start_changes=(StartChange("gpu-1", "why"),)), SETTINGS
-    )
+    assert "; run: kubectl label node gpu-1 --overwrite nvidia.com/mig.config=all-1g.10gb && kubectl" in told.message
+    told = find_objection(make_policy(), replace(stack, start_changes=(StartChange("gpu-1", "why"),)), SETTINGS)
     assert told is not None
     assert "no configuration has the layout of gpu-1" in told.message
     assert "; run:" not in told.message

@@ -85,18 +85,14 @@ OTHERS: dict[str, tuple[NodeView, GPUNodeView | None]] = {
 
 
 def find(node: NodeView, report: GPUNodeView | None, **policy: Any) -> dict[str, str]:
-    stack = make_stack(
-        cluster_policy=make_cluster_policy(mig_strategy="mixed", **policy), plugin_configs=ENTRIES
-    )
+    stack = make_stack(cluster_policy=make_cluster_policy(mig_strategy="mixed", **policy), plugin_configs=ENTRIES)
     owner = Owners(find_contenders((SINGLE, KEPT))).owner(node)
     reports = {} if report is None else {"gpu-9": report}
     return find_strategy_users(stack, {"gpu-9": node}, reports, {"gpu-9": owner}, (SINGLE, KEPT))
 
 
 @pytest.mark.parametrize(("node", "report", "devices"), USERS.values(), ids=USERS.keys())
-def test_a_node_lives_by_the_strategy_of_the_cluster(
-    node: NodeView, report: GPUNodeView | None, devices: str
-) -> None:
+def test_a_node_lives_by_the_strategy_of_the_cluster(node: NodeView, report: GPUNodeView | None, devices: str) -> None:
     assert find(node, report) == {"gpu-9": devices}
 
 
@@ -129,9 +125,7 @@ REFUSING = {
 def test_no_message_removes_the_strategy_that_another_node_lives_by(
     cluster_policy: ClusterPolicyView, command: str
 ) -> None:
-    whole = other(
-        "gpu-8", offers={"nvidia.com/gpu": 2}, labels={names.LABEL_GPU_PRODUCT: "NVIDIA-H100-80GB-HBM3"}
-    )
+    whole = other("gpu-8", offers={"nvidia.com/gpu": 2}, labels={names.LABEL_GPU_PRODUCT: "NVIDIA-H100-80GB-HBM3"})
     assert command in objection(cluster_policy, whole), "nobody is harmed"
     said = objection(cluster_policy, whole, other("gpu-7"), other(offers=OFFERS))
     assert command not in said

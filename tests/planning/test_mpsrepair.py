@@ -34,9 +34,7 @@ from gpusharing.planning.stack.mps import (
 from gpusharing.planning.transition.gates import find_gate
 
 ASKED = replace(SETTINGS, repair_mps=True)
-DEAF = MpsDaemonView(
-    "v0.20.0", "mps-control-daemon", "/usr/bin/mps-control-daemon", sees_host=True, state="uid/2"
-)
+DEAF = MpsDaemonView("v0.20.0", "mps-control-daemon", "/usr/bin/mps-control-daemon", sees_host=True, state="uid/2")
 RIGHT = replace(DEAF, signalled=DEAF.program)
 SPENT = MpsRepairs(MOST_REPAIRS, "v0.20.0", "uid/1")
 PENDING = MpsRepairs(1, "v0.20.0", "uid/2", pending=True)

@@ -201,9 +201,7 @@ def test_what_nobody_can_have_measured_is_refused(field: str, value: float, said
 
 
 @given(st.lists(st.floats(0, 80 * GIB), min_size=24, max_size=100), st.sampled_from(Goal))
-def test_a_need_is_never_below_any_peak_nor_above_the_highest_with_headroom(
-    peaks: list[float], goal: Goal
-) -> None:
+def test_a_need_is_never_below_any_peak_nor_above_the_highest_with_headroom(peaks: list[float], goal: Goal) -> None:
     memory = each_hour(len(peaks), peaks.__getitem__)
     one = replace(history(), memory=memory)
     found = told(one, goal)

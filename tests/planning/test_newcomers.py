@@ -78,9 +78,7 @@ def test_a_newcomer_that_fails_halts_the_policy_like_any_other() -> None:
         failed_version=snapshot.policies[0].version,
     )
     nodes = {**snapshot.nodes, "new-0": replace(snapshot.nodes["new-0"], fence=fence, unschedulable=True)}
-    told = plan_rollout(
-        replace(snapshot, nodes=nodes, claims={"new-0": make_claim("uid-new-0")}), NOW
-    ).verdicts
+    told = plan_rollout(replace(snapshot, nodes=nodes, claims={"new-0": make_claim("uid-new-0")}), NOW).verdicts
     assert told["old-0"].reason is Reason.HALTED
 
 
@@ -107,9 +105,7 @@ def test_the_proof_of_a_newcomer_says_that_nobody_counted_on_it() -> None:
     proofs = {name: node.verified for name, node in world.nodes.items()}
     assert {name: proof is not None and proof.apart for name, proof in proofs.items()} == {
         "new": True, "old": False}  # fmt: skip
-    world.nodes["new"] = replace(
-        world.nodes["new"], labels={**world.nodes["new"].labels, names.LABEL_POLICY: ""}
-    )
+    world.nodes["new"] = replace(world.nodes["new"], labels={**world.nodes["new"].labels, names.LABEL_POLICY: ""})
     world.settle()
     again = world.nodes["new"].verified
     assert again is not None

@@ -57,7 +57,9 @@ def judge_alone(
     snapshot = make_snapshot([node], [PAUSED], stack=STACK, gpunodes=gpunodes, **given)
     owners = {node.name: owner.policy.name if owner is not None else ""}
     terms_of = {node.name: followed}
-    return judge_nodes(snapshot, owners, policies, terms_of, NOW, Memo(), {})[node.name]
+    return judge_nodes(snapshot, owners=owners, terms=policies, followed=terms_of, now=NOW, memo=Memo(), failed={})[
+        node.name
+    ]
 
 
 def judged(member: Member | None) -> Member:

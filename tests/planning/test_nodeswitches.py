@@ -16,12 +16,8 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 
 DRIVER_LABEL, WORKLOAD = "nvidia.com/gpu.deploy.driver", "nvidia.com/gpu.workload.config"
-NO_DRIVER = (
-    "NVMLNotLoaded: the NVIDIA driver is not loaded on this node; check the driver pod of the GPU Operator"
-)
-NO_TOOLKIT = Finding(
-    Reason.AGENT_NOT_STARTED, 'its pod does not start: no runtime for "nvidia" is configured'
-)
+NO_DRIVER = "NVMLNotLoaded: the NVIDIA driver is not loaded on this node; check the driver pod of the GPU Operator"
+NO_TOOLKIT = Finding(Reason.AGENT_NOT_STARTED, 'its pod does not start: no runtime for "nvidia" is configured')
 HOSTED: dict[str, bool | str] = {"driver.enabled": False, "toolkit.enabled": False}
 VIRTUAL: dict[str, bool | str] = {
     "sandboxWorkloads.enabled": True,
@@ -35,9 +31,7 @@ def at_rest(switches: dict[str, bool | str], **labels: str) -> NodeCase:
     return make_case(MIXED, stack=stack, labels=labels)
 
 
-def bare(
-    error: str, switches: dict[str, bool | str], *, serves: bool = False, driver: str = "true"
-) -> NodeCase:
+def bare(error: str, switches: dict[str, bool | str], *, serves: bool = False, driver: str = "true") -> NodeCase:
     """A node whose agent reports this error; `serves`: it offers a GPU; `driver`: its deploy label of the driver."""
     known = make_case(MIXED).gpunode
     assert known is not None
@@ -87,9 +81,7 @@ def test_a_change_may_begin_where(case: NodeCase) -> None:
 HAS_A_DRIVER: dict[str, NodeCase] = {
     "the node serves GPUs": bare(NO_DRIVER, HOSTED, serves=True),
     "the GPU Operator installs the driver": bare(NO_DRIVER, {}),
-    "an NVIDIADriver installs it": bare(
-        NO_DRIVER, {"driver.enabled": False, "driver.useNvidiaDriverCRD": True}
-    ),
+    "an NVIDIADriver installs it": bare(NO_DRIVER, {"driver.enabled": False, "driver.useNvidiaDriverCRD": True}),
     "NVIDIA's driver manager found one on the host": bare(NO_DRIVER, HOSTED, driver="pre-installed"),
     "only the agent's container lacks the library": bare(
         "NVMLNotLoaded: libnvidia-ml.so.1 is not in the agent's container", HOSTED

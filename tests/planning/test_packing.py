@@ -45,9 +45,7 @@ def within(part: Counts, whole: Counts) -> bool:
 def fewest_by_force(card: Card, wanted: Counts, most: int) -> int | None:
     if not any(wanted):
         return 0
-    fits = (
-        gpus for gpus in range(1, most + 1) if any(within(wanted, supply) for supply in supplies(card, gpus))
-    )
+    fits = (gpus for gpus in range(1, most + 1) if any(within(wanted, supply) for supply in supplies(card, gpus)))
     return next(fits, None)
 
 

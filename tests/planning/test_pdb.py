@@ -18,13 +18,9 @@ from gpusharing.planning.snapshot.podviews import PdbView, PodView
         pytest.param(make_pdb(match_expressions=(("app", "In", ("x",)),)), False, id="not In"),
         pytest.param(make_pdb(match_expressions=(("tier", "In", ("a",)),)), False, id="In without the label"),
         pytest.param(make_pdb(match_expressions=(("app", "NotIn", ("llm",)),)), False, id="NotIn refuses"),
-        pytest.param(
-            make_pdb(match_expressions=(("tier", "NotIn", ("a",)),)), True, id="NotIn without the label"
-        ),
+        pytest.param(make_pdb(match_expressions=(("tier", "NotIn", ("a",)),)), True, id="NotIn without the label"),
         pytest.param(make_pdb(match_expressions=(("app", "Exists", ()),)), True, id="Exists"),
-        pytest.param(
-            make_pdb(match_expressions=(("app", "DoesNotExist", ()),)), False, id="DoesNotExist refuses"
-        ),
+        pytest.param(make_pdb(match_expressions=(("app", "DoesNotExist", ()),)), False, id="DoesNotExist refuses"),
         pytest.param(make_pdb(match_expressions=(("tier", "DoesNotExist", ()),)), True, id="DoesNotExist"),
         pytest.param(
             make_pdb(match_labels={}, match_expressions=(("app", "Exists", ()),)),
@@ -44,13 +40,9 @@ def test_a_budget_selects_as_kubernetes_does(budget: PdbView, selected: bool) ->
         pytest.param(make_pod(phase="Pending"), make_pdb(), False, id="a pending pod goes unasked"),
         pytest.param(make_pod(deleted_at=at(0)), make_pdb(), False, id="a terminating pod goes unasked"),
         pytest.param(make_pod(ready=False), make_pdb(), False, id="unready, the others are healthy enough"),
-        pytest.param(
-            make_pod(ready=False), make_pdb(current=1), True, id="unready, the others are not enough"
-        ),
+        pytest.param(make_pod(ready=False), make_pdb(current=1), True, id="unready, the others are not enough"),
         pytest.param(make_pod(ready=False), make_pdb(desired=0, current=0), True, id="unready, none desired"),
-        pytest.param(
-            make_pod(ready=False), make_pdb(current=1, always_allow_unhealthy=True), False, id="AlwaysAllow"
-        ),
+        pytest.param(make_pod(ready=False), make_pdb(current=1, always_allow_unhealthy=True), False, id="AlwaysAllow"),
     ],
 )
 def test_who_is_up_to_a_budget(pod: PodView, budget: PdbView, asked: bool) -> None:
@@ -69,7 +61,5 @@ def test_two_budgets_conflict_for_a_running_pod_even_an_unready_one() -> None:
     ("expected", "desired", "never"),
     [(3, 2, False), (3, 3, True), (1, 1, True), (0, 0, False), (2, 5, True)],
 )
-def test_a_budget_never_allows_when_every_pod_must_be_healthy(
-    expected: int, desired: int, never: bool
-) -> None:
+def test_a_budget_never_allows_when_every_pod_must_be_healthy(expected: int, desired: int, never: bool) -> None:
     assert evictions.never_allows(make_pdb(expected=expected, desired=desired)) is never

@@ -61,12 +61,8 @@ def test_a_change_without_a_cordon_closes_no_place() -> None:
     assert spare(find_places(nodes), [replace(case, node=A, assessment=restart)]) is None
 
 
-@pytest.mark.parametrize(
-    ("pod", "at_once"), [("operator-1", 2), ("", 3)], ids=["in a pod", "outside the cluster"]
-)
-def test_of_a_pool_that_may_be_away_as_a_whole_one_node_stays_open_for_an_operator(
-    pod: str, at_once: int
-) -> None:
+@pytest.mark.parametrize(("pod", "at_once"), [("operator-1", 2), ("", 3)], ids=["in a pod", "outside the cluster"])
+def test_of_a_pool_that_may_be_away_as_a_whole_one_node_stays_open_for_an_operator(pod: str, at_once: int) -> None:
     world = pool_of(3)
     world.settings = replace(world.settings, pod_name=pod)
     assert SLICED.spec is not None
@@ -78,9 +74,7 @@ def test_of_a_pool_that_may_be_away_as_a_whole_one_node_stays_open_for_an_operat
             world.act(name)
         plan = world.step()
         most = max(most, sum(node.unschedulable for node in world.nodes.values()))
-        told |= {
-            verdict.message for verdict in plan.verdicts.values() if verdict.reason is Reason.BUDGET_FULL
-        }
+        told |= {verdict.message for verdict in plan.verdicts.values() if verdict.reason is Reason.BUDGET_FULL}
         world.now += timedelta(seconds=1)
     assert most == at_once
     assert {"the operator's own pod" in message for message in told} == ({True} if pod else set())
@@ -117,9 +111,7 @@ def test_a_gang_waits_for_the_place_of_a_node_only_if_our_change_gives_it_back_b
     work["n0"] = make_work(make_pod("leaves", owner=None))
     snapshot = make_snapshot([away, make_node("n1"), make_node("n2")], [policy], work=work)
     plan = plan_rollout(replace(snapshot, settings=POD), NOW)
-    begun = [
-        one for verdict in plan.verdicts.values() for one in verdict.actions if isinstance(one, FenceNode)
-    ]
+    begun = [one for verdict in plan.verdicts.values() for one in verdict.actions if isinstance(one, FenceNode)]
     assert len(begun) == starts
 
 

@@ -106,9 +106,7 @@ def test_a_configuration_without_a_row_for_a_node_shares_nothing_there() -> None
 
 
 @pytest.mark.parametrize(("one", "other", "with_mig", "same"), EFFECT.values(), ids=EFFECT.keys())
-def test_two_configurations_serve_the_same(
-    one: PluginConfig, other: PluginConfig, with_mig: bool, same: bool
-) -> None:
+def test_two_configurations_serve_the_same(one: PluginConfig, other: PluginConfig, with_mig: bool, same: bool) -> None:
     assert one.same_effect(other, with_mig=with_mig) is same
     assert other.same_effect(one, with_mig=with_mig) is same
 

@@ -94,9 +94,7 @@ def test_it_sets(found: StackView, pointers: dict[str, str]) -> None:
 NOTHING: dict[str, StackView] = {
     "where both are ours": stack(make_cluster_policy()),
     "where there is no ClusterPolicy": stack(None),
-    "where NVIDIA's device-plugin chart stands alone": stack(
-        replace(BARE, plain=PlainStackView("plugin", "nvdp"))
-    ),
+    "where NVIDIA's device-plugin chart stands alone": stack(replace(BARE, plain=PlainStackView("plugin", "nvdp"))),
     "where the DRA stack serves the GPUs": stack(gpu_cluster=True),
     "where NVIDIA's pods run in another namespace": stack(replace(BARE, namespace="nvidia")),
     "before the plugin's ConfigMap is there": stack(plugin_map_exists=False),
@@ -104,9 +102,7 @@ NOTHING: dict[str, StackView] = {
     "before mig-manager's ConfigMap is written": stack(mig_file=""),
     "where a ConfigMap of ours is somebody else's": stack(foreign_map=PLUGIN),
     "where it has set both before": stack(replace(BARE, configured=frozenset(BOTH))),
-    "where both are somebody else's": stack(
-        replace(BARE, plugin_config_name="theirs", mig_config_name="theirs")
-    ),
+    "where both are somebody else's": stack(replace(BARE, plugin_config_name="theirs", mig_config_name="theirs")),
     "where the plugin's is what only mig-manager's may be": stack(
         replace(BARE, plugin_config_name=UPSTREAM_MIG_CONFIG, mig_config_name=MIG)
     ),
@@ -187,9 +183,7 @@ def test_mig_manager_would_not_find(name: str, gpu: GpuView | None, found: Stack
     ],
     ids=["a node without GPUs", "switched off", "not reported yet", "paused", "a reported GPU"],
 )
-def test_a_node_counts_only_if_mig_manager_may_run_there(
-    switch: dict[str, str], reported: bool, lost: bool
-) -> None:
+def test_a_node_counts_only_if_mig_manager_may_run_there(switch: dict[str, str], reported: bool, lost: bool) -> None:
     nodes = {"cpu-1": make_node("cpu-1", labels={names.LABEL_MIG_CONFIG: "typo", **switch})}
     gpunodes = {"cpu-1": make_gpunode("cpu-1", gpus=[H100])} if reported else {}
     assert find_unresolved(nodes, gpunodes, stack()) == ({"cpu-1": "typo"} if lost else {})
@@ -242,10 +236,7 @@ def test_the_condition_says(found: StackView, words: str) -> None:
 def test_the_condition_says_which_entry_of_a_node_is_in_the_way_and_gives_no_command() -> None:
     objection = find_objection(make_policy(mode="Full"), stack(missing_entries=("theirs",)), ASKED)
     assert objection is not None
-    assert (
-        "does not set it (chart value gpuOperator.configure) until gpusharing-device-plugin"
-        in objection.message
-    )
+    assert "does not set it (chart value gpuOperator.configure) until gpusharing-device-plugin" in objection.message
     assert "Nodes use theirs, which gpusharing-device-plugin does not contain" in objection.message
     assert "kubectl patch" not in objection.message
 
@@ -288,9 +279,7 @@ def test_the_nodes_for_which_mig_manager_waits_are_named() -> None:
     ) in objection.message
 
 
-DIVIDED = StartChange(
-    "gpu-1", "nvidia.com/mig.config is all-disabled, but its GPUs have 7x1g.10gb", "all-1g.10gb"
-)
+DIVIDED = StartChange("gpu-1", "nvidia.com/mig.config is all-disabled, but its GPUs have 7x1g.10gb", "all-1g.10gb")
 ODD = StartChange("gpu-2", "nvidia.com/mig.config is all-disabled, but its GPUs have 3x1g.10gb")
 SILENT = StartChange("gpu-3", "no agent has read its GPUs", known=False)
 LABEL = "kubectl label node gpu-1 --overwrite nvidia.com/mig.config=all-1g.10gb && "
@@ -301,10 +290,7 @@ def test_nodes_are_labeled_with_what_they_have_before_mig_manager_reads_our_file
         make_policy(), stack(replace(BARE, plugin_config_name=PLUGIN), start_changes=(DIVIDED,)), ASKED
     )
     assert objection is not None
-    assert (
-        "until every node's GPUs are known to have what its label nvidia.com/mig.config says"
-        in objection.message
-    )
+    assert "until every node's GPUs are known to have what its label nvidia.com/mig.config says" in objection.message
     assert "would change GPUs at its start on gpu-1 (nvidia.com/mig.config is all-dis" in objection.message
     patch = """kubectl patch clusterpolicy cluster-policy --type merge -p '{"spec":{"migManager":"""
     assert f"; run: {LABEL}{patch}" in objection.message
@@ -330,9 +316,7 @@ def test_nodes_are_labeled_with_what_they_have_before_mig_manager_is_switched_on
     ],
     ids=["a layout without a name", "a node without a report"],
 )
-def test_no_command_starts_mig_manager_where_no_label_can_protect_a_node(
-    change: StartChange, words: str
-) -> None:
+def test_no_command_starts_mig_manager_where_no_label_can_protect_a_node(change: StartChange, words: str) -> None:
     bare = stack(start_changes=(DIVIDED, change))
     off = stack(make_cluster_policy(switches=NO_MIG_MANAGER), start_changes=(DIVIDED, change))
     for found in (bare, off):
@@ -343,8 +327,7 @@ def test_no_command_starts_mig_manager_where_no_label_can_protect_a_node(
     first = find_objection(make_policy(), bare, SETTINGS)
     assert first is not None
     assert (
-        '; run: kubectl patch clusterpolicy cluster-policy --type merge -p \'{"spec":{"devicePlugin"'
-        in first.message
+        '; run: kubectl patch clusterpolicy cluster-policy --type merge -p \'{"spec":{"devicePlugin"' in first.message
     )
 
 
@@ -353,9 +336,7 @@ def test_more_labels_than_a_message_can_have_are_left_to_import() -> None:
     objection = find_objection(make_policy(), stack(start_changes=many), SETTINGS)
     assert objection is not None
     assert len(objection.message) <= MAX_TEXT
-    assert (
-        "and 17 more; kubectl gpusharing import prints the commands; run: kubectl patch" in objection.message
-    )
+    assert "and 17 more; kubectl gpusharing import prints the commands; run: kubectl patch" in objection.message
     assert 'migManager":' not in objection.message
 
 
@@ -379,9 +360,7 @@ def test_what_is_merged_already_is_not_asked_for() -> None:
 
 
 THEIRS, OTHER = replace(BARE, plugin_config_name="theirs"), {"other": "version: v1"}
-MERGE = (
-    "first set chart value gpuOperator.adminPluginConfigMap=theirs, or their device plugins will not start"
-)
+MERGE = "first set chart value gpuOperator.adminPluginConfigMap=theirs, or their device plugins will not start"
 STOPPING: dict[str, tuple[StackView, str]] = {
     "an entry that a label names and another merged ConfigMap does not hold": (
         stack(THEIRS, admin_plugin_configs=OTHER, missing_entries=("old-entry",)),
@@ -399,9 +378,7 @@ STOPPING: dict[str, tuple[StackView, str]] = {
 
 
 @pytest.mark.parametrize(("found", "words"), STOPPING.values(), ids=STOPPING.keys())
-def test_a_command_after_which_device_plugins_would_not_start_is_not_told_for(
-    found: StackView, words: str
-) -> None:
+def test_a_command_after_which_device_plugins_would_not_start_is_not_told_for(found: StackView, words: str) -> None:
     objection = find_objection(make_policy(mode="Full"), found, SETTINGS)
     assert objection is not None
     assert words in objection.message

@@ -134,9 +134,7 @@ WHO_IS_TO_BLAME = {
 }
 
 
-@pytest.mark.parametrize(
-    ("limit", "used", "cap", "said"), WHO_IS_TO_BLAME.values(), ids=WHO_IS_TO_BLAME.keys()
-)
+@pytest.mark.parametrize(("limit", "used", "cap", "said"), WHO_IS_TO_BLAME.values(), ids=WHO_IS_TO_BLAME.keys())
 def test_who_waits_is_told_which_limit_is_reached(limit: int, used: int, cap: int, said: str) -> None:
     verdicts = chosen(*THREE, limit=limit, used=used, cap=cap).verdicts.values()
     waiting = [verdict.message for verdict in verdicts if verdict.reason is Reason.BUDGET_FULL]
@@ -225,9 +223,7 @@ def test_a_look_is_worth_nothing_for_another_revision_or_when_a_person_asks_for_
     first = chosen(candidate("stuck", BLOCKED))
     edited = chosen(candidate("stuck", None), state=after_looks(first, 1), policy=ask_anew(MIXED))
     assert edited.verdicts["stuck"].phase is Phase.PREFLIGHT
-    again = chosen(
-        candidate("stuck", None), state=after_looks(first, 1), policy=replace(MIXED, uid="another")
-    )
+    again = chosen(candidate("stuck", None), state=after_looks(first, 1), policy=replace(MIXED, uid="another"))
     assert again.verdicts["stuck"].phase is Phase.PREFLIGHT
     case = candidate("stuck", None)
     case = replace(case, node=replace(case.node, retry="now"))
@@ -264,9 +260,7 @@ def test_a_budget_with_room_for_three_lets_three_of_four_nodes_start() -> None:
 
 
 def test_a_node_that_no_budget_guards_starts_beside_one_that_uses_up_a_budget() -> None:
-    selection = chosen(
-        candidate("free"), candidate("guarded", GUARDED), candidate("second", GUARDED), limit=3
-    )
+    selection = chosen(candidate("free"), candidate("guarded", GUARDED), candidate("second", GUARDED), limit=3)
     assert len(fenced(selection)) == 2
     assert "free" in fenced(selection)
 
@@ -305,9 +299,7 @@ def test_what_waiting_nodes_say_does_not_change_while_others_come_and_go() -> No
         for verdict in chosen(*many, limit=4, used=used).verdicts.values()
         if verdict.reason is Reason.BUDGET_FULL
     }
-    assert said == {
-        "spec.rollout.maxUnavailable allows 4 of 10 nodes to be unavailable at once; waiting for a slot"
-    }
+    assert said == {"spec.rollout.maxUnavailable allows 4 of 10 nodes to be unavailable at once; waiting for a slot"}
 
 
 def test_pods_that_no_node_could_run_afterwards_hold_the_change_unless_allowed() -> None:

@@ -52,9 +52,7 @@ def held(count: int, reason: Reason = Reason.APPROVAL_NEEDED, **fields: Any) -> 
     return {"pool-b": pool}
 
 
-def look(
-    pools: dict[str, Pool], previews: dict[str, Preview], work: dict[str, NodeWork], seconds: float = 0
-) -> Any:
+def look(pools: dict[str, Pool], previews: dict[str, Preview], work: dict[str, NodeWork], seconds: float = 0) -> Any:
     """What is known and wanted."""
     verdicts = {one.node.name: one.verdict for one in pools["pool-b"].members}
     snapshot = replace(make_snapshot([], [POLICY]), memory=PassMemory(previews=previews), work=work)
@@ -114,9 +112,7 @@ NOT_TO_GO: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("verdicts", "node", "policy"), NOT_TO_GO.values(), ids=NOT_TO_GO)
-def test_a_node_is_not_looked_at_if(
-    verdicts: dict[str, Any], node: dict[str, Any], policy: dict[str, Any]
-) -> None:
+def test_a_node_is_not_looked_at_if(verdicts: dict[str, Any], node: dict[str, Any], policy: dict[str, Any]) -> None:
     pool = Pool(replace(POLICY, **policy))
     waits = {"disruption": DisruptionClass.RESET, **verdicts}
     told = verdict(Phase.BLOCKED, Reason.BUDGET_FULL, "n00", **waits)

@@ -40,9 +40,7 @@ HELD: dict[str, tuple[str, str, float | str]] = {
 
 
 @pytest.mark.parametrize(("key", "value", "until"), HELD.values(), ids=HELD.keys())
-def test_how_long_a_mark_protects_a_pod_that_started_a_minute_ago(
-    key: str, value: str, until: float | str
-) -> None:
+def test_how_long_a_mark_protects_a_pod_that_started_a_minute_ago(key: str, value: str, until: float | str) -> None:
     pod = make_pod(marks={key: value}, started=at(0))
     found = find_protection(pod, at(60))
     if until == FREE:

@@ -36,10 +36,7 @@ QUIET: dict[str, tuple[Mapping[str, str], Reason]] = {
     "mig-manager works on an admin's own label": ({STATE: "pending"}, Reason.ACTUATOR_BUSY),
     "a reboot switches MIG on": ({STATE: "rebooting"}, Reason.ACTUATOR_BUSY),
     "the operands are paused for a driver upgrade": (PAUSED, Reason.FOREIGN_MAINTENANCE),
-    **{
-        f"a driver upgrade is at {state}": ({UPGRADE: state}, Reason.FOREIGN_MAINTENANCE)
-        for state in ALL_STATES[3:8]
-    },
+    **{f"a driver upgrade is at {state}": ({UPGRADE: state}, Reason.FOREIGN_MAINTENANCE) for state in ALL_STATES[3:8]},
 }
 OPEN: dict[str, Mapping[str, str]] = {
     "nothing happens": {},
@@ -150,9 +147,7 @@ def test_a_node_that_no_policy_selects_is_kept_quiet_as_well() -> None:
 
 
 @pytest.mark.parametrize(("labels", "reason"), QUIET.values(), ids=QUIET.keys())
-def test_nothing_begins_meanwhile_and_the_status_says_who_works(
-    labels: Mapping[str, str], reason: Reason
-) -> None:
+def test_nothing_begins_meanwhile_and_the_status_says_who_works(labels: Mapping[str, str], reason: Reason) -> None:
     verdict = decide(make_case(MIXED, labels=labels))
     assert (verdict.phase, verdict.reason, verdict.candidate) == (Phase.BLOCKED, reason, False)
 

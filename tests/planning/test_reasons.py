@@ -23,9 +23,7 @@ def test_whatever_waits_for_a_person_says_what_to_do() -> None:
 def test_a_card_that_does_not_suit_the_policy_is_unsupported_and_a_node_in_a_bad_state_is_not() -> None:
     supported = {r for r in Reason if r.group == "Hardware" and Mark.UNSUPPORTED not in r.marks}
     states = {Reason.COMPUTE_MODE, Reason.GPU_MISSING, Reason.MIG_MODE_PENDING}
-    assert supported == states, (
-        "a reason of group Hardware has Mark.UNSUPPORTED, or is about a state and listed here"
-    )
+    assert supported == states, "a reason of group Hardware has Mark.UNSUPPORTED, or is about a state and listed here"
 
 
 def test_no_mark_of_a_reason_contradicts_another() -> None:
@@ -73,9 +71,7 @@ def test_the_page_of_reasons_has_a_row_for_every_reason_and_each_says_what_to_do
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGE = (ROOT / "docs" / "reference" / "bad-input.md").read_text()
-ROWS = [
-    line.split(" | ") for line in PAGE.splitlines() if line.startswith("| ") and "What is wrong" not in line
-]
+ROWS = [line.split(" | ") for line in PAGE.splitlines() if line.startswith("| ") and "What is wrong" not in line]
 
 
 def test_the_page_on_bad_input_names_every_reason_that_refuses_a_policy_or_a_card() -> None:

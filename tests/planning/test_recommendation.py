@@ -70,9 +70,7 @@ def test_for_performance_workloads_get_the_room_that_the_pool_has() -> None:
     assert (profiles(performance), performance.gpus) == ({"a": "1 GPU"}, 2)
     assert (performance.mode, performance.placed[0].why) == (Mode.FULL, Outcome.LAYOUT)
     three = recommend(pool((1, 1)), [need("a", 5.0, 0.05, pods=3)], goal=Goal.PERFORMANCE)
-    assert (profiles(three), three.gpus) == ({"a": "3g.40gb"}, 2), (
-        "a whole GPU for each would be one too many"
-    )
+    assert (profiles(three), three.gpus) == ({"a": "3g.40gb"}, 2), "a whole GPU for each would be one too many"
 
 
 def test_for_performance_whole_gpus_and_instances_stand_side_by_side_where_nodes_have_several() -> None:
@@ -119,9 +117,7 @@ def test_whole_gpus_and_instances_do_not_mix_where_a_node_has_one() -> None:
     needs = [need("big", 70.0), need("small", 5.0, pods=2)]
     found = recommend(pool((1, 1, 1)), needs, goal=Goal.COST)
     assert profiles(found) == {"small": "1g.10gb"}, "and one GPU elsewhere, which are fewer than three"
-    assert [(one.need.workload.name, one.why, one.gpus) for one in found.unplaced] == [
-        ("big", Outcome.APART, 1)
-    ]
+    assert [(one.need.workload.name, one.why, one.gpus) for one in found.unplaced] == [("big", Outcome.APART, 1)]
 
 
 def test_on_nodes_of_one_gpu_all_stay_whole_if_that_takes_no_more_or_is_to_be_as_roomy_as_can_be() -> None:
@@ -273,9 +269,7 @@ def test_every_workload_has_a_place_that_holds_it_or_is_named_and_the_layout_is_
 
 @given(fleets, shapes)
 @settings(max_examples=50)
-def test_for_performance_the_pool_is_enough_where_it_is_for_cost(
-    needs: list[Need], shape: tuple[int, ...]
-) -> None:
+def test_for_performance_the_pool_is_enough_where_it_is_for_cost(needs: list[Need], shape: tuple[int, ...]) -> None:
     cost, performance = (recommend(pool(shape), needs, goal=goal) for goal in Goal)
     assert performance.gpus >= cost.gpus
     if cost.nodes <= len(shape):
@@ -350,7 +344,6 @@ def smallest_for(one: Need) -> int:
     fits = (
         at
         for at, profile in enumerate(PLAIN)
-        if usable_memory(H100, profile) * GIB >= (one.memory or 0)
-        and profile.slices / 7 >= (one.compute or 0)
+        if usable_memory(H100, profile) * GIB >= (one.memory or 0) and profile.slices / 7 >= (one.compute or 0)
     )
     return next(fits)

@@ -80,9 +80,7 @@ HAD: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 
 
 @pytest.mark.parametrize(("fields", "requests"), HAD.values(), ids=HAD)
-def test_a_request_that_the_node_has_already_is_only_removed(
-    fields: dict[str, Any], requests: dict[str, str]
-) -> None:
+def test_a_request_that_the_node_has_already_is_only_removed(fields: dict[str, Any], requests: dict[str, str]) -> None:
     case = with_requests(make_case(**fields), **requests)
     assert case.gpunode is not None
     assert judged(case).actions == (ClearRequests("gpu-07", case.gpunode.requests),)

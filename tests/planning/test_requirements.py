@@ -66,9 +66,7 @@ def test_every_field_that_the_table_reads_is_one_of_nvidias_cluster_policy() -> 
 
 @pytest.mark.parametrize("row", OPERANDS, ids=lambda row: row.operand)
 @pytest.mark.parametrize("mode", list(Mode))
-def test_a_program_that_is_off_refuses_the_modes_that_need_it_and_no_other(
-    row: NeededProgram, mode: Mode
-) -> None:
+def test_a_program_that_is_off_refuses_the_modes_that_need_it_and_no_other(row: NeededProgram, mode: Mode) -> None:
     off = make_cluster_policy(switches={row.switch: False})
     objection = find_objection(make_policy(mode=mode), make_stack(cluster_policy=off), SETTINGS)
     assert (objection.reason if objection else None) == (row.disabled if mode in row.modes else None)

@@ -89,9 +89,7 @@ CURED = WEDGES | OVERWRITTEN
 
 
 @pytest.mark.parametrize(("labels", "now"), CURED.values(), ids=CURED.keys())
-def test_a_wedge_is_cured_twice_and_then_the_node_is_failed(
-    labels: dict[str, str | None], now: float
-) -> None:
+def test_a_wedge_is_cured_twice_and_then_the_node_is_failed(labels: dict[str, str | None], now: float) -> None:
     for attempt in (1, 2):
         proven = replace(FENCE, attempt=attempt, proven=at(-1))
         action = only(after_pnr(changing(labels=labels, now=now, fence=proven)))
@@ -183,9 +181,7 @@ def test_the_restart_follows_from_the_record_and_is_not_repeated_for_the_next_po
 def test_the_mps_daemon_is_restarted_on_a_node_proven_idle_only() -> None:
     daemon = copy_of(MPS).machines["gpu-07"].mps_daemon
     assert daemon is not None
-    more = edited(
-        MPS, mps=MPS.spec.mps.model_copy(update={"replicas": 8}) if MPS.spec and MPS.spec.mps else None
-    )
+    more = edited(MPS, mps=MPS.spec.mps.model_copy(update={"replicas": 8}) if MPS.spec and MPS.spec.mps else None)
     fence = fence_to(more, to_layout="", daemon_uid=daemon.uid)
     known: dict[str, Any] = {"was": MPS, "fence": fence, "mps_daemon": daemon}
     idle = {**proven_idle(60, MPS), "stack": make_stack(MPS, more)}
@@ -284,9 +280,7 @@ def test_a_retry_on_a_card_without_mig_writes_our_label_again() -> None:
     fence = fence_to(SLICED, target_mig_config="", target_plugin_config=plugin, deadline=at(60))
     known: dict[str, Any] = {"was": SLICED, "products": cards, "labels": {PLUGIN: "theirs"}}
     known |= {"node": {"unschedulable": True, **AGAIN}, "now": at(60)}
-    fence = replace(
-        fence, to_layout=describe_observed(world_of(SLICED, cards).nodes["gpu-07"], report.observed)
-    )
+    fence = replace(fence, to_layout=describe_observed(world_of(SLICED, cards).nodes["gpu-07"], report.observed))
     failed = make_case(SLICED, fence=replace(fence, retry="again"), gpunode=verified(report), **known)
     assert after_pnr(failed).phase is Phase.FAILED
     begun = make_case(SLICED, fence=fence, gpunode=verified(report), **known)

@@ -134,8 +134,7 @@ def test_while_a_node_is_kept_the_policy_stays_and_says_by_what() -> None:
     status = shown(world)
     assert status["summary"]["status"] == "Deleting"
     assert (
-        "1 node has yet to be returned to whole GPUs; n0 was cordoned by someone else"
-        in status["summary"]["message"]
+        "1 node has yet to be returned to whole GPUs; n0 was cordoned by someone else" in status["summary"]["message"]
     )
     (ready,) = (row for row in status["conditions"] if row["type"] == "Ready")
     assert (ready["status"], ready["reason"]) == ("False", "Deleting")
@@ -232,9 +231,7 @@ def test_what_cannot_be_read_keeps_its_finalizer_and_its_nodes() -> None:
 @pytest.mark.parametrize(
     ("default", "stays"), [(render(make_shared(4)), True), (NEUTRAL, False)], ids=["shares", "shares nothing"]
 )
-def test_where_nvidias_chart_takes_the_entry_default_the_label_stays_as_long_as_that(
-    default: str, stays: bool
-) -> None:
+def test_where_nvidias_chart_takes_the_entry_default_the_label_stays_as_long_as_that(default: str, stays: bool) -> None:
     plain = replace(make_cluster_policy(), plain=PlainStackView("nvdp", "nvdp"))
     stack = make_stack(FULL, cluster_policy=plain)
     stack = replace(stack, plugin_configs={**stack.plugin_configs, NEUTRAL_KEY: default})

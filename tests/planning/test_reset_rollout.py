@@ -157,9 +157,7 @@ def shared_by_default(world: World, text: str) -> None:
     policy = world.stack.cluster_policy
     assert policy is not None, "the world has one"
     entries = {**world.stack.plugin_configs, "usual": text}
-    stack = replace(
-        world.stack, cluster_policy=replace(policy, plugin_default="usual"), plugin_configs=entries
-    )
+    stack = replace(world.stack, cluster_policy=replace(policy, plugin_default="usual"), plugin_configs=entries)
     world.stack = stack
 
 

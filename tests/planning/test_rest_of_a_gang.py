@@ -164,9 +164,7 @@ def test_one_of_the_rest_of_a_gang_whose_pods_are_known_starts_before_the_others
     mate = make_member(make_node("m", fence=fence), verdict(Phase.SYNCED, node="m"))
     listed: set[str] = set()
     for _ in range(3):
-        cases = [
-            candidate(name, worker_and_driver(name) if name in listed else None, pods=1) for name in "abc"
-        ]
+        cases = [candidate(name, worker_and_driver(name) if name in listed else None, pods=1) for name in "abc"]
         selection = chosen(*cases, limit=1, members=[mate])
         if started := fenced(selection):
             break
@@ -187,9 +185,7 @@ def test_pods_that_have_finished_cost_nothing() -> None:
 # --- what the proofs say -------------------------------------------------------------------------------------------
 
 POLICY = make_policy(**SHARED)
-PROOF = Verified(
-    POLICY.name, "", "", layout="1x full", gpus=1, version=POLICY.version, changed_at=at(0), mates=("n1",)
-)
+PROOF = Verified(POLICY.name, "", "", layout="1x full", gpus=1, version=POLICY.version, changed_at=at(0), mates=("n1",))
 SAYS: dict[str, tuple[Verified, Verified | None, bool]] = {
     "the other one was never changed": (PROOF, None, True),
     "the other one was changed before": (PROOF, replace(PROOF, changed_at=at(-60), mates=()), True),

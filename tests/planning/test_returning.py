@@ -28,9 +28,7 @@ POLICY = make_policy(rollout={"timeouts": {"verification": "5m"}})
 def in_wave(name: str, *, wave: str = "w", **fence: Any) -> NodeView:
     """A node past the point of no return that started with others."""
     uid = f"uid-{name}"
-    return make_node(
-        name, uid=uid, unschedulable=True, fence=make_fence("actuating", node_uid=uid, wave=wave, **fence)
-    )
+    return make_node(name, uid=uid, unschedulable=True, fence=make_fence("actuating", node_uid=uid, wave=wave, **fence))
 
 
 def proven(node: NodeView) -> Verdict:
@@ -62,10 +60,7 @@ A, B = in_wave("a"), in_wave("b")
 def test_a_proven_node_waits_for_the_others_of_its_wave_and_records_since_when() -> None:
     (found,) = held(proven(A), working(B), nodes=(A, B)).values()
     assert (found.node, found.phase, found.reason) == ("a", Phase.UNCORDONING, Reason.WAITS_FOR_WAVE)
-    assert (
-        found.message
-        == "2x3g.40gb proven; the node returns to service together with b, which ran the same gang"
-    )
+    assert found.message == "2x3g.40gb proven; the node returns to service together with b, which ran the same gang"
     (action,) = found.actions
     assert isinstance(action, UpdateFence)
     assert A.fence is not None
@@ -103,9 +98,7 @@ def test_a_node_that_waits_for_its_wave_follows_a_new_spec_in_time() -> None:
     fence = fence_to(MIXED, at(-600), wave="w", proven=at(-100), deadline=at(-60))
     verdict = after_pnr(changing(SLICED, fence=fence, now=0))
     assert "after the deadline" not in verdict.message
-    assert all(
-        action.fence.failed_version is None for action in verdict.actions if isinstance(action, UpdateFence)
-    )
+    assert all(action.fence.failed_version is None for action in verdict.actions if isinstance(action, UpdateFence))
 
 
 def test_a_step_of_a_node_that_waits_for_its_wave_is_not_late_because_its_call_fails() -> None:

@@ -19,14 +19,10 @@ SAME: dict[str, PolicyView] = {
     "it is paused": make_policy(drain=DRAIN, rollout={"paused": True}),
     "it would be paused otherwise": make_policy(drain=DRAIN, rollout={"whenPaused": "Hold"}),
     "its budget changes": make_policy(drain=DRAIN, rollout={"maxUnavailable": 2}),
-    "it gets a window": make_policy(
-        drain=DRAIN, rollout={"windows": [{"schedule": "0 22 * * *", "duration": "6h"}]}
-    ),
+    "it gets a window": make_policy(drain=DRAIN, rollout={"windows": [{"schedule": "0 22 * * *", "duration": "6h"}]}),
     "it gets a canary": make_policy(drain=DRAIN, rollout={"canary": {"nodes": 2}}),
     "it asks for approvals": make_policy(drain=DRAIN, rollout={"approval": "Manual"}),
-    "it treats failures otherwise": make_policy(
-        drain=DRAIN, rollout={"onFailure": "Rollback", "maxFailures": 3}
-    ),
+    "it treats failures otherwise": make_policy(drain=DRAIN, rollout={"onFailure": "Rollback", "maxFailures": 3}),
     "it gets a price": make_policy(drain=DRAIN, cost={"gpuHourlyPrice": "3.20"}),
     "its deletion would reset": make_policy(drain=DRAIN, deletionPolicy="Reset"),
     "it is being deleted": replace(POLICY, deleting=True),

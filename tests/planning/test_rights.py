@@ -39,8 +39,7 @@ def test_the_table_is_the_golden_one(
     subject: str, table: tuple[installationviews.Right, ...], values: tuple[str, ...]
 ) -> None:
     known = {
-        (one.verb, one.group, one.resource, one.subresource, one.scope, NAMED.get(one.name, one.name))
-        for one in table
+        (one.verb, one.group, one.resource, one.subresource, one.scope, NAMED.get(one.name, one.name)) for one in table
     }
     wanted = {
         (grant.verb, grant.group, grant.resource, grant.subresource, grant.scope, name)

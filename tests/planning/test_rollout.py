@@ -338,9 +338,7 @@ def test_an_unaccepted_policy_moves_nothing_and_says_why_on_every_node() -> None
     assert wrote(world, FenceNode) == []
 
 
-def test_the_configuration_of_a_policy_is_written_before_any_label_names_it_and_goes_when_nobody_does() -> (
-    None
-):
+def test_the_configuration_of_a_policy_is_written_before_any_label_names_it_and_goes_when_nobody_does() -> None:
     world = copy_of(MIXED)
     old = world.nodes[NODE].labels[names.LABEL_PLUGIN_CONFIG]
     world.set_policy(SLICED)

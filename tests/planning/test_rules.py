@@ -64,9 +64,7 @@ BARE = make_pod("notebook", owner=None, labels={"tier": "training"})
         "of another namespace",
     ],
 )
-def test_the_first_rule_that_matches_decides_about_a_bare_pod(
-    rules: list[dict[str, Any]], expected: str
-) -> None:
+def test_the_first_rule_that_matches_decides_about_a_bare_pod(rules: list[dict[str, Any]], expected: str) -> None:
     pod = make_pod("notebook", owner=None, labels={"tier": "training"}, namespace_labels={"team": "a"})
     found = classify([pod], drain(*rules), CORDONED)
     if expected in ("evict", "wait"):
@@ -231,9 +229,7 @@ def test_a_job_that_is_leaving_is_waited_for_like_any_other_pod() -> None:
 
 
 def test_a_job_does_not_block_the_cordon_whatever_its_budget_says() -> None:
-    work = make_work(
-        TRAINER, pdbs=[make_pdb(match_labels={"tier": "training"}, allowed=0, expected=1, desired=1)]
-    )
+    work = make_work(TRAINER, pdbs=[make_pdb(match_labels={"tier": "training"}, allowed=0, expected=1, desired=1)])
     found = find_standings(work, Drain(), at(0), scope=Scope(OPERATOR), cordoned=False)
     assert preflight(found, Drain(), roomy(), at(0)) == ()
     assert not budget_room(found)

@@ -68,8 +68,4 @@ def test_the_same_layout_made_anew_has_other_devices(published: str, read: str, 
     assert observed is not None
     node = replace(make_node("gpu-1"), devices=NodeDevices((SMALL,), key=published))
     said = find_slice_mismatch(node, (SMALL,), replace(observed, devices_key=read))
-    assert (
-        said == ""
-        if agrees
-        else "the ResourceSlices of gpu-1 list different devices than NVML reports" in said
-    )
+    assert said == "" if agrees else "the ResourceSlices of gpu-1 list different devices than NVML reports" in said

@@ -86,12 +86,8 @@ def test_after_that_moment_its_change_begins() -> None:
 GIVEN_BACK = {
     "it waits for an agent, who knows how long": left_by_a_crash(agents=[]),
     "it waits for an answer that may never come": left_by_a_crash(gpunodes=[make_gpunode(quiet=True)]),
-    "its configuration was written anew meanwhile": left_by_a_crash(
-        stack=make_stack(POLICY, written_at=at(-5))
-    ),
-    "it waits for long": left_by_a_crash(
-        nodes=[make_node(deferred=Deferred(2, at(3600), "PDB", POLICY.version))]
-    ),
+    "its configuration was written anew meanwhile": left_by_a_crash(stack=make_stack(POLICY, written_at=at(-5))),
+    "it waits for long": left_by_a_crash(nodes=[make_node(deferred=Deferred(2, at(3600), "PDB", POLICY.version))]),
     "its policy was paused meanwhile": left_by_a_crash(make_policy(finalizer=True, rollout={"paused": True})),
     "the node is another one of that name": left_by_a_crash(claims={"gpu-07": make_claim("uid-before")}),
     "another policy owns it now": left_by_a_crash(claims={"gpu-07": make_claim(policy="pool-old")}),
@@ -120,17 +116,13 @@ def test_a_claim_with_a_fence_stays_however_old_it_is(age: timedelta, stage: Any
     work = {"gpu-07": make_work(make_pod(owner=None)), "gpu-08": make_work()}
     snapshot = make_snapshot(nodes, [hold], claims={"gpu-07": claimed}, work=work)
     plan = plan_rollout(snapshot, NOW)
-    assert {name for name, kept in claims_after(plan, snapshot).items() if kept.policy == "pool-b"} == {
-        "gpu-07"
-    }
+    assert {name for name, kept in claims_after(plan, snapshot).items() if kept.policy == "pool-b"} == {"gpu-07"}
     assert fenced(plan) == [], "its slot is not another one's"
 
 
 def claims_after(plan: RolloutPlan, snapshot: ClusterSnapshot) -> Mapping[str, Claim]:
     """What is on the Lease after this pass."""
-    claims: Mapping[str, Claim] = (
-        shared(plan)[SetClaims].claims if SetClaims in shared(plan) else snapshot.claims
-    )
+    claims: Mapping[str, Claim] = shared(plan)[SetClaims].claims if SetClaims in shared(plan) else snapshot.claims
     return claims
 
 
@@ -144,9 +136,7 @@ def test_a_claim_that_stays_counts_in_the_operator_wide_cap(cap: int, starts: bo
     pool = {"gpusharing.dev/pool": "a"}
     ready = make_policy("pool-a", "TimeSlicing", nodeSelector={"matchLabels": pool})
     stack = make_stack(POLICY, ready)
-    stack = replace(
-        stack, written={key: JUST_WRITTEN if "pool-b" in key else at(-600) for key in stack.written}
-    )
+    stack = replace(stack, written={key: JUST_WRITTEN if "pool-b" in key else at(-600) for key in stack.written})
     nodes = [make_node(), make_node("gpu-01", labels=pool)]
     snapshot = make_snapshot(nodes, [POLICY, ready], stack=stack, claims=CLAIMS, work={"gpu-01": make_work()})
     settings = replace(snapshot.settings, max_in_flight=cap)
@@ -164,9 +154,7 @@ def test_the_slot_of_a_change_that_has_just_ended_in_proof_is_free_at_once() -> 
     plan = plan_rollout(before, world.now)
     assert (plan.verdicts["n0"].phase, plan.pools["pool-b"].used) == (Phase.SYNCED, 0)
     assert shared(plan)[SetClaims].claims == {}
-    agentless = replace(
-        before, agents=frozenset({"n1"}), nodes={**before.nodes, "n0": unproven(before.nodes["n0"])}
-    )
+    agentless = replace(before, agents=frozenset({"n1"}), nodes={**before.nodes, "n0": unproven(before.nodes["n0"])})
     waits = plan_rollout(agentless, world.now)
     assert (waits.verdicts["n0"].phase, waits.pools["pool-b"].used) == (Phase.BLOCKED, 1), "it is not proven"
 
@@ -234,9 +222,7 @@ def test_a_node_that_waits_for_a_slot_has_its_agent_asked_all_the_same() -> None
     """The agent still reads, and was told to stop: who waits for long must not wait blind."""
     told_to_stop = make_gpunode(request_id="op-0", quiet=True, quiet_echoed=False)
     frozen = make_policy(rollout={"maxUnavailable": 0})
-    verdict = plan_rollout(make_snapshot([make_node()], [frozen], gpunodes=[told_to_stop]), NOW).verdicts[
-        "gpu-07"
-    ]
+    verdict = plan_rollout(make_snapshot([make_node()], [frozen], gpunodes=[told_to_stop]), NOW).verdicts["gpu-07"]
     assert verdict.reason is Reason.FROZEN
     assert verdict.actions == (EnsureGPUNode("gpu-07", "uid-gpu-07", "op-0:resume", quiet=False),)
 
@@ -266,9 +252,7 @@ FINALIZERS: dict[str, tuple[PolicyView, list[NodeView], Phase, bool, bool | None
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("policy", "nodes", "phase", "claimed", "set_to"), FINALIZERS.values(), ids=FINALIZERS
-)
+@pytest.mark.parametrize(("policy", "nodes", "phase", "claimed", "set_to"), FINALIZERS.values(), ids=FINALIZERS)
 def test_a_policys_finalizer_is_set_while_one_of_its_nodes_is_in_flight(
     policy: PolicyView, nodes: list[NodeView], phase: Phase, claimed: bool, set_to: bool | None
 ) -> None:

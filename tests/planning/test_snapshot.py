@@ -34,9 +34,7 @@ PAUSED = {
 ELSEWHERE = {"gpusharing.dev/pool": "nobody's"}
 
 
-@pytest.mark.parametrize(
-    ("word", "rollout", "held"), [(word, *row) for word, row in PAUSED.items()], ids=PAUSED
-)
+@pytest.mark.parametrize(("word", "rollout", "held"), [(word, *row) for word, row in PAUSED.items()], ids=PAUSED)
 def test_the_charts_value_pauses_a_policy_whatever_it_says_itself_and_changes_nothing_else(
     word: str, rollout: dict[str, object], held: tuple[bool, str]
 ) -> None:

@@ -42,9 +42,7 @@ def stands(
     return one
 
 
-@pytest.mark.parametrize(
-    ("pod", "memory", "pdbs", "budgets", "leaves", "due"), STANDS.values(), ids=STANDS.keys()
-)
+@pytest.mark.parametrize(("pod", "memory", "pdbs", "budgets", "leaves", "due"), STANDS.values(), ids=STANDS.keys())
 def test_a_pod_stands(
     pod: PodView,
     memory: EvictionMemory | None,

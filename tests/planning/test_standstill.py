@@ -68,9 +68,7 @@ def test_passes_in_vain_are_counted_on_only_if_the_pods_that_were_wanted_have_co
 ALLOW: dict[str, Any] = {"drain": {"strandedPods": "Allow"}}
 
 
-@pytest.mark.parametrize(
-    ("size", "others"), [(2, set()), (20, {Phase.PENDING})], ids=["one other", "many others"]
-)
+@pytest.mark.parametrize(("size", "others"), [(2, set()), (20, {Phase.PENDING})], ids=["one other", "many others"])
 def test_a_wait_for_the_pods_of_a_node_that_a_predecessor_has_just_cordoned_is_not_in_vain(
     size: int, others: set[Phase]
 ) -> None:

@@ -48,9 +48,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 
 GATED: dict[str, Any] = {"gate": "[]"}
 WRITES = (FenceNode, Actuate, UpdateFence, Release, LabelNode)
-INTOLERANT = make_cluster_policy(
-    tolerates_gate=False, tolerations='[{"key":"nvidia.com/gpu","operator":"Exists"}]'
-)
+INTOLERANT = make_cluster_policy(tolerates_gate=False, tolerations='[{"key":"nvidia.com/gpu","operator":"Exists"}]')
 
 
 def judged(case: NodeCase) -> Verdict:
@@ -223,9 +221,7 @@ def test_what_proves_a_node_is_told_first_come_first_served() -> None:
     firsts = [everything, replace(everything, intolerant_agents="")]
     firsts.append(replace(firsts[1], cluster_policy=make_cluster_policy()))
     told = [judged(make_case(MIXED, node=GATED, stack=stack)).message for stack in firsts]
-    assert ["gpusharing-agent does" in told[0], "ClusterPolicy" in told[1], "nfd-worker" in told[2]] == [
-        True
-    ] * 3
+    assert ["gpusharing-agent does" in told[0], "ClusterPolicy" in told[1], "nfd-worker" in told[2]] == [True] * 3
 
 
 def test_nobody_else_is_told_of_tolerations() -> None:
@@ -287,13 +283,9 @@ def test_helm_test_names_what_does_not_tolerate_it_with_a_command_for_each(view:
 
 
 def test_helm_test_gives_the_commands_of_the_plain_chart_where_that_stands_alone() -> None:
-    view = InstallationView(
-        nodes=(make_node(gated=True),), plain=PLAIN, finders=(replace(WORKER, release="nvdp"),)
-    )
+    view = InstallationView(nodes=(make_node(gated=True),), plain=PLAIN, finders=(replace(WORKER, release="nvdp"),))
     plugin, worker = (command for _, command in told(view))
-    assert plugin.startswith(
-        "helm upgrade nvdp nvdp/nvidia-device-plugin -n gpu-operator --reuse-values --set-json"
-    )
+    assert plugin.startswith("helm upgrade nvdp nvdp/nvidia-device-plugin -n gpu-operator --reuse-values --set-json")
     assert "'nfd.worker.tolerations=[" in worker
 
 
@@ -355,9 +347,7 @@ NEWCOMERS: dict[str, tuple[bool, dict[str, Any], dict[str, Any] | None]] = {
 
 
 @pytest.mark.parametrize(("newcomer", "node", "report"), NEWCOMERS.values(), ids=NEWCOMERS)
-def test_a_node_is_a_newcomer_when(
-    newcomer: bool, node: dict[str, Any], report: dict[str, Any] | None
-) -> None:
+def test_a_node_is_a_newcomer_when(newcomer: bool, node: dict[str, Any], report: dict[str, Any] | None) -> None:
     gpunode = None if report is None else make_gpunode(**report)
     assert is_newcomer(make_node(**node), gpunode) is newcomer
     if not make_node(**node).fence:
@@ -391,9 +381,7 @@ def test_a_pool_of_newcomers_only_begins() -> None:
     assert begun(fleet(served=0, new=2, maxUnavailable="10%")) == ["NEW-0", "NEW-1"]
 
 
-@pytest.mark.parametrize(
-    "rollout", [{"maxUnavailable": 0}, {"maxUnavailable": "0%"}, {"paused": True}], ids=str
-)
+@pytest.mark.parametrize("rollout", [{"maxUnavailable": 0}, {"maxUnavailable": "0%"}, {"paused": True}], ids=str)
 def test_what_freezes_or_pauses_a_pool_holds_for_newcomers_too(rollout: dict[str, Any]) -> None:
     assert begun(fleet(served=1, new=1, **rollout)) == []
 

@@ -160,9 +160,7 @@ def test_every_condition_is_told_on_every_path(path: str) -> None:
     assert tuple(answers(status).items()) == tuple(
         zip(("Accepted", "Ready", "Reconciling", "Stalled"), expected, strict=True)
     )
-    assert (
-        {row["observedGeneration"] for row in status["conditions"]} == {7} == {status["observedGeneration"]}
-    )
+    assert {row["observedGeneration"] for row in status["conditions"]} == {7} == {status["observedGeneration"]}
     assert all(row["message"] for row in status["conditions"])
 
 
@@ -301,9 +299,7 @@ def test_a_policy_that_waits_for_its_approval_says_that_a_person_has_to_give_it(
     )
 
 
-@pytest.mark.parametrize(
-    "beside", [[], [SYNCED], [PENDING], [STUCK]], ids=["alone", "proven", "waiting", "stuck"]
-)
+@pytest.mark.parametrize("beside", [[], [SYNCED], [PENDING], [STUCK]], ids=["alone", "proven", "waiting", "stuck"])
 def test_nodes_that_bear_the_same_on_the_conditions_leave_them_the_same_status(beside: list[Verdict]) -> None:
     found: dict[tuple[bool, ...], set[tuple[str, ...]]] = {}
     for phase, reason, ready, busy in product(Phase, BEARING, (True, False), (True, False)):
@@ -325,9 +321,7 @@ PROVEN: Row = (Phase.SYNCED, Reason.SYNCED, True, False)
 
 def of_rows(rows: Sequence[Row], policy: PolicyView, coming: tuple[str, ...]) -> StatusInput:
     """A pool whose nodes stand so."""
-    nodes = {
-        f"gpu-{20 + index}": make_node(f"gpu-{20 + index}", ready=row[2]) for index, row in enumerate(rows)
-    }
+    nodes = {f"gpu-{20 + index}": make_node(f"gpu-{20 + index}", ready=row[2]) for index, row in enumerate(rows)}
     told = [
         verdict(phase, reason, name).then(*([LabelNode(nodes[name], {})] if busy else ()))
         for name, (phase, reason, _, busy) in zip(nodes, rows, strict=True)

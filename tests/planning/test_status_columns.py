@@ -102,10 +102,7 @@ def test_a_pool_whose_policy_is_refused_shows_what_is_there() -> None:
 
 def test_what_is_wanted_is_shown_before_what_is_there() -> None:
     known = replace(PENDING, observed="1x full")
-    assert (
-        StatusInput([known, replace(REFUSED, observed="4x shared")]).status()["summary"]["layout"]
-        == "2x3g.40gb"
-    )
+    assert StatusInput([known, replace(REFUSED, observed="4x shared")]).status()["summary"]["layout"] == "2x3g.40gb"
 
 
 def test_nodes_of_other_cards_leave_every_count() -> None:
@@ -188,9 +185,7 @@ def test_a_node_that_goes_back_is_a_failure_whatever_it_waits_for(reason: Reason
     """It would come and go in the list, with each write of the status."""
     node = make_node("gpu-08", fence=make_fence("actuating", rolls_back=True))
     going = verdict(Phase.VERIFYING, reason, "gpu-08")
-    assert [row["node"] for row in StatusInput([going], nodes={"gpu-08": node}).status()["failures"]] == [
-        "gpu-08"
-    ]
+    assert [row["node"] for row in StatusInput([going], nodes={"gpu-08": node}).status()["failures"]] == ["gpu-08"]
     assert StatusInput([going]).status()["failures"] == []
 
 
@@ -239,9 +234,7 @@ def test_a_whole_change_is_told_without_flapping() -> None:
         world.now += timedelta(seconds=1)
     assert status["summary"]["nodes"] == "2/2"
     assert status["plan"] is None
-    assert [word for word in words if word in ("Draining", "Reconfiguring", "Verifying", "Synced")][
-        -1
-    ] == "Synced"
+    assert [word for word in words if word in ("Draining", "Reconfiguring", "Verifying", "Synced")][-1] == "Synced"
     assert {"Reconfiguring", "Verifying"} <= set(words)
 
 
@@ -285,10 +278,7 @@ def test_a_policy_is_not_ready_while_another_policys_change_keeps_one_of_its_nod
         "Reconciling": "True RolloutInProgress",
         "Stalled": "False Progressing",
     }
-    assert (
-        status["summary"]["message"]
-        == "waiting for gpu-08: a change that another policy began there must end first"
-    )
+    assert status["summary"]["message"] == "waiting for gpu-08: a change that another policy began there must end first"
     assert seen[0] == ("False RolloutInProgress", "0/2", "Pending"), "it owns both and has none yet"
     assert seen[-1] == ("False RolloutInProgress", "1/2", "Pending")
     world.machines["gpu-08"].temper = "works"

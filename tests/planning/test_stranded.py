@@ -75,9 +75,7 @@ def snapshot_of(
     **fields: Any,
 ) -> ClusterSnapshot:
     """Nodes with eight GPUs each, on which pods hold as many as `held` says; full_pods() run on gpu-07."""
-    reports = [
-        make_gpunode(one.name, gpus=EIGHT, allocated={GPU: (held or {}).get(one.name, 0)}) for one in nodes
-    ]
+    reports = [make_gpunode(one.name, gpus=EIGHT, allocated={GPU: (held or {}).get(one.name, 0)}) for one in nodes]
     works = {"gpu-07": full_pods()} if work is None else work
     return make_snapshot(nodes, policies, gpunodes=reports, work=works, **fields)
 
@@ -232,9 +230,7 @@ def test_pods_that_nobody_can_look_through_on_one_node_do_not_keep_another_from_
     broken = replace(make_work(), pods=PoisonedPods([make_pod()]))
     snapshot = snapshot_of(full_node(), other(16), work={"gpu-07": full_pods(), "gpu-09": broken})
     assert "No node would advertise nvidia.com/gpu" in held_by(snapshot), "what is unknown serves nobody"
-    free = snapshot_of(
-        full_node(), full_node("gpu-08"), policies=(SHARING,), work={**snapshot.work, "gpu-08": broken}
-    )
+    free = snapshot_of(full_node(), full_node("gpu-08"), policies=(SHARING,), work={**snapshot.work, "gpu-08": broken})
     assert begins(free)
 
 
@@ -290,18 +286,14 @@ def test_a_device_that_pods_share_by_one_claim_is_held_once() -> None:
 # --- by label --------------------------------------------------------------------------------------------------
 
 
-def labelled(
-    pod: PodView, *more: NodeView, was: PolicyView = FULL, policy: PolicyView = SHARING
-) -> ClusterSnapshot:
+def labelled(pod: PodView, *more: NodeView, was: PolicyView = FULL, policy: PolicyView = SHARING) -> ClusterSnapshot:
     """A pod on gpu-07, which is as `was` wants and is to become as `policy` wants."""
     node = replace(world_of(was).nodes["gpu-07"], uid="uid-gpu-07")
     reports = [world_of(was).gpunodes["gpu-07"], *(make_gpunode(one.name) for one in more)]
     return make_snapshot([node, *more], [policy], gpunodes=reports, work={"gpu-07": make_work(pod)})
 
 
-def test_a_pod_that_requires_a_label_which_the_change_rewrites_holds_the_node_and_is_told_the_new_value() -> (
-    None
-):
+def test_a_pod_that_requires_a_label_which_the_change_rewrites_holds_the_node_and_is_told_the_new_value() -> None:
     """NVIDIA's README selects GPUs by nvidia.com/gpu.product."""
     pod = make_pod(node_selector={PRODUCT: P})
     assert f"The pod requires {PRODUCT}={P}, but this label will be {P}-SHARED" in held_by(labelled(pod))

@@ -124,9 +124,7 @@ def test_a_rule_that_somebody_deletes_is_written_again_and_nothing_is_evicted_or
     assert count_of(world, UpdateFence) == 0
 
 
-def test_an_operator_killed_before_any_write_is_followed_by_one_that_leaves_no_rule_and_no_open_drain() -> (
-    None
-):
+def test_an_operator_killed_before_any_write_is_followed_by_one_that_leaves_no_rule_and_no_open_drain() -> None:
     world, crashes = taint_world("gpu-1"), 0
     with_holder(world)
     world.set_policy(MIG)
@@ -171,9 +169,7 @@ def test_a_pod_that_starts_behind_the_rule_turns_the_fence_into_a_cordon_and_the
     assert not fence_of(world).tainted
     (swap,) = [one for one in told if one.reason is Reason.DEVICE_TAINT_FAILED]
     ref = world.pods["gpu-1"][late].ref
-    assert (
-        swap.message == f"{RULE} does not keep {ref} off the node, so the operator cordons the node instead"
-    )
+    assert swap.message == f"{RULE} does not keep {ref} off the node, so the operator cordons the node instead"
     world.refusing = False
     assert phases(world.settle()) == {Phase.SYNCED}
     assert (world.nodes["gpu-1"].rule_since, world.nodes["gpu-1"].unschedulable) == (None, False)
@@ -330,9 +326,7 @@ def tamper(world: World, random: Random) -> None:
             world.nodes[name] = replace(node, hold_cordon=not node.hold_cordon)
         case 3:
             works = not world.stack.dra.taints_work
-            world.stack = replace(
-                world.stack, dra=replace(world.stack.dra, taints_work=works, taint_error="")
-            )
+            world.stack = replace(world.stack, dra=replace(world.stack.dra, taints_work=works, taint_error=""))
         case _:
             error = "" if world.stack.dra.rule_error else "403"
             world.stack = replace(world.stack, dra=replace(world.stack.dra, rule_error=error))
@@ -367,7 +361,4 @@ def test_a_policy_says_why_its_nodes_are_cordoned_although_rules_were_asked_for(
     status = policy_status(world.policies[0], plan, world.snapshot(), {}, world.now)
     (row,) = [row for row in status["conditions"] if row["type"] == "Accepted"]
     assert row["status"] == "True"
-    assert (
-        "dra.deviceTaints is on, but nodes are cordoned while they change, because kube-scheduler"
-        in row["message"]
-    )
+    assert "dra.deviceTaints is on, but nodes are cordoned while they change, because kube-scheduler" in row["message"]

@@ -33,23 +33,17 @@ T4, A30, A100, H200 = "Tesla T4", "NVIDIA A30", "NVIDIA A100-SXM4-80GB", "NVIDIA
 TWO = (make_gpu(0), make_gpu(1))
 MODELS = [make_gpu(product=product) for product in (H100, A30, A100, H200)]
 NOT_OURS = make_cluster_policy(mig_config_name="default-mig-parted-config")
-PARTED = migfile.render(
-    {"all-balanced": [{"devices": "all", "mig-enabled": True, "mig-devices": {"7g.80gb": 1}}]}
-)
+PARTED = migfile.render({"all-balanced": [{"devices": "all", "mig-enabled": True, "mig-devices": {"7g.80gb": 1}}]})
 
 
-def target(
-    *gpus: GpuView, mode: str = "MIG", stack: StackView | None = None, **fields: Any
-) -> Target | Finding:
+def target(*gpus: GpuView, mode: str = "MIG", stack: StackView | None = None, **fields: Any) -> Target | Finding:
     """What gpu-07 with these GPUs (two H100 unless given) becomes."""
     policy = make_policy(mode=mode, **fields)
     return target_for(policy, gpus or TWO, stack or make_stack(policy, models=MODELS))
 
 
 GPU, ONE_G, THREE_G = "nvidia.com/gpu", "nvidia.com/mig-1g.10gb", "nvidia.com/mig-3g.40gb"
-HALVES_AND_WHOLE = {
-    "layouts": [{"devices": [0], "profiles": {"3g.40gb": 2}}, {"devices": [1], "profiles": {}}]
-}
+HALVES_AND_WHOLE = {"layouts": [{"devices": [0], "profiles": {"3g.40gb": 2}}, {"devices": [1], "profiles": {}}]}
 PREDICTIONS: dict[str, tuple[str, dict[str, Any], str, dict[str, int]]] = {
     "whole GPUs": ("Full", {}, "1x full", {GPU: 2}),
     "shares under the name of a GPU": ("TimeSlicing", {}, "4x shared", {GPU: 8}),
@@ -127,9 +121,7 @@ PREDICTIONS: dict[str, tuple[str, dict[str, Any], str, dict[str, int]]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("mode", "fields", "text", "resources"), PREDICTIONS.values(), ids=PREDICTIONS.keys()
-)
+@pytest.mark.parametrize(("mode", "fields", "text", "resources"), PREDICTIONS.values(), ids=PREDICTIONS.keys())
 def test_two_h100_become(mode: str, fields: dict[str, Any], text: str, resources: dict[str, int]) -> None:
     found = target(mode=mode, **fields)
     assert isinstance(found, Target), found
@@ -170,9 +162,7 @@ REFUSALS: dict[str, tuple[tuple[GpuView, ...], dict[str, Any], Reason, str]] = {
 
 
 @pytest.mark.parametrize(("gpus", "fields", "reason", "says"), REFUSALS.values(), ids=REFUSALS.keys())
-def test_it_cannot_become(
-    gpus: tuple[GpuView, ...], fields: dict[str, Any], reason: Reason, says: str
-) -> None:
+def test_it_cannot_become(gpus: tuple[GpuView, ...], fields: dict[str, Any], reason: Reason, says: str) -> None:
     found = target(*gpus, **fields)
     assert isinstance(found, Finding)
     assert (found.reason, says in found.message) == (reason, True), found.message
@@ -193,15 +183,11 @@ def test_a_card_of_which_nobody_knows_the_profiles_is_not_divided() -> None:
     assert found.reason is Reason.HARDWARE_UNKNOWN
 
 
-def test_profiles_that_an_old_device_plugin_cannot_tell_apart_are_refused_before_anything_is_touched() -> (
-    None
-):
+def test_profiles_that_an_old_device_plugin_cannot_tell_apart_are_refused_before_anything_is_touched() -> None:
     media = {"layouts": [{"profiles": {"1g.10gb+me": 1, "1g.10gb": 2}}]}
 
     def under(version: str, **mig: Any) -> Target | Finding:
-        return target(
-            stack=make_stack(cluster_policy=make_cluster_policy(plugin_version=version)), mig=media | mig
-        )
+        return target(stack=make_stack(cluster_policy=make_cluster_policy(plugin_version=version)), mig=media | mig)
 
     found = under("v0.19.3-ubi9")
     assert isinstance(found, Finding)
@@ -251,16 +237,10 @@ def test_cards_without_mig_get_no_mig_configuration_nor_does_a_node_without_mig_
     assert unread.mig_config == ""
 
 
-@pytest.mark.parametrize(
-    ("mounted", "config"), [(True, "all-disabled"), (False, "")], ids=["ours", "another"]
-)
-def test_beside_nvidias_chart_mig_manager_is_used_only_if_it_reads_our_configmap(
-    mounted: bool, config: str
-) -> None:
+@pytest.mark.parametrize(("mounted", "config"), [(True, "all-disabled"), (False, "")], ids=["ours", "another"])
+def test_beside_nvidias_chart_mig_manager_is_used_only_if_it_reads_our_configmap(mounted: bool, config: str) -> None:
     beside = PlainStackView("nvdp", "nvdp", "nvidia-mig-manager", pausable=True)
-    policy = replace(
-        make_cluster_policy(mig_config_name="" if not mounted else SETTINGS.mig_config_map), plain=beside
-    )
+    policy = replace(make_cluster_policy(mig_config_name="" if not mounted else SETTINGS.mig_config_map), plain=beside)
     found = target(mode="Full", stack=make_stack(cluster_policy=policy))
     assert isinstance(found, Target)
     assert found.mig_config == config
@@ -322,17 +302,13 @@ MPS_LIMITS = {"V100": ("Tesla V100-SXM2-16GB", 16), "T4": (T4, 48), "H100": (H10
 
 
 @pytest.mark.parametrize(("product", "most"), MPS_LIMITS.values(), ids=MPS_LIMITS.keys())
-def test_mps_takes_as_many_clients_as_the_compute_capability_allows_and_not_one_more(
-    product: str, most: int
-) -> None:
+def test_mps_takes_as_many_clients_as_the_compute_capability_allows_and_not_one_more(product: str, most: int) -> None:
     gpu = make_gpu(product=product)
     assert isinstance(target(gpu, mode="MPS", mps={"replicas": most}), Target)
     refused = target(gpu, mode="MPS", mps={"replicas": most + 1})
     assert isinstance(refused, Finding)
     assert refused.reason is Reason.MPS_TOO_MANY_CLIENTS
-    assert (
-        f"{product} serves at most {most} MPS clients, but spec.mps.replicas is {most + 1}" in refused.message
-    )
+    assert f"{product} serves at most {most} MPS clients, but spec.mps.replicas is {most + 1}" in refused.message
 
 
 def test_time_slicing_has_no_such_limit() -> None:
@@ -350,9 +326,7 @@ ROUTES = {
 
 
 @pytest.mark.parametrize(("label", "mode", "fields"), [(k, *v) for k, v in ROUTES.items()], ids=ROUTES.keys())
-def test_the_routing_label_tells_the_kinds_of_sharing_apart(
-    label: str, mode: str, fields: dict[str, Any]
-) -> None:
+def test_the_routing_label_tells_the_kinds_of_sharing_apart(label: str, mode: str, fields: dict[str, Any]) -> None:
     found = target(mode=mode, **fields)
     assert isinstance(found, Target)
     assert found.routing == label

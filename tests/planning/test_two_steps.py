@@ -138,9 +138,7 @@ CHANGED_MINDS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("step", "instead", "actuations", "ends"), CHANGED_MINDS.values(), ids=CHANGED_MINDS.keys()
-)
+@pytest.mark.parametrize(("step", "instead", "actuations", "ends"), CHANGED_MINDS.values(), ids=CHANGED_MINDS.keys())
 def test_a_policy_that_changes_its_mind_between_mps_and_mig_still_gets_what_it_wants(
     step: int, instead: PolicyView, actuations: int, ends: str
 ) -> None:
@@ -206,9 +204,7 @@ def test_another_number_of_clients_deletes_the_daemons_pod_once_because_it_would
     world.set_policy(edited(EIGHT))
     assert verdict_of(world).disruption is DisruptionClass.GPU_PODS
     assert world.settle().verdicts[NODE].phase is Phase.SYNCED
-    assert [action.uid for action in world.done if isinstance(action, RestartOperand)] == [
-        old.uid if old else ""
-    ]
+    assert [action.uid for action in world.done if isinstance(action, RestartOperand)] == [old.uid if old else ""]
     assert world.machines[NODE].clients == 8
 
 

@@ -193,9 +193,7 @@ IN_TURN = (
 
 
 @pytest.mark.parametrize(("first", "second"), [*combinations(IN_TURN, 2)])
-def test_of_two_sources_that_disagree_the_one_that_the_other_follows_from_is_told(
-    first: str, second: str
-) -> None:
+def test_of_two_sources_that_disagree_the_one_that_the_other_follows_from_is_told(first: str, second: str) -> None:
     earlier, later = MISMATCHES[first], MISMATCHES[second]
     alone, both = later[1](case_of(MIXED)), later[1](earlier[1](case_of(MIXED)))
     told = [find_mismatch(case, label_checks) for case in (alone, both)]
@@ -252,9 +250,7 @@ def test_a_plugin_configuration_with_another_name(key: str, default: str, agrees
 PLAIN = PlainStackView("nvdp", "nvdp")
 
 
-@pytest.mark.parametrize(
-    ("plain", "agrees"), [(PLAIN, True), (None, False)], ids=["NVIDIA's chart", "GPU Operator"]
-)
+@pytest.mark.parametrize(("plain", "agrees"), [(PLAIN, True), (None, False)], ids=["NVIDIA's chart", "GPU Operator"])
 def test_a_node_without_a_label_goes_by_the_entry_default_where_nvidias_chart_has_installed_the_plugin(
     plain: PlainStackView | None, agrees: bool
 ) -> None:
@@ -283,9 +279,7 @@ def of_model(product: str, count: int) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("policy", "suffix"), [(FULL, ""), (SLICED, "-SHARED")], ids=["whole", "shares"])
-def test_on_a_node_with_two_card_models_the_labels_of_either_are_proof(
-    policy: PolicyView, suffix: str
-) -> None:
+def test_on_a_node_with_two_card_models_the_labels_of_either_are_proof(policy: PolicyView, suffix: str) -> None:
     case = case_of(policy, TWO_MODELS)
     for labels in (of_model(f"NVIDIA-H100-80GB-HBM3{suffix}", 2), of_model(f"NVIDIA-A30{suffix}", 1)):
         assert find_mismatch(with_labels(case, **labels), label_checks) is None
@@ -305,9 +299,7 @@ def test_where_one_of_two_models_is_divided_the_whole_one_gives_the_product() ->
     layouts = {"layouts": [{"devices": [0], "profiles": {"3g.40gb": 2}}, {"devices": [1], "profiles": {}}]}
     case = case_of(make_policy(mig=layouts), (H100, "NVIDIA A30"))
     assert find_mismatch(with_labels(case, **{names.LABEL_GPU_PRODUCT: "NVIDIA-A30"}), label_checks) is None
-    other = find_mismatch(
-        with_labels(case, **{names.LABEL_GPU_PRODUCT: "NVIDIA-H100-80GB-HBM3"}), label_checks
-    )
+    other = find_mismatch(with_labels(case, **{names.LABEL_GPU_PRODUCT: "NVIDIA-H100-80GB-HBM3"}), label_checks)
     assert other is not None
     assert other.message.endswith("is NVIDIA-H100-80GB-HBM3, but should be NVIDIA-A30")
 

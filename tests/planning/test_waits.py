@@ -135,9 +135,7 @@ def test_a_change_that_begins_has_its_deadline_at_once() -> None:
 
 def test_a_node_that_cannot_be_judged_has_no_end_that_the_clock_brings() -> None:
     fenced_node = make_node("gpu-08", fence=make_fence("actuating", deadline=at(60)), unschedulable=True)
-    assert transition(not_judged(fenced_node, "pool-b", ValueError("x")), fenced_node, {}, NOW)[
-        "deadline"
-    ] in (
+    assert transition(not_judged(fenced_node, "pool-b", ValueError("x")), fenced_node, {}, NOW)["deadline"] in (
         PERSON,
         OTHERS,
     )

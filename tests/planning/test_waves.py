@@ -52,9 +52,7 @@ def ranks(*nodes: str) -> dict[str, list[PodView]]:
     return {node: [pod] for node, pod in pods.items()}
 
 
-def sharing(
-    *nodes: str, listed: bool = True, pdbs: tuple[PdbView, ...] = (), pods: int = 1
-) -> list[NodeCase]:
+def sharing(*nodes: str, listed: bool = True, pdbs: tuple[PdbView, ...] = (), pods: int = 1) -> list[NodeCase]:
     """Candidates that run one gang."""
     view = make_gang_view(ranks(*nodes))
     return [
@@ -142,14 +140,10 @@ def test_a_blocked_node_does_not_keep_the_rest_of_its_gang() -> None:
 
 def test_before_a_gang_starts_without_its_blocked_node_the_pods_of_that_node_are_listed_once_more() -> None:
     free, unlisted = sharing("a", "b", "c")[:2], sharing("a", "b", "c", listed=False)[2]
-    state = PassState(
-        OFFERED, NOW, {"c": Look(make_policy().version, "", at(-1), 1, (Blocker(Reason.UNMANAGED),))}
-    )
+    state = PassState(OFFERED, NOW, {"c": Look(make_policy().version, "", at(-1), 1, (Blocker(Reason.UNMANAGED),))})
     selection = chosen(*free, unlisted, limit=3, state=state)
     assert fenced(selection) == []
-    assert {name: verdict.wants_pods for name, verdict in selection.verdicts.items()} == dict.fromkeys(
-        "abc", True
-    )
+    assert {name: verdict.wants_pods for name, verdict in selection.verdicts.items()} == dict.fromkeys("abc", True)
     no_room = chosen(*free, unlisted, limit=2, state=state)
     assert fenced(no_room) == ["a", "b"], "there would be no room for the third node"
 
@@ -216,9 +210,7 @@ def test_after_a_crash_before_the_first_fence_the_wave_keeps_its_name() -> None:
     both = sharing("a", "b")
     start = chosen(*both, limit=2)
     again = chosen(*later(5, *both), limit=2, state=after_a_crash(start, begun=()))
-    assert {fence.wave for fence in fences(again).values()} == {
-        fence.wave for fence in fences(start).values()
-    }
+    assert {fence.wave for fence in fences(again).values()} == {fence.wave for fence in fences(start).values()}
 
 
 def test_policies_whose_names_begin_alike_begin_different_changes() -> None:
@@ -351,9 +343,7 @@ def test_a_wave_waits_for_the_slot_of_a_drain_only_if_some_clock_ends_that_drain
 @pytest.mark.parametrize(
     ("other", "starts"), [(TWO_OF_THREE, 0), (shared_c("TimeSlicing", "100%"), 1)], ids=["its own", "another"]
 )
-def test_a_wave_waits_for_a_slot_of_the_operator_wide_cap_that_a_change_has_of(
-    other: PolicyView, starts: int
-) -> None:
+def test_a_wave_waits_for_a_slot_of_the_operator_wide_cap_that_a_change_has_of(other: PolicyView, starts: int) -> None:
     """docs/adr/0039-a-wave-stays-within-its-policy.md: another policy's jobs would hold up everybody else."""
     view = make_gang_view(ranks("n1", "n2"))
     work = {node: make_work(*ranks("n1", "n2")[node], gangs=(view,)) for node in ("n1", "n2")}
@@ -380,9 +370,7 @@ def test_a_wave_waits_for_a_slot_of_the_operator_wide_cap_that_a_change_has_of(
 
 def begun(plan: RolloutPlan) -> list[str]:
     """The nodes that start in this pass."""
-    return [
-        name for name, told in plan.verdicts.items() if any(isinstance(a, FenceNode) for a in told.actions)
-    ]
+    return [name for name, told in plan.verdicts.items() if any(isinstance(a, FenceNode) for a in told.actions)]
 
 
 def without(snapshot: ClusterSnapshot, gone: str) -> dict[str, NodeView]:

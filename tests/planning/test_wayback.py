@@ -72,9 +72,7 @@ def failing(policy: PolicyView = BACK, **fields: Any) -> NodeCase:
     ("policy", "card"),
     [*((one, H100) for one in (FULL, SLICED, MPS, MIXED, SINGLE, MIG_SLICED)), (FULL, T4), (SLICED, T4)],
 )
-def test_the_record_of_a_proof_is_read_back_as_the_target_that_was_proven(
-    policy: PolicyView, card: str
-) -> None:
+def test_the_record_of_a_proof_is_read_back_as_the_target_that_was_proven(policy: PolicyView, card: str) -> None:
     world = copy_of(policy, (card,))
     node, stack = world.nodes["gpu-07"], make_stack(policy)
     observed = world.gpunodes["gpu-07"].observed
@@ -127,9 +125,7 @@ LOST: dict[str, tuple[Callable[..., Any], str]] = {
 
 
 @pytest.mark.parametrize(("change", "told"), LOST.values(), ids=LOST.keys())
-def test_nobody_goes_back_to_what_no_longer_means_what_was_proven(
-    change: Callable[..., Any], told: str
-) -> None:
+def test_nobody_goes_back_to_what_no_longer_means_what_was_proven(change: Callable[..., Any], told: str) -> None:
     assert told in broken(change)
 
 
@@ -175,9 +171,7 @@ def test_the_node_then_goes_to_what_was_proven_and_not_to_what_the_policy_wants(
     assert verdict.wanted == "2x3g.40gb"
 
 
-@pytest.mark.parametrize(
-    ("answered", "told"), [("", "=again"), ("again", "=once-more"), ("once-more", "=again")]
-)
+@pytest.mark.parametrize(("answered", "told"), [("", "=again"), ("again", "=once-more"), ("once-more", "=again")])
 def test_the_command_for_another_try_works_every_time(answered: str, told: str) -> None:
     case = failing(edited(MIXED), node={"retry": answered}, fence=replace(FENCE, retry=answered))
     assert held(case).endswith(f"{names.ANNOTATION_RETRY}{told}")
@@ -293,13 +287,9 @@ def test_while_the_agent_does_not_answer_nothing_is_turned_back() -> None:
     assert "once the state of the node is known" in after_pnr(late).message
 
 
-@pytest.mark.parametrize(
-    "away", [{"node": {"ready": False}}, {"agent_ready": False}], ids=["kubelet", "agent"]
-)
+@pytest.mark.parametrize("away", [{"node": {"ready": False}}, {"agent_ready": False}], ids=["kubelet", "agent"])
 @pytest.mark.parametrize("state", ["failed", "success"])
-def test_a_node_that_is_away_is_not_turned_back_for_what_it_said_before(
-    state: str, away: dict[str, Any]
-) -> None:
+def test_a_node_that_is_away_is_not_turned_back_for_what_it_said_before(state: str, away: dict[str, Any]) -> None:
     """What it offers is from before the change: it may be proven as soon as it is there again."""
     late = failing(labels={**FAILED, MIG_STATE: state}, gpunode=answering(VERIFY, SLICED), now=2400, **away)
     assert "once the state of the node is known" in held(late)
@@ -341,9 +331,7 @@ STAYS: dict[str, PolicyView] = {
     "the policy is deleted": replace(BACK, generation=BACK.generation + 1, deleting=True),
     "the policy gets a price": edited(BACK, cost=Cost(gpu_hourly_price="3.20")),
     "the policy is paused": edited(BACK, rollout=Rollout(on_failure="Rollback", paused=True)),
-    "the policy is paused with the edit": ask_anew(
-        edited(BACK, rollout=Rollout(on_failure="Rollback", paused=True))
-    ),
+    "the policy is paused with the edit": ask_anew(edited(BACK, rollout=Rollout(on_failure="Rollback", paused=True))),
 }
 
 

@@ -39,9 +39,7 @@ def test_a_few_lines_that_merge_keys_into_millions_are_refused_before_they_fill_
         parse_yaml("\n".join(lines))
 
 
-@pytest.mark.parametrize(
-    "text", ["[" * 3000, "a: " + "[" * 100_000, "{a: " * 1500], ids=["[", "a: [", "{a: "]
-)
+@pytest.mark.parametrize("text", ["[" * 3000, "a: " + "[" * 100_000, "{a: " * 1500], ids=["[", "a: [", "{a: "])
 def test_brackets_without_end_do_not_hold_the_process_up(text: str) -> None:
     calls = 0
 
@@ -55,9 +53,7 @@ def test_brackets_without_end_do_not_hold_the_process_up(text: str) -> None:
             parse_yaml(text)
     finally:
         sys.setprofile(None)
-    assert calls < 10_000, (
-        "of functions, and returns; PyYAML alone comes to more than ten times that, and takes 0.9 s"
-    )
+    assert calls < 10_000, "of functions, and returns; PyYAML alone comes to more than ten times that, and takes 0.9 s"
 
 
 LINES = """\

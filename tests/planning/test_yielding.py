@@ -51,9 +51,7 @@ def test_a_foreign_marker_takes_our_marks_away_and_leaves_fence_and_cordon() -> 
     assert "spec" not in body
 
 
-@pytest.mark.parametrize(
-    "fields", [{"owner": "other"}, {"policy": None}, {"fence": replace(OURS, deadline=at(-900))}]
-)
+@pytest.mark.parametrize("fields", [{"owner": "other"}, {"policy": None}, {"fence": replace(OURS, deadline=at(-900))}])
 def test_whatever_ends_a_change_leaves_the_cordon_to_somebody_else_for_a_while_only(
     fields: dict[str, Any],
 ) -> None:
@@ -129,9 +127,7 @@ KEPT: dict[str, dict[str, Any]] = {
     "it is the cordon of a new node": {"fence": replace(ASIDE, node_uid="old")},
     "the node is being deleted": {"node": {"deleting": True}},
     "somebody lifted it": {"node": {"unschedulable": False}},
-    "somebody lifted it, and the other one still works": {
-        "node": {"unschedulable": False, "foreign": "kured"}
-    },
+    "somebody lifted it, and the other one still works": {"node": {"unschedulable": False, "foreign": "kured"}},
 }
 
 
@@ -204,9 +200,7 @@ def test_a_deleted_policy_does_not_wait_for_what_somebody_else_does() -> None:
     gone = replace(MIXED, deleting=True, finalizer=True)
     case = aside(node={"foreign": "kured"})
     assert case.gpunode is not None
-    snapshot = make_snapshot(
-        [case.node], [gone], gpunodes=[case.gpunode], mig_managers={"gpu-07": make_operand()}
-    )
+    snapshot = make_snapshot([case.node], [gone], gpunodes=[case.gpunode], mig_managers={"gpu-07": make_operand()})
     assert SetFinalizer("pool-b", False, gone.uid) in plan_rollout(snapshot, NOW).shared
 
 

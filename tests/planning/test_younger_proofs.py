@@ -63,9 +63,7 @@ def test_a_step_that_somebody_undid_meanwhile_is_not_proven_any_more() -> None:
 
     def seen(seconds: float, gpunode: GPUNodeView, **fields: str) -> Verdict:
         labels = {**at_the_stop, **fields}
-        case = changing(
-            MPS, was=FULL, fence=stop, labels=labels, gpunode=gpunode, now=seconds, work=emptied(seconds)
-        )
+        case = changing(MPS, was=FULL, fence=stop, labels=labels, gpunode=gpunode, now=seconds, work=emptied(seconds))
         return after_pnr(case)
 
     verify = asked_by(seen(60, answer("op-1:older", FULL)))

@@ -44,16 +44,12 @@ def verdict(
 
 SYNCED = verdict(Phase.SYNCED, Reason.SYNCED, message="2x3g.40gb proven")
 DRAINING = verdict(Phase.DRAINING, Reason.PODS_LEAVING, "gpu-08")
-CHANGING = verdict(
-    Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, "gpu-08", observed="7x1g.10gb", attempt=1
-)
+CHANGING = verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, "gpu-08", observed="7x1g.10gb", attempt=1)
 PENDING = verdict(Phase.PENDING, Reason.BUDGET_FULL, "gpu-08")
 FAILED = verdict(Phase.FAILED, Reason.ACTUATOR_FAILED, "gpu-09")
 STUCK = verdict(Phase.BLOCKED, Reason.UNMANAGED, "gpu-10")
 REFUSED = verdict(Phase.SKIPPED, Reason.NOT_MIG_CAPABLE, "gpu-11", "Tesla T4 has no MIG", wanted="")
-PASSED_OVER = verdict(
-    Phase.SKIPPED, Reason.PRODUCT_SKIPPED, "gpu-12", "Tesla T4 is not in spec.products", wanted=""
-)
+PASSED_OVER = verdict(Phase.SKIPPED, Reason.PRODUCT_SKIPPED, "gpu-12", "Tesla T4 is not in spec.products", wanted="")
 
 
 @dataclass

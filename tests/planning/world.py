@@ -96,9 +96,7 @@ class World:
 
     # --- set-up -------------------------------------------------------------------------------------------
 
-    def add_node(
-        self, name: str, machine: NodeMachine | None = None, *, gated: bool = False, **labels: str
-    ) -> None:
+    def add_node(self, name: str, machine: NodeMachine | None = None, *, gated: bool = False, **labels: str) -> None:
         """A fresh node of pool b with its GPUs and NVIDIA's software. `gated`: behind the start-up taint."""
         self.serial += 1
         machine = machine or machine_of(self.stack, name)
@@ -161,9 +159,7 @@ class World:
             return False
         self.serial += 1
         pod = podkinds.make(kind, f"pod-{self.serial}", app, free[0], self.now)
-        if (
-            self.stack.by_dra and pod.resources and self.serial % 2
-        ):  # every other one asks by a claim of its own
+        if self.stack.by_dra and pod.resources and self.serial % 2:  # every other one asks by a claim of its own
             self.by_claim[pod.uid] = free[0]
             pod = replace(pod, resources={}, dra="gpu")
         self.pods[node][pod.uid] = pod
@@ -184,9 +180,7 @@ class World:
         """mig-manager takes a step; a reboot of its takes every pod but the pinned ones with it."""
         machine, view = self.machines[node], self.nodes[node]
         if machine.away:
-            self.pods[node] = {
-                uid: pod for uid, pod in self.pods[node].items() if self.kinds[uid] in podkinds.PINNED
-            }
+            self.pods[node] = {uid: pod for uid, pod in self.pods[node].items() if self.kinds[uid] in podkinds.PINNED}
             machine.away = False
             self.nodes[node] = replace(view, ready=True)
             return
@@ -223,10 +217,7 @@ class World:
             self,
             nodes=dict(self.nodes),
             gpunodes=dict(self.gpunodes),
-            machines={
-                name: replace(machine, layouts=list(machine.layouts))
-                for name, machine in self.machines.items()
-            },
+            machines={name: replace(machine, layouts=list(machine.layouts)) for name, machine in self.machines.items()},
             pods={name: dict(pods) for name, pods in self.pods.items()},
             claims=dict(self.claims),
             failed_nodes=dict(self.failed_nodes),
@@ -273,9 +264,7 @@ class World:
                 for name, node in sorted(self.nodes.items())
                 if node.rule_since is not None
             ),
-            work={
-                name: self._work(name) for name in sorted(self.memory.passed.wants_pods & self.nodes.keys())
-            },
+            work={name: self._work(name) for name in sorted(self.memory.passed.wants_pods & self.nodes.keys())},
             at_work_since=self._at_work(),
             call_failures=dict(self.memory.failures),
             memory=self.memory.passed,
@@ -294,9 +283,7 @@ class World:
         view = self.nodes[node]
         scope = scope_of(view, self.settings, self.stack)
         if node in self.unlisted:
-            work = NodeWork(
-                (), (), self.now, evictions=memories, error="LIST of its pods failed", scope=scope
-            )
+            work = NodeWork((), (), self.now, evictions=memories, error="LIST of its pods failed", scope=scope)
         else:
             pods = self._pods_of(node, all_pods=scope.all_pods)
             found = gangs.find(self, pods, reboot=scope.all_pods)
@@ -330,9 +317,7 @@ class World:
         self.passes += 1
         if self.passes % MEMO_CHECK == 0:
             rules.hold(plan == plan_rollout(snapshot, self.now), "a memo changes the plan")
-        rules.hold(
-            plan.wake_at is None or plan.wake_at > self.now, f"wakes in the past: {plan.wake_at} {self.now}"
-        )
+        rules.hold(plan.wake_at is None or plan.wake_at > self.now, f"wakes in the past: {plan.wake_at} {self.now}")
         return plan
 
     def step(self, limit: int | None = None) -> RolloutPlan:

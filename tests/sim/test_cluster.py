@@ -109,9 +109,7 @@ async def test_a_node_goes_to_mig_and_its_agent_reports(control_plane: ControlPl
                 "mig-manager's pod",
             )
             await until(
-                lambda: (
-                    "nvidia.com/gfd.timestamp" in control_plane.kubectl("get", "node", name, "-o", "yaml")
-                ),
+                lambda: "nvidia.com/gfd.timestamp" in control_plane.kubectl("get", "node", name, "-o", "yaml"),
                 "GFD",
             )
             labels = {"nvidia.com/mig.config": "all-3g.40gb", STATE: None}

@@ -197,9 +197,7 @@ def test_of_two_classes_with_an_extended_resource_the_newer_one_serves_it() -> N
     assert devices.allocate("n1", {}) == []
 
 
-MIG: dict[str, Any] = {
-    "attributes": {"type": {"string": "mig"}, "profile": {"string": "1g.10gb"}, "id": {"int": 0}}
-}
+MIG: dict[str, Any] = {"attributes": {"type": {"string": "mig"}, "profile": {"string": "1g.10gb"}, "id": {"int": 0}}}
 OWN = "device.attributes['gpu.nvidia.com']"
 
 

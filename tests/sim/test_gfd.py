@@ -27,9 +27,7 @@ TWO_ON_SINGLE = SimPluginConfig("single", "time-slicing", {"nvidia.com/gpu": 2})
         pytest.param(FOUR, (None, None), f"{P}-SHARED", 2, 4, "time-slicing", None, id="time-slicing"),
         pytest.param(FOUR_RENAMED, (None, None), P, 2, 4, "time-slicing", None, id="time-slicing, renamed"),
         pytest.param(FOUR_CLIENTS, (None, None), f"{P}-SHARED", 2, 4, "mps", None, id="MPS"),
-        pytest.param(
-            SimPluginConfig(), (SEVEN, SEVEN), P, 2, 0, "none", None, id="MIG on with strategy none"
-        ),
+        pytest.param(SimPluginConfig(), (SEVEN, SEVEN), P, 2, 0, "none", None, id="MIG on with strategy none"),
         pytest.param(TWO_ON_MIXED, (MIXED, MIXED), P, 2, 0, "none", "mixed", id="MIG mixed + TS"),
         pytest.param(
             TWO_ON_MIXED,
@@ -41,9 +39,7 @@ TWO_ON_SINGLE = SimPluginConfig("single", "time-slicing", {"nvidia.com/gpu": 2})
             "mixed",
             id="MIG mixed + TS, one GPU whole",
         ),
-        pytest.param(
-            SimPluginConfig("mixed"), (SEVEN, None), P, 2, 1, "none", "mixed", id="mixed, one GPU whole"
-        ),
+        pytest.param(SimPluginConfig("mixed"), (SEVEN, None), P, 2, 1, "none", "mixed", id="mixed, one GPU whole"),
         pytest.param(
             SimPluginConfig("single"),
             (SEVEN, SEVEN),
@@ -65,9 +61,7 @@ TWO_ON_SINGLE = SimPluginConfig("single", "time-slicing", {"nvidia.com/gpu": 2})
             id="MIG single + TS",
         ),
         pytest.param(SimPluginConfig("mixed"), (MIXED, MIXED), P, 2, 0, "none", "mixed", id="MIG mixed"),
-        pytest.param(
-            SimPluginConfig("mixed"), (None, None), P, 2, 1, "none", "mixed", id="mixed without MIG"
-        ),
+        pytest.param(SimPluginConfig("mixed"), (None, None), P, 2, 1, "none", "mixed", id="mixed without MIG"),
         pytest.param(
             SimPluginConfig("single"),
             (MIXED, SEVEN),

@@ -39,22 +39,12 @@ def test_mixed_cards_get_a_device_filter() -> None:
         pytest.param("version: v1\nextra: 1\nmig-configs: {}", "nothing else", id="an unknown field"),
         pytest.param(file("{devices: all, mig-enabled: true}"), "compulsory", id="no mig-devices"),
         pytest.param(file("{devices: some, mig-enabled: false}"), "devices is", id="devices is a word"),
-        pytest.param(
-            file("{devices: all, mig-enabled: false, a: 1}"), "item has", id="an unknown item field"
-        ),
+        pytest.param(file("{devices: all, mig-enabled: false, a: 1}"), "item has", id="an unknown item field"),
         pytest.param(file("{devices: all, mig-enabled: 1}"), "true or false", id="mig-enabled is a number"),
-        pytest.param(
-            file("{devices: all, mig-enabled: true, mig-devices: {1g: 1}}"), "bad mig-d", id="a bad profile"
-        ),
-        pytest.param(
-            file("{device-filter: 5, devices: all, mig-enabled: false}"), "device-f", id="a bad filter"
-        ),
-        pytest.param(
-            "mig-configs: {x: [{devices: all, mig-enabled: false}]}", "unknown version", id="no version"
-        ),
-        pytest.param(
-            file("{devices: all, mig-enabled: false}", "y"), "no mig-config named", id="an unknown name"
-        ),
+        pytest.param(file("{devices: all, mig-enabled: true, mig-devices: {1g: 1}}"), "bad mig-d", id="a bad profile"),
+        pytest.param(file("{device-filter: 5, devices: all, mig-enabled: false}"), "device-f", id="a bad filter"),
+        pytest.param("mig-configs: {x: [{devices: all, mig-enabled: false}]}", "unknown version", id="no version"),
+        pytest.param(file("{devices: all, mig-enabled: false}", "y"), "no mig-config named", id="an unknown name"),
     ],
 )
 def test_a_bad_file_or_name_is_told(text: str, why: str) -> None:
@@ -70,9 +60,7 @@ def test_an_assert_fails_when_a_gpu_is_not_covered() -> None:
     gpus = make_reading(None, None).gpus
     assert applied(entries(file("{devices: [0, 1], mig-enabled: false}"), "x"), gpus)
     assert not applied(entries(file("{devices: [0], mig-enabled: false}"), "x"), gpus)
-    assert not mode_applied(
-        entries(file('{device-filter: "0x2339", devices: all, mig-enabled: false}'), "x"), gpus
-    )
+    assert not mode_applied(entries(file('{device-filter: "0x2339", devices: all, mig-enabled: false}'), "x"), gpus)
 
 
 def test_a_gpu_without_mig_is_fine_under_all_and_an_error_by_name() -> None:

@@ -116,16 +116,12 @@ async def test_a_daemonset_that_shows_no_daemon_leaves_it_to_the_settings() -> N
 
 
 @pytest.mark.parametrize("version", ["0.18.1", "0.18.2", "0.19.3", "0.20.0", "0.20.1", "0.21.0", "1.0.0"])
-@pytest.mark.parametrize(
-    "signalled", ["mps-control-daemon", "/usr/bin/mps-control-daemon", "mps-control-deamon", ""]
-)
+@pytest.mark.parametrize("signalled", ["mps-control-daemon", "/usr/bin/mps-control-daemon", "mps-control-deamon", ""])
 @pytest.mark.parametrize("sees_host", [True, False])
 def test_the_operator_believes_of_a_daemon_what_the_simulated_one_does(
     version: str, signalled: str, sees_host: bool
 ) -> None:
-    made = mps_daemon_set(
-        SimSettings(mps_signals=signalled), {"metadata": {"name": "cluster-policy", "uid": "x"}}
-    )
+    made = mps_daemon_set(SimSettings(mps_signals=signalled), {"metadata": {"name": "cluster-policy", "uid": "x"}})
     spec = made["spec"]["template"]["spec"]
     spec["hostPID"] = sees_host
     for container in spec["containers"]:

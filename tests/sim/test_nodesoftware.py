@@ -228,9 +228,7 @@ async def test_a_wedge_by_annotation_is_cured_by_deleting_the_pod(fault: str) ->
         await started(stage)
         stage.patch(annotations={"sim.gpusharing.dev/inject": fault})
         await stage.until(
-            lambda: (
-                "sim.gpusharing.dev/inject" not in stage.cluster.get(NODES, "n1")["metadata"]["annotations"]
-            )
+            lambda: "sim.gpusharing.dev/inject" not in stage.cluster.get(NODES, "n1")["metadata"]["annotations"]
         )
         stage.patch(labels={MIG_CONFIG: "all-1g.10gb", STATE: None})
         wedged = "pending" if fault == "wedge-pending" else "failed"
@@ -306,10 +304,7 @@ async def test_a_reboot_takes_the_node_down_and_ends_in_success_on_ampere() -> N
             return next((row["status"] for row in conditions if row["type"] == "Ready"), "")
 
         await stage.until(lambda: ready() == "Unknown")
-        assert (
-            stage.cluster.get(NODES, "n1")["metadata"]["annotations"]["sim.gpusharing.dev/rebooting"]
-            == "true"
-        )
+        assert stage.cluster.get(NODES, "n1")["metadata"]["annotations"]["sim.gpusharing.dev/rebooting"] == "true"
         await stage.until(lambda: ready() == "True")
         await stage.until(lambda: stage.labels().get(STATE) == "pending")
         await stage.until(lambda: stage.labels().get(STATE) == "success")
@@ -382,9 +377,7 @@ async def test_the_shipped_agent_answers_requests_and_counts_what_pods_hold() ->
             "status": {"phase": "Running"},
         }
         stage.cluster.add(PODS, pod)
-        stage.cluster.add(
-            GPUNODES, {"metadata": {"name": "n1"}, "spec": {"request": {"id": "r1", "quiet": False}}}
-        )
+        stage.cluster.add(GPUNODES, {"metadata": {"name": "n1"}, "spec": {"request": {"id": "r1", "quiet": False}}})
 
         def observed() -> JSON:
             found: JSON = stage.cluster.get(GPUNODES, "n1").get("status", {}).get("observed", {})

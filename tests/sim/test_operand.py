@@ -18,16 +18,12 @@ RUNNING = Pod(exists=True, running=True, loaded="a")
         pytest.param(ABSENT, False, "a", OperandStep.REST, id="not deployed: nothing"),
         pytest.param(ABSENT, True, "a", OperandStep.START, id="deployed: it starts"),
         pytest.param(ABSENT, True, "", OperandStep.START, id="with the empty configuration too"),
-        pytest.param(
-            ABSENT, True, None, OperandStep.INIT_CRASH, id="a new pod with an unknown key crash-loops"
-        ),
+        pytest.param(ABSENT, True, None, OperandStep.INIT_CRASH, id="a new pod with an unknown key crash-loops"),
         pytest.param(CRASHED, True, "a", OperandStep.START, id="a crashed pod starts again"),
         pytest.param(CRASHED, False, None, OperandStep.STOP, id="a paused label removes a crashed pod"),
         pytest.param(RUNNING, True, "a", OperandStep.REST, id="the same key: already configured"),
         pytest.param(RUNNING, True, "b", OperandStep.RELOAD, id="another key: SIGHUP"),
-        pytest.param(
-            RUNNING, True, None, OperandStep.SIDECAR_CRASH, id="an unknown key: only the sidecar crash-loops"
-        ),
+        pytest.param(RUNNING, True, None, OperandStep.SIDECAR_CRASH, id="an unknown key: only the sidecar crash-loops"),
         pytest.param(RUNNING, False, "b", OperandStep.STOP, id="a paused label stops a running pod"),
     ],
 )

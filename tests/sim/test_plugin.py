@@ -24,13 +24,9 @@ def slicing(replicas: int, *resources: str, rename: bool = False, strategy: str 
         pytest.param("", (None, None), {GPU: 2}, id="an empty configuration advertises whole GPUs"),
         pytest.param(slicing(4, GPU), (None, None), {GPU: 8}, id="time-slicing multiplies"),
         pytest.param(slicing(4, "gpu"), (None, None), {GPU: 8}, id="the prefix may be left out"),
-        pytest.param(
-            slicing(4, GPU, rename=True), (None, None), {f"{GPU}.shared": 8}, id="renamed to .shared"
-        ),
+        pytest.param(slicing(4, GPU, rename=True), (None, None), {f"{GPU}.shared": 8}, id="renamed to .shared"),
         pytest.param("", (SEVEN, SEVEN), {GPU: 2}, id="strategy none advertises MIG GPUs as whole ones"),
-        pytest.param(
-            "flags: {migStrategy: single}", (None, None), {GPU: 2}, id="single without MIG is whole"
-        ),
+        pytest.param("flags: {migStrategy: single}", (None, None), {GPU: 2}, id="single without MIG is whole"),
         pytest.param("flags: {migStrategy: single}", (SEVEN, SEVEN), {GPU: 14}, id="single counts instances"),
         pytest.param(
             slicing(2, GPU, strategy="single"),
@@ -81,9 +77,7 @@ def test_media_instances_are_told_apart_since_0_20_only() -> None:
         pytest.param((SEVEN, ()), "no MIG devices", id="MIG on and empty"),
     ],
 )
-def test_strategy_single_exits_on_unequal_layouts(
-    layouts: tuple[tuple[str, ...] | None, ...], why: str
-) -> None:
+def test_strategy_single_exits_on_unequal_layouts(layouts: tuple[tuple[str, ...] | None, ...], why: str) -> None:
     with pytest.raises(PluginError, match=why):
         advertised(make_reading(*layouts).gpus, SimPluginConfig("single"))
 

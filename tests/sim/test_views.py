@@ -92,9 +92,7 @@ def test_switches_of_cluster_policy_name_the_operands_that_nothing_runs() -> Non
     ("labels", "mig_capable", "key", "value"),
     [
         pytest.param({}, True, "nvidia.com/mig.config", "all-disabled", id="a missing mig.config"),
-        pytest.param(
-            {"nvidia.com/mig.config": "x"}, True, "nvidia.com/mig.config", None, id="a kept mig.config"
-        ),
+        pytest.param({"nvidia.com/mig.config": "x"}, True, "nvidia.com/mig.config", None, id="a kept mig.config"),
         pytest.param({}, False, "nvidia.com/mig.config", None, id="none on a card without MIG"),
         pytest.param(
             {"nvidia.com/gpu.deploy.dcgm": "false"},
@@ -151,9 +149,7 @@ async def test_a_feed_tells_of_everything_also_after_a_gap() -> None:
 
     cluster.add(CONFIG_MAPS, {"metadata": {"name": "a"}})
     lines: list[str] = []
-    task = asyncio.create_task(
-        follow(cluster.client("sim"), CONFIG_MAPS, take, log=lines.append, synced=synced)
-    )
+    task = asyncio.create_task(follow(cluster.client("sim"), CONFIG_MAPS, take, log=lines.append, synced=synced))
     try:
         await until(("a", False))
         await synced.wait()

@@ -77,9 +77,7 @@ class OwnNode:
 
     def _changed(self, _: str) -> None:
         before, node = self._request, self.node
-        self._request = (
-            None if node is None else (text(node, "metadata", "uid"), part(node, "spec", "request"))
-        )
+        self._request = None if node is None else (text(node, "metadata", "uid"), part(node, "spec", "request"))
         if self._request != before:
             self._on_change()
 

@@ -38,9 +38,7 @@ _PREFACE = b"".join(
     (
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         # The window has room for a whole answer, so that the server never waits for an update.
-        SettingsFrame(
-            settings={SettingsFrame.ENABLE_PUSH: 0, SettingsFrame.INITIAL_WINDOW_SIZE: 2 * MOST}
-        ).serialize(),
+        SettingsFrame(settings={SettingsFrame.ENABLE_PUSH: 0, SettingsFrame.INITIAL_WINDOW_SIZE: 2 * MOST}).serialize(),
         WindowUpdateFrame(0, _LARGEST_WINDOW - _FIRST_WINDOW).serialize(),
     )
 )

@@ -1,4 +1,13 @@
-"""What pods hold and what there is to hold, from the kubelet's PodResources API: protobuf by hand, over HTTP/2."""
+"""What pods hold and what there is to hold, from the kubelet's PodResources API: protobuf by hand, over HTTP/2.
+
+Unary gRPC calls over the kubelet's unix socket: List and GetAllocatableResources of `v1.PodResourcesLister`.
+
+grpcio would cost more memory than the rest of the agent. Both calls go out together at each turn, over one connection that stays open. Neither can be left out: nothing else on the node shows that a device plugin has marked a device unhealthy, or shares it among more pods.
+
+Which GPU devices pods hold, according to the kubelet of this node.
+
+The kubelet serves gRPC `v1.PodResourcesLister` on a unix socket (kubernetes/kubelet v0.36.3 pkg/apis/podresources/v1/api.proto). Its answers are a few nested messages in protobuf's wire format, which this module decodes; `kubelet.py` makes the calls.
+"""
 
 import asyncio
 import os
@@ -190,9 +199,7 @@ class KubeletPodResources:
         except OSError as error:
             raise PodResourcesUnavailable(f"cannot reach the kubelet on {self._socket}: {error}") from error
         except ValueError as error:
-            raise PodResourcesUnavailable(
-                f"cannot parse the kubelet's response on {self._socket}: {error}"
-            ) from error
+            raise PodResourcesUnavailable(f"cannot parse the kubelet's response on {self._socket}: {error}") from error
 
     def decode(self, listed: bytes, allocatable: bytes | None = None) -> Holdings:
         """Return the holdings in a ListPodResourcesResponse and an AllocatableResourcesResponse, as the same object while neither changes.
@@ -316,13 +323,9 @@ def _message(stream: Stream) -> bytes:
         raise ValueError("the call ended without a gRPC status")
     if status != _OK:
         detail = unquote(stream.headers.get(b"grpc-message", b"no message").decode())
-        raise PodResourcesUnavailable(
-            f"the kubelet rejected the call: gRPC status {status.decode()}, {detail}"
-        )
+        raise PodResourcesUnavailable(f"the kubelet rejected the call: gRPC status {status.decode()}, {detail}")
     body = stream.body
     compressed, length = body[:1], int.from_bytes(body[1:_PREFIX])
     if compressed != b"\x00" or len(body) != _PREFIX + length:
-        raise ValueError(
-            f"the body has {len(body)} bytes, which is not one uncompressed message of {length} bytes"
-        )
+        raise ValueError(f"the body has {len(body)} bytes, which is not one uncompressed message of {length} bytes")
     return bytes(body[_PREFIX:])

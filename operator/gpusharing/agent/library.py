@@ -1,4 +1,11 @@
-"""The NVML library: loaded, replaced by a new driver, closed between readings, and read with a deadline."""
+"""The NVML library: loaded, replaced by a new driver, closed between readings, and read with a deadline.
+
+What the agent needs from a GPU library, independent of the library: NVML is one implementation, a simulation another.
+
+What a card or driver does not support is a value (NotSupported, None, an empty tuple), never an error. What NVML denies to the agent's container is a value too (None, Unknown, `instances_withheld`, UNKNOWN_PROCESS), which means unknown and not empty.
+
+Reads the GPUs, one reading at a time, with a deadline: a hung NVML call never delays the report that it hangs.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -121,9 +128,7 @@ class LibraryError(Exception):
     def __init__(
         self,
         message: str,
-        reason: Literal[
-            "NVMLFailed", "NVMLNotLoaded", "NVMLReplaced", "NVMLAccessLost", "NVMLHung"
-        ] = "NVMLFailed",
+        reason: Literal["NVMLFailed", "NVMLNotLoaded", "NVMLReplaced", "NVMLAccessLost", "NVMLHung"] = "NVMLFailed",
     ) -> None:
         super().__init__(message)
         self.reason = reason

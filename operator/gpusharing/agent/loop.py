@@ -125,9 +125,7 @@ class AgentLoop:
         if error := self._turn_error or self._own.error or self._write_error:
             return error
         if self._own.node is None:
-            return (
-                f"GPUNode {self._own.name} does not exist; the agent is waiting for the operator to create it"
-            )
+            return f"GPUNode {self._own.name} does not exist; the agent is waiting for the operator to create it"
         if self.observed is None:
             return "the GPUs have not been read yet"
         return self.observed.error
@@ -160,15 +158,11 @@ class AgentLoop:
         self.observed = last.held_by(holdings)
         self._meter_turn(holdings)
         await self._publish(self.observed)
-        reported = (
-            self._own.node is not None and not self._write_error
-        )  # else it would be lost with the process
+        reported = self._own.node is not None and not self._write_error  # else it would be lost with the process
         if self._patience and self._hopeless >= self._patience and reported:
             raise RestartNeeded(self.observed.error)
         current = self._own.node
-        if not self.observed.error and self.observed.request_id != (
-            request_of(current).id if current else ""
-        ):
+        if not self.observed.error and self.observed.request_id != (request_of(current).id if current else ""):
             self._wake.set()  # a newer request came while we read
 
     async def _turns(self) -> None:
@@ -184,9 +178,7 @@ class AgentLoop:
                 raise
             except Exception as bug:  # noqa: BLE001 -- reported, and the next turn begins anew
                 await self._report_bug(bug)
-            delay = self.settings.interval * random.uniform(
-                1 - self.settings.jitter, 1 + self.settings.jitter
-            )
+            delay = self.settings.interval * random.uniform(1 - self.settings.jitter, 1 + self.settings.jitter)
             if self._write_error or self._turn_error:
                 delay = self._backoff.after_failure()
             with suppress(TimeoutError):

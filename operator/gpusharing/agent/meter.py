@@ -1,4 +1,13 @@
-"""What each GPU and pod used since the last reading, and what still lags behind."""
+"""What each GPU and pod used since the last reading, and what still lags behind.
+
+How long each tenant had how much of the node's GPUs. Pure: the time is an argument.
+
+Every second of every GPU is counted in exactly one of four places: a tenant that holds a slice, idle (a slice that no pod holds), stranded (capacity that no slice of the layout covers) or transition (capacity that no pod holds on a node in the middle of a change). The time between two turns is counted by the state at the first of them. docs/adr/0043-the-meter.md says why the meter is here, why new counters begin with 0, and what a restart costs.
+
+Counters that are exported as Prometheus needs them, and dropped long after they stopped changing.
+
+`increase` does not count the first value of a series, and takes a lower value for a counter that restarted at 0. So a new series, or one that comes back, is exported at once with the value 0, keeps it for longer than the usual time between scrapes, and only then shows its real count.
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence, Sized
@@ -168,11 +177,7 @@ def last_allocatable(reading: Reading, holdings: Holdings, before: AllocatableSl
     allocatable, known = _allocatable(holdings), dict(before)
     if all(gpu.access == "Ok" for gpu in reading.gpus):
         # While a GPU cannot be read it has no UUID, so any of the known devices may be its own.
-        present = {
-            uuid
-            for gpu in reading.gpus
-            for uuid in (gpu.uuid, *(instance.uuid for instance in gpu.instances))
-        }
+        present = {uuid for gpu in reading.gpus for uuid in (gpu.uuid, *(instance.uuid for instance in gpu.instances))}
         known = {uuid: slices for uuid, slices in known.items() if uuid in present}
     for each in holdings.by_pod:
         for device in each.devices:

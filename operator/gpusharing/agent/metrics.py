@@ -58,9 +58,7 @@ class AgentCollector(Collector):
         ready = not loop.why_not_ready()
         yield _gauge("ready", "1 while the agent can answer requests from the operator.", ready)
         if (observed := loop.observed) is not None:
-            yield _gauge(
-                "quiet", "1 while the GPU library is kept closed at the operator's request.", observed.quiet
-            )
+            yield _gauge("quiet", "1 while the GPU library is kept closed at the operator's request.", observed.quiet)
             yield _gauge("simulated", "1 when the GPUs are SIMULATED.", observed.simulated)
             if observed.pods is not None and observed.allocated is not None:
                 yield _gauge(
@@ -136,9 +134,7 @@ def _of_gpus(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
     )
 
 
-def _per_gpu(
-    name: str, text: str, gpus: Iterable[GPU], value: Callable[[GPU], float | None]
-) -> GaugeMetricFamily:
+def _per_gpu(name: str, text: str, gpus: Iterable[GPU], value: Callable[[GPU], float | None]) -> GaugeMetricFamily:
     values = ((str(gpu.index), value(gpu)) for gpu in gpus)
     rows = (((index,), float(number)) for index, number in values if number is not None)
     return _family(name, text, ("gpu",), rows)

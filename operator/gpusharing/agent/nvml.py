@@ -1,4 +1,13 @@
-"""Read the GPUs of this node through NVML: one adapter for pynvml, with the reading and the use of each device."""
+"""Read the GPUs of this node through NVML: one adapter for pynvml, with the reading and the use of each device.
+
+NVML as an implementation of the Library protocol. Only this module and `nvml_*.py` import pynvml.
+
+Calls and their traps: docs/design/hardware.md#nvml, nvml.h of NVML 13.3 and NVIDIA's reference for it.
+
+What the GPUs are used for, as NVML reports it. Part of `nvml.py`.
+
+No decision depends on it, so values that cannot be read are left out. Reading the memory of a MIG device needs no right; reading that of its GPU does (docs/design/hardware.md#device-memory). Shares of SM time by process are not supported while MIG is on (docs/design/hardware.md#utilisation).
+"""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -77,9 +86,7 @@ class UseOfGPUs:
         mig = gpu.mig_mode == "Enabled"
         complete = all(process.pid != UNKNOWN_PROCESS.pid for process in gpu.processes)
         for (handle, uuid), instance, listed in zip(devices, instances, lists, strict=True):
-            known = [
-                (process.pid, memory) for process, memory in listed if process.pid != UNKNOWN_PROCESS.pid
-            ]
+            known = [(process.pid, memory) for process, memory in listed if process.pid != UNKNOWN_PROCESS.pid]
             shares = None if mig else self._sm_shares(handle, uuid, idle=not known)
             used, total = _memory(handle, whole=not mig)
             self._devices.append(

@@ -1,4 +1,18 @@
-"""Read one device through NVML: its health, its MIG devices and the processes on it."""
+"""Read one device through NVML: its health, its MIG devices and the processes on it.
+
+What NVML reports about a GPU's health, and how to call what may not be supported or permitted. Part of `nvml.py`.
+
+Calls and their traps: docs/design/hardware.md#nvml, nvml.h of NVML 13.3 and NVIDIA's reference for it.
+
+MIG as NVML reports it: the profiles of a card, the instances of a GPU, and which may be hidden. Part of `nvml.py`.
+
+Listing instances and placements needs read access to mig/config. A MIG device is visible to a process that may open it. So a container without rights sees some devices, none, or those of an earlier layout. What it cannot list is unknown.
+
+The processes that use a GPU, as NVML lists them. Part of `nvml.py`.
+
+NVML has three lists: compute, clients of MPS, graphics. A list that may not be read counts as busy
+(docs/design/hardware.md#processes, docs/design/transition.md#idle).
+"""
 
 import ctypes
 import re
@@ -150,9 +164,7 @@ def mig_profiles(handle: Any) -> tuple[tuple[DriverProfile, ...], bool]:
     """
     profiles: list[DriverProfile] = []
     withheld = False
-    for info in _infos(
-        partial(maybe, None, pynvml.nvmlDeviceGetGpuInstanceProfileInfo, handle), _PROFILE_ENUM
-    ):
+    for info in _infos(partial(maybe, None, pynvml.nvmlDeviceGetGpuInstanceProfileInfo, handle), _PROFILE_ENUM):
         buffer = (pynvml.c_nvmlGpuInstancePlacement_t * _CAPACITY)()
         count = ctypes.c_uint(_CAPACITY)
         try:
@@ -217,9 +229,7 @@ def mig_instances(
     known: dict[int, Instance] = {}
     for profile, _, info in listed or ():
         uuid, place = first[info.id][1] if info.id in first else "", info.placement
-        known[info.id] = Instance(
-            profile=profile.name, start=place.start, size=place.size, id=info.id, uuid=uuid
-        )
+        known[info.id] = Instance(profile=profile.name, start=place.start, size=place.size, id=info.id, uuid=uuid)
     unlisted = {n: _instance_of_device(mig, profiles) for n, mig in first.items() if n not in known}
     known |= unlisted
     withheld = listed is None or bool(unlisted)
@@ -249,9 +259,7 @@ def _may_compute(instance: Any) -> bool:
     """Whether a GPU instance has compute instances, or it cannot be known."""
     ask = pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo
     try:
-        infos = list(
-            _infos(lambda enum: supported(None, ask, instance, enum, _SHARED_ENGINES), _COMPUTE_PROFILE_ENUM)
-        )
+        infos = list(_infos(lambda enum: supported(None, ask, instance, enum, _SHARED_ENGINES), _COMPUTE_PROFILE_ENUM))
         for info in infos:
             found = (pynvml.c_nvmlComputeInstance_t * _CAPACITY)()
             count = ctypes.c_uint(_CAPACITY)
@@ -286,9 +294,7 @@ def _instance_of_device(device: MigDevice, profiles: Sequence[DriverProfile]) ->
 ListedProcess: TypeAlias = tuple[Process, int | None]
 """A process on one of NVML's lists, with the bytes of memory that it uses there; None when the driver does not report it."""
 
-_ALWAYS = (
-    pynvml.nvmlDeviceGetComputeRunningProcesses
-)  # without this list, it is unknown which processes compute
+_ALWAYS = pynvml.nvmlDeviceGetComputeRunningProcesses  # without this list, it is unknown which processes compute
 _WHERE_SUPPORTED = (
     pynvml.nvmlDeviceGetMPSComputeRunningProcesses,
     pynvml.nvmlDeviceGetGraphicsRunningProcesses,
@@ -316,9 +322,7 @@ def list_rest(
     return [each for each in found if each[0].pid not in known]
 
 
-def _list(
-    processes: Processes, handle: Any, device: str, *, required: bool, hidden: bool
-) -> list[ListedProcess]:
+def _list(processes: Processes, handle: Any, device: str, *, required: bool, hidden: bool) -> list[ListedProcess]:
     known: dict[int, int | None] = {UNKNOWN_PROCESS.pid: None} if hidden or processes.blind else {}
     for call in (_ALWAYS, *_WHERE_SUPPORTED):
         try:

@@ -1,4 +1,14 @@
-"""The server of probes and metrics: TLS, and who may read the metrics."""
+"""The server of probes and metrics: TLS, and who may read the metrics.
+
+The server of /healthz, /readyz and /metrics, in a thread that outlives a stuck event loop.
+
+It uses plain HTTP or TLS. With TLS, only those whom the API server allows may read /metrics.
+
+A self-signed certificate for the agent's server, made by the OpenSSL that Python's `ssl` is linked with.
+
+`ssl` itself makes no certificates, and the image has neither the library `cryptography` nor the program `openssl`.
+The key never leaves the memory of the process.
+"""
 
 import _ssl
 import asyncio

@@ -1,4 +1,13 @@
-"""Which pod a process on a GPU belongs to, from /proc and the names of the pods of this node."""
+"""Which pod a process on a GPU belongs to, from /proc and the names of the pods of this node.
+
+The processes that NVML lists, as procfs shows them. What is unknown counts as busy, never as idle.
+
+The name that NVML reports is the first word of the command line, which every process may choose. Whether a process is one of NVIDIA's MPS daemons, which an idle GPU may have, is decided only by its executable and its parent. Without the right to read an executable (CAP_SYS_PTRACE), `comm` is used instead, which the kernel takes from the executable and cuts to 15 bytes (proc(5)).
+
+Finds the name of a pod by its UID, in the names of the folders in which the kubelet keeps the logs of pods.
+
+The cgroup of a process shows the UID of its pod. The kubelet's podresources name pods without UIDs, and the agent may not read pods: a token that may list them would show a thief what runs on every node. The kubelet calls the folder of a pod's logs NAMESPACE_NAME_UID (kubernetes v1.36.3 pkg/kubelet/kuberuntime/helpers.go, BuildPodLogsDirectory; none of the three can contain a `_`). Only the names of these folders are read.
+"""
 
 import os
 import re

@@ -118,9 +118,7 @@ def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
         (*DEVICE, "gpu_uuid", "instance_id", "placement"),
         places,
     )
-    yield _per_device(
-        "device_memory_bytes", "Memory of the device, in bytes.", devices, lambda device: device.memory
-    )
+    yield _per_device("device_memory_bytes", "Memory of the device, in bytes.", devices, lambda device: device.memory)
     yield _per_device(
         "device_memory_used_bytes",
         "Memory in use on the device, in bytes, excluding the memory that the driver reserves.",
@@ -128,9 +126,7 @@ def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
         lambda device: device.memory_used,
     )
 
-    others = {
-        device.uuid: known.others.get(device.uuid, Sum()) if device.all_listed else None for device in devices
-    }
+    others = {device.uuid: known.others.get(device.uuid, Sum()) if device.all_listed else None for device in devices}
     yield _per_device(
         "device_unattributed_processes",
         "Processes on the device that belong to no pod, or to a pod whose name is unknown; absent if some processes"
@@ -173,9 +169,7 @@ def _of_slices(known: DeviceUsage) -> Iterable[Metric]:
         keys,
         allocatable,
     )
-    yield _gauge(
-        "device_slices_allocated", "Slices of the device that are allocated to pods.", keys, allocated
-    )
+    yield _gauge("device_slices_allocated", "Slices of the device that are allocated to pods.", keys, allocated)
 
 
 def _of_pods(holders: Iterable[Holder]) -> Iterable[Metric]:
@@ -189,11 +183,7 @@ def _of_pods(holders: Iterable[Holder]) -> Iterable[Metric]:
         "pod_slices",
         "Slices of a device that are allocated to a pod.",
         (*POD, "resource"),
-        (
-            ((*labels, resource), count)
-            for holder, labels in labeled
-            for resource, count in holder.slices.items()
-        ),
+        (((*labels, resource), count) for holder, labels in labeled for resource, count in holder.slices.items()),
     )
     yield _gauge(
         "pod_processes",

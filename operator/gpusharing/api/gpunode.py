@@ -275,8 +275,6 @@ class GPUNodeStatus(WireRecord):
     """How far the node's change has come. Only the operator writes it."""
     conditions: Annotated[
         tuple[NodeCondition, ...],
-        Limits(
-            max_length=8, schema={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
-        ),
+        Limits(max_length=8, schema={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
     ] = ()
     """One condition, Healthy. Only the operator writes it, and nothing is decided from it."""

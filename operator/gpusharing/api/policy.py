@@ -92,9 +92,9 @@ class LabelSelectorRequirement(Requirement):
 class Selector(WireModel):
     """Selects namespaces or pods by their labels; all parts must match. An empty selector matches all of them."""
 
-    match_labels: Annotated[
-        dict[str, LabelValue], Field(max_length=8, json_schema_extra=cel(rules.LABEL_KEYS))
-    ] = Field(default_factory=dict)
+    match_labels: Annotated[dict[str, LabelValue], Field(max_length=8, json_schema_extra=cel(rules.LABEL_KEYS))] = (
+        Field(default_factory=dict)
+    )
     """Labels that a namespace or pod must have, for example {tier: training}."""
     match_expressions: Annotated[tuple[Requirement, ...], Field(max_length=8)] = ()
     """Further requirements, all of which must hold."""
@@ -272,9 +272,7 @@ class Window(WireModel):
     1-5"."""
     duration: Duration
     """How long the window lasts, in elapsed time, for example 6h."""
-    time_zone: Annotated[str, Field(min_length=1, max_length=64, json_schema_extra=cel(rules.TIME_ZONE))] = (
-        "UTC"
-    )
+    time_zone: Annotated[str, Field(min_length=1, max_length=64, json_schema_extra=cel(rules.TIME_ZONE))] = "UTC"
     """Time zone of the schedule, as a name from the IANA time zone database, for example Europe/Berlin."""
 
 
@@ -303,9 +301,7 @@ class Timeouts(WireModel):
 class Rollout(WireModel):
     """How the change moves over the pool."""
 
-    max_unavailable: (
-        Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=rules.PERCENT, max_length=8)]
-    ) = Field(
+    max_unavailable: Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=rules.PERCENT, max_length=8)] = Field(
         default=1,
         json_schema_extra={
             "x-kubernetes-int-or-string": True,

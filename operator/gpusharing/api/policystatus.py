@@ -120,8 +120,6 @@ class GPUSharingPolicyStatus(WireRecord):
     """Nodes that need a person's help, at most 20."""
     conditions: Annotated[
         tuple[Condition, ...],
-        Limits(
-            max_length=16, schema={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
-        ),
+        Limits(max_length=16, schema={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
     ] = ()
     """The conditions Accepted, Ready, Reconciling and Stalled."""

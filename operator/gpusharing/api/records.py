@@ -99,9 +99,7 @@ def _wire_names(kind: type[object]) -> tuple[tuple[str, str], ...]:
 def _readers(kind: type[Any]) -> tuple[tuple[str, str, Callable[[Any], Any]], ...]:
     """Return the name, the name in JSON and the reader of each field. Defaults are made only once, so all records of the class share them."""
     hints = get_type_hints(kind)
-    factories = {
-        each.name: each.default_factory for each in fields(kind) if each.default_factory is not MISSING
-    }
+    factories = {each.name: each.default_factory for each in fields(kind) if each.default_factory is not MISSING}
     return tuple(
         (
             each.name,
@@ -118,9 +116,7 @@ def _reader(hint: Any, default: Any = MISSING) -> Callable[[Any], Any]:
         (inner,) = (argument for argument in arguments if argument is not NoneType)
         return _reader(inner, None)
     if origin is tuple:
-        return partial(
-            _read_tuple, dict if is_dataclass(arguments[0]) else arguments[0], _reader(arguments[0])
-        )
+        return partial(_read_tuple, dict if is_dataclass(arguments[0]) else arguments[0], _reader(arguments[0]))
     kind = str if origin is Literal else origin or hint
     if is_dataclass(kind):
         return partial(_read_record, kind, default)

@@ -82,9 +82,7 @@ def _rewritten(variable: str) -> str:
 
 
 # --- nodeSelector ----------------------------------------------------------------------------------
-_OWN_LABEL = (
-    "so nodes would leave the pool: select by a label of your own, for example gpusharing.dev/pool: b"
-)
+_OWN_LABEL = "so nodes would leave the pool: select by a label of your own, for example gpusharing.dev/pool: b"
 EMPTY_SELECTOR = ApiRule(
     "(has(self.matchLabels) && size(self.matchLabels) > 0)"
     " || (has(self.matchExpressions) && size(self.matchExpressions) > 0)",

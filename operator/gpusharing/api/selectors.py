@@ -25,9 +25,7 @@ def matches(labels: Mapping[str, str], wanted: Mapping[str, str], rows: Iterable
 
     An operator that we do not know matches: the caller predicts refusals by budgets, and one too many is better than one overlooked. Our own CRDs allow no such operator.
     """
-    return all(labels.get(key) == value for key, value in wanted.items()) and all(
-        holds(labels, row) for row in rows
-    )
+    return all(labels.get(key) == value for key, value in wanted.items()) and all(holds(labels, row) for row in rows)
 
 
 def holds(labels: Mapping[str, str], row: Row) -> bool:

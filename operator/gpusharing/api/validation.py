@@ -95,9 +95,7 @@ def validate_policy(raw: Mapping[str, Any]) -> GPUSharingPolicySpec | tuple[Prob
     without = _without_nulls(spec)
     parsed, errors = _parse(without)
     if without != spec:  # the API server looks for unknown fields before it removes nulls
-        errors += [
-            item for item in _parse(spec)[1] if item["type"] == "extra_forbidden" and item["input"] is None
-        ]
+        errors += [item for item in _parse(spec)[1] if item["type"] == "extra_forbidden" and item["input"] is None]
     if parsed is not None and not errors:
         return _with_values((*_name_problems(raw), *find_problems(parsed)), raw) or parsed
     meant = {item["loc"]: _find_meant(item["loc"]) for item in errors if item["type"] == "extra_forbidden"}
@@ -203,9 +201,7 @@ def _name_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem("metadata.name", rules.NAME_LENGTH.message)
 
 
-def _selector_problems(
-    at: str, selector: LabelSelector | Selector, *, of_nodes: bool = False
-) -> Iterator[Problem]:
+def _selector_problems(at: str, selector: LabelSelector | Selector, *, of_nodes: bool = False) -> Iterator[Problem]:
     if of_nodes and not (selector.match_labels or selector.match_expressions):
         yield Problem(at, rules.EMPTY_SELECTOR.message)
     for key in selector.match_labels:
@@ -278,9 +274,7 @@ def _device_problems(mig: Mig) -> Iterator[Problem]:
             continue
         for device in entry.devices:
             if device in named:
-                yield Problem(
-                    f"spec.mig.layouts[{index}].devices", f"GPU {device} is listed twice: {rules.DEVICES}"
-                )
+                yield Problem(f"spec.mig.layouts[{index}].devices", f"GPU {device} is listed twice: {rules.DEVICES}")
             named.add(device)
 
 

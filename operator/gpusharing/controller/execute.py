@@ -1,4 +1,9 @@
-"""Carry out a plan: shared writes first, then each node's writes in order; a node stops at its first failure."""
+"""Carry out a plan: shared writes first, then each node's writes in order; a node stops at its first failure.
+
+Carry out a plan: one API call per action, with preconditions on every write that follows a check.
+
+A failed call ends the actions of its node for this pass. The node waits, and the failure is shown if it lasts. Only a lost Lease, lost credentials or a server that is away end the pass itself. A pass does not wait for a slow call: the node is left alone until the call has ended. Only the newest plan is carried out, and only while it is fresh (docs/design/transition.md#newest-plan). The cache takes the object that the server returns, never what we meant to write (docs/design/faults.md#d12).
+"""
 
 import random
 from collections import Counter
@@ -98,9 +103,7 @@ class NodeWrites:
         """
         name, version = action.node.name, self.sources.nodes.resource_version(action.node.name)
         if isinstance(action, Actuate) and action.fence.tainted and not await self._is_closed(action):
-            log.info(
-                "the DeviceTaintRule of the node has changed; the next pass will evaluate it again", node=name
-            )
+            log.info("the DeviceTaintRule of the node has changed; the next pass will evaluate it again", node=name)
             return False
         for _ in range(TRIES):
             try:
@@ -118,9 +121,7 @@ class NodeWrites:
                 version = str(raw["metadata"]["resourceVersion"])
             else:
                 return True
-        raise Conflict(
-            f"could not write to node {name}: someone else changed it during each of {TRIES} attempts"
-        )
+        raise Conflict(f"could not write to node {name}: someone else changed it during each of {TRIES} attempts")
 
     async def _is_closed(self, action: Actuate) -> bool:
         name = RULE_PREFIX + action.node.name
@@ -266,9 +267,7 @@ class Executor:
         self._shared = SharedWrites(client, self.sources, self.now, self.event_of)
         self._evictor = Evictor(client, self.now, self.jitter, self.eviction_wait, self.calls, self.on_action)
 
-    async def execute(
-        self, plan: RolloutPlan, snapshot: ClusterSnapshot, unseen: Set[str] = frozenset()
-    ) -> Outcome:
+    async def execute(self, plan: RolloutPlan, snapshot: ClusterSnapshot, unseen: Set[str] = frozenset()) -> Outcome:
         """Carry out a plan: shared writes first, then several nodes at once, each node's actions in order until one fails.
 
         Nodes in `unseen`, which were being written to when the snapshot was begun, are left to the next pass. Slow calls continue in the background. Failed calls are recorded in `calls`; only errors that concern all calls (FATAL) are raised, in a group.
@@ -313,9 +312,7 @@ class Executor:
         failure = self.calls.failures.get(subject)
         return failure is not None and failure.holds(self.now())
 
-    async def _write_shared(
-        self, actions: tuple[Action, ...], snapshot: ClusterSnapshot, outcome: Outcome
-    ) -> set[str]:
+    async def _write_shared(self, actions: tuple[Action, ...], snapshot: ClusterSnapshot, outcome: Outcome) -> set[str]:
         """Make the shared writes in order, those of one kind at once, and return what those that were not made block: nodes of a policy, of all (`*`), or points of no return (CLAIMS)."""
         blocked: set[str] = set()
         if not any(isinstance(action, WriteConfig) for action in actions):

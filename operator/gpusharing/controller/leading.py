@@ -1,4 +1,11 @@
-"""Who leads: the Lease, and what /healthz and /readyz say about it."""
+"""Who leads: the Lease, and what /healthz and /readyz say about it.
+
+What a process does once it leads: it follows the cluster, runs passes and watches the policies.
+
+`main.py` imports this module when the process has become the leader (docs/adr/0085-a-standby-that-knows-nothing.md).
+
+Whether the parts of a leader work: it is dead when only a new process can help, and not ready while too little is known to decide.
+"""
 
 import asyncio
 import gc
@@ -57,9 +64,7 @@ class Health:
         return problems
 
 
-async def lead(
-    role: Role, login: Login, settings: Settings, process: ProcessMetrics, clock: SteadyClock
-) -> None:
+async def lead(role: Role, login: Login, settings: Settings, process: ProcessMetrics, clock: SteadyClock) -> None:
     """Run the loop and the watch of the policies until canceled. Every write first checks that this process still leads.
 
     An error of either is raised in a group.

@@ -1,4 +1,11 @@
-"""The loop: gather, plan, execute, publish; paced, and watched for progress."""
+"""The loop: gather, plan, execute, publish; paced, and watched for progress.
+
+wake → gather → plan → execute → publish: one level-triggered loop for the whole cluster.
+
+An event only says "look again". No decision depends on what only this process remembers, except for waits: how long to back off, since when a node differs, when a blocked node was last looked at. Everything else that the process remembers only saves work.
+
+When the loop runs again: what wakes it, how a burst of events becomes one pass, and what slows down a plan that never settles.
+"""
 
 import asyncio
 import time
@@ -287,9 +294,7 @@ class Loop:
         self._complaints.check("policies", why, stale, error=why)
         if why:
             return now + timedelta(seconds=RETRY)
-        moments = (
-            (now,) if at_once else (plan.wake_at, held_back, outcome.again, self.calls.next_release(now))
-        )
+        moments = (now,) if at_once else (plan.wake_at, held_back, outcome.again, self.calls.next_release(now))
         return min((moment for moment in moments if moment is not None), default=None)
 
     async def _gather(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:

@@ -1,4 +1,7 @@
-"""The operator's metrics, and the observer that the loop tells about each pass."""
+"""The operator's metrics, and the observer that the loop tells about each pass.
+
+The operator's metrics for Prometheus. `docs/reference/metrics.md` is generated from this file.
+"""
 
 import time
 from collections import Counter as Tally
@@ -45,9 +48,7 @@ Values = dict[tuple[str, ...], float]
 class Metrics(Observer, Collector):
     """The leader's metrics."""
 
-    def __init__(
-        self, process: ProcessMetrics | None = None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, process: ProcessMetrics | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.process = process or ProcessMetrics()
         self.registry = self.process.registry
         self._clock = clock
@@ -224,9 +225,7 @@ class Metrics(Observer, Collector):
             owned = [verdicts[node] for node in pool.names]
             nodes.update((name, str(verdict.phase)) for verdict in owned)
             healths = (verdict.health for verdict in owned)
-            unhealthy.update(
-                (name, str(one.reason)) for one in healths if one is not None and not is_healthy(one)
-            )
+            unhealthy.update((name, str(one.reason)) for one in healths if one is not None and not is_healthy(one))
             for verdict in owned:
                 hard = [one for one in verdict.blockers if one.reason.passes is not Passes.SOON]
                 pods = {(blocker.reason, pod) for blocker in hard for pod in blocker.pods}

@@ -1,4 +1,13 @@
-"""kopf's handlers, which feed the cache of policies, and what keeps kopf's failures from the loop."""
+"""kopf's handlers, which feed the cache of policies, and what keeps kopf's failures from the loop.
+
+kopf, isolated from everything else in the process, and restarted when it stops (docs/adr/0030).
+
+kopf stops on a watch ERROR such as 500, which is no reason to restart the process. It also treats its event loop as its own: when it stops, it cancels every task that was started after it, and it handles SIGTERM and SIGINT. So it gets an event loop in a thread of its own.
+
+The part that kopf runs: it follows the policies. An event only wakes the loop, whatever has changed (docs/adr/0001).
+
+There are no change handlers, indexes, timers, daemons or kopf finalizers: kopf writes nothing at all.
+"""
 
 import asyncio
 import threading
@@ -44,9 +53,7 @@ async def follow_policies(
     async def authenticate(**_: Any) -> kopf.AiohttpSession:
         access, token = await credentials()
 
-        async def with_name(
-            request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
-        ) -> aiohttp.ClientResponse:
+        async def with_name(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
             # kopf expects the name of the server's address on its certificate.
             request.server_hostname = access.tls_server_name
             return await send(request)
@@ -93,9 +100,7 @@ def _after_each_list(act: Callable[[], None]) -> aiohttp.ClientMiddlewareType:
     """
     listed = False
 
-    async def watch_lists(
-        request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
+    async def watch_lists(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         nonlocal listed
         if request.url.path.endswith(f"/{names.POLICIES}"):
             watches = "watch" in request.url.query
@@ -120,9 +125,7 @@ STOP_SECONDS = 5.0
 class PolicyWatch:
     """Runs kopf, which watches the policies, and restarts it when it stops."""
 
-    def __init__(
-        self, client: KubeClient, login: Login, touch: Touch, *, again_after: float = AGAIN_FIRST
-    ) -> None:
+    def __init__(self, client: KubeClient, login: Login, touch: Touch, *, again_after: float = AGAIN_FIRST) -> None:
         self._client, self._login, self._touch = client, login, touch
         self._backoff = Backoff(again_after, AGAIN_MOST)
         self.restarts = 0

@@ -138,16 +138,12 @@ class Publisher:
                 else:
                     later = await self._status(policies[key], plan, snapshot, now)
             except FAULTS as error:
-                later = self._refusal(
-                    key, "the status cannot be computed; please report this bug", error, now
-                )
+                later = self._refusal(key, "the status cannot be computed; please report this bug", error, now)
             if later is not None:
                 due.append(later)
 
         try:
-            await self.workers.each(
-                [*verdicts, *policies, *([_EVENTS] if self._pending_events else [])], write
-            )
+            await self.workers.each([*verdicts, *policies, *([_EVENTS] if self._pending_events else [])], write)
         except* (ServerAway, Unauthorized) as group:
             self._complaints.begins(
                 "status",
@@ -196,9 +192,7 @@ class Publisher:
 
     # --- transitions and status ----------------------------------------------------------------------------
 
-    async def _write_transition(
-        self, verdict: Verdict, snapshot: ClusterSnapshot, now: datetime
-    ) -> datetime | None:
+    async def _write_transition(self, verdict: Verdict, snapshot: ClusterSnapshot, now: datetime) -> datetime | None:
         key = f"node/{verdict.node}"
         if verdict.node not in snapshot.gpunodes:
             return None  # it is being created in this pass

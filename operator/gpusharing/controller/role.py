@@ -1,4 +1,9 @@
-"""What a leader and a standby have in common: their role, metrics of the process, and problems that are logged once."""
+"""What a leader and a standby have in common: their role, metrics of the process, and problems that are logged once.
+
+What a process of the operator is, a standby or the leader, and its pages /healthz, /readyz and /metrics.
+
+A standby waits for the Lease and reads nothing else. It imports none of the modules that only a leader needs (`leading.py`), so it uses less memory (docs/adr/0085-a-standby-that-knows-nothing.md). kopf has an endpoint of its own, which answers 200 whatever its watchers do.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -172,9 +172,7 @@ class SharedWrites:
 
     async def _record(self, repairs: MpsRepairs, config_map: str, namespace: str) -> None:
         body: JSON = {"metadata": {"annotations": {names.ANNOTATION_MPS_REPAIRS: render_repairs(repairs)}}}
-        self.sources.config_maps.accept(
-            await self.client.patch(CONFIG_MAPS, config_map, body, namespace=namespace)
-        )
+        self.sources.config_maps.accept(await self.client.patch(CONFIG_MAPS, config_map, body, namespace=namespace))
 
     async def write_classes(self, action: WriteClasses) -> None:
         """Create, correct and remove DeviceClasses of ours; a removal is left to the watch. The first error is raised at the end."""
@@ -237,9 +235,7 @@ class SharedWrites:
             # A change may be a deletionPolicy that needs the finalizer, so it is not removed then.
             if raw is None or not action.present or action.uid not in ("", raw["metadata"]["uid"]):
                 if action.present:
-                    raise Conflict(
-                        f"policy {action.policy} was deleted after the operator had decided to update it"
-                    )
+                    raise Conflict(f"policy {action.policy} was deleted after the operator had decided to update it")
                 return
             version = str(raw["metadata"]["resourceVersion"])
             present = strings(raw["metadata"].get("finalizers"))

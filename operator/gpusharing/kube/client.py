@@ -35,9 +35,7 @@ class Resource:
         """Return the kind as kubectl names it: `nodes`, or `gpunodes.gpusharing.dev`."""
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
-    def path(
-        self, namespace: str | None = None, name: str | None = None, subresource: str | None = None
-    ) -> str:
+    def path(self, namespace: str | None = None, name: str | None = None, subresource: str | None = None) -> str:
         """Return the URL path of a collection, of one object, or of its subresource; without a namespace, of all namespaces."""
         if not self.version:
             return f"/{self.plural}"
@@ -128,9 +126,7 @@ class ApiRequest:
 
     @property
     def path(self) -> str:
-        name = (
-            self.name if self.resource.plural else ""
-        )  # discovery reads one page for all kinds of a version
+        name = self.name if self.resource.plural else ""  # discovery reads one page for all kinds of a version
         return self.resource.path(self.namespace, name, self.subresource)
 
     @property

@@ -1,4 +1,15 @@
-"""Time as the server has it, and waits that grow."""
+"""Time as the server has it, and waits that grow.
+
+The clocks of a process: monotonic ones for ages, and a time of day, taken from the API server, that nobody can set.
+
+How long ago? `loop_time`, or any other monotonic clock.
+
+What time is it? `SteadyClock`: deadlines and claims are absolute times on the API server's objects, read by other processes on other machines, so they need a time of day; but a time of day that is set back or forward must neither stop a rollout nor end a drain early. So the API server's time is taken once, from the `Date` of its answers, and then advances by a clock that cannot be set:
+
+- a step of any machine's wall clock changes nothing, whether it is ours (never read again) or the API server's;
+- while the server's Date differs, it is followed by at most SLEW seconds per second (as adjtime(3) does): two clocks that drift apart stay together, and a step of ten minutes takes two weeks;
+- a machine that was suspended: CLOCK_BOOTTIME goes on meanwhile. A virtual machine that its hypervisor stopped has no clock that knows; it is behind by the length of the stop, deadlines pass later than written, and the Lease tells whether we may still write.
+"""
 
 import asyncio
 import random
@@ -39,9 +50,7 @@ class SteadyClock:
     It never goes back, with one exception: the first time that the API server reports may be earlier.
     """
 
-    def __init__(
-        self, steady: Callable[[], float] = boot_time, wall: Callable[[], datetime] = wall_time
-    ) -> None:
+    def __init__(self, steady: Callable[[], float] = boot_time, wall: Callable[[], datetime] = wall_time) -> None:
         self.steady = steady
         """Returns the seconds of the clock that cannot be set, for the parameter `sent_at` of `note_date`."""
         self._offset = wall().timestamp() - steady()
@@ -83,9 +92,7 @@ def half_to_one_and_a_half() -> float:
 class Backoff:
     """Waits in seconds after failures in a row: each is twice as long as the one before, up to a limit, and jittered."""
 
-    def __init__(
-        self, first: float, last: float, jitter: Callable[[], float] = half_to_one_and_a_half
-    ) -> None:
+    def __init__(self, first: float, last: float, jitter: Callable[[], float] = half_to_one_and_a_half) -> None:
         self.first = self._next = first
         self._last = last
         self._jitter = jitter

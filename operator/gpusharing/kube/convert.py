@@ -1,4 +1,15 @@
-"""Convert raw Nodes, GPUNodes and policies to the values that the planner reads."""
+"""Convert raw Nodes, GPUNodes and policies to the values that the planner reads.
+
+Raw Nodes, GPUNodes, policies and NVIDIA's ClusterPolicy as the planner sees them; pods: `convert_pods.py`.
+
+No function raises because of an object's contents: a missing or malformed field becomes the value that makes the planner careful (not ready, no observation, a problem).
+
+Time zones by their IANA names, from the pinned package `tzdata`: the same data everywhere, whatever the system has.
+
+They are read here, when a policy is converted, because the planner reads no files.
+
+The taints of a raw Node: which of them are removed when their cause ends, how a taint is printed, and which pods tolerate it (docs/design/transition.md#gate).
+"""
 
 import json
 import re
@@ -107,10 +118,7 @@ def tolerates(tolerations: Sequence[JSON], key: str = TAINT_UNPROVEN, value: str
     return any(
         text(row, "effect") in ("", EFFECT)
         and text(row, "key") in ("", key)
-        and (
-            row.get("operator") == "Exists"
-            or (text(row, "key") == key and value in (None, text(row, "value")))
-        )
+        and (row.get("operator") == "Exists" or (text(row, "key") == key and value in (None, text(row, "value"))))
         for row in tolerations
     )
 
@@ -132,9 +140,7 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
     fence, fence_error = read_fence(annotations)
     # If the record of an abort is damaged, only its back-off is lost. If the record of a proof is damaged, a node that
     # is as its policy wants it is adopted again. Neither disturbs a workload.
-    deferred_text, verified_text = map(
-        annotations.get, (names.ANNOTATION_DEFERRED, names.ANNOTATION_VERIFIED)
-    )
+    deferred_text, verified_text = map(annotations.get, (names.ANNOTATION_DEFERRED, names.ANNOTATION_VERIFIED))
     verified = None if verified_text is None else parse_record(Verified, verified_text)[0]
     foreign = find_marker(raw, maintenance_keys)
     return NodeView(
@@ -234,9 +240,7 @@ def observed_view(raw: object) -> ObservedView:
         request_id=observed.request_id,
         quiet=observed.quiet,
         error=observed.error,
-        gpus=tuple(
-            _gpu_view(gpu, models.get(gpu.product) or _of_model(gpu.product, None)) for gpu in observed.gpus
-        ),
+        gpus=tuple(_gpu_view(gpu, models.get(gpu.product) or _of_model(gpu.product, None)) for gpu in observed.gpus),
         allocated=None
         if observed.allocated is None
         else {key: value for key, value in sorted(observed.allocated.items()) if value},
@@ -244,9 +248,7 @@ def observed_view(raw: object) -> ObservedView:
         simulated=observed.simulated,
         driver_version=observed.driver_version,
         devices_key=key_of(
-            one.uuid
-            for gpu in observed.gpus
-            for one in (gpu.instances if gpu.mig_mode == "Enabled" else (gpu,))
+            one.uuid for gpu in observed.gpus for one in (gpu.instances if gpu.mig_mode == "Enabled" else (gpu,))
         ),
     )
 
@@ -349,9 +351,7 @@ def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
         plugin_config_name=text(spec, "devicePlugin", "config", "name"),
         mig_strategy=text(spec, "mig", "strategy"),
         mig_config_name=text(spec, "migManager", "config", "name"),
-        switches={
-            path: value for path in READ if isinstance(value := part(spec, *path.split(".")), bool | str)
-        },
+        switches={path: value for path in READ if isinstance(value := part(spec, *path.split(".")), bool | str)},
         plugin_default=text(spec, "devicePlugin", "config", "default"),
         plugin_version=text(spec, "devicePlugin", "version"),
         mig_manager_version=text(spec, "migManager", "version"),

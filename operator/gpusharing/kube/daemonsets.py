@@ -1,4 +1,11 @@
-"""NVIDIA's programs and the agent, from their DaemonSets and pods."""
+"""NVIDIA's programs and the agent, from their DaemonSets and pods.
+
+Reads the DaemonSets of NVIDIA's components and of Node Feature Discovery.
+
+Where NVIDIA's device-plugin chart runs without the GPU Operator, its DaemonSets say what a ClusterPolicy would say; those of the GPU Operator say what ClusterPolicy does not.
+
+Names are those of the chart in k8s-device-plugin, deployments/helm/nvidia-device-plugin (v0.19.3); tests/nvidia compares what is read here with its rendered templates.
+"""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -136,9 +143,7 @@ def _with_mig_manager(view: DaemonSetView, raw: JSON, container: JSON) -> Daemon
     return replace(
         view,
         name=text(raw, "metadata", "name"),
-        config_map=next(
-            (text(row, "configMap", "name") for row in volumes if text(row, "name") == volume), ""
-        ),
+        config_map=next((text(row, "configMap", "name") for row in volumes if text(row, "name") == volume), ""),
         version=_version(container),
         mig_manager=True,
         with_reboot=is_true(variable(container, "WITH_REBOOT")),

@@ -1,4 +1,13 @@
-"""Calls side by side: how many at once, and how long to hold back after a refusal."""
+"""Calls side by side: how many at once, and how long to hold back after a refusal.
+
+Fanout: all calls of the operator pass through here, except those of its Lease.
+
+It bounds how many are under way at once, waits as long as the API server asks us to, and decides whether one call failed or the server is away (docs/adr/0060-the-scope-of-a-refusal.md). It neither retries nor sleeps: a call that has to wait is refused with HeldBack, and its caller decides again when the time has come.
+
+Concurrent calls, one piece of work per object, so that no object holds up the others.
+
+A call about one object may take its whole deadline, again and again. So a round waits only as long as pieces of work keep ending; work that is still under way after that continues in the background, and its object is left out of later rounds until it is done.
+"""
 
 import asyncio
 from collections import deque

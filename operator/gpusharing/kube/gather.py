@@ -1,4 +1,9 @@
-"""Gather the snapshot of one pass."""
+"""Gather the snapshot of one pass.
+
+Why mig-manager failed, read from the log of its pod: its labels do not say why (docs/design/nvidia.md#a3).
+
+Without the right to read logs, or with a kubelet that does not answer, only the reason is missing: the verdict points to the log instead.
+"""
 
 import asyncio
 import re
@@ -90,9 +95,7 @@ class ActuatorLogs:
         keys = {
             f"/log/{name}": name
             for name, key in failed.items()
-            if (known := self._known.get(name)) is None
-            or known.key != key
-            or (not known.text and now >= known.again)
+            if (known := self._known.get(name)) is None or known.key != key or (not known.text and now >= known.again)
         }
 
         async def read(key: str) -> None:
@@ -182,9 +185,7 @@ class Gatherer:
         policies_error = await self._refresh_policies(now)
         await self.pods.look(wanted, memory.proving, now, began)
         sources, operands = self.sources, self._operands(now)
-        failures = await self._logs.read(
-            sources.nodes.items, operands[Program.MIG_MANAGER], now, self.workers
-        )
+        failures = await self._logs.read(sources.nodes.items, operands[Program.MIG_MANAGER], now, self.workers)
         stack = self.stack.read(now)
         find_work = find_actuator(stack).find_work
         working = (name for name, node in sources.nodes.items.items() if find_work(node))

@@ -56,9 +56,7 @@ class _Body(aiohttp.BytesPayload):
         self.objection: Exception | None = None
         """The exception that `ask` raised, kept because aiohttp raises another one in its place."""
 
-    async def write_with_length(
-        self, writer: aiohttp.abc.AbstractStreamWriter, content_length: int | None
-    ) -> None:
+    async def write_with_length(self, writer: aiohttp.abc.AbstractStreamWriter, content_length: int | None) -> None:
         try:
             self._ask()
         except Exception as error:

@@ -164,8 +164,7 @@ class _Reader:
             enforced=text(namespace, "metadata", "labels", "pod-security.kubernetes.io/enforce"),
             secure_metrics=has_secure_metrics(template),
             reports={
-                text(report, "metadata", "name"): text(report, "status", "observed", "error")
-                for report in reports
+                text(report, "metadata", "name"): text(report, "status", "observed", "error") for report in reports
             },
         )
 

@@ -195,9 +195,7 @@ class LeaderLease:
         except (LeaseLost, KubeError) as error:
             self.error = error
         except TimeoutError:
-            self.error = Unavailable(
-                f"the API server did not respond to a request for the Lease {self._name} in time"
-            )
+            self.error = Unavailable(f"the API server did not respond to a request for the Lease {self._name} in time")
         else:
             self.error = None
             return done
@@ -269,9 +267,7 @@ class LeaderLease:
             self.must_lead()
         self._adopt(lease)
 
-    async def _write(
-        self, spec: JSON, annotations: JSON | None = None, *, started: float | None = None
-    ) -> None:
+    async def _write(self, spec: JSON, annotations: JSON | None = None, *, started: float | None = None) -> None:
         """Write these fields of the Lease if it still has the version that we know; it then counts as renewed at `started`, or now.
 
         A Lease that was deleted is created again with us as its holder. Raises Conflict if the Lease has changed or another process created it first.
@@ -284,9 +280,7 @@ class LeaderLease:
             lease = await self._client.patch(LEASES, self._name, patch, namespace=self._namespace)
         except NotFound:
             if not await self._create(annotations):
-                raise Conflict(
-                    f"the Lease {self._name} was deleted, and another process created it again"
-                ) from None
+                raise Conflict(f"the Lease {self._name} was deleted, and another process created it again") from None
             return
         self._adopt_written(lease, begun)
 

@@ -1,4 +1,9 @@
-"""How to reach the API server: kubeconfig or service account, and proxies."""
+"""How to reach the API server: kubeconfig or service account, and proxies.
+
+The address of the API server, and our credentials for it.
+
+`OfficialLogin` asks the official client (`kubernetes.aio`): kubeconfig with certificates, tokens, exec plugins and OIDC. `ServiceAccountLogin` reads the service account's files itself, in a pod: the official client's imports cost 18 MiB of memory (docs/adr/0014).
+"""
 
 import ast
 import logging
@@ -138,9 +143,7 @@ class ServiceAccountLogin:
             try:
                 tls = ssl.create_default_context(cadata=authority) if authority.strip() else None
             except (ssl.SSLError, ValueError) as error:
-                raise Unauthorized(
-                    f"{self.directory / 'ca.crt'} contains no certificates: {error}"
-                ) from error
+                raise Unauthorized(f"{self.directory / 'ca.crt'} contains no certificates: {error}") from error
             if tls is None:  # the library would trust the authorities of the image
                 raise Unauthorized(f"{self.directory / 'ca.crt'} is empty")
             self._access, self._authority = Access(server, tls), authority
@@ -176,9 +179,7 @@ def _stamp(path: str) -> tuple[int, ...]:
 
 
 def _not_mounted(error: OSError) -> Unauthorized:
-    return Unauthorized(
-        f"no service account token is mounted in this pod (automountServiceAccountToken): {error}"
-    )
+    return Unauthorized(f"no service account token is mounted in this pod (automountServiceAccountToken): {error}")
 
 
 @dataclass
@@ -261,9 +262,7 @@ class OfficialLogin:
             raise Unauthorized(f"no credentials could be read from {where}: {error}") from error
         # If a login program fails, the client would continue without credentials, and be refused for lack of rights.
         if complaints and not configuration.api_key and not configuration.cert_file:
-            raise Unauthorized(
-                f"no credentials could be read from {where}: {'; '.join(complaints)}. Log in again"
-            )
+            raise Unauthorized(f"no credentials could be read from {where}: {'; '.join(complaints)}. Log in again")
         return configuration
 
 
@@ -338,9 +337,7 @@ def environment_login(environment: Mapping[str, str]) -> Login:
     return find_login(environment, environment.get("KUBECONFIG", ""), directory)
 
 
-def find_login(
-    environment: Mapping[str, str], kubeconfig: str, service_account: Path = SERVICE_ACCOUNT
-) -> Login:
+def find_login(environment: Mapping[str, str], kubeconfig: str, service_account: Path = SERVICE_ACCOUNT) -> Login:
     if kubeconfig:
         return OfficialLogin(Path(kubeconfig), environment=environment)
     return ServiceAccountLogin(environment, service_account)

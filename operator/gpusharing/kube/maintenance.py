@@ -1,4 +1,20 @@
-"""Whether another operator maintains a node, from its marks."""
+"""Whether another operator maintains a node, from its marks.
+
+NodeMaintenance objects, by which somebody asks another operator to maintain a node (docs/design/drain.md#c5).
+
+Two operators have a kind of this name, and both name the node in `spec.nodeName`:
+
+- medik8s node-maintenance-operator, cluster-scoped (its api/v1beta1/nodemaintenance_types.go at 3a54cd1);
+- NVIDIA maintenance-operator, namespaced, with the requestor in `spec.requestorID` (Mellanox/maintenance-operator api/v1alpha1/nodemaintenance_types.go at e15d07b). NVIDIA's driver upgrade can be such a requestor (k8s-operator-libs pkg/upgrade/upgrade_requestor.go at 11e747a).
+
+We begin no change on a node that has one, from its creation until it is gone, whatever its status says. Before the maintenance begins, cordon and drain may come at any moment; one of NVIDIA's that is not chosen yet takes no slot. Succeeded, or Ready, means that the node is in maintenance now; deleting the object ends it (both READMEs). Failed and being deleted count too, because the uncordon is still to come and medik8s lifts any cordon that it finds (stopNodeMaintenanceImp): it would lift ours in the middle of a drain.
+
+No such object stays forever: medik8s makes the Node its owner (setOwnerRefToNode), maintenance-operator deletes what was Ready for too long (garbage_collector_controller.go at e15d07b), and any other one is named in the message, for a person to delete.
+
+The maintenance markers of others on a Node (docs/design/drain.md#c5).
+
+While a Node has one, no change of ours begins there, and one that ends leaves the node cordoned. NodeMaintenance objects, which name a Node from outside, are read by `maintenance.py`.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -50,9 +66,7 @@ def _maintenance(raw: JSON, operator: str, behalf: str, *, failed: bool) -> Main
     deleting = "deletionTimestamp" in section(raw, "metadata")
     state = " (being deleted)" if deleting else " (failed)" if failed else ""
     name = f"{where}/{name}" if where else name
-    return Maintenance(
-        f"{operator} NodeMaintenance {name}{behalf}{state}", node=text(raw, "spec", "nodeName")
-    )
+    return Maintenance(f"{operator} NodeMaintenance {name}{behalf}{state}", node=text(raw, "spec", "nodeName"))
 
 
 def as_last_read(maintenances: Mapping[str, Maintenance]) -> dict[str, Maintenance]:
@@ -118,9 +132,7 @@ def find_problem(key: str) -> str:
     if key in _OURS or key.startswith((names.PREFIX, *names.REWRITTEN_PREFIXES)):
         return f"{key} is added and removed by the operator's own changes, so as a marker it would block them"
     if key in _BY_VALUE:
-        return (
-            f"{key} is already checked by its value, because nodes that are not under maintenance have it too"
-        )
+        return f"{key} is already checked by its value, because nodes that are not under maintenance have it too"
     return ""
 
 

@@ -40,9 +40,7 @@ class NodePods:
     def __post_init__(self) -> None:
         self.gangs, self._lookups = Gangs(self.client), PodLookups(self.client)
 
-    async def look(
-        self, wanted: frozenset[str], proving: frozenset[str], now: datetime, began: float
-    ) -> None:
+    async def look(self, wanted: frozenset[str], proving: frozenset[str], now: datetime, began: float) -> None:
         """List the pods of each wanted node that is due, and update `work`. Nodes that are not wanted are forgotten.
 
         A LIST that ends late is used by the next call. If one was not sent, or was refused with 429, `work` keeps the last

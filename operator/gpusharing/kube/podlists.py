@@ -82,9 +82,7 @@ class _Known:
             return GangView(gang, error=self.error)
         members = self.members.get(gang, ())
         if labels is not None:
-            members = [
-                replace(member, pod=replace(member.pod, namespace_labels=labels)) for member in members
-            ]
+            members = [replace(member, pod=replace(member.pod, namespace_labels=labels)) for member in members]
         ordered = sorted(members, key=lambda member: (member.node, member.pod.ref))
         return GangView(gang, tuple(ordered), partial=self.partial)
 
@@ -99,9 +97,7 @@ class Gangs:
     _known: dict[_Query, _Known] = field(default_factory=dict)
     _locks: defaultdict[_Query, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
 
-    async def find(
-        self, pods: Sequence[PodView], scope: Scope, now: datetime, *, anew: bool
-    ) -> tuple[GangView, ...]:
+    async def find(self, pods: Sequence[PodView], scope: Scope, now: datetime, *, anew: bool) -> tuple[GangView, ...]:
         """Return the gangs of those `pods` that must leave their node, with their unfinished pods on all nodes.
 
         The result of a LIST is reused for LIST_VALID; without `anew`, one that succeeded is reused for LIST_VALID_IN_DRAIN, and is kept if a new one fails. If a LIST fails, its gangs are returned with the error.
@@ -242,9 +238,7 @@ class Budgets:
             self._waits_since = None
             raise
         except KubeError as error:
-            self._valid = (
-                LIST_VALID_THROTTLED.total_seconds() if isinstance(error, Throttled) else BUDGETS_VALID
-            )
+            self._valid = LIST_VALID_THROTTLED.total_seconds() if isinstance(error, Throttled) else BUDGETS_VALID
             self._error, self._failed, self._waits_since = str(error), loop_time(), None
         else:
             self._pdbs, self._listed = pdbs, loop_time()
@@ -279,9 +273,7 @@ class PodLookups:
         concerned = {pod.uid for pod in pods if scope.all_pods or holds_gpu(pod)}
         # All pods of such a namespace get its labels, because a rank without a GPU is judged with its gang (T13).
         wanted = sorted({pod.namespace for pod in pods if namespaces and pod.uid in concerned})
-        labels = {
-            name: await _ask(self.namespaces, name, now, partial(self._labels, name)) for name in wanted
-        }
+        labels = {name: await _ask(self.namespaces, name, now, partial(self._labels, name)) for name in wanted}
         if labels:
             pods = [replace(pod, namespace_labels=labels.get(pod.namespace)) for pod in pods]
         return tuple([await self._with_owner(pod, now) if pod.uid in concerned else pod for pod in pods])

@@ -1,4 +1,16 @@
-"""Convert raw pods to the values that the planner reads, with what they request and the gang that they belong to."""
+"""Convert raw pods to the values that the planner reads, with what they request and the gang that they belong to.
+
+Raw Pods, ResourceClaims and PodDisruptionBudgets as the drain rules see them (docs/design/drain.md, rows P and G).
+
+Fail-safe on purpose: a phase, a quantity or a ResourceClaim that cannot be read counts as a pod that holds a GPU. The
+API server creates every pod as Pending (kubernetes v1.36.3 `pkg/registry/core/pod/strategy.go`), so a pod without a
+phase has a status that something else broke. It counts as Unknown: it has not finished, and unlike a Pending pod it is
+protected by its budgets.
+
+The gang that a pod belongs to, read from the pod alone: no kind that defines gangs has to be installed.
+
+The ways in which pods declare that they belong together (docs/design/drain.md#t13) go from the widest unit to the narrowest: a unit that restarts a whole workload when one pod ends counts more than pods that were scheduled together.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -85,9 +97,7 @@ def _declared(raw: JSON) -> Iterator[tuple[str, tuple[str, str]]]:
     # kubernetes-sigs/kueue v0.14 pkg/controller/jobframework getPodSetsInfoFromStatus (TopologyAwareScheduling feature
     # gate, alpha in v0.9): set on the pods of every job that Kueue starts. All slices of an elastic job share the first
     # annotation.
-    workload = annotations.get("kueue.x-k8s.io/workload-slice-name") or annotations.get(
-        "kueue.x-k8s.io/workload", ""
-    )
+    workload = annotations.get("kueue.x-k8s.io/workload-slice-name") or annotations.get("kueue.x-k8s.io/workload", "")
     yield "Workload", (workload, KUEUE_PODSET if KUEUE_PODSET in labels else "")
     yield "Workload", _find_kueue_job(raw, labels)
 
@@ -155,9 +165,7 @@ def container_requests(container: JSON) -> Counter[str]:
 def requests_by_class(pod: JSON) -> bool:
     """Whether a container requests devices by the resource of a DeviceClass (BY_CLASS), which need not be GPUs."""
     containers = (*entries(pod, "spec", "containers"), *entries(pod, "spec", "initContainers"))
-    return any(
-        name.startswith(BY_CLASS) for one in containers for name in section(one, "resources", "limits")
-    )
+    return any(name.startswith(BY_CLASS) for one in containers for name in section(one, "resources", "limits"))
 
 
 async def count_pending(client: KubeClient) -> tuple[Mapping[str, int], Mapping[str, int]]:
@@ -195,9 +203,7 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ClaimedDevices]) -> PodVie
         for claims in (_own_claims(raw), _extended_claims(raw))
     )
     held = [*own, *extended]
-    dra: Literal["none", "gpu", "unresolved"] = (
-        "gpu" if any(held) else "unresolved" if None in held else "none"
-    )
+    dra: Literal["none", "gpu", "unresolved"] = "gpu" if any(held) else "unresolved" if None in held else "none"
     owners = entries(metadata, "ownerReferences")
     grace = part(raw, "spec", "terminationGracePeriodSeconds")
     if grace is None:
@@ -233,8 +239,7 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ClaimedDevices]) -> PodVie
         system=text(raw, "spec", "priorityClassName").startswith("system-"),
         # Files of an emptyDir on the node's disk (P8). One in memory, such as /dev/shm, does not count.
         local_files=any(
-            "emptyDir" in row and not text(row, "emptyDir", "medium")
-            for row in entries(raw, "spec", "volumes")
+            "emptyDir" in row and not text(row, "emptyDir", "medium") for row in entries(raw, "spec", "volumes")
         ),
         gang=gang_of(raw),
         # The scheduler checks taints only when it allocates a claim, which other pods may share if it is named (Kubernetes

@@ -1,4 +1,9 @@
-"""Read fields of raw objects: paths, texts and quantities, whatever their shape."""
+"""Read fields of raw objects: paths, texts and quantities, whatever their shape.
+
+Read Kubernetes quantities of countable resources.
+
+The API server writes them in canonical form, so 2000 time-slicing shares arrive as `2k` (apimachinery v0.36.3 pkg/api/resource/suffix.go, decimal SI and binary SI suffixes).
+"""
 
 import json
 import re

@@ -1,4 +1,18 @@
-"""Cached objects of one kind: listed, watched, and converted once for each version."""
+"""Cached objects of one kind: listed, watched, and converted once for each version.
+
+Reflector: a cache of small projections of all objects of one kind, kept up to date by list and watch.
+
+It is our own code because existing caches lose deletions: kopf 1.45 keeps objects that vanished in a 410 gap forever, and the informer of the official client keys by name without UID (docs/design/faults.md#d2, D3).
+
+A watch starts from the version of the first list as soon as its first page has arrived, and continues alongside every later list. So a list need not show one moment (paging.py), and one that fails takes nothing away.
+
+What holds at any time after `synced`:
+- an object that the server no longer has disappears at the next list at the latest (`relist_after`, and up to a fifth later, so that caches that began together do not list together);
+- a kind that is uninstalled leaves nothing behind: the cache empties when the server's discovery has not listed the kind for GONE_AFTER. A 404 alone is not believed: a server that has just started answers so too;
+- a view never goes back: of one kind, the object with the higher resourceVersion is the newer one. These are etcd revisions, one counter for the store; a server that writes something else is believed as it comes. Only a store that was restored from a backup turns the cache back: when two complete lists in a row are older than the cache, and a write has proven that versions went back (docs/adr/0061-lists-that-survive-their-pages.md);
+- `items` keeps the identity of a view whose projection did not change, so callers may memoize on it;
+- no object ends the cache. One that cannot be converted keeps its last view and is in `unreadable`. One without name, UID or version could be any, so the cache counts as incomplete until a list has none.
+"""
 
 import asyncio
 import random

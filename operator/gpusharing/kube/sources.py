@@ -1,4 +1,7 @@
-"""The cached kinds that every pass reads."""
+"""The cached kinds that every pass reads.
+
+The policies as last listed. An event only says that something may have changed; the list decides.
+"""
 
 import asyncio
 import json
@@ -145,8 +148,7 @@ class PolicyCache:
             if not (self._doubted and self._restores() > self._restores_seen):
                 self._doubted = True
                 raise Unavailable(
-                    f"the API server returned an older state (resourceVersion {version}) than before"
-                    f" ({at_least})"
+                    f"the API server returned an older state (resourceVersion {version}) than before ({at_least})"
                 )
             self._newest = ""
         self._doubted, self._restores_seen = False, self._restores()
@@ -334,9 +336,7 @@ class Sources:
         self._maintenances: list[Reflector[Maintenance]] = list(maintenances.values())
         # The kinds that NVIDIA's DRA stack needs make no call before that stack has been seen.
         self.resource_slices = self._follow(RESOURCE_SLICES, slice_view, field_selector=FIELD_SELECTOR)
-        self.kubelet_plugins = self._follow(
-            PODS, _operand, namespace=namespace, label_selector=KUBELET_PLUGIN_SELECTOR
-        )
+        self.kubelet_plugins = self._follow(PODS, _operand, namespace=namespace, label_selector=KUBELET_PLUGIN_SELECTOR)
         self.device_classes = self._follow(DEVICE_CLASSES, device_class_view)
         self.taint_rules = self._follow(DEVICE_TAINT_RULES, taint_rule_view, label_selector=OUR_RULES)
         self._dra_seen = asyncio.Event()
@@ -369,9 +369,7 @@ class Sources:
         **where: Unpack[Filters],
     ) -> Reflector[View]:
         on_change = on_change or (lambda _: self._wake())
-        return Reflector(
-            self._client, resource, project, on_change=on_change, restores=self._restores, **where
-        )
+        return Reflector(self._client, resource, project, on_change=on_change, restores=self._restores, **where)
 
     def _gpunode_changed(self, name: str) -> None:
         if name not in self.gpunodes.items:
@@ -414,8 +412,7 @@ class Sources:
     def _join(self, nodes: Mapping[str, NodeView]) -> dict[str, tuple[_Parts, NodeView]]:
         # A person who waits for the end of a maintenance is told that the operator cannot see it any more.
         maintenances = (
-            as_last_read(kind.items) if isinstance(kind.error, Forbidden) else kind.items
-            for kind in self._maintenances
+            as_last_read(kind.items) if isinstance(kind.error, Forbidden) else kind.items for kind in self._maintenances
         )
         maintained, devices = find_maintained(*maintenances), self.devices()
         rules = {rule.node: rule for rule in self.rules.values()}
@@ -464,9 +461,7 @@ class Sources:
         labelled = (metadata.get("labels") or {}).get(LABEL_MANAGED_BY) == MANAGED_BY
         if labelled or ANNOTATION_WRITTEN in annotations:
             self._our_maps.add(uid)
-        return ConfigMapView(
-            dict(raw.get("data") or {}), annotations, uid, labelled, ours=uid in self._our_maps
-        )
+        return ConfigMapView(dict(raw.get("data") or {}), annotations, uid, labelled, ours=uid in self._our_maps)
 
     def shown(self, node: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
         if node not in self.gpunodes.items:
@@ -495,9 +490,7 @@ class Sources:
     def ages(self) -> dict[str, float]:
         """Return the age in seconds of what is known of each kind in `required` and `of_dra`, by its name (`Reflector.age`)."""
         of_dra = {
-            name: source
-            for name, source in self.of_dra.items()
-            if not isinstance(source.error, NotFound | Forbidden)
+            name: source for name, source in self.of_dra.items() if not isinstance(source.error, NotFound | Forbidden)
         }
         return {name: source.age for name, source in {**self.required, **of_dra}.items()}
 

@@ -180,9 +180,7 @@ class StackReader:
             find_dra(sets),
             unread=tell_unread(slices.error, "resourceslices") or tell_unread(classes.error, "deviceclasses"),
             doubles=find_doubles(sources.nodes.items, published),
-            classes=tuple(classes.items[name] for name in sorted(classes.items))
-            if classes.synced.is_set()
-            else None,
+            classes=tuple(classes.items[name] for name in sorted(classes.items)) if classes.synced.is_set() else None,
             class_error=self._lasting_error(DEVICE_CLASS),
             taints_work=wanted and taints_work,
             taint_error=taint_error if wanted else "",

@@ -1,4 +1,9 @@
-"""Requests and answers of the Kubernetes API as JSON, and the error that an answer means."""
+"""Requests and answers of the Kubernetes API as JSON, and the error that an answer means.
+
+The meaning of the API server's answers: HTTP status and Status object become an error of `errors.py`.
+
+Only machine-readable parts decide (code, reason, details.causes); the prose is passed on, never parsed (docs/design/drain.md#e11).
+"""
 
 import json
 import random
@@ -34,17 +39,13 @@ def error_of(request: ApiRequest, status: int, answer: object, retry_after: str 
     seconds, evicts = _seconds(answer, retry_after), request.subresource == EVICTION
     match status:
         case 401:
-            return Unauthorized(
-                f"cannot {request.what}, because the API server rejected the credentials: {message}"
-            )
+            return Unauthorized(f"cannot {request.what}, because the API server rejected the credentials: {message}")
         case 403 if "NamespaceTerminating" in causes:
             return Forbidden(message, namespace_terminating=True)
         case 403:
             # The refusal by a ValidatingAdmissionPolicy is no lack of a right.
             hint = "" if "ValidatingAdmissionPolicy" in message else HINT
-            return Forbidden(
-                f"not allowed to {request.what}: {message}", hint=hint, group=request.resource.group
-            )
+            return Forbidden(f"not allowed to {request.what}: {message}", hint=hint, group=request.resource.group)
         case 404:
             return NotFound(message)
         case 409 if request.verb == "create" and text(answer, "reason") == "AlreadyExists":

@@ -113,11 +113,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     owners = own(snapshot, memo, failed)
     snapshot = _with_strategy_users(snapshot, owners, memo, unread)
     stack, settings = snapshot.stack, snapshot.settings
-    offers = (
-        (one.name, (one, wishes[one.name], stack, settings))
-        for one in snapshot.policies
-        if one.name in wishes
-    )
+    offers = ((one.name, (one, wishes[one.name], stack, settings)) for one in snapshot.policies if one.name in wishes)
     terms = memo.each(find_targets, offers, failed=unread)
     followed = follow(snapshot, owners, terms, failed=failed, unread=unread)
     snapshot = with_rules(snapshot, followed, owners, failed)
@@ -135,9 +131,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     failed_nodes = count_failures(pools.values(), snapshot.failed_nodes, gone)
     kept_claims = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | uncertain_claims
     afterwards = find_afterwards(snapshot, members)
-    choice, crowd_known = choose(
-        snapshot, now, pools, verdicts, afterwards, reserved=len(kept_claims), memo=memo
-    )
+    choice, crowd_known = choose(snapshot, now, pools, verdicts, afterwards, reserved=len(kept_claims), memo=memo)
     old = snapshot.old_views and f"the data about {snapshot.old_views} is out of date"
     if why := snapshot.policies_error or old:
         kept_back = keep_back(choice.verdicts, why, failures.get(POLICIES), now)
@@ -159,9 +153,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
         pools=pools,
         objections=_object(terms, unread, pools),
         shared=shared,
-        targets={
-            name: one.resources for name, one in targets.items() if not is_skipped(snapshot.nodes[name])
-        },
+        targets={name: one.resources for name, one in targets.items() if not is_skipped(snapshot.nodes[name])},
         memory=PassMemory(
             wants_pods=wants_pods.union(name for name, one in verdicts.items() if one.wants_pods),
             proving=frozenset(
@@ -186,14 +178,10 @@ def _object(
     found = {name: one.request for name, one in terms.items() if isinstance(one.request, Finding)}
     found |= {name: of_policy(name, error) for name, error in unread.items()}
     closed = ((name, pool.hours.closed) for name, pool in pools.items() if name not in found)
-    return found | {
-        name: why for name, why in closed if why is not None and why.reason is Reason.POLICY_NOT_JUDGED
-    }
+    return found | {name: why for name, why in closed if why is not None and why.reason is Reason.POLICY_NOT_JUDGED}
 
 
-def _wake(
-    verdicts: Mapping[str, Verdict], pools: Mapping[str, Pool], wake: datetime | None
-) -> datetime | None:
+def _wake(verdicts: Mapping[str, Verdict], pools: Mapping[str, Pool], wake: datetime | None) -> datetime | None:
     moments = [wake]
     moments += [verdict.wake for verdict in verdicts.values()]
     moments += [pool.hours.change for pool in pools.values()]
@@ -210,7 +198,7 @@ def _judge(
     failed: dict[str, Exception],
 ) -> dict[str, Member]:
     """Return the nodes that concern us, sorted by name; those in `failed`, to which this adds, have the verdict Blocked."""
-    members = judge_nodes(snapshot, owners, terms, followed, now, memo, failed)
+    members = judge_nodes(snapshot, owners=owners, terms=terms, followed=followed, now=now, memo=memo, failed=failed)
     found = {name: one for name, one in members.items() if one is not None}
     for name, error in failed.items():
         node = snapshot.nodes[name]

@@ -1,4 +1,11 @@
-"""`kubectl gpusharing plan`: what a change of a policy would do, to which nodes and pods."""
+"""`kubectl gpusharing plan`: what a change of a policy would do, to which nodes and pods.
+
+The verdict on a plan: nothing to do, changes, cannot, or unknown. It decides text, data and exit status.
+
+Find other objects that refer to resources and labels which a plan would remove: quotas, limits, objects of Kueue, the templates of workloads, and namespaces whose guard admits only modes that no node would have.
+
+They are read with the user's rights, and only here; the operator needs no rights to them.
+"""
 
 import asyncio
 from argparse import Namespace
@@ -240,9 +247,7 @@ class Planned:
                 reason = f"{counted(matching, 'node has', 'nodes have')} what the policies ask for"
         changes = ""
         if steps:
-            person = sum(
-                not verdict.starts and verdict.reason.passes is Passes.BY_A_PERSON for verdict, _ in steps
-            )
+            person = sum(not verdict.starts and verdict.reason.passes is Passes.BY_A_PERSON for verdict, _ in steps)
             held = f" ({person} of them only after a person has acted)" if person else ""
             evicted = f"{'' if complete else 'at least '}{counted(pods, 'pod')} will be evicted"
             long = "How long this takes is unknown: no past change is recorded, or no window is long enough"
@@ -417,9 +422,7 @@ def _proposal_data(proposal: Proposal, *, estimate: bool) -> ProposalData:
         "nodes": list(map(_step_data, proposal.steps)),
         "settled": proposal.settled,
         "adopted": list(proposal.adopted),
-        "leftOut": [
-            {"node": one.node, "reason": str(one.reason), "message": one.message} for one in proposal.left_out
-        ],
+        "leftOut": [{"node": one.node, "reason": str(one.reason), "message": one.message} for one in proposal.left_out],
         "capacityBefore": dict(proposal.before),
         "capacityAfter": dict(proposal.after),
         "vanishing": [

@@ -1,4 +1,10 @@
-"""The verbs that only patch an object: approve, pause, resume, retry, abort, skip."""
+"""The verbs that only patch an object: approve, pause, resume, retry, abort, skip.
+
+Carry out a steering verb: show a small patch and send it.
+
+If the patch may evict pods, the user must confirm it or give --yes. If no operator is installed or runs, nothing would
+act on the patch, and the command says so.
+"""
 
 import json
 import sys
@@ -65,9 +71,7 @@ async def read_gpunodes(session: Session, verb: str, name: str) -> tuple[NodeSta
     return ()
 
 
-def find_change(
-    typed: Namespace, verb: str, raw: JSON, gpunodes: Sequence[NodeStatus], now: datetime
-) -> Change:
+def find_change(typed: Namespace, verb: str, raw: JSON, gpunodes: Sequence[NodeStatus], now: datetime) -> Change:
     """Return the patch for an object. Raises Trouble if it would have no effect."""
     match verb:
         case "approve":
@@ -77,11 +81,11 @@ def find_change(
         case "resume":
             return _resume(raw, gpunodes)
         case "retry":
-            means = "the operator will retry this node under its policy's rules and drain it first, which may evict pods"
-            means += _find_wait(raw, gpunodes[0]) if gpunodes else ""
-            return Change(
-                _annotation(names.ANNOTATION_RETRY, now.strftime("%Y%m%dT%H%M%SZ")), means, moves=True
+            means = (
+                "the operator will retry this node under its policy's rules and drain it first, which may evict pods"
             )
+            means += _find_wait(raw, gpunodes[0]) if gpunodes else ""
+            return Change(_annotation(names.ANNOTATION_RETRY, now.strftime("%Y%m%dT%H%M%SZ")), means, moves=True)
         case "abort":
             return _abort(raw)
     name = text(raw, "metadata", "name")
@@ -160,9 +164,7 @@ def _find_wait(node: JSON, status: NodeStatus) -> str:
     if status.reason == Reason.SKIP_LABEL:
         refusal += f". To let changes begin there: kubectl gpusharing skip {status.name} --undo"
     elif status.state is State.MOVES:
-        refusal += (
-            f", and its change continues. To see what it is waiting for: kubectl gpusharing why {status.name}"
-        )
+        refusal += f", and its change continues. To see what it is waiting for: kubectl gpusharing why {status.name}"
     raise Trouble(refusal)
 
 
@@ -173,9 +175,7 @@ def _abort(node: JSON) -> Change:
         means = "the operator will abort the change and return the node to service as it was"
         return Change(_annotation(names.ANNOTATION_ABORT, fence.op), means)
     if damage:
-        raise Trouble(
-            f"the fence on {name} cannot be read: {damage}. To see what to do: kubectl gpusharing why {name}"
-        )
+        raise Trouble(f"the fence on {name} cannot be read: {damage}. To see what to do: kubectl gpusharing why {name}")
     if fence is None:
         raise Trouble(f"no change is in flight on {name}: there is nothing to abort")
     if fence.stage == "yielded":
@@ -296,9 +296,7 @@ async def _send(
     for _ in range(TRIES):
         now = await session.get(resource, name)
         if find(now).body != change.body or _decided_on(now) != _decided_on(shown):
-            raise Trouble(
-                f"{what} changed since it was shown to you, so nothing was written; run the command again"
-            )
+            raise Trouble(f"{what} changed since it was shown to you, so nothing was written; run the command again")
         # The patch names the version that was read, so the server refuses it (Conflict) if the object has changed.
         version = {"resourceVersion": text(now, "metadata", "resourceVersion")}
         body = {**change.body, "metadata": {**section(change.body, "metadata"), **version}}
@@ -312,9 +310,7 @@ async def _send(
                         return GPUNODES
                 raise
             return resource
-    raise Trouble(
-        f"{what} was modified by somebody else {TRIES} times in a row, so nothing was written; try again"
-    )
+    raise Trouble(f"{what} was modified by somebody else {TRIES} times in a row, so nothing was written; try again")
 
 
 def _request(body: JSON) -> JSON:
@@ -337,9 +333,7 @@ def _reference(resource: Resource, name: str) -> str:
 def is_wanted(answers: TextIO) -> bool:
     """Ask at the terminal whether to continue although pods may be evicted; the end of the input means no. Raises Trouble if `answers` is not a terminal."""
     if not answers.isatty():
-        raise Trouble(
-            "this may evict pods and must be confirmed, but there is no terminal: pass --yes or --dry-run"
-        )
+        raise Trouble("this may evict pods and must be confirmed, but there is no terminal: pass --yes or --dry-run")
     with suppress(EOFError):
         return ask_line("This may evict pods. Continue? [y/N]", answers).lower() in ("y", "yes")
     return False

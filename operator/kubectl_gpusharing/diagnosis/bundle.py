@@ -127,9 +127,7 @@ def node_facts(raw: JSON) -> JSON:
     return {
         "metadata": cleaned(raw.get("metadata") or {}),
         "spec": {key: spec[key] for key in ("taints", "unschedulable") if key in spec},
-        "status": {
-            key: cleaned(status[key]) for key in ("allocatable", "conditions", "nodeInfo") if key in status
-        },
+        "status": {key: cleaned(status[key]) for key in ("allocatable", "conditions", "nodeInfo") if key in status},
     }
 
 

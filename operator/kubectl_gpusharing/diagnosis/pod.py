@@ -1,4 +1,14 @@
-"""Why a pod does not start, and where it could."""
+"""Why a pod does not start, and where it could.
+
+What each node has for a pod, and which rule excludes the pod from the node: the pod's own rules about nodes, or taints, evaluated as the scheduler does.
+
+Each node is judged alone, because a pod runs on one node.
+
+From core/v1 of Kubernetes 1.36: NodeAffinity (component-helpers v0.36.3, nodeaffinity.go) and Toleration (k8s.io/api
+v0.36.3, core/v1/toleration.go). Cordons and the kubelet's conditions are taints too; they are handled separately.
+KAI-Scheduler's fractions: kai-scheduler/KAI-Scheduler v0.17.0, pkg/common/constants/constants.go and
+api/node_info/node_info.go (MIG).
+"""
 
 import re
 from collections import defaultdict
@@ -86,8 +96,7 @@ def find_overlooked(pod: JSON) -> tuple[str, ...]:
         "spec.affinity.podAffinity": entries(spec, "affinity", "podAffinity", _REQUIRED),
         "spec.affinity.podAntiAffinity": entries(spec, "affinity", "podAntiAffinity", _REQUIRED),
         "spec.resourceClaims": entries(spec, "resourceClaims"),
-        "spec.topologySpreadConstraints": {text(one, "whenUnsatisfiable") for one in spreads}
-        - {"ScheduleAnyway"},
+        "spec.topologySpreadConstraints": {text(one, "whenUnsatisfiable") for one in spreads} - {"ScheduleAnyway"},
         "spec.volumes[].persistentVolumeClaim": any("persistentVolumeClaim" in volume for volume in volumes),
         "spec.volumes[].ephemeral": any("ephemeral" in volume for volume in volumes),
         "spec.schedulerName": text(spec, "schedulerName") not in ("", "default-scheduler"),
@@ -244,9 +253,7 @@ def find_refusal(pod: JSON, policy: str, spec: GPUSharingPolicySpec | None) -> s
 # --- the guard for tenants -----------------------------------------------------------------------------------
 
 
-def explain_guard(
-    raw: JSON, rooms: Mapping[str, NodeRoom], live: LivePlan, namespace_labels: Mapping[str, str]
-) -> str:
+def explain_guard(raw: JSON, rooms: Mapping[str, NodeRoom], live: LivePlan, namespace_labels: Mapping[str, str]) -> str:
     """Return sentences about the chart's guard for tenants (docs/how-to/isolate-tenants.md); empty if it does not concern the pod."""
     asks, admitted = pod_requests(raw), find_admitted(namespace_labels)
     required = {
@@ -264,9 +271,7 @@ def explain_guard(
         if found := {one[LABEL_MODE] for one in labels if one.get(LABEL_MODE) in admitted}:
             modes[name] = found
     if admitted and not modes:
-        sentences.append(
-            f"No node has mode {' or '.join(admitted)}, and none will under the existing policies"
-        )
+        sentences.append(f"No node has mode {' or '.join(admitted)}, and none will under the existing policies")
     lacking: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name, found in modes.items():
         absent = sorted(asks.keys() - rooms[name].names)
@@ -278,15 +283,11 @@ def explain_guard(
     return ". ".join(sentences)
 
 
-BARE = StackView(
-    None, gpu_cluster=False, plugin_configs={}, mig_file="", written={}, serves_our_mig_file=True
-)
+BARE = StackView(None, gpu_cluster=False, plugin_configs={}, mig_file="", written={}, serves_our_mig_file=True)
 """NVIDIA's software as it is assumed to be without a plan: mig-manager reads the operator's file."""
 _PROFILE = re.compile(r"mig-(\d+)g\.(\d+)gb")
 """The compute slices and the memory in the name of a MIG resource."""
-MORE = (
-    "ClusterRole gpusharing-viewer would add what GPUNodes say, and gpusharing-planner a plan with its proofs"
-)
+MORE = "ClusterRole gpusharing-viewer would add what GPUNodes say, and gpusharing-planner a plan with its proofs"
 COLUMNS = columns(POOL=0, NODE=2, RESOURCE=1, NOW=0, FREE=0, AFTER=0, OBSTACLE=0)
 
 
@@ -353,9 +354,7 @@ def pod_answer(
 def published_answer(raw: JSON, policies: Sequence[JSON], gpunodes: Sequence[JSON]) -> PodAnswer:
     """Return the answer about a pod from what the policies and the GPUNodes show."""
     nodes, views = [*map(read_node, gpunodes)], map(policy_view, policies)
-    targets = {
-        one.name: PolicyTargets(one, find_request(one.name, one.spec), BARE) for one in views if one.spec
-    }
+    targets = {one.name: PolicyTargets(one, find_request(one.name, one.spec), BARE) for one in views if one.spec}
     rooms = {node.name: read_room(raw, one, targets) for node, one in zip(nodes, gpunodes, strict=True)}
     statuses = {one.name: f"{one.status}: {one.message}" for one in read_pools(policies, nodes)[0]}
     answer = _answer(raw, rooms, statuses, {node.name: node.phase for node in nodes})
@@ -400,9 +399,7 @@ def _answer(
     )
 
 
-def _services(
-    pool: str, status: str, asks: Mapping[str, int], members: Sequence[NodeRoom]
-) -> Iterator[Service]:
+def _services(pool: str, status: str, asks: Mapping[str, int], members: Sequence[NodeRoom]) -> Iterator[Service]:
     """Yield each requested resource that a member advertises, even if a rule excludes the pod there."""
     reached = (room for room in members if room.now or room.after)
     none = NodeRoom("", pool, {}, {}, {}, "", "", "", {}, frozenset())

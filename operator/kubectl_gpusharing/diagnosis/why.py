@@ -1,4 +1,10 @@
-"""`kubectl gpusharing why`: why a node or a pod is where it is."""
+"""`kubectl gpusharing why`: why a node or a pod is where it is.
+
+`why NODE|KIND/NAME`: explain the state of a node, of a policy's worst node, or of a pod on one screen: which sources disagree, what blocks it, and what to do.
+
+The published state of a node needs only the viewer's rights. The sources of proof need those of `plan`; if the user
+lacks them, the answer says what more rights would add.
+"""
 
 from argparse import Namespace
 from contextlib import suppress
@@ -211,8 +217,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
             PoolExplanationData,
             lambda: {**pool_data(pool, now), "worst": worst.as_data() if worst else None},
             lambda paper: (
-                describe_pool(pool, now, paper)
-                + ([BLANK, *describe_node(worst, now, paper)] if worst else [])
+                describe_pool(pool, now, paper) + ([BLANK, *describe_node(worst, now, paper)] if worst else [])
             ),
             names=names,
         )

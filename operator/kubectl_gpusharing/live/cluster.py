@@ -1,4 +1,7 @@
-"""Read a live cluster as the operator would, with what is installed and without writing."""
+"""Read a live cluster as the operator would, with what is installed and without writing.
+
+A read-only client that shows the cluster as if proposed policies had been applied.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -51,9 +54,7 @@ class Onlooker(PassingClient):
     Forbidden for them, because it checks a user's rights before it looks for a kind.
     """
 
-    def __init__(
-        self, client: KubeClient, proposed: Sequence[JSON] = (), *, beforehand: bool = False
-    ) -> None:
+    def __init__(self, client: KubeClient, proposed: Sequence[JSON] = (), *, beforehand: bool = False) -> None:
         super().__init__(client)
         self._beforehand = beforehand
         self._proposed = {text(raw, "metadata", "name"): raw for raw in proposed}
@@ -133,9 +134,7 @@ async def read_deployment(client: KubeClient) -> InstalledOperator:
     version = texts(section(deployments[0], "metadata", "labels")).get("app.kubernetes.io/version", "")
     ours = own_version()
     if version and ours and version != ours:
-        notes += (
-            f"the operator is version {version} and this plugin is version {ours}: their plans may differ",
-        )
+        notes += (f"the operator is version {version} and this plugin is version {ours}: their plans may differ",)
     return InstalledOperator(settings, version=version, notes=notes, deployment=deployments[0])
 
 
@@ -196,9 +195,7 @@ def _settings_of(deployment: JSON) -> tuple[SourceSettings, tuple[str, ...]]:
         plan = _PLAN.validate_python({name: value for name, value in values.items() if name not in bad})
     settings = SourceSettings(
         plan=plan,
-        admin_maps=AdminMaps(
-            values.get("admin_plugin_config_map", ""), values.get("admin_mig_config_map", "")
-        ),
+        admin_maps=AdminMaps(values.get("admin_plugin_config_map", ""), values.get("admin_mig_config_map", "")),
         agent_namespace=values.get("agent_namespace") or values["namespace"],
         maintenance_keys=frozenset(filter(None, values.get("maintenance_keys", "").split(","))),
     )
@@ -263,9 +260,7 @@ class Cluster:
         ]
         notes = list(self.notes)
         if len(wanted) > MAX_LISTED:
-            notes.append(
-                f"{len(wanted)} nodes will change, but only the pods of the first {MAX_LISTED} were counted"
-            )
+            notes.append(f"{len(wanted)} nodes will change, but only the pods of the first {MAX_LISTED} were counted")
         snapshot = await self._snapshot(frozenset([*wanted[:MAX_LISTED], *nodes]), now)
         plan = plan_rollout(snapshot, now)
         wait = timedelta(seconds=snapshot.settings.config_propagation)
@@ -282,9 +277,7 @@ class Cluster:
             snapshot = await self.gatherer.snapshot(wanted, self.memory, claims, failed_nodes, now)
         if not claims:
             claims = {
-                name: Claim.of(node.uid, node.fence)
-                for name, node in snapshot.nodes.items()
-                if node.fence is not None
+                name: Claim.of(node.uid, node.fence) for name, node in snapshot.nodes.items() if node.fence is not None
             }
             snapshot = replace(snapshot, claims=claims)
         return self.foresee(snapshot)

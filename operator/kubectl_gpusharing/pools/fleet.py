@@ -1,4 +1,15 @@
-"""The pools of a cluster as `status` shows them, and when each will be done."""
+"""The pools of a cluster as `status` shows them, and when each will be done.
+
+The status of GPUSharingPolicies and GPUNodes, read from raw JSON without pydantic models, so that a thousand nodes are read in a moment.
+
+A field that is missing is empty, and an unknown phase is shown as it is.
+
+A pool's last rollout over time: which node was in which phase, from when to when, and how long the rest of the change may take, judging by past changes.
+
+It is reconstructed from the nodes' histories and drawn with characters.
+
+A history holds the last 20 transitions of a node; older ones are unknown.
+"""
 
 from argparse import Namespace
 from collections import Counter
@@ -264,10 +275,7 @@ def read_stretches(node: NodeStatus, now: datetime) -> list[Stretch]:
     """Return the periods in the history of a node, the oldest first; the last one ends now."""
     steps = [(step, at) for step in node.history if (at := from_rfc3339(step.at)) is not None]
     ends = [*(at for _, at in steps), now][1:]
-    return [
-        Stretch(step.phase, step.reason, at, max(at, end))
-        for (step, at), end in zip(steps, ends, strict=True)
-    ]
+    return [Stretch(step.phase, step.reason, at, max(at, end)) for (step, at), end in zip(steps, ends, strict=True)]
 
 
 def _last_change(node: NodeStatus, now: datetime) -> Track:

@@ -1,4 +1,9 @@
-"""The page of `status -o html`, and the server that shows it on loopback."""
+"""The page of `status -o html`, and the server that shows it on loopback.
+
+A read-only web server on loopback.
+
+Its address has a secret token, because every user of the machine and every page in a browser can connect to loopback.
+"""
 
 import asyncio
 import os
@@ -183,10 +188,7 @@ def _pool(pool: PoolStatus, name: str, now: datetime, cards: Cards, most: int | 
         parts.append(tag("p", f"and {counted(left, 'more node')}: ", link("POLICY", pool.name)))
     if (timeline := find_timeline(pool, now)) is not None:
         begin, end, tracks = timeline
-        rows = [
-            (row.node, "" if row.took is None else length(row.took), track(timeline, row))
-            for row in tracks[:most]
-        ]
+        rows = [(row.node, "" if row.took is None else length(row.took), track(timeline, row)) for row in tracks[:most]]
         caption = f"The last rollout, from {moment(begin, end)} to {moment(end, begin)}"
         parts.append(grid(caption, "pictures", ("Node", "Took", "Phases"), rows))
         parts.append(_legend(f"{_mark(glyph)} {glyph.word}" for glyph in glyphs_of(tracks)))
@@ -251,9 +253,7 @@ async def listening(pages: Pages, port: int) -> AsyncIterator[str]:
         server = await asyncio.start_server(serve, "127.0.0.1", port)
     except OSError as error:
         hint = "Choose another, such as --port 8321, or leave out --port for any free one"
-        raise Trouble(
-            f"port {port} of 127.0.0.1 cannot be used: {os.strerror(error.errno or 0)}. {hint}"
-        ) from error
+        raise Trouble(f"port {port} of 127.0.0.1 cannot be used: {os.strerror(error.errno or 0)}. {hint}") from error
     try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/{token}/"
     finally:

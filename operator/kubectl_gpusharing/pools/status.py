@@ -65,9 +65,7 @@ def pool_data(pool: PoolStatus, now: datetime) -> PoolData:
     """Return one pool as plain data, without the histories of its nodes."""
     estimate, keys = find_estimate(pool, now), ("eventTime", "type", "reason", "note")
     data = to_wire(replace(pool, members=()))
-    members = [
-        {key: value for key, value in node_data(node).items() if key != "history"} for node in pool.members
-    ]
+    members = [{key: value for key, value in node_data(node).items() if key != "history"} for node in pool.members]
     return data | {  # type: ignore[no-any-return]  # to_wire has no type
         "unseenGeneration": data.pop("unseen") or None,
         "secondsLeft": None if estimate is None else round(estimate[0].total_seconds()),
@@ -110,7 +108,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
                     elif ticks == ENOUGH and not terminal.redraws:
                         terminal.warn(f"following {session.where} again")
                     stale = "" if error is None else error_text(error)
-                    drawn = draw(session, typed, terminal, cluster.known(), drawn, stale)
+                    drawn = draw(session, typed, terminal, cluster.known(), drawn, stale=stale)
                     await asyncio.sleep(TICK)
     finally:
         if terminal.width is not None and drawn[1]:
@@ -158,6 +156,7 @@ def draw(
     terminal: Terminal,
     known: Known,
     before: Drawn = (None, ()),
+    *,
     stale: str = "",
 ) -> Drawn:
     """Draw the pools that the user chose, unless they are as `before` and not on a screen; `stale` says why they may be out of date."""

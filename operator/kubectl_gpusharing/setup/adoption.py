@@ -135,9 +135,7 @@ def find_import(
     return Import(proposed, dict(sorted(left_out.items())), len(ours), steps, missing)
 
 
-def _read(
-    node: NodeView, snapshot: ClusterSnapshot, admin: AdminConfigMaps, *, missing: bool
-) -> Handmade | str | None:
+def _read(node: NodeView, snapshot: ClusterSnapshot, admin: AdminConfigMaps, *, missing: bool) -> Handmade | str | None:
     gpunode = snapshot.gpunodes.get(node.name)
     observed = gpunode.observed if gpunode is not None else None
     if not has_gpu(node) and (observed is None or not observed.gpus):
@@ -287,9 +285,7 @@ def find_steps(
         yield "Wait until the operator has written its ConfigMaps", waiting
     for config in sorted({change.config for change in changes} - {""}):
         alike = [change for change in changes if change.config == config]
-        about = (
-            f"Label {counted(len(alike), 'node')} with the MIG layout that the GPUs have{tell_changes(alike)}"
-        )
+        about = f"Label {counted(len(alike), 'node')} with the MIG layout that the GPUs have{tell_changes(alike)}"
         yield about, label_commands(alike)[0]
     who, command = _point(snapshot, admin, with_mig=is_safe(changes))
     if command:
@@ -338,9 +334,7 @@ def _warn(lost: Mapping[str, str], changing: Mapping[str, str], snapshot: Cluste
     if unread := [name for name in sorted(lost) if reports.get(name) is None]:
         parts.append(f"no agent has reported the GPUs of {some(unread)}; wait for that and run import again")
     if unknown := [f"{name} ({lost[name]})" for name in sorted(lost) if name not in unread]:
-        parts.append(
-            f"the operator's file will not have the {LABEL_MIG_CONFIG} of {some(unknown)}; correct it"
-        )
+        parts.append(f"the operator's file will not have the {LABEL_MIG_CONFIG} of {some(unknown)}; correct it")
     if rows := [f"{name} ({changing[name]})" for name in sorted(changing)]:
         parts.append(
             f"the operator's file does not have the {LABEL_MIG_CONFIG} of {some(rows)} for their GPUs yet; run import"

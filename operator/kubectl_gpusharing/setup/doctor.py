@@ -153,8 +153,7 @@ async def _place(client: KubeClient) -> tuple[Place, tuple[str, ...]]:
     account = text(operator.deployment, "spec", "template", "spec", "serviceAccountName")
     place = Place(
         **{one.name: getattr(settings.plan, one.name) for one in fields(PlanSettings)},
-        release=text(operator.deployment, "metadata", "labels", "app.kubernetes.io/instance")
-        or place.release,
+        release=text(operator.deployment, "metadata", "labels", "app.kubernetes.io/instance") or place.release,
         agent_namespace=settings.agent_namespace,
         admin_mig_config_map=settings.admin_maps.mig,
         operator_account=account or place.operator_account,
@@ -162,9 +161,7 @@ async def _place(client: KubeClient) -> tuple[Place, tuple[str, ...]]:
     return place, operator.notes
 
 
-async def _with_pointed(
-    client: KubeClient, view: InstallationView
-) -> tuple[InstallationView, PluginEntries | None]:
+async def _with_pointed(client: KubeClient, view: InstallationView) -> tuple[InstallationView, PluginEntries | None]:
     stack, place, maps, entries = view.followed_policy, view.place, dict(view.config_maps), None
     plugin = stack.plugin_config_name if stack is not None else ""
     pointed = {plugin, stack.mig_config_name if stack is not None else ""}
@@ -232,9 +229,7 @@ async def ask(session: Session, _typed: Namespace) -> Answer:
     rows = [[Span(word, INKS.get(word, Ink.WAITING)), Span(message)] for word, message in found]
     notes = [*([] if examined.view.installed else [NOT_INSTALLED.rstrip(".")]), *examined.notes]
     if examined.symptoms:
-        notes.append(
-            f"for the commands that fix this, run: kubectl gpusharing doctor --context {session.name}"
-        )
+        notes.append(f"for the commands that fix this, run: kubectl gpusharing doctor --context {session.name}")
     data, simulated = as_data(examined, session.name), sorted(examined.view.simulated)
     return Answer(examined.status, rows, data, simulated, notes)
 

@@ -45,9 +45,7 @@ class Handmade:
     """Fields of the device plugin's configuration that no policy can express."""
 
 
-def find_handmade(
-    node: NodeView, observed: ObservedView, stack: StackView, plugin: PluginEntries
-) -> Handmade | str:
+def find_handmade(node: NodeView, observed: ObservedView, stack: StackView, plugin: PluginEntries) -> Handmade | str:
     """Return the node with the policy settings that match it, or a clause that says why no policy does."""
     gpus = observed.gpus
     if why := find_unsettled(node) or _contradiction(node, gpus, stack):
@@ -187,9 +185,7 @@ def _paths(value: object, path: str) -> Iterator[str]:
 # --- in the words of a policy ----------------------------------------------------------------------------------
 
 
-def _spec(
-    node: NodeView, gpus: Sequence[GpuView], config: PluginConfig, stack: StackView
-) -> Mapping[str, Any]:
+def _spec(node: NodeView, gpus: Sequence[GpuView], config: PluginConfig, stack: StackView) -> Mapping[str, Any]:
     sharing, layouts = config.sharing, tuple(gpu.layout for gpu in gpus)
     mode, shares = "Full", dict[str, Any]()
     if sharing is not None:

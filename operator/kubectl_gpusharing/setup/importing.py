@@ -27,9 +27,7 @@ from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED, Denied, explained
 
-PROVEN = (
-    "Proposed by kubectl gpusharing import: the operator's planner adopts these nodes without any disruption."
-)
+PROVEN = "Proposed by kubectl gpusharing import: the operator's planner adopts these nodes without any disruption."
 PRESUMED = (
     "Proposed by kubectl gpusharing import before the operator is installed, so nothing has been proven yet. No agent"
     " has read these GPUs; their layout is inferred from the labels and the advertised resources of the nodes."

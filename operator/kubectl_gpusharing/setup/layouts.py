@@ -136,9 +136,7 @@ def as_data(answer: LegalLayouts) -> LayoutListData:
             {
                 "layout": layout_text(layout),
                 "profiles": dict(layout),
-                "placements": [
-                    {"profile": name, "start": start} for name, start in place(layout, card.profiles)
-                ],
+                "placements": [{"profile": name, "start": start} for name, start in place(layout, card.profiles)],
             }
             for layout in answer.layouts
         ],
@@ -164,8 +162,7 @@ def pick(word: str) -> Card:
         lambda name: plain in name,
     )
     found = (
-        [card for card in CARDS if any(form(_plain(name)) for name in (card.key, *card.products))]
-        for form in forms
+        [card for card in CARDS if any(form(_plain(name)) for name in (card.key, *card.products))] for form in forms
     )
     exact = find_card(word)
     matches = [exact] if exact is not None else next(filter(None, found), [])

@@ -85,9 +85,7 @@ def judge(documents: Sequence[Document]) -> Iterator[FindingData]:
             yield {"file": document.file, "line": number, "severity": severity, "message": message}
 
 
-def _find_faults(
-    document: Document, policies: tuple[PolicyView, ...], readers: Mapping[str, str]
-) -> Iterator[Fault]:
+def _find_faults(document: Document, policies: tuple[PolicyView, ...], readers: Mapping[str, str]) -> Iterator[Fault]:
     raw, kind = document.raw, text(document.raw, "kind")
     if isinstance(raw, Unreadable):
         yield "", str(raw), ERROR if _OURS.search(document.text) else IGNORED
@@ -113,8 +111,7 @@ def _find_faults(
         texts = {f"data.{key}|": value for key, value in section(raw, "data").items()}
     reader = readers.get(text(raw, "metadata", "name"), "")
     programs = {
-        at: (reader if reader == PLUGIN or MIG_KEY in at else "") or _find_reader(value)
-        for at, value in texts.items()
+        at: (reader if reader == PLUGIN or MIG_KEY in at else "") or _find_reader(value) for at, value in texts.items()
     }
     if not any(programs.values()):
         yield "", document.name, IGNORED
@@ -166,9 +163,7 @@ def _judge_text(reader: str, content: object) -> Iterator[Fault]:
             yield from _find_unfit(at, row.get("mig-devices") or {}, CARDS, WARNING)
 
 
-def _find_unfit(
-    path: str, profiles: Mapping[str, int], cards: Sequence[Card], severity: str
-) -> Iterator[Fault]:
+def _find_unfit(path: str, profiles: Mapping[str, int], cards: Sequence[Card], severity: str) -> Iterator[Fault]:
     layout, offered = normalize(profiles), [profile for card in cards for profile in card.profiles]
     if strange := next((name for name, _ in layout if name not in {one.name for one in offered}), ""):
         similar = nearest_layout(((strange, 1),), offered) or ()

@@ -137,9 +137,7 @@ class Verb:
 
 def _steering(name: str, what: str, text: str, *more: Flag, alone: bool = False) -> Verb:
     every = any("--all" in names for names, _ in more)
-    objects = (
-        f"name {what}" if alone else f"name* {what}  or --all" if every else f"name+ {what}  one or more"
-    )
+    objects = f"name {what}" if alone else f"name* {what}  or --all" if every else f"name+ {what}  one or more"
     confirmation = _flags("""
         --dry-run   show the patch without sending it
         -y, --yes   do not ask for confirmation, even if pods may be evicted
@@ -168,9 +166,7 @@ def parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[_common((*OUTPUTS, NAMES, PAGE, CSV))],
     )
-    top.add_argument(
-        "--version", action=Version, nargs=0, help="print the version of this plugin; contacts no cluster"
-    )
+    top.add_argument("--version", action=Version, nargs=0, help="print the version of this plugin; contacts no cluster")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
     for name, text in HELPERS.items():
         helper = verbs.add_parser(name, help=text, description=text)

@@ -84,9 +84,7 @@ LayoutListData = TypedDict("LayoutListData", {
     "layouts": list[LayoutData],
 })  # fmt: skip
 FindingData = TypedDict("FindingData", {"file": str, "line": int, "severity": str, "message": str})
-LintReportData = TypedDict(
-    "LintReportData", {"accepted": bool, "checked": int, "findings": list[FindingData]}
-)
+LintReportData = TypedDict("LintReportData", {"accepted": bool, "checked": int, "findings": list[FindingData]})
 SupportBundleData = TypedDict("SupportBundleData", {"file": str, "files": Strings, "gaps": Strings})
 
 # free, cost, advise:

@@ -122,9 +122,7 @@ def fold(text: Line, paper: Paper) -> list[Line]:
     if sum(len(span.text) for span in text) <= paper.room:
         return [text]
     pieces = [Span(piece, span.ink) for span in text for piece in re.findall(r"\s+|\S+", span.text)]
-    words = [
-        list(word) for blank, word in groupby(pieces, key=lambda piece: piece.text.isspace()) if not blank
-    ]
+    words = [list(word) for blank, word in groupby(pieces, key=lambda piece: piece.text.isspace()) if not blank]
     lines: list[list[Span]] = [[]]
     taken = 0
     for word in words:
@@ -147,9 +145,7 @@ def fit_columns(columns: Sequence[Column], widths: Mapping[int, int], room: int)
     return kept
 
 
-def table(
-    columns: Sequence[Column], rows: Sequence[Sequence[Span]], paper: Paper, indent: str = ""
-) -> list[Line]:
+def table(columns: Sequence[Column], rows: Sequence[Sequence[Span]], paper: Paper, indent: str = "") -> list[Line]:
     """Lay out the rows; columns without any text are left out, and what does not fit is left out or cut."""
     sizes = [max((len(row[i].text) for row in rows), default=0) for i in range(len(columns))]
     widths = {i: max(size, len(columns[i].title)) for i, size in enumerate(sizes) if size}
@@ -200,8 +196,7 @@ def bar(glyphs: Sequence[Glyph], paper: Paper, room: int) -> Line:
         parts = [glyphs[int(i * share) : max(int(i * share) + 1, int((i + 1) * share))] for i in range(most)]
         glyphs = [max(part, key=lambda glyph: _BADNESS.index(glyph.ink)) for part in parts]
     return tuple(
-        Span("".join(glyph.on(paper) for glyph in alike), ink)
-        for ink, alike in groupby(glyphs, key=attrgetter("ink"))
+        Span("".join(glyph.on(paper) for glyph in alike), ink) for ink, alike in groupby(glyphs, key=attrgetter("ink"))
     )
 
 

@@ -121,9 +121,7 @@ def grid(caption: str, kind: str, titles: Iterable[str], rows: Iterable[Sequence
     """Return a table that can be scrolled sideways in a narrow window, also with the keyboard."""
     head = tag("thead", tag("tr", *(tag("th", one, scope="col") for one in titles)))
     cells = ([tag("th", row[0], scope="row"), *(tag("td", one) for one in row[1:])] for row in rows)
-    inner = tag(
-        "table", tag("caption", caption), head, tag("tbody", *(tag("tr", *row) for row in cells)), class_=kind
-    )
+    inner = tag("table", tag("caption", caption), head, tag("tbody", *(tag("tr", *row) for row in cells)), class_=kind)
     return tag("div", inner, class_="scroll", role="region", tabindex="0", aria_label=caption)
 
 

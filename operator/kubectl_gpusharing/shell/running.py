@@ -78,9 +78,7 @@ class FleetVerb:
     """Raises Trouble if the flags are wrong, before any cluster is asked."""
 
 
-def carry_out_everywhere(
-    verb: FleetVerb, typed: Namespace, contexts: Sequence[str], terminal: Terminal
-) -> int:
+def carry_out_everywhere(verb: FleetVerb, typed: Namespace, contexts: Sequence[str], terminal: Terminal) -> int:
     """Print the answers of all clusters as one table, or as a document for each. Raises Trouble if one gave none."""
     verb.check(typed)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -97,9 +95,7 @@ def carry_out_everywhere(
         kind, data = (FailureData, {"error": one.error}) if one.error else (verb.kind, one.data)
         terminal.data(kind, {"context": one.context, "clusterUID": one.cluster or None, **data})
     if silent := [f"{one.context}: {one.error}" for one in answers if one.error]:
-        raise Trouble(
-            f"{len(silent)} of {counted(len(answers), 'cluster')} did not respond. {'; '.join(silent)}"
-        )
+        raise Trouble(f"{len(silent)} of {counted(len(answers), 'cluster')} did not respond. {'; '.join(silent)}")
     return worst([one.status for one in answers])
 
 
@@ -162,9 +158,7 @@ def describe_clusters(verb: FleetVerb, answers: Sequence[Answer], paper: Paper) 
     return lines + prose_of_each((f"{text}." for text in remarks), paper, ink=Ink.FAINT)
 
 
-def _wrapped(
-    columns: Sequence[Column], rows: Sequence[Sequence[Span]], paper: Paper
-) -> Sequence[Sequence[Span]]:
+def _wrapped(columns: Sequence[Column], rows: Sequence[Sequence[Span]], paper: Paper) -> Sequence[Sequence[Span]]:
     if paper.width is None or paper.wide:
         return rows
     last = len(columns) - 1

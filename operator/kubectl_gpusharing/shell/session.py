@@ -58,9 +58,7 @@ def find_context(files: Sequence[Path], name: str) -> tuple[str, str]:
     where = ", ".join(map(str, files))
     listed = some(sorted(known), MOST_LISTED) or "none"
     if not wanted:
-        raise Trouble(
-            f"kubeconfig {where} has no current context. Choose one of these with --context: {listed}"
-        )
+        raise Trouble(f"kubeconfig {where} has no current context. Choose one of these with --context: {listed}")
     if wanted not in known:
         like = nearest(wanted, known)
         meant = f"did you mean: {', '.join(like)}; " if like else ""

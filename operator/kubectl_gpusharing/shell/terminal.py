@@ -1,4 +1,11 @@
-"""What is printed: text, JSON, YAML or JSONPath, wide or narrow, in color or not."""
+"""What is printed: text, JSON, YAML or JSONPath, wide or narrow, in color or not.
+
+Write output, in color to a person's terminal and without color to a pipe, and ask that person questions. rich is imported only for a terminal.
+
+The templates of `-o jsonpath=TEMPLATE`, in kubectl's dialect: text outside of braces, and in braces a path, a quoted text, or `range PATH` up to `end` (https://kubernetes.io/docs/reference/kubectl/jsonpath/).
+
+A path has fields, `*`, indexes, and filters by equality. Slices, unions, `..` and other comparisons are refused.
+"""
 
 import json
 import os
@@ -66,9 +73,7 @@ def _read_parts(template: str, tokens: Iterator[re.Match[str]], *, inside: bool 
 
 def _mistake(template: str, at: int, why: str) -> Trouble:
     example = 'write paths as in {.pools[*].name} and {.pools[?(@.mode=="MIG")].name}'
-    return Trouble(
-        f"-o jsonpath: {why}: character {at + 1}, at {template[at : at + 20] or 'the end'}; {example}"
-    )
+    return Trouble(f"-o jsonpath: {why}: character {at + 1}, at {template[at : at + 20] or 'the end'}; {example}")
 
 
 def render(parts: Parts, value: object) -> str:

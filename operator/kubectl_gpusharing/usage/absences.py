@@ -1,4 +1,9 @@
-"""Hours for which Prometheus has no data, and why."""
+"""Hours for which Prometheus has no data, and why.
+
+Nodes whose agents Prometheus did not see for a while, although it saw others (`find_gaps` reports when it saw none).
+
+If the agent kept running, its counters kept growing and `increase` bridges the gap. If it restarted, the use in the meantime is unknown. Prometheus cannot distinguish the two, so both are reported. A node that joined or left has no absence, unless its agent failed before or started long after: while its pod exists, Prometheus scrapes it, so `up` is 0, or the agent reports that it cannot read its GPUs.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
@@ -122,9 +127,7 @@ class Absences:
         return max(0.0, end - begin - POINT * (sightings + 1) - others)
 
 
-async def find_absences(
-    prometheus: Prometheus, query: MeterQuery, sightings: Sequence[Sightings]
-) -> Absences:
+async def find_absences(prometheus: Prometheus, query: MeterQuery, sightings: Sequence[Sightings]) -> Absences:
     """Return when each node was seen in the window. A node that is not a suspect in a stretch counts as seen throughout it."""
     absences = Absences(query.start, query.end)
     # Look no farther back and ahead than the window is long: users may choose a short one because a day is too much.
@@ -171,9 +174,7 @@ async def find_losses(
     metered = frozenset[str]().union(*(each.nodes for each in sightings))
     ours = metered if POLICY in labels_of(query.selector) else {*absences.first, *absences.last, *down}
     silent = {
-        node: seconds
-        for node in ours & down.keys()
-        if (seconds := silence_of(node, absences, down[node])) > SHORT
+        node: seconds for node in ours & down.keys() if (seconds := silence_of(node, absences, down[node])) > SHORT
     }
     missing = [*describe_absences({node: absences.seconds[node] for node in ours & absences.seconds.keys()})]
     remarks: list[str] = []

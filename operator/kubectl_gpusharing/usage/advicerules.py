@@ -113,8 +113,7 @@ def advise(answers: AdviceAnswers) -> Advice:
         "latency or availability is promised": answers.promise,
         "the users of the GPUs do not trust each other": answers.strangers,
         "each workload must be billed separately": answers.bill,
-        f"the namespace has the label {names.LABEL_ISOLATION}={answers.isolation}": answers.isolation
-        == "hardware"
+        f"the namespace has the label {names.LABEL_ISOLATION}={answers.isolation}": answers.isolation == "hardware"
         or (answers.isolation == "memory" and bool(answers.no_mps)),
     }
     if needed := ", ".join(reason for reason, holds in reasons.items() if holds):
@@ -268,9 +267,7 @@ class Demand:
     def unknown(self, card: Card) -> list[str]:
         """Return the sorted resource names of MIG instances, also of shared ones, that the pods request and this card does not have."""
         known = {resource_name(one.name, shared=shared) for one in card.profiles for shared in (False, True)}
-        return sorted(
-            name for name in self.devices if name.startswith(names.RESOURCE_MIG_PREFIX) and name not in known
-        )
+        return sorted(name for name in self.devices if name.startswith(names.RESOURCE_MIG_PREFIX) and name not in known)
 
 
 def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
@@ -321,9 +318,7 @@ def advise_for(demand: Demand, card: Card) -> Advice | None:
     instances = ", ".join(f"{count}x{name}" for name, count in sorted(wanted.items()))
     unserved = _unserved(demand, {resource_name(name) for name in counts})
     who = "some" if unserved else "they"
-    why = (
-        f"{who} request MIG instances ({instances}), which no other mode provides (docs/design/nvidia.md#b7)"
-    )
+    why = f"{who} request MIG instances ({instances}), which no other mode provides (docs/design/nvidia.md#b7)"
     size = f"{counted(gpus, 'GPU')} with {layout_text(layout)} {'have' if gpus > 1 else 'has'} all of these instances"
     if left:
         size = f"{size} but {', '.join(left)}: no layout has room for these as well"
@@ -333,9 +328,7 @@ def advise_for(demand: Demand, card: Card) -> Advice | None:
 
 
 def _unserved(demand: Demand, served: Collection[str]) -> str:
-    left = ", ".join(
-        f"{count} {name}" for name, count in sorted(demand.devices.items()) if name not in served
-    )
+    left = ", ".join(f"{count} {name}" for name, count in sorted(demand.devices.items()) if name not in served)
     remedy = "the pods that request these need a pool of their own, or another request"
     return f". This pool would have no place for {left}: {remedy}" if left else ""
 

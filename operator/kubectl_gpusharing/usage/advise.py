@@ -82,9 +82,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     word = typed.card
     if not word:
         nodes = await _readable(session, GPUNODES)
-        products = {
-            text(gpu, "product") for raw in nodes for gpu in entries(raw, "status", "observed", "gpus")
-        }
+        products = {text(gpu, "product") for raw in nodes for gpu in entries(raw, "status", "observed", "gpus")}
         word = products.pop() if len(products) == 1 else ""
     card = _card(word) if word else _ask(WHICH, "--card", _card)
     if unknown := demand.unknown(card):
@@ -134,9 +132,7 @@ async def _readable(session: Session, resource: Resource) -> list[JSON]:
 def _card(word: str) -> Card:
     card = pick(word)
     if not card.memory_gb:
-        raise Trouble(
-            f"{card.key} shares its memory with the CPU, so this plugin does not know what fits on it"
-        )
+        raise Trouble(f"{card.key} shares its memory with the CPU, so this plugin does not know what fits on it")
     return card
 
 
@@ -215,9 +211,7 @@ def size_of(text: str) -> float:
     """Parse a size such as `15Gi`, by default in GiB, to GiB; G and GB are decimal. Raises Trouble if it is not a positive size."""
     match = _SIZE.fullmatch(text.strip())
     if match is None or float(match[1]) <= 0:
-        raise Trouble(
-            f"{text!r} is not a memory size; use one such as 15Gi, or 4x15Gi for up to 9999 workloads"
-        )
+        raise Trouble(f"{text!r} is not a memory size; use one such as 15Gi, or 4x15Gi for up to 9999 workloads")
     return float(match[1]) * _GIB[match[2] or ""]
 
 

@@ -105,14 +105,10 @@ def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
     pools: list[Sum] = []
     cents: dict[Cell, int] = {}
     times, parts = Counter[str](), Counter[tuple[str, Part]]()
-    for (policy, currency), group in groupby(
-        filter(counted.get, cells), key=lambda cell: (cell.policy, cell.currency)
-    ):
+    for (policy, currency), group in groupby(filter(counted.get, cells), key=lambda cell: (cell.policy, cell.currency)):
         pool = list(group)
         micros = sum(counted[cell] for cell in pool)
-        exact = [
-            cell.price.amount * 100 * counted[cell] / HOUR if cell.price else Fraction(0) for cell in pool
-        ]
+        exact = [cell.price.amount * 100 * counted[cell] / HOUR if cell.price else Fraction(0) for cell in pool]
         whole = round(sum(exact, Fraction(0)))
         cents |= zip(pool, apportion(exact, whole), strict=True)
         prices = tuple(sorted({cell.price for cell in pool if cell.price is not None}))

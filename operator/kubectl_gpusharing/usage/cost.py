@@ -84,9 +84,7 @@ def describe(answer: CostReport, paper: Paper) -> list[Line]:
                 sources = ", ".join(sorted({price.source for price in prices}))
                 priced = f"{pool.currency} {low if low == high else f'{low} to {high}'} ({sources})"
             cost = Span(money(pool.cents, pool.currency), Ink.PLAIN if pool.currency else Ink.WAITING)
-            cells.append(
-                [Span(pool.policy or "(no policy)"), Span(hours_of(pool.micros)), Span(priced), cost]
-            )
+            cells.append([Span(pool.policy or "(no policy)"), Span(hours_of(pool.micros)), Span(priced), cost])
         lines += [BLANK, *table(POOL_COLUMNS, cells, paper), BLANK]
         lines += drawing.prose_of_each(map(total_sentence, bill.totals), paper)
     else:
@@ -212,9 +210,7 @@ async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> 
     query_of(typed, 0.0)  # reports mistakes before anything is sent
     async with prometheus_at(await find_endpoint(session, typed)) as prometheus:
         answer = await find_answer(prometheus, typed, terminal.progress)
-    terminal.answer(
-        BillData, lambda: as_data(answer), lambda paper: describe(answer, paper), lambda: as_rows(answer)
-    )
+    terminal.answer(BillData, lambda: as_data(answer), lambda paper: describe(answer, paper), lambda: as_rows(answer))
     return CHANGES if answer.missing else DONE
 
 

@@ -213,9 +213,7 @@ class FreeReport:
         ]
         if claims := self.inventory.with_claims:
             have = "has" if claims == 1 else "have"
-            notes.append(
-                f"{counted(claims, 'pod')} {have} ResourceClaims, whose devices are not counted here"
-            )
+            notes.append(f"{counted(claims, 'pod')} {have} ResourceClaims, whose devices are not counted here")
         unread = sorted({one.policy for one in self.inventory.stocks.values() if one.one_each is None})
         if unread and "largest" in self.columns:
             notes.append(

@@ -81,10 +81,7 @@ async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector:
         end = min(fold.end, begin + at_once * HOUR)
         once = queries.ownership(selector, round(end - begin))
         answers = await side_by_side(
-            *(
-                prometheus.between(each, begin + HOUR, end, float(HOUR), whole=whole)
-                for each in hourly.values()
-            ),
+            *(prometheus.between(each, begin + HOUR, end, float(HOUR), whole=whole) for each in hourly.values()),
             *(prometheus.instant(each, end) for each in once.values()),
         )
         part = Answers(list, zip((*hourly, *once), answers, strict=True))
@@ -151,8 +148,7 @@ RECENT = 24
 PRESENT = 2
 """Hours without a sighting after which a GPU does not count. Peaks are queried for full hours, so the value cannot be lower."""
 NO_NODE = (
-    "the node of some GPUs is unknown (they have no node, Hostname or hostname label): each counts as a "
-    "separate node"
+    "the node of some GPUs is unknown (they have no node, Hostname or hostname label): each counts as a separate node"
 )
 AT_ONCE = 0.98
 """The part of a workload's hours in which its number of pods must not be exceeded: old and new pods coexist during an update."""
@@ -206,9 +202,7 @@ def find_pool(fold: Fold, where: str) -> ObservedPool:
             )
             for values in (record.memory, record.activity)
         )
-        histories.append(
-            History(workload, pods, holds, memory, activity or None, record.declared, record.of_device)
-        )
+        histories.append(History(workload, pods, holds, memory, activity or None, record.declared, record.of_device))
     away = [gpu for uuid, gpu in known.items() if uuid not in gpus and gpu.last > latest - RECENT]
     remarks = [*fold.remarks]
     if any(not gpu.node for gpu in gpus.values()):
@@ -400,9 +394,7 @@ async def find_in_cluster(session: Session, typed: Namespace) -> NodeScope:
         lost = {view.name: owner for view in views if (owner := owners.owner(view)) not in ("", name)}
         others = f"other policies ({', '.join(sorted(set(lost.values())))}) own"
         if len(lost) == len(selected):
-            raise Trouble(
-                f"{others} every node that policy {name} selects: there is nothing to recommend for it"
-            )
+            raise Trouble(f"{others} every node that policy {name} selects: there is nothing to recommend for it")
         remark = f"{others} {len(lost)} of the {len(selected)} nodes that policy {name} selects, and these are left out"
         labels, annotations = (texts(section(raw, "metadata", key)) for key in ("labels", "annotations"))
         # Approvals and resumptions are only for the policy as it was.
@@ -428,9 +420,7 @@ def _chosen(nodes: Sequence[JSON], wanted: Mapping[str, str], rows: Sequence[Row
     )
 
 
-async def find_in_prometheus(
-    prometheus: Prometheus, typed: Namespace, selector: str, end: float
-) -> NodeScope:
+async def find_in_prometheus(prometheus: Prometheus, typed: Namespace, selector: str, end: float) -> NodeScope:
     """Return the scope that `-l` selects, by the labels of nodes that kube-state-metrics exported at `end` or in the day before; without `-l`, the whole fleet."""
     if typed.policy:
         raise Trouble(

@@ -1,4 +1,9 @@
-"""What each tenant held and used of each pool."""
+"""What each tenant held and used of each pool.
+
+Read the meter (docs/adr/0043-the-meter.md) from Prometheus for a window: who used how much GPU time at which price, and what is missing.
+
+Each query covers a few days and has a value for each of them, so that a price applies only to the days on which it was exported, and no answer is large. On a whole day, a node's counters are only read at both ends if these show that no counter restarted. Otherwise, `increase` extrapolates a series to both ends, bridges gaps, and handles restarts.
+"""
 
 import math
 from collections import Counter, defaultdict
@@ -139,9 +144,7 @@ def weigh(answer: Iterable[Series], *labels: str) -> dict[tuple[str, ...], dict[
     return weights
 
 
-def _split(
-    series: Series, weights: Mapping[Pod, float], whole: float, more: Mapping[str, str]
-) -> list[Series]:
+def _split(series: Series, weights: Mapping[Pod, float], whole: float, more: Mapping[str, str]) -> list[Series]:
     labels, (at, value) = {**series.labels, **more, EXPORTED: ""}, series.points[-1]
     return [
         Series({**labels, NAMESPACE: namespace, "pod": name}, ((at, value * each / whole),))
@@ -280,9 +283,7 @@ async def _read_all(
                 yield day
 
 
-async def _read_days(
-    prometheus: Prometheus, query: MeterQuery, group: Days
-) -> list[tuple[Answers, Sightings]]:
+async def _read_days(prometheus: Prometheus, query: MeterQuery, group: Days) -> list[tuple[Answers, Sightings]]:
     days = await group.read(prometheus, queries.queries_of(query, group))
     growth, unsteady = await _read_growth(prometheus, query, group)
     simulated = queries.simulated_query(query.selector, round(LOOKBACK))
@@ -304,9 +305,7 @@ async def _read_days(
             if name in near:
                 day[name] = [series for series in far[name] if series.node not in others]
                 day[name] += [series for series in near[name] if series.node in others]
-        reserved = nodes_of(
-            series for series in day["held"] if exported_label(series, NAMESPACE) in RESERVATIONS
-        )
+        reserved = nodes_of(series for series in day["held"] if exported_label(series, NAMESPACE) in RESERVATIONS)
         if reserved:
             users = queries.users_query(query, group.seconds, matcher_of(reserved))
             day["users"] = await prometheus.instant(users, end)
@@ -317,14 +316,10 @@ async def _read_days(
     return found
 
 
-async def _read_growth(
-    prometheus: Prometheus, query: MeterQuery, group: Days
-) -> tuple[list[Answers], frozenset[str]]:
+async def _read_growth(prometheus: Prometheus, query: MeterQuery, group: Days) -> tuple[list[Answers], frozenset[str]]:
     times = (group.start, *group.ends) if group.seconds == DAY else ()
     marks = await side_by_side(*(prometheus.instant(queries.mark_query(query), at) for at in times))
-    nodes = [
-        nodes_of(one for one in mark if one.labels.get("what") != queries.INFO_OF_GPUS) for mark in marks
-    ]
+    nodes = [nodes_of(one for one in mark if one.labels.get("what") != queries.INFO_OF_GPUS) for mark in marks]
     # A Thanos that keeps raw samples for a short time only answers nothing about an older moment.
     if not nodes or not all(nodes):
         return await group.read(prometheus, queries.growth_queries(query, group.seconds)), frozenset()
@@ -406,9 +401,7 @@ def _count(
             cells[Cell(policy, tenant, part, resource, basis, price)] += max(0, round(series.value * MICROS))
 
 
-def _lacking(
-    parts: Mapping[NodePool, float], gpus: Mapping[NodePool, float], seconds: float
-) -> Iterator[str]:
+def _lacking(parts: Mapping[NodePool, float], gpus: Mapping[NodePool, float], seconds: float) -> Iterator[str]:
     tolerance = max(TOLERANCE, ENDS / seconds)
     pools = defaultdict[str, list[NodePool]](list)
     for key in sorted(parts.keys() | gpus.keys()):
@@ -475,9 +468,7 @@ def _refuse_doubles(twice: Iterable[Series]) -> None:
             )
         billed = f"{node} would be billed twice: its series differ in the label {label} ({values})"
         if label in TARGET and label not in CHOSEN:
-            others = [
-                f", and {name} ({', '.join(differ[name][:5])})" for name in sorted(differ) if name != label
-            ]
+            others = [f", and {name} ({', '.join(differ[name][:5])})" for name in sorted(differ) if name != label]
             raise Trouble(
                 f"{billed}{''.join(others)}, and several were scraped at the same time, for example because two agents run"
                 " there or one is scraped at two addresses. Stop one, then use a window that begins later, such as --window"

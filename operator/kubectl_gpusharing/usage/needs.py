@@ -1,4 +1,15 @@
-"""How much of a GPU a workload needs, from the histogram of what it used."""
+"""How much of a GPU a workload needs, from the histogram of what it used.
+
+Reduce days of samples to a few hundred numbers: a histogram whose buckets grow by 5 % and whose weights halve every day.
+
+The scheme is that of the Vertical Pod Autoscaler 1.7.1 (kubernetes/autoscaler, pkg/recommender/model/aggregations_config.go and util/decaying_histogram.go: growth 0.05, half-life 24 h). In VPA the width of a bucket grows by 5 %, here its upper bound does, so that no value is reported more than 5 % too high. Histograms are built anew for each recommendation, because Prometheus stores the samples (docs/adr/0048).
+
+How much of a GPU each pod of a workload needs, judged by what it used, and how certain that is.
+
+*Memory* is the 99th percentile of the hourly peaks with headroom (people plan with 20 to 30 %), and at least a tenth more than the highest peak: a pod that runs out of it is killed. *Compute* is a percentile of the activity: a pod that gets less is only slower. It cannot show that a pod would have computed more.
+
+*Nothing* is known where the history is short, or where memory is flat while activity is low: servers such as vLLM allocate most of the memory when they start, and only their owner can say what they need.
+"""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -243,14 +254,10 @@ def find_need(history: History, card: Card, goal: Goal) -> Need:
         values = [value for _, value in history.activity]
         idle = sum(value < IDLE for value in values) / len(values)
         full = sum(value >= _ceiling(history) for value in values) / len(values)
-    return Need(
-        history, needed, compute, peak, highest, span, coverage, idle, full, confidence, doubts, reason
-    )
+    return Need(history, needed, compute, peak, highest, span, coverage, idle, full, confidence, doubts, reason)
 
 
-def _doubts(
-    history: History, compute: float | None, card: Card, span: timedelta, coverage: float
-) -> tuple[Doubt, ...]:
+def _doubts(history: History, compute: float | None, card: Card, span: timedelta, coverage: float) -> tuple[Doubt, ...]:
     alone, whole = history.holds.share == 1 and history.holds.compute == 1, memory_of(card) * GIB
     preallocated = False
     if compute is not None and history.memory and whole:

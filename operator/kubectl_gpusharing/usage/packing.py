@@ -1,4 +1,11 @@
-"""Pack workloads into the layouts of a card."""
+"""Pack workloads into the layouts of a card.
+
+The search behind a recommendation: on how few GPUs instances fit, which workload gets which profile, and how many nodes are needed.
+
+*Packing* is exact: sums of slices do not tell (two 3g.40gb and a 1g.10gb have the card's 7 compute slices, and do not fit), so GPUs are filled one by one with legal layouts, each until nothing more fits. A legal layout stays legal without one of its instances, so no solution is lost.
+
+Each of n *nodes* must hold an n-th of the pods of a profile, rounded up, and only those n are tried at which one of these numbers changes. Pods with several whole GPUs are put on nodes first fit, the largest first.
+"""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -202,9 +209,7 @@ class TemplateChoice:
         return dict(self.assignment)[seat.index]
 
 
-def choose(
-    packer: Packer, seats: Sequence[Placement], per_node: int, nodes: int, goal: Goal
-) -> TemplateChoice:
+def choose(packer: Packer, seats: Sequence[Placement], per_node: int, nodes: int, goal: Goal) -> TemplateChoice:
     """Return the best template for `nodes` nodes with `per_node` GPUs each, with as few additional nodes as possible. Raises ValueError if a node has no room for instances beside the whole GPUs of one pod."""
     sizes, pods = packer.sizes, Counter[int]()
     for seat in seats:

@@ -1,4 +1,7 @@
-"""Find a Prometheus in the cluster, and ask it."""
+"""Find a Prometheus in the cluster, and ask it.
+
+Query a Prometheus through its HTTP API (https://prometheus.io/docs/prometheus/latest/querying/api), directly at its address or as a Service through the API server. Any answer other than data is raised as a `Trouble`.
+"""
 
 import asyncio
 import errno
@@ -125,9 +128,7 @@ def unreachable(error: Exception, where: str, through: str) -> Trouble:
         untrusted = error.certificate_error
         code = untrusted.verify_code if isinstance(untrusted, ssl.SSLCertVerificationError) else 0
         if code in OTHER_NAME:
-            host = (
-                f"tls-server-name for {through} in the kubeconfig" if through else "the host in --prometheus"
-            )
+            host = f"tls-server-name for {through} in the kubeconfig" if through else "the host in --prometheus"
             remedy = f"It was issued for another name: set {host} to a name that it contains"
         elif code in OLD:
             remedy = "It has expired: have it renewed on the server, or correct the clock here"
@@ -244,10 +245,7 @@ class Prometheus:
             # Many series have the same labels, and a bill holds a hundred thousand series.
             return [
                 Series(
-                    {
-                        intern(printable(name)): intern(printable(text))
-                        for name, text in raw["metric"].items()
-                    },
+                    {intern(printable(name)): intern(printable(text)) for name, text in raw["metric"].items()},
                     tuple(
                         (float(at), float(value))
                         for at, value in (raw["values"] if "values" in raw else [raw["value"]])
@@ -299,9 +297,7 @@ async def prometheus_at(place: Endpoint) -> AsyncIterator[Prometheus]:
         yield Prometheus(session, place)
 
 
-def place_of(
-    url: str, token_file: str, ca_file: str, environment: Mapping[str, str] = os.environ
-) -> Endpoint:
+def place_of(url: str, token_file: str, ca_file: str, environment: Mapping[str, str] = os.environ) -> Endpoint:
     """Return how to reach the Prometheus at `url`, with the token and the authorities in these files, unless their names are empty, and through the proxy that `environment` names. Nothing is sent."""
     try:
         parts = urlsplit(url)
@@ -320,8 +316,7 @@ def place_of(
         local = parts.hostname == "localhost"
     if token_file and parts.scheme == "http" and not local:
         raise Trouble(
-            f"--token-file: the token would be sent unencrypted to {url}: use https://, or a"
-            " port-forward to 127.0.0.1"
+            f"--token-file: the token would be sent unencrypted to {url}: use https://, or a port-forward to 127.0.0.1"
         )
     authorization, trust = "", None
     if token_file:

@@ -1,4 +1,13 @@
-"""The queries about usage, and the prices of nodes."""
+"""The queries about usage, and the prices of nodes.
+
+The PromQL queries for a bill (`MeterQuery`) and for the use of GPUs.
+
+The metrics and labels of dcgm-exporter are those of its versions 4.5.3 to 4.8.2 (internal/pkg/transformation/const.go and kubernetes.go): `UUID`, with --use-old-namespace `uuid`, `pod_name` and `pod_namespace`. A MIG device has the UUID of its GPU, GPU_I_ID and GPU_I_PROFILE. DCGM_FI_DEV_FB_USED is in MiB. Those of kube-state-metrics are from its v2 (docs/metrics/workload).
+
+The price of a node's GPUs: OpenCost's metric if it has one, else the policy's price, else the price of the product in the chart's map; and the price in `--price`.
+
+`node_gpu_hourly_cost` is the "hourly cost for each gpu on this node" (opencost, pkg/costmodel/metrics.go at 02e0666) with the label `node`, without a currency, and 0 for a node whose price OpenCost does not know.
+"""
 
 import math
 import re
@@ -200,8 +209,7 @@ def growth_queries(query: MeterQuery, seconds: int, nodes: str = "") -> dict[str
     """Return the queries for how much the COUNTERS grew in the last `seconds` on these nodes, and for the nodes with SIMULATED GPUs, by the name of their answer."""
     chosen = f"{braced(query.selector, nodes)}[{seconds}s]"
     growth = {
-        name: f"sum by (node, {labels}) (increase({counter}{chosen}))"
-        for name, (counter, labels) in COUNTERS.items()
+        name: f"sum by (node, {labels}) (increase({counter}{chosen}))" for name, (counter, labels) in COUNTERS.items()
     }
     return {**growth, "simulated": simulated_query(query.selector, seconds)}
 
@@ -316,8 +324,7 @@ def _prices(query: MeterQuery, seconds: int) -> dict[str, str]:
     # First the mean of all series and then the mean over time, so that a restart of the price's exporter does not
     # change the weight of the hours before and after it.
     means = {
-        name: f"avg_over_time((avg by ({labels}) ({metric})){points})"
-        for name, (metric, labels) in prices.items()
+        name: f"avg_over_time((avg by ({labels}) ({metric})){points})" for name, (metric, labels) in prices.items()
     }
     rivals = (
         f"count_over_time((max by ({labels}) ({metric}) > min by ({labels}) ({metric})){points}) > {_moments(seconds)}"

@@ -125,9 +125,7 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session
     lately = MeterQuery(max(start, end - DAY), end, selector=selector)
     price = price_of(typed.price) or await read_price(prometheus, lately, observed.names)
     where = prometheus.place.where
-    return RecommendReport(
-        where, start, end, scope, observed, recommendation, policy, missing, remarks, price
-    )
+    return RecommendReport(where, start, end, scope, observed, recommendation, policy, missing, remarks, price)
 
 
 async def find_effect(session: Session | None, scope: NodeScope, policy: dict[str, object]) -> Planned | str:

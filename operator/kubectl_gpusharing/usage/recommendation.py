@@ -131,9 +131,7 @@ def recommend(
     packer = _packer(pool.card)
     alike = len(set(pool.nodes)) == 1
     per_node, count = (pool.nodes[0], len(pool.nodes)) if alike else (1, pool.gpus)
-    places = [
-        _least(need, packer.sizes, max(pool.nodes)) for need in sorted(needs, key=lambda each: each.workload)
-    ]
+    places = [_least(need, packer.sizes, max(pool.nodes)) for need in sorted(needs, key=lambda each: each.workload)]
     unplaced = [place for place in places if not place.why.placed]
     seats = [place for place in places if place.why.placed]
     # A pod that needs all GPUs of a node leaves none to divide, and all nodes have the same template.

@@ -165,9 +165,7 @@ class Board:
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     if not (typed.port.isdecimal() and int(typed.port) < 65536):
-        raise Trouble(
-            f"--port {typed.port} is not a port: pass a number from 0 to 65535, such as --port 8321"
-        )
+        raise Trouble(f"--port {typed.port} is not a port: pass a number from 0 to 65535, such as --port 8321")
     async with AsyncExitStack() as stack:
         cluster = await stack.enter_async_context(followed(session, await session.lists(POLICIES, GPUNODES)))
         pages = Board(session, typed, cluster).pages

@@ -46,9 +46,7 @@ def span_of(typed: Namespace, now: float, most: int = MOST) -> tuple[float, floa
     match = re.fullmatch(r"([0-9]{1,6})([mhdw])", typed.window)
     seconds = int(match[1]) * UNITS[match[2]] if match else 0
     if not LEAST <= seconds <= most:
-        raise Trouble(
-            f"--window {typed.window}: use a length from 10m to {most // 86400}d, for example 12h, 30d or 4w"
-        )
+        raise Trouble(f"--window {typed.window}: use a length from 10m to {most // 86400}d, for example 12h, 30d or 4w")
     return end - seconds, end
 
 
@@ -68,9 +66,7 @@ class Days:
         """Run these queries concurrently and return their answers for each stretch, in the order of `ends`, including infinite values and NaN."""
         # A single point needs no step, and a proxy would move it to a multiple of one.
         step, span = self.seconds if len(self.ends) > 1 else 1, (self.ends[0], self.ends[-1])
-        found = await side_by_side(
-            *(prometheus.between_all(query, *span, step) for query in queries.values())
-        )
+        found = await side_by_side(*(prometheus.between_all(query, *span, step) for query in queries.values()))
         answers = [Answers(list) for _ in self.ends]
         for name, series in zip(queries, found, strict=True):
             for day, end in zip(answers, self.ends, strict=True):
@@ -117,8 +113,7 @@ async def find_gaps(
     sentences, least = list[str](), LOOKBACK + 2 * step
     if times[0] - start > least:
         sentences.append(
-            f"the history begins at {moment(times[0])} and covers {duration(end - times[0])} of"
-            f" {duration(end - start)}"
+            f"the history begins at {moment(times[0])} and covers {duration(end - times[0])} of {duration(end - start)}"
         )
     holes = [(a, b) for a, b in pairwise(times) if b - a > 2 * step + 1]
     if holes:

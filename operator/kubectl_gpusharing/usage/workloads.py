@@ -1,4 +1,9 @@
-"""What each workload used, folded from series that are read hour by hour."""
+"""What each workload used, folded from series that are read hour by hour.
+
+Folds hourly answers about GPUs into one record for each workload, one stretch of time after another. The size of a record depends only on the number of hours.
+
+Where several pods hold a GPU, dcgm-exporter does not report the use of each: it reports all of them, or only one, with the use of the whole GPU. Such hours are left out, unless the agent reports the pod's own use.
+"""
 
 import re
 from array import array

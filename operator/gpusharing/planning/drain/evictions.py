@@ -1,4 +1,15 @@
-"""The server's answers to evictions, and what PodDisruptionBudgets let it answer."""
+"""The server's answers to evictions, and what PodDisruptionBudgets let it answer.
+
+The API server's answers to evictions, and when to send an eviction again (docs/design/drain.md, rows E).
+
+Answers are kept in memory only: after a restart the operator simply evicts every pod again, and recognizes a pod that
+is already leaving by its deletionTimestamp.
+
+What PodDisruptionBudgets say about an eviction, worked out in the same way as by the API server.
+
+The server decides (kubernetes v1.36.3 `pkg/registry/core/pod/storage/eviction.go`); this module only predicts the
+server's answer, so that a hopeless drain does not begin and the reason is known before any pod is disturbed.
+"""
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta

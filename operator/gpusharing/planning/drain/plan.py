@@ -1,4 +1,23 @@
-"""The drain of one node: which pods to evict now, and what holds back the others."""
+"""The drain of one node: which pods to evict now, and what holds back the others.
+
+The drain of one node: which pods to evict now, and what holds back the others.
+
+The plan is a function of the pods' standings (standing.py). Specification: docs/design/drain.md. Every plan has these
+properties:
+
+- a finished, static, DaemonSet or terminating pod is never evicted, and no pod is evicted twice;
+- every pod that holds a GPU is evicted, waited for, put off to the next pass or blocked with a reason. No such
+  pod is skipped, because it holds the GPU until its API object is gone;
+- the order of the input makes no difference.
+
+What is deleted by force near the end of a drain (docs/design/drain.md#t4): `drain.onTimeout: ForceDelete`.
+
+A DELETE bypasses PodDisruptionBudgets, so it comes last and affects few pods: only those that the drain evicts anyway
+and whose eviction a budget refused. They are deleted early enough for their grace period to end with the drain. No pod
+is deleted if the node would not become empty even so. Specification: docs/adr/0032-force-is-a-delete-with-grace.md.
+
+How a gang affects a preflight: the strictest rule of any member, on any node, applies to all of them (docs/design/drain.md#t13).
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -55,9 +74,7 @@ def _slack(within: timedelta) -> timedelta:
     return min(SLACK, within / 4)
 
 
-def find_forced(
-    pods: Standings, end: datetime | None, now: datetime
-) -> tuple[list[Standing], list[Standing]]:
+def find_forced(pods: Standings, end: datetime | None, now: datetime) -> tuple[list[Standing], list[Standing]]:
     """Return the pods to delete now, and those to evict now even if it is not their turn.
 
     The time to delete these pods by force has come. The first ones have a refusal that still counts, the others need
@@ -243,9 +260,7 @@ def plan_drain(pods: Standings, now: datetime, end: datetime | None = None) -> D
         ),
         jobs=tuple(standing.pod for standing in jobs),
         jobs_until=max((standing.ends for standing in jobs if standing.ends is not None), default=None),
-        overdue=tuple(
-            standing.pod for standing in jobs if standing.ends is not None and standing.ends <= now
-        ),
+        overdue=tuple(standing.pod for standing in jobs if standing.ends is not None and standing.ends <= now),
         needs=tuple(budget_room(pods).items()),
         next_wake=_next_wake(pods, len(evict) + len(forced), end, now),
     )

@@ -1,4 +1,9 @@
-"""Which pods must leave a node, and what forbids to evict one of them (docs/design/drain.md)."""
+"""Which pods must leave a node, and what forbids to evict one of them (docs/design/drain.md).
+
+Which pods on a node hold a GPU, and which of these may be evicted (docs/design/drain.md, rows P and G).
+
+A policy's rules about pods, marks on pods, and which pods end by themselves (docs/design/drain.md#p17, P19, T9-T12).
+"""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -33,10 +38,7 @@ JOB_KINDS = frozenset(
         ("batch", "Job"),
         ("batch.volcano.sh", "Job"),
         ("argoproj.io", "Workflow"),
-        *(
-            ("kubeflow.org", kind)
-            for kind in ("PyTorchJob", "TFJob", "MPIJob", "XGBoostJob", "PaddleJob", "JAXJob")
-        ),
+        *(("kubeflow.org", kind) for kind in ("PyTorchJob", "TFJob", "MPIJob", "XGBoostJob", "PaddleJob", "JAXJob")),
     }
 )
 """API group and kind of controllers whose pods end by themselves. A JobSet's and a TrainJob's pods belong to Jobs."""
@@ -308,9 +310,7 @@ def _decide(pod: PodView, options: Drain, scope: Scope) -> Literal["hold", "wait
         return block(Reason.GPU_DAEMON_SET, f"Its DaemonSet is {pod.namespace}/{owner.name}")
     if pod.deleted_at is not None:
         return "hold"  # rules against evicting it no longer matter, but it still holds its GPU (P14)
-    if (
-        pod.ref == scope.own_pod
-    ):  # after its own eviction the node would stay cordoned until a successor takes over
+    if pod.ref == scope.own_pod:  # after its own eviction the node would stay cordoned until a successor takes over
         return block(Reason.OWN_POD)
     if pod.namespace in scope.protected:
         # The chart's admission policy would refuse it: it sees the Eviction and not the pod (kubernetes#110169).
@@ -322,11 +322,7 @@ def _decide(pod: PodView, options: Drain, scope: Scope) -> Literal["hold", "wait
             return block(Reason.TOLERATES_CORDON, f"Its {named} pins it to this node")
         if _came_back(pod, scope):
             started = f"Its {named} started it here after the cordon"
-            how = (
-                ""
-                if pod.tolerates_cordon
-                else ", which it does not tolerate: its template sets spec.nodeName"
-            )
+            how = "" if pod.tolerates_cordon else ", which it does not tolerate: its template sets spec.nodeName"
             return block(Reason.TOLERATES_CORDON, f"{started}{how}")
     if options.protected_pods != "Ignore" and not is_reservation(pod):  # KAI marks these, for Karpenter
         mark = find_protection(pod, None if options.protected_pods == "Block" else scope.now)

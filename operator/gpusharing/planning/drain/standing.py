@@ -1,4 +1,19 @@
-"""The standing of each pod in the drain of its node: leaving, waited for, blocked, or to be evicted now."""
+"""The standing of each pod in the drain of its node: leaving, waited for, blocked, or to be evicted now.
+
+The standing of each pod in the drain of its node: whether it is leaving, is waited for, or may be evicted now.
+
+Everything about a single pod comes together here: whether a rule blocks it (holders.py), the server's last answer about
+it (evictions.py), and the budgets that guard it (pdb.py). Preflight and plan both use it (docs/design/drain.md).
+
+What the members of a gang mean for a drain: how long it waits for the gang's pods, and which gangs must not be interrupted.
+
+Evicting one rank ends the whole gang. So while any member, on any node, may still end by itself, the drain waits for
+all members (docs/design/drain.md#t13).
+
+Whether a member must stay is checked in every pass, up to the last eviction. The preflight checks the same before the
+node is cordoned (gangs.py), but a drain may wait for hours, and meanwhile somebody may mark a member or set a rule. A
+member that must stay keeps all pods of its gang from being evicted or deleted by force (docs/design/drain.md#gangs).
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -87,9 +102,7 @@ def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gan
                 waits.append((patience(member.pod, member.drain), member))
         if waits:
             # Unlimited waits come first, then longer waits before shorter ones, then the member's name decides.
-            wait, first = min(
-                waits, key=lambda one: (one[0] is not None, -(one[0] or timedelta(0)), one[1].pod.ref)
-            )
+            wait, first = min(waits, key=lambda one: (one[0] is not None, -(one[0] or timedelta(0)), one[1].pod.ref))
             where = f" on {first.node}" if first.node else ""
             may = f"whose member {first.pod.ref}{where} may still complete on its own"
             longest[view.gang] = wait, f"evicting the pod would end {view.gang.ref}, {may}", spared
@@ -103,9 +116,7 @@ def _find_members(view: GangView, work: NodeWork, node: str) -> list[GangMember]
     """
     here = [GangMember(node, pod) for pod in work.pods if pod.gang == view.gang]
     seen = {member.pod.uid for member in here}
-    return here + [
-        member for member in view.members if member.node not in ("", node) and member.pod.uid not in seen
-    ]
+    return here + [member for member in view.members if member.node not in ("", node) and member.pod.uid not in seen]
 
 
 def find_blocked_gangs(
@@ -243,9 +254,7 @@ class Standings:
         return -1 if self.error else len(self.leaving) + len(self.remaining) + self.blocked
 
 
-def find_standings(
-    work: NodeWork, options: Drain, now: datetime, *, scope: Scope, cordoned: bool = True
-) -> Standings:
+def find_standings(work: NodeWork, options: Drain, now: datetime, *, scope: Scope, cordoned: bool = True) -> Standings:
     """Return the standing of every pod that has to leave the node.
 
     `cordoned` says whether the drain has begun. Before that, a refused eviction is ignored once its wait is over,
@@ -320,6 +329,4 @@ def _wait(
         ends = NEVER if wait is None else scope.cordoned_at + wait
     spared = options.jobs.on_timeout == "Abort" or gang_spared
     waits = spared or ends is None or now < ends
-    return replace(
-        standing, waits=waits, ends=ends, spared=spared, due=standing.due and not waits, waits_for=waits_for
-    )
+    return replace(standing, waits=waits, ends=ends, spared=spared, due=standing.due and not waits, waits_for=waits_for)

@@ -1,4 +1,14 @@
-"""Pods that no node could run after the change."""
+"""Pods that no node could run after the change.
+
+Which pods could not run after the planned changes: by resource name, by number of devices, and by the labels that a change rewrites.
+
+Everything here describes the cluster after all planned changes, never a moment in between: a node counts with its
+target even while its change is under way (docs/design/drain.md#stranded).
+
+The guard for tenants: the modes that a namespace's label admits, and the requirement that GPU pods in the namespace get.
+
+The chart's admission policies (templates/admission-guard.yaml) follow the same table. docs/how-to/isolate-tenants.md
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -41,10 +51,7 @@ def with_guard(pod: PodView, *, adds: bool = True) -> PodView:
     required = pod.node_selector.get(LABEL_MODE) in admitted or (
         bool(pod.node_terms)
         and all(
-            any(
-                key == LABEL_MODE and operator == "In" and {*values} <= {*admitted}
-                for key, operator, values in term
-            )
+            any(key == LABEL_MODE and operator == "In" and {*values} <= {*admitted} for key, operator, values in term)
             for term in pod.node_terms
         )
     )
@@ -152,9 +159,7 @@ class Afterwards:
                 requested[name] += in_use
                 remain[name] += max(kept, place.after.get(name, 0)) if place.open else kept
                 before[name] += max(in_use, place.before.get(name, 0)) if place.open else in_use
-        return {
-            name: DeviceDemand(requested[name], remain[name], before[name]) for name in {*requested, *before}
-        }
+        return {name: DeviceDemand(requested[name], remain[name], before[name]) for name in {*requested, *before}}
 
     def find_node(self, name: str) -> FutureNode | None:
         return self._places.get(name)

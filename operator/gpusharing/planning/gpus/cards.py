@@ -1,4 +1,25 @@
-"""Facts about cards, and how many devices of what size a layout gives."""
+"""Facts about cards, and how many devices of what size a layout gives.
+
+GPU models: what each card is, which MIG profiles it offers, and where their instances can be placed.
+
+This table is the fallback. What the card itself reports through NVML (and the agent into ``GPUNode``) takes
+precedence, with one known exception, `Card.nvml_counts_wrong`. A new model is an entry in `CARDS`, and one in
+tests/planning/mig-facts.yaml; only a card with a new way of dividing it also needs a family. Sources, named in each `Provenance`:
+
+- *guide*: NVIDIA MIG user guide, pages "supported GPUs" and "supported MIG profiles";
+- *capture*: output of ``nvidia-smi mig -lgip`` / ``-lgipp`` taken on that hardware and published;
+- *mig-parted*: NVIDIA/mig-parted v0.15.0, its ``config-default.yaml`` (names and counts only);
+- *playbook*: NVIDIA DGX Station MIG playbook (GB300);
+- *report*: ``nvidia-smi -q -x`` of a real node, in NVIDIA/k8s-test-infra at 3b2b865d (tests/planning/real-nodes.yaml);
+- *pci.ids*: the PCI ID repository, for device ids that mig-parted does not know.
+
+Compute capabilities: NVIDIA's "CUDA GPU compute capability" table.
+
+The share of a GPU that a MIG instance counts for on a bill: its fraction of the compute slices or of the memory, whichever is larger.
+
+The larger one counts, because a pod that takes all of one resource leaves no use for the other. The shares of one GPU
+may then add up to more than 1 (4g.40gb and 3g.40gb on an 80 GB card: 4/7 and 4/8), and are reduced in proportion.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -158,16 +179,10 @@ def _card(
     )
 
 
-_NO_MIG = Provenance(
-    "doc", "unknown", "unknown", "not in the guide's list of supported GPUs; device IDs from pci.ids"
-)
-_CAPTURED = Provenance(
-    "real", "real", "real", "output of nvidia-smi mig -lgip and -lgipp; guide; mig-parted", "real"
-)
+_NO_MIG = Provenance("doc", "unknown", "unknown", "not in the guide's list of supported GPUs; device IDs from pci.ids")
+_CAPTURED = Provenance("real", "real", "real", "output of nvidia-smi mig -lgip and -lgipp; guide; mig-parted", "real")
 _CONFIG_ONLY = Provenance("cfg", "family", "family", "mig-parted only", "cfg")
-_SEEN_WITHOUT_MIG = Provenance(
-    "real", "unknown", "unknown", "a report from a real node shows MIG as N/A", "real"
-)
+_SEEN_WITHOUT_MIG = Provenance("real", "unknown", "unknown", "a report from a real node shows MIG as N/A", "real")
 
 CARDS: tuple[Card, ...] = (
     # --- with MIG ---
@@ -370,9 +385,7 @@ def usable_memory(card: Card, profile: Profile) -> float:
 def plain_profiles(card: Card) -> tuple[Profile, ...]:
     """Return the profiles without an attribute that are not the whole card, sorted by memory; of equal ones, the more numerous first."""
     whole = max((profile.slices for profile in card.profiles), default=0)
-    plain = [
-        profile for profile in card.profiles if not {"+", "-"} & set(profile.name) and profile.slices < whole
-    ]
+    plain = [profile for profile in card.profiles if not {"+", "-"} & set(profile.name) and profile.slices < whole]
     return tuple(sorted(plain, key=lambda profile: (profile.memory_gb, -profile.max_count)))
 
 

@@ -1,4 +1,21 @@
-"""Whether a GPU is healthy, and whether its driver is safe for a change."""
+"""Whether a GPU is healthy, and whether its driver is safe for a change.
+
+Whether a GPU is healthy enough to be reconfigured, and what a person has to do if not.
+
+The facts come from the agent's ordinary reading (docs/adr/0015-health-from-the-same-reading.md says what that shows
+and what it does not). Running pods are left alone: an unhealthy GPU continues to serve as far as NVIDIA's device
+plugin lets it. Its mode and layout stay as they are until a person has acted.
+
+Drivers under which no GPU is repartitioned: those affected by CVE-2026-24197 and those that an admin lists.
+
+Also drivers under which pods hang with some layouts.
+
+CVE-2026-24197: memory routing of MIG partitions starts from an insecure default, so that repartitioning may corrupt
+data or hang, beyond the tenant that caused it. The fixed versions are those of NVIDIA's own record (bulletin 5821,
+https://github.com/NVIDIA/product-security/blob/5f2f483bdb97b934730c448e6f6c54e04212dd0f/2026/5821/CVE-2026-24197.json).
+It lists three branches of the Linux driver. Of other old branches NVIDIA says only that they "might also be affected".
+The operator does not refuse those by itself, but an admin can list them.
+"""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence

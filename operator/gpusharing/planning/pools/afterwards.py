@@ -1,4 +1,11 @@
-"""What the cluster will offer afterwards, and which pods will have to leave."""
+"""What the cluster will offer afterwards, and which pods will have to leave.
+
+What the changes of waiting nodes would disturb, for people who approve a plan or wait for it.
+
+The pods on nodes that are being changed are listed anyway. The pods on waiting nodes are not, so `status.plan` could
+only count nodes. Therefore the pods on the first waiting nodes are listed too, but seldom, and only a few at a time
+over all pools (docs/design/drain.md#preview).
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -31,9 +38,7 @@ def find_afterwards(snapshot: ClusterSnapshot, members: Mapping[str, Member]) ->
 
     def places() -> Iterator[FutureNode]:
         for name, node in snapshot.nodes.items():
-            with suppress(
-                Exception
-            ):  # an error about one node must not hide the others (transition/cases.py)
+            with suppress(Exception):  # an error about one node must not hide the others (transition/cases.py)
                 member = members.get(name)
                 place = _place(node, member.assessment if member is not None else None, snapshot)
                 verdict = member.verdict if member is not None else None
@@ -84,9 +89,7 @@ def _labels(node: NodeView, assessed: Assessed | None) -> tuple[Mapping[str, str
     return tuple({**labels, f"{FIELD}metadata.name": node.name} for labels in label_sets)
 
 
-def find_holdings(
-    node: NodeView, snapshot: ClusterSnapshot, *, remaining: bool = False
-) -> Mapping[str, int] | None:
+def find_holdings(node: NodeView, snapshot: ClusterSnapshot, *, remaining: bool = False) -> Mapping[str, int] | None:
     """Return how many devices of each resource name the pods of the node hold, or None if that is unknown.
 
     Without a LIST of its pods, the agent's report counts, which is up to 30 s old and knows no devices of NVIDIA's DRA driver. `remaining` leaves out pods that are being deleted, and distrusts that report during a change.
@@ -151,16 +154,12 @@ def find_previews(
     return known, frozenset(due[:left]), now + poll if missing else None
 
 
-def _to_go(
-    pools: Mapping[str, Pool], verdicts: Mapping[str, Verdict]
-) -> Iterator[tuple[PolicyView, Verdict]]:
+def _to_go(pools: Mapping[str, Pool], verdicts: Mapping[str, Verdict]) -> Iterator[tuple[PolicyView, Verdict]]:
     for _, pool in sorted(pools.items()):
         if pool.policy.spec is None or pool.policy.deleting:
             continue
         waiting = (verdicts[name] for name in pool.to_go)
-        yield from islice(
-            ((pool.policy, verdict) for verdict in waiting if not verdict.phase.in_flight), MAX_NODES
-        )
+        yield from islice(((pool.policy, verdict) for verdict in waiting if not verdict.phase.in_flight), MAX_NODES)
 
 
 def preview_of(

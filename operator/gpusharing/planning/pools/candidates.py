@@ -1,4 +1,9 @@
-"""Which nodes may start next, and what the nodes that are changing occupy."""
+"""Which nodes may start next, and what the nodes that are changing occupy.
+
+What the pools share in one pass: the cluster after the changes, the looks at pods, what PodDisruptionBudgets still allow, and where the operator's own pod could be scheduled.
+
+A cordoned node keeps its pods, but the operator's own pod may be replaced in the middle of a change, because somebody deletes, upgrades or drains it. If our cordons covered every node then, no operator could run to lift them (docs/design/drain.md#place).
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -115,11 +120,7 @@ class PassState:
         held = verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD
         if held or not verdict.phase.in_flight:
             self.keepers.append(find_member(verdict, node, None))
-        if (
-            node.fence is None
-            or not node.fence.disruption.cordons
-            or verdict.reason is Reason.NODE_NOT_JUDGED
-        ):
+        if node.fence is None or not node.fence.disruption.cordons or verdict.reason is Reason.NODE_NOT_JUDGED:
             return None
         if (work := snapshot.work.get(node.name)) is not None and not work.error:
             self.crowd.update(dict(verdict.needs))
@@ -262,9 +263,7 @@ def find_cost(case: NodeCase, pods: int) -> int:
     return len(ended)
 
 
-def find_candidate(
-    case: NodeCase, policy: PolicyView, state: PassState, *, follows: bool = False
-) -> Candidate:
+def find_candidate(case: NodeCase, policy: PolicyView, state: PassState, *, follows: bool = False) -> Candidate:
     """Return the candidate with what the last LIST of its pods shows; `case` may come from an earlier pass."""
     case = replace(case, now=state.now)
     assessed, before = case.assessment, standing_look(case, policy, state.looks)
@@ -353,9 +352,7 @@ def begin(candidate: Candidate, wave: str = "", mates: tuple[str, ...] = ()) -> 
         mates=mates,
     )
     verdict = case.verdict(Phase.CORDONED, Reason.SETTLING, "the change begins")
-    return replace(verdict, deadline=fence.deadline).then(
-        FenceNode(node, fence, fence.cordons, labels, annotations)
-    )
+    return replace(verdict, deadline=fence.deadline).then(FenceNode(node, fence, fence.cordons, labels, annotations))
 
 
 def looking(case: NodeCase) -> Verdict:

@@ -40,9 +40,7 @@ LOOKAHEAD = 2
 """How many candidates beyond the free slots have their pods listed, so that blocked nodes do not stop the pool."""
 
 
-def select(
-    pool: Pool, queue: Queue, cap: int, state: PassState, past: AbstractSet[Reason] = frozenset()
-) -> Selection:
+def select(pool: Pool, queue: Queue, cap: int, state: PassState, past: AbstractSet[Reason] = frozenset()) -> Selection:
     """Return which candidates of a pool start, and what the others wait for. Starts are recorded in `state`.
 
     `queue` must have all candidates, and the pool its hours. `cap` is how many more nodes the operator-wide cap allows. Holds whose reason is in `past` have been checked already.
@@ -204,8 +202,7 @@ def choose(
         (case, pool.policy)
         for pool in waiting
         for case in pool.candidates
-        if case.node.name in snapshot.memory.looks
-        and (pool.limit > pool.used or is_newcomer(case.node, case.gpunode))
+        if case.node.name in snapshot.memory.looks and (pool.limit > pool.used or is_newcomer(case.node, case.gpunode))
     ]
     state = PassState.of(snapshot, now, afterwards, looked_at)
     for name in sorted(in_flight):

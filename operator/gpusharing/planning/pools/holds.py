@@ -1,4 +1,19 @@
-"""Why a pool starts no further node: pauses, canaries, approvals and failures."""
+"""Why a pool starts no further node: pauses, canaries, approvals and failures.
+
+What may keep all waiting nodes of a policy from starting (a hold), and the verdict of a node that waits.
+
+Holds are looked for once per pool and pass, and only while some node could start. Nodes in flight go on, and some holds let a few nodes through (`select` in room.py).
+
+The first nodes of a change, for which the others wait.
+
+The canaries are identified by the fences and proofs for this revision of the policy on the Nodes, so neither a restart nor a pause changes them. A canary with more nodes than its pool cannot be proven, so no node in service starts, unless the pool shrank after the canary began (docs/adr/0055-a-canary-larger-than-its-pool.md).
+
+Until another node has started, each proven canary must also serve what was proven on it. One that fails to do so is not replaced, because otherwise one node after another would be used up, and the soak does not start over.
+
+The hash with which a person approves a plan. It covers what each node will become, and how much the changes disturb.
+
+The plan is hashed as it was when the change of each node began, without pods and progress, so an approval lasts until the plan is carried out. Every edit of the policy changes the hash, even one that restores an earlier spec, because nobody has reviewed that spec since. So does a node that joins or leaves, or a drift whose correction disturbs more than was approved.
+"""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -313,9 +328,7 @@ def count_failures(
     for pool in pools:
         version = pool.policy.version
         marked = (one for one in pool.members if one.marked)
-        shown = {
-            one.node.uid: FailedNode(one.node.name, version) for one in marked if has_failed(one, pool.policy)
-        }
+        shown = {one.node.uid: FailedNode(one.node.name, version) for one in marked if has_failed(one, pool.policy)}
         lost = {uid: one for uid, one in recorded.items() if one.version == version and uid not in shown}
         for member in pool.members if lost else ():
             fence = member.node.fence

@@ -1,4 +1,23 @@
-"""The nodes of one policy, counted, and who keeps its slots."""
+"""The nodes of one policy, counted, and who keeps its slots.
+
+One policy's nodes together: how many may be unavailable, and which start next.
+
+limit      allowance(maxUnavailable, nodes of the policy); 0 freezes the pool. Nodes without a GPU and products that the
+           policy leaves out do not concern it: they do not count for a percentage and take no slot. Nodes that
+           somebody keeps from changing (cordon, maintenance, switched-off operands) do count. Newcomers behind the
+           start-up taint do not count and take only a slot of the operator-wide cap; holds of the pool apply to them
+           too (docs/design/transition.md#gate)
+used       nodes that are not Ready, cordoned by anyone, fenced, claimed or being deleted; each counts once. A claim
+           without a fence was left by a crash or an earlier operator, and its node goes first. A node that another
+           policy will leave to this one cordoned or Failed counts even before that happens
+room       limit - used, but no more than the operator-wide cap leaves, and one node stays open for our own pod
+           (ledger.py)
+hold       what keeps every node from starting, whatever its state: a frozen budget, closed windows (holds.py)
+order      fewest GPU pods first, a gang counted as a whole, then a stable shuffle. Nodes that something blocks do not
+           stop the others, and share a few looks at their pods (looks.py)
+waves      nodes that share a gang start in one pass, and wait for enough room if there can ever be enough (waves.py)
+crowd      while nodes in flight use up the room of a PodDisruptionBudget, no other node with pods under it starts
+"""
 
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet

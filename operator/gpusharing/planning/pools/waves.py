@@ -74,9 +74,7 @@ def group(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
     return {first: [cordoning[name] for name in names] for first, names in waves.items()}
 
 
-def find_following(
-    policy: PolicyView, members: Iterable[Member], candidates: Iterable[NodeView]
-) -> frozenset[str]:
+def find_following(policy: PolicyView, members: Iterable[Member], candidates: Iterable[NodeView]) -> frozenset[str]:
     """Return the names of the candidates that share a gang with a node of the pool that started without them, until they have been changed too or the policy gets a new revision."""
     begun: set[str] = set()
     proofs = []
@@ -176,9 +174,7 @@ def hold_together(
     for wave in waves.values():
         ends = {name: any(isinstance(one, Release) for one in verdicts[name].actions) for name in wave}
         others = sorted(name for name in wave if not ends[name])
-        if not others or any(
-            verdicts[name].phase is Phase.FAILED or fences[name].rolls_back for name in others
-        ):
+        if not others or any(verdicts[name].phase is Phase.FAILED or fences[name].rolls_back for name in others):
             continue
         proven = [name for name in wave if returns_proven(verdicts[name])]
         known = (policy for name in proven if (policy := by_name.get(fences[name].policy)) is not None)

@@ -1,4 +1,10 @@
-"""When a policy may start nodes: windows, blackouts and time zones."""
+"""When a policy may start nodes: windows, blackouts and time zones.
+
+Whether the windows of a policy let a node start now, when the next one may, and when a series of changes would end.
+
+A node starts only if enough of the window is left for its change: drain.timeout plus the time that the slowest of the
+pool's last 20 changes took. A change that has begun may finish after the window.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -92,9 +98,7 @@ def find_flaw(zoned: ZonedWindow) -> tuple[str, str] | None:
     return None
 
 
-def find_spans(
-    windows: Sequence[ZonedWindow], blackouts: Sequence[ZonedWindow], after: datetime
-) -> Iterator[Span]:
+def find_spans(windows: Sequence[ZonedWindow], blackouts: Sequence[ZonedWindow], after: datetime) -> Iterator[Span]:
     """Yield, in order, the spans from `after` onward in which nodes may start; possibly without end.
 
     No window may have a flaw. Without windows, nodes may start at any time except in blackouts.
@@ -110,9 +114,7 @@ def find_spans(
         moment = closes
 
 
-def _first(
-    windows: Sequence[ZonedWindow], blackouts: Sequence[ZonedWindow], moment: datetime
-) -> datetime | None:
+def _first(windows: Sequence[ZonedWindow], blackouts: Sequence[ZonedWindow], moment: datetime) -> datetime | None:
     for _ in range(STEPS):
         after: datetime | None = moment
         if any(one.stays_open(moment) > moment for one in blackouts):
@@ -257,9 +259,7 @@ def foresee_end(
 
 
 @lru_cache(maxsize=512)
-def _spans(
-    windows: Zoned, blackouts: Zoned, needed: timedelta, minute: datetime
-) -> tuple[tuple[Span, ...], timedelta]:
+def _spans(windows: Zoned, blackouts: Zoned, needed: timedelta, minute: datetime) -> tuple[tuple[Span, ...], timedelta]:
     """Return the first spans that last long enough, and the length of the longest span examined that has an end.
 
     Caching for each minute is exact, because no schedule has seconds.

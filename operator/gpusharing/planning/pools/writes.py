@@ -1,4 +1,9 @@
-"""Claims of slots, and records that are no longer needed."""
+"""Claims of slots, and records that are no longer needed.
+
+The last step of a policy with deletionPolicy Reset: our labels and records are removed from its nodes (docs/design/transition.md#reset). What the actuator has written may stay.
+
+A rollout keeps its state on its nodes: which of them are being changed, which canaries serve and since when, what failed, and which plan was approved. So nodes with whole GPUs are not forgotten one by one, but all together when the last one is proven.
+"""
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -48,9 +53,7 @@ def share(
     actions: list[Action] = [] if config is None else [config]
     nodes, fences = snapshot.nodes, fences_of(snapshot)
     claims = {
-        name: _claim(
-            nodes[name].uid, fence, verdicts.get(name), snapshot.claims.get(name), pools.get(fence.policy)
-        )
+        name: _claim(nodes[name].uid, fence, verdicts.get(name), snapshot.claims.get(name), pools.get(fence.policy))
         for name, fence in fences.items()
     }
     claims |= unfenced
@@ -71,9 +74,7 @@ def share(
     return tuple(actions)
 
 
-def _claim(
-    node_uid: str, fence: Fence, verdict: Verdict | None, before: Claim | None, pool: Pool | None
-) -> Claim:
+def _claim(node_uid: str, fence: Fence, verdict: Verdict | None, before: Claim | None, pool: Pool | None) -> Claim:
     actions = verdict.actions if verdict is not None else ()
     coming = next((action.fence for action in actions if isinstance(action, Actuate)), fence)
     claim = Claim.of(node_uid, coming)
@@ -154,9 +155,7 @@ def find_forgotten(
                 f"{verdict.message}, and the policy is being deleted, so the operator removes its labels"
                 f"{actuator.tell_left(node)}"
             )
-            labels = dict.fromkeys(
-                key for key in (names.LABEL_POLICY, names.LABEL_MODE) if key in node.labels
-            )
+            labels = dict.fromkeys(key for key in (names.LABEL_POLICY, names.LABEL_MODE) if key in node.labels)
             verdict = replace(verdict, reason=Reason.DELETING, message=message)
             forgotten[name] = verdict.then(LabelNode(node, labels, forget=True))
     return forgotten

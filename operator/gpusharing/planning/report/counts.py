@@ -64,9 +64,7 @@ def count_pending(
     return sum(count for name, count in snapshot.pending.items() if name in names)
 
 
-def count_slices(
-    nodes: Iterable[NodeView], snapshot: ClusterSnapshot
-) -> tuple[Mapping[str, int], Mapping[str, int]]:
+def count_slices(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> tuple[Mapping[str, int], Mapping[str, int]]:
     """Return the slices that `nodes` serve, by resource name, and how many of them a pod could get now."""
     totals: Counter[str] = Counter()
     idle: Counter[str] = Counter()

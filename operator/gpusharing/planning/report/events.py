@@ -51,9 +51,7 @@ def _find_events(before: Verdict, after: Verdict, *, drained: bool) -> Iterator[
     draining, drains = (one.phase is Phase.DRAINING and one.pods > 0 for one in (before, after))
     if drains and not draining and not drained:
         pods = counted(after.pods, "GPU pod")
-        yield Event(
-            "Normal", "DrainStarted", f"{node}: {pods} will be evicted before the change to {after.wanted}"
-        )
+        yield Event("Normal", "DrainStarted", f"{node}: {pods} will be evicted before the change to {after.wanted}")
     if (known := _find_begun(before, after)) is not None:
         change = f"{known.node}: {known.observed} -> {known.wanted} (class {known.disruption})"
         yield Event("Normal", "Reconfiguring", change)
@@ -122,10 +120,7 @@ def _enter(before: Verdict, after: Verdict) -> Event | None:
 
 def _turns_back(verdict: Verdict) -> bool:
     records = (action for action in verdict.actions if isinstance(action, UpdateFence))
-    return any(
-        one.fence.rolls_back and one.node.fence is not None and not one.node.fence.rolls_back
-        for one in records
-    )
+    return any(one.fence.rolls_back and one.node.fence is not None and not one.node.fence.rolls_back for one in records)
 
 
 def _forced(verdict: Verdict) -> set[str]:

@@ -126,9 +126,7 @@ def configured(snapshot: ClusterSnapshot, plan: RolloutPlan, since: datetime) ->
     return replace(snapshot, stack=stack)
 
 
-def tell_proposal(
-    policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
-) -> Proposal:
+def tell_proposal(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> Proposal:
     """Return what the plan means for this policy and its pool. `lasts` is left empty. The plan must have been made from this snapshot, with this policy."""
     pool, spec = members(policy, plan, snapshot), policy.spec
     status = tell_status(policy, plan, snapshot, {}, now)

@@ -124,9 +124,7 @@ def find_headline(pool: Members, plan: RolloutPlan) -> Headline:
             text = tell_first(pool.skipped)
         elif pool.lost:
             owned = f"another policy owns every node that spec.nodeSelector selects: {some(pool.lost, 1)}"
-            text = (
-                f"{owned}. Narrow one of the selectors, or give this policy a strictly higher spec.priority"
-            )
+            text = f"{owned}. Narrow one of the selectors, or give this policy a strictly higher spec.priority"
         return (False, Reason.NO_NODES, text), str(Reason.NO_NODES), text
     done, total = pool.done, len(pool.verdicts)
     progress = f"{done} of {counted(total, 'node')} {'is' if done == 1 else 'are'} proven"
@@ -217,10 +215,7 @@ def policy_status(
 def find_grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[object, ...]:
     """Return everything that decides which of the policy's conditions are True, which is much cheaper than the whole status."""
     own = [(plan.verdicts[name], snapshot.nodes[name]) for name in plan.pools[policy.name].names]
-    kinds = {
-        (v.phase, v.reason, bool(v.actions), node.ready, v.stands, is_begun(node)): (v, node)
-        for v, node in own
-    }
+    kinds = {(v.phase, v.reason, bool(v.actions), node.ready, v.stands, is_begun(node)): (v, node) for v, node in own}
     bearings = {bearing(verdict, node) for verdict, node in kinds.values()}
     vain = plan.memory.vain_passes.get(policy.name, 0)
     of_others = plan.objections.get(policy.name), plan.coming.get(policy.name)
@@ -434,9 +429,7 @@ def _plan(
         "disruption": str(worst),
         "nodes": nodes[:MAX_LISTED],
         "nodeCount": len(nodes),
-        "pods": sum(
-            one.pods or (seen.pods if (seen := _seen(one, snapshot)) else 0) or 0 for one in changing
-        ),
+        "pods": sum(one.pods or (seen.pods if (seen := _seen(one, snapshot)) else 0) or 0 for one in changing),
         "podNames": sorted({name for one in disturbed for name in one.pods})[:MAX_LISTED],
         "budgets": sorted({name for one in disturbed for name in one.budgets})[:MAX_LISTED],
         "gangs": [cut(text, MAX_TEXT) for text in gangs[:MAX_GANGS]],

@@ -24,9 +24,7 @@ DAY = timedelta(days=1)
 """A deadline more than a day after the beginning of its phase is shown with its date."""
 
 
-def transition(
-    verdict: Verdict, node: NodeView, previous: Mapping[str, Any], now: datetime
-) -> dict[str, Any]:
+def transition(verdict: Verdict, node: NodeView, previous: Mapping[str, Any], now: datetime) -> dict[str, Any]:
     """Return `status.transition` after this pass; `previous` is the stored value, which gives the history and when the phase began."""
     phase, reason = str(verdict.phase), str(verdict.reason)
     same = previous.get("phase") == phase

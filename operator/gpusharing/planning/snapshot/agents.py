@@ -119,9 +119,7 @@ def _find_causes(pod: AgentPod, warnings: list[AgentWarning], arch: str) -> Iter
     if pod.ended:
         logs = f"Run kubectl -n {pod.namespace} logs {pod.name} --previous"
         yield f"its container exits at once ({pod.ended})", logs
-    if (
-        warnings
-    ):  # a pod whose container is still being created, such as one without a sandbox, shows it nowhere else
+    if warnings:  # a pod whose container is still being created, such as one without a sandbox, shows it nowhere else
         yield steady(_latest(warnings).message), describe
 
 

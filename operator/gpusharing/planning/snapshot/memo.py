@@ -142,9 +142,7 @@ def _find_changed(before: Column, now: Column) -> AbstractSet[str]:
     if before == now:
         return frozenset()
     known = before.get
-    changed = {
-        name for name, value in now.items() if (old := known(name, before)) is not value and old != value
-    }
+    changed = {name for name, value in now.items() if (old := known(name, before)) is not value and old != value}
     return changed | (before.keys() - now.keys())
 
 

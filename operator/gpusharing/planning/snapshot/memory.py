@@ -1,4 +1,16 @@
-"""What is remembered between passes about calls that failed and nodes to look at."""
+"""What is remembered between passes about calls that failed and nodes to look at.
+
+Looks (LISTs) at the pods of blocked nodes: only a few at a time, in turn, and less often the longer a node stays blocked. Also what else one pass remembers for the next one, because the cluster does not record it.
+
+A LIST of pods costs the API server the same whether it finds the old blocker or a node that can start. The blocked
+nodes of all policies therefore share at most LOOKS such LISTs per poll. The caller remembers what each look found and
+puts that into the next snapshot.
+
+Failing calls about one node, or to an object that all nodes share, and the back-off after them.
+
+Kept in memory only. A failed call may nevertheless have taken effect, if only its response was lost, so each attempt is
+planned afresh from the current state of the cluster.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import field
@@ -71,9 +83,7 @@ class CallFailure:
         return self.tries >= STUCK
 
 
-def failed_again(
-    before: CallFailure | None, message: str, now: datetime, jitter: float, call: str = ""
-) -> CallFailure:
+def failed_again(before: CallFailure | None, message: str, now: datetime, jitter: float, call: str = "") -> CallFailure:
     """Return the failure to remember after one more failed call, which continues the series of `before` whatever its kind."""
     tries = before.tries + 1 if before is not None else 1
     return CallFailure(message, now + timedelta(seconds=backoff(tries, FIRST_WAIT, jitter)), tries, call)

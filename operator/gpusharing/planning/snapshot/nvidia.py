@@ -1,4 +1,9 @@
-"""NVIDIA's programs as read from the cluster, with the objects of its DRA driver."""
+"""NVIDIA's programs as read from the cluster, with the objects of its DRA driver.
+
+NVIDIA's DRA stack: the driver that serves GPUs to ResourceClaims, the devices that it publishes, and our DeviceClasses and DeviceTaintRules for them.
+
+The names of programs, attributes and settings are as in dra-driver-nvidia-gpu v0.5.0.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping

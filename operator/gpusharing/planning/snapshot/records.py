@@ -1,4 +1,13 @@
-"""What the operator writes about a node and reads again: fence, proof and failure, for one revision of a policy."""
+"""What the operator writes about a node and reads again: fence, proof and failure, for one revision of a policy.
+
+The records that we keep on Nodes and on the leader's Lease. The records are the only memory of a change. `kube/fence.py` reads and writes them as JSON.
+
+The revision of a policy: the identity of what a person asked for.
+
+Whatever is remembered about a policy's changes names the revision that it was about: failures, and with them a halt,
+rollbacks, deferrals, proofs and canaries. So an edit that asks for nothing new, such as a price or a pause,
+changes none of them (docs/design/glossary.md#revision).
+"""
 
 import json
 from collections.abc import Mapping

@@ -51,9 +51,7 @@ def find_objection(policy: PolicyView, stack: StackView, settings: PlanSettings)
     return spec if isinstance(spec, Finding) else next(_find_objections(spec, stack, settings), None)
 
 
-def _find_objections(
-    spec: GPUSharingPolicySpec, stack: StackView, settings: PlanSettings
-) -> Iterator[Finding]:
+def _find_objections(spec: GPUSharingPolicySpec, stack: StackView, settings: PlanSettings) -> Iterator[Finding]:
     cluster_policy, namespace = stack.cluster_policy, settings.gpu_operator_namespace
     ours = {entry.partition("=")[0] for entry in settings.neighbour_labels}
     selector = spec.node_selector
@@ -103,9 +101,7 @@ def _find_objections(
             f" operator create a new one: kubectl delete {where}",
         )
     if cluster_policy is not None:
-        obstacle, command = find_mig_obstacle(
-            spec, cluster_policy, settings, stack.strategy_users, stack.start_changes
-        )
+        obstacle, command = find_mig_obstacle(spec, cluster_policy, settings, stack.strategy_users, stack.start_changes)
         if obstacle is not None:
             remedy = f"; run: {command}" if command else ""
             yield Finding(obstacle.reason, obstacle.message + remedy)
@@ -130,9 +126,7 @@ def _find_flaws_of_chart(
         )
     if lacks(_DISCOVERY, spec.mode, stack):
         command = plain_upgrade(plain, namespace, _DISCOVERY.helm_value)
-        yield Finding(
-            Reason.FEATURE_DISCOVERY_MISSING, f"{tell_off(_DISCOVERY, cluster_policy)}; run: {command}"
-        )
+        yield Finding(Reason.FEATURE_DISCOVERY_MISSING, f"{tell_off(_DISCOVERY, cluster_policy)}; run: {command}")
 
 
 def _find_wrong_fields(
@@ -206,9 +200,7 @@ def _explain(
         labels = ""  # all other fields may be set
         patches = {reason: patch for reason, patch in patches.items() if reason not in STARTS_MIG_MANAGER}
     hint = " (helm: --set mig.strategy=)" if Reason.MIG_STRATEGY_SET in patches else ""
-    command = (
-        f"; run: {labels}{kubectl_patch(cluster_policy.name, *patches.values())}{hint}" if patches else ""
-    )
+    command = f"; run: {labels}{kubectl_patch(cluster_policy.name, *patches.values())}{hint}" if patches else ""
     # People might paste a truncated command, so the message before it is cut instead.
     return Finding(wrong[0][0], cut(message, MAX_TEXT - len(command)) + command)
 

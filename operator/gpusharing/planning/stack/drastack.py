@@ -1,4 +1,10 @@
-"""NVIDIA's DRA driver: which parts it needs, and what is wrong with them."""
+"""NVIDIA's DRA driver: which parts it needs, and what is wrong with them.
+
+DRA with static partitions: mig-manager divides the GPUs, and NVIDIA's DRA driver serves them to ResourceClaims.
+
+That needs a ClusterPolicy whose devicePlugin.enabled is false, a GPUCluster, or neither
+(docs/adr/0078-dra-with-static-partitions.md), and everything that `find_missing_parts` checks.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -58,9 +64,7 @@ def find_missing_parts(stack: StackView, settings: PlanSettings) -> Iterator[tup
         )
     else:
         name = f"NVIDIA's DRA driver (DaemonSet {driver.name})"
-        upgrade = (
-            f"helm upgrade {driver.release or 'RELEASE'} CHART -n {namespace} --reset-then-reuse-values --set"
-        )
+        upgrade = f"helm upgrade {driver.release or 'RELEASE'} CHART -n {namespace} --reset-then-reuse-values --set"
         if not driver.serves_gpus:
             yield (
                 f"{name} serves only compute domains, not GPUs",

@@ -69,9 +69,7 @@ def start(view: InstallationView) -> str:
     place, stack = view.place, view.followed_policy
     if not view.installed:
         maps = {"Plugin": stack.plugin_config_name, "Mig": stack.mig_config_name} if stack is not None else {}
-        merged = [
-            f"gpuOperator.admin{of}ConfigMap={name}" for of, name in maps.items() if _is_admins(view, name)
-        ]
+        merged = [f"gpuOperator.admin{of}ConfigMap={name}" for of, name in maps.items() if _is_admins(view, name)]
         return helm_install(place.release, place.namespace, place.gpu_operator_namespace, merged)
     if view.operator_replicas == 0:
         return upgrade(view, "operator.replicas=2")
@@ -170,9 +168,7 @@ def _find_operator_symptoms(view: InstallationView) -> Iterator[Symptom]:
                 report, state = warning, "not every operator pod is Ready"
         unready.sort(key=lambda pod: (pod.name != view.leader, pod.name))
         troubles = "; ".join(f"{pod.name}: {pod.problem or 'not Ready'}" for pod in unready[:2])
-        yield report(
-            Topic.OPERATOR, "OperatorNotReady", f"{state}: {troubles or 'none was created'}", start(view)
-        )
+        yield report(Topic.OPERATOR, "OperatorNotReady", f"{state}: {troubles or 'none was created'}", start(view))
 
 
 def _find_stack_symptoms(view: InstallationView) -> Iterator[Symptom]:
@@ -326,17 +322,13 @@ def _find_mig_symptoms(view: InstallationView, policy: ClusterPolicyView) -> Ite
 
 def find_deaf_mps(view: InstallationView) -> Iterator[Symptom]:
     """Yield an error if a policy has mode MPS and the GPU Operator's MPS daemon follows no label (docs/design/nvidia.md#b5)."""
-    wanted = sorted(
-        policy.name for policy in view.policies if policy.spec is not None and policy.spec.mode is Mode.MPS
-    )
+    wanted = sorted(policy.name for policy in view.policies if policy.spec is not None and policy.spec.mode is Mode.MPS)
     stack = view.followed_policy
     daemon = stack.mps_daemon if stack is not None else None
     if not wanted or stack is None or daemon is None or not (why := find_deafness(daemon)):
         return
     remedy, command = find_remedy(daemon)
-    by_itself = (
-        f". The operator sets the name itself ({VALUE}): `kubectl get gpun -o wide` says what it waits for"
-    )
+    by_itself = f". The operator sets the name itself ({VALUE}): `kubectl get gpun -o wide` says what it waits for"
     newer = kubectl_patch(stack.name, {"devicePlugin": {"version": SKIPS_THREADS}})
     yield error(
         Topic.CLUSTER_POLICY,
@@ -390,7 +382,9 @@ def _find_agent_symptoms(view: InstallationView) -> Iterator[Symptom]:
         yield warning(Topic.AGENTS, "NoGPUNodes", message, f"kubectl label node NODE {' '.join(wanted)}")
         return
     if agents.runtime_class and agents.runtime_class_exists is False:
-        message = f"RuntimeClass {agents.runtime_class} (agent.runtimeClassName) does not exist, so no agent pod is created"
+        message = (
+            f"RuntimeClass {agents.runtime_class} (agent.runtimeClassName) does not exist, so no agent pod is created"
+        )
         yield error(Topic.AGENTS, "RuntimeClassMissing", message, upgrade(view, "agent.runtimeClassName="))
     if agents.enforced in ("baseline", "restricted"):
         message = f"namespace {where} enforces PodSecurity {agents.enforced}, which rejects the agent's pods"

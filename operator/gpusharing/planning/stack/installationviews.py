@@ -239,9 +239,7 @@ class InstallationView:
         """NVIDIA's software as the planner sees it, without what only the operator collects."""
         ours = self.config_maps.get(self.place.mig_config_map)
         mig_file = ours.mig_file if ours is not None else ""
-        return StackView(
-            self.followed_policy, self.gpu_cluster, self.plugin_entries, mig_file, {}, dra=self.dra
-        )
+        return StackView(self.followed_policy, self.gpu_cluster, self.plugin_entries, mig_file, {}, dra=self.dra)
 
     @property
     def operator_ready(self) -> bool:

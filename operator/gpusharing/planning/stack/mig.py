@@ -1,4 +1,21 @@
-"""What a change of mig-manager or of the MIG strategy would do to nodes."""
+"""What a change of mig-manager or of the MIG strategy would do to nodes.
+
+On which nodes mig-manager would change GPUs when it starts, and what a person has to run first so that it does not.
+
+Each start of its pod applies the configuration that the Node's label names, without a drain (docs/design/nvidia.md#a2).
+So nothing may start or restart mig-manager while a node's GPUs differ from their label, such as GPUs that somebody
+divided with nvidia-smi under NVIDIA's default label all-disabled.
+
+Which nodes would lose resources without ClusterPolicy's mig.strategy, which beats every entry of the device plugin.
+
+See docs/design/nvidia.md#b2.
+
+MIG without the GPU Operator: mig-manager as a DaemonSet of its own, beside NVIDIA's device-plugin chart.
+
+mig-manager can change the GPUs of a node only while no other program uses them. The GPU Operator's programs stop for
+it by their deploy labels. Those of the chart stop only if they require nvidia.com/gpu.deploy.client=true of their
+nodes, and mig-manager pauses that label since v0.15 (docs/design/nvidia.md#a1).
+"""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

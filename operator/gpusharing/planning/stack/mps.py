@@ -1,4 +1,16 @@
-"""NVIDIA's MPS daemon: whether it serves, and what repairs it."""
+"""NVIDIA's MPS daemon: whether it serves, and what repairs it.
+
+PROCESS_TO_SIGNAL in the GPU Operator's MPS DaemonSet: when the operator corrects it itself, and why it does not.
+
+Chart value gpuOperator.repairMps switches this on (docs/adr/0076-the-one-exception.md). The write restarts the MPS
+daemons of the whole cluster, so it is made only while no node serves MPS.
+
+How often config-manager restarted while the MPS daemon of a node kept running.
+
+Each such restart ends the node's MPS clients: config-manager begins with the fallback configuration and names the one
+of the label a moment later, and it signals the daemon both times (docs/design/nvidia.md#b5). The daemon then serves
+again, so the restart is counted and reported, and no node is drained for it.
+"""
 
 from collections.abc import Collection, Mapping
 
@@ -74,9 +86,7 @@ def _find_restraint(daemon: MpsDaemonView, stack: StackView, settings: PlanSetti
         return f"The operator can only set {PROGRAM} in DaemonSet {DAEMON_SET}, which would not help here"
     if daemon.signalled is None:
         # The admission policy lets the operator add no variable, and replace none that takes its value from elsewhere.
-        return (
-            "The operator can only correct the value of PROCESS_TO_SIGNAL, which this DaemonSet does not have"
-        )
+        return "The operator can only correct the value of PROCESS_TO_SIGNAL, which this DaemonSet does not have"
     if needs_newer_plugin(daemon):
         return f"The operator sets the name by itself once the device plugin is {SKIPS_THREADS} or newer"
     if not _is_countable(stack, settings):

@@ -40,9 +40,7 @@ def find_node_symptoms(
     selectors = view.selectors
     selected = {node.name for node in nodes if any(selects_node(row, node.labels) for row in selectors or ())}
     # Nodes that the operator would change if nothing were wrong with them.
-    concerned = [
-        node for node in nodes if has_gpu_label(node) and (selectors is None or node.name in selected)
-    ]
+    concerned = [node for node in nodes if has_gpu_label(node) and (selectors is None or node.name in selected)]
     # Where a policy selects the node, the operator writes the label, and reports a wrong name in the policy.
     entryless = [
         node
@@ -168,7 +166,9 @@ def _find_mig_symptoms(
     ]
     if paused:
         changes = [change for change in start_changes_of(view) if change.node == paused[0]]
-        restart = f"kubectl -n {namespace} delete pod -l app=nvidia-mig-manager --field-selector spec.nodeName={paused[0]}"
+        restart = (
+            f"kubectl -n {namespace} delete pod -l app=nvidia-mig-manager --field-selector spec.nodeName={paused[0]}"
+        )
         message = f"operands on {some(paused)} are still paused for a MIG change that has ended{tell_changes(changes)}"
         yield error(Topic.NODES, "OperandsPaused", message, after_labels(restart, changes) or SHOW_LABELS)
 

@@ -1,4 +1,18 @@
-"""Other device plugins on a node, and several installations that serve the same nodes."""
+"""Other device plugins on a node, and several installations that serve the same nodes.
+
+Device plugins that do not follow the label `nvidia.com/device-plugin.config`, and how a Node shows them.
+
+No change begins on such a node, because it could be neither served nor proven. A plugin counts if its own mark is on
+the Node: an annotation that it writes, a label by which it selects nodes, or one of its resources in allocatable, which
+the kubelet sets to 0 when the plugin is gone.
+
+DaemonSets that disturb each other on a node: device plugins, NVIDIA's DRA driver beside one, or mig-managers.
+
+A kubelet takes a resource from whichever plugin registered last (kubernetes v1.36.3
+pkg/kubelet/cm/devicemanager/manager.go, PluginConnected), so of two device plugins on a node one does not follow our
+labels. NVIDIA's DRA driver gives the same GPUs to ResourceClaims, and does not know to which pods the device plugin
+gave them. All mig-managers on a node follow the same label.
+"""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
@@ -73,9 +87,7 @@ RESOURCES = tuple(prefix for one in OTHERS.values() for prefix in one.resources)
 """Prefixes of the resource names that plugins in OTHERS serve and NVIDIA's does not."""
 
 
-def find_other_plugin(
-    labels: Mapping[str, str], annotations: Mapping[str, str], resources: Sequence[str]
-) -> str:
+def find_other_plugin(labels: Mapping[str, str], annotations: Mapping[str, str], resources: Sequence[str]) -> str:
     for plugin, known in OTHERS.items():
         if known.marked(labels, annotations) or any(name.startswith(known.resources) for name in resources):
             return plugin
@@ -194,9 +206,7 @@ def tell_twins(servers: Iterable[Server], namespace: str) -> str:
     return f"{_tell(main, other, 'they share nodes')}; run: {_remedy(main, other)}"
 
 
-def find_rival_symptoms(
-    servers: Iterable[Server], nodes: Sequence[NodeView], namespace: str
-) -> Iterator[Symptom]:
+def find_rival_symptoms(servers: Iterable[Server], nodes: Sequence[NodeView], namespace: str) -> Iterator[Symptom]:
     """Yield a symptom for each DaemonSet on nodes that the main one of its role, or the main device plugin, serves too."""
     running = _running(servers, namespace)
     plugins, drivers, managers = ([one for one in running if one.role is role] for role in Role)

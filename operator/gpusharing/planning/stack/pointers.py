@@ -77,9 +77,7 @@ class Pointer:
         if not self.stops:
             return ""
         mig = self.field == MIG_POINTER
-        kind, effect = (
-            ("Mig", "mig-manager will fail") if mig else ("Plugin", "their device plugins will not start")
-        )
+        kind, effect = ("Mig", "mig-manager will fail") if mig else ("Plugin", "their device plugins will not start")
         if self.merges:
             first = f"first set chart value gpuOperator.admin{kind}ConfigMap={self.now}"
         elif mig:
@@ -163,13 +161,9 @@ def find_unresolved(
         return not isinstance(meaning, str) and (isinstance(usual, str) or meaning == usual)
 
     named = {
-        name: node.labels.get(LABEL_MIG_CONFIG, "")
-        for name, node in nodes.items()
-        if runs_mig_manager(node, gpunodes)
+        name: node.labels.get(LABEL_MIG_CONFIG, "") for name, node in nodes.items() if runs_mig_manager(node, gpunodes)
     }
-    return {
-        name: config for name, config in named.items() if config and not resolves(config, gpunodes.get(name))
-    }
+    return {name: config for name, config in named.items() if config and not resolves(config, gpunodes.get(name))}
 
 
 def find_other_namespace(policy: ClusterPolicyView, ours: str) -> str:
@@ -197,9 +191,7 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
     if stack.by_dra and not is_complete(stack, settings):
         return None
     plugin = plugin_pointer(policy, settings.plugin_config_map, stack.plugin_configs, stack.missing_entries)
-    mig = mig_pointer(
-        policy, settings.mig_config_map, stack.unresolved_mig.values(), start_changes=stack.start_changes
-    )
+    mig = mig_pointer(policy, settings.mig_config_map, stack.unresolved_mig.values(), start_changes=stack.start_changes)
     wanted = {
         pointer.field: pointer.ours
         for pointer in ((mig,) if stack.by_dra else (plugin, mig))
@@ -236,9 +228,7 @@ def why_not_set(pointer: Pointer, policy: ClusterPolicyView, *, configure: bool,
     stays = f"; the operator does not set it ({VALUE})"
     if pointer.without_default:
         default = pointer.without_default
-        return (
-            f"{stays} because devicePlugin.config.default is {default}, which {pointer.ours} does not contain"
-        )
+        return f"{stays} because devicePlugin.config.default is {default}, which {pointer.ours} does not contain"
     if pointer.missing_entries:
         return f"{stays} until {pointer.ours} contains the entries that Nodes use"
     if pointer.start_changes:

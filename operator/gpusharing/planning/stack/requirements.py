@@ -1,4 +1,9 @@
-"""What a mode needs of NVIDIA's installation, and the start-up taint."""
+"""What a mode needs of NVIDIA's installation, and the start-up taint.
+
+Whether the pods that are needed to prove a node tolerate the start-up taint (docs/design/transition.md#gate).
+
+If they do not, a node that joins with the taint is never proven.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -267,9 +272,7 @@ def find_untolerated_finder(
     finder = next((one for one in finders if not one.tolerates_gate), None)
     if finder is None:
         return None
-    chart, value = (
-        ("nvdp/nvidia-device-plugin", "nfd") if plain else ("nvidia/gpu-operator", "node-feature-discovery")
-    )
+    chart, value = ("nvdp/nvidia-device-plugin", "nfd") if plain else ("nvidia/gpu-operator", "node-feature-discovery")
     return (
         f"DaemonSet {finder.name} of Node Feature Discovery does not tolerate {names.TAINT_UNPROVEN}",
         f"helm upgrade {finder.release or 'RELEASE'} {chart} -n {namespace} --reuse-values"

@@ -1,4 +1,25 @@
-"""After the point of no return: write the labels, go back, or give way to another policy."""
+"""After the point of no return: write the labels, go back, or give way to another policy.
+
+The only place that starts an actuator: it writes what the actuator follows at the point of no return (PNR) and restarts its pods.
+
+A run begins only on a node that was just proven idle, whether for the first run, a retry, a repetition after a fault or the next step. A plugin restart disturbs no pod, so it needs no idle node and never changes a GPU.
+
+The rollback of a change that failed after the point of no return, for policies with onFailure Rollback.
+
+    Failed ── recorded in the fence ──► the steps of after.py towards the layout that was proven last ── proven ──►
+    RolledBack: uncordoned, serving that layout; the change is not tried again by itself
+
+A node is rolled back only once. If the rollback fails too, the node is Failed and held
+(docs/design/transition.md#rollback).
+
+A node that somebody else begins to maintain during our change: we yield the node to them and remember our cordon.
+
+    fenced ──── somebody begins ────────────► yielded ── the marker goes, or only waits ──► released, our own cordon
+    actuating ── proven while somebody works ──┘                                             lifted
+
+The fence stays, because otherwise our cordon would look like somebody else's forever. Our marks are removed at once:
+NVIDIA's driver upgrade skips a node that has them, and we would wait for the upgrade forever.
+"""
 
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -199,9 +220,7 @@ def turn_back(case: NodeCase, failure: Finding, *, known: bool) -> Verdict | str
     if owed_for(back.target) == owed_for(assessment.target):
         return "spec.rollout.onFailure is Rollback, but the layout that failed is also the last one proven on this node"
     if not case.fence.disruption.cordons and back.disruption.cordons:
-        return (
-            "spec.rollout.onFailure is Rollback, but the rollback needs an idle node, and this one is in use"
-        )
+        return "spec.rollout.onFailure is Rollback, but the rollback needs an idle node, and this one is in use"
     message = f"{failure.message}; rolling back to {back.target.text}, the last layout proven on this node"
     owed = owe(case, back, attempt=1, failed=True)
     policy, begun_version = assessment.policy, case.fence.version

@@ -114,9 +114,7 @@ def _without_target(case: NodeCase) -> Verdict:
     if without is not None and not without.unobserved:
         objection = without.objection
         if Mark.MOMENTARY in objection.reason.marks:
-            message = (
-                f"{objection.message}; the node stays fenced, and its proof continues once this has ended"
-            )
+            message = f"{objection.message}; the node stays fenced, and its proof continues once this has ended"
             return case.verdict(Phase.VERIFYING, objection.reason, message)
         message = f"{objection.message}; the node stays fenced until the policy gives it a layout"
         return case.verdict(Phase.FAILED, objection.reason, message)

@@ -1,4 +1,10 @@
-"""What earlier attempts and a quiet node say about the next one."""
+"""What earlier attempts and a quiet node say about the next one.
+
+When NVML must stay closed on a node that we do not change: somebody else works on its driver or its GPUs.
+
+An open NVML handle makes a MIG mode change fail and keeps the driver from being unloaded (docs/design/nvidia.md#a8,
+a.9, d.4). The operator reads the labels; the agent only does what `spec.request.quiet` says.
+"""
 
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -138,9 +144,7 @@ def next_deferral(case: NodeCase, reason: Reason) -> Deferred:
     earlier, version = case.node.deferred, case.fence.version
     count = earlier.count + 1 if earlier is not None and earlier.version == version else 1
     wait = timedelta(seconds=case.settings.abort_backoff * 2 ** min(count - 1, 6))
-    return Deferred(
-        count, case.now + wait, str(reason), version, case.node.retry, _failed_version(case.fence)
-    )
+    return Deferred(count, case.now + wait, str(reason), version, case.node.retry, _failed_version(case.fence))
 
 
 def remembered(case: NodeCase, reason: Reason) -> Deferred | None:

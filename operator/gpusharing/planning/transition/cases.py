@@ -1,4 +1,18 @@
-"""The case of each node in a pass, and the verdicts that need more than one node."""
+"""The case of each node in a pass, and the verdicts that need more than one node.
+
+The case of each node in one pass, and what follows from it: the comparison with its policy, and its verdict.
+
+A pass makes cases only for the nodes about which something has changed since the last pass. The memo (memo.py) finds
+these nodes and keeps the verdicts of the others.
+
+One node as its pool counts it: facts about the node only, so the memo can cache it, and a pass only has to add members up.
+
+The drain rules of each member of a gang: those of the policy of the member's own node, even if another policy governs the node that is being changed (docs/adr/0039-a-wave-stays-within-its-policy.md).
+
+Errors about one node or one policy must not end the pass: the node, or all nodes of the policy, show the error, and the others go on.
+
+The readers of input do not raise (`yamltext.py`, `kube/convert.py`), so this module only catches faults in our own code. Without it, the process would end, restart, and fail on the same object again.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -134,6 +148,7 @@ def keeps_verdict(member: Member | None) -> bool:
 
 def judge_nodes(
     snapshot: ClusterSnapshot,
+    *,
     owners: Mapping[str, str],
     terms: Mapping[str, PolicyTargets],
     followed: Mapping[str, PolicyTargets | None],
@@ -279,9 +294,7 @@ def with_rules(
             why = replace(spec, message=f"policy {policy} cannot be read: {spec.message}")
         else:
             return None
-        message = (
-            f"The drain rules for the pod's node are unknown and may forbid evicting the pod: {why.message}"
-        )
+        message = f"The drain rules for the pod's node are unknown and may forbid evicting the pod: {why.message}"
         return policy, None, replace(why, message=message)
 
     ruled = {}
@@ -293,9 +306,7 @@ def with_rules(
     return replace(snapshot, work={**snapshot.work, **ruled}) if ruled else snapshot
 
 
-def _with_rules(
-    view: GangView, own_rules: Rules | None, find_rules: Callable[[str], Rules | None]
-) -> GangView:
+def _with_rules(view: GangView, own_rules: Rules | None, find_rules: Callable[[str], Rules | None]) -> GangView:
     own_drain = own_rules[1] if own_rules is not None else None
     rules = {node: find_rules(node) for node in {member.node for member in view.members}}
     others = {
@@ -321,9 +332,7 @@ def calls_fail(verdict: Verdict) -> bool:
     return any(blocker.reason is Reason.CALL_FAILED for blocker in verdict.blockers)
 
 
-def show_failure(
-    verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | None = None
-) -> Verdict:
+def show_failure(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | None = None) -> Verdict:
     """Return the verdict with the failure of its calls in it, once the failure lasts. Its actions stay; while calls are suspended, the node is no candidate."""
     suspended = failure.holds(now)
     # Much has to be proven again before some calls, so the next attempt may come this late.
@@ -386,9 +395,7 @@ def _record_failure(verdict: Verdict, node: NodeView, now: datetime) -> Verdict:
     return verdict.then(UpdateFence(node, replace(fence, failed=now)), *actions)
 
 
-def find_uncertain_claims(
-    snapshot: ClusterSnapshot, members: Mapping[str, Member], now: datetime
-) -> dict[str, Claim]:
+def find_uncertain_claims(snapshot: ClusterSnapshot, members: Mapping[str, Member], now: datetime) -> dict[str, Claim]:
     """Return the claims of nodes whose fence may exist although the call that wrote it failed."""
     failures, claims = snapshot.call_failures, snapshot.claims
     return {
@@ -398,9 +405,7 @@ def find_uncertain_claims(
     }
 
 
-def find_late(
-    failures: Mapping[str, CallFailure], members: dict[str, Member], now: datetime
-) -> dict[str, Member]:
+def find_late(failures: Mapping[str, CallFailure], members: dict[str, Member], now: datetime) -> dict[str, Member]:
     """Return all members, with new verdicts for nodes that a failing call has made late or stuck: the pools must know before they choose."""
     late = {}
     for node, failure in failures.items():

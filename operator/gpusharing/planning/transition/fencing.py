@@ -1,4 +1,21 @@
-"""Labels, taints and marks that are written around a change."""
+"""Labels, taints and marks that are written around a change.
+
+Marks on a fenced Node that keep driver upgrades, autoscalers and repair controllers away (docs/design/drain.md#c6).
+
+Only marks that we set are removed again; the fence lists them.
+
+A node that is fenced by a DeviceTaintRule, on which pods without a GPU may still start.
+
+The rule holds for one scheduler that was tested, and only for claims that it allocates. So a node gets the cordon
+instead if the rule cannot keep every pod off, before the drain if that is known and otherwise in the middle of it
+(docs/adr/0079-a-device-taint-rule-for-a-cordon.md).
+
+A node that joins behind the start-up taint `gpusharing.dev/unproven` (docs/design/transition.md#gate).
+
+The node gets its layout in the ordinary way. The taint is removed with the proof: when the node is released after its
+change, or when it is adopted because it already matches its target. Until then every verdict says that the taint keeps
+workloads off.
+"""
 
 from collections.abc import Iterable
 from dataclasses import replace

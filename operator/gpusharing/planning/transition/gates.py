@@ -85,9 +85,7 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
     yield Reason.ACTUATOR_BUSY, find_quiet(case)  # a driver upgrade is reported as foreign maintenance
     yield from service_gates(case)
     if not case.agent_ready:
-        effect = (
-            ". Without it a change could not be proven, so none starts; check the DaemonSet gpusharing-agent"
-        )
+        effect = ". Without it a change could not be proven, so none starts; check the DaemonSet gpusharing-agent"
         yield Reason.AGENT_NOT_READY, case.no_agent(effect)
     if observed is None or observed.quiet:
         yield Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs"
@@ -159,9 +157,7 @@ def target_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
     yield Reason.LABEL_OWNED_ELSEWHERE, find_owned(case.node, assessed, case.actuator)
     objection = next(case.actuator.objections(case, assessed.target), None)
     if objection is not None and objection.reason is Reason.MPS_NOT_SWITCHABLE:
-        objection = replace(
-            objection, message=f"{objection.message}{explain_repair(case.stack, case.settings)}"
-        )
+        objection = replace(objection, message=f"{objection.message}{explain_repair(case.stack, case.settings)}")
     yield Reason.MPS_NOT_SWITCHABLE, objection
 
 

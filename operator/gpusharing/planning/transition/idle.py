@@ -55,9 +55,7 @@ def escalate(case: NodeCase) -> Verdict | None:
     if case.disruption is fence.disruption:
         return None
     assert assessed is not None, "only a new target can change the disruption class"
-    message = (
-        f"the disruption class of the change is now {case.disruption}, which determines which pods must leave"
-    )
+    message = f"the disruption class of the change is now {case.disruption}, which determines which pods must leave"
     until = case.now + parse_duration(assessed.spec.drain.timeout)
     deadline = fence.deadline if fence.jobs else max(fence.deadline, until)
     update = UpdateFence(case.node, replace(fence, disruption=case.disruption, deadline=deadline))

@@ -124,9 +124,7 @@ def _judge_matching(case: NodeCase, assessed: Assessed) -> Verdict:
     wanted = (case.owner_name, target.mig_config, target.plugin_key)
     proven = verified is not None and wanted == (verified.policy, verified.mig_config, verified.plugin_config)
     marks = {names.LABEL_MODE: target.routing, names.LABEL_POLICY: case.owner_name}
-    missing: dict[str, str | None] = {
-        key: value for key, value in marks.items() if node.labels.get(key) != value
-    }
+    missing: dict[str, str | None] = {key: value for key, value in marks.items() if node.labels.get(key) != value}
     if proven and not missing and node.gate is None:
         if assessed.policy.resetting and (unseen := _find_blind(case, "have whole GPUs")) is not None:
             return _block(case, unseen)

@@ -122,9 +122,7 @@ def last_busy(case: NodeCase) -> str:
     return ""
 
 
-def next_quiet_request(
-    case: NodeCase, stood: str, *, any_event: bool, step_proven: bool
-) -> EnsureGPUNode | None:
+def next_quiet_request(case: NodeCase, stood: str, *, any_event: bool, step_proven: bool) -> EnsureGPUNode | None:
     """Return the next request to close NVML, or None if the current one is good. `stood` is a request that no longer counts, because the last pod may have left after it."""
     asked_at, now = _asked_at(case, "quiet", any_event=any_event), _stamp(case.now)
     if asked_at is not None and _request(case) != stood:

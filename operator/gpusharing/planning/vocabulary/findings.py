@@ -1,4 +1,7 @@
-"""A reason with its message: about a node, or about a pod that has not left."""
+"""A reason with its message: about a node, or about a pod that has not left.
+
+Explains what keeps pods from leaving a node, in a form that does not change while the situation does not (docs/design/drain.md#messages).
+"""
 
 from collections.abc import Iterable
 from datetime import datetime

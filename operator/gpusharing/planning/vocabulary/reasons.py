@@ -1,4 +1,9 @@
-"""Every Reason, with its urgency, kind and group."""
+"""Every Reason, with its urgency, kind and group.
+
+Every reason that the operator reports: one CamelCase word for tools, the situation in which it is used, and what a person should do about it.
+
+A reason is never removed or given a second meaning. `docs/reference/reasons.md` is generated from this file. Reasons with the same `passes` are defined in order, the longest first.
+"""
 
 from collections.abc import Iterable
 from enum import IntEnum, StrEnum, auto

@@ -73,9 +73,7 @@ Assessment = Untargeted | Assessed
 """The facts about one node under one policy, independent of time."""
 
 
-def assess(
-    node: NodeView, gpunode: GPUNodeView | None, targets: PolicyTargets, *, actuator: Actuator
-) -> Assessment:
+def assess(node: NodeView, gpunode: GPUNodeView | None, targets: PolicyTargets, *, actuator: Actuator) -> Assessment:
     policy, request, stack = targets.policy, targets.request, targets.stack
     observed = gpunode.observed if gpunode else None
     text = describe_observed(node, observed)
@@ -127,9 +125,7 @@ def _find_unread(observed: ObservedView) -> Finding | None:
     if not observed.gpus:
         if observed.error:
             return Finding(Reason.AGENT_ERROR, f"the agent cannot read the GPUs: {observed.error}")
-        return Finding(
-            Reason.AGENT_ERROR, "the agent finds no GPU through NVML; check the driver on the node"
-        )
+        return Finding(Reason.AGENT_ERROR, "the agent finds no GPU through NVML; check the driver on the node")
     if nameless := next((gpu for gpu in observed.hardware.kinds if not gpu.product), None):
         message = f"GPU {nameless.index} is not responding and never has; drain and reboot the node"
         return Finding(Reason.GPU_UNHEALTHY, message)
@@ -149,17 +145,13 @@ def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stac
     # mig-manager may still be dividing the GPUs, so that the agent's last reading is soon outdated.
     labels = node.labels
     ended = labels.get(names.LABEL_MIG_STATE) in ("success", "failed")
-    divided = (
-        target.mig_config and labels.get(names.LABEL_MIG_CONFIG, "") not in ("", ALL_DISABLED) and not ended
-    )
+    divided = target.mig_config and labels.get(names.LABEL_MIG_CONFIG, "") not in ("", ALL_DISABLED) and not ended
     if divided or any(gpu.mig_enabled for gpu in observed.hardware.kinds):
         return True
     plain = stack.cluster_policy is not None and stack.cluster_policy.plain is not None
     config = effective_plugin_config(node, stack) if plain else None
     return (
-        config is not None
-        and not config.same_effect(target.plugin, with_mig=False)
-        and uses_mps(node, observed, stack)
+        config is not None and not config.same_effect(target.plugin, with_mig=False) and uses_mps(node, observed, stack)
     )
 
 
@@ -191,9 +183,7 @@ def find_disruption(
             return DisruptionClass.REBOOT if stack.with_reboot else DisruptionClass.RESET
     if stack.by_dra or not _serves_already(node, observed, target):
         return DisruptionClass.GPU_PODS
-    if Mark.ENDS_MPS in mismatch.reason.marks and (
-        target.mode is Mode.MPS or uses_mps(node, observed, stack)
-    ):
+    if Mark.ENDS_MPS in mismatch.reason.marks and (target.mode is Mode.MPS or uses_mps(node, observed, stack)):
         return DisruptionClass.GPU_PODS
     return DisruptionClass.PLUGIN_RESTART
 

@@ -199,9 +199,7 @@ def _filters(row: Mapping[str, Any]) -> list[Any]:
     return wanted if isinstance(wanted, list) else [wanted]
 
 
-def resolve_name(
-    name: str, node: str, gpus: Sequence[CardView], stack: StackView
-) -> tuple[Layout | None, ...] | str:
+def resolve_name(name: str, node: str, gpus: Sequence[CardView], stack: StackView) -> tuple[Layout | None, ...] | str:
     """Return the layout that the mig.config value `name` gives each GPU of the node (None switches MIG off), or a clause for people that says why not.
 
     If mig-manager reads our file, the admin's entries, our file and NVIDIA's well-known names are searched in this

@@ -99,9 +99,7 @@ class Owners:
         for key, by_value in self._by_label.items():
             value = labels.get(key)
             if value is not None and value in by_value:
-                contenders += [
-                    contender for selector, contender in by_value[value] if selects_node(selector, labels)
-                ]
+                contenders += [contender for selector, contender in by_value[value] if selects_node(selector, labels)]
         if len(contenders) > 1:
             contenders.sort(key=lambda one: (-one.priority, one.created, one.name))
         return contenders

@@ -1,4 +1,18 @@
-"""The device plugin's configuration: read, compared and written."""
+"""The device plugin's configuration: read, compared and written.
+
+The device plugin's configuration: what it says for a mode, how it is rendered and parsed, and which fields the plugin's own parser refuses or silently ignores.
+
+Format and precedence: docs/design/nvidia.md#b1 to b.4 (k8s-device-plugin v0.19.3 api/config/v1). Results of that
+parser are recorded in tests/foreign. Keys contain a hash of the content and never change their meaning
+(docs/design/transition.md#plugin-entries), because config-manager does not notice an edit under the same key.
+
+Parses and writes YAML that others may edit: ConfigMaps of admins and of NVIDIA's programs, and our own.
+
+No other module parses such YAML. It is read as by NVIDIA's programs, which use go-yaml v2.4.3 through sigs.k8s.io/yaml v1.6.0.
+
+PyYAML raises far more than YAMLError (RecursionError for deep nesting, ValueError for 2024-13-45, OverflowError,
+TypeError), and aliases can turn a small text into a huge or endless document.
+"""
 
 import json
 import re
@@ -203,9 +217,7 @@ def _check_size(document: object) -> None:
             left.extend((item, depth + 1) for item in value)
 
 
-_NAME = re.compile(
-    r"(nvidia\.com/)?(?=.{1,52}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
-)
+_NAME = re.compile(r"(nvidia\.com/)?(?=.{1,52}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _DEVICE = re.compile(rf"(?i)[0-9]+(:[0-9]+)?|(MIG|GPU)-{_UUID}|MIG-GPU-{_UUID}/[0-9]+/[0-9]+")
 _DURATION = re.compile(r"infinite|[-+]?(0|(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h))+)")

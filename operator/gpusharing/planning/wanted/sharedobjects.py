@@ -1,4 +1,19 @@
-"""The objects that several nodes share: ConfigMaps of NVIDIA's programs, and DeviceClasses."""
+"""The objects that several nodes share: ConfigMaps of NVIDIA's programs, and DeviceClasses.
+
+Computes what our two ConfigMaps must contain (docs/design/transition.md#configuration), and which entries may be removed.
+
+An entry is added when a policy is accepted, before any label names it. It is removed only when no policy, Node label,
+fence or last proof names it: a missing key makes the device plugin crash-loop (docs/design/nvidia.md#b4). The neutral
+entry is never removed, because a ConfigMap without any entry has the same effect.
+
+Our objects where NVIDIA's DRA driver serves the GPUs: the DeviceClasses with which pods go on requesting MIG instances as extended resources, one for each profile in use, such as `nvidia.com/mig-1g.10gb`; and the DeviceTaintRules that take the place of cordons, one for each node whose fence says so (docs/adr/0079).
+
+Whole GPUs need none, because the driver's chart installs class `gpu.nvidia.com` for nvidia.com/gpu
+(dra-driver-nvidia-gpu v0.5.0, templates/deviceclass-gpu.yaml).
+
+A fence is written before its rule and removed before it. So the fences alone say which rules must exist, and an
+operator that was killed in between is followed by one that creates or removes the rest.
+"""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -161,13 +176,9 @@ def plan_classes(snapshot: ClusterSnapshot, targets: Iterable[Target]) -> WriteC
     wanted = _classes_of(target.layouts for target in targets)
     reports = (one.observed for one in snapshot.gpunodes.values() if one.observed is not None)
     published = (node.devices for node in snapshot.nodes.values() if node.devices is not None)
-    in_use = wanted | _classes_of(
-        (*(one.hardware.layouts for one in reports), *(one.layouts for one in published))
-    )
+    in_use = wanted | _classes_of((*(one.hardware.layouts for one in reports), *(one.layouts for one in published)))
     writes = WriteClasses(
-        create=tuple(
-            one for name, one in wanted.items() if name not in classes and not taken & {name, one.resource}
-        ),
+        create=tuple(one for name, one in wanted.items() if name not in classes and not taken & {name, one.resource}),
         correct=tuple(
             (one, current)
             for name, one in in_use.items()
@@ -176,9 +187,7 @@ def plan_classes(snapshot: ClusterSnapshot, targets: Iterable[Target]) -> WriteC
             and (current.plain, current.resource, current.selectors) != (True, one.resource, one.selectors)
         ),
         remove=tuple(
-            one
-            for name, one in ours.items()
-            if name not in in_use and one.resource in ("", _resource_in(name))
+            one for name, one in ours.items() if name not in in_use and one.resource in ("", _resource_in(name))
         ),
     )
     return None if writes == WriteClasses() else writes
@@ -266,8 +275,6 @@ def plan_rules(snapshot: ClusterSnapshot, busy: Collection[str]) -> WriteRules |
     rules = [rule for rule in snapshot.taint_rules if rule.node]
     writes = WriteRules(
         create=tuple(sorted(fenced - {rule.node for rule in rules} - left)),
-        remove=tuple(
-            rule for rule in rules if rule.node not in left and (rule.node not in fenced or not rule.since)
-        ),
+        remove=tuple(rule for rule in rules if rule.node not in left and (rule.node not in fenced or not rule.since)),
     )
     return None if writes == WriteRules() else writes

@@ -1,4 +1,24 @@
-"""What a policy wants of a node: labels, layouts and the resources that the node will offer."""
+"""What a policy wants of a node: labels, layouts and the resources that the node will offer.
+
+How the behavior of NVIDIA's programs differs by version, according to their change logs and to tests with the real programs (docs/design/faults.md#rung-3).
+
+The device plugin's resource patterns are unanchored up to 0.19: instances of `1g.10gb+me`, `1g.24gb+gfx` or
+`1g.24gb-me` are served under the plain name `nvidia.com/mig-1g.10gb` (k8s-device-plugin PR 1807; seen with 0.19.3).
+
+On a node with two card models, mig-parted before 0.15 looks up a profile by name on the first card that has it,
+although 1g.10gb is not the same profile on an H100 and on an A100 40GB (docs/reference/nvidia-differences.md; seen with
+0.13.1, gone with 0.15.1).
+
+From 0.18.2 on, config-manager takes the fallback before it has read the label, and signals its program afterwards (PR
+"Fix race condition in config-manager when label is unset"; seen with 0.19.3). The GPU Operator's MPS daemon is not
+reached by that signal. Before 0.20, config-manager panics at a process without a command line, such as the host's
+kernel threads (k8s-device-plugin issue 1726). It also looks for /usr/bin/mps-control-daemon where the daemon runs as
+mps-control-daemon (PR 1827; gpu-operator v25.3 to v26.7, assets/state-mps-control-daemon). So the daemon keeps the
+fallback. It follows labels only if both faults are corrected, by plugin 0.20 and by PROCESS_TO_SIGNAL with the daemon's
+name (docs/design/nvidia.md#b5). Without that variable, config-manager looks for the device plugin (v0.19.3,
+cmd/config-manager DefaultProcessToSignal). In NVIDIA's chart without the GPU Operator, config-manager is started before
+the daemon, which therefore usually reads the configuration that the label names.
+"""
 
 import re
 from collections import Counter
@@ -54,9 +74,7 @@ EXACT_NAMES_UNTIL = (0, 20)
 November 2026, compares only the part after the last slash."""
 SKIPS_THREADS = "v0.20.0"
 """The version SKIPS_THREADS_SINCE in the form that ClusterPolicy uses."""
-RELEASED_DAEMON = MpsDaemonView(
-    "v0.19.3", "mps-control-daemon", "/usr/bin/mps-control-daemon", sees_host=True
-)
+RELEASED_DAEMON = MpsDaemonView("v0.19.3", "mps-control-daemon", "/usr/bin/mps-control-daemon", sees_host=True)
 """The MPS daemon as released since DEAF_SINCE, for advice that is given without a cluster (GO v26.7.0 assets/state-mps-control-daemon)."""
 WRAPPERS = frozenset({"sh", "ash", "bash", "dash", "busybox", "env", "tini", "dumb-init"})
 """Programs that start the one named by their arguments, so that the process name of the daemon is unknown."""
@@ -90,9 +108,7 @@ def find_too_old(
     return None
 
 
-def find_mistaken(
-    gpus: Sequence[CardView], layouts: Sequence[Layout | None]
-) -> tuple[CardView, CardView, str] | None:
+def find_mistaken(gpus: Sequence[CardView], layouts: Sequence[Layout | None]) -> tuple[CardView, CardView, str] | None:
     """Return the first GPU for which mig-parted before 0.15 would choose the wrong profile, the earlier GPU whose profile that is, and the name of both.
 
     Raises ValueError unless there is one layout for each GPU.
@@ -127,9 +143,7 @@ def find_deafness(daemon: MpsDaemonView) -> str:
     if _is_before(daemon.version, FALLBACK_FIRST_SINCE):
         return ""
     if needs_newer_plugin(daemon):
-        return (
-            "config-manager crashes when it reads the host's kernel threads (NVIDIA/k8s-device-plugin#1726)"
-        )
+        return "config-manager crashes when it reads the host's kernel threads (NVIDIA/k8s-device-plugin#1726)"
     wanted, name = daemon.signalled or "", daemon.program
     if _numbers(daemon.version)[:2] > EXACT_NAMES_UNTIL:
         wanted, name = wanted.rpartition("/")[2], name.rpartition("/")[2]
@@ -174,9 +188,7 @@ def find_deaf_release(gpu_operator: str) -> str | None:
     """
     if not is_readable(gpu_operator) or _numbers(gpu_operator) > LAST_READ:
         return None
-    return (
-        "" if _is_before(gpu_operator, DEAF_SINCE) else f"GPU Operator {gpu_operator} is newer than v25.10.1"
-    )
+    return "" if _is_before(gpu_operator, DEAF_SINCE) else f"GPU Operator {gpu_operator} is newer than v25.10.1"
 
 
 def _is_named(daemon: MpsDaemonView) -> bool:
@@ -337,9 +349,7 @@ class PolicyTargets:
             return request
         spec = request.spec
         listed = {bare_product(product) for product in spec.products}
-        if listed and (
-            other := next((gpu.product for gpu in gpus if bare_product(gpu.product) not in listed), "")
-        ):
+        if listed and (other := next((gpu.product for gpu in gpus if bare_product(gpu.product) not in listed), "")):
             text = f"{node} has {other}, which spec.products does not list ({', '.join(spec.products)})"
             return Finding(Reason.PRODUCT_SKIPPED, text)
         layouts = _find_layouts(request, node, gpus, stack)

@@ -1,4 +1,11 @@
-"""Whether a node is what its target wants, according to five sources."""
+"""Whether a node is what its target wants, according to five sources.
+
+Checks whether a node is what it should be: the sources of proof are queried in order, and the first disagreement is the result.
+
+A source is checked only if it exists for the mode and the card (docs/design/transition.md#proof). The checks keep no
+state, so the same ones adopt a node, find drift and prove a change. The caller makes sure that what proves a change is
+more recent than the change (`transition/requests.py`).
+"""
 
 import re
 from collections import Counter
@@ -72,9 +79,7 @@ def _expect(
     return tuple({**common, names.LABEL_GPU_PRODUCT: product + suffix} for product in shown)
 
 
-def future_labels(
-    node: NodeView, target: Target, observed: ObservedView, policy: str
-) -> tuple[Mapping[str, str], ...]:
+def future_labels(node: NodeView, target: Target, observed: ObservedView, policy: str) -> tuple[Mapping[str, str], ...]:
     """Return all labels that the node will have when the change to `target` is done, once for each label set that GFD may write.
 
     `policy` is the name of the policy that will own the node. Labels about MIG that GFD will no longer write are left
@@ -92,8 +97,7 @@ def future_labels(
         own = {
             key: value
             for key, value in own.items()
-            if not key.startswith(gone)
-            and (not key.startswith(names.RESOURCE_MIG_PREFIX) or key.startswith(described))
+            if not key.startswith(gone) and (not key.startswith(names.RESOURCE_MIG_PREFIX) or key.startswith(described))
         }
         if "single" in (strategy, before) and (memory := _find_memory(target, observed)):
             own["nvidia.com/gpu.memory"] = str(memory)
@@ -180,9 +184,7 @@ def agent_checks(compared: Comparison) -> Checked:
         text = "the agent has closed NVML for the change, so its last reading may be out of date"
         yield Source.AGENT, Finding(Reason.OBSERVATION_PENDING, text)
     if gone := next((gpu for gpu in kinds if gpu.vitals.access != REACHABLE), None):
-        text = (
-            f"GPU {gone.index} is not responding, so its last known state is shown; see the Healthy condition"
-        )
+        text = f"GPU {gone.index} is not responding, so its last known state is shown; see the Healthy condition"
         yield Source.NVML, Finding(Reason.GPU_UNHEALTHY, text)
     if text := find_withheld(target, observed):
         yield Source.NVML, Finding(Reason.AGENT_LACKS_RIGHTS, text)
@@ -225,9 +227,7 @@ def label_checks(compared: Comparison) -> Checked:
         # The MPS daemon sets a GPU to exclusive mode and restores Default when it stops cleanly
         # (docs/design/hardware.md#mps-mode).
         if gpu.compute_mode not in (EXCLUSIVE, "NotSupported"):
-            text = (
-                f"GPU {gpu.index} is in compute mode {gpu.compute_mode}: the MPS daemon does not serve it yet"
-            )
+            text = f"GPU {gpu.index} is in compute mode {gpu.compute_mode}: the MPS daemon does not serve it yet"
             yield Source.NVML, Finding(Reason.MPS_NOT_RUNNING, text)
     # After the plugin, because a GPU is rightly exclusive as long as the plugin is configured for MPS.
     yield from compute_mode_checks(compared)
@@ -424,9 +424,7 @@ def served(node: NodeView) -> dict[str, int]:
     return plugin if plugin or node.devices is None else dict(node.devices.resources)
 
 
-def find_slice_mismatch(
-    node: NodeView, layouts: Sequence[Layout | None], observed: ObservedView | None
-) -> str:
+def find_slice_mismatch(node: NodeView, layouts: Sequence[Layout | None], observed: ObservedView | None) -> str:
     """Return how the devices that NVIDIA's DRA driver publishes for `node` differ from `layouts`, one per GPU, or from those that the agent has read.
 
     The GPUs are compared without regard to their order, because the driver names them by UUID. A GPU with MIG on and

@@ -88,9 +88,7 @@ class Actuator(Protocol):
     def find_missing(self, case: ActuatorCase, goal: Target, again: bool) -> str:
         """Return which of its pods is missing on the node for a run to `goal`, or for a repetition of the last run."""
 
-    def write(
-        self, case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool
-    ) -> Written:
+    def write(self, case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool) -> Written:
         """Return what a run to `goal`, or a repetition of it, writes at the point of no return.
 
         In the fence, each of `restart_uid`, `daemon_uid` and `gfd_timestamp` must be set or emptied. `idle` is the reading that proved the node idle, or None for a plugin restart, which needs no idle node.

@@ -58,9 +58,7 @@ class Dra(Labels):
     def find_missing(self, case: ActuatorCase, goal: Target, again: bool) -> str:
         return super().find_missing(case, goal, again) or _find_plugin_missing(case, again=again)
 
-    def write(
-        self, case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool
-    ) -> Written:
+    def write(self, case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool) -> Written:
         pod = case.operands.get(Program.KUBELET_PLUGIN)
         fence, labels = super().write(case, fence, goal, idle, again)
         return replace(fence, daemon_uid=pod.uid if pod is not None else "", gfd_timestamp=""), labels
@@ -94,13 +92,9 @@ class Dra(Labels):
         if case.now < due or gpunode is None or observed is None or observed.quiet or observed.error:
             return None
         # The pod may have started before the GPUs were divided. Only the agent's answer for the proof of this change counts.
-        asked = (
-            gpunode.request_id.startswith(f"{fence.op}:verify:") and observed.request_id == gpunode.request_id
-        )
+        asked = gpunode.request_id.startswith(f"{fence.op}:verify:") and observed.request_id == gpunode.request_id
         wrong = find_slice_mismatch(case.node, observed.hardware.layouts, observed) if asked else ""
-        return (
-            Unfinished(Finding(Reason.ALLOCATABLE_MISMATCH, wrong), final=True, cure=cure) if wrong else None
-        )
+        return Unfinished(Finding(Reason.ALLOCATABLE_MISMATCH, wrong), final=True, cure=cure) if wrong else None
 
     def next_look(self, case: ActuatorCase, fence: Fence) -> datetime | None:
         moments = super().next_look(case, fence), _publishes_by(case, fence)

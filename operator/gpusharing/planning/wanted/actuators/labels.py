@@ -46,9 +46,7 @@ _ENDED = ("success", "failed")
 class Labels(Actuator):
     """mig-manager and the device plugin."""
 
-    needs = frozenset(
-        {"device-plugin", "gpu-feature-discovery", "mig-manager", "driver", "container-toolkit"}
-    )
+    needs = frozenset({"device-plugin", "gpu-feature-discovery", "mig-manager", "driver", "container-toolkit"})
     sources = tuple(source for source in Source if source is not Source.SLICES)
 
     def objections(self, case: ActuatorCase, target: Target) -> Iterator[Finding]:
@@ -88,15 +86,11 @@ class Labels(Actuator):
 
     def find_missing(self, case: ActuatorCase, goal: Target, again: bool) -> str:
         pod, repeats = case.operands.get(Program.MIG_MANAGER), again and bool(goal.mig_config)
-        if (pod is not None and (repeats or pod.ready)) or not (
-            repeats or Labels.needs_run(self, case, goal)
-        ):
+        if (pod is not None and (repeats or pod.ready)) or not (repeats or Labels.needs_run(self, case, goal)):
             return ""
         return f"no Ready mig-manager pod runs on {case.node.name}"
 
-    def write(
-        self, case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool
-    ) -> Written:
+    def write(self, case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool) -> Written:
         node, labels, stack = case.node, case.node.labels, case.stack
         config, state = labels.get(names.LABEL_MIG_CONFIG), labels.get(names.LABEL_MIG_STATE)
         key = labels.get(names.LABEL_PLUGIN_CONFIG, "")
@@ -129,9 +123,7 @@ class Labels(Actuator):
         return fence, changed
 
     def find_old(self, case: ActuatorCase, fence: Fence) -> tuple[Operand, str] | None:
-        manager, daemon = (
-            case.operands.get(program) for program in (Program.MIG_MANAGER, Program.MPS_DAEMON)
-        )
+        manager, daemon = (case.operands.get(program) for program in (Program.MIG_MANAGER, Program.MPS_DAEMON))
         if manager is not None and manager.uid == fence.restart_uid:
             return manager, "mig-manager"
         return (daemon, "the MPS daemon") if daemon is not None and daemon.uid == fence.daemon_uid else None
@@ -170,9 +162,7 @@ class Labels(Actuator):
             final = waited >= case.settings.wedge_paused
             return Unfinished(Finding(Reason.OPERANDS_PAUSED, message), final=final, cure=restart)
         limit, doing = case.settings.wedge_pending, "has not started"
-        doing = {"rebooting": "is rebooting the node", "pending": "is applying the configuration"}.get(
-            state, doing
-        )
+        doing = {"rebooting": "is rebooting the node", "pending": "is applying the configuration"}.get(state, doing)
         if waited < limit or state == "rebooting":  # only the deadline of the change limits a reboot
             finding = Finding(Reason.ACTUATION_IN_PROGRESS, f"mig-manager {doing}")
             return Unfinished(finding, final=False, cure=restart)
