@@ -29,7 +29,7 @@ TESTS = {
     "gpusharing.api": ("tests/api", "tests/planning"),
     "gpusharing.checks": ("tests/chart",),
     "gpusharing.controller": ("tests/controller", "tests/embedded"),
-    "gpusharing.kube": ("tests/kube", "tests/controller"),
+    "gpusharing.kube": ("tests/kube", "tests/controller", "tests/embedded"),
     "gpusharing.planning": ("tests/planning", "tests/conformance", "tests/controller"),
     "kubectl_gpusharing": ("tests/cli",),
 }

@@ -14,7 +14,7 @@ def test_the_tests_that_import_a_module_are_played_before_all_of_its_package(
     importing, folders = find_tests(Path("operator/gpusharing/kube/lease.py"))
     assert "tests/kube/test_lease.py" in importing
     assert "tests/kube/test_backoff.py" not in importing
-    assert folders == ["tests/kube", "tests/controller"]
+    assert folders == ["tests/kube", "tests/controller", "tests/embedded"]
 
 
 def test_mistakes_that_nobody_makes_are_left_out() -> None:
