@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpusharing.planning.gpus.health import FIXED, find_driver_flaw
+from gpusharing.planning.gpus.drivers import FIXED, find_driver_flaw
 
 AFFECTED = {
     "535.0": "535.309.01",

@@ -15,8 +15,8 @@ from tests.planning.drains import FENCE, IDLE, released
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import Rollout
+from gpusharing.planning.gpus.drivers import HANGING, NOT_HANGING, find_hanging
 from gpusharing.planning.gpus.geometry import Layout
-from gpusharing.planning.gpus.health import HANGING, NOT_HANGING, find_hanging
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.attempts import owed_for

@@ -136,7 +136,8 @@ def tell_proposal(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapsh
     changing = [one for one in differing if one.disruption is not DisruptionClass.NONE]
     adopted = tuple(verdict.node for verdict in pool.verdicts if verdict.reason is Reason.ADOPTABLE)
     names = {verdict.node for verdict in changing}
-    left_out = tuple(one for one in differing if one.node not in names and one.node not in adopted)
+    told = {*names, *adopted}
+    left_out = tuple(one for one in differing if one.node not in told)
     before, after = count_devices(pool.nodes, plan.targets)
     vanishing = tuple(_vanishing(before, after, names, snapshot, plan.afterwards))
     members_ = plan.pools[policy.name].members

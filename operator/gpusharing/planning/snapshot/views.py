@@ -15,8 +15,9 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.settingtypes import Count, Guard, Labels, Namespaces, Period, Seconds, Switch
 from gpusharing.api.validation import Problem
 from gpusharing.planning.gpus.cards import Profile
+from gpusharing.planning.gpus.drivers import DriverVersions
 from gpusharing.planning.gpus.geometry import Layout
-from gpusharing.planning.gpus.health import HEALTHY, DriverVersions, Vitals, diagnose
+from gpusharing.planning.gpus.health import HEALTHY, Vitals, diagnose
 from gpusharing.planning.snapshot.memory import CallFailure, PassMemory
 from gpusharing.planning.snapshot.nvidia import NodeDevices, Operand, Program, StackView, TaintRuleView
 from gpusharing.planning.snapshot.podviews import NodeWork
@@ -315,7 +316,7 @@ class PlanSettings:
     """How the chart's guard keeps GPU pods of namespaces with the isolation label on nodes that isolate: by adding the
     requirement to new pods, or by refusing pods without it. The replacement of an evicted pod is a new pod, too."""
     refuse_unsafe_drivers: Switch = True
-    """Make no MIG change that is known to be unsafe under the node's driver (`planning/gpus/health.py`)."""
+    """Make no MIG change that is known to be unsafe under the node's driver (`planning/gpus/drivers.py`)."""
     unsafe_drivers: DriverVersions = ()
     """Comma-separated: further driver versions, or branches such as 570, on which MIG is not changed."""
     max_in_flight: Count = 100

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from gpusharing.api import names
-from gpusharing.planning.gpus.health import find_driver_flaw
+from gpusharing.planning.gpus.drivers import find_driver_flaw
 from gpusharing.planning.snapshot.views import NodeView, PlanSettings
 from gpusharing.planning.stack.installationviews import InstallationView, Symptom, Topic, error, warning
 from gpusharing.planning.stack.mig import SHOW_LABELS, after_labels, start_changes_of, tell_changes

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode
-from gpusharing.planning.gpus.health import find_driver_flaw, find_hanging
+from gpusharing.planning.gpus.drivers import find_driver_flaw, find_hanging
 from gpusharing.planning.stack.mig import find_start_changes
 from gpusharing.planning.stack.mps import explain_repair
 from gpusharing.planning.stack.plugins import explain_plugin
