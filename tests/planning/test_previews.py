@@ -130,6 +130,16 @@ def test_a_node_that_its_pods_block_is_looked_at_for_that_reason_alone() -> None
     assert told.pods == ("team-a/db-0",)
 
 
+def test_the_preview_of_a_node_that_is_not_ready_says_so() -> None:
+    """Its pods could not be seen to leave, as the drain itself says (one Scope for both)."""
+    pool = Pool(POLICY)
+    told = verdict(Phase.BLOCKED, Reason.NODE_NOT_READY, "n00", disruption=DisruptionClass.RESET)
+    pool.count(find_member(told, make_node("n00", ready=False), None))
+    work = {"n00": make_work(make_pod("train-0"))}
+    blockers = look({"pool-b": pool}, {}, work)[0]["n00"].blockers
+    assert Reason.NODE_UNREACHABLE in {blocker.reason for blocker in blockers}
+
+
 def test_a_node_that_starts_in_this_pass_is_not_looked_at() -> None:
     pools = held(1)
     begins = verdict(Phase.CORDONED, Reason.SETTLING, "n00", disruption=DisruptionClass.RESET)

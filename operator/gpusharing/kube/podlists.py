@@ -39,7 +39,7 @@ from gpusharing.kube.pods import (
     resource_claim_names,
 )
 from gpusharing.kube.raw import interned, part, text
-from gpusharing.planning.drain.pods import NO_OPTIONS, classify, holds_gpu
+from gpusharing.planning.drain.pods import find_leaving, holds_gpu
 from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, PdbView, PodView, Scope
 
 MAX_LISTS = 16
@@ -105,7 +105,7 @@ class Gangs:
         Raises:
             ServerAway, Unauthorized, HeldBack: no gang can be listed now.
         """
-        wanted = {pod.gang for pod in classify(pods, NO_OPTIONS, scope).must_leave if pod.gang is not None}
+        wanted = {pod.gang for pod in find_leaving(pods, scope) if pod.gang is not None}
         labels = {pod.namespace: pod.namespace_labels for pod in pods}
         views = []
         for query, gangs in sorted(_queries(wanted).items()):

@@ -27,7 +27,7 @@ from datetime import datetime, timedelta
 from gpusharing.api.policy import Drain
 from gpusharing.api.times import NEVER, to_rfc3339
 from gpusharing.planning.drain.evictions import MAX_EVICTIONS, PACE, QUIET_WAIT, is_seen, never_allows
-from gpusharing.planning.drain.pods import NO_OPTIONS, by_ref, classify
+from gpusharing.planning.drain.pods import by_ref, find_leaving
 from gpusharing.planning.drain.standing import (
     STUCK_AFTER,
     Standing,
@@ -428,7 +428,7 @@ def _next_wake(pods: Standings, sent: int, end: datetime | None, now: datetime) 
 
 def ending_gangs(work: NodeWork, scope: Scope) -> tuple[GangView, ...]:
     """Return the gangs that a change of the node interrupts: those with a pod that must leave the node."""
-    leaving = {pod.gang for pod in classify(work.pods, NO_OPTIONS, scope).must_leave}
+    leaving = {pod.gang for pod in find_leaving(work.pods, scope)}
     return tuple(view for view in work.gangs if view.gang in leaving)
 
 
@@ -445,7 +445,7 @@ def find_gang_blockers(work: NodeWork, options: Drain, now: datetime, scope: Sco
             blockers.append(Blocker(Reason.LIST_FAILED, message=unlisted(view)))
             continue
         here = (member.pod for member in view.members if member.node == scope.node)
-        leave = {pod.uid for pod in classify(here, NO_OPTIONS, scope).must_leave}
+        leave = {pod.uid for pod in find_leaving(here, scope)}
         members = [member for member in view.members if member.pod.uid not in leave]
         elsewhere = NodeWork(tuple(member.pod for member in members), work.pdbs, work.listed_at)
         standings = find_standings(elsewhere, options, now, scope=everywhere(scope), cordoned=False)

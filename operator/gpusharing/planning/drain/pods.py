@@ -170,8 +170,6 @@ LABELS = frozenset({"runai-gpu-group", "kai-gpu-group"})
 """The labels that name a GPU's group in KAI-Scheduler. A pod with fractions of several GPUs has a label `LABEL/GROUP`
 for each of them (v0.17.0, MultiGpuGroupLabelPrefix). The second name is the one that KAI's maintainers announced
 (NVIDIA/KAI-Scheduler#464)."""
-NO_OPTIONS = Drain()
-"""A policy's options make no difference to which pods must leave, only to whether they may be evicted."""
 
 
 def gpu_groups(labels: Mapping[str, str]) -> frozenset[str]:
@@ -253,26 +251,28 @@ class Classified:
 
 def classify(pods: Iterable[PodView], options: Drain, scope: Scope) -> Classified:
     pods = sorted(pods, key=by_ref)
-    # KAI deletes the reservation of a GPU when the pods that share it are gone (G10).
-    sharing = (pod for pod in pods if not is_reservation(pod) and not _is_ignored(pod, scope))
-    shared = {group for pod in sharing for group in gpu_groups(pod.labels)}
-
-    def ignores(pod: PodView) -> bool:
-        left_to_kai = is_reservation(pod) and not shared.isdisjoint(gpu_groups(pod.labels))
-        return left_to_kai or _is_ignored(pod, scope)
-
-    decided = [(pod, _decide(pod, options, scope)) for pod in pods if not ignores(pod)]
+    leaving = find_leaving(pods, scope)
+    must_leave = {pod.ref for pod in leaving}
+    decided = [(pod, _decide(pod, options, scope)) for pod in leaving]
     return Classified(
         holders=tuple(pod for pod, decision in decided if not isinstance(decision, Blocker)),
         waited=frozenset(pod.uid for pod, decision in decided if decision == "wait"),
-        ignored=tuple(filter(ignores, pods)),
+        ignored=tuple(pod for pod in pods if pod.ref not in must_leave),
         blocked=tuple(pod for pod, decision in decided if isinstance(decision, Blocker)),
         blockers=merge(decision for _, decision in decided if isinstance(decision, Blocker)),
     )
 
 
+def find_leaving(pods: Iterable[PodView], scope: Scope) -> list[PodView]:
+    """Return the pods that must be gone before the change, whatever forbids to evict them."""
+    counted = [pod for pod in pods if not _is_ignored(pod, scope)]
+    # KAI deletes the reservation of a GPU when the pods that share it are gone (G10).
+    shared = {group for pod in counted if not is_reservation(pod) for group in gpu_groups(pod.labels)}
+    return [pod for pod in counted if not is_reservation(pod) or shared.isdisjoint(gpu_groups(pod.labels))]
+
+
 def is_idle(pods: Iterable[PodView], scope: Scope) -> bool:
-    return not classify(pods, NO_OPTIONS, scope).must_leave
+    return not find_leaving(pods, scope)
 
 
 def _is_daemon(pod: PodView) -> bool:

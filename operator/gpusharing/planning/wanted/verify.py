@@ -240,10 +240,10 @@ def label_checks(compared: Comparison) -> Checked:
     # Compare with the card model whose product the labels show.
     expected = next((one for one in possible if one[names.LABEL_GPU_PRODUCT] == shown), possible[-1])
     for label, due in expected.items():
-        if (now := labels.get(label, "absent")) != due:
+        if labels.get(label, "") != due:
             products = " or ".join(one[names.LABEL_GPU_PRODUCT] for one in possible)
             should = products if label == names.LABEL_GPU_PRODUCT else due
-            text = f"label {label} is {now}, but should be {should}"
+            text = f"label {label} is {labels.get(label, 'absent')}, but should be {should}"
             yield Source.GFD, Finding(Reason.LABEL_MISMATCH, text)
     counts, wanted = served(node), dict(target.resources)
     if counts != wanted:
