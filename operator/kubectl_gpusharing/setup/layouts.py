@@ -114,7 +114,7 @@ CARDS_TABLE = columns(CARD=0, PRODUCT=1, LARGEST=0, SMALLEST=0)
 def describe_cards(paper: Paper) -> list[Line]:
     rows = []
     for card in (one for one in CARDS if one.profiles):
-        plain = [one for one in card.profiles if not {"+", "-"} & set(one.name)]
+        plain = [one for one in card.profiles if one.is_plain]
         large = max(plain, key=lambda one: one.slices)
         small = min(plain, key=lambda one: (one.slices, one.memory_gb))
         most = f"{small.name} (max {small.max_count})"
@@ -198,7 +198,7 @@ def find_answer(card: Card, wanted: Layout, *, everything: bool) -> LegalLayouts
     profiles = card.profiles
     if not everything:
         named = {name for name, _ in wanted}
-        profiles = tuple(one for one in profiles if one.name in named or not {"+", "-"} & set(one.name))
+        profiles = tuple(one for one in profiles if one.name in named or one.is_plain)
     if wanted and (misfit := tell_misfit(wanted, card.profiles)):
         return LegalLayouts(card, wanted, (), misfit)
     layouts = tuple(

@@ -335,7 +335,7 @@ def _unserved(demand: Demand, served: Collection[str]) -> str:
 
 def _layout(wanted: Counter[str], profiles: Sequence[Profile]) -> tuple[Layout, list[str]]:
     """Return the full layout that serves the requested profiles with the fewest GPUs, and the profiles, of the fewest requests, for which none has room."""
-    plain = [one for one in profiles if one.name in wanted or not {"+", "-"} & set(one.name)]
+    plain = [one for one in profiles if one.name in wanted or one.is_plain]
     layouts = maximal_layouts(plain)
     ranked = [name for name, _ in sorted(wanted.items(), key=lambda item: (-item[1], item[0]))]
 
