@@ -233,7 +233,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
             reference = Span(_reference(resource, text(raw, "metadata", "name")), Ink.TITLE)
             terminal.show([line(reference, f"  {json.dumps(change.body, separators=(',', ':'))}")])
         for means in dict.fromkeys(change.means for _, change in changes):
-            terminal.show(prose(f"{means[:1].upper()}{means[1:]}.", terminal.paper))
+            terminal.show(prose(f"{means[:1].upper()}{means[1:]}.", terminal.options))
     moves = any(change.moves for _, change in changes)
     if typed.dry_run or (moves and not typed.yes and not is_wanted(sys.stdin)):
         _end(resource, changes, terminal, "Nothing was changed.", done=False)
@@ -256,7 +256,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 def _end(kind: Resource, changes: Changes, terminal: Terminal, message: str, *, done: bool) -> None:
     if not terminal.structured:
         ink = Ink.GOOD if message == DID else Ink.WAITING if done else Ink.FAINT
-        terminal.show(prose(message, terminal.paper, ink=ink))
+        terminal.show(prose(message, terminal.options, ink=ink))
         return
     for raw, change in changes:
         name = text(raw, "metadata", "name")

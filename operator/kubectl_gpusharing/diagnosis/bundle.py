@@ -199,9 +199,9 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         path.write_bytes(bundle.tar(folder, at))  # noqa: ASYNC240 - nothing else goes on here
     except OSError as error:
         raise Trouble(f"{path} cannot be written: {error_text(error)}") from error
-    lines = fold(line(Span(str(path), Ink.TITLE), f"  {counted(len(bundle.files), 'file')}"), terminal.paper)
+    lines = fold(line(Span(str(path), Ink.TITLE), f"  {counted(len(bundle.files), 'file')}"), terminal.options)
     gaps = (f"Not included: {gap}" for gap in bundle.gaps)
-    lines += prose_of_each(gaps, terminal.paper, ink=Ink.WAITING)
+    lines += prose_of_each(gaps, terminal.options, ink=Ink.WAITING)
     data: SupportBundleData = {"file": str(path), "files": sorted(bundle.files), "gaps": bundle.gaps}
     terminal.answer(SupportBundleData, lambda: data, lambda _: lines)
     return DONE

@@ -52,7 +52,7 @@ from kubectl_gpusharing.shell.drawing import (
     BLANK,
     Ink,
     Line,
-    Paper,
+    PrintOptions,
     Span,
     columns,
     describe_simulated,
@@ -513,33 +513,33 @@ def _explain_shortage(asks: Mapping[str, int], rooms: Sequence[NodeRoom], *, exc
 # --- in words ------------------------------------------------------------------------------------------------
 
 
-def describe_pod(answer: PodAnswer, paper: Paper) -> list[Line]:
+def describe_pod(answer: PodAnswer, options: PrintOptions) -> list[Line]:
     requests = ", ".join(f"{count} {name}" for name, count in sorted(answer.asks.items()))
     asks = answer.fraction or requests or "no GPU"
     ink = Ink.GOOD if answer.node else Ink.WAITING
     title = line(Span(answer.pod, Ink.TITLE), "  ", Span(answer.phase, ink), f"  requests {asks}")
-    lines = [*describe_simulated(answer.simulated, paper), *fold(title, paper)]
+    lines = [*describe_simulated(answer.simulated, options), *fold(title, options)]
     for whose, message in (("Status", answer.status), ("Scheduler", answer.scheduler)):
-        lines += prose(f"{whose}: {message}", paper, hang="  ") if message else []
+        lines += prose(f"{whose}: {message}", options, hang="  ") if message else []
     rows = []
     for one in answer.services:
         counts = str(one.now), "?" if one.free is None else str(one.free), str(one.after)
         place = one.pool or "no policy", one.node or "-", one.resource
         rows.append(line(*place, *counts, Span(one.but, Ink.WAITING)))
     if rows:
-        drawn = table(COLUMNS, rows, paper)
+        drawn = table(COLUMNS, rows, options)
         lines += [BLANK, *drawn]
         # A text that was cut off in the table follows below.
         for one, row in zip(answer.services, drawn[len(drawn) - len(rows) :], strict=True):
             if not shows(row, one.but):
                 but = f"{one.pool or 'no policy'}: {one.but}"
-                lines += prose(but, paper, hang="  ", ink=Ink.WAITING)
+                lines += prose(but, options, hang="  ", ink=Ink.WAITING)
         partly = {one.pool: one.kept for one in answer.services if one.kept and one.node}
         rules = (f"{pool or 'no policy'}, not on {'; '.join(kept)}" for pool, kept in partly.items())
-        lines += prose_of_each(rules, paper, ink=Ink.WAITING)
+        lines += prose_of_each(rules, options, ink=Ink.WAITING)
     if answer.others:
-        lines += prose(f"Advertised once the changes are done: {', '.join(answer.others)}", paper, hang="  ")
+        lines += prose(f"Advertised once the changes are done: {', '.join(answer.others)}", options, hang="  ")
     if answer.guard:
-        lines += prose(f"Guard: {answer.guard}.", paper, hang="  ", ink=Ink.WAITING)
-    lines += [BLANK, *prose(answer.conclusion[:1].upper() + answer.conclusion[1:] + ".", paper)]
-    return lines + prose_of_each((f"Note: {note}" for note in answer.notes), paper, ink=Ink.FAINT)
+        lines += prose(f"Guard: {answer.guard}.", options, hang="  ", ink=Ink.WAITING)
+    lines += [BLANK, *prose(answer.conclusion[:1].upper() + answer.conclusion[1:] + ".", options)]
+    return lines + prose_of_each((f"Note: {note}" for note in answer.notes), options, ink=Ink.FAINT)

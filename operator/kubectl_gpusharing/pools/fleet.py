@@ -34,7 +34,7 @@ from kubectl_gpusharing.shell.drawing import (
     Glyph,
     Ink,
     Line,
-    Paper,
+    PrintOptions,
     Span,
     age,
     bar,
@@ -343,7 +343,7 @@ CELLS = 48
 """The number of cells in a line, if there is room."""
 FEWEST = 8
 NAME = 24
-"""How many characters of a node's name are shown, if the paper has a width."""
+"""How many characters of a node's name are shown, if lines have a width."""
 LETTERS: Mapping[str, str] = {
     Phase.CORDONED: "c",
     Phase.WAITING_FOR_JOBS: "w",
@@ -357,33 +357,33 @@ LETTERS: Mapping[str, str] = {
 """The letters of the phases of a change, except Failed."""
 
 
-def describe_timeline(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
+def describe_timeline(pool: PoolStatus, now: datetime, options: PrintOptions) -> list[Line]:
     timeline = find_timeline(pool, now)
     if timeline is None:
-        return prose("The node histories contain no changes.", paper, indent="  ", ink=Ink.FAINT)
+        return prose("The node histories contain no changes.", options, indent="  ", ink=Ink.FAINT)
     start, stop, every = timeline
-    tracks = every if paper.wide else every[:MOST]
+    tracks = every if options.wide else every[:MOST]
     name = max(len(track.node) for track in tracks)
-    name = name if paper.width is None else min(name, NAME, paper.width // 3)
+    name = name if options.width is None else min(name, NAME, options.width // 3)
     ends = [
         length(track.took) if track.took is not None else track.stretches[-1].phase if track.stretches else ""
         for track in tracks
     ]
     tail = max(map(len, ends))
-    cells = CELLS if paper.width is None else min(CELLS, paper.width - name - tail - 6)
-    if cells < FEWEST and paper.width is not None:
-        tail, cells = 0, max(FEWEST, paper.width - name - 4)
+    cells = CELLS if options.width is None else min(CELLS, options.width - name - tail - 6)
+    if cells < FEWEST and options.width is not None:
+        tail, cells = 0, max(FEWEST, options.width - name - 4)
     cell = (stop - start) / cells
     period = f"{moment(start, stop)} to {moment(stop, start)}"
-    lines = prose(f"{period}; each cell stands for {length(cell)}", paper, indent="  ", ink=Ink.FAINT)
+    lines = prose(f"{period}; each cell stands for {length(cell)}", options, indent="  ", ink=Ink.FAINT)
     for track, end in zip(tracks, ends, strict=True):
-        drawn = bar(_cells(track, start, cell, cells), paper, cells)
+        drawn = bar(_cells(track, start, cell, cells), options, cells)
         row: list[str | Span] = ["  ", shorten(track.node, name).ljust(name), "  ", *drawn]
         lines.append(line(*row, "  ", Span(end, Ink.FAINT)) if tail else line(*row))
     if (more := len(every) - len(tracks)) > 0:
         lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide shows them all", Ink.FAINT)))
-    legend = "; ".join(f"{glyph.on(paper)} {glyph.word}" for glyph in glyphs_of(tracks))
-    return [*lines, *prose(legend, paper, indent="  ", ink=Ink.FAINT)]
+    legend = "; ".join(f"{glyph.on(options)} {glyph.word}" for glyph in glyphs_of(tracks))
+    return [*lines, *prose(legend, options, indent="  ", ink=Ink.FAINT)]
 
 
 def glyph_of(stretch: Stretch) -> Glyph:
@@ -426,23 +426,23 @@ _PROGRESS = (*WAY, Phase.SYNCED)
 
 
 def describe(
-    pools: Pools, unowned: Sequence[NodeStatus], now: datetime, paper: Paper, *, timeline: bool = False
+    pools: Pools, unowned: Sequence[NodeStatus], now: datetime, options: PrintOptions, *, timeline: bool = False
 ) -> list[Line]:
-    lines = describe_health(pools, unowned, paper)
+    lines = describe_health(pools, unowned, options)
     for pool in pools:
-        drawn = describe_timeline(pool, now, paper) if timeline else []
-        lines += [BLANK, *describe_pool(pool, now, paper), *drawn]
-    return [*lines, *([BLANK] if unowned else []), *prose(tell_unowned(unowned), paper, ink=Ink.FAINT)]
+        drawn = describe_timeline(pool, now, options) if timeline else []
+        lines += [BLANK, *describe_pool(pool, now, options), *drawn]
+    return [*lines, *([BLANK] if unowned else []), *prose(tell_unowned(unowned), options, ink=Ink.FAINT)]
 
 
-def describe_health(pools: Pools, unowned: Sequence[NodeStatus], paper: Paper) -> list[Line]:
-    lines = describe_simulated(simulated_nodes(pools, unowned), paper)
+def describe_health(pools: Pools, unowned: Sequence[NodeStatus], options: PrintOptions) -> list[Line]:
+    lines = describe_simulated(simulated_nodes(pools, unowned), options)
     if not pools:
         hint = "There is no GPUSharingPolicy. kubectl gpusharing plan -f FILE shows what a policy would do."
-        return [*lines, *prose(hint, paper)]
+        return [*lines, *prose(hint, options)]
     health, totals = tell_health(pools)
-    lines += prose(f"{health}.", paper, ink=pools[0].state.value.ink)
-    return [*lines, *prose(totals, paper, ink=Ink.FAINT)]
+    lines += prose(f"{health}.", options, ink=pools[0].state.value.ink)
+    return [*lines, *prose(totals, options, ink=Ink.FAINT)]
 
 
 def tell_health(pools: Pools) -> tuple[str, str]:
@@ -466,45 +466,45 @@ def count_states(noun: str, members: Sequence[NodeStatus | PoolStatus]) -> str:
     return ": ".join(filter(None, (counted(len(members), noun), counts)))
 
 
-def describe_pool(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
+def describe_pool(pool: PoolStatus, now: datetime, options: PrintOptions) -> list[Line]:
     states = Counter(node.state for node in pool.members)
     glyphs = [state.value for state in State for _ in range(states[state])]
-    cells = list(bar(glyphs, paper, min(60, paper.room)))
+    cells = list(bar(glyphs, options, min(60, options.room)))
     for glyph in dict.fromkeys(glyphs):
-        cells.append(Span(f"  {glyph.on(paper)} {states[State(glyph)]} {glyph.word}", glyph.ink))
-    lines = describe_title(pool, paper) + (fold(tuple(cells), paper) if cells else [])
-    lines += describe_facts(pool, now, paper)
-    shown = pool.members if paper.wide else pool.changing[:MOST]
+        cells.append(Span(f"  {glyph.on(options)} {states[State(glyph)]} {glyph.word}", glyph.ink))
+    lines = describe_title(pool, options) + (fold(tuple(cells), options) if cells else [])
+    lines += describe_facts(pool, now, options)
+    shown = pool.members if options.wide else pool.changing[:MOST]
     if shown:
-        lines += describe_nodes(shown, now, paper)
+        lines += describe_nodes(shown, now, options)
     if (more := len(pool.changing) - len(shown)) > 0:
         lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide lists all", Ink.FAINT)))
-    return lines + describe_events(pool, now, paper)
+    return lines + describe_events(pool, now, options)
 
 
-def describe_nodes(nodes: Sequence[NodeStatus], now: datetime, paper: Paper) -> list[Line]:
-    shown = COLUMNS + (WIDE if paper.wide else ()) + (columns(MESSAGE=0) if paper.flowing else ())
+def describe_nodes(nodes: Sequence[NodeStatus], now: datetime, options: PrintOptions) -> list[Line]:
+    shown = COLUMNS + (WIDE if options.wide else ()) + (columns(MESSAGE=0) if options.flowing else ())
     rows = []
     for node in nodes:
         ink, pods = node.state.value.ink, "" if node.pods is None else str(node.pods)
         progress = ""
-        if not paper.flowing:
+        if not options.flowing:
             stands = node.state in (State.BLOCKED, State.FAILED)
             done = _PROGRESS.index(node.phase) + 1 if node.phase in _PROGRESS else int(stands)
-            progress = node.state.value.on(paper) * done + _AHEAD.on(paper) * (len(_PROGRESS) - done)
+            progress = node.state.value.on(options) * done + _AHEAD.on(options) * (len(_PROGRESS) - done)
         texts = [node.reason, pods, node.culprit, age(node.entered, now), node.deadline]
-        texts += [node.step, node.wanted, node.observed, node.cordon, node.unhealthy] if paper.wide else []
-        if paper.flowing:
+        texts += [node.step, node.wanted, node.observed, node.cordon, node.unhealthy] if options.wide else []
+        if options.flowing:
             texts.append(" ".join(dict.fromkeys(filter(None, (node.message, *node.blockers)))))
         rows.append(line(node.name, Span(progress, ink), Span(node.phase or "-", ink), *texts))
-    return table(shown, rows, paper, "  ")
+    return table(shown, rows, options, "  ")
 
 
-def describe_facts(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
+def describe_facts(pool: PoolStatus, now: datetime, options: PrintOptions) -> list[Line]:
     """Draw the pool's message and what is about to happen."""
-    lines = prose(NOT_SEEN.format(pool.unseen), paper, ink=Ink.BAD) if pool.unseen else []
+    lines = prose(NOT_SEEN.format(pool.unseen), options, ink=Ink.BAD) if pool.unseen else []
     if pool.message and pool.status != "Synced":
-        lines += prose(pool.message, paper)
+        lines += prose(pool.message, options)
     texts: list[str] = []
     if plan := pool.plan:
         nodes, pods = counted(plan.get("nodeCount", 0), "node"), counted(plan.get("pods", 0), "pod")
@@ -519,24 +519,24 @@ def describe_facts(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
         texts.append(f"{head}: {pool.next_window}")
     if (estimate := find_estimate(pool, now)) is not None:
         texts.append(estimate[1])
-    return lines + prose_of_each(texts, paper)
+    return lines + prose_of_each(texts, options)
 
 
-def describe_events(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
+def describe_events(pool: PoolStatus, now: datetime, options: PrintOptions) -> list[Line]:
     lines: list[Line] = []
-    for event in (pool.events or ())[0 if paper.wide else -MOST :]:
+    for event in (pool.events or ())[0 if options.wide else -MOST :]:
         ink = Ink.WAITING if text(event, "type") == "Warning" else Ink.FAINT
         when = age(from_rfc3339(text(event, "eventTime")), now) or "?"
         said = f"{when} ago {text(event, 'reason')}: {text(event, 'note')}"
-        lines += prose(said, paper, indent="  ", hang="  ", ink=ink)
+        lines += prose(said, options, indent="  ", hang="  ", ink=ink)
     return lines
 
 
-def describe_title(pool: PoolStatus, paper: Paper) -> list[Line]:
+def describe_title(pool: PoolStatus, options: PrintOptions) -> list[Line]:
     ink = Ink.GOOD if pool.status == "Synced" else Ink.BUSY if pool.status else Ink.FAINT
     what = " ".join(filter(None, (pool.mode, pool.layout)))
     texts = [f"{pool.nodes or '0/0'} nodes", counted(pool.gpus, "GPU")]
     texts += [f"{pool.used} devices used"] * bool(pool.used)
     texts += [f"{counted(pool.pending_pods, 'pod')} pending"] * bool(pool.pending_pods)
     title, status = Span(pool.name, Ink.TITLE), Span(pool.status or "new", ink)
-    return fold(line(title, f"  {what}  ", status, f"  {', '.join(texts)}"), paper)
+    return fold(line(title, f"  {what}  ", status, f"  {', '.join(texts)}"), options)

@@ -45,7 +45,7 @@ from kubectl_gpusharing.pools.fleet import (
     tell_unowned,
 )
 from kubectl_gpusharing.shell.drawing import Glyph, Ink, length, prose
-from kubectl_gpusharing.shell.markup import PAPER, POLICY, Link, Markup, flow, frame, grid, plain_cell, tag
+from kubectl_gpusharing.shell.markup import HTML_OPTIONS, POLICY, Link, Markup, flow, frame, grid, plain_cell, tag
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.troubles import Trouble
 
@@ -166,24 +166,24 @@ def overview(
     policies, gpunodes, *events = known
     pools, unowned = choose(typed, session.where, policies, map(read_node, gpunodes), events)
     now, cards = session.now(), read_cards(gpunodes)
-    parts = flow(describe_health(pools, unowned, PAPER))
+    parts = flow(describe_health(pools, unowned, HTML_OPTIONS))
     for number, pool in enumerate(pools):
         parts.append(_pool(pool, f"pool-{number}", now, cards.get(pool.name, {}), most, link))
-    return parts + flow(prose(tell_unowned(unowned), PAPER))
+    return parts + flow(prose(tell_unowned(unowned), HTML_OPTIONS))
 
 
 def _pool(pool: PoolStatus, name: str, now: datetime, cards: Cards, most: int | None, link: Link) -> Markup:
     first = {node.name: rank for rank, node in enumerate(pool.changing)}
     members = sorted(pool.members, key=lambda node: (node.state is State.DONE, first.get(node.name, 0)))
-    shown, (title, *_) = members[:most], describe_title(pool, PAPER)
+    shown, (title, *_) = members[:most], describe_title(pool, HTML_OPTIONS)
     parts = [tag("h2", link("POLICY", pool.name), id=name)]
-    parts += flow([title[1:], *prose(pool.product, PAPER, ink=Ink.FAINT)])
+    parts += flow([title[1:], *prose(pool.product, HTML_OPTIONS, ink=Ink.FAINT)])
     if members and (most is None or len(members) <= DRAWN):
         counts = Counter(node.state for node in members)
         words = (f"{MARKS[one]} {counts[one]} {one.value.word}" for one in State if counts[one])
         parts += [bar(members), _legend(words)]
-    parts += flow(describe_facts(pool, now, PAPER) + describe_events(pool, now, PAPER))
-    parts += flow(describe_nodes(shown, now, PAPER) if shown else [], link)
+    parts += flow(describe_facts(pool, now, HTML_OPTIONS) + describe_events(pool, now, HTML_OPTIONS))
+    parts += flow(describe_nodes(shown, now, HTML_OPTIONS) if shown else [], link)
     if left := len(members) - len(shown):
         parts.append(tag("p", f"and {counted(left, 'more node')}: ", link("POLICY", pool.name)))
     if (timeline := find_timeline(pool, now)) is not None:

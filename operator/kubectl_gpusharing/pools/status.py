@@ -169,16 +169,16 @@ def draw(
     pools, unowned = choose(typed, session.where, policies, map(read_node, nodes), events)
     if not terminal.redraws and before[0] == (pools, unowned):
         return before
-    now, paper = session.now(), terminal.paper
+    now, options = session.now(), terminal.options
     if terminal.structured:
         data = as_data(pools, unowned, session.name, now)
         terminal.data(PoolListData, data, [object_name(POLICIES, pool.name) for pool in pools])
         return (pools, unowned), ()
-    head = prose(f"This may be out of date: {stale}", paper, ink=Ink.BAD) if stale else []
-    lines = [*head, *describe(pools, unowned, now, paper, timeline=typed.timeline)]
+    head = prose(f"This may be out of date: {stale}", options, ink=Ink.BAD) if stale else []
+    lines = [*head, *describe(pools, unowned, now, options, timeline=typed.timeline)]
     if len(pools) > 1:
-        rows = table(FLEET.columns, [*map(_cluster_row, pools)], paper)
-        short = [*head, *describe_health(pools, unowned, paper), *rows]
+        rows = table(FLEET.columns, [*map(_cluster_row, pools)], options)
+        short = [*head, *describe_health(pools, unowned, options), *rows]
         terminal.show(lines, "; pass a POLICY to see one pool", short)
     else:
         terminal.show(lines, "; make the terminal taller to see them")

@@ -51,7 +51,7 @@ from kubectl_gpusharing.shell.drawing import (
     BLANK,
     Ink,
     Line,
-    Paper,
+    PrintOptions,
     Span,
     columns,
     describe_simulated,
@@ -88,7 +88,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """Print what is wrong, and return FAILED if there is an error; warnings and missing checks do not count."""
     examined = await _examine(session)
     data = as_data(examined, session.name)
-    terminal.answer(DoctorReportData, lambda: data, lambda paper: describe(examined, paper))
+    terminal.answer(DoctorReportData, lambda: data, lambda options: describe(examined, options))
     return examined.status
 
 
@@ -199,22 +199,22 @@ async def _mig_entries(client: KubeClient, view: InstallationView) -> dict[str, 
 # --- in words ------------------------------------------------------------------------------------------------
 
 
-def describe(examined: Examination, paper: Paper) -> list[Line]:
+def describe(examined: Examination, options: PrintOptions) -> list[Line]:
     """Draw each problem with the command that fixes it, and a line for each topic that is in order or could not be checked."""
-    lines: list[Line] = describe_simulated(sorted(examined.view.simulated), paper)
+    lines: list[Line] = describe_simulated(sorted(examined.view.simulated), options)
     if not examined.view.installed:
-        lines += [*prose(NOT_INSTALLED, paper, ink=Ink.WAITING), BLANK]
+        lines += [*prose(NOT_INSTALLED, options, ink=Ink.WAITING), BLANK]
     for word, message, command in _topics(examined):
-        rows = prose(message, paper, indent="         ")
+        rows = prose(message, options, indent="         ")
         lines += [line(Span(f"{word:8} ", INKS.get(word, Ink.WAITING)), rows[0][0].text[9:]), *rows[1:]]
         lines += [line(f"         -> {command}")] if command else []
-    lines += prose_of_each((f"Note: {note}" for note in examined.notes), paper, ink=Ink.FAINT)
+    lines += prose_of_each((f"Note: {note}" for note in examined.notes), options, ink=Ink.FAINT)
     count = Counter(one.severity for one in examined.symptoms)
     errors, warnings = count["ERROR"], count["WARNING"]
     what = "installation" if examined.view.installed else "cluster"
     state = conclude(what, unseen=bool(examined.unseen), errors=errors)
     title = f"{state}: {counted(errors, 'error')} and {counted(warnings, 'warning')}."
-    return [*lines, BLANK, *prose(title, paper, ink=Ink.BAD if errors else Ink.GOOD)]
+    return [*lines, BLANK, *prose(title, options, ink=Ink.BAD if errors else Ink.GOOD)]
 
 
 def _topics(examined: Examination) -> Iterator[tuple[str, str, str]]:

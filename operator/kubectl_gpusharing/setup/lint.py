@@ -26,7 +26,7 @@ from gpusharing.planning.wanted import migfile, pluginconfig
 from gpusharing.planning.wanted.pluginconfig import Unreadable, find_line, parse_yaml
 from kubectl_gpusharing.live.files import Document, read_documents
 from kubectl_gpusharing.shell.documents import FindingData, LintReportData
-from kubectl_gpusharing.shell.drawing import KIND, Ink, Line, Paper, Span, fold, line, printable, prose
+from kubectl_gpusharing.shell.drawing import KIND, Ink, Line, PrintOptions, Span, fold, line, printable, prose
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import DONE, FAILED
 
@@ -51,14 +51,14 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
     last = f"{counted(judged, 'object')} checked: {totals}."
     data: LintReportData = {"accepted": not count[ERROR], "checked": judged, "findings": findings}
 
-    def describe(paper: Paper) -> Iterator[Line]:
+    def describe(options: PrintOptions) -> Iterator[Line]:
         for one in findings:
             severity = Span(one["severity"], INKS[one["severity"]])
             drawn = line(f"{one['file']}:{one['line']}: ", severity, printable(f": {one['message']}"))
-            yield from [drawn] if paper.width is None else fold(drawn, paper)
-        yield from prose(last, paper)
+            yield from [drawn] if options.width is None else fold(drawn, options)
+        yield from prose(last, options)
 
-    terminal.answer(LintReportData, lambda: data, lambda paper: [*describe(paper)])
+    terminal.answer(LintReportData, lambda: data, lambda options: [*describe(options)])
     return FAILED if count[ERROR] else DONE
 
 

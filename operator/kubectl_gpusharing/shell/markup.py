@@ -7,7 +7,7 @@ from hashlib import sha256
 from html import escape
 from itertools import groupby
 
-from kubectl_gpusharing.shell.drawing import Line, Paper, Row
+from kubectl_gpusharing.shell.drawing import Line, PrintOptions, Row
 
 _LIGHT = """
 --ground:#ffffff;--raised:#f5f6f8;--text:#1c1e21;--faint:#5a6069;--line:#d5d9df;--accent:#0b57d0;
@@ -125,7 +125,7 @@ def grid(caption: str, kind: str, titles: Iterable[str], rows: Iterable[Sequence
     return tag("div", inner, class_="scroll", role="region", tabindex="0", aria_label=caption)
 
 
-PAPER = Paper(wide=True, flowing=True)
+HTML_OPTIONS = PrintOptions(wide=True, flowing=True)
 
 
 Link = Callable[[str, str], Child]

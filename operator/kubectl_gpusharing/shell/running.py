@@ -23,7 +23,7 @@ from kubectl_gpusharing.shell.drawing import (
     Column,
     Ink,
     Line,
-    Paper,
+    PrintOptions,
     Span,
     describe_simulated,
     fit_columns,
@@ -90,7 +90,7 @@ def carry_out_everywhere(verb: FleetVerb, typed: Namespace, contexts: Sequence[s
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     answers = run_command(ask_clusters(verb, typed, contexts))
     if not terminal.structured:
-        terminal.show(describe_clusters(verb, answers, terminal.paper))
+        terminal.show(describe_clusters(verb, answers, terminal.options))
     for one in answers if terminal.structured else ():
         kind, data = (FailureData, {"error": one.error}) if one.error else (verb.kind, one.data)
         terminal.data(kind, {"context": one.context, "clusterUID": one.cluster or None, **data})
@@ -140,7 +140,7 @@ async def ask_clusters(
     return [task.result() for task in tasks]
 
 
-def describe_clusters(verb: FleetVerb, answers: Sequence[Answer], paper: Paper) -> list[Line]:
+def describe_clusters(verb: FleetVerb, answers: Sequence[Answer], options: PrintOptions) -> list[Line]:
     columns = (Column("CLUSTER"), *verb.columns)
     rows: list[Sequence[Span]] = []
     for one in answers:
@@ -154,18 +154,20 @@ def describe_clusters(verb: FleetVerb, answers: Sequence[Answer], paper: Paper) 
         other = first.setdefault(one.cluster or one.context, one.context)
         if other != one.context:
             remarks.append(f"{one.context} is the same cluster as {other}, so its rows appear twice")
-    lines = [*describe_simulated(simulated, paper), *table(columns, _wrapped(columns, rows, paper), paper)]
-    return lines + prose_of_each((f"{text}." for text in remarks), paper, ink=Ink.FAINT)
+    lines = [*describe_simulated(simulated, options), *table(columns, _wrapped(columns, rows, options), options)]
+    return lines + prose_of_each((f"{text}." for text in remarks), options, ink=Ink.FAINT)
 
 
-def _wrapped(columns: Sequence[Column], rows: Sequence[Sequence[Span]], paper: Paper) -> Sequence[Sequence[Span]]:
-    if paper.width is None or paper.wide:
+def _wrapped(
+    columns: Sequence[Column], rows: Sequence[Sequence[Span]], options: PrintOptions
+) -> Sequence[Sequence[Span]]:
+    if options.width is None or options.wide:
         return rows
     last = len(columns) - 1
     sizes = [max(len(row[i].text) for row in rows) for i in range(last)]
     widths = {i: max(size, len(columns[i].title)) for i, size in enumerate(sizes) if size}
-    kept = fit_columns(columns, {**widths, last: LEGIBLE}, paper.room)
-    room = paper.room - sum(width + len(GAP) for index, width in kept.items() if index != last)
+    kept = fit_columns(columns, {**widths, last: LEGIBLE}, options.room)
+    room = options.room - sum(width + len(GAP) for index, width in kept.items() if index != last)
     wrapped: list[Sequence[Span]] = []
     for *cells, long in rows:
         parts = textwrap.wrap(long.text, max(NARROW // 2, room), break_on_hyphens=False) or [""]

@@ -20,7 +20,7 @@ from itertools import accumulate
 from typing import Any, TextIO, TypeVar
 
 from gpusharing.api.names import GROUP
-from kubectl_gpusharing.shell.drawing import Ink, Line, Paper, Span, line, plain, shorten
+from kubectl_gpusharing.shell.drawing import Ink, Line, PrintOptions, Span, line, plain, shorten
 from kubectl_gpusharing.shell.troubles import Trouble
 
 Parts = list["str | tuple[str, Parts | None]"]
@@ -195,10 +195,10 @@ class Terminal:
         return here
 
     @property
-    def paper(self) -> Paper:
+    def options(self) -> PrintOptions:
         unicode = (self.stream.encoding or "").lower().replace("-", "").startswith("utf8")
         width = self._size().columns if self.redraws else self.width
-        return Paper(width, glyphs=unicode, wide=self.output == "wide", headers=self.headers)
+        return PrintOptions(width, glyphs=unicode, wide=self.output == "wide", headers=self.headers)
 
     @property
     def structured(self) -> bool:
@@ -235,7 +235,7 @@ class Terminal:
         self,
         kind: type[Data],
         data: Callable[[], Data],
-        lines: Callable[[Paper], Sequence[Line]],
+        lines: Callable[[PrintOptions], Sequence[Line]],
         rows: Callable[[], Iterable[Iterable[object]]] = tuple,
         names: Iterable[str] = (),
     ) -> None:
@@ -248,7 +248,7 @@ class Terminal:
         elif self.structured:
             self.data(kind, data(), names)
         else:
-            self.show(lines(self.paper))
+            self.show(lines(self.options))
 
     def write(self, text: str) -> None:
         self.stream.write(text)

@@ -26,7 +26,7 @@ from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted import target
 from kubectl_gpusharing.setup.layouts import draw, pick
 from kubectl_gpusharing.shell.documents import AdviceData, SavingData
-from kubectl_gpusharing.shell.drawing import BLANK, Ink, Line, Paper, line, prose, prose_of_each
+from kubectl_gpusharing.shell.drawing import BLANK, Ink, Line, PrintOptions, line, prose, prose_of_each
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal, ask_line
 from kubectl_gpusharing.shell.troubles import DONE, Trouble
@@ -187,13 +187,13 @@ def _show(
     elif terminal.structured:
         terminal.data(AdviceData, as_data(advice, policy, saving_data(saved, price)))
     else:
-        paper = terminal.paper
-        lines = prose(f"{pods}.", paper, hang="  ") if pods else []
-        lines += describe(advice, card, paper)
+        options = terminal.options
+        lines = prose(f"{pods}.", options, hang="  ") if pods else []
+        lines += describe(advice, card, options)
         if answers is not None and saved is not None:
             text = f"{answers.pods} workloads take {counted(advice.gpus, 'GPU')}; with whole GPUs each, they would take"
             saving = f"{text} {answers.whole}. {saving_of(saved, price)}"
-            lines += prose(saving, paper, hang="  ", ink=Ink.GOOD)
+            lines += prose(saving, options, hang="  ", ink=Ink.GOOD)
         rows = yaml.safe_dump(policy, sort_keys=False).splitlines()
         terminal.show([*lines, BLANK, *map(line, rows)])
     return DONE
@@ -233,14 +233,14 @@ def _ask(question: str, flag: str, read: Callable[[str], T]) -> T:
     raise Trouble(f"advise needs {flag}")
 
 
-def describe(advice: Advice, card: Card, paper: Paper) -> list[Line]:
+def describe(advice: Advice, card: Card, options: PrintOptions) -> list[Line]:
     what = "; ".join(layouts_of(advice.portions)) or f"{counted(advice.shares, 'share')} of each GPU"
     title = str(advice.mode) if advice.mode is Mode.FULL else f"{advice.mode}, {what}"
-    lines = prose(title, paper, hang="  ", ink=Ink.TITLE)
-    if advice.layout and (drawn := draw(advice.layout, card.profiles, paper)):
+    lines = prose(title, options, hang="  ", ink=Ink.TITLE)
+    if advice.layout and (drawn := draw(advice.layout, card.profiles, options)):
         lines.append(line("  ", *drawn))
-    lines += prose_of_each((f"Because {reason}." for reason in advice.why), paper)
-    return [*lines, *prose(f"But {advice.but}.", paper, hang="  ", ink=Ink.WAITING)]
+    lines += prose_of_each((f"Because {reason}." for reason in advice.why), options)
+    return [*lines, *prose(f"But {advice.but}.", options, hang="  ", ink=Ink.WAITING)]
 
 
 def as_data(advice: Advice, policy: dict[str, object], saving: SavingData | None) -> AdviceData:

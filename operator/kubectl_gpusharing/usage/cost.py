@@ -8,7 +8,7 @@ from fractions import Fraction
 from gpusharing.kube.background import run_command
 from kubectl_gpusharing.shell import drawing
 from kubectl_gpusharing.shell.documents import BillData, SumData
-from kubectl_gpusharing.shell.drawing import BLANK, Column, Ink, Line, Paper, Span, prose, table
+from kubectl_gpusharing.shell.drawing import BLANK, Column, Ink, Line, PrintOptions, Span, prose, table
 from kubectl_gpusharing.shell.running import Answer, FleetVerb
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal
@@ -70,12 +70,12 @@ def cells_of(answer: CostReport) -> list[list[Span]]:
     return cells
 
 
-def describe(answer: CostReport, paper: Paper) -> list[Line]:
+def describe(answer: CostReport, options: PrintOptions) -> list[Line]:
     query, bill = answer.query, answer.bill
     head = f"{duration(query.end - query.start)} until {moment(query.end)}, by {query.by}"
-    lines = [*prose(head, paper, ink=Ink.TITLE), *drawing.describe_simulated(answer.simulated, paper)]
+    lines = [*prose(head, options, ink=Ink.TITLE), *drawing.describe_simulated(answer.simulated, options)]
     if bill.rows:
-        lines += table(columns_of(query.by.upper()), cells_of(answer), paper)
+        lines += table(columns_of(query.by.upper()), cells_of(answer), options)
         cells = []
         for pool in bill.pools:
             priced = UNKNOWN
@@ -85,17 +85,17 @@ def describe(answer: CostReport, paper: Paper) -> list[Line]:
                 priced = f"{pool.currency} {low if low == high else f'{low} to {high}'} ({sources})"
             cost = Span(money(pool.cents, pool.currency), Ink.PLAIN if pool.currency else Ink.WAITING)
             cells.append([Span(pool.policy or "(no policy)"), Span(hours_of(pool.micros)), Span(priced), cost])
-        lines += [BLANK, *table(POOL_COLUMNS, cells, paper), BLANK]
-        lines += drawing.prose_of_each(map(total_sentence, bill.totals), paper)
+        lines += [BLANK, *table(POOL_COLUMNS, cells, options), BLANK]
+        lines += drawing.prose_of_each(map(total_sentence, bill.totals), options)
     else:
-        lines += prose("No GPU was metered.", paper)
-    return [*lines, *describe_doubts(answer.remarks, answer.missing, paper)]
+        lines += prose("No GPU was metered.", options)
+    return [*lines, *describe_doubts(answer.remarks, answer.missing, options)]
 
 
-def describe_doubts(remarks: Iterable[str], missing: Iterable[str], paper: Paper) -> list[Line]:
+def describe_doubts(remarks: Iterable[str], missing: Iterable[str], options: PrintOptions) -> list[Line]:
     """Draw the remarks about an answer and, marked PARTIAL, why it is incomplete."""
-    lines = drawing.prose_of_each((f"{text}." for text in remarks), paper, ink=Ink.FAINT)
-    return lines + drawing.prose_of_each((f"PARTIAL: {text}." for text in missing), paper, ink=Ink.WAITING)
+    lines = drawing.prose_of_each((f"{text}." for text in remarks), options, ink=Ink.FAINT)
+    return lines + drawing.prose_of_each((f"PARTIAL: {text}." for text in missing), options, ink=Ink.WAITING)
 
 
 def columns_of(name: str) -> tuple[Column, ...]:
@@ -210,7 +210,9 @@ async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> 
     query_of(typed, 0.0)  # reports mistakes before anything is sent
     async with prometheus_at(await find_endpoint(session, typed)) as prometheus:
         answer = await find_answer(prometheus, typed, terminal.progress)
-    terminal.answer(BillData, lambda: as_data(answer), lambda paper: describe(answer, paper), lambda: as_rows(answer))
+    terminal.answer(
+        BillData, lambda: as_data(answer), lambda options: describe(answer, options), lambda: as_rows(answer)
+    )
     return CHANGES if answer.missing else DONE
 
 

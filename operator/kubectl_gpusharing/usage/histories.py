@@ -56,7 +56,7 @@ async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector:
     most_series_at_once = max((1.0, *(series.value for series in counts)))
     if most_series_at_once > MOST_SERIES:
         raise Trouble(
-            f"{prometheus.place.where} has {most_series_at_once:,.0f} GPU series at one time, but this plugin reads at"
+            f"{prometheus.endpoint.where} has {most_series_at_once:,.0f} GPU series at one time, but this plugin reads at"
             f" most {MOST_SERIES:,} at once: select fewer, for example with --selector 'cluster=\"east\"'"
         )
     missing = await find_gaps(
@@ -64,7 +64,7 @@ async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector:
         queries.usage_count(selector),
         start,
         fold.end,
-        nothing=f"{prometheus.place.where} has no GPU metrics in this window ({USED}, {OWN}){where}: does it scrape"
+        nothing=f"{prometheus.endpoint.where} has no GPU metrics in this window ({USED}, {OWN}){where}: does it scrape"
         " dcgm-exporter or the operator's agents? In the GPU Operator: dcgmExporter.serviceMonitor.enabled=true; in"
         " the operator's chart: monitoring.podMonitor.enabled=true",
         lost="usage during that time is unknown",

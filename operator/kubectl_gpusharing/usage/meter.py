@@ -251,7 +251,7 @@ async def read_bill(prometheus: Prometheus, query: MeterQuery, progress: Callabl
     ]
     lost, remarks = await find_losses(prometheus, query, sightings)
     missing += lost
-    remarks = [*filter(None, (prometheus.place.remark,)), *remarks]
+    remarks = [*filter(None, (prometheus.endpoint.remark,)), *remarks]
     used: Used = {}
     try:
         used = await read_used(prometheus, query, dict(gpus.keys()), tenant_of)
@@ -269,7 +269,7 @@ async def read_bill(prometheus: Prometheus, query: MeterQuery, progress: Callabl
             f"prices are in several currencies ({', '.join(currencies)}); amounts are not converted, and each currency"
             " has its own total"
         )
-    return CostReport(prometheus.place.where, query, bill, missing, remarks, sorted(simulated), used)
+    return CostReport(prometheus.endpoint.where, query, bill, missing, remarks, sorted(simulated), used)
 
 
 async def _read_all(
@@ -277,7 +277,7 @@ async def _read_all(
 ) -> AsyncIterator[tuple[Answers, Sightings]]:
     for batch in batched(days(query.start, query.end), AHEAD):
         share = (batch[0].start - query.start) / (query.end - query.start)
-        progress(f"Reading from {prometheus.place.where}: {share:.0%}")
+        progress(f"Reading from {prometheus.endpoint.where}: {share:.0%}")
         for answers in await side_by_side(*(_read_days(prometheus, query, group) for group in batch)):
             for day in answers:
                 yield day
@@ -433,7 +433,7 @@ async def _gaps(prometheus: Prometheus, query: MeterQuery) -> list[str]:
     chosen = braced(query.selector)
     where = f" for {chosen}" if chosen else ""
     nothing = (
-        f"{prometheus.place.where} has no data from the meter in this window ({GPUS}){where}: does it scrape the"
+        f"{prometheus.endpoint.where} has no data from the meter in this window ({GPUS}){where}: does it scrape the"
         " agents? In the chart: monitoring.podMonitor.enabled=true, with the labels by which your Prometheus selects"
         " PodMonitors"
     )

@@ -44,7 +44,7 @@ NO_FLAG = (
     "this plugin cannot present a client certificate, so use a port that does not require one, for example with"
     " --service NAMESPACE/NAME:PORT, or a proxy that presents one"
 )
-OTHER_NAME, OLD, EARLY, UNKNOWN_AUTHORITY = (62, 64), (10,), (9,), (2, 18, 19, 20, 21)
+OTHER_NAME, EXPIRED, NOT_YET_VALID, UNKNOWN_AUTHORITY = (62, 64), (10,), (9,), (2, 18, 19, 20, 21)
 """Codes of OpenSSL 3.0.19 for a certificate that was issued for another name, has expired, is not valid yet, or comes from an unknown authority (include/openssl/x509_vfy.h, X509_V_ERR_...)."""
 
 
@@ -56,7 +56,7 @@ PARALLEL = 4
 """How many queries may run at the same time."""
 CLOCKS = (1e9, 4e9)
 """The earliest and the latest plausible time of a server's clock, in seconds since 1970: 2001 and 2096."""
-LESS = "narrow the query with --selector, or use a --window shorter than a day, for example 6h"
+NARROW_QUERY = "narrow the query with --selector, or use a --window shorter than a day, for example 6h"
 TOO_MUCH = re.compile(r"too many|exceed|\blimit\b")
 """Matches the errors of programs that limit queries: `query processing would load too many samples` (Prometheus promql/engine.go at d15adb9), `the query hit the max number of series limit` (Cortex pkg/util/limiter/query_limiter.go at a8c6358), `the query exceeded the maximum number of series` (Mimir pkg/util/limiter/errors.go at 10cab1c), `exceeded series limit` (Mimir pkg/storegateway/series_refs.go at 01ddd0e)."""
 
@@ -83,9 +83,9 @@ class Endpoint:
     """A remark about how this endpoint was chosen; empty if the user named it."""
 
 
-def without_data(status: int, kind: str, body: bytes | bytearray, data: JSON, place: Endpoint) -> Trouble:
+def without_data(status: int, kind: str, body: bytes | bytearray, data: JSON, endpoint: Endpoint) -> Trouble:
     """Return the Trouble for an answer other than data; `kind` is its content type, and `data` the JSON of its body."""
-    where, through, remedy = place.where, place.through, ""
+    where, through, remedy = endpoint.where, endpoint.through, ""
     message = one_line(data.get("error") or data.get("message"))
     beginning = body[:4096].decode(errors="replace").strip()
     words = f": {message}" if message else ""
@@ -105,16 +105,16 @@ def without_data(status: int, kind: str, body: bytes | bytearray, data: JSON, pl
     if "errorType" in data and (status >= 400 or data.get("status") == "error"):
         error = data.get("error")
         too_much = data["errorType"] in ("timeout", "canceled") or TOO_MUCH.search(str(error))
-        return Trouble(f"{where} cannot answer the query: {one_line(error)}{f'; {LESS}' if too_much else ''}")
+        return Trouble(f"{where} cannot answer the query: {one_line(error)}{f'; {NARROW_QUERY}' if too_much else ''}")
     if status == 400 and PLAIN_TO_TLS.search(beginning):
         secure = f"--prometheus {where.replace('http:', 'https:', 1)}"
         remedy = "--service NAMESPACE/https:NAME:PORT" if through else secure
         return Trouble(f"{where} expects TLS but was queried without it: use {remedy}")
     line = one_line(next(iter(beginning.splitlines()), "")) if kind == "text/plain" else ""
-    return stranger(f"HTTP {status}{words or (line and f': {line}')}", where)
+    return not_a_prometheus(f"HTTP {status}{words or (line and f': {line}')}", where)
 
 
-def stranger(what: str, where: str) -> Trouble:
+def not_a_prometheus(what: str, where: str) -> Trouble:
     """Return the Trouble for a server that is not a Prometheus; `what` is a clause about its response."""
     return Trouble(
         f"{where} does not respond like a Prometheus ({what}). Pass the address that serves"
@@ -130,9 +130,9 @@ def unreachable(error: Exception, where: str, through: str) -> Trouble:
         if code in OTHER_NAME:
             host = f"tls-server-name for {through} in the kubeconfig" if through else "the host in --prometheus"
             remedy = f"It was issued for another name: set {host} to a name that it contains"
-        elif code in OLD:
+        elif code in EXPIRED:
             remedy = "It has expired: have it renewed on the server, or correct the clock here"
-        elif code in EARLY:
+        elif code in NOT_YET_VALID:
             remedy = "It is not valid yet: correct the clock here, or on the machine that issued it"
         elif code in UNKNOWN_AUTHORITY and through:
             remedy = f"It was not signed by the certificate-authority that the kubeconfig sets for {through}"
@@ -180,7 +180,7 @@ class Prometheus:
     """A client of one Prometheus. All methods raise Trouble if a query fails."""
 
     session: aiohttp.ClientSession
-    place: Endpoint
+    endpoint: Endpoint
     """Replaced when credentials are renewed."""
     warnings: set[str] = field(default_factory=set)
     """The warnings in all answers so far. An answer with a warning is incomplete."""
@@ -191,12 +191,12 @@ class Prometheus:
         """Return the time by the clock of the Prometheus, which may differ from ours, in seconds since 1970."""
         answer = await self.instant("vector(time())", None)
         if len(answer) != 1:
-            raise stranger("it returned no time", self.place.where)
+            raise not_a_prometheus("it returned no time", self.endpoint.where)
         first, last = CLOCKS
         if not first <= answer[0].value <= last:
             when = "before 2001" if answer[0].value < first else "after 2096"
             raise Trouble(
-                f"the clock on {self.place.where} is set to a time {when}, which cannot be right: correct it, or use"
+                f"the clock on {self.endpoint.where} is set to a time {when}, which cannot be right: correct it, or use"
                 " another Prometheus, for example with --prometheus http://127.0.0.1:9090"
             )
         return answer[0].value
@@ -228,16 +228,16 @@ class Prometheus:
         return await self._result("query_range", parameters, "matrix")
 
     async def _result(self, path: str, parameters: Mapping[str, str], kind: str) -> list[Series]:
-        place = self.place
-        status, content_type, body, data = await self._call(place, path, parameters)
+        endpoint = self.endpoint
+        status, content_type, body, data = await self._call(endpoint, path, parameters)
         # An answer of the API server itself, not of the Service behind it, is apimachinery's metav1.Status.
-        if status == 401 and data.get("kind") == "Status" and place.renew is not None:
+        if status == 401 and data.get("kind") == "Status" and endpoint.renew is not None:
             async with self._renewing:
-                if self.place is place:
-                    self.place = await place.renew()
-            status, content_type, body, data = await self._call(self.place, path, parameters)
+                if self.endpoint is endpoint:
+                    self.endpoint = await endpoint.renew()
+            status, content_type, body, data = await self._call(self.endpoint, path, parameters)
         if status >= 400 or data.get("status") != "success":
-            raise without_data(status, content_type, body, data, self.place)
+            raise without_data(status, content_type, body, data, self.endpoint)
         try:
             if data["data"]["resultType"] != kind:
                 raise TypeError(f"a {data['data']['resultType']} instead of a {kind}")
@@ -255,20 +255,20 @@ class Prometheus:
             ]
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             what = f"its response has no valid result: {error_text(error)}"
-            raise stranger(what, self.place.where) from error
+            raise not_a_prometheus(what, self.endpoint.where) from error
 
     async def _call(
-        self, place: Endpoint, path: str, parameters: Mapping[str, str]
+        self, endpoint: Endpoint, path: str, parameters: Mapping[str, str]
     ) -> tuple[int, str, bytearray, JSON]:
-        headers = {"Authorization": place.authorization} if place.authorization else {}
+        headers = {"Authorization": endpoint.authorization} if endpoint.authorization else {}
         try:
             async with self.session.get(
-                f"{place.url}/api/v1/{path}",
+                f"{endpoint.url}/api/v1/{path}",
                 params=parameters,
                 headers=headers,
-                ssl=place.tls or True,
-                server_hostname=place.tls_server_name,
-                proxy=place.proxy,
+                ssl=endpoint.tls or True,
+                server_hostname=endpoint.tls_server_name,
+                proxy=endpoint.proxy,
                 # A redirect could send our credentials to another server.
                 allow_redirects=False,
             ) as response:
@@ -276,12 +276,12 @@ class Prometheus:
                 async for part in response.content.iter_any():
                     body += part
                     if len(body) > MOST_BYTES:
-                        size = f"a response from {place.where} is larger than {MOST_BYTES >> 20} MiB"
+                        size = f"a response from {endpoint.where} is larger than {MOST_BYTES >> 20} MiB"
                         raise Trouble(f"{size}: narrow the query with --selector")
         except TimeoutError as error:
-            raise Trouble(f"{place.where} did not respond within {SECONDS:g} s: {LESS}") from error
+            raise Trouble(f"{endpoint.where} did not respond within {SECONDS:g} s: {NARROW_QUERY}") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise unreachable(error, place.where, place.through) from error
+            raise unreachable(error, endpoint.where, endpoint.through) from error
         try:
             data = section(json.loads(body))
         except (ValueError, RecursionError):
@@ -290,14 +290,14 @@ class Prometheus:
 
 
 @asynccontextmanager
-async def prometheus_at(place: Endpoint) -> AsyncIterator[Prometheus]:
+async def prometheus_at(endpoint: Endpoint) -> AsyncIterator[Prometheus]:
     limits = aiohttp.ClientTimeout(total=SECONDS, sock_connect=10.0)
     connector = aiohttp.TCPConnector(limit=PARALLEL)
     async with aiohttp.ClientSession(connector=connector, timeout=limits) as session:
-        yield Prometheus(session, place)
+        yield Prometheus(session, endpoint)
 
 
-def place_of(url: str, token_file: str, ca_file: str, environment: Mapping[str, str] = os.environ) -> Endpoint:
+def endpoint_from_url(url: str, token_file: str, ca_file: str, environment: Mapping[str, str] = os.environ) -> Endpoint:
     """Return how to reach the Prometheus at `url`, with the token and the authorities in these files, unless their names are empty, and through the proxy that `environment` names. Nothing is sent."""
     try:
         parts = urlsplit(url)
@@ -418,7 +418,7 @@ LABELS = (
     {"app.kubernetes.io/name": "thanos-query"},
 )
 """Labels of the Services of common installations: kube-prometheus-stack, the Prometheus Operator, Prometheus' own chart, Rancher, Thanos. The first set that any Service has decides, because several Services may lead to the same Prometheus."""
-NAME = "--service monitoring/prometheus-operated:9090, or --prometheus http://127.0.0.1:9090"
+FLAG_EXAMPLES = "--service monitoring/prometheus-operated:9090, or --prometheus http://127.0.0.1:9090"
 
 
 async def find_endpoint(session: Session | None, typed: Namespace) -> Endpoint:
@@ -426,15 +426,15 @@ async def find_endpoint(session: Session | None, typed: Namespace) -> Endpoint:
     if session is None:
         if typed.service:
             raise Trouble("pass either --prometheus or --service, not both")
-        return place_of(typed.prometheus, typed.token_file, typed.ca_file)
+        return endpoint_from_url(typed.prometheus, typed.token_file, typed.ca_file)
     if typed.token_file or typed.ca_file:
         raise Trouble(
             "--token-file and --ca-file only work with --prometheus URL; a Service is reached with your kubeconfig"
         )
-    return await find_place(session, typed.service)
+    return await find_service_endpoint(session, typed.service)
 
 
-async def find_place(session: Session, named: str) -> Endpoint:
+async def find_service_endpoint(session: Session, named: str) -> Endpoint:
     """Return how to reach the Service `named`, or else the only Service in any namespace that looks like a Prometheus. Whether `named` exists is not checked."""
     if session.login is None:
         raise Trouble("there is no API server through which a Service can be reached: pass --prometheus URL")
@@ -442,25 +442,25 @@ async def find_place(session: Session, named: str) -> Endpoint:
         try:
             services = await session.all(SERVICES)
         except Trouble as trouble:
-            raise Trouble(f"{trouble}. To skip the search, pass {NAME}") from trouble
+            raise Trouble(f"{trouble}. To skip the search, pass {FLAG_EXAMPLES}") from trouble
         found = (
             [raw for raw in services if labels.items() <= section(raw, "metadata", "labels").items()]
             for labels in LABELS
         )
         matches = next(filter(None, found), [])
         if len(matches) > 1:
-            names = ", ".join(sorted(map(_name, matches))[:5])
+            names = ", ".join(sorted(map(_service_name, matches))[:5])
             raise Trouble(
                 f"{session.where} has several Services that look like a Prometheus: {names}. Choose one:"
-                f" --service {_name(matches[0])}"
+                f" --service {_service_name(matches[0])}"
             )
         if not matches:
-            raise Trouble(f"no Service in {session.where} looks like a Prometheus. Pass {NAME}")
-    path = _path_of(named or _name(matches[0]))
-    return await _place(session.login, session.where, path, chosen=not named)
+            raise Trouble(f"no Service in {session.where} looks like a Prometheus. Pass {FLAG_EXAMPLES}")
+    path = _service_path(named or _service_name(matches[0]))
+    return await _service_endpoint(session.login, session.where, path, chosen=not named)
 
 
-async def _place(login: Login, cluster: str, path: str, *, chosen: bool) -> Endpoint:
+async def _service_endpoint(login: Login, cluster: str, path: str, *, chosen: bool) -> Endpoint:
     where = f"Service {path.replace('/services/', '/')} of {cluster}"
     with explained(cluster):
         access, token = await login.access(), await login.token()
@@ -468,7 +468,7 @@ async def _place(login: Login, cluster: str, path: str, *, chosen: bool) -> Endp
     async def renew() -> Endpoint:
         with explained(cluster):
             await login.renew()
-        return await _place(login, cluster, path, chosen=chosen)
+        return await _service_endpoint(login, cluster, path, chosen=chosen)
 
     return Endpoint(
         url=f"{access.server}/api/v1/namespaces/{path}/proxy",
@@ -486,7 +486,7 @@ async def _place(login: Login, cluster: str, path: str, *, chosen: bool) -> Endp
     )
 
 
-def _path_of(flag: str) -> str:
+def _service_path(flag: str) -> str:
     name = "[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
     match = re.fullmatch(f"({name})/((?:https?:)?{name}(?::{name})?)", flag)
     if match is None:
@@ -500,7 +500,7 @@ def _path_of(flag: str) -> str:
     return f"{namespace}/services/{closed}"
 
 
-def _name(raw: JSON) -> str:
+def _service_name(raw: JSON) -> str:
     ports = entries(raw, "spec", "ports")
     usual = [port for port in ports if text(port, "name") in ("http-web", "web", "http", "http-query")]
     number = whole(next(iter([*usual, *ports]), {}), "port")

@@ -61,7 +61,7 @@ async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> 
     terminal.answer(
         RecommendationData,
         lambda: as_data(answer),
-        lambda paper: describe(answer, paper, verbose=typed.verbose, written=typed.write),
+        lambda options: describe(answer, options, verbose=typed.verbose, written=typed.write),
         lambda: as_rows(answer),
     )
     if typed.write and answer.policy is None:
@@ -104,7 +104,7 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session
         )
     scope, unseen = narrow(scope, len(observed.nodes), "" if card is None else card.key)
     goal = Goal(typed.goal or "cost")
-    remarks = [*filter(None, (prometheus.place.remark,)), *scope.remarks, *unseen, *observed.remarks]
+    remarks = [*filter(None, (prometheus.endpoint.remark,)), *scope.remarks, *unseen, *observed.remarks]
     recommendation, policy = None, None
     if observed.card is None or not observed.card.memory_gb:
         missing.append(f"{_unknown(observed)}, so there is nothing to recommend")
@@ -124,7 +124,7 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session
         policy = policy_of(scope, recommendation) if recommendation.placed else None
     lately = MeterQuery(max(start, end - DAY), end, selector=selector)
     price = price_of(typed.price) or await read_price(prometheus, lately, observed.names)
-    where = prometheus.place.where
+    where = prometheus.endpoint.where
     return RecommendReport(where, start, end, scope, observed, recommendation, policy, missing, remarks, price)
 
 

@@ -22,8 +22,8 @@ from kubectl_gpusharing.diagnosis import why
 from kubectl_gpusharing.pools.page import Content, listening, overview
 from kubectl_gpusharing.pools.status import TICK, Followed, followed
 from kubectl_gpusharing.shell.documents import AddressData
-from kubectl_gpusharing.shell.drawing import Ink, Line, Paper, length, line, prose
-from kubectl_gpusharing.shell.markup import PAPER, Child, Markup, document, flow, frame, tag
+from kubectl_gpusharing.shell.drawing import Ink, Line, PrintOptions, length, line, prose
+from kubectl_gpusharing.shell.markup import HTML_OPTIONS, Child, Markup, document, flow, frame, tag
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import DONE, Trouble, sentence
@@ -79,11 +79,11 @@ class Sheet(Terminal):
         self,
         kind: object,
         data: object,
-        lines: Callable[[Paper], Sequence[Line]],
+        lines: Callable[[PrintOptions], Sequence[Line]],
         rows: object = None,
         names: object = (),
     ) -> None:
-        self.lines = lines(PAPER)
+        self.lines = lines(HTML_OPTIONS)
 
 
 class Board:
@@ -145,7 +145,7 @@ class Board:
         if (error := self.cluster.error) is not None:
             lag = f"The last answer came {length(self.cluster.silence)} ago; ui goes on trying"
             text = f"This may be out of date: {sentence(error, self.session.where)}. {lag}."
-            parts = flow(prose(text, PAPER, ink=Ink.BAD))
+            parts = flow(prose(text, HTML_OPTIONS, ink=Ink.BAD))
         return parts + overview(self.session, self.cluster.known(), chosen, None if policy else MOST, link)
 
     async def _tenants(self, by: str) -> Sequence[Line]:
@@ -159,8 +159,8 @@ class Board:
         if isinstance(self._found, Trouble):
             raise self._found
         by, age = "pod" if by == "pod" else "namespace", timedelta(seconds=loop_time() - self._read_at)
-        lines = prose(f"Nodes and Pods were read {length(age)} ago.", PAPER, ink=Ink.FAINT)
-        return lines + describe(FreeReport(self._found, by, self.session.now()), PAPER)
+        lines = prose(f"Nodes and Pods were read {length(age)} ago.", HTML_OPTIONS, ink=Ink.FAINT)
+        return lines + describe(FreeReport(self._found, by, self.session.now()), HTML_OPTIONS)
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
@@ -175,7 +175,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         terminal.answer(
             AddressData,
             lambda: {"context": session.name, "url": url},
-            lambda paper: [line(url), *prose(hint, paper)],
+            lambda options: [line(url), *prose(hint, options)],
         )
         if typed.open:
             # A page leads to the address, which other users could see among the arguments of the browser.
