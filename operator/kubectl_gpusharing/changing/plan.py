@@ -1,10 +1,11 @@
-"""`kubectl gpusharing plan`: what a change of a policy would do, to which nodes and pods.
+"""`kubectl gpusharing plan -f FILE | POLICY`: what would a change of a policy do, to which nodes and pods?
 
-The verdict on a plan: nothing to do, changes, cannot, or unknown. It decides text, data and exit status.
+The operator's own planner answers, on a live snapshot. Before the operator is installed, the plan is an estimate: the
+GPUs are inferred from labels, as `import` does. The verdict (`Outcome`) decides text, data and exit status, which is 1
+if no plan could be made.
 
-Find other objects that refer to resources and labels which a plan would remove: quotas, limits, objects of Kueue, the templates of workloads, and namespaces whose guard admits only modes that no node would have.
-
-They are read with the user's rights, and only here; the operator needs no rights to them.
+Other objects that refer to resources or labels which would vanish are read with the user's rights, and only here; the
+operator needs no rights to them.
 """
 
 import asyncio
@@ -83,7 +84,10 @@ INKS = dict(zip(map(str, Outcome), (Ink.GOOD, Ink.BUSY, Ink.BAD, Ink.WAITING), s
 
 
 def judge(proposal: Proposal, *, estimate: bool = False) -> tuple[Outcome, str]:
-    """Return the first outcome that applies to one policy, and why; the text may be empty for NOTHING and CHANGES."""
+    """Return the first outcome that applies to one policy, and why.
+
+    The text may be empty for NOTHING and CHANGES.
+    """
     if not proposal.accepted:
         return Outcome.CANNOT, proposal.about
     unknown = ""
@@ -137,9 +141,10 @@ def find_vanishing(proposals: Iterable[Proposal], live: LivePlan) -> frozenset[s
 async def read_dependents(
     client: KubeClient, vanishing: Set[str], ignored: str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return sentences about objects outside the namespace `ignored` that refer to a name in `vanishing`, and a note about kinds that could not be read.
+    """Return sentences about objects outside the namespace `ignored` that refer to a name in `vanishing`.
 
-    Raises KubeError only if it cannot be determined whether an unreadable kind is served.
+    These are quotas, limits, objects of Kueue and the templates of workloads. The second result is a note about kinds
+    that could not be read. Raises KubeError only if it cannot be determined whether an unreadable kind is served.
     """
     mentions: dict[str, set[str]] = defaultdict(set)
     unread: dict[str, str] = {}
@@ -173,7 +178,11 @@ async def read_dependents(
 async def read_tenants(
     client: KubeClient, vanishing: Set[str], live: LivePlan
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return sentences about namespaces that the chart's guard for tenants (docs/how-to/isolate-tenants.md) would leave without nodes for GPU pods, and a note if they could not be read."""
+    """Return sentences about namespaces that would be left without nodes for GPU pods.
+
+    The chart's guard for tenants admits only some modes to such a namespace (docs/how-to/isolate-tenants.md), and no
+    node would have one of them. The second result is a note if namespaces could not be read.
+    """
     lines = []
     for level, modes in ADMITTED.items() if live.snapshot.settings.guard != "false" else ():
         lost = vanishing & {f"{LABEL_MODE}={mode}" for mode in modes}
@@ -225,7 +234,10 @@ class Planned:
     fail_on: tuple[str, ...] | None = None
     """None if the flag --fail-on was not given."""
     bars_tenants: bool = False
-    """Whether the chart's guard would leave a tenant without nodes, or namespaces could not be listed (`read_tenants`)."""
+    """Whether a tenant may be left without nodes by the chart's guard (`read_tenants`).
+
+    It is also true if namespaces could not be listed.
+    """
 
     @property
     def verdict(self) -> ConclusionData:
@@ -486,7 +498,11 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) -> Planned:
-    """Return what would happen to the pools in `only` (all if it is empty); the others are planned too, because they compete for nodes. Raises Trouble, also if a name in `only` belongs to no policy."""
+    """Return what would happen to the pools in `only`, or to all if it is empty.
+
+    The other pools are planned too, because they compete for nodes. Raises Trouble, also if a name in `only` belongs to
+    no policy.
+    """
     async with gathered(session, proposed, beforehand=True) as cluster:
         if cluster.installed.missing:
             admin = await read_admin_maps(session, (await cluster.decide(())).snapshot)
@@ -521,7 +537,7 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
 
 
 async def _with_length(session: Session, proposal: Proposal, live: LivePlan, most: int) -> Proposal:
-    """Estimate from the histories of the nodes that changed last, those of the own pool first."""
+    """Add an estimate from the histories of the nodes that changed last, those of the policy's own pool first."""
     pool = live.plan.pools[proposal.policy]
     own = {*pool.names}
 

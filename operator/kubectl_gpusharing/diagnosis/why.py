@@ -1,9 +1,8 @@
-"""`kubectl gpusharing why`: why a node or a pod is where it is.
+"""`why NODE|KIND/NAME`: why is a node, a policy's worst node, or a pod in its present state?
 
-`why NODE|KIND/NAME`: explain the state of a node, of a policy's worst node, or of a pod on one screen: which sources disagree, what blocks it, and what to do.
-
-The published state of a node needs only the viewer's rights. The sources of proof need those of `plan`; if the user
-lacks them, the answer says what more rights would add.
+One screen says which sources disagree, what blocks it, and what to do. The published state of a node needs only the
+viewer's rights. The sources of proof need those of `plan`; if the user lacks them, the answer says what more rights
+would add.
 """
 
 from argparse import Namespace
@@ -66,7 +65,7 @@ LAST = 8
 """How many transitions are shown; -o wide shows all."""
 _ENDS = {PERSON: "a person acts", OTHERS: "others are done"}
 _CORDON_HOLDERS = {"ours": "the operator", "foreign": "another controller", "human": "a person"}
-"""By the word in the GPUNode (planning/report/transition.py)."""
+"""Who holds the cordon, in words, by the word in the GPUNode (planning/report/transition.py)."""
 PROOF = (Column("PROOF"), Column("SAYS"), Column("SHOULD SAY"))
 HISTORY = columns(ENTERED=0, PHASE=0, REASON=0)
 

@@ -1,14 +1,9 @@
-"""The pools of a cluster as `status` shows them, and when each will be done.
+"""What is the state of the pools, and when will each be done?
 
-The status of GPUSharingPolicies and GPUNodes, read from raw JSON without pydantic models, so that a thousand nodes are read in a moment.
-
-A field that is missing is empty, and an unknown phase is shown as it is.
-
-A pool's last rollout over time: which node was in which phase, from when to when, and how long the rest of the change may take, judging by past changes.
-
-It is reconstructed from the nodes' histories and drawn with characters.
-
-A history holds the last 20 transitions of a node; older ones are unknown.
+The operator published all of it. GPUSharingPolicies and GPUNodes are read from raw JSON without pydantic models, so
+that a thousand nodes are read in a moment. A field that is missing, because an older or newer version wrote the object,
+is empty; an unknown phase is shown as it is. A rollout is reconstructed from the nodes' histories, which hold the last
+20 transitions of each; older ones are unknown.
 """
 
 from argparse import Namespace
@@ -66,7 +61,10 @@ URGENCY = (State.FAILED, State.BLOCKED, State.MOVES, State.WAITS, State.DONE)
 Known = Sequence[Sequence[JSON]]
 """The policies, the GPUNodes and, if they are shown, the Events."""
 PERSON, OTHERS = "person", "others"
-"""The deadlines that the operator publishes for a wait that ends when a person acts, or when others are done."""
+"""The deadlines of a wait that ends when a person acts, or when others are done.
+
+The operator publishes them (planning/report/transition.py).
+"""
 _STATES: Mapping[str, State] = {
     **{phase: State.MOVES for phase in Phase if phase.in_flight},
     Phase.SYNCED: State.DONE,
@@ -137,7 +135,10 @@ Pools = Sequence[PoolStatus]
 def read_pools(
     policies: Iterable[JSON], nodes: Iterable[NodeStatus], events: Iterable[JSON] | None = None
 ) -> tuple[tuple[PoolStatus, ...], tuple[NodeStatus, ...]]:
-    """Return a pool for each policy, the most urgent first, and the nodes that belong to none, sorted by name."""
+    """Return a pool for each policy, the most urgent first, and the nodes that belong to none.
+
+    The nodes are sorted by name.
+    """
     by_name = sorted(nodes, key=lambda node: node.name)
     members: dict[str, list[NodeStatus]] = {}
     for node in by_name:
@@ -185,7 +186,10 @@ def simulated_nodes(pools: Iterable[PoolStatus], unowned: Iterable[NodeStatus]) 
 def choose(
     typed: Namespace, where: str, policies: Iterable[JSON], nodes: Iterable[NodeStatus], events: Known = ()
 ) -> tuple[Pools, Sequence[NodeStatus]]:
-    """Return the pools that the user named, or all, and the nodes without a policy. Raises Trouble for an unknown name."""
+    """Return the pools that the user named, or all, and the nodes without a policy.
+
+    Raises Trouble for an unknown name.
+    """
     if typed.policy and typed.selector:
         raise Trouble("pass either names of policies or -l LABELS, not both")
     pools, unowned = read_pools(policies, nodes, *events)
@@ -202,7 +206,7 @@ def find_pool(pools: Pools, name: str, where: str) -> PoolStatus:
 
 
 REST = timedelta(days=1)
-"""Changes with at most this much time between them belong to one rollout: one with windows continues each night."""
+"""The longest time between two changes of one rollout: one with windows continues each night."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +235,7 @@ class Track:
     node: str
     stretches: tuple[Stretch, ...]
     took: timedelta | None
-    """How long the change took, without Pending or Blocked before it; None if it has not succeeded yet."""
+    """How long the change took, without Pending or Blocked before it; None until it has succeeded."""
 
     @property
     def span(self) -> tuple[datetime, datetime] | None:
@@ -245,11 +249,14 @@ class Track:
 
 
 Timeline = tuple[datetime, datetime, tuple[Track, ...]]
-"""A rollout: its begin, its end, or now if it is not over, and its nodes."""
+"""A rollout: its begin, its end (now if it is not over), and its nodes."""
 
 
 def find_timeline(pool: PoolStatus, now: datetime) -> Timeline | None:
-    """Return the last rollout of a pool, with the nodes that are yet to change; None if no node has changed."""
+    """Return the last rollout of a pool, with the nodes that are yet to change.
+
+    It is None if no node has changed.
+    """
     tracks = [track for node in pool.members if (track := _last_change(node, now)).stretches]
     begin: datetime | None = None
     spans = [track.span for track in tracks if track.span]
@@ -279,7 +286,10 @@ def read_stretches(node: NodeStatus, now: datetime) -> list[Stretch]:
 
 
 def _last_change(node: NodeStatus, now: datetime) -> Track:
-    """Return the periods since the node was last done before its present phase; none if it has only been done."""
+    """Return the periods since the node was last done before its present phase.
+
+    There are none if it has only been done.
+    """
     stretches = read_stretches(node, now)
     rests = [number for number, one in enumerate(stretches[:-1]) if one.state is State.DONE]
     change = stretches[rests[-1] + 1 :] if rests else stretches
@@ -293,7 +303,10 @@ def _last_change(node: NodeStatus, now: datetime) -> Track:
 
 
 def find_estimate(pool: PoolStatus, now: datetime) -> tuple[timedelta, str] | None:
-    """Return how long the rest of a pool's change may take, and a clause that says why; None if no past change is known or the end cannot be foreseen."""
+    """Return how long the rest of a pool's change may take, and a clause that says why.
+
+    It is None if no past change is known or the end cannot be foreseen.
+    """
     left = [node for node in pool.members if node.state is not State.DONE]
     open_ended = any(
         node.state in (State.BLOCKED, State.FAILED)
@@ -317,7 +330,7 @@ def find_estimate(pool: PoolStatus, now: datetime) -> tuple[timedelta, str] | No
 
 
 def read_changes(node: NodeStatus, now: datetime) -> tuple[list[timedelta], timedelta | None]:
-    """Return how long each past change of a node took, and how long the one that is under way has taken so far.
+    """Return how long each past change of a node took, and the one under way has taken so far.
 
     A change that failed and was retried counts as one; the time in Failed does not count.
     """
@@ -338,7 +351,7 @@ def read_changes(node: NodeStatus, now: datetime) -> tuple[list[timedelta], time
 # --- drawn with characters -----------------------------------------------------------------------------------
 
 MOST = 20
-"""How many nodes of a pool, and how many of its newest Events, are drawn; -o wide shows them all."""
+"""How many nodes of a pool, and of its newest Events, are drawn; -o wide shows them all."""
 CELLS = 48
 """The number of cells in a line, if there is room."""
 FEWEST = 8
@@ -446,7 +459,7 @@ def describe_health(pools: Pools, unowned: Sequence[NodeStatus], options: PrintO
 
 
 def tell_health(pools: Pools) -> tuple[str, str]:
-    """Return which pools need attention, and the totals of pools, nodes and GPUs."""
+    """Return which pools need attention, and the numbers of pools, nodes and GPUs."""
     names = [pool.name for pool in pools if pool.state in (State.FAILED, State.BLOCKED)]
     health = f"{counted(len(names), 'pool needs', 'pools need')} attention{': ' * bool(names)}{some(names)}"
     members = [node for pool in pools for node in pool.members]

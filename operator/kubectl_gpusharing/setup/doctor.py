@@ -1,4 +1,4 @@
-"""`doctor`: find what silently overrides the operator or breaks its proofs, with one command to fix each problem.
+"""`doctor`: what silently overrides the operator or breaks its proofs, and which command fixes each problem?
 
 It checks what `helm test` checks (`planning/stack/installation.py`), and also the labels of Nodes and the versions of
 kubelets. Before the operator is installed, it leaves out the checks of the installation itself.
@@ -85,7 +85,10 @@ class Examination:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Print what is wrong, and return FAILED if there is an error; warnings and missing checks do not count."""
+    """Print what is wrong, and return FAILED if there is an error.
+
+    Warnings and missing checks do not count.
+    """
     examined = await _examine(session)
     data = as_data(examined, session.name)
     terminal.answer(DoctorReportData, lambda: data, lambda options: describe(examined, options))
@@ -200,7 +203,10 @@ async def _mig_entries(client: KubeClient, view: InstallationView) -> dict[str, 
 
 
 def describe(examined: Examination, options: PrintOptions) -> list[Line]:
-    """Draw each problem with the command that fixes it, and a line for each topic that is in order or could not be checked."""
+    """Draw each problem with the command that fixes it.
+
+    A line follows for each topic that is in order or could not be checked.
+    """
     lines: list[Line] = describe_simulated(sorted(examined.view.simulated), options)
     if not examined.view.installed:
         lines += [*prose(NOT_INSTALLED, options, ink=Ink.WAITING), BLANK]
@@ -223,7 +229,7 @@ def _topics(examined: Examination) -> Iterator[tuple[str, str, str]]:
 
 
 async def ask(session: Session, _typed: Namespace) -> Answer:
-    """Return the answer of one cluster, with a row for each thing that is wrong with it or could not be checked."""
+    """Return the answer of one cluster, with a row for each problem and each missing check."""
     examined = await _examine(session)
     found = [(word, message) for word, message, _ in _topics(examined) if word != "ok"]
     rows = [[Span(word, INKS.get(word, Ink.WAITING)), Span(message)] for word, message in found]

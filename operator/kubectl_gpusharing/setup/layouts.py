@@ -1,7 +1,7 @@
-"""`layouts [CARD] [--fits 3g.40gb,1g.10gb]`: draw every MIG layout of a card as slices. No cluster is contacted.
+"""`layouts [CARD] [--fits 3g.40gb,1g.10gb]`: which MIG layouts can a card have?
 
-The card comes from our table (`planning/gpus/cards.py`). Whether instances fit is decided as for a policy
-(`planning/gpus/geometry.py`).
+Each is drawn as slices, and no cluster is contacted. The card comes from our table (`planning/gpus/cards.py`). Whether
+instances fit is decided as for a policy (`planning/gpus/geometry.py`).
 """
 
 import re
@@ -83,7 +83,10 @@ def describe(answer: LegalLayouts, options: PrintOptions) -> list[Line]:
 
 
 def draw(layout: Layout, profiles: Sequence[Profile], options: PrintOptions) -> Line:
-    """Return a picture of one card with this layout, from its first memory unit to its last; empty if placements are unknown."""
+    """Return a picture of one card with this layout, from its first memory unit to its last.
+
+    It is empty if placements are unknown.
+    """
     sizes = {profile.name: profile.size for profile in profiles}
     units = max((max(profile.starts) + profile.size for profile in profiles if profile.starts), default=0)
     placements = place(layout, profiles)
@@ -154,7 +157,11 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
 
 
 def pick(word: str) -> Card:
-    """Return the card that `word` names: by NVML's name, GPU Feature Discovery's label, our key, or a part of one of these. Raises Trouble unless exactly one card matches."""
+    """Return the card that `word` names.
+
+    It is NVML's name, GPU Feature Discovery's label, our key, or a part of one of these. Raises Trouble unless exactly
+    one card matches.
+    """
     plain = _plain(word)
     forms: tuple[Callable[[str], bool], ...] = (
         lambda name: plain in (name, name.removeprefix("nvidia-").removeprefix("tesla-")),
@@ -181,7 +188,10 @@ def _plain(name: str) -> str:
 
 
 def wanted_of(text: str) -> Layout:
-    """Parse the value of `--fits`, such as `3g.40gb,2x1g.10gb`. Raises Trouble if what is before an x is not a number."""
+    """Parse the value of `--fits`, such as `3g.40gb,2x1g.10gb`.
+
+    Raises Trouble if what is before an x is not a number.
+    """
     counts: Counter[str] = Counter()
     for part in filter(None, (one.strip() for one in re.split(r",|\+(?=\d)", text))):
         count, times, profile = part.partition("x")

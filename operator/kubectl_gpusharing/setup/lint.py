@@ -1,7 +1,8 @@
-"""`lint FILE...`: would mig-parted, the device plugin and this operator accept these files? No cluster is contacted.
+"""`lint FILE...`: would mig-parted, the device plugin and this operator accept these files?
 
-Each object is judged by the functions with which the operator, `plan` and `doctor` judge it. A ConfigMap is read by the
-program to which a ClusterPolicy among the files gives it, or else by the one whose files its entries look like.
+No cluster is contacted. Each object is judged by the functions with which the operator, `plan` and `doctor` judge it. A
+ConfigMap is read by the program to which a ClusterPolicy among the files gives it, or else by the one whose files its
+entries look like.
 """
 
 import re
@@ -33,7 +34,11 @@ from kubectl_gpusharing.shell.troubles import DONE, FAILED
 ERROR, WARNING, IGNORED = "error", "warning", "ignored"
 INKS = {ERROR: Ink.BAD, WARNING: Ink.WAITING, IGNORED: Ink.FAINT}
 Fault = tuple[str, str, str]
-"""The path of a field, what is wrong with it, and ERROR if the object is refused for it, WARNING, or IGNORED if the object is not judged."""
+"""The path of a field, what is wrong with it, and how bad that is.
+
+ERROR means that the object is refused for it, and IGNORED that the object is not judged; the third is WARNING. In the
+path of a field of a text in a ConfigMap, a | follows the path of the text.
+"""
 MIG_PARTED, PLUGIN = "mig-parted", "the device plugin"
 _OURS = re.compile("gpusharing|nvidia|mig-|sharing:|migStrategy")
 """Matches documents that are refused if they cannot be read; others are ignored then."""
@@ -42,7 +47,10 @@ _BLOCK = re.compile(r"\|[-+0-9]*\s*(#.*)?$")
 
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
-    """Print what is wrong with the files, and return FAILED if an object is refused; warnings do not count."""
+    """Print what is wrong with the files, and return FAILED if an object is refused.
+
+    Warnings do not count.
+    """
     documents = tuple(read_documents(typed.file, "lint -"))
     findings = list(judge(documents))
     count = Counter(finding["severity"] for finding in findings)

@@ -1,4 +1,8 @@
-"""Tables, trees and manifests as text."""
+"""Tables, prose and bars as lines of text that fit a width, and policies as manifests.
+
+Each piece of text has an ink, its meaning, for which the terminal chooses a color. No information is in the color
+alone: each state has a glyph of its own, in ASCII too.
+"""
 
 import re
 import sys
@@ -67,7 +71,7 @@ class PrintOptions:
     """What output may use: its width, its characters, and how much of it is shown."""
 
     width: int | None = None
-    """The number of characters in a line, or None if lines may be of any length, as in a file or a pipe."""
+    """The number of characters in a line; None, as for a file or a pipe, means any number."""
     glyphs: bool = True
     """Whether more than ASCII can be shown."""
     wide: bool = False
@@ -95,7 +99,10 @@ def plain(lines: Iterable[Line]) -> str:
 
 
 def printable(text: str) -> str:
-    """Return the string with ? in place of every unprintable character."""
+    """Return the string with ? in place of every unprintable character.
+
+    Strings from elsewhere could otherwise control the terminal.
+    """
     return text if text.isprintable() else "".join(one if one.isprintable() else "?" for one in text)
 
 
@@ -136,7 +143,10 @@ def fold(text: Line, options: PrintOptions) -> list[Line]:
 
 
 def fit_columns(columns: Sequence[Column], widths: Mapping[int, int], room: int) -> dict[int, int]:
-    """Return the widths, by index, of the columns that remain: those with the highest `drop` are left out first."""
+    """Return the widths, by index, of the columns that remain.
+
+    Those with the highest `drop` are left out first.
+    """
     kept = dict(widths)
     while sum(kept.values()) + len(GAP) * (len(kept) - 1) > room:
         if not (loose := [index for index in kept if columns[index].drop]):
@@ -148,7 +158,10 @@ def fit_columns(columns: Sequence[Column], widths: Mapping[int, int], room: int)
 def table(
     columns: Sequence[Column], rows: Sequence[Sequence[Span]], options: PrintOptions, indent: str = ""
 ) -> list[Line]:
-    """Lay out the rows; columns without any text are left out, and what does not fit is left out or cut."""
+    """Lay out the rows under their headings.
+
+    Columns without any text are left out, and what does not fit is left out or cut.
+    """
     sizes = [max((len(row[i].text) for row in rows), default=0) for i in range(len(columns))]
     widths = {i: max(size, len(columns[i].title)) for i, size in enumerate(sizes) if size}
     if options.width is not None and not options.wide:
@@ -191,7 +204,10 @@ class Glyph:
 
 
 def bar(glyphs: Sequence[Glyph], options: PrintOptions, room: int) -> Line:
-    """Return a line with one character for each glyph, or for several, of which the worst is drawn, if room is short."""
+    """Return a line with one character for each glyph.
+
+    If room is short, a character stands for several glyphs, of which the worst is drawn.
+    """
     most = max(1, room)
     if len(glyphs) > most:
         share = len(glyphs) / most

@@ -1,4 +1,7 @@
-"""Run a verb, on one cluster or on several."""
+"""Run a verb in each of the contexts that the user named: one after the other, or concurrently in one table.
+
+A cluster that gives no answer in time is a row with the reason, and delays no other beyond its time-out.
+"""
 
 import asyncio
 import resource
@@ -36,13 +39,16 @@ from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import FAILED, Trouble, explained, worst
 
 FIRST = 30.0
-"""Seconds within which a cluster must give its first answer."""
+"""Seconds within which a cluster must give its first answer; a login program must end by then, too."""
 LOGINS = 24
-"""How many clusters are logged in to at once."""
+"""How many clusters are logged in to at once; each may start a login program, which can take 60 MiB."""
 ASKS = 24
 """How many clusters are asked at once after their first answer."""
 FILES = 16
-"""How many open files a cluster may need: at most 8 connections, and those of a login program and a name's lookup."""
+"""How many open files a cluster may need.
+
+These are at most 8 connections, and those of a login program and a name's lookup.
+"""
 LEGIBLE = 32
 """How many characters the last column of the table should have."""
 
@@ -79,7 +85,10 @@ class FleetVerb:
 
 
 def carry_out_everywhere(verb: FleetVerb, typed: Namespace, contexts: Sequence[str], terminal: Terminal) -> int:
-    """Print the answers of all clusters as one table, or as a document for each. Raises Trouble if one gave none."""
+    """Print the answers of all clusters as one table, or as a document for each.
+
+    Raises Trouble if a cluster gave no answer.
+    """
     verb.check(typed)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = FILES * len(contexts)
