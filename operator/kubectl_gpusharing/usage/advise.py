@@ -1,6 +1,9 @@
-"""`advise --card CARD --need 4x20Gi --need 12x5Gi ...`: advise a mode and a layout, with the reason, the disadvantage, what they save, and the policy to apply.
+"""`advise --card CARD --need 4x20Gi ...`: which mode, layout and policy suit workloads?
 
-No cluster is contacted, except with -n. Flags that are missing are asked for at a terminal, and count as "no" on a pipe. With --from-prometheus, which `recommend` stands for, the needs are measured instead (recommend.py).
+The answer has the reason, the disadvantage, and what it saves. No cluster is contacted, except with -n: then the pods
+of that namespace, the cards in the cluster, and what NVIDIA's ClusterPolicy turns off are read. Flags that are missing
+are asked for at a terminal, and count as "no" on a pipe. With --from-prometheus, which `recommend` stands for, the
+needs are measured instead (usage/recommend.py).
 """
 
 import re
@@ -71,7 +74,10 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Print advice based on the pods of a namespace, on the answers to questions that the pods leave open, or on a Prometheus in the cluster."""
+    """Print advice based on the pods of a namespace, or on a Prometheus in the cluster.
+
+    The user is asked what the pods leave open.
+    """
     if _is_measured(typed, terminal):
         return await recommend.run(session, typed, terminal)
     demand = read_demand(typed.namespace, await session.all(PODS, namespace=typed.namespace))
@@ -200,7 +206,10 @@ def _show(
 
 
 def need_of(text: str, count: int) -> tuple[int, float]:
-    """Parse a number of workloads, by default `count`, and the memory of each, such as `4x20Gi`, to GiB with headroom."""
+    """Parse a number of workloads, by default `count`, and the memory of each, such as `4x20Gi`.
+
+    The memory becomes GiB with headroom.
+    """
     number, _, size = text.partition("x")
     if re.fullmatch(r"\s*[1-9]\d{0,3}\s*", number) and size:
         return int(number), size_of(size) * HEADROOM
@@ -208,7 +217,10 @@ def need_of(text: str, count: int) -> tuple[int, float]:
 
 
 def size_of(text: str) -> float:
-    """Parse a size such as `15Gi`, by default in GiB, to GiB; G and GB are decimal. Raises Trouble if it is not a positive size."""
+    """Parse a size such as `15Gi`, by default in GiB, to GiB; G and GB are decimal.
+
+    Raises Trouble if it is not a positive size.
+    """
     match = _SIZE.fullmatch(text.strip())
     if match is None or float(match[1]) <= 0:
         raise Trouble(f"{text!r} is not a memory size; use one such as 15Gi, or 4x15Gi for up to 9999 workloads")

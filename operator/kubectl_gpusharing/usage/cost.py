@@ -1,4 +1,7 @@
-"""`kubectl gpusharing cost`: what each tenant cost."""
+"""`cost [--by namespace|policy|LABEL] [--window 30d]`: what did the GPUs cost, and who used them?
+
+The answer is what a Prometheus, in a cluster or not, has recorded.
+"""
 
 import re
 from argparse import Namespace
@@ -40,7 +43,11 @@ POOL_COLUMNS = (
 
 
 def used_by(answer: CostReport, row: Sum) -> list[float | None]:
-    """Return how much of the memory, and how much of the SM time, that a row's tenant held of its resource was used; None if unknown or if no tenant held it."""
+    """Return how much of the memory and of the SM time that a row's tenant held was used.
+
+    Each is about the resource of the row. It is None if it is unknown or no tenant held the row, and can exceed 1 on
+    shared GPUs.
+    """
     keys = [(whose(row, answer.query), row.resource, what) for what in ("memory", "sm")]
     held = row.part is Part.HELD
     return [round(answer.used[key], 4) if held and key in answer.used else None for key in keys]
@@ -206,7 +213,11 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
 
 
 async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> int:
-    """Print the bill from a Prometheus in the cluster or, without a `session`, the one in `--prometheus`; CHANGES if it is incomplete. Mistakes in flags raise Trouble before anything is sent."""
+    """Print the bill; return CHANGES if it is incomplete.
+
+    It is read from a Prometheus in the cluster or, without a `session`, the one in `--prometheus`. Mistakes in flags
+    raise Trouble before anything is sent.
+    """
     query_of(typed, 0.0)  # reports mistakes before anything is sent
     async with prometheus_at(await find_endpoint(session, typed)) as prometheus:
         answer = await find_answer(prometheus, typed, terminal.progress)
@@ -217,7 +228,11 @@ async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> 
 
 
 async def ask(session: Session, typed: Namespace) -> Answer:
-    """Return the bill of one cluster (see FleetVerb). Its rows end with an empty cell for the column NOTE; totals, remarks and what is missing become remarks of the Answer."""
+    """Return the bill of one cluster (see FleetVerb).
+
+    Its rows end with an empty cell for the column NOTE. Totals, remarks and what is missing become remarks of the
+    Answer.
+    """
     async with prometheus_at(await find_endpoint(session, typed)) as prometheus:
         answer = await find_answer(prometheus, typed)
     status, rows = CHANGES if answer.missing else DONE, [[*cells, Span("")] for cells in cells_of(answer)]
@@ -233,7 +248,10 @@ FLEET = FleetVerb(COLUMNS, "no GPU was metered", BillData, ask, lambda typed: qu
 async def find_answer(
     prometheus: Prometheus, typed: Namespace, progress: Callable[[str], None] = lambda text: None
 ) -> CostReport:
-    """Read the bill of a window that ends now, by the clock of `prometheus`, or at `--until`. `progress` is called with an empty text at the end."""
+    """Read the bill of a window that ends now, by the clock of `prometheus`, or at `--until`.
+
+    `progress` is called with an empty text at the end.
+    """
     query = query_of(typed, await prometheus.now())
     try:
         return await read_bill(prometheus, query, progress)
@@ -242,7 +260,10 @@ async def find_answer(
 
 
 def query_of(typed: Namespace, now: float) -> MeterQuery:
-    """Return the query for these flags, with both ends rounded down to whole seconds. Raises Trouble for flags that cannot be used. If `now` is 0, an `--until` in the future is accepted."""
+    """Return the query for these flags, with both ends rounded down to whole seconds.
+
+    Raises Trouble for flags that cannot be used. If `now` is 0, an `--until` in the future is accepted.
+    """
     start, end = map(float, map(int, span_of(typed, now)))
     if not re.fullmatch(r"[A-Z]{3}", typed.currency):
         raise Trouble(f"--currency {typed.currency}: use three capital letters, for example USD")

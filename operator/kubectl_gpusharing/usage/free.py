@@ -1,4 +1,9 @@
-"""`kubectl gpusharing free`: what is free now, and for which pods."""
+"""`free [--by resource|node|policy|namespace|pod]`: who holds the GPUs, and what is free now?
+
+The answer comes from Nodes and Pods; from policies, too, if GPUs are shared by time-slicing, and from GPUNodes if the
+user may not read all Nodes and Pods. `--usage` adds what each pod uses: from the agents' metrics through the API
+server, or else from Prometheus.
+"""
 
 import re
 from argparse import Namespace
@@ -42,9 +47,9 @@ from kubectl_gpusharing.usage.queries import OWN, SIMULATED, SLICES, SM
 from kubectl_gpusharing.usage.workloads import Pod, pod_of
 
 PORT = 8080
-"""Of the metrics of an agent whose pod names none."""
+"""The port with the metrics of an agent whose pod names none."""
 MOST_ASKED = 100
-"""The most agents that are queried one by one. If there are more, Prometheus is used instead."""
+"""The most agents that are queried one by one; if there are more, only Prometheus is used."""
 SIZE = "gpusharing_device_memory_bytes"
 METRICS = (SLICES, OWN, SM, SIZE, SIMULATED)
 """Metrics of the agent (docs/reference/metrics.md)."""
@@ -56,7 +61,10 @@ Reason = tuple[str, str]
 
 
 async def read_usage(session: Session, inventory: Inventory, service: str) -> None:
-    """Read what the pods of the answer use now. Raises no Trouble: what could not be read is in `Inventory.usage_unknown`."""
+    """Read what the pods of the answer use now.
+
+    Raises no Trouble: what could not be read is in `Inventory.usage_unknown`.
+    """
     bound = {(pod.namespace, pod.name): pod.node for pod in inventory.subjects if pod.node}
     nodes = set(bound.values())
     series, silent = await _ask_agents(session, inventory.agents, nodes)
@@ -114,7 +122,11 @@ async def _ask_agents(
 
 
 async def _ask_agent(session: Session, agent: JSON) -> tuple[str, list[Series], Reason]:
-    """Return the agent's node, its series, and why none of them is about a pod, to be ignored if one is. The API server's proxy removes the user's token."""
+    """Return the agent's node, its series, and why none of them is about a pod.
+
+    The reason is to be ignored if one is. An agent that gives its metrics only to a token is not queried, because the
+    API server's proxy removes the user's token.
+    """
     node, metadata = text(agent, "spec", "nodeName"), section(agent, "metadata")
     if has_secure_metrics(section(agent, "spec")):
         reason = "the metrics on", " need a token, which the API server does not pass on to the agent"
@@ -168,7 +180,7 @@ DROPS = {
     "taints": 4,
     "others": 5,
 }
-"""See Column.drop."""
+"""The order in which columns are left out on a narrow terminal (`Column.drop`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +245,11 @@ class FreeReport:
         return (*self.inventory.columns(self.by), *(() if self.inventory.used is None else USED))
 
     def rows(self) -> list[Row]:
-        """Return the rows by `by`. With --usage, a row is repeated for every device that the pod holds as this resource; a device of unknown resource belongs to its first row."""
+        """Return the rows by `by`.
+
+        With --usage, a row is repeated for every device that the pod holds as this resource; a device of unknown
+        resource belongs to the pod's first row.
+        """
         rows, pairs = count_rows(self.inventory, self.by), []
         if self.inventory.used is None:
             return rows
@@ -342,7 +358,7 @@ NAMED = {"node": NODES, "policy": POLICIES, "namespace": NAMESPACES, "pod": PODS
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Print who holds the GPUs; CHANGES if a part of the answer is unknown."""
+    """Print who holds the GPUs; return CHANGES if a part of the answer is unknown."""
     by = typed.by or ("pod" if typed.usage else "resource")
     if typed.usage and by != "pod":
         raise Trouble(f"--usage shows what each pod uses: leave out --by {by}, or write --by pod")
@@ -369,7 +385,10 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def read_inventory(session: Session, namespace: str, labels: str) -> Inventory:
-    """Read nodes with these labels and pods, and GPUNodes too if the user may not read all of them. Raises Trouble if the user may read neither nodes nor any pods."""
+    """Read nodes with these labels and pods, and GPUNodes too if the user may not read all of them.
+
+    Raises Trouble if the user may read neither nodes nor any pods.
+    """
     inventory = Inventory(namespace=namespace, chosen=bool(labels))
     await side_by_side(_read_nodes(session, inventory, labels), _read_pods(session, inventory))
     if sliced := [stock for stock in inventory.stocks.values() if stock.one_each is None]:

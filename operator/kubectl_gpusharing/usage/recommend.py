@@ -1,6 +1,7 @@
-"""`advise --from-prometheus [-l NODES | --policy NAME] [--window 14d]`, or `recommend`: recommend a layout for a pool, based on what its workloads used.
+"""`advise --from-prometheus`, or `recommend`: which layout suits a pool, by what its workloads used?
 
-It needs only Prometheus with dcgm-exporter, not the operator. Where the operator is installed, it also shows the plan of the policy. Nothing is applied: `--write FILE` writes a policy that waits for an approval.
+It needs only Prometheus with dcgm-exporter, not the operator. Where the operator is installed, it also shows the plan
+of the policy. Nothing is applied: `--write FILE` writes a policy that waits for an approval.
 """
 
 from argparse import Namespace
@@ -45,7 +46,10 @@ MOST = round(30 * DAY)
 
 
 async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> int:
-    """Print a recommendation from the Prometheus in the cluster or, without a `session`, the one in `--prometheus`, with the plan of its policy; CHANGES if it is incomplete."""
+    """Print a recommendation with the plan of its policy; return CHANGES if it is incomplete.
+
+    It is read from the Prometheus in the cluster or, without a `session`, the one in `--prometheus`.
+    """
     _check(typed)
     async with prometheus_at(await find_endpoint(session, typed)) as prometheus:
         answer = await find_answer(prometheus, typed, session)

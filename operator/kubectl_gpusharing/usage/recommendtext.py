@@ -1,4 +1,4 @@
-"""What a recommendation says: in the terminal, as data, and in the file of its policy."""
+"""What does a recommendation say in the terminal, as data, and in the file of its policy?"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -55,29 +55,32 @@ _INKS = {Confidence.NONE: Ink.WAITING, Confidence.LOW: Ink.FAINT, Confidence.HIG
 @dataclass(frozen=True, slots=True)
 class RecommendReport:
     where: str
-    """`Endpoint.where`."""
+    """The name of the Prometheus that was queried (`Endpoint.where`)."""
     start: float
-    """In seconds since 1970, as `end`."""
+    """The start of the window, in seconds since 1970, as is `end`."""
     end: float
     scope: NodeScope
     observed: ObservedPool
     recommendation: Recommendation | None
-    """None if the layouts that the card can have are unknown."""
+    """The recommended layout; None if the layouts that the card can have are unknown."""
     policy: dict[str, object] | None
-    """None if there is no layout to apply."""
+    """The policy to apply; None if there is no layout to apply."""
     missing: Sequence[str]
     """Why the answer is incomplete; empty if it is complete."""
     remarks: Sequence[str]
     price: Price | None
-    """Of a GPU for an hour; None if unknown."""
+    """The price of a GPU for an hour; None if it is unknown."""
     effect: plan.Planned | str | None = None
     """The plan of the policy, or a clause that says why it is unknown; None if no plan was requested."""
     context: str = ""
-    """Of the cluster that `effect` was planned for; empty without a cluster."""
+    """The context of the cluster that `effect` was planned for; empty without a cluster."""
 
     @property
     def span(self) -> str:
-        """A heading such as `14d until 2026-11-01T06:00:00Z, policy a: 16 GPUs (H100) on 2 nodes`."""
+        """A heading with the window, the nodes and their GPUs.
+
+        An example is `14d until 2026-11-01T06:00:00Z, policy a: 16 GPUs (H100) on 2 nodes`.
+        """
         card = self.observed.model or "GPUs without a name"
         gpus = counted(sum(self.observed.nodes), "GPU")
         nodes = counted(len(self.observed.nodes), "node")
@@ -116,7 +119,10 @@ def _steps(answer: RecommendReport) -> Iterator[str]:
 
 
 def describe(answer: RecommendReport, options: PrintOptions, *, verbose: bool, written: str) -> list[Line]:
-    """Draw the answer. `verbose` adds the samples of each workload. `written` is the file of the policy, or empty."""
+    """Draw the answer; `verbose` adds the samples of each workload.
+
+    `written` is the file of the policy, or empty.
+    """
     lines = prose(answer.span, options, ink=Ink.TITLE)
     lines += drawing.describe_simulated(answer.observed.simulated, options)
     lines += _table(answer, options)
@@ -245,7 +251,10 @@ def _evidence(need: Need, options: PrintOptions) -> Iterator[Line]:
 
 
 def sparkline(samples: Sequence[Sample], top: float, options: PrintOptions) -> str:
-    """Return a row of characters whose heights show the highest sample of each equal stretch, relative to `top`. A stretch without samples is a space."""
+    """Return a row of characters whose heights show the highest sample of each equal stretch.
+
+    The heights are relative to `top`. A stretch without samples is a space.
+    """
     first, last = samples[0][0], samples[-1][0]
     cells = min(WIDTH, options.room - len("  activity  "), round((last - first).total_seconds() / 3600) + 1)
     highest: list[float | None] = [None] * cells
@@ -281,7 +290,10 @@ MONTH = Fraction(365 * 24, 12)
 
 
 def saving_of(saved: int, price: Price | None) -> str:
-    """Return a sentence about how many GPUs are saved, below 0 if more are needed, and how much money a month."""
+    """Return a sentence about how many GPUs are saved, and how much money a month.
+
+    `saved` is below 0 if more GPUs are needed.
+    """
     if not saved:
         return "That saves no GPU."
     gpus = f"That saves {counted(saved, 'GPU')}" if saved > 0 else f"That takes {counted(-saved, 'GPU')} more"
@@ -327,7 +339,10 @@ def packing_of(recommendation: Recommendation) -> str:
 
 
 def shared_of(shared: Shared) -> str:
-    """Return sentences, without the last period, which say that sharing whole GPUs would take fewer GPUs than the layout, and the disadvantages."""
+    """Return sentences, without the last period, about sharing whole GPUs instead of using the layout.
+
+    They say how many GPUs fewer it takes, and its disadvantages.
+    """
     way = f"time-slicing and {shared.replicas} replicas"
     whose = f"the largest {counted(shared.replicas, 'pod')}"
     but = "a pod that uses too much memory makes the others fail"
@@ -349,7 +364,10 @@ def _size(count: float | None) -> str:
 
 
 def policy_of(scope: NodeScope, recommendation: Recommendation) -> dict[str, Any]:
-    """Return a policy with this layout and manual approval; the other settings are those of an existing policy of `scope`."""
+    """Return a policy with this layout and manual approval.
+
+    The other settings are those of an existing policy of `scope`.
+    """
     replaced = ("mode", "mig", "mps", "timeSlicing", "nodeSelector", "rollout")
     unchanged = {key: value for key, value in scope.spec.items() if key not in replaced}
     rollout = scope.spec.get("rollout")

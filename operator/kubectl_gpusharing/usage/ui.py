@@ -1,6 +1,7 @@
-"""`ui`: serve the page of `status -o html` on loopback, with the slices of each tenant, and `why` at a click.
+"""`ui`: serve the page of `status -o html` with the slices of each tenant, and `why` at a click.
 
-Open pages about pools and slices are kept up to date by server-sent events. However many are open, they share what was read from the cluster. A page of `why` is read anew for each request, and not updated.
+It is served on loopback. Open pages about pools and slices are kept up to date by server-sent events. However many are
+open, they share what was read from the cluster. A page of `why` is read anew for each request, and not updated.
 """
 
 import asyncio
@@ -31,13 +32,13 @@ from kubectl_gpusharing.usage.free import FreeReport, describe, read_inventory
 from kubectl_gpusharing.usage.holdings import Inventory
 
 MOST = 20
-"""How many nodes of a pool the first page lists."""
+"""How many nodes of a pool the first page lists; the page of the pool lists all."""
 AGES = 10
-"""Seconds after which an open page is drawn again even though nothing has changed, because it shows ages."""
+"""Seconds after which an open page is drawn again without a change, because it shows ages."""
 REREAD = 30.0
 """Seconds after which Nodes and Pods are read again for an open page."""
 KINDS = {"NODE": "no/", "CLOSED NODE": "no/", "POD": "pod/", "WAITING POD": "pod/", "CULPRIT": ""}
-"""What precedes the names in a column with this heading, for `why` to know their kind."""
+"""What precedes the names in a column with this heading, so that `why` knows their kind."""
 LINKS = {"Pools": "./", "Slices by tenant": "./?by=namespace", "Slices by pod": "./?by=pod"}
 """The pages that every page links, by their names."""
 SCRIPT = """"use strict";
@@ -60,11 +61,17 @@ source.addEventListener("page", (event) => {
 source.addEventListener("current", (event) => state.textContent = `As of ${event.data}. Changes appear by themselves.`);
 source.onerror = () => state.textContent = "The connection to kubectl gpusharing ui is lost: this may be out of date.";
 """
-"""Changes the elements that differ, so that a reader's place stays. A link keeps the focus, even if its row moves."""
+"""Changes the elements that differ, so that a reader's place stays.
+
+A link keeps the focus, even if its row moves.
+"""
 
 
 def link(title: str, text: str) -> Child:
-    """Return the content of a cell below the heading `title`: a link to the page of a policy, or to what `why` says about the first word, or plain text."""
+    """Return the content of a cell below the heading `title`.
+
+    It is a link to the page of a policy, or to what `why` says about the first word, or plain text.
+    """
     word, kind = text.partition(" ")[0], KINDS.get(title)
     if title != "POLICY" and (kind is None or word in ("", "-") or (title == "CULPRIT" and "/" not in word)):
         return text
