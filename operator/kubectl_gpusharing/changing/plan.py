@@ -1,11 +1,9 @@
-"""`kubectl gpusharing plan -f FILE | POLICY`: what would a change of a policy do, to which nodes and pods?
+"""`plan -f FILE | POLICY`: what would a change of a policy do, to which nodes and pods?
 
 The operator's own planner answers, on a live snapshot. Before the operator is installed, the plan is an estimate: the
 GPUs are inferred from labels, as `import` does. The verdict (`Outcome`) decides text, data and exit status, which is 1
-if no plan could be made.
-
-Other objects that refer to resources or labels which would vanish are read with the user's rights, and only here; the
-operator needs no rights to them.
+if no plan could be made. Other objects that refer to resources or labels which would vanish are read with the user's
+rights, and only here; the operator needs no rights to them.
 """
 
 import asyncio
@@ -129,7 +127,10 @@ KINDS: tuple[tuple[str, Resource], ...] = (
 
 
 def find_vanishing(proposals: Iterable[Proposal], live: LivePlan) -> frozenset[str]:
-    """Return the resource names and the node labels, as `key=value`, that no node would have after the changes."""
+    """Return the resource names and the node labels that no node would have after the changes.
+
+    Labels are written as `key=value`.
+    """
     accepted = [one for one in proposals if one.accepted and one.steps]
     names = {lost.resource for one in accepted for lost in one.vanishing if not lost.demand.remain}
     nodes = [live.snapshot.nodes[verdict.node] for one in accepted for verdict, _ in one.steps]
@@ -232,7 +233,7 @@ class Planned:
     dependents: tuple[str, ...] = ()
     estimate: bool = False
     fail_on: tuple[str, ...] | None = None
-    """None if the flag --fail-on was not given."""
+    """The words of --fail-on; None if the flag was not given."""
     bars_tenants: bool = False
     """Whether a tenant may be left without nodes by the chart's guard (`read_tenants`).
 
@@ -537,7 +538,7 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
 
 
 async def _with_length(session: Session, proposal: Proposal, live: LivePlan, most: int) -> Proposal:
-    """Add an estimate from the histories of the nodes that changed last, those of the policy's own pool first."""
+    """Add an estimate from the histories of the nodes that changed last, those of the same pool first."""
     pool = live.plan.pools[proposal.policy]
     own = {*pool.names}
 

@@ -212,7 +212,10 @@ DID = "Done."
 ASKED = "Done: requested on the GPUNode, because you may not patch Nodes; the operator writes it to the Node."
 Changes = list[tuple[JSON, Change]]
 TRIES = 5
-"""How often the patch is tried if somebody else writes the object between our read and our patch."""
+"""How often the patch is tried if somebody else writes the object after our read.
+
+A kubelet does so with its heartbeat.
+"""
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:

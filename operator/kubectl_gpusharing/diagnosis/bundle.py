@@ -171,7 +171,10 @@ class Bundle:
     async def read(
         self, name: str, what: Awaitable[object], clean: Callable[[object], object] = lambda value: value
     ) -> None:
-        """Add the result of `what` as a JSON file. An error becomes a gap, and is raised if nothing else can be read."""
+        """Add the result of `what` as a JSON file.
+
+        An error becomes a gap, and is raised if nothing else can be read.
+        """
         try:
             self.files[name] = (json.dumps(clean(await what), indent=1, sort_keys=True) + "\n").encode()
         except KubeError as error:

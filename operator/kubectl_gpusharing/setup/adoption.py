@@ -87,7 +87,7 @@ class Import:
     owned: int
     """How many nodes already have a policy."""
     steps: tuple[tuple[str, str], ...]
-    """The purpose and the command of each."""
+    """The purpose and the command of each step to take before the policies are applied."""
     presumed: bool = False
     """Whether the GPUs were inferred from labels, because the operator is not installed."""
 

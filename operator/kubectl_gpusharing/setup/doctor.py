@@ -1,4 +1,4 @@
-"""`doctor`: what silently overrides the operator or breaks its proofs, and which command fixes each problem?
+"""`doctor`: what overrides the operator or breaks its proofs, and which command fixes each problem?
 
 It checks what `helm test` checks (`planning/stack/installation.py`), and also the labels of Nodes and the versions of
 kubelets. Before the operator is installed, it leaves out the checks of the installation itself.
@@ -179,6 +179,10 @@ async def _with_pointed(client: KubeClient, view: InstallationView) -> tuple[Ins
 
 
 async def _mig_entries(client: KubeClient, view: InstallationView) -> dict[str, tuple[str, frozenset[str]]]:
+    """Return, by node, the ConfigMap that mig-manager reads and its entries.
+
+    It is the one that ClusterPolicy names, else the one generated for the node (docs/design/nvidia.md#a10).
+    """
     stack = view.followed_policy
     named = [
         one.name

@@ -64,6 +64,7 @@ def find_handmade(node: NodeView, observed: ObservedView, stack: StackView, plug
     theirs, policy = stack.admin_plugin_configs, stack.cluster_policy
     falls_back = policy is not None and policy.plain is not None and not policy.plugin_default
     selected = node.labels.get(names.LABEL_PLUGIN_CONFIG) or NEUTRAL_KEY in theirs
+    # The plugin uses the only entry of a ConfigMap without a label, but ours has several (docs/design/nvidia.md#b4).
     if falls_back and plugin.config_map and not selected and len(theirs) == 1:
         (key,) = theirs
         return (
@@ -283,10 +284,10 @@ Label = tuple[str, str]
 """Key and value of a label."""
 Selector = Mapping[str, Any]
 _POOL = re.compile(r"[\w.-]*(pool|node-?group|instance-?group)([-_.]?(name|id))?", re.IGNORECASE)
-"""Matches names of labels, without their domains, by which people, clouds and autoscalers distinguish pools.
+"""Matches names of labels, without their domains, by which people and clouds distinguish pools.
 
-A node that joins with such a label belongs to the pool. With any other label, such as a zone, it is mere chance that no
-other node has it today.
+Autoscalers do so, too. A node that joins with such a label belongs to the pool. With any other label, such as a zone,
+it is mere chance that no other node has it today.
 """
 _CHANCE = re.compile(
     r"topology|zone|region|image|hash|capacity|hostname|machine|version|network|subnet|address|storage",

@@ -1,4 +1,4 @@
-"""`import`: propose policies for a cluster that was configured by hand, which change nothing when applied.
+"""`import`: which policies describe a cluster that was configured by hand, and change nothing in it?
 
 The policies go to standard output, for `kubectl apply -f -`. The steps to take first, and the nodes that are left out,
 are comments there. The exit status is 0 if the policies cover every GPU node, 2 if some nodes are left out, 1 if all

@@ -204,7 +204,10 @@ def wanted_of(text: str) -> Layout:
 
 
 def find_answer(card: Card, wanted: Layout, *, everything: bool) -> LegalLayouts:
-    """Find the layouts of the card that contain the wanted instances and to which no instance can be added."""
+    """Find the full layouts of the card that contain the wanted instances.
+
+    No instance can be added to these. Without `everything`, profiles with attributes are used only if they are wanted.
+    """
     profiles = card.profiles
     if not everything:
         named = {name for name, _ in wanted}

@@ -2,7 +2,7 @@
 
 No cluster is contacted. Each object is judged by the functions with which the operator, `plan` and `doctor` judge it. A
 ConfigMap is read by the program to which a ClusterPolicy among the files gives it, or else by the one whose files its
-entries look like.
+entries look like. A ClusterPolicy is judged as if all policies among the files were installed.
 """
 
 import re
@@ -129,6 +129,7 @@ def _find_faults(document: Document, policies: tuple[PolicyView, ...], readers: 
 
 
 def _is_cluster_policy(raw: object) -> bool:
+    """Compare the API group too, because Kyverno has a kind of the same name."""
     return text(raw, "kind") == "ClusterPolicy" and text(raw, "apiVersion").startswith("nvidia.com/")
 
 

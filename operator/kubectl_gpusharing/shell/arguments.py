@@ -12,7 +12,7 @@ from typing import Any, Never
 
 PROG = "kubectl gpusharing"
 JSONPATH, NAMES, PAGE, CSV = "jsonpath", "name", "html", "csv"
-"""Formats with a rule of their own: jsonpath takes a template, and the others belong to some verbs only."""
+"""Formats with a rule of their own: jsonpath has a template, and the others are for some verbs only."""
 OUTPUTS: tuple[str, ...] = ("table", "wide", "json", "yaml", JSONPATH)
 HELP, OPTIONS = "help", "options"
 HELPERS = {HELP: "Show the flags of a verb.", OPTIONS: "Show the flags that every verb has."}
@@ -121,7 +121,7 @@ class Verb:
 
     name: str
     module: str
-    """Below `kubectl_gpusharing`, imported only when the verb was typed."""
+    """The module below `kubectl_gpusharing`, imported only when the verb was typed."""
     help: str
     flags: tuple[Flag, ...] = ()
     offline: bool = False

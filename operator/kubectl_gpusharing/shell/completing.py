@@ -24,7 +24,7 @@ KINDS = {
     "POLICY": "gpusharingpolicies", "NODE": "gpunodes", "NODE|KIND/NAME": "gpunodes", "HASH": HASHES,
     "context": CONTEXTS, "contexts": CONTEXTS, "namespace": NAMESPACES,
 }  # fmt: skip
-"""The kind that an argument refers to, by the argument's name in the help, or by the flag of all verbs."""
+"""The kind of an argument, by its name in the help or, for flags of all verbs, by the flag."""
 
 
 def main() -> None:

@@ -69,7 +69,7 @@ VOID = frozenset({"meta", "rect", "input"})
 _HARMLESS = dict.fromkeys((*range(32), 127, *range(8234, 8239), *range(8294, 8298)), "�") | {
     ord(blank): " " for blank in "\t\n\r"
 }
-"""Replaces characters that a page must not contain, or that change the direction of the text after them."""
+"""Replaces characters that a page must not contain, or that change the direction of text."""
 
 
 @dataclass(frozen=True, slots=True)

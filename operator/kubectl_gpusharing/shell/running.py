@@ -1,6 +1,7 @@
-"""Run a verb in each of the contexts that the user named: one after the other, or concurrently in one table.
+"""Run a verb in each of the contexts that the user named, in turn or concurrently.
 
-A cluster that gives no answer in time is a row with the reason, and delays no other beyond its time-out.
+The answers of several clusters are one table. A cluster that gives no answer in time is a row with the reason, and
+delays no other beyond its time-out.
 """
 
 import asyncio
@@ -251,7 +252,10 @@ def _find_contradictions(typed: Namespace, named: Sequence[str], *, several: boo
 
 
 async def run_each(verb: Any, session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Run the verb once for each value of the argument `Verb.each`. Raises Trouble at the end, if there was any."""
+    """Run the verb once for each value of the argument `Verb.each`.
+
+    Raises Trouble at the end, if there was any.
+    """
     each = typed.row.each
     values = tuple(dict.fromkeys(getattr(typed, each) or [""])) if each else ("",)
 

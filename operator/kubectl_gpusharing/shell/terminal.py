@@ -193,7 +193,7 @@ class Terminal:
 
     @classmethod
     def of(cls, typed: str, *, color: bool, headers: bool = True) -> "Terminal":
-        """Return a Terminal for standard output.
+        """Return a Terminal for standard output, without colors if NO_COLOR is set (https://no-color.org).
 
         Raises Trouble if the template of -o jsonpath has a mistake.
         """
