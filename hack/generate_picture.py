@@ -18,7 +18,7 @@ from hack.demo.record import RECORD
 from kubectl_gpusharing.pools.fleet import describe, read_node, read_pools
 from kubectl_gpusharing.setup.layouts import describe as describe_layouts
 from kubectl_gpusharing.setup.layouts import find_answer, pick, wanted_of
-from kubectl_gpusharing.shell.drawing import BLANK, Ink, Line, Paper, Span, line
+from kubectl_gpusharing.shell.drawing import BLANK, Ink, Line, PrintOptions, Span, line
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "integration" / "golden"
@@ -35,7 +35,7 @@ TIMES = {"AGE", "SINCE", "DEADLINE"}
 """Columns that differ from run to run, which the golden files mask."""
 CELL, LINE, MARGIN = 8.4, 20, 20
 """The width of a character at 14 px, the height of a line, and the margin, in pixels."""
-PAPER = Paper(100)
+OPTIONS = PrintOptions(100)
 COLORS: Mapping[Ink, str] = {
     Ink.PLAIN: "#e6e6e6",
     Ink.TITLE: "#ffffff",
@@ -58,7 +58,7 @@ def picture() -> Mapping[str, str]:
         *status(recorded["fleet"]),
         BLANK,
         _command("kubectl gpusharing layouts h100-80gb --fits 3g.40gb,1g.20gb"),
-        *describe_layouts(answer, PAPER)[:-2],
+        *describe_layouts(answer, OPTIONS)[:-2],
     ]
     watching = _command("kubectl gpusharing status pool-b --watch")
     frames = [[watching, *status(state)] for state in recorded["rollout"]]
@@ -72,7 +72,7 @@ def status(state: JSON) -> list[Line]:
     """Return the lines that the present `kubectl gpusharing status` prints for the policies and GPUNodes of a recorded
     state, as of the time when it was taken (hack/demo/record.py)."""
     pools, unowned = read_pools(state["policies"], map(read_node, state["gpunodes"]))
-    return describe(pools, unowned, datetime.fromisoformat(state["taken"]), PAPER)
+    return describe(pools, unowned, datetime.fromisoformat(state["taken"]), OPTIONS)
 
 
 def screenshot() -> Mapping[str, str]:

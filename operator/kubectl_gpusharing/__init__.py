@@ -1,1 +1,4 @@
-"""`kubectl gpusharing`: a package of its own that asks the operator's planner, and that nothing of the operator imports."""
+"""`kubectl gpusharing`: a package of its own that asks the operator's planner.
+
+Nothing of the operator imports it.
+"""

@@ -29,7 +29,7 @@ from kubectl_gpusharing.pools import status
 from kubectl_gpusharing.setup import doctor
 from kubectl_gpusharing.shell.arguments import parse
 from kubectl_gpusharing.shell.documents import FailureData
-from kubectl_gpusharing.shell.drawing import Column, Paper, Span, plain
+from kubectl_gpusharing.shell.drawing import Column, PrintOptions, Span, plain
 from kubectl_gpusharing.shell.running import Answer, FleetVerb, ask_clusters, describe_clusters
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED
@@ -183,7 +183,7 @@ def test_on_a_terminal_the_last_column_is_broken_into_lines_and_loses_no_word(de
     desk.write_clusters(east=desk.url, dead=NOBODY)
     replies = asked(desk, first=SECONDS)
     (dead,) = (reply for reply in replies if reply.error)
-    lines = plain(describe_clusters(status.FLEET, replies, Paper(width))).splitlines()
+    lines = plain(describe_clusters(status.FLEET, replies, PrintOptions(width))).splitlines()
     assert max(map(len, lines)) <= width
     start = lines[0].index("MESSAGE")
     assert "".join(dead.error.split()) in "".join("".join(line[start:].split()) for line in lines)
@@ -197,7 +197,7 @@ def test_of_two_columns_that_may_be_left_out_alike_the_right_one_makes_room() ->
     row = [Span("a" * 12), Span("short"), Span("b" * 20), Span("word " * 12)]
     verb = FleetVerb(columns, "", dict, ask)
     reply = Answer(DONE, [row], context="one")
-    lines = plain(describe_clusters(verb, [reply], Paper(70))).splitlines()
+    lines = plain(describe_clusters(verb, [reply], PrintOptions(70))).splitlines()
     assert "SHORT" in lines[0]
     assert "LONG" not in lines[0]
     assert " ".join(" ".join(line[lines[0].index("MESSAGE") :].split()) for line in lines[1:]).split() == ["word"] * 12
@@ -402,7 +402,7 @@ async def test_doctor_has_a_row_for_each_finding_and_says_where_the_commands_are
         cluster.patch(NODES, "gpu-1", {"metadata": {"labels": {"nvidia.com/device-plugin.config": "gone"}}})
         sick = await doctor.ask(Session(cluster.client("me"), "context sick", now=virtual_now), typed)
     well, sick = replace(sick, rows=(), remarks=(), context="well"), replace(sick, context="sick")
-    told = plain(describe_clusters(doctor.FLEET, [well, sick], Paper()))
+    told = plain(describe_clusters(doctor.FLEET, [well, sick], PrintOptions()))
     assert sick.status == FAILED
     assert len(sick.data["symptoms"]) > 1
     assert re.search(r"^well +nothing is wrong$", told, re.MULTILINE)
@@ -415,7 +415,7 @@ async def test_doctor_says_in_which_cluster_nothing_is_installed() -> None:
     cluster = FakeCluster()
     cluster.uninstalled |= {ACCESS_REVIEWS, POLICIES_KIND, GPUNODES_KIND}
     found = await doctor.ask(Session(cluster.client("me"), "context bare", now=virtual_now), parse(["doctor"]))
-    told = plain(describe_clusters(doctor.FLEET, [replace(found, context="bare")], Paper()))
+    told = plain(describe_clusters(doctor.FLEET, [replace(found, context="bare")], PrintOptions()))
     assert "bare: The operator is not installed. These checks show what an installation would find here." in told
 
 

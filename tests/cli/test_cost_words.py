@@ -16,7 +16,7 @@ from kubectl_gpusharing.shell.troubles import Trouble
 from kubectl_gpusharing.usage.bills import HOUR, Price
 from kubectl_gpusharing.usage.cost import amount, hours_of, money, query_of
 from kubectl_gpusharing.usage.meter import find_growth, find_unsteady
-from kubectl_gpusharing.usage.prometheus import Series, of_others, place_of, selector_of
+from kubectl_gpusharing.usage.prometheus import Series, endpoint_from_url, of_others, selector_of
 from kubectl_gpusharing.usage.queries import (
     COUNTERS,
     INFO_OF_GPUS,
@@ -243,7 +243,7 @@ def test_amounts_are_exact_and_hours_to_a_tenth() -> None:
 
 
 def test_an_address_is_taken_without_its_last_slash() -> None:
-    assert place_of("http://x:9090/prom/", "", "").url == "http://x:9090/prom"
+    assert endpoint_from_url("http://x:9090/prom/", "", "").url == "http://x:9090/prom"
 
 
 PROXY = {"HTTPS_PROXY": "http://proxy.example.com:3128", "NO_PROXY": "near.example.com"}
@@ -257,12 +257,12 @@ PROXIES = {
 
 @pytest.mark.parametrize("url", PROXIES)
 def test_an_address_is_reached_through_the_proxy_of_the_environment_as_an_api_server_is(url: str) -> None:
-    assert place_of(url, "", "", PROXY).proxy == PROXIES[url]
+    assert endpoint_from_url(url, "", "", PROXY).proxy == PROXIES[url]
 
 
 def test_a_proxy_that_cannot_be_used_is_refused_in_one_sentence() -> None:
     with pytest.raises(Trouble, match=r"^HTTPS_PROXY names a proxy that cannot be used here"):
-        place_of("https://far.example.com", "", "", {"HTTPS_PROXY": "socks5://proxy:1080"})
+        endpoint_from_url("https://far.example.com", "", "", {"HTTPS_PROXY": "socks5://proxy:1080"})
 
 
 def mark(held: float, idle: float, gpus: float | None = None, node: str = "n", count: int = 2) -> list[Series]:

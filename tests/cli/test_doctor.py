@@ -17,7 +17,7 @@ from gpusharing.kube.errors import Forbidden, KubeError, Unauthorized, Unavailab
 from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Place, Topic, error
 from gpusharing.planning.stack.nodesymptoms import find_node_symptoms
 from kubectl_gpusharing.setup.doctor import Examination, describe
-from kubectl_gpusharing.shell.drawing import Paper, plain
+from kubectl_gpusharing.shell.drawing import PrintOptions, plain
 from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
 
 HELD = ConfigMapState(frozenset({"any", "ts-4"}), ours=False)
@@ -87,7 +87,7 @@ def test_what_is_wrong_with_many_nodes_is_told_once() -> None:
 
 def test_a_command_is_never_broken_into_lines() -> None:
     long = error(Topic.NODES, "Odd", "it is odd " * 20, "kubectl label node " + "gpu-1 " * 40)
-    lines = plain(describe(Examination(InstallationView(operator_replicas=1), [long]), Paper(60))).splitlines()
+    lines = plain(describe(Examination(InstallationView(operator_replicas=1), [long]), PrintOptions(60))).splitlines()
     assert f"         -> {long.command}".rstrip() in lines
     assert all(len(one) <= 60 for one in lines if "->" not in one)
 

@@ -7,17 +7,17 @@ from gpusharing.planning.gpus.cards import CARDS, Card
 from gpusharing.planning.gpus.geometry import describe as layout_text
 from gpusharing.planning.gpus.geometry import find_misfit, maximal_layouts, normalize
 from kubectl_gpusharing.setup.layouts import as_data, describe, draw, find_answer, pick, wanted_of
-from kubectl_gpusharing.shell.drawing import Paper, plain
+from kubectl_gpusharing.shell.drawing import PrintOptions, plain
 from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
 
 H100 = pick("h100-80gb")
-PAPER = Paper(100)
+OPTIONS = PrintOptions(100)
 
 
 def test_the_layouts_with_two_profiles_are_drawn() -> None:
     answer = find_answer(H100, wanted_of("3g.40gb,1g.20gb"), everything=False)
     assert (
-        plain(describe(answer, PAPER))
+        plain(describe(answer, OPTIONS))
         == """\
 NVIDIA H100 80GB HBM3, NVIDIA H100 PCIe, NVIDIA H800, NVIDIA H800 PCIe: 80 GB, 7 compute slices
 3 layouts with 1x3g.40gb+1x1g.20gb to which nothing can be added
@@ -33,14 +33,14 @@ NVIDIA H100 80GB HBM3, NVIDIA H100 PCIe, NVIDIA H800, NVIDIA H800 PCIe: 80 GB, 7
 
 def test_what_does_not_fit_is_refused_with_the_reason_and_the_nearest_that_does() -> None:
     answer = find_answer(H100, wanted_of("7x1g.20gb"), everything=False)
-    text = plain(describe(answer, PAPER))
+    text = plain(describe(answer, OPTIONS))
     assert "7x1g.20gb does not fit: the card has room for at most 4x1g.20gb" in text
     assert "nearest legal layout: 4x1g.20gb" in " ".join(text.split())
 
 
 def test_what_is_free_is_drawn_as_free() -> None:
     assert (
-        plain([draw(normalize({"3g.40gb": 1}), H100.profiles, PAPER)]) == "[     3g.40gb      ]····················\n"
+        plain([draw(normalize({"3g.40gb": 1}), H100.profiles, OPTIONS)]) == "[     3g.40gb      ]····················\n"
     )
 
 
@@ -48,7 +48,7 @@ def test_what_is_free_is_drawn_as_free() -> None:
 def test_each_picture_has_every_instance_once_and_is_as_wide_as_the_card(card: Card) -> None:
     answer = find_answer(card, (), everything=True)
     assert answer.layouts == maximal_layouts(answer.card.profiles)
-    pictures = [(layout, draw(layout, answer.card.profiles, PAPER)) for layout in answer.layouts]
+    pictures = [(layout, draw(layout, answer.card.profiles, OPTIONS)) for layout in answer.layouts]
     drawn = [(layout, "".join(span.text for span in one)) for layout, one in pictures if one]
     assert len({len(text) for _, text in drawn}) <= 1
     assert all(text.count("[") == sum(dict(layout).values()) for layout, text in drawn)
@@ -57,7 +57,7 @@ def test_each_picture_has_every_instance_once_and_is_as_wide_as_the_card(card: C
 @pytest.mark.parametrize("width", [40, 80])
 def test_a_narrow_terminal_gets_the_picture_on_a_line_of_its_own(width: int) -> None:
     answer = find_answer(H100, wanted_of("3g.40gb,1g.20gb"), everything=False)
-    lines = plain(describe(answer, Paper(width))).splitlines()
+    lines = plain(describe(answer, PrintOptions(width))).splitlines()
     assert max(map(len, lines)) <= width
     assert sum("3g.40gb " in one and "[" in one for one in lines) == 3
 

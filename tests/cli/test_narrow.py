@@ -14,7 +14,7 @@ from tests.fakes.virtualtime import virtually
 from gpusharing.kube.client import JSON, NODES, PODS
 from kubectl_gpusharing.setup.layouts import describe, find_answer, pick, wanted_of
 from kubectl_gpusharing.shell.arguments import VERBS
-from kubectl_gpusharing.shell.drawing import Ink, Paper, Span, fold, line, plain
+from kubectl_gpusharing.shell.drawing import Ink, PrintOptions, Span, fold, line, plain
 
 WIDTH = 40
 WHOLE = re.compile(r" *-> |.*\{|.*http")
@@ -188,12 +188,12 @@ async def test_what_a_pool_waits_for_is_told_below_where_its_cell_is_cut() -> No
 @pytest.mark.parametrize("fits", ["3g.40gb", "7g.80gb,1g.10gb"])
 def test_no_layout_is_told_in_a_line_that_does_not_fit(fits: str) -> None:
     answer = find_answer(pick("h100-80gb"), wanted_of(fits), everything=False)
-    assert too_long(plain(describe(answer, Paper(WIDTH)))) == []
+    assert too_long(plain(describe(answer, PrintOptions(WIDTH)))) == []
 
 
 def test_a_line_of_several_inks_is_broken_between_words_and_keeps_them() -> None:
     one = line(Span("gpu-1", Ink.TITLE), "  pool-b  ", Span("Draining", Ink.BUSY), ", until 10:11:00Z")
-    assert fold(one, Paper(80)) == [one]
-    folded = fold(one, Paper(24))
+    assert fold(one, PrintOptions(80)) == [one]
+    folded = fold(one, PrintOptions(24))
     assert plain(folded) == "gpu-1 pool-b Draining,\nuntil 10:11:00Z\n"
     assert Span("Draining", Ink.BUSY) in folded[0]

@@ -17,7 +17,7 @@ from tests.cli.window import Window, window
 from hack import browser as browsers
 from kubectl_gpusharing.pools.fleet import State
 from kubectl_gpusharing.pools.page import MARKS, card, divide, page, read_cards
-from kubectl_gpusharing.shell.drawing import Column, Paper, Span, table
+from kubectl_gpusharing.shell.drawing import Column, PrintOptions, Span, table
 from kubectl_gpusharing.shell.markup import CSS, VOID, document, flow, tag
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.troubles import DONE, FAILED
@@ -308,6 +308,6 @@ async def test_a_browser_that_finds_a_script_says_so(browser: Window, tmp_path: 
 
 
 def test_a_blank_line_between_two_tables_keeps_them_apart() -> None:
-    first, second = (table([Column(name)], [[Span("x")]], Paper()) for name in ("NODE", "POD"))
+    first, second = (table([Column(name)], [[Span("x")]], PrintOptions()) for name in ("NODE", "POD"))
     page = "".join(map(str, flow([*first, (), *second])))
     assert (page.count("<table"), page.count("<caption")) == (2, 2)

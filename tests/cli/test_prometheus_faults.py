@@ -17,22 +17,28 @@ from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.login import Access
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.troubles import Trouble
-from kubectl_gpusharing.usage.prometheus import Endpoint, find_place, place_of, prometheus_at, unreachable
+from kubectl_gpusharing.usage.prometheus import (
+    Endpoint,
+    endpoint_from_url,
+    find_service_endpoint,
+    prometheus_at,
+    unreachable,
+)
 
 YEAR = timedelta(days=365)
 SERVICE = "monitoring/p:9090"
 
 
-async def asked(place: Endpoint, questions: int = 1) -> set[float]:
+async def asked(endpoint: Endpoint, questions: int = 1) -> set[float]:
     """What so many questions, side by side, are answered."""
-    async with prometheus_at(place) as prometheus:
+    async with prometheus_at(endpoint) as prometheus:
         return set(await asyncio.gather(*(prometheus.now() for _ in range(questions))))
 
 
-def wrong(place: Endpoint) -> str:
+def wrong(endpoint: Endpoint) -> str:
     """Why there is no answer."""
     with pytest.raises(Trouble) as trouble:
-        asyncio.run(asked(place))
+        asyncio.run(asked(endpoint))
     return str(trouble.value)
 
 
@@ -61,7 +67,7 @@ class Renewable:
 async def through(login: Renewable, questions: int = 1) -> set[float]:
     """What the Service is asked, with this login."""
     session = Session(FakeCluster().client("me"), "context test", login=login)
-    return await asked(await find_place(session, SERVICE), questions)
+    return await asked(await find_service_endpoint(session, SERVICE), questions)
 
 
 # --- certificates -----------------------------------------------------------------------------------------------
@@ -90,8 +96,8 @@ def test_a_certificate_of_the_given_authority_that_is_not_accepted(
 ) -> None:
     identity = Identity(tmp_path / "pki", made=datetime.now(UTC) + since)
     with fake_prometheus(identity.context()) as fake:
-        place = place_of(fake.url, "", str(identity.pki.ca))
-        said = wrong(replace(place, tls_server_name=name))
+        endpoint = endpoint_from_url(fake.url, "", str(identity.pki.ca))
+        said = wrong(replace(endpoint, tls_server_name=name))
     assert said.startswith(f"the certificate of {fake.url} is not trusted: ")
     assert told in said
     assert "--ca-file" not in said
@@ -102,17 +108,17 @@ def test_a_certificate_of_another_authority(tmp_path: Path) -> None:
     with fake_prometheus(identity.context()) as fake:
         for ca in ("", str(other.pki.ca)):
             assert "Pass the certificate of the authority that signed it: --ca-file FILE" in wrong(
-                place_of(fake.url, "", ca)
+                endpoint_from_url(fake.url, "", ca)
             )
 
 
 def test_of_an_api_server_the_kubeconfig_is_named(tmp_path: Path) -> None:
     identity = Identity(tmp_path / "pki")
     with fake_prometheus(identity.context()) as fake:
-        place = replace(place_of(fake.url, "", ""), through="context test")
-        assert "not signed by the certificate-authority that the kubeconfig sets for context test" in wrong(place)
-        place = replace(place_of(fake.url, "", str(identity.pki.ca)), through="context test")
-        told = wrong(replace(place, tls_server_name="other.example"))
+        endpoint = replace(endpoint_from_url(fake.url, "", ""), through="context test")
+        assert "not signed by the certificate-authority that the kubeconfig sets for context test" in wrong(endpoint)
+        endpoint = replace(endpoint_from_url(fake.url, "", str(identity.pki.ca)), through="context test")
+        told = wrong(replace(endpoint, tls_server_name="other.example"))
         assert "set tls-server-name for context test in the kubeconfig to a name that it contains" in told
 
 
@@ -122,7 +128,7 @@ def test_a_server_that_demands_a_client_certificate_says_so_unless_it_hung_up_fi
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(identity.pki.ca)
     with fake_prometheus(context) as fake:
-        told = wrong(place_of(fake.url, "", str(identity.pki.ca)))
+        told = wrong(endpoint_from_url(fake.url, "", str(identity.pki.ca)))
     alert, lost = f"{fake.url} requires client", "It may require client authentication: this plugin"
     assert told.startswith(alert) or lost in told
     assert "use a port that does not require one, for example with --service NAMESPACE/NAME:PORT" in told
@@ -154,7 +160,7 @@ NGINX = (400, "text/html", b"<html><title>400 The plain HTTP request was sent to
 def test_without_tls_where_tls_is_spoken(fake: FakePrometheus, answer: Answer) -> None:
     fake.instead = lambda path: answer
     port = fake.url.rpartition(":")[2]
-    assert wrong(place_of(fake.url, "", "")) == (
+    assert wrong(endpoint_from_url(fake.url, "", "")) == (
         f"{fake.url} expects TLS but was queried without it: use --prometheus https://127.0.0.1:{port}"
     )
     with pytest.raises(Trouble, match=f"{SERVICE} .* use --service NAMESPACE/https:NAME:PORT"):
@@ -173,7 +179,7 @@ def test_without_tls_where_tls_is_spoken(fake: FakePrometheus, answer: Answer) -
 )
 def test_one_line_of_plain_text_is_passed_on(fake: FakePrometheus, kind: str, body: bytes, told: str) -> None:
     fake.instead = lambda path: (502, kind, body)
-    assert told in wrong(place_of(fake.url, "", ""))
+    assert told in wrong(endpoint_from_url(fake.url, "", ""))
 
 
 # --- credentials ------------------------------------------------------------------------------------------------

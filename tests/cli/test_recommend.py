@@ -30,7 +30,7 @@ from tests.planning.histories import H100
 from gpusharing.planning.gpus.cards import memory_of
 from kubectl_gpusharing.changing.plan import Planned, as_data
 from kubectl_gpusharing.shell.arguments import parse
-from kubectl_gpusharing.shell.drawing import Paper, plain
+from kubectl_gpusharing.shell.drawing import PrintOptions, plain
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import API
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, Trouble
@@ -331,7 +331,7 @@ async def test_its_plan_is_what_plan_tells_of_the_file_and_nothing_is_written(wr
         assert writes(scene.e.cluster) == []
     assert isinstance(effect, Planned)
     assert plan.data == {"apiVersion": API, "kind": "Plan", **as_data(effect, "test")}
-    text = plain(describe_effect(effect, Paper()))
+    text = plain(describe_effect(effect, PrintOptions()))
     assert "7x1g.10gb" in text
     assert "ApprovalNeeded" in text
     assert "- nvidia.com/gpu: 2 -> 0" in text

@@ -23,7 +23,7 @@ from tests.cli.fakeprometheus import (
 )
 
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED
-from kubectl_gpusharing.usage.prometheus import LESS
+from kubectl_gpusharing.usage.prometheus import NARROW_QUERY
 
 HOUR = 3600
 
@@ -107,7 +107,7 @@ def test_the_whole_program_tells_it_and_needs_no_cluster(desk: Desk, fake: FakeP
     fake.ranges["DCGM_FI_DEV_FB_USED"] = failure(503, "timeout", "query timed out")
     said = desk.type("recommend", "--prometheus", fake.url, "--window", f"{HOURS}h")
     assert (said.status, said.out) == (FAILED, "")
-    assert said.err == (f"error: {fake.url} cannot answer the query: query timed out; {LESS}\n")
+    assert said.err == (f"error: {fake.url} cannot answer the query: query timed out; {NARROW_QUERY}\n")
 
 
 # --- no Prometheus, or another program ---------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def test_a_limit_of_prometheus_is_told_with_how_to_ask_for_less(
     prompt: Prompt, fake: FakePrometheus, said: str
 ) -> None:
     fake.ranges["DCGM_FI_DEV_FB_USED"] = failure(422, "execution", said)
-    assert prompt.refused(fake) == (f"error: {fake.url} cannot answer the query: {said}; {LESS}\n")
+    assert prompt.refused(fake) == (f"error: {fake.url} cannot answer the query: {said}; {NARROW_QUERY}\n")
 
 
 def test_an_error_that_is_no_limit_has_no_such_hint(prompt: Prompt, fake: FakePrometheus) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hack.sim.dcgmexporter import DCGMValues, SetUp, samples
 
 from gpusharing.planning.gpus.cards import find_card
-from kubectl_gpusharing.shell.drawing import Paper
+from kubectl_gpusharing.shell.drawing import PrintOptions
 from kubectl_gpusharing.usage.needs import History, Holding, Sample, Workload
 from kubectl_gpusharing.usage.prometheus import Series
 from kubectl_gpusharing.usage.queries import hourly, latest, most_series, others_of, ownership, usage_count
@@ -163,8 +163,8 @@ def at(hour: int, value: float) -> Sample:
 
 def test_a_sparkline_has_a_blank_where_nothing_is_known() -> None:
     rising = [at(hour, hour) for hour in (0, 1, 2, 5, 6, 7)]
-    assert sparkline(rising, 7, Paper()) == "▁▂▃  ▆▇█"
-    assert sparkline(rising, 7, Paper(glyphs=False)) == "_.-  *%#"
-    assert sparkline([at(0, 0.0)], 0, Paper()) == "▁"
-    assert len(sparkline([at(hour, 1) for hour in range(336)], 1, Paper())) == 48
-    assert sparkline([at(0, 1e-320), at(1, 5.0)], 1e-320, Paper()) == "██", "so small that 1 / top is infinite"
+    assert sparkline(rising, 7, PrintOptions()) == "▁▂▃  ▆▇█"
+    assert sparkline(rising, 7, PrintOptions(glyphs=False)) == "_.-  *%#"
+    assert sparkline([at(0, 0.0)], 0, PrintOptions()) == "▁"
+    assert len(sparkline([at(hour, 1) for hour in range(336)], 1, PrintOptions())) == 48
+    assert sparkline([at(0, 1e-320), at(1, 5.0)], 1e-320, PrintOptions()) == "██", "so small that 1 / top is infinite"

@@ -14,15 +14,15 @@ from kubectl_gpusharing.pools.fleet import COLUMNS, State, describe, find_estima
 from kubectl_gpusharing.pools.fleet import WIDE as WIDE_COLUMNS
 from kubectl_gpusharing.pools.status import FLEET
 from kubectl_gpusharing.pools.status import as_data as typed_data
-from kubectl_gpusharing.shell.drawing import Glyph, Ink, Paper, bar, length, plain
+from kubectl_gpusharing.shell.drawing import Glyph, Ink, PrintOptions, bar, length, plain
 
-WIDE = Paper()
+WIDE = PrintOptions()
 as_data: Any = typed_data
 """Its type leaves out the fields of the records."""
 
 
-def shown(policies: list[Any], nodes: list[Any], paper: Paper = WIDE) -> str:
-    return plain(describe(*pools_of(policies, nodes), NOW, paper))
+def shown(policies: list[Any], nodes: list[Any], options: PrintOptions = WIDE) -> str:
+    return plain(describe(*pools_of(policies, nodes), NOW, options))
 
 
 def test_a_pool_in_a_change_shows_what_runs_what_waits_the_culprit_since_when_and_until_when() -> None:
@@ -47,20 +47,20 @@ pool-c  Full 1x full  Synced  1/1 nodes, 8 GPUs, 8/8 devices used
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100])
 def test_no_line_is_longer_than_the_terminal(width: int) -> None:
-    lines = shown(*fleet(), Paper(width)).splitlines()
+    lines = shown(*fleet(), PrintOptions(width)).splitlines()
     assert max(map(len, lines)) <= width
     assert any("Draining" in line and "PDB" in line for line in lines)
 
 
 def test_at_80_columns_culprit_since_and_deadline_are_still_there() -> None:
-    text = shown(*fleet(), Paper(80))
+    text = shown(*fleet(), PrintOptions(80))
     assert "CULPRIT" in text
     assert "SINCE" in text
     assert "DEADLINE" in text
 
 
 def test_a_terminal_without_unicode_gets_ascii_only() -> None:
-    text = shown(*fleet(), Paper(80, glyphs=False))
+    text = shown(*fleet(), PrintOptions(80, glyphs=False))
     assert text.isascii()
     assert "#>!  # 1 done  > 1 under way  ! 1 blocked" in text
 
@@ -71,7 +71,7 @@ def test_every_state_has_a_glyph_of_its_own_in_both_alphabets() -> None:
 
 
 def test_wide_lists_all_nodes_and_what_they_are_divided_into() -> None:
-    text = shown(*fleet(), Paper(wide=True))
+    text = shown(*fleet(), PrintOptions(wide=True))
     assert "pool-b-0  ████████  Synced" in text
     assert "WANTED" in text
     assert "7x1g.10gb  human" in text
@@ -205,7 +205,7 @@ def test_the_twenty_newest_events_are_shown_and_wide_shows_all() -> None:
     pools, _ = pools_of([policy()], [], events)
     text = plain(describe(pools, [], NOW, WIDE))
     assert (text.count("Again"), "number 19\n" in text, "number 20" in text) == (20, True, False)
-    assert plain(describe(pools, [], NOW, Paper(wide=True))).count("Again") == 22
+    assert plain(describe(pools, [], NOW, PrintOptions(wide=True))).count("Again") == 22
 
 
 def test_events_that_were_not_read_are_no_empty_list() -> None:
@@ -329,7 +329,7 @@ def test_nodes_whose_agents_read_a_simulator_are_told_before_all_else(wide: bool
     strange = gpunode("gpu-99", policy="")
     for raw in (nodes[0], nodes[3], strange):
         raw["status"]["observed"]["simulated"] = True
-    first, *rest = shown(policies, [*nodes, strange], Paper(wide=wide)).splitlines()
+    first, *rest = shown(policies, [*nodes, strange], PrintOptions(wide=wide)).splitlines()
     assert first.startswith("SIMULATED: gpu-99, pool-b-0, pool-c-0 have no real GPUs")
     assert any(row.startswith("pool-b  MIG 2x3g.40gb") for row in rest)
     assert as_data(*pools_of(policies, [*nodes, strange]), "desk", NOW)["simulated"] == [

@@ -17,7 +17,7 @@ from kubectl_gpusharing.pools.fleet import (
     describe_timeline,
     find_timeline,
 )
-from kubectl_gpusharing.shell.drawing import Paper, plain
+from kubectl_gpusharing.shell.drawing import PrintOptions, plain
 
 JSON = dict[str, Any]
 DONE = gpunode(
@@ -40,8 +40,8 @@ def pool(*nodes: JSON) -> PoolStatus:
     return found
 
 
-def shown(*nodes: JSON, paper: Paper | None = None) -> str:
-    return plain(describe_timeline(pool(*nodes), NOW, paper or Paper(80)))
+def shown(*nodes: JSON, options: PrintOptions | None = None) -> str:
+    return plain(describe_timeline(pool(*nodes), NOW, options or PrintOptions(80)))
 
 
 def seen(*nodes: JSON) -> Timeline:
@@ -103,13 +103,13 @@ def test_a_clock_that_is_behind_draws_no_negative_time() -> None:
 @pytest.mark.parametrize("width", [24, 40, 60, 80, 100])
 def test_no_line_of_a_timeline_is_longer_than_the_terminal(width: int) -> None:
     long_name = {**DRAINS, "metadata": {"name": "ip-10-0-12-34.eu-central-1.compute.internal"}}
-    lines = shown(DONE, long_name, WAITS, paper=Paper(width)).splitlines()
+    lines = shown(DONE, long_name, WAITS, options=PrintOptions(width)).splitlines()
     assert max(map(len, lines)) <= width
     assert any("ccdd" in line or "cd" in line for line in lines)
 
 
 def test_a_timeline_without_unicode_is_ascii() -> None:
-    assert shown(DONE, DRAINS, WAITS, paper=Paper(80, glyphs=False)).isascii()
+    assert shown(DONE, DRAINS, WAITS, options=PrintOptions(80, glyphs=False)).isascii()
 
 
 def test_each_phase_of_a_change_has_a_letter_and_no_letter_is_a_glyph_of_a_state() -> None:
@@ -122,7 +122,7 @@ def test_each_phase_of_a_change_has_a_letter_and_no_letter_is_a_glyph_of_a_state
 def test_of_many_nodes_the_first_are_drawn() -> None:
     nodes = [{**DRAINS, "metadata": {"name": f"n-{number:02}"}} for number in range(25)]
     assert "and 5 more nodes; -o wide shows them all" in shown(*nodes)
-    assert "n-24" in shown(*nodes, paper=Paper(80, wide=True))
+    assert "n-24" in shown(*nodes, options=PrintOptions(80, wide=True))
 
 
 def test_status_draws_it_when_it_is_asked_to(desk: Desk) -> None:

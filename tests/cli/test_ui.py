@@ -386,7 +386,7 @@ async def test_a_fault_of_one_page_is_a_sentence_there() -> None:
 def test_what_a_verb_answers_is_kept_for_the_page() -> None:
     sheet = Sheet(StringIO())
     assert isinstance(sheet, Terminal)
-    sheet.answer(object, object, lambda paper: [(), ()] if paper.flowing else [])
+    sheet.answer(object, object, lambda options: [(), ()] if options.flowing else [])
     assert sheet.lines == [(), ()]
 
 

@@ -63,4 +63,4 @@ def test_of_plain_profiles_a_larger_one_has_nothing_less(card: Card) -> None:
     for small, large in pairwise(found):
         assert usable_memory(card, small) <= usable_memory(card, large)
         assert small.slices <= large.slices
-        assert not {"+", "-"} & set(large.name)
+        assert large.is_plain

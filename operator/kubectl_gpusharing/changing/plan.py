@@ -1,10 +1,9 @@
-"""`kubectl gpusharing plan`: what a change of a policy would do, to which nodes and pods.
+"""`plan -f FILE | POLICY`: what would a change of a policy do, to which nodes and pods?
 
-The verdict on a plan: nothing to do, changes, cannot, or unknown. It decides text, data and exit status.
-
-Find other objects that refer to resources and labels which a plan would remove: quotas, limits, objects of Kueue, the templates of workloads, and namespaces whose guard admits only modes that no node would have.
-
-They are read with the user's rights, and only here; the operator needs no rights to them.
+The operator's own planner answers, on a live snapshot. Before the operator is installed, the plan is an estimate: the
+GPUs are inferred from labels, as `import` does. The verdict (`Outcome`) decides text, data and exit status, which is 1
+if no plan could be made. Other objects that refer to resources or labels which would vanish are read with the user's
+rights, and only here; the operator needs no rights to them.
 """
 
 import asyncio
@@ -48,7 +47,7 @@ from kubectl_gpusharing.shell.drawing import (
     BLANK,
     Ink,
     Line,
-    Paper,
+    PrintOptions,
     Span,
     columns,
     describe_simulated,
@@ -83,7 +82,10 @@ INKS = dict(zip(map(str, Outcome), (Ink.GOOD, Ink.BUSY, Ink.BAD, Ink.WAITING), s
 
 
 def judge(proposal: Proposal, *, estimate: bool = False) -> tuple[Outcome, str]:
-    """Return the first outcome that applies to one policy, and why; the text may be empty for NOTHING and CHANGES."""
+    """Return the first outcome that applies to one policy, and why.
+
+    The text may be empty for NOTHING and CHANGES.
+    """
     if not proposal.accepted:
         return Outcome.CANNOT, proposal.about
     unknown = ""
@@ -125,7 +127,10 @@ KINDS: tuple[tuple[str, Resource], ...] = (
 
 
 def find_vanishing(proposals: Iterable[Proposal], live: LivePlan) -> frozenset[str]:
-    """Return the resource names and the node labels, as `key=value`, that no node would have after the changes."""
+    """Return the resource names and the node labels that no node would have after the changes.
+
+    Labels are written as `key=value`.
+    """
     accepted = [one for one in proposals if one.accepted and one.steps]
     names = {lost.resource for one in accepted for lost in one.vanishing if not lost.demand.remain}
     nodes = [live.snapshot.nodes[verdict.node] for one in accepted for verdict, _ in one.steps]
@@ -137,9 +142,10 @@ def find_vanishing(proposals: Iterable[Proposal], live: LivePlan) -> frozenset[s
 async def read_dependents(
     client: KubeClient, vanishing: Set[str], ignored: str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return sentences about objects outside the namespace `ignored` that refer to a name in `vanishing`, and a note about kinds that could not be read.
+    """Return sentences about objects outside the namespace `ignored` that refer to a name in `vanishing`.
 
-    Raises KubeError only if it cannot be determined whether an unreadable kind is served.
+    These are quotas, limits, objects of Kueue and the templates of workloads. The second result is a note about kinds
+    that could not be read. Raises KubeError only if it cannot be determined whether an unreadable kind is served.
     """
     mentions: dict[str, set[str]] = defaultdict(set)
     unread: dict[str, str] = {}
@@ -173,7 +179,11 @@ async def read_dependents(
 async def read_tenants(
     client: KubeClient, vanishing: Set[str], live: LivePlan
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return sentences about namespaces that the chart's guard for tenants (docs/how-to/isolate-tenants.md) would leave without nodes for GPU pods, and a note if they could not be read."""
+    """Return sentences about namespaces that would be left without nodes for GPU pods.
+
+    The chart's guard for tenants admits only some modes to such a namespace (docs/how-to/isolate-tenants.md), and no
+    node would have one of them. The second result is a note if namespaces could not be read.
+    """
     lines = []
     for level, modes in ADMITTED.items() if live.snapshot.settings.guard != "false" else ():
         lost = vanishing & {f"{LABEL_MODE}={mode}" for mode in modes}
@@ -223,9 +233,12 @@ class Planned:
     dependents: tuple[str, ...] = ()
     estimate: bool = False
     fail_on: tuple[str, ...] | None = None
-    """None if the flag --fail-on was not given."""
+    """The words of --fail-on; None if the flag was not given."""
     bars_tenants: bool = False
-    """Whether the chart's guard would leave a tenant without nodes, or namespaces could not be listed (`read_tenants`)."""
+    """Whether a tenant may be left without nodes by the chart's guard (`read_tenants`).
+
+    It is also true if namespaces could not be listed.
+    """
 
     @property
     def verdict(self) -> ConclusionData:
@@ -278,24 +291,24 @@ class Planned:
         }
 
 
-def describe(planned: Planned, paper: Paper) -> list[Line]:
+def describe(planned: Planned, options: PrintOptions) -> list[Line]:
     verdict = planned.verdict
-    lines = prose(verdict["message"], paper, hang="  ", ink=INKS[verdict["outcome"]])
-    lines += [*describe_simulated(planned.simulated, paper), BLANK]
+    lines = prose(verdict["message"], options, hang="  ", ink=INKS[verdict["outcome"]])
+    lines += [*describe_simulated(planned.simulated, options), BLANK]
     for proposal in planned.proposals:
         refusal = f"{proposal.policy}: {proposal.about.rstrip('.')}"
         explained = not proposal.accepted and refusal in verdict["message"]
-        lines += [*_describe(proposal, paper, estimate=planned.estimate, explained=explained), BLANK]
-    lines += prose_of_each((f"! {one}." for one in planned.dependents), paper, ink=Ink.WAITING)
-    lines += prose_of_each((f"Note: {note}" for note in planned.notes), paper, ink=Ink.FAINT)
-    return [*lines, *prose("This is only a plan. Nothing was changed.", paper, ink=Ink.FAINT)]
+        lines += [*_describe(proposal, options, estimate=planned.estimate, explained=explained), BLANK]
+    lines += prose_of_each((f"! {one}." for one in planned.dependents), options, ink=Ink.WAITING)
+    lines += prose_of_each((f"Note: {note}" for note in planned.notes), options, ink=Ink.FAINT)
+    return [*lines, *prose("This is only a plan. Nothing was changed.", options, ink=Ink.FAINT)]
 
 
-def _describe(proposal: Proposal, paper: Paper, *, estimate: bool, explained: bool) -> list[Line]:
-    lines = fold(_title(proposal, estimate=estimate), paper)
+def _describe(proposal: Proposal, options: PrintOptions, *, estimate: bool, explained: bool) -> list[Line]:
+    lines = fold(_title(proposal, estimate=estimate), options)
     if not explained:
         text, ink = ("Accepted", Ink.PLAIN) if proposal.accepted else ("Refused", Ink.BAD)
-        lines += prose(f"{text}: {proposal.about}", paper, hang="  ", ink=ink)
+        lines += prose(f"{text}: {proposal.about}", options, hang="  ", ink=ink)
     if proposal.accepted and proposal.steps:
         facts = (
             f"disruption class {proposal.disruption}",
@@ -304,14 +317,14 @@ def _describe(proposal: Proposal, paper: Paper, *, estimate: bool, explained: bo
             f"takes {tell_span(proposal.lasts)}" if proposal.lasts else "",
             proposal.hash and f"plan {proposal.hash}",
         )
-        lines += prose("; ".join(filter(None, facts)), paper, hang="  ")
+        lines += prose("; ".join(filter(None, facts)), options, hang="  ")
     for product, gib in proposal.client_memory.items():
         text = (
             f"each MPS client of a {product} may use {floor(gib * 100) / 100:.2f} GiB of its memory and"
             f" {proposal.client_threads} % of its threads"
         )
-        lines += prose(text, paper, hang="  ")
-    shown = proposal.steps if paper.wide else proposal.steps[:MOST]
+        lines += prose(text, options, hang="  ")
+    shown = proposal.steps if options.wide else proposal.steps[:MOST]
     if shown:
         rows = []
         for verdict, preview in shown:
@@ -321,30 +334,30 @@ def _describe(proposal: Proposal, paper: Paper, *, estimate: bool, explained: bo
             counts = ("?", "") if preview is None else (str(len(preview.pods)), ", ".join(preview.budgets))
             change = str(verdict.disruption), verdict.observed, verdict.wanted
             rows.append(line(verdict.node, *change, *counts, begins))
-        lines += table(COLUMNS, rows, paper, "  ")
+        lines += table(COLUMNS, rows, options, "  ")
         if (more := len(proposal.steps) - len(shown)) > 0:
             lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide lists all", Ink.FAINT)))
         previews = [preview for _, preview in proposal.steps if preview is not None]
         pods = [pod for preview in previews for pod in preview.pods]
-        named = some(pods, len(pods) if paper.wide else MOST)
+        named = some(pods, len(pods) if options.wide else MOST)
         texts = [f"pods that would be evicted: {named}"] if pods else []
         gangs = sorted({gang for preview in previews for gang in preview.gangs})
         texts += [f"gang that would be interrupted: {gang}" for gang in gangs]
-        lines += prose_of_each(texts, paper, indent="  ")
-    lines += _resources(proposal, paper)
-    lines += prose_of_each((f"! {blocker}" for blocker in _blockers(proposal)), paper, ink=Ink.WAITING)
+        lines += prose_of_each(texts, options, indent="  ")
+    lines += _resources(proposal, options)
+    lines += prose_of_each((f"! {blocker}" for blocker in _blockers(proposal)), options, ink=Ink.WAITING)
     if adopted := proposal.adopted:
-        named = some(adopted, len(adopted) if paper.wide else MOST)
+        named = some(adopted, len(adopted) if options.wide else MOST)
         nodes_are = counted(len(adopted), "node is", "nodes are")
         text = f"{nodes_are} already up to date and will not change: {named}"
-        lines += prose(text, paper, hang="  ", ink=Ink.GOOD)
+        lines += prose(text, options, hang="  ", ink=Ink.GOOD)
     blocked = [verdict for verdict, _ in proposal.steps if verdict.phase is Phase.BLOCKED]
     # Blocking pods have been named already, so only blocked nodes without such pods are listed.
     others = {verdict.message: verdict for verdict in blocked if not verdict.blockers}
-    for verdict in (*proposal.left_out, *others.values())[: None if paper.wide else 5]:
+    for verdict in (*proposal.left_out, *others.values())[: None if options.wide else 5]:
         why = "" if verdict.message == proposal.about else f": {verdict.message}"
         text = f"! {verdict.node} stays as it is ({verdict.reason}){why}"
-        lines += prose(text, paper, hang="  ", ink=Ink.WAITING)
+        lines += prose(text, options, hang="  ", ink=Ink.WAITING)
     return lines
 
 
@@ -362,7 +375,7 @@ def _title(proposal: Proposal, *, estimate: bool) -> Line:
     return line(name, f"  {ways}  ", Span(f"{count} of {counted(size, 'node')} will change", Ink.BUSY))
 
 
-def _resources(proposal: Proposal, paper: Paper) -> list[Line]:
+def _resources(proposal: Proposal, options: PrintOptions) -> list[Line]:
     if proposal.before == proposal.after or not proposal.accepted:
         return []
     shrinking = {one.resource: one for one in proposal.vanishing}
@@ -381,10 +394,10 @@ def _resources(proposal: Proposal, paper: Paper) -> list[Line]:
             where = lost.demand.text if lost.demand.waiting else "other nodes still advertise it"
             where = where if lost.demand.remain else "no node would advertise it any more"
             if parts:
-                lines += prose("; ".join((*parts, where)), paper, indent="    ", hang="  ")
+                lines += prose("; ".join((*parts, where)), options, indent="    ", hang="  ")
     if proposal.single_keeps_name:
         hint = "spec.mig.strategy: single would keep the name nvidia.com/gpu, and no manifest would have to change"
-        lines += prose(f"Hint: {hint}.", paper, indent="  ", hang="  ", ink=Ink.GOOD)
+        lines += prose(f"Hint: {hint}.", options, indent="  ", hang="  ", ink=Ink.GOOD)
     return lines
 
 
@@ -479,14 +492,18 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     terminal.answer(
         PlanData,
         lambda: as_data(planned, session.name),
-        lambda paper: describe(planned, paper),
+        lambda options: describe(planned, options),
         names=[object_name(POLICIES, one.policy) for one in planned.proposals],
     )
     return planned.verdict["exitStatus"]
 
 
 async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) -> Planned:
-    """Return what would happen to the pools in `only` (all if it is empty); the others are planned too, because they compete for nodes. Raises Trouble, also if a name in `only` belongs to no policy."""
+    """Return what would happen to the pools in `only`, or to all if it is empty.
+
+    The other pools are planned too, because they compete for nodes. Raises Trouble, also if a name in `only` belongs to
+    no policy.
+    """
     async with gathered(session, proposed, beforehand=True) as cluster:
         if cluster.installed.missing:
             admin = await read_admin_maps(session, (await cluster.decide(())).snapshot)
@@ -521,7 +538,7 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
 
 
 async def _with_length(session: Session, proposal: Proposal, live: LivePlan, most: int) -> Proposal:
-    """Estimate from the histories of the nodes that changed last, those of the own pool first."""
+    """Add an estimate from the histories of the nodes that changed last, those of the same pool first."""
     pool = live.plan.pools[proposal.policy]
     own = {*pool.names}
 

@@ -1,9 +1,8 @@
 """The verbs that only patch an object: approve, pause, resume, retry, abort, skip.
 
-Carry out a steering verb: show a small patch and send it.
-
-If the patch may evict pods, the user must confirm it or give --yes. If no operator is installed or runs, nothing would
-act on the patch, and the command says so.
+The operator reads the patch on its next pass; `api/names.py` says what each patch means. If the patch may evict pods,
+the user must confirm it or give --yes. If no operator is installed or runs, nothing would act on the patch, and the
+command says so.
 """
 
 import json
@@ -56,7 +55,11 @@ class Change:
 
 
 async def read_gpunodes(session: Session, verb: str, name: str) -> tuple[NodeStatus, ...]:
-    """Return what the verb needs: for resume the nodes of the policy that may not start because others failed, for retry the node itself, unless the user may not read it."""
+    """Return the GPUNodes that the verb needs.
+
+    For resume, these are the nodes of the policy that may not start because others failed, and for retry the node
+    itself, unless the user may not read it.
+    """
     if verb == "resume":
         nodes = map(read_node, await session.all(GPUNODES))
         return tuple(node for node in nodes if (node.policy, node.reason) == (name, Reason.HALTED))
@@ -209,11 +212,14 @@ DID = "Done."
 ASKED = "Done: requested on the GPUNode, because you may not patch Nodes; the operator writes it to the Node."
 Changes = list[tuple[JSON, Change]]
 TRIES = 5
-"""How often the patch is tried if somebody else writes the object between our read and our patch."""
+"""How often the patch is tried if somebody else writes the object after our read.
+
+A kubelet does so with its heartbeat.
+"""
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Show the patch, request a confirmation if it may evict pods and --yes is not given, and send it."""
+    """Show the patch, ask for a confirmation where it is needed, and send the patch."""
     verb, every = typed.verb, getattr(typed, "all", False)
     resource = POLICIES if verb in ("approve", "pause", "resume") else NODES
     if every == bool(typed.name):
@@ -233,7 +239,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
             reference = Span(_reference(resource, text(raw, "metadata", "name")), Ink.TITLE)
             terminal.show([line(reference, f"  {json.dumps(change.body, separators=(',', ':'))}")])
         for means in dict.fromkeys(change.means for _, change in changes):
-            terminal.show(prose(f"{means[:1].upper()}{means[1:]}.", terminal.paper))
+            terminal.show(prose(f"{means[:1].upper()}{means[1:]}.", terminal.options))
     moves = any(change.moves for _, change in changes)
     if typed.dry_run or (moves and not typed.yes and not is_wanted(sys.stdin)):
         _end(resource, changes, terminal, "Nothing was changed.", done=False)
@@ -256,7 +262,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 def _end(kind: Resource, changes: Changes, terminal: Terminal, message: str, *, done: bool) -> None:
     if not terminal.structured:
         ink = Ink.GOOD if message == DID else Ink.WAITING if done else Ink.FAINT
-        terminal.show(prose(message, terminal.paper, ink=ink))
+        terminal.show(prose(message, terminal.options, ink=ink))
         return
     for raw, change in changes:
         name = text(raw, "metadata", "name")
@@ -290,7 +296,10 @@ async def _find_absence(session: Session, typed: Namespace, *, lasts: bool) -> s
 async def _send(
     session: Session, resource: Resource, shown: JSON, change: Change, find: Callable[[JSON], Change]
 ) -> Resource:
-    """Return the kind that was patched: GPUNODES if the user may not patch Nodes and the Node has a GPUNode."""
+    """Send the patch, and return the kind that was patched.
+
+    It is GPUNODES if the user may not patch Nodes and the Node has a GPUNode.
+    """
     name = text(shown, "metadata", "name")
     what = _reference(resource, name)
     for _ in range(TRIES):
@@ -314,7 +323,10 @@ async def _send(
 
 
 def _request(body: JSON) -> JSON:
-    """Return the patch of a GPUNode that requests what `body` would do to its Node: `false` stands for a removal."""
+    """Return the patch of a GPUNode that requests what `body` would do to its Node.
+
+    The value `false` stands for a removal.
+    """
     labels, annotations = (section(body, "metadata", key) for key in ("labels", "annotations"))
     return {"metadata": {"annotations": {k: v or "false" for k, v in {**labels, **annotations}.items()}}}
 
@@ -331,7 +343,10 @@ def _reference(resource: Resource, name: str) -> str:
 
 
 def is_wanted(answers: TextIO) -> bool:
-    """Ask at the terminal whether to continue although pods may be evicted; the end of the input means no. Raises Trouble if `answers` is not a terminal."""
+    """Ask at the terminal whether to continue although pods may be evicted.
+
+    The end of the input means no. Raises Trouble if `answers` is not a terminal.
+    """
     if not answers.isatty():
         raise Trouble("this may evict pods and must be confirmed, but there is no terminal: pass --yes or --dry-run")
     with suppress(EOFError):

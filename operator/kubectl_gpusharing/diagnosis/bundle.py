@@ -1,12 +1,9 @@
-"""`support-bundle [FILE]`: a tar archive for troubleshooting.
+"""`support-bundle [FILE]`: collect what a colleague needs for troubleshooting into a tar archive.
 
-Secrets are not read, and the environments of pods are left out.
-
-Objects that the user may not read are left out, and README.txt in the archive names them. If nothing can be read, no
-archive is written.
-
-Fields in which people keep secrets on purpose are left out (`cleaned`). In messages and logs, whatever is named as a
-secret or has the form of one is removed too. A secret that nothing marks as one stays.
+Secrets are not read. Fields in which people keep secrets on purpose, such as the environments of pods, are left out
+(`cleaned`). In messages and logs, whatever is named as a secret or has the form of one is removed; a secret that
+nothing marks as one stays. Objects that the user may not read are left out, and README.txt in the archive names them.
+If nothing can be read, no archive is written.
 """
 
 import io
@@ -47,7 +44,10 @@ _NAMES = f"passw|passphrase|pwd|(?<![a-z])pass(?![a-z])|token|secret|credential|
 _TELLING = re.compile(f"{_NAMES}|private|(?<![a-z])auth(?:orization)?(?![a-z])", re.IGNORECASE)
 _QUOTED = r"""\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|\\\"[^\"\n]*\""""
 _PROSE = "(?:not|no|context|user|unauthorized|invalid|expired|error|failed)"
-"""Matches the word after the colon in an ordinary sentence about a secret, such as `token: expired since May`, which is kept."""
+"""Matches the word after the colon in an ordinary sentence, such as `token: expired since May`.
+
+These sentences are kept.
+"""
 _KEY = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----"
     r"(?:[\sA-Za-z0-9+/=:,-]*?-----END [A-Z ]*PRIVATE KEY-----|(?:\s+[\w+/=]{16,})*(?:\s+[\w+/=]+(?=\s*\Z))?)"
@@ -97,7 +97,7 @@ _HINTS = ("-----", "bearer", "://", "eyj", "pass", "pwd", "token", "secret", "cr
 
 
 def cleaned(value: object, key: str = "") -> Any:
-    """Return a copy of the JSON value without the keys in LEFT_OUT, other programs' annotations, and secrets."""
+    """Return a copy of the JSON value without LEFT_OUT, other programs' annotations, and secrets."""
     if isinstance(value, str | list | dict) and _TELLING.search(key):
         return REMOVED
     if isinstance(value, list):
@@ -112,7 +112,7 @@ def cleaned(value: object, key: str = "") -> Any:
 
 
 def scrubbed(text: str) -> str:
-    """Return the string with REMOVED in place of everything that is named as a secret or has the form of one."""
+    """Replace everything that is named as a secret or has the form of one by REMOVED."""
     folded = text.casefold()
     if not any(hint in folded for hint in _HINTS):
         return text
@@ -134,7 +134,10 @@ def node_facts(raw: JSON) -> JSON:
 LINES = 2000
 """How many lines of each log are included."""
 AWAY = 3
-"""After this many unanswered calls, if none has succeeded, the server counts as unreachable: each may take half a minute."""
+"""After this many unanswered calls, if none has succeeded, the server counts as unreachable.
+
+Each of the calls may take half a minute.
+"""
 MOST_LOGS = 20
 """How many pods of one workload have their logs read; those that are not Ready come first."""
 WORKLOADS = (
@@ -168,7 +171,10 @@ class Bundle:
     async def read(
         self, name: str, what: Awaitable[object], clean: Callable[[object], object] = lambda value: value
     ) -> None:
-        """Add the result of `what` as a JSON file. An error becomes a gap, and is raised if nothing else can be read."""
+        """Add the result of `what` as a JSON file.
+
+        An error becomes a gap, and is raised if nothing else can be read.
+        """
         try:
             self.files[name] = (json.dumps(clean(await what), indent=1, sort_keys=True) + "\n").encode()
         except KubeError as error:
@@ -199,16 +205,19 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         path.write_bytes(bundle.tar(folder, at))  # noqa: ASYNC240 - nothing else goes on here
     except OSError as error:
         raise Trouble(f"{path} cannot be written: {error_text(error)}") from error
-    lines = fold(line(Span(str(path), Ink.TITLE), f"  {counted(len(bundle.files), 'file')}"), terminal.paper)
+    lines = fold(line(Span(str(path), Ink.TITLE), f"  {counted(len(bundle.files), 'file')}"), terminal.options)
     gaps = (f"Not included: {gap}" for gap in bundle.gaps)
-    lines += prose_of_each(gaps, terminal.paper, ink=Ink.WAITING)
+    lines += prose_of_each(gaps, terminal.options, ink=Ink.WAITING)
     data: SupportBundleData = {"file": str(path), "files": sorted(bundle.files), "gaps": bundle.gaps}
     terminal.answer(SupportBundleData, lambda: data, lambda _: lines)
     return DONE
 
 
 async def gather(session: Session, at: datetime) -> Bundle:
-    """Read everything that belongs in the archive, one call after the other so that a struggling server is not overloaded."""
+    """Read everything that belongs in the archive.
+
+    The calls are made one after the other, so that a struggling server is not overloaded.
+    """
     bundle, client = Bundle(), session.client
     try:
         installed = await read_installed(client)

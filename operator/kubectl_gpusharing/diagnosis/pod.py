@@ -1,13 +1,8 @@
-"""Why a pod does not start, and where it could.
+"""Why does a pod not start, and which node could run it, now or after the changes?
 
-What each node has for a pod, and which rule excludes the pod from the node: the pod's own rules about nodes, or taints, evaluated as the scheduler does.
-
-Each node is judged alone, because a pod runs on one node.
-
-From core/v1 of Kubernetes 1.36: NodeAffinity (component-helpers v0.36.3, nodeaffinity.go) and Toleration (k8s.io/api
-v0.36.3, core/v1/toleration.go). Cordons and the kubelet's conditions are taints too; they are handled separately.
-KAI-Scheduler's fractions: kai-scheduler/KAI-Scheduler v0.17.0, pkg/common/constants/constants.go and
-api/node_info/node_info.go (MIG).
+Each node is judged alone (`NodeRoom`), because a pod runs on one node. Rules are evaluated as the scheduler does, from
+core/v1 of Kubernetes 1.36: NodeAffinity (component-helpers v0.36.3, nodeaffinity.go) and Toleration (k8s.io/api
+v0.36.3, core/v1/toleration.go). Cordons and the kubelet's conditions are taints too, but are handled separately.
 """
 
 import re
@@ -52,7 +47,7 @@ from kubectl_gpusharing.shell.drawing import (
     BLANK,
     Ink,
     Line,
-    Paper,
+    PrintOptions,
     Span,
     columns,
     describe_simulated,
@@ -70,7 +65,11 @@ _OPERATORS = frozenset({"In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"})
 
 
 def find_obstacle(pod: JSON, node: JSON, labels: Mapping[str, str] | None = None) -> str:
-    """Return a clause about the first rule that excludes the pod from the node, now or with these labels."""
+    """Return a clause about the first rule that excludes the pod from the node; empty if none does.
+
+    The rules are the pod's own about nodes, and the node's taints. `labels` are those that the node will have; None
+    means its present ones.
+    """
     spec = section(pod, "spec")
     labels = texts(part(node, "metadata", "labels")) if labels is None else labels
     for key, value in sorted(texts(spec.get("nodeSelector")).items()):
@@ -88,7 +87,10 @@ def find_obstacle(pod: JSON, node: JSON, labels: Mapping[str, str] | None = None
 
 
 def find_overlooked(pod: JSON) -> tuple[str, ...]:
-    """Return the paths of those fields of the pod because of which the scheduler may exclude nodes, but which are not evaluated here."""
+    """Return the paths of the pod's fields that the scheduler evaluates and this module does not.
+
+    Because of these fields the scheduler may exclude further nodes.
+    """
     spec = section(pod, "spec")
     volumes, spreads = entries(spec, "volumes"), entries(spec, "topologySpreadConstraints")
     ports = [port for container in entries(spec, "containers") for port in entries(container, "ports")]
@@ -134,7 +136,11 @@ NOTE = (
 
 
 def find_fraction(raw: JSON) -> tuple[str, int]:
-    """Return a description of the fraction of a GPU that the pod requests from KAI-Scheduler, and of how many GPUs; 0 if of none."""
+    """Return a description of the fraction of a GPU that the pod requests from KAI-Scheduler.
+
+    Return also of how many GPUs it requests that fraction; 0 if of none. The annotations are those of
+    kai-scheduler/KAI-Scheduler v0.17.0 (pkg/common/constants/constants.go; api/node_info/node_info.go for MIG).
+    """
     annotations = texts(part(raw, "metadata", "annotations"))
     # gpu-memory is in MiB; gpu-fraction takes precedence.
     memory, devices = annotations.get("gpu-memory", ""), annotations.get("gpu-fraction-num-devices", "1")
@@ -156,9 +162,15 @@ class NodeRoom:
     now: Mapping[str, int]
     """The devices that are allocatable now; empty if a rule excludes the pod from the node."""
     free: Mapping[str, int] | None
-    """The part of `now` that no pod holds, according to the agent: empty while the node accepts no pods, None if unknown."""
+    """The part of `now` that no pod holds, according to the agent.
+
+    It is empty while the node accepts no pods, and None if it is unknown.
+    """
     after: Mapping[str, int]
-    """The devices that will be allocatable once all changes are done; empty if a rule will exclude the pod then."""
+    """The devices that will be allocatable once all changes are done.
+
+    It is empty if a rule will exclude the pod then.
+    """
     closed: str
     """Why the node accepts no pods now, as a clause; empty if it does."""
     later: str
@@ -166,9 +178,9 @@ class NodeRoom:
     refusal: str
     """Why the device plugin refuses the pod under the policy of the node; empty if it does not."""
     planned: Mapping[str, int]
-    """Like `after`, even if a rule will exclude the pod."""
+    """The devices that will be allocatable once all changes are done, even if a rule excludes the pod."""
     names: frozenset[str]
-    """What the node advertises now or will advertise, even if a rule excludes the pod."""
+    """The resources that the node advertises now or will advertise, even if a rule excludes the pod."""
 
     def has_free(self, requests: Mapping[str, int]) -> bool:
         """Whether everything that is requested is free on the node, as far as is known."""
@@ -179,7 +191,7 @@ class NodeRoom:
         return max(self.now.get(resource, 0), self.after.get(resource, 0))
 
     def rank(self, requests: Mapping[str, int]) -> tuple[bool, bool, bool, bool, int]:
-        """Return a sort key: the node with the greatest key comes nearest to having everything that is requested."""
+        """Return a sort key: the node with the greatest comes nearest to what is requested."""
         most = sum(min(n, self.most(name)) for name, n in requests.items())
         lasts = fits(requests, self.after)
         return self.has_free(requests), lasts, fits(requests, self.now), not self.closed, most
@@ -241,7 +253,10 @@ def read_room(pod: JSON, raw: JSON, targets: Mapping[str, PolicyTargets]) -> Nod
 
 
 def find_refusal(pod: JSON, policy: str, spec: GPUSharingPolicySpec | None) -> str:
-    """Return why the device plugin refuses the pod under a policy with this spec: a container requests several shares."""
+    """Return why the device plugin refuses the pod under a policy with this spec; empty if it does not.
+
+    It refuses a container that requests several shares if the policy says so or shares through MPS.
+    """
     several = any(n > 1 for name, n in largest_requests(pod).items() if is_plugin_resource(name))
     sharing = plugin_config(spec, ()).sharing if spec is not None and several else None
     if sharing is None or not sharing.fail_requests_greater_than_one:
@@ -254,7 +269,10 @@ def find_refusal(pod: JSON, policy: str, spec: GPUSharingPolicySpec | None) -> s
 
 
 def explain_guard(raw: JSON, rooms: Mapping[str, NodeRoom], live: LivePlan, namespace_labels: Mapping[str, str]) -> str:
-    """Return sentences about the chart's guard for tenants (docs/how-to/isolate-tenants.md); empty if it does not concern the pod."""
+    """Return sentences about the chart's guard for tenants; empty if it does not concern the pod.
+
+    docs/how-to/isolate-tenants.md describes the guard.
+    """
     asks, admitted = pod_requests(raw), find_admitted(namespace_labels)
     required = {
         *texts(part(raw, "spec", "nodeSelector")),
@@ -293,21 +311,27 @@ COLUMNS = columns(POOL=0, NODE=2, RESOURCE=1, NOW=0, FREE=0, AFTER=0, OBSTACLE=0
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One resource that the pod requests, on the node of a pool that comes nearest to the whole request."""
+    """What the best node of a pool has of one resource that the pod requests.
+
+    The best node is the one that comes nearest to the whole request.
+    """
 
     pool: str
-    """Empty for the nodes that no policy selects."""
+    """The name of the policy; empty for the nodes that no policy selects."""
     node: str
-    """Empty if the pod may use no node of the pool."""
+    """The name of the best node; empty if the pod may use no node of the pool."""
     resource: str
     now: int
     free: int | None
-    """None if it is unknown."""
+    """How many of these devices are free now; None if that is unknown."""
     after: int
     but: str
     """Why the node does not help the pod at once; empty if it should."""
     kept: tuple[str, ...] = ()
-    """For each rule that excludes the pod from nodes of the pool, the nodes and the rule, such as `gpu-1: spec.nodeSelector …`."""
+    """For each rule that excludes the pod from nodes of the pool, the nodes and the rule.
+
+    An example is `gpu-1: spec.nodeSelector …`.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +349,10 @@ class PodAnswer:
     """The scheduler's last message about the pod, while it is not scheduled."""
     services: tuple[Service, ...]
     others: tuple[str, ...]
-    """Other GPU resources that will be advertised; empty if a node will have what the pod requests."""
+    """Other GPU resources that will be advertised.
+
+    It is empty if a node will have what the pod requests.
+    """
     guard: str
     """Sentences about the guard for tenants."""
     conclusion: str
@@ -436,7 +463,10 @@ def _services(pool: str, status: str, asks: Mapping[str, int], members: Sequence
 def _conclude(
     raw: JSON, asks: Mapping[str, int], services: Sequence[Service], rooms: Sequence[NodeRoom], phase: str
 ) -> str:
-    """Return the answer as a clause. `phase` is that of the pod's node, empty if the operator does not manage it."""
+    """Return the answer as a clause.
+
+    `phase` is that of the pod's node; empty if the operator does not manage it.
+    """
     node, ended = text(raw, "spec", "nodeName"), text(raw, "status", "phase")
     if ended in ("Succeeded", "Failed"):
         refusal = next((room.refusal for room in rooms if room.node == node), "")
@@ -477,7 +507,10 @@ def _conclude(
 
 
 def _suggest(rooms: Sequence[NodeRoom], absent: str) -> str:
-    """Ask whether another resource was meant: for a MIG profile the smallest that is large enough, else the most similar name."""
+    """Ask whether another resource was meant.
+
+    For a MIG profile it is the smallest that is large enough, for any other name the most similar one.
+    """
     bare = {name.partition("/")[2]: name for room in rooms for name in (*room.now, *room.after)}
     word = absent.partition("/")[2]
     sizes = {one: tuple(map(int, size.groups())) for one in (word, *bare) if (size := _PROFILE.match(one))}
@@ -513,33 +546,33 @@ def _explain_shortage(asks: Mapping[str, int], rooms: Sequence[NodeRoom], *, exc
 # --- in words ------------------------------------------------------------------------------------------------
 
 
-def describe_pod(answer: PodAnswer, paper: Paper) -> list[Line]:
+def describe_pod(answer: PodAnswer, options: PrintOptions) -> list[Line]:
     requests = ", ".join(f"{count} {name}" for name, count in sorted(answer.asks.items()))
     asks = answer.fraction or requests or "no GPU"
     ink = Ink.GOOD if answer.node else Ink.WAITING
     title = line(Span(answer.pod, Ink.TITLE), "  ", Span(answer.phase, ink), f"  requests {asks}")
-    lines = [*describe_simulated(answer.simulated, paper), *fold(title, paper)]
+    lines = [*describe_simulated(answer.simulated, options), *fold(title, options)]
     for whose, message in (("Status", answer.status), ("Scheduler", answer.scheduler)):
-        lines += prose(f"{whose}: {message}", paper, hang="  ") if message else []
+        lines += prose(f"{whose}: {message}", options, hang="  ") if message else []
     rows = []
     for one in answer.services:
         counts = str(one.now), "?" if one.free is None else str(one.free), str(one.after)
         place = one.pool or "no policy", one.node or "-", one.resource
         rows.append(line(*place, *counts, Span(one.but, Ink.WAITING)))
     if rows:
-        drawn = table(COLUMNS, rows, paper)
+        drawn = table(COLUMNS, rows, options)
         lines += [BLANK, *drawn]
         # A text that was cut off in the table follows below.
         for one, row in zip(answer.services, drawn[len(drawn) - len(rows) :], strict=True):
             if not shows(row, one.but):
                 but = f"{one.pool or 'no policy'}: {one.but}"
-                lines += prose(but, paper, hang="  ", ink=Ink.WAITING)
+                lines += prose(but, options, hang="  ", ink=Ink.WAITING)
         partly = {one.pool: one.kept for one in answer.services if one.kept and one.node}
         rules = (f"{pool or 'no policy'}, not on {'; '.join(kept)}" for pool, kept in partly.items())
-        lines += prose_of_each(rules, paper, ink=Ink.WAITING)
+        lines += prose_of_each(rules, options, ink=Ink.WAITING)
     if answer.others:
-        lines += prose(f"Advertised once the changes are done: {', '.join(answer.others)}", paper, hang="  ")
+        lines += prose(f"Advertised once the changes are done: {', '.join(answer.others)}", options, hang="  ")
     if answer.guard:
-        lines += prose(f"Guard: {answer.guard}.", paper, hang="  ", ink=Ink.WAITING)
-    lines += [BLANK, *prose(answer.conclusion[:1].upper() + answer.conclusion[1:] + ".", paper)]
-    return lines + prose_of_each((f"Note: {note}" for note in answer.notes), paper, ink=Ink.FAINT)
+        lines += prose(f"Guard: {answer.guard}.", options, hang="  ", ink=Ink.WAITING)
+    lines += [BLANK, *prose(answer.conclusion[:1].upper() + answer.conclusion[1:] + ".", options)]
+    return lines + prose_of_each((f"Note: {note}" for note in answer.notes), options, ink=Ink.FAINT)

@@ -1,9 +1,8 @@
-"""`kubectl gpusharing why`: why a node or a pod is where it is.
+"""`why NODE|KIND/NAME`: why is a node, a policy's worst node, or a pod in its present state?
 
-`why NODE|KIND/NAME`: explain the state of a node, of a policy's worst node, or of a pod on one screen: which sources disagree, what blocks it, and what to do.
-
-The published state of a node needs only the viewer's rights. The sources of proof need those of `plan`; if the user
-lacks them, the answer says what more rights would add.
+One screen says which sources disagree, what blocks it, and what to do. The published state of a node needs only the
+viewer's rights. The sources of proof need those of `plan`; if the user lacks them, the answer says what more rights
+would add.
 """
 
 from argparse import Namespace
@@ -45,7 +44,7 @@ from kubectl_gpusharing.shell.drawing import (
     Column,
     Ink,
     Line,
-    Paper,
+    PrintOptions,
     Span,
     age,
     columns,
@@ -66,7 +65,7 @@ LAST = 8
 """How many transitions are shown; -o wide shows all."""
 _ENDS = {PERSON: "a person acts", OTHERS: "others are done"}
 _CORDON_HOLDERS = {"ours": "the operator", "foreign": "another controller", "human": "a person"}
-"""By the word in the GPUNode (planning/report/transition.py)."""
+"""Who holds the cordon, in words, by the word in the GPUNode (planning/report/transition.py)."""
 PROOF = (Column("PROOF"), Column("SAYS"), Column("SHOULD SAY"))
 HISTORY = columns(ENTERED=0, PHASE=0, REASON=0)
 
@@ -129,6 +128,10 @@ def node_answer(name: str, gpunode: JSON | None, live: LivePlan | None, missing:
 
 
 def _next_look(node: NodeStatus, seconds: float) -> tuple[str, ...]:
+    """Return when the operator lists the pods of a Blocked node again.
+
+    docs/adr/0018-looks-at-blocked-nodes.md says how many it lists at each poll.
+    """
     if node.phase != Phase.BLOCKED or not node.blockers:
         return ()
     within = length(max(LONGEST, timedelta(seconds=seconds / LOOKS)))
@@ -150,9 +153,9 @@ def _proofs(name: str, live: LivePlan) -> tuple[Proofs, str]:
 # --- in words ------------------------------------------------------------------------------------------------
 
 
-def describe_node(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]:
+def describe_node(answer: NodeAnswer, now: datetime, options: PrintOptions) -> list[Line]:
     node = answer.node
-    lines = describe_simulated([node.name] if node.simulated else [], paper)
+    lines = describe_simulated([node.name] if node.simulated else [], options)
     since = age(node.entered, now)
     until = f", until {_ENDS.get(node.deadline, node.deadline)}" if node.deadline else ""
     managed = Span(f"{node.phase}: {node.reason}", node.state.value.ink)
@@ -162,10 +165,10 @@ def describe_node(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]
         managed if node.phase else Span("not managed", Ink.FAINT),
         f"{f'  since {since}' if since else ''}{until}",
     )
-    lines += fold(title, paper)
-    lines += prose(node.message, paper)
+    lines += fold(title, options)
+    lines += prose(node.message, options)
     if answer.remedy and answer.remedy not in node.message:
-        lines += prose(f"Remedy: {answer.remedy}", paper, ink=Ink.TITLE)
+        lines += prose(f"Remedy: {answer.remedy}", options, ink=Ink.TITLE)
     facts = {
         node.observed: node.observed and node.wanted in ("", node.observed),
         f"{node.observed or '?'} -> {node.wanted}": node.wanted not in ("", node.observed),
@@ -173,35 +176,35 @@ def describe_node(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]
         f"step {node.step}, attempt {node.attempt}": node.step,
         f"cordoned by {_CORDON_HOLDERS.get(node.cordon, node.cordon)}": node.cordon,
     }
-    lines += prose("; ".join(fact for fact, applies in facts.items() if applies), paper, ink=Ink.FAINT)
+    lines += prose("; ".join(fact for fact, applies in facts.items() if applies), options, ink=Ink.FAINT)
     if node.unhealthy:
-        lines += prose(f"GPUs: {node.unhealthy}", paper, ink=Ink.BAD)
-    lines += [BLANK, *_proof_lines(answer, paper)]
+        lines += prose(f"GPUs: {node.unhealthy}", options, ink=Ink.BAD)
+    lines += [BLANK, *_proof_lines(answer, options)]
     if node.blockers:
         lines += [BLANK, line(Span("What blocks it", Ink.TITLE))]
-        lines += prose_of_each(node.blockers, paper, indent="  ")
-    if history := node.history[0 if paper.wide else -LAST :]:
+        lines += prose_of_each(node.blockers, options, indent="  ")
+    if history := node.history[0 if options.wide else -LAST :]:
         rows = [line(f"{age(from_rfc3339(one.at), now)} ago", one.phase, one.reason) for one in history]
-        lines += [BLANK, *table(HISTORY, rows, paper)]
-    return lines + prose_of_each((f"Note: {note}" for note in answer.notes), paper, ink=Ink.FAINT)
+        lines += [BLANK, *table(HISTORY, rows, options)]
+    return lines + prose_of_each((f"Note: {note}" for note in answer.notes), options, ink=Ink.FAINT)
 
 
-def _proof_lines(answer: NodeAnswer, paper: Paper) -> list[Line]:
+def _proof_lines(answer: NodeAnswer, options: PrintOptions) -> list[Line]:
     if not answer.proofs:
-        return prose(f"No proof to show: {answer.unproven}", paper, hang="  ", ink=Ink.WAITING)
-    good, bad = ("✓", "✗") if paper.glyphs else ("+", "x")
+        return prose(f"No proof to show: {answer.unproven}", options, hang="  ", ink=Ink.WAITING)
+    good, bad = ("✓", "✗") if options.glyphs else ("+", "x")
     rows = []
     for source, (says, should, wrong) in answer.proofs.items():
         mark, ink = (good, Ink.GOOD) if wrong is None else (bad, Ink.BAD)
         rows.append(line(Span(f"{mark} {source}", ink), says, should))
-    drawn = table(PROOF, rows, paper)
+    drawn = table(PROOF, rows, options)
     lines = list(drawn)
     for (source, proof), row in zip(answer.proofs.items(), drawn[-len(rows) :], strict=True):
         says, should, wrong = proof
         # The message adds nothing if the row shows completely what the source says and what it should say.
         whole = shows(row, says) and shows(row, should) and says != should
         if wrong is not None and (not whole or source in (Source.AGENT, Source.GFD)):
-            lines += prose(f"{source}: {wrong.message}", paper, hang="  ", ink=Ink.BAD)
+            lines += prose(f"{source}: {wrong.message}", options, hang="  ", ink=Ink.BAD)
     return lines
 
 
@@ -216,8 +219,8 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         terminal.answer(
             PoolExplanationData,
             lambda: {**pool_data(pool, now), "worst": worst.as_data() if worst else None},
-            lambda paper: (
-                describe_pool(pool, now, paper) + ([BLANK, *describe_node(worst, now, paper)] if worst else [])
+            lambda options: (
+                describe_pool(pool, now, options) + ([BLANK, *describe_node(worst, now, options)] if worst else [])
             ),
             names=names,
         )
@@ -232,7 +235,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         terminal.answer(
             PodExplanationData,
             lambda: cast(PodExplanationData, {"workload": workload, **asdict(explained)}),
-            lambda paper: [*prose(workload, paper), *describe_pod(explained, paper)],
+            lambda options: [*prose(workload, options), *describe_pod(explained, options)],
             names=names,
         )
     return DONE

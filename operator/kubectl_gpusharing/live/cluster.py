@@ -1,6 +1,7 @@
-"""Read a live cluster as the operator would, with what is installed and without writing.
+"""What would the operator see in a live cluster, and what is installed there?
 
-A read-only client that shows the cluster as if proposed policies had been applied.
+The operator's own code gathers the snapshot with the user's own rights. Nothing is written: all calls go through a
+client that raises an error for every write (`Onlooker`).
 """
 
 import asyncio
@@ -48,10 +49,11 @@ from kubectl_gpusharing.shell.troubles import INSTALL, Denied, Trouble, error_te
 
 
 class Onlooker(PassingClient):
-    """Passes reads on to another client, and raises an error for writes. Lists of policies include the proposed ones.
+    """Passes reads on to another client, and raises an error for writes.
 
-    With `beforehand`, the operator's kinds do not exist yet, and their lists are empty. The server may also answer
-    Forbidden for them, because it checks a user's rights before it looks for a kind.
+    Lists of policies include the proposed ones. With `beforehand`, the operator's kinds do not exist yet, and their
+    lists are empty. The server may also answer Forbidden for them, because it checks a user's rights before it looks
+    for a kind.
     """
 
     def __init__(self, client: KubeClient, proposed: Sequence[JSON] = (), *, beforehand: bool = False) -> None:
@@ -112,16 +114,20 @@ class InstalledOperator:
     claims: Mapping[str, Claim] = field(default_factory=dict)
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
     version: str = ""
-    """From the chart's label on the Deployment; empty if unknown."""
+    """The version in the chart's label on the Deployment; empty if it is unknown."""
     notes: tuple[str, ...] = ()
     missing: bool = False
     """Whether no namespace has a Deployment of the operator."""
     deployment: JSON = field(default_factory=dict)
-    """Empty if there is none or it may not be read."""
+    """The Deployment; empty if there is none or it may not be read."""
 
 
 async def read_deployment(client: KubeClient) -> InstalledOperator:
-    """Find the operator's Deployment in any namespace, and read its settings. Raises KubeError, except Forbidden and NotFound."""
+    """Find the operator's Deployment in any namespace, and read its settings.
+
+    They are the chart's defaults, with a note, if there is no Deployment or it may not be read. Raises KubeError,
+    except Forbidden and NotFound.
+    """
     try:
         deployments = await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
     except (Forbidden, NotFound) as error:
@@ -139,7 +145,10 @@ async def read_deployment(client: KubeClient) -> InstalledOperator:
 
 
 async def read_installed(client: KubeClient) -> InstalledOperator:
-    """Read also the claims and failures on the operator's Lease. Raises KubeError, except Forbidden, Invalid and NotFound."""
+    """Read the settings of the operator, and the claims and failures on its Lease.
+
+    Raises KubeError, except Forbidden, Invalid and NotFound.
+    """
     found = await read_deployment(client)
     if found.missing:
         where = await find_gpu_operator(client, PlanSettings().gpu_operator_namespace)
@@ -233,7 +242,10 @@ class Cluster:
 
     gatherer: Gatherer
     installed: InstalledOperator
-    """It may be `missing` even without `beforehand`, and policies and reports that it left behind are then still read."""
+    """What is installed.
+
+    It may be `missing` even without `beforehand`; policies and reports that it left behind are then still read.
+    """
     notes: list[str]
     now: Callable[[], datetime] = wall_time
     foresee: Callable[[ClusterSnapshot], ClusterSnapshot] = lambda snapshot: snapshot
@@ -287,9 +299,9 @@ class Cluster:
 async def gathered(
     session: Session, proposed: tuple[JSON, ...] = (), *, beforehand: bool = False
 ) -> AsyncIterator[Cluster]:
-    """Yield the cluster as it would be with the proposed policies applied. Raises Trouble, or Denied if a right is missing.
+    """Yield the cluster as it would be with the proposed policies applied.
 
-    With `beforehand`, the operator need not be installed.
+    With `beforehand`, the operator need not be installed. Raises Trouble, or Denied if a right is missing.
     """
     with explained(session.where), one_error():
         installed = await read_installed(session.client)

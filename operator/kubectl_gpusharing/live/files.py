@@ -1,4 +1,4 @@
-"""Read Kubernetes objects from files that `kubectl apply -f` would accept.
+"""Which objects are in files that `kubectl apply -f` would accept?
 
 Whatever a file contains, the caller gets documents or a Trouble, never another exception.
 """
@@ -42,7 +42,10 @@ class Document:
     """Number of lines in the file before `text`."""
     text: str
     raw: Any = None
-    """The object, or an Unreadable; of a kind that no verb reads, such as a CRD that is nested too deeply, only the kind."""
+    """The object, or an Unreadable.
+
+    Of a kind that no verb reads, such as a CRD that is nested too deeply, it has only the kind.
+    """
     at: str = ""
     """Path of the object in the document, such as `items[0].` in a List."""
 
@@ -54,7 +57,10 @@ class Document:
 
     @property
     def fault(self) -> tuple[str, str]:
-        """The first field outside the spec for which the API server would refuse a GPUSharingPolicy, and why; both may be empty."""
+        """The first field outside the spec for which the API server would refuse a policy, and why.
+
+        Both texts are empty without a fault; the path alone may be empty.
+        """
         metadata, version = section(self.raw, "metadata"), text(self.raw, "apiVersion")
         if version != API_VERSION:
             return "", f"apiVersion is {version or 'missing'}; this plugin knows {API_VERSION}"
@@ -82,7 +88,10 @@ class Document:
 
 
 def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ...]]:
-    """Return the policies in these files, and a sentence for each other object, which is ignored. Raises Trouble."""
+    """Return the policies in these files, and a sentence for each other object, which is ignored.
+
+    Raises Trouble.
+    """
     policies: dict[str, JSON] = {}
     others: list[str] = []
     for document in read_documents(names, "plan -f -"):
@@ -105,7 +114,10 @@ def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ..
 
 
 def read_documents(names: Sequence[str], command: str) -> Iterator[Document]:
-    """Yield every object in these files, in order. `command` is what reads the output of kubectl kustomize. Raises Trouble."""
+    """Yield every object in these files, in order.
+
+    `command` is what reads the output of kubectl kustomize. Raises Trouble.
+    """
     for name in (file for one in names for file in _files(one, command)):
         try:
             content = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")

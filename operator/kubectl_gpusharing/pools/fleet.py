@@ -1,14 +1,9 @@
-"""The pools of a cluster as `status` shows them, and when each will be done.
+"""What is the state of the pools, and when will each be done?
 
-The status of GPUSharingPolicies and GPUNodes, read from raw JSON without pydantic models, so that a thousand nodes are read in a moment.
-
-A field that is missing is empty, and an unknown phase is shown as it is.
-
-A pool's last rollout over time: which node was in which phase, from when to when, and how long the rest of the change may take, judging by past changes.
-
-It is reconstructed from the nodes' histories and drawn with characters.
-
-A history holds the last 20 transitions of a node; older ones are unknown.
+The operator published all of it. GPUSharingPolicies and GPUNodes are read from raw JSON without pydantic models, so
+that a thousand nodes are read in a moment. A field that is missing, because an older or newer version wrote the object,
+is empty; an unknown phase is shown as it is. A rollout is reconstructed from the nodes' histories, which hold the last
+20 transitions of each; older ones are unknown.
 """
 
 from argparse import Namespace
@@ -34,7 +29,7 @@ from kubectl_gpusharing.shell.drawing import (
     Glyph,
     Ink,
     Line,
-    Paper,
+    PrintOptions,
     Span,
     age,
     bar,
@@ -66,7 +61,10 @@ URGENCY = (State.FAILED, State.BLOCKED, State.MOVES, State.WAITS, State.DONE)
 Known = Sequence[Sequence[JSON]]
 """The policies, the GPUNodes and, if they are shown, the Events."""
 PERSON, OTHERS = "person", "others"
-"""The deadlines that the operator publishes for a wait that ends when a person acts, or when others are done."""
+"""The deadlines of a wait that ends when a person acts, or when others are done.
+
+The operator publishes them (planning/report/transition.py).
+"""
 _STATES: Mapping[str, State] = {
     **{phase: State.MOVES for phase in Phase if phase.in_flight},
     Phase.SYNCED: State.DONE,
@@ -137,7 +135,10 @@ Pools = Sequence[PoolStatus]
 def read_pools(
     policies: Iterable[JSON], nodes: Iterable[NodeStatus], events: Iterable[JSON] | None = None
 ) -> tuple[tuple[PoolStatus, ...], tuple[NodeStatus, ...]]:
-    """Return a pool for each policy, the most urgent first, and the nodes that belong to none, sorted by name."""
+    """Return a pool for each policy, the most urgent first, and the nodes that belong to none.
+
+    The nodes are sorted by name.
+    """
     by_name = sorted(nodes, key=lambda node: node.name)
     members: dict[str, list[NodeStatus]] = {}
     for node in by_name:
@@ -185,7 +186,10 @@ def simulated_nodes(pools: Iterable[PoolStatus], unowned: Iterable[NodeStatus]) 
 def choose(
     typed: Namespace, where: str, policies: Iterable[JSON], nodes: Iterable[NodeStatus], events: Known = ()
 ) -> tuple[Pools, Sequence[NodeStatus]]:
-    """Return the pools that the user named, or all, and the nodes without a policy. Raises Trouble for an unknown name."""
+    """Return the pools that the user named, or all, and the nodes without a policy.
+
+    Raises Trouble for an unknown name.
+    """
     if typed.policy and typed.selector:
         raise Trouble("pass either names of policies or -l LABELS, not both")
     pools, unowned = read_pools(policies, nodes, *events)
@@ -202,7 +206,7 @@ def find_pool(pools: Pools, name: str, where: str) -> PoolStatus:
 
 
 REST = timedelta(days=1)
-"""Changes with at most this much time between them belong to one rollout: one with windows continues each night."""
+"""The longest time between two changes of one rollout: one with windows continues each night."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +235,7 @@ class Track:
     node: str
     stretches: tuple[Stretch, ...]
     took: timedelta | None
-    """How long the change took, without Pending or Blocked before it; None if it has not succeeded yet."""
+    """How long the change took, without Pending or Blocked before it; None until it has succeeded."""
 
     @property
     def span(self) -> tuple[datetime, datetime] | None:
@@ -245,11 +249,14 @@ class Track:
 
 
 Timeline = tuple[datetime, datetime, tuple[Track, ...]]
-"""A rollout: its begin, its end, or now if it is not over, and its nodes."""
+"""A rollout: its begin, its end (now if it is not over), and its nodes."""
 
 
 def find_timeline(pool: PoolStatus, now: datetime) -> Timeline | None:
-    """Return the last rollout of a pool, with the nodes that are yet to change; None if no node has changed."""
+    """Return the last rollout of a pool, with the nodes that are yet to change.
+
+    It is None if no node has changed.
+    """
     tracks = [track for node in pool.members if (track := _last_change(node, now)).stretches]
     begin: datetime | None = None
     spans = [track.span for track in tracks if track.span]
@@ -279,7 +286,10 @@ def read_stretches(node: NodeStatus, now: datetime) -> list[Stretch]:
 
 
 def _last_change(node: NodeStatus, now: datetime) -> Track:
-    """Return the periods since the node was last done before its present phase; none if it has only been done."""
+    """Return the periods since the node was last done before its present phase.
+
+    There are none if it has only been done.
+    """
     stretches = read_stretches(node, now)
     rests = [number for number, one in enumerate(stretches[:-1]) if one.state is State.DONE]
     change = stretches[rests[-1] + 1 :] if rests else stretches
@@ -293,7 +303,10 @@ def _last_change(node: NodeStatus, now: datetime) -> Track:
 
 
 def find_estimate(pool: PoolStatus, now: datetime) -> tuple[timedelta, str] | None:
-    """Return how long the rest of a pool's change may take, and a clause that says why; None if no past change is known or the end cannot be foreseen."""
+    """Return how long the rest of a pool's change may take, and a clause that says why.
+
+    It is None if no past change is known or the end cannot be foreseen.
+    """
     left = [node for node in pool.members if node.state is not State.DONE]
     open_ended = any(
         node.state in (State.BLOCKED, State.FAILED)
@@ -317,7 +330,7 @@ def find_estimate(pool: PoolStatus, now: datetime) -> tuple[timedelta, str] | No
 
 
 def read_changes(node: NodeStatus, now: datetime) -> tuple[list[timedelta], timedelta | None]:
-    """Return how long each past change of a node took, and how long the one that is under way has taken so far.
+    """Return how long each past change of a node took, and the one under way has taken so far.
 
     A change that failed and was retried counts as one; the time in Failed does not count.
     """
@@ -338,12 +351,12 @@ def read_changes(node: NodeStatus, now: datetime) -> tuple[list[timedelta], time
 # --- drawn with characters -----------------------------------------------------------------------------------
 
 MOST = 20
-"""How many nodes of a pool, and how many of its newest Events, are drawn; -o wide shows them all."""
+"""How many nodes of a pool, and of its newest Events, are drawn; -o wide shows them all."""
 CELLS = 48
 """The number of cells in a line, if there is room."""
 FEWEST = 8
 NAME = 24
-"""How many characters of a node's name are shown, if the paper has a width."""
+"""How many characters of a node's name are shown, if lines have a width."""
 LETTERS: Mapping[str, str] = {
     Phase.CORDONED: "c",
     Phase.WAITING_FOR_JOBS: "w",
@@ -357,33 +370,33 @@ LETTERS: Mapping[str, str] = {
 """The letters of the phases of a change, except Failed."""
 
 
-def describe_timeline(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
+def describe_timeline(pool: PoolStatus, now: datetime, options: PrintOptions) -> list[Line]:
     timeline = find_timeline(pool, now)
     if timeline is None:
-        return prose("The node histories contain no changes.", paper, indent="  ", ink=Ink.FAINT)
+        return prose("The node histories contain no changes.", options, indent="  ", ink=Ink.FAINT)
     start, stop, every = timeline
-    tracks = every if paper.wide else every[:MOST]
+    tracks = every if options.wide else every[:MOST]
     name = max(len(track.node) for track in tracks)
-    name = name if paper.width is None else min(name, NAME, paper.width // 3)
+    name = name if options.width is None else min(name, NAME, options.width // 3)
     ends = [
         length(track.took) if track.took is not None else track.stretches[-1].phase if track.stretches else ""
         for track in tracks
     ]
     tail = max(map(len, ends))
-    cells = CELLS if paper.width is None else min(CELLS, paper.width - name - tail - 6)
-    if cells < FEWEST and paper.width is not None:
-        tail, cells = 0, max(FEWEST, paper.width - name - 4)
+    cells = CELLS if options.width is None else min(CELLS, options.width - name - tail - 6)
+    if cells < FEWEST and options.width is not None:
+        tail, cells = 0, max(FEWEST, options.width - name - 4)
     cell = (stop - start) / cells
     period = f"{moment(start, stop)} to {moment(stop, start)}"
-    lines = prose(f"{period}; each cell stands for {length(cell)}", paper, indent="  ", ink=Ink.FAINT)
+    lines = prose(f"{period}; each cell stands for {length(cell)}", options, indent="  ", ink=Ink.FAINT)
     for track, end in zip(tracks, ends, strict=True):
-        drawn = bar(_cells(track, start, cell, cells), paper, cells)
+        drawn = bar(_cells(track, start, cell, cells), options, cells)
         row: list[str | Span] = ["  ", shorten(track.node, name).ljust(name), "  ", *drawn]
         lines.append(line(*row, "  ", Span(end, Ink.FAINT)) if tail else line(*row))
     if (more := len(every) - len(tracks)) > 0:
         lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide shows them all", Ink.FAINT)))
-    legend = "; ".join(f"{glyph.on(paper)} {glyph.word}" for glyph in glyphs_of(tracks))
-    return [*lines, *prose(legend, paper, indent="  ", ink=Ink.FAINT)]
+    legend = "; ".join(f"{glyph.on(options)} {glyph.word}" for glyph in glyphs_of(tracks))
+    return [*lines, *prose(legend, options, indent="  ", ink=Ink.FAINT)]
 
 
 def glyph_of(stretch: Stretch) -> Glyph:
@@ -426,27 +439,27 @@ _PROGRESS = (*WAY, Phase.SYNCED)
 
 
 def describe(
-    pools: Pools, unowned: Sequence[NodeStatus], now: datetime, paper: Paper, *, timeline: bool = False
+    pools: Pools, unowned: Sequence[NodeStatus], now: datetime, options: PrintOptions, *, timeline: bool = False
 ) -> list[Line]:
-    lines = describe_health(pools, unowned, paper)
+    lines = describe_health(pools, unowned, options)
     for pool in pools:
-        drawn = describe_timeline(pool, now, paper) if timeline else []
-        lines += [BLANK, *describe_pool(pool, now, paper), *drawn]
-    return [*lines, *([BLANK] if unowned else []), *prose(tell_unowned(unowned), paper, ink=Ink.FAINT)]
+        drawn = describe_timeline(pool, now, options) if timeline else []
+        lines += [BLANK, *describe_pool(pool, now, options), *drawn]
+    return [*lines, *([BLANK] if unowned else []), *prose(tell_unowned(unowned), options, ink=Ink.FAINT)]
 
 
-def describe_health(pools: Pools, unowned: Sequence[NodeStatus], paper: Paper) -> list[Line]:
-    lines = describe_simulated(simulated_nodes(pools, unowned), paper)
+def describe_health(pools: Pools, unowned: Sequence[NodeStatus], options: PrintOptions) -> list[Line]:
+    lines = describe_simulated(simulated_nodes(pools, unowned), options)
     if not pools:
         hint = "There is no GPUSharingPolicy. kubectl gpusharing plan -f FILE shows what a policy would do."
-        return [*lines, *prose(hint, paper)]
+        return [*lines, *prose(hint, options)]
     health, totals = tell_health(pools)
-    lines += prose(f"{health}.", paper, ink=pools[0].state.value.ink)
-    return [*lines, *prose(totals, paper, ink=Ink.FAINT)]
+    lines += prose(f"{health}.", options, ink=pools[0].state.value.ink)
+    return [*lines, *prose(totals, options, ink=Ink.FAINT)]
 
 
 def tell_health(pools: Pools) -> tuple[str, str]:
-    """Return which pools need attention, and the totals of pools, nodes and GPUs."""
+    """Return which pools need attention, and the numbers of pools, nodes and GPUs."""
     names = [pool.name for pool in pools if pool.state in (State.FAILED, State.BLOCKED)]
     health = f"{counted(len(names), 'pool needs', 'pools need')} attention{': ' * bool(names)}{some(names)}"
     members = [node for pool in pools for node in pool.members]
@@ -466,45 +479,45 @@ def count_states(noun: str, members: Sequence[NodeStatus | PoolStatus]) -> str:
     return ": ".join(filter(None, (counted(len(members), noun), counts)))
 
 
-def describe_pool(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
+def describe_pool(pool: PoolStatus, now: datetime, options: PrintOptions) -> list[Line]:
     states = Counter(node.state for node in pool.members)
     glyphs = [state.value for state in State for _ in range(states[state])]
-    cells = list(bar(glyphs, paper, min(60, paper.room)))
+    cells = list(bar(glyphs, options, min(60, options.room)))
     for glyph in dict.fromkeys(glyphs):
-        cells.append(Span(f"  {glyph.on(paper)} {states[State(glyph)]} {glyph.word}", glyph.ink))
-    lines = describe_title(pool, paper) + (fold(tuple(cells), paper) if cells else [])
-    lines += describe_facts(pool, now, paper)
-    shown = pool.members if paper.wide else pool.changing[:MOST]
+        cells.append(Span(f"  {glyph.on(options)} {states[State(glyph)]} {glyph.word}", glyph.ink))
+    lines = describe_title(pool, options) + (fold(tuple(cells), options) if cells else [])
+    lines += describe_facts(pool, now, options)
+    shown = pool.members if options.wide else pool.changing[:MOST]
     if shown:
-        lines += describe_nodes(shown, now, paper)
+        lines += describe_nodes(shown, now, options)
     if (more := len(pool.changing) - len(shown)) > 0:
         lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide lists all", Ink.FAINT)))
-    return lines + describe_events(pool, now, paper)
+    return lines + describe_events(pool, now, options)
 
 
-def describe_nodes(nodes: Sequence[NodeStatus], now: datetime, paper: Paper) -> list[Line]:
-    shown = COLUMNS + (WIDE if paper.wide else ()) + (columns(MESSAGE=0) if paper.flowing else ())
+def describe_nodes(nodes: Sequence[NodeStatus], now: datetime, options: PrintOptions) -> list[Line]:
+    shown = COLUMNS + (WIDE if options.wide else ()) + (columns(MESSAGE=0) if options.flowing else ())
     rows = []
     for node in nodes:
         ink, pods = node.state.value.ink, "" if node.pods is None else str(node.pods)
         progress = ""
-        if not paper.flowing:
+        if not options.flowing:
             stands = node.state in (State.BLOCKED, State.FAILED)
             done = _PROGRESS.index(node.phase) + 1 if node.phase in _PROGRESS else int(stands)
-            progress = node.state.value.on(paper) * done + _AHEAD.on(paper) * (len(_PROGRESS) - done)
+            progress = node.state.value.on(options) * done + _AHEAD.on(options) * (len(_PROGRESS) - done)
         texts = [node.reason, pods, node.culprit, age(node.entered, now), node.deadline]
-        texts += [node.step, node.wanted, node.observed, node.cordon, node.unhealthy] if paper.wide else []
-        if paper.flowing:
+        texts += [node.step, node.wanted, node.observed, node.cordon, node.unhealthy] if options.wide else []
+        if options.flowing:
             texts.append(" ".join(dict.fromkeys(filter(None, (node.message, *node.blockers)))))
         rows.append(line(node.name, Span(progress, ink), Span(node.phase or "-", ink), *texts))
-    return table(shown, rows, paper, "  ")
+    return table(shown, rows, options, "  ")
 
 
-def describe_facts(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
+def describe_facts(pool: PoolStatus, now: datetime, options: PrintOptions) -> list[Line]:
     """Draw the pool's message and what is about to happen."""
-    lines = prose(NOT_SEEN.format(pool.unseen), paper, ink=Ink.BAD) if pool.unseen else []
+    lines = prose(NOT_SEEN.format(pool.unseen), options, ink=Ink.BAD) if pool.unseen else []
     if pool.message and pool.status != "Synced":
-        lines += prose(pool.message, paper)
+        lines += prose(pool.message, options)
     texts: list[str] = []
     if plan := pool.plan:
         nodes, pods = counted(plan.get("nodeCount", 0), "node"), counted(plan.get("pods", 0), "pod")
@@ -519,24 +532,24 @@ def describe_facts(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
         texts.append(f"{head}: {pool.next_window}")
     if (estimate := find_estimate(pool, now)) is not None:
         texts.append(estimate[1])
-    return lines + prose_of_each(texts, paper)
+    return lines + prose_of_each(texts, options)
 
 
-def describe_events(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
+def describe_events(pool: PoolStatus, now: datetime, options: PrintOptions) -> list[Line]:
     lines: list[Line] = []
-    for event in (pool.events or ())[0 if paper.wide else -MOST :]:
+    for event in (pool.events or ())[0 if options.wide else -MOST :]:
         ink = Ink.WAITING if text(event, "type") == "Warning" else Ink.FAINT
         when = age(from_rfc3339(text(event, "eventTime")), now) or "?"
         said = f"{when} ago {text(event, 'reason')}: {text(event, 'note')}"
-        lines += prose(said, paper, indent="  ", hang="  ", ink=ink)
+        lines += prose(said, options, indent="  ", hang="  ", ink=ink)
     return lines
 
 
-def describe_title(pool: PoolStatus, paper: Paper) -> list[Line]:
+def describe_title(pool: PoolStatus, options: PrintOptions) -> list[Line]:
     ink = Ink.GOOD if pool.status == "Synced" else Ink.BUSY if pool.status else Ink.FAINT
     what = " ".join(filter(None, (pool.mode, pool.layout)))
     texts = [f"{pool.nodes or '0/0'} nodes", counted(pool.gpus, "GPU")]
     texts += [f"{pool.used} devices used"] * bool(pool.used)
     texts += [f"{counted(pool.pending_pods, 'pod')} pending"] * bool(pool.pending_pods)
     title, status = Span(pool.name, Ink.TITLE), Span(pool.status or "new", ink)
-    return fold(line(title, f"  {what}  ", status, f"  {', '.join(texts)}"), paper)
+    return fold(line(title, f"  {what}  ", status, f"  {', '.join(texts)}"), options)

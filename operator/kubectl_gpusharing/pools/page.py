@@ -1,8 +1,6 @@
-"""The page of `status -o html`, and the server that shows it on loopback.
+"""The page of `status -o html`, and a read-only server on loopback that shows such pages.
 
-A read-only web server on loopback.
-
-Its address has a secret token, because every user of the machine and every page in a browser can connect to loopback.
+The page loads nothing from elsewhere. The server's address has a secret token (`listening`).
 """
 
 import asyncio
@@ -45,14 +43,17 @@ from kubectl_gpusharing.pools.fleet import (
     tell_unowned,
 )
 from kubectl_gpusharing.shell.drawing import Glyph, Ink, length, prose
-from kubectl_gpusharing.shell.markup import PAPER, POLICY, Link, Markup, flow, frame, grid, plain_cell, tag
+from kubectl_gpusharing.shell.markup import HTML_OPTIONS, POLICY, Link, Markup, flow, frame, grid, plain_cell, tag
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.troubles import Trouble
 
 Pieces = tuple[tuple[str, float, float], ...]
 """The parts of a card: the name of each, its start, and its width, in percent of the card."""
 Cards = Mapping[tuple[str, str, Pieces], Sequence[str]]
-"""By product, its division in words and its pieces: the names of the nodes that have such a card, once for each card."""
+"""The names of the nodes with such a card, once for each card.
+
+The key has the product, its division in words, and its pieces.
+"""
 
 
 def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, Cards]:
@@ -77,7 +78,10 @@ def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, Cards]:
 
 
 def divide(instances: Iterable[JSON], units: int, layout: str) -> tuple[str, Pieces]:
-    """Return how a card with so many memory units is divided; a card without instances has the `layout` that the operator wrote."""
+    """Return how a card with so many memory units is divided.
+
+    A card without instances has the `layout` that the operator wrote.
+    """
     slices = sorted((one.get("start", -1), text(one, "profile"), whole(one, "size")) for one in instances)
     names = [profile for _, profile, _ in slices] or [layout]
     spans = [(number * 100 / len(names), 100 / len(names)) for number in range(len(names))]
@@ -166,24 +170,24 @@ def overview(
     policies, gpunodes, *events = known
     pools, unowned = choose(typed, session.where, policies, map(read_node, gpunodes), events)
     now, cards = session.now(), read_cards(gpunodes)
-    parts = flow(describe_health(pools, unowned, PAPER))
+    parts = flow(describe_health(pools, unowned, HTML_OPTIONS))
     for number, pool in enumerate(pools):
         parts.append(_pool(pool, f"pool-{number}", now, cards.get(pool.name, {}), most, link))
-    return parts + flow(prose(tell_unowned(unowned), PAPER))
+    return parts + flow(prose(tell_unowned(unowned), HTML_OPTIONS))
 
 
 def _pool(pool: PoolStatus, name: str, now: datetime, cards: Cards, most: int | None, link: Link) -> Markup:
     first = {node.name: rank for rank, node in enumerate(pool.changing)}
     members = sorted(pool.members, key=lambda node: (node.state is State.DONE, first.get(node.name, 0)))
-    shown, (title, *_) = members[:most], describe_title(pool, PAPER)
+    shown, (title, *_) = members[:most], describe_title(pool, HTML_OPTIONS)
     parts = [tag("h2", link("POLICY", pool.name), id=name)]
-    parts += flow([title[1:], *prose(pool.product, PAPER, ink=Ink.FAINT)])
+    parts += flow([title[1:], *prose(pool.product, HTML_OPTIONS, ink=Ink.FAINT)])
     if members and (most is None or len(members) <= DRAWN):
         counts = Counter(node.state for node in members)
         words = (f"{MARKS[one]} {counts[one]} {one.value.word}" for one in State if counts[one])
         parts += [bar(members), _legend(words)]
-    parts += flow(describe_facts(pool, now, PAPER) + describe_events(pool, now, PAPER))
-    parts += flow(describe_nodes(shown, now, PAPER) if shown else [], link)
+    parts += flow(describe_facts(pool, now, HTML_OPTIONS) + describe_events(pool, now, HTML_OPTIONS))
+    parts += flow(describe_nodes(shown, now, HTML_OPTIONS) if shown else [], link)
     if left := len(members) - len(shown):
         parts.append(tag("p", f"and {counted(left, 'more node')}: ", link("POLICY", pool.name)))
     if (timeline := find_timeline(pool, now)) is not None:
@@ -207,7 +211,10 @@ def _legend(texts: Iterable[str]) -> Markup:
 
 
 HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
-"""The Host headers that are served: a page elsewhere may resolve its own name to loopback (DNS rebinding)."""
+"""The Host headers that are served, with any port, because it differs where ssh forwards one.
+
+A page elsewhere may resolve its own name to loopback (DNS rebinding), and then sends that name.
+"""
 PATIENCE = 10.0
 """Seconds within which a browser must send its request."""
 KINDS = {"js": "text/javascript", "events": "text/event-stream"}
@@ -229,7 +236,11 @@ Pages = Mapping[str, Callable[[Mapping[str, str]], Content]]
 
 @asynccontextmanager
 async def listening(pages: Pages, port: int) -> AsyncIterator[str]:
-    """Serve the pages while the context is open, and yield the address. Raises Trouble if the port cannot be used."""
+    """Serve the pages while the context is open, and yield the address.
+
+    The address has a secret token, because every user of the machine and every page in a browser can connect to
+    loopback. Raises Trouble if the port cannot be used.
+    """
     token = secrets.token_urlsafe(24)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

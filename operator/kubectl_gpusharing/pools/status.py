@@ -1,6 +1,7 @@
-"""`status [POLICY]`: show what each pool runs and what it waits for: why, since when and until when.
+"""`status [POLICY]`: what does each pool run, and what does it wait for?
 
-Only what the operator published is shown, so the rights of ClusterRole gpusharing-viewer are enough.
+The answer says why, since when and until when. Only what the operator published is shown, so the rights of ClusterRole
+gpusharing-viewer are enough.
 """
 
 import asyncio
@@ -82,9 +83,12 @@ def node_data(node: NodeStatus) -> NodeData:
 ABOUT_POLICIES: Filters = {"namespace": "default", "field_selector": f"regarding.kind={KIND}"}
 LOST = "The last output may be out of date; kubectl gpusharing keeps trying to reconnect"
 TICK = 1.0
-"""Seconds between two redraws."""
+"""Seconds between two redraws; ages grow even when nothing happens."""
 ENOUGH = 2
-"""After this many ticks without an error, the cluster counts as followed again."""
+"""After this many ticks without an error, the cluster counts as followed again.
+
+A user who may list but not watch succeeds briefly at each attempt.
+"""
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
@@ -147,7 +151,10 @@ FLEET = FleetVerb(
 
 
 Drawn = tuple[tuple[Pools, Sequence[NodeStatus]] | None, Sequence[Line]]
-"""The pools and the nodes without a policy that were drawn, and the lines, also those that did not fit on the screen; no lines for data."""
+"""What was drawn: the pools and the nodes without a policy, and the lines.
+
+The lines include those that did not fit on the screen; there are none for data.
+"""
 
 
 def draw(
@@ -159,7 +166,10 @@ def draw(
     *,
     stale: str = "",
 ) -> Drawn:
-    """Draw the pools that the user chose, unless they are as `before` and not on a screen; `stale` says why they may be out of date."""
+    """Draw the pools that the user chose, unless they are as `before` and not on a screen.
+
+    `stale` says why they may be out of date.
+    """
     if terminal.output == "html":
         from kubectl_gpusharing.pools.page import page  # only a page needs it
 
@@ -169,16 +179,16 @@ def draw(
     pools, unowned = choose(typed, session.where, policies, map(read_node, nodes), events)
     if not terminal.redraws and before[0] == (pools, unowned):
         return before
-    now, paper = session.now(), terminal.paper
+    now, options = session.now(), terminal.options
     if terminal.structured:
         data = as_data(pools, unowned, session.name, now)
         terminal.data(PoolListData, data, [object_name(POLICIES, pool.name) for pool in pools])
         return (pools, unowned), ()
-    head = prose(f"This may be out of date: {stale}", paper, ink=Ink.BAD) if stale else []
-    lines = [*head, *describe(pools, unowned, now, paper, timeline=typed.timeline)]
+    head = prose(f"This may be out of date: {stale}", options, ink=Ink.BAD) if stale else []
+    lines = [*head, *describe(pools, unowned, now, options, timeline=typed.timeline)]
     if len(pools) > 1:
-        rows = table(FLEET.columns, [*map(_cluster_row, pools)], paper)
-        short = [*head, *describe_health(pools, unowned, paper), *rows]
+        rows = table(FLEET.columns, [*map(_cluster_row, pools)], options)
+        short = [*head, *describe_health(pools, unowned, options), *rows]
         terminal.show(lines, "; pass a POLICY to see one pool", short)
     else:
         terminal.show(lines, "; make the terminal taller to see them")

@@ -1,8 +1,8 @@
-"""Propose policies for a cluster that was configured by hand, and check them with the planner. Pure.
+"""Which policies would adopt the nodes of a cluster that was configured by hand, unchanged?
 
-The check runs on a snapshot of the cluster as it will be: with the admin's ConfigMaps merged into ours, ClusterPolicy
-naming ours, and the policies applied. Nodes that the planner would not adopt unchanged are left out, and the rest is
-checked again.
+The planner checks them on a snapshot of the cluster as it will be: with the admin's ConfigMaps merged into ours,
+ClusterPolicy naming ours, and the policies applied. Nodes that it would not adopt unchanged are left out, and the rest
+is checked again.
 """
 
 import shlex
@@ -71,7 +71,10 @@ class AdminConfigMaps:
     plugin: PluginEntries
     mig: str = ""
     mig_file: str | None = None
-    """None if ClusterPolicy names no ConfigMap for mig-manager, or it does not exist."""
+    """The content of mig-manager's ConfigMap.
+
+    It is None if ClusterPolicy names none, or it does not exist.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +83,20 @@ class Import:
 
     proposed: tuple[ProposedPolicy, ...]
     left_out: Mapping[str, str]
-    """Why, by the node's name."""
+    """Why each node is left out, by the node's name."""
     owned: int
     """How many nodes already have a policy."""
     steps: tuple[tuple[str, str], ...]
-    """The purpose and the command of each."""
+    """The purpose and the command of each step to take before the policies are applied."""
     presumed: bool = False
     """Whether the GPUs were inferred from labels, because the operator is not installed."""
 
 
 def named_maps(snapshot: ClusterSnapshot) -> AdminMaps:
-    """Return the names of the admin's ConfigMaps to which ClusterPolicy points."""
+    """Return the names of the admin's ConfigMaps to which ClusterPolicy points.
+
+    A name is empty if ClusterPolicy names none, ours, or the default that nobody chose (docs/design/nvidia.md#d6).
+    """
     policy, settings = snapshot.stack.cluster_policy, snapshot.settings
     if policy is None:
         return NO_MAPS
@@ -174,7 +180,10 @@ def _read(node: NodeView, snapshot: ClusterSnapshot, admin: AdminConfigMaps, *, 
 
 
 def with_pointers(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> ClusterSnapshot:
-    """Return the snapshot as it will be once the admin's entries have been merged into our ConfigMaps and ClusterPolicy names these."""
+    """Return the snapshot as it will be once ClusterPolicy names our ConfigMaps.
+
+    The admin's entries are then merged into these.
+    """
     stack, settings = snapshot.stack, snapshot.settings
     if (policy := stack.cluster_policy) is None:
         return snapshot
@@ -193,7 +202,10 @@ def with_pointers(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> ClusterS
 
 
 def with_presumed(snapshot: ClusterSnapshot) -> ClusterSnapshot:
-    """Return the snapshot with reports of agents that are inferred from labels and advertised resources (`presume`)."""
+    """Return the snapshot with reports of agents that are inferred from labels and resources (`presume`).
+
+    They replace all reports that it had.
+    """
     presumed = {name: presume(node, snapshot.stack) for name, node in snapshot.nodes.items()}
     gpunodes = {name: gpunode for name, gpunode in presumed.items() if gpunode is not None}
     return replace(snapshot, gpunodes=gpunodes, agents=frozenset(gpunodes))
@@ -360,7 +372,10 @@ def _wait(snapshot: ClusterSnapshot, admin: AdminConfigMaps, mig: Sequence[str])
 
 
 def _point(snapshot: ClusterSnapshot, admin: AdminConfigMaps, *, with_mig: bool = True) -> tuple[str, str]:
-    """Return what to point at the operator's ConfigMaps, and the command; empty if nothing is left to do."""
+    """Return what to point at the operator's ConfigMaps, and the command.
+
+    Both are empty if nothing is left to do.
+    """
     policy, settings = snapshot.stack.cluster_policy, snapshot.settings
     who = "ClusterPolicy at the operator's ConfigMaps"
     if policy is None or find_other_namespace(policy, settings.gpu_operator_namespace):

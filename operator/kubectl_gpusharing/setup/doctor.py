@@ -1,4 +1,4 @@
-"""`doctor`: find what silently overrides the operator or breaks its proofs, with one command to fix each problem.
+"""`doctor`: what overrides the operator or breaks its proofs, and which command fixes each problem?
 
 It checks what `helm test` checks (`planning/stack/installation.py`), and also the labels of Nodes and the versions of
 kubelets. Before the operator is installed, it leaves out the checks of the installation itself.
@@ -51,7 +51,7 @@ from kubectl_gpusharing.shell.drawing import (
     BLANK,
     Ink,
     Line,
-    Paper,
+    PrintOptions,
     Span,
     columns,
     describe_simulated,
@@ -85,10 +85,13 @@ class Examination:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Print what is wrong, and return FAILED if there is an error; warnings and missing checks do not count."""
+    """Print what is wrong, and return FAILED if there is an error.
+
+    Warnings and missing checks do not count.
+    """
     examined = await _examine(session)
     data = as_data(examined, session.name)
-    terminal.answer(DoctorReportData, lambda: data, lambda paper: describe(examined, paper))
+    terminal.answer(DoctorReportData, lambda: data, lambda options: describe(examined, options))
     return examined.status
 
 
@@ -176,6 +179,10 @@ async def _with_pointed(client: KubeClient, view: InstallationView) -> tuple[Ins
 
 
 async def _mig_entries(client: KubeClient, view: InstallationView) -> dict[str, tuple[str, frozenset[str]]]:
+    """Return, by node, the ConfigMap that mig-manager reads and its entries.
+
+    It is the one that ClusterPolicy names, else the one generated for the node (docs/design/nvidia.md#a10).
+    """
     stack = view.followed_policy
     named = [
         one.name
@@ -199,22 +206,25 @@ async def _mig_entries(client: KubeClient, view: InstallationView) -> dict[str, 
 # --- in words ------------------------------------------------------------------------------------------------
 
 
-def describe(examined: Examination, paper: Paper) -> list[Line]:
-    """Draw each problem with the command that fixes it, and a line for each topic that is in order or could not be checked."""
-    lines: list[Line] = describe_simulated(sorted(examined.view.simulated), paper)
+def describe(examined: Examination, options: PrintOptions) -> list[Line]:
+    """Draw each problem with the command that fixes it.
+
+    A line follows for each topic that is in order or could not be checked.
+    """
+    lines: list[Line] = describe_simulated(sorted(examined.view.simulated), options)
     if not examined.view.installed:
-        lines += [*prose(NOT_INSTALLED, paper, ink=Ink.WAITING), BLANK]
+        lines += [*prose(NOT_INSTALLED, options, ink=Ink.WAITING), BLANK]
     for word, message, command in _topics(examined):
-        rows = prose(message, paper, indent="         ")
+        rows = prose(message, options, indent="         ")
         lines += [line(Span(f"{word:8} ", INKS.get(word, Ink.WAITING)), rows[0][0].text[9:]), *rows[1:]]
         lines += [line(f"         -> {command}")] if command else []
-    lines += prose_of_each((f"Note: {note}" for note in examined.notes), paper, ink=Ink.FAINT)
+    lines += prose_of_each((f"Note: {note}" for note in examined.notes), options, ink=Ink.FAINT)
     count = Counter(one.severity for one in examined.symptoms)
     errors, warnings = count["ERROR"], count["WARNING"]
     what = "installation" if examined.view.installed else "cluster"
     state = conclude(what, unseen=bool(examined.unseen), errors=errors)
     title = f"{state}: {counted(errors, 'error')} and {counted(warnings, 'warning')}."
-    return [*lines, BLANK, *prose(title, paper, ink=Ink.BAD if errors else Ink.GOOD)]
+    return [*lines, BLANK, *prose(title, options, ink=Ink.BAD if errors else Ink.GOOD)]
 
 
 def _topics(examined: Examination) -> Iterator[tuple[str, str, str]]:
@@ -223,7 +233,7 @@ def _topics(examined: Examination) -> Iterator[tuple[str, str, str]]:
 
 
 async def ask(session: Session, _typed: Namespace) -> Answer:
-    """Return the answer of one cluster, with a row for each thing that is wrong with it or could not be checked."""
+    """Return the answer of one cluster, with a row for each problem and each missing check."""
     examined = await _examine(session)
     found = [(word, message) for word, message, _ in _topics(examined) if word != "ok"]
     rows = [[Span(word, INKS.get(word, Ink.WAITING)), Span(message)] for word, message in found]

@@ -1,4 +1,9 @@
-"""Nodes that people set up by hand, and the policy that is most like them."""
+"""Which policy would change nothing on nodes that people set up by hand?
+
+The GPUs are those that NVML reports (`presume` infers them before the installation). How the device plugin shares them
+is read from the entry that the Node's label or ClusterPolicy's default names. Policies can express less than NVIDIA's
+files; no policy is proposed for a node that needs more.
+"""
 
 import json
 import re
@@ -42,17 +47,24 @@ class Handmade:
     text: str
     """The layout in words, such as `2x3g.40gb, 4x shared`."""
     inexpressible: tuple[str, ...] = ()
-    """Fields of the device plugin's configuration that no policy can express."""
+    """Fields of the device plugin's entry that no policy can express.
+
+    They stay in force until the node's first change.
+    """
 
 
 def find_handmade(node: NodeView, observed: ObservedView, stack: StackView, plugin: PluginEntries) -> Handmade | str:
-    """Return the node with the policy settings that match it, or a clause that says why no policy does."""
+    """Return the node with the policy settings that match it, or a clause that says why none do.
+
+    The entries of the ConfigMap that ClusterPolicy names for the device plugin must already be merged into `stack`.
+    """
     gpus = observed.gpus
     if why := find_unsettled(node) or _contradiction(node, gpus, stack):
         return why
     theirs, policy = stack.admin_plugin_configs, stack.cluster_policy
     falls_back = policy is not None and policy.plain is not None and not policy.plugin_default
     selected = node.labels.get(names.LABEL_PLUGIN_CONFIG) or NEUTRAL_KEY in theirs
+    # The plugin uses the only entry of a ConfigMap without a label, but ours has several (docs/design/nvidia.md#b4).
     if falls_back and plugin.config_map and not selected and len(theirs) == 1:
         (key,) = theirs
         return (
@@ -101,7 +113,7 @@ def find_unserved(node: NodeView, stack: StackView, plugin: PluginEntries) -> st
 
 
 def find_unsettled(node: NodeView) -> str:
-    """Return an objection if mig-manager is still applying the node's MIG label, or has failed to apply it."""
+    """Return an objection if mig-manager is still applying the node's MIG label, or has failed to."""
     config, state = node.labels.get(names.LABEL_MIG_CONFIG, ""), node.labels.get(names.LABEL_MIG_STATE, "")
     if config and state in ("pending", "rebooting"):
         return f"mig-manager is applying {config} (state {state}): run import again when it is done"
@@ -166,7 +178,7 @@ def _find_beyond(config: PluginConfig, advertised: Set[str], *, with_mig: bool) 
 
 
 def find_inexpressible(text: str) -> tuple[str, ...]:
-    """Return the sorted paths of those fields in a device plugin's configuration that no policy can express."""
+    """Return the sorted paths of the fields in a device plugin's configuration that no policy can express."""
     flaws = find_flaws(text)
     if any(flaw.refused for flaw in flaws):
         return ()
@@ -211,9 +223,15 @@ def _spec(node: NodeView, gpus: Sequence[GpuView], config: PluginConfig, stack: 
 
 
 INSTANCE = "-MIG-"
-"""The part before the profile in GPU Feature Discovery's product label, if MIG instances are advertised as GPUs."""
+"""The part before the profile in GPU Feature Discovery's product label.
+
+It occurs if MIG instances are advertised as GPUs.
+"""
 MOST = 16
-"""The largest number of GPUs of one node that is tried: an HGX board has 8, and NVIDIA's largest single system 16."""
+"""The largest number of GPUs of one node that is tried.
+
+An HGX board has 8, and NVIDIA's largest single system 16.
+"""
 
 
 # --- before the installation ---------------------------------------------------------------------------------
@@ -223,7 +241,10 @@ MOST = 16
 
 
 def presume(node: NodeView, stack: StackView) -> GPUNodeView | None:
-    """Return what the agent of the node would probably read, inferred from the node's labels and the resources that it advertises."""
+    """Return what the agent of the node would probably read.
+
+    It is inferred from the node's labels and the resources that it advertises. None means that nothing can be inferred.
+    """
     product = node.labels.get(names.LABEL_GPU_PRODUCT, "")
     plugin, card = effective_plugin_config(node, stack), find_card(product)
     profiles = card.profiles if card else ()
@@ -256,19 +277,26 @@ def presume(node: NodeView, stack: StackView) -> GPUNodeView | None:
 
 
 LABEL_POOL = f"{PREFIX}pool"
-"""The label that our documentation recommends."""
+"""The label that our documentation recommends; the operator neither reads nor writes it."""
 MAX_NAMES, MAX_ROWS = 64, 16
 """How many values one row of a selector may have, and how many rows a selector."""
 Label = tuple[str, str]
 """Key and value of a label."""
 Selector = Mapping[str, Any]
 _POOL = re.compile(r"[\w.-]*(pool|node-?group|instance-?group)([-_.]?(name|id))?", re.IGNORECASE)
-"""Matches names of labels, without their domains, by which people, clouds and autoscalers distinguish pools."""
+"""Matches names of labels, without their domains, by which people and clouds distinguish pools.
+
+Autoscalers do so, too. A node that joins with such a label belongs to the pool. With any other label, such as a zone,
+it is mere chance that no other node has it today.
+"""
 _CHANCE = re.compile(
     r"topology|zone|region|image|hash|capacity|hostname|machine|version|network|subnet|address|storage",
     re.IGNORECASE,
 )
-"""Matches parts of keys that match _POOL but describe a machine or its location, such as the pool of its addresses."""
+"""Matches parts of keys that match _POOL but describe a machine or its location.
+
+An example is the pool of its addresses.
+"""
 _MODES = {"Full": "full", "MIG": "mig", "MPS": "mps", "TimeSlicing": "time-slicing"}
 
 
@@ -291,7 +319,11 @@ class ProposedPolicy:
 def propose(
     handmade: Iterable[Handmade], nodes: Mapping[str, NodeView], taken: Collection[str] = ()
 ) -> tuple[tuple[ProposedPolicy, ...], tuple[str, ...]]:
-    """Return policies, one for each pool of nodes with the same products, number of GPUs and settings, and the names of nodes for which there is no selector; both are sorted by name."""
+    """Return policies, sorted by name, and the names of nodes for which there is no selector.
+
+    Each policy is for a pool of nodes with the same products, number of GPUs and settings, and its selector matches no
+    other node.
+    """
     alike: dict[tuple[object, ...], dict[str, Handmade]] = {}
     for member in sorted(handmade, key=lambda member: member.node):
         key = (member.products, member.gpus, json.dumps(member.spec, sort_keys=True))
@@ -369,7 +401,10 @@ def _name(label: Label | None, member: Handmade, used: Collection[str]) -> str:
 
 
 def pool_name(text: str) -> str:
-    """Return a name for a policy, made from the name of a pool; empty if that has no letter and no digit."""
+    """Return a name for a policy, made from the name of a pool.
+
+    It is empty if the pool's name has no letter and no digit.
+    """
     slug = _slug(text)
     return slug if len(slug) > 2 else f"pool-{slug}" if slug else ""
 

@@ -1,9 +1,8 @@
-"""`import`: propose policies for a cluster that was configured by hand, which change nothing when they are applied.
+"""`import`: which policies describe a cluster that was configured by hand, and change nothing in it?
 
 The policies go to standard output, for `kubectl apply -f -`. The steps to take first, and the nodes that are left out,
-are comments there.
-
-Exit status: 0 if the policies cover every GPU node, 2 if some nodes are left out, 1 if all are.
+are comments there. The exit status is 0 if the policies cover every GPU node, 2 if some nodes are left out, 1 if all
+are.
 """
 
 import json
@@ -37,7 +36,10 @@ MOST = 8
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Print the policies on standard output, with comments about what to do first; of the JSON, the comments go to standard error."""
+    """Print the policies on standard output, with comments about what to do first.
+
+    JSON has no comments, so there they go to standard error.
+    """
     async with gathered(session, beforehand=True) as cluster:
         live = await cluster.decide(())
         admin = await read_admin_maps(session, live.snapshot)
@@ -95,7 +97,7 @@ async def find_others(session: Session) -> list[str]:
 
 
 async def read_admin_maps(session: Session, snapshot: ClusterSnapshot) -> AdminConfigMaps:
-    """Read the ConfigMaps of the admin that ClusterPolicy names. Raises Trouble if one cannot be read."""
+    """Read the admin's ConfigMaps that ClusterPolicy names. Raises Trouble if one cannot be read."""
     names, namespace = named_maps(snapshot), snapshot.settings.gpu_operator_namespace
     with explained(session.where):
         plugin = await read_entries(session.client, names.plugin, namespace, search=True)
@@ -117,7 +119,10 @@ def summary(answer: Import) -> str:
 
 
 def find_remarks(answer: Import) -> Iterator[str]:
-    """Yield what the user must know, one line each; the steps to take first are each followed by their command."""
+    """Yield what the user must know, one line each.
+
+    The steps to take first are each followed by their command.
+    """
     for number, (about, command) in enumerate(answer.steps, 1):
         yield f"{number}. {about}:"
         yield f"   {command}"

@@ -1,7 +1,7 @@
-"""`layouts [CARD] [--fits 3g.40gb,1g.10gb]`: draw every MIG layout of a card as slices. No cluster is contacted.
+"""`layouts [CARD] [--fits 3g.40gb,1g.10gb]`: which MIG layouts can a card have?
 
-The card comes from our table (`planning/gpus/cards.py`). Whether instances fit is decided as for a policy
-(`planning/gpus/geometry.py`).
+Each is drawn as slices, and no cluster is contacted. The card comes from our table (`planning/gpus/cards.py`). Whether
+instances fit is decided as for a policy (`planning/gpus/geometry.py`).
 """
 
 import re
@@ -20,7 +20,7 @@ from kubectl_gpusharing.shell.drawing import (
     BLANK,
     Ink,
     Line,
-    Paper,
+    PrintOptions,
     Span,
     columns,
     line,
@@ -56,43 +56,46 @@ class LegalLayouts:
     """Whether profiles with attributes were left out."""
 
 
-def describe(answer: LegalLayouts, paper: Paper) -> list[Line]:
+def describe(answer: LegalLayouts, options: PrintOptions) -> list[Line]:
     card = answer.card
     slices = f"{_slices(card)} compute slices" if card.profiles else ""
     size = ", ".join(filter(None, (f"{card.memory_gb} GB" if card.memory_gb or not slices else "", slices)))
-    lines = prose(f"{', '.join(card.products) or card.key}: {size}", paper, ink=Ink.TITLE)
+    lines = prose(f"{', '.join(card.products) or card.key}: {size}", options, ink=Ink.TITLE)
     if answer.misfit:
-        return [*lines, *prose(f"{answer.misfit}.", paper, ink=Ink.BAD)]
+        return [*lines, *prose(f"{answer.misfit}.", options, ink=Ink.BAD)]
     if not card.profiles:
-        return [*lines, *prose("This card has no MIG: use mode TimeSlicing or MPS to share it.", paper)]
+        return [*lines, *prose("This card has no MIG: use mode TimeSlicing or MPS to share it.", options)]
     with_what = f" with {layout_text(answer.wanted)}" if answer.wanted else ""
     title = f"{counted(len(answer.layouts), 'layout')}{with_what} to which nothing can be added"
-    lines += [*prose(title, paper), BLANK]
+    lines += [*prose(title, options), BLANK]
     name = max((len(layout_text(layout)) for layout in answer.layouts), default=0)
     for layout in answer.layouts:
-        picture = draw(layout, card.profiles, paper)
+        picture = draw(layout, card.profiles, options)
         taken = sum(profile.slices * dict(layout).get(profile.name, 0) for profile in card.profiles)
         used = f"{taken}/{_slices(card)} slices"
-        if paper.width is not None and name + CARD_WIDTH + len(used) + 4 > paper.width:
-            lines += [*prose(f"{layout_text(layout)} {used}", paper), line("  ", *picture)]
+        if options.width is not None and name + CARD_WIDTH + len(used) + 4 > options.width:
+            lines += [*prose(f"{layout_text(layout)} {used}", options), line("  ", *picture)]
         else:
             lines.append(line(layout_text(layout).ljust(name), "  ", *picture, "  ", Span(used, Ink.FAINT)))
     notes = [NOTES[card.source.placements]] if card.source.placements in NOTES else []
     notes += ["--all also shows profiles with attributes, such as +me."] * answer.hidden
-    return [*lines, *([BLANK] * bool(notes)), *prose_of_each(notes, paper, hang="", ink=Ink.FAINT)]
+    return [*lines, *([BLANK] * bool(notes)), *prose_of_each(notes, options, hang="", ink=Ink.FAINT)]
 
 
-def draw(layout: Layout, profiles: Sequence[Profile], paper: Paper) -> Line:
-    """Return a picture of one card with this layout, from its first memory unit to its last; empty if placements are unknown."""
+def draw(layout: Layout, profiles: Sequence[Profile], options: PrintOptions) -> Line:
+    """Return a picture of one card with this layout, from its first memory unit to its last.
+
+    It is empty if placements are unknown.
+    """
     sizes = {profile.name: profile.size for profile in profiles}
     units = max((max(profile.starts) + profile.size for profile in profiles if profile.starts), default=0)
     placements = place(layout, profiles)
     if not units or not placements:
         return ()
-    room = CARD_WIDTH if paper.width is None else min(CARD_WIDTH, paper.width - 2)
+    room = CARD_WIDTH if options.width is None else min(CARD_WIDTH, options.width - 2)
     cell = max(3, room // units)
     spans: list[Span] = []
-    free = "·" if paper.glyphs else "."
+    free = "·" if options.glyphs else "."
     at = 0
     for number, (name, start) in enumerate(sorted(placements, key=lambda placed: placed[1])):
         spans.append(Span(free * ((start - at) * cell), Ink.FAINT))
@@ -111,16 +114,16 @@ def _slices(card: Card) -> int:
 CARDS_TABLE = columns(CARD=0, PRODUCT=1, LARGEST=0, SMALLEST=0)
 
 
-def describe_cards(paper: Paper) -> list[Line]:
+def describe_cards(options: PrintOptions) -> list[Line]:
     rows = []
     for card in (one for one in CARDS if one.profiles):
-        plain = [one for one in card.profiles if not {"+", "-"} & set(one.name)]
+        plain = [one for one in card.profiles if one.is_plain]
         large = max(plain, key=lambda one: one.slices)
         small = min(plain, key=lambda one: (one.slices, one.memory_gb))
         most = f"{small.name} (max {small.max_count})"
         rows.append(line(card.key, card.products[0] if card.products else "", large.name, most))
     title = "Cards with MIG (kubectl gpusharing layouts CARD draws the layouts of one card):"
-    return [*prose(title, paper), *table(CARDS_TABLE, rows, paper)]
+    return [*prose(title, options), *table(CARDS_TABLE, rows, options)]
 
 
 def as_data(answer: LegalLayouts) -> LayoutListData:
@@ -149,12 +152,16 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
         terminal.answer(CardListData, lambda: {"cards": keys}, describe_cards)
         return DONE
     answer = find_answer(pick(typed.product), wanted_of(typed.fits), everything=typed.all)
-    terminal.answer(LayoutListData, lambda: as_data(answer), lambda paper: describe(answer, paper))
+    terminal.answer(LayoutListData, lambda: as_data(answer), lambda options: describe(answer, options))
     return FAILED if answer.misfit else DONE
 
 
 def pick(word: str) -> Card:
-    """Return the card that `word` names: by NVML's name, GPU Feature Discovery's label, our key, or a part of one of these. Raises Trouble unless exactly one card matches."""
+    """Return the card that `word` names.
+
+    It is NVML's name, GPU Feature Discovery's label, our key, or a part of one of these. Raises Trouble unless exactly
+    one card matches.
+    """
     plain = _plain(word)
     forms: tuple[Callable[[str], bool], ...] = (
         lambda name: plain in (name, name.removeprefix("nvidia-").removeprefix("tesla-")),
@@ -181,7 +188,10 @@ def _plain(name: str) -> str:
 
 
 def wanted_of(text: str) -> Layout:
-    """Parse the value of `--fits`, such as `3g.40gb,2x1g.10gb`. Raises Trouble if what is before an x is not a number."""
+    """Parse the value of `--fits`, such as `3g.40gb,2x1g.10gb`.
+
+    Raises Trouble if what is before an x is not a number.
+    """
     counts: Counter[str] = Counter()
     for part in filter(None, (one.strip() for one in re.split(r",|\+(?=\d)", text))):
         count, times, profile = part.partition("x")
@@ -194,11 +204,14 @@ def wanted_of(text: str) -> Layout:
 
 
 def find_answer(card: Card, wanted: Layout, *, everything: bool) -> LegalLayouts:
-    """Find the layouts of the card that contain the wanted instances and to which no instance can be added."""
+    """Find the full layouts of the card that contain the wanted instances.
+
+    No instance can be added to these. Without `everything`, profiles with attributes are used only if they are wanted.
+    """
     profiles = card.profiles
     if not everything:
         named = {name for name, _ in wanted}
-        profiles = tuple(one for one in profiles if one.name in named or not {"+", "-"} & set(one.name))
+        profiles = tuple(one for one in profiles if one.name in named or one.is_plain)
     if wanted and (misfit := tell_misfit(wanted, card.profiles)):
         return LegalLayouts(card, wanted, (), misfit)
     layouts = tuple(

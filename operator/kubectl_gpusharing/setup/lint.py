@@ -1,7 +1,8 @@
-"""`lint FILE...`: would mig-parted, the device plugin and this operator accept these files? No cluster is contacted.
+"""`lint FILE...`: would mig-parted, the device plugin and this operator accept these files?
 
-Each object is judged by the functions with which the operator, `plan` and `doctor` judge it. A ConfigMap is read by the
-program to which a ClusterPolicy among the files gives it, or else by the one whose files its entries look like.
+No cluster is contacted. Each object is judged by the functions with which the operator, `plan` and `doctor` judge it. A
+ConfigMap is read by the program to which a ClusterPolicy among the files gives it, or else by the one whose files its
+entries look like. A ClusterPolicy is judged as if all policies among the files were installed.
 """
 
 import re
@@ -26,14 +27,18 @@ from gpusharing.planning.wanted import migfile, pluginconfig
 from gpusharing.planning.wanted.pluginconfig import Unreadable, find_line, parse_yaml
 from kubectl_gpusharing.live.files import Document, read_documents
 from kubectl_gpusharing.shell.documents import FindingData, LintReportData
-from kubectl_gpusharing.shell.drawing import KIND, Ink, Line, Paper, Span, fold, line, printable, prose
+from kubectl_gpusharing.shell.drawing import KIND, Ink, Line, PrintOptions, Span, fold, line, printable, prose
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import DONE, FAILED
 
 ERROR, WARNING, IGNORED = "error", "warning", "ignored"
 INKS = {ERROR: Ink.BAD, WARNING: Ink.WAITING, IGNORED: Ink.FAINT}
 Fault = tuple[str, str, str]
-"""The path of a field, what is wrong with it, and ERROR if the object is refused for it, WARNING, or IGNORED if the object is not judged."""
+"""The path of a field, what is wrong with it, and how bad that is.
+
+ERROR means that the object is refused for it, and IGNORED that the object is not judged; the third is WARNING. In the
+path of a field of a text in a ConfigMap, a | follows the path of the text.
+"""
 MIG_PARTED, PLUGIN = "mig-parted", "the device plugin"
 _OURS = re.compile("gpusharing|nvidia|mig-|sharing:|migStrategy")
 """Matches documents that are refused if they cannot be read; others are ignored then."""
@@ -42,7 +47,10 @@ _BLOCK = re.compile(r"\|[-+0-9]*\s*(#.*)?$")
 
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
-    """Print what is wrong with the files, and return FAILED if an object is refused; warnings do not count."""
+    """Print what is wrong with the files, and return FAILED if an object is refused.
+
+    Warnings do not count.
+    """
     documents = tuple(read_documents(typed.file, "lint -"))
     findings = list(judge(documents))
     count = Counter(finding["severity"] for finding in findings)
@@ -51,14 +59,14 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
     last = f"{counted(judged, 'object')} checked: {totals}."
     data: LintReportData = {"accepted": not count[ERROR], "checked": judged, "findings": findings}
 
-    def describe(paper: Paper) -> Iterator[Line]:
+    def describe(options: PrintOptions) -> Iterator[Line]:
         for one in findings:
             severity = Span(one["severity"], INKS[one["severity"]])
             drawn = line(f"{one['file']}:{one['line']}: ", severity, printable(f": {one['message']}"))
-            yield from [drawn] if paper.width is None else fold(drawn, paper)
-        yield from prose(last, paper)
+            yield from [drawn] if options.width is None else fold(drawn, options)
+        yield from prose(last, options)
 
-    terminal.answer(LintReportData, lambda: data, lambda paper: [*describe(paper)])
+    terminal.answer(LintReportData, lambda: data, lambda options: [*describe(options)])
     return FAILED if count[ERROR] else DONE
 
 
@@ -121,6 +129,7 @@ def _find_faults(document: Document, policies: tuple[PolicyView, ...], readers: 
 
 
 def _is_cluster_policy(raw: object) -> bool:
+    """Compare the API group too, because Kyverno has a kind of the same name."""
     return text(raw, "kind") == "ClusterPolicy" and text(raw, "apiVersion").startswith("nvidia.com/")
 
 

@@ -1,4 +1,7 @@
-"""The verbs, their flags and their help. No other module of ours is imported at the top, so that --help is fast."""
+"""Which verbs are there, with which flags and which help?
+
+No other module of ours is imported at the top, so that --help is fast.
+"""
 
 import argparse
 import re
@@ -9,7 +12,7 @@ from typing import Any, Never
 
 PROG = "kubectl gpusharing"
 JSONPATH, NAMES, PAGE, CSV = "jsonpath", "name", "html", "csv"
-"""Formats with a rule of their own."""
+"""Formats with a rule of their own: jsonpath has a template, and the others are for some verbs only."""
 OUTPUTS: tuple[str, ...] = ("table", "wide", "json", "yaml", JSONPATH)
 HELP, OPTIONS = "help", "options"
 HELPERS = {HELP: "Show the flags of a verb.", OPTIONS: "Show the flags that every verb has."}
@@ -25,7 +28,10 @@ reported. 5 plan: something listed in --fail-on would happen.
 
 
 class Parser(argparse.ArgumentParser):
-    """Exits with status 1 for invalid flags, because 2 means that a plan has changes, and suggests similar words."""
+    """Exits with status 1 for invalid flags, and suggests similar words.
+
+    argparse would exit with 2, which means that a plan has changes.
+    """
 
     def error(self, message: str) -> Never:
         self.exit(1, f"error: {message}\nSee: {self.prog} --help\n")
@@ -115,24 +121,27 @@ class Verb:
 
     name: str
     module: str
-    """Below `kubectl_gpusharing`, imported only when the verb was typed."""
+    """The module below `kubectl_gpusharing`, imported only when the verb was typed."""
     help: str
     flags: tuple[Flag, ...] = ()
     offline: bool = False
     """Whether the verb contacts no cluster and is carried out by `run_offline`."""
     asks_with: tuple[str, ...] = ()
-    """The flags with each of which an offline verb does contact a cluster and is carried out by `run`."""
+    """Flags with which an offline verb contacts a cluster after all and is carried out by `run`."""
     measures: bool = False
     """Whether the verb always has --from-prometheus."""
     outputs: tuple[str, ...] = OUTPUTS
     asks_prometheus: bool = False
-    """Whether the verb has the flags of PROMETHEUS; with --prometheus it is carried out by `run_offline`."""
+    """Whether the verb has the flags of PROMETHEUS; with --prometheus, `run_offline` carries it out."""
     each: str = ""
-    """The argument with several values for each of which the verb is run; empty if it runs once for all values."""
+    """The argument for each of whose values the verb is run; empty if it runs once for all values."""
     alone: bool = False
     """Whether the verb is for one cluster only."""
     fleet_seconds: float = 0.0
-    """Seconds within which each of several clusters must answer; 0 if the verb does not show several in one table."""
+    """Seconds within which each of several clusters must answer.
+
+    It is 0 if the verb does not show several in one table.
+    """
 
 
 def _steering(name: str, what: str, text: str, *more: Flag, alone: bool = False) -> Verb:
@@ -225,7 +234,7 @@ MEASURED = _flags(f"""
     --until TIME         end of the window, a day or a time; default: now
     """)
 PER_NODE = ",".join(str(gpus) for gpus in range(1, 17))
-"""How many GPUs a node may have, because the largest index that a policy may name is 15."""
+"""How many GPUs a node may have; the largest index that a policy may name is 15."""
 ADVISE = Verb(
     "advise",
     "usage.advise",

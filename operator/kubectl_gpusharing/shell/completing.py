@@ -1,8 +1,7 @@
-"""`kubectl_complete-gpusharing`: suggestions for kubectl's own shell completion.
+"""`kubectl_complete-gpusharing`: suggest words to kubectl's own shell completion.
 
 kubectl calls it with all the words typed so far, the last one possibly incomplete. It reads one suggestion from each
-line and a directive from the last. If the cluster cannot be read, no names of objects are
-suggested.
+line and a directive from the last. If the cluster cannot be read, no names of objects are suggested.
 """
 
 import argparse
@@ -17,7 +16,7 @@ from kubectl_gpusharing.shell.troubles import Trouble
 FILES, NO_FILES = ":0", ":4"
 """The directives to suggest the names of files, and not to (cobra, ShellCompDirective)."""
 SECONDS = 3.0
-"""A person who presses Tab waits no longer for the cluster."""
+"""How long the cluster may take to answer: a person who presses Tab waits no longer."""
 Names = Callable[[str], Iterable[str]]
 """Returns the names of all objects of a kind, as `cluster_names` does."""
 CONTEXTS, NAMESPACES, HASHES = "contexts", "namespaces", "hashes"
@@ -25,11 +24,14 @@ KINDS = {
     "POLICY": "gpusharingpolicies", "NODE": "gpunodes", "NODE|KIND/NAME": "gpunodes", "HASH": HASHES,
     "context": CONTEXTS, "contexts": CONTEXTS, "namespace": NAMESPACES,
 }  # fmt: skip
-"""The kind that an argument refers to, by the argument's name in the help or, for flags of all verbs, the flag."""
+"""The kind of an argument, by its name in the help or, for flags of all verbs, by the flag."""
 
 
 def main() -> None:
-    """Print one suggestion on each line, then the directive, as the console script that kubectl looks for."""
+    """Print one suggestion on each line, then the directive.
+
+    This is the console script that kubectl looks for.
+    """
     words = sys.argv[1:] or [""]
     suggestions = suggest(words, lambda kind: cluster_names(kind, words))
     print("\n".join([FILES] if suggestions is None else [*suggestions, NO_FILES]))
@@ -82,7 +84,10 @@ def _values(action: argparse.Action | None, begun: str, names: Names) -> Iterabl
 
 
 def cluster_names(kind: str, words: Sequence[str]) -> list[str]:
-    """Return the names of all objects of a kind in the cluster that the typed words select; none if it cannot be read."""
+    """Return the names of all objects of a kind in the cluster that the typed words select.
+
+    There are none if it cannot be read.
+    """
     from gpusharing.kube import client
     from gpusharing.kube.background import run_command
     from gpusharing.kube.raw import text

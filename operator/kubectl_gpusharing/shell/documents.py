@@ -1,9 +1,7 @@
-"""The documents that `-o json` and `-o yaml` write, and the objects in them.
+"""Which documents do `-o json` and `-o yaml` write, and which objects are in them?
 
 A document's kind is the name of its type without Data. docs/reference/cli-schema.json is generated from these types,
-and mypy compares them with the code that writes the documents.
-
-A number that is not known is None.
+and mypy compares them with the code that writes the documents. A number that is not known is None.
 """
 
 from typing import Any, TypedDict

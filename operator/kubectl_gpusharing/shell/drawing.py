@@ -1,4 +1,8 @@
-"""Tables, trees and manifests as text."""
+"""Tables, prose and bars as lines of text that fit a width, and policies as manifests.
+
+Each piece of text has an ink, its meaning, for which the terminal chooses a color. No information is in the color
+alone: each state has a glyph of its own, in ASCII too.
+"""
 
 import re
 import sys
@@ -63,11 +67,11 @@ def columns(**drops: int) -> tuple[Column, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Paper:
-    """What output is drawn on."""
+class PrintOptions:
+    """What output may use: its width, its characters, and how much of it is shown."""
 
     width: int | None = None
-    """The number of characters in a line, or None if lines may be of any length, as in a file or a pipe."""
+    """The number of characters in a line; None, as for a file or a pipe, means any number."""
     glyphs: bool = True
     """Whether more than ASCII can be shown."""
     wide: bool = False
@@ -95,15 +99,18 @@ def plain(lines: Iterable[Line]) -> str:
 
 
 def printable(text: str) -> str:
-    """Return the string with ? in place of every unprintable character."""
+    """Return the string with ? in place of every unprintable character.
+
+    Strings from elsewhere could otherwise control the terminal.
+    """
     return text if text.isprintable() else "".join(one if one.isprintable() else "?" for one in text)
 
 
-def prose(text: str, paper: Paper, *, indent: str = "", hang: str = "", ink: Ink = Ink.PLAIN) -> list[Line]:
-    """Break a string into lines that fit the paper; all but the first begin with `hang` after the indent."""
+def prose(text: str, options: PrintOptions, *, indent: str = "", hang: str = "", ink: Ink = Ink.PLAIN) -> list[Line]:
+    """Break a string into lines of the given width; all but the first begin with `hang` after the indent."""
     wrapped = textwrap.wrap(
         " ".join(text.split()),
-        max(NARROW, paper.room),
+        max(NARROW, options.room),
         initial_indent=indent,
         subsequent_indent=indent + hang,
         break_on_hyphens=False,
@@ -112,14 +119,14 @@ def prose(text: str, paper: Paper, *, indent: str = "", hang: str = "", ink: Ink
 
 
 def prose_of_each(
-    texts: Iterable[str], paper: Paper, *, indent: str = "", hang: str = "  ", ink: Ink = Ink.PLAIN
+    texts: Iterable[str], options: PrintOptions, *, indent: str = "", hang: str = "  ", ink: Ink = Ink.PLAIN
 ) -> list[Line]:
-    return [one for text in texts for one in prose(text, paper, indent=indent, hang=hang, ink=ink)]
+    return [one for text in texts for one in prose(text, options, indent=indent, hang=hang, ink=ink)]
 
 
-def fold(text: Line, paper: Paper) -> list[Line]:
-    """Break a line of several inks between words into lines that fit the paper."""
-    if sum(len(span.text) for span in text) <= paper.room:
+def fold(text: Line, options: PrintOptions) -> list[Line]:
+    """Break a line of several inks between words into lines that fit."""
+    if sum(len(span.text) for span in text) <= options.room:
         return [text]
     pieces = [Span(piece, span.ink) for span in text for piece in re.findall(r"\s+|\S+", span.text)]
     words = [list(word) for blank, word in groupby(pieces, key=lambda piece: piece.text.isspace()) if not blank]
@@ -127,7 +134,7 @@ def fold(text: Line, paper: Paper) -> list[Line]:
     taken = 0
     for word in words:
         length = sum(len(span.text) for span in word)
-        if lines[-1] and taken + 1 + length > paper.room:
+        if lines[-1] and taken + 1 + length > options.room:
             lines.append([])
             taken = 0
         lines[-1] += [Span(" "), *word] if lines[-1] else word
@@ -136,7 +143,10 @@ def fold(text: Line, paper: Paper) -> list[Line]:
 
 
 def fit_columns(columns: Sequence[Column], widths: Mapping[int, int], room: int) -> dict[int, int]:
-    """Return the widths, by index, of the columns that remain: those with the highest `drop` are left out first."""
+    """Return the widths, by index, of the columns that remain.
+
+    Those with the highest `drop` are left out first.
+    """
     kept = dict(widths)
     while sum(kept.values()) + len(GAP) * (len(kept) - 1) > room:
         if not (loose := [index for index in kept if columns[index].drop]):
@@ -145,19 +155,24 @@ def fit_columns(columns: Sequence[Column], widths: Mapping[int, int], room: int)
     return kept
 
 
-def table(columns: Sequence[Column], rows: Sequence[Sequence[Span]], paper: Paper, indent: str = "") -> list[Line]:
-    """Lay out the rows; columns without any text are left out, and what does not fit is left out or cut."""
+def table(
+    columns: Sequence[Column], rows: Sequence[Sequence[Span]], options: PrintOptions, indent: str = ""
+) -> list[Line]:
+    """Lay out the rows under their headings.
+
+    Columns without any text are left out, and what does not fit is left out or cut.
+    """
     sizes = [max((len(row[i].text) for row in rows), default=0) for i in range(len(columns))]
     widths = {i: max(size, len(columns[i].title)) for i, size in enumerate(sizes) if size}
-    if paper.width is not None and not paper.wide:
-        room = max(NARROW, paper.width) - len(indent)
+    if options.width is not None and not options.wide:
+        room = max(NARROW, options.width) - len(indent)
         widths = fit_columns(columns, widths, room)
         for _ in range(sum(widths.values()) + len(GAP) * (len(widths) - 1) - room):
             widest = max(widths, key=lambda index: widths[index])
             widths[widest] -= widths[widest] > 5
     header = tuple(Span(one.title, Ink.FAINT) for one in columns)
     drawn: list[Line] = []
-    for row in (header, *rows) if paper.headers else rows:
+    for row in (header, *rows) if options.headers else rows:
         spans = [Span(indent)]
         for i, width in widths.items():
             pad = sizes[i] * (columns[i].right and row is not header and bool(row[i].text))
@@ -184,19 +199,23 @@ class Glyph:
     ink: Ink
     word: str = ""
 
-    def on(self, paper: Paper) -> str:
-        return self.drawn if paper.glyphs else self.ascii
+    def on(self, options: PrintOptions) -> str:
+        return self.drawn if options.glyphs else self.ascii
 
 
-def bar(glyphs: Sequence[Glyph], paper: Paper, room: int) -> Line:
-    """Return a line with one character for each glyph, or for several, of which the worst is drawn, if room is short."""
+def bar(glyphs: Sequence[Glyph], options: PrintOptions, room: int) -> Line:
+    """Return a line with one character for each glyph.
+
+    If room is short, a character stands for several glyphs, of which the worst is drawn.
+    """
     most = max(1, room)
     if len(glyphs) > most:
         share = len(glyphs) / most
         parts = [glyphs[int(i * share) : max(int(i * share) + 1, int((i + 1) * share))] for i in range(most)]
         glyphs = [max(part, key=lambda glyph: _BADNESS.index(glyph.ink)) for part in parts]
     return tuple(
-        Span("".join(glyph.on(paper) for glyph in alike), ink) for ink, alike in groupby(glyphs, key=attrgetter("ink"))
+        Span("".join(glyph.on(options) for glyph in alike), ink)
+        for ink, alike in groupby(glyphs, key=attrgetter("ink"))
     )
 
 
@@ -212,8 +231,8 @@ def simulated_sentence(nodes: Sequence[str]) -> str:
     return f"SIMULATED: {names} {have} no real GPUs, and the numbers about {them} here come from a simulator"
 
 
-def describe_simulated(nodes: Sequence[str], paper: Paper) -> list[Line]:
-    return prose(f"{simulated_sentence(nodes)}.", paper, hang="  ", ink=Ink.WAITING) if nodes else []
+def describe_simulated(nodes: Sequence[str], options: PrintOptions) -> list[Line]:
+    return prose(f"{simulated_sentence(nodes)}.", options, hang="  ", ink=Ink.WAITING) if nodes else []
 
 
 def age(since: datetime | None, now: datetime) -> str:

@@ -1,4 +1,4 @@
-"""HTML: elements with all text escaped, a style sheet, and drawn lines as paragraphs and tables. Pure."""
+"""HTML: elements with all text escaped, a style sheet, and drawn lines as paragraphs and tables."""
 
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Sequence
@@ -7,7 +7,7 @@ from hashlib import sha256
 from html import escape
 from itertools import groupby
 
-from kubectl_gpusharing.shell.drawing import Line, Paper, Row
+from kubectl_gpusharing.shell.drawing import Line, PrintOptions, Row
 
 _LIGHT = """
 --ground:#ffffff;--raised:#f5f6f8;--text:#1c1e21;--faint:#5a6069;--line:#d5d9df;--accent:#0b57d0;
@@ -69,7 +69,7 @@ VOID = frozenset({"meta", "rect", "input"})
 _HARMLESS = dict.fromkeys((*range(32), 127, *range(8234, 8239), *range(8294, 8298)), "�") | {
     ord(blank): " " for blank in "\t\n\r"
 }
-"""Replaces characters that a page must not contain, or that change the direction of the text after them."""
+"""Replaces characters that a page must not contain, or that change the direction of text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,10 @@ def tag(name: str, /, *children: Child, **attributes: str | None) -> Markup:
 
 
 POLICY = f"default-src 'none'; style-src 'sha256-{b64encode(sha256(CSS.encode()).digest()).decode()}'"
-"""The Content-Security-Policy of a page: the browser fetches and runs nothing and uses only our own style sheet."""
+"""The Content-Security-Policy of a page: the browser fetches and runs nothing.
+
+It uses only our own style sheet.
+"""
 
 
 def frame(title: str, head: Iterable[Markup], *body: Markup) -> str:
@@ -109,7 +112,7 @@ def frame(title: str, head: Iterable[Markup], *body: Markup) -> str:
 
 
 def document(root: Markup) -> str:
-    """Return the whole page as ASCII with character references, so that it is the same in every encoding."""
+    """Return the whole page as ASCII with character references, so that its encoding does not matter."""
     return "<!doctype html>\n" + root.text.encode("ascii", "xmlcharrefreplace").decode() + "\n"
 
 
@@ -125,7 +128,7 @@ def grid(caption: str, kind: str, titles: Iterable[str], rows: Iterable[Sequence
     return tag("div", inner, class_="scroll", role="region", tabindex="0", aria_label=caption)
 
 
-PAPER = Paper(wide=True, flowing=True)
+HTML_OPTIONS = PrintOptions(wide=True, flowing=True)
 
 
 Link = Callable[[str, str], Child]
@@ -137,7 +140,7 @@ def plain_cell(_title: str, text: str) -> Child:
 
 
 def flow(lines: Iterable[Line], link: Link = plain_cell) -> list[Markup]:
-    """Return lines as paragraphs, and each run of `Row` as a table: the first row has the headings."""
+    """Return lines as paragraphs, and each run of `Row` as a table whose first row has the headings."""
     parts: list[Markup] = []
     for is_table, run in groupby(lines, lambda one: isinstance(one, Row)):
         if is_table:

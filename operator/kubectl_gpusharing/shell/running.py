@@ -1,4 +1,8 @@
-"""Run a verb, on one cluster or on several."""
+"""Run a verb in each of the contexts that the user named, in turn or concurrently.
+
+The answers of several clusters are one table. A cluster that gives no answer in time is a row with the reason, and
+delays no other beyond its time-out.
+"""
 
 import asyncio
 import resource
@@ -23,7 +27,7 @@ from kubectl_gpusharing.shell.drawing import (
     Column,
     Ink,
     Line,
-    Paper,
+    PrintOptions,
     Span,
     describe_simulated,
     fit_columns,
@@ -36,13 +40,16 @@ from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import FAILED, Trouble, explained, worst
 
 FIRST = 30.0
-"""Seconds within which a cluster must give its first answer."""
+"""Seconds within which a cluster must give its first answer; a login program must end by then, too."""
 LOGINS = 24
-"""How many clusters are logged in to at once."""
+"""How many clusters are logged in to at once; each may start a login program, which can take 60 MiB."""
 ASKS = 24
 """How many clusters are asked at once after their first answer."""
 FILES = 16
-"""How many open files a cluster may need: at most 8 connections, and those of a login program and a name's lookup."""
+"""How many open files a cluster may need.
+
+These are at most 8 connections, and those of a login program and a name's lookup.
+"""
 LEGIBLE = 32
 """How many characters the last column of the table should have."""
 
@@ -79,7 +86,10 @@ class FleetVerb:
 
 
 def carry_out_everywhere(verb: FleetVerb, typed: Namespace, contexts: Sequence[str], terminal: Terminal) -> int:
-    """Print the answers of all clusters as one table, or as a document for each. Raises Trouble if one gave none."""
+    """Print the answers of all clusters as one table, or as a document for each.
+
+    Raises Trouble if a cluster gave no answer.
+    """
     verb.check(typed)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = FILES * len(contexts)
@@ -90,7 +100,7 @@ def carry_out_everywhere(verb: FleetVerb, typed: Namespace, contexts: Sequence[s
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     answers = run_command(ask_clusters(verb, typed, contexts))
     if not terminal.structured:
-        terminal.show(describe_clusters(verb, answers, terminal.paper))
+        terminal.show(describe_clusters(verb, answers, terminal.options))
     for one in answers if terminal.structured else ():
         kind, data = (FailureData, {"error": one.error}) if one.error else (verb.kind, one.data)
         terminal.data(kind, {"context": one.context, "clusterUID": one.cluster or None, **data})
@@ -140,7 +150,7 @@ async def ask_clusters(
     return [task.result() for task in tasks]
 
 
-def describe_clusters(verb: FleetVerb, answers: Sequence[Answer], paper: Paper) -> list[Line]:
+def describe_clusters(verb: FleetVerb, answers: Sequence[Answer], options: PrintOptions) -> list[Line]:
     columns = (Column("CLUSTER"), *verb.columns)
     rows: list[Sequence[Span]] = []
     for one in answers:
@@ -154,18 +164,20 @@ def describe_clusters(verb: FleetVerb, answers: Sequence[Answer], paper: Paper) 
         other = first.setdefault(one.cluster or one.context, one.context)
         if other != one.context:
             remarks.append(f"{one.context} is the same cluster as {other}, so its rows appear twice")
-    lines = [*describe_simulated(simulated, paper), *table(columns, _wrapped(columns, rows, paper), paper)]
-    return lines + prose_of_each((f"{text}." for text in remarks), paper, ink=Ink.FAINT)
+    lines = [*describe_simulated(simulated, options), *table(columns, _wrapped(columns, rows, options), options)]
+    return lines + prose_of_each((f"{text}." for text in remarks), options, ink=Ink.FAINT)
 
 
-def _wrapped(columns: Sequence[Column], rows: Sequence[Sequence[Span]], paper: Paper) -> Sequence[Sequence[Span]]:
-    if paper.width is None or paper.wide:
+def _wrapped(
+    columns: Sequence[Column], rows: Sequence[Sequence[Span]], options: PrintOptions
+) -> Sequence[Sequence[Span]]:
+    if options.width is None or options.wide:
         return rows
     last = len(columns) - 1
     sizes = [max(len(row[i].text) for row in rows) for i in range(last)]
     widths = {i: max(size, len(columns[i].title)) for i, size in enumerate(sizes) if size}
-    kept = fit_columns(columns, {**widths, last: LEGIBLE}, paper.room)
-    room = paper.room - sum(width + len(GAP) for index, width in kept.items() if index != last)
+    kept = fit_columns(columns, {**widths, last: LEGIBLE}, options.room)
+    room = options.room - sum(width + len(GAP) for index, width in kept.items() if index != last)
     wrapped: list[Sequence[Span]] = []
     for *cells, long in rows:
         parts = textwrap.wrap(long.text, max(NARROW // 2, room), break_on_hyphens=False) or [""]
@@ -240,7 +252,10 @@ def _find_contradictions(typed: Namespace, named: Sequence[str], *, several: boo
 
 
 async def run_each(verb: Any, session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Run the verb once for each value of the argument `Verb.each`. Raises Trouble at the end, if there was any."""
+    """Run the verb once for each value of the argument `Verb.each`.
+
+    Raises Trouble at the end, if there was any.
+    """
     each = typed.row.each
     values = tuple(dict.fromkeys(getattr(typed, each) or [""])) if each else ("",)
 

@@ -1,7 +1,8 @@
-"""One cluster: how the kubeconfig says to reach it, and how to read it. Errors of the server become a `Trouble`.
+"""One cluster: how does the kubeconfig say to reach it, and what may be read there?
 
 The official client reads most of a kubeconfig (`kube/login.py`). The context is found here, because that client does
-not follow kubectl's rule for several files: the first file that names a current context decides.
+not follow kubectl's rule for several files: the first file that names a current context decides. Errors of the server
+become a `Trouble`.
 """
 
 import asyncio
@@ -31,7 +32,10 @@ MOST_LISTED = 20
 
 
 def read_contexts(files: Sequence[Path]) -> tuple[str, dict[str, str]]:
-    """Return the current context and the namespace that each context sets; both may be empty. Raises Trouble if a file cannot be read."""
+    """Return the current context and the namespace that each context sets; both may be empty.
+
+    Raises Trouble if a file cannot be read.
+    """
     return _contexts(tuple(files), kubeconfig_stamps(os.pathsep.join(map(str, files))))
 
 
@@ -52,7 +56,10 @@ def _contexts(files: tuple[Path, ...], _stamps: tuple[object, ...]) -> tuple[str
 
 
 def find_context(files: Sequence[Path], name: str) -> tuple[str, str]:
-    """Return the name of a context, of the current one if `name` is empty, and its namespace. Raises Trouble if there is none."""
+    """Return the name and the namespace of a context, or of the current one if `name` is empty.
+
+    Raises Trouble if there is none.
+    """
     current, known = read_contexts(files)
     wanted = name or current
     where = ", ".join(map(str, files))
@@ -67,7 +74,10 @@ def find_context(files: Sequence[Path], name: str) -> tuple[str, str]:
 
 
 def find_contexts(kubeconfig: str, named: Sequence[str]) -> tuple[str, ...]:
-    """Return the contexts in `named`, or all of the kubeconfig if it is empty. Raises Trouble if there are none."""
+    """Return the contexts in `named`, or all of the kubeconfig if it is empty.
+
+    Raises Trouble if there are none.
+    """
     files = find_kubeconfigs(kubeconfig)
     contexts = [find_context(files, name)[0] for name in named] or sorted(read_contexts(files)[1])
     if not contexts:
@@ -153,7 +163,10 @@ SPELLINGS: Mapping[Resource, str] = {
 
 
 def find_subject(word: str, namespace: str) -> tuple[Resource, str, str]:
-    """Return the kind, name and namespace of the object that a word such as NODE or KIND/NAME names. Raises Trouble."""
+    """Return the kind, name and namespace of the object that NODE or KIND/NAME stands for.
+
+    Raises Trouble for any other word.
+    """
     kind, slash, rest = word.partition("/")
     if not slash:
         return kinds.NODES, word, namespace
@@ -166,7 +179,7 @@ def find_subject(word: str, namespace: str) -> tuple[Resource, str, str]:
 
 
 def object_name(resource: Resource, name: str) -> str:
-    """Return the name of an object as kubectl prints it with -o name, such as gpunode.gpusharing.dev/gpu-07."""
+    """Return the name of an object as -o name prints it, such as gpunode.gpusharing.dev/gpu-07."""
     plural = resource.plural
     kind = f"{plural[:-3]}y" if plural.endswith("ies") else plural.removesuffix("s")
     return f"{resource.full_name.replace(plural, kind)}/{name}"

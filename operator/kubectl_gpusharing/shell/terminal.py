@@ -1,10 +1,8 @@
-"""What is printed: text, JSON, YAML or JSONPath, wide or narrow, in color or not.
+"""What is printed: text, JSON, YAML or JSONPath, wide or narrow, in color or not?
 
-Write output, in color to a person's terminal and without color to a pipe, and ask that person questions. rich is imported only for a terminal.
-
-The templates of `-o jsonpath=TEMPLATE`, in kubectl's dialect: text outside of braces, and in braces a path, a quoted text, or `range PATH` up to `end` (https://kubernetes.io/docs/reference/kubectl/jsonpath/).
-
-A path has fields, `*`, indexes, and filters by equality. Slices, unions, `..` and other comparisons are refused.
+Output to a pipe has no color. rich is imported only for a terminal. The templates of `-o jsonpath=TEMPLATE` are in
+kubectl's dialect (https://kubernetes.io/docs/reference/kubectl/jsonpath/), without slices, unions, `..` and comparisons
+other than equality.
 """
 
 import json
@@ -20,11 +18,14 @@ from itertools import accumulate
 from typing import Any, TextIO, TypeVar
 
 from gpusharing.api.names import GROUP
-from kubectl_gpusharing.shell.drawing import Ink, Line, Paper, Span, line, plain, shorten
+from kubectl_gpusharing.shell.drawing import Ink, Line, PrintOptions, Span, line, plain, shorten
 from kubectl_gpusharing.shell.troubles import Trouble
 
 Parts = list["str | tuple[str, Parts | None]"]
-"""The parts of a template: texts, and paths, each with the parts of the range that it begins or, without one, None."""
+"""The parts of a template: texts, and paths.
+
+Each path comes with the parts of the range that it begins or, without one, None.
+"""
 _TEXT = r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'"""
 _FIELD = rf"""\.(?:\\.|[^\s\\.\[\](){{}}'"=!<>,*?|])+|\.?\[\s*(?:{_TEXT})\s*\]"""
 _STEP = re.compile(
@@ -39,13 +40,17 @@ _TOKEN = re.compile(
     |(?P<mistake>\{{\s*(?:range\s+)?[$@]?(?:{_STEPS})*)""",
     re.VERBOSE,
 )
-"""Matches a text or an expression, or an expression up to the character that makes it none."""
+"""Matches a text, an expression, or the beginning of an expression up to a mistake."""
 _BACKSLASH = re.compile(r"""(\\["\\/bfnrtu])|\\(.)|(")""")
 """Matches an escape of JSON, another character after a backslash, or a double quote."""
 
 
 def parse_template(template: str) -> Parts:
-    """Return the parts of a template. Raises Trouble if it has a mistake."""
+    """Return the parts of a template. Raises Trouble if it has a mistake.
+
+    A template has text outside of braces, and in braces a path, a quoted text, or `range PATH` up to `end`. A path has
+    fields, `*`, indexes, and filters by equality.
+    """
     if not template:
         raise _mistake(template, 0, "there is no template")
     return _read_parts(template, _TOKEN.finditer(template))
@@ -140,7 +145,11 @@ API = f"cli.{GROUP}/v1alpha1"
 
 
 def ask_line(question: str, answers: TextIO) -> str:
-    """Ask on standard error, so that the question is not mixed with data. Raises EOFError at the end of the input."""
+    """Ask on standard error, so that the question is not mixed with data.
+
+    Raises EOFError at the end of the input. asyncio would only take note of the first Ctrl-C and keep waiting for the
+    line to end, so Python's own handler is installed while the question is open.
+    """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         print(f"{question} ", end="", file=sys.stderr, flush=True)
@@ -175,7 +184,7 @@ class Terminal:
     width: int | None = None
     """The number of columns, or None if the stream is not a terminal."""
     measure: Callable[[], os.terminal_size] | None = None
-    """Returns the size of the terminal, which may change during a watch; None if the size never changes."""
+    """Returns the size of the terminal, which may change during a watch; None if it never changes."""
     headers: bool = True
     template: Parts = field(default_factory=list)
     _live: Any = field(default=None, init=False)
@@ -184,7 +193,10 @@ class Terminal:
 
     @classmethod
     def of(cls, typed: str, *, color: bool, headers: bool = True) -> "Terminal":
-        """Return a Terminal for standard output. Raises Trouble if the template of -o jsonpath has a mistake."""
+        """Return a Terminal for standard output, without colors if NO_COLOR is set (https://no-color.org).
+
+        Raises Trouble if the template of -o jsonpath has a mistake.
+        """
         output, equals, template = typed.partition("=")
         parts = parse_template(template) if equals else []
         here = cls(sys.stdout, output, headers=headers, template=parts)
@@ -195,10 +207,10 @@ class Terminal:
         return here
 
     @property
-    def paper(self) -> Paper:
+    def options(self) -> PrintOptions:
         unicode = (self.stream.encoding or "").lower().replace("-", "").startswith("utf8")
         width = self._size().columns if self.redraws else self.width
-        return Paper(width, glyphs=unicode, wide=self.output == "wide", headers=self.headers)
+        return PrintOptions(width, glyphs=unicode, wide=self.output == "wide", headers=self.headers)
 
     @property
     def structured(self) -> bool:
@@ -211,7 +223,10 @@ class Terminal:
         return self._live is not None
 
     def data(self, kind: type[Data], value: Data, names: Iterable[str] = ()) -> None:
-        """Write `value` with its apiVersion and kind, or with -o name the `names` of the objects that it is about."""
+        """Write `value` with its apiVersion and kind.
+
+        With -o name, write instead the `names` of the objects that it is about.
+        """
         if self.output == "name":
             self.write("".join(f"{name}\n" for name in dict.fromkeys(names)))
         else:
@@ -235,11 +250,11 @@ class Terminal:
         self,
         kind: type[Data],
         data: Callable[[], Data],
-        lines: Callable[[Paper], Sequence[Line]],
+        lines: Callable[[PrintOptions], Sequence[Line]],
         rows: Callable[[], Iterable[Iterable[object]]] = tuple,
         names: Iterable[str] = (),
     ) -> None:
-        """Write an answer in the output format; only what that needs is computed."""
+        """Write an answer in the output format; only what that format needs is computed."""
         if self.output == "csv":
             import csv  # only two verbs write CSV
 
@@ -248,7 +263,7 @@ class Terminal:
         elif self.structured:
             self.data(kind, data(), names)
         else:
-            self.show(lines(self.paper))
+            self.show(lines(self.options))
 
     def write(self, text: str) -> None:
         self.stream.write(text)
@@ -258,12 +273,15 @@ class Terminal:
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def progress(self, text: str) -> None:
-        """Show a sentence about a long wait on standard error, in place of the one before; an empty text removes it."""
+        """Show a sentence about a long wait on standard error, in place of the one before.
+
+        An empty text removes the sentence.
+        """
         if sys.stderr.isatty():
             print(f"\r\x1b[K{shorten(text, self._size().columns - 1)}", end="", file=sys.stderr, flush=True)
 
     def show(self, lines: Sequence[Line], hint: str = "", short: Sequence[Line] = ()) -> None:
-        """Write the lines. On a screen that they do not fit on, write `short` or their beginning, and the hint."""
+        """Write the lines. On a screen that is too small, write `short` or their beginning, and the hint."""
         if self._live is not None:
             self._live.console.size = size = self._size()
             fitting = _fitting(lines, size, hint, self._live.console)

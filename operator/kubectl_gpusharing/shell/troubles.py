@@ -1,4 +1,4 @@
-"""Errors that end a command without a result.
+"""Which errors end a command without a result?
 
 Each is a sentence for the person who typed the command, with an exit status.
 """
@@ -11,10 +11,13 @@ from gpusharing.api.nearest import nearest as nearest
 from gpusharing.kube.errors import Forbidden, Invalid, KubeError, NotFound, Throttled, Unauthorized
 
 DONE, FAILED, CHANGES, FAILED_ON, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 5, 130, 141
-"""Exit statuses, of which docs/reference/cli.md#exit-status has all."""
+"""Exit statuses; docs/reference/cli.md#exit-status has all.
+
+The last two are those that a shell reports for a program that SIGINT or SIGPIPE ended.
+"""
 INSTALL = "helm install gpusharing deploy/helm/gpu-sharing-operator --namespace gpusharing --create-namespace"
 VIEWER = "ClusterRole gpusharing-viewer"
-"""The role that the chart creates for users who only read."""
+"""The role that the chart creates for users who only read: our own kinds and nothing else."""
 
 
 class Trouble(Exception):

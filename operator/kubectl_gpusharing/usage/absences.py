@@ -1,8 +1,8 @@
-"""Hours for which Prometheus has no data, and why.
+"""Which nodes' agents did Prometheus not see for a while, and what is unknown because of that?
 
-Nodes whose agents Prometheus did not see for a while, although it saw others (`find_gaps` reports when it saw none).
-
-If the agent kept running, its counters kept growing and `increase` bridges the gap. If it restarted, the use in the meantime is unknown. Prometheus cannot distinguish the two, so both are reported. A node that joined or left has no absence, unless its agent failed before or started long after: while its pod exists, Prometheus scrapes it, so `up` is 0, or the agent reports that it cannot read its GPUs.
+If the agent kept running, its counters kept growing and `increase` bridges the gap. If it restarted, the use of the
+node's GPUs in the meantime is unknown. Prometheus cannot distinguish the two, so both are reported. A time in which
+Prometheus saw no node at all is not an absence: `find_gaps` reports that.
 """
 
 from collections import Counter
@@ -26,14 +26,23 @@ from kubectl_gpusharing.usage.queries import POINT, POLICY, MeterQuery, anybody_
 from kubectl_gpusharing.usage.windows import DAY, Answers, duration, moment
 
 SHORT = 300.0
-"""The longest absence in a day, in seconds, that is not reported: an update or a crash restarts an agent."""
+"""The longest absence in a day that is not reported, in seconds.
+
+An update or a crash restarts an agent.
+"""
 LATELY = 600
-"""How many seconds before the end of the window a node must have been without a Ready agent to be reported. An update of the agent takes less."""
+"""How long a node must have been without a Ready agent at the end of the window, in seconds.
+
+It is reported then; an update of the agent takes less.
+"""
 LOOK = "kubectl get pods -A -o wide -l app.kubernetes.io/name=gpusharing-agent"
 Stretch = tuple[float, float]
 """The start and end of a time without samples, in seconds since 1970."""
 PRESENCE = ("seen first", "seen last", "seen", "down first", "down last")
-"""The answers to `close_queries` that say when nodes were seen and how often, and when their agents did not answer."""
+"""The answers to `close_queries` about when and how often nodes were seen.
+
+They also say when agents did not answer.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +52,7 @@ class Sightings:
     start: float
     end: float
     nodes: Set[str]
-    """With GPU time."""
+    """The nodes with GPU time in the stretch."""
     suspects: Set[str]
     """Nodes that were perhaps not seen all the time; `presence` is about at least these."""
     presence: Mapping[str, Mapping[str, float]]
@@ -59,7 +68,10 @@ def _by_node(answer: Iterable[Series]) -> dict[str, float]:
 async def read_sightings(
     prometheus: Prometheus, query: MeterQuery, day: Answers, begin: float, end: float
 ) -> Sightings:
-    """Return which nodes were seen in a stretch, whose answers are `day`. A node that was seen all the time shows that there are no holes; only without one are these queried."""
+    """Return which nodes were seen in a stretch, whose answers are `day`.
+
+    A node that was seen all the time shows that there are no holes; only without one are these queried.
+    """
     nodes, suspects = nodes_of(day["gpus"]), nodes_of(day["suspects"])
     holes: list[Stretch] = []
     if nodes <= suspects:
@@ -75,11 +87,11 @@ class Absences:
 
     def __init__(self, start: float, end: float) -> None:
         self.seconds: Counter[str] = Counter()
-        """Absences of up to SHORT in a stretch do not count."""
+        """How long each node was absent; absences of up to SHORT in a stretch do not count."""
         self.first: dict[str, float] = {}
-        """In the window or after it."""
+        """When each node was first seen, in the window or after it."""
         self.last: dict[str, float] = {}
-        """In the window or before it."""
+        """When each node was last seen, in the window or before it."""
         self.returned: set[str] = set()
         """Nodes that were seen after the window."""
         self._start, self._end = start, end
@@ -93,7 +105,11 @@ class Absences:
         counts: Mapping[str, float],
         holes: Sequence[Stretch],
     ) -> None:
-        """Add the next stretch: when each node was first and last seen in it, how often nodes that were perhaps absent were seen, and when no node was seen."""
+        """Add the next stretch.
+
+        `firsts` and `lasts` have the times at which each node was first and last seen in it, and `counts` the number of
+        sightings of nodes that were perhaps absent in between. `holes` are the times in which no node was seen.
+        """
         self._holes += holes
         for node, first in firsts.items():
             before = self.last.get(node, first)
@@ -121,14 +137,20 @@ class Absences:
         return {node for node in nodes if self.missed(self.last[node], self._end) > SHORT}
 
     def missed(self, begin: float, end: float, sightings: int = 0) -> float:
-        """Return for how many seconds a node was absent if it was seen `sightings` times in between, without times in which no node was seen, or outside the window."""
+        """Return for how many seconds a node was absent if it was seen `sightings` times in between.
+
+        Times in which no node was seen, or outside the window, do not count.
+        """
         begin, end = max(begin, self._start - POINT), min(end, self._end + POINT)
         others = sum(max(0.0, min(end, b) - max(begin, a) - POINT) for a, b in self._holes)
         return max(0.0, end - begin - POINT * (sightings + 1) - others)
 
 
 async def find_absences(prometheus: Prometheus, query: MeterQuery, sightings: Sequence[Sightings]) -> Absences:
-    """Return when each node was seen in the window. A node that is not a suspect in a stretch counts as seen throughout it."""
+    """Return when each node was seen in the window.
+
+    A node that is not a suspect in a stretch counts as seen throughout it.
+    """
     absences = Absences(query.start, query.end)
     # Look no farther back and ahead than the window is long: users may choose a short one because a day is too much.
     around = min(DAY, query.end - query.start)
@@ -159,7 +181,13 @@ def describe_absences(seconds: Mapping[str, float]) -> Iterator[str]:
 async def find_losses(
     prometheus: Prometheus, query: MeterQuery, sightings: Sequence[Sightings]
 ) -> tuple[list[str], list[str]]:
-    """Return why the bill is incomplete, and remarks about nodes first seen late or last seen early. Raises Trouble if a query fails."""
+    """Return why the bill is incomplete, and remarks about nodes first seen late or last seen early.
+
+    Nothing is missing if a node joined or left during the window. But something is missing if the agent failed before
+    the node left, or started long after the node joined. The agent's pod distinguishes these: while it exists,
+    Prometheus scrapes it, so `up` is 0, or the agent reports that it cannot read its GPUs. Raises Trouble if a query
+    fails.
+    """
     absences = await find_absences(prometheus, query, sightings)
     down: dict[str, tuple[float, float]] = {}
     for each in sightings:
@@ -210,7 +238,11 @@ def _nodes(nodes: Mapping[str, float], show: Callable[[float], str]) -> str:
 
 
 def silence_of(node: str, absences: Absences, down: tuple[float, float]) -> float:
-    """Return the seconds in `down`, in which the agent did not answer, before the node's first sighting, if it is new in the window, and after its last one, if it did not return."""
+    """Return the seconds in `down` before the node's first sighting and after its last one.
+
+    `down` is the time in which the agent did not answer. The time before counts if the node is new in the window, and
+    the time after if it did not return.
+    """
     begin, end = down
     if node not in absences.first and node not in absences.last:
         return absences.missed(begin, end)

@@ -1,4 +1,8 @@
-"""Which mode suits workloads, from what a person says about them, or from what their pods request."""
+"""Which mode suits workloads, by what a person says about them, or by what their pods request?
+
+The rules have a fixed order, and the first that applies decides. docs/design/hardware.md says which mode isolates what.
+The layouts are those of a recommendation (`recommend`).
+"""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -38,11 +42,14 @@ class AdviceAnswers:
     bursts: bool = False
     """Whether workloads compute only now and then."""
     isolation: str = ""
-    """The level of isolation that the label of the pods' namespace demands: `hardware` or `memory`; empty if none."""
+    """The level that the label of the pods' namespace demands: `hardware` or `memory`; empty if none."""
     no_mps: str | None = None
-    """The reason why no label can switch MPS on in the cluster; empty if one can, or None if it is unknown."""
+    """Why no label can switch MPS on in the cluster; empty if one can, or None if it is unknown."""
     mps_remedy: str = ""
-    """What a person can do so that a label can switch MPS on, in sentences; empty if one can, or if it is unknown."""
+    """What a person can do so that a label can switch MPS on, in sentences.
+
+    It is empty if one can, or if it is unknown.
+    """
     gpu_operator: str = ""
     """The version of the GPU Operator that the person named; empty if it was not named."""
     per_node: int = 1
@@ -58,7 +65,10 @@ class AdviceAnswers:
 
     @property
     def most(self) -> int:
-        """How many workloads fit into the memory of one GPU, whichever they are; 0 if not even one of the largest does."""
+        """How many workloads fit into the memory of one GPU, whichever they are.
+
+        It is 0 if not even one of the largest does.
+        """
         return int(memory_of(self.card) // self.largest)
 
     @property
@@ -81,11 +91,14 @@ class Advice:
     portions: tuple[Portion, ...] = ()
     """The layouts in mode MIG, each with its GPUs; empty in the other modes."""
     profile: Profile | None = None
-    """The profile of each instance in mode MIG if all have the same, or None."""
+    """The profile of each instance in mode MIG if all have the same; otherwise None."""
 
     @property
     def layout(self) -> Layout:
-        """The layout of each GPU in mode MIG; empty in the other modes, and if the GPUs of a node differ."""
+        """The layout of each GPU in mode MIG.
+
+        It is empty in the other modes, and if the GPUs of a node differ.
+        """
         return (self.portions[0].layout or ()) if len(self.portions) == 1 else ()
 
     def policy(self, name: str, pool: str) -> dict[str, object]:
@@ -100,7 +113,10 @@ class Advice:
 
 
 def advise(answers: AdviceAnswers) -> Advice:
-    """Return the advice of the first rule that applies: a whole GPU for each workload, isolation, MIG because it takes fewer GPUs, and else sharing."""
+    """Return the advice of the first rule that applies.
+
+    The rules are a whole GPU for each workload, isolation, MIG because it takes fewer GPUs, and else sharing.
+    """
     least, have = min(gib for _, gib in answers.needs), memory_of(answers.card)
     if least > have / 2:
         why = f"{least:.1f} GiB (the peak plus a fifth) leave no room for a second workload on {have:.1f} GiB"
@@ -239,7 +255,10 @@ class Demand:
     """How many pods have a priority above 0."""
     notebooks: int = 0
     sizes: Counter[int] = field(default_factory=Counter)
-    """For how many devices the pods declare which GPU memory, in bytes; 0 bytes for devices of pods that declare none, or no valid one."""
+    """For how many devices the pods declare which GPU memory, in bytes.
+
+    Devices of pods that declare none, or no valid one, count under 0 bytes.
+    """
     wrong: str = ""
     """A clause about the first pod whose annotation is not valid; empty if there is none."""
 
@@ -265,7 +284,10 @@ class Demand:
         return f"{self.namespace}: {counted(self.pods, 'pod')} with GPUs{tail}, which request {asks}"
 
     def unknown(self, card: Card) -> list[str]:
-        """Return the sorted resource names of MIG instances, also of shared ones, that the pods request and this card does not have."""
+        """Return the sorted resource names of MIG instances that the pods request and this card lacks.
+
+        Shared instances count too.
+        """
         known = {resource_name(one.name, shared=shared) for one in card.profiles for shared in (False, True)}
         return sorted(name for name in self.devices if name.startswith(names.RESOURCE_MIG_PREFIX) and name not in known)
 
@@ -296,7 +318,7 @@ def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
 
 
 def advise_for(demand: Demand, card: Card) -> Advice | None:
-    """Return the advice that follows from the pods' requests alone, or None if the user must answer questions."""
+    """Return the advice that follows from the pods' requests; None if the user must answer questions."""
     if demand.several:
         pods = ", ".join(demand.several[:3]) + (" ..." if len(demand.several) > 3 else "")
         why = (
@@ -334,8 +356,11 @@ def _unserved(demand: Demand, served: Collection[str]) -> str:
 
 
 def _layout(wanted: Counter[str], profiles: Sequence[Profile]) -> tuple[Layout, list[str]]:
-    """Return the full layout that serves the requested profiles with the fewest GPUs, and the profiles, of the fewest requests, for which none has room."""
-    plain = [one for one in profiles if one.name in wanted or not {"+", "-"} & set(one.name)]
+    """Return the full layout that serves the requested profiles with the fewest GPUs.
+
+    Return also the profiles, of the fewest requests, for which the layout has no room.
+    """
+    plain = [one for one in profiles if one.name in wanted or one.is_plain]
     layouts = maximal_layouts(plain)
     ranked = [name for name, _ in sorted(wanted.items(), key=lambda item: (-item[1], item[0]))]
 

@@ -1,6 +1,9 @@
-"""`advise --card CARD --need 4x20Gi --need 12x5Gi ...`: advise a mode and a layout, with the reason, the disadvantage, what they save, and the policy to apply.
+"""`advise --card CARD --need 4x20Gi ...`: which mode, layout and policy suit workloads?
 
-No cluster is contacted, except with -n. Flags that are missing are asked for at a terminal, and count as "no" on a pipe. With --from-prometheus, which `recommend` stands for, the needs are measured instead (recommend.py).
+The answer has the reason, the disadvantage, and what it saves. No cluster is contacted, except with -n: then the pods
+of that namespace, the cards in the cluster, and what NVIDIA's ClusterPolicy turns off are read. Flags that are missing
+are asked for at a terminal, and count as "no" on a pipe. With --from-prometheus, which `recommend` stands for, the
+needs are measured instead (usage/recommend.py).
 """
 
 import re
@@ -26,7 +29,7 @@ from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted import target
 from kubectl_gpusharing.setup.layouts import draw, pick
 from kubectl_gpusharing.shell.documents import AdviceData, SavingData
-from kubectl_gpusharing.shell.drawing import BLANK, Ink, Line, Paper, line, prose, prose_of_each
+from kubectl_gpusharing.shell.drawing import BLANK, Ink, Line, PrintOptions, line, prose, prose_of_each
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal, ask_line
 from kubectl_gpusharing.shell.troubles import DONE, Trouble
@@ -71,7 +74,10 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Print advice based on the pods of a namespace, on the answers to questions that the pods leave open, or on a Prometheus in the cluster."""
+    """Print advice based on the pods of a namespace, or on a Prometheus in the cluster.
+
+    The user is asked what the pods leave open.
+    """
     if _is_measured(typed, terminal):
         return await recommend.run(session, typed, terminal)
     demand = read_demand(typed.namespace, await session.all(PODS, namespace=typed.namespace))
@@ -187,20 +193,23 @@ def _show(
     elif terminal.structured:
         terminal.data(AdviceData, as_data(advice, policy, saving_data(saved, price)))
     else:
-        paper = terminal.paper
-        lines = prose(f"{pods}.", paper, hang="  ") if pods else []
-        lines += describe(advice, card, paper)
+        options = terminal.options
+        lines = prose(f"{pods}.", options, hang="  ") if pods else []
+        lines += describe(advice, card, options)
         if answers is not None and saved is not None:
             text = f"{answers.pods} workloads take {counted(advice.gpus, 'GPU')}; with whole GPUs each, they would take"
             saving = f"{text} {answers.whole}. {saving_of(saved, price)}"
-            lines += prose(saving, paper, hang="  ", ink=Ink.GOOD)
+            lines += prose(saving, options, hang="  ", ink=Ink.GOOD)
         rows = yaml.safe_dump(policy, sort_keys=False).splitlines()
         terminal.show([*lines, BLANK, *map(line, rows)])
     return DONE
 
 
 def need_of(text: str, count: int) -> tuple[int, float]:
-    """Parse a number of workloads, by default `count`, and the memory of each, such as `4x20Gi`, to GiB with headroom."""
+    """Parse a number of workloads, by default `count`, and the memory of each, such as `4x20Gi`.
+
+    The memory becomes GiB with headroom.
+    """
     number, _, size = text.partition("x")
     if re.fullmatch(r"\s*[1-9]\d{0,3}\s*", number) and size:
         return int(number), size_of(size) * HEADROOM
@@ -208,7 +217,10 @@ def need_of(text: str, count: int) -> tuple[int, float]:
 
 
 def size_of(text: str) -> float:
-    """Parse a size such as `15Gi`, by default in GiB, to GiB; G and GB are decimal. Raises Trouble if it is not a positive size."""
+    """Parse a size such as `15Gi`, by default in GiB, to GiB; G and GB are decimal.
+
+    Raises Trouble if it is not a positive size.
+    """
     match = _SIZE.fullmatch(text.strip())
     if match is None or float(match[1]) <= 0:
         raise Trouble(f"{text!r} is not a memory size; use one such as 15Gi, or 4x15Gi for up to 9999 workloads")
@@ -233,14 +245,14 @@ def _ask(question: str, flag: str, read: Callable[[str], T]) -> T:
     raise Trouble(f"advise needs {flag}")
 
 
-def describe(advice: Advice, card: Card, paper: Paper) -> list[Line]:
+def describe(advice: Advice, card: Card, options: PrintOptions) -> list[Line]:
     what = "; ".join(layouts_of(advice.portions)) or f"{counted(advice.shares, 'share')} of each GPU"
     title = str(advice.mode) if advice.mode is Mode.FULL else f"{advice.mode}, {what}"
-    lines = prose(title, paper, hang="  ", ink=Ink.TITLE)
-    if advice.layout and (drawn := draw(advice.layout, card.profiles, paper)):
+    lines = prose(title, options, hang="  ", ink=Ink.TITLE)
+    if advice.layout and (drawn := draw(advice.layout, card.profiles, options)):
         lines.append(line("  ", *drawn))
-    lines += prose_of_each((f"Because {reason}." for reason in advice.why), paper)
-    return [*lines, *prose(f"But {advice.but}.", paper, hang="  ", ink=Ink.WAITING)]
+    lines += prose_of_each((f"Because {reason}." for reason in advice.why), options)
+    return [*lines, *prose(f"But {advice.but}.", options, hang="  ", ink=Ink.WAITING)]
 
 
 def as_data(advice: Advice, policy: dict[str, object], saving: SavingData | None) -> AdviceData:

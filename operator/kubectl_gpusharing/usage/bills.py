@@ -1,4 +1,9 @@
-"""Divide the cost of a pool between those who held and those who used its GPUs."""
+"""What does the GPU time of a pool cost, and who is billed for it?
+
+Integers and fractions make a bill add up to the cent, a hundredth of any currency; nothing is converted. The amount of
+a pool is its GPU-hours times the price, rounded once (half to even), and the amounts of its parts are rounded so that
+they add up to it (`apportion`). An amount across pools is a sum of such parts.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,7 +34,7 @@ class Basis(StrEnum):
     RESERVED = "reserved"
     """The tenant held replicas of a shared device, whichever pod computed."""
     ESTIMATE = "estimate"
-    """Whether the device was shared is unknown, or KAI-Scheduler divides it among pods."""
+    """It is unknown whether the device was shared, or KAI-Scheduler divides it among pods."""
     NONE = ""
 
 
@@ -38,7 +43,7 @@ class Price:
     amount: Fraction
     currency: str
     source: str
-    """As shown to people, such as `OpenCost`."""
+    """The source's name as shown to people, such as `OpenCost`."""
 
 
 @value
@@ -46,7 +51,7 @@ class Cell:
     """The attributes by which GPU time is counted; the rows of a bill are sums of cells."""
 
     policy: str
-    """Of the node at the time; empty if it had none."""
+    """The policy of the node at the time; empty if it had none."""
     tenant: str
     """Who is billed; empty for time that no tenant held."""
     part: Part
@@ -54,7 +59,7 @@ class Cell:
     """The resource that was held or advertised; empty where no slice was advertised."""
     basis: Basis
     price: Price | None
-    """None if it is unknown."""
+    """The price of a GPU; None if it is unknown."""
 
     @property
     def currency(self) -> str:
@@ -63,25 +68,32 @@ class Cell:
 
 @value
 class Sum:
-    """Some GPU time and what it costs: in a row, that of cells which differ only in what it does not show; in a pool, all of a policy in one currency; in a total, that of all policies."""
+    """Some GPU time and what it costs, in a row, a pool or a total.
+
+    A row adds up the cells that differ only in what it does not show, a pool all cells of a policy in one currency, and
+    a total all cells in one currency.
+    """
 
     micros: int
     """Microseconds of whole GPUs."""
     currency: str
-    """Empty if the price is not known."""
+    """The currency of the cost; empty if the price is not known."""
     cents: int | None
-    """None if the price is not known."""
+    """The cost in hundredths of the currency; None if the price is not known."""
     policy: str = ""
-    """Name of the policy in a bill by policy, and of a pool; empty for GPUs without one, and for a total."""
+    """The policy of a pool, or of a row in a bill by policy.
+
+    It is empty for GPUs without one, and in a total.
+    """
     tenant: str = ""
-    """In a row, as `part`, `resource` and `basis`."""
+    """Who is billed for a row; only rows have it, `part`, `resource` and `basis`."""
     part: Part = Part.HELD
     resource: str = ""
     basis: Basis = Basis.NONE
     prices: tuple[Price, ...] = ()
-    """In a pool: all prices that applied, cheapest first."""
+    """All prices that applied in a pool, cheapest first; empty in a row and in a total."""
     parts: Mapping[Part, int] = field(default_factory=dict)
-    """In a total: cents of each part; empty if the price is not known."""
+    """The cents of each part in a total; empty if the price is not known."""
 
 
 @value
@@ -90,13 +102,16 @@ class Bill:
 
     rows: tuple[Sum, ...]
     pools: tuple[Sum, ...]
-    """One for each policy and each of its currencies."""
+    """A pool for each policy and each of its currencies."""
     totals: tuple[Sum, ...]
-    """One for each currency, then one for the time without a price."""
+    """A total for each currency, then one for the time without a price."""
 
 
 def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
-    """Return the bill for the microseconds in each cell; without `by_policy`, a row sums up all policies. Raises ValueError if a time or a price is negative."""
+    """Return the bill for the microseconds in each cell.
+
+    Without `by_policy`, a row sums up all policies. Raises ValueError if a time or a price is negative.
+    """
     for cell, micros in counted.items():
         if micros < 0 or (cell.price is not None and cell.price.amount < 0):
             raise ValueError(f"{cell} has {micros} microseconds: neither time nor price may be negative")
@@ -135,7 +150,10 @@ def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
 
 
 def apportion(exact: Sequence[Fraction], whole: int) -> list[int]:
-    """Round the amounts down, then add 1 to those that lost most by it, the first ones in a tie, until they add up to `whole`, their rounded sum."""
+    """Round the amounts so that they add up to `whole`, their rounded sum (largest remainder).
+
+    All are rounded down, and 1 is added to those that lost most by it, the first ones in a tie.
+    """
     floors = [int(each) for each in exact]
     order = sorted(range(len(exact)), key=lambda index: (floors[index] - exact[index], index))
     for index in order[: whole - sum(floors)]:

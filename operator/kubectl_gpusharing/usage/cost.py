@@ -1,4 +1,7 @@
-"""`kubectl gpusharing cost`: what each tenant cost."""
+"""`cost [--by namespace|policy|LABEL] [--window 30d]`: what did the GPUs cost, and who used them?
+
+The answer is what a Prometheus, in a cluster or not, has recorded.
+"""
 
 import re
 from argparse import Namespace
@@ -8,7 +11,7 @@ from fractions import Fraction
 from gpusharing.kube.background import run_command
 from kubectl_gpusharing.shell import drawing
 from kubectl_gpusharing.shell.documents import BillData, SumData
-from kubectl_gpusharing.shell.drawing import BLANK, Column, Ink, Line, Paper, Span, prose, table
+from kubectl_gpusharing.shell.drawing import BLANK, Column, Ink, Line, PrintOptions, Span, prose, table
 from kubectl_gpusharing.shell.running import Answer, FleetVerb
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal
@@ -40,7 +43,11 @@ POOL_COLUMNS = (
 
 
 def used_by(answer: CostReport, row: Sum) -> list[float | None]:
-    """Return how much of the memory, and how much of the SM time, that a row's tenant held of its resource was used; None if unknown or if no tenant held it."""
+    """Return how much of the memory and of the SM time that a row's tenant held was used.
+
+    Each is about the resource of the row. It is None if it is unknown or no tenant held the row, and can exceed 1 on
+    shared GPUs.
+    """
     keys = [(whose(row, answer.query), row.resource, what) for what in ("memory", "sm")]
     held = row.part is Part.HELD
     return [round(answer.used[key], 4) if held and key in answer.used else None for key in keys]
@@ -70,12 +77,12 @@ def cells_of(answer: CostReport) -> list[list[Span]]:
     return cells
 
 
-def describe(answer: CostReport, paper: Paper) -> list[Line]:
+def describe(answer: CostReport, options: PrintOptions) -> list[Line]:
     query, bill = answer.query, answer.bill
     head = f"{duration(query.end - query.start)} until {moment(query.end)}, by {query.by}"
-    lines = [*prose(head, paper, ink=Ink.TITLE), *drawing.describe_simulated(answer.simulated, paper)]
+    lines = [*prose(head, options, ink=Ink.TITLE), *drawing.describe_simulated(answer.simulated, options)]
     if bill.rows:
-        lines += table(columns_of(query.by.upper()), cells_of(answer), paper)
+        lines += table(columns_of(query.by.upper()), cells_of(answer), options)
         cells = []
         for pool in bill.pools:
             priced = UNKNOWN
@@ -85,17 +92,17 @@ def describe(answer: CostReport, paper: Paper) -> list[Line]:
                 priced = f"{pool.currency} {low if low == high else f'{low} to {high}'} ({sources})"
             cost = Span(money(pool.cents, pool.currency), Ink.PLAIN if pool.currency else Ink.WAITING)
             cells.append([Span(pool.policy or "(no policy)"), Span(hours_of(pool.micros)), Span(priced), cost])
-        lines += [BLANK, *table(POOL_COLUMNS, cells, paper), BLANK]
-        lines += drawing.prose_of_each(map(total_sentence, bill.totals), paper)
+        lines += [BLANK, *table(POOL_COLUMNS, cells, options), BLANK]
+        lines += drawing.prose_of_each(map(total_sentence, bill.totals), options)
     else:
-        lines += prose("No GPU was metered.", paper)
-    return [*lines, *describe_doubts(answer.remarks, answer.missing, paper)]
+        lines += prose("No GPU was metered.", options)
+    return [*lines, *describe_doubts(answer.remarks, answer.missing, options)]
 
 
-def describe_doubts(remarks: Iterable[str], missing: Iterable[str], paper: Paper) -> list[Line]:
+def describe_doubts(remarks: Iterable[str], missing: Iterable[str], options: PrintOptions) -> list[Line]:
     """Draw the remarks about an answer and, marked PARTIAL, why it is incomplete."""
-    lines = drawing.prose_of_each((f"{text}." for text in remarks), paper, ink=Ink.FAINT)
-    return lines + drawing.prose_of_each((f"PARTIAL: {text}." for text in missing), paper, ink=Ink.WAITING)
+    lines = drawing.prose_of_each((f"{text}." for text in remarks), options, ink=Ink.FAINT)
+    return lines + drawing.prose_of_each((f"PARTIAL: {text}." for text in missing), options, ink=Ink.WAITING)
 
 
 def columns_of(name: str) -> tuple[Column, ...]:
@@ -206,16 +213,26 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
 
 
 async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> int:
-    """Print the bill from a Prometheus in the cluster or, without a `session`, the one in `--prometheus`; CHANGES if it is incomplete. Mistakes in flags raise Trouble before anything is sent."""
+    """Print the bill; return CHANGES if it is incomplete.
+
+    It is read from a Prometheus in the cluster or, without a `session`, the one in `--prometheus`. Mistakes in flags
+    raise Trouble before anything is sent.
+    """
     query_of(typed, 0.0)  # reports mistakes before anything is sent
     async with prometheus_at(await find_endpoint(session, typed)) as prometheus:
         answer = await find_answer(prometheus, typed, terminal.progress)
-    terminal.answer(BillData, lambda: as_data(answer), lambda paper: describe(answer, paper), lambda: as_rows(answer))
+    terminal.answer(
+        BillData, lambda: as_data(answer), lambda options: describe(answer, options), lambda: as_rows(answer)
+    )
     return CHANGES if answer.missing else DONE
 
 
 async def ask(session: Session, typed: Namespace) -> Answer:
-    """Return the bill of one cluster (see FleetVerb). Its rows end with an empty cell for the column NOTE; totals, remarks and what is missing become remarks of the Answer."""
+    """Return the bill of one cluster (see FleetVerb).
+
+    Its rows end with an empty cell for the column NOTE. Totals, remarks and what is missing become remarks of the
+    Answer.
+    """
     async with prometheus_at(await find_endpoint(session, typed)) as prometheus:
         answer = await find_answer(prometheus, typed)
     status, rows = CHANGES if answer.missing else DONE, [[*cells, Span("")] for cells in cells_of(answer)]
@@ -231,7 +248,10 @@ FLEET = FleetVerb(COLUMNS, "no GPU was metered", BillData, ask, lambda typed: qu
 async def find_answer(
     prometheus: Prometheus, typed: Namespace, progress: Callable[[str], None] = lambda text: None
 ) -> CostReport:
-    """Read the bill of a window that ends now, by the clock of `prometheus`, or at `--until`. `progress` is called with an empty text at the end."""
+    """Read the bill of a window that ends now, by the clock of `prometheus`, or at `--until`.
+
+    `progress` is called with an empty text at the end.
+    """
     query = query_of(typed, await prometheus.now())
     try:
         return await read_bill(prometheus, query, progress)
@@ -240,7 +260,10 @@ async def find_answer(
 
 
 def query_of(typed: Namespace, now: float) -> MeterQuery:
-    """Return the query for these flags, with both ends rounded down to whole seconds. Raises Trouble for flags that cannot be used. If `now` is 0, an `--until` in the future is accepted."""
+    """Return the query for these flags, with both ends rounded down to whole seconds.
+
+    Raises Trouble for flags that cannot be used. If `now` is 0, an `--until` in the future is accepted.
+    """
     start, end = map(float, map(int, span_of(typed, now)))
     if not re.fullmatch(r"[A-Z]{3}", typed.currency):
         raise Trouble(f"--currency {typed.currency}: use three capital letters, for example USD")

@@ -1,4 +1,9 @@
-"""`kubectl gpusharing free`: what is free now, and for which pods."""
+"""`free [--by resource|node|policy|namespace|pod]`: who holds the GPUs, and what is free now?
+
+The answer comes from Nodes and Pods; from policies, too, if GPUs are shared by time-slicing, and from GPUNodes if the
+user may not read all Nodes and Pods. `--usage` adds what each pod uses: from the agents' metrics through the API
+server, or else from Prometheus.
+"""
 
 import re
 from argparse import Namespace
@@ -18,7 +23,7 @@ from gpusharing.kube.raw import entries, part, section, text, whole
 from gpusharing.planning.vocabulary.lengths import counted, some
 from kubectl_gpusharing.shell import drawing
 from kubectl_gpusharing.shell.documents import InventoryData
-from kubectl_gpusharing.shell.drawing import BLANK, Column, Ink, Line, Paper, Span, age, prose, table
+from kubectl_gpusharing.shell.drawing import BLANK, Column, Ink, Line, PrintOptions, Span, age, prose, table
 from kubectl_gpusharing.shell.session import Session, object_name
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, Denied, Trouble, error_text
@@ -37,14 +42,14 @@ from kubectl_gpusharing.usage.holdings import (
     read_stock,
     share_nodes,
 )
-from kubectl_gpusharing.usage.prometheus import Series, find_place, nodes_of, prometheus_at, side_by_side
+from kubectl_gpusharing.usage.prometheus import Series, find_service_endpoint, nodes_of, prometheus_at, side_by_side
 from kubectl_gpusharing.usage.queries import OWN, SIMULATED, SLICES, SM
 from kubectl_gpusharing.usage.workloads import Pod, pod_of
 
 PORT = 8080
-"""Of the metrics of an agent whose pod names none."""
+"""The port with the metrics of an agent whose pod names none."""
 MOST_ASKED = 100
-"""The most agents that are queried one by one. If there are more, Prometheus is used instead."""
+"""The most agents that are queried one by one; if there are more, only Prometheus is used."""
 SIZE = "gpusharing_device_memory_bytes"
 METRICS = (SLICES, OWN, SM, SIZE, SIMULATED)
 """Metrics of the agent (docs/reference/metrics.md)."""
@@ -56,7 +61,10 @@ Reason = tuple[str, str]
 
 
 async def read_usage(session: Session, inventory: Inventory, service: str) -> None:
-    """Read what the pods of the answer use now. Raises no Trouble: what could not be read is in `Inventory.usage_unknown`."""
+    """Read what the pods of the answer use now.
+
+    Raises no Trouble: what could not be read is in `Inventory.usage_unknown`.
+    """
     bound = {(pod.namespace, pod.name): pod.node for pod in inventory.subjects if pod.node}
     nodes = set(bound.values())
     series, silent = await _ask_agents(session, inventory.agents, nodes)
@@ -72,8 +80,8 @@ async def read_usage(session: Session, inventory: Inventory, service: str) -> No
     why = some([f"{before} {some(names)}{after}" for (before, after), names in nodes_of_reason.items()])
     missing = f"memory and SM use{' of some pods' if live else ''} are unknown: {why}"
     try:
-        place = await find_place(session, service)
-        async with prometheus_at(place) as prometheus:
+        endpoint = await find_service_endpoint(session, service)
+        async with prometheus_at(endpoint) as prometheus:
             answer = await prometheus.instant(f'{{__name__=~"{"|".join(METRICS)}"}}', None)
     except Trouble as trouble:
         inventory.usage_unknown = (f"{missing}. Prometheus could not be used instead: {trouble}".rstrip("."),)
@@ -88,12 +96,12 @@ async def read_usage(session: Session, inventory: Inventory, service: str) -> No
     stored, more = _fold(about)
     if stored:
         rest = " of the other pods" if inventory.sources else ""
-        source = f"memory and SM use{rest} are from {place.where}, as last scraped, because {why}"
-        inventory.sources += (source, *filter(None, (place.remark,)))
+        source = f"memory and SM use{rest} are from {endpoint.where}, as last scraped, because {why}"
+        inventory.sources += (source, *filter(None, (endpoint.remark,)))
     inventory.used, inventory.simulated = {**stored, **live}, simulated | more
     if left := {node for pod, node in bound.items() if node in silent and pod not in inventory.used}:
         some_pods = " of some pods" if inventory.used else ""
-        lacks = f"{place.where} has no series {SLICES} of pods on {some(sorted(left))}"
+        lacks = f"{endpoint.where} has no series {SLICES} of pods on {some(sorted(left))}"
         inventory.usage_unknown = (f"memory and SM use{some_pods} are unknown: {lacks}, and {why}",)
 
 
@@ -114,15 +122,19 @@ async def _ask_agents(
 
 
 async def _ask_agent(session: Session, agent: JSON) -> tuple[str, list[Series], Reason]:
-    """Return the agent's node, its series, and why none of them is about a pod, to be ignored if one is. The API server's proxy removes the user's token."""
-    node, place = text(agent, "spec", "nodeName"), section(agent, "metadata")
+    """Return the agent's node, its series, and why none of them is about a pod.
+
+    The reason is to be ignored if one is. An agent that gives its metrics only to a token is not queried, because the
+    API server's proxy removes the user's token.
+    """
+    node, metadata = text(agent, "spec", "nodeName"), section(agent, "metadata")
     if has_secure_metrics(section(agent, "spec")):
         reason = "the metrics on", " need a token, which the API server does not pass on to the agent"
         return node, [], reason
     ports = [port for one in entries(agent, "spec", "containers") for port in entries(one, "ports")]
     port = next((whole(port, "containerPort") for port in ports if text(port, "name") == "metrics"), PORT)
     try:
-        page = await session.client.scrape(text(place, "namespace"), text(place, "name"), port)
+        page = await session.client.scrape(text(metadata, "namespace"), text(metadata, "name"), port)
     except Forbidden as error:
         return node, [], ("you may not ask the agent on", f": {error_text(error)}")
     except KubeError as error:
@@ -168,7 +180,7 @@ DROPS = {
     "taints": 4,
     "others": 5,
 }
-"""See Column.drop."""
+"""The order in which columns are left out on a narrow terminal (`Column.drop`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +245,11 @@ class FreeReport:
         return (*self.inventory.columns(self.by), *(() if self.inventory.used is None else USED))
 
     def rows(self) -> list[Row]:
-        """Return the rows by `by`. With --usage, a row is repeated for every device that the pod holds as this resource; a device of unknown resource belongs to its first row."""
+        """Return the rows by `by`.
+
+        With --usage, a row is repeated for every device that the pod holds as this resource; a device of unknown
+        resource belongs to the pod's first row.
+        """
         rows, pairs = count_rows(self.inventory, self.by), []
         if self.inventory.used is None:
             return rows
@@ -250,15 +266,15 @@ class FreeReport:
         return [row for _, row in sorted(pairs, key=lambda pair: pair[0])]
 
 
-def describe(report: FreeReport, paper: Paper) -> list[Line]:
-    lines, rows = drawing.describe_simulated(report.simulated, paper), report.rows()
+def describe(report: FreeReport, options: PrintOptions) -> list[Line]:
+    lines, rows = drawing.describe_simulated(report.simulated, options), report.rows()
     columns = [
         Column(TITLES.get(name, name.upper()), DROPS.get(name, 0), name in NUMBERS or name in USED)
         for name in report.columns
     ]
     cells = [[_cell(name, value, row) for name, value in row.items()] for row in rows]
     if rows:
-        lines += table(columns, cells, paper)
+        lines += table(columns, cells, options)
     else:
         found = report.inventory
         nodes = f"node{' with these labels' * found.chosen} advertises a GPU resource"
@@ -266,26 +282,26 @@ def describe(report: FreeReport, paper: Paper) -> list[Line]:
         nothing = f"No {nodes}, and no {pods} one." if report.by == "resource" else f"No {nodes}."
         if report.by in ("namespace", "pod"):
             nothing = f"No {pods} a GPU resource{' of these nodes' * found.chosen}."
-        lines += prose(nothing, paper)
+        lines += prose(nothing, options)
     if report.by != "node":
         closed = [(stock.name, stock.closed, _counts(unused)) for stock, unused in report.inventory.closed]
-        lines += _listed(("CLOSED NODE", "STATE", "NOT COUNTED AS FREE"), closed, paper)
+        lines += _listed(("CLOSED NODE", "STATE", "NOT COUNTED AS FREE"), closed, options)
     if waiting := report.waiting:
         pending = [
             (
                 pod.ref,
                 _counts(pod.requests),
                 age(from_rfc3339(pod.created), report.now),
-                pod.message * paper.wide,
+                pod.message * options.wide,
             )
             for pod in waiting
         ]
         titles = ("WAITING POD", "REQUESTS", "SINCE", "SCHEDULER")
-        lines += [BLANK] if report.by == "pod" else _listed(titles, pending, paper)
+        lines += [BLANK] if report.by == "pod" else _listed(titles, pending, options)
         why = f"To see why a pod is waiting: kubectl gpusharing why {waiting[0].ref}"
-        lines += prose(why, paper, hang="  ", ink=Ink.FAINT)
+        lines += prose(why, options, hang="  ", ink=Ink.FAINT)
     notes, unknown = report.notes, report.unknown
-    return [*lines, *([BLANK] if notes or unknown else []), *describe_doubts(notes, unknown, paper)]
+    return [*lines, *([BLANK] if notes or unknown else []), *describe_doubts(notes, unknown, options)]
 
 
 def _cell(column: str, value: Any, row: Row) -> Span:
@@ -303,14 +319,14 @@ def _counts(counts: Mapping[str, int]) -> str:
     return " and ".join(f"{number} {name}" for name, number in sorted(counts.items()) if number)
 
 
-def _listed(titles: Sequence[str], rows: Sequence[Sequence[str]], paper: Paper) -> list[Line]:
-    shown = rows if paper.wide else rows[:MOST]
+def _listed(titles: Sequence[str], rows: Sequence[Sequence[str]], options: PrintOptions) -> list[Line]:
+    shown = rows if options.wide else rows[:MOST]
     if not shown:
         return []
     columns = [Column(title) for title in titles]
-    lines = [BLANK, *table(columns, [list(map(Span, row)) for row in shown], paper)]
+    lines = [BLANK, *table(columns, [list(map(Span, row)) for row in shown], options)]
     left = len(rows) - len(shown)
-    return lines + (prose(f"and {left} more; -o wide lists all", paper, ink=Ink.FAINT) if left else [])
+    return lines + (prose(f"and {left} more; -o wide lists all", options, ink=Ink.FAINT) if left else [])
 
 
 def as_data(report: FreeReport) -> InventoryData:
@@ -342,7 +358,7 @@ NAMED = {"node": NODES, "policy": POLICIES, "namespace": NAMESPACES, "pod": PODS
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Print who holds the GPUs; CHANGES if a part of the answer is unknown."""
+    """Print who holds the GPUs; return CHANGES if a part of the answer is unknown."""
     by = typed.by or ("pod" if typed.usage else "resource")
     if typed.usage and by != "pod":
         raise Trouble(f"--usage shows what each pod uses: leave out --by {by}, or write --by pod")
@@ -357,7 +373,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     terminal.answer(
         InventoryData,
         lambda: as_data(report),
-        lambda paper: describe(report, paper),
+        lambda options: describe(report, options),
         lambda: as_rows(report),
         (
             object_name(NAMED[by], row[by].rpartition("/")[2])
@@ -369,7 +385,10 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def read_inventory(session: Session, namespace: str, labels: str) -> Inventory:
-    """Read nodes with these labels and pods, and GPUNodes too if the user may not read all of them. Raises Trouble if the user may read neither nodes nor any pods."""
+    """Read nodes with these labels and pods, and GPUNodes too if the user may not read all of them.
+
+    Raises Trouble if the user may read neither nodes nor any pods.
+    """
     inventory = Inventory(namespace=namespace, chosen=bool(labels))
     await side_by_side(_read_nodes(session, inventory, labels), _read_pods(session, inventory))
     if sliced := [stock for stock in inventory.stocks.values() if stock.one_each is None]:

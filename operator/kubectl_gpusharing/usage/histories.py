@@ -1,4 +1,9 @@
-"""The histories of pools: nodes, modes and usage."""
+"""Which pool is a recommendation for, and what did its workloads use?
+
+The nodes are those that `-l SELECTOR` selects as in kubectl, those that a policy owns, or all (`NodeScope`). The use is
+read from Prometheus as the peaks of each hour, in stretches of at most a day. It is reported by dcgm-exporter, with
+either of its label sets, by our agent, or by both. The names of workloads come from kube-state-metrics, if it is there.
+"""
 
 import re
 from argparse import Namespace
@@ -41,22 +46,31 @@ from kubectl_gpusharing.usage.workloads import (
 )
 
 MOST_SERIES = 100_000
-"""The highest number of series at one time that is read."""
+"""The highest number of series at one time that is read; above it, the user has to select some."""
 SAMPLES = 10_000_000
-"""The highest number of samples that one query may make Prometheus load. It refuses more than 50 million (--query.max-samples)."""
+"""The highest number of samples that one query may make Prometheus load.
+
+It refuses more than 50 million (--query.max-samples).
+"""
 POINTS = 500_000
-"""The highest number of points in one answer: the more series there are, the shorter the stretches, so that memory stays bounded."""
+"""The highest number of points in one answer.
+
+The more series there are, the shorter the stretches, so that memory stays bounded.
+"""
 
 
 async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector: str) -> list[str]:
-    """Read the use of the GPUs that count for `fold`, an empty one, from `start` to its end, and add it there. Return why it is incomplete."""
+    """Add to `fold`, which is empty, the use of the GPUs that count for it, from `start` to its end.
+
+    Return why the use is incomplete.
+    """
     chosen = braced(selector)
     where = f" for {chosen}" if chosen else ""
     counts = await prometheus.instant(queries.most_series(selector, round(fold.end - start)), fold.end)
     most_series_at_once = max((1.0, *(series.value for series in counts)))
     if most_series_at_once > MOST_SERIES:
         raise Trouble(
-            f"{prometheus.place.where} has {most_series_at_once:,.0f} GPU series at one time, but this plugin reads at"
+            f"{prometheus.endpoint.where} has {most_series_at_once:,.0f} GPU series at one time, but this plugin reads at"
             f" most {MOST_SERIES:,} at once: select fewer, for example with --selector 'cluster=\"east\"'"
         )
     missing = await find_gaps(
@@ -64,7 +78,7 @@ async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector:
         queries.usage_count(selector),
         start,
         fold.end,
-        nothing=f"{prometheus.place.where} has no GPU metrics in this window ({USED}, {OWN}){where}: does it scrape"
+        nothing=f"{prometheus.endpoint.where} has no GPU metrics in this window ({USED}, {OWN}){where}: does it scrape"
         " dcgm-exporter or the operator's agents? In the GPU Operator: dcgmExporter.serviceMonitor.enabled=true; in"
         " the operator's chart: monitoring.podMonitor.enabled=true",
         lost="usage during that time is unknown",
@@ -100,7 +114,10 @@ async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector:
 
 
 def add_gpus(fold: Fold, infos: Iterable[Series]) -> None:
-    """Add to `fold` the GPUs of the chosen nodes that agents reported, at the time that each series has as its value."""
+    """Add to `fold` the GPUs of the chosen nodes that agents reported.
+
+    The value of each series is the time of the report.
+    """
     for series in sorted(infos, key=lambda series: series.value):
         node, uuid, product = series.node, series.labels.get("uuid", ""), series.labels.get("product", "")
         like = fold.card is None or find_card(product) is fold.card
@@ -146,12 +163,18 @@ def _remarks(fold: Fold) -> Iterator[str]:
 RECENT = 24
 """Hours without a sighting after which a workload counts as gone."""
 PRESENT = 2
-"""Hours without a sighting after which a GPU does not count. Peaks are queried for full hours, so the value cannot be lower."""
+"""Hours without a sighting after which a GPU does not count: its node was replaced or is unavailable.
+
+Peaks are queried for full hours, so the value cannot be lower.
+"""
 NO_NODE = (
     "the node of some GPUs is unknown (they have no node, Hostname or hostname label): each counts as a separate node"
 )
 AT_ONCE = 0.98
-"""The part of a workload's hours in which its number of pods must not be exceeded: old and new pods coexist during an update."""
+"""The part of a workload's hours in which its number of pods must not be exceeded.
+
+It is below 1 because old and new pods coexist during an update.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +183,7 @@ class ObservedPool:
 
     model: str
     card: Card | None
-    """None if our table does not have the model."""
+    """The model's entry in our table; None if there is none."""
     nodes: tuple[int, ...]
     """How many GPUs each node has, in the order of the nodes' names."""
     used: int
@@ -170,11 +193,14 @@ class ObservedPool:
     remarks: tuple[str, ...]
     simulated: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
-    """Sorted; the UUID of a GPU whose node is unknown."""
+    """The sorted names of the nodes; for a GPU whose node is unknown, its UUID."""
 
 
 def find_pool(fold: Fold, where: str) -> ObservedPool:
-    """Return the pool that `fold` shows; `where` names the chosen nodes in messages. Raises Trouble if no GPU was seen lately, or if the GPUs or their nodes have several models."""
+    """Return the pool that `fold` shows; `where` names the chosen nodes in messages.
+
+    Raises Trouble if no GPU was seen lately, or if the GPUs or their nodes have several models.
+    """
     records: list[Record | Gpu] = [*fold.records.values(), *fold.gpus.values()]
     latest = max((record.last for record in records), default=-1)  # the last hour of which anything is known
     gpus = _gpus(fold, latest, where)
@@ -299,15 +325,15 @@ class NodeScope:
     """The nodes that a recommendation is for, and the policy that would select them."""
 
     name: str
-    """Of the policy."""
+    """The name of the policy."""
     where: str
-    """Names the nodes in messages."""
+    """The name of the set of nodes in messages."""
     selector: Mapping[str, Any]
-    """`spec.nodeSelector` of the policy."""
+    """The `spec.nodeSelector` of the policy."""
     nodes: frozenset[str] | None = None
-    """None for all whose GPUs Prometheus knows."""
+    """The names of the nodes; None for all whose GPUs Prometheus knows."""
     spec: Mapping[str, Any] = field(default_factory=dict)
-    """Of the existing policy; empty if there is none."""
+    """The `spec` of the existing policy; empty if there is none."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """Labels and annotations of that policy, because applying a policy without them may remove them."""
     unlabelled: bool = False
@@ -316,7 +342,10 @@ class NodeScope:
 
 
 def rows_of(selector: str) -> list[Row]:
-    """Parse a label selector as `kubectl get nodes -l` accepts it. Raises Trouble if it is empty or cannot be parsed."""
+    """Parse a label selector as `kubectl get nodes -l` accepts it.
+
+    Raises Trouble if it is empty or cannot be parsed.
+    """
     rows: list[Row] = []
     for part in filter(None, (piece.strip() for piece in re.split(r",(?![^(]*\))", selector))):
         if match := re.fullmatch(rf"({_KEY})\s+(in|notin)\s*\(([^()]+)\)", part):
@@ -335,7 +364,10 @@ def rows_of(selector: str) -> list[Row]:
 
 
 def scope_of(rows: Sequence[Row], nodes: frozenset[str], selector: str) -> NodeScope:
-    """Return the scope of `nodes`, which `rows` selected, with a node selector and a name for its policy. Labels that a change of mode would rewrite are replaced by a pool label."""
+    """Return the scope of `nodes`, which `rows` selected, with a node selector and a name for its policy.
+
+    Labels that a change of mode would rewrite are replaced by a pool label.
+    """
     equal = {key: values[0] for key, operator, values in rows if operator == "In" and len(values) == 1}
     name = pool_name(equal.get(LABEL_POOL) or next(iter(equal.values()), "")) or "pool"
     where = f"nodes with {selector}"
@@ -359,7 +391,10 @@ def whole_fleet(card: str) -> NodeScope:
 
 
 def narrow(scope: NodeScope, nodes: int, card: str) -> tuple[NodeScope, tuple[str, ...]]:
-    """Return the scope for those `nodes` of its nodes that have GPUs of `card`, and remarks. Raises Trouble for some of the nodes of an existing policy, because it has one layout for all."""
+    """Return the scope for those `nodes` of its nodes that have GPUs of `card`, and remarks.
+
+    Raises Trouble for some of the nodes of an existing policy, because it has one layout for all.
+    """
     others = 0 if scope.nodes is None else len(scope.nodes) - nodes
     if others < 1:
         return scope, ()
@@ -379,7 +414,10 @@ def narrow(scope: NodeScope, nodes: int, card: str) -> tuple[NodeScope, tuple[st
 
 
 async def find_in_cluster(session: Session, typed: Namespace) -> NodeScope:
-    """Return the scope that `--policy` or `-l` selects, as read from the API server; without either, the whole fleet, without a request."""
+    """Return the scope that `--policy` or `-l` selects, as read from the API server.
+
+    Without either, it is the whole fleet, without a request.
+    """
     if typed.policy:
         raw = await session.get(POLICIES, typed.policy)
         policies, nodes = await session.lists(POLICIES, NODES)
@@ -421,7 +459,10 @@ def _chosen(nodes: Sequence[JSON], wanted: Mapping[str, str], rows: Sequence[Row
 
 
 async def find_in_prometheus(prometheus: Prometheus, typed: Namespace, selector: str, end: float) -> NodeScope:
-    """Return the scope that `-l` selects, by the labels of nodes that kube-state-metrics exported at `end` or in the day before; without `-l`, the whole fleet."""
+    """Return the scope that `-l` selects; without it, the whole fleet.
+
+    The labels of nodes are those that kube-state-metrics exported at `end` or in the day before.
+    """
     if typed.policy:
         raise Trouble(
             "--policy needs access to the cluster: omit --prometheus (use --service for one in the cluster), or choose"

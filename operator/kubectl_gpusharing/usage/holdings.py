@@ -1,4 +1,7 @@
-"""What pods hold now, and what is free."""
+"""What do pods hold now, and what is free?
+
+Devices are counted from raw Nodes and Pods as the scheduler counts, and from GPUNodes where these may not be read.
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
@@ -17,7 +20,11 @@ NO_POLICY = "no policy"
 ENDED = ("Succeeded", "Failed")
 """The phases of pods that hold nothing any more."""
 NUMBERS = ("pods", "requested", "others", "allocatable", "free", "largest", "closed", "waiting")
-"""The columns with numbers. `free` is what no pod holds on nodes that accept pods, `largest` the most of it that one container can request of one node, and `closed` what no pod holds on other nodes."""
+"""The columns with numbers.
+
+`free` is what no pod holds on nodes that accept pods, `largest` the most of it that one container can request of one
+node, and `closed` what no pod holds on other nodes.
+"""
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "resource": ("resource", "requested", "others", "allocatable", "free", "largest", "closed", "waiting"),
     "node": ("node", "policy", "resource", "requested", "others", "allocatable", "free", "closed", "state", "taints"),
@@ -25,9 +32,15 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "namespace": ("namespace", "resource", "pods", "requested", "waiting"),
     "pod": ("pod", "node", "resource", "requested", "waiting"),
 }  # fmt: skip
-"""The columns of an answer, by what its rows are about. `state` says why a node accepts no pods; `taints` are its lasting taints."""
+"""The columns of an answer, by what its rows are about.
+
+`state` says why a node accepts no pods; `taints` are its lasting taints.
+"""
 USED = ("gpu", "profile", "memoryBytes", "deviceMemoryBytes", "smRatio")
-"""The columns about what a pod uses of a device. `profile` is empty for a whole GPU; `smRatio` is of the GPU's SM time, 0 to 1, and unknown on a MIG device."""
+"""The columns about what a pod uses of a device; each is None if it is unknown.
+
+`profile` is empty for a whole GPU; `smRatio` is of the GPU's SM time, 0 to 1, and unknown on a MIG device.
+"""
 Row = dict[str, Any]
 """One row of an answer, by column. A number is None if it is unknown."""
 
@@ -38,17 +51,20 @@ class NodeStock:
 
     name: str
     policy: str = ""
-    """Empty if no policy owns the node."""
+    """The policy that owns the node; empty if none does."""
     allocatable: Mapping[str, int] | None = None
-    """By resource name; None if the Node could not be read."""
+    """Allocatable devices by resource name; None if the Node could not be read."""
     closed: str = ""
     """Why the node accepts no new pods now; empty if it does."""
     taints: tuple[str, ...] = ()
     """The lasting taints that exclude pods which do not tolerate them."""
     one_each: bool | None = False
-    """Whether the device plugin refuses a container that requests more than one device, as under MPS, and with time-slicing if the policy says so; None if that policy was not read."""
+    """Whether the device plugin refuses a container that requests more than one device.
+
+    It does under MPS, and with time-slicing if the policy says so; None if that policy was not read.
+    """
     allocated: Mapping[str, int] | None = None
-    """By the node's agent; None if unknown or not read."""
+    """Devices that pods hold according to the node's agent; None if that is unknown or was not read."""
     simulated: bool = False
 
 
@@ -57,11 +73,11 @@ class GPUPod:
     namespace: str
     name: str
     node: str
-    """Empty while the pod waits for one."""
+    """The node that the pod is bound to; empty while it waits for one."""
     requests: Counter[str]
     created: str
     message: str
-    """The scheduler's, about a pod that waits."""
+    """The scheduler's message about a pod that waits."""
     reserves: bool
     """Whether KAI-Scheduler reserves a GPU with this pod for other pods, which request fractions of it."""
 
@@ -81,23 +97,37 @@ class Inventory:
     with_claims: int = 0
     """How many pods have ResourceClaims."""
     namespace: str = ""
-    """Empty for all."""
+    """The namespace that the answer is about; empty for all."""
     chosen: bool = False
-    """Whether the user chose nodes by labels. Then a pod that waits belongs to the answer only if such a node advertises what it requests."""
+    """Whether the user chose nodes by labels.
+
+    Then a pod that waits belongs to the answer only if such a node advertises what it requests.
+    """
     no_nodes: str = ""
-    """Why Nodes could not be read; empty if they were. Then a pod on another node than those of `stocks` is not counted, because a pod whose Node is gone holds nothing."""
+    """Why Nodes could not be read; empty if they were.
+
+    If they were, a pod on another node than those of `stocks` is not counted, because a pod whose Node is gone holds
+    nothing.
+    """
     no_pods: str = ""
     """Why the pods of all namespaces could not be read; empty if they were."""
     blind: bool = False
     """Whether no pods at all could be read."""
     used: Mapping[tuple[str, str], Mapping[str, Row]] | None = None
-    """What pods use of their devices: the columns of USED by namespace and name of the pod, then by UUID of the device; `resource` too, if it is known as which the pod holds the device. None if that was not requested."""
+    """What pods use of their devices; None if that was not requested.
+
+    It has the columns of USED by namespace and name of the pod, then by UUID of the device; `resource` too, if it is
+    known as which the pod holds the device.
+    """
     sources: tuple[str, ...] = ()
     """Sentences about where `used` was read."""
     usage_unknown: tuple[str, ...] = ()
     """Sentences about what is missing in `used`, and why."""
     simulated: frozenset[str] = frozenset()
-    """Nodes whose GPUs are SIMULATED by the series of `used`; an empty string if Prometheus does not name one."""
+    """Nodes whose GPUs are SIMULATED by the series of `used`.
+
+    An empty string stands for a node that Prometheus does not name.
+    """
 
     @property
     def subjects(self) -> list[GPUPod]:
@@ -159,7 +189,7 @@ def read_gpunode(raw: JSON) -> NodeStock:
 
 
 def read_pod(raw: JSON) -> GPUPod | None:
-    """Return None for a pod that has ended or requests no GPU resource."""
+    """Convert a raw Pod; return None if it has ended or requests no GPU resource."""
     if text(raw, "status", "phase") in ENDED or not (requests := pod_requests(raw)):
         return None
     metadata, node = section(raw, "metadata"), text(raw, "spec", "nodeName")
@@ -171,11 +201,18 @@ def read_pod(raw: JSON) -> GPUPod | None:
 
 
 Share = tuple[int | None, int | None, int | None, int | None]
-"""One resource of one node: how many devices the pods of the answer hold, all other pods hold, are allocatable, and no pod holds, whether or not the node accepts pods. None if unknown."""
+"""How many devices of one resource pods hold on one node, and how many are there; None if unknown.
+
+The numbers are what the pods of the answer hold, what all other pods hold, what is allocatable, and what no pod holds,
+whether or not the node accepts pods.
+"""
 
 
 def share_nodes(inventory: Inventory) -> Iterator[tuple[NodeStock, dict[str, Share]]]:
-    """Yield every node with GPU resources, sorted by name, with its shares by resource. Where pods of other namespaces could not be read, the agent's report takes their place."""
+    """Yield every node with GPU resources, sorted by name, with its shares by resource.
+
+    Where pods of other namespaces could not be read, the agent's report takes their place.
+    """
     held, own = defaultdict[str, Counter[str]](Counter), defaultdict[str, Counter[str]](Counter)
     for pod in inventory.pods:
         if pod.node and inventory.counts(pod):
@@ -199,7 +236,10 @@ def share_nodes(inventory: Inventory) -> Iterator[tuple[NodeStock, dict[str, Sha
 
 
 def count_rows(inventory: Inventory, by: str) -> list[Row]:
-    """Return the rows by `by`, a key of COLUMNS, sorted by the object that the row is for, then by resource."""
+    """Return the rows by `by`, a key of COLUMNS.
+
+    They are sorted by the object that the row is for, then by resource.
+    """
     rows: dict[tuple[str, str], Row] = {}
 
     def row_of(resource: str, words: Mapping[str, str]) -> Row:

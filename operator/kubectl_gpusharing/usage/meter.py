@@ -1,8 +1,9 @@
-"""What each tenant held and used of each pool.
+"""What did each tenant hold and use of each pool, at which price, and what is missing?
 
-Read the meter (docs/adr/0043-the-meter.md) from Prometheus for a window: who used how much GPU time at which price, and what is missing.
-
-Each query covers a few days and has a value for each of them, so that a price applies only to the days on which it was exported, and no answer is large. On a whole day, a node's counters are only read at both ends if these show that no counter restarted. Otherwise, `increase` extrapolates a series to both ends, bridges gaps, and handles restarts.
+The meter (docs/adr/0043-the-meter.md) is read from Prometheus. Each query covers a few days and has a value for each of
+them, so that a price applies only to the days on which it was exported, and no answer is large. On a whole day, a
+node's counters are only read at both ends if these show that no counter restarted. Otherwise, `increase` extrapolates a
+series to both ends, bridges gaps, and handles restarts.
 """
 
 import math
@@ -55,17 +56,32 @@ from kubectl_gpusharing.usage.windows import DAY, LOOKBACK, Answers, Days, batch
 from kubectl_gpusharing.usage.workloads import Pod, exported_label, pod_of
 
 RESERVATIONS = frozenset(("kai-resource-reservation", "runai-reservation"))
-"""The default namespaces of KAI-Scheduler's reservation pods (kai-scheduler/KAI-Scheduler v0.17.0, pkg/common/constants/constants.go; until v0.6 the second one, docs/migrationguides/v0.6.0)."""
+"""The default namespaces of KAI-Scheduler's reservation pods.
+
+They are from kai-scheduler/KAI-Scheduler v0.17.0, pkg/common/constants/constants.go; until v0.6 the second one
+(docs/migrationguides/v0.6.0).
+"""
 FEWEST, MOST_LOOKS, NODES_AT_ONCE = 13, 37, 4_000
-"""At how many moments of a window the use is read, so that about NODES_AT_ONCE nodes are read in all. FEWEST and MOST_LOOKS are prime, so that the moments lie at many times of day."""
+"""At how many moments of a window the use is read, so that about NODES_AT_ONCE nodes are read in all.
+
+FEWEST and MOST_LOOKS are prime, so that the moments lie at many times of day.
+"""
 OTHERS = "_others"
-"""The namespace or policy under which the meter counts time that exceeds its bounds (gpusharing/agent/meter.py)."""
+"""The namespace or policy of time that exceeds the meter's bounds (gpusharing/agent/meter.py)."""
 Used = Mapping[tuple[str, str, str], float]
-"""Which part of the devices that a tenant held it used, by tenant (in a bill by policy, the policy), resource, and `memory` or `sm`; above 1 if pods used more than their part."""
+"""Which part of the devices that a tenant held it used, by tenant, resource, and `memory` or `sm`.
+
+In a bill by policy, the policies are the tenants. What is unknown is missing. The value is above 1 if pods used more
+than their part.
+"""
 
 
 def find_tenant(by: str, teams: Mapping[str, str], pod: Pod) -> str:
-    """Return who is billed for the time of a pod, whose name is empty if it is unknown; empty if nobody is known, and in a bill by policy. `teams` has the value of the namespace label `by`, by namespace."""
+    """Return who is billed for the time of a pod, whose name is empty if it is unknown.
+
+    It is empty if nobody is known, and in a bill by policy. `teams` has the value of the namespace label `by`, by
+    namespace.
+    """
     namespace, name = pod
     if by == POLICY:
         return ""
@@ -75,8 +91,9 @@ def find_tenant(by: str, teams: Mapping[str, str], pod: Pod) -> str:
 
 
 def read_teams(answers: Mapping[str, Iterable[Series]], by: str) -> tuple[dict[str, str], Set[str]]:
-    """Return the value of the label `by` for each namespace, which may have been deleted since, and the namespaces with several values at the same time, which count as without one.
+    """Return the value of the label `by` for each namespace, and the namespaces with rival values.
 
+    The latter had several values at the same time, and count as without one. A namespace may have been deleted since.
     The value that was seen last wins and, of several, the last by name.
     """
     label = label_of(by)
@@ -87,7 +104,10 @@ def read_teams(answers: Mapping[str, Iterable[Series]], by: str) -> tuple[dict[s
 
 
 def describe_labels(days: int, rivals: Set[str], label: str, *, never: bool) -> Iterator[str]:
-    """Yield a sentence about the days on which no namespace had the label although GPUs were held, and one about namespaces with several values. Raises Trouble if no namespace ever had it."""
+    """Yield sentences about days without the label and about namespaces with several values of it.
+
+    Only days count on which GPUs were held and no namespace had the label. Raises Trouble if no namespace ever had it.
+    """
     if days and never:
         raise Trouble(
             f"no namespace in Prometheus has the label {label}. kube-state-metrics exports only the"
@@ -108,7 +128,12 @@ def describe_labels(days: int, rivals: Set[str], label: str, *, never: bool) -> 
 
 
 def divide(answers: Mapping[str, Iterable[Series]]) -> dict[str, list[Series]]:
-    """Return the held and the stranded time of one stretch, divided among pods where possible: by slices, KAI-Scheduler's GPUs by used memory, and HAMi's by allocations, which then count as held."""
+    """Return the held and the stranded time of one stretch, divided among pods where possible.
+
+    KAI-Scheduler and HAMi divide whole GPUs among pods by themselves. KAI holds each of these GPUs with a pod of its
+    own; they are divided by used memory. HAMi's device ids are not those of GPUs, so the meter counts its GPUs as
+    stranded; they are divided by allocations, and then count as held. All other devices are divided by slices.
+    """
     slices, users = weigh(answers["slices"], "resource"), weigh(answers["users"])
     fractions, whole = weigh(answers["fractions"]), defaultdict[str, float](float)
     for series in answers[Part.STRANDED]:
@@ -155,7 +180,10 @@ def _split(series: Series, weights: Mapping[Pod, float], whole: float, more: Map
 async def read_used(
     prometheus: Prometheus, query: MeterQuery, nodes: Mapping[str, str], tenant_of: Callable[[Pod], str]
 ) -> Used:
-    """Return which part of what it held each tenant used: the average over some moments of the window. `nodes` has the policy of each."""
+    """Return which part of what it held each tenant used: the average over some moments of the window.
+
+    `nodes` has the policy of each node.
+    """
     looks = min(MOST_LOOKS, max(FEWEST, NODES_AT_ONCE // max(1, len(nodes))))
     step = (query.end - query.start) / looks
     # The series of pods do not name the policy.
@@ -175,17 +203,31 @@ async def read_used(
 
 
 TOLERANCE = 0.01
-"""How far the sum of the parts may differ from a pool's GPU time, as a fraction of that time."""
+"""How far the sum of the parts may differ from a pool's GPU time, as a fraction of that time.
+
+Series that start and end within a day cause a smaller difference.
+"""
 ENDS = 60.0
-"""How far the parts may differ from the whole, in seconds of one GPU: `increase` extends a series that starts or ends within the window by up to a scrape interval of 30 s at either end."""
+"""How far the parts may differ from the whole, in seconds of one GPU.
+
+`increase` extends a series that starts or ends within the window by up to a scrape interval of 30 s at either end, but
+not the series of the pool.
+"""
 ROUNDING = 1.0
-"""How far the parts of a node may differ from the whole, in seconds, if both are differences of counters: sums are rounded differently, by less than 0.1 s in a year of 8 GPUs."""
+"""How far the parts of a node may differ from the whole, in seconds.
+
+It applies if both are differences of counters. An agent computes its counters from the same turns, so only the rounding
+of sums differs, by less than 0.1 s in a year of 8 GPUs.
+"""
 CHOSEN = frozenset(("container", "endpoint"))
 """Labels of a target that stay the same when an agent restarts, so that they can select series."""
 FEW = 8
-"""How many nodes are read first to see whether Prometheus was always there: names of so many fit into a URL."""
+"""How many nodes are read first to see whether Prometheus was always there.
+
+The names of so many fit into a URL.
+"""
 AHEAD = 2
-"""How many groups of days are queried at the same time, so that a Prometheus with several cores uses them."""
+"""How many groups of days are queried concurrently, so that a Prometheus with several cores uses them."""
 NodePool = tuple[str, str]
 """The name of a node, and the name of the policy that owned it."""
 
@@ -206,7 +248,10 @@ class CostReport:
 
 
 async def read_bill(prometheus: Prometheus, query: MeterQuery, progress: Callable[[str], None]) -> CostReport:
-    """Read the bill for the window of `query`; `progress` gets each new sentence about how much has been read. Raises Trouble for a failed query, no data, a node metered twice, or a label that no namespace has."""
+    """Read the bill for the window of `query`; `progress` gets sentences about how much has been read.
+
+    Raises Trouble for a failed query, no data, a node metered twice, or a label that no namespace has.
+    """
     missing = await _gaps(prometheus, query)
     cells, simulated = Counter[Cell](), set[str]()
     unpriced = defaultdict[tuple[str, str], float](float)  # seconds by policy, and by the reason
@@ -251,7 +296,7 @@ async def read_bill(prometheus: Prometheus, query: MeterQuery, progress: Callabl
     ]
     lost, remarks = await find_losses(prometheus, query, sightings)
     missing += lost
-    remarks = [*filter(None, (prometheus.place.remark,)), *remarks]
+    remarks = [*filter(None, (prometheus.endpoint.remark,)), *remarks]
     used: Used = {}
     try:
         used = await read_used(prometheus, query, dict(gpus.keys()), tenant_of)
@@ -269,7 +314,7 @@ async def read_bill(prometheus: Prometheus, query: MeterQuery, progress: Callabl
             f"prices are in several currencies ({', '.join(currencies)}); amounts are not converted, and each currency"
             " has its own total"
         )
-    return CostReport(prometheus.place.where, query, bill, missing, remarks, sorted(simulated), used)
+    return CostReport(prometheus.endpoint.where, query, bill, missing, remarks, sorted(simulated), used)
 
 
 async def _read_all(
@@ -277,7 +322,7 @@ async def _read_all(
 ) -> AsyncIterator[tuple[Answers, Sightings]]:
     for batch in batched(days(query.start, query.end), AHEAD):
         share = (batch[0].start - query.start) / (query.end - query.start)
-        progress(f"Reading from {prometheus.place.where}: {share:.0%}")
+        progress(f"Reading from {prometheus.endpoint.where}: {share:.0%}")
         for answers in await side_by_side(*(_read_days(prometheus, query, group) for group in batch)):
             for day in answers:
                 yield day
@@ -329,7 +374,10 @@ async def _read_growth(prometheus: Prometheus, query: MeterQuery, group: Days) -
 
 
 def find_growth(before: Iterable[Series], after: Iterable[Series]) -> Answers:
-    """Return the differences between these series of `mark_query`, by their label `what`; the number of GPUs (INFO_OF_GPUS) is that of `after`. A series that is new counts from 0."""
+    """Return the differences between these series of `mark_query`, by their label `what`.
+
+    The number of GPUs (INFO_OF_GPUS) is that of `after`. A series that is new counts from 0.
+    """
     old = {frozenset(series.labels.items()): series.value for series in before}
     growth: Answers = defaultdict(list)
     for series in after:
@@ -340,7 +388,10 @@ def find_growth(before: Iterable[Series], after: Iterable[Series]) -> Answers:
 
 
 def find_unsteady(nodes: Iterable[str], growth: Answers) -> set[str]:
-    """Return those of `nodes` whose counters may have grown by more than the `growth` of a day shows (`find_growth`), because a counter restarted or vanished."""
+    """Return those of `nodes` whose counters may have grown by more than the `growth` of a day shows.
+
+    That is so if a counter restarted or vanished: the growth (`find_growth`) is then too low.
+    """
     gpus, whole, parts = (defaultdict[str, float](float) for _ in range(3))
     for name, answer in growth.items():
         for series in answer:
@@ -356,7 +407,11 @@ def find_unsteady(nodes: Iterable[str], growth: Answers) -> set[str]:
 
 
 async def read_price(prometheus: Prometheus, query: MeterQuery, nodes: Iterable[str]) -> Price | None:
-    """Return the mean price of a GPU on these nodes in the window, with the source of the first node's price; None if one is unknown or they have several currencies."""
+    """Return the mean price of a GPU on these nodes in the window, with a source.
+
+    The source is that of the first node's price. The result is None if a price is unknown or they have several
+    currencies.
+    """
     window = Days((query.end,), round(query.end - query.start))
     promql = queries.queries_of(query, window) | queries.growth_queries(query, window.seconds)
     promql |= queries.device_queries(query, span=f"[{window.seconds}s]")
@@ -433,7 +488,7 @@ async def _gaps(prometheus: Prometheus, query: MeterQuery) -> list[str]:
     chosen = braced(query.selector)
     where = f" for {chosen}" if chosen else ""
     nothing = (
-        f"{prometheus.place.where} has no data from the meter in this window ({GPUS}){where}: does it scrape the"
+        f"{prometheus.endpoint.where} has no data from the meter in this window ({GPUS}){where}: does it scrape the"
         " agents? In the chart: monitoring.podMonitor.enabled=true, with the labels by which your Prometheus selects"
         " PodMonitors"
     )

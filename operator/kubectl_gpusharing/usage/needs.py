@@ -1,14 +1,9 @@
-"""How much of a GPU a workload needs, from the histogram of what it used.
+"""How much of a GPU does each pod of a workload need, judged by what it used, and how certain is that?
 
-Reduce days of samples to a few hundred numbers: a histogram whose buckets grow by 5 % and whose weights halve every day.
-
-The scheme is that of the Vertical Pod Autoscaler 1.7.1 (kubernetes/autoscaler, pkg/recommender/model/aggregations_config.go and util/decaying_histogram.go: growth 0.05, half-life 24 h). In VPA the width of a bucket grows by 5 %, here its upper bound does, so that no value is reported more than 5 % too high. Histograms are built anew for each recommendation, because Prometheus stores the samples (docs/adr/0048).
-
-How much of a GPU each pod of a workload needs, judged by what it used, and how certain that is.
-
-*Memory* is the 99th percentile of the hourly peaks with headroom (people plan with 20 to 30 %), and at least a tenth more than the highest peak: a pod that runs out of it is killed. *Compute* is a percentile of the activity: a pod that gets less is only slower. It cannot show that a pod would have computed more.
-
-*Nothing* is known where the history is short, or where memory is flat while activity is low: servers such as vLLM allocate most of the memory when they start, and only their owner can say what they need.
+Memory is a high percentile of the hourly peaks with headroom (people plan with 20 to 30 %): a pod that runs out of it
+is killed, so memory is never traded for price. Compute is a percentile of the activity: a pod that gets less is only
+slower, and activity cannot show that it would have computed more. Nothing is known where the history is short, or where
+memory is flat while activity is low (`find_need`).
 """
 
 from collections import defaultdict
@@ -56,7 +51,15 @@ ACTIVITY = Scale("activity", 0.001, 1.0)
 
 
 def percentile(scale: Scale, samples: Sequence[Sample], part: float) -> float:
-    """Return the smallest bucket bound up to which the samples have the fraction `part` of the weight, at most the highest sample; 0 without samples. The newest sample weighs 1, and one a half-life earlier 0.5.
+    """Return the smallest bucket bound up to which the samples have the fraction `part` of the weight.
+
+    It is at most the highest sample, and 0 without samples. The newest sample weighs 1, and one a half-life earlier
+    0.5.
+
+    The scheme is that of the Vertical Pod Autoscaler 1.7.1 (kubernetes/autoscaler,
+    pkg/recommender/model/aggregations_config.go and util/decaying_histogram.go: growth 0.05, half-life 24 h). In VPA
+    the width of a bucket grows by 5 %, here its upper bound does, so that no value is reported more than 5 % too high.
+    Histograms are built anew for each recommendation, because Prometheus stores the samples (docs/adr/0048).
 
     Raises ValueError if `part` is not between 0 and 1, or if a value is negative, infinite or NaN.
     """
@@ -87,7 +90,11 @@ def _highest(samples: Sequence[Sample]) -> float:
 
 GIB = 2**30
 MIN_POINTS = 24
-"""The number of hourly peaks below which nothing is advised. A day is the shortest time in which day and night can differ; KRR demands 100 points of any step and 3 hours (robusta-dev/krr robusta_krr/strategies/simple.py)."""
+"""The number of hourly peaks below which nothing is advised.
+
+A day is the shortest time in which day and night can differ; KRR demands 100 points of any step and 3 hours
+(robusta-dev/krr robusta_krr/strategies/simple.py).
+"""
 MIN_SPAN = timedelta(hours=24)
 """The length of the history below which nothing is advised."""
 FLAT = 0.95
@@ -95,18 +102,24 @@ FLAT = 0.95
 FILLED = 0.5
 """The fraction of the device's memory below which memory does not count as preallocated."""
 LOW_ACTIVITY = 0.5
-"""Activity is low if the used part of the card's compute is below this fraction of the used part of its memory."""
+"""Activity is low if the used compute is below this fraction of the used memory, as parts of the card."""
 COVERED = 0.8
 """Gaps are reported if less than this fraction of the span's hours have a peak."""
 FULL = 0.9
-"""A pod whose activity reaches this fraction of its device's compute is considered to use all of it, and might use more if it had more."""
+"""The fraction of its device's compute from which a pod is considered to use all of it.
+
+The pod might use more if it had more.
+"""
 IDLE = 0.01
 """Activity below this counts as idle."""
 _HOUR = timedelta(hours=1)
 
 
 class Goal(StrEnum):
-    """The objective of a recommendation: which percentile of the use a profile must hold, as in Kruize (kruize/autotune, RecommendationConstants.java: the 60th and 98th)."""
+    """The objective of a recommendation: which percentile of the use a profile must hold.
+
+    Kruize has such goals too (kruize/autotune, RecommendationConstants.java: the 60th and 98th).
+    """
 
     COST = "cost"
     """The fewest GPUs that suffice."""
@@ -119,11 +132,14 @@ MEMORY_PART = 0.99
 RARE = 1.1
 """Factor on the highest peak: where peaks are rare, the next one may be a little higher."""
 LEVELS = {Goal.COST: (1.2, 0.95), Goal.PERFORMANCE: (1.3, 0.98)}
-"""The headroom, a factor on the 99th percentile of memory, and the percentile of activity, by goal."""
+"""The factor on the 99th percentile of memory, and the percentile of activity, by goal."""
 
 
 class Confidence(StrEnum):
-    """How much data a need is based on: the number of days with observed hours, as VPA 1.7.1 counts (logic/estimator.go, getConfidence)."""
+    """How much data a need is based on: the number of days with observed hours.
+
+    The Vertical Pod Autoscaler 1.7.1 counts the same (logic/estimator.go, getConfidence).
+    """
 
     NONE = "none"
     LOW = "low"
@@ -147,9 +163,9 @@ class Workload:
 
     namespace: str
     kind: str
-    """In lower case, such as deployment, statefulset, job or pod."""
+    """The kind in lower case, such as deployment, statefulset, job or pod."""
     name: str
-    """If only pods are known, their name without the generated suffix."""
+    """The name of the owner; if only pods are known, their name without the generated suffix."""
 
     @property
     def ref(self) -> str:
@@ -164,7 +180,10 @@ class Holding:
     share: Fraction | None = Fraction(1)
     """The part of a card's memory that one such device has; None if unknown."""
     compute: Fraction = Fraction(1)
-    """The part of a card's compute that a pod can use: that of its MIG instance, or 1 for a GPU, even if other pods have replicas of it."""
+    """The part of a card's compute that a pod can use.
+
+    It is that of its MIG instance, or 1 for a GPU, even if other pods have replicas of it.
+    """
 
 
 @value
@@ -176,11 +195,14 @@ class History:
     """How many pods ran at the same time."""
     holds: Holding
     memory: tuple[Sample, ...]
-    """In bytes, with the hour's end as time."""
+    """The highest use of each hour, in bytes, with the hour's end as time."""
     activity: tuple[Sample, ...] | None = None
-    """The part of the whole card's compute that was in use, 0 to 1 (for an instance, its activity times its part of the card's slices); None if it was not measured."""
+    """The part of the whole card's compute that was in use, 0 to 1; None if it was not measured.
+
+    For an instance, it is its activity times its part of the card's slices.
+    """
     declared: int | None = None
-    """Bytes for each device, declared by the owner; precedes the measured use. None if undeclared."""
+    """Bytes for each device, declared by the owner; None if undeclared. They precede the measured use."""
     of_device: bool = False
     """Whether some of the activity is that of a whole device that other pods held too."""
 
@@ -189,12 +211,13 @@ class History:
 class Need:
     history: History
     memory: int | None
-    """Bytes, headroom included; None if unknown."""
+    """The bytes that a pod needs, headroom included; None if unknown."""
     compute: float | None
-    """Part of a whole card's compute, 0 to 1; None if it was not measured."""
+    """The part of a whole card's compute, 0 to 1; None if it was not measured."""
     peak: float
-    """The 99th percentile of the hourly peaks, in bytes, without headroom; 0 without samples, as `highest`."""
+    """The 99th percentile of the hourly peaks, in bytes, without headroom; 0 without samples."""
     highest: float
+    """The highest hourly peak, in bytes; 0 without samples."""
     span: timedelta
     coverage: float
     """Part of the span's hours that have a peak, 0 to 1."""
@@ -217,7 +240,10 @@ class Need:
 
 
 def declared_memory(pod: str, size: str) -> tuple[int, str]:
-    """Return the bytes for each device of `pod` that `size`, the annotation gpusharing.dev/gpu-memory, declares, and an empty text; or 0, and a clause that says that it is not a valid size."""
+    """Parse the annotation gpusharing.dev/gpu-memory of `pod`, whose value is `size`.
+
+    Return the bytes for each device and an empty text; or 0, and a clause that says that it is not a valid size.
+    """
     number = count(size) or 0
     if number >= 2**20:
         return number, ""
@@ -228,7 +254,13 @@ def declared_memory(pod: str, size: str) -> tuple[int, str]:
 
 
 def find_need(history: History, card: Card, goal: Goal) -> Need:
-    """Return what each pod of the workload needs on `card`. Raises ValueError if a sample is negative, infinite or NaN, or activity is above 1."""
+    """Return what each pod of the workload needs on `card`.
+
+    Memory is the 99th percentile of the hourly peaks with headroom, and at least a tenth more than the highest peak. It
+    is unknown if it is flat while activity is low: servers such as vLLM allocate most of the memory when they start, so
+    their use is a setting, and only their owner can say what they need. Raises ValueError if a sample is negative,
+    infinite or NaN, or activity is above 1.
+    """
     peak, highest = percentile(MEMORY, history.memory, MEMORY_PART), _highest(history.memory)
     samples = len(history.memory)
     (headroom, part), compute = LEVELS[goal], None

@@ -1,10 +1,8 @@
-"""Pack workloads into the layouts of a card.
+"""On how few GPUs and nodes do workloads fit, and which workload gets which profile?
 
-The search behind a recommendation: on how few GPUs instances fit, which workload gets which profile, and how many nodes are needed.
-
-*Packing* is exact: sums of slices do not tell (two 3g.40gb and a 1g.10gb have the card's 7 compute slices, and do not fit), so GPUs are filled one by one with legal layouts, each until nothing more fits. A legal layout stays legal without one of its instances, so no solution is lost.
-
-Each of n *nodes* must hold an n-th of the pods of a profile, rounded up, and only those n are tried at which one of these numbers changes. Pods with several whole GPUs are put on nodes first fit, the largest first.
+Packing is exact (`Packer`). Each of n nodes must hold an n-th of the pods of a profile, rounded up, and only those n
+are tried at which one of these numbers changes. Pods with several whole GPUs are put on nodes first fit, the largest
+first.
 """
 
 from collections import Counter
@@ -23,22 +21,31 @@ from kubectl_gpusharing.usage.needs import GIB, Goal, Need
 Counts = tuple[int, ...]
 """The number of instances of each profile, in the order of the packer's profiles."""
 ROUNDING = 1e-6
-"""Tolerance for compute: a full 1g instance is measured as 1/7 of the card, perhaps in single precision, and must not seem to need more than that."""
+"""Tolerance for compute.
+
+A full 1g instance is measured as 1/7 of the card, perhaps in single precision, and must not seem to need more than
+that.
+"""
 
 
 @value
 class Size:
     memory: float
-    """In bytes."""
+    """The memory in bytes."""
     compute: float
-    """Part of the whole card's."""
+    """The part of the whole card's compute."""
 
     def holds(self, other: "Size") -> bool:
         return self.memory >= other.memory and self.compute >= other.compute - ROUNDING
 
 
 class Packer:
-    """Packs instances on GPUs of one card. It caches its results, so use one packer for all questions about a card."""
+    """Packs instances on GPUs of one card, exactly.
+
+    Sums of slices do not tell: two 3g.40gb and a 1g.10gb have the card's 7 compute slices, and do not fit. So GPUs are
+    filled one by one with legal layouts, each until nothing more fits. A legal layout stays legal without one of its
+    instances, so no solution is lost. A packer caches its results, so use one for all questions about a card.
+    """
 
     def __init__(self, card: Card) -> None:
         self.profiles = plain_profiles(card)
@@ -49,6 +56,7 @@ class Packer:
         profiles = (*self.profiles, *(each for each in card.profiles if each.slices == largest))
         self._legal = frozenset(self._counts(each) for each in legal_layouts(profiles) if self._is_ours(each))
         self._full = tuple(each for each in maximal_layouts(profiles) if self._is_ours(each))
+        # Compute slices count as equal parts, although one is 16 of an H100 SXM's 132 multiprocessors, not 1/7.
         parts = [Size(usable_memory(card, each) * GIB, each.slices / largest) for each in self.profiles]
         self.sizes = (*parts, Size(memory_of(card) * GIB, 1.0))
         self._slices = largest
@@ -57,11 +65,14 @@ class Packer:
         self._fits = cache(self._find_fit)
 
     def fewest(self, wanted: Counts, most: int) -> int | None:
-        """Return the smallest number of GPUs that can hold the `wanted` instances, or None if that is more than `most`."""
+        """Return the smallest number of GPUs that can hold the `wanted` instances; None if it is above `most`."""
         return next((gpus for gpus in range(self.least(wanted), most + 1) if self._fits(wanted, gpus)), None)
 
     def pack(self, wanted: Counts, gpus: int) -> tuple[Layout, ...]:
-        """Return at most `gpus` layouts that together hold exactly the `wanted` instances, where possible of one profile each. Raises ValueError if they do not fit."""
+        """Return at most `gpus` layouts that together hold exactly the `wanted` instances.
+
+        Where possible, each has one profile, which is easier to read. Raises ValueError if the instances do not fit.
+        """
         layouts = []
         while any(wanted):
             gpus -= 1
@@ -82,7 +93,10 @@ class Packer:
         return max(slices, units, *alone, 0)
 
     def fill_up(self, layout: Layout, wanted: Collection[str]) -> Layout:
-        """Return the layout with more instances added until its GPU is full, with as many of the `wanted` profiles as possible."""
+        """Return the layout with more instances added until its GPU is full.
+
+        As many of these as possible are of the `wanted` profiles.
+        """
         counts = self._counts(layout)
         useful = {self._index[name] for name in wanted}
 
@@ -100,7 +114,7 @@ class Packer:
         return self._units - self._sum(counts, "size"), self._slices - self._sum(counts, "slices")
 
     def rank(self, layout: Layout) -> tuple[tuple[int, int], ...]:
-        """Return a sort key that puts layouts with larger instances first and, of equally large ones, more of them."""
+        """Return a sort key: layouts with larger instances first and, of equally large ones, more of them."""
         return tuple((-self._index[name], -count) for name, count in layout)
 
     def _is_ours(self, layout: Layout) -> bool:
@@ -117,7 +131,10 @@ class Packer:
         return tuple(map(min, wanted, self._most))
 
     def _find_fills(self, wanted: Counts) -> Sequence[Counts]:
-        """Return all ways to fill one GPU with `wanted` instances, the largest among them, until no further one fits; those with the most memory units first."""
+        """Return all ways to fill one GPU with `wanted` instances until no further one fits.
+
+        Each has one of the largest instances; those with the most memory units come first.
+        """
         if not any(wanted):
             return ()
         largest = max(index for index, count in enumerate(wanted) if count)
@@ -157,7 +174,10 @@ class Outcome(StrEnum):
     UNKNOWN = "need unknown"
     SEVERAL = "more GPUs than a node has"
     APART = "needs a pool of whole GPUs"
-    """A pod needs all GPUs of a node, or whole GPUs where nodes differ: a policy cannot leave these whole and divide others."""
+    """A pod needs all GPUs of a node, or whole GPUs where nodes differ.
+
+    A policy cannot leave these whole and divide others.
+    """
     DEVICES = "uses several instances or shares"
     """One pod uses several instances or shares, which must be on one node."""
 
@@ -173,11 +193,14 @@ class Placement:
     need: Need
     why: Outcome
     profile: str = ""
-    """Empty for whole GPUs, without a place, and before a template is chosen."""
+    """The MIG profile.
+
+    It is empty for whole GPUs, without a place, and before a template is chosen.
+    """
     gpus: int = 0
     """Whole GPUs of each pod, needed or given; 0 with a profile, and if unknown."""
     index: int = -1
-    """Of the smallest profile that holds the need, in the packer's order; -1 if none does."""
+    """The index of the smallest profile that holds the need, in the packer's order; -1 if none does."""
 
     @property
     def pods(self) -> int:
@@ -189,16 +212,19 @@ class TemplateChoice:
     """A candidate for the template, with the numbers of nodes and GPUs that it needs."""
 
     assignment: tuple[tuple[int, int], ...]
-    """For each class of workloads, the index of the smallest profile that holds it and that of the size that it gets; the size after the last profile is a whole GPU."""
+    """For each class of workloads, the index of its smallest profile and that of the size that it gets.
+
+    The size after the last profile is a whole GPU.
+    """
     wanted: Counts
-    """Instances of each profile in the whole pool."""
+    """How many instances of each profile the whole pool needs."""
     nodes: int = 0
     divided: int = 0
     """GPUs of each node that are divided into instances."""
     whole: int = 0
     """GPUs that are needed whole, on all nodes."""
     layouts: tuple[Layout, ...] = ()
-    """Of the divided GPUs of a node, before they are filled up."""
+    """The layouts of the divided GPUs of a node, before they are filled up."""
 
     @property
     def gpus(self) -> int:
@@ -210,7 +236,15 @@ class TemplateChoice:
 
 
 def choose(packer: Packer, seats: Sequence[Placement], per_node: int, nodes: int, goal: Goal) -> TemplateChoice:
-    """Return the best template for `nodes` nodes with `per_node` GPUs each, with as few additional nodes as possible. Raises ValueError if a node has no room for instances beside the whole GPUs of one pod."""
+    """Return the best template for `nodes` nodes with `per_node` GPUs each.
+
+    It needs as few additional nodes as possible. Of such templates the goal decides:
+
+    - cost: the fewest GPUs; then the fewest nodes, then the fewest pods with more than they need.
+    - performance: the most room for the workload that has least; then the most compute for all; then the fewest GPUs.
+
+    Raises ValueError if a node has no room for instances beside the whole GPUs of one pod.
+    """
     sizes, pods = packer.sizes, Counter[int]()
     for seat in seats:
         if not seat.gpus:
@@ -256,7 +290,10 @@ def _cheapest(
     per_node: int,
     existing: int,
 ) -> TemplateChoice | None:
-    """Return the choice with this assignment that has the fewest additional nodes, then the fewest GPUs, then the fewest nodes; None if no number of nodes suffices."""
+    """Return the choice with this assignment that has the fewest additional nodes, then GPUs, then nodes.
+
+    It is None if no number of nodes suffices.
+    """
     wanted = [0] * (len(packer.profiles) + 1)
     for smallest, index in assignment:
         wanted[index] += pods[smallest]
@@ -295,7 +332,10 @@ def _steps(wanted: Sequence[int]) -> list[int]:
 
 @lru_cache(maxsize=1024)
 def _first_fit(whole: tuple[int, ...], nodes: int, per_node: int) -> int:
-    """Return how many GPUs of each node must stay whole so that pods with `whole` GPUs each, in descending order, fit first fit; `per_node` + 1 if that is more."""
+    """Return how many GPUs of each node must stay whole so that pods with `whole` GPUs each fit first fit.
+
+    `whole` is in descending order. The result is `per_node` + 1 if they do not fit.
+    """
     if not whole:
         return 0
     for room in range(max(whole[0], -(-sum(whole) // nodes)), per_node + 1):

@@ -1,6 +1,7 @@
-"""Find a Prometheus in the cluster, and ask it.
+"""Which Prometheus does the plugin query, and how?
 
-Query a Prometheus through its HTTP API (https://prometheus.io/docs/prometheus/latest/querying/api), directly at its address or as a Service through the API server. Any answer other than data is raised as a `Trouble`.
+The HTTP API (https://prometheus.io/docs/prometheus/latest/querying/api) is reached directly, at the address in
+`--prometheus`, or as a Service through the API server. Any answer other than data is raised as a `Trouble`.
 """
 
 import asyncio
@@ -37,15 +38,22 @@ PORT_FORWARD = (
     " --prometheus http://127.0.0.1:9090"
 )
 PLAIN_TO_TLS = re.compile(r"HTTP request (?:was sent )?to (?:an )?HTTPS (?:server|port)")
-"""Matches `Client sent an HTTP request to an HTTPS server.` (Go net/http/server.go at 1.24, status 400) and `The plain HTTP request was sent to HTTPS port` (nginx, in an HTML page)."""
+"""Matches what a TLS port answers to plain HTTP.
+
+It is `Client sent an HTTP request to an HTTPS server.` (Go net/http/server.go at 1.24, status 400) or `The plain HTTP
+request was sent to HTTPS port` (nginx, in an HTML page).
+"""
 WANTS_CLIENT = "ALERT_CERTIFICATE_REQUIRED"
-"""OpenSSL's name for the TLS 1.3 alert that a server sends if we showed no certificate (RFC 8446, 6.2)."""
+"""OpenSSL's name for the TLS 1.3 alert of a server to which we showed no certificate (RFC 8446, 6.2)."""
 NO_FLAG = (
     "this plugin cannot present a client certificate, so use a port that does not require one, for example with"
     " --service NAMESPACE/NAME:PORT, or a proxy that presents one"
 )
-OTHER_NAME, OLD, EARLY, UNKNOWN_AUTHORITY = (62, 64), (10,), (9,), (2, 18, 19, 20, 21)
-"""Codes of OpenSSL 3.0.19 for a certificate that was issued for another name, has expired, is not valid yet, or comes from an unknown authority (include/openssl/x509_vfy.h, X509_V_ERR_...)."""
+OTHER_NAME, EXPIRED, NOT_YET_VALID, UNKNOWN_AUTHORITY = (62, 64), (10,), (9,), (2, 18, 19, 20, 21)
+"""Codes with which OpenSSL rejects a certificate; OTHER_NAME: it was issued for another name.
+
+They are X509_V_ERR_... in OpenSSL 3.0.19, include/openssl/x509_vfy.h.
+"""
 
 
 SECONDS = 150.0
@@ -55,10 +63,16 @@ MOST_BYTES = 256 * 2**20
 PARALLEL = 4
 """How many queries may run at the same time."""
 CLOCKS = (1e9, 4e9)
-"""The earliest and the latest plausible time of a server's clock, in seconds since 1970: 2001 and 2096."""
-LESS = "narrow the query with --selector, or use a --window shorter than a day, for example 6h"
+"""The earliest and latest time that a server's clock may show, in seconds since 1970: 2001 and 2096."""
+NARROW_QUERY = "narrow the query with --selector, or use a --window shorter than a day, for example 6h"
 TOO_MUCH = re.compile(r"too many|exceed|\blimit\b")
-"""Matches the errors of programs that limit queries: `query processing would load too many samples` (Prometheus promql/engine.go at d15adb9), `the query hit the max number of series limit` (Cortex pkg/util/limiter/query_limiter.go at a8c6358), `the query exceeded the maximum number of series` (Mimir pkg/util/limiter/errors.go at 10cab1c), `exceeded series limit` (Mimir pkg/storegateway/series_refs.go at 01ddd0e)."""
+"""Matches the errors of programs that limit queries.
+
+They are `query processing would load too many samples` (Prometheus promql/engine.go at d15adb9), `the query hit the max
+number of series limit` (Cortex pkg/util/limiter/query_limiter.go at a8c6358), `the query exceeded the maximum number of
+series` (Mimir pkg/util/limiter/errors.go at 10cab1c), and `exceeded series limit` (Mimir
+pkg/storegateway/series_refs.go at 01ddd0e).
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,23 +83,29 @@ class Endpoint:
     """The base URL, without `/api/v1`."""
     where: str
     authorization: str = ""
-    """The value of the header; empty if none is sent."""
+    """The value of the Authorization header; empty if none is sent."""
     tls: ssl.SSLContext | None = None
-    """None for aiohttp's default."""
+    """The TLS context; None for aiohttp's default."""
     tls_server_name: str | None = None
-    """The host name that the server's certificate is checked against, or None for the one in the URL."""
+    """The host name expected in the server's certificate; None for the one in the URL."""
     proxy: str | None = None
     through: str = ""
     """The cluster whose API server passes queries on; empty if Prometheus is queried directly."""
     renew: Callable[[], Awaitable["Endpoint"]] | None = None
-    """Logs in again after that API server answered 401, and returns the new endpoint; None if there is nothing to renew. Raises Trouble."""
+    """Logs in again after that API server answered 401, and returns the new endpoint.
+
+    It is None if there is nothing to renew. Raises Trouble.
+    """
     remark: str = ""
     """A remark about how this endpoint was chosen; empty if the user named it."""
 
 
-def without_data(status: int, kind: str, body: bytes | bytearray, data: JSON, place: Endpoint) -> Trouble:
-    """Return the Trouble for an answer other than data; `kind` is its content type, and `data` the JSON of its body."""
-    where, through, remedy = place.where, place.through, ""
+def without_data(status: int, kind: str, body: bytes | bytearray, data: JSON, endpoint: Endpoint) -> Trouble:
+    """Return the Trouble for an answer other than data.
+
+    `kind` is the answer's content type, and `data` the JSON of its body.
+    """
+    where, through, remedy = endpoint.where, endpoint.through, ""
     message = one_line(data.get("error") or data.get("message"))
     beginning = body[:4096].decode(errors="replace").strip()
     words = f": {message}" if message else ""
@@ -105,16 +125,16 @@ def without_data(status: int, kind: str, body: bytes | bytearray, data: JSON, pl
     if "errorType" in data and (status >= 400 or data.get("status") == "error"):
         error = data.get("error")
         too_much = data["errorType"] in ("timeout", "canceled") or TOO_MUCH.search(str(error))
-        return Trouble(f"{where} cannot answer the query: {one_line(error)}{f'; {LESS}' if too_much else ''}")
+        return Trouble(f"{where} cannot answer the query: {one_line(error)}{f'; {NARROW_QUERY}' if too_much else ''}")
     if status == 400 and PLAIN_TO_TLS.search(beginning):
         secure = f"--prometheus {where.replace('http:', 'https:', 1)}"
         remedy = "--service NAMESPACE/https:NAME:PORT" if through else secure
         return Trouble(f"{where} expects TLS but was queried without it: use {remedy}")
     line = one_line(next(iter(beginning.splitlines()), "")) if kind == "text/plain" else ""
-    return stranger(f"HTTP {status}{words or (line and f': {line}')}", where)
+    return not_a_prometheus(f"HTTP {status}{words or (line and f': {line}')}", where)
 
 
-def stranger(what: str, where: str) -> Trouble:
+def not_a_prometheus(what: str, where: str) -> Trouble:
     """Return the Trouble for a server that is not a Prometheus; `what` is a clause about its response."""
     return Trouble(
         f"{where} does not respond like a Prometheus ({what}). Pass the address that serves"
@@ -123,16 +143,16 @@ def stranger(what: str, where: str) -> Trouble:
 
 
 def unreachable(error: Exception, where: str, through: str) -> Trouble:
-    """Return the Trouble for a query that got no response; `through` is the cluster of `Endpoint.through`."""
+    """Return the Trouble for a query that got no response; `through` is that of the `Endpoint`."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         untrusted = error.certificate_error
         code = untrusted.verify_code if isinstance(untrusted, ssl.SSLCertVerificationError) else 0
         if code in OTHER_NAME:
             host = f"tls-server-name for {through} in the kubeconfig" if through else "the host in --prometheus"
             remedy = f"It was issued for another name: set {host} to a name that it contains"
-        elif code in OLD:
+        elif code in EXPIRED:
             remedy = "It has expired: have it renewed on the server, or correct the clock here"
-        elif code in EARLY:
+        elif code in NOT_YET_VALID:
             remedy = "It is not valid yet: correct the clock here, or on the machine that issued it"
         elif code in UNKNOWN_AUTHORITY and through:
             remedy = f"It was not signed by the certificate-authority that the kubeconfig sets for {through}"
@@ -171,7 +191,7 @@ class Series:
 
     @property
     def node(self) -> str:
-        """Empty if the series has no label `node`."""
+        """The node that the series is about; empty if it has no label `node`."""
         return self.labels.get("node", "")
 
 
@@ -180,29 +200,35 @@ class Prometheus:
     """A client of one Prometheus. All methods raise Trouble if a query fails."""
 
     session: aiohttp.ClientSession
-    place: Endpoint
-    """Replaced when credentials are renewed."""
+    endpoint: Endpoint
+    """The endpoint that is queried; it is replaced when credentials are renewed."""
     warnings: set[str] = field(default_factory=set)
     """The warnings in all answers so far. An answer with a warning is incomplete."""
     _renewing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while credentials are renewed, so that only one of several refused queries does so."""
 
     async def now(self) -> float:
-        """Return the time by the clock of the Prometheus, which may differ from ours, in seconds since 1970."""
+        """Return the time by the server's clock, in seconds since 1970; it may differ from ours.
+
+        Raises Trouble if that time is implausible (CLOCKS).
+        """
         answer = await self.instant("vector(time())", None)
         if len(answer) != 1:
-            raise stranger("it returned no time", self.place.where)
+            raise not_a_prometheus("it returned no time", self.endpoint.where)
         first, last = CLOCKS
         if not first <= answer[0].value <= last:
             when = "before 2001" if answer[0].value < first else "after 2096"
             raise Trouble(
-                f"the clock on {self.place.where} is set to a time {when}, which cannot be right: correct it, or use"
+                f"the clock on {self.endpoint.where} is set to a time {when}, which cannot be right: correct it, or use"
                 " another Prometheus, for example with --prometheus http://127.0.0.1:9090"
             )
         return answer[0].value
 
     async def instant(self, query: str, at: float | None) -> list[Series]:
-        """Return the series that `query` yields at a time, in seconds since 1970, or at the server's present time; those whose value is not finite are left out."""
+        """Return the series that `query` yields at a time, in seconds since 1970, or now.
+
+        The server's clock says what now is. Series whose value is not finite are left out.
+        """
         parameters = {"query": query} | ({} if at is None else {"time": f"{at:.3f}"})
         answer = await self._result("query", parameters, "vector")
         return [series for series in answer if series.points and math.isfinite(series.value)]
@@ -210,9 +236,12 @@ class Prometheus:
     async def between(
         self, query: str, start: float, end: float, step: float, *, whole: tuple[float, float] | None = None
     ) -> list[Series]:
-        """Return the series of `between_all` without values that are not finite, which may leave a series without points.
+        """Return the series of `between_all` without values that are not finite.
 
-        A proxy in front of Prometheus may move start and end to multiples of the step (Mimir's pkg/frontend/querymiddleware/step_align.go at 0c388a4, Thanos' query frontend), so values half a step outside are left out. If several queries together cover a longer time, `whole` is its start and end: what one of them loses is in the answer to the one before.
+        That may leave a series without points. A proxy in front of Prometheus may move start and end to multiples of
+        the step (Mimir's pkg/frontend/querymiddleware/step_align.go at 0c388a4, Thanos' query frontend), so values half
+        a step outside are left out. If several queries together cover a longer time, `whole` is its start and end: what
+        one of them loses is in the answer to the one before.
         """
         begin, last = whole or (start, end)
         begin, last = begin - step / 2, last + step / 2
@@ -223,21 +252,24 @@ class Prometheus:
         return answer
 
     async def between_all(self, query: str, start: float, end: float, step: float) -> list[Series]:
-        """Return the series that `query` yields from `start` to `end`, with a value every `step` seconds, including infinite values and NaN."""
+        """Return the series that `query` yields from `start` to `end`, with a value every `step` seconds.
+
+        Values that are infinite or NaN are included.
+        """
         parameters = {"query": query, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step:.3f}"}
         return await self._result("query_range", parameters, "matrix")
 
     async def _result(self, path: str, parameters: Mapping[str, str], kind: str) -> list[Series]:
-        place = self.place
-        status, content_type, body, data = await self._call(place, path, parameters)
+        endpoint = self.endpoint
+        status, content_type, body, data = await self._call(endpoint, path, parameters)
         # An answer of the API server itself, not of the Service behind it, is apimachinery's metav1.Status.
-        if status == 401 and data.get("kind") == "Status" and place.renew is not None:
+        if status == 401 and data.get("kind") == "Status" and endpoint.renew is not None:
             async with self._renewing:
-                if self.place is place:
-                    self.place = await place.renew()
-            status, content_type, body, data = await self._call(self.place, path, parameters)
+                if self.endpoint is endpoint:
+                    self.endpoint = await endpoint.renew()
+            status, content_type, body, data = await self._call(self.endpoint, path, parameters)
         if status >= 400 or data.get("status") != "success":
-            raise without_data(status, content_type, body, data, self.place)
+            raise without_data(status, content_type, body, data, self.endpoint)
         try:
             if data["data"]["resultType"] != kind:
                 raise TypeError(f"a {data['data']['resultType']} instead of a {kind}")
@@ -255,20 +287,20 @@ class Prometheus:
             ]
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             what = f"its response has no valid result: {error_text(error)}"
-            raise stranger(what, self.place.where) from error
+            raise not_a_prometheus(what, self.endpoint.where) from error
 
     async def _call(
-        self, place: Endpoint, path: str, parameters: Mapping[str, str]
+        self, endpoint: Endpoint, path: str, parameters: Mapping[str, str]
     ) -> tuple[int, str, bytearray, JSON]:
-        headers = {"Authorization": place.authorization} if place.authorization else {}
+        headers = {"Authorization": endpoint.authorization} if endpoint.authorization else {}
         try:
             async with self.session.get(
-                f"{place.url}/api/v1/{path}",
+                f"{endpoint.url}/api/v1/{path}",
                 params=parameters,
                 headers=headers,
-                ssl=place.tls or True,
-                server_hostname=place.tls_server_name,
-                proxy=place.proxy,
+                ssl=endpoint.tls or True,
+                server_hostname=endpoint.tls_server_name,
+                proxy=endpoint.proxy,
                 # A redirect could send our credentials to another server.
                 allow_redirects=False,
             ) as response:
@@ -276,12 +308,12 @@ class Prometheus:
                 async for part in response.content.iter_any():
                     body += part
                     if len(body) > MOST_BYTES:
-                        size = f"a response from {place.where} is larger than {MOST_BYTES >> 20} MiB"
+                        size = f"a response from {endpoint.where} is larger than {MOST_BYTES >> 20} MiB"
                         raise Trouble(f"{size}: narrow the query with --selector")
         except TimeoutError as error:
-            raise Trouble(f"{place.where} did not respond within {SECONDS:g} s: {LESS}") from error
+            raise Trouble(f"{endpoint.where} did not respond within {SECONDS:g} s: {NARROW_QUERY}") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise unreachable(error, place.where, place.through) from error
+            raise unreachable(error, endpoint.where, endpoint.through) from error
         try:
             data = section(json.loads(body))
         except (ValueError, RecursionError):
@@ -290,15 +322,18 @@ class Prometheus:
 
 
 @asynccontextmanager
-async def prometheus_at(place: Endpoint) -> AsyncIterator[Prometheus]:
+async def prometheus_at(endpoint: Endpoint) -> AsyncIterator[Prometheus]:
     limits = aiohttp.ClientTimeout(total=SECONDS, sock_connect=10.0)
     connector = aiohttp.TCPConnector(limit=PARALLEL)
     async with aiohttp.ClientSession(connector=connector, timeout=limits) as session:
-        yield Prometheus(session, place)
+        yield Prometheus(session, endpoint)
 
 
-def place_of(url: str, token_file: str, ca_file: str, environment: Mapping[str, str] = os.environ) -> Endpoint:
-    """Return how to reach the Prometheus at `url`, with the token and the authorities in these files, unless their names are empty, and through the proxy that `environment` names. Nothing is sent."""
+def endpoint_from_url(url: str, token_file: str, ca_file: str, environment: Mapping[str, str] = os.environ) -> Endpoint:
+    """Return how to reach the Prometheus at `url`, through the proxy that `environment` names.
+
+    The token and the authorities are in these files, unless their names are empty. Nothing is sent.
+    """
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -347,7 +382,10 @@ def _text(name: str, flag: str) -> str:
 
 
 async def side_by_side(*queries: Coroutine[Any, Any, T]) -> list[T]:
-    """Run queries concurrently and return their answers in the same order. The first error cancels the others and is raised once they have ended."""
+    """Run queries concurrently and return their answers in the same order.
+
+    The first error cancels the others and is raised once they have ended.
+    """
     with one_error():
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(query) for query in queries]
@@ -363,7 +401,10 @@ MATCHER = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*(?:=~|!~|!=|=)\s*"(?:[^"\\\
 
 
 def selector_of(selector: str) -> str:
-    """Return the matchers of `--selector` as they were typed, without enclosing braces. Raises Trouble if it has anything but PromQL matchers separated by commas."""
+    """Return the matchers of `--selector` as they were typed, without enclosing braces.
+
+    Raises Trouble if it has anything but PromQL matchers separated by commas.
+    """
     matchers = selector.strip().removeprefix("{").removesuffix("}").strip()
     if matchers and not re.fullmatch(f"{MATCHER.pattern}(?:,{MATCHER.pattern})*", matchers):
         raise Trouble(f'--selector {selector}: use matchers such as cluster="east",prometheus_replica="a"')
@@ -375,26 +416,38 @@ def labels_of(selector: str) -> list[str]:
 
 
 def of_others(selector: str, targets: frozenset[str] = OF_TARGETS) -> str:
-    """Return those matchers of `selector` that also apply to series of other exporters: those whose label is not in `targets`, comma-separated."""
+    """Return those matchers of `selector` that also apply to series of other exporters, comma-separated.
+
+    Their labels are not in `targets`.
+    """
     return ",".join(match[0].strip() for match in MATCHER.finditer(selector) if match[1] not in targets)
 
 
 def braced(*matchers: str) -> str:
-    """Join the matchers that are not empty in braces, to be appended to a metric's name; empty without any."""
+    """Join the matchers that are not empty in braces, to be appended to a metric's name.
+
+    The result is empty without any.
+    """
     joined = ",".join(filter(None, matchers))
     return f"{{{joined}}}" if joined else ""
 
 
 def matcher_of(nodes: Iterable[str]) -> str:
-    """Return the matcher for the series of these nodes, and perhaps of others with similar names: a dot matches any character. Empty, which means all nodes, if it would be too long for a URL or a name has unusual characters."""
+    """Return the matcher for the series of these nodes, and perhaps of others with similar names.
+
+    The names are similar because a dot matches any character. The matcher is empty, which means all nodes, if it would
+    be too long for a URL or a name has unusual characters.
+    """
     names = "|".join(sorted(nodes))
     return f'node=~"{names}"' if re.fullmatch(r"[a-z0-9.|-]{0,1500}", names) else ""
 
 
 def state_label(key: str) -> str:
-    """Return the label in which kube-state-metrics exports the label `key` of a Node or a Namespace (kubernetes/kube-state-metrics internal/store/utils.go, labelName, v2.20.0, unchanged since v2.0.0).
+    """Return the label in which kube-state-metrics exports the label `key` of a Node or a Namespace.
 
-    Where two keys lead to the same name, kube-state-metrics appends `_conflict1` and so on; such labels are not found.
+    It is computed as in kubernetes/kube-state-metrics internal/store/utils.go, labelName, v2.20.0, unchanged since
+    v2.0.0. Where two keys lead to the same name, kube-state-metrics appends `_conflict1` and so on; such labels are not
+    found.
     """
     plain = re.sub("[^a-zA-Z0-9_]", "_", key)
     snake = re.sub("([a-z0-9])([A-Z])", r"\1_\2", plain)
@@ -402,7 +455,7 @@ def state_label(key: str) -> str:
 
 
 def nodes_of(answer: Iterable[Series]) -> frozenset[str]:
-    """An empty name stands for series without the label `node`."""
+    """Return the names of the nodes in an answer; an empty one stands for series without the label `node`."""
     return frozenset(series.node for series in answer)
 
 
@@ -417,50 +470,61 @@ LABELS = (
     {"app.kubernetes.io/name": "thanos", "app.kubernetes.io/component": "query"},
     {"app.kubernetes.io/name": "thanos-query"},
 )
-"""Labels of the Services of common installations: kube-prometheus-stack, the Prometheus Operator, Prometheus' own chart, Rancher, Thanos. The first set that any Service has decides, because several Services may lead to the same Prometheus."""
-NAME = "--service monitoring/prometheus-operated:9090, or --prometheus http://127.0.0.1:9090"
+"""Labels of the Services of common installations, in the order in which they are tried.
+
+These are kube-prometheus-stack, the Prometheus Operator, Prometheus' own chart, Rancher, and Thanos. The first set that
+any Service has decides, because several Services may lead to the same Prometheus.
+"""
+FLAG_EXAMPLES = "--service monitoring/prometheus-operated:9090, or --prometheus http://127.0.0.1:9090"
 
 
 async def find_endpoint(session: Session | None, typed: Namespace) -> Endpoint:
-    """Return how to reach the Prometheus in `--prometheus` or, with a `session`, the one that `--service` names in its cluster or else the only one there."""
+    """Return how to reach the Prometheus in `--prometheus` or, with a `session`, one in its cluster.
+
+    In a cluster it is the one that `--service` names, or else the only one there.
+    """
     if session is None:
         if typed.service:
             raise Trouble("pass either --prometheus or --service, not both")
-        return place_of(typed.prometheus, typed.token_file, typed.ca_file)
+        return endpoint_from_url(typed.prometheus, typed.token_file, typed.ca_file)
     if typed.token_file or typed.ca_file:
         raise Trouble(
             "--token-file and --ca-file only work with --prometheus URL; a Service is reached with your kubeconfig"
         )
-    return await find_place(session, typed.service)
+    return await find_service_endpoint(session, typed.service)
 
 
-async def find_place(session: Session, named: str) -> Endpoint:
-    """Return how to reach the Service `named`, or else the only Service in any namespace that looks like a Prometheus. Whether `named` exists is not checked."""
+async def find_service_endpoint(session: Session, named: str) -> Endpoint:
+    """Return how to reach the Service `named`, or else the only one that looks like a Prometheus.
+
+    The user needs the right `get services/proxy`, and without `named` also `list services` in all namespaces. Whether
+    `named` exists is not checked.
+    """
     if session.login is None:
         raise Trouble("there is no API server through which a Service can be reached: pass --prometheus URL")
     if not named:
         try:
             services = await session.all(SERVICES)
         except Trouble as trouble:
-            raise Trouble(f"{trouble}. To skip the search, pass {NAME}") from trouble
+            raise Trouble(f"{trouble}. To skip the search, pass {FLAG_EXAMPLES}") from trouble
         found = (
             [raw for raw in services if labels.items() <= section(raw, "metadata", "labels").items()]
             for labels in LABELS
         )
         matches = next(filter(None, found), [])
         if len(matches) > 1:
-            names = ", ".join(sorted(map(_name, matches))[:5])
+            names = ", ".join(sorted(map(_service_name, matches))[:5])
             raise Trouble(
                 f"{session.where} has several Services that look like a Prometheus: {names}. Choose one:"
-                f" --service {_name(matches[0])}"
+                f" --service {_service_name(matches[0])}"
             )
         if not matches:
-            raise Trouble(f"no Service in {session.where} looks like a Prometheus. Pass {NAME}")
-    path = _path_of(named or _name(matches[0]))
-    return await _place(session.login, session.where, path, chosen=not named)
+            raise Trouble(f"no Service in {session.where} looks like a Prometheus. Pass {FLAG_EXAMPLES}")
+    path = _service_path(named or _service_name(matches[0]))
+    return await _service_endpoint(session.login, session.where, path, chosen=not named)
 
 
-async def _place(login: Login, cluster: str, path: str, *, chosen: bool) -> Endpoint:
+async def _service_endpoint(login: Login, cluster: str, path: str, *, chosen: bool) -> Endpoint:
     where = f"Service {path.replace('/services/', '/')} of {cluster}"
     with explained(cluster):
         access, token = await login.access(), await login.token()
@@ -468,7 +532,7 @@ async def _place(login: Login, cluster: str, path: str, *, chosen: bool) -> Endp
     async def renew() -> Endpoint:
         with explained(cluster):
             await login.renew()
-        return await _place(login, cluster, path, chosen=chosen)
+        return await _service_endpoint(login, cluster, path, chosen=chosen)
 
     return Endpoint(
         url=f"{access.server}/api/v1/namespaces/{path}/proxy",
@@ -486,7 +550,8 @@ async def _place(login: Login, cluster: str, path: str, *, chosen: bool) -> Endp
     )
 
 
-def _path_of(flag: str) -> str:
+def _service_path(flag: str) -> str:
+    """Return the path below /api/v1/namespaces of the Service in `--service`."""
     name = "[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
     match = re.fullmatch(f"({name})/((?:https?:)?{name}(?::{name})?)", flag)
     if match is None:
@@ -500,7 +565,8 @@ def _path_of(flag: str) -> str:
     return f"{namespace}/services/{closed}"
 
 
-def _name(raw: JSON) -> str:
+def _service_name(raw: JSON) -> str:
+    """Return NAMESPACE/NAME:PORT of a Service, with the port that probably serves HTTP."""
     ports = entries(raw, "spec", "ports")
     usual = [port for port in ports if text(port, "name") in ("http-web", "web", "http", "http-query")]
     number = whole(next(iter([*usual, *ports]), {}), "port")

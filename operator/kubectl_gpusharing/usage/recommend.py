@@ -1,6 +1,7 @@
-"""`advise --from-prometheus [-l NODES | --policy NAME] [--window 14d]`, or `recommend`: recommend a layout for a pool, based on what its workloads used.
+"""`advise --from-prometheus`, or `recommend`: which layout suits a pool, by what its workloads used?
 
-It needs only Prometheus with dcgm-exporter, not the operator. Where the operator is installed, it also shows the plan of the policy. Nothing is applied: `--write FILE` writes a policy that waits for an approval.
+It needs only Prometheus with dcgm-exporter, not the operator. Where the operator is installed, it also shows the plan
+of the policy. Nothing is applied: `--write FILE` writes a policy that waits for an approval.
 """
 
 from argparse import Namespace
@@ -45,7 +46,10 @@ MOST = round(30 * DAY)
 
 
 async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> int:
-    """Print a recommendation from the Prometheus in the cluster or, without a `session`, the one in `--prometheus`, with the plan of its policy; CHANGES if it is incomplete."""
+    """Print a recommendation with the plan of its policy; return CHANGES if it is incomplete.
+
+    It is read from the Prometheus in the cluster or, without a `session`, the one in `--prometheus`.
+    """
     _check(typed)
     async with prometheus_at(await find_endpoint(session, typed)) as prometheus:
         answer = await find_answer(prometheus, typed, session)
@@ -61,7 +65,7 @@ async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> 
     terminal.answer(
         RecommendationData,
         lambda: as_data(answer),
-        lambda paper: describe(answer, paper, verbose=typed.verbose, written=typed.write),
+        lambda options: describe(answer, options, verbose=typed.verbose, written=typed.write),
         lambda: as_rows(answer),
     )
     if typed.write and answer.policy is None:
@@ -104,7 +108,7 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session
         )
     scope, unseen = narrow(scope, len(observed.nodes), "" if card is None else card.key)
     goal = Goal(typed.goal or "cost")
-    remarks = [*filter(None, (prometheus.place.remark,)), *scope.remarks, *unseen, *observed.remarks]
+    remarks = [*filter(None, (prometheus.endpoint.remark,)), *scope.remarks, *unseen, *observed.remarks]
     recommendation, policy = None, None
     if observed.card is None or not observed.card.memory_gb:
         missing.append(f"{_unknown(observed)}, so there is nothing to recommend")
@@ -124,7 +128,7 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session
         policy = policy_of(scope, recommendation) if recommendation.placed else None
     lately = MeterQuery(max(start, end - DAY), end, selector=selector)
     price = price_of(typed.price) or await read_price(prometheus, lately, observed.names)
-    where = prometheus.place.where
+    where = prometheus.endpoint.where
     return RecommendReport(where, start, end, scope, observed, recommendation, policy, missing, remarks, price)
 
 

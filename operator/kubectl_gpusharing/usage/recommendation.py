@@ -1,4 +1,10 @@
-"""Which layout fits a pool, from what its workloads need, and whether sharing whole GPUs would take fewer."""
+"""Which layout fits a pool, by what its workloads need, and would sharing whole GPUs take fewer?
+
+A policy gives every node of its pool the same layout, GPU by GPU (`spec.mig.layouts` by index), so the answer is one
+template for a node and the number of nodes that are needed. Workloads whose smallest profile is the same get the same
+profile, or a larger one if that takes fewer GPUs. So the explanation fits into a sentence, and manifests need few
+resource names.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,10 +34,10 @@ from kubectl_gpusharing.usage.packing import (
 @value
 class ModelPool:
     name: str
-    """For people."""
+    """The name of the pool, for people."""
     card: Card
     nodes: tuple[int, ...]
-    """How many GPUs each node has. If these numbers differ, a policy can only have one layout for all GPUs."""
+    """How many GPUs each node has; if the numbers differ, a policy can only have one layout for all GPUs."""
     used: int
     """GPUs that pods hold now, completely or in part."""
 
@@ -41,7 +47,10 @@ class ModelPool:
 
 
 Occupied: TypeAlias = Mapping[str, Mapping[Workload, int]]
-"""The GPUs that several pods share now, by their names in messages: how many pods of which workload each has."""
+"""The GPUs that several pods share now: how many pods of which workload each has.
+
+The keys are their names in messages.
+"""
 
 
 @value
@@ -49,11 +58,11 @@ class Portion:
     """The GPUs of a node that have the same layout."""
 
     layout: Layout | None
-    """None if these GPUs stay whole."""
+    """The layout of these GPUs; None if they stay whole."""
     indexes: tuple[int, ...]
-    """On each node, as NVML counts them."""
+    """The indexes of these GPUs on each node, as NVML counts them."""
     gpus: int
-    """On all nodes that are needed."""
+    """The number of these GPUs on all nodes that are needed."""
 
 
 @value
@@ -61,18 +70,28 @@ class Recommendation:
     pool: ModelPool
     goal: Goal
     template: tuple[Layout | None, ...]
-    """The layout of each GPU of a node, by index, or None for a GPU that stays whole. A single element applies to all GPUs of every node."""
+    """The layout of each GPU of a node, by index, or None for a GPU that stays whole.
+
+    A single element applies to all GPUs of every node.
+    """
     placed: tuple[Placement, ...]
     unplaced: tuple[Placement, ...]
     nodes: int
     gpus: int
     """The GPUs needed: the divided ones on these nodes, and those that pods get whole."""
     stranded: tuple[int, int]
-    """The compute slices and the memory units that no instance covers, on all GPUs that are needed. A memory unit is an eighth of the card's memory on most cards."""
+    """The compute slices and the memory units that no instance covers, on all GPUs that are needed.
+
+    A memory unit is an eighth of the card's memory on most cards.
+    """
     idle: Layout
     """The instances on these nodes that no workload needs, as room to grow."""
     worst: tuple[tuple[int, float], ...]
-    """The shared GPU whose pods would use the most memory if all reached their highest peak at once: the pods of each workload and the bytes of each pod, the largest sum first. Empty if no GPU is shared."""
+    """The shared GPU whose pods would use the most memory if all reached their highest peak at once.
+
+    It has the number of pods of each workload and the bytes of each pod, the largest sum first. It is empty if no GPU
+    is shared.
+    """
 
     @property
     def pods(self) -> int:
@@ -84,7 +103,10 @@ class Recommendation:
 
     @property
     def saved(self) -> int:
-        """How many fewer GPUs are needed than are in use now; below 0 if more. Workloads without a place keep what they hold or need, in whole GPUs."""
+        """How many fewer GPUs are needed than are in use now; below 0 if more.
+
+        Workloads without a place keep what they hold or need, in whole GPUs.
+        """
         kept = 0
         for place in self.unplaced:
             holds = place.need.history.holds
@@ -123,7 +145,10 @@ def layout_rows(portions: Sequence[Portion]) -> list[dict[str, Any]]:
 def recommend(
     pool: ModelPool, needs: Sequence[Need], occupied: Occupied = MappingProxyType({}), *, goal: Goal
 ) -> Recommendation:
-    """Return the recommended layout of `pool`. Raises ValueError if a node, or the pool, has no GPUs, or if they use the CPU's memory."""
+    """Return the recommended layout of `pool`, which does not depend on the order of the workloads.
+
+    Raises ValueError if a node, or the pool, has no GPUs, or if they use the CPU's memory.
+    """
     if not pool.nodes or min(pool.nodes) < 1:
         raise ValueError(f"pool {pool.name} has no GPU")
     if not pool.card.memory_gb:
@@ -181,7 +206,10 @@ _packer = lru_cache(maxsize=4)(Packer)
 
 
 def _least(need: Need, sizes: Sequence[Size], per_node: int) -> Placement:
-    """Return the least that each pod must get, on nodes of at most `per_node` GPUs, or why the workload has no place."""
+    """Return the least that each pod must get, or why the workload has no place.
+
+    A node has at most `per_node` GPUs.
+    """
     holds = need.history.holds
     if holds.devices > 1:
         # Several whole GPUs are one program that spreads over them; instances and shares cannot be joined.
@@ -232,17 +260,32 @@ class Shared:
     pods: int
     gpus: int
     instead: int
-    """GPUs that the layout takes for the same pods."""
+    """How many GPUs the layout takes for the same pods."""
     needed: float
-    """Bytes, headroom included: with MPS of the pod with the greatest need, otherwise of the largest pods that may share a GPU."""
+    """The bytes needed, headroom included.
+
+    With MPS they are those of the pod with the greatest need, otherwise those of the largest pods that may share a GPU.
+    """
     there: float
-    """Bytes available for that: with MPS 1/replicas of the card's memory, otherwise all of it."""
+    """The bytes available for that: with MPS 1/replicas of the card's memory, otherwise all of it."""
     busy: float | None
     """The compute that these pods use, as a part of a whole card; None if it is not known for every pod."""
 
 
 def find_shared(recommendation: Recommendation) -> Shared | None:
-    """Return the way to share whole GPUs that takes the fewest, if that is fewer than the layout takes for the same pods. Pods that get whole GPUs keep them, except single ones of a card without MIG."""
+    """Return the way to share whole GPUs that takes the fewest; None if the layout takes no more.
+
+    Nothing isolates pods that share a GPU, so people have to decide whether that is acceptable (`advise` asks them). A
+    policy gives all GPUs the same number of replicas, and the scheduler may put any pods together, so the worst case
+    counts:
+
+    - MPS divides a GPU evenly (docs/design/hardware.md#mps-share): the pod with the greatest need must fit into 1/n of
+      the memory and of the compute.
+    - Time-slicing divides nothing: the n pods that need most must fit together, in memory and in compute. With more
+      than TURNS pods, each would wait too long for its turn.
+
+    Pods that get whole GPUs keep them, except single ones of a card without MIG.
+    """
     if recommendation.goal is not Goal.COST:
         return None
     card, placed = recommendation.pool.card, recommendation.placed
@@ -271,6 +314,9 @@ def find_shared(recommendation: Recommendation) -> Shared | None:
 
 
 def _spread(pods: int, most: int) -> tuple[int, int]:
-    """Return how many GPUs the pods need with at most `most` on each, and the highest number on one if they are spread evenly."""
+    """Return how many GPUs the pods need with at most `most` on each, and the highest number on one.
+
+    They are spread evenly.
+    """
     gpus = -(-pods // most)
     return gpus, -(-pods // gpus)

@@ -1,4 +1,4 @@
-"""What a recommendation says: in the terminal, as data, and in the file of its policy."""
+"""What does a recommendation say in the terminal, as data, and in the file of its policy?"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from kubectl_gpusharing.shell.drawing import (
     Column,
     Ink,
     Line,
-    Paper,
+    PrintOptions,
     Span,
     comment,
     fold,
@@ -55,29 +55,32 @@ _INKS = {Confidence.NONE: Ink.WAITING, Confidence.LOW: Ink.FAINT, Confidence.HIG
 @dataclass(frozen=True, slots=True)
 class RecommendReport:
     where: str
-    """`Endpoint.where`."""
+    """The name of the Prometheus that was queried (`Endpoint.where`)."""
     start: float
-    """In seconds since 1970, as `end`."""
+    """The start of the window, in seconds since 1970, as is `end`."""
     end: float
     scope: NodeScope
     observed: ObservedPool
     recommendation: Recommendation | None
-    """None if the layouts that the card can have are unknown."""
+    """The recommended layout; None if the layouts that the card can have are unknown."""
     policy: dict[str, object] | None
-    """None if there is no layout to apply."""
+    """The policy to apply; None if there is no layout to apply."""
     missing: Sequence[str]
     """Why the answer is incomplete; empty if it is complete."""
     remarks: Sequence[str]
     price: Price | None
-    """Of a GPU for an hour; None if unknown."""
+    """The price of a GPU for an hour; None if it is unknown."""
     effect: plan.Planned | str | None = None
     """The plan of the policy, or a clause that says why it is unknown; None if no plan was requested."""
     context: str = ""
-    """Of the cluster that `effect` was planned for; empty without a cluster."""
+    """The context of the cluster that `effect` was planned for; empty without a cluster."""
 
     @property
     def span(self) -> str:
-        """A heading such as `14d until 2026-11-01T06:00:00Z, policy a: 16 GPUs (H100) on 2 nodes`."""
+        """A heading with the window, the nodes and their GPUs.
+
+        An example is `14d until 2026-11-01T06:00:00Z, policy a: 16 GPUs (H100) on 2 nodes`.
+        """
         card = self.observed.model or "GPUs without a name"
         gpus = counted(sum(self.observed.nodes), "GPU")
         nodes = counted(len(self.observed.nodes), "node")
@@ -115,24 +118,27 @@ def _steps(answer: RecommendReport) -> Iterator[str]:
         yield f"The policy selects nodes by a label that they do not have yet: kubectl label node NODE {labels}"
 
 
-def describe(answer: RecommendReport, paper: Paper, *, verbose: bool, written: str) -> list[Line]:
-    """Draw the answer. `verbose` adds the samples of each workload. `written` is the file of the policy, or empty."""
-    lines = prose(answer.span, paper, ink=Ink.TITLE)
-    lines += drawing.describe_simulated(answer.observed.simulated, paper)
-    lines += _table(answer, paper)
+def describe(answer: RecommendReport, options: PrintOptions, *, verbose: bool, written: str) -> list[Line]:
+    """Draw the answer; `verbose` adds the samples of each workload.
+
+    `written` is the file of the policy, or empty.
+    """
+    lines = prose(answer.span, options, ink=Ink.TITLE)
+    lines += drawing.describe_simulated(answer.observed.simulated, options)
+    lines += _table(answer, options)
     if verbose:
-        lines += [part for place in answer.places.values() for part in _evidence(place.need, paper)]
+        lines += [part for place in answer.places.values() for part in _evidence(place.need, options)]
     if (found := answer.recommendation) is not None:
         lines.append(BLANK)
         if found.placed:
             for text in layouts_of(found.portions):
-                lines += prose(f"Layout: {text}", paper, hang="  ", ink=Ink.TITLE)
-        lines += prose(packing_of(found), paper, hang="  ")
+                lines += prose(f"Layout: {text}", options, hang="  ", ink=Ink.TITLE)
+        lines += prose(packing_of(found), options, hang="  ")
         if found.placed:
-            lines += prose(saving_of(found.saved, answer.price), paper, hang="  ", ink=Ink.GOOD)
+            lines += prose(saving_of(found.saved, answer.price), options, hang="  ", ink=Ink.GOOD)
         if (shared := find_shared(found)) is not None:
-            lines += prose(f"{shared_of(shared)}.", paper, hang="  ", ink=Ink.WAITING)
-        lines += describe_effect(answer.effect, paper)
+            lines += prose(f"{shared_of(shared)}.", options, hang="  ", ink=Ink.WAITING)
+        lines += describe_effect(answer.effect, options)
         texts = [*_steps(answer)]
         if answer.policy is not None:
             texts.append(
@@ -142,11 +148,11 @@ def describe(answer: RecommendReport, paper: Paper, *, verbose: bool, written: s
                 else "Nothing was changed. --write FILE writes the policy; kubectl gpusharing plan -f FILE shows its"
                 " effect"
             )
-        lines += [one for text in texts for one in prose(f"{text}.", paper, hang="  ")]
-    return [*lines, *describe_doubts(answer.remarks, answer.missing, paper)]
+        lines += [one for text in texts for one in prose(f"{text}.", options, hang="  ")]
+    return [*lines, *describe_doubts(answer.remarks, answer.missing, options)]
 
 
-def _table(answer: RecommendReport, paper: Paper) -> list[Line]:
+def _table(answer: RecommendReport, options: PrintOptions) -> list[Line]:
     places = answer.places
     goal = Goal.COST if answer.recommendation is None else answer.recommendation.goal
     busy = f"{LEVELS[goal][1]:.0%} BUSY"
@@ -174,7 +180,7 @@ def _table(answer: RecommendReport, paper: Paper) -> list[Line]:
     columns = [Column(title, drops.get(title, 0)) for title in rows[0]]
     legend = f"99% MEM, {busy}: so many of the hours stay at or below this value; recent hours count more."
     cells = [[*row.values()] for row in rows]
-    return [*table(columns, cells, paper), *prose(legend, paper, ink=Ink.FAINT)]
+    return [*table(columns, cells, options), *prose(legend, options, ink=Ink.FAINT)]
 
 
 def now_of(history: History) -> str:
@@ -213,15 +219,15 @@ def why_of(place: Placement | None) -> str:
     return ", ".join(reasons)
 
 
-def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
+def _evidence(need: Need, options: PrintOptions) -> Iterator[Line]:
     workload, history = need.workload, need.history
     yield BLANK
-    yield from fold(line(Span(f"{workload.namespace}  {workload.kind}/{workload.name}", Ink.TITLE)), paper)
+    yield from fold(line(Span(f"{workload.namespace}  {workload.kind}/{workload.name}", Ink.TITLE)), options)
     if history.memory:
-        yield line("  ", Span("memory    ", Ink.FAINT), sparkline(history.memory, need.highest, paper))
+        yield line("  ", Span("memory    ", Ink.FAINT), sparkline(history.memory, need.highest, options))
     if history.activity:
-        yield line("  ", Span("activity  ", Ink.FAINT), sparkline(history.activity, 1.0, paper))
-    indented = partial(prose, paper=paper, indent="  ", hang="  ")
+        yield line("  ", Span("activity  ", Ink.FAINT), sparkline(history.activity, 1.0, options))
+    indented = partial(prose, options=options, indent="  ", hang="  ")
     if history.activity and history.of_device:
         device = (
             "activity is measured for the whole device, which other pods also used; how much of it came from this"
@@ -244,28 +250,31 @@ def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
     yield from indented(f"{need.reason}{doubts}", ink=Ink.FAINT)
 
 
-def sparkline(samples: Sequence[Sample], top: float, paper: Paper) -> str:
-    """Return a row of characters whose heights show the highest sample of each equal stretch, relative to `top`. A stretch without samples is a space."""
+def sparkline(samples: Sequence[Sample], top: float, options: PrintOptions) -> str:
+    """Return a row of characters whose heights show the highest sample of each equal stretch.
+
+    The heights are relative to `top`. A stretch without samples is a space.
+    """
     first, last = samples[0][0], samples[-1][0]
-    cells = min(WIDTH, paper.room - len("  activity  "), round((last - first).total_seconds() / 3600) + 1)
+    cells = min(WIDTH, options.room - len("  activity  "), round((last - first).total_seconds() / 3600) + 1)
     highest: list[float | None] = [None] * cells
     whole = (last - first).total_seconds() or 1.0
     for at, value in samples:
         cell = min(cells - 1, int((at - first).total_seconds() / whole * cells))
         highest[cell] = max(value, highest[cell] or 0.0)
-    marks = SPARKS if paper.glyphs else ASCII
+    marks = SPARKS if options.glyphs else ASCII
     # Each value is divided by top, because a factor of 1 / top would be infinite for a very small top.
     parts = [None if part is None else min(1.0, part / top) if top > 0 else 0.0 for part in highest]
     return "".join(" " if part is None else marks[round(part * (len(marks) - 1))] for part in parts)
 
 
-def describe_effect(effect: plan.Planned | str | None, paper: Paper) -> list[Line]:
+def describe_effect(effect: plan.Planned | str | None, options: PrintOptions) -> list[Line]:
     if effect is None:
         return []
     if isinstance(effect, str):
-        return prose(f"Its plan is not shown: {effect}.", paper, hang="  ", ink=Ink.FAINT)
-    title = prose("Its plan, if it were applied now:", paper, hang="  ", ink=Ink.TITLE)
-    return [BLANK, *title, *plan.describe(effect, paper), BLANK]
+        return prose(f"Its plan is not shown: {effect}.", options, hang="  ", ink=Ink.FAINT)
+    title = prose("Its plan, if it were applied now:", options, hang="  ", ink=Ink.TITLE)
+    return [BLANK, *title, *plan.describe(effect, options), BLANK]
 
 
 def layouts_of(portions: Sequence[Portion]) -> Iterator[str]:
@@ -281,7 +290,10 @@ MONTH = Fraction(365 * 24, 12)
 
 
 def saving_of(saved: int, price: Price | None) -> str:
-    """Return a sentence about how many GPUs are saved, below 0 if more are needed, and how much money a month."""
+    """Return a sentence about how many GPUs are saved, and how much money a month.
+
+    `saved` is below 0 if more GPUs are needed.
+    """
     if not saved:
         return "That saves no GPU."
     gpus = f"That saves {counted(saved, 'GPU')}" if saved > 0 else f"That takes {counted(-saved, 'GPU')} more"
@@ -327,7 +339,10 @@ def packing_of(recommendation: Recommendation) -> str:
 
 
 def shared_of(shared: Shared) -> str:
-    """Return sentences, without the last period, which say that sharing whole GPUs would take fewer GPUs than the layout, and the disadvantages."""
+    """Return sentences, without the last period, about sharing whole GPUs instead of using the layout.
+
+    They say how many GPUs fewer it takes, and its disadvantages.
+    """
     way = f"time-slicing and {shared.replicas} replicas"
     whose = f"the largest {counted(shared.replicas, 'pod')}"
     but = "a pod that uses too much memory makes the others fail"
@@ -349,7 +364,10 @@ def _size(count: float | None) -> str:
 
 
 def policy_of(scope: NodeScope, recommendation: Recommendation) -> dict[str, Any]:
-    """Return a policy with this layout and manual approval; the other settings are those of an existing policy of `scope`."""
+    """Return a policy with this layout and manual approval.
+
+    The other settings are those of an existing policy of `scope`.
+    """
     replaced = ("mode", "mig", "mps", "timeSlicing", "nodeSelector", "rollout")
     unchanged = {key: value for key, value in scope.spec.items() if key not in replaced}
     rollout = scope.spec.get("rollout")

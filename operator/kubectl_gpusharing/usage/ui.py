@@ -1,6 +1,7 @@
-"""`ui`: serve the page of `status -o html` on loopback, with the slices of each tenant, and `why` at a click.
+"""`ui`: serve the page of `status -o html` with the slices of each tenant, and `why` at a click.
 
-Open pages about pools and slices are kept up to date by server-sent events. However many are open, they share what was read from the cluster. A page of `why` is read anew for each request, and not updated.
+It is served on loopback. Open pages about pools and slices are kept up to date by server-sent events. However many are
+open, they share what was read from the cluster. A page of `why` is read anew for each request, and not updated.
 """
 
 import asyncio
@@ -22,8 +23,8 @@ from kubectl_gpusharing.diagnosis import why
 from kubectl_gpusharing.pools.page import Content, listening, overview
 from kubectl_gpusharing.pools.status import TICK, Followed, followed
 from kubectl_gpusharing.shell.documents import AddressData
-from kubectl_gpusharing.shell.drawing import Ink, Line, Paper, length, line, prose
-from kubectl_gpusharing.shell.markup import PAPER, Child, Markup, document, flow, frame, tag
+from kubectl_gpusharing.shell.drawing import Ink, Line, PrintOptions, length, line, prose
+from kubectl_gpusharing.shell.markup import HTML_OPTIONS, Child, Markup, document, flow, frame, tag
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import DONE, Trouble, sentence
@@ -31,13 +32,13 @@ from kubectl_gpusharing.usage.free import FreeReport, describe, read_inventory
 from kubectl_gpusharing.usage.holdings import Inventory
 
 MOST = 20
-"""How many nodes of a pool the first page lists."""
+"""How many nodes of a pool the first page lists; the page of the pool lists all."""
 AGES = 10
-"""Seconds after which an open page is drawn again even though nothing has changed, because it shows ages."""
+"""Seconds after which an open page is drawn again without a change, because it shows ages."""
 REREAD = 30.0
 """Seconds after which Nodes and Pods are read again for an open page."""
 KINDS = {"NODE": "no/", "CLOSED NODE": "no/", "POD": "pod/", "WAITING POD": "pod/", "CULPRIT": ""}
-"""What precedes the names in a column with this heading, for `why` to know their kind."""
+"""What precedes the names in a column with this heading, so that `why` knows their kind."""
 LINKS = {"Pools": "./", "Slices by tenant": "./?by=namespace", "Slices by pod": "./?by=pod"}
 """The pages that every page links, by their names."""
 SCRIPT = """"use strict";
@@ -60,11 +61,17 @@ source.addEventListener("page", (event) => {
 source.addEventListener("current", (event) => state.textContent = `As of ${event.data}. Changes appear by themselves.`);
 source.onerror = () => state.textContent = "The connection to kubectl gpusharing ui is lost: this may be out of date.";
 """
-"""Changes the elements that differ, so that a reader's place stays. A link keeps the focus, even if its row moves."""
+"""Changes the elements that differ, so that a reader's place stays.
+
+A link keeps the focus, even if its row moves.
+"""
 
 
 def link(title: str, text: str) -> Child:
-    """Return the content of a cell below the heading `title`: a link to the page of a policy, or to what `why` says about the first word, or plain text."""
+    """Return the content of a cell below the heading `title`.
+
+    It is a link to the page of a policy, or to what `why` says about the first word, or plain text.
+    """
     word, kind = text.partition(" ")[0], KINDS.get(title)
     if title != "POLICY" and (kind is None or word in ("", "-") or (title == "CULPRIT" and "/" not in word)):
         return text
@@ -79,11 +86,11 @@ class Sheet(Terminal):
         self,
         kind: object,
         data: object,
-        lines: Callable[[Paper], Sequence[Line]],
+        lines: Callable[[PrintOptions], Sequence[Line]],
         rows: object = None,
         names: object = (),
     ) -> None:
-        self.lines = lines(PAPER)
+        self.lines = lines(HTML_OPTIONS)
 
 
 class Board:
@@ -145,7 +152,7 @@ class Board:
         if (error := self.cluster.error) is not None:
             lag = f"The last answer came {length(self.cluster.silence)} ago; ui goes on trying"
             text = f"This may be out of date: {sentence(error, self.session.where)}. {lag}."
-            parts = flow(prose(text, PAPER, ink=Ink.BAD))
+            parts = flow(prose(text, HTML_OPTIONS, ink=Ink.BAD))
         return parts + overview(self.session, self.cluster.known(), chosen, None if policy else MOST, link)
 
     async def _tenants(self, by: str) -> Sequence[Line]:
@@ -159,8 +166,8 @@ class Board:
         if isinstance(self._found, Trouble):
             raise self._found
         by, age = "pod" if by == "pod" else "namespace", timedelta(seconds=loop_time() - self._read_at)
-        lines = prose(f"Nodes and Pods were read {length(age)} ago.", PAPER, ink=Ink.FAINT)
-        return lines + describe(FreeReport(self._found, by, self.session.now()), PAPER)
+        lines = prose(f"Nodes and Pods were read {length(age)} ago.", HTML_OPTIONS, ink=Ink.FAINT)
+        return lines + describe(FreeReport(self._found, by, self.session.now()), HTML_OPTIONS)
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
@@ -175,7 +182,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         terminal.answer(
             AddressData,
             lambda: {"context": session.name, "url": url},
-            lambda paper: [line(url), *prose(hint, paper)],
+            lambda options: [line(url), *prose(hint, options)],
         )
         if typed.open:
             # A page leads to the address, which other users could see among the arguments of the browser.

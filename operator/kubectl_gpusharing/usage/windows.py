@@ -1,4 +1,4 @@
-"""The time that a verb looks at, and the steps in which it is read."""
+"""Which time does a verb look at, and in which steps is it read?"""
 
 import re
 from argparse import Namespace
@@ -17,22 +17,37 @@ from kubectl_gpusharing.usage.prometheus import Prometheus, Series, T, side_by_s
 
 UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 LEAST, MOST = 600, 366 * 86400
-"""The shortest and the longest window, in seconds: a counter needs several scrapes to grow, and a year is enough for a bill."""
+"""The shortest and the longest window, in seconds.
+
+A counter needs several scrapes to grow, and a year is enough for a bill.
+"""
 DAY = 86400.0
 SHORT = 600.0
 """The shortest stretch, in seconds: a shorter one may lie between two points of a subquery."""
 AT_ONCE = 4
-"""How many days one query covers, at most, so that answers stay small and several queries can run at a time."""
+"""How many days one query covers, at most.
+
+Answers stay small, and several queries can run at a time.
+"""
 LOOKBACK = 300.0
-"""Seconds for which Prometheus keeps returning a value (--query.lookback-delta): shorter gaps are invisible."""
+"""Seconds for which Prometheus keeps returning a value (--query.lookback-delta).
+
+Shorter gaps are invisible.
+"""
 MOST_POINTS = 3000
-"""The highest number of points of one series in an answer. Prometheus refuses more than 11,000."""
+"""The highest number of points of one series in an answer; Prometheus refuses more than 11,000."""
 Answers = defaultdict[str, list[Series]]
-"""The answers for one stretch of time, by the names of their queries; empty for a query that was not necessary."""
+"""The answers for one stretch of time, by the names of their queries.
+
+An answer is empty if its query was not necessary.
+"""
 
 
 def span_of(typed: Namespace, now: float, most: int = MOST) -> tuple[float, float]:
-    """Return the start and end of the window that `--window` and `--until` describe, in seconds since 1970. If `now` is 0, an end in the future is accepted."""
+    """Return the start and end of the window of `--window` and `--until`, in seconds since 1970.
+
+    If `now` is 0, an end in the future is accepted.
+    """
     end = now
     if typed.until:
         until = from_rfc3339(f"{typed.until}T00:00:00Z" if len(typed.until) == 10 else typed.until)
@@ -63,7 +78,10 @@ class Days:
         return self.ends[0] - self.seconds
 
     async def read(self, prometheus: Prometheus, queries: Mapping[str, str]) -> list[Answers]:
-        """Run these queries concurrently and return their answers for each stretch, in the order of `ends`, including infinite values and NaN."""
+        """Run these queries concurrently and return their answers for each stretch, in the order of `ends`.
+
+        Values that are infinite or NaN are included.
+        """
         # A single point needs no step, and a proxy would move it to a multiple of one.
         step, span = self.seconds if len(self.ends) > 1 else 1, (self.ends[0], self.ends[-1])
         found = await side_by_side(*(prometheus.between_all(query, *span, step) for query in queries.values()))
@@ -75,13 +93,19 @@ class Days:
         return answers
 
     async def read_apart(self, prometheus: Prometheus, queries: Mapping[str, str]) -> list[Answers]:
-        """Return the same as `read` with separate queries for each stretch, one after another: Prometheus refuses a query that would load too many samples at a time."""
+        """Return the same as `read` with separate queries for each stretch, one after another.
+
+        Prometheus refuses a query that would load too many samples at a time.
+        """
         apart = [await Days((end,), self.seconds).read(prometheus, queries) for end in self.ends]
         return [*chain.from_iterable(apart)]
 
 
 def days(start: float, end: float) -> list[Days]:
-    """Divide a window at each midnight of UTC, oldest first, with up to AT_ONCE whole days in a group. A rest that is shorter than SHORT is part of the day beside it."""
+    """Divide a window at each midnight of UTC, oldest first, with up to AT_ONCE whole days in a group.
+
+    A rest that is shorter than SHORT is part of the day beside it.
+    """
     midnights = (day * DAY for day in range(ceil((start + SHORT) / DAY), int((end - SHORT) // DAY) + 1))
     groups = []
     for seconds, pairs in groupby(pairwise((start, *midnights, end)), lambda pair: round(pair[1] - pair[0])):
@@ -104,7 +128,11 @@ async def find_gaps(
     lost: str,
     points: float = MOST_POINTS,
 ) -> list[str]:
-    """Return one sentence for each kind of gap in the data of `query`, which is sampled at about `points` times at most; `lost` is a clause about the consequence. Raises Trouble with the message `nothing` without any data."""
+    """Return one sentence for each kind of gap in the data of `query`.
+
+    It is sampled at about `points` times at most; `lost` is a clause about the consequence of a gap. Raises Trouble
+    with the message `nothing` without any data.
+    """
     step = max(60.0, (end - start) / points)
     answer = await prometheus.between(query, start, end, step)
     times = sorted(at for series in answer for at, _ in series.points)

@@ -1,8 +1,7 @@
-"""What each workload used, folded from series that are read hour by hour.
+"""What did each workload use, by series that are read hour by hour?
 
-Folds hourly answers about GPUs into one record for each workload, one stretch of time after another. The size of a record depends only on the number of hours.
-
-Where several pods hold a GPU, dcgm-exporter does not report the use of each: it reports all of them, or only one, with the use of the whole GPU. Such hours are left out, unless the agent reports the pod's own use.
+`Fold` adds them to one record for each workload, one stretch of time after another, so that the size depends only on
+the number of hours. Labels are parsed for every exporter and scrape configuration.
 """
 
 import re
@@ -27,7 +26,10 @@ Device: TypeAlias = tuple[str, str]
 """The UUID of a GPU, and the id of a GPU instance on it; the id is empty for the whole GPU."""
 MIB = 1 << 20
 EXPORTER = "dcgm-exporter"
-"""A part of the names of dcgm-exporter's pods, by which they are recognized if no `up` series shows which they are."""
+"""A part of the names of dcgm-exporter's pods.
+
+They are recognized by it if no `up` series shows which they are.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +38,13 @@ class DeviceLabels:
 
     device: Device
     pod: Pod | None
-    """None if there is none or it is unknown."""
+    """The pod that holds the device; None if there is none or it is unknown."""
     profile: str = ""
     node: str = ""
     model: str = ""
-    """Product name of the card; the agent does not name it."""
+    """The product name of the card, which the agent does not report."""
     resource: str = ""
-    """Only in series of our agent."""
+    """The resource name of the device, which only our agent reports."""
 
     @property
     def gpu(self) -> str:
@@ -64,7 +66,11 @@ def read_dcgm(series: Series, exporters: frozenset[Pod]) -> DeviceLabels:
 
 
 def pod_of(labels: Mapping[str, str]) -> Pod | None:
-    """Return the namespace and name of the pod that the labels name, or None."""
+    """Return the namespace and name of the pod that the labels name, or None.
+
+    If Prometheus does not honor the labels of the exporter (honorLabels), it renames namespace and pod to
+    exported_namespace and exported_pod (scrape_config, honor_labels).
+    """
     if labels.get("exported_pod"):
         return labels.get("exported_namespace", ""), labels["exported_pod"]
     if labels.get("pod"):
@@ -78,7 +84,7 @@ def exported_label(series: Series, label: str) -> str:
 
 
 def devices_of(infos: Iterable[Series]) -> dict[str, Device]:
-    """Return the devices in the series of `gpusharing_device_info`, by the UUID by which the agent names each."""
+    """Return the devices in the series of `gpusharing_device_info`, by the UUID in the agent's series."""
     return {
         labels.get("uuid", ""): (
             labels.get("gpu_uuid") or labels.get("uuid", ""),
@@ -89,7 +95,10 @@ def devices_of(infos: Iterable[Series]) -> dict[str, Device]:
 
 
 def read_agent(series: Series, devices: Mapping[str, Device]) -> DeviceLabels:
-    """Parse the labels of a series of the agent. A UUID that is not in `devices` is taken for that of a whole GPU."""
+    """Parse the labels of a series of the agent.
+
+    A UUID that is not in `devices` is taken for that of a whole GPU.
+    """
     uuid, profile, resource = (series.labels.get(label, "") for label in ("uuid", "profile", "resource"))
     device = devices.get(uuid, (uuid, ""))
     return DeviceLabels(device, pod_of(series.labels), profile, series.node, resource=resource)
@@ -107,7 +116,10 @@ _SUFFIX = re.compile(rf"(?:(?:-{_HASH}{{5,10}})?-{_HASH}{{5}}|-[0-9]+)\Z")
 def read_owners(
     pods: Iterable[Series], replicasets: Iterable[Series], jobs: Iterable[Series]
 ) -> dict[Pod, tuple[str, str]]:
-    """Return the kind and name of the workload of each pod in the series kube_pod_owner; a Deployment or CronJob is found through its ReplicaSet or Job."""
+    """Return the kind and name of the workload of each pod in the series kube_pod_owner.
+
+    A Deployment or CronJob is found through its ReplicaSet or Job.
+    """
     above = {
         (kind, exported_label(series, "namespace"), exported_label(series, label)): _owner(series)
         for kind, label, answer in (("ReplicaSet", "replicaset", replicasets), ("Job", "job_name", jobs))
@@ -136,39 +148,46 @@ def _owner(series: Series) -> tuple[str, str]:
 
 
 MOST_MIB = 1 << 20
-"""A memory size in MiB that no GPU exceeds: DCGM reports an unknown value as a number near 2^31 or 2^63 (NVIDIA/DCGM dcgmlib/dcgm_structs.h at 72fa3fe, DCGM_INT32_BLANK and DCGM_INT64_BLANK)."""
+"""A memory size in MiB that no GPU exceeds.
+
+DCGM reports an unknown value as a number near 2^31 or 2^63 (NVIDIA/DCGM dcgmlib/dcgm_structs.h at 72fa3fe,
+DCGM_INT32_BLANK and DCGM_INT64_BLANK).
+"""
 Reading = tuple[DeviceLabels, Series]
 """A series, preceded by its parsed labels."""
 
 
 @dataclass(slots=True)
 class Record:
-    """The history of one workload. The arrays have one element for each hour of the window, oldest first; nan stands for unknown."""
+    """The history of one workload.
+
+    The arrays have one element for each hour of the window, oldest first; nan stands for unknown.
+    """
 
     memory: "array[float]"
-    """In bytes."""
+    """The memory in use, in bytes."""
     activity: "array[float]"
-    """The highest of any pod, as a part of the whole card."""
+    """The highest activity of any pod, as a part of the whole card."""
     pods: "array[int]"
-    """At the end of the hour."""
+    """The number of pods at the end of the hour."""
     devices: "array[int]"
-    """The most that one pod held at the end of the hour."""
+    """The most devices that one pod held at the end of the hour."""
     last: int = -1
     """The hour in which a pod was last seen; -1 if none was."""
     held: DeviceLabels = field(default=DeviceLabels(("", ""), None))
     """The device that the workload held last; empty if none."""
     resource: str = ""
-    """Of that device; empty if the agent does not report it."""
+    """The resource name of the device in `held`; empty if the agent does not report it."""
     slices: float = 0.0
-    """Replicas of that device that a pod holds, as the agent reports it."""
+    """How many replicas of the device in `held` a pod holds, as the agent reports it."""
     of_device: bool = False
     """Whether some of the activity is that of a whole device that other pods held too."""
     shared: int = 0
-    """Hourly values whose share for a pod is unknown, because other pods held its GPU too."""
+    """How many hourly values were left out, because other pods held the GPU too and the share is unknown."""
     declared: int | None = None
     """The most bytes that any pod declared in the hour `declared_at`; None if none did."""
     declared_at: int = -1
-    """-1 if no pod was seen."""
+    """The latest hour in which a pod was seen; -1 if none was."""
 
     @classmethod
     def of(cls, hours: int) -> "Record":
@@ -176,7 +195,10 @@ class Record:
         return cls(array("d", [nan]) * hours, array("f", [nan]) * hours, none, none[:])
 
     def declare(self, declared: int | None, hour: int) -> None:
-        """Record the memory declared by a pod in this hour. A later hour replaces an earlier one, because the owner may have changed or removed it."""
+        """Record the memory declared by a pod in this hour.
+
+        A later hour replaces an earlier one, because the owner may have changed or removed the declaration.
+        """
         if hour > self.declared_at:
             self.declared_at, self.declared = hour, declared
         elif hour == self.declared_at and declared is not None:
@@ -186,17 +208,17 @@ class Record:
 @dataclass(slots=True)
 class Gpu:
     node: str
-    """Empty if unknown."""
+    """The name of the node; empty if unknown."""
     model: str
-    """Product name; empty if unknown."""
+    """The product name of the card; empty if unknown."""
     last: int
-    """The hour in which it was last seen; -1 if never."""
+    """The hour in which the GPU was last seen; -1 if never."""
     divided: int = -1
-    """The hour in which it was last seen with MIG devices; -1 if never."""
+    """The hour in which the GPU was last seen with MIG devices; -1 if never."""
     holders: Counter[Workload] = field(default_factory=Counter)
-    """Pods of each workload that held it in the hour `held_at`."""
+    """How many pods of each workload held the GPU in the hour `held_at`."""
     held_at: int = -1
-    """-1 if no pod held it."""
+    """The hour in which a pod last held the GPU; -1 if none did."""
 
     def hold(self, workload: Workload, hour: int) -> None:
         if hour > self.held_at:
@@ -207,15 +229,22 @@ class Gpu:
 
 @dataclass(slots=True)
 class Fold:
-    """The result of all stretches that have been added, and the filters that apply to them."""
+    """The result of all stretches that have been added, and the filters that apply to them.
+
+    Where several pods hold a GPU, dcgm-exporter does not report the use of each: it reports all of them, or only one,
+    with the use of the whole GPU. Such hours are left out, unless the agent reports the pod's own use.
+    """
 
     end: float
-    """In seconds since 1970."""
+    """The end of the window, in seconds since 1970."""
     hours: int
     nodes: frozenset[str] | None = None
-    """Whose GPUs count; None for all."""
+    """The nodes whose GPUs count; None for all."""
     card: Card | None = None
-    """Whose GPUs count, or None for all. A workload may also have pods on GPUs of other models."""
+    """The model of the GPUs that count; None for all.
+
+    A workload may also have pods on GPUs of other models.
+    """
     replicas: dict[str, int] = field(default_factory=dict)
     """How many times each GPU is advertised, by node, where that is more than once."""
     slices: Mapping[tuple[str, str], float] = field(default_factory=dict)
@@ -224,13 +253,13 @@ class Fold:
     simulated: frozenset[str] = frozenset()
     records: dict[Workload, Record] = field(default_factory=dict)
     gpus: dict[str, Gpu] = field(default_factory=dict)
-    """Those that count, by UUID."""
+    """The GPUs that count, by UUID."""
     others: dict[str, Gpu] = field(default_factory=dict)
-    """Those of `nodes` that are of another model than `card`, by UUID."""
+    """The GPUs of `nodes` that are of another model than `card`, by UUID."""
     beyond: dict[str, int] = field(default_factory=dict)
-    """When nodes with GPUs that are not in `nodes` were last seen."""
+    """The hour in which each node that has GPUs but is not in `nodes` was last seen."""
     unnamed: set[Pod] = field(default_factory=set)
-    """Pods whose owner is unknown."""
+    """The pods whose owner is unknown."""
     wrong: dict[str, None] = field(default_factory=dict)
     """Clauses about annotations that declare no valid size of memory."""
     _owners: Mapping[Pod, tuple[str, str]] = field(default_factory=dict)
@@ -305,9 +334,11 @@ class Fold:
             gpu.divided = max(gpu.divided, last)
 
     def _crowded(self, live: Iterable[Reading]) -> tuple[set[Device], set[Device]]:
-        """Return the devices for which the use of each pod is unknown, and those that several pods held with values of their own.
+        """Return the devices for which the use of each pod is unknown, and those with a value for each pod.
 
-        The use is unknown if several pods were always reported with the same value, or on a node that advertises more GPUs than it has, where dcgm-exporter never reported several pods on one: it names only one holder.
+        Several pods held each of the latter. The use is unknown if several pods were always reported with the same
+        value, or on a node that advertises more GPUs than it has, where dcgm-exporter never reported several pods on
+        one: it names only one holder.
         """
         holders: dict[Device, dict[float, dict[Pod, float]]] = {}
         replicas: dict[Device, str] = {}
@@ -408,7 +439,11 @@ class Fold:
 
 
 def part_of_card(card: Card | None, profile: str) -> tuple[Fraction | None, Fraction] | None:
-    """Return which parts of a card's memory (None if it shares the CPU's) and compute a device with this MIG profile has, empty for a whole GPU; None if the card or the profile is unknown."""
+    """Return which parts of a card's memory and compute a device with this MIG profile has.
+
+    The profile is empty for a whole GPU. The part of the memory is None if the card shares the CPU's. The result is
+    None if the card or the profile is unknown.
+    """
     if not profile:
         return Fraction(1), Fraction(1)
     match = next((each for each in card.profiles if each.name == profile), None) if card else None

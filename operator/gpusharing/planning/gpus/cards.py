@@ -54,6 +54,11 @@ class Profile:
     profile_id: int | None = None
     """GPU instance profile id, or None if unknown. The same id stands for other profiles on other cards."""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the name has no attribute, such as `+me`, `+gfx` or `-me`."""
+        return not {"+", "-"} & set(self.name)
+
 
 @value
 class Provenance:
@@ -385,7 +390,7 @@ def usable_memory(card: Card, profile: Profile) -> float:
 def plain_profiles(card: Card) -> tuple[Profile, ...]:
     """Return the profiles without an attribute that are not the whole card, sorted by memory; of equal ones, the more numerous first."""
     whole = max((profile.slices for profile in card.profiles), default=0)
-    plain = [profile for profile in card.profiles if not {"+", "-"} & set(profile.name) and profile.slices < whole]
+    plain = [profile for profile in card.profiles if profile.is_plain and profile.slices < whole]
     return tuple(sorted(plain, key=lambda profile: (profile.memory_gb, -profile.max_count)))
 
 
