@@ -132,11 +132,11 @@ def test_a_node_that_its_pods_block_is_looked_at_for_that_reason_alone() -> None
 
 def test_the_preview_of_a_node_that_is_not_ready_says_so() -> None:
     """Its pods could not be seen to leave, as the drain itself says (one Scope for both)."""
-    pool = Pool(POLICY)
+    node, pool = make_node("n00", ready=False), Pool(POLICY)
     told = verdict(Phase.BLOCKED, Reason.NODE_NOT_READY, "n00", disruption=DisruptionClass.RESET)
-    pool.count(find_member(told, make_node("n00", ready=False), None))
-    work = {"n00": make_work(make_pod("train-0"))}
-    blockers = look({"pool-b": pool}, {}, work)[0]["n00"].blockers
+    pool.count(find_member(told, node, None))
+    snapshot = replace(make_snapshot([node], [POLICY]), work={"n00": make_work(make_pod("train-0"))})
+    blockers = find_previews({"pool-b": pool}, {"n00": told}, snapshot, roomy(), at(0))[0]["n00"].blockers
     assert Reason.NODE_UNREACHABLE in {blocker.reason for blocker in blockers}
 
 
