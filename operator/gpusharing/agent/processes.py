@@ -165,7 +165,10 @@ class Processes:
         return f"{named} (program {program or 'unknown'}, started by {parent or 'an unknown process'})"
 
     def _program(self, pid: int) -> str:
-        """Return the name of the executable, or else `comm`, followed by _CUT if it may have been cut."""
+        """Return the name of the executable, or else `comm`, followed by _CUT if it may have been cut.
+
+        Bytes that are not UTF-8 are replaced, because JSON cannot carry them.
+        """
         try:
             path = os.readlink(f"{self._proc}/{pid}/exe")
         except OSError:

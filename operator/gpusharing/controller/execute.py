@@ -186,7 +186,10 @@ class NodeWrites:
         return True
 
     async def restart(self, action: RestartOperand) -> bool:
-        """Delete a pod of one of NVIDIA's programs, so that a new one starts; False if that is done already."""
+        """Delete a pod of one of NVIDIA's programs, so that a new one starts; False if that is done already.
+
+        Raises NotFound or Conflict if the server keeps saying that a pod is gone which the watch still shows.
+        """
         if action.uid in self._deleted:
             return False
         try:

@@ -131,6 +131,7 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
 
 
 def _lost() -> None:
+    # Nothing may be written any more, not even on the way out (cilium#42920).
     log.error("the Lease was lost; the operator is stopping now, because another process may be the leader")
     os._exit(LOST_LEASE)
 
