@@ -11,10 +11,10 @@ from gpusharing.kube.wire import (
     INACTIVITY,
     MOST_SECONDS,
     error_of,
+    error_of_response,
     event_of,
     lasting,
-    parsed,
-    refusal,
+    parse_object,
 )
 
 WATCH = ApiRequest("watch", GPUNODES)
@@ -86,11 +86,11 @@ def test_what_is_no_event_is_no_answer_of_an_api_server(line: bytes) -> None:
 def test_a_time_to_wait_beyond_all_measure_is_cut_to_a_day(given: int) -> None:
     body = json.dumps({"details": {"retryAfterSeconds": given}}).encode()
     for raw, header in ((body, None), (b"", str(given))):
-        error = refusal(WATCH, 429, raw, header)
+        error = error_of_response(WATCH, 429, raw, header)
         assert isinstance(error, Throttled)
         assert error.retry_after == MOST_SECONDS == 86400.0
 
 
 def test_json_that_is_nested_without_end_is_none() -> None:
     with pytest.raises(Unavailable, match="not JSON"):
-        parsed(WATCH, b"[" * 100_000)
+        parse_object(WATCH, b"[" * 100_000)

@@ -16,7 +16,9 @@ from gpusharing.kube.reflector import Reflector
 log = logging.getLogger(__name__)
 
 LIST_AGAIN = 3600.0
-"""Seconds between two lists. They are rare, because the watch reports everything and there may be 5,000 agents."""
+"""Seconds between two lists.
+
+They are rare, because the watch reports everything and there may be 5,000 agents."""
 REMEMBERED = 8
 """How many deleted objects with our name are remembered, so that late events about them are ignored."""
 
@@ -64,9 +66,10 @@ class OwnNode:
         return self._cache.doubted
 
     def take(self, node: JSON | None, before: JSON) -> None:
-        """Store `node`, the server's answer to our write to `before`, in the cache, or drop the cached object if it is None.
+        """Store `node`, the server's answer to our write to `before`, in the cache.
 
-        An answer with a lower version than `before` shows that the store was restored from a backup.
+        None drops the cached object. An answer with a lower version than `before` shows that the store was restored
+        from a backup.
         """
         if node is None:
             self._cache.drop(self.name)
@@ -94,7 +97,10 @@ def request_of(node: JSON) -> Request:
 
 
 class Observation(Observed):
-    """The content of `status.observed`, with the agent's operations on it. Each returns a new value, or `self` if nothing changes."""
+    """The content of `status.observed`, with the agent's operations on it.
+
+    Each returns a new value, or `self` if nothing changes.
+    """
 
     __slots__ = ()
 
@@ -137,7 +143,7 @@ class Observation(Observed):
         return replace(self, request_id=request.id, quiet=request.quiet, error="")
 
     def failing(self, error: str, *, simulated: bool) -> "Observation":
-        """Return the same GPUs and request id with an error; not `quiet`, because the library may still be open."""
+        """Return the same GPUs and request id with an error; not `quiet`, as the library may still be open."""
         return replace(self, error=error, quiet=False, simulated=simulated)
 
     def held_by(self, holdings: Holdings | None) -> "Observation":
@@ -147,13 +153,17 @@ class Observation(Observed):
         return replace(self, allocated=allocated, pods=pods)
 
     def keeps_closed(self, request: Request) -> bool:
-        """Whether the library has to stay closed: `request` asks for quiet, and this already answers it, perhaps from a previous process."""
+        """Whether the library has to stay closed: `request` asks for quiet, and this already answers it.
+
+        The answer may come from a previous process.
+        """
         return request.quiet and self.quiet and self.request_id == request.id
 
     def patch(self, node: JSON) -> JSON | None:
-        """Return the merge patch of `node`'s status with every key of this observation, or None if the server already has all of it.
+        """Return the merge patch of `node`'s status with every key of this observation.
 
-        A merge patch keeps map keys that it does not name, so resource names that have disappeared are set to null.
+        None means that the server already has all of it. A merge patch keeps map keys that it does not name, so
+        resource names that have disappeared are set to null.
         """
         wanted: JSON = to_wire(self)
         present = section(node, "status", "observed")
@@ -166,11 +176,16 @@ class Observation(Observed):
 
 
 _COUNTS = frozenset({"eccUncorrected", "correctable", "uncorrectable"})
-"""JSON keys of error counts. The GPUNode reports whether there are errors; the metrics report how many."""
+"""JSON keys of error counts.
+
+The GPUNode reports whether there are errors; the metrics report how many."""
 
 
 def _same(present: Any, wanted: Any) -> bool:
-    """Whether two JSON values are equal. An absent key equals null, because the API server may drop null fields."""
+    """Whether two JSON values are equal.
+
+    An absent key equals null, because the API server may drop null fields.
+    """
     if present == wanted:
         return True
     if isinstance(present, dict) and isinstance(wanted, dict):

@@ -1,6 +1,8 @@
-"""The client's side of unary gRPC calls without fields (grpc/grpc doc/PROTOCOL-HTTP2.md), without the socket.
+"""The client's side of unary gRPC calls without fields, without the socket.
 
-hyperframe reads and writes the frames of HTTP/2 (RFC 9113), and hpack its headers (RFC 7541). The library h2, which combines both for every use of HTTP/2, takes more CPU (docs/adr/0045-what-a-cycle-of-the-agent-costs.md).
+gRPC is HTTP/2 with length-prefixed messages (grpc/grpc doc/PROTOCOL-HTTP2.md). hyperframe reads and writes the frames
+of HTTP/2 (RFC 9113), and hpack its headers (RFC 7541). The library h2, which combines both for every use of HTTP/2,
+takes more CPU (docs/adr/0045-what-a-cycle-of-the-agent-costs.md).
 """
 
 from collections.abc import Iterable
@@ -23,9 +25,13 @@ from hyperframe.frame import (
 )
 
 MOST = 16 << 20
-"""The most bytes of one answer, as for other clients of the kubelet (kubernetes v1.36.3 test/e2e_node/util.go, defaultPodResourcesMaxSize)."""
+"""The most bytes of one answer, as for other clients of the kubelet.
+
+kubernetes v1.36.3 test/e2e_node/util.go, defaultPodResourcesMaxSize, has this limit."""
 MOST_TURNS = 1000
-"""How often `Conversation.call` may be used on one connection: its bytes fit into the window that every server begins with."""
+"""How often `Conversation.call` may be used on one connection.
+
+Its bytes fit into the window that every server begins with."""
 MOST_HEADERS = 64 << 10
 """The most bytes of one block of headers, as encoded."""
 
@@ -74,11 +80,14 @@ class Conversation:
 
     @property
     def over(self) -> bool:
-        """Whether no more calls can be made, because the server ended the connection or `call` was used MOST_TURNS times."""
+        """Whether no more calls can be made: the server ended the connection, or it had MOST_TURNS turns."""
         return self._terminated or self._turns >= MOST_TURNS
 
     def call(self, paths: Iterable[str]) -> tuple[bytes, list[Stream]]:
-        """Begin one call for each path. Raises ValueError if the server has ended the connection; MOST_TURNS is not enforced, so check `over` first."""
+        """Begin one call for each path.
+
+        Raises ValueError if the server has ended the connection. MOST_TURNS is not enforced, so check `over` first.
+        """
         if self._terminated:
             raise ValueError("the server has closed the connection, so no further calls can be made")
         self._turns += 1
@@ -93,7 +102,10 @@ class Conversation:
         return self._to_send(), streams
 
     def receive(self, data: bytes) -> bytes:
-        """Process bytes from the server, which update the streams. Raises ValueError if they are invalid or too many; the connection cannot be used after that."""
+        """Process bytes from the server, which update the streams.
+
+        Raises ValueError if they are invalid or too many; the connection cannot be used after that.
+        """
         self._unread += data
         unread = self._unread
         try:

@@ -1,12 +1,8 @@
-"""What pods hold and what there is to hold, from the kubelet's PodResources API: protobuf by hand, over HTTP/2.
+"""Which GPU devices do pods hold, and which can they hold, according to the kubelet of this node?
 
-Unary gRPC calls over the kubelet's unix socket: List and GetAllocatableResources of `v1.PodResourcesLister`.
-
-grpcio would cost more memory than the rest of the agent. Both calls go out together at each turn, over one connection that stays open. Neither can be left out: nothing else on the node shows that a device plugin has marked a device unhealthy, or shares it among more pods.
-
-Which GPU devices pods hold, according to the kubelet of this node.
-
-The kubelet serves gRPC `v1.PodResourcesLister` on a unix socket (kubernetes/kubelet v0.36.3 pkg/apis/podresources/v1/api.proto). Its answers are a few nested messages in protobuf's wire format, which this module decodes; `kubelet.py` makes the calls.
+The kubelet serves gRPC `v1.PodResourcesLister` on a unix socket (kubernetes/kubelet v0.36.3
+pkg/apis/podresources/v1/api.proto). Its answers are a few nested messages in protobuf's wire format, which this module
+decodes itself: grpcio would cost more memory than the rest of the agent.
 """
 
 import asyncio
@@ -26,7 +22,7 @@ from gpusharing.planning.vocabulary.values import value
 T = TypeVar("T")
 
 NVIDIA_RESOURCES = "nvidia.com/"
-"""Prefix of the resources that are counted: everything that a device plugin of NVIDIA serves, not only GPUs."""
+"""Prefix of the resources that are counted: all that a device plugin of NVIDIA serves, not only GPUs."""
 
 # Field numbers of api.proto.
 _ALLOCATABLE_DEVICES = 1  # AllocatableResourcesResponse.devices
@@ -47,23 +43,29 @@ class PodDevices:
     pod: str
     resource: str
     devices: tuple[str, ...]
-    """Ids that the device plugin gave the devices, sorted: a UUID, or UUID::replica if the device is shared."""
+    """Ids that the device plugin gave the devices, sorted: UUID, or UUID::replica if it is shared."""
 
 
 @value
 class Holdings:
     """The devices that pods of this node hold. Finished pods hold none.
 
-    Kubelets before 1.34, and later ones with the feature gate KubeletPodResourcesListUseActivePods off, list finished pods too (kubernetes#119423, mended by #132028), but without devices: List calls UpdateAllocatedDevices first, which drops the devices of pods that are not active (pkg/kubelet/apis/podresources/server_v1.go, cm/devicemanager/manager.go, read at v1.36.3). Only a kubelet that has just started, and does not know all its pods yet, may still count them.
+    Kubelets before 1.34, and later ones with the feature gate KubeletPodResourcesListUseActivePods off, list finished
+    pods too (kubernetes#119423, mended by #132028), but without devices: List calls UpdateAllocatedDevices first, which
+    drops the devices of pods that are not active (pkg/kubelet/apis/podresources/server_v1.go,
+    cm/devicemanager/manager.go, read at v1.36.3). Only a kubelet that has just started, and does not know all its pods
+    yet, may still count them.
     """
 
     allocated: dict[str, int] = field(default_factory=dict)
     """How many devices pods hold, by resource name; each replica of a shared GPU counts as one."""
     pods: int = 0
     by_pod: tuple[PodDevices, ...] = ()
-    """Sorted by namespace, pod and resource."""
+    """The devices of each pod, sorted by namespace, pod and resource."""
     allocatable: tuple[tuple[str, str], ...] | None = None
-    """Resource name and id of every healthy device that pods can hold, sorted. None if the kubelet does not report it."""
+    """Resource name and id of every healthy device that pods can hold, sorted.
+
+    None if the kubelet does not report it."""
 
 
 class PodResourcesUnavailable(Exception):
@@ -113,7 +115,10 @@ def _devices_in(devices: bytes) -> Iterator[tuple[str, str]]:
 
 
 def _messages(message: bytes, number: int) -> Iterator[bytes]:
-    """Yield the content of every length-delimited field `number`. Raises ValueError if the message is malformed."""
+    """Yield the content of every length-delimited field `number`.
+
+    Raises ValueError if the message is malformed.
+    """
     at, size = 0, len(message)
     while at < size:
         key = message[at]
@@ -160,14 +165,19 @@ _STATUS, _OK = b"grpc-status", b"0"
 
 
 class KubeletPodResources:
-    """The podresources API of this node's kubelet. Supports one reading at a time."""
+    """The podresources API of this node's kubelet. Supports one reading at a time.
+
+    The calls List and GetAllocatableResources go out together at each turn, over one connection that stays open.
+    Neither can be left out: nothing else on the node shows that a device plugin has marked a device unhealthy, or
+    shares it among more pods.
+    """
 
     def __init__(self, socket: Path = SOCKET, timeout: float = 5.0, allocatable_timeout: float = 2.0) -> None:
         self._socket = socket
         self._timeout = timeout
         self._allocatable_timeout = allocatable_timeout
-        # What two consecutive answers have in common is decoded only once. It is remembered by pod and by device, because
-        # the kubelet iterates over Go maps, so both come in a different order each time (podsMapToPods in
+        # What two consecutive answers have in common is decoded only once. It is remembered by pod and by device,
+        # because the kubelet iterates over Go maps, so both come in a different order each time (podsMapToPods in
         # pkg/kubelet/pod/pod_manager.go, containerDevicesFromResourceDeviceInstances in
         # pkg/kubelet/cm/container_manager.go, read at v1.36.3).
         self._pods: dict[bytes, tuple[PodDevices, ...]] = {}
@@ -175,12 +185,15 @@ class KubeletPodResources:
         self._last = Holdings()
         self._connection: _Connection | None = None
         self._file: tuple[int, ...] = ()
-        """Device, inode and time of change of the socket's file when the connection was opened: inode numbers are reused."""
+        """Device, inode and time of change of the socket's file when the connection was opened.
+
+        The time is needed because inode numbers are reused."""
 
     async def read(self) -> Holdings:
         """Return the current holdings; any error, and a cancellation too, closes the connection.
 
-        Raises PodResourcesUnavailable if the list of pods cannot be read. If only the allocatable devices cannot, they are None, because drains depend only on which pods hold devices.
+        Raises PodResourcesUnavailable if the list of pods cannot be read. If only the allocatable devices cannot, they
+        are None, because drains depend only on which pods hold devices.
         """
         try:
             try:
@@ -202,9 +215,10 @@ class KubeletPodResources:
             raise PodResourcesUnavailable(f"cannot parse the kubelet's response on {self._socket}: {error}") from error
 
     def decode(self, listed: bytes, allocatable: bytes | None = None) -> Holdings:
-        """Return the holdings in a ListPodResourcesResponse and an AllocatableResourcesResponse, as the same object while neither changes.
+        """Return the holdings in a ListPodResourcesResponse and an AllocatableResourcesResponse.
 
-        Raises ValueError if `listed` is malformed; without a valid `allocatable` those devices are None.
+        They are the same object while neither changes. Raises ValueError if `listed` is malformed; without a valid
+        `allocatable` those devices are None.
         """
         self._pods, rows = _decode(listed, _POD_RESOURCES, self._pods, _pod_devices)
         by_pod = tuple(sorted(rows, key=attrgetter("namespace", "pod", "resource")))
@@ -254,7 +268,10 @@ class KubeletPodResources:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection to the kubelet. It also answers what the kubelet sends between calls, above all pings."""
+    """One connection to the kubelet.
+
+    It also answers what the kubelet sends between calls, above all pings.
+    """
 
     def __init__(self) -> None:
         self._http2 = Conversation()
@@ -268,7 +285,10 @@ class _Connection(asyncio.Protocol):
         return self._error is None and not self._http2.over
 
     async def ask(self, patience: float) -> Sequence[Stream]:
-        """Make both calls. The first has ended when this returns; the second is awaited for `patience` seconds only."""
+        """Make both calls, and return their streams.
+
+        The first has ended then; the second is awaited for `patience` seconds only.
+        """
         sent, streams = self._http2.call((LIST, ALLOCATABLE))
         if self._transport is not None:
             self._transport.write(sent)

@@ -1,10 +1,8 @@
-"""The NVML library: loaded, replaced by a new driver, closed between readings, and read with a deadline.
+"""What the agent needs from a library that reads GPUs: NVML is one, a simulation another.
 
-What the agent needs from a GPU library, independent of the library: NVML is one implementation, a simulation another.
-
-What a card or driver does not support is a value (NotSupported, None, an empty tuple), never an error. What NVML denies to the agent's container is a value too (None, Unknown, `instances_withheld`, UNKNOWN_PROCESS), which means unknown and not empty.
-
-Reads the GPUs, one reading at a time, with a deadline: a hung NVML call never delays the report that it hangs.
+What a card or driver does not support is a value (NotSupported, None, an empty tuple), never an error. What NVML denies
+to the agent's container is a value too (None, Unknown, `instances_withheld`, UNKNOWN_PROCESS), which means unknown and
+not empty.
 """
 
 import asyncio
@@ -18,7 +16,9 @@ from gpusharing.kube.errors import describe_bug
 from gpusharing.planning.vocabulary.values import value
 
 UNKNOWN_PROCESS = Process(pid=0, name="")
-"""Stands for processes that may exist, because not all processes of a GPU could be listed. Counts as busy."""
+"""Stands for processes that may exist, because not all processes of a GPU could be listed.
+
+Counts as busy."""
 
 
 def bug_text(bug: Exception) -> str:
@@ -30,7 +30,7 @@ def bug_text(bug: Exception) -> str:
 
 
 def unreachable(index: int, access: Access, error: str = "") -> GPU:
-    """Return the record of a GPU that NVML cannot communicate with: all but `access` and `error` is unknown."""
+    """Return the record of a GPU that NVML cannot reach: all but `access` and `error` is unknown."""
     return GPU(
         index=index,
         uuid="",
@@ -54,7 +54,7 @@ class PodID:
     uid: str
     namespace: str = ""
     name: str = ""
-    """Empty, as `namespace`, if nothing on the node shows the name for the uid."""
+    """Name of the pod; it and `namespace` are empty if nothing on the node shows them for the uid."""
 
 
 @value
@@ -65,7 +65,7 @@ class ProcessUse:
     device: str
     """UUID of the GPU or of the MIG device."""
     memory: int | None
-    """Bytes; None when the driver does not report it."""
+    """Bytes that the process uses; None when the driver does not report it."""
     sm_percent: int | None = None
     """Percentage of SM time; None when the driver does not report it."""
     pod: PodID | None = None
@@ -81,9 +81,9 @@ class DeviceUse:
     uuid: str
     """UUID of the device itself: of the GPU, or of the MIG device."""
     memory_used: int | None
-    """Bytes, without what the driver reserves; None when the driver does not report it."""
+    """Bytes in use, without what the driver reserves; None when the driver does not report it."""
     memory: int | None
-    """Bytes in total; None when the driver does not report it."""
+    """Bytes of the device in total; None when the driver does not report it."""
     instance: Instance | None = None
     """The MIG instance, or None if the device is a whole GPU."""
     all_listed: bool = True
@@ -104,10 +104,13 @@ class Use:
 
 @value
 class Reading:
-    """Everything about the GPUs of this node, read in one go. Equal if the GPUs are, whatever they are used for."""
+    """Everything about the GPUs of this node, read in one go.
+
+    Two are equal if the GPUs are, whatever they are used for.
+    """
 
     driver_version: str
-    """Empty when unknown."""
+    """Version of the NVIDIA driver; empty when unknown."""
     models: tuple[Model, ...]
     gpus: tuple[GPU, ...]
     use: Use = field(default_factory=Use, compare=False)
@@ -116,13 +119,20 @@ class Reading:
 
 
 _PATIENCE = {"NVMLReplaced": 1, "NVMLAccessLost": 3}
-"""How many consecutive readings with this error are tolerated before the process ends, because a new one can read."""
+"""How many readings in a row may fail with this error before the process ends.
+
+It ends because a new one can read."""
 
 
 class LibraryError(Exception):
-    """No reading was possible. The message says what to do about it, and `reason` is the first word of `status.observed.error`.
+    """No reading was possible. The message says what to do about it.
 
-    NVMLNotLoaded: nothing can be read until somebody installs a library or a driver. NVMLReplaced: only a new container gets the library of the loaded driver. NVMLAccessLost: only a new container can open the devices again, for example after a reload of systemd. NVMLHung: the library has not answered by the deadline, but still may.
+    `reason` is the first word of `status.observed.error`:
+
+    - NVMLNotLoaded: nothing can be read until somebody installs a library or a driver;
+    - NVMLReplaced: only a new container gets the library of the loaded driver;
+    - NVMLAccessLost: only a new container can open the devices again, for example after a reload of systemd;
+    - NVMLHung: the library has not answered by the deadline, but still may.
     """
 
     def __init__(
@@ -145,13 +155,18 @@ class Library(Protocol):
     def read(self) -> Reading:
         """Open the library, read everything, and close it again even after an error. Raises LibraryError.
 
-        This blocks for as long as the driver blocks, which is forever with a hung GPU, so it is never called from the event loop. Between two calls no device is held open: any open NVML client makes a MIG mode change fail (docs/design/nvidia.md#a9).
+        This blocks for as long as the driver blocks, which is forever with a hung GPU, so it is never called from the
+        event loop. Between two calls no device is held open: any open NVML client makes a MIG mode change fail
+        (docs/design/nvidia.md#a9).
         """
         ...
 
 
 class Reader:
-    """Reads a library in the background. At the deadline it stops waiting, but the reading continues."""
+    """Reads a library in the background. At the deadline it stops waiting, but the reading continues.
+
+    So a hung NVML call never delays the report that it hangs.
+    """
 
     def __init__(
         self,
@@ -173,7 +188,8 @@ class Reader:
     async def read(self, request: Request) -> tuple[Request, Reading | Exception, float]:
         """Read for this request, or wait for a reading that is still under way for an earlier one.
 
-        Return the request that was known before the reading began, the reading or its error, and the seconds that it took. A second reading never starts while one hangs: it would hang too, and leak a thread at every turn.
+        Return the request that was known before the reading began, the reading or its error, and the seconds that it
+        took. A second reading never starts while one hangs: it would hang too, and leak a thread at every turn.
         """
         if self._attempt is None:
             future = self._background(self._library.read, "nvml-reading")

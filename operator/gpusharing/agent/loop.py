@@ -1,12 +1,8 @@
-"""The agent's loop: read the GPUs and report what changed. Level-triggered: no decision depends on what it remembers.
+"""The agent's loop: read the GPUs and report what changed.
 
-What the agent promises about `GPUNode.spec.request` {id, quiet}:
-
-- the id is echoed only by a reading that began after the request was seen;
-- `quiet: true` is reported only when the library is closed, and it stays closed until another request arrives;
-- a report with an error echoes nothing new: it keeps the last known GPUs and the request that they answered.
-
-An error that nothing expects does not end the loop: it is logged with its traceback, counted, and reported, and what it concerns counts as unknown (docs/adr/0021-unseen-is-unknown.md).
+It is level-triggered: no decision depends on what it remembers. An error that nothing expects does not end the loop: it
+is logged with its traceback, counted, and reported, and what it concerns counts as unknown
+(docs/adr/0021-unseen-is-unknown.md).
 """
 
 import asyncio
@@ -34,7 +30,7 @@ log = logging.getLogger(__name__)
 CHANGING = frozenset(phase.value for phase in Phase if phase.in_flight)
 """Phases in which no new pod is scheduled to the node."""
 PARTS = ("gpu", "reading", "pods", "meter", "turn")
-"""The parts of a turn that go on without each other: one GPU, the library, the kubelet, the meter, and the rest."""
+"""The parts of a turn that go on without each other: a GPU, library, kubelet, meter, and the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +48,21 @@ class LoopSettings:
 
 
 class RestartNeeded(Exception):
-    """Only a new container can read the GPUs again. The error has been reported, so the process should end."""
+    """Only a new container can read the GPUs again.
+
+    The error has been reported, so the process should end.
+    """
 
 
 class AgentLoop:
-    """The agent of one node. Several may run in one event loop."""
+    """The agent of one node. Several may run in one event loop.
+
+    What it promises about `GPUNode.spec.request` {id, quiet}:
+
+    - the id is echoed only by a reading that began after the request was seen;
+    - `quiet: true` is reported only when the library is closed, and it stays closed until another request arrives;
+    - a report with an error echoes nothing new: it keeps the last known GPUs and the request that they answered.
+    """
 
     def __init__(
         self,
@@ -80,10 +86,14 @@ class AgentLoop:
         self.reading: Reading | None = None
         """The last successful reading of this process, or None before it."""
         self.use: tuple[Use, Holdings | None] | None = None
-        """What the GPUs are used for, and which pods held them at that time. None if the last turn did not read the GPUs, as while quiet."""
+        """What the GPUs are used for, and which pods held them at that time.
+
+        None if the last turn did not read the GPUs, as while quiet."""
         self.meter = Meter(self.settings.meter_lag)
         self._last_allotment: tuple[Reading, Holdings, str, bool, Allotment] | None = None
-        """The last allotment, preceded by the reading, the holdings, the policy and the value of `changing` that it was made from."""
+        """The last allotment, preceded by what it was made from.
+
+        That is the reading, the holdings, the policy and the value of `changing`."""
         self._allocatable = NONE_ALLOCATABLE
         self._shown = "", ""
         """Policy and phase of the GPUNode, at the last turn at which it existed."""
@@ -121,7 +131,10 @@ class AgentLoop:
             raise RestartNeeded(str(ended.exceptions[0])) from None
 
     def why_not_ready(self) -> str:
-        """Return the first reason why this agent cannot answer the operator now, or an empty string, also while the operator asks for quiet."""
+        """Return the first reason why this agent cannot answer the operator now.
+
+        It is empty without one, also while the operator asks for quiet.
+        """
         if error := self._turn_error or self._own.error or self._write_error:
             return error
         if self._own.node is None:
@@ -131,7 +144,10 @@ class AgentLoop:
         return self.observed.error
 
     def why_not_alive(self) -> str:
-        """Return why the process should be restarted, or an empty string. A hung library does not stop the loop."""
+        """Return why the process should be restarted, or an empty string.
+
+        A hung library does not stop the loop.
+        """
         silence = self._clock() - self._last_turn
         limit = 3 * self.settings.interval + self.settings.hung_after
         return "" if silence <= limit else f"the main loop has made no progress for {silence:.0f} s"

@@ -1,7 +1,4 @@
-"""Start the node agent: flags, logs, signals.
-
-Write JSON log lines with stable keys, using only the standard library: structlog would cost the agent 3 MiB.
-"""
+"""The agent's process: `gpusharing-agent`, one per GPU node."""
 
 import argparse
 import asyncio
@@ -35,7 +32,11 @@ _NO_EXTRAS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
 class JSONLines(logging.Formatter):
-    """Formats a record as one line of JSON: timestamp, level, logger, event, node, and the keys passed as `extra`."""
+    """Formats a record as one line of JSON with stable keys.
+
+    They are timestamp, level, logger, event, node, and those passed as `extra`. Only the standard library is used:
+    structlog would cost the agent 3 MiB.
+    """
 
     def __init__(self, node: str) -> None:
         super().__init__()
@@ -56,7 +57,10 @@ class JSONLines(logging.Formatter):
 
 
 def log_as_json(node: str, level: str) -> None:
-    """Log to stderr in JSON lines, in place of any other handler. Raises ValueError if `level` is not the name of a log level."""
+    """Log to stderr in JSON lines, in place of any other handler.
+
+    Raises ValueError if `level` is not the name of a log level.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONLines(node))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
@@ -69,9 +73,10 @@ NO_LOGIN = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the agent until SIGTERM or SIGINT, and return the exit status: 0 after a signal, 1 if only a new container can read the GPUs, NO_LOGIN.
+    """Run the agent until SIGTERM or SIGINT, and return the exit status.
 
-    Raises SystemExit with status 2 for invalid flags or if the node's name is missing.
+    It is 0 after a signal, 1 if only a new container can read the GPUs, or NO_LOGIN. Raises SystemExit with status 2
+    for invalid flags or if the node's name is missing.
     """
     options = parse(arguments, os.environ)
     log_as_json(options.node_name, options.log_level)
@@ -142,7 +147,10 @@ def _variable(flag: str) -> str:
 
 
 def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:
-    """Parse the flags, or those of the command line if None. A flag's default is its environment variable if that is not empty."""
+    """Parse the flags, or those of the command line if None.
+
+    A flag's default is its environment variable if that is not empty.
+    """
     parser = argparse.ArgumentParser(
         "gpusharing-agent", description="Reports the state of this node's GPUs in its GPUNode."
     )

@@ -1,12 +1,6 @@
-"""What each GPU and pod used since the last reading, and what still lags behind.
+"""How long each tenant had how much of the node's GPUs. Pure: the time is an argument.
 
-How long each tenant had how much of the node's GPUs. Pure: the time is an argument.
-
-Every second of every GPU is counted in exactly one of four places: a tenant that holds a slice, idle (a slice that no pod holds), stranded (capacity that no slice of the layout covers) or transition (capacity that no pod holds on a node in the middle of a change). The time between two turns is counted by the state at the first of them. docs/adr/0043-the-meter.md says why the meter is here, why new counters begin with 0, and what a restart costs.
-
-Counters that are exported as Prometheus needs them, and dropped long after they stopped changing.
-
-`increase` does not count the first value of a series, and takes a lower value for a counter that restarted at 0. So a new series, or one that comes back, is exported at once with the value 0, keeps it for longer than the usual time between scrapes, and only then shows its real count.
+docs/adr/0043-the-meter.md says why the meter is here, why new counters begin with 0, and what a restart costs.
 """
 
 from collections import Counter, defaultdict
@@ -25,13 +19,18 @@ Key = TypeVar("Key")
 
 
 class LaggingCounts(Generic[Key]):
-    """The counters of one metric by their labels, each exported as 0 for `lag` seconds after its first `add`."""
+    """The counters of one metric by their labels, exported as Prometheus needs them.
+
+    `increase` does not count the first value of a series, and takes a lower value for a counter that restarted at 0. So
+    a new series, or one that comes back, is exported at once with the value 0, keeps it for `lag` seconds, longer than
+    the usual time between scrapes, and only then shows its real count.
+    """
 
     def __init__(self, lag: float) -> None:
         self.exported: Mapping[Key, float] = {}
         """The values since the last turn. The mapping is replaced, never changed."""
         self.growth: Mapping[Key, float] = {}
-        """By how much each exported value grew in the last turn, if it did."""
+        """By how much each exported value that grew in the last turn did so."""
         self._lag = lag
         self._counts: dict[Key, float] = {}
         self._first_added: dict[Key, float] = {}
@@ -48,7 +47,10 @@ class LaggingCounts(Generic[Key]):
         return len(self._counts)
 
     def add(self, key: Key, amount: float, now: float) -> None:
-        """Add `amount` to a counter, which is created if necessary. An amount of 0 announces it before there is anything to count."""
+        """Add `amount` to a counter, which is created if necessary.
+
+        An amount of 0 announces it before there is anything to count.
+        """
         self._counts[key] = self._counts.get(key, 0.0) + amount
         self._first_added.setdefault(key, now)
         self._last_changed[key] = now
@@ -66,7 +68,10 @@ class LaggingCounts(Generic[Key]):
         return exported
 
     def drop(self, now: float, patience: float, keep: Collection[Key] = ()) -> None:
-        """Drop the counters that have not changed for `patience` seconds and were exported in full; one that comes back counts as new."""
+        """Drop the counters that have not changed for `patience` seconds and were exported in full.
+
+        One that comes back counts as new.
+        """
         gone = {
             key
             for key, at in self._last_changed.items()
@@ -80,7 +85,9 @@ class LaggingCounts(Generic[Key]):
 
 
 OTHERS = "_others"
-"""The namespace, policy or resource for what has no counter of its own. Kubernetes allows no such name."""
+"""The namespace, policy or resource for what has no counter of its own.
+
+Kubernetes allows no such name."""
 LAG = 90.0
 """Seconds for which a new series is exported as 0."""
 NOTHING = Fraction(0)
@@ -88,25 +95,29 @@ NOTHING = Fraction(0)
 
 @value
 class Bounds:
-    """How many separate counters a node has, so that its series stay few whatever happens to it over months."""
+    """How many counters a node has apart, so that its series stay few, whatever happens over months."""
 
     accounts: int = 128
-    """Accounts; later ones share the namespace OTHERS."""
+    """Accounts with counters of their own; later ones share the namespace OTHERS."""
     others: int = 32
-    """Accounts of the namespace OTHERS; later ones share the resource OTHERS too."""
+    """Accounts of the namespace OTHERS with own counters; later ones share the resource OTHERS too."""
     idle: int = 64
     policies: int = 16
     room_after: float = 3600.0
     """Seconds for which a series that does not change is still exported when there is no room for another."""
     forget_after: float = 86400.0
-    """The same when there is room, so that a Prometheus that was away for hours finds it."""
+    """Seconds for which such a series is exported when there is room.
+
+    So a Prometheus that was away for hours finds it."""
 
 
 BOUNDS = Bounds()
 
 
 Account: TypeAlias = tuple[str, str, str]
-"""Policy (empty if none owns the node), namespace and resource: the tenant that the time of a slice is counted for."""
+"""The tenant that the time of a slice is counted for: policy, namespace and resource.
+
+The policy is empty if none owns the node."""
 
 
 @value
@@ -114,18 +125,18 @@ class Allotment:
     """Which tenant has how much of the node's GPUs at one moment, in GPUs. The parts add up to `gpus`."""
 
     policy: str
-    """Empty if no policy owns the node."""
+    """The policy that owns the node; empty if none does."""
     gpus: int
     allocated: Mapping[tuple[str, str], Fraction]
-    """By namespace and resource."""
+    """GPUs that pods hold, by namespace and resource."""
     idle: Mapping[str, Fraction]
-    """By resource."""
+    """GPUs in slices that no pod holds, by resource."""
     stranded: Fraction
     transition: Fraction
 
 
 AllocatableSlices = Mapping[str, Mapping[str, int]]
-"""How many slices of each resource the kubelet can allocate on each device: by UUID of the device, then by resource."""
+"""Slices that the kubelet can allocate on each device: by UUID of the device, then by resource."""
 NONE_ALLOCATABLE: AllocatableSlices = {}
 
 
@@ -137,9 +148,11 @@ def allotment_of(
     changing: bool,
     known: AllocatableSlices = NONE_ALLOCATABLE,
 ) -> Allotment:
-    """Return who has how much of the node's GPUs now. With `changing`, all that no pod holds counts as transition.
+    """Return who has how much of the node's GPUs now.
 
-    A device is divided evenly among its slices: as many as the kubelet lists or listed last (`known`), or as pods hold if that is more. Only slices that it lists now can be idle.
+    With `changing`, all that no pod holds counts as transition. A device is divided evenly among its slices: as many as
+    the kubelet lists or listed last (`known`), or as pods hold if that is more. Only slices that it lists now can be
+    idle.
     """
     allocated: defaultdict[tuple[str, str], Fraction] = defaultdict(Fraction)
     idle: defaultdict[str, Fraction] = defaultdict(Fraction)
@@ -170,9 +183,12 @@ def allotment_of(
 
 
 def last_allocatable(reading: Reading, holdings: Holdings, before: AllocatableSlices) -> AllocatableSlices:
-    """Return the slices of each device, by UUID and resource, as the kubelet lists them now or listed them last.
+    """Return the slices of each device, by UUID and resource, as the kubelet lists or last listed them.
 
-    A kubelet lists healthy devices only (kubernetes pkg/kubelet/cm/devicemanager/manager.go, GetAllocatableDevices, v1.36.3), and none of a plugin that is restarting. A pod that holds one of four slices still holds a quarter then. For a device that was never listed, as after a restart of the agent, the replica numbers that pods hold give a lower bound.
+    A kubelet lists healthy devices only (kubernetes pkg/kubelet/cm/devicemanager/manager.go, GetAllocatableDevices,
+    v1.36.3), and none of a plugin that is restarting. A pod that holds one of four slices still holds a quarter then.
+    For a device that was never listed, as after a restart of the agent, the replica numbers that pods hold give a lower
+    bound.
     """
     allocatable, known = _allocatable(holdings), dict(before)
     if all(gpu.access == "Ok" for gpu in reading.gpus):
@@ -200,7 +216,10 @@ def _allocatable(holdings: Holdings) -> dict[str, Counter[str]]:
 def _held(
     holdings: Holdings, listed: AllocatableSlices, known: AllocatableSlices
 ) -> tuple[dict[str, Counter[tuple[str, str]]], set[str]]:
-    """Return how many slices each tenant holds of each device, and the devices that became shared while a pod held all of them."""
+    """Return how many slices each tenant holds of each device.
+
+    Also the devices that became shared while a pod held all of them.
+    """
     held: dict[str, Counter[tuple[str, str]]] = {}
     whole: set[str] = set()
     for each in holdings.by_pod:
@@ -248,7 +267,12 @@ NOTHING_METERED = Metered({}, {}, {}, {}, {})
 
 
 class Meter:
-    """Counts GPU-seconds, beginning with the first turn."""
+    """Counts GPU-seconds, beginning with the first turn.
+
+    Every second of every GPU is counted in exactly one of four places: a tenant that holds a slice, idle (a slice that
+    no pod holds), stranded (capacity that no slice of the layout covers) or transition (capacity that no pod holds on a
+    node in the middle of a change). The time between two turns is counted by the state at the first of them.
+    """
 
     def __init__(self, lag: float = LAG, bounds: Bounds = BOUNDS) -> None:
         self.metered = NOTHING_METERED
@@ -259,12 +283,17 @@ class Meter:
         self._stranded: LaggingCounts[str] = LaggingCounts(lag)
         self._transition: LaggingCounts[str] = LaggingCounts(lag)
         self._gpus: LaggingCounts[str] = LaggingCounts(0.0)
-        """Grows by what its parts have grown in the export, so that it is always their sum and begins at 0 with them."""
+        """The sum of the other counters.
+
+        It grows by what they have grown in the export, and begins at 0 with them."""
         self._now: Allotment | None = None
         self._since = 0.0
 
     def turn(self, now: float, allotment: Allotment | None) -> None:
-        """Count the time since the last turn by the allotment of that turn, and set `metered`. If `allotment` is None (unknown), the last known one still applies."""
+        """Count the time since the last turn by the allotment of that turn, and set `metered`.
+
+        If `allotment` is None (unknown), the last known one still applies.
+        """
         if self._now is not None:
             self._count(self._now, self._since, now)
         before, self._now, self._since = self._now, allotment or self._now, now

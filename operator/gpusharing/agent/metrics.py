@@ -1,4 +1,7 @@
-"""The agent's metrics for Prometheus, read from the loop at each scrape: the loop itself knows nothing of metrics."""
+"""The agent's metrics for Prometheus, read from the loop at each scrape.
+
+The loop itself knows nothing of metrics.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +19,7 @@ PREFIX = "gpusharing_agent"
 
 
 class AgentCollector(Collector):
-    """Collects the metrics of one agent; while the GPUs are not read, those of the last successful reading."""
+    """Collects the metrics of one agent, those of the GPUs from the last successful reading."""
 
     def __init__(self, loop: AgentLoop) -> None:
         self._loop = loop

@@ -1,12 +1,7 @@
-"""Read the GPUs of this node through NVML: one adapter for pynvml, with the reading and the use of each device.
+"""Read the GPUs of this node through NVML.
 
-NVML as an implementation of the Library protocol. Only this module and `nvml_*.py` import pynvml.
-
-Calls and their traps: docs/design/hardware.md#nvml, nvml.h of NVML 13.3 and NVIDIA's reference for it.
-
-What the GPUs are used for, as NVML reports it. Part of `nvml.py`.
-
-No decision depends on it, so values that cannot be read are left out. Reading the memory of a MIG device needs no right; reading that of its GPU does (docs/design/hardware.md#device-memory). Shares of SM time by process are not supported while MIG is on (docs/design/hardware.md#utilisation).
+Only this module and `nvml_devices.py` import pynvml. Calls and their traps: docs/design/hardware.md#nvml, nvml.h of
+NVML 13.3 and NVIDIA's reference for it.
 """
 
 from collections import Counter
@@ -51,16 +46,25 @@ from gpusharing.api.gpunode import GPU, Access, ComputeMode, Instance, MigMode, 
 from gpusharing.planning.gpus.health import XIDS
 
 MOST_XIDS = 64
-"""XID numbers that are counted per GPU. NVIDIA's catalog has fewer than 200, and a broken GPU raises a handful."""
+"""XID numbers that are counted per GPU.
+
+NVIDIA's catalog has fewer than 200, and a broken GPU raises a handful."""
 
 
 class UseOfGPUs:
-    """Collects the use of the GPUs during one reading after another."""
+    """Collects the use of the GPUs during one reading after another.
+
+    No decision depends on it, so values that cannot be read are left out. Reading the memory of a MIG device needs no
+    right; reading that of its GPU does (docs/design/hardware.md#device-memory). Shares of SM time by process are not
+    supported while MIG is on (docs/design/hardware.md#utilisation).
+    """
 
     def __init__(self, pod_of: Callable[[int], PodID | None]) -> None:
         self._pod_of = pod_of
         self._sampled: dict[str, int | None] = {}
-        """Time stamp of the last sample of SM shares of each GPU, by UUID, in the driver's microseconds; None if the driver does not report shares."""
+        """When each GPU's SM shares were last sampled, by UUID, in the driver's microseconds.
+
+        None if the driver does not report shares."""
         self._xids: Counter[tuple[int, int]] = Counter()
         self._devices: list[DeviceUse] = []
         self._processes: list[ProcessUse] = []
@@ -106,14 +110,14 @@ class UseOfGPUs:
                 self._processes.append(ProcessUse(pid, uuid, memory, share, self._pod_of(pid)))
 
     def so_far(self) -> Use:
-        """Return everything recorded since `begin`, and the XIDs since the agent started, sorted by GPU and number."""
+        """Return everything recorded since `begin`, and the XIDs since the agent started, sorted."""
         xids = tuple((gpu, xid, count) for (gpu, xid), count in sorted(self._xids.items()))
         return Use(tuple(self._devices), tuple(self._processes), xids)
 
     def _sm_shares(self, handle: Any, uuid: str, *, idle: bool) -> dict[int, int] | None:
-        """Return the percentage of SM time by pid, without those without activity; None if the driver does not report it.
+        """Return the percentage of SM time by pid, without those without activity.
 
-        An idle GPU is queried only the first time.
+        None if the driver does not report it. An idle GPU is queried only the first time.
         """
         if idle and uuid in self._sampled:
             return None if self._sampled[uuid] is None else {}
@@ -131,7 +135,10 @@ class UseOfGPUs:
 
 
 def _memory(handle: Any, *, whole: bool) -> tuple[int | None, int | None]:
-    """Return the bytes in use and in total; in use without the driver's reserve if `whole`, except before R510."""
+    """Return the bytes in use and in total.
+
+    With `whole`, the bytes in use are without the driver's reserve, except before R510.
+    """
     for version in (pynvml.nvmlMemory_v2, None) if whole else (None,):
         with suppress(pynvml.NVMLError):
             info = pynvml.nvmlDeviceGetMemoryInfo(handle, version)
@@ -188,16 +195,22 @@ class NVML:
         self._processes = processes or Processes()
         self._use = UseOfGPUs(self._processes.pod_of)
         self._xids: dict[int, int] = {}
-        """First critical XID of each GPU, by index: NVML remembers none, and only the driver's recovery action lasts."""
+        """First critical XID of each GPU, by index.
+
+        NVML remembers none, and only the driver's recovery action lasts."""
         self._cards: dict[str, tuple[Model, bool]] = {}
-        """The models whose properties are all known, with whether NVML withholds their placements. They do not change: once another driver is loaded, NVML opens only in a new process (docs/design/hardware.md#nvml)."""
+        """The models whose properties are all known, with whether NVML withholds their placements.
+
+        They do not change: once another driver is loaded, NVML opens only in a new process
+        (docs/design/hardware.md#nvml)."""
         self._products: dict[str, str] = {}
         """Product name of each GPU in the last reading, by UUID. It does not change either."""
 
     def read(self) -> Reading:
-        """Open NVML, read everything, and close it even after an error. A GPU that cannot be read is reported as unreachable.
+        """Open NVML, read everything, and close it even after an error.
 
-        Raises LibraryError for what concerns the whole node, and if the agent lacks access to all GPUs.
+        A GPU that cannot be read is reported as unreachable. Raises LibraryError for what concerns the whole node, and
+        if the agent lacks access to all GPUs.
         """
         try:
             pynvml.nvmlInit()

@@ -1,17 +1,6 @@
-"""Read one device through NVML: its health, its MIG devices and the processes on it.
-
-What NVML reports about a GPU's health, and how to call what may not be supported or permitted. Part of `nvml.py`.
+"""Read one GPU through NVML: its health, its MIG devices and the processes on it.
 
 Calls and their traps: docs/design/hardware.md#nvml, nvml.h of NVML 13.3 and NVIDIA's reference for it.
-
-MIG as NVML reports it: the profiles of a card, the instances of a GPU, and which may be hidden. Part of `nvml.py`.
-
-Listing instances and placements needs read access to mig/config. A MIG device is visible to a process that may open it. So a container without rights sees some devices, none, or those of an earlier layout. What it cannot list is unknown.
-
-The processes that use a GPU, as NVML lists them. Part of `nvml.py`.
-
-NVML has three lists: compute, clients of MPS, graphics. A list that may not be read counts as busy
-(docs/design/hardware.md#processes, docs/design/transition.md#idle).
 """
 
 import ctypes
@@ -56,7 +45,10 @@ REFUSED = pynvml.NVML_ERROR_NO_PERMISSION
 
 
 def supported(otherwise: Any, call: Any, *arguments: Any) -> Any:
-    """Return the result of `call`, or `otherwise` if the card or driver does not support it. Raises other errors, such as a refusal."""
+    """Return the result of `call`, or `otherwise` if the card or driver does not support it.
+
+    Raises other errors, such as a refusal.
+    """
     try:
         return call(*arguments)
     except pynvml.NVMLError as error:
@@ -66,7 +58,10 @@ def supported(otherwise: Any, call: Any, *arguments: Any) -> Any:
 
 
 def maybe(otherwise: Any, call: Any, *arguments: Any) -> Any:
-    """Like `supported`, but also `otherwise` if the call is not permitted. Only for values on which no decision depends."""
+    """Return the same as `supported`, but also `otherwise` if the call is not permitted.
+
+    It is only for values on which no decision depends.
+    """
     try:
         return supported(otherwise, call, *arguments)
     except pynvml.NVMLError as error:
@@ -76,7 +71,10 @@ def maybe(otherwise: Any, call: Any, *arguments: Any) -> Any:
 
 
 def fields(handle: Any, *numbers: int) -> tuple[int, ...] | None:
-    """Return the unsigned values of NVML fields, or None if the call, or any of the fields, is not supported or permitted."""
+    """Return the unsigned values of NVML fields.
+
+    None if the call, or any of the fields, is not supported or permitted.
+    """
     # Each number is paired with a scope: pynvml tries that form first, and raises and catches an error for a bare
     # number.
     scoped = [(number, 0) for number in numbers]
@@ -94,13 +92,17 @@ def ecc_uncorrected(handle: Any) -> int | None:
 
 
 def recovery_action(handle: Any) -> RecoveryAction | None:
-    """Return the recovery action that the driver requests, or None if it does not report it, as before R565."""
+    """Return the recovery action that the driver requests; None if it reports none, as before R565."""
     values = fields(handle, pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION)
     return None if values is None else _RECOVERY.get(values[0], "Unknown")
 
 
 def remapped_rows(handle: Any) -> RemappedRows | None:
-    """Return the remapped rows of a GPU. NVML's call for them is not supported while MIG instances are active (docs/design/hardware.md#remapped-rows), but the fields 142 to 145 are."""
+    """Return the remapped rows of a GPU.
+
+    NVML's call for them is not supported while MIG instances are active (docs/design/hardware.md#remapped-rows), but
+    the fields 142 to 145 are.
+    """
     rows = maybe(None, pynvml.nvmlDeviceGetRemappedRows, handle) or fields(handle, *_REMAPPED_FIELDS)
     if rows is None:
         return None
@@ -111,9 +113,11 @@ def remapped_rows(handle: Any) -> RemappedRows | None:
 
 
 class Xids:
-    """Collects the XIDs that arrive inside its `with` block, including those that the reading itself provokes (79, 119).
+    """Collects the XIDs that arrive in its `with` block, also those that the reading provokes (79, 119).
 
-    An event set receives nothing from before it was created (docs/design/hardware.md#events), and NVML is closed between readings (docs/design/transition.md#quiet), so other XIDs are known only by their consequences. An error here does not fail the reading, because XIDs are only additional information.
+    An event set receives nothing from before it was created (docs/design/hardware.md#events), and NVML is closed
+    between readings (docs/design/transition.md#quiet), so other XIDs are known only by their consequences. An error
+    here does not fail the reading, because XIDs are only additional information.
     """
 
     def __init__(self) -> None:
@@ -160,7 +164,8 @@ MigDevice: TypeAlias = tuple[Any, str]
 def mig_profiles(handle: Any) -> tuple[tuple[DriverProfile, ...], bool]:
     """Return the profiles of a card, and whether NVML refuses to list the placements of any of them.
 
-    Profiles are requested by enum index and identified by their id, which differs between cards (docs/design/hardware.md#nvml-profiles). One without listed placements has no starts and the size 0.
+    Profiles are requested by enum index and identified by their id, which differs between cards
+    (docs/design/hardware.md#nvml-profiles). One without listed placements has no starts and the size 0.
     """
     profiles: list[DriverProfile] = []
     withheld = False
@@ -205,7 +210,10 @@ def _infos(ask: Callable[[int], Any], enum: range) -> Iterator[Any]:
 
 
 def mig_devices(handle: Any) -> Iterator[MigDevice]:
-    """Yield the visible MIG devices of a GPU. Their indices have gaps and no stable order (docs/design/hardware.md#nvml-devices)."""
+    """Yield the visible MIG devices of a GPU.
+
+    Their indices have gaps and no stable order (docs/design/hardware.md#nvml-devices).
+    """
     for index in range(maybe(0, pynvml.nvmlDeviceGetMaxMigDeviceCount, handle)):
         try:
             mig = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
@@ -218,9 +226,16 @@ def mig_devices(handle: Any) -> Iterator[MigDevice]:
 def mig_instances(
     handle: Any, profiles: Sequence[DriverProfile], migs: Sequence[MigDevice]
 ) -> tuple[tuple[Instance, ...], bool, bool, tuple[Instance, ...]]:
-    """Return the instances of a GPU with MIG on, sorted by start and id: those that NVML lists, and further ones that are known only from the visible MIG devices `migs`.
+    """Return the instances of a GPU with MIG on, sorted by start and id.
 
-    Also whether NVML withholds some, whether processes may run on one without a visible MIG device, and the instance of each of `migs`. An instance without a compute instance, which a creation that failed midway leaves behind, hides no process.
+    They are those that NVML lists, and further ones that are known only from the visible MIG devices `migs`. Also
+    whether NVML withholds some, whether processes may run on one without a visible MIG device, and the instance of each
+    of `migs`.
+
+    Listing instances and placements needs read access to mig/config, and a MIG device is visible to a process that may
+    open it. So a container without rights sees some devices, none, or those of an earlier layout. What it cannot list
+    is unknown. An instance without a compute instance, which a creation that failed midway leaves behind, hides no
+    process.
     """
     listed = _list_all(handle, profiles)
     numbers = [pynvml.nvmlDeviceGetGpuInstanceId(mig) for mig, _ in migs]
@@ -239,7 +254,7 @@ def mig_instances(
 
 
 def _list_all(handle: Any, profiles: Sequence[DriverProfile]) -> list[tuple[DriverProfile, Any, Any]] | None:
-    """Return the profile, the handle and NVML's information for each instance, or None if NVML does not list them."""
+    """Return profile, handle and NVML's information of each instance, or None if NVML does not list them."""
     listed: list[tuple[DriverProfile, Any, Any]] = []
     try:
         for profile in profiles:
@@ -292,7 +307,7 @@ def _instance_of_device(device: MigDevice, profiles: Sequence[DriverProfile]) ->
 
 
 ListedProcess: TypeAlias = tuple[Process, int | None]
-"""A process on one of NVML's lists, with the bytes of memory that it uses there; None when the driver does not report it."""
+"""A process on a list of NVML, with the bytes of memory that it uses there; None if not reported."""
 
 _ALWAYS = pynvml.nvmlDeviceGetComputeRunningProcesses  # without this list, it is unknown which processes compute
 _WHERE_SUPPORTED = (
@@ -305,7 +320,9 @@ _WHERE_SUPPORTED = (
 def list_processes(processes: Processes, handle: Any, device: str = "") -> list[ListedProcess]:
     """Return the processes of a whole GPU, or of the MIG device with the UUID `device`.
 
-    UNKNOWN_PROCESS is included if there may be more.
+    NVML has three lists: compute, clients of MPS, graphics. A list that may not be read counts as busy
+    (docs/design/hardware.md#processes, docs/design/transition.md#idle): UNKNOWN_PROCESS is included if there may be
+    more.
     """
     return _list(processes, handle, device, required=True, hidden=False)
 
@@ -315,7 +332,8 @@ def list_rest(
 ) -> list[ListedProcess]:
     """Return the processes of a GPU with MIG on that are not `listed` for its MIG devices.
 
-    UNKNOWN_PROCESS is included if there may be more, as with `hidden`. An empty list for the whole GPU does not contradict the lists of its MIG devices.
+    UNKNOWN_PROCESS is included if there may be more, as with `hidden`. An empty list for the whole GPU does not
+    contradict the lists of its MIG devices.
     """
     known = {process.pid for process, _ in listed} - {UNKNOWN_PROCESS.pid}
     found = _list(processes, handle, "", required=False, hidden=hidden)

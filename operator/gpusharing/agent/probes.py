@@ -1,13 +1,7 @@
-"""The server of probes and metrics: TLS, and who may read the metrics.
+"""The server of /healthz, /readyz and /metrics, and who may read the metrics.
 
-The server of /healthz, /readyz and /metrics, in a thread that outlives a stuck event loop.
-
-It uses plain HTTP or TLS. With TLS, only those whom the API server allows may read /metrics.
-
-A self-signed certificate for the agent's server, made by the OpenSSL that Python's `ssl` is linked with.
-
-`ssl` itself makes no certificates, and the image has neither the library `cryptography` nor the program `openssl`.
-The key never leaves the memory of the process.
+It runs in a thread that outlives a stuck event loop. It uses plain HTTP or TLS, with a certificate that the process
+makes itself. With TLS, only those whom the API server allows may read /metrics.
 """
 
 import _ssl
@@ -42,7 +36,9 @@ log = logging.getLogger(__name__)
 REMEMBERED_SECONDS = 60.0
 """How long an answer about a token is used. A revoked token is accepted for as long."""
 MOST_REMEMBERED = 32
-"""The most tokens whose answers are cached; the oldest refusal makes room for a new one, or else the oldest answer."""
+"""The most tokens whose answers are cached.
+
+The oldest refusal makes room for a new one, or else the oldest answer."""
 PATIENCE = 3.0
 """Seconds for both reviews of a token together; the server ends a connection after ten."""
 MOST_WAITING = 4
@@ -59,7 +55,10 @@ UNDECIDED: Decision = 503, "the API server could not be asked whether this token
 class MetricsAccess:
     """Decides by the API server who may read the metrics. Safe to call from several threads.
 
-    One token is reviewed at a time and few requests wait for that, so a flood of tokens costs the API server one call at a time. A reader whose answer is cached does not wait, and refused tokens do not displace that answer.
+    As for a kubelet, a TokenReview says whose token it is, and a SubjectAccessReview whether that user may get
+    `/metrics`. One token is reviewed at a time and few requests wait for that, so a flood of tokens costs the API
+    server one call at a time. A reader whose answer is cached does not wait, and refused tokens do not displace that
+    answer.
     """
 
     def __init__(self, api: KubeClient, clock: Callable[[], float] = time.monotonic) -> None:
@@ -71,7 +70,10 @@ class MetricsAccess:
         self._error = ""
 
     def decide(self, authorization: str) -> Decision:
-        """Decide about a request with this Authorization header. Blocks for up to PATIENCE for each review before this one; must not be called from the event loop."""
+        """Decide about a request with this Authorization header.
+
+        Blocks for up to PATIENCE for each review before this one; must not be called from the event loop.
+        """
         scheme, _, token = authorization.partition(" ")
         token = token.strip()
         if scheme.lower() != "bearer" or not token:
@@ -152,9 +154,11 @@ Probe = Callable[[], str]
 
 
 class ProbeServer(ThreadingTCPServer):
-    """Serves the probes and metrics from `start` to `stop`; it listens from the beginning, at a free port if that is 0.
+    """Serves the probes and metrics from `start` to `stop`.
 
-    A client with idle connections cannot block it: when there are too many connections, the oldest one is closed for a new one. ThreadingHTTPServer does not fit: it looks up its own name in DNS before it listens. `decide` gets the Authorization header of a request for the metrics.
+    It listens from the beginning, at a free port if that is 0. A client with idle connections cannot block it: when
+    there are too many connections, the oldest one is closed for a new one. ThreadingHTTPServer does not fit: it looks
+    up its own name in DNS before it listens. `decide` gets the Authorization header of a request for the metrics.
     """
 
     allow_reuse_address = True
@@ -189,7 +193,10 @@ class ProbeServer(ThreadingTCPServer):
         self._thread.start()
 
     def stop(self) -> None:
-        """Accept no more connections and free the port; requests under way are not awaited. Waits forever without `start`."""
+        """Accept no more connections and free the port; requests under way are not awaited.
+
+        Waits forever without `start`.
+        """
         self.shutdown()
         self.server_close()
         self._thread.join()
@@ -273,13 +280,21 @@ DAYS_VALID = 3650  # each process makes a certificate of its own, so this need o
 
 
 class _Pointer(ctypes.c_void_p):
-    """The address of one of OpenSSL's objects. ctypes turns a plain c_void_p into an int, and passes that on as 32 bits."""
+    """The address of one of OpenSSL's objects.
+
+    ctypes turns a plain c_void_p into an int, and passes that on as 32 bits.
+    """
 
 
 def self_signed(name: str) -> ssl.SSLContext:
-    """Return a context for a TLS server with a new P-256 key and a certificate for this common name, of at most 64 characters.
+    """Return a context for a TLS server with a new P-256 key and a self-signed certificate for `name`.
 
-    Raises ssl.SSLError if OpenSSL fails, and AttributeError if Python is not linked with a shared library of OpenSSL 3.0 or newer.
+    The common name has at most 64 characters. OpenSSL makes the certificate, which Python's `ssl` is linked with: `ssl`
+    itself makes none, and the image has neither the library `cryptography` nor the program `openssl`. The key never
+    leaves the memory of the process.
+
+    Raises ssl.SSLError if OpenSSL fails, and AttributeError if Python is not linked with a shared library of OpenSSL
+    3.0 or newer.
     """
     # OpenSSL's objects are never freed, because a process makes only one of each.
     key = _call(_Pointer, "EVP_PKEY_Q_keygen", None, None, b"EC", b"P-256")
@@ -315,7 +330,10 @@ def _encoded(name: str, source: _Pointer) -> bytes:
 
 
 def _call(kind: type, name: str, *arguments: object) -> Any:
-    """Call a function of OpenSSL. Each of those used here reports a failure as NULL, zero or a negative number."""
+    """Call a function of OpenSSL.
+
+    Each of those used here reports a failure as NULL, zero or a negative number.
+    """
     function = getattr(ctypes.CDLL(_ssl.__file__), name)
     function.restype = kind
     result = function(*arguments)

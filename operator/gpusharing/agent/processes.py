@@ -1,12 +1,6 @@
-"""Which pod a process on a GPU belongs to, from /proc and the names of the pods of this node.
+"""Which pod does a process on a GPU belong to, and is it one of NVIDIA's MPS daemons?
 
-The processes that NVML lists, as procfs shows them. What is unknown counts as busy, never as idle.
-
-The name that NVML reports is the first word of the command line, which every process may choose. Whether a process is one of NVIDIA's MPS daemons, which an idle GPU may have, is decided only by its executable and its parent. Without the right to read an executable (CAP_SYS_PTRACE), `comm` is used instead, which the kernel takes from the executable and cuts to 15 bytes (proc(5)).
-
-Finds the name of a pod by its UID, in the names of the folders in which the kubelet keeps the logs of pods.
-
-The cgroup of a process shows the UID of its pod. The kubelet's podresources name pods without UIDs, and the agent may not read pods: a token that may list them would show a thief what runs on every node. The kubelet calls the folder of a pod's logs NAMESPACE_NAME_UID (kubernetes v1.36.3 pkg/kubelet/kuberuntime/helpers.go, BuildPodLogsDirectory; none of the three can contain a `_`). Only the names of these folders are read.
+procfs and the folders of the pods' logs tell. What is unknown counts as busy, never as idle.
 """
 
 import os
@@ -22,11 +16,18 @@ from gpusharing.api.gpunode import Process
 from gpusharing.planning.vocabulary.values import value
 
 PAUSE = 5.0
-"""Seconds between two listings of the folders, because one reading may look up many UIDs that have no folder."""
+"""Seconds between two listings of the folders: a reading may look up many UIDs without a folder."""
 
 
 def pod_names(logs: Path, clock: Callable[[], float] = time.monotonic) -> Callable[[str], PodID]:
-    """Return a function that finds a pod of this node by its UID in the kubelet's podLogsDir, without a name if no folder shows it."""
+    """Return a function that finds a pod of this node by its UID, without a name if no folder shows it.
+
+    The cgroup of a process shows the UID of its pod. The kubelet's podresources name pods without UIDs, and the agent
+    may not read pods: a token that may list them would show a thief what runs on every node. The kubelet calls the
+    folder of a pod's logs, in its podLogsDir, NAMESPACE_NAME_UID (kubernetes v1.36.3
+    pkg/kubelet/kuberuntime/helpers.go, BuildPodLogsDirectory; none of the three can contain a `_`). Only the names of
+    these folders are read.
+    """
     known: dict[str, PodID] = {}
     listed_at = -PAUSE
 
@@ -55,7 +56,9 @@ _MOST = 1 << 16  # bytes of a file; a cgroup's path has at most 4096, on each of
 _MOST_OPEN = 256  # files that stay open; the `stat` of any further process is opened at each reading
 _GONE = " (deleted)"
 _POD = re.compile(r"[/-]pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})(?=[./\n]|$)")
-"""The kubelet's cgroup of a pod: `/pod<uid>`, or `-pod<uid>.slice` with `_` for `-` under systemd (kubernetes v1.36.3 pkg/kubelet/cm/cgroup_manager_linux.go). A static pod's uid is a plain MD5."""
+"""The kubelet's cgroup of a pod: `/pod<uid>`, or `-pod<uid>.slice` with `_` for `-` under systemd.
+
+kubernetes v1.36.3 pkg/kubelet/cm/cgroup_manager_linux.go names them. A static pod's uid is a plain MD5."""
 
 
 @value
@@ -63,18 +66,26 @@ class _Known:
     """What procfs showed of a process when it was last read in full."""
 
     stat: tuple[bytes, ...]
-    """Process id with `comm`, parent, and start in clock ticks since the boot; empty if procfs does not show them."""
+    """Id with `comm`, parent, and start in clock ticks since the boot; empty if procfs does not show them."""
     program: str
     pod: str | None
-    """UID of its pod."""
+    """UID of the pod whose cgroup the process is in; None if it is in no pod."""
     reported_name: str = ""
     """The name that NVML reported, without path and arguments."""
 
 
 class Processes:
-    """Finds processes by the process id that NVML reports, which must mean the same to procfs: the agent's pod needs hostPID.
+    """Finds processes by the process id that NVML reports.
 
-    For an unchanged process only `stat` is read again, from a file that stays open, and NVML is not queried again for a name that is only displayed. Another program in its place (execve) has another `comm`. A process in no pod may still be moved into one, so its cgroup is read each time. A possible MPS daemon matters to drains, so `of` reads its program and its parent each time.
+    The id must mean the same to procfs: the agent's pod needs hostPID. The name that NVML reports is the first word of
+    the command line, which every process may choose. Whether a process is one of NVIDIA's MPS daemons, which an idle
+    GPU may have, is decided only by its executable and its parent. Without the right to read an executable
+    (CAP_SYS_PTRACE), `comm` is used instead, which the kernel takes from the executable and cuts to 15 bytes (proc(5)).
+
+    For an unchanged process only `stat` is read again, from a file that stays open, and NVML is not queried again for a
+    name that is only displayed. Another program in its place (execve) has another `comm`. A process in no pod may still
+    be moved into one, so its cgroup is read each time. A possible MPS daemon matters to drains, so `of` reads its
+    program and its parent each time.
     """
 
     def __init__(
@@ -90,7 +101,9 @@ class Processes:
         self._open: dict[int, int] = {}
         """File descriptor of the open `stat` of each process, by its id."""
         self.blind = (os.getpid() if own_pid is None else own_pid) == 1
-        """Whether the agent is alone in its PID namespace: the driver then lists no other process, and no id can be trusted."""
+        """Whether the agent is alone in its PID namespace.
+
+        The driver then lists no other process, and no id can be trusted."""
 
     def begin(self) -> None:
         """Begin a new reading: forget the processes that were not in the last one, and close their files."""
@@ -103,13 +116,19 @@ class Processes:
             os.close(file)
 
     def of(self, pid: int, device: str = "", ask: Callable[[int], str] = lambda pid: "") -> Process:
-        """Return the process, or UNKNOWN_PROCESS if no id can be trusted. `ask` returns the name that NVML reports."""
+        """Return the process, or UNKNOWN_PROCESS if no id can be trusted.
+
+        `ask` returns the name that NVML reports.
+        """
         if pid <= 0 or self.blind:
             return Process(UNKNOWN_PROCESS.pid, UNKNOWN_PROCESS.name, device)
         return Process(pid, self._name(pid, ask), device)
 
     def pod_of(self, pid: int) -> PodID | None:
-        """Return the pod whose cgroup a process is in; None if it is in no pod, has ended, or the cgroup cannot be read."""
+        """Return the pod whose cgroup a process is in.
+
+        None if it is in no pod, has ended, or the cgroup cannot be read.
+        """
         uid = (self._seen.get(pid) or self._examine(pid)).pod
         return None if uid is None else self._pod_named(uid)
 
@@ -146,7 +165,10 @@ class Processes:
         return f"{named} (program {program or 'unknown'}, started by {parent or 'an unknown process'})"
 
     def _program(self, pid: int) -> str:
-        """Return the name of the executable, or else `comm`, followed by _CUT if it may have been cut."""
+        """Return the name of the executable, or else `comm`, followed by _CUT if it may have been cut.
+
+        Bytes that are not UTF-8 are replaced, because JSON cannot carry them.
+        """
         try:
             path = os.readlink(f"{self._proc}/{pid}/exe")
         except OSError:
@@ -167,7 +189,10 @@ class Processes:
         return self._read(pid, "stat", keep=len(self._open) < _MOST_OPEN)
 
     def _read(self, pid: int, name: str, *, keep: bool = False) -> bytes:
-        """Return the content of a file of procfs, empty if it cannot be read; with `keep` it stays open as that of `stat`."""
+        """Return the content of a file of procfs, empty if it cannot be read.
+
+        With `keep` the file stays open as the `stat` of the process.
+        """
         try:
             file = os.open(f"{self._proc}/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:

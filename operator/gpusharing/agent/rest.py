@@ -1,6 +1,8 @@
-"""A KubeClient that uses only the standard library: aiohttp would need a quarter of the agent's memory (docs/adr/0014).
+"""A KubeClient over the standard library: aiohttp would need a quarter of the agent's memory.
 
-Only the transport is the agent's own; requests, the meaning of answers and credentials come from `gpusharing.kube`. The agent makes one list and one watch every few minutes, and a patch when something changed, so every call has its own connection and its own daemon thread.
+Only the transport is the agent's own (docs/adr/0014); requests, the meaning of answers and credentials come from
+`gpusharing.kube`. The agent makes one list and one watch every few minutes, and a patch when something changed, so
+every call has its own connection and its own daemon thread.
 """
 
 import asyncio
@@ -19,10 +21,10 @@ from gpusharing.kube.wire import (
     JSON_TYPE,
     METHODS,
     answer_of,
-    content,
+    encode_body,
+    error_of_response,
     event_of,
     lasting,
-    refusal,
 )
 
 CALL_TIMEOUT = 15.0
@@ -38,9 +40,10 @@ class RestClient(KubeClient):
         self._login = login
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """Yield the events of a watch until it ends, and raise the error that ended it; a silence of INACTIVITY seconds is Unavailable.
+        """Yield the events of a watch until it ends, and raise the error that ended it.
 
-        Unauthorized is raised after a 401, once the credentials have been renewed for the next watch.
+        A silence of INACTIVITY seconds is Unavailable. Unauthorized is raised after a 401, once the credentials have
+        been renewed for the next watch.
         """
         exchange = await self._prepared(lasting(request))
         loop = asyncio.get_running_loop()
@@ -80,9 +83,10 @@ class RestClient(KubeClient):
             raise line
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Send a request and return the answer. After a 401 the credentials are renewed and it is sent once more.
+        """Send a request and return the answer.
 
-        No answer within TOTAL_TIMEOUT of an attempt is Unavailable.
+        After a 401 the credentials are renewed and it is sent once more. No answer within TOTAL_TIMEOUT of an attempt
+        is Unavailable.
         """
         for last in (False, True):
             exchange = await self._prepared(request)
@@ -117,7 +121,10 @@ class RestClient(KubeClient):
 
 
 class _Exchange(HTTPSConnection):
-    """One request and its own connection, to a server whose certificate may name something other than the server's address (tls-server-name of a kubeconfig)."""
+    """One request and its own connection.
+
+    The server's certificate may name something other than its address (tls-server-name of a kubeconfig).
+    """
 
     unwanted = False
     """Whether the caller has given up. A write that is sent after that could undo a newer one."""
@@ -141,9 +148,12 @@ class _Exchange(HTTPSConnection):
             self.sock.do_handshake()
 
     def send_off(self, timeout: float) -> HTTPResponse:
-        """Connect, send the request, and return the response without having read its body; the caller closes the connection."""
+        """Connect, send the request, and return the response without having read its body.
+
+        The caller closes the connection.
+        """
         api_request = self.api_request
-        data, headers = content(api_request)
+        data, headers = encode_body(api_request)
         headers |= {"Accept": JSON_TYPE, "User-Agent": "gpusharing-agent"}
         if self._token:
             headers["Authorization"] = self._token
@@ -155,7 +165,7 @@ class _Exchange(HTTPSConnection):
             response = self.getresponse()
             if response.status >= 300:
                 retry_after = response.getheader("Retry-After")
-                raise refusal(api_request, response.status, response.read(), retry_after)
+                raise error_of_response(api_request, response.status, response.read(), retry_after)
         except BaseException:
             self.close()
             raise

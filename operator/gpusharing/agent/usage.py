@@ -1,6 +1,9 @@
-"""Which pod uses how much of which device: a reading combined with the kubelet's holdings. Pure.
+"""Which pod uses how much of which device? A reading is combined with the kubelet's holdings. Pure.
 
-A process belongs to the pod of its cgroup. If the name of that pod is unknown, the process belongs to the one pod that holds the device, provided exactly one does, that pod has no named process anywhere, and no other unnamed pod computes there; otherwise it belongs to nobody. A process in no pod's cgroup belongs to nobody either, so that what the host runs is never attributed to a tenant.
+A process belongs to the pod of its cgroup. If the name of that pod is unknown, the process belongs to the one pod that
+holds the device, provided exactly one does, that pod has no named process anywhere, and no other unnamed pod computes
+there; otherwise it belongs to nobody. A process in no pod's cgroup belongs to nobody either, so that what the host runs
+is never attributed to a tenant.
 """
 
 from collections import Counter, defaultdict
@@ -16,7 +19,7 @@ MOST_DEVICES = 128
 MOST_HOLDERS = 256
 """The most pairs of a pod and a device that are reported. A kubelet runs 110 pods by default."""
 MOST_RESOURCES = 4
-"""The most resource names that are reported for one device: the plugin advertises one, and old ones linger."""
+"""The most resource names reported for one device: the plugin advertises one, and old ones linger."""
 
 PodName = tuple[str, str]
 """Namespace and name of a pod."""
@@ -28,9 +31,9 @@ class Sum:
 
     processes: int = 0
     memory: int | None = 0
-    """Bytes; None if the driver does not report it for one of the processes."""
+    """Bytes in use; None if the driver does not report it for one of the processes."""
     sm_percent: int = 0
-    """What the driver does not report counts as 0."""
+    """Percentage of SM time; what the driver does not report counts as 0."""
 
     def with_process(self, process: ProcessUse) -> "Sum":
         memory = None if self.memory is None or process.memory is None else self.memory + process.memory
@@ -62,13 +65,15 @@ class DeviceUsage:
     others: Mapping[str, Sum] = field(default_factory=dict)
     """What the processes that belong to no pod, or to an unnamed one, use of each device, by UUID."""
     sm_percent: Mapping[str, int] = field(default_factory=dict)
-    """By UUID of the device, for all its processes together."""
+    """Percentage of SM time of all processes together, by UUID of the device."""
     left_out: int = 0
-    """How many devices, and pairs of a pod and a device, exceed the bounds; the mappings by UUID have all devices."""
+    """How many devices, and pairs of a pod and a device, exceed the bounds.
+
+    The mappings by UUID have all devices."""
 
 
 def usage(use: Use, holdings: Holdings | None) -> DeviceUsage:
-    """Combine the use of the GPUs with the kubelet's holdings; without these, only pods that compute are holders."""
+    """Combine the use of the GPUs with what pods hold; if unknown, only pods that compute are holders."""
     devices = {device.uuid: device for device in use.devices[:MOST_DEVICES]}
     busy: Counter[str] = Counter()
     for process in use.processes:
@@ -109,14 +114,21 @@ def usage(use: Use, holdings: Holdings | None) -> DeviceUsage:
 
 
 def base(device: str) -> str:
-    """Return the UUID in a device plugin's id for a device. Replicas of a shared device are called UUID::0, UUID::1 and so on."""
+    """Return the UUID in a device plugin's id for a device.
+
+    Replicas of a shared device are called UUID::0, UUID::1 and so on.
+    """
     return device.partition("::")[0]
 
 
 def _attribute(
     processes: Sequence[ProcessUse], holding: Mapping[str, set[PodName]]
 ) -> tuple[dict[tuple[PodName, str], Sum], dict[str, Sum], set[tuple[PodName, str]]]:
-    """Return what the processes of each pod use, by pod and device; what those of no or an unclear pod use, by device; and the pairs of a pod and a device for which that is unknown."""
+    """Return what the processes of each pod use, by pod and device.
+
+    Also what those of no or an unclear pod use, by device; and the pairs of a pod and a device for which that is
+    unknown.
+    """
     named = {(each.pod.namespace, each.pod.name) for each in processes if each.pod and each.pod.name}
     unnamed: dict[str, set[str]] = {}  # UIDs of the unnamed pods that compute on each device
     for process in processes:

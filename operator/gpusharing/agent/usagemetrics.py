@@ -1,6 +1,7 @@
 """What the GPUs of a node are used for, and the meter's counters, as Prometheus metrics, without DCGM.
 
-The number of series is bounded whatever tenants do (MOST_DEVICES, MOST_HOLDERS, MOST_RESOURCES). No UID of a pod is a label. Values that are unknown are absent: no series is 0 because an answer is missing.
+The number of series is bounded whatever tenants do (MOST_DEVICES, MOST_HOLDERS, MOST_RESOURCES). No UID of a pod is a
+label. Values that are unknown are absent: no series is 0 because an answer is missing.
 """
 
 import threading
@@ -17,14 +18,17 @@ from gpusharing.agent.usage import MOST_DEVICES, MOST_HOLDERS, MOST_RESOURCES, D
 
 PREFIX = "gpusharing"
 DEVICE = ("gpu", "uuid", "profile")
-"""Labels of a device: the index of its GPU, its own UUID, and its MIG profile, which is empty for a whole GPU."""
+"""Labels of a device: index of its GPU, its own UUID, and its MIG profile, empty for a whole GPU."""
 POD = ("namespace", "pod", *DEVICE)
 Rows = Iterable[tuple[Sequence[str], float | None]]
 """The values of the labels of each sample, and its value."""
 
 
 class UsageCollector(Collector):
-    """Collects the counters of one agent's meter, and its usage metrics unless the last turn did not read the GPUs."""
+    """Collects the counters of one agent's meter, and its usage metrics.
+
+    The latter are left out if the last turn did not read the GPUs.
+    """
 
     def __init__(self, loop: AgentLoop, clock: Callable[[], float] = time.monotonic) -> None:
         self._loop = loop
@@ -69,7 +73,10 @@ class UsageCollector(Collector):
 
 
 def of_meter(metered: Metered) -> Iterable[Metric]:
-    """Return the counters of a meter. The growth of all parts adds up to that of `gpusharing_gpu_seconds_total`."""
+    """Return the counters of a meter.
+
+    The growth of all parts adds up to that of `gpusharing_gpu_seconds_total`.
+    """
     yield _counter(
         "slice_seconds",
         "GPU-seconds of slices allocated to a namespace: the time of each slice, multiplied by its share of the"

@@ -23,9 +23,10 @@ WORKS, BROKEN, NO_ANSWER = 0, 1, 2
 
 
 def place_of(environment: Mapping[str, str]) -> Place:
-    """Return the namespaces and names of the release; variables that are empty or not set have the chart's defaults.
+    """Return the namespaces and names of the release.
 
-    But an empty GPUSHARING_AGENT_NAMESPACE stands for the operator's own namespace.
+    Variables that are empty or not set have the chart's defaults, but an empty GPUSHARING_AGENT_NAMESPACE stands for
+    the operator's own namespace.
     """
     read = [item for item in fields(Place) if isinstance(item.default, str | bool)]
     known = {item.name: environment.get(f"{PREFIX}{item.name.upper()}", "") for item in read}

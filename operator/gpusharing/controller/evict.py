@@ -1,4 +1,7 @@
-"""Send evictions and forced deletions, and remember what the API server answered (docs/design/drain.md, rows E and T4). No pod is evicted twice."""
+"""Send evictions and forced deletions, and remember the answers (docs/design/drain.md, rows E and T4).
+
+No pod is evicted twice.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,10 +63,10 @@ class Evictor:
                 self.calls.evictions[name] = unseen
 
     async def send(self, action: Evict | ForceDelete) -> bool:
-        """Evict or delete a pod, and remember the answer in `calls`. Return whether the server accepted it now.
+        """Evict or delete a pod, and remember the answer in `calls`.
 
-        Nothing is sent if the server has already accepted this, whatever the plan says. A new refusal is reported to
-        `on_action` and logged. Raises a KubeError that concerns all calls.
+        Return whether the server accepted it now. Nothing is sent if the server has already accepted this, whatever the
+        plan says. A new refusal is reported to `on_action` and logged. Raises a KubeError that concerns all calls.
         """
         if is_accepted(self.calls.evictions.get(action.node, {}).get(action.uid)):
             return False
@@ -96,7 +99,7 @@ class Evictor:
         return False
 
     async def _ask(self, action: Evict | ForceDelete) -> tuple[Reason, str, float | None]:
-        """Send the call. Return the answer, the server's message, and the seconds that it asks us to wait, or None."""
+        """Send the call; return answer, the server's message, and the seconds to wait if it names them."""
         done, failed = Reason.EVICTED, Reason.EVICTION_ERROR
         if isinstance(action, ForceDelete):
             done, failed = Reason.FORCE_DELETE, Reason.FORCE_DELETE_FAILED

@@ -1,8 +1,10 @@
-"""Carry out a plan: shared writes first, then each node's writes in order; a node stops at its first failure.
+"""Carry out a plan: one API call per action, with preconditions on every write that follows a check.
 
-Carry out a plan: one API call per action, with preconditions on every write that follows a check.
-
-A failed call ends the actions of its node for this pass. The node waits, and the failure is shown if it lasts. Only a lost Lease, lost credentials or a server that is away end the pass itself. A pass does not wait for a slow call: the node is left alone until the call has ended. Only the newest plan is carried out, and only while it is fresh (docs/design/transition.md#newest-plan). The cache takes the object that the server returns, never what we meant to write (docs/design/faults.md#d12).
+A failed call ends the actions of its node for this pass. The node waits, and the failure is shown if it lasts. Only a
+lost Lease, lost credentials or a server that is away end the pass itself. A pass does not wait for a slow call: the
+node is left alone until the call has ended. Only the newest plan is carried out, and only while it is fresh
+(docs/design/transition.md#newest-plan). The cache takes the object that the server returns, never what we meant to
+write (docs/design/faults.md#d12).
 """
 
 import random
@@ -90,16 +92,19 @@ class NodeWrites:
     client: KubeClient
     sources: Sources
     created: dict[str, str] = field(default_factory=dict)
-    """UID of the Node for which a GPUNode was last created, by node name. The executor removes Nodes that are gone."""
+    """UID of the Node for which a GPUNode was last created, by node name.
+
+    The executor removes Nodes that are gone."""
     _deleted: set[str] = field(default_factory=set)
-    """UIDs of pods to restart whose deletion the server accepted; there are only a few in the life of a process."""
+    """UIDs of pods to restart whose deletion the server accepted; a process has only a few."""
     _missed: Counter[str] = field(default_factory=Counter)
     """How often the server said that a pod to restart is gone or was replaced."""
 
     async def patch(self, action: NodePatch) -> bool:
-        """Patch the Node at its newest known resourceVersion; False if it is not as it was when the action was decided.
+        """Patch the Node at its newest known resourceVersion.
 
-        A node that a DeviceTaintRule fences passes the point of no return only if the server still has that rule.
+        False means that it is not as it was when the action was decided. A node that a DeviceTaintRule fences passes
+        the point of no return only if the server still has that rule.
         """
         name, version = action.node.name, self.sources.nodes.resource_version(action.node.name)
         if isinstance(action, Actuate) and action.fence.tainted and not await self._is_closed(action):
@@ -157,8 +162,8 @@ class NodeWrites:
 
     async def _new_gpunode(self, action: EnsureGPUNode, spec: JSON) -> JSON:
         name, uid = action.node, action.node_uid
-        # A slow watch may not have shown yet that the Node is gone; Kubernetes would then delete the object at once, and
-        # we would create it again and again.
+        # A slow watch may not have shown yet that the Node is gone; Kubernetes would then delete the object at once,
+        # and we would create it again and again.
         if self.created.get(name) == uid and (await self._node(name))["metadata"]["uid"] != uid:
             raise NotFound(f"the Node {name} was deleted and created again")
         self.created[name] = uid
@@ -168,7 +173,10 @@ class NodeWrites:
         return await self.client.create(GPUNODES, manifest)
 
     async def clear_requests(self, action: ClearRequests) -> bool:
-        """Remove the requests from the GPUNode; False if it has others. Raises Conflict if it has changed in another way."""
+        """Remove the requests from the GPUNode; False if it has others.
+
+        Raises Conflict if it has changed in another way.
+        """
         name, gpunodes = action.node, self.sources.gpunodes
         if name not in gpunodes.items or gpunodes.items[name].requests != action.requests:
             return False
@@ -178,7 +186,10 @@ class NodeWrites:
         return True
 
     async def restart(self, action: RestartOperand) -> bool:
-        """Delete a pod of one of NVIDIA's programs, such as mig-manager, so that a new one starts; False if that is done already."""
+        """Delete a pod of one of NVIDIA's programs, so that a new one starts; False if that is done already.
+
+        Raises NotFound or Conflict if the server keeps saying that a pod is gone which the watch still shows.
+        """
         if action.uid in self._deleted:
             return False
         try:
@@ -193,16 +204,23 @@ class NodeWrites:
 
 
 PLAN_VALID = 10.0
-"""Seconds for which a plan is carried out on nodes. After that its idle proofs and its view of the pods are too old."""
+"""Seconds for which a plan is carried out on nodes.
+
+After that its idle proofs and its view of the pods are too old."""
 
 
 FATAL = (Unauthorized, ServerAway, LeaseLost)
 """Errors that concern all calls and not only those about one object."""
 
 SHARED_PATIENCE = 6.0
-"""Seconds for which a pass waits for shared writes of one kind; a write of claims gives up after five. If a pass waited for less, no node would ever start on a server that takes longer for each call."""
+"""Seconds for which a pass waits for shared writes of one kind; a write of claims gives up after five.
+
+If a pass waited for less, no node would ever start on a server that takes longer for each call."""
 SHARED_AT_ONCE = 4
-"""How many shared writes of one kind may be under way: half of the calls that the client sends at once (`Limits`), so that writes without an answer leave room for others."""
+"""How many shared writes of one kind may be under way.
+
+It is half of the calls that the client sends at once (`Limits`), so that writes without an answer leave room for
+others."""
 
 
 HARMLESS = (EnsureGPUNode, ClearRequests, LabelNode, UpdateFence, Release)
@@ -220,7 +238,10 @@ before_send: ContextVar[Callable[[], None]] = ContextVar("before a write of this
 
 
 class _PlanClient(PassingClient):
-    """Asks at the moment when a write is sent whether its action is still wanted: it may have waited long, or follow a 409."""
+    """Asks at the moment when a write is sent whether its action is still wanted.
+
+    The write may have waited long, or follow a 409.
+    """
 
     async def call(self, request: ApiRequest) -> JSON:
         return await self.client.call(replace(request, before_send=before_send.get()))
@@ -236,7 +257,10 @@ class Outcome:
 
 @dataclass(slots=True)
 class Executor:
-    """Carries out the actions of plans. A new kind of action without a branch in `_perform` fails type checking."""
+    """Carries out the actions of plans.
+
+    A new kind of action without a branch in `_perform` fails type checking.
+    """
 
     client: KubeClient
     sources: Sources
@@ -268,9 +292,11 @@ class Executor:
         self._evictor = Evictor(client, self.now, self.jitter, self.eviction_wait, self.calls, self.on_action)
 
     async def execute(self, plan: RolloutPlan, snapshot: ClusterSnapshot, unseen: Set[str] = frozenset()) -> Outcome:
-        """Carry out a plan: shared writes first, then several nodes at once, each node's actions in order until one fails.
+        """Carry out a plan: shared writes, then several nodes at once, each node's actions until one fails.
 
-        Nodes in `unseen`, which were being written to when the snapshot was begun, are left to the next pass. Slow calls continue in the background. Failed calls are recorded in `calls`; only errors that concern all calls (FATAL) are raised, in a group.
+        Nodes in `unseen`, which were being written to when the snapshot was begun, are left to the next pass. Slow
+        calls continue in the background. Failed calls are recorded in `calls`; only errors that concern all calls
+        (FATAL) are raised, in a group.
         """
         outcome = Outcome()
         self._newest, self._newest_plan = snapshot, plan
@@ -313,7 +339,10 @@ class Executor:
         return failure is not None and failure.holds(self.now())
 
     async def _write_shared(self, actions: tuple[Action, ...], snapshot: ClusterSnapshot, outcome: Outcome) -> set[str]:
-        """Make the shared writes in order, those of one kind at once, and return what those that were not made block: nodes of a policy, of all (`*`), or points of no return (CLAIMS)."""
+        """Make the shared writes in order, those of one kind at once, and return what is blocked.
+
+        A write that was not made blocks the nodes of a policy, of all (`*`), or points of no return (CLAIMS).
+        """
         blocked: set[str] = set()
         if not any(isinstance(action, WriteConfig) for action in actions):
             self.calls.write_error = ""
@@ -396,7 +425,8 @@ class Executor:
             raise PlanOutdated
 
     def _before_send(self, subject: str, action: Action, snapshot: ClusterSnapshot) -> None:
-        # A slow server makes calls wait for longer than a plan is the newest, so what harms nobody needs only be wanted.
+        # A slow server makes calls wait for longer than a plan is the newest, so what harms nobody needs only be
+        # wanted.
         verdict = self._newest_plan.verdicts.get(subject)
         wanted = verdict.actions if verdict and isinstance(action, HARMLESS) else self._newest_plan.shared
         if isinstance(action, RepairMps) and any(isinstance(one, RepairMps) for one in wanted):
@@ -448,7 +478,10 @@ class Executor:
             self._complaints.ends(subject)
 
     async def _perform(self, action: Action, snapshot: ClusterSnapshot) -> bool:
-        """Make the call of an action. False means that nothing was changed now: the object has changed, or is gone already."""
+        """Make the call of an action.
+
+        False means that nothing was changed now: the object has changed, or is gone already.
+        """
         match action:
             case EnsureGPUNode():
                 await self._nodes.ensure_gpunode(action)

@@ -1,10 +1,7 @@
-"""Who leads: the Lease, and what /healthz and /readyz say about it.
+"""What a process does once it leads, and whether it works then, for /healthz and /readyz.
 
-What a process does once it leads: it follows the cluster, runs passes and watches the policies.
-
-`main.py` imports this module when the process has become the leader (docs/adr/0085-a-standby-that-knows-nothing.md).
-
-Whether the parts of a leader work: it is dead when only a new process can help, and not ready while too little is known to decide.
+It follows the cluster, runs passes and watches the policies. `main.py` imports this module only when the process has
+become the leader (docs/adr/0085-a-standby-that-knows-nothing.md).
 """
 
 import asyncio
@@ -24,14 +21,22 @@ from gpusharing.kube.lease import LeaderLease
 from gpusharing.kube.login import Login
 
 STUCK = 120.0
-"""Seconds without progress after which the loop counts as dead. A single call has a deadline of ten seconds."""
+"""Seconds without progress after which the loop counts as dead.
+
+A single call has a deadline of ten seconds."""
 SILENT = 200.0
-"""Seconds without an event on a watch, after which its connection counts as dead. The server sends a bookmark every minute and ends the watch after five."""
+"""Seconds without an event on a watch, after which its connection counts as dead.
+
+The server sends a bookmark every minute and ends the watch after five."""
 
 
 @dataclass(slots=True)
 class Health:
-    """Reports whether the parts of a running operator work."""
+    """Reports whether the parts of a running operator work.
+
+    The operator is dead when only a new process can help: the loop makes no progress, or a reflector has received
+    nothing for so long that its connection must be dead. It is not ready while too little is known to decide.
+    """
 
     loop: Loop
     lease: LeaderLease
@@ -52,7 +57,10 @@ class Health:
         return problems
 
     def unready(self) -> dict[str, str]:
-        """Return why the operator cannot decide at present, by the name of each part. Also requests overdue lists."""
+        """Return why the operator cannot decide at present, by the name of each part.
+
+        Also requests overdue lists.
+        """
         problems = self.dead() | self.loop.sources.revoked() | self.loop.sources.missing()
         for name, source in self.loop.sources.required.items():
             if source.error is not None:
@@ -65,9 +73,9 @@ class Health:
 
 
 async def lead(role: Role, login: Login, settings: Settings, process: ProcessMetrics, clock: SteadyClock) -> None:
-    """Run the loop and the watch of the policies until canceled. Every write first checks that this process still leads.
+    """Run the loop and the watch of the policies until canceled.
 
-    An error of either is raised in a group.
+    Every write first checks that this process still leads. An error of either is raised in a group.
     """
 
     def called(request: ApiRequest, status: int) -> None:
@@ -92,9 +100,10 @@ async def lead(role: Role, login: Login, settings: Settings, process: ProcessMet
 
 
 def settle_heap() -> None:
-    """Exempt all present objects from the cycle collector permanently, because they live long; reference counts still free them.
+    """Exempt all present objects from the cycle collector permanently, because they live long.
 
-    Thousands of views, none of them in a cycle, would cost 90 ms in every full collection.
+    Reference counts still free them. Thousands of views, none of them in a cycle, would cost 90 ms in every full
+    collection.
     """
     gc.collect()
     gc.freeze()

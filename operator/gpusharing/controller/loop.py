@@ -1,10 +1,8 @@
-"""The loop: gather, plan, execute, publish; paced, and watched for progress.
+"""One level-triggered loop for the whole cluster: wake → gather → plan → execute → publish.
 
-wake → gather → plan → execute → publish: one level-triggered loop for the whole cluster.
-
-An event only says "look again". No decision depends on what only this process remembers, except for waits: how long to back off, since when a node differs, when a blocked node was last looked at. Everything else that the process remembers only saves work.
-
-When the loop runs again: what wakes it, how a burst of events becomes one pass, and what slows down a plan that never settles.
+An event only says "look again". No decision depends on what only this process remembers, except for waits: how long to
+back off, since when a node differs, when a blocked node was last looked at. Everything else that the process remembers
+only saves work.
 """
 
 import asyncio
@@ -42,9 +40,13 @@ log = structlog.get_logger()
 LOOK_EVERY = timedelta(seconds=10)
 """The longest rest between two passes, even if a plan names a later time."""
 FIRST_LOOK = 4
-"""An event after a quiet time waits for the debounce divided by this: events that belong together arrive within that time."""
+"""An event after a quiet time waits for the debounce divided by this.
+
+Events that belong together arrive within that time."""
 AT_ONCE = 2
-"""How many follow-up passes run without a break: configuration, then fence. More of them are caused by other nodes of a large pool, and every pass examines all nodes."""
+"""How many follow-up passes run without a break: configuration, then fence.
+
+More of them are caused by other nodes of a large pool, and every pass examines all nodes."""
 FOLLOW_UPS = 30
 """The most passes that may follow one another without a rest; more would only load the API server."""
 RETRY = 2.0
@@ -117,7 +119,10 @@ class Loop:
         self._on_first_pass = on_first_pass
         """Called once, when the whole cluster has been read and planned; then None."""
         self.last_progress = loop_time()
-        """When a pass last ended, or a call of one was last answered."""
+        """When a pass last ended, or a call of one was last answered; liveness depends on it.
+
+        The duration of a pass does not tell: one that creates five thousand objects takes minutes on a slow API server.
+        Nor do calls that belong to no pass (watches, the Lease), which continue while the loop hangs."""
 
     def _acted(self, action: Action, result: str) -> None:
         self.observer.acted(action, result)
@@ -125,7 +130,10 @@ class Loop:
             self.publisher.report_pointers(action, self.now())
 
     async def run(self) -> None:
-        """Follow the API and run passes until canceled, or until one of the tasks raises an error, which is then raised in a group."""
+        """Follow the API and run passes until canceled.
+
+        An error of one of the tasks ends all of them, and is raised in a group.
+        """
         async with asyncio.TaskGroup() as group:
             group.create_task(self.sources.run())
             group.create_task(self.list_policies())
@@ -146,7 +154,10 @@ class Loop:
         await self.gatherer.close()
 
     async def _rest(self, due: datetime | None) -> None:
-        """Wait until an event arrives or the time `due` is reached, but for LOOK_EVERY at most. After an event, passes are a whole debounce apart, or a quarter after a quiet time."""
+        """Wait until an event arrives or the time `due` is reached, but for LOOK_EVERY at most.
+
+        After an event, passes are a whole debounce apart, or a quarter after a quiet time.
+        """
         clock = asyncio.get_running_loop().time
         begun = clock()
         left = min(LOOK_EVERY, due - self.now()) if due is not None else LOOK_EVERY
@@ -219,7 +230,10 @@ class Loop:
         )
 
     def _may_run(self) -> bool:
-        """Whether this process leads and all sources can be relied on. Logs what is wrong, also what stops no pass."""
+        """Whether this process leads and all sources can be relied on.
+
+        Logs what is wrong, also what stops no pass.
+        """
         leads, missing = self.leader.is_leader, self.sources.missing()
         why = self.leader.claims_error
         self._complaints.check(
@@ -259,9 +273,10 @@ class Loop:
         return leads and not missing
 
     async def once(self) -> datetime | None:
-        """Run one pass, set `plan` and `memory`, and report it to the observer; return when the next one is due at the latest.
+        """Run one pass, set `plan` and `memory`, and report it to the observer.
 
-        Raises Unavailable if the policies have never been listed, and a group of errors that concern all calls.
+        Return when the next pass is due at the latest. Raises Unavailable if the policies have never been listed, and a
+        group of errors that concern all calls.
         """
         seconds: dict[str, float] = {}
         # The snapshot may not show the results of writes that are under way when it begins.
@@ -327,7 +342,7 @@ class Loop:
             await asyncio.sleep(self.settings.pending_period)
 
     async def test_taints(self) -> None:
-        """Test whether the scheduler obeys DeviceTaintRules, every PERIOD seconds while NVIDIA's DRA stack is there."""
+        """Test whether the scheduler obeys DeviceTaintRules, every PERIOD seconds while a DRA stack is there."""
         if not self.settings.plan.device_taints:
             return
         test = TaintTest(self.calls, self.settings.plan.namespace)

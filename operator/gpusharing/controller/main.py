@@ -1,6 +1,7 @@
-"""The operator's process: `gpusharing-operator`. One process in the cluster leads, and others stand by.
+"""The operator's process: `gpusharing-operator`.
 
-Nothing here imports what only a leader needs (`leading.py`): a standby would pay for it with memory.
+One process in the cluster leads, and others stand by. Nothing here imports what only a leader needs (`leading.py`): a
+standby would pay for it with memory.
 """
 
 import asyncio
@@ -36,7 +37,7 @@ log = structlog.get_logger()
 
 
 def main() -> None:
-    """Run the operator with the settings of the environment, and exit with the status of `serve`, or FAULT after an error."""
+    """Run the operator with the settings of the environment, and exit with `serve`'s status, or FAULT."""
     try:
         settings = from_environment(os.environ)
     except SettingsError as error:
@@ -90,9 +91,10 @@ def configure_logs(settings: Settings) -> None:
 
 
 async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
-    """Run the operator until a signal, and return the exit status: 0, NO_LOGIN, or FAULT if it cannot listen on a port.
+    """Run the operator until a signal, and return the exit status.
 
-    If it loses the Lease while it leads, the process ends without returning here.
+    It is 0, NO_LOGIN, or FAULT if it cannot listen on a port. If the operator loses the Lease while it leads, the
+    process ends without returning here.
     """
     login, metrics = environment_login(environment), ProcessMetrics()
     try:
@@ -129,6 +131,7 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
 
 
 def _lost() -> None:
+    # Nothing may be written any more, not even on the way out (cilium#42920).
     log.error("the Lease was lost; the operator is stopping now, because another process may be the leader")
     os._exit(LOST_LEASE)
 
@@ -158,7 +161,10 @@ async def _listen(
     settings: Settings,
     name: Literal["probe_port", "metrics_port"],
 ) -> bool:
-    """Serve the application at the port with this setting until the stack is closed; False if the port cannot be listened on."""
+    """Serve the application at the port with this setting until the stack is closed.
+
+    False means that the port cannot be listened on.
+    """
     if port := getattr(settings, name):
         runner = web.AppRunner(app, access_log=None, handle_signals=False)
         stack.push_async_callback(runner.cleanup)

@@ -1,6 +1,6 @@
-"""The operator's metrics, and the observer that the loop tells about each pass.
+"""The operator's metrics for Prometheus, and the observer that the loop tells about each pass.
 
-The operator's metrics for Prometheus. `docs/reference/metrics.md` is generated from this file.
+`docs/reference/metrics.md` is generated from this file.
 """
 
 import time
@@ -27,7 +27,10 @@ from gpusharing.planning.wanted.assess import Assessed
 
 
 class Observer:
-    """Receives a call for each thing that happens in the loop. This one ignores all of them, for an operator without metrics."""
+    """Receives a call for each thing that happens in the loop.
+
+    This one ignores all of them, for an operator without metrics.
+    """
 
     def passed(
         self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot, outcome: Outcome

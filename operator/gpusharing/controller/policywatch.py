@@ -1,12 +1,7 @@
-"""kopf's handlers, which feed the cache of policies, and what keeps kopf's failures from the loop.
+"""Watch the policies by kopf, and keep kopf's failures from the rest of the process (docs/adr/0030).
 
-kopf, isolated from everything else in the process, and restarted when it stops (docs/adr/0030).
-
-kopf stops on a watch ERROR such as 500, which is no reason to restart the process. It also treats its event loop as its own: when it stops, it cancels every task that was started after it, and it handles SIGTERM and SIGINT. So it gets an event loop in a thread of its own.
-
-The part that kopf runs: it follows the policies. An event only wakes the loop, whatever has changed (docs/adr/0001).
-
-There are no change handlers, indexes, timers, daemons or kopf finalizers: kopf writes nothing at all.
+An event only wakes the loop, whatever has changed (docs/adr/0001). There are no change handlers, indexes, timers,
+daemons or kopf finalizers: kopf writes nothing at all.
 """
 
 import asyncio
@@ -27,7 +22,7 @@ from gpusharing.kube.clock import Backoff, loop_time
 from gpusharing.kube.login import Access, Login
 
 Touch = Callable[[str, str], None]
-"""Called with the name and resourceVersion of a policy that may have changed; both are empty if any policy may have changed."""
+"""Called with name and resourceVersion of a policy that may have changed; both empty for any policy."""
 Credentials = Callable[[], Awaitable[tuple[Access, str | None]]]
 """Returns how to reach the API server, and the value of the Authorization header, if any."""
 
@@ -35,15 +30,18 @@ Credentials = Callable[[], Awaitable[tuple[Access, str | None]]]
 TOKEN_LIFE = timedelta(minutes=10)
 """How long kopf uses one log-in, because the kubelet replaces the pod's token."""
 IDENTITY: Any = "gpusharing-operator"
-"""kopf's name for us among its peers. It has none here (standalone), but would call getpass.getuser(), which raises: the uid of a pod has no name. Its type is not public."""
+"""kopf's name for us among its peers; its type is not public.
+
+It has none here (standalone), but would call getpass.getuser(), which raises: the uid of a pod has no name."""
 
 
 async def follow_policies(
     credentials: Credentials, touch: Touch, sessions: list[aiohttp.ClientSession], running: Any
 ) -> None:
-    """Run kopf once, in the current event loop, which must be kopf's own (KopfLoop). Raises the error that stopped it.
+    """Run kopf once, in the current event loop, which must be kopf's own (KopfLoop).
 
-    kopf sets `running` when it begins to follow the policies; the caller must clear it, and close the `sessions`.
+    Raises the error that stopped it. kopf sets `running` when it begins to follow the policies; the caller must clear
+    it, and close the `sessions`.
     """
     registry = kopf.OperatorRegistry()
     lists_watched = _after_each_list(lambda: touch("", ""))
@@ -115,15 +113,24 @@ def _after_each_list(act: Callable[[], None]) -> aiohttp.ClientMiddlewareType:
 log = structlog.get_logger()
 
 AGAIN_FIRST, AGAIN_MOST = 1.0, 60.0
-"""The shortest and the longest wait in seconds until kopf is started again. It doubles while kopf stops soon."""
+"""The shortest and the longest wait in seconds until kopf is started again.
+
+It doubles while kopf stops soon."""
 LONG_LIFE = 60.0
-"""Seconds after which a running kopf counts as working: the next time it stops, the shortest wait applies again."""
+"""Seconds after which a running kopf counts as working.
+
+The next time it stops, the shortest wait applies again."""
 STOP_SECONDS = 5.0
 """Seconds that kopf may take to stop. Its thread does not keep the process alive."""
 
 
 class PolicyWatch:
-    """Runs kopf, which watches the policies, and restarts it when it stops."""
+    """Runs kopf, which watches the policies, and restarts it when it stops.
+
+    kopf stops on a watch ERROR such as 500, which is no reason to restart the process. It also treats its event loop as
+    its own: when it stops, it cancels every task that was started after it, and it handles SIGTERM and SIGINT. So it
+    gets an event loop in a thread of its own.
+    """
 
     def __init__(self, client: KubeClient, login: Login, touch: Touch, *, again_after: float = AGAIN_FIRST) -> None:
         self._client, self._login, self._touch = client, login, touch
@@ -136,7 +143,10 @@ class PolicyWatch:
         """Set while kopf follows the policies."""
 
     async def run(self) -> None:
-        """Run kopf again and again until canceled. Each time it has stopped or could not be started, `touch` is called for all policies."""
+        """Run kopf again and again until canceled.
+
+        Each time it has stopped or could not be started, `touch` is called for all policies.
+        """
         while True:
             began = loop_time()
             try:
@@ -194,7 +204,8 @@ class PolicyWatch:
 class KopfLoop(asyncio.SelectorEventLoop):
     """An event loop that remembers its tasks and its connections, so that none is left when it is closed.
 
-    asyncio keeps only weak references to tasks: those of a kopf that is canceled during its start would be lost without being ended. And aiohttp forgets a connection as soon as it begins to close it, which over TLS waits for the server.
+    asyncio keeps only weak references to tasks: those of a kopf that is canceled during its start would be lost without
+    being ended. And aiohttp forgets a connection as soon as it begins to close it, which over TLS waits for the server.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,7 @@
-"""Write what people see: Events, and the statuses of policies and GPUNodes. Only changes are written, and no decision depends on any of it.
+"""Write what people see: Events, and the statuses of policies and GPUNodes.
 
-A node that begins to change is shown one period after it began to differ from what is shown. Its next phases are shown after two periods. Shorter phases are never shown; their information is shown with the next one. A phase that lasts (Synced, Failed, Blocked ...) is written at once. Failures are logged and tried again, after a longer wait each time: no pass ends or waits because of them, and no object waits because of another one. An Event counts as posted when the server has accepted it.
+Only changes are written, and no decision depends on any of it. Failures are logged and tried again, after a longer wait
+each time: no pass ends or waits because of them, and no object waits because of another one.
 """
 
 import asyncio
@@ -41,10 +42,10 @@ from gpusharing.planning.transition.verdict import Verdict
 log = structlog.get_logger()
 
 POOL_FACTOR = 2
-"""How many periods the numbers and the message of a policy may lag, because every node of the pool changes them."""
+"""How many periods a policy's numbers and message may lag: every node of the pool changes them."""
 
 MOVING_FACTOR = 2
-"""How many periods pass until a node that is changing is shown again, because a transition has half a dozen phases."""
+"""How many periods until a changing node is shown again: a transition has half a dozen phases."""
 
 MOST_PENDING = 1000
 """The most Events that may wait for the server; the oldest is dropped to make room for a new one."""
@@ -59,12 +60,19 @@ _EVENTS = "events"
 
 @dataclass(slots=True)
 class Publisher:
-    """Writes statuses and posts Events."""
+    """Writes statuses and posts Events.
+
+    A node that begins to change is shown one period after it began to differ from what is shown. Its next phases are
+    shown after two periods. Shorter phases are never shown; their information is shown with the next one. A phase that
+    lasts (Synced, Failed, Blocked ...) is written at once. An Event counts as posted when the server has accepted it.
+    """
 
     client: KubeClient
     sources: Sources
     period: float
-    """Seconds for which a change of a resting node is held back; other changes are held back for multiples of this."""
+    """Seconds for which a change of a resting node is held back.
+
+    Other changes are held back for multiples of this."""
     identity: str
     """Name of this process in Events."""
     workers: Workers = field(default_factory=lambda: Workers(16))
@@ -74,7 +82,9 @@ class Publisher:
     _drains: dict[str, str] = field(default_factory=dict)
     """The change (`op` of the fence) of each node whose drain was last reported by an Event."""
     _due: dict[str, datetime] = field(default_factory=dict)
-    """When to write the status of each object that has to change, by key of the object, unless the change becomes urgent earlier."""
+    """When to write the status of each object that has to change, by key of the object.
+
+    It is written earlier if the change becomes urgent."""
     _unwritten: set[str] = field(default_factory=set)
     """Keys of nodes whose transition may differ from what is shown and was not written yet."""
     _objects: dict[str, tuple[NodeView, GPUNodeView | None]] = field(default_factory=dict)
@@ -89,11 +99,17 @@ class Publisher:
     _round: asyncio.Task[datetime | None] | None = None
 
     def begin(self, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> None:
-        """Start a round that publishes in the background. Call this only after `ended`, because there is only one round at a time."""
+        """Start a round that publishes in the background.
+
+        Call this only after `ended`, because there is only one round at a time.
+        """
         self._round = asyncio.create_task(self.publish(plan, snapshot, now))
 
     async def ended(self) -> datetime | None:
-        """Wait for the end of the current round, and return when the next write is due. Raises a group if the Lease was lost."""
+        """Wait for the end of the current round, and return when the next write is due.
+
+        Raises a group if the Lease was lost.
+        """
         round_, self._round = self._round, None
         return await round_ if round_ is not None else None
 
@@ -109,9 +125,11 @@ class Publisher:
         await self.workers.close()
 
     async def publish(self, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> datetime | None:
-        """Report changed verdicts, write changed statuses, post the pending Events, and return when the next write is due.
+        """Report changed verdicts, write changed statuses and post the pending Events.
 
-        A write that takes too long continues in the background, and its object is left out of later rounds until it has ended. Errors of the server, and errors in computing a status, are logged and not raised.
+        Return when the next write is due. A write that takes too long continues in the background, and its object is
+        left out of later rounds until it has ended. Errors of the server, and errors in computing a status, are logged
+        and not raised.
         """
         verdicts = {f"node/{v.node}": v for v in plan.verdicts.values() if self._is_news(v, snapshot)}
         policies = {f"policy/{policy.name}": policy for policy in snapshot.policies}
@@ -282,7 +300,7 @@ class Publisher:
         self._pending_events.append(self.shared_event(action, now))
 
     def shared_event(self, action: SetPointers | RepairMps, now: datetime) -> JSON:
-        """Return the body of an Event about a ClusterPolicy that says that it, or its MPS DaemonSet, was changed by the operator."""
+        """Return an Event that tells that the operator changed a ClusterPolicy or its MPS DaemonSet."""
         policy = action.policy
         regarding = _reference("ClusterPolicy", policy.name, CLUSTER_POLICIES.api_version)
         return self._event(shared_event(action), {**regarding, "uid": policy.uid}, now)

@@ -1,8 +1,7 @@
-"""What a leader and a standby have in common: their role, metrics of the process, and problems that are logged once.
+"""What a process of the operator is, a standby or the leader, and its /healthz, /readyz and /metrics.
 
-What a process of the operator is, a standby or the leader, and its pages /healthz, /readyz and /metrics.
-
-A standby waits for the Lease and reads nothing else. It imports none of the modules that only a leader needs (`leading.py`), so it uses less memory (docs/adr/0085-a-standby-that-knows-nothing.md). kopf has an endpoint of its own, which answers 200 whatever its watchers do.
+A standby waits for the Lease and reads nothing else. It imports none of the modules that only a leader needs
+(`leading.py`), so it uses less memory (docs/adr/0085-a-standby-that-knows-nothing.md).
 """
 
 import asyncio
@@ -25,13 +24,16 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Complaints:
-    """The problems that exist at present, each under its subject."""
+    """The problems that exist at present by subject; each is logged when it begins and when it ends."""
 
     _open: dict[str, tuple[str, str]] = field(default_factory=dict)
     """The event that was logged for each problem, and its kind."""
 
     def begins(self, subject: str, event: str, kind: str = "", **words: object) -> None:
-        """Log a warning, unless this event and kind were already logged. `words` are not compared, because messages of a server may contain counters."""
+        """Log a warning, unless this event and kind were already logged.
+
+        `words` are not compared, because messages of a server may contain counters.
+        """
         if self._open.get(subject) != (event, kind):
             self._open[subject] = (event, kind)
             log.warning(event, subject=subject, **words)
@@ -49,7 +51,9 @@ class Complaints:
 
 
 START = 120.0
-"""Seconds that a new leader may take to create its parts, after which it counts as dead. Imports take seconds, and a minute on a node whose CPUs are busy."""
+"""Seconds that a new leader may take to create its parts, after which it counts as dead.
+
+Imports take seconds, and a minute on a node whose CPUs are busy."""
 
 
 class LeaderHealth(Protocol):
@@ -68,7 +72,7 @@ class Role:
 
     lease: LeaderLease
     health: LeaderHealth | None = None
-    """None until this process leads and has created the parts of a leader."""
+    """The parts of a leader; None until this process leads and has created them."""
     clock: Callable[[], float] = loop_time
     leads_since: float | None = None
 
@@ -80,7 +84,10 @@ class Role:
         return {"loop": problem} if led > START else {}
 
     def unready(self) -> dict[str, str]:
-        """Return why this process does not work, by the name of each part. A standby works while it knows who leads."""
+        """Return why this process does not work, by the name of each part.
+
+        A standby works while it knows who leads.
+        """
         if self.health is not None:
             return self.health.unready()
         if self.lease.acquired.is_set():
@@ -111,7 +118,11 @@ class Role:
 
 
 def application(role: Role) -> web.Application:
-    """Return the application with /healthz (`Role.dead`) and /readyz (`Role.unready`): 503 with a line for each problem."""
+    """Return the application with /healthz (`Role.dead`) and /readyz (`Role.unready`).
+
+    An answer of 503 has a line for each problem. kopf has an endpoint of its own, which answers 200 whatever its
+    watchers do.
+    """
 
     def page(find: Callable[[], dict[str, str]]) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def answer(_: web.Request) -> web.Response:

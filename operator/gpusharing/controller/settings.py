@@ -1,6 +1,6 @@
-"""The operator's settings: environment variables GPUSHARING_*, which the chart sets. An invalid one prevents the start.
+"""The operator's settings: environment variables GPUSHARING_*, which the chart sets.
 
-`docs/reference/settings.md` is generated from this file.
+An invalid one prevents the start. `docs/reference/settings.md` is generated from this file.
 """
 
 import re
@@ -46,13 +46,16 @@ class Settings:
     plan: PlanSettings = field(default_factory=PlanSettings)
     """The settings that decisions depend on; each of them has a variable of its own, too."""
     admin_mig_config_map: str = ""
-    """ConfigMap in the GPU Operator's namespace whose mig-parted entries are merged into ours; empty if there is none."""
+    """ConfigMap in the GPU Operator's namespace whose mig-parted entries are merged into ours; empty if
+    there is none."""
     admin_plugin_config_map: str = ""
-    """ConfigMap in the GPU Operator's namespace whose device-plugin entries are merged into ours; empty if there is none."""
+    """ConfigMap in the GPU Operator's namespace whose device-plugin entries are merged into ours; empty if
+    there is none."""
     agent_namespace: str = "gpusharing-agent"
     """Namespace of the agent's pods; if empty, the operator's own namespace."""
     maintenance_keys: MaintenanceKeys = ()
-    """Comma-separated keys. A label, annotation or taint with one of them means that someone else maintains the Node."""
+    """Comma-separated keys. A label, annotation or taint with one of them means that someone else maintains
+    the Node."""
     lease_name: str = "gpusharing-operator"
     """Name of the Lease in the operator's namespace that records the leader and the claims."""
     lease_seconds: Period = 15.0
@@ -64,7 +67,8 @@ class Settings:
     debounce: Seconds = 0.2
     """Time from the first change to the pass that handles all of them."""
     publish_period: Seconds = 2.0
-    """Time after which a node that begins to change is shown; its next phases are shown after twice that time. Phases that pass more quickly are never shown."""
+    """Time after which a node that begins to change is shown; its next phases are shown after twice that
+    time. Phases that pass more quickly are never shown."""
     relist: Period = 600.0
     """Time after which policies are listed again even if no event came."""
     pending_period: Period = 60.0
@@ -84,9 +88,10 @@ class Settings:
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:
-    """Return the settings that the variables GPUSHARING_<NAME> give; an empty one is a value, too, and not the default.
+    """Return the settings that the variables GPUSHARING_<NAME> give.
 
-    Raises SettingsError for an unknown name, or for a value that is not valid by itself or together with others.
+    An empty variable is a value, too, and not the default. Raises SettingsError for an unknown name, or for a value
+    that is not valid by itself or together with others.
     """
     texts = {name.removeprefix(PREFIX): text for name, text in environment.items() if name.startswith(PREFIX)}
     plan, shell = _variables(PlanSettings), _variables(Settings)

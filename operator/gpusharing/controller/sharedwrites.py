@@ -1,4 +1,7 @@
-"""Shared writes, which the executor makes before the actions of the nodes; no node is fenced before configuration, finalizers and claims are written."""
+"""Shared writes, which the executor makes before the actions of the nodes.
+
+No node is fenced before configuration, finalizers and claims are written.
+"""
 
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -115,7 +118,10 @@ class SharedWrites:
         self.sources.config_maps.accept(raw)
 
     async def set_pointers(self, action: SetPointers) -> None:
-        """Let fields of a ClusterPolicy point to our ConfigMaps, and list them in its annotation. Raises Conflict if it has changed since the decision."""
+        """Let fields of a ClusterPolicy point to our ConfigMaps, and list them in its annotation.
+
+        Raises Conflict if it has changed since the decision.
+        """
         name, cache = action.policy.name, self.sources.cluster_policies
         # The cache holds only the ClusterPolicy; the view's MPS daemon was added from a DaemonSet for the decision.
         if cache.items.get(name) != replace(action.policy, mps_daemon=None):
@@ -136,9 +142,11 @@ class SharedWrites:
         )
 
     async def repair_mps(self, action: RepairMps, snapshot: ClusterSnapshot) -> None:
-        """Set PROCESS_TO_SIGNAL of the MPS DaemonSet, which is recorded as pending before and as made after it, and post the Event.
+        """Set PROCESS_TO_SIGNAL of the MPS DaemonSet, and post the Event.
 
-        The next pass makes up for what an error or a crash has left out, so the Event may be posted twice. Raises Conflict if the DaemonSet has changed since the decision or since it was read here.
+        The repair is recorded as pending before, and as made after it. The next pass makes up for what an error or a
+        crash has left out, so the Event may be posted twice. Raises Conflict if the DaemonSet has changed since the
+        decision or since it was read here.
         """
         daemon, ours = action.daemon, snapshot.settings.plugin_config_map
         raw = await self.client.get(DAEMON_SETS, daemon.name, namespace=daemon.namespace)
@@ -175,7 +183,10 @@ class SharedWrites:
         self.sources.config_maps.accept(await self.client.patch(CONFIG_MAPS, config_map, body, namespace=namespace))
 
     async def write_classes(self, action: WriteClasses) -> None:
-        """Create, correct and remove DeviceClasses of ours; a removal is left to the watch. The first error is raised at the end."""
+        """Create, correct and remove DeviceClasses of ours.
+
+        A removal is left to the watch. The first error is raised at the end.
+        """
         classes, errors = self.sources.device_classes, list[KubeError]()
         for wanted in action.create:
             with _kept_for_later(errors):
@@ -196,7 +207,10 @@ class SharedWrites:
             raise errors[0]
 
     async def write_rules(self, action: WriteRules) -> None:
-        """Create and remove DeviceTaintRules of ours. The first error, such as AlreadyExists, is raised at the end."""
+        """Create and remove DeviceTaintRules of ours.
+
+        The first error, such as AlreadyExists, is raised at the end.
+        """
         rules, errors = self.sources.taint_rules, list[KubeError]()
         for node in action.create:
             with _kept_for_later(errors):
@@ -214,7 +228,8 @@ class SharedWrites:
     async def set_finalizer(self, action: SetFinalizer) -> None:
         """Add our finalizer to a policy, or remove it.
 
-        Raises Conflict if it cannot be added because the policy is gone or was replaced by another one of its name (no node may be fenced for it then), or if others keep changing the policy.
+        Raises Conflict if it cannot be added because the policy is gone or was replaced by another one of its name (no
+        node may be fenced for it then), or if others keep changing the policy.
         """
         policies = self.sources.policies
         version, present = policies.finalizers(action.policy)
@@ -293,7 +308,10 @@ def _patch(
     *,
     exists: bool = True,
 ) -> JSON | None:
-    """Return a patch with `data`, our label, and the time at which each of the `wanted` entries was written; that of the `same` is kept."""
+    """Return a patch with `data`, our label, and the time at which each `wanted` entry was written.
+
+    The time of the `same` entries is kept.
+    """
     if exists and not data and stack.marked and stack.written.keys() >= set(wanted):
         return None
     stamps = {key: stack.written.get(key, now) if key in same else now for key in sorted(wanted)}

@@ -1,6 +1,9 @@
-"""A test whether the scheduler obeys DeviceTaintRules, which it silently ignores without the feature gate DRADeviceTaintRules (Kubernetes v1.36, docs/adr/0079-a-device-taint-rule-for-a-cordon.md).
+"""Does the scheduler obey DeviceTaintRules (docs/adr/0079-a-device-taint-rule-for-a-cordon.md)?
 
-The chart installs a ReplicaSet with no replicas, and a ResourceSlice with one device of a driver that does not exist. A rule taints the device, and a pod claims it: first without a toleration and, if that fails, with one. Which of the two requests the scheduler grants is the answer. No container can start, because no kubelet knows the driver.
+It silently ignores them without the feature gate DRADeviceTaintRules (Kubernetes v1.36). So the chart installs a
+ReplicaSet with no replicas, and a ResourceSlice with one device of a driver that does not exist. A rule taints the
+device, and a pod claims it: first without a toleration and, if that fails, with one. Which of the two requests the
+scheduler grants is the answer. No container can start, because no kubelet knows the driver.
 """
 
 import asyncio
@@ -27,7 +30,9 @@ from gpusharing.planning.snapshot.nvidia import TAINT_TEST
 log = structlog.get_logger()
 
 DRIVER = "test.gpusharing.dev"
-"""The driver of the device. Its pool has the name of the other objects, and so has the label `app` of the pods."""
+"""The driver of the device.
+
+Its pool has the name of the other objects, and so has the label `app` of the pods."""
 PERIOD = 600.0
 """Seconds between two checks of the API server's version, or between failed tests."""
 VALID = 6 * 3600.0
@@ -52,7 +57,10 @@ class TaintTest:
     _tested_at: float = 0.0
 
     async def repeat(self) -> tuple[bool, str]:
-        """Return whether the scheduler obeys DeviceTaintRules, and if not, why; tested anew unless the last test succeeded recently under this version of the API server."""
+        """Return whether the scheduler obeys DeviceTaintRules, and if not, why.
+
+        It is tested anew unless the last test succeeded recently under this version of the API server.
+        """
         proof = self._proof
         try:
             version = await self.client.version()

@@ -1,4 +1,8 @@
-"""Run coroutines beside others, and a loop for a command at a terminal."""
+"""Run calls that may block forever, so that neither the event loop nor the end of the process waits.
+
+`in_daemon_thread` and `new_worker` run single calls in daemon threads; `CommandLoop` is the event loop of a command at
+a terminal.
+"""
 
 import asyncio
 import queue
@@ -10,13 +14,14 @@ from typing import Any, TypeAlias, TypeVar
 
 T = TypeVar("T")
 Background: TypeAlias = Callable[[Callable[[], Any], str], asyncio.Future[Any]]
-"""Starts a call in a daemon thread of this name, and returns a future of its result: `in_daemon_thread`, or one of `new_worker`."""
+"""Starts a call in a daemon thread of this name, and returns a future; such as `in_daemon_thread`."""
 
 
 def in_daemon_thread(call: Callable[[], T], name: str) -> asyncio.Future[T]:
-    """Start `call` in a new daemon thread, and return a future of its result. Canceling the future does not end the call.
+    """Start `call` in a new daemon thread, and return a future of its result.
 
-    asyncio.to_thread does not fit: its threads are joined at exit, and a hung one would keep the process alive.
+    Canceling the future does not end the call. asyncio.to_thread does not fit: its threads are joined at exit, and a
+    hung one would keep the process alive.
     """
     run, future = _prepare(call)
     threading.Thread(target=run, name=name, daemon=True).start()
@@ -24,9 +29,10 @@ def in_daemon_thread(call: Callable[[], T], name: str) -> asyncio.Future[T]:
 
 
 def new_worker() -> Background:
-    """Return a function that runs calls as `in_daemon_thread` does, but all in one thread that is kept between calls, at half the cost.
+    """Return a function that starts calls as `in_daemon_thread` does, all in one thread that is kept.
 
-    Calls run one after another, so if one hangs, the next ones wait. The thread gets the name of the first call.
+    That costs half as much. Calls run one after another, so if one hangs, the next ones wait. The thread gets the name
+    of the first call.
     """
     calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
     thread: threading.Thread | None = None
@@ -79,7 +85,7 @@ KILLED_EVERY = 0.01
 
 
 class CommandLoop(asyncio.SelectorEventLoop):
-    """An event loop that looks up host names in daemon threads and can end the programs that were started on it."""
+    """An event loop that can end the programs started on it, and resolves host names in daemon threads."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,9 @@
-"""The Kubernetes API as we use it: an `ApiRequest`, and a `KubeClient` that sends it with `call` or `stream`.
+"""The Kubernetes API as we use it: an `ApiRequest`, and a `KubeClient` that sends it.
 
-Objects are raw JSON: hot paths never build typed models. Two clients reach a server: `HttpClient` of `kube/http.py`, over aiohttp, for the operator and the plugin, and `RestClient` of `agent/rest.py`, over the standard library, because aiohttp would cost memory on every GPU node (docs/adr/0014). In tests and the demo, the SIMULATED `FakeClient` of `hack/sim/fakecluster.py` takes their place. One suite says what we rely on: `tests/kube/contract.py`.
+Objects are raw JSON: hot paths never build typed models. Two clients reach a server: `HttpClient` of `kube/http.py`,
+over aiohttp, for the operator and the plugin, and `RestClient` of `agent/rest.py`, over the standard library, because
+aiohttp would cost memory on every GPU node (docs/adr/0014). In tests and the demo, the SIMULATED `FakeClient` of
+`hack/sim/fakecluster.py` takes their place. One suite says what we rely on: `tests/kube/contract.py`.
 """
 
 from abc import ABC, abstractmethod
@@ -24,7 +27,10 @@ class Resource:
     plural: str
     namespaced: bool = False
     bookmarks: bool = True
-    """Whether a quiet watch gets a bookmark each minute. Not for Events, for which the API server keeps no watch cache (kubernetes pkg/kubeapiserver/default_storage_factory_builder.go, DefaultWatchCacheSizes, v1.36.3)."""
+    """Whether a quiet watch gets a bookmark each minute.
+
+    Not for Events, for which the API server keeps no watch cache (kubernetes
+    pkg/kubeapiserver/default_storage_factory_builder.go, DefaultWatchCacheSizes, v1.36.3)."""
 
     @property
     def api_version(self) -> str:
@@ -36,7 +42,10 @@ class Resource:
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
     def path(self, namespace: str | None = None, name: str | None = None, subresource: str | None = None) -> str:
-        """Return the URL path of a collection, of one object, or of its subresource; without a namespace, of all namespaces."""
+        """Return the URL path of a collection, of one object, or of its subresource.
+
+        Without a namespace, the collection is that of all namespaces.
+        """
         if not self.version:
             return f"/{self.plural}"
         parts = ["/apis", self.group, self.version] if self.group else ["/api", self.version]
@@ -71,7 +80,9 @@ ACCESS_REVIEWS = Resource("authorization.k8s.io", "v1", "subjectaccessreviews")
 VERSION = Resource("", "", "version")
 """The page `/version` of the API server; not a kind."""
 EVICTION, LOG, METRICS = "eviction", "log", "proxy/metrics"
-"""Subresources of pods. The last one is the page with the metrics that a pod serves, through the API server."""
+"""Subresources of pods.
+
+The last one is the page with the metrics that a pod serves, through the API server."""
 TEXTS = (LOG, METRICS)
 """Subresources whose answers are plain text."""
 
@@ -82,18 +93,20 @@ class Page:
 
     items: list[JSON]
     resource_version: str
-    """The version of the list, the same on every page, from which a watch can start; a list that expired and was continued has that of its remainder."""
+    """The version of the list, the same on every page, from which a watch can start.
+
+    If a list expired and was continued, the version is that of its remainder."""
     more: str = ""
     """The token for the next page; empty on the last one."""
 
 
 @dataclass(frozen=True, slots=True)
 class WatchEvent:
-    """One event of a watch."""
+    """One change that a watch reports, or a bookmark."""
 
     type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK"]
     object: JSON
-    """The object after the event, or as it was last if it was deleted; for a BOOKMARK, only a resourceVersion."""
+    """The object after the event, or before its deletion; for a BOOKMARK, only a resourceVersion."""
 
 
 class Filters(TypedDict, total=False):
@@ -115,14 +128,16 @@ class ApiRequest:
     subresource: str | None = None
     """A subresource such as status or eviction, or None for the object itself."""
     namespace: str | None = None
-    """The namespace of the object or collection, or None for all namespaces and for kinds that are in none."""
+    """The namespace of the object or collection; None for all, and for kinds that are in none."""
     name: str = ""
-    """Empty for a collection, and for an object to be created, whose name is in the body."""
+    """Name of the object; empty for a collection, and for one to be created, whose name is in the body."""
     query: Mapping[str, str] = field(default_factory=dict)
     body: JSON | None = None
     """The object to create, a merge patch, or the options of a deletion."""
     before_send: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
-    """Called each time that a write is about to leave, after every wait for a slot or a connection. If it raises, nothing is sent, and the exception reaches the caller unchanged."""
+    """Called each time that a write is about to leave, after every wait for a slot or a connection.
+
+    If it raises, nothing is sent, and the exception reaches the caller unchanged."""
 
     @property
     def path(self) -> str:
@@ -131,7 +146,7 @@ class ApiRequest:
 
     @property
     def kind(self) -> str:
-        """Return the kind and subresource, for example `gpunodes/status`, or the group and version for discovery."""
+        """Return kind and subresource, such as `gpunodes/status`; for discovery, the group and version."""
         plural = self.resource.plural or self.resource.api_version
         return f"{plural}/{self.subresource}" if self.subresource else plural
 
@@ -154,14 +169,16 @@ class ApiRequest:
 class KubeClient(ABC):
     """A client of the API server: a subclass writes `call` and `stream`.
 
-    However the server or the network fails, a method raises a KubeError and nothing else, unless its docstring names further errors.
+    However the server or the network fails, a method raises a KubeError and nothing else, unless its docstring names
+    further errors.
     """
 
     @abstractmethod
     async def call(self, request: ApiRequest) -> JSON:
         """Send one request, and return the object that the server answers with.
 
-        A request is repeated only after the server has refused its credentials, once. A text that is not JSON, such as a pod's log, is returned under the name of its subresource: `{"log": text}`.
+        A request is repeated only after the server has refused its credentials, once. A text that is not JSON, such as
+        a pod's log, is returned under the name of its subresource: `{"log": text}`.
         """
 
     @abstractmethod
@@ -169,7 +186,10 @@ class KubeClient(ABC):
         """Send the request of a watch, and yield its events; see `watch`."""
 
     async def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> JSON:
-        """Return one object, read from etcd and not from the server's cache (no resourceVersion=0). Raises NotFound if it does not exist."""
+        """Return one object, read from etcd and not from the server's cache (no resourceVersion=0).
+
+        Raises NotFound if it does not exist.
+        """
         return await self.call(ApiRequest("get", resource, namespace=namespace, name=name))
 
     async def list_page(
@@ -177,7 +197,8 @@ class KubeClient(ABC):
     ) -> Page:
         """Read one page of a list; `kube/lists.py` reads whole lists.
 
-        `limit` is the most objects in the page, or 0 for all, and `after` the token of the previous page. Raises Expired if the server no longer keeps the state that the token refers to.
+        `limit` is the most objects in the page, or 0 for all, and `after` the token of the previous page. Raises
+        Expired if the server no longer keeps the state that the token refers to.
         """
         query = _selectors(filters)
         if limit:
@@ -203,7 +224,10 @@ class KubeClient(ABC):
         return self.stream(ApiRequest("watch", resource, namespace=filters.get("namespace"), query=query))
 
     async def served(self, resource: Resource) -> bool:
-        """Whether the server's discovery lists this kind; a request for its collection may be answered with 404 all the same."""
+        """Whether the server's discovery lists this kind.
+
+        A request for its collection may be answered with 404 all the same.
+        """
         group = Resource(resource.group, resource.version, "")
         try:
             answer = await self.call(ApiRequest("get", group, name=resource.plural))
@@ -233,7 +257,8 @@ class KubeClient(ABC):
     ) -> JSON:
         """Send a JSON merge patch of the object, or of its `subresource`, and return the object as it is now.
 
-        A body with metadata.resourceVersion makes the patch conditional: it raises Conflict if the object has changed since.
+        A body with metadata.resourceVersion makes the patch conditional: it raises Conflict if the object has changed
+        since.
         """
         request = ApiRequest("patch", resource, subresource, namespace=namespace, name=name, body=body)
         return await self.call(request)
@@ -247,9 +272,10 @@ class KubeClient(ABC):
         uid: str,
         grace: int | None = None,
     ) -> None:
-        """Request the deletion of the object with this `uid`; it may stay until its grace period and its finalizers have ended.
+        """Request the deletion of the object with this `uid`.
 
-        `grace` is in seconds; None means the object's own. Raises NotFound if the object does not exist, and Conflict if its name belongs to another UID.
+        The object may stay until its grace period and its finalizers have ended. `grace` is in seconds; None means the
+        object's own. Raises NotFound if the object does not exist, and Conflict if its name belongs to another UID.
         """
         options: JSON = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
         if grace is not None:
@@ -257,21 +283,29 @@ class KubeClient(ABC):
         await self.call(ApiRequest("delete", resource, namespace=namespace, name=name, body=options))
 
     async def log(self, namespace: str, name: str, lines: int) -> str:
-        """Return the last `lines` lines of a pod's log. Raises Invalid if the pod has several containers, and Unavailable if its kubelet cannot be reached."""
+        """Return the last `lines` lines of a pod's log.
+
+        Raises Invalid if the pod has several containers, and Unavailable if its kubelet cannot be reached.
+        """
         query = {"tailLines": str(lines)}
         answer = await self.call(ApiRequest("get", PODS, LOG, namespace=namespace, name=name, query=query))
         return text(answer, LOG)
 
     async def scrape(self, namespace: str, name: str, port: int) -> str:
-        """Return the page `/metrics` that a pod serves on this port over plain HTTP. The call needs the right `get pods/proxy`."""
+        """Return the page `/metrics` that a pod serves on this port over plain HTTP.
+
+        The call needs the right `get pods/proxy`.
+        """
         place = f"{name}:{port}"
         answer = await self.call(ApiRequest("get", PODS, METRICS, namespace=namespace, name=place))
         return text(answer, METRICS)
 
     async def evict(self, namespace: str, name: str, uid: str) -> None:
-        """Request the eviction of a pod with a UID precondition and its own grace period (docs/design/drain.md#rule-1).
+        """Request the eviction of a pod with this UID and its own grace period (docs/design/drain.md#rule-1).
 
-        The answer is a Status without information (E1). Raises NotFound or Conflict if the pod is gone or replaced, EvictionBlocked if a PodDisruptionBudget refuses for now, and EvictionFailed if the server will never evict the pod as it is.
+        The answer is a Status without information (E1). Raises NotFound or Conflict if the pod is gone or replaced,
+        EvictionBlocked if a PodDisruptionBudget refuses for now, and EvictionFailed if the server will never evict the
+        pod as it is.
         """
         eviction = {
             "apiVersion": "policy/v1",

@@ -1,14 +1,7 @@
-"""Time as the server has it, and waits that grow.
+"""What time is it, how long ago was something, and how long to wait after a failure?
 
-The clocks of a process: monotonic ones for ages, and a time of day, taken from the API server, that nobody can set.
-
-How long ago? `loop_time`, or any other monotonic clock.
-
-What time is it? `SteadyClock`: deadlines and claims are absolute times on the API server's objects, read by other processes on other machines, so they need a time of day; but a time of day that is set back or forward must neither stop a rollout nor end a drain early. So the API server's time is taken once, from the `Date` of its answers, and then advances by a clock that cannot be set:
-
-- a step of any machine's wall clock changes nothing, whether it is ours (never read again) or the API server's;
-- while the server's Date differs, it is followed by at most SLEW seconds per second (as adjtime(3) does): two clocks that drift apart stay together, and a step of ten minutes takes two weeks;
-- a machine that was suspended: CLOCK_BOOTTIME goes on meanwhile. A virtual machine that its hypervisor stopped has no clock that knows; it is behind by the length of the stop, deadlines pass later than written, and the Lease tells whether we may still write.
+Ages are measured by a monotonic clock such as `loop_time`. Deadlines and claims are absolute times on the API server's
+objects, read by other processes on other machines, so they need a time of day: `SteadyClock`.
 """
 
 import asyncio
@@ -29,9 +22,10 @@ def loop_time() -> float:
 
 
 def boot_time() -> float:
-    """Return the seconds of a clock that cannot be set and, where there is one, also advances while the machine sleeps.
+    """Return the seconds of a clock that cannot be set and, where possible, advances in sleep.
 
-    Linux: CLOCK_BOOTTIME (clock_gettime(2)). macOS: CLOCK_MONOTONIC, which advances in sleep there, unlike the mach_absolute_time behind Python's `time.monotonic` (its clock_gettime(3)).
+    Linux: CLOCK_BOOTTIME (clock_gettime(2)). macOS: CLOCK_MONOTONIC, which advances in sleep there, unlike the
+    mach_absolute_time behind Python's `time.monotonic` (its clock_gettime(3)).
     """
     if hasattr(time, "CLOCK_BOOTTIME"):
         return time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -47,7 +41,18 @@ def wall_time() -> datetime:
 class SteadyClock:
     """A time of day in UTC that cannot be set and follows the API server's. Call the object to read it.
 
-    It never goes back, with one exception: the first time that the API server reports may be earlier.
+    A time of day that is set back or forward must neither stop a rollout nor end a drain early. So the API server's
+    time is taken once, from the `Date` of its answers, and then advances by a clock that cannot be set:
+
+    - a step of any machine's wall clock changes nothing, whether it is ours (never read again) or the API server's;
+    - while the server's Date differs, it is followed by at most SLEW seconds per second (as adjtime(3) does): two
+      clocks that drift apart stay together, and a step of ten minutes takes two weeks;
+    - while a machine is suspended, CLOCK_BOOTTIME goes on. A virtual machine that its hypervisor stopped has no clock
+      that knows; it is behind by the length of the stop, deadlines pass later than written, and the Lease tells whether
+      we may still write;
+    - a process that is started again takes the server's time anew, so a wrong one lasts until then and no longer.
+
+    The time never goes back, with one exception: the first time that the API server reports may be earlier.
     """
 
     def __init__(self, steady: Callable[[], float] = boot_time, wall: Callable[[], datetime] = wall_time) -> None:
@@ -65,9 +70,11 @@ class SteadyClock:
         return datetime.fromtimestamp(self._shown, UTC)
 
     def note_date(self, date: str, sent_at: float) -> None:
-        """Correct the clock by the `Date` header of an answer that has just arrived; its request was sent at `sent_at`, by `steady`.
+        """Correct the clock by the `Date` header of an answer that has just arrived.
 
-        A Date in whole seconds and the duration of the call leave a range of possible times; the first sets the clock to its middle, a later one corrects a clock outside of it. A header that is not a date (RFC 9110, 5.6.7) is ignored.
+        `sent_at` is when the request was sent, by `steady`. A Date in whole seconds and the duration of the call leave
+        a range of possible times; the first sets the clock to its middle, a later one corrects a clock outside of it. A
+        header that is not a date (RFC 9110, 5.6.7) is ignored.
         """
         try:
             server_time = parsedate_to_datetime(date).timestamp()
@@ -90,7 +97,7 @@ def half_to_one_and_a_half() -> float:
 
 
 class Backoff:
-    """Waits in seconds after failures in a row: each is twice as long as the one before, up to a limit, and jittered."""
+    """Waits in seconds after failures in a row: jittered, and doubled each time up to a limit."""
 
     def __init__(self, first: float, last: float, jitter: Callable[[], float] = half_to_one_and_a_half) -> None:
         self.first = self._next = first

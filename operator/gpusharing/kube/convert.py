@@ -1,14 +1,7 @@
 """Convert raw Nodes, GPUNodes and policies to the values that the planner reads.
 
-Raw Nodes, GPUNodes, policies and NVIDIA's ClusterPolicy as the planner sees them; pods: `convert_pods.py`.
-
-No function raises because of an object's contents: a missing or malformed field becomes the value that makes the planner careful (not ready, no observation, a problem).
-
-Time zones by their IANA names, from the pinned package `tzdata`: the same data everywhere, whatever the system has.
-
-They are read here, when a policy is converted, because the planner reads no files.
-
-The taints of a raw Node: which of them are removed when their cause ends, how a taint is printed, and which pods tolerate it (docs/design/transition.md#gate).
+No function raises because of an object's contents: a missing or malformed field becomes the value that makes the
+planner careful (not ready, no observation, a problem). Pods are converted by `kube/pods.py`.
 """
 
 import json
@@ -59,7 +52,11 @@ from gpusharing.planning.wanted.target import under_deletion
 
 
 def find_zones(spec: GPUSharingPolicySpec) -> dict[str, tzinfo]:
-    """Return UTC and the known time zones that the windows and blackouts of the policy name, by name."""
+    """Return UTC and the known time zones that the windows and blackouts of the policy name, by name.
+
+    The zones come from the pinned package `tzdata`, the same everywhere. They are read when a policy is converted,
+    because the planner reads no files.
+    """
     named = {window.time_zone for window in (*spec.rollout.windows, *spec.rollout.blackouts)}
     zones = {name: find_zone(name) for name in sorted({"UTC", *named})}
     return {name: zone for name, zone in zones.items() if zone is not None}
@@ -82,7 +79,9 @@ def _names() -> frozenset[str]:
 
 EFFECT = "NoSchedule"
 GPU_TOLERATION = {"key": RESOURCE_GPU, "operator": "Exists", "effect": EFFECT}
-"""The toleration of the GPU Operator's DaemonSets if ClusterPolicy sets none: a list there replaces it (docs/design/nvidia.md#d9)."""
+"""The toleration of the GPU Operator's DaemonSets if ClusterPolicy sets none.
+
+A list in ClusterPolicy replaces it (docs/design/nvidia.md#d9)."""
 
 KEEPS_OUT = ("NoSchedule", "NoExecute")
 """The effects of a taint that exclude pods which do not tolerate it."""
@@ -94,7 +93,9 @@ TRANSIENT_TAINTS = frozenset(
         TAINT_UNPROVEN,
     }
 )
-"""Taints that are removed when a cordon, a condition or the lack of proof ends. They do not exclude a pod for good."""
+"""Taints that are removed when a cordon, a condition or the lack of proof ends.
+
+They do not exclude a pod for good."""
 
 
 def taint_text(taint: JSON) -> str:
@@ -104,16 +105,19 @@ def taint_text(taint: JSON) -> str:
 
 
 def start_gate(node: JSON) -> str | None:
-    """Return the other taints of a Node that has the start-up taint, as a JSON list; None if it does not have it."""
+    """Return the other taints of a Node with the start-up taint, as a JSON list; None without that taint.
+
+    docs/design/transition.md#gate describes it.
+    """
     taints = entries(node, "spec", "taints")
     others = [row for row in taints if (row.get("key"), row.get("effect")) != (TAINT_UNPROVEN, EFFECT)]
     return None if len(others) == len(taints) else rows_text(others)
 
 
 def tolerates(tolerations: Sequence[JSON], key: str = TAINT_UNPROVEN, value: str | None = None) -> bool:
-    """Whether pods with these tolerations may start on a node with the taint `key` and the effect NoSchedule (core/v1 Toleration).
+    """Whether pods with these tolerations may start on a node with the taint `key`:NoSchedule.
 
-    If `value`, the taint's value, is None, every value of a toleration with this key matches.
+    If `value`, the taint's value, is None, every value of a toleration with this key matches (core/v1 Toleration).
     """
     return any(
         text(row, "effect") in ("", EFFECT)
@@ -131,9 +135,10 @@ _REPORT = TypeAdapter(Observed)
 
 
 def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> NodeView:
-    """Convert a raw Node; `maintenance_keys` mark it as maintained by somebody else, like the keys in kube/maintenance.py.
+    """Convert a raw Node.
 
-    A fence that cannot be read becomes None, with the reason in `fence_error`.
+    `maintenance_keys` mark it as maintained by somebody else, as do the keys in kube/maintenance.py. A fence that
+    cannot be read becomes None, with the reason in `fence_error`.
     """
     metadata = section(raw, "metadata")
     annotations = texts(metadata.get("annotations"))
@@ -175,7 +180,10 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
 
 
 def unknown_node(raw: JSON, why: str) -> NodeView:
-    """Return the view of a Node that cannot be converted. It is left as it is: it may be in the middle of a change."""
+    """Return the view of a Node that cannot be converted.
+
+    It is left as it is: it may be in the middle of a change.
+    """
     metadata = section(raw, "metadata")
     return NodeView(
         name=intern(text(metadata, "name")),
@@ -190,7 +198,7 @@ def unknown_node(raw: JSON, why: str) -> NodeView:
 
 
 def other_plugin(raw: JSON) -> str:
-    """Return the name of the device plugin that serves a Node without following our labels; empty if none is known."""
+    """Return the device plugin, if any is known, that serves a Node without following our labels."""
     metadata, allocatable = section(raw, "metadata"), section(raw, "status", "allocatable")
     resources = [name for name, number in allocatable.items() if name.startswith(RESOURCES) and count(number)]
     return find_other_plugin(texts(metadata.get("labels")), texts(metadata.get("annotations")), resources)
@@ -272,9 +280,10 @@ def _gpu_view(gpu: GPU, of_model: JSON) -> GpuView:
 
 
 def _of_model(product: str, model: Model | None) -> JSON:
-    """Return the fields of a GpuView that all GPUs of one card model share; `model` is what the driver reports of it.
+    """Return the fields of a GpuView that all GPUs of one card model share.
 
-    The driver's profiles count, unless it lists none or is known to be wrong for this card. Where it reports no placements for a profile, those of our table are used.
+    The profiles that the driver reports in `model` count, unless it lists none or is known to be wrong for this card.
+    Where it reports no placements for a profile, those of our table are used.
     """
     card, listed = find_card(product), _listed(model) if model else ()
     if card and (not model or not model.profiles or card.nvml_counts_wrong):
@@ -313,7 +322,10 @@ def _shared(profiles: tuple[Profile, ...]) -> tuple[Profile, ...]:
 
 
 def policy_view(raw: JSON) -> PolicyView:
-    """Convert a raw GPUSharingPolicy. If its spec is invalid, the view has no spec, and `problems` says what is wrong."""
+    """Convert a raw GPUSharingPolicy.
+
+    If its spec is invalid, the view has no spec, and `problems` says what is wrong.
+    """
     return _policy(raw, validate_policy(raw))
 
 
@@ -343,7 +355,10 @@ def _policy(raw: JSON, checked: GPUSharingPolicySpec | tuple[Problem, ...]) -> P
 
 
 def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
-    """Convert NVIDIA's raw ClusterPolicy, without the MPS daemon, which it does not describe (`with_mps_daemon`)."""
+    """Convert NVIDIA's raw ClusterPolicy.
+
+    It does not describe the MPS daemon, which `with_mps_daemon` adds.
+    """
     spec = section(raw, "spec")
     tolerations = entries(spec, "daemonsets", "tolerations") or [GPU_TOLERATION]
     configured = text(raw, "metadata", "annotations", names.ANNOTATION_CONFIGURED)
@@ -374,14 +389,17 @@ LABEL_KEEPERS: Mapping[str, tuple[str, str]] = {
     "node.gke.io/last-applied-node-labels": ("GKE", "the labels of the node pool"),
     "node.machine.sapcloud.io/last-applied-anno-labels-taints": ("Gardener", "the labels of the worker pool"),
 }
-"""The controllers that list labels in an annotation and restore their values: by annotation, the name of the controller and where it takes the labels from.
+"""The controllers that list labels in an annotation and restore their values, by annotation.
 
-An instance of Node Feature Discovery puts its name and a dot before the key (pkg/nfd-master/nfd-master.go). The others: cluster-api internal/controllers/machine/machine_controller_noderef.go, cloud-provider-gcp at 008f015 cmd/gcp-controller-manager/node_annotator.go, gardener/machine-controller-manager (SyncMachineLabels)."""
+Each has its name and where it takes the labels from. An instance of Node Feature Discovery puts its name and a dot
+before the key (pkg/nfd-master/nfd-master.go). The others: cluster-api
+internal/controllers/machine/machine_controller_noderef.go, cloud-provider-gcp at 008f015
+cmd/gcp-controller-manager/node_annotator.go, gardener/machine-controller-manager (SyncMachineLabels)."""
 _LISTED = {
     label: re.compile(rf"(?<![\w./-]){re.escape(label)}(?![\w./-])")
     for label in (names.LABEL_MIG_CONFIG, names.LABEL_PLUGIN_CONFIG)
 }
-"""Patterns of our two labels as whole keys: lists have them between commas, before an equals sign, or in quotes."""
+"""Patterns of our two labels as whole keys: between commas, before an equals sign, or in quotes."""
 
 
 def label_owners(annotations: Mapping[str, str]) -> dict[str, str]:
@@ -398,7 +416,7 @@ def label_owners(annotations: Mapping[str, str]) -> dict[str, str]:
 
 
 def label_rewriters(raw: JSON, fence: Fence | None, verified: Verified | None) -> dict[str, str]:
-    """Return, by label, which field manager replaced the value that we last wrote to our two labels, as far as it is known."""
+    """Return, by label, which field manager replaced our value of our two labels, as far as it is known."""
     written = "", ""
     # The proof of a node that was adopted without a change of its policy names values that we may never have written,
     # even if it keeps the time of a change of an earlier policy; its revision is then empty.
@@ -418,7 +436,10 @@ def label_rewriters(raw: JSON, fence: Fence | None, verified: Verified | None) -
 
 
 def setter(raw: JSON, *path: str) -> str:
-    """Return the name of the field manager that last wrote the field at `path` (managedFields); empty if none is shown."""
+    """Return the name of the field manager that last wrote the field at `path`.
+
+    It is empty if managedFields show none.
+    """
     fields = [f"f:{name}" for name in path]
     managers = entries(raw, "metadata", "managedFields")
     writers = [entry for entry in managers if part(entry, "fieldsV1", *fields) is not None]

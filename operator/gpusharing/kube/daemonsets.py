@@ -1,10 +1,8 @@
-"""NVIDIA's programs and the agent, from their DaemonSets and pods.
+"""Read NVIDIA's programs, Node Feature Discovery and the agent from their DaemonSets and pods.
 
-Reads the DaemonSets of NVIDIA's components and of Node Feature Discovery.
-
-Where NVIDIA's device-plugin chart runs without the GPU Operator, its DaemonSets say what a ClusterPolicy would say; those of the GPU Operator say what ClusterPolicy does not.
-
-Names are those of the chart in k8s-device-plugin, deployments/helm/nvidia-device-plugin (v0.19.3); tests/nvidia compares what is read here with its rendered templates.
+Where NVIDIA's device-plugin chart runs without the GPU Operator, its DaemonSets say what a ClusterPolicy would say;
+those of the GPU Operator say what ClusterPolicy does not. Names are those of the chart in k8s-device-plugin,
+deployments/helm/nvidia-device-plugin (v0.19.3); tests/nvidia compares what is read here with its rendered templates.
 """
 
 import json
@@ -45,7 +43,7 @@ from gpusharing.planning.stack.mig import find_unusable_manager
 from gpusharing.planning.stack.plugins import Role, Server
 
 PLUGIN, DISCOVERY = "nvidia-device-plugin-ctr", "gpu-feature-discovery-ctr"
-"""Names of the containers by which the chart's DaemonSets are recognized; the GPU Operator's have other names."""
+"""Containers by which the chart's DaemonSets are recognized; the GPU Operator's have other names."""
 MPS, MANAGER = "mps-control-daemon-ctr", "config-manager"
 """Containers of the GPU Operator's MPS daemon. Without the second, the daemon follows no label."""
 MIG_MANAGER = "nvidia-mig-manager"
@@ -59,7 +57,7 @@ class DaemonSetView:
     """The parts that we use of one DaemonSet in the namespace of NVIDIA's components."""
 
     name: str = ""
-    """Name of the DaemonSet; empty unless it is one of the chart, or runs mig-manager without the GPU Operator."""
+    """Name of the DaemonSet; empty unless it is the chart's, or runs mig-manager without GPU Operator."""
     release: str = ""
     """The Helm release, from its label."""
     plugin: bool = False
@@ -71,19 +69,19 @@ class DaemonSetView:
     default: str = ""
     """Name of the configuration for nodes without the label; empty if there is none."""
     mig_strategy: str = ""
-    """MIG_STRATEGY of the device plugin's container; empty if that is not set, or there is no such container."""
+    """MIG_STRATEGY of the device plugin's container; empty if there is none."""
     version: str = ""
-    """Tag of the device plugin's or mig-manager's image; empty if it has only a digest, or no such container runs."""
+    """Tag of the device plugin's or mig-manager's image; empty if there is none, or only a digest."""
     tolerates_gate: bool = True
     """Whether its pods may start on a node with the start-up taint."""
     tolerations: str = "[]"
     """Tolerations of its pods, as JSON."""
     mps_daemon: MpsDaemonView | None = None
-    """The GPU Operator's MPS daemon, or None if the DaemonSet does not run it together with config-manager."""
+    """The GPU Operator's MPS daemon, or None if it does not run here together with config-manager."""
     finder: DaemonSetState | None = None
     """The state of Node Feature Discovery's workers, or None if the DaemonSet does not run them."""
     pausable: bool = False
-    """Whether its pods run only on nodes with nvidia.com/gpu.deploy.client=true, a label that mig-manager pauses."""
+    """Whether its pods need nvidia.com/gpu.deploy.client=true, a label that mig-manager pauses."""
     mig_manager: bool = False
     """Whether it runs mig-manager without the GPU Operator."""
     with_reboot: bool = False
@@ -98,9 +96,10 @@ _OTHER = DaemonSetView()
 
 
 def daemon_set_view(raw: JSON) -> DaemonSetView:
-    """Convert a raw DaemonSet. What it runs is recognized by the names of its containers, the DRA driver also by its program.
+    """Convert a raw DaemonSet.
 
-    A DaemonSet that a ClusterPolicy owns is the GPU Operator's: of those, only the MPS daemon and `server` are read.
+    What it runs is recognized by the names of its containers, the DRA driver also by its program. A DaemonSet that a
+    ClusterPolicy owns is the GPU Operator's: of those, only the MPS daemon and `server` are read.
     """
     view = DaemonSetView(server=gpu_server(raw))
     template = section(raw, "spec", "template", "spec")
@@ -151,7 +150,10 @@ def _with_mig_manager(view: DaemonSetView, raw: JSON, container: JSON) -> Daemon
 
 
 def finder_state(daemon_set: JSON) -> DaemonSetState | None:
-    """Convert a raw DaemonSet that runs Node Feature Discovery's worker (its chart, templates/worker.yaml); None for others."""
+    """Convert a raw DaemonSet that runs Node Feature Discovery's worker; None for others.
+
+    Its names are those of the chart (templates/worker.yaml).
+    """
     template = section(daemon_set, "spec", "template", "spec")
     containers = entries(template, "containers")
     if not any("nfd-worker" in strings(container.get("command")) for container in containers):
@@ -181,9 +183,12 @@ def _mps_daemon(raw: JSON, containers: Mapping[str, JSON]) -> MpsDaemonView:
 
 
 def lone_restarts(pod: JSON) -> tuple[int, str, bool]:
-    """Return how many more restarts config-manager has than the MPS daemon in a raw pod, why it ended the last time, and whether it is not running.
+    """Return how many more restarts config-manager has than the MPS daemon in a raw pod.
 
-    When the number rises between two times at which config-manager is running, it has restarted while the daemon kept running, because a reboot of the node restarts both. After a reboot the daemon is often started first, so the number falls until config-manager is running too. Times are not compared: the kubelet takes them from the clock of the node.
+    Also why config-manager ended the last time, and whether it is not running. When the number rises between two times
+    at which config-manager is running, it has restarted while the daemon kept running, because a reboot of the node
+    restarts both. After a reboot the daemon is often started first, so the number falls until config-manager is running
+    too. Times are not compared: the kubelet takes them from the clock of the node.
     """
     states = {text(row, "name"): row for row in entries(pod, "status", "containerStatuses")}
     manager, daemon = states.get(MANAGER, {}), states.get(MPS, {})
@@ -197,15 +202,19 @@ def lone_restarts(pod: JSON) -> tuple[int, str, bool]:
 
 
 def is_daemon_down(pod: JSON) -> bool:
-    """Whether the MPS daemon in a raw pod is not running. It then does not set the compute mode of the GPUs back when its pod goes."""
+    """Whether the MPS daemon in a raw pod is not running.
+
+    It then does not set the compute mode of the GPUs back when its pod goes.
+    """
     states = {text(row, "name"): row for row in entries(pod, "status", "containerStatuses")}
     return part(states.get(MPS, {}), "ready") is not True and not has_condition(pod, "Ready")
 
 
 def signal(raw: JSON, program: str) -> JSON:
-    """Return a merge patch for a raw DaemonSet of MPS daemons that lets its config-manager notify `program`.
+    """Return a merge patch for a DaemonSet of MPS daemons that lets its config-manager notify `program`.
 
-    It repeats all containers, because a merge patch replaces lists, and is conditional on this version of the DaemonSet.
+    It repeats all containers, because a merge patch replaces lists, and is conditional on this version of the
+    DaemonSet.
     """
     containers = entries(raw, "spec", "template", "spec", "containers")
     for index, container in enumerate(containers):
@@ -225,9 +234,10 @@ def _version(container: JSON) -> str:
 
 
 def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
-    """Return what a ClusterPolicy would say, read from the DaemonSets of NVIDIA's chart; None if none runs its device plugin.
+    """Return what a ClusterPolicy would say, read from the DaemonSets of NVIDIA's chart.
 
-    mig-manager and GPU Feature Discovery count as switched off if they cannot be used or do not read the plugin's ConfigMap.
+    None means that none of them runs its device plugin. mig-manager and GPU Feature Discovery count as switched off if
+    they cannot be used or do not read the plugin's ConfigMap.
     """
     views = sorted(sets, key=lambda row: row.name)
     chart = [row for row in views if row.plugin or row.discovery]
@@ -263,7 +273,7 @@ def with_mps_daemon(policy: ClusterPolicyView, sets: Iterable[DaemonSetView]) ->
 
 
 def find_dra(sets: Iterable[DaemonSetView]) -> DraView:
-    """Return NVIDIA's DRA driver, one that serves GPUs first, and the mig-manager that runs without the GPU Operator."""
+    """Return NVIDIA's DRA driver, best one that serves GPUs, and a mig-manager without the GPU Operator."""
     views = list(sets)
     drivers = (row.dra for row in views if row.dra is not None)
     managers = (row for row in views if row.mig_manager)
@@ -278,7 +288,7 @@ def find_dra(sets: Iterable[DaemonSetView]) -> DraView:
 
 
 def gpu_server(raw: JSON) -> Server | None:
-    """Convert a raw DaemonSet that serves or partitions GPUs, recognized by its containers alone; None for others."""
+    """Convert a raw DaemonSet that serves or partitions GPUs, known by its containers; None for others."""
     template = section(raw, "spec", "template", "spec")
     role = next(filter(None, map(_role, entries(template, "containers"))), None)
     if role is None:
@@ -310,15 +320,18 @@ def _role(container: JSON) -> Role | None:
     # 12d2af7).
     if name == GPUS and starts(container, GPU_PROGRAM):
         return Role.DRIVER
-    # The GPU Operator's (assets/state-device-plugin/0500_daemonset.yaml), NVIDIA's chart and static manifest, and HAMi's,
-    # which serves nvidia.com/gpu too (charts/hami of Project-HAMi/HAMi v2.10.0).
+    # The GPU Operator's (assets/state-device-plugin/0500_daemonset.yaml), NVIDIA's chart and static manifest, and
+    # HAMi's, which serves nvidia.com/gpu too (charts/hami of Project-HAMi/HAMi v2.10.0).
     if name in ("nvidia-device-plugin", PLUGIN) or "projecthami/hami:" in text(container, "image"):
         return Role.PLUGIN
     return Role.MIG_MANAGER if name == MIG_MANAGER else None
 
 
 async def find_gpu_operator(client: KubeClient, default: str) -> str:
-    """Return the namespace of the GPU Operator's pods, from a ClusterPolicy or a DaemonSet that one owns; `default` if neither is found or may be read."""
+    """Return the namespace of the GPU Operator's pods, from a ClusterPolicy or a DaemonSet that one owns.
+
+    It is `default` if neither is found or may be read.
+    """
     try:
         states = [section(raw, "status") for raw in await list_of(client, CLUSTER_POLICIES)]
         reported = [text(state, "namespace") for state in states if text(state, "state") != "ignored"]
@@ -333,7 +346,10 @@ AGENT = "gpusharing-agent"
 
 
 def agent_pod(raw: JSON) -> AgentPod:
-    """Convert a raw pod of the agent's DaemonSet; its troubles are read only if it is neither Ready nor being deleted."""
+    """Convert a raw pod of the agent's DaemonSet.
+
+    Its troubles are read only if it is neither Ready nor being deleted.
+    """
     metadata = section(raw, "metadata")
     deleting = "deletionTimestamp" in metadata
     ready = has_condition(raw, "Ready") and not deleting
@@ -387,13 +403,13 @@ def unknown_agent_pod(raw: JSON, why: str) -> AgentPod:
 
 
 def has_secure_metrics(spec: JSON) -> bool:
-    """Whether the agent of this pod spec gives its metrics only to those whom the API server allows (agent.secureMetrics)."""
+    """Whether the agent of this pod spec guards its metrics by the API server (agent.secureMetrics)."""
     variables = [row for container in entries(spec, "containers") for row in entries(container, "env")]
     return {"name": "METRICS_SECURE", "value": "true"} in variables
 
 
 def agent_warning(raw: JSON) -> AgentWarning | None:
-    """Convert a Warning event that says why the agent's DaemonSet cannot create a pod, or why a pod cannot start; None for other events."""
+    """Convert a Warning event that says why an agent's pod is not created or cannot start; else None."""
     created = part(raw, "metadata", "creationTimestamp")
     match text(raw, "regarding", "kind"), text(raw, "regarding", "name"), text(raw, "reason"):
         case "DaemonSet", name, "FailedCreate" if name == AGENT:
@@ -404,8 +420,8 @@ def agent_warning(raw: JSON) -> AgentWarning | None:
                 or raw.get("eventTime")
                 or created
             )
-        # Why a container is only "ContainerCreating": the node lacks the handler of a RuntimeClass, or a folder is missing.
-        # Other Warning events about pods repeat what the pods' status says.
+        # Why a container is only "ContainerCreating": the node lacks the handler of a RuntimeClass, or a folder is
+        # missing. Other Warning events about pods repeat what the pods' status says.
         case "Pod", pod, "FailedCreatePodSandBox" | "FailedMount" if pod.startswith(f"{AGENT}-"):
             seen = created  # the last occurrence changes with every attempt and would wake the loop
         case _:

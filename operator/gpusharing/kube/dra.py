@@ -1,8 +1,11 @@
-"""The objects of DRA: the DaemonSet of NVIDIA's driver, its ResourceSlices, and our own DeviceClasses and DeviceTaintRules.
+"""The objects of DRA: NVIDIA's driver, its ResourceSlices, our DeviceClasses and DeviceTaintRules.
 
-The driver has one pool for each node, named after it. A whole GPU is a device of type `gpu` with its `uuid`; a MIG device has type `mig`, its `profile` and the `parentUUID` of its GPU (dra-driver-nvidia-gpu v0.5.0, cmd/gpu-kubelet-plugin/deviceinfo.go and mig.go).
+The driver has one pool for each node, named after it. A whole GPU is a device of type `gpu` with its `uuid`; a MIG
+device has type `mig`, its `profile` and the `parentUUID` of its GPU (dra-driver-nvidia-gpu v0.5.0,
+cmd/gpu-kubelet-plugin/deviceinfo.go and mig.go).
 
-The scheduler gives no pod a device that a DeviceTaintRule with effect NoSchedule selects (Kubernetes v1.36, resource.k8s.io/v1beta2). Pods that have the device keep it.
+The scheduler gives no pod a device that a DeviceTaintRule with effect NoSchedule selects (Kubernetes v1.36,
+resource.k8s.io/v1beta2). Pods that have the device keep it.
 """
 
 from collections import Counter, defaultdict
@@ -27,7 +30,9 @@ from gpusharing.planning.snapshot.nvidia import (
 )
 
 GPUS, GPU_PROGRAM = "gpus", "gpu-kubelet-plugin"
-"""The container of the driver's pods that serves GPUs, and the program that it starts. The chart leaves it out with `resources.gpus.enabled=false` (templates/kubeletplugin.yaml)."""
+"""The container of the driver's pods that serves GPUs, and the program that it starts.
+
+The chart leaves it out with `resources.gpus.enabled=false` (templates/kubeletplugin.yaml)."""
 FIELD_SELECTOR = f"spec.driver={DRA_DRIVER}"
 """Selects the ResourceSlices of NVIDIA's GPUs."""
 OUR_RULES = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
@@ -45,9 +50,9 @@ def starts(container: JSON, program: str) -> bool:
 
 
 def dra_driver_view(raw: JSON, containers: Mapping[str, JSON]) -> DaemonSetState | None:
-    """Convert a raw DaemonSet that runs NVIDIA's DRA driver, even if only for compute domains; None for others.
+    """Convert a raw DaemonSet that runs NVIDIA's DRA driver; None for others.
 
-    `containers` are the containers of its pod template, by name.
+    A driver only for compute domains counts. `containers` are the containers of its pod template, by name.
     """
     gpus = starts(containers.get(GPUS, {}), GPU_PROGRAM)
     if not gpus and not starts(containers.get("compute-domains", {}), "compute-domain-kubelet-plugin"):
@@ -72,7 +77,10 @@ class Device:
     name: str
     uuid: str
     gpu: str
-    """UUID of the GPU that it is, or of which it is a part. Empty if it is neither a GPU nor a MIG device with all of its attributes, or if several claims may hold it at once."""
+    """UUID of the GPU that it is, or of which it is a part.
+
+    It is empty if the device is neither a GPU nor a MIG device with all of its attributes, or if several claims may
+    hold it at once."""
     profile: str
     """The MIG profile; empty for a whole GPU."""
 
@@ -118,7 +126,10 @@ def _device(raw: JSON) -> Device:
 
 
 def tell_unread(error: KubeError | None, kind: str, unserved: str = SLICES_UNSERVED) -> str:
-    """Return why objects of `kind` cannot be read; empty without an error, and for one that may go away by itself."""
+    """Return why objects of `kind` cannot be read.
+
+    The answer is empty without an error, and for an error that may go away by itself.
+    """
     match error:
         case NotFound():
             return unserved
@@ -199,7 +210,10 @@ def class_spec(wanted: DeviceClassView) -> JSON:
 
 
 def taint_rule(name: str, devices: Mapping[str, str]) -> JSON:
-    """Return the manifest of a DeviceTaintRule of ours that keeps new pods off `devices`, a selector by driver, pool and device."""
+    """Return a DeviceTaintRule of ours that keeps new pods off `devices`.
+
+    `devices` is a selector by driver, pool and device.
+    """
     return {
         "apiVersion": DEVICE_TAINT_RULES.api_version,
         "kind": "DeviceTaintRule",
@@ -212,12 +226,15 @@ def taint_rule(name: str, devices: Mapping[str, str]) -> JSON:
 
 
 def rule_for(node: str) -> JSON:
-    """Return the manifest of the DeviceTaintRule for all devices that NVIDIA's DRA driver publishes for a node."""
+    """Return the DeviceTaintRule for all devices that NVIDIA's DRA driver publishes for a node."""
     return taint_rule(RULE_PREFIX + node, {"driver": DRA_DRIVER, "pool": node})
 
 
 def taint_rule_view(raw: JSON) -> TaintRuleView:
-    """Convert a raw DeviceTaintRule. It keeps pods off (`since`) only if it is that of `rule_for` and is not being deleted."""
+    """Convert a raw DeviceTaintRule.
+
+    It keeps pods off (`since`) only if it is that of `rule_for` and is not being deleted.
+    """
     view = TaintRuleView(text(raw, "metadata", "name"), text(raw, "metadata", "uid"), None)
     spec, wanted = section(raw, "spec"), rule_for(view.node)["spec"]
     taint = {key: value for key, value in section(spec, "taint").items() if key != "timeAdded"}

@@ -1,6 +1,7 @@
 """The errors of calls to the API server, named by what the caller does next (not by HTTP code).
 
-The class of an error says how far it reaches. Nearly all concern one call: this object, in this pass. Only `ServerAway`, `Unauthorized` and `LeaseLost` (kube/lease.py) concern all calls and end a pass.
+The class of an error says how far it reaches. Nearly all concern one call: this object, in this pass. Only
+`ServerAway`, `Unauthorized` and `LeaseLost` (kube/lease.py) concern all calls and end a pass.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,10 @@ from traceback import extract_tb
 
 @dataclass(repr=False)  # as of any exception: subclasses without fields add none
 class KubeError(Exception):
-    """A call to the API server failed, or was not sent. Errors of one class compare equal if their fields are equal."""
+    """A call to the API server failed, or was not sent.
+
+    Errors of one class compare equal if their fields are equal.
+    """
 
     message: str
 
@@ -37,11 +41,14 @@ class Expired(KubeError):
     """410: the resourceVersion is too old to watch or list from; list again."""
 
     rest: str = ""
-    """The token for the rest of a list as it is now, if a page of it was requested; empty when the server gave none."""
+    """The token for the rest of an expired list as it is now; empty when the server gave none."""
 
 
 class Invalid(KubeError):
-    """400, 422, and any other 4xx without an error of its own: the server refuses what we sent; never repeat it unchanged."""
+    """400, 422, and any other 4xx without an error of its own: the server refuses what we sent.
+
+    Never repeat it unchanged.
+    """
 
 
 class Unauthorized(KubeError):
@@ -65,21 +72,21 @@ class Forbidden(KubeError):
 
 @dataclass
 class EvictionBlocked(KubeError):
-    """429 with cause DisruptionBudget: a PodDisruptionBudget refuses for now (docs/design/drain.md#e5, E6).
+    """429 with cause DisruptionBudget: a budget refuses for now (docs/design/drain.md#e5, E6).
 
     Also a 500 or 504 on an eviction that names a time to wait: the server lost a race over the budget (E14).
     """
 
     retry_after: float | None = None
-    """In seconds; None when the server gave none, as it usually does for a plain refusal by a budget."""
+    """Seconds to wait; None when the server gave none, as is usual for a plain refusal by a budget."""
 
 
 @dataclass
 class Throttled(KubeError):
-    """429 for any other reason, usually from API Priority and Fairness: slow down (docs/design/drain.md#e7)."""
+    """429 for any other reason, usually API Priority and Fairness: slow down (docs/design/drain.md#e7)."""
 
     retry_after: float | None = None
-    """In seconds; None when the server gave none."""
+    """Seconds to wait; None when the server gave none."""
 
 
 @dataclass
@@ -88,21 +95,25 @@ class HeldBack(Throttled):
 
 
 class Unavailable(KubeError):
-    """5xx, 408, time-outs, refused or broken connections: this call failed, but may still have been carried out.
+    """5xx, 408, time-outs, broken connections: the call failed, but may still have been carried out.
 
-    Calls about other objects may succeed: the cause may be one webhook that hangs, or one object that cannot be decoded.
+    Calls about other objects may succeed: the cause may be one webhook that hangs, or one object that cannot be
+    decoded.
     """
 
 
 class ServerAway(KubeError):
-    """Calls about different objects failed one after the other and none succeeded in between: end the pass.
+    """Calls about different objects failed in a row, and none succeeded in between: end the pass.
 
     Raised in one place only, by kube/fanout.py.
     """
 
 
 class EvictionFailed(KubeError):
-    """500 on an eviction, for example two PodDisruptionBudgets on one pod (docs/design/drain.md#e8), or 429 with a Status that names no time to wait (E11)."""
+    """500 on an eviction, for example two PodDisruptionBudgets on one pod (docs/design/drain.md#e8).
+
+    Also a 429 with a Status that names no time to wait (E11).
+    """
 
 
 def describe_bug(error: BaseException) -> str:
@@ -114,7 +125,7 @@ def describe_bug(error: BaseException) -> str:
 
 @contextmanager
 def one_error() -> Iterator[None]:
-    """Raise the error that `first_of` chooses in place of a group of errors that is raised in this context."""
+    """Raise the error that `first_of` chooses in place of a group of errors."""
     try:
         yield
     except BaseExceptionGroup as group:

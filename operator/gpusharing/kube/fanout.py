@@ -1,12 +1,7 @@
 """Calls side by side: how many at once, and how long to hold back after a refusal.
 
-Fanout: all calls of the operator pass through here, except those of its Lease.
-
-It bounds how many are under way at once, waits as long as the API server asks us to, and decides whether one call failed or the server is away (docs/adr/0060-the-scope-of-a-refusal.md). It neither retries nor sleeps: a call that has to wait is refused with HeldBack, and its caller decides again when the time has come.
-
-Concurrent calls, one piece of work per object, so that no object holds up the others.
-
-A call about one object may take its whole deadline, again and again. So a round waits only as long as pieces of work keep ending; work that is still under way after that continues in the background, and its object is left out of later rounds until it is done.
+All calls of the operator pass through a `Fanout`, except those of its Lease. `Workers` work on many objects at once, so
+that no object holds up the others.
 """
 
 import asyncio
@@ -21,19 +16,27 @@ from gpusharing.kube.clock import Backoff, loop_time
 from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Throttled, Unavailable
 
 AWAY_OBJECTS = 3
-"""Different objects about which calls must fail, without one answer in between, before the server counts as away."""
+"""How many objects' calls must fail, without an answer in between, before the server counts as away."""
 AWAY_DOORS = 2
-"""Doors at which these calls must have failed. One webhook may refuse every eviction while the server is well."""
+"""Doors at which these calls must have failed.
+
+One webhook may refuse every eviction while the server is well."""
 LONGEST_HOLD = 60.0
 """The longest hold in seconds; a longer Retry-After is cut to this."""
 FORGET_AFTER = 600.0
-"""Seconds after the end of an object's hold, until its earlier refusals are forgotten; the object may no longer exist."""
+"""Seconds after the end of an object's hold, until its earlier refusals are forgotten.
+
+The object may no longer exist."""
 SEVERAL = 3
-"""How many objects must be refused at one door, without an answer in between, before the whole door is held. A server that refuses every fifth call at random seldom does that."""
+"""How many objects one door must refuse, without an answer in between, before all of it is held.
+
+A server that refuses every fifth call at random seldom does that."""
 FIRST_HOLD = 1.0
 """Seconds to wait after a 429 without a Retry-After. The wait doubles with each further one."""
 Door = tuple[bool, str, str]
-"""One verb on one kind in one of two flows: calls that decisions depend on (False), and calls that only publish something for people."""
+"""One verb on one kind in one of two flows.
+
+Decisions depend on the calls of one (False); those of the other (True) only publish something for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +57,28 @@ class CallTarget:
 
     @property
     def subject(self) -> str:
-        """Return the name by which failures are counted: a Node, its GPUNode and the list of its pods are one subject."""
+        """Return the name to count failures by: a Node, its GPUNode and the list of its pods share one."""
         return self.name.removeprefix("spec.nodeName=") or self.kind
 
 
 class Fanout(PassingClient):
     """A KubeClient in front of another one. Its calls may also raise HeldBack and ServerAway.
 
-    A watch is not counted among the calls under way and is never held back; its events count as answers. All moments are by the loop's clock.
+    It bounds how many calls are under way at once, waits as long as the API server asks us to, and decides whether one
+    call failed or the server is away (docs/adr/0060-the-scope-of-a-refusal.md). It neither retries nor sleeps: a call
+    that has to wait is refused with HeldBack, and its caller decides again when the time has come.
+
+    A watch is not counted among the calls under way and is never held back; its events count as answers. All moments
+    are by the loop's clock.
     """
 
     def __init__(self, client: KubeClient, *, parallel: int = 16) -> None:
         super().__init__(client)
         self._slots = asyncio.Semaphore(parallel)
         self._answers = 0
-        """How many answers have come so far. The failure of a call that began before the last of them says nothing about the present."""
+        """How many answers have come so far.
+
+        The failure of a call that began before the last of them says nothing about the present."""
         self._failed: set[CallTarget] = set()
         """The calls that have failed since the last answer."""
         self.doors: dict[Door, float] = {}
@@ -92,7 +102,8 @@ class Fanout(PassingClient):
     async def send(self, request: ApiRequest, *, published: bool) -> JSON:
         """Wait for one of the slots, without a limit of time, then send the request, unless it is on hold.
 
-        Raises HeldBack, without sending anything, while the call is on hold, and ServerAway in place of Unavailable once the server counts as away.
+        Raises HeldBack, without sending anything, while the call is on hold, and ServerAway in place of Unavailable
+        once the server counts as away.
         """
         target = CallTarget(request.verb, request.kind, request.full_name, published)
         async with self._slots:
@@ -119,9 +130,10 @@ class Fanout(PassingClient):
             return answer
 
     def hold_left(self, target: CallTarget | None = None) -> float:
-        """Return the seconds until a call about `target` may be sent, or any call at all if `target` is None; 0 or less if it may be sent now.
+        """Return the seconds until a call about `target` may be sent, or any call at all if it is None.
 
-        All calls wait while a door of Nodes, in either flow, and a door of another kind, in the flow that decisions depend on, are held at the same time.
+        A result of 0 or less means now. All calls wait while a door of Nodes, in either flow, and a door of another
+        kind, in the flow that decisions depend on, are held at the same time.
         """
         of_nodes = others = float("-inf")
         for (published, _, kind), held_until in self.doors.items():
@@ -135,7 +147,7 @@ class Fanout(PassingClient):
         return until - loop_time()
 
     def next_release(self, now: datetime) -> datetime | None:
-        """Return when the first hold of a single object ends, of those that decisions depend on; None if there is none."""
+        """Return when the first hold of an object that decisions depend on ends; None if there is none."""
         lasts = [until - loop_time() for target, until in self.objects.items() if not target.published]
         return min((now + timedelta(seconds=left) for left in lasts if left > 0), default=None)
 
@@ -176,7 +188,9 @@ class Fanout(PassingClient):
 class PublishingClient(PassingClient):
     """A client for calls that only publish something for people: statuses and Events.
 
-    They share the limit of calls under way with all other calls, and their answers show that the server can be reached. Their refusals and failures neither hold back the calls that decisions depend on, nor end a pass. Watches go to the client behind the Fanout.
+    They share the limit of calls under way with all other calls, and their answers show that the server can be reached.
+    Their refusals and failures neither hold back the calls that decisions depend on, nor end a pass. Watches go to the
+    client behind the Fanout.
     """
 
     def __init__(self, fanout: Fanout) -> None:
@@ -190,14 +204,21 @@ class PublishingClient(PassingClient):
 PATIENCE = 1.0
 """Seconds without the end of any piece of work, after which the round no longer waits for the rest."""
 LONGEST = 10.0
-"""The longest round in seconds. Work that has not begun by then is left to the next round, which decides again."""
+"""The longest round in seconds.
+
+Work that has not begun by then is left to the next round, which decides again."""
 Work = Callable[[str], Awaitable[None]]
 """Works on the object with this key."""
 
 
 @dataclass(slots=True)
 class Workers:
-    """A limited number of workers for many objects, each named by a key that one worker has at a time. Every task ends before `close` returns."""
+    """A limited number of workers for many objects, each named by a key that one worker has at a time.
+
+    A call about one object may take its whole deadline, again and again. So a round waits only as long as pieces of
+    work keep ending. Work that is still under way after that continues in the background, and its object is left out of
+    later rounds until it is done. Every task ends before `close` returns.
+    """
 
     parallel: int
     """The most pieces of work at once."""
@@ -209,9 +230,11 @@ class Workers:
     _errors: list[BaseException] = field(default_factory=list)
 
     async def each(self, keys: Iterable[str], work: Work, patience: float = PATIENCE) -> None:
-        """Work on every key that is not busy, and return when all is done, when none has ended for `patience` seconds, or after LONGEST.
+        """Work on every key that is not busy; return when all is done, or none ended for `patience` seconds.
 
-        Work under way then continues in the background; keys whose work has not begun are dropped, all of them if no worker is free. The first error cancels all work, also of earlier rounds, and is raised here in a group, or by the next call if it comes later.
+        It returns after LONGEST in any case. Work under way then continues in the background; keys whose work has not
+        begun are dropped, all of them if no worker is free. The first error cancels all work, also of earlier rounds,
+        and is raised here in a group, or by the next call if it comes later.
         """
         await self._raise()
         queue = deque(key for key in keys if key not in self.busy)

@@ -1,4 +1,4 @@
-"""The records that we leave on Nodes and on the leader Lease, as JSON, and the Node patches that carry them.
+"""The records that we leave on Nodes and on the leader Lease, and the Node patches that carry them.
 
 Every record is a JSON object with a version `v` and one key per field of its dataclass. Reading never raises: a record
 that is damaged or of a newer version gives an error message, and the caller leaves such a node as it is. A field with a
@@ -24,9 +24,10 @@ from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fe
 
 RECORD_VERSION = 1
 MOST_CLAIMS = 500
-"""The most claims on the Lease. All annotations of an object together may have 256 KiB (apimachinery v0.36.3
-pkg/api/validation/objectmeta.go, TotalAnnotationSizeLimitB). With one claim too many the Lease would accept
-none: no node would ever start."""
+"""The most claims on the Lease.
+
+All annotations of an object together may have 256 KiB (apimachinery v0.36.3 pkg/api/validation/objectmeta.go,
+TotalAnnotationSizeLimitB). With one claim too many the Lease would accept none: no node would ever start."""
 
 NodePatch = FenceNode | Actuate | UpdateFence | Release | LabelNode
 """The actions that are carried out by one PATCH of a Node."""
@@ -36,7 +37,10 @@ NodeRecord = TypeVar("NodeRecord", Fence, Deferred, Verified)
 
 
 def record_text(record: Fence | Deferred | Verified) -> str:
-    """Return the value of the annotation that holds this record, as compact JSON. A fence keeps its unknown keys."""
+    """Return the value of the annotation that holds this record, as compact JSON.
+
+    A fence keeps its unknown keys.
+    """
     written = _dump(_encode(record))
     # The unknown keys are appended as JSON text, because they may be nested as deeply as JSON can be read.
     return f"{written[:-1]},{record.unknown[1:]}" if isinstance(record, Fence) and record.unknown else written
@@ -59,9 +63,10 @@ ANNOTATIONS: Mapping[type, str] = {
 def claims_text(
     claims: Mapping[str, Claim], before: str = "", failed_nodes: Mapping[str, FailedNode] | None = None
 ) -> str:
-    """Return the value of the annotation `gpusharing.dev/claims` on the leader Lease: claims by node, failures by UID of the Node.
+    """Return the value of the annotation `gpusharing.dev/claims` on the leader Lease.
 
-    Unknown keys in `before`, the value that this one replaces, are kept as long as the same claim or failure is on record.
+    It has claims by node, and failures by UID of the Node. Unknown keys in `before`, the value that this one replaces,
+    are kept as long as the same claim or failure is on record.
     """
     try:
         record = _load(before) if before else {}
@@ -73,7 +78,10 @@ def claims_text(
 
 
 def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
-    """Return the claims by node name, and why they cannot be read, else an empty string. One damaged claim makes all unreadable."""
+    """Return the claims by node name, and why they cannot be read, else an empty string.
+
+    One damaged claim makes all unreadable.
+    """
     try:
         records = _load(text).get("claims")
         if not isinstance(records, dict):
@@ -89,7 +97,7 @@ def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
 
 
 def parse_failed_nodes(text: str) -> tuple[dict[str, FailedNode], str]:
-    """Return the failures that can be read, by UID of the Node, and a message about the others, which may be empty."""
+    """Return the failures that can be read, by UID of the Node, and a message about the others, if any."""
     where = f"annotation {names.ANNOTATION_CLAIMS}: "
     try:
         records = _load(text).get("failedNodes", {})
@@ -109,11 +117,11 @@ def parse_failed_nodes(text: str) -> tuple[dict[str, FailedNode], str]:
 
 
 def patch_for(action: NodePatch, resource_version: str) -> JSON:
-    """Return the body of the JSON merge patch on the Node that carries out `action`; the value None removes an entry.
+    """Return the merge patch on the Node that carries out `action`; the value None removes an entry.
 
     Every patch names the UID, so the server refuses it for a new Node of that name: with Conflict, or Invalid without a
-    resourceVersion. A new proof also removes the start-up taint (docs/design/transition.md#gate), unless a Release keeps
-    its fence.
+    resourceVersion. A new proof also removes the start-up taint (docs/design/transition.md#gate), unless a Release
+    keeps its fence.
     """
     labels, conditional = dict(action.labels), True
     annotations: dict[str, str | None] = {}
@@ -176,7 +184,7 @@ def _grown(before: object, records: Mapping[str, Claim | FailedNode]) -> JSON:
 # A Node is parsed again whenever one of its labels changes, usually with the same records, so the results are cached.
 @lru_cache(maxsize=256)
 def parse_record(kind: type[NodeRecord], text: str) -> tuple[NodeRecord | None, str]:
-    """Return the record of this kind in `text` and an empty string, or None and the reason why it cannot be read."""
+    """Return the record in `text` and an empty string, or None and why it cannot be read."""
     try:
         return _decode(kind, _load(text)), ""
     except ValueError as error:

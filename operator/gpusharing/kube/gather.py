@@ -1,8 +1,6 @@
-"""Gather the snapshot of one pass.
+"""Gather the snapshot of one pass: all that a plan depends on, in one frozen ClusterSnapshot.
 
-Why mig-manager failed, read from the log of its pod: its labels do not say why (docs/design/nvidia.md#a3).
-
-Without the right to read logs, or with a kubelet that does not answer, only the reason is missing: the verdict points to the log instead.
+Inputs that did not change stay the same objects, for the planner's memo.
 """
 
 import asyncio
@@ -29,9 +27,11 @@ from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.wanted.actuators.choice import find_actuator
 
 LINES = 200
-"""How many lines of a log are read. mig-parted writes fewer in one run for eight GPUs after its first error."""
+"""How many lines of a log are read; after its first error, mig-parted writes fewer for eight GPUs."""
 PATIENCE = 2.0
-"""Seconds to wait for a log. The API server asks the kubelet, which may be gone, and the pass waits for the answer."""
+"""Seconds to wait for a log.
+
+The API server asks the kubelet, which may be gone, and the pass waits for the answer."""
 RETRY = timedelta(seconds=30)
 """The wait until a log that gave no reason is read again; doubled each time."""
 LONGEST = timedelta(minutes=10)
@@ -42,7 +42,10 @@ LOGGED = re.compile(r'level=(error|fatal) msg="((?:[^"\\]|\\.)*)"')
 
 
 def failure_in(log: str) -> str:
-    """Return the first error and the last line of the last run of mig-manager, at most MAX_TEXT characters; empty without an error."""
+    """Return the first error and the last line of the last run of mig-manager; empty without an error.
+
+    The text has at most MAX_TEXT characters.
+    """
     found = LOGGED.findall(log.rpartition("Updating to MIG config")[2])  # its first line of a run
     rows = [(level, text.replace('\\"', '"').replace("\\n", " ").strip()) for level, text in found]
     # mig-manager's own summary after mig-parted's last line adds nothing.
@@ -70,7 +73,11 @@ class _Known:
 
 @dataclass(slots=True)
 class ActuatorLogs:
-    """Reads the logs of mig-manager's pods, and remembers for each node why mig-manager fails there."""
+    """Reads the logs of mig-manager's pods, and remembers for each node why mig-manager fails there.
+
+    Its labels do not say why (docs/design/nvidia.md#a3). Without the right to read logs, or with a kubelet that does
+    not answer, only the reason is missing: the verdict points to the log instead.
+    """
 
     client: KubeClient
     _known: dict[str, _Known] = field(default_factory=dict)
@@ -78,9 +85,10 @@ class ActuatorLogs:
     async def read(
         self, nodes: Mapping[str, NodeView], pods: Mapping[str, Operand], now: datetime, workers: Workers
     ) -> dict[str, str]:
-        """Return why mig-manager failed, by node name, for each fenced node with the state `failed`, as far as it is known.
+        """Return why mig-manager failed, as far as known, by name of each fenced node with the state `failed`.
 
-        A log is read once per attempt, and again after a growing wait if it gave no reason. A slow read may end after this call; a later call then returns its reason.
+        A log is read once per attempt, and again after a growing wait if it gave no reason. A slow read may end after
+        this call; a later call then returns its reason.
 
         Raises:
             ExceptionGroup: with Unauthorized or ServerAway from a read, perhaps from one of an earlier call.
@@ -124,7 +132,7 @@ class ActuatorLogs:
 
 @dataclass(slots=True)
 class Gatherer:
-    """Builds snapshots, and remembers between two of them what saves reads and since when it has observed some states."""
+    """Builds snapshots, and remembers between them what saves reads and since when some states last."""
 
     client: KubeClient
     sources: Sources
@@ -133,10 +141,12 @@ class Gatherer:
     silent: bool = False
     """Whether to log nothing, because this is part of a command-line program."""
     shared: Workers = field(init=False)
-    """The workers for reads that all nodes need, which must not wait until slow calls about single nodes free a worker."""
+    """The workers for reads that all nodes need.
+
+    Such a read must not wait until slow calls about single nodes free a worker."""
     pods: NodePods = field(init=False)
     pending: tuple[Mapping[str, int], Mapping[str, int]] = field(default_factory=lambda: ({}, {}))
-    """The last count of the Pending pods without a node, and of the devices that they request, by GPU resource."""
+    """The last count of Pending pods without a node, and of the devices that they request, by resource."""
     stack: StackReader = field(init=False)
     _logs: ActuatorLogs = field(init=False)
     _at_work_since: dict[str, datetime] = field(default_factory=dict)
@@ -161,7 +171,10 @@ class Gatherer:
         await self.shared.close()
 
     async def count_pending(self) -> bool:
-        """Count the Pending pods again, and return whether their number has changed. If that fails, the last count stays."""
+        """Count the Pending pods again, and return whether their number has changed.
+
+        If that fails, the last count stays.
+        """
         before, self.pending = self.pending, await count_pending(self.client)
         return before[0] != self.pending[0]
 
@@ -175,7 +188,8 @@ class Gatherer:
     ) -> ClusterSnapshot:
         """Return everything that a plan depends on. A failed call about one node is recorded in the snapshot.
 
-        The pods of those nodes in `wanted` that are due are listed. A slow LIST continues in the background; until it ends, the node keeps the result of its last one. `memory` comes from the last pass.
+        The pods of those nodes in `wanted` that are due are listed. A slow LIST continues in the background; until it
+        ends, the node keeps the result of its last one. `memory` comes from the last pass.
 
         Raises:
             Unavailable: no LIST of the policies has succeeded yet.
@@ -238,9 +252,10 @@ class Gatherer:
         return message
 
     def _operands(self, now: datetime) -> dict[Program, dict[str, Operand]]:
-        """Return one pod of every program on each node. A Ready pod on a fenced node, and an MPS daemon that runs on any, also says since when.
+        """Return one pod of every program on each node.
 
-        config-manager in the daemon's pod may crash meanwhile, so that the pod is Ready now and then.
+        A Ready pod on a fenced node, and an MPS daemon that runs on any, also says since when: config-manager in the
+        daemon's pod may crash meanwhile, so that the pod is Ready only now and then.
         """
         sources = self.sources
         places = [*sources.operands.items.values(), *sources.kubelet_plugins.items.values()]

@@ -1,6 +1,8 @@
 """HttpClient: KubeClient over one aiohttp session, raw JSON in and out.
 
-Every call has a deadline, none is repeated here and none sleeps: the caller decides what to do about a 429 or a server that is away (docs/design/drain.md#e7, E19). Typed models are not used: they reject incomplete Nodes, and reading one costs ten times the projection (docs/design/faults.md#d10).
+Every call has a deadline, none is repeated here and none sleeps: the caller decides what to do about a 429 or a server
+that is away (docs/design/drain.md#e7, E19). Typed models are not used: they reject incomplete Nodes, and reading one
+costs ten times the projection (docs/design/faults.md#d10).
 """
 
 import asyncio
@@ -20,10 +22,10 @@ from gpusharing.kube.wire import (
     METHODS,
     WATCH_SECONDS,
     answer_of,
-    content,
+    encode_body,
+    error_of_response,
     event_of,
     lasting,
-    refusal,
 )
 
 OnCall = Callable[[ApiRequest, int], None]
@@ -42,13 +44,17 @@ class Limits:
     inactivity: float = INACTIVITY
     """Seconds without a byte of a watch, bookmarks included, after which the watch counts as broken."""
     header: int = 256 * 1024
-    """The most bytes of one header line of an answer. A longer line is an error, although a write may have been carried out."""
+    """The most bytes of one header line of an answer.
+
+    A longer line is an error, although a write may have been carried out."""
     parallel: int = 8
-    """Calls under way at once; watches do not count. Each connection costs 0.3 MiB, and one process cannot keep more of them busy."""
+    """Calls under way at once; watches do not count.
+
+    Each connection costs 0.3 MiB, and one process cannot keep more of them busy."""
 
 
 class _Body(aiohttp.BytesPayload):
-    """The body of a write. aiohttp sends the headers together with it, so nothing has left before `ask` is called."""
+    """The body of a write. aiohttp sends the headers with it, so nothing has left before `ask` is called."""
 
     def __init__(self, data: bytes, ask: Callable[[], None]) -> None:
         super().__init__(data)
@@ -68,7 +74,9 @@ class _Body(aiohttp.BytesPayload):
 class HttpClient(KubeClient):
     """KubeClient for a real API server. Close it, or use `async with`.
 
-    `before_write` is called immediately before a write is sent, after it has waited for a slot and a connection, and then the request's own `before_send`. If one of them raises, nothing is sent, and the exception reaches the caller unchanged.
+    `before_write` is called immediately before a write is sent, after it has waited for a slot and a connection, and
+    then the request's own `before_send`. If one of them raises, nothing is sent, and the exception reaches the caller
+    unchanged.
     """
 
     def __init__(
@@ -81,7 +89,10 @@ class HttpClient(KubeClient):
         clock: SteadyClock | None = None,
         before_write: Callable[[], None] = lambda: None,
     ) -> None:
-        """Prepare a client; `name` is the field manager of its writes and its User-Agent. `clock` is corrected by the Date of each answer."""
+        """Prepare a client; `name` is the field manager of its writes and its User-Agent.
+
+        `clock` is corrected by the Date of each answer.
+        """
         self._login = login
         self._name = name
         self._limits = limits or Limits()
@@ -106,7 +117,10 @@ class HttpClient(KubeClient):
             self._session = None
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Wait for a slot, without a limit of time, then send one request; once more with renewed credentials after a 401."""
+        """Wait for a slot, without a limit of time, then send one request.
+
+        It is sent once more with renewed credentials after a 401.
+        """
         async with self._slots:
             for last in (False, True):
                 token = await self._login.token()
@@ -116,7 +130,7 @@ class HttpClient(KubeClient):
                     break
                 await self._renew(token)
         if response.status >= 400:
-            raise refusal(request, response.status, raw, response.headers.get("Retry-After"))
+            raise error_of_response(request, response.status, raw, response.headers.get("Retry-After"))
         return answer_of(request, raw)
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
@@ -131,7 +145,7 @@ class HttpClient(KubeClient):
                     continue
                 if response.status != 200:
                     retry_after = response.headers.get("Retry-After")
-                    raise refusal(request, response.status, await response.read(), retry_after)
+                    raise error_of_response(request, response.status, await response.read(), retry_after)
                 async for line in _lines(response):
                     yield event_of(request, line)
                 return
@@ -145,7 +159,7 @@ class HttpClient(KubeClient):
         status = 0
         sent_at = self._clock.steady() if self._clock else 0.0
         method = METHODS[request.verb]
-        data, headers = content(request)
+        data, headers = encode_body(request)
         query = {"fieldManager": self._name} if method in ("POST", "PATCH") else {}
 
         def ask() -> None:
@@ -201,7 +215,7 @@ class HttpClient(KubeClient):
         return self._session
 
     async def _renew(self, refused: str | None) -> None:
-        """Renew the credentials, unless another call has already done so since this one sent the token `refused`.
+        """Renew the credentials, unless another call has done so since this one sent the token `refused`.
 
         With only a client certificate there is no token, before or after a renewal, so each refused call renews again.
         """

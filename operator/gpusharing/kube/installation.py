@@ -1,4 +1,4 @@
-"""Reads the objects that `planning/stack/installation.py` checks.
+"""Read the objects that `planning/stack/installation.py` checks.
 
 Nothing in the cluster is changed, and what cannot be read becomes part of the answer.
 """
@@ -62,7 +62,10 @@ RUNTIME_CLASSES = Resource("node.k8s.io", "v1", "runtimeclasses")
 
 @dataclass(slots=True)
 class _Reader:
-    """Reads the objects of an installation, and records which could not be read. Only Unauthorized and Unavailable are raised."""
+    """Reads the objects of an installation, and records which could not be read.
+
+    Only Unauthorized and Unavailable are raised.
+    """
 
     client: KubeClient
     place: Place
@@ -118,9 +121,10 @@ class _Reader:
         return states
 
     async def nodes(self) -> dict[str, tuple[NodeView, str, bool]]:
-        """Return, by node name, the view of the Node, the version of its kubelet, and whether its operating system includes a device plugin; empty if Nodes cannot be read.
+        """Return each Node's view, the version of its kubelet, and whether its system has a device plugin.
 
-        Nodes are read page by page, so that thousands of whole objects are never held at once.
+        They come by node name; the result is empty if Nodes cannot be read. Nodes are read page by page, so that
+        thousands of whole objects are never held at once.
         """
         rows: dict[str, tuple[NodeView, str, bool]] = {}
         with self._recording(NODES):
@@ -132,7 +136,10 @@ class _Reader:
         return {} if NODES.full_name in self.unread else rows
 
     async def leader(self) -> str | None:
-        """Return who holds the Lease (`leader_of`); None if it cannot be read, also if the server does not answer: other objects can still be checked."""
+        """Return who holds the Lease (`leader_of`); None if it cannot be read.
+
+        A server that does not answer gives None too, because other objects can still be checked.
+        """
         try:
             lease = await self.read(LEASES, OPERATOR, self.place.namespace)
         except Unavailable as error:
@@ -143,7 +150,10 @@ class _Reader:
         return "" if lease is None else leader_of(lease)
 
     async def agents(self, reports: Sequence[JSON]) -> AgentsState | None:
-        """Return the state of the agents, with their errors from `reports`, all GPUNodes; None if their DaemonSet does not exist or cannot be read."""
+        """Return the state of the agents, with their errors from `reports`, all GPUNodes.
+
+        None means that their DaemonSet does not exist or cannot be read.
+        """
         where = self.place.agent_namespace
         raw = await self.read(DAEMON_SETS, AGENT, where)
         if raw is None:
@@ -169,9 +179,10 @@ class _Reader:
         )
 
     async def rights(self, *, secure_metrics: bool) -> tuple[RightState, ...]:
-        """Return whether the API server grants each right that the operator and the agent need to their service accounts.
+        """Return whether the service accounts of operator and agent have each right that they need.
 
-        Rights for optional features are checked only if the feature is on. All are checked concurrently; no KubeError is raised.
+        Rights for optional features are checked only if the feature is on. All are checked concurrently; no KubeError
+        is raised.
         """
         place = self.place
         optional = (
@@ -291,9 +302,10 @@ def _problems(raw: JSON) -> Iterator[str]:
 
 
 async def read_entries(client: KubeClient, config_map: str, namespace: str, *, search: bool) -> PluginEntries:
-    """Return the ConfigMap of this name with its entries; with `search`, also the other namespaces that have one if it does not exist.
+    """Return the ConfigMap of this name with its entries.
 
-    An empty name stands for a ConfigMap that does not exist. Raises KubeErrors other than NotFound.
+    If it does not exist, `search` adds the other namespaces that have one. An empty name stands for a ConfigMap that
+    does not exist. Raises KubeErrors other than NotFound.
     """
     data: Mapping[str, str] | None = None
     with suppress(NotFound):
@@ -304,7 +316,7 @@ async def read_entries(client: KubeClient, config_map: str, namespace: str, *, s
 
 
 async def find_namespaces(client: KubeClient, config_map: str) -> tuple[str, ...]:
-    """Return the namespaces that contain a ConfigMap of this name, sorted; empty if ConfigMaps cannot be listed.
+    """Return the sorted namespaces with a ConfigMap of this name; empty if they cannot be listed.
 
     Raises Unauthorized and Unavailable.
     """

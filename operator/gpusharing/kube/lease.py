@@ -1,8 +1,9 @@
 """LeaderLease: one object that says who may act and which nodes the leader has claimed.
 
-Leader and disruption budget are one thing (docs/design/transition.md#lease): claims are an annotation of the Lease, written by compare-and-swap, so a claim that succeeds proves leadership, and a successor finds it. This is our own code because kopf's peering and the official client's election compare wall clocks and have no deadline per request (docs/design/faults.md#d7).
-
-Another holder's Lease counts as expired when *we* have seen neither its spec nor its claims change for its duration. What anybody else writes on it, such as a label, is no sign of life. Time is measured by `boot_time`, which advances while the machine sleeps, too; clocks of two machines are never compared.
+Leader and disruption budget are one thing (docs/design/transition.md#lease): claims are an annotation of the Lease,
+written by compare-and-swap, so a claim that succeeds proves leadership, and a successor finds it. This is our own code
+because kopf's peering and the official client's election compare wall clocks and have no deadline per request
+(docs/design/faults.md#d7).
 """
 
 import asyncio
@@ -30,7 +31,7 @@ RELEASE_SECONDS = 2.0
 
 
 def new_identity() -> str:
-    """Return an identity for a process that will contend for the Lease: its host (in a pod, the pod) and a unique part."""
+    """Return a unique identity for a process that contends for the Lease; it begins with the host or pod."""
     return f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
 
 
@@ -39,7 +40,10 @@ def host_of(identity: str) -> str:
 
 
 def leader_of(lease: JSON) -> str:
-    """Return the pod, or the machine outside of the cluster, whose process holds a raw Lease; empty if nobody does, by this machine's clock."""
+    """Return the pod, or the machine outside of the cluster, whose process holds a raw Lease.
+
+    The result is empty if nobody does, by this machine's clock.
+    """
     spec = section(lease, "spec")
     renewed = from_rfc3339(spec.get("renewTime"))
     lasts = timedelta(seconds=whole(spec, "leaseDurationSeconds"))
@@ -59,7 +63,9 @@ class Timing:
     duration: float = 15.0
     """How long other contenders wait after our last renewal before they take over."""
     deadline: float = 10.0
-    """How long we act without a successful renewal. Must be shorter than `duration`, to leave time to stop."""
+    """How long we act without a successful renewal.
+
+    Must be shorter than `duration`, to leave time to stop."""
     retry: float = 2.0
     """The wait between two renewals, and between two attempts to acquire."""
     clock: Callable[[], float] = boot_time
@@ -69,7 +75,12 @@ class Timing:
 class LeaderLease:
     """One contender for the Lease. Run `run()` as a task; `acquired` is set when this process leads.
 
-    `on_lost` is called once, and must end the process at once (`os._exit`): an orderly stop takes longer than the time until another process acts (cilium#42920).
+    `on_lost` is called once, and must end the process at once (`os._exit`): an orderly stop takes longer than the time
+    until another process acts (cilium#42920).
+
+    Another holder's Lease counts as expired when *we* have seen neither its spec nor its claims change for its
+    duration. What anybody else writes on it, such as a label, is no sign of life. Time is measured by `boot_time`,
+    which advances while the machine sleeps, too; clocks of two machines are never compared.
     """
 
     def __init__(
@@ -83,16 +94,20 @@ class LeaderLease:
         timing: Timing | None = None,
         now: Callable[[], datetime] = wall_time,
     ) -> None:
-        """`identity` must be unique to this process; a restarted process needs another one. `now` gives the times that are written for people."""
+        """Prepare a contender.
+
+        `identity` must be unique to this process; a restarted process needs another one. `now` gives the times that are
+        written for people.
+        """
         self.identity = identity
         self.acquired = asyncio.Event()
         """Set once we lead. Never cleared: losing the Lease ends the process."""
         self.holder = ""
-        """The process that held the Lease when we last tried to acquire it; empty before, or if nobody held it."""
+        """The process that held the Lease when we last tried to acquire it; empty if none is known."""
         self.error: Exception | None = None
         """Why the last attempt to acquire or renew failed; None after a success."""
         self.claims_error = ""
-        """Why claims or failures on the Lease could not be read; empty if all could be, and after our next write."""
+        """Why claims or failures on the Lease could not be read; empty if they could, or since our last write."""
         self._client = client
         self._namespace = namespace
         self._name = name
@@ -109,7 +124,9 @@ class LeaderLease:
         self.failed_nodes: Mapping[str, FailedNode] = {}
         """The failures on record by UID of the Node, including those that a predecessor wrote."""
         self.restores = 0
-        """How often the server gave one of our writes a lower resourceVersion than it had given before. Each write was conditional on the present version, so the store itself was restored from a backup."""
+        """How often the server gave one of our writes a lower resourceVersion than it had given before.
+
+        Each write was conditional on the present version, so the store itself was restored from a backup."""
         self._reached = ""
         """The version that our last write got; before our first write, the highest version that we have read."""
         self._claims_before = ""
@@ -123,20 +140,27 @@ class LeaderLease:
 
     @property
     def is_leader(self) -> bool:
-        """Whether we hold the Lease and have renewed it within the deadline. Never True again once the Lease is lost."""
+        """Whether we hold the Lease and have renewed it within the deadline.
+
+        Never True again once the Lease is lost.
+        """
         return self.acquired.is_set() and not self._lost and self._left() > 0
 
     def must_lead(self) -> None:
         """Raise LeaseLost, after calling `on_lost`, if we do not lead now.
 
-        Called before each write, because a process that was frozen continues in the middle of its work, before `run` notices.
+        Called before each write, because a process that was frozen continues in the middle of its work, before `run`
+        notices.
         """
         if not self.is_leader:
             self._lose()
             raise LeaseLost(f"{self.identity} no longer holds the Lease {self._name}")
 
     async def run(self) -> None:
-        """Acquire the Lease, and renew it until it is lost or this is canceled; then release it, even if it is uncertain whether we hold it."""
+        """Acquire the Lease, renew it until it is lost or this is canceled, then release it.
+
+        It is released even if it is uncertain whether we hold it.
+        """
         try:
             while True:
                 if await self._attempt(self._acquire, lambda: self._timing.deadline):
@@ -154,7 +178,9 @@ class LeaderLease:
                 await self._attempt(self._release, lambda: RELEASE_SECONDS)
 
     async def set_claims(self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode]) -> None:
-        """Replace all claims and failures on the Lease by compare-and-swap, which also renews it. If this returns, we led at the moment of the write.
+        """Replace all claims and failures on the Lease by compare-and-swap, which also renews it.
+
+        If this returns, we led at the moment of the write.
 
         Raises:
             LeaseLost: another process holds the Lease, or we missed the deadline; `on_lost` was called.
@@ -180,9 +206,10 @@ class LeaderLease:
         )
 
     async def _attempt(self, step: Callable[[], Awaitable[bool]], limit: Callable[[], float]) -> bool:
-        """Run `step` when no other one is under way, and return its result; False, with the reason in `error`, if it fails.
+        """Run `step` when no other one is under way, and return its result.
 
-        `limit` returns the most seconds for the wait. It is called again for the step, because claims written in the meantime may have renewed the Lease.
+        If it fails, the result is False, and `error` has the reason. `limit` returns the most seconds for the wait. It
+        is called again for the step, because claims written in the meantime may have renewed the Lease.
         """
         try:
             async with asyncio.timeout(max(0.0, limit())):
@@ -231,9 +258,9 @@ class LeaderLease:
         return True
 
     async def _release(self) -> bool:
-        """Give up the Lease, so that a successor need not wait, and return whether it was ours; the claims stay.
+        """Give up the Lease, so that a successor need not wait, and return whether it was ours.
 
-        As soon as this is called, this process no longer leads, whatever the server answers.
+        The claims stay. As soon as this is called, this process no longer leads, whatever the server answers.
         """
         self._renewed_at = float("-inf")
         spec = {"holderIdentity": None, "leaseDurationSeconds": 1, "renewTime": self._time()}
@@ -268,9 +295,10 @@ class LeaderLease:
         self._adopt(lease)
 
     async def _write(self, spec: JSON, annotations: JSON | None = None, *, started: float | None = None) -> None:
-        """Write these fields of the Lease if it still has the version that we know; it then counts as renewed at `started`, or now.
+        """Write these fields of the Lease if it still has the version that we know.
 
-        A Lease that was deleted is created again with us as its holder. Raises Conflict if the Lease has changed or another process created it first.
+        It then counts as renewed at `started`, or now. A Lease that was deleted is created again with us as its holder.
+        Raises Conflict if the Lease has changed or another process created it first.
         """
         begun = self._clock() if started is None else started
         patch: JSON = {"metadata": {"resourceVersion": self._version}, "spec": spec}
@@ -313,7 +341,7 @@ class LeaderLease:
         }
 
     def _adopt_written(self, lease: JSON, renewed_at: float) -> None:
-        """Adopt the Lease that the server returned for our write, and count a restore if its version went back."""
+        """Adopt the Lease that the server returned for our write; count a restore if its version went back."""
         self._renewed_at = renewed_at
         self._adopt(lease)
         if newer(self._reached, self._version):

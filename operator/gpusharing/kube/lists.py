@@ -1,8 +1,8 @@
-"""Lists in pages, and objects in them that cannot be read.
+"""Read lists in pages, and withhold objects in them that cannot be read.
 
-Reads lists in pages. `pages_of` and `list_of` show the cluster as it was at one moment, or fail; `whole_list` also goes on if the server no longer has the version that the first page showed.
-
-Every list of the product is read here (`tests/test_shape.py`), so none is lost because one of its pages failed. kube-apiserver lets etcd compact its history every 5 minutes (`--etcd-compaction-interval`), so a token for the next page is valid for 300 s. A list of 200 pages at 1.6 s each takes longer.
+Every list of the product is read here (`tests/test_shape.py`), so none is lost because one of its pages failed.
+`pages_of` and `list_of` show the cluster as it was at one moment, or fail; `whole_list` also goes on if the server no
+longer has the version that the first page showed.
 """
 
 import asyncio
@@ -39,14 +39,18 @@ class Unreadable(KubeError):
 
 
 def check_identity(resource: Resource, raw: object, *keys: str) -> None:
-    """Raise Unreadable if an object lacks one of these keys of its metadata, which every API server writes."""
+    """Raise Unreadable if an object lacks one of these metadata keys, which every API server writes."""
     if missing := [key for key in keys if not text(raw, "metadata", key)]:
         fields = " and ".join(f"metadata.{key}" for key in missing)
         raise _logged(Unreadable(f"the API server returned {_name(resource, raw)} without {fields}"))
 
 
 def converted(resource: Resource, raw: JSON, convert: Callable[[JSON], View]) -> View:
-    """Return `convert(raw)`. Whatever that raises becomes Unreadable, whose message names the object."""
+    """Return `convert(raw)`. Whatever that raises becomes Unreadable, whose message names the object.
+
+    The conversions take whatever a real API server admits. An error comes from a server that is not one, such as a
+    broken proxy, or is a mistake of ours, so the log has the traceback.
+    """
     try:
         return convert(raw)
     except Exception as error:
@@ -57,7 +61,7 @@ def converted(resource: Resource, raw: JSON, convert: Callable[[JSON], View]) ->
 def or_unknown(
     resource: Resource, convert: Callable[[JSON], View], unknown: Callable[[JSON, str], View]
 ) -> Callable[[JSON], View]:
-    """Return `convert`, with `unknown` (from the raw object and the reason) for the objects that it raises for."""
+    """Return `convert`, with `unknown` (from the raw object and the reason) where it raises."""
 
     def project(raw: JSON) -> View:
         try:
@@ -85,15 +89,24 @@ def _logged(unreadable: Unreadable, cause: Exception | None = None) -> Unreadabl
 BACKOFF_FIRST = 0.5
 BACKOFF_MOST = 30.0
 SLOW, SLOWEST = 1.0, 4.0
-"""Seconds. After a page that took between the two, the next one has twice as many objects: it may take twice as long, and a call has a deadline of 10 s."""
+"""Seconds for a page after which the next one has twice as many objects.
+
+It may take twice as long, and a call has a deadline of 10 s."""
 TOKEN_LIVES = 300.0
-"""Seconds. A token that has failed for longer will never be accepted again: after the store was restored from a backup it names a version that is yet to come, which kube-apiserver answers with 500."""
+"""Seconds after which a token that still fails will never be accepted again.
+
+After the store was restored from a backup such a token names a version that is yet to come, which kube-apiserver
+answers with 500."""
 MOST_OBJECTS = 100
-"""The most objects in one page. The raw objects of a page are held in addition to the views: for Nodes of 18 KB, about 10 MiB."""
+"""The most objects in one page.
+
+The raw objects of a page are held in addition to the views: for Nodes of 18 KB, about 10 MiB."""
 PAGE = 500
 """The most objects of one page where the caller waits for the whole list, so that it takes few calls."""
 PATIENCE = 90.0
-"""Seconds for which one page may fail before `pages_of` gives up its list. A hold lasts for 60 s at most."""
+"""Seconds for which one page may fail before `pages_of` gives up its list.
+
+A hold lasts for 60 s at most."""
 LASTING_ERRORS = (Forbidden, NotFound, Invalid)
 """Errors that do not go away by themselves."""
 
@@ -106,10 +119,13 @@ async def list_of(client: KubeClient, resource: Resource, **where: Unpack[Filter
 async def pages_of(
     client: KubeClient, resource: Resource, size: int = PAGE, **where: Unpack[Filters]
 ) -> AsyncIterator[Page]:
-    """Yield the pages of a list, which all show the cluster at the moment of the first page. With a `size` of 0 there is one.
+    """Yield the pages of a list, which all show the cluster at the moment of the first page.
+
+    With a `size` of 0 there is one page.
 
     Raises:
-        KubeError: the first page failed, a later one has failed with Unavailable or Throttled for PATIENCE seconds, or it failed with any other error; Unreadable if an object in it has no identity.
+        KubeError: the first page failed, a later one has failed with Unavailable or Throttled for PATIENCE seconds, or
+            it failed with any other error; Unreadable if an object in it has no identity.
     """
     after, failing, pause = "", inf, Backoff(BACKOFF_FIRST, BACKOFF_MOST)
     while True:
@@ -141,12 +157,19 @@ async def whole_list(
     clock: Callable[[], float],
     on_error: Callable[[KubeError], None],
 ) -> AsyncGenerator[Page, None]:
-    """Yield the pages of a list, which goes on after errors that may go away by themselves and after a token expired.
+    """Yield the pages of a list that goes on after passing errors and after a token expired.
 
-    `ask` requests one page, from the most objects in it (0 for all) and the token to continue from. After such an error, with which `on_error` is called, and after a token expired, the list no longer shows one moment, so the caller must have been watching since the moment of the first page.
+    kube-apiserver lets etcd compact its history every 5 minutes (`--etcd-compaction-interval`), so a token for the next
+    page is valid for 300 s. A list of 200 pages at 1.6 s each takes longer.
+
+    `ask` requests one page, from the most objects in it (0 for all) and the token to continue from. After an error that
+    may go away by itself, with which `on_error` is called, and after a token expired, the list no longer shows one
+    moment, so the caller must have been watching since the moment of the first page.
 
     Raises:
-        KubeError: the list has to start over, because the error is one of LASTING_ERRORS, a page has failed for TOKEN_LIVES seconds, the first page or two tokens in a row have expired, or the request for everything failed.
+        KubeError: the list has to start over, because the error is one of LASTING_ERRORS, a page has failed for
+            TOKEN_LIVES seconds, the first page or two tokens in a row have expired, or the request for everything
+            failed.
     """
     after, limit, expired, pause = "", size, False, Backoff(BACKOFF_FIRST, BACKOFF_MOST)
     failing = inf

@@ -1,8 +1,8 @@
 """How to reach the API server: kubeconfig or service account, and proxies.
 
-The address of the API server, and our credentials for it.
-
-`OfficialLogin` asks the official client (`kubernetes.aio`): kubeconfig with certificates, tokens, exec plugins and OIDC. `ServiceAccountLogin` reads the service account's files itself, in a pod: the official client's imports cost 18 MiB of memory (docs/adr/0014).
+`OfficialLogin` asks the official client (`kubernetes.aio`): kubeconfig with certificates, tokens, exec plugins and
+OIDC. `ServiceAccountLogin` reads the service account's files itself, in a pod: the official client's imports cost 18
+MiB of memory (docs/adr/0014).
 """
 
 import ast
@@ -27,7 +27,10 @@ from gpusharing.kube.errors import Unauthorized
 
 
 def find_proxy(server: str, proxy_url: str | None, environment: Mapping[str, str]) -> str | None:
-    """Return the URL of the proxy for this server, or None. `proxy_url`, from the kubeconfig, takes precedence, even over NO_PROXY.
+    """Return the URL of the proxy for this server, chosen as kubectl does, or None.
+
+    `proxy_url`, from the kubeconfig, takes precedence, even over NO_PROXY. The environment is read as by
+    golang.org/x/net/http/httpproxy. kubectl can also use SOCKS proxies; we cannot.
 
     Raises Unauthorized for anything but the URL of an HTTP or HTTPS proxy; the message contains no password.
     """
@@ -71,7 +74,9 @@ def _first(environment: Mapping[str, str], *names: str) -> tuple[str, str]:
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TOKEN_SECONDS = 60.0
-"""Seconds until the token is read again. The kubelet replaces a projected token at 80 % of its life, which is at least 10 min."""
+"""Seconds until the token is read again.
+
+The kubelet replaces a projected token at 80 % of its life, which is at least 10 min."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +125,10 @@ class ServiceAccountLogin:
     _read_at: float = float("-inf")
 
     async def access(self) -> Access:
-        """Return the server that the kubelet names in the environment, trusting the authorities in `ca.crt` as it is now.
+        """Return the server that the kubelet names in the environment, trusting `ca.crt` as it is now.
 
-        The file is checked on every call: the kubelet replaces it when the cluster's authority is rotated, and from then on no connection can be made with the old one.
+        The file is checked on every call: the kubelet replaces it when the cluster's authority is rotated, and from
+        then on no connection can be made with the old one.
         """
         host = self.environment.get("KUBERNETES_SERVICE_HOST", "")
         port = self.environment.get("KUBERNETES_SERVICE_PORT") or "443"
@@ -151,7 +157,10 @@ class ServiceAccountLogin:
         return self._access
 
     async def token(self) -> str | None:
-        """Return the projected token as `Bearer TOKEN`, never None. Raises Unauthorized if it cannot be read or is empty."""
+        """Return the projected token as `Bearer TOKEN`, never None.
+
+        Raises Unauthorized if it cannot be read or is empty.
+        """
         if self.clock() - self._read_at >= TOKEN_SECONDS:
             if not (token := self._file("token").strip()):
                 raise Unauthorized(
@@ -196,7 +205,10 @@ class OfficialLogin:
     _access: Access | None = None
 
     async def access(self) -> Access:
-        """Return how to reach the server of the context. The first call, also after `renew`, may run a login program."""
+        """Return how to reach the server of the context.
+
+        The first call, also after `renew`, may run a login program.
+        """
         await self._configuration()
         if self._access is None:
             raise RuntimeError("loading sets the access")
@@ -275,7 +287,10 @@ def _merged(kubeconfig: str, _stamps: tuple[object, ...]) -> Any:
 
 
 def kubeconfig_stamps(kubeconfig: str) -> tuple[object, ...]:
-    """Return a value that changes whenever a file of a kubeconfig does. Files that do not exist are ignored, as by the client."""
+    """Return a value that changes whenever a file of a kubeconfig does.
+
+    Files that do not exist are ignored, as by the client.
+    """
     stamps = list[tuple[int, ...]]()
     for path in kubeconfig.split(os.pathsep):
         with suppress(OSError):
@@ -286,7 +301,9 @@ def kubeconfig_stamps(kubeconfig: str) -> tuple[object, ...]:
 def _without_init(package: str) -> None:
     """Let the modules of `package` be imported without running its `__init__`.
 
-    The one of the official client imports all modules for blocking calls, and requests with them, none of which `kubernetes.aio` uses: two fifths of the cost of reading a kubeconfig, and a fifth of the time of a kubectl-gpusharing command (37.0).
+    The one of the official client imports all modules for blocking calls, and requests with them, none of which
+    `kubernetes.aio` uses: two fifths of the cost of reading a kubeconfig, and a fifth of the time of a
+    kubectl-gpusharing command (37.0).
     """
     spec = None if package in sys.modules else find_spec(package)
     if spec is not None:
@@ -295,9 +312,10 @@ def _without_init(package: str) -> None:
 
 @contextmanager
 def _complaints() -> Iterator[list[str]]:
-    """Yield a list that fills with the errors that the official client only logs, such as the output of a failing login program.
+    """Yield a list that fills with the errors that the official client only logs.
 
-    Each asyncio task has its own list, because several clusters may log in at the same time.
+    An example is the output of a failing login program. Each asyncio task has its own list, because several clusters
+    may log in at the same time.
     """
     complaints: list[str] = []
     logging.getLogger("kubernetes.aio.config.kube_config").addFilter(_collect)
@@ -332,7 +350,7 @@ def _readable(text: str) -> str:
 
 
 def environment_login(environment: Mapping[str, str]) -> Login:
-    """Return the login for KUBECONFIG if that is set, else for the service account, in the directory SERVICE_ACCOUNT if set."""
+    """Return the login for KUBECONFIG if set, else for the service account, in SERVICE_ACCOUNT if set."""
     directory = Path(environment.get("SERVICE_ACCOUNT") or SERVICE_ACCOUNT)
     return find_login(environment, environment.get("KUBECONFIG", ""), directory)
 

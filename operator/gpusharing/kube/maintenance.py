@@ -1,19 +1,9 @@
-"""Whether another operator maintains a node, from its marks.
+"""Does somebody else maintain a node, by a mark on it or a NodeMaintenance (docs/design/drain.md#c5)?
 
-NodeMaintenance objects, by which somebody asks another operator to maintain a node (docs/design/drain.md#c5).
-
-Two operators have a kind of this name, and both name the node in `spec.nodeName`:
-
-- medik8s node-maintenance-operator, cluster-scoped (its api/v1beta1/nodemaintenance_types.go at 3a54cd1);
-- NVIDIA maintenance-operator, namespaced, with the requestor in `spec.requestorID` (Mellanox/maintenance-operator api/v1alpha1/nodemaintenance_types.go at e15d07b). NVIDIA's driver upgrade can be such a requestor (k8s-operator-libs pkg/upgrade/upgrade_requestor.go at 11e747a).
-
-We begin no change on a node that has one, from its creation until it is gone, whatever its status says. Before the maintenance begins, cordon and drain may come at any moment; one of NVIDIA's that is not chosen yet takes no slot. Succeeded, or Ready, means that the node is in maintenance now; deleting the object ends it (both READMEs). Failed and being deleted count too, because the uncordon is still to come and medik8s lifts any cordon that it finds (stopNodeMaintenanceImp): it would lift ours in the middle of a drain.
-
-No such object stays forever: medik8s makes the Node its owner (setOwnerRefToNode), maintenance-operator deletes what was Ready for too long (garbage_collector_controller.go at e15d07b), and any other one is named in the message, for a person to delete.
-
-The maintenance markers of others on a Node (docs/design/drain.md#c5).
-
-While a Node has one, no change of ours begins there, and one that ends leaves the node cordoned. NodeMaintenance objects, which name a Node from outside, are read by `maintenance.py`.
+While somebody does, no change of ours begins there, and one that ends leaves the node cordoned. Two operators have a
+kind NodeMaintenance, and both name the node in `spec.nodeName`: medik8s node-maintenance-operator, cluster-scoped
+(api/v1beta1/nodemaintenance_types.go at 3a54cd1), and NVIDIA maintenance-operator, namespaced, with the requestor in
+`spec.requestorID` (Mellanox/maintenance-operator api/v1alpha1/nodemaintenance_types.go at e15d07b).
 """
 
 import re
@@ -29,14 +19,27 @@ from gpusharing.planning.snapshot.views import NodeView
 
 
 class Maintenance(NamedTuple):
-    """Somebody else's work on a Node, from a mark on it or from a NodeMaintenance; empty if there is none."""
+    """Somebody else's work on a Node, from a mark on it or from a NodeMaintenance; empty if there is none.
+
+    A NodeMaintenance counts from its creation until it is gone, whatever its status says. Before the maintenance
+    begins, cordon and drain may come at any moment; Succeeded, or Ready, means that the node is in maintenance now, and
+    deleting the object ends it (both READMEs). Failed and being deleted count too, because the uncordon is still to
+    come and medik8s lifts any cordon that it finds (stopNodeMaintenanceImp): it would lift ours in the middle of a
+    drain.
+
+    No such object stays forever: medik8s makes the Node its owner (setOwnerRefToNode), maintenance-operator deletes
+    what was Ready for too long (garbage_collector_controller.go at e15d07b), and any other one is named in the message,
+    for a person to delete.
+    """
 
     who: str = ""
-    """Who maintains the node, on whose behalf and by which object, for people who want to ask them; empty when nobody does."""
+    """Who maintains the node, for whom and by which object, for people who want to ask; empty if nobody."""
     waits: bool = False
     """Whether the work has not begun or has stopped, which may stay so for weeks."""
     queued: bool = False
-    """Whether the work has certainly not begun, so that no cordon belongs to it yet. A large upgrade creates a NodeMaintenance for every node at once."""
+    """Whether the work has certainly not begun, so that no cordon belongs to it yet.
+
+    A large upgrade creates a NodeMaintenance for every node at once."""
     node: str = ""
     """Name of the node that a NodeMaintenance is for."""
 
@@ -46,13 +49,17 @@ def medik8s_maintenance(raw: JSON) -> Maintenance:
 
 
 def nvidia_maintenance(raw: JSON) -> Maintenance:
-    """Convert a raw NodeMaintenance of the group maintenance.nvidia.com. It waits until its operator has chosen it."""
+    """Convert a raw NodeMaintenance of the group maintenance.nvidia.com.
+
+    It waits, and takes no slot, until its operator has chosen it. NVIDIA's driver upgrade can be its requestor
+    (k8s-operator-libs pkg/upgrade/upgrade_requestor.go at 11e747a).
+    """
     # The requestor left the node in a state that a person must look at.
     failed = has_condition(raw, "RequestorFailed")
     requestor = text(raw, "spec", "requestorID")
     maintenance = _maintenance(raw, "NVIDIA", f" for {requestor}" if requestor else "", failed=failed)
-    # Ready is Pending before the operator has scheduled the maintenance (ConditionReasonPending, Mellanox/maintenance-operator
-    # api/v1alpha1/nodemaintenance_types.go at e15d07b).
+    # Ready is Pending before the operator has scheduled the maintenance (ConditionReasonPending,
+    # Mellanox/maintenance-operator api/v1alpha1/nodemaintenance_types.go at e15d07b).
     begun = any(
         condition.get("type") == "Ready" and text(condition, "reason") not in ("", "Pending")
         for condition in entries(raw, "status", "conditions")
@@ -70,13 +77,13 @@ def _maintenance(raw: JSON, operator: str, behalf: str, *, failed: bool) -> Main
 
 
 def as_last_read(maintenances: Mapping[str, Maintenance]) -> dict[str, Maintenance]:
-    """Return these maintenances with a note that they may have ended, because their kind may no longer be read."""
+    """Return these with a note that they may have ended, because their kind may no longer be read."""
     note = "as last read, because the operator may no longer read this kind"
     return {name: row._replace(who=f"{row.who} ({note})") for name, row in maintenances.items()}
 
 
 def find_maintained(*kinds: Mapping[str, Maintenance]) -> dict[str, Maintenance]:
-    """Return the maintenance of each node that has one, by node name: the first that does not wait, else the first."""
+    """Return the maintenance of each node that has one: the first that does not wait, else the first."""
     chosen: dict[str, Maintenance] = {}
     for kind in kinds:
         for name in sorted(kind):
@@ -125,7 +132,7 @@ _OURS = frozenset(
 
 
 def find_problem(key: str) -> str:
-    """Return the reason why an admin may not name `key` as a further marker, or an empty string if it may be used."""
+    """Return why an admin may not name `key` as a further marker; empty if it may be used."""
     # At most a DNS prefix of 253 characters, a slash and a name of 63.
     if len(key) > 317 or not re.fullmatch(LABEL_KEY, key):
         return f"{key!r} is not a key of a label, annotation or taint"
@@ -137,9 +144,10 @@ def find_problem(key: str) -> str:
 
 
 def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Maintenance:
-    """Return the marker of whoever else is maintaining this Node, or an empty marker if nobody is.
+    """Return the marker of whoever else is maintaining this Node; empty if nobody is.
 
-    `keys` are further keys of labels, annotations and taints that count as markers, whatever their value. A marker whose work only waits counts only if there is no other.
+    `keys` are further keys of labels, annotations and taints that count as markers, whatever their value. A marker
+    whose work only waits counts only if there is no other.
     """
     metadata = section(node, "metadata")
     labels, annotations = texts(metadata.get("labels")), texts(metadata.get("annotations"))
@@ -166,8 +174,8 @@ def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Maintenance:
 def _find_known(labels: Mapping[str, str], annotations: Mapping[str, str]) -> Iterator[Maintenance]:
     state = labels.get(names.LABEL_UPGRADE_STATE, "")
     # k8s-operator-libs pkg/upgrade/consts.go, upgrade_requestor.go and common_manager.go at 11e747a: all nodes of an
-    # upgrade reach the first queued state at once. Or they reach the second, and each gets a NodeMaintenance, which says
-    # when its upgrade begins. A node whose upgrade has failed keeps its cordon until its driver pod runs
+    # upgrade reach the first queued state at once. Or they reach the second, and each gets a NodeMaintenance, which
+    # says when its upgrade begins. A node whose upgrade has failed keeps its cordon until its driver pod runs
     # (ProcessUpgradeFailedNodes).
     if state not in ("", "upgrade-done"):
         queued = state in ("upgrade-required", "node-maintenance-required")

@@ -1,4 +1,7 @@
-"""List the pods of the nodes that a pass asks about: one LIST for each node, made as often as the drain needs it, the most urgent node first."""
+"""List the pods of the nodes that a pass asks about, the most urgent node first.
+
+Each node has one LIST, made as often as its drain needs it.
+"""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -41,11 +44,11 @@ class NodePods:
         self.gangs, self._lookups = Gangs(self.client), PodLookups(self.client)
 
     async def look(self, wanted: frozenset[str], proving: frozenset[str], now: datetime, began: float) -> None:
-        """List the pods of each wanted node that is due, and update `work`. Nodes that are not wanted are forgotten.
+        """List the pods of each wanted node that is due, and update `work`.
 
-        A LIST that ends late is used by the next call. If one was not sent, or was refused with 429, `work` keeps the last
-        one with its age. `now` is the time of day at the moment `began` of the loop's clock. Raises an ExceptionGroup with
-        Unauthorized or ServerAway.
+        Nodes that are not wanted are forgotten. A LIST that ends late is used by the next call. If one was not sent, or
+        was refused with 429, `work` keeps the last one with its age. `now` is the time of day at the moment `began` of
+        the loop's clock. Raises an ExceptionGroup with Unauthorized or ServerAway.
         """
         self._hear(now, began)
         for name in self.work.keys() - wanted:
@@ -81,12 +84,18 @@ class NodePods:
             self.work[name] = heard(work, answers.get(name), _later(now, began))
 
     def forget(self) -> None:
-        """Forget the pods of all nodes, because an answer was lost: only a new LIST shows whether a pod was evicted."""
+        """Forget the pods of all nodes, because an answer was lost.
+
+        Only a new LIST shows whether a pod was evicted.
+        """
         self.work.clear()
         self._lists.clear()
 
     async def _take(self, lists: Mapping[str, NodeWork]) -> None:
-        """Store finished LISTs in `work`; those of nodes with guarded pods wait until the PodDisruptionBudgets have been listed."""
+        """Store finished LISTs in `work`.
+
+        Those of nodes with guarded pods wait until the PodDisruptionBudgets have been listed.
+        """
         guarded = {
             node
             for node, work in lists.items()
@@ -117,7 +126,7 @@ class NodePods:
         return work.quiet_since is not None and work.listed_at < work.quiet_since
 
     def _urgency(self, name: str, proving: frozenset[str]) -> tuple[bool, float, str]:
-        """Return the sort key of a node. On a slow server a round ends before its work is done.
+        """Return the sort key of a node: on a slow server a round ends before its work is done.
 
         Fenced nodes in `proving` come first, the oldest fence first: their proof grows old, and if there is not enough
         time for all, the first ones should be proven. The others follow, the oldest LIST first.
@@ -135,7 +144,10 @@ class NodePods:
         return scope_of(view, self.sources.settings.plan, stack)
 
     async def _pods_of(self, node: str, scope: Scope, now: datetime) -> tuple[tuple[PodView, ...], str]:
-        """Raises Unauthorized, ServerAway and HeldBack, and Throttled while the last LIST is still valid; other errors are returned."""
+        """Return the pods of the node, and why they cannot be listed or read, if so.
+
+        Raises Unauthorized, ServerAway and HeldBack, and Throttled while the last LIST is still valid.
+        """
         try:
             raws = await list_of(self.client, PODS, field_selector=f"spec.nodeName={node}")
             guard = self.sources.settings.plan.guard

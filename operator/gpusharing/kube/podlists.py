@@ -43,15 +43,21 @@ from gpusharing.planning.drain.pods import find_leaving, holds_gpu
 from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, PdbView, PodView, Scope
 
 MAX_LISTS = 16
-"""The most gangs of one node that each get a LIST by their own label. There can be many, because each slice of a node may belong to another job."""
+"""The most gangs of one node that each get a LIST by their own label.
+
+There can be many, because each slice of a node may belong to another job."""
 MAX_PODS = 5000
 """The most pods read from the LIST of one gang."""
 MAX_SHARED = 20_000
-"""The most pods read from a LIST that serves several gangs. If there are more, these gangs count as unknown."""
+"""The most pods read from a LIST that serves several gangs.
+
+If there are more, these gangs count as unknown."""
 LIST_VALID = timedelta(seconds=3)
 """How long the result of a LIST is reused for all nodes whose pods are read in the meantime."""
 LIST_VALID_IN_DRAIN = timedelta(seconds=30)
-"""The same for nodes that are being drained: they only wait for members that may end by themselves."""
+"""How long that result is reused for nodes in a drain.
+
+They only wait for members that may end by themselves."""
 FORGET_AFTER = timedelta(minutes=2)
 """The result of a LIST is forgotten this long after its gangs were last requested."""
 
@@ -74,7 +80,10 @@ class _Known:
     """When one of its gangs was last requested."""
 
     def serves(self, gangs: Iterable[Gang]) -> bool:
-        """Whether this result answers a request for these gangs; a gang that it lacks may be younger than this LIST."""
+        """Whether this result answers a request for these gangs.
+
+        A gang that it lacks may be younger than this LIST.
+        """
         return bool(self.error) or all(gang in self.members for gang in gangs)
 
     def view(self, gang: Gang, labels: Mapping[str, str] | None) -> GangView:
@@ -89,7 +98,12 @@ class _Known:
 
 @dataclass(slots=True)
 class Gangs:
-    """Lists gangs on request. Concurrent calls for the same LIST run one after the other."""
+    """Lists gangs on request. Concurrent calls for the same LIST run one after the other.
+
+    A LIST selects a gang by its label. Where no label tells one gang from another, one LIST serves all such gangs of
+    the namespace: it selects by the label that all of them have, or else by the scheduler that they name. Nothing is
+    watched.
+    """
 
     client: KubeClient
     most: int = MAX_SHARED
@@ -98,9 +112,10 @@ class Gangs:
     _locks: defaultdict[_Query, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
 
     async def find(self, pods: Sequence[PodView], scope: Scope, now: datetime, *, anew: bool) -> tuple[GangView, ...]:
-        """Return the gangs of those `pods` that must leave their node, with their unfinished pods on all nodes.
+        """Return the gangs of `pods` that must leave their node, with their unfinished pods on all nodes.
 
-        The result of a LIST is reused for LIST_VALID; without `anew`, one that succeeded is reused for LIST_VALID_IN_DRAIN, and is kept if a new one fails. If a LIST fails, its gangs are returned with the error.
+        The result of a LIST is reused for LIST_VALID; without `anew`, one that succeeded is reused for
+        LIST_VALID_IN_DRAIN, and is kept if a new one fails. If a LIST fails, its gangs are returned with the error.
 
         Raises:
             ServerAway, Unauthorized, HeldBack: no gang can be listed now.
@@ -184,11 +199,15 @@ def _member(raw: JSON) -> GangMember:
 
 
 BUDGETS_VALID = 15.0
-"""Seconds for which a list is valid. It need not be newer, because the API server checks the present budget at each eviction."""
+"""Seconds for which a list is valid.
+
+It need not be newer, because the API server checks the present budget at each eviction."""
 LIST_VALID_THROTTLED = timedelta(minutes=2)
-"""How long a list of budgets, or of the pods of a node, is valid while the API server refuses new ones with 429."""
+"""How long a list of budgets, or of a node's pods, is valid while the API server answers 429."""
 PATIENCE = 30.0
-"""Seconds to wait for a first answer. An error is also reported for this long while the next answer is awaited."""
+"""Seconds to wait for a first answer.
+
+An error is also reported for this long while the next answer is awaited."""
 
 
 @dataclass(slots=True)
@@ -204,14 +223,15 @@ class Budgets:
     _error: str = ""
     """Why the last LIST failed; empty if it succeeded."""
     _failed: float = float("-inf")
-    """When `_error` arrived."""
+    """When the last failure, that of `_error`, arrived."""
     _waits_since: float | None = None
     """Since when we have been waiting for an answer; None while no LIST is awaited."""
 
     async def find(self) -> tuple[PdbView, ...] | str | None:
-        """Return all PodDisruptionBudgets, a message if they cannot be listed, or None if the server has not answered yet.
+        """Return all PodDisruptionBudgets, or a message if they cannot be listed.
 
-        An answer that arrives after this call has returned is used by the next call.
+        None means that the server has not answered yet: nodes whose drain depends on budgets wait, and that is no
+        error. An answer that arrives after this call has returned is used by the next call.
 
         Raises:
             ExceptionGroup: with Unauthorized or ServerAway.
@@ -258,14 +278,19 @@ class PodLookups:
 
     client: KubeClient
     owners: dict[tuple[str, str, str], tuple[datetime, bool | None]] = field(default_factory=dict)
-    """DaemonSets by namespace, name and UID: when each was read, and whether it existed; None if we may not read it."""
+    """DaemonSets by namespace, name and UID: when each was read, and whether it existed.
+
+    None means that we may not read it."""
     namespaces: dict[str, tuple[datetime, Mapping[str, str] | None]] = field(default_factory=dict)
     """Namespaces by name: when each was read, and its labels, or None if they cannot be read."""
 
     async def views(
         self, raws: Iterable[JSON], scope: Scope, now: datetime, *, namespaces: bool
     ) -> tuple[PodView, ...]:
-        """Convert the raw pods of one node. Raises KubeError if one, or an object that it needs, cannot be read."""
+        """Convert the raw pods of one node.
+
+        Raises KubeError if one, or an object that it needs, cannot be read.
+        """
         pods = []
         for raw in raws:
             claims = await self._resource_claims(raw)
@@ -279,7 +304,10 @@ class PodLookups:
         return tuple([await self._with_owner(pod, now) if pod.uid in concerned else pod for pod in pods])
 
     async def _resource_claims(self, raw: JSON) -> dict[str, ClaimedDevices]:
-        """Return the devices of each ResourceClaim of a raw pod, by `namespace/name`; None counts as a GPU (docs/design/drain.md#g5)."""
+        """Return the devices of each ResourceClaim of a raw pod, by `namespace/name`.
+
+        None counts as a GPU (docs/design/drain.md#g5).
+        """
         namespace = text(raw, "metadata", "namespace")
         claims: dict[str, ClaimedDevices] = {}
         for name in converted(PODS, raw, resource_claim_names):

@@ -1,15 +1,8 @@
-"""Convert raw pods to the values that the planner reads, with what they request and the gang that they belong to.
+"""Convert raw Pods, ResourceClaims and PodDisruptionBudgets to what the drain rules read.
 
-Raw Pods, ResourceClaims and PodDisruptionBudgets as the drain rules see them (docs/design/drain.md, rows P and G).
-
-Fail-safe on purpose: a phase, a quantity or a ResourceClaim that cannot be read counts as a pod that holds a GPU. The
-API server creates every pod as Pending (kubernetes v1.36.3 `pkg/registry/core/pod/strategy.go`), so a pod without a
-phase has a status that something else broke. It counts as Unknown: it has not finished, and unlike a Pending pod it is
-protected by its budgets.
-
-The gang that a pod belongs to, read from the pod alone: no kind that defines gangs has to be installed.
-
-The ways in which pods declare that they belong together (docs/design/drain.md#t13) go from the widest unit to the narrowest: a unit that restarts a whole workload when one pod ends counts more than pods that were scheduled together.
+Fail-safe on purpose (docs/design/drain.md, rows P and G): a phase, a quantity or a ResourceClaim that cannot be read
+counts as a pod that holds a GPU. The gang of a pod is read from the pod alone, so no kind that defines gangs has to be
+installed.
 """
 
 from collections import Counter
@@ -46,7 +39,10 @@ KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
 
 
 def gang_of(raw: JSON) -> Gang | None:
-    """Return the gang of a Pod in the pod's namespace, or None. If no label selects its pods, their scheduler does."""
+    """Return the gang of a Pod in the pod's namespace, or None.
+
+    If no label selects its pods, their scheduler does.
+    """
     found = ((kind, name, labels) for kind, (name, labels) in _declared(raw) if name)
     if (first := next(found, None)) is None:
         return None
@@ -57,7 +53,12 @@ def gang_of(raw: JSON) -> Gang | None:
 
 
 def _declared(raw: JSON) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Yield the kind of each gang that a pod may declare, and its name and label selector; an empty name if it does not, an empty selector if no label tells its pods."""
+    """Yield the kind, name and label selector of each gang that a pod may declare.
+
+    They go from the widest unit to the narrowest (docs/design/drain.md#t13): a unit that restarts a whole workload when
+    one pod ends counts more than pods that were scheduled together. The name is empty if the pod does not declare such
+    a gang, and the selector if no label tells its pods.
+    """
     metadata = section(raw, "metadata")
     labels, annotations = texts(metadata.get("labels")), texts(metadata.get("annotations"))
 
@@ -103,9 +104,10 @@ def _declared(raw: JSON) -> Iterator[tuple[str, tuple[str, str]]]:
 
 
 def _find_kueue_job(raw: JSON, labels: Mapping[str, str]) -> tuple[str, str]:
-    """Return the gang of the job that controls a pod, if Kueue queues that job: its Workload's name begins with this name.
+    """Return the gang of the job that controls a pod, if Kueue queues that job.
 
-    kubernetes-sigs/kueue without the TopologyAwareScheduling feature gate: since v0.10 such pods have the podset label; all pods of a job belong to one Workload.
+    The name of its Workload begins with this name. In kubernetes-sigs/kueue without the TopologyAwareScheduling feature
+    gate, such pods have the podset label since v0.10; all pods of a job belong to one Workload.
     """
     if not labels.keys() & {KUEUE_PODSET, KUEUE_QUEUE}:
         return "", ""
@@ -122,8 +124,10 @@ def _find_kueue_job(raw: JSON, labels: Mapping[str, str]) -> tuple[str, str]:
 
 
 BY_CLASS = "deviceclass.resource.kubernetes.io/"
-"""How the extended resource begins that every DeviceClass has since Kubernetes 1.36; the name of the class follows
-(k8s.io/api v0.36.3, resource/v1/types.go, ResourceDeviceClassPrefix). The scheduler makes a ResourceClaim of it."""
+"""How the extended resource of a DeviceClass begins, before the name of the class.
+
+Every DeviceClass has one since Kubernetes 1.36, and the scheduler makes a ResourceClaim of it (k8s.io/api v0.36.3,
+resource/v1/types.go, ResourceDeviceClassPrefix)."""
 
 
 def pod_requests(pod: JSON) -> Counter[str]:
@@ -155,7 +159,10 @@ def largest_requests(pod: JSON) -> Counter[str]:
 
 
 def container_requests(container: JSON) -> Counter[str]:
-    """Return how much of each GPU resource one container requests. A quantity that cannot be read counts as 1."""
+    """Return how much of each GPU resource one container requests.
+
+    A quantity that cannot be read counts as 1.
+    """
     # Requests of an extended resource equal its limits, so one of them is enough (docs/design/drain.md#g1).
     requests = {**section(container, "resources", "requests"), **section(container, "resources", "limits")}
     counts = {intern(key): count(quantity) for key, quantity in requests.items() if is_gpu_resource(key)}
@@ -163,13 +170,19 @@ def container_requests(container: JSON) -> Counter[str]:
 
 
 def requests_by_class(pod: JSON) -> bool:
-    """Whether a container requests devices by the resource of a DeviceClass (BY_CLASS), which need not be GPUs."""
+    """Whether a container requests devices by the resource of a DeviceClass (BY_CLASS).
+
+    Such devices need not be GPUs.
+    """
     containers = (*entries(pod, "spec", "containers"), *entries(pod, "spec", "initContainers"))
     return any(name.startswith(BY_CLASS) for one in containers for name in section(one, "resources", "limits"))
 
 
 async def count_pending(client: KubeClient) -> tuple[Mapping[str, int], Mapping[str, int]]:
-    """Return how many Pending pods without a node request each GPU resource, and how many devices in total; pods that are being deleted do not count."""
+    """Return how many Pending pods without a node request each GPU resource, and how many devices.
+
+    Pods that are being deleted do not count.
+    """
     pods, devices = Counter[str](), Counter[str]()
     async for page in pages_of(client, PODS, field_selector="spec.nodeName=,status.phase=Pending"):
         for raw in page.items:
@@ -185,8 +198,10 @@ CORDON_TAINT = "node.kubernetes.io/unschedulable"
 MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
 
 ClaimedDevices = tuple[str, ...] | None
-"""The names of the devices of NVIDIA's DRA driver that a ResourceClaim holds, with an empty string for each one that a
-device of another kind could replace. None if the claim cannot be read."""
+"""The names of the devices of NVIDIA's DRA driver that a ResourceClaim holds.
+
+An empty string stands for each device that one of another kind could replace, and None for a claim that cannot be read.
+"""
 
 NO_END = 10**9
 """Seconds that stand for a grace period which no drain outlasts."""
@@ -195,7 +210,13 @@ NO_NODE: Row = (f"{FIELD}metadata.name", "In", ())
 
 
 def pod_view(raw: JSON, resource_claims: Mapping[str, ClaimedDevices]) -> PodView:
-    """Convert a raw Pod. A claim that `resource_claims` lacks, by `namespace/name`, counts as one that cannot be read."""
+    """Convert a raw Pod.
+
+    A claim that `resource_claims` lacks, by `namespace/name`, counts as one that cannot be read. The API server creates
+    every pod as Pending (kubernetes v1.36.3 `pkg/registry/core/pod/strategy.go`), so a pod without a phase has a status
+    that something else broke. It counts as Unknown: it has not finished, and unlike a Pending pod it is protected by
+    its budgets.
+    """
     metadata, resources = section(raw, "metadata"), dict(sorted(pod_requests(raw).items()))
     namespace, labels = intern(text(metadata, "namespace")), interned(metadata.get("labels"))
     own, extended = (
@@ -242,8 +263,8 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ClaimedDevices]) -> PodVie
             "emptyDir" in row and not text(row, "emptyDir", "medium") for row in entries(raw, "spec", "volumes")
         ),
         gang=gang_of(raw),
-        # The scheduler checks taints only when it allocates a claim, which other pods may share if it is named (Kubernetes
-        # v1.36.3).
+        # The scheduler checks taints only when it allocates a claim, which other pods may share if it is named
+        # (Kubernetes v1.36.3).
         evades_rules=text(raw, "spec", "schedulerName") not in ("", "default-scheduler")
         or any(text(entry, "resourceClaimName") for entry in entries(raw, "spec", "resourceClaims")),
         grace=min(max(0, grace), NO_END),
@@ -264,7 +285,10 @@ def resource_claim_names(raw: JSON) -> tuple[str | None, ...]:
 
 
 def _own_claims(raw: JSON) -> tuple[str | None, ...]:
-    """Return the names of the ResourceClaims in a pod's spec (G3, G4), except those that its status says it does not need (`resourceClaimName` null)."""
+    """Return the names of the ResourceClaims in a pod's spec (G3, G4).
+
+    Those that its status says it does not need (`resourceClaimName` null) are left out.
+    """
     generated = {
         text(status, "name"): part(status, "resourceClaimName")
         for status in entries(raw, "status", "resourceClaimStatuses")
@@ -286,7 +310,7 @@ def _extended_claims(raw: JSON) -> tuple[str, ...]:
 
 
 def claimed_devices(raw: JSON) -> ClaimedDevices:
-    """Return the devices that gpu.nvidia.com allocated for a ResourceClaim without adminAccess (G3, G6, G7)."""
+    """Return the devices of gpu.nvidia.com that a ResourceClaim holds without adminAccess (G3, G6, G7)."""
     allocation = part(raw, "status", "allocation")
     if allocation is None:
         return ()
@@ -300,7 +324,11 @@ def claimed_devices(raw: JSON) -> ClaimedDevices:
 
 
 def _accepts_others(raw: JSON, request: str) -> bool:
-    """Whether another kind of device than the allocated one could meet this request: it is one of several alternatives (firstAvailable), or asks for any MIG device by NVIDIA's own class. What other classes select is not known."""
+    """Whether another kind of device than the allocated one could meet this request.
+
+    It could if the device is one of several alternatives (firstAvailable), or if the request asks for any MIG device by
+    NVIDIA's own class. What other classes select is not known.
+    """
     if "/" in request:  # REQUEST/ALTERNATIVE
         return True
     rows = (row for row in entries(raw, "spec", "devices", "requests") if text(row, "name") == request)

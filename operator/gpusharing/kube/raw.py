@@ -1,9 +1,4 @@
-"""Read fields of raw objects: paths, texts and quantities, whatever their shape.
-
-Read Kubernetes quantities of countable resources.
-
-The API server writes them in canonical form, so 2000 time-slicing shares arrive as `2k` (apimachinery v0.36.3 pkg/api/resource/suffix.go, decimal SI and binary SI suffixes).
-"""
+"""Read raw JSON: a part that is missing or malformed counts as None, empty, 0 or False."""
 
 import json
 import re
@@ -64,20 +59,26 @@ def strings(value: object) -> tuple[str, ...]:
 
 
 def interned(value: object) -> Mapping[str, str]:
-    """Return labels as `texts` does, with strings shared between objects: thousands of nodes repeat the same ones."""
+    """Return labels as `texts` does, with shared strings: thousands of nodes repeat the same ones."""
     if not isinstance(value, dict):
         return {}
     return {intern(key): intern(item) for key, item in value.items() if isinstance(item, str)}
 
 
 def variable(container: object, name: str) -> str:
-    """Return the value of an environment variable of a container; the last entry counts, as for the kubelet, and `valueFrom` does not."""
+    """Return the value of an environment variable of a container.
+
+    The last entry counts, as for the kubelet, and `valueFrom` does not.
+    """
     rows = [row for row in entries(container, "env") if row.get("name") == name]
     return text(rows[-1], "value") if rows else ""
 
 
 def is_true(value: str) -> bool:
-    """Whether Go's strconv.ParseBool reads `value` as true, which NVIDIA's programs use for flags (urfave/cli) and feature gates (k8s.io/component-base)."""
+    """Whether Go's strconv.ParseBool reads `value` as true.
+
+    NVIDIA's programs use it for flags (urfave/cli) and feature gates (k8s.io/component-base).
+    """
     return value in ("1", "t", "T", "true", "TRUE", "True")
 
 
@@ -89,7 +90,10 @@ def has_condition(raw: object, kind: str) -> bool:
 
 
 def newer(a: str, b: str) -> bool:
-    """Whether the resourceVersion `a` is a higher number than `b`. False if either is not a number (see kube/reflector.py)."""
+    """Whether the resourceVersion `a` is a higher number than `b`.
+
+    False if either is not a number (see kube/reflector.py).
+    """
     try:
         return int(a) > int(b)
     except ValueError:
@@ -101,9 +105,12 @@ _COUNT = re.compile(r"\+?(\d{1,18})(k|M|G|Ki|Mi|Gi|m)?")
 
 
 def count(quantity: object) -> int | None:
-    """Return a Kubernetes quantity as a whole number; thousandths (`m`) are rounded up as the scheduler does.
+    """Return a Kubernetes quantity as a whole number.
 
-    None if it is negative or is in no form that the API server writes for counts: with a decimal point, for example.
+    The API server writes quantities in canonical form, so 2000 time-slicing shares arrive as `2k` (apimachinery v0.36.3
+    pkg/api/resource/suffix.go, decimal SI and binary SI suffixes). Thousandths (`m`) are rounded up as the scheduler
+    does. None if the quantity is negative or is in no form that the API server writes for counts: with a decimal point,
+    for example.
     """
     if isinstance(quantity, int) and not isinstance(quantity, bool):
         return quantity if quantity >= 0 else None
@@ -114,7 +121,10 @@ def count(quantity: object) -> int | None:
 
 
 def gpu_counts(quantities: object) -> Mapping[str, int]:
-    """Return the number of each GPU resource in a Node's allocatable, sorted by name, without those that count 0 (docs/design/nvidia.md#r12)."""
+    """Return the number of each GPU resource in a Node's allocatable, sorted by name.
+
+    Those that count 0 are left out (docs/design/nvidia.md#r12).
+    """
     if not isinstance(quantities, dict):
         return {}
     counts = {intern(key): count(value) for key, value in quantities.items() if is_gpu_resource(key)}

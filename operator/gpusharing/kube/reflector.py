@@ -1,17 +1,7 @@
 """Cached objects of one kind: listed, watched, and converted once for each version.
 
-Reflector: a cache of small projections of all objects of one kind, kept up to date by list and watch.
-
-It is our own code because existing caches lose deletions: kopf 1.45 keeps objects that vanished in a 410 gap forever, and the informer of the official client keys by name without UID (docs/design/faults.md#d2, D3).
-
-A watch starts from the version of the first list as soon as its first page has arrived, and continues alongside every later list. So a list need not show one moment (paging.py), and one that fails takes nothing away.
-
-What holds at any time after `synced`:
-- an object that the server no longer has disappears at the next list at the latest (`relist_after`, and up to a fifth later, so that caches that began together do not list together);
-- a kind that is uninstalled leaves nothing behind: the cache empties when the server's discovery has not listed the kind for GONE_AFTER. A 404 alone is not believed: a server that has just started answers so too;
-- a view never goes back: of one kind, the object with the higher resourceVersion is the newer one. These are etcd revisions, one counter for the store; a server that writes something else is believed as it comes. Only a store that was restored from a backup turns the cache back: when two complete lists in a row are older than the cache, and a write has proven that versions went back (docs/adr/0061-lists-that-survive-their-pages.md);
-- `items` keeps the identity of a view whose projection did not change, so callers may memoize on it;
-- no object ends the cache. One that cannot be converted keeps its last view and is in `unreadable`. One without name, UID or version could be any, so the cache counts as incomplete until a list has none.
+It is our own code because existing caches lose deletions: kopf 1.45 keeps objects that vanished in a 410 gap forever,
+and the informer of the official client keys by name without UID (docs/design/faults.md#d2, D3).
 """
 
 import asyncio
@@ -38,7 +28,9 @@ from gpusharing.kube.raw import newer, text
 View = TypeVar("View")
 
 OLDEST = "1"
-"""The version with which etcd begins, so every other version counts as newer. The server rejects a write that is conditional on it."""
+"""The version with which etcd begins, so every other version counts as newer.
+
+The server rejects a write that is conditional on it."""
 
 
 class Views(Generic[View]):
@@ -52,7 +44,10 @@ class Views(Generic[View]):
         long_names: bool,
         remembered: int,
     ) -> None:
-        """`project` may raise Unreadable. With `long_names`, objects are called `namespace/name`. `remembered`: see Reflector."""
+        """Prepare an empty store. `project` may raise Unreadable.
+
+        With `long_names`, objects are called `namespace/name`. `remembered` is that of `Reflector`.
+        """
         self._project, self._on_change = project, on_change
         self._long_names, self._remembered = long_names, remembered
         self._views: dict[str, View] = {}
@@ -66,7 +61,9 @@ class Views(Generic[View]):
         self.newest = ""
         """The highest version that the server has shown."""
         self.listing = False
-        """Whether a list is being read. All deletions are remembered meanwhile, because a later page may still contain the object."""
+        """Whether a list is being read.
+
+        All deletions are remembered meanwhile, because a later page may still contain the object."""
 
     def name(self, obj: JSON) -> str:
         metadata = obj["metadata"]
@@ -74,7 +71,7 @@ class Views(Generic[View]):
         return f"{text(metadata, 'namespace')}/{name}" if self._long_names else name
 
     def version(self, name: str) -> str:
-        """Return the version of an object as it was last seen; empty if none is stored, and OLDEST after `go_back`."""
+        """Return the version of an object as last seen; empty if unknown, and OLDEST after `go_back`."""
         return self._known.get(name, ("", ""))[1]
 
     def reached(self, version: str) -> None:
@@ -84,7 +81,9 @@ class Views(Generic[View]):
     def apply(self, obj: JSON, moment: str = "") -> None:
         """Store the view of a raw object, unless the cache knows this version or a newer one, or its deletion.
 
-        `moment` is the version of the list that contains the object, if any. Such an object replaces a cached one that is older than the list, even if its own version is lower: a store that was restored under a higher version (etcdutl --bump-revision) holds objects older than the cached ones.
+        `moment` is the version of the list that contains the object, if any. Such an object replaces a cached one that
+        is older than the list, even if its own version is lower: a store that was restored under a higher version
+        (etcdutl --bump-revision) holds objects older than the cached ones.
         """
         metadata = obj["metadata"]
         uid, version = metadata["uid"], metadata["resourceVersion"]
@@ -123,13 +122,16 @@ class Views(Generic[View]):
             self._forget(name, self.version(name))
 
     def keep_only(self, names: Collection[str], version: str) -> None:
-        """Drop all objects but `names`, those in a complete list of this version, and those that are newer than the list."""
+        """Drop all objects but `names`, those of a complete list of this version, and those that are newer."""
         for name in [name for name in self._known if name not in names]:
             if not newer(self.version(name), version):
                 self._forget(name, version)
 
     def go_back(self, version: str) -> None:
-        """Let every object that comes from now on count as newer, because the store was restored from a backup and is at `version`."""
+        """Let every object that comes from now on count as newer.
+
+        The store was restored from a backup and is at `version`.
+        """
         self._gone.clear()
         self._known = {name: (uid, OLDEST) for name, (uid, _) in self._known.items()}
         self.newest = version
@@ -147,17 +149,40 @@ class Views(Generic[View]):
 
 
 SHORT_WATCH = 1.0
-"""Seconds. A watch that ends sooner does not count as progress, whatever it delivered, so the next one is delayed."""
+"""Seconds that a watch must last to count as progress, whatever it delivers.
+
+After a shorter one, the next one is delayed."""
 GONE_AFTER = 30.0
 """Seconds for which discovery must not list the kind before its objects count as gone."""
 RECHECK_AFTER = 30.0
 """Seconds until the kind is listed again, after a list that was older than the cache."""
 STALE_AFTER = 120.0
-"""Seconds after which a view that is not known to be current is listed again, before the planner reports it as OLD_VIEW. After the store was restored from a backup, a watch is silent and nothing fails; the bookmarks of a quiet kind may lag behind its lists."""
+"""Seconds after which a view that may be old is listed again, before the planner reports OLD_VIEW.
+
+After the store was restored from a backup, a watch is silent and nothing fails; the bookmarks of a quiet kind may lag
+behind its lists."""
 
 
 class Reflector(Generic[View]):
-    """A cache of one kind. Run `run()` as a task; read from any other task of the same loop."""
+    """A cache of one kind. Run `run()` as a task; read from any other task of the same loop.
+
+    A watch starts from the version of the first list as soon as its first page has arrived, and continues alongside
+    every later list. So a list need not show one moment (`whole_list`), and one that fails takes nothing away.
+
+    What holds at any time after `synced`:
+
+    - an object that the server no longer has disappears at the next list at the latest (`relist_after`, and up to a
+      fifth later, so that caches that began together do not list together);
+    - a kind that is uninstalled leaves nothing behind: the cache empties when the server's discovery has not listed the
+      kind for GONE_AFTER. A 404 alone is not believed: a server that has just started answers so too;
+    - a view never goes back: of one kind, the object with the higher resourceVersion is the newer one. These are etcd
+      revisions, one counter for the store; a server that writes something else is believed as it comes. Only a store
+      that was restored from a backup turns the cache back: when two complete lists in a row are older than the cache,
+      and a write has proven that versions went back (docs/adr/0061-lists-that-survive-their-pages.md);
+    - `items` keeps the identity of a view whose projection did not change, so callers may memoize on it;
+    - no object ends the cache. One that cannot be converted keeps its last view and is in `unreadable`. One without
+      name, UID or version could be any, so the cache counts as incomplete until a list has none.
+    """
 
     def __init__(
         self,
@@ -174,20 +199,29 @@ class Reflector(Generic[View]):
         restores: Callable[[], int] = int,
         **where: Unpack[Filters],
     ) -> None:
-        """Prepare the cache of the objects that `where` selects, stored by name, or by `namespace/name` if all namespaces are read.
+        """Prepare the cache of the objects that `where` selects; in all namespaces, by `namespace/name`.
 
-        `project` converts a raw object to its view; if it raises, the object becomes `unreadable`. `on_change` gets the name of an object that was added, removed, or changed in its view. `on_error` gets the reason why the server cannot be followed whenever that changes, and an empty string once it can be followed.
+        `project` converts a raw object to its view; if it raises, the object becomes `unreadable`. `on_change` gets the
+        name of an object that was added, removed, or changed in its view. `on_error` gets the reason why the server
+        cannot be followed whenever that changes, and an empty string once it can be followed.
 
-        A list has `page_size` objects a page, which are all that is held besides the views, and is read again after `relist_after` seconds even if nothing failed. `remembered` deleted objects are remembered, so that late events about them are ignored. `restores` returns how often a write has proven that the store was restored from a backup (LeaderLease).
+        A list has `page_size` objects a page, which are all that is held besides the views, and is read again after
+        `relist_after` seconds even if nothing failed. `remembered` deleted objects are remembered, so that late events
+        about them are ignored. `restores` returns how often a write has proven that the store was restored from a
+        backup (LeaderLease).
         """
         self.synced = asyncio.Event()
         """Set when the first list is complete."""
         self.error: KubeError | None = None
-        """Why the cache does not follow the server at present, or None if it does. The failure of a later list alone is no such reason."""
+        """Why the cache does not follow the server at present, or None if it does.
+
+        The failure of a later list alone is no such reason."""
         self.doubted = False
-        """Whether the last complete list was older than the cache: the server lags, or was restored from a backup."""
+        """Whether the last complete list was older than the cache: the server lags, or was restored."""
         self.last_contact = self._current_at = float("-inf")
-        """When, by `clock`, the server last answered or sent an event (bookmarks come at least once a minute), and last matched the cache."""
+        """When, by `clock`, the server last answered or sent an event, and last matched the cache.
+
+        Bookmarks come at least once a minute."""
         self._client, self._resource = client, resource
         self._where = where
         self._on_error = on_error
@@ -206,11 +240,11 @@ class Reflector(Generic[View]):
         self.unreadable: Mapping[str, str] = self._views.unreadable
         """Why objects cannot be converted, by name; like `items`, a live mapping."""
         self._fault: Unreadable | None = None
-        """Why the server's last list, or an event since then, has an object that could be any; None if it has none."""
+        """Why the last list, or an event since, has an object that could be any; None if it has none."""
         self._place, self._placed = "", asyncio.Event()
         """The version from which to watch; empty until a list has given one."""
         self._whole = self._refused = False
-        """Whether the cache has missed nothing before its place; whether the last watch was refused."""
+        """Whether the cache has missed nothing before its place; and whether the last watch was refused."""
         self._list_due, self._relist_at, self._watched = asyncio.Event(), float("-inf"), False
         self._list_request = float("-inf"), ""
         """When the first page of the last list was requested, and the highest version that was known then."""
@@ -223,15 +257,24 @@ class Reflector(Generic[View]):
 
     @property
     def age(self) -> float:
-        """Return the seconds since the cache was last known to match the server's state; infinite until a first list, also after a restore from a backup."""
+        """Return the seconds since the cache was last known to match the server's state.
+
+        They are infinite until a first list, also after a restore from a backup.
+        """
         return self._clock() - self._current_at
 
     def resource_version(self, name: str) -> str:
-        """Return the version of an object as it was last seen; empty if it is unknown, and OLDEST after a restore until it is listed again."""
+        """Return the version of an object as it was last seen; empty if it is unknown.
+
+        After a restore from a backup it is OLDEST until the object is listed again.
+        """
         return self._views.version(name)
 
     def accept(self, obj: JSON) -> None:
-        """Store the object that the server returned for our write, without waiting for the watch, unless it is known to be out of date."""
+        """Store the object that the server returned for our write, without waiting for the watch.
+
+        It is not stored if it is known to be out of date.
+        """
         if self._identifies(obj):
             self._views.apply(obj)
 
@@ -239,7 +282,10 @@ class Reflector(Generic[View]):
         self._views.drop(name)
 
     async def run(self) -> None:
-        """List, watch, and list again, until canceled. KubeErrors are never raised, other errors not in a group."""
+        """List, watch, and list again, until canceled.
+
+        KubeErrors are never raised, other errors not in a group.
+        """
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._keep_listed())
@@ -309,7 +355,10 @@ class Reflector(Generic[View]):
         return await self._client.list_page(self._resource, limit=limit, after=after, **self._where)
 
     def _begin(self, version: str) -> bool:
-        """Start the watch from this list if it has no version to start from, and return whether the list is older than what the cache had seen."""
+        """Start the watch from this list if it has no version to start from.
+
+        Return whether the list is older than what the cache had seen.
+        """
         older = newer(self._list_request[1], version)
         if older and self.doubted and self._restores() > self._restores_seen:
             self._views.go_back(version)
@@ -415,7 +464,10 @@ class Reflector(Generic[View]):
             self._following.reschedule(loop_time())
 
     def renews(self) -> bool:
-        """Return whether the store was restored from a backup, and the cache has not caught up yet. Requests a list then, and if the view is old."""
+        """Return whether the store was restored from a backup, and the cache has not caught up yet.
+
+        Requests a list then, and if the view is old.
+        """
         went_back = self._restores() > self._restores_seen
         silent = self._resource.bookmarks and not self.doubted and self.age > STALE_AFTER
         if went_back or silent:
@@ -425,12 +477,15 @@ class Reflector(Generic[View]):
     # --- shared by list and watch -----------------------------------------------------------------------------------
 
     def _contacted(self, *, follows: bool) -> None:
-        """Record an answer of the server; `follows` says whether the cache is up to date with it, as far as we know."""
+        """Record an answer; `follows` says whether the cache is up to date with it, as far as we know."""
         self.last_contact = self._clock()
         self._clear(follows=follows)
 
     def _identifies(self, obj: JSON, *, bookmark: bool = False) -> bool:
-        """Whether the server says which object, in which version, this is. If not, the cache has missed a change of some object."""
+        """Whether the server says which object, in which version, this is.
+
+        If not, the cache has missed a change of some object.
+        """
         keys = ("resourceVersion",) if bookmark else ("name", "uid", "resourceVersion")
         try:
             check_identity(self._resource, obj, *keys)

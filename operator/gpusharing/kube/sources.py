@@ -1,6 +1,6 @@
-"""The cached kinds that every pass reads.
+"""All objects that the operator follows: a Reflector for each kind, but a list of the policies.
 
-The policies as last listed. An event only says that something may have changed; the list decides.
+Every change calls the same callback.
 """
 
 import asyncio
@@ -80,13 +80,21 @@ from gpusharing.planning.vocabulary.findings import Finding
 
 
 class PolicyCache:
-    """All policies. There are few, so they are always listed as a whole. A view, and the tuple of all views, stays the same object while nothing has changed.
+    """The policies as last listed. An event only says that something may have changed; the list decides.
 
-    Like a Reflector, the cache never goes back unless the store was restored from a backup: a list that is older than what the server has already shown is rejected. A deleted policy in such a list would own nodes again, and would stay for good, because no watch continues from that list.
+    There are few, so they are always listed as a whole. A view, and the tuple of all views, stays the same object while
+    nothing has changed.
+
+    Like a Reflector, the cache never goes back unless the store was restored from a backup: a list that is older than
+    what the server has already shown is rejected. A deleted policy in such a list would own nodes again, and would stay
+    for good, because no watch continues from that list.
     """
 
     def __init__(self, client: KubeClient, restores: Callable[[], int] = int, paused: str = "false") -> None:
-        """`restores` returns how often a write has proven a restore (LeaderLease); `paused` applies to every view (PlanSettings)."""
+        """Prepare an empty cache; `paused` applies to every view (PlanSettings).
+
+        `restores` returns how often a write has proven a restore (LeaderLease).
+        """
         self._client, self._paused = client, paused
         self._restores, self._restores_seen, self._doubted = restores, restores(), False
         """`restores` as of the last list that was accepted, and whether one has been refused since."""
@@ -109,9 +117,10 @@ class PolicyCache:
         return self._dirty or self._restores() > self._restores_seen
 
     def touch(self, name: str = "", resource_version: str = "") -> bool:
-        """Record that the policies must be listed again, and return True; False if the cache has this version, as after our own write.
+        """Record that the policies must be listed again, and return True.
 
-        Without `name` and `resource_version`, which come from an event, any policy may have changed.
+        False means that the cache has this version, as after our own write. Without `name` and `resource_version`,
+        which come from an event, any policy may have changed.
         """
         if name and resource_version and _version(self._raw.get(name, {})) == resource_version:
             return False
@@ -120,9 +129,10 @@ class PolicyCache:
         return True
 
     async def refresh(self) -> tuple[PolicyView, ...]:
-        """Return the views of all policies, sorted by name; they are listed again only if the cache is `dirty`.
+        """Return the views of all policies by name; they are listed again only if the cache is `dirty`.
 
-        Raises a KubeError if they cannot be listed, and Unavailable if the server answers with an older state than it has shown already. The policies known before stay, and the next call lists again.
+        Raises a KubeError if they cannot be listed, and Unavailable if the server answers with an older state than it
+        has shown already. The policies known before stay, and the next call lists again.
         """
         if self.dirty:
             self._dirty, self._listing = False, True
@@ -156,7 +166,7 @@ class PolicyCache:
         return listed
 
     def accept(self, raw: JSON) -> None:
-        """Store the policy that the server returned for our write, unless a newer version is known already or the policy is unknown.
+        """Store the policy that the server returned for our write, unless it is unknown or out of date.
 
         Statuses are written alongside the passes: an edit can be listed before the answer to an older write arrives.
         """
@@ -202,18 +212,26 @@ WARNINGS = "type=Warning"
 KUBELET_PLUGIN_SELECTOR = f"{Program.KUBELET_PLUGIN.label}={Program.KUBELET_PLUGIN}"
 OPERAND_SELECTOR = f"app in ({','.join(one for one in Program if one.label == 'app')})"
 CHART_SELECTOR = "app.kubernetes.io/name=nvidia-device-plugin"
-"""Selects the pods of NVIDIA's device-plugin chart: its device plugin, GPU Feature Discovery and MPS daemon have the same labels (k8s-device-plugin v0.19.3, templates/_helpers.tpl, templateLabels). With the chart value nameOverride they have another name."""
+"""Selects the pods of NVIDIA's device-plugin chart.
+
+Its device plugin, GPU Feature Discovery and MPS daemon have the same labels (k8s-device-plugin v0.19.3,
+templates/_helpers.tpl, templateLabels). With the chart value nameOverride they have another name."""
 NOT_YET = "not listed yet"
 RESTORE_NOTE = "the cluster was restored from a backup; listing its objects again"
 MIG_KEY = "config.yaml"
-"""The one key of a ConfigMap of mig-parted configurations that mig-manager mounts (docs/design/nvidia.md#a10)."""
+"""The one key of a ConfigMap of configurations that mig-manager mounts (docs/design/nvidia.md#a10)."""
 NODE_CONFIG_SUFFIX = "-mig-config"
-"""mig-manager >= 0.14 publishes what it generated from the hardware as ConfigMap <node>-mig-config (docs/design/nvidia.md#a10)."""
+"""mig-manager >= 0.14 publishes what it generated from the hardware as <node>-mig-config.
+
+It is a ConfigMap (docs/design/nvidia.md#a10)."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdminMaps:
-    """Names of the admin's ConfigMaps whose entries are merged into ours, in the same namespace; empty if there is none."""
+    """Names of the admin's ConfigMaps whose entries are merged into ours; empty if there is none.
+
+    They are in the namespace of ours.
+    """
 
     plugin: str = ""
     mig: str = ""
@@ -229,7 +247,7 @@ class SourceSettings:
     plan: PlanSettings = field(default_factory=PlanSettings)
     admin_maps: AdminMaps = NO_MAPS
     agent_namespace: str = ""
-    """Namespace of the agents; our own if empty."""
+    """Namespace of the agents' pods; our own namespace if empty."""
     maintenance_keys: frozenset[str] = frozenset()
     """Additional keys of labels, annotations and taints which mean that somebody else maintains a Node."""
 
@@ -242,7 +260,7 @@ class ConfigMapView:
     annotations: Mapping[str, str]
     uid: str = ""
     labelled: bool = False
-    """Whether it has our label."""
+    """Whether the ConfigMap has our label."""
     ours: bool = False
     """Whether it has a mark of ours, or this process has seen one on it."""
 
@@ -252,7 +270,10 @@ class ConfigMapView:
 
 
 def _operand_view(raw: JSON) -> Operand:
-    """Convert a raw pod of NVIDIA's components. One that runs the MPS daemon gets its `app`, because NVIDIA's chart gives it no label of its own."""
+    """Convert a raw pod of NVIDIA's components.
+
+    One that runs the MPS daemon gets its `app`, because NVIDIA's chart gives it no label of its own.
+    """
     app = text(raw, "metadata", "labels", "app")
     containers = {text(container, "name") for container in entries(raw, "spec", "containers")}
     if text(raw, "metadata", "labels", Program.KUBELET_PLUGIN.label) == Program.KUBELET_PLUGIN:
@@ -289,9 +310,10 @@ _Parts = tuple[NodeView, Maintenance | None, NodeDevices | None, TaintRuleView |
 
 
 class Sources:
-    """The reflectors of all kinds, and the parts of GPUNodes that are shown to people, on which no decision depends.
+    """The reflectors of all kinds, and parts of GPUNodes that people are shown and no decision depends on.
 
-    Pods of the agents and Warning events are followed in the agents' namespace, NVIDIA's pods, DaemonSets and ConfigMaps in the GPU Operator's namespace, and all other kinds in the whole cluster.
+    Pods of the agents and Warning events are followed in the agents' namespace, NVIDIA's pods, DaemonSets and
+    ConfigMaps in the GPU Operator's namespace, and all other kinds in the whole cluster.
     """
 
     def __init__(
@@ -301,7 +323,7 @@ class Sources:
         wake: Callable[[], None],
         restores: Callable[[], int] = int,
     ) -> None:
-        """`wake` is called when the view of an object changes; `restores`: see Reflector."""
+        """`wake` is called when the view of an object changes; `restores` is that of `Reflector`."""
         self._client, self._wake, self._restores = client, wake, restores
         self.settings, plan, admin = settings, settings.plan, settings.admin_maps
         self._read_maps = {plan.plugin_config_map, plan.mig_config_map, admin.plugin, admin.mig}
@@ -379,7 +401,11 @@ class Sources:
 
     @property
     def rules(self) -> Mapping[str, TaintRuleView]:
-        """The DeviceTaintRules with our label, by name; empty while the API server does not serve them or we may not read them, because the scheduler may not follow them then."""
+        """The DeviceTaintRules with our label, by name.
+
+        There are none while the API server does not serve them or we may not read them, because the scheduler may not
+        follow them then.
+        """
         return {} if isinstance(self.taint_rules.error, NotFound | Forbidden) else self.taint_rules.items
 
     def _dra_changed(self, _: str) -> None:
@@ -405,7 +431,10 @@ class Sources:
         return None if view is None else self._join({name: view}).get(name, (None, view))[1]
 
     def node_views(self) -> dict[str, NodeView]:
-        """Return the views of all Nodes by name, joined as in `node_view`; the same objects as long as their parts do not change."""
+        """Return the views of all Nodes by name, joined as in `node_view`.
+
+        They are the same objects as long as their parts do not change.
+        """
         self._joined = self._join(self.nodes.items)
         return {**self.nodes.items, **{name: view for name, (_, view) in self._joined.items()}}
 
@@ -470,7 +499,10 @@ class Sources:
         return transition, conditions
 
     async def run(self) -> None:
-        """Follow all kinds but the policies until canceled. An error other than a KubeError ends everything and is raised in a group."""
+        """Follow all kinds but the policies until canceled.
+
+        An error other than a KubeError ends everything and is raised in a group.
+        """
         async with asyncio.TaskGroup() as group:
             for reflector in (*self.required.values(), *self.optional.values(), self.agent_warnings):
                 group.create_task(reflector.run())
@@ -488,16 +520,18 @@ class Sources:
         }
 
     def ages(self) -> dict[str, float]:
-        """Return the age in seconds of what is known of each kind in `required` and `of_dra`, by its name (`Reflector.age`)."""
+        """Return the age in seconds (`Reflector.age`) of each kind in `required` and `of_dra`, by its name."""
         of_dra = {
             name: source for name, source in self.of_dra.items() if not isinstance(source.error, NotFound | Forbidden)
         }
         return {name: source.age for name, source in {**self.required, **of_dra}.items()}
 
     def missing(self) -> dict[str, str]:
-        """Return the sources that cannot be relied on, by name, each with the reason. Also requests the lists that are overdue.
+        """Return the sources that cannot be relied on, by name, each with the reason.
 
-        A source is missing before its first list, after a restore until the next one, and as long as one of its objects cannot be converted, because what that object says may concern every node. Optional kinds and those of `of_dra` are left out while they are not installed or we may not read them.
+        Also requests the lists that are overdue. A source is missing before its first list, after a restore until the
+        next one, and as long as one of its objects cannot be converted, because what that object says may concern every
+        node. Optional kinds and those of `of_dra` are left out while they are not installed or we may not read them.
         """
         missing = {}
         for name, source in {**self.required, **self.optional, **self.of_dra}.items():
@@ -515,7 +549,8 @@ class Sources:
     def revoked(self) -> dict[str, str]:
         """Return the optional kinds that we may not read any more, by name, each with the server's answer.
 
-        The cache goes on with their last known objects, because dropping them could end our wait for somebody else's work.
+        The cache goes on with their last known objects, because dropping them could end our wait for somebody else's
+        work.
         """
         return {
             name: str(source.error)

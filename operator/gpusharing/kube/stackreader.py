@@ -45,7 +45,7 @@ def parse_written(annotation: str) -> dict[str, datetime]:
 
 
 def parse_repairs(annotation: str) -> MpsRepairs:
-    """Return the repairs that are recorded in the annotation; what cannot be read counts as 0, empty or False."""
+    """Return the recorded repairs; what cannot be read counts as 0, empty or False."""
     record = section(from_json(annotation))
     pending = record.get("pending") is True
     return MpsRepairs(whole(record, "count"), text(record, "plugin"), text(record, "state"), pending)
@@ -59,9 +59,10 @@ def render_repairs(repairs: MpsRepairs) -> str:
 
 @dataclass(slots=True)
 class OurConfigMaps:
-    """Our two ConfigMaps, with device-plugin and with mig-parted configurations, and their earlier entries.
+    """Our two ConfigMaps, with device-plugin and mig-parted configurations, and their earlier entries.
 
-    An entry that is named after its content can never mean anything else. Such entries are remembered, so that one that somebody edits or deletes while a Node names it can be restored. A restart forgets them.
+    An entry that is named after its content can never mean anything else. Such entries are remembered, so that one that
+    somebody edits or deletes while a Node names it can be restored. A restart forgets them.
     """
 
     plugin: ConfigMapView = _ABSENT
@@ -105,7 +106,10 @@ class StackReader:
     _view: StackView | None = None
 
     def read(self, now: datetime) -> StackView:
-        """Return the present state of NVIDIA's components and of our ConfigMaps; the same object as long as nothing changes."""
+        """Return the present state of NVIDIA's components and of our ConfigMaps.
+
+        It is the same object as long as nothing changes.
+        """
         sources, settings, theirs = self.sources, self.sources.settings.plan, self.sources.settings.admin_maps
         maps, ours = sources.config_maps.items, self._config_maps
         ours.read(maps.get(settings.plugin_config_map), maps.get(settings.mig_config_map))
@@ -163,7 +167,7 @@ class StackReader:
         return self._view
 
     def _lasting_error(self, subject: str) -> str:
-        """Return why the shared write to `subject`, such as CLUSTER_POLICY, has failed at least twice in a row; else empty."""
+        """Return why the shared write to `subject`, such as CLUSTER_POLICY, failed twice in a row; else empty."""
         failure = self.calls.failures.get(subject)
         return failure.message if failure is not None and failure.lasts else ""
 

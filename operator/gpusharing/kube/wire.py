@@ -1,8 +1,9 @@
 """Requests and answers of the Kubernetes API as JSON, and the error that an answer means.
 
-The meaning of the API server's answers: HTTP status and Status object become an error of `errors.py`.
-
-Only machine-readable parts decide (code, reason, details.causes); the prose is passed on, never parsed (docs/design/drain.md#e11).
+Both transports write and read through this module: `HttpClient` and the agent's `RestClient`. Which error an answer
+means is decided by its machine-readable parts alone (code, reason, details.causes), and prose is passed on
+(docs/design/drain.md#e11). One word of prose decides something else: only the message of a 403 names the
+ValidatingAdmissionPolicy that refused, so `error_of` looks for it there to leave out `Forbidden.hint`.
 """
 
 import json
@@ -33,7 +34,7 @@ HINT = "the chart grants this right if rbac.create is true"
 
 
 def error_of(request: ApiRequest, status: int, answer: object, retry_after: str | None = None) -> KubeError:
-    """Return the error for an answer that is not a success, from its parsed body and its Retry-After header."""
+    """Return the error for an answer that is no success, from its parsed body and Retry-After header."""
     message = text(answer, "message") or f"HTTP {status}"
     causes = {text(cause, "reason"): text(cause, "message") for cause in entries(answer, "details", "causes")}
     seconds, evicts = _seconds(answer, retry_after), request.subresource == EVICTION
@@ -63,8 +64,8 @@ def error_of(request: ApiRequest, status: int, answer: object, retry_after: str 
             return EvictionFailed(message)
         case 429:
             return Throttled(message, seconds)
-        # The server lost a race over the budget (docs/design/drain.md#e14) if it names a time to wait: NewTimeoutError of
-        # apimachinery is 504, reason Timeout, retryAfterSeconds 10 (kubernetes v1.36.3
+        # The server lost a race over the budget (docs/design/drain.md#e14) if it names a time to wait: NewTimeoutError
+        # of apimachinery is 504, reason Timeout, retryAfterSeconds 10 (kubernetes v1.36.3
         # pkg/registry/core/pod/storage/eviction.go).
         case 500 if evicts:
             return EvictionFailed(message) if seconds is None else EvictionBlocked(message, seconds)
@@ -89,9 +90,13 @@ def _seconds(answer: object, retry_after: str | None) -> float | None:
 
 JSON_TYPE = "application/json"
 INACTIVITY = 75.0
-"""Seconds without a byte, after which a watch counts as dead: the server sends a bookmark every 60 s, or ends the watch earlier."""
+"""Seconds without a byte, after which a watch counts as dead.
+
+The server sends a bookmark every 60 s, or ends the watch earlier."""
 WATCH_SECONDS = 300.0
-"""Seconds after which the server ends a watch at the latest. Each watch asks for 80 to 100 % of this, so that they do not end together."""
+"""Seconds after which the server ends a watch at the latest.
+
+Each watch asks for 80 to 100 % of this, so that they do not end together."""
 METHODS = {
     "get": "GET",
     "list": "GET",
@@ -103,7 +108,7 @@ METHODS = {
 """The HTTP method for each verb."""
 
 
-def content(request: ApiRequest) -> tuple[bytes | None, dict[str, str]]:
+def encode_body(request: ApiRequest) -> tuple[bytes | None, dict[str, str]]:
     if request.body is None:
         return None, {}
     kind = "application/merge-patch+json" if request.verb == "patch" else JSON_TYPE
@@ -111,9 +116,10 @@ def content(request: ApiRequest) -> tuple[bytes | None, dict[str, str]]:
 
 
 def lasting(request: ApiRequest, most: float = WATCH_SECONDS, inactivity: float = INACTIVITY) -> ApiRequest:
-    """Return a copy of a request with the parameters of a watch with bookmarks that ends after 80 to 100 % of `most` seconds.
+    """Return a copy of a request with the parameters of a watch with bookmarks.
 
-    A kind without bookmarks cannot show that its watch is alive, so its watch ends before it could have been silent for `inactivity` seconds.
+    The watch ends after 80 to 100 % of `most` seconds. A kind without bookmarks cannot show that its watch is alive, so
+    its watch ends before it could have been silent for `inactivity` seconds.
     """
     seconds = most if request.resource.bookmarks else min(most, 0.8 * inactivity)
     terms = {
@@ -127,12 +133,15 @@ def lasting(request: ApiRequest, most: float = WATCH_SECONDS, inactivity: float 
 def answer_of(request: ApiRequest, raw: bytes) -> JSON:
     if request.subresource in TEXTS:
         return {str(request.subresource): raw.decode(errors="replace")}
-    return parsed(request, raw)
+    return parse_object(request, raw)
 
 
 def event_of(request: ApiRequest, line: bytes) -> WatchEvent:
-    """Return the event in one line of a watch. Raises the error that an ERROR event holds, such as Expired."""
-    event = parsed(request, line)
+    """Return the event in one line of a watch.
+
+    Raises the error that an ERROR event holds, such as Expired.
+    """
+    event = parse_object(request, line)
     kind = event.get("type")
     # A tuple and not a set, because a server may send a type that cannot be hashed.
     if kind not in ("ADDED", "MODIFIED", "DELETED", "BOOKMARK") or not isinstance(
@@ -142,8 +151,11 @@ def event_of(request: ApiRequest, line: bytes) -> WatchEvent:
     return WatchEvent(kind, event["object"])
 
 
-def parsed(request: ApiRequest, raw: bytes) -> JSON:
-    """Return the JSON object in the body of a successful answer. Raises Unavailable if it has none, which no API server sends."""
+def parse_object(request: ApiRequest, raw: bytes) -> JSON:
+    """Return the JSON object in the body of a successful answer.
+
+    Raises Unavailable if it has none, which no API server sends.
+    """
     try:
         answer = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -153,8 +165,11 @@ def parsed(request: ApiRequest, raw: bytes) -> JSON:
     return answer
 
 
-def refusal(request: ApiRequest, status: int, raw: bytes, retry_after: str | None) -> KubeError:
-    """Return the error for an answer with an HTTP status of 300 or above; its body may be the plain text of a proxy."""
+def error_of_response(request: ApiRequest, status: int, raw: bytes, retry_after: str | None) -> KubeError:
+    """Return the error for an answer with an HTTP status of 300 or above.
+
+    Its body may be the plain text of a proxy.
+    """
     try:
         answer: object = json.loads(raw)
     except (ValueError, RecursionError):
