@@ -1,20 +1,8 @@
-"""Whether a GPU is healthy, and whether its driver is safe for a change.
-
-Whether a GPU is healthy enough to be reconfigured, and what a person has to do if not.
+"""Is a GPU healthy enough to be reconfigured, and is its driver safe for a change?
 
 The facts come from the agent's ordinary reading (docs/adr/0015-health-from-the-same-reading.md says what that shows
 and what it does not). Running pods are left alone: an unhealthy GPU continues to serve as far as NVIDIA's device
 plugin lets it. Its mode and layout stay as they are until a person has acted.
-
-Drivers under which no GPU is repartitioned: those affected by CVE-2026-24197 and those that an admin lists.
-
-Also drivers under which pods hang with some layouts.
-
-CVE-2026-24197: memory routing of MIG partitions starts from an insecure default, so that repartitioning may corrupt
-data or hang, beyond the tenant that caused it. The fixed versions are those of NVIDIA's own record (bulletin 5821,
-https://github.com/NVIDIA/product-security/blob/5f2f483bdb97b934730c448e6f6c54e04212dd0f/2026/5821/CVE-2026-24197.json).
-It lists three branches of the Linux driver. Of other old branches NVIDIA says only that they "might also be affected".
-The operator does not refuse those by itself, but an admin can list them.
 """
 
 import re
@@ -34,12 +22,18 @@ REACHABLE = "Ok"
 
 @value
 class Vitals:
-    """What NVML reports about one GPU's health. Counts are reduced to booleans, so that a growing count is not a change."""
+    """What NVML reports about one GPU's health.
+
+    Counts are reduced to booleans, so that a growing count is not a change.
+    """
 
     access: str = REACHABLE
-    """Ok, Lost, ResetRequired or Failed."""
+    """Whether NVML can talk to the GPU: Ok, Lost, ResetRequired or Failed."""
     recovery: str | None = None
-    """The action that the driver recommends (NVML field 230, since R565), NO_ACTION if it recommends none, or None if it does not report this field."""
+    """The action that the driver recommends (NVML field 230, since R565), NO_ACTION if none.
+
+    None if the driver does not report this field.
+    """
     ecc_errors: bool = False
     remap_pending: bool = False
     remap_failed: bool = False
@@ -54,7 +48,10 @@ HEALTHY = Vitals(recovery="None")
 
 
 def vitals_of(gpu: GPU) -> Vitals:
-    """Return the facts in a GPU's report that decide whether the GPU is healthy. Healthy GPUs share one object."""
+    """Return the facts in a GPU's report that decide whether the GPU is healthy.
+
+    Healthy GPUs share one object.
+    """
     rows = gpu.remapped_rows
     vitals = Vitals(
         access=gpu.access,
@@ -78,8 +75,11 @@ XIDS: Mapping[int, str] = {
     140: "unrecovered ECC error",
     143: "GPU initialization error",
 }
-"""XID errors after which a GPU needs a reset or a reboot (NVIDIA, XID Errors, docs.nvidia.com/deploy/xid-errors). The
-many others concern an application or NVLink, or are covered by the fields of Vitals."""
+"""XID errors after which a GPU needs a reset or a reboot.
+
+NVIDIA, XID Errors, docs.nvidia.com/deploy/xid-errors. The many others concern an application or NVLink, or are covered
+by the fields of Vitals.
+"""
 
 NO_ACTION = "None"
 """The driver's value for "no recovery action is needed"."""
@@ -96,14 +96,20 @@ RECOVERIES: Mapping[str, str] = {
     "Unknown": "see `nvidia-smi -q` on the node for the recovery action, which this version of the agent does not"
     " recognize",
 }
-"""What a person should do, by the driver's recovery action (nvmlDeviceGpuRecoveryAction_t, with NVIDIA's meanings)."""
+"""What a person should do, by the driver's recovery action.
+
+The actions are nvmlDeviceGpuRecoveryAction_t, with NVIDIA's meanings.
+"""
 
 
 NO_TROUBLE = Finding(Reason.NO_TROUBLE, "every GPU is healthy")
 
 
 def find_problems(gpu: Vitals) -> Iterator[tuple[Reason, str]]:
-    """Yield every way in which a GPU can be unhealthy, gravest first, with a clause for people that is empty if it does not apply."""
+    """Yield every way in which a GPU can be unhealthy, gravest first.
+
+    Each has a clause for people that is empty if it does not apply.
+    """
     yield Reason.GPU_LOST, f"fell off the bus; {_REBOOT}" if gpu.access == "Lost" else ""
     unreadable = gpu.access not in (REACHABLE, "ResetRequired")
     answer = f"NVML returns {gpu.error or gpu.access}; see `dmesg | grep -i nvrm` on the node"
@@ -129,9 +135,9 @@ def is_healthy(diagnosis: Finding) -> bool:
 
 
 def diagnose(gpus: Iterable[tuple[int, Vitals]]) -> Finding:
-    """Return a Finding about the GPU with the gravest problem, and of equal ones that with the lowest index; NO_TROUBLE if all are healthy.
+    """Return a Finding about the GPU with the gravest problem, or NO_TROUBLE if all are healthy.
 
-    `gpus` are pairs of index and vitals.
+    Of equally grave problems, that of the lowest index counts. `gpus` are pairs of index and vitals.
     """
     worst: list[tuple[int, int, Reason, str]] = []
     for index, gpu in gpus:
@@ -149,11 +155,21 @@ def diagnose(gpus: Iterable[tuple[int, Vitals]]) -> Finding:
 
 CVE = "CVE-2026-24197"
 FIXED: Mapping[int, str] = {535: "535.309.01", 580: "580.159.03", 595: "595.71.05"}
-"""The first fixed version of each affected branch of the Linux driver, by the number of the branch."""
+"""The first fixed version of each affected branch of the Linux driver, by the number of the branch.
+
+CVE-2026-24197: memory routing of MIG partitions starts from an insecure default, so that repartitioning may corrupt
+data or hang, beyond the tenant that caused it. The fixed versions are those of NVIDIA's own record (bulletin 5821,
+https://github.com/NVIDIA/product-security/blob/5f2f483bdb97b934730c448e6f6c54e04212dd0f/2026/5821/CVE-2026-24197.json).
+It lists three branches of the Linux driver. Of other old branches NVIDIA says only that they "might also be affected".
+The operator does not refuse those by itself, but an admin can list them.
+"""
 HANGING = frozenset({"570.124.06", "570.133.20", "570.148.08", "570.158.01"})
-"""Drivers under which pods hang on a node that has MIG instances beside whole GPUs (NVIDIA/gpu-operator#1361, and the known issues of GPU Operator 25.3 in NVIDIA's release notes)."""
+"""Drivers under which pods hang on a node that has MIG instances beside whole GPUs.
+
+NVIDIA/gpu-operator#1361, and the known issues of GPU Operator 25.3 in NVIDIA's release notes.
+"""
 NOT_HANGING = "570.172.08"
-"""The first version of that branch in which the problem is fixed, according to the same issue."""
+"""The first version of branch 570 in which pods no longer hang, according to NVIDIA/gpu-operator#1361."""
 _VERSION = re.compile(r"\d+(\.\d+)*")
 
 
@@ -167,10 +183,11 @@ DriverVersions = Annotated[tuple[str, ...], listed(_find_no_version)]
 
 
 def find_driver_flaw(version: str, named: Iterable[str], *, refuse_affected: bool) -> str:
-    """Return why no GPU may be repartitioned under this driver; empty if nothing is known against it, or if its version is unknown.
+    """Return why no GPU may be repartitioned under this driver.
 
-    `named` has the versions, or leading parts of versions (`570`, `570.86`), that an admin refuses; entries that are not
-    versions are ignored. Only older drivers of the branches in FIXED are known to have the CVE.
+    Empty if nothing is known against it, or if its version is unknown. `named` has the versions, or leading parts of
+    versions (`570`, `570.86`), that an admin refuses; entries that are not versions are ignored. Only older drivers of
+    the branches in FIXED are known to have the CVE.
     """
     numbers = _numbers(version)
     if not numbers:
@@ -189,7 +206,7 @@ def find_driver_flaw(version: str, named: Iterable[str], *, refuse_affected: boo
 
 
 def find_hanging(version: str, layouts: Sequence[Layout | None]) -> str:
-    """Return why a node must not have these layouts, one for each GPU, under this driver; empty if nothing is known."""
+    """Return why a node must not have these layouts, one for each GPU, under this driver."""
     if version not in HANGING or None not in layouts or not any(layouts):
         return ""
     return (
