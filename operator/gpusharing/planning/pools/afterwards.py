@@ -140,7 +140,7 @@ def find_previews(
         if work is not None and (before is None or work.listed_at > before.at):
             try:
                 known[name] = preview_of(policy, verdict, work, afterwards, snapshot)
-            except Exception as error:  # noqa: BLE001 - one node must not hide the others (transition.cases)
+            except Exception as error:  # noqa: BLE001 - one node must not hide the others
                 why = Blocker(Reason.NODE_NOT_JUDGED, message=explain_error(error))
                 known[name] = Preview(policy.version, work.listed_at, blockers=(why,))
         elif before is not None:

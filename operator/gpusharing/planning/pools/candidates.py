@@ -156,7 +156,7 @@ class PassState:
 def find_mates(case: NodeCase) -> frozenset[str]:
     """Return the other nodes that run members of the gangs that this node's change interrupts.
 
-    Only as far as their pods were listed.
+    Members whose pods were not listed are not found.
     """
     members = (member for view in case.gangs for member in view.members)
     return frozenset(member.node for member in members if member.node not in ("", case.node.name))

@@ -42,7 +42,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 LOOKAHEAD = 2
 """How many candidates beyond the free slots have their pods listed.
 
-Blocked nodes do not stop the pool this way.
+With them, blocked nodes do not stop the pool.
 """
 
 
@@ -168,7 +168,7 @@ def _in_order(pool: Pool, queue: Queue, state: PassState, left: Room, chosen: Se
             try:
                 candidate = find_candidate(cases[name], policy, state, follows=name in following)
                 yield candidate.order, candidate
-            except Exception as error:  # noqa: BLE001 - one node must not stop the others (transition.cases)
+            except Exception as error:  # noqa: BLE001 - one node must not stop the others
                 chosen.put(cases[name], not_judged(cases[name].node, policy.name, error))
 
     ranked = list(find(name for name in cases if name not in unknown))
@@ -227,7 +227,7 @@ def choose(
         cap = snapshot.settings.max_in_flight - len(in_flight) - reserved - len(chosen.claims)
         try:
             chosen.add(select(pool, queues[pool.policy.name], cap, state))
-        except Exception as error:  # noqa: BLE001 - an error in one pool must not stop the others (transition.cases)
+        except Exception as error:  # noqa: BLE001 - an error in one pool must not stop the others
             for case in pool.candidates:
                 chosen.put(case, not_judged(case.node, pool.policy.name, error))
     chosen.verdicts |= _find_waits(chosen, memo)

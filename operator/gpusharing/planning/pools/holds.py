@@ -328,9 +328,10 @@ The Lease's annotations may have at most 256 KiB (kube.fence).
 
 
 def find_gone(claims: Mapping[str, Claim], nodes: Mapping[str, NodeView]) -> dict[str, FailedNode]:
-    """Return the nodes that were deleted or replaced in the middle of a change, by their UID.
+    """Return the nodes that were deleted or replaced in the middle of a change, by UID.
 
-    They were past the point of no return and not proven. A replaced Node has the same name and another UID.
+    The UID is that of the deleted Node. The nodes were past the point of no return and not proven. A replacing Node has
+    the same name and another UID.
     """
     return {
         claim.node_uid: FailedNode(name, claim.version, gone=True)

@@ -191,7 +191,7 @@ class Pool:
         try:
             if spec is not None:
                 hours = find_hours(spec, self.policy.zones, nodes, now)
-        except Exception as error:  # noqa: BLE001 - one policy must not stop the others (transition.cases)
+        except Exception as error:  # noqa: BLE001 - one policy must not stop the others
             hours = Hours(closed=of_policy(self.policy.name, error))
         return replace(self, hours=hours, now=now)
 

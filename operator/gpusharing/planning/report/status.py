@@ -191,7 +191,7 @@ def tell_status(
     """
     try:
         return policy_status(policy, plan, snapshot, previous, now)
-    except Exception as error:  # noqa: BLE001 - one bad policy must not keep the others from being reported (transition.cases)
+    except Exception as error:  # noqa: BLE001 - one bad policy must not keep the others from being reported
         objection = plan.objections.get(policy.name) or of_policy(policy.name, error)
     answers = {
         ConditionType.ACCEPTED: (False, objection.reason, objection.message),

@@ -244,7 +244,7 @@ class InstallationView:
     config_maps: Mapping[str, ConfigMapState] = field(default_factory=dict)
     """Our ConfigMaps that exist, and those that ClusterPolicy names instead.
 
-    The latter have no keys if they do not exist.
+    One of the latter that does not exist has no keys.
     """
     agents: AgentsState | None = None
     simulated: frozenset[str] = frozenset()
@@ -291,7 +291,7 @@ class InstallationView:
     def followed_stacks(self) -> tuple[ClusterPolicyView, ...]:
         """The ClusterPolicies that the GPU Operator does not ignore.
 
-        Else NVIDIA's device-plugin chart if there is one.
+        Without any, NVIDIA's device-plugin chart if there is one.
         """
         heeded = tuple(one for one in self.cluster_policies if not one.ignored)
         return heeded or ((self.plain,) if self.plain is not None else ())
