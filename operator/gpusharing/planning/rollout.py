@@ -1,36 +1,9 @@
-"""The entry point of the planner: a pure function from a snapshot and the time to a verdict for every node and the next actions.
-
-These invariants hold after every action, even if the operator is interrupted at any point
-(tests/planning/test_invariants.py):
-
-  (a) the nodes that we make unavailable never exceed the policy's allowance or the operator-wide cap
-  (b) no node passes the point of no return while a pod that has to leave is still on it
-  (c) DaemonSet, mirror, finished and terminating pods are never evicted, no pod is evicted twice, and no pod of a gang
-      is evicted while another member must stay
-  (d) a cordon that is not ours is never lifted
-  (e) a settled cluster gives an empty plan
-  (f) carrying out the plan reaches a fixpoint
-  (g) the order of the input does not matter
-  (h) a policy with a malformed budget starts no node
-  (i) labels and marks that somebody else has set are neither overwritten nor removed
-  (k) a node is not cordoned if a pod on it, or a member of such a pod's gang, must not be evicted
-  (l) no node starts before a plan of this generation that includes the node was approved
-  (m) no node starts outside the windows, or when too little of the window is left
-  (n) apart from the canaries, no node starts until all canaries are proven and have served for long enough
-  (o) no node starts after maxFailures nodes have failed
-  (p) no pod is evicted while a paused policy holds its changes
-  (q) a gang starts as a whole if the budget has room for it
-  (r) a wave is returned to service as a whole
-  (s) a policy that resets its nodes forgets none of them before all have whole GPUs
-  (t) no pod is deleted by force too early, without the right to do so, or on a node that would not become empty anyway
-  (u) a node is rolled back only to the layout last proven on it, and is not changed again by itself
-  (v) a node that NVIDIA's DRA driver serves is released only once its present devices are published and can be
-      requested, and no DeviceClass is removed that a node needs or that is not ours
+"""What is the plan of a pass? A pure function from a snapshot and the time to verdicts and actions.
 
 The decision is made in this order: which policy owns each node (own); what the policy offers it (find_targets, follow);
 what its target is, whether the node matches it, and how far its change has come (judge_nodes); which nodes begin now
 (choose); and what is written once for all nodes (share). Every per-node question goes through the memo, so the cost of
-a pass depends on what changed and not on the size of the cluster.
+a pass depends on what changed and not on the size of the cluster. `RolloutPlan` lists the invariants.
 """
 
 from collections import defaultdict
@@ -82,14 +55,46 @@ from gpusharing.planning.wanted.target import PolicyTargets, Request, Target
 
 @value
 class RolloutPlan:
-    """The decisions of one pass."""
+    """The decisions of one pass.
+
+    These invariants hold after every action, even if the operator is interrupted at any point
+    (tests/planning/test_invariants.py):
+
+      (a) the nodes that we make unavailable never exceed the policy's allowance or the operator-wide cap
+      (b) no node passes the point of no return while a pod that has to leave is still on it
+      (c) DaemonSet, mirror, finished and terminating pods are never evicted, no pod is evicted twice, and no pod of a gang
+          is evicted while another member must stay
+      (d) a cordon that is not ours is never lifted
+      (e) a settled cluster gives an empty plan
+      (f) carrying out the plan reaches a fixpoint
+      (g) the order of the input does not matter
+      (h) a policy with a malformed budget starts no node
+      (i) labels and marks that somebody else has set are neither overwritten nor removed
+      (k) a node is not cordoned if a pod on it, or a member of such a pod's gang, must not be evicted
+      (l) no node starts before a plan of this generation that includes the node was approved
+      (m) no node starts outside the windows, or when too little of the window is left
+      (n) apart from the canaries, no node starts until all canaries are proven and have served for long enough
+      (o) no node starts after maxFailures nodes have failed
+      (p) no pod is evicted while a paused policy holds its changes
+      (q) a gang starts as a whole if the budget has room for it
+      (r) a wave is returned to service as a whole
+      (s) a policy that resets its nodes forgets none of them before all have whole GPUs
+      (t) no pod is deleted by force too early, without the right to do so, or on a node that would not become empty
+          anyway
+      (u) a node is rolled back only to the layout last proven on it, and is not changed again by itself
+      (v) a node that NVIDIA's DRA driver serves is released only once its present devices are published and can be
+          requested, and no DeviceClass is removed that a node needs or that is not ours
+    """
 
     verdicts: Mapping[str, Verdict]
     pools: Mapping[str, Pool]
     objections: Mapping[str, Finding]
     """Why policies are not accepted, by policy."""
     shared: tuple[Action, ...]
-    """The writes that serve all nodes. They come before those of the verdicts, because fences need the claims."""
+    """The writes that serve all nodes.
+
+    They come before those of the verdicts, because fences need the claims.
+    """
     targets: Mapping[str, Mapping[str, int]]
     """The GPU resources that each node will have, as counts by resource name; skipped nodes are left out."""
     memory: PassMemory
@@ -103,7 +108,10 @@ class RolloutPlan:
 
 
 def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = None) -> RolloutPlan:
-    """Return the plan for this pass. `memo` has the answers of earlier passes and is updated; equal snapshots and times give equal plans."""
+    """Return the plan for this pass.
+
+    `memo` has the answers of earlier passes and is updated; equal snapshots and times give equal plans.
+    """
     memo = Memo() if memo is None else memo
     memo.begin(now)
     # An error about one policy or one node does not stop the others.
@@ -197,7 +205,10 @@ def _judge(
     memo: Memo,
     failed: dict[str, Exception],
 ) -> dict[str, Member]:
-    """Return the nodes that concern us, sorted by name; those in `failed`, to which this adds, have the verdict Blocked."""
+    """Return the nodes that concern us, sorted by name.
+
+    Those in `failed`, to which this adds, have the verdict Blocked.
+    """
     members = judge_nodes(snapshot, owners=owners, terms=terms, followed=followed, now=now, memo=memo, failed=failed)
     found = {name: one for name, one in members.items() if one is not None}
     for name, error in failed.items():
@@ -211,7 +222,10 @@ def _judge(
 
 
 def own(snapshot: ClusterSnapshot, memo: Memo, failed: dict[str, Exception]) -> dict[str, str]:
-    """Return the policy that owns each node, sorted by node; empty if none does. A node whose owner cannot be found is in `failed` instead."""
+    """Return the policy that owns each node, sorted by node; empty if none does.
+
+    A node whose owner cannot be found is in `failed` instead.
+    """
     nodes = snapshot.nodes
     owners = memo.ask(Owners, memo.same("contenders", find_contenders(snapshot.policies)))
     return memo.table(
@@ -249,7 +263,11 @@ def follow(
     failed: dict[str, Exception],
     unread: Mapping[str, Exception],
 ) -> dict[str, PolicyTargets | None]:
-    """Return the terms that each node is compared with: those of the policy that its fence names, else of its owner. A node whose policy is in `unread` is in `failed` instead."""
+    """Return the terms that each node is compared with.
+
+    They are those of the policy that its fence names, else of its owner. A node whose policy is in `unread` is in
+    `failed` instead.
+    """
     fences = {name: fence for name, fence in fences_of(snapshot).items() if name in owners}
     followed = {name: terms.get(owner) for name, owner in owners.items()}
     followed |= {name: terms.get(fence.policy, followed[name]) for name, fence in fences.items()}
@@ -303,7 +321,10 @@ def configure(
     wishes: Mapping[str, Request | Finding],
     memo: Memo,
 ) -> WriteConfig | None:
-    """Return the action that brings our ConfigMaps up to date, or None if they are, or if somebody else's ConfigMap has the name of one of ours."""
+    """Return the action that brings our ConfigMaps up to date, or None.
+
+    None if they are up to date, or if somebody else's ConfigMap has the name of one of ours.
+    """
     plugins = {target.plugin_key: target.plugin for target in targets if target.plugin_key}
     question = partial(_configure, nodes=snapshot.nodes, gpunodes=snapshot.gpunodes)
     wishes, models = memo.same("wishes", wishes), memo.same("models", models)

@@ -1,14 +1,8 @@
-"""The server's answers to evictions, and what PodDisruptionBudgets let it answer.
+"""How does the API server answer evictions, and what do PodDisruptionBudgets let it answer?
 
-The API server's answers to evictions, and when to send an eviction again (docs/design/drain.md, rows E).
-
-Answers are kept in memory only: after a restart the operator simply evicts every pod again, and recognizes a pod that
-is already leaving by its deletionTimestamp.
-
-What PodDisruptionBudgets say about an eviction, worked out in the same way as by the API server.
-
-The server decides (kubernetes v1.36.3 `pkg/registry/core/pod/storage/eviction.go`); this module only predicts the
-server's answer, so that a hopeless drain does not begin and the reason is known before any pod is disturbed.
+The server decides (kubernetes v1.36.3 `pkg/registry/core/pod/storage/eviction.go`). What is worked out here only
+predicts its answer, so that a hopeless drain does not begin and the reason is known before any pod is disturbed.
+When an eviction is sent again is in docs/design/drain.md, rows E.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,14 +16,20 @@ from gpusharing.planning.vocabulary.reasons import Mark, Reason
 FIRST_WAIT = 5.0
 """The wait after the first refusal, in seconds."""
 SLOW_WAIT = 300.0
-"""The wait in seconds after a refusal that only a person can resolve, and the longest Retry-After of a budget."""
+"""The wait after a refusal that only a person can resolve, in seconds.
+
+Also the longest Retry-After of a budget that is obeyed.
+"""
 ODD_AFTER = 3
-"""After so many answers in a row that a pod is gone although newer LISTs still show it, one more is an error."""
+"""So many answers in a row may say that a pod is gone although newer LISTs show it.
+
+One more is an error.
+"""
 MAX_EVICTIONS = 10
-"""The most evictions sent on one node within `PACE`, no matter how closely passes follow each other (E18)."""
+"""The most evictions sent on one node within `PACE`, no matter how closely passes follow (E18)."""
 PACE = timedelta(seconds=2)
 QUIET_WAIT = 60.0
-"""How many seconds pass before a budget that its controller has not processed yet is shown as a blocker (E6)."""
+"""The seconds until a budget that its controller has not processed yet is shown as a blocker (E6)."""
 
 
 def remember(
@@ -42,7 +42,7 @@ def remember(
     retry_after: float | None = None,
     first_wait: float = FIRST_WAIT,
 ) -> EvictionMemory:
-    """Return the memory of the answer to one eviction or deletion (E1-E15, T4) after the pod's earlier `memory`.
+    """Return the memory of the answer to an eviction or deletion (E1-E15, T4) after the earlier `memory`.
 
     `retry_after` and `first_wait` are in seconds, `jitter` is that of `backoff`. PDB with a Retry-After means that the
     controller of the budget is behind (PDBNotObserved, E6). Raises ValueError if `answer` is no answer to an eviction.
@@ -66,7 +66,10 @@ def remember(
 
 
 def is_odd(memory: EvictionMemory | None) -> bool:
-    """Whether one more answer that the pod is gone (404 or 409, remembered as PODS_LEAVING) counts as an error."""
+    """Whether one more answer that the pod is gone counts as an error.
+
+    That answer is 404 or 409, remembered as PODS_LEAVING.
+    """
     if memory is None:
         return False
     gone = memory.reason is Reason.PODS_LEAVING and memory.tries >= ODD_AFTER
@@ -74,7 +77,7 @@ def is_odd(memory: EvictionMemory | None) -> bool:
 
 
 def is_accepted(memory: EvictionMemory | None) -> bool:
-    """Whether the server has accepted the eviction or deletion, so that the pod is never evicted again (E1)."""
+    """Whether the server has accepted the eviction or deletion, so the pod is never evicted again (E1)."""
     return memory is not None and memory.reason in (Reason.EVICTED, Reason.FORCE_DELETE)
 
 
@@ -116,7 +119,10 @@ def binding_budgets(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...
 
 
 def never_allows(pdb: PdbView) -> bool:
-    """Whether the budget requires all of its pods to be healthy, so that it never allows a disruption (docs/design/drain.md#e9)."""
+    """Whether the budget requires all of its pods to be healthy and so never allows a disruption.
+
+    See docs/design/drain.md#e9.
+    """
     return pdb.expected_pods > 0 and pdb.desired_healthy >= pdb.expected_pods
 
 

@@ -1,22 +1,7 @@
-"""The drain of one node: which pods to evict now, and what holds back the others.
+"""Which pods of one node are evicted or deleted now, and what holds back the others?
 
-The drain of one node: which pods to evict now, and what holds back the others.
-
-The plan is a function of the pods' standings (standing.py). Specification: docs/design/drain.md. Every plan has these
-properties:
-
-- a finished, static, DaemonSet or terminating pod is never evicted, and no pod is evicted twice;
-- every pod that holds a GPU is evicted, waited for, put off to the next pass or blocked with a reason. No such
-  pod is skipped, because it holds the GPU until its API object is gone;
-- the order of the input makes no difference.
-
-What is deleted by force near the end of a drain (docs/design/drain.md#t4): `drain.onTimeout: ForceDelete`.
-
-A DELETE bypasses PodDisruptionBudgets, so it comes last and affects few pods: only those that the drain evicts anyway
-and whose eviction a budget refused. They are deleted early enough for their grace period to end with the drain. No pod
-is deleted if the node would not become empty even so. Specification: docs/adr/0032-force-is-a-delete-with-grace.md.
-
-How a gang affects a preflight: the strictest rule of any member, on any node, applies to all of them (docs/design/drain.md#t13).
+The plan is a function of the pods' standings (`find_standings`). Specification: docs/design/drain.md, with
+docs/design/drain.md#t4 for `drain.onTimeout: ForceDelete` and docs/design/drain.md#t13 for gangs.
 """
 
 from collections import Counter
@@ -47,7 +32,10 @@ from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from gpusharing.planning.vocabulary.values import value
 
 SLACK = timedelta(seconds=10)
-"""Time added to a pod's grace period, so that the next pass comes early enough and a failed DELETE can be repeated."""
+"""Time added to a pod's grace period.
+
+With it, the next pass comes early enough and a failed DELETE can be repeated.
+"""
 
 
 def find_force_note(options: Drain, *, granted: bool, namespace: str) -> Finding | None:
@@ -77,8 +65,12 @@ def _slack(within: timedelta) -> timedelta:
 def find_forced(pods: Standings, end: datetime | None, now: datetime) -> tuple[list[Standing], list[Standing]]:
     """Return the pods to delete now, and those to evict now even if it is not their turn.
 
-    The time to delete these pods by force has come. The first ones have a refusal that still counts, the others need
-    one. Both are empty if `end`, the end of the drain, is None, or if some pod will stay anyway.
+    A DELETE bypasses PodDisruptionBudgets, so it comes last and affects few pods: only those that the drain evicts
+    anyway and whose eviction a budget refused. They are deleted early enough for their grace period to end with the
+    drain. No pod is deleted if the node would not become empty even so (docs/adr/0032-force-is-a-delete-with-grace.md).
+
+    The pods to delete have a refusal that still counts, those to evict need one. Both are empty if `end`, the end of
+    the drain, is None.
     """
     forced: list[Standing] = []
     unasked: list[Standing] = []
@@ -97,7 +89,10 @@ def find_forced(pods: Standings, end: datetime | None, now: datetime) -> tuple[l
 
 
 def waits_for_forced(pods: Standings, end: datetime | None) -> bool:
-    """Whether only leaving pods remain in a drain that deletes by force, so that one more minute after `end` may suffice."""
+    """Whether only leaving pods remain in a drain that deletes by force.
+
+    One more minute after `end` may then suffice.
+    """
     only_leaving = bool(pods.leaving) and not pods.remaining and not pods.blocked
     return end is not None and pods.force_within is not None and only_leaving
 
@@ -132,7 +127,10 @@ def force_moment(standing: Standing, pods: Standings, end: datetime | None) -> d
 
 
 def _is_refused(standing: Standing, pods: Standings, now: datetime) -> bool:
-    """Whether the eviction of the pod is refused, so that the pod may be deleted; every one fails under several budgets (E8)."""
+    """Whether the eviction of the pod is refused, so that the pod may be deleted.
+
+    Every eviction fails under several budgets (E8).
+    """
     if standing.memory is None:
         return standing.conflicts
     if not is_seen(standing.memory, pods.listed_at):
@@ -150,7 +148,10 @@ def _is_unasked(standing: Standing, now: datetime) -> bool:
 
 
 def _is_stale(standing: Standing, pods: Standings, moment: datetime) -> bool:
-    """Whether the last refusal came before the pod could be deleted, and its budget would allow the eviction now."""
+    """Whether the last refusal no longer counts.
+
+    It came before the pod could be deleted, and its budget would allow the eviction now.
+    """
     if standing.memory is None or standing.conflicts or standing.is_full:
         return False
     if standing.answer not in (Reason.PDB, Reason.EVICTION_ERROR):
@@ -160,7 +161,7 @@ def _is_stale(standing: Standing, pods: Standings, moment: datetime) -> bool:
 
 
 def _in_vain(pods: Standings, end: datetime, now: datetime) -> bool:
-    """Whether some pod will stay on the node no matter which pods are deleted, so that the change will be given up."""
+    """Whether some pod will stay no matter which pods are deleted, so that the change will be given up."""
     if pods.scope.silent or pods.blocked:
         return True
     # Deleted now, a pod would still exist after its grace period. That is too late if the time to delete it was missed,
@@ -184,14 +185,22 @@ def _in_vain(pods: Standings, end: datetime, now: datetime) -> bool:
 
 @value
 class DrainPlan:
-    """What to do about the pods of one node in this pass."""
+    """What to do about the pods of one node in this pass.
+
+    Every plan has these properties (docs/design/drain.md):
+
+    - a finished, static, DaemonSet or terminating pod is never evicted, and no pod is evicted twice;
+    - every pod that holds a GPU is evicted, waited for, put off to the next pass or blocked with a reason. No such
+      pod is skipped, because it holds the GPU until its API object is gone;
+    - the order of the input makes no difference.
+    """
 
     evict: tuple[PodView, ...] = ()
     """Pods to evict now, in this order."""
     delete: tuple[PodView, ...] = ()
     """Pods to delete now, because the drain's time is nearly over."""
     only_leaving: bool = False
-    """Whether only terminating pods remain in a drain that deletes by force the pods that remain at its end."""
+    """Whether only terminating pods remain in a drain that deletes the last pods by force."""
     holders: int = 0
     """How many pods still have to leave, blocked ones included, or -1 if the pods could not be listed."""
     first: str = ""
@@ -199,15 +208,24 @@ class DrainPlan:
     blockers: tuple[Blocker, ...] = ()
     """Why pods have not left yet, for people. The drain keeps trying nevertheless."""
     jobs: tuple[PodView, ...] = ()
-    """Pods whose turn it is and that end by themselves. Until they have ended, no pod of their tier is evicted."""
+    """Pods whose turn it is and that end by themselves.
+
+    Until they have ended, no pod of their tier is evicted.
+    """
     jobs_until: datetime | None = None
-    """When the time of all `jobs` is over: NEVER if it is unlimited for one of them, None if there are no jobs."""
+    """When the time of all `jobs` is over.
+
+    NEVER if it is unlimited for one of them, None if there are no jobs.
+    """
     overdue: tuple[PodView, ...] = ()
-    """Pods of `jobs` whose time is over and that must not be evicted, so that the change has to be given up."""
+    """Pods of `jobs` whose time is over and that must not be evicted, so the change has to be given up."""
     needs: tuple[tuple[str, int], ...] = ()
     """By PodDisruptionBudget (`namespace/name`): how many pods are still to be evicted under it."""
     next_wake: datetime | None = None
-    """When the passing of time alone may change the plan, or None if it cannot. Other changes show in the next LIST."""
+    """When the passing of time alone may change the plan, or None if it cannot.
+
+    Other changes show in the next LIST.
+    """
 
     @property
     def idle(self) -> bool:
@@ -215,9 +233,10 @@ class DrainPlan:
 
 
 def preflight(pods: Standings, options: Drain, afterwards: Afterwards, now: datetime) -> tuple[Blocker, ...]:
-    """Return the blockers that would make a drain fail, on a node that is not cordoned yet (docs/design/drain.md#rule-10).
+    """Return the blockers that would make a drain fail on a node that is not cordoned yet.
 
-    Budgets count only for pods that cannot be deleted by force at the end of the drain.
+    See docs/design/drain.md#rule-10. Budgets count only for pods that cannot be deleted by force at the end of the
+    drain.
     """
     if pods.error:
         return (Blocker(Reason.LIST_FAILED, message=pods.error),)
@@ -289,13 +308,16 @@ def crowding(pods: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
 
 
 def forbidding(pods: Standings) -> tuple[Blocker, ...]:
-    """Return the blockers of pods that must not be evicted: a rule or gang forbids it, or a budget that force cannot bypass."""
+    """Return the blockers of pods that must not be evicted.
+
+    A rule or gang forbids it, or a budget that force cannot bypass.
+    """
     guarded = [standing for standing in pods.remaining if not fits(standing, pods)]
     return merge((*pods.blockers, *_explain_budgets(guarded)))
 
 
 def _to_evict(pods: Standings) -> list[Standing]:
-    """Return the remaining pods that will be evicted sooner or later, except those that still have time to end by themselves."""
+    """Return the remaining pods that will be evicted, without those that still have time to end."""
     return [
         standing
         for standing in pods.remaining
@@ -341,7 +363,7 @@ def _find_blockers(pods: Standings, guarded: Sequence[Standing], now: datetime) 
 
 
 def _explain_budgets(guarded: Sequence[Standing]) -> Iterator[Blocker]:
-    """Yield a blocker for each pod that several budgets guard (E8), and for each budget that refuses evictions (E5, E9).
+    """Yield a blocker for each pod under several budgets (E8), and for each budget that refuses (E5, E9).
 
     A budget that allows no disruption is reported for all of its pods, another one for those that the server refused.
     """
@@ -384,11 +406,12 @@ def _server_said(standings: Iterable[Standing]) -> str:
 
 
 def _pick(pods: Standings, forced: Sequence[Standing], early: set[str], most: int) -> tuple[PodView, ...]:
-    """Return at most `most` pods to evict, for each budget no more than it allows now, because more would be refused.
+    """Return at most `most` pods to evict, for each budget no more than it allows now.
 
-    If a budget allows no eviction, one pod is tried anyway, because our copy of the budget may be stale. Pods with the
-    fewest tries come first, so that refused pods do not crowd out the others. The pods with the UIDs in `early` are
-    evicted out of turn and exempt from the budgets: there is no time left to try them one after another.
+    More would be refused. If a budget allows no eviction, one pod is tried anyway, because our copy of the budget may
+    be stale. Pods with the fewest tries come first, so that refused pods do not crowd out the others. The pods with the
+    UIDs in `early` are evicted out of turn and exempt from the budgets: there is no time left to try them one after
+    another.
     """
     due = [
         standing
@@ -435,9 +458,9 @@ def ending_gangs(work: NodeWork, scope: Scope) -> tuple[GangView, ...]:
 def find_gang_blockers(work: NodeWork, options: Drain, now: datetime, scope: Scope) -> tuple[Blocker, ...]:
     """Return why the gangs that a change of this node would interrupt must not be interrupted.
 
-    Members on all nodes count, with or without a GPU, because evicting one of them ends the whole gang. Those that have
-    to leave this node are left to its own preflight. Members that a very large gang has beyond those that were read
-    (`GangView.partial`) are not examined.
+    The strictest rule of any member, on any node, applies to all of them (docs/design/drain.md#t13), with or without a
+    GPU, because evicting one of them ends the whole gang. Those that have to leave this node are left to its own
+    preflight. Members that a very large gang has beyond those that were read (`GangView.partial`) are not examined.
     """
     blockers: list[Blocker] = []
     for view in ending_gangs(work, scope):
@@ -465,7 +488,7 @@ def with_gangs(
 
 
 def name_gangs(blockers: Iterable[Blocker], work: NodeWork) -> tuple[Blocker, ...]:
-    """Return the blockers of the node's own pods, each with a description of the gang to which all of its pods belong."""
+    """Return the blockers of the node's own pods, each with a description of the pods' common gang."""
     views = {view.gang: view for view in work.gangs}
     gangs = {pod.ref: views.get(pod.gang) if pod.gang is not None else None for pod in work.pods}
     named = []

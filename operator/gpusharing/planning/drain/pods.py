@@ -1,8 +1,6 @@
-"""Which pods must leave a node, and what forbids to evict one of them (docs/design/drain.md).
+"""Which pods must leave a node, and what forbids to evict one of them?
 
-Which pods on a node hold a GPU, and which of these may be evicted (docs/design/drain.md, rows P and G).
-
-A policy's rules about pods, marks on pods, and which pods end by themselves (docs/design/drain.md#p17, P19, T9-T12).
+Specification: docs/design/drain.md, rows P and G, and for rules, marks on pods and jobs P17, P19 and T9 to T12.
 """
 
 import re
@@ -41,16 +39,26 @@ JOB_KINDS = frozenset(
         *(("kubeflow.org", kind) for kind in ("PyTorchJob", "TFJob", "MPIJob", "XGBoostJob", "PaddleJob", "JAXJob")),
     }
 )
-"""API group and kind of controllers whose pods end by themselves. A JobSet's and a TrainJob's pods belong to Jobs."""
+"""API group and kind of controllers whose pods end by themselves.
+
+A JobSet's and a TrainJob's pods belong to Jobs.
+"""
 RAY_ORIGIN = "ray.io/originated-from-crd"
-"""The label on a RayCluster's pods that says what the cluster was made for, such as RayJob for a single job."""
+"""The label on a RayCluster's pods that says what the cluster serves, such as RayJob for a single job."""
 
 Tier = tuple[int, bool]
-"""The order of the pod's rule, then whether the pod has one of the cluster's own priority classes, which go last."""
+"""The order of the pod's rule, and whether it has one of the cluster's own priority classes.
+
+Pods with such a class go last.
+"""
 
 
 def find_rule(pod: PodView, options: Drain) -> tuple[str, DrainRule, bool] | None:
-    """Return the first rule that matches the pod or may match it: its path in the policy, the rule, and whether it certainly matches, which is unknown if the labels of the pod's namespace cannot be read."""
+    """Return the first rule that matches the pod or may match it: its path in the policy, and the rule.
+
+    The third item says whether it certainly matches, which is unknown if the labels of the pod's namespace cannot be
+    read.
+    """
     for index, rule in enumerate(options.rules):
         if not selects(rule.pod_selector, pod.labels):
             continue
@@ -77,7 +85,10 @@ def is_job(pod: PodView) -> bool:
 
 
 def patience(pod: PodView, options: Drain) -> timedelta | None:
-    """Return how long after the cordon the drain waits for a pod that ends by itself, or None for as long as it runs."""
+    """Return how long after the cordon the drain waits for a pod that ends by itself.
+
+    None for as long as the pod runs.
+    """
     ruled = find_rule(pod, options)
     text = (ruled[1].timeout if ruled is not None else None) or options.jobs.timeout
     return None if text == NEVER else parse_duration(text)
@@ -167,13 +178,15 @@ def _seconds(text: str) -> float | None:
 # (kai-scheduler/KAI-Scheduler v0.17.0, pkg/common/constants/constants.go, GPUGroup, and syncForPods of
 # pkg/binder/binding/resourcereservation/resource_reservation.go). Run:ai's own scheduler uses the same label.
 LABELS = frozenset({"runai-gpu-group", "kai-gpu-group"})
-"""The labels that name a GPU's group in KAI-Scheduler. A pod with fractions of several GPUs has a label `LABEL/GROUP`
-for each of them (v0.17.0, MultiGpuGroupLabelPrefix). The second name is the one that KAI's maintainers announced
-(NVIDIA/KAI-Scheduler#464)."""
+"""The labels that name a GPU's group in KAI-Scheduler.
+
+A pod with fractions of several GPUs has a label `LABEL/GROUP` for each of them (v0.17.0, MultiGpuGroupLabelPrefix). The
+second name is the one that KAI's maintainers announced (NVIDIA/KAI-Scheduler#464).
+"""
 
 
 def gpu_groups(labels: Mapping[str, str]) -> frozenset[str]:
-    """Return the KAI-Scheduler groups of the GPUs that a pod with these labels reserves or has a fraction of."""
+    """Return the KAI-Scheduler groups of the GPUs that a pod with these labels reserves or shares."""
     return frozenset(value for key, value in labels.items() if key.partition("/")[0] in LABELS and value)
 
 
@@ -188,7 +201,7 @@ def is_reservation(pod: PodView) -> bool:
 def scope_of(
     node: NodeView | None, settings: PlanSettings, stack: StackView, disruption: DisruptionClass | None = None
 ) -> Scope:
-    """Return what a drain of `node` must empty and what it must not touch, for a change of class `disruption`.
+    """Return what a drain of `node` must empty and must not touch, for a change of class `disruption`.
 
     None means that the class is not known yet: it is that of the fence or, without a fence, Reboot if mig-manager may
     reboot nodes. `node` is None if the Node is not known. The caller sets `now`.
@@ -211,13 +224,19 @@ def scope_of(
 
 
 def gpu_resources(pod: PodView) -> tuple[str, ...]:
-    """Return the GPU resource names that the pod requests, sorted (G1); a fraction from KAI counts as nvidia.com/gpu (G10)."""
+    """Return the GPU resource names that the pod requests, sorted (G1).
+
+    A fraction from KAI counts as nvidia.com/gpu (G10).
+    """
     requested = sorted(name for name, count in pod.resources.items() if count > 0 and is_gpu_resource(name))
     return tuple(requested) if requested or not gpu_groups(pod.labels) else (RESOURCE_GPU,)
 
 
 def holds_gpu(pod: PodView) -> bool:
-    """Whether the pod holds a GPU while it runs (G1-G6, G10); the phase is not checked. An unreadable claim counts."""
+    """Whether the pod holds a GPU while it runs, whatever its phase (G1-G6, G10).
+
+    An unreadable claim counts.
+    """
     return pod.dra != "none" or bool(gpu_resources(pod))
 
 
@@ -296,7 +315,7 @@ def _is_ignored(pod: PodView, scope: Scope) -> bool:
 
 
 def _decide(pod: PodView, options: Drain, scope: Scope) -> Literal["hold", "wait"] | Blocker:
-    """The first rule that applies to a pod that must leave decides about it (docs/design/drain.md#p2)."""
+    """Decide about a pod that must leave by the first rule that applies to it (docs/design/drain.md#p2)."""
 
     def block(reason: Reason, message: str = "", until: datetime | None = None) -> Blocker:
         return Blocker(reason, (pod.ref,), message=message, until=until)
@@ -368,7 +387,10 @@ KEPT = 32
 
 
 def looked(before: NodeWork | None, now: NodeWork, gpunode: GPUNodeView | None) -> NodeWork:
-    """Return `now`, a LIST just made, with what `before`, the one before it, had found."""
+    """Return `now`, a LIST just made, with what the earlier LIST `before` had found.
+
+    The process keeps the findings in memory between passes; after a restart it starts anew.
+    """
     if before is not None:
         now = replace(now, quiet_for=before.quiet_for, quiet_since=before.quiet_since)
     if now.error or not is_idle(now.pods, now.scope):

@@ -1,18 +1,7 @@
-"""The standing of each pod in the drain of its node: leaving, waited for, blocked, or to be evicted now.
+"""Is each pod of a draining node leaving, waited for, blocked, or to be evicted now?
 
-The standing of each pod in the drain of its node: whether it is leaving, is waited for, or may be evicted now.
-
-Everything about a single pod comes together here: whether a rule blocks it (holders.py), the server's last answer about
-it (evictions.py), and the budgets that guard it (pdb.py). Preflight and plan both use it (docs/design/drain.md).
-
-What the members of a gang mean for a drain: how long it waits for the gang's pods, and which gangs must not be interrupted.
-
-Evicting one rank ends the whole gang. So while any member, on any node, may still end by itself, the drain waits for
-all members (docs/design/drain.md#t13).
-
-Whether a member must stay is checked in every pass, up to the last eviction. The preflight checks the same before the
-node is cordoned (gangs.py), but a drain may wait for hours, and meanwhile somebody may mark a member or set a rule. A
-member that must stay keeps all pods of its gang from being evicted or deleted by force (docs/design/drain.md#gangs).
+The preflight and the plan of a drain both use the answer (docs/design/drain.md). A gang counts as a whole: how long a
+drain waits for its pods, and whether it must not be interrupted.
 """
 
 from collections import Counter
@@ -77,17 +66,24 @@ def unlisted(view: GangView) -> str:
 
 
 def everywhere(scope: Scope) -> Scope:
-    """Return the scope by which members on any node are judged, with or without a GPU, as if they had to leave too."""
+    """Return the scope for members on any node, with or without a GPU, as if they had to leave too."""
     return replace(scope, all_pods=True, cordoned_at=None)
 
 
 GangWait: TypeAlias = tuple[timedelta | None, str, bool]
-"""How long after the cordon a drain waits for every pod of a gang (None: for as long as the member runs), why, and whether
-some member must never be evicted before it ends, so that the change is given up when its time is over."""
+"""How long after the cordon a drain waits for every pod of a gang, and why.
+
+None means as long as the member runs. The third item says whether some member must never be evicted before it ends, so
+that the change is given up when its time is over.
+"""
 
 
 def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gang, GangWait]:
-    """Return, by gang, the wait for the member that is given the longest time to end by itself, if the drain waits for any."""
+    """Return, by gang, the longest wait for a member to end by itself, if the drain waits for any.
+
+    Evicting one rank ends the whole gang. So while any member, on any node, may still end by itself, the drain waits
+    for all members (docs/design/drain.md#t13).
+    """
     longest: dict[Gang, GangWait] = {}
     wide = everywhere(scope)
     for view in work.gangs:
@@ -122,10 +118,13 @@ def _find_members(view: GangView, work: NodeWork, node: str) -> list[GangMember]
 def find_blocked_gangs(
     work: NodeWork, classified: Classified, gangs: AbstractSet[Gang], options: Drain, scope: Scope
 ) -> tuple[frozenset[Gang], tuple[Blocker, ...]]:
-    """Return the gangs on a node whose pods must not be evicted or deleted now, and the blockers that explain why.
+    """Return the gangs on a node whose pods must not be evicted or deleted now, and why.
 
-    `classified` has the pods of the node; its blockers are not repeated. `gangs` has the gangs with a pod that still has
-    to be evicted; if it is empty, so is the result.
+    This is checked in every pass, up to the last eviction: `find_gang_blockers` checks the same before the node is
+    cordoned, but a drain may wait for hours, and meanwhile somebody may mark a member or set a rule. A member that must
+    stay keeps all pods of its gang from being evicted or deleted by force (docs/design/drain.md#gangs). `classified`
+    has the pods of the node; its blockers are not repeated. `gangs` has the gangs with a pod that still has to be
+    evicted; if it is empty, so is the result.
     """
     blocked = {pod.gang for pod in classified.blocked} if gangs else set()
     known = {pod.uid for pod in classified.blocked}
@@ -152,7 +151,7 @@ def find_blocked_gangs(
 
 
 def find_ruled(members: Iterable[GangMember], scope: Scope) -> tuple[Blocker, ...]:
-    """Return the blockers of members that must stay according to the policy of their own node, where that differs."""
+    """Return the blockers of members that must stay according to the differing policy of their own node."""
     blockers: list[Blocker] = []
     for member in members:
         if member.unruled is not None:  # a policy that cannot be read counts as one that blocks every pod
@@ -176,16 +175,25 @@ STUCK_AFTER = timedelta(seconds=60)
 
 @value
 class Standing:
-    """One pod that has to leave the node and that no rule blocks, and the state of its eviction in this pass."""
+    """One pod that has to leave the node and that no rule blocks, with the state of its eviction.
+
+    Whether a rule blocks it (`classify`), the server's last answer about it, and the budgets that guard it come
+    together here.
+    """
 
     pod: PodView
     memory: EvictionMemory | None
-    """The server's last answer about the pod, or None if no eviction was sent or the answer no longer counts."""
+    """The server's last answer about the pod. None if no eviction was sent or the answer no longer counts."""
     budgets: tuple[PdbView, ...]
-    """The budgets that the server will check, sorted by name; with more than one, the server always refuses (E8)."""
+    """The budgets that the server will check, sorted by name.
+
+    With more than one, the server always refuses (E8).
+    """
     leaves: bool
-    """Whether the pod needs no eviction: it is terminating, its eviction was accepted (E1), or the server no longer
-    knows it (E2, E3)."""
+    """Whether the pod needs no eviction.
+
+    It is terminating, its eviction was accepted (E1), or the server no longer knows it (E2, E3).
+    """
     due: bool
     """Whether nothing prevents its eviction now, except the pace and what the budget still allows."""
     tier: Tier = (0, False)
@@ -193,13 +201,22 @@ class Standing:
     waits: bool = False
     """Whether the pod is not evicted now because it, or its gang, should end by itself."""
     ends: datetime | None = None
-    """Until when the drain waits for the pod; NEVER if the wait is unlimited. None without a wait or before the cordon."""
+    """Until when the drain waits for the pod: NEVER if the wait is unlimited.
+
+    None without a wait or before the cordon.
+    """
     spared: bool = False
-    """Whether the drain waits for the pod and never evicts it. When the pod's time is over, the change is given up."""
+    """Whether the drain waits for the pod and never evicts it.
+
+    When the pod's time is over, the change is given up.
+    """
     waits_for: str = ""
     """Why the drain waits for the pod, if another member of its gang causes the wait; else empty."""
     gang_blocked: bool = False
-    """Whether the pod is neither evicted nor deleted because a member of its gang must stay, or the members are unknown."""
+    """Whether the pod is neither evicted nor deleted because of its gang.
+
+    A member of the gang must stay, or the members are unknown.
+    """
 
     @property
     def budget(self) -> PdbView | None:
@@ -246,7 +263,10 @@ class Standings:
     force_within: timedelta | None = None
     """The length of the drain if pods may be deleted by force at its end (T4), or None if none may be."""
     scope: Scope = Scope("")
-    """What the drain must empty. If the node is `silent`, no pod is evicted, and it is unknown whether the leaving pods still run."""
+    """What the drain must empty.
+
+    If the node is `silent`, no pod is evicted, and it is unknown whether the leaving pods still run.
+    """
 
     @property
     def holders(self) -> int:
@@ -309,7 +329,10 @@ def find_standings(work: NodeWork, options: Drain, now: datetime, *, scope: Scop
 
 
 def stuck_from(pod: PodView) -> datetime | None:
-    """Return when a terminating pod counts as stuck (T5), or None if it is not terminating or the time is too late."""
+    """Return when a terminating pod counts as stuck (T5).
+
+    None if it is not terminating or the time is too late.
+    """
     try:
         return None if pod.deleted_at is None else pod.deleted_at + STUCK_AFTER
     except OverflowError:
@@ -319,7 +342,10 @@ def stuck_from(pod: PodView) -> datetime | None:
 def _wait(
     standing: Standing, options: Drain, scope: Scope, now: datetime, *, waited: bool, gang: GangWait | None
 ) -> Standing:
-    """Return the standing of a pod that, or whose gang, should end by itself (T9-T13); before the cordon the wait has no end."""
+    """Return the standing of a pod that, or whose gang, should end by itself (T9-T13).
+
+    Before the cordon the wait has no end.
+    """
     wait, waits_for = patience(standing.pod, options), ""
     longest, why, gang_spared = gang or (wait, "", False)
     if gang is not None and not (waited and longest == wait):

@@ -1,13 +1,8 @@
-"""Pods that no node could run after the change.
+"""Which pods could no node run after the planned changes?
 
-Which pods could not run after the planned changes: by resource name, by number of devices, and by the labels that a change rewrites.
-
-Everything here describes the cluster after all planned changes, never a moment in between: a node counts with its
-target even while its change is under way (docs/design/drain.md#stranded).
-
-The guard for tenants: the modes that a namespace's label admits, and the requirement that GPU pods in the namespace get.
-
-The chart's admission policies (templates/admission-guard.yaml) follow the same table. docs/how-to/isolate-tenants.md
+A pod may lack a resource name, a number of devices, or a label that a change rewrites. Everything describes the cluster
+after all planned changes, never a moment in between: a node counts with its target even while its change is under way
+(docs/design/drain.md#stranded).
 """
 
 from collections import Counter
@@ -25,12 +20,15 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
 ADMITTED: Mapping[str, tuple[str, ...]] = {"hardware": ("full", "mig"), "memory": ("full", "mig", "mps")}
-"""The values of the routing label that each level of isolation admits. In `mig-time-slicing` nothing separates the pods
-that share one instance."""
+"""The values of the routing label that each level of isolation admits.
+
+The chart's admission policies (templates/admission-guard.yaml) follow the same table (docs/how-to/isolate-tenants.md).
+In `mig-time-slicing` nothing separates the pods that share one instance.
+"""
 
 
 def find_admitted(namespace_labels: Mapping[str, str]) -> tuple[str, ...] | None:
-    """Return the routing-label values of the nodes on which GPU pods of a namespace with these labels may run.
+    """Return the routing-label values of the nodes on which a namespace's GPU pods may run.
 
     None if the namespace has no isolation label; empty if that label's value is not a level, so no GPU pod is admitted.
     """
@@ -39,10 +37,11 @@ def find_admitted(namespace_labels: Mapping[str, str]) -> tuple[str, ...] | None
 
 
 def with_guard(pod: PodView, *, adds: bool = True) -> PodView:
-    """Return the pod as the chart's guard for tenants would admit its replacement: with a requirement on the routing label.
+    """Return the pod as the chart's guard for tenants would admit its replacement.
 
-    No node meets the requirement if the isolation label is invalid, or if the guard does not add requirements (`adds`)
-    and would refuse the replacement because it lacks one. Whether the guard is on is not checked.
+    The guard adds a requirement on the routing label. No node meets the requirement if the isolation label is invalid,
+    or if the guard does not add requirements (`adds`) and would refuse the replacement because it lacks one. Whether
+    the guard is on is not checked.
     """
     admitted = find_admitted(pod.namespace_labels or {})
     if admitted is None or not pod.resources:
@@ -66,7 +65,10 @@ def explain_refusal(namespace: str, namespace_labels: Mapping[str, str]) -> str:
 
 
 def describe_guard(namespace: str, namespace_labels: Mapping[str, str]) -> str:
-    """Return a clause about the isolation label of the namespace and the modes that it admits; empty without the label."""
+    """Return a clause about the namespace's isolation label and the modes that it admits.
+
+    Empty without the label.
+    """
     admitted = find_admitted(namespace_labels)
     if admitted is None:
         return ""
@@ -86,11 +88,17 @@ class FutureNode:
     node: str
     """Name of the node."""
     before: Mapping[str, int]
-    """How many devices it advertises now, by resource name. Once its change has begun, these are the counts of `after`."""
+    """How many devices it advertises now, by resource name.
+
+    Once its change has begun, these are the counts of `after`.
+    """
     after: Mapping[str, int]
     """How many devices it will advertise, by resource name."""
     in_use: Mapping[str, int]
-    """How many devices its pods hold, by resource name and as far as known. A pod that is being deleted no longer counts."""
+    """How many devices its pods hold, by resource name and as far as known.
+
+    A pod that is being deleted no longer counts.
+    """
     emptied: bool
     """Whether the pods of the node have to leave for the change. Otherwise they keep their devices."""
     open: bool
@@ -101,7 +109,10 @@ class FutureNode:
 
     @cached_property
     def labels(self) -> tuple[Mapping[str, str], ...]:
-        """The labels that the node will have, including its name as a field (FIELD). Of several sets, it will have one."""
+        """The labels that the node will have, including its name as a field (FIELD).
+
+        If there are several sets, it will have one of them.
+        """
         return self.find_labels()
 
     def serves(self, pod: PodView) -> bool:
@@ -116,7 +127,7 @@ class FutureNode:
 
 @value
 class DeviceDemand:
-    """The devices of one resource name: how many of them running and Pending pods request, and how many there are."""
+    """How many devices of one resource name running and Pending pods request, and how many there are."""
 
     requested: int = 0
     remain: int = 0
@@ -138,7 +149,7 @@ class Afterwards:
     """The cluster as it will be when all planned changes are done."""
 
     find_places: Callable[[], Iterable[FutureNode]]
-    """Returns all nodes; called once, when they are first needed."""
+    """Return all nodes. Called once, when they are first needed."""
     pending: Mapping[str, int] = field(default_factory=dict)
     """How many devices Pending pods without a node request, by resource name."""
     _placed: dict[object, bool] = field(default_factory=dict)
@@ -150,7 +161,10 @@ class Afterwards:
 
     @cached_property
     def _demands(self) -> Mapping[str, DeviceDemand]:
-        """The demand for each resource name. A node on which no pod can be scheduled counts only with what its pods keep."""
+        """The demand for each resource name.
+
+        A node on which no pod can be scheduled counts only with what its pods keep.
+        """
         requested, remain, before = Counter(self.pending), Counter[str](), Counter[str]()
         for place in self._places.values():
             for name in {*place.in_use, *place.before, *place.after}:
@@ -172,9 +186,10 @@ class Afterwards:
         return frozenset(pair for labels in found for pair in labels.items())
 
     def find_stranded(self, node: str, pods: Iterable[PodView]) -> tuple[Blocker, ...]:
-        """Return a blocker (STRANDED_PODS) for each of these pods of `node` that would have to wait after its eviction.
+        """Return a blocker (STRANDED_PODS) for each pod of `node` that would have to wait after its eviction.
 
-        A device that a ResourceClaim of the pod holds counts as a request for one such device, if it is still published.
+        A device that a ResourceClaim of the pod holds counts as a request for one such device, if it is still
+        published.
         """
         own = self.find_node(node)
         devices = own.devices if own is not None else {}
@@ -187,7 +202,10 @@ class Afterwards:
         return tuple(blockers)
 
     def _explain(self, pod: PodView, own: FutureNode | None) -> str:
-        """If the state of `own` after the changes is unknown (None), only a resource that no node would advertise is found."""
+        """Return why the pod could not run after the changes, or an empty string.
+
+        If the state of `own` after them is unknown (None), only a resource that no node would advertise is found.
+        """
         wanted = _wanted(pod)
         if lost := [name for name in wanted if not self.find_demand(name).remain]:
             how = ", a device of which a ResourceClaim of the pod holds" if pod.devices else ""
@@ -217,17 +235,26 @@ class Afterwards:
 
 
 def claimed(devices: Mapping[str, str], names: Iterable[str]) -> Counter[str]:
-    """Return how many of the devices with these names there are of each extended resource; unknown names do not count."""
+    """Return how many of the named devices there are of each extended resource.
+
+    Unknown names do not count.
+    """
     return Counter(devices[name] for name in names if name in devices)
 
 
 def _wanted(pod: PodView) -> Mapping[str, int]:
-    """Return how many devices of each GPU resource name one node must have for the pod. A fraction counts as one GPU."""
+    """Return how many devices of each GPU resource name one node must have for the pod.
+
+    A fraction counts as one GPU.
+    """
     return {name: pod.resources.get(name, 1) for name in gpu_resources(pod)}
 
 
 def _find_broken(pod: PodView, own: FutureNode) -> str:
-    """Return a sentence about the first requirement of the pod, on a label that changes rewrite or on devices, that its own node will not meet; empty if it will meet all."""
+    """Return a sentence about the first requirement of the pod that its own node will not meet.
+
+    The requirement is on a label that changes rewrite or on devices. Empty if the node will meet all.
+    """
     labels = own.labels[0]
     rows: list[Row] = [(key, "In", (wanted,)) for key, wanted in sorted(pod.node_selector.items())]
     if not any(matches(labels, {}, term) for term in pod.node_terms):

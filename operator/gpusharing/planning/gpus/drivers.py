@@ -1,11 +1,4 @@
-"""Drivers under which no GPU is repartitioned, or pods hang: those that NVIDIA names and those that an admin lists.
-
-CVE-2026-24197: memory routing of MIG partitions starts from an insecure default, so that repartitioning may corrupt
-data or hang, beyond the tenant that caused it. The fixed versions are those of NVIDIA's own record (bulletin 5821,
-https://github.com/NVIDIA/product-security/blob/5f2f483bdb97b934730c448e6f6c54e04212dd0f/2026/5821/CVE-2026-24197.json).
-It lists three branches of the Linux driver. Of other old branches NVIDIA says only that they "might also be affected".
-The operator does not refuse those by itself, but an admin can list them.
-"""
+"""Is a node's driver safe for a change? NVIDIA names some that are not, and an admin may list more."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,11 +9,21 @@ from gpusharing.planning.gpus.geometry import Layout
 
 CVE = "CVE-2026-24197"
 FIXED: Mapping[int, str] = {535: "535.309.01", 580: "580.159.03", 595: "595.71.05"}
-"""The first fixed version of each affected branch of the Linux driver, by the number of the branch."""
+"""The first fixed version of each affected branch of the Linux driver, by the number of the branch.
+
+CVE-2026-24197: memory routing of MIG partitions starts from an insecure default, so that repartitioning may corrupt
+data or hang, beyond the tenant that caused it. The fixed versions are those of NVIDIA's own record (bulletin 5821,
+https://github.com/NVIDIA/product-security/blob/5f2f483bdb97b934730c448e6f6c54e04212dd0f/2026/5821/CVE-2026-24197.json).
+It lists three branches of the Linux driver. Of other old branches NVIDIA says only that they "might also be affected".
+The operator does not refuse those by itself, but an admin can list them.
+"""
 HANGING = frozenset({"570.124.06", "570.133.20", "570.148.08", "570.158.01"})
-"""Drivers under which pods hang on a node that has MIG instances beside whole GPUs (NVIDIA/gpu-operator#1361, and the known issues of GPU Operator 25.3 in NVIDIA's release notes)."""
+"""Drivers under which pods hang on a node that has MIG instances beside whole GPUs.
+
+NVIDIA/gpu-operator#1361, and the known issues of GPU Operator 25.3 in NVIDIA's release notes.
+"""
 NOT_HANGING = "570.172.08"
-"""The first version of that branch in which the problem is fixed, according to the same issue."""
+"""The first version of branch 570 in which pods no longer hang, according to NVIDIA/gpu-operator#1361."""
 _VERSION = re.compile(r"\d+(\.\d+)*")
 
 
@@ -34,10 +37,11 @@ DriverVersions = Annotated[tuple[str, ...], listed(_find_no_version)]
 
 
 def find_driver_flaw(version: str, named: Iterable[str], *, refuse_affected: bool) -> str:
-    """Return why no GPU may be repartitioned under this driver; empty if nothing is known against it, or if its version is unknown.
+    """Return why no GPU may be repartitioned under this driver.
 
-    `named` has the versions, or leading parts of versions (`570`, `570.86`), that an admin refuses; entries that are not
-    versions are ignored. Only older drivers of the branches in FIXED are known to have the CVE.
+    Empty if nothing is known against it, or if its version is unknown. `named` has the versions, or leading parts of
+    versions (`570`, `570.86`), that an admin refuses; entries that are not versions are ignored. Only older drivers of
+    the branches in FIXED are known to have the CVE.
     """
     numbers = _numbers(version)
     if not numbers:
@@ -56,7 +60,7 @@ def find_driver_flaw(version: str, named: Iterable[str], *, refuse_affected: boo
 
 
 def find_hanging(version: str, layouts: Sequence[Layout | None]) -> str:
-    """Return why a node must not have these layouts, one for each GPU, under this driver; empty if nothing is known."""
+    """Return why a node must not have these layouts, one for each GPU, under this driver."""
     if version not in HANGING or None not in layouts or not any(layouts):
         return ""
     return (

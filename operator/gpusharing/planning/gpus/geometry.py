@@ -1,19 +1,7 @@
-"""MIG layouts of one GPU: whether a layout fits, which one is nearest, which are possible, and how they are named.
+"""Does a MIG layout fit one GPU, which is the nearest, which are possible, and how are they named?
 
-Whether a layout fits is checked exactly, by searching placements.
-
-Works on the profiles that a card offers (from NVML or from `gpusharing.planning.gpus.cards`) and on nothing else.
-A layout is legal when, as NVIDIA's MIG user guide and mig-parted have it:
-
-- every profile is offered, and none more often than its maximum;
-- the instances can be placed without overlap, using only the listed starts, within the compute slices;
-- at most one instance has the media engines (``+me``); next to a ``+me.all`` there are only ``-me`` ones.
-
-Legality is downward closed: taking an instance away from a legal layout leaves a legal layout.
-
-    {3g.40gb: 1, 1g.10gb: 4}   legal on an H100 80 GB: the 3g at unit 4, the 1g at 0, 1, 2, 3
-    {1g.20gb: 7}               refused: the card has room for at most 4x1g.20gb
-    {3g.40gb: 2, 1g.10gb: 1}   refused: 7 compute slices, but 9 of 8 memory units
+The answers depend on the profiles that a card offers (from NVML or from `gpusharing.planning.gpus.cards`) and on
+nothing else.
 """
 
 import re
@@ -28,15 +16,20 @@ from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.vocabulary.values import value
 
 Layout: TypeAlias = tuple[tuple[str, int], ...]
-"""The instances of one GPU as pairs of profile and count, largest first, each count above 0. An empty tuple means that
-MIG is on without instances. A GPU with MIG off has no layout, for which None is used."""
+"""The instances of one GPU as pairs of profile and count, largest first, each count above 0.
+
+An empty tuple means that MIG is on without instances. A GPU with MIG off has no layout, for which None is used.
+"""
 
 # "1g.10gb+me", "1g.24gb-me", "1c.3g.40gb" (a compute instance smaller than its GPU instance).
 _NAME = re.compile(r"(?:\d+c\.)?(?P<slices>\d+)g\.(?P<gb>\d+)gb(?P<attribute>(?:[+-][a-z.,]+)*)")
 
 
 def normalize(counts: Mapping[str, int]) -> Layout:
-    """Return the layout with these counts by profile, largest profile first. Raises ValueError for a negative count."""
+    """Return the layout with these counts by profile, largest profile first.
+
+    Raises ValueError for a negative count.
+    """
     for name, count in counts.items():
         if count < 0:
             raise ValueError(f"count of profile {name} is negative: {count}")
@@ -48,9 +41,20 @@ def describe(layout: Layout) -> str:
 
 
 def find_misfit(layout: Layout, profiles: Sequence[Profile]) -> str:
-    """Return why a GPU with these profiles cannot hold the layout, as a clause for people; empty if it can.
+    """Return why a GPU with these profiles cannot hold the layout, as a clause; empty if it can.
 
-    The answer is exact unless the placements of the profiles are unknown.
+    As NVIDIA's MIG user guide and mig-parted have it, a layout is legal when:
+
+    - every profile is offered, and none more often than its maximum;
+    - the instances can be placed without overlap, using only the listed starts, within the compute slices;
+    - at most one instance has the media engines (``+me``); next to a ``+me.all`` there are only ``-me`` ones.
+
+    Taking an instance away from a legal layout leaves a legal layout. The answer is exact, by a search of placements,
+    unless the placements of the profiles are unknown.
+
+        {3g.40gb: 1, 1g.10gb: 4}   legal on an H100 80 GB: the 3g at unit 4, the 1g at 0, 1, 2, 3
+        {1g.20gb: 7}               refused: the card has room for at most 4x1g.20gb
+        {3g.40gb: 2, 1g.10gb: 1}   refused: 7 compute slices, but 9 of 8 memory units
     """
     offer = _Offer.of(profiles)
     unknown = ", ".join(name for name, _ in layout if name not in offer.by_name)
@@ -60,7 +64,7 @@ def find_misfit(layout: Layout, profiles: Sequence[Profile]) -> str:
 
 
 def tell_misfit(layout: Layout, profiles: Sequence[Profile]) -> str:
-    """Return the clause of `find_misfit` with what the card offers and the nearest legal layout; empty if the layout fits."""
+    """Return the clause of `find_misfit` with the card's offer and the nearest legal layout."""
     if not (why := find_misfit(layout, profiles)):
         return ""
     if not profiles:
@@ -72,21 +76,23 @@ def tell_misfit(layout: Layout, profiles: Sequence[Profile]) -> str:
 
 
 def place(layout: Layout, profiles: Sequence[Profile]) -> tuple[tuple[str, int], ...]:
-    """Return one possible placement of a legal layout, as pairs of a profile and its start, in the order of creation.
+    """Return one possible placement of a legal layout, as pairs of a profile and its start.
 
-    The driver may choose another. Empty if the placements of the card are unknown.
+    They are in the order of creation. The driver may choose another placement. Empty if the placements of the card are
+    unknown.
     """
     return _Offer.of(profiles).place(layout)
 
 
 def nearest_layout(layout: Layout, profiles: Sequence[Profile]) -> Layout | None:
-    """Return the legal layout nearest to ``layout``, or None if the card has no profiles or none that is like one in ``layout``.
+    """Return the legal layout nearest to ``layout``.
 
-    A profile that the card does not offer is replaced by the one with the same number of compute slices (else the
-    closest number), then the nearest memory, then the same attribute, then the smaller one: 1g.20gb becomes 1g.18gb on
-    an H200. A name that cannot be read is replaced by the offered name with the most similar letters. Then as few
-    instances as possible are dropped; one may be replaced by an instance with the same memory and fewer compute slices.
-    Among equal choices, the layout that keeps more compute slices wins, then the one that keeps more memory.
+    None if the card has no profiles or none that is like one in ``layout``. A profile that the card does not offer is
+    replaced by the one with the same number of compute slices (else the closest number), then the nearest memory, then
+    the same attribute, then the smaller one: 1g.20gb becomes 1g.18gb on an H200. A name that cannot be read is replaced
+    by the offered name with the most similar letters. Then as few instances as possible are dropped; one may be
+    replaced by an instance with the same memory and fewer compute slices. Among equal choices, the layout that keeps
+    more compute slices wins, then the one that keeps more memory.
     """
     if not profiles or not find_misfit(layout, profiles):
         return layout if profiles else None
@@ -118,7 +124,7 @@ def maximal_layouts(profiles: Sequence[Profile]) -> tuple[Layout, ...]:
 
 
 def generated_layouts(profiles: Sequence[Profile]) -> dict[str, Layout | None]:
-    """Return the layouts of the named configurations that mig-manager from v0.14 generates on a node with this card, sorted by name.
+    """Return the layouts of the configurations that mig-manager from v0.14 generates, by name.
 
     A profile with a max_count of 0 gets no configuration, because mig-parted refuses a whole file for an entry whose
     counts are all 0.
@@ -146,9 +152,10 @@ def is_profile(name: str) -> bool:
 
 
 def resource_name(profile: str, *, shared: bool = False) -> str:
-    """Return the resource name of this profile with strategy mixed (device plugin from v0.20), such as ``nvidia.com/mig-1g.10gb.me``.
+    """Return the resource name of this profile with strategy mixed, such as ``nvidia.com/mig-1g.10gb.me``.
 
-    ``shared`` appends ``.shared``, for instances that are time-sliced with renameByDefault.
+    The name is that of the device plugin from v0.20. ``shared`` appends ``.shared``, for instances that are time-sliced
+    with renameByDefault.
     """
     return f"{RESOURCE_MIG_PREFIX}{profile.replace('+', '.')}{'.shared' if shared else ''}"
 
@@ -237,7 +244,10 @@ class _Offer:
         return extend(sorted(most, key=_large_first), ())
 
     def substitutes(self, wanted: Mapping[str, int]) -> Iterator[Layout]:
-        """Yield every legal layout with at most the ``wanted`` instances, or with the same memory and attribute and no more slices in place of some."""
+        """Yield every legal layout with at most the ``wanted`` instances, or substitutes for some of them.
+
+        A substitute has the same memory and attribute and no more slices.
+        """
         of, room = self.by_name, Counter[object]()
         kinds = {name: (one.memory_gb or name, _attribute(name)) for name, one in of.items()}
         most: Counter[str] = Counter()
@@ -273,7 +283,10 @@ _Shape: TypeAlias = tuple[tuple[int, ...], int, int]  # starts, size, how many
 
 @lru_cache(maxsize=4096)
 def _place(shapes: tuple[_Shape, ...], taken: int = 0) -> tuple[tuple[int, ...], ...] | None:
-    """Return starts for the instances of each shape so that nothing overlaps; ``taken`` is a bit mask of memory units."""
+    """Return starts for the instances of each shape so that nothing overlaps.
+
+    ``taken`` is a bit mask of memory units.
+    """
     if not shapes:
         return ()
     rest = shapes[1:]
@@ -285,7 +298,7 @@ def _place(shapes: tuple[_Shape, ...], taken: int = 0) -> tuple[tuple[int, ...],
 
 
 def _choices(shape: _Shape, taken: int) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Yield each choice of starts for one shape, with the bit mask of the memory units in use afterwards.
+    """Yield each choice of starts for one shape, with the bit mask of the units in use afterwards.
 
     A choice is abandoned at its first overlap, so that a profile with very many starts does not take too long.
     """

@@ -20,12 +20,18 @@ REACHABLE = "Ok"
 
 @value
 class Vitals:
-    """What NVML reports about one GPU's health. Counts are reduced to booleans, so that a growing count is not a change."""
+    """What NVML reports about one GPU's health.
+
+    Counts are reduced to booleans, so that a growing count is not a change.
+    """
 
     access: str = REACHABLE
-    """Ok, Lost, ResetRequired or Failed."""
+    """Whether NVML can talk to the GPU: Ok, Lost, ResetRequired or Failed."""
     recovery: str | None = None
-    """The action that the driver recommends (NVML field 230, since R565), NO_ACTION if it recommends none, or None if it does not report this field."""
+    """The action that the driver recommends (NVML field 230, since R565), NO_ACTION if none.
+
+    None if the driver does not report this field.
+    """
     ecc_errors: bool = False
     remap_pending: bool = False
     remap_failed: bool = False
@@ -40,7 +46,10 @@ HEALTHY = Vitals(recovery="None")
 
 
 def vitals_of(gpu: GPU) -> Vitals:
-    """Return the facts in a GPU's report that decide whether the GPU is healthy. Healthy GPUs share one object."""
+    """Return the facts in a GPU's report that decide whether the GPU is healthy.
+
+    Healthy GPUs share one object.
+    """
     rows = gpu.remapped_rows
     vitals = Vitals(
         access=gpu.access,
@@ -64,8 +73,11 @@ XIDS: Mapping[int, str] = {
     140: "unrecovered ECC error",
     143: "GPU initialization error",
 }
-"""XID errors after which a GPU needs a reset or a reboot (NVIDIA, XID Errors, docs.nvidia.com/deploy/xid-errors). The
-many others concern an application or NVLink, or are covered by the fields of Vitals."""
+"""XID errors after which a GPU needs a reset or a reboot.
+
+NVIDIA, XID Errors, docs.nvidia.com/deploy/xid-errors. The many others concern an application or NVLink, or are covered
+by the fields of Vitals.
+"""
 
 NO_ACTION = "None"
 """The driver's value for "no recovery action is needed"."""
@@ -82,14 +94,20 @@ RECOVERIES: Mapping[str, str] = {
     "Unknown": "see `nvidia-smi -q` on the node for the recovery action, which this version of the agent does not"
     " recognize",
 }
-"""What a person should do, by the driver's recovery action (nvmlDeviceGpuRecoveryAction_t, with NVIDIA's meanings)."""
+"""What a person should do, by the driver's recovery action.
+
+The actions are nvmlDeviceGpuRecoveryAction_t, with NVIDIA's meanings.
+"""
 
 
 NO_TROUBLE = Finding(Reason.NO_TROUBLE, "every GPU is healthy")
 
 
 def find_problems(gpu: Vitals) -> Iterator[tuple[Reason, str]]:
-    """Yield every way in which a GPU can be unhealthy, gravest first, with a clause for people that is empty if it does not apply."""
+    """Yield every way in which a GPU can be unhealthy, gravest first.
+
+    Each has a clause for people that is empty if it does not apply.
+    """
     yield Reason.GPU_LOST, f"fell off the bus; {_REBOOT}" if gpu.access == "Lost" else ""
     unreadable = gpu.access not in (REACHABLE, "ResetRequired")
     answer = f"NVML returns {gpu.error or gpu.access}; see `dmesg | grep -i nvrm` on the node"
@@ -115,9 +133,9 @@ def is_healthy(diagnosis: Finding) -> bool:
 
 
 def diagnose(gpus: Iterable[tuple[int, Vitals]]) -> Finding:
-    """Return a Finding about the GPU with the gravest problem, and of equal ones that with the lowest index; NO_TROUBLE if all are healthy.
+    """Return a Finding about the GPU with the gravest problem, or NO_TROUBLE if all are healthy.
 
-    `gpus` are pairs of index and vitals.
+    Of equally grave problems, that of the lowest index counts. `gpus` are pairs of index and vitals.
     """
     worst: list[tuple[int, int, Reason, str]] = []
     for index, gpu in gpus:

@@ -1,10 +1,8 @@
-"""What the cluster will offer afterwards, and which pods will have to leave.
-
-What the changes of waiting nodes would disturb, for people who approve a plan or wait for it.
+"""What will the cluster offer after all changes, and what would the changes of waiting nodes disturb?
 
 The pods on nodes that are being changed are listed anyway. The pods on waiting nodes are not, so `status.plan` could
 only count nodes. Therefore the pods on the first waiting nodes are listed too, but seldom, and only a few at a time
-over all pools (docs/design/drain.md#preview).
+over all pools (docs/design/drain.md#preview), for people who approve a plan or wait for it.
 """
 
 from collections import Counter
@@ -34,7 +32,10 @@ from gpusharing.planning.wanted.verify import future_labels, served
 
 
 def find_afterwards(snapshot: ClusterSnapshot, members: Mapping[str, Member]) -> Afterwards:
-    """Return the cluster as it will be when all planned changes are done; nodes whose state cannot be computed are left out."""
+    """Return the cluster as it will be when all planned changes are done.
+
+    Nodes whose state cannot be computed are left out.
+    """
 
     def places() -> Iterator[FutureNode]:
         for name, node in snapshot.nodes.items():
@@ -92,7 +93,8 @@ def _labels(node: NodeView, assessed: Assessed | None) -> tuple[Mapping[str, str
 def find_holdings(node: NodeView, snapshot: ClusterSnapshot, *, remaining: bool = False) -> Mapping[str, int] | None:
     """Return how many devices of each resource name the pods of the node hold, or None if that is unknown.
 
-    Without a LIST of its pods, the agent's report counts, which is up to 30 s old and knows no devices of NVIDIA's DRA driver. `remaining` leaves out pods that are being deleted, and distrusts that report during a change.
+    Without a LIST of its pods, the agent's report counts, which is up to 30 s old and knows no devices of NVIDIA's DRA
+    driver. `remaining` leaves out pods that are being deleted, and distrusts that report during a change.
     """
     work = snapshot.work.get(node.name)
     if work is not None and not work.error:
@@ -110,7 +112,7 @@ def find_holdings(node: NodeView, snapshot: ClusterSnapshot, *, remaining: bool 
 AGAIN = timedelta(minutes=5)
 """The time between two looks at one node."""
 MAX_NODES = 20
-"""The most nodes of a pool that are looked at. `status.plan` does not name more nodes than that."""
+"""The most nodes of a pool that are looked at; `status.plan` does not name more nodes."""
 
 
 def find_previews(
@@ -120,10 +122,11 @@ def find_previews(
     afterwards: Afterwards,
     now: datetime,
 ) -> tuple[Mapping[str, Preview], frozenset[str], datetime | None]:
-    """Return what the changes of waiting nodes would disturb, the nodes whose pods the next pass must list, and when to wake for nodes that have no preview yet.
+    """Return what the changes of waiting nodes would disturb, the nodes to list next, and when to wake.
 
-    A preview is computed anew whenever the node's pods were listed, even if that LIST failed; otherwise it is kept while
-    the policy's spec has the same version. Nodes with known blockers get no LIST for a first preview.
+    The next pass must list the pods of those nodes. The wake time is for nodes that have no preview yet. A preview is
+    computed anew whenever the node's pods were listed, even if that LIST failed; otherwise it is kept while the
+    policy's spec has the same version. Nodes with known blockers get no LIST for a first preview.
     """
     known: dict[str, Preview] = {}
     missing: list[str] = []
@@ -137,7 +140,7 @@ def find_previews(
         if work is not None and (before is None or work.listed_at > before.at):
             try:
                 known[name] = preview_of(policy, verdict, work, afterwards, snapshot)
-            except Exception as error:  # noqa: BLE001 - one node must not hide the others (guard.py)
+            except Exception as error:  # noqa: BLE001 - one node must not hide the others
                 why = Blocker(Reason.NODE_NOT_JUDGED, message=explain_error(error))
                 known[name] = Preview(policy.version, work.listed_at, blockers=(why,))
         elif before is not None:
@@ -165,9 +168,10 @@ def _to_go(pools: Mapping[str, Pool], verdicts: Mapping[str, Verdict]) -> Iterat
 def preview_of(
     policy: PolicyView, verdict: Verdict, work: NodeWork, afterwards: Afterwards, snapshot: ClusterSnapshot
 ) -> Preview:
-    """Return what the change of one node would disturb, according to the last LIST of its pods. The policy must have a spec.
+    """Return what the change of one node would disturb, according to the last LIST of its pods.
 
-    Pods that must not be evicted, and gangs whose members cannot be listed, show only as blockers.
+    The policy must have a spec. Pods that must not be evicted, and gangs whose members cannot be listed, show only as
+    blockers.
     """
     assert policy.spec is not None, "only a policy with a spec has a preview"
     if not verdict.disruption.cordons:

@@ -1,8 +1,7 @@
-"""Which nodes may start next, and what the nodes that are changing occupy.
+"""Which nodes may start next, and how does the change of one start?
 
-What the pools share in one pass: the cluster after the changes, the looks at pods, what PodDisruptionBudgets still allow, and where the operator's own pod could be scheduled.
-
-A cordoned node keeps its pods, but the operator's own pod may be replaced in the middle of a change, because somebody deletes, upgrades or drains it. If our cordons covered every node then, no operator could run to lift them (docs/design/drain.md#place).
+`PassState` is what the pools share in one pass: the cluster after the changes, the looks at pods, what
+PodDisruptionBudgets still allow, and where the operator's own pod could be scheduled.
 """
 
 from collections import Counter
@@ -41,16 +40,21 @@ LAST_PLACE = (
 
 
 def find_places(nodes: Iterable[NodeView]) -> set[str] | None:
-    """Return the nodes on which our own pod could be scheduled, or None if waiting for a second such node would not help.
+    """Return the nodes on which our own pod could be scheduled, or None if no second one can be had.
 
-    The pod's tolerations and selectors are not known, and are ignored.
+    A cordoned node keeps its pods, but our own pod may be replaced in the middle of a change, because somebody deletes,
+    upgrades or drains it. If our cordons covered every node then, no operator could run to lift them
+    (docs/design/drain.md#place). The pod's tolerations and selectors are not known, and are ignored.
     """
     able = [node for node in nodes if _may_open(node)]
     return {node.name for node in able if _is_open(node)} if len(able) > 1 else None
 
 
 def spare(places: set[str] | None, candidates: Iterable[NodeCase]) -> int | None:
-    """Return how many of our pod's places may be cordoned so that one is left, or None if there is no such limit or no candidate would close a place."""
+    """Return how many of our pod's places may be cordoned so that one is left.
+
+    None if there is no such limit or no candidate would close a place.
+    """
     if places is None or not any(case.node.name in places and case.disruption.cordons for case in candidates):
         return None
     return len(places) - 1
@@ -80,13 +84,20 @@ class PassState:
     crowd: Counter[str] = field(default_factory=Counter)
     """How many pods of nodes in flight still have to be evicted under each PodDisruptionBudget."""
     crowd_known: bool = True
-    """Whether `crowd` is complete. False while a node settles after its cordon and nothing shows which of its pods will be evicted."""
+    """Whether `crowd` is complete.
+
+    False while a node settles after its cordon and nothing shows which of its pods will be evicted.
+    """
     due: frozenset[str] = frozenset()
     """The blocked nodes that are due for another look."""
     recent: int = 0
     """How many blocked nodes were looked at within the last poll interval."""
     claimed_waves: Mapping[str, str] = field(default_factory=dict)
-    """For each node with a claim but no fence, because an operator stopped between writing the two: the wave in which it was about to start, or an empty string. It starts in that wave, so that the wave stays together."""
+    """For each node with a claim but no fence: the wave in which it was about to start, or empty.
+
+    An operator stopped between writing the claim and the fence. The node starts in that wave, so that the wave stays
+    together.
+    """
     places: set[str] | None = None
     """The result of `find_places`, less the nodes that start; None if we do not run in a pod."""
     keepers: list[Member] = field(default_factory=list)
@@ -99,7 +110,10 @@ class PassState:
         afterwards: Afterwards,
         cases: Sequence[tuple[NodeCase, PolicyView]],
     ) -> "PassState":
-        """Return the state before any node starts; `cases` are the candidates that were looked at before and may start now, with their policies."""
+        """Return the state before any node starts.
+
+        `cases` are the candidates that were looked at before and may start now, with their policies.
+        """
         looks, poll = snapshot.memory.looks, snapshot.settings.poll
         found = ((case.node.name, standing_look(case, policy, looks)) for case, policy in cases)
         last = [(name, look) for name, look in found if look is not None]
@@ -115,7 +129,10 @@ class PassState:
         )
 
     def add_in_flight(self, snapshot: ClusterSnapshot, verdict: Verdict) -> Look | None:
-        """Count the coming evictions on a fenced node. Return the look that was used, so that the caller can keep it, or None."""
+        """Count the coming evictions on a fenced node.
+
+        Return the look that was used, so that the caller can keep it, or None.
+        """
         node = snapshot.nodes[verdict.node]
         held = verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD
         if held or not verdict.phase.in_flight:
@@ -137,13 +154,19 @@ class PassState:
 
 
 def find_mates(case: NodeCase) -> frozenset[str]:
-    """Return the other nodes that run members of the gangs that this node's change interrupts, as far as their pods were listed."""
+    """Return the other nodes that run members of the gangs that this node's change interrupts.
+
+    Members whose pods were not listed are not found.
+    """
     members = (member for view in case.gangs for member in view.members)
     return frozenset(member.node for member in members if member.node not in ("", case.node.name))
 
 
 def standing_look(case: NodeCase, policy: PolicyView, looks: Mapping[str, Look]) -> Look | None:
-    """Return the last look at a candidate if it found blockers, and neither the policy nor the node's retry annotation has changed since."""
+    """Return the last look at a candidate if it found blockers and still counts.
+
+    It counts until the policy or the node's retry annotation changes.
+    """
     look = looks.get(case.node.name)
     if look is None or not look.blockers or look.version != policy.version:
         return None
@@ -153,7 +176,10 @@ def standing_look(case: NodeCase, policy: PolicyView, looks: Mapping[str, Look])
 MAX_NAME = 40
 """The most characters of a policy's name in the id of its changes."""
 UNKNOWN_PODS = 1000
-"""The cost of a node whose pods cannot be counted. It is high, so that the node comes after all others."""
+"""The cost of a node whose pods cannot be counted.
+
+It is high, so that the node comes after all others.
+"""
 Order: TypeAlias = tuple[bool, bool, bool, bool, int, str]
 """The sort key of a candidate; the candidate with the smallest key starts first."""
 
@@ -165,11 +191,14 @@ class Candidate:
     case: NodeCase
     policy: PolicyView
     look: Look | None
-    """The last look at its pods if it found blockers. None if nothing blocks the node, or if its pods were not listed."""
+    """The last look at its pods if it found blockers.
+
+    None if nothing blocks the node, or if its pods were not listed.
+    """
     pods: Standings | None = None
-    """None if its pods were not listed in this pass."""
+    """The pods of the node. None if they were not listed in this pass."""
     follows: bool = False
-    """Whether other nodes of its gang have started without it, so that it comes next (`find_following` in waves.py)."""
+    """Whether other nodes of its gang have started without it, so that it comes next (`find_following`)."""
 
     @property
     def cordons(self) -> bool:
@@ -195,7 +224,11 @@ class Candidate:
 
 
 def find_place(case: NodeCase, policy: PolicyView) -> tuple[bool, int, str]:
-    """Return the sort key of a candidate that nothing blocks: its claim, how many pods its change ends, and a stable shuffle that differs for every generation of the policy."""
+    """Return the sort key of a candidate that nothing blocks.
+
+    It is its claim, how many pods its change ends, and a stable shuffle that differs for every generation of the
+    policy.
+    """
     observed = case.gpunode.observed if case.gpunode is not None else None
     pods = observed.pods if observed is not None else None
     cost = UNKNOWN_PODS if pods is None else find_cost(case, pods)
@@ -211,7 +244,10 @@ class Queue:
 
     @cached_property
     def unlisted(self) -> dict[str, NodeCase]:
-        """The candidates, newcomers excepted, whose pods must be known before they may start but were not listed in this pass, in the order of `find_place`."""
+        """The candidates whose pods must be known before they may start but were not listed in this pass.
+
+        They are in the order of `find_place`; newcomers are excepted.
+        """
         unlisted = [case for case in self.cases if case.work is None and case.disruption.cordons]
         unlisted = [case for case in unlisted if not is_newcomer(case.node, case.gpunode)]
         unlisted.sort(key=lambda case: find_place(case, self.policy))
@@ -229,7 +265,7 @@ class Selection:
     looks: dict[str, Look] = field(default_factory=dict)
     """What the next passes need to know about the pods of candidates, by node."""
     waiting: list[tuple[Finding, bool, Sequence[NodeCase]]] = field(default_factory=list)
-    """The other candidates: why they wait, whether only for a slot (`wait_for`), and their cases."""
+    """The other candidates, each with its case: why it waits, and whether only for a slot (`wait_for`)."""
 
     def put(self, case: NodeCase, verdict: Verdict, look: Look | None = None) -> bool:
         """Record the verdict of a candidate. Return whether it fences the node, so that its change starts."""
@@ -255,7 +291,10 @@ def _shuffle(node_uid: str, policy_uid: str, generation: int) -> str:
 
 
 def find_cost(case: NodeCase, pods: int) -> int:
-    """Return how many pods the change of this node ends: `pods`, or with a gang its listed members and the node's GPU pods."""
+    """Return how many pods the change of this node ends.
+
+    The number is `pods`, or with a gang its listed members and the node's GPU pods.
+    """
     if case.work is None or not (gangs := case.gangs):
         return pods
     ended = {one.pod.uid for view in gangs for one in view.members if not has_finished(one.pod)}
@@ -264,7 +303,10 @@ def find_cost(case: NodeCase, pods: int) -> int:
 
 
 def find_candidate(case: NodeCase, policy: PolicyView, state: PassState, *, follows: bool = False) -> Candidate:
-    """Return the candidate with what the last LIST of its pods shows; `case` may come from an earlier pass."""
+    """Return the candidate with what the last LIST of its pods shows.
+
+    `case` may come from an earlier pass.
+    """
     case = replace(case, now=state.now)
     assessed, before = case.assessment, standing_look(case, policy, state.looks)
     assert isinstance(assessed, Assessed), "candidates have a target"
@@ -281,7 +323,10 @@ def find_candidate(case: NodeCase, policy: PolicyView, state: PassState, *, foll
 def look_at(
     case: NodeCase, policy: PolicyView, before: Look | None, pods: Standings, blockers: tuple[Blocker, ...]
 ) -> Look:
-    """Return the look to record. The next one waits the longer the more looks in a row, `before` included, have found blockers."""
+    """Return the look to record.
+
+    The next one waits the longer the more looks in a row, `before` included, have found blockers.
+    """
     tries = 1
     if before is not None:
         tries = before.tries if before.at == pods.listed_at else before.tries + 1
@@ -289,7 +334,10 @@ def look_at(
 
 
 def try_start(candidate: Candidate, state: PassState) -> tuple[Verdict, Look | None]:
-    """Start a candidate with a slot, or say what blocks it; return its verdict, and the look to record or None."""
+    """Start a candidate with a slot, or say what blocks it.
+
+    Return its verdict, and the look to record or None.
+    """
     case, policy, look, pods = candidate.case, candidate.policy, candidate.look, candidate.pods
     if not candidate.cordons:
         return begin(candidate), None
@@ -307,7 +355,10 @@ def try_start(candidate: Candidate, state: PassState) -> tuple[Verdict, Look | N
 def start(
     candidate: Candidate, pods: Standings, state: PassState, wave: str, mates: tuple[str, ...] = ()
 ) -> tuple[Verdict, Look]:
-    """Start the change of a node with these pods, count its evictions, and return its verdict and the look to record."""
+    """Start the change of a node with these pods and count its evictions.
+
+    Return its verdict and the look to record.
+    """
     needed, retry = budget_room(pods), candidate.case.node.retry
     state.crowd.update(needed)
     look = Look(candidate.policy.version, retry, pods.listed_at, 1, (), tuple(needed.items()))
@@ -371,7 +422,10 @@ def blocked(case: NodeCase, look: Look, *, again: bool = False) -> Verdict:
 
 
 def op_of(case: NodeCase, policy: PolicyView) -> str:
-    """Return the id of a change that begins now: the policy's name, its generation, and the time in milliseconds in hexadecimal."""
+    """Return the id of a change that begins now.
+
+    It consists of the policy's name, its generation, and the time in milliseconds in hexadecimal.
+    """
     name = policy.name
     if len(name) > MAX_NAME:
         name = f"{name[: MAX_NAME - 8]}-{sha256(name.encode()).hexdigest()[:7]}"

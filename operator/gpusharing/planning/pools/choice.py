@@ -1,4 +1,7 @@
-"""Choose the nodes that start in this pass, as far as budgets have room."""
+"""Which nodes start in this pass?
+
+Every pool chooses in turn, within its own allowance (`Pool`) and the slots that the operator-wide cap leaves.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
@@ -37,13 +40,17 @@ from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import Reason
 
 LOOKAHEAD = 2
-"""How many candidates beyond the free slots have their pods listed, so that blocked nodes do not stop the pool."""
+"""How many candidates beyond the free slots have their pods listed.
+
+With them, blocked nodes do not stop the pool.
+"""
 
 
 def select(pool: Pool, queue: Queue, cap: int, state: PassState, past: AbstractSet[Reason] = frozenset()) -> Selection:
-    """Return which candidates of a pool start, and what the others wait for. Starts are recorded in `state`.
+    """Return which candidates of a pool start, and what the others wait for.
 
-    `queue` must have all candidates, and the pool its hours. `cap` is how many more nodes the operator-wide cap allows. Holds whose reason is in `past` have been checked already.
+    Starts are recorded in `state`. `queue` must have all candidates, and the pool its hours. `cap` is how many more
+    nodes the operator-wide cap allows. Holds whose reason is in `past` have been checked already.
     """
     policy = pool.policy
     if not pool.candidates or policy.spec is None:
@@ -111,7 +118,7 @@ class Room:
     capped: Finding
     """Why newcomers wait for which there is no room."""
     lookahead: int | None
-    """How many candidates beyond the room have their pods listed, or None if no further pods are listed now."""
+    """How many candidates beyond the room have their pods listed. None if no further pods are listed now."""
 
 
 def _find_room(pool: Pool, cap: int, state: PassState) -> Room:
@@ -148,7 +155,10 @@ def _find_room(pool: Pool, cap: int, state: PassState) -> Room:
 
 
 def _in_order(pool: Pool, queue: Queue, state: PassState, left: Room, chosen: Selection) -> list[Candidate]:
-    """Return the candidates that may start or have their pods listed, in the order in which they start. The others wait in `chosen`."""
+    """Return the candidates that may start or have their pods listed, in the order in which they start.
+
+    The others wait in `chosen`.
+    """
     policy, cases = pool.policy, {case.node.name: case for case in pool.candidates}
     following = find_following(policy, pool.members, (case.node for case in pool.candidates))
     unknown = (cases.keys() & queue.unlisted.keys()) - state.looks.keys() - following
@@ -158,7 +168,7 @@ def _in_order(pool: Pool, queue: Queue, state: PassState, left: Room, chosen: Se
             try:
                 candidate = find_candidate(cases[name], policy, state, follows=name in following)
                 yield candidate.order, candidate
-            except Exception as error:  # noqa: BLE001 - one node must not stop the others (guard.py)
+            except Exception as error:  # noqa: BLE001 - one node must not stop the others
                 chosen.put(cases[name], not_judged(cases[name].node, policy.name, error))
 
     ranked = list(find(name for name in cases if name not in unknown))
@@ -173,7 +183,10 @@ def _in_order(pool: Pool, queue: Queue, state: PassState, left: Room, chosen: Se
 
 
 MOST_VAIN = 60
-"""How many passes in a row without progress, while nodes wait, are a fault of the planner, because every look at pods should lead to a start or to a blocker."""
+"""How many passes in a row without progress, while nodes wait, are a fault of the planner.
+
+Every look at pods should lead to a start or to a blocker.
+"""
 
 
 def choose(
@@ -186,9 +199,11 @@ def choose(
     reserved: int,
     memo: Memo,
 ) -> tuple[Selection, bool]:
-    """Let every pool choose its next nodes, in the order of the policies' names; `reserved` slots of the operator-wide cap are kept.
+    """Let every pool choose its next nodes, in the order of the policies' names.
 
-    Also return whether the coming evictions on all nodes in flight are known; while they are not, candidates with a pod that a budget guards wait.
+    `reserved` slots of the operator-wide cap are kept. If a pool cannot be judged, none of its nodes starts; the other
+    pools still choose. Also return whether the coming evictions on all nodes in flight are known; while they are not,
+    candidates with a pod that a budget guards wait.
     """
     chosen = Selection()
     waiting = [pool for _, pool in sorted(pools.items()) if pool.candidates]
@@ -212,7 +227,7 @@ def choose(
         cap = snapshot.settings.max_in_flight - len(in_flight) - reserved - len(chosen.claims)
         try:
             chosen.add(select(pool, queues[pool.policy.name], cap, state))
-        except Exception as error:  # noqa: BLE001 - an error in one pool must not stop the others (guard.py)
+        except Exception as error:  # noqa: BLE001 - an error in one pool must not stop the others
             for case in pool.candidates:
                 chosen.put(case, not_judged(case.node, pool.policy.name, error))
     chosen.verdicts |= _find_waits(chosen, memo)
@@ -249,9 +264,11 @@ def count_vain(
     looks: Mapping[str, Look],
     snapshot: ClusterSnapshot,
 ) -> dict[str, int]:
-    """Return how many passes in a row, at most MOST_VAIN, made no progress, by policy; policies that make progress are left out.
+    """Return by policy how many passes in a row, at most MOST_VAIN, made no progress.
 
-    In such a pass, the pods of a candidate are to be listed, those of another are known, and nothing starts or is learned. The count starts anew while the API server delays a LIST.
+    Policies that make progress are left out. In a pass without progress, the pods of a candidate are to be listed,
+    those of another are known, and nothing starts or is learned. The count starts anew while the API server delays a
+    LIST.
     """
     counts, before = {}, snapshot.memory
     vain = before.vain_passes if before.wants_pods <= snapshot.work.keys() else {}

@@ -1,23 +1,4 @@
-"""The nodes of one policy, counted, and who keeps its slots.
-
-One policy's nodes together: how many may be unavailable, and which start next.
-
-limit      allowance(maxUnavailable, nodes of the policy); 0 freezes the pool. Nodes without a GPU and products that the
-           policy leaves out do not concern it: they do not count for a percentage and take no slot. Nodes that
-           somebody keeps from changing (cordon, maintenance, switched-off operands) do count. Newcomers behind the
-           start-up taint do not count and take only a slot of the operator-wide cap; holds of the pool apply to them
-           too (docs/design/transition.md#gate)
-used       nodes that are not Ready, cordoned by anyone, fenced, claimed or being deleted; each counts once. A claim
-           without a fence was left by a crash or an earlier operator, and its node goes first. A node that another
-           policy will leave to this one cordoned or Failed counts even before that happens
-room       limit - used, but no more than the operator-wide cap leaves, and one node stays open for our own pod
-           (ledger.py)
-hold       what keeps every node from starting, whatever its state: a frozen budget, closed windows (holds.py)
-order      fewest GPU pods first, a gang counted as a whole, then a stable shuffle. Nodes that something blocks do not
-           stop the others, and share a few looks at their pods (looks.py)
-waves      nodes that share a gang start in one pass, and wait for enough room if there can ever be enough (waves.py)
-crowd      while nodes in flight use up the room of a PodDisruptionBudget, no other node with pods under it starts
-"""
+"""How many nodes of one policy may be unavailable, and who keeps its slots?"""
 
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
@@ -38,11 +19,19 @@ from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 
 MOST = 3
-"""The most nodes that a message names. The number of the others is left out, because it would change too often."""
+"""The most nodes that a message names.
+
+The number of the others is left out, because it would change too often.
+"""
 
 
 def name_keepers(members: Iterable[Member]) -> tuple[str, str]:
-    """Return a clause in parentheses, after a space, that says why these nodes are unavailable, and the first of them as `node/NAME`; two empty strings if there are none."""
+    """Return a clause that says why these nodes are unavailable, and the first of them as `node/NAME`.
+
+    The clause is in parentheses, after a space. Two empty strings if there are none. Nodes whose changes make progress
+    are not named: a change begins every few minutes, and the status of every waiting node would have to be written
+    again each time.
+    """
     kept = sorted(members, key=lambda member: member.node.name)
     if not kept:
         return "", ""
@@ -71,7 +60,10 @@ def _why(member: Member) -> str:
 
 
 def is_for_a_person(member: Member) -> bool:
-    """Whether only a person, or somebody else's maintenance, can free the node's slot; the kubelet of a node that is not Ready may report again by itself."""
+    """Whether only a person, or somebody else's maintenance, can free the node's slot.
+
+    The kubelet of a node that is not Ready may report again by itself.
+    """
     node, verdict = member.node, member.verdict
     if verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD:
         return True
@@ -87,7 +79,25 @@ def goes_on(verdict: Verdict) -> bool:
 
 @dataclass(slots=True)
 class Pool:
-    """The nodes of one policy, as one pass counts them."""
+    """The nodes of one policy, as one pass counts them.
+
+    limit      allowance(maxUnavailable, nodes of the policy); 0 freezes the pool. Nodes without a GPU and products
+               that the policy leaves out do not concern it: they do not count for a percentage and take no slot. Nodes
+               that somebody keeps from changing (cordon, maintenance, switched-off operands) do count. Newcomers behind
+               the start-up taint do not count and take only a slot of the operator-wide cap; holds of the pool apply to
+               them too (docs/design/transition.md#gate)
+    used       nodes that are not Ready, cordoned by anyone, fenced, claimed or being deleted; each counts once. A claim
+               without a fence was left by a crash or an earlier operator, and its node goes first. A node that another
+               policy will leave to this one cordoned or Failed counts even before that happens
+    room       limit - used, but no more than the operator-wide cap leaves, and one node stays open for our own pod
+               (`spare`)
+    hold       what keeps every node from starting, whatever its state: a frozen budget, closed windows (`find_hold`)
+    order      fewest GPU pods first, a gang counted as a whole, then a stable shuffle. Nodes that something blocks do
+               not stop the others, and share a few looks at their pods (`Look`)
+    waves      nodes that share a gang start in one pass, and wait for enough room if there can ever be enough
+               (`try_wave`)
+    crowd      while nodes in flight use up the room of a PodDisruptionBudget, no other node with pods under it starts
+    """
 
     policy: PolicyView
     names: list[str] = field(default_factory=list)
@@ -98,7 +108,11 @@ class Pool:
     outside: int = 0
     """How many of `names` do not concern the policy, or do not count yet (see `is_newcomer`)."""
     moving: int = 0
-    """How many of the used slots become free by themselves: slots of changes that end at a deadline, and slots held only by a claim, which either becomes such a change or is dropped."""
+    """How many of the used slots become free by themselves.
+
+    They are slots of changes that end at a deadline, and slots held only by a claim, which either becomes such a change
+    or is dropped.
+    """
     opening: int = 0
     """How many of the nodes in `moving` accept no pods now but will again when their changes end."""
     members: list[Member] = field(default_factory=list)
@@ -108,7 +122,10 @@ class Pool:
     keepers: list[Member] = field(default_factory=list)
     """The nodes whose slots do not become free by themselves."""
     failed_before: tuple[str, ...] = ()
-    """The nodes, as messages name them, whose failure is known only from the record, because they are gone or lost their fence (see `count_failures`)."""
+    """The nodes, as messages name them, whose failure is known only from the record.
+
+    They are gone or lost their fence (see `count_failures`).
+    """
     hours: Hours = UNJUDGED
     """What the windows allow, or UNJUDGED, which lets no node start, before `with_hours` has computed it."""
     now: datetime = EARLIEST
@@ -124,7 +141,8 @@ class Pool:
     ) -> "Pool":
         """Return the pool of these nodes.
 
-        `claimed` nodes hold a slot and are about to become unavailable; `failing` ones are not candidates, because calls about them fail; `joining` ones are still in a change of another policy and take a slot already.
+        `claimed` nodes hold a slot and are about to become unavailable; `failing` ones are not candidates, because
+        calls about them fail; `joining` ones are still in a change of another policy and take a slot already.
         """
         pool = Pool(policy)
         for member in members:
@@ -165,12 +183,15 @@ class Pool:
                 self.keepers.append(member)
 
     def with_hours(self, now: datetime) -> "Pool":
-        """Return a copy of the pool with what its windows allow at `now`. All its nodes must have been counted before."""
+        """Return a copy of the pool with what its windows allow at `now`.
+
+        All its nodes must have been counted before.
+        """
         spec, nodes, hours = self.policy.spec, [one.node for one in self.members], ALWAYS
         try:
             if spec is not None:
                 hours = find_hours(spec, self.policy.zones, nodes, now)
-        except Exception as error:  # noqa: BLE001 - one policy must not stop the others (guard.py)
+        except Exception as error:  # noqa: BLE001 - one policy must not stop the others
             hours = Hours(closed=of_policy(self.policy.name, error))
         return replace(self, hours=hours, now=now)
 

@@ -1,4 +1,9 @@
-"""Nodes of one pool that share a gang change as one wave (docs/design/drain.md#waves): those that nothing blocks start in one pass, or wait until they can, and they return to service together, so that no other pod takes the GPUs of half a gang. The fences of a wave's nodes record its id, so it survives a restart."""
+"""Which nodes of a pool share a gang and therefore change together, as one wave?
+
+The nodes of a wave that nothing blocks start in one pass, or wait until they can, and they return to service together,
+so that no other pod takes the GPUs of half a gang (docs/design/drain.md#waves). Their fences record the wave's id, so
+the wave survives a restart.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -36,9 +41,10 @@ MAX_MATES = 20
 
 
 def find_waves(order: Sequence[str], mates: Mapping[str, frozenset[str]]) -> dict[str, tuple[str, ...]]:
-    """Return the waves, sorted as in `order`, by the name of their first node: nodes that share gangs, directly or through others.
+    """Return the waves, sorted as in `order`, by the name of their first node.
 
-    `mates` has the nodes with which each node shares a gang; those that are not in `order` are ignored.
+    A wave has the nodes that share gangs, directly or through others. `mates` has the nodes with which each node shares
+    a gang; those that are not in `order` are ignored.
     """
     places = {name: place for place, name in enumerate(order)}
     linked: dict[str, set[str]] = {}
@@ -61,7 +67,7 @@ def find_waves(order: Sequence[str], mates: Mapping[str, frozenset[str]]) -> dic
 
 
 def group(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
-    """Return the waves among the candidates whose changes cordon their nodes, by the name of the first node of each wave."""
+    """Return the waves among the candidates whose changes cordon their nodes, by their first node."""
     mates = {
         candidate.case.node.name: others
         for candidate in candidates
@@ -75,7 +81,10 @@ def group(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
 
 
 def find_following(policy: PolicyView, members: Iterable[Member], candidates: Iterable[NodeView]) -> frozenset[str]:
-    """Return the names of the candidates that share a gang with a node of the pool that started without them, until they have been changed too or the policy gets a new revision."""
+    """Return the names of the candidates whose gang mates have started without them.
+
+    They count until they have been changed too or the policy gets a new revision.
+    """
     begun: set[str] = set()
     proofs = []
     for one in members:
@@ -98,9 +107,11 @@ def find_following(policy: PolicyView, members: Iterable[Member], candidates: It
 def try_wave(
     wave: Sequence[Candidate], room: int, most: int, full: Finding, *, state: PassState, chosen: Selection
 ) -> int:
-    """Start either all nodes of a wave that have no known blockers, or none of them, and put their verdicts into `chosen`. Return how many slots the wave takes, or reserves until it can start.
+    """Start all nodes of a wave without known blockers, or none, and put their verdicts into `chosen`.
 
-    If they are more than `most`, the number of nodes that can ever change together, only the first `most` start. Blocked nodes are left behind, but the pods of as many as `most` has room for are listed once more before.
+    Return how many slots the wave takes, or reserves until it can start. If they are more than `most`, the number of
+    nodes that can ever change together, only the first `most` start. Blocked nodes are left behind, but the pods of as
+    many as `most` has room for are listed once more before.
     """
     # Nodes whose pods were listed come first, before the cost decides: only a LIST shows the real cost of a gang. If
     # cost came first, each pass of a wave that cannot start as a whole would ask for the pods of yet another node, and
@@ -160,7 +171,8 @@ def hold_together(
 ) -> dict[str, Verdict]:
     """Return the new verdicts of proven nodes that wait for the others of their wave, by name.
 
-    They wait no longer than `timeouts.verification` after the first proof, and stop waiting once one of the others has failed or is being rolled back, because then the gang could not come back whole.
+    They wait no longer than `timeouts.verification` after the first proof, and stop waiting once one of the others has
+    failed or is being rolled back, because then the gang could not come back whole.
     """
     waves: dict[str, list[str]] = {}
     for name, fence in fences.items():

@@ -1,9 +1,7 @@
-"""When a policy may start nodes: windows, blackouts and time zones.
+"""May a policy start nodes now, when may it next, and when would a series of changes end?
 
-Whether the windows of a policy let a node start now, when the next one may, and when a series of changes would end.
-
-A node starts only if enough of the window is left for its change: drain.timeout plus the time that the slowest of the
-pool's last 20 changes took. A change that has begun may finish after the window.
+A node starts only if enough of the window is left for its change (`needed_time`). A change that has begun may finish
+after the window.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,11 +24,20 @@ from gpusharing.planning.vocabulary.values import value
 HORIZON = timedelta(days=8)
 """A longer span is shown as one without an end. No single window is longer than a week."""
 FAR = timedelta(days=366)
-"""Blackouts that follow each other without a gap for longer than this count as never ending. A single one lasts a week at most."""
+"""Blackouts that follow each other without a gap for longer than this count as never ending.
+
+A single one lasts a week at most.
+"""
 STEPS = 400
-"""The most consecutive windows that are examined: 400 days of daily windows, or 16 days of hourly ones. Without a gap, they count as a span without an end."""
+"""The most consecutive windows that are examined.
+
+That is 400 days of daily windows, or 16 days of hourly ones. Without a gap, they count as a span without an end.
+"""
 SHIFT = timedelta(hours=3)
-"""How far beyond a moment to search: further than any change of the clock. If a schedule names minute and hour, cronsim looks only at the time of day, and of two equal times takes the first."""
+"""How far beyond a moment to search: further than any change of the clock.
+
+If a schedule names minute and hour, cronsim looks only at the time of day, and of two equal times takes the first.
+"""
 _SECOND = timedelta(seconds=1)
 _BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -41,10 +48,13 @@ class Span:
 
     opens: datetime
     closes: datetime | None
-    """None if the span has no end within HORIZON."""
+    """The end of the span, or None if it has none within HORIZON."""
 
     def lasts(self, needed: timedelta, now: datetime) -> bool:
-        """Whether at least `needed` of the span is left, counted from `now` or from its beginning if that is later."""
+        """Whether at least `needed` of the span is left.
+
+        It is counted from `now` or from the span's beginning if that is later.
+        """
         return self.closes is None or self.closes - max(self.opens, now) >= needed
 
 
@@ -54,7 +64,10 @@ class ZonedWindow:
 
     window: Window
     zone: tzinfo | None
-    """None if the time zone database does not have the name. Only `find_flaw` accepts such a window."""
+    """The time zone, or None if the time zone database does not have the name.
+
+    Only `find_flaw` accepts a window without a zone.
+    """
 
     @cached_property
     def duration(self) -> timedelta:
@@ -84,7 +97,10 @@ def add_zones(windows: Windows, zones: Mapping[str, tzinfo]) -> tuple[ZonedWindo
 
 
 def find_flaw(zoned: ZonedWindow) -> tuple[str, str] | None:
-    """Return the name of the window's first invalid field and why it is invalid, or None; the duration is not checked."""
+    """Return the name of the window's first invalid field and why it is invalid, or None.
+
+    The duration is not checked.
+    """
     example = '"0 22 * * 1-5"'
     if zoned.zone is None:
         why = "the time zone database does not contain this name; use one from the database"
@@ -101,7 +117,10 @@ def find_flaw(zoned: ZonedWindow) -> tuple[str, str] | None:
 def find_spans(windows: Sequence[ZonedWindow], blackouts: Sequence[ZonedWindow], after: datetime) -> Iterator[Span]:
     """Yield, in order, the spans from `after` onward in which nodes may start; possibly without end.
 
-    No window may have a flaw. Without windows, nodes may start at any time except in blackouts.
+    Windows that overlap or touch are one span, and blackouts are cut out of it. A duration is elapsed time: six hours
+    are six hours even when the clocks change. A start is that of Debian's cron (cronsim): one that does not exist on
+    the day when the clocks go forward moves to the next minute that exists, and of one that occurs twice the first
+    counts. No window may have a flaw. Without windows, nodes may start at any time except in blackouts.
     """
     moment: datetime | None = after
     while moment is not None and (opens := _first(windows, blackouts, moment)) is not None:
@@ -141,7 +160,10 @@ def _end(windows: Sequence[ZonedWindow], moment: datetime, horizon: timedelta = 
 
 
 RECENT = 20
-"""How many recent changes of a pool are considered; the slowest of them sets the time expected for the next one."""
+"""How many recent changes of a pool are considered.
+
+The slowest of them sets the time expected for the next one.
+"""
 UNKNOWN = timedelta(minutes=15)
 """How long a change is expected to take while the pool has no finished changes."""
 FORESEEN = 200
@@ -159,7 +181,10 @@ class Hours:
     """What the windows of a policy allow at one moment."""
 
     spans: tuple[Span, ...] = ()
-    """The next spans in which a node can start. Empty if nodes may start at any time, or never (see `closed`)."""
+    """The next spans in which a node can start.
+
+    Empty if nodes may start at any time, or never (see `closed`).
+    """
     closed: Finding | None = None
     """Why no node starts now, or None if nodes may start."""
     change: datetime | None = None
@@ -167,7 +192,10 @@ class Hours:
 
     @property
     def next_window(self) -> str:
-        """When nodes may start next, or until when they may start now; empty if they may at any time, or never."""
+        """When nodes may start next, or until when they may start now.
+
+        Empty if they may start at any time, or never.
+        """
         if not self.spans:
             return ""
         span = self.spans[0]
@@ -190,9 +218,10 @@ UNJUDGED = Hours(closed=Finding(Reason.WINDOW_CLOSED, "the windows have not been
 
 
 def needed_time(spec: GPUSharingPolicySpec, nodes: Iterable[NodeView]) -> timedelta:
-    """Return how much of a window must be left so that a node may start: drain.timeout plus the expected duration of the change.
+    """Return how much of a window must be left so that a node may start.
 
-    That is the duration of the slowest recent change, within the policy's time limits. Changes that took more than twice the limits waited for a person, and do not count (ADR 63).
+    That is drain.timeout plus the duration of the slowest recent change, within the policy's time limits. Changes that
+    took more than twice the limits waited for a person, and do not count (ADR 63).
     """
     proofs, limit = [node.verified for node in nodes], actuation_limit(spec)
     known = [(one.changed_at, timedelta(seconds=one.took)) for one in proofs if one and one.changed_at]
@@ -204,7 +233,10 @@ def needed_time(spec: GPUSharingPolicySpec, nodes: Iterable[NodeView]) -> timede
 def find_hours(
     spec: GPUSharingPolicySpec, zones: Mapping[str, tzinfo], nodes: Iterable[NodeView], now: datetime
 ) -> Hours:
-    """Return what the windows of a policy allow now; `zones` has the known time zones, `nodes` the nodes of the policy."""
+    """Return what the windows of a policy allow now.
+
+    `zones` has the known time zones, `nodes` the nodes of the policy.
+    """
     rollout = spec.rollout
     if not rollout.windows and not rollout.blackouts:
         return ALWAYS
@@ -239,9 +271,10 @@ def foresee_end(
     begins: datetime,
     lengths: Sequence[timedelta],
 ) -> datetime | None:
-    """Return when a series of consecutive changes with these `lengths` ends; None if a window is invalid or the end is too far away.
+    """Return when a series of consecutive changes with these `lengths` ends.
 
-    Each starts when the previous one has ended, or once the windows let a node start again. The last may end after its window.
+    None if a window is invalid or the end is too far away. Each starts when the previous one has ended, or once the
+    windows let a node start again. The last may end after its window.
     """
     windows, blackouts = (add_zones(rows, zones) for rows in (spec.rollout.windows, spec.rollout.blackouts))
     if _flaw(windows, blackouts):
@@ -260,7 +293,7 @@ def foresee_end(
 
 @lru_cache(maxsize=512)
 def _spans(windows: Zoned, blackouts: Zoned, needed: timedelta, minute: datetime) -> tuple[tuple[Span, ...], timedelta]:
-    """Return the first spans that last long enough, and the length of the longest span examined that has an end.
+    """Return the first spans that last long enough, and the length of the longest examined one.
 
     Caching for each minute is exact, because no schedule has seconds.
     """
@@ -276,7 +309,7 @@ def _spans(windows: Zoned, blackouts: Zoned, needed: timedelta, minute: datetime
 
 
 def find_window_flaw(spec: GPUSharingPolicySpec, zones: Mapping[str, tzinfo]) -> tuple[str, str] | None:
-    """Return the path of the policy's first invalid window and what is wrong with it, or None if all are valid."""
+    """Return the path of the policy's first invalid window and what is wrong with it."""
     return _flaw(add_zones(spec.rollout.windows, zones), add_zones(spec.rollout.blackouts, zones))
 
 

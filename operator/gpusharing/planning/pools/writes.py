@@ -1,9 +1,4 @@
-"""Claims of slots, and records that are no longer needed.
-
-The last step of a policy with deletionPolicy Reset: our labels and records are removed from its nodes (docs/design/transition.md#reset). What the actuator has written may stay.
-
-A rollout keeps its state on its nodes: which of them are being changed, which canaries serve and since when, what failed, and which plan was approved. So nodes with whole GPUs are not forgotten one by one, but all together when the last one is proven.
-"""
+"""What is written for all nodes together: configuration, finalizers, claims, and the end of a reset?"""
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -31,7 +26,10 @@ from gpusharing.planning.wanted.actuators.actuator import Actuator
 from gpusharing.planning.wanted.sharedobjects import plan_rules
 
 CLOCKS = timedelta(seconds=1.5)
-"""How far the clocks of two processes may differ, because each was set from a Date header with whole seconds (kube/clock.py)."""
+"""How far the clocks of two processes may differ.
+
+Each was set from a Date header with whole seconds (kube.clock).
+"""
 
 
 def fences_of(snapshot: ClusterSnapshot) -> dict[str, Fence]:
@@ -49,7 +47,10 @@ def share(
     failed_nodes: Mapping[str, FailedNode],
     classes: WriteClasses | None,
 ) -> tuple[Action, ...]:
-    """Return the writes that concern all nodes, in this order: configuration, finalizers, claims, one of NVIDIA's objects, DeviceClasses, DeviceTaintRules."""
+    """Return the writes that concern all nodes, in the order in which they must be made.
+
+    They are configuration, finalizers, claims, one of NVIDIA's objects, DeviceClasses, DeviceTaintRules.
+    """
     actions: list[Action] = [] if config is None else [config]
     nodes, fences = snapshot.nodes, fences_of(snapshot)
     claims = {
@@ -90,7 +91,13 @@ def find_resumed(
     verdicts: Mapping[str, Verdict],
     now: datetime,
 ) -> dict[str, Claim]:
-    """Return, by node, the claims that are kept although their nodes have no readable fence: a newer operator may have written it, or the change will soon begin by itself."""
+    """Return, by node, the claims that are kept although their nodes have no readable fence.
+
+    A newer operator may have written the fence, or the change will soon begin by itself. A claim is written before its
+    fence. If the operator ends between the two writes, the next one may find that the node has to wait again for a
+    moment. If it removed the claim and the finalizer then and added them again later, it would make four needless
+    writes.
+    """
     resumed = {}
     for name, claim in claims.items():
         node, verdict = nodes.get(name), verdicts.get(name)
@@ -109,7 +116,10 @@ def plan_finalizers(
     fenced: Collection[NodeView],
     verdicts: Mapping[str, Verdict],
 ) -> list[SetFinalizer]:
-    """Return the actions that add our finalizer to policies or remove it, sorted by policy; `claims` are all claims after this pass."""
+    """Return the actions that add our finalizer to policies or remove it, sorted by policy.
+
+    `claims` are all claims after this pass.
+    """
     actions = []
     claiming = {claim.policy for claim in claims}
     for name, pool in sorted(pools.items()):
@@ -143,7 +153,13 @@ def find_forgotten(
     nodes: Mapping[str, NodeView],
     actuator: Actuator,
 ) -> dict[str, Verdict]:
-    """Return the new verdicts, by name, of the nodes from which our labels and records are removed now, in place of other actions."""
+    """Return the new verdicts of the nodes from which our labels and records are removed now, by name.
+
+    They replace other actions. This is the last step of a policy with deletionPolicy Reset
+    (docs/design/transition.md#reset); what the actuator has written may stay. A rollout keeps its state on its nodes:
+    which of them are being changed, which canaries serve and since when, what failed, and which plan was approved. So
+    nodes with whole GPUs are not forgotten one by one, but all together when the last one is proven.
+    """
     forgotten: dict[str, Verdict] = {}
     for pool in pools.values():
         members = [one.node.name for one in pool.members] if pool.policy.resetting else []

@@ -1,4 +1,4 @@
-"""Counts for status columns and metrics: the devices that pods hold or could get, and the pods that wait for one."""
+"""How many devices do pods hold, how many could they get, and how many pods wait for one?"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -11,15 +11,19 @@ from gpusharing.planning.wanted.target import is_plugin_resource
 from gpusharing.planning.wanted.verify import served
 
 MOST_WAITED_FOR = 16
-"""The largest number of resource names that `waited_for` lists although no node serves them: whoever may create pods may invent such names."""
+"""The largest number of resource names that `waited_for` lists although no node serves them.
+
+Whoever may create pods may invent such names.
+"""
 OTHERS = "_others"
-"""The key under which the remaining resources are counted together. No real resource can have this name."""
+"""The key under which the remaining resources are counted together; no resource can have this name."""
 
 
 def count_used(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> str:
-    """Return the number of devices that pods hold and the number that the nodes serve, such as `27/32`, or `27+?/32` if some holdings are unknown.
+    """Return the number of devices that pods hold and that the nodes serve, such as `27/32`.
 
-    On a node that serves nothing, the device plugin resources that pods still hold count, so `16/0` is possible after the plugin is gone.
+    It is `27+?/32` if some holdings are unknown. On a node that serves nothing, the device plugin resources that pods
+    still hold count, so `16/0` is possible after the plugin is gone.
     """
     used = total = 0
     known = True
@@ -36,7 +40,10 @@ def count_used(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> str:
 def count_devices(
     nodes: Iterable[NodeView], targets: Mapping[str, Mapping[str, int]]
 ) -> tuple[Counter[str], Counter[str]]:
-    """Return how many devices of each resource the nodes serve now, and how many they would serve after all changes; `targets` has the resources of each node that has a target."""
+    """Return how many devices of each resource the nodes serve now, and how many after all changes.
+
+    `targets` has the resources of each node that has a target.
+    """
     before, after = Counter[str](), Counter[str]()
     for node in nodes:
         resources = served(node)
@@ -51,9 +58,10 @@ def count_pending(
     targets: Mapping[str, Mapping[str, int]],
     snapshot: ClusterSnapshot,
 ) -> int:
-    """Return the number of requests by Pending pods without a node for a resource that one of `nodes` serves.
+    """Return the number of requests by Pending pods without a node for a resource that a node serves.
 
-    If the policy may strand pods, requests for resources that no node serves or will serve count too: it is unknown which change removed them, so every policy with that setting counts them.
+    If the policy may strand pods, requests for resources that no node serves or will serve count too: it is unknown
+    which change removed them, so every policy with that setting counts them.
     """
     names = {name for node in nodes for name in served(node)}
     others = snapshot.pending.keys() - names
@@ -81,7 +89,10 @@ def count_slices(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> tuple[
 
 
 def waited_for(snapshot: ClusterSnapshot) -> Mapping[str, int]:
-    """Return the number of Pending pods without a node that request each GPU resource; the least requested resources that no node serves are added up under OTHERS."""
+    """Return the number of Pending pods without a node that request each GPU resource.
+
+    The least requested resources that no node serves are added up under OTHERS.
+    """
     served_names = {name for node in snapshot.nodes.values() for name in served(node)}
     strange = sorted(snapshot.pending.keys() - served_names, key=lambda name: (-snapshot.pending[name], name))
     counts = {name: count for name, count in snapshot.pending.items() if name in served_names}

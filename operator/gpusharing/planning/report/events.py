@@ -1,4 +1,8 @@
-"""Computes the Kubernetes Events to post about what has changed: in the verdict on a node, in its Node, in the status of a policy, or in one of NVIDIA's objects. If nothing has changed, there are no Events. The caller posts them."""
+"""Which Kubernetes Events report what has changed since the last pass?
+
+The changes are in the verdict on a node, in its Node, in the status of a policy, or in one of NVIDIA's objects. The
+caller posts the Events.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -17,12 +21,18 @@ from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from gpusharing.planning.vocabulary.values import value
 
 MAX_NOTE = 1000
-"""The most bytes of a note, in UTF-8. events.k8s.io allows 1024 bytes, not characters (kubernetes v1.36.3 pkg/apis/core/validation/events.go)."""
+"""The most bytes of a note, in UTF-8.
+
+events.k8s.io allows 1024 bytes, not characters (kubernetes v1.36.3 pkg/apis/core/validation/events.go).
+"""
 
 
 @value
 class Event:
-    """A Kubernetes Event to be posted about a policy, about a node (on its policy, with the Node as related object), about a Node, or about ClusterPolicy."""
+    """A Kubernetes Event to be posted about a policy, a node, a Node or ClusterPolicy.
+
+    About a node, it is posted on the node's policy, with the Node as related object.
+    """
 
     type: Literal["Normal", "Warning"]
     """`Warning` if somebody should look at it."""
@@ -33,9 +43,10 @@ class Event:
 
 
 def node_events(before: Verdict | None, after: Verdict, *, drained: bool = False) -> tuple[Event, ...]:
-    """Return the Events about what changed on one node; none if `before` is None, as in the first pass after a restart.
+    """Return the Events about what changed on one node.
 
-    `drained` says whether the start of this drain was reported already. Then it is not reported again, even if the pods could not be listed for a while.
+    There are none if `before` is None, as in the first pass after a restart. `drained` says whether the start of this
+    drain was reported already. Then it is not reported again, even if the pods could not be listed for a while.
     """
     if before is None or before is after:
         return ()
@@ -86,7 +97,7 @@ def _find_events(before: Verdict, after: Verdict, *, drained: bool) -> Iterator[
 
 
 def _find_begun(before: Verdict, after: Verdict) -> Verdict | None:
-    """Return the verdict that shows the change with which the node has passed its point of no return between the two, or None if it has not."""
+    """Return the verdict that shows the node pass its point of no return between the two, or None."""
     if _plans_return(after) or after.attempt > 1 or Mark.PAST_RETURN in after.reason.marks:
         return None
     if _plans_return(before):
@@ -139,7 +150,10 @@ def cordon_event(before: NodeView, after: NodeView) -> Event | None:
 
 
 def refusal_event(before: Mapping[str, Any], after: Mapping[str, Any]) -> Event | None:
-    """Return the Warning that a policy is not accepted, or None if it is, or if its stored status `before` says so already."""
+    """Return the Warning that a policy is not accepted, or None.
+
+    None if it is accepted, or if its stored status `before` has the refusal already.
+    """
     earlier, answer = _acceptance(before), _acceptance(after)
     if answer == earlier or answer.get("status") != "False":
         return None

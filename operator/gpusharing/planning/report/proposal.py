@@ -1,4 +1,7 @@
-"""What `plan` says about each node, and which proofs are missing."""
+"""What would a plan do to the pool of one policy, and what does each source of proof say about a node?
+
+The decisions are those of `plan_rollout` and of `planning/wanted/verify.py`; they are only collected here, for people.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
@@ -42,12 +45,15 @@ from gpusharing.planning.wanted.verify import (
 )
 
 Step: TypeAlias = tuple[Verdict, Preview | None]
-"""The verdict on a node that would change, and what the change would disturb, or None if its pods were not listed."""
+"""The verdict on a node that would change, and what the change would disturb.
+
+The preview is None if the node's pods were not listed.
+"""
 
 
 @value
 class Vanishing:
-    """A resource of which the pool would have fewer devices after the changes, and the pods that request it."""
+    """A resource of which the pool would have fewer devices after the changes, and who requests it."""
 
     resource: str
     before: int
@@ -55,7 +61,10 @@ class Vanishing:
     demand: DeviceDemand
     """The demand for the resource in the whole cluster."""
     pods: tuple[str, ...]
-    """Pods that request the resource and run on nodes that change, as `namespace/name`. Only nodes whose pods were listed are included."""
+    """Pods that request the resource and run on nodes that change, as `namespace/name`.
+
+    Only nodes whose pods were listed are included.
+    """
     pending: int
     """How many Pending pods without a node request the resource."""
 
@@ -73,11 +82,17 @@ class Proposal:
     steps: tuple[Step, ...]
     """The nodes that change, in order: nodes in flight, then nodes that start now, then nodes that wait."""
     left_out: tuple[Verdict, ...]
-    """Nodes that differ from the policy but do not change, because a person or another program has to act first."""
+    """Nodes that differ from the policy but do not change. A person or another program has to act first."""
     unread: tuple[Verdict, ...]
-    """The verdicts in `left_out` on nodes of which it is unknown whether they match the policy: nobody has read their GPUs, or their agent or kubelet is away."""
+    """The verdicts in `left_out` on nodes of which it is unknown whether they match the policy.
+
+    Nobody has read their GPUs, or their agent or kubelet is away.
+    """
     lost: Mapping[str, str]
-    """Nodes that the policy selects but another policy owns, with that policy. Only filled in if the policy has no nodes of its own."""
+    """Nodes that the policy selects but another policy owns, with that policy.
+
+    Only filled in if the policy has no nodes of its own.
+    """
     coming: tuple[str, ...]
     """Nodes that the policy owns but that are still in a change which another policy began."""
     adopted: tuple[str, ...]
@@ -95,13 +110,19 @@ class Proposal:
     at_once: int
     """How many nodes may be unavailable at the same time."""
     single_keeps_name: bool = False
-    """Whether mig.strategy single would suit the layouts and would keep the resource name nvidia.com/gpu, which pods request."""
+    """Whether mig.strategy single would suit the layouts and keep the resource name nvidia.com/gpu.
+
+    Pods request that name.
+    """
     client_memory: Mapping[str, float] = field(default_factory=dict)
-    """GiB of one MPS client, by product. Empty in other modes; cards that our table does not have are left out."""
+    """GiB of one MPS client, by product.
+
+    Empty in other modes; cards that our table does not have are left out.
+    """
     client_threads: int = 0
     """Percentage of a GPU's threads that one MPS client may use. 0 in other modes."""
     lasts: tuple[timedelta, ...] = ()
-    """How long all changes together take at least and at most, counted from now (`foresee`). Empty if that is unknown."""
+    """How long all changes together take at least and at most, counted from now (`foresee`)."""
 
     @property
     def disruption(self) -> DisruptionClass:
@@ -110,7 +131,10 @@ class Proposal:
 
 
 def configured(snapshot: ClusterSnapshot, plan: RolloutPlan, since: datetime) -> ClusterSnapshot | None:
-    """Return the snapshot as if the plan's ConfigMaps were written at `since`, because nodes wait for that write; None if it writes none."""
+    """Return the snapshot as if the plan's ConfigMaps were written at `since`.
+
+    Nodes wait for that write. None if the plan writes none.
+    """
     change = next((action for action in plan.shared if isinstance(action, WriteConfig)), None)
     if change is None:
         return None
@@ -127,7 +151,10 @@ def configured(snapshot: ClusterSnapshot, plan: RolloutPlan, since: datetime) ->
 
 
 def tell_proposal(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> Proposal:
-    """Return what the plan means for this policy and its pool. `lasts` is left empty. The plan must have been made from this snapshot, with this policy."""
+    """Return what the plan means for this policy and its pool.
+
+    `lasts` is left empty. The plan must have been made from this snapshot, with this policy.
+    """
     pool, spec = members(policy, plan, snapshot), policy.spec
     status = tell_status(policy, plan, snapshot, {}, now)
     accepted = next(row for row in status["conditions"] if row["type"] == ConditionType.ACCEPTED)
@@ -179,9 +206,11 @@ def tell_proposal(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapsh
 def foresee(
     pool: Pool, snapshot: ClusterSnapshot, now: datetime, count: int, past: Sequence[timedelta]
 ) -> tuple[timedelta, ...]:
-    """Return how long the changes of `count` nodes of the pool take at least and at most, if each takes as long as the fastest or the slowest of the `past` changes. Empty if that is unknown.
+    """Return how long the changes of `count` nodes of the pool take at least and at most.
 
-    The limits on nodes at once, the windows and the canaries are considered; other holds, such as a missing approval, are not.
+    Each is assumed to take as long as the fastest or the slowest of the `past` changes. Empty if that is unknown. The
+    limits on nodes at once, the windows and the canaries are considered; other holds, such as a missing approval, are
+    not.
     """
     at_once = min(pool.limit, snapshot.settings.max_in_flight)
     if not past or not count or not at_once or pool.policy.spec is None:
@@ -257,11 +286,17 @@ def _vanishing(
 
 
 Proofs: TypeAlias = Mapping[Source, tuple[str, str, Finding | None]]
-"""By source: what it says, what it should say (empty if the target needs nothing from it), and why the two disagree, or None if they do not."""
+"""By source: what it says, what it should say, and why the two disagree.
+
+What it should say is empty if the target needs nothing from it. The disagreement is None if there is none.
+"""
 
 
 def tell_proofs(node: NodeView, observed: ObservedView, target: Target, stack: StackView) -> Proofs:
-    """Return what each source that this installation has says. The target must have one layout for each observed GPU."""
+    """Return what each source that this installation has says.
+
+    The target must have one layout for each observed GPU.
+    """
     actuator = find_actuator(stack)
     wrong = find_disagreements(Comparison(node, observed, target, stack), actuator.checks)
     says = "is quiet" if observed.quiet else f"reads {counted(len(observed.gpus), 'GPU')}"

@@ -1,4 +1,7 @@
-"""The status of a policy: conditions, counts, and the headline."""
+"""What does the status of a policy say: conditions, counts, and the headline?
+
+The condition Ready and the columns STATUS and MESSAGE show the same headline, each in its own words.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,7 +29,10 @@ from gpusharing.planning.wanted.verify import tell_guest_reset
 
 @value
 class Members:
-    """The nodes of one policy with their verdicts, sorted by name; those that spec.products leaves out are in `skipped`."""
+    """The nodes of one policy with their verdicts, sorted by name.
+
+    Those that spec.products leaves out are in `skipped`.
+    """
 
     policy: PolicyView
     verdicts: tuple[Verdict, ...]
@@ -34,7 +40,10 @@ class Members:
     """The Nodes, in the order of `verdicts`."""
     skipped: tuple[Verdict, ...]
     lost: tuple[str, ...]
-    """Nodes that the policy selects but another policy owns. Only filled in if the policy has no nodes of its own."""
+    """Nodes that the policy selects but another policy owns.
+
+    Only filled in if the policy has no nodes of its own.
+    """
     coming: tuple[str, ...]
     """Nodes that the policy owns but that are still in a change which another policy began."""
     done: int
@@ -47,7 +56,10 @@ class Members:
 
 
 def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Members:
-    """Return the nodes of a policy with their verdicts. The plan must have been made from this snapshot, with this policy."""
+    """Return the nodes of a policy with their verdicts.
+
+    The plan must have been made from this snapshot, with this policy.
+    """
     rows = [(plan.verdicts[name], snapshot.nodes[name]) for name in sorted(plan.pools[policy.name].names)]
     pairs = [(verdict, node) for verdict, node in rows if not is_product_skipped(verdict, node)]
     coming = plan.coming.get(policy.name, ())
@@ -91,7 +103,10 @@ def urgency(verdict: Verdict) -> tuple[tuple[int, int], str]:
 
 
 def tell_first(verdicts: Sequence[Verdict]) -> str:
-    """Return the message of the most urgent verdict, with the name of its node in front. Raises ValueError if there are no verdicts."""
+    """Return the message of the most urgent verdict, with the name of its node in front.
+
+    Raises ValueError if there are no verdicts.
+    """
     shown = min(verdicts, key=urgency)
     prefix = "" if shown.message.startswith(shown.node) else f"{shown.node}: "
     return f"{prefix}{shown.message}"
@@ -104,7 +119,10 @@ Headline = tuple[Answer, str, str]
 
 
 def find_headline(pool: Members, plan: RolloutPlan) -> Headline:
-    """Return the headline of the pool. States that a person has to end come before those that only take time."""
+    """Return the headline of the pool.
+
+    States that a person has to end come before those that only take time.
+    """
     policy, left = pool.policy, pool.unproven
     if policy.deleting:
         message = "changes in flight are first finished or rolled back"
@@ -152,7 +170,10 @@ def tell_coming(pool: Members) -> str:
 
 
 MAX_LISTED = 20
-"""The largest number of entries in each list of a status, such as the nodes, pods, budgets and shortages of the plan, and the failures."""
+"""The largest number of entries in each list of a status.
+
+The lists are for example the nodes, pods, budgets and shortages of the plan, and the failures.
+"""
 MAX_GANGS = 10
 """The largest number of gangs that the plan lists."""
 
@@ -164,10 +185,13 @@ def tell_status(
     previous: Mapping[str, Any],
     now: datetime,
 ) -> dict[str, Any]:
-    """Return the status of a policy; if that cannot be computed, `previous` with conditions that say so, because the other policies must still get their status."""
+    """Return the status of a policy, or `previous` with conditions that say that it cannot be computed.
+
+    The other policies must still get their status.
+    """
     try:
         return policy_status(policy, plan, snapshot, previous, now)
-    except Exception as error:  # noqa: BLE001 - one bad policy must not keep the others from being reported (guard.py)
+    except Exception as error:  # noqa: BLE001 - one bad policy must not keep the others from being reported
         objection = plan.objections.get(policy.name) or of_policy(policy.name, error)
     answers = {
         ConditionType.ACCEPTED: (False, objection.reason, objection.message),
@@ -189,7 +213,12 @@ def policy_status(
     previous: Mapping[str, Any],
     now: datetime,
 ) -> dict[str, Any]:
-    """Return the body of `status`. Every key is present; `plan` is None if there is no plan, which tells the writer to remove the key."""
+    """Return the body of `status`.
+
+    Every key is present; `plan` is None if there is no plan, which tells the writer to remove the key. Equal inputs
+    give equal statuses, so an unchanged status is not written again: messages are sorted, bounded and free of times, so
+    that they do not flap. Conditions use the terms of kstatus.
+    """
     pool = members(policy, plan, snapshot)
     ready, word, message = find_headline(pool, plan)
     stalled = _stalled(pool, plan)
@@ -213,7 +242,10 @@ def policy_status(
 
 
 def find_grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[object, ...]:
-    """Return everything that decides which of the policy's conditions are True, which is much cheaper than the whole status."""
+    """Return everything that decides which of the policy's conditions are True.
+
+    That is much cheaper to find than the whole status.
+    """
     own = [(plan.verdicts[name], snapshot.nodes[name]) for name in plan.pools[policy.name].names]
     kinds = {(v.phase, v.reason, bool(v.actions), node.ready, v.stands, is_begun(node)): (v, node) for v, node in own}
     bearings = {bearing(verdict, node) for verdict, node in kinds.values()}

@@ -1,6 +1,6 @@
-"""Computes `GPUNode.status.transition` and `.conditions`, which show the verdict on a node to people. No decision is made from them.
+"""What do `GPUNode.status.transition` and `.conditions` show people of the verdict on a node?
 
-Every wait that is shown names who holds the node back, and until when (docs/design/drain.md#rule-14).
+No decision is made from them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,10 @@ DAY = timedelta(days=1)
 
 
 def transition(verdict: Verdict, node: NodeView, previous: Mapping[str, Any], now: datetime) -> dict[str, Any]:
-    """Return `status.transition` after this pass; `previous` is the stored value, which gives the history and when the phase began."""
+    """Return `status.transition` after this pass.
+
+    `previous` is the stored value, which gives the history and when the phase began.
+    """
     phase, reason = str(verdict.phase), str(verdict.reason)
     same = previous.get("phase") == phase
     moment = to_rfc3339(now)
@@ -53,12 +56,12 @@ def transition(verdict: Verdict, node: NodeView, previous: Mapping[str, Any], no
 
 
 def is_wait(verdict: Verdict) -> bool:
-    """Whether the node waits for a person, for another program or for the clock; also true if its change failed."""
+    """Whether the node waits for a person, another program or the clock; also true if its change failed."""
     return verdict.reason.passes is not Passes.DONE or verdict.reason is Reason.PROGRESSING
 
 
 def who_keeps(verdict: Verdict, node: NodeView) -> str:
-    """Return who or what holds the node back, such as `namespace/name +2` for three pods; empty if the node waits for nothing."""
+    """Return who or what holds the node back, such as `namespace/name +2` for three pods."""
     if not is_wait(verdict):
         return ""
     if found := culprit(verdict.blockers) or verdict.leaving or verdict.keeper:
@@ -75,7 +78,11 @@ def who_keeps(verdict: Verdict, node: NodeView) -> str:
 
 
 def until_when(verdict: Verdict, since: datetime) -> str:
-    """Return when or by whom the node's wait ends: a time in UTC, PERSON or OTHERS; empty if it waits for nothing."""
+    """Return when or by whom the node's wait ends: a time in UTC, PERSON or OTHERS.
+
+    Empty if the node waits for nothing. Every wait that is shown names who holds the node back, and until when
+    (docs/design/drain.md#rule-14).
+    """
     if not is_wait(verdict):
         return ""
     if verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD or verdict.stands:
@@ -90,7 +97,10 @@ def until_when(verdict: Verdict, since: datetime) -> str:
 def health_conditions(
     verdict: Verdict, previous: Sequence[Mapping[str, Any]], now: datetime
 ) -> list[Mapping[str, Any]]:
-    """Return `GPUNode.status.conditions`, whose only row is the condition Healthy; the `previous` rows if the health of the GPUs is unknown."""
+    """Return `GPUNode.status.conditions`, whose only row is the condition Healthy.
+
+    The `previous` rows if the health of the GPUs is unknown.
+    """
     health = verdict.health
     if health is None:
         return list(previous)
@@ -108,7 +118,7 @@ def health_conditions(
 
 
 def whose_cordon(node: NodeView) -> str:
-    """Return who cordoned the node, as far as is known: `ours`, `foreign` (another controller) or `human`; empty if it is not cordoned."""
+    """Return who cordoned the node, as far as is known: `ours`, `foreign` (another controller) or `human`."""
     if not node.unschedulable:
         return ""
     if node.fence is not None and node.fence.cordons and not node.fence.prior_unschedulable:

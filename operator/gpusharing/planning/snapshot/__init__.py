@@ -1,1 +1,1 @@
-"""What did this pass find, what was known before, and what can be written back? Views, records, memo, actions."""
+"""What did this pass find, what was known before, and what can be written back?"""

@@ -1,6 +1,7 @@
-"""The actions that the operator can take; most are a single API call. The executor matches on the union `Action`.
+"""Which actions can the operator take? Most are a single API call; the executor matches on `Action`.
 
-An object in an action is as it was when the action was decided; a PATCH that is called conditional fails if it has changed.
+An object in an action is as it was when the action was decided. A PATCH that is called conditional fails if the object
+has changed since.
 """
 
 from collections.abc import Mapping
@@ -43,27 +44,39 @@ class EnsureGPUNode:
 
 @value
 class SetClaims:
-    """Replace all claims and failures on the leader's Lease by compare-and-swap. Only the leader can succeed, so this comes before every fence."""
+    """Replace all claims and failures on the leader's Lease by compare-and-swap.
+
+    Only the leader can succeed, so this comes before every fence.
+    """
 
     claims: Mapping[str, Claim]
-    """By node name."""
+    """The claims, by node name."""
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
-    """By UID of the Node."""
+    """The records of failed nodes, by UID of the Node."""
 
 
 @value
 class SetFinalizer:
-    """Set or remove our finalizer on a policy, so that the policy does not disappear while one of its nodes is in flight."""
+    """Set or remove our finalizer on a policy.
+
+    It keeps the policy from disappearing while one of its nodes is in flight.
+    """
 
     policy: str
     present: bool
     uid: str = ""
-    """UID that the policy must have, so that a new policy of the same name is left alone. Empty accepts any."""
+    """UID that the policy must have, so that a new policy of the same name is left alone.
+
+    Empty accepts any.
+    """
 
 
 @value
 class SetPointers:
-    """Set the fields of ClusterPolicy that name our ConfigMaps, once, in one conditional PATCH. No fence waits for this."""
+    """Set the fields of ClusterPolicy that name our ConfigMaps, once, in one conditional PATCH.
+
+    No fence waits for this.
+    """
 
     policy: ClusterPolicyView
     wanted: Mapping[str, str]
@@ -72,7 +85,11 @@ class SetPointers:
 
 @value
 class RepairMps:
-    """Set PROCESS_TO_SIGNAL of config-manager in the GPU Operator's MPS DaemonSet, in one conditional PATCH, and report it by an Event. Our ConfigMap counts the repair as pending before, and as reported after. No fence waits for this."""
+    """Set PROCESS_TO_SIGNAL in the GPU Operator's MPS DaemonSet, in one conditional PATCH.
+
+    An Event reports it. Our ConfigMap counts the repair as pending before, and as reported after. No fence waits for
+    this.
+    """
 
     policy: ClusterPolicyView
     daemon: MpsDaemonView
@@ -82,7 +99,10 @@ class RepairMps:
 
 @value
 class WriteClasses:
-    """Create, correct and remove DeviceClasses of ours, one call each. No change begins to a layout whose classes are missing."""
+    """Create, correct and remove DeviceClasses of ours, one call each.
+
+    No change begins to a layout whose classes are missing.
+    """
 
     create: tuple[DeviceClassView, ...] = ()
     correct: tuple[tuple[DeviceClassView, DeviceClassView], ...] = ()
@@ -92,7 +112,10 @@ class WriteClasses:
 
 @value
 class WriteRules:
-    """Create and remove DeviceTaintRules of ours, one call each. A fence that names such a rule holds only once the rule is in place."""
+    """Create and remove DeviceTaintRules of ours, one call each.
+
+    A fence that names such a rule holds only once the rule is in place.
+    """
 
     create: tuple[str, ...] = ()
     """The nodes whose rule is missing."""
@@ -101,20 +124,30 @@ class WriteRules:
 
 @value
 class FenceNode:
-    """Fence a node in one conditional PATCH. If the change needs an idle node, it also removes the routing label and cordons the node, unless its fence is a DeviceTaintRule."""
+    """Fence a node in one conditional PATCH.
+
+    If the change needs an idle node, it also removes the routing label and cordons the node, unless its fence is a
+    DeviceTaintRule.
+    """
 
     node: NodeView
     fence: Fence
     cordon: bool
     """False if the node stays schedulable: for class PluginRestart, and behind a DeviceTaintRule."""
     labels: Mapping[str, str | None]
-    """Labels to set so that other controllers leave the node alone, and the routing label with the value None, which removes it."""
+    """Labels to set so that other controllers leave the node alone.
+
+    The routing label is included with the value None, which removes it.
+    """
     annotations: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @value
 class Actuate:
-    """Take a node past its point of no return: write the fence stage and everything that the actuator needs in one conditional PATCH."""
+    """Take a node past its point of no return in one conditional PATCH.
+
+    The PATCH writes the fence stage and everything that the actuator needs.
+    """
 
     node: NodeView
     fence: Fence
@@ -125,14 +158,24 @@ class Actuate:
 
 @value
 class UpdateFence:
-    """Rewrite the fence of a node in one conditional Node PATCH, for example before the next attempt, when the node is yielded to other maintenance, or when the class of disruption gets worse."""
+    """Rewrite the fence of a node in one conditional Node PATCH.
+
+    Examples: before the next attempt, when the node is yielded to other maintenance, or when the class of disruption
+    gets worse.
+    """
 
     node: NodeView
     fence: Fence
     cordon: bool = False
-    """Whether to set the cordon too, because a person lifted it after the point of no return, or because it takes the place of a DeviceTaintRule."""
+    """Whether to set the cordon too.
+
+    A person lifted it after the point of no return, or it takes the place of a DeviceTaintRule.
+    """
     labels: Mapping[str, str | None] = field(default_factory=dict)
-    """Labels to remove that were set for other controllers; each has the value None. So do the annotations."""
+    """Labels to remove that were set for other controllers; each has the value None.
+
+    The same holds for `annotations`.
+    """
     annotations: Mapping[str, str | None] = field(default_factory=dict)
 
 
@@ -161,12 +204,19 @@ class ForceDelete(_PodAction):
 
 @value
 class RestartOperand(_PodAction):
-    """Delete a pod of one of NVIDIA's programs on a node, so that a new one starts: of mig-manager, of the MPS daemon, or of the DRA driver's kubelet plugin (docs/design/nvidia.md#a6)."""
+    """Delete a pod of one of NVIDIA's programs on a node, so that a new one starts.
+
+    The program is mig-manager, the MPS daemon, or the DRA driver's kubelet plugin (docs/design/nvidia.md#a6).
+    """
 
 
 @value
 class Release:
-    """Return a node to service in one conditional PATCH. If somebody else still works on a proven node, our cordon and the start-up taint stay, with a fence that remembers them."""
+    """Return a node to service in one conditional PATCH.
+
+    If somebody else still works on a proven node, our cordon and the start-up taint stay, with a fence that remembers
+    them.
+    """
 
     node: NodeView
     uncordon: bool
@@ -184,7 +234,10 @@ class Release:
 
 @value
 class LabelNode:
-    """Write only our own labels and records, or what a person has requested on the GPUNode. The PATCH is conditional if it removes the start-up taint or the records, or writes requests."""
+    """Write only our own labels and records, or what a person has requested on the GPUNode.
+
+    The PATCH is conditional if it removes the start-up taint or the records, or writes requests.
+    """
 
     node: NodeView
     labels: Mapping[str, str | None]
@@ -194,7 +247,10 @@ class LabelNode:
     forget: bool = False
     """Whether to remove the records too, so that nothing of ours stays on the node."""
     requests: Mapping[str, str] | None = None
-    """The annotations that a person has requested on the GPUNode, or None if this is for another reason (docs/adr/0082-requests-on-the-gpunode.md)."""
+    """The annotations that a person has requested on the GPUNode, or None if this is for another reason.
+
+    See docs/adr/0082-requests-on-the-gpunode.md.
+    """
 
 
 @value

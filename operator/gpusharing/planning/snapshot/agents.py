@@ -1,4 +1,7 @@
-"""Explains why no agent runs on a node: the agent's pods are refused, never start, or exit at once. The message stays the same as long as the cause does."""
+"""Why does no agent run on a node: are its pods refused, do they never start, or exit at once?
+
+The message stays the same as long as the cause does.
+"""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -9,8 +12,10 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
 HEAD, TAIL = 140, 160
-"""How many characters are shown from the beginning and from the end of a long message. PodSecurity names the cause at
-the beginning, a container runtime at the end."""
+"""How many characters are shown from the beginning and from the end of a long message.
+
+PodSecurity names the cause at the beginning, a container runtime at the end.
+"""
 _CHANGING = (
     (re.compile(r"^\(combined from similar events\): "), ""),
     (re.compile(r"^Error creating: "), ""),
@@ -20,7 +25,7 @@ _CHANGING = (
     (re.compile(r"rpc error: code = \w+ desc = "), ""),
     (re.compile(r"\b[0-9a-f]{64}\b"), "..."),
 )
-"""Patterns for the parts of a message that differ from one attempt to the next or carry no information."""
+"""Patterns for parts of a message that differ between attempts or carry no information."""
 ALL_OTHERS = ""
 """The key in `find_troubles` for every node that has no key of its own."""
 
@@ -41,11 +46,14 @@ class AgentPod:
     image: str = ""
     """The image that its container should run. Empty if it is unknown."""
     waiting: str = ""
-    """Why its container is waiting, as the kubelet's reason, such as `ImagePullBackOff`. Empty if it is not waiting."""
+    """Why its container is waiting, as the kubelet's reason, such as `ImagePullBackOff`."""
     message: str = ""
     """The kubelet's message for that reason."""
     ended: str = ""
-    """How the container last exited, such as `Error, exit code 1`. Empty if it has not exited, or has been running since."""
+    """How the container last exited, such as `Error, exit code 1`.
+
+    Empty if it has not exited, or has been running since.
+    """
     last_words: str = ""
     """The end of the log of the container that exited, as the kubelet reports it."""
     tolerates_gate: bool = True
@@ -61,16 +69,17 @@ class AgentWarning:
     """Name of the pod. Empty if the event is about the DaemonSet."""
     message: str
     at: datetime | None
-    """When an event about a pod was first seen, or one about the DaemonSet last. None if that cannot be read."""
+    """When an event about a pod was first seen, or one about the DaemonSet last."""
 
 
 def find_troubles(
     pods: Collection[AgentPod], warnings: Iterable[AgentWarning | None], arch: Callable[[str], str]
 ) -> dict[str, Finding | None]:
-    """Return why agents do not run, as far as the cause is known, by the name of each node with an agent pod that is not Ready.
+    """Return why agents do not run, by the name of each node with an agent pod that is not Ready.
 
-    None means that the pod may just be starting. The key ALL_OTHERS tells why the API server refuses further pods of the
-    DaemonSet, or has None. `warnings` are the events about the pods and their DaemonSet; `arch` returns a node's architecture, or an empty string.
+    None means that the pod may just be starting, or that the cause is unknown. The key ALL_OTHERS tells why the API
+    server refuses further pods of the DaemonSet, or has None. `warnings` are the events about the pods and their
+    DaemonSet; `arch` returns a node's architecture, or an empty string.
     """
     unready = [pod for pod in pods if not pod.ready and pod.node and not pod.deleting]
     about: dict[str, list[AgentWarning]] = {}
@@ -92,7 +101,11 @@ def _explain_pod(pod: AgentPod, warnings: list[AgentWarning], arch: str) -> Find
 
 
 def _find_causes(pod: AgentPod, warnings: list[AgentWarning], arch: str) -> Iterator[tuple[str, str]]:
-    """Yield what may keep a pod from starting, empty if it does not, and the remedy. The cause that the kubelet names comes before its consequences: an image for another architecture cannot be pulled, or its program exits at once."""
+    """Yield each cause that may keep the pod from starting, and its remedy; an empty cause does not apply.
+
+    The cause that the kubelet names comes before its consequences: an image for another architecture cannot be pulled,
+    or its program exits at once.
+    """
     chart = "Correct image.repository, image.tag or {0} in the chart values"
     describe = f"Run kubectl -n {pod.namespace} describe pod {pod.name}"
     said = steady(pod.message)

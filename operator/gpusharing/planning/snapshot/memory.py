@@ -1,15 +1,8 @@
-"""What is remembered between passes about calls that failed and nodes to look at.
+"""What does one pass remember for the next because the cluster does not record it?
 
-Looks (LISTs) at the pods of blocked nodes: only a few at a time, in turn, and less often the longer a node stays blocked. Also what else one pass remembers for the next one, because the cluster does not record it.
-
-A LIST of pods costs the API server the same whether it finds the old blocker or a node that can start. The blocked
-nodes of all policies therefore share at most LOOKS such LISTs per poll. The caller remembers what each look found and
+It remembers calls that failed, with the back-off after them, and looks: LISTs of the pods of blocked nodes, made only a
+few at a time, in turn, and less often the longer a node stays blocked. The caller remembers what each look found and
 puts that into the next snapshot.
-
-Failing calls about one node, or to an object that all nodes share, and the back-off after them.
-
-Kept in memory only. A failed call may nevertheless have taken effect, if only its response was lost, so each attempt is
-planned afresh from the current state of the cluster.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,20 +18,32 @@ FIRST_WAIT = 2.0
 LONGEST_WAIT = 60.0
 """The longest wait between two attempts, in seconds."""
 LASTING = 2
-"""How many failures in a row it takes before they are shown to people. A single one is often over before they read it."""
+"""How many failures in a row it takes before they are shown to people.
+
+A single one is often over before they read it.
+"""
 STUCK = 6
-"""How many failures in a row it takes, about a minute's worth, before other nodes no longer count on this node's slot."""
+"""How many failures in a row it takes until other nodes no longer count on this node's slot.
+
+That is about a minute's worth.
+"""
 
 CLAIMS, CONFIG_MAPS = "claims on the Lease", "our ConfigMaps"
-"""Subjects of failures that do not concern one node. No fence is written while calls about either of them fail."""
+"""Subjects of failures that do not concern one node.
+
+No fence is written while calls about either of them fail.
+"""
 CLUSTER_POLICY = "pointers of ClusterPolicy"
-"""Like the next two, a subject for which no fence waits."""
+"""Subject of a failure for which no fence waits; so are MPS_DAEMON_SET and DEVICE_CLASS."""
 MPS_DAEMON_SET = "MPS DaemonSet"
 DEVICE_CLASS = "DeviceClasses"
 TAINT_RULE = "DeviceTaintRules"
-"""A node whose rule cannot be written is cordoned."""
+"""Subject of failed writes of DeviceTaintRules. A node whose rule cannot be written is cordoned."""
 POLICIES = "list of policies"
-"""No node starts before the LIST succeeds, because the plan may be based on outdated policies."""
+"""Subject of a failed LIST of policies.
+
+No node starts before the LIST succeeds, because the plan may be based on outdated policies.
+"""
 
 
 def policy_subject(policy: str) -> str:
@@ -56,7 +61,11 @@ def backoff(tries: int, first: float, jitter: float = 0.0) -> float:
 
 @value
 class CallFailure:
-    """The latest failure of an unbroken series of failed calls about one node or one other subject."""
+    """The latest failure of an unbroken series of failed calls about one node or one other subject.
+
+    Kept in memory only. A failed call may nevertheless have taken effect, if only its response was lost, so each
+    attempt is planned afresh from the current state of the cluster.
+    """
 
     message: str
     """Which call failed, and what the server answered."""
@@ -73,8 +82,8 @@ class CallFailure:
     def lasts(self) -> bool:
         """Whether to show the failures to people and to give up a slot that was claimed for a fence.
 
-        After the first failure the fence may exist although its call failed. By the second, the watch would have
-        shown that fence.
+        After the first failure the fence may exist although its call failed. By the second, the watch would have shown
+        that fence.
         """
         return self.tries >= LASTING
 
@@ -84,7 +93,10 @@ class CallFailure:
 
 
 def failed_again(before: CallFailure | None, message: str, now: datetime, jitter: float, call: str = "") -> CallFailure:
-    """Return the failure to remember after one more failed call, which continues the series of `before` whatever its kind."""
+    """Return the failure to remember after one more failed call.
+
+    It continues the series of `before`, whatever the kind of that call.
+    """
     tries = before.tries + 1 if before is not None else 1
     return CallFailure(message, now + timedelta(seconds=backoff(tries, FIRST_WAIT, jitter)), tries, call)
 
@@ -147,7 +159,7 @@ class PassMemory:
     proving: frozenset[str] = frozenset()
     """Nodes that count as idle as soon as one last LIST of their pods confirms it."""
     drifting_since: Mapping[str, datetime] = field(default_factory=dict)
-    """By node: since when this process has seen that the node, Ready and without a fence, differs from its target."""
+    """By node: since when this process has seen it differ from its target while Ready and without a fence."""
     looks: Mapping[str, Look] = field(default_factory=dict)
     previews: Mapping[str, Preview] = field(default_factory=dict)
     vain_passes: Mapping[str, int] = field(default_factory=dict)
@@ -155,7 +167,11 @@ class PassMemory:
 
 
 def find_due(looks: Iterable[tuple[str, Look]], now: datetime, poll: float) -> frozenset[str]:
-    """Return the nodes whose pods must be listed again now, at most LOOKS within `poll` seconds, those with the oldest looks first."""
+    """Return the nodes whose pods must be listed again now, those with the oldest looks first.
+
+    A LIST of pods costs the API server the same whether it finds the old blocker or a node that can start. The blocked
+    nodes of all policies therefore share at most LOOKS of them within `poll` seconds.
+    """
     known = list(looks)
     left = LOOKS - count_recent((look for _, look in known), now, poll)
     due = sorted((look.at, name) for name, look in known if look.due(poll) <= now)

@@ -1,8 +1,7 @@
-"""NVIDIA's programs as read from the cluster, with the objects of its DRA driver.
+"""What is known of NVIDIA's programs and its DRA stack, as read from the cluster?
 
-NVIDIA's DRA stack: the driver that serves GPUs to ResourceClaims, the devices that it publishes, and our DeviceClasses and DeviceTaintRules for them.
-
-The names of programs, attributes and settings are as in dra-driver-nvidia-gpu v0.5.0.
+The DRA stack is the driver that serves GPUs to ResourceClaims, the devices that it publishes, and our DeviceClasses and
+DeviceTaintRules for them. The names of programs, attributes and settings are as in dra-driver-nvidia-gpu v0.5.0.
 """
 
 from collections import Counter
@@ -23,7 +22,10 @@ DRA_DRIVER = "gpu.nvidia.com"
 
 @value
 class DaemonSetState:
-    """The DaemonSet of NVIDIA's DRA driver, whose pods are the kubelet plugins, or of Node Feature Discovery's worker, whose labels alone show that a node has a GPU."""
+    """A DaemonSet of NVIDIA's DRA driver or of Node Feature Discovery's worker.
+
+    The driver's pods are the kubelet plugins. The worker's labels alone show that a node has a GPU.
+    """
 
     name: str
     release: str = ""
@@ -33,13 +35,19 @@ class DaemonSetState:
     tolerations: str = "[]"
     """The tolerations of its pods as JSON."""
     serves_gpus: bool = True
-    """Whether the driver serves GPUs (value resources.gpus.enabled of its chart), and not only compute domains."""
+    """Whether the driver serves GPUs and not only compute domains.
+
+    The value is resources.gpus.enabled of its chart.
+    """
     gates: frozenset[str] = frozenset()
     """The feature gates that are switched on in the driver's container that serves GPUs."""
 
 
 def key_of(uuids: Iterable[str]) -> str:
-    """Return a hash of these UUIDs of devices, as 16 hexadecimal digits. It does not depend on their order."""
+    """Return a hash of these UUIDs of devices, as 16 hexadecimal digits.
+
+    It does not depend on their order.
+    """
     return sha256("\n".join(sorted(uuids)).encode(errors="backslashreplace")).hexdigest()[:16]
 
 
@@ -48,17 +56,24 @@ class NodeDevices:
     """The devices that NVIDIA's DRA driver publishes for one node."""
 
     layouts: tuple[Layout | None, ...]
-    """The layout of each GPU of which it publishes a device, sorted; None for a whole GPU. A GPU with MIG on and without instances has no device."""
+    """The layout of each GPU of which it publishes a device, sorted; None for a whole GPU.
+
+    A GPU with MIG on and without instances has no device.
+    """
     others: tuple[str, ...] = ()
-    """Names of the devices that are neither a whole GPU nor a MIG device with its profile and GPU, or that several ResourceClaims may hold at once."""
+    """Names of the devices that cannot be part of a layout.
+
+    They are neither a whole GPU nor a MIG device with its profile and GPU, or several ResourceClaims may hold them at
+    once.
+    """
     missing: int = 0
     """How many ResourceSlices of the node's pool have not been published yet."""
     key: str = ""
     """The result of `key_of` for all of its devices. Empty if it is unknown."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """For each whole GPU and each MIG device, by its name: the extended resource by which pods may request it. Empty if unknown."""
+    """For each whole GPU and MIG device, by its name: the extended resource by which pods may request it."""
     resources: Mapping[str, int] = field(init=False, compare=False)
-    """The devices as counts of the extended resources by which pods may request them, such as nvidia.com/gpu."""
+    """The devices as counts of the extended resources that pods may request, such as nvidia.com/gpu."""
 
     def __post_init__(self) -> None:
         counts: Counter[str] = Counter()
@@ -74,7 +89,7 @@ class DeviceClassView:
 
     name: str
     uid: str
-    """Empty, as is `version`, for a class as it should be."""
+    """UID of the object. Empty, as is `version`, for a class as it should be."""
     version: str
     """The resourceVersion at which it was read."""
     ours: bool
@@ -83,7 +98,7 @@ class DeviceClassView:
     selectors: tuple[str, ...]
     """The CEL expressions that a device must satisfy."""
     plain: bool = True
-    """Whether its spec has nothing besides these two."""
+    """Whether its spec has nothing besides `resource` and `selectors`."""
 
 
 RULE_PREFIX = "gpusharing-node-"
@@ -99,7 +114,10 @@ class TaintRuleView:
     name: str
     uid: str
     since: datetime | None
-    """When it was created. None if it is being deleted, or does not keep new pods off exactly the devices of the node in its name."""
+    """When it was created.
+
+    None if it is being deleted, or does not keep new pods off exactly the devices of the node in its name.
+    """
 
     @property
     def node(self) -> str:
@@ -109,20 +127,26 @@ class TaintRuleView:
 
 @value
 class DraView:
-    """NVIDIA's DRA stack. The ResourceSlices are read only if there is a GPUCluster or a DRA driver that serves GPUs."""
+    """NVIDIA's DRA stack.
+
+    The ResourceSlices are read only if there is a GPUCluster or a DRA driver that serves GPUs.
+    """
 
     driver: DaemonSetState | None = None
     """The DRA driver in the namespace of NVIDIA's components. None if there is none."""
     mig_manager: str = ""
-    """Name of the DaemonSet of a mig-manager that runs without the GPU Operator, in the same namespace. Empty if there is none."""
+    """Name of the DaemonSet of a mig-manager that runs without the GPU Operator, in the same namespace."""
     mig_manager_version: str = ""
-    """Empty if it is unknown."""
+    """Version of that mig-manager. Empty if it is unknown."""
     mig_config_map: str = ""
     """Name of the ConfigMap from which that mig-manager reads its configurations. Empty if it mounts none."""
     with_reboot: bool = False
     """Whether that mig-manager reboots the node when a GPU cannot be reset (env WITH_REBOOT)."""
     unread: str = ""
-    """Why the ResourceSlices cannot be read, as a sentence without its period. Empty if they can be read or need not be."""
+    """Why the ResourceSlices cannot be read, as a sentence without its period.
+
+    Empty if they can be read or need not be.
+    """
     doubles: tuple[str, ...] = ()
     """Names of the nodes whose GPUs both the DRA driver and a device plugin serve."""
     classes: tuple[DeviceClassView, ...] | None = None
@@ -130,9 +154,15 @@ class DraView:
     class_error: str = ""
     """Why the last write of our DeviceClasses failed. Empty if it did not."""
     taints_work: bool = False
-    """Whether nodes may be fenced by DeviceTaintRules: the scheduler was shown to obey them, and no write of one fails (docs/adr/0079-a-device-taint-rule-for-a-cordon.md)."""
+    """Whether nodes may be fenced by DeviceTaintRules.
+
+    The scheduler was shown to obey them, and no write of one fails (docs/adr/0079-a-device-taint-rule-for-a-cordon.md).
+    """
     taint_error: str = ""
-    """Why nodes are cordoned although the setting `device_taints` is on. Empty if the setting is off, if rules work, or if the scheduler has not been tested yet."""
+    """Why nodes are cordoned although the setting `device_taints` is on.
+
+    Empty if the setting is off, if rules work, or if the scheduler has not been tested yet.
+    """
     rule_error: str = ""
     """Why our DeviceTaintRules cannot be read or written. Empty if they can, or if none was tried."""
 
@@ -148,7 +178,10 @@ PLUGIN_SWITCH = "devicePlugin.enabled"
 
 @value
 class PlainStackView:
-    """NVIDIA's device-plugin chart without the GPU Operator, which means without a ClusterPolicy. mig-manager may run beside it as a DaemonSet of its own."""
+    """NVIDIA's device-plugin chart without the GPU Operator, which means without a ClusterPolicy.
+
+    mig-manager may run beside it as a DaemonSet of its own.
+    """
 
     daemon_set: str
     release: str
@@ -156,19 +189,28 @@ class PlainStackView:
     mig_manager: str = ""
     """Name of mig-manager's DaemonSet in the namespace of the chart. Empty if there is none."""
     pausable: bool = False
-    """Whether all DaemonSets of the chart run only on nodes with nvidia.com/gpu.deploy.client=true, so that mig-manager can keep their pods off the GPUs during a MIG change."""
+    """Whether mig-manager can keep the chart's pods off the GPUs during a MIG change.
+
+    All DaemonSets of the chart then run only on nodes with nvidia.com/gpu.deploy.client=true.
+    """
 
 
 @value
 class MpsDaemonView:
-    """The GPU Operator's DaemonSet of MPS control daemons, with the facts that decide whether its config-manager can notify the daemon of a new configuration."""
+    """The GPU Operator's DaemonSet of MPS control daemons.
+
+    Its facts decide whether config-manager can notify the daemon of a new configuration.
+    """
 
     version: str
     """Version of the device plugin's image, which the daemon runs. Empty if it is unknown."""
     program: str
     """The process name of the daemon. Empty if the image decides it."""
     signalled: str | None
-    """The value of PROCESS_TO_SIGNAL, which names the process that its config-manager signals. None if it is not set, or comes from elsewhere (`valueFrom`)."""
+    """The value of PROCESS_TO_SIGNAL, which names the process that its config-manager signals.
+
+    None if it is not set, or comes from elsewhere (`valueFrom`).
+    """
     sees_host: bool
     """Whether its pods see the processes of their host."""
     name: str = "nvidia-device-plugin-mps-control-daemon"
@@ -183,7 +225,7 @@ class MpsDaemonView:
 
 @value
 class MpsRepairs:
-    """The repairs of the MPS DaemonSet that the operator has counted (`planning/stack/mps.py`)."""
+    """The repairs of the MPS DaemonSet that the operator has counted (`plan_repair`)."""
 
     count: int = 0
     """How many repairs were begun under this version of the device plugin."""
@@ -197,18 +239,24 @@ class MpsRepairs:
 
 @value
 class ClusterPolicyView:
-    """The parts of NVIDIA's ClusterPolicy that can override us (docs/design/nvidia.md#d5), or an equivalent view of NVIDIA's device-plugin chart."""
+    """The parts of NVIDIA's ClusterPolicy that can override us (docs/design/nvidia.md#d5).
+
+    Without a ClusterPolicy, it is an equivalent view of NVIDIA's device-plugin chart.
+    """
 
     plugin_config_name: str
-    """devicePlugin.config.name. Empty if it is not set."""
+    """The field devicePlugin.config.name. Empty if it is not set."""
     mig_strategy: str
-    """mig.strategy. Empty if it is not set."""
+    """The field mig.strategy. Empty if it is not set."""
     mig_config_name: str
-    """migManager.config.name. Empty if it is not set."""
+    """The field migManager.config.name. Empty if it is not set."""
     switches: Mapping[str, bool | str] = field(default_factory=dict)
-    """The values of the fields that `stack/requirements.py` reads, by their path below `spec`; unset ones are left out."""
+    """The values of the fields that `requirements.READ` lists, by their path below `spec`.
+
+    Unset ones are left out.
+    """
     plugin_default: str = ""
-    """devicePlugin.config.default: the configuration for nodes without the label. Empty if it is not set."""
+    """The configuration for nodes without the label (devicePlugin.config.default). Empty if it is not set."""
     with_reboot: bool = False
     """Whether mig-manager reboots the node when a GPU cannot be reset (env WITH_REBOOT)."""
     plugin_version: str = ""
@@ -218,7 +266,7 @@ class ClusterPolicyView:
     name: str = "cluster-policy"
     """Name of the object: `cluster-policy` with NVIDIA's chart, `gpu-cluster-policy` on OpenShift."""
     uid: str = ""
-    """Empty if there is no such object."""
+    """UID of the object. Empty if there is no such object."""
     ignored: bool = False
     """Whether the GPU Operator reports that it follows another ClusterPolicy (docs/design/nvidia.md#d7)."""
     plugin_config_setter: str = ""
@@ -226,15 +274,21 @@ class ClusterPolicyView:
     mig_config_setter: str = ""
     """Field manager that wrote `mig_config_name` last. Empty if it is unknown."""
     configured: frozenset[str] = frozenset()
-    """Fields that this operator has already set once, by path (`planning/stack/pointers.py`)."""
+    """Fields that this operator has already set once, by path (`plan_pointers`)."""
     tolerates_gate: bool = True
     """Whether NVIDIA's pods tolerate the start-up taint."""
     tolerations: str = "[]"
     """The tolerations of NVIDIA's pods as JSON."""
     mps_daemon: MpsDaemonView | None = None
-    """The GPU Operator's MPS daemon, or None if there is none, if it was not seen, or if it runs without config-manager."""
+    """The GPU Operator's MPS daemon.
+
+    None if there is none, if it was not seen, or if it runs without config-manager.
+    """
     plain: PlainStackView | None = None
-    """The DaemonSets of NVIDIA's device-plugin chart, from which this view was made, or None if there is a ClusterPolicy."""
+    """The DaemonSets of NVIDIA's device-plugin chart from which this view was made.
+
+    None if there is a ClusterPolicy.
+    """
     namespace: str = ""
     """Namespace of NVIDIA's pods, as status.namespace says. Empty if it does not."""
 
@@ -245,13 +299,16 @@ class ClusterPolicyView:
 
 @value
 class StartChange:
-    """A node whose GPUs mig-manager would change, or may change, at its start (`planning/stack/mig.py`)."""
+    """A node whose GPUs mig-manager would change, or may change, at its start (`find_start_changes`)."""
 
     node: str
     why: str
     """How its GPUs differ from its label, or why that is unknown, as a clause for people."""
     config: str = ""
-    """A value for its label nvidia.com/mig.config with which mig-manager would leave its GPUs as they are. Empty if there is none or if it is unknown."""
+    """A value for its label nvidia.com/mig.config with which mig-manager would leave its GPUs as they are.
+
+    Empty if there is none or if it is unknown.
+    """
     known: bool = True
     """Whether it is known what the node's GPUs have."""
 
@@ -263,7 +320,10 @@ class StackView:
     cluster_policy: ClusterPolicyView | None
     """The ClusterPolicy or its equivalent, or None if nothing of NVIDIA's was found."""
     gpu_cluster: bool
-    """Whether there is a GPUCluster, with which the GPU Operator installs NVIDIA's DRA driver in place of the device plugin."""
+    """Whether there is a GPUCluster.
+
+    With it, the GPU Operator installs NVIDIA's DRA driver in place of the device plugin.
+    """
     plugin_configs: Mapping[str, str]
     """Device-plugin configurations by key, as they are in our ConfigMap now."""
     mig_file: str
@@ -275,19 +335,34 @@ class StackView:
     admin_plugin_configs: Mapping[str, str] = field(default_factory=dict)
     """Device-plugin configurations from the admin's own ConfigMap, by key, merged into ours unchanged."""
     missing_entries: tuple[str, ...] = ()
-    """Device-plugin configurations that Nodes name but `plugin_configs` lacks, collected while ClusterPolicy does not name our ConfigMap."""
+    """Device-plugin configurations that Nodes name but `plugin_configs` lacks.
+
+    Collected while ClusterPolicy does not name our ConfigMap.
+    """
     unresolved_mig: Mapping[str, str] = field(default_factory=dict)
-    """By Node: the mig-parted configuration that it names but `mig_file` does not give it (`pointers.find_unresolved`). Collected while ClusterPolicy does not name our ConfigMap."""
+    """By Node: the mig-parted configuration that it names but `mig_file` does not give it.
+
+    Collected by `find_unresolved` while ClusterPolicy does not name our ConfigMap.
+    """
     start_changes: tuple[StartChange, ...] = ()
-    """The nodes whose GPUs mig-manager would or may change at its start (`mig.find_start_changes`). Collected only while something that we write or print would start or restart mig-manager."""
+    """The nodes whose GPUs mig-manager would or may change at its start (`find_start_changes`).
+
+    Collected only while something that we write or print would start or restart mig-manager.
+    """
     strategy_users: Mapping[str, str] = field(default_factory=dict)
-    """By node: the MIG devices that it would lose without ClusterPolicy's mig.strategy. Collected while a policy wants another strategy."""
+    """By node: the MIG devices that it would lose without ClusterPolicy's mig.strategy.
+
+    Collected while a policy wants another strategy.
+    """
     missing_maps: tuple[str, ...] = ()
     """The admin's ConfigMaps that a setting names but that do not exist."""
     generated_mig_files: Mapping[str, str] = field(default_factory=dict)
     """The mig-parted file that mig-manager >= 0.14 generated from the hardware, by node."""
     plugin_map_exists: bool = True
-    """Whether our device-plugin ConfigMap exists; NVIDIA's pods cannot start while ClusterPolicy names a missing one."""
+    """Whether our device-plugin ConfigMap exists.
+
+    NVIDIA's pods cannot start while ClusterPolicy names a missing one.
+    """
     serves_our_mig_file: bool = False
     """Whether mig-manager reads our ConfigMap, because ClusterPolicy or its own DaemonSet says so."""
     marked: bool = True
@@ -295,31 +370,51 @@ class StackView:
     write_error: str = ""
     """Why the last write of our ConfigMaps was refused. Empty if it was not."""
     rival_policies: tuple[str, ...] = ()
-    """Names of the ClusterPolicies if it is unclear which of them the GPU Operator follows; `cluster_policy` is then the first of them. Empty otherwise."""
+    """Names of the ClusterPolicies if it is unclear which of them the GPU Operator follows.
+
+    `cluster_policy` is then the first of them. Empty otherwise.
+    """
     pointer_error: str = ""
     """Why the write that points ClusterPolicy at our ConfigMaps failed. Empty if it did not."""
     foreign_map: str = ""
-    """Name of a ConfigMap with entries that has the name of one of ours but was created by somebody else. Empty if there is none."""
+    """Name of a ConfigMap with entries that has the name of one of ours but was created by somebody else."""
     twins: str = ""
-    """A message with the remedy if two DaemonSets of NVIDIA's namespace run device plugins, or two run mig-manager, on the same nodes (`planning/stack/plugins.py`). Empty if that is not certain of any two."""
+    """A message with the remedy if DaemonSets of the same role run on the same nodes.
+
+    That means two of NVIDIA's namespace with device plugins, or two with mig-manager (`find_rival_symptoms`). Empty if
+    that is not certain of any two.
+    """
     finders: tuple[DaemonSetState, ...] = ()
-    """The DaemonSets of Node Feature Discovery's worker in the namespace of NVIDIA's components; the operator may read no other."""
+    """The DaemonSets of Node Feature Discovery's worker in the namespace of NVIDIA's components.
+
+    The operator may read no other.
+    """
     intolerant_agents: str = ""
     """Namespace of the agent's pods, if the existing ones do not tolerate the start-up taint, else empty."""
     mps_repairs: MpsRepairs = MpsRepairs()
     mps_nodes: tuple[str, ...] = ()
-    """The nodes that serve MPS and so prevent a repair of the MPS DaemonSet, sorted. Empty unless a repair is due."""
+    """The nodes that serve MPS and so prevent a repair of the MPS DaemonSet, sorted.
+
+    Empty unless a repair is due.
+    """
     repair_error: str = ""
     """Why the last repair of the MPS DaemonSet failed. Empty if it did not."""
     seen_plugin_configs: Mapping[str, str] = field(default_factory=dict)
-    """Device-plugin entries that this process has read so far. A lost one whose name is made from its content can be restored from here."""
+    """Device-plugin entries that this process has read so far.
+
+    A lost one whose name is made from its content can be restored from here.
+    """
     seen_mig_entries: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """mig-parted entries that this process has read so far, by key, for the same purpose."""
+    """mig-parted entries that this process has read so far, by key, from which lost ones can be restored."""
     dra: DraView = NO_DRA
 
     @property
     def with_reboot(self) -> bool:
-        """Whether mig-manager reboots a node when a GPU cannot be reset, according to `cluster_policy` or, if there is none, to the mig-manager that runs without the GPU Operator (`dra`)."""
+        """Whether mig-manager reboots a node when a GPU cannot be reset.
+
+        Read from `cluster_policy` or, if there is none, from the mig-manager that runs without the GPU Operator
+        (`dra`).
+        """
         policy = self.cluster_policy
         return self.dra.with_reboot if policy is None else policy.with_reboot
 
@@ -333,7 +428,10 @@ class StackView:
 
 
 def is_served_by_dra(gpu_cluster: bool, policy: ClusterPolicyView | None, dra: DraView) -> bool:
-    """Whether NVIDIA's DRA stack serves the GPUs. `policy` is the ClusterPolicy or stands for NVIDIA's device-plugin chart."""
+    """Whether NVIDIA's DRA stack serves the GPUs.
+
+    `policy` is the ClusterPolicy or stands for NVIDIA's device-plugin chart.
+    """
     if gpu_cluster or dra.driver is None:
         return gpu_cluster
     # Without a policy, a driver that serves only compute domains is refused with the command that lets it serve GPUs.
@@ -349,13 +447,16 @@ class Program(StrEnum):
 
     @property
     def label(self) -> str:
-        """The label that its pods carry: `app`, or the one that the DRA driver's chart gives them (v0.5.0, selectorLabels)."""
+        """The label that its pods carry.
+
+        It is `app`, or the one that the DRA driver's chart gives them (v0.5.0, selectorLabels).
+        """
         return "dra-driver-nvidia-gpu-component" if self is Program.KUBELET_PLUGIN else "app"
 
 
 @value
 class Operand:
-    """A pod of a `Program`."""
+    """A pod of a `Program`, as seen by this process; node clocks are never compared with ours."""
 
     namespace: str
     name: str
@@ -363,23 +464,29 @@ class Operand:
     ready: bool
     deleting: bool = False
     ready_since: datetime | None = None
-    """Since when this process has seen it Ready, on a fenced node, or not `down`, if it is an MPS daemon; node clocks are never compared with ours."""
+    """Since when this process has seen the pod of a fenced node Ready, or an MPS daemon's not `down`."""
     lone_restarts: int = 0
-    """How many more restarts config-manager has than the MPS daemon's container in its pod, which may be negative."""
+    """How many more restarts config-manager has than the MPS daemon's container in its pod.
+
+    The number may be negative.
+    """
     restart_cause: str = ""
     """Why config-manager last exited, as the kubelet reports it. Empty if it is unknown."""
     settling: bool = False
-    """Whether config-manager of an MPS daemon is not running, so that `lone_restarts` cannot be compared yet."""
+    """Whether an MPS daemon's config-manager is not running, so `lone_restarts` cannot be compared yet."""
     down: bool = False
-    """Whether the daemon itself, in the pod of an MPS daemon, is not running."""
+    """Whether the daemon in the pod of an MPS daemon is not running."""
     node: str = ""
     """Name of the node; empty until the pod is scheduled."""
     app: str = ""
-    """The `Program` that it runs; something else, or empty, if it is none of them."""
+    """The `Program` that it runs, or another value or an empty string if it is none of them."""
 
 
 def find_active(views: Iterable[ClusterPolicyView]) -> tuple[ClusterPolicyView | None, tuple[str, ...]]:
-    """Return the ClusterPolicy that the GPU Operator follows, or the first of several possible ones and the names of all."""
+    """Return the ClusterPolicy that the GPU Operator follows, and the names of all if that is unclear.
+
+    The first of several possible ones is returned with their names.
+    """
     # The GPU Operator marks all but one as ignored, but perhaps none before its first reconciliation.
     policies = sorted(views, key=lambda policy: policy.name)
     heeded = [policy for policy in policies if not policy.ignored] or policies

@@ -1,4 +1,4 @@
-"""The pods of nodes whose pods were listed, as far as the drain rules need them, and what is known about their evictions."""
+"""What do the drain rules need to know about the pods of a listed node and their evictions?"""
 
 from collections.abc import Mapping
 from dataclasses import field
@@ -22,21 +22,27 @@ class Owner:
     """Kind, such as `ReplicaSet`."""
     name: str
     uid: str = ""
-    """Empty in a view that no decision about its existence is made from."""
+    """UID of the controller. Empty in a view that no decision about its existence is made from."""
     exists: bool | None = None
     """Whether it exists; None if it was not looked up, because its kind cannot be read or need not be."""
 
 
 @value
 class Gang:
-    """Pods that only work together, so that the end of one ends them all (docs/design/drain.md#t13); recognized from its pods alone."""
+    """Pods that only work together, so that the end of one ends them all (docs/design/drain.md#t13).
+
+    A gang is recognized from its pods alone.
+    """
 
     kind: str
-    """The kind of object by which people know the gang, such as PodGroup, JobSet, LeaderWorkerSet or Workload."""
+    """The kind of object by which people know the gang, such as PodGroup, JobSet or LeaderWorkerSet."""
     namespace: str
     name: str
     labels: str = ""
-    """A label selector that all of its pods match. If it names only a key, other pods may match it too. Empty if there is none."""
+    """A label selector that all of its pods match.
+
+    If it names only a key, other pods may match it too. Empty if there is none.
+    """
     fields: str = ""
     """A field selector that all of its pods match, and perhaps other pods as well. Empty if there is none."""
 
@@ -58,21 +64,39 @@ class PodView:
     owner: Owner | None = None
     """The pod's controller, from its ownerReference with `controller: true`, or None if it has none."""
     mirror: bool = False
-    """Whether it is a static pod: annotation kubernetes.io/config.mirror or an ownerReference of kind Node."""
+    """Whether it is a static pod.
+
+    It has the annotation kubernetes.io/config.mirror or an ownerReference of kind Node.
+    """
     resources: Mapping[str, int] = field(default_factory=dict)
-    """The GPU resources that its containers request, including init and sidecar containers, with their counts above 0."""
+    """The GPU resources that its containers request, with counts above 0.
+
+    Init and sidecar containers are included.
+    """
     dra: Literal["none", "gpu", "unresolved"] = "none"
-    """What its ResourceClaims hold: `gpu` if gpu.nvidia.com allocated a claim without adminAccess, or `unresolved` if a claim cannot be read, which counts like `gpu`."""
+    """What its ResourceClaims hold.
+
+    `gpu` if gpu.nvidia.com allocated a claim without adminAccess, or `unresolved` if a claim cannot be read, which
+    counts like `gpu`.
+    """
     devices: tuple[str, ...] = ()
-    """Names of the devices of gpu.nvidia.com that the ResourceClaims in its spec hold, each once. Left out are devices behind an extended resource, because `resources` counts them, and devices that another kind could replace."""
+    """Names of the devices of gpu.nvidia.com that its ResourceClaims hold, each once.
+
+    Left out are devices behind an extended resource, because `resources` counts them, and devices that another kind
+    could replace.
+    """
     node_selector: Mapping[str, str] = field(default_factory=dict)
     node_terms: tuple[tuple[Row, ...], ...] = ()
-    """The terms of its required node affinity, of which a node must match at least one; matchFields count as labels. Empty if the pod has none, or neither holds nor requests a GPU. With the chart's guard on, each term has the guard's requirement too."""
+    """The terms of its required node affinity, of which a node must match at least one.
+
+    Empty if the pod has none, or neither holds nor requests a GPU. With the chart's guard on, each term has the guard's
+    requirement too.
+    """
     deleted_at: datetime | None = None
     """metadata.deletionTimestamp, which is when the grace period ends, or None if it is not being deleted."""
     ready: bool = True
     finalizers: tuple[str, ...] = ()
-    """They keep the object after the containers have ended."""
+    """The pod's finalizers, which keep the object after the containers have ended."""
     tolerates_cordon: bool = False
     """Whether the scheduler may place it on a cordoned node."""
     created: datetime | None = None
@@ -80,9 +104,16 @@ class PodView:
     started: datetime | None = None
     """status.startTime, or None if the kubelet has not accepted the pod yet or the time cannot be read."""
     marks: tuple[tuple[str, str], ...] = ()
-    """Annotations and labels that ask not to disturb the pod (drain/pods.py), as pairs of key and value, sorted."""
+    """Annotations and labels that ask not to disturb the pod, as sorted pairs of key and value.
+
+    `find_protection` reads them.
+    """
     namespace_labels: Mapping[str, str] | None = None
-    """Labels of its namespace. None if they cannot be read or are not needed. All pods of a node, and the members of their gangs, get the same answer."""
+    """Labels of its namespace.
+
+    None if they cannot be read or are not needed. All pods of a node, and the members of their gangs, get the same
+    answer.
+    """
     restarts: bool = True
     """Whether its restartPolicy is Always, so that it never runs to completion."""
     system: bool = False
@@ -92,7 +123,10 @@ class PodView:
     gang: Gang | None = None
     """The gang that it belongs to, or None if it works alone."""
     evades_rules: bool = False
-    """Whether its successor may get a device of the node in spite of a DeviceTaintRule: it names a scheduler other than the tested one, or a ResourceClaim that stays allocated while another pod uses it."""
+    """Whether its successor may get a device of the node in spite of a DeviceTaintRule.
+
+    It names a scheduler other than the tested one, or a ResourceClaim that stays allocated while another pod uses it.
+    """
     grace: int = 30
     """spec.terminationGracePeriodSeconds: how long it may take to end, in seconds."""
 
@@ -106,10 +140,13 @@ class GangMember:
     """A pod of a gang, and the node that it runs on."""
 
     node: str
-    """Empty if it has none yet."""
+    """The node that it runs on. Empty if it has none yet."""
     pod: PodView
     policy: str = ""
-    """The policy that its node follows, if its spec.drain cannot be read or differs from that for the listed node; else empty. The planner fills this in."""
+    """The policy that its node follows, if that policy's drain rules differ or cannot be read; else empty.
+
+    They differ if its spec.drain is not that of the listed node's policy. The planner fills this in.
+    """
     drain: Drain | None = None
     """spec.drain of that policy, or None if `policy` is empty or the policy cannot be read."""
     unruled: Finding | None = None
@@ -152,7 +189,7 @@ class PdbView:
 
 @value
 class Scope:
-    """What a drain must empty and what it must not touch (`planning/drain/pods.py`, scope_of)."""
+    """What a drain must empty and what it must not touch (`scope_of`)."""
 
     operator_namespace: str
     all_pods: bool = False
@@ -166,20 +203,27 @@ class Scope:
     settle: timedelta = timedelta(seconds=5)
     """How long after the cordon a pod may still appear because the scheduler was already binding it."""
     now: datetime | None = None
-    """If it is None, a mark with a duration counts as if it never expired."""
+    """The time of the pass. None makes a mark with a duration count as if it never expired."""
     forces: bool = False
     """Whether the operator has the right to delete pods at the end of a drain if the policy asks for that."""
     node: str = ""
     """Name of the node; empty if unknown."""
     evicts_claims: bool = False
-    """Whether NVIDIA's DRA driver serves the GPUs in place of the device plugin, so that pods with a claim that can be read are evicted like others."""
+    """Whether pods with a claim that can be read are evicted like others.
+
+    That is so where NVIDIA's DRA driver serves the GPUs in place of the device plugin.
+    """
     silent: bool = False
     """Whether the node is not Ready, so that it is unknown whether its pods still run."""
 
 
 @value
 class EvictionMemory:
-    """The last response of the API server to an eviction of one pod. Kept in memory only."""
+    """The last response of the API server to an eviction of one pod.
+
+    Kept in memory only: after a restart the operator simply evicts every pod again, and recognizes a pod that is
+    already leaving by its deletionTimestamp.
+    """
 
     reason: Reason
     message: str
@@ -201,20 +245,32 @@ class NodeWork:
     pods: tuple[PodView, ...]
     pdbs: tuple[PdbView, ...]
     listed_at: datetime
-    """When the latest LIST began. It shows nothing about pods that came later."""
+    """When the latest LIST began. That LIST shows nothing about pods that came later."""
     evictions: Mapping[str, EvictionMemory] = field(default_factory=dict)
     """The last response to the eviction of each pod, by the pod's UID."""
     error: str = ""
     """Why the pods could not be listed; nothing is then decided about them. Empty if they were listed."""
     empty_lists: tuple[datetime, ...] = ()
-    """When the latest LISTs of an unbroken series in which no pod had to leave were made, oldest first. Empty if the latest LIST found such a pod."""
+    """When the latest LISTs of an unbroken series in which no pod had to leave were made, oldest first.
+
+    Empty if the latest LIST found such a pod.
+    """
     scope: Scope = Scope("")
-    """What the latest LIST was made for. It proves nothing about another scope, such as that of another cordon."""
+    """What the latest LIST was made for.
+
+    The LIST proves nothing about another scope, such as that of another cordon.
+    """
     stood: str = ""
-    """Id of the request to the agent that was current when the first LIST of the series was made, or empty. Its answer may date from before the last pod left."""
+    """Id of the request to the agent that was current at the first LIST of the series, or empty.
+
+    Its answer may date from before the last pod left.
+    """
     quiet_for: str = ""
-    """Empty if there is none."""
+    """Id of the request to close NVML that the agent has answered and that is still in force, or empty."""
     quiet_since: datetime | None = None
-    """Since when this process has seen that answer, or None if there is none."""
+    """Since when this process has seen the agent's answer to `quiet_for`, or None if there is none."""
     gangs: tuple[GangView, ...] = ()
-    """The gangs of the pods that may have to leave, sorted by `Gang.ref`. The change may interrupt fewer of them, for example if it turns out to need no reboot (`drain/plan.py` finds the gangs that it interrupts)."""
+    """The gangs of the pods that may have to leave, sorted by `Gang.ref`.
+
+    The change may interrupt fewer of them, for example if it turns out to need no reboot (`ending_gangs`).
+    """

@@ -1,12 +1,7 @@
-"""What the operator writes about a node and reads again: fence, proof and failure, for one revision of a policy.
+"""What does the operator write about a node and read again: fence, proof and failure?
 
-The records that we keep on Nodes and on the leader's Lease. The records are the only memory of a change. `kube/fence.py` reads and writes them as JSON.
-
-The revision of a policy: the identity of what a person asked for.
-
-Whatever is remembered about a policy's changes names the revision that it was about: failures, and with them a halt,
-rollbacks, deferrals, proofs and canaries. So an edit that asks for nothing new, such as a price or a pause,
-changes none of them (docs/design/glossary.md#revision).
+The records on Nodes and on the leader's Lease are the only memory of a change. `kube.fence` reads and writes them as
+JSON.
 """
 
 import json
@@ -26,7 +21,10 @@ from gpusharing.api.validation import parse_duration
 from gpusharing.planning.vocabulary.values import value
 
 CLOCK_ERROR = timedelta(seconds=1)
-"""How far a time that we write may be from the API server's clock, which is known to half a second plus half of the duration of a call (kube/clock.py)."""
+"""How far a time that we write may be from the API server's clock.
+
+That clock is known to half a second plus half of the duration of a call (kube.clock).
+"""
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 """The earliest time that a record may contain."""
 
@@ -40,7 +38,10 @@ def _moment(text: object) -> datetime:
 
 
 Moment = Annotated[datetime, BeforeValidator(_moment)]
-"""A time as an RFC 3339 string. The bounds keep additions from overflowing, which would stop other nodes too."""
+"""A time as an RFC 3339 string.
+
+The bounds keep additions from overflowing, which would stop other nodes too.
+"""
 Number = Annotated[int, Field(ge=0, le=10**10)]
 """A count, bounded so that additions cannot overflow. Taken as seconds, the bound is 317 years."""
 _WRITTEN = ConfigDict(alias_generator=to_camel, strict=True)
@@ -49,7 +50,12 @@ _WRITTEN = ConfigDict(alias_generator=to_camel, strict=True)
 
 @value
 class SpecVersion:
-    """What one policy asks for, as records refer to it."""
+    """What one policy asks for, as records refer to it.
+
+    Whatever is remembered about a policy's changes names the revision that it was about: failures, and with them a
+    halt, rollbacks, deferrals, proofs and canaries. So an edit that asks for nothing new, such as a price or a pause,
+    changes none of them (docs/design/glossary.md#revision).
+    """
 
     __pydantic_config__ = _WRITTEN
 
@@ -64,82 +70,132 @@ UNRECORDED = SpecVersion("", "")
 
 @value
 class Fence:
-    """The record of the change in flight, which we write to the Node. It is the only memory of that change; the release removes it."""
+    """The record of the change in flight, which we write to the Node.
+
+    It is the only memory of that change; the release removes it.
+    """
 
     __pydantic_config__ = _WRITTEN
 
     op: str
-    """Id of the change, which stays the same until the release. The ids of its requests to the agent begin with it."""
+    """Id of the change, which stays the same until the release.
+
+    The ids of its requests to the agent begin with it.
+    """
     policy: str
     """The policy that drove the node at the latest run, or that owns it since it failed."""
     version: SpecVersion
     """The version of the policy's spec that the change follows, set by the fence, each run and a rollback."""
     node_uid: str
-    """UID of the Node that was fenced. A Node with another UID was recreated with a copy of the annotation."""
+    """UID of the Node that was fenced.
+
+    A Node with another UID was recreated with a copy of the annotation.
+    """
     prior_unschedulable: bool
     """Whether the node was cordoned before the fence. That cordon is not ours to lift."""
     added: tuple[str, ...]
-    """Keys of the labels and annotations that we set for other controllers (docs/design/drain.md#c6) and have to remove again. Empty once the node is yielded, because yielding removes them."""
+    """Keys of the labels and annotations that we set for other controllers and have to remove again.
+
+    See docs/design/drain.md#c6. Empty once the node is yielded, because yielding removes them.
+    """
     disruption: DisruptionClass
     """The worst class of disruption of the change so far. It never gets better."""
     from_layout: str
     """How the GPUs were divided when the fence was written, for people."""
     to_layout: str
-    """The layout that the change leads to, for people. After the PNR it is that of the current run, perhaps an intermediate step."""
+    """The layout that the change leads to, for people.
+
+    After the PNR it is that of the current run, perhaps an intermediate step.
+    """
     stage: Literal["fenced", "yielded", "actuating"]
-    """`fenced` before the PNR, `actuating` after it, and `yielded` while somebody else maintains the node that we had fenced."""
+    """`fenced` before the PNR, `actuating` after it, and `yielded` to somebody else's maintenance."""
     step: Number
     """Number of the step that the latest run belongs to, counted from 1."""
     steps: Number
     """2 if the change goes through an intermediate layout, else 1."""
     attempt: Number
-    """1 for a new target and after each retry that a person requests; each repair of a stuck mig-manager adds 1."""
+    """The number of the attempt: 1 for a new target and after each retry that a person requests.
+
+    Each repair of a stuck mig-manager adds 1.
+    """
     since: Moment
-    """When the node was fenced, or when we restored our cordon after the PNR. Pods created later started despite the cordon."""
+    """When the node was fenced, or when we restored our cordon after the PNR.
+
+    Pods created later started despite the cordon.
+    """
     stage_since: Moment
     """When the stage began or, after the PNR, when the latest run began."""
     deadline: Moment
-    """Before the PNR, the time by which the pods must have left. After it, the time from which the node counts as Failed."""
+    """Before the PNR, the time by which the pods must have left.
+
+    After it, the time from which the node counts as Failed.
+    """
     drift: bool = False
     """Whether the change corrects drift, which is allowed once per revision."""
     from_mode: str = ""
-    """Value of the routing label before the fence, which is restored if the change is given up. Empty if there was none."""
+    """Value of the routing label before the fence, which is restored if the change is given up."""
     target_mig_config: str = ""
-    """Value of `nvidia.com/mig.config` that the latest run has set. Empty before the PNR, and if mig-manager is not needed."""
+    """Value of `nvidia.com/mig.config` that the latest run has set.
+
+    Empty before the PNR, and if mig-manager is not needed.
+    """
     target_plugin_config: str = ""
     """Value of `nvidia.com/device-plugin.config` that the latest run has set. Empty before the PNR."""
     gfd_timestamp: str = ""
-    """The start time of GPU Feature Discovery before a run that changed the plugin's configuration, else empty. Only a later one proves that GFD has seen the change."""
+    """The start time of GPU Feature Discovery before a run that changed the plugin's configuration.
+
+    Empty for other runs.
+
+    Only a later one proves that GFD has seen the change.
+    """
     daemon_uid: str = ""
-    """UID of the MPS daemon's pod, or of the DRA driver's, that this run has to delete while it exists. Empty if there is none."""
+    """UID of the MPS daemon's pod, or of the DRA driver's, that this run has to delete while it exists."""
     restart_uid: str = ""
     """UID of the mig-manager pod that this run has to delete while it exists. Empty if there is none."""
     retry: str = ""
-    """The retry annotation at the fence, the latest run, or an owed run. Another value is a person's request for a new attempt."""
+    """The retry annotation at the fence, the latest run, or an owed run.
+
+    Another value is a person's request for a new attempt.
+    """
     began: Moment | None = None
     """When the change first passed the PNR, or passed it again after a failure. None before that."""
     planned: DisruptionClass = DisruptionClass.NONE
     """The class of disruption that the plan showed; `disruption` may have become worse since."""
     failed_version: SpecVersion | None = None
-    """The version of the spec that an earlier run of this change followed when it failed after the PNR. None if none failed."""
+    """The version of the spec that an earlier run of this change followed when it failed after the PNR."""
     failed: Moment | None = None
-    """When a pass first found that the latest run had failed after the PNR, else None. At or after `deadline` it means a failure by the deadline, even if the clock has been set back since."""
+    """When a pass first found that the latest run had failed after the PNR, else None.
+
+    At or after `deadline` it means a failure by the deadline, even if the clock has been set back since.
+    """
     rolls_back: bool = False
-    """Whether the change of this revision failed and the node is being rolled back to the layout last proven on it."""
+    """Whether the node is being rolled back to the layout last proven on it.
+
+    The change of this revision failed.
+    """
     failure: str = ""
     """Why the node is being rolled back, for people. Empty if it is not."""
     owed: str = ""
-    """The target of a run that begins as soon as the node is proven idle again. Empty if no such run is pending."""
+    """The target of a run that begins as soon as the node is proven idle again."""
     jobs: bool = False
-    """Whether the change, before the PNR, waits for pods that run to completion. `deadline` is then the end of that wait."""
+    """Whether the change, before the PNR, waits for pods that run to completion.
+
+    `deadline` is then the end of that wait.
+    """
     newcomer: bool = False
-    """Whether the node had the start-up taint, was never in service after a proof, and had no GPU pod, so that the change uses no slot."""
+    """Whether the change uses no slot, because nobody depends on the node.
+
+    The node had the start-up taint, was never in service after a proof, and had no GPU pod.
+    """
     wave: str = ""
-    """The same on all nodes that started together because they share a gang. Empty if the node started alone."""
+    """Id of the wave, the same on all nodes that started together because they share a gang."""
     mates: tuple[str, ...] = ()
-    """Nodes with pods of the same gangs that did not fit into the budget and should come next. At most 20."""
+    """Nodes with pods of the same gangs that did not fit into the budget and should come next, at most 20."""
     proven: Moment | None = None
-    """When the node was found proven, if it now waits for the other nodes of its wave or for other maintenance to end; else None."""
+    """When the node was found proven, if it now waits for others; else None.
+
+    It waits for the other nodes of its wave or for other maintenance to end.
+    """
     turned: bool = False
     """Whether the change began under a different policy or revision from that of its latest run."""
     approved: str = ""
@@ -147,22 +203,31 @@ class Fence:
     tainted: bool = False
     """Whether a DeviceTaintRule keeps GPU pods off the node in place of a cordon."""
     unknown: str = ""
-    """JSON object with the keys that a newer operator wrote, which are written back unchanged. Empty if there are none."""
+    """JSON object with the keys that a newer operator wrote, which are written back unchanged."""
 
     @property
     def cordons(self) -> bool:
-        """Whether the change keeps the node cordoned: it needs an idle node, and no DeviceTaintRule keeps pods off."""
+        """Whether the change keeps the node cordoned.
+
+        It does if it needs an idle node and no DeviceTaintRule keeps pods off.
+        """
         return self.disruption.cordons and not self.tainted
 
     @property
     def closed(self) -> str:
-        """How pods are kept off the node during a change that needs an idle node, as a participle for messages."""
+        """How pods are kept off the node during the change, as a participle for messages.
+
+        Only for a change that needs an idle node.
+        """
         return "closed to GPU pods by a DeviceTaintRule" if self.tainted else "cordoned"
 
 
 @value
 class Deferred:
-    """The record that a change was given up, written to the Node until a later release. Without a wait it only remembers a failure."""
+    """The record that a change was given up, written to the Node until a later release.
+
+    Without a wait it only remembers a failure.
+    """
 
     __pydantic_config__ = _WRITTEN
 
@@ -172,16 +237,19 @@ class Deferred:
     reason: str
     """Why the last attempt was given up, for people."""
     version: SpecVersion
-    """Changes of other versions do not wait."""
+    """The version of the spec that was given up. Changes of other versions do not wait."""
     retry: str = ""
     """The retry annotation at that time. Another value ends the wait."""
     failed_version: SpecVersion | None = None
-    """The version of the spec in which the change failed after the PNR before it was given up, or None if it did not fail."""
+    """The version of the spec in which the change failed after the PNR before it was given up, or None."""
 
 
 @value
 class Verified:
-    """The record of what was last proven on a Node, written by every release after a proof and by every adoption."""
+    """The record of what was last proven on a Node.
+
+    Every release after a proof and every adoption writes it.
+    """
 
     __pydantic_config__ = _WRITTEN
 
@@ -199,53 +267,75 @@ class Verified:
     gpus: Number = field(kw_only=True)
     """How many GPUs the node had at the proof. If it has fewer now, one is missing."""
     version: SpecVersion = UNRECORDED
-    """The version of the spec that our latest change followed. Its UID is that of `policy`; its revision is empty after an adoption without a change, or that of a policy from which this one took the change over."""
+    """The version of the spec that our latest change followed.
+
+    Its UID is that of `policy`; its revision is empty after an adoption without a change, or that of a policy from
+    which this one took the change over.
+    """
     changed_at: Moment | None = None
     """When our latest change was proven on this node. None if there was none."""
     took: Number = 0
-    """Seconds from the PNR of that change (after a failure: from its first run since then) to its proof. 0 if it is unknown."""
+    """Seconds from the PNR of that change (after a failure: from its first run since then) to its proof.
+
+    0 if it is unknown.
+    """
     planned: DisruptionClass = DisruptionClass.NONE
     failed_version: SpecVersion | None = None
-    """The version of the spec in which this change failed after the PNR before it was proven, or None if it did not fail."""
+    """The version of the spec in which this change failed after the PNR before it was proven, or None."""
     rolled_back: bool = False
-    """Whether the change of `version` failed and the node was rolled back to what is recorded here. `changed_at` and `took` then describe the latest change that reached its target."""
+    """Whether the change of `version` failed and the node was rolled back to what is recorded here.
+
+    `changed_at` and `took` then describe the latest change that reached its target.
+    """
     failure: str = ""
     """Why the node was rolled back, for people. Empty if it was not."""
     apart: bool = False
-    """Whether the change must not count as a canary: the node was a `newcomer` on which nobody depended, or the change began under another spec (`turned`)."""
+    """Whether the change must not count as a canary.
+
+    The node was a `newcomer` on which nobody depended, or the change began under another spec (`turned`).
+    """
     mates: tuple[str, ...] = ()
-    """`mates` from the fence of that change. Empty if the node was rolled back."""
+    """The `mates` in the fence of that change. Empty if the node was rolled back."""
 
 
 @value
 class FailedNode:
-    """The record that the change of a node failed after the PNR, on the leader's Lease because the Node may be deleted and replaced."""
+    """The record that the change of a node failed after the PNR.
+
+    It is kept on the leader's Lease, because the Node may be deleted and replaced.
+    """
 
     __pydantic_config__ = _WRITTEN
 
     node: str
     version: SpecVersion
-    """The failure counts against `rollout.maxFailures` of that version."""
+    """The version of the spec. The failure counts against `rollout.maxFailures` of that version."""
     gone: bool = False
     """Whether the Node was deleted before its change was proven or found to have failed."""
 
 
 @value
 class Claim:
-    """A slot of the disruption budget, on record on the leader's Lease from before the fence is written until it is gone."""
+    """A slot of the disruption budget.
+
+    It is on record on the leader's Lease from before the fence is written until the fence is gone.
+    """
 
     __pydantic_config__ = _WRITTEN
 
     node_uid: str
-    """A Node with another UID under the same name does not hold the slot."""
+    """UID of the Node. Another Node under the same name does not hold the slot."""
     policy: str
     """The policy in whose budget the slot counts."""
     op: str
     """The change that the slot is for: `op` of the fence."""
     wave: str = ""
-    """`wave` of the fence, so that after a crash the next leader starts the node in the same wave."""
+    """The `wave` of the fence, so that after a crash the next leader starts the node in the same wave."""
     version: SpecVersion | None = None
-    """The version of a change that is past its PNR and not proven, else None. If the Node is deleted now, it counts as failed (docs/adr/0044-what-was-seen-is-written-down.md)."""
+    """The version of a change that is past its PNR and not proven, else None.
+
+    If the Node is deleted now, it counts as failed (docs/adr/0044-what-was-seen-is-written-down.md).
+    """
 
     @staticmethod
     def of(node_uid: str, fence: Fence) -> "Claim":
@@ -258,7 +348,7 @@ class Claim:
 LENGTH = 12
 """The number of characters of a revision."""
 INTENT = ("node_selector", "products", "priority", "mode", "mig", "time_slicing", "mps", "drain")
-"""The fields of the spec that say what a person asks for; `rollout.timeouts` is the only other one."""
+"""The fields of the spec that say what a person asks for. `rollout.timeouts` is the only other one."""
 _DURATIONS = ("timeout", "actuation", "verification")
 
 

@@ -1,4 +1,4 @@
-"""The planner's view of the cluster: small frozen projections of API objects, compared by value.
+"""What does the planner see of the cluster? Small frozen projections of API objects, compared by value.
 
 A view leaves out resourceVersion and heartbeats on purpose, so a node whose view did not change is the same input, and
 its cached verdict is used. The executor takes the resourceVersion from the watch cache.
@@ -53,7 +53,10 @@ class NodeView:
     """Whether the node is cordoned, by anybody."""
     deleting: bool = False
     barred: bool = False
-    """Whether the node has a taint that keeps away pods without a toleration, other than for conditions of the node."""
+    """Whether the node has a taint that keeps away pods without a toleration.
+
+    Taints for conditions of the node do not count.
+    """
     fence: Fence | None = None
     """Our record of the change in flight. None if there is none, or if it cannot be read (`fence_error`)."""
     fence_error: str = ""
@@ -69,27 +72,42 @@ class NodeView:
     retry: str = ""
     """Value of the retry annotation. Empty if there is none."""
     gate: str | None = None
-    """The node's other taints as JSON, which a release writes back, if it has the start-up taint (docs/design/transition.md#gate), else None."""
+    """The node's other taints as JSON if it has the start-up taint, else None.
+
+    A release writes them back (docs/design/transition.md#gate).
+    """
     abort: str = ""
     """The `op` of the change that a person has asked to give up. Empty if there is none."""
     foreign: str = ""
-    """Name of the person or program that maintains the node, according to a marker or a NodeMaintenance (docs/design/drain.md#c5). Empty if there is none."""
+    """Name of the person or program that maintains the node, or empty (docs/design/drain.md#c5).
+
+    A marker or a NodeMaintenance names it.
+    """
     foreign_waits: bool = False
-    """Whether that maintenance has not begun or was given up. It may stay that way for weeks and uses no slot."""
+    """Whether that maintenance has not begun or was given up.
+
+    It may stay that way for weeks and uses no slot.
+    """
     foreign_queued: bool = False
     """Whether that maintenance has certainly not begun, so that it does not depend on our cordon."""
     other_plugin: str = ""
-    """Name of the device plugin that serves the node without following our labels (stack/plugins.py). Empty if there is none."""
+    """Name of the device plugin that serves the node without following our labels. Empty if there is none."""
     label_owners: Mapping[str, str] = field(default_factory=dict)
     """By label: which other controller claims the label as its own, and what to do about that."""
     label_rewriters: Mapping[str, str] = field(default_factory=dict)
     """By label: the field manager that has replaced the value that we wrote last."""
     devices: NodeDevices | None = None
-    """What NVIDIA's DRA driver publishes for the node, or None if it has published nothing or nobody reads it."""
+    """What NVIDIA's DRA driver publishes for the node.
+
+    None if it has published nothing or nobody reads it.
+    """
     rule_since: datetime | None = None
     """Since when a DeviceTaintRule of ours keeps new pods off the node's devices, or None if none does."""
     held_off: Mapping[str, str] = field(init=False, compare=False)
-    """The labels that switch NVIDIA's operands on and off and whose value is not `true`, for example `false` or paused, with their values."""
+    """The labels that switch NVIDIA's operands on and off and are not `true`, with their values.
+
+    Such a value is for example `false` or paused.
+    """
 
     def __post_init__(self) -> None:
         switches = {
@@ -101,7 +119,10 @@ class NodeView:
 
     @property
     def closed_since(self) -> datetime | None:
-        """When the present fence began to keep GPU pods off the node; None without a fence, and while its DeviceTaintRule is not in place."""
+        """When the present fence began to keep GPU pods off the node.
+
+        None without a fence, and while its DeviceTaintRule is not in place.
+        """
         if self.fence is None or not self.fence.tainted:
             return self.fence.since if self.fence is not None else None
         # Pods that were created before the server had the rule may be on the node.
@@ -109,7 +130,10 @@ class NodeView:
 
     @property
     def foreign_works(self) -> bool:
-        """Whether somebody else may be working on the node, or may have stopped halfway (docs/design/drain.md#c4)."""
+        """Whether somebody else may be working on the node, or may have stopped halfway.
+
+        See docs/design/drain.md#c4.
+        """
         return bool(self.foreign) and not self.foreign_queued
 
 
@@ -141,14 +165,20 @@ class GpuView(CardView):
     """How the profiles that the driver reports differ from our table, or None if they do not."""
     vitals: Vitals = HEALTHY
     instances_withheld: bool = False
-    """Whether the agent is not allowed to list MIG instances. `layout` may then lack some, and no layout can be proven."""
+    """Whether the agent is not allowed to list MIG instances.
+
+    `layout` may then lack some, and no layout can be proven.
+    """
     reset_in_guest: bool = False
-    """Whether a change of its MIG mode requires a GPU reset that its virtual machine may be unable to perform."""
+    """Whether a MIG mode change requires a GPU reset that its virtual machine may be unable to perform."""
 
 
 @value(eq=False, slots=False)  # no slots, because cached_property needs a __dict__
 class Hardware:
-    """The GPUs of a node and the facts that many rules derive from them. Thousands of nodes may share one object."""
+    """The GPUs of a node and the facts that many rules derive from them.
+
+    Thousands of nodes may share one object.
+    """
 
     gpus: tuple[GpuView, ...]
 
@@ -200,9 +230,9 @@ class ObservedView:
     """How many pods hold a GPU device, or None if that is unknown."""
     simulated: bool = False
     driver_version: str = ""
-    """Empty if it is unknown."""
+    """Version of the driver. Empty if it is unknown."""
     devices_key: str = ""
-    """The result of `nvidia.key_of` for the MIG devices and the GPUs with MIG off. Empty if it is unknown."""
+    """The result of `key_of` for the MIG devices and the GPUs with MIG off. Empty if it is unknown."""
     hardware: Hardware = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -225,7 +255,7 @@ class GPUNodeView:
     observed: ObservedView | None
     """What the agent reported last, or None if it has not reported yet."""
     requests: Mapping[str, str] = field(default_factory=dict)
-    """What a person has requested in annotations (names.REQUESTS). Empty once the Node has it."""
+    """What a person has requested in annotations (`names.REQUESTS`). Empty once the Node has it."""
 
 
 @value
@@ -235,7 +265,7 @@ class PolicyView:
     name: str
     uid: str
     generation: int
-    """Each edit of the spec and the deletion increase it."""
+    """The generation of the object, which each edit of the spec and the deletion increase."""
     created: str
     """metadata.creationTimestamp. If several policies of equal priority select a node, the oldest owns it."""
     deleting: bool
@@ -250,14 +280,23 @@ class PolicyView:
     approved: str = ""
     """The hash of the plan that a person last approved. Empty if there is none."""
     resumed: str = ""
-    """The annotation value with which a person allowed nodes to start despite failures, with revision and count (`pools/holds.py`)."""
+    """The annotation value with which a person allowed nodes to start despite failures (`explain_halt`).
+
+    It has the revision and a count.
+    """
     zones: Mapping[str, tzinfo] = field(default_factory=lambda: {"UTC": UTC})
-    """The time zones that its windows and blackouts name, loaded when the policy was converted. Unknown ones are missing."""
+    """The time zones that its windows and blackouts name, loaded when the policy was converted.
+
+    Unknown ones are missing.
+    """
     resetting: bool = False
-    """Whether the policy is being deleted but first changes its nodes to whole GPUs. `spec` is then that of whole GPUs, and `deleting` is False."""
+    """Whether the policy is being deleted but first changes its nodes to whole GPUs.
+
+    `spec` is then that of whole GPUs, and `deleting` is False.
+    """
 
     _version: list[SpecVersion] = field(default_factory=list, init=False, repr=False, compare=False)
-    """Cached, because each node asks for it and it takes a hash."""
+    """The result of `version`, cached because each node asks for it and it takes a hash."""
 
     @property
     def version(self) -> SpecVersion:
@@ -295,26 +334,34 @@ class PlanSettings:
     configure_gpu_operator: Switch = False
     """Set ClusterPolicy's two pointers to our ConfigMaps, once, where nobody has set them."""
     repair_mps: Switch = False
-    """Let the MPS daemons of the GPU Operator follow labels: set one environment value of their DaemonSet, while no
-    node serves MPS."""
+    """Let the MPS daemons of the GPU Operator follow labels: set one environment value of their DaemonSet, while no node
+    serves MPS.
+    """
     pod_name: str = ""
     """Name of our own pod, which is never drained. Empty if we do not run in a pod."""
     protected_namespaces: Namespaces = ("kube-system",)
     """Comma-separated: no pod is evicted in these. The chart's admission policy refuses it too."""
     neighbour_labels: Labels = ()
-    """Comma-separated, as key=value: further labels that a Node has while it changes, so that other controllers leave
-    it alone; the common ones are built in."""
+    """Comma-separated, as key=value: further labels that a Node has while it changes, so that other controllers leave it
+    alone; the common ones are built in.
+    """
     paused: Literal["false", "true", "Finish", "Hold", "Abort"] = "false"
-    """Pause every policy (the chart's value paused). A value of whenPaused also replaces that of every policy."""
+    """Pause every policy (the chart's value paused).
+
+    A value of whenPaused also replaces that of every policy.
+    """
     force_delete: Switch = False
-    """Allow pods to be deleted at the end of a drain whose policy says ForceDelete; the chart's value forceDelete
-    grants the right and opens the admission policy."""
+    """Allow pods to be deleted at the end of a drain whose policy says ForceDelete; the chart's value forceDelete grants
+    the right and opens the admission policy.
+    """
     device_taints: Switch = False
-    """Fence nodes by DeviceTaintRules in place of cordons where NVIDIA's DRA driver serves the GPUs and the scheduler
-    is shown to obey such rules; the chart's value dra.deviceTaints grants the rights."""
+    """Fence nodes by DeviceTaintRules in place of cordons where NVIDIA's DRA driver serves the GPUs and the scheduler is
+    shown to obey such rules; the chart's value dra.deviceTaints grants the rights.
+    """
     guard: Guard = "false"
     """How the chart's guard keeps GPU pods of namespaces with the isolation label on nodes that isolate: by adding the
-    requirement to new pods, or by refusing pods without it. The replacement of an evicted pod is a new pod, too."""
+    requirement to new pods, or by refusing pods without it. The replacement of an evicted pod is a new pod, too.
+    """
     refuse_unsafe_drivers: Switch = True
     """Make no MIG change that is known to be unsafe under the node's driver (`planning/gpus/drivers.py`)."""
     unsafe_drivers: DriverVersions = ()
@@ -346,12 +393,18 @@ class PlanSettings:
 
 
 OLD_VIEW = 150.0
-"""The age in seconds from which a view is too old for a point of no return. The API server sends a bookmark every 60 s, and a watch counts as broken after 75 s of silence."""
+"""The age in seconds from which a view is too old for a point of no return.
+
+The API server sends a bookmark every 60 s, and a watch counts as broken after 75 s of silence.
+"""
 
 
 @value
 class ClusterSnapshot:
-    """All input of a plan, read once. Mappings are keyed by node name unless their description says otherwise."""
+    """All input of a plan, read once.
+
+    Mappings are keyed by node name unless their description says otherwise.
+    """
 
     nodes: Mapping[str, NodeView]
     gpunodes: Mapping[str, GPUNodeView]
@@ -383,7 +436,10 @@ class ClusterSnapshot:
     policies_error: str = ""
     """Why `policies` may be outdated; no node then starts. Empty if they are up to date."""
     view_ages: Mapping[str, float] = field(default_factory=dict)
-    """The seconds since each of our cached views, such as that of nodes, was last known to be up to date. One that is missing is."""
+    """The seconds since each of our cached views, such as that of nodes, was last known to be up to date.
+
+    A view that is missing here is up to date.
+    """
     memory: PassMemory = PassMemory()
     """What the last pass remembered for this one."""
     settings: PlanSettings = PlanSettings()

@@ -1,6 +1,6 @@
-"""Whether a policy can be carried out in this cluster at all.
+"""Can a policy be carried out in this cluster at all?
 
-What depends on the card of a node is decided for each node in `wanted/target.py`.
+What depends on the card of a node is decided for each node by `PolicyTargets`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,10 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.target import PolicyTargets, Request, find_request
 
 MOST_LABELS = 400
-"""The most characters of commands that label nodes in one message; `kubectl gpusharing import` prints more."""
+"""The most characters of commands that label nodes in one message.
+
+`kubectl gpusharing import` prints more.
+"""
 STARTS_MIG_MANAGER = {Reason.MIG_MANAGER_DISABLED, Reason.LAYOUTS_NEED_CONFIG_MAP}
 """The wrong fields of ClusterPolicy whose correction starts or restarts mig-manager."""
 _PLUGIN, _DISCOVERY, _MIG_MANAGER = OPERANDS
@@ -132,7 +135,10 @@ def _find_flaws_of_chart(
 def _find_wrong_fields(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> Iterator[tuple[Reason, str, Fields]]:
-    """Yield each field of ClusterPolicy that overrides the spec, with a patch, which is empty if it must not be set yet."""
+    """Yield each field of ClusterPolicy that overrides the spec, with a patch.
+
+    The patch is empty if the field must not be set yet.
+    """
     if cluster_policy.plain is not None:
         return
     configure, error = settings.configure_gpu_operator, stack.pointer_error

@@ -1,9 +1,7 @@
-"""NVIDIA's DRA driver: which parts it needs, and what is wrong with them.
+"""What is missing or wrong where NVIDIA's DRA driver serves the GPUs to ResourceClaims?
 
-DRA with static partitions: mig-manager divides the GPUs, and NVIDIA's DRA driver serves them to ResourceClaims.
-
-That needs a ClusterPolicy whose devicePlugin.enabled is false, a GPUCluster, or neither
-(docs/adr/0078-dra-with-static-partitions.md), and everything that `find_missing_parts` checks.
+That is DRA with static partitions: mig-manager divides the GPUs. It needs a ClusterPolicy whose devicePlugin.enabled is
+false, a GPUCluster, or neither (docs/adr/0078-dra-with-static-partitions.md).
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,7 +31,11 @@ REFUSED_GATES = {
     "DynamicMIG": _IN_USE,
     "NVMLDeviceHealthCheck": _IN_USE,
 }
-"""What the kubelet plugin does with each feature gate that is refused (dra-driver-nvidia-gpu v0.5.0, cmd/gpu-kubelet-plugin/consumable_shares.go, nvlib.go and device_health.go). With the last two it keeps NVML open, so that mig-parted may find the GPUs in use."""
+"""What the kubelet plugin does with each feature gate that is refused.
+
+As of dra-driver-nvidia-gpu v0.5.0, cmd/gpu-kubelet-plugin/consumable_shares.go, nvlib.go and device_health.go. With the
+last two it keeps NVML open, so that mig-parted may find the GPUs in use.
+"""
 
 
 def find_doubles(nodes: Mapping[str, NodeView], published_for: Iterable[str]) -> tuple[str, ...]:
@@ -47,7 +49,7 @@ def find_doubles(nodes: Mapping[str, NodeView], published_for: Iterable[str]) ->
 
 
 def find_missing_parts(stack: StackView, settings: PlanSettings) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong with NVIDIA's DRA stack, if it serves the GPUs, each with the command that corrects it.
+    """Yield what is wrong with NVIDIA's DRA stack, if it serves the GPUs, and the remedy.
 
     The command is empty while it must not be run, because mig-manager would change GPUs at its start.
     """
@@ -140,7 +142,7 @@ def is_complete(stack: StackView, settings: PlanSettings) -> bool:
 
 
 def refuse(spec: GPUSharingPolicySpec, stack: StackView, settings: PlanSettings) -> str:
-    """Return why NVIDIA's DRA stack, if it serves the GPUs, cannot carry out a policy, within MAX_TEXT; empty if it can."""
+    """Return why NVIDIA's DRA stack, if it serves the GPUs, cannot carry out a policy, within MAX_TEXT."""
     if not stack.by_dra:
         return ""
     serves = "NVIDIA's DRA stack manages the GPUs in this cluster"

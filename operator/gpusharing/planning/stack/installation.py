@@ -1,6 +1,7 @@
-"""Decides, only from what was read of a cluster, whether an installation can work and which commands repair it.
+"""Can an installation work, and which commands repair it?
 
-`helm test` and `kubectl gpusharing doctor` report the same symptoms from here, each with the command that corrects it.
+Only what was read of the cluster counts. `helm test` and `kubectl gpusharing doctor` report the same symptoms from
+here, each with the command that corrects it.
 """
 
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -65,7 +66,7 @@ from gpusharing.planning.wanted.target import SKIPS_THREADS, find_deafness, find
 
 
 def start(view: InstallationView) -> str:
-    """Return the command that installs the chart or, if it is installed, that shows or restarts the operator."""
+    """Return the command that installs the chart or shows or restarts the installed operator."""
     place, stack = view.place, view.followed_policy
     if not view.installed:
         maps = {"Plugin": stack.plugin_config_name, "Mig": stack.mig_config_name} if stack is not None else {}
@@ -110,7 +111,10 @@ def _correct(view: InstallationView, policy: ClusterPolicyView, patch: Fields, *
 
 
 def find_symptoms(view: InstallationView) -> tuple[Symptom, ...]:
-    """Return everything that is wrong, sorted by topic and severity. The installation can work if there are no errors."""
+    """Return everything that is wrong, sorted by topic and severity.
+
+    The installation can work if there are no errors.
+    """
     symptoms = [
         *_find_api_symptoms(view),
         *_find_operator_symptoms(view),
@@ -321,7 +325,10 @@ def _find_mig_symptoms(view: InstallationView, policy: ClusterPolicyView) -> Ite
 
 
 def find_deaf_mps(view: InstallationView) -> Iterator[Symptom]:
-    """Yield an error if a policy has mode MPS and the GPU Operator's MPS daemon follows no label (docs/design/nvidia.md#b5)."""
+    """Yield an error if a policy has mode MPS and the GPU Operator's MPS daemon follows no label.
+
+    See docs/design/nvidia.md#b5.
+    """
     wanted = sorted(policy.name for policy in view.policies if policy.spec is not None and policy.spec.mode is Mode.MPS)
     stack = view.followed_policy
     daemon = stack.mps_daemon if stack is not None else None
@@ -454,7 +461,7 @@ def report_topics(
 
 
 def render(symptoms: Iterable[Symptom], unseen: Unseen) -> list[str]:
-    """Return the report as lines; topics that only people ask about are listed only if they have symptoms."""
+    """Return the report as lines. Topics that only people ask about are listed only if they have symptoms."""
     listed = list(symptoms)
     lines = []
     for word, text, command in report_topics(listed, unseen, frozenset(Topic) - ASKED_BY_PEOPLE):

@@ -1,4 +1,8 @@
-"""What is installed, as read from the cluster, with the rights that our programs need."""
+"""What is installed, as read from the cluster, and which rights do our programs need?
+
+The rights are those that the roles of the chart grant. tests/chart/rbac.yaml lists them again with the reasons; a test
+compares both.
+"""
 
 import json
 from collections import defaultdict
@@ -32,16 +36,19 @@ class Right:
 
     verb: str
     group: str
-    """Empty for the core group."""
+    """API group of the kind. Empty for the core group."""
     resource: str
     subresource: str = ""
     scope: Scope = "cluster"
     name: str = ""
-    """Name of the only object for which the right is needed, or in braces the setting that contains the name."""
+    """Name of the only object for which the right is needed.
+
+    In braces it is the setting that contains the name.
+    """
 
     @property
     def text(self) -> str:
-        """The right in the form that `kubectl auth can-i` takes, such as `patch nodes` or `create pods/eviction`."""
+        """The right as `kubectl auth can-i` takes it, such as `patch nodes` or `create pods/eviction`."""
         kind = f"{self.resource}.{self.group}" if self.group else self.resource
         return f"{self.verb} {kind}{'/' + self.subresource if self.subresource else ''}"
 
@@ -119,7 +126,10 @@ OPERATOR, AGENT = "gpusharing-operator", "gpusharing-agent"
 
 @value
 class Place(PlanSettings):
-    """Where the release is installed and how it is configured: the operator's settings and some values of the chart."""
+    """Where the release is installed and how it is configured.
+
+    It has the operator's settings and some values of the chart.
+    """
 
     release: str = "gpusharing"
     agent_namespace: str = "gpusharing-agent"
@@ -142,10 +152,10 @@ class PodState:
 
     name: str
     node: str
-    """Empty if the pod is not scheduled."""
+    """The node of the pod. Empty if the pod is not scheduled."""
     ready: bool
     problem: str = ""
-    """Why a container is waiting or the scheduler cannot place the pod, such as `ImagePullBackOff: ...`, or nothing."""
+    """Why a container is waiting or the pod cannot be placed, such as `ImagePullBackOff: ...`."""
 
 
 @value
@@ -156,9 +166,9 @@ class RightState:
     """OPERATOR or AGENT."""
     right: Right
     allowed: bool | None
-    """None if that is unknown."""
+    """Whether the account has the right. None if that is unknown."""
     why: str = ""
-    """Why that is unknown."""
+    """Why it is unknown whether the account has the right."""
 
     @property
     def text(self) -> str:
@@ -187,7 +197,7 @@ class AgentsState:
     pods: tuple[PodState, ...]
     runtime_class: str = ""
     runtime_class_exists: bool | None = None
-    """None if that is unknown."""
+    """Whether the agent's RuntimeClass exists. None if that is unknown."""
     enforced: str = ""
     """The PodSecurity level that its namespace enforces, or an empty string."""
     secure_metrics: bool = False
@@ -207,9 +217,16 @@ class InstallationView:
     """Our own kinds that the API server does not serve."""
     rights: tuple[RightState, ...] = ()
     operator_replicas: int | None = None
-    """Replicas according to the Deployment's spec. None if there is no Deployment, or if it could not be read."""
+    """Replicas according to the Deployment's spec.
+
+    None if there is no Deployment, or if it could not be read.
+    """
     leader: str | None = None
-    """The pod that leads, or the machine outside of the cluster whose process does, as in `make run`. Empty if no process leads. None if the Lease was not read: it could not be, or all pods are Ready, or none is and there should be some."""
+    """The pod that leads, or the machine outside of the cluster whose process does, as in `make run`.
+
+    Empty if no process leads. None if the Lease was not read: it could not be, or all pods are Ready, or none is and
+    there should be some.
+    """
     operator_pods: tuple[PodState, ...] = ()
     cluster_policies: tuple[ClusterPolicyView, ...] = ()
     finders: tuple[DaemonSetState, ...] = ()
@@ -225,7 +242,10 @@ class InstallationView:
     dra: DraView = NO_DRA
     """NVIDIA's DRA driver, and mig-manager without the GPU Operator. ResourceSlices are not read."""
     config_maps: Mapping[str, ConfigMapState] = field(default_factory=dict)
-    """Our ConfigMaps that exist, and those that ClusterPolicy names instead, which have no keys if they do not exist."""
+    """Our ConfigMaps that exist, and those that ClusterPolicy names instead.
+
+    One of the latter that does not exist has no keys.
+    """
     agents: AgentsState | None = None
     simulated: frozenset[str] = frozenset()
     """Nodes whose agents report that their GPUs are simulated."""
@@ -252,7 +272,10 @@ class InstallationView:
 
     @property
     def selectors(self) -> tuple[LabelSelector, ...] | None:
-        """The node selectors of the readable policies, also of one that resets its nodes. None if there are no policies."""
+        """The node selectors of the readable policies, also of one that resets its nodes.
+
+        None if there are no policies.
+        """
         if "gpusharingpolicies.gpusharing.dev" in self.unread:
             return ()
         specs = (one.spec for one in self.policies if not one.deleting)
@@ -266,7 +289,10 @@ class InstallationView:
 
     @property
     def followed_stacks(self) -> tuple[ClusterPolicyView, ...]:
-        """The ClusterPolicies that the GPU Operator does not ignore, else NVIDIA's device-plugin chart if there is one."""
+        """The ClusterPolicies that the GPU Operator does not ignore.
+
+        Without any, NVIDIA's device-plugin chart if there is one.
+        """
         heeded = tuple(one for one in self.cluster_policies if not one.ignored)
         return heeded or ((self.plain,) if self.plain is not None else ())
 
@@ -275,7 +301,10 @@ class InstallationView:
         return next(iter(self.followed_stacks), None)
 
     def is_void(self, name: str) -> bool:
-        """Whether the ConfigMap of this name is known to be empty, or is named by ClusterPolicy and does not exist."""
+        """Whether the ConfigMap of this name is known to be empty or missing.
+
+        A missing one counts only if ClusterPolicy names it.
+        """
         held = self.config_maps.get(name)
         return held is not None and not held.keys
 
@@ -298,7 +327,10 @@ ASKED_BY_PEOPLE = frozenset({Topic.KUBELETS, Topic.NODES})
 
 
 Severity = Literal["ERROR", "WARNING"]
-"""ERROR: some or all policies cannot be carried out. WARNING: the installation works today or its state is unknown, but it may fail later."""
+"""ERROR: some or all policies cannot be carried out.
+
+WARNING: the installation works today or its state is unknown, but it may fail later.
+"""
 
 
 @value
@@ -311,7 +343,10 @@ class Symptom:
     """One CamelCase word for tools, whose meaning never changes."""
     message: str
     command: str
-    """The command that corrects the problem, or that shows what a person has to decide; CAPITALS are to be filled in."""
+    """The command that corrects the problem, or that shows what a person has to decide.
+
+    CAPITALS are to be filled in.
+    """
 
 
 def error(topic: Topic, reason: str, message: str, command: str) -> Symptom:
@@ -342,7 +377,10 @@ LOOKED_AT: Mapping[Topic, frozenset[str]] = {
     Topic.KUBELETS: frozenset({"nodes"}),
     Topic.NODES: _STACK | {"nodes", "configmaps", _POLICIES},
 }
-"""The kinds of objects that have to be read to check a topic, by the names that kubectl uses; an unknown right is a symptom."""
+"""The kinds of objects that have to be read to check a topic, by the names that kubectl uses.
+
+An unknown right is a symptom.
+"""
 Unseen = Mapping[Topic, str]
 """By topic: what could not be read, as a clause."""
 

@@ -1,20 +1,7 @@
-"""What a change of mig-manager or of the MIG strategy would do to nodes.
+"""What would a change of mig-manager or of the MIG strategy do to nodes?
 
-On which nodes mig-manager would change GPUs when it starts, and what a person has to run first so that it does not.
-
-Each start of its pod applies the configuration that the Node's label names, without a drain (docs/design/nvidia.md#a2).
-So nothing may start or restart mig-manager while a node's GPUs differ from their label, such as GPUs that somebody
-divided with nvidia-smi under NVIDIA's default label all-disabled.
-
-Which nodes would lose resources without ClusterPolicy's mig.strategy, which beats every entry of the device plugin.
-
-See docs/design/nvidia.md#b2.
-
-MIG without the GPU Operator: mig-manager as a DaemonSet of its own, beside NVIDIA's device-plugin chart.
-
-mig-manager can change the GPUs of a node only while no other program uses them. The GPU Operator's programs stop for
-it by their deploy labels. Those of the chart stop only if they require nvidia.com/gpu.deploy.client=true of their
-nodes, and mig-manager pauses that label since v0.15 (docs/design/nvidia.md#a1).
+It also says whether MIG works without the GPU Operator, with mig-manager as a DaemonSet of its own beside NVIDIA's
+device-plugin chart (`find_mig_obstacle`).
 """
 
 from collections import defaultdict
@@ -76,10 +63,13 @@ def find_start_changes(
     stack: StackView,
     agents: Collection[str] | None = None,
 ) -> tuple[StartChange, ...]:
-    """Return the nodes whose GPUs mig-manager would change at its start, or of which that is unknown, by name.
+    """Return the nodes whose GPUs mig-manager would or may change at its start, by name.
 
-    A node without the label counts as all-disabled, which the GPU Operator may write at any time
-    (docs/design/nvidia.md#d1). `agents` are the nodes with a Ready agent, or None if that is not known.
+    Each start of its pod applies the configuration that the Node's label names, without a drain
+    (docs/design/nvidia.md#a2), so nothing may start it while a node's GPUs differ from their label, such as GPUs that
+    somebody divided with nvidia-smi under NVIDIA's default label all-disabled. A node without the label counts as
+    all-disabled, which the GPU Operator may write at any time (docs/design/nvidia.md#d1). `agents` are the nodes with a
+    Ready agent, or None if that is not known.
     """
     known: dict[tuple[str, Hardware], tuple[str, str]] = {}
     changes = []
@@ -136,7 +126,7 @@ def _why_unknown(observed: ObservedView, *, stale: bool) -> str:
 
 
 def _compare(config: str, hardware: Hardware, stack: StackView) -> tuple[str, str]:
-    """Return how the GPUs differ from the label's value, and the name of a configuration that they have, if any."""
+    """Return how the GPUs differ from the label's value, and a configuration that they have, if any."""
     gpus = [gpu for gpu in hardware.gpus if gpu.mig_capable]  # mig-parted skips the others
     layouts = tuple(gpu.layout for gpu in gpus)
     if _meaning(config or ALL_DISABLED, gpus, stack) == layouts:
@@ -184,12 +174,18 @@ def is_safe(changes: Iterable[StartChange]) -> bool:
 
 
 def after_labels(command: str, changes: Sequence[StartChange]) -> str:
-    """Return the command that starts mig-manager, after those that label nodes, or nothing if these are not enough."""
+    """Return the command that starts mig-manager, after those that label nodes.
+
+    Empty if these are not enough.
+    """
     return " && ".join([*label_commands(changes), command]) if command and is_safe(changes) else ""
 
 
 def tell_changes(changes: Sequence[StartChange]) -> str:
-    """Return what mig-manager would change at its start and what to do, as clauses that each begin with a semicolon."""
+    """Return what mig-manager would change at its start and what to do.
+
+    Each clause begins with a semicolon.
+    """
     if not changes:
         return ""
     differing = [f"{change.node} ({change.why})" for change in changes if change.known]
@@ -223,9 +219,11 @@ def find_strategy_users(
     owners: Mapping[str, str],
     policies: Iterable[PolicyView],
 ) -> dict[str, str]:
-    """Return, by node, the MIG devices that are named by the MIG strategy of ClusterPolicy or NVIDIA's chart.
+    """Return, by node, the MIG devices that it would lose without ClusterPolicy's mig.strategy.
 
-    A node whose policy waits for the removal, because it wants another strategy, is left out unless it is paused.
+    The strategy of ClusterPolicy or of NVIDIA's chart beats every entry of the device plugin
+    (docs/design/nvidia.md#b2). A node whose policy waits for the removal, because it wants another strategy, is left
+    out unless it is paused.
     """
     cluster_policy = stack.cluster_policy
     if cluster_policy is None or not cluster_policy.mig_strategy or stack.by_dra:
@@ -292,7 +290,10 @@ def strategy_users_of(view: InstallationView, cluster_policy: ClusterPolicyView)
 
 
 def tell_strategy_users(users: Mapping[str, str], fixed: str) -> str:
-    """Return why the strategy must not be removed yet, and what comes first, as a clause that begins with a semicolon."""
+    """Return why the strategy must not be removed yet, and what comes first.
+
+    The clause begins with a semicolon.
+    """
     if not users:
         return ""
     them = "this node" if len(users) == 1 else "these nodes"
@@ -336,9 +337,12 @@ def find_mig_obstacle(
     strategy_users: Mapping[str, str],
     start_changes: Sequence[StartChange],
 ) -> tuple[Finding | None, str]:
-    """Return why mode MIG cannot be carried out alongside NVIDIA's device-plugin chart, and the command that corrects it.
+    """Return why mode MIG cannot be carried out alongside NVIDIA's device-plugin chart, and the remedy.
 
-    The command is empty if it must not be run yet.
+    mig-manager can change the GPUs of a node only while no other program uses them. The GPU Operator's programs stop
+    for it by their deploy labels. Those of the chart stop only if they require nvidia.com/gpu.deploy.client=true of
+    their nodes, and mig-manager pauses that label since v0.15 (docs/design/nvidia.md#a1). The remedy is a command,
+    empty if it must not be run yet.
     """
     plain, namespace, ours = policy.plain, settings.gpu_operator_namespace, settings.mig_config_map
     if plain is None or spec.mig is None:
@@ -400,7 +404,10 @@ def find_mig_obstacles(view: InstallationView) -> Iterator[Symptom]:
 
 
 def find_unselected(node: NodeView, policy: ClusterPolicyView | None) -> str:
-    """Return a message with the remedy if NVIDIA's chart does not run on the node because of its deploy label."""
+    """Return a message with the remedy if NVIDIA's chart does not run on the node.
+
+    That is decided by its deploy label.
+    """
     plain, label = policy.plain if policy is not None else None, names.LABEL_DEPLOY_CLIENT
     value = node.labels.get(label, "")
     if plain is None or not plain.pausable or value == "true" or "paused-for-" in value:

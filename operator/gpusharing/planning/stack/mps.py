@@ -1,15 +1,7 @@
-"""NVIDIA's MPS daemon: whether it serves, and what repairs it.
+"""Does NVIDIA's MPS daemon serve, and what repairs it?
 
-PROCESS_TO_SIGNAL in the GPU Operator's MPS DaemonSet: when the operator corrects it itself, and why it does not.
-
-Chart value gpuOperator.repairMps switches this on (docs/adr/0076-the-one-exception.md). The write restarts the MPS
-daemons of the whole cluster, so it is made only while no node serves MPS.
-
-How often config-manager restarted while the MPS daemon of a node kept running.
-
-Each such restart ends the node's MPS clients: config-manager begins with the fallback configuration and names the one
-of the label a moment later, and it signals the daemon both times (docs/design/nvidia.md#b5). The daemon then serves
-again, so the restart is counted and reported, and no node is drained for it.
+The repair is PROCESS_TO_SIGNAL in the GPU Operator's MPS DaemonSet. Chart value gpuOperator.repairMps lets the operator
+make it (docs/adr/0076-the-one-exception.md).
 """
 
 from collections.abc import Collection, Mapping
@@ -25,13 +17,20 @@ from gpusharing.planning.wanted.verify import EXCLUSIVE, is_told_mps
 VALUE = "chart value gpuOperator.repairMps"
 """The chart value that allows the operator to repair the DaemonSet, for messages."""
 DAEMON_SET, PROGRAM = "nvidia-device-plugin-mps-control-daemon", "mps-control-daemon"
-"""The only DaemonSet that the operator may patch, and the only value that it may write there, as in templates/repair-mps.yaml."""
+"""The only DaemonSet that the operator may patch, and the only value that it may write there.
+
+They are the same in templates/repair-mps.yaml.
+"""
 MOST_REPAIRS = 3
 """How often the operator sets the value under one version of the device plugin before it gives up."""
 
 
 def plan_repair(stack: StackView, settings: PlanSettings) -> RepairMps | None:
-    """Return the write that lets the MPS daemons follow labels, or what is left of one that was not yet reported."""
+    """Return the write that lets the MPS daemons follow labels, or the rest of one not yet reported.
+
+    The write sets PROCESS_TO_SIGNAL. It restarts the MPS daemons of the whole cluster, so it is made only while no node
+    serves MPS (docs/adr/0076-the-one-exception.md).
+    """
     policy, repairs = stack.cluster_policy, stack.mps_repairs
     daemon = policy.mps_daemon if policy is not None else None
     if policy is None or daemon is None or not settings.repair_mps:
@@ -67,7 +66,10 @@ def count_repair(repairs: MpsRepairs, daemon: MpsDaemonView) -> MpsRepairs:
 
 
 def explain_repair(stack: StackView, settings: PlanSettings) -> str:
-    """Return what the operator does about an MPS daemon that ignores labels, to be appended to a message, or nothing."""
+    """Return what the operator does about an MPS daemon that ignores labels, or nothing.
+
+    The text is appended to a message.
+    """
     daemon = _find_deaf_daemon(stack, settings)
     if daemon is None:
         return ""
@@ -149,7 +151,10 @@ def find_serving(
 
 
 def find_mps_pod(node: NodeView, operands: Mapping[Program, Operand], stack: StackView) -> Operand | None:
-    """Return the pod of the node's MPS daemon, or None if the node has no MPS clients that a restart would end."""
+    """Return the pod of the node's MPS daemon.
+
+    None if the node has no MPS clients that a restart would end.
+    """
     pod = operands.get(Program.MPS_DAEMON)
     if pod is None or node.fence is not None or not is_told_mps(node, stack):
         return None
@@ -159,7 +164,12 @@ def find_mps_pod(node: NodeView, operands: Mapping[Program, Operand], stack: Sta
 
 
 def count_lapses(before: Operand | None, pod: Operand) -> int:
-    """Return how often the MPS clients of a node have ended since `before` because config-manager restarted alone."""
+    """Return how often config-manager restarted alone since `before` and so ended the node's MPS clients.
+
+    Each such restart ends them: config-manager begins with the fallback configuration and names the one of the label a
+    moment later, and it signals the daemon both times (docs/design/nvidia.md#b5). The daemon then serves again, so the
+    restart is counted and reported, and no node is drained for it.
+    """
     if before is None or before.settling or pod.settling:
         return 0
     return max(0, pod.lone_restarts - (before.lone_restarts if before.uid == pod.uid else 0))

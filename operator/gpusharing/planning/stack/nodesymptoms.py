@@ -1,4 +1,4 @@
-"""What `doctor` checks beyond `helm test`: labels of Nodes, versions of kubelets, and entries of the device plugin."""
+"""What does `doctor` check beyond `helm test`? Labels of Nodes, kubelets, and plugin entries."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +22,10 @@ from gpusharing.planning.wanted.ownership import selects_node
 from gpusharing.planning.wanted.pluginconfig import find_flaws
 
 LABEL_DRIVER = "nvidia.com/cuda.driver-version.full"
-"""GPU Feature Discovery's label with the version of the driver (k8s-device-plugin v0.19.3, internal/lm/nvml.go)."""
+"""GPU Feature Discovery's label with the version of the driver.
+
+As of k8s-device-plugin v0.19.3, internal/lm/nvml.go.
+"""
 
 
 def find_node_symptoms(
@@ -199,14 +202,20 @@ def _find_unsafe_drivers(nodes: Sequence[NodeView], settings: PlanSettings) -> I
 
 
 OLDEST = (1, 30)
-"""The oldest version of Kubernetes that the operator supports; the chart's kubeVersion says the same for the API server."""
+"""The oldest version of Kubernetes that the operator supports.
+
+The chart's kubeVersion says the same for the API server.
+"""
 MOST_BEHIND = 3
-"""How many minor versions a kubelet may be older than the API server (kubernetes.io/releases/version-skew-policy, "kubelet"); it must not be newer."""
+"""How many minor versions a kubelet may be older than the API server; it must not be newer.
+
+See kubernetes.io/releases/version-skew-policy, "kubelet".
+"""
 _VERSION = re.compile(r"v?(\d+)\.(\d+)")
 
 
 def find_minor(version: str) -> tuple[int, int] | None:
-    """Return the major and minor number of a version such as `v1.33.1-eks-1-33-5`, or None if there are none.
+    """Return the major and minor number of a version such as `v1.33.1-eks-1-33-5`, or None.
 
     A build without a version has `v0.0.0-master+$Format:%H$` (component-base v0.36.3 version/base.go).
     """
@@ -215,7 +224,10 @@ def find_minor(version: str) -> tuple[int, int] | None:
 
 
 def find_kubelet_symptoms(view: InstallationView, api_server: str) -> Iterator[Symptom]:
-    """Yield a warning for each problem with the kubelets of nodes with GPUs; `api_server` is its version, if known."""
+    """Yield a warning for each problem with the kubelets of nodes with GPUs.
+
+    `api_server` is the API server's version, if known.
+    """
     server = find_minor(api_server)
     unsupported = f"the API server ({api_server}), which Kubernetes does not support"
     upgrade_it = "upgrade the kubelets, one node at a time"
@@ -274,9 +286,10 @@ class PluginEntries:
 
 
 def find_entry_symptoms(entries: PluginEntries, used: Collection[str], install: str) -> Iterator[Symptom]:
-    """Yield a symptom if the ConfigMap does not exist, and for entries that the device plugin refuses or ignores in part.
+    """Yield a symptom if the ConfigMap does not exist, and for entries with bad fields.
 
-    `used` are the entries that nodes use. `install` is the command that installs the operator, if it is not installed.
+    The device plugin refuses such an entry, or ignores a part of it. `used` are the entries that nodes use. `install`
+    is the command that installs the operator, if it is not installed.
     """
     if entries.absence:
         command = install or f"kubectl get configmaps -A --field-selector metadata.name={entries.config_map}"

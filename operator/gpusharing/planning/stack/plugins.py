@@ -1,17 +1,8 @@
-"""Other device plugins on a node, and several installations that serve the same nodes.
+"""Do other device plugins, or several installations, serve the same nodes as ours?
 
-Device plugins that do not follow the label `nvidia.com/device-plugin.config`, and how a Node shows them.
-
-No change begins on such a node, because it could be neither served nor proven. A plugin counts if its own mark is on
-the Node: an annotation that it writes, a label by which it selects nodes, or one of its resources in allocatable, which
-the kubelet sets to 0 when the plugin is gone.
-
-DaemonSets that disturb each other on a node: device plugins, NVIDIA's DRA driver beside one, or mig-managers.
-
-A kubelet takes a resource from whichever plugin registered last (kubernetes v1.36.3
-pkg/kubelet/cm/devicemanager/manager.go, PluginConnected), so of two device plugins on a node one does not follow our
-labels. NVIDIA's DRA driver gives the same GPUs to ResourceClaims, and does not know to which pods the device plugin
-gave them. All mig-managers on a node follow the same label.
+A plugin that does not follow the label `nvidia.com/device-plugin.config` could neither serve nor prove a change, so
+none begins on its nodes. DaemonSets also disturb each other: two device plugins, NVIDIA's DRA driver beside one, or two
+mig-managers.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -26,7 +17,10 @@ from gpusharing.planning.vocabulary.values import value
 
 GKE = "GKE's own device plugin"
 GKE_GPU, GKE_WITHOUT_PLUGIN = "cloud.google.com/gke-accelerator", "gke-no-default-nvidia-gpu-device-plugin"
-"""Labels of GKE. The first is on nodes with a GPU. With the value `true`, the second keeps GKE's own device plugin off a node."""
+"""Labels of GKE.
+
+The first is on nodes with a GPU. With the value `true`, the second keeps GKE's own device plugin off a node.
+"""
 HAMI, HAMI_STATE = "hami.io/node-nvidia-register", "hami.io/node-handshake"
 AKS, AUTO_MODE = "kubernetes.azure.com/dcgm-exporter", "eks.amazonaws.com/compute-type"
 
@@ -40,7 +34,7 @@ def has_cloud_plugin(labels: Mapping[str, str]) -> bool:
 
 
 def has_system_plugin(os_image: str) -> bool:
-    """Whether a Node's operating system may run a device plugin itself, as Bottlerocket's NVIDIA variants do."""
+    """Whether a Node's operating system may run a device plugin itself. Bottlerocket's NVIDIA variants do."""
     return os_image.startswith("Bottlerocket OS ") and "-nvidia" in os_image
 
 
@@ -51,7 +45,12 @@ def _has_hami(labels: Mapping[str, str], annotations: Mapping[str, str]) -> bool
 
 @value
 class OtherPlugin:
-    """A device plugin that is not NVIDIA's, and how to recognize it."""
+    """A device plugin that is not NVIDIA's, and how to recognize it.
+
+    A plugin counts if its own mark is on the Node: an annotation that it writes, a label by which it selects nodes, or
+    one of its resources in allocatable, which the kubelet sets to 0 when the plugin is gone. The mere possibility that
+    a host runs a plugin is not enough: Bottlerocket's can be switched off, and the API does not show that.
+    """
 
     sign: str
     """What on a Node shows it, for messages."""
@@ -60,7 +59,7 @@ class OtherPlugin:
     resources: tuple[str, ...] = ()
     """Prefixes of resource names that only this plugin serves."""
     marked: Callable[[Mapping[str, str], Mapping[str, str]], bool] = lambda labels, annotations: False
-    """Whether a Node's labels and annotations show the plugin."""
+    """The test of whether a Node's labels and annotations show the plugin."""
 
 
 OTHERS: Mapping[str, OtherPlugin] = {
@@ -105,7 +104,10 @@ def explain_plugin(name: str, nodes: Sequence[str]) -> str:
 
 
 def name_resources(requested: Collection[str], serving: Mapping[str, str]) -> Iterator[str]:
-    """Yield a clause for each other plugin that alone serves some of these resources; `serving` is the plugin by node."""
+    """Yield a clause for each other plugin that alone serves some of these resources.
+
+    `serving` is the plugin by node.
+    """
     for plugin, known in OTHERS.items():
         if names := sorted(name for name in requested if name.startswith(known.resources)):
             nodes = sorted(node for node, server in serving.items() if server == plugin)
@@ -116,9 +118,9 @@ class Role(StrEnum):
     """What the pods of a DaemonSet do with GPUs."""
 
     PLUGIN = "a device plugin"
-    """It serves nvidia.com/gpu."""
+    """Its pods serve nvidia.com/gpu."""
     DRIVER = "NVIDIA's DRA driver"
-    """It has GPUs enabled."""
+    """Its pods serve GPUs to ResourceClaims, because the driver has GPUs enabled."""
     MIG_MANAGER = "mig-manager"
 
 
@@ -160,7 +162,10 @@ class Server:
 
     @property
     def removal(self) -> str:
-        """The command that removes the DaemonSet, or only shows it if other things would go too or it would come back."""
+        """The command that removes the DaemonSet, or only shows it.
+
+        It only shows it if other things would go too or it would come back.
+        """
         if self.release:
             return f"helm uninstall {self.release} -n {self.release_namespace}"
         if self.role is Role.DRIVER or self.owned:
@@ -168,7 +173,7 @@ class Server:
         return f"kubectl -n {self.namespace} delete daemonset {self.name}"
 
     def covers(self, other: "Server") -> bool:
-        """Whether every node on which pods of `other` should run certainly must have this DaemonSet's pods, too."""
+        """Whether every node that should run pods of `other` certainly must have this DaemonSet's too."""
         return (
             self.selector.items() <= other.selector.items()
             and self.affinity in ("", other.affinity)
@@ -180,7 +185,10 @@ class Server:
 
 
 def _running(servers: Iterable[Server], namespace: str) -> list[Server]:
-    """Return those whose pods should run anywhere; the first of each role is the one that we configure."""
+    """Return the servers whose pods should run anywhere.
+
+    The first of each role is the one that we configure.
+    """
     return sorted(
         (server for server in servers if server.wanted),
         key=lambda server: (
@@ -207,7 +215,13 @@ def tell_twins(servers: Iterable[Server], namespace: str) -> str:
 
 
 def find_rival_symptoms(servers: Iterable[Server], nodes: Sequence[NodeView], namespace: str) -> Iterator[Symptom]:
-    """Yield a symptom for each DaemonSet on nodes that the main one of its role, or the main device plugin, serves too."""
+    """Yield a symptom for each DaemonSet on nodes that the main one of its role serves too.
+
+    The main device plugin counts for every role. A kubelet takes a resource from whichever plugin registered last
+    (kubernetes v1.36.3 pkg/kubelet/cm/devicemanager/manager.go, PluginConnected), so of two device plugins on a node
+    one does not follow our labels. NVIDIA's DRA driver gives the same GPUs to ResourceClaims, and does not know to
+    which pods the device plugin gave them. All mig-managers on a node follow the same label.
+    """
     running = _running(servers, namespace)
     plugins, drivers, managers = ([one for one in running if one.role is role] for role in Role)
     for main, *others in (group for group in (plugins, managers) if group):
@@ -237,7 +251,7 @@ def find_rival_symptoms(servers: Iterable[Server], nodes: Sequence[NodeView], na
 
 
 def _shared(main: Server, other: Server, nodes: Iterable[NodeView]) -> list[str]:
-    """Return the sorted names of the nodes with GPUs that both select, unless they may run on different ones."""
+    """Return the sorted names of the nodes with GPUs that both select, or none if they may be apart."""
     either = [node for node in nodes if has_gpu_label(node) and (main.selects(node) or other.selects(node))]
     sure = main.covers(other) or other.covers(main)
     if not sure and main.wanted + other.wanted <= len(either):

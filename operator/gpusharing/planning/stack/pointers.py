@@ -1,8 +1,6 @@
-"""The two fields of ClusterPolicy that name our ConfigMaps (pointers): when the operator sets them, and why it does not.
+"""When does the operator set the two fields of ClusterPolicy that name our ConfigMaps, and why not?
 
-Chart value gpuOperator.configure switches this on. Each pointer is set once per ClusterPolicy, and only if nobody has
-set it to anything else. An annotation in the same write remembers that. If somebody sets a pointer back, the operator
-leaves it alone.
+They are called pointers. Chart value gpuOperator.configure switches this on.
 """
 
 from collections.abc import Collection, Mapping
@@ -20,9 +18,12 @@ from gpusharing.planning.wanted.migfile import ALL_DISABLED, parse, parse_admin,
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
 
 PLUGIN_POINTER, MIG_POINTER = "devicePlugin.config.name", "migManager.config.name"
-"""The two fields, by their paths below ClusterPolicy's spec."""
+"""The two pointers: the fields of ClusterPolicy that name our ConfigMaps, by their paths."""
 UPSTREAM_MIG_CONFIG = "default-mig-parted-config"
-"""The default that the CRD filled in for migManager.config.name up to v25.10.1, so that nobody chose it (docs/design/nvidia.md#d6)."""
+"""The default that the CRD filled in for migManager.config.name up to v25.10.1.
+
+So nobody chose it (docs/design/nvidia.md#d6).
+"""
 VALUE = "chart value gpuOperator.configure"
 """The chart value that allows the operator to set pointers, for messages."""
 
@@ -43,7 +44,7 @@ class Pointer:
     missing_entries: tuple[str, ...] = ()
     """Entries that Nodes name and our ConfigMap lacks."""
     absent_entries: frozenset[str] = frozenset()
-    """Those that the ConfigMap that it names now is known to lack, too."""
+    """Those of `missing_entries` that the ConfigMap that it names now is known to lack, too."""
     missing_nodes: tuple[str, ...] = ()
     """The nodes on which mig-manager would fail. Empty also if they are unknown."""
     start_changes: tuple[StartChange, ...] = ()
@@ -73,7 +74,7 @@ class Pointer:
 
     @property
     def merge_first(self) -> str:
-        """What must be done before the pointer may be set, as a clause that begins with a semicolon, or an empty string."""
+        """What must be done before the pointer may be set, as a clause that begins with a semicolon."""
         if not self.stops:
             return ""
         mig = self.field == MIG_POINTER
@@ -108,7 +109,10 @@ def plugin_pointer(
     missing: tuple[str, ...] = (),
     named_keys: Collection[str] | None = None,
 ) -> Pointer:
-    """Return the device plugin's pointer; `named_keys` are the keys of the ConfigMap that it names now, None if unknown."""
+    """Return the device plugin's pointer.
+
+    `named_keys` are the keys of the ConfigMap that it names now, None if unknown.
+    """
     default = policy.plugin_default
     return Pointer(
         PLUGIN_POINTER,
@@ -145,7 +149,10 @@ def mig_pointer(
 def find_unresolved(
     nodes: Mapping[str, NodeView], gpunodes: Mapping[str, GPUNodeView], stack: StackView
 ) -> dict[str, str]:
-    """Return, by node, the configuration in its label with which mig-manager would fail or do nothing under our file."""
+    """Return, by node, the configuration in its label with which mig-manager would fail or do nothing.
+
+    That is so if it reads our file.
+    """
     entries, admins = parse(stack.mig_file), parse_admin(stack.admin_mig_file)[0]
 
     def resolves(config: str, gpunode: GPUNodeView | None) -> bool:
@@ -167,7 +174,7 @@ def find_unresolved(
 
 
 def find_other_namespace(policy: ClusterPolicyView, ours: str) -> str:
-    """Return a message with the chart value to set if NVIDIA's pods run outside namespace `ours`, else an empty string."""
+    """Return a message with the chart value to set if NVIDIA's pods run outside namespace `ours`."""
     if policy.namespace in ("", ours):
         return ""
     return (
@@ -177,9 +184,11 @@ def find_other_namespace(policy: ClusterPolicyView, ours: str) -> str:
 
 
 def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> SetPointers | None:
-    """Return the write that sets ClusterPolicy's pointers to our ConfigMaps, or None if none must be set now.
+    """Return the write that sets ClusterPolicy's pointers to our ConfigMaps, or None if none is due.
 
-    `quiet` says whether no node is in the middle of a change and our ConfigMaps need no write.
+    Each pointer is set once per ClusterPolicy, and only if nobody has set it to anything else. An annotation in the
+    same write remembers that. If somebody sets a pointer back, the operator leaves it alone. `quiet` says whether no
+    node is in the middle of a change and our ConfigMaps need no write.
     """
     policy = stack.cluster_policy
     if not settings.configure_gpu_operator or policy is None or policy.plain is not None:
@@ -214,10 +223,10 @@ def may_start_manager(stack: StackView, settings: PlanSettings) -> bool:
 
 
 def why_not_set(pointer: Pointer, policy: ClusterPolicyView, *, configure: bool, error: str = "") -> str:
-    """Return why the operator has not set the pointer, as a clause that begins with a semicolon, if it may at all.
+    """Return why the operator has not set the pointer, as a clause, if it may set it at all.
 
-    `error` is that of the last write. It comes last, because it may be about a pointer that the operator no longer
-    wants to set.
+    The clause begins with a semicolon. `error` is that of the last write. It comes last, because it may be about a
+    pointer that the operator no longer wants to set.
     """
     if not configure:
         return ""

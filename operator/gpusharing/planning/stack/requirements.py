@@ -1,8 +1,8 @@
-"""What a mode needs of NVIDIA's installation, and the start-up taint.
+"""What does each mode need of NVIDIA's installation, and does it tolerate the start-up taint?
 
-Whether the pods that are needed to prove a node tolerate the start-up taint (docs/design/transition.md#gate).
-
-If they do not, a node that joins with the taint is never proven.
+An actuator names the rows of the table that it needs. Acceptance, gates, doctor, helm test, plan, import and advise use
+the table; tests/planning/test_requirements.py compares it with every switch of NVIDIA's ClusterPolicy. The start-up
+taint is that of docs/design/transition.md#gate.
 """
 
 import json
@@ -38,9 +38,15 @@ from gpusharing.planning.wanted.actuators.choice import find_actuator
 
 EVERY_MODE = frozenset(Mode)
 PRE_INSTALLED = "pre-installed"
-"""The value that NVIDIA's driver manager gives the driver's deploy label if a driver is installed on the host."""
+"""The value of the driver's deploy label if a driver is installed on the host.
+
+NVIDIA's driver manager sets it.
+"""
 SANDBOX, SANDBOX_DEFAULT = "sandboxWorkloads.enabled", "sandboxWorkloads.defaultWorkload"
-"""Fields of ClusterPolicy that decide for which workload the GPUs of a node are, if it does not have the label gpu.workload.config."""
+"""Fields of ClusterPolicy that decide for which workload the GPUs of a node are.
+
+They count if the node does not have the label gpu.workload.config.
+"""
 
 
 @value
@@ -58,11 +64,17 @@ class NeededProgram:
     """What follows if the program does not run, as a clause."""
     modes: frozenset[Mode] = EVERY_MODE
     missing: Reason | None = None
-    """The reason if NVIDIA's device-plugin chart does not run it. None if that always does, or if the host brings it."""
+    """The reason if NVIDIA's device-plugin chart does not run it.
+
+    None if that always does, or if the host brings it.
+    """
     helm_value: str = ""
     """The value of that chart that adds the program, as NAME=VALUE."""
     signs: tuple[str, ...] = ()
-    """Parts of messages, of the agent or of Kubernetes, which show that a host lacks the program that it may bring."""
+    """Parts of messages of the agent or of Kubernetes which show that a host lacks the program.
+
+    Only a program that the host may bring has signs.
+    """
     elsewhere: str = ""
     """A field of ClusterPolicy that, if true, has the program installed in another way."""
 
@@ -96,7 +108,10 @@ REQUIREMENTS = (
         "no container could use the GPUs",
         signs=('no runtime for "nvidia" is configured', "failed to find runtime handler nvidia")),
 )  # fmt: skip
-"""The programs, in the order in which people should check them. The signs come from `agent/nvml.py`, libnvidia-container, containerd (internal/cri/server) and CRI-O (internal/oci)."""
+"""The programs, in the order in which people should check them.
+
+The signs come from `agent/nvml.py`, libnvidia-container, containerd (internal/cri/server) and CRI-O (internal/oci).
+"""
 
 OPERANDS = tuple(row for row in REQUIREMENTS if not row.signs)
 """The programs that are never installed on the host itself."""
@@ -104,7 +119,10 @@ DEPLOY_NEEDED = {
     operand: names.LABEL_DEPLOY_PREFIX + operand
     for operand in ("operands", *(row.label for row in OPERANDS if row.modes == EVERY_MODE))
 }
-"""The deploy labels that must not be off on any node; that of `operands` applies to all programs (docs/design/nvidia.md#d2)."""
+"""The deploy labels that must not be off on any node; `operands` is the one of all programs (d.2).
+
+See docs/design/nvidia.md#d2.
+"""
 READ = (*(row.switch for row in REQUIREMENTS), "driver.useNvidiaDriverCRD", SANDBOX, SANDBOX_DEFAULT)
 """Every field of ClusterPolicy, by its path below `spec`, that this module uses."""
 
@@ -119,7 +137,7 @@ def lacks(row: NeededProgram, mode: Mode, stack: StackView) -> bool:
 
 
 def find_absent(words: str, policy: ClusterPolicyView | None) -> NeededProgram | None:
-    """Return the program that the host lacks, according to an error of its agent or of the agent's pod (`words`).
+    """Return the program that the host lacks, according to `words`, an error of its agent or its pod.
 
     Only a program that ClusterPolicy keeps the GPU Operator from installing counts.
     """
@@ -146,7 +164,10 @@ def tell_off(row: NeededProgram, policy: ClusterPolicyView) -> str:
 
 
 def workload_of(labels: Mapping[str, str], policy: ClusterPolicyView | None) -> str:
-    """Return the kind of workload that a node's GPUs are for, such as `container` (docs/design/nvidia.md#d2)."""
+    """Return the kind of workload that a node's GPUs are for, such as `container`.
+
+    See docs/design/nvidia.md#d2.
+    """
     if label := labels.get(names.LABEL_WORKLOAD_CONFIG):
         return label
     if policy is None or policy.switches.get(SANDBOX) is not True:
@@ -155,10 +176,11 @@ def workload_of(labels: Mapping[str, str], policy: ClusterPolicyView | None) -> 
 
 
 def is_switched_off(operand: str, value: str) -> bool:
-    """Whether this value of an operand's deploy label keeps the operand off the node (docs/design/nvidia.md#d2).
+    """Whether this value of an operand's deploy label keeps the operand off the node.
 
-    The labels are node selectors of DaemonSets, which require `true`, but that of `operands` is not. The GPU Operator
-    sets an empty value to `true`. Pauses by mig-manager and by a driver upgrade do not count, because they end.
+    The labels are node selectors of DaemonSets, which require `true`, but that of `operands` is not
+    (docs/design/nvidia.md#d2). The GPU Operator sets an empty value to `true`. Pauses by mig-manager and by a driver
+    upgrade do not count, because they end.
     """
     if operand == "operands":
         return value == "false"
@@ -185,9 +207,10 @@ def find_disabled(
     policy: ClusterPolicyView | None,
     start_changes: Sequence[StartChange] = (),
 ) -> str:
-    """Return a message with the remedy if a label keeps a program off the node that the actuator needs for every mode.
+    """Return a message with the remedy if a label keeps a program off the node that the actuator needs.
 
-    `start_changes` says what mig-manager would change on the node if the remedy starts it, too.
+    The actuator needs it for every mode. `start_changes` says what mig-manager would change on the node if the remedy
+    starts it, too.
     """
     if unselected := find_unselected(node, policy):
         return unselected
@@ -204,7 +227,7 @@ def find_disabled(
 
 
 def find_bare_host(node: NodeView, words: str, policy: ClusterPolicyView | None) -> Finding | None:
-    """Return the program that the host of a node without GPU resources has to provide and lacks (`find_absent`)."""
+    """Return the program that the host of a node without GPU resources lacks (`find_absent`)."""
     row = find_absent(words, policy)
     if row is None or policy is None or node.resources:
         return None
@@ -265,9 +288,10 @@ def find_untolerated_agents(stack: StackView) -> tuple[str, str] | None:
 def find_untolerated_finder(
     finders: Iterable[DaemonSetState], namespace: str, *, plain: bool
 ) -> tuple[str, str] | None:
-    """Return how to correct the first worker of Node Feature Discovery, without which GPU Feature Discovery sets no labels.
+    """Return how to correct the first worker of Node Feature Discovery that lacks the toleration.
 
-    `plain` says whether NVIDIA's device-plugin chart installed it, and not that of the GPU Operator.
+    Without it, GPU Feature Discovery sets no labels. `plain` says whether NVIDIA's device-plugin chart installed it,
+    and not that of the GPU Operator.
     """
     finder = next((one for one in finders if not one.tolerates_gate), None)
     if finder is None:
@@ -291,7 +315,8 @@ def with_toleration(tolerations: str) -> list[Any]:
 def find_gate_symptoms(view: InstallationView) -> Iterator[Symptom]:
     """Yield an error for each object but our agent whose pods must tolerate the start-up taint and do not.
 
-    Nothing is yielded if no node has the taint and the chart value for it is off.
+    A node that joins with the taint is then never proven. Nothing is yielded if no node has the taint and the chart
+    value for it is off.
     """
     gated = sorted(one.name for one in view.nodes if one.gate is not None)
     if not (gated or view.place.startup_gate):

@@ -1,24 +1,8 @@
-"""After the point of no return: write the labels, go back, or give way to another policy.
+"""What starts, reverses or yields a change after the point of no return (PNR)?
 
-The only place that starts an actuator: it writes what the actuator follows at the point of no return (PNR) and restarts its pods.
-
-A run begins only on a node that was just proven idle, whether for the first run, a retry, a repetition after a fault or the next step. A plugin restart disturbs no pod, so it needs no idle node and never changes a GPU.
-
-The rollback of a change that failed after the point of no return, for policies with onFailure Rollback.
-
-    Failed ── recorded in the fence ──► the steps of after.py towards the layout that was proven last ── proven ──►
-    RolledBack: uncordoned, serving that layout; the change is not tried again by itself
-
-A node is rolled back only once. If the rollback fails too, the node is Failed and held
-(docs/design/transition.md#rollback).
-
-A node that somebody else begins to maintain during our change: we yield the node to them and remember our cordon.
-
-    fenced ──── somebody begins ────────────► yielded ── the marker goes, or only waits ──► released, our own cordon
-    actuating ── proven while somebody works ──┘                                             lifted
-
-The fence stays, because otherwise our cordon would look like somebody else's forever. Our marks are removed at once:
-NVIDIA's driver upgrade skips a node that has them, and we would wait for the upgrade forever.
+This is the only place that starts an actuator: it writes what the actuator follows and restarts its pods. With
+onFailure Rollback, a failed change goes back to the layout that was proven last. A node that somebody else begins to
+maintain during our change is yielded to them (`give_way`).
 """
 
 from dataclasses import replace
@@ -61,9 +45,12 @@ def run(
     again: bool = False,
     step_proven: bool = False,
 ) -> Verdict:
-    """Make the node idle and, once that is proven, pass the point of no return towards the target or the intermediate stop.
+    """Make the node idle and, once that is proven, pass the point of no return.
 
-    `again`: the last run is repeated, and the pods are replaced. `step_proven`: the previous step is proven, which only the request to the agent records.
+    The run goes towards the target or the intermediate stop. `again`: the last run is repeated, and the pods are
+    replaced. `step_proven`: the previous step is proven, which only the request to the agent records. A run begins only
+    on a node that was just proven idle, whether it is the first run, a retry, a repetition after a fault or the next
+    step. A plugin restart disturbs no pod, so it needs no idle node and never changes a GPU.
     """
     # If the first of two steps is repeated, it leads to the intermediate stop, no matter how far the node has come.
     goal = assessed.stop if again and case.fence.step < case.fence.steps else assessed.goal
@@ -77,7 +64,10 @@ def run(
 
 
 def start_anew(case: NodeCase) -> Verdict:
-    """Release a node whose change began as a plugin restart and now needs an idle node, so that it is fenced again with a cordon."""
+    """Release a node whose change began as a plugin restart and now needs an idle node.
+
+    The node is fenced again with a cordon.
+    """
     if goes_back(case):  # only its fence records the failure
         message = "the rollback needs an idle node, but this one is in use"
         return case.verdict(Phase.FAILED, Reason.ROLLING_BACK, message)
@@ -89,7 +79,10 @@ def start_anew(case: NodeCase) -> Verdict:
 
 
 def restart_pod(case: NodeCase, operand: Operand, what: str) -> Verdict:
-    """Delete this pod of an actuator on a node that is idle again, so that its replacement begins a new run. `what` names the actuator."""
+    """Delete this pod of an actuator on a node that is idle again; its replacement begins a new run.
+
+    `what` names the actuator.
+    """
     phase, reason, message = (
         Phase.RECONFIGURING,
         Reason.ACTUATION_IN_PROGRESS,
@@ -132,7 +125,10 @@ def _wait_to_run(case: NodeCase, assessed: Assessed, goal: Target, *, again: boo
 def _begin(
     case: NodeCase, assessed: Assessed, goal: Target, idle: ObservedView | None, *, again: bool = False
 ) -> Verdict:
-    """Pass the point of no return with one PATCH. `idle` is the reading that proved the node idle; without it, nothing is written that could change a GPU."""
+    """Pass the point of no return with one PATCH.
+
+    `idle` is the reading that proved the node idle; without it, nothing is written that could change a GPU.
+    """
     node, policy = case.node, assessed.policy
     fence, labels = case.actuator.write(case, case.fence, goal, idle, again)
     if assessed.two_steps:
@@ -179,7 +175,11 @@ MAX_FAILURE = 300
 
 
 def find_way_back(case: NodeCase) -> NodeCase | None:
-    """Return the case with the last proven layout as its target; None if the node is not being rolled back."""
+    """Return the case with the last proven layout as its target, or None if no rollback is under way.
+
+    A node is rolled back only once. If the rollback fails too, the node is Failed and held
+    (docs/design/transition.md#rollback).
+    """
     if not goes_back(case):
         return None
     assessment = case.assessed
@@ -206,7 +206,11 @@ def present_way_back(verdict: Verdict, case: NodeCase) -> Verdict:
 
 
 def turn_back(case: NodeCase, failure: Finding, *, known: bool) -> Verdict | str:
-    """Begin the rollback by recording it in the fence, or return a clause that says why the node is not rolled back now."""
+    """Begin the rollback by recording it in the fence, or return a clause that says why not now.
+
+    Once the layout that was proven last is proven again, the node is RolledBack: uncordoned and serving it. The change
+    is not tried again by itself.
+    """
     assessment = case.assessed
     if assessment is None or assessment.spec.rollout.on_failure != "Rollback":
         return ""
@@ -262,24 +266,38 @@ def holds_our_cordon(case: NodeCase) -> bool:
 
 
 def may_uncordon(case: NodeCase) -> bool:
-    """Whether the release may lift the cordon (docs/design/drain.md#rule-5). Others that only wait cordon the node themselves when they begin."""
+    """Whether the release may lift the cordon (docs/design/drain.md#rule-5).
+
+    Others that only wait cordon the node themselves when they begin.
+    """
     node = case.node
     return holds_our_cordon(case) and not node.hold_cordon and not node.foreign_works and not node.deleting
 
 
 def give_way(case: NodeCase, message: str) -> Verdict:
+    """Yield the node to whoever else maintains it, and remember our cordon in its fence.
+
+    Before the point of no return the change is given up; after it the PATCH that records the proof yields the node. No
+    pod is evicted while it is yielded. The node counts as unavailable in its pool, and holds no slot of the
+    operator-wide cap. Once the other maintenance is gone, or only waits, the node is released and our cordon lifted.
+    """
     labels, annotations = unmarked(case.fence, case.node)
     update = UpdateFence(case.node, aside_fence(case), labels=labels, annotations=annotations)
     return case.verdict(Phase.ABORTING, Reason.FOREIGN_MAINTENANCE, message, update)
 
 
 def keeps_cordon(case: NodeCase) -> bool:
-    """Whether our cordon stays when the change ends, because somebody else works on the node or has stopped halfway."""
+    """Whether our cordon stays when the change ends: somebody else works on the node or stopped halfway."""
     return case.node.foreign_works and holds_our_cordon(case)
 
 
 def aside_fence(case: NodeCase, proven: datetime | None = None, from_mode: str | None = None) -> Fence:
-    """Return the fence of a yielded node. `from_mode` is the routing label that a node which was just `proven` gets at its release."""
+    """Return the fence of a yielded node.
+
+    The fence stays, because otherwise our cordon would look like somebody else's forever. Our marks are removed at
+    once: NVIDIA's driver upgrade skips a node that has them, and we would wait for the upgrade forever. `from_mode` is
+    the routing label that a node which was just `proven` gets at its release.
+    """
     fence = replace(case.fence, stage="yielded", stage_since=case.now, added=())
     return fence if from_mode is None else replace(fence, proven=proven, from_mode=from_mode)
 

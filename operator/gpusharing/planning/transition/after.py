@@ -1,9 +1,9 @@
-"""A fenced node after the point of no return (PNR): wait for the actuators, restart stuck ones, prove, release.
+"""What is next for a fenced node after the point of no return (PNR)? Wait, prove, release.
 
     Reconfiguring ── state success, operands back ──► Verifying ── all sources agree ──► Uncordoning (one PATCH)
         │  stuck: another run, at most twice
         └── failed, time-out ──► Failed: stays cordoned, keeps its slot; a retry or another target repairs it, or
-                                 onFailure Rollback restores what was proven last (actuation.py)
+                                 onFailure Rollback restores what was proven last (`turn_back`)
 
 After the PNR safety comes first: the node stays fenced until a good layout is proven, even if somebody lifts the
 cordon. A result counts more than the deadline: a Failed node that is proven after all is returned to service.
@@ -128,7 +128,10 @@ def _without_target(case: NodeCase) -> Verdict:
 
 
 def _with_target(case: NodeCase, assessed: Assessed) -> Verdict:
-    """A run that the fence records as due comes before any new decision, and a run that is under way may finish."""
+    """Continue the change towards its target.
+
+    A run that the fence records as due comes before any new decision, and a run that is under way may finish.
+    """
     fence, actuator = case.fence, case.actuator
     if (old := actuator.find_old(case, fence)) is not None:
         return restart_pod(case, *old)
@@ -168,7 +171,10 @@ def _wait_for_actuator(case: NodeCase, trouble: Unfinished) -> Verdict:
 
 
 def _fail(case: NodeCase, mismatch: Finding, *, known: bool) -> Verdict:
-    """Return a Failed verdict, or one that tries again on request or rolls the node back. `known`: the mismatch shows the present state of the node."""
+    """Return a Failed verdict, or one that tries again on request or rolls the node back.
+
+    `known`: the mismatch shows the present state of the node.
+    """
     if was_asked_again(case) and case.assessed is not None:
         return _owe(case, case.assessed, "trying again on request", attempt=1, failed=True)
     back = turn_back(case, mismatch, known=known)
@@ -209,7 +215,10 @@ def _verify(case: NodeCase, aim: Target, assessed: Assessed) -> Verdict:
 
 
 def _release(case: NodeCase, target: Target, policy: PolicyView) -> Verdict:
-    """Release a proven node with one PATCH. While somebody else works on it and the cordon is ours alone, its fence stays (`aside_fence`)."""
+    """Release a proven node with one PATCH.
+
+    While somebody else works on it and the cordon is ours alone, its fence stays (`aside_fence`).
+    """
     fence, node = case.fence, case.node
     labels, annotations = unmarked(fence, node)
     labels[names.LABEL_POLICY] = policy.name

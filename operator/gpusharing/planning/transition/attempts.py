@@ -1,9 +1,8 @@
-"""What earlier attempts and a quiet node say about the next one.
+"""What do earlier attempts, and somebody's work on a quiet node, say about the next attempt?
 
-When NVML must stay closed on a node that we do not change: somebody else works on its driver or its GPUs.
-
-An open NVML handle makes a MIG mode change fail and keeps the driver from being unloaded (docs/design/nvidia.md#a8,
-a.9, d.4). The operator reads the labels; the agent only does what `spec.request.quiet` says.
+The attempts left deferrals, retries, corrected drift, and the record of a proof. An open NVML handle makes a MIG mode
+change fail and keeps the driver from being unloaded (docs/design/nvidia.md#a8, a.9, d.4), so NVML stays closed on a
+node that we do not change while somebody else works on its driver or its GPUs.
 """
 
 from dataclasses import replace
@@ -41,7 +40,10 @@ def owed_by(proof: Verified) -> str:
 
 
 def owe(case: NodeCase, assessed: Assessed, attempt: int, *, failed: bool = False) -> UpdateFence:
-    """Record in the fence that a run towards the target is due once the node is proven idle again. `failed`: the change no longer counts as failed, but the fence keeps the version of the spec that failed."""
+    """Record in the fence that a run towards the target is due once the node is proven idle again.
+
+    `failed`: the change no longer counts as failed, but the fence keeps the version of the spec that failed.
+    """
     return UpdateFence(
         case.node,
         replace(
@@ -62,7 +64,10 @@ def owe(case: NodeCase, assessed: Assessed, attempt: int, *, failed: bool = Fals
 
 
 def note_failure(case: NodeCase, verdict: Verdict) -> Verdict:
-    """Add the record of a failure to a Failed verdict. Without it, a clock that is set back would undo the failure."""
+    """Add the record of a failure to a Failed verdict.
+
+    Without it, a clock that is set back would undo the failure.
+    """
     ours = case.fence.node_uid == case.node.uid and case.assessment is not None
     if verdict.phase is not Phase.FAILED or case.fence.failed is not None or not ours:
         return verdict
@@ -70,12 +75,19 @@ def note_failure(case: NodeCase, verdict: Verdict) -> Verdict:
 
 
 def still_failed(case: NodeCase) -> datetime | None:
-    """Return when the failure of the change was noticed, or now if that is in the future. Only a proof, a person or another revision clears it."""
+    """Return when the failure of the change was noticed, or now if that is in the future.
+
+    Only a proof, a person or another revision clears it.
+    """
     return None if case.fence.failed is None else min(case.fence.failed, case.now)
 
 
 def change_deadline(case: NodeCase) -> datetime:
-    """Return when the change counts as failed. A proven node that waits for its wave gets `timeouts.verification` from its proof on, for a restart of its device plugin."""
+    """Return when the change counts as failed.
+
+    A proven node that waits for its wave gets `timeouts.verification` from its proof on, for a restart of its device
+    plugin.
+    """
     proof, deadline, spec = case.fence.proven, case.fence.deadline, case.spec
     if proof is None or spec is None:
         return deadline
@@ -83,7 +95,7 @@ def change_deadline(case: NodeCase) -> datetime:
 
 
 def is_late(case: NodeCase) -> bool:
-    """Whether the deadline of a change past the point of no return is over, or was when the failure was recorded."""
+    """Whether the deadline of a change past the PNR is over, or was when the failure was recorded."""
     failed, deadline = case.fence.failed, change_deadline(case)
     return case.now >= deadline or (failed is not None and failed >= deadline)
 
@@ -107,7 +119,10 @@ def retry_command(node: str, answered: str) -> str:
 
 
 def goes_back(case: NodeCase) -> bool:
-    """Whether the fence records a rollback that is still wanted: a retry, a policy that was created again, or a new revision of one that is not paused ends it."""
+    """Whether the fence records a rollback that is still wanted.
+
+    A retry, a policy that was created again, or a new revision of one that is not paused ends it.
+    """
     fence, policy = case.node.fence, case.policy
     if fence is None or not fence.rolls_back or policy is None or was_asked_again(case):
         return False
@@ -124,13 +139,19 @@ def was_rolled_back(node: NodeView, policy: PolicyView) -> bool:
 
 
 def failed_before(node: NodeView, policy: PolicyView) -> bool:
-    """Whether the last proof or the last abandoned attempt records that a change of this revision failed. Another try does not reset the records."""
+    """Whether the last proof or the last abandoned attempt records that a change of this revision failed.
+
+    Another try does not reset the records.
+    """
     records = (node.verified, node.deferred)
     return any(record is not None and record.failed_version == policy.version for record in records)
 
 
 def is_tried_again(node: NodeView, policy: PolicyView) -> bool:
-    """Whether a change of this revision failed on the node, which was then rolled back, or released before the change succeeded."""
+    """Whether a change of this revision failed on the node, which is back in service without it.
+
+    The node was rolled back, or released before the change succeeded.
+    """
     deferred = node.deferred
     released = deferred is not None and deferred.failed_version == policy.version
     return released or was_rolled_back(node, policy)
@@ -140,7 +161,10 @@ def is_tried_again(node: NodeView, policy: PolicyView) -> bool:
 
 
 def next_deferral(case: NodeCase, reason: Reason) -> Deferred:
-    """Return the back-off after this abort: `abort_backoff` seconds, doubled with each abort in one revision, up to 64 times as long."""
+    """Return the back-off after this abort: `abort_backoff` seconds, doubled with each abort.
+
+    Only aborts in one revision count. It grows to at most 64 times that time.
+    """
     earlier, version = case.node.deferred, case.fence.version
     count = earlier.count + 1 if earlier is not None and earlier.version == version else 1
     wait = timedelta(seconds=case.settings.abort_backoff * 2 ** min(count - 1, 6))
@@ -148,7 +172,10 @@ def next_deferral(case: NodeCase, reason: Reason) -> Deferred:
 
 
 def remembered(case: NodeCase, reason: Reason) -> Deferred | None:
-    """Return the record, without a back-off, that the change of a released node had failed. None if it had not, or if the last proof says so."""
+    """Return the record, without a back-off, that the change of a released node had failed.
+
+    None if it had not, or if the last proof says so.
+    """
     proof, failed = case.node.verified, _failed_version(case.fence)
     if failed is None or (proof is not None and proof.failed_version == failed):
         return None
@@ -182,7 +209,10 @@ def corrects_drift(fence: Fence, policy: PolicyView) -> bool:
 
 
 def adopted(case: NodeCase, assessed: Assessed) -> Verified:
-    """Return the proof for a node that matches its target without a change by us. What an earlier proof records of the last change under this policy is kept."""
+    """Return the proof for a node that matches its target without a change by us.
+
+    What an earlier proof records of the last change under this policy is kept.
+    """
     target, policy, earlier = assessed.target, assessed.policy, case.node.verified
     record = Verified(
         case.owner_name,
@@ -216,7 +246,10 @@ def adopted(case: NodeCase, assessed: Assessed) -> Verified:
 
 
 def proven(case: NodeCase, target: Target, policy: PolicyView) -> Verified:
-    """Return the proof of a change or of a rollback. Its revision is the one that the change followed, even if it is another policy's."""
+    """Return the proof of a change or of a rollback.
+
+    Its revision is the one that the change followed, even if it is another policy's.
+    """
     fence, earlier = case.fence, case.node.verified
     corrected = earlier.corrected_revision if earlier is not None else ""
     # The time that passed means nothing if the change failed before its deadline and somebody repaired the node.
@@ -262,11 +295,16 @@ UNLOADING = frozenset(
         "pod-restart-required",
     }
 )
-"""States of a driver upgrade from the last moment with the old driver to the start of the new one (d.4)."""
+"""States of a driver upgrade from the last moment with the old driver to the start of the new (d.4)."""
 
 
 def find_quiet(case: NodeCase) -> Finding | None:
-    """Return why the agent of a node that we do not change must keep NVML closed, or None if it may read."""
+    """Return why the agent of a node that we do not change must keep NVML closed, or None if it may read.
+
+    During our own change the agent is quiet anyway. This is about mig-manager when it acts on an administrator's label
+    or after a reboot, and about NVIDIA's driver upgrade. The operator reads the labels; the agent only does what
+    `spec.request.quiet` says.
+    """
     node = case.node
     if node.fence is not None and node.fence.stage != "yielded":
         return None
@@ -280,7 +318,10 @@ def find_quiet(case: NodeCase) -> Finding | None:
 
 
 def find_work(case: NodeCase) -> Finding | None:
-    """Return that an actuator is at work although we have started no run. After `settings.wedge_pending` seconds only a reading shows whether it has done its work (docs/design/nvidia.md#a7)."""
+    """Return that an actuator is at work although we have started no run.
+
+    After `settings.wedge_pending` seconds only a reading shows whether it has done its work (docs/design/nvidia.md#a7).
+    """
     work = case.actuator.find_work(case.node)
     until = (case.at_work_since or case.now) + timedelta(seconds=case.settings.wedge_pending)
     if not work or case.now >= until:

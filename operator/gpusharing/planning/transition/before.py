@@ -1,9 +1,10 @@
-"""A fenced node before the point of no return (PNR): drain, prove idle, or give up and restore.
+"""What is next for a fenced node before the point of no return (PNR)? Drain, prove idle, or give up.
 
     Cordoned ── settle ──► Draining ── no holder by LIST ──► VerifyingIdle ── twice, agent quiet, GPUs idle ──► PNR
         └───────────────────────┴──────────── any objection, time-out, lifted cordon ──────────────► Aborting
 
-Until the PNR nothing is lost except evicted pods, so people and other programs take precedence over us.
+Until the PNR nothing is lost except evicted pods, so people and other programs take precedence over us, and an abort
+restores the node as it was.
 """
 
 from collections.abc import Iterator
@@ -67,7 +68,10 @@ def _is_held(spec: GPUSharingPolicySpec) -> bool:
 
 
 def _held_up(case: NodeCase, reason: Reason, message: str) -> Verdict:
-    """The deadline is not extended, and the verdict wakes when the clock may next end the change."""
+    """Return the verdict of a change that is held up.
+
+    The deadline is not extended, and the verdict wakes when the clock may next end the change.
+    """
     if case.fence.jobs:  # the pods are listed, because the wait ends with the last job
         wake = next_poll(case, JOBS_PACE)
         return case.verdict(Phase.CORDONED, reason, message, wake=wake, wants_pods=True)
@@ -85,7 +89,10 @@ def _held_up(case: NodeCase, reason: Reason, message: str) -> Verdict:
 
 
 def _begin_jobs(case: NodeCase) -> Verdict | None:
-    """Until the last job must have ended, the deadline is only extended, except that an unlimited wait may get a limit."""
+    """Extend the deadline to when the last job must have ended, or return None.
+
+    The deadline is only ever extended, except that an unlimited wait may get a limit.
+    """
     plan, fence = case.drain, case.fence
     if plan is None or plan.jobs_until is None:
         return None
@@ -114,7 +121,11 @@ def _end_jobs(case: NodeCase) -> Verdict | None:
 
 
 def _endings(case: NodeCase) -> Iterator[tuple[Reason, str | Finding | None, bool]]:
-    """What ends the change, and whether the next attempt waits for a back-off. Ownership comes before the target, and people and other programs before the deadline, so that an abort names its real cause."""
+    """Yield what ends the change, and whether the next attempt waits for a back-off.
+
+    Ownership comes before the target, and people and other programs before the deadline, so that an abort names its
+    real cause.
+    """
     node, fence, assessed, spec = case.node, case.fence, case.assessed, case.spec
     if fence.node_uid != node.uid:
         message = "the Node was deleted and created again during the change, so the change is given up"
@@ -168,7 +179,11 @@ def _endings(case: NodeCase) -> Iterator[tuple[Reason, str | Finding | None, boo
 
 
 def _needs_approval(case: NodeCase) -> bool:
-    """While the target is unknown, an approved change goes on. No approval covers a policy that was deleted and created again."""
+    """Whether the change needs an approval that it lacks.
+
+    While the target is unknown, an approved change goes on. No approval covers a policy that was deleted and created
+    again.
+    """
     policy, spec, approved = case.policy, case.spec, case.fence.approved
     if policy is None or spec is None or spec.rollout.approval != "Manual":
         return False
@@ -178,7 +193,11 @@ def _needs_approval(case: NodeCase) -> bool:
 
 
 def _is_overdue(case: NodeCase) -> bool:
-    """What a LIST shows counts more than the clock: an operator that was not running may find the pods gone (docs/design/drain.md#x10)."""
+    """Whether the change has run out of time.
+
+    What a LIST shows counts more than the clock: an operator that was not running may find the pods gone
+    (docs/design/drain.md#x10).
+    """
     fence, plan, work, assessed = case.fence, case.drain, case.work, case.assessed
     if holds(case) or case.now < max(fence.deadline, _limit(case)):
         return False
@@ -193,7 +212,10 @@ def _is_overdue(case: NodeCase) -> bool:
 
 
 def _limit(case: NodeCase) -> datetime:
-    """Return when the change ends by the clock: the proof, and pods deleted by force, get more time than the drain."""
+    """Return when the change ends by the clock.
+
+    The proof, and pods deleted by force, get more time than the drain.
+    """
     plan, deadline = case.drain, case.fence.deadline
     if not case.fence.disruption.cordons:
         return deadline + proof_time(case)

@@ -1,17 +1,9 @@
-"""The case of each node in a pass, and the verdicts that need more than one node.
+"""What is the verdict on each node in this pass, and what of those that need more than one node?
 
-The case of each node in one pass, and what follows from it: the comparison with its policy, and its verdict.
-
-A pass makes cases only for the nodes about which something has changed since the last pass. The memo (memo.py) finds
-these nodes and keeps the verdicts of the others.
-
-One node as its pool counts it: facts about the node only, so the memo can cache it, and a pass only has to add members up.
-
-The drain rules of each member of a gang: those of the policy of the member's own node, even if another policy governs the node that is being changed (docs/adr/0039-a-wave-stays-within-its-policy.md).
-
-Errors about one node or one policy must not end the pass: the node, or all nodes of the policy, show the error, and the others go on.
-
-The readers of input do not raise (`yamltext.py`, `kube/convert.py`), so this module only catches faults in our own code. Without it, the process would end, restart, and fail on the same object again.
+A pass makes cases only for the nodes about which something has changed since the last pass; the memo finds these and
+keeps the verdicts of the others. An error about one node or one policy must not end the pass: the node, or all nodes of
+the policy, show it, and the others go on. The readers of input do not raise (`parse_yaml`, `kube.convert`), so only
+faults in our own code are caught; without that, the process would end, restart, and fail on the same object again.
 """
 
 from collections import Counter
@@ -56,14 +48,23 @@ class Member:
     policy: str
     """The policy with which the node is compared, else the policy that its verdict names."""
     away: bool
-    """Whether the node is unavailable, or somebody else has begun to work on it and may drain it at any moment. A required driver upgrade that has not begun may wait for weeks and takes no slot (docs/design/nvidia.md#d4)."""
+    """Whether the node is unavailable, or somebody else has begun to work on it and may drain it.
+
+    A required driver upgrade that has not begun may wait for weeks and takes no slot (docs/design/nvidia.md#d4).
+    """
     newcomer: bool
     marked: bool
     """Whether the Node has a fence or a record of a failed change. Any other node cannot have failed."""
     to_go: bool
-    """Whether the node has yet to be drained: its change needs an idle node, is not skipped and has not begun."""
+    """Whether the node has yet to be drained.
+
+    Its change needs an idle node, is not skipped and has not begun.
+    """
     outside: bool
-    """Whether the policy selects the node but has nothing to change there, such as a node without a GPU. A change that has begun always concerns the policy."""
+    """Whether the policy selects the node but has nothing to change there, such as a node without a GPU.
+
+    A change that has begun always concerns the policy.
+    """
     target: Target | None
     differs: bool = False
     """Whether the node is Ready, has no fence, and was seen to differ from its target."""
@@ -115,12 +116,18 @@ def is_begun(node: NodeView) -> bool:
 
 
 def is_unavailable(node: NodeView) -> bool:
-    """Whether the node is not Ready, cordoned, being deleted, or in a change that has begun, even if pods can still be placed on it."""
+    """Whether the node is not Ready, cordoned, being deleted, or in a change that has begun.
+
+    Pods may still be placed on it.
+    """
     return not node.ready or node.unschedulable or node.deleting or is_begun(node)
 
 
 def compare(case: NodeCase, terms: PolicyTargets | None) -> NodeCase:
-    """Return the case with its assessment. Pods that were listed for a smaller change than the present reboot are dropped."""
+    """Return the case with its assessment.
+
+    Pods that were listed for a smaller change than the present reboot are dropped.
+    """
     if terms is not None:
         found = assess(case.node, case.gpunode, terms, actuator=case.actuator)
         case = replace(case, assessment=found)
@@ -156,7 +163,10 @@ def judge_nodes(
     memo: Memo,
     failed: dict[str, Exception],
 ) -> dict[str, Member | None]:
-    """Return the answer of `judge_case` for each node in `followed`; only those about which something has changed are judged again."""
+    """Return the answer of `judge_case` for each node in `followed`.
+
+    Only those about which something has changed are judged again.
+    """
     stack, settings, old_views = snapshot.stack, snapshot.settings, snapshot.old_views
     others = snapshot.agent_troubles.get(ALL_OTHERS)
     troubles = {name: snapshot.agent_troubles.get(name, others) for name in followed.keys() - snapshot.agents}
@@ -211,7 +221,7 @@ def find_models(gpunodes: Iterable[GPUNodeView | None]) -> dict[str, GpuView]:
     known: dict[tuple[str, int], GpuView] = {}
     counts: Counter[tuple[str, int]] = Counter()
     for hardware, nodes in kinds.items():
-        # One node must not hide the others; `judge_case` shows its error (guard.py).
+        # One node must not hide the others; `judge_case` shows its error (`not_judged`).
         with suppress(Exception):
             for gpu in hardware.models:
                 known.setdefault(card := (gpu.product, id(gpu.profiles)), gpu)
@@ -261,7 +271,7 @@ def not_judged(node: NodeView, policy: str, error: Exception) -> Verdict:
 
 
 def explain_error(error: Exception) -> str:
-    """Return the type, the text and the place of the error, such as `KeyError: 'a' (plan.py, plan_drain, line 80)`."""
+    """Return the error's type, text and place, such as `KeyError: 'a' (plan.py, plan_drain, line 80)`."""
     trace, place = error.__traceback__, "place unknown"
     while trace is not None:
         code = trace.tb_frame.f_code
@@ -280,7 +290,12 @@ def with_rules(
     owners: Mapping[str, str],
     failed: Mapping[str, Exception],
 ) -> ClusterSnapshot:
-    """Return the snapshot in which each member of a gang on a node with other rules has the spec.drain of its own node's policy."""
+    """Return the snapshot with the drain rules of each gang member on a node that has other rules.
+
+    A member's rules are the spec.drain of its own node's policy, even if another policy governs the node that is being
+    changed. If that policy cannot be read, or the member's node cannot be judged, the members there must stay
+    (docs/adr/0039-a-wave-stays-within-its-policy.md).
+    """
     if len(snapshot.policies) < 2 and not failed:
         return snapshot
 
@@ -333,7 +348,10 @@ def calls_fail(verdict: Verdict) -> bool:
 
 
 def show_failure(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | None = None) -> Verdict:
-    """Return the verdict with the failure of its calls in it, once the failure lasts. Its actions stay; while calls are suspended, the node is no candidate."""
+    """Return the verdict with the failure of its calls in it, once the failure lasts.
+
+    Its actions stay; while calls are suspended, the node is no candidate.
+    """
     suspended = failure.holds(now)
     # Much has to be proven again before some calls, so the next attempt may come this late.
     recent = now < failure.next_try + timedelta(seconds=LONGEST_WAIT)
@@ -363,7 +381,10 @@ def show_failure(verdict: Verdict, failure: CallFailure, now: datetime, fence: F
 
 
 def _is_late(verdict: Verdict, fence: Fence | None, now: datetime) -> bool:
-    """Whether the deadline is over and a step past the point of no return still has to be sent; a release is none."""
+    """Whether the deadline is over and a step past the PNR still has to be sent.
+
+    A release is no such step.
+    """
     if verdict.deadline is None or now < verdict.deadline:
         return False
     asks = fence is not None and fence.stage == "actuating"
@@ -379,7 +400,10 @@ def _is_late(verdict: Verdict, fence: Fence | None, now: datetime) -> bool:
 
 
 def _record_failure(verdict: Verdict, node: NodeView, now: datetime) -> Verdict:
-    """Record in the fence that the change has failed, if possible with a PATCH of the fence that is due anyway (docs/adr/0044-what-was-seen-is-written-down.md)."""
+    """Record in the fence that the change has failed, if possible with a PATCH that is due anyway.
+
+    See docs/adr/0044-what-was-seen-is-written-down.md.
+    """
     fence = node.fence
     if fence is None or fence.failed is not None:
         return verdict
@@ -406,7 +430,10 @@ def find_uncertain_claims(snapshot: ClusterSnapshot, members: Mapping[str, Membe
 
 
 def find_late(failures: Mapping[str, CallFailure], members: dict[str, Member], now: datetime) -> dict[str, Member]:
-    """Return all members, with new verdicts for nodes that a failing call has made late or stuck: the pools must know before they choose."""
+    """Return all members, with new verdicts for nodes that a failing call has made late or stuck.
+
+    The pools must know before they choose.
+    """
     late = {}
     for node, failure in failures.items():
         if (member := members.get(node)) is None or member.verdict.phase is Phase.FAILED:
@@ -422,7 +449,10 @@ def find_late(failures: Mapping[str, CallFailure], members: dict[str, Member], n
 def keep_back(
     verdicts: Mapping[str, Verdict], why: str, failure: CallFailure | None, now: datetime
 ) -> dict[str, Verdict]:
-    """Return the verdicts with Pending ones for all nodes that would start; `why` begins their message, and `failure` is that of the policies."""
+    """Return the verdicts with Pending ones for all nodes that would start.
+
+    `why` begins their message, and `failure` is that of the policies.
+    """
     changed = dict(verdicts)
     for node, verdict in verdicts.items():
         if not verdict.starts:
@@ -445,7 +475,10 @@ def keep_back(
 def show_failures(
     failures: Mapping[str, CallFailure], verdicts: Mapping[str, Verdict], now: datetime
 ) -> dict[str, Verdict]:
-    """Return the verdicts with the failures in those of their nodes. A write that keeps every fence from being written counts for each node that would start."""
+    """Return the verdicts with the failures in those of their nodes.
+
+    A write that keeps every fence from being written counts for each node that would start.
+    """
     shown = dict(verdicts)
     for node in failures.keys() & verdicts.keys():
         shown[node] = show_failure(verdicts[node], failures[node], now)

@@ -1,4 +1,4 @@
-"""Whether a change of a node may begin: everything except the pods. The first closed gate decides.
+"""May a change of a node begin, apart from its pods? The first closed gate decides.
 
 A node that waits for a gate is not touched, and in particular not cordoned.
 """
@@ -61,7 +61,11 @@ def first_closed(*gates: Iterable[Gate]) -> Finding | None:
 
 
 def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
-    """First whether anybody may touch the node, then whether the change could be made and proven, then whether it should be made now."""
+    """Yield the gates of a change that has not begun.
+
+    First whether anybody may touch the node, then whether the change could be made and proven, then whether it should
+    be made now.
+    """
     node, name, observed, proof = case.node, case.node.name, case.observed, case.node.verified
     skip = node.labels.get(names.LABEL_SKIP)
     if names.is_skip(skip):
@@ -133,7 +137,10 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
 
 
 def service_gates(case: NodeCase) -> Iterator[Gate]:
-    """Whether a change could be served and proven at all (docs/design/nvidia.md#d2). Needs no assessment, so it also explains why a node has none."""
+    """Yield the gates on whether a change could be served and proven at all (docs/design/nvidia.md#d2).
+
+    They need no assessment, so they also explain why a node has none.
+    """
     node, policy = case.node, case.stack.cluster_policy
     if node.other_plugin:  # an admin may have switched operands off for it
         yield Reason.FOREIGN_DEVICE_PLUGIN, explain_plugin(node.other_plugin, [node.name])
@@ -150,7 +157,11 @@ def service_gates(case: NodeCase) -> Iterator[Gate]:
 
 
 def target_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
-    """Whether the target may be applied. Asked again during the drain and before every run: the policy, the driver, the GPU Operator or a NodeFeatureRule may have changed."""
+    """Yield the gates on whether the target may be applied.
+
+    They are asked again during the drain and before every run: the policy, the driver, the GPU Operator or a
+    NodeFeatureRule may have changed.
+    """
     if case.settings.refuse_unsafe_drivers and not goes_back(case):
         # The layout would hang the pods that come back (docs/design/hardware.md#mixed-nodes).
         yield Reason.UNSAFE_DRIVER, find_hanging(assessed.observed.driver_version, assessed.target.layouts)
@@ -162,7 +173,10 @@ def target_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
 
 
 def propagation_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
-    """Whether the configuration that the labels will name has had time to reach the node (docs/design/nvidia.md#b4). Asked again before every run."""
+    """Yield the gates on whether the configuration that the labels will name has reached the node.
+
+    See docs/design/nvidia.md#b4. They are asked again before every run.
+    """
     since, goal = assessed.target.configured, assessed.goal.configured
     if since is None or goal is None:
         if error := case.stack.write_error:
@@ -194,7 +208,10 @@ def _rollback_gate(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
 
 
 def _find_futile(case: NodeCase, assessed: Assessed, drift: Finding | None) -> Finding | None:
-    """Return what still differs on a node where a change would write nothing new, so that a drain would disturb its pods for nothing."""
+    """Return what still differs on a node where a change would write nothing new.
+
+    A drain would disturb its pods for nothing.
+    """
     target, mismatch, proof = assessed.target, assessed.mismatch, case.node.verified
     if drift is not None and assessed.disruption.cordons:
         # It was proven under another name with the same meaning.

@@ -1,9 +1,9 @@
-"""How a fenced node becomes idle, repeated before every run of an actuator: the drain, the waits, then the proof.
+"""What is due next before a fenced node is idle? Asked again before every run of an actuator.
 
     no holder by LIST ── what the run waits for is there ── the agent read and closed NVML ── two more empty LISTs
 
 Steps that can take long come first, so that the proof is fresh when it is used. The reading was requested at most a
-minute ago, after the last pod left and after the last event (requests.py). Both LISTs were made after the agent
+minute ago, after the last pod left and after the last event (`fresh_reading`). Both LISTs were made after the agent
 answered and within the last half minute.
 """
 
@@ -23,7 +23,10 @@ from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import Reason
 
 JOBS_PACE = 4
-"""The number of poll intervals between two LISTs while the drain waits for jobs, which run for minutes to hours."""
+"""The number of poll intervals between two LISTs while the drain waits for jobs.
+
+Jobs run for minutes to hours.
+"""
 LIST_AGE = timedelta(seconds=30)
 """The maximum age of a LIST that proves idleness."""
 
@@ -35,7 +38,10 @@ def way_to_idle(
     any_event: bool = False,
     step_proven: bool = False,
 ) -> Verdict | None:
-    """Return what is due first: a worse class of disruption, a LIST, the drain, `waiting` (what else the run needs), or the proof; None if the node is proven idle."""
+    """Return what is due next on the way to an idle node, or None if the node is proven idle.
+
+    A worse class of disruption comes first, then a LIST, the drain, `waiting` (what else the run needs), and the proof.
+    """
     if (escalated := escalate(case)) is not None:
         return escalated
     work, plan = case.work, case.drain
@@ -73,7 +79,10 @@ def outlasts(case: NodeCase) -> bool:
 
 
 def next_poll(case: NodeCase, pace: int = 1) -> datetime:
-    """Return when to list the pods again: `pace` poll intervals after the last LIST, but no later than the deadline."""
+    """Return when to list the pods again: `pace` poll intervals after the last LIST.
+
+    It is no later than the deadline.
+    """
     poll = timedelta(seconds=case.settings.poll * pace)
     soon = (case.work.listed_at if case.work is not None else case.now) + poll
     if soon <= case.now:
@@ -144,7 +153,10 @@ def _prove(case: NodeCase, work: NodeWork, *, any_event: bool, step_proven: bool
 
 
 def _listed_twice(case: NodeCase, work: NodeWork) -> bool:
-    """Whether the last LIST and an earlier one, both made after the agent's answer and in the present scope, were empty."""
+    """Whether the last LIST and an earlier one were empty.
+
+    Both must be from after the agent's answer and in the present scope.
+    """
     if work.quiet_since is None or work.scope != case.scope:
         return False
     first = max(work.quiet_since, case.now - LIST_AGE)

@@ -1,4 +1,7 @@
-"""The verdict for one node: a fenced node continues its change; any other is adopted, skipped, kept waiting by a gate, or a candidate."""
+"""What is the verdict for one node?
+
+A fenced node continues its change; any other is adopted, skipped, kept waiting by a gate, or a candidate.
+"""
 
 from dataclasses import replace
 
@@ -26,7 +29,10 @@ from gpusharing.planning.wanted.assess import Assessed, Assessment, Untargeted, 
 
 
 def judge(case: NodeCase) -> Verdict | None:
-    """Return the verdict for one node, or None if the node does not concern us: it has no fence, no policy, no GPU and no label of a former owner."""
+    """Return the verdict for one node, or None if the node does not concern us.
+
+    Such a node has no fence, no policy, no GPU and no label of a former owner.
+    """
     if case.node.fence_error:
         message = f"{case.node.fence_error}; nothing is done on this node"
         return case.verdict(Phase.BLOCKED, Reason.FENCE_UNREADABLE, message)
@@ -43,7 +49,10 @@ def judge(case: NodeCase) -> Verdict | None:
 
 
 def differs_from_target(case: NodeCase) -> bool:
-    """Whether the node was seen to differ from its target, or from what a rollback restored, which counts as drift if it lasts. Nothing counts as seen while the GPUs cannot be read."""
+    """Whether the node was seen to differ from its target, or from what a rollback restored.
+
+    A difference that lasts counts as drift. Nothing counts as seen while the GPUs cannot be read.
+    """
     assessed = case.assessed
     if assessed is None:
         return False

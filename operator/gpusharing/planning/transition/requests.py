@@ -1,17 +1,8 @@
-"""The operator's requests to a node's agent, and which answers count.
-
-Request ids:
-
-new:<node uid>                       the first request of a new GPUNode
-<op>:quiet:<event>:<when>            close NVML; sent again every poll while a process uses a GPU, and when it is old
-<op>:quiet:after-<n>:<event>:<when>  the same before the next step, when step n is proven already
-<op>:verify:<event>:<when>           read again, to prove the result of a run
-<id>:close                           close NVML, because others work on driver or GPUs of a node that we do not change
-<id>:resume                          read again, because NVML no longer has to stay closed
+"""What does the operator ask of a node's agent, and which answers count?
 
 An answer counts if it echoes the current request. It proves something about the last event (`last_event`) if the
-request names that event and so was written after it (docs/design/transition.md#causality). The times only show how old
-a request is, never which event preceded it.
+request names that event and so was written after it (docs/design/transition.md#causality). The times in request ids
+only show how old a request is, never which event preceded it.
 """
 
 from collections.abc import Mapping
@@ -32,7 +23,11 @@ _RESUME, _CLOSE = ":resume", ":close"
 
 
 def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
-    """Add a write to the node's GPUNode, if one is needed: create it, have NVML closed or opened on a node that we do not change, or move a person's requests to the Node."""
+    """Add a write to the node's GPUNode, if one is needed.
+
+    It creates the GPUNode, has NVML closed or opened on a node that we do not change, or moves a person's requests to
+    the Node.
+    """
     gpunode, node = case.gpunode, case.node
     if gpunode is not None and gpunode.requests and not node.deleting:
         return replace(verdict, candidate=False).then(*_move(node, gpunode.requests))
@@ -61,6 +56,17 @@ def close_request(case: NodeCase) -> EnsureGPUNode | None:
 
 
 def _ask(case: NodeCase, request: str, *, quiet: bool) -> EnsureGPUNode:
+    """Return the write of a request with this id.
+
+    new:<node uid>                       the first request of a new GPUNode
+    <op>:quiet:<event>:<when>            close NVML; sent again every poll while a process uses a GPU, and when it is
+                                         old
+    <op>:quiet:after-<n>:<event>:<when>  the same before the next step, when step n is proven already
+    <op>:verify:<event>:<when>           read again, to prove the result of a run
+    <id>:close                           close NVML, because others work on driver or GPUs of a node that we do not
+                                         change
+    <id>:resume                          read again, because NVML no longer has to stay closed
+    """
     return EnsureGPUNode(case.node.name, case.node.uid, request, quiet)
 
 
@@ -71,7 +77,7 @@ def _ask_anew(case: NodeCase, gpunode: GPUNodeView, *, quiet: bool) -> EnsureGPU
 
 
 def _move(node: NodeView, requests: Mapping[str, str]) -> tuple[Action, ...]:
-    """Write the requests first and then remove them from the GPUNode: a crash in between loses and repeats nothing."""
+    """Write the requests to the Node, then remove them from the GPUNode; a crash in between loses nothing."""
     present = {names.ANNOTATION_RETRY: node.retry, names.ANNOTATION_ABORT: node.abort}
     annotations = {key: requests[key] for key in present if requests.get(key, present[key]) != present[key]}
     labels: dict[str, str | None] = {}
@@ -86,7 +92,10 @@ def _move(node: NodeView, requests: Mapping[str, str]) -> tuple[Action, ...]:
 
 
 QUIET_AGE = 60.0
-"""The maximum age, in seconds, of the request whose answer proves idleness. A reading of eight GPUs without persistence mode takes 24 seconds."""
+"""The maximum age, in seconds, of the request whose answer proves idleness.
+
+A reading of eight GPUs without persistence mode takes 24 seconds.
+"""
 
 
 def _quiet_prefix(case: NodeCase, *, step_proven: bool = False) -> str:
@@ -94,7 +103,10 @@ def _quiet_prefix(case: NodeCase, *, step_proven: bool = False) -> str:
 
 
 def prepares_next_step(case: NodeCase) -> bool:
-    """Whether the current request is one to close NVML that records that the present step is proven, and no event followed it."""
+    """Whether the current request closes NVML and records that the present step is proven.
+
+    No event may have followed it.
+    """
     recorded = _request(case).startswith(_quiet_prefix(case, step_proven=True))
     return recorded and _asked_at(case, "quiet") is not None
 
@@ -107,7 +119,7 @@ def answers_quiet(case: NodeCase) -> bool:
 
 
 def last_busy(case: NodeCase) -> str:
-    """Return why the GPUs were not proven idle when the agent last closed NVML for this change; empty if they were."""
+    """Return why the GPUs were not idle when the agent last closed NVML for this change, or nothing."""
     observed = case.observed
     if observed is None or not observed.quiet or not observed.request_id.startswith(_quiet_prefix(case)):
         return ""
@@ -123,7 +135,10 @@ def last_busy(case: NodeCase) -> str:
 
 
 def next_quiet_request(case: NodeCase, stood: str, *, any_event: bool, step_proven: bool) -> EnsureGPUNode | None:
-    """Return the next request to close NVML, or None if the current one is good. `stood` is a request that no longer counts, because the last pod may have left after it."""
+    """Return the next request to close NVML, or None if the current one is good.
+
+    `stood` is a request that no longer counts, because the last pod may have left after it.
+    """
     asked_at, now = _asked_at(case, "quiet", any_event=any_event), _stamp(case.now)
     if asked_at is not None and _request(case) != stood:
         patience = case.settings.poll if last_busy(case) else QUIET_AGE
@@ -144,7 +159,10 @@ def _stamp(moment: datetime) -> int:
 
 
 def last_event(case: NodeCase) -> str:
-    """Return a hash that changes with every event that makes earlier proofs worthless: our last run, and what the actuator names."""
+    """Return a hash that changes with every event that makes earlier proofs worthless.
+
+    These are our last run, and what the actuator names.
+    """
     parts = (str(_stamp(case.fence.stage_since)), *case.actuator.find_events(case))
     return sha256(" ".join(parts).encode()).hexdigest()[:10]
 
@@ -154,7 +172,7 @@ def _request(case: NodeCase) -> str:
 
 
 def _asked_at(case: NodeCase, kind: str, *, any_event: bool = False) -> int | None:
-    """Return when the current request was written, in milliseconds since 1970; None if a new one is needed."""
+    """Return when the current request was written, in milliseconds since 1970; None if one is needed."""
     if case.gpunode is None or case.gpunode.quiet != (kind == "quiet"):
         return None
     if not _request(case).startswith(f"{case.fence.op}:{kind}:"):
@@ -166,7 +184,10 @@ def _asked_at(case: NodeCase, kind: str, *, any_event: bool = False) -> int | No
 
 
 def fresh_reading(case: NodeCase, kind: str) -> ObservedView | None:
-    """Return the agent's answer to a request of this kind (`quiet` or `verify`) that was written after the last event. Only such a reading proves the event's result."""
+    """Return the agent's answer to a request of this kind that was written after the last event.
+
+    The kind is `quiet` or `verify`. Only such a reading proves the event's result.
+    """
     gpunode, observed = case.gpunode, case.observed
     if gpunode is None or observed is None or _asked_at(case, kind) is None:
         return None

@@ -1,4 +1,4 @@
-"""The case of one node in a pass, and the verdict on it: how far its change is, why, and what to do now."""
+"""What is known of one node in a pass, and what is the verdict on it?"""
 
 from dataclasses import replace
 from datetime import datetime
@@ -42,12 +42,18 @@ class Verdict:
     """The layout that the GPUs have now; empty if unknown."""
     pods: int = 0
     needs: tuple[tuple[str, int], ...] = ()
-    """How many pods the drain still has to evict under each PodDisruptionBudget (`namespace/name`), by the last LIST."""
+    """How many pods the drain still has to evict under each PodDisruptionBudget, by the last LIST.
+
+    A budget is named as `namespace/name`.
+    """
     blockers: tuple[Blocker, ...] = ()
     leaving: str = ""
     """The first pod that still has to leave, and how many more there are, such as `namespace/name +2`."""
     deadline: datetime | None = None
-    """None if the wait ends in another way."""
+    """The deadline of the fence or, before there is a fence, the time at which the wait ends by itself.
+
+    None if the wait ends in another way.
+    """
     attempt: int = 0
     step: str = ""
     """The number of the step and how many there are, such as `1/2`; empty if no change is in flight."""
@@ -58,13 +64,13 @@ class Verdict:
     candidate: bool = False
     """Whether the node waits only for a slot of the budget."""
     health: Finding | None = None
-    """None while no GPU was reported."""
+    """The health of the node's GPUs, as last reported. None while no GPU was reported."""
     mps_pod: Operand | None = None
     """The pod of the MPS daemon, while a restart of it would end MPS clients (`count_lapses`)."""
     keeper: str = ""
-    """As in `Finding`."""
+    """The object that holds the node back, as in `Finding.keeper`. Empty if the reason says enough."""
     stands: bool = False
-    """As in `Finding`."""
+    """Whether only a person can end the wait, although waits with this reason may end by themselves."""
 
     @property
     def starts(self) -> bool:
@@ -75,7 +81,10 @@ class Verdict:
 
 
 def find_health(gpunode: GPUNodeView | None) -> Finding | None:
-    """Return the worst finding about the GPUs: NO_TROUBLE if all are healthy, None while no GPU was reported."""
+    """Return the worst finding about the GPUs.
+
+    NO_TROUBLE if all are healthy, None while no GPU was reported.
+    """
     hardware = gpunode.observed.hardware if gpunode and gpunode.observed else None
     return hardware.health if hardware is not None and hardware.gpus else None
 
@@ -87,7 +96,10 @@ class NodeCase(ActuatorCase):
     owner: PolicyView | None
     """The policy that owns the node according to the selectors."""
     work: NodeWork | None
-    """None if the pods were not listed, or were listed for a smaller change than the present one."""
+    """The pods of the node.
+
+    None if they were not listed, or were listed for a smaller change than the present one.
+    """
     agent_ready: bool
     agent_trouble: Finding | None
     """Why no agent is Ready; None if one is, or if the cause is unknown."""
@@ -100,7 +112,7 @@ class NodeCase(ActuatorCase):
     old_views: str = ""
     """The kinds of objects whose cached state is stale."""
     assessment: Assessment | None = None
-    """The result of `compare`; None before the comparison, or if no policy drives the node."""
+    """The result of `compare`. None before the comparison, or if no policy drives the node."""
 
     @property
     def owner_name(self) -> str:
@@ -156,7 +168,10 @@ class NodeCase(ActuatorCase):
 
     @cached_property
     def drain(self) -> DrainPlan | None:
-        """The drain of a fenced node; None if its pods were not listed or no readable policy says how to drain."""
+        """The drain of a fenced node.
+
+        None if its pods were not listed or no readable policy says how to drain.
+        """
         spec, fence = self.spec, self.fence
         if self.work is None or spec is None:
             return None

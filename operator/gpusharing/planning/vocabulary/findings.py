@@ -1,7 +1,4 @@
-"""A reason with its message: about a node, or about a pod that has not left.
-
-Explains what keeps pods from leaving a node, in a form that does not change while the situation does not (docs/design/drain.md#messages).
-"""
+"""Why is something not as it should be, on a node or for a pod that has not left?"""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -13,16 +10,23 @@ from gpusharing.planning.vocabulary.values import value
 
 @value
 class Finding:
-    """One reason with its details. The text stays the same as long as nothing changes."""
+    """Why something is not, or not yet, as it should be: one reason with its details.
+
+    An expected "no" is returned as a value and not raised as an exception. The text stays the same as long as nothing
+    changes.
+    """
 
     reason: Reason
     message: str
     until: datetime | None = None
     """When the passing of time alone may end the situation, or None if something else has to change."""
     keeper: str = ""
-    """The object that holds the node back, in the form of the column CULPRIT, such as `gsp/NAME`. Empty if the reason's own keeper is precise enough."""
+    """The object that holds the node back, in the form of the column CULPRIT, such as `gsp/NAME`.
+
+    Empty if the reason's own keeper is precise enough.
+    """
     stands: bool = False
-    """Whether only a person can end this situation, although other situations with the same reason may end by themselves."""
+    """Whether only a person can end this situation, though others with the same reason end by themselves."""
 
     @staticmethod
     def of(result: "str | Finding", reason: Reason) -> "Finding":
@@ -34,20 +38,26 @@ MAX_LINES = 5
 MAX_PODS = 3
 """The most pods that one line names."""
 MAX_MESSAGE = 400
-"""The most characters of a blocker's message that its line shows, because a server's message can be long."""
+"""The most characters of a blocker's message that its line shows. A server's message can be long."""
 
 
 @value
 class Blocker:
-    """One reason why some pods cannot leave their node."""
+    """One reason why some pods cannot leave their node (docs/design/drain.md#messages).
+
+    It does not change while the situation does not.
+    """
 
     reason: Reason
     pods: tuple[str, ...] = ()
     """The pods concerned, as `namespace/name`, sorted."""
     pdb: str = ""
-    """The PodDisruptionBudget that refuses the eviction, as `namespace/name`; several are separated by commas."""
+    """The PodDisruptionBudget that refuses the eviction, as `namespace/name`.
+
+    Several are separated by commas.
+    """
     message: str = ""
-    """Details. A response of the API server is quoted verbatim, after `Server:`."""
+    """The details of the blocker. A response of the API server is quoted verbatim, after `Server:`."""
     until: datetime | None = None
     """When the passing of time alone ends the blocker, or None if it does not."""
 
@@ -88,7 +98,10 @@ def explain_blockers(blockers: Iterable[Blocker]) -> tuple[str, ...]:
 
 
 def culprit(blockers: Iterable[Blocker]) -> str:
-    """Return the first pod of the most urgent blocker that names pods, and the number of all other blocking pods, such as `namespace/name +2`; empty if no blocker names a pod."""
+    """Return the first pod of the most urgent blocker, and how many others block, as `namespace/name +2`.
+
+    Empty if no blocker names a pod.
+    """
     with_pods = sorted((b for b in blockers if b.pods), key=lambda b: (b.reason.urgency, b.pods))
     if not with_pods:
         return ""
@@ -97,7 +110,10 @@ def culprit(blockers: Iterable[Blocker]) -> str:
 
 
 def ends_at(blockers: Iterable[Blocker]) -> datetime | None:
-    """Return the time by which all blockers will have ended by themselves, or None if one of them does not end with time."""
+    """Return the time by which all blockers will have ended by themselves.
+
+    None if one of them does not end with time.
+    """
     ends = [blocker.until for blocker in blockers]
     known = [end for end in ends if end is not None]
     return max(known) if known and len(known) == len(ends) else None

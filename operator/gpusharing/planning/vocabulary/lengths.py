@@ -1,4 +1,4 @@
-"""Shortens messages and lists to the space available, and puts nouns after counts."""
+"""How are messages and lists shortened to the space available, and nouns put after counts?"""
 
 from collections.abc import Sequence
 
@@ -12,13 +12,16 @@ def cut(text: str, most: int) -> str:
 
 
 def cut_bytes(text: str, most: int) -> str:
-    """Return the text, cut to `most` bytes of UTF-8 (at least 3) with three dots at the end; no character is divided. A text that is cut loses lone surrogates."""
+    """Return the text, cut to `most` bytes of UTF-8 (at least 3) with three dots at the end.
+
+    No character is divided. A text that is cut loses lone surrogates.
+    """
     raw = text.encode(errors="surrogatepass")
     return text if len(raw) <= most else raw[: most - 3].decode(errors="ignore") + "..."
 
 
 def some(things: Sequence[str], most: int = 3) -> str:
-    """Return the first `most` of these strings in the given order, separated by commas, and the number of the others, such as `a, b, c and 2 more`."""
+    """Return the first `most` of these strings in the given order, such as `a, b, c and 2 more`."""
     more = f" and {len(things) - most} more" if len(things) > most else ""
     return ", ".join(things[:most]) + more
 

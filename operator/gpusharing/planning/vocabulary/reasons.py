@@ -1,8 +1,7 @@
-"""Every Reason, with its urgency, kind and group.
+"""Which reasons can the operator report, with urgency, kind and group?
 
-Every reason that the operator reports: one CamelCase word for tools, the situation in which it is used, and what a person should do about it.
-
-A reason is never removed or given a second meaning. `docs/reference/reasons.md` is generated from this file. Reasons with the same `passes` are defined in order, the longest first.
+`docs/reference/reasons.md` is generated from this file. A reason is one CamelCase word for tools, with the situation in
+which it is used and what a person should do about it.
 """
 
 from collections.abc import Iterable
@@ -12,13 +11,19 @@ from typing import Literal, Self
 from gpusharing.api.names import Phase
 
 Group = Literal["Node", "Hardware", "Health", "Proof", "Drain", "Accepted", "Ready", "Stalled"]
-"""Where a reason is seen: on a node (its hardware, health, proof or drain), or on which condition of a policy."""
+"""Where a reason is seen.
+
+It is on a node (its hardware, health, proof or drain), or on a condition of a policy.
+"""
 
 Keeper = Literal[
     "", "policy", "node", "pods", "foreign", "kubelet", "kube-apiserver", "ClusterPolicy", "ConfigMap", "operator",
     "agent", "GPUs", "mig-manager", "device-plugin", "gpu-feature-discovery", "mps-control-daemon",
 ]  # fmt: skip
-"""The kind of object, or the program, that holds a node back; `foreign` stands for whoever else maintains the node."""
+"""The kind of object, or the program, that holds a node back.
+
+`foreign` stands for whoever else maintains the node.
+"""
 
 
 class Passes(IntEnum):
@@ -37,11 +42,17 @@ class Mark(StrEnum):
     """Properties that some reasons share."""
 
     PENDING = auto()
-    """A node that waits for this reason is Pending rather than Blocked, because the situation ends automatically or the author of the policy wants it."""
+    """A node that waits for this reason is Pending rather than Blocked.
+
+    The situation ends automatically or the author of the policy wants it.
+    """
     OUTSIDE = auto()
     """A selected node with this reason does not concern its policy, as long as no change has begun there."""
     MOMENTARY = auto()
-    """The situation may be over in a moment, so a node in flight keeps its goal: whatever deploys the GPU Operator restores a deleted ClusterPolicy."""
+    """The situation may be over in a moment, so a node in flight keeps its goal.
+
+    Whatever deploys the GPU Operator restores a deleted ClusterPolicy.
+    """
     UNSUPPORTED = auto()
     """A node with this reason cannot serve its policy as it is."""
     STALLS = auto()
@@ -51,11 +62,21 @@ class Mark(StrEnum):
     EVENT = auto()
     """A Warning Event reports that a node now has this reason."""
     NO_BLOCKER_EVENT = auto()
-    """No Event reports a blocker with this reason: no pod is to blame, or the situation is reported otherwise."""
+    """No Event reports a blocker with this reason.
+
+    No pod is to blame, or the situation is reported otherwise.
+    """
     PAST_RETURN = auto()
-    """A node with this reason passed its point of no return earlier, so no Event says that it passes it now."""
+    """A node with this reason passed its point of no return earlier.
+
+    So no Event says that it passes it now.
+    """
     TURNS_BACK = auto()
-    """A failed change may be rolled back for this reason. Reasons that leave the state of the node unknown do not have this mark: the change may still be proven then, but a rollback could not be."""
+    """A failed change may be rolled back for this reason.
+
+    Reasons that leave the state of the node unknown do not have this mark: the change may still be proven then, but a
+    rollback could not be.
+    """
     ENDS_MPS = auto()
     """Correcting the situation restarts the node's MPS control daemon, which ends its clients."""
     RETRIED = auto()
@@ -63,9 +84,15 @@ class Mark(StrEnum):
     NOT_RETRIED = auto()
     """The node is held until a person has examined the fence itself, even if a retry is requested."""
     ANSWER = auto()
-    """A response to an eviction or deletion that is worth remembering; after a lost connection, the next LIST shows what happened."""
+    """A response to an eviction or deletion that is worth remembering.
+
+    After a lost connection, the next LIST shows what happened.
+    """
     FORCIBLE = auto()
-    """A response after which a DELETE may follow: a budget refused the eviction, or the server could not decide."""
+    """A response after which a DELETE may follow.
+
+    A budget refused the eviction, or the server could not decide.
+    """
     DENIED = auto()
     """A response that only a person can change and that no DELETE overrides."""
 
@@ -74,7 +101,11 @@ _PERSON, _LATER, _SOON, _DONE = Passes.BY_A_PERSON, Passes.LATER, Passes.SOON, P
 
 
 class Reason(StrEnum):
-    """All reasons, by group. The attributes are the columns of the reason's row."""
+    """All reasons, by group. The attributes are the columns of the reason's row.
+
+    A reason is never removed or given a second meaning. Reasons with the same `passes` are defined in order, the
+    longest first.
+    """
 
     _value_: str
     group: Group
@@ -691,5 +722,8 @@ BY_WORD = {reason.value: reason for reason in Reason}
 
 
 def most_urgent(reasons: Iterable[Reason]) -> Reason:
-    """Return the most urgent of these reasons, for places that show only one. Raises ValueError if there are none."""
+    """Return the most urgent of these reasons, for places that show only one.
+
+    A reason that waits for a person comes first, then the one that lasts longest. Raises ValueError if there are none.
+    """
     return min(reasons, key=lambda reason: reason.urgency)

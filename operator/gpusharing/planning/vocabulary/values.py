@@ -1,4 +1,7 @@
-"""The decorator `value` for immutable value objects. mypy enforces that no code assigns to their fields, so the running program need not."""
+"""How are value objects declared immutable? By the decorator `value`.
+
+mypy enforces that no code assigns to their fields, so the running program need not.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,9 +30,12 @@ def value(
     kw_only: bool = False,
     slots: bool = True,
 ) -> type[Made] | Callable[[type[Made]], type[Made]]:
-    """Make a class a dataclass whose fields only mypy treats as frozen. With `eq=False`, instances are compared by identity.
+    """Make a class a dataclass whose fields only mypy treats as frozen.
 
-    A frozen dataclass assigns each of its own fields by calling `object.__setattr__` (dataclasses.py of Python 3.11, `_field_assign`), which took a fifth of the time of a whole plan.
+    With `eq=False`, instances are compared by identity.
+
+    A frozen dataclass assigns each of its own fields by calling `object.__setattr__` (dataclasses.py of Python 3.11,
+    `_field_assign`), which took a fifth of the time of a whole plan.
     """
     made = dataclass(eq=eq, order=order, kw_only=kw_only, slots=slots, unsafe_hash=eq)
     return made if cls is None else made(cls)

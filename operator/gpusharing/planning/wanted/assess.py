@@ -1,4 +1,4 @@
-"""Compares one node, fenced or not, with the policy that owns it: what the node should be, whether it is, and how much a change would disturb.
+"""How does one node, fenced or not, compare with its policy, and what would a change disturb?
 
 The result does not depend on time, so it can be cached for as long as its inputs are equal.
 """
@@ -54,13 +54,19 @@ class Assessed:
     stop: Target
     """The intermediate target: whole GPUs without sharing. It is used only if `two_steps`."""
     two_steps: bool
-    """Whether the change involves both MPS and MIG. In a single step, mig-manager would race with the MPS daemon."""
+    """Whether the change involves both MPS and MIG.
+
+    In a single step, mig-manager would race with the MPS daemon.
+    """
     mismatch: Finding | None
     """The first disagreement between a source of proof and the target."""
     disruption: DisruptionClass
     """The class of disruption of the change from the present state to the target."""
     drift: Finding | None
-    """How the node differs from what was last proven on it for this policy, which is its target or what it was rolled back to. None if it does not differ, or if neither of these was proven."""
+    """How the node differs from what was last proven on it for this policy.
+
+    That is its target or what it was rolled back to. None if it does not differ, or if neither of these was proven.
+    """
     observed_text: str
     """The layouts that the GPUs have now, for people."""
 
@@ -133,10 +139,11 @@ def _find_unread(observed: ObservedView) -> Finding | None:
 
 
 def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stack: StackView) -> bool:
-    """Whether the change leads from MPS to MIG or back, so that the MPS daemon or mig-manager must finish before the other begins (docs/design/nvidia.md#b5, R11).
+    """Whether the change leads from MPS to MIG or back.
 
-    Also True for a change of an MPS configuration under NVIDIA's chart without the GPU Operator. The operator may not
-    restart the daemon there, so the daemon would keep its old number of clients.
+    The MPS daemon or mig-manager must finish before the other begins (docs/design/nvidia.md#b5, R11). Also True for a
+    change of an MPS configuration under NVIDIA's chart without the GPU Operator. The operator may not restart the
+    daemon there, so the daemon would keep its old number of clients.
     """
     if target.with_mig:
         return uses_mps(node, observed, stack)
@@ -156,12 +163,18 @@ def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stac
 
 
 def uses_mps(node: NodeView, observed: ObservedView, stack: StackView) -> bool:
-    """Whether the device plugin of the node is configured to share GPUs by MPS, or a GPU is in the exclusive compute mode that an MPS daemon sets."""
+    """Whether the device plugin of the node is told to share GPUs by MPS, or MPS left its mark.
+
+    The mark is the exclusive compute mode of a GPU, which an MPS daemon sets.
+    """
     return is_told_mps(node, stack) or any(gpu.compute_mode == EXCLUSIVE for gpu in observed.hardware.kinds)
 
 
 def has_gpu(node: NodeView) -> bool:
-    """Whether the Node's labels or resources show an NVIDIA GPU. The PCI labels of Node Feature Discovery do not count."""
+    """Whether the Node's labels or resources show an NVIDIA GPU.
+
+    The PCI labels of Node Feature Discovery do not count.
+    """
     return (
         node.labels.get(names.LABEL_GPU_PRESENT) == "true"
         or names.LABEL_GPU_PRODUCT in node.labels
@@ -206,8 +219,11 @@ def _serves_already(node: NodeView, observed: ObservedView, target: Target) -> b
 # (docs/design/transition.md#label-owners).
 
 HANDS = ("kubectl", "kubelet", "gpu-operator")
-"""Prefixes of the names of field managers that never set a label back: people's tools, and the GPU Operator, which
-writes `mig.config` only if the label is absent (docs/design/nvidia.md#d1)."""
+"""Prefixes of the names of field managers that never set a label back.
+
+They are people's tools, and the GPU Operator, which writes `mig.config` only if the label is absent
+(docs/design/nvidia.md#d1).
+"""
 
 
 def find_owners(node: NodeView) -> dict[str, str]:
@@ -228,7 +244,7 @@ def find_owners(node: NodeView) -> dict[str, str]:
 
 
 def find_owned(node: NodeView, assessed: Assessed, actuator: Actuator) -> str:
-    """Return a message about the first label whose value the change would alter although somebody else sets it.
+    """Return a message about the first label that the change would alter although somebody else sets it.
 
     While drift is corrected or a change is in progress, only controllers that claim the label as their own count.
     """

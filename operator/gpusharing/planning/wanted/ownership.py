@@ -1,12 +1,4 @@
-"""Decides which policy owns a node.
-
-    node has no owner          the selecting policy of highest priority; then the oldest; then the first by name
-    node has an owner          the owner keeps it until its selector no longer matches the node ...
-                               ... or a policy of strictly higher priority selects it
-    its spec cannot be read    the owner keeps it, and nothing happens until the spec is corrected
-    its policy is being reset  the policy keeps a node that no other selects, and gets no more nodes (target.py)
-    fence of another policy    that change ends first; then the node moves as a normal, budgeted change. A Failed change
-                               does not end: the new owner repairs the node, in the same slot (judge.py)
+"""Which policy owns a node?
 
 The present owner is the policy that the fence names, because the fence is written before the label. Without a fence,
 the label gpusharing.dev/policy on the Node names it. The label is written when a node is adopted or released.
@@ -24,7 +16,10 @@ from gpusharing.planning.vocabulary.values import value
 
 
 def selects_node(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
-    """Whether the selector matches. Unlike in Kubernetes, an empty one matches nothing; the API refuses it anyway."""
+    """Whether the selector matches.
+
+    Unlike in Kubernetes, an empty one matches nothing; the API refuses it anyway.
+    """
     if not selector.match_labels and not selector.match_expressions:
         return False
     return selects(selector, labels)
@@ -32,7 +27,10 @@ def selects_node(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
 
 @value
 class Contender:
-    """The parts of a policy that decide which nodes it owns. While they and the labels and fences of the nodes stay the same, no node changes its owner."""
+    """The parts of a policy that decide which nodes it owns.
+
+    While they and the labels and fences of the nodes stay the same, no node changes its owner.
+    """
 
     name: str
     created: str
@@ -41,11 +39,17 @@ class Contender:
     """The policy's node selector, or None if the spec cannot be read."""
     priority: int
     leaving: bool = False
-    """Whether the policy is resetting its nodes before it is deleted. It keeps the nodes that no other policy selects, and gets no new ones."""
+    """Whether the policy is resetting its nodes before it is deleted.
+
+    It keeps the nodes that no other policy selects, and gets no new ones.
+    """
 
 
 def find_contenders(policies: Iterable[PolicyView]) -> tuple[Contender, ...]:
-    """Return the policies that may own nodes. One whose spec cannot be read is included without a selector, so that it keeps its nodes."""
+    """Return the policies that may own nodes.
+
+    One whose spec cannot be read is included without a selector, so that it keeps its nodes.
+    """
     return tuple(
         Contender(one.name, one.created, None, 0)
         if one.spec is None
@@ -57,6 +61,14 @@ def find_contenders(policies: Iterable[PolicyView]) -> tuple[Contender, ...]:
 
 class Owners:
     """Finds the owner of a node among contenders.
+
+    node has no owner          the selecting policy of highest priority; then the oldest; then the first by name
+    node has an owner          the owner keeps it until its selector no longer matches the node ...
+                               ... or a policy of strictly higher priority selects it
+    its spec cannot be read    the owner keeps it, and nothing happens until the spec is corrected
+    its policy is being reset  the policy keeps a node that no other selects, and gets no more nodes
+    fence of another policy    that change ends first; then the node moves as a normal, budgeted change. A Failed
+                               change does not end: the new owner repairs the node, in the same slot
 
     Most selectors require one label value. Contenders are indexed by it, so that a node is compared only with those
     that can match.
@@ -93,7 +105,10 @@ class Owners:
         return best.name
 
     def selecting(self, node: NodeView) -> list[Contender]:
-        """Return the contenders whose selector matches the node: the one with the highest priority first, and of equals the older one."""
+        """Return the contenders whose selector matches the node.
+
+        The one with the highest priority is first, and of equals the older one.
+        """
         labels = node.labels
         contenders = [contender for selector, contender in self._others if selects_node(selector, labels)]
         for key, by_value in self._by_label.items():
@@ -106,7 +121,7 @@ class Owners:
 
 
 def find_coming(owners: Mapping[str, str], fences: Mapping[str, Fence]) -> dict[str, tuple[str, ...]]:
-    """Return the nodes whose fence belongs to a change of another policy than their owner, by owner and sorted."""
+    """Return, by owner, the nodes whose fence belongs to a change of another policy, sorted."""
     coming = defaultdict(list)
     for name in sorted(fences):
         if (owner := owners.get(name, "")) not in ("", fences[name].policy):

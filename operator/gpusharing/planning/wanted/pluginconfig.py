@@ -1,17 +1,9 @@
-"""The device plugin's configuration: read, compared and written.
-
-The device plugin's configuration: what it says for a mode, how it is rendered and parsed, and which fields the plugin's own parser refuses or silently ignores.
+"""What does the device plugin's configuration say for a mode, and what would the plugin refuse of it?
 
 Format and precedence: docs/design/nvidia.md#b1 to b.4 (k8s-device-plugin v0.19.3 api/config/v1). Results of that
 parser are recorded in tests/foreign. Keys contain a hash of the content and never change their meaning
-(docs/design/transition.md#plugin-entries), because config-manager does not notice an edit under the same key.
-
-Parses and writes YAML that others may edit: ConfigMaps of admins and of NVIDIA's programs, and our own.
-
-No other module parses such YAML. It is read as by NVIDIA's programs, which use go-yaml v2.4.3 through sigs.k8s.io/yaml v1.6.0.
-
-PyYAML raises far more than YAMLError (RecursionError for deep nesting, ValueError for 2024-13-45, OverflowError,
-TypeError), and aliases can turn a small text into a huge or endless document.
+(docs/design/transition.md#plugin-entries), because config-manager does not notice an edit under the same key. No other
+module parses YAML that others may edit: ConfigMaps of admins and of NVIDIA's programs, and our own.
 """
 
 import json
@@ -30,7 +22,10 @@ from gpusharing.planning.vocabulary.lengths import cut
 from gpusharing.planning.vocabulary.values import value
 
 MAX_DEPTH = 20
-"""The largest number of nested maps and lists. The deepest file that NVIDIA's programs read has six levels."""
+"""The largest number of nested maps and lists.
+
+The deepest file that NVIDIA's programs read has six levels.
+"""
 TOO_DEEP = f"it is nested more than {MAX_DEPTH} levels deep"
 MAX_VALUES = 100_000
 """The largest number of maps, lists and scalars. A value counts again wherever an alias repeats it."""
@@ -44,7 +39,11 @@ _NUMBER = re.compile(
 
 
 class Unreadable(ValueError):
-    """Raised for text that we do not accept as a YAML document. Its message is a clause for people."""
+    """Raised for text that we do not accept as a YAML document. Its message is a clause for people.
+
+    PyYAML raises far more than YAMLError (RecursionError for deep nesting, ValueError for 2024-13-45, OverflowError,
+    TypeError), and aliases can turn a small text into a huge or endless document.
+    """
 
 
 class _Loader(yaml.SafeLoader):
@@ -100,7 +99,10 @@ class _Loader(yaml.SafeLoader):
         super().flatten_mapping(node)
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float | str:
-        """Return the scalar as the number that Go's strconv reads and JSON writes, so that 2.0 becomes 2; else the string itself."""
+        """Return the scalar as the number that Go's strconv reads and JSON writes, so that 2.0 becomes 2.
+
+        Else the string itself.
+        """
         if node.value.lower().endswith((".inf", ".nan")):
             raise Unreadable(f"it contains {node.value}, which is not a number in JSON")
         plain = re.sub(r"^([-+]?)0(?=[0-7]+$)", r"\g<1>0o", node.value.replace("_", ""))
@@ -148,7 +150,8 @@ def parse_yaml(text: str) -> object:
     """Return the first YAML document in `text`, or None if there is none or it is null.
 
     Raises Unreadable, and no other exception, if that document is not valid YAML, has more than MAX_DEPTH levels or
-    MAX_VALUES values, or has a key or a tag that JSON does not allow.
+    MAX_VALUES values, or has a key or a tag that JSON does not allow. It is read as by NVIDIA's programs, which use
+    go-yaml v2.4.3 through sigs.k8s.io/yaml v1.6.0.
     """
     try:
         document: object = next(yaml.load_all(text, _Loader), None)
@@ -165,10 +168,10 @@ def parse_yaml(text: str) -> object:
 
 
 def find_line(text: str, path: str) -> int:
-    """Return the line, from 1, of the key or list item at `path`, such as `data.config.yaml` or `rows[0]`, in the first YAML document of `text`.
+    """Return the line, from 1, of the key or list item at `path` in the first YAML document of `text`.
 
-    Keys may contain dots. A missing field gets the line of the innermost one on the way to it, and invalid YAML that of
-    the mistake. Never raises.
+    A path is such as `data.config.yaml` or `rows[0]`. Keys may contain dots. A missing field gets the line of the
+    innermost one on the way to it, and invalid YAML that of the mistake. Never raises.
     """
     try:
         loader = _Loader(text)
@@ -187,7 +190,10 @@ def find_line(text: str, path: str) -> int:
 
 
 def _children(node: yaml.Node | None) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
-    """Yield the name in a path, the node of the key (in a list, that of the value) and the node of each value."""
+    """Yield the name in a path, the node of the key and the node of each value.
+
+    In a list, the first node is that of the value.
+    """
     if isinstance(node, yaml.MappingNode):
         yield from ((str(key.value), key, item) for key, item in node.value)
     elif isinstance(node, yaml.SequenceNode):
@@ -195,7 +201,10 @@ def _children(node: yaml.Node | None) -> Iterator[tuple[str, yaml.Node, yaml.Nod
 
 
 def is_whole(value: object) -> bool:
-    """Whether the value is an int that fits into Go's int64. False for a boolean and for a float such as 2.0."""
+    """Whether the value is an int that fits into Go's int64.
+
+    False for a boolean and for a float such as 2.0.
+    """
     return type(value) is int and -(2**63) <= value < 2**63
 
 
@@ -228,7 +237,10 @@ class BadField:
     """A field of a configuration that one of NVIDIA's programs refuses or ignores."""
 
     path: str
-    """Such as `sharing.timeSlicing.resources[0].replicas`. Empty if the whole document is meant."""
+    """The path of the field, such as `sharing.timeSlicing.resources[0].replicas`.
+
+    Empty if the whole document is meant.
+    """
     text: str
     """The path, and what the program does or expects, for messages."""
     refused: bool = True
@@ -247,7 +259,10 @@ def find_flaws(text: str) -> tuple[BadField, ...]:
 
 
 def field_of(item: object, name: str) -> Any:
-    """Return the value of the first field of a map that has this name, compared case-insensitively as by Go's encoding/json; else None."""
+    """Return the value of the first field of a map that has this name, or None.
+
+    Names are compared case-insensitively as by Go's encoding/json.
+    """
     fields = item if isinstance(item, dict) else {}
     return next((fields[key] for key in fields if str(key).lower() == name.lower()), None)
 
@@ -278,7 +293,7 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "replicas": (lambda item: is_whole(item) and item > 1, "a whole number of at least 2, without quotes"),
     "devices": (_is_choice, "all, a number or a list of devices"),
 }
-"""The kinds of field values, each with a test and the words with which a message says what is expected."""
+"""The kinds of field values, each with a test and the words by which a message names what is expected."""
 
 
 def _all(kind: str, names: str) -> dict[str, Any]:
@@ -311,7 +326,10 @@ _PLACES = {"flags": _FLAGS, "sharing": _SHARING, "sharing.timeSlicing": _BLOCK, 
 
 
 def _find(item: Any, wanted: Any, path: str) -> Iterator[BadField]:
-    """Yield the bad fields of the value at `path`. `wanted` is a kind, a map of formats by field, or a list with the format of its items."""
+    """Yield the bad fields of the value at `path`.
+
+    `wanted` is a kind, a map of formats by field, or a list with the format of its items.
+    """
     words = "a map" if isinstance(wanted, dict) else "a list"
     if isinstance(wanted, str):
         accepts, words = _KINDS[wanted]
@@ -348,8 +366,9 @@ MigStrategy = Literal["none", "single", "mixed"]
 STRATEGIES: Mapping[str, MigStrategy] = {"none": "none", "single": "single", "mixed": "mixed"}
 
 NEUTRAL_KEY, NEUTRAL = "default", "version: v1\n"
-"""The name and the content of the entry that always exists. With it, nothing is shared and every flag has the plugin's
-default.
+"""The name and the content of the entry that always exists.
+
+With it, nothing is shared and every flag has the plugin's default.
 
 If there is no entry at all, config-manager 0.19.3 exits with "no configuration files available", and the pods of the
 device plugin and GFD do not start. If neither a label nor DEFAULT_CONFIG names an entry, its fallback `named` uses the
@@ -360,9 +379,10 @@ content.
 
 
 def default_entry(stack: StackView) -> str:
-    """Return the name of the entry that the device plugin uses on a node without the label; empty if nothing is shared.
+    """Return the name of the entry that the device plugin uses on a node without the label.
 
-    NVIDIA's own chart uses the entry named NEUTRAL_KEY, if there is one, unless its values name another one (b.4).
+    Empty if nothing is shared. NVIDIA's own chart uses the entry named NEUTRAL_KEY, if there is one, unless its values
+    name another one (b.4).
     """
     policy = stack.cluster_policy
     if policy is None or policy.plugin_default:
@@ -373,7 +393,10 @@ def default_entry(stack: StackView) -> str:
 SharingStrategy = Literal["time-slicing", "mps"]
 """A value of the label nvidia.com/gpu.sharing-strategy, which GFD writes."""
 _BLOCKS: Mapping[SharingStrategy, str] = {"mps": "mps", "time-slicing": "timeSlicing"}
-"""The key below `sharing` for each strategy, in order of precedence: if both are present, the plugin uses mps (b.3)."""
+"""The key below `sharing` for each strategy, in order of precedence.
+
+If both are present, the plugin uses mps (b.3).
+"""
 
 
 @value
@@ -401,14 +424,20 @@ class PluginConfig:
         return self.sharing.replicas[0][1] if self.sharing is not None else 1
 
     def on(self, names: Container[str]) -> "PluginConfig":
-        """Return the configuration without the rows for resources that are not in `names`, which have no effect on a node without these."""
+        """Return the configuration without the rows for resources that are not in `names`.
+
+        Those rows have no effect on a node without these resources.
+        """
         if self.sharing is None:
             return self
         rows = tuple(row for row in self.sharing.replicas if row[0] in names)
         return replace(self, sharing=replace(self.sharing, replicas=rows) if rows else None)
 
     def same_effect(self, other: "PluginConfig", *, with_mig: bool) -> bool:
-        """Whether both configurations share devices in the same way. The MIG strategies count only if the node has MIG instances."""
+        """Whether both configurations share devices in the same way.
+
+        The MIG strategies count only if the node has MIG instances.
+        """
         return self.sharing == other.sharing and (not with_mig or self.mig_strategy == other.mig_strategy)
 
 
@@ -428,7 +457,10 @@ def render(config: PluginConfig) -> str:
 
 @lru_cache(maxsize=1024)
 def parse(text: str) -> PluginConfig | None:
-    """Return the effect of a configuration, given as YAML, or None if the device plugin would not start with it."""
+    """Return the effect of a configuration, given as YAML.
+
+    None if the device plugin would not start with it.
+    """
     if any(flaw.refused for flaw in find_flaws(text)):
         return None
     document = parse_yaml(text)
@@ -449,7 +481,7 @@ def parse(text: str) -> PluginConfig | None:
 
 @lru_cache(maxsize=1024)
 def key_for(policy: str, content: str) -> str:
-    """Return the name of an entry for `policy`, which ends with a hash of the content and fits a label value."""
+    """Return the name of an entry for `policy`. It ends with a hash of the content and fits a label value."""
     return f"{policy[:55].rstrip('-.')}-{_digest(content)}"
 
 

@@ -1,18 +1,6 @@
-"""The objects that several nodes share: ConfigMaps of NVIDIA's programs, and DeviceClasses.
+"""What must the objects that several nodes share contain: our ConfigMaps, DeviceClasses and taint rules?
 
-Computes what our two ConfigMaps must contain (docs/design/transition.md#configuration), and which entries may be removed.
-
-An entry is added when a policy is accepted, before any label names it. It is removed only when no policy, Node label,
-fence or last proof names it: a missing key makes the device plugin crash-loop (docs/design/nvidia.md#b4). The neutral
-entry is never removed, because a ConfigMap without any entry has the same effect.
-
-Our objects where NVIDIA's DRA driver serves the GPUs: the DeviceClasses with which pods go on requesting MIG instances as extended resources, one for each profile in use, such as `nvidia.com/mig-1g.10gb`; and the DeviceTaintRules that take the place of cordons, one for each node whose fence says so (docs/adr/0079).
-
-Whole GPUs need none, because the driver's chart installs class `gpu.nvidia.com` for nvidia.com/gpu
-(dra-driver-nvidia-gpu v0.5.0, templates/deviceclass-gpu.yaml).
-
-A fence is written before its rule and removed before it. So the fences alone say which rules must exist, and an
-operator that was killed in between is followed by one that creates or removes the rest.
+The ConfigMaps are those of docs/design/transition.md#configuration.
 """
 
 import re
@@ -41,12 +29,15 @@ def plan_config(
     *,
     gpunodes: Mapping[str, GPUNodeView] = MappingProxyType({}),
 ) -> tuple[WriteConfig | None, bool]:
-    """Return the write that the ConfigMaps need, and whether they contain entries now that nothing needs in this form.
+    """Return the write that the ConfigMaps need, and whether they contain entries that nothing needs now.
 
-    The write still keeps those entries that a Node names; a later pass may remove or change them. `requests` is what
-    the policies ask of every node, `models` has one GPU for each card model in the cluster by product, `plugins` has
-    the device-plugin configurations of all targets by key, and `gpunodes` the reports of the agents by node. If
-    somebody else created a ConfigMap with entries under one of our names, nothing is written.
+    An entry is added when a policy is accepted, before any label names it. It is removed only when no policy, Node
+    label, fence or last proof names it: a missing key makes the device plugin crash-loop (docs/design/nvidia.md#b4).
+    The neutral entry is never removed, because a ConfigMap without any entry has the same effect. The write still keeps
+    those entries that a Node names; a later pass may remove or change them. `requests` is what the policies ask of
+    every node, `models` has one GPU for each card model in the cluster by product, `plugins` has the device-plugin
+    configurations of all targets by key, and `gpunodes` the reports of the agents by node. If somebody else created a
+    ConfigMap with entries under one of our names, nothing is written.
     """
     if stack.foreign_map:
         return None, False
@@ -86,7 +77,7 @@ def _find_kept(
     gpunodes: Mapping[str, GPUNodeView],
     stack: StackView,
 ) -> dict[str, migfile.Entry]:
-    """Return those of our present entries that must not be replaced by the `well_known` entry of the same name.
+    """Return our present entries that must not be replaced by `well_known` ones of the same name.
 
     A Node whose label names it would lose its configuration: the present entry gives the node's GPUs what NVIDIA's name
     means on them, and the new one does not. That happens to cards whose PCI device ids are unknown when another card
@@ -108,7 +99,7 @@ def _find_kept(
 def _retain(
     plugin: dict[str, str], entries: dict[str, migfile.Entry], nodes: Iterable[NodeView], stack: StackView
 ) -> None:
-    """Add to `plugin` and `entries`, in place, those of our present entries that they lack but that are still in use.
+    """Add to `plugin` and `entries`, in place, our present entries that are still in use.
 
     If somebody has edited or deleted such an entry, one that is named after its content gets the content that this
     process read before.
@@ -161,12 +152,14 @@ def find_profiles(layouts: Iterable[Layout | None]) -> tuple[str, ...]:
 
 
 def plan_classes(snapshot: ClusterSnapshot, targets: Iterable[Target]) -> WriteClasses | None:
-    """Return the writes of our DeviceClasses. None if there is nothing to write, or if the classes were not read.
+    """Return the writes of our DeviceClasses, one for each MIG profile in use, or None.
 
-    A class of somebody else (not `_is_ours`) is never touched. If it has the name or the extended resource of a class
-    of ours, ours is not created. A class of ours that has lost its extended resource is not corrected, because the API
-    server would drop that field again. One that has another extended resource is not removed, because it may be the
-    copy of a person.
+    Pods go on requesting MIG instances as extended resources by them. Whole GPUs need none, because the driver's chart
+    installs class `gpu.nvidia.com` for nvidia.com/gpu (dra-driver-nvidia-gpu v0.5.0, templates/deviceclass-gpu.yaml).
+    None also if the classes were not read. A class of somebody else (not `_is_ours`) is never touched. If it has the
+    name or the extended resource of a class of ours, ours is not created. A class of ours that has lost its extended
+    resource is not corrected, because the API server would drop that field again. One that has another extended
+    resource is not removed, because it may be the copy of a person.
     """
     if (present := snapshot.stack.dra.classes) is None:
         return None
@@ -199,13 +192,16 @@ def _is_ours(current: DeviceClassView) -> bool:
 
 
 def _resource_in(name: str) -> str:
-    """Return the extended resource of our class with this name. Empty if no class of ours could have the name."""
+    """Return the extended resource of our class with this name.
+
+    Empty if no class of ours could have the name.
+    """
     resource = RESOURCE_MIG_PREFIX + name.removeprefix(PREFIX)
     return resource if name.startswith(PREFIX) and profile_of(resource) else ""
 
 
 def profile_of(resource: str) -> str:
-    """Return the MIG profile whose extended resource this is, such as `1g.10gb+me` for nvidia.com/mig-1g.10gb.me; empty if none."""
+    """Return the MIG profile of an extended resource, such as `1g.10gb+me` for nvidia.com/mig-1g.10gb.me."""
     profile = resource.removeprefix(RESOURCE_MIG_PREFIX).replace("gb.", "gb+")
     return profile if is_profile(profile) and resource_name(profile) == resource else ""
 
@@ -216,10 +212,11 @@ def _classes_of(nodes: Iterable[Iterable[Layout | None]]) -> dict[str, DeviceCla
 
 
 def find_unrequestable(layouts: Iterable[Layout | None], stack: StackView) -> str | Finding:
-    """Return why pods could not request a MIG profile of these layouts as an extended resource; the first by name is reported.
+    """Return why pods could not request a MIG profile of these layouts as an extended resource.
 
-    The result is a message if a person has to act. Otherwise the operator is about to create the class, and the result
-    is a Finding with the reason CONFIG_PROPAGATING. DeviceClasses that were not read count as missing.
+    The first by name is reported. The result is a message if a person has to act. Otherwise the operator is about to
+    create the class, and the result is a Finding with the reason CONFIG_PROPAGATING. DeviceClasses that were not read
+    count as missing.
     """
     classes = stack.dra.classes or ()
     names, resources = {one.name: one for one in classes}, {one.resource for one in classes}
@@ -246,9 +243,11 @@ def find_unrequestable(layouts: Iterable[Layout | None], stack: StackView) -> st
 
 
 def find_doubtful(classes: Iterable[DeviceClassView], resources: Collection[str]) -> dict[str, str]:
-    """Return the classes of somebody else in whose selectors the profile of their extended resource does not occur, by name with a clause that says so.
+    """Return the classes of others whose selectors lack the profile of their resource, by name.
 
-    Only classes with one of these resources are examined. What a selector does with the name is not evaluated.
+    Each has a clause that says so. The API server lets any class claim any extended resource, and the scheduler gives
+    pods what the class selects. Only classes with one of these resources are examined. What a selector does with the
+    name is not evaluated.
     """
     doubts = {}
     for one in classes:
@@ -264,11 +263,14 @@ def find_doubtful(classes: Iterable[DeviceClassView], resources: Collection[str]
 
 
 def plan_rules(snapshot: ClusterSnapshot, busy: Collection[str]) -> WriteRules | None:
-    """Return the writes of our DeviceTaintRules, or None if there is nothing to write.
+    """Return the writes of our DeviceTaintRules, one for each node whose fence says so, or None.
 
-    `busy` are the nodes that this pass writes to; their rules are left to the next pass, because the fence may change.
-    The rule of a node whose fence cannot be read stays too, and so does a rule that names no node. A rule that differs
-    is created anew in a later pass, so that its creation time says since when it keeps pods off.
+    They take the place of cordons (docs/adr/0079-a-device-taint-rule-for-a-cordon.md). A fence is written before its
+    rule and removed before it. So the fences alone say which rules must exist, and an operator that was killed in
+    between is followed by one that creates or removes the rest. `busy` are the nodes that this pass writes to; their
+    rules are left to the next pass, because the fence may change. The rule of a node whose fence cannot be read stays
+    too, and so does a rule that names no node. A rule that differs is created anew in a later pass, so that its
+    creation time says since when it keeps pods off.
     """
     fenced = {name for name, node in snapshot.nodes.items() if node.fence is not None and node.fence.tainted}
     left = {name for name, node in snapshot.nodes.items() if node.fence_error} | set(busy)

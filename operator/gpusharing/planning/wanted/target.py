@@ -1,23 +1,7 @@
-"""What a policy wants of a node: labels, layouts and the resources that the node will offer.
+"""What does a policy make of a node with certain GPUs, or why can it not? All functions are pure.
 
-How the behavior of NVIDIA's programs differs by version, according to their change logs and to tests with the real programs (docs/design/faults.md#rung-3).
-
-The device plugin's resource patterns are unanchored up to 0.19: instances of `1g.10gb+me`, `1g.24gb+gfx` or
-`1g.24gb-me` are served under the plain name `nvidia.com/mig-1g.10gb` (k8s-device-plugin PR 1807; seen with 0.19.3).
-
-On a node with two card models, mig-parted before 0.15 looks up a profile by name on the first card that has it,
-although 1g.10gb is not the same profile on an H100 and on an A100 40GB (docs/reference/nvidia-differences.md; seen with
-0.13.1, gone with 0.15.1).
-
-From 0.18.2 on, config-manager takes the fallback before it has read the label, and signals its program afterwards (PR
-"Fix race condition in config-manager when label is unset"; seen with 0.19.3). The GPU Operator's MPS daemon is not
-reached by that signal. Before 0.20, config-manager panics at a process without a command line, such as the host's
-kernel threads (k8s-device-plugin issue 1726). It also looks for /usr/bin/mps-control-daemon where the daemon runs as
-mps-control-daemon (PR 1827; gpu-operator v25.3 to v26.7, assets/state-mps-control-daemon). So the daemon keeps the
-fallback. It follows labels only if both faults are corrected, by plugin 0.20 and by PROCESS_TO_SIGNAL with the daemon's
-name (docs/design/nvidia.md#b5). Without that variable, config-manager looks for the device plugin (v0.19.3,
-cmd/config-manager DefaultProcessToSignal). In NVIDIA's chart without the GPU Operator, config-manager is started before
-the daemon, which therefore usually reads the configuration that the label names.
+How the behavior of NVIDIA's programs differs by version is known from their change logs and from tests with the real
+programs (docs/design/faults.md#rung-3).
 """
 
 import re
@@ -55,9 +39,18 @@ from gpusharing.planning.wanted import migfile, pluginconfig
 from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing
 
 SUFFIXES_SINCE = (0, 20)
-"""The first version of the device plugin that advertises a profile with a suffix under a name of its own."""
+"""The first version of the device plugin that gives a profile with a suffix a name of its own.
+
+Its resource patterns are unanchored up to 0.19: instances of `1g.10gb+me`, `1g.24gb+gfx` or `1g.24gb-me` are served
+under the plain name `nvidia.com/mig-1g.10gb` (k8s-device-plugin PR 1807; seen with 0.19.3).
+"""
 OWN_NAMES_SINCE = (0, 15)
-"""The first version of mig-parted that looks up a profile name on each card separately."""
+"""The first version of mig-parted that looks up a profile name on each card separately.
+
+On a node with two card models, mig-parted before 0.15 looks up a profile by name on the first card that has it,
+although 1g.10gb is not the same profile on an H100 and on an A100 40GB (docs/reference/nvidia-differences.md; seen with
+0.13.1, gone with 0.15.1).
+"""
 CLIENTS_SINCE = (0, 15)
 """The first version of mig-parted whose mig-manager pauses nvidia.com/gpu.deploy.client."""
 FALLBACK_FIRST_SINCE = (0, 18, 2)
@@ -65,19 +58,30 @@ FALLBACK_FIRST_SINCE = (0, 18, 2)
 DEAF_SINCE = (25, 10, 2)
 """The first version of the GPU Operator whose MPS daemon is not notified of a label."""
 LAST_READ = (26, 7, 0)
-"""The last release of the GPU Operator whose MPS DaemonSet was read; it is affected too. Its main branch has had the
-right name since 2026-09-30, so a later release may not be affected (v26.7.1 and v26.7.2 were not read)."""
+"""The last release of the GPU Operator whose MPS DaemonSet was read; it is affected too.
+
+Its main branch has had the right name since 2026-09-30, so a later release may not be affected (v26.7.1 and v26.7.2
+were not read).
+"""
 SKIPS_THREADS_SINCE = (0, 20)
 """The first version of the device plugin whose config-manager skips processes without a command line."""
 EXACT_NAMES_UNTIL = (0, 20)
-"""The last version of the device plugin whose config-manager compares whole process names. Its main branch, as of
-November 2026, compares only the part after the last slash."""
+"""The last version of the device plugin whose config-manager compares whole process names.
+
+Its main branch, as of November 2026, compares only the part after the last slash.
+"""
 SKIPS_THREADS = "v0.20.0"
 """The version SKIPS_THREADS_SINCE in the form that ClusterPolicy uses."""
 RELEASED_DAEMON = MpsDaemonView("v0.19.3", "mps-control-daemon", "/usr/bin/mps-control-daemon", sees_host=True)
-"""The MPS daemon as released since DEAF_SINCE, for advice that is given without a cluster (GO v26.7.0 assets/state-mps-control-daemon)."""
+"""The MPS daemon as released since DEAF_SINCE, for advice that is given without a cluster.
+
+See gpu-operator v26.7.0 assets/state-mps-control-daemon.
+"""
 WRAPPERS = frozenset({"sh", "ash", "bash", "dash", "busybox", "env", "tini", "dumb-init"})
-"""Programs that start the one named by their arguments, so that the process name of the daemon is unknown."""
+"""Programs that start the one named by their arguments.
+
+The process name of the daemon is then unknown.
+"""
 ADVICE = "device plugins before v0.20 advertise a profile with a suffix, such as +me, under its name without the suffix"
 
 _VERSION = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?\b")
@@ -91,9 +95,10 @@ def find_too_old(
     layouts: Sequence[Layout | None],
     cluster_policy: ClusterPolicyView,
 ) -> Finding | None:
-    """Return why the versions of NVIDIA's programs that ClusterPolicy names would apply or advertise these layouts wrongly.
+    """Return why the versions that ClusterPolicy names would apply or advertise these layouts wrongly.
 
-    Versions that are unknown count as new enough. `layouts` has one entry for each of `gpus`.
+    They are the versions of NVIDIA's programs. Versions that are unknown count as new enough. `layouts` has one entry
+    for each of `gpus`.
     """
     plugin, parted = cluster_policy.plugin_version, cluster_policy.mig_manager_version
     if strategy == "mixed" and merges_suffixes(plugin) and (profile := find_suffixed(layouts)):
@@ -109,9 +114,10 @@ def find_too_old(
 
 
 def find_mistaken(gpus: Sequence[CardView], layouts: Sequence[Layout | None]) -> tuple[CardView, CardView, str] | None:
-    """Return the first GPU for which mig-parted before 0.15 would choose the wrong profile, the earlier GPU whose profile that is, and the name of both.
+    """Return the first GPU for which mig-parted before 0.15 would choose the wrong profile.
 
-    Raises ValueError unless there is one layout for each GPU.
+    With it come the earlier GPU whose profile that is, and the name of both. Raises ValueError unless there is one
+    layout for each GPU.
     """
     first: dict[str, tuple[CardView, int | None]] = {}
     for gpu, layout in zip(gpus, layouts, strict=True):
@@ -124,22 +130,43 @@ def find_mistaken(gpus: Sequence[CardView], layouts: Sequence[Layout | None]) ->
 
 
 def is_readable(version: str) -> bool:
-    """Whether this begins with a version, such as `v25.10.1-rc1`. If not, as with an image that has only a digest, it counts as new enough."""
+    """Whether this begins with a version, such as `v25.10.1-rc1`.
+
+    If not, as with an image that has only a digest, the version counts as new enough.
+    """
     return _VERSION.match(version) is not None
 
 
 def pauses_clients(version: str) -> bool:
-    """Whether this version of mig-manager pauses nvidia.com/gpu.deploy.client (docs/design/nvidia.md#a1). True if it cannot be parsed."""
+    """Whether this version of mig-manager pauses nvidia.com/gpu.deploy.client (docs/design/nvidia.md#a1).
+
+    True if it cannot be parsed.
+    """
     return not _is_before(version, CLIENTS_SINCE)
 
 
 def merges_suffixes(version: str) -> bool:
-    """Whether this version of the device plugin advertises profiles with a suffix under the plain name. False if it is unknown."""
+    """Whether this version of the device plugin advertises profiles with a suffix under the plain name.
+
+    False if it is unknown.
+    """
     return _is_before(version, SUFFIXES_SINCE)
 
 
 def find_deafness(daemon: MpsDaemonView) -> str:
-    """Return why this MPS daemon would not read the configuration that a label names; empty if it would, or if that is unknown."""
+    """Return why this MPS daemon would not read the configuration that a label names.
+
+    Empty if it would, or if that is unknown. From 0.18.2 on, config-manager takes the fallback before it has read the
+    label, and signals its program afterwards (PR "Fix race condition in config-manager when label is unset"; seen with
+    0.19.3). The GPU Operator's MPS daemon is not reached by that signal. Before 0.20, config-manager panics at a
+    process without a command line, such as the host's kernel threads (k8s-device-plugin issue 1726). It also looks for
+    /usr/bin/mps-control-daemon where the daemon runs as mps-control-daemon (PR 1827; gpu-operator v25.3 to v26.7,
+    assets/state-mps-control-daemon). So the daemon keeps the fallback. It follows labels only if both faults are
+    corrected, by plugin 0.20 and by PROCESS_TO_SIGNAL with the daemon's name (docs/design/nvidia.md#b5). Without that
+    variable, config-manager looks for the device plugin (v0.19.3, cmd/config-manager DefaultProcessToSignal). In
+    NVIDIA's chart without the GPU Operator, config-manager is started before the daemon, which therefore usually reads
+    the configuration that the label names.
+    """
     if _is_before(daemon.version, FALLBACK_FIRST_SINCE):
         return ""
     if needs_newer_plugin(daemon):
@@ -163,15 +190,15 @@ def find_deafness(daemon: MpsDaemonView) -> str:
 
 
 def needs_newer_plugin(daemon: MpsDaemonView) -> bool:
-    """Whether the device plugin has to be upgraded to SKIPS_THREADS or newer before this MPS daemon can follow labels."""
+    """Whether the device plugin needs SKIPS_THREADS or newer before this MPS daemon can follow labels."""
     return daemon.sees_host and _is_before(daemon.version, SKIPS_THREADS_SINCE)
 
 
 def find_remedy(daemon: MpsDaemonView) -> tuple[str, str]:
-    """Return the steps that make this MPS daemon follow labels, and the command that tells config-manager its process name.
+    """Return the steps that make this MPS daemon follow labels, and the command for its process name.
 
-    Call it only if `find_deafness` returns a reason. The command is empty if the name is not known, but not if the name
-    is right now, because the GPU Operator may restore its own.
+    The command tells config-manager the name. Call this only if `find_deafness` returns a reason. The command is empty
+    if the name is not known, but not if the name is right now, because the GPU Operator may restore its own.
     """
     where = f"-n {daemon.namespace} set env daemonset/{daemon.name} -c config-manager"
     command = f"kubectl {where} PROCESS_TO_SIGNAL={daemon.program}" if _is_named(daemon) else ""
@@ -182,9 +209,9 @@ def find_remedy(daemon: MpsDaemonView) -> tuple[str, str]:
 
 
 def find_deaf_release(gpu_operator: str) -> str | None:
-    """Return why labels cannot switch MPS on with this release of the GPU Operator; empty if they can, None if that is unknown.
+    """Return why labels cannot switch MPS on with this release of the GPU Operator.
 
-    What `find_deafness` says about an installed DaemonSet is more reliable.
+    Empty if they can, None if that is unknown. What `find_deafness` says about an installed DaemonSet is more reliable.
     """
     if not is_readable(gpu_operator) or _numbers(gpu_operator) > LAST_READ:
         return None
@@ -219,7 +246,7 @@ def counts_without_suffixes(resources: Mapping[str, int]) -> dict[str, int]:
 
 
 ALWAYS = datetime.fromtimestamp(0, UTC)
-"""Since when a node has been configured that needs no entry of ours."""
+"""The time that counts as the beginning of the configuration of a node that needs no entry of ours."""
 
 
 def known_times(times: Mapping[str, datetime], now: datetime) -> dict[str, datetime]:
@@ -238,10 +265,11 @@ def configured_since(
     gpus: Sequence[CardView],
     stack: StackView,
 ) -> datetime | None:
-    """Return since when our ConfigMaps have contained exactly what a node needs, by content and not by name (ADR 16), or None if they do not.
+    """Return since when our ConfigMaps have contained exactly what a node needs, or None if they do not.
 
-    `plugin` is the key and the YAML of the device plugin's configuration; the key is empty if the node needs none.
-    `layouts` are those that `mig_config` must give the GPUs. ALWAYS if the node needs no entry of ours.
+    They are compared by content and not by name (ADR 16). `plugin` is the key and the YAML of the device plugin's
+    configuration; the key is empty if the node needs none. `layouts` are those that `mig_config` must give the GPUs.
+    ALWAYS if the node needs no entry of ours.
     """
     key, text = plugin
     if key and stack.plugin_configs.get(key) != text:
@@ -261,7 +289,7 @@ def configured_since(
 
 @value
 class Target:
-    """What a node should become, as settings of the components that make the change and as readings of those that prove it."""
+    """What a node should become: settings of the changing components, and readings of the proving ones."""
 
     mode: Mode
     routing: str
@@ -274,7 +302,10 @@ class Target:
     """Value of nvidia.com/device-plugin.config. Empty if the label must be absent."""
     plugin: PluginConfig
     resources: Mapping[str, int]
-    """The exact allocatable count of each resource of the device plugin. Any other must be absent or 0."""
+    """The exact allocatable count of each resource of the device plugin.
+
+    Any other resource must be absent or 0.
+    """
     text: str
     """The layouts for people, such as `2x3g.40gb`, `4x shared` or `1x full`."""
     configured: datetime | None
@@ -323,7 +354,10 @@ def find_request(policy: str, spec: GPUSharingPolicySpec) -> Request:
 
 @value(eq=False)
 class PolicyTargets:
-    """The targets of one policy in one cluster. Each is computed once for each kind of hardware, because thousands of nodes have the same few kinds of cards."""
+    """The targets of one policy in one cluster.
+
+    Each is computed once for each kind of hardware, because thousands of nodes have the same few kinds of cards.
+    """
 
     policy: PolicyView
     request: Request | Finding
@@ -332,7 +366,9 @@ class PolicyTargets:
     answers: AnswersByKind = field(default_factory=AnswersByKind)
 
     def find(self, node: str, hardware: Hardware) -> Target | Finding:
-        """Return the target of `node`, or a Finding that says why it cannot have one. `hardware` must have at least one GPU, sorted by index.
+        """Return the target of `node`, or a Finding that says why it cannot have one.
+
+        `hardware` must have at least one GPU, sorted by index.
 
         Targets are cached for all nodes with the same GPUs and the same file generated by mig-manager. A Finding names
         the node, so it is not cached.
@@ -391,7 +427,7 @@ class PolicyTargets:
         if policy is not None and policy.plain is not None:
             # Another ConfigMap than ours may lack `all-disabled`.
             runs = runs and self.stack.serves_our_mig_file
-        # A policy of mode MIG without mig-manager is refused elsewhere (acceptance.py).
+        # A policy of mode MIG without mig-manager is refused elsewhere (`find_objection`).
         runs = runs or (self.policy.spec is not None and self.policy.spec.mode is Mode.MIG)
         if not runs or not any(gpu.mig_capable for gpu in gpus):
             mig_config = ""
@@ -479,7 +515,10 @@ def _find_layouts(
 
 
 def _find_unfit(layout: Layout, gpu: CardView) -> Finding | None:
-    """Return why the card cannot have the layout, or None if it can. The message begins after the name of the GPU."""
+    """Return why the card cannot have the layout, or None if it can.
+
+    The message begins after the name of the GPU.
+    """
     if layout == ():
         return Finding(Reason.LAYOUT_EMPTY, ": with MIG on but no MIG instances, pods could not use it")
     if not gpu.profiles:
@@ -493,7 +532,10 @@ def _find_unfit(layout: Layout, gpu: CardView) -> Finding | None:
 
 
 def predict_resources(layouts: Sequence[Layout | None], plugin: PluginConfig) -> dict[str, int]:
-    """Return the counts by resource that the device plugin will advertise for these layouts (docs/design/nvidia.md#b6, b.7)."""
+    """Return the counts by resource that the device plugin will advertise for these layouts.
+
+    See docs/design/nvidia.md#b6, b.7.
+    """
     counts: Counter[str] = Counter()
     for layout in layouts:
         if layout is None:
@@ -513,7 +555,7 @@ def predict_resources(layouts: Sequence[Layout | None], plugin: PluginConfig) ->
 
 @lru_cache(maxsize=1024)
 def describe_layouts(layouts: tuple[Layout | None, ...], replicas: int = 1) -> str:
-    """Return the layouts of a node's GPUs for people, such as `2x3g.40gb` or `2x3g.40gb (4 GPUs), 1x full (4 GPUs)`."""
+    """Return the layouts of a node's GPUs for people, such as `2x3g.40gb (4 GPUs), 1x full (4 GPUs)`."""
     texts: Counter[str] = Counter()
     shared = f"{replicas}x shared" if replicas > 1 else ""
     for layout in layouts:
@@ -536,13 +578,14 @@ def is_plugin_resource(name: str) -> bool:
 
 
 def under_deletion(policy: PolicyView, *, resets: bool) -> PolicyView:
-    """Return the policy as the planner should see it: one of mode Full, marked as `resetting`, if it is being deleted and `resets` its nodes.
+    """Return the policy as the planner should see it during a deletion.
 
-    A policy with spec.deletionPolicy Reset is deleted in these steps (docs/design/transition.md#reset): each node that
-    it owns is drained as usual, whole GPUs are proven, our labels and records are removed, and at the end our
-    finalizer. Until then it is like any other policy, but it gets no nodes that it does not own yet. Unchanged are a
-    policy without our finalizer, whose object will be gone in a moment, and one with force-release, because a person
-    has given up its nodes.
+    It is one of mode Full, marked as `resetting`, if it is being deleted and `resets` its nodes. A policy with
+    spec.deletionPolicy Reset is deleted in these steps (docs/design/transition.md#reset): each node that it owns is
+    drained as usual, whole GPUs are proven, our labels and records are removed, and at the end our finalizer. Until
+    then it is like any other policy, but it gets no nodes that it does not own yet. Unchanged are a policy without our
+    finalizer, whose object will be gone in a moment, and one with force-release, because a person has given up its
+    nodes.
     """
     if not (policy.deleting and policy.finalizer and resets) or policy.force_release:
         return policy
@@ -552,9 +595,10 @@ def under_deletion(policy: PolicyView, *, resets: bool) -> PolicyView:
 
 
 def without_default_label(target: Target, stack: StackView) -> Target:
-    """Return the target without the device-plugin label if the plugin's default configuration is known to have the same effect.
+    """Return the target without the device-plugin label if that is known to change nothing.
 
-    Removing the label restarts the plugin, so it is part of the change.
+    The plugin's default configuration must have the same effect. Removing the label restarts the plugin, so it is part
+    of the change.
     """
     key = pluginconfig.default_entry(stack)
     text = stack.plugin_configs.get(key) if key else pluginconfig.NEUTRAL
@@ -565,7 +609,10 @@ def without_default_label(target: Target, stack: StackView) -> Target:
 
 
 def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -> Target | str:
-    """Return the target that the record of the last proof describes (docs/design/transition.md#rollback), or a clause for people that says why not."""
+    """Return the target that the record of the last proof describes, or why it cannot be used.
+
+    See docs/design/transition.md#rollback. The reason is a clause for people.
+    """
     record, gpus, whole = node.verified, observed.gpus, (None,) * len(observed.gpus)
     if record is None:
         return "the node has no earlier proven layout"

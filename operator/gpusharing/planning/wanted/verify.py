@@ -1,10 +1,8 @@
-"""Whether a node is what its target wants, according to five sources.
+"""Is a node what its target wants, according to the sources of proof?
 
-Checks whether a node is what it should be: the sources of proof are queried in order, and the first disagreement is the result.
-
-A source is checked only if it exists for the mode and the card (docs/design/transition.md#proof). The checks keep no
-state, so the same ones adopt a node, find drift and prove a change. The caller makes sure that what proves a change is
-more recent than the change (`transition/requests.py`).
+An actuator's checks query the sources in order, and the first disagreement is the result. The checks keep no state, so
+the same ones adopt a node, find drift and prove a change. The caller makes sure that what proves a change is more
+recent than the change (`fresh_reading`).
 """
 
 import re
@@ -33,13 +31,13 @@ from gpusharing.planning.wanted.target import Target, describe_layouts, is_plugi
 
 
 def expected_gfd_labels(target: Target, observed: ObservedView) -> tuple[Mapping[str, str], ...]:
-    """Return the label sets that GPU Feature Discovery may write for the target (docs/design/nvidia.md#c): product, counts, replicas, sharing and MIG strategy.
+    """Return the label sets that GPU Feature Discovery may write for the target.
 
-    There is one set for each card model on the node. If there are whole GPUs, only their models have a set, because GFD
-    writes their labels last. GFD counts each model separately and overwrites the labels of one with those of the next,
-    in an order that may change at each run (k8s-device-plugin v0.19.3, internal/lm/mig-strategy.go).
-
-    Raises ValueError unless the target has one layout for each observed GPU.
+    They are product, counts, replicas, sharing and MIG strategy (docs/design/nvidia.md#c). There is one set for each
+    card model on the node. If there are whole GPUs, only their models have a set, because GFD writes their labels last.
+    GFD counts each model separately and overwrites the labels of one with those of the next, in an order that may
+    change at each run (k8s-device-plugin v0.19.3, internal/lm/mig-strategy.go). Raises ValueError unless the target has
+    one layout for each observed GPU.
     """
     products = tuple(bare_product(gpu.product) for gpu in observed.gpus)
     return _expect(target.layouts, target.plugin, products)
@@ -80,11 +78,12 @@ def _expect(
 
 
 def future_labels(node: NodeView, target: Target, observed: ObservedView, policy: str) -> tuple[Mapping[str, str], ...]:
-    """Return all labels that the node will have when the change to `target` is done, once for each label set that GFD may write.
+    """Return all labels that the node will have after the change, once for each set that GFD may write.
 
-    `policy` is the name of the policy that will own the node. Labels about MIG that GFD will no longer write are left
-    out, and any other label whose future value is unknown keeps its present value. The memory of an instance is taken
-    from the GB in the name of its profile. Raises ValueError unless the target has one layout for each observed GPU.
+    The change is that to `target`. `policy` is the name of the policy that will own the node. Labels about MIG that GFD
+    will no longer write are left out, and any other label whose future value is unknown keeps its present value. The
+    memory of an instance is taken from the GB in the name of its profile. Raises ValueError unless the target has one
+    layout for each observed GPU.
     """
     strategy, before = target.plugin.mig_strategy, node.labels.get(names.LABEL_MIG_STRATEGY, "none")
     own = {**node.labels, names.LABEL_MODE: target.routing, names.LABEL_POLICY: policy}
@@ -113,7 +112,10 @@ def future_labels(node: NodeView, target: Target, observed: ObservedView, policy
 
 
 def _find_memory(target: Target, observed: ObservedView) -> int:
-    """Return the MiB that the label gpu.memory will have: an instance's under strategy single, else the whole card's; 0 if unknown."""
+    """Return the MiB that the label gpu.memory will have.
+
+    It is an instance's under strategy single, else the whole card's; 0 if unknown.
+    """
     gpu, layout = observed.gpus[0], target.layouts[0]
     if target.plugin.mig_strategy == "single" and layout:
         return 1024 * next((one.memory_gb for one in gpu.profiles if one.name == layout[0][0]), 0)
@@ -122,11 +124,17 @@ def _find_memory(target: Target, observed: ObservedView) -> int:
 
 
 SETTING = 'WITH_REBOOT "true" in ClusterPolicy migManager.env'
-"""The setting that lets the GPU Operator's mig-manager reboot a node whose GPUs cannot be reset, for messages."""
+"""The setting that lets the GPU Operator's mig-manager reboot a node, for messages.
+
+It reboots a node whose GPUs cannot be reset.
+"""
 EXCLUSIVE = "ExclusiveProcess"
 """The compute mode of a GPU that an MPS daemon serves."""
 MPS_DAEMONS = frozenset({"nvidia-cuda-mps-server", "nvidia-cuda-mps-control"})
-"""Names of NVIDIA's own MPS processes, which may run on an idle GPU (docs/design/transition.md#idle)."""
+"""Names of NVIDIA's own MPS processes, which may run on an idle GPU.
+
+See docs/design/transition.md#idle.
+"""
 FREE = ("Default", "NotSupported")
 """Compute modes in which any process may use a GPU."""
 
@@ -140,11 +148,17 @@ class Comparison:
     target: Target
     stack: StackView
     gfd_timestamp: str = ""
-    """GFD's timestamp from before the change. As long as the label still has this value, GFD has not restarted and proves nothing. Empty if GFD need not restart."""
+    """GFD's timestamp from before the change.
+
+    As long as the label still has this value, GFD has not restarted and proves nothing. Empty if GFD need not restart.
+    """
 
 
 class Source(StrEnum):
-    """A source of proof: a program that reports about the state of a node."""
+    """A source of proof: a program that reports about the state of a node.
+
+    A source is checked only if it exists for the mode and the card (docs/design/transition.md#proof).
+    """
 
     AGENT = "agent"
     NVML = "NVML"
@@ -166,7 +180,10 @@ def find_mismatch(compared: Comparison, checks: Checks) -> Finding | None:
 
 
 def find_disagreements(compared: Comparison, checks: Checks) -> dict[Source, Finding]:
-    """Return the first disagreement of each source that disagrees. For people; decisions use `find_mismatch`."""
+    """Return the first disagreement of each source that disagrees.
+
+    It is for people; decisions use `find_mismatch`.
+    """
     results: dict[Source, Finding] = {}
     for source, found in checks(compared):
         results.setdefault(source, found)
@@ -174,7 +191,10 @@ def find_disagreements(compared: Comparison, checks: Checks) -> dict[Source, Fin
 
 
 def agent_checks(compared: Comparison) -> Checked:
-    """Check what the agent reads. It comes first with every actuator, because every other source may be stale."""
+    """Check what the agent reads.
+
+    It comes first with every actuator, because every other source may be stale.
+    """
     observed, target = compared.observed, compared.target
     kinds, layouts = observed.hardware.kinds, observed.hardware.layouts
     if observed.error:
@@ -277,7 +297,7 @@ def _check_mig_config(compared: Comparison) -> str:
 def _check_plugin_config(compared: Comparison) -> str:
     target, key = compared.target, compared.node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
     if key == target.plugin_key:
-        return ""  # if somebody deletes the entry, it is written again (configmaps.py), and nothing changes on the node
+        return ""  # if somebody deletes the entry, it is written again (`plan_config`), and nothing changes on the node
     if not target.plugin_key:
         return f"{names.LABEL_PLUGIN_CONFIG} is {key}, but should be absent: the default entry has the same effect"
     config = effective_plugin_config(compared.node, compared.stack)
@@ -291,9 +311,10 @@ def _check_plugin_config(compared: Comparison) -> str:
 
 
 def keep_names(compared: Comparison) -> Target:
-    """Return the target with the names that the node's two configuration labels have now, as far as these mean the same on this node.
+    """Return the target with the node's present configuration labels, as far as these mean the same.
 
-    mig-manager's label may be missing only if the GPUs have the target's layouts, because otherwise it must be written.
+    Only as far as these mean the same on this node. mig-manager's label may be missing only if the GPUs have the
+    target's layouts, because otherwise it must be written.
     """
     target, labels, observed = compared.target, compared.node.labels, compared.observed
     config = labels.get(names.LABEL_MIG_CONFIG, "")
@@ -328,7 +349,7 @@ def find_missing(node: NodeView, observed: ObservedView) -> str:
 
 
 def tell_guest_reset(observed: ObservedView | None, stack: StackView) -> str:
-    """Return a clause that says why a MIG mode may stay pending in a virtual machine, and which setting helps."""
+    """Return a clause that says why a MIG mode stays pending in a virtual machine, and what helps."""
     policy, kinds = stack.cluster_policy, observed.hardware.kinds if observed is not None else ()
     if policy is None or policy.with_reboot or not any(gpu.reset_in_guest for gpu in kinds):
         return ""
@@ -347,14 +368,20 @@ _PAUSABLE = tuple((operand, names.LABEL_DEPLOY_PREFIX + operand) for operand in 
 
 
 def paused_operands(node: NodeView) -> tuple[str, ...]:
-    """Return the names of the operands that are still paused for a MIG change or a driver upgrade (docs/design/nvidia.md#a1, d.4)."""
+    """Return the names of the operands that are still paused for a MIG change or a driver upgrade.
+
+    See docs/design/nvidia.md#a1, d.4.
+    """
     if not (labels := node.held_off):
         return ()
     return tuple([operand for operand, label in _PAUSABLE if "paused-for-" in labels.get(label, "")])
 
 
 def effective_plugin_config(node: NodeView, stack: StackView) -> PluginConfig | None:
-    """Return the configuration that the node's device plugin uses now, or None if its entry does not exist or is refused (b.4)."""
+    """Return the configuration that the node's device plugin uses now.
+
+    None if its entry does not exist or is refused (b.4).
+    """
     if stack.by_dra:
         return PluginConfig()
     key = find_entry(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack)
@@ -368,9 +395,10 @@ def effective_plugin_config(node: NodeView, stack: StackView) -> PluginConfig | 
 
 
 def find_entry(label: str, stack: StackView) -> str:
-    """Return the name of the entry that the device plugin uses where its label has this value, or is missing (empty).
+    """Return the name of the entry that the device plugin uses where its label has this value.
 
-    The result is empty if the plugin uses no entry, in which case nothing is shared.
+    The value is empty if the label is missing. The result is empty if the plugin uses no entry, in which case nothing
+    is shared.
     """
     return label or default_entry(stack)
 
@@ -381,9 +409,10 @@ def is_told_mps(node: NodeView, stack: StackView) -> bool:
 
 
 def find_exclusive(hardware: Hardware) -> str | Finding:
-    """Return why processes cannot share GPUs with MIG off, because of their compute mode, with the command that resets all that MPS left behind.
+    """Return why processes cannot share GPUs with MIG off, because of their compute mode.
 
-    A Finding AGENT_LACKS_RIGHTS if the agent may not read a mode.
+    The message has the command that resets all that MPS left behind. A Finding AGENT_LACKS_RIGHTS if the agent may not
+    read a mode.
     """
     if all(gpu.layout is not None or gpu.compute_mode in FREE for gpu in hardware.kinds):
         return ""
@@ -419,17 +448,21 @@ def reset_command(indexes: Sequence[int], hardware: Hardware) -> str:
 
 
 def served(node: NodeView) -> dict[str, int]:
-    """Return the counts, above 0, of the GPU resources that the scheduler sees on the node now, whether of NVIDIA's device plugin or of its DRA driver."""
+    """Return the counts, above 0, of the GPU resources that the scheduler sees on the node now.
+
+    They are those of NVIDIA's device plugin or of its DRA driver.
+    """
     plugin = {name: count for name, count in node.resources.items() if is_plugin_resource(name) and count > 0}
     return plugin if plugin or node.devices is None else dict(node.devices.resources)
 
 
 def find_slice_mismatch(node: NodeView, layouts: Sequence[Layout | None], observed: ObservedView | None) -> str:
-    """Return how the devices that NVIDIA's DRA driver publishes for `node` differ from `layouts`, one per GPU, or from those that the agent has read.
+    """Return how the devices that NVIDIA's DRA driver publishes for `node` differ from `layouts`.
 
-    The GPUs are compared without regard to their order, because the driver names them by UUID. A GPU with MIG on and
-    without instances has no device. The UUIDs are compared only if `observed` has a `devices_key`, because devices that
-    are made anew with the same layout may have other UUIDs.
+    There is one layout per GPU. They are also compared with the devices that the agent has read. The GPUs are compared
+    without regard to their order, because the driver names them by UUID. A GPU with MIG on and without instances has no
+    device. The UUIDs are compared only if `observed` has a `devices_key`, because devices that are made anew with the
+    same layout may have other UUIDs.
     """
     if (devices := node.devices) is None:
         return f"NVIDIA's DRA driver publishes no ResourceSlice for {node.name}"
@@ -458,7 +491,10 @@ def tell_devices(layouts: tuple[Layout | None, ...]) -> str:
 
 
 def describe_observed(node: NodeView, observed: ObservedView | None) -> str:
-    """Return the layouts that the GPUs have now, for people, with the replicas that GFD's labels show; empty if they are unknown."""
+    """Return the layouts that the GPUs have now, for people; empty if they are unknown.
+
+    The replicas are those that GFD's labels show.
+    """
     if observed is None or not observed.gpus:
         return ""
     layouts, labels, label = observed.hardware.layouts, node.labels, names.LABEL_GPU_REPLICAS

@@ -1,10 +1,4 @@
-"""What an actuator is: NVIDIA's programs that change a node in one kind of installation, as answers to five questions.
-
-    1. What does it need?                             needs, objections, obstacles
-    2. What is written at the point of no return?     find_labels, needs_run, find_missing, write, find_old
-    3. Is it at work, done, stuck or failed?          find_trouble, next_look, find_events, find_work
-    4. What proves the result?                        checks
-    5. How does a node go back?                       find_last_proven, tell_left
+"""What is an actuator? NVIDIA's programs that change a node in one kind of installation.
 
 Each other module of this folder is one actuator, and `find_actuator` chooses the one of a cluster
 (docs/adr/0075-actuators.md).
@@ -31,11 +25,17 @@ class ActuatorCase:
 
     node: NodeView
     gpunode: GPUNodeView | None
-    """None if the node has no GPUNode yet."""
+    """The GPUNode of the node. None if it has none yet."""
     operands: Mapping[Program, Operand]
-    """The pods of NVIDIA's programs on the node that we may restart. A program without a pod there is left out."""
+    """The pods of NVIDIA's programs on the node that we may restart.
+
+    A program without a pod there is left out.
+    """
     mig_failure: str
-    """The last line of mig-manager's log after it failed. Empty if it has not failed, or if the log could not be read."""
+    """The last line of mig-manager's log after it failed.
+
+    Empty if it has not failed, or if the log could not be read.
+    """
     stack: StackView
     settings: PlanSettings
     now: datetime = field(compare=False)
@@ -46,7 +46,10 @@ class ActuatorCase:
 
     @property
     def found_layouts(self) -> tuple[Layout | None, ...]:
-        """The layout of every GPU in the agent's last report, by index. Empty if the agent has not reported any GPU yet."""
+        """The layout of every GPU in the agent's last report, by index.
+
+        Empty if the agent has not reported any GPU yet.
+        """
         return self.observed.hardware.layouts if self.observed else ()
 
 
@@ -66,32 +69,54 @@ class Unfinished:
 
 
 class Actuator(Protocol):
-    """The programs that change a node, as answers to the five questions. It keeps no state: what must survive is in the fence and in the claims."""
+    """The programs that change a node in one kind of installation, as answers to five questions.
+
+    1. What does it need?                             needs, objections, obstacles
+    2. What is written at the point of no return?     find_labels, needs_run, find_missing, write, find_old
+    3. Is it at work, done, stuck or failed?          find_trouble, next_look, find_events, find_work
+    4. What proves the result?                        checks
+    5. How does a node go back?                       find_last_proven, tell_left
+
+    It keeps no state: what must survive is in the fence and in the claims.
+    """
 
     needs: frozenset[str]
-    """The programs without which it cannot change, serve or prove a node, as labels of rows in the table of `stack/requirements.py`."""
+    """The programs without which it cannot change, serve or prove a node.
+
+    They are labels of rows in `requirements.REQUIREMENTS`.
+    """
     sources: tuple[Source, ...]
-    """What `checks` queries."""
+    """The sources of proof that `checks` queries."""
 
     def objections(self, case: ActuatorCase, target: Target) -> Iterator[Finding]:
-        """Yield why it can never reach a target in this installation. Checked before a change, during the drain, before every run, and before a rollback."""
+        """Yield why it can never reach a target in this installation.
+
+        Checked before a change, during the drain, before every run, and before a rollback.
+        """
 
     def obstacles(self, case: ActuatorCase, target: Target) -> Iterator[Finding]:
         """Yield what else keeps a change of a node from beginning."""
 
     def find_labels(self, node: NodeView, target: Target) -> Mapping[str, str]:
-        """Return the value that each of its labels must have for the target; empty if it must be absent. One that it does not write for this target has its present value."""
+        """Return the value that each of its labels must have for the target; empty if it must be absent.
+
+        One that it does not write for this target has its present value.
+        """
 
     def needs_run(self, case: ActuatorCase, target: Target) -> bool:
         """Whether the target can be reached only by a run on an idle node."""
 
     def find_missing(self, case: ActuatorCase, goal: Target, again: bool) -> str:
-        """Return which of its pods is missing on the node for a run to `goal`, or for a repetition of the last run."""
+        """Return which of its pods is missing on the node for a run to `goal`.
+
+        With `again`, for a repetition of the last run.
+        """
 
     def write(self, case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool) -> Written:
         """Return what a run to `goal`, or a repetition of it, writes at the point of no return.
 
-        In the fence, each of `restart_uid`, `daemon_uid` and `gfd_timestamp` must be set or emptied. `idle` is the reading that proved the node idle, or None for a plugin restart, which needs no idle node.
+        In the fence, each of `restart_uid`, `daemon_uid` and `gfd_timestamp` must be set or emptied. `idle` is the
+        reading that proved the node idle, or None for a plugin restart, which needs no idle node.
         """
 
     def find_old(self, case: ActuatorCase, fence: Fence) -> tuple[Operand, str] | None:
@@ -104,7 +129,10 @@ class Actuator(Protocol):
         """Return when the passing of time alone may change the result of `find_trouble`."""
 
     def find_events(self, case: ActuatorCase) -> tuple[str, ...]:
-        """Return strings that change with every event that may change the GPUs. A proof must be more recent than their latest change."""
+        """Return strings that change with every event that may change the GPUs.
+
+        A proof must be more recent than their latest change.
+        """
 
     def find_work(self, node: NodeView) -> str:
         """Return what its programs do with the GPUs of a node on which we have started no run, as a clause."""
@@ -113,7 +141,10 @@ class Actuator(Protocol):
         """Yield what proves the result, and finds drift."""
 
     def find_last_proven(self, node: NodeView, observed: ObservedView, stack: StackView) -> Target | str:
-        """Return the target that the record of the last proof describes, or a clause for people that says why it cannot be used."""
+        """Return the target that the record of the last proof describes.
+
+        Otherwise return a clause for people that says why it cannot be used.
+        """
 
     def tell_left(self, node: NodeView) -> str:
         """Return a clause about what stays on a node whose policy is deleted, and why. Empty if nothing stays."""

@@ -1,4 +1,4 @@
-"""Chooses the actuator of a cluster. Other modules call the chosen one without knowing which it is."""
+"""Which actuator changes the nodes of a cluster? Other modules call it without knowing which it is."""
 
 from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.wanted.actuators.actuator import Actuator
@@ -9,6 +9,6 @@ from gpusharing.planning.wanted.actuators.labels import LABELS
 def find_actuator(stack: StackView) -> Actuator:
     """Return the actuator that changes the nodes of a cluster with this installation.
 
-    If none can, the result has no effect, because every policy is refused (stack/acceptance.py).
+    If none can, the result has no effect, because every policy is refused (`find_objection`).
     """
     return DRA if stack.by_dra else LABELS

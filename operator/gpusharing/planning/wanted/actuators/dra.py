@@ -1,10 +1,4 @@
-"""The actuator of DRA with static partitions: mig-manager divides the GPUs as its label says, and NVIDIA's DRA driver publishes the resulting devices.
-
-The driver looks for MIG devices only when its kubelet plugin starts, so each run replaces the plugin's pod once
-mig-manager is done. Its ResourceSlices outlive the pod, so they prove nothing before the new pod is Ready. The fence
-names the pod to replace in `daemon_uid`, the field that names the MPS daemon's pod where the device plugin serves the
-GPUs.
-"""
+"""How are nodes changed where mig-manager divides the GPUs and NVIDIA's DRA driver publishes them?"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -34,7 +28,13 @@ PLUGIN = "NVIDIA's DRA kubelet plugin"
 
 
 class Dra(Labels):
-    """mig-manager and the kubelet plugin of NVIDIA's DRA driver."""
+    """mig-manager, which divides the GPUs, and the kubelet plugin of NVIDIA's DRA driver.
+
+    The driver looks for MIG devices only when its kubelet plugin starts, so each run replaces the plugin's pod once
+    mig-manager is done. Its ResourceSlices outlive the pod, so they prove nothing before the new pod is Ready. The
+    fence names the pod to replace in `daemon_uid`, the field that names the MPS daemon's pod where the device plugin
+    serves the GPUs.
+    """
 
     needs = frozenset({"mig-manager", "driver", "container-toolkit"})
     sources = (Source.AGENT, Source.NVML, Source.MIG_MANAGER, Source.OPERANDS, Source.SLICES)
@@ -126,9 +126,9 @@ def _find_plugin_missing(case: ActuatorCase, *, again: bool) -> str:
 
 
 def _publishes_by(case: ActuatorCase, fence: Fence) -> datetime | None:
-    """Return when the ResourceSlices should be right at the latest, or None unless a Ready pod other than the old one is there.
+    """Return when the ResourceSlices should be right at the latest.
 
-    A pod becomes Ready shortly before it publishes.
+    None unless a Ready pod other than the old one is there. A pod becomes Ready shortly before it publishes.
     """
     pod = case.operands.get(Program.KUBELET_PLUGIN)
     if pod is None or pod.uid == fence.daemon_uid or not pod.ready:

@@ -1,8 +1,4 @@
-"""The actuator of the GPU Operator and of NVIDIA's device-plugin chart: mig-manager and the device plugin, which follow two labels of the Node.
-
-- nvidia.com/mig.config: mig-manager divides the GPUs and reports in mig.config.state.
-- nvidia.com/device-plugin.config: config-manager hands the device plugin and GPU Feature Discovery (GFD) their entry.
-"""
+"""How are nodes changed by the GPU Operator or NVIDIA's device-plugin chart, which follow Node labels?"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -38,13 +34,19 @@ from gpusharing.planning.wanted.verify import (
 )
 
 GAVE_UP = "failed to wait for pods to be deleted"
-"""What mig-manager's log says if pods of NVIDIA's or other GPU clients did not stop within five minutes (mig-parted
-v0.15.1 pkg/mig/reconfigure/reconfigure.go:172)."""
+"""What mig-manager's log says if GPU clients did not stop within five minutes.
+
+They are pods of NVIDIA's or others. See mig-parted v0.15.1 pkg/mig/reconfigure/reconfigure.go:172.
+"""
 _ENDED = ("success", "failed")
 
 
 class Labels(Actuator):
-    """mig-manager and the device plugin."""
+    """mig-manager and the device plugin, which follow two labels of the Node.
+
+    nvidia.com/mig.config: mig-manager divides the GPUs and reports in mig.config.state.
+    nvidia.com/device-plugin.config: config-manager hands the device plugin and GPU Feature Discovery (GFD) their entry.
+    """
 
     needs = frozenset({"device-plugin", "gpu-feature-discovery", "mig-manager", "driver", "container-toolkit"})
     sources = tuple(source for source in Source if source is not Source.SLICES)
@@ -241,7 +243,10 @@ def _find_daemon_down(case: ActuatorCase, target: Target) -> str | Finding:
 
 
 def needs_restart(case: ActuatorCase, target: Target) -> bool:
-    """Whether mig-manager's label already has the target's value and the node still differs, so that only a new mig-manager pod can repair the node (docs/design/nvidia.md#a6)."""
+    """Whether only a new mig-manager pod can repair the node.
+
+    mig-manager's label already has the target's value and the node still differs (docs/design/nvidia.md#a6).
+    """
     labels = case.node.labels
     if not target.mig_config or labels.get(names.LABEL_MIG_CONFIG) != target.mig_config:
         return False
@@ -253,9 +258,10 @@ def needs_restart(case: ActuatorCase, target: Target) -> bool:
 
 
 def _believed_from(case: ActuatorCase, fence: Fence) -> datetime:
-    """Return the time from which mig-manager's state is about this attempt; the deadline until the replacing pod is Ready.
+    """Return the time from which mig-manager's state is about this attempt.
 
-    The old pod may use its whole grace period, and the next one starts only after that.
+    It is the deadline until the replacing pod is Ready. The old pod may use its whole grace period, and the next one
+    starts only after that.
     """
     pod = case.operands.get(Program.MIG_MANAGER)
     if not fence.restart_uid:
