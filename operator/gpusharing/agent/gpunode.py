@@ -16,9 +16,7 @@ from gpusharing.kube.reflector import Reflector
 log = logging.getLogger(__name__)
 
 LIST_AGAIN = 3600.0
-"""Seconds between two lists.
-
-They are rare, because the watch reports everything and there may be 5,000 agents."""
+"""Seconds between two lists. They are rare, because the watch reports everything and there may be 5,000 agents."""
 REMEMBERED = 8
 """How many deleted objects with our name are remembered, so that late events about them are ignored."""
 
@@ -176,16 +174,11 @@ class Observation(Observed):
 
 
 _COUNTS = frozenset({"eccUncorrected", "correctable", "uncorrectable"})
-"""JSON keys of error counts.
-
-The GPUNode reports whether there are errors; the metrics report how many."""
+"""JSON keys of error counts. The GPUNode reports whether there are errors; the metrics report how many."""
 
 
 def _same(present: Any, wanted: Any) -> bool:
-    """Whether two JSON values are equal.
-
-    An absent key equals null, because the API server may drop null fields.
-    """
+    """Whether two JSON values are equal. An absent key equals null, because the API server may drop null fields."""
     if present == wanted:
         return True
     if isinstance(present, dict) and isinstance(wanted, dict):

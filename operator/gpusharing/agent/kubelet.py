@@ -115,10 +115,7 @@ def _devices_in(devices: bytes) -> Iterator[tuple[str, str]]:
 
 
 def _messages(message: bytes, number: int) -> Iterator[bytes]:
-    """Yield the content of every length-delimited field `number`.
-
-    Raises ValueError if the message is malformed.
-    """
+    """Yield the content of every length-delimited field `number`. Raises ValueError if the message is malformed."""
     at, size = 0, len(message)
     while at < size:
         key = message[at]
@@ -268,10 +265,7 @@ class KubeletPodResources:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection to the kubelet.
-
-    It also answers what the kubelet sends between calls, above all pings.
-    """
+    """One connection to the kubelet. It also answers what the kubelet sends between calls, above all pings."""
 
     def __init__(self) -> None:
         self._http2 = Conversation()

@@ -16,9 +16,7 @@ from gpusharing.kube.errors import describe_bug
 from gpusharing.planning.vocabulary.values import value
 
 UNKNOWN_PROCESS = Process(pid=0, name="")
-"""Stands for processes that may exist, because not all processes of a GPU could be listed.
-
-Counts as busy."""
+"""Stands for processes that may exist, because not all processes of a GPU could be listed. Counts as busy."""
 
 
 def bug_text(bug: Exception) -> str:
@@ -119,9 +117,7 @@ class Reading:
 
 
 _PATIENCE = {"NVMLReplaced": 1, "NVMLAccessLost": 3}
-"""How many readings in a row may fail with this error before the process ends.
-
-It ends because a new one can read."""
+"""How many readings in a row may fail with this error before the process ends. It ends because a new one can read."""
 
 
 class LibraryError(Exception):

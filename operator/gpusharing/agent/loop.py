@@ -48,10 +48,7 @@ class LoopSettings:
 
 
 class RestartNeeded(Exception):
-    """Only a new container can read the GPUs again.
-
-    The error has been reported, so the process should end.
-    """
+    """Only a new container can read the GPUs again. The error has been reported, so the process should end."""
 
 
 class AgentLoop:
@@ -144,10 +141,7 @@ class AgentLoop:
         return self.observed.error
 
     def why_not_alive(self) -> str:
-        """Return why the process should be restarted, or an empty string.
-
-        A hung library does not stop the loop.
-        """
+        """Return why the process should be restarted, or an empty string. A hung library does not stop the loop."""
         silence = self._clock() - self._last_turn
         limit = 3 * self.settings.interval + self.settings.hung_after
         return "" if silence <= limit else f"the main loop has made no progress for {silence:.0f} s"

@@ -85,9 +85,7 @@ class LaggingCounts(Generic[Key]):
 
 
 OTHERS = "_others"
-"""The namespace, policy or resource for what has no counter of its own.
-
-Kubernetes allows no such name."""
+"""The namespace, policy or resource for what has no counter of its own. Kubernetes allows no such name."""
 LAG = 90.0
 """Seconds for which a new series is exported as 0."""
 NOTHING = Fraction(0)
@@ -283,9 +281,7 @@ class Meter:
         self._stranded: LaggingCounts[str] = LaggingCounts(lag)
         self._transition: LaggingCounts[str] = LaggingCounts(lag)
         self._gpus: LaggingCounts[str] = LaggingCounts(0.0)
-        """The sum of the other counters.
-
-        It grows by what they have grown in the export, and begins at 0 with them."""
+        """The sum of the other counters. It grows by what they have grown in the export, and begins at 0 with them."""
         self._now: Allotment | None = None
         self._since = 0.0
 

@@ -1,7 +1,4 @@
-"""The agent's metrics for Prometheus, read from the loop at each scrape.
-
-The loop itself knows nothing of metrics.
-"""
+"""The agent's metrics for Prometheus, read from the loop at each scrape. The loop itself knows nothing of metrics."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence

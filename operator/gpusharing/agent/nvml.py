@@ -46,9 +46,7 @@ from gpusharing.api.gpunode import GPU, Access, ComputeMode, Instance, MigMode, 
 from gpusharing.planning.gpus.health import XIDS
 
 MOST_XIDS = 64
-"""XID numbers that are counted per GPU.
-
-NVIDIA's catalog has fewer than 200, and a broken GPU raises a handful."""
+"""XID numbers that are counted per GPU. NVIDIA's catalog has fewer than 200, and a broken GPU raises a handful."""
 
 
 class UseOfGPUs:

@@ -36,9 +36,7 @@ log = logging.getLogger(__name__)
 REMEMBERED_SECONDS = 60.0
 """How long an answer about a token is used. A revoked token is accepted for as long."""
 MOST_REMEMBERED = 32
-"""The most tokens whose answers are cached.
-
-The oldest refusal makes room for a new one, or else the oldest answer."""
+"""The most tokens whose answers are cached. The oldest refusal makes room for a new one, or else the oldest answer."""
 PATIENCE = 3.0
 """Seconds for both reviews of a token together; the server ends a connection after ten."""
 MOST_WAITING = 4
@@ -330,10 +328,7 @@ def _encoded(name: str, source: _Pointer) -> bytes:
 
 
 def _call(kind: type, name: str, *arguments: object) -> Any:
-    """Call a function of OpenSSL.
-
-    Each of those used here reports a failure as NULL, zero or a negative number.
-    """
+    """Call a function of OpenSSL. Each of those used here reports a failure as NULL, zero or a negative number."""
     function = getattr(ctypes.CDLL(_ssl.__file__), name)
     function.restype = kind
     result = function(*arguments)

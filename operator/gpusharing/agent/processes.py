@@ -116,10 +116,7 @@ class Processes:
             os.close(file)
 
     def of(self, pid: int, device: str = "", ask: Callable[[int], str] = lambda pid: "") -> Process:
-        """Return the process, or UNKNOWN_PROCESS if no id can be trusted.
-
-        `ask` returns the name that NVML reports.
-        """
+        """Return the process, or UNKNOWN_PROCESS if no id can be trusted. `ask` returns the name that NVML reports."""
         if pid <= 0 or self.blind:
             return Process(UNKNOWN_PROCESS.pid, UNKNOWN_PROCESS.name, device)
         return Process(pid, self._name(pid, ask), device)

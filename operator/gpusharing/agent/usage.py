@@ -67,9 +67,7 @@ class DeviceUsage:
     sm_percent: Mapping[str, int] = field(default_factory=dict)
     """Percentage of SM time of all processes together, by UUID of the device."""
     left_out: int = 0
-    """How many devices, and pairs of a pod and a device, exceed the bounds.
-
-    The mappings by UUID have all devices."""
+    """How many devices, and pairs of a pod and a device, exceed the bounds. The mappings by UUID have all devices."""
 
 
 def usage(use: Use, holdings: Holdings | None) -> DeviceUsage:

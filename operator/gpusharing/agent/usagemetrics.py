@@ -73,10 +73,7 @@ class UsageCollector(Collector):
 
 
 def of_meter(metered: Metered) -> Iterable[Metric]:
-    """Return the counters of a meter.
-
-    The growth of all parts adds up to that of `gpusharing_gpu_seconds_total`.
-    """
+    """Return the counters of a meter. The growth of all parts adds up to that of `gpusharing_gpu_seconds_total`."""
     yield _counter(
         "slice_seconds",
         "GPU-seconds of slices allocated to a namespace: the time of each slice, multiplied by its share of the"

@@ -92,9 +92,7 @@ class NodeWrites:
     client: KubeClient
     sources: Sources
     created: dict[str, str] = field(default_factory=dict)
-    """UID of the Node for which a GPUNode was last created, by node name.
-
-    The executor removes Nodes that are gone."""
+    """UID of the Node for which a GPUNode was last created, by node name. The executor removes Nodes that are gone."""
     _deleted: set[str] = field(default_factory=set)
     """UIDs of pods to restart whose deletion the server accepted; a process has only a few."""
     _missed: Counter[str] = field(default_factory=Counter)
@@ -204,9 +202,7 @@ class NodeWrites:
 
 
 PLAN_VALID = 10.0
-"""Seconds for which a plan is carried out on nodes.
-
-After that its idle proofs and its view of the pods are too old."""
+"""Seconds for which a plan is carried out on nodes. After that its idle proofs and its view of the pods are too old."""
 
 
 FATAL = (Unauthorized, ServerAway, LeaseLost)
@@ -257,10 +253,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class Executor:
-    """Carries out the actions of plans.
-
-    A new kind of action without a branch in `_perform` fails type checking.
-    """
+    """Carries out the actions of plans. A new kind of action without a branch in `_perform` fails type checking."""
 
     client: KubeClient
     sources: Sources

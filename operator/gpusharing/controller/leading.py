@@ -21,9 +21,7 @@ from gpusharing.kube.lease import LeaderLease
 from gpusharing.kube.login import Login
 
 STUCK = 120.0
-"""Seconds without progress after which the loop counts as dead.
-
-A single call has a deadline of ten seconds."""
+"""Seconds without progress after which the loop counts as dead. A single call has a deadline of ten seconds."""
 SILENT = 200.0
 """Seconds without an event on a watch, after which its connection counts as dead.
 
@@ -57,10 +55,7 @@ class Health:
         return problems
 
     def unready(self) -> dict[str, str]:
-        """Return why the operator cannot decide at present, by the name of each part.
-
-        Also requests overdue lists.
-        """
+        """Return why the operator cannot decide at present, by the name of each part. Also requests overdue lists."""
         problems = self.dead() | self.loop.sources.revoked() | self.loop.sources.missing()
         for name, source in self.loop.sources.required.items():
             if source.error is not None:

@@ -230,10 +230,7 @@ class Loop:
         )
 
     def _may_run(self) -> bool:
-        """Whether this process leads and all sources can be relied on.
-
-        Logs what is wrong, also what stops no pass.
-        """
+        """Whether this process leads and all sources can be relied on. Logs what is wrong, also what stops no pass."""
         leads, missing = self.leader.is_leader, self.sources.missing()
         why = self.leader.claims_error
         self._complaints.check(

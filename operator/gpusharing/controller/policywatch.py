@@ -113,13 +113,9 @@ def _after_each_list(act: Callable[[], None]) -> aiohttp.ClientMiddlewareType:
 log = structlog.get_logger()
 
 AGAIN_FIRST, AGAIN_MOST = 1.0, 60.0
-"""The shortest and the longest wait in seconds until kopf is started again.
-
-It doubles while kopf stops soon."""
+"""The shortest and the longest wait in seconds until kopf is started again. It doubles while kopf stops soon."""
 LONG_LIFE = 60.0
-"""Seconds after which a running kopf counts as working.
-
-The next time it stops, the shortest wait applies again."""
+"""Seconds after which a running kopf counts as working. The next time it stops, the shortest wait applies again."""
 STOP_SECONDS = 5.0
 """Seconds that kopf may take to stop. Its thread does not keep the process alive."""
 

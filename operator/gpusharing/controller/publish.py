@@ -70,9 +70,7 @@ class Publisher:
     client: KubeClient
     sources: Sources
     period: float
-    """Seconds for which a change of a resting node is held back.
-
-    Other changes are held back for multiples of this."""
+    """Seconds for which a change of a resting node is held back. Other changes are held back for multiples of this."""
     identity: str
     """Name of this process in Events."""
     workers: Workers = field(default_factory=lambda: Workers(16))

@@ -84,10 +84,7 @@ class Role:
         return {"loop": problem} if led > START else {}
 
     def unready(self) -> dict[str, str]:
-        """Return why this process does not work, by the name of each part.
-
-        A standby works while it knows who leads.
-        """
+        """Return why this process does not work, by the name of each part. A standby works while it knows who leads."""
         if self.health is not None:
             return self.health.unready()
         if self.lease.acquired.is_set():

@@ -207,10 +207,7 @@ class SharedWrites:
             raise errors[0]
 
     async def write_rules(self, action: WriteRules) -> None:
-        """Create and remove DeviceTaintRules of ours.
-
-        The first error, such as AlreadyExists, is raised at the end.
-        """
+        """Create and remove DeviceTaintRules of ours. The first error, such as AlreadyExists, is raised at the end."""
         rules, errors = self.sources.taint_rules, list[KubeError]()
         for node in action.create:
             with _kept_for_later(errors):

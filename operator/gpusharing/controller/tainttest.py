@@ -30,9 +30,7 @@ from gpusharing.planning.snapshot.nvidia import TAINT_TEST
 log = structlog.get_logger()
 
 DRIVER = "test.gpusharing.dev"
-"""The driver of the device.
-
-Its pool has the name of the other objects, and so has the label `app` of the pods."""
+"""The driver of the device. Its pool has the name of the other objects, and so has the label `app` of the pods."""
 PERIOD = 600.0
 """Seconds between two checks of the API server's version, or between failed tests."""
 VALID = 6 * 3600.0

@@ -1,7 +1,4 @@
-"""What the operator's process remembers of its own calls.
-
-It is kept in memory only: a restart forgets it.
-"""
+"""What the operator's process remembers of its own calls. It is kept in memory only: a restart forgets it."""
 
 from dataclasses import dataclass, field
 

@@ -80,9 +80,7 @@ ACCESS_REVIEWS = Resource("authorization.k8s.io", "v1", "subjectaccessreviews")
 VERSION = Resource("", "", "version")
 """The page `/version` of the API server; not a kind."""
 EVICTION, LOG, METRICS = "eviction", "log", "proxy/metrics"
-"""Subresources of pods.
-
-The last one is the page with the metrics that a pod serves, through the API server."""
+"""Subresources of pods. The last one is the page with the metrics that a pod serves, through the API server."""
 TEXTS = (LOG, METRICS)
 """Subresources whose answers are plain text."""
 

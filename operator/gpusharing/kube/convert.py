@@ -93,9 +93,7 @@ TRANSIENT_TAINTS = frozenset(
         TAINT_UNPROVEN,
     }
 )
-"""Taints that are removed when a cordon, a condition or the lack of proof ends.
-
-They do not exclude a pod for good."""
+"""Taints that are removed when a cordon, a condition or the lack of proof ends. They do not exclude a pod for good."""
 
 
 def taint_text(taint: JSON) -> str:
@@ -180,10 +178,7 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
 
 
 def unknown_node(raw: JSON, why: str) -> NodeView:
-    """Return the view of a Node that cannot be converted.
-
-    It is left as it is: it may be in the middle of a change.
-    """
+    """Return the view of a Node that cannot be converted. It is left as it is: it may be in the middle of a change."""
     metadata = section(raw, "metadata")
     return NodeView(
         name=intern(text(metadata, "name")),
@@ -355,10 +350,7 @@ def _policy(raw: JSON, checked: GPUSharingPolicySpec | tuple[Problem, ...]) -> P
 
 
 def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
-    """Convert NVIDIA's raw ClusterPolicy.
-
-    It does not describe the MPS daemon, which `with_mps_daemon` adds.
-    """
+    """Convert NVIDIA's raw ClusterPolicy. It does not describe the MPS daemon, which `with_mps_daemon` adds."""
     spec = section(raw, "spec")
     tolerations = entries(spec, "daemonsets", "tolerations") or [GPU_TOLERATION]
     configured = text(raw, "metadata", "annotations", names.ANNOTATION_CONFIGURED)

@@ -13,10 +13,7 @@ from traceback import extract_tb
 
 @dataclass(repr=False)  # as of any exception: subclasses without fields add none
 class KubeError(Exception):
-    """A call to the API server failed, or was not sent.
-
-    Errors of one class compare equal if their fields are equal.
-    """
+    """A call to the API server failed, or was not sent. Errors of one class compare equal if their fields are equal."""
 
     message: str
 

@@ -18,9 +18,7 @@ from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Throttled, U
 AWAY_OBJECTS = 3
 """How many objects' calls must fail, without an answer in between, before the server counts as away."""
 AWAY_DOORS = 2
-"""Doors at which these calls must have failed.
-
-One webhook may refuse every eviction while the server is well."""
+"""Doors at which these calls must have failed. One webhook may refuse every eviction while the server is well."""
 LONGEST_HOLD = 60.0
 """The longest hold in seconds; a longer Retry-After is cut to this."""
 FORGET_AFTER = 600.0
@@ -204,9 +202,7 @@ class PublishingClient(PassingClient):
 PATIENCE = 1.0
 """Seconds without the end of any piece of work, after which the round no longer waits for the rest."""
 LONGEST = 10.0
-"""The longest round in seconds.
-
-Work that has not begun by then is left to the next round, which decides again."""
+"""The longest round in seconds. Work that has not begun by then is left to the next round, which decides again."""
 Work = Callable[[str], Awaitable[None]]
 """Works on the object with this key."""
 

@@ -37,10 +37,7 @@ NodeRecord = TypeVar("NodeRecord", Fence, Deferred, Verified)
 
 
 def record_text(record: Fence | Deferred | Verified) -> str:
-    """Return the value of the annotation that holds this record, as compact JSON.
-
-    A fence keeps its unknown keys.
-    """
+    """Return the value of the annotation that holds this record, as compact JSON. A fence keeps its unknown keys."""
     written = _dump(_encode(record))
     # The unknown keys are appended as JSON text, because they may be nested as deeply as JSON can be read.
     return f"{written[:-1]},{record.unknown[1:]}" if isinstance(record, Fence) and record.unknown else written

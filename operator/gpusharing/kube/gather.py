@@ -29,9 +29,7 @@ from gpusharing.planning.wanted.actuators.choice import find_actuator
 LINES = 200
 """How many lines of a log are read; after its first error, mig-parted writes fewer for eight GPUs."""
 PATIENCE = 2.0
-"""Seconds to wait for a log.
-
-The API server asks the kubelet, which may be gone, and the pass waits for the answer."""
+"""Seconds to wait for a log. The API server asks the kubelet, which may be gone, and the pass waits for the answer."""
 RETRY = timedelta(seconds=30)
 """The wait until a log that gave no reason is read again; doubled each time."""
 LONGEST = timedelta(minutes=10)

@@ -63,9 +63,7 @@ class Timing:
     duration: float = 15.0
     """How long other contenders wait after our last renewal before they take over."""
     deadline: float = 10.0
-    """How long we act without a successful renewal.
-
-    Must be shorter than `duration`, to leave time to stop."""
+    """How long we act without a successful renewal. Must be shorter than `duration`, to leave time to stop."""
     retry: float = 2.0
     """The wait between two renewals, and between two attempts to acquire."""
     clock: Callable[[], float] = boot_time

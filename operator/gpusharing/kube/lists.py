@@ -104,9 +104,7 @@ The raw objects of a page are held in addition to the views: for Nodes of 18 KB,
 PAGE = 500
 """The most objects of one page where the caller waits for the whole list, so that it takes few calls."""
 PATIENCE = 90.0
-"""Seconds for which one page may fail before `pages_of` gives up its list.
-
-A hold lasts for 60 s at most."""
+"""Seconds for which one page may fail before `pages_of` gives up its list. A hold lasts for 60 s at most."""
 LASTING_ERRORS = (Forbidden, NotFound, Invalid)
 """Errors that do not go away by themselves."""
 

@@ -84,10 +84,7 @@ class NodePods:
             self.work[name] = heard(work, answers.get(name), _later(now, began))
 
     def forget(self) -> None:
-        """Forget the pods of all nodes, because an answer was lost.
-
-        Only a new LIST shows whether a pod was evicted.
-        """
+        """Forget the pods of all nodes, because an answer was lost. Only a new LIST shows whether a pod was evicted."""
         self.work.clear()
         self._lists.clear()
 

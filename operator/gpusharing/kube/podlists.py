@@ -49,15 +49,11 @@ There can be many, because each slice of a node may belong to another job."""
 MAX_PODS = 5000
 """The most pods read from the LIST of one gang."""
 MAX_SHARED = 20_000
-"""The most pods read from a LIST that serves several gangs.
-
-If there are more, these gangs count as unknown."""
+"""The most pods read from a LIST that serves several gangs. If there are more, these gangs count as unknown."""
 LIST_VALID = timedelta(seconds=3)
 """How long the result of a LIST is reused for all nodes whose pods are read in the meantime."""
 LIST_VALID_IN_DRAIN = timedelta(seconds=30)
-"""How long that result is reused for nodes in a drain.
-
-They only wait for members that may end by themselves."""
+"""How long that result is reused for nodes in a drain. They only wait for members that may end by themselves."""
 FORGET_AFTER = timedelta(minutes=2)
 """The result of a LIST is forgotten this long after its gangs were last requested."""
 
@@ -80,10 +76,7 @@ class _Known:
     """When one of its gangs was last requested."""
 
     def serves(self, gangs: Iterable[Gang]) -> bool:
-        """Whether this result answers a request for these gangs.
-
-        A gang that it lacks may be younger than this LIST.
-        """
+        """Whether this result answers a request for these gangs. A gang that it lacks may be younger than this LIST."""
         return bool(self.error) or all(gang in self.members for gang in gangs)
 
     def view(self, gang: Gang, labels: Mapping[str, str] | None) -> GangView:
@@ -205,9 +198,7 @@ It need not be newer, because the API server checks the present budget at each e
 LIST_VALID_THROTTLED = timedelta(minutes=2)
 """How long a list of budgets, or of a node's pods, is valid while the API server answers 429."""
 PATIENCE = 30.0
-"""Seconds to wait for a first answer.
-
-An error is also reported for this long while the next answer is awaited."""
+"""Seconds to wait for a first answer. An error is also reported for this long while the next answer is awaited."""
 
 
 @dataclass(slots=True)
@@ -287,10 +278,7 @@ class PodLookups:
     async def views(
         self, raws: Iterable[JSON], scope: Scope, now: datetime, *, namespaces: bool
     ) -> tuple[PodView, ...]:
-        """Convert the raw pods of one node.
-
-        Raises KubeError if one, or an object that it needs, cannot be read.
-        """
+        """Convert the raw pods of one node. Raises KubeError if one, or an object that it needs, cannot be read."""
         pods = []
         for raw in raws:
             claims = await self._resource_claims(raw)

@@ -39,10 +39,7 @@ KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
 
 
 def gang_of(raw: JSON) -> Gang | None:
-    """Return the gang of a Pod in the pod's namespace, or None.
-
-    If no label selects its pods, their scheduler does.
-    """
+    """Return the gang of a Pod in the pod's namespace, or None. If no label selects its pods, their scheduler does."""
     found = ((kind, name, labels) for kind, (name, labels) in _declared(raw) if name)
     if (first := next(found, None)) is None:
         return None
@@ -159,10 +156,7 @@ def largest_requests(pod: JSON) -> Counter[str]:
 
 
 def container_requests(container: JSON) -> Counter[str]:
-    """Return how much of each GPU resource one container requests.
-
-    A quantity that cannot be read counts as 1.
-    """
+    """Return how much of each GPU resource one container requests. A quantity that cannot be read counts as 1."""
     # Requests of an extended resource equal its limits, so one of them is enough (docs/design/drain.md#g1).
     requests = {**section(container, "resources", "requests"), **section(container, "resources", "limits")}
     counts = {intern(key): count(quantity) for key, quantity in requests.items() if is_gpu_resource(key)}

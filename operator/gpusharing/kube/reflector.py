@@ -282,10 +282,7 @@ class Reflector(Generic[View]):
         self._views.drop(name)
 
     async def run(self) -> None:
-        """List, watch, and list again, until canceled.
-
-        KubeErrors are never raised, other errors not in a group.
-        """
+        """List, watch, and list again, until canceled. KubeErrors are never raised, other errors not in a group."""
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._keep_listed())

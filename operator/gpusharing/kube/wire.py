@@ -137,10 +137,7 @@ def answer_of(request: ApiRequest, raw: bytes) -> JSON:
 
 
 def event_of(request: ApiRequest, line: bytes) -> WatchEvent:
-    """Return the event in one line of a watch.
-
-    Raises the error that an ERROR event holds, such as Expired.
-    """
+    """Return the event in one line of a watch. Raises the error that an ERROR event holds, such as Expired."""
     event = parse_object(request, line)
     kind = event.get("type")
     # A tuple and not a set, because a server may send a type that cannot be hashed.
@@ -166,10 +163,7 @@ def parse_object(request: ApiRequest, raw: bytes) -> JSON:
 
 
 def error_of_response(request: ApiRequest, status: int, raw: bytes, retry_after: str | None) -> KubeError:
-    """Return the error for an answer with an HTTP status of 300 or above.
-
-    Its body may be the plain text of a proxy.
-    """
+    """Return the error for an answer with an HTTP status of 300 or above. Its body may be the plain text of a proxy."""
     try:
         answer: object = json.loads(raw)
     except (ValueError, RecursionError):

@@ -91,10 +91,7 @@ class RolloutPlan:
     objections: Mapping[str, Finding]
     """Why policies are not accepted, by policy."""
     shared: tuple[Action, ...]
-    """The writes that serve all nodes.
-
-    They come before those of the verdicts, because fences need the claims.
-    """
+    """The writes that serve all nodes. They come before those of the verdicts, because fences need the claims."""
     targets: Mapping[str, Mapping[str, int]]
     """The GPU resources that each node will have, as counts by resource name; skipped nodes are left out."""
     memory: PassMemory

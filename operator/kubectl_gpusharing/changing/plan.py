@@ -82,10 +82,7 @@ INKS = dict(zip(map(str, Outcome), (Ink.GOOD, Ink.BUSY, Ink.BAD, Ink.WAITING), s
 
 
 def judge(proposal: Proposal, *, estimate: bool = False) -> tuple[Outcome, str]:
-    """Return the first outcome that applies to one policy, and why.
-
-    The text may be empty for NOTHING and CHANGES.
-    """
+    """Return the first outcome that applies to one policy, and why. The text may be empty for NOTHING and CHANGES."""
     if not proposal.accepted:
         return Outcome.CANNOT, proposal.about
     unknown = ""

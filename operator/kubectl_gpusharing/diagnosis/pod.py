@@ -349,10 +349,7 @@ class PodAnswer:
     """The scheduler's last message about the pod, while it is not scheduled."""
     services: tuple[Service, ...]
     others: tuple[str, ...]
-    """Other GPU resources that will be advertised.
-
-    It is empty if a node will have what the pod requests.
-    """
+    """Other GPU resources that will be advertised. It is empty if a node will have what the pod requests."""
     guard: str
     """Sentences about the guard for tenants."""
     conclusion: str
@@ -463,10 +460,7 @@ def _services(pool: str, status: str, asks: Mapping[str, int], members: Sequence
 def _conclude(
     raw: JSON, asks: Mapping[str, int], services: Sequence[Service], rooms: Sequence[NodeRoom], phase: str
 ) -> str:
-    """Return the answer as a clause.
-
-    `phase` is that of the pod's node; empty if the operator does not manage it.
-    """
+    """Return the answer as a clause. `phase` is that of the pod's node; empty if the operator does not manage it."""
     node, ended = text(raw, "spec", "nodeName"), text(raw, "status", "phase")
     if ended in ("Succeeded", "Failed"):
         refusal = next((room.refusal for room in rooms if room.node == node), "")

@@ -88,10 +88,7 @@ class Document:
 
 
 def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ...]]:
-    """Return the policies in these files, and a sentence for each other object, which is ignored.
-
-    Raises Trouble.
-    """
+    """Return the policies in these files, and a sentence for each other object, which is ignored. Raises Trouble."""
     policies: dict[str, JSON] = {}
     others: list[str] = []
     for document in read_documents(names, "plan -f -"):

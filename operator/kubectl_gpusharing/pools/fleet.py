@@ -253,10 +253,7 @@ Timeline = tuple[datetime, datetime, tuple[Track, ...]]
 
 
 def find_timeline(pool: PoolStatus, now: datetime) -> Timeline | None:
-    """Return the last rollout of a pool, with the nodes that are yet to change.
-
-    It is None if no node has changed.
-    """
+    """Return the last rollout of a pool, with the nodes that are yet to change. It is None if no node has changed."""
     tracks = [track for node in pool.members if (track := _last_change(node, now)).stretches]
     begin: datetime | None = None
     spans = [track.span for track in tracks if track.span]

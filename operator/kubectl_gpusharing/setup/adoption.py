@@ -71,10 +71,7 @@ class AdminConfigMaps:
     plugin: PluginEntries
     mig: str = ""
     mig_file: str | None = None
-    """The content of mig-manager's ConfigMap.
-
-    It is None if ClusterPolicy names none, or it does not exist.
-    """
+    """The content of mig-manager's ConfigMap. It is None if ClusterPolicy names none, or it does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,10 +369,7 @@ def _wait(snapshot: ClusterSnapshot, admin: AdminConfigMaps, mig: Sequence[str])
 
 
 def _point(snapshot: ClusterSnapshot, admin: AdminConfigMaps, *, with_mig: bool = True) -> tuple[str, str]:
-    """Return what to point at the operator's ConfigMaps, and the command.
-
-    Both are empty if nothing is left to do.
-    """
+    """Return what to point at the operator's ConfigMaps, and the command. Both are empty if nothing is left to do."""
     policy, settings = snapshot.stack.cluster_policy, snapshot.settings
     who = "ClusterPolicy at the operator's ConfigMaps"
     if policy is None or find_other_namespace(policy, settings.gpu_operator_namespace):

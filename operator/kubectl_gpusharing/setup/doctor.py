@@ -85,10 +85,7 @@ class Examination:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Print what is wrong, and return FAILED if there is an error.
-
-    Warnings and missing checks do not count.
-    """
+    """Print what is wrong, and return FAILED if there is an error. Warnings and missing checks do not count."""
     examined = await _examine(session)
     data = as_data(examined, session.name)
     terminal.answer(DoctorReportData, lambda: data, lambda options: describe(examined, options))

@@ -228,10 +228,7 @@ INSTANCE = "-MIG-"
 It occurs if MIG instances are advertised as GPUs.
 """
 MOST = 16
-"""The largest number of GPUs of one node that is tried.
-
-An HGX board has 8, and NVIDIA's largest single system 16.
-"""
+"""The largest number of GPUs of one node that is tried. An HGX board has 8, and NVIDIA's largest single system 16."""
 
 
 # --- before the installation ---------------------------------------------------------------------------------

@@ -119,10 +119,7 @@ def summary(answer: Import) -> str:
 
 
 def find_remarks(answer: Import) -> Iterator[str]:
-    """Yield what the user must know, one line each.
-
-    The steps to take first are each followed by their command.
-    """
+    """Yield what the user must know, one line each. The steps to take first are each followed by their command."""
     for number, (about, command) in enumerate(answer.steps, 1):
         yield f"{number}. {about}:"
         yield f"   {command}"

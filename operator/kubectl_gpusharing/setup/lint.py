@@ -47,10 +47,7 @@ _BLOCK = re.compile(r"\|[-+0-9]*\s*(#.*)?$")
 
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
-    """Print what is wrong with the files, and return FAILED if an object is refused.
-
-    Warnings do not count.
-    """
+    """Print what is wrong with the files, and return FAILED if an object is refused. Warnings do not count."""
     documents = tuple(read_documents(typed.file, "lint -"))
     findings = list(judge(documents))
     count = Counter(finding["severity"] for finding in findings)

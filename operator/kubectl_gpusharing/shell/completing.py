@@ -28,10 +28,7 @@ KINDS = {
 
 
 def main() -> None:
-    """Print one suggestion on each line, then the directive.
-
-    This is the console script that kubectl looks for.
-    """
+    """Print one suggestion on each line, then the directive. This is the console script that kubectl looks for."""
     words = sys.argv[1:] or [""]
     suggestions = suggest(words, lambda kind: cluster_names(kind, words))
     print("\n".join([FILES] if suggestions is None else [*suggestions, NO_FILES]))

@@ -143,10 +143,7 @@ def fold(text: Line, options: PrintOptions) -> list[Line]:
 
 
 def fit_columns(columns: Sequence[Column], widths: Mapping[int, int], room: int) -> dict[int, int]:
-    """Return the widths, by index, of the columns that remain.
-
-    Those with the highest `drop` are left out first.
-    """
+    """Return the widths, by index, of the columns that remain. Those with the highest `drop` are left out first."""
     kept = dict(widths)
     while sum(kept.values()) + len(GAP) * (len(kept) - 1) > room:
         if not (loose := [index for index in kept if columns[index].drop]):

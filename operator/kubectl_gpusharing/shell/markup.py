@@ -96,10 +96,7 @@ def tag(name: str, /, *children: Child, **attributes: str | None) -> Markup:
 
 
 POLICY = f"default-src 'none'; style-src 'sha256-{b64encode(sha256(CSS.encode()).digest()).decode()}'"
-"""The Content-Security-Policy of a page: the browser fetches and runs nothing.
-
-It uses only our own style sheet.
-"""
+"""The Content-Security-Policy of a page: the browser fetches and runs nothing. It uses only our own style sheet."""
 
 
 def frame(title: str, head: Iterable[Markup], *body: Markup) -> str:

@@ -252,10 +252,7 @@ def _find_contradictions(typed: Namespace, named: Sequence[str], *, several: boo
 
 
 async def run_each(verb: Any, session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Run the verb once for each value of the argument `Verb.each`.
-
-    Raises Trouble at the end, if there was any.
-    """
+    """Run the verb once for each value of the argument `Verb.each`. Raises Trouble at the end, if there was any."""
     each = typed.row.each
     values = tuple(dict.fromkeys(getattr(typed, each) or [""])) if each else ("",)
 

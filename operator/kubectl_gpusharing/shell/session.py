@@ -74,10 +74,7 @@ def find_context(files: Sequence[Path], name: str) -> tuple[str, str]:
 
 
 def find_contexts(kubeconfig: str, named: Sequence[str]) -> tuple[str, ...]:
-    """Return the contexts in `named`, or all of the kubeconfig if it is empty.
-
-    Raises Trouble if there are none.
-    """
+    """Return the contexts in `named`, or all of the kubeconfig if it is empty. Raises Trouble if there are none."""
     files = find_kubeconfigs(kubeconfig)
     contexts = [find_context(files, name)[0] for name in named] or sorted(read_contexts(files)[1])
     if not contexts:

@@ -26,10 +26,7 @@ from kubectl_gpusharing.usage.queries import POINT, POLICY, MeterQuery, anybody_
 from kubectl_gpusharing.usage.windows import DAY, Answers, duration, moment
 
 SHORT = 300.0
-"""The longest absence in a day that is not reported, in seconds.
-
-An update or a crash restarts an agent.
-"""
+"""The longest absence in a day that is not reported, in seconds. An update or a crash restarts an agent."""
 LATELY = 600
 """How long a node must have been without a Ready agent at the end of the window, in seconds.
 
@@ -39,10 +36,7 @@ LOOK = "kubectl get pods -A -o wide -l app.kubernetes.io/name=gpusharing-agent"
 Stretch = tuple[float, float]
 """The start and end of a time without samples, in seconds since 1970."""
 PRESENCE = ("seen first", "seen last", "seen", "down first", "down last")
-"""The answers to `close_queries` about when and how often nodes were seen.
-
-They also say when agents did not answer.
-"""
+"""The answers to `close_queries` about when and how often nodes were seen. They also say when agents did not answer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,10 +95,7 @@ class Advice:
 
     @property
     def layout(self) -> Layout:
-        """The layout of each GPU in mode MIG.
-
-        It is empty in the other modes, and if the GPUs of a node differ.
-        """
+        """The layout of each GPU in mode MIG. It is empty in the other modes, and if the GPUs of a node differ."""
         return (self.portions[0].layout or ()) if len(self.portions) == 1 else ()
 
     def policy(self, name: str, pool: str) -> dict[str, object]:

@@ -81,10 +81,7 @@ class Sum:
     cents: int | None
     """The cost in hundredths of the currency; None if the price is not known."""
     policy: str = ""
-    """The policy of a pool, or of a row in a bill by policy.
-
-    It is empty for GPUs without one, and in a total.
-    """
+    """The policy of a pool, or of a row in a bill by policy. It is empty for GPUs without one, and in a total."""
     tenant: str = ""
     """Who is billed for a row; only rows have it, `part`, `resource` and `basis`."""
     part: Part = Part.HELD

@@ -222,10 +222,7 @@ of sums differs, by less than 0.1 s in a year of 8 GPUs.
 CHOSEN = frozenset(("container", "endpoint"))
 """Labels of a target that stay the same when an agent restarts, so that they can select series."""
 FEW = 8
-"""How many nodes are read first to see whether Prometheus was always there.
-
-The names of so many fit into a URL.
-"""
+"""How many nodes are read first to see whether Prometheus was always there. The names of so many fit into a URL."""
 AHEAD = 2
 """How many groups of days are queried concurrently, so that a Prometheus with several cores uses them."""
 NodePool = tuple[str, str]

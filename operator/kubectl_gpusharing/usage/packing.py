@@ -193,10 +193,7 @@ class Placement:
     need: Need
     why: Outcome
     profile: str = ""
-    """The MIG profile.
-
-    It is empty for whole GPUs, without a place, and before a template is chosen.
-    """
+    """The MIG profile. It is empty for whole GPUs, without a place, and before a template is chosen."""
     gpus: int = 0
     """Whole GPUs of each pod, needed or given; 0 with a profile, and if unknown."""
     index: int = -1

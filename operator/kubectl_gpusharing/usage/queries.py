@@ -30,10 +30,7 @@ MOST = 1e15
 NO_NUMBER = "that is not a number"
 CHOOSE = "choose a cluster with --selector"
 Subject = tuple[str, str]
-"""What a price is for: `node`, `policy` or `product`, and its name.
-
-Dashes replace the spaces in the name.
-"""
+"""What a price is for: `node`, `policy` or `product`, and its name. Dashes replace the spaces in the name."""
 SOURCES = {
     "opencost": ("node", OPENCOST_METRIC),
     "policies": ("policy", POLICY_METRIC),

@@ -206,10 +206,7 @@ _packer = lru_cache(maxsize=4)(Packer)
 
 
 def _least(need: Need, sizes: Sequence[Size], per_node: int) -> Placement:
-    """Return the least that each pod must get, or why the workload has no place.
-
-    A node has at most `per_node` GPUs.
-    """
+    """Return the least that each pod must get, or why the workload has no place. A node has at most `per_node` GPUs."""
     holds = need.history.holds
     if holds.devices > 1:
         # Several whole GPUs are one program that spreads over them; instances and shares cannot be joined.

@@ -119,10 +119,7 @@ def _steps(answer: RecommendReport) -> Iterator[str]:
 
 
 def describe(answer: RecommendReport, options: PrintOptions, *, verbose: bool, written: str) -> list[Line]:
-    """Draw the answer; `verbose` adds the samples of each workload.
-
-    `written` is the file of the policy, or empty.
-    """
+    """Draw the answer; `verbose` adds the samples of each workload. `written` is the file of the policy, or empty."""
     lines = prose(answer.span, options, ink=Ink.TITLE)
     lines += drawing.describe_simulated(answer.observed.simulated, options)
     lines += _table(answer, options)

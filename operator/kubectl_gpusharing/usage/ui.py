@@ -61,10 +61,7 @@ source.addEventListener("page", (event) => {
 source.addEventListener("current", (event) => state.textContent = `As of ${event.data}. Changes appear by themselves.`);
 source.onerror = () => state.textContent = "The connection to kubectl gpusharing ui is lost: this may be out of date.";
 """
-"""Changes the elements that differ, so that a reader's place stays.
-
-A link keeps the focus, even if its row moves.
-"""
+"""Changes the elements that differ, so that a reader's place stays. A link keeps the focus, even if its row moves."""
 
 
 def link(title: str, text: str) -> Child:

@@ -25,15 +25,9 @@ DAY = 86400.0
 SHORT = 600.0
 """The shortest stretch, in seconds: a shorter one may lie between two points of a subquery."""
 AT_ONCE = 4
-"""How many days one query covers, at most.
-
-Answers stay small, and several queries can run at a time.
-"""
+"""How many days one query covers, at most. Answers stay small, and several queries can run at a time."""
 LOOKBACK = 300.0
-"""Seconds for which Prometheus keeps returning a value (--query.lookback-delta).
-
-Shorter gaps are invisible.
-"""
+"""Seconds for which Prometheus keeps returning a value (--query.lookback-delta). Shorter gaps are invisible."""
 MOST_POINTS = 3000
 """The highest number of points of one series in an answer; Prometheus refuses more than 11,000."""
 Answers = defaultdict[str, list[Series]]

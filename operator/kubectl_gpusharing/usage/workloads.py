@@ -26,10 +26,7 @@ Device: TypeAlias = tuple[str, str]
 """The UUID of a GPU, and the id of a GPU instance on it; the id is empty for the whole GPU."""
 MIB = 1 << 20
 EXPORTER = "dcgm-exporter"
-"""A part of the names of dcgm-exporter's pods.
-
-They are recognized by it if no `up` series shows which they are.
-"""
+"""A part of the names of dcgm-exporter's pods. They are recognized by it if no `up` series shows which they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +92,7 @@ def devices_of(infos: Iterable[Series]) -> dict[str, Device]:
 
 
 def read_agent(series: Series, devices: Mapping[str, Device]) -> DeviceLabels:
-    """Parse the labels of a series of the agent.
-
-    A UUID that is not in `devices` is taken for that of a whole GPU.
-    """
+    """Parse the labels of a series of the agent. A UUID that is not in `devices` is taken for that of a whole GPU."""
     uuid, profile, resource = (series.labels.get(label, "") for label in ("uuid", "profile", "resource"))
     device = devices.get(uuid, (uuid, ""))
     return DeviceLabels(device, pod_of(series.labels), profile, series.node, resource=resource)
@@ -241,10 +235,7 @@ class Fold:
     nodes: frozenset[str] | None = None
     """The nodes whose GPUs count; None for all."""
     card: Card | None = None
-    """The model of the GPUs that count; None for all.
-
-    A workload may also have pods on GPUs of other models.
-    """
+    """The model of the GPUs that count; None for all. A workload may also have pods on GPUs of other models."""
     replicas: dict[str, int] = field(default_factory=dict)
     """How many times each GPU is advertised, by node, where that is more than once."""
     slices: Mapping[tuple[str, str], float] = field(default_factory=dict)

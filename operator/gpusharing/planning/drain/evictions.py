@@ -21,10 +21,7 @@ SLOW_WAIT = 300.0
 Also the longest Retry-After of a budget that is obeyed.
 """
 ODD_AFTER = 3
-"""So many answers in a row may say that a pod is gone although newer LISTs show it.
-
-One more is an error.
-"""
+"""So many answers in a row may say that a pod is gone although newer LISTs show it. One more is an error."""
 MAX_EVICTIONS = 10
 """The most evictions sent on one node within `PACE`, no matter how closely passes follow (E18)."""
 PACE = timedelta(seconds=2)

@@ -32,10 +32,7 @@ from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from gpusharing.planning.vocabulary.values import value
 
 SLACK = timedelta(seconds=10)
-"""Time added to a pod's grace period.
-
-With it, the next pass comes early enough and a failed DELETE can be repeated.
-"""
+"""Time added to a pod's grace period. With it, the next pass comes early enough and a failed DELETE can be repeated."""
 
 
 def find_force_note(options: Drain, *, granted: bool, namespace: str) -> Finding | None:
@@ -208,24 +205,15 @@ class DrainPlan:
     blockers: tuple[Blocker, ...] = ()
     """Why pods have not left yet, for people. The drain keeps trying nevertheless."""
     jobs: tuple[PodView, ...] = ()
-    """Pods whose turn it is and that end by themselves.
-
-    Until they have ended, no pod of their tier is evicted.
-    """
+    """Pods whose turn it is and that end by themselves. Until they have ended, no pod of their tier is evicted."""
     jobs_until: datetime | None = None
-    """When the time of all `jobs` is over.
-
-    NEVER if it is unlimited for one of them, None if there are no jobs.
-    """
+    """When the time of all `jobs` is over. NEVER if it is unlimited for one of them, None if there are no jobs."""
     overdue: tuple[PodView, ...] = ()
     """Pods of `jobs` whose time is over and that must not be evicted, so the change has to be given up."""
     needs: tuple[tuple[str, int], ...] = ()
     """By PodDisruptionBudget (`namespace/name`): how many pods are still to be evicted under it."""
     next_wake: datetime | None = None
-    """When the passing of time alone may change the plan, or None if it cannot.
-
-    Other changes show in the next LIST.
-    """
+    """When the passing of time alone may change the plan, or None if it cannot. Other changes show in the next LIST."""
 
     @property
     def idle(self) -> bool:

@@ -39,10 +39,7 @@ JOB_KINDS = frozenset(
         *(("kubeflow.org", kind) for kind in ("PyTorchJob", "TFJob", "MPIJob", "XGBoostJob", "PaddleJob", "JAXJob")),
     }
 )
-"""API group and kind of controllers whose pods end by themselves.
-
-A JobSet's and a TrainJob's pods belong to Jobs.
-"""
+"""API group and kind of controllers whose pods end by themselves. A JobSet's and a TrainJob's pods belong to Jobs."""
 RAY_ORIGIN = "ray.io/originated-from-crd"
 """The label on a RayCluster's pods that says what the cluster serves, such as RayJob for a single job."""
 
@@ -233,10 +230,7 @@ def gpu_resources(pod: PodView) -> tuple[str, ...]:
 
 
 def holds_gpu(pod: PodView) -> bool:
-    """Whether the pod holds a GPU while it runs, whatever its phase (G1-G6, G10).
-
-    An unreadable claim counts.
-    """
+    """Whether the pod holds a GPU while it runs, whatever its phase (G1-G6, G10). An unreadable claim counts."""
     return pod.dra != "none" or bool(gpu_resources(pod))
 
 

@@ -185,10 +185,7 @@ class Standing:
     memory: EvictionMemory | None
     """The server's last answer about the pod. None if no eviction was sent or the answer no longer counts."""
     budgets: tuple[PdbView, ...]
-    """The budgets that the server will check, sorted by name.
-
-    With more than one, the server always refuses (E8).
-    """
+    """The budgets that the server will check, sorted by name. With more than one, the server always refuses (E8)."""
     leaves: bool
     """Whether the pod needs no eviction.
 
@@ -206,10 +203,7 @@ class Standing:
     None without a wait or before the cordon.
     """
     spared: bool = False
-    """Whether the drain waits for the pod and never evicts it.
-
-    When the pod's time is over, the change is given up.
-    """
+    """Whether the drain waits for the pod and never evicts it. When the pod's time is over, the change is given up."""
     waits_for: str = ""
     """Why the drain waits for the pod, if another member of its gang causes the wait; else empty."""
     gang_blocked: bool = False
@@ -329,10 +323,7 @@ def find_standings(work: NodeWork, options: Drain, now: datetime, *, scope: Scop
 
 
 def stuck_from(pod: PodView) -> datetime | None:
-    """Return when a terminating pod counts as stuck (T5).
-
-    None if it is not terminating or the time is too late.
-    """
+    """Return when a terminating pod counts as stuck (T5). None if it is not terminating or the time is too late."""
     try:
         return None if pod.deleted_at is None else pod.deleted_at + STUCK_AFTER
     except OverflowError:

@@ -65,10 +65,7 @@ def explain_refusal(namespace: str, namespace_labels: Mapping[str, str]) -> str:
 
 
 def describe_guard(namespace: str, namespace_labels: Mapping[str, str]) -> str:
-    """Return a clause about the namespace's isolation label and the modes that it admits.
-
-    Empty without the label.
-    """
+    """Return a clause about the namespace's isolation label and the modes that it admits. Empty without the label."""
     admitted = find_admitted(namespace_labels)
     if admitted is None:
         return ""
@@ -235,10 +232,7 @@ class Afterwards:
 
 
 def claimed(devices: Mapping[str, str], names: Iterable[str]) -> Counter[str]:
-    """Return how many of the named devices there are of each extended resource.
-
-    Unknown names do not count.
-    """
+    """Return how many of the named devices there are of each extended resource. Unknown names do not count."""
     return Counter(devices[name] for name in names if name in devices)
 
 

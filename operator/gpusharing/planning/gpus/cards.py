@@ -370,10 +370,7 @@ HEADROOM = 1.2
 Allocators, caches and bursts need a fifth more than the observed peak.
 """
 TURNS = 4
-"""The largest number of pods that should take turns on one GPU.
-
-With more of them, each waits too long.
-"""
+"""The largest number of pods that should take turns on one GPU. With more of them, each waits too long."""
 _CARD = 0.95
 """GiB of usable memory for each GB in the name of a card of which there is no capture."""
 _INSTANCE = 0.88
@@ -431,10 +428,7 @@ def plain_profiles(card: Card) -> tuple[Profile, ...]:
 
 
 def client_memory(card: Card, clients: int) -> float:
-    """Return the GiB that each of `clients` MPS clients of a card may use.
-
-    See docs/design/hardware.md#mps-share.
-    """
+    """Return the GiB that each of `clients` MPS clients of a card may use. See docs/design/hardware.md#mps-share."""
     return memory_of(card) / clients
 
 

@@ -26,10 +26,7 @@ _NAME = re.compile(r"(?:\d+c\.)?(?P<slices>\d+)g\.(?P<gb>\d+)gb(?P<attribute>(?:
 
 
 def normalize(counts: Mapping[str, int]) -> Layout:
-    """Return the layout with these counts by profile, largest profile first.
-
-    Raises ValueError for a negative count.
-    """
+    """Return the layout with these counts by profile, largest profile first. Raises ValueError for a negative count."""
     for name, count in counts.items():
         if count < 0:
             raise ValueError(f"count of profile {name} is negative: {count}")

@@ -46,10 +46,7 @@ HEALTHY = Vitals(recovery="None")
 
 
 def vitals_of(gpu: GPU) -> Vitals:
-    """Return the facts in a GPU's report that decide whether the GPU is healthy.
-
-    Healthy GPUs share one object.
-    """
+    """Return the facts in a GPU's report that decide whether the GPU is healthy. Healthy GPUs share one object."""
     rows = gpu.remapped_rows
     vitals = Vitals(
         access=gpu.access,

@@ -176,10 +176,7 @@ def standing_look(case: NodeCase, policy: PolicyView, looks: Mapping[str, Look])
 MAX_NAME = 40
 """The most characters of a policy's name in the id of its changes."""
 UNKNOWN_PODS = 1000
-"""The cost of a node whose pods cannot be counted.
-
-It is high, so that the node comes after all others.
-"""
+"""The cost of a node whose pods cannot be counted. It is high, so that the node comes after all others."""
 Order: TypeAlias = tuple[bool, bool, bool, bool, int, str]
 """The sort key of a candidate; the candidate with the smallest key starts first."""
 
@@ -303,10 +300,7 @@ def find_cost(case: NodeCase, pods: int) -> int:
 
 
 def find_candidate(case: NodeCase, policy: PolicyView, state: PassState, *, follows: bool = False) -> Candidate:
-    """Return the candidate with what the last LIST of its pods shows.
-
-    `case` may come from an earlier pass.
-    """
+    """Return the candidate with what the last LIST of its pods shows. `case` may come from an earlier pass."""
     case = replace(case, now=state.now)
     assessed, before = case.assessment, standing_look(case, policy, state.looks)
     assert isinstance(assessed, Assessed), "candidates have a target"
@@ -334,10 +328,7 @@ def look_at(
 
 
 def try_start(candidate: Candidate, state: PassState) -> tuple[Verdict, Look | None]:
-    """Start a candidate with a slot, or say what blocks it.
-
-    Return its verdict, and the look to record or None.
-    """
+    """Start a candidate with a slot, or say what blocks it. Return its verdict, and the look to record or None."""
     case, policy, look, pods = candidate.case, candidate.policy, candidate.look, candidate.pods
     if not candidate.cordons:
         return begin(candidate), None
@@ -355,10 +346,7 @@ def try_start(candidate: Candidate, state: PassState) -> tuple[Verdict, Look | N
 def start(
     candidate: Candidate, pods: Standings, state: PassState, wave: str, mates: tuple[str, ...] = ()
 ) -> tuple[Verdict, Look]:
-    """Start the change of a node with these pods and count its evictions.
-
-    Return its verdict and the look to record.
-    """
+    """Start the change of a node with these pods and count its evictions. Return its verdict and the look to record."""
     needed, retry = budget_room(pods), candidate.case.node.retry
     state.crowd.update(needed)
     look = Look(candidate.policy.version, retry, pods.listed_at, 1, (), tuple(needed.items()))

@@ -40,10 +40,7 @@ from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import Reason
 
 LOOKAHEAD = 2
-"""How many candidates beyond the free slots have their pods listed.
-
-With them, blocked nodes do not stop the pool.
-"""
+"""How many candidates beyond the free slots have their pods listed. With them, blocked nodes do not stop the pool."""
 
 
 def select(pool: Pool, queue: Queue, cap: int, state: PassState, past: AbstractSet[Reason] = frozenset()) -> Selection:

@@ -77,10 +77,7 @@ def outnumbers(pool: Pool) -> bool:
 
 
 def proven_at(node: NodeView, policy: PolicyView) -> datetime | None:
-    """Return when a change to this revision was proven on the node.
-
-    None if none was or the time is unknown.
-    """
+    """Return when a change to this revision was proven on the node. None if none was or the time is unknown."""
     verified = node.verified
     if verified is None or verified.rolled_back or verified.version != policy.version:
         return None
@@ -321,10 +318,7 @@ def wait_for(case: NodeCase, why: Finding, *, for_slot: bool) -> Verdict:
 
 
 MOST = 200
-"""The most failures on record, over all policies.
-
-The Lease's annotations may have at most 256 KiB (kube.fence).
-"""
+"""The most failures on record, over all policies. The Lease's annotations may have at most 256 KiB (kube.fence)."""
 
 
 def find_gone(claims: Mapping[str, Claim], nodes: Mapping[str, NodeView]) -> dict[str, FailedNode]:

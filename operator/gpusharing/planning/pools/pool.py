@@ -19,10 +19,7 @@ from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 
 MOST = 3
-"""The most nodes that a message names.
-
-The number of the others is left out, because it would change too often.
-"""
+"""The most nodes that a message names. The number of the others is left out, because it would change too often."""
 
 
 def name_keepers(members: Iterable[Member]) -> tuple[str, str]:

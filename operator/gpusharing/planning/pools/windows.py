@@ -160,10 +160,7 @@ def _end(windows: Sequence[ZonedWindow], moment: datetime, horizon: timedelta = 
 
 
 RECENT = 20
-"""How many recent changes of a pool are considered.
-
-The slowest of them sets the time expected for the next one.
-"""
+"""How many recent changes of a pool are considered. The slowest of them sets the time expected for the next one."""
 UNKNOWN = timedelta(minutes=15)
 """How long a change is expected to take while the pool has no finished changes."""
 FORESEEN = 200
@@ -181,10 +178,7 @@ class Hours:
     """What the windows of a policy allow at one moment."""
 
     spans: tuple[Span, ...] = ()
-    """The next spans in which a node can start.
-
-    Empty if nodes may start at any time, or never (see `closed`).
-    """
+    """The next spans in which a node can start. Empty if nodes may start at any time, or never (see `closed`)."""
     closed: Finding | None = None
     """Why no node starts now, or None if nodes may start."""
     change: datetime | None = None

@@ -26,10 +26,7 @@ from gpusharing.planning.wanted.actuators.actuator import Actuator
 from gpusharing.planning.wanted.sharedobjects import plan_rules
 
 CLOCKS = timedelta(seconds=1.5)
-"""How far the clocks of two processes may differ.
-
-Each was set from a Date header with whole seconds (kube.clock).
-"""
+"""How far the clocks of two processes may differ. Each was set from a Date header with whole seconds (kube.clock)."""
 
 
 def fences_of(snapshot: ClusterSnapshot) -> dict[str, Fence]:

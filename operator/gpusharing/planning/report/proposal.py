@@ -115,10 +115,7 @@ class Proposal:
     Pods request that name.
     """
     client_memory: Mapping[str, float] = field(default_factory=dict)
-    """GiB of one MPS client, by product.
-
-    Empty in other modes; cards that our table does not have are left out.
-    """
+    """GiB of one MPS client, by product. Empty in other modes; cards that our table does not have are left out."""
     client_threads: int = 0
     """Percentage of a GPU's threads that one MPS client may use. 0 in other modes."""
     lasts: tuple[timedelta, ...] = ()

@@ -40,10 +40,7 @@ class Members:
     """The Nodes, in the order of `verdicts`."""
     skipped: tuple[Verdict, ...]
     lost: tuple[str, ...]
-    """Nodes that the policy selects but another policy owns.
-
-    Only filled in if the policy has no nodes of its own.
-    """
+    """Nodes that the policy selects but another policy owns. Only filled in if the policy has no nodes of its own."""
     coming: tuple[str, ...]
     """Nodes that the policy owns but that are still in a change which another policy began."""
     done: int
@@ -119,10 +116,7 @@ Headline = tuple[Answer, str, str]
 
 
 def find_headline(pool: Members, plan: RolloutPlan) -> Headline:
-    """Return the headline of the pool.
-
-    States that a person has to end come before those that only take time.
-    """
+    """Return the headline of the pool. States that a person has to end come before those that only take time."""
     policy, left = pool.policy, pool.unproven
     if policy.deleting:
         message = "changes in flight are first finished or rolled back"

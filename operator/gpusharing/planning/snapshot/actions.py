@@ -65,10 +65,7 @@ class SetFinalizer:
     policy: str
     present: bool
     uid: str = ""
-    """UID that the policy must have, so that a new policy of the same name is left alone.
-
-    Empty accepts any.
-    """
+    """UID that the policy must have, so that a new policy of the same name is left alone. Empty accepts any."""
 
 
 @value

@@ -33,10 +33,7 @@ class Memo:
         self._latest: datetime | None = None
 
     def begin(self, now: datetime) -> None:
-        """Begin a pass.
-
-        If the clock was set back, all answers are dropped, because they may depend on the time.
-        """
+        """Begin a pass. If the clock was set back, all answers are dropped, because they may depend on the time."""
         if self._latest is not None and now < self._latest:
             self._known, self._values = {}, {}
         self._latest = now

@@ -29,10 +29,7 @@ That is about a minute's worth.
 """
 
 CLAIMS, CONFIG_MAPS = "claims on the Lease", "our ConfigMaps"
-"""Subjects of failures that do not concern one node.
-
-No fence is written while calls about either of them fail.
-"""
+"""Subjects of failures that do not concern one node. No fence is written while calls about either of them fail."""
 CLUSTER_POLICY = "pointers of ClusterPolicy"
 """Subject of a failure for which no fence waits; so are MPS_DAEMON_SET and DEVICE_CLASS."""
 MPS_DAEMON_SET = "MPS DaemonSet"

@@ -35,19 +35,13 @@ class DaemonSetState:
     tolerations: str = "[]"
     """The tolerations of its pods as JSON."""
     serves_gpus: bool = True
-    """Whether the driver serves GPUs and not only compute domains.
-
-    The value is resources.gpus.enabled of its chart.
-    """
+    """Whether the driver serves GPUs and not only compute domains. The value is resources.gpus.enabled of its chart."""
     gates: frozenset[str] = frozenset()
     """The feature gates that are switched on in the driver's container that serves GPUs."""
 
 
 def key_of(uuids: Iterable[str]) -> str:
-    """Return a hash of these UUIDs of devices, as 16 hexadecimal digits.
-
-    It does not depend on their order.
-    """
+    """Return a hash of these UUIDs of devices, as 16 hexadecimal digits. It does not depend on their order."""
     return sha256("\n".join(sorted(uuids)).encode(errors="backslashreplace")).hexdigest()[:16]
 
 
@@ -251,10 +245,7 @@ class ClusterPolicyView:
     mig_config_name: str
     """The field migManager.config.name. Empty if it is not set."""
     switches: Mapping[str, bool | str] = field(default_factory=dict)
-    """The values of the fields that `requirements.READ` lists, by their path below `spec`.
-
-    Unset ones are left out.
-    """
+    """The values of the fields that `requirements.READ` lists, by their path below `spec`. Unset ones are left out."""
     plugin_default: str = ""
     """The configuration for nodes without the label (devicePlugin.config.default). Empty if it is not set."""
     with_reboot: bool = False
@@ -393,10 +384,7 @@ class StackView:
     """Namespace of the agent's pods, if the existing ones do not tolerate the start-up taint, else empty."""
     mps_repairs: MpsRepairs = MpsRepairs()
     mps_nodes: tuple[str, ...] = ()
-    """The nodes that serve MPS and so prevent a repair of the MPS DaemonSet, sorted.
-
-    Empty unless a repair is due.
-    """
+    """The nodes that serve MPS and so prevent a repair of the MPS DaemonSet, sorted. Empty unless a repair is due."""
     repair_error: str = ""
     """Why the last repair of the MPS DaemonSet failed. Empty if it did not."""
     seen_plugin_configs: Mapping[str, str] = field(default_factory=dict)

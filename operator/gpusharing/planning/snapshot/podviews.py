@@ -69,10 +69,7 @@ class PodView:
     It has the annotation kubernetes.io/config.mirror or an ownerReference of kind Node.
     """
     resources: Mapping[str, int] = field(default_factory=dict)
-    """The GPU resources that its containers request, with counts above 0.
-
-    Init and sidecar containers are included.
-    """
+    """The GPU resources that its containers request, with counts above 0. Init and sidecar containers are included."""
     dra: Literal["none", "gpu", "unresolved"] = "none"
     """What its ResourceClaims hold.
 

@@ -38,10 +38,7 @@ def _moment(text: object) -> datetime:
 
 
 Moment = Annotated[datetime, BeforeValidator(_moment)]
-"""A time as an RFC 3339 string.
-
-The bounds keep additions from overflowing, which would stop other nodes too.
-"""
+"""A time as an RFC 3339 string. The bounds keep additions from overflowing, which would stop other nodes too."""
 Number = Annotated[int, Field(ge=0, le=10**10)]
 """A count, bounded so that additions cannot overflow. Taken as seconds, the bound is 317 years."""
 _WRITTEN = ConfigDict(alias_generator=to_camel, strict=True)
@@ -78,19 +75,13 @@ class Fence:
     __pydantic_config__ = _WRITTEN
 
     op: str
-    """Id of the change, which stays the same until the release.
-
-    The ids of its requests to the agent begin with it.
-    """
+    """Id of the change, which stays the same until the release. The ids of its requests to the agent begin with it."""
     policy: str
     """The policy that drove the node at the latest run, or that owns it since it failed."""
     version: SpecVersion
     """The version of the policy's spec that the change follows, set by the fence, each run and a rollback."""
     node_uid: str
-    """UID of the Node that was fenced.
-
-    A Node with another UID was recreated with a copy of the annotation.
-    """
+    """UID of the Node that was fenced. A Node with another UID was recreated with a copy of the annotation."""
     prior_unschedulable: bool
     """Whether the node was cordoned before the fence. That cordon is not ours to lift."""
     added: tuple[str, ...]
@@ -169,10 +160,7 @@ class Fence:
     At or after `deadline` it means a failure by the deadline, even if the clock has been set back since.
     """
     rolls_back: bool = False
-    """Whether the node is being rolled back to the layout last proven on it.
-
-    The change of this revision failed.
-    """
+    """Whether the node is being rolled back to the layout last proven on it. The change of this revision failed."""
     failure: str = ""
     """Why the node is being rolled back, for people. Empty if it is not."""
     owed: str = ""
@@ -246,10 +234,7 @@ class Deferred:
 
 @value
 class Verified:
-    """The record of what was last proven on a Node.
-
-    Every release after a proof and every adoption writes it.
-    """
+    """The record of what was last proven on a Node. Every release after a proof and every adoption writes it."""
 
     __pydantic_config__ = _WRITTEN
 

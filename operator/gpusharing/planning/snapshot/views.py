@@ -84,10 +84,7 @@ class NodeView:
     A marker or a NodeMaintenance names it.
     """
     foreign_waits: bool = False
-    """Whether that maintenance has not begun or was given up.
-
-    It may stay that way for weeks and uses no slot.
-    """
+    """Whether that maintenance has not begun or was given up. It may stay that way for weeks and uses no slot."""
     foreign_queued: bool = False
     """Whether that maintenance has certainly not begun, so that it does not depend on our cordon."""
     other_plugin: str = ""
@@ -97,10 +94,7 @@ class NodeView:
     label_rewriters: Mapping[str, str] = field(default_factory=dict)
     """By label: the field manager that has replaced the value that we wrote last."""
     devices: NodeDevices | None = None
-    """What NVIDIA's DRA driver publishes for the node.
-
-    None if it has published nothing or nobody reads it.
-    """
+    """What NVIDIA's DRA driver publishes for the node. None if it has published nothing or nobody reads it."""
     rule_since: datetime | None = None
     """Since when a DeviceTaintRule of ours keeps new pods off the node's devices, or None if none does."""
     held_off: Mapping[str, str] = field(init=False, compare=False)
@@ -175,10 +169,7 @@ class GpuView(CardView):
 
 @value(eq=False, slots=False)  # no slots, because cached_property needs a __dict__
 class Hardware:
-    """The GPUs of a node and the facts that many rules derive from them.
-
-    Thousands of nodes may share one object.
-    """
+    """The GPUs of a node and the facts that many rules derive from them. Thousands of nodes may share one object."""
 
     gpus: tuple[GpuView, ...]
 
@@ -346,10 +337,7 @@ class PlanSettings:
     alone; the common ones are built in.
     """
     paused: Literal["false", "true", "Finish", "Hold", "Abort"] = "false"
-    """Pause every policy (the chart's value paused).
-
-    A value of whenPaused also replaces that of every policy.
-    """
+    """Pause every policy (the chart's value paused). A value of whenPaused also replaces that of every policy."""
     force_delete: Switch = False
     """Allow pods to be deleted at the end of a drain whose policy says ForceDelete; the chart's value forceDelete grants
     the right and opens the admission policy.
@@ -401,10 +389,7 @@ The API server sends a bookmark every 60 s, and a watch counts as broken after 7
 
 @value
 class ClusterSnapshot:
-    """All input of a plan, read once.
-
-    Mappings are keyed by node name unless their description says otherwise.
-    """
+    """All input of a plan, read once. Mappings are keyed by node name unless their description says otherwise."""
 
     nodes: Mapping[str, NodeView]
     gpunodes: Mapping[str, GPUNodeView]

@@ -32,10 +32,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.target import PolicyTargets, Request, find_request
 
 MOST_LABELS = 400
-"""The most characters of commands that label nodes in one message.
-
-`kubectl gpusharing import` prints more.
-"""
+"""The most characters of commands that label nodes in one message. `kubectl gpusharing import` prints more."""
 STARTS_MIG_MANAGER = {Reason.MIG_MANAGER_DISABLED, Reason.LAYOUTS_NEED_CONFIG_MAP}
 """The wrong fields of ClusterPolicy whose correction starts or restarts mig-manager."""
 _PLUGIN, _DISCOVERY, _MIG_MANAGER = OPERANDS

@@ -41,10 +41,7 @@ class Right:
     subresource: str = ""
     scope: Scope = "cluster"
     name: str = ""
-    """Name of the only object for which the right is needed.
-
-    In braces it is the setting that contains the name.
-    """
+    """Name of the only object for which the right is needed. In braces it is the setting that contains the name."""
 
     @property
     def text(self) -> str:
@@ -217,10 +214,7 @@ class InstallationView:
     """Our own kinds that the API server does not serve."""
     rights: tuple[RightState, ...] = ()
     operator_replicas: int | None = None
-    """Replicas according to the Deployment's spec.
-
-    None if there is no Deployment, or if it could not be read.
-    """
+    """Replicas according to the Deployment's spec. None if there is no Deployment, or if it could not be read."""
     leader: str | None = None
     """The pod that leads, or the machine outside of the cluster whose process does, as in `make run`.
 

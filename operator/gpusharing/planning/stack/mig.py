@@ -174,18 +174,12 @@ def is_safe(changes: Iterable[StartChange]) -> bool:
 
 
 def after_labels(command: str, changes: Sequence[StartChange]) -> str:
-    """Return the command that starts mig-manager, after those that label nodes.
-
-    Empty if these are not enough.
-    """
+    """Return the command that starts mig-manager, after those that label nodes. Empty if these are not enough."""
     return " && ".join([*label_commands(changes), command]) if command and is_safe(changes) else ""
 
 
 def tell_changes(changes: Sequence[StartChange]) -> str:
-    """Return what mig-manager would change at its start and what to do.
-
-    Each clause begins with a semicolon.
-    """
+    """Return what mig-manager would change at its start and what to do. Each clause begins with a semicolon."""
     if not changes:
         return ""
     differing = [f"{change.node} ({change.why})" for change in changes if change.known]
@@ -290,10 +284,7 @@ def strategy_users_of(view: InstallationView, cluster_policy: ClusterPolicyView)
 
 
 def tell_strategy_users(users: Mapping[str, str], fixed: str) -> str:
-    """Return why the strategy must not be removed yet, and what comes first.
-
-    The clause begins with a semicolon.
-    """
+    """Return why the strategy must not be removed yet, and what comes first. The clause begins with a semicolon."""
     if not users:
         return ""
     them = "this node" if len(users) == 1 else "these nodes"

@@ -151,10 +151,7 @@ def find_serving(
 
 
 def find_mps_pod(node: NodeView, operands: Mapping[Program, Operand], stack: StackView) -> Operand | None:
-    """Return the pod of the node's MPS daemon.
-
-    None if the node has no MPS clients that a restart would end.
-    """
+    """Return the pod of the node's MPS daemon. None if the node has no MPS clients that a restart would end."""
     pod = operands.get(Program.MPS_DAEMON)
     if pod is None or node.fence is not None or not is_told_mps(node, stack):
         return None

@@ -185,10 +185,7 @@ class Server:
 
 
 def _running(servers: Iterable[Server], namespace: str) -> list[Server]:
-    """Return the servers whose pods should run anywhere.
-
-    The first of each role is the one that we configure.
-    """
+    """Return the servers whose pods should run anywhere. The first of each role is the one that we configure."""
     return sorted(
         (server for server in servers if server.wanted),
         key=lambda server: (

@@ -38,10 +38,7 @@ from gpusharing.planning.wanted.actuators.choice import find_actuator
 
 EVERY_MODE = frozenset(Mode)
 PRE_INSTALLED = "pre-installed"
-"""The value of the driver's deploy label if a driver is installed on the host.
-
-NVIDIA's driver manager sets it.
-"""
+"""The value of the driver's deploy label if a driver is installed on the host. NVIDIA's driver manager sets it."""
 SANDBOX, SANDBOX_DEFAULT = "sandboxWorkloads.enabled", "sandboxWorkloads.defaultWorkload"
 """Fields of ClusterPolicy that decide for which workload the GPUs of a node are.
 
@@ -164,10 +161,7 @@ def tell_off(row: NeededProgram, policy: ClusterPolicyView) -> str:
 
 
 def workload_of(labels: Mapping[str, str], policy: ClusterPolicyView | None) -> str:
-    """Return the kind of workload that a node's GPUs are for, such as `container`.
-
-    See docs/design/nvidia.md#d2.
-    """
+    """Return the kind of workload that a node's GPUs are for, such as `container`. See docs/design/nvidia.md#d2."""
     if label := labels.get(names.LABEL_WORKLOAD_CONFIG):
         return label
     if policy is None or policy.switches.get(SANDBOX) is not True:

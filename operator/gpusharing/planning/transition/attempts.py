@@ -64,10 +64,7 @@ def owe(case: NodeCase, assessed: Assessed, attempt: int, *, failed: bool = Fals
 
 
 def note_failure(case: NodeCase, verdict: Verdict) -> Verdict:
-    """Add the record of a failure to a Failed verdict.
-
-    Without it, a clock that is set back would undo the failure.
-    """
+    """Add the record of a failure to a Failed verdict. Without it, a clock that is set back would undo the failure."""
     ours = case.fence.node_uid == case.node.uid and case.assessment is not None
     if verdict.phase is not Phase.FAILED or case.fence.failed is not None or not ours:
         return verdict

@@ -212,10 +212,7 @@ def _is_overdue(case: NodeCase) -> bool:
 
 
 def _limit(case: NodeCase) -> datetime:
-    """Return when the change ends by the clock.
-
-    The proof, and pods deleted by force, get more time than the drain.
-    """
+    """Return when the change ends by the clock. The proof, and pods deleted by force, get more time than the drain."""
     plan, deadline = case.drain, case.fence.deadline
     if not case.fence.disruption.cordons:
         return deadline + proof_time(case)

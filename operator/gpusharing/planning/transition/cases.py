@@ -56,10 +56,7 @@ class Member:
     marked: bool
     """Whether the Node has a fence or a record of a failed change. Any other node cannot have failed."""
     to_go: bool
-    """Whether the node has yet to be drained.
-
-    Its change needs an idle node, is not skipped and has not begun.
-    """
+    """Whether the node has yet to be drained. Its change needs an idle node, is not skipped and has not begun."""
     outside: bool
     """Whether the policy selects the node but has nothing to change there, such as a node without a GPU.
 
@@ -381,10 +378,7 @@ def show_failure(verdict: Verdict, failure: CallFailure, now: datetime, fence: F
 
 
 def _is_late(verdict: Verdict, fence: Fence | None, now: datetime) -> bool:
-    """Whether the deadline is over and a step past the PNR still has to be sent.
-
-    A release is no such step.
-    """
+    """Whether the deadline is over and a step past the PNR still has to be sent. A release is no such step."""
     if verdict.deadline is None or now < verdict.deadline:
         return False
     asks = fence is not None and fence.stage == "actuating"

@@ -23,10 +23,7 @@ from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import Reason
 
 JOBS_PACE = 4
-"""The number of poll intervals between two LISTs while the drain waits for jobs.
-
-Jobs run for minutes to hours.
-"""
+"""The number of poll intervals between two LISTs while the drain waits for jobs. Jobs run for minutes to hours."""
 LIST_AGE = timedelta(seconds=30)
 """The maximum age of a LIST that proves idleness."""
 

@@ -81,10 +81,7 @@ class Verdict:
 
 
 def find_health(gpunode: GPUNodeView | None) -> Finding | None:
-    """Return the worst finding about the GPUs.
-
-    NO_TROUBLE if all are healthy, None while no GPU was reported.
-    """
+    """Return the worst finding about the GPUs. NO_TROUBLE if all are healthy, None while no GPU was reported."""
     hardware = gpunode.observed.hardware if gpunode and gpunode.observed else None
     return hardware.health if hardware is not None and hardware.gpus else None
 
@@ -96,10 +93,7 @@ class NodeCase(ActuatorCase):
     owner: PolicyView | None
     """The policy that owns the node according to the selectors."""
     work: NodeWork | None
-    """The pods of the node.
-
-    None if they were not listed, or were listed for a smaller change than the present one.
-    """
+    """The pods of the node. None if they were not listed, or were listed for a smaller change than the present one."""
     agent_ready: bool
     agent_trouble: Finding | None
     """Why no agent is Ready; None if one is, or if the cause is unknown."""
@@ -168,10 +162,7 @@ class NodeCase(ActuatorCase):
 
     @cached_property
     def drain(self) -> DrainPlan | None:
-        """The drain of a fenced node.
-
-        None if its pods were not listed or no readable policy says how to drain.
-        """
+        """The drain of a fenced node. None if its pods were not listed or no readable policy says how to drain."""
         spec, fence = self.spec, self.fence
         if self.work is None or spec is None:
             return None

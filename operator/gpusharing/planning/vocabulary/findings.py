@@ -52,10 +52,7 @@ class Blocker:
     pods: tuple[str, ...] = ()
     """The pods concerned, as `namespace/name`, sorted."""
     pdb: str = ""
-    """The PodDisruptionBudget that refuses the eviction, as `namespace/name`.
-
-    Several are separated by commas.
-    """
+    """The PodDisruptionBudget that refuses the eviction, as `namespace/name`. Several are separated by commas."""
     message: str = ""
     """The details of the blocker. A response of the API server is quoted verbatim, after `Server:`."""
     until: datetime | None = None

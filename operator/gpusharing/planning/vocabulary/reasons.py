@@ -11,19 +11,13 @@ from typing import Literal, Self
 from gpusharing.api.names import Phase
 
 Group = Literal["Node", "Hardware", "Health", "Proof", "Drain", "Accepted", "Ready", "Stalled"]
-"""Where a reason is seen.
-
-It is on a node (its hardware, health, proof or drain), or on a condition of a policy.
-"""
+"""Where a reason is seen. It is on a node (its hardware, health, proof or drain), or on a condition of a policy."""
 
 Keeper = Literal[
     "", "policy", "node", "pods", "foreign", "kubelet", "kube-apiserver", "ClusterPolicy", "ConfigMap", "operator",
     "agent", "GPUs", "mig-manager", "device-plugin", "gpu-feature-discovery", "mps-control-daemon",
 ]  # fmt: skip
-"""The kind of object, or the program, that holds a node back.
-
-`foreign` stands for whoever else maintains the node.
-"""
+"""The kind of object, or the program, that holds a node back. `foreign` stands for whoever else maintains the node."""
 
 
 class Passes(IntEnum):
@@ -62,15 +56,9 @@ class Mark(StrEnum):
     EVENT = auto()
     """A Warning Event reports that a node now has this reason."""
     NO_BLOCKER_EVENT = auto()
-    """No Event reports a blocker with this reason.
-
-    No pod is to blame, or the situation is reported otherwise.
-    """
+    """No Event reports a blocker with this reason. No pod is to blame, or the situation is reported otherwise."""
     PAST_RETURN = auto()
-    """A node with this reason passed its point of no return earlier.
-
-    So no Event says that it passes it now.
-    """
+    """A node with this reason passed its point of no return earlier. So no Event says that it passes it now."""
     TURNS_BACK = auto()
     """A failed change may be rolled back for this reason.
 
@@ -89,10 +77,7 @@ class Mark(StrEnum):
     After a lost connection, the next LIST shows what happened.
     """
     FORCIBLE = auto()
-    """A response after which a DELETE may follow.
-
-    A budget refused the eviction, or the server could not decide.
-    """
+    """A response after which a DELETE may follow. A budget refused the eviction, or the server could not decide."""
     DENIED = auto()
     """A response that only a person can change and that no DELETE overrides."""
 

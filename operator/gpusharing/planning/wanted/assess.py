@@ -54,10 +54,7 @@ class Assessed:
     stop: Target
     """The intermediate target: whole GPUs without sharing. It is used only if `two_steps`."""
     two_steps: bool
-    """Whether the change involves both MPS and MIG.
-
-    In a single step, mig-manager would race with the MPS daemon.
-    """
+    """Whether the change involves both MPS and MIG. In a single step, mig-manager would race with the MPS daemon."""
     mismatch: Finding | None
     """The first disagreement between a source of proof and the target."""
     disruption: DisruptionClass

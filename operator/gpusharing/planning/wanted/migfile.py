@@ -130,10 +130,7 @@ def sound_entries(text: str) -> Mapping[str, Entry]:
 
 @lru_cache(maxsize=64)
 def lasting_entries(text: str) -> Mapping[str, Entry]:
-    """Return the entries of `parse` whose names contain the hash of their content.
-
-    The result must not be changed.
-    """
+    """Return the entries of `parse` whose names contain the hash of their content. The result must not be changed."""
     return {name: entry for name, entry in parse(text).items() if is_named_after(entry_text(entry), name)}
 
 

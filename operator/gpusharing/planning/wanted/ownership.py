@@ -16,10 +16,7 @@ from gpusharing.planning.vocabulary.values import value
 
 
 def selects_node(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
-    """Whether the selector matches.
-
-    Unlike in Kubernetes, an empty one matches nothing; the API refuses it anyway.
-    """
+    """Whether the selector matches. Unlike in Kubernetes, an empty one matches nothing; the API refuses it anyway."""
     if not selector.match_labels and not selector.match_expressions:
         return False
     return selects(selector, labels)

@@ -22,10 +22,7 @@ from gpusharing.planning.vocabulary.lengths import cut
 from gpusharing.planning.vocabulary.values import value
 
 MAX_DEPTH = 20
-"""The largest number of nested maps and lists.
-
-The deepest file that NVIDIA's programs read has six levels.
-"""
+"""The largest number of nested maps and lists. The deepest file that NVIDIA's programs read has six levels."""
 TOO_DEEP = f"it is nested more than {MAX_DEPTH} levels deep"
 MAX_VALUES = 100_000
 """The largest number of maps, lists and scalars. A value counts again wherever an alias repeats it."""
@@ -201,10 +198,7 @@ def _children(node: yaml.Node | None) -> Iterator[tuple[str, yaml.Node, yaml.Nod
 
 
 def is_whole(value: object) -> bool:
-    """Whether the value is an int that fits into Go's int64.
-
-    False for a boolean and for a float such as 2.0.
-    """
+    """Whether the value is an int that fits into Go's int64. False for a boolean and for a float such as 2.0."""
     return type(value) is int and -(2**63) <= value < 2**63
 
 
@@ -393,10 +387,7 @@ def default_entry(stack: StackView) -> str:
 SharingStrategy = Literal["time-slicing", "mps"]
 """A value of the label nvidia.com/gpu.sharing-strategy, which GFD writes."""
 _BLOCKS: Mapping[SharingStrategy, str] = {"mps": "mps", "time-slicing": "timeSlicing"}
-"""The key below `sharing` for each strategy, in order of precedence.
-
-If both are present, the plugin uses mps (b.3).
-"""
+"""The key below `sharing` for each strategy, in order of precedence. If both are present, the plugin uses mps (b.3)."""
 
 
 @value
@@ -457,10 +448,7 @@ def render(config: PluginConfig) -> str:
 
 @lru_cache(maxsize=1024)
 def parse(text: str) -> PluginConfig | None:
-    """Return the effect of a configuration, given as YAML.
-
-    None if the device plugin would not start with it.
-    """
+    """Return the effect of a configuration, given as YAML. None if the device plugin would not start with it."""
     if any(flaw.refused for flaw in find_flaws(text)):
         return None
     document = parse_yaml(text)

@@ -192,10 +192,7 @@ def _is_ours(current: DeviceClassView) -> bool:
 
 
 def _resource_in(name: str) -> str:
-    """Return the extended resource of our class with this name.
-
-    Empty if no class of ours could have the name.
-    """
+    """Return the extended resource of our class with this name. Empty if no class of ours could have the name."""
     resource = RESOURCE_MIG_PREFIX + name.removeprefix(PREFIX)
     return resource if name.startswith(PREFIX) and profile_of(resource) else ""
 

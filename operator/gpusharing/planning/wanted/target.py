@@ -78,10 +78,7 @@ RELEASED_DAEMON = MpsDaemonView("v0.19.3", "mps-control-daemon", "/usr/bin/mps-c
 See gpu-operator v26.7.0 assets/state-mps-control-daemon.
 """
 WRAPPERS = frozenset({"sh", "ash", "bash", "dash", "busybox", "env", "tini", "dumb-init"})
-"""Programs that start the one named by their arguments.
-
-The process name of the daemon is then unknown.
-"""
+"""Programs that start the one named by their arguments. The process name of the daemon is then unknown."""
 ADVICE = "device plugins before v0.20 advertise a profile with a suffix, such as +me, under its name without the suffix"
 
 _VERSION = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?\b")
@@ -302,10 +299,7 @@ class Target:
     """Value of nvidia.com/device-plugin.config. Empty if the label must be absent."""
     plugin: PluginConfig
     resources: Mapping[str, int]
-    """The exact allocatable count of each resource of the device plugin.
-
-    Any other resource must be absent or 0.
-    """
+    """The exact allocatable count of each resource of the device plugin. Any other resource must be absent or 0."""
     text: str
     """The layouts for people, such as `2x3g.40gb`, `4x shared` or `1x full`."""
     configured: datetime | None
@@ -515,10 +509,7 @@ def _find_layouts(
 
 
 def _find_unfit(layout: Layout, gpu: CardView) -> Finding | None:
-    """Return why the card cannot have the layout, or None if it can.
-
-    The message begins after the name of the GPU.
-    """
+    """Return why the card cannot have the layout, or None if it can. The message begins after the name of the GPU."""
     if layout == ():
         return Finding(Reason.LAYOUT_EMPTY, ": with MIG on but no MIG instances, pods could not use it")
     if not gpu.profiles:

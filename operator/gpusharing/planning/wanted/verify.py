@@ -131,10 +131,7 @@ It reboots a node whose GPUs cannot be reset.
 EXCLUSIVE = "ExclusiveProcess"
 """The compute mode of a GPU that an MPS daemon serves."""
 MPS_DAEMONS = frozenset({"nvidia-cuda-mps-server", "nvidia-cuda-mps-control"})
-"""Names of NVIDIA's own MPS processes, which may run on an idle GPU.
-
-See docs/design/transition.md#idle.
-"""
+"""Names of NVIDIA's own MPS processes, which may run on an idle GPU. See docs/design/transition.md#idle."""
 FREE = ("Default", "NotSupported")
 """Compute modes in which any process may use a GPU."""
 
@@ -180,10 +177,7 @@ def find_mismatch(compared: Comparison, checks: Checks) -> Finding | None:
 
 
 def find_disagreements(compared: Comparison, checks: Checks) -> dict[Source, Finding]:
-    """Return the first disagreement of each source that disagrees.
-
-    It is for people; decisions use `find_mismatch`.
-    """
+    """Return the first disagreement of each source that disagrees. It is for people; decisions use `find_mismatch`."""
     results: dict[Source, Finding] = {}
     for source, found in checks(compared):
         results.setdefault(source, found)
@@ -191,10 +185,7 @@ def find_disagreements(compared: Comparison, checks: Checks) -> dict[Source, Fin
 
 
 def agent_checks(compared: Comparison) -> Checked:
-    """Check what the agent reads.
-
-    It comes first with every actuator, because every other source may be stale.
-    """
+    """Check what the agent reads. It comes first with every actuator, because every other source may be stale."""
     observed, target = compared.observed, compared.target
     kinds, layouts = observed.hardware.kinds, observed.hardware.layouts
     if observed.error:

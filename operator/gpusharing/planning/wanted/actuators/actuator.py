@@ -27,10 +27,7 @@ class ActuatorCase:
     gpunode: GPUNodeView | None
     """The GPUNode of the node. None if it has none yet."""
     operands: Mapping[Program, Operand]
-    """The pods of NVIDIA's programs on the node that we may restart.
-
-    A program without a pod there is left out.
-    """
+    """The pods of NVIDIA's programs on the node that we may restart. A program without a pod there is left out."""
     mig_failure: str
     """The last line of mig-manager's log after it failed.
 
