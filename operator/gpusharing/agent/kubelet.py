@@ -243,7 +243,7 @@ class KubeletPodResources:
 
     async def _ask(self) -> Sequence[Stream]:
         status = os.stat(self._socket)
-        file = status.st_dev, status.st_ino, status.st_ctime_ns
+        file = status.st_dev, status.st_ino, status.st_ctime_ns  # inode numbers are reused
         if self._connection is not None and self._connection.usable and self._file == file:
             with suppress(OSError, ValueError):
                 return await self._connection.ask(self._allocatable_timeout)

@@ -216,6 +216,7 @@ def turn_back(case: NodeCase, failure: Finding, *, known: bool) -> Verdict | str
         return ""
     if goes_back(case):
         return f"the rollback to {assessment.target.text} failed too"
+    # What the kubelet last advertised on a node that is not Ready dates from before the change.
     if not (known and case.node.ready and case.agent_ready):
         return "spec.rollout.onFailure is Rollback; the rollback starts once the state of the node is known"
     back = _assess_back(case, assessment)

@@ -282,7 +282,7 @@ def proven(case: NodeCase, target: Target, policy: PolicyView) -> Verified:
 
 
 ASKED_FOR = "node-maintenance-required"
-"""A state of a driver upgrade that may last for weeks."""
+"""A state of a driver upgrade that may last for weeks; the NodeMaintenance object shows when that work begins."""
 UNLOADING = frozenset(
     {
         "pod-deletion-required",

@@ -212,7 +212,11 @@ def judge_nodes(
 
 
 def find_models(gpunodes: Iterable[GPUNodeView | None]) -> dict[str, GpuView]:
-    """Return, by product, one GPU of each card model, with the profiles that most nodes report for it."""
+    """Return, by product, one GPU of each card model, with the profiles that most nodes report for it.
+
+    NVIDIA's well-known names mean the same on every node, so no single report decides. In a tie, the profiles found
+    first count.
+    """
     reports = (gpunode.observed for gpunode in gpunodes if gpunode is not None)
     kinds: Counter[Hardware] = Counter(report.hardware for report in reports if report is not None)
     known: dict[tuple[str, int], GpuView] = {}

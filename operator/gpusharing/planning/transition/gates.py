@@ -214,7 +214,8 @@ def _find_futile(case: NodeCase, assessed: Assessed, drift: Finding | None) -> F
     """
     target, mismatch, proof = assessed.target, assessed.mismatch, case.node.verified
     if drift is not None and assessed.disruption.cordons:
-        # It was proven under another name with the same meaning.
+        # It was proven under another name with the same meaning. That name does not count once a person asked for another
+        # try (`drift` is None then): our own name restarts the device plugin, which disturbs no pod and may help.
         target = keep_names(Comparison(case.node, assessed.observed, target, case.stack))
     if mismatch is None or _writes_anew(case, target):
         return None
