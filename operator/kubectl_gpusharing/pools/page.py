@@ -82,7 +82,10 @@ def divide(instances: Iterable[JSON], units: int, layout: str) -> tuple[str, Pie
 
     A card without instances has the `layout` that the operator wrote.
     """
-    slices = sorted((one.get("start", -1), text(one, "profile"), whole(one, "size")) for one in instances)
+    starts = ((one, one.get("start")) for one in instances)
+    slices = sorted(
+        (start if type(start) is int else -1, text(one, "profile"), whole(one, "size")) for one, start in starts
+    )
     names = [profile for _, profile, _ in slices] or [layout]
     spans = [(number * 100 / len(names), 100 / len(names)) for number in range(len(names))]
     if units and slices and slices[0][0] >= 0:

@@ -270,6 +270,7 @@ class Prometheus:
             status, content_type, body, data = await self._call(self.endpoint, path, parameters)
         if status >= 400 or data.get("status") != "success":
             raise without_data(status, content_type, body, data, self.endpoint)
+        del body  # up to 256 MiB, while the series are built
         try:
             if data["data"]["resultType"] != kind:
                 raise TypeError(f"a {data['data']['resultType']} instead of a {kind}")

@@ -55,6 +55,8 @@ class Prices:
     """Subjects that had several prices at once; the mean of these is not a real price."""
     faults: Mapping[str, Subject] = field(default_factory=dict)
     """The subject of each sentence about an impossible price that was left out."""
+    odd: frozenset[Subject] = frozenset()
+    """The subjects in `faults`."""
 
     def find(self, node: str, policy: str) -> Price | str:
         """Return the price of a GPU of this node under this policy, or a clause that says why there is none.
@@ -69,7 +71,7 @@ class Prices:
         cards = [("product", card) for card in sorted(self.cards.get(node, ()))]
         if not cards or any(card not in self.amounts for card in cards):
             subjects = {("node", node), ("policy", policy), *cards}
-            invalid = not subjects.isdisjoint(self.faults.values())
+            invalid = not subjects.isdisjoint(self.odd)
             return "the price in Prometheus is invalid and is left out" if invalid else "Prometheus has none"
         prices = [self._only(card, "chart") for card in cards]
         if any(price != prices[0] for price in prices):
@@ -125,7 +127,7 @@ def read_prices(answers: Mapping[str, Iterable[Series]], currency: str) -> Price
     for series in answers["cards"]:
         if product := series.labels.get("product"):  # a GPU that cannot be read has none
             cards[series.node].add(_dashed(product))
-    return Prices(amounts, cards, rivals, faults)
+    return Prices(amounts, cards, rivals, faults, frozenset(faults.values()))
 
 
 def _dashed(product: str) -> str:

@@ -282,9 +282,11 @@ class Fold:
             if labels.node and self.nodes is not None and labels.node not in self.nodes and series.points:
                 last = self.hour(series.points[-1][0])
                 self.beyond[labels.node] = max(last, self.beyond.get(labels.node, -1))
+        # A series without a model counts only for GPUs that an earlier stretch has seen, so `live` comes first.
+        live = self._ours(part["live"], read_exporter)
         for labels, series in used:
             self._see(self.gpus, labels, series)
-        live, active = self._ours(part["live"], read_exporter), self._ours(part["active"], read_exporter)
+        active = self._ours(part["active"], read_exporter)
         own, sm = self._ours(part["own"], read_own), self._ours(part["sm"], read_own)
         crowded, split = self._crowded(live)
         self._add_memory(used, own, crowded)

@@ -5,6 +5,7 @@ make it (docs/adr/0076-the-one-exception.md).
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from gpusharing.api import names
 from gpusharing.planning.snapshot.actions import RepairMps
@@ -157,7 +158,10 @@ def find_mps_pod(node: NodeView, operands: Mapping[Program, Operand], stack: Sta
         return None
     daemon = stack.cluster_policy.mps_daemon if stack.cluster_policy is not None else None
     # Beside a daemon that follows no label, config-manager fails again and again.
-    return None if daemon is not None and find_deafness(daemon) else pod
+    if daemon is not None and find_deafness(daemon):
+        return None
+    # What makes no difference to the count makes none to a verdict that has it.
+    return replace(pod, ready=True, deleting=False, down=False, ready_since=None)
 
 
 def count_lapses(before: Operand | None, pod: Operand) -> int:

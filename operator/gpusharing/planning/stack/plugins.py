@@ -34,7 +34,12 @@ def has_cloud_plugin(labels: Mapping[str, str]) -> bool:
 
 
 def has_system_plugin(os_image: str) -> bool:
-    """Whether a Node's operating system may run a device plugin itself. Bottlerocket's NVIDIA variants do."""
+    """Whether a Node's operating system may run a device plugin itself. Bottlerocket's NVIDIA variants do.
+
+    Those, such as `Bottlerocket OS 1.14.0 (aws-k8s-1.24-nvidia)` (bottlerocket#3132), start nvidia-k8s-device-plugin at
+    boot. Beside NVIDIA's DaemonSet it left pods without GPUs (bottlerocket#4309). From 1.63.0 on, a setting can disable
+    it (bottlerocket-core-kit#914), which the API does not show.
+    """
     return os_image.startswith("Bottlerocket OS ") and "-nvidia" in os_image
 
 
