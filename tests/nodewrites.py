@@ -205,9 +205,9 @@ def _wrong_step(before: JSON, body: JSON) -> Iterator[str]:
     labels = metadata.get("labels", {})
     step = step_of(before, body)
     if record := metadata.get("annotations", {}).get(names.ANNOTATION_FENCE):
-        known = {*(fence_of(before) or {"added": ()})["added"]}
+        known = {*(fence_of(before) or {}).get("added", ())}
         there = {*labels_of(before), *annotations_of(before)}
-        if unset := {*_record(record)["added"]} - known - ({*labels, *metadata["annotations"]} - there):
+        if unset := {*_record(record).get("added", ())} - known - ({*labels, *metadata["annotations"]} - there):
             yield f"recorded {', '.join(sorted(unset))}, which it did not set"
     if step == "PNR":
         fence = _record(metadata["annotations"][names.ANNOTATION_FENCE])
