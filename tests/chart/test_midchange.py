@@ -2,6 +2,7 @@
 Node it may take away again, and each change comes to its end."""
 
 import itertools
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -265,6 +266,18 @@ def test_a_change_comes_to_its_end_when_in_the_middle_of_it_a_value_is_set_or_ro
     end(begun)
     if value == "dra.deviceTaints":
         operator.delete(f"{RULES}/{rule['metadata']['name']}")
+
+
+def test_a_change_ends_although_its_fence_is_written_with_other_spaces(site: Installed, operator: Api) -> None:
+    """A person, or another version of the operator, may write the same JSON otherwise."""
+    node = Changing(site.admin, operator, f"node-{next(SERIAL)}")
+    labels = {names.LABEL_GPU_PRESENT: "true", names.LABEL_MODE: "full", names.LABEL_MIG_STATE: "success"}
+    site.admin.create(NODES, {"metadata": {"name": node.name, "labels": labels}})
+    fence = node.begin("fenced")
+    record = json.loads(node.raw["metadata"]["annotations"][names.ANNOTATION_FENCE])
+    written = {names.ANNOTATION_FENCE: json.dumps({"ofANewerVersion": {"kept": True}, **record}, indent=1)}
+    site.admin.merge_patch(f"{NODES}/{node.name}", {"metadata": {"annotations": written}})
+    assert names.ANNOTATION_FENCE not in node.end(fence)["metadata"]["annotations"]
 
 
 def test_every_value_with_which_a_rule_about_the_operator_changes_is_tried() -> None:
