@@ -95,7 +95,9 @@ def said(state: JSON) -> str:
     text = re.sub(r"ranker-\w{5}", "ranker-POD", re.sub(r"plan \w{7}", "plan HASH", text))
     text = re.sub(r"\d\d:\d\d:\d\dZ|\b\d+[smh](\d+[sm])?\b", "TIME", text)
     # Whether the end can be foreseen goes by whether this drain has lasted longer than any change before it.
-    return re.sub(r"about TIME left for 1 node: the (?:last change took|median of the last \d+ changes is) TIME ", "", text)
+    return re.sub(
+        r"about TIME left for 1 node: the (?:last change took|median of the last \d+ changes is) TIME ", "", text
+    )
 
 
 @pytest.mark.cluster
