@@ -1,6 +1,7 @@
 """Test objects: plain functions with keyword defaults, so that a test states only what it is about.
 The default world: one policy `pool-b` that wants 2x3g.40gb, one node `gpu-07` with one H100, all as in `NOW`."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -15,7 +16,16 @@ from gpusharing.kube.convert import find_zones
 from gpusharing.planning.drain.pods import scope_of
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.geometry import Layout
-from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, Operand, Program, StackView
+from gpusharing.planning.snapshot.nvidia import (
+    MIG_MANAGER_SWITCH,
+    Change,
+    ClusterPolicyView,
+    Effect,
+    Loss,
+    Operand,
+    Program,
+    StackView,
+)
 from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, Owner, PdbView, PodView, Scope
 from gpusharing.planning.snapshot.records import UNRECORDED, Claim, Deferred, Fence, Verified
 from gpusharing.planning.snapshot.views import (
@@ -27,6 +37,8 @@ from gpusharing.planning.snapshot.views import (
     PlanSettings,
     PolicyView,
 )
+from gpusharing.planning.stack.effects import START_MIG_MANAGER
+from gpusharing.planning.stack.pointers import mig_change, plugin_change
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
 from gpusharing.planning.wanted.sharedobjects import plan_config
@@ -353,6 +365,29 @@ def make_stack(
     written = dict.fromkeys(keys, written_at or at(-86400))
     known = {"plugin_configs": change.plugin_configs, "mig_file": change.mig_file, "written": written}
     return replace(empty, **{**known, **fields})
+
+
+def make_start(node: str = "gpu-1", why: str = "why", config: str = "", *, known: bool = True) -> Effect:
+    """What a start of mig-manager does to a node, which its label with the value `config` prevents."""
+    return Effect(node, Loss.GPUS, why, config and f"nvidia.com/mig.config={config}", known)
+
+
+def make_effects(
+    *,
+    starts: Sequence[Effect] = (),
+    unplugged: Mapping[str, str] | None = None,
+    unresolved: Mapping[str, str] | None = None,
+) -> Mapping[Change, tuple[Effect, ...]]:
+    """Effects of the changes that messages ask for; the mappings have the entries that Nodes name and we lack."""
+    found = tuple(Effect(node, Loss.DEVICES, "why", missing=entry) for node, entry in (unplugged or {}).items())
+    lacking = (Effect(node, Loss.GPUS, "", missing=entry) for node, entry in (unresolved or {}).items())
+    effects = defaultdict[Change, tuple[Effect, ...]](tuple)
+    for default in ("", "kept"):
+        policy = make_cluster_policy(plugin_default=default)
+        effects[plugin_change(policy, SETTINGS, ())] = found
+    effects[mig_change(SETTINGS)] = (*lacking, *starts)
+    effects[START_MIG_MANAGER] = effects[Change(fields=((MIG_MANAGER_SWITCH, True),))] = tuple(starts)
+    return effects
 
 
 def make_operand(node: str = "gpu-07", *, serial: int = 0, ready: bool = True) -> Operand:

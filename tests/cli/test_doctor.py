@@ -20,7 +20,7 @@ from kubectl_gpusharing.setup.doctor import Examination, describe
 from kubectl_gpusharing.shell.drawing import PrintOptions, plain
 from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
 
-HELD = ConfigMapState(frozenset({"any", "ts-4"}), ours=False)
+HELD = ConfigMapState(dict.fromkeys(("any", "ts-4"), "version: v1"), ours=False)
 POINTED = make_cluster_policy("time-slicing-config")
 VIEW = InstallationView(cluster_policies=(POINTED,), config_maps={"time-slicing-config": HELD})
 PLUGIN, STATE = "nvidia.com/device-plugin.config", "nvidia.com/mig.config.state"

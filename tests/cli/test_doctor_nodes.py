@@ -136,7 +136,7 @@ def test_nvidias_plugin_is_not_switched_on_where_another_one_serves_the_gpus() -
 def test_one_command_names_an_entry_only_for_nodes_with_the_same_wrong_entry() -> None:
     config = "nvidia.com/device-plugin.config"
     nodes = [labelled(f"gpu-{number}", {**GPU, **POOL, config: f"old-{number % 2}"}) for number in range(3)]
-    held = {"plugins": ConfigMapState(frozenset({"default"}), ours=False)}
+    held = {"plugins": ConfigMapState({"default": "version: v1"}, ours=False)}
     (one,) = told(nodes, cluster_policies=(make_cluster_policy("plugins"),), config_maps=held)
     assert "gpu-0, gpu-1, gpu-2 names an entry" in one.message
     assert one.command == f"kubectl label node gpu-0 gpu-2 --overwrite {config}=NAME", "gpu-1 serves another"

@@ -29,6 +29,7 @@ from gpusharing.planning.snapshot.views import GpuView
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
 from gpusharing.planning.wanted.migfile import well_known
+from gpusharing.planning.wanted.verify import EXCLUSIVE
 from kubectl_gpusharing.setup.adoption import AdminConfigMaps, find_import
 from kubectl_gpusharing.shell.troubles import FAILED
 
@@ -219,7 +220,9 @@ def test_the_last_step_says_whether_mps_clients_end(
     text = f"version: v1\nsharing: {{{share}: {{resources: [{{name: nvidia.com/gpu, replicas: 4}}]}}}}"
     cluster_policy = make_cluster_policy(pointer, mig_config_name="", mps_daemon=daemon)
     node_ = make_node(labels={PLUGIN: "shared", LABEL_POOL: "z"})
-    snapshot = make_snapshot([node_], [], gpunodes=[make_gpunode()], stack=make_stack(cluster_policy=cluster_policy))
+    gpu = replace(make_gpu(), compute_mode=EXCLUSIVE if share == "mps" else "Default")
+    stack = make_stack(cluster_policy=cluster_policy)
+    snapshot = make_snapshot([node_], [], gpunodes=[make_gpunode(gpus=[gpu])], stack=stack)
     given = AdminConfigMaps(PluginEntries("theirs", "gpu-operator", {"shared": text}))
     about, _ = find_import(snapshot, given, AdminMaps(), NOW).steps[-1]
     assert (CLIENTS in about, RESET in about) == (ends, resets)

@@ -32,7 +32,7 @@ from tests.integration.product import (
 )
 from tests.recipes import DOCUMENTED, H100, MIG, Recipe
 
-from gpusharing.kube.sources import MIG_KEY
+from gpusharing.planning.wanted.migfile import MIG_KEY
 from hack import launch
 
 CLUSTER_POLICIES = CLUSTER_POLICY.rpartition("/")[0]

@@ -39,8 +39,10 @@ from gpusharing.kube.errors import (
 )
 from gpusharing.kube.fence import record_text
 from gpusharing.kube.sources import AdminMaps
+from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.nvidia import Operand, Program
 from gpusharing.planning.snapshot.views import ClusterSnapshot
+from gpusharing.planning.stack.acceptance import with_effects
 
 MIG_MANAGER = {"namespace": "gpu-operator", "labels": {"app": "nvidia-mig-manager"}}
 
@@ -260,11 +262,11 @@ async def test_every_file_of_the_stack_comes_from_its_own_config_map() -> None:
 
 @pytest.mark.parametrize(
     ("pointer", "missing"),
-    [("theirs", ("old-entry",)), ("", ("old-entry",)), ("gpusharing-device-plugin", ())],
+    [("theirs", {"gpu-07": "old-entry"}), ("", {"gpu-07": "old-entry"}), ("gpusharing-device-plugin", {})],
 )
 @virtually
 async def test_entries_that_nodes_name_and_ours_lacks_are_known_before_the_pointer_moves(
-    pointer: str, missing: tuple[str, ...]
+    pointer: str, missing: dict[str, str]
 ) -> None:
     policy = {
         "metadata": {"name": "cluster-policy"},
@@ -276,11 +278,11 @@ async def test_entries_that_nodes_name_and_ours_lacks_are_known_before_the_point
         labels = {names.LABEL_PLUGIN_CONFIG: "old-entry"}
         stage.cluster.patch(NODES, "gpu-07", {"metadata": {"labels": labels}})
         await stage.seen()
-        assert (await stage.snapshot()).stack.missing_entries == missing
+        assert missing_of(await stage.snapshot()) == missing
         labels = {names.LABEL_PLUGIN_CONFIG: "held"}
         stage.cluster.patch(NODES, "gpu-07", {"metadata": {"labels": labels}})
         await stage.seen()
-        assert (await stage.snapshot(1)).stack.missing_entries == ()
+        assert missing_of(await stage.snapshot(1)) == {}
 
 
 @pytest.mark.parametrize(
@@ -297,11 +299,16 @@ async def test_mig_entries_that_nodes_name_and_ours_lacks_are_known_before_the_p
         labels = {names.LABEL_MIG_CONFIG: "all-1g.10gb", "nvidia.com/gpu.deploy.mig-manager": "true"}
         stage.cluster.patch(NODES, "gpu-07", {"metadata": {"labels": labels}})
         await stage.seen()
-        assert (await stage.snapshot()).stack.unresolved_mig == missing
+        assert missing_of(await stage.snapshot()) == missing
         labels = {names.LABEL_MIG_CONFIG: "all-disabled"}
         stage.cluster.patch(NODES, "gpu-07", {"metadata": {"labels": labels}})
         await stage.seen()
-        assert (await stage.snapshot(1)).stack.unresolved_mig == {}
+        assert missing_of(await stage.snapshot(1)) == {}
+
+
+def missing_of(snapshot: ClusterSnapshot) -> dict[str, str]:
+    effects = with_effects(snapshot, snapshot.policies, Memo()).stack.effects or {}
+    return {one.node: one.missing for found in effects.values() for one in found if one.missing}
 
 
 def cluster_policy(name: str, config: str) -> tuple[Resource, JSON]:

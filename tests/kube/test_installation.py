@@ -26,9 +26,10 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.errors import Forbidden, Unauthorized, Unavailable
 from gpusharing.kube.installation import RUNTIME_CLASSES, gather_installation
+from gpusharing.planning.stack.effects import has_driver
 from gpusharing.planning.stack.installation import find_symptoms
 from gpusharing.planning.stack.installationviews import InstallationView, Place, PodState, Severity
-from gpusharing.planning.stack.requirements import has_driver
+from gpusharing.planning.wanted.migfile import MIG_KEY, parse
 
 READY = {"conditions": [{"type": "Ready", "status": "True"}]}
 POINTERS = {
@@ -218,7 +219,7 @@ async def test_reports_of_agents_and_our_entries_are_read(cluster: FakeCluster) 
     cluster.patch(CONFIG_MAPS, "gpusharing-device-plugin", {"data": {"own": entry}}, namespace="gpu-operator")
     cluster.add(GPUNODES, {"metadata": {"name": "gpu-9"}, "status": {"observed": observed(observed_gpu())}})
     view = await gathered(cluster)
-    assert view.plugin_entries["own"] == entry
+    assert view.stack.plugin_configs["own"] == entry
     assert (report := view.gpunodes["gpu-9"].observed) is not None
     assert len(report.gpus) == 1
 
@@ -287,10 +288,10 @@ async def test_doctor_does_not_start_nvidias_plugin_beside_one_that_serves_a_nod
 )
 async def test_a_node_shows_that_it_has_a_driver(cluster: FakeCluster, shown: dict[str, Any]) -> None:
     (before,) = (one for one in (await gathered(cluster)).nodes if one.name == "gpu-01")
-    assert not has_driver(before.labels, before.resources)
+    assert not has_driver(before)
     cluster.patch(NODES, "gpu-01", shown, subresource="status" if "status" in shown else None)
     (after,) = (one for one in (await gathered(cluster)).nodes if one.name == "gpu-01")
-    assert has_driver(after.labels, after.resources)
+    assert has_driver(after)
 
 
 @pytest.mark.parametrize(
@@ -361,7 +362,7 @@ async def test_the_names_in_our_mig_file_are_read(cluster: FakeCluster) -> None:
     data = {"config.yaml": "mig-configs: {all-1g.10gb: [{devices: all, mig-enabled: false}]}"}
     cluster.patch(CONFIG_MAPS, "gpusharing-mig-parted", {"data": data}, "gpu-operator")
     found = (await gathered(cluster)).config_maps["gpusharing-mig-parted"]
-    assert found.mig_entries == {"all-1g.10gb"}
+    assert parse(found.data[MIG_KEY]).keys() == {"all-1g.10gb"}
 
 
 async def test_what_may_not_be_read_is_named(cluster: FakeCluster) -> None:

@@ -41,7 +41,7 @@ from gpusharing.planning.wanted.target import RELEASED_DAEMON
 
 PLUGIN, MIG = Place().plugin_config_map, Place().mig_config_map
 POINTED = make_cluster_policy()
-OURS = ConfigMapState(frozenset({"default"}), ours=True)
+OURS = ConfigMapState({"default": "version: v1"}, ours=True)
 AGENTS = AgentsState(
     selector={"nvidia.com/gpu.present": "true"},
     pods=(PodState("a", "gpu-01", True), PodState("b", "gpu-02", True)),
@@ -283,7 +283,7 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
     "a ConfigMap that nobody is pointed at is empty": (
         replace(
             pointers(mig_config_name="", switches=NO_MIG_MANAGER),
-            config_maps={PLUGIN: OURS, MIG: ConfigMapState(frozenset(), ours=True)},
+            config_maps={PLUGIN: OURS, MIG: ConfigMapState({}, ours=True)},
         ),
         "ConfigMapEmpty",
         "WARNING",

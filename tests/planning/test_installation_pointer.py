@@ -4,12 +4,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import make_node
-from tests.planning.test_installation import MIG, PLUGIN, plain, pointers
+from tests.build import make_gpu, make_gpunode, make_node, make_stack
+from tests.planning.test_installation import AGENTS, MIG, PLUGIN, plain, pointers
 
 from gpusharing.api.names import LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG
 from gpusharing.planning.stack.installation import find_symptoms
-from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView
+from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, PodState
+from gpusharing.planning.wanted.migfile import MIG_KEY
 
 SET = "--set gpuOperator.adminPluginConfigMap=theirs"
 MERGE = f"helm upgrade gpusharing CHART -n gpusharing --reset-then-reuse-values {SET}"
@@ -48,7 +49,7 @@ def test_entries_that_ours_holds_keep_nobody() -> None:
     assert said.command.startswith("kubectl patch clusterpolicy gpus ")
 
 
-VOID = ConfigMapState(frozenset(), ours=False)
+VOID = ConfigMapState({}, ours=False)
 STOPPED = {"operator_replicas": 0, "operator_pods": ()}
 POINT = "kubectl patch clusterpolicy gpus "
 STAGES: dict[str, tuple[dict[str, Any], str]] = {
@@ -113,11 +114,13 @@ def test_what_mig_manager_uses_is_merged_once() -> None:
 def test_no_command_moves_mig_manager_to_a_file_without_what_nodes_name() -> None:
     view = pointers(mig_config_name="")
     named = make_node("named", labels={LABEL_MIG_CONFIG: "all-1g.10gb"})
-    lacking = replace(view, nodes=(*view.nodes, named))
+    gpunodes = {"named": make_gpunode("named", gpus=[make_gpu(layout=(("1g.10gb", 7),))])}
+    agents = replace(AGENTS, pods=(*AGENTS.pods, PodState("n", "named", True)))
+    lacking = replace(view, nodes=(*view.nodes, named), gpunodes=gpunodes, agents=agents)
     (said,) = (one for one in find_symptoms(lacking) if one.reason == "MigConfigNotOurs")
-    assert "Nodes use all-1g.10gb, which gpusharing-mig-parted does not contain: wait until" in said.message
+    assert "Nodes use all-1g.10gb (named), which gpusharing-mig-parted does not contain for their" in said.message
     assert said.command == "kubectl get nodes -L nvidia.com/mig.config"
-    held = replace(view.config_maps[MIG], mig_entries=frozenset({"all-1g.10gb"}))
+    held = replace(view.config_maps[MIG], data={MIG_KEY: make_stack().mig_file})
     holding = replace(lacking, config_maps={**view.config_maps, MIG: held})
     (said,) = (one for one in find_symptoms(holding) if one.reason == "MigConfigNotOurs")
     assert said.command.startswith(POINT)

@@ -7,12 +7,15 @@ import pytest
 from tests.build import (
     SETTINGS,
     make_cluster_policy,
+    make_effects,
     make_fence,
     make_gpu,
     make_gpunode,
     make_node,
     make_policy,
+    make_snapshot,
     make_stack,
+    make_start,
 )
 
 from gpusharing.api import names
@@ -20,14 +23,20 @@ from gpusharing.planning.snapshot.nvidia import (
     PLUGIN_SWITCH,
     DaemonSetState,
     DraView,
+    Effect,
+    Loss,
     PlainStackView,
     StackView,
-    StartChange,
 )
-from gpusharing.planning.snapshot.views import GPUNodeView, GpuView
-from gpusharing.planning.stack.acceptance import find_objection
-from gpusharing.planning.stack.mig import after_labels, find_start_changes, label_commands, tell_changes
-from gpusharing.planning.stack.pointers import may_start_manager
+from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView
+from gpusharing.planning.stack.acceptance import find_due_changes, find_objection
+from gpusharing.planning.stack.effects import (
+    START_MIG_MANAGER,
+    after_labels,
+    find_effects,
+    label_commands,
+    tell_effects,
+)
 
 MANAGED = "nvidia.com/gpu.deploy.mig-manager"
 WHOLE, SMALL = make_gpu(), make_gpu(layout=(("1g.10gb", 7),))
@@ -37,13 +46,18 @@ FIRST_ONLY = "mig-configs: {first: [{devices: [0], mig-enabled: true, mig-device
 TWO = [SMALL, replace(SMALL, index=1)]
 
 
-def changes(
-    config: str, gpus: list[GpuView] | None, stack: StackView | None = None, **more: Any
-) -> tuple[StartChange, ...]:
+def changes(config: str, gpus: list[GpuView] | None, stack: StackView | None = None, **more: Any) -> tuple[Effect, ...]:
     labels = {MANAGED: "true"} | ({names.LABEL_MIG_CONFIG: config} if config else {}) | more.pop("labels", {})
     node = make_node(labels=labels, **more)
-    gpunodes = {} if gpus is None else {node.name: make_gpunode(gpus=gpus)}
-    return find_start_changes({node.name: node}, gpunodes, stack or make_stack())
+    return started(node, None if gpus is None else make_gpunode(gpus=gpus), stack)
+
+
+def started(
+    node: NodeView, gpunode: GPUNodeView | None, stack: StackView | None = None, **fields: Any
+) -> tuple[Effect, ...]:
+    gpunodes = [] if gpunode is None else [gpunode]
+    snapshot = make_snapshot([node], gpunodes=gpunodes, stack=stack or make_stack(), **fields)
+    return find_effects(START_MIG_MANAGER, snapshot)
 
 
 def admin(text: str) -> StackView:
@@ -90,7 +104,8 @@ CHANGED: dict[str, tuple[str, list[GpuView], StackView, str, str]] = {
 @pytest.mark.parametrize(("config", "gpus", "stack", "name", "why"), CHANGED.values(), ids=CHANGED.keys())
 def test_mig_manager_would_change(config: str, gpus: list[GpuView], stack: StackView, name: str, why: str) -> None:
     (change,) = changes(config, gpus, stack)
-    assert (change.node, change.config, change.known) == ("gpu-07", name, True)
+    label = name and f"nvidia.com/mig.config={name}"
+    assert (change.node, change.loss, change.label, change.known) == ("gpu-07", Loss.GPUS, label, True)
     assert why in change.why
 
 
@@ -109,20 +124,18 @@ UNKNOWN: dict[str, tuple[GPUNodeView | None, str]] = {
 @pytest.mark.parametrize(("gpunode", "why"), UNKNOWN.values(), ids=UNKNOWN.keys())
 def test_nobody_knows_what_mig_manager_would_change_where(gpunode: GPUNodeView | None, why: str) -> None:
     node = make_node(labels={MANAGED: "true", names.LABEL_MIG_CONFIG: "all-disabled"})
-    gpunodes = {} if gpunode is None else {node.name: gpunode}
-    (change,) = find_start_changes({node.name: node}, gpunodes, make_stack())
-    assert (change.config, change.known) == ("", False)
+    (change,) = started(node, gpunode)
+    assert (change.label, change.known) == ("", False)
     assert why in change.why
 
 
 @pytest.mark.parametrize("config", ["all-disabled", "all-1g.10gb"])
 def test_the_last_report_of_an_agent_that_is_not_ready_proves_nothing(config: str) -> None:
     node = make_node(labels={MANAGED: "true", names.LABEL_MIG_CONFIG: config})
-    gpunodes = {node.name: make_gpunode(gpus=[WHOLE])}
-    (change,) = find_start_changes({node.name: node}, gpunodes, make_stack(), agents=())
-    assert (change.config, change.known) == ("", False)
+    (change,) = started(node, make_gpunode(gpus=[WHOLE]), agents=())
+    assert (change.label, change.known) == ("", False)
     assert "its agent is not Ready" in change.why
-    assert "kubectl label node NODE --overwrite nvidia.com/gpu.deploy.mig-manager=false" in tell_changes([change])
+    assert "kubectl label node NODE --overwrite nvidia.com/gpu.deploy.mig-manager=false" in tell_effects([change])
 
 
 @pytest.mark.parametrize(
@@ -145,10 +158,9 @@ def test_a_node_that_no_agent_can_read_holds_nobody_up_if_mig_manager_never_runs
     labels: dict[str, str], error: str, counts: bool
 ) -> None:
     node = make_node(labels=labels)
-    gpunodes = {node.name: make_gpunode(error=error) if error else make_gpunode(observed=False)}
-    assert bool(find_start_changes({node.name: node}, gpunodes, make_stack())) is counts
-    without = make_stack(cluster_policy=None)
-    assert find_start_changes({node.name: node}, gpunodes, without) != ()
+    gpunode = make_gpunode(error=error) if error else make_gpunode(observed=False)
+    assert bool(started(node, gpunode)) is counts
+    assert started(node, gpunode, make_stack(cluster_policy=None)) != ()
 
 
 def test_what_a_node_without_a_report_advertises_is_named() -> None:
@@ -173,7 +185,7 @@ def test_a_node_without_a_report_counts_only_if_mig_manager_may_change_it(labels
 @pytest.mark.parametrize(("workload", "counts"), [("", True), ("container", True), ("vm-passthrough", False)])
 def test_a_node_counts_before_mig_manager_is_switched_on(workload: str, counts: bool) -> None:
     node = make_node(labels={"nvidia.com/mig.capable": "true", "nvidia.com/gpu.workload.config": workload})
-    assert bool(find_start_changes({node.name: node}, {}, make_stack())) is counts
+    assert bool(started(node, None)) is counts
 
 
 @pytest.mark.parametrize(("stage", "counts"), [("fenced", True), ("actuating", False), ("yielded", True)])
@@ -182,14 +194,14 @@ def test_a_node_that_we_have_drained_and_are_changing_does_not_count(stage: Any,
 
 
 def test_nodes_with_the_same_layout_get_one_command_and_no_command_goes_without_all_labels() -> None:
-    known = [StartChange(f"gpu-{number}", "why", config) for number, config in enumerate(("a", "b", "a"))]
+    known = [make_start(f"gpu-{number}", "why", config) for number, config in enumerate(("a", "b", "a"))]
     label = "kubectl label node"
     assert label_commands(known) == [
         f"{label} gpu-0 gpu-2 --overwrite nvidia.com/mig.config=a",
         f"{label} gpu-1 --overwrite nvidia.com/mig.config=b",
     ]
     assert after_labels("restart", known) == " && ".join([*label_commands(known), "restart"])
-    assert after_labels("restart", [*known, StartChange("gpu-3", "why")]) == ""
+    assert after_labels("restart", [*known, make_start("gpu-3", "why")]) == ""
     assert after_labels("restart", ()) == "restart"
 
 
@@ -200,11 +212,13 @@ MISSING = replace(
 
 
 def test_the_command_that_adds_mig_manager_beside_nvidias_chart_comes_after_the_labels() -> None:
-    change = StartChange("gpu-1", "why", "all-1g.10gb")
-    told = find_objection(make_policy(), make_stack(cluster_policy=MISSING, start_changes=(change,)), SETTINGS)
+    change = make_start("gpu-1", "why", "all-1g.10gb")
+    told = find_objection(
+        make_policy(), make_stack(cluster_policy=MISSING, effects=make_effects(starts=(change,))), SETTINGS
+    )
     assert told is not None
     assert "mig.config=all-1g.10gb && kubectl apply -k deploy/mig-manager" in told.message
-    unnamed = make_stack(cluster_policy=MISSING, start_changes=(change, replace(change, config="")))
+    unnamed = make_stack(cluster_policy=MISSING, effects=make_effects(starts=(change, replace(change, label=""))))
     told = find_objection(make_policy(), unnamed, SETTINGS)
     assert told is not None
     assert "kubectl apply" not in told.message
@@ -215,12 +229,14 @@ def test_the_command_that_switches_mig_manager_on_with_dra_comes_after_the_label
     stack = make_stack(
         cluster_policy=make_cluster_policy(switches=switches),
         dra=DraView(DaemonSetState("driver")),
-        start_changes=(StartChange("gpu-1", "why", "all-1g.10gb"),),
+        effects=make_effects(starts=(make_start("gpu-1", "why", "all-1g.10gb"),)),
     )
     told = find_objection(make_policy(), stack, SETTINGS)
     assert told is not None
     assert "; run: kubectl label node gpu-1 --overwrite nvidia.com/mig.config=all-1g.10gb && kubectl" in told.message
-    told = find_objection(make_policy(), replace(stack, start_changes=(StartChange("gpu-1", "why"),)), SETTINGS)
+    told = find_objection(
+        make_policy(), replace(stack, effects=make_effects(starts=(make_start("gpu-1", "why"),))), SETTINGS
+    )
     assert told is not None
     assert "no configuration has the layout of gpu-1" in told.message
     assert "; run:" not in told.message
@@ -231,7 +247,7 @@ def test_nodes_are_compared_only_while_something_may_start_mig_manager() -> None
     plain = replace(make_cluster_policy(), plain=PlainStackView("nvdp", "nvdp", "manager", pausable=True))
     off: dict[str, bool | str] = {"migManager.enabled": False}
     found = {
-        False: (make_stack(), make_stack(cluster_policy=plain)),
+        False: (make_stack(),),
         True: (
             make_stack(cluster_policy=make_cluster_policy(mig_config_name="")),
             make_stack(cluster_policy=make_cluster_policy(switches=off)),
@@ -240,4 +256,5 @@ def test_nodes_are_compared_only_while_something_may_start_mig_manager() -> None
         ),
     }
     for expected, stacks in found.items():
-        assert {may_start_manager(stack, SETTINGS) for stack in stacks} == {expected}
+        snapshots = (make_snapshot([make_node()], stack=stack) for stack in stacks)
+        assert {bool([*find_due_changes((), snapshot)]) for snapshot in snapshots} == {expected}

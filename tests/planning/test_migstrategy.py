@@ -16,16 +16,16 @@ from tests.build import (
     make_stack,
 )
 from tests.planning.test_acceptance import PLAIN_MIG
-from tests.planning.test_installation import GOOD
+from tests.planning.test_installation import GOOD, PLUGIN
 
 from gpusharing.api import names
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.nvidia import ClusterPolicyView
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PolicyView
+from gpusharing.planning.stack.effects import FREE_STRATEGY, UNKNOWN, find_effects
 from gpusharing.planning.stack.installation import find_symptoms
-from gpusharing.planning.stack.mig import UNKNOWN, find_strategy_users
+from gpusharing.planning.stack.installationviews import ConfigMapState
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.ownership import Owners, find_contenders
 
 WANTED = {"strategy": "single", "config": "all-1g.10gb"}
 SINGLE = make_policy(mig=WANTED)
@@ -59,7 +59,7 @@ DIVIDED, WHOLE = reporting(layout=SEVENTHS), reporting()
 
 USERS: dict[str, tuple[NodeView, GPUNodeView | None, str]] = {
     "nobody owns it": (other(offers=OFFERS), DIVIDED, "14 nvidia.com/mig-1g.10gb"),
-    "its agent alone tells": (other(), DIVIDED, "7x1g.10gb"),
+    "its agent alone tells": (other(), DIVIDED, "14 nvidia.com/mig-1g.10gb"),
     "GFD alone tells": (other(labels={names.LABEL_GPU_PRODUCT: "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb"}), None,
         "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb"),
     "nothing is known of it": (other(), None, UNKNOWN),
@@ -67,7 +67,8 @@ USERS: dict[str, tuple[NodeView, GPUNodeView | None, str]] = {
     "its entry says nothing of MIG": (
         other(offers=OFFERS, labels={names.LABEL_PLUGIN_CONFIG: "silent"}), DIVIDED, "14 nvidia.com/mig-1g.10gb"),
     "its entry is not in our ConfigMap": (
-        other(offers=OFFERS, labels={names.LABEL_PLUGIN_CONFIG: "gone"}), DIVIDED, "14 nvidia.com/mig-1g.10gb"),
+        other(offers=OFFERS, labels={names.LABEL_PLUGIN_CONFIG: "gone"}), DIVIDED,
+        "nvidia.com/device-plugin.config is gone, with which its device plugin could not start"),
     "its entry would give them other names": (
         other(offers=OFFERS, labels={names.LABEL_PLUGIN_CONFIG: "other"}), DIVIDED, "14 nvidia.com/mig-1g.10gb"),
     "a policy adopted it with this strategy": (
@@ -86,9 +87,9 @@ OTHERS: dict[str, tuple[NodeView, GPUNodeView | None]] = {
 
 def find(node: NodeView, report: GPUNodeView | None, **policy: Any) -> dict[str, str]:
     stack = make_stack(cluster_policy=make_cluster_policy(mig_strategy="mixed", **policy), plugin_configs=ENTRIES)
-    owner = Owners(find_contenders((SINGLE, KEPT))).owner(node)
-    reports = {} if report is None else {"gpu-9": report}
-    return find_strategy_users(stack, {"gpu-9": node}, reports, {"gpu-9": owner}, (SINGLE, KEPT))
+    reports = [] if report is None else [report]
+    snapshot = make_snapshot([node], [SINGLE, KEPT], gpunodes=reports, stack=stack)
+    return {effect.node: effect.why for effect in find_effects(FREE_STRATEGY, snapshot)}
 
 
 @pytest.mark.parametrize(("node", "report", "devices"), USERS.values(), ids=USERS.keys())
@@ -150,12 +151,12 @@ def test_no_message_removes_the_strategy_that_the_pool_of_a_paused_policy_lives_
     [
         ({"nodes": ()}, ""),
         ({"nodes": (other(offers=OFFERS),)}, "gpu-9 (14 nvidia.com/mig-1g.10gb)"),
-        ({"nodes": (other(),), "gpunodes": {"gpu-9": DIVIDED}}, "gpu-9 (7x1g.10gb)"),
+        ({"nodes": (other(),), "gpunodes": {"gpu-9": DIVIDED}}, "gpu-9 (14 nvidia.com/mig-1g.10gb)"),
         ({"nodes": (), "unread": {"nodes": "forbidden"}}, f"every GPU node ({UNKNOWN})"),
         (
             {
                 "nodes": (other(offers=OFFERS, labels={names.LABEL_PLUGIN_CONFIG: "own"}),),
-                "plugin_entries": ENTRIES,
+                "config_maps": {**GOOD.config_maps, PLUGIN: ConfigMapState(ENTRIES, ours=True)},
             },
             "",
         ),

@@ -9,6 +9,7 @@ from tests.build import (
     NOW,
     SETTINGS,
     make_cluster_policy,
+    make_effects,
     make_fence,
     make_gpu,
     make_gpunode,
@@ -16,6 +17,7 @@ from tests.build import (
     make_policy,
     make_snapshot,
     make_stack,
+    make_start,
 )
 
 from gpusharing.api import names
@@ -26,19 +28,14 @@ from gpusharing.planning.snapshot.nvidia import (
     ClusterPolicyView,
     DaemonSetState,
     DraView,
+    Effect,
     PlainStackView,
     StackView,
-    StartChange,
 )
 from gpusharing.planning.snapshot.views import GpuView
 from gpusharing.planning.stack.acceptance import find_objection
-from gpusharing.planning.stack.pointers import (
-    MIG_POINTER,
-    PLUGIN_POINTER,
-    UPSTREAM_MIG_CONFIG,
-    find_unresolved,
-    plan_pointers,
-)
+from gpusharing.planning.stack.effects import MIG_POINTER, PLUGIN_POINTER, is_unresolved
+from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG, plan_pointers
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.migfile import parse
@@ -74,13 +71,13 @@ SET: dict[str, tuple[StackView, dict[str, str]]] = {
     "not the plugin's beside a default that our ConfigMap does not hold": (
         stack(replace(BARE, plugin_default="theirs")), {MIG_POINTER: MIG}),
     "not the plugin's while a Node names an entry that our ConfigMap does not hold": (
-        stack(missing_entries=("theirs",)), {MIG_POINTER: MIG}),
+        stack(effects=make_effects(unplugged={"gpu-07": "theirs"})), {MIG_POINTER: MIG}),
     "not mig-manager's while a Node names an entry that our file does not hold": (
-        stack(unresolved_mig={"gpu-07": "theirs"}), {PLUGIN_POINTER: PLUGIN}),
+        stack(effects=make_effects(unresolved={"gpu-07": "theirs"})), {PLUGIN_POINTER: PLUGIN}),
     "not mig-manager's while its restart would change GPUs": (
-        stack(start_changes=(StartChange("gpu-07", "why", "all-1g.10gb"),)), {PLUGIN_POINTER: PLUGIN}),
+        stack(effects=make_effects(starts=(make_start("gpu-07", "why", "all-1g.10gb"),))), {PLUGIN_POINTER: PLUGIN}),
     "not mig-manager's while nobody knows what its restart would change": (
-        stack(start_changes=(StartChange("gpu-07", "why", known=False),)), {PLUGIN_POINTER: PLUGIN}),
+        stack(effects=make_effects(starts=(make_start("gpu-07", "why", known=False),))), {PLUGIN_POINTER: PLUGIN}),
     "not the one that it has set before": (
         stack(replace(BARE, configured=frozenset({PLUGIN_POINTER}))), {MIG_POINTER: MIG}),
 }  # fmt: skip
@@ -167,9 +164,8 @@ UNRESOLVED: dict[str, tuple[str, GpuView | None, StackView, bool]] = {
 @pytest.mark.parametrize(("name", "gpu", "found", "lost"), UNRESOLVED.values(), ids=UNRESOLVED.keys())
 def test_mig_manager_would_not_find(name: str, gpu: GpuView | None, found: StackView, lost: bool) -> None:
     labels = {MANAGED: "true"} | ({names.LABEL_MIG_CONFIG: name} if name else {})
-    nodes = {"gpu-07": make_node(labels=labels)}
-    gpunodes = {"gpu-07": make_gpunode(gpus=[gpu])} if gpu is not None else {}
-    assert find_unresolved(nodes, gpunodes, found) == ({"gpu-07": name} if lost else {})
+    node, gpunodes = make_node(labels=labels), [make_gpunode(gpus=[gpu])] if gpu is not None else []
+    assert is_unresolved(node, make_snapshot([node], gpunodes=gpunodes, stack=found)) is lost
 
 
 @pytest.mark.parametrize(
@@ -184,17 +180,17 @@ def test_mig_manager_would_not_find(name: str, gpu: GpuView | None, found: Stack
     ids=["a node without GPUs", "switched off", "not reported yet", "paused", "a reported GPU"],
 )
 def test_a_node_counts_only_if_mig_manager_may_run_there(switch: dict[str, str], reported: bool, lost: bool) -> None:
-    nodes = {"cpu-1": make_node("cpu-1", labels={names.LABEL_MIG_CONFIG: "typo", **switch})}
-    gpunodes = {"cpu-1": make_gpunode("cpu-1", gpus=[H100])} if reported else {}
-    assert find_unresolved(nodes, gpunodes, stack()) == ({"cpu-1": "typo"} if lost else {})
+    node = make_node("cpu-1", labels={names.LABEL_MIG_CONFIG: "typo", **switch})
+    gpunodes = [make_gpunode("cpu-1", gpus=[H100])] if reported else []
+    assert is_unresolved(node, make_snapshot([node], gpunodes=gpunodes, stack=stack())) is lost
 
 
 def test_mig_manager_needs_no_entry_for_a_gpu_without_mig_beside_one_with_it() -> None:
     cards = [H100, make_gpu(1, product="Tesla T4")]
     found = stack(models=cards)
     assert all("device-filter" in row for row in parse(found.mig_file)["all-1g.10gb"])
-    nodes = {"gpu-07": make_node(labels={names.LABEL_MIG_CONFIG: "all-1g.10gb"})}
-    assert find_unresolved(nodes, {"gpu-07": make_gpunode(gpus=cards)}, found) == {}
+    node = make_node(labels={names.LABEL_MIG_CONFIG: "all-1g.10gb"})
+    assert not is_unresolved(node, make_snapshot([node], gpunodes=[make_gpunode(gpus=cards)], stack=found))
 
 
 SAID: dict[str, tuple[StackView, str]] = {
@@ -234,7 +230,9 @@ def test_the_condition_says(found: StackView, words: str) -> None:
 
 
 def test_the_condition_says_which_entry_of_a_node_is_in_the_way_and_gives_no_command() -> None:
-    objection = find_objection(make_policy(mode="Full"), stack(missing_entries=("theirs",)), ASKED)
+    objection = find_objection(
+        make_policy(mode="Full"), stack(effects=make_effects(unplugged={"gpu-07": "theirs"})), ASKED
+    )
     assert objection is not None
     assert "does not set it (chart value gpuOperator.configure) until gpusharing-device-plugin" in objection.message
     assert "Nodes use theirs, which gpusharing-device-plugin does not contain" in objection.message
@@ -262,7 +260,7 @@ MIG_SAID: dict[str, tuple[str, str, str]] = {
 @pytest.mark.parametrize(("now", "admin", "words"), MIG_SAID.values(), ids=MIG_SAID.keys())
 def test_a_command_after_which_mig_manager_would_fail_is_not_told(now: str, admin: str, words: str) -> None:
     cluster_policy = make_cluster_policy(mig_config_name=now)
-    found = stack(cluster_policy, unresolved_mig={"gpu-07": "all-1g.10gb"}, admin_mig_file=admin)
+    found = stack(cluster_policy, effects=make_effects(unresolved={"gpu-07": "all-1g.10gb"}), admin_mig_file=admin)
     objection = find_objection(make_policy(), found, ASKED)
     assert objection is not None
     assert words in objection.message
@@ -270,7 +268,7 @@ def test_a_command_after_which_mig_manager_would_fail_is_not_told(now: str, admi
 
 
 def test_the_nodes_for_which_mig_manager_waits_are_named() -> None:
-    found = stack(unresolved_mig=dict.fromkeys(("gpu-08", "gpu-07"), "all-1g.10gb"))
+    found = stack(effects=make_effects(unresolved=dict.fromkeys(("gpu-08", "gpu-07"), "all-1g.10gb")))
     objection = find_objection(make_policy(), found, ASKED)
     assert objection is not None
     assert (
@@ -279,15 +277,15 @@ def test_the_nodes_for_which_mig_manager_waits_are_named() -> None:
     ) in objection.message
 
 
-DIVIDED = StartChange("gpu-1", "nvidia.com/mig.config is all-disabled, but its GPUs have 7x1g.10gb", "all-1g.10gb")
-ODD = StartChange("gpu-2", "nvidia.com/mig.config is all-disabled, but its GPUs have 3x1g.10gb")
-SILENT = StartChange("gpu-3", "no agent has read its GPUs", known=False)
+DIVIDED = make_start("gpu-1", "nvidia.com/mig.config is all-disabled, but its GPUs have 7x1g.10gb", "all-1g.10gb")
+ODD = make_start("gpu-2", "nvidia.com/mig.config is all-disabled, but its GPUs have 3x1g.10gb")
+SILENT = make_start("gpu-3", "no agent has read its GPUs", known=False)
 LABEL = "kubectl label node gpu-1 --overwrite nvidia.com/mig.config=all-1g.10gb && "
 
 
 def test_nodes_are_labeled_with_what_they_have_before_mig_manager_reads_our_file() -> None:
     objection = find_objection(
-        make_policy(), stack(replace(BARE, plugin_config_name=PLUGIN), start_changes=(DIVIDED,)), ASKED
+        make_policy(), stack(replace(BARE, plugin_config_name=PLUGIN), effects=make_effects(starts=(DIVIDED,))), ASKED
     )
     assert objection is not None
     assert "until every node's GPUs are known to have what its label nvidia.com/mig.config says" in objection.message
@@ -298,7 +296,7 @@ def test_nodes_are_labeled_with_what_they_have_before_mig_manager_reads_our_file
 
 def test_nodes_are_labeled_with_what_they_have_before_mig_manager_is_switched_on() -> None:
     off = make_cluster_policy(switches=NO_MIG_MANAGER)
-    objection = find_objection(make_policy(), stack(off, start_changes=(DIVIDED,)), SETTINGS)
+    objection = find_objection(make_policy(), stack(off, effects=make_effects(starts=(DIVIDED,))), SETTINGS)
     assert objection is not None
     assert objection.reason is Reason.MIG_MANAGER_DISABLED
     assert f"; run: {LABEL}kubectl patch clusterpolicy cluster-policy" in objection.message
@@ -316,9 +314,9 @@ def test_nodes_are_labeled_with_what_they_have_before_mig_manager_is_switched_on
     ],
     ids=["a layout without a name", "a node without a report"],
 )
-def test_no_command_starts_mig_manager_where_no_label_can_protect_a_node(change: StartChange, words: str) -> None:
-    bare = stack(start_changes=(DIVIDED, change))
-    off = stack(make_cluster_policy(switches=NO_MIG_MANAGER), start_changes=(DIVIDED, change))
+def test_no_command_starts_mig_manager_where_no_label_can_protect_a_node(change: Effect, words: str) -> None:
+    bare = stack(effects=make_effects(starts=(DIVIDED, change)))
+    off = stack(make_cluster_policy(switches=NO_MIG_MANAGER), effects=make_effects(starts=(DIVIDED, change)))
     for found in (bare, off):
         objection = find_objection(make_policy(), found, SETTINGS)
         assert objection is not None
@@ -333,7 +331,7 @@ def test_no_command_starts_mig_manager_where_no_label_can_protect_a_node(change:
 
 def test_more_labels_than_a_message_can_have_are_left_to_import() -> None:
     many = tuple(replace(DIVIDED, node=f"gpu-{number:040}") for number in range(20))
-    objection = find_objection(make_policy(), stack(start_changes=many), SETTINGS)
+    objection = find_objection(make_policy(), stack(effects=make_effects(starts=many)), SETTINGS)
     assert objection is not None
     assert len(objection.message) <= MAX_TEXT
     assert "and 17 more; kubectl gpusharing import prints the commands; run: kubectl patch" in objection.message
@@ -341,7 +339,7 @@ def test_more_labels_than_a_message_can_have_are_left_to_import() -> None:
 
 
 def test_a_policy_without_mig_does_not_speak_of_mig_manager() -> None:
-    objection = find_objection(make_policy(mode="Full"), stack(start_changes=(DIVIDED,)), SETTINGS)
+    objection = find_objection(make_policy(mode="Full"), stack(effects=make_effects(starts=(DIVIDED,))), SETTINGS)
     assert objection is not None
     assert "mig-manager" not in objection.message
 
@@ -363,16 +361,16 @@ THEIRS, OTHER = replace(BARE, plugin_config_name="theirs"), {"other": "version: 
 MERGE = "first set chart value gpuOperator.adminPluginConfigMap=theirs, or their device plugins will not start"
 STOPPING: dict[str, tuple[StackView, str]] = {
     "an entry that a label names and another merged ConfigMap does not hold": (
-        stack(THEIRS, admin_plugin_configs=OTHER, missing_entries=("old-entry",)),
+        stack(THEIRS, admin_plugin_configs=OTHER, effects=make_effects(unplugged={"gpu-07": "old-entry"})),
         f"; Nodes use old-entry, which gpusharing-device-plugin does not contain: {MERGE}"),
     "the default of nodes without a label": (
         stack(replace(THEIRS, plugin_default="usual"), admin_plugin_configs=OTHER), "; Nodes use usual, which"),
     "entries, of which three are named": (
-        stack(THEIRS, missing_entries=("a", "b", "c", "d")), "; Nodes use a, b, c and 1 more, which"),
+        stack(THEIRS, effects=make_effects(unplugged={one: one for one in "abcd"})), "; Nodes use a, b, c and 1 more, which"),
     "an entry that nothing holds": (
-        stack(missing_entries=("old-entry",)), "first remove the label nvidia.com/device-plugin.config"),
+        stack(effects=make_effects(unplugged={"gpu-07": "old-entry"})), "first remove the label nvidia.com/device-plugin.config"),
     "an entry under NVIDIA's own chart": (
-        stack(replace(THEIRS, plain=PlainStackView("plugin", "nvdp")), missing_entries=("old",)),
+        stack(replace(THEIRS, plain=PlainStackView("plugin", "nvdp")), effects=make_effects(unplugged={"gpu-07": "old"})),
         MERGE),
 }  # fmt: skip
 

@@ -36,7 +36,7 @@ from gpusharing.kube.errors import (
 )
 from gpusharing.kube.lists import check_identity
 from gpusharing.kube.raw import strings
-from gpusharing.kube.sources import MIG_KEY, Sources
+from gpusharing.kube.sources import Sources
 from gpusharing.kube.stackreader import render_repairs
 from gpusharing.planning.snapshot import memory
 from gpusharing.planning.snapshot.actions import (
@@ -60,6 +60,7 @@ from gpusharing.planning.snapshot.memory import (
 from gpusharing.planning.snapshot.nvidia import MpsRepairs, StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.wanted import migfile
+from gpusharing.planning.wanted.migfile import MIG_KEY
 
 log = structlog.get_logger()
 

@@ -39,7 +39,6 @@ from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailabl
 from gpusharing.kube.lease import leader_of
 from gpusharing.kube.lists import list_of, pages_of
 from gpusharing.kube.raw import entries, has_condition, part, section, text, texts, whole
-from gpusharing.kube.sources import MIG_KEY
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack import installationviews
 from gpusharing.planning.stack.installationviews import (
@@ -55,7 +54,6 @@ from gpusharing.planning.stack.installationviews import (
 )
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
 from gpusharing.planning.stack.plugins import has_system_plugin
-from gpusharing.planning.wanted import migfile
 
 RUNTIME_CLASSES = Resource("node.k8s.io", "v1", "runtimeclasses")
 
@@ -73,8 +71,6 @@ class _Reader:
     """Why objects could not be read, by the full name of their kind."""
     not_served: set[str] = field(default_factory=set)
     """Our own kinds that the API server does not have."""
-    plugin_entries: Mapping[str, str] = field(default_factory=dict)
-    """The content of our device-plugin ConfigMap, once `config_maps` has read it."""
 
     @contextmanager
     def _recording(self, resource: Resource) -> Iterator[None]:
@@ -113,11 +109,7 @@ class _Reader:
                 labelled = text(metadata, "labels", LABEL_MANAGED_BY) == MANAGED_BY
                 ours = labelled or ANNOTATION_WRITTEN in texts(metadata.get("annotations"))
                 data = section(raw, "data")
-                mig_file = text(data, MIG_KEY)
-                mig_entries = frozenset(migfile.parse(mig_file))
-                if name == self.place.plugin_config_map:
-                    self.plugin_entries = texts(data)
-                states[name] = ConfigMapState(frozenset(data), ours, mig_entries, mig_file)
+                states[name] = ConfigMapState(texts(data), ours)
         return states
 
     async def nodes(self) -> dict[str, tuple[NodeView, str, bool]]:
@@ -278,7 +270,6 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
         ),
         policies=tuple(map(policy_view, policies)),
         gpunodes={view.name: view for view in map(gpunode_view, reports)},
-        plugin_entries=reader.plugin_entries,
         unread=dict(reader.unread),
         not_served=frozenset(reader.not_served),
     )

@@ -218,8 +218,6 @@ Its device plugin, GPU Feature Discovery and MPS daemon have the same labels (k8
 templates/_helpers.tpl, templateLabels). With the chart value nameOverride they have another name."""
 NOT_YET = "not listed yet"
 RESTORE_NOTE = "the cluster was restored from a backup; listing its objects again"
-MIG_KEY = "config.yaml"
-"""The one key of a ConfigMap of configurations that mig-manager mounts (docs/design/nvidia.md#a10)."""
 NODE_CONFIG_SUFFIX = "-mig-config"
 """mig-manager >= 0.14 publishes what it generated from the hardware as <node>-mig-config.
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import structlog
 
-from gpusharing.api.names import ANNOTATION_MPS_REPAIRS, ANNOTATION_WRITTEN, LABEL_PLUGIN_CONFIG
+from gpusharing.api.names import ANNOTATION_MPS_REPAIRS, ANNOTATION_WRITTEN
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.daemonsets import DaemonSetView, find_dra, plain_stack, with_mps_daemon
 from gpusharing.kube.dra import RULES_UNSERVED, tell_unread
 from gpusharing.kube.raw import from_json, section, text, whole
-from gpusharing.kube.sources import MIG_KEY, NODE_CONFIG_SUFFIX, ConfigMapView, Sources
+from gpusharing.kube.sources import NODE_CONFIG_SUFFIX, ConfigMapView, Sources
 from gpusharing.planning.snapshot.memory import CLUSTER_POLICY, DEVICE_CLASS, MPS_DAEMON_SET, TAINT_RULE
 from gpusharing.planning.snapshot.nvidia import (
     DraView,
@@ -24,11 +24,10 @@ from gpusharing.planning.snapshot.nvidia import (
     find_active,
 )
 from gpusharing.planning.stack.drastack import find_doubles
-from gpusharing.planning.stack.mig import find_start_changes, label_commands, tell_changes
 from gpusharing.planning.stack.mps import find_due, find_serving
 from gpusharing.planning.stack.plugins import tell_twins
-from gpusharing.planning.stack.pointers import find_unresolved, may_start_manager
 from gpusharing.planning.wanted import migfile, pluginconfig
+from gpusharing.planning.wanted.migfile import MIG_KEY
 from gpusharing.planning.wanted.target import known_times
 
 log = structlog.get_logger()
@@ -119,10 +118,6 @@ class StackReader:
         policy = plain_stack(sets) if active is None else with_mps_daemon(active, sets)
         dra = self._dra(sets)
         intolerant = not any(pod.tolerates_gate for pod in agents)
-        named = set[str]()
-        # Otherwise there is no pointer to move, and a Node that names a missing entry is reported on its own.
-        if policy is not None and policy.plugin_config_name != settings.plugin_config_map:
-            named = {node.labels.get(LABEL_PLUGIN_CONFIG, "") for node in sources.nodes.items.values()}
         our_maps = {settings.plugin_config_map: ours.plugin, settings.mig_config_map: ours.mig}
         view = StackView(
             cluster_policy=policy,
@@ -132,7 +127,6 @@ class StackReader:
             written=known_times(ours.times, now),
             admin_mig_file=admin.data.get(MIG_KEY, "") if admin else "",
             admin_plugin_configs=admin_plugin.data if admin_plugin else {},
-            missing_entries=tuple(sorted(named - {"", *ours.plugin.data})),
             missing_maps=tuple(sorted({theirs.plugin, theirs.mig} - {"", *maps})),
             generated_mig_files={
                 name.removesuffix(NODE_CONFIG_SUFFIX): config_map.data.get(MIG_KEY, "")
@@ -194,11 +188,6 @@ class StackReader:
     def _with_nodes(self, view: StackView) -> StackView:
         sources, settings = self.sources, self.sources.settings.plan
         nodes, gpunodes = sources.nodes.items, sources.gpunodes.items
-        if not view.serves_our_mig_file:
-            view = replace(view, unresolved_mig=find_unresolved(nodes, gpunodes, view))
-        if may_start_manager(view, settings):
-            changes = find_start_changes(nodes, gpunodes, view, self._ready_agents())
-            view = replace(view, start_changes=changes)
         if find_due(view, settings) is not None:
             daemons = {pod.node for pod in sources.operands.items.values() if pod.app == Program.MPS_DAEMON}
             serving = find_serving(nodes, gpunodes, self._ready_agents(), daemons, view)
@@ -212,14 +201,6 @@ class StackReader:
         for name in now.missing_maps:
             if before is None or name not in before.missing_maps:
                 log.warning("the admin's ConfigMap does not exist", configmap=name)
-        earlier = before.start_changes if before else ()
-        differing = [change for change in now.start_changes if change.known]
-        if differing and earlier != now.start_changes:
-            log.warning(
-                "nothing of the operator may start mig-manager, because it would change GPUs",
-                why=tell_changes(differing).removeprefix("; "),
-                run=label_commands(differing),
-            )
         problem = migfile.parse_admin(now.admin_mig_file)[1]
         if problem and (before is None or before.admin_mig_file != now.admin_mig_file):
             name = self.sources.settings.admin_maps.mig

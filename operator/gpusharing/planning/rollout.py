@@ -25,9 +25,8 @@ from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.memory import POLICIES, PassMemory
 from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, NodeView, PolicyView
-from gpusharing.planning.stack.acceptance import find_targets, request_of
+from gpusharing.planning.stack.acceptance import find_targets, request_of, with_effects
 from gpusharing.planning.stack.drastack import is_complete
-from gpusharing.planning.stack.mig import find_strategy_users, wants_other_strategy
 from gpusharing.planning.transition.cases import (
     Member,
     UnjudgedPolicyError,
@@ -116,7 +115,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     unread: dict[str, Exception] = {}
     wishes = memo.each(request_of, ((one.name, (one,)) for one in snapshot.policies), failed=unread)
     owners = own(snapshot, memo, failed)
-    snapshot = _with_strategy_users(snapshot, owners, memo, unread)
+    snapshot = with_effects(snapshot, [one for one in snapshot.policies if one.name not in unread], memo)
     stack, settings = snapshot.stack, snapshot.settings
     offers = ((one.name, (one, wishes[one.name], stack, settings)) for one in snapshot.policies if one.name in wishes)
     terms = memo.each(find_targets, offers, failed=unread)
@@ -233,23 +232,6 @@ def own(snapshot: ClusterSnapshot, memo: Memo, failed: dict[str, Exception]) -> 
         key=Owners.owner,
         failed=failed,
     )
-
-
-def _with_strategy_users(
-    snapshot: ClusterSnapshot, owners: Mapping[str, str], memo: Memo, unread: dict[str, Exception]
-) -> ClusterSnapshot:
-    stack = snapshot.stack
-    fixed = stack.cluster_policy.mig_strategy if stack.cluster_policy is not None else ""
-    if not fixed:
-        return snapshot
-    named = {policy.name: policy for policy in snapshot.policies if policy.name not in unread}
-    asked = ((name, (policy, fixed)) for name, policy in named.items())
-    wanting = memo.each(wants_other_strategy, asked, failed=unread)
-    if not any(wanting.values()):
-        return snapshot
-    policies = [named[name] for name in wanting]
-    users = find_strategy_users(stack, snapshot.nodes, snapshot.gpunodes, owners, policies)
-    return replace(snapshot, stack=memo.same("stack", replace(stack, strategy_users=users)))
 
 
 def follow(

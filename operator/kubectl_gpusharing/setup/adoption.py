@@ -16,7 +16,15 @@ from gpusharing.kube.convert import policy_view
 from gpusharing.kube.sources import NO_MAPS, AdminMaps
 from gpusharing.planning.report.proposal import configured
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
+from gpusharing.planning.snapshot.nvidia import Change, ClusterPolicyView, Effect, Loss
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
+from gpusharing.planning.stack.effects import (
+    find_effects,
+    is_safe,
+    is_unresolved,
+    label_commands,
+    tell_effects,
+)
 from gpusharing.planning.stack.installationviews import (
     InstallationView,
     Place,
@@ -24,13 +32,13 @@ from gpusharing.planning.stack.installationviews import (
     kubectl_patch,
     plain_upgrade,
 )
-from gpusharing.planning.stack.mig import find_start_changes, is_safe, label_commands, tell_changes
 from gpusharing.planning.stack.nodesymptoms import PluginEntries, find_node_symptoms
 from gpusharing.planning.stack.plugins import OTHERS, explain_plugin
 from gpusharing.planning.stack.pointers import (
     find_other_namespace,
-    find_unresolved,
+    mig_change,
     mig_pointer,
+    plugin_change,
     plugin_pointer,
 )
 from gpusharing.planning.vocabulary.lengths import counted, some
@@ -39,7 +47,6 @@ from gpusharing.planning.wanted.assess import Assessed, has_gpu
 from gpusharing.planning.wanted.migfile import ALL_DISABLED, parse, parse_admin
 from gpusharing.planning.wanted.ownership import Owners, find_contenders
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
-from gpusharing.planning.wanted.verify import is_told_mps
 from kubectl_gpusharing.live.cluster import applied
 from kubectl_gpusharing.setup.handmade import (
     Handmade,
@@ -97,8 +104,8 @@ def named_maps(snapshot: ClusterSnapshot) -> AdminMaps:
     policy, settings = snapshot.stack.cluster_policy, snapshot.settings
     if policy is None:
         return NO_MAPS
-    plugin = plugin_pointer(policy, settings.plugin_config_map, ())
-    mig = mig_pointer(policy, settings.mig_config_map)
+    plugin = plugin_pointer(policy, settings, ())
+    mig = mig_pointer(policy, settings)
     return AdminMaps(*("" if one.is_free or one.now == one.ours else one.now for one in (plugin, mig)))
 
 
@@ -235,8 +242,10 @@ def _refused(snapshot: ClusterSnapshot, proposed: Sequence[ProposedPolicy], now:
 
 
 def _lost(snapshot: ClusterSnapshot) -> dict[str, str]:
-    stack = snapshot.stack
-    return find_unresolved(snapshot.nodes, snapshot.gpunodes, stack) if stack.serves_our_mig_file else {}
+    if not snapshot.stack.serves_our_mig_file:
+        return {}
+    lost = (node for node in snapshot.nodes.values() if is_unresolved(node, snapshot))
+    return {node.name: node.labels[LABEL_MIG_CONFIG] for node in lost}
 
 
 def _why(plan: RolloutPlan, policy: str, node: str) -> str:
@@ -282,9 +291,12 @@ def find_steps(
     later = configured(pointed, plan_rollout(pointed, now), now) or pointed
     now_read = snapshot.stack.cluster_policy
     assert now_read is not None, "_point has no command otherwise"
-    # Only a new pointer restarts mig-manager.
-    restarts = now_read.plain is None and now_read.mig_config_name != snapshot.settings.mig_config_map
-    changes = find_start_changes(later.nodes, later.gpunodes, later.stack, later.agents) if restarts else ()
+    unpointed = replace(later.stack, cluster_policy=now_read, serves_our_mig_file=snapshot.stack.serves_our_mig_file)
+    fields = plugin_change(now_read, snapshot.settings, later.stack.plugin_configs).fields
+    if now_read.plain is None:
+        fields += mig_change(snapshot.settings).fields
+    effects = find_effects(Change(fields=fields), replace(later, stack=unpointed))
+    changes = [effect for effect in effects if effect.loss is Loss.GPUS and effect.why]
     lost = _lost(later)
     coming = {name: config for name, config in _lost(pointed).items() if config not in lost.values()}
     present = parse(snapshot.stack.mig_file).keys()
@@ -292,21 +304,25 @@ def find_steps(
     mig = sorted(theirs - present) or sorted({*coming.values()} - present)
     if waiting := _wait(snapshot, admin, mig):
         yield "Wait until the operator has written its ConfigMaps", waiting
-    for config in sorted({change.config for change in changes} - {""}):
-        alike = [change for change in changes if change.config == config]
-        about = f"Label {counted(len(alike), 'node')} with the MIG layout that the GPUs have{tell_changes(alike)}"
+    for label in sorted({change.label for change in changes} - {""}):
+        alike = [change for change in changes if change.label == label]
+        about = f"Label {counted(len(alike), 'node')} with the MIG layout that the GPUs have{tell_effects(alike)}"
         yield about, label_commands(alike)[0]
     who, command = _point(snapshot, admin, with_mig=is_safe(changes))
+    if devices := [effect for effect in effects if effect.loss is Loss.DEVICES]:
+        about = f"Run import again once no node would lose devices when you point {who}{tell_effects(devices)}"
+        yield about, "kubectl gpusharing import > policies.yaml"
+        return
     if command:
         shown = {change.node for change in changes}
         lost = {name: config for name, config in lost.items() if name not in shown}
         about = (
             f"Point {who}; until then no policy is accepted. NVIDIA's operands restart once on every GPU node; running"
-            f" pods keep their devices{_end_clients(snapshot, pointed)}{_warn(lost, {} if mig else coming, snapshot)}"
+            f" pods keep their devices{_end_clients(effects, now_read)}{_warn(lost, {} if mig else coming, snapshot)}"
         )
         yield about, command
     if not is_safe(changes):
-        rest = tell_changes([change for change in changes if not change.config])
+        rest = tell_effects([change for change in changes if not change.label])
         about = f"Run import again before mig-manager may read the operator's ConfigMap{rest}"
         yield about, "kubectl gpusharing import > policies.yaml"
 
@@ -323,10 +339,9 @@ def _values(admin: AdminConfigMaps, merged: AdminMaps) -> list[str]:
     ]
 
 
-def _end_clients(snapshot: ClusterSnapshot, pointed: ClusterSnapshot) -> str:
-    policy, settings = snapshot.stack.cluster_policy, snapshot.settings
-    nodes = sorted(name for name, node in pointed.nodes.items() if is_told_mps(node, pointed.stack))
-    if policy is None or policy.plugin_config_name == settings.plugin_config_map or not nodes:
+def _end_clients(effects: Sequence[Effect], policy: ClusterPolicyView) -> str:
+    nodes = [effect.node for effect in effects if effect.loss is Loss.CLIENTS]
+    if not nodes:
         return ""
     text = (
         f", except MPS clients: all those on {counted(len(nodes), 'node')} ({some(nodes)}) end, so drain these nodes"
@@ -375,9 +390,9 @@ def _point(snapshot: ClusterSnapshot, admin: AdminConfigMaps, *, with_mig: bool 
     if policy is None or find_other_namespace(policy, settings.gpu_operator_namespace):
         return who, ""
     entries = {*snapshot.stack.plugin_configs, *(admin.plugin.texts or {})}
-    plugin = plugin_pointer(policy, settings.plugin_config_map, entries)
+    plugin = plugin_pointer(policy, settings, entries)
     if policy.plain is None:
-        pointers = [plugin, *([mig_pointer(policy, settings.mig_config_map)] if with_mig else [])]
+        pointers = [plugin, *([mig_pointer(policy, settings)] if with_mig else [])]
         parts = [pointer.patch for pointer in pointers if pointer.now != pointer.ours]
         return who, kubectl_patch(policy.name, *parts) if parts else ""
     upgrade = plain_upgrade(policy.plain, settings.gpu_operator_namespace, f"config.name={plugin.ours}")

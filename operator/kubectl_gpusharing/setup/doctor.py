@@ -18,7 +18,7 @@ from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.installation import gather_installation, read_entries
 from gpusharing.kube.lists import list_of
 from gpusharing.kube.raw import text
-from gpusharing.kube.sources import MIG_KEY, NODE_CONFIG_SUFFIX
+from gpusharing.kube.sources import NODE_CONFIG_SUFFIX
 from gpusharing.kube.wire import HINT
 from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH
 from gpusharing.planning.snapshot.views import PlanSettings
@@ -44,7 +44,7 @@ from gpusharing.planning.stack.nodesymptoms import (
 from gpusharing.planning.stack.plugins import find_rival_symptoms
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
 from gpusharing.planning.vocabulary.lengths import counted
-from gpusharing.planning.wanted.migfile import parse
+from gpusharing.planning.wanted.migfile import MIG_KEY, parse
 from kubectl_gpusharing.live.cluster import read_deployment, unless_hidden
 from kubectl_gpusharing.shell.documents import DoctorReportData
 from kubectl_gpusharing.shell.drawing import (
@@ -169,7 +169,7 @@ async def _with_pointed(client: KubeClient, view: InstallationView) -> tuple[Ins
         reading = read_entries(client, name, place.gpu_operator_namespace, search=name == plugin)
         read = await unless_hidden(reading, None)
         if read is not None and name != place.plugin_config_map:
-            maps[name] = ConfigMapState(frozenset(read.texts or ()), ours=False)
+            maps[name] = ConfigMapState(read.texts or {}, ours=False)
         if name == plugin:
             entries = read
     return replace(view, config_maps=maps), entries

@@ -14,11 +14,11 @@ from collections.abc import Iterator, Sequence
 from gpusharing.kube.client import NODES, PODS
 from gpusharing.kube.installation import read_entries
 from gpusharing.kube.raw import text
-from gpusharing.kube.sources import MIG_KEY
 from gpusharing.planning.drain.pods import LABELS
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.stack.plugins import has_system_plugin
 from gpusharing.planning.vocabulary.lengths import counted, some
+from gpusharing.planning.wanted.migfile import MIG_KEY
 from kubectl_gpusharing.live.cluster import gathered
 from kubectl_gpusharing.setup.adoption import AdminConfigMaps, Import, find_import, named_maps
 from kubectl_gpusharing.shell.drawing import comment, printable, simulated_sentence

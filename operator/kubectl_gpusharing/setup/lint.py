@@ -14,7 +14,6 @@ from dataclasses import replace
 from gpusharing.api.validation import validate_policy
 from gpusharing.kube.convert import cluster_policy_view, find_zones, policy_view
 from gpusharing.kube.raw import section, text
-from gpusharing.kube.sources import MIG_KEY
 from gpusharing.planning.gpus.cards import CARDS, Card, find_card
 from gpusharing.planning.gpus.geometry import find_misfit, nearest_layout, normalize, tell_misfit
 from gpusharing.planning.pools.windows import find_window_flaw
@@ -24,6 +23,7 @@ from gpusharing.planning.stack.installationviews import InstallationView, Place,
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted import migfile, pluginconfig
+from gpusharing.planning.wanted.migfile import MIG_KEY
 from gpusharing.planning.wanted.pluginconfig import Unreadable, find_line, parse_yaml
 from kubectl_gpusharing.live.files import Document, read_documents
 from kubectl_gpusharing.shell.documents import FindingData, LintReportData

@@ -289,19 +289,40 @@ class ClusterPolicyView:
 
 
 @value
-class StartChange:
-    """A node whose GPUs mig-manager would change, or may change, at its start (`find_start_changes`)."""
+class Change:
+    """What a command, or the operator itself, would change in NVIDIA's installation."""
+
+    fields: tuple[tuple[str, str | bool | None], ...] = ()
+    """Fields of ClusterPolicy by path below `spec`, or the same settings of NVIDIA's chart. None removes one."""
+    labels: tuple[tuple[str, str | None], ...] = ()
+    """Labels that are set on `nodes`. None removes one."""
+    restarts: tuple[str, ...] = ()
+    """Programs whose pods start anew, by their deploy labels; on all nodes if `nodes` is empty."""
+    nodes: tuple[str, ...] = ()
+
+
+class Loss(StrEnum):
+    """What a node would lose by a change of the installation."""
+
+    GPUS = "MIG instances"
+    DEVICES = "devices that it advertises"
+    CLIENTS = "MPS clients"
+
+
+@value
+class Effect:
+    """What a change of the installation would take from one node (`find_effects`)."""
 
     node: str
+    loss: Loss
     why: str
-    """How its GPUs differ from its label, or why that is unknown, as a clause for people."""
-    config: str = ""
-    """A value for its label nvidia.com/mig.config with which mig-manager would leave its GPUs as they are.
-
-    Empty if there is none or if it is unknown.
-    """
+    """What the node would lose, or why that is unknown, as a clause for people."""
+    label: str = ""
+    """A label of the node, as KEY=VALUE, with which it would lose nothing. Empty if there is none or it is unknown."""
     known: bool = True
-    """Whether it is known what the node's GPUs have."""
+    """Whether it is known that the node would lose something."""
+    missing: str = ""
+    """The entry that a label of the node names and that the program would not find."""
 
 
 @value
@@ -325,26 +346,8 @@ class StackView:
     """mig-parted entries from the admin's own ConfigMap, merged into ours."""
     admin_plugin_configs: Mapping[str, str] = field(default_factory=dict)
     """Device-plugin configurations from the admin's own ConfigMap, by key, merged into ours unchanged."""
-    missing_entries: tuple[str, ...] = ()
-    """Device-plugin configurations that Nodes name but `plugin_configs` lacks.
-
-    Collected while ClusterPolicy does not name our ConfigMap.
-    """
-    unresolved_mig: Mapping[str, str] = field(default_factory=dict)
-    """By Node: the mig-parted configuration that it names but `mig_file` does not give it.
-
-    Collected by `find_unresolved` while ClusterPolicy does not name our ConfigMap.
-    """
-    start_changes: tuple[StartChange, ...] = ()
-    """The nodes whose GPUs mig-manager would or may change at its start (`find_start_changes`).
-
-    Collected only while something that we write or print would start or restart mig-manager.
-    """
-    strategy_users: Mapping[str, str] = field(default_factory=dict)
-    """By node: the MIG devices that it would lose without ClusterPolicy's mig.strategy.
-
-    Collected while a policy wants another strategy.
-    """
+    effects: Mapping[Change, tuple[Effect, ...]] | None = None
+    """What each change that a message may ask for, or that the operator may make, would do. None until it is known."""
     missing_maps: tuple[str, ...] = ()
     """The admin's ConfigMaps that a setting names but that do not exist."""
     generated_mig_files: Mapping[str, str] = field(default_factory=dict)

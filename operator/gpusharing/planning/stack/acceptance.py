@@ -3,29 +3,49 @@
 What depends on the card of a node is decided for each node by `PolicyTargets`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from typing import TypeAlias
 
 from gpusharing.api import names
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, StackView
-from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
+from gpusharing.planning.snapshot.memo import Memo
+from gpusharing.planning.snapshot.nvidia import (
+    PLUGIN_SWITCH,
+    Change,
+    ClusterPolicyView,
+    Effect,
+    StackView,
+)
+from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings, PolicyView
 from gpusharing.planning.stack.drastack import refuse
-from gpusharing.planning.stack.installationviews import Fields, kubectl_patch, plain_upgrade
-from gpusharing.planning.stack.mig import (
-    find_mig_obstacle,
+from gpusharing.planning.stack.effects import (
+    FREE_STRATEGY,
+    HOST_PROGRAMS,
+    MIG_POINTER,
+    PLUGIN_POINTER,
+    START_MIG_MANAGER,
+    UNPLUG,
+    after_labels,
+    effects_of,
+    find_effects,
     is_safe,
     label_commands,
-    tell_changes,
+    tell_effects,
     tell_strategy_users,
 )
+from gpusharing.planning.stack.installationviews import Fields, kubectl_patch, plain_upgrade
+from gpusharing.planning.stack.mig import find_mig_obstacle
 from gpusharing.planning.stack.pointers import (
     Pointer,
     find_other_namespace,
-    mig_pointer,
+    find_pointers,
+    mig_change,
+    plugin_change,
     plugin_pointer,
     why_not_set,
 )
-from gpusharing.planning.stack.requirements import OPERANDS, lacks, tell_off
+from gpusharing.planning.stack.requirements import OPERANDS, REQUIREMENTS, lacks, restart_of, tell_off
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT, cut
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -33,9 +53,12 @@ from gpusharing.planning.wanted.target import PolicyTargets, Request, find_reque
 
 MOST_LABELS = 400
 """The most characters of commands that label nodes in one message. `kubectl gpusharing import` prints more."""
-STARTS_MIG_MANAGER = {Reason.MIG_MANAGER_DISABLED, Reason.LAYOUTS_NEED_CONFIG_MAP}
-"""The wrong fields of ClusterPolicy whose correction starts or restarts mig-manager."""
 _PLUGIN, _DISCOVERY, _MIG_MANAGER = OPERANDS
+_WrongField: TypeAlias = tuple[Reason, str, Fields, tuple[Effect, ...]]
+"""A field of ClusterPolicy that overrides a spec: reason, text, and the patch with what that takes from nodes.
+
+The patch is empty if it must not be made yet.
+"""
 
 
 def find_spec(policy: PolicyView) -> GPUSharingPolicySpec | Finding:
@@ -85,11 +108,11 @@ def _find_objections(spec: GPUSharingPolicySpec, stack: StackView, settings: Pla
     if cluster_policy is not None:
         first = wrong[0][0] if wrong else None
         if first in (Reason.PLUGIN_DISABLED, Reason.FEATURE_DISCOVERY_DISABLED):
-            yield _explain(wrong, cluster_policy, stack)
+            yield _explain(wrong, cluster_policy)
         if apart := find_other_namespace(cluster_policy, namespace):
             yield Finding(Reason.PLUGIN_CONFIG_NOT_OURS, apart)
         if first is Reason.PLUGIN_CONFIG_NOT_OURS:
-            yield _explain(wrong, cluster_policy, stack)
+            yield _explain(wrong, cluster_policy)
         yield from _find_flaws_of_chart(spec, cluster_policy, stack, settings)
     if stack.foreign_map:
         where = f"configmap {stack.foreign_map} -n {namespace}"
@@ -101,12 +124,12 @@ def _find_objections(spec: GPUSharingPolicySpec, stack: StackView, settings: Pla
             f" operator create a new one: kubectl delete {where}",
         )
     if cluster_policy is not None:
-        obstacle, command = find_mig_obstacle(spec, cluster_policy, settings, stack.strategy_users, stack.start_changes)
+        obstacle, command = find_mig_obstacle(spec, cluster_policy, stack, settings)
         if obstacle is not None:
             remedy = f"; run: {command}" if command else ""
             yield Finding(obstacle.reason, obstacle.message + remedy)
         if wrong:
-            yield _explain(wrong, cluster_policy, stack)
+            yield _explain(wrong, cluster_policy)
 
 
 def _find_flaws_of_chart(
@@ -116,13 +139,14 @@ def _find_flaws_of_chart(
     if plain is None:
         return
     if cluster_policy.plugin_config_name != ours and not stack.by_dra:
-        pointer = plugin_pointer(cluster_policy, ours, stack.plugin_configs, stack.missing_entries)
-        command = f"; run: {plain_upgrade(plain, namespace, f'config.name={ours}')}"
+        effects = effects_of(plugin_change(cluster_policy, settings, stack.plugin_configs), stack)
+        pointer = plugin_pointer(cluster_policy, settings, stack.plugin_configs, effects)
+        command = after_labels(plain_upgrade(plain, namespace, f"config.name={ours}"), pointer.victims)
         yield Finding(
             Reason.PLUGIN_CONFIG_NOT_OURS,
             f"DaemonSet {plain.daemon_set}: config.name in NVIDIA's device-plugin chart is"
             f" {pointer.now or 'not set'}, so {ours} is not read{_tell_entries(pointer, stack)}"
-            f"{'' if pointer.stops else command}",
+            f"{tell_effects(pointer.victims)}{f'; run: {command}' if command and not pointer.stops else ''}",
         )
     if lacks(_DISCOVERY, spec.mode, stack):
         command = plain_upgrade(plain, namespace, _DISCOVERY.helm_value)
@@ -131,47 +155,43 @@ def _find_flaws_of_chart(
 
 def _find_wrong_fields(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
-) -> Iterator[tuple[Reason, str, Fields]]:
-    """Yield each field of ClusterPolicy that overrides the spec, with a patch.
-
-    The patch is empty if the field must not be set yet.
-    """
+) -> Iterator[_WrongField]:
     if cluster_policy.plain is not None:
         return
     configure, error = settings.configure_gpu_operator, stack.pointer_error
     for row in (_PLUGIN, _DISCOVERY):
         if lacks(row, spec.mode, stack):
-            yield row.disabled, tell_off(row, cluster_policy), row.patch
-    ours = settings.plugin_config_map
-    if cluster_policy.plugin_config_name != ours and not stack.by_dra:
-        pointer = plugin_pointer(cluster_policy, ours, stack.plugin_configs, stack.missing_entries)
+            yield row.disabled, tell_off(row, cluster_policy), row.patch, effects_of(row.change, stack)
+    pointers = {pointer.field: pointer for pointer in find_pointers(stack, settings)}
+    if (pointer := pointers.get(PLUGIN_POINTER)) is not None:
         why = why_not_set(pointer, cluster_policy, configure=configure, error=error)
-        message = f"ClusterPolicy {pointer.field} is {pointer.text}, so {ours} is not read{why}"
+        message = f"ClusterPolicy {pointer.field} is {pointer.text}, so {pointer.ours} is not read{why}"
         patch = {} if pointer.stops else pointer.patch
-        yield Reason.PLUGIN_CONFIG_NOT_OURS, message + _tell_entries(pointer, stack), patch
+        yield Reason.PLUGIN_CONFIG_NOT_OURS, message + _tell_entries(pointer, stack), patch, pointer.victims
     if lacks(_MIG_MANAGER, spec.mode, stack):
-        yield _MIG_MANAGER.disabled, tell_off(_MIG_MANAGER, cluster_policy), _MIG_MANAGER.patch
+        text, effects = tell_off(_MIG_MANAGER, cluster_policy), effects_of(_MIG_MANAGER.change, stack)
+        yield _MIG_MANAGER.disabled, text, _MIG_MANAGER.patch, effects
     if spec.mig is None:
         return
-    fixed, users = "" if stack.by_dra else cluster_policy.mig_strategy, stack.strategy_users
+    fixed = "" if stack.by_dra else cluster_policy.mig_strategy
     if fixed not in ("", spec.mig.strategy):
+        effects = effects_of(FREE_STRATEGY, stack)
+        users = tell_strategy_users(effects, fixed)
         yield (
             Reason.MIG_STRATEGY_SET,
             f"ClusterPolicy mig.strategy is {fixed} and overrides spec.mig.strategy {spec.mig.strategy} on every node"
-            f"{tell_strategy_users(users, fixed)}",
+            f"{users}",
             {} if users else {"mig": {"strategy": None}},
+            () if users else effects,
         )
-    if spec.mig.layouts is not None and not stack.serves_our_mig_file:
-        lost, changes, merged = stack.unresolved_mig, stack.start_changes, bool(stack.admin_mig_file)
-        pointer = mig_pointer(
-            cluster_policy, settings.mig_config_map, lost.values(), lost, merged=merged, start_changes=changes
-        )
+    if spec.mig.layouts is not None and (pointer := pointers.get(MIG_POINTER)) is not None:
         yield (
             Reason.LAYOUTS_NEED_CONFIG_MAP,
             f"spec.mig.layouts has no effect unless ClusterPolicy {pointer.field} is {pointer.ours}; it is now"
             f" {pointer.text}{why_not_set(pointer, cluster_policy, configure=configure, error=error)}"
             f"{pointer.merge_first}",
             {} if pointer.stops else pointer.patch,
+            pointer.victims,
         )
 
 
@@ -190,22 +210,53 @@ def _tell_entries(pointer: Pointer, stack: StackView) -> str:
     )
 
 
-def _explain(
-    wrong: Sequence[tuple[Reason, str, Fields]], cluster_policy: ClusterPolicyView, stack: StackView
-) -> Finding:
-    message = "; ".join(text for _, text, _ in wrong)
-    changes = stack.start_changes if any(reason in STARTS_MIG_MANAGER for reason, _, _ in wrong) else ()
-    message += tell_changes(changes)
-    labels = "".join(f"{command} && " for command in label_commands(changes))
-    patches = {reason: patch for reason, _, patch in wrong if patch}
-    if not is_safe(changes) or len(labels) > MOST_LABELS:
-        message += "; kubectl gpusharing import prints the commands" if is_safe(changes) else ""
-        labels = ""  # all other fields may be set
-        patches = {reason: patch for reason, patch in patches.items() if reason not in STARTS_MIG_MANAGER}
-    hint = " (helm: --set mig.strategy=)" if Reason.MIG_STRATEGY_SET in patches else ""
-    command = f"; run: {labels}{kubectl_patch(cluster_policy.name, *patches.values())}{hint}" if patches else ""
+def _explain(wrong: Sequence[_WrongField], cluster_policy: ClusterPolicyView) -> Finding:
+    message = "; ".join(text for _, text, _, _ in wrong)
+    message += tell_effects([*dict.fromkeys(effect for _, _, _, effects in wrong for effect in effects)])
+    due = [row for row in wrong if row[2] and is_safe(row[3])]
+    labels = "".join(f"{one} && " for one in label_commands(dict.fromkeys(e for row in due for e in row[3])))
+    if len(labels) > MOST_LABELS:
+        message += "; kubectl gpusharing import prints the commands"
+        labels, due = "", [row for row in due if not label_commands(row[3])]
+    hint = " (helm: --set mig.strategy=)" if any(row[0] is Reason.MIG_STRATEGY_SET for row in due) else ""
+    patch = kubectl_patch(cluster_policy.name, *(row[2] for row in due))
+    command = f"; run: {labels}{patch}{hint}" if due else ""
     # People might paste a truncated command, so the message before it is cut instead.
     return Finding(wrong[0][0], cut(message, MAX_TEXT - len(command)) + command)
+
+
+def find_due_changes(policies: Collection[PolicyView], snapshot: ClusterSnapshot) -> Iterator[Change]:
+    """Yield the changes of the installation that a message may ask for, or that the operator may make."""
+    stack, settings = snapshot.stack, snapshot.settings
+    policy = stack.cluster_policy
+    if stack.by_dra or policy is None or policy.plain is not None:
+        yield START_MIG_MANAGER
+    if policy is None:
+        return
+    if not policy.is_off(PLUGIN_SWITCH) and (stack.gpu_cluster or stack.dra.driver is not None):
+        yield UNPLUG
+    yield from (row.change for row in OPERANDS if row.is_off(policy))
+    hosts = [row.change for row in REQUIREMENTS if row.switch in HOST_PROGRAMS and row.is_off(policy)]
+    if hosts and (
+        snapshot.agent_troubles or any(one.observed and one.observed.error for one in snapshot.gpunodes.values())
+    ):
+        yield from hosts
+    if not policy.tolerates_gate and any(node.gate is not None for node in snapshot.nodes.values()):
+        yield restart_of(policy)
+    if policy.plugin_config_name != settings.plugin_config_map:
+        yield plugin_change(policy, settings, stack.plugin_configs)
+    if policy.plain is None and not stack.serves_our_mig_file:
+        yield mig_change(settings)
+    strategies = {one.spec.mig.strategy for one in policies if one.spec is not None and one.spec.mig is not None}
+    if policy.mig_strategy and strategies - {policy.mig_strategy}:
+        yield FREE_STRATEGY
+
+
+def with_effects(snapshot: ClusterSnapshot, policies: Collection[PolicyView], memo: Memo) -> ClusterSnapshot:
+    """Return the snapshot with the effects of all changes that are due; `policies` are the readable ones."""
+    asked = replace(snapshot, policies=tuple(policies))
+    effects = {change: find_effects(change, asked) for change in find_due_changes(policies, snapshot)}
+    return replace(snapshot, stack=memo.same("stack", replace(snapshot.stack, effects=effects)))
 
 
 def request_of(policy: PolicyView) -> Request | Finding:

@@ -11,6 +11,14 @@ from gpusharing.api.names import Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, PLUGIN_SWITCH, DeviceClassView, StackView
 from gpusharing.planning.snapshot.views import NodeView, PlanSettings
+from gpusharing.planning.stack.effects import (
+    SHOW_LABELS,
+    START_MIG_MANAGER,
+    UNPLUG,
+    after_labels,
+    effects_of,
+    tell_effects,
+)
 from gpusharing.planning.stack.installationviews import (
     InstallationView,
     Symptom,
@@ -19,7 +27,6 @@ from gpusharing.planning.stack.installationviews import (
     kubectl_patch,
     warning,
 )
-from gpusharing.planning.stack.mig import SHOW_LABELS, after_labels, start_changes_of, tell_changes
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT, some
 from gpusharing.planning.wanted.sharedobjects import find_doubtful
 from gpusharing.planning.wanted.target import is_plugin_resource, pauses_clients
@@ -78,15 +85,17 @@ def find_missing_parts(stack: StackView, settings: PlanSettings) -> Iterator[tup
                 f"{upgrade} featureGates.{gate}=false",
             )
     if policy is not None and policy.plain is not None:
+        lost = effects_of(UNPLUG, stack)
         yield (
             f"NVIDIA's device-plugin chart (DaemonSet {policy.plain.daemon_set}) is installed alongside NVIDIA's DRA"
-            " stack",
-            f"helm uninstall {policy.plain.release or 'RELEASE'} -n {namespace}",
+            f" stack{tell_effects(lost)}",
+            after_labels(f"helm uninstall {policy.plain.release or 'RELEASE'} -n {namespace}", lost),
         )
     elif policy is not None and not policy.is_off(PLUGIN_SWITCH):
+        lost = effects_of(UNPLUG, stack)
         yield (
-            f"ClusterPolicy {policy.name} runs a device plugin alongside NVIDIA's DRA stack",
-            kubectl_patch(policy.name, {"devicePlugin": {"enabled": False}}),
+            f"ClusterPolicy {policy.name} runs a device plugin alongside NVIDIA's DRA stack{tell_effects(lost)}",
+            after_labels(kubectl_patch(policy.name, {"devicePlugin": {"enabled": False}}), lost),
         )
     elif policy is not None and stack.gpu_cluster:
         yield (
@@ -98,9 +107,9 @@ def find_missing_parts(stack: StackView, settings: PlanSettings) -> Iterator[tup
             f"a device plugin and NVIDIA's DRA driver both manage the GPUs on {some(dra.doubles)}",
             f"kubectl get pods -A --field-selector spec.nodeName={dra.doubles[0]}",
         )
-    changes = stack.start_changes
+    changes = effects_of(START_MIG_MANAGER, stack)
     for message, command in _find_missing_mig_manager(stack, settings):
-        yield message + tell_changes(changes), after_labels(command, changes)
+        yield message + tell_effects(changes), after_labels(command, changes)
 
 
 def _find_missing_mig_manager(stack: StackView, settings: PlanSettings) -> Iterator[tuple[str, str]]:
@@ -172,7 +181,7 @@ def refuse(spec: GPUSharingPolicySpec, stack: StackView, settings: PlanSettings)
 def find_dra_symptoms(view: InstallationView) -> Iterator[Symptom]:
     stack = view.stack
     if stack.by_dra:
-        stack = replace(stack, start_changes=start_changes_of(view))
+        stack = replace(stack, effects={change: view.effects(change) for change in (START_MIG_MANAGER, UNPLUG)})
     for message, command in find_missing_parts(stack, view.place):
         yield error(Topic.CLUSTER_POLICY, "UnsupportedStack", message, command or SHOW_LABELS)
 

@@ -5,12 +5,25 @@ here, each with the command that corrects it.
 """
 
 from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from gpusharing.api import names
 from gpusharing.api.names import LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG, Mode
 from gpusharing.api.selectors import matches
-from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, ClusterPolicyView, find_active
+from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, Change, ClusterPolicyView, find_active
 from gpusharing.planning.stack.drastack import find_dra_symptoms, is_complete
+from gpusharing.planning.stack.effects import (
+    FREE_STRATEGY,
+    MIG_POINTER,
+    RESTART_PLUGIN,
+    SHOW_LABELS,
+    after_labels,
+    has_driver,
+    is_safe,
+    tell_clients,
+    tell_effects,
+    tell_strategy_users,
+)
 from gpusharing.planning.stack.installationviews import (
     AGENT,
     ASKED_BY_PEOPLE,
@@ -27,23 +40,16 @@ from gpusharing.planning.stack.installationviews import (
     upgrade,
     warning,
 )
-from gpusharing.planning.stack.mig import (
-    SHOW_LABELS,
-    after_labels,
-    find_mig_obstacles,
-    start_changes_of,
-    strategy_users_of,
-    tell_changes,
-    tell_strategy_users,
-)
+from gpusharing.planning.stack.mig import find_mig_obstacles
 from gpusharing.planning.stack.mps import VALUE
 from gpusharing.planning.stack.plugins import GKE, GKE_GPU, GKE_WITHOUT_PLUGIN
 from gpusharing.planning.stack.pointers import (
-    MIG_POINTER,
     UPSTREAM_MIG_CONFIG,
     Pointer,
     find_other_namespace,
+    mig_change,
     mig_pointer,
+    plugin_change,
     plugin_pointer,
     why_not_set,
 )
@@ -52,7 +58,6 @@ from gpusharing.planning.stack.requirements import (
     find_absent,
     find_gate_symptoms,
     find_off,
-    has_driver,
     tell_off,
 )
 from gpusharing.planning.vocabulary.lengths import counted, some
@@ -97,14 +102,20 @@ def _point(view: InstallationView, stack: ClusterPolicyView, pointer: Pointer, l
         return upgrade(view, f"gpuOperator.adminMigConfigMap={pointer.now}")
     if pointer.stops and (mig or not pointer.merges):
         return f"kubectl get nodes -L {LABEL_MIG_CONFIG if mig else LABEL_PLUGIN_CONFIG}"
-    return upgrade(view, f"gpuOperator.adminPluginConfigMap={pointer.now}") if pointer.stops else last
+    if pointer.stops:
+        return upgrade(view, f"gpuOperator.adminPluginConfigMap={pointer.now}")
+    return after_labels(last, pointer.victims) or SHOW_LABELS
 
 
 def _correct(view: InstallationView, policy: ClusterPolicyView, patch: Fields, *, needed: bool) -> str:
     """Return the command that applies the patch or, if no policy needs it, that only shows ClusterPolicy."""
     if not view.installed:
         return start(view)
-    return kubectl_patch(policy.name, patch) if needed else f"kubectl get clusterpolicy {policy.name} -o yaml"
+    return kubectl_patch(policy.name, patch) if needed else _show(policy)
+
+
+def _show(policy: ClusterPolicyView) -> str:
+    return f"kubectl get clusterpolicy {policy.name} -o yaml"
 
 
 # --- the checks ----------------------------------------------------------------------------------------------
@@ -211,7 +222,8 @@ def _find_stack_symptoms(view: InstallationView) -> Iterator[Symptom]:
                 Topic.CLUSTER_POLICY,
                 "PluginConfigNotOurs",
                 f"{plain.plain.daemon_set}: config.name in NVIDIA's device-plugin chart is {pointer.now or 'not set'},"
-                f" {_tell_effect(view, pointer, 'policies have no effect on any node')}{_tell_entries(view, pointer)}",
+                f" {_tell_effect(view, pointer, 'policies have no effect on any node')}{_tell_entries(view, pointer)}"
+                f"{tell_effects(pointer.victims)}",
                 _point(view, plain, pointer, plain_upgrade(plain.plain, place.gpu_operator_namespace, value)),
             )
 
@@ -222,19 +234,14 @@ def _find_disabled_programs(view: InstallationView) -> Iterator[Symptom]:
     for stack, row in [(one, row) for one in view.followed_stacks for row in find_off(one) if not by_dra]:
         every = row.modes == EVERY_MODE
         needed = every or bool(modes & row.modes)
+        effects = view.effects(row.change) if needed and view.installed else ()
         if stack.plain is None:
             refused = "every policy is" if every else f"policies with mode {', '.join(sorted(row.modes))} are"
             message = f"{stack.name}: {tell_off(row, stack)}, and {refused} rejected"
-            # Beside another device plugin, NVIDIA's would serve the same GPUs a second time.
-            doubles = row.disabled is Reason.PLUGIN_DISABLED and any(node.other_plugin for node in view.nodes)
-            command = _correct(view, stack, row.patch, needed=needed and not doubles)
-            if row.disabled is Reason.MIG_MANAGER_DISABLED and needed and view.installed:
-                changes = start_changes_of(view)
-                message, command = (
-                    message + tell_changes(changes),
-                    after_labels(command, changes) or SHOW_LABELS,
-                )
-            yield (error if needed else warning)(Topic.CLUSTER_POLICY, str(row.disabled), message, command)
+            command = after_labels(_correct(view, stack, row.patch, needed=needed), effects)
+            show = SHOW_LABELS if row.disabled is Reason.MIG_MANAGER_DISABLED else _show(stack)
+            report = error if needed else warning
+            yield report(Topic.CLUSTER_POLICY, str(row.disabled), message + tell_effects(effects), command or show)
         elif row.helm_value and needed:
             command = plain_upgrade(stack.plain, view.place.gpu_operator_namespace, row.helm_value)
             yield error(Topic.CLUSTER_POLICY, str(row.missing), tell_off(row, stack), command)
@@ -250,16 +257,21 @@ def _find_pointer_symptoms(view: InstallationView) -> Iterator[Symptom]:
                 "PluginConfigNotOurs",
                 f"{policy.name}: {pointer.field} is {pointer.text},"
                 f" {_tell_effect(view, pointer, 'policies have no effect on any node')}"
-                f"{why_not_set(pointer, policy, configure=configure)}{_tell_entries(view, pointer)}",
+                f"{why_not_set(pointer, policy, configure=configure)}{_tell_entries(view, pointer)}"
+                f"{tell_effects(pointer.victims)}",
                 _point(view, policy, pointer, kubectl_patch(policy.name, pointer.patch)),
             )
         elif not by_dra and pointer.without_default:
+            effects = view.effects(Change(fields=(("devicePlugin.config.default", None),)))
             yield error(
                 Topic.CLUSTER_POLICY,
                 "PluginDefaultUnknown",
                 f"{policy.name}: devicePlugin.config.default is {pointer.without_default}, which {pointer.ours} does"
-                " not contain: device plugins of nodes without a policy cannot start",
-                _correct(view, policy, {"devicePlugin": {"config": {"default": None}}}, needed=True),
+                f" not contain: device plugins of nodes without a policy cannot start{tell_effects(effects)}",
+                after_labels(
+                    _correct(view, policy, {"devicePlugin": {"config": {"default": None}}}, needed=True), effects
+                )
+                or _show(policy),
             )
         if not by_dra or is_complete(view.stack, view.place):
             yield from _find_mig_symptoms(view, policy)
@@ -267,12 +279,11 @@ def _find_pointer_symptoms(view: InstallationView) -> Iterator[Symptom]:
 
 def _plugin_pointer(view: InstallationView, policy: ClusterPolicyView) -> Pointer:
     ours = view.place.plugin_config_map
-    config_map = view.config_maps.get(ours)
+    config_map, named = view.config_maps.get(ours), view.config_maps.get(policy.plugin_config_name)
     # If our ConfigMap is unknown, nothing is said about the default.
     our_keys = frozenset({policy.plugin_default}) if config_map is None else config_map.keys
-    named = view.config_maps.get(policy.plugin_config_name)
-    missing = tuple(sorted(view.named_entries - {"", *our_keys}))
-    return plugin_pointer(policy, ours, our_keys, missing, None if named is None else named.keys)
+    effects = () if policy.plugin_config_name == ours else view.effects(plugin_change(policy, view.place, our_keys))
+    return plugin_pointer(policy, view.place, our_keys, effects, None if named is None else named.keys)
 
 
 def _tell_effect(view: InstallationView, pointer: Pointer, otherwise: str) -> str:
@@ -291,36 +302,32 @@ def _tell_entries(view: InstallationView, pointer: Pointer) -> str:
 def _find_mig_symptoms(view: InstallationView, policy: ClusterPolicyView) -> Iterator[Symptom]:
     place, config_map = view.place, view.config_maps.get(view.place.mig_config_map)
     wanted = [one.spec.mig for one in view.policies if one.spec is not None and one.spec.mig is not None]
-    named = {one.labels.get(LABEL_MIG_CONFIG, "") for one in view.nodes}
-    changes = start_changes_of(view) if view.installed else ()
-    pointer = mig_pointer(
-        policy,
-        place.mig_config_map,
-        () if config_map is None else named - {"", *config_map.mig_entries},
-        merged=place.admin_mig_config_map == policy.mig_config_name,
-        start_changes=changes,
+    effects = (
+        view.effects(mig_change(place)) if view.installed and policy.mig_config_name != place.mig_config_map else ()
     )
+    if config_map is None:  # what is missing is yet to be written
+        effects = tuple(replace(effect, missing="") for effect in effects if effect.why)
+    pointer = mig_pointer(policy, place, effects, merged=place.admin_mig_config_map == policy.mig_config_name)
     if pointer.now != pointer.ours and not policy.is_off(MIG_MANAGER_SWITCH):
         wants_layouts = any(mig.layouts is not None for mig in wanted)
-        patch = after_labels(kubectl_patch(policy.name, pointer.patch), changes) or SHOW_LABELS
         yield (error if wants_layouts or view.is_void(pointer.now) else warning)(
             Topic.CLUSTER_POLICY,
             "MigConfigNotOurs",
             f"{policy.name}: {pointer.field} is {pointer.text},"
             f" {_tell_effect(view, pointer, 'spec.mig.layouts is rejected')}"
             f"{why_not_set(pointer, policy, configure=place.configure_gpu_operator)}{pointer.merge_first}"
-            f"{tell_changes(changes)}",
-            _point(view, policy, pointer, patch),
+            f"{tell_effects(pointer.victims)}",
+            _point(view, policy, pointer, kubectl_patch(policy.name, pointer.patch)),
         )
     if (fixed := policy.mig_strategy) and not view.stack.by_dra:
         other = any(mig.strategy != fixed for mig in wanted)
-        users = strategy_users_of(view, policy)
+        users = view.effects(FREE_STRATEGY)
         yield (error if other else warning)(
             Topic.CLUSTER_POLICY,
             "MigStrategySet",
             f"{policy.name}: mig.strategy is {fixed} and overrides spec.mig.strategy of every policy"
-            f"{tell_strategy_users(users, fixed) if other else ''}",
-            _correct(view, policy, {"mig": {"strategy": None}}, needed=other and not users),
+            f"{tell_strategy_users(users, fixed) + tell_clients(users) if other else ''}",
+            _correct(view, policy, {"mig": {"strategy": None}}, needed=other and is_safe(users)),
         )
 
 
@@ -337,12 +344,13 @@ def find_deaf_mps(view: InstallationView) -> Iterator[Symptom]:
     remedy, command = find_remedy(daemon)
     by_itself = f". The operator sets the name itself ({VALUE}): `kubectl get gpun -o wide` says what it waits for"
     newer = kubectl_patch(stack.name, {"devicePlugin": {"version": SKIPS_THREADS}})
+    effects = view.effects(RESTART_PLUGIN)
     yield error(
         Topic.CLUSTER_POLICY,
         str(Reason.MPS_NOT_SWITCHABLE),
         f"{daemon.name}: no node can change to MPS for policy {', '.join(wanted)}, because {why}. {remedy}"
-        f"{by_itself if view.place.repair_mps else ''}",
-        newer if needs_newer_plugin(daemon) else command,
+        f"{by_itself if view.place.repair_mps else ''}{tell_effects(effects)}",
+        after_labels(newer, effects) or SHOW_LABELS if needs_newer_plugin(daemon) else command,
     )
 
 
@@ -430,13 +438,13 @@ def _find_agent_symptoms(view: InstallationView) -> Iterator[Symptom]:
         message = f"the agent cannot read the GPUs on {some(sorted(troubled))}; {first}: {troubled[first]}"
         show = f"kubectl describe gpunode {first}"
         policy, _ = find_active(view.cluster_policies)
-        with_driver = {one.name for one in nodes if has_driver(one.labels, one.resources)}
-        absent = find_absent(troubled[first], policy) if first not in with_driver else None
+        own = {one.name for one in nodes if has_driver(one)}
+        absent = find_absent(troubled[first], policy) if first not in own else None
         if policy is not None and absent is not None:
             # If other hosts bring their own driver, the GPU Operator must not install the program on all nodes.
-            command = show if with_driver else kubectl_patch(policy.name, absent.patch)
+            command = after_labels(kubectl_patch(policy.name, absent.patch), view.effects(absent.change))
             message = f"{message}. {tell_off(absent, policy)}"
-            yield error(Topic.AGENTS, str(absent.disabled), message, command)
+            yield error(Topic.AGENTS, str(absent.disabled), message, command or show)
         else:
             yield error(Topic.AGENTS, "AgentCannotRead", message, show)
 

@@ -16,15 +16,19 @@ from gpusharing.api.policy import LabelSelector
 from gpusharing.planning.snapshot.nvidia import (
     NO_DRA,
     TAINT_TEST,
+    Change,
     ClusterPolicyView,
     DaemonSetState,
     DraView,
+    Effect,
     PlainStackView,
     StackView,
 )
-from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings, PolicyView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, NodeView, PlanSettings, PolicyView
+from gpusharing.planning.stack.effects import find_effects
 from gpusharing.planning.stack.mps import DAEMON_SET
 from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.wanted.migfile import MIG_KEY
 
 Scope = Literal["cluster", "own", "agent", "gpu-operator", "default"]
 """The namespace in which a right is needed, or the whole cluster; `own` is the operator's."""
@@ -177,12 +181,13 @@ class RightState:
 class ConfigMapState:
     """One of our two ConfigMaps, or one that ClusterPolicy names instead."""
 
-    keys: frozenset[str]
+    data: Mapping[str, str]
     ours: bool
     """Whether it has our label or our record of writes."""
-    mig_entries: frozenset[str] = frozenset()
-    """The names of its mig-parted configurations. Only read for our own ConfigMap, like `mig_file`."""
-    mig_file: str = ""
+
+    @property
+    def keys(self) -> frozenset[str]:
+        return frozenset(self.data)
 
 
 @value
@@ -245,15 +250,43 @@ class InstallationView:
     """Nodes whose agents report that their GPUs are simulated."""
     policies: tuple[PolicyView, ...] = ()
     gpunodes: Mapping[str, GPUNodeView] = field(default_factory=dict)
-    plugin_entries: Mapping[str, str] = field(default_factory=dict)
-    """Device-plugin configurations by key, as they are in our ConfigMap."""
 
     @property
     def stack(self) -> StackView:
         """NVIDIA's software as the planner sees it, without what only the operator collects."""
-        ours = self.config_maps.get(self.place.mig_config_map)
-        mig_file = ours.mig_file if ours is not None else ""
-        return StackView(self.followed_policy, self.gpu_cluster, self.plugin_entries, mig_file, {}, dra=self.dra)
+        policy, place = self.followed_policy, self.place
+        data = {name: state.data for name, state in self.config_maps.items()}
+        pointed = policy.plugin_config_name if policy is not None else ""
+        return StackView(
+            policy,
+            self.gpu_cluster,
+            plugin_configs=data.get(place.plugin_config_map, {}),
+            mig_file=data.get(place.mig_config_map, {}).get(MIG_KEY, ""),
+            written={},
+            admin_mig_file=data.get(place.admin_mig_config_map, {}).get(MIG_KEY, ""),
+            admin_plugin_configs={} if pointed == place.plugin_config_map else data.get(pointed, {}),
+            serves_our_mig_file=policy is not None and policy.mig_config_name == place.mig_config_map,
+            dra=self.dra,
+        )
+
+    def effects(self, change: Change) -> tuple[Effect, ...]:
+        """Return what the change would take from nodes (`find_effects`)."""
+        ready = frozenset(pod.node for pod in self.agents.pods if pod.ready) if self.agents is not None else None
+        return find_effects(
+            change,
+            ClusterSnapshot(
+                nodes={node.name: node for node in self.nodes},
+                gpunodes=self.gpunodes,
+                policies=self.policies,
+                stack=self.stack,
+                agents=frozenset(self.gpunodes) if ready is None or "pods" in self.unread else ready,
+                operands={},
+                claims={},
+                work={},
+                settings=self.place,
+            ),
+            unread="nodes" in self.unread,
+        )
 
     @property
     def operator_ready(self) -> bool:

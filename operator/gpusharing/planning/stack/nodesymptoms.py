@@ -5,9 +5,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from gpusharing.api import names
 from gpusharing.planning.gpus.drivers import find_driver_flaw
+from gpusharing.planning.snapshot.nvidia import Change
 from gpusharing.planning.snapshot.views import NodeView, PlanSettings
+from gpusharing.planning.stack.effects import MIG_MANAGER, SHOW_LABELS, after_labels, tell_effects
 from gpusharing.planning.stack.installationviews import InstallationView, Symptom, Topic, error, warning
-from gpusharing.planning.stack.mig import SHOW_LABELS, after_labels, start_changes_of, tell_changes
 from gpusharing.planning.stack.plugins import GKE, explain_plugin, has_gpu_label
 from gpusharing.planning.stack.requirements import (
     DEPLOY_NEEDED,
@@ -90,26 +91,26 @@ def _find_blocking(nodes: Sequence[NodeView], view: InstallationView) -> Iterato
     label, policy = names.LABEL_WORKLOAD_CONFIG, view.followed_policy
     if odd := [node for node in nodes if workload_of(node.labels, policy) != names.WORKLOAD_CONTAINER]:
         # Removing the label may not help: ClusterPolicy's sandboxWorkloads.defaultWorkload may say the same.
+        effects = view.effects(Change(labels=((label, names.WORKLOAD_CONTAINER),), nodes=_names(odd)))
         command = f"kubectl label node {_all(odd)} --overwrite {label}={names.WORKLOAD_CONTAINER}"
         message = (
             f"the GPUs on {some([node.name for node in odd])} are not available to containers ({odd[0].name} is set to"
             f" {workload_of(odd[0].labels, policy)} by label {label}, or by ClusterPolicy {SANDBOX_DEFAULT} if it has"
             " no such label), so policies have no effect there. Stop the virtual machines that use the GPUs and set"
-            " the label to container, or exclude the node with the policy's nodeSelector"
+            f" the label to container, or exclude the node with the policy's nodeSelector{tell_effects(effects)}"
         )
+        command = after_labels(command, effects) or SHOW_LABELS
         yield report(Topic.NODES, "WorkloadConfig", message, _mend(view, label, command))
     # Where another device plugin serves a node, an admin may have switched NVIDIA's programs off on purpose.
     ours = [node for node in nodes if not node.other_plugin]
     for operand, label in DEPLOY_NEEDED.items():
         if odd := [node for node in ours if is_switched_off(operand, node.labels.get(label, ""))]:
-            # Only the label of all operands also starts mig-manager.
-            among = {node.name for node in odd if operand == "operands"}
-            changes = [change for change in start_changes_of(view) if change.node in among] if among else []
-            remove = after_labels(f"kubectl label node {_all(odd)} {label}-", changes)
+            effects = view.effects(Change(labels=((label, None),), nodes=_names(odd)))
+            remove = after_labels(f"kubectl label node {_all(odd)} {label}-", effects)
             message = (
                 f"{label} of {some([node.name for node in odd])} is {odd[0].labels[label]}, so components of the"
                 " GPU Operator that every change needs do not run there, and policies have no effect there."
-                f" Remove the label, or exclude the node with the policy's nodeSelector{tell_changes(changes)}"
+                f" Remove the label, or exclude the node with the policy's nodeSelector{tell_effects(effects)}"
             )
             yield report(Topic.NODES, "OperandsDisabled", message, _mend(view, label, remove or SHOW_LABELS))
     owners = {node.name: find_owners(node) for node in nodes}
@@ -125,8 +126,12 @@ def _mend(view: InstallationView, label: str, command: str) -> str:
     return f"kubectl get nodes -L {label}" if view.selectors is None else command
 
 
+def _names(nodes: Iterable[NodeView]) -> tuple[str, ...]:
+    return tuple(node.name for node in nodes)
+
+
 def _all(nodes: Iterable[NodeView]) -> str:
-    return " ".join(node.name for node in nodes)
+    return " ".join(_names(nodes))
 
 
 def _find_mig_symptoms(
@@ -168,12 +173,12 @@ def _find_mig_symptoms(
         and any(node.labels.get(switch) == names.PAUSED_FOR_MIG for switch in switches)
     ]
     if paused:
-        changes = [change for change in start_changes_of(view) if change.node == paused[0]]
+        effects = view.effects(Change(restarts=(MIG_MANAGER,), nodes=(paused[0],)))
         restart = (
             f"kubectl -n {namespace} delete pod -l app=nvidia-mig-manager --field-selector spec.nodeName={paused[0]}"
         )
-        message = f"operands on {some(paused)} are still paused for a MIG change that has ended{tell_changes(changes)}"
-        yield error(Topic.NODES, "OperandsPaused", message, after_labels(restart, changes) or SHOW_LABELS)
+        message = f"operands on {some(paused)} are still paused for a MIG change that has ended{tell_effects(effects)}"
+        yield error(Topic.NODES, "OperandsPaused", message, after_labels(restart, effects) or SHOW_LABELS)
 
 
 def _find_unsafe_drivers(nodes: Sequence[NodeView], settings: PlanSettings) -> Iterator[Symptom]:

@@ -3,22 +3,19 @@
 They are called pointers. Chart value gpuOperator.configure switches this on.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 from gpusharing.api.names import LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG
 from gpusharing.planning.snapshot.actions import SetPointers
-from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, ClusterPolicyView, StackView, StartChange
-from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
+from gpusharing.planning.snapshot.nvidia import Change, ClusterPolicyView, Effect, Loss, StackView
+from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.stack.drastack import is_complete
+from gpusharing.planning.stack.effects import MIG_POINTER, PLUGIN_POINTER, effects_of, tell_effects
 from gpusharing.planning.stack.installationviews import Fields
-from gpusharing.planning.stack.mig import find_unusable_manager, runs_mig_manager
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.migfile import ALL_DISABLED, parse, parse_admin, resolve, well_known
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
 
-PLUGIN_POINTER, MIG_POINTER = "devicePlugin.config.name", "migManager.config.name"
-"""The two pointers: the fields of ClusterPolicy that name our ConfigMaps, by their paths."""
 UPSTREAM_MIG_CONFIG = "default-mig-parted-config"
 """The default that the CRD filled in for migManager.config.name up to v25.10.1.
 
@@ -41,13 +38,22 @@ class Pointer:
     """Who set it, according to its managed fields, or an empty string."""
     without_default: str = ""
     """ClusterPolicy's default entry for nodes without a label, if our ConfigMap lacks it."""
-    missing_entries: tuple[str, ...] = ()
-    """Entries that Nodes name and our ConfigMap lacks."""
-    absent_entries: frozenset[str] = frozenset()
-    """Those of `missing_entries` that the ConfigMap that it names now is known to lack, too."""
-    missing_nodes: tuple[str, ...] = ()
-    """The nodes on which mig-manager would fail. Empty also if they are unknown."""
-    start_changes: tuple[StartChange, ...] = ()
+    effects: tuple[Effect, ...] = ()
+    """What nodes would lose if it named our ConfigMap."""
+    named_keys: frozenset[str] | None = frozenset()
+    """The entries of the ConfigMap that it names now, or None if they are unknown."""
+
+    @property
+    def missing_entries(self) -> tuple[str, ...]:
+        """Entries that Nodes name and our ConfigMap lacks."""
+        return tuple(sorted({effect.missing for effect in self.effects} - {""}))
+
+    @property
+    def victims(self) -> tuple[Effect, ...]:
+        """The effects on nodes whose entries our ConfigMap has."""
+        return tuple(
+            effect for effect in self.effects if effect.why and (self.field == MIG_POINTER or not effect.missing)
+        )
 
     @property
     def text(self) -> str:
@@ -70,7 +76,7 @@ class Pointer:
     @property
     def merges(self) -> bool:
         """Whether merging the ConfigMap that the pointer names now may provide some of `stops`."""
-        return not self.is_free and not self.absent_entries.issuperset(self.stops)
+        return not self.is_free and (self.named_keys is None or not self.named_keys.isdisjoint(self.stops))
 
     @property
     def merge_first(self) -> str:
@@ -87,8 +93,8 @@ class Pointer:
             first = f"first remove the label {LABEL_PLUGIN_CONFIG}"
         lackers = f"{self.ours} does" if self.merges or self.is_free else f"{self.ours} and {self.now} do"
         where, why = "", ""
-        if self.missing_nodes:
-            where = f" ({some(self.missing_nodes)})"
+        if mig:
+            where = f" ({some(sorted(effect.node for effect in self.effects if effect.missing))})"
             why = " for their GPUs, or their agent has not reported"
         return (
             f"; Nodes use {some(self.stops)}{where}, which {lackers} not contain{why}: {first}, or {effect}"
@@ -102,11 +108,21 @@ class Pointer:
         return {block: {"config": config}}
 
 
+def plugin_change(policy: ClusterPolicyView, settings: PlanSettings, our_keys: Collection[str]) -> Change:
+    """Return the change that the device plugin's pointer makes, with a default that our ConfigMap lacks removed."""
+    removed = () if policy.plugin_default in ("", *our_keys) else (("devicePlugin.config.default", None),)
+    return Change(fields=((PLUGIN_POINTER, settings.plugin_config_map), *removed))
+
+
+def mig_change(settings: PlanSettings) -> Change:
+    return Change(fields=((MIG_POINTER, settings.mig_config_map),))
+
+
 def plugin_pointer(
     policy: ClusterPolicyView,
-    ours: str,
+    settings: PlanSettings,
     our_keys: Collection[str],
-    missing: tuple[str, ...] = (),
+    effects: tuple[Effect, ...] = (),
     named_keys: Collection[str] | None = None,
 ) -> Pointer:
     """Return the device plugin's pointer.
@@ -116,61 +132,30 @@ def plugin_pointer(
     default = policy.plugin_default
     return Pointer(
         PLUGIN_POINTER,
-        ours,
+        settings.plugin_config_map,
         policy.plugin_config_name,
         policy.plugin_config_setter,
         default if default and default not in our_keys else "",
-        missing,
-        frozenset() if named_keys is None else frozenset({*missing, default}) - frozenset(named_keys),
+        effects,
+        None if named_keys is None else frozenset(named_keys),
     )
 
 
 def mig_pointer(
     policy: ClusterPolicyView,
-    ours: str,
-    missing: Collection[str] = (),
-    nodes: Collection[str] = (),
+    settings: PlanSettings,
+    effects: tuple[Effect, ...] = (),
     *,
     merged: bool = False,  # whether ours has the entries of the admin's ConfigMap already
-    start_changes: tuple[StartChange, ...] = (),
 ) -> Pointer:
     return Pointer(
         MIG_POINTER,
-        ours,
+        settings.mig_config_map,
         policy.mig_config_name,
         policy.mig_config_setter,
-        missing_entries=tuple(sorted({*missing})),
-        absent_entries=frozenset(missing) if merged else frozenset(),
-        missing_nodes=tuple(sorted(nodes)),
-        start_changes=start_changes,
+        effects=effects,
+        named_keys=frozenset() if merged else None,
     )
-
-
-def find_unresolved(
-    nodes: Mapping[str, NodeView], gpunodes: Mapping[str, GPUNodeView], stack: StackView
-) -> dict[str, str]:
-    """Return, by node, the configuration in its label with which mig-manager would fail or do nothing.
-
-    That is so if it reads our file.
-    """
-    entries, admins = parse(stack.mig_file), parse_admin(stack.admin_mig_file)[0]
-
-    def resolves(config: str, gpunode: GPUNodeView | None) -> bool:
-        entry = entries.get(config)
-        if entry and config in {ALL_DISABLED, *admins}:
-            return True
-        if gpunode is None or gpunode.observed is None:
-            return False
-        if not (gpus := [gpu for gpu in gpunode.observed.gpus if gpu.mig_capable]):
-            return True  # mig-parted applies an entry only to GPUs that its rows match (docs/design/nvidia.md#a8)
-        # An entry with the name of one of NVIDIA's must mean the same as that.
-        meaning, usual = resolve(entry or [], gpus), well_known(gpus, config)
-        return not isinstance(meaning, str) and (isinstance(usual, str) or meaning == usual)
-
-    named = {
-        name: node.labels.get(LABEL_MIG_CONFIG, "") for name, node in nodes.items() if runs_mig_manager(node, gpunodes)
-    }
-    return {name: config for name, config in named.items() if config and not resolves(config, gpunodes.get(name))}
 
 
 def find_other_namespace(policy: ClusterPolicyView, ours: str) -> str:
@@ -199,27 +184,29 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
         return None
     if stack.by_dra and not is_complete(stack, settings):
         return None
-    plugin = plugin_pointer(policy, settings.plugin_config_map, stack.plugin_configs, stack.missing_entries)
-    mig = mig_pointer(policy, settings.mig_config_map, stack.unresolved_mig.values(), start_changes=stack.start_changes)
     wanted = {
         pointer.field: pointer.ours
-        for pointer in ((mig,) if stack.by_dra else (plugin, mig))
+        for pointer in find_pointers(stack, settings)
         if pointer.is_free
         and not pointer.without_default
-        and not pointer.missing_entries
-        and not pointer.start_changes
+        and not pointer.effects
         and pointer.field not in policy.configured
     }
     return SetPointers(policy, wanted) if wanted else None
 
 
-def may_start_manager(stack: StackView, settings: PlanSettings) -> bool:
-    policy = stack.cluster_policy
-    if not stack.serves_our_mig_file or (stack.by_dra and not is_complete(stack, settings)):
-        return True
-    if policy is None or policy.plain is None:
-        return policy is not None and policy.is_off(MIG_MANAGER_SWITCH)
-    return find_unusable_manager(policy.plain, policy.mig_manager_version) is not None
+def find_pointers(stack: StackView, settings: PlanSettings) -> list[Pointer]:
+    """Return the pointers of ClusterPolicy that do not name our ConfigMaps and that concern this installation."""
+    policy, pointers = stack.cluster_policy, list[Pointer]()
+    if policy is None or policy.plain is not None:
+        return []
+    if policy.plugin_config_name != settings.plugin_config_map and not stack.by_dra:
+        effects = effects_of(plugin_change(policy, settings, stack.plugin_configs), stack)
+        pointers.append(plugin_pointer(policy, settings, stack.plugin_configs, effects))
+    if not stack.serves_our_mig_file:
+        effects = effects_of(mig_change(settings), stack)
+        pointers.append(mig_pointer(policy, settings, effects, merged=bool(stack.admin_mig_file)))
+    return pointers
 
 
 def why_not_set(pointer: Pointer, policy: ClusterPolicyView, *, configure: bool, error: str = "") -> str:
@@ -240,8 +227,10 @@ def why_not_set(pointer: Pointer, policy: ClusterPolicyView, *, configure: bool,
         return f"{stays} because devicePlugin.config.default is {default}, which {pointer.ours} does not contain"
     if pointer.missing_entries:
         return f"{stays} until {pointer.ours} contains the entries that Nodes use"
-    if pointer.start_changes:
+    if any(effect.loss is Loss.GPUS for effect in pointer.victims):
         return f"{stays} until every node's GPUs are known to have what its label {LABEL_MIG_CONFIG} says"
+    if pointer.victims:
+        return f"{stays} while nodes would lose by it{tell_effects(pointer.victims)}"
     if error:
         return f"; the operator could not set it ({VALUE}): {error}"
     return (

@@ -13,12 +13,22 @@ from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.planning.snapshot.nvidia import (
     MIG_MANAGER_SWITCH,
+    Change,
     ClusterPolicyView,
     DaemonSetState,
+    Effect,
     StackView,
-    StartChange,
 )
 from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.stack.effects import (
+    PRE_INSTALLED,
+    RESTART_ALL,
+    RESTART_PLUGIN,
+    SHOW_LABELS,
+    after_labels,
+    effects_of,
+    tell_effects,
+)
 from gpusharing.planning.stack.installationviews import (
     Fields,
     InstallationView,
@@ -28,7 +38,7 @@ from gpusharing.planning.stack.installationviews import (
     kubectl_patch,
     plain_upgrade,
 )
-from gpusharing.planning.stack.mig import after_labels, find_unselected, find_unusable_manager, tell_changes
+from gpusharing.planning.stack.mig import find_unselected, find_unusable_manager
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import cut, some
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -37,8 +47,6 @@ from gpusharing.planning.wanted.actuators.actuator import Actuator
 from gpusharing.planning.wanted.actuators.choice import find_actuator
 
 EVERY_MODE = frozenset(Mode)
-PRE_INSTALLED = "pre-installed"
-"""The value of the driver's deploy label if a driver is installed on the host. NVIDIA's driver manager sets it."""
 SANDBOX, SANDBOX_DEFAULT = "sandboxWorkloads.enabled", "sandboxWorkloads.defaultWorkload"
 """Fields of ClusterPolicy that decide for which workload the GPUs of a node are.
 
@@ -78,6 +86,10 @@ class NeededProgram:
     def is_off(self, policy: ClusterPolicyView) -> bool:
         """Whether ClusterPolicy keeps the GPU Operator from installing the program in any way."""
         return policy.is_off(self.switch) and policy.switches.get(self.elsewhere) is not True
+
+    @property
+    def change(self) -> Change:
+        return Change(fields=((self.switch, True),))
 
     @property
     def patch(self) -> Fields:
@@ -142,11 +154,6 @@ def find_absent(words: str, policy: ClusterPolicyView | None) -> NeededProgram |
     return next((row for row in off if any(sign in words for sign in row.signs)), None)
 
 
-def has_driver(labels: Mapping[str, str], resources: Mapping[str, int]) -> bool:
-    """Whether a Node shows that its host has a driver; `resources` must not have counts of 0."""
-    return bool(resources) or labels.get(f"{names.LABEL_DEPLOY_PREFIX}driver") == PRE_INSTALLED
-
-
 def tell_off(row: NeededProgram, policy: ClusterPolicyView) -> str:
     """Return a sentence, without its period, about a program that the installation does not run.
 
@@ -199,38 +206,39 @@ def find_disabled(
     node: NodeView,
     actuator: Actuator,
     policy: ClusterPolicyView | None,
-    start_changes: Sequence[StartChange] = (),
+    effects: Sequence[Effect] = (),
 ) -> str:
     """Return a message with the remedy if a label keeps a program off the node that the actuator needs.
 
-    The actuator needs it for every mode. `start_changes` says what mig-manager would change on the node if the remedy
-    starts it, too.
+    The actuator needs it for every mode. `effects` are those of starting all programs on the node.
     """
     if unselected := find_unselected(node, policy):
         return unselected
     for operand, label in DEPLOY_NEEDED.items() if node.held_off else ():
         value = node.held_off.get(label, "")
         if operand in ("operands", *actuator.needs) and is_switched_off(operand, value):
-            changes = start_changes if operand == "operands" else ()
+            changes = effects if operand == "operands" else ()
             command = after_labels(f"kubectl label node {node.name} {label}-", changes)
             return (
                 f"{label} is {value}, so components of the GPU Operator that every change needs do not run"
-                f" on {node.name}{tell_changes(changes)}{command and f'. To let them run: {command}'}"
+                f" on {node.name}{tell_effects(changes)}{command and f'. To let them run: {command}'}"
             )
     return ""
 
 
-def find_bare_host(node: NodeView, words: str, policy: ClusterPolicyView | None) -> Finding | None:
+def find_bare_host(node: NodeView, words: str, stack: StackView) -> Finding | None:
     """Return the program that the host of a node without GPU resources lacks (`find_absent`)."""
+    policy = stack.cluster_policy
     row = find_absent(words, policy)
     if row is None or policy is None or node.resources:
         return None
     if node.labels.get(names.LABEL_DEPLOY_PREFIX + row.label) == PRE_INSTALLED:
         return None
+    effects = effects_of(row.change, stack)
+    remedy = f", or, if no host provides its own, run: {kubectl_patch(policy.name, row.patch)}" if not effects else ""
     message = (
         f"{node.name} advertises no GPU ({cut(words, 200)}), and its host has to provide {row.operand}:"
-        f" {tell_off(row, policy)}; install it on the host, or, if no host provides its own, run:"
-        f" {kubectl_patch(policy.name, row.patch)}"
+        f" {tell_off(row, policy)}; install it on the host{remedy}"
     )
     return Finding(row.disabled, message)
 
@@ -243,19 +251,20 @@ TOLERATION: dict[str, Any] = {"key": names.TAINT_UNPROVEN, "operator": "Exists",
 # the recorded tolerations are not valid JSON.
 
 
-def find_untolerated(policy: ClusterPolicyView, namespace: str) -> tuple[str, str] | None:
+def find_untolerated(policy: ClusterPolicyView, namespace: str, effects: Sequence[Effect]) -> tuple[str, str] | None:
+    """`effects` are those of restarting all of NVIDIA's programs, which the command does; it is empty if it must not."""
     if policy.tolerates_gate:
         return None
     tolerations = with_toleration(policy.tolerations)
     if (plain := policy.plain) is not None:
         value = f"'tolerations={_dump(tolerations)}'"
         return (
-            f"the tolerations in NVIDIA's device-plugin chart lack {names.TAINT_UNPROVEN}",
-            plain_upgrade(plain, namespace, value, option="--set-json"),
+            f"the tolerations in NVIDIA's device-plugin chart lack {names.TAINT_UNPROVEN}{tell_effects(effects)}",
+            after_labels(plain_upgrade(plain, namespace, value, option="--set-json"), effects),
         )
     return (
-        f"ClusterPolicy daemonsets.tolerations lacks {names.TAINT_UNPROVEN}",
-        kubectl_patch(policy.name, {"daemonsets": {"tolerations": tolerations}}),
+        f"ClusterPolicy daemonsets.tolerations lacks {names.TAINT_UNPROVEN}{tell_effects(effects)}",
+        after_labels(kubectl_patch(policy.name, {"daemonsets": {"tolerations": tolerations}}), effects),
     )
 
 
@@ -298,6 +307,11 @@ def find_untolerated_finder(
     )
 
 
+def restart_of(policy: ClusterPolicyView) -> Change:
+    """Return the change that new tolerations of all its pods are."""
+    return RESTART_ALL if policy.plain is None else RESTART_PLUGIN
+
+
 def _dump(value: object) -> str:
     return json.dumps(value, separators=(",", ":"))
 
@@ -319,9 +333,9 @@ def find_gate_symptoms(view: InstallationView) -> Iterator[Symptom]:
     waiting = f"the taint stays on {some(gated)}" if gated else "the taint would stay on nodes that join"
     tail = f"{waiting}; the command restarts the affected pods on every node, so run it while the nodes are not in use"
     missing = [
-        *(find_untolerated(stack, namespace) for stack in view.followed_stacks),
+        *(find_untolerated(one, namespace, view.effects(restart_of(one))) for one in view.followed_stacks),
         find_untolerated_driver(view.dra.driver, namespace) if view.stack.by_dra else None,
         *(find_untolerated_finder([finder], namespace, plain=plain) for finder in view.finders),
     ]
     for message, command in filter(None, missing):
-        yield error(Topic.CLUSTER_POLICY, "TaintNotTolerated", f"{message}: {tail}", command)
+        yield error(Topic.CLUSTER_POLICY, "TaintNotTolerated", f"{message}: {tail}", command or SHOW_LABELS)

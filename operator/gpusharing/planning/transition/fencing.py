@@ -15,11 +15,13 @@ from gpusharing.planning.snapshot.actions import UpdateFence
 from gpusharing.planning.snapshot.nvidia import RULE_PREFIX
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView
+from gpusharing.planning.stack.effects import effects_of
 from gpusharing.planning.stack.requirements import (
     find_untolerated,
     find_untolerated_agents,
     find_untolerated_driver,
     find_untolerated_finder,
+    restart_of,
 )
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding
@@ -165,14 +167,16 @@ def find_closed(case: NodeCase) -> Finding | None:
     if case.node.gate is None:
         return None
     policy, namespace = case.stack.cluster_policy, case.settings.gpu_operator_namespace
-    operands = None if policy is None else find_untolerated(policy, namespace)
+    operands = None
+    if policy is not None and not policy.tolerates_gate:
+        operands = find_untolerated(policy, namespace, effects_of(restart_of(policy), case.stack))
     driver = find_untolerated_driver(case.stack.dra.driver, namespace) if case.stack.by_dra else None
     missing = find_untolerated_agents(case.stack) or operands or driver or _find_finder(case)
     if missing is None:
         return None
     (message, command), pods = missing, "NVIDIA's pods" if missing is operands else "its pods"
     text = f"{message}, so {pods} cannot run on {case.node.name} and it cannot be proven"
-    tail = f". To fix it, run (this restarts those pods on every node): {command}"
+    tail = f". To fix it, run (this restarts those pods on every node): {command}" if command else ""
     return Finding(Reason.TAINT_NOT_TOLERATED, cut(text, MAX_TEXT - len(tail)) + tail)
 
 

@@ -12,11 +12,12 @@ from typing import TypeAlias
 from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.drivers import find_driver_flaw, find_hanging
-from gpusharing.planning.stack.mig import find_start_changes
+from gpusharing.planning.snapshot.nvidia import Change
+from gpusharing.planning.snapshot.views import ClusterSnapshot
+from gpusharing.planning.stack.effects import OPERANDS, find_effects
 from gpusharing.planning.stack.mps import explain_repair
 from gpusharing.planning.stack.plugins import explain_plugin
 from gpusharing.planning.stack.requirements import (
-    DEPLOY_NEEDED,
     find_bare_host,
     find_disabled,
     find_other_workload,
@@ -145,15 +146,29 @@ def service_gates(case: NodeCase) -> Iterator[Gate]:
     if node.other_plugin:  # an admin may have switched operands off for it
         yield Reason.FOREIGN_DEVICE_PLUGIN, explain_plugin(node.other_plugin, [node.name])
     yield Reason.WORKLOAD_CONFIG, find_other_workload(node, policy)
-    gpunodes = {} if case.gpunode is None else {node.name: case.gpunode}
-    agents = {node.name} if case.agent_ready else set[str]()
-    starts = DEPLOY_NEEDED["operands"] in node.held_off
-    changes = find_start_changes({node.name: node}, gpunodes, case.stack, agents) if starts else ()
-    yield Reason.OPERANDS_DISABLED, find_disabled(node, case.actuator, policy, changes)
+    starts = OPERANDS in node.held_off
+    change = Change(labels=((OPERANDS, None),), nodes=(node.name,))
+    effects = find_effects(change, _alone(case)) if starts else ()
+    yield Reason.OPERANDS_DISABLED, find_disabled(node, case.actuator, policy, effects)
     words = case.observed.error if case.observed and case.agent_ready else ""
     if case.agent_trouble is not None:
         words = case.agent_trouble.message
-    yield Reason.DRIVER_DISABLED, find_bare_host(node, words, policy)
+    yield Reason.DRIVER_DISABLED, find_bare_host(node, words, case.stack)
+
+
+def _alone(case: NodeCase) -> ClusterSnapshot:
+    name = case.node.name
+    return ClusterSnapshot(
+        nodes={name: case.node},
+        gpunodes={} if case.gpunode is None else {name: case.gpunode},
+        policies=(),
+        stack=case.stack,
+        agents=frozenset({name} if case.agent_ready else ()),
+        operands={},
+        claims={},
+        work={},
+        settings=case.settings,
+    )
 
 
 def target_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:

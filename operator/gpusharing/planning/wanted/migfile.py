@@ -28,6 +28,8 @@ from gpusharing.planning.wanted.pluginconfig import (
     parse_yaml,
 )
 
+MIG_KEY = "config.yaml"
+"""The key of mig-parted's file in a ConfigMap (docs/design/nvidia.md#a10)."""
 ALL_DISABLED = "all-disabled"
 """Name of the configuration that switches MIG off on all GPUs."""
 Entry = list[dict[str, Any]]

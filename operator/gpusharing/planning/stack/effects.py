@@ -1,0 +1,494 @@
+"""What would NVIDIA's programs do to each GPU node after a change of the installation?
+
+Every command that is printed and every write of the operator's own that concerns NVIDIA's installation asks here.
+What these programs do with labels and ConfigMaps: docs/design/nvidia.md a2, b2, b4, b5, d1 and d2.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from gpusharing.api.names import (
+    LABEL_DEPLOY_PREFIX,
+    LABEL_GPU_PRODUCT,
+    LABEL_GPU_REPLICAS,
+    LABEL_MIG_CAPABLE,
+    LABEL_MIG_CONFIG,
+    LABEL_PLUGIN_CONFIG,
+    LABEL_WORKLOAD_CONFIG,
+    RESOURCE_GPU,
+    RESOURCE_MIG_PREFIX,
+    WORKLOAD_CONTAINER,
+)
+from gpusharing.planning.gpus.geometry import Layout, generated_layouts
+from gpusharing.planning.snapshot.nvidia import (
+    MIG_MANAGER_SWITCH,
+    PLUGIN_SWITCH,
+    Change,
+    ClusterPolicyView,
+    Effect,
+    Loss,
+    Program,
+    StackView,
+)
+from gpusharing.planning.snapshot.views import (
+    ClusterSnapshot,
+    GPUNodeView,
+    GpuView,
+    Hardware,
+    NodeView,
+    ObservedView,
+    PlanSettings,
+    PolicyView,
+)
+from gpusharing.planning.stack.mps import find_serving
+from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.planning.wanted.assess import has_gpu
+from gpusharing.planning.wanted.migfile import ALL_DISABLED, parse, parse_admin, resolve, well_known
+from gpusharing.planning.wanted.ownership import Owners, find_contenders
+from gpusharing.planning.wanted.pluginconfig import STRATEGIES, PluginConfig
+from gpusharing.planning.wanted.target import describe_layouts, predict_resources
+from gpusharing.planning.wanted.verify import effective_plugin_config, find_entry, served
+
+MIG_MANAGER, PLUGIN, OPERANDS = (
+    f"{LABEL_DEPLOY_PREFIX}{operand}" for operand in ("mig-manager", "device-plugin", "operands")
+)
+"""Programs by the labels that switch them on a node; OPERANDS switches all of them (docs/design/nvidia.md#d2)."""
+PLUGIN_POINTER, MIG_POINTER, STRATEGY = "devicePlugin.config.name", "migManager.config.name", "mig.strategy"
+PRE_INSTALLED = "pre-installed"
+"""The value of the driver's deploy label if a driver is installed on the host. NVIDIA's driver manager sets it."""
+HOST_PROGRAMS = ("driver.enabled", "toolkit.enabled")
+_FIELDS = {
+    PLUGIN_POINTER: "plugin_config_name",
+    "devicePlugin.config.default": "plugin_default",
+    "devicePlugin.version": "plugin_version",
+    STRATEGY: "mig_strategy",
+    MIG_POINTER: "mig_config_name",
+    "migManager.version": "mig_manager_version",
+}
+START_MIG_MANAGER, RESTART_PLUGIN = Change(restarts=(MIG_MANAGER,)), Change(restarts=(PLUGIN,))
+RESTART_ALL = Change(restarts=(MIG_MANAGER, PLUGIN))
+UNPLUG = Change(fields=((PLUGIN_SWITCH, False),))
+FREE_STRATEGY = Change(fields=((STRATEGY, None),))
+SHOW_LABELS = f"kubectl get nodes -L {LABEL_MIG_CONFIG}"
+"""The command that is printed where a command that starts mig-manager must not be."""
+UNKNOWN = "nothing is known of its GPUs"
+
+
+def find_effects(change: Change, snapshot: ClusterSnapshot, *, unread: bool = False) -> tuple[Effect, ...]:
+    """Return what nodes would or may lose by the change, sorted by node, whether or not a policy owns them.
+
+    `unread` says that the snapshot has no nodes because they could not be read.
+    """
+    later = after(change, snapshot)
+    if unread:
+        starts = {Loss.GPUS: MIG_MANAGER, Loss.DEVICES: PLUGIN}
+        losses = [loss for loss, program in starts.items() if _starts(program, change, snapshot, later, "")]
+        return tuple(Effect("every GPU node", loss, UNKNOWN, known=False) for loss in losses)
+    return tuple(
+        sorted(
+            [
+                *_find_gpu_losses(change, snapshot, later),
+                *_find_device_losses(change, snapshot, later),
+                *_find_host_losses(change, snapshot),
+            ],
+            key=lambda effect: (effect.node, effect.loss),
+        )
+    )
+
+
+def after(change: Change, snapshot: ClusterSnapshot) -> ClusterSnapshot:
+    """Return the cluster with the change, before NVIDIA's programs have reacted."""
+    stack, nodes = snapshot.stack, dict(snapshot.nodes)
+    if (policy := stack.cluster_policy) is not None and change.fields:
+        switches = {path: bool(value) for path, value in change.fields if path not in _FIELDS}
+        fields: dict[str, Any] = {_FIELDS[path]: value or "" for path, value in change.fields if path in _FIELDS}
+        policy = replace(policy, switches={**policy.switches, **switches}, **fields)
+        ours = policy.mig_config_name == snapshot.settings.mig_config_map
+        stack = replace(stack, cluster_policy=policy, serves_our_mig_file=ours)
+    for name in nodes.keys() & set(change.nodes) if change.labels else ():
+        labels = {**nodes[name].labels, **dict(change.labels)}
+        nodes[name] = replace(nodes[name], labels={key: value for key, value in labels.items() if value is not None})
+    return replace(snapshot, stack=stack, nodes=nodes)
+
+
+def _starts(program: str, change: Change, now: ClusterSnapshot, later: ClusterSnapshot, name: str) -> bool:
+    if program in change.restarts and (not change.nodes or name in change.nodes):
+        return True
+    before, then = now.stack.cluster_policy, later.stack.cluster_policy
+    if before is not None and then is not None and _pod_spec(program, before) != _pod_spec(program, then):
+        return True
+    if name not in change.nodes:
+        return False
+    configured = LABEL_MIG_CONFIG if program == MIG_MANAGER else LABEL_PLUGIN_CONFIG
+    starters = {program, OPERANDS, LABEL_WORKLOAD_CONFIG, configured}
+    labels = now.nodes[name].labels if name in now.nodes else {}
+    return any(key in starters and labels.get(key) != value for key, value in change.labels)
+
+
+def _pod_spec(program: str, policy: ClusterPolicyView) -> object:
+    """Return the fields of ClusterPolicy with which the GPU Operator makes the program's pods."""
+    if program == MIG_MANAGER:
+        return policy.is_off(MIG_MANAGER_SWITCH), policy.mig_config_name, policy.mig_manager_version
+    fields = (policy.plugin_config_name, policy.plugin_default, policy.mig_strategy, policy.plugin_version)
+    return policy.is_off(PLUGIN_SWITCH), *fields
+
+
+# --- mig-manager -------------------------------------------------------------------------------------------------
+# Each start of its pod applies the configuration that the Node's label names, without a drain (docs/design/nvidia.md
+# a2), also to GPUs that somebody divided with nvidia-smi under NVIDIA's default label all-disabled.
+
+
+def _find_gpu_losses(change: Change, now: ClusterSnapshot, later: ClusterSnapshot) -> Iterator[Effect]:
+    stack, gpunodes = later.stack, later.gpunodes
+    off = stack.cluster_policy is not None and stack.cluster_policy.is_off(MIG_MANAGER_SWITCH)
+    new_file = stack.serves_our_mig_file and not now.stack.serves_our_mig_file
+    known: dict[tuple[str, Hardware], tuple[str, str]] = {}
+    for name, node in sorted(later.nodes.items()):
+        if not _starts(MIG_MANAGER, change, now, later, name):
+            continue
+        gpunode, config = gpunodes.get(name), node.labels.get(LABEL_MIG_CONFIG, "")
+        observed = gpunode.observed if gpunode is not None else None
+        lacks = new_file and is_unresolved(node, later)
+        why, label, is_known = "", "", True
+        # Past the point of no return a node is drained, and its label asks for what its policy wants.
+        if off or not _may_run(node, gpunodes) or (node.fence is not None and node.fence.stage == "actuating"):
+            pass
+        elif observed is None or (unread := _why_unread(observed, fresh=name in now.agents)):
+            if node.labels.get(LABEL_MIG_CAPABLE) != "false" and not _is_kept_off(node, stack):
+                instances = [one for one in sorted(node.resources) if one.startswith(RESOURCE_MIG_PREFIX)]
+                advertised = f"; it advertises {some(instances)}" if instances else ""
+                why, is_known = unread if observed else f"no agent has read its GPUs{advertised}", False
+        else:
+            key = config, observed.hardware
+            if key not in known:
+                known[key] = _compare(*key, stack)
+            why, same = known[key]
+            label = same and f"{LABEL_MIG_CONFIG}={same}"
+        if why or lacks:
+            yield Effect(name, Loss.GPUS, why, label, is_known, config if lacks else "")
+
+
+def runs_mig_manager(node: NodeView, gpunodes: Mapping[str, GPUNodeView]) -> bool:
+    """Whether mig-manager runs on the node, or may run there later; it does not on nodes without GPUs."""
+    return node.name in gpunodes or node.labels.get(MIG_MANAGER, "") not in ("", "false")
+
+
+def _may_run(node: NodeView, gpunodes: Mapping[str, GPUNodeView]) -> bool:
+    if runs_mig_manager(node, gpunodes):
+        return True
+    # A mig-manager that is switched off may have no deploy label yet. It gets none on nodes of virtual machines.
+    labels = node.labels
+    in_containers = labels.get(LABEL_WORKLOAD_CONFIG, "") in ("", WORKLOAD_CONTAINER)
+    return in_containers and labels.get(LABEL_MIG_CAPABLE) == "true" and MIG_MANAGER not in labels
+
+
+def _is_kept_off(node: NodeView, stack: StackView) -> bool:
+    if stack.cluster_policy is None:  # nobody writes deploy labels
+        return False
+    manager, workload = node.labels.get(MIG_MANAGER, ""), node.labels.get(LABEL_WORKLOAD_CONFIG, "")
+    return manager == "false" or (not manager and workload not in ("", WORKLOAD_CONTAINER))
+
+
+def _why_unread(observed: ObservedView, *, fresh: bool) -> str:
+    if observed.error:
+        return f"its agent cannot read the GPUs: {observed.error}"
+    if not fresh:
+        return "its agent is not Ready, so its GPUs may have changed since the last report"
+    if observed.quiet:
+        return "its agent is not reading the GPUs at the moment"
+    if not all(gpu.product for gpu in observed.gpus):  # NVML has never answered for it
+        return "its agent could not read all GPUs yet"
+    if any(gpu.mig_enabled and gpu.instances_withheld for gpu in observed.gpus):
+        return "its agent is not allowed to list MIG instances"
+    return ""
+
+
+def _compare(config: str, hardware: Hardware, stack: StackView) -> tuple[str, str]:
+    """Return how the GPUs differ from the label's value, and a configuration that they have, if any."""
+    gpus = [gpu for gpu in hardware.gpus if gpu.mig_capable]  # mig-parted skips the others
+    layouts = tuple(gpu.layout for gpu in gpus)
+    # The GPU Operator may write all-disabled at any time where the label is missing (docs/design/nvidia.md#d1).
+    if _meaning(config or ALL_DISABLED, gpus, stack) == layouts:
+        return "", ""
+    label = f"{LABEL_MIG_CONFIG} is {config or f'not set, which the GPU Operator takes for {ALL_DISABLED}'}"
+    usual = generated_layouts(gpus[0].profiles) if gpus else {}
+    ours = [*parse_admin(stack.admin_mig_file)[0], *parse(stack.mig_file)]
+    same = (name for name in (ALL_DISABLED, *usual, *ours) if _meaning(name, gpus, stack) == layouts)
+    return f"{label}, but its GPUs have {describe_layouts(layouts)}", next(same, "")
+
+
+def _meaning(config: str, gpus: Sequence[GpuView], stack: StackView) -> tuple[Layout | None, ...] | str:
+    if config == ALL_DISABLED:  # also on cards whose profiles are unknown
+        return (None,) * len(gpus)
+    for entries in (parse_admin(stack.admin_mig_file)[0], parse(stack.mig_file)):
+        if entry := entries.get(config):
+            return resolve(entry, gpus)
+    return well_known(gpus, config)
+
+
+def is_unresolved(node: NodeView, snapshot: ClusterSnapshot) -> bool:
+    """Whether mig-manager, if it reads our file, fails or does nothing on the node for lack of what its label names.
+
+    An entry must be for the node's GPUs, and have the meaning that its name has in NVIDIA's own.
+    """
+    stack, gpunode, config = snapshot.stack, snapshot.gpunodes.get(node.name), node.labels.get(LABEL_MIG_CONFIG, "")
+    if not config or not runs_mig_manager(node, snapshot.gpunodes):
+        return False
+    entry = parse(stack.mig_file).get(config)
+    if entry and config in {ALL_DISABLED, *parse_admin(stack.admin_mig_file)[0]}:
+        return False
+    if gpunode is None or gpunode.observed is None:
+        return True
+    if not (gpus := [gpu for gpu in gpunode.observed.gpus if gpu.mig_capable]):
+        return False  # mig-parted applies an entry only to GPUs that its rows match (docs/design/nvidia.md#a8)
+    meaning, usual = resolve(entry or [], gpus), well_known(gpus, config)
+    return isinstance(meaning, str) or not (isinstance(usual, str) or meaning == usual)
+
+
+# --- the device plugin, with which the MPS daemon restarts ----------------------------------------------------------
+
+
+def _find_device_losses(change: Change, now: ClusterSnapshot, later: ClusterSnapshot) -> Iterator[Effect]:
+    policy = now.stack.cluster_policy
+    if policy is None:
+        return
+    started = [name for name in sorted(now.nodes) if _starts(PLUGIN, change, now, later, name)]
+    if not started:
+        return
+    owners, policies = Owners(find_contenders(now.policies)), {one.name: one for one in now.policies}
+    daemons = now.operands.get(Program.MPS_DAEMON, {})
+    serving = {*find_serving(now.nodes, now.gpunodes, now.agents, daemons, now.stack)}
+    off = later.stack.cluster_policy is not None and later.stack.cluster_policy.is_off(PLUGIN_SWITCH)
+    starts_plugin = policy.is_off(PLUGIN_SWITCH) and not off
+    for name in started:
+        node, then = now.nodes[name], later.nodes[name]
+        owner = policies.get(owners.owner(node))
+        if starts_plugin and node.other_plugin:
+            yield Effect(name, Loss.DEVICES, f"{node.other_plugin} serves its GPUs, and two device plugins would")
+        elif missing := find_missing(then, later):
+            yield Effect(
+                name,
+                Loss.DEVICES,
+                f"{LABEL_PLUGIN_CONFIG} is {missing}, with which its device plugin could not start",
+                missing=missing,
+            )
+        elif off:
+            yield from _find_unplugged(node, now.gpunodes.get(name), later.stack)
+        elif not (waits := _waits_for(owner, change, policy)) or _is_paused(owner):
+            lost, is_known = _find_lost(node, now, then, later)
+            held = f"; its policy {owner.name} is paused" if waits and owner is not None and is_known else ""
+            if lost:
+                yield Effect(name, Loss.DEVICES, lost + held, known=is_known)
+        if name in serving and not off:
+            yield Effect(name, Loss.CLIENTS, "its MPS daemon restarts, which ends all its clients")
+
+
+def _waits_for(owner: PolicyView | None, change: Change, policy: ClusterPolicyView) -> bool:
+    """Whether the node's policy waits for the change, because it wants what the change brings about."""
+    mig = owner.spec.mig if owner is not None and owner.spec is not None else None
+    return STRATEGY in dict(change.fields) and mig is not None and mig.strategy != policy.mig_strategy
+
+
+def _is_paused(owner: PolicyView | None) -> bool:
+    return owner is not None and owner.spec is not None and owner.spec.rollout.paused
+
+
+def find_missing(node: NodeView, snapshot: ClusterSnapshot) -> str:
+    """Return the entry that the node's label names and that our ConfigMap, if it is the one in use, lacks."""
+    stack, key = snapshot.stack, node.labels.get(LABEL_PLUGIN_CONFIG, "")
+    ours = stack.cluster_policy is not None and _reads_ours(stack.cluster_policy, snapshot.settings)
+    return key if ours and key not in stack.plugin_configs else ""
+
+
+def _reads_ours(policy: ClusterPolicyView, settings: PlanSettings) -> bool:
+    return policy.plugin_config_name == settings.plugin_config_map
+
+
+def read_config(node: NodeView, snapshot: ClusterSnapshot) -> PluginConfig | None:
+    """Return what the device plugin of the node does at its next start. None if that is unknown, or it cannot start."""
+    stack, policy = snapshot.stack, snapshot.stack.cluster_policy
+    if policy is None:
+        return None
+    if not policy.plugin_config_name:  # there is no config-manager then
+        return PluginConfig(STRATEGIES.get(policy.mig_strategy) or "none")
+    if not _reads_ours(policy, snapshot.settings):
+        entry = find_entry(node.labels.get(LABEL_PLUGIN_CONFIG, ""), stack)
+        if entry and entry not in stack.admin_plugin_configs:
+            return None
+        stack = replace(stack, plugin_configs=stack.admin_plugin_configs)
+    return effective_plugin_config(node, stack)
+
+
+def _find_lost(node: NodeView, now: ClusterSnapshot, then: NodeView, later: ClusterSnapshot) -> tuple[str, bool]:
+    """Return the devices that the node would no longer advertise, for people, and whether that is known."""
+    gpunode, config, coming = now.gpunodes.get(node.name), read_config(node, now), read_config(then, later)
+    layouts, offers = find_layouts(node, gpunode.observed if gpunode is not None else None), served(node)
+    before, after_ = now.stack.cluster_policy, later.stack.cluster_policy
+    if before is None or after_ is None:
+        return "", True
+    if coming is None:
+        if not _reads_ours(after_, now.settings) and before.mig_strategy == after_.mig_strategy:
+            return "", True  # an entry that we cannot read stays in use
+        coming = PluginConfig()
+    if layouts is not None:
+        offers = offers or (advertise(layouts, config) if config is not None else {})
+        offered = advertise(layouts, coming)
+        return ", ".join(f"{n} {name}" for name, n in sorted(offers.items()) if offered.get(name, 0) < n), True
+    starts_now = config is not None or not _reads_ours(before, now.settings)
+    if not starts_now or (config is not None and config.mig_strategy == coming.mig_strategy):
+        return "", True
+    product = node.labels.get(LABEL_GPU_PRODUCT, "")
+    if "-MIG-" in product:
+        return product, True
+    # Under strategy none, GFD describes a GPU with MIG on as a whole one.
+    whole = product and (config is None or config.mig_strategy != "none")
+    if whole or node.labels.get(LABEL_MIG_CAPABLE) == "false" or not has_gpu(node):
+        return "", True
+    return UNKNOWN, False
+
+
+def find_layouts(node: NodeView, observed: ObservedView | None) -> tuple[Layout | None, ...] | None:
+    """Return how the GPUs are divided, by the agent's report or else by what the node advertises; None if unknown.
+
+    Without a report, all instances of a profile are given as those of one GPU.
+    """
+    readable = observed is not None and observed.gpus and not observed.error
+    if observed and readable and not any(gpu.instances_withheld for gpu in observed.hardware.kinds):
+        return observed.hardware.layouts
+    counts = {name: count // _replicas(name, node) for name, count in served(node).items()}
+    if not counts:
+        return None
+    _, divided, profile = node.labels.get(LABEL_GPU_PRODUCT, "").removesuffix("-SHARED").partition("-MIG-")
+    layouts: list[Layout | None] = []
+    for name, count in counts.items():
+        if name.startswith(RESOURCE_MIG_PREFIX):
+            layouts.append(((name.removeprefix(RESOURCE_MIG_PREFIX).removesuffix(".shared"), count),))
+        else:
+            layouts += [((profile, count),)] if divided else [None] * count
+    return tuple(layouts)
+
+
+def _replicas(resource: str, node: NodeView) -> int:
+    name = resource.removesuffix(".shared")
+    label = LABEL_GPU_REPLICAS if name == RESOURCE_GPU else f"{name}.replicas"
+    value = node.labels.get(label, "")
+    return int(value) if value.isascii() and value.isdecimal() and 0 < int(value) < 10**6 else 1
+
+
+def advertise(layouts: Sequence[Layout | None], config: PluginConfig) -> dict[str, int]:
+    """Return the counts that the device plugin would advertise; none if it would refuse the layouts (b.6)."""
+    if config.mig_strategy == "none":
+        return predict_resources((None,) * len(layouts), config)
+    if config.mig_strategy == "single" and any(layout is not None for layout in layouts):
+        profiles = {tuple(name for name, _ in layout or ()) for layout in layouts}
+        if len(profiles) != 1 or any(len(names) != 1 for names in profiles):
+            return {}
+    return predict_resources(layouts, config)
+
+
+def _find_unplugged(node: NodeView, gpunode: GPUNodeView | None, stack: StackView) -> Iterator[Effect]:
+    """Yield what a node loses that has no device plugin any more; pods of one that the DRA driver serves, too."""
+    offers = {name: count for name, count in node.resources.items() if name in served(replace(node, devices=None))}
+    held = gpunode.observed.allocated if gpunode is not None and gpunode.observed is not None else None
+    moved = stack.by_dra and node.devices is not None and held is not None and not any(held.values())
+    if offers and not moved:
+        lost = ", ".join(f"{count} {name}" for name, count in sorted(offers.items()))
+        yield Effect(node.name, Loss.DEVICES, lost)
+
+
+def has_driver(node: NodeView) -> bool:
+    return bool(node.resources) or node.labels.get(f"{LABEL_DEPLOY_PREFIX}driver") == PRE_INSTALLED
+
+
+def _find_host_losses(change: Change, now: ClusterSnapshot) -> Iterator[Effect]:
+    """Yield the nodes whose hosts bring the driver or the toolkit that the GPU Operator would install, too."""
+    for path, value in change.fields:
+        if path in HOST_PROGRAMS and value is True:
+            what = path.partition(".")[0]
+            for name, node in sorted(now.nodes.items()):
+                if has_driver(node):
+                    yield Effect(name, Loss.DEVICES, f"its host brings its own {what}")
+
+
+# --- the changes that messages ask for, and in words ------------------------------------------------------------------
+
+
+def label_commands(effects: Iterable[Effect]) -> list[str]:
+    """Return the commands that protect nodes by labels, as far as labels can."""
+    nodes = defaultdict[str, list[str]](list)
+    for effect in effects:
+        if effect.label:
+            nodes[effect.label].append(effect.node)
+    return [f"kubectl label node {' '.join(names)} --overwrite {label}" for label, names in sorted(nodes.items())]
+
+
+def is_safe(effects: Iterable[Effect]) -> bool:
+    """Whether nodes lose nothing but MPS clients once `label_commands` have been run."""
+    return all(effect.label or effect.loss is Loss.CLIENTS for effect in effects)
+
+
+def after_labels(command: str, effects: Sequence[Effect]) -> str:
+    """Return the command after those that protect nodes. Empty if these are not enough."""
+    return " && ".join([*label_commands(effects), command]) if command and is_safe(effects) else ""
+
+
+def tell_effects(effects: Sequence[Effect]) -> str:
+    """Return what nodes would lose and what to do about it, in clauses that begin with a semicolon."""
+    return tell_changes(effects) + _tell_devices(effects) + tell_clients(effects)
+
+
+def tell_changes(effects: Sequence[Effect]) -> str:
+    changes = [effect for effect in effects if effect.loss is Loss.GPUS and effect.why]
+    differing = [f"{change.node} ({change.why})" for change in changes if change.known]
+    unknown = [f"{change.node} ({change.why})" for change in changes if not change.known]
+    unnamed = [change.node for change in changes if change.known and not change.label]
+    text = ""
+    if differing:
+        text += f"; mig-manager would change GPUs at its start on {some(differing)}"
+    if unnamed:
+        text += (
+            f"; no configuration has the layout of {some(unnamed)}: put an entry with it into a ConfigMap of your own"
+            f" (chart value gpuOperator.adminMigConfigMap) and name the entry in {LABEL_MIG_CONFIG}, or drain the node"
+            " and remove its MIG instances first"
+        )
+    if unknown:
+        text += (
+            f"; it is unknown what mig-manager would change at its start on {some(unknown)}: the operator's agent has"
+            " to read the GPUs there first. Where it never can, keep mig-manager off the node (with the GPU Operator:"
+            f" kubectl label node NODE --overwrite {MIG_MANAGER}=false)"
+        )
+    return text
+
+
+def _tell_devices(effects: Iterable[Effect]) -> str:
+    lost = [f"{one.node} ({one.why})" for one in effects if one.loss is Loss.DEVICES]
+    return f"; devices would go on {some(lost)}" if lost else ""
+
+
+def tell_clients(effects: Iterable[Effect]) -> str:
+    nodes = [one.node for one in effects if one.loss is Loss.CLIENTS]
+    ends = "would end; drain these nodes first, or choose a maintenance window"
+    return f"; all MPS clients on {some(nodes)} {ends}" if nodes else ""
+
+
+def tell_strategy_users(effects: Sequence[Effect], fixed: str) -> str:
+    """Return why mig.strategy, whose value is `fixed`, must not be removed yet, and what comes first."""
+    users = [effect for effect in effects if effect.loss is Loss.DEVICES]
+    if not users:
+        return ""
+    them = "this node" if len(users) == 1 else "these nodes"
+    unknown = [user.node for user in users if not user.known]
+    wait = f"wait until the agent of {some(unknown)} has reported, and " if unknown else ""
+    return (
+        "; do not remove it while nodes depend on it, because they would lose their MIG devices:"
+        f" {some([f'{user.node} ({user.why or user.missing})' for user in users])}."
+        f" First {wait}let label {LABEL_PLUGIN_CONFIG} of {them} name an entry with flags.migStrategy: {fixed},"
+        f" or set spec.mig.strategy to {fixed}"
+    )
+
+
+def effects_of(change: Change, stack: StackView) -> tuple[Effect, ...]:
+    """Return the effects that `with_effects` has found. Raises KeyError if it did not expect the change."""
+    return stack.effects[change] if stack.effects is not None else ()
