@@ -1,9 +1,7 @@
 """What is the plan of a pass? A pure function from a snapshot and the time to verdicts and actions.
 
-The decision is made in this order: which policy owns each node (own); what the policy offers it (find_targets, follow);
-what its target is, whether the node matches it, and how far its change has come (judge_nodes); which nodes begin now
-(choose); and what is written once for all nodes (share). Every per-node question goes through the memo, so the cost of
-a pass depends on what changed and not on the size of the cluster. `RolloutPlan` lists the invariants.
+Every per-node question goes through the memo, so the cost of a pass depends on what changed and not on the size of the
+cluster. `RolloutPlan` lists the invariants.
 """
 
 from collections import defaultdict
@@ -101,7 +99,6 @@ class RolloutPlan:
     coming: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By policy: the nodes that it owns but that another policy is still changing."""
     afterwards: Afterwards = field(default_factory=lambda: Afterwards(tuple), compare=False)
-    """The cluster as it will be when all planned changes are done."""
 
 
 def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = None) -> RolloutPlan:
@@ -219,10 +216,7 @@ def _judge(
 
 
 def own(snapshot: ClusterSnapshot, memo: Memo, failed: dict[str, Exception]) -> dict[str, str]:
-    """Return the policy that owns each node, sorted by node; empty if none does.
-
-    A node whose owner cannot be found is in `failed` instead.
-    """
+    """Return the policy that owns each node, sorted by node, or empty. Nodes that cannot be judged are in `failed`."""
     nodes = snapshot.nodes
     owners = memo.ask(Owners, memo.same("contenders", find_contenders(snapshot.policies)))
     return memo.table(
@@ -260,10 +254,9 @@ def follow(
     failed: dict[str, Exception],
     unread: Mapping[str, Exception],
 ) -> dict[str, PolicyTargets | None]:
-    """Return the terms that each node is compared with.
+    """Return the terms that each node is compared with: those of the policy that its fence names, else of its owner.
 
-    They are those of the policy that its fence names, else of its owner. A node whose policy is in `unread` is in
-    `failed` instead.
+    A node whose policy is in `unread` is in `failed` instead.
     """
     fences = {name: fence for name, fence in fences_of(snapshot).items() if name in owners}
     followed = {name: terms.get(owner) for name, owner in owners.items()}
@@ -318,10 +311,7 @@ def configure(
     wishes: Mapping[str, Request | Finding],
     memo: Memo,
 ) -> WriteConfig | None:
-    """Return the action that brings our ConfigMaps up to date, or None.
-
-    None if they are up to date, or if somebody else's ConfigMap has the name of one of ours.
-    """
+    """Return the write that brings our ConfigMaps up to date, or None if none is needed or one is somebody else's."""
     plugins = {target.plugin_key: target.plugin for target in targets if target.plugin_key}
     question = partial(_configure, nodes=snapshot.nodes, gpunodes=snapshot.gpunodes)
     wishes, models = memo.same("wishes", wishes), memo.same("models", models)

@@ -29,10 +29,7 @@ from gpusharing.planning.wanted.verify import tell_guest_reset
 
 @value
 class Members:
-    """The nodes of one policy with their verdicts, sorted by name.
-
-    Those that spec.products leaves out are in `skipped`.
-    """
+    """The nodes of one policy with their verdicts, sorted by name, without those in `skipped`."""
 
     policy: PolicyView
     verdicts: tuple[Verdict, ...]
@@ -53,10 +50,7 @@ class Members:
 
 
 def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Members:
-    """Return the nodes of a policy with their verdicts.
-
-    The plan must have been made from this snapshot, with this policy.
-    """
+    """Return the nodes of a policy. The plan must have been made from this snapshot, with this policy."""
     rows = [(plan.verdicts[name], snapshot.nodes[name]) for name in sorted(plan.pools[policy.name].names)]
     pairs = [(verdict, node) for verdict, node in rows if not is_product_skipped(verdict, node)]
     coming = plan.coming.get(policy.name, ())
@@ -100,10 +94,7 @@ def urgency(verdict: Verdict) -> tuple[tuple[int, int], str]:
 
 
 def tell_first(verdicts: Sequence[Verdict]) -> str:
-    """Return the message of the most urgent verdict, with the name of its node in front.
-
-    Raises ValueError if there are no verdicts.
-    """
+    """Return the message of the most urgent verdict, after the name of its node. Raises ValueError without verdicts."""
     shown = min(verdicts, key=urgency)
     prefix = "" if shown.message.startswith(shown.node) else f"{shown.node}: "
     return f"{prefix}{shown.message}"
@@ -164,12 +155,8 @@ def tell_coming(pool: Members) -> str:
 
 
 MAX_LISTED = 20
-"""The largest number of entries in each list of a status.
-
-The lists are for example the nodes, pods, budgets and shortages of the plan, and the failures.
-"""
+"""The most entries in each list of a status, such as nodes, pods, budgets, shortages and failures."""
 MAX_GANGS = 10
-"""The largest number of gangs that the plan lists."""
 
 
 def tell_status(
@@ -179,10 +166,7 @@ def tell_status(
     previous: Mapping[str, Any],
     now: datetime,
 ) -> dict[str, Any]:
-    """Return the status of a policy, or `previous` with conditions that say that it cannot be computed.
-
-    The other policies must still get their status.
-    """
+    """Return the status of a policy, or `previous` with conditions that say that it cannot be computed."""
     try:
         return policy_status(policy, plan, snapshot, previous, now)
     except Exception as error:  # noqa: BLE001 - one bad policy must not keep the others from being reported
@@ -209,9 +193,9 @@ def policy_status(
 ) -> dict[str, Any]:
     """Return the body of `status`.
 
-    Every key is present; `plan` is None if there is no plan, which tells the writer to remove the key. Equal inputs
-    give equal statuses, so an unchanged status is not written again: messages are sorted, bounded and free of times, so
-    that they do not flap. Conditions use the terms of kstatus.
+    Every key is present; a `plan` of None tells the writer to remove the key. Equal inputs give equal statuses:
+    messages are sorted, bounded and free of times, so that an unchanged status is not written again. Conditions use the
+    terms of kstatus.
     """
     pool = members(policy, plan, snapshot)
     ready, word, message = find_headline(pool, plan)
@@ -236,10 +220,7 @@ def policy_status(
 
 
 def find_grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[object, ...]:
-    """Return everything that decides which of the policy's conditions are True.
-
-    That is much cheaper to find than the whole status.
-    """
+    """Return everything that decides which of the policy's conditions are True, much cheaper than the whole status."""
     own = [(plan.verdicts[name], snapshot.nodes[name]) for name in plan.pools[policy.name].names]
     kinds = {(v.phase, v.reason, bool(v.actions), node.ready, v.stands, is_begun(node)): (v, node) for v, node in own}
     bearings = {bearing(verdict, node) for verdict, node in kinds.values()}

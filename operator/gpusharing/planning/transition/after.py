@@ -128,10 +128,7 @@ def _without_target(case: NodeCase) -> Verdict:
 
 
 def _with_target(case: NodeCase, assessed: Assessed) -> Verdict:
-    """Continue the change towards its target.
-
-    A run that the fence records as due comes before any new decision, and a run that is under way may finish.
-    """
+    """Continue the change. A run that the fence records as due comes before any new decision."""
     fence, actuator = case.fence, case.actuator
     if (old := actuator.find_old(case, fence)) is not None:
         return restart_pod(case, *old)
@@ -171,10 +168,7 @@ def _wait_for_actuator(case: NodeCase, trouble: Unfinished) -> Verdict:
 
 
 def _fail(case: NodeCase, mismatch: Finding, *, known: bool) -> Verdict:
-    """Return a Failed verdict, or one that tries again on request or rolls the node back.
-
-    `known`: the mismatch shows the present state of the node.
-    """
+    """Return Failed, a retry on request, or a rollback. `known`: the mismatch shows the present state of the node."""
     if was_asked_again(case) and case.assessed is not None:
         return _owe(case, case.assessed, "trying again on request", attempt=1, failed=True)
     back = turn_back(case, mismatch, known=known)
@@ -215,10 +209,7 @@ def _verify(case: NodeCase, aim: Target, assessed: Assessed) -> Verdict:
 
 
 def _release(case: NodeCase, target: Target, policy: PolicyView) -> Verdict:
-    """Release a proven node with one PATCH.
-
-    While somebody else works on it and the cordon is ours alone, its fence stays (`aside_fence`).
-    """
+    """Release a proven node with one PATCH, in which its fence may stay for somebody else's work (`aside_fence`)."""
     fence, node = case.fence, case.node
     labels, annotations = unmarked(fence, node)
     labels[names.LABEL_POLICY] = policy.name

@@ -1,7 +1,4 @@
-"""How are value objects declared immutable? By the decorator `value`.
-
-mypy enforces that no code assigns to their fields, so the running program need not.
-"""
+"""How are value objects declared immutable? By `value`: only mypy enforces that no code assigns to their fields."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,8 +28,6 @@ def value(
     slots: bool = True,
 ) -> type[Made] | Callable[[type[Made]], type[Made]]:
     """Make a class a dataclass whose fields only mypy treats as frozen.
-
-    With `eq=False`, instances are compared by identity.
 
     A frozen dataclass assigns each of its own fields by calling `object.__setattr__` (dataclasses.py of Python 3.11,
     `_field_assign`), which took a fifth of the time of a whole plan.

@@ -1,7 +1,4 @@
-"""What must the objects that several nodes share contain: our ConfigMaps, DeviceClasses and taint rules?
-
-The ConfigMaps are those of docs/design/transition.md#configuration.
-"""
+"""What must the objects that several nodes share contain: our ConfigMaps, DeviceClasses and taint rules?"""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -33,11 +30,7 @@ def plan_config(
 
     An entry is added when a policy is accepted, before any label names it. It is removed only when no policy, Node
     label, fence or last proof names it: a missing key makes the device plugin crash-loop (docs/design/nvidia.md#b4).
-    The neutral entry is never removed, because a ConfigMap without any entry has the same effect. The write still keeps
-    those entries that a Node names; a later pass may remove or change them. `requests` is what the policies ask of
-    every node, `models` has one GPU for each card model in the cluster by product, `plugins` has the device-plugin
-    configurations of all targets by key, and `gpunodes` the reports of the agents by node. If somebody else created a
-    ConfigMap with entries under one of our names, nothing is written.
+    The neutral entry is never removed, because a ConfigMap without any entry has the same effect.
     """
     if stack.foreign_map:
         return None, False
@@ -79,9 +72,8 @@ def _find_kept(
 ) -> dict[str, migfile.Entry]:
     """Return our present entries that must not be replaced by `well_known` ones of the same name.
 
-    A Node whose label names it would lose its configuration: the present entry gives the node's GPUs what NVIDIA's name
-    means on them, and the new one does not. That happens to cards whose PCI device ids are unknown when another card
-    joins.
+    A Node whose label names it would lose its configuration. That happens to cards whose PCI device ids are unknown
+    when another card joins.
     """
     present, kept = migfile.sound_entries(stack.mig_file), dict[str, migfile.Entry]()
     changed = {name for name, entry in well_known.items() if name in present and present[name] != entry}
@@ -101,8 +93,7 @@ def _retain(
 ) -> None:
     """Add to `plugin` and `entries`, in place, our present entries that are still in use.
 
-    If somebody has edited or deleted such an entry, one that is named after its content gets the content that this
-    process read before.
+    If somebody has edited or deleted one that is named after its content, what this process read before counts.
     """
     old_plugin = {**stack.plugin_configs, **stack.seen_plugin_configs}
     present = migfile.sound_entries(stack.mig_file)
@@ -152,14 +143,12 @@ def find_profiles(layouts: Iterable[Layout | None]) -> tuple[str, ...]:
 
 
 def plan_classes(snapshot: ClusterSnapshot, targets: Iterable[Target]) -> WriteClasses | None:
-    """Return the writes of our DeviceClasses, one for each MIG profile in use, or None.
+    """Return the writes of our DeviceClasses, one for each MIG profile in use, or None also if they were not read.
 
     Pods go on requesting MIG instances as extended resources by them. Whole GPUs need none, because the driver's chart
-    installs class `gpu.nvidia.com` for nvidia.com/gpu (dra-driver-nvidia-gpu v0.5.0, templates/deviceclass-gpu.yaml).
-    None also if the classes were not read. A class of somebody else (not `_is_ours`) is never touched. If it has the
-    name or the extended resource of a class of ours, ours is not created. A class of ours that has lost its extended
-    resource is not corrected, because the API server would drop that field again. One that has another extended
-    resource is not removed, because it may be the copy of a person.
+    installs class `gpu.nvidia.com` (dra-driver-nvidia-gpu v0.5.0, templates/deviceclass-gpu.yaml). A class of somebody
+    else is never touched. A class of ours that has lost its extended resource is not corrected, because the API server
+    would drop that field again. One that has another is not removed, because it may be the copy of a person.
     """
     if (present := snapshot.stack.dra.classes) is None:
         return None
@@ -211,9 +200,7 @@ def _classes_of(nodes: Iterable[Iterable[Layout | None]]) -> dict[str, DeviceCla
 def find_unrequestable(layouts: Iterable[Layout | None], stack: StackView) -> str | Finding:
     """Return why pods could not request a MIG profile of these layouts as an extended resource.
 
-    The first by name is reported. The result is a message if a person has to act. Otherwise the operator is about to
-    create the class, and the result is a Finding with the reason CONFIG_PROPAGATING. DeviceClasses that were not read
-    count as missing.
+    A message if a person has to act. Otherwise the operator is about to create the class, and the result is a Finding.
     """
     classes = stack.dra.classes or ()
     names, resources = {one.name: one for one in classes}, {one.resource for one in classes}
@@ -240,11 +227,9 @@ def find_unrequestable(layouts: Iterable[Layout | None], stack: StackView) -> st
 
 
 def find_doubtful(classes: Iterable[DeviceClassView], resources: Collection[str]) -> dict[str, str]:
-    """Return the classes of others whose selectors lack the profile of their resource, by name.
+    """Return the classes of others whose selectors lack the profile of their resource, each with a clause that says so.
 
-    Each has a clause that says so. The API server lets any class claim any extended resource, and the scheduler gives
-    pods what the class selects. Only classes with one of these resources are examined. What a selector does with the
-    name is not evaluated.
+    The API server lets any class claim any extended resource, and the scheduler gives pods what the class selects.
     """
     doubts = {}
     for one in classes:
@@ -262,12 +247,9 @@ def find_doubtful(classes: Iterable[DeviceClassView], resources: Collection[str]
 def plan_rules(snapshot: ClusterSnapshot, busy: Collection[str]) -> WriteRules | None:
     """Return the writes of our DeviceTaintRules, one for each node whose fence says so, or None.
 
-    They take the place of cordons (docs/adr/0079-a-device-taint-rule-for-a-cordon.md). A fence is written before its
-    rule and removed before it. So the fences alone say which rules must exist, and an operator that was killed in
-    between is followed by one that creates or removes the rest. `busy` are the nodes that this pass writes to; their
-    rules are left to the next pass, because the fence may change. The rule of a node whose fence cannot be read stays
-    too, and so does a rule that names no node. A rule that differs is created anew in a later pass, so that its
-    creation time says since when it keeps pods off.
+    A fence is written before its rule and removed before it, so the fences alone say which rules must exist
+    (docs/adr/0079-a-device-taint-rule-for-a-cordon.md). The rules of `busy` nodes, to which this pass writes, are left
+    to the next. A rule that differs is created anew, so that its creation time says since when it keeps pods off.
     """
     fenced = {name for name, node in snapshot.nodes.items() if node.fence is not None and node.fence.tainted}
     left = {name for name, node in snapshot.nodes.items() if node.fence_error} | set(busy)

@@ -73,10 +73,7 @@ Its main branch, as of November 2026, compares only the part after the last slas
 SKIPS_THREADS = "v0.20.0"
 """The version SKIPS_THREADS_SINCE in the form that ClusterPolicy uses."""
 RELEASED_DAEMON = MpsDaemonView("v0.19.3", "mps-control-daemon", "/usr/bin/mps-control-daemon", sees_host=True)
-"""The MPS daemon as released since DEAF_SINCE, for advice that is given without a cluster.
-
-See gpu-operator v26.7.0 assets/state-mps-control-daemon.
-"""
+"""The MPS daemon as released since DEAF_SINCE (gpu-operator v26.7.0 assets/state-mps-control-daemon)."""
 WRAPPERS = frozenset({"sh", "ash", "bash", "dash", "busybox", "env", "tini", "dumb-init"})
 """Programs that start the one named by their arguments. The process name of the daemon is then unknown."""
 ADVICE = "device plugins before v0.20 advertise a profile with a suffix, such as +me, under its name without the suffix"
@@ -92,11 +89,7 @@ def find_too_old(
     layouts: Sequence[Layout | None],
     cluster_policy: ClusterPolicyView,
 ) -> Finding | None:
-    """Return why the versions that ClusterPolicy names would apply or advertise these layouts wrongly.
-
-    They are the versions of NVIDIA's programs. Versions that are unknown count as new enough. `layouts` has one entry
-    for each of `gpus`.
-    """
+    """Return why the known versions of NVIDIA's programs would apply or advertise these layouts of `gpus` wrongly."""
     plugin, parted = cluster_policy.plugin_version, cluster_policy.mig_manager_version
     if strategy == "mixed" and merges_suffixes(plugin) and (profile := find_suffixed(layouts)):
         return Finding(Reason.PLUGIN_TOO_OLD, f"{profile} with device plugin {plugin}: {ADVICE}")
@@ -111,10 +104,9 @@ def find_too_old(
 
 
 def find_mistaken(gpus: Sequence[CardView], layouts: Sequence[Layout | None]) -> tuple[CardView, CardView, str] | None:
-    """Return the first GPU for which mig-parted before 0.15 would choose the wrong profile.
+    """Return the first GPU for which mig-parted before 0.15 would choose another's profile, that other, and the name.
 
-    With it come the earlier GPU whose profile that is, and the name of both. Raises ValueError unless there is one
-    layout for each GPU.
+    Raises ValueError unless there is one layout for each GPU.
     """
     first: dict[str, tuple[CardView, int | None]] = {}
     for gpu, layout in zip(gpus, layouts, strict=True):
@@ -127,26 +119,17 @@ def find_mistaken(gpus: Sequence[CardView], layouts: Sequence[Layout | None]) ->
 
 
 def is_readable(version: str) -> bool:
-    """Whether this begins with a version, such as `v25.10.1-rc1`.
-
-    If not, as with an image that has only a digest, the version counts as new enough.
-    """
+    """Whether this begins with a version, such as `v25.10.1-rc1`; an image may have only a digest."""
     return _VERSION.match(version) is not None
 
 
 def pauses_clients(version: str) -> bool:
-    """Whether this version of mig-manager pauses nvidia.com/gpu.deploy.client (docs/design/nvidia.md#a1).
-
-    True if it cannot be parsed.
-    """
+    """Whether this or an unknown mig-manager pauses nvidia.com/gpu.deploy.client (docs/design/nvidia.md#a1)."""
     return not _is_before(version, CLIENTS_SINCE)
 
 
 def merges_suffixes(version: str) -> bool:
-    """Whether this version of the device plugin advertises profiles with a suffix under the plain name.
-
-    False if it is unknown.
-    """
+    """Whether this device plugin is known to advertise profiles with a suffix under the plain name."""
     return _is_before(version, SUFFIXES_SINCE)
 
 
@@ -192,10 +175,10 @@ def needs_newer_plugin(daemon: MpsDaemonView) -> bool:
 
 
 def find_remedy(daemon: MpsDaemonView) -> tuple[str, str]:
-    """Return the steps that make this MPS daemon follow labels, and the command for its process name.
+    """Return the steps after which this deaf MPS daemon follows labels, and the command for its process name.
 
-    The command tells config-manager the name. Call this only if `find_deafness` returns a reason. The command is empty
-    if the name is not known, but not if the name is right now, because the GPU Operator may restore its own.
+    The command is empty if the name is not known, but not if the name is right now: the GPU Operator may restore its
+    own.
     """
     where = f"-n {daemon.namespace} set env daemonset/{daemon.name} -c config-manager"
     command = f"kubectl {where} PROCESS_TO_SIGNAL={daemon.program}" if _is_named(daemon) else ""
@@ -206,10 +189,7 @@ def find_remedy(daemon: MpsDaemonView) -> tuple[str, str]:
 
 
 def find_deaf_release(gpu_operator: str) -> str | None:
-    """Return why labels cannot switch MPS on with this release of the GPU Operator.
-
-    Empty if they can, None if that is unknown. What `find_deafness` says about an installed DaemonSet is more reliable.
-    """
+    """Return why labels cannot switch MPS on with this GPU Operator; empty if they can, None if that is unknown."""
     if not is_readable(gpu_operator) or _numbers(gpu_operator) > LAST_READ:
         return None
     return "" if _is_before(gpu_operator, DEAF_SINCE) else f"GPU Operator {gpu_operator} is newer than v25.10.1"
@@ -249,8 +229,8 @@ ALWAYS = datetime.fromtimestamp(0, UTC)
 def known_times(times: Mapping[str, datetime], now: datetime) -> dict[str, datetime]:
     """Return the times at which entries were written, by key, without those in the future.
 
-    Such a time means that the clock has been set back since then. The entry is then written again, so that nodes do not
-    wait for it longer than usual. The clocks of an operator and of its successor may differ by 2 * CLOCK_ERROR.
+    Such a time means that the clock has been set back. The clocks of an operator and its successor may differ by 2 *
+    CLOCK_ERROR.
     """
     return {key: moment for key, moment in times.items() if moment <= now + 2 * CLOCK_ERROR}
 
@@ -264,9 +244,8 @@ def configured_since(
 ) -> datetime | None:
     """Return since when our ConfigMaps have contained exactly what a node needs, or None if they do not.
 
-    They are compared by content and not by name (ADR 16). `plugin` is the key and the YAML of the device plugin's
-    configuration; the key is empty if the node needs none. `layouts` are those that `mig_config` must give the GPUs.
-    ALWAYS if the node needs no entry of ours.
+    They are compared by content and not by name (ADR 16). `plugin` is a key and its YAML. ALWAYS if the node needs no
+    entry.
     """
     key, text = plugin
     if key and stack.plugin_configs.get(key) != text:
@@ -290,7 +269,6 @@ class Target:
 
     mode: Mode
     routing: str
-    """Value of the routing label."""
     layouts: tuple[Layout | None, ...]
     """The layout of each GPU, in the order of their indexes, or None for a GPU with MIG off."""
     mig_config: str
@@ -348,24 +326,17 @@ def find_request(policy: str, spec: GPUSharingPolicySpec) -> Request:
 
 @value(eq=False)
 class PolicyTargets:
-    """The targets of one policy in one cluster.
-
-    Each is computed once for each kind of hardware, because thousands of nodes have the same few kinds of cards.
-    """
+    """The targets of one policy in one cluster, each computed once for each kind of hardware."""
 
     policy: PolicyView
     request: Request | Finding
-    """What the policy asks of every node, or why it is not accepted."""
     stack: StackView
     answers: AnswersByKind = field(default_factory=AnswersByKind)
 
     def find(self, node: str, hardware: Hardware) -> Target | Finding:
         """Return the target of `node`, or a Finding that says why it cannot have one.
 
-        `hardware` must have at least one GPU, sorted by index.
-
-        Targets are cached for all nodes with the same GPUs and the same file generated by mig-manager. A Finding names
-        the node, so it is not cached.
+        `hardware` must have at least one GPU, sorted by index. A Finding names the node, so it is not cached.
         """
         generated = self.stack.generated_mig_file(node)
         return self.answers.ask(
@@ -398,10 +369,7 @@ class PolicyTargets:
         return self._make(spec.mode, gpus, layouts, request.mig_config, plugin_config(spec, layouts))
 
     def stop(self, hardware: Hardware) -> Target:
-        """Return the intermediate target between MPS and MIG, which is mode Full under every policy.
-
-        Without it, mig-manager and the MPS daemon would race (b.5).
-        """
+        """Return the intermediate target, without which mig-manager and the MPS daemon would race (b.5): mode Full."""
         return self.answers.ask(self._stop, hardware.cards)
 
     def _stop(self, gpus: tuple[CardView, ...]) -> Target:
@@ -523,10 +491,7 @@ def _find_unfit(layout: Layout, gpu: CardView) -> Finding | None:
 
 
 def predict_resources(layouts: Sequence[Layout | None], plugin: PluginConfig) -> dict[str, int]:
-    """Return the counts by resource that the device plugin will advertise for these layouts.
-
-    See docs/design/nvidia.md#b6, b.7.
-    """
+    """Return the counts that the device plugin will advertise for these layouts (docs/design/nvidia.md#b6, b.7)."""
     counts: Counter[str] = Counter()
     for layout in layouts:
         if layout is None:
@@ -560,23 +525,16 @@ def describe_layouts(layouts: tuple[Layout | None, ...], replicas: int = 1) -> s
 
 
 def is_plugin_resource(name: str) -> bool:
-    """Whether NVIDIA's device plugin may advertise this resource name under a configuration of ours.
-
-    `api.names.is_gpu_resource` accepts more names. Resources that another plugin serves on the node must not count as a
-    difference from the target.
-    """
+    """Whether the device plugin may advertise this resource under a configuration of ours, unlike other plugins."""
     return name in (RESOURCE_GPU, RESOURCE_GPU_SHARED) or name.startswith(RESOURCE_MIG_PREFIX)
 
 
 def under_deletion(policy: PolicyView, *, resets: bool) -> PolicyView:
-    """Return the policy as the planner should see it during a deletion.
+    """Return the policy as the planner should see it during a deletion: of mode Full, if it `resets` its nodes.
 
-    It is one of mode Full, marked as `resetting`, if it is being deleted and `resets` its nodes. A policy with
-    spec.deletionPolicy Reset is deleted in these steps (docs/design/transition.md#reset): each node that it owns is
-    drained as usual, whole GPUs are proven, our labels and records are removed, and at the end our finalizer. Until
-    then it is like any other policy, but it gets no nodes that it does not own yet. Unchanged are a policy without our
-    finalizer, whose object will be gone in a moment, and one with force-release, because a person has given up its
-    nodes.
+    Until its nodes are reset, it is like any other policy, but it gets no new ones (docs/design/transition.md#reset).
+    Unchanged are a policy without our finalizer, whose object will be gone in a moment, and one with force-release,
+    because a person has given up its nodes.
     """
     if not (policy.deleting and policy.finalizer and resets) or policy.force_release:
         return policy
@@ -586,10 +544,9 @@ def under_deletion(policy: PolicyView, *, resets: bool) -> PolicyView:
 
 
 def without_default_label(target: Target, stack: StackView) -> Target:
-    """Return the target without the device-plugin label if that is known to change nothing.
+    """Return the target without the device-plugin label if the default entry has the same effect.
 
-    The plugin's default configuration must have the same effect. Removing the label restarts the plugin, so it is part
-    of the change.
+    Removing the label restarts the plugin, so it is part of the change.
     """
     key = pluginconfig.default_entry(stack)
     text = stack.plugin_configs.get(key) if key else pluginconfig.NEUTRAL
@@ -600,10 +557,7 @@ def without_default_label(target: Target, stack: StackView) -> Target:
 
 
 def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -> Target | str:
-    """Return the target that the record of the last proof describes, or why it cannot be used.
-
-    See docs/design/transition.md#rollback. The reason is a clause for people.
-    """
+    """Return the target that the last proof's record describes, or why none (docs/design/transition.md#rollback)."""
     record, gpus, whole = node.verified, observed.gpus, (None,) * len(observed.gpus)
     if record is None:
         return "the node has no earlier proven layout"

@@ -32,8 +32,7 @@ class Dra(Labels):
 
     The driver looks for MIG devices only when its kubelet plugin starts, so each run replaces the plugin's pod once
     mig-manager is done. Its ResourceSlices outlive the pod, so they prove nothing before the new pod is Ready. The
-    fence names the pod to replace in `daemon_uid`, the field that names the MPS daemon's pod where the device plugin
-    serves the GPUs.
+    fence names the pod to replace in `daemon_uid`.
     """
 
     needs = frozenset({"mig-manager", "driver", "container-toolkit"})
@@ -126,10 +125,7 @@ def _find_plugin_missing(case: ActuatorCase, *, again: bool) -> str:
 
 
 def _publishes_by(case: ActuatorCase, fence: Fence) -> datetime | None:
-    """Return when the ResourceSlices should be right at the latest.
-
-    None unless a Ready pod other than the old one is there. A pod becomes Ready shortly before it publishes.
-    """
+    """Return when the new pod, if it is Ready, has published; it becomes Ready shortly before."""
     pod = case.operands.get(Program.KUBELET_PLUGIN)
     if pod is None or pod.uid == fence.daemon_uid or not pod.ready:
         return None
