@@ -347,7 +347,7 @@ def make_stack(
         serves_our_mig_file=ours,
     )
     cards = {gpu.product: gpu for gpu in (models if models is not None else (make_gpu(),))}
-    change, _ = plan_config(wishes_of(policies), (), cards, plugins_of(policies, cards.values(), empty), empty)
+    change, _ = plan_config(wishes_of(policies), cards, plugins_of(policies, cards.values(), empty), empty)
     assert change is not None, "an empty stack lacks everything"
     keys = [*change.plugin_configs, *parse_mig_file(change.mig_file)]
     written = dict.fromkeys(keys, written_at or at(-86400))

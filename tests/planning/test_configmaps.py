@@ -51,7 +51,9 @@ def plan_config(
     gpunodes: Mapping[str, GPUNodeView] | None = None,
 ) -> tuple[WriteConfig | None, bool]:
     """The plan for what these policies ask for."""
-    return sharedobjects.plan_config(wishes_of(policies), nodes, models, plugins, stack, gpunodes=gpunodes or {})
+    return sharedobjects.plan_config(
+        wishes_of(policies), models, plugins, stack, nodes=tuple(nodes), gpunodes=gpunodes or {}
+    )
 
 
 def keys(policy: PolicyView) -> tuple[str, str]:

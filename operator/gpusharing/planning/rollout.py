@@ -10,7 +10,7 @@ from dataclasses import field, replace
 from datetime import datetime
 from functools import partial
 
-from gpusharing.api.names import LABEL_POLICY, Phase
+from gpusharing.api.names import Phase
 from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.pools.afterwards import find_afterwards, find_previews, is_skipped
 from gpusharing.planning.pools.choice import choose, count_vain
@@ -21,8 +21,7 @@ from gpusharing.planning.pools.writes import fences_of, find_forgotten, find_res
 from gpusharing.planning.snapshot.actions import Action, WriteConfig
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.memory import POLICIES, PassMemory
-from gpusharing.planning.snapshot.nvidia import StackView
-from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, NodeView, PolicyView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, GpuView
 from gpusharing.planning.stack.acceptance import find_targets, request_of
 from gpusharing.planning.stack.drastack import is_complete
 from gpusharing.planning.stack.mig import find_strategy_users, wants_other_strategy
@@ -30,12 +29,10 @@ from gpusharing.planning.transition.cases import (
     Member,
     UnjudgedPolicyError,
     find_late,
-    find_member,
     find_models,
     find_uncertain_claims,
     judge_nodes,
     keep_back,
-    not_judged,
     of_policy,
     show_failures,
     with_rules,
@@ -46,7 +43,6 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.actuators.choice import find_actuator
 from gpusharing.planning.wanted.ownership import Owners, find_coming, find_contenders
-from gpusharing.planning.wanted.pluginconfig import PluginConfig
 from gpusharing.planning.wanted.sharedobjects import plan_classes, plan_config
 from gpusharing.planning.wanted.target import PolicyTargets, Request, Target
 
@@ -119,7 +115,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     terms = memo.each(find_targets, offers, failed=unread)
     followed = follow(snapshot, owners, terms, failed=failed, unread=unread)
     snapshot = with_rules(snapshot, followed, owners, failed)
-    found = _judge(snapshot, owners, terms, followed, now, memo, failed)
+    found = judge_nodes(snapshot, owners=owners, terms=terms, followed=followed, now=now, memo=memo, failed=failed)
     models = memo.ask(find_models, tuple(map(snapshot.gpunodes.get, followed)))
     failures, uncertain_claims = snapshot.call_failures, find_uncertain_claims(snapshot, found, now)
     members = find_late(failures, found, now)
@@ -188,28 +184,6 @@ def _wake(verdicts: Mapping[str, Verdict], pools: Mapping[str, Pool], wake: date
     moments += [verdict.wake for verdict in verdicts.values()]
     moments += [pool.hours.change for pool in pools.values()]
     return min((moment for moment in moments if moment is not None), default=None)
-
-
-def _judge(
-    snapshot: ClusterSnapshot,
-    owners: Mapping[str, str],
-    terms: Mapping[str, PolicyTargets],
-    followed: Mapping[str, PolicyTargets | None],
-    now: datetime,
-    memo: Memo,
-    failed: dict[str, Exception],
-) -> dict[str, Member]:
-    """Return the nodes that concern us, sorted by name.
-
-    Those in `failed`, to which this adds, have the verdict Blocked.
-    """
-    members = judge_nodes(snapshot, owners=owners, terms=terms, followed=followed, now=now, memo=memo, failed=failed)
-    found = {name: one for name, one in members.items() if one is not None}
-    for name, error in failed.items():
-        node = snapshot.nodes[name]
-        owner = owners.get(name, node.labels.get(LABEL_POLICY, ""))
-        found[name] = find_member(not_judged(node, owner, error), node, snapshot.gpunodes.get(name))
-    return dict(sorted(found.items())) if failed else found
 
 
 # --- which policy each node follows ------------------------------------------------------------------------
@@ -312,22 +286,8 @@ def configure(
     memo: Memo,
 ) -> WriteConfig | None:
     """Return the write that brings our ConfigMaps up to date, or None if none is needed or one is somebody else's."""
-    plugins = {target.plugin_key: target.plugin for target in targets if target.plugin_key}
-    question = partial(_configure, nodes=snapshot.nodes, gpunodes=snapshot.gpunodes)
-    wishes, models = memo.same("wishes", wishes), memo.same("models", models)
-    known = (snapshot.policies, wishes, models, memo.same("plugins", plugins), snapshot.stack)
+    requests = memo.same("requests", tuple(one for one in wishes.values() if isinstance(one, Request)))
+    plugins = memo.same("plugins", {target.plugin_key: target.plugin for target in targets if target.plugin_key})
+    question = partial(plan_config, nodes=snapshot.nodes.values(), gpunodes=snapshot.gpunodes)
+    known = (requests, memo.same("models", models), plugins, snapshot.stack)
     return memo.ask(question, *known, lasts=lambda found: found == (None, False))[0]
-
-
-def _configure(
-    policies: tuple[PolicyView, ...],
-    wishes: Mapping[str, Request | Finding],
-    models: Mapping[str, GpuView],
-    plugins: Mapping[str, PluginConfig],
-    stack: StackView,
-    *,
-    nodes: Mapping[str, NodeView],
-    gpunodes: Mapping[str, GPUNodeView],
-) -> tuple[WriteConfig | None, bool]:
-    readable = [found for one in policies if isinstance(found := wishes.get(one.name), Request)]
-    return plan_config(readable, nodes.values(), models, plugins, stack, gpunodes=gpunodes)

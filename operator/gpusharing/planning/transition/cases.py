@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
-from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.api.names import LABEL_POLICY, DisruptionClass, Phase
 from gpusharing.api.policy import Drain
 from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Release, RestartOperand, UpdateFence
@@ -149,20 +149,13 @@ def judge_nodes(
     now: datetime,
     memo: Memo,
     failed: dict[str, Exception],
-) -> dict[str, Member | None]:
-    """Return the answer of `judge_case` for each node in `followed`.
-
-    Only those about which something has changed are judged again.
-    """
+) -> dict[str, Member]:
+    """Return the nodes that concern us, sorted by name; those in `failed`, to which this adds, are Blocked."""
     stack, settings, old_views = snapshot.stack, snapshot.settings, snapshot.old_views
     others = snapshot.agent_troubles.get(ALL_OTHERS)
     troubles = {name: snapshot.agent_troubles.get(name, others) for name in followed.keys() - snapshot.agents}
     owned = {name: terms.get(owners[name]) for name in followed}
-    claimed, drifting, at_work = (
-        snapshot.claims.keys(),
-        snapshot.memory.drifting_since,
-        snapshot.at_work_since,
-    )
+    claimed, drifting, at_work = snapshot.claims.keys(), snapshot.memory.drifting_since, snapshot.at_work_since
     actuator = find_actuator(stack)
     pods = {program: snapshot.operands.get(program, {}) for program in Program}
 
@@ -190,7 +183,7 @@ def judge_nodes(
 
     nodes = snapshot.nodes, snapshot.gpunodes, snapshot.work, snapshot.agents, snapshot.mig_failures
     columns: list[Column] = [*nodes, troubles, owned, claimed, drifting, at_work, followed, *pods.values()]
-    return memo.table(
+    judged = memo.table(
         judge_one,
         followed,
         columns=columns,
@@ -199,6 +192,14 @@ def judge_nodes(
         lasts=keeps_verdict,
         failed=failed,
     )
+    members = {name: one for name, one in judged.items() if one is not None}
+    if not failed:
+        return members
+    for name, error in failed.items():
+        node = snapshot.nodes[name]
+        owner = owners.get(name, node.labels.get(LABEL_POLICY, ""))
+        members[name] = find_member(not_judged(node, owner, error), node, snapshot.gpunodes.get(name))
+    return dict(sorted(members.items()))
 
 
 def find_models(gpunodes: Iterable[GPUNodeView | None]) -> dict[str, GpuView]:

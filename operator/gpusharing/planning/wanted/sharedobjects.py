@@ -19,11 +19,11 @@ from gpusharing.planning.wanted.target import Request, Target
 
 def plan_config(
     requests: Iterable[Request],
-    nodes: Iterable[NodeView],
     models: Mapping[str, GpuView],
     plugins: Mapping[str, PluginConfig],
     stack: StackView,
     *,
+    nodes: Collection[NodeView] = (),
     gpunodes: Mapping[str, GPUNodeView] = MappingProxyType({}),
 ) -> tuple[WriteConfig | None, bool]:
     """Return the write that the ConfigMaps need, and whether they contain entries that nothing needs now.
@@ -34,7 +34,6 @@ def plan_config(
     """
     if stack.foreign_map:
         return None, False
-    nodes = tuple(nodes)
     well_known = migfile.well_known_entries({product: [gpu] for product, gpu in models.items()})
     kept = _find_kept(well_known, nodes, gpunodes, stack)
     plugin = {**stack.admin_plugin_configs}
