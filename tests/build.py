@@ -28,8 +28,8 @@ from gpusharing.planning.snapshot.views import (
     PolicyView,
 )
 from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.configmaps import plan_config
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
-from gpusharing.planning.wanted.sharedobjects import plan_config
 from gpusharing.planning.wanted.target import Request, find_request
 
 NOW = datetime(2026, 11, 20, 10, 0, tzinfo=UTC)

@@ -42,8 +42,9 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.actuators.choice import find_actuator
+from gpusharing.planning.wanted.configmaps import plan_config
+from gpusharing.planning.wanted.draobjects import plan_classes
 from gpusharing.planning.wanted.ownership import Owners, find_coming, find_contenders
-from gpusharing.planning.wanted.sharedobjects import plan_classes, plan_config
 from gpusharing.planning.wanted.target import PolicyTargets, Request, Target
 
 

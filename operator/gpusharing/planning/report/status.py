@@ -22,8 +22,8 @@ from gpusharing.planning.vocabulary.findings import explain_blockers
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT, counted, cut, some
 from gpusharing.planning.vocabulary.reasons import Mark, Passes, Reason, most_urgent
 from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.wanted.draobjects import find_doubtful
 from gpusharing.planning.wanted.ownership import selects_node
-from gpusharing.planning.wanted.sharedobjects import find_doubtful
 from gpusharing.planning.wanted.verify import tell_guest_reset
 
 

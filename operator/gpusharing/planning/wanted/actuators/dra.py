@@ -11,7 +11,7 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.actuators.actuator import ActuatorCase, Unfinished, Written
 from gpusharing.planning.wanted.actuators.labels import Labels
-from gpusharing.planning.wanted.sharedobjects import find_unrequestable
+from gpusharing.planning.wanted.draobjects import find_unrequestable
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import (
     Checked,
