@@ -82,12 +82,6 @@ def find_forced(pods: Standings, end: datetime | None, now: datetime) -> tuple[l
     return forced, unasked
 
 
-def waits_for_forced(pods: Standings, end: datetime | None) -> bool:
-    """Whether only leaving pods remain in a drain that deletes by force, so that a minute more may suffice."""
-    only_leaving = bool(pods.leaving) and not pods.remaining and not pods.blocked
-    return end is not None and pods.force_within is not None and only_leaving
-
-
 def explain_force(pods: Standings, forced: list[Standing]) -> Iterator[Blocker]:
     deleted = (standing for standing in pods.leaving if standing.answer is Reason.FORCE_DELETE)
     for standing in (*forced, *deleted):
@@ -237,18 +231,15 @@ def plan_drain(pods: Standings, now: datetime, end: datetime | None = None) -> D
         for standing in pods.remaining
         if standing.waits and standing.ends is not None and standing.tier == pods.front
     ]
+    only_leaving = bool(pods.leaving) and not pods.remaining and not pods.blocked
     return DrainPlan(
         evict=evict,
         delete=tuple(standing.pod for standing in forced),
-        only_leaving=waits_for_forced(pods, end),
+        only_leaving=end is not None and pods.force_within is not None and only_leaving,
         holders=pods.holders,
         first=min((standing.pod.ref for standing in (*pods.remaining, *pods.leaving)), default=""),
         blockers=merge(
-            (
-                *_find_blockers(pods, _to_evict(pods), now),
-                *explain_force(pods, forced),
-                *_explain_waits(pods, jobs),
-            )
+            (*_find_blockers(pods, _to_evict(pods), now), *explain_force(pods, forced), *_explain_waits(pods, jobs))
         ),
         jobs=tuple(standing.pod for standing in jobs),
         jobs_until=max((standing.ends for standing in jobs if standing.ends is not None), default=None),
@@ -278,12 +269,6 @@ def crowding(pods: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
         for budget, guarded in _by_budget(_to_evict(pods))
         if crowd.get(budget.ref, 0) >= max(1, budget.disruptions_allowed)
     )
-
-
-def forbidding(pods: Standings) -> tuple[Blocker, ...]:
-    """Return the blockers of pods that must not be evicted, because of a rule, a gang, or a budget despite force."""
-    guarded = [standing for standing in pods.remaining if not fits(standing, pods)]
-    return merge((*pods.blockers, *_explain_budgets(guarded)))
 
 
 def _to_evict(pods: Standings) -> list[Standing]:
@@ -324,10 +309,7 @@ def _find_blockers(pods: Standings, guarded: Sequence[Standing], now: datetime) 
             continue  # reported with its budget
         if memory.reason is Reason.PDB_NOT_OBSERVED and now < memory.since + timedelta(seconds=QUIET_WAIT):
             continue
-        if memory.reason not in (
-            Reason.THROTTLED,
-            Reason.PODS_LEAVING,
-        ):  # neither keeps a drain from succeeding
+        if memory.reason not in (Reason.THROTTLED, Reason.PODS_LEAVING):  # neither keeps a drain from succeeding
             yield Blocker(memory.reason, (standing.pod.ref,), message=_server_said([standing]))
 
 
@@ -437,7 +419,8 @@ def find_gang_blockers(work: NodeWork, options: Drain, now: datetime, scope: Sco
         standings = find_standings(elsewhere, options, now, scope=everywhere(scope), cordoned=False)
         blocked = {ref for blocker in standings.blockers for ref in blocker.pods}
         rest = (member for member in members if member.pod.ref not in blocked)
-        found = (*forbidding(standings), *find_ruled(rest, replace(scope, now=now)))
+        guarded = _explain_budgets([one for one in standings.remaining if not fits(one, standings)])
+        found = (*standings.blockers, *guarded, *find_ruled(rest, replace(scope, now=now)))
         blockers += [name_gang(view, blocker) for blocker in found]
     return merge(blockers)
 

@@ -10,13 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from gpusharing.api import names
-from gpusharing.api.names import (
-    LABEL_DEPLOY_PREFIX,
-    LABEL_HOSTNAME,
-    RESOURCE_GPU,
-    DisruptionClass,
-    is_gpu_resource,
-)
+from gpusharing.api.names import LABEL_DEPLOY_PREFIX, LABEL_HOSTNAME, RESOURCE_GPU, DisruptionClass, is_gpu_resource
 from gpusharing.api.policy import Drain, DrainRule, Selector
 from gpusharing.api.rules import NEVER
 from gpusharing.api.selectors import selects
@@ -344,8 +338,7 @@ def _decide(pod: PodView, options: Drain, scope: Scope) -> Literal["hold", "wait
     if options.unmanaged_pods != "Evict" and not left_over and (owner is None or orphaned):
         if is_reservation(pod):
             return block(
-                Reason.UNMANAGED,
-                "KAI-Scheduler reserves a GPU with this pod, but no pod of its group is on the node",
+                Reason.UNMANAGED, "KAI-Scheduler reserves a GPU with this pod, but no pod of its group is on the node"
             )
         return block(Reason.UNMANAGED, f"Its {named} no longer exists" if orphaned else "")
     if options.local_storage == "Block" and pod.local_files:

@@ -89,10 +89,7 @@ class PassState:
 
     @staticmethod
     def of(
-        snapshot: ClusterSnapshot,
-        now: datetime,
-        afterwards: Afterwards,
-        cases: Sequence[tuple[NodeCase, PolicyView]],
+        snapshot: ClusterSnapshot, now: datetime, afterwards: Afterwards, cases: Sequence[tuple[NodeCase, PolicyView]]
     ) -> "PassState":
         """Return the state before any node starts; `cases` are candidates that were looked at before."""
         looks, poll = snapshot.memory.looks, snapshot.settings.poll

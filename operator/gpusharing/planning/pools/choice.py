@@ -243,10 +243,7 @@ def _find_waits(chosen: Selection, memo: Memo) -> dict[str, Verdict]:
 
 
 def count_vain(
-    pools: Mapping[str, Pool],
-    verdicts: Mapping[str, Verdict],
-    looks: Mapping[str, Look],
-    snapshot: ClusterSnapshot,
+    pools: Mapping[str, Pool], verdicts: Mapping[str, Verdict], looks: Mapping[str, Look], snapshot: ClusterSnapshot
 ) -> dict[str, int]:
     """Return by policy how many passes in a row, at most MOST_VAIN, made no progress, if any.
 

@@ -152,7 +152,6 @@ SHOWN = 3
 LOOKED_AT = 40
 """The most spans that are examined in the search for spans that are long enough."""
 Zoned = tuple[ZonedWindow, ...]
-_MOMENT = timedelta(seconds=1)
 
 
 @value
@@ -225,7 +224,7 @@ def find_hours(
         return Hours(closed=_too_short(needed, longest, blacked_out=blacked_out))
     first = spans[0]
     if first.opens <= now:
-        return Hours(spans, None, None if first.closes is None else first.closes - needed + _MOMENT)
+        return Hours(spans, None, None if first.closes is None else first.closes - needed + _SECOND)
     message = (
         "changes do not start outside spec.rollout.windows, during spec.rollout.blackouts, or with less than"
         f" {_text(needed)} of the window left; the next change may start at {to_rfc3339(first.opens)}"

@@ -80,10 +80,7 @@ def _claim(node_uid: str, fence: Fence, verdict: Verdict | None, before: Claim |
 
 
 def find_resumed(
-    claims: Mapping[str, Claim],
-    nodes: Mapping[str, NodeView],
-    verdicts: Mapping[str, Verdict],
-    now: datetime,
+    claims: Mapping[str, Claim], nodes: Mapping[str, NodeView], verdicts: Mapping[str, Verdict], now: datetime
 ) -> dict[str, Claim]:
     """Return, by node, the claims that are kept although their nodes have no readable fence.
 
@@ -103,10 +100,7 @@ def find_resumed(
 
 
 def plan_finalizers(
-    pools: Mapping[str, Pool],
-    claims: Collection[Claim],
-    fenced: Collection[NodeView],
-    verdicts: Mapping[str, Verdict],
+    pools: Mapping[str, Pool], claims: Collection[Claim], fenced: Collection[NodeView], verdicts: Mapping[str, Verdict]
 ) -> list[SetFinalizer]:
     """Return the actions that add our finalizer to policies or remove it. `claims` are all claims after this pass."""
     actions = []
@@ -137,10 +131,7 @@ def plan_finalizers(
 
 
 def find_forgotten(
-    pools: Mapping[str, Pool],
-    verdicts: Mapping[str, Verdict],
-    nodes: Mapping[str, NodeView],
-    actuator: Actuator,
+    pools: Mapping[str, Pool], verdicts: Mapping[str, Verdict], nodes: Mapping[str, NodeView], actuator: Actuator
 ) -> dict[str, Verdict]:
     """Return the new verdicts of the nodes from which our labels and records are removed now, by name.
 

@@ -278,10 +278,7 @@ def tell_proofs(node: NodeView, observed: ObservedView, target: Target, stack: S
         Source.PLUGIN: (labels.get(names.LABEL_PLUGIN_CONFIG) or "not set", target.plugin_key or "not set"),
         Source.GFD: ("differ" if Source.GFD in wrong else "as configured", "as configured"),
         Source.ALLOCATABLE: (_counts(served(node)), _counts(target.resources)),
-        Source.SLICES: (
-            tell_devices(node.devices.layouts) if node.devices else "none",
-            tell_devices(target.layouts),
-        ),
+        Source.SLICES: (tell_devices(node.devices.layouts) if node.devices else "none", tell_devices(target.layouts)),
     }
     return {one: (*row, wrong.get(one)) for one, row in rows.items() if one in actuator.sources}
 

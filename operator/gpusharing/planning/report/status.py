@@ -40,11 +40,6 @@ class Members:
     """Nodes that the policy selects but another policy owns. Only filled in if the policy has no nodes of its own."""
     coming: tuple[str, ...]
     """Nodes that the policy owns but that are still in a change which another policy began."""
-    done: int
-    """How many of the nodes are Synced and Ready, with no action left in their verdicts (`is_done`)."""
-    unproven: tuple[Verdict, ...]
-    away: str
-    """The first node that is proven (Synced) but not Ready; empty if there is none."""
     failures: tuple[Verdict, ...]
     """The verdicts of the nodes that are Failed, are being rolled back, or were rolled back."""
 
@@ -66,9 +61,6 @@ def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) ->
         skipped=tuple(verdict for verdict, node in rows if is_product_skipped(verdict, node)),
         lost=lost,
         coming=coming,
-        done=sum(is_done(verdict, node) for verdict, node in pairs),
-        unproven=tuple(verdict for verdict, _ in pairs if verdict.phase is not Phase.SYNCED),
-        away=next((node.name for v, node in pairs if v.phase is Phase.SYNCED and not node.ready), ""),
         failures=tuple(
             verdict
             for verdict, node in pairs
@@ -108,7 +100,7 @@ Headline = tuple[Answer, str, str]
 
 def find_headline(pool: Members, plan: RolloutPlan) -> Headline:
     """Return the headline of the pool. States that a person has to end come before those that only take time."""
-    policy, left = pool.policy, pool.unproven
+    policy, left = pool.policy, [verdict for verdict in pool.verdicts if verdict.phase is not Phase.SYNCED]
     if policy.deleting:
         message = "changes in flight are first finished or rolled back"
         return (False, Reason.DELETING, "the policy is being deleted"), "Deleting", message
@@ -129,12 +121,12 @@ def find_headline(pool: Members, plan: RolloutPlan) -> Headline:
             owned = f"another policy owns every node that spec.nodeSelector selects: {some(pool.lost, 1)}"
             text = f"{owned}. Narrow one of the selectors, or give this policy a strictly higher spec.priority"
         return (False, Reason.NO_NODES, text), str(Reason.NO_NODES), text
-    done, total = pool.done, len(pool.verdicts)
+    done, total = sum(map(is_done, pool.verdicts, pool.nodes)), len(pool.verdicts)
     progress = f"{done} of {counted(total, 'node')} {'is' if done == 1 else 'are'} proven"
     proven = f"{counted(done, 'node is', 'nodes are')} proven"
-    if not left and pool.away:
-        ready = False, Reason.NODE_NOT_READY, f"{progress} and Ready; {pool.away} is not Ready"
-        return ready, str(Reason.NODE_NOT_READY), f"{pool.away} is proven but not Ready"
+    if not left and (away := next((node.name for node in pool.nodes if not node.ready), "")):
+        ready = False, Reason.NODE_NOT_READY, f"{progress} and Ready; {away} is not Ready"
+        return ready, str(Reason.NODE_NOT_READY), f"{away} is proven but not Ready"
     if not left and pool.coming:
         coming = tell_coming(pool)
         return (False, Reason.ROLLOUT_IN_PROGRESS, f"{proven}; {coming}"), str(Phase.PENDING), coming
@@ -160,11 +152,7 @@ MAX_GANGS = 10
 
 
 def tell_status(
-    policy: PolicyView,
-    plan: RolloutPlan,
-    snapshot: ClusterSnapshot,
-    previous: Mapping[str, Any],
-    now: datetime,
+    policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, previous: Mapping[str, Any], now: datetime
 ) -> dict[str, Any]:
     """Return the status of a policy, or `previous` with conditions that say that it cannot be computed."""
     try:
@@ -185,11 +173,7 @@ def tell_status(
 
 
 def policy_status(
-    policy: PolicyView,
-    plan: RolloutPlan,
-    snapshot: ClusterSnapshot,
-    previous: Mapping[str, Any],
-    now: datetime,
+    policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, previous: Mapping[str, Any], now: datetime
 ) -> dict[str, Any]:
     """Return the body of `status`.
 

@@ -46,10 +46,7 @@ class Memo:
         return value
 
     def ask(
-        self,
-        question: Callable[[*Inputs], Answer],
-        *inputs: *Inputs,
-        lasts: Callable[[Answer], bool] | None = None,
+        self, question: Callable[[*Inputs], Answer], *inputs: *Inputs, lasts: Callable[[Answer], bool] | None = None
     ) -> Answer:
         return self.each(question, [("", inputs)], lasts=lasts)[""]
 
@@ -68,12 +65,7 @@ class Memo:
         inputs = dict(rows)
         key = question.func if isinstance(question, partial) else question
         return self.table(
-            lambda name: question(*inputs[name]),
-            inputs,
-            columns=[inputs],
-            key=key,
-            lasts=lasts,
-            failed=failed,
+            lambda name: question(*inputs[name]), inputs, columns=[inputs], key=key, lasts=lasts, failed=failed
         )
 
     def table(
@@ -152,10 +144,7 @@ class AnswersByKind:
         self._known: dict[object, Any] = {}
 
     def ask(
-        self,
-        question: Callable[[*Inputs], Answer],
-        *inputs: *Inputs,
-        lasts: Callable[[Answer], bool] | None = None,
+        self, question: Callable[[*Inputs], Answer], *inputs: *Inputs, lasts: Callable[[Answer], bool] | None = None
     ) -> Answer:
         """Return the answer of `question` for these hashable arguments, cached if `lasts`.
 

@@ -36,13 +36,7 @@ from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import Comparison, find_mismatch
 
 
-def run(
-    case: NodeCase,
-    assessed: Assessed,
-    *,
-    again: bool = False,
-    step_proven: bool = False,
-) -> Verdict:
+def run(case: NodeCase, assessed: Assessed, *, again: bool = False, step_proven: bool = False) -> Verdict:
     """Make the node idle and, once that is proven, pass the PNR towards the target or the intermediate stop.
 
     `again`: the last run is repeated, and the pods are replaced. `step_proven`: the previous step is proven, which only
@@ -74,11 +68,7 @@ def start_anew(case: NodeCase) -> Verdict:
 
 def restart_pod(case: NodeCase, operand: Operand, what: str) -> Verdict:
     """Delete this pod of the actuator `what` on an idle node; its replacement begins a new run."""
-    phase, reason, message = (
-        Phase.RECONFIGURING,
-        Reason.ACTUATION_IN_PROGRESS,
-        f"restarting {what} on the node",
-    )
+    phase, reason, message = Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, f"restarting {what} on the node"
     if operand.deleting:  # a second DELETE would change nothing, and its success would look like progress
         return case.verdict(phase, reason, message, wake=case.now + timedelta(seconds=case.settings.poll))
     if not case.fence.disruption.cordons:

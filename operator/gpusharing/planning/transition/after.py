@@ -37,12 +37,7 @@ from gpusharing.planning.transition.attempts import (
     was_asked_again,
 )
 from gpusharing.planning.transition.fencing import restore_rule, unfence_command, unmarked
-from gpusharing.planning.transition.requests import (
-    answer_due,
-    fresh_reading,
-    prepares_next_step,
-    verify_request,
-)
+from gpusharing.planning.transition.requests import answer_due, fresh_reading, prepares_next_step, verify_request
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Mark, Reason

@@ -197,10 +197,7 @@ def adopted(case: NodeCase, assessed: Assessed) -> Verified:
     if earlier is None:
         return record
     record = replace(
-        record,
-        corrected_revision=earlier.corrected_revision,
-        changed_at=earlier.changed_at,
-        took=earlier.took,
+        record, corrected_revision=earlier.corrected_revision, changed_at=earlier.changed_at, took=earlier.took
     )
     if earlier.version.uid != policy.uid:
         return record
@@ -255,13 +252,7 @@ def proven(case: NodeCase, target: Target, policy: PolicyView) -> Verified:
 ASKED_FOR = "node-maintenance-required"
 """A state of a driver upgrade that may last for weeks; the NodeMaintenance object shows when that work begins."""
 UNLOADING = frozenset(
-    {
-        "pod-deletion-required",
-        "drain-required",
-        ASKED_FOR,
-        "post-maintenance-required",
-        "pod-restart-required",
-    }
+    {"pod-deletion-required", "drain-required", ASKED_FOR, "post-maintenance-required", "pod-restart-required"}
 )
 """States of a driver upgrade from the last moment with the old driver to the start of the new (d.4)."""
 

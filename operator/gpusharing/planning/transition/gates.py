@@ -15,12 +15,7 @@ from gpusharing.planning.gpus.drivers import find_driver_flaw, find_hanging
 from gpusharing.planning.stack.mig import find_start_changes
 from gpusharing.planning.stack.mps import explain_repair
 from gpusharing.planning.stack.plugins import explain_plugin
-from gpusharing.planning.stack.requirements import (
-    DEPLOY_NEEDED,
-    find_bare_host,
-    find_disabled,
-    find_other_workload,
-)
+from gpusharing.planning.stack.requirements import DEPLOY_NEEDED, find_bare_host, find_disabled, find_other_workload
 from gpusharing.planning.transition.attempts import (
     find_quiet,
     goes_back,

@@ -29,11 +29,7 @@ LIST_AGE = timedelta(seconds=30)
 
 
 def way_to_idle(
-    case: NodeCase,
-    waiting: Verdict | None = None,
-    *,
-    any_event: bool = False,
-    step_proven: bool = False,
+    case: NodeCase, waiting: Verdict | None = None, *, any_event: bool = False, step_proven: bool = False
 ) -> Verdict | None:
     """Return what is due next until the node is idle, or None if it is proven. `waiting` is what else the run needs."""
     if (escalated := escalate(case)) is not None:

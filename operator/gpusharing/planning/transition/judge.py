@@ -13,13 +13,7 @@ from gpusharing.planning.transition.actuation import yielded
 from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.attempts import adopted, find_quiet, note_failure, was_rolled_back
 from gpusharing.planning.transition.before import before_pnr
-from gpusharing.planning.transition.fencing import (
-    cordon_instead,
-    find_closed,
-    find_unseen,
-    routing_before,
-    unmarked,
-)
+from gpusharing.planning.transition.fencing import cordon_instead, find_closed, find_unseen, routing_before, unmarked
 from gpusharing.planning.transition.gates import find_gate, first_closed, service_gates
 from gpusharing.planning.transition.requests import with_gpunode
 from gpusharing.planning.transition.verdict import NodeCase, Verdict

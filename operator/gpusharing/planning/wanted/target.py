@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache, partial
 
 from gpusharing.api.names import RESOURCE_GPU, RESOURCE_GPU_SHARED, RESOURCE_MIG_PREFIX, Mode
@@ -16,251 +16,15 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.gpus.cards import bare_product, find_card
 from gpusharing.planning.gpus.geometry import Layout, describe, normalize, resource_name, tell_misfit
 from gpusharing.planning.snapshot.memo import AnswersByKind
-from gpusharing.planning.snapshot.nvidia import (
-    MIG_MANAGER_SWITCH,
-    ClusterPolicyView,
-    MpsDaemonView,
-    StackView,
-)
-from gpusharing.planning.snapshot.records import CLOCK_ERROR
-from gpusharing.planning.snapshot.views import (
-    CardView,
-    Hardware,
-    NodeView,
-    ObservedView,
-    PolicyView,
-    routing_label,
-)
+from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, ClusterPolicyView, MpsDaemonView, StackView
+from gpusharing.planning.snapshot.records import CLOCK_ERROR, EARLIEST
+from gpusharing.planning.snapshot.views import CardView, Hardware, NodeView, ObservedView, PolicyView, routing_label
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted import migfile, pluginconfig
 from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing
-
-SUFFIXES_SINCE = (0, 20)
-"""The first version of the device plugin that gives a profile with a suffix a name of its own.
-
-Its resource patterns are unanchored up to 0.19: instances of `1g.10gb+me`, `1g.24gb+gfx` or `1g.24gb-me` are served
-under the plain name `nvidia.com/mig-1g.10gb` (k8s-device-plugin PR 1807; seen with 0.19.3).
-"""
-OWN_NAMES_SINCE = (0, 15)
-"""The first version of mig-parted that looks up a profile name on each card separately.
-
-On a node with two card models, mig-parted before 0.15 looks up a profile by name on the first card that has it,
-although 1g.10gb is not the same profile on an H100 and on an A100 40GB (docs/reference/nvidia-differences.md; seen with
-0.13.1, gone with 0.15.1).
-"""
-CLIENTS_SINCE = (0, 15)
-"""The first version of mig-parted whose mig-manager pauses nvidia.com/gpu.deploy.client."""
-FALLBACK_FIRST_SINCE = (0, 18, 2)
-"""The first version of the device plugin whose config-manager starts with the fallback configuration."""
-DEAF_SINCE = (25, 10, 2)
-"""The first version of the GPU Operator whose MPS daemon is not notified of a label."""
-LAST_READ = (26, 7, 0)
-"""The last release of the GPU Operator whose MPS DaemonSet was read; it is affected too.
-
-Its main branch has had the right name since 2026-09-30, so a later release may not be affected (v26.7.1 and v26.7.2
-were not read).
-"""
-SKIPS_THREADS_SINCE = (0, 20)
-"""The first version of the device plugin whose config-manager skips processes without a command line."""
-EXACT_NAMES_UNTIL = (0, 20)
-"""The last version of the device plugin whose config-manager compares whole process names.
-
-Its main branch, as of November 2026, compares only the part after the last slash.
-"""
-SKIPS_THREADS = "v0.20.0"
-"""The version SKIPS_THREADS_SINCE in the form that ClusterPolicy uses."""
-RELEASED_DAEMON = MpsDaemonView("v0.19.3", "mps-control-daemon", "/usr/bin/mps-control-daemon", sees_host=True)
-"""The MPS daemon as released since DEAF_SINCE (gpu-operator v26.7.0 assets/state-mps-control-daemon)."""
-WRAPPERS = frozenset({"sh", "ash", "bash", "dash", "busybox", "env", "tini", "dumb-init"})
-"""Programs that start the one named by their arguments. The process name of the daemon is then unknown."""
-ADVICE = "device plugins before v0.20 advertise a profile with a suffix, such as +me, under its name without the suffix"
-
-_VERSION = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?\b")
-_PLAIN = re.compile(r"\d+g\.\d+gb")
-_NAME = re.compile(r"(nvidia\.com/mig-\d+g\.\d+gb)[.-](?:me|gfx).*?(\.shared)?")
-
-
-def find_too_old(
-    strategy: str,
-    gpus: Sequence[CardView],
-    layouts: Sequence[Layout | None],
-    cluster_policy: ClusterPolicyView,
-) -> Finding | None:
-    """Return why the known versions of NVIDIA's programs would apply or advertise these layouts of `gpus` wrongly."""
-    plugin, parted = cluster_policy.plugin_version, cluster_policy.mig_manager_version
-    if strategy == "mixed" and merges_suffixes(plugin) and (profile := find_suffixed(layouts)):
-        return Finding(Reason.PLUGIN_TOO_OLD, f"{profile} with device plugin {plugin}: {ADVICE}")
-    if _is_before(parted, OWN_NAMES_SINCE) and (mistaken := find_mistaken(gpus, layouts)) is not None:
-        gpu, first, name = mistaken
-        return Finding(
-            Reason.MIG_MANAGER_TOO_OLD,
-            f"mig-manager {parted} would confuse {name} on GPU {gpu.index} ({gpu.product}) with {name} on GPU"
-            f" {first.index} ({first.product}) and fail; upgrade mig-manager to v0.15, or use another profile",
-        )
-    return None
-
-
-def find_mistaken(gpus: Sequence[CardView], layouts: Sequence[Layout | None]) -> tuple[CardView, CardView, str] | None:
-    """Return the first GPU for which mig-parted before 0.15 would choose another's profile, that other, and the name.
-
-    Raises ValueError unless there is one layout for each GPU.
-    """
-    first: dict[str, tuple[CardView, int | None]] = {}
-    for gpu, layout in zip(gpus, layouts, strict=True):
-        wanted = dict(layout or ())
-        for profile in gpu.profiles:
-            other, profile_id = first.setdefault(profile.name, (gpu, profile.profile_id))
-            if profile_id != profile.profile_id and profile.name in wanted:
-                return gpu, other, profile.name
-    return None
-
-
-def is_readable(version: str) -> bool:
-    """Whether this begins with a version, such as `v25.10.1-rc1`; an image may have only a digest."""
-    return _VERSION.match(version) is not None
-
-
-def pauses_clients(version: str) -> bool:
-    """Whether this or an unknown mig-manager pauses nvidia.com/gpu.deploy.client (docs/design/nvidia.md#a1)."""
-    return not _is_before(version, CLIENTS_SINCE)
-
-
-def merges_suffixes(version: str) -> bool:
-    """Whether this device plugin is known to advertise profiles with a suffix under the plain name."""
-    return _is_before(version, SUFFIXES_SINCE)
-
-
-def find_deafness(daemon: MpsDaemonView) -> str:
-    """Return why this MPS daemon would not read the configuration that a label names.
-
-    Empty if it would, or if that is unknown. From 0.18.2 on, config-manager takes the fallback before it has read the
-    label, and signals its program afterwards (PR "Fix race condition in config-manager when label is unset"; seen with
-    0.19.3). The GPU Operator's MPS daemon is not reached by that signal. Before 0.20, config-manager panics at a
-    process without a command line, such as the host's kernel threads (k8s-device-plugin issue 1726). It also looks for
-    /usr/bin/mps-control-daemon where the daemon runs as mps-control-daemon (PR 1827; gpu-operator v25.3 to v26.7,
-    assets/state-mps-control-daemon). So the daemon keeps the fallback. It follows labels only if both faults are
-    corrected, by plugin 0.20 and by PROCESS_TO_SIGNAL with the daemon's name (docs/design/nvidia.md#b5). Without that
-    variable, config-manager looks for the device plugin (v0.19.3, cmd/config-manager DefaultProcessToSignal). In
-    NVIDIA's chart without the GPU Operator, config-manager is started before the daemon, which therefore usually reads
-    the configuration that the label names.
-    """
-    if _is_before(daemon.version, FALLBACK_FIRST_SINCE):
-        return ""
-    if needs_newer_plugin(daemon):
-        return "config-manager crashes when it reads the host's kernel threads (NVIDIA/k8s-device-plugin#1726)"
-    wanted, name = daemon.signalled or "", daemon.program
-    if _numbers(daemon.version)[:2] > EXACT_NAMES_UNTIL:
-        wanted, name = wanted.rpartition("/")[2], name.rpartition("/")[2]
-    if not _is_named(daemon) or wanted == name:
-        return ""
-    # The GPU Operator had the same names with device plugins before FALLBACK_FIRST_SINCE, whose daemons do read the
-    # configuration.
-    names = (daemon.program, daemon.signalled)
-    if not is_readable(daemon.version) and names == (RELEASED_DAEMON.program, RELEASED_DAEMON.signalled):
-        return ""
-    if not daemon.signalled:
-        return f"config-manager has no value in PROCESS_TO_SIGNAL, but the daemon is called {daemon.program}"
-    return (
-        f"config-manager looks for a process named {daemon.signalled}, but the daemon is called {daemon.program}"
-        " (NVIDIA/k8s-device-plugin#1827)"
-    )
-
-
-def needs_newer_plugin(daemon: MpsDaemonView) -> bool:
-    """Whether the device plugin needs SKIPS_THREADS or newer before this MPS daemon can follow labels."""
-    return daemon.sees_host and _is_before(daemon.version, SKIPS_THREADS_SINCE)
-
-
-def find_remedy(daemon: MpsDaemonView) -> tuple[str, str]:
-    """Return the steps after which this deaf MPS daemon follows labels, and the command for its process name.
-
-    The command is empty if the name is not known, but not if the name is right now: the GPU Operator may restore its
-    own.
-    """
-    where = f"-n {daemon.namespace} set env daemonset/{daemon.name} -c config-manager"
-    command = f"kubectl {where} PROCESS_TO_SIGNAL={daemon.program}" if _is_named(daemon) else ""
-    upgrade = f"set devicePlugin.version in ClusterPolicy to {SKIPS_THREADS} or newer"
-    steps = [upgrade] * needs_newer_plugin(daemon) + [f"run `{command}`"] * bool(command)
-    text = "The remedy restarts all MPS daemons in the cluster and ends their clients"
-    return f"{text}: {', then '.join(steps)}", command
-
-
-def find_deaf_release(gpu_operator: str) -> str | None:
-    """Return why labels cannot switch MPS on with this GPU Operator; empty if they can, None if that is unknown."""
-    if not is_readable(gpu_operator) or _numbers(gpu_operator) > LAST_READ:
-        return None
-    return "" if _is_before(gpu_operator, DEAF_SINCE) else f"GPU Operator {gpu_operator} is newer than v25.10.1"
-
-
-def _is_named(daemon: MpsDaemonView) -> bool:
-    return bool(daemon.program) and daemon.program.rpartition("/")[2] not in WRAPPERS
-
-
-def _is_before(version: str, since: tuple[int, ...]) -> bool:
-    return is_readable(version) and _numbers(version)[: len(since)] < since
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    match = _VERSION.match(version)
-    return () if match is None else tuple(int(part or 0) for part in match.groups())
-
-
-def find_suffixed(layouts: Sequence[Layout | None]) -> str:
-    names = (name for layout in layouts for name, _ in layout or ())
-    return next((name for name in names if not _PLAIN.fullmatch(name)), "")
-
-
-def counts_without_suffixes(resources: Mapping[str, int]) -> dict[str, int]:
-    """Return the predicted counts as device plugins before v0.20 would advertise them."""
-    counts: Counter[str] = Counter()
-    for name, count in resources.items():
-        match = _NAME.fullmatch(name)
-        counts[match[1] + (match[2] or "") if match else name] += count
-    return dict(counts)
-
-
-ALWAYS = datetime.fromtimestamp(0, UTC)
-"""The time that counts as the beginning of the configuration of a node that needs no entry of ours."""
-
-
-def known_times(times: Mapping[str, datetime], now: datetime) -> dict[str, datetime]:
-    """Return the times at which entries were written, by key, without those in the future.
-
-    Such a time means that the clock has been set back. The clocks of an operator and its successor may differ by 2 *
-    CLOCK_ERROR.
-    """
-    return {key: moment for key, moment in times.items() if moment <= now + 2 * CLOCK_ERROR}
-
-
-def configured_since(
-    plugin: tuple[str, str],
-    mig_config: str,
-    layouts: Sequence[Layout | None],
-    gpus: Sequence[CardView],
-    stack: StackView,
-) -> datetime | None:
-    """Return since when our ConfigMaps have contained exactly what a node needs, or None if they do not.
-
-    They are compared by content and not by name (ADR 16). `plugin` is a key and its YAML. ALWAYS if the node needs no
-    entry.
-    """
-    key, text = plugin
-    if key and stack.plugin_configs.get(key) != text:
-        return None
-    keys = [key] if key else []
-    if mig_config and stack.serves_our_mig_file:
-        entry = migfile.parse(stack.mig_file).get(mig_config)
-        if entry is None or not migfile.is_rendered(stack.mig_file):
-            return None  # mig-parted refuses the whole file
-        if migfile.resolve(entry, gpus) != tuple(layouts):
-            return None
-        keys.append(mig_config)
-    if not stack.written.keys() >= set(keys):
-        return None
-    return max((stack.written[name] for name in keys), default=ALWAYS)
 
 
 @value
@@ -529,6 +293,48 @@ def is_plugin_resource(name: str) -> bool:
     return name in (RESOURCE_GPU, RESOURCE_GPU_SHARED) or name.startswith(RESOURCE_MIG_PREFIX)
 
 
+# --- since when the configuration has been written ---------------------------------------------------------
+
+
+def known_times(times: Mapping[str, datetime], now: datetime) -> dict[str, datetime]:
+    """Return the times at which entries were written, by key, without those in the future.
+
+    Such a time means that the clock has been set back. The clocks of an operator and its successor may differ by 2 *
+    CLOCK_ERROR.
+    """
+    return {key: moment for key, moment in times.items() if moment <= now + 2 * CLOCK_ERROR}
+
+
+def configured_since(
+    plugin: tuple[str, str],
+    mig_config: str,
+    layouts: Sequence[Layout | None],
+    gpus: Sequence[CardView],
+    stack: StackView,
+) -> datetime | None:
+    """Return since when our ConfigMaps have contained exactly what a node needs, or None if they do not.
+
+    They are compared by content and not by name (ADR 16). `plugin` is a key and its YAML. EARLIEST if it needs no entry.
+    """
+    key, text = plugin
+    if key and stack.plugin_configs.get(key) != text:
+        return None
+    keys = [key] if key else []
+    if mig_config and stack.serves_our_mig_file:
+        entry = migfile.parse(stack.mig_file).get(mig_config)
+        if entry is None or not migfile.is_rendered(stack.mig_file):
+            return None  # mig-parted refuses the whole file
+        if migfile.resolve(entry, gpus) != tuple(layouts):
+            return None
+        keys.append(mig_config)
+    if not stack.written.keys() >= set(keys):
+        return None
+    return max((stack.written[name] for name in keys), default=EARLIEST)
+
+
+# --- the way back ------------------------------------------------------------------------------------------
+
+
 def under_deletion(policy: PolicyView, *, resets: bool) -> PolicyView:
     """Return the policy as the planner should see it during a deletion: of mode Full, if it `resets` its nodes.
 
@@ -590,3 +396,187 @@ def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -
     else:
         mode = Mode.TIME_SLICING if plugin.sharing is not None else Mode.FULL
     return _make_target(mode, gpus, layouts, record.mig_config, plugin, (key, content), stack)
+
+
+# --- what differs between versions of NVIDIA's programs -----------------------------------------------------
+
+
+SUFFIXES_SINCE = (0, 20)
+"""The first version of the device plugin that gives a profile with a suffix a name of its own.
+
+Its resource patterns are unanchored up to 0.19: instances of `1g.10gb+me`, `1g.24gb+gfx` or `1g.24gb-me` are served
+under the plain name `nvidia.com/mig-1g.10gb` (k8s-device-plugin PR 1807; seen with 0.19.3).
+"""
+OWN_NAMES_SINCE = (0, 15)
+"""The first version of mig-parted that looks up a profile name on each card separately.
+
+On a node with two card models, mig-parted before 0.15 looks up a profile by name on the first card that has it,
+although 1g.10gb is not the same profile on an H100 and on an A100 40GB (docs/reference/nvidia-differences.md; seen with
+0.13.1, gone with 0.15.1).
+"""
+CLIENTS_SINCE = (0, 15)
+"""The first version of mig-parted whose mig-manager pauses nvidia.com/gpu.deploy.client."""
+FALLBACK_FIRST_SINCE = (0, 18, 2)
+"""The first version of the device plugin whose config-manager starts with the fallback configuration."""
+DEAF_SINCE = (25, 10, 2)
+"""The first version of the GPU Operator whose MPS daemon is not notified of a label."""
+LAST_READ = (26, 7, 0)
+"""The last release of the GPU Operator whose MPS DaemonSet was read; it is affected too.
+
+Its main branch has had the right name since 2026-09-30, so a later release may not be affected (v26.7.1 and v26.7.2
+were not read).
+"""
+SKIPS_THREADS_SINCE = (0, 20)
+"""The first version of the device plugin whose config-manager skips processes without a command line."""
+EXACT_NAMES_UNTIL = (0, 20)
+"""The last version of the device plugin whose config-manager compares whole process names.
+
+Its main branch, as of November 2026, compares only the part after the last slash.
+"""
+SKIPS_THREADS = "v0.20.0"
+"""The version SKIPS_THREADS_SINCE in the form that ClusterPolicy uses."""
+RELEASED_DAEMON = MpsDaemonView("v0.19.3", "mps-control-daemon", "/usr/bin/mps-control-daemon", sees_host=True)
+"""The MPS daemon as released since DEAF_SINCE (gpu-operator v26.7.0 assets/state-mps-control-daemon)."""
+WRAPPERS = frozenset({"sh", "ash", "bash", "dash", "busybox", "env", "tini", "dumb-init"})
+"""Programs that start the one named by their arguments. The process name of the daemon is then unknown."""
+ADVICE = "device plugins before v0.20 advertise a profile with a suffix, such as +me, under its name without the suffix"
+
+_VERSION = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?\b")
+_PLAIN = re.compile(r"\d+g\.\d+gb")
+_NAME = re.compile(r"(nvidia\.com/mig-\d+g\.\d+gb)[.-](?:me|gfx).*?(\.shared)?")
+
+
+def find_too_old(
+    strategy: str, gpus: Sequence[CardView], layouts: Sequence[Layout | None], cluster_policy: ClusterPolicyView
+) -> Finding | None:
+    """Return why the known versions of NVIDIA's programs would apply or advertise these layouts of `gpus` wrongly."""
+    plugin, parted = cluster_policy.plugin_version, cluster_policy.mig_manager_version
+    if strategy == "mixed" and merges_suffixes(plugin) and (profile := find_suffixed(layouts)):
+        return Finding(Reason.PLUGIN_TOO_OLD, f"{profile} with device plugin {plugin}: {ADVICE}")
+    if _is_before(parted, OWN_NAMES_SINCE) and (mistaken := find_mistaken(gpus, layouts)) is not None:
+        gpu, first, name = mistaken
+        return Finding(
+            Reason.MIG_MANAGER_TOO_OLD,
+            f"mig-manager {parted} would confuse {name} on GPU {gpu.index} ({gpu.product}) with {name} on GPU"
+            f" {first.index} ({first.product}) and fail; upgrade mig-manager to v0.15, or use another profile",
+        )
+    return None
+
+
+def find_mistaken(gpus: Sequence[CardView], layouts: Sequence[Layout | None]) -> tuple[CardView, CardView, str] | None:
+    """Return the first GPU for which mig-parted before 0.15 would choose another's profile, that other, and the name.
+
+    Raises ValueError unless there is one layout for each GPU.
+    """
+    first: dict[str, tuple[CardView, int | None]] = {}
+    for gpu, layout in zip(gpus, layouts, strict=True):
+        wanted = dict(layout or ())
+        for profile in gpu.profiles:
+            other, profile_id = first.setdefault(profile.name, (gpu, profile.profile_id))
+            if profile_id != profile.profile_id and profile.name in wanted:
+                return gpu, other, profile.name
+    return None
+
+
+def is_readable(version: str) -> bool:
+    """Whether this begins with a version, such as `v25.10.1-rc1`; an image may have only a digest."""
+    return _VERSION.match(version) is not None
+
+
+def pauses_clients(version: str) -> bool:
+    """Whether this or an unknown mig-manager pauses nvidia.com/gpu.deploy.client (docs/design/nvidia.md#a1)."""
+    return not _is_before(version, CLIENTS_SINCE)
+
+
+def merges_suffixes(version: str) -> bool:
+    """Whether this device plugin is known to advertise profiles with a suffix under the plain name."""
+    return _is_before(version, SUFFIXES_SINCE)
+
+
+def find_deafness(daemon: MpsDaemonView) -> str:
+    """Return why this MPS daemon would not read the configuration that a label names.
+
+    Empty if it would, or if that is unknown. From 0.18.2 on, config-manager takes the fallback before it has read the
+    label, and signals its program afterwards (PR "Fix race condition in config-manager when label is unset"; seen with
+    0.19.3). The GPU Operator's MPS daemon is not reached by that signal. Before 0.20, config-manager panics at a
+    process without a command line, such as the host's kernel threads (k8s-device-plugin issue 1726). It also looks for
+    /usr/bin/mps-control-daemon where the daemon runs as mps-control-daemon (PR 1827; gpu-operator v25.3 to v26.7,
+    assets/state-mps-control-daemon). So the daemon keeps the fallback. It follows labels only if both faults are
+    corrected, by plugin 0.20 and by PROCESS_TO_SIGNAL with the daemon's name (docs/design/nvidia.md#b5). Without that
+    variable, config-manager looks for the device plugin (v0.19.3, cmd/config-manager DefaultProcessToSignal). In
+    NVIDIA's chart without the GPU Operator, config-manager is started before the daemon, which therefore usually reads
+    the configuration that the label names.
+    """
+    if _is_before(daemon.version, FALLBACK_FIRST_SINCE):
+        return ""
+    if needs_newer_plugin(daemon):
+        return "config-manager crashes when it reads the host's kernel threads (NVIDIA/k8s-device-plugin#1726)"
+    wanted, name = daemon.signalled or "", daemon.program
+    if _numbers(daemon.version)[:2] > EXACT_NAMES_UNTIL:
+        wanted, name = wanted.rpartition("/")[2], name.rpartition("/")[2]
+    if not _is_named(daemon) or wanted == name:
+        return ""
+    # The GPU Operator had the same names with device plugins before FALLBACK_FIRST_SINCE, whose daemons do read the
+    # configuration.
+    names = (daemon.program, daemon.signalled)
+    if not is_readable(daemon.version) and names == (RELEASED_DAEMON.program, RELEASED_DAEMON.signalled):
+        return ""
+    if not daemon.signalled:
+        return f"config-manager has no value in PROCESS_TO_SIGNAL, but the daemon is called {daemon.program}"
+    return (
+        f"config-manager looks for a process named {daemon.signalled}, but the daemon is called {daemon.program}"
+        " (NVIDIA/k8s-device-plugin#1827)"
+    )
+
+
+def needs_newer_plugin(daemon: MpsDaemonView) -> bool:
+    """Whether the device plugin needs SKIPS_THREADS or newer before this MPS daemon can follow labels."""
+    return daemon.sees_host and _is_before(daemon.version, SKIPS_THREADS_SINCE)
+
+
+def find_remedy(daemon: MpsDaemonView) -> tuple[str, str]:
+    """Return the steps after which this deaf MPS daemon follows labels, and the command for its process name.
+
+    The command is empty if the name is not known, but not if the name is right now: the GPU Operator may restore its
+    own.
+    """
+    where = f"-n {daemon.namespace} set env daemonset/{daemon.name} -c config-manager"
+    command = f"kubectl {where} PROCESS_TO_SIGNAL={daemon.program}" if _is_named(daemon) else ""
+    upgrade = f"set devicePlugin.version in ClusterPolicy to {SKIPS_THREADS} or newer"
+    steps = [upgrade] * needs_newer_plugin(daemon) + [f"run `{command}`"] * bool(command)
+    text = "The remedy restarts all MPS daemons in the cluster and ends their clients"
+    return f"{text}: {', then '.join(steps)}", command
+
+
+def find_deaf_release(gpu_operator: str) -> str | None:
+    """Return why labels cannot switch MPS on with this GPU Operator; empty if they can, None if that is unknown."""
+    if not is_readable(gpu_operator) or _numbers(gpu_operator) > LAST_READ:
+        return None
+    return "" if _is_before(gpu_operator, DEAF_SINCE) else f"GPU Operator {gpu_operator} is newer than v25.10.1"
+
+
+def _is_named(daemon: MpsDaemonView) -> bool:
+    return bool(daemon.program) and daemon.program.rpartition("/")[2] not in WRAPPERS
+
+
+def _is_before(version: str, since: tuple[int, ...]) -> bool:
+    return is_readable(version) and _numbers(version)[: len(since)] < since
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    match = _VERSION.match(version)
+    return () if match is None else tuple(int(part or 0) for part in match.groups())
+
+
+def find_suffixed(layouts: Sequence[Layout | None]) -> str:
+    names = (name for layout in layouts for name, _ in layout or ())
+    return next((name for name in names if not _PLAIN.fullmatch(name)), "")
+
+
+def counts_without_suffixes(resources: Mapping[str, int]) -> dict[str, int]:
+    """Return the predicted counts as device plugins before v0.20 would advertise them."""
+    counts: Counter[str] = Counter()
+    for name, count in resources.items():
+        match = _NAME.fullmatch(name)
+        counts[match[1] + (match[2] or "") if match else name] += count
+    return dict(counts)

@@ -23,10 +23,16 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted import target as toolversions
 from gpusharing.planning.wanted.migfile import resolve_name
 from gpusharing.planning.wanted.pluginconfig import STRATEGIES, PluginConfig, default_entry, parse
-from gpusharing.planning.wanted.target import Target, describe_layouts, is_plugin_resource, predict_resources
+from gpusharing.planning.wanted.target import (
+    ADVICE,
+    Target,
+    counts_without_suffixes,
+    describe_layouts,
+    is_plugin_resource,
+    predict_resources,
+)
 
 
 def expected_gfd_labels(target: Target, observed: ObservedView) -> tuple[Mapping[str, str], ...]:
@@ -46,10 +52,7 @@ def _expect(
 ) -> tuple[Mapping[str, str], ...]:
     replicas, sharing = str(plugin.replicas), plugin.sharing
     shared = "-SHARED" if sharing and not sharing.rename else ""
-    labels = {
-        names.LABEL_GPU_REPLICAS: replicas,
-        names.LABEL_SHARING_STRATEGY: sharing.strategy if sharing else "none",
-    }
+    labels = {names.LABEL_GPU_REPLICAS: replicas, names.LABEL_SHARING_STRATEGY: sharing.strategy if sharing else "none"}
     whole = [product for product, layout in zip(products, layouts, strict=True) if layout is None]
     if len(whole) == len(products):
         if sharing and sharing.strategy == "mps":
@@ -242,8 +245,8 @@ def label_checks(compared: Comparison) -> Checked:
     counts, wanted = served(node), dict(target.resources)
     if counts != wanted:
         text = f"the node advertises {_tell_counts(counts)} instead of {_tell_counts(wanted)}"
-        if counts == toolversions.counts_without_suffixes(wanted):
-            yield Source.ALLOCATABLE, Finding(Reason.PLUGIN_TOO_OLD, f"{text}: {toolversions.ADVICE}")
+        if counts == counts_without_suffixes(wanted):
+            yield Source.ALLOCATABLE, Finding(Reason.PLUGIN_TOO_OLD, f"{text}: {ADVICE}")
         yield Source.ALLOCATABLE, Finding(Reason.ALLOCATABLE_MISMATCH, text)
 
 

@@ -73,11 +73,7 @@ class Dra(Labels):
     def find_trouble(self, case: ActuatorCase, fence: Fence) -> Unfinished | None:
         if (trouble := super().find_trouble(case, fence)) is not None:
             return trouble
-        pod, due, slices = (
-            case.operands.get(Program.KUBELET_PLUGIN),
-            _publishes_by(case, fence),
-            case.node.name,
-        )
+        pod, due, slices = case.operands.get(Program.KUBELET_PLUGIN), _publishes_by(case, fence), case.node.name
         cure = f"restarting {PLUGIN}"
         # Only the operator replaces the pod, and only for a node that has a target.
         if pod is not None and pod.uid == fence.daemon_uid and not pod.deleting:
@@ -86,8 +82,7 @@ class Dra(Labels):
         if due is None:
             old = f"is restarting; the ResourceSlices of {slices} are from before the change"
             return Unfinished(Finding(Reason.ACTUATION_IN_PROGRESS, f"{PLUGIN} {old}"), final=False)
-        gpunode = case.gpunode
-        observed = gpunode.observed if gpunode is not None else None
+        gpunode, observed = case.gpunode, case.observed
         if case.now < due or gpunode is None or observed is None or observed.quiet or observed.error:
             return None
         # The pod may have started before the GPUs were divided. Only the agent's answer for the proof of this change counts.

@@ -11,12 +11,7 @@ from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import NodeView, ObservedView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.actuators.actuator import (
-    Actuator,
-    ActuatorCase,
-    Unfinished,
-    Written,
-)
+from gpusharing.planning.wanted.actuators.actuator import Actuator, ActuatorCase, Unfinished, Written
 from gpusharing.planning.wanted.assess import needs_two_steps, uses_mps
 from gpusharing.planning.wanted.target import Target, find_deafness, find_last_proven, find_remedy
 from gpusharing.planning.wanted.verify import (
