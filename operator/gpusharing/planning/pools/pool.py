@@ -74,22 +74,10 @@ def goes_on(verdict: Verdict) -> bool:
 class Pool:
     """The nodes of one policy, as one pass counts them.
 
-    limit      allowance(maxUnavailable, nodes of the policy); 0 freezes the pool. Nodes without a GPU and products
-               that the policy leaves out do not concern it: they do not count for a percentage and take no slot. Nodes
-               that somebody keeps from changing (cordon, maintenance, switched-off operands) do count. Newcomers behind
-               the start-up taint do not count and take only a slot of the operator-wide cap; holds of the pool apply to
-               them too (docs/design/transition.md#gate)
-    used       nodes that are not Ready, cordoned by anyone, fenced, claimed or being deleted; each counts once. A claim
-               without a fence was left by a crash or an earlier operator, and its node goes first. A node that another
-               policy will leave to this one cordoned or Failed counts even before that happens
-    room       limit - used, but no more than the operator-wide cap leaves, and one node stays open for our own pod
-               (`spare`)
-    hold       what keeps every node from starting, whatever its state: a frozen budget, closed windows (`find_hold`)
-    order      fewest GPU pods first, a gang counted as a whole, then a stable shuffle. Nodes that something blocks do
-               not stop the others, and share a few looks at their pods (`Look`)
-    waves      nodes that share a gang start in one pass, and wait for enough room if there can ever be enough
-               (`try_wave`)
-    crowd      while nodes in flight use up the room of a PodDisruptionBudget, no other node with pods under it starts
+    Nodes without a GPU and products that the policy leaves out do not concern it, but nodes that somebody keeps from
+    changing do. Newcomers behind the start-up taint take only a slot of the operator-wide cap; holds of the pool apply
+    to them too (docs/design/transition.md#gate). A node that another policy will leave to this one cordoned or Failed
+    uses a slot even before that happens.
     """
 
     policy: PolicyView
@@ -99,7 +87,7 @@ class Pool:
     candidates: list[NodeCase] = field(default_factory=list)
     """The cases of the nodes that wait only for a slot."""
     outside: int = 0
-    """How many of `names` do not concern the policy, or do not count yet (see `is_newcomer`)."""
+    """How many of `names` do not concern the policy, or do not count yet (`is_newcomer`)."""
     moving: int = 0
     """How many of the used slots become free by themselves: changes that end at a deadline, and mere claims."""
     opening: int = 0

@@ -98,16 +98,17 @@ def _next_step(case: NodeCase) -> Verdict:
         return case.verdict(Phase.RECONFIGURING, Reason.CORDON_RESTORED, message, cordon)
     if (unfenced := restore_rule(case, Phase.RECONFIGURING)) is not None:
         return unfenced
-    return _without_target(case) if case.assessed is None else _with_target(case, case.assessed)
+    if isinstance(case.assessment, Assessed):
+        return _with_target(case, case.assessment)
+    return _without_target(case, case.assessment)
 
 
-def _without_target(case: NodeCase) -> Verdict:
+def _without_target(case: NodeCase, assessment: Untargeted) -> Verdict:
     trouble = case.actuator.find_trouble(case, case.fence)
     if trouble is not None and not trouble.final:
         return _wait_for_actuator(case, trouble)
-    without = case.assessment if isinstance(case.assessment, Untargeted) else None
-    if without is not None and not without.unobserved:
-        objection = without.objection
+    objection = assessment.objection
+    if not assessment.unobserved:
         if Mark.MOMENTARY in objection.reason.marks:
             message = f"{objection.message}; the node stays fenced, and its proof continues once this has ended"
             return case.verdict(Phase.VERIFYING, objection.reason, message)
@@ -115,10 +116,8 @@ def _without_target(case: NodeCase) -> Verdict:
         return case.verdict(Phase.FAILED, objection.reason, message)
     if (request := verify_request(case)) is not None:
         return _ask_agent(case, request)
-    pending = without.objection if without is not None else None
-    if pending is not None and pending.reason is not Reason.OBSERVATION_PENDING:
-        # No GPU at all, or a nameless one.
-        return case.verdict(Phase.VERIFYING, pending.reason, pending.message)
+    if objection.reason is not Reason.OBSERVATION_PENDING:  # no GPU at all, or a nameless one
+        return case.verdict(Phase.VERIFYING, objection.reason, objection.message)
     return case.verdict(Phase.VERIFYING, Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs")
 
 

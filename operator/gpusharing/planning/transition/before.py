@@ -28,7 +28,6 @@ from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import MAX_PODS, Finding, explain_blockers
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
-from gpusharing.planning.wanted.assess import Untargeted
 
 
 def before_pnr(case: NodeCase) -> Verdict:
@@ -44,8 +43,8 @@ def _next_step(case: NodeCase) -> Verdict:
     if early is not None:
         return early
     assessed = case.assessed
-    if isinstance(case.assessment, Untargeted) and not case.assessment.unobserved:
-        return _held_up(case, case.assessment.objection.reason, case.assessment.objection.message)
+    if (objection := case.objection) is not None:
+        return _held_up(case, objection.reason, objection.message)
     if assessed is None:
         return _held_up(case, Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs")
     if _is_held(assessed.spec):
@@ -134,12 +133,8 @@ def _endings(case: NodeCase) -> Iterator[tuple[Reason, str | Finding | None, boo
     if case.owner_name != fence.policy:
         message = f"policy {fence.policy} no longer owns the node; the node is being restored"
         yield Reason.SUPERSEDED, message, not case.owner_name  # a label may come and go with the fence
-    if (
-        isinstance(case.assessment, Untargeted)
-        and not case.assessment.unobserved
-        and Mark.MOMENTARY not in case.assessment.objection.reason.marks
-    ):
-        yield Reason.NOT_ACCEPTED, case.assessment.objection, True
+    if (objection := case.objection) is not None and Mark.MOMENTARY not in objection.reason.marks:
+        yield Reason.NOT_ACCEPTED, objection, True
     if assessed is not None and assessed.mismatch is None:
         message = "the node already matches its target, so nothing is left to change"
         yield Reason.SYNCED, message, False

@@ -21,7 +21,7 @@ from gpusharing.planning.vocabulary.findings import Blocker, Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.actuators.actuator import Actuator, ActuatorCase
-from gpusharing.planning.wanted.assess import Assessed, Assessment
+from gpusharing.planning.wanted.assess import Assessed, Assessment, Untargeted
 from gpusharing.planning.wanted.verify import describe_observed
 
 
@@ -119,6 +119,12 @@ class NodeCase(ActuatorCase):
     @property
     def assessed(self) -> Assessed | None:
         return self.assessment if isinstance(self.assessment, Assessed) else None
+
+    @property
+    def objection(self) -> Finding | None:
+        """Why the node has no target, unless only its GPUs are unknown."""
+        found = self.assessment
+        return found.objection if isinstance(found, Untargeted) and not found.unobserved else None
 
     @property
     def fence(self) -> Fence:
