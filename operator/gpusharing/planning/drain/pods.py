@@ -228,14 +228,12 @@ def by_ref(pod: PodView) -> tuple[str, str]:
 
 @value
 class Classified:
-    """The pods of a node, each in exactly one of three lists, sorted by `namespace/name`."""
+    """The pods that must leave a node, each in one of two lists, sorted by `namespace/name`."""
 
     holders: tuple[PodView, ...]
     """Pods that have to leave and can be evicted, now or after a wait. Some may already be terminating."""
     waited: frozenset[str]
     """The uids of the holders that end by themselves: the drain waits for them before it evicts them."""
-    ignored: tuple[PodView, ...]
-    """Pods that hold no GPU, are NVIDIA's own, or reserve a GPU for other pods on the node."""
     blocked: tuple[PodView, ...]
     """Pods that would have to leave but must not be evicted, or cannot be."""
     blockers: tuple[Blocker, ...]
@@ -247,14 +245,10 @@ class Classified:
 
 
 def classify(pods: Iterable[PodView], options: Drain, scope: Scope) -> Classified:
-    pods = sorted(pods, key=by_ref)
-    leaving = find_leaving(pods, scope)
-    must_leave = {pod.ref for pod in leaving}
-    decided = [(pod, _decide(pod, options, scope)) for pod in leaving]
+    decided = [(pod, _decide(pod, options, scope)) for pod in sorted(find_leaving(pods, scope), key=by_ref)]
     return Classified(
         holders=tuple(pod for pod, decision in decided if not isinstance(decision, Blocker)),
         waited=frozenset(pod.uid for pod, decision in decided if decision == "wait"),
-        ignored=tuple(pod for pod in pods if pod.ref not in must_leave),
         blocked=tuple(pod for pod, decision in decided if isinstance(decision, Blocker)),
         blockers=merge(decision for _, decision in decided if isinstance(decision, Blocker)),
     )
