@@ -56,12 +56,6 @@ def with_guard(pod: PodView, *, adds: bool = True) -> PodView:
     return replace(pod, node_terms=tuple((*term, row) for term in pod.node_terms or ((),)))
 
 
-def explain_refusal(namespace: str, namespace_labels: Mapping[str, str]) -> str:
-    guard = describe_guard(namespace, namespace_labels)
-    lacks = "; the pod does not require that, so its replacement would be refused"
-    return f"{guard[:1].upper()}{guard[1:]}{lacks if find_admitted(namespace_labels) else ''}"
-
-
 def describe_guard(namespace: str, namespace_labels: Mapping[str, str]) -> str:
     """Return a clause about the namespace's isolation label and the modes that it admits. Empty without the label."""
     admitted = find_admitted(namespace_labels)
@@ -178,7 +172,10 @@ class Afterwards:
         return tuple(blockers)
 
     def _explain(self, pod: PodView, own: FutureNode | None) -> str:
-        """Return why the pod could not run after the changes. Of a node in an unknown state (None), little is found."""
+        """Return why the pod could not run after the changes.
+
+        If `own` is unknown (None), only a resource that no node would advertise is found.
+        """
         wanted = _wanted(pod)
         if lost := [name for name in wanted if not self.find_demand(name).remain]:
             how = ", a device of which a ResourceClaim of the pod holds" if pod.devices else ""
@@ -187,8 +184,8 @@ class Afterwards:
             return f"No node would advertise {', '.join(lost)}{how}"
         if own is None or not wanted:
             return ""
-        if not self._has_place(pod, own) and (broken := _find_broken(pod, own)):
-            return broken
+        if not self._has_place(pod, own) and (unmet := _explain_unmet(pod, own)):
+            return unmet
         # Of what its node loses, more devices would be missing after the changes than without them.
         worse = [
             (name, demand)
@@ -217,7 +214,7 @@ def _wanted(pod: PodView) -> Mapping[str, int]:
     return {name: pod.resources.get(name, 1) for name in gpu_resources(pod)}
 
 
-def _find_broken(pod: PodView, own: FutureNode) -> str:
+def _explain_unmet(pod: PodView, own: FutureNode) -> str:
     labels = own.labels[0]
     rows: list[Row] = [(key, "In", (wanted,)) for key, wanted in sorted(pod.node_selector.items())]
     if not any(matches(labels, {}, term) for term in pod.node_terms):
@@ -231,7 +228,8 @@ def _find_broken(pod: PodView, own: FutureNode) -> str:
     key, operator, values = broken
     guard = describe_guard(pod.namespace, pod.namespace_labels or {}) if key == LABEL_MODE else ""
     if guard and not values:
-        return explain_refusal(pod.namespace, pod.namespace_labels or {})
+        lacks = "; the pod does not require that, so its replacement would be refused"
+        return f"{guard[:1].upper()}{guard[1:]}{lacks if find_admitted(pod.namespace_labels or {}) else ''}"
     equals = operator == "In" and len(values) == 1
     rule = f"{key}={values[0]}" if equals else " ".join((key, operator, ",".join(values))).rstrip()
     label = labels.get(key, "absent")

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, tzinfo
 from functools import cached_property, lru_cache
 from typing import Literal
 
-from gpusharing.api.names import LABEL_DEPLOY_PREFIX, Mode
+from gpusharing.api.names import LABEL_DEPLOY_PREFIX
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.settingtypes import Count, Guard, Labels, Namespaces, Period, Seconds, Switch
 from gpusharing.api.validation import Problem
@@ -395,9 +395,3 @@ class ClusterSnapshot:
     @property
     def old_views(self) -> str:
         return ", ".join(sorted(name for name, age in self.view_ages.items() if age > OLD_VIEW))
-
-
-def routing_label(mode: Mode, *, time_slicing: bool) -> str:
-    if mode is Mode.MIG and time_slicing:
-        return "mig-time-slicing"
-    return {Mode.FULL: "full", Mode.MIG: "mig", Mode.MPS: "mps", Mode.TIME_SLICING: "time-slicing"}[mode]

@@ -38,7 +38,7 @@ def owed_by(proof: Verified) -> str:
     return f"{proof.mig_config} {proof.plugin_config} {proof.layout}".strip()
 
 
-def owe(case: NodeCase, assessed: Assessed, attempt: int, *, failed: bool = False) -> UpdateFence:
+def owe(case: NodeCase, assessed: Assessed, attempt: int, *, failed: bool) -> UpdateFence:
     """Record in the fence that a run towards the target is due once the node is proven idle again.
 
     `failed`: the change no longer counts as failed, but the fence keeps the version of the spec that failed.

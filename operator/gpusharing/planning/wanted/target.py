@@ -18,7 +18,7 @@ from gpusharing.planning.gpus.geometry import Layout, describe, normalize, resou
 from gpusharing.planning.snapshot.memo import AnswersByKind
 from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, ClusterPolicyView, MpsDaemonView, StackView
 from gpusharing.planning.snapshot.records import CLOCK_ERROR, EARLIEST
-from gpusharing.planning.snapshot.views import CardView, Hardware, NodeView, ObservedView, PolicyView, routing_label
+from gpusharing.planning.snapshot.views import CardView, Hardware, NodeView, ObservedView, PolicyView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -180,6 +180,12 @@ def _make_target(
         text=describe_layouts(layouts, plugin.replicas),
         configured=configured_since(entry, mig_config, layouts, gpus, stack),
     )
+
+
+def routing_label(mode: Mode, *, time_slicing: bool) -> str:
+    if mode is Mode.MIG and time_slicing:
+        return "mig-time-slicing"
+    return {Mode.FULL: "full", Mode.MIG: "mig", Mode.MPS: "mps", Mode.TIME_SLICING: "time-slicing"}[mode]
 
 
 def plugin_config(spec: GPUSharingPolicySpec, layouts: Sequence[Layout | None]) -> PluginConfig:

@@ -137,7 +137,7 @@ class Comparison:
     target: Target
     stack: StackView
     gfd_timestamp: str = ""
-    """GFD's timestamp from before the change, which proves nothing as long as the label has it, or empty."""
+    """GFD's timestamp before the change, or empty if it need not restart; a label that has it still proves nothing."""
 
 
 class Source(StrEnum):

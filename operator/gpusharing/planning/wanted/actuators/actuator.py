@@ -77,7 +77,7 @@ class Actuator(Protocol):
         """Yield what else keeps a change of a node from beginning."""
 
     def find_labels(self, node: NodeView, target: Target) -> Mapping[str, str]:
-        """Return the value, empty if it must be absent, that each of its labels has for the target or keeps."""
+        """Return the value of each of its labels for the target: empty if absent, the present one if not written."""
 
     def needs_run(self, case: ActuatorCase, target: Target) -> bool:
         """Whether the target can be reached only by a run on an idle node."""
