@@ -130,7 +130,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     failed_nodes = count_failures(pools.values(), snapshot.failed_nodes, gone)
     kept_claims = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | uncertain_claims
     afterwards = find_afterwards(snapshot, members)
-    choice, crowd_known = choose(snapshot, now, pools, verdicts, afterwards, reserved=len(kept_claims), memo=memo)
+    choice, crowd_known = choose(snapshot, now, pools, members, afterwards, reserved=len(kept_claims), memo=memo)
     old = snapshot.old_views and f"the data about {snapshot.old_views} is out of date"
     if why := snapshot.policies_error or old:
         kept_back = keep_back(choice.verdicts, why, failures.get(POLICIES), now)

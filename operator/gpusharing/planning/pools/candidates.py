@@ -20,7 +20,7 @@ from gpusharing.planning.snapshot.memory import Look, count_recent, find_due
 from gpusharing.planning.snapshot.records import Claim, Fence
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.transition.attempts import failed_before, owed_for, was_rolled_back
-from gpusharing.planning.transition.cases import Member, find_member
+from gpusharing.planning.transition.cases import Member
 from gpusharing.planning.transition.fencing import is_newcomer, marks_for, may_taint
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Blocker, Finding, ends_at, explain_blockers, main_reason
@@ -106,12 +106,12 @@ class PassState:
             places=find_places(snapshot.nodes.values()) if snapshot.settings.pod_name else None,
         )
 
-    def add_in_flight(self, snapshot: ClusterSnapshot, verdict: Verdict) -> Look | None:
+    def add_in_flight(self, snapshot: ClusterSnapshot, member: Member) -> Look | None:
         """Count the coming evictions on a fenced node. Return the look that was used, or None."""
-        node = snapshot.nodes[verdict.node]
+        node, verdict = member.node, member.verdict
         held = verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD
         if held or not verdict.phase.in_flight:
-            self.keepers.append(find_member(verdict, node, None))
+            self.keepers.append(member)
         if node.fence is None or not node.fence.disruption.cordons or verdict.reason is Reason.NODE_NOT_JUDGED:
             return None
         if (work := snapshot.work.get(node.name)) is not None and not work.error:

@@ -28,7 +28,7 @@ from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.memory import FIRST_LOOKS, Look
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.transition.attempts import is_tried_again
-from gpusharing.planning.transition.cases import not_judged
+from gpusharing.planning.transition.cases import Member, not_judged
 from gpusharing.planning.transition.fencing import is_newcomer
 from gpusharing.planning.transition.requests import with_gpunode
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
@@ -178,7 +178,7 @@ def choose(
     snapshot: ClusterSnapshot,
     now: datetime,
     pools: Mapping[str, Pool],
-    verdicts: Mapping[str, Verdict],
+    members: Mapping[str, Member],
     afterwards: Afterwards,
     *,
     reserved: int,
@@ -205,7 +205,7 @@ def choose(
     ]
     state = PassState.of(snapshot, now, afterwards, looked_at)
     for name in sorted(in_flight):
-        if (look := state.add_in_flight(snapshot, verdicts[name])) is not None:
+        if (look := state.add_in_flight(snapshot, members[name])) is not None:
             chosen.looks[name] = look
     for pool in waiting:
         cap = snapshot.settings.max_in_flight - len(in_flight) - reserved - len(chosen.claims)
@@ -217,7 +217,7 @@ def choose(
     chosen.verdicts |= _find_waits(chosen, memo)
     for case in (case for pool in waiting for case in pool.candidates):
         # The few candidates whose verdict from before the choice has actions need that write to their GPUNode still.
-        if verdicts[case.node.name].actions:
+        if members[case.node.name].verdict.actions:
             chosen.verdicts[case.node.name] = with_gpunode(chosen.verdicts[case.node.name], case)
     return chosen, state.crowd_known
 
