@@ -70,7 +70,7 @@ def everywhere(scope: Scope) -> Scope:
 
 
 GangWait: TypeAlias = tuple[timedelta | None, str, bool]
-"""How long after the cordon a drain waits for a gang (None: as long as it runs), why, and if it must end itself.
+"""The wait for a gang after the cordon (None: as long as it runs), why, and whether it must end by itself.
 
 If it must, the change is given up when its time is over.
 """
@@ -245,8 +245,8 @@ class Standings:
 def find_standings(work: NodeWork, options: Drain, now: datetime, *, scope: Scope, cordoned: bool = True) -> Standings:
     """Return the standing of every pod that has to leave the node.
 
-    Before the drain has begun (`cordoned`), a refused eviction is ignored once its wait is over, because no further
-    eviction would replace the refusal, and gangs are left to `with_gangs`.
+    `cordoned` says whether the drain has begun. Before that, a refused eviction is ignored once its wait is over,
+    because no further eviction would replace the refusal, and gangs are left to `with_gangs`.
     """
     if work.error:
         return Standings(work.listed_at, error=work.error)

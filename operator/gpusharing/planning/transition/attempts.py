@@ -141,7 +141,7 @@ def is_tried_again(node: NodeView, policy: PolicyView) -> bool:
 
 
 def next_deferral(case: NodeCase, reason: Reason) -> Deferred:
-    """Return the back-off after this abort, doubled with each one in the same revision, at most 64 times."""
+    """Return the back-off after this abort, doubled with each one in the same revision up to 64 `abort_backoff`."""
     earlier, version = case.node.deferred, case.fence.version
     count = earlier.count + 1 if earlier is not None and earlier.version == version else 1
     wait = timedelta(seconds=case.settings.abort_backoff * 2 ** min(count - 1, 6))

@@ -267,8 +267,8 @@ def well_known(gpus: Sequence[CardView], name: str) -> tuple[Layout | None, ...]
 def well_known_entries(models: Mapping[str, Sequence[CardView]]) -> dict[str, Entry]:
     """Return the entries for NVIDIA's well-known names on the card models that are present, each by its first GPU.
 
-    A name that means the same on all models gets one row, and so does one of models whose PCI device ids are not all
-    known. Otherwise each model with known ids gets a row, limited to its ids.
+    A name that means the same on all models gets one row. So does one that means the same on those that have it, if the
+    PCI device ids of one of these are unknown. Otherwise each model with known ids gets a row, limited to its ids.
     """
     present = sorted(filter(None, models))
     meanings: dict[str, list[tuple[str, Layout | None]]] = {}
