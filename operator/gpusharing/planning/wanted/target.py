@@ -133,7 +133,7 @@ class PolicyTargets:
         return self._make(spec.mode, gpus, layouts, request.mig_config, plugin_config(spec, layouts))
 
     def stop(self, hardware: Hardware) -> Target:
-        """Return the intermediate target, without which mig-manager and the MPS daemon would race (b.5): mode Full."""
+        """Return the intermediate target (mode Full) without which mig-manager and the MPS daemon would race (b.5)."""
         return self.answers.ask(self._stop, hardware.cards)
 
     def _stop(self, gpus: tuple[CardView, ...]) -> Target:
@@ -295,7 +295,7 @@ def describe_layouts(layouts: tuple[Layout | None, ...], replicas: int = 1) -> s
 
 
 def is_plugin_resource(name: str) -> bool:
-    """Whether the device plugin may advertise this resource under a configuration of ours, unlike other plugins."""
+    """Whether the device plugin may advertise this under a configuration of ours; `is_gpu_resource` accepts more."""
     return name in (RESOURCE_GPU, RESOURCE_GPU_SHARED) or name.startswith(RESOURCE_MIG_PREFIX)
 
 
