@@ -40,8 +40,8 @@ from gpusharing.planning.snapshot.views import (
 from gpusharing.planning.stack.effects import START_MIG_MANAGER
 from gpusharing.planning.stack.pointers import mig_change, plugin_change
 from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.configmaps import plan_config
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
-from gpusharing.planning.wanted.sharedobjects import plan_config
 from gpusharing.planning.wanted.target import Request, find_request
 
 NOW = datetime(2026, 11, 20, 10, 0, tzinfo=UTC)
@@ -359,7 +359,7 @@ def make_stack(
         serves_our_mig_file=ours,
     )
     cards = {gpu.product: gpu for gpu in (models if models is not None else (make_gpu(),))}
-    change, _ = plan_config(wishes_of(policies), (), cards, plugins_of(policies, cards.values(), empty), empty)
+    change, _ = plan_config(wishes_of(policies), cards, plugins_of(policies, cards.values(), empty), empty)
     assert change is not None, "an empty stack lacks everything"
     keys = [*change.plugin_configs, *parse_mig_file(change.mig_file)]
     written = dict.fromkeys(keys, written_at or at(-86400))

@@ -33,8 +33,8 @@ from gpusharing.planning.snapshot.views import (
     PlanSettings,
     PolicyView,
 )
+from gpusharing.planning.wanted.configmaps import plan_config
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
-from gpusharing.planning.wanted.sharedobjects import plan_config
 from gpusharing.planning.wanted.target import PolicyTargets, Target, find_request
 from hack.bench.results import Measured
 from hack.cluster.nodes import LABEL_POOL, gpu_labels
@@ -176,7 +176,7 @@ def _stack(policies: list[PolicyView]) -> StackView:
         assert isinstance(target, Target), "an H100 can do what the bench asks for"
         plugins[target.plugin_key] = target.plugin
     requests = [find_request(policy.name, policy.spec) for policy in policies if policy.spec is not None]
-    change, _ = plan_config(requests, (), {PRODUCT: gpu}, plugins, empty)
+    change, _ = plan_config(requests, {PRODUCT: gpu}, plugins, empty)
     assert change is not None, "an empty stack lacks everything"
     keys = [*change.plugin_configs, *parse_mig_file(change.mig_file)]
     written = dict.fromkeys(keys, NOW - timedelta(days=1))

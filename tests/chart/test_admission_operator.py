@@ -22,7 +22,7 @@ from tests.chart.cluster import mighty as granted_everything
 
 from gpusharing.api.names import FINALIZER, LABEL_MANAGED_BY, MANAGED_BY
 from gpusharing.kube.dra import device_class as written
-from gpusharing.planning.wanted.sharedobjects import wanted_class
+from gpusharing.planning.wanted.draobjects import wanted_class
 
 pytestmark = pytest.mark.cluster
 

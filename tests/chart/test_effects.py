@@ -30,7 +30,7 @@ from tests.chart.effects import (
 
 from gpusharing.api import names
 from gpusharing.kube.dra import device_class
-from gpusharing.planning.wanted.sharedobjects import wanted_class
+from gpusharing.planning.wanted.draobjects import wanted_class
 
 GATE = {"key": names.TAINT_UNPROVEN, "effect": "NoSchedule"}
 

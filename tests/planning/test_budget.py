@@ -35,6 +35,7 @@ from gpusharing.planning.snapshot.memory import LOOKS, Look, PassMemory
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Claim, Fence
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
+from gpusharing.planning.transition.cases import find_member
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Blocker
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -309,7 +310,8 @@ def test_a_node_that_stands_aside_takes_no_room_by_what_it_was_to_need() -> None
     snapshot = make_snapshot([make_node("n0", fence=fence)], [make_policy()], memory=begun(("team-a/llm", 1)))
     for reason, counted in ((Reason.SETTLING, 1), (Reason.FOREIGN_MAINTENANCE, 0)):
         state = PassState(roomy(), NOW)
-        look = state.add_in_flight(snapshot, Verdict("n0", "pool-b", Phase.CORDONED, reason, ""))
+        verdict = Verdict("n0", "pool-b", Phase.CORDONED, reason, "")
+        look = state.add_in_flight(snapshot, find_member(verdict, snapshot.nodes["n0"], None))
         assert (state.crowd.total(), state.crowd_known, look is not None) == (counted, True, bool(counted))
 
 
@@ -328,7 +330,8 @@ def test_it_takes_no_room_in_a_budget_of_pods(fence: Fence, reason: Reason, list
     work = {"n0": guarded_work()} if listed else {}
     snapshot = make_snapshot([make_node("n0", fence=fence)], [make_policy()], work=work)
     state = PassState(roomy(), NOW)
-    assert state.add_in_flight(snapshot, Verdict("n0", "pool-b", Phase.CORDONED, reason, "")) is None
+    verdict = Verdict("n0", "pool-b", Phase.CORDONED, reason, "")
+    assert state.add_in_flight(snapshot, find_member(verdict, snapshot.nodes["n0"], None)) is None
     assert (state.crowd, state.crowd_known) == (Counter(), True)
 
 

@@ -24,7 +24,8 @@ from gpusharing.planning.snapshot.actions import WriteConfig
 from gpusharing.planning.snapshot.nvidia import PlainStackView, StackView
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, PolicyView
-from gpusharing.planning.wanted import migfile, sharedobjects
+from gpusharing.planning.wanted import configmaps, migfile
+from gpusharing.planning.wanted.configmaps import referenced_entries
 from gpusharing.planning.wanted.pluginconfig import (
     NEUTRAL,
     NEUTRAL_KEY,
@@ -34,7 +35,6 @@ from gpusharing.planning.wanted.pluginconfig import (
     parse,
     render,
 )
-from gpusharing.planning.wanted.sharedobjects import referenced_entries
 
 MODELS = {H100: make_gpu()}
 OLD, NEW = make_policy(), make_policy(mode="TimeSlicing", generation=2)
@@ -51,7 +51,9 @@ def plan_config(
     gpunodes: Mapping[str, GPUNodeView] | None = None,
 ) -> tuple[WriteConfig | None, bool]:
     """The plan for what these policies ask for."""
-    return sharedobjects.plan_config(wishes_of(policies), nodes, models, plugins, stack, gpunodes=gpunodes or {})
+    return configmaps.plan_config(
+        wishes_of(policies), models, plugins, stack, nodes=tuple(nodes), gpunodes=gpunodes or {}
+    )
 
 
 def keys(policy: PolicyView) -> tuple[str, str]:

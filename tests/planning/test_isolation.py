@@ -16,7 +16,8 @@ from tests.planning.test_stranded import (
 from gpusharing.api.names import LABEL_ISOLATION, LABEL_MODE, Mode
 from gpusharing.planning.drain.stranded import ADMITTED, describe_guard, find_admitted, with_guard
 from gpusharing.planning.snapshot.podviews import NodeWork, PodView
-from gpusharing.planning.snapshot.views import PolicyView, routing_label
+from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.wanted.target import routing_label
 
 HARDWARE = (LABEL_MODE, "In", ("full", "mig"))
 ZONE = ("zone", "In", ("a",))

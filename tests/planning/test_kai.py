@@ -140,9 +140,10 @@ def test_where_no_node_would_offer_whole_gpus_the_pods_are_stranded_and_told_why
 
 def test_before_a_reboot_the_pod_of_kai_still_goes_by_itself() -> None:
     scope = SCOPE.__class__("gpu-operator", all_pods=True, cordoned_at=CORDONED)
-    found = classify([reservation(), fraction(), make_pod("web", resources={})], Drain(), scope)
+    pods = [reservation(), fraction(), make_pod("web", resources={})]
+    found = classify(pods, Drain(), scope)
     assert refs(found.holders) == ["llm-1", "web"]
-    assert refs(found.ignored) == ["gpu-reservation-g1"]
+    assert refs(tuple(pod for pod in pods if pod not in found.must_leave)) == ["gpu-reservation-g1"]
 
 
 def test_a_pod_that_is_marked_is_left_alone_though_it_has_only_a_fraction() -> None:

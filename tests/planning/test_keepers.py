@@ -129,8 +129,8 @@ def test_a_node_that_waits_for_the_cap_names_who_keeps_a_slot_of_it_in_whatever_
     pool.candidates.append(candidate("z"))
     state = PassState(OFFERED, NOW)
     for name, phase in (("a", Phase.FAILED), ("b", Phase.DRAINING)):
-        node = make_node(name, fence=make_fence(policy="another"))
-        state.add_in_flight(make_snapshot([node]), away(name, phase, deadline=at(60)).verdict)
+        member = away(name, phase, fence=make_fence(policy="another"), deadline=at(60))
+        state.add_in_flight(make_snapshot([member.node]), member)
     told = with_waits(select(pool.with_hours(NOW), queue_of(pool), 0, state)).verdicts["z"]
     assert told.message == (
         "the cap on nodes in flight (chart value operator.maxInFlight) has been reached (a has failed); waiting for a"

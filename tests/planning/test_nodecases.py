@@ -57,9 +57,8 @@ def judge_alone(
     snapshot = make_snapshot([node], [PAUSED], stack=STACK, gpunodes=gpunodes, **given)
     owners = {node.name: owner.policy.name if owner is not None else ""}
     terms_of = {node.name: followed}
-    return judge_nodes(snapshot, owners=owners, terms=policies, followed=terms_of, now=NOW, memo=Memo(), failed={})[
-        node.name
-    ]
+    members = judge_nodes(snapshot, owners=owners, terms=policies, followed=terms_of, now=NOW, memo=Memo(), failed={})
+    return members.get(node.name)
 
 
 def judged(member: Member | None) -> Member:

@@ -1,9 +1,7 @@
 """What is the plan of a pass? A pure function from a snapshot and the time to verdicts and actions.
 
-The decision is made in this order: which policy owns each node (own); what the policy offers it (find_targets, follow);
-what its target is, whether the node matches it, and how far its change has come (judge_nodes); which nodes begin now
-(choose); and what is written once for all nodes (share). Every per-node question goes through the memo, so the cost of
-a pass depends on what changed and not on the size of the cluster. `RolloutPlan` lists the invariants.
+Every per-node question goes through the memo, so the cost of a pass depends on what changed and not on the size of the
+cluster. `RolloutPlan` lists the invariants.
 """
 
 from collections import defaultdict
@@ -12,7 +10,7 @@ from dataclasses import field, replace
 from datetime import datetime
 from functools import partial
 
-from gpusharing.api.names import LABEL_POLICY, Phase
+from gpusharing.api.names import Phase
 from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.pools.afterwards import find_afterwards, find_previews, is_skipped
 from gpusharing.planning.pools.choice import choose, count_vain
@@ -23,20 +21,17 @@ from gpusharing.planning.pools.writes import fences_of, find_forgotten, find_res
 from gpusharing.planning.snapshot.actions import Action, WriteConfig
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.memory import POLICIES, PassMemory
-from gpusharing.planning.snapshot.nvidia import StackView
-from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, NodeView, PolicyView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, GpuView
 from gpusharing.planning.stack.acceptance import find_targets, request_of, with_effects
 from gpusharing.planning.stack.drastack import is_complete
 from gpusharing.planning.transition.cases import (
     Member,
     UnjudgedPolicyError,
     find_late,
-    find_member,
     find_models,
     find_uncertain_claims,
     judge_nodes,
     keep_back,
-    not_judged,
     of_policy,
     show_failures,
     with_rules,
@@ -46,9 +41,9 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.actuators.choice import find_actuator
+from gpusharing.planning.wanted.configmaps import plan_config
+from gpusharing.planning.wanted.draobjects import plan_classes
 from gpusharing.planning.wanted.ownership import Owners, find_coming, find_contenders
-from gpusharing.planning.wanted.pluginconfig import PluginConfig
-from gpusharing.planning.wanted.sharedobjects import plan_classes, plan_config
 from gpusharing.planning.wanted.target import PolicyTargets, Request, Target
 
 
@@ -100,7 +95,6 @@ class RolloutPlan:
     coming: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By policy: the nodes that it owns but that another policy is still changing."""
     afterwards: Afterwards = field(default_factory=lambda: Afterwards(tuple), compare=False)
-    """The cluster as it will be when all planned changes are done."""
 
 
 def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = None) -> RolloutPlan:
@@ -121,7 +115,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     terms = memo.each(find_targets, offers, failed=unread)
     followed = follow(snapshot, owners, terms, failed=failed, unread=unread)
     snapshot = with_rules(snapshot, followed, owners, failed)
-    found = _judge(snapshot, owners, terms, followed, now, memo, failed)
+    found = judge_nodes(snapshot, owners=owners, terms=terms, followed=followed, now=now, memo=memo, failed=failed)
     models = memo.ask(find_models, tuple(map(snapshot.gpunodes.get, followed)))
     failures, uncertain_claims = snapshot.call_failures, find_uncertain_claims(snapshot, found, now)
     members = find_late(failures, found, now)
@@ -135,7 +129,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     failed_nodes = count_failures(pools.values(), snapshot.failed_nodes, gone)
     kept_claims = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | uncertain_claims
     afterwards = find_afterwards(snapshot, members)
-    choice, crowd_known = choose(snapshot, now, pools, verdicts, afterwards, reserved=len(kept_claims), memo=memo)
+    choice, crowd_known = choose(snapshot, now, pools, members, afterwards, reserved=len(kept_claims), memo=memo)
     old = snapshot.old_views and f"the data about {snapshot.old_views} is out of date"
     if why := snapshot.policies_error or old:
         kept_back = keep_back(choice.verdicts, why, failures.get(POLICIES), now)
@@ -192,36 +186,11 @@ def _wake(verdicts: Mapping[str, Verdict], pools: Mapping[str, Pool], wake: date
     return min((moment for moment in moments if moment is not None), default=None)
 
 
-def _judge(
-    snapshot: ClusterSnapshot,
-    owners: Mapping[str, str],
-    terms: Mapping[str, PolicyTargets],
-    followed: Mapping[str, PolicyTargets | None],
-    now: datetime,
-    memo: Memo,
-    failed: dict[str, Exception],
-) -> dict[str, Member]:
-    """Return the nodes that concern us, sorted by name.
-
-    Those in `failed`, to which this adds, have the verdict Blocked.
-    """
-    members = judge_nodes(snapshot, owners=owners, terms=terms, followed=followed, now=now, memo=memo, failed=failed)
-    found = {name: one for name, one in members.items() if one is not None}
-    for name, error in failed.items():
-        node = snapshot.nodes[name]
-        owner = owners.get(name, node.labels.get(LABEL_POLICY, ""))
-        found[name] = find_member(not_judged(node, owner, error), node, snapshot.gpunodes.get(name))
-    return dict(sorted(found.items())) if failed else found
-
-
 # --- which policy each node follows ------------------------------------------------------------------------
 
 
 def own(snapshot: ClusterSnapshot, memo: Memo, failed: dict[str, Exception]) -> dict[str, str]:
-    """Return the policy that owns each node, sorted by node; empty if none does.
-
-    A node whose owner cannot be found is in `failed` instead.
-    """
+    """Return the policy that owns each node, sorted by node, or empty. Nodes that cannot be judged are in `failed`."""
     nodes = snapshot.nodes
     owners = memo.ask(Owners, memo.same("contenders", find_contenders(snapshot.policies)))
     return memo.table(
@@ -242,10 +211,9 @@ def follow(
     failed: dict[str, Exception],
     unread: Mapping[str, Exception],
 ) -> dict[str, PolicyTargets | None]:
-    """Return the terms that each node is compared with.
+    """Return the terms that each node is compared with: those of the policy that its fence names, else of its owner.
 
-    They are those of the policy that its fence names, else of its owner. A node whose policy is in `unread` is in
-    `failed` instead.
+    A node whose policy is in `unread` is in `failed` instead.
     """
     fences = {name: fence for name, fence in fences_of(snapshot).items() if name in owners}
     followed = {name: terms.get(owner) for name, owner in owners.items()}
@@ -300,26 +268,9 @@ def configure(
     wishes: Mapping[str, Request | Finding],
     memo: Memo,
 ) -> WriteConfig | None:
-    """Return the action that brings our ConfigMaps up to date, or None.
-
-    None if they are up to date, or if somebody else's ConfigMap has the name of one of ours.
-    """
-    plugins = {target.plugin_key: target.plugin for target in targets if target.plugin_key}
-    question = partial(_configure, nodes=snapshot.nodes, gpunodes=snapshot.gpunodes)
-    wishes, models = memo.same("wishes", wishes), memo.same("models", models)
-    known = (snapshot.policies, wishes, models, memo.same("plugins", plugins), snapshot.stack)
+    """Return the write that brings our ConfigMaps up to date, or None if none is needed or one is somebody else's."""
+    requests = memo.same("requests", tuple(one for one in wishes.values() if isinstance(one, Request)))
+    plugins = memo.same("plugins", {target.plugin_key: target.plugin for target in targets if target.plugin_key})
+    question = partial(plan_config, nodes=snapshot.nodes.values(), gpunodes=snapshot.gpunodes)
+    known = (requests, memo.same("models", models), plugins, snapshot.stack)
     return memo.ask(question, *known, lasts=lambda found: found == (None, False))[0]
-
-
-def _configure(
-    policies: tuple[PolicyView, ...],
-    wishes: Mapping[str, Request | Finding],
-    models: Mapping[str, GpuView],
-    plugins: Mapping[str, PluginConfig],
-    stack: StackView,
-    *,
-    nodes: Mapping[str, NodeView],
-    gpunodes: Mapping[str, GPUNodeView],
-) -> tuple[WriteConfig | None, bool]:
-    readable = [found for one in policies if isinstance(found := wishes.get(one.name), Request)]
-    return plan_config(readable, nodes.values(), models, plugins, stack, gpunodes=gpunodes)

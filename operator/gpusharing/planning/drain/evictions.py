@@ -1,8 +1,7 @@
 """How does the API server answer evictions, and what do PodDisruptionBudgets let it answer?
 
 The server decides (kubernetes v1.36.3 `pkg/registry/core/pod/storage/eviction.go`). What is worked out here only
-predicts its answer, so that a hopeless drain does not begin and the reason is known before any pod is disturbed.
-When an eviction is sent again is in docs/design/drain.md, rows E.
+predicts its answer. When an eviction is sent again is in docs/design/drain.md, rows E.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,10 +15,7 @@ from gpusharing.planning.vocabulary.reasons import Mark, Reason
 FIRST_WAIT = 5.0
 """The wait after the first refusal, in seconds."""
 SLOW_WAIT = 300.0
-"""The wait after a refusal that only a person can resolve, in seconds.
-
-Also the longest Retry-After of a budget that is obeyed.
-"""
+"""The seconds after a refusal that only a person can resolve, and the longest Retry-After that is obeyed."""
 ODD_AFTER = 3
 """So many answers in a row may say that a pod is gone although newer LISTs show it. One more is an error."""
 MAX_EVICTIONS = 10
@@ -41,8 +37,8 @@ def remember(
 ) -> EvictionMemory:
     """Return the memory of the answer to an eviction or deletion (E1-E15, T4) after the earlier `memory`.
 
-    `retry_after` and `first_wait` are in seconds, `jitter` is that of `backoff`. PDB with a Retry-After means that the
-    controller of the budget is behind (PDBNotObserved, E6). Raises ValueError if `answer` is no answer to an eviction.
+    `retry_after` and `first_wait` are in seconds. PDB with a Retry-After means that the controller of the budget is
+    behind (PDBNotObserved, E6). Raises ValueError if `answer` is no answer to an eviction.
     """
     if Mark.ANSWER not in answer.marks:
         raise ValueError(f"{answer} is not an answer to an eviction")
@@ -63,10 +59,7 @@ def remember(
 
 
 def is_odd(memory: EvictionMemory | None) -> bool:
-    """Whether one more answer that the pod is gone counts as an error.
-
-    That answer is 404 or 409, remembered as PODS_LEAVING.
-    """
+    """Whether one more answer that the pod is gone (404 or 409, remembered as PODS_LEAVING) counts as an error."""
     if memory is None:
         return False
     gone = memory.reason is Reason.PODS_LEAVING and memory.tries >= ODD_AFTER
@@ -102,8 +95,7 @@ def selecting(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
 def binding_budgets(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
     """Return the budgets that the server will check for an eviction of the pod, sorted by name.
 
-    A single budget decides alone. Two or more make every eviction of the pod fail, even if the pod is unready (500,
-    kubernetes#75957).
+    Two or more make every eviction of the pod fail, even if the pod is unready (500, kubernetes#75957).
     """
     if pod.phase in ("Succeeded", "Failed", "Pending") or pod.deleted_at is not None:
         return ()  # canIgnorePDB in eviction.go
@@ -116,10 +108,7 @@ def binding_budgets(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...
 
 
 def never_allows(pdb: PdbView) -> bool:
-    """Whether the budget requires all of its pods to be healthy and so never allows a disruption.
-
-    See docs/design/drain.md#e9.
-    """
+    """Whether the budget requires all of its pods to be healthy (docs/design/drain.md#e9)."""
     return pdb.expected_pods > 0 and pdb.desired_healthy >= pdb.expected_pods
 
 

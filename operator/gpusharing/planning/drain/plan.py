@@ -1,7 +1,7 @@
 """Which pods of one node are evicted or deleted now, and what holds back the others?
 
-The plan is a function of the pods' standings (`find_standings`). Specification: docs/design/drain.md, with
-docs/design/drain.md#t4 for `drain.onTimeout: ForceDelete` and docs/design/drain.md#t13 for gangs.
+Specification: docs/design/drain.md, with docs/design/drain.md#t4 for `drain.onTimeout: ForceDelete` and
+docs/design/drain.md#t13 for gangs.
 """
 
 from collections import Counter
@@ -62,12 +62,9 @@ def _slack(within: timedelta) -> timedelta:
 def find_forced(pods: Standings, end: datetime | None, now: datetime) -> tuple[list[Standing], list[Standing]]:
     """Return the pods to delete now, and those to evict now even if it is not their turn.
 
-    A DELETE bypasses PodDisruptionBudgets, so it comes last and affects few pods: only those that the drain evicts
-    anyway and whose eviction a budget refused. They are deleted early enough for their grace period to end with the
-    drain. No pod is deleted if the node would not become empty even so (docs/adr/0032-force-is-a-delete-with-grace.md).
-
-    The pods to delete have a refusal that still counts, those to evict need one. Both are empty if `end`, the end of
-    the drain, is None.
+    A DELETE bypasses PodDisruptionBudgets, so it comes last, only for pods whose eviction a budget refused, and early
+    enough for their grace period. No pod is deleted if the node would not become empty even so
+    (docs/adr/0032-force-is-a-delete-with-grace.md).
     """
     forced: list[Standing] = []
     unasked: list[Standing] = []
@@ -83,15 +80,6 @@ def find_forced(pods: Standings, end: datetime | None, now: datetime) -> tuple[l
         elif not standing.conflicts and (stale or _is_unasked(standing, now)):
             unasked.append(standing)
     return forced, unasked
-
-
-def waits_for_forced(pods: Standings, end: datetime | None) -> bool:
-    """Whether only leaving pods remain in a drain that deletes by force.
-
-    One more minute after `end` may then suffice.
-    """
-    only_leaving = bool(pods.leaving) and not pods.remaining and not pods.blocked
-    return end is not None and pods.force_within is not None and only_leaving
 
 
 def explain_force(pods: Standings, forced: list[Standing]) -> Iterator[Blocker]:
@@ -124,10 +112,7 @@ def force_moment(standing: Standing, pods: Standings, end: datetime | None) -> d
 
 
 def _is_refused(standing: Standing, pods: Standings, now: datetime) -> bool:
-    """Whether the eviction of the pod is refused, so that the pod may be deleted.
-
-    Every eviction fails under several budgets (E8).
-    """
+    """Whether the eviction of the pod is refused, as always under several budgets (E8), so that it may be deleted."""
     if standing.memory is None:
         return standing.conflicts
     if not is_seen(standing.memory, pods.listed_at):
@@ -145,10 +130,7 @@ def _is_unasked(standing: Standing, now: datetime) -> bool:
 
 
 def _is_stale(standing: Standing, pods: Standings, moment: datetime) -> bool:
-    """Whether the last refusal no longer counts.
-
-    It came before the pod could be deleted, and its budget would allow the eviction now.
-    """
+    """Whether the last refusal came before the pod could be deleted, and its budget would allow the eviction now."""
     if standing.memory is None or standing.conflicts or standing.is_full:
         return False
     if standing.answer not in (Reason.PDB, Reason.EVICTION_ERROR):
@@ -193,9 +175,7 @@ class DrainPlan:
     """
 
     evict: tuple[PodView, ...] = ()
-    """Pods to evict now, in this order."""
     delete: tuple[PodView, ...] = ()
-    """Pods to delete now, because the drain's time is nearly over."""
     only_leaving: bool = False
     """Whether only terminating pods remain in a drain that deletes the last pods by force."""
     holders: int = 0
@@ -221,10 +201,9 @@ class DrainPlan:
 
 
 def preflight(pods: Standings, options: Drain, afterwards: Afterwards, now: datetime) -> tuple[Blocker, ...]:
-    """Return the blockers that would make a drain fail on a node that is not cordoned yet.
+    """Return the blockers that would make a drain fail before it begins (docs/design/drain.md#rule-10).
 
-    See docs/design/drain.md#rule-10. Budgets count only for pods that cannot be deleted by force at the end of the
-    drain.
+    Budgets count only for pods that cannot be deleted by force at the end of the drain.
     """
     if pods.error:
         return (Blocker(Reason.LIST_FAILED, message=pods.error),)
@@ -237,8 +216,8 @@ def preflight(pods: Standings, options: Drain, afterwards: Afterwards, now: date
 def plan_drain(pods: Standings, now: datetime, end: datetime | None = None) -> DrainPlan:
     """Return which pods to evict and delete now, and what holds back the others.
 
-    `end` is when the remaining pods must have been deleted by force, or None if no pod is deleted by force. At most
-    MAX_EVICTIONS evictions and deletions are sent within `PACE`, deletions first.
+    `end` is when the remaining pods must have been deleted by force, or None if no pod is. At most MAX_EVICTIONS
+    evictions and deletions are sent within `PACE`.
     """
     if pods.error:
         failed = Blocker(Reason.LIST_FAILED, message=pods.error)
@@ -252,18 +231,15 @@ def plan_drain(pods: Standings, now: datetime, end: datetime | None = None) -> D
         for standing in pods.remaining
         if standing.waits and standing.ends is not None and standing.tier == pods.front
     ]
+    only_leaving = bool(pods.leaving) and not pods.remaining and not pods.blocked
     return DrainPlan(
         evict=evict,
         delete=tuple(standing.pod for standing in forced),
-        only_leaving=waits_for_forced(pods, end),
+        only_leaving=end is not None and pods.force_within is not None and only_leaving,
         holders=pods.holders,
         first=min((standing.pod.ref for standing in (*pods.remaining, *pods.leaving)), default=""),
         blockers=merge(
-            (
-                *_find_blockers(pods, _to_evict(pods), now),
-                *explain_force(pods, forced),
-                *_explain_waits(pods, jobs),
-            )
+            (*_find_blockers(pods, _to_evict(pods), now), *explain_force(pods, forced), *_explain_waits(pods, jobs))
         ),
         jobs=tuple(standing.pod for standing in jobs),
         jobs_until=max((standing.ends for standing in jobs if standing.ends is not None), default=None),
@@ -279,9 +255,9 @@ def budget_room(pods: Standings) -> Counter[str]:
 
 
 def crowding(pods: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
-    """Return a blocker (PDB) for each budget whose allowed disruptions other nodes already use up.
+    """Return a blocker (PDB) for each budget whose disruptions `crowd`, the nodes in flight, already uses up.
 
-    `crowd` is the sum of `budget_room` over the nodes in flight. A budget that allows none counts as allowing one.
+    A budget that allows none counts as allowing one.
     """
     return merge(
         Blocker(
@@ -295,17 +271,7 @@ def crowding(pods: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
     )
 
 
-def forbidding(pods: Standings) -> tuple[Blocker, ...]:
-    """Return the blockers of pods that must not be evicted.
-
-    A rule or gang forbids it, or a budget that force cannot bypass.
-    """
-    guarded = [standing for standing in pods.remaining if not fits(standing, pods)]
-    return merge((*pods.blockers, *_explain_budgets(guarded)))
-
-
 def _to_evict(pods: Standings) -> list[Standing]:
-    """Return the remaining pods that will be evicted, without those that still have time to end."""
     return [
         standing
         for standing in pods.remaining
@@ -343,18 +309,12 @@ def _find_blockers(pods: Standings, guarded: Sequence[Standing], now: datetime) 
             continue  # reported with its budget
         if memory.reason is Reason.PDB_NOT_OBSERVED and now < memory.since + timedelta(seconds=QUIET_WAIT):
             continue
-        if memory.reason not in (
-            Reason.THROTTLED,
-            Reason.PODS_LEAVING,
-        ):  # neither keeps a drain from succeeding
+        if memory.reason not in (Reason.THROTTLED, Reason.PODS_LEAVING):  # neither keeps a drain from succeeding
             yield Blocker(memory.reason, (standing.pod.ref,), message=_server_said([standing]))
 
 
 def _explain_budgets(guarded: Sequence[Standing]) -> Iterator[Blocker]:
-    """Yield a blocker for each pod under several budgets (E8), and for each budget that refuses (E5, E9).
-
-    A budget that allows no disruption is reported for all of its pods, another one for those that the server refused.
-    """
+    """Yield a blocker for each pod under several budgets (E8), and for each budget that refuses (E5, E9)."""
     for standing in guarded:
         if standing.conflicts:
             names = ", ".join(budget.ref for budget in standing.budgets)
@@ -396,10 +356,8 @@ def _server_said(standings: Iterable[Standing]) -> str:
 def _pick(pods: Standings, forced: Sequence[Standing], early: set[str], most: int) -> tuple[PodView, ...]:
     """Return at most `most` pods to evict, for each budget no more than it allows now.
 
-    More would be refused. If a budget allows no eviction, one pod is tried anyway, because our copy of the budget may
-    be stale. Pods with the fewest tries come first, so that refused pods do not crowd out the others. The pods with the
-    UIDs in `early` are evicted out of turn and exempt from the budgets: there is no time left to try them one after
-    another.
+    If a budget allows no eviction, one pod is tried anyway, because our copy of the budget may be stale. There is no
+    time left to try the pods with UIDs in `early` one after another, so the budgets do not limit them.
     """
     due = [
         standing
@@ -446,9 +404,8 @@ def ending_gangs(work: NodeWork, scope: Scope) -> tuple[GangView, ...]:
 def find_gang_blockers(work: NodeWork, options: Drain, now: datetime, scope: Scope) -> tuple[Blocker, ...]:
     """Return why the gangs that a change of this node would interrupt must not be interrupted.
 
-    The strictest rule of any member, on any node, applies to all of them (docs/design/drain.md#t13), with or without a
-    GPU, because evicting one of them ends the whole gang. Those that have to leave this node are left to its own
-    preflight. Members that a very large gang has beyond those that were read (`GangView.partial`) are not examined.
+    The strictest rule of any member, on any node, with or without a GPU, applies to all of them
+    (docs/design/drain.md#t13). Members beyond those that were read (`GangView.partial`) are not examined.
     """
     blockers: list[Blocker] = []
     for view in ending_gangs(work, scope):
@@ -462,7 +419,8 @@ def find_gang_blockers(work: NodeWork, options: Drain, now: datetime, scope: Sco
         standings = find_standings(elsewhere, options, now, scope=everywhere(scope), cordoned=False)
         blocked = {ref for blocker in standings.blockers for ref in blocker.pods}
         rest = (member for member in members if member.pod.ref not in blocked)
-        found = (*forbidding(standings), *find_ruled(rest, replace(scope, now=now)))
+        guarded = _explain_budgets([one for one in standings.remaining if not fits(one, standings)])
+        found = (*standings.blockers, *guarded, *find_ruled(rest, replace(scope, now=now)))
         blockers += [name_gang(view, blocker) for blocker in found]
     return merge(blockers)
 

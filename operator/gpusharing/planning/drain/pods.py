@@ -10,13 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from gpusharing.api import names
-from gpusharing.api.names import (
-    LABEL_DEPLOY_PREFIX,
-    LABEL_HOSTNAME,
-    RESOURCE_GPU,
-    DisruptionClass,
-    is_gpu_resource,
-)
+from gpusharing.api.names import LABEL_DEPLOY_PREFIX, LABEL_HOSTNAME, RESOURCE_GPU, DisruptionClass, is_gpu_resource
 from gpusharing.api.policy import Drain, DrainRule, Selector
 from gpusharing.api.rules import NEVER
 from gpusharing.api.selectors import selects
@@ -44,17 +38,13 @@ RAY_ORIGIN = "ray.io/originated-from-crd"
 """The label on a RayCluster's pods that says what the cluster serves, such as RayJob for a single job."""
 
 Tier = tuple[int, bool]
-"""The order of the pod's rule, and whether it has one of the cluster's own priority classes.
-
-Pods with such a class go last.
-"""
+"""The order of the pod's rule, and whether it has one of the cluster's own priority classes, which go last."""
 
 
 def find_rule(pod: PodView, options: Drain) -> tuple[str, DrainRule, bool] | None:
-    """Return the first rule that matches the pod or may match it: its path in the policy, and the rule.
+    """Return the first rule that matches the pod or may match it: its path, the rule, and whether it certainly does.
 
-    The third item says whether it certainly matches, which is unknown if the labels of the pod's namespace cannot be
-    read.
+    That is unknown if the labels of the pod's namespace cannot be read.
     """
     for index, rule in enumerate(options.rules):
         if not selects(rule.pod_selector, pod.labels):
@@ -82,10 +72,7 @@ def is_job(pod: PodView) -> bool:
 
 
 def patience(pod: PodView, options: Drain) -> timedelta | None:
-    """Return how long after the cordon the drain waits for a pod that ends by itself.
-
-    None for as long as the pod runs.
-    """
+    """Return how long after the cordon the drain waits for a pod that ends by itself; None for as long as it runs."""
     ruled = find_rule(pod, options)
     text = (ruled[1].timeout if ruled is not None else None) or options.jobs.timeout
     return None if text == NEVER else parse_duration(text)
@@ -122,8 +109,8 @@ _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1
 def find_protection(pod: PodView, now: datetime | None) -> Finding | None:
     """Return the mark that protects the pod longest (DO_NOT_DISRUPT), or None if none protects it.
 
-    If `now` is None, a mark with a duration never expires. Must not be called for a pod that has finished or is
-    leaving, because its marks no longer count.
+    If `now` is None, a mark with a duration never expires. The marks of a pod that has finished or is leaving do not
+    count, so do not ask for it.
     """
     found = [mark for key, written in pod.marks if (mark := _read_mark(pod, key, written, now)) is not None]
     never = datetime.max.replace(tzinfo=UTC)
@@ -188,7 +175,7 @@ def gpu_groups(labels: Mapping[str, str]) -> frozenset[str]:
 
 
 def is_reservation(pod: PodView) -> bool:
-    """Whether this is a pod with which KAI-Scheduler reserves a GPU for a group.
+    """Whether KAI-Scheduler reserves a GPU for a group with this pod.
 
     No other pod of a group requests a whole GPU, because KAI gives no fraction to a pod that does.
     """
@@ -200,8 +187,8 @@ def scope_of(
 ) -> Scope:
     """Return what a drain of `node` must empty and must not touch, for a change of class `disruption`.
 
-    None means that the class is not known yet: it is that of the fence or, without a fence, Reboot if mig-manager may
-    reboot nodes. `node` is None if the Node is not known. The caller sets `now`.
+    If the class is not known yet, it is that of the fence or, without a fence, Reboot if mig-manager may reboot nodes.
+    The caller sets `now`.
     """
     fence = node.fence if node is not None else None
     if disruption is None and fence is not None:
@@ -221,10 +208,7 @@ def scope_of(
 
 
 def gpu_resources(pod: PodView) -> tuple[str, ...]:
-    """Return the GPU resource names that the pod requests, sorted (G1).
-
-    A fraction from KAI counts as nvidia.com/gpu (G10).
-    """
+    """Return the GPU resources that the pod requests, sorted (G1); nvidia.com/gpu for a fraction from KAI (G10)."""
     requested = sorted(name for name, count in pod.resources.items() if count > 0 and is_gpu_resource(name))
     return tuple(requested) if requested or not gpu_groups(pod.labels) else (RESOURCE_GPU,)
 
@@ -244,14 +228,12 @@ def by_ref(pod: PodView) -> tuple[str, str]:
 
 @value
 class Classified:
-    """The pods of a node, each in exactly one of three lists, sorted by `namespace/name`."""
+    """The pods that must leave a node, each in one of two lists, sorted by `namespace/name`."""
 
     holders: tuple[PodView, ...]
     """Pods that have to leave and can be evicted, now or after a wait. Some may already be terminating."""
     waited: frozenset[str]
     """The uids of the holders that end by themselves: the drain waits for them before it evicts them."""
-    ignored: tuple[PodView, ...]
-    """Pods that hold no GPU, are NVIDIA's own, or reserve a GPU for other pods on the node."""
     blocked: tuple[PodView, ...]
     """Pods that would have to leave but must not be evicted, or cannot be."""
     blockers: tuple[Blocker, ...]
@@ -263,14 +245,10 @@ class Classified:
 
 
 def classify(pods: Iterable[PodView], options: Drain, scope: Scope) -> Classified:
-    pods = sorted(pods, key=by_ref)
-    leaving = find_leaving(pods, scope)
-    must_leave = {pod.ref for pod in leaving}
-    decided = [(pod, _decide(pod, options, scope)) for pod in leaving]
+    decided = [(pod, _decide(pod, options, scope)) for pod in sorted(find_leaving(pods, scope), key=by_ref)]
     return Classified(
         holders=tuple(pod for pod, decision in decided if not isinstance(decision, Blocker)),
         waited=frozenset(pod.uid for pod, decision in decided if decision == "wait"),
-        ignored=tuple(pod for pod in pods if pod.ref not in must_leave),
         blocked=tuple(pod for pod, decision in decided if isinstance(decision, Blocker)),
         blockers=merge(decision for _, decision in decided if isinstance(decision, Blocker)),
     )
@@ -354,8 +332,7 @@ def _decide(pod: PodView, options: Drain, scope: Scope) -> Literal["hold", "wait
     if options.unmanaged_pods != "Evict" and not left_over and (owner is None or orphaned):
         if is_reservation(pod):
             return block(
-                Reason.UNMANAGED,
-                "KAI-Scheduler reserves a GPU with this pod, but no pod of its group is on the node",
+                Reason.UNMANAGED, "KAI-Scheduler reserves a GPU with this pod, but no pod of its group is on the node"
             )
         return block(Reason.UNMANAGED, f"Its {named} no longer exists" if orphaned else "")
     if options.local_storage == "Block" and pod.local_files:
@@ -366,8 +343,7 @@ def _decide(pod: PodView, options: Drain, scope: Scope) -> Literal["hold", "wait
 def _came_back(pod: PodView, scope: Scope) -> bool:
     """Whether a controller started the pod on the node after the cordon (P15).
 
-    A pod that does not tolerate the cordon may also have been bound already when the cordon was set. If the clocks
-    cannot tell which came first, the pod is evicted once instead of blocking the drain for nothing.
+    A pod that does not tolerate the cordon may have been bound before. If the clocks cannot tell, it is evicted once.
     """
     if scope.cordoned_at is None or pod.created is None:
         return False
@@ -381,10 +357,7 @@ KEPT = 32
 
 
 def looked(before: NodeWork | None, now: NodeWork, gpunode: GPUNodeView | None) -> NodeWork:
-    """Return `now`, a LIST just made, with what the earlier LIST `before` had found.
-
-    The process keeps the findings in memory between passes; after a restart it starts anew.
-    """
+    """Return `now`, a LIST just made, with what the earlier LIST `before` of this process had found."""
     if before is not None:
         now = replace(now, quiet_for=before.quiet_for, quiet_since=before.quiet_since)
     if now.error or not is_idle(now.pods, now.scope):

@@ -1,7 +1,6 @@
 """Is each pod of a draining node leaving, waited for, blocked, or to be evicted now?
 
-The preflight and the plan of a drain both use the answer (docs/design/drain.md). A gang counts as a whole: how long a
-drain waits for its pods, and whether it must not be interrupted.
+A gang counts as a whole: how long a drain waits for its pods, and whether it must not be interrupted.
 """
 
 from collections import Counter
@@ -71,18 +70,16 @@ def everywhere(scope: Scope) -> Scope:
 
 
 GangWait: TypeAlias = tuple[timedelta | None, str, bool]
-"""How long after the cordon a drain waits for every pod of a gang, and why.
+"""The wait for a gang after the cordon (None: as long as it runs), why, and whether it must end by itself.
 
-None means as long as the member runs. The third item says whether some member must never be evicted before it ends, so
-that the change is given up when its time is over.
+If it must, the change is given up when its time is over.
 """
 
 
 def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gang, GangWait]:
     """Return, by gang, the longest wait for a member to end by itself, if the drain waits for any.
 
-    Evicting one rank ends the whole gang. So while any member, on any node, may still end by itself, the drain waits
-    for all members (docs/design/drain.md#t13).
+    Evicting one rank ends the whole gang, so the drain waits for all members on all nodes (docs/design/drain.md#t13).
     """
     longest: dict[Gang, GangWait] = {}
     wide = everywhere(scope)
@@ -106,10 +103,7 @@ def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gan
 
 
 def _find_members(view: GangView, work: NodeWork, node: str) -> list[GangMember]:
-    """Return the members that have a node, because only these do work that could be lost.
-
-    Those on `node` come first, and from the node's own LIST, which is newer; finished ones are included.
-    """
+    """Return the members that have a node, those on `node` first and from its own LIST, which is newer."""
     here = [GangMember(node, pod) for pod in work.pods if pod.gang == view.gang]
     seen = {member.pod.uid for member in here}
     return here + [member for member in view.members if member.node not in ("", node) and member.pod.uid not in seen]
@@ -118,13 +112,11 @@ def _find_members(view: GangView, work: NodeWork, node: str) -> list[GangMember]
 def find_blocked_gangs(
     work: NodeWork, classified: Classified, gangs: AbstractSet[Gang], options: Drain, scope: Scope
 ) -> tuple[frozenset[Gang], tuple[Blocker, ...]]:
-    """Return the gangs on a node whose pods must not be evicted or deleted now, and why.
+    """Return those of `gangs` whose pods must not be evicted or deleted now, and why.
 
-    This is checked in every pass, up to the last eviction: `find_gang_blockers` checks the same before the node is
-    cordoned, but a drain may wait for hours, and meanwhile somebody may mark a member or set a rule. A member that must
-    stay keeps all pods of its gang from being evicted or deleted by force (docs/design/drain.md#gangs). `classified`
-    has the pods of the node; its blockers are not repeated. `gangs` has the gangs with a pod that still has to be
-    evicted; if it is empty, so is the result.
+    `find_gang_blockers` checks the same before the cordon, but a drain may wait for hours, and meanwhile somebody may
+    mark a member or set a rule (docs/design/drain.md#gangs). The blockers of `classified`, the node's pods, are not
+    repeated.
     """
     blocked = {pod.gang for pod in classified.blocked} if gangs else set()
     known = {pod.uid for pod in classified.blocked}
@@ -175,11 +167,7 @@ STUCK_AFTER = timedelta(seconds=60)
 
 @value
 class Standing:
-    """One pod that has to leave the node and that no rule blocks, with the state of its eviction.
-
-    Whether a rule blocks it (`classify`), the server's last answer about it, and the budgets that guard it come
-    together here.
-    """
+    """One pod that has to leave the node and that no rule blocks, with the state of its eviction."""
 
     pod: PodView
     memory: EvictionMemory | None
@@ -187,10 +175,7 @@ class Standing:
     budgets: tuple[PdbView, ...]
     """The budgets that the server will check, sorted by name. With more than one, the server always refuses (E8)."""
     leaves: bool
-    """Whether the pod needs no eviction.
-
-    It is terminating, its eviction was accepted (E1), or the server no longer knows it (E2, E3).
-    """
+    """Whether it needs no eviction: it is terminating, accepted (E1), or unknown to the server (E2, E3)."""
     due: bool
     """Whether nothing prevents its eviction now, except the pace and what the budget still allows."""
     tier: Tier = (0, False)
@@ -198,19 +183,13 @@ class Standing:
     waits: bool = False
     """Whether the pod is not evicted now because it, or its gang, should end by itself."""
     ends: datetime | None = None
-    """Until when the drain waits for the pod: NEVER if the wait is unlimited.
-
-    None without a wait or before the cordon.
-    """
+    """Until when the drain waits for the pod, NEVER if without a limit; None without a wait or before the cordon."""
     spared: bool = False
     """Whether the drain waits for the pod and never evicts it. When the pod's time is over, the change is given up."""
     waits_for: str = ""
     """Why the drain waits for the pod, if another member of its gang causes the wait; else empty."""
     gang_blocked: bool = False
-    """Whether the pod is neither evicted nor deleted because of its gang.
-
-    A member of the gang must stay, or the members are unknown.
-    """
+    """Whether it is neither evicted nor deleted because a member of its gang must stay, or the members are unknown."""
 
     @property
     def budget(self) -> PdbView | None:
@@ -241,9 +220,7 @@ class Standings:
     listed_at: datetime
     """When the LIST of the pods began."""
     leaving: tuple[Standing, ...] = ()
-    """Pods that need no eviction any more: see `Standing.leaves`."""
     remaining: tuple[Standing, ...] = ()
-    """Pods that still have to be evicted, now or later."""
     blocked: int = 0
     """How many pods would have to leave, but must not or cannot be evicted."""
     blockers: tuple[Blocker, ...] = ()
@@ -257,10 +234,7 @@ class Standings:
     force_within: timedelta | None = None
     """The length of the drain if pods may be deleted by force at its end (T4), or None if none may be."""
     scope: Scope = Scope("")
-    """What the drain must empty.
-
-    If the node is `silent`, no pod is evicted, and it is unknown whether the leaving pods still run.
-    """
+    """What the drain must empty. If the node is `silent`, no pod is evicted."""
 
     @property
     def holders(self) -> int:
@@ -333,10 +307,7 @@ def stuck_from(pod: PodView) -> datetime | None:
 def _wait(
     standing: Standing, options: Drain, scope: Scope, now: datetime, *, waited: bool, gang: GangWait | None
 ) -> Standing:
-    """Return the standing of a pod that, or whose gang, should end by itself (T9-T13).
-
-    Before the cordon the wait has no end.
-    """
+    """Return the standing of a pod that, or whose gang, should end by itself (T9-T13)."""
     wait, waits_for = patience(standing.pod, options), ""
     longest, why, gang_spared = gang or (wait, "", False)
     if gang is not None and not (waited and longest == wait):

@@ -1,8 +1,7 @@
 """Which pods could no node run after the planned changes?
 
-A pod may lack a resource name, a number of devices, or a label that a change rewrites. Everything describes the cluster
-after all planned changes, never a moment in between: a node counts with its target even while its change is under way
-(docs/design/drain.md#stranded).
+Everything describes the cluster after all planned changes, never a moment in between: a node counts with its target
+even while its change is under way (docs/design/drain.md#stranded).
 """
 
 from collections import Counter
@@ -37,11 +36,10 @@ def find_admitted(namespace_labels: Mapping[str, str]) -> tuple[str, ...] | None
 
 
 def with_guard(pod: PodView, *, adds: bool = True) -> PodView:
-    """Return the pod as the chart's guard for tenants would admit its replacement.
+    """Return the pod as the chart's guard for tenants, if it is on, would admit its replacement.
 
-    The guard adds a requirement on the routing label. No node meets the requirement if the isolation label is invalid,
-    or if the guard does not add requirements (`adds`) and would refuse the replacement because it lacks one. Whether
-    the guard is on is not checked.
+    No node meets the guard's requirement if the isolation label is invalid, or if the guard does not add requirements
+    (`adds`) and would refuse the replacement because it lacks one.
     """
     admitted = find_admitted(pod.namespace_labels or {})
     if admitted is None or not pod.resources:
@@ -56,12 +54,6 @@ def with_guard(pod: PodView, *, adds: bool = True) -> PodView:
     )
     row = (LABEL_MODE, "In", admitted if adds or required else ())
     return replace(pod, node_terms=tuple((*term, row) for term in pod.node_terms or ((),)))
-
-
-def explain_refusal(namespace: str, namespace_labels: Mapping[str, str]) -> str:
-    guard = describe_guard(namespace, namespace_labels)
-    lacks = "; the pod does not require that, so its replacement would be refused"
-    return f"{guard[:1].upper()}{guard[1:]}{lacks if find_admitted(namespace_labels) else ''}"
 
 
 def describe_guard(namespace: str, namespace_labels: Mapping[str, str]) -> str:
@@ -83,19 +75,12 @@ class FutureNode:
     """One node before and after the planned changes."""
 
     node: str
-    """Name of the node."""
     before: Mapping[str, int]
-    """How many devices it advertises now, by resource name.
-
-    Once its change has begun, these are the counts of `after`.
-    """
+    """How many devices it advertises now, by resource name; those of `after` once its change has begun."""
     after: Mapping[str, int]
     """How many devices it will advertise, by resource name."""
     in_use: Mapping[str, int]
-    """How many devices its pods hold, by resource name and as far as known.
-
-    A pod that is being deleted no longer counts.
-    """
+    """How many devices its pods hold, by resource name and as far as known, without pods that are being deleted."""
     emptied: bool
     """Whether the pods of the node have to leave for the change. Otherwise they keep their devices."""
     open: bool
@@ -106,10 +91,7 @@ class FutureNode:
 
     @cached_property
     def labels(self) -> tuple[Mapping[str, str], ...]:
-        """The labels that the node will have, including its name as a field (FIELD).
-
-        If there are several sets, it will have one of them.
-        """
+        """The labels that the node will have, with its name as a field (FIELD): one of these sets."""
         return self.find_labels()
 
     def serves(self, pod: PodView) -> bool:
@@ -130,7 +112,6 @@ class DeviceDemand:
     remain: int = 0
     """How many devices there will be after the changes. Pods that stay on their node keep their devices."""
     before: int = 0
-    """How many devices there are now."""
 
     @property
     def waiting(self) -> int:
@@ -158,10 +139,6 @@ class Afterwards:
 
     @cached_property
     def _demands(self) -> Mapping[str, DeviceDemand]:
-        """The demand for each resource name.
-
-        A node on which no pod can be scheduled counts only with what its pods keep.
-        """
         requested, remain, before = Counter(self.pending), Counter[str](), Counter[str]()
         for place in self._places.values():
             for name in {*place.in_use, *place.before, *place.after}:
@@ -183,11 +160,7 @@ class Afterwards:
         return frozenset(pair for labels in found for pair in labels.items())
 
     def find_stranded(self, node: str, pods: Iterable[PodView]) -> tuple[Blocker, ...]:
-        """Return a blocker (STRANDED_PODS) for each pod of `node` that would have to wait after its eviction.
-
-        A device that a ResourceClaim of the pod holds counts as a request for one such device, if it is still
-        published.
-        """
+        """Return a blocker (STRANDED_PODS) for each pod of `node` that would have to wait after its eviction."""
         own = self.find_node(node)
         devices = own.devices if own is not None else {}
         blockers = []
@@ -199,9 +172,9 @@ class Afterwards:
         return tuple(blockers)
 
     def _explain(self, pod: PodView, own: FutureNode | None) -> str:
-        """Return why the pod could not run after the changes, or an empty string.
+        """Return why the pod could not run after the changes.
 
-        If the state of `own` after them is unknown (None), only a resource that no node would advertise is found.
+        If `own` is unknown (None), only a resource that no node would advertise is found.
         """
         wanted = _wanted(pod)
         if lost := [name for name in wanted if not self.find_demand(name).remain]:
@@ -211,8 +184,8 @@ class Afterwards:
             return f"No node would advertise {', '.join(lost)}{how}"
         if own is None or not wanted:
             return ""
-        if not self._has_place(pod, own) and (broken := _find_broken(pod, own)):
-            return broken
+        if not self._has_place(pod, own) and (unmet := _explain_unmet(pod, own)):
+            return unmet
         # Of what its node loses, more devices would be missing after the changes than without them.
         worse = [
             (name, demand)
@@ -237,18 +210,11 @@ def claimed(devices: Mapping[str, str], names: Iterable[str]) -> Counter[str]:
 
 
 def _wanted(pod: PodView) -> Mapping[str, int]:
-    """Return how many devices of each GPU resource name one node must have for the pod.
-
-    A fraction counts as one GPU.
-    """
+    """Return how many devices of each GPU resource one node must have for the pod. A fraction counts as one GPU."""
     return {name: pod.resources.get(name, 1) for name in gpu_resources(pod)}
 
 
-def _find_broken(pod: PodView, own: FutureNode) -> str:
-    """Return a sentence about the first requirement of the pod that its own node will not meet.
-
-    The requirement is on a label that changes rewrite or on devices. Empty if the node will meet all.
-    """
+def _explain_unmet(pod: PodView, own: FutureNode) -> str:
     labels = own.labels[0]
     rows: list[Row] = [(key, "In", (wanted,)) for key, wanted in sorted(pod.node_selector.items())]
     if not any(matches(labels, {}, term) for term in pod.node_terms):
@@ -262,7 +228,8 @@ def _find_broken(pod: PodView, own: FutureNode) -> str:
     key, operator, values = broken
     guard = describe_guard(pod.namespace, pod.namespace_labels or {}) if key == LABEL_MODE else ""
     if guard and not values:
-        return explain_refusal(pod.namespace, pod.namespace_labels or {})
+        lacks = "; the pod does not require that, so its replacement would be refused"
+        return f"{guard[:1].upper()}{guard[1:]}{lacks if find_admitted(pod.namespace_labels or {}) else ''}"
     equals = operator == "In" and len(values) == 1
     rule = f"{key}={values[0]}" if equals else " ".join((key, operator, ",".join(values))).rstrip()
     label = labels.get(key, "absent")

@@ -1,8 +1,7 @@
 """What is each card, which MIG profiles does it offer, and how much memory and share has an instance?
 
-The table of cards is the fallback. What the card itself reports through NVML (and the agent into ``GPUNode``) takes
-precedence, with one known exception, `Card.nvml_counts_wrong`. A new model is an entry in `CARDS`, and one in
-tests/planning/mig-facts.yaml; only a card with a new way of dividing it also needs a family.
+What the card itself reports through NVML takes precedence, except for `Card.nvml_counts_wrong`. A new model is an entry
+in `CARDS`, and one in tests/planning/mig-facts.yaml; only a card with a new way of dividing it also needs a family.
 """
 
 import re
@@ -79,36 +78,22 @@ class Card:
     """Ids in the form of mig-parted's device-filter, `0xDDDDVVVV` (device, vendor). Empty if unknown."""
     compute_capability: tuple[int, int]
     memory_gb: int
-    """The number of GB from which the names of the MIG profiles are computed.
-
-    0 if the memory is shared with the CPU.
-    """
+    """The GB from which the names of the MIG profiles are computed. 0 if the memory is shared with the CPU."""
     profiles: tuple[Profile, ...]
-    """The MIG profiles that the card offers. Empty if it does not support MIG."""
     source: Provenance
     memory_mib: int | None = None
     """Total memory as nvidia-smi shows it, or None if there is no capture."""
     nvml_counts_wrong: bool = False
-    """Whether the counts of this table are right and NVML's are wrong.
-
-    Seen on A30 (mig-parted v0.15.0 pkg/mig/discovery).
-    """
+    """Whether this table is right and NVML's counts are wrong. Seen on A30 (mig-parted v0.15.0 pkg/mig/discovery)."""
 
     @property
     def mps_max_clients(self) -> int:
-        """The largest number of MPS replicas that the device plugin accepts on the card.
-
-        See docs/design/hardware.md#mps-served.
-        """
+        """The most MPS replicas that the device plugin accepts on the card (docs/design/hardware.md#mps-served)."""
         return 48 if self.compute_capability >= (7, 5) else 16
 
 
 _Shape: TypeAlias = tuple[int, int, str, tuple[int, ...], int, int, int | None]
-"""A profile of a family of cards.
-
-The items are compute slices, eighths of the card's memory, attribute, and `starts`, `size`, `max_count` and
-`profile_id` as in Profile.
-"""
+"""Compute slices, eighths of the card's memory, attribute, then `starts` to `profile_id` as in Profile."""
 
 _SEVENTHS, _PAIRS, _QUARTERS = (0, 1, 2, 3, 4, 5, 6), (0, 2, 4, 6), (0, 3, 6, 9)
 
@@ -171,10 +156,7 @@ def _card(
     memory_mib: int | None = None,
     nvml_counts_wrong: bool = False,
 ) -> Card:
-    """Return one entry of the table.
-
-    ``device_ids`` are PCI device ids in hex, separated by spaces; the vendor is always NVIDIA (10DE).
-    """
+    """Return an entry; ``device_ids`` are PCI device ids in hex, separated by spaces, without NVIDIA's own (10DE)."""
     profiles = []
     for slices, eighths, attribute, starts, size, max_count, profile_id in family:
         # go-nvlib v0.10.0 mig_profile.go: the fraction of the total, rounded half up.
@@ -328,10 +310,7 @@ def find_card(product_name: str) -> Card | None:
 
 @lru_cache(maxsize=64)
 def find_doubt(product: str, reported: tuple[Profile, ...]) -> Finding | None:
-    """Return how the `reported` profiles of a card differ from our table, or that the driver lists none.
-
-    None if they agree or are not comparable.
-    """
+    """Return how the `reported` profiles of a card differ from our table, if they can be compared."""
     card = find_card(product)
     if card is None or not card.profiles or card.nvml_counts_wrong:
         return None
@@ -365,10 +344,7 @@ def _difference(profile: Profile, known: Mapping[str, Profile]) -> str:
 
 
 HEADROOM = 1.2
-"""Factor by which the memory of a workload is multiplied.
-
-Allocators, caches and bursts need a fifth more than the observed peak.
-"""
+"""Factor for the memory of a workload: allocators, caches and bursts need a fifth more than the observed peak."""
 TURNS = 4
 """The largest number of pods that should take turns on one GPU. With more of them, each waits too long."""
 _CARD = 0.95
@@ -376,8 +352,7 @@ _CARD = 0.95
 _INSTANCE = 0.88
 """GiB of usable memory for each GB in the name of a profile without a capture.
 
-The lowest ratio of all captures is 0.89 (16.0 GiB of an H200's 1g.18gb), and the assumption must not exceed the real
-size.
+The lowest ratio of all captures is 0.89 (16.0 GiB of an H200's 1g.18gb).
 """
 _SEEN: Mapping[str, Mapping[int, float]] = {
     "a30": {6: 5.81, 12: 11.69, 24: 23.5},
@@ -391,37 +366,28 @@ _SEEN: Mapping[str, Mapping[int, float]] = {
 }
 """GiB of usable memory of an instance, by the key of the card and the GB in the profile's name.
 
-The number in the name is nominal: an instance has less memory, and how much less cannot be computed. These are what
-``nvidia-smi mig -lgip`` and ``nvidia-smi`` printed on that hardware, in published captures (the same as in
-tests/planning/mig-facts.yaml, which names them). It varies by 0.1 to 0.5 GiB with the driver.
+An instance has less memory than its name says, and how much less cannot be computed. These are what ``nvidia-smi mig
+-lgip`` and ``nvidia-smi`` printed in published captures (tests/planning/mig-facts.yaml names them). It varies by 0.1 to
+0.5 GiB with the driver.
 """
 
 
 def memory_of(card: Card) -> float:
-    """Return the memory of the whole card in GiB.
-
-    A card that shares its memory with the CPU has 0 unless its total is known.
-    """
+    """Return the GiB of the whole card; 0 for one that shares its memory with the CPU, unless its total is known."""
     if card.memory_mib:
         return card.memory_mib / 1024
     return _SEEN.get(card.key, {}).get(card.memory_gb, card.memory_gb * _CARD)
 
 
 def usable_memory(card: Card, profile: Profile) -> float:
-    """Return the GiB that a workload can use of one instance of the profile.
-
-    0 if the card shares its memory with the CPU.
-    """
+    """Return the GiB that a workload can use of one instance; 0 if the card shares its memory with the CPU."""
     if not card.memory_gb:
         return 0.0
     return _SEEN.get(card.key, {}).get(profile.memory_gb, profile.memory_gb * _INSTANCE)
 
 
 def plain_profiles(card: Card) -> tuple[Profile, ...]:
-    """Return the profiles without an attribute that are not the whole card, sorted by memory.
-
-    Of equal ones, the more numerous come first.
-    """
+    """Return the profiles without an attribute that are not the whole card, by memory; the more numerous first."""
     whole = max((profile.slices for profile in card.profiles), default=0)
     plain = [profile for profile in card.profiles if profile.is_plain and profile.slices < whole]
     return tuple(sorted(plain, key=lambda profile: (profile.memory_gb, -profile.max_count)))
@@ -433,10 +399,7 @@ def client_memory(card: Card, clients: int) -> float:
 
 
 def client_threads(clients: int) -> int:
-    """Return the percentage of a GPU's threads that each of `clients` MPS clients may use.
-
-    The device plugin rounds it down (docs/design/hardware.md#mps-share).
-    """
+    """Return the percent of a GPU's threads for each of `clients` MPS clients (docs/design/hardware.md#mps-share)."""
     return 100 // clients
 
 
@@ -454,10 +417,9 @@ WHOLE = Fraction(1)
 def shares(instances: Sequence[tuple[int, int]], card: tuple[int, int]) -> tuple[Fraction, ...]:
     """Return the share of a GPU that each MIG instance counts for on a bill, in the order of `instances`.
 
-    Instances and the card are given as pairs of compute slices and memory, in any unit that is the same for all. The
-    share is the fraction of the slices or of the memory, whichever is larger, because a pod that takes all of one
-    resource leaves no use for the other. The shares of one GPU may then add up to more than 1 (4g.40gb and 3g.40gb on
-    an 80 GB card: 4/7 and 4/8), and are reduced in proportion.
+    Instances and the card are pairs of compute slices and memory, in any unit that is the same for all. The larger
+    fraction counts, because a pod that takes all of one resource leaves no use for the other. Shares of one GPU that
+    add up to more than 1 (4g.40gb and 3g.40gb on an 80 GB card: 4/7 and 4/8) are reduced in proportion.
     """
     parts = [max(map(_part, instance, card)) for instance in instances]
     most = max(WHOLE, sum(parts, Fraction(0)))

@@ -12,10 +12,9 @@ FIXED: Mapping[int, str] = {535: "535.309.01", 580: "580.159.03", 595: "595.71.0
 """The first fixed version of each affected branch of the Linux driver, by the number of the branch.
 
 CVE-2026-24197: memory routing of MIG partitions starts from an insecure default, so that repartitioning may corrupt
-data or hang, beyond the tenant that caused it. The fixed versions are those of NVIDIA's own record (bulletin 5821,
+data or hang, beyond the tenant that caused it. The versions are those of NVIDIA's record (bulletin 5821,
 https://github.com/NVIDIA/product-security/blob/5f2f483bdb97b934730c448e6f6c54e04212dd0f/2026/5821/CVE-2026-24197.json).
-It lists three branches of the Linux driver. Of other old branches NVIDIA says only that they "might also be affected".
-The operator does not refuse those by itself, but an admin can list them.
+Of other old branches NVIDIA says only that they "might also be affected", so only an admin can list them.
 """
 HANGING = frozenset({"570.124.06", "570.133.20", "570.148.08", "570.158.01"})
 """Drivers under which pods hang on a node that has MIG instances beside whole GPUs.
@@ -37,11 +36,9 @@ DriverVersions = Annotated[tuple[str, ...], listed(_find_no_version)]
 
 
 def find_driver_flaw(version: str, named: Iterable[str], *, refuse_affected: bool) -> str:
-    """Return why no GPU may be repartitioned under this driver.
+    """Return why no GPU may be repartitioned under this driver; empty if nothing, or not even its version, is known.
 
-    Empty if nothing is known against it, or if its version is unknown. `named` has the versions, or leading parts of
-    versions (`570`, `570.86`), that an admin refuses; entries that are not versions are ignored. Only older drivers of
-    the branches in FIXED are known to have the CVE.
+    `named` has the versions, or leading parts of versions (`570`, `570.86`), that an admin refuses.
     """
     numbers = _numbers(version)
     if not numbers:

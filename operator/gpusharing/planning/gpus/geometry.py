@@ -1,8 +1,4 @@
-"""Does a MIG layout fit one GPU, which is the nearest, which are possible, and how are they named?
-
-The answers depend on the profiles that a card offers (from NVML or from `gpusharing.planning.gpus.cards`) and on
-nothing else.
-"""
+"""Does a MIG layout fit one GPU, which is the nearest, which are possible, and how are they named?"""
 
 import re
 from collections import Counter
@@ -73,23 +69,19 @@ def tell_misfit(layout: Layout, profiles: Sequence[Profile]) -> str:
 
 
 def place(layout: Layout, profiles: Sequence[Profile]) -> tuple[tuple[str, int], ...]:
-    """Return one possible placement of a legal layout, as pairs of a profile and its start.
+    """Return one placement of a legal layout, as pairs of profile and start; empty if the card's are unknown.
 
-    They are in the order of creation. The driver may choose another placement. Empty if the placements of the card are
-    unknown.
+    The driver may choose another placement.
     """
     return _Offer.of(profiles).place(layout)
 
 
 def nearest_layout(layout: Layout, profiles: Sequence[Profile]) -> Layout | None:
-    """Return the legal layout nearest to ``layout``.
+    """Return the legal layout nearest to ``layout``, or None if no profile of the card is like one in it.
 
-    None if the card has no profiles or none that is like one in ``layout``. A profile that the card does not offer is
-    replaced by the one with the same number of compute slices (else the closest number), then the nearest memory, then
-    the same attribute, then the smaller one: 1g.20gb becomes 1g.18gb on an H200. A name that cannot be read is replaced
-    by the offered name with the most similar letters. Then as few instances as possible are dropped; one may be
-    replaced by an instance with the same memory and fewer compute slices. Among equal choices, the layout that keeps
-    more compute slices wins, then the one that keeps more memory.
+    A profile that the card does not offer becomes the one with the closest number of compute slices, then the nearest
+    memory, then the same attribute: 1g.20gb becomes 1g.18gb on an H200. Then as few instances as possible are dropped
+    or replaced by one with fewer compute slices.
     """
     if not profiles or not find_misfit(layout, profiles):
         return layout if profiles else None
@@ -123,8 +115,7 @@ def maximal_layouts(profiles: Sequence[Profile]) -> tuple[Layout, ...]:
 def generated_layouts(profiles: Sequence[Profile]) -> dict[str, Layout | None]:
     """Return the layouts of the configurations that mig-manager from v0.14 generates, by name.
 
-    A profile with a max_count of 0 gets no configuration, because mig-parted refuses a whole file for an entry whose
-    counts are all 0.
+    A profile with a max_count of 0 has none: mig-parted refuses a whole file for an entry whose counts are all 0.
     """
     profiles = [profile for profile in profiles if profile.max_count > 0]
     if not profiles:
@@ -149,11 +140,7 @@ def is_profile(name: str) -> bool:
 
 
 def resource_name(profile: str, *, shared: bool = False) -> str:
-    """Return the resource name of this profile with strategy mixed, such as ``nvidia.com/mig-1g.10gb.me``.
-
-    The name is that of the device plugin from v0.20. ``shared`` appends ``.shared``, for instances that are time-sliced
-    with renameByDefault.
-    """
+    """Return the resource of this profile with strategy mixed, as device plugins name it from v0.20."""
     return f"{RESOURCE_MIG_PREFIX}{profile.replace('+', '.')}{'.shared' if shared else ''}"
 
 
@@ -241,10 +228,7 @@ class _Offer:
         return extend(sorted(most, key=_large_first), ())
 
     def substitutes(self, wanted: Mapping[str, int]) -> Iterator[Layout]:
-        """Yield every legal layout with at most the ``wanted`` instances, or substitutes for some of them.
-
-        A substitute has the same memory and attribute and no more slices.
-        """
+        """Yield every legal layout with at most these instances, or some with the same memory and fewer slices."""
         of, room = self.by_name, Counter[object]()
         kinds = {name: (one.memory_gb or name, _attribute(name)) for name, one in of.items()}
         most: Counter[str] = Counter()
@@ -280,10 +264,7 @@ _Shape: TypeAlias = tuple[tuple[int, ...], int, int]  # starts, size, how many
 
 @lru_cache(maxsize=4096)
 def _place(shapes: tuple[_Shape, ...], taken: int = 0) -> tuple[tuple[int, ...], ...] | None:
-    """Return starts for the instances of each shape so that nothing overlaps.
-
-    ``taken`` is a bit mask of memory units.
-    """
+    """Return starts for the instances of each shape so that nothing overlaps; ``taken`` is a bit mask of units."""
     if not shapes:
         return ()
     rest = shapes[1:]
@@ -295,10 +276,7 @@ def _place(shapes: tuple[_Shape, ...], taken: int = 0) -> tuple[tuple[int, ...],
 
 
 def _choices(shape: _Shape, taken: int) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Yield each choice of starts for one shape, with the bit mask of the units in use afterwards.
-
-    A choice is abandoned at its first overlap, so that a profile with very many starts does not take too long.
-    """
+    """Yield each choice of starts for one shape, with the units in use afterwards, abandoned at the first overlap."""
     starts, size, count = shape
     if not count:
         yield (), taken

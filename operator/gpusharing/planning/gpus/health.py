@@ -1,10 +1,7 @@
 """Whether a GPU is healthy enough to be reconfigured, and what a person has to do if not.
 
-The facts come from the agent's ordinary reading (docs/adr/0015-health-from-the-same-reading.md says what that shows
-and what it does not). Running pods are left alone: an unhealthy GPU continues to serve as far as NVIDIA's device
-plugin lets it. Its mode and layout stay as they are until a person has acted.
-
-The agent imports this module, so it must not import pydantic.
+The facts come from the agent's ordinary reading (docs/adr/0015-health-from-the-same-reading.md). Running pods are left
+alone. The agent imports this module, so it must not import pydantic.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,25 +17,18 @@ REACHABLE = "Ok"
 
 @value
 class Vitals:
-    """What NVML reports about one GPU's health.
-
-    Counts are reduced to booleans, so that a growing count is not a change.
-    """
+    """What NVML reports about one GPU's health. Counts are booleans, so that a growing count is not a change."""
 
     access: str = REACHABLE
     """Whether NVML can talk to the GPU: Ok, Lost, ResetRequired or Failed."""
     recovery: str | None = None
-    """The action that the driver recommends (NVML field 230, since R565), NO_ACTION if none.
-
-    None if the driver does not report this field.
-    """
+    """The driver's recommendation (NVML field 230, since R565), NO_ACTION if none; None if it has no such field."""
     ecc_errors: bool = False
     remap_pending: bool = False
     remap_failed: bool = False
     xid: int | None = None
     """The first of the XIDS errors that the agent received, or None if there was none."""
     error: str = ""
-    """NVML's error if `access` is Failed."""
 
 
 HEALTHY = Vitals(recovery="None")
@@ -77,7 +67,6 @@ by the fields of Vitals.
 """
 
 NO_ACTION = "None"
-"""The driver's value for "no recovery action is needed"."""
 _RESET = "drain the node, then reset the GPU (nvidia-smi -r) or reboot the node"
 _REBOOT = "drain and reboot the node"
 RECOVERIES: Mapping[str, str] = {
@@ -91,20 +80,14 @@ RECOVERIES: Mapping[str, str] = {
     "Unknown": "see `nvidia-smi -q` on the node for the recovery action, which this version of the agent does not"
     " recognize",
 }
-"""What a person should do, by the driver's recovery action.
-
-The actions are nvmlDeviceGpuRecoveryAction_t, with NVIDIA's meanings.
-"""
+"""What a person should do, by the driver's recovery action (nvmlDeviceGpuRecoveryAction_t)."""
 
 
 NO_TROUBLE = Finding(Reason.NO_TROUBLE, "every GPU is healthy")
 
 
 def find_problems(gpu: Vitals) -> Iterator[tuple[Reason, str]]:
-    """Yield every way in which a GPU can be unhealthy, gravest first.
-
-    Each has a clause for people that is empty if it does not apply.
-    """
+    """Yield every way in which a GPU can be unhealthy, gravest first; the clause is empty if it does not apply."""
     yield Reason.GPU_LOST, f"fell off the bus; {_REBOOT}" if gpu.access == "Lost" else ""
     unreadable = gpu.access not in (REACHABLE, "ResetRequired")
     answer = f"NVML returns {gpu.error or gpu.access}; see `dmesg | grep -i nvrm` on the node"
@@ -130,10 +113,7 @@ def is_healthy(diagnosis: Finding) -> bool:
 
 
 def diagnose(gpus: Iterable[tuple[int, Vitals]]) -> Finding:
-    """Return a Finding about the GPU with the gravest problem, or NO_TROUBLE if all are healthy.
-
-    Of equally grave problems, that of the lowest index counts. `gpus` are pairs of index and vitals.
-    """
+    """Return a Finding about the GPU (index and vitals) with the gravest problem, or NO_TROUBLE."""
     worst: list[tuple[int, int, Reason, str]] = []
     for index, gpu in gpus:
         if gpu == HEALTHY:

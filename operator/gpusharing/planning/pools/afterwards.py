@@ -1,8 +1,7 @@
 """What will the cluster offer after all changes, and what would the changes of waiting nodes disturb?
 
-The pods on nodes that are being changed are listed anyway. The pods on waiting nodes are not, so `status.plan` could
-only count nodes. Therefore the pods on the first waiting nodes are listed too, but seldom, and only a few at a time
-over all pools (docs/design/drain.md#preview), for people who approve a plan or wait for it.
+The pods on the first waiting nodes are listed too, but seldom and only a few at a time over all pools, for people who
+approve a plan (docs/design/drain.md#preview).
 """
 
 from collections import Counter
@@ -32,10 +31,7 @@ from gpusharing.planning.wanted.verify import future_labels, served
 
 
 def find_afterwards(snapshot: ClusterSnapshot, members: Mapping[str, Member]) -> Afterwards:
-    """Return the cluster as it will be when all planned changes are done.
-
-    Nodes whose state cannot be computed are left out.
-    """
+    """Return the cluster as it will be after all planned changes, without nodes whose state cannot be computed."""
 
     def places() -> Iterator[FutureNode]:
         for name, node in snapshot.nodes.items():
@@ -91,10 +87,10 @@ def _labels(node: NodeView, assessed: Assessed | None) -> tuple[Mapping[str, str
 
 
 def find_holdings(node: NodeView, snapshot: ClusterSnapshot, *, remaining: bool = False) -> Mapping[str, int] | None:
-    """Return how many devices of each resource name the pods of the node hold, or None if that is unknown.
+    """Return how many devices of each resource the node's pods hold, or None if that is unknown.
 
-    Without a LIST of its pods, the agent's report counts, which is up to 30 s old and knows no devices of NVIDIA's DRA
-    driver. `remaining` leaves out pods that are being deleted, and distrusts that report during a change.
+    Without a LIST, the agent's report counts, which is up to 30 s old and knows no devices of NVIDIA's DRA driver.
+    `remaining` leaves out pods that are being deleted, and distrusts that report during a change.
     """
     work = snapshot.work.get(node.name)
     if work is not None and not work.error:
@@ -122,12 +118,7 @@ def find_previews(
     afterwards: Afterwards,
     now: datetime,
 ) -> tuple[Mapping[str, Preview], frozenset[str], datetime | None]:
-    """Return what the changes of waiting nodes would disturb, the nodes to list next, and when to wake.
-
-    The next pass must list the pods of those nodes. The wake time is for nodes that have no preview yet. A preview is
-    computed anew whenever the node's pods were listed, even if that LIST failed; otherwise it is kept while the
-    policy's spec has the same version. Nodes with known blockers get no LIST for a first preview.
-    """
+    """Return what the changes of waiting nodes would disturb, the nodes to list for the next pass, and when to wake."""
     known: dict[str, Preview] = {}
     missing: list[str] = []
     ours: dict[str, datetime] = {}
@@ -168,11 +159,7 @@ def _to_go(pools: Mapping[str, Pool], verdicts: Mapping[str, Verdict]) -> Iterat
 def preview_of(
     policy: PolicyView, verdict: Verdict, work: NodeWork, afterwards: Afterwards, snapshot: ClusterSnapshot
 ) -> Preview:
-    """Return what the change of one node would disturb, according to the last LIST of its pods.
-
-    The policy must have a spec. Pods that must not be evicted, and gangs whose members cannot be listed, show only as
-    blockers.
-    """
+    """Return what the change of a node would disturb, by the last LIST of its pods. The policy must have a spec."""
     assert policy.spec is not None, "only a policy with a spec has a preview"
     if not verdict.disruption.cordons:
         return Preview(policy.version, work.listed_at)

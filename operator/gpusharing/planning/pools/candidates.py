@@ -1,8 +1,4 @@
-"""Which nodes may start next, and how does the change of one start?
-
-`PassState` is what the pools share in one pass: the cluster after the changes, the looks at pods, what
-PodDisruptionBudgets still allow, and where the operator's own pod could be scheduled.
-"""
+"""Which nodes may start next, and how does the change of one start?"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +20,7 @@ from gpusharing.planning.snapshot.memory import Look, count_recent, find_due
 from gpusharing.planning.snapshot.records import Claim, Fence
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.transition.attempts import failed_before, owed_for, was_rolled_back
-from gpusharing.planning.transition.cases import Member, find_member
+from gpusharing.planning.transition.cases import Member
 from gpusharing.planning.transition.fencing import is_newcomer, marks_for, may_taint
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Blocker, Finding, ends_at, explain_blockers, main_reason
@@ -36,14 +32,12 @@ LAST_PLACE = (
     "this is one of the last schedulable nodes, and the operator's own pod needs one; waiting until another node is"
     " Ready and not cordoned"
 )
-"""The message on a node that has to stay schedulable for our own pod."""
 
 
 def find_places(nodes: Iterable[NodeView]) -> set[str] | None:
     """Return the nodes on which our own pod could be scheduled, or None if no second one can be had.
 
-    A cordoned node keeps its pods, but our own pod may be replaced in the middle of a change, because somebody deletes,
-    upgrades or drains it. If our cordons covered every node then, no operator could run to lift them
+    If our cordons covered every node when our pod is replaced, no operator could run to lift them
     (docs/design/drain.md#place). The pod's tolerations and selectors are not known, and are ignored.
     """
     able = [node for node in nodes if _may_open(node)]
@@ -51,10 +45,7 @@ def find_places(nodes: Iterable[NodeView]) -> set[str] | None:
 
 
 def spare(places: set[str] | None, candidates: Iterable[NodeCase]) -> int | None:
-    """Return how many of our pod's places may be cordoned so that one is left.
-
-    None if there is no such limit or no candidate would close a place.
-    """
+    """Return how many of our pod's places may be cordoned so that one is left, or None if there is no such limit."""
     if places is None or not any(case.node.name in places and case.disruption.cordons for case in candidates):
         return None
     return len(places) - 1
@@ -84,20 +75,13 @@ class PassState:
     crowd: Counter[str] = field(default_factory=Counter)
     """How many pods of nodes in flight still have to be evicted under each PodDisruptionBudget."""
     crowd_known: bool = True
-    """Whether `crowd` is complete.
-
-    False while a node settles after its cordon and nothing shows which of its pods will be evicted.
-    """
+    """Whether `crowd` is complete: not while a node settles and nothing shows which of its pods will be evicted."""
     due: frozenset[str] = frozenset()
     """The blocked nodes that are due for another look."""
     recent: int = 0
     """How many blocked nodes were looked at within the last poll interval."""
     claimed_waves: Mapping[str, str] = field(default_factory=dict)
-    """For each node with a claim but no fence: the wave in which it was about to start, or empty.
-
-    An operator stopped between writing the claim and the fence. The node starts in that wave, so that the wave stays
-    together.
-    """
+    """By node with a claim but no fence, because an operator stopped in between: its wave, or empty."""
     places: set[str] | None = None
     """The result of `find_places`, less the nodes that start; None if we do not run in a pod."""
     keepers: list[Member] = field(default_factory=list)
@@ -105,15 +89,9 @@ class PassState:
 
     @staticmethod
     def of(
-        snapshot: ClusterSnapshot,
-        now: datetime,
-        afterwards: Afterwards,
-        cases: Sequence[tuple[NodeCase, PolicyView]],
+        snapshot: ClusterSnapshot, now: datetime, afterwards: Afterwards, cases: Sequence[tuple[NodeCase, PolicyView]]
     ) -> "PassState":
-        """Return the state before any node starts.
-
-        `cases` are the candidates that were looked at before and may start now, with their policies.
-        """
+        """Return the state before any node starts; `cases` are candidates that were looked at before."""
         looks, poll = snapshot.memory.looks, snapshot.settings.poll
         found = ((case.node.name, standing_look(case, policy, looks)) for case, policy in cases)
         last = [(name, look) for name, look in found if look is not None]
@@ -128,15 +106,12 @@ class PassState:
             places=find_places(snapshot.nodes.values()) if snapshot.settings.pod_name else None,
         )
 
-    def add_in_flight(self, snapshot: ClusterSnapshot, verdict: Verdict) -> Look | None:
-        """Count the coming evictions on a fenced node.
-
-        Return the look that was used, so that the caller can keep it, or None.
-        """
-        node = snapshot.nodes[verdict.node]
+    def add_in_flight(self, snapshot: ClusterSnapshot, member: Member) -> Look | None:
+        """Count the coming evictions on a fenced node. Return the look that was used, or None."""
+        node, verdict = member.node, member.verdict
         held = verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD
         if held or not verdict.phase.in_flight:
-            self.keepers.append(find_member(verdict, node, None))
+            self.keepers.append(member)
         if node.fence is None or not node.fence.disruption.cordons or verdict.reason is Reason.NODE_NOT_JUDGED:
             return None
         if (work := snapshot.work.get(node.name)) is not None and not work.error:
@@ -154,19 +129,13 @@ class PassState:
 
 
 def find_mates(case: NodeCase) -> frozenset[str]:
-    """Return the other nodes that run members of the gangs that this node's change interrupts.
-
-    Members whose pods were not listed are not found.
-    """
+    """Return the other nodes that run listed members of the gangs that this node's change interrupts."""
     members = (member for view in case.gangs for member in view.members)
     return frozenset(member.node for member in members if member.node not in ("", case.node.name))
 
 
 def standing_look(case: NodeCase, policy: PolicyView, looks: Mapping[str, Look]) -> Look | None:
-    """Return the last look at a candidate if it found blockers and still counts.
-
-    It counts until the policy or the node's retry annotation changes.
-    """
+    """Return the last look at a candidate if it found blockers and counts for this policy version and retry value."""
     look = looks.get(case.node.name)
     if look is None or not look.blockers or look.version != policy.version:
         return None
@@ -188,10 +157,7 @@ class Candidate:
     case: NodeCase
     policy: PolicyView
     look: Look | None
-    """The last look at its pods if it found blockers.
-
-    None if nothing blocks the node, or if its pods were not listed.
-    """
+    """The last look at its pods if it found blockers."""
     pods: Standings | None = None
     """The pods of the node. None if they were not listed in this pass."""
     follows: bool = False
@@ -221,11 +187,7 @@ class Candidate:
 
 
 def find_place(case: NodeCase, policy: PolicyView) -> tuple[bool, int, str]:
-    """Return the sort key of a candidate that nothing blocks.
-
-    It is its claim, how many pods its change ends, and a stable shuffle that differs for every generation of the
-    policy.
-    """
+    """Return the sort key of a candidate that nothing blocks; its shuffle differs for each generation of the policy."""
     observed = case.gpunode.observed if case.gpunode is not None else None
     pods = observed.pods if observed is not None else None
     cost = UNKNOWN_PODS if pods is None else find_cost(case, pods)
@@ -241,10 +203,7 @@ class Queue:
 
     @cached_property
     def unlisted(self) -> dict[str, NodeCase]:
-        """The candidates whose pods must be known before they may start but were not listed in this pass.
-
-        They are in the order of `find_place`; newcomers are excepted.
-        """
+        """The candidates, in the order of `find_place`, that must be listed before they may start and were not."""
         unlisted = [case for case in self.cases if case.work is None and case.disruption.cordons]
         unlisted = [case for case in unlisted if not is_newcomer(case.node, case.gpunode)]
         unlisted.sort(key=lambda case: find_place(case, self.policy))
@@ -258,14 +217,13 @@ class Selection:
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     """The verdicts of all candidates that are not in `waiting`, by node."""
     claims: dict[str, Claim] = field(default_factory=dict)
-    """The claims of the candidates that start, by node."""
     looks: dict[str, Look] = field(default_factory=dict)
     """What the next passes need to know about the pods of candidates, by node."""
     waiting: list[tuple[Finding, bool, Sequence[NodeCase]]] = field(default_factory=list)
     """The other candidates, each with its case: why it waits, and whether only for a slot (`wait_for`)."""
 
     def put(self, case: NodeCase, verdict: Verdict, look: Look | None = None) -> bool:
-        """Record the verdict of a candidate. Return whether it fences the node, so that its change starts."""
+        """Record the verdict of a candidate. Return whether its change starts."""
         name = case.node.name
         self.verdicts[name] = verdict
         if look is not None:
@@ -288,10 +246,7 @@ def _shuffle(node_uid: str, policy_uid: str, generation: int) -> str:
 
 
 def find_cost(case: NodeCase, pods: int) -> int:
-    """Return how many pods the change of this node ends.
-
-    The number is `pods`, or with a gang its listed members and the node's GPU pods.
-    """
+    """Return how many pods the change of this node ends: `pods`, or more with a gang."""
     if case.work is None or not (gangs := case.gangs):
         return pods
     ended = {one.pod.uid for view in gangs for one in view.members if not has_finished(one.pod)}
@@ -317,10 +272,7 @@ def find_candidate(case: NodeCase, policy: PolicyView, state: PassState, *, foll
 def look_at(
     case: NodeCase, policy: PolicyView, before: Look | None, pods: Standings, blockers: tuple[Blocker, ...]
 ) -> Look:
-    """Return the look to record.
-
-    The next one waits the longer the more looks in a row, `before` included, have found blockers.
-    """
+    """Return the look to record; the next one waits the longer the more looks in a row have found blockers."""
     tries = 1
     if before is not None:
         tries = before.tries if before.at == pods.listed_at else before.tries + 1
@@ -410,10 +362,7 @@ def blocked(case: NodeCase, look: Look, *, again: bool = False) -> Verdict:
 
 
 def op_of(case: NodeCase, policy: PolicyView) -> str:
-    """Return the id of a change that begins now.
-
-    It consists of the policy's name, its generation, and the time in milliseconds in hexadecimal.
-    """
+    """Return the id of a change that begins now: policy, generation, and the time in milliseconds in hexadecimal."""
     name = policy.name
     if len(name) > MAX_NAME:
         name = f"{name[: MAX_NAME - 8]}-{sha256(name.encode()).hexdigest()[:7]}"

@@ -1,7 +1,4 @@
-"""Which nodes start in this pass?
-
-Every pool chooses in turn, within its own allowance (`Pool`) and the slots that the operator-wide cap leaves.
-"""
+"""Which nodes start in this pass, within the allowance of each pool and the operator-wide cap?"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
@@ -31,7 +28,7 @@ from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.memory import FIRST_LOOKS, Look
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.transition.attempts import is_tried_again
-from gpusharing.planning.transition.cases import not_judged
+from gpusharing.planning.transition.cases import Member, not_judged
 from gpusharing.planning.transition.fencing import is_newcomer
 from gpusharing.planning.transition.requests import with_gpunode
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
@@ -44,10 +41,9 @@ LOOKAHEAD = 2
 
 
 def select(pool: Pool, queue: Queue, cap: int, state: PassState, past: AbstractSet[Reason] = frozenset()) -> Selection:
-    """Return which candidates of a pool start, and what the others wait for.
+    """Return which candidates of a pool start, and what the others wait for. Starts are recorded in `state`.
 
-    Starts are recorded in `state`. `queue` must have all candidates, and the pool its hours. `cap` is how many more
-    nodes the operator-wide cap allows. Holds whose reason is in `past` have been checked already.
+    `queue` must have all candidates, and the pool its hours. Holds whose reason is in `past` have been checked already.
     """
     policy = pool.policy
     if not pool.candidates or policy.spec is None:
@@ -111,9 +107,7 @@ class Room:
     cap: int
     """How many nodes may start now, newcomers included."""
     full: Finding
-    """Why nodes wait for which there is no room."""
     capped: Finding
-    """Why newcomers wait for which there is no room."""
     lookahead: int | None
     """How many candidates beyond the room have their pods listed. None if no further pods are listed now."""
 
@@ -152,10 +146,7 @@ def _find_room(pool: Pool, cap: int, state: PassState) -> Room:
 
 
 def _in_order(pool: Pool, queue: Queue, state: PassState, left: Room, chosen: Selection) -> list[Candidate]:
-    """Return the candidates that may start or have their pods listed, in the order in which they start.
-
-    The others wait in `chosen`.
-    """
+    """Return the candidates that may start or have their pods listed, in order. The others wait in `chosen`."""
     policy, cases = pool.policy, {case.node.name: case for case in pool.candidates}
     following = find_following(policy, pool.members, (case.node for case in pool.candidates))
     unknown = (cases.keys() & queue.unlisted.keys()) - state.looks.keys() - following
@@ -180,17 +171,14 @@ def _in_order(pool: Pool, queue: Queue, state: PassState, left: Room, chosen: Se
 
 
 MOST_VAIN = 60
-"""How many passes in a row without progress, while nodes wait, are a fault of the planner.
-
-Every look at pods should lead to a start or to a blocker.
-"""
+"""How many passes without progress, while nodes wait, are a fault of the planner: looks lead to starts or blockers."""
 
 
 def choose(
     snapshot: ClusterSnapshot,
     now: datetime,
     pools: Mapping[str, Pool],
-    verdicts: Mapping[str, Verdict],
+    members: Mapping[str, Member],
     afterwards: Afterwards,
     *,
     reserved: int,
@@ -198,9 +186,8 @@ def choose(
 ) -> tuple[Selection, bool]:
     """Let every pool choose its next nodes, in the order of the policies' names.
 
-    `reserved` slots of the operator-wide cap are kept. If a pool cannot be judged, none of its nodes starts; the other
-    pools still choose. Also return whether the coming evictions on all nodes in flight are known; while they are not,
-    candidates with a pod that a budget guards wait.
+    Also return whether the coming evictions on all nodes in flight are known; while they are not, candidates with a pod
+    that a budget guards wait. `reserved` slots of the operator-wide cap are kept.
     """
     chosen = Selection()
     waiting = [pool for _, pool in sorted(pools.items()) if pool.candidates]
@@ -218,7 +205,7 @@ def choose(
     ]
     state = PassState.of(snapshot, now, afterwards, looked_at)
     for name in sorted(in_flight):
-        if (look := state.add_in_flight(snapshot, verdicts[name])) is not None:
+        if (look := state.add_in_flight(snapshot, members[name])) is not None:
             chosen.looks[name] = look
     for pool in waiting:
         cap = snapshot.settings.max_in_flight - len(in_flight) - reserved - len(chosen.claims)
@@ -230,7 +217,7 @@ def choose(
     chosen.verdicts |= _find_waits(chosen, memo)
     for case in (case for pool in waiting for case in pool.candidates):
         # The few candidates whose verdict from before the choice has actions need that write to their GPUNode still.
-        if verdicts[case.node.name].actions:
+        if members[case.node.name].verdict.actions:
             chosen.verdicts[case.node.name] = with_gpunode(chosen.verdicts[case.node.name], case)
     return chosen, state.crowd_known
 
@@ -256,16 +243,11 @@ def _find_waits(chosen: Selection, memo: Memo) -> dict[str, Verdict]:
 
 
 def count_vain(
-    pools: Mapping[str, Pool],
-    verdicts: Mapping[str, Verdict],
-    looks: Mapping[str, Look],
-    snapshot: ClusterSnapshot,
+    pools: Mapping[str, Pool], verdicts: Mapping[str, Verdict], looks: Mapping[str, Look], snapshot: ClusterSnapshot
 ) -> dict[str, int]:
-    """Return by policy how many passes in a row, at most MOST_VAIN, made no progress.
+    """Return by policy how many passes in a row, at most MOST_VAIN, made no progress, if any.
 
-    Policies that make progress are left out. In a pass without progress, the pods of a candidate are to be listed,
-    those of another are known, and nothing starts or is learned. The count starts anew while the API server delays a
-    LIST.
+    The count starts anew while the API server delays a LIST.
     """
     counts, before = {}, snapshot.memory
     vain = before.vain_passes if before.wants_pods <= snapshot.work.keys() else {}

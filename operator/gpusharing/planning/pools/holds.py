@@ -1,7 +1,6 @@
 """Why does a pool start no further node: pauses, canaries, approvals and failures?
 
-A hold keeps all waiting nodes of a policy from starting. Holds are looked for once per pool and pass, and only while
-some node could start. Nodes in flight go on, and some holds let a few nodes through (`select`).
+Nodes in flight go on, and some holds let a few nodes through (`select`).
 """
 
 import re
@@ -28,15 +27,12 @@ from gpusharing.planning.wanted.assess import Assessed
 
 
 def find_canary(pool: Pool) -> int | Finding | None:
-    """Return how many more nodes may start as canaries, or why no further node may start.
+    """Return how many more nodes may start as canaries, why no node may start, or None if the canary keeps none back.
 
-    None if the canary keeps no node from starting. The canaries are identified by the fences and proofs for this
-    revision of the policy on the Nodes, so neither a restart nor a pause changes them. A canary with more nodes than
-    its pool cannot be proven, so no node in service starts. If the pool shrank after the canary began, the rollout goes
-    on, with the first remaining node in service in place of all canaries
-    (docs/adr/0055-a-canary-larger-than-its-pool.md). Until another node has started, each proven canary must also serve
-    what was proven on it. One that fails to do so keeps the others waiting and is not replaced, because otherwise one
-    node after another would be used up, and the soak does not start over.
+    The fences and proofs for this revision on the Nodes identify the canaries, so neither a restart nor a pause changes
+    them. If the pool shrank below its canary, the first remaining node in service is the canary
+    (docs/adr/0055-a-canary-larger-than-its-pool.md). A proven canary that no longer serves is not replaced, because
+    otherwise one node after another would be used up.
     """
     canary, policy, members = pool.spec.rollout.canary, pool.policy, pool.members
     if canary is None or not members or canary.nodes == len(members):
@@ -68,10 +64,7 @@ def find_canary(pool: Pool) -> int | Finding | None:
 
 
 def outnumbers(pool: Pool) -> bool:
-    """Whether the canary has more nodes than the pool.
-
-    False for a policy that resets its nodes, because nobody can correct it any more.
-    """
+    """Whether the canary has more nodes than the pool, in a policy that somebody can still correct."""
     canary = pool.spec.rollout.canary
     return canary is not None and 0 < len(pool.members) < canary.nodes and not pool.policy.resetting
 
@@ -181,10 +174,9 @@ LENGTH = 7
 def plan_hash(policy: PolicyView, members: Sequence[Member]) -> str:
     """Return the hash with which a person approves what a policy does with `members`, in whatever order.
 
-    The plan is hashed as it was when the change of each node began, without pods and progress, so an approval lasts
-    until the plan is carried out. Every edit of the policy changes the hash, even one that restores an earlier spec,
-    because nobody has reviewed that spec since. So does a node that joins, leaves, or cannot be read before its change
-    begins, and a drift whose correction disturbs more than was approved; an approval covers lesser drift.
+    The plan is hashed as it was when the change of each node began, so an approval lasts until the plan is carried out.
+    Every edit of the policy changes the hash, even one that restores an earlier spec, because nobody has reviewed that
+    spec since. An approval covers lesser drift.
     """
     rows = sorted(row for member in members if (row := _row(policy.version, member)) is not None)
     text = f"{policy.uid}/{policy.generation}/{rows}"
@@ -261,10 +253,7 @@ def _find_holds(pool: Pool) -> Iterator[Finding]:
 
 
 def has_failed(member: Member, policy: PolicyView) -> bool:
-    """Whether the node failed after the point of no return in this revision.
-
-    It counts as long as its fence, its proof or its back-off records the failure.
-    """
+    """Whether the node's records say that it failed after the point of no return in this revision."""
     fence = member.node.fence
     if fence is not None:
         fails = member.verdict.phase is Phase.FAILED or fence.failed is not None
@@ -277,10 +266,8 @@ def has_failed(member: Member, policy: PolicyView) -> bool:
 def explain_halt(policy: PolicyView, failed: Sequence[str], most: int) -> str:
     """Return the message that no further node starts after these failures, or nothing if nodes may start.
 
-    It has the command that lets the rollout go on. `most` is maxFailures, at least 1. The value `<revision>` of the
-    policy's annotation gpusharing.dev/resume allows as many further failures, `<revision>.<k>` k times as many, and any
-    other value none. So a person who has examined further failures writes a new value, and the operator has nothing
-    else to remember.
+    `most` is maxFailures, at least 1. The value `<revision>` of the annotation gpusharing.dev/resume allows as many
+    further failures, `<revision>.<k>` k times as many.
     """
     revision, found = policy.version.revision, _RESUMED.fullmatch(policy.resumed)
     batches = int(found[2] or 1) if found is not None and found[1] == revision else 0
@@ -307,11 +294,7 @@ def read_value(message: str) -> str:
 
 
 def wait_for(case: NodeCase, why: Finding, *, for_slot: bool) -> Verdict:
-    """Return the verdict of a candidate that waits.
-
-    It waits for a slot or, without `for_slot`, for a hold of its pool to end. The verdict depends only on the
-    arguments, so the memo may cache it.
-    """
+    """Return the verdict of a candidate that waits for a slot or a hold. It depends only on the arguments."""
     phase, until = (Phase.PENDING, None) if for_slot else (why.reason.waiting_phase, why.until)
     found = case.verdict(phase, why.reason, why.message, wake=until, candidate=for_slot)
     return replace(found, deadline=until, keeper=why.keeper, stands=why.stands)
@@ -322,11 +305,7 @@ MOST = 200
 
 
 def find_gone(claims: Mapping[str, Claim], nodes: Mapping[str, NodeView]) -> dict[str, FailedNode]:
-    """Return the nodes that were deleted or replaced in the middle of a change, by UID.
-
-    The UID is that of the deleted Node. The nodes were past the point of no return and not proven. A replacing Node has
-    the same name and another UID.
-    """
+    """Return the nodes that were deleted or replaced past the point of no return and unproven, by their former UID."""
     return {
         claim.node_uid: FailedNode(name, claim.version, gone=True)
         for name, claim in claims.items()
@@ -337,10 +316,9 @@ def find_gone(claims: Mapping[str, Claim], nodes: Mapping[str, NodeView]) -> dic
 def count_failures(
     pools: Iterable[Pool], recorded: Mapping[str, FailedNode], gone: Mapping[str, FailedNode]
 ) -> dict[str, FailedNode]:
-    """Return the failures on record after this pass, by UID of the Node.
+    """Return the failures on record after this pass, by UID of the Node, and set `failed_before` of each pool.
 
-    Also set `failed_before` of each pool. A failure counts until its node is proven or the policy gets a new revision,
-    even if the node is gone by then.
+    A failure counts until its node is proven or the policy gets a new revision, even if the node is gone by then.
     """
     recorded = {**gone, **recorded}
     failures: dict[str, FailedNode] = {}

@@ -23,11 +23,10 @@ MOST = 3
 
 
 def name_keepers(members: Iterable[Member]) -> tuple[str, str]:
-    """Return a clause that says why these nodes are unavailable, and the first of them as `node/NAME`.
+    """Return a clause in parentheses on why these nodes are unavailable, and the first of them as `node/NAME`.
 
-    The clause is in parentheses, after a space. Two empty strings if there are none. Nodes whose changes make progress
-    are not named: a change begins every few minutes, and the status of every waiting node would have to be written
-    again each time.
+    Nodes whose changes make progress must not be named: the status of every waiting node would be written again each
+    time.
     """
     kept = sorted(members, key=lambda member: member.node.name)
     if not kept:
@@ -57,10 +56,7 @@ def _why(member: Member) -> str:
 
 
 def is_for_a_person(member: Member) -> bool:
-    """Whether only a person, or somebody else's maintenance, can free the node's slot.
-
-    The kubelet of a node that is not Ready may report again by itself.
-    """
+    """Whether only a person, or somebody else's maintenance, can free the slot. A kubelet may return by itself."""
     node, verdict = member.node, member.verdict
     if verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD:
         return True
@@ -78,22 +74,10 @@ def goes_on(verdict: Verdict) -> bool:
 class Pool:
     """The nodes of one policy, as one pass counts them.
 
-    limit      allowance(maxUnavailable, nodes of the policy); 0 freezes the pool. Nodes without a GPU and products
-               that the policy leaves out do not concern it: they do not count for a percentage and take no slot. Nodes
-               that somebody keeps from changing (cordon, maintenance, switched-off operands) do count. Newcomers behind
-               the start-up taint do not count and take only a slot of the operator-wide cap; holds of the pool apply to
-               them too (docs/design/transition.md#gate)
-    used       nodes that are not Ready, cordoned by anyone, fenced, claimed or being deleted; each counts once. A claim
-               without a fence was left by a crash or an earlier operator, and its node goes first. A node that another
-               policy will leave to this one cordoned or Failed counts even before that happens
-    room       limit - used, but no more than the operator-wide cap leaves, and one node stays open for our own pod
-               (`spare`)
-    hold       what keeps every node from starting, whatever its state: a frozen budget, closed windows (`find_hold`)
-    order      fewest GPU pods first, a gang counted as a whole, then a stable shuffle. Nodes that something blocks do
-               not stop the others, and share a few looks at their pods (`Look`)
-    waves      nodes that share a gang start in one pass, and wait for enough room if there can ever be enough
-               (`try_wave`)
-    crowd      while nodes in flight use up the room of a PodDisruptionBudget, no other node with pods under it starts
+    Nodes without a GPU and products that the policy leaves out do not concern it, but nodes that somebody keeps from
+    changing do. Newcomers behind the start-up taint take only a slot of the operator-wide cap; holds of the pool apply
+    to them too (docs/design/transition.md#gate). A node that another policy will leave to this one cordoned or Failed
+    uses a slot even before that happens.
     """
 
     policy: PolicyView
@@ -103,26 +87,18 @@ class Pool:
     candidates: list[NodeCase] = field(default_factory=list)
     """The cases of the nodes that wait only for a slot."""
     outside: int = 0
-    """How many of `names` do not concern the policy, or do not count yet (see `is_newcomer`)."""
+    """How many of `names` do not concern the policy, or do not count yet (`is_newcomer`)."""
     moving: int = 0
-    """How many of the used slots become free by themselves.
-
-    They are slots of changes that end at a deadline, and slots held only by a claim, which either becomes such a change
-    or is dropped.
-    """
+    """How many of the used slots become free by themselves: changes that end at a deadline, and mere claims."""
     opening: int = 0
     """How many of the nodes in `moving` accept no pods now but will again when their changes end."""
     members: list[Member] = field(default_factory=list)
     """The nodes that concern the policy, newcomers included."""
     to_go: list[str] = field(default_factory=list)
-    """The nodes that have yet to be drained."""
     keepers: list[Member] = field(default_factory=list)
     """The nodes whose slots do not become free by themselves."""
     failed_before: tuple[str, ...] = ()
-    """The nodes, as messages name them, whose failure is known only from the record.
-
-    They are gone or lost their fence (see `count_failures`).
-    """
+    """The nodes, as messages name them, whose failure is known only from the record (`count_failures`)."""
     hours: Hours = UNJUDGED
     """What the windows allow, or UNJUDGED, which lets no node start, before `with_hours` has computed it."""
     now: datetime = EARLIEST
@@ -138,8 +114,8 @@ class Pool:
     ) -> "Pool":
         """Return the pool of these nodes.
 
-        `claimed` nodes hold a slot and are about to become unavailable; `failing` ones are not candidates, because
-        calls about them fail; `joining` ones are still in a change of another policy and take a slot already.
+        `claimed` nodes are about to become unavailable; calls about `failing` ones fail; `joining` ones are still in a
+        change of another policy and take a slot already.
         """
         pool = Pool(policy)
         for member in members:
@@ -180,10 +156,7 @@ class Pool:
                 self.keepers.append(member)
 
     def with_hours(self, now: datetime) -> "Pool":
-        """Return a copy of the pool with what its windows allow at `now`.
-
-        All its nodes must have been counted before.
-        """
+        """Return a copy of the fully counted pool with what its windows allow at `now`."""
         spec, nodes, hours = self.policy.spec, [one.node for one in self.members], ALWAYS
         try:
             if spec is not None:

@@ -1,8 +1,7 @@
-"""Which nodes of a pool share a gang and therefore change together, as one wave?
+"""Which nodes of a pool share a gang and therefore start and return to service together, as one wave?
 
-The nodes of a wave that nothing blocks start in one pass, or wait until they can, and they return to service together,
-so that no other pod takes the GPUs of half a gang (docs/design/drain.md#waves). Their fences record the wave's id, so
-the wave survives a restart.
+Otherwise another pod would take the GPUs of half a gang (docs/design/drain.md#waves). The fences record the wave's id,
+so the wave survives a restart.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,11 +40,7 @@ MAX_MATES = 20
 
 
 def find_waves(order: Sequence[str], mates: Mapping[str, frozenset[str]]) -> dict[str, tuple[str, ...]]:
-    """Return the waves, sorted as in `order`, by the name of their first node.
-
-    A wave has the nodes that share gangs, directly or through others. `mates` has the nodes with which each node shares
-    a gang; those that are not in `order` are ignored.
-    """
+    """Return the sets of nodes that share gangs, directly or through others, by their first node in `order`."""
     places = {name: place for place, name in enumerate(order)}
     linked: dict[str, set[str]] = {}
     for name, others in mates.items():
@@ -81,10 +76,7 @@ def group(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
 
 
 def find_following(policy: PolicyView, members: Iterable[Member], candidates: Iterable[NodeView]) -> frozenset[str]:
-    """Return the names of the candidates whose gang mates have started without them.
-
-    They count until they have been changed too or the policy gets a new revision.
-    """
+    """Return the names of the candidates whose gang mates have started without them in this revision."""
     begun: set[str] = set()
     proofs = []
     for one in members:
@@ -109,9 +101,8 @@ def try_wave(
 ) -> int:
     """Start all nodes of a wave without known blockers, or none, and put their verdicts into `chosen`.
 
-    Return how many slots the wave takes, or reserves until it can start. If they are more than `most`, the number of
-    nodes that can ever change together, only the first `most` start. Blocked nodes are left behind, but the pods of as
-    many as `most` has room for are listed once more before.
+    Return how many slots the wave takes, or reserves until it can start. If more than `most` can never change together,
+    only the first `most` start. Blocked nodes are left behind, but listed once more before if `most` has room for them.
     """
     # Nodes whose pods were listed come first, before the cost decides: only a LIST shows the real cost of a gang. If
     # cost came first, each pass of a wave that cannot start as a whole would ask for the pods of yet another node, and
@@ -171,8 +162,8 @@ def hold_together(
 ) -> dict[str, Verdict]:
     """Return the new verdicts of proven nodes that wait for the others of their wave, by name.
 
-    They wait no longer than `timeouts.verification` after the first proof, and stop waiting once one of the others has
-    failed or is being rolled back, because then the gang could not come back whole.
+    They wait no longer than `timeouts.verification` after the first proof, and not for nodes that failed or are rolled
+    back.
     """
     waves: dict[str, list[str]] = {}
     for name, fence in fences.items():

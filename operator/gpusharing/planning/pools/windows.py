@@ -1,7 +1,6 @@
 """May a policy start nodes now, when may it next, and when would a series of changes end?
 
-A node starts only if enough of the window is left for its change (`needed_time`). A change that has begun may finish
-after the window.
+A change starts only if enough of the window is left for it (`needed_time`), and may finish after the window.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,15 +23,9 @@ from gpusharing.planning.vocabulary.values import value
 HORIZON = timedelta(days=8)
 """A longer span is shown as one without an end. No single window is longer than a week."""
 FAR = timedelta(days=366)
-"""Blackouts that follow each other without a gap for longer than this count as never ending.
-
-A single one lasts a week at most.
-"""
+"""Blackouts without a gap for longer than this count as never ending. A single one lasts a week at most."""
 STEPS = 400
-"""The most consecutive windows that are examined.
-
-That is 400 days of daily windows, or 16 days of hourly ones. Without a gap, they count as a span without an end.
-"""
+"""The most consecutive windows that are examined: 400 days of daily ones, or 16 days of hourly ones."""
 SHIFT = timedelta(hours=3)
 """How far beyond a moment to search: further than any change of the clock.
 
@@ -51,10 +44,7 @@ class Span:
     """The end of the span, or None if it has none within HORIZON."""
 
     def lasts(self, needed: timedelta, now: datetime) -> bool:
-        """Whether at least `needed` of the span is left.
-
-        It is counted from `now` or from the span's beginning if that is later.
-        """
+        """Whether at least `needed` of the span is left at `now`."""
         return self.closes is None or self.closes - max(self.opens, now) >= needed
 
 
@@ -64,10 +54,7 @@ class ZonedWindow:
 
     window: Window
     zone: tzinfo | None
-    """The time zone, or None if the time zone database does not have the name.
-
-    Only `find_flaw` accepts a window without a zone.
-    """
+    """The time zone, or None if the database does not have it, which only `find_flaw` accepts."""
 
     @cached_property
     def duration(self) -> timedelta:
@@ -97,10 +84,7 @@ def add_zones(windows: Windows, zones: Mapping[str, tzinfo]) -> tuple[ZonedWindo
 
 
 def find_flaw(zoned: ZonedWindow) -> tuple[str, str] | None:
-    """Return the name of the window's first invalid field and why it is invalid, or None.
-
-    The duration is not checked.
-    """
+    """Return the name of the window's first invalid field and why it is invalid. The duration is not checked."""
     example = '"0 22 * * 1-5"'
     if zoned.zone is None:
         why = "the time zone database does not contain this name; use one from the database"
@@ -117,10 +101,9 @@ def find_flaw(zoned: ZonedWindow) -> tuple[str, str] | None:
 def find_spans(windows: Sequence[ZonedWindow], blackouts: Sequence[ZonedWindow], after: datetime) -> Iterator[Span]:
     """Yield, in order, the spans from `after` onward in which nodes may start; possibly without end.
 
-    Windows that overlap or touch are one span, and blackouts are cut out of it. A duration is elapsed time: six hours
-    are six hours even when the clocks change. A start is that of Debian's cron (cronsim): one that does not exist on
-    the day when the clocks go forward moves to the next minute that exists, and of one that occurs twice the first
-    counts. No window may have a flaw. Without windows, nodes may start at any time except in blackouts.
+    A duration is elapsed time even when the clocks change. A start is that of Debian's cron (cronsim): one that does
+    not exist on the day when the clocks go forward moves to the next minute that exists, and of one that occurs twice
+    the first counts. No window may have a flaw.
     """
     moment: datetime | None = after
     while moment is not None and (opens := _first(windows, blackouts, moment)) is not None:
@@ -166,11 +149,9 @@ UNKNOWN = timedelta(minutes=15)
 FORESEEN = 200
 """The most spans through which the end of a rollout is foreseen."""
 SHOWN = 3
-"""The most spans that are shown."""
 LOOKED_AT = 40
 """The most spans that are examined in the search for spans that are long enough."""
 Zoned = tuple[ZonedWindow, ...]
-_MOMENT = timedelta(seconds=1)
 
 
 @value
@@ -186,10 +167,7 @@ class Hours:
 
     @property
     def next_window(self) -> str:
-        """When nodes may start next, or until when they may start now.
-
-        Empty if they may start at any time, or never.
-        """
+        """When nodes may start next, or until when they may start now; empty if at any time, or never."""
         if not self.spans:
             return ""
         span = self.spans[0]
@@ -214,8 +192,7 @@ UNJUDGED = Hours(closed=Finding(Reason.WINDOW_CLOSED, "the windows have not been
 def needed_time(spec: GPUSharingPolicySpec, nodes: Iterable[NodeView]) -> timedelta:
     """Return how much of a window must be left so that a node may start.
 
-    That is drain.timeout plus the duration of the slowest recent change, within the policy's time limits. Changes that
-    took more than twice the limits waited for a person, and do not count (ADR 63).
+    Changes that took more than twice the time limits waited for a person, and do not count (ADR 63).
     """
     proofs, limit = [node.verified for node in nodes], actuation_limit(spec)
     known = [(one.changed_at, timedelta(seconds=one.took)) for one in proofs if one and one.changed_at]
@@ -227,10 +204,7 @@ def needed_time(spec: GPUSharingPolicySpec, nodes: Iterable[NodeView]) -> timede
 def find_hours(
     spec: GPUSharingPolicySpec, zones: Mapping[str, tzinfo], nodes: Iterable[NodeView], now: datetime
 ) -> Hours:
-    """Return what the windows of a policy allow now.
-
-    `zones` has the known time zones, `nodes` the nodes of the policy.
-    """
+    """Return what the windows of a policy allow now. `zones` has the known time zones."""
     rollout = spec.rollout
     if not rollout.windows and not rollout.blackouts:
         return ALWAYS
@@ -250,7 +224,7 @@ def find_hours(
         return Hours(closed=_too_short(needed, longest, blacked_out=blacked_out))
     first = spans[0]
     if first.opens <= now:
-        return Hours(spans, None, None if first.closes is None else first.closes - needed + _MOMENT)
+        return Hours(spans, None, None if first.closes is None else first.closes - needed + _SECOND)
     message = (
         "changes do not start outside spec.rollout.windows, during spec.rollout.blackouts, or with less than"
         f" {_text(needed)} of the window left; the next change may start at {to_rfc3339(first.opens)}"
@@ -265,10 +239,9 @@ def foresee_end(
     begins: datetime,
     lengths: Sequence[timedelta],
 ) -> datetime | None:
-    """Return when a series of consecutive changes with these `lengths` ends.
+    """Return when a series of consecutive changes with these `lengths` ends; the last may end after its window.
 
-    None if a window is invalid or the end is too far away. Each starts when the previous one has ended, or once the
-    windows let a node start again. The last may end after its window.
+    None if a window is invalid or the end is too far away.
     """
     windows, blackouts = (add_zones(rows, zones) for rows in (spec.rollout.windows, spec.rollout.blackouts))
     if _flaw(windows, blackouts):
@@ -287,10 +260,7 @@ def foresee_end(
 
 @lru_cache(maxsize=512)
 def _spans(windows: Zoned, blackouts: Zoned, needed: timedelta, minute: datetime) -> tuple[tuple[Span, ...], timedelta]:
-    """Return the first spans that last long enough, and the length of the longest examined one.
-
-    Caching for each minute is exact, because no schedule has seconds.
-    """
+    """Return the first spans that last long enough, and the length of the longest examined one, cached by minute."""
     long_enough, longest = [], timedelta(0)
     for span in islice(find_spans(windows, blackouts, minute), LOOKED_AT):
         if span.closes is not None:

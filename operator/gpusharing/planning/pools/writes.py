@@ -23,7 +23,7 @@ from gpusharing.planning.stack.pointers import plan_pointers
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.actuators.actuator import Actuator
-from gpusharing.planning.wanted.sharedobjects import plan_rules
+from gpusharing.planning.wanted.draobjects import plan_rules
 
 CLOCKS = timedelta(seconds=1.5)
 """How far the clocks of two processes may differ. Each was set from a Date header with whole seconds (kube.clock)."""
@@ -44,10 +44,7 @@ def share(
     failed_nodes: Mapping[str, FailedNode],
     classes: WriteClasses | None,
 ) -> tuple[Action, ...]:
-    """Return the writes that concern all nodes, in the order in which they must be made.
-
-    They are configuration, finalizers, claims, one of NVIDIA's objects, DeviceClasses, DeviceTaintRules.
-    """
+    """Return the writes that concern all nodes, in the order in which they must be made."""
     actions: list[Action] = [] if config is None else [config]
     nodes, fences = snapshot.nodes, fences_of(snapshot)
     claims = {
@@ -83,17 +80,12 @@ def _claim(node_uid: str, fence: Fence, verdict: Verdict | None, before: Claim |
 
 
 def find_resumed(
-    claims: Mapping[str, Claim],
-    nodes: Mapping[str, NodeView],
-    verdicts: Mapping[str, Verdict],
-    now: datetime,
+    claims: Mapping[str, Claim], nodes: Mapping[str, NodeView], verdicts: Mapping[str, Verdict], now: datetime
 ) -> dict[str, Claim]:
     """Return, by node, the claims that are kept although their nodes have no readable fence.
 
-    A newer operator may have written the fence, or the change will soon begin by itself. A claim is written before its
-    fence. If the operator ends between the two writes, the next one may find that the node has to wait again for a
-    moment. If it removed the claim and the finalizer then and added them again later, it would make four needless
-    writes.
+    A newer operator may have written the fence, or an operator ended between the claim and the fence and the change
+    will begin in a moment; removing claim and finalizer until then would make four needless writes.
     """
     resumed = {}
     for name, claim in claims.items():
@@ -108,15 +100,9 @@ def find_resumed(
 
 
 def plan_finalizers(
-    pools: Mapping[str, Pool],
-    claims: Collection[Claim],
-    fenced: Collection[NodeView],
-    verdicts: Mapping[str, Verdict],
+    pools: Mapping[str, Pool], claims: Collection[Claim], fenced: Collection[NodeView], verdicts: Mapping[str, Verdict]
 ) -> list[SetFinalizer]:
-    """Return the actions that add our finalizer to policies or remove it, sorted by policy.
-
-    `claims` are all claims after this pass.
-    """
+    """Return the actions that add our finalizer to policies or remove it. `claims` are all claims after this pass."""
     actions = []
     claiming = {claim.policy for claim in claims}
     for name, pool in sorted(pools.items()):
@@ -145,17 +131,12 @@ def plan_finalizers(
 
 
 def find_forgotten(
-    pools: Mapping[str, Pool],
-    verdicts: Mapping[str, Verdict],
-    nodes: Mapping[str, NodeView],
-    actuator: Actuator,
+    pools: Mapping[str, Pool], verdicts: Mapping[str, Verdict], nodes: Mapping[str, NodeView], actuator: Actuator
 ) -> dict[str, Verdict]:
     """Return the new verdicts of the nodes from which our labels and records are removed now, by name.
 
-    They replace other actions. This is the last step of a policy with deletionPolicy Reset
-    (docs/design/transition.md#reset); what the actuator has written may stay. A rollout keeps its state on its nodes:
-    which of them are being changed, which canaries serve and since when, what failed, and which plan was approved. So
-    nodes with whole GPUs are not forgotten one by one, but all together when the last one is proven.
+    This ends a policy with deletionPolicy Reset (docs/design/transition.md#reset). A rollout keeps its state on its
+    nodes, so they are forgotten all together when the last one is proven.
     """
     forgotten: dict[str, Verdict] = {}
     for pool in pools.values():

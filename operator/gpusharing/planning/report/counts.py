@@ -11,19 +11,15 @@ from gpusharing.planning.wanted.target import is_plugin_resource
 from gpusharing.planning.wanted.verify import served
 
 MOST_WAITED_FOR = 16
-"""The largest number of resource names that `waited_for` lists although no node serves them.
-
-Whoever may create pods may invent such names.
-"""
+"""The most names without a node that `waited_for` lists; whoever may create pods may invent such names."""
 OTHERS = "_others"
 """The key under which the remaining resources are counted together; no resource can have this name."""
 
 
 def count_used(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> str:
-    """Return the number of devices that pods hold and that the nodes serve, such as `27/32`.
+    """Return how many of the served devices pods hold, such as `27/32`, or `27+?/32` if some holdings are unknown.
 
-    It is `27+?/32` if some holdings are unknown. On a node that serves nothing, the device plugin resources that pods
-    still hold count, so `16/0` is possible after the plugin is gone.
+    On a node that serves nothing, the device plugin resources that pods still hold count, so `16/0` is possible.
     """
     used = total = 0
     known = True
@@ -40,10 +36,7 @@ def count_used(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> str:
 def count_devices(
     nodes: Iterable[NodeView], targets: Mapping[str, Mapping[str, int]]
 ) -> tuple[Counter[str], Counter[str]]:
-    """Return how many devices of each resource the nodes serve now, and how many after all changes.
-
-    `targets` has the resources of each node that has a target.
-    """
+    """Return how many devices of each resource the nodes serve now, and how many after all changes."""
     before, after = Counter[str](), Counter[str]()
     for node in nodes:
         resources = served(node)
@@ -61,7 +54,7 @@ def count_pending(
     """Return the number of requests by Pending pods without a node for a resource that a node serves.
 
     If the policy may strand pods, requests for resources that no node serves or will serve count too: it is unknown
-    which change removed them, so every policy with that setting counts them.
+    which change removed them.
     """
     names = {name for node in nodes for name in served(node)}
     others = snapshot.pending.keys() - names
@@ -89,10 +82,7 @@ def count_slices(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> tuple[
 
 
 def waited_for(snapshot: ClusterSnapshot) -> Mapping[str, int]:
-    """Return the number of Pending pods without a node that request each GPU resource.
-
-    The least requested resources that no node serves are added up under OTHERS.
-    """
+    """Return how many Pending pods without a node request each GPU resource; rare unknown ones together as OTHERS."""
     served_names = {name for node in snapshot.nodes.values() for name in served(node)}
     strange = sorted(snapshot.pending.keys() - served_names, key=lambda name: (-snapshot.pending[name], name))
     counts = {name: count for name, count in snapshot.pending.items() if name in served_names}

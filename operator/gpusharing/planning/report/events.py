@@ -1,8 +1,4 @@
-"""Which Kubernetes Events report what has changed since the last pass?
-
-The changes are in the verdict on a node, in its Node, in the status of a policy, or in one of NVIDIA's objects. The
-caller posts the Events.
-"""
+"""Which Kubernetes Events report what has changed since the last pass?"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -29,24 +25,18 @@ events.k8s.io allows 1024 bytes, not characters (kubernetes v1.36.3 pkg/apis/cor
 
 @value
 class Event:
-    """A Kubernetes Event to be posted about a policy, a node, a Node or ClusterPolicy.
-
-    About a node, it is posted on the node's policy, with the Node as related object.
-    """
+    """A Kubernetes Event about a policy, a Node or ClusterPolicy. One about a node's change is posted on its policy."""
 
     type: Literal["Normal", "Warning"]
-    """`Warning` if somebody should look at it."""
     reason: str
-    """One CamelCase word, for tools."""
     note: str
     """What happened, with the names of the objects, for people; at most MAX_NOTE bytes."""
 
 
 def node_events(before: Verdict | None, after: Verdict, *, drained: bool = False) -> tuple[Event, ...]:
-    """Return the Events about what changed on one node.
+    """Return the Events about what changed on one node; none in the first pass, when `before` is None.
 
-    There are none if `before` is None, as in the first pass after a restart. `drained` says whether the start of this
-    drain was reported already. Then it is not reported again, even if the pods could not be listed for a while.
+    `drained` says that the start of this drain was reported already, even if its pods could not be listed for a while.
     """
     if before is None or before is after:
         return ()
@@ -97,7 +87,6 @@ def _find_events(before: Verdict, after: Verdict, *, drained: bool) -> Iterator[
 
 
 def _find_begun(before: Verdict, after: Verdict) -> Verdict | None:
-    """Return the verdict that shows the node pass its point of no return between the two, or None."""
     if _plans_return(after) or after.attempt > 1 or Mark.PAST_RETURN in after.reason.marks:
         return None
     if _plans_return(before):
@@ -150,10 +139,7 @@ def cordon_event(before: NodeView, after: NodeView) -> Event | None:
 
 
 def refusal_event(before: Mapping[str, Any], after: Mapping[str, Any]) -> Event | None:
-    """Return the Warning that a policy is not accepted, or None.
-
-    None if it is accepted, or if its stored status `before` has the refusal already.
-    """
+    """Return the Warning that a policy is not accepted, unless its stored status `before` has the refusal already."""
     earlier, answer = _acceptance(before), _acceptance(after)
     if answer == earlier or answer.get("status") != "False":
         return None

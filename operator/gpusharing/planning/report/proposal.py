@@ -45,10 +45,7 @@ from gpusharing.planning.wanted.verify import (
 )
 
 Step: TypeAlias = tuple[Verdict, Preview | None]
-"""The verdict on a node that would change, and what the change would disturb.
-
-The preview is None if the node's pods were not listed.
-"""
+"""The verdict on a node that would change, and what the change would disturb; None if its pods were not listed."""
 
 
 @value
@@ -59,14 +56,10 @@ class Vanishing:
     before: int
     after: int
     demand: DeviceDemand
-    """The demand for the resource in the whole cluster."""
+    """The demand in the whole cluster."""
     pods: tuple[str, ...]
-    """Pods that request the resource and run on nodes that change, as `namespace/name`.
-
-    Only nodes whose pods were listed are included.
-    """
+    """Listed pods that request the resource and run on nodes that change, as `namespace/name`."""
     pending: int
-    """How many Pending pods without a node request the resource."""
 
 
 @value
@@ -78,27 +71,19 @@ class Proposal:
     about: str
     """The message of its condition Accepted."""
     reason: str
-    """The reason of its condition Accepted."""
     steps: tuple[Step, ...]
     """The nodes that change, in order: nodes in flight, then nodes that start now, then nodes that wait."""
     left_out: tuple[Verdict, ...]
     """Nodes that differ from the policy but do not change. A person or another program has to act first."""
     unread: tuple[Verdict, ...]
-    """The verdicts in `left_out` on nodes of which it is unknown whether they match the policy.
-
-    Nobody has read their GPUs, or their agent or kubelet is away.
-    """
+    """The verdicts in `left_out` on nodes of which it is unknown whether they match the policy."""
     lost: Mapping[str, str]
-    """Nodes that the policy selects but another policy owns, with that policy.
-
-    Only filled in if the policy has no nodes of its own.
-    """
+    """Nodes that the policy selects but another policy owns, with that policy; only if it has no nodes of its own."""
     coming: tuple[str, ...]
     """Nodes that the policy owns but that are still in a change which another policy began."""
     adopted: tuple[str, ...]
     """Nodes that already match the policy but are not governed by it yet. They only get labels."""
     settled: int
-    """How many nodes match the policy and are governed by it."""
     before: Mapping[str, int]
     """Devices of the pool now, by resource name."""
     after: Mapping[str, int]
@@ -108,12 +93,8 @@ class Proposal:
     windows: tuple[str, ...]
     """The next times at which nodes may start. Empty if they may start at any time, or never."""
     at_once: int
-    """How many nodes may be unavailable at the same time."""
     single_keeps_name: bool = False
-    """Whether mig.strategy single would suit the layouts and keep the resource name nvidia.com/gpu.
-
-    Pods request that name.
-    """
+    """Whether mig.strategy single would suit the layouts and keep the name nvidia.com/gpu that pods request."""
     client_memory: Mapping[str, float] = field(default_factory=dict)
     """GiB of one MPS client, by product. Empty in other modes; cards that our table does not have are left out."""
     client_threads: int = 0
@@ -128,10 +109,7 @@ class Proposal:
 
 
 def configured(snapshot: ClusterSnapshot, plan: RolloutPlan, since: datetime) -> ClusterSnapshot | None:
-    """Return the snapshot as if the plan's ConfigMaps were written at `since`.
-
-    Nodes wait for that write. None if the plan writes none.
-    """
+    """Return the snapshot as if the plan's ConfigMaps were written at `since`, or None if the plan writes none."""
     change = next((action for action in plan.shared if isinstance(action, WriteConfig)), None)
     if change is None:
         return None
@@ -148,10 +126,7 @@ def configured(snapshot: ClusterSnapshot, plan: RolloutPlan, since: datetime) ->
 
 
 def tell_proposal(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> Proposal:
-    """Return what the plan means for this policy and its pool.
-
-    `lasts` is left empty. The plan must have been made from this snapshot, with this policy.
-    """
+    """Return what the plan, made from this snapshot with this policy, means for its pool. `lasts` is left empty."""
     pool, spec = members(policy, plan, snapshot), policy.spec
     status = tell_status(policy, plan, snapshot, {}, now)
     accepted = next(row for row in status["conditions"] if row["type"] == ConditionType.ACCEPTED)
@@ -203,11 +178,10 @@ def tell_proposal(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapsh
 def foresee(
     pool: Pool, snapshot: ClusterSnapshot, now: datetime, count: int, past: Sequence[timedelta]
 ) -> tuple[timedelta, ...]:
-    """Return how long the changes of `count` nodes of the pool take at least and at most.
+    """Return how long the changes of `count` nodes of the pool take at least and at most; empty if that is unknown.
 
-    Each is assumed to take as long as the fastest or the slowest of the `past` changes. Empty if that is unknown. The
-    limits on nodes at once, the windows and the canaries are considered; other holds, such as a missing approval, are
-    not.
+    Each is assumed to take as long as the fastest or the slowest of the `past` changes. Holds that only a person ends,
+    such as a missing approval, are not considered.
     """
     at_once = min(pool.limit, snapshot.settings.max_in_flight)
     if not past or not count or not at_once or pool.policy.spec is None:
@@ -283,17 +257,11 @@ def _vanishing(
 
 
 Proofs: TypeAlias = Mapping[Source, tuple[str, str, Finding | None]]
-"""By source: what it says, what it should say, and why the two disagree.
-
-What it should say is empty if the target needs nothing from it. The disagreement is None if there is none.
-"""
+"""By source: what it says, what it should say (empty if nothing), and why the two disagree, or None."""
 
 
 def tell_proofs(node: NodeView, observed: ObservedView, target: Target, stack: StackView) -> Proofs:
-    """Return what each source that this installation has says.
-
-    The target must have one layout for each observed GPU.
-    """
+    """Return what each source of this installation says. The target must have one layout for each observed GPU."""
     actuator = find_actuator(stack)
     wrong = find_disagreements(Comparison(node, observed, target, stack), actuator.checks)
     says = "is quiet" if observed.quiet else f"reads {counted(len(observed.gpus), 'GPU')}"
@@ -310,10 +278,7 @@ def tell_proofs(node: NodeView, observed: ObservedView, target: Target, stack: S
         Source.PLUGIN: (labels.get(names.LABEL_PLUGIN_CONFIG) or "not set", target.plugin_key or "not set"),
         Source.GFD: ("differ" if Source.GFD in wrong else "as configured", "as configured"),
         Source.ALLOCATABLE: (_counts(served(node)), _counts(target.resources)),
-        Source.SLICES: (
-            tell_devices(node.devices.layouts) if node.devices else "none",
-            tell_devices(target.layouts),
-        ),
+        Source.SLICES: (tell_devices(node.devices.layouts) if node.devices else "none", tell_devices(target.layouts)),
     }
     return {one: (*row, wrong.get(one)) for one, row in rows.items() if one in actuator.sources}
 

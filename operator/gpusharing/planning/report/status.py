@@ -22,17 +22,14 @@ from gpusharing.planning.vocabulary.findings import explain_blockers
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT, counted, cut, some
 from gpusharing.planning.vocabulary.reasons import Mark, Passes, Reason, most_urgent
 from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.wanted.draobjects import find_doubtful
 from gpusharing.planning.wanted.ownership import selects_node
-from gpusharing.planning.wanted.sharedobjects import find_doubtful
 from gpusharing.planning.wanted.verify import tell_guest_reset
 
 
 @value
 class Members:
-    """The nodes of one policy with their verdicts, sorted by name.
-
-    Those that spec.products leaves out are in `skipped`.
-    """
+    """The nodes of one policy with their verdicts, sorted by name, without those in `skipped`."""
 
     policy: PolicyView
     verdicts: tuple[Verdict, ...]
@@ -43,20 +40,12 @@ class Members:
     """Nodes that the policy selects but another policy owns. Only filled in if the policy has no nodes of its own."""
     coming: tuple[str, ...]
     """Nodes that the policy owns but that are still in a change which another policy began."""
-    done: int
-    """How many of the nodes are Synced and Ready, with no action left in their verdicts (`is_done`)."""
-    unproven: tuple[Verdict, ...]
-    away: str
-    """The first node that is proven (Synced) but not Ready; empty if there is none."""
     failures: tuple[Verdict, ...]
     """The verdicts of the nodes that are Failed, are being rolled back, or were rolled back."""
 
 
 def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Members:
-    """Return the nodes of a policy with their verdicts.
-
-    The plan must have been made from this snapshot, with this policy.
-    """
+    """Return the nodes of a policy. The plan must have been made from this snapshot, with this policy."""
     rows = [(plan.verdicts[name], snapshot.nodes[name]) for name in sorted(plan.pools[policy.name].names)]
     pairs = [(verdict, node) for verdict, node in rows if not is_product_skipped(verdict, node)]
     coming = plan.coming.get(policy.name, ())
@@ -72,9 +61,6 @@ def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) ->
         skipped=tuple(verdict for verdict, node in rows if is_product_skipped(verdict, node)),
         lost=lost,
         coming=coming,
-        done=sum(is_done(verdict, node) for verdict, node in pairs),
-        unproven=tuple(verdict for verdict, _ in pairs if verdict.phase is not Phase.SYNCED),
-        away=next((node.name for v, node in pairs if v.phase is Phase.SYNCED and not node.ready), ""),
         failures=tuple(
             verdict
             for verdict, node in pairs
@@ -100,10 +86,7 @@ def urgency(verdict: Verdict) -> tuple[tuple[int, int], str]:
 
 
 def tell_first(verdicts: Sequence[Verdict]) -> str:
-    """Return the message of the most urgent verdict, with the name of its node in front.
-
-    Raises ValueError if there are no verdicts.
-    """
+    """Return the message of the most urgent verdict, after the name of its node. Raises ValueError without verdicts."""
     shown = min(verdicts, key=urgency)
     prefix = "" if shown.message.startswith(shown.node) else f"{shown.node}: "
     return f"{prefix}{shown.message}"
@@ -117,7 +100,7 @@ Headline = tuple[Answer, str, str]
 
 def find_headline(pool: Members, plan: RolloutPlan) -> Headline:
     """Return the headline of the pool. States that a person has to end come before those that only take time."""
-    policy, left = pool.policy, pool.unproven
+    policy, left = pool.policy, [verdict for verdict in pool.verdicts if verdict.phase is not Phase.SYNCED]
     if policy.deleting:
         message = "changes in flight are first finished or rolled back"
         return (False, Reason.DELETING, "the policy is being deleted"), "Deleting", message
@@ -138,12 +121,12 @@ def find_headline(pool: Members, plan: RolloutPlan) -> Headline:
             owned = f"another policy owns every node that spec.nodeSelector selects: {some(pool.lost, 1)}"
             text = f"{owned}. Narrow one of the selectors, or give this policy a strictly higher spec.priority"
         return (False, Reason.NO_NODES, text), str(Reason.NO_NODES), text
-    done, total = pool.done, len(pool.verdicts)
+    done, total = sum(map(is_done, pool.verdicts, pool.nodes)), len(pool.verdicts)
     progress = f"{done} of {counted(total, 'node')} {'is' if done == 1 else 'are'} proven"
     proven = f"{counted(done, 'node is', 'nodes are')} proven"
-    if not left and pool.away:
-        ready = False, Reason.NODE_NOT_READY, f"{progress} and Ready; {pool.away} is not Ready"
-        return ready, str(Reason.NODE_NOT_READY), f"{pool.away} is proven but not Ready"
+    if not left and (away := next((node.name for node in pool.nodes if not node.ready), "")):
+        ready = False, Reason.NODE_NOT_READY, f"{progress} and Ready; {away} is not Ready"
+        return ready, str(Reason.NODE_NOT_READY), f"{away} is proven but not Ready"
     if not left and pool.coming:
         coming = tell_coming(pool)
         return (False, Reason.ROLLOUT_IN_PROGRESS, f"{proven}; {coming}"), str(Phase.PENDING), coming
@@ -164,25 +147,14 @@ def tell_coming(pool: Members) -> str:
 
 
 MAX_LISTED = 20
-"""The largest number of entries in each list of a status.
-
-The lists are for example the nodes, pods, budgets and shortages of the plan, and the failures.
-"""
+"""The most entries in each list of a status, such as nodes, pods, budgets, shortages and failures."""
 MAX_GANGS = 10
-"""The largest number of gangs that the plan lists."""
 
 
 def tell_status(
-    policy: PolicyView,
-    plan: RolloutPlan,
-    snapshot: ClusterSnapshot,
-    previous: Mapping[str, Any],
-    now: datetime,
+    policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, previous: Mapping[str, Any], now: datetime
 ) -> dict[str, Any]:
-    """Return the status of a policy, or `previous` with conditions that say that it cannot be computed.
-
-    The other policies must still get their status.
-    """
+    """Return the status of a policy, or `previous` with conditions that say that it cannot be computed."""
     try:
         return policy_status(policy, plan, snapshot, previous, now)
     except Exception as error:  # noqa: BLE001 - one bad policy must not keep the others from being reported
@@ -201,17 +173,13 @@ def tell_status(
 
 
 def policy_status(
-    policy: PolicyView,
-    plan: RolloutPlan,
-    snapshot: ClusterSnapshot,
-    previous: Mapping[str, Any],
-    now: datetime,
+    policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, previous: Mapping[str, Any], now: datetime
 ) -> dict[str, Any]:
     """Return the body of `status`.
 
-    Every key is present; `plan` is None if there is no plan, which tells the writer to remove the key. Equal inputs
-    give equal statuses, so an unchanged status is not written again: messages are sorted, bounded and free of times, so
-    that they do not flap. Conditions use the terms of kstatus.
+    Every key is present; a `plan` of None tells the writer to remove the key. Equal inputs give equal statuses:
+    messages are sorted, bounded and free of times, so that an unchanged status is not written again. Conditions use the
+    terms of kstatus.
     """
     pool = members(policy, plan, snapshot)
     ready, word, message = find_headline(pool, plan)
@@ -236,10 +204,7 @@ def policy_status(
 
 
 def find_grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[object, ...]:
-    """Return everything that decides which of the policy's conditions are True.
-
-    That is much cheaper to find than the whole status.
-    """
+    """Return everything that decides which of the policy's conditions are True, much cheaper than the whole status."""
     own = [(plan.verdicts[name], snapshot.nodes[name]) for name in plan.pools[policy.name].names]
     kinds = {(v.phase, v.reason, bool(v.actions), node.ready, v.stands, is_begun(node)): (v, node) for v, node in own}
     bearings = {bearing(verdict, node) for verdict, node in kinds.values()}

@@ -1,7 +1,4 @@
-"""What do `GPUNode.status.transition` and `.conditions` show people of the verdict on a node?
-
-No decision is made from them.
-"""
+"""What do `GPUNode.status.transition` and `.conditions` show people of the verdict? No decision is made from them."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -25,10 +22,7 @@ DAY = timedelta(days=1)
 
 
 def transition(verdict: Verdict, node: NodeView, previous: Mapping[str, Any], now: datetime) -> dict[str, Any]:
-    """Return `status.transition` after this pass.
-
-    `previous` is the stored value, which gives the history and when the phase began.
-    """
+    """Return `status.transition` after this pass. The stored `previous` gives the history and when the phase began."""
     phase, reason = str(verdict.phase), str(verdict.reason)
     same = previous.get("phase") == phase
     moment = to_rfc3339(now)
@@ -78,10 +72,9 @@ def who_keeps(verdict: Verdict, node: NodeView) -> str:
 
 
 def until_when(verdict: Verdict, since: datetime) -> str:
-    """Return when or by whom the node's wait ends: a time in UTC, PERSON or OTHERS.
+    """Return when or by whom the node's wait ends: a time in UTC, PERSON or OTHERS; empty without a wait.
 
-    Empty if the node waits for nothing. Every wait that is shown names who holds the node back, and until when
-    (docs/design/drain.md#rule-14).
+    Every wait that is shown names who holds the node back, and until when (docs/design/drain.md#rule-14).
     """
     if not is_wait(verdict):
         return ""
@@ -97,10 +90,7 @@ def until_when(verdict: Verdict, since: datetime) -> str:
 def health_conditions(
     verdict: Verdict, previous: Sequence[Mapping[str, Any]], now: datetime
 ) -> list[Mapping[str, Any]]:
-    """Return `GPUNode.status.conditions`, whose only row is the condition Healthy.
-
-    The `previous` rows if the health of the GPUs is unknown.
-    """
+    """Return `GPUNode.status.conditions`, whose only row is Healthy; the `previous` rows if the health is unknown."""
     health = verdict.health
     if health is None:
         return list(previous)

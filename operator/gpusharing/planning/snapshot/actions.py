@@ -35,32 +35,24 @@ class EnsureGPUNode:
 
     node: str
     node_uid: str
-    """UID of the Node, which owns the GPUNode."""
     request_id: str
     """The agent's answer echoes it."""
     quiet: bool
-    """Whether the agent is asked to close NVML after the reading."""
 
 
 @value
 class SetClaims:
-    """Replace all claims and failures on the leader's Lease by compare-and-swap.
-
-    Only the leader can succeed, so this comes before every fence.
-    """
+    """Replace all claims and failures on the leader's Lease by compare-and-swap. Only the leader can."""
 
     claims: Mapping[str, Claim]
-    """The claims, by node name."""
+    """By node."""
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
-    """The records of failed nodes, by UID of the Node."""
+    """By UID of the Node."""
 
 
 @value
 class SetFinalizer:
-    """Set or remove our finalizer on a policy.
-
-    It keeps the policy from disappearing while one of its nodes is in flight.
-    """
+    """Set or remove our finalizer, which keeps a policy while one of its nodes is in flight."""
 
     policy: str
     present: bool
@@ -70,10 +62,7 @@ class SetFinalizer:
 
 @value
 class SetPointers:
-    """Set the fields of ClusterPolicy that name our ConfigMaps, once, in one conditional PATCH.
-
-    No fence waits for this.
-    """
+    """Set ClusterPolicy's names of our ConfigMaps, once, in one conditional PATCH. No fence waits for this."""
 
     policy: ClusterPolicyView
     wanted: Mapping[str, str]
@@ -82,10 +71,9 @@ class SetPointers:
 
 @value
 class RepairMps:
-    """Set PROCESS_TO_SIGNAL in the GPU Operator's MPS DaemonSet, in one conditional PATCH.
+    """Set PROCESS_TO_SIGNAL in the GPU Operator's MPS DaemonSet, in one conditional PATCH. No fence waits for this.
 
-    An Event reports it. Our ConfigMap counts the repair as pending before, and as reported after. No fence waits for
-    this.
+    Our ConfigMap counts the repair as pending before, and as reported after the Event.
     """
 
     policy: ClusterPolicyView
@@ -96,10 +84,7 @@ class RepairMps:
 
 @value
 class WriteClasses:
-    """Create, correct and remove DeviceClasses of ours, one call each.
-
-    No change begins to a layout whose classes are missing.
-    """
+    """Create, correct and remove DeviceClasses of ours, one call each. A change waits for those of its layout."""
 
     create: tuple[DeviceClassView, ...] = ()
     correct: tuple[tuple[DeviceClassView, DeviceClassView], ...] = ()
@@ -109,10 +94,7 @@ class WriteClasses:
 
 @value
 class WriteRules:
-    """Create and remove DeviceTaintRules of ours, one call each.
-
-    A fence that names such a rule holds only once the rule is in place.
-    """
+    """Create and remove DeviceTaintRules of ours, one call each. A fence holds only once its rule is in place."""
 
     create: tuple[str, ...] = ()
     """The nodes whose rule is missing."""
@@ -121,58 +103,36 @@ class WriteRules:
 
 @value
 class FenceNode:
-    """Fence a node in one conditional PATCH.
-
-    If the change needs an idle node, it also removes the routing label and cordons the node, unless its fence is a
-    DeviceTaintRule.
-    """
+    """Fence a node in one conditional PATCH."""
 
     node: NodeView
     fence: Fence
     cordon: bool
     """False if the node stays schedulable: for class PluginRestart, and behind a DeviceTaintRule."""
     labels: Mapping[str, str | None]
-    """Labels to set so that other controllers leave the node alone.
-
-    The routing label is included with the value None, which removes it.
-    """
+    """Labels that keep other controllers away, and the routing label with the value None, which removes it."""
     annotations: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @value
 class Actuate:
-    """Take a node past its point of no return in one conditional PATCH.
-
-    The PATCH writes the fence stage and everything that the actuator needs.
-    """
+    """Take a node past its point of no return in one conditional PATCH, with all that the actuator needs."""
 
     node: NodeView
     fence: Fence
-    """The fence to write, in stage `actuating`."""
     labels: Mapping[str, str | None]
-    """Labels to set, or None to remove one."""
 
 
 @value
 class UpdateFence:
-    """Rewrite the fence of a node in one conditional Node PATCH.
-
-    Examples: before the next attempt, when the node is yielded to other maintenance, or when the class of disruption
-    gets worse.
-    """
+    """Rewrite the fence of a node in one conditional PATCH, for example before the next attempt."""
 
     node: NodeView
     fence: Fence
     cordon: bool = False
-    """Whether to set the cordon too.
-
-    A person lifted it after the point of no return, or it takes the place of a DeviceTaintRule.
-    """
+    """Whether to set a cordon too, because a person lifted it or a DeviceTaintRule fails."""
     labels: Mapping[str, str | None] = field(default_factory=dict)
-    """Labels to remove that were set for other controllers; each has the value None.
-
-    The same holds for `annotations`.
-    """
+    """Labels, like `annotations`, that were set for other controllers and are removed; the values are None."""
     annotations: Mapping[str, str | None] = field(default_factory=dict)
 
 
@@ -188,12 +148,12 @@ class _PodAction:
 
 @value
 class Evict(_PodAction):
-    """Evict a pod through its Eviction subresource, with the pod's UID as precondition."""
+    """Evict a pod through its Eviction subresource."""
 
 
 @value
 class ForceDelete(_PodAction):
-    """Delete a pod at the end of its drain, with its UID as precondition (docs/design/drain.md#t4)."""
+    """Delete a pod at the end of its drain (docs/design/drain.md#t4)."""
 
     grace: int | None = None
     """Grace period in seconds, never shorter than the pod's own, or None for the pod's own."""
@@ -201,24 +161,19 @@ class ForceDelete(_PodAction):
 
 @value
 class RestartOperand(_PodAction):
-    """Delete a pod of one of NVIDIA's programs on a node, so that a new one starts.
-
-    The program is mig-manager, the MPS daemon, or the DRA driver's kubelet plugin (docs/design/nvidia.md#a6).
-    """
+    """Delete a pod of one of NVIDIA's programs on a node, so that a new one starts (docs/design/nvidia.md#a6)."""
 
 
 @value
 class Release:
     """Return a node to service in one conditional PATCH.
 
-    If somebody else still works on a proven node, our cordon and the start-up taint stay, with a fence that remembers
-    them.
+    If somebody else works on a proven node, our cordon and the start-up taint stay, with a fence that remembers them.
     """
 
     node: NodeView
     uncordon: bool
     labels: Mapping[str, str | None]
-    """Labels to set, or None to remove one."""
     verified: Verified | None = None
     """What was proven, or None to leave the earlier record."""
     annotations: Mapping[str, str | None] = field(default_factory=dict)
@@ -238,16 +193,12 @@ class LabelNode:
 
     node: NodeView
     labels: Mapping[str, str | None]
-    """Labels to set, or None to remove one."""
     verified: Verified | None = None
     """What was proven, or None to leave the earlier record."""
     forget: bool = False
     """Whether to remove the records too, so that nothing of ours stays on the node."""
     requests: Mapping[str, str] | None = None
-    """The annotations that a person has requested on the GPUNode, or None if this is for another reason.
-
-    See docs/adr/0082-requests-on-the-gpunode.md.
-    """
+    """The annotations that a person has set on the GPUNode, if any (docs/adr/0082-requests-on-the-gpunode.md)."""
 
 
 @value
@@ -278,4 +229,3 @@ Action = (
     | LabelNode
     | ClearRequests
 )
-"""Any action that the executor can carry out."""

@@ -1,7 +1,4 @@
-"""Why does no agent run on a node: are its pods refused, do they never start, or exit at once?
-
-The message stays the same as long as the cause does.
-"""
+"""Why does no agent run on a node: are its pods refused, do they never start, or exit at once?"""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -12,10 +9,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
 HEAD, TAIL = 140, 160
-"""How many characters are shown from the beginning and from the end of a long message.
-
-PodSecurity names the cause at the beginning, a container runtime at the end.
-"""
+"""How many characters of a long message are shown: PodSecurity names the cause first, a runtime last."""
 _CHANGING = (
     (re.compile(r"^\(combined from similar events\): "), ""),
     (re.compile(r"^Error creating: "), ""),
@@ -41,19 +35,14 @@ class AgentPod:
     ready: bool
     deleting: bool
     created: datetime | None = None
-    """metadata.creationTimestamp, or None if it cannot be read."""
     scheduled: bool = True
     image: str = ""
-    """The image that its container should run. Empty if it is unknown."""
     waiting: str = ""
     """Why its container is waiting, as the kubelet's reason, such as `ImagePullBackOff`."""
     message: str = ""
     """The kubelet's message for that reason."""
     ended: str = ""
-    """How the container last exited, such as `Error, exit code 1`.
-
-    Empty if it has not exited, or has been running since.
-    """
+    """How the container last exited, such as `Error, exit code 1`; empty if not, or if it has run since."""
     last_words: str = ""
     """The end of the log of the container that exited, as the kubelet reports it."""
     tolerates_gate: bool = True
@@ -78,8 +67,7 @@ def find_troubles(
     """Return why agents do not run, by the name of each node with an agent pod that is not Ready.
 
     None means that the pod may just be starting, or that the cause is unknown. The key ALL_OTHERS tells why the API
-    server refuses further pods of the DaemonSet, or has None. `warnings` are the events about the pods and their
-    DaemonSet; `arch` returns a node's architecture, or an empty string.
+    server refuses further pods of the DaemonSet. `arch` returns a node's architecture, or an empty string.
     """
     unready = [pod for pod in pods if not pod.ready and pod.node and not pod.deleting]
     about: dict[str, list[AgentWarning]] = {}
@@ -103,8 +91,7 @@ def _explain_pod(pod: AgentPod, warnings: list[AgentWarning], arch: str) -> Find
 def _find_causes(pod: AgentPod, warnings: list[AgentWarning], arch: str) -> Iterator[tuple[str, str]]:
     """Yield each cause that may keep the pod from starting, and its remedy; an empty cause does not apply.
 
-    The cause that the kubelet names comes before its consequences: an image for another architecture cannot be pulled,
-    or its program exits at once.
+    Causes come before consequences: an image for another architecture cannot be pulled, or its program exits at once.
     """
     chart = "Correct image.repository, image.tag or {0} in the chart values"
     describe = f"Run kubectl -n {pod.namespace} describe pod {pod.name}"

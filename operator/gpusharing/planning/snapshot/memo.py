@@ -1,9 +1,8 @@
 """Which answers of the last pass still hold? A cache that makes a pass cost what has changed.
 
-A question is a pure function. Its cached answer stays valid as long as the arguments are the same objects as before,
-or equal ones. Python compares an object with itself at once, and gatherers keep objects that did not change, so a
-comparison costs next to nothing. All decisions are cached here; functools.lru_cache is used only for pure functions of
-a few values, such as a layout or a version, that hold no snapshot (tests/test_shape.py has the list).
+Python compares an object with itself at once, and gatherers keep objects that did not change, so comparing arguments
+costs next to nothing. All decisions are cached here; functools.lru_cache is used only for pure functions of a few
+values that hold no snapshot (tests/test_shape.py has the list).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,8 +21,8 @@ Column: TypeAlias = Mapping[str, Any] | AbstractSet[str]
 class Memo:
     """The answers of the last pass.
 
-    When a pass asks a question, the answers for names about which it no longer asks are dropped, so nodes and policies
-    that are gone leave nothing behind. A question that a pass does not ask at all keeps its answers.
+    When a pass asks a question, the answers for names about which it no longer asks are dropped. A question that a pass
+    does not ask at all keeps its answers.
     """
 
     def __init__(self) -> None:
@@ -47,10 +46,7 @@ class Memo:
         return value
 
     def ask(
-        self,
-        question: Callable[[*Inputs], Answer],
-        *inputs: *Inputs,
-        lasts: Callable[[Answer], bool] | None = None,
+        self, question: Callable[[*Inputs], Answer], *inputs: *Inputs, lasts: Callable[[Answer], bool] | None = None
     ) -> Answer:
         return self.each(question, [("", inputs)], lasts=lasts)[""]
 
@@ -64,18 +60,12 @@ class Memo:
     ) -> dict[str, Answer]:
         """Return the answer of `question` for each name; `rows` are pairs of a name and its arguments.
 
-        Call it only once in a pass, with all names. Arguments that a partial binds are not compared from pass to pass.
-        See `table` for `lasts` and `failed`.
+        Call it only once in a pass, with all names. Arguments that a partial binds are not compared.
         """
         inputs = dict(rows)
         key = question.func if isinstance(question, partial) else question
         return self.table(
-            lambda name: question(*inputs[name]),
-            inputs,
-            columns=[inputs],
-            key=key,
-            lasts=lasts,
-            failed=failed,
+            lambda name: question(*inputs[name]), inputs, columns=[inputs], key=key, lasts=lasts, failed=failed
         )
 
     def table(
@@ -91,13 +81,10 @@ class Memo:
     ) -> dict[str, Answer]:
         """Return the answer of `question` for each of `names`, in their order.
 
-        Columns serve where thousands of names have many arguments: comparing one with that of the last pass is a single
-        operation on dicts.
-
-        The question is called for a name only if its entry in one of `columns` or one of `shared` has changed since the
-        last pass. Anything else that it reads, such as the time, is not compared. Answers for which `lasts` returns
-        False are computed again in the next pass. With `failed`, an exception is stored there under the name, which
-        then has no answer.
+        The question is called for a name only if its entry in one of `columns`, each compared in a single operation, or
+        one of `shared` has changed since the last pass. Anything else that it reads, such as the time, is not compared.
+        Answers for which `lasts` returns False are computed again in the next pass. With `failed`, an exception is
+        stored there under the name, which then has no answer.
         """
         known = self._known.get(key)
         if known is None or known.shared != tuple(shared):
@@ -147,10 +134,9 @@ def _find_changed(before: Column, now: Column) -> AbstractSet[str]:
 
 
 class AnswersByKind:
-    """A cache for questions that thousands of nodes ask with few different arguments.
+    """A cache for questions that thousands of nodes ask with few different arguments, such as their cards.
 
-    Many nodes have the same cards. Everything else that a question reads must stay the same while this object exists,
-    so the object that holds the cache is built from exactly those inputs. A full cache is emptied.
+    Everything else that a question reads must stay the same while this object exists. A full cache is emptied.
     """
 
     def __init__(self, most: int = 256) -> None:
@@ -158,15 +144,11 @@ class AnswersByKind:
         self._known: dict[object, Any] = {}
 
     def ask(
-        self,
-        question: Callable[[*Inputs], Answer],
-        *inputs: *Inputs,
-        lasts: Callable[[Answer], bool] | None = None,
+        self, question: Callable[[*Inputs], Answer], *inputs: *Inputs, lasts: Callable[[Answer], bool] | None = None
     ) -> Answer:
-        """Return the answer of `question` for these hashable arguments.
+        """Return the answer of `question` for these hashable arguments, cached if `lasts`.
 
-        Only answers for which `lasts` is True are cached. Arguments that a partial binds are not compared, so they must
-        not affect an answer that is cached.
+        Arguments that a partial binds are not compared, so they must not affect an answer that is cached.
         """
         key = (question.func if isinstance(question, partial) else question), inputs
         if key in self._known:

@@ -17,9 +17,7 @@ class Owner:
     """The controller of a pod."""
 
     api_version: str
-    """API group and version, such as `apps/v1`."""
     kind: str
-    """Kind, such as `ReplicaSet`."""
     name: str
     uid: str = ""
     """UID of the controller. Empty in a view that no decision about its existence is made from."""
@@ -29,26 +27,19 @@ class Owner:
 
 @value
 class Gang:
-    """Pods that only work together, so that the end of one ends them all (docs/design/drain.md#t13).
-
-    A gang is recognized from its pods alone.
-    """
+    """Pods that only work together, so that the end of one ends them all (docs/design/drain.md#t13)."""
 
     kind: str
     """The kind of object by which people know the gang, such as PodGroup, JobSet or LeaderWorkerSet."""
     namespace: str
     name: str
     labels: str = ""
-    """A label selector that all of its pods match.
-
-    If it names only a key, other pods may match it too. Empty if there is none.
-    """
+    """A label selector that all of its pods match; if it names only a key, others may too. Empty if there is none."""
     fields: str = ""
     """A field selector that all of its pods match, and perhaps other pods as well. Empty if there is none."""
 
     @property
     def ref(self) -> str:
-        """The kind, namespace and name, such as `JobSet namespace/name`."""
         return f"{self.kind} {self.namespace}/{self.name}"
 
 
@@ -64,10 +55,7 @@ class PodView:
     owner: Owner | None = None
     """The pod's controller, from its ownerReference with `controller: true`, or None if it has none."""
     mirror: bool = False
-    """Whether it is a static pod.
-
-    It has the annotation kubernetes.io/config.mirror or an ownerReference of kind Node.
-    """
+    """Whether it is a static pod, by the annotation kubernetes.io/config.mirror or an owner of kind Node."""
     resources: Mapping[str, int] = field(default_factory=dict)
     """The GPU resources that its containers request, with counts above 0. Init and sidecar containers are included."""
     dra: Literal["none", "gpu", "unresolved"] = "none"
@@ -86,8 +74,8 @@ class PodView:
     node_terms: tuple[tuple[Row, ...], ...] = ()
     """The terms of its required node affinity, of which a node must match at least one.
 
-    Empty if the pod has none, or neither holds nor requests a GPU. With the chart's guard on, each term has the guard's
-    requirement too.
+    With the chart's guard on, each has the guard's requirement too. Empty for a pod that neither holds nor requests a
+    GPU.
     """
     deleted_at: datetime | None = None
     """metadata.deletionTimestamp, which is when the grace period ends, or None if it is not being deleted."""
@@ -97,20 +85,12 @@ class PodView:
     tolerates_cordon: bool = False
     """Whether the scheduler may place it on a cordoned node."""
     created: datetime | None = None
-    """metadata.creationTimestamp, or None if it cannot be read."""
     started: datetime | None = None
     """status.startTime, or None if the kubelet has not accepted the pod yet or the time cannot be read."""
     marks: tuple[tuple[str, str], ...] = ()
-    """Annotations and labels that ask not to disturb the pod, as sorted pairs of key and value.
-
-    `find_protection` reads them.
-    """
+    """Annotations and labels that ask not to disturb the pod, as sorted pairs (`find_protection`)."""
     namespace_labels: Mapping[str, str] | None = None
-    """Labels of its namespace.
-
-    None if they cannot be read or are not needed. All pods of a node, and the members of their gangs, get the same
-    answer.
-    """
+    """Labels of its namespace, or None if they cannot be read or are not needed."""
     restarts: bool = True
     """Whether its restartPolicy is Always, so that it never runs to completion."""
     system: bool = False
@@ -118,7 +98,6 @@ class PodView:
     local_files: bool = False
     """Whether it mounts an emptyDir on the node's disk, and not in memory as for /dev/shm."""
     gang: Gang | None = None
-    """The gang that it belongs to, or None if it works alone."""
     evades_rules: bool = False
     """Whether its successor may get a device of the node in spite of a DeviceTaintRule.
 
@@ -137,13 +116,10 @@ class GangMember:
     """A pod of a gang, and the node that it runs on."""
 
     node: str
-    """The node that it runs on. Empty if it has none yet."""
+    """Empty if it has none yet."""
     pod: PodView
     policy: str = ""
-    """The policy that its node follows, if that policy's drain rules differ or cannot be read; else empty.
-
-    They differ if its spec.drain is not that of the listed node's policy. The planner fills this in.
-    """
+    """The policy that its node follows, if the planner finds that its rules differ or cannot be read; else empty."""
     drain: Drain | None = None
     """spec.drain of that policy, or None if `policy` is empty or the policy cannot be read."""
     unruled: Finding | None = None
@@ -204,29 +180,22 @@ class Scope:
     forces: bool = False
     """Whether the operator has the right to delete pods at the end of a drain if the policy asks for that."""
     node: str = ""
-    """Name of the node; empty if unknown."""
     evicts_claims: bool = False
-    """Whether pods with a claim that can be read are evicted like others.
-
-    That is so where NVIDIA's DRA driver serves the GPUs in place of the device plugin.
-    """
+    """Whether pods with a readable claim are evicted, as where NVIDIA's DRA driver serves the GPUs."""
     silent: bool = False
     """Whether the node is not Ready, so that it is unknown whether its pods still run."""
 
 
 @value
 class EvictionMemory:
-    """The last response of the API server to an eviction of one pod.
+    """The last response of the API server to an eviction of one pod, kept in memory only.
 
-    Kept in memory only: after a restart the operator simply evicts every pod again, and recognizes a pod that is
-    already leaving by its deletionTimestamp.
+    A new process evicts every pod again, and knows one that is leaving by its deletionTimestamp.
     """
 
     reason: Reason
     message: str
-    """The message of the server. Empty if it is not shown."""
     next_try: datetime
-    """When the eviction may be requested again."""
     since: datetime
     """When this response first came in the present unbroken series."""
     tries: int = 1
@@ -244,30 +213,18 @@ class NodeWork:
     listed_at: datetime
     """When the latest LIST began. That LIST shows nothing about pods that came later."""
     evictions: Mapping[str, EvictionMemory] = field(default_factory=dict)
-    """The last response to the eviction of each pod, by the pod's UID."""
+    """By the pod's UID."""
     error: str = ""
     """Why the pods could not be listed; nothing is then decided about them. Empty if they were listed."""
     empty_lists: tuple[datetime, ...] = ()
-    """When the latest LISTs of an unbroken series in which no pod had to leave were made, oldest first.
-
-    Empty if the latest LIST found such a pod.
-    """
+    """When the latest LISTs, an unbroken series in which no pod had to leave, were made, oldest first."""
     scope: Scope = Scope("")
-    """What the latest LIST was made for.
-
-    The LIST proves nothing about another scope, such as that of another cordon.
-    """
+    """What the latest LIST was made for. It proves nothing about another scope, such as that of another cordon."""
     stood: str = ""
-    """Id of the request to the agent that was current at the first LIST of the series, or empty.
-
-    Its answer may date from before the last pod left.
-    """
+    """Id of the agent's request at the first of `empty_lists`, whose answer may be from before the last pod left."""
     quiet_for: str = ""
     """Id of the request to close NVML that the agent has answered and that is still in force, or empty."""
     quiet_since: datetime | None = None
     """Since when this process has seen the agent's answer to `quiet_for`, or None if there is none."""
     gangs: tuple[GangView, ...] = ()
-    """The gangs of the pods that may have to leave, sorted by `Gang.ref`.
-
-    The change may interrupt fewer of them, for example if it turns out to need no reboot (`ending_gangs`).
-    """
+    """The gangs of the pods that may have to leave, sorted by `Gang.ref`; `ending_gangs` finds those that do."""

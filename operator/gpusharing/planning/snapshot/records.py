@@ -1,7 +1,6 @@
 """What does the operator write about a node and read again: fence, proof and failure?
 
-The records on Nodes and on the leader's Lease are the only memory of a change. `kube.fence` reads and writes them as
-JSON.
+These records on Nodes and on the leader's Lease, as JSON (`kube.fence`), are the only memory of a change.
 """
 
 import json
@@ -21,10 +20,7 @@ from gpusharing.api.validation import parse_duration
 from gpusharing.planning.vocabulary.values import value
 
 CLOCK_ERROR = timedelta(seconds=1)
-"""How far a time that we write may be from the API server's clock.
-
-That clock is known to half a second plus half of the duration of a call (kube.clock).
-"""
+"""How far a time of ours may be from the API server's clock, known to half a second plus half a call (kube.clock)."""
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 """The earliest time that a record may contain."""
 
@@ -49,9 +45,8 @@ _WRITTEN = ConfigDict(alias_generator=to_camel, strict=True)
 class SpecVersion:
     """What one policy asks for, as records refer to it.
 
-    Whatever is remembered about a policy's changes names the revision that it was about: failures, and with them a
-    halt, rollbacks, deferrals, proofs and canaries. So an edit that asks for nothing new, such as a price or a pause,
-    changes none of them (docs/design/glossary.md#revision).
+    An edit that asks for nothing new, such as a price or a pause, keeps the revision, and so changes no failures,
+    rollbacks, deferrals, proofs and canaries (docs/design/glossary.md#revision).
     """
 
     __pydantic_config__ = _WRITTEN
@@ -62,15 +57,11 @@ class SpecVersion:
 
 
 UNRECORDED = SpecVersion("", "")
-"""The version in a record that names no policy and no revision."""
 
 
 @value
 class Fence:
-    """The record of the change in flight, which we write to the Node.
-
-    It is the only memory of that change; the release removes it.
-    """
+    """The record of the change in flight on the Node: its only memory, which the release removes."""
 
     __pydantic_config__ = _WRITTEN
 
@@ -85,19 +76,13 @@ class Fence:
     prior_unschedulable: bool
     """Whether the node was cordoned before the fence. That cordon is not ours to lift."""
     added: tuple[str, ...]
-    """Keys of the labels and annotations that we set for other controllers and have to remove again.
-
-    See docs/design/drain.md#c6. Empty once the node is yielded, because yielding removes them.
-    """
+    """Keys of the labels and annotations that we set for others and remove again (docs/design/drain.md#c6)."""
     disruption: DisruptionClass
     """The worst class of disruption of the change so far. It never gets better."""
     from_layout: str
     """How the GPUs were divided when the fence was written, for people."""
     to_layout: str
-    """The layout that the change leads to, for people.
-
-    After the PNR it is that of the current run, perhaps an intermediate step.
-    """
+    """The layout that the change or, after the PNR, the current run leads to, for people."""
     stage: Literal["fenced", "yielded", "actuating"]
     """`fenced` before the PNR, `actuating` after it, and `yielded` to somebody else's maintenance."""
     step: Number
@@ -105,49 +90,29 @@ class Fence:
     steps: Number
     """2 if the change goes through an intermediate layout, else 1."""
     attempt: Number
-    """The number of the attempt: 1 for a new target and after each retry that a person requests.
-
-    Each repair of a stuck mig-manager adds 1.
-    """
+    """1 for a new target and after each retry that a person requests; each repair of a stuck mig-manager adds 1."""
     since: Moment
-    """When the node was fenced, or when we restored our cordon after the PNR.
-
-    Pods created later started despite the cordon.
-    """
+    """When the node was fenced, or our cordon restored. Pods created later started despite the cordon."""
     stage_since: Moment
     """When the stage began or, after the PNR, when the latest run began."""
     deadline: Moment
-    """Before the PNR, the time by which the pods must have left.
-
-    After it, the time from which the node counts as Failed.
-    """
+    """The time by which the pods must have left or, after the PNR, from which the node counts as Failed."""
     drift: bool = False
     """Whether the change corrects drift, which is allowed once per revision."""
     from_mode: str = ""
     """Value of the routing label before the fence, which is restored if the change is given up."""
     target_mig_config: str = ""
-    """Value of `nvidia.com/mig.config` that the latest run has set.
-
-    Empty before the PNR, and if mig-manager is not needed.
-    """
+    """Value of `nvidia.com/mig.config` that the latest run has set; empty before, and if mig-manager is not needed."""
     target_plugin_config: str = ""
     """Value of `nvidia.com/device-plugin.config` that the latest run has set. Empty before the PNR."""
     gfd_timestamp: str = ""
-    """The start time of GPU Feature Discovery before a run that changed the plugin's configuration.
-
-    Empty for other runs.
-
-    Only a later one proves that GFD has seen the change.
-    """
+    """GFD's start before a run that changed the plugin's configuration, else empty; only a later one proves the run."""
     daemon_uid: str = ""
     """UID of the MPS daemon's pod, or of the DRA driver's, that this run has to delete while it exists."""
     restart_uid: str = ""
     """UID of the mig-manager pod that this run has to delete while it exists. Empty if there is none."""
     retry: str = ""
-    """The retry annotation at the fence, the latest run, or an owed run.
-
-    Another value is a person's request for a new attempt.
-    """
+    """The retry annotation at the fence, the latest run, or an owed run. Another value requests a new attempt."""
     began: Moment | None = None
     """When the change first passed the PNR, or passed it again after a failure. None before that."""
     planned: DisruptionClass = DisruptionClass.NONE
@@ -162,28 +127,19 @@ class Fence:
     rolls_back: bool = False
     """Whether the node is being rolled back to the layout last proven on it. The change of this revision failed."""
     failure: str = ""
-    """Why the node is being rolled back, for people. Empty if it is not."""
+    """Why the node is being rolled back, for people."""
     owed: str = ""
     """The target of a run that begins as soon as the node is proven idle again."""
     jobs: bool = False
-    """Whether the change, before the PNR, waits for pods that run to completion.
-
-    `deadline` is then the end of that wait.
-    """
+    """Whether the change waits for pods that run to completion; `deadline` is then the end of that wait."""
     newcomer: bool = False
-    """Whether the change uses no slot, because nobody depends on the node.
-
-    The node had the start-up taint, was never in service after a proof, and had no GPU pod.
-    """
+    """Whether the change uses no slot: nobody depends on a node with the start-up taint, no proof and no GPU pod."""
     wave: str = ""
     """Id of the wave, the same on all nodes that started together because they share a gang."""
     mates: tuple[str, ...] = ()
     """Nodes with pods of the same gangs that did not fit into the budget and should come next, at most 20."""
     proven: Moment | None = None
-    """When the node was found proven, if it now waits for others; else None.
-
-    It waits for the other nodes of its wave or for other maintenance to end.
-    """
+    """When the node was proven, if it now waits for its wave or for other maintenance to end; else None."""
     turned: bool = False
     """Whether the change began under a different policy or revision from that of its latest run."""
     approved: str = ""
@@ -195,27 +151,18 @@ class Fence:
 
     @property
     def cordons(self) -> bool:
-        """Whether the change keeps the node cordoned.
-
-        It does if it needs an idle node and no DeviceTaintRule keeps pods off.
-        """
+        """Whether the change keeps the node cordoned: it needs an idle node and no DeviceTaintRule keeps pods off."""
         return self.disruption.cordons and not self.tainted
 
     @property
     def closed(self) -> str:
-        """How pods are kept off the node during the change, as a participle for messages.
-
-        Only for a change that needs an idle node.
-        """
+        """How the change that needs an idle node keeps pods off, as a participle for messages."""
         return "closed to GPU pods by a DeviceTaintRule" if self.tainted else "cordoned"
 
 
 @value
 class Deferred:
-    """The record that a change was given up, written to the Node until a later release.
-
-    Without a wait it only remembers a failure.
-    """
+    """The record on the Node, until a later release, that a change was given up. Without a wait it notes a failure."""
 
     __pydantic_config__ = _WRITTEN
 
@@ -223,7 +170,6 @@ class Deferred:
     """How many changes of this revision have been given up so far. 0 if there is no wait."""
     until: Moment
     reason: str
-    """Why the last attempt was given up, for people."""
     version: SpecVersion
     """The version of the spec that was given up. Changes of other versions do not wait."""
     retry: str = ""
@@ -242,7 +188,6 @@ class Verified:
     mig_config: str
     """Value of `nvidia.com/mig.config` at the proof. Empty if mig-manager was not needed."""
     plugin_config: str
-    """Value of `nvidia.com/device-plugin.config` at the proof."""
     corrected_revision: str = ""
     """The revision of the policy in which drift was last corrected. Empty if it never was."""
     retry: str = ""
@@ -260,10 +205,7 @@ class Verified:
     changed_at: Moment | None = None
     """When our latest change was proven on this node. None if there was none."""
     took: Number = 0
-    """Seconds from the PNR of that change (after a failure: from its first run since then) to its proof.
-
-    0 if it is unknown.
-    """
+    """Seconds from the PNR of that change (its first run after a failure) to its proof; 0 if unknown."""
     planned: DisruptionClass = DisruptionClass.NONE
     failed_version: SpecVersion | None = None
     """The version of the spec in which this change failed after the PNR before it was proven, or None."""
@@ -273,22 +215,16 @@ class Verified:
     `changed_at` and `took` then describe the latest change that reached its target.
     """
     failure: str = ""
-    """Why the node was rolled back, for people. Empty if it was not."""
+    """Why the node was rolled back, for people."""
     apart: bool = False
-    """Whether the change must not count as a canary.
-
-    The node was a `newcomer` on which nobody depended, or the change began under another spec (`turned`).
-    """
+    """Whether the change is no canary: its node was a `newcomer`, or it began under another spec (`turned`)."""
     mates: tuple[str, ...] = ()
     """The `mates` in the fence of that change. Empty if the node was rolled back."""
 
 
 @value
 class FailedNode:
-    """The record that the change of a node failed after the PNR.
-
-    It is kept on the leader's Lease, because the Node may be deleted and replaced.
-    """
+    """The record that a change failed after the PNR. It is on the Lease, because the Node may be replaced."""
 
     __pydantic_config__ = _WRITTEN
 
@@ -301,10 +237,7 @@ class FailedNode:
 
 @value
 class Claim:
-    """A slot of the disruption budget.
-
-    It is on record on the leader's Lease from before the fence is written until the fence is gone.
-    """
+    """A slot of the disruption budget, on the leader's Lease from before the fence is written until it is gone."""
 
     __pydantic_config__ = _WRITTEN
 
@@ -331,7 +264,6 @@ class Claim:
 
 
 LENGTH = 12
-"""The number of characters of a revision."""
 INTENT = ("node_selector", "products", "priority", "mode", "mig", "time_slicing", "mps", "drain")
 """The fields of the spec that say what a person asks for. `rollout.timeouts` is the only other one."""
 _DURATIONS = ("timeout", "actuation", "verification")

@@ -1,7 +1,7 @@
 """What does the planner see of the cluster? Small frozen projections of API objects, compared by value.
 
 A view leaves out resourceVersion and heartbeats on purpose, so a node whose view did not change is the same input, and
-its cached verdict is used. The executor takes the resourceVersion from the watch cache.
+its cached verdict is used.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from datetime import UTC, datetime, tzinfo
 from functools import cached_property, lru_cache
 from typing import Literal
 
-from gpusharing.api.names import LABEL_DEPLOY_PREFIX, Mode
+from gpusharing.api.names import LABEL_DEPLOY_PREFIX
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.settingtypes import Count, Guard, Labels, Namespaces, Period, Seconds, Switch
 from gpusharing.api.validation import Problem
@@ -45,7 +45,6 @@ class NodeView:
     name: str
     uid: str
     labels: Mapping[str, str]
-    """All labels of the Node."""
     resources: Mapping[str, int]
     """Allocatable GPU resources; 0 counts as absent and is left out (docs/design/nvidia.md#b7)."""
     ready: bool
@@ -53,36 +52,24 @@ class NodeView:
     """Whether the node is cordoned, by anybody."""
     deleting: bool = False
     barred: bool = False
-    """Whether the node has a taint that keeps away pods without a toleration.
-
-    Taints for conditions of the node do not count.
-    """
+    """Whether a taint keeps away pods without a toleration; those for conditions of the node do not count."""
     fence: Fence | None = None
     """Our record of the change in flight. None if there is none, or if it cannot be read (`fence_error`)."""
     fence_error: str = ""
     """Why our fence annotation cannot be read; the node is then left as it is. Empty otherwise."""
     deferred: Deferred | None = None
-    """Our record of the last change that was given up, or None if there is none."""
     verified: Verified | None = None
-    """Our record of what was proven last, or None if there is none."""
     neighbour_marks: frozenset[str] = frozenset()
     """The annotations of the Node that are in NEIGHBOUR_ANNOTATIONS."""
     hold_cordon: bool = False
     """Whether a person has asked for the cordon to stay when our change ends."""
     retry: str = ""
-    """Value of the retry annotation. Empty if there is none."""
     gate: str | None = None
-    """The node's other taints as JSON if it has the start-up taint, else None.
-
-    A release writes them back (docs/design/transition.md#gate).
-    """
+    """The other taints as JSON, which a release writes back, if it has the start-up taint; else None."""
     abort: str = ""
     """The `op` of the change that a person has asked to give up. Empty if there is none."""
     foreign: str = ""
-    """Name of the person or program that maintains the node, or empty (docs/design/drain.md#c5).
-
-    A marker or a NodeMaintenance names it.
-    """
+    """Name of whoever maintains the node, by a marker or a NodeMaintenance, or empty (docs/design/drain.md#c5)."""
     foreign_waits: bool = False
     """Whether that maintenance has not begun or was given up. It may stay that way for weeks and uses no slot."""
     foreign_queued: bool = False
@@ -98,10 +85,7 @@ class NodeView:
     rule_since: datetime | None = None
     """Since when a DeviceTaintRule of ours keeps new pods off the node's devices, or None if none does."""
     held_off: Mapping[str, str] = field(init=False, compare=False)
-    """The labels that switch NVIDIA's operands on and off and are not `true`, with their values.
-
-    Such a value is for example `false` or paused.
-    """
+    """The labels that switch NVIDIA's operands and are not `true`, with their values, such as `false` or paused."""
 
     def __post_init__(self) -> None:
         switches = {
@@ -113,10 +97,7 @@ class NodeView:
 
     @property
     def closed_since(self) -> datetime | None:
-        """When the present fence began to keep GPU pods off the node.
-
-        None without a fence, and while its DeviceTaintRule is not in place.
-        """
+        """When the present fence began to keep GPU pods off; None without one, or without its DeviceTaintRule."""
         if self.fence is None or not self.fence.tainted:
             return self.fence.since if self.fence is not None else None
         # Pods that were created before the server had the rule may be on the node.
@@ -124,10 +105,7 @@ class NodeView:
 
     @property
     def foreign_works(self) -> bool:
-        """Whether somebody else may be working on the node, or may have stopped halfway.
-
-        See docs/design/drain.md#c4.
-        """
+        """Whether somebody else may work on the node, or may have stopped halfway (docs/design/drain.md#c4)."""
         return bool(self.foreign) and not self.foreign_queued
 
 
@@ -159,10 +137,7 @@ class GpuView(CardView):
     """How the profiles that the driver reports differ from our table, or None if they do not."""
     vitals: Vitals = HEALTHY
     instances_withheld: bool = False
-    """Whether the agent is not allowed to list MIG instances.
-
-    `layout` may then lack some, and no layout can be proven.
-    """
+    """Whether the agent may not list MIG instances, so that `layout` may lack some and none can be proven."""
     reset_in_guest: bool = False
     """Whether a MIG mode change requires a GPU reset that its virtual machine may be unable to perform."""
 
@@ -213,7 +188,6 @@ class ObservedView:
     quiet: bool
     """Whether the agent has closed NVML at our request."""
     error: str
-    """Why the agent cannot read NVML. Empty if it can."""
     gpus: tuple[GpuView, ...]
     allocated: Mapping[str, int] | None = field(default_factory=dict)
     """The number of devices that pods hold, by GPU resource name, or None if that is unknown."""
@@ -221,7 +195,6 @@ class ObservedView:
     """How many pods hold a GPU device, or None if that is unknown."""
     simulated: bool = False
     driver_version: str = ""
-    """Version of the driver. Empty if it is unknown."""
     devices_key: str = ""
     """The result of `key_of` for the MIG devices and the GPUs with MIG off. Empty if it is unknown."""
     hardware: Hardware = field(init=False, compare=False)
@@ -244,7 +217,6 @@ class GPUNodeView:
     quiet: bool
     """Whether that request asks the agent to keep NVML closed."""
     observed: ObservedView | None
-    """What the agent reported last, or None if it has not reported yet."""
     requests: Mapping[str, str] = field(default_factory=dict)
     """What a person has requested in annotations (`names.REQUESTS`). Empty once the Node has it."""
 
@@ -267,19 +239,13 @@ class PolicyView:
     spec: GPUSharingPolicySpec | None
     """The spec of the policy, or None if `problems` say why it cannot be read."""
     problems: tuple[Problem, ...] = ()
-    """Why the spec is refused. Empty if it is not refused."""
+    """Why the spec is refused."""
     approved: str = ""
     """The hash of the plan that a person last approved. Empty if there is none."""
     resumed: str = ""
-    """The annotation value with which a person allowed nodes to start despite failures (`explain_halt`).
-
-    It has the revision and a count.
-    """
+    """The revision and count with which a person allowed nodes to start despite failures (`explain_halt`)."""
     zones: Mapping[str, tzinfo] = field(default_factory=lambda: {"UTC": UTC})
-    """The time zones that its windows and blackouts name, loaded when the policy was converted.
-
-    Unknown ones are missing.
-    """
+    """The known time zones that its windows and blackouts name, loaded when the policy was converted."""
     resetting: bool = False
     """Whether the policy is being deleted but first changes its nodes to whole GPUs.
 
@@ -415,16 +381,13 @@ class ClusterSnapshot:
     at_work_since: Mapping[str, datetime] = field(default_factory=dict)
     """Since when this process has seen a mig.config.state which says that mig-manager is working."""
     call_failures: Mapping[str, CallFailure] = field(default_factory=dict)
-    """The latest failed call about each node or other subject."""
+    """By node or other subject."""
     taint_rules: tuple[TaintRuleView, ...] = ()
-    """Our DeviceTaintRules, by name. Empty if they cannot be read."""
+    """Ours, by name. Empty if they cannot be read."""
     policies_error: str = ""
     """Why `policies` may be outdated; no node then starts. Empty if they are up to date."""
     view_ages: Mapping[str, float] = field(default_factory=dict)
-    """The seconds since each of our cached views, such as that of nodes, was last known to be up to date.
-
-    A view that is missing here is up to date.
-    """
+    """The seconds since each cached view, such as that of nodes, was up to date; a missing one is."""
     memory: PassMemory = PassMemory()
     """What the last pass remembered for this one."""
     settings: PlanSettings = PlanSettings()
@@ -432,9 +395,3 @@ class ClusterSnapshot:
     @property
     def old_views(self) -> str:
         return ", ".join(sorted(name for name, age in self.view_ages.items() if age > OLD_VIEW))
-
-
-def routing_label(mode: Mode, *, time_slicing: bool) -> str:
-    if mode is Mode.MIG and time_slicing:
-        return "mig-time-slicing"
-    return {Mode.FULL: "full", Mode.MIG: "mig", Mode.MPS: "mps", Mode.TIME_SLICING: "time-slicing"}[mode]

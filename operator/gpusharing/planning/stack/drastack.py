@@ -28,7 +28,7 @@ from gpusharing.planning.stack.installationviews import (
     warning,
 )
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT, some
-from gpusharing.planning.wanted.sharedobjects import find_doubtful
+from gpusharing.planning.wanted.draobjects import find_doubtful
 from gpusharing.planning.wanted.target import is_plugin_resource, pauses_clients
 
 NEW_MIG_MANAGER = "v0.15.1"

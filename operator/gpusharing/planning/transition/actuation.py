@@ -1,8 +1,6 @@
 """What starts, reverses or yields a change after the point of no return (PNR)?
 
-This is the only place that starts an actuator: it writes what the actuator follows and restarts its pods. With
-onFailure Rollback, a failed change goes back to the layout that was proven last. A node that somebody else begins to
-maintain during our change is yielded to them (`give_way`).
+This is the only place that starts an actuator: it writes what the actuator follows and restarts its pods.
 """
 
 from dataclasses import replace
@@ -38,19 +36,12 @@ from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import Comparison, find_mismatch
 
 
-def run(
-    case: NodeCase,
-    assessed: Assessed,
-    *,
-    again: bool = False,
-    step_proven: bool = False,
-) -> Verdict:
-    """Make the node idle and, once that is proven, pass the point of no return.
+def run(case: NodeCase, assessed: Assessed, *, again: bool = False, step_proven: bool = False) -> Verdict:
+    """Make the node idle and, once that is proven, pass the PNR towards the target or the intermediate stop.
 
-    The run goes towards the target or the intermediate stop. `again`: the last run is repeated, and the pods are
-    replaced. `step_proven`: the previous step is proven, which only the request to the agent records. A run begins only
-    on a node that was just proven idle, whether it is the first run, a retry, a repetition after a fault or the next
-    step. A plugin restart disturbs no pod, so it needs no idle node and never changes a GPU.
+    `again`: the last run is repeated, and the pods are replaced. `step_proven`: the previous step is proven, which only
+    the request to the agent records. A plugin restart disturbs no pod, so it needs no idle node and never changes a
+    GPU.
     """
     # If the first of two steps is repeated, it leads to the intermediate stop, no matter how far the node has come.
     goal = assessed.stop if again and case.fence.step < case.fence.steps else assessed.goal
@@ -64,10 +55,7 @@ def run(
 
 
 def start_anew(case: NodeCase) -> Verdict:
-    """Release a node whose change began as a plugin restart and now needs an idle node.
-
-    The node is fenced again with a cordon.
-    """
+    """Release a node whose change began as a plugin restart and now needs a cordon, so that it is fenced again."""
     if goes_back(case):  # only its fence records the failure
         message = "the rollback needs an idle node, but this one is in use"
         return case.verdict(Phase.FAILED, Reason.ROLLING_BACK, message)
@@ -79,15 +67,8 @@ def start_anew(case: NodeCase) -> Verdict:
 
 
 def restart_pod(case: NodeCase, operand: Operand, what: str) -> Verdict:
-    """Delete this pod of an actuator on a node that is idle again; its replacement begins a new run.
-
-    `what` names the actuator.
-    """
-    phase, reason, message = (
-        Phase.RECONFIGURING,
-        Reason.ACTUATION_IN_PROGRESS,
-        f"restarting {what} on the node",
-    )
+    """Delete this pod of the actuator `what` on an idle node; its replacement begins a new run."""
+    phase, reason, message = Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, f"restarting {what} on the node"
     if operand.deleting:  # a second DELETE would change nothing, and its success would look like progress
         return case.verdict(phase, reason, message, wake=case.now + timedelta(seconds=case.settings.poll))
     if not case.fence.disruption.cordons:
@@ -125,10 +106,7 @@ def _wait_to_run(case: NodeCase, assessed: Assessed, goal: Target, *, again: boo
 def _begin(
     case: NodeCase, assessed: Assessed, goal: Target, idle: ObservedView | None, *, again: bool = False
 ) -> Verdict:
-    """Pass the point of no return with one PATCH.
-
-    `idle` is the reading that proved the node idle; without it, nothing is written that could change a GPU.
-    """
+    """Pass the PNR with one PATCH. Without `idle`, the proof, nothing is written that could change a GPU."""
     node, policy = case.node, assessed.policy
     fence, labels = case.actuator.write(case, case.fence, goal, idle, again)
     if assessed.two_steps:
@@ -177,8 +155,7 @@ MAX_FAILURE = 300
 def find_way_back(case: NodeCase) -> NodeCase | None:
     """Return the case with the last proven layout as its target, or None if no rollback is under way.
 
-    A node is rolled back only once. If the rollback fails too, the node is Failed and held
-    (docs/design/transition.md#rollback).
+    A node is rolled back only once (docs/design/transition.md#rollback).
     """
     if not goes_back(case):
         return None
@@ -206,11 +183,7 @@ def present_way_back(verdict: Verdict, case: NodeCase) -> Verdict:
 
 
 def turn_back(case: NodeCase, failure: Finding, *, known: bool) -> Verdict | str:
-    """Begin the rollback by recording it in the fence, or return a clause that says why not now.
-
-    Once the layout that was proven last is proven again, the node is RolledBack: uncordoned and serving it. The change
-    is not tried again by itself.
-    """
+    """Begin the rollback by recording it in the fence, or return a clause that says why not now."""
     assessment = case.assessed
     if assessment is None or assessment.spec.rollout.on_failure != "Rollback":
         return ""
@@ -267,10 +240,7 @@ def holds_our_cordon(case: NodeCase) -> bool:
 
 
 def may_uncordon(case: NodeCase) -> bool:
-    """Whether the release may lift the cordon (docs/design/drain.md#rule-5).
-
-    Others that only wait cordon the node themselves when they begin.
-    """
+    """Whether the release may lift the cordon (docs/design/drain.md#rule-5). Others that only wait set their own."""
     node = case.node
     return holds_our_cordon(case) and not node.hold_cordon and not node.foreign_works and not node.deleting
 
@@ -278,9 +248,8 @@ def may_uncordon(case: NodeCase) -> bool:
 def give_way(case: NodeCase, message: str) -> Verdict:
     """Yield the node to whoever else maintains it, and remember our cordon in its fence.
 
-    Before the point of no return the change is given up; after it the PATCH that records the proof yields the node. No
-    pod is evicted while it is yielded. The node counts as unavailable in its pool, and holds no slot of the
-    operator-wide cap. Once the other maintenance is gone, or only waits, the node is released and our cordon lifted.
+    While it is yielded, no pod is evicted; it counts as unavailable in its pool, but holds no slot of the operator-wide
+    cap.
     """
     labels, annotations = unmarked(case.fence, case.node)
     update = UpdateFence(case.node, aside_fence(case), labels=labels, annotations=annotations)
@@ -293,11 +262,10 @@ def keeps_cordon(case: NodeCase) -> bool:
 
 
 def aside_fence(case: NodeCase, proven: datetime | None = None, from_mode: str | None = None) -> Fence:
-    """Return the fence of a yielded node.
+    """Return the fence of a yielded node, without which our cordon would look like somebody else's forever.
 
-    The fence stays, because otherwise our cordon would look like somebody else's forever. Our marks are removed at
-    once: NVIDIA's driver upgrade skips a node that has them, and we would wait for the upgrade forever. `from_mode` is
-    the routing label that a node which was just `proven` gets at its release.
+    Our marks are removed at once: NVIDIA's driver upgrade skips a node that has them, and we would wait for the upgrade
+    forever. `from_mode` is the routing label that a node which was just `proven` gets at its release.
     """
     fence = replace(case.fence, stage="yielded", stage_since=case.now, added=())
     return fence if from_mode is None else replace(fence, proven=proven, from_mode=from_mode)

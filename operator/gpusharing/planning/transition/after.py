@@ -37,12 +37,7 @@ from gpusharing.planning.transition.attempts import (
     was_asked_again,
 )
 from gpusharing.planning.transition.fencing import restore_rule, unfence_command, unmarked
-from gpusharing.planning.transition.requests import (
-    answer_due,
-    fresh_reading,
-    prepares_next_step,
-    verify_request,
-)
+from gpusharing.planning.transition.requests import answer_due, fresh_reading, prepares_next_step, verify_request
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
@@ -103,16 +98,17 @@ def _next_step(case: NodeCase) -> Verdict:
         return case.verdict(Phase.RECONFIGURING, Reason.CORDON_RESTORED, message, cordon)
     if (unfenced := restore_rule(case, Phase.RECONFIGURING)) is not None:
         return unfenced
-    return _without_target(case) if case.assessed is None else _with_target(case, case.assessed)
+    if isinstance(case.assessment, Assessed):
+        return _with_target(case, case.assessment)
+    return _without_target(case, case.assessment)
 
 
-def _without_target(case: NodeCase) -> Verdict:
+def _without_target(case: NodeCase, assessment: Untargeted) -> Verdict:
     trouble = case.actuator.find_trouble(case, case.fence)
     if trouble is not None and not trouble.final:
         return _wait_for_actuator(case, trouble)
-    without = case.assessment if isinstance(case.assessment, Untargeted) else None
-    if without is not None and not without.unobserved:
-        objection = without.objection
+    objection = assessment.objection
+    if not assessment.unobserved:
         if Mark.MOMENTARY in objection.reason.marks:
             message = f"{objection.message}; the node stays fenced, and its proof continues once this has ended"
             return case.verdict(Phase.VERIFYING, objection.reason, message)
@@ -120,18 +116,13 @@ def _without_target(case: NodeCase) -> Verdict:
         return case.verdict(Phase.FAILED, objection.reason, message)
     if (request := verify_request(case)) is not None:
         return _ask_agent(case, request)
-    pending = without.objection if without is not None else None
-    if pending is not None and pending.reason is not Reason.OBSERVATION_PENDING:
-        # No GPU at all, or a nameless one.
-        return case.verdict(Phase.VERIFYING, pending.reason, pending.message)
+    if objection.reason is not Reason.OBSERVATION_PENDING:  # no GPU at all, or a nameless one
+        return case.verdict(Phase.VERIFYING, objection.reason, objection.message)
     return case.verdict(Phase.VERIFYING, Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs")
 
 
 def _with_target(case: NodeCase, assessed: Assessed) -> Verdict:
-    """Continue the change towards its target.
-
-    A run that the fence records as due comes before any new decision, and a run that is under way may finish.
-    """
+    """Continue the change. A run that the fence records as due comes before any new decision."""
     fence, actuator = case.fence, case.actuator
     if (old := actuator.find_old(case, fence)) is not None:
         return restart_pod(case, *old)
@@ -171,10 +162,7 @@ def _wait_for_actuator(case: NodeCase, trouble: Unfinished) -> Verdict:
 
 
 def _fail(case: NodeCase, mismatch: Finding, *, known: bool) -> Verdict:
-    """Return a Failed verdict, or one that tries again on request or rolls the node back.
-
-    `known`: the mismatch shows the present state of the node.
-    """
+    """Return Failed, a retry on request, or a rollback. `known`: the mismatch shows the present state of the node."""
     if was_asked_again(case) and case.assessed is not None:
         return _owe(case, case.assessed, "trying again on request", attempt=1, failed=True)
     back = turn_back(case, mismatch, known=known)
@@ -215,10 +203,7 @@ def _verify(case: NodeCase, aim: Target, assessed: Assessed) -> Verdict:
 
 
 def _release(case: NodeCase, target: Target, policy: PolicyView) -> Verdict:
-    """Release a proven node with one PATCH.
-
-    While somebody else works on it and the cordon is ours alone, its fence stays (`aside_fence`).
-    """
+    """Release a proven node with one PATCH, in which its fence may stay for somebody else's work (`aside_fence`)."""
     fence, node = case.fence, case.node
     labels, annotations = unmarked(fence, node)
     labels[names.LABEL_POLICY] = policy.name

@@ -1,8 +1,7 @@
 """What do earlier attempts, and somebody's work on a quiet node, say about the next attempt?
 
-The attempts left deferrals, retries, corrected drift, and the record of a proof. An open NVML handle makes a MIG mode
-change fail and keeps the driver from being unloaded (docs/design/nvidia.md#a8, a.9, d.4), so NVML stays closed on a
-node that we do not change while somebody else works on its driver or its GPUs.
+An open NVML handle makes a MIG mode change fail and keeps the driver from being unloaded (docs/design/nvidia.md#a8,
+a.9, d.4), so NVML stays closed on a node that we do not change while somebody else works on its driver or its GPUs.
 """
 
 from dataclasses import replace
@@ -39,7 +38,7 @@ def owed_by(proof: Verified) -> str:
     return f"{proof.mig_config} {proof.plugin_config} {proof.layout}".strip()
 
 
-def owe(case: NodeCase, assessed: Assessed, attempt: int, *, failed: bool = False) -> UpdateFence:
+def owe(case: NodeCase, assessed: Assessed, attempt: int, *, failed: bool) -> UpdateFence:
     """Record in the fence that a run towards the target is due once the node is proven idle again.
 
     `failed`: the change no longer counts as failed, but the fence keeps the version of the spec that failed.
@@ -72,19 +71,12 @@ def note_failure(case: NodeCase, verdict: Verdict) -> Verdict:
 
 
 def still_failed(case: NodeCase) -> datetime | None:
-    """Return when the failure of the change was noticed, or now if that is in the future.
-
-    Only a proof, a person or another revision clears it.
-    """
+    """Return when the failure of the change was noticed, or now if that is in the future."""
     return None if case.fence.failed is None else min(case.fence.failed, case.now)
 
 
 def change_deadline(case: NodeCase) -> datetime:
-    """Return when the change counts as failed.
-
-    A proven node that waits for its wave gets `timeouts.verification` from its proof on, for a restart of its device
-    plugin.
-    """
+    """Return when the change counts as failed; a proven node that waits for its wave gets time from its proof on."""
     proof, deadline, spec = case.fence.proven, case.fence.deadline, case.spec
     if proof is None or spec is None:
         return deadline
@@ -116,10 +108,7 @@ def retry_command(node: str, answered: str) -> str:
 
 
 def goes_back(case: NodeCase) -> bool:
-    """Whether the fence records a rollback that is still wanted.
-
-    A retry, a policy that was created again, or a new revision of one that is not paused ends it.
-    """
+    """Whether the fence records a rollback that no retry and no new version of the policy has ended."""
     fence, policy = case.node.fence, case.policy
     if fence is None or not fence.rolls_back or policy is None or was_asked_again(case):
         return False
@@ -136,19 +125,13 @@ def was_rolled_back(node: NodeView, policy: PolicyView) -> bool:
 
 
 def failed_before(node: NodeView, policy: PolicyView) -> bool:
-    """Whether the last proof or the last abandoned attempt records that a change of this revision failed.
-
-    Another try does not reset the records.
-    """
+    """Whether the node's records say that a change of this revision failed. Another try does not reset them."""
     records = (node.verified, node.deferred)
     return any(record is not None and record.failed_version == policy.version for record in records)
 
 
 def is_tried_again(node: NodeView, policy: PolicyView) -> bool:
-    """Whether a change of this revision failed on the node, which is back in service without it.
-
-    The node was rolled back, or released before the change succeeded.
-    """
+    """Whether a change of this revision failed on the node, which is back in service without it."""
     deferred = node.deferred
     released = deferred is not None and deferred.failed_version == policy.version
     return released or was_rolled_back(node, policy)
@@ -158,10 +141,7 @@ def is_tried_again(node: NodeView, policy: PolicyView) -> bool:
 
 
 def next_deferral(case: NodeCase, reason: Reason) -> Deferred:
-    """Return the back-off after this abort: `abort_backoff` seconds, doubled with each abort.
-
-    Only aborts in one revision count. It grows to at most 64 times that time.
-    """
+    """Return the back-off after this abort, doubled with each one in the same revision up to 64 `abort_backoff`."""
     earlier, version = case.node.deferred, case.fence.version
     count = earlier.count + 1 if earlier is not None and earlier.version == version else 1
     wait = timedelta(seconds=case.settings.abort_backoff * 2 ** min(count - 1, 6))
@@ -169,10 +149,7 @@ def next_deferral(case: NodeCase, reason: Reason) -> Deferred:
 
 
 def remembered(case: NodeCase, reason: Reason) -> Deferred | None:
-    """Return the record, without a back-off, that the change of a released node had failed.
-
-    None if it had not, or if the last proof says so.
-    """
+    """Return the record, without a back-off, that the change failed; None if it had not, or the last proof says so."""
     proof, failed = case.node.verified, _failed_version(case.fence)
     if failed is None or (proof is not None and proof.failed_version == failed):
         return None
@@ -206,10 +183,7 @@ def corrects_drift(fence: Fence, policy: PolicyView) -> bool:
 
 
 def adopted(case: NodeCase, assessed: Assessed) -> Verified:
-    """Return the proof for a node that matches its target without a change by us.
-
-    What an earlier proof records of the last change under this policy is kept.
-    """
+    """Return the proof for a node that matches its target without a change by us, with what the earlier one records."""
     target, policy, earlier = assessed.target, assessed.policy, case.node.verified
     record = Verified(
         case.owner_name,
@@ -223,10 +197,7 @@ def adopted(case: NodeCase, assessed: Assessed) -> Verified:
     if earlier is None:
         return record
     record = replace(
-        record,
-        corrected_revision=earlier.corrected_revision,
-        changed_at=earlier.changed_at,
-        took=earlier.took,
+        record, corrected_revision=earlier.corrected_revision, changed_at=earlier.changed_at, took=earlier.took
     )
     if earlier.version.uid != policy.uid:
         return record
@@ -243,10 +214,7 @@ def adopted(case: NodeCase, assessed: Assessed) -> Verified:
 
 
 def proven(case: NodeCase, target: Target, policy: PolicyView) -> Verified:
-    """Return the proof of a change or of a rollback.
-
-    Its revision is the one that the change followed, even if it is another policy's.
-    """
+    """Return the proof of a change or a rollback, with the revision that the change followed."""
     fence, earlier = case.fence, case.node.verified
     corrected = earlier.corrected_revision if earlier is not None else ""
     # The time that passed means nothing if the change failed before its deadline and somebody repaired the node.
@@ -284,13 +252,7 @@ def proven(case: NodeCase, target: Target, policy: PolicyView) -> Verified:
 ASKED_FOR = "node-maintenance-required"
 """A state of a driver upgrade that may last for weeks; the NodeMaintenance object shows when that work begins."""
 UNLOADING = frozenset(
-    {
-        "pod-deletion-required",
-        "drain-required",
-        ASKED_FOR,
-        "post-maintenance-required",
-        "pod-restart-required",
-    }
+    {"pod-deletion-required", "drain-required", ASKED_FOR, "post-maintenance-required", "pod-restart-required"}
 )
 """States of a driver upgrade from the last moment with the old driver to the start of the new (d.4)."""
 
@@ -298,9 +260,7 @@ UNLOADING = frozenset(
 def find_quiet(case: NodeCase) -> Finding | None:
     """Return why the agent of a node that we do not change must keep NVML closed, or None if it may read.
 
-    During our own change the agent is quiet anyway. This is about mig-manager when it acts on an administrator's label
-    or after a reboot, and about NVIDIA's driver upgrade. The operator reads the labels; the agent only does what
-    `spec.request.quiet` says.
+    mig-manager may act on an administrator's label or after a reboot, or NVIDIA's driver may be upgraded.
     """
     node = case.node
     if node.fence is not None and node.fence.stage != "yielded":

@@ -28,7 +28,6 @@ from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import MAX_PODS, Finding, explain_blockers
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
-from gpusharing.planning.wanted.assess import Untargeted
 
 
 def before_pnr(case: NodeCase) -> Verdict:
@@ -44,8 +43,8 @@ def _next_step(case: NodeCase) -> Verdict:
     if early is not None:
         return early
     assessed = case.assessed
-    if isinstance(case.assessment, Untargeted) and not case.assessment.unobserved:
-        return _held_up(case, case.assessment.objection.reason, case.assessment.objection.message)
+    if (objection := case.objection) is not None:
+        return _held_up(case, objection.reason, objection.message)
     if assessed is None:
         return _held_up(case, Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs")
     if _is_held(assessed.spec):
@@ -68,10 +67,6 @@ def _is_held(spec: GPUSharingPolicySpec) -> bool:
 
 
 def _held_up(case: NodeCase, reason: Reason, message: str) -> Verdict:
-    """Return the verdict of a change that is held up.
-
-    The deadline is not extended, and the verdict wakes when the clock may next end the change.
-    """
     if case.fence.jobs:  # the pods are listed, because the wait ends with the last job
         wake = next_poll(case, JOBS_PACE)
         return case.verdict(Phase.CORDONED, reason, message, wake=wake, wants_pods=True)
@@ -89,10 +84,7 @@ def _held_up(case: NodeCase, reason: Reason, message: str) -> Verdict:
 
 
 def _begin_jobs(case: NodeCase) -> Verdict | None:
-    """Extend the deadline to when the last job must have ended, or return None.
-
-    The deadline is only ever extended, except that an unlimited wait may get a limit.
-    """
+    """Extend the deadline to when the last job must have ended. Only an unlimited wait may get an earlier one."""
     plan, fence = case.drain, case.fence
     if plan is None or plan.jobs_until is None:
         return None
@@ -123,8 +115,7 @@ def _end_jobs(case: NodeCase) -> Verdict | None:
 def _endings(case: NodeCase) -> Iterator[tuple[Reason, str | Finding | None, bool]]:
     """Yield what ends the change, and whether the next attempt waits for a back-off.
 
-    Ownership comes before the target, and people and other programs before the deadline, so that an abort names its
-    real cause.
+    Ownership comes before the target, and people and other programs before the deadline: an abort names its real cause.
     """
     node, fence, assessed, spec = case.node, case.fence, case.assessed, case.spec
     if fence.node_uid != node.uid:
@@ -142,12 +133,8 @@ def _endings(case: NodeCase) -> Iterator[tuple[Reason, str | Finding | None, boo
     if case.owner_name != fence.policy:
         message = f"policy {fence.policy} no longer owns the node; the node is being restored"
         yield Reason.SUPERSEDED, message, not case.owner_name  # a label may come and go with the fence
-    if (
-        isinstance(case.assessment, Untargeted)
-        and not case.assessment.unobserved
-        and Mark.MOMENTARY not in case.assessment.objection.reason.marks
-    ):
-        yield Reason.NOT_ACCEPTED, case.assessment.objection, True
+    if (objection := case.objection) is not None and Mark.MOMENTARY not in objection.reason.marks:
+        yield Reason.NOT_ACCEPTED, objection, True
     if assessed is not None and assessed.mismatch is None:
         message = "the node already matches its target, so nothing is left to change"
         yield Reason.SYNCED, message, False
@@ -179,11 +166,7 @@ def _endings(case: NodeCase) -> Iterator[tuple[Reason, str | Finding | None, boo
 
 
 def _needs_approval(case: NodeCase) -> bool:
-    """Whether the change needs an approval that it lacks.
-
-    While the target is unknown, an approved change goes on. No approval covers a policy that was deleted and created
-    again.
-    """
+    """Whether the change lacks an approval. While the target is unknown, an approved change goes on."""
     policy, spec, approved = case.policy, case.spec, case.fence.approved
     if policy is None or spec is None or spec.rollout.approval != "Manual":
         return False
@@ -195,7 +178,7 @@ def _needs_approval(case: NodeCase) -> bool:
 def _is_overdue(case: NodeCase) -> bool:
     """Whether the change has run out of time.
 
-    What a LIST shows counts more than the clock: an operator that was not running may find the pods gone
+    A LIST counts more than the clock: an operator that was not running may find the pods gone
     (docs/design/drain.md#x10).
     """
     fence, plan, work, assessed = case.fence, case.drain, case.work, case.assessed

@@ -1,9 +1,8 @@
 """What is the verdict on each node in this pass, and what of those that need more than one node?
 
-A pass makes cases only for the nodes about which something has changed since the last pass; the memo finds these and
-keeps the verdicts of the others. An error about one node or one policy must not end the pass: the node, or all nodes of
-the policy, show it, and the others go on. The readers of input do not raise (`parse_yaml`, `kube.convert`), so only
-faults in our own code are caught; without that, the process would end, restart, and fail on the same object again.
+An error about one node or one policy must not end the pass: the node, or all nodes of the policy, show it. The readers
+of input do not raise (`parse_yaml`, `kube.convert`), so only faults in our own code are caught; without that, the
+process would end, restart, and fail on the same object again.
 """
 
 from collections import Counter
@@ -13,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
-from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.api.names import LABEL_POLICY, DisruptionClass, Phase
 from gpusharing.api.policy import Drain
 from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Release, RestartOperand, UpdateFence
@@ -58,10 +57,7 @@ class Member:
     to_go: bool
     """Whether the node has yet to be drained. Its change needs an idle node, is not skipped and has not begun."""
     outside: bool
-    """Whether the policy selects the node but has nothing to change there, such as a node without a GPU.
-
-    A change that has begun always concerns the policy.
-    """
+    """Whether the policy selects the node but has nothing to change there, such as a node without a GPU."""
     target: Target | None
     differs: bool = False
     """Whether the node is Ready, has no fence, and was seen to differ from its target."""
@@ -113,18 +109,12 @@ def is_begun(node: NodeView) -> bool:
 
 
 def is_unavailable(node: NodeView) -> bool:
-    """Whether the node is not Ready, cordoned, being deleted, or in a change that has begun.
-
-    Pods may still be placed on it.
-    """
+    """Whether the node is not Ready, cordoned, being deleted, or in a change, even one without a cordon."""
     return not node.ready or node.unschedulable or node.deleting or is_begun(node)
 
 
 def compare(case: NodeCase, terms: PolicyTargets | None) -> NodeCase:
-    """Return the case with its assessment.
-
-    Pods that were listed for a smaller change than the present reboot are dropped.
-    """
+    """Return the case with its assessment, and without pods that were listed for less than the present reboot."""
     if terms is not None:
         found = assess(case.node, case.gpunode, terms, actuator=case.actuator)
         case = replace(case, assessment=found)
@@ -159,20 +149,13 @@ def judge_nodes(
     now: datetime,
     memo: Memo,
     failed: dict[str, Exception],
-) -> dict[str, Member | None]:
-    """Return the answer of `judge_case` for each node in `followed`.
-
-    Only those about which something has changed are judged again.
-    """
+) -> dict[str, Member]:
+    """Return the nodes that concern us, sorted by name; those in `failed`, to which this adds, are Blocked."""
     stack, settings, old_views = snapshot.stack, snapshot.settings, snapshot.old_views
     others = snapshot.agent_troubles.get(ALL_OTHERS)
     troubles = {name: snapshot.agent_troubles.get(name, others) for name in followed.keys() - snapshot.agents}
     owned = {name: terms.get(owners[name]) for name in followed}
-    claimed, drifting, at_work = (
-        snapshot.claims.keys(),
-        snapshot.memory.drifting_since,
-        snapshot.at_work_since,
-    )
+    claimed, drifting, at_work = snapshot.claims.keys(), snapshot.memory.drifting_since, snapshot.at_work_since
     actuator = find_actuator(stack)
     pods = {program: snapshot.operands.get(program, {}) for program in Program}
 
@@ -200,7 +183,7 @@ def judge_nodes(
 
     nodes = snapshot.nodes, snapshot.gpunodes, snapshot.work, snapshot.agents, snapshot.mig_failures
     columns: list[Column] = [*nodes, troubles, owned, claimed, drifting, at_work, followed, *pods.values()]
-    return memo.table(
+    judged = memo.table(
         judge_one,
         followed,
         columns=columns,
@@ -209,13 +192,20 @@ def judge_nodes(
         lasts=keeps_verdict,
         failed=failed,
     )
+    members = {name: one for name, one in judged.items() if one is not None}
+    if not failed:
+        return members
+    for name, error in failed.items():
+        node = snapshot.nodes[name]
+        owner = owners.get(name, node.labels.get(LABEL_POLICY, ""))
+        members[name] = find_member(not_judged(node, owner, error), node, snapshot.gpunodes.get(name))
+    return dict(sorted(members.items()))
 
 
 def find_models(gpunodes: Iterable[GPUNodeView | None]) -> dict[str, GpuView]:
     """Return, by product, one GPU of each card model, with the profiles that most nodes report for it.
 
-    NVIDIA's well-known names mean the same on every node, so no single report decides. In a tie, the profiles found
-    first count.
+    NVIDIA's well-known names mean the same on every node, so no single report decides.
     """
     reports = (gpunode.observed for gpunode in gpunodes if gpunode is not None)
     kinds: Counter[Hardware] = Counter(report.hardware for report in reports if report is not None)
@@ -293,8 +283,7 @@ def with_rules(
 ) -> ClusterSnapshot:
     """Return the snapshot with the drain rules of each gang member on a node that has other rules.
 
-    A member's rules are the spec.drain of its own node's policy, even if another policy governs the node that is being
-    changed. If that policy cannot be read, or the member's node cannot be judged, the members there must stay
+    A member's rules are those of its own node's policy. If they are unknown, the members there must stay
     (docs/adr/0039-a-wave-stays-within-its-policy.md).
     """
     if len(snapshot.policies) < 2 and not failed:
@@ -349,10 +338,7 @@ def calls_fail(verdict: Verdict) -> bool:
 
 
 def show_failure(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | None = None) -> Verdict:
-    """Return the verdict with the failure of its calls in it, once the failure lasts.
-
-    Its actions stay; while calls are suspended, the node is no candidate.
-    """
+    """Return the verdict with a lasting failure of its calls in it. While calls are suspended, it is no candidate."""
     suspended = failure.holds(now)
     # Much has to be proven again before some calls, so the next attempt may come this late.
     recent = now < failure.next_try + timedelta(seconds=LONGEST_WAIT)
@@ -398,10 +384,7 @@ def _is_late(verdict: Verdict, fence: Fence | None, now: datetime) -> bool:
 
 
 def _record_failure(verdict: Verdict, node: NodeView, now: datetime) -> Verdict:
-    """Record in the fence that the change has failed, if possible with a PATCH that is due anyway.
-
-    See docs/adr/0044-what-was-seen-is-written-down.md.
-    """
+    """Record the failure, if possible with a due PATCH (docs/adr/0044-what-was-seen-is-written-down.md)."""
     fence = node.fence
     if fence is None or fence.failed is not None:
         return verdict
@@ -428,10 +411,7 @@ def find_uncertain_claims(snapshot: ClusterSnapshot, members: Mapping[str, Membe
 
 
 def find_late(failures: Mapping[str, CallFailure], members: dict[str, Member], now: datetime) -> dict[str, Member]:
-    """Return all members, with new verdicts for nodes that a failing call has made late or stuck.
-
-    The pools must know before they choose.
-    """
+    """Return all members, with new verdicts for nodes that a failing call has made late or stuck."""
     late = {}
     for node, failure in failures.items():
         if (member := members.get(node)) is None or member.verdict.phase is Phase.FAILED:
@@ -447,10 +427,7 @@ def find_late(failures: Mapping[str, CallFailure], members: dict[str, Member], n
 def keep_back(
     verdicts: Mapping[str, Verdict], why: str, failure: CallFailure | None, now: datetime
 ) -> dict[str, Verdict]:
-    """Return the verdicts with Pending ones for all nodes that would start.
-
-    `why` begins their message, and `failure` is that of the policies.
-    """
+    """Return the verdicts with Pending ones for all nodes that would start. `failure` is that of the policies."""
     changed = dict(verdicts)
     for node, verdict in verdicts.items():
         if not verdict.starts:
@@ -473,10 +450,7 @@ def keep_back(
 def show_failures(
     failures: Mapping[str, CallFailure], verdicts: Mapping[str, Verdict], now: datetime
 ) -> dict[str, Verdict]:
-    """Return the verdicts with the failures in those of their nodes.
-
-    A write that keeps every fence from being written counts for each node that would start.
-    """
+    """Return the verdicts with failures of calls in them, also of those that keep every fence from being written."""
     shown = dict(verdicts)
     for node in failures.keys() & verdicts.keys():
         shown[node] = show_failure(verdicts[node], failures[node], now)

@@ -1,8 +1,7 @@
 """Which labels, taints and marks are written around a change?
 
 Marks keep other controllers away from a node. A cordon keeps new pods off, or a DeviceTaintRule, behind which pods
-without a GPU may still start. A node may also join behind the start-up taint `gpusharing.dev/unproven` and gets its
-layout in the ordinary way (docs/design/transition.md#gate).
+without a GPU may still start.
 """
 
 from collections.abc import Iterable
@@ -33,10 +32,9 @@ Marks = dict[str, str | None]
 
 
 def marks_for(node: NodeView, more: Iterable[str] = ()) -> tuple[Marks, Marks]:
-    """Return the labels and annotations that the fence adds.
+    """Return the labels and annotations that keep other controllers away (docs/design/drain.md#c6).
 
-    They keep driver upgrades, autoscalers and repair controllers away (docs/design/drain.md#c6). Only marks that we set
-    are removed again; the fence lists them. `more` has further labels of this cluster, as `key=value` or `key`.
+    Only marks that we set are removed again; the fence lists them. `more` has further labels, as `key=value` or `key`.
     """
     parts = (entry.partition("=") for entry in more)
     known = {key: value for key, _, value in parts} | names.NEIGHBOUR_LABELS
@@ -46,19 +44,13 @@ def marks_for(node: NodeView, more: Iterable[str] = ()) -> tuple[Marks, Marks]:
 
 
 def routing_before(fence: Fence, node: NodeView) -> Marks:
-    """Return the routing label that the release sets.
-
-    It is the one from before the change, or of the proven layout on a yielded node.
-    """
+    """Return the routing label that the release sets: from before the change, or of a yielded node's proven layout."""
     kept = fence.from_mode and fence.node_uid == node.uid and fence.stage != "actuating"
     return {names.LABEL_MODE: fence.from_mode} if kept else {}
 
 
 def tell_foreign(node: NodeView) -> str:
-    """Return a clause on who else maintains the node.
-
-    It says whether they work, wait, or may have stopped halfway. `node.foreign` must not be empty.
-    """
+    """Return a clause on who else maintains the node; `node.foreign` must not be empty."""
     if node.foreign_queued:
         return f"{node.foreign} is waiting for {node.name}"
     return f"{node.foreign} {'has not finished with' if node.foreign_waits else 'is working on'} {node.name}"
@@ -76,10 +68,7 @@ def unfence_command(fence: Fence, node: NodeView) -> str:
 
 
 def unmarked(fence: Fence, node: NodeView) -> tuple[Marks, Marks]:
-    """Return the labels and annotations that a release removes, with None as their values.
-
-    They are those that the fence added.
-    """
+    """Return the labels and annotations that the fence added and a release removes, with None as their values."""
     annotations: Marks = {name: None for name in fence.added if name in names.NEIGHBOUR_ANNOTATIONS}
     # medik8s marks a node that it maintains with the label that we set too, and removes it at the end
     # (node-maintenance-operator, addExcludeRemediationLabel). Its remediation never removes the label.
@@ -89,22 +78,17 @@ def unmarked(fence: Fence, node: NodeView) -> tuple[Marks, Marks]:
 
 
 def may_taint(case: NodeCase) -> bool:
-    """Whether a DeviceTaintRule may fence the node for a change that drains it.
-
-    Pods that were not listed do not count.
-    """
+    """Whether a DeviceTaintRule may fence the node for a change that drains it, as far as its pods are known."""
     pods = case.work.pods if case.work is not None else ()
     evaded = any(pod.evades_rules and pod.dra != "none" for pod in pods)
     return case.stack.by_dra and case.stack.dra.taints_work and not evaded and not _needs_cordon(case)
 
 
 def cordon_instead(case: NodeCase, phase: Phase, why: str) -> Verdict:
-    """Cordon the node in one PATCH and record that no DeviceTaintRule fences it.
+    """Cordon the node in one PATCH and record that no DeviceTaintRule fences it; `why` is a clause.
 
-    A rule holds for one scheduler that was tested, and only for claims that it allocates. So a node gets the cordon
-    instead if the rule cannot keep every pod off, before the drain if that is known and otherwise in the middle of it
-    (docs/adr/0079-a-device-taint-rule-for-a-cordon.md). Pods and readings from before the cordon prove nothing; `why`
-    is a clause.
+    A rule holds for one scheduler that was tested, and only for claims that it allocates
+    (docs/adr/0079-a-device-taint-rule-for-a-cordon.md). Pods and readings from before the cordon prove nothing.
     """
     # A person may have cordoned the node in the meantime, and that cordon is not ours to lift.
     prior = case.node.unschedulable
@@ -115,10 +99,7 @@ def cordon_instead(case: NodeCase, phase: Phase, why: str) -> Verdict:
 
 
 def restore_rule(case: NodeCase, phase: Phase) -> Verdict | None:
-    """Cordon a node whose DeviceTaintRule fails, or wait for a missing rule.
-
-    A rule fails if it does not keep all GPU pods off. None if it holds or is not used.
-    """
+    """Cordon a node whose DeviceTaintRule does not keep all GPU pods off, or wait for a missing rule."""
     if not case.fence.tainted:
         return None
     rule = f"DeviceTaintRule {RULE_PREFIX}{case.node.name}"
@@ -145,11 +126,9 @@ def _needs_cordon(case: NodeCase) -> str:
 
 
 def is_newcomer(node: NodeView, gpunode: GPUNodeView | None) -> bool:
-    """Whether no workload depends on the node yet, so that its change takes no slot.
+    """Whether no workload depends on the node yet (docs/adr/0034-the-start-up-gate.md).
 
-    See docs/adr/0034-the-start-up-gate.md. The agent does not count pods that hold claims. The start-up taint is
-    removed with the proof: when the node is released after its change, or when it is adopted because it already matches
-    its target. Until then every verdict says that the taint keeps workloads off.
+    The agent does not count pods that hold claims.
     """
     if node.fence is not None:
         return node.fence.newcomer

@@ -17,11 +17,7 @@ from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.stack.effects import OPERANDS, find_effects
 from gpusharing.planning.stack.mps import explain_repair
 from gpusharing.planning.stack.plugins import explain_plugin
-from gpusharing.planning.stack.requirements import (
-    find_bare_host,
-    find_disabled,
-    find_other_workload,
-)
+from gpusharing.planning.stack.requirements import find_bare_host, find_disabled, find_other_workload
 from gpusharing.planning.transition.attempts import (
     find_quiet,
     goes_back,
@@ -65,7 +61,7 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
     """Yield the gates of a change that has not begun.
 
     First whether anybody may touch the node, then whether the change could be made and proven, then whether it should
-    be made now.
+    be now.
     """
     node, name, observed, proof = case.node, case.node.name, case.observed, case.node.verified
     skip = node.labels.get(names.LABEL_SKIP)
@@ -172,11 +168,7 @@ def _alone(case: NodeCase) -> ClusterSnapshot:
 
 
 def target_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
-    """Yield the gates on whether the target may be applied.
-
-    They are asked again during the drain and before every run: the policy, the driver, the GPU Operator or a
-    NodeFeatureRule may have changed.
-    """
+    """Yield the gates on whether the target may be applied, which count again before every run."""
     if case.settings.refuse_unsafe_drivers and not goes_back(case):
         # The layout would hang the pods that come back (docs/design/hardware.md#mixed-nodes).
         yield Reason.UNSAFE_DRIVER, find_hanging(assessed.observed.driver_version, assessed.target.layouts)
@@ -188,10 +180,7 @@ def target_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
 
 
 def propagation_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
-    """Yield the gates on whether the configuration that the labels will name has reached the node.
-
-    See docs/design/nvidia.md#b4. They are asked again before every run.
-    """
+    """Yield the gates on whether the configuration has reached the node (docs/design/nvidia.md#b4)."""
     since, goal = assessed.target.configured, assessed.goal.configured
     if since is None or goal is None:
         if error := case.stack.write_error:
@@ -223,10 +212,7 @@ def _rollback_gate(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
 
 
 def _find_futile(case: NodeCase, assessed: Assessed, drift: Finding | None) -> Finding | None:
-    """Return what still differs on a node where a change would write nothing new.
-
-    A drain would disturb its pods for nothing.
-    """
+    """Return what still differs on a node where a change would write nothing new and disturb pods for nothing."""
     target, mismatch, proof = assessed.target, assessed.mismatch, case.node.verified
     if drift is not None and assessed.disruption.cordons:
         # It was proven under another name with the same meaning. That name does not count once a person asked for another

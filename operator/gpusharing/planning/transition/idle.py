@@ -29,16 +29,9 @@ LIST_AGE = timedelta(seconds=30)
 
 
 def way_to_idle(
-    case: NodeCase,
-    waiting: Verdict | None = None,
-    *,
-    any_event: bool = False,
-    step_proven: bool = False,
+    case: NodeCase, waiting: Verdict | None = None, *, any_event: bool = False, step_proven: bool = False
 ) -> Verdict | None:
-    """Return what is due next on the way to an idle node, or None if the node is proven idle.
-
-    A worse class of disruption comes first, then a LIST, the drain, `waiting` (what else the run needs), and the proof.
-    """
+    """Return what is due next until the node is idle, or None if it is proven. `waiting` is what else the run needs."""
     if (escalated := escalate(case)) is not None:
         return escalated
     work, plan = case.work, case.drain
@@ -76,10 +69,7 @@ def outlasts(case: NodeCase) -> bool:
 
 
 def next_poll(case: NodeCase, pace: int = 1) -> datetime:
-    """Return when to list the pods again: `pace` poll intervals after the last LIST.
-
-    It is no later than the deadline.
-    """
+    """Return when to list the pods again: `pace` poll intervals after the last LIST, no later than the deadline."""
     poll = timedelta(seconds=case.settings.poll * pace)
     soon = (case.work.listed_at if case.work is not None else case.now) + poll
     if soon <= case.now:
@@ -150,10 +140,7 @@ def _prove(case: NodeCase, work: NodeWork, *, any_event: bool, step_proven: bool
 
 
 def _listed_twice(case: NodeCase, work: NodeWork) -> bool:
-    """Whether the last LIST and an earlier one were empty.
-
-    Both must be from after the agent's answer and in the present scope.
-    """
+    """Whether two LISTs after the agent's answer and in the present scope were empty."""
     if work.quiet_since is None or work.scope != case.scope:
         return False
     first = max(work.quiet_since, case.now - LIST_AGE)

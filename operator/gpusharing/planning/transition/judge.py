@@ -13,13 +13,7 @@ from gpusharing.planning.transition.actuation import yielded
 from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.attempts import adopted, find_quiet, note_failure, was_rolled_back
 from gpusharing.planning.transition.before import before_pnr
-from gpusharing.planning.transition.fencing import (
-    cordon_instead,
-    find_closed,
-    find_unseen,
-    routing_before,
-    unmarked,
-)
+from gpusharing.planning.transition.fencing import cordon_instead, find_closed, find_unseen, routing_before, unmarked
 from gpusharing.planning.transition.gates import find_gate, first_closed, service_gates
 from gpusharing.planning.transition.requests import with_gpunode
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
@@ -29,10 +23,7 @@ from gpusharing.planning.wanted.assess import Assessed, Assessment, Untargeted, 
 
 
 def judge(case: NodeCase) -> Verdict | None:
-    """Return the verdict for one node, or None if the node does not concern us.
-
-    Such a node has no fence, no policy, no GPU and no label of a former owner.
-    """
+    """Return the verdict for one node, or None if it has neither a fence, a policy, a GPU nor a label of ours."""
     if case.node.fence_error:
         message = f"{case.node.fence_error}; nothing is done on this node"
         return case.verdict(Phase.BLOCKED, Reason.FENCE_UNREADABLE, message)
@@ -49,10 +40,7 @@ def judge(case: NodeCase) -> Verdict | None:
 
 
 def differs_from_target(case: NodeCase) -> bool:
-    """Whether the node was seen to differ from its target, or from what a rollback restored.
-
-    A difference that lasts counts as drift. Nothing counts as seen while the GPUs cannot be read.
-    """
+    """Whether the node was seen to differ from its target, or from what a rollback restored; drift if that lasts."""
     assessed = case.assessed
     if assessed is None:
         return False

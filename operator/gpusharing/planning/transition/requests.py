@@ -23,11 +23,7 @@ _RESUME, _CLOSE = ":resume", ":close"
 
 
 def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
-    """Add a write to the node's GPUNode, if one is needed.
-
-    It creates the GPUNode, has NVML closed or opened on a node that we do not change, or moves a person's requests to
-    the Node.
-    """
+    """Add the write that the node's GPUNode, or a person's request on it, needs."""
     gpunode, node = case.gpunode, case.node
     if gpunode is not None and gpunode.requests and not node.deleting:
         return replace(verdict, candidate=False).then(*_move(node, gpunode.requests))
@@ -92,10 +88,7 @@ def _move(node: NodeView, requests: Mapping[str, str]) -> tuple[Action, ...]:
 
 
 QUIET_AGE = 60.0
-"""The maximum age, in seconds, of the request whose answer proves idleness.
-
-A reading of eight GPUs without persistence mode takes 24 seconds.
-"""
+"""The maximum age in seconds of the request that proves idleness. A reading of eight GPUs can take 24 seconds."""
 
 
 def _quiet_prefix(case: NodeCase, *, step_proven: bool = False) -> str:
@@ -103,10 +96,7 @@ def _quiet_prefix(case: NodeCase, *, step_proven: bool = False) -> str:
 
 
 def prepares_next_step(case: NodeCase) -> bool:
-    """Whether the current request closes NVML and records that the present step is proven.
-
-    No event may have followed it.
-    """
+    """Whether the current request closes NVML and records, after the last event, that the present step is proven."""
     recorded = _request(case).startswith(_quiet_prefix(case, step_proven=True))
     return recorded and _asked_at(case, "quiet") is not None
 
@@ -159,10 +149,7 @@ def _stamp(moment: datetime) -> int:
 
 
 def last_event(case: NodeCase) -> str:
-    """Return a hash that changes with every event that makes earlier proofs worthless.
-
-    These are our last run, and what the actuator names.
-    """
+    """Return a hash of our last run and the actuator's events, each of which makes earlier proofs worthless."""
     parts = (str(_stamp(case.fence.stage_since)), *case.actuator.find_events(case))
     return sha256(" ".join(parts).encode()).hexdigest()[:10]
 
@@ -184,10 +171,7 @@ def _asked_at(case: NodeCase, kind: str, *, any_event: bool = False) -> int | No
 
 
 def fresh_reading(case: NodeCase, kind: str) -> ObservedView | None:
-    """Return the agent's answer to a request of this kind that was written after the last event.
-
-    The kind is `quiet` or `verify`. Only such a reading proves the event's result.
-    """
+    """Return the agent's answer to a request of this kind (`quiet` or `verify`) after the last event, as its proof."""
     gpunode, observed = case.gpunode, case.observed
     if gpunode is None or observed is None or _asked_at(case, kind) is None:
         return None

@@ -21,7 +21,7 @@ from gpusharing.planning.vocabulary.findings import Blocker, Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.actuators.actuator import Actuator, ActuatorCase
-from gpusharing.planning.wanted.assess import Assessed, Assessment
+from gpusharing.planning.wanted.assess import Assessed, Assessment, Untargeted
 from gpusharing.planning.wanted.verify import describe_observed
 
 
@@ -42,18 +42,12 @@ class Verdict:
     """The layout that the GPUs have now; empty if unknown."""
     pods: int = 0
     needs: tuple[tuple[str, int], ...] = ()
-    """How many pods the drain still has to evict under each PodDisruptionBudget, by the last LIST.
-
-    A budget is named as `namespace/name`.
-    """
+    """How many pods the drain still has to evict under each PodDisruptionBudget (`namespace/name`)."""
     blockers: tuple[Blocker, ...] = ()
     leaving: str = ""
     """The first pod that still has to leave, and how many more there are, such as `namespace/name +2`."""
     deadline: datetime | None = None
-    """The deadline of the fence or, before there is a fence, the time at which the wait ends by itself.
-
-    None if the wait ends in another way.
-    """
+    """The deadline of the fence or, before there is one, when the wait ends by itself; None if it does not."""
     attempt: int = 0
     step: str = ""
     """The number of the step and how many there are, such as `1/2`; empty if no change is in flight."""
@@ -96,7 +90,7 @@ class NodeCase(ActuatorCase):
     """The pods of the node. None if they were not listed, or were listed for a smaller change than the present one."""
     agent_ready: bool
     agent_trouble: Finding | None
-    """Why no agent is Ready; None if one is, or if the cause is unknown."""
+    """Why no agent is Ready; None also if the cause is unknown."""
     claimed: bool
     drifting_since: datetime | None
     """Since when this process has seen the node differ from its target."""
@@ -125,6 +119,12 @@ class NodeCase(ActuatorCase):
     @property
     def assessed(self) -> Assessed | None:
         return self.assessment if isinstance(self.assessment, Assessed) else None
+
+    @property
+    def objection(self) -> Finding | None:
+        """Why the node has no target, unless only its GPUs are unknown."""
+        found = self.assessment
+        return found.objection if isinstance(found, Untargeted) and not found.unobserved else None
 
     @property
     def fence(self) -> Fence:

@@ -10,21 +10,14 @@ from gpusharing.planning.vocabulary.values import value
 
 @value
 class Finding:
-    """Why something is not, or not yet, as it should be: one reason with its details.
-
-    An expected "no" is returned as a value and not raised as an exception. The text stays the same as long as nothing
-    changes.
-    """
+    """Why something is not, or not yet, as it should be. The text stays the same as long as nothing changes."""
 
     reason: Reason
     message: str
     until: datetime | None = None
     """When the passing of time alone may end the situation, or None if something else has to change."""
     keeper: str = ""
-    """The object that holds the node back, in the form of the column CULPRIT, such as `gsp/NAME`.
-
-    Empty if the reason's own keeper is precise enough.
-    """
+    """The object that holds the node back, such as `gsp/NAME`, if the reason's own keeper is not precise enough."""
     stands: bool = False
     """Whether only a person can end this situation, though others with the same reason end by themselves."""
 
@@ -34,23 +27,19 @@ class Finding:
 
 
 MAX_LINES = 5
-"""The most lines that are shown about the blockers of one node."""
+"""The most lines about the blockers of one node."""
 MAX_PODS = 3
-"""The most pods that one line names."""
 MAX_MESSAGE = 400
 """The most characters of a blocker's message that its line shows. A server's message can be long."""
 
 
 @value
 class Blocker:
-    """One reason why some pods cannot leave their node (docs/design/drain.md#messages).
-
-    It does not change while the situation does not.
-    """
+    """One reason why some pods cannot leave their node (docs/design/drain.md#messages)."""
 
     reason: Reason
     pods: tuple[str, ...] = ()
-    """The pods concerned, as `namespace/name`, sorted."""
+    """As `namespace/name`, sorted."""
     pdb: str = ""
     """The PodDisruptionBudget that refuses the eviction, as `namespace/name`. Several are separated by commas."""
     message: str = ""
@@ -95,10 +84,7 @@ def explain_blockers(blockers: Iterable[Blocker]) -> tuple[str, ...]:
 
 
 def culprit(blockers: Iterable[Blocker]) -> str:
-    """Return the first pod of the most urgent blocker, and how many others block, as `namespace/name +2`.
-
-    Empty if no blocker names a pod.
-    """
+    """Return the first pod of the most urgent blocker and how many others block, as `namespace/name +2`, or nothing."""
     with_pods = sorted((b for b in blockers if b.pods), key=lambda b: (b.reason.urgency, b.pods))
     if not with_pods:
         return ""
@@ -107,10 +93,7 @@ def culprit(blockers: Iterable[Blocker]) -> str:
 
 
 def ends_at(blockers: Iterable[Blocker]) -> datetime | None:
-    """Return the time by which all blockers will have ended by themselves.
-
-    None if one of them does not end with time.
-    """
+    """Return the time by which all blockers will have ended by themselves, or None if one of them does not."""
     ends = [blocker.until for blocker in blockers]
     known = [end for end in ends if end is not None]
     return max(known) if known and len(known) == len(ends) else None

@@ -12,10 +12,7 @@ def cut(text: str, most: int) -> str:
 
 
 def cut_bytes(text: str, most: int) -> str:
-    """Return the text, cut to `most` bytes of UTF-8 (at least 3) with three dots at the end.
-
-    No character is divided. A text that is cut loses lone surrogates.
-    """
+    """Return the text, cut to `most` bytes of UTF-8 (at least 3) with three dots; lone surrogates are lost then."""
     raw = text.encode(errors="surrogatepass")
     return text if len(raw) <= most else raw[: most - 3].decode(errors="ignore") + "..."
 

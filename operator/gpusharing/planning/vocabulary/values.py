@@ -1,7 +1,4 @@
-"""How are value objects declared immutable? By the decorator `value`.
-
-mypy enforces that no code assigns to their fields, so the running program need not.
-"""
+"""How are value objects declared immutable? By `value`: only mypy enforces that no code assigns to their fields."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,27 +12,17 @@ def value(cls: type[Made], /) -> type[Made]: ...
 
 
 @overload
-def value(
-    *, eq: bool = True, order: bool = False, kw_only: bool = False, slots: bool = True
-) -> Callable[[type[Made]], type[Made]]: ...
+def value(*, eq: bool = True, order: bool = False, slots: bool = True) -> Callable[[type[Made]], type[Made]]: ...
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def value(
-    cls: type[Made] | None = None,
-    /,
-    *,
-    eq: bool = True,
-    order: bool = False,
-    kw_only: bool = False,
-    slots: bool = True,
+    cls: type[Made] | None = None, /, *, eq: bool = True, order: bool = False, slots: bool = True
 ) -> type[Made] | Callable[[type[Made]], type[Made]]:
     """Make a class a dataclass whose fields only mypy treats as frozen.
-
-    With `eq=False`, instances are compared by identity.
 
     A frozen dataclass assigns each of its own fields by calling `object.__setattr__` (dataclasses.py of Python 3.11,
     `_field_assign`), which took a fifth of the time of a whole plan.
     """
-    made = dataclass(eq=eq, order=order, kw_only=kw_only, slots=slots, unsafe_hash=eq)
+    made = dataclass(eq=eq, order=order, slots=slots, unsafe_hash=eq)
     return made if cls is None else made(cls)

@@ -32,7 +32,6 @@ class Untargeted:
 
     policy: PolicyView
     objection: Finding
-    """Why there is no target."""
     observed_text: str
     """The layouts that the GPUs have now, for people. Empty if they are unknown."""
     accepted: bool = True
@@ -60,12 +59,8 @@ class Assessed:
     disruption: DisruptionClass
     """The class of disruption of the change from the present state to the target."""
     drift: Finding | None
-    """How the node differs from what was last proven on it for this policy.
-
-    That is its target or what it was rolled back to. None if it does not differ, or if neither of these was proven.
-    """
+    """How the node differs from what was last proven on it for this policy: its target, or what a rollback restored."""
     observed_text: str
-    """The layouts that the GPUs have now, for people."""
 
     @property
     def goal(self) -> Target:
@@ -73,7 +68,6 @@ class Assessed:
 
 
 Assessment = Untargeted | Assessed
-"""The facts about one node under one policy, independent of time."""
 
 
 def assess(node: NodeView, gpunode: GPUNodeView | None, targets: PolicyTargets, *, actuator: Actuator) -> Assessment:
@@ -136,11 +130,10 @@ def _find_unread(observed: ObservedView) -> Finding | None:
 
 
 def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stack: StackView) -> bool:
-    """Whether the change leads from MPS to MIG or back.
+    """Whether the change leads from MPS to MIG or back: one program must finish first (docs/design/nvidia.md#b5, R11).
 
-    The MPS daemon or mig-manager must finish before the other begins (docs/design/nvidia.md#b5, R11). Also True for a
-    change of an MPS configuration under NVIDIA's chart without the GPU Operator. The operator may not restart the
-    daemon there, so the daemon would keep its old number of clients.
+    Also for another MPS configuration under NVIDIA's chart without the GPU Operator, where the operator may not restart
+    the daemon, which would keep its old number of clients.
     """
     if target.with_mig:
         return uses_mps(node, observed, stack)
@@ -160,18 +153,12 @@ def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stac
 
 
 def uses_mps(node: NodeView, observed: ObservedView, stack: StackView) -> bool:
-    """Whether the device plugin of the node is told to share GPUs by MPS, or MPS left its mark.
-
-    The mark is the exclusive compute mode of a GPU, which an MPS daemon sets.
-    """
+    """Whether the device plugin is told to share GPUs by MPS, or an MPS daemon left its exclusive compute mode."""
     return is_told_mps(node, stack) or any(gpu.compute_mode == EXCLUSIVE for gpu in observed.hardware.kinds)
 
 
 def has_gpu(node: NodeView) -> bool:
-    """Whether the Node's labels or resources show an NVIDIA GPU.
-
-    The PCI labels of Node Feature Discovery do not count.
-    """
+    """Whether the Node's labels, apart from the PCI labels of Node Feature Discovery, or resources show a GPU."""
     return (
         node.labels.get(names.LABEL_GPU_PRESENT) == "true"
         or names.LABEL_GPU_PRODUCT in node.labels
@@ -216,18 +203,16 @@ def _serves_already(node: NodeView, observed: ObservedView, target: Target) -> b
 # (docs/design/transition.md#label-owners).
 
 HANDS = ("kubectl", "kubelet", "gpu-operator")
-"""Prefixes of the names of field managers that never set a label back.
+"""Prefixes of the field managers that never set a label back: people's tools, and the GPU Operator.
 
-They are people's tools, and the GPU Operator, which writes `mig.config` only if the label is absent
-(docs/design/nvidia.md#d1).
+The latter writes `mig.config` only if the label is absent (docs/design/nvidia.md#d1).
 """
 
 
 def find_owners(node: NodeView) -> dict[str, str]:
     """Return the labels that another program sets, each with a clause that says who and what to do.
 
-    These are the labels that a controller claims and, on a node with a proof, those that a field manager has changed,
-    until a person gives the retry annotation a new value.
+    What a field manager has changed counts only until a person gives the retry annotation a new value.
     """
     proof = node.verified
     if not node.label_rewriters or proof is None or node.retry not in ("", proof.retry):

@@ -1,8 +1,7 @@
 """What does a mig-parted file say, ours or another, and what does a name mean on a node's GPUs?
 
 Grammar: docs/design/nvidia.md#a10 (mig-parted api/spec/v1). The file is always rendered as a whole
-(docs/design/transition.md#mig-file). Names of our own entries contain a hash of their content and never change their
-meaning.
+(docs/design/transition.md#mig-file). Names of our own entries never change their meaning.
 """
 
 import re
@@ -69,10 +68,9 @@ def render(entries: Mapping[str, Entry]) -> str:
 
 @lru_cache(maxsize=256)
 def parse(text: str) -> Mapping[str, Entry]:
-    """Return all entries of a file by name, including those that mig-parted would refuse.
+    """Return all entries of a readable file by name, even those that mig-parted would refuse.
 
-    The result is cached and must not be changed. Values that are not lists of maps are left out. Empty if the file
-    cannot be read, whatever its version.
+    The result is cached and must not be changed.
     """
     try:
         return {name: entry for name, entry in _configs(text, any_version=True).items() if _is_entry(entry)}
@@ -81,10 +79,7 @@ def parse(text: str) -> Mapping[str, Entry]:
 
 
 def find_flaws(text: str) -> tuple[BadField, ...]:
-    """Return what makes mig-parted refuse a file, or the operator leave out an entry of it.
-
-    An empty string has no flaws.
-    """
+    """Return what makes mig-parted refuse a file that is not empty, or the operator leave out an entry of it."""
     if not text:
         return ()
     try:
@@ -123,10 +118,7 @@ def _is_entry(entry: object) -> bool:
 
 @lru_cache(maxsize=64)
 def sound_entries(text: str) -> Mapping[str, Entry]:
-    """Return the entries of `parse` without those that would make mig-parted refuse the whole file.
-
-    The result must not be changed.
-    """
+    """Return those entries of `parse` that mig-parted accepts. The result must not be changed."""
     return {name: entry for name, entry in parse(text).items() if not any(_find_faults(entry))}
 
 
@@ -145,8 +137,7 @@ def is_rendered(text: str) -> bool:
 def parse_admin(text: str) -> tuple[Mapping[str, Entry], str]:
     """Return the entries of an admin's file that mig-parted would accept, and why others cannot be used.
 
-    One bad entry would make mig-parted refuse the whole file on every node. A missing version and unknown keys outside
-    the entries are no problem, because the operator renders the file itself.
+    A missing version and unknown keys outside the entries are no problem, because the operator renders the file itself.
     """
     if not text:
         return {}, ""
@@ -160,10 +151,7 @@ def parse_admin(text: str) -> tuple[Mapping[str, Entry], str]:
 
 
 def _find_faults(entry: object) -> Iterator[tuple[str, str]]:
-    """Yield why mig-parted would refuse the entry on any hardware, at most once for each row.
-
-    See docs/design/nvidia.md#a10. The paths begin at the entry, such as `[0].devices`.
-    """
+    """Yield the path, such as `[0].devices`, and why mig-parted would refuse the row there on any hardware."""
     if not isinstance(entry, list) or not _is_entry(entry):
         yield "", "it is not a list of maps"
     elif not entry:
@@ -209,12 +197,7 @@ def _filters(row: Mapping[str, Any]) -> list[Any]:
 
 
 def resolve_name(name: str, node: str, gpus: Sequence[CardView], stack: StackView) -> tuple[Layout | None, ...] | str:
-    """Return the layout that the mig.config value `name` gives each GPU of the node.
-
-    None switches MIG off. If there is none, return a clause for people that says why. If mig-manager reads our file,
-    the admin's entries, our file and NVIDIA's well-known names are searched in this order. Otherwise only the file that
-    mig-manager generated for the node is.
-    """
+    """Return the layout that the mig.config value `name` gives each GPU of the node, or a clause that says why none."""
     if not stack.serves_our_mig_file:
         generated = parse(stack.generated_mig_file(node))
         if not generated:
@@ -235,8 +218,7 @@ def resolve_name(name: str, node: str, gpus: Sequence[CardView], stack: StackVie
 def resolve(entry: Entry, gpus: Sequence[CardView]) -> tuple[Layout | None, ...] | str:
     """Return the layout that an entry gives each of `gpus`, or which of them no row covers.
 
-    The last row counts. mig-parted's assert never succeeds on a GPU that no row covers, so such an entry is unusable
-    (R6).
+    The last row counts. mig-parted's assert never succeeds on a GPU that no row covers (R6).
     """
     layouts: dict[int, Layout | None] = {}
     for row in entry:
@@ -270,10 +252,7 @@ _generated = lru_cache(maxsize=64)(generated_layouts)
 
 
 def well_known(gpus: Sequence[CardView], name: str) -> tuple[Layout | None, ...] | str:
-    """Return the layout that a name which mig-manager generates from the hardware gives each GPU (a.10).
-
-    None is MIG off. If the name gives none, return a clause that says why not.
-    """
+    """Return the layout that a name of mig-manager's own gives each GPU (a.10), or a clause that says why none."""
     layouts: list[Layout | None] = []
     profiles, generated = None, {}
     for gpu in gpus:
@@ -288,12 +267,10 @@ def well_known(gpus: Sequence[CardView], name: str) -> tuple[Layout | None, ...]
 
 
 def well_known_entries(models: Mapping[str, Sequence[CardView]]) -> dict[str, Entry]:
-    """Return the entries for NVIDIA's well-known names on the card models that are present.
+    """Return the entries for NVIDIA's well-known names on the card models that are present, each by its first GPU.
 
-    `models` has GPUs by product, of which the first counts. A name that means the same on all models gets one row. So
-    does a name that means the same on all models that have it, if the PCI device ids of one of these are unknown. Any
-    other name gets one row for each model that has it, limited to the ids of that model. A model whose ids are unknown
-    is left out of such entries, and an entry without rows is left out too. GPUs without a product are ignored.
+    A name that means the same on all models gets one row. So does one that means the same on those that have it, if the
+    PCI device ids of one of these are unknown. Otherwise each model with known ids gets a row, limited to its ids.
     """
     present = sorted(filter(None, models))
     meanings: dict[str, list[tuple[str, Layout | None]]] = {}

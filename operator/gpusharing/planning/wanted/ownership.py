@@ -1,7 +1,7 @@
 """Which policy owns a node?
 
-The present owner is the policy that the fence names, because the fence is written before the label. Without a fence,
-the label gpusharing.dev/policy on the Node names it. The label is written when a node is adopted or released.
+The present owner is the policy that the fence names, because the fence is written before the label, else that of the
+label gpusharing.dev/policy.
 """
 
 from collections import defaultdict
@@ -24,29 +24,19 @@ def selects_node(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
 
 @value
 class Contender:
-    """The parts of a policy that decide which nodes it owns.
-
-    While they and the labels and fences of the nodes stay the same, no node changes its owner.
-    """
+    """The parts of a policy that decide which nodes it owns."""
 
     name: str
     created: str
-    """The policy's creationTimestamp."""
     selector: LabelSelector | None
-    """The policy's node selector, or None if the spec cannot be read."""
+    """None if the spec cannot be read."""
     priority: int
     leaving: bool = False
-    """Whether the policy is resetting its nodes before it is deleted.
-
-    It keeps the nodes that no other policy selects, and gets no new ones.
-    """
+    """Whether it resets its nodes before its deletion: it keeps those that no other selects, and gets no more."""
 
 
 def find_contenders(policies: Iterable[PolicyView]) -> tuple[Contender, ...]:
-    """Return the policies that may own nodes.
-
-    One whose spec cannot be read is included without a selector, so that it keeps its nodes.
-    """
+    """Return the policies that may own nodes; one whose spec cannot be read keeps its nodes, without a selector."""
     return tuple(
         Contender(one.name, one.created, None, 0)
         if one.spec is None
@@ -102,10 +92,7 @@ class Owners:
         return best.name
 
     def selecting(self, node: NodeView) -> list[Contender]:
-        """Return the contenders whose selector matches the node.
-
-        The one with the highest priority is first, and of equals the older one.
-        """
+        """Return the contenders whose selector matches the node, by priority, then the older one first."""
         labels = node.labels
         contenders = [contender for selector, contender in self._others if selects_node(selector, labels)]
         for key, by_value in self._by_label.items():

@@ -1,9 +1,8 @@
 """What does the device plugin's configuration say for a mode, and what would the plugin refuse of it?
 
-Format and precedence: docs/design/nvidia.md#b1 to b.4 (k8s-device-plugin v0.19.3 api/config/v1). Results of that
-parser are recorded in tests/foreign. Keys contain a hash of the content and never change their meaning
-(docs/design/transition.md#plugin-entries), because config-manager does not notice an edit under the same key. No other
-module parses YAML that others may edit: ConfigMaps of admins and of NVIDIA's programs, and our own.
+Format and precedence: docs/design/nvidia.md#b1 to b.4 (k8s-device-plugin v0.19.3 api/config/v1). Keys contain a hash of
+the content and never change their meaning (docs/design/transition.md#plugin-entries), because config-manager does not
+notice an edit under the same key. No other module parses YAML that others may edit.
 """
 
 import json
@@ -36,18 +35,11 @@ _NUMBER = re.compile(
 
 
 class Unreadable(ValueError):
-    """Raised for text that we do not accept as a YAML document. Its message is a clause for people.
-
-    PyYAML raises far more than YAMLError (RecursionError for deep nesting, ValueError for 2024-13-45, OverflowError,
-    TypeError), and aliases can turn a small text into a huge or endless document.
-    """
+    """Raised for text that we do not accept as a YAML document. Its message is a clause for people."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Resolves plain scalars as go-yaml does, and stops as soon as brackets are nested too deeply.
-
-    PyYAML's scanner would take 0.9 s for 3,000 brackets in a line.
-    """
+    """Resolves plain scalars as go-yaml does, and stops at deep nesting: 3,000 brackets would take PyYAML 0.9 s."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own name
         first: [row for row in rows if row[0] in (_MERGE, "tag:yaml.org,2002:null")]
@@ -96,10 +88,7 @@ class _Loader(yaml.SafeLoader):
         super().flatten_mapping(node)
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float | str:
-        """Return the scalar as the number that Go's strconv reads and JSON writes, so that 2.0 becomes 2.
-
-        Else the string itself.
-        """
+        """Return the number that Go's strconv reads and JSON writes, so that 2.0 becomes 2, else the string itself."""
         if node.value.lower().endswith((".inf", ".nan")):
             raise Unreadable(f"it contains {node.value}, which is not a number in JSON")
         plain = re.sub(r"^([-+]?)0(?=[0-7]+$)", r"\g<1>0o", node.value.replace("_", ""))
@@ -146,9 +135,8 @@ _BROKEN = (RecursionError, ValueError, OverflowError, TypeError, AttributeError,
 def parse_yaml(text: str) -> object:
     """Return the first YAML document in `text`, or None if there is none or it is null.
 
-    Raises Unreadable, and no other exception, if that document is not valid YAML, has more than MAX_DEPTH levels or
-    MAX_VALUES values, or has a key or a tag that JSON does not allow. It is read as by NVIDIA's programs, which use
-    go-yaml v2.4.3 through sigs.k8s.io/yaml v1.6.0.
+    Raises Unreadable, and no other exception, if it is not valid YAML, is too deep or too large, or has a key or a tag
+    that JSON does not allow. It is read as by NVIDIA's programs, with go-yaml v2.4.3 through sigs.k8s.io/yaml v1.6.0.
     """
     try:
         document: object = next(yaml.load_all(text, _Loader), None)
@@ -165,10 +153,10 @@ def parse_yaml(text: str) -> object:
 
 
 def find_line(text: str, path: str) -> int:
-    """Return the line, from 1, of the key or list item at `path` in the first YAML document of `text`.
+    """Return the line, from 1, of the key or list item at `path` in the first YAML document of `text`. Never raises.
 
-    A path is such as `data.config.yaml` or `rows[0]`. Keys may contain dots. A missing field gets the line of the
-    innermost one on the way to it, and invalid YAML that of the mistake. Never raises.
+    A path is such as `data.config.yaml` or `rows[0]`; keys may contain dots. A missing field gets the line of the
+    innermost one on the way to it, and invalid YAML that of the mistake.
     """
     try:
         loader = _Loader(text)
@@ -187,10 +175,7 @@ def find_line(text: str, path: str) -> int:
 
 
 def _children(node: yaml.Node | None) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
-    """Yield the name in a path, the node of the key and the node of each value.
-
-    In a list, the first node is that of the value.
-    """
+    """Yield the name in a path, the node of the key (in a list: of the value) and that of the value."""
     if isinstance(node, yaml.MappingNode):
         yield from ((str(key.value), key, item) for key, item in node.value)
     elif isinstance(node, yaml.SequenceNode):
@@ -231,10 +216,7 @@ class BadField:
     """A field of a configuration that one of NVIDIA's programs refuses or ignores."""
 
     path: str
-    """The path of the field, such as `sharing.timeSlicing.resources[0].replicas`.
-
-    Empty if the whole document is meant.
-    """
+    """The path, such as `sharing.timeSlicing.resources[0].replicas`; empty for the whole document."""
     text: str
     """The path, and what the program does or expects, for messages."""
     refused: bool = True
@@ -253,10 +235,7 @@ def find_flaws(text: str) -> tuple[BadField, ...]:
 
 
 def field_of(item: object, name: str) -> Any:
-    """Return the value of the first field of a map that has this name, or None.
-
-    Names are compared case-insensitively as by Go's encoding/json.
-    """
+    """Return the value of the first field of a map with this name, in any case, as Go's encoding/json finds it."""
     fields = item if isinstance(item, dict) else {}
     return next((fields[key] for key in fields if str(key).lower() == name.lower()), None)
 
@@ -314,16 +293,12 @@ _CONFIG = {
     "sharing": _SHARING,
     "imex": {"channelIDs": ["number"], "required": "flag"},
 }
-"""The format of a configuration."""
 _PLACES = {"flags": _FLAGS, "sharing": _SHARING, "sharing.timeSlicing": _BLOCK, "its resources": _ROW}
 """The blocks of a configuration, by the name that a message gives them."""
 
 
 def _find(item: Any, wanted: Any, path: str) -> Iterator[BadField]:
-    """Yield the bad fields of the value at `path`.
-
-    `wanted` is a kind, a map of formats by field, or a list with the format of its items.
-    """
+    """Yield the bad fields of the value at `path`; `wanted` is a kind, a map by field, or a list with one format."""
     words = "a map" if isinstance(wanted, dict) else "a list"
     if isinstance(wanted, str):
         accepts, words = _KINDS[wanted]
@@ -373,10 +348,9 @@ content.
 
 
 def default_entry(stack: StackView) -> str:
-    """Return the name of the entry that the device plugin uses on a node without the label.
+    """Return the name of the entry that the device plugin uses on a node without the label, or empty for none.
 
-    Empty if nothing is shared. NVIDIA's own chart uses the entry named NEUTRAL_KEY, if there is one, unless its values
-    name another one (b.4).
+    NVIDIA's own chart uses the entry named NEUTRAL_KEY, if there is one, unless its values name another one (b.4).
     """
     policy = stack.cluster_policy
     if policy is None or policy.plugin_default:
@@ -408,27 +382,20 @@ class PluginConfig:
 
     mig_strategy: MigStrategy = "none"
     sharing: Sharing | None = None
-    """How several pods share a device, or None if each pod has a whole device."""
 
     @property
     def replicas(self) -> int:
         return self.sharing.replicas[0][1] if self.sharing is not None else 1
 
     def on(self, names: Container[str]) -> "PluginConfig":
-        """Return the configuration without the rows for resources that are not in `names`.
-
-        Those rows have no effect on a node without these resources.
-        """
+        """Return the configuration without the rows for resources that are not in `names` and so have no effect."""
         if self.sharing is None:
             return self
         rows = tuple(row for row in self.sharing.replicas if row[0] in names)
         return replace(self, sharing=replace(self.sharing, replicas=rows) if rows else None)
 
     def same_effect(self, other: "PluginConfig", *, with_mig: bool) -> bool:
-        """Whether both configurations share devices in the same way.
-
-        The MIG strategies count only if the node has MIG instances.
-        """
+        """Whether both share devices in the same way. The MIG strategies count only if the node has MIG instances."""
         return self.sharing == other.sharing and (not with_mig or self.mig_strategy == other.mig_strategy)
 
 

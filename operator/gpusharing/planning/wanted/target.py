@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache, partial
 
 from gpusharing.api.names import RESOURCE_GPU, RESOURCE_GPU_SHARED, RESOURCE_MIG_PREFIX, Mode
@@ -16,272 +16,15 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.gpus.cards import bare_product, find_card
 from gpusharing.planning.gpus.geometry import Layout, describe, normalize, resource_name, tell_misfit
 from gpusharing.planning.snapshot.memo import AnswersByKind
-from gpusharing.planning.snapshot.nvidia import (
-    MIG_MANAGER_SWITCH,
-    ClusterPolicyView,
-    MpsDaemonView,
-    StackView,
-)
-from gpusharing.planning.snapshot.records import CLOCK_ERROR
-from gpusharing.planning.snapshot.views import (
-    CardView,
-    Hardware,
-    NodeView,
-    ObservedView,
-    PolicyView,
-    routing_label,
-)
+from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, ClusterPolicyView, MpsDaemonView, StackView
+from gpusharing.planning.snapshot.records import CLOCK_ERROR, EARLIEST
+from gpusharing.planning.snapshot.views import CardView, Hardware, NodeView, ObservedView, PolicyView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted import migfile, pluginconfig
 from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing
-
-SUFFIXES_SINCE = (0, 20)
-"""The first version of the device plugin that gives a profile with a suffix a name of its own.
-
-Its resource patterns are unanchored up to 0.19: instances of `1g.10gb+me`, `1g.24gb+gfx` or `1g.24gb-me` are served
-under the plain name `nvidia.com/mig-1g.10gb` (k8s-device-plugin PR 1807; seen with 0.19.3).
-"""
-OWN_NAMES_SINCE = (0, 15)
-"""The first version of mig-parted that looks up a profile name on each card separately.
-
-On a node with two card models, mig-parted before 0.15 looks up a profile by name on the first card that has it,
-although 1g.10gb is not the same profile on an H100 and on an A100 40GB (docs/reference/nvidia-differences.md; seen with
-0.13.1, gone with 0.15.1).
-"""
-CLIENTS_SINCE = (0, 15)
-"""The first version of mig-parted whose mig-manager pauses nvidia.com/gpu.deploy.client."""
-FALLBACK_FIRST_SINCE = (0, 18, 2)
-"""The first version of the device plugin whose config-manager starts with the fallback configuration."""
-DEAF_SINCE = (25, 10, 2)
-"""The first version of the GPU Operator whose MPS daemon is not notified of a label."""
-LAST_READ = (26, 7, 0)
-"""The last release of the GPU Operator whose MPS DaemonSet was read; it is affected too.
-
-Its main branch has had the right name since 2026-09-30, so a later release may not be affected (v26.7.1 and v26.7.2
-were not read).
-"""
-SKIPS_THREADS_SINCE = (0, 20)
-"""The first version of the device plugin whose config-manager skips processes without a command line."""
-EXACT_NAMES_UNTIL = (0, 20)
-"""The last version of the device plugin whose config-manager compares whole process names.
-
-Its main branch, as of November 2026, compares only the part after the last slash.
-"""
-SKIPS_THREADS = "v0.20.0"
-"""The version SKIPS_THREADS_SINCE in the form that ClusterPolicy uses."""
-RELEASED_DAEMON = MpsDaemonView("v0.19.3", "mps-control-daemon", "/usr/bin/mps-control-daemon", sees_host=True)
-"""The MPS daemon as released since DEAF_SINCE, for advice that is given without a cluster.
-
-See gpu-operator v26.7.0 assets/state-mps-control-daemon.
-"""
-WRAPPERS = frozenset({"sh", "ash", "bash", "dash", "busybox", "env", "tini", "dumb-init"})
-"""Programs that start the one named by their arguments. The process name of the daemon is then unknown."""
-ADVICE = "device plugins before v0.20 advertise a profile with a suffix, such as +me, under its name without the suffix"
-
-_VERSION = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?\b")
-_PLAIN = re.compile(r"\d+g\.\d+gb")
-_NAME = re.compile(r"(nvidia\.com/mig-\d+g\.\d+gb)[.-](?:me|gfx).*?(\.shared)?")
-
-
-def find_too_old(
-    strategy: str,
-    gpus: Sequence[CardView],
-    layouts: Sequence[Layout | None],
-    cluster_policy: ClusterPolicyView,
-) -> Finding | None:
-    """Return why the versions that ClusterPolicy names would apply or advertise these layouts wrongly.
-
-    They are the versions of NVIDIA's programs. Versions that are unknown count as new enough. `layouts` has one entry
-    for each of `gpus`.
-    """
-    plugin, parted = cluster_policy.plugin_version, cluster_policy.mig_manager_version
-    if strategy == "mixed" and merges_suffixes(plugin) and (profile := find_suffixed(layouts)):
-        return Finding(Reason.PLUGIN_TOO_OLD, f"{profile} with device plugin {plugin}: {ADVICE}")
-    if _is_before(parted, OWN_NAMES_SINCE) and (mistaken := find_mistaken(gpus, layouts)) is not None:
-        gpu, first, name = mistaken
-        return Finding(
-            Reason.MIG_MANAGER_TOO_OLD,
-            f"mig-manager {parted} would confuse {name} on GPU {gpu.index} ({gpu.product}) with {name} on GPU"
-            f" {first.index} ({first.product}) and fail; upgrade mig-manager to v0.15, or use another profile",
-        )
-    return None
-
-
-def find_mistaken(gpus: Sequence[CardView], layouts: Sequence[Layout | None]) -> tuple[CardView, CardView, str] | None:
-    """Return the first GPU for which mig-parted before 0.15 would choose the wrong profile.
-
-    With it come the earlier GPU whose profile that is, and the name of both. Raises ValueError unless there is one
-    layout for each GPU.
-    """
-    first: dict[str, tuple[CardView, int | None]] = {}
-    for gpu, layout in zip(gpus, layouts, strict=True):
-        wanted = dict(layout or ())
-        for profile in gpu.profiles:
-            other, profile_id = first.setdefault(profile.name, (gpu, profile.profile_id))
-            if profile_id != profile.profile_id and profile.name in wanted:
-                return gpu, other, profile.name
-    return None
-
-
-def is_readable(version: str) -> bool:
-    """Whether this begins with a version, such as `v25.10.1-rc1`.
-
-    If not, as with an image that has only a digest, the version counts as new enough.
-    """
-    return _VERSION.match(version) is not None
-
-
-def pauses_clients(version: str) -> bool:
-    """Whether this version of mig-manager pauses nvidia.com/gpu.deploy.client (docs/design/nvidia.md#a1).
-
-    True if it cannot be parsed.
-    """
-    return not _is_before(version, CLIENTS_SINCE)
-
-
-def merges_suffixes(version: str) -> bool:
-    """Whether this version of the device plugin advertises profiles with a suffix under the plain name.
-
-    False if it is unknown.
-    """
-    return _is_before(version, SUFFIXES_SINCE)
-
-
-def find_deafness(daemon: MpsDaemonView) -> str:
-    """Return why this MPS daemon would not read the configuration that a label names.
-
-    Empty if it would, or if that is unknown. From 0.18.2 on, config-manager takes the fallback before it has read the
-    label, and signals its program afterwards (PR "Fix race condition in config-manager when label is unset"; seen with
-    0.19.3). The GPU Operator's MPS daemon is not reached by that signal. Before 0.20, config-manager panics at a
-    process without a command line, such as the host's kernel threads (k8s-device-plugin issue 1726). It also looks for
-    /usr/bin/mps-control-daemon where the daemon runs as mps-control-daemon (PR 1827; gpu-operator v25.3 to v26.7,
-    assets/state-mps-control-daemon). So the daemon keeps the fallback. It follows labels only if both faults are
-    corrected, by plugin 0.20 and by PROCESS_TO_SIGNAL with the daemon's name (docs/design/nvidia.md#b5). Without that
-    variable, config-manager looks for the device plugin (v0.19.3, cmd/config-manager DefaultProcessToSignal). In
-    NVIDIA's chart without the GPU Operator, config-manager is started before the daemon, which therefore usually reads
-    the configuration that the label names.
-    """
-    if _is_before(daemon.version, FALLBACK_FIRST_SINCE):
-        return ""
-    if needs_newer_plugin(daemon):
-        return "config-manager crashes when it reads the host's kernel threads (NVIDIA/k8s-device-plugin#1726)"
-    wanted, name = daemon.signalled or "", daemon.program
-    if _numbers(daemon.version)[:2] > EXACT_NAMES_UNTIL:
-        wanted, name = wanted.rpartition("/")[2], name.rpartition("/")[2]
-    if not _is_named(daemon) or wanted == name:
-        return ""
-    # The GPU Operator had the same names with device plugins before FALLBACK_FIRST_SINCE, whose daemons do read the
-    # configuration.
-    names = (daemon.program, daemon.signalled)
-    if not is_readable(daemon.version) and names == (RELEASED_DAEMON.program, RELEASED_DAEMON.signalled):
-        return ""
-    if not daemon.signalled:
-        return f"config-manager has no value in PROCESS_TO_SIGNAL, but the daemon is called {daemon.program}"
-    return (
-        f"config-manager looks for a process named {daemon.signalled}, but the daemon is called {daemon.program}"
-        " (NVIDIA/k8s-device-plugin#1827)"
-    )
-
-
-def needs_newer_plugin(daemon: MpsDaemonView) -> bool:
-    """Whether the device plugin needs SKIPS_THREADS or newer before this MPS daemon can follow labels."""
-    return daemon.sees_host and _is_before(daemon.version, SKIPS_THREADS_SINCE)
-
-
-def find_remedy(daemon: MpsDaemonView) -> tuple[str, str]:
-    """Return the steps that make this MPS daemon follow labels, and the command for its process name.
-
-    The command tells config-manager the name. Call this only if `find_deafness` returns a reason. The command is empty
-    if the name is not known, but not if the name is right now, because the GPU Operator may restore its own.
-    """
-    where = f"-n {daemon.namespace} set env daemonset/{daemon.name} -c config-manager"
-    command = f"kubectl {where} PROCESS_TO_SIGNAL={daemon.program}" if _is_named(daemon) else ""
-    upgrade = f"set devicePlugin.version in ClusterPolicy to {SKIPS_THREADS} or newer"
-    steps = [upgrade] * needs_newer_plugin(daemon) + [f"run `{command}`"] * bool(command)
-    text = "The remedy restarts all MPS daemons in the cluster and ends their clients"
-    return f"{text}: {', then '.join(steps)}", command
-
-
-def find_deaf_release(gpu_operator: str) -> str | None:
-    """Return why labels cannot switch MPS on with this release of the GPU Operator.
-
-    Empty if they can, None if that is unknown. What `find_deafness` says about an installed DaemonSet is more reliable.
-    """
-    if not is_readable(gpu_operator) or _numbers(gpu_operator) > LAST_READ:
-        return None
-    return "" if _is_before(gpu_operator, DEAF_SINCE) else f"GPU Operator {gpu_operator} is newer than v25.10.1"
-
-
-def _is_named(daemon: MpsDaemonView) -> bool:
-    return bool(daemon.program) and daemon.program.rpartition("/")[2] not in WRAPPERS
-
-
-def _is_before(version: str, since: tuple[int, ...]) -> bool:
-    return is_readable(version) and _numbers(version)[: len(since)] < since
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    match = _VERSION.match(version)
-    return () if match is None else tuple(int(part or 0) for part in match.groups())
-
-
-def find_suffixed(layouts: Sequence[Layout | None]) -> str:
-    names = (name for layout in layouts for name, _ in layout or ())
-    return next((name for name in names if not _PLAIN.fullmatch(name)), "")
-
-
-def counts_without_suffixes(resources: Mapping[str, int]) -> dict[str, int]:
-    """Return the predicted counts as device plugins before v0.20 would advertise them."""
-    counts: Counter[str] = Counter()
-    for name, count in resources.items():
-        match = _NAME.fullmatch(name)
-        counts[match[1] + (match[2] or "") if match else name] += count
-    return dict(counts)
-
-
-ALWAYS = datetime.fromtimestamp(0, UTC)
-"""The time that counts as the beginning of the configuration of a node that needs no entry of ours."""
-
-
-def known_times(times: Mapping[str, datetime], now: datetime) -> dict[str, datetime]:
-    """Return the times at which entries were written, by key, without those in the future.
-
-    Such a time means that the clock has been set back since then. The entry is then written again, so that nodes do not
-    wait for it longer than usual. The clocks of an operator and of its successor may differ by 2 * CLOCK_ERROR.
-    """
-    return {key: moment for key, moment in times.items() if moment <= now + 2 * CLOCK_ERROR}
-
-
-def configured_since(
-    plugin: tuple[str, str],
-    mig_config: str,
-    layouts: Sequence[Layout | None],
-    gpus: Sequence[CardView],
-    stack: StackView,
-) -> datetime | None:
-    """Return since when our ConfigMaps have contained exactly what a node needs, or None if they do not.
-
-    They are compared by content and not by name (ADR 16). `plugin` is the key and the YAML of the device plugin's
-    configuration; the key is empty if the node needs none. `layouts` are those that `mig_config` must give the GPUs.
-    ALWAYS if the node needs no entry of ours.
-    """
-    key, text = plugin
-    if key and stack.plugin_configs.get(key) != text:
-        return None
-    keys = [key] if key else []
-    if mig_config and stack.serves_our_mig_file:
-        entry = migfile.parse(stack.mig_file).get(mig_config)
-        if entry is None or not migfile.is_rendered(stack.mig_file):
-            return None  # mig-parted refuses the whole file
-        if migfile.resolve(entry, gpus) != tuple(layouts):
-            return None
-        keys.append(mig_config)
-    if not stack.written.keys() >= set(keys):
-        return None
-    return max((stack.written[name] for name in keys), default=ALWAYS)
 
 
 @value
@@ -290,7 +33,6 @@ class Target:
 
     mode: Mode
     routing: str
-    """Value of the routing label."""
     layouts: tuple[Layout | None, ...]
     """The layout of each GPU, in the order of their indexes, or None for a GPU with MIG off."""
     mig_config: str
@@ -348,24 +90,17 @@ def find_request(policy: str, spec: GPUSharingPolicySpec) -> Request:
 
 @value(eq=False)
 class PolicyTargets:
-    """The targets of one policy in one cluster.
-
-    Each is computed once for each kind of hardware, because thousands of nodes have the same few kinds of cards.
-    """
+    """The targets of one policy in one cluster, each computed once for each kind of hardware."""
 
     policy: PolicyView
     request: Request | Finding
-    """What the policy asks of every node, or why it is not accepted."""
     stack: StackView
     answers: AnswersByKind = field(default_factory=AnswersByKind)
 
     def find(self, node: str, hardware: Hardware) -> Target | Finding:
         """Return the target of `node`, or a Finding that says why it cannot have one.
 
-        `hardware` must have at least one GPU, sorted by index.
-
-        Targets are cached for all nodes with the same GPUs and the same file generated by mig-manager. A Finding names
-        the node, so it is not cached.
+        `hardware` must have at least one GPU, sorted by index. A Finding names the node, so it is not cached.
         """
         generated = self.stack.generated_mig_file(node)
         return self.answers.ask(
@@ -398,10 +133,7 @@ class PolicyTargets:
         return self._make(spec.mode, gpus, layouts, request.mig_config, plugin_config(spec, layouts))
 
     def stop(self, hardware: Hardware) -> Target:
-        """Return the intermediate target between MPS and MIG, which is mode Full under every policy.
-
-        Without it, mig-manager and the MPS daemon would race (b.5).
-        """
+        """Return the intermediate target (mode Full) without which mig-manager and the MPS daemon would race (b.5)."""
         return self.answers.ask(self._stop, hardware.cards)
 
     def _stop(self, gpus: tuple[CardView, ...]) -> Target:
@@ -448,6 +180,12 @@ def _make_target(
         text=describe_layouts(layouts, plugin.replicas),
         configured=configured_since(entry, mig_config, layouts, gpus, stack),
     )
+
+
+def routing_label(mode: Mode, *, time_slicing: bool) -> str:
+    if mode is Mode.MIG and time_slicing:
+        return "mig-time-slicing"
+    return {Mode.FULL: "full", Mode.MIG: "mig", Mode.MPS: "mps", Mode.TIME_SLICING: "time-slicing"}[mode]
 
 
 def plugin_config(spec: GPUSharingPolicySpec, layouts: Sequence[Layout | None]) -> PluginConfig:
@@ -523,10 +261,7 @@ def _find_unfit(layout: Layout, gpu: CardView) -> Finding | None:
 
 
 def predict_resources(layouts: Sequence[Layout | None], plugin: PluginConfig) -> dict[str, int]:
-    """Return the counts by resource that the device plugin will advertise for these layouts.
-
-    See docs/design/nvidia.md#b6, b.7.
-    """
+    """Return the counts that the device plugin will advertise for these layouts (docs/design/nvidia.md#b6, b.7)."""
     counts: Counter[str] = Counter()
     for layout in layouts:
         if layout is None:
@@ -560,23 +295,58 @@ def describe_layouts(layouts: tuple[Layout | None, ...], replicas: int = 1) -> s
 
 
 def is_plugin_resource(name: str) -> bool:
-    """Whether NVIDIA's device plugin may advertise this resource name under a configuration of ours.
-
-    `api.names.is_gpu_resource` accepts more names. Resources that another plugin serves on the node must not count as a
-    difference from the target.
-    """
+    """Whether the device plugin may advertise this under a configuration of ours; `is_gpu_resource` accepts more."""
     return name in (RESOURCE_GPU, RESOURCE_GPU_SHARED) or name.startswith(RESOURCE_MIG_PREFIX)
 
 
-def under_deletion(policy: PolicyView, *, resets: bool) -> PolicyView:
-    """Return the policy as the planner should see it during a deletion.
+# --- since when the configuration has been written ---------------------------------------------------------
 
-    It is one of mode Full, marked as `resetting`, if it is being deleted and `resets` its nodes. A policy with
-    spec.deletionPolicy Reset is deleted in these steps (docs/design/transition.md#reset): each node that it owns is
-    drained as usual, whole GPUs are proven, our labels and records are removed, and at the end our finalizer. Until
-    then it is like any other policy, but it gets no nodes that it does not own yet. Unchanged are a policy without our
-    finalizer, whose object will be gone in a moment, and one with force-release, because a person has given up its
-    nodes.
+
+def known_times(times: Mapping[str, datetime], now: datetime) -> dict[str, datetime]:
+    """Return the times at which entries were written, by key, without those in the future.
+
+    Such a time means that the clock has been set back. The clocks of an operator and its successor may differ by 2 *
+    CLOCK_ERROR.
+    """
+    return {key: moment for key, moment in times.items() if moment <= now + 2 * CLOCK_ERROR}
+
+
+def configured_since(
+    plugin: tuple[str, str],
+    mig_config: str,
+    layouts: Sequence[Layout | None],
+    gpus: Sequence[CardView],
+    stack: StackView,
+) -> datetime | None:
+    """Return since when our ConfigMaps have contained exactly what a node needs, or None if they do not.
+
+    They are compared by content and not by name (ADR 16). `plugin` is a key and its YAML. EARLIEST if it needs no entry.
+    """
+    key, text = plugin
+    if key and stack.plugin_configs.get(key) != text:
+        return None
+    keys = [key] if key else []
+    if mig_config and stack.serves_our_mig_file:
+        entry = migfile.parse(stack.mig_file).get(mig_config)
+        if entry is None or not migfile.is_rendered(stack.mig_file):
+            return None  # mig-parted refuses the whole file
+        if migfile.resolve(entry, gpus) != tuple(layouts):
+            return None
+        keys.append(mig_config)
+    if not stack.written.keys() >= set(keys):
+        return None
+    return max((stack.written[name] for name in keys), default=EARLIEST)
+
+
+# --- the way back ------------------------------------------------------------------------------------------
+
+
+def under_deletion(policy: PolicyView, *, resets: bool) -> PolicyView:
+    """Return the policy as the planner should see it during a deletion: of mode Full, if it `resets` its nodes.
+
+    Until its nodes are reset, it is like any other policy, but it gets no new ones (docs/design/transition.md#reset).
+    Unchanged are a policy without our finalizer, whose object will be gone in a moment, and one with force-release,
+    because a person has given up its nodes.
     """
     if not (policy.deleting and policy.finalizer and resets) or policy.force_release:
         return policy
@@ -586,10 +356,9 @@ def under_deletion(policy: PolicyView, *, resets: bool) -> PolicyView:
 
 
 def without_default_label(target: Target, stack: StackView) -> Target:
-    """Return the target without the device-plugin label if that is known to change nothing.
+    """Return the target without the device-plugin label if the default entry has the same effect.
 
-    The plugin's default configuration must have the same effect. Removing the label restarts the plugin, so it is part
-    of the change.
+    Removing the label restarts the plugin, so it is part of the change.
     """
     key = pluginconfig.default_entry(stack)
     text = stack.plugin_configs.get(key) if key else pluginconfig.NEUTRAL
@@ -600,10 +369,7 @@ def without_default_label(target: Target, stack: StackView) -> Target:
 
 
 def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -> Target | str:
-    """Return the target that the record of the last proof describes, or why it cannot be used.
-
-    See docs/design/transition.md#rollback. The reason is a clause for people.
-    """
+    """Return the target that the last proof's record describes, or why none (docs/design/transition.md#rollback)."""
     record, gpus, whole = node.verified, observed.gpus, (None,) * len(observed.gpus)
     if record is None:
         return "the node has no earlier proven layout"
@@ -636,3 +402,187 @@ def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -
     else:
         mode = Mode.TIME_SLICING if plugin.sharing is not None else Mode.FULL
     return _make_target(mode, gpus, layouts, record.mig_config, plugin, (key, content), stack)
+
+
+# --- what differs between versions of NVIDIA's programs -----------------------------------------------------
+
+
+SUFFIXES_SINCE = (0, 20)
+"""The first version of the device plugin that gives a profile with a suffix a name of its own.
+
+Its resource patterns are unanchored up to 0.19: instances of `1g.10gb+me`, `1g.24gb+gfx` or `1g.24gb-me` are served
+under the plain name `nvidia.com/mig-1g.10gb` (k8s-device-plugin PR 1807; seen with 0.19.3).
+"""
+OWN_NAMES_SINCE = (0, 15)
+"""The first version of mig-parted that looks up a profile name on each card separately.
+
+On a node with two card models, mig-parted before 0.15 looks up a profile by name on the first card that has it,
+although 1g.10gb is not the same profile on an H100 and on an A100 40GB (docs/reference/nvidia-differences.md; seen with
+0.13.1, gone with 0.15.1).
+"""
+CLIENTS_SINCE = (0, 15)
+"""The first version of mig-parted whose mig-manager pauses nvidia.com/gpu.deploy.client."""
+FALLBACK_FIRST_SINCE = (0, 18, 2)
+"""The first version of the device plugin whose config-manager starts with the fallback configuration."""
+DEAF_SINCE = (25, 10, 2)
+"""The first version of the GPU Operator whose MPS daemon is not notified of a label."""
+LAST_READ = (26, 7, 0)
+"""The last release of the GPU Operator whose MPS DaemonSet was read; it is affected too.
+
+Its main branch has had the right name since 2026-09-30, so a later release may not be affected (v26.7.1 and v26.7.2
+were not read).
+"""
+SKIPS_THREADS_SINCE = (0, 20)
+"""The first version of the device plugin whose config-manager skips processes without a command line."""
+EXACT_NAMES_UNTIL = (0, 20)
+"""The last version of the device plugin whose config-manager compares whole process names.
+
+Its main branch, as of November 2026, compares only the part after the last slash.
+"""
+SKIPS_THREADS = "v0.20.0"
+"""The version SKIPS_THREADS_SINCE in the form that ClusterPolicy uses."""
+RELEASED_DAEMON = MpsDaemonView("v0.19.3", "mps-control-daemon", "/usr/bin/mps-control-daemon", sees_host=True)
+"""The MPS daemon as released since DEAF_SINCE (gpu-operator v26.7.0 assets/state-mps-control-daemon)."""
+WRAPPERS = frozenset({"sh", "ash", "bash", "dash", "busybox", "env", "tini", "dumb-init"})
+"""Programs that start the one named by their arguments. The process name of the daemon is then unknown."""
+ADVICE = "device plugins before v0.20 advertise a profile with a suffix, such as +me, under its name without the suffix"
+
+_VERSION = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?\b")
+_PLAIN = re.compile(r"\d+g\.\d+gb")
+_NAME = re.compile(r"(nvidia\.com/mig-\d+g\.\d+gb)[.-](?:me|gfx).*?(\.shared)?")
+
+
+def find_too_old(
+    strategy: str, gpus: Sequence[CardView], layouts: Sequence[Layout | None], cluster_policy: ClusterPolicyView
+) -> Finding | None:
+    """Return why the known versions of NVIDIA's programs would apply or advertise these layouts of `gpus` wrongly."""
+    plugin, parted = cluster_policy.plugin_version, cluster_policy.mig_manager_version
+    if strategy == "mixed" and merges_suffixes(plugin) and (profile := find_suffixed(layouts)):
+        return Finding(Reason.PLUGIN_TOO_OLD, f"{profile} with device plugin {plugin}: {ADVICE}")
+    if _is_before(parted, OWN_NAMES_SINCE) and (mistaken := find_mistaken(gpus, layouts)) is not None:
+        gpu, first, name = mistaken
+        return Finding(
+            Reason.MIG_MANAGER_TOO_OLD,
+            f"mig-manager {parted} would confuse {name} on GPU {gpu.index} ({gpu.product}) with {name} on GPU"
+            f" {first.index} ({first.product}) and fail; upgrade mig-manager to v0.15, or use another profile",
+        )
+    return None
+
+
+def find_mistaken(gpus: Sequence[CardView], layouts: Sequence[Layout | None]) -> tuple[CardView, CardView, str] | None:
+    """Return the first GPU for which mig-parted before 0.15 would choose another's profile, that other, and the name.
+
+    Raises ValueError unless there is one layout for each GPU.
+    """
+    first: dict[str, tuple[CardView, int | None]] = {}
+    for gpu, layout in zip(gpus, layouts, strict=True):
+        wanted = dict(layout or ())
+        for profile in gpu.profiles:
+            other, profile_id = first.setdefault(profile.name, (gpu, profile.profile_id))
+            if profile_id != profile.profile_id and profile.name in wanted:
+                return gpu, other, profile.name
+    return None
+
+
+def is_readable(version: str) -> bool:
+    """Whether this begins with a version, such as `v25.10.1-rc1`; an image may have only a digest."""
+    return _VERSION.match(version) is not None
+
+
+def pauses_clients(version: str) -> bool:
+    """Whether this or an unknown mig-manager pauses nvidia.com/gpu.deploy.client (docs/design/nvidia.md#a1)."""
+    return not _is_before(version, CLIENTS_SINCE)
+
+
+def merges_suffixes(version: str) -> bool:
+    """Whether this device plugin is known to advertise profiles with a suffix under the plain name."""
+    return _is_before(version, SUFFIXES_SINCE)
+
+
+def find_deafness(daemon: MpsDaemonView) -> str:
+    """Return why this MPS daemon would not read the configuration that a label names.
+
+    Empty if it would, or if that is unknown. From 0.18.2 on, config-manager takes the fallback before it has read the
+    label, and signals its program afterwards (PR "Fix race condition in config-manager when label is unset"; seen with
+    0.19.3). The GPU Operator's MPS daemon is not reached by that signal. Before 0.20, config-manager panics at a
+    process without a command line, such as the host's kernel threads (k8s-device-plugin issue 1726). It also looks for
+    /usr/bin/mps-control-daemon where the daemon runs as mps-control-daemon (PR 1827; gpu-operator v25.3 to v26.7,
+    assets/state-mps-control-daemon). So the daemon keeps the fallback. It follows labels only if both faults are
+    corrected, by plugin 0.20 and by PROCESS_TO_SIGNAL with the daemon's name (docs/design/nvidia.md#b5). Without that
+    variable, config-manager looks for the device plugin (v0.19.3, cmd/config-manager DefaultProcessToSignal). In
+    NVIDIA's chart without the GPU Operator, config-manager is started before the daemon, which therefore usually reads
+    the configuration that the label names.
+    """
+    if _is_before(daemon.version, FALLBACK_FIRST_SINCE):
+        return ""
+    if needs_newer_plugin(daemon):
+        return "config-manager crashes when it reads the host's kernel threads (NVIDIA/k8s-device-plugin#1726)"
+    wanted, name = daemon.signalled or "", daemon.program
+    if _numbers(daemon.version)[:2] > EXACT_NAMES_UNTIL:
+        wanted, name = wanted.rpartition("/")[2], name.rpartition("/")[2]
+    if not _is_named(daemon) or wanted == name:
+        return ""
+    # The GPU Operator had the same names with device plugins before FALLBACK_FIRST_SINCE, whose daemons do read the
+    # configuration.
+    names = (daemon.program, daemon.signalled)
+    if not is_readable(daemon.version) and names == (RELEASED_DAEMON.program, RELEASED_DAEMON.signalled):
+        return ""
+    if not daemon.signalled:
+        return f"config-manager has no value in PROCESS_TO_SIGNAL, but the daemon is called {daemon.program}"
+    return (
+        f"config-manager looks for a process named {daemon.signalled}, but the daemon is called {daemon.program}"
+        " (NVIDIA/k8s-device-plugin#1827)"
+    )
+
+
+def needs_newer_plugin(daemon: MpsDaemonView) -> bool:
+    """Whether the device plugin needs SKIPS_THREADS or newer before this MPS daemon can follow labels."""
+    return daemon.sees_host and _is_before(daemon.version, SKIPS_THREADS_SINCE)
+
+
+def find_remedy(daemon: MpsDaemonView) -> tuple[str, str]:
+    """Return the steps after which this deaf MPS daemon follows labels, and the command for its process name.
+
+    The command is empty if the name is not known, but not if the name is right now: the GPU Operator may restore its
+    own.
+    """
+    where = f"-n {daemon.namespace} set env daemonset/{daemon.name} -c config-manager"
+    command = f"kubectl {where} PROCESS_TO_SIGNAL={daemon.program}" if _is_named(daemon) else ""
+    upgrade = f"set devicePlugin.version in ClusterPolicy to {SKIPS_THREADS} or newer"
+    steps = [upgrade] * needs_newer_plugin(daemon) + [f"run `{command}`"] * bool(command)
+    text = "The remedy restarts all MPS daemons in the cluster and ends their clients"
+    return f"{text}: {', then '.join(steps)}", command
+
+
+def find_deaf_release(gpu_operator: str) -> str | None:
+    """Return why labels cannot switch MPS on with this GPU Operator; empty if they can, None if that is unknown."""
+    if not is_readable(gpu_operator) or _numbers(gpu_operator) > LAST_READ:
+        return None
+    return "" if _is_before(gpu_operator, DEAF_SINCE) else f"GPU Operator {gpu_operator} is newer than v25.10.1"
+
+
+def _is_named(daemon: MpsDaemonView) -> bool:
+    return bool(daemon.program) and daemon.program.rpartition("/")[2] not in WRAPPERS
+
+
+def _is_before(version: str, since: tuple[int, ...]) -> bool:
+    return is_readable(version) and _numbers(version)[: len(since)] < since
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    match = _VERSION.match(version)
+    return () if match is None else tuple(int(part or 0) for part in match.groups())
+
+
+def find_suffixed(layouts: Sequence[Layout | None]) -> str:
+    names = (name for layout in layouts for name, _ in layout or ())
+    return next((name for name in names if not _PLAIN.fullmatch(name)), "")
+
+
+def counts_without_suffixes(resources: Mapping[str, int]) -> dict[str, int]:
+    """Return the predicted counts as device plugins before v0.20 would advertise them."""
+    counts: Counter[str] = Counter()
+    for name, count in resources.items():
+        match = _NAME.fullmatch(name)
+        counts[match[1] + (match[2] or "") if match else name] += count
+    return dict(counts)

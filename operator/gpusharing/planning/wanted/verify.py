@@ -1,8 +1,7 @@
 """Is a node what its target wants, according to the sources of proof?
 
-An actuator's checks query the sources in order, and the first disagreement is the result. The checks keep no state, so
-the same ones adopt a node, find drift and prove a change. The caller makes sure that what proves a change is more
-recent than the change (`fresh_reading`).
+An actuator's checks query the sources in order, and the first disagreement is the result. The caller makes sure that
+what proves a change is more recent than the change (`fresh_reading`).
 """
 
 import re
@@ -24,20 +23,24 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted import target as toolversions
 from gpusharing.planning.wanted.migfile import resolve_name
 from gpusharing.planning.wanted.pluginconfig import STRATEGIES, PluginConfig, default_entry, parse
-from gpusharing.planning.wanted.target import Target, describe_layouts, is_plugin_resource, predict_resources
+from gpusharing.planning.wanted.target import (
+    ADVICE,
+    Target,
+    counts_without_suffixes,
+    describe_layouts,
+    is_plugin_resource,
+    predict_resources,
+)
 
 
 def expected_gfd_labels(target: Target, observed: ObservedView) -> tuple[Mapping[str, str], ...]:
-    """Return the label sets that GPU Feature Discovery may write for the target.
+    """Return the label sets that GPU Feature Discovery may write for the target (docs/design/nvidia.md#c).
 
-    They are product, counts, replicas, sharing and MIG strategy (docs/design/nvidia.md#c). There is one set for each
-    card model on the node. If there are whole GPUs, only their models have a set, because GFD writes their labels last.
-    GFD counts each model separately and overwrites the labels of one with those of the next, in an order that may
-    change at each run (k8s-device-plugin v0.19.3, internal/lm/mig-strategy.go). Raises ValueError unless the target has
-    one layout for each observed GPU.
+    GFD counts each card model separately and overwrites the labels of one with those of the next, whole GPUs last, in
+    an order that may change at each run (k8s-device-plugin v0.19.3, internal/lm/mig-strategy.go). Raises ValueError
+    unless the target has one layout for each observed GPU.
     """
     products = tuple(bare_product(gpu.product) for gpu in observed.gpus)
     return _expect(target.layouts, target.plugin, products)
@@ -49,10 +52,7 @@ def _expect(
 ) -> tuple[Mapping[str, str], ...]:
     replicas, sharing = str(plugin.replicas), plugin.sharing
     shared = "-SHARED" if sharing and not sharing.rename else ""
-    labels = {
-        names.LABEL_GPU_REPLICAS: replicas,
-        names.LABEL_SHARING_STRATEGY: sharing.strategy if sharing else "none",
-    }
+    labels = {names.LABEL_GPU_REPLICAS: replicas, names.LABEL_SHARING_STRATEGY: sharing.strategy if sharing else "none"}
     whole = [product for product, layout in zip(products, layouts, strict=True) if layout is None]
     if len(whole) == len(products):
         if sharing and sharing.strategy == "mps":
@@ -80,10 +80,8 @@ def _expect(
 def future_labels(node: NodeView, target: Target, observed: ObservedView, policy: str) -> tuple[Mapping[str, str], ...]:
     """Return all labels that the node will have after the change, once for each set that GFD may write.
 
-    The change is that to `target`. `policy` is the name of the policy that will own the node. Labels about MIG that GFD
-    will no longer write are left out, and any other label whose future value is unknown keeps its present value. The
-    memory of an instance is taken from the GB in the name of its profile. Raises ValueError unless the target has one
-    layout for each observed GPU.
+    A label whose future value is unknown keeps its present one, unless it is about MIG and GFD will no longer write it.
+    Raises ValueError unless the target has one layout for each observed GPU.
     """
     strategy, before = target.plugin.mig_strategy, node.labels.get(names.LABEL_MIG_STRATEGY, "none")
     own = {**node.labels, names.LABEL_MODE: target.routing, names.LABEL_POLICY: policy}
@@ -112,10 +110,7 @@ def future_labels(node: NodeView, target: Target, observed: ObservedView, policy
 
 
 def _find_memory(target: Target, observed: ObservedView) -> int:
-    """Return the MiB that the label gpu.memory will have.
-
-    It is an instance's under strategy single, else the whole card's; 0 if unknown.
-    """
+    """Return the MiB in the label gpu.memory: an instance's under strategy single, else the card's; 0 if unknown."""
     gpu, layout = observed.gpus[0], target.layouts[0]
     if target.plugin.mig_strategy == "single" and layout:
         return 1024 * next((one.memory_gb for one in gpu.profiles if one.name == layout[0][0]), 0)
@@ -124,10 +119,7 @@ def _find_memory(target: Target, observed: ObservedView) -> int:
 
 
 SETTING = 'WITH_REBOOT "true" in ClusterPolicy migManager.env'
-"""The setting that lets the GPU Operator's mig-manager reboot a node, for messages.
-
-It reboots a node whose GPUs cannot be reset.
-"""
+"""The setting that lets mig-manager reboot a node whose GPUs cannot be reset, for messages."""
 EXCLUSIVE = "ExclusiveProcess"
 """The compute mode of a GPU that an MPS daemon serves."""
 MPS_DAEMONS = frozenset({"nvidia-cuda-mps-server", "nvidia-cuda-mps-control"})
@@ -145,17 +137,11 @@ class Comparison:
     target: Target
     stack: StackView
     gfd_timestamp: str = ""
-    """GFD's timestamp from before the change.
-
-    As long as the label still has this value, GFD has not restarted and proves nothing. Empty if GFD need not restart.
-    """
+    """GFD's timestamp before the change, or empty if it need not restart; a label that has it still proves nothing."""
 
 
 class Source(StrEnum):
-    """A source of proof: a program that reports about the state of a node.
-
-    A source is checked only if it exists for the mode and the card (docs/design/transition.md#proof).
-    """
+    """A program that reports about a node, if it exists for the mode and card (docs/design/transition.md#proof)."""
 
     AGENT = "agent"
     NVML = "NVML"
@@ -259,8 +245,8 @@ def label_checks(compared: Comparison) -> Checked:
     counts, wanted = served(node), dict(target.resources)
     if counts != wanted:
         text = f"the node advertises {_tell_counts(counts)} instead of {_tell_counts(wanted)}"
-        if counts == toolversions.counts_without_suffixes(wanted):
-            yield Source.ALLOCATABLE, Finding(Reason.PLUGIN_TOO_OLD, f"{text}: {toolversions.ADVICE}")
+        if counts == counts_without_suffixes(wanted):
+            yield Source.ALLOCATABLE, Finding(Reason.PLUGIN_TOO_OLD, f"{text}: {ADVICE}")
         yield Source.ALLOCATABLE, Finding(Reason.ALLOCATABLE_MISMATCH, text)
 
 
@@ -302,10 +288,9 @@ def _check_plugin_config(compared: Comparison) -> str:
 
 
 def keep_names(compared: Comparison) -> Target:
-    """Return the target with the node's present configuration labels, as far as these mean the same.
+    """Return the target with the node's present configuration labels, as far as these mean the same on this node.
 
-    Only as far as these mean the same on this node. mig-manager's label may be missing only if the GPUs have the
-    target's layouts, because otherwise it must be written.
+    mig-manager's label may be missing only if the GPUs have the target's layouts, because otherwise it must be written.
     """
     target, labels, observed = compared.target, compared.node.labels, compared.observed
     config = labels.get(names.LABEL_MIG_CONFIG, "")
@@ -359,20 +344,14 @@ _PAUSABLE = tuple((operand, names.LABEL_DEPLOY_PREFIX + operand) for operand in 
 
 
 def paused_operands(node: NodeView) -> tuple[str, ...]:
-    """Return the names of the operands that are still paused for a MIG change or a driver upgrade.
-
-    See docs/design/nvidia.md#a1, d.4.
-    """
+    """Return the operands that are paused for a MIG change or a driver upgrade (docs/design/nvidia.md#a1, d.4)."""
     if not (labels := node.held_off):
         return ()
     return tuple([operand for operand, label in _PAUSABLE if "paused-for-" in labels.get(label, "")])
 
 
 def effective_plugin_config(node: NodeView, stack: StackView) -> PluginConfig | None:
-    """Return the configuration that the node's device plugin uses now.
-
-    None if its entry does not exist or is refused (b.4).
-    """
+    """Return the configuration of the node's device plugin; None if its entry is missing or refused (b.4)."""
     if stack.by_dra:
         return PluginConfig()
     key = find_entry(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack)
@@ -386,11 +365,7 @@ def effective_plugin_config(node: NodeView, stack: StackView) -> PluginConfig | 
 
 
 def find_entry(label: str, stack: StackView) -> str:
-    """Return the name of the entry that the device plugin uses where its label has this value.
-
-    The value is empty if the label is missing. The result is empty if the plugin uses no entry, in which case nothing
-    is shared.
-    """
+    """Return the entry that the device plugin uses with this value of its label, or empty, if nothing is shared."""
     return label or default_entry(stack)
 
 
@@ -400,11 +375,7 @@ def is_told_mps(node: NodeView, stack: StackView) -> bool:
 
 
 def find_exclusive(hardware: Hardware) -> str | Finding:
-    """Return why processes cannot share GPUs with MIG off, because of their compute mode.
-
-    The message has the command that resets all that MPS left behind. A Finding AGENT_LACKS_RIGHTS if the agent may not
-    read a mode.
-    """
+    """Return why the compute mode keeps processes from sharing GPUs with MIG off, or what the agent may not read."""
     if all(gpu.layout is not None or gpu.compute_mode in FREE for gpu in hardware.kinds):
         return ""
     odd = [gpu for gpu in hardware.gpus if gpu.layout is None and gpu.compute_mode not in FREE]
@@ -439,21 +410,16 @@ def reset_command(indexes: Sequence[int], hardware: Hardware) -> str:
 
 
 def served(node: NodeView) -> dict[str, int]:
-    """Return the counts, above 0, of the GPU resources that the scheduler sees on the node now.
-
-    They are those of NVIDIA's device plugin or of its DRA driver.
-    """
+    """Return the counts, above 0, of the device plugin's or the DRA driver's resources that the scheduler sees now."""
     plugin = {name: count for name, count in node.resources.items() if is_plugin_resource(name) and count > 0}
     return plugin if plugin or node.devices is None else dict(node.devices.resources)
 
 
 def find_slice_mismatch(node: NodeView, layouts: Sequence[Layout | None], observed: ObservedView | None) -> str:
-    """Return how the devices that NVIDIA's DRA driver publishes for `node` differ from `layouts`.
+    """Return how the devices that NVIDIA's DRA driver publishes for `node` differ from `layouts`, one per GPU.
 
-    There is one layout per GPU. They are also compared with the devices that the agent has read. The GPUs are compared
-    without regard to their order, because the driver names them by UUID. A GPU with MIG on and without instances has no
-    device. The UUIDs are compared only if `observed` has a `devices_key`, because devices that are made anew with the
-    same layout may have other UUIDs.
+    The order does not count, because the driver names GPUs by UUID. A GPU with MIG on and without instances has no
+    device. Devices that are made anew with the same layout may have other UUIDs, which are compared with `observed`.
     """
     if (devices := node.devices) is None:
         return f"NVIDIA's DRA driver publishes no ResourceSlice for {node.name}"
@@ -482,10 +448,7 @@ def tell_devices(layouts: tuple[Layout | None, ...]) -> str:
 
 
 def describe_observed(node: NodeView, observed: ObservedView | None) -> str:
-    """Return the layouts that the GPUs have now, for people; empty if they are unknown.
-
-    The replicas are those that GFD's labels show.
-    """
+    """Return the layouts that the GPUs have now, with the replicas of GFD's labels, for people; empty if unknown."""
     if observed is None or not observed.gpus:
         return ""
     layouts, labels, label = observed.hardware.layouts, node.labels, names.LABEL_GPU_REPLICAS

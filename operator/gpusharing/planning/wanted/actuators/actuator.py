@@ -1,8 +1,4 @@
-"""What is an actuator? NVIDIA's programs that change a node in one kind of installation.
-
-Each other module of this folder is one actuator, and `find_actuator` chooses the one of a cluster
-(docs/adr/0075-actuators.md).
-"""
+"""What is an actuator? The programs that change a node in one kind of installation (docs/adr/0075-actuators.md)."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import field
@@ -25,14 +21,10 @@ class ActuatorCase:
 
     node: NodeView
     gpunode: GPUNodeView | None
-    """The GPUNode of the node. None if it has none yet."""
     operands: Mapping[Program, Operand]
     """The pods of NVIDIA's programs on the node that we may restart. A program without a pod there is left out."""
     mig_failure: str
-    """The last line of mig-manager's log after it failed.
-
-    Empty if it has not failed, or if the log could not be read.
-    """
+    """The last line of mig-manager's log after it failed; empty if it has not, or the log could not be read."""
     stack: StackView
     settings: PlanSettings
     now: datetime = field(compare=False)
@@ -43,10 +35,6 @@ class ActuatorCase:
 
     @property
     def found_layouts(self) -> tuple[Layout | None, ...]:
-        """The layout of every GPU in the agent's last report, by index.
-
-        Empty if the agent has not reported any GPU yet.
-        """
         return self.observed.hardware.layouts if self.observed else ()
 
 
@@ -78,36 +66,24 @@ class Actuator(Protocol):
     """
 
     needs: frozenset[str]
-    """The programs without which it cannot change, serve or prove a node.
-
-    They are labels of rows in `requirements.REQUIREMENTS`.
-    """
+    """The programs without which it cannot change, serve or prove a node, as labels in `requirements.REQUIREMENTS`."""
     sources: tuple[Source, ...]
     """The sources of proof that `checks` queries."""
 
     def objections(self, case: ActuatorCase, target: Target) -> Iterator[Finding]:
-        """Yield why it can never reach a target in this installation.
-
-        Checked before a change, during the drain, before every run, and before a rollback.
-        """
+        """Yield why it can never reach a target here; asked from the start to the last run, and before a rollback."""
 
     def obstacles(self, case: ActuatorCase, target: Target) -> Iterator[Finding]:
         """Yield what else keeps a change of a node from beginning."""
 
     def find_labels(self, node: NodeView, target: Target) -> Mapping[str, str]:
-        """Return the value that each of its labels must have for the target; empty if it must be absent.
-
-        One that it does not write for this target has its present value.
-        """
+        """Return the value of each of its labels for the target: empty if absent, the present one if not written."""
 
     def needs_run(self, case: ActuatorCase, target: Target) -> bool:
         """Whether the target can be reached only by a run on an idle node."""
 
     def find_missing(self, case: ActuatorCase, goal: Target, again: bool) -> str:
-        """Return which of its pods is missing on the node for a run to `goal`.
-
-        With `again`, for a repetition of the last run.
-        """
+        """Return which of its pods the node lacks for a run to `goal` or, with `again`, for a repetition."""
 
     def write(self, case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool) -> Written:
         """Return what a run to `goal`, or a repetition of it, writes at the point of no return.
@@ -126,10 +102,7 @@ class Actuator(Protocol):
         """Return when the passing of time alone may change the result of `find_trouble`."""
 
     def find_events(self, case: ActuatorCase) -> tuple[str, ...]:
-        """Return strings that change with every event that may change the GPUs.
-
-        A proof must be more recent than their latest change.
-        """
+        """Return strings that change with every event that may change the GPUs; a proof must be more recent."""
 
     def find_work(self, node: NodeView) -> str:
         """Return what its programs do with the GPUs of a node on which we have started no run, as a clause."""
@@ -138,10 +111,7 @@ class Actuator(Protocol):
         """Yield what proves the result, and finds drift."""
 
     def find_last_proven(self, node: NodeView, observed: ObservedView, stack: StackView) -> Target | str:
-        """Return the target that the record of the last proof describes.
-
-        Otherwise return a clause for people that says why it cannot be used.
-        """
+        """Return the target that the record of the last proof describes, or a clause on why it cannot be used."""
 
     def tell_left(self, node: NodeView) -> str:
         """Return a clause about what stays on a node whose policy is deleted, and why. Empty if nothing stays."""

@@ -7,8 +7,5 @@ from gpusharing.planning.wanted.actuators.labels import LABELS
 
 
 def find_actuator(stack: StackView) -> Actuator:
-    """Return the actuator that changes the nodes of a cluster with this installation.
-
-    If none can, the result has no effect, because every policy is refused (`find_objection`).
-    """
+    """Return the cluster's actuator; if none can change nodes, any, because every policy is refused then."""
     return DRA if stack.by_dra else LABELS

@@ -11,7 +11,7 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.actuators.actuator import ActuatorCase, Unfinished, Written
 from gpusharing.planning.wanted.actuators.labels import Labels
-from gpusharing.planning.wanted.sharedobjects import find_unrequestable
+from gpusharing.planning.wanted.draobjects import find_unrequestable
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import (
     Checked,
@@ -32,8 +32,7 @@ class Dra(Labels):
 
     The driver looks for MIG devices only when its kubelet plugin starts, so each run replaces the plugin's pod once
     mig-manager is done. Its ResourceSlices outlive the pod, so they prove nothing before the new pod is Ready. The
-    fence names the pod to replace in `daemon_uid`, the field that names the MPS daemon's pod where the device plugin
-    serves the GPUs.
+    fence names the pod to replace in `daemon_uid`.
     """
 
     needs = frozenset({"mig-manager", "driver", "container-toolkit"})
@@ -74,11 +73,7 @@ class Dra(Labels):
     def find_trouble(self, case: ActuatorCase, fence: Fence) -> Unfinished | None:
         if (trouble := super().find_trouble(case, fence)) is not None:
             return trouble
-        pod, due, slices = (
-            case.operands.get(Program.KUBELET_PLUGIN),
-            _publishes_by(case, fence),
-            case.node.name,
-        )
+        pod, due, slices = case.operands.get(Program.KUBELET_PLUGIN), _publishes_by(case, fence), case.node.name
         cure = f"restarting {PLUGIN}"
         # Only the operator replaces the pod, and only for a node that has a target.
         if pod is not None and pod.uid == fence.daemon_uid and not pod.deleting:
@@ -87,8 +82,7 @@ class Dra(Labels):
         if due is None:
             old = f"is restarting; the ResourceSlices of {slices} are from before the change"
             return Unfinished(Finding(Reason.ACTUATION_IN_PROGRESS, f"{PLUGIN} {old}"), final=False)
-        gpunode = case.gpunode
-        observed = gpunode.observed if gpunode is not None else None
+        gpunode, observed = case.gpunode, case.observed
         if case.now < due or gpunode is None or observed is None or observed.quiet or observed.error:
             return None
         # The pod may have started before the GPUs were divided. Only the agent's answer for the proof of this change counts.
@@ -126,10 +120,7 @@ def _find_plugin_missing(case: ActuatorCase, *, again: bool) -> str:
 
 
 def _publishes_by(case: ActuatorCase, fence: Fence) -> datetime | None:
-    """Return when the ResourceSlices should be right at the latest.
-
-    None unless a Ready pod other than the old one is there. A pod becomes Ready shortly before it publishes.
-    """
+    """Return when the new pod, if it is Ready, has published; it becomes Ready shortly before."""
     pod = case.operands.get(Program.KUBELET_PLUGIN)
     if pod is None or pod.uid == fence.daemon_uid or not pod.ready:
         return None

@@ -11,12 +11,7 @@ from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import NodeView, ObservedView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.actuators.actuator import (
-    Actuator,
-    ActuatorCase,
-    Unfinished,
-    Written,
-)
+from gpusharing.planning.wanted.actuators.actuator import Actuator, ActuatorCase, Unfinished, Written
 from gpusharing.planning.wanted.assess import needs_two_steps, uses_mps
 from gpusharing.planning.wanted.target import Target, find_deafness, find_last_proven, find_remedy
 from gpusharing.planning.wanted.verify import (
@@ -34,9 +29,9 @@ from gpusharing.planning.wanted.verify import (
 )
 
 GAVE_UP = "failed to wait for pods to be deleted"
-"""What mig-manager's log says if GPU clients did not stop within five minutes.
+"""What mig-manager's log says if GPU clients, pods of NVIDIA's or others, did not stop within five minutes.
 
-They are pods of NVIDIA's or others. See mig-parted v0.15.1 pkg/mig/reconfigure/reconfigure.go:172.
+See mig-parted v0.15.1 pkg/mig/reconfigure/reconfigure.go:172.
 """
 _ENDED = ("success", "failed")
 
@@ -209,8 +204,7 @@ class Labels(Actuator):
 def _find_daemon_down(case: ActuatorCase, target: Target) -> str | Finding:
     """Return why nobody would reset the compute mode of the GPUs if the node left MPS now.
 
-    Only an MPS daemon that ends cleanly does (docs/design/nvidia.md#b5). Once the labels are written it is too late to
-    ask.
+    Only an MPS daemon that ends cleanly does (docs/design/nvidia.md#b5), and only before the labels are written.
     """
     node, observed = case.node, case.observed
     started = node.fence is not None and node.fence.stage == "actuating"
@@ -243,10 +237,7 @@ def _find_daemon_down(case: ActuatorCase, target: Target) -> str | Finding:
 
 
 def needs_restart(case: ActuatorCase, target: Target) -> bool:
-    """Whether only a new mig-manager pod can repair the node.
-
-    mig-manager's label already has the target's value and the node still differs (docs/design/nvidia.md#a6).
-    """
+    """Whether only a new mig-manager pod can repair the node: its label is right already (docs/design/nvidia.md#a6)."""
     labels = case.node.labels
     if not target.mig_config or labels.get(names.LABEL_MIG_CONFIG) != target.mig_config:
         return False
@@ -258,10 +249,9 @@ def needs_restart(case: ActuatorCase, target: Target) -> bool:
 
 
 def _believed_from(case: ActuatorCase, fence: Fence) -> datetime:
-    """Return the time from which mig-manager's state is about this attempt.
+    """Return the time from which mig-manager's state is about this attempt, at the latest the deadline.
 
-    It is the deadline until the replacing pod is Ready. The old pod may use its whole grace period, and the next one
-    starts only after that.
+    The old pod may use its whole grace period, and the next one starts only after that.
     """
     pod = case.operands.get(Program.MIG_MANAGER)
     if not fence.restart_uid:
