@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from tests.agent.scraping import GPUS, PARTS, CountingPrometheus
 from tests.fakes.gpus import FixedPods, OneNode
 
-from gpusharing.agent.kubelet import Holdings, PodDevices
 from gpusharing.agent.library import LibraryError, Reading, unreachable
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.meter import (
@@ -26,6 +25,7 @@ from gpusharing.agent.meter import (
     allotment_of,
     last_allocatable,
 )
+from gpusharing.agent.podresources import Holdings, PodDevices
 
 H100 = "NVIDIA H100 80GB HBM3"
 SMALL, LARGE, SHARED = "nvidia.com/mig-1g.10gb", "nvidia.com/mig-3g.40gb", "nvidia.com/gpu.shared"

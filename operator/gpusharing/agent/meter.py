@@ -8,9 +8,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence, Sized
 from fractions import Fraction
 from typing import Generic, TypeAlias, TypeVar
 
-from gpusharing.agent.kubelet import Holdings
 from gpusharing.agent.library import Reading
-from gpusharing.agent.usage import base
+from gpusharing.agent.podresources import Holdings, base
 from gpusharing.api.gpunode import GPU, Model
 from gpusharing.planning.gpus.cards import WHOLE, shares
 from gpusharing.planning.vocabulary.values import value
@@ -47,10 +46,7 @@ class LaggingCounts(Generic[Key]):
         return len(self._counts)
 
     def add(self, key: Key, amount: float, now: float) -> None:
-        """Add `amount` to a counter, which is created if necessary.
-
-        An amount of 0 announces it before there is anything to count.
-        """
+        """Add to a counter, new or not. An amount of 0 announces it before there is anything to count."""
         self._counts[key] = self._counts.get(key, 0.0) + amount
         self._first_added.setdefault(key, now)
         self._last_changed[key] = now
@@ -68,10 +64,7 @@ class LaggingCounts(Generic[Key]):
         return exported
 
     def drop(self, now: float, patience: float, keep: Collection[Key] = ()) -> None:
-        """Drop the counters that have not changed for `patience` seconds and were exported in full.
-
-        One that comes back counts as new.
-        """
+        """Drop the counters that were exported in full and have not changed for `patience` seconds."""
         gone = {
             key
             for key, at in self._last_changed.items()
@@ -104,9 +97,7 @@ class Bounds:
     room_after: float = 3600.0
     """Seconds for which a series that does not change is still exported when there is no room for another."""
     forget_after: float = 86400.0
-    """Seconds for which such a series is exported when there is room.
-
-    So a Prometheus that was away for hours finds it."""
+    """Seconds for which it is exported when there is room, so that a Prometheus that was away for hours finds it."""
 
 
 BOUNDS = Bounds()
@@ -181,7 +172,7 @@ def allotment_of(
 
 
 def last_allocatable(reading: Reading, holdings: Holdings, before: AllocatableSlices) -> AllocatableSlices:
-    """Return the slices of each device, by UUID and resource, as the kubelet lists or last listed them.
+    """Return the slices of each device as the kubelet lists or last listed them.
 
     A kubelet lists healthy devices only (kubernetes pkg/kubelet/cm/devicemanager/manager.go, GetAllocatableDevices,
     v1.36.3), and none of a plugin that is restarting. A pod that holds one of four slices still holds a quarter then.
@@ -214,10 +205,7 @@ def _allocatable(holdings: Holdings) -> dict[str, Counter[str]]:
 def _held(
     holdings: Holdings, listed: AllocatableSlices, known: AllocatableSlices
 ) -> tuple[dict[str, Counter[tuple[str, str]]], set[str]]:
-    """Return how many slices each tenant holds of each device.
-
-    Also the devices that became shared while a pod held all of them.
-    """
+    """Return the slices of each device by tenant, and the devices that became shared while a pod held them whole."""
     held: dict[str, Counter[tuple[str, str]]] = {}
     whole: set[str] = set()
     for each in holdings.by_pod:
@@ -251,7 +239,7 @@ def _parts(gpu: GPU, model: Model | None, held: Mapping[str, object]) -> Sequenc
 
 @value
 class Metered:
-    """The exported GPU-seconds since the first turn, with the keys of Allotment preceded by the policy."""
+    """The exported GPU-seconds since the first turn, by policy and the keys of Allotment."""
 
     allocated: Mapping[Account, float]
     idle: Mapping[tuple[str, str], float]
@@ -286,10 +274,7 @@ class Meter:
         self._since = 0.0
 
     def turn(self, now: float, allotment: Allotment | None) -> None:
-        """Count the time since the last turn by the allotment of that turn, and set `metered`.
-
-        If `allotment` is None (unknown), the last known one still applies.
-        """
+        """Count the time since the last turn by its allotment. If `allotment` is unknown, the last one still applies."""
         if self._now is not None:
             self._count(self._now, self._since, now)
         before, self._now, self._since = self._now, allotment or self._now, now
