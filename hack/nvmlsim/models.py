@@ -21,7 +21,7 @@ PROFILE_INDEX = {
 }  # fmt: skip
 INDEX_OF_DOUBLE_MEMORY = 9  # 1_SLICE_REV2
 _MEDIA = {"+me": layout.MEDIA_EXTENSIONS, "+me.all": layout.MEDIA_ALL, "-me": layout.MEDIA_NONE}
-_P2P, _GFX = 1, 2  # NVML_GPU_INSTANCE_PROFILE_CAPS_*
+_GFX = 2  # NVML_GPU_INSTANCE_PROFILE_CAPS_GFX
 
 # Total memory in MiB of cards for which the table lacks it (nvidia-smi captures; for A30, A100 80 GB and V100 the data
 # sheets).

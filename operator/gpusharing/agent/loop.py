@@ -13,9 +13,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from gpusharing.agent.allotment import NONE_ALLOCATABLE, Allotment, allotment_of, last_allocatable
 from gpusharing.agent.gpunode import Observation, OwnNode, request_of
 from gpusharing.agent.library import Library, LibraryError, Reader, Reading, Use, bug_text
-from gpusharing.agent.meter import LAG, NONE_ALLOCATABLE, Allotment, Meter, allotment_of, last_allocatable
+from gpusharing.agent.meter import LAG, Meter
 from gpusharing.agent.podresources import Holdings, PodResources, PodResourcesUnavailable
 from gpusharing.api.gpunode import Request
 from gpusharing.api.names import Phase

@@ -27,9 +27,7 @@ class UseOfGPUs:
     def __init__(self, pod_of: Callable[[int], PodID | None]) -> None:
         self._pod_of = pod_of
         self._sampled: dict[str, int | None] = {}
-        """When each GPU's SM shares were last sampled, by UUID, in the driver's microseconds.
-
-        None if the driver does not report shares."""
+        """When each GPU's SM shares were last sampled, in the driver's microseconds; None if it reports no shares."""
         self._xids: Counter[tuple[int, int]] = Counter()
         self._devices: list[DeviceUse] = []
         self._processes: list[ProcessUse] = []
@@ -57,16 +55,7 @@ class UseOfGPUs:
             shares = None if mig else self._sm_shares(handle, uuid, idle=not known)
             used, total = _memory(handle, whole=not mig)
             self._devices.append(
-                DeviceUse(
-                    gpu.index,
-                    gpu.uuid,
-                    uuid,
-                    used,
-                    total,
-                    instance,
-                    all_listed=complete,
-                    reports_sm=shares is not None,
-                )
+                DeviceUse(gpu.index, gpu.uuid, uuid, used, total, instance, complete, reports_sm=shares is not None)
             )
             for pid, memory in known:
                 share = None if shares is None else shares.get(pid, 0)
