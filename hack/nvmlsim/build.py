@@ -80,8 +80,7 @@ def known_functions() -> frozenset[str]:
 
 
 def stub_source() -> str:
-    """Return the C source of the functions that the simulator does not implement; each returns
-    NVML_ERROR_NOT_SUPPORTED."""
+    """Return C for the functions that the simulator does not implement; each returns NVML_ERROR_NOT_SUPPORTED."""
     names = sorted(known_functions() - implemented_functions())
     lines = [
         f"API nvmlReturn_t {name}(void);\nAPI nvmlReturn_t {name}(void)\n{{\n    return NVML_ERROR_NOT_SUPPORTED;\n}}\n"

@@ -184,15 +184,13 @@ class Simulator:
         self.set_machine(driver_version=version, nvml_version=f"13.{version}")
 
     def take_devices_away(self) -> None:
-        """Take the devices from running programs, as `systemctl daemon-reload` does in containers: their nvmlInit
-        returns UNKNOWN forever."""
+        """Take the devices away as `systemctl daemon-reload` does in containers: nvmlInit returns UNKNOWN forever."""
         with self._edit() as state:
             state.access_epoch += 1
 
     @contextmanager
     def edit(self) -> Iterator[layout.SimState]:
-        """Lock the machine against all programs and yield its state. A method of any Simulator of this process
-        deadlocks inside."""
+        """Lock the machine and yield its state. Another method of a Simulator of this process deadlocks inside."""
         with self._edit() as state:
             yield state
 
@@ -280,8 +278,7 @@ class Simulator:
             state.event_count += 1
 
     def find_gpus(self, names: Sequence[str]) -> list[int]:
-        """Return the indexes of the GPUs with these indexes, PCI bus ids or UUIDs, in any case. Empty names are
-        skipped."""
+        """Return the indexes of the GPUs with these indexes, PCI bus ids or UUIDs. Empty names are skipped."""
         by_name = {
             str(gpu[key]).lower(): int(gpu["index"])
             for gpu in self.show()["gpus"]
@@ -323,8 +320,7 @@ class Simulator:
             return machine(state)
 
     def library_calls(self) -> tuple[int, float]:
-        """Return the number of NVML calls so far, and the milliseconds of CPU time that the library itself used for
-        them."""
+        """Return the number of NVML calls so far, and the milliseconds of CPU time that the library used for them."""
         with self._edit() as state:
             return int(state.calls), state.call_ns / 1e6
 
@@ -450,8 +446,7 @@ def of_device(gpu: int, gpu_instance: int, compute_instance: int) -> tuple[str, 
 
 
 def cap_minors(gpus: int) -> dict[str, int]:
-    """Return the minor number of each capability that a machine with this many GPUs can have, by its file. CONFIG has 1
-    and MONITOR 2."""
+    """Return the minor number of each capability of a machine, by its file. CONFIG has 1 and MONITOR 2."""
     names = []
     for gpu, instance in itertools.product(range(gpus), GPU_INSTANCE_IDS):
         names.append(of_device(gpu, instance, 0)[0])

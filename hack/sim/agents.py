@@ -1,5 +1,4 @@
-"""Clients for the shipped agent loop when many agents run in one process, a thousand in large tests: all share one
-watch of GPUNodes."""
+"""Clients for the shipped agent loop, when up to a thousand agents run in one process and share one watch."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable

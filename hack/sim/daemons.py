@@ -1,5 +1,4 @@
-"""The DaemonSet controller and the kubelet for NVIDIA's DaemonSets and ours, for a cluster without controllers
-(FakeCluster)."""
+"""The DaemonSet controller and the kubelet for NVIDIA's DaemonSets and ours, for FakeCluster, which has neither."""
 
 import random
 from collections.abc import Mapping

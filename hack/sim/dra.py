@@ -77,8 +77,7 @@ def driver_pod_spec(node_selector: dict[str, str], tolerations: Iterable[JSON]) 
 
 
 def published_devices(gpus: Iterable[GPU]) -> list[JSON]:
-    """Return the devices of a ResourceSlice. Raises LibraryError if NVML cannot reach a GPU: the real program exits
-    then."""
+    """Return the devices of a ResourceSlice. Raises LibraryError for a lost GPU: the real program exits then."""
     devices = []
     for gpu in gpus:
         if gpu.access != "Ok":

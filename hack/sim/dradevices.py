@@ -66,8 +66,7 @@ class DraDevices:
         return f"device/{'tolerant' if self.is_tainted('test.gpusharing.dev', TAINT_TEST) else 'plain'}"
 
     def class_for(self, resource: str) -> str:
-        """Return the DeviceClass that serves an extended resource: the newest, then the first by name. Empty if none
-        does."""
+        """Return the DeviceClass of an extended resource: the newest, then the first by name; else empty."""
         rows = [raw for raw in self._classes.values() if raw["spec"].get("extendedResourceName") == resource]
         newest = max((raw["metadata"]["creationTimestamp"] for raw in rows), default="")
         return min(

@@ -35,8 +35,7 @@ RESOLUTION = 1e-6
 
 
 class FakeCluster:
-    """The server side, through which tests and simulators prepare and inspect objects. Their changes are not logged as
-    writes."""
+    """The server side, for tests and simulators to prepare and inspect objects. Their changes are not logged."""
 
     def __init__(
         self,

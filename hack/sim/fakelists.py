@@ -1,5 +1,4 @@
-"""Lists of FakeCluster in pages. All pages of a list show its state when the first page was read, for as long as the
-list's tokens are valid."""
+"""Lists of FakeCluster in pages, which show the state when the first one was read while the tokens are valid."""
 
 import json
 import sys

@@ -37,8 +37,7 @@ class Pods:
         self.delete(pod)
 
     def delete(self, pod: JSON, *, at_once: bool = False) -> None:
-        """Delete a pod, which vanishes at once if no kubelet runs it. Otherwise its grace period, and its finalizers,
-        keep it."""
+        """Delete a pod: at once if no kubelet runs it, otherwise after its grace period and without finalizers."""
         metadata = pod["metadata"]
         key = (metadata["namespace"], metadata["name"])
         nobody = at_once or not (pod.get("spec") or {}).get("nodeName") or _phase(pod) in FINISHED

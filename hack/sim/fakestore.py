@@ -199,8 +199,7 @@ class Store:
         return gone
 
     def commit(self, resource: Resource, key: Key, old: JSON | None, new: JSON | None) -> JSON:
-        """Store `new` under the next version, or remove the object if it is None, and notify watches and `on_commit`.
-        Return the last state."""
+        """Store `new` under the next version, or remove the object if it is None. Return its last state."""
         self.version += 1
         latest = new if new is not None else old
         if latest is None:

@@ -39,8 +39,7 @@ class _Loader(yaml.SafeLoader):
             super().scan_to_next_token()
 
     def check_value(self) -> bool:
-        """Refuse a colon before a comma or bracket, as in `{key:[]}`: go-yaml takes it as a part of the key, and then
-        misses a comma."""
+        """Refuse a colon before a comma or bracket, as in `{key:[]}`, which go-yaml takes as a part of the key."""
         if self.flow_level and self.peek(1) in ",[]{}" and self.buffer[self.pointer - 1] not in "\"'":
             raise GoError("did not find expected ',' or '}'")
         return bool(super().check_value())

@@ -239,8 +239,7 @@ class SimulatedGPUs:
             return "Applied"
 
     def reset(self, *indexes: int) -> None:
-        """Reset these GPUs, or all (`nvidia-smi -r`), or none if a client, a process or the virtual machine prevents
-        it."""
+        """Reset these GPUs, or all (`nvidia-smi -r`); none if a client, a process or the VM prevents it."""
         with self._lock:
             gpus = [self._gpus[index] for index in indexes] or self._gpus
             for gpu in gpus:
@@ -310,8 +309,7 @@ class SimulatedGPUs:
             self._gpus[index] = replace(self._gpus[index], ecc_uncorrected=ecc_uncorrected, remapped_rows=rows)
 
     def ask_recovery(self, index: int, action: RecoveryAction | None) -> None:
-        """Set the recovery action that NVML reports: `"None"` if the driver asks for none, None if it does not report
-        it."""
+        """Set the recovery action: `"None"` if the driver asks for none, None if NVML does not report it."""
         self._gpus[index].recovery_action = action
 
     def lose(self, index: int, access: Access = "Lost", error: str = "") -> None:

@@ -1,5 +1,4 @@
-"""The fields of ClusterPolicy that the SIMULATED node software follows, and the labels that the GPU Operator itself
-writes."""
+"""The fields of ClusterPolicy that the SIMULATED software follows, and the GPU Operator's own labels."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -28,8 +27,7 @@ isStateEnabled at v26.7.0)."""
 
 @dataclass(frozen=True, slots=True)
 class ClusterPolicy:
-    """The fields that affect a node (docs/design/nvidia.md#d1), with the defaults of the Helm chart, except that no
-    strategy is set."""
+    """The fields that affect a node (docs/design/nvidia.md#d1), with the chart's defaults, except for the strategy."""
 
     plugin_config: str = ""
     """ConfigMap of the device plugin's configurations; empty if none is named."""
@@ -56,8 +54,7 @@ class ClusterPolicy:
 
 
 def default_policy(settings: SimSettings) -> ClusterPolicy:
-    """Return the settings that apply before any ClusterPolicy is seen; without a GPU Operator, those of NVIDIA's
-    charts."""
+    """Return the settings before any ClusterPolicy is seen; without a GPU Operator, those of NVIDIA's charts."""
     config, mig_config = settings.plain_config, settings.plain_mig
     if not config and not (settings.dra and mig_config):
         return ClusterPolicy()
@@ -99,8 +96,7 @@ def cluster_policy(objects: Iterable[JSON]) -> ClusterPolicy:
 
 
 def operator_labels(labels: Mapping[str, str], policy: ClusterPolicy, *, mig_capable: bool) -> dict[str, str | None]:
-    """Return the label changes of the GPU Operator for a GPU node: it sets each of its labels that is missing or empty
-    (d.2)."""
+    """Return the GPU Operator's changes to a node: it sets each of its labels that is missing or empty (d.2)."""
     if policy.plain:
         return {}
     if policy.sandboxes and (labels.get(LABEL_WORKLOAD_CONFIG) or policy.workload) != CONTAINER:

@@ -73,8 +73,7 @@ def allocatable(rows: Iterable[tuple[str, str]]) -> bytes:
 
 
 class Kubelet:
-    """A gRPC server that has one answer for each method. It obeys flow control, so that large answers need window
-    updates."""
+    """A gRPC server with one answer for each method. Large answers need window updates, as it obeys flow control."""
 
     def __init__(
         self,

@@ -228,8 +228,7 @@ class MigManager:
             raise ApplyError("SIMULATED failure, requested by inject")
 
     async def _leave(self, deploy: Mapping[str, str], state: str) -> None:
-        """End a run early. mig-manager never forgets a complete run, so the operands stay paused after one (the bug
-        a.7, 2)."""
+        """End a run early. After a complete run, never forgotten, the operands stay paused (the bug a.7, 2)."""
         if not self._no_restart_on_exit:
             await self._restore(deploy)
         await self._state(state)

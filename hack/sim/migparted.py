@@ -156,8 +156,7 @@ def _items(name: object, entries: object) -> list[Any]:
 
 
 def _entry(raw: Any) -> Entry:
-    """Parse one item. Null, an empty string and `[]` are no device-filter; a null or an empty string in a list matches
-    no GPU."""
+    """Parse one item. As in the real one, null, an empty string and `[]` are no device-filter."""
     if not isinstance(raw, dict) or raw.keys() - _FIELDS or not {"devices", "mig-enabled"} <= raw.keys():
         raise ConfigError(f"a mig-config item has devices, mig-enabled and mig-devices: {raw!r}")
     wanted = raw.get("device-filter")

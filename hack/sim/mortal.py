@@ -15,8 +15,7 @@ from hack.sim.fakefaults import Crash
 
 When = Literal["before", "after"]
 Disturbance = Callable[[Resource, str], object]
-"""A function that is called with the kind and the name of the written object. It may raise the error that the caller
-gets."""
+"""Called with the kind and the name of the written object. It may raise the error that the caller gets."""
 
 
 class MortalClient(PassingClient):

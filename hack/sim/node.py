@@ -79,8 +79,7 @@ class _MigPort:
         await self._node.object.patch(changes)
 
     async def operands_gone(self, seconds: float) -> bool:
-        """Wait for the device plugin and for GFD, each for this many simulated seconds, or CALLS real ones if that is
-        longer."""
+        """Wait for both operands, each for this many simulated seconds, or CALLS real ones if that is longer."""
         cluster = self._node.cluster
         patience = max(seconds, CALLS * cluster.settings.time_factor)
         gone = [operand.is_gone for operand in self._node.operands]
@@ -188,8 +187,7 @@ class SimNode:
         self._start_mig_manager()
 
     def reboot(self) -> None:
-        """Start to reboot the node: all its processes but the agent are killed, and it is NotReady until it is up
-        again."""
+        """Start to reboot the node, which kills all its processes but the agent. It is NotReady meanwhile."""
         self._tasks["reboot"] = self._spawn(self._reboot())
 
     def lose_instances(self) -> None:

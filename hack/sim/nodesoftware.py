@@ -168,8 +168,7 @@ class NodeSoftware:
         return node
 
     def inject(self, node: str, fault: str) -> None:
-        """Inject a fault of `FAULTS` on a node. Raises ValueError for an unknown fault, and KeyError for an unknown
-        node."""
+        """Inject a fault of `FAULTS` on a node. Raises ValueError or KeyError if there is no such fault or node."""
         if fault not in FAULTS:
             raise ValueError(f"unknown fault {fault!r}; choose from {', '.join(FAULTS)}")
         self._cluster.log(f"{node}: inject {fault}")

@@ -172,8 +172,7 @@ class OperandStep(Enum):
 
 
 def decide(pod: Pod, *, deployed: bool, key: str | None, again: bool = False) -> OperandStep:
-    """Return the next step of an operand's pod. `key` is what config-manager would load now, None if there is no such
-    key."""
+    """Return the next step of an operand's pod. `key` is what config-manager would load now, if it exists."""
     if not deployed:
         return OperandStep.STOP if pod.exists else OperandStep.REST
     if not pod.running:
@@ -243,8 +242,7 @@ class PlayedOperand:
                 crashes += 1
 
     async def restart(self) -> None:
-        """Delete the pod, as after a change of ClusterPolicy; the next `run` starts a new one. Call it only while `run`
-        is not running."""
+        """Delete the pod, as after a change of ClusterPolicy. Call it only while `run` is not running."""
         if self._pod.exists:
             await self._port.gone(crashed=False)
         self._pod = Pod()

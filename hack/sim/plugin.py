@@ -220,8 +220,7 @@ def choose_key(label: str | None, keys: Sequence[str], default: str) -> str | No
 
 
 def advertised(gpus: Sequence[GPU], config: SimPluginConfig, version: PluginVersion = "0.20.0") -> dict[str, int]:
-    """Return the number of devices that the plugin registers, replicas included, by resource name. Raises PluginError
-    where the plugin exits instead (b.6)."""
+    """Return the devices that the plugin registers by resource name. Raises PluginError where it exits (b.6)."""
     if config.sharing == "mps":
         _refuse_mig(gpus, config)
     counts = Counter(_devices(gpus, config.mig_strategy, version))
@@ -234,8 +233,7 @@ def advertised(gpus: Sequence[GPU], config: SimPluginConfig, version: PluginVers
 
 
 def single_profile(gpus: Sequence[GPU]) -> str:
-    """Return the profile that strategy single advertises, empty if MIG is off. Raises PluginError if the GPUs differ or
-    one has no instance."""
+    """Return the profile of strategy single, empty if MIG is off. Raises PluginError if there is not exactly one."""
     if not any(map(_mig, gpus)):
         return ""
     if not all(map(_mig, gpus)):

@@ -1,5 +1,4 @@
-"""Records of the pods that one watch delivers: which of them hold GPU devices, and where the pods of a DaemonSet
-run."""
+"""Records of the pods of one watch: which of them hold GPU devices, and where those of a DaemonSet run."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -105,8 +104,7 @@ class DaemonPods:
         return bool(self._by_node.get(node))
 
     def running(self, node: str) -> JSON | None:
-        """Return the pod whose processes run on the node. A terminating one has received its SIGTERM and does not
-        count."""
+        """Return the pod whose processes run on the node. A terminating one has received its SIGTERM already."""
         for pod in self._by_node.get(node, {}).values():
             if "deletionTimestamp" not in pod["metadata"] and pod.get("status", {}).get("phase") == "Running":
                 return pod

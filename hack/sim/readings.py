@@ -45,8 +45,7 @@ class Hang:
             self._end = self._end or threading.Event()
 
     def end(self) -> None:
-        """End the hang. Its threads leave HANGING, so that simulated time waits for them while the machine gets to run
-        them."""
+        """End the hang. Its threads leave HANGING, so that simulated time waits while the machine gets to run them."""
         with self._lock:
             HANGING.difference_update(self._threads)
             self._threads.clear()
@@ -80,8 +79,7 @@ class Readings:
         self._gpus = gpus
 
     def __call__(self, call: Callable[[], T], name: str) -> asyncio.Future[T]:
-        """Make the call at once and set the future in the next turn of the event loop. While readings hang, a daemon
-        thread makes it."""
+        """Make the call at once, or in a daemon thread while readings hang. The loop's next turn sets the future."""
         if self._gpus.hangs:
             return in_daemon_thread(call, name)
         loop = asyncio.get_running_loop()

@@ -1,5 +1,4 @@
-"""Clients of SIMULATED agents with the identity of real ones: the chart's service account, with a token bound to the
-node."""
+"""Clients of SIMULATED agents with the chart's service account, and a token bound to the node."""
 
 import asyncio
 import ssl

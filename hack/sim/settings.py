@@ -1,5 +1,4 @@
-"""The behavior of the SIMULATED node software: the duration of its steps, the versions that it simulates, and the
-speed of time."""
+"""The behavior of the SIMULATED node software: durations of its steps, its versions, and the speed of time."""
 
 import asyncio
 import random
