@@ -113,10 +113,7 @@ class MetricsAccess:
         answer = await self._create(ACCESS_REVIEWS, "SubjectAccessReview", spec)
         if part(answer, "allowed") is True:
             return ALLOWED
-        return (
-            403,
-            f"user {name} may not get /metrics: bind ClusterRole gpusharing-metrics-reader to that user",
-        )
+        return 403, f"user {name} may not get /metrics: bind ClusterRole gpusharing-metrics-reader to that user"
 
     async def _create(self, kind: Resource, name: str, spec: JSON) -> JSON:
         answer = await self._api.create(kind, {"apiVersion": kind.api_version, "kind": name, "spec": spec})

@@ -33,12 +33,7 @@ NONE_ALLOCATABLE: AllocatableSlices = {}
 
 
 def allotment_of(
-    reading: Reading,
-    holdings: Holdings,
-    policy: str,
-    *,
-    changing: bool,
-    known: AllocatableSlices = NONE_ALLOCATABLE,
+    reading: Reading, holdings: Holdings, policy: str, *, changing: bool, known: AllocatableSlices = NONE_ALLOCATABLE
 ) -> Allotment:
     """Return who has how much of the node's GPUs now.
 

@@ -148,10 +148,7 @@ class AgentLoop:
             if self.reading is not None:  # the kubelet still reports who holds what
                 self._meter_turn(await self._read_holdings())
             return
-        self._shown = (
-            text(node, "status", "transition", "policy"),
-            text(node, "status", "transition", "phase"),
-        )
+        self._shown = text(node, "status", "transition", "policy"), text(node, "status", "transition", "phase")
         request = request_of(node)
         last = self.observed or Observation.of(node)
         holdings = await self._read_holdings()

@@ -114,12 +114,7 @@ _FLAGS: tuple[tuple[str, str, Callable[[str], object], str], ...] = (
         Path,
         "directory where the kubelet stores pod logs; the names in it show which pod a process belongs to",
     ),
-    (
-        "--metrics-addr",
-        "127.0.0.1:8081",
-        address,
-        "address at which /metrics, /healthz and /readyz are served",
-    ),
+    ("--metrics-addr", "127.0.0.1:8081", address, "address at which /metrics, /healthz and /readyz are served"),
     (
         "--metrics-secure",
         "false",
@@ -189,8 +184,7 @@ async def _serve(options: argparse.Namespace) -> int:
         return 0
     except RestartNeeded as error:
         log.error(
-            "the agent is exiting, because only a new container can read the GPUs again",
-            extra={"error": str(error)},
+            "the agent is exiting, because only a new container can read the GPUs again", extra={"error": str(error)}
         )
     finally:
         probes.stop()

@@ -89,10 +89,7 @@ class Processes:
     """
 
     def __init__(
-        self,
-        proc: Path = Path("/proc"),
-        own_pid: int | None = None,
-        pod_named: Callable[[str], PodID] = PodID,
+        self, proc: Path = Path("/proc"), own_pid: int | None = None, pod_named: Callable[[str], PodID] = PodID
     ) -> None:
         self._proc = str(proc)
         self._pod_named = pod_named

@@ -55,8 +55,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Switch = Annotated[bool, BeforeValidator(_is_on)]
 """`true` or `false`; any other word is rejected."""
 Guard = Annotated[
-    Literal["false", "mutating", "validating"],
-    BeforeValidator(lambda text: "mutating" if text == "true" else text),
+    Literal["false", "mutating", "validating"], BeforeValidator(lambda text: "mutating" if text == "true" else text)
 ]
 """How the chart's guard for tenants acts. `true`, which the chart of 0.1.0 writes, counts as `mutating`."""
 Labels = Annotated[tuple[str, ...], listed(_find_no_mark)]

@@ -16,15 +16,7 @@ from pydantic_core import ErrorDetails
 from gpusharing.api import rules
 from gpusharing.api.names import REWRITTEN_LABELS, REWRITTEN_PREFIXES, Mode
 from gpusharing.api.nearest import nearest
-from gpusharing.api.policy import (
-    DrainRule,
-    GPUSharingPolicySpec,
-    LabelSelector,
-    Mig,
-    Rollout,
-    Selector,
-    Window,
-)
+from gpusharing.api.policy import DrainRule, GPUSharingPolicySpec, LabelSelector, Mig, Rollout, Selector, Window
 
 MAX_DURATION = timedelta(hours=rules.MAX_DURATION_HOURS)
 MAX_VALUE = 60
