@@ -15,7 +15,7 @@ NOTHING = Fraction(0)
 
 @value
 class Allotment:
-    """Which tenant has how much of the node's GPUs at one moment, in GPUs. The parts add up to their number."""
+    """Which tenant has how much of the node's GPUs at one moment. The parts, in GPUs, add up to all of them."""
 
     policy: str
     """The policy that owns the node; empty if none does."""
