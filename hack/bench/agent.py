@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import NAMESPACE_OID, uuid5
 
-from gpusharing.agent.kubelet import PodDevices
+from gpusharing.agent.podresources import PodDevices
 from gpusharing.api import names
 from hack import launch
 from hack.bench.divide import INSTANCES

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 from gpusharing.agent.gpunode import Observation, request_of
-from gpusharing.agent.kubelet import Holdings
+from gpusharing.agent.podresources import Holdings
 from hack.bench.large import as_kubelets_report
 from hack.bench.machine import cpu_ms, read_metric, rss_mib
 from hack.bench.results import Measured

@@ -26,7 +26,6 @@ _FOLDERS = ("capabilities", "devices")
 
 
 def _parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line, with one subcommand for each verb."""
     parser = argparse.ArgumentParser(prog="nvmlsim", description="A SIMULATED machine with NVIDIA GPUs.")
     parser.add_argument("--state", type=Path, help="the state file; default: $NVMLSIM_STATE")
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -52,7 +51,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_injections(parser: argparse.ArgumentParser) -> None:
-    """Add the subcommands of `inject`: fault, clear, process and event."""
     kinds = parser.add_subparsers(dest="kind", required=True)
     fault = kinds.add_parser("fault", help=f"hang, {', '.join(RESULTS)}")
     fault.add_argument("function")
@@ -80,11 +78,6 @@ def _add_injections(parser: argparse.ArgumentParser) -> None:
 
 
 def _set(simulator: Simulator, gpu: int | None, fields: Sequence[str]) -> None:
-    """Set each `field=value` in the given order: a field of the machine if its name is one of the few listed below,
-    otherwise a field of the GPU `gpu` (of all GPUs if that is None), or as `profile:field=value` a field of a profile
-    of these GPUs. Raises SimulatorError for an unknown field, GPU or profile, for a string that is too long, and for an
-    argument of another form. Raises ValueError for a number field whose value is not an integer. Fields before the bad
-    one stay set."""
     for field in fields:
         name, equals, value = field.partition("=")
         if not equals:
@@ -106,8 +99,6 @@ def _set(simulator: Simulator, gpu: int | None, fields: Sequence[str]) -> None:
 
 
 def _inject(simulator: Simulator, options: argparse.Namespace) -> None:
-    """Carry out the verb `inject`: a fault, the end of all faults (`clear`), an event, or the start or, with `--end`,
-    the end of a process. Prints nothing. Raises SimulatorError if the machine refuses it."""
     if options.kind == "fault":
         simulator.inject(options.function, options.fault, gpu=options.gpu, skip=options.skip, count=options.count)
     elif options.kind == "clear":
@@ -122,8 +113,6 @@ def _inject(simulator: Simulator, options: argparse.Namespace) -> None:
 
 
 def _print_machine(machine: dict[str, Any]) -> None:
-    """Print a machine, as `Simulator.show` returns it, to stdout: a line for the machine, one for each GPU, followed by
-    those of its instances, and one for each process and each fault. Clients are not printed."""
     print(f"SIMULATED machine, driver {machine['driver']}, {len(machine['gpus'])} GPUs")
     for gpu in machine["gpus"]:
         mode = "no MIG" if gpu["mig"] is None else f"MIG {'on' if gpu['mig']['current'] else 'off'}"
@@ -143,23 +132,16 @@ def _print_machine(machine: dict[str, Any]) -> None:
 
 
 def _show(simulator: Simulator, options: argparse.Namespace) -> None:
-    """Print the machine to stdout, as JSON with `--json`, otherwise as text (`_print_machine`)."""
     machine = simulator.show()
     print(json.dumps(machine, indent=2)) if options.json else _print_machine(machine)
 
 
 def _print_environment(simulator: Simulator, _: argparse.Namespace) -> None:
-    """Print the environment variables that a program needs to see the machine, as `export` commands for a shell. The
-    second argument, which every function of VERBS gets, is ignored. Builds the library if it is missing, and raises
-    UnavailableError if that fails."""
     for name, value in simulator.environment().items():
         print(f"export {name}={shlex.quote(value)}")
 
 
 def _reset(simulator: Simulator, options: argparse.Namespace) -> None:
-    """Reset the GPUs that the arguments name by index, bus id or UUID, or all if none is named. Several may be named in
-    one argument, with commas between. Raises SimulatorError for an unknown name, or if one of the GPUs cannot be reset;
-    then none is reset."""
     names = [name for text in options.gpus for name in text.split(",")]
     simulator.reset(simulator.find_gpus(names) or None)
 
@@ -178,11 +160,6 @@ VERBS: Mapping[str, Callable[[Simulator, argparse.Namespace], None]] = {
 
 
 def _run(options: argparse.Namespace) -> None:
-    """Carry out the verb. `create` makes `--gpus` GPUs of each `--model`, and then prints the new machine; `models` and
-    `build` print the cards and the library's folder. The state file is --state, or else $NVMLSIM_STATE; `models` and
-    `build` need none. Raises SimulatorError if neither is set or the machine refuses, UnknownModelError,
-    UnavailableError if the library cannot be built, FileNotFoundError if there is no state file, and ValueError if a
-    number field's value is not an integer."""
     if options.verb == "models":
         print("\n".join(f"{card.key:36}{card.products[0]}" for card in simulated_cards()))
         return
@@ -199,9 +176,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the tool with these arguments. Returns 0, or 1 after printing a SimulatorError, UnknownModelError,
-    UnavailableError or FileNotFoundError to stderr. Other errors pass through, such as the ValueError for a field's
-    value. Exits with status 2 if the arguments cannot be parsed, as argparse does."""
+    """Run the tool with these arguments."""
     options = _parser().parse_args(arguments)
     try:
         _run(options)

@@ -34,14 +34,7 @@ _STUB_HEAD = (
 
 
 def library_directory(*, sanitized: bool = False) -> Path:
-    """Return the folder with the library, for LD_LIBRARY_PATH. The library is built first, into the user's cache, if
-    the cache has none of the present sources, flags and compiler.
-
-    `sanitized` builds it with AddressSanitizer and UndefinedBehaviorSanitizer; see `sanitizer_runtimes`.
-
-    Raises:
-        UnavailableError: no C compiler, no nvidia-ml-py, the compilation failed, or the cache cannot be used.
-    """
+    """Return the folder with the library, for LD_LIBRARY_PATH."""
     program = need_compiler(WHAT)
     generated = {
         "state_layout.h": layout.c_header(),
@@ -54,8 +47,7 @@ def library_directory(*, sanitized: bool = False) -> Path:
 
 
 def sanitizer_runtimes() -> tuple[Path, ...]:
-    """Return the paths of the sanitizers' libraries, in the order of SANITIZER_RUNTIMES, for LD_PRELOAD; empty if there
-    is no compiler or it lacks one of them."""
+    """Return the paths of the sanitizers' libraries for LD_PRELOAD; empty if there is no compiler or one is missing."""
     program = find_compiler()
     if program is None:
         return ()
@@ -70,8 +62,7 @@ def sanitizer_runtimes() -> tuple[Path, ...]:
 
 
 def implemented_functions() -> frozenset[str]:
-    """Return the names of the NVML functions that the C sources define, with suffixes such as `_v2`, among them
-    nvmlErrorString. The generated stubs are not among them."""
+    """Return the names of the NVML functions in the C sources, with suffixes such as `_v2`."""
     names: set[str] = set()
     for source in SOURCE.glob("*.c"):
         for match in _DEFINED.finditer(source.read_text()):
@@ -80,8 +71,7 @@ def implemented_functions() -> frozenset[str]:
 
 
 def known_functions() -> frozenset[str]:
-    """Return the names of the NVML functions that the installed nvidia-ml-py looks up, with suffixes such as `_v2`.
-    Raises UnavailableError if nvidia-ml-py is not installed."""
+    """Return the names of the NVML functions that the installed nvidia-ml-py looks up."""
     spec = importlib.util.find_spec("pynvml")
     if spec is None or spec.origin is None:
         raise UnavailableError(f"{WHAT} reads the list of NVML functions from nvidia-ml-py: install it")
@@ -90,8 +80,7 @@ def known_functions() -> frozenset[str]:
 
 
 def stub_source() -> str:
-    """Return the C source of those functions that nvidia-ml-py looks up and the simulator does not implement, sorted by
-    name; each returns NVML_ERROR_NOT_SUPPORTED. Raises UnavailableError if nvidia-ml-py is not installed."""
+    """Return C for the functions that the simulator does not implement; each returns NVML_ERROR_NOT_SUPPORTED."""
     names = sorted(known_functions() - implemented_functions())
     lines = [
         f"API nvmlReturn_t {name}(void);\nAPI nvmlReturn_t {name}(void)\n{{\n    return NVML_ERROR_NOT_SUPPORTED;\n}}\n"
@@ -101,8 +90,6 @@ def stub_source() -> str:
 
 
 def _content_hash(program: str, flags: tuple[str, ...], generated: dict[str, str]) -> str:
-    """Return twelve hexadecimal digits that change with the version that the compiler `program` reports, the flags,
-    any file in SOURCE, and any name or text in `generated`."""
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
     digest = hashlib.sha256("\0".join((version, *flags)).encode())
     for source in sorted(SOURCE.iterdir()):
@@ -113,8 +100,6 @@ def _content_hash(program: str, flags: tuple[str, ...], generated: dict[str, str
 
 
 def _compile(flags: tuple[str, ...], generated: dict[str, str], out: Path) -> None:
-    """Compile the library into the folder `out`. `generated` holds the sources that are not in the checkout, by file
-    name, among them `stubs.c`. Raises UnavailableError if there is no compiler or it refuses the sources."""
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         work = Path(scratch)
         for name, text in generated.items():

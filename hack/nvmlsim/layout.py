@@ -228,22 +228,19 @@ _SCALARS = {c_int32: "int32_t", c_uint32: "uint32_t", c_uint64: "uint64_t", c_ch
 
 
 def layout_hash() -> int:
-    """Return a number of 64 bits that changes with every name, type, order or bound of the file. Library and tool
-    refuse a file whose stored hash differs."""
+    """Return a number of 64 bits that changes with every name, type, order or bound of the file."""
     return int.from_bytes(hashlib.sha256("\n".join(declarations()).encode()).digest()[:8], "little")
 
 
 def c_header() -> str:
-    """Return the C header for the library: the magic number, the layout's hash, and the same structures, constants and
-    sizes as in this module."""
+    """Return the C header for the library: the layout's hash, and the structures and constants of this module."""
     head = ["/* Generated from hack/nvmlsim/layout.py. */", "#pragma once", "#include <stdint.h>", ""]
     head += [f"#define SIM_MAGIC 0x{MAGIC:X}ULL", f"#define SIM_LAYOUT_HASH 0x{layout_hash():016X}ULL"]
     return "\n".join([*head, *declarations()])
 
 
 def declarations() -> list[str]:
-    """Return lines of C: a macro `SIM_…` for each of CONSTANTS, the enums, and STRUCTURES with an assertion on the size
-    of each. `layout_hash` hashes these lines."""
+    """Return CONSTANTS, the enums and STRUCTURES in C, with an assertion on the size of each structure."""
     types: dict[Any, str] = {**_SCALARS, **{kind: f"struct {name}" for name, kind in STRUCTURES}}
     lines = [f"#define SIM_{name} {globals()[name]}" for name in CONSTANTS]
     lines += ["enum { SIM_MEDIA_PLAIN, SIM_MEDIA_EXTENSIONS, SIM_MEDIA_ALL, SIM_MEDIA_NONE };"]
@@ -256,9 +253,6 @@ def declarations() -> list[str]:
 
 
 def _declare(types: dict[Any, str], name: str, kind: Any) -> str:
-    """Return the declaration of the field `name` in C, an array or a single value, without a semicolon. `kind` is its
-    ctypes class, and `types` holds the name of each type in C, by its ctypes class. Raises KeyError for a class that
-    `types` lacks."""
     if hasattr(kind, "_length_"):
         return f"{types[kind._type_]} {name}[{kind._length_}]"
     return f"{types[kind]} {name}"

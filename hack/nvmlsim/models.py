@@ -21,7 +21,7 @@ PROFILE_INDEX = {
 }  # fmt: skip
 INDEX_OF_DOUBLE_MEMORY = 9  # 1_SLICE_REV2
 _MEDIA = {"+me": layout.MEDIA_EXTENSIONS, "+me.all": layout.MEDIA_ALL, "-me": layout.MEDIA_NONE}
-_P2P, _GFX = 1, 2  # NVML_GPU_INSTANCE_PROFILE_CAPS_*
+_GFX = 2  # NVML_GPU_INSTANCE_PROFILE_CAPS_GFX
 
 # Total memory in MiB of cards for which the table lacks it (nvidia-smi captures; for A30, A100 80 GB and V100 the data
 # sheets).
@@ -54,7 +54,7 @@ _FIRST_BUS = 0x17
 
 
 class UnknownModelError(ValueError):
-    """The name fits no card that can be simulated, or several cards. The message lists the cards to choose from."""
+    """The name fits no card that can be simulated, or several cards."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,7 @@ class GpuPlace:
 
 
 def simulated_cards() -> list[Card]:
-    """Return the cards of the table that can be simulated, in its order: a product and a PCI device id are known, and
-    every profile has an id and placements. Cards without MIG are among them, because they have no profiles."""
+    """Return the cards of the table whose product, PCI device id, profile ids and placements are known."""
     return [
         card
         for card in CARDS
@@ -94,9 +93,7 @@ def find_model(name: str) -> Card:
 
 
 def fill_gpu(gpu: layout.SimGpu, card: Card, place: GpuPlace) -> None:
-    """Overwrite `gpu` with a new, healthy GPU of this card, the card's first product and PCI device id, with ECC on,
-    MIG off and no instances. Its UUID depends only on `place` and the card, and its PCI bus and minor number only on
-    the index in `place`. Raises KeyError if NVML has no number for a profile of the card."""
+    """Overwrite `gpu` with a new, healthy GPU of this card, with ECC on and MIG off."""
     ctypes.memset(ctypes.addressof(gpu), 0, ctypes.sizeof(gpu))
     identity = uuid.uuid5(uuid.NAMESPACE_OID, f"nvmlsim/{place.seed}/{place.index}/{card.key}")
     gpu.name = card.products[0].encode()
@@ -125,21 +122,17 @@ def fill_gpu(gpu: layout.SimGpu, card: Card, place: GpuPlace) -> None:
 
 
 def total_memory_mib(card: Card) -> int:
-    """Return the card's memory in MiB: as NVML reports it if that is known, otherwise the nominal GiB of the card
-    table."""
+    """Return the card's memory in MiB as NVML reports it, or else the nominal GiB of the card table."""
     return card.memory_mib or _MEMORY_MIB.get(card.key) or card.memory_gb * 1024
 
 
 def profile_suffix(name: str) -> str:
-    """Return the suffix of a profile's name, such as `+me` of `1g.10gb+me`; empty for a plain profile. A name of
-    another form is returned unchanged."""
+    """Return the suffix of a profile's name, such as `+me` of `1g.10gb+me`; empty for a plain profile."""
     return re.sub(r"^\d+g\.\d+gb", "", name)
 
 
 def profile_index(profile: Profile, card: Card) -> int:
-    """Return the number NVML_GPU_INSTANCE_PROFILE_* by which NVML looks up this profile of `card`. A profile with more
-    memory than another one of the same slices and suffix has INDEX_OF_DOUBLE_MEMORY. Raises KeyError for slices and a
-    suffix that PROFILE_INDEX lacks."""
+    """Return the number NVML_GPU_INSTANCE_PROFILE_* by which NVML looks up this profile of `card`."""
     suffix = profile_suffix(profile.name)
     same = [p.size for p in card.profiles if p.slices == profile.slices and profile_suffix(p.name) == suffix]
     if profile.size > min(same):
@@ -148,18 +141,12 @@ def profile_index(profile: Profile, card: Card) -> int:
 
 
 def _brand(product: str) -> int:
-    """Return NVML's number for the brand in a product's name: Tesla if the name begins with that, RTX if it contains
-    that as a word inside, otherwise NVIDIA."""
     if product.startswith("Tesla"):
         return _BRAND_TESLA
     return _BRAND_RTX if " RTX " in product else _BRAND_NVIDIA
 
 
 def _fill_profile(slot: layout.SimProfile, profile: Profile, card: Card, units: int) -> None:
-    """Write a profile of the card into its slot. `units` is the number of memory units of the card. SMs that _SMS does
-    not have are 16 per slice. Copy engines, decoders and JPEG engines are one per slice, but a `-me` profile has no
-    decoders and JPEG engines; only a profile of all memory units or with `+me` has an OFA. Raises KeyError if NVML has
-    no number for the profile."""
     suffix = profile_suffix(profile.name)
     engines = 0 if suffix == "-me" else profile.slices
     slot.index = profile_index(profile, card)
@@ -180,8 +167,6 @@ def _fill_profile(slot: layout.SimProfile, profile: Profile, card: Card, units: 
 
 
 def _usable_mib(card: Card, size: int, units: int) -> int:
-    """Return the memory in MiB of a profile of `size` memory units, on a card that has `units` of them: the captured
-    value if there is one, otherwise the proportional share of the card's memory times _USABLE_SHARE."""
     known = _USABLE_GIB.get(card.key, {}).get(size)
     if known is not None:
         return int(known * 1024)

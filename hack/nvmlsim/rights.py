@@ -27,7 +27,7 @@ _PIDS = _PARENT + "; open-gpu-kernel-modules: subdeviceCtrlCmdGpuGetPids asks fo
 
 @dataclass(frozen=True, slots=True)
 class CallRight:
-    """The right that one call needs. Without it the call returns NO_PERMISSION."""
+    """The right that one call needs."""
 
     function: str
     needs: Need
@@ -67,8 +67,7 @@ RIGHTS: tuple[CallRight, ...] = (
 
 
 def c_table() -> str:
-    """Return the C source of the table RIGHTS, in its order, for rights.c. Each row has the function's name, its right,
-    and 1 if the right is needed only for a whole GPU with MIG on, otherwise 0."""
+    """Return the C source of the table RIGHTS, in its order, for rights.c."""
     rows = [
         f'    {{"{right.function}", RIGHT_{right.needs.upper()}, {int(right.when != "always")}}},' for right in RIGHTS
     ]
@@ -84,7 +83,6 @@ def c_table() -> str:
 
 
 def markdown_table() -> str:
-    """Return the table RIGHTS in Markdown, as in the README, with a row for each call and the columns Call, Right, When
-    and Source."""
+    """Return the table RIGHTS in Markdown, as in the README."""
     rows = [f"| `{right.function}` | {right.needs} | {right.when} | {right.source} |" for right in RIGHTS]
     return "\n".join(["| Call | Right | When | Source |", "|---|---|---|---|", *rows])

@@ -32,16 +32,12 @@ def text(raw: bytes) -> str:
 
 
 def _plain(structure: ctypes.Structure, *names: str) -> dict[str, Any]:
-    """Return the values of these fields of a structure, by the fields' names, with character fields decoded to
-    strings."""
     values = {name: getattr(structure, name) for name in names}
     return {name: text(value) if isinstance(value, bytes) else value for name, value in values.items()}
 
 
 def machine(state: layout.SimState) -> dict[str, Any]:
-    """Return the machine as plain data: `simulated`, which is always True, the driver's version, the GPUs in the order
-    of their indexes, processes, faults, and the pids of clients (0 is left out). A client that was killed may still be
-    listed."""
+    """Return the machine as plain data."""
     return {
         "simulated": True,
         "driver": text(state.driver_version),
@@ -53,9 +49,6 @@ def machine(state: layout.SimState) -> dict[str, Any]:
 
 
 def _gpu(index: int, gpu: layout.SimGpu) -> dict[str, Any]:
-    """Return a GPU as plain data: index, name, UUID, compute mode, bus id, PCI device id, MIG modes, instances sorted
-    by start, and whether it is lost. `mig` says whether MIG is on now (`current`) and after the next reset (`pending`),
-    or is None if the card has no MIG."""
     mig = {"current": bool(gpu.mig_current), "pending": bool(gpu.mig_pending)} if gpu.mig_capable else None
     instances = sorted((i for i in gpu.instances if i.used), key=lambda instance: int(instance.start))
     return {
@@ -70,8 +63,6 @@ def _gpu(index: int, gpu: layout.SimGpu) -> dict[str, Any]:
 
 
 def _instance(gpu: layout.SimGpu, instance: layout.SimGpuInstance) -> dict[str, Any]:
-    """Return a GPU instance as plain data: id, name of its profile without `MIG `, start and size in memory slices, and
-    its compute instances in the order of their slots, each with id, start, number of slices, UUID and MIG index."""
     profile = gpu.profiles[instance.profile]
     return {
         "id": instance.id,
@@ -85,8 +76,6 @@ def _instance(gpu: layout.SimGpu, instance: layout.SimGpuInstance) -> dict[str, 
 
 
 def _process(process: layout.SimProcess) -> dict[str, Any]:
-    """Return a process as plain data: GPU, pid, name and the fields of ANY_PROCESS, with `mps` and `graphics` as
-    booleans. Its memory is None if the driver does not report it."""
     return {
         **_plain(process, "gpu", "pid", "name", *ANY_PROCESS),
         "memory_mib": None if process.memory_mib == layout.MEMORY_UNKNOWN else process.memory_mib,
@@ -96,8 +85,6 @@ def _process(process: layout.SimProcess) -> dict[str, Any]:
 
 
 def _fault(fault: layout.SimFault) -> dict[str, Any]:
-    """Return a fault as plain data: its function, GPU, `skip`, `remaining` and `hits`, and as `fault` the name of its
-    result in RESULTS, or `hang`."""
     names = {code: name for name, code in RESULTS.items()}
     shown = _plain(fault, "function", "gpu", "skip", "remaining", "hits")
     return {**shown, "fault": "hang" if fault.kind == layout.FAULT_HANG else names[fault.result]}
@@ -121,7 +108,7 @@ _threads = threading.Lock()
 
 
 class ProcessFields(TypedDict, total=False):
-    """The properties of a process. A key that is left out has its value in ANY_PROCESS."""
+    """The properties of a process."""
 
     memory_mib: int | None
     """The GPU memory that it uses, or None if the driver does not report it."""
@@ -155,28 +142,18 @@ class SimulatorError(Exception):
 
 
 class Simulator:
-    """One simulated machine: a state file that all programs with NVMLSIM_STATE set to it share. Every method that
-    reads or changes it raises FileNotFoundError if there is no file, and SimulatorError if it is not a state file
-    of this version.
-
-    The lock is a record lock of this process. If the simulated library is also loaded in this process, a change made
-    here releases the lock that a thread inside the library may hold: use separate processes.
-    """
+    """One simulated machine: a state file that all programs with NVMLSIM_STATE set to it share. The lock is a record
+    lock of this process. If the simulated library is also loaded in this process, a change made here releases the lock
+    that a thread inside the library may hold: use separate processes."""
 
     def __init__(self, path: Path) -> None:
-        """Refer to the machine with the state file `path`. Each call opens the file, so it need not exist yet."""
         self.path = path
         self._file: IO[bytes]
 
     @classmethod
     def create(cls, path: Path, models: Sequence[str], *, driver: str = DRIVER, seed: str | None = None) -> "Simulator":
-        """Create a machine with one GPU for each entry of `models`, or overwrite an existing one in place. Missing
-        folders of `path` are created. `seed` determines the UUIDs; without it they follow from the path.
-
-        Raises SimulatorError for no GPU or more GPUs than the file holds, and UnknownModelError for a model that cannot
-        be simulated or that several cards match. A `driver` that is too long raises SimulatorError too; an existing
-        machine is lost then.
-        """
+        """Create a machine with one GPU for each model, or overwrite an existing one in place. `seed` determines the
+        UUIDs; without it they follow from the path."""
         if not 0 < len(models) <= layout.MAX_GPUS:
             raise SimulatorError(f"a simulated machine has 1 to {layout.MAX_GPUS} GPUs, not {len(models)}")
         cards = [find_model(model) for model in models]
@@ -189,13 +166,9 @@ class Simulator:
         return simulator
 
     def environment(self, privilege: str | None = None, *, sanitized: bool = False) -> dict[str, str]:
-        """Return the environment variables that a program needs to see this machine; the state file need not exist
-        yet. Builds the library if it is missing, and raises UnavailableError if that fails.
-
-        NVML derives the program's rights from the program itself (rights.py). `privilege` (`none`, `monitor`,
-        `config`, `root`) overrides that in unit tests, whose own rights vary. `sanitized` selects a library that ends
-        the program at a bad access.
-        """
+        """Return the environment of a program that is to see this machine, and build the library if it is missing.
+        `privilege` (`none`, `monitor`, `config`, `root`) overrides the program's own rights, `sanitized` ends it at a
+        bad access."""
         library = build.library_directory(sanitized=sanitized)
         environ = {"NVMLSIM_STATE": str(self.path), "LD_LIBRARY_PATH": str(library)}
         if sanitized:
@@ -207,45 +180,35 @@ class Simulator:
 
     def upgrade_driver(self, version: str) -> None:
         """Load another driver, with an NVML version of the same number after `13.`. Programs that began before can
-        never open NVML again (LIB_RM_VERSION_MISMATCH). Raises SimulatorError if the version is too long."""
+        never open NVML again (LIB_RM_VERSION_MISMATCH)."""
         self.set_machine(driver_version=version, nvml_version=f"13.{version}")
 
     def take_devices_away(self) -> None:
-        """Take the devices from running programs, as `systemctl daemon-reload` does in containers: nvmlInit of these
-        programs returns UNKNOWN forever. Programs that start later have the devices."""
+        """Take the devices away as `systemctl daemon-reload` does in containers: nvmlInit returns UNKNOWN forever."""
         with self._edit() as state:
             state.access_epoch += 1
 
     @contextmanager
     def edit(self) -> Iterator[layout.SimState]:
-        """Lock the machine against all programs and yield its state, which may be changed; `hack.nvmlsim.layout` names
-        the fields. Inside the block, a method that reads or changes a machine deadlocks, whichever Simulator of
-        this process it belongs to."""
+        """Lock the machine and yield its state. Another method of a Simulator of this process deadlocks inside."""
         with self._edit() as state:
             yield state
 
     def set_gpu(self, gpu: int | None, **fields: int | str) -> None:
-        """Set fields such as `lost=1`, `busy=1`, `compute_mode=3` or `remap_pending=1` of one GPU, or of all GPUs if
-        `gpu` is None. Raises SimulatorError for an unknown GPU or field and for a string that is too long, and
-        ValueError for a number that is not an integer. Fields before the bad one stay set."""
+        """Set fields such as `lost=1`, `busy=1`, `compute_mode=3` or `remap_pending=1` of one GPU, or of all."""
         with self._edit() as state:
             for index in self._indexes(state, gpu):
                 for name, value in fields.items():
                     set_field(state.gpus[index], name, value)
 
     def set_machine(self, **fields: int | str) -> None:
-        """Set fields of the machine: `driver_version="470.57.02"`, `driver_loaded=0`, `clients_block=0`. Raises
-        SimulatorError for an unknown field and for a string that is too long, and ValueError for a number that is not
-        an integer. Fields before the bad one stay set."""
+        """Set fields of the machine: `driver_version="470.57.02"`, `driver_loaded=0`, `clients_block=0`."""
         with self._edit() as state:
             for name, value in fields.items():
                 set_field(state, name, value)
 
     def set_profile(self, gpu: int | None, profile: str, **fields: int | str) -> None:
-        """Make one GPU, or all if `gpu` is None, report values for a profile that differ from the card table:
-        `set_profile(0, "1g.10gb", id=99)`. Raises SimulatorError for an unknown GPU or field, a GPU without the profile
-        or a string that is too long, and ValueError for a number that is not an integer. What was set before the error
-        stays set."""
+        """Make one GPU, or all, report other values for a profile: `set_profile(0, "1g.10gb", id=99)`."""
         with self._edit() as state:
             for index in self._indexes(state, gpu):
                 slot = _find_profile(state.gpus[index], profile)
@@ -259,10 +222,8 @@ class Simulator:
         name: str = "",
         **fields: Unpack[ProcessFields],
     ) -> None:
-        """Start a process that computes or draws on a GPU. An empty name means that NVML knows none. `fields` replace
-        those of ANY_PROCESS; whether the GPU has the MIG device that they name is not checked. Another process may have
-        the same pid. Raises SimulatorError for an unknown GPU, a name that is too long, or more than MAX_PROCESSES
-        processes."""
+        """Start a process that computes or draws on a GPU. An empty name means that NVML knows none; `fields` replace
+        those of ANY_PROCESS."""
         with self._edit() as state:
             self._indexes(state, gpu)
             slot = next((process for process in state.processes if not process.used), None)
@@ -282,15 +243,9 @@ class Simulator:
                     process.used = 0
 
     def inject(self, function: str, fault: str, *, gpu: int = -1, skip: int = 0, count: int = ALWAYS) -> None:
-        """Make calls to an NVML function fail with a result of RESULTS, or hang until the fault is cleared if `fault`
-        is `hang`.
-
-        The first `skip` calls still succeed, then `count` calls fail (ALWAYS for all); with `hang`, any `count` but 0
-        counts as ALWAYS. Versions of a function (`…_v2`) count as one function. `gpu`, which is not checked, restricts
-        the fault to calls about one GPU; -1 does not. If several faults match a call, only the first in the file
-        counts. Raises SimulatorError if the simulator does not implement the function, there is no such result, or
-        there are too many faults.
-        """
+        """Make calls to an NVML function fail with a result of RESULTS, or hang until the fault is cleared. The first
+        `skip` calls still succeed, then `count` calls fail. `gpu` restricts the fault to calls about one GPU. Versions
+        of a function (`…_v2`) count as one."""
         known = {name.split("_v")[0] for name in build.implemented_functions()}
         if function.split("_v")[0] not in known:
             raise SimulatorError(f"{function} is not simulated; simulated are {', '.join(sorted(known))}")
@@ -314,10 +269,7 @@ class Simulator:
             state.fault_count = 0
 
     def post_event(self, gpu: int, event_type: int, data: int = 0, *, gpu_instance: int = NO_INSTANCE) -> None:
-        """Send an event to the programs that wait for one: `post_event(0, EVENT_XID, 79)`. `event_type` is one of
-        EVENT_TYPES' values, `data` the number of an XID, and `gpu_instance` the id of a GPU instance if the event
-        concerns only that. The file holds the last MAX_EVENTS events, so the oldest is overwritten. Raises
-        SimulatorError for an unknown GPU."""
+        """Send an event to the programs that wait for one: `post_event(0, EVENT_XID, 79)`."""
         with self._edit() as state:
             self._indexes(state, gpu)
             slot = state.events[state.event_count % layout.MAX_EVENTS]
@@ -326,9 +278,7 @@ class Simulator:
             state.event_count += 1
 
     def find_gpus(self, names: Sequence[str]) -> list[int]:
-        """Return the indexes of the GPUs with these names, each of which is an index, a PCI bus id or a UUID, in the
-        order of `names` and with their repetitions. Case does not matter, and empty names are skipped. Raises
-        SimulatorError if there is no such GPU."""
+        """Return the indexes of the GPUs with these indexes, PCI bus ids or UUIDs. Empty names are skipped."""
         by_name = {
             str(gpu[key]).lower(): int(gpu["index"])
             for gpu in self.show()["gpus"]
@@ -340,12 +290,8 @@ class Simulator:
         return [by_name[name] for name in wanted]
 
     def reset(self, gpus: Sequence[int] | None = None) -> None:
-        """Reset GPUs, or all if `gpus` is None, as `nvidia-smi -r` does: instances are gone, pending modes take effect,
-        and the compute mode is the default. A lost GPU stays lost. An empty sequence resets none. Cards that switch MIG
-        without a reset (Hopper and later) lose their MIG mode.
-
-        Raises SimulatorError if there is no such GPU, if a process or an unnamed client uses one, if any NVML client is
-        open and the machine's field `clients_block` is set, or if a VM cannot reset a GPU. Then no GPU is reset."""
+        """Reset GPUs, or all if None, as `nvidia-smi -r` does. Cards that switch MIG without a reset (Hopper and later)
+        lose their MIG mode. Raises SimulatorError, and resets none, if one is in use or belongs to a VM."""
         with self._edit() as state:
             indexes = range(state.gpu_count) if gpus is None else gpus
             holders = self._holders(state)
@@ -356,10 +302,8 @@ class Simulator:
                 _reset_gpu(state.gpus[index])
 
     def reboot(self) -> None:
-        """Change the machine as a reboot does. All processes and clients end, unnamed clients (`busy`) included, lost
-        GPUs answer again, recovery actions are cleared, and every GPU is reset without further checks, which removes
-        its MIG instances. Ampere cards get the pending MIG mode. On later cards MIG is off afterwards. Injected faults
-        stay."""
+        """Change the machine as a reboot does. Ampere cards get the pending MIG mode; on later cards MIG is off.
+        Injected faults stay."""
         with self._edit() as state:
             for process in state.processes:
                 process.used = 0
@@ -371,22 +315,18 @@ class Simulator:
                 _reset_gpu(gpu)
 
     def show(self) -> dict[str, Any]:
-        """Return the machine as plain data, as `machine` does: the driver's version, GPUs with their instances,
-        processes, faults, and the pids of clients."""
+        """Return the machine as plain data, as `machine` does."""
         with self._edit() as state:
             return machine(state)
 
     def library_calls(self) -> tuple[int, float]:
-        """Return the number of NVML calls that programs have made since the machine was created, and the milliseconds
-        of CPU time that the library itself used for them."""
+        """Return the number of NVML calls so far, and the milliseconds of CPU time that the library used for them."""
         with self._edit() as state:
             return int(state.calls), state.call_ns / 1e6
 
     @contextmanager
     def _edit(self, *, new: bool = False) -> Iterator[layout.SimState]:
-        """Lock the file, also against other threads of this process, and yield its state; a nested call deadlocks.
-        Raises FileNotFoundError if there is no file, and SimulatorError if its size is not that of a state file or,
-        unless it is `new`, if its content is not of this version."""
+        """Lock the file, also against other threads of this process, and yield its state; a nested call deadlocks."""
         with _threads, self.path.open("r+b") as file:
             if os.fstat(file.fileno()).st_size != ctypes.sizeof(layout.SimState):
                 raise SimulatorError(f"{self.path} is not a state file of this version: create it again")
@@ -399,9 +339,7 @@ class Simulator:
             yield state
 
     def _holders(self, state: layout.SimState) -> list[int]:
-        """Return the pids of the clients whose slots another process has locked, each as numbered in the client's own
-        PID namespace, in the order of the slots. Clients without a pid (0) are left out. Call it under the lock of the
-        file."""
+        """Return the pids of the clients whose slots are locked, each as numbered in its own PID namespace."""
         pids = []
         for slot, pid in enumerate(state.clients):
             byte = layout.CLIENT_LOCKS + slot
@@ -415,7 +353,6 @@ class Simulator:
 
     @staticmethod
     def _indexes(state: layout.SimState, gpu: int | None) -> range:
-        """Return the indexes of one GPU, or of all if `gpu` is None. Raises SimulatorError for an unknown one."""
         if gpu is None:
             return range(state.gpu_count)
         if not 0 <= gpu < state.gpu_count:
@@ -424,9 +361,7 @@ class Simulator:
 
 
 def set_field(target: ctypes.Structure, name: str, value: int | str) -> None:
-    """Set one field that is a number or a string. Raises SimulatorError if the field does not exist or may not be set,
-    or if the string is too long for it, and ValueError if the field is a number and `value` is a string that is not
-    an integer."""
+    """Set one field that is a number or a string."""
     now = {field[0]: getattr(target, field[0]) for field in target._fields_}
     plain = [key for key, present in now.items() if isinstance(present, int | bytes) and key not in _FIXED_FIELDS]
     if name not in plain:
@@ -438,8 +373,6 @@ def set_field(target: ctypes.Structure, name: str, value: int | str) -> None:
 
 
 def _put_text(target: ctypes.Structure, field: str, value: str) -> None:
-    """Set a string field, which must leave room for the terminating zero that C needs. Raises SimulatorError if
-    `value` is too long."""
     room = getattr(type(target), field).size - 1
     raw = value.encode()
     if len(raw) > room:
@@ -448,10 +381,6 @@ def _put_text(target: ctypes.Structure, field: str, value: str) -> None:
 
 
 def _fill_state(state: layout.SimState, cards: Sequence[Card], driver: str, seed: str) -> None:
-    """Overwrite the state with a new machine that has these cards: the driver is loaded, other NVML clients block
-    changes of the MIG mode, and there are no processes, clients or faults. `seed` determines the UUIDs. The machine's
-    own namespaces are the namespaces of this process. Raises SimulatorError if `driver` is too long; the state is then
-    incomplete."""
     ctypes.memset(ctypes.addressof(state), 0, ctypes.sizeof(state))
     state.size, state.layout_hash = ctypes.sizeof(layout.SimState), layout.layout_hash()
     state.pid_namespace, state.user_namespace = _namespace("pid"), _namespace("user")
@@ -466,7 +395,6 @@ def _fill_state(state: layout.SimState, cards: Sequence[Card], driver: str, seed
 
 
 def _namespace(kind: str) -> int:
-    """Return the inode number of this process's namespace of this kind, such as `pid`, or 0 if it cannot be read."""
     try:
         return os.stat(f"/proc/self/ns/{kind}").st_ino
     except OSError:
@@ -474,8 +402,6 @@ def _namespace(kind: str) -> int:
 
 
 def _find_profile(gpu: layout.SimGpu, name: str) -> layout.SimProfile:
-    """Return the slot of the GPU's profile `name`, which has no `MIG ` in front, such as `1g.10gb`. Raises
-    SimulatorError if the GPU has none of this name."""
     for profile in gpu.profiles[: gpu.profile_count]:
         if text(profile.name).removeprefix("MIG ") == name:
             match: layout.SimProfile = profile
@@ -484,9 +410,6 @@ def _find_profile(gpu: layout.SimGpu, name: str) -> layout.SimProfile:
 
 
 def _check_reset(state: layout.SimState, index: int, holders: Sequence[int]) -> None:
-    """Raise SimulatorError if the GPU cannot be reset: it belongs to a VM, or a process or an unnamed client uses it.
-    Also raised for any GPU if there are `holders` (pids of NVML clients) and the machine's field `clients_block` is
-    set."""
     gpu = state.gpus[index]
     if gpu.passthrough:
         raise SimulatorError(f"GPU {index} is in a VM that cannot reset it: reboot the machine")
@@ -497,9 +420,7 @@ def _check_reset(state: layout.SimState, index: int, holders: Sequence[int]) -> 
 
 
 def _reset_gpu(gpu: layout.SimGpu) -> None:
-    """Reset one GPU: apply pending modes, set the default compute mode, and clear instances, volatile errors, pending
-    row remapping, and a recovery action that a reset satisfies. A card that needs no reset for MIG loses its MIG
-    mode."""
+    """Reset one GPU. A card that needs no reset for MIG loses its MIG mode."""
     if gpu.mig_resetless:
         gpu.mig_pending = 0
     gpu.mig_current = gpu.mig_pending
@@ -519,17 +440,13 @@ FIRST_CAP_MINOR = 3  # 1 is mig/config, 2 is mig/monitor (MIG user guide, Device
 
 
 def of_device(gpu: int, gpu_instance: int, compute_instance: int) -> tuple[str, str]:
-    """Return the capability files of one MIG device, first that of the GPU instance, then that of the compute
-    instance, relative to the capability folder. `gpu` is the GPU's minor number."""
+    """Return the capability files of one MIG device: of its GPU instance and its compute instance."""
     instance = f"gpu{gpu}/mig/gi{gpu_instance}"
     return f"{instance}/access", f"{instance}/ci{compute_instance}/access"
 
 
 def cap_minors(gpus: int) -> dict[str, int]:
-    """Return the minor number of each capability that a machine with this many GPUs can have, by the capability's file
-    as `of_device` names it, in the order of the numbers. CONFIG has 1 and MONITOR 2. From FIRST_CAP_MINOR on, each GPU
-    has a number for each possible GPU instance (GPU_INSTANCE_IDS), each followed by those of its possible compute
-    instances (COMPUTE_INSTANCE_IDS)."""
+    """Return the minor number of each capability of a machine, by its file. CONFIG has 1 and MONITOR 2."""
     names = []
     for gpu, instance in itertools.product(range(gpus), GPU_INSTANCE_IDS):
         names.append(of_device(gpu, instance, 0)[0])
@@ -538,9 +455,8 @@ def cap_minors(gpus: int) -> dict[str, int]:
 
 
 def give(simulator: Simulator, folder: Path, *names: str) -> None:
-    """Grant the capabilities `names`, such as MONITOR, to programs without CAP_SYS_ADMIN: create their files in
-    `folder`, in addition to those that are there, and make `folder` the capability folder of the machine. Raises
-    SimulatorError if its path is too long."""
+    """Grant capabilities such as MONITOR to programs without CAP_SYS_ADMIN: create their files in `folder`, which
+    becomes the capability folder of the machine."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -560,8 +476,7 @@ class MachineDevice:
 
 
 def machine_devices(shown: dict[str, Any]) -> list[MachineDevice]:
-    """Return the devices of a simulated machine, given what `Simulator.show` returns. Each GPU comes first, with or
-    without MIG, followed by one MIG device for each compute instance on it."""
+    """Return the devices of a simulated machine, given what `Simulator.show` returns."""
     devices: list[MachineDevice] = []
     for gpu in shown["gpus"]:
         devices.append(MachineDevice(gpu["index"], gpu["uuid"]))

@@ -42,7 +42,6 @@ OPTIONS = {
 
 
 def arguments() -> argparse.Namespace:
-    """Parse the command line and return its options. Exits with status 2 if it cannot be parsed, as argparse does."""
     parser = argparse.ArgumentParser(prog="python -m hack.sim", description=__doc__)
     parser.add_argument("--kubeconfig", type=Path, help="default: $KUBECONFIG")
     parser.add_argument("--agents", action="store_true", help="run the shipped agent loop for every node too")
@@ -61,21 +60,13 @@ def arguments() -> argparse.Namespace:
 
 
 def settings_of(options: argparse.Namespace) -> SimSettings:
-    """Return the simulation settings for these command-line options. Settings that have no option keep their
-    defaults."""
     named = {name: getattr(options, name) for name in OPTIONS}
     return SimSettings(agents=options.agents, dra=options.dra, times=Times(apply=options.apply), **named)
 
 
 async def play(kubeconfig: Path | None, settings: SimSettings, account: str = "", *, with_parent: bool = False) -> None:
-    """Print what is simulated, create the DaemonSets that are missing, and print their names, then simulate the node
-    software. SIGTERM, SIGINT and, with `with_parent`, the end of standard input cancel the task, so that CancelledError
-    is raised.
-
-    A KubeconfigError and a KubeError of the installation pass through, and so does the OSError if the agents' port is
-    in use. An error of the simulation comes in an ExceptionGroup. Without `kubeconfig` the file that $KUBECONFIG names
-    is used. With `account` (`namespace/name`) the agents call the API with the rights of that service account,
-    otherwise with those of the kubeconfig."""
+    """Print what is simulated, create the DaemonSets that are missing, and simulate until canceled by a signal or, with
+    `with_parent`, by the end of standard input."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None, "a coroutine runs in a task"
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -100,11 +91,9 @@ async def play(kubeconfig: Path | None, settings: SimSettings, account: str = ""
 
 
 def end_with_input(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
-    """Arrange that `task` is canceled when standard input ends or anything arrives on it. A parent that is killed
-    cannot stop its children, but the kernel closes its pipes."""
+    """Cancel `task` when standard input ends: a parent that is killed cannot stop its children, but its pipes close."""
 
     def ended() -> None:
-        """Stop watching standard input, and cancel the task."""
         loop.remove_reader(sys.stdin.fileno())
         task.cancel()
 
@@ -112,14 +101,11 @@ def end_with_input(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) ->
 
 
 def say(line: str) -> None:
-    """Print a line to standard output and flush it."""
     print(line, flush=True)
 
 
 def main() -> int:
-    """Run the simulator and return the exit status: 0 after a signal or the end of standard input. After a
-    KubeconfigError, a KubeError or an ExceptionGroup, whose message is printed to stderr, it is 1. Other errors are
-    raised."""
+    """Run the simulator and return the exit status."""
     options = arguments()
     try:
         settings = settings_of(options)

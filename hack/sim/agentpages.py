@@ -40,11 +40,9 @@ _ALL = frozenset({"turn", "seen"})
 
 
 class Lapse:
-    """A clock that advances in steps, each of which waits for the agents that have joined. Safe to use from several
-    threads."""
+    """A clock that advances in steps, each of which waits for the agents that have joined. Safe for several threads."""
 
     def __init__(self) -> None:
-        """Create a clock that begins BEFORE seconds in the past, and stands still until the first agent joins."""
         self._lock = threading.Lock()
         self._at = float(int(datetime.now(UTC).timestamp() - BEFORE))
         self._missing: dict[str, frozenset[str]] = {}
@@ -56,42 +54,33 @@ class Lapse:
         return self._at
 
     def join(self, node: str) -> Callable[[], float]:
-        """Make every step of the clock wait for the agent of `node`, and return the clock function for that agent. The
-        agent must call the function once per turn: it records that the turn has happened, which may advance the
-        clock, and returns the simulated time."""
+        """Make every step wait for the agent of `node`. Return its clock function, which it must call once per turn."""
         with self._lock:
             self._missing[node] = _ALL
 
         def clock() -> float:
-            """Record a turn of the agent, and return the simulated time."""
             self._happened(node, "turn")
             return self._at
 
         return clock
 
     def leave(self, node: str) -> None:
-        """Stop waiting for the agent of `node`, which has ended. The clock advances if it was waiting only for that
-        agent and others remain."""
+        """Stop waiting for the agent of `node`, which has ended."""
         with self._lock:
             self._missing.pop(node, None)
             self._step()
 
     def record_scrape(self, node: str) -> None:
-        """Record that the page of this node was scraped and its samples were stored. The clock advances if nothing
-        else is missing."""
+        """Record that the page of this node was scraped and its samples were stored."""
         self._happened(node, "seen")
 
     def _happened(self, node: str, what: str) -> None:
-        """Record that `what` ("turn" or "seen", which means a scrape) has happened for the node, and advance the clock
-        if nothing else is missing. Ignored for a node whose agent has not joined."""
         with self._lock:
             if node in self._missing:
                 self._missing[node] -= {what}
                 self._step()
 
     def _step(self) -> None:
-        """Advance the clock by one step, and expect a new turn and scrape of each agent, if every agent has had both.
-        Does nothing otherwise, or while no agent has joined."""
         if self._missing and not any(self._missing.values()):
             self._at += STEP
             self._missing = dict.fromkeys(self._missing, _ALL)
@@ -101,7 +90,7 @@ class Pages(Protocol):
     """Something that is notified when agents start and end, such as a server of their metrics."""
 
     def show(self, node: str, agent: AgentLoop, lapse: Lapse | None = None) -> None:
-        """Add the agent of a node, whose counters begin at 0. With `lapse` the agent runs by that simulated clock."""
+        """Add the agent of a node; with `lapse` it runs by that simulated clock."""
 
     def hide(self, node: str) -> None:
         """Remove the agent of a node, because it has ended."""
@@ -111,11 +100,9 @@ class Pages(Protocol):
 
 
 class AgentPages:
-    """An HTTP server with a metrics page for each agent; all agents run in one process, a thousand in large tests."""
+    """An HTTP server with a metrics page for each agent; port 0 takes a free port."""
 
     def __init__(self, port: int) -> None:
-        """Listen on `port` of the loopback address, and answer in a thread of its own; port 0 takes a free port. Raises
-        OSError if the port is in use."""
         self._registries: dict[str, CollectorRegistry] = {}
         self._lapses: dict[str, Lapse] = {}
         self._server = _Server(("127.0.0.1", port), _handler(self._registries, self._lapses, set()))
@@ -129,8 +116,7 @@ class AgentPages:
         return port
 
     def show(self, node: str, agent: AgentLoop, lapse: Lapse | None = None) -> None:
-        """Serve the metrics of this agent at /NODE/metrics, in place of an earlier agent of the node. With `lapse`
-        each sample carries the time of that simulated clock, and /NODE/seen is answered until `hide` is called."""
+        """Serve the metrics of this agent, in place of an earlier one; with `lapse` at the time of that clock."""
         registry = CollectorRegistry()
         for collector in (AgentCollector(agent), UsageCollector(agent)):
             registry.register(collector if lapse is None else _Timed(collector, lapse))
@@ -139,14 +125,12 @@ class AgentPages:
         self._registries[node] = registry
 
     def hide(self, node: str) -> None:
-        """Answer /NODE/metrics and /NODE/seen with 404 from now on, because Prometheus finds nothing at the address of
-        a deleted pod. After a request for /NODE/lost, /NODE/metrics is still answered with 503. Does nothing for an
-        unknown node."""
+        """Answer with 404 from now on, as Prometheus finds nothing at the address of a deleted pod."""
         self._registries.pop(node, None)
         self._lapses.pop(node, None)
 
     def close(self) -> None:
-        """Stop the server, wait for its thread, and free the port. Call it once."""
+        """Stop the server, wait for its thread, and free the port."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -156,7 +140,6 @@ class _Timed(Collector):
     """A collector whose samples carry the time of a SIMULATED clock."""
 
     def __init__(self, collector: Collector, lapse: Lapse) -> None:
-        """Wrap `collector`, whose samples get the time of `lapse`."""
         self._collector, self._lapse = collector, lapse
 
     def collect(self) -> Iterable[Metric]:
@@ -168,8 +151,7 @@ class _Timed(Collector):
 
 
 class _Server(ThreadingTCPServer):
-    """A threaded server. ThreadingHTTPServer is not used, because it resolves its own host name by DNS before it
-    listens."""
+    """ThreadingHTTPServer would look up its own host name in DNS before it listens."""
 
     allow_reuse_address = True
     daemon_threads = True
@@ -179,17 +161,8 @@ class _Server(ThreadingTCPServer):
 def _handler(
     registries: dict[str, CollectorRegistry], lapses: dict[str, Lapse], lost: set[str]
 ) -> type[BaseHTTPRequestHandler]:
-    """Return the class of an AgentPages' request handler. It looks up `registries` and `lapses`, both by node, at each
-    request, and keeps the nodes whose metrics are refused with 503 in `lost`."""
-
     class Handler(BaseHTTPRequestHandler):
-        """Answers the requests to an AgentPages."""
-
         def do_GET(self) -> None:
-            """Answer /lapse with the clock's time, empty while no agent runs by the clock, and /NODE/metrics with the
-            metrics. /NODE/seen tells the clock that the node was scraped. From /NODE/lost to /NODE/found, both accepted
-            for any node, the metrics get 503. The last three answers are empty. 404 for other paths, metrics without an
-            agent, and /NODE/seen without a clock."""
             node, _, rest = self.path.lstrip("/").partition("/")
             registry, lapse = registries.get(node), lapses.get(node)
             if node == "lapse":
@@ -208,14 +181,12 @@ def _handler(
                 self.send_error(404)
 
         def answer(self, body: bytes) -> None:
-            """Send a 200 response with this body, as a metrics page."""
             self.send_response(200)
             self.send_header("Content-Type", CONTENT_TYPE_LATEST)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, format: str, *args: object) -> None:
-            """Log nothing: there is a scrape every second."""
+        def log_message(self, format: str, *args: object) -> None: ...
 
     return Handler

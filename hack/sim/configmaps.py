@@ -10,18 +10,14 @@ _KEPT = 50
 
 
 class MountedConfigMaps:
-    """The versions of every ConfigMap in one namespace, each with the moment from which it was the newest."""
+    """The versions of every ConfigMap in one namespace. A running pod sees one after at most `delay` simulated seconds."""
 
     def __init__(self, delay: float) -> None:
-        """Start without ConfigMaps. `delay` is the longest time, in simulated seconds, until a running pod sees a new
-        version."""
         self._delay = delay
         self._versions: dict[str, list[tuple[float, Mapping[str, str]]]] = {}
 
     def put(self, name: str, raw: JSON | None, now: float) -> bool:
-        """Store a version of a ConfigMap; `raw` is None if it was deleted, and the data is then empty. Returns whether
-        the data differs from the version before; a first version counts as different. Data that does not differ is
-        not stored again, and only the last _KEPT versions are kept."""
+        """Store a version of a ConfigMap, None if it was deleted. Return whether its data has changed."""
         data: Mapping[str, str] = (raw or {}).get("data") or {}
         versions = self._versions.setdefault(name, [])
         if versions and versions[-1][1] == data:
@@ -31,10 +27,8 @@ class MountedConfigMaps:
         return True
 
     def content(self, name: str, *, node: str, pod_started: float, now: float) -> Mapping[str, str]:
-        """Return the data of a ConfigMap as a pod on this node sees it now; empty if there is no such ConfigMap. Times
-        are in simulated seconds. The pod sees the newest version from its start or before, and later versions after a
-        delay that depends only on the node's name: 40 % to 100 % of the longest delay. A deletion is seen like a
-        version without data."""
+        """Return the data of a ConfigMap as a pod on this node sees it now: the newest at its start, later ones after
+        40 to 100 % of the delay, by the node's name."""
         delay = self._delay * (0.4 + 0.6 * (zlib.crc32(node.encode()) % 1000) / 1000)
         content: Mapping[str, str] = {}
         for since, data in self._versions.get(name, ()):

@@ -1,5 +1,4 @@
-"""The DaemonSet controller and the kubelet for NVIDIA's DaemonSets and ours, for a cluster without controllers
-(FakeCluster)."""
+"""The DaemonSet controller and the kubelet for NVIDIA's DaemonSets and ours, for FakeCluster, which has neither."""
 
 import random
 from collections.abc import Mapping
@@ -38,8 +37,8 @@ GPU_NODES = {"nvidia.com/gpu.present": "true"}
 
 
 class DaemonSetPlayer:
-    """Keeps one pod of a DaemonSet on every node that its selector matches, unless a ClusterPolicy turns the DaemonSet
-    off. It acts on a node only when `look` or `renew` is called for it."""
+    """Keeps one pod of a DaemonSet on every node that its selector matches, unless a ClusterPolicy turns `operand` off.
+    It acts only when `look` or `renew` is called."""
 
     def __init__(
         self,
@@ -50,8 +49,6 @@ class DaemonSetPlayer:
         spawn: Spawn,
         operand: str = "",
     ) -> None:
-        """Prepare to keep the pods of the DaemonSet `name` on the nodes that match `selector`; `pods` records which
-        pods exist. `operand` is the name by which a ClusterPolicy can turn the DaemonSet off; empty if it cannot."""
         self._cluster = cluster
         self._pods = pods
         self.name = name
@@ -62,10 +59,7 @@ class DaemonSetPlayer:
         self._busy: set[str] = set()
 
     def look(self, node: str, labels: Mapping[str, str]) -> None:
-        """Start to create this node's pod if the node needs one and has no pod object, or to delete the running pod if
-        the node needs none. A node needs a pod if the selector matches `labels` and ClusterPolicy does not turn the
-        operand off. Returns at once; the work is a task of its own (`spawn`). Does nothing while an earlier creation or
-        deletion is in progress."""
+        """Start to create or delete this node's pod, if that is necessary and no earlier change is in progress."""
         if node in self._busy:
             return
         wanted = self._operand not in self._cluster.policy.off and self._selector.items() <= labels.items()
@@ -78,18 +72,13 @@ class DaemonSetPlayer:
             self._spawn(self._delete(node, pod))
 
     def renew(self, node: str) -> None:
-        """Start to delete the running pod of this node, because the DaemonSet has a new template. No new pod is created
-        here: the caller calls `look` when the deletion event arrives. Does nothing without a running pod, or while an
-        earlier creation or deletion is in progress."""
+        """Start to delete the running pod, because the DaemonSet has a new template. The caller calls `look` then."""
         pod = self._pods.running(node)
         if pod is not None and node not in self._busy:
             self._busy.add(node)
             self._spawn(self._delete(node, pod))
 
     async def _create(self, node: str) -> None:
-        """Create the node's pod, and make it Running and Ready after a quarter of a pod's start time. NotFound and
-        AlreadyExists are logged and swallowed; other errors pass through. Either way the node is then free for the
-        next creation or deletion."""
         client, namespace = self._cluster.client, self._pods.namespace
         suffix = "".join(self._random.choices("bcdfghjklmnpqrstvwxz2456789", k=5))
         try:
@@ -104,8 +93,6 @@ class DaemonSetPlayer:
             self._busy.discard(node)
 
     async def _delete(self, node: str, pod: JSON) -> None:
-        """Delete this pod unless another one has replaced it. NotFound and Conflict are logged and swallowed; other
-        errors pass through. Either way the node is then free for the next creation or deletion."""
         metadata = pod["metadata"]
         try:
             await self._cluster.client.delete(
@@ -117,8 +104,6 @@ class DaemonSetPlayer:
             self._busy.discard(node)
 
     async def _uid(self) -> str:
-        """Return the UID of the DaemonSet, or one that is made up from its name if the cluster has no such object.
-        KubeErrors other than NotFound are raised."""
         try:
             found = await self._cluster.client.get(DAEMON_SETS, self.name, namespace=self._pods.namespace)
         except NotFound:
@@ -126,8 +111,6 @@ class DaemonSetPlayer:
         return str(found["metadata"]["uid"])
 
     def _body(self, name: str, node: str, uid: str) -> JSON:
-        """Return the manifest of a pod that is already bound to the node, has the label of the DaemonSet's pods and one
-        container, and tolerates TOLERATED. Its owner is the DaemonSet, with this UID."""
         owner = {
             "apiVersion": "apps/v1",
             "kind": "DaemonSet",
@@ -154,7 +137,6 @@ class DaemonSetPlayer:
         }
 
     def _running(self) -> JSON:
-        """Return the status of a pod that became Running and Ready just now."""
         moment = self._cluster.clock.rfc3339()
         conditions = [
             {"type": kind, "status": "True", "lastTransitionTime": moment}
@@ -164,33 +146,26 @@ class DaemonSetPlayer:
 
 
 def mig_manager_pods(cluster: SimCluster) -> DaemonPods:
-    """Return an empty record for the pods of nvidia-mig-manager-daemonset, in the GPU Operator's namespace."""
     return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_MIG_MANAGER, MIG_MANAGER)
 
 
 def agent_pods(cluster: SimCluster) -> DaemonPods:
-    """Return an empty record for the pods of our agent's DaemonSet, in the agent's namespace."""
     return DaemonPods(cluster.settings.agent_namespace, LABEL_AGENT, AGENT)
 
 
 def mps_pods(cluster: SimCluster) -> DaemonPods:
-    """Return an empty record of the pods of the MPS control daemon, in the GPU Operator's namespace. With NVIDIA's
-    device-plugin chart (`plain_config`), the pods are recognized by the label of the device plugin, which the chart
-    gives to them, too."""
+    """Return a record of the MPS daemon's pods. NVIDIA's device-plugin chart gives them the plugin's label."""
     if cluster.settings.plain_config:
         return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_AGENT, PLAIN_PLUGIN)
     return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_MPS_DAEMON, MPS_DAEMON)
 
 
 def dra_pods(cluster: SimCluster) -> DaemonPods:
-    """Return an empty record for the pods of the DRA driver's kubelet plugin, in the GPU Operator's namespace."""
     return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_DRA, KUBELET_PLUGIN)
 
 
 def played_daemon_sets(settings: SimSettings) -> tuple[tuple[str, str], ...]:
-    """Return (name, namespace) of each DaemonSet whose pods the `players` may create: mig-manager's and the MPS
-    daemon's always, the DRA driver's if the settings have `dra`, and the agent's if they turn agents on. The caller
-    must create the DaemonSets, otherwise their pods would be orphans."""
+    """Return name and namespace of each DaemonSet whose pods the `players` may create; the caller creates these."""
     operator = settings.gpu_operator_namespace
     sets: tuple[tuple[str, str], ...] = ((MIG_MANAGER_SET, operator), (MPS_DAEMON, operator))
     sets += ((DRA_SET, operator),) if settings.dra else ()
@@ -206,10 +181,7 @@ def players(
     dra: DaemonPods,
     agents: DaemonPods,
 ) -> tuple[DaemonSetPlayer, ...]:
-    """Return the players of the simulated DaemonSets, each with its record of pods: mig-manager (only with the GPU
-    Operator or `plain_mig`), the MPS daemon (always), the DRA driver's kubelet plugin (only with `dra`) and the agents
-    (only if the settings turn them on), but not the device plugin. Empty if real controllers create the pods
-    (`play_daemon_sets` is off)."""
+    """Return the players of the simulated DaemonSets; none if real controllers create the pods."""
     if not cluster.settings.play_daemon_sets:
         return ()
     plain = bool(cluster.settings.plain_config)

@@ -50,8 +50,7 @@ class SetUp:
 
 
 def samples(devices: Sequence[DCGMValues], setup: SetUp) -> Iterator[tuple[str, dict[str, str], float]]:
-    """Yield (metric name, labels as Prometheus stores them, value) for each device: first its engine activity, then
-    its used memory. The label modelName is SIMULATED."""
+    """Yield metric, labels as Prometheus stores them, and value for each device."""
     for device in devices:
         target = {"namespace": "gpu-operator", "pod": "dcgm-exporter-x"}  # labels of the scrape target
         labels = stored_labels(_exported_labels(device, setup), target, honor=setup.honor_labels)
@@ -60,9 +59,6 @@ def samples(devices: Sequence[DCGMValues], setup: SetUp) -> Iterator[tuple[str, 
 
 
 def _exported_labels(device: DCGMValues, setup: SetUp) -> dict[str, str]:
-    """Return the labels of a device as dcgm-exporter serves them, under the names that `setup` selects: index, UUID,
-    PCI address and device file of its GPU, model and host. Address and file follow from the index; model and host never
-    differ. A MIG device also has its profile and instance id, a held device the pod's name and namespace."""
     labels = {
         "gpu": str(device.gpu),
         "uuid" if setup.old_namespace else "UUID": device.gpu_uuid,
@@ -80,15 +76,12 @@ def _exported_labels(device: DCGMValues, setup: SetUp) -> dict[str, str]:
 
 
 class MetricsPage(Collector):
-    """A collector that yields what a dcgm-exporter serves at /metrics."""
+    """A collector that yields what a dcgm-exporter serves at /metrics, before Prometheus changes any label."""
 
     def __init__(self, devices: Sequence[DCGMValues], setup: SetUp) -> None:
-        """Prepare a page with these devices."""
         self._devices, self._setup = devices, setup
 
     def collect(self) -> Iterable[Metric]:
-        """Yield the family of each metric in HELP, a gauge, with one sample for each device, as dcgm-exporter serves it
-        before Prometheus changes any label."""
         for name, text in HELP.items():
             family = Metric(name, f"{text} SIMULATED.", "gauge")
             for device in self._devices:
@@ -98,9 +91,7 @@ class MetricsPage(Collector):
 
 
 def stored_labels(exported: Mapping[str, str], target: Mapping[str, str], *, honor: bool) -> dict[str, str]:
-    """Return the labels that Prometheus stores for a sample: the scrape target's and the exported ones. If both have a
-    label, the exported one replaces the target's if `honor`; otherwise the exported one is renamed to exported_*
-    (Prometheus, scrape_config: honor_labels)."""
+    """Return the labels that Prometheus stores for a sample (scrape_config: honor_labels)."""
     if honor:
         return {**target, **exported}
     renamed = {f"exported_{key}" if key in target else key: value for key, value in exported.items()}

@@ -36,10 +36,7 @@ _CLASSES = {
 
 
 def device_classes() -> list[JSON]:
-    """Return the DeviceClasses that the driver's chart installs (deployments/helm, templates/deviceclass-*.yaml). There
-    is one for each entry of _CLASSES, in its order: GPUs, MIG devices, GPUs for VMs, and the daemons and default
-    channels of compute domains. Each selects its devices by driver and type, and that of channels only the channel with
-    id 0. Only that of GPUs has an extended resource."""
+    """Return the DeviceClasses of the driver's chart (deployments/helm, templates/deviceclass-*.yaml)."""
     classes = []
     for name, (driver, kind, resource) in _CLASSES.items():
         words = f"device.driver == '{driver}' && device.attributes['{driver}'].type == '{kind}'"
@@ -61,9 +58,7 @@ def device_classes() -> list[JSON]:
 
 
 def driver_pod_spec(node_selector: dict[str, str], tolerations: Iterable[JSON]) -> JSON:
-    """Return the spec of the pods of the driver's DaemonSet, with this node selector and these tolerations: two
-    containers, `compute-domains` and `gpus`, whose names and commands are those by which the driver is recognized. The
-    pods have one second to end."""
+    """Return the spec of the driver's pods, with the containers and commands by which the driver is recognized."""
     programs = {"compute-domains": "compute-domain-kubelet-plugin", "gpus": "gpu-kubelet-plugin"}
     return {
         "nodeSelector": node_selector,
@@ -82,10 +77,7 @@ def driver_pod_spec(node_selector: dict[str, str], tolerations: Iterable[JSON]) 
 
 
 def published_devices(gpus: Iterable[GPU]) -> list[JSON]:
-    """Return the devices of a ResourceSlice for these GPUs, in the given order. They are the MIG instances of each GPU
-    whose MIG mode is Enabled, which may be none, and each other GPU itself. Their names hold the GPU's index and, for
-    an instance, its profile (without dots, and with `-` for `+`), the profile's id (0 if the card table has none) and
-    its start. Raises LibraryError if NVML cannot reach one of the GPUs, because the real program exits then."""
+    """Return the devices of a ResourceSlice. Raises LibraryError for a lost GPU: the real program exits then."""
     devices = []
     for gpu in gpus:
         if gpu.access != "Ok":
@@ -104,43 +96,34 @@ def published_devices(gpus: Iterable[GPU]) -> list[JSON]:
 
 
 def _device(name: str, gpu: GPU, own: dict[str, str]) -> JSON:
-    """Return the device `name` of `gpu`. Its attributes are `own` and the GPU's product, all of them strings, sorted by
-    name."""
     attributes = {**own, "productName": gpu.product}
     return {"name": name, "attributes": {key: {"string": value} for key, value in sorted(attributes.items())}}
 
 
 class KubeletPlugin:
-    """Plays gpu-kubelet-plugin on one node, whose pod may be replaced. `run` acts when `set_pod` names another pod, and
-    after a reboot."""
+    """Plays gpu-kubelet-plugin on one node, whose pod may be replaced."""
 
     operand = "gpu-kubelet-plugin"
 
     def __init__(self, cluster: SimCluster, node: NodeObject, gpus: SimulatedGPUs) -> None:
-        """Prepare the plugin of a node, without a pod."""
         self._cluster, self._node, self._gpus = cluster, node, gpus
         self._wanted = self._started = ""
         self._slice = f"00000-{DRA_DRIVER}-{node.name}-simulated"
         self._wake = asyncio.Event()
 
     def set_pod(self, uid: str) -> None:
-        """Set the UID of the plugin's pod that runs on the node now; empty if there is none or it is terminating. Wakes
-        `run` if the UID differs from the one set before."""
+        """Set the UID of the plugin's running pod; empty if there is none or it is terminating."""
         if uid != self._wanted:
             self._wanted = uid
             self._wake.set()
 
     def reboot(self) -> None:
-        """End the plugin because the node goes down; the next `run` starts it again in the same pod. Call it only
-        while `run` is not running."""
+        """End the plugin, because the node goes down. Call it only while `run` is not running."""
         self._started = ""
 
     async def run(self) -> None:
-        """Publish the GPUs' devices once for each new pod that runs, and once after a reboot, until canceled; later
-        changes of the GPUs are not published. If NVML cannot be read, the start is repeated after a CrashLoopBackOff,
-        or as soon as the pod changes. It doubles with each failure, from `crash_first` to `crash_last`, and begins anew
-        after a success. When a plugin that had started has had no pod for WIPED_AFTER, the slice is deleted. KubeErrors
-        other than Unavailable and Throttled are raised."""
+        """Publish the devices once for each new pod and after a reboot, until canceled. A failed start crash-loops. The
+        slice is deleted when there has been no pod for WIPED_AFTER."""
         crashes, clock, times = 0, self._cluster.clock, self._cluster.settings.times
         while True:
             self._wake.clear()
@@ -158,10 +141,6 @@ class KubeletPlugin:
                 crashes += 1
 
     async def _start(self, uid: str) -> bool:
-        """Wait for the time of a program's start (`parted`), read the GPUs and publish their devices, and return True.
-        If the pod is no longer the one of this UID after the reading, nothing is published, but True is returned, too.
-        Returns False, which is logged, if NVML cannot be read or cannot reach a GPU. KubeErrors other than Unavailable
-        and Throttled are raised."""
         await self._cluster.clock.sleep(self._cluster.settings.times.parted)
         try:
             reading = await Readings(self._gpus)(self._gpus.read_as_operand, self.operand)
@@ -176,8 +155,6 @@ class KubeletPlugin:
         return True
 
     async def _write(self, devices: list[JSON] | None) -> None:
-        """Create the slice or replace its devices, or delete it if `devices` is None. Unavailable and Throttled are
-        logged and retried every RETRY_SECONDS, real ones, without end; other KubeErrors are raised."""
         while True:
             try:
                 await (self._delete() if devices is None else self._publish(devices))
@@ -188,8 +165,6 @@ class KubeletPlugin:
                 return
 
     async def _publish(self, devices: list[JSON]) -> None:
-        """Create the node's slice, which the Node owns, or replace the devices in the one that exists; its generation
-        stays 1. KubeErrors other than AlreadyExists are raised."""
         name, client = self._node.name, self._cluster.client
         owner = {"apiVersion": "v1", "kind": "Node", "name": name, "uid": self._node.raw["metadata"]["uid"]}
         body = {
@@ -209,8 +184,6 @@ class KubeletPlugin:
             await client.patch(RESOURCE_SLICES, self._slice, {"spec": {"devices": devices}})
 
     async def _delete(self) -> None:
-        """Log that the node's slice is deleted, and delete it if there is one. KubeErrors other than NotFound are
-        raised."""
         self._cluster.log(f"{self._node.name}: kubelet: wipes the ResourceSlice of {DRA_DRIVER}")
         try:
             raw = await self._cluster.client.get(RESOURCE_SLICES, self._slice)

@@ -17,10 +17,7 @@ _TERM = re.compile(r"device\.(?:driver|attributes\['([^']+)'\]\.(\w+)) == (?:'([
 
 
 def matches(expression: str, driver: str, device: JSON) -> bool:
-    """Whether a device of this driver satisfies a CEL expression, whose terms are joined by `&&`. An attribute of
-    another driver, or one that the device lacks, equals no constant. Raises ValueError at a term that does not compare
-    the driver or an attribute, by `==`, with a quoted string or a whole number. Terms after the first false one are not
-    examined."""
+    """Whether a device satisfies a CEL expression. Raises ValueError for anything but `==` and `&&`."""
     for words in expression.split("&&"):
         term = _TERM.fullmatch(words.strip())
         if term is None:
@@ -36,11 +33,10 @@ def matches(expression: str, driver: str, device: JSON) -> bool:
 
 
 class DraDevices:
-    """ResourceSlices, DeviceClasses, ResourceClaims and DeviceTaintRules, kept up to date by watches."""
+    """ResourceSlices, DeviceClasses, ResourceClaims and DeviceTaintRules, kept up to date by watches. Without `taints`
+    the rules are ignored, as without the feature gate."""
 
     def __init__(self, on_change: Callable[[], None], *, taints: bool = False) -> None:
-        """Begin without any object. `on_change` is called after each change. With `taints`, DeviceTaintRules are
-        obeyed; otherwise they are ignored, as without the feature gate."""
         self._on_change = on_change
         self._obeys = taints
         self._rules: dict[str, JSON] = {}
@@ -49,40 +45,28 @@ class DraDevices:
         self._claims: dict[str, JSON] = {}
 
     def take_slice(self, raw: JSON, gone: bool) -> None:
-        """Store a version of a ResourceSlice under its UID, or forget it if it is `gone`. Then call `on_change`, even
-        if nothing changed. `raw` must have a UID."""
         self._take(self._slices, raw, gone)
 
     def take_class(self, raw: JSON, gone: bool) -> None:
-        """Store a version of a DeviceClass under its UID, or forget it if it is `gone`. Then call `on_change`, even if
-        nothing changed. `raw` must have a UID."""
         self._take(self._classes, raw, gone)
 
     def take_claim(self, raw: JSON, gone: bool) -> None:
-        """Store a version of a ResourceClaim under its UID, or forget it if it is `gone`. Then call `on_change`, even
-        if nothing changed. `raw` must have a UID."""
         self._take(self._claims, raw, gone)
 
     def take_rule(self, raw: JSON, gone: bool) -> None:
-        """Store a version of a DeviceTaintRule under its UID, or forget it if it is `gone`. Then call `on_change`, even
-        if nothing changed. `raw` must have a UID."""
         self._take(self._rules, raw, gone)
 
     def is_tainted(self, driver: str, pool: str) -> bool:
-        """Whether a rule with effect NoSchedule keeps new claims off the devices of a pool. Only a rule counts whose
-        selector names exactly this driver and this pool and nothing else. Always False unless the object was created
-        with `taints`."""
+        """Whether a rule with effect NoSchedule names exactly this driver and pool."""
         specs = [raw["spec"] for raw in self._rules.values() if raw["spec"]["taint"]["effect"] == "NoSchedule"]
         return self._obeys and any(one["deviceSelector"] == {"driver": driver, "pool": pool} for one in specs)
 
     def grant_test(self) -> str:
-        """Return the name of the request that is granted to the claim of the operator's taint test: `device/tolerant`
-        if the device of the test is tainted, otherwise `device/plain`."""
+        """Return the request that is granted to the claim of the operator's taint test."""
         return f"device/{'tolerant' if self.is_tainted('test.gpusharing.dev', TAINT_TEST) else 'plain'}"
 
     def class_for(self, resource: str) -> str:
-        """Return the name of the DeviceClass that serves an extended resource: of several the newest, and of these the
-        first by name. Empty if none does."""
+        """Return the DeviceClass of an extended resource: the newest, then the first by name; else empty."""
         rows = [raw for raw in self._classes.values() if raw["spec"].get("extendedResourceName") == resource]
         newest = max((raw["metadata"]["creationTimestamp"] for raw in rows), default="")
         return min(
@@ -91,10 +75,8 @@ class DraDevices:
         )
 
     def allocate(self, node: str, wanted: Mapping[str, int]) -> list[JSON] | None:
-        """Return free devices of a node for these numbers of devices by DeviceClass, as the results of an allocation in
-        which each request has the name of its class. Devices of tainted pools are not free. Returns None if there are
-        too few, or if a class does not exist. Nothing is reserved: the caller creates the claim. Raises ValueError if a
-        class has a selector that `matches` cannot evaluate."""
+        """Return free devices of a node for these numbers by DeviceClass, as results of an allocation; None if there
+        are too few. Nothing is reserved: the caller creates the claim."""
         taken = self._taken()
         results: list[JSON] = []
         for name, number in sorted(wanted.items()):
@@ -108,8 +90,6 @@ class DraDevices:
         return results
 
     def _take(self, known: dict[str, JSON], raw: JSON, gone: bool) -> None:
-        """Store a version of an object in `known` by its UID, or forget the object if it is `gone`. Then call
-        `on_change`, even if nothing changed."""
         uid = raw["metadata"]["uid"]
         if gone:
             known.pop(uid, None)
@@ -118,10 +98,6 @@ class DraDevices:
         self._on_change()
 
     def _devices(self, class_name: str, node: str) -> list[tuple[str, str, str]]:
-        """Return driver, pool and name of each device of a node that a DeviceClass selects, that is, that satisfies all
-        its selectors, in the order in which they are published. Devices that claims hold are included, and devices of
-        tainted pools are not. Empty if there is no such class. Raises ValueError if the class has a selector that
-        `matches` cannot evaluate."""
         found = [raw for raw in self._classes.values() if raw["metadata"]["name"] == class_name]
         if not found:
             return []
@@ -135,8 +111,6 @@ class DraDevices:
         ]
 
     def _taken(self) -> Counter[tuple[str, str, str]]:
-        """Return how many claims each device is allocated to, whatever their namespaces. A device is the key (driver,
-        pool, device name)."""
         return Counter(
             (one["driver"], one["pool"], one["device"])
             for raw in self._claims.values()
@@ -145,9 +119,8 @@ class DraDevices:
 
 
 def claim_for(pod: JSON, results: list[JSON]) -> JSON:
-    """Return the manifest of a pod's ResourceClaim, PODNAME-devices, to which these devices are allocated. The pod owns
-    it. If the pod's spec has no `resourceClaims`, the claim has the annotation SPECIAL_CLAIM, because the scheduler
-    makes such a claim for the pod's extended resources."""
+    """Return a pod's ResourceClaim with these devices. That of a pod without `resourceClaims` has the annotation
+    SPECIAL_CLAIM: the scheduler makes it for extended resources."""
     metadata = pod["metadata"]
     owner = {"apiVersion": "v1", "kind": "Pod", "name": metadata["name"], "uid": metadata["uid"]}
     special = {} if pod["spec"].get("resourceClaims") else {"annotations": {SPECIAL_CLAIM: "true"}}
@@ -165,8 +138,7 @@ def claim_for(pod: JSON, results: list[JSON]) -> JSON:
 
 
 def claim_status(pod: JSON, claim: JSON) -> JSON:
-    """Return the part of a pod's status that names its ResourceClaim: `resourceClaimStatuses`, in which every entry of
-    the spec's `resourceClaims` has this claim, or `extendedResourceClaimStatus` if the spec has no such entry."""
+    """Return the part of a pod's status that names its ResourceClaim."""
     name = claim["metadata"]["name"]
     if entries := pod["spec"].get("resourceClaims"):
         return {"resourceClaimStatuses": [{"name": row["name"], "resourceClaimName": name} for row in entries]}

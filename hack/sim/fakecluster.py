@@ -35,8 +35,7 @@ RESOLUTION = 1e-6
 
 
 class FakeCluster:
-    """The server side, through which tests and simulators prepare and inspect objects. Changes that are made through
-    it are not logged as writes."""
+    """The server side, for tests and simulators to prepare and inspect objects. Their changes are not logged."""
 
     def __init__(
         self,
@@ -47,10 +46,9 @@ class FakeCluster:
         bookmark_every: float = 60.0,
         on_write: Hook | None = None,
     ) -> None:
-        """Create an empty cluster. `now` returns the time for creationTimestamps and deletionTimestamps. A deleted pod
-        vanishes after a grace period of `grace` seconds, which `later` (such as `loop.call_later`) times; without
-        `later` it lasts until `finish_terminations()`. `bookmark_every` is the number of seconds between two bookmarks
-        of a watch. `on_write` is called before each write of a client, and after it if it succeeded."""
+        """Create an empty cluster. A deleted pod vanishes after `grace` seconds, which `later` (such as
+        `loop.call_later`) times; without `later` it lasts until `finish_terminations()`. `on_write` is called before
+        each write of a client, and after it if it succeeded."""
         self.store = Store(now)
         self.lists = Lists(loop_time)
         self.pods = Pods(self.store, grace, later)
@@ -72,13 +70,12 @@ class FakeCluster:
 
     @property
     def writes(self) -> list[Write]:
-        """All writes of clients that reached the server, including refused ones, in order. Writes of uninstalled kinds
-        are left out."""
+        """All writes of clients that reached the server, including refused ones, in order."""
         return self.faults.writes
 
     @property
     def calls(self) -> Counter[tuple[str, str, str]]:
-        """Number of calls by identity, verb and plural. Calls for uninstalled kinds are not counted."""
+        """Number of calls by identity, verb and plural."""
         return self.faults.calls
 
     def client(self, identity: str) -> "FakeClient":
@@ -86,12 +83,11 @@ class FakeCluster:
         return FakeClient(self, identity)
 
     def add(self, resource: Resource, obj: JSON) -> JSON:
-        """Create an object with the status that it has in `obj`, and return a copy as stored. Raises AlreadyExists if
-        the name is taken, Invalid if it has no name, and TypeError for a value that JSON cannot hold."""
+        """Create an object with the status that it has in `obj`, and return a copy as stored."""
         return copied(self.store.create(resource, obj, None, with_status=True))
 
     def get(self, resource: Resource, name: str, namespace: str = "") -> JSON:
-        """Return a copy of an object; without `namespace`, a namespaced object is in `default`. Raises NotFound."""
+        """Return a copy of an object; without `namespace`, a namespaced object is in `default`."""
         return copied(self.store.get(resource, self._key(resource, namespace, name)))
 
     def objects(
@@ -102,33 +98,24 @@ class FakeCluster:
         label_selector: str = "",
         field_selector: str = "",
     ) -> list[JSON]:
-        """Return copies of all objects of a kind that match, sorted by namespace and name. Raises ValueError for a
-        selector that cannot be parsed."""
+        """Return copies of all objects of a kind that match, sorted by namespace and name."""
         match = matcher(label_selector, field_selector)
         return [copied(obj) for obj in self.store.all(resource, namespace) if match(obj)]
 
     def patch(
         self, resource: Resource, name: str, body: JSON, namespace: str = "", subresource: str | None = None
     ) -> JSON:
-        """Merge a patch into an object, as a person or another controller would, and return a copy of the result. The
-        status of a kind with the subresource `status` changes only if `subresource` is that. A patch that changes
-        nothing makes no new version; one that removes the last finalizer of a deleted object removes it, unless it is a
-        pod. Raises NotFound, Conflict if the patch names another resourceVersion, TypeError for a value that JSON
-        cannot hold, and Invalid for a new uid, name or namespace and for a subresource other than `status` (and `scale`
-        of a ReplicaSet)."""
+        """Merge a patch, as a person or another controller would, and return a copy of the result. The status of a kind
+        with that subresource changes only if `subresource` is `status`."""
         key = self._key(resource, namespace, name)
         return copied(self.store.patch(resource, key, body, subresource))
 
     def delete(self, resource: Resource, name: str, namespace: str = "") -> None:
-        """Delete an object as kubectl does, together with the objects that it owns. A pod that runs on a node vanishes
-        after its grace period, and another object with finalizers once they are removed; until then both are only
-        marked as deleted. Raises NotFound."""
+        """Delete an object as kubectl does, together with the objects that it owns."""
         self.delete_key(resource, self._key(resource, namespace, name), None)
 
     def delete_key(self, resource: Resource, key: Key, uid: str | None, *, at_once: bool = False) -> None:
-        """Delete an object as `delete` does. Raises NotFound, or Conflict if `uid` is not None and not the object's.
-        With `at_once` a pod without finalizers vanishes without waiting for its kubelet; for other kinds it makes no
-        difference."""
+        """Delete an object as `delete` does. With `at_once` a pod without finalizers vanishes without its kubelet."""
         if resource == kinds.PODS:
             pod = self.store.get(resource, key)
             self.store.check_uid(pod, uid)
@@ -137,31 +124,27 @@ class FakeCluster:
             self.store.delete(resource, key, uid)
 
     def finish_terminations(self, node: str | None = None) -> list[str]:
-        """End the grace period of all terminating pods, or of those on `node`, at once. Returns the pods that have
-        vanished, as namespace/name, sorted by these; pods with finalizers stay and are left out."""
+        """End the grace period of all terminating pods, or of those on `node`. Return the pods that have vanished."""
         return self.pods.finish(node=node)
 
     def expire(self) -> None:
-        """Compact the history. Every open watch gets 410, and so do a later watch from an older resourceVersion and
-        the next page of a list that is being read."""
+        """Compact the history, so that open watches, older versions and unfinished lists get 410."""
         self.store.compact()
         self.lists.compact()
 
     def backup(self) -> Backup:
-        """Return a backup of the store, for `restore`. Later writes do not change it."""
+        """Return a backup of the store, for `restore`."""
         return self.store.backup()
 
     def restore(self, backup: Backup, *, bump: int = 0) -> None:
-        """Restore the store from a backup and restart the API server, so that all watches end and the tokens of
-        unfinished lists expire. Changes since the backup are lost. The next resourceVersions follow the sum of the
-        backup's and `bump` (as with etcdutl --bump-revision)."""
+        """Restore a backup and restart the API server. The next resourceVersions follow the backup's plus `bump` (as
+        with etcdutl --bump-revision)."""
         self.store.restore(backup, bump)
         self.lists.compact()
         self.close_watches()
 
     async def changed(self) -> None:
-        """Wait for the next change of any object, by any client. Changes that `swallow` withholds do not end the wait.
-        A bookmark that is sent, or a watch that is closed, may end it without a change."""
+        """Wait for the next change of any object, by any client. A bookmark or a closed watch may end the wait too."""
         wake = asyncio.Event()
         self.store.waiting.add(wake)
         try:
@@ -170,14 +153,12 @@ class FakeCluster:
             self.store.waiting.discard(wake)
 
     def close_watches(self) -> None:
-        """End every open watch without an error event, as the server does after its timeout. Their clients may watch
-        again at once."""
+        """End every open watch without an error event, as the server does after its timeout."""
         self.closings += 1
         self.store.wake()
 
     def uninstall(self, resource: Resource) -> None:
-        """Remove the CRD of a kind and all its objects, with what they own, and end the open watches of all kinds. No
-        watch delivers the deletions of this kind. Later calls of clients for the kind get NotFound."""
+        """Remove the CRD of a kind with its objects. No watch delivers their deletion, and all watches end."""
         for obj in self.objects(resource):
             self.store.swallow[resource] = self.store.swallow.get(resource, 0) + 1
             metadata = obj["metadata"]
@@ -186,20 +167,16 @@ class FakeCluster:
         self.close_watches()
 
     def send_bookmarks(self) -> None:
-        """Make every open watch whose kind has bookmarks send one as soon as it runs, without waiting for the interval.
-        A watch that does not run between two calls sends only one."""
+        """Make every open watch whose kind has bookmarks send one as soon as it runs."""
         self.bookmarks += 1
         self.store.wake()
 
     def swallow(self, resource: Resource, events: int) -> None:
-        """Withhold the next `events` changes of a kind, whoever makes them, from all watches, so that only a new list
-        shows their effect. Replaces a number that was set before; 0 ends it."""
+        """Withhold the next `events` changes of a kind from all watches, so that only a new list shows their effect."""
         self.store.swallow[resource] = events
 
     @staticmethod
     def _key(resource: Resource, namespace: str, name: str) -> Key:
-        """Return the store's key of an object, (namespace, name). A namespaced object without a namespace is in
-        `default`; the namespace of a cluster-scoped object is empty."""
         return (namespace or "default", name) if resource.namespaced else ("", name)
 
 
@@ -207,15 +184,10 @@ class FakeClient(KubeClient):
     """A KubeClient for a FakeCluster. Every call lets other tasks run first, as a real one does."""
 
     def __init__(self, cluster: FakeCluster, identity: str) -> None:
-        """Create the client; use `FakeCluster.client`."""
         self.cluster = cluster
         self.identity = identity
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Make a call as KubeClient does; the answer to a deletion or an eviction is an empty object. A deleted pod
-        gets the cluster's grace period and not the one in the request, except that a requested 0 removes it at once if
-        it has no finalizers. Raises the error of a scripted fault that hits the call, even if that is not a KubeError,
-        and what the hook `on_write` or the request's `before_send` raises."""
         call = _call(self.identity, request)
         if request.verb in ("get", "list"):
             await self._enter(call)
@@ -227,10 +199,8 @@ class FakeClient(KubeClient):
         return copied(result) if result is not None else {}
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """Watch as KubeClient does, from the request's resourceVersion on, until the server closes all watches. A watch
-        of a kind with bookmarks gets one every `bookmark_every` seconds; a watch of another kind ends after that time.
-        At the start it raises NotFound for an uninstalled kind, Invalid for a bad selector, or the error of a scripted
-        fault. Raises Expired whenever the history no longer reaches back to its version."""
+        """Watch until the server closes all watches. A kind with bookmarks gets one every `bookmark_every` seconds; a
+        watch of another kind ends after that time."""
         await self._enter(_call(self.identity, request))
         cluster, resource, wake = self.cluster, request.resource, asyncio.Event()
         match, version = _matcher(request), int(request.query.get("resourceVersion", "0"))
@@ -265,9 +235,6 @@ class FakeClient(KubeClient):
             watching.discard(wake)
 
     def _read(self, request: ApiRequest) -> JSON:
-        """Return the answer to a list, which is a page of objects, or to a get. A get returns one object, the server's
-        version, or the discovery of a kind, which is empty if the kind is uninstalled. A get of an existing pod's log
-        returns its last `tailLines` lines under the key `log`. Raises NotFound, Invalid or Expired."""
         cluster, namespace, name = self.cluster, request.namespace, request.name
         if request.verb == "list":
             match, query = _matcher(request), request.query
@@ -285,10 +252,6 @@ class FakeClient(KubeClient):
         return {kinds.LOG: "".join(lines[max(0, len(lines) - int(request.query["tailLines"])) :])}
 
     def _apply(self, request: ApiRequest) -> JSON | None:
-        """Carry out a create, patch, delete or eviction. Returns the stored object, or None after a deletion or an
-        eviction. A deletion and an eviction must name a uid, which may be None, in their preconditions. A create or an
-        eviction in a namespace that is being deleted raises Forbidden. Otherwise raises the error that the server would
-        answer with."""
         cluster, resource, namespace = self.cluster, request.resource, request.namespace
         body = request.body or {}
         if request.verb == "patch":
@@ -306,26 +269,19 @@ class FakeClient(KubeClient):
         return cluster.store.create(resource, body, namespace, with_status=False)
 
     async def _enter(self, call: Call) -> None:
-        """Let other tasks run, then raise NotFound for an uninstalled kind, or else count the read and raise the fault
-        that is scripted for it, if any."""
         await asyncio.sleep(0)
         self._refuse_uninstalled(call.resource)
         await self.cluster.faults.read(call)
 
     def _is_uninstalled(self, group: Resource, plural: str) -> bool:
-        """Whether a kind with this plural, in the API group and version of `group`, is among the cluster's
-        `uninstalled` kinds. A kind that the cluster never had counts as installed."""
         name = (group.group, group.version, plural)
         return any((kind.group, kind.version, kind.plural) == name for kind in self.cluster.uninstalled)
 
     def _refuse_uninstalled(self, resource: Resource) -> None:
-        """Raise NotFound, with kube-apiserver's message, for a kind whose CRD is not installed."""
         if resource in self.cluster.uninstalled:
             raise NotFound("the server could not find the requested resource")
 
     def _refuse_terminating(self, resource: Resource, namespace: str | None) -> None:
-        """Raise Forbidden for a namespaced kind if the namespace is in the cluster's `terminating_namespaces`, in
-        which nothing can be created and no pod evicted. The Namespace object is not read."""
         if resource.namespaced and namespace in self.cluster.terminating_namespaces:
             raise Forbidden(
                 f"unable to create new content in namespace {namespace} because it is being terminated",
@@ -334,9 +290,6 @@ class FakeClient(KubeClient):
 
 
 def _call(identity: str, request: ApiRequest) -> Call:
-    """Return the request in the form in which it is logged and matched against faults. The verb is `evict` or `log` for
-    the subresources eviction and log. The name of a new object comes from its body, and is empty if the body has none.
-    `identity` is the client's."""
     verb = {kinds.EVICTION: "evict", kinds.LOG: "log"}.get(request.subresource or "", request.verb)
     return Call(
         identity,
@@ -351,8 +304,6 @@ def _call(identity: str, request: ApiRequest) -> Call:
 
 
 def _matcher(request: ApiRequest) -> Matcher:
-    """Return a predicate for the request's label and field selectors. Raises Invalid for a selector that cannot be
-    parsed, and for a field by which an API server does not select objects of this kind."""
     fields = request.query.get("fieldSelector", "")
     if path := find_unsupported(request.resource.plural, fields):
         raise Invalid(f"field label not supported: {path}")
@@ -363,11 +314,9 @@ def _matcher(request: ApiRequest) -> Matcher:
 
 
 def _event(change: StoredChange, namespace: str | None, match: Matcher) -> WatchEvent | None:
-    """Return the event that a watch of this namespace (None for all) and selector gets for a change, or None if it
-    gets none. An object that no longer matches is DELETED, and one that begins to match is ADDED."""
+    """Return the event of a change for a watch. An object that begins or ceases to match is ADDED or DELETED."""
 
     def selected(obj: JSON | None) -> bool:
-        """Whether the object exists, is in the namespace and matches the selectors."""
         if obj is None or namespace not in (None, obj["metadata"].get("namespace")):
             return False
         return match(obj)
@@ -382,5 +331,4 @@ def _event(change: StoredChange, namespace: str | None, match: Matcher) -> Watch
 
 
 def _bookmark(version: int) -> WatchEvent:
-    """Return the bookmark event for this resourceVersion."""
     return WatchEvent("BOOKMARK", {"metadata": {"resourceVersion": str(version)}})

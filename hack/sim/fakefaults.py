@@ -84,8 +84,7 @@ class CallMatch(TypedDict, total=False):
 
 @dataclass
 class CallFault:
-    """An error for the next `times` matching calls. Such a call is not carried out, or, with `after`, carried out
-    before the error is raised."""
+    """An error for the next `times` matching calls. With `after` the call is carried out before the error is raised."""
 
     verb: str
     resource: Resource | None
@@ -107,8 +106,6 @@ class CallFault:
         self.times = 0
 
     def matches(self, call: Call) -> bool:
-        """Whether the fault hits this call: all of its conditions hold, and it has not been used up or lifted. `after`
-        is not checked, and no hit is counted."""
         return (
             self.times > 0
             and call.verb == self.verb
@@ -147,39 +144,29 @@ class Faults:
         after: bool = False,
         **match: Unpack[CallMatch],
     ) -> CallFault:
-        """Make the next `times` calls with this verb, on this kind (any if `resource` is None), that match raise
-        `error`, or get no answer if it is SILENCE. A condition in `match` that is None or not given matches everything.
-        If several faults match a call, the one that was set first hits it. Returns the fault, which can be lifted.
-
-        With `after` a write is applied first, so that only its answer is lost; such a fault hits no reads, and no
-        writes that the server refuses. A list has no name, so use `selector` for the lists of one node. A list of all
-        namespaces has the `namespace` ""."""
+        """Make the next `times` matching calls raise `error`, or get no answer if it is SILENCE. With `after` a write
+        is applied first. A list has no name, so use `selector` for the lists of one node; a list of all namespaces has
+        the `namespace` ""."""
         fault = CallFault(verb, resource, error, times, after, **match)
         self._faults.append(fault)
         return fault
 
     def crash(self, identity: str, *, before: int | None = None, after: int | None = None) -> None:
-        """Arrange that write number `before` of an identity raises Crash before it is applied, or write number `after`
-        once it has succeeded. Each identity's writes are counted from 1 over the life of the cluster, without those
-        that a fault keeps from the server. Replaces `on_write`."""
+        """Raise Crash before write number `before` of an identity, or after its write number `after`, counted from 1."""
 
         def hook(write: Write, when: Literal["before", "after"]) -> None:
-            """Raise Crash if this is the write and the moment to crash at."""
             if write.call.identity == identity and write.number == (before if when == "before" else after):
                 raise Crash(f"{when} write {write.number}: {write.call.verb} {write.call.path}")
 
         self.on_write = hook
 
     async def read(self, call: Call) -> None:
-        """Count a read (a get, list or watch, or a pod's log), and raise the fault scripted for it, if any. Reads are
-        not logged."""
+        """Count a read, and raise the fault that is scripted for it."""
         self.calls[call.identity, call.verb, call.resource.plural] += 1
         await self._raise(call, after=False)
 
     async def write(self, call: Call, apply: Callable[[], JSON | None]) -> JSON | None:
-        """Count a write, carry it out by calling `apply`, and return the result. A fault without `after` keeps the
-        write from the server, and one with `after` strikes only if the server accepted the write. A write that
-        reached the server is logged, even if the server refused it. Faults, `apply` and the hook may raise."""
+        """Count and log a write, and carry it out by calling `apply`. Faults, `apply` and the hook may raise."""
         self.calls[call.identity, call.verb, call.resource.plural] += 1
         await self._raise(call, after=False)
         result = self._carry_out(call, apply)
@@ -187,9 +174,6 @@ class Faults:
         return result
 
     def _carry_out(self, call: Call, apply: Callable[[], JSON | None]) -> JSON | None:
-        """Number and log the write, call `apply` and return its result. The write records the new version or the
-        KubeError, which is raised again. The hook is called before the write is logged, and after it if it succeeded.
-        """
         self._numbers[call.identity] += 1
         write = Write(self._numbers[call.identity], call)
         if self.on_write:
@@ -207,9 +191,6 @@ class Faults:
         return result
 
     async def _raise(self, call: Call, *, after: bool) -> None:
-        """Raise the error of the first fault, in the order in which they were set, that matches the call, and count the
-        hit. A SILENCE waits for the caller's deadline and raises Unavailable. `after` selects the faults that strike
-        after a write, otherwise only the others count. Does nothing if no fault matches."""
         for fault in self._faults:
             if fault.after is after and fault.matches(call):
                 fault.times -= 1
@@ -220,8 +201,7 @@ class Faults:
                     raise fault.error.with_traceback(None)  # the traceback would grow with every call
 
     async def _say_nothing(self, call: Call) -> None:
-        """Wait for the caller's deadline in `limits` (`inactivity` for a watch, `total` for other calls), and raise
-        the Unavailable that HttpClient raises if a server does not answer."""
+        """Raise what HttpClient raises if a server does not answer."""
         seconds = self.limits.inactivity if call.verb == "watch" else self.limits.total
         await asyncio.sleep(seconds)
         raise Unavailable(f"cannot {call.verb} {call.path}: no answer within {seconds:.0f} s")

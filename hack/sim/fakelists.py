@@ -1,5 +1,4 @@
-"""Lists of FakeCluster in pages. All pages of a list show its state when the first page was read, for as long as the
-list's tokens are valid."""
+"""Lists of FakeCluster in pages, which show the state when the first one was read while the tokens are valid."""
 
 import json
 import sys
@@ -16,8 +15,6 @@ TOKEN_LIFE = 300.0
 
 @dataclass(frozen=True)
 class _Moment:
-    """The objects of a list as they were when its first page was read, and when that was."""
-
     objects: Sequence[JSON]
     version: int
     began: float
@@ -28,7 +25,6 @@ class Lists:
     """The lists that clients are reading page by page."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        """Create an empty record. `clock` returns the present time in seconds, which decides when tokens expire."""
         self._clock = clock
         self._moments: dict[int, _Moment] = {}
         self._count = 0
@@ -36,17 +32,12 @@ class Lists:
         """Whether the error for an expired token contains a new token for the rest of the list."""
 
     def compact(self) -> None:
-        """Make all tokens expire now, as a compaction of etcd does. A list without a token is answered as before."""
+        """Make all tokens expire now, as a compaction of etcd does."""
         self._moments.clear()
 
     def page(self, objects: Iterable[JSON], version: int, limit: int, after: str) -> JSON:
-        """Return the API server's answer for one page: at most `limit` objects (0 for all) and the token of the next
-        page, which is empty if there is none. `after` is the token of this page, or an empty string for the first.
-
-        `objects` and `version` are the list as it is now, sorted by namespace and name. They are used for a first
-        page, and for a token that came with Expired. Expired is raised for a token that is too old; if `gives_rest`,
-        the error has a token for the rest of the list.
-        """
+        """Return one page of a list: at most `limit` objects (0 for all) and the token of the next page. `after` is the
+        token of this page. Raises Expired for a token that is too old, with a token for the rest if `gives_rest`."""
         now = self._clock()
         self._moments = {number: moment for number, moment in self._moments.items() if now - moment.began < TOKEN_LIFE}
         number, name, start = json.loads(after) if after else (0, ["", ""], 0)
@@ -66,5 +57,4 @@ class Lists:
 
 
 def _key(obj: JSON) -> list[str]:
-    """Return namespace and name, the key that lists are sorted by."""
     return [obj["metadata"].get("namespace", ""), obj["metadata"]["name"]]

@@ -23,18 +23,13 @@ class Pods:
     """What the API server, the kubelets and the disruption controller do with pods."""
 
     def __init__(self, store: Store, grace: float, later: Later | None) -> None:
-        """Start to keep the status of the budgets in `store` up to date, after each of its changes. With `later`, a
-        deleted pod vanishes on its own after `grace` seconds; without it, only by `finish`."""
         self.store = store
         self.grace = grace
         self.later = later
         store.on_commit.append(self._follow)
 
     def evict(self, namespace: str, name: str, uid: str | None) -> None:
-        """Evict a pod through the Eviction subresource, which deletes it as `delete` does. Raises NotFound, or Conflict
-        if `uid` is not None and not the pod's. Unless the pod is finished, pending or terminating, raises
-        EvictionFailed if several budgets match it, and EvictionBlocked if its only one allows no disruption, from which
-        some pods that are not Ready are exempt (`_ask_budgets`)."""
+        """Evict a pod as the Eviction subresource does."""
         pod = self.store.get(kinds.PODS, (namespace, name))
         self.store.check_uid(pod, uid)
         if not _ignores_budgets(pod):
@@ -42,9 +37,7 @@ class Pods:
         self.delete(pod)
 
     def delete(self, pod: JSON, *, at_once: bool = False) -> None:
-        """Delete a pod. A pod without finalizers vanishes at once if it is unbound or finished, or if `at_once` is set.
-        Any other is marked as deleted, and vanishes when its grace period ends (without `later`, at the next `finish`),
-        provided that it has no finalizers then. Raises NotFound if it is no longer stored."""
+        """Delete a pod: at once if no kubelet runs it, otherwise after its grace period and without finalizers."""
         metadata = pod["metadata"]
         key = (metadata["namespace"], metadata["name"])
         nobody = at_once or not (pod.get("spec") or {}).get("nodeName") or _phase(pod) in FINISHED
@@ -56,9 +49,7 @@ class Pods:
             self.later(self.grace, lambda: self.finish(uid=metadata["uid"]))
 
     def finish(self, *, node: str | None = None, uid: str | None = None) -> list[str]:
-        """Remove terminating pods, whether or not their grace period is over: all, those on `node`, or the one with
-        this uid; with both arguments, the pod must fit both. Pods with finalizers stay. Returns the removed pods as
-        namespace/name, sorted by these."""
+        """Remove terminating pods without finalizers: all, those on `node`, or the one with this uid. Return them."""
         gone = []
         for pod in list(self.store.all(kinds.PODS)):
             metadata = pod["metadata"]
@@ -71,10 +62,6 @@ class Pods:
         return gone
 
     def _ask_budgets(self, pod: JSON) -> None:
-        """Raise EvictionFailed if several budgets match the pod, and EvictionBlocked if its only budget allows no
-        disruption; a pod without a budget passes. A pod that is not Ready passes even so if that budget says
-        AlwaysAllow, or if it needs at least one healthy pod and has as many as it needs (docs/design/drain.md). The
-        budget's numbers are not changed by the call."""
         budgets = [budget for budget in self._budgets(pod["metadata"]["namespace"]) if _covers(budget, pod)]
         if len(budgets) > 1:
             raise EvictionFailed(
@@ -95,12 +82,9 @@ class Pods:
             raise EvictionBlocked(f"The disruption budget {name} needs {needed} healthy pods and has {has} currently")
 
     def _budgets(self, namespace: str) -> Iterator[JSON]:
-        """Yield the PodDisruptionBudgets of a namespace, sorted by name. These are the stored objects themselves."""
         return self.store.all(kinds.PDBS, namespace)
 
     def _follow(self, resource: Resource, change: StoredChange) -> None:
-        """Update the status of every budget in a namespace after one of its pods or budgets changed, as the disruption
-        controller does. A budget whose status is the same gets no new version. Changes of other kinds are ignored."""
         if resource not in (kinds.PODS, kinds.PDBS):
             return
         namespace = change.last["metadata"]["namespace"]
@@ -111,10 +95,6 @@ class Pods:
                 self.store.patch(kinds.PDBS, key, {"status": status}, "status")
 
     def _numbers(self, budget: JSON) -> JSON:
-        """Return the status of a budget: its generation, expected, desired and healthy pods, and the allowed
-        disruptions, which are the healthy pods above the desired ones, or 0 if no pod is expected. Finished pods are
-        not expected; a pod is healthy if it is Ready and not terminating. maxUnavailable counts before minAvailable,
-        and a budget with neither desires one healthy pod."""
         pods = self.store.all(kinds.PODS, budget["metadata"]["namespace"])
         covered = [pod for pod in pods if _covers(budget, pod) and _phase(pod) not in FINISHED]
         healthy = sum(_is_ready(pod) and not pod["metadata"].get("deletionTimestamp") for pod in covered)
@@ -133,29 +113,23 @@ class Pods:
 
 
 def _covers(budget: JSON, pod: JSON) -> bool:
-    """Whether the budget's selector selects the pod. A budget without a selector selects no pod."""
     return selects(budget["spec"].get("selector"), pod["metadata"].get("labels") or {})
 
 
 def _phase(pod: JSON) -> str:
-    """Return the phase of a pod; Pending if it has none yet."""
     return str((pod.get("status") or {}).get("phase", "Pending"))
 
 
 def _is_ready(pod: JSON) -> bool:
-    """Whether the pod has the condition Ready with the status True."""
     conditions = (pod.get("status") or {}).get("conditions") or []
     return any(row.get("type") == "Ready" and row.get("status") == "True" for row in conditions)
 
 
 def _ignores_budgets(pod: JSON) -> bool:
-    """Whether a pod is evicted even if its budget allows no disruption, because it is finished, pending or terminating
-    (KK canIgnorePDB)."""
+    """Whether a pod is evicted even if its budget allows no disruption (KK canIgnorePDB)."""
     return _phase(pod) in (*FINISHED, "Pending") or bool(pod["metadata"].get("deletionTimestamp"))
 
 
 def _scaled(value: int | str, total: int) -> int:
-    """Return an integer as it is, and a string as that percentage of `total`, rounded up as for both fields of a
-    PodDisruptionBudget. The percent sign may be missing. Raises ValueError if the string is not an integer with or
-    without that sign."""
+    """Return a number, or a percentage of `total`, rounded up as for both fields of a PodDisruptionBudget."""
     return math.ceil(total * int(value.removesuffix("%")) / 100) if isinstance(value, str) else value

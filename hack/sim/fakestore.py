@@ -31,23 +31,19 @@ HISTORY = 10_000
 
 
 def received(obj: JSON) -> JSON:
-    """Return a copy of an object as it arrives over the wire: tuples become lists. Raises TypeError for a value that
-    JSON cannot hold."""
+    """Return a copy of an object as it arrives over the wire: tuples become lists."""
     arrived: JSON = json.loads(json.dumps(obj))
     return arrived
 
 
 def copied(obj: JSON) -> JSON:
-    """Return a deep copy of a stored object. The copy is made with marshal, which takes a third of the time of
-    json."""
+    """Return a deep copy of a stored object, by marshal, which takes a third of the time of json."""
     copy: JSON = marshal.loads(marshal.dumps(obj))
     return copy
 
 
 def merged(target: Any, patch: Any) -> Any:
-    """Return `target` with the patch merged into it (RFC 7386). Neither argument is changed here, but the result is no
-    deep copy: the parts that the merge leaves alone are the same objects as in `target` or `patch`. Copy such a part
-    before you change it."""
+    """Return `target` with the patch merged into it (RFC 7386). Parts that the merge leaves alone are the same objects."""
     if not isinstance(patch, dict):
         return patch
     result = dict(target) if isinstance(target, dict) else {}
@@ -60,22 +56,18 @@ def merged(target: Any, patch: Any) -> Any:
 
 
 class Waiters(dict[asyncio.Event, None]):
-    """A set of events in order of insertion. The order of a plain set depends on memory addresses, so runs would not
-    be repeatable."""
+    """A set of events in order of insertion: the order of a plain set would depend on memory addresses."""
 
     def add(self, event: asyncio.Event) -> None:
-        """Add an event; one that is already there keeps its place."""
         self[event] = None
 
     def discard(self, event: asyncio.Event) -> None:
-        """Remove an event, if it is there."""
         self.pop(event, None)
 
 
 @dataclass(frozen=True)
 class StoredChange:
-    """One committed change. `old` is None for a creation, and `new` is None for a deletion. `last` is the object as
-    the change left it or, after a deletion, its final state."""
+    """One committed change. `old` is None for a creation, `new` for a deletion; `last` is the object's last state."""
 
     version: int
     old: JSON | None
@@ -95,7 +87,6 @@ class Store:
     """The objects of all kinds, with one resourceVersion for the whole store."""
 
     def __init__(self, now: Callable[[], datetime]) -> None:
-        """Create an empty store at version 1. `now` returns the time for creationTimestamps and deletionTimestamps."""
         self.now = now
         self.version = 1
         self._oldest: dict[Resource, int] = {}
@@ -113,25 +104,20 @@ class Store:
         self._uids = 0
 
     def get(self, resource: Resource, key: Key) -> JSON:
-        """Return the stored object itself, which the caller must not change. Raises NotFound."""
+        """Return the stored object itself, which the caller must not change."""
         obj = self._objects.get(resource, {}).get(key)
         if obj is None:
             raise NotFound(f'{resource.plural} "{key[1]}" not found')
         return obj
 
     def all(self, resource: Resource, namespace: str | None = None) -> Iterator[JSON]:
-        """Yield the stored objects of a kind, in one namespace or, if that is None, in all, sorted by namespace and
-        name. These are the objects themselves, which the caller must not change; terminating ones are among them."""
+        """Yield the stored objects of a kind, in one namespace or all, sorted. The caller must not change them."""
         for key, obj in sorted(self._objects.get(resource, {}).items()):
             if namespace is None or key[0] == namespace:
                 yield obj
 
     def create(self, resource: Resource, body: JSON, namespace: str | None, *, with_status: bool) -> JSON:
-        """Store a copy of `body` with uid, version and creationTimestamp, and return the stored object itself. The
-        namespace is `namespace`, else that in `body`, else `default`. Without `with_status`, kinds in WITH_STATUS
-        lose the status in `body`, and a Pod begins as Pending, as on the API server. Raises Invalid if the object
-        has no name, or a note longer than MAX_NOTE bytes in an Event, AlreadyExists if the name is taken, and TypeError
-        for a value that JSON cannot hold."""
+        """Store a copy of `body` as the API server does. Without `with_status`, kinds in WITH_STATUS lose their status."""
         metadata = body.get("metadata") or {}
         name = metadata.get("name")
         if not name:
@@ -158,11 +144,8 @@ class Store:
         return self.commit(resource, key, None, obj)
 
     def patch(self, resource: Resource, key: Key, body: JSON, subresource: str | None) -> JSON:
-        """Merge a patch into an object, or with the subresource `status` into its status alone, and return the object.
-        Without a subresource, the status of kinds in WITH_STATUS stays. A patch that changes nothing makes no new
-        version. One that removes a deleted object's last finalizer removes the object, unless it is a pod, and returns
-        its final state. `scale` sets a ReplicaSet's replicas. Raises NotFound, Conflict, TypeError (not JSON) or
-        Invalid (also for another subresource)."""
+        """Merge a patch as the API server does. One that changes nothing makes no new version, and one that removes a
+        deleted object's last finalizer removes the object, unless it is a pod."""
         old = self.get(resource, key)
         self._check_preconditions(resource, old, body.get("metadata") or {})
         if subresource == "status":
@@ -182,8 +165,7 @@ class Store:
         return self.commit(resource, key, old, new)
 
     def delete(self, resource: Resource, key: Key, uid: str | None) -> None:
-        """Delete an object at once, together with the objects that it owns; an object with finalizers is only marked
-        as deleted. Raises NotFound, or Conflict if `uid` is not None and not the object's."""
+        """Delete an object and what it owns; one with finalizers is only marked as deleted."""
         old = self.get(resource, key)
         self.check_uid(old, uid)
         if not old["metadata"].get("finalizers"):
@@ -192,8 +174,7 @@ class Store:
             self.mark_deleted(resource, key, seconds=0)
 
     def mark_deleted(self, resource: Resource, key: Key, seconds: float) -> None:
-        """Set the deletionTimestamp to the end of the grace period of `seconds`, and record that period. The
-        generation rises for kinds that have one. Does nothing if the object is already marked. Raises NotFound."""
+        """Set the deletionTimestamp to the end of the grace period of `seconds`."""
         old = self.get(resource, key)
         if old["metadata"].get("deletionTimestamp"):
             return
@@ -208,9 +189,7 @@ class Store:
         self.commit(resource, key, old, {**old, "metadata": metadata})
 
     def remove(self, resource: Resource, key: Key) -> JSON:
-        """Remove an object, even one with finalizers, and then delete the objects that it owns as `delete` does:
-        without a grace period for pods, while those with finalizers are only marked as deleted. Returns the final state
-        of the object. Raises NotFound."""
+        """Remove an object, even one with finalizers, and delete what it owns. Return its final state."""
         old = self.get(resource, key)
         gone = self.commit(resource, key, old, None)
         uid = old["metadata"]["uid"]
@@ -220,10 +199,7 @@ class Store:
         return gone
 
     def commit(self, resource: Resource, key: Key, old: JSON | None, new: JSON | None) -> JSON:
-        """Store `new` under the next version, or remove the object if it is None, record the change for watches and
-        wake them, and then call the functions in `on_commit`. A change that is to be swallowed is not recorded. `old`
-        is the object before, or None for a creation. Returns the stored object, or the final state of a removed one.
-        Raises ValueError if both are None; the version has risen then."""
+        """Store `new` under the next version, or remove the object if it is None. Return its last state."""
         self.version += 1
         latest = new if new is not None else old
         if latest is None:
@@ -241,8 +217,7 @@ class Store:
         return last
 
     def since(self, resource: Resource, version: int) -> list[StoredChange]:
-        """Return the changes of a kind after `version`, oldest first. Raises Expired if the history no longer reaches
-        back to `version`."""
+        """Return the changes of a kind after `version`, oldest first."""
         oldest = max(self._oldest_of_all, self._oldest.get(resource, 0))
         if version < oldest:
             raise Expired(f"too old resource version: {version} ({oldest})")
@@ -250,39 +225,33 @@ class Store:
         return history[bisect_right(history, version, key=lambda change: change.version) :]
 
     def compact(self) -> None:
-        """Forget the history, so that every watch from an earlier version gets 410, and raise the version by one.
-        Wakes all watches."""
+        """Forget the history, so that every watch from an earlier version gets 410."""
         self.version += 1
         self._oldest_of_all = self.version
         self._history.clear()
         self.wake()
 
     def backup(self) -> Backup:
-        """Return the objects and the version as they are now. Later writes do not change what is returned."""
+        """Return the objects and the version as they are now."""
         return Backup({kind: dict(objects) for kind, objects in self._objects.items()}, self.version)
 
     def restore(self, backup: Backup, bump: int) -> None:
-        """Replace everything stored with the backup and forget the history. The next versions follow the backup's
-        version plus `bump`. Watches are not woken: one from an earlier version gets Expired at its next check, and
-        one from a later version gets nothing until that version is exceeded."""
+        """Replace everything with the backup and forget the history. The next versions follow the backup's plus `bump`."""
         self._objects = {kind: dict(objects) for kind, objects in backup.objects.items()}
         self.version = self._oldest_of_all = backup.version + bump
         self._oldest.clear()
         self._history.clear()
 
     def wake(self) -> None:
-        """Set the events of all watches, so that each checks for changes, and those of callers that wait for a change
-        of any kind. The latter are not set as long as no kind has ever been watched."""
+        """Wake all watches, and callers that wait for a change of any kind."""
         for resource in self.watching:
             self._wake(resource)
 
     def _wake(self, resource: Resource) -> None:
-        """Set the events of everyone who waits for a change of this kind or of any kind."""
         for event in (*self.waiting, *self.watching[resource]):
             event.set()
 
     def check_uid(self, obj: JSON, uid: str | None) -> None:
-        """Raise Conflict if the object's uid is not `uid`; a `uid` of None matches every object."""
         if uid is not None and obj["metadata"]["uid"] != uid:
             raise Conflict(
                 f"the UID in the precondition ({uid}) does not match the UID in record "
@@ -290,8 +259,6 @@ class Store:
             )
 
     def _remember(self, resource: Resource, change: StoredChange) -> None:
-        """Append a change to the history of its kind and wake the watches. If changes of the kind are still to be
-        swallowed, only count this one and do neither. A history that is too long loses its older half."""
         if self.swallow.get(resource, 0) > 0:
             self.swallow[resource] -= 1
             return
@@ -303,8 +270,6 @@ class Store:
         self._wake(resource)
 
     def _check_preconditions(self, resource: Resource, old: JSON, metadata: JSON) -> None:
-        """Raise Conflict if the patch's `metadata` names a resourceVersion other than the object's, and Invalid if it
-        would change uid, name or namespace."""
         version = metadata.get("resourceVersion")
         if version and version != old["metadata"]["resourceVersion"]:
             raise Conflict(
@@ -316,9 +281,6 @@ class Store:
                 raise Invalid(f"metadata.{field}: Invalid value: {metadata[field]!r}: field is immutable")
 
     def _patched(self, resource: Resource, old: JSON, body: JSON) -> JSON:
-        """Return the object with the patch merged in, as the API server does it. Metadata fields that the server owns
-        stay, and so does the status of kinds in WITH_STATUS; empty labels, annotations and finalizers vanish. For
-        kinds in WITH_GENERATION the generation rises if anything but metadata and status changed."""
         new: JSON = merged(old, body)
         new["metadata"] = {**new["metadata"]}  # of the old object, if the patch has no metadata
         for field in SERVER_FIELDS:
@@ -340,10 +302,8 @@ class Store:
 
 
 def _content(obj: JSON) -> JSON:
-    """Return the part of an object whose changes raise its generation: all fields but metadata and status."""
     return {key: value for key, value in obj.items() if key not in ("metadata", "status")}
 
 
 def _owned_by(obj: JSON, uid: str) -> bool:
-    """Whether any of the object's ownerReferences has this uid, whether or not it is the controller."""
     return any(owner.get("uid") == uid for owner in obj["metadata"].get("ownerReferences") or ())

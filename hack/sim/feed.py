@@ -23,14 +23,9 @@ async def follow(
     log: Callable[[str], None],
     synced: asyncio.Event | None = None,
 ) -> None:
-    """Call the handler with every existing object of a kind, in `namespace` or in all if that is None, then with every
-    change, until canceled. A KubeError is retried with a back-off that doubles from FIRST_RETRY to LAST_RETRY real
-    seconds and begins anew after a complete list; an Expired is retried at once. Each retry lists again and delivers
-    only what changed. An error that repeats before the next complete list is logged once. Errors of the handler
-    pass through.
-
-    `synced` is set after the first complete list, or once the server answers that it does not serve the kind. That
-    answer is retried like any error, and the known objects are not delivered as gone."""
+    """Call the handler with every object of a kind, then with every change, until canceled. A KubeError is retried with
+    a back-off, and a new list delivers only what has changed. `synced` is set after the first list, or if the server
+    does not serve the kind."""
     known: dict[tuple[str, str], JSON] = {}
     synced = synced or asyncio.Event()
     wait, logged = FIRST_RETRY, ""
@@ -60,9 +55,6 @@ async def _list(
     handler: Handler,
     known: dict[tuple[str, str], JSON],
 ) -> str:
-    """List the kind page by page, and deliver each object that is new or changed since `known`, in the order of the
-    list, then each known object that is gone, in any order. Updates `known`, even if a later page raises a KubeError.
-    Returns the resourceVersion of the list."""
     present: set[tuple[str, str]] = set()
     version = ""
     async for page in pages_of(client, resource, namespace=namespace):
@@ -83,9 +75,6 @@ async def _watch(
     known: dict[tuple[str, str], JSON],
     version: str,
 ) -> str:
-    """Deliver the changes of one watch that begins at `version`, and update `known`. Bookmarks, and versions that are
-    already known, are not delivered. Return the resourceVersion of the last event, or `version` if there was none. If a
-    resourceVersion is lower than the one before, deliver all known objects as gone, forget them and raise Expired."""
     async for event in client.watch(resource, version, namespace=namespace):
         before, version = version, event.object["metadata"]["resourceVersion"]
         if int(version) < int(before):  # the store was restored from a backup, so no known object is certain
@@ -101,8 +90,7 @@ async def _watch(
 
 
 def _deliver(item: JSON, handler: Handler, known: dict[tuple[str, str], JSON]) -> None:
-    """Call the handler with a new version of an object and store it in `known`. If an object with another UID had the
-    same name, that one is delivered as gone first. A version that is already known is ignored."""
+    """Deliver a new version. If another object had the same name, that one is delivered as gone first."""
     before = known.get(_key(item))
     if before is not None and before["metadata"].get("uid") != item["metadata"].get("uid"):
         handler(before, True)
@@ -113,6 +101,5 @@ def _deliver(item: JSON, handler: Handler, known: dict[tuple[str, str], JSON]) -
 
 
 def _key(item: JSON) -> tuple[str, str]:
-    """Return namespace and name; the namespace is empty for a cluster-scoped object."""
     metadata = item["metadata"]
     return metadata.get("namespace", ""), metadata["name"]

@@ -43,20 +43,13 @@ _LATER_FAMILIES = {(7, 5): "turing", (8, 9): "ada-lovelace"}
 
 
 def owns(label: str) -> bool:
-    """Whether GFD writes a label of this name while it runs, and removes it when it is turned off or crash-loops (b.4).
-    False for the labels of the GPU Operator, mig-manager and ours."""
+    """Whether GFD writes this label, and removes it when it is turned off or crash-loops (b.4)."""
     return _OWNED.fullmatch(label) is not None
 
 
 def labels(reading: Reading, config: SimPluginConfig, started: int, turn: int = 0) -> dict[str, str]:
-    """Return all labels that GFD gives a node: whether any model supports MIG, whether MPS is configured, the time
-    stamp `started`, and family, compute capability and mode of one model; then the MIG strategy, unless it is none, and
-    by strategy the labels of `_whole`, `_single` or `_mixed`. Empty if the node has no GPUs. `started` is when this GFD
-    process began, in seconds since 1970. `turn` numbers the runs of its loop, and selects the model whose labels are
-    shown (`_shown`).
-
-    Raises PluginError if no GPU answers, or if MPS is configured and MIG is on at any GPU. Raises StopIteration if a
-    GPU's model or an instance's profile is missing from the reading."""
+    """Return all labels that GFD gives a node. `started` is when its process began, in seconds since 1970; `turn`
+    numbers the runs of its loop. Raises PluginError if no GPU answers, or for MPS with MIG."""
     gpus = reading.gpus
     if not gpus:
         return {}
@@ -78,9 +71,6 @@ def labels(reading: Reading, config: SimPluginConfig, started: int, turn: int = 
 
 
 def _shown(reading: Reading, turn: int) -> Model:
-    """Return the model whose labels win in this turn. The candidates are the models of the GPUs that answer, but if MIG
-    is off on some of these, only the models of those. They take turns in the order of the GPUs. Raises PluginError if
-    no GPU answers."""
     answering = [gpu for gpu in reading.gpus if gpu.access == "Ok"]
     if not answering:
         raise PluginError("no GPU answers")
@@ -90,21 +80,17 @@ def _shown(reading: Reading, turn: int) -> Model:
 
 
 def _model(reading: Reading, product: str) -> Model:
-    """Return the model of this product. Raises StopIteration if the reading does not contain it."""
     return next(model for model in reading.models if model.product == product)
 
 
 def changes(present: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str | None]:
-    """Return the label patch that turns `present` into `wanted`: the changed labels only; a value of None removes a
-    label. Labels that GFD does not own are not removed."""
+    """Return the label patch that turns `present` into `wanted`. Labels that GFD does not own are not removed."""
     gone: Iterable[str] = (key for key in present if owns(key) and key not in wanted)
     changed = {key: value for key, value in wanted.items() if present.get(key) != value}
     return {**dict.fromkeys(gone), **changed}
 
 
 def _constant(model: Model) -> dict[str, str]:
-    """Return the labels that do not depend on the configuration: family, major and minor compute capability, and mode,
-    which is always `compute`. The family is `undefined` if neither table of families has the capability."""
     major, _, minor = model.compute_capability.partition(".")
     number = int(major or 0)
     family = _LATER_FAMILIES.get((number, int(minor or 0))) or _FAMILIES.get(number, "undefined")
@@ -117,8 +103,7 @@ def _constant(model: Model) -> dict[str, str]:
 
 
 def _sharing(config: SimPluginConfig, resource: str) -> tuple[int, str, str]:
-    """Return (number of replicas, sharing strategy, product suffix) of a resource, or (1, "none", "") if it is not
-    shared. The suffix of a shared one is `-SHARED`, or empty if the configuration renames the resource."""
+    """Return replicas, sharing strategy and suffix of the product for a resource."""
     replicas = (config.replicas or {}).get(resource)
     if replicas is None:
         return 1, "none", ""
@@ -126,9 +111,7 @@ def _sharing(config: SimPluginConfig, resource: str) -> tuple[int, str, str]:
 
 
 def _whole(gpus: tuple[GPU, ...], model: Model, config: SimPluginConfig) -> dict[str, str]:
-    """Return the labels for the whole GPUs of this model: product, count, replicas, sharing strategy and memory. GPUs
-    of the model in MIG mode are counted too. If all of them are in MIG mode, there are 0 replicas, and the strategy is
-    `none`."""
+    """Return the labels for the GPUs of this model. Those in MIG mode are counted too."""
     replicas, strategy, suffix = _sharing(config, RESOURCE_GPU)
     same = [gpu for gpu in gpus if gpu.product == model.product]
     if all(gpu.mig_mode == "Enabled" for gpu in same):
@@ -143,10 +126,6 @@ def _whole(gpus: tuple[GPU, ...], model: Model, config: SimPluginConfig) -> dict
 
 
 def _single(reading: Reading, model: Model, config: SimPluginConfig) -> dict[str, str]:
-    """Return the labels for MIG strategy single: labels of instances if all GPUs are divided into instances of one
-    profile, labels of whole GPUs if MIG is off everywhere, and otherwise labels of a MIG-INVALID product with 0
-    GPUs. They describe the model of the first GPU with MIG on or, if MIG is off everywhere, `model`. Raises
-    StopIteration if the reading lacks that model or its profile."""
     gpus = reading.gpus
     divided = next((gpu.product for gpu in gpus if gpu.mig_mode == "Enabled"), None)
     if divided is not None:
@@ -168,9 +147,6 @@ def _single(reading: Reading, model: Model, config: SimPluginConfig) -> dict[str
 
 
 def _mixed(reading: Reading, model: Model, config: SimPluginConfig) -> dict[str, str]:
-    """Return the labels for MIG strategy mixed: labels for the whole GPUs of `model`, and labels for each profile that
-    has instances on any GPU. The latter describe the model of the first GPU that has such an instance. Raises
-    StopIteration if the reading lacks that model or its profile."""
     merged = _whole(reading.gpus, model, config)
     owners = [(instance.profile, gpu.product) for gpu in reading.gpus for instance in gpu.instances]
     names = [name for name, _ in owners]
@@ -183,9 +159,6 @@ def _mixed(reading: Reading, model: Model, config: SimPluginConfig) -> dict[str,
 def _instances(
     prefix: str, resource: str, name: str, count: int, model: Model, config: SimPluginConfig
 ) -> dict[str, str]:
-    """Return the labels for `count` MIG instances of the profile `name`: product, count, replicas, sharing strategy,
-    memory, and slices of GPU and compute instance. `prefix` is the beginning of the labels' names, and `resource` the
-    name under which the configuration lists replicas. Raises StopIteration if the model has no such profile."""
     profile = next(known for known in model.profiles if known.name == name)
     replicas, strategy, suffix = _sharing(config, resource)
     return {
@@ -200,7 +173,5 @@ def _instances(
 
 
 def _memory(profile: DriverProfile, model: Model) -> int:
-    """Return the approximate memory of one MIG instance in MiB: the model's memory (0 if unknown) times the share that
-    the profile's gigabytes have of the largest profile's, rounded down. 0 if the model has no profiles."""
     total = max((known.memory_gb for known in model.profiles), default=0)
     return (model.memory_mib or 0) * profile.memory_gb // total if total else 0

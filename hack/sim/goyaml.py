@@ -33,24 +33,20 @@ class _Loader(yaml.SafeLoader):
     """A YAML loader that accepts tabs where libyaml does: inside brackets, and where no indentation is expected."""
 
     def scan_to_next_token(self) -> None:
-        """Skip white space and comments as PyYAML does, and also tabs where libyaml allows them."""
         super().scan_to_next_token()
         while self.peek() == "\t" and (self.flow_level or not self.allow_simple_key):
             self.forward()
             super().scan_to_next_token()
 
     def check_value(self) -> bool:
-        """Whether a value begins here, as PyYAML decides it. Raises GoError for a colon inside brackets that is
-        followed by a comma or another bracket, as in `{key:[]}`, unless a quote precedes it: go-yaml takes that
-        colon as a part of the key, and then misses a comma."""
+        """Refuse a colon before a comma or bracket, as in `{key:[]}`, which go-yaml takes as a part of the key."""
         if self.flow_level and self.peek(1) in ",[]{}" and self.buffer[self.pointer - 1] not in "\"'":
             raise GoError("did not find expected ',' or '}'")
         return bool(super().check_value())
 
 
 def to_json(text: str) -> JSONValue:
-    """Return the first YAML document in `text` as JSON, or None if there is no document or it is null. Later documents
-    are not read. Raises GoError if the first one is not valid YAML or cannot be converted."""
+    """Return the first YAML document in `text` as JSON, or None if there is none. Raises GoError."""
     try:
         node = next(yaml.compose_all(text, _Loader), None)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -59,16 +55,10 @@ def to_json(text: str) -> JSONValue:
 
 
 class _Converter:
-    """Converts the nodes of one document to JSON, and counts them."""
-
     def __init__(self) -> None:
-        """Prepare to convert one document; no value has been counted yet."""
         self._count = 0
 
     def value(self, node: yaml.Node, above: tuple[yaml.Node, ...]) -> JSONValue:
-        """Return the JSON value of a node. `above` are the nodes that contain it. If a map repeats a key, the last
-        value counts. Raises GoError for an alias to one of the nodes in `above`, a document with too many values, a
-        bad map key or merge, and infinity or NaN."""
         self._count += 1
         if any(node is parent for parent in above) or self._count > _MOST:
             raise GoError("an anchor contains itself, or the document contains excessive aliasing")
@@ -85,8 +75,7 @@ class _Converter:
         return fields
 
     def _merged(self, node: yaml.Node, above: tuple[yaml.Node, ...]) -> dict[str, JSONValue]:
-        """Return the fields that a merge key (`<<`) adds. If it merges several maps, the first one that has a field
-        wins. Raises GoError for anything but maps."""
+        """Return the fields that a merge key (`<<`) adds. Of several maps, the first one that has a field wins."""
         fields: dict[str, JSONValue] = {}
         for source in reversed(node.value) if isinstance(node, yaml.SequenceNode) else [node]:
             if not isinstance(source, yaml.MappingNode):
@@ -96,15 +85,12 @@ class _Converter:
 
 
 def _key(value: JSONValue) -> str:
-    """Return a map key as a string; booleans become `true` or `false`. Raises GoError for null, a list or a map."""
     if value is None or isinstance(value, dict | list):
         raise GoError(f"unsupported map key: {value!r}")
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _scalar(node: yaml.ScalarNode) -> JSONValue:
-    """Return the value of a scalar by go-yaml's rules for words such as `y` and numbers such as `0x10`. A scalar that
-    is quoted, or tagged as a string, stays a string. Raises GoError for infinity and NaN, which JSON cannot hold."""
     text = node.value
     plain_tag = _RESOLVER.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]  # no stub
     if node.style is not None or (node.tag == _STRING and plain_tag != _STRING):
@@ -117,9 +103,8 @@ def _scalar(node: yaml.ScalarNode) -> JSONValue:
 
 
 def _number(text: str) -> JSONValue:
-    """Return the number that Go's strconv would parse from `text`, which must not be empty, or `text` itself if it is
-    not a number or too large for a float. A float below 1e21 without a fraction becomes an integer, because
-    encoding/json writes it that way."""
+    """Return the number that Go's strconv would parse, or the text. encoding/json writes a float below 1e21 without a
+    fraction as an integer."""
     plain = text.replace("_", "") if text[0] in "+-0123456789" else text
     if match := _WHOLE.fullmatch(plain):
         sign, *bases = match.groups()

@@ -61,12 +61,7 @@ ALL_RIGHTS = Container()
 
 
 def gpu_as_seen(gpu: GPU, container: Container) -> GPU:
-    """Return the GPU as an agent in such a container reports it. A GPU that does not answer is returned unchanged.
-
-    Without the rights for MIG, a GPU that supports MIG gets `instances_withheld`. If its MIG is on, only the
-    container's instances are left, without placements; an UNKNOWN_PROCESS precedes their processes. Outside the host's
-    PID namespace, UNKNOWN_PROCESS replaces all processes.
-    """
+    """Return the GPU as an agent in such a container reports it."""
     if gpu.access != "Ok":
         return gpu
     if not container.mig and gpu.mig_mode != "NotSupported":
@@ -82,9 +77,7 @@ def gpu_as_seen(gpu: GPU, container: Container) -> GPU:
 
 
 def model_as_seen(model: Model, container: Container, *, mig: bool) -> Model:
-    """Return the model as an agent in such a container reports it. A model without MIG is returned unchanged. Without
-    the rights for MIG the placements are missing and, if `mig`, the memory is None. `mig` says whether MIG is on at
-    the GPU from which the model is read."""
+    """Return the model as an agent in such a container reports it, from a GPU at which MIG is on or off."""
     if container.mig or not model.mig_capable:
         return model
     profiles = tuple(replace(profile, starts=(), size=0) for profile in model.profiles)
@@ -113,8 +106,6 @@ class NotSupported(DriverRefusal):
 
 @dataclass
 class _GPU:
-    """The state of one GPU."""
-
     index: int
     uuid: str
     product: str
@@ -147,8 +138,6 @@ class SimulatedGPUs:
     simulated = True
 
     def __init__(self, node: str, products: Sequence[str], *, driver_version: str = DRIVER_VERSION) -> None:
-        """Create one GPU in its default state for each name in `products`, which are NVML's product names. UUIDs are
-        derived from `node`. Raises ValueError for an unknown product."""
         self.open_sessions = 0
         """Number of NVML clients that are open now: readings, and clients added with `client`."""
         self.readings = 0
@@ -168,19 +157,14 @@ class SimulatedGPUs:
     # --- the agent's side -------------------------------------------------------------------------------
 
     def read(self) -> Reading:
-        """Return a reading with the rights of the agent's container, as `agent.library.Library` does. Blocks while
-        NVML hangs, and raises the error set by `fail`. It counts in `readings` as soon as it begins. Until it
-        ends, it is an open NVML client, and the driver therefore refuses MIG mode changes and resets."""
+        """Return a reading with the rights of the agent's container. Until it ends, it is an open NVML client."""
         return self._read(self._container)
 
     def read_as_operand(self) -> Reading:
-        """Return a reading with all rights, as one of NVIDIA's operands reads. Blocks while NVML hangs, and raises the
-        error set by `fail`."""
+        """Return a reading with all rights, as one of NVIDIA's operands reads."""
         return self._read(ALL_RIGHTS)
 
     def _read(self, container: Container) -> Reading:
-        """Return a reading with the rights of `container`. It counts in `readings` as soon as it begins, and as an
-        open NVML client until it is complete. Blocks while NVML hangs, and raises the error set by `fail`."""
         with self.client():
             self.readings += 1
             self._hang.wait()
@@ -192,8 +176,7 @@ class SimulatedGPUs:
                 return Reading(self._driver_version, self._models(container), gpus, use)
 
     def look(self) -> tuple[GPU, ...]:
-        """Return the GPUs as an agent with all rights would report them. Does not use NVML: it never blocks, raises no
-        error that was set by `fail`, and counts neither as a client nor as a reading."""
+        """Return the GPUs as an agent with all rights would report them, without using NVML."""
         with self._lock:
             return tuple(map(_observed, self._gpus))
 
@@ -214,25 +197,20 @@ class SimulatedGPUs:
         return self._hang.begun
 
     def hang(self) -> None:
-        """Make every reading block from now on, until `unhang` is called, as when a GPU hangs in the kernel. `look`
-        does not block."""
+        """Make every reading block from now on, as when a GPU hangs in the kernel."""
         self._hang.begin()
 
     def unhang(self) -> None:
-        """End the hang, so that every blocked reading continues: it returns, or raises the error set by `fail`."""
         self._hang.end()
 
     def contain(self, *, mig: bool = True, host_pid: bool = True) -> None:
-        """Restart the agent's container with other rights. `mig` says whether the container is privileged, and
-        `host_pid` whether it is in the host's PID namespace. Even an unprivileged container may open the MIG
-        devices that exist at this moment, but none that are created later. Later readings (`gpu_as_seen`) are those of
-        such a container: devices are missing, and one process without a name stands for all; nothing is raised."""
+        """Restart the agent's container with other rights. It may open the MIG devices that exist at this moment."""
         with self._lock:
             devices = frozenset(instance.uuid for gpu in self._gpus for instance in gpu.instances)
             self._container = Container(mig, host_pid, devices)
 
     def fail(self, error: LibraryError | None) -> None:
-        """Make every reading raise this error from now on; None ends that. `look` does not raise it."""
+        """Make every reading raise this error from now on; None ends that."""
         self._failure = error
 
     # --- the driver's side: what mig-manager, workloads and MPS do -------------------------------------
@@ -243,17 +221,11 @@ class SimulatedGPUs:
         return len(self._gpus)
 
     def card(self, index: int) -> Card:
-        """Return the entry of the card table for the GPU with this index. Raises IndexError if there is no such GPU."""
         return self._gpus[index].card
 
     def set_mig_mode(self, index: int, on: bool) -> Literal["Applied", "Pending"]:
-        """Switch the MIG mode of a GPU (nvmlDeviceSetMigMode), and return whether the mode is applied or pending.
-        Setting the mode that the GPU already has counts as Applied, and withdraws a pending one.
-
-        Hopper and newer cards apply a change at once, or raise InUse if an NVML client of the node is open or a process
-        computes on the GPU. On Ampere the change stays pending unless the GPU can be reset (`reset`), which applies it.
-        All raise InUse if MIG is switched off while instances exist, and NotSupported without MIG.
-        """
+        """Switch the MIG mode of a GPU (nvmlDeviceSetMigMode). Hopper and newer cards apply a change at once, or raise
+        InUse. On Ampere it stays pending unless the GPU can be reset."""
         with self._lock:
             gpu = self._mig_gpu(index)
             if not on and gpu.instances:
@@ -267,10 +239,7 @@ class SimulatedGPUs:
             return "Applied"
 
     def reset(self, *indexes: int) -> None:
-        """Reset these GPUs, or all if no index is given (`nvidia-smi -r`): pending modes take effect, instances are
-        destroyed, and nothing is left of a recovery action (it becomes the string `"None"`; None, which means that the
-        driver reports none, stays). Raises InUse if an NVML client is open or a process computes on one of them, or
-        NotSupported in a virtual machine; then no GPU is reset."""
+        """Reset these GPUs, or all (`nvidia-smi -r`); none if a client, a process or the VM prevents it."""
         with self._lock:
             gpus = [self._gpus[index] for index in indexes] or self._gpus
             for gpu in gpus:
@@ -279,9 +248,7 @@ class SimulatedGPUs:
                 _reset(gpu)
 
     def reboot(self) -> None:
-        """Reboot the node: processes and instances are gone, compute modes are Default, lost GPUs answer again, and
-        recovery actions become `"None"` unless they are None. Cards that store the MIG mode get the pending one, and
-        MIG is off on all others. `uses` is not changed."""
+        """Reboot the node. Cards that store the MIG mode get the pending one, and MIG is off on all others."""
         with self._lock:
             for gpu in self._gpus:
                 gpu.processes.clear()
@@ -291,11 +258,8 @@ class SimulatedGPUs:
                 _reset(gpu)
 
     def create(self, index: int, profile: str, start: int | None = None) -> Instance:
-        """Create a GPU instance with a full compute instance, and return it. Its id is the lowest free one from 1 on,
-        and its UUID depends on the node, the GPU and the id. It is placed at memory slice `start`, or if that is None
-        at the highest free start of its profile, so that the order of creation matters. Raises NotSupported if MIG is
-        off or the card lacks the profile, and NoFreePlace if the place is taken or not one of the profile's, or if the
-        GPU may have no further instance of the profile."""
+        """Create a GPU instance with a full compute instance, at memory slice `start` or else at the highest free start
+        of its profile, so that the order of creation matters."""
         with self._lock:
             gpu = self._mig_gpu(index)
             if not gpu.mig:
@@ -317,8 +281,7 @@ class SimulatedGPUs:
             return created
 
     def destroy_all(self, index: int) -> None:
-        """Destroy the instances of a GPU on which no process computes. Raises InUse if any instance remains; the others
-        are gone then. Raises NotSupported if the card has no MIG."""
+        """Destroy the instances of a GPU on which no process computes. Raises InUse if any remains."""
         with self._lock:
             gpu = self._mig_gpu(index)
             used = {process.device for process in gpu.processes}
@@ -327,62 +290,50 @@ class SimulatedGPUs:
                 raise InUse(f"GPU {index} has {counted(len(gpu.instances), 'instance')} in use")
 
     def set_compute_mode(self, index: int, mode: ComputeMode) -> None:
-        """Set the CUDA compute mode of a GPU, even of one that NVML cannot reach; MPS uses ExclusiveProcess. Raises
-        IndexError if there is no such GPU."""
+        """Set the CUDA compute mode of a GPU, even of one that NVML cannot reach; MPS uses ExclusiveProcess."""
         self._gpus[index].compute_mode = mode
 
     def add_process(self, index: int, name: str, pid: int, device: str = "") -> None:
-        """Start a process that computes on a whole GPU, or on the MIG device with the UUID `device`; neither pid nor
-        device is checked. How much it uses is in `uses`, which stays unchanged."""
+        """Start a process that computes on a whole GPU, or on the MIG device with the UUID `device`."""
         with self._lock:
             self._gpus[index].processes.append(Process(pid=pid, name=name, device=device))
 
     def remove_process(self, pid: int) -> None:
-        """End the processes with this pid, on all GPUs. Does nothing if there are none; `uses` is not changed."""
         with self._lock:
             for gpu in self._gpus:
                 gpu.processes = [process for process in gpu.processes if process.pid != pid]
 
     def set_health(self, index: int, ecc_uncorrected: int | None, rows: RemappedRows | None) -> None:
-        """Set what NVML reports about the memory of a GPU: the number of uncorrected ECC errors and the remapped rows.
-        None means that NVML does not report the value."""
+        """Set the number of uncorrected ECC errors and the remapped rows; None if NVML does not report them."""
         with self._lock:
             self._gpus[index] = replace(self._gpus[index], ecc_uncorrected=ecc_uncorrected, remapped_rows=rows)
 
     def ask_recovery(self, index: int, action: RecoveryAction | None) -> None:
-        """Set the recovery action that NVML reports for a GPU: `"None"` if the driver asks for none, or None if NVML
-        does not report the value. A reset or a reboot changes any action back to `"None"`, but leaves None as it is.
-        Raises IndexError if there is no such GPU."""
+        """Set the recovery action: `"None"` if the driver asks for none, None if NVML does not report it."""
         self._gpus[index].recovery_action = action
 
     def lose(self, index: int, access: Access = "Lost", error: str = "") -> None:
-        """Make a GPU unreachable for NVML from now on, or reachable again if `access` is `Ok`; a reboot also makes it
-        reachable. `error` is NVML's answer if `access` is Failed."""
+        """Make a GPU unreachable for NVML, or reachable again with `Ok`. `error` is NVML's answer with Failed."""
         self._gpus[index].access, self._gpus[index].error = access, error
 
     # --- inside -----------------------------------------------------------------------------------------
 
     def _new_gpu(self, index: int, product: str) -> _GPU:
-        """Return a GPU in its default state. Raises ValueError for a product that the card table does not know."""
         card = find_card(product)
         if card is None:
             raise ValueError(f"{product!r} is not in planning/gpus/cards.py")
         return _GPU(index, self._uuid("GPU", index), product, card)
 
     def _uuid(self, kind: str, *numbers: int) -> str:
-        """Return a UUID that depends only on the node's name and the numbers, so that runs are repeatable."""
         return f"{kind}-{uuid.uuid5(uuid.NAMESPACE_DNS, '/'.join(map(str, (self._node, *numbers))))}"
 
     def _mig_gpu(self, index: int) -> _GPU:
-        """Return the GPU of this index. Raises NotSupported if its card has no MIG, whatever its mode is, and
-        IndexError if there is no such GPU."""
         gpu = self._gpus[index]
         if not gpu.mig_capable:
             raise NotSupported(f"GPU {index}: {gpu.product} has no MIG")
         return gpu
 
     def _refuse_clients(self, gpu: _GPU) -> None:
-        """Raise InUse if any NVML client of the node is open or any process computes on the GPU."""
         if self.open_sessions:
             sessions = counted(self.open_sessions, "NVML session")
             raise InUse(f"GPU {gpu.index}: in use by another client ({sessions})")
@@ -390,14 +341,11 @@ class SimulatedGPUs:
             raise InUse(f"GPU {gpu.index} is in use by {counted(len(gpu.processes), 'process', 'processes')}")
 
     def _refuse_reset(self, gpu: _GPU) -> None:
-        """Raise NotSupported in a virtual machine, and InUse while a client of the node or a process on the GPU
-        exists."""
         if self.is_guest:
             raise NotSupported(f"GPU {gpu.index}: a virtual machine cannot reset it")
         self._refuse_clients(gpu)
 
     def _try_reset(self, gpu: _GPU) -> bool:
-        """Reset a GPU if the driver allows that, and return whether it was reset."""
         try:
             self._refuse_reset(gpu)
         except DriverRefusal:
@@ -406,9 +354,6 @@ class SimulatedGPUs:
         return True
 
     def _models(self, container: Container) -> tuple[Model, ...]:
-        """Return one model for each product, in the order of the GPUs, as the container sees it, read from the first
-        GPU of that product, even if NVML cannot reach that GPU. In a virtual machine their virtualization is
-        PassThrough, otherwise None."""
         models: dict[str, Model] = {}
         for gpu in self._gpus:
             if gpu.product not in models:
@@ -418,18 +363,13 @@ class SimulatedGPUs:
 
 
 def _reset(gpu: _GPU) -> None:
-    """Apply the pending MIG mode and remove all instances. The recovery action becomes `"None"`, but stays None if it
-    was None. Compute mode, processes and `access` are not changed."""
     gpu.mig = gpu.mig_pending
     gpu.instances.clear()
     gpu.recovery_action = None if gpu.recovery_action is None else "None"
 
 
 def _refuse_too_many(gpu: _GPU, wanted: Profile) -> None:
-    """Raise NoFreePlace if the GPU may not have one more instance of the profile `wanted`: if it has the profile's
-    maximum of them, if a second instance would have the media engines (+me) or all of them (+me.all), if +me.all would
-    meet an instance other than +me.all and -me, or if the compute slices of all instances would exceed the card's.
-    Whether a place is free is not checked."""
+    """Raise NoFreePlace if the GPU may have no further instance of the profile, whether or not a place is free."""
     by_name = {profile.name: profile for profile in gpu.card.profiles}
     present = [by_name[instance.profile] for instance in gpu.instances]
     if sum(profile.name == wanted.name for profile in present) >= wanted.max_count:
@@ -448,9 +388,6 @@ def _refuse_too_many(gpu: _GPU, wanted: Profile) -> None:
 
 
 def _free_start(gpu: _GPU, wanted: Profile, start: int | None) -> int:
-    """Return the memory slice at which a new instance of the profile begins: `start` if given, otherwise the highest
-    start at which it fits. Raises NoFreePlace if the place is taken or the profile cannot start there, or if no
-    start is free."""
     taken = {unit for i in gpu.instances for unit in range(i.start, i.start + i.size)}
     for candidate in sorted(wanted.starts, reverse=True) if start is None else [start]:
         if candidate in wanted.starts and taken.isdisjoint(range(candidate, candidate + wanted.size)):
@@ -459,11 +396,7 @@ def _free_start(gpu: _GPU, wanted: Profile, start: int | None) -> int:
 
 
 def _observed(gpu: _GPU) -> GPU:
-    """Return the GPU as an agent with all rights reports it: with its instances sorted by start or, if NVML cannot
-    reach it, only its index and the cause."""
-
     def mode(on: bool) -> MigMode:
-        """Return how NVML reports a MIG mode that is `on` or off; NotSupported if the card has no MIG."""
         return ("Enabled" if on else "Disabled") if gpu.mig_capable else "NotSupported"
 
     if gpu.access != "Ok":
@@ -484,7 +417,6 @@ def _observed(gpu: _GPU) -> GPU:
 
 
 def _model(gpu: _GPU) -> Model:
-    """Return the model of a GPU as an agent with all rights reports it, except that `virtualization` is Unknown."""
     card = gpu.card
     needs_reset: Literal["Live", "Reset"] = "Reset" if mig_mode_needs_reset(card) else "Live"
     return Model(
@@ -498,8 +430,6 @@ def _model(gpu: _GPU) -> Model:
 
 
 def _profile(profile: Profile) -> DriverProfile:
-    """Return a profile of the card table in the form in which the driver reports it. Its id is -1 if the table has no
-    id for it."""
     return DriverProfile(
         name=profile.name,
         id=-1 if profile.profile_id is None else profile.profile_id,
@@ -515,17 +445,13 @@ GIB = 1024**3
 
 
 def use_of(gpus: Sequence[GPU], cards: Sequence[Card], uses: Mapping[int, ProcessUse]) -> Use:
-    """Return the memory use of the GPUs' devices and processes, as a container sees it. `cards` are the cards of
-    `gpus`, in the same order, and `uses` is the use by pid. Shares of SM time are left out, because a simulated
-    process has none. Raises ValueError unless there is one card for each GPU."""
+    """Return the memory use of the GPUs' devices and processes, as a container sees it. SM time is left out."""
     processes = tuple(each for gpu in gpus for each in _processes(gpu, uses))
     devices = tuple(each for gpu, card in zip(gpus, cards, strict=True) for each in _devices(gpu, card, processes))
     return Use(devices, processes)
 
 
 def _processes(gpu: GPU, uses: Mapping[int, ProcessUse]) -> Iterator[ProcessUse]:
-    """Yield what each visible process of a GPU uses. The device is the one on which the process runs, whatever `uses`
-    says. A process that is missing from `uses` uses no memory."""
     for process in gpu.processes:
         if process != UNKNOWN_PROCESS:
             use = uses.get(process.pid, ProcessUse(process.pid, "", 0))
@@ -533,9 +459,6 @@ def _processes(gpu: GPU, uses: Mapping[int, ProcessUse]) -> Iterator[ProcessUse]
 
 
 def _devices(gpu: GPU, card: Card, processes: Sequence[ProcessUse]) -> Iterator[DeviceUse]:
-    """Yield the use of a whole GPU or, if MIG is on, of each of its instances: the used and the total memory in bytes,
-    and in `all_listed` whether all processes of the GPU are visible. The total is the nominal memory of the card table.
-    Yields nothing if NVML cannot reach the GPU."""
     if gpu.access != "Ok":
         return
     all_seen = UNKNOWN_PROCESS not in gpu.processes
@@ -557,5 +480,4 @@ def _devices(gpu: GPU, card: Card, processes: Sequence[ProcessUse]) -> Iterator[
 
 
 def _used(uuid: str, processes: Sequence[ProcessUse]) -> int:
-    """Return the number of bytes that the processes of a device use. A process whose memory is unknown counts as 0."""
     return sum(process.memory or 0 for process in processes if process.device == uuid)

@@ -1,5 +1,4 @@
-"""The fields of ClusterPolicy that the SIMULATED node software follows, and the labels that the GPU Operator itself
-writes."""
+"""The fields of ClusterPolicy that the SIMULATED software follows, and the GPU Operator's own labels."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -28,8 +27,7 @@ isStateEnabled at v26.7.0)."""
 
 @dataclass(frozen=True, slots=True)
 class ClusterPolicy:
-    """The fields that affect a node (docs/design/nvidia.md#d1). The defaults are those of the Helm chart, except that
-    no strategy is set."""
+    """The fields that affect a node (docs/design/nvidia.md#d1), with the chart's defaults, except for the strategy."""
 
     plugin_config: str = ""
     """ConfigMap of the device plugin's configurations; empty if none is named."""
@@ -56,10 +54,7 @@ class ClusterPolicy:
 
 
 def default_policy(settings: SimSettings) -> ClusterPolicy:
-    """Return the settings that apply before any ClusterPolicy is seen. With `plain_config` (NVIDIA's device-plugin
-    chart), or with both `dra` and `plain_mig`, they are marked as `plain`, name the ConfigMaps of the simulation
-    settings, and have no default for MIG. In the second case all operands that can be turned off are off, except
-    mig-manager. Otherwise they are `ClusterPolicy()`."""
+    """Return the settings before any ClusterPolicy is seen; without a GPU Operator, those of NVIDIA's charts."""
     config, mig_config = settings.plain_config, settings.plain_mig
     if not config and not (settings.dra and mig_config):
         return ClusterPolicy()
@@ -74,9 +69,7 @@ def default_policy(settings: SimSettings) -> ClusterPolicy:
 
 
 def cluster_policy(objects: Iterable[JSON]) -> ClusterPolicy:
-    """Return the settings of the oldest ClusterPolicy among `objects`, because the GPU Operator ignores the others; of
-    several that are equally old, the first by name counts. Returns the defaults, `ClusterPolicy()`, if there is
-    none."""
+    """Return the settings of the oldest ClusterPolicy, as the GPU Operator ignores the others."""
     policies = sorted(objects, key=lambda o: (o["metadata"].get("creationTimestamp", ""), o["metadata"]["name"]))
     if not policies:
         return ClusterPolicy()
@@ -103,14 +96,7 @@ def cluster_policy(objects: Iterable[JSON]) -> ClusterPolicy:
 
 
 def operator_labels(labels: Mapping[str, str], policy: ClusterPolicy, *, mig_capable: bool) -> dict[str, str | None]:
-    """Return the label changes that the GPU Operator makes when it reconciles a GPU node: it sets each of its labels
-    that is missing or empty (d.2). mig-manager's labels are only for a `mig_capable` node, and its configuration only
-    if the policy has a default. Empty if the policy is `plain`.
-
-    If `sandboxes` is set and the node's workload (LABEL_WORKLOAD_CONFIG, or else the policy's `workload`) is not
-    `container`, the labels of operands for containers are removed instead (value None), and nvidia.com/gpu.present is
-    always set.
-    """
+    """Return the GPU Operator's changes to a node: it sets each of its labels that is missing or empty (d.2)."""
     if policy.plain:
         return {}
     if policy.sandboxes and (labels.get(LABEL_WORKLOAD_CONFIG) or policy.workload) != CONTAINER:
@@ -125,7 +111,6 @@ def operator_labels(labels: Mapping[str, str], policy: ClusterPolicy, *, mig_cap
 
 
 def _at(tree: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
-    """Return the nested block at this path of `tree`; empty if any part of the path is missing or null."""
     for key in path:
         tree = tree.get(key) or {}
     return tree

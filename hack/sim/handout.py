@@ -9,9 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from typing import TypeAlias
 
-from gpusharing.agent.kubelet import Holdings, PodDevices
 from gpusharing.agent.library import PodID, ProcessUse
-from gpusharing.agent.usage import base
+from gpusharing.agent.podresources import Holdings, PodDevices, base
 from gpusharing.api.gpunode import GPU
 from gpusharing.api.names import RESOURCE_GPU, is_gpu_resource
 from gpusharing.planning.gpus.geometry import resource_name
@@ -27,12 +26,9 @@ Devices: TypeAlias = Mapping[str, Sequence[str]]
 
 
 class Handout:
-    """The `agent.podresources.PodResources` of one node. It reports which devices each pod holds, and not only how
-    many."""
+    """The `agent.podresources.PodResources` of one node. It reports which devices each pod holds, not only how many."""
 
     def __init__(self, book: PodBook, node: NodeObject, gpus: SimulatedGPUs) -> None:
-        """Prepare the assignment of devices; no pod has any yet. `book` records the node's pods, and the processes of
-        pods are added to `gpus`."""
         self._book, self._node, self._gpus = book, node, gpus
         self._assigned: dict[str, dict[str, tuple[str, ...]]] = {}
         """The assigned device ids, by uid of the pod and resource name."""
@@ -41,9 +37,7 @@ class Handout:
         self._next_pid = count(FIRST_PID)
 
     async def read(self) -> Holdings:
-        """Assign devices to new pods and start their processes, and free the devices of ended ones. Returns how many
-        devices the pods use, by the record of pods, the device ids that are assigned to each pod (none while too few
-        are free), and all advertised device ids. Raises ValueError if an allocatable number is not an integer."""
+        """Assign devices to new pods and start their processes, free those of ended ones, and return the holdings."""
         pods = self._book.pods(self._node.name)
         advertised = advertised_ids(self._gpus.look(), _allocatable(self._node))
         for uid in self._assigned.keys() - pods.keys():
@@ -61,9 +55,6 @@ class Handout:
         return Holdings(counted.allocated, counted.pods, assigned, rows)
 
     def _give(self, uid: str, pod: DeviceHolder, advertised: Devices) -> None:
-        """Assign free devices to a pod, for each resource the first ones in the order of `advertised`. If the pod uses
-        memory and holds a device, also start its process on the first one. Assigns nothing if any resource has too few
-        free devices; the next reading tries again."""
         taken = {device for pod_ids in self._assigned.values() for ids in pod_ids.values() for device in ids}
         assigned = {}
         for resource, wanted in pod.resources.items():
@@ -77,8 +68,6 @@ class Handout:
             self._compute(uid, pod, first)
 
     def _compute(self, uid: str, pod: DeviceHolder, device: str) -> None:
-        """Start the pod's process on the GPU or MIG device whose UUID is `device`, and enter the GPU memory that the
-        pod's annotation states into `uses`. Raises StopIteration if there is no such device."""
         gpus = self._gpus.look()
         index = next(gpu.index for gpu in gpus if device in (gpu.uuid, *(each.uuid for each in gpu.instances)))
         pid = self._pids[uid] = next(self._next_pid)
@@ -87,8 +76,6 @@ class Handout:
         self._gpus.add_process(index, "python3", pid, device)
 
     def _end(self, uid: str) -> None:
-        """Free the devices of a pod that has ended. If it has a process, end it and remove its use from `uses`. Raises
-        KeyError if nothing was ever assigned to the pod."""
         del self._assigned[uid]
         if (pid := self._pids.pop(uid, None)) is not None:
             self._gpus.remove_process(pid)
@@ -96,10 +83,7 @@ class Handout:
 
 
 def advertised_ids(gpus: Sequence[GPU], allocatable: Mapping[str, int]) -> dict[str, list[str]]:
-    """Return the device ids that the plugin advertises for the numbers in `allocatable`, by resource name: the UUID of
-    each device, or `UUID::REPLICA` of a shared one. Replicas of one device are as far apart as possible. A lost GPU
-    still counts in the numbers, but has no ids. A resource without devices is left out, and one whose number is 0 or
-    not a multiple of the number of its devices, as during a change."""
+    """Return the device ids that the plugin advertises, by resource name: UUID, or UUID::REPLICA of a shared device."""
     advertised: dict[str, list[str]] = {}
     for resource, wanted in allocatable.items():
         devices = _devices(gpus, resource.removesuffix(SHARED))
@@ -114,16 +98,11 @@ def advertised_ids(gpus: Sequence[GPU], allocatable: Mapping[str, int]) -> dict[
 
 
 def _allocatable(node: NodeObject) -> dict[str, int]:
-    """Return the allocatable number of each GPU resource in the Node's status. Raises ValueError for one that is not
-    an integer."""
     allocatable = (node.raw.get("status") or {}).get("allocatable") or {}
     return {name: int(value) for name, value in allocatable.items() if is_gpu_resource(name)}
 
 
 def _devices(gpus: Iterable[GPU], resource: str) -> list[str]:
-    """Return the UUIDs of the devices behind a resource: whole GPUs, or MIG devices of a profile; empty if there are
-    none. `nvidia.com/gpu` stands for the GPUs without MIG if there are any, otherwise for all MIG devices (strategy
-    single). A lost GPU counts as one without MIG, with an empty UUID."""
     gpus = list(gpus)
     divided = [gpu for gpu in gpus if gpu.mig_mode == "Enabled"]
     if resource == RESOURCE_GPU and len(divided) < len(gpus):

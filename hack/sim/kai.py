@@ -30,7 +30,6 @@ class Kai:
     def __init__(
         self, client: KubeClient, settings: SimSettings, *, log: Callable[[str], None] = lambda line: None
     ) -> None:
-        """Prepare a scheduler that knows no pods yet. `log` takes a line for each watch that fails."""
         self._client, self._log = client, log
         self._clock = Clock(settings)
         self._pods: dict[str, JSON] = {}
@@ -39,10 +38,7 @@ class Kai:
         self._groups = 0
 
     async def run(self) -> None:
-        """Watch pods and nodes, and schedule until canceled. After a change, wait 0.2 simulated seconds for further
-        ones, delete what `_sync` finds, and bind the pending pods, whose start takes its time in the background. Errors
-        of the watches are logged and retried. NotFound and Conflict of a binding or deletion, and NotFound of a start,
-        are ignored; any other KubeError of a write ends the scheduler, in an ExceptionGroup."""
+        """Watch pods and nodes, and schedule until canceled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follow(self._client, PODS, self._take(self._pods, "uid"), log=self._log))
             tasks.create_task(follow(self._client, NODES, self._take(self._nodes, "name"), log=self._log))
@@ -56,11 +52,7 @@ class Kai:
                         tasks.create_task(start_pod(self._client, self._clock, bound))
 
     def _take(self, known: dict[str, JSON], key: str) -> Callable[[JSON, bool], None]:
-        """Return a handler for `follow`. It stores each object in `known` under the value of its metadata field `key`,
-        removes it once it is gone, and wakes the scheduler."""
-
         def take(raw: JSON, gone: bool) -> None:
-            """Store an object in `known`, or remove it if it is `gone`, and wake the scheduler."""
             if gone:
                 known.pop(raw["metadata"][key], None)
             else:
@@ -70,17 +62,13 @@ class Kai:
         return take
 
     def _members(self, group: str) -> tuple[list[JSON], list[JSON]]:
-        """Return two lists: the reservation pods of a group, and the group's other pods that are Pending or Running,
-        which share its GPU. Both include terminating pods."""
+        """Return the pods that reserve the group's GPU, and those that share it."""
         pods = [pod for pod in self._pods.values() if group_of(pod) == group]
         reserving = [pod for pod in pods if pod["metadata"]["namespace"] == NAMESPACE]
         sharing = [pod for pod in pods if pod["metadata"]["namespace"] != NAMESPACE]
         return reserving, [pod for pod in sharing if phase_of(pod) in ("Pending", "Running")]
 
     async def _sync(self) -> None:
-        """Delete the reservation pods of each group that no Pending or Running pod uses any more, with a grace period
-        of 0. Delete the running pods of each group whose reservation pod is gone, with their own grace period.
-        Terminating pods are left alone. Raises KubeErrors other than NotFound and Conflict."""
         for group in sorted({group_of(pod) for pod in self._pods.values()} - {""}):
             reserving, sharing = self._members(group)
             if reserving and not sharing:
@@ -89,8 +77,6 @@ class Kai:
                 await self._delete([pod for pod in sharing if phase_of(pod) == "Running"])
 
     async def _delete(self, pods: list[JSON], grace: int | None = None) -> None:
-        """Delete the pods that are not terminating yet, and forget them. NotFound and Conflict are ignored: the pod is
-        gone or was replaced. `grace` is the grace period in seconds, or None for the pod's own."""
         for pod in pods:
             metadata = pod["metadata"]
             if "deletionTimestamp" in metadata:
@@ -108,8 +94,6 @@ class Kai:
                 continue
 
     def _pending(self) -> list[JSON]:
-        """Return the pods that name this scheduler and have no node yet, even terminating and finished ones, sorted by
-        name. Their annotation is not checked."""
         waiting = [
             pod
             for pod in self._pods.values()
@@ -118,10 +102,6 @@ class Kai:
         return sorted(waiting, key=lambda pod: str(pod["metadata"]["name"]))
 
     async def _bind(self, pod: JSON) -> list[JSON]:
-        """Bind a pod to the first node by name with room, and label it with its GPU's group. For a new group, a
-        reservation pod is created first. Returns and records the pods that start to run: the new reservation, if any,
-        and the bound pod; none if no node has room. A pod that is gone or changed is left out, and wakes the scheduler.
-        Other KubeErrors are raised."""
         first = next((place for name in sorted(self._nodes) if (place := self._place(pod, name))), None)
         if first is None:
             return []
@@ -146,10 +126,7 @@ class Kai:
         return begun
 
     def _place(self, pod: JSON, name: str) -> tuple[str, str] | None:
-        """Return where node `name` has room for the pod. That is (node, group) for the first group by name on the node
-        that has a reservation pod and whose fractions, with the pod's, do not exceed 1. Otherwise it is (node, empty
-        string) if the pods there request fewer GPUs than are allocatable. Returns None if the node is cordoned or has
-        no room. Taints, node selectors and readiness are ignored."""
+        """Return node and group for the pod; the group is empty if a whole GPU is free for a new one."""
         node = self._nodes[name]
         if (node.get("spec") or {}).get("unschedulable"):
             return None
@@ -168,8 +145,7 @@ def group_of(pod: JSON) -> str:
 
 
 def gpus_of(pod: JSON) -> int:
-    """Return how many whole GPUs the pod's containers request in their limits, without its init containers. A pod that
-    has finished counts as 0, a terminating one in full."""
+    """Return how many whole GPUs the pod's containers request, without its init containers."""
     if phase_of(pod) in ("Succeeded", "Failed"):
         return 0
     resources = (container.get("resources") or {} for container in pod["spec"]["containers"])
@@ -177,8 +153,7 @@ def gpus_of(pod: JSON) -> int:
 
 
 def fraction_of(pod: JSON) -> float:
-    """Return the fraction of a GPU that the pod requests by its annotation, or 0 if it has none. Raises ValueError if
-    the annotation is not a number."""
+    """Return the fraction of a GPU that the pod requests by its annotation, or 0 if it has none."""
     return float((pod["metadata"].get("annotations") or {}).get(FRACTION, "0"))
 
 
@@ -188,8 +163,6 @@ def phase_of(pod: JSON) -> str:
 
 
 def _reservation(node: str, group: str) -> JSON:
-    """Return the manifest of the pod with which KAI reserves a GPU of the node for a group. The pod is bound to the
-    node, requests one GPU, and has the group's label."""
     return {
         "apiVersion": "v1",
         "kind": "Pod",

@@ -4,7 +4,7 @@ It answers as a kubelet does (kubernetes v1.36.3 pkg/kubelet/apis/podresources/s
 without devices, and one ContainerDevices for each device, with its NUMA node (pkg/kubelet/cm/container_manager.go).
 The order differs each time, because they come from maps of Go (podsMapToPods in pkg/kubelet/pod/pod_manager.go). It
 accepts any number of calls on a connection and pings a client that sends data, as grpc-go v1.79.3 does
-(internal/transport/bdp_estimator.go). Numbers of fields are those of api.proto; `gpusharing/agent/kubelet.py`
+(internal/transport/bdp_estimator.go). Numbers of fields are those of api.proto; `gpusharing/agent/podresources.py`
 names them.
 """
 
@@ -22,7 +22,8 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import DataReceived, Event, PingAckReceived, RequestReceived, StreamEnded
 
-from gpusharing.agent.kubelet import ALLOCATABLE, LIST, PodDevices
+from gpusharing.agent.kubelet import ALLOCATABLE, LIST
+from gpusharing.agent.podresources import PodDevices
 
 Body: TypeAlias = bytes | Callable[[], bytes]
 """A response, or a function that returns one for each call."""
@@ -52,15 +53,13 @@ def framed(message: bytes) -> bytes:
 
 
 def devices(number: int, rows: Iterable[tuple[str, str]]) -> bytes:
-    """Return a ContainerDevices message in field `number` for each row (resource name, device id). All devices are on
-    NUMA node 0."""
+    """Return a ContainerDevices message for each resource name and device id, on NUMA node 0."""
     near = field(3, field(1, varint(8) + varint(0)))
     return b"".join(field(number, field(1, resource) + field(2, device) + near) for resource, device in rows)
 
 
 def listed(rows: Iterable[PodDevices]) -> bytes:
-    """Return a ListPodResourcesResponse with one pod of one container for each row. A pod without devices is listed
-    too."""
+    """Return a ListPodResourcesResponse with one pod of one container for each row, also for those without devices."""
     response = b""
     for each in rows:
         container = field(1, "main") + devices(2, ((each.resource, device) for device in each.devices))
@@ -74,8 +73,7 @@ def allocatable(rows: Iterable[tuple[str, str]]) -> bytes:
 
 
 class Kubelet:
-    """A gRPC server that has one answer for each method. It obeys flow control, so that large answers need window
-    updates from the client."""
+    """A gRPC server with one answer for each method. Large answers need window updates, as it obeys flow control."""
 
     def __init__(
         self,
@@ -84,10 +82,8 @@ class Kubelet:
         allocatable: Body | None = None,
         instead: bytes | None = None,
     ) -> None:
-        """Create a kubelet that answers List with `body` and `trailers`, and GetAllocatableResources with
-        `allocatable`; None means that it does not implement that method. If `instead` is given, it answers
-        GetAllocatableResources with these bytes in place of HTTP/2 frames, and then waits for the client to hang
-        up."""
+        """Answer List with `body` and `trailers`, and GetAllocatableResources with `allocatable`, if it is implemented,
+        or with the bytes `instead` in place of HTTP/2 frames."""
         self._instead = instead
         self._open: set[asyncio.StreamWriter] = set()
         self._over = False
@@ -97,11 +93,10 @@ class Kubelet:
         }
 
     def heard(self, request: Mapping[str, str]) -> None:
-        """Called with the headers of each request. Does nothing here; a subclass can override it."""
+        """Take the headers of each request; for subclasses."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection until the client hangs up or `hang_up` is called, and close it. ConnectionErrors are
-        swallowed."""
+        """Serve one connection until the client hangs up or `hang_up` is called, and close it."""
         self._open.add(writer)
         try:
             with suppress(ConnectionError):
@@ -114,15 +109,12 @@ class Kubelet:
             writer.close()
 
     def hang_up(self) -> None:
-        """Close every open connection. Connections that are opened later are closed at once, and no call is answered
-        any more."""
+        """Close every open connection."""
         self._over = True
         for writer in self._open:
             writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer the calls of one connection, and pass the headers of each to `heard`, until the client hangs up, or
-        until `instead` was sent in place of an answer. Raises KeyError for an unknown path."""
         session = _Session(self._answers)
         while True:
             writer.write(session.http2.data_to_send())
@@ -138,10 +130,7 @@ class Kubelet:
 
 
 class _Session:
-    """The server's side of one HTTP/2 connection."""
-
     def __init__(self, answers: Mapping[str, tuple[Body, Headers]]) -> None:
-        """Begin a connection on which each path in `answers` gets its body and trailers."""
         self.http2 = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
         self.http2.initiate_connection()
         self.headers: dict[str, str] = {}
@@ -153,10 +142,7 @@ class _Session:
         self._pinged = False
 
     def take(self, event: Event) -> str:
-        """Handle an event of the connection. Returns the path of the request if the event begins one, after storing
-        its headers in `headers`, and otherwise an empty string. Received data is acknowledged, and a ping is sent
-        unless one is outstanding. The end of a request begins its answer, whose body `send` sends; KeyError is
-        raised if the path has none."""
+        """Handle an event of the connection. Return the path of the request that it begins, or an empty string."""
         if isinstance(event, RequestReceived):
             self.headers = {str(name): str(value) for name, value in event.headers}
             self._paths[event.stream_id] = self.headers[":path"]
@@ -175,8 +161,7 @@ class _Session:
         return ""
 
     def send(self) -> None:
-        """Queue as much of each answer as the flow control windows allow, and the trailers once its body is
-        complete."""
+        """Queue as much of each answer as the flow control windows allow, and the trailers once its body is complete."""
         for stream, (body, trailers) in list(self._left.items()):
             left = body
             while left and (window := self.http2.local_flow_control_window(stream)):
@@ -190,17 +175,14 @@ class _Session:
 
 
 def shuffled(parts: Sequence[bytes]) -> Callable[[], bytes]:
-    """Return a function that frames these parts as one gRPC message. Each call puts the parts in a random order; the
-    sequence of orders is the same in every run."""
+    """Return a function that frames these parts as one gRPC message, in another random order at each call."""
     order = random.Random("SIMULATED kubelet")
     return lambda: framed(b"".join(order.sample(parts, len(parts))))
 
 
 @contextmanager
 def serving(socket: Path, holders: Sequence[PodDevices], healthy: Sequence[tuple[str, str]]) -> Iterator[None]:
-    """Run a kubelet in a thread of this process for the length of the block. `holders` are its pods with their devices,
-    and `healthy` its devices by resource name and id. Each answer lists them in a random order. Raises OSError if the
-    socket cannot be created."""
+    """Run a kubelet with these pods and healthy devices in a thread of this process for the length of the block."""
     pods, devices = [listed([row]) for row in holders], [allocatable([row]) for row in healthy]
     kubelet = Kubelet(shuffled(pods), allocatable=shuffled(devices))
     started: Future[Callable[[], object]] = Future()
@@ -217,9 +199,6 @@ def serving(socket: Path, holders: Sequence[PodDevices], healthy: Sequence[tuple
 
 
 async def _serve(kubelet: Kubelet, socket: Path, started: "Future[Callable[[], object]]") -> None:
-    """Serve on the socket until the function that `started` receives is called, from any thread. Then close the socket
-    and every connection, and return when all other tasks of the loop have ended. If the socket cannot be created,
-    `started` receives the OSError instead, and nothing is raised."""
     ended = asyncio.Event()
     try:
         server = await asyncio.start_unix_server(kubelet.serve, socket)

@@ -33,8 +33,7 @@ def daemon_set(
     node_selector: Mapping[str, str],
     tolerated: Sequence[JSON] = (GPU_TAINT,),
 ) -> JSON:
-    """Return the manifest of a DaemonSet whose pods do nothing; kwok reports them as running. `labels` are those of the
-    DaemonSet and of its pods, and its selector too. `tolerated` are the tolerations of the pods."""
+    """Return the manifest of a DaemonSet whose pods do nothing; kwok reports them as running."""
     return {
         "apiVersion": "apps/v1",
         "kind": "DaemonSet",
@@ -55,8 +54,7 @@ def daemon_set(
 
 
 def mps_daemon_set(settings: SimSettings, cluster_policy: JSON) -> JSON:
-    """Return the manifest of the GPU Operator's DaemonSet of MPS daemons, which this ClusterPolicy, an object with name
-    and uid, owns. The pods' containers and `hostPID` are those of `mps_pod_spec`."""
+    """Return the GPU Operator's DaemonSet of MPS daemons, which this ClusterPolicy owns."""
     namespace = settings.gpu_operator_namespace
     body = daemon_set(MPS_DAEMON, namespace, {LABEL_MPS_DAEMON: MPS_DAEMON}, MPS_SELECTOR)
     owner = {key: cluster_policy["metadata"][key] for key in ("name", "uid")}
@@ -66,8 +64,7 @@ def mps_daemon_set(settings: SimSettings, cluster_policy: JSON) -> JSON:
 
 
 def dra_daemon_set(settings: SimSettings) -> JSON:
-    """Return the DaemonSet of the DRA driver's kubelet plugins, as its chart's release `dra` renders it, in the GPU
-    Operator's namespace. Its pods are those of `driver_pod_spec`, for nodes with GPUs."""
+    """Return the DaemonSet of the DRA driver's kubelet plugins, as its chart's release `dra` renders it."""
     labels = {LABEL_DRA: KUBELET_PLUGIN}
     body = daemon_set(DRA_SET, settings.gpu_operator_namespace, labels, GPU_NODES)
     body["metadata"]["labels"] = {"app.kubernetes.io/instance": "dra"}
@@ -76,13 +73,7 @@ def dra_daemon_set(settings: SimSettings) -> JSON:
 
 
 async def install(client: KubeClient, settings: SimSettings) -> list[str]:
-    """Create the DaemonSets that are missing, and return the created ones as namespace/name, in the order of their
-    creation. With `settings.plain_config` those of mig-manager and of the MPS daemon are not created, because they are
-    the caller's. With `settings.dra` the DRA driver's DaemonSet is created, too, and before all DaemonSets its
-    DeviceClasses, which are not returned. With `settings.agents` a substitute for the agent's DaemonSet is created
-    unless there is one. The first ClusterPolicy by name owns the MPS DaemonSet; without one it has no owner, and its
-    pods have no config-manager. KubeErrors pass through, except AlreadyExists and the NotFound of ClusterPolicies that
-    are not served."""
+    """Create the DaemonSets that are missing, and the DRA driver's DeviceClasses. Return the former as namespace/name."""
     gpu_operator_namespace, agent_namespace = settings.gpu_operator_namespace, settings.agent_namespace
     try:
         policies = await list_of(client, CLUSTER_POLICIES)
@@ -123,8 +114,6 @@ async def install(client: KubeClient, settings: SimSettings) -> list[str]:
 
 
 async def _has_agents(client: KubeClient, namespace: str) -> bool:
-    """Whether a DaemonSet of the namespace, of any name, has our agent's label in its pod template. KubeErrors pass
-    through."""
     daemon_sets = await list_of(client, DAEMON_SETS, namespace=namespace)
     templates = [item["spec"]["template"]["metadata"] for item in daemon_sets]
     return any((template.get("labels") or {}).get(LABEL_AGENT) == AGENT for template in templates)

@@ -39,11 +39,9 @@ class NodePort(Protocol):
     """The node as mig-manager reads and changes it, apart from the GPUs."""
 
     @property
-    def labels(self) -> Mapping[str, str]:
-        """The present labels of the Node."""
+    def labels(self) -> Mapping[str, str]: ...
 
-    async def patch_labels(self, changes: Mapping[str, str | None]) -> None:
-        """Change labels of the Node; a value of None removes the label."""
+    async def patch_labels(self, changes: Mapping[str, str | None]) -> None: ...
 
     async def operands_gone(self, seconds: float) -> bool:
         """Wait until no operand pod is left on the node. Returns False if one is left after this many seconds."""
@@ -56,29 +54,26 @@ class NodePort(Protocol):
         """Whether WITH_REBOOT is set in migManager.env of ClusterPolicy."""
 
     async def reboot(self) -> None:
-        """Reboot the node. This kills the caller's process, so the call does not return."""
+        """Reboot the node, which kills the caller's process."""
 
-    def log(self, line: str) -> None:
-        """Print one line of the log."""
+    def log(self, line: str) -> None: ...
 
 
 class Register:
     """The label's value as mig-manager stores it: only the latest value is kept, and there is no queue (a.2)."""
 
     def __init__(self) -> None:
-        """Create a register whose present and last returned values are empty."""
         self._current = self._last_read = ""
         self._signal = asyncio.Event()
 
     def set(self, value: str) -> None:
-        """Store a value that the informer saw. Wakes the reader unless the value is empty."""
+        """Store a value that the informer saw."""
         self._current = value
         if value:
             self._signal.set()
 
     async def get(self) -> str:
-        """Return the latest value, even an empty one. If it equals the value returned last, first wait until `set` is
-        called with a value that is not empty; then the latest value is returned, even if it is the same again."""
+        """Return the latest value, after a wait for `set` if it was returned last."""
         if self._last_read == self._current:
             self._signal.clear()
             await self._signal.wait()
@@ -122,8 +117,6 @@ class MigManager:
         clock: Clock,
         settings: SimSettings,
     ) -> None:
-        """Prepare the process of a new pod, which has made no run yet. `faults` are shared with the caller, and a run
-        resets those that it meets."""
         self._port = port
         self._gpus = gpus
         self._faults = faults
@@ -135,26 +128,19 @@ class MigManager:
         self._no_restart_on_exit = False
 
     def note(self, value: str) -> None:
-        """Pass on the Node's mig.config label; called when the pod starts and at every change of labels. A value that
-        equals the last one is ignored."""
+        """Pass on the Node's mig.config label."""
         if value != self._last_value:
             self._last_value = value
             self._register.set(value)
 
     async def run(self) -> None:
-        """Reconfigure the GPUs for each new value of the label, until canceled. A ConfigError, ApplyError or
-        LibraryError ends a run in the state `failed`; other errors, such as InUse and KubeErrors of the port, pass
-        through."""
+        """Reconfigure the GPUs for each new value of the label, until canceled."""
         while True:
             name = await self._register.get()
             await self._clock.sleep(self._times.watch)
             await self._reconfigure(name)
 
     async def _reconfigure(self, name: str) -> None:
-        """Make one run for the configuration `name`. If the GPUs already have it, they are left alone, and the run ends
-        with the state `success` (`_leave`). Errors of the configuration, the apply or NVML are logged and end it with
-        `failed` (`_leave`), and so does a MIG mode still wrong after the reboot that should have set it. Raises InUse
-        (`_apply_all`)."""
         self._port.log(f"mig-manager: {name or '(empty)'}")
         deploy = {key: self._port.labels.get(key, "") for key in _pausable(self._port.labels)}  # 1
         before = self._port.labels.get(LABEL_MIG_STATE, "")
@@ -174,10 +160,6 @@ class MigManager:
     async def _change(
         self, name: str, items: tuple[Entry, ...], gpus: tuple[GPU, ...], deploy: Mapping[str, str]
     ) -> None:
-        """Pause the operands, change the GPUs, restore the operands, write `success` (steps 6 to 13), and remember this
-        complete run. If the MIG modes cannot be set, the node reboots with WITH_REBOOT or the fault `reboot`, else the
-        error is logged. Operands stay paused after a reboot, the fault `wedge_pending`, and 0.13.1's time-out (an
-        ApplyError in 0.15.1). Raises ApplyError, ConfigError, LibraryError and InUse."""
         await self._state("pending")  # 6
         await self._port.patch_labels(
             {key: "false" if value == "false" else PAUSED_FOR_MIG for key, value in deploy.items()}
@@ -207,10 +189,6 @@ class MigManager:
         self._no_restart_on_exit = True  # from now on `_leave` does not restore the operands
 
     async def _apply_mode(self, items: tuple[Entry, ...], gpus: tuple[GPU, ...]) -> None:
-        """Set the MIG modes if any is wrong or a GPU is selected by no item, and reset the fault `reboot`. Raises
-        ApplyError if they cannot be set or that still holds afterwards, _NeedsReboot if the fault prevents it,
-        ConfigError if an item that turns MIG on lists the index of a GPU without MIG, and LibraryError if NVML cannot
-        be read."""
         if mode_applied(items, gpus):
             return
         await self._clock.sleep(self._times.apply / 2)
@@ -226,10 +204,6 @@ class MigManager:
             raise ApplyError("Assertion failure: selected configuration not currently applied")
 
     async def _apply_all(self, name: str, items: tuple[Entry, ...]) -> None:
-        """Set the MIG modes that are still wrong, and rebuild the instances. For the refused configuration, only the
-        first GPU's instances are destroyed if MIG is on there, or InUse is raised. Raises ApplyError for that
-        configuration, for modes that cannot be set or stay pending, and for an impossible layout, ConfigError for a GPU
-        without MIG, and LibraryError (NVML)."""
         await self._clock.sleep(self._times.apply / 2)
         gpus = await self._read()
         if not mode_applied(items, gpus):
@@ -244,9 +218,6 @@ class MigManager:
         apply_layout(items, gpus, self._gpus)
 
     def _fail_if_injected(self, name: str) -> None:
-        """Reset the faults of the apply, and raise ApplyError if `failed` or `wedge_paused` was set. After
-        `wedge_paused` the process counts as having made a complete run. If `refuse` was set, the configuration
-        `name` is remembered as refused."""
         if self._faults.refuse:
             self._faults.refuse, self._faults.refused = False, name
         wedge, self._faults.wedge_paused = self._faults.wedge_paused, False
@@ -257,33 +228,25 @@ class MigManager:
             raise ApplyError("SIMULATED failure, requested by inject")
 
     async def _leave(self, deploy: Mapping[str, str], state: str) -> None:
-        """End a run early: restore the operands and write the state. If this process has made a complete run before,
-        the operands stay paused instead, because mig-manager never forgets a complete run (the bug a.7, 2)."""
+        """End a run early. After a complete run, never forgotten, the operands stay paused (the bug a.7, 2)."""
         if not self._no_restart_on_exit:
             await self._restore(deploy)
         await self._state(state)
 
     async def _restore(self, deploy: Mapping[str, str]) -> None:
-        """Set each deploy label in `deploy`, which holds the values before the run, to false if it was false before,
-        else to true, even if the Node lacked it. Does nothing if the Node is gone."""
         await self._port.patch_labels({key: "false" if value == "false" else "true" for key, value in deploy.items()})
 
     async def _state(self, state: str) -> None:
-        """Log the state and write it to the Node's label nvidia.com/mig.config.state."""
         self._port.log(f"mig-manager: {state}")
         await self._port.patch_labels({LABEL_MIG_STATE: state})
 
     async def _read(self) -> tuple[GPU, ...]:
-        """Read every GPU with all rights, as one call of nvidia-mig-parted does, which takes simulated time (`parted`).
-        Blocks while NVML hangs, and raises LibraryError."""
         await self._clock.sleep(self._times.parted)
         reading: Reading = await Readings(self._gpus)(self._gpus.read_as_operand, "mig-parted")
         return reading.gpus
 
 
 def _pausable(labels: Mapping[str, str]) -> list[str]:
-    """Return the deploy labels that a run pauses and restores, those of DEPLOY_PAUSABLE in their order. The label of
-    NVIDIA's client is included only if the Node has it with a value that is not empty (a.1); the others are included in
-    any case."""
+    """Return the deploy labels that a run pauses; that of NVIDIA's client only if the Node has it (a.1)."""
     keys = (f"{LABEL_DEPLOY_PREFIX}{operand}" for operand in DEPLOY_PAUSABLE)
     return [key for key in keys if key != LABEL_DEPLOY_CLIENT or labels.get(key)]

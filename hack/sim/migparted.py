@@ -52,8 +52,7 @@ class Entry:
     target: Target
 
     def matches(self, gpu: GPU) -> bool:
-        """Whether this item selects the GPU, by its index and by the PCI device id of its product. The MIG mode does
-        not matter."""
+        """Whether this item selects the GPU, by its index and by the PCI device id of its product."""
         if self.devices is not None and gpu.index not in self.devices:
             return False
         return not self.filters or pci_device_id(gpu.product) in self.filters
@@ -61,9 +60,8 @@ class Entry:
 
 @lru_cache(maxsize=64)
 def parse(text: str) -> Mapping[str, tuple[Entry, ...]]:
-    """Return the items of every configuration in the YAML file, by name; empty for an empty file, or for one without
-    mig-configs. Raises ConfigError: one mistake makes the whole file invalid, as in mig-parted's api/spec/v1/spec.go.
-    Results are cached by `text`; errors are not."""
+    """Return the items of every configuration in the file, by name. One mistake makes the whole file invalid, as in
+    mig-parted's api/spec/v1/spec.go. Results are cached by `text`."""
     try:
         document = to_json(text)
     except GoError as error:
@@ -83,8 +81,7 @@ def parse(text: str) -> Mapping[str, tuple[Entry, ...]]:
 
 
 def entries(text: str, name: str) -> tuple[Entry, ...]:
-    """Return the items of the configuration `name` in the YAML file. Raises ConfigError if the file is invalid or has
-    no such configuration."""
+    """Return the items of the configuration `name` in the YAML file."""
     items = parse(text).get(name)
     if items is None:
         raise ConfigError(f"no mig-config named {name!r}")
@@ -92,9 +89,8 @@ def entries(text: str, name: str) -> tuple[Entry, ...]:
 
 
 def targets(items: Iterable[Entry], gpus: Sequence[GPU]) -> list[tuple[GPU, Target]]:
-    """Return (GPU, target) for each GPU that an item selects, in the order of the items and, for one item, in the order
-    of `gpus`. A GPU may occur several times or not at all. An item that turns MIG on skips GPUs without MIG if it is
-    for all devices, and raises ConfigError if it lists the index of one."""
+    """Return each GPU that an item selects with its target; a GPU may occur several times. An item that turns MIG on
+    skips GPUs without MIG if it is for all devices, and raises ConfigError if it lists one."""
     wanted: list[tuple[GPU, Target]] = []
     for entry in items:
         for gpu in gpus:
@@ -109,31 +105,25 @@ def targets(items: Iterable[Entry], gpus: Sequence[GPU]) -> list[tuple[GPU, Targ
 
 
 def covers_all(items: Iterable[Entry], gpus: Sequence[GPU]) -> bool:
-    """Whether every GPU is selected by at least one item; True without GPUs. If not, mig-parted's assert never
-    succeeds (a.8)."""
+    """Whether an item selects every GPU. If not, mig-parted's assert never succeeds (a.8)."""
     items = tuple(items)
     return all(any(entry.matches(gpu) for entry in items) for gpu in gpus)
 
 
 def present(gpu: GPU) -> Target:
-    """Return the layout that the GPU has now, or None if its MIG mode is not Enabled. The layout is empty if MIG is on
-    without instances."""
+    """Return the layout that the GPU has now, or None if its MIG mode is not Enabled."""
     if gpu.mig_mode != "Enabled":
         return None
     return normalize(Counter(instance.profile for instance in gpu.instances))
 
 
 def generated(reading: Reading) -> str:
-    """Return the text of the YAML file that mig-manager from v0.14 on generates from the cards of a node
-    (docs/design/nvidia.md#a10). Empty if none of the cards is known to have MIG profiles."""
+    """Return the file that mig-manager from v0.14 on generates from a node's cards (docs/design/nvidia.md#a10)."""
     return _generated(tuple(model.product for model in reading.models))
 
 
 @lru_cache(maxsize=64)
 def _generated(products: tuple[str, ...]) -> str:
-    """Return the generated YAML file for these products, with the names and layouts of `generated_layouts`; empty if
-    none of them has MIG profiles in the card table. Its items have a filter by card only if there are several
-    products."""
     configs: dict[str, list[dict[str, Any]]] = {}
     for product in products:
         card = find_card(product)
@@ -145,8 +135,7 @@ def _generated(products: tuple[str, ...]) -> str:
 
 
 def pci_device_id(product: str) -> str:
-    """Return the PCI device id of a product, or the first id of its card if the table does not say which id belongs to
-    which product. Returns an empty string if the table does not know the product or has no id for its card."""
+    """Return the PCI device id of a product, or the first one of its card; empty if there is none."""
     card = find_card(product)
     if card is None or not card.pci_device_ids:
         return ""
@@ -155,25 +144,19 @@ def pci_device_id(product: str) -> str:
 
 
 def _render(layout: Target) -> dict[str, Any]:
-    """Return an item of the file for all devices of a node: `mig-enabled: false` if the layout is None, and otherwise
-    MIG on with the layout's profiles and counts."""
     if layout is None:
         return {"devices": "all", "mig-enabled": False}
     return {"devices": "all", "mig-enabled": True, "mig-devices": dict(layout)}
 
 
 def _items(name: object, entries: object) -> list[Any]:
-    """Return `entries`, the items of the configuration `name`. Raises ConfigError unless it is a list with at least
-    one item."""
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"mig-config {name} is not a list with at least one entry")
     return entries
 
 
 def _entry(raw: Any) -> Entry:
-    """Parse one item of the file. `devices` and `mig-enabled` are compulsory. A device-filter may be a string, a list
-    of strings and nulls, null or missing. Null, an empty string and `[]` are no filter; a null or an empty string in a
-    list matches no GPU. Raises ConfigError for unknown or missing fields and invalid values."""
+    """Parse one item. As in the real one, null, an empty string and `[]` are no device-filter."""
     if not isinstance(raw, dict) or raw.keys() - _FIELDS or not {"devices", "mig-enabled"} <= raw.keys():
         raise ConfigError(f"a mig-config item has devices, mig-enabled and mig-devices: {raw!r}")
     wanted = raw.get("device-filter")
@@ -184,8 +167,7 @@ def _entry(raw: Any) -> Entry:
 
 
 def _devices(raw: object) -> frozenset[int] | None:
-    """Return the indexes of a `devices` field, or None for `all`. In a list, null counts as index 0, and a negative
-    index selects no GPU. Raises ConfigError for anything but `all` and a list of integers."""
+    """Return the indexes, or None for `all`. In a list, null counts as 0, and a negative index selects no GPU."""
     if raw == "all":
         return None
     if not isinstance(raw, list):
@@ -194,8 +176,7 @@ def _devices(raw: object) -> frozenset[int] | None:
 
 
 def _int(raw: object) -> int:
-    """Return an integer that fits in 64 bits, or 0 for null, which encoding/json ignores. Raises ConfigError for
-    anything else."""
+    """Return an integer of 64 bits, or 0 for null, which encoding/json ignores."""
     if raw is None:
         return 0
     if type(raw) is not int or not -(2**63) <= raw < 2**63:
@@ -204,9 +185,6 @@ def _int(raw: object) -> int:
 
 
 def _target(raw: Mapping[str, Any]) -> Target:
-    """Return the layout that an item requests, without counts of 0 or null, or None if it turns MIG off (mig-enabled is
-    false or null). An empty mig-devices gives an empty layout. Raises ConfigError for a bad profile or count, if all
-    counts are 0, if mig-devices is missing with MIG on, or if it lists profiles with MIG off."""
     enabled, counts = raw["mig-enabled"], raw.get("mig-devices")
     if type(enabled) not in (bool, NoneType):
         raise ConfigError(f"mig-enabled is true or false: {enabled!r}")
@@ -228,9 +206,7 @@ def _target(raw: Mapping[str, Any]) -> Target:
 
 
 def _is_profile(text: str) -> bool:
-    """Whether go-nvlib's parseMigProfile accepts this profile name, such as `1g.10gb+me` or `1c.3g.20gb`: attributes,
-    separated by commas, follow one + or one -, and none occurs twice. Whether a card has the profile does not
-    matter."""
+    """Whether go-nvlib's parseMigProfile accepts this name, such as `1g.10gb+me` or `1c.3g.20gb`, for any card."""
     slices, *attributes = re.split(r"[+-]", text, maxsplit=1)
     if not _SLICES.fullmatch(slices):
         return False
@@ -239,9 +215,7 @@ def _is_profile(text: str) -> bool:
 
 
 def normal_id(text: str) -> str:
-    """Return a PCI device id in our notation, such as 0x233010DE: the first two characters become 0x, letters are made
-    upper case, and the first colon is dropped with everything after it. A string that is not an id this way matches no
-    GPU."""
+    """Return a PCI device id in our notation, such as 0x233010DE."""
     return "0x" + text.partition(":")[0][2:].upper()
 
 
@@ -255,27 +229,19 @@ class ApplyError(Exception):
 
 
 def mode_applied(items: Sequence[Entry], gpus: Sequence[GPU]) -> bool:
-    """Whether every GPU is selected by an item and has the MIG mode that each of these items requests (`assert
-    --mode-only`). A GPU without MIG that `targets` skips needs only to be selected. Raises ConfigError if an item that
-    turns MIG on lists the index of a GPU without MIG."""
+    """Whether every GPU has the MIG mode that its items request (`assert --mode-only`)."""
     wanted = targets(items, gpus)
     return covers_all(items, gpus) and all((t is not None) == _mig(gpu) for gpu, t in wanted)
 
 
 def applied(items: Sequence[Entry], gpus: Sequence[GPU]) -> bool:
-    """Whether every GPU is selected by an item and has exactly the layout that each of these items requests (`assert`).
-    A GPU without MIG that `targets` skips needs only to be selected. Raises ConfigError if an item that turns MIG on
-    lists the index of a GPU without MIG."""
+    """Whether every GPU has exactly the layout that its items request (`assert`)."""
     return covers_all(items, gpus) and all(present(gpu) == target for gpu, target in targets(items, gpus))
 
 
 def apply_mode(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedGPUs) -> None:
-    """Set the MIG modes (`apply --mode-only`). Does nothing if all modes, also the pending ones, are right. Otherwise
-    destroys the instances of every selected GPU, sets all modes, and resets all GPUs of the node if a mode is pending.
-
-    Raises ApplyError if something is in use, or if a virtual machine would have to reset a GPU; destroyed instances are
-    then lost, and pending modes stay pending. Raises ConfigError for the index of a GPU without MIG (`targets`).
-    """
+    """Set the MIG modes (`apply --mode-only`). If one changes, the instances of every selected GPU are destroyed first,
+    and lost even if ApplyError is raised."""
     wanted = [(gpu, t) for gpu, t in targets(items, gpus) if gpu.mig_mode != "NotSupported"]
     if all((target is not None) == _mig(gpu) == (gpu.mig_mode_pending == "Enabled") for gpu, target in wanted):
         return
@@ -291,25 +257,14 @@ def apply_mode(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedGPU
 
 
 def apply_layout(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedGPUs) -> None:
-    """Rebuild each GPU that differs from its target, one after another: the second half of `apply`, after the MIG modes
-    have been set. GPUs whose target is MIG off are skipped. A profile that the card does not have leaves the GPU
-    without instances and raises no error (docs/design/nvidia.md#unknown-profile).
-
-    Raises ApplyError if an instance is in use, or if no ordering of the profiles fits; in the second case the GPU has
-    no instances left. Raises ConfigError for the index of a GPU without MIG (`targets`).
-    """
+    """Rebuild each GPU that differs from its target. A profile that the card does not have leaves the GPU without
+    instances and raises no error (docs/design/nvidia.md#unknown-profile)."""
     for gpu, target in targets(items, gpus):
         if target is not None and present(gpu) != target:
             _rebuild(gpu.index, target, driver)
 
 
 def _rebuild(index: int, layout: Layout, driver: SimulatedGPUs) -> None:
-    """Destroy the instances of a GPU and create those of the layout, in the first of at most _MOST_ORDERINGS orderings
-    that fits. If the card does not have a profile, or MIG is off, the GPU ends without instances and no error is
-    raised.
-
-    Raises ApplyError if an instance is in use, or if no ordering fits; in the second case the GPU has no instances.
-    """
     try:
         driver.destroy_all(index)
         for ordering in islice(_arrange(dict(layout)), _MOST_ORDERINGS):
@@ -329,8 +284,6 @@ def _rebuild(index: int, layout: Layout, driver: SimulatedGPUs) -> None:
 
 
 def _arrange(counts: dict[str, int]) -> Iterator[tuple[str, ...]]:
-    """Yield the distinct orderings of the instances, whose numbers are given by profile. The first ordering follows the
-    order of `counts`. Without instances, one empty ordering is yielded."""
     left = [name for name, count in counts.items() if count]
     if not left:
         yield ()
@@ -340,5 +293,4 @@ def _arrange(counts: dict[str, int]) -> Iterator[tuple[str, ...]]:
 
 
 def _mig(gpu: GPU) -> bool:
-    """Whether MIG is on at this GPU."""
     return gpu.mig_mode == "Enabled"

@@ -15,15 +15,13 @@ from hack.sim.fakefaults import Crash
 
 When = Literal["before", "after"]
 Disturbance = Callable[[Resource, str], object]
-"""A function that is called with the kind and the name of the written object. It may raise the error that the caller
-gets."""
+"""Called with the kind and the name of the written object. It may raise the error that the caller gets."""
 
 
 class MortalClient(PassingClient):
     """Passes every call on to another client until its simulated process dies."""
 
     def __init__(self, client: KubeClient) -> None:
-        """Wrap `client` for a process that is alive, without disturbances."""
         super().__init__(client)
         self.dead = False
         self.died = asyncio.Event()
@@ -36,30 +34,25 @@ class MortalClient(PassingClient):
         self._cut: tuple[Resource, KubeError] | None = None
 
     def disturb(self, write: int, when: When, disturbance: Disturbance) -> None:
-        """Call `disturbance`, with the kind and the name of the object, when write number `write` is made: before it
-        reaches the server, or after it has, but before the answer or error arrives. Writes are counted from 1;
-        writes to the Lease do not count. Replaces an earlier disturbance of the same moment."""
+        """Call `disturbance` before write number `write` reaches the server, or after it has, but before the answer
+        arrives. Writes are counted from 1; those to the Lease do not count."""
         self._disturbances[write, when] = disturbance
 
     def die_at(self, write: int, when: When) -> None:
-        """Let the process die at write number `write`, as `disturb` counts them: `before` it reaches the server, so
-        that the write is lost, or `after`, so that only its answer is lost. That call and all later ones raise Crash.
-        Replaces a disturbance of the same moment."""
+        """Let the process die before write number `write` reaches the server, or after it, so that its answer is lost."""
 
         def end(resource: Resource, name: str) -> None:
-            """Kill the process and raise Crash."""
             self.die()
             raise Crash(f"{when} write {write} to {resource.plural} {name}")
 
         self.disturb(write, when, end)
 
     def interfere(self, sent: Callable[[JSON], bool], act: Callable[[], object]) -> None:
-        """Call `act` once, just before the first patch whose body satisfies `sent` reaches the server. Replaces an
-        interference that was set before."""
+        """Call `act` once, just before the first patch whose body satisfies `sent` reaches the server."""
         self._interference = sent, act
 
     def cut(self, resource: Resource, error: KubeError) -> None:
-        """Make every write to this kind raise `error` from now on. Replaces a kind and error that were set before."""
+        """Make every write to this kind raise `error` from now on."""
         self._cut = resource, error
 
     def die(self) -> None:
@@ -68,8 +61,6 @@ class MortalClient(PassingClient):
         self.died.set()
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """Watch as KubeClient does. Withholds the next `lose_events` events, and raises Crash at the first event after
-        the death of the process."""
         async with aclosing(self.client.stream(request)) as events:
             async for event in events:
                 self._live()
@@ -79,10 +70,6 @@ class MortalClient(PassingClient):
                     yield event
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Make a call as KubeClient does. A write calls its disturbances, the one for `after` even if the write fails.
-        A write that is `cut` raises that error instead. Such writes, and those of a Lease, are neither counted nor
-        disturbed. First of all, a matching patch calls the interference, once, even after death. Raises Crash if the
-        process is dead."""
         if request.verb == "patch" and self._interference is not None and self._interference[0](request.body or {}):
             act, self._interference = self._interference[1], None
             act()
@@ -103,11 +90,9 @@ class MortalClient(PassingClient):
             self._disturb(number, "after", resource, name)
 
     def _live(self) -> None:
-        """Raise Crash if the process is dead."""
         if self.dead:
             raise Crash("this process is dead")
 
     def _disturb(self, number: int, when: When, resource: Resource, name: str) -> None:
-        """Call the disturbance of this write, if there is one; what it raises passes through."""
         if disturbance := self._disturbances.get((number, when)):
             disturbance(resource, name)

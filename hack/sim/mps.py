@@ -21,16 +21,13 @@ SERVER = "nvidia-cuda-mps-server"
 
 
 class MpsDaemon(Configured):
-    """Plays nvidia-device-plugin-mps-control-daemon on one node, whose pod may be replaced. `run` starts and stops the
-    daemon after `set_pod`."""
+    """Plays nvidia-device-plugin-mps-control-daemon on one node, whose pod may be replaced."""
 
     operand = "mps-control-daemon"
 
     def __init__(
         self, cluster: SimCluster, node: NodeObject, gpus: SimulatedGPUs, on_change: Callable[[], None]
     ) -> None:
-        """Prepare the daemon of a node, without a pod. `on_change` is called when the daemon begins or stops to serve,
-        or serves another number of clients."""
         super().__init__(cluster, node, gpus)
         self.clients: int | None = None
         """Clients per GPU that it serves, or None while it does not serve."""
@@ -41,31 +38,25 @@ class MpsDaemon(Configured):
         self._wake = asyncio.Event()
 
     def set_pod(self, uid: str) -> None:
-        """Set the UID of the daemon's pod that runs on the node now; empty if there is none or it is terminating. If
-        the UID differs, `run` is woken, which stops and starts the daemon."""
+        """Set the UID of the daemon's running pod; empty if there is none or it is terminating."""
         if uid != self._wanted:
             self._wanted = uid
             self._wake.set()
 
     def kill(self) -> None:
-        """Kill the daemon with SIGKILL, if it runs. The GPUs stay exclusive, and the daemon does not serve again
-        before its pod is replaced or the node has rebooted."""
+        """Kill the daemon with SIGKILL: the GPUs stay exclusive, and it serves again in a new pod or after a reboot."""
         if self._pid is not None:
             self.gpus.remove_process(self._pid)
         self._pid = None
         self._serve(None)
 
     def reboot(self) -> None:
-        """Kill the daemon because the node goes down; the next `run` starts its pod again. Call it only while `run` is
-        not running."""
+        """Kill the daemon because the node goes down. Call it only while `run` is not running."""
         self.kill()
         self._started = ""
 
     async def run(self) -> None:
-        """Start and stop the daemon as its pod comes and goes, until canceled. A daemon that was killed starts again
-        only in a new pod or after a reboot. A start that crash-loops is repeated after a CrashLoopBackOff, or as soon
-        as the pod changes. It doubles with each failure in a row, from `crash_first` to `crash_last` of the times.
-        LibraryErrors and PluginErrors are logged and not raised."""
+        """Start and stop the daemon as its pod comes and goes, until canceled."""
         crashes = 0
         while True:
             self._wake.clear()
@@ -82,11 +73,6 @@ class MpsDaemon(Configured):
                 crashes += 1
 
     async def _start(self) -> bool:
-        """Start the pod. If MPS is configured for whole GPUs, the daemon serves after the time of a reload: each GPU
-        without MIG becomes ExclusiveProcess and gets a server process. Returns False if the pod crash-loops instead,
-        which is logged: because of its configuration, because NVML cannot be read, or because a card allows fewer
-        clients. Otherwise returns True. With the GPU Operator, a daemon that is not notified (`is_notified`) never
-        serves; that is logged too, and counts as started."""
         key = self.key(new_pod=True)
         try:
             if key is None:
@@ -114,8 +100,6 @@ class MpsDaemon(Configured):
         return True
 
     async def _stop(self) -> None:
-        """Stop the daemon cleanly, after the simulated time of a reload: its process ends, and the GPUs return to their
-        default compute mode. If it is killed meanwhile, the GPUs stay exclusive."""
         await self.cluster.clock.sleep(self.cluster.settings.times.reload)
         if self._pid is not None:
             self.gpus.remove_process(self._pid)
@@ -125,12 +109,9 @@ class MpsDaemon(Configured):
         self._serve(None)
 
     def _whole(self) -> list[int]:
-        """Return the indexes of the GPUs whose MIG mode is not Enabled; the daemon does not touch the others."""
         return [gpu.index for gpu in self.gpus.look() if gpu.mig_mode != "Enabled"]
 
     def _serve(self, clients: int | None) -> None:
-        """Set `clients`, the number of clients per GPU that the daemon serves, or None if it has stopped. If the number
-        changed, log it and call `on_change`."""
         if clients != self.clients:
             self.clients = clients
             shown = "stopped" if clients is None else f"serves {clients} clients per GPU"
@@ -139,15 +120,12 @@ class MpsDaemon(Configured):
 
 
 def most_clients(compute_capability: str) -> int:
-    """Return how many clients per GPU the daemon allows at most for a compute capability such as 9.0: 48 if it is 7.5
-    or higher, otherwise 16 (docs/design/nvidia.md#b5). Raises ValueError unless it is two numbers."""
+    """Return how many clients per GPU the daemon allows (docs/design/nvidia.md#b5)."""
     major, _, minor = compute_capability.partition(".")
     return 48 if (int(major), int(minor)) >= (7, 5) else 16
 
 
 def _refuse_too_many(clients: int | None, compute_capability: str) -> None:
-    """Raise PluginError if `clients` is more than the daemon allows per GPU of this compute capability. None is never
-    too many. Raises ValueError unless the capability is two numbers."""
     most = most_clients(compute_capability)
     if clients is not None and clients > most:
         raise PluginError(f"invalid MPS configuration: maximum allowed replicas exceeded: {clients} > {most}")

@@ -19,9 +19,7 @@ SHORT_NAMES = (0, 21, 0)
 
 
 def mps_pod_spec(settings: SimSettings) -> JSON:
-    """Return the fields of the pods' spec that decide whether the daemon learns of a configuration: `hostPID`, which is
-    always set, and the two containers with their commands, whose images have the version of `settings.plugin`. The
-    environment of config-manager says that it must signal the process whose name is `settings.mps_signals`."""
+    """Return the fields of the pods' spec that decide whether the daemon learns of a configuration."""
     image = f"simulated/k8s-device-plugin:v{settings.plugin}"
     signal = [{"name": "SEND_SIGNAL", "value": "true"}, {"name": SIGNALLED, "value": settings.mps_signals}]
     return {
@@ -34,14 +32,8 @@ def mps_pod_spec(settings: SimSettings) -> JSON:
 
 
 def is_notified(spec: JSON) -> bool:
-    """Whether the MPS daemon, in a pod with this spec, learns which configuration the label names. Always True before
-    version 0.18.2, in which the daemon finds the configuration when it starts. Later versions depend on config-manager:
-    it must look for the daemon's process name, from SHORT_NAMES on without its path, and, before 0.20, the pod must not
-    have `hostPID`.
-
-    The version is that of the daemon's image; a tag without a version counts as 0.20. Raises KeyError if the spec lacks
-    one of the two containers, or a field of theirs (image, command, env) that the answer depends on.
-    """
+    """Whether the MPS daemon learns which configuration the label names. Config-manager must look for its process name,
+    from SHORT_NAMES on without the path, and, before 0.20, the pod must not have `hostPID`."""
     containers = {container["name"]: container for container in spec["containers"]}
     daemon, manager = containers[DAEMON], containers[MANAGER]
     numbers = re.search(r":v?(\d+)\.(\d+)\.(\d+)", daemon["image"])

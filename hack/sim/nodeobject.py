@@ -35,12 +35,9 @@ class SimCluster:
 
 
 class NodeObject:
-    """A cached Node, and the writes to it. A write is retried while the API server is unavailable or throttles, and
-    dropped if the Node does not exist. Other KubeErrors are raised."""
+    """A cached Node, and the writes to it."""
 
     def __init__(self, cluster: SimCluster, raw: JSON, on_labels: Callable[[Labels, Labels], None]) -> None:
-        """Wrap this version of a Node. `on_labels` is called with the labels before and after each change that `take`
-        or an own write delivers, whoever made it."""
         self.name: str = raw["metadata"]["name"]
         self.raw = raw
         self._cluster = cluster
@@ -59,8 +56,7 @@ class NodeObject:
         return annotations
 
     def take(self, raw: JSON) -> None:
-        """Store a version of the Node if its resourceVersion is higher than the known one's, and then call `on_labels`
-        if the labels changed. Any other version is ignored."""
+        """Store a version of the Node unless a newer one is known, and call `on_labels` if the labels changed."""
         if _version(raw) <= _version(self.raw):
             return
         before, self.raw = self.labels, raw
@@ -72,21 +68,14 @@ class NodeObject:
         labels: Mapping[str, str | None] | None = None,
         annotations: Mapping[str, str | None] | None = None,
     ) -> None:
-        """Change labels and annotations; a value of None removes one. Makes no call if both arguments are empty, but
-        makes one even if nothing would change. Unavailable and Throttled are retried, and NotFound is ignored; other
-        KubeErrors are raised."""
+        """Change labels and annotations; a value of None removes one."""
         metadata = {"labels": dict(labels or {}), "annotations": dict(annotations or {})}
         metadata = {key: value for key, value in metadata.items() if value}
         if metadata:
             await self._write({"metadata": metadata}, None)
 
     async def advertise(self, counts: Mapping[str, int], *, plugin: bool) -> None:
-        """Write the number of each GPU resource to the Node's status, as the kubelet does (docs/design/nvidia.md#b7),
-        and log the numbers. A resource whose name begins with `nvidia.com/` and that is no longer in `counts` stays,
-        with 0. Makes no call, and logs nothing, if nothing changes. Retries and errors are those of `patch`.
-
-        `plugin` says whether the device plugin is registered. If it is not, `counts` must have no entries: allocatable
-        drops to 0, and capacity keeps its value."""
+        """Write the number of each GPU resource to the Node's status, as the kubelet does (docs/design/nvidia.md#b7)."""
         status = self.raw.get("status") or {}
         capacity, allocatable = status.get("capacity") or {}, status.get("allocatable") or {}
         names = {name for name in (*capacity, *allocatable) if name.startswith(NVIDIA)} | counts.keys()
@@ -99,9 +88,7 @@ class NodeObject:
         await self._write({"status": {"capacity": new_capacity, "allocatable": new_allocatable}}, "status")
 
     async def set_ready(self, ready: bool) -> None:
-        """Set the Ready condition to True as the kubelet does, or to Unknown as the node controller does when the
-        kubelet is silent. The other conditions stay. The times of the condition become the present one, even if its
-        status is the same. Retries and errors are those of `patch`."""
+        """Set Ready to True as the kubelet does, or to Unknown as the node controller does when the kubelet is silent."""
         conditions = [dict(row) for row in (self.raw.get("status") or {}).get("conditions") or ()]
         conditions = [row for row in conditions if row.get("type") != "Ready"]
         reason, message = ("KubeletReady", "SIMULATED") if ready else ("NodeStatusUnknown", "SIMULATED reboot")
@@ -119,9 +106,6 @@ class NodeObject:
         await self._write({"status": {"conditions": conditions}}, "status")
 
     async def _write(self, body: dict[str, Any], subresource: str | None) -> None:
-        """Patch the Node, or its `subresource` if that is not None, and store the answer, which calls `on_labels` if
-        the labels changed (`take`). While the server is unavailable or throttles, logs that and retries every
-        RETRY_SECONDS, real ones, without end; does nothing if the Node does not exist. Other KubeErrors are raised."""
         while True:
             try:
                 answer = await self._cluster.client.patch(NODES, self.name, body, subresource=subresource)
@@ -136,5 +120,4 @@ class NodeObject:
 
 
 def _version(raw: JSON) -> int:
-    """Return the resourceVersion as a number; 0 if there is none."""
     return int(raw["metadata"].get("resourceVersion") or 0)

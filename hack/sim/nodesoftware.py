@@ -11,8 +11,8 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from gpusharing.agent.kubelet import PodResources
 from gpusharing.agent.loop import AgentLoop, LoopSettings
+from gpusharing.agent.podresources import PodResources
 from gpusharing.api.gpunode import RemappedRows
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
@@ -56,16 +56,11 @@ CRASH_BACKOFF = 10.0
 
 
 def _served_by(policy: ClusterPolicy) -> tuple[object, ...]:
-    """Return the fields of ClusterPolicy that affect the device plugin, GFD or where operands run, so that two versions
-    can be compared: the plugin's ConfigMap and default key, the MIG strategy, the operands that are off, the kind of
-    workload, and whether a node's label can set another kind."""
     configured = (policy.plugin_config, policy.plugin_default, policy.mig_strategy)
     return (*configured, policy.off, policy.workload, policy.sandboxes)
 
 
 def _divided_by(policy: ClusterPolicy) -> tuple[object, ...]:
-    """Return the fields of ClusterPolicy that affect mig-manager, so that two versions can be compared: its ConfigMap,
-    WITH_REBOOT, and whether it is turned off."""
     return policy.mig_config, policy.with_reboot, "mig-manager" in policy.off
 
 
@@ -82,14 +77,6 @@ class NodeSoftware:
         agent_client: Callable[[str], KubeClient] | None = None,
         pages: Pages | None = None,
     ) -> None:
-        """Prepare the simulation; `run` starts it.
-
-        `hardware` holds, by node name, the GPUs of nodes whose labels cannot describe them, such as mixed cards.
-        `agent_client` returns the client with which the agent of a node makes all calls but lists and watches; by
-        default all agents use `client`.
-        `pages` is notified when agents start and end. By default it is a server of their metrics on the `agent_port`
-        of the settings, which raises OSError if the port is in use, or nothing if the port is None.
-        """
         self.settings = settings or SimSettings()
         self.nodes: dict[str, SimNode] = {}
         self._cluster = SimCluster(
@@ -123,8 +110,7 @@ class NodeSoftware:
         """The server of the agents' metrics, or None if they are not served."""
 
     async def run(self) -> None:
-        """Simulate until canceled, and close `pages` at the end. An error that is not retried, such as a refused
-        write, ends the simulation and is raised in an ExceptionGroup."""
+        """Simulate until canceled, and close `pages` at the end."""
         try:
             await self._run()
         finally:
@@ -132,9 +118,6 @@ class NodeSoftware:
                 self.pages.close()
 
     async def _run(self) -> None:
-        """Start the watches and wait until canceled. ConfigMaps and ClusterPolicies come first. Once these are
-        complete, pods and nodes follow, with GPUNodes if the settings turn agents on, and with DaemonSets if there is a
-        GPU Operator (not `plain`). Raises an ExceptionGroup if a task fails."""
         client, log = self._cluster.client, self._cluster.log
         namespace = self.settings.gpu_operator_namespace
         async with asyncio.TaskGroup() as self._tasks:
@@ -169,10 +152,8 @@ class NodeSoftware:
             self._spawn(follow(client, NODES, self._take_node, log=log))
 
     def add_node(self, raw: JSON) -> SimNode | None:
-        """Begin to simulate this Node with the pods that are known for it, and return it. Returns None if the card
-        table does not know its GPUs, or if its name does not begin with the `node_prefix` of the settings. GPUs in
-        `hardware` take precedence over the Node's labels. Called by the watch for every new Node; `run` must be
-        running. Raises ValueError if the Node states a number of GPUs that is not an integer."""
+        """Begin to simulate this Node, and return it, or None if its cards are unknown or its name has another prefix.
+        GPUs in `hardware` take precedence over the Node's labels. `run` must be running."""
         name = raw["metadata"]["name"]
         gpus = self._hardware.get(name) or simulated_gpus(raw)
         if gpus is None or not name.startswith(self.settings.node_prefix):
@@ -187,8 +168,7 @@ class NodeSoftware:
         return node
 
     def inject(self, node: str, fault: str) -> None:
-        """Log a fault of `FAULTS`, and then inject it on a node. Raises ValueError for an unknown fault, before it is
-        logged, KeyError for a node that is not simulated, and InUse if `lose-instances` meets an instance in use."""
+        """Inject a fault of `FAULTS` on a node. Raises ValueError or KeyError if there is no such fault or node."""
         if fault not in FAULTS:
             raise ValueError(f"unknown fault {fault!r}; choose from {', '.join(FAULTS)}")
         self._cluster.log(f"{node}: inject {fault}")
@@ -197,9 +177,6 @@ class NodeSoftware:
     # --- events ------------------------------------------------------------------------------------------
 
     def _take_node(self, raw: JSON, gone: bool) -> None:
-        """Add, update or stop the simulation of a Node, let the DaemonSet players create or delete its pods, and start
-        to inject the faults that its annotation requests. A new Node with unknown cards is ignored, and each later
-        version of it is tried again. Raises ValueError if the Node states a number of GPUs that is not an integer."""
         name = raw["metadata"]["name"]
         node = self.nodes.get(name)
         if gone:
@@ -221,10 +198,7 @@ class NodeSoftware:
             self._spawn(self._inject_from_annotation(node))
 
     def _take_pod(self, pod: JSON, gone: bool) -> None:
-        """Pass a pod on to everything that it concerns: the record of device holders, mig-manager, the MPS daemon, the
-        DRA driver, the agent and the DaemonSet players. With `dra` the record stays empty, because a kubelet does not
-        list DRA's devices with those of device plugins. Raises ValueError if the pod's memory annotation is not an
-        integer."""
+        """With `dra` the record stays empty: a kubelet does not list DRA's devices with those of device plugins."""
         if not self.settings.dra:
             self._book.take(pod, gone)
         name = self._mig_pods.take(pod, gone)
@@ -245,9 +219,7 @@ class NodeSoftware:
                 player.look(changed, self.nodes[changed].object.labels)
 
     def _take_config_map(self, raw: JSON, gone: bool) -> None:
-        """Store a version of a ConfigMap, without data if it is `gone`. A ConfigMap that mig-manager generated is
-        ignored. The versions of the first list count as old, so that running pods see them without a delay. Programs
-        are not woken: each sees the new version when it next reads its configuration."""
+        """The versions of the first list count as old, so that running pods see them without a delay."""
         name = raw["metadata"]["name"]
         if name.endswith("-mig-config") and "nvidia.com/node-name" in (raw["metadata"].get("labels") or {}):
             return  # the simulated mig-manager generated it
@@ -255,9 +227,6 @@ class NodeSoftware:
         self._cluster.config_maps.put(name, None if gone else raw, now)
 
     def _take_cluster_policy(self, raw: JSON, gone: bool) -> None:
-        """Store a ClusterPolicy, or forget it if it is `gone`. If that changes settings that affect the operands or
-        mig-manager, restart the affected programs on all nodes, and let the DaemonSet players create or delete pods.
-        Ignored if there is no GPU Operator (`plain`)."""
         if self._cluster.policy.plain:
             return
         name = raw["metadata"]["name"]
@@ -276,9 +245,6 @@ class NodeSoftware:
                     player.look(node.name, node.object.labels)
 
     def _take_daemon_set(self, raw: JSON, gone: bool) -> None:
-        """Store the pod spec of the MPS DaemonSet. If it differs from one that was stored before, the player of this
-        DaemonSet replaces its pods on all simulated nodes. Other DaemonSets are ignored, and so are the deletion of
-        this one and a version whose pods lack NVIDIA's two containers."""
         spec = ((raw.get("spec") or {}).get("template") or {}).get("spec") or {}
         named = {container["name"] for container in spec.get("containers", ())}
         if raw["metadata"]["name"] != MPS_DAEMON or gone or not {DAEMON, MANAGER} <= named:
@@ -293,16 +259,10 @@ class NodeSoftware:
     # --- inside ------------------------------------------------------------------------------------------
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Start a task and return it. The task is canceled when `run` is, and an error that it raises ends `run`. Call
-        it only while `run` runs."""
         assert self._tasks is not None, "call it while run() runs"
         return self._tasks.create_task(work)
 
     def _look_at_agent(self, name: str) -> None:
-        """Start or stop the agent of a node, so that it runs if and only if the node is simulated and the agent's pod
-        runs. A pod with another UID gets a new agent. An agent that raises RestartNeeded is replaced after
-        CRASH_BACKOFF. Stopping one removes it from the clock `Lapse` and from `pages`. Does nothing if agents are
-        turned off."""
         node, pod = self.nodes.get(name), self._agent_pods.running(name)
         uid = pod["metadata"]["uid"] if pod is not None and node is not None else ""
         running, task = self._agents.get(name, ("", None))
@@ -319,8 +279,6 @@ class NodeSoftware:
             self._agents[name] = (uid, self._spawn(container))
 
     def _agent(self, node: SimNode) -> AgentLoop:
-        """Return a new agent loop for a node, and add it to `pages`. If the Node's annotation says so, the agent joins
-        the clock `Lapse` and runs by it."""
         lapsing = node.object.annotations.get(ANNOTATION_LAPSE) == "true"
         clock = self._lapse.join(node.name) if lapsing else asyncio.get_running_loop().time
         agent = AgentLoop(
@@ -337,8 +295,6 @@ class NodeSoftware:
         return agent
 
     def _agent_settings(self) -> LoopSettings:
-        """Return the settings of an agent that runs in real time: interval, time until a reading counts as hung, and
-        lag of the meter are those of the simulation, all others the agent's defaults."""
         settings = self.settings
         return LoopSettings(
             interval=settings.agent_interval,
@@ -347,16 +303,12 @@ class NodeSoftware:
         )
 
     def _pod_resources(self, node: SimNode) -> PodResources:
-        """Return the kubelet's pod resources for a node's agent: if metrics are served, the node's only Handout, which
-        knows the devices of each pod and outlives the agent; otherwise a record that has counts only."""
         if self.pages is None:
             return PodBookResources(self._book, node.name)
         return self._handouts.setdefault(node.name, Handout(self._book, node.object, node.gpus))
 
     async def _inject_from_annotation(self, node: SimNode) -> None:
-        """Inject the faults of the Node's annotation, then remove the annotation, which shows that they are injected.
-        Repeats if the annotation was set again meanwhile, and ends if the Node is gone. An unknown fault is logged, and
-        the others are injected all the same; InUse of `lose-instances` passes through and ends the simulation."""
+        """Inject the faults of the Node's annotation, then remove it, which shows that they are injected."""
         while (faults := node.object.annotations.get(ANNOTATION_INJECT)) and node.name in self.nodes:
             for fault in faults.split(","):
                 try:
@@ -371,31 +323,24 @@ class NodeSoftware:
 
 
 def _unwedge(node: SimNode) -> None:
-    """End the fault `wedge-pending`, or cancel it before it happens, and restart mig-manager, even in the middle of a
-    run."""
     node.faults.wedge_pending = False
     node.kill_mig_manager()
 
 
 def _break_next_run(fault: str, node: SimNode) -> None:
-    """Set `fault`, a field of MigManagerFaults, to True for the next run of mig-manager that changes GPUs; it stays set
-    until then."""
     setattr(node.faults, fault, True)
 
 
 def _accept(node: SimNode) -> None:
-    """Make applies of the refused configuration succeed again, and cancel a refusal that no run has met yet."""
     node.faults.refuse, node.faults.refused = False, ""
 
 
 def _default_mode(node: SimNode) -> None:
-    """Set the compute mode of every GPU to Default, also of those that NVML cannot reach."""
     for index in range(node.gpus.count):
         node.gpus.set_compute_mode(index, "Default")
 
 
 def _change_reading(change: Change, node: SimNode) -> None:
-    """Make NVML report to the agent what `change` makes of each reading from now on, in place of an earlier change."""
     node.agent_library.change = change
 
 

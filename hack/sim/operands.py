@@ -29,22 +29,18 @@ from hack.sim.settings import Clock, Times
 
 
 class Configured:
-    """What all operands with a config-manager share: the deploy label, and the selection of a configuration by label
-    and ConfigMap."""
+    """What all operands with a config-manager share: the deploy label, and the choice of a configuration."""
 
     operand = ""
 
     def __init__(self, cluster: SimCluster, node: NodeObject, gpus: SimulatedGPUs) -> None:
-        """Prepare the operand of `node`, whose pod has not started."""
         self.cluster = cluster
         self.node = node
         self.gpus = gpus
         self._pod_started = 0.0
 
     def deployed(self) -> bool:
-        """Whether a DaemonSet runs the operand on the node. False if ClusterPolicy turns the operand off. With the GPU
-        Operator its deploy label must be true. With the device-plugin chart nothing else is required, except that
-        nvidia.com/gpu.deploy.client must be true if mig-manager runs alongside it."""
+        """Whether a DaemonSet runs the operand on the node."""
         policy = self.cluster.policy
         if self.operand in policy.off:
             return False
@@ -53,10 +49,8 @@ class Configured:
         return self.node.labels.get(f"{LABEL_DEPLOY_PREFIX}{self.operand}") == "true"
 
     def key(self, *, new_pod: bool) -> str | None:
-        """Return the configuration key that config-manager would load now, or None if the key does not exist or the
-        ConfigMap is missing or empty. The empty key stands for the built-in configuration, which applies if
-        ClusterPolicy names no ConfigMap, or if neither label nor default names a key. With `new_pod` the pod starts
-        now, so from now on it sees the present ConfigMap."""
+        """Return the key that config-manager would load now, empty for the built-in configuration, or None if there is
+        no such key. A new pod sees the present ConfigMap from its start on."""
         policy = self.cluster.policy
         if new_pod:
             self._pod_started = self.cluster.clock.now()
@@ -66,18 +60,14 @@ class Configured:
         return choose_key(label, tuple(self._files()), policy.plugin_default)
 
     def config(self, key: str) -> SimPluginConfig:
-        """Return the parsed configuration of this key; an empty key stands for the built-in one. Raises PluginError if
-        the configuration is invalid, and KeyError if the ConfigMap has no such key."""
+        """Return the parsed configuration of this key; an empty key stands for the built-in one."""
         return parse_config(self._files()[key] if key else "", self.cluster.policy.mig_strategy)
 
     async def read(self) -> Reading:
-        """Return a reading of the GPUs with all rights. Blocks while NVML hangs, and raises the LibraryError that is
-        set on the GPUs."""
+        """Return a reading of the GPUs with all rights."""
         return await Readings(self.gpus)(self.gpus.read_as_operand, self.operand)
 
     def _files(self) -> dict[str, str]:
-        """Return the data of the ConfigMap that ClusterPolicy names, by key, as the pod sees it now; empty if it names
-        none or there is no such ConfigMap."""
         policy, clock = self.cluster.policy, self.cluster.clock
         content = self.cluster.config_maps.content(
             policy.plugin_config, node=self.node.name, pod_started=self._pod_started, now=clock.now()
@@ -97,15 +87,12 @@ class DevicePlugin(Configured):
         gpus: SimulatedGPUs,
         mps_serves: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Prepare the plugin of a node. `mps_serves` says whether the node's MPS control daemon serves."""
         super().__init__(cluster, node, gpus)
         self._mps_serves = mps_serves
         self._waits = False
 
     async def serve(self, key: str) -> None:
-        """Advertise the resources of this configuration, after the time that the kubelet takes. With MPS, advertise
-        none if the daemon does not serve then; `again` says when to call this once more. Raises PluginError or
-        LibraryError where the plugin would exit, and KeyError if the ConfigMap has no such key."""
+        """Advertise the resources of this configuration; with MPS none until the daemon serves."""
         config = self.config(key)
         counts = advertised((await self.read()).gpus, config, self.cluster.settings.plugin)
         await self.cluster.clock.sleep(self.cluster.settings.times.node_status)
@@ -117,8 +104,7 @@ class DevicePlugin(Configured):
         return self._waits and self._mps_serves()
 
     async def gone(self, *, crashed: bool) -> None:
-        """Stop waiting for the MPS daemon, and set allocatable to 0 on the Node as the kubelet does, because the
-        plugin's socket is gone. `crashed` makes no difference."""
+        """Set allocatable to 0 as the kubelet does, because the plugin's socket is gone."""
         self._waits = False
         await self.node.advertise({}, plugin=False)
 
@@ -129,22 +115,19 @@ class FeatureDiscovery(Configured):
     operand = "gpu-feature-discovery"
 
     def __init__(self, cluster: SimCluster, node: NodeObject, gpus: SimulatedGPUs) -> None:
-        """Prepare GFD on `node`, which does not run yet."""
         super().__init__(cluster, node, gpus)
         self._config: SimPluginConfig | None = None
         self._started = 0
         self._turns = 0
 
     async def serve(self, key: str) -> None:
-        """Restart with this configuration and label the node; the timestamp label gets the present time. Raises
-        PluginError or LibraryError where GFD would exit, and KeyError if the ConfigMap has no such key."""
+        """Restart with this configuration and label the node; the timestamp label gets the present time."""
         self._config = self.config(key)
         self._started = self.cluster.clock.timestamp()
         await self.label()
 
     async def label(self) -> None:
-        """Update the node's labels, as one run of GFD's loop does: changes are logged and written after the time that
-        GFD takes. Does nothing while GFD does not run. Raises PluginError or LibraryError."""
+        """Update the node's labels, as one run of GFD's loop does."""
         if self._config is None:
             return
         self._turns += 1
@@ -157,12 +140,10 @@ class FeatureDiscovery(Configured):
         await self.node.patch(changed)
 
     def again(self) -> bool:
-        """Return False: GFD never waits for anything."""
         return False
 
     async def gone(self, *, crashed: bool) -> None:
-        """Stop GFD. Its labels are removed if its new pod crash-loops, as `crashed` says (docs/design/nvidia.md#b4),
-        or if ClusterPolicy turns GFD off. If GFD is only paused, they stay."""
+        """Stop GFD. Its labels go if its new pod crash-loops (docs/design/nvidia.md#b4) or ClusterPolicy turns it off."""
         self._config = None
         if crashed or self.operand in self.cluster.policy.off:
             await self.node.patch(gfd.changes(self.node.labels, {}))
@@ -191,13 +172,7 @@ class OperandStep(Enum):
 
 
 def decide(pod: Pod, *, deployed: bool, key: str | None, again: bool = False) -> OperandStep:
-    """Return the next step of an operand's pod. If it is not `deployed`: STOP if the pod exists, otherwise REST. If it
-    is: START while the main container does not run; RELOAD if `key` is not the loaded one, or with `again`; otherwise
-    REST.
-
-    `key` is the key that config-manager would load now, or None if the key does not exist. With None and `deployed`,
-    the step is INIT_CRASH in place of START, and SIDECAR_CRASH while the main container runs.
-    """
+    """Return the next step of an operand's pod. `key` is what config-manager would load now, if it exists."""
     if not deployed:
         return OperandStep.STOP if pod.exists else OperandStep.REST
     if not pod.running:
@@ -214,12 +189,10 @@ class OperandPort(Protocol):
         """Whether the operand's DaemonSet has a pod on the node, according to labels and ClusterPolicy."""
 
     def key(self, *, new_pod: bool) -> str | None:
-        """Return the configuration key for this node, or None if the key does not exist. A new pod sees the newest
-        ConfigMap; a running one sees a change after a delay."""
+        """Return the configuration key, or None if it does not exist. A running pod sees a change after a delay."""
 
     async def serve(self, key: str) -> None:
-        """Start or restart the main container with the configuration of this key. Raises PluginError or LibraryError
-        if the container exits."""
+        """Start or restart the main container. Raises PluginError or LibraryError if it exits."""
 
     def again(self) -> bool:
         """Whether the main container has been waiting for something that has now happened."""
@@ -232,7 +205,6 @@ class PlayedOperand:
     """Simulates the pod of one operand of one node. `run` acts when `wake` is called."""
 
     def __init__(self, name: str, port: OperandPort, clock: Clock, times: Times, log: Callable[[str], None]) -> None:
-        """Prepare the operand `name` without a pod; `run` starts it. `port` does what the programs in the pod do."""
         self.name = name
         self._port = port
         self._clock = clock
@@ -249,10 +221,7 @@ class PlayedOperand:
         self._wake.set()
 
     async def run(self) -> None:
-        """Take the steps that `decide` returns, until canceled. After a crash the step is decided and taken again after
-        a CrashLoopBackOff, which doubles with each crash in a row from `crash_first` to `crash_last` of the times. When
-        there is nothing to do, wait for `wake`, and then as long as a program takes to react (`watch`). Errors of the
-        port other than PluginError and LibraryError pass through."""
+        """Take the steps that `decide` returns, until canceled."""
         crashes = 0
         while True:
             self._wake.clear()
@@ -273,18 +242,13 @@ class PlayedOperand:
                 crashes += 1
 
     async def restart(self) -> None:
-        """Delete the pod at once, as after a change of ClusterPolicy, calling the port's `gone` if there is a pod; the
-        next `run` starts a new one. Call it only while `run` is not running."""
+        """Delete the pod, as after a change of ClusterPolicy. Call it only while `run` is not running."""
         if self._pod.exists:
             await self._port.gone(crashed=False)
         self._pod = Pod()
         self.is_gone.set()
 
     async def _take(self, step: OperandStep) -> bool:
-        """Take one step. It lasts as long as a pod's stop or start, for RELOAD as long as a reload; SIDECAR_CRASH is
-        only logged. Returns False if the pod or its sidecar crash-loops, otherwise True. If the operand is no longer
-        deployed when its container should start, or the key of a reload has vanished, nothing is started; True then
-        means that `decide` must be called again."""
         if step is OperandStep.STOP:
             await self._stop()
             return True
@@ -302,9 +266,6 @@ class PlayedOperand:
         return await self._serve(key)
 
     async def _serve(self, key: str | None) -> bool:
-        """Serve the configuration of this key, and return whether that worked. After a PluginError or a LibraryError,
-        or if `key` is None because there is no such key, the crash loop is logged and the port's `gone` is called.
-        Other errors pass through."""
         error = "unknown configuration key"
         if key is not None:
             try:
@@ -320,16 +281,13 @@ class PlayedOperand:
         return False
 
     async def _stop(self) -> None:
-        """Wait for the pod's stop time, delete the pod because its DaemonSet does not select the node any more, call
-        the port's `gone`, and then set `is_gone`."""
         await self._clock.sleep(self._times.pod_stop)
         self._pod = Pod()
         await self._port.gone(crashed=False)
         self.is_gone.set()
 
     async def _back_off(self, crashes: int) -> None:
-        """Wait for the CrashLoopBackOff after this many earlier crashes in a row. Returns early only if the operand is
-        no longer deployed, because that deletes the pod."""
+        """Wait for the CrashLoopBackOff, unless the operand is no longer deployed, which deletes the pod."""
         ends = self._clock.now() + min(self._times.crash_first * 2**crashes, self._times.crash_last)
         while (left := ends - self._clock.now()) > 0 and self._port.deployed():
             await self._clock.wait_for(self._wake, left)

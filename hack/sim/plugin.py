@@ -61,11 +61,8 @@ class SimPluginConfig:
 
 @lru_cache(maxsize=256)
 def parse_config(text: str, strategy: str = "") -> SimPluginConfig:
-    """Return the parsed configuration file; that of an empty one has no sharing. Unknown keys are ignored, as the
-    plugin does. If it has both kinds of sharing, both must be valid, and mps counts. An `mps` of null is ignored, but a
-    `timeSlicing` of null is an error. `strategy` is ClusterPolicy's mig.strategy, which, unless it is empty, takes
-    precedence over the file (b.2); without both it is `none`. Raises PluginError where the plugin would exit with an
-    error. Results are cached, errors are not."""
+    """Return the parsed configuration file. ClusterPolicy's `strategy` takes precedence over the file's (b.2). Raises
+    PluginError where the plugin would exit. Results are cached."""
     try:
         document = to_json(text)
     except GoError as error:
@@ -93,8 +90,6 @@ def parse_config(text: str, strategy: str = "") -> SimPluginConfig:
 
 
 def _flags(flags: JSONValue) -> None:
-    """Check the known flags as the plugin's parser does; null is accepted and unknown flags are ignored. Raises
-    PluginError for a flag of the wrong type, or for a sleepInterval that is not a duration."""
     plugin, gfd = _struct(_field(flags, "plugin")), _struct(_field(flags, "gfd"))
     for where, names in ((flags, _TEXTS), (plugin, _PLUGIN), (gfd, _GFD)):
         for name in names:
@@ -117,9 +112,7 @@ def _flags(flags: JSONValue) -> None:
 
 
 def _block(value: JSONValue, kind: Literal["mps", "time-slicing"]) -> SimPluginConfig:
-    """Return the configuration in `sharing.mps` or `sharing.timeSlicing`, with MIG strategy `none`. The keys below it
-    are case-sensitive. If it lists a resource twice, the last entry counts. Raises PluginError if the block is invalid
-    or shares no resource."""
+    """Keys are case-sensitive here, and of two entries for one resource the last one counts."""
     if not isinstance(value, dict | None):
         raise PluginError(f"cannot unmarshal {value!r} into a map")
     block = value or {}
@@ -132,9 +125,6 @@ def _block(value: JSONValue, kind: Literal["mps", "time-slicing"]) -> SimPluginC
 
 
 def _row(value: JSONValue) -> tuple[str, int]:
-    """Return the full name, with NVIDIA's prefix, and the number of replicas of one shared resource. `devices` and
-    `rename` are checked and otherwise ignored. Raises PluginError if the entry is invalid or has fewer than 2 replicas.
-    """
     if not isinstance(value, dict | None):
         raise PluginError(f"cannot unmarshal {value!r} into a map")
     row = value or {}
@@ -152,8 +142,6 @@ def _row(value: JSONValue) -> tuple[str, int]:
 
 
 def _resource(value: JSONValue) -> None:
-    """Check one entry of `resources`, which the plugin parses and then ignores. Raises PluginError if the entry is
-    invalid."""
     if not isinstance(value, dict) or not {"pattern", "name"} <= value.keys():
         raise PluginError("resources must have a pattern and a name")
     _text(value["pattern"])
@@ -161,8 +149,6 @@ def _resource(value: JSONValue) -> None:
 
 
 def _device_list(value: JSONValue) -> None:
-    """Check the devices of a shared resource: `all`, a positive number, or a list of devices. Raises PluginError for
-    anything else."""
     if value == "all" or (type(value) is int and 0 < value < 2**63):
         return
     if not isinstance(value, list) or not all(map(_is_device, value)):
@@ -170,16 +156,12 @@ def _device_list(value: JSONValue) -> None:
 
 
 def _is_device(value: JSONValue) -> bool:
-    """Whether the value can select a device: an integer that is not negative, null, or a string such as `0`, `0:1` or a
-    UUID of a GPU or MIG device."""
     if type(value) is int:
         return 0 <= value < 2**64
     return value is None or (isinstance(value, str) and bool(_DEVICE.fullmatch(value)))
 
 
 def _name(value: JSONValue) -> str:
-    """Return the full name of a resource, with NVIDIA's prefix. Raises PluginError if that is not a valid resource
-    name, or has more than 63 characters."""
     name = _text(value)
     full = name if name.startswith("nvidia.com/") else f"nvidia.com/{name}"
     if len(full) > 63 or not _NAME.fullmatch(full.removeprefix("nvidia.com/")):
@@ -191,42 +173,36 @@ def _name(value: JSONValue) -> str:
 
 
 def _struct(value: JSONValue) -> JSONValue:
-    """Return the value if it is a map or null (None). Raises PluginError for anything else."""
     if not isinstance(value, dict | None):
         raise PluginError(f"cannot unmarshal {value!r} into a struct")
     return value
 
 
 def _field(value: JSONValue, name: str) -> JSONValue:
-    """Return the value of a field, whose name is matched case-insensitively, or None if the field is missing. If
-    several keys match, the last by name counts. Raises PluginError unless `value` is a map or None."""
+    """Names match case-insensitively, and of several keys the last by name counts."""
     values = [item for key, item in sorted((_struct(value) or {}).items()) if key.lower() == name.lower()]
     return values[-1] if values else None
 
 
 def _list(value: JSONValue) -> Sequence[JSONValue]:
-    """Return a list as it is, and an empty one for null. Raises PluginError for anything else."""
     if not isinstance(value, list | None):
         raise PluginError(f"cannot unmarshal {value!r} into a list")
     return value or []
 
 
 def _text(value: JSONValue) -> str:
-    """Return a string as it is, and an empty one for null. Raises PluginError for anything else."""
     if not isinstance(value, str | None):
         raise PluginError(f"cannot unmarshal {value!r} into a string")
     return value or ""
 
 
 def _bool(value: JSONValue) -> bool:
-    """Return a Boolean as it is, and False for null. Raises PluginError for anything else."""
     if not isinstance(value, bool | None):
         raise PluginError(f"cannot unmarshal {value!r} into a bool")
     return bool(value)
 
 
 def _whole(value: JSONValue) -> int:
-    """Return an integer that fits in 64 bits, and 0 for null. Raises PluginError for anything else."""
     if value is None:
         return 0
     if type(value) is not int or not -(2**63) <= value < 2**63:
@@ -235,12 +211,8 @@ def _whole(value: JSONValue) -> int:
 
 
 def choose_key(label: str | None, keys: Sequence[str], default: str) -> str | None:
-    """Return the configuration key that config-manager loads: that of the node's label, or `default` if the label is
-    missing or empty. If both are empty, the empty key stands for the built-in configuration.
-
-    Returns None if `keys` is empty or does not contain the key, where config-manager exits with status 1 (b.4; 0.19.3
-    "no configuration files available").
-    """
+    """Return the key that config-manager loads, empty for the built-in configuration, or None where it exits with
+    status 1 (b.4; 0.19.3 "no configuration files available")."""
     if not keys:
         return None
     wanted = label or default
@@ -248,10 +220,7 @@ def choose_key(label: str | None, keys: Sequence[str], default: str) -> str | No
 
 
 def advertised(gpus: Sequence[GPU], config: SimPluginConfig, version: PluginVersion = "0.20.0") -> dict[str, int]:
-    """Return the number of devices that the plugin registers, replicas included, by resource name, which ends in
-    `.shared` if a shared resource is renamed. A resource without devices is left out. Strategy none counts GPUs with
-    MIG as whole ones, and version 0.19.3 names profiles without attributes such as `+me`. Raises PluginError where the
-    plugin exits instead (b.6): for MPS with MIG or strategy mixed, and for GPUs that strategy single cannot serve."""
+    """Return the devices that the plugin registers by resource name. Raises PluginError where it exits (b.6)."""
     if config.sharing == "mps":
         _refuse_mig(gpus, config)
     counts = Counter(_devices(gpus, config.mig_strategy, version))
@@ -264,8 +233,7 @@ def advertised(gpus: Sequence[GPU], config: SimPluginConfig, version: PluginVers
 
 
 def single_profile(gpus: Sequence[GPU]) -> str:
-    """Return the one profile that strategy single advertises; an empty string if MIG is off on all GPUs. Raises
-    PluginError if the GPUs differ in mode or profile, or one has no instance."""
+    """Return the profile of strategy single, empty if MIG is off. Raises PluginError if there is not exactly one."""
     if not any(map(_mig, gpus)):
         return ""
     if not all(map(_mig, gpus)):
@@ -279,9 +247,8 @@ def single_profile(gpus: Sequence[GPU]) -> str:
 
 
 def _refuse_mig(gpus: Sequence[GPU], config: SimPluginConfig) -> None:
-    """Raise PluginError if the strategy is mixed or a GPU has MIG on. Called only for a configuration with MPS, because
-    MPS and MIG exclude each other (docs/design/hardware.md#mig-mps). The card's limit of clients is checked by the
-    daemon, not here."""
+    """MPS and MIG exclude each other (docs/design/hardware.md#mig-mps). The daemon checks the limit of clients, not the
+    plugin."""
     if config.mig_strategy == "mixed":
         raise PluginError("using --mig-strategy=mixed is not supported with MPS")
     if any(map(_mig, gpus)):
@@ -289,10 +256,7 @@ def _refuse_mig(gpus: Sequence[GPU], config: SimPluginConfig) -> None:
 
 
 def _devices(gpus: Sequence[GPU], strategy: MigStrategy, version: PluginVersion) -> list[str]:
-    """Return the resource name of each device, one entry per device, in the order of the GPUs and their instances. With
-    strategy none every GPU counts as a whole one, even with MIG. With single the instances of all GPUs, or the GPUs if
-    MIG is off everywhere, are nvidia.com/gpu. With mixed see `_mixed_devices`. Raises PluginError if strategy single
-    cannot serve the GPUs."""
+    """Return the resource name of each device. With strategy none every GPU counts as a whole one, even with MIG."""
     if strategy == "none":  # the plugin's mistake, reproduced (docs/design/hardware.md#mig-none)
         return [RESOURCE_GPU for _ in gpus]
     if strategy == "single":
@@ -303,21 +267,17 @@ def _devices(gpus: Sequence[GPU], strategy: MigStrategy, version: PluginVersion)
 
 
 def _mixed_devices(gpu: GPU, version: PluginVersion) -> list[str]:
-    """Return the resource names of one GPU under the mixed strategy: one for the whole GPU or, with MIG, one for each
-    instance."""
     if not _mig(gpu):
         return [RESOURCE_GPU]
     return [_mig_resource(instance.profile, version) for instance in gpu.instances]
 
 
 def _mig_resource(profile: str, version: PluginVersion) -> str:
-    """Return the resource name of a MIG profile in this version of the plugin. 0.19.3 leaves out the profile's
-    attributes, such as `+me`."""
+    """0.19.3 leaves out the profile's attributes, such as `+me`."""
     if version == "0.19.3":  # its patterns are not anchored, so it ignores attributes (DP PR#1807)
         return resource_name(re.sub(r"[+-].*", "", profile))
     return resource_name(profile)
 
 
 def _mig(gpu: GPU) -> bool:
-    """Whether MIG is on at this GPU."""
     return gpu.mig_mode == "Enabled"

@@ -1,11 +1,10 @@
-"""Records of the pods that one watch delivers: which of them hold GPU devices, and where the pods of a DaemonSet
-run."""
+"""Records of the pods of one watch: which of them hold GPU devices, and where those of a DaemonSet run."""
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gpusharing.agent.kubelet import Holdings
+from gpusharing.agent.podresources import Holdings
 from gpusharing.kube.client import JSON
 from gpusharing.kube.pods import pod_view
 
@@ -26,16 +25,13 @@ class DeviceHolder:
 
 
 class PodBook:
-    """A record of the pods that hold GPU devices, by node. One watch of all pods keeps it up to date."""
+    """A record of the pods that hold GPU devices, by node, from one watch of all pods."""
 
     def __init__(self) -> None:
-        """Create an empty record."""
         self._by_node: dict[str, dict[str, DeviceHolder]] = {}
 
     def take(self, pod: JSON, gone: bool) -> None:
-        """Record a version of a pod, or remove the pod if it is `gone` or holds no devices; only a pod in phase Running
-        that requests GPU resources holds any. Pods without a node are ignored. Raises ValueError if the memory
-        annotation of such a pod is not an integer."""
+        """Record a version of a pod. Only a Running pod that requests GPU resources holds any."""
         node, uid = (pod.get("spec") or {}).get("nodeName"), pod["metadata"]["uid"]
         if not node:
             return
@@ -46,8 +42,7 @@ class PodBook:
             self._by_node[node].pop(uid, None)
 
     def holdings(self, node: str) -> Holdings:
-        """Return what the kubelet of this node reports: the number of devices in use by resource name, and the number
-        of pods that hold any, but no device ids."""
+        """Return what the kubelet of this node reports, without device ids."""
         pods = self._by_node.get(node, {})
         total: Counter[str] = Counter()
         for pod in pods.values():
@@ -55,8 +50,7 @@ class PodBook:
         return Holdings(dict(sorted(total.items())), len(pods))
 
     def pods(self, node: str) -> Mapping[str, DeviceHolder]:
-        """Return the pods of a node that hold devices, by uid, in the order in which they were first recorded as such.
-        This is the record itself, which the caller must not change."""
+        """Return the pods of a node that hold devices, by uid. The caller must not change them."""
         return self._by_node.get(node, {})
 
 
@@ -64,27 +58,21 @@ class PodBookResources:
     """The `agent.podresources.PodResources` of one node, which answers from the PodBook."""
 
     def __init__(self, book: PodBook, node: str) -> None:
-        """Prepare to answer for `node` from `book`."""
         self._book = book
         self._node = node
 
     async def read(self) -> Holdings:
-        """Return how many devices the pods of the node use and how many pods use any, as `PodBook.holdings` does. Never
-        raises."""
         return self._book.holdings(self._node)
 
 
 def _device_counts(pod: JSON) -> Counter[str]:
-    """Return the number of devices that the kubelet has assigned to a pod, by resource name; empty unless the pod's
-    phase is Running. A terminating pod still holds its devices."""
+    """Return the devices of a pod by resource name. A terminating pod still holds its devices."""
     if (pod.get("status") or {}).get("phase") != "Running":
         return Counter()
     return Counter(dict(pod_view(pod, {}).resources))
 
 
 def _holder(metadata: JSON, counts: Mapping[str, int]) -> DeviceHolder:
-    """Return the DeviceHolder of a pod with these numbers of devices, and with the memory that its annotation states.
-    Raises ValueError if that is not an integer."""
     memory = (metadata.get("annotations") or {}).get(ANNOTATION_MEMORY, "0")
     return DeviceHolder(metadata.get("namespace", ""), metadata["name"], counts, int(memory))
 
@@ -93,15 +81,13 @@ class DaemonPods:
     """The pods of one DaemonSet, by node."""
 
     def __init__(self, namespace: str, label: str, value: str) -> None:
-        """Create an empty record of the pods in this namespace whose label `label` has this value."""
         self.namespace = namespace
         self.label = label
         self.value = value
         self._by_node: dict[str, dict[str, JSON]] = {}
 
     def take(self, pod: JSON, gone: bool) -> str | None:
-        """Record a version of a pod, or remove the pod if it is `gone`. Returns the name of its node. A pod of another
-        DaemonSet, or without a node, is ignored, and None is returned."""
+        """Record a version of a pod. Return the name of its node, or None if it is not one of these pods."""
         metadata, node = pod["metadata"], (pod.get("spec") or {}).get("nodeName")
         if metadata.get("namespace") != self.namespace or not node:
             return None
@@ -118,9 +104,7 @@ class DaemonPods:
         return bool(self._by_node.get(node))
 
     def running(self, node: str) -> JSON | None:
-        """Return the pod whose processes run on the node, or None if there is none. Its phase must be Running. A
-        terminating pod has received its SIGTERM and does not count. If several pods run, the one that was recorded
-        first is returned."""
+        """Return the pod whose processes run on the node. A terminating one has received its SIGTERM already."""
         for pod in self._by_node.get(node, {}).values():
             if "deletionTimestamp" not in pod["metadata"] and pod.get("status", {}).get("phase") == "Running":
                 return pod

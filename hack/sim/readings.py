@@ -28,7 +28,6 @@ class Hang:
     """A state in which NVML calls do not return, and the threads that are blocked by it."""
 
     def __init__(self) -> None:
-        """Create a state in which calls return."""
         self._end: threading.Event | None = None
         """An event that is set when the present hang ends, or None. Each hang has its own, so that calls blocked by one
         hang do not wait for the next."""
@@ -41,13 +40,12 @@ class Hang:
         return self._end is not None
 
     def begin(self) -> None:
-        """Make calls block from now on. Does nothing if they already do."""
+        """Make calls block from now on."""
         with self._lock:
             self._end = self._end or threading.Event()
 
     def end(self) -> None:
-        """End the hang, so that blocked calls return. Their threads are removed from HANGING, so that simulated time
-        waits for them again: the machine may take a while to run them, and meanwhile simulated minutes could pass."""
+        """End the hang. Its threads leave HANGING, so that simulated time waits while the machine gets to run them."""
         with self._lock:
             HANGING.difference_update(self._threads)
             self._threads.clear()
@@ -56,8 +54,7 @@ class Hang:
             self._end = None
 
     def wait(self) -> None:
-        """Block until the hang ends, with the calling thread in HANGING until then. Returns at once if there is no
-        hang."""
+        """Block until the hang ends, with the calling thread in HANGING until then."""
         with self._lock:
             if (end := self._end) is None:
                 return
@@ -79,13 +76,10 @@ class Readings:
     """A `kube.background.Background` for calls that read the simulated GPUs."""
 
     def __init__(self, gpus: CanHang) -> None:
-        """Prepare to make calls that read `gpus`."""
         self._gpus = gpus
 
     def __call__(self, call: Callable[[], T], name: str) -> asyncio.Future[T]:
-        """Make the call at once, and return a future for its result or for the Exception that it raised. The future is
-        set in the next turn of the event loop, as if a thread had made the call. While readings hang, a daemon
-        thread named `name` makes it. Must be called from a running event loop."""
+        """Make the call at once, or in a daemon thread while readings hang. The loop's next turn sets the future."""
         if self._gpus.hangs:
             return in_daemon_thread(call, name)
         loop = asyncio.get_running_loop()
@@ -98,8 +92,6 @@ class Readings:
 
 
 def _settle(future: asyncio.Future[T], result: Any, error: Exception | None) -> None:
-    """Set the result of a future or, if `error` is not None, that error. Does nothing if the future is done, because
-    its caller canceled it."""
     if future.done():  # the caller gave up
         return
     if error is not None:
@@ -115,45 +107,37 @@ Change: TypeAlias = Callable[[Reading], Reading]
 
 
 class ChangedReading:
-    """The NVML library of the agent on a SIMULATED node. It reads the GPUs and passes each reading through `change`."""
+    """The NVML library of the agent on a SIMULATED node. It passes each reading through `change`."""
 
     simulated = True
 
     def __init__(self, gpus: Library) -> None:
-        """Wrap `gpus`; readings are unchanged until `change` is set."""
         self._gpus = gpus
         self.change: Change = ODDITIES["as-it-is"]
 
     def read(self) -> Reading:
-        """Return the reading of the GPUs as `change` leaves it. Raises the errors of Library.read and of `change`:
-        LibraryError for the oddity `no-nvml`, and ValueError for `second-model` without GPUs."""
         return self.change(self._gpus.read())
 
 
 def _renamed(reading: Reading, product: str) -> Reading:
-    """Return the reading with this product for all GPUs and models."""
     models = tuple(replace(model, product=product) for model in reading.models)
     return replace(reading, models=models, gpus=tuple(replace(gpu, product=product) for gpu in reading.gpus))
 
 
 def _unknown_card(reading: Reading) -> Reading:
-    """Return the reading as if the card were in no table and the driver listed no profiles: all GPUs and models get the
-    product UNKNOWN, and the models no profiles."""
+    """A card that is in no table, and for which the driver lists no profiles."""
     return _silent(_renamed(reading, UNKNOWN))
 
 
 def _new_card(reading: Reading) -> Reading:
-    """Return the reading as if the card were in no table, but the driver listed its profiles: all GPUs and models get
-    the product UNKNOWN."""
+    """A card that is in no table, but for which the driver lists profiles."""
     return _renamed(reading, UNKNOWN)
 
 
 def _other_profiles(reading: Reading) -> Reading:
-    """Return the reading as if each profile of three slices fitted only once per GPU, and only at its first start,
-    unlike in our table. Instances that exist are not changed."""
+    """Profiles of three slices fit only once per GPU and only at their first start, unlike in our table."""
 
     def changed(model: Model) -> Model:
-        """Return the model with its profiles of three slices limited to their first start and one instance per GPU."""
         rows = (replace(row, starts=row.starts[:1], max_count=1) if row.slices == 3 else row for row in model.profiles)
         return replace(model, profiles=tuple(rows))
 
@@ -161,21 +145,16 @@ def _other_profiles(reading: Reading) -> Reading:
 
 
 def _silent(reading: Reading) -> Reading:
-    """Return the reading as if the driver listed no profiles."""
     return replace(reading, models=tuple(replace(model, profiles=()) for model in reading.models))
 
 
 def _old_driver(reading: Reading) -> Reading:
-    """Return the reading as if the driver were 450.80.02, and reported neither profiles, nor the effect of a mode
-    change, nor the health of the memory."""
     models = tuple(replace(model, mig_mode_change="Unknown") for model in _silent(reading).models)
     gpus = tuple(replace(gpu, ecc_uncorrected=None, remapped_rows=None) for gpu in reading.gpus)
     return replace(reading, driver_version="450.80.02", models=models, gpus=gpus)
 
 
 def _second_model(reading: Reading) -> Reading:
-    """Return the reading with the last GPU replaced by a card without MIG, whose model is added. Raises ValueError for
-    a reading without GPUs."""
     *others, last = reading.gpus
     ada = replace(last, product="NVIDIA L40S", mig_mode="NotSupported", mig_mode_pending="NotSupported", instances=())
     model = Model(
@@ -190,13 +169,10 @@ def _second_model(reading: Reading) -> Reading:
 
 
 def _no_nvml(reading: Reading) -> Reading:
-    """Raise LibraryError, as if the library were missing in the agent's container."""
     raise LibraryError(NO_NVML, "NVMLNotLoaded")
 
 
 def _gpu_gone(reading: Reading) -> Reading:
-    """Return the reading without the last GPU, as if it had not come back after a reboot; unchanged if it has none. Its
-    model stays."""
     return replace(reading, gpus=reading.gpus[:-1])
 
 

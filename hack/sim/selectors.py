@@ -36,23 +36,19 @@ _REQUIREMENT = re.compile(
 
 
 def matcher(label_selector: str = "", field_selector: str = "") -> Matcher:
-    """Return a predicate that says whether an object matches both selectors; an empty selector matches every object.
-    Raises ValueError for a selector that cannot be parsed."""
+    """Return a predicate for both selectors; an empty one matches every object. Raises ValueError."""
     checks = [*_label_checks(label_selector), *_field_checks(field_selector)]
     return lambda obj: all(check(obj) for check in checks)
 
 
 def find_unsupported(plural: str, field_selector: str) -> str:
-    """Return the first field in a field selector by which an API server does not select objects of this kind, or an
-    empty string if there is none. `plural` is the kind's name in URLs."""
+    """Return the first field by which an API server does not select objects of this kind, or an empty string."""
     paths = (re.split("!?=", one, maxsplit=1)[0] for one in field_selector.split(",") if one)
     return next((path for path in paths if path not in (*EVERYWHERE, *FIELDS.get(plural, ()))), "")
 
 
 def selects(selector: JSON | None, labels: dict[str, str]) -> bool:
-    """Whether a LabelSelector object, as in a PodDisruptionBudget, selects these labels: every entry of matchLabels and
-    every row of matchExpressions must hold. None selects nothing, and an empty selector everything. Raises ValueError
-    for an unknown operator in a row that is reached."""
+    """Whether a LabelSelector object, as in a PodDisruptionBudget, selects these labels."""
     if selector is None:
         return False
     wanted = selector.get("matchLabels") or {}
@@ -63,9 +59,6 @@ def selects(selector: JSON | None, labels: dict[str, str]) -> bool:
 
 
 def _holds(operator: str, value: str | None, values: list[str]) -> bool:
-    """Whether a label's value satisfies a requirement; `value` is None if the label is absent, which satisfies only
-    NotIn and DoesNotExist. `values` matter only for In and NotIn. Raises ValueError for an operator other than In,
-    NotIn, Exists and DoesNotExist."""
     match operator:
         case "In":
             return value in values
@@ -79,8 +72,6 @@ def _holds(operator: str, value: str | None, values: list[str]) -> bool:
 
 
 def _label_checks(selector: str) -> Iterator[Matcher]:
-    """Yield a predicate for each requirement of a label selector, which are separated by commas; none for an empty one.
-    Raises ValueError where the selector cannot be parsed, after the predicates before that."""
     position = 0
     while position < len(selector):
         match = _REQUIREMENT.match(selector, position)
@@ -91,9 +82,6 @@ def _label_checks(selector: str) -> Iterator[Matcher]:
 
 
 def _label_check(match: re.Match[str]) -> Matcher:
-    """Return the predicate for one requirement that _REQUIREMENT has matched: `key=value` (or `==`), `key!=value`, `key
-    in (...)`, `key notin (...)`, `key`, or `!key`. As in Kubernetes, != and notin also match an object without the
-    label."""
     key = match["key"]
     if match["op"]:
         operator, values = ("NotIn" if match["op"] == "!=" else "In"), [match["value"]]
@@ -106,9 +94,6 @@ def _label_check(match: re.Match[str]) -> Matcher:
 
 
 def _field_checks(selector: str) -> Iterator[Matcher]:
-    """Yield a predicate for each requirement of a field selector, `path=value`, `path==value` or `path!=value`; empty
-    ones between commas are skipped. Raises ValueError where the selector cannot be parsed. Whether an API server knows
-    the field is not checked (`find_unsupported`)."""
     for requirement in filter(None, selector.split(",")):
         path, sign, value = requirement.partition("!=" if "!=" in requirement else "=")
         if not sign:
@@ -117,12 +102,7 @@ def _field_checks(selector: str) -> Iterator[Matcher]:
 
 
 def _field_check(path: str, value: str, equal: bool) -> Matcher:
-    """Return the predicate for the field at `path`, whose steps are separated by dots: the field must have this value
-    if `equal`, and must not have it otherwise. The texts are compared: that of a boolean is `true` or `false`, and that
-    of an absent field is `false` if it is one of BOOLEANS, and otherwise empty."""
-
     def check(obj: JSON) -> bool:
-        """Whether the object's field satisfies the requirement."""
         content: Any = obj
         for step in path.split("."):
             content = content.get(step) if isinstance(content, dict) else None

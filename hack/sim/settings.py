@@ -1,5 +1,4 @@
-"""The behavior of the SIMULATED node software: the duration of its steps, the versions that it simulates, and the
-speed of time."""
+"""The behavior of the SIMULATED node software: durations of its steps, its versions, and the speed of time."""
 
 import asyncio
 import random
@@ -15,11 +14,8 @@ _SHIPPED = LoopSettings()
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Durations of the steps of NVIDIA's software and of the kubelet, in seconds before `time_factor`.
-
-    Only mig-manager was measured, at about 4 s from pending to success (docs/design/nvidia.md#run-time). The others
-    are the usual size of such steps on a cluster with warm images, and the limits are NVIDIA's own (a.3, c).
-    """
+    """Durations of steps, in seconds before `time_factor`. Only mig-manager was measured, at about 4 s from pending to
+    success (docs/design/nvidia.md#run-time)."""
 
     watch: float = 0.2
     """From a label change until the program that watches it reacts."""
@@ -106,11 +102,9 @@ class SimSettings:
 
 
 class Clock:
-    """Simulated time: the event loop's time multiplied by a factor. Sleeps are jittered by ±15 % with a seeded
-    generator, so that runs are repeatable."""
+    """Simulated time: the event loop's time multiplied by a factor."""
 
     def __init__(self, settings: SimSettings) -> None:
-        """Create a clock with the settings' time factor and seed, whose wall time begins now."""
         self._factor = settings.time_factor
         self._random = random.Random(settings.seed)
         self._wall = datetime.now(UTC).timestamp()
@@ -121,8 +115,7 @@ class Clock:
         return asyncio.get_running_loop().time() * self._factor
 
     def timestamp(self) -> int:
-        """Return the simulated time in seconds since 1970: the real time at which the clock was created, plus the
-        simulated seconds since the first call of this method."""
+        """Return the simulated time in seconds since 1970. It began when the clock was created."""
         if self._origin is None:
             self._origin = self.now()
         return int(self._wall + self.now() - self._origin)
@@ -136,8 +129,7 @@ class Clock:
         await asyncio.sleep(seconds * self._random.uniform(0.85, 1.15) / self._factor)
 
     async def wait_for(self, event: asyncio.Event, seconds: float) -> bool:
-        """Wait for an event for at most this many simulated seconds, without jitter. Returns whether the event was set
-        in time."""
+        """Wait for an event for at most this many simulated seconds, without jitter."""
         try:
             # Not asyncio.wait_for, which before Python 3.12 loses a cancellation that arrives together with the event.
             async with asyncio.timeout(seconds / self._factor):

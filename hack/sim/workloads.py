@@ -58,8 +58,7 @@ class SimWorkload:
     """The name of the scheduler that binds its pods; empty if Workloads binds them."""
 
     def body(self, suffix: str) -> JSON:
-        """Return the manifest of one pod, NAME-`suffix`, that has no node yet. Its owner is a ReplicaSet of the
-        workload's name, which need not exist."""
+        """Return the manifest of one pod, NAME-`suffix`, that has no node yet."""
         owner = {
             "apiVersion": "apps/v1",
             "kind": "ReplicaSet",
@@ -92,13 +91,11 @@ class SimWorkload:
 
 
 class Workloads:
-    """Maintains the pods of workloads: it replaces missing pods, and binds pods to nodes where they fit. Pods that fit
-    nowhere stay Pending."""
+    """Maintains the pods of workloads: it replaces missing pods, and binds pods to nodes where they fit."""
 
     def __init__(
         self, client: KubeClient, settings: SimSettings, *, log: Callable[[str], None] = lambda line: None
     ) -> None:
-        """Prepare to maintain pods; there are no workloads yet. `log` takes a line for each watch that fails."""
         self._client = client
         self._log = log
         self._clock = Clock(settings)
@@ -116,17 +113,12 @@ class Workloads:
         """What DRA drivers publish, or None if the device plugin serves the GPUs."""
 
     def apply(self, workload: SimWorkload) -> None:
-        """Maintain this workload from now on, and wake the loop. It replaces one of the same namespace and name. With
-        0 replicas its pods are no longer replaced, but not deleted either."""
+        """Maintain this workload from now on, and wake the loop."""
         self._wanted[workload.namespace, workload.name] = workload
         self._wake.set()
 
     async def run(self) -> None:
-        """Watch pods and nodes, and replace, bind and start pods, until canceled. After a change, wait 0.2 simulated
-        seconds for further ones first. With `dra` in the settings, the objects of DRA and the operator's test of device
-        taints are followed, too. Errors of the watches are logged and retried. AlreadyExists of a creation, Conflict of
-        a binding, and NotFound of a binding, a start or a deletion are ignored; any other KubeError of a write ends the
-        simulation, in an ExceptionGroup."""
+        """Watch pods and nodes, and replace, bind and start pods, until canceled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follow(self._client, PODS, self._take_pod, log=self._log))
             tasks.create_task(follow(self._client, NODES, self._take_node, log=self._log))
@@ -148,8 +140,6 @@ class Workloads:
     # --- inside ------------------------------------------------------------------------------------------
 
     def _take_pod(self, pod: JSON, gone: bool) -> None:
-        """Store a version of a pod unless the same or a newer one is known, or forget the pod if it is `gone`. Wake the
-        loop in any case."""
         uid = pod["metadata"]["uid"]
         if gone:
             self._pods.pop(uid, None)
@@ -159,14 +149,12 @@ class Workloads:
         self._wake.set()
 
     def _store(self, pod: JSON) -> None:
-        """Store a version of a pod unless the same or a newer one is known, because our own writes come back later as
-        events."""
+        """Store a version of a pod unless a newer one is known: our own writes come back later as events."""
         known = self._pods.get(pod["metadata"]["uid"])
         if known is None or _version(known) < _version(pod):
             self._pods[pod["metadata"]["uid"]] = pod
 
     def _take_node(self, node: JSON, gone: bool) -> None:
-        """Store a version of a node, or forget it if it is `gone`. Wakes the loop only if a pod is pending."""
         name = node["metadata"]["name"]
         if gone:
             self._nodes.pop(name, None)
@@ -176,8 +164,6 @@ class Workloads:
             self._wake.set()
 
     def _take_test(self, raw: JSON, gone: bool) -> None:
-        """If this is the ReplicaSet of the operator's test of device taints, store its namespace and the number of pods
-        that it wants (0 if it is `gone`), and wake the loop. Other ReplicaSets are ignored."""
         if raw["metadata"]["name"] != TAINT_TEST:
             return
         self._tests = 0 if gone else raw["spec"].get("replicas", 0)
@@ -185,11 +171,7 @@ class Workloads:
         self._wake.set()
 
     async def _play_test(self) -> None:
-        """Do what the ReplicaSet controller and the scheduler would do for the operator's test of device taints. Its
-        pods are those whose names begin with TAINT_TEST. If the test wants pods and there is none, create one pod, with
-        a claim to which the test's device is allocated; if it wants none, delete its pods with their claims. NotFound
-        and AlreadyExists end the call; other KubeErrors are raised. Creates nothing if the device plugin serves the
-        GPUs."""
+        """Play ReplicaSet and scheduler for the operator's test of taints: one pod with a claim, until it wants none."""
         where = self._test_namespace
         pods = [one for one in self._pods.values() if one["metadata"]["name"].startswith(TAINT_TEST)]
         with suppress(NotFound, AlreadyExists):
@@ -213,9 +195,6 @@ class Workloads:
                 await self._client.delete(RESOURCE_CLAIMS, name, uid=raw["metadata"]["uid"], namespace=where)
 
     async def _replace(self) -> None:
-        """Create the pods that each workload lacks, and store them. A terminating or finished pod counts as missing, as
-        it does for a ReplicaSet. Surplus pods are not deleted. AlreadyExists is ignored, so that the pod is still
-        missing; other KubeErrors are raised."""
         for (namespace, name), workload in self._wanted.items():
             alive = [pod for pod in self._pods.values() if _belongs(pod, namespace, name) and _alive(pod)]
             for _ in range(workload.replicas - len(alive)):
@@ -227,9 +206,6 @@ class Workloads:
                 self._store(pod)
 
     async def _schedule(self) -> list[JSON]:
-        """Bind every pod of `_pending` to the first node by name on which it fits, store the answers, and return the
-        bound pods. If DRA serves the GPUs, a pod gets its ResourceClaim before that. NotFound, Conflict and
-        AlreadyExists skip a pod that is gone or was changed meanwhile; other KubeErrors are raised."""
         bound = []
         used = self._device_counts()
         for pod in self._pending():
@@ -253,19 +229,14 @@ class Workloads:
         return bound
 
     def _pending(self) -> list[JSON]:
-        """Return the pods of our workloads that have no node and name no scheduler, sorted by name. Terminating and
-        finished pods are left out."""
         known = (pod for pod in self._pods.values() if self._is_ours(pod) and _alive(pod))
         pending = [pod for pod in known if not {"nodeName", "schedulerName"} & pod["spec"].keys()]
         return sorted(pending, key=lambda pod: str(pod["metadata"]["name"]))
 
     def _is_ours(self, pod: JSON) -> bool:
-        """Whether the pod belongs to one of our workloads (`_belongs`), even to one with 0 replicas."""
         return any(_belongs(pod, namespace, name) for namespace, name in self._wanted)
 
     def _device_counts(self) -> dict[str, Counter[str]]:
-        """Return the GPU resources that bound pods request, by node and resource name, those of other workloads
-        included. Finished pods use none, terminating ones all that they requested."""
         used: dict[str, Counter[str]] = {}
         for pod in self._pods.values():
             node = pod["spec"].get("nodeName")
@@ -274,7 +245,6 @@ class Workloads:
         return used
 
     def _view(self, pod: JSON) -> PodView:
-        """Return the parsed form of a pod, which is cached until the pod's resourceVersion changes."""
         uid, version = pod["metadata"]["uid"], pod["metadata"]["resourceVersion"]
         known = self._views.get(uid)
         if known is None or known[0] != version:
@@ -282,10 +252,6 @@ class Workloads:
         return known[1]
 
     def _fits(self, pod: JSON, request: Counter[str], name: str, used: dict[str, Counter[str]]) -> bool:
-        """Whether the scheduler may bind a pod with this request to the known node `name`: the node is not cordoned, or
-        the pod tolerates that; the pod tolerates its taints; its labels satisfy the node selector; and enough of each
-        requested GPU resource is free, or enough devices if DRA serves the GPUs. `used` holds the resources in use, by
-        node. Other resources, affinity and the node's readiness are ignored."""
         node = self._nodes[name]
         labels = node["metadata"].get("labels") or {}
         cordoned = node.get("spec", {}).get("unschedulable") and not self._view(pod).tolerates_cordon
@@ -302,10 +268,6 @@ class Workloads:
         )
 
     def _allocate(self, pod: JSON, request: Counter[str], name: str) -> list[JSON] | None:
-        """Return the devices of the node `name` that a pod with this request would get: one for each entry of its
-        `resourceClaims`, whose name is that of a class, and those of the classes that serve its extended resources.
-        Empty if it requests none. None if too few are free, or if no class serves a resource. Only called if DRA serves
-        the GPUs."""
         assert self._devices is not None, "on the DRA stack"
         wanted = {row["name"]: 1 for row in pod["spec"].get("resourceClaims") or ()}
         for resource, number in request.items():
@@ -314,9 +276,6 @@ class Workloads:
         return self._devices.allocate(name, wanted)
 
     async def _claim(self, pod: JSON, request: Counter[str], name: str) -> None:
-        """Create the ResourceClaim of a pod that will be bound to the node `name`, count its devices as taken, and name
-        it in the pod's status. Does nothing if the pod needs no device, if too few are free, or if the device plugin
-        serves the GPUs. KubeErrors are raised."""
         if self._devices is None or not (results := self._allocate(pod, request, name)):
             return
         namespace = pod["metadata"]["namespace"]
@@ -327,8 +286,7 @@ class Workloads:
 
 
 async def start_pod(client: KubeClient, clock: Clock, pod: JSON) -> None:
-    """Wait START_SECONDS of simulated time, then make a bound pod Running and Ready, as a kubelet does. NotFound is
-    ignored; other KubeErrors are raised."""
+    """Wait START_SECONDS of simulated time, then make a bound pod Running and Ready, as a kubelet does."""
     await clock.sleep(START_SECONDS)
     moment = clock.rfc3339()
     ready = [{"type": kind, "status": "True", "lastTransitionTime": moment} for kind in ("Ready", "PodScheduled")]
@@ -339,17 +297,12 @@ async def start_pod(client: KubeClient, clock: Clock, pod: JSON) -> None:
 
 
 def _is_repelled(pod: JSON, node: JSON) -> bool:
-    """Whether the node has a taint that no toleration of the pod matches (`_tolerates`). Taints with the effect
-    PreferNoSchedule are ignored."""
     tolerations = pod["spec"].get("tolerations") or ()
     taints = [row for row in node.get("spec", {}).get("taints") or () if row["effect"] != "PreferNoSchedule"]
     return not all(any(_tolerates(toleration, taint) for toleration in tolerations) for taint in taints)
 
 
 def _tolerates(toleration: JSON, taint: JSON) -> bool:
-    """Whether a toleration matches a taint (core/v1 Toleration). A toleration with an effect matches only taints of
-    that effect. One without a key matches every taint if its operator is Exists, and otherwise none. Any other must
-    have the taint's key and, unless its operator is Exists, the taint's value; a missing value is an empty one."""
     if toleration.get("effect") not in (None, "", taint["effect"]):
         return False
     exists, key = toleration.get("operator") == "Exists", toleration.get("key")
@@ -359,25 +312,19 @@ def _tolerates(toleration: JSON, taint: JSON) -> bool:
 
 
 def _version(pod: JSON) -> int:
-    """Return a pod's resourceVersion as a number."""
     return int(pod["metadata"]["resourceVersion"])
 
 
 def _belongs(pod: JSON, namespace: str, name: str) -> bool:
-    """Whether the pod belongs to the workload of this namespace and name: it is in that namespace, and its label
-    LABEL_WORKLOAD has that name. Its owner does not matter."""
     metadata = pod["metadata"]
     return metadata["namespace"] == namespace and (metadata.get("labels") or {}).get(LABEL_WORKLOAD) == name
 
 
 def _alive(pod: JSON) -> bool:
-    """Whether the pod is neither terminating nor finished."""
     phase = (pod.get("status") or {}).get("phase")
     return "deletionTimestamp" not in pod["metadata"] and phase not in ("Succeeded", "Failed")
 
 
 def _selected(pod: JSON, labels: Mapping[str, str]) -> bool:
-    """Whether the labels satisfy the pod's `nodeSelector`, each entry of it; a pod without one selects every node. Its
-    affinity is ignored."""
     wanted: Mapping[str, str] = pod["spec"].get("nodeSelector") or {}
     return wanted.items() <= labels.items()

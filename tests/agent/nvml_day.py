@@ -27,10 +27,10 @@ from tests.agent.nvml_process import do
 from tests.fakes.gpus import FixedPods, OneNode
 from tests.fakes.virtualtime import PATIENCE, run_virtually
 
-from gpusharing.agent.kubelet import Holdings
 from gpusharing.agent.library import Reading
 from gpusharing.agent.loop import AgentLoop
 from gpusharing.agent.nvml import NVML
+from gpusharing.agent.podresources import Holdings
 from gpusharing.kube.client import GPUNODES
 from gpusharing.kube.errors import Unavailable
 

@@ -5,9 +5,9 @@ import json
 
 from tests.fakes.gpus import FixedPods, OneNode
 
-from gpusharing.agent.kubelet import Holdings
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.nvml import NVML
+from gpusharing.agent.podresources import Holdings
 from gpusharing.api.records import to_wire
 
 

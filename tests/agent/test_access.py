@@ -18,15 +18,10 @@ from cryptography.x509.oid import NameOID
 from prometheus_client.registry import CollectorRegistry
 from tests.fakes.gpus import eventually
 
-from gpusharing.agent import probes
-from gpusharing.agent.probes import (
-    ALLOWED,
-    UNAUTHENTICATED,
-    UNDECIDED,
-    MetricsAccess,
-    ProbeServer,
-    self_signed,
-)
+from gpusharing.agent import access, certificate
+from gpusharing.agent.access import ALLOWED, UNAUTHENTICATED, UNDECIDED, MetricsAccess
+from gpusharing.agent.certificate import self_signed
+from gpusharing.agent.probes import ProbeServer
 from gpusharing.kube.client import JSON, ApiRequest, KubeClient, WatchEvent
 from gpusharing.kube.errors import Forbidden, KubeError
 
@@ -77,7 +72,7 @@ async def authority() -> Authority:
     return Authority()
 
 
-async def decide(gate: MetricsAccess, authorization: str) -> probes.Decision:
+async def decide(gate: MetricsAccess, authorization: str) -> access.Decision:
     """Ask as the thread of a connection does."""
     return await asyncio.to_thread(gate.decide, authorization)
 
@@ -119,7 +114,7 @@ async def test_an_answer_is_used_for_a_minute_whatever_it_is(authority: Authorit
 
 async def test_many_tokens_do_not_fill_the_memory(authority: Authority) -> None:
     gate = MetricsAccess(authority)
-    tokens = [f"guess-{number}" for number in range(probes.MOST_REMEMBERED + 1)]
+    tokens = [f"guess-{number}" for number in range(access.MOST_REMEMBERED + 1)]
     for token in tokens:
         assert await decide(gate, f"Bearer {token}") is UNAUTHENTICATED
     asked = len(authority.tokens)
@@ -132,7 +127,7 @@ async def test_many_tokens_do_not_fill_the_memory(authority: Authority) -> None:
 async def test_made_up_tokens_do_not_displace_a_reader(authority: Authority) -> None:
     gate = MetricsAccess(authority)
     assert await decide(gate, "Bearer good") is ALLOWED
-    for number in range(probes.MOST_REMEMBERED + 1):
+    for number in range(access.MOST_REMEMBERED + 1):
         assert await decide(gate, f"Bearer guess-{number}") is UNAUTHENTICATED
     asked = len(authority.tokens)
     assert await decide(gate, "Bearer good") is ALLOWED
@@ -144,7 +139,7 @@ async def test_while_the_api_server_refuses_nobody_reads_and_the_log_says_why_on
 ) -> None:
     authority.error = Forbidden("cannot create tokenreviews")
     gate = MetricsAccess(authority)
-    with caplog.at_level(logging.WARNING, probes.__name__):
+    with caplog.at_level(logging.WARNING, access.__name__):
         for _ in range(2):
             assert await decide(gate, "Bearer good") is UNDECIDED
     assert [(line.message, line.__dict__["error"]) for line in caplog.records] == [
@@ -159,7 +154,7 @@ async def test_a_flood_of_tokens_waits_in_few_places_and_keeps_no_known_reader_o
 ) -> None:
     gate = MetricsAccess(authority)
     assert await decide(gate, "Bearer good") is ALLOWED
-    waiting = [asyncio.create_task(decide(gate, "Bearer slow")) for _ in range(probes.MOST_WAITING + 1)]
+    waiting = [asyncio.create_task(decide(gate, "Bearer slow")) for _ in range(access.MOST_WAITING + 1)]
     ended, waiting_still = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     assert [task.result() for task in ended] == [UNDECIDED], "the others wait for the first of them"
     assert await decide(gate, "Bearer good") is ALLOWED
@@ -175,25 +170,25 @@ async def test_a_user_without_a_name_is_nobody(authority: Authority) -> None:
 
 
 async def test_a_slow_api_server_is_named_in_the_log(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, probes.__name__):
+    with caplog.at_level(logging.WARNING, access.__name__):
         assert await decide(MetricsAccess(authority), "Bearer slow") is UNDECIDED
     assert [line.__dict__["error"] for line in caplog.records] == ["the API server gave no answer in time"]
 
 
 def test_the_limits_are_those_that_the_pages_and_the_servers_deadline_allow() -> None:
     """A minute for a revoked token (docs/explanation/security.md); two reviews within a connection's ten seconds."""
-    limits = (probes.REMEMBERED_SECONDS, probes.MOST_REMEMBERED, probes.PATIENCE, probes.MOST_WAITING)
+    limits = (access.REMEMBERED_SECONDS, access.MOST_REMEMBERED, access.PATIENCE, access.MOST_WAITING)
     assert limits == (60.0, 32, 3.0, 4)
 
 
 def test_what_openssl_reports_as_a_failure_makes_no_certificate() -> None:
     """NULL, 0 and what is negative; atoi stands for a function that answers so."""
     with pytest.raises(ssl.SSLError, match="OpenSSL failed in X509_get_pubkey"):
-        probes._call(probes._Pointer, "X509_get_pubkey", None)
+        certificate._call(certificate._Pointer, "X509_get_pubkey", None)
     for answer in (b"0", b"-1"):
         with pytest.raises(ssl.SSLError, match="OpenSSL failed in atoi"):
-            probes._call(ctypes.c_int, "atoi", answer)
-    assert probes._call(ctypes.c_int, "atoi", b"1") == 1
+            certificate._call(ctypes.c_int, "atoi", answer)
+    assert certificate._call(ctypes.c_int, "atoi", b"1") == 1
 
 
 async def test_a_thread_that_outlives_the_event_loop_lets_nobody_in(authority: Authority) -> None:

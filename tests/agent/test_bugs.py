@@ -12,10 +12,10 @@ from tests.agent.nvml_machine import needs_compiler, read
 from tests.agent.test_loop import PROMPT, Bench
 from tests.fakes.gpus import eventually
 
-from gpusharing.agent.kubelet import Holdings
 from gpusharing.agent.library import Reader, Reading
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.metrics import AgentCollector
+from gpusharing.agent.podresources import Holdings
 from gpusharing.api.gpunode import Request
 from gpusharing.kube.background import in_daemon_thread
 from gpusharing.kube.client import GPUNODES

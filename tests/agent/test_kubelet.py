@@ -10,14 +10,8 @@ from hack.sim import kubeletsocket
 from hack.sim.kubeletsocket import allocatable, field, framed, listed, varint
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.agent.kubelet import (
-    ALLOCATABLE,
-    LIST,
-    Holdings,
-    KubeletPodResources,
-    PodDevices,
-    PodResourcesUnavailable,
-)
+from gpusharing.agent.kubelet import ALLOCATABLE, LIST, KubeletPodResources
+from gpusharing.agent.podresources import Holdings, HoldingsDecoder, PodDevices, PodResourcesUnavailable
 
 
 def pod(name: str, *devices: tuple[str, Iterable[str]]) -> bytes:
@@ -143,7 +137,7 @@ async def test_the_stand_in_is_asked_from_a_thread_as_a_kubelet_is(tmp_path: Pat
             told = await client.read()
             assert await client.read() is told, "in another order it says the same"
     assert told == Holdings({"nvidia.com/gpu": 2}, 1, held[:1], offered)
-    assert KubeletPodResources().decode(listed(held), allocatable(offered)) == told
+    assert HoldingsDecoder().decode(listed(held), allocatable(offered)) == told
 
 
 def test_a_stand_in_without_a_place_for_its_socket_says_so(tmp_path: Path) -> None:
@@ -247,4 +241,4 @@ async def test_a_server_that_speaks_something_else_is_no_kubelet(tmp_path: Path,
 )
 def test_a_malformed_answer_is_an_error_and_not_a_count(broken: bytes) -> None:
     with pytest.raises(ValueError, match="protobuf"):
-        KubeletPodResources().decode(broken)
+        HoldingsDecoder().decode(broken)

@@ -12,7 +12,8 @@ from hack.sim.kubeletsocket import allocatable, framed, listed
 from tests.agent.test_kubelet import Kubelet
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.agent.kubelet import KubeletPodResources, PodDevices, PodResourcesUnavailable
+from gpusharing.agent.kubelet import KubeletPodResources
+from gpusharing.agent.podresources import PodDevices, PodResourcesUnavailable
 
 PATIENCE = 60.0
 

@@ -10,9 +10,9 @@ from hack.sim.gpu import SimulatedGPUs
 from tests.fakes.gpus import FixedPods, OneNode, eventually
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.agent.kubelet import Holdings
 from gpusharing.agent.library import LibraryError, Reading
 from gpusharing.agent.loop import AgentLoop, LoopSettings, RestartNeeded
+from gpusharing.agent.podresources import Holdings
 from gpusharing.kube.client import GPUNODES
 from gpusharing.kube.errors import Expired, Unavailable
 

@@ -11,9 +11,9 @@ from tests.fakes.gpus import FixedPods, OneNode, eventually
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.agent.gpunode import OwnNode
-from gpusharing.agent.kubelet import Holdings, PodDevices
 from gpusharing.agent.library import LibraryError
 from gpusharing.agent.loop import AgentLoop, LoopSettings
+from gpusharing.agent.podresources import Holdings, PodDevices
 from gpusharing.kube.client import GPUNODES, ApiRequest, PassingClient, WatchEvent
 from gpusharing.kube.errors import Unavailable
 

@@ -13,19 +13,18 @@ from hypothesis import strategies as st
 from tests.agent.scraping import GPUS, PARTS, CountingPrometheus
 from tests.fakes.gpus import FixedPods, OneNode
 
-from gpusharing.agent.kubelet import Holdings, PodDevices
-from gpusharing.agent.library import LibraryError, Reading, unreachable
-from gpusharing.agent.loop import AgentLoop, LoopSettings
-from gpusharing.agent.meter import (
-    LAG,
+from gpusharing.agent.allotment import (
     NONE_ALLOCATABLE,
     NOTHING,
     AllocatableSlices,
     Allotment,
-    Meter,
     allotment_of,
     last_allocatable,
 )
+from gpusharing.agent.library import LibraryError, Reading, unreachable
+from gpusharing.agent.loop import AgentLoop, LoopSettings
+from gpusharing.agent.meter import LAG, Meter
+from gpusharing.agent.podresources import Holdings, PodDevices
 
 H100 = "NVIDIA H100 80GB HBM3"
 SMALL, LARGE, SHARED = "nvidia.com/mig-1g.10gb", "nvidia.com/mig-3g.40gb", "nvidia.com/gpu.shared"
@@ -89,7 +88,7 @@ def test_a_whole_gpu_is_its_holders_or_idle() -> None:
     assert stands.allocated == {("team-a", "nvidia.com/gpu"): 1}
     assert stands.idle == {"nvidia.com/gpu": 1}
     assert stands.stranded == 0
-    assert stands.gpus == 2
+    assert total(stands) == 2
 
 
 def test_instances_are_held_idle_or_stranded_by_their_share_of_the_gpu() -> None:
@@ -162,7 +161,7 @@ def test_what_is_new_is_told_as_0_first_so_that_prometheus_counts_it_from_its_st
 def test_the_sum_of_a_policy_is_dropped_after_its_last_part() -> None:
     """A tenant that came just before the agent stood still for a day is told after that, and so is the sum."""
     meter = Meter(lag=90)
-    one = Allotment("p", 1, {}, {}, Fraction(1), NOTHING)
+    one = Allotment("p", {}, {}, Fraction(1), NOTHING)
     other = replace(one, policy="q")
     meter.turn(0.0, one)
     meter.turn(100.0, replace(one, allocated={("team-a", SMALL): Fraction(1)}, stranded=NOTHING))

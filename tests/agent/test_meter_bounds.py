@@ -8,16 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.agent.scraping import GPUS, PARTS, CountingPrometheus
 
-from gpusharing.agent.meter import (
-    BOUNDS,
-    LAG,
-    OTHERS,
-    Allotment,
-    Bounds,
-    LaggingCounts,
-    Meter,
-    Metered,
-)
+from gpusharing.agent.allotment import Allotment
+from gpusharing.agent.meter import BOUNDS, LAG, OTHERS, Bounds, LaggingCounts, Meter, Metered
 
 HOUR, DAY = 3600.0, 86400.0
 SEVENTH = Fraction(1, 7)
@@ -27,7 +19,7 @@ RESOURCE = "nvidia.com/mig-1g.10gb"
 def held(policy: str, *tenants: str, resource: str = RESOURCE) -> Allotment:
     """One GPU, a seventh of it for each of these tenants, the rest of it idle."""
     given_out = {(tenant, resource): SEVENTH for tenant in tenants}
-    return Allotment(policy, 1, given_out, {resource: 1 - SEVENTH * len(tenants)}, Fraction(0), Fraction(0))
+    return Allotment(policy, given_out, {resource: 1 - SEVENTH * len(tenants)}, Fraction(0), Fraction(0))
 
 
 def most(bounds: Bounds) -> int:
@@ -192,11 +184,11 @@ def test_every_second_is_billed_once_to_a_policy_though_series_are_dropped_and_s
 ) -> None:
     """Each state lasts some turns, with a scrape at least every 90 s."""
     meter, prometheus, clock, scraped = Meter(LAG, FEW), CountingPrometheus(), 0.0, -LAG
-    last = Allotment("p", 1, {}, {}, Fraction(1), Fraction(0))
+    last = Allotment("p", {}, {}, Fraction(1), Fraction(0))
     for seconds, policy, tenants, idle, often, times in [*moments, (30, "p", [], set(), True, 12)]:
         each = Fraction(1, len(tenants) + len(idle) + 1)
         held_by = dict.fromkeys(tenants, each)
-        last = Allotment(policy, 1, held_by, dict.fromkeys(sorted(idle), each), each, Fraction(0))
+        last = Allotment(policy, held_by, dict.fromkeys(sorted(idle), each), each, Fraction(0))
         for _ in range(times):
             clock += seconds
             meter.turn(clock, last)

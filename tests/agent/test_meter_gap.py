@@ -8,8 +8,9 @@ import pytest
 import yaml
 from hack.generate import ROOT
 
+from gpusharing.agent.allotment import Allotment
 from gpusharing.agent.loop import LoopSettings
-from gpusharing.agent.meter import LAG, Allotment, Meter
+from gpusharing.agent.meter import LAG, Meter
 from kubectl_gpusharing.usage.windows import UNITS
 
 VALUES = yaml.safe_load((ROOT / "deploy/helm/gpu-sharing-operator/values.yaml").read_text())
@@ -18,8 +19,8 @@ SCRAPE = float(int(EVERY[:-1]) * {"s": 1, **UNITS}[EVERY[-1]])
 TURN = VALUES["agent"]["interval"] * (1 + LoopSettings().jitter)
 """Seconds between two turns, at most."""
 RESOURCE = "nvidia.com/gpu"
-IDLE = Allotment("pool-b", 1, {}, {RESOURCE: Fraction(1)}, Fraction(0), Fraction(0))
-HELD = Allotment("pool-b", 1, {("team-a", RESOURCE): Fraction(1)}, {}, Fraction(0), Fraction(0))
+IDLE = Allotment("pool-b", {}, {RESOURCE: Fraction(1)}, Fraction(0), Fraction(0))
+HELD = Allotment("pool-b", {("team-a", RESOURCE): Fraction(1)}, {}, Fraction(0), Fraction(0))
 
 
 def losses(every: float, comes: int) -> Iterator[tuple[float, float]]:

@@ -6,8 +6,8 @@ from hack.sim.gpu import SimulatedGPUs
 from tests.agent.test_meter import H100, devices, handed_out
 from tests.fakes.gpus import FixedPods, OneNode, eventually
 
-from gpusharing.agent.kubelet import Holdings
 from gpusharing.agent.loop import AgentLoop, LoopSettings
+from gpusharing.agent.podresources import Holdings
 
 
 async def test_time_without_a_gpunode_goes_to_those_who_held_the_gpu_meanwhile() -> None:

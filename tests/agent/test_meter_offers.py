@@ -9,10 +9,10 @@ from hack.sim.gpu import SimulatedGPUs
 from tests.agent.test_meter import H100, SHARED, devices, handed_out, machine, told
 from tests.fakes.gpus import FixedPods, OneNode
 
-from gpusharing.agent.kubelet import Holdings
+from gpusharing.agent.allotment import NONE_ALLOCATABLE, allotment_of, last_allocatable
 from gpusharing.agent.library import unreachable
 from gpusharing.agent.loop import AgentLoop, LoopSettings
-from gpusharing.agent.meter import NONE_ALLOCATABLE, allotment_of, last_allocatable
+from gpusharing.agent.podresources import Holdings
 
 
 @pytest.mark.parametrize("layout", [(), ("3g.40gb",)], ids=["a whole GPU", "an instance"])

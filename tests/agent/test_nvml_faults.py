@@ -1,4 +1,4 @@
-"""What goes wrong in NVML, through nvidia-ml-py on the SIMULATED library: faults, and agent/nvml_devices.py."""
+"""What goes wrong in NVML, through nvidia-ml-py on the SIMULATED library: faults, and the modules agent/nvml_*.py."""
 
 import random
 import time

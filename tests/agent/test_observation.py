@@ -11,8 +11,8 @@ from hack.sim.gpu import SimulatedGPUs
 from pydantic import TypeAdapter
 
 from gpusharing.agent.gpunode import Observation, request_of
-from gpusharing.agent.kubelet import Holdings
 from gpusharing.agent.library import Reading, unreachable
+from gpusharing.agent.podresources import Holdings
 from gpusharing.api.gpunode import GPUNodeSpec, Instance, Observed, Process, RemappedRows, Request
 from gpusharing.api.records import to_wire
 

@@ -8,9 +8,9 @@ from hack.sim.gpu import SimulatedGPUs
 from prometheus_client.registry import CollectorRegistry
 from tests.fakes.gpus import FixedPods, OneNode, eventually
 
-from gpusharing.agent.kubelet import Holdings, PodDevices
 from gpusharing.agent.library import DeviceUse, PodID, ProcessUse, Use
 from gpusharing.agent.loop import AgentLoop, LoopSettings
+from gpusharing.agent.podresources import Holdings, PodDevices
 from gpusharing.agent.usage import MOST_DEVICES, MOST_HOLDERS, MOST_RESOURCES, DeviceUsage, Sum, usage
 from gpusharing.agent.usagemetrics import UsageCollector, of_meter
 from gpusharing.api.gpunode import Instance

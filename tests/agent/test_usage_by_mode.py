@@ -16,7 +16,7 @@ from hack.sim.kubeletsocket import serving
 from prometheus_client.parser import text_string_to_metric_families
 from tests.agent.nvml_machine import finish, in_process, needs_compiler, read, start
 
-from gpusharing.agent.kubelet import PodDevices
+from gpusharing.agent.podresources import PodDevices
 from gpusharing.agent.processes import MPS_SERVER
 
 pytestmark = needs_compiler

@@ -11,7 +11,8 @@ from tests.cli.desk import Desk, Said
 from tests.cli.fakeprometheus import GPU, HELD, MARK, NOW, Answer, FakePrometheus, vector
 from tests.cli.test_cost_faults import heard_by
 
-from gpusharing.agent.meter import Allotment, Meter, Metered
+from gpusharing.agent.allotment import Allotment
+from gpusharing.agent.meter import Meter, Metered
 from kubectl_gpusharing.shell.troubles import DONE
 from kubectl_gpusharing.usage.meter import find_growth, find_unsteady
 from kubectl_gpusharing.usage.prometheus import Series
@@ -88,7 +89,7 @@ RESOURCE = "nvidia.com/gpu"
 def used(part: Fraction) -> Allotment:
     """Return the use of eight GPUs of which team-a holds this part and the rest is idle."""
     holders = {("team-a", RESOURCE): part} if part else {}
-    return Allotment("pool-x", 8, holders, {RESOURCE: 8 - part}, Fraction(0), Fraction(0))
+    return Allotment("pool-x", holders, {RESOURCE: 8 - part}, Fraction(0), Fraction(0))
 
 
 def exported(metered: Metered) -> Iterator[Series]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pydantic import TypeAdapter
 from tests.fakes.cluster import FakeCluster
 
-from gpusharing.agent.kubelet import Holdings, PodResourcesUnavailable
+from gpusharing.agent.podresources import Holdings, PodResourcesUnavailable
 from gpusharing.api.gpunode import Observed
 from gpusharing.kube.client import GPUNODES, JSON
 

@@ -12,7 +12,8 @@ import pytest
 from hack.cluster.process import wait_until
 from hack.nvidia import build
 
-from gpusharing.agent.kubelet import KubeletPodResources, PodResourcesUnavailable
+from gpusharing.agent.kubelet import KubeletPodResources
+from gpusharing.agent.podresources import PodResourcesUnavailable
 
 pytestmark = pytest.mark.nvidia
 SECONDS = 60.0

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from gpusharing.agent.kubelet import Holdings
 from gpusharing.agent.library import Reading
+from gpusharing.agent.podresources import Holdings
 from gpusharing.api.gpunode import Observed, Request
 from gpusharing.api.records import from_wire, to_wire
 from gpusharing.kube.client import GPUNODES, JSON, KubeClient
@@ -50,7 +50,7 @@ class OwnNode:
 
     @property
     def error(self) -> str:
-        """Why the API server cannot be followed now, or has not been reached yet; empty if it is followed."""
+        """Why the API server is not followed now; empty if it is."""
         if self._cache.error is not None:
             return str(self._cache.error)
         return "" if self._cache.synced.is_set() else "the agent has not reached the API server yet"
@@ -90,21 +90,18 @@ class OwnNode:
 
 
 def request_of(node: JSON) -> Request:
-    """Return the request of a GPUNode; one without a request has an empty id and does not ask for quiet."""
+    """Return the request of a GPUNode, or an empty one."""
     return from_wire(Request, section(node, "spec", "request"))
 
 
 class Observation(Observed):
-    """The content of `status.observed`, with the agent's operations on it.
-
-    Each returns a new value, or `self` if nothing changes.
-    """
+    """The content of `status.observed`. A change returns a new object, or the same one if nothing is different."""
 
     __slots__ = ()
 
     @classmethod
     def of(cls, node: JSON) -> "Observation":
-        """Return the observation that a GPUNode holds, from this process or an earlier one."""
+        """Return the observation in a GPUNode, of this process or an earlier one."""
         return from_wire(cls, section(node, "status", "observed"))
 
     @classmethod
@@ -151,10 +148,7 @@ class Observation(Observed):
         return replace(self, allocated=allocated, pods=pods)
 
     def keeps_closed(self, request: Request) -> bool:
-        """Whether the library has to stay closed: `request` asks for quiet, and this already answers it.
-
-        The answer may come from a previous process.
-        """
+        """Whether the library has to stay closed: the request asks for quiet, and is answered, maybe by an earlier process."""
         return request.quiet and self.quiet and self.request_id == request.id
 
     def patch(self, node: JSON) -> JSON | None:

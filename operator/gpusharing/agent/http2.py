@@ -25,13 +25,9 @@ from hyperframe.frame import (
 )
 
 MOST = 16 << 20
-"""The most bytes of one answer, as for other clients of the kubelet.
-
-kubernetes v1.36.3 test/e2e_node/util.go, defaultPodResourcesMaxSize, has this limit."""
+"""The most bytes of one answer (kubernetes v1.36.3 test/e2e_node/util.go, defaultPodResourcesMaxSize)."""
 MOST_TURNS = 1000
-"""How often `Conversation.call` may be used on one connection.
-
-Its bytes fit into the window that every server begins with."""
+"""Calls of `Conversation.call` on one connection; their bytes fit into the window that every server begins with."""
 MOST_HEADERS = 64 << 10
 """The most bytes of one block of headers, as encoded."""
 

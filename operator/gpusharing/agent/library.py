@@ -20,7 +20,7 @@ UNKNOWN_PROCESS = Process(pid=0, name="")
 
 
 def bug_text(bug: Exception) -> str:
-    """Return the words with which the agent reports an unexpected error."""
+    """Return the text that reports an unexpected error."""
     return (
         f"AgentFault: {describe_bug(bug)}; this is a bug in the agent or a driver that it does not know: please report"
         " it with the agent's log"
@@ -28,7 +28,7 @@ def bug_text(bug: Exception) -> str:
 
 
 def unreachable(index: int, access: Access, error: str = "") -> GPU:
-    """Return the record of a GPU that NVML cannot reach: all but `access` and `error` is unknown."""
+    """Return the record of a GPU that NVML cannot reach, of which nothing is known."""
     return GPU(
         index=index,
         uuid="",
@@ -38,8 +38,6 @@ def unreachable(index: int, access: Access, error: str = "") -> GPU:
         compute_mode="NotSupported",
         instances=(),
         processes=(),
-        ecc_uncorrected=None,
-        remapped_rows=None,
         access=access,
         error=error,
     )
@@ -159,10 +157,7 @@ class Library(Protocol):
 
 
 class Reader:
-    """Reads a library in the background. At the deadline it stops waiting, but the reading continues.
-
-    So a hung NVML call never delays the report that it hangs.
-    """
+    """Reads a library in the background, so that a hung NVML call never delays the report that it hangs."""
 
     def __init__(
         self,
@@ -184,8 +179,7 @@ class Reader:
     async def read(self, request: Request) -> tuple[Request, Reading | Exception, float]:
         """Read for this request, or wait for a reading that is still under way for an earlier one.
 
-        Return the request that was known before the reading began, the reading or its error, and the seconds that it
-        took. A second reading never starts while one hangs: it would hang too, and leak a thread at every turn.
+        Return the request that it is for, the reading or its error, and the seconds that it took. A second reading never starts while one hangs: it would hang too, and leak a thread at every turn.
         """
         if self._attempt is None:
             future = self._background(self._library.read, "nvml-reading")

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from gpusharing.agent.allotment import NONE_ALLOCATABLE, Allotment, allotment_of, last_allocatable
 from gpusharing.agent.gpunode import Observation, OwnNode, request_of
-from gpusharing.agent.kubelet import Holdings, PodResources, PodResourcesUnavailable
 from gpusharing.agent.library import Library, LibraryError, Reader, Reading, Use, bug_text
-from gpusharing.agent.meter import LAG, NONE_ALLOCATABLE, Allotment, Meter, allotment_of, last_allocatable
+from gpusharing.agent.meter import LAG, Meter
+from gpusharing.agent.podresources import Holdings, PodResources, PodResourcesUnavailable
 from gpusharing.api.gpunode import Request
 from gpusharing.api.names import Phase
 from gpusharing.kube.background import Background, in_daemon_thread
@@ -83,14 +84,10 @@ class AgentLoop:
         self.reading: Reading | None = None
         """The last successful reading of this process, or None before it."""
         self.use: tuple[Use, Holdings | None] | None = None
-        """What the GPUs are used for, and which pods held them at that time.
-
-        None if the last turn did not read the GPUs, as while quiet."""
+        """The use of the GPUs and who held them then; None if the last turn did not read the GPUs, as while quiet."""
         self.meter = Meter(self.settings.meter_lag)
-        self._last_allotment: tuple[Reading, Holdings, str, bool, Allotment] | None = None
-        """The last allotment, preceded by what it was made from.
-
-        That is the reading, the holdings, the policy and the value of `changing`."""
+        self._allotment: tuple[tuple[Reading, Holdings, str, bool], Allotment] | None = None
+        """The last allotment, preceded by the reading, the holdings, the policy and `changing` that it was made from."""
         self._allocatable = NONE_ALLOCATABLE
         self._shown = "", ""
         """Policy and phase of the GPUNode, at the last turn at which it existed."""
@@ -128,10 +125,7 @@ class AgentLoop:
             raise RestartNeeded(str(ended.exceptions[0])) from None
 
     def why_not_ready(self) -> str:
-        """Return the first reason why this agent cannot answer the operator now.
-
-        It is empty without one, also while the operator asks for quiet.
-        """
+        """Return why this agent cannot answer the operator now; empty if it can, also while it is asked for quiet."""
         if error := self._turn_error or self._own.error or self._write_error:
             return error
         if self._own.node is None:
@@ -154,10 +148,7 @@ class AgentLoop:
             if self.reading is not None:  # the kubelet still reports who holds what
                 self._meter_turn(await self._read_holdings())
             return
-        self._shown = (
-            text(node, "status", "transition", "policy"),
-            text(node, "status", "transition", "phase"),
-        )
+        self._shown = text(node, "status", "transition", "policy"), text(node, "status", "transition", "phase")
         request = request_of(node)
         last = self.observed or Observation.of(node)
         holdings = await self._read_holdings()
@@ -211,7 +202,7 @@ class AgentLoop:
             self._fault("turn", again)
 
     def _fault(self, part: str, bug: Exception) -> str:
-        """Count and log an unexpected error, and return the words for it."""
+        """Count and log an unexpected error; return the text that reports it."""
         words = bug_text(bug)
         self.faults_by_part[part] += 1
         if self._faults.get(part) != words:
@@ -261,15 +252,17 @@ class AgentLoop:
             return None
         policy, phase = self._shown
         changing = phase in CHANGING or (self.observed is not None and self.observed.quiet)
-        last = self._last_allotment
-        if holdings.allocatable is None and last is not None and last[1].allocatable is not None:
-            # Without the allocatable devices, a pod that holds one replica would be billed for the whole GPU.
-            return None
-        if last is not None and last[0] is self.reading and last[1:4] == (holdings, policy, changing):
-            return last[4]
+        source = (self.reading, holdings, policy, changing)
+        if self._allotment is not None:
+            last, allotment = self._allotment
+            if holdings.allocatable is None and last[1].allocatable is not None:
+                # Without the allocatable devices, a pod that holds one replica would be billed for the whole GPU.
+                return None
+            if last == source:
+                return allotment
         self._allocatable = last_allocatable(self.reading, holdings, self._allocatable)
         allotment = allotment_of(self.reading, holdings, policy, changing=changing, known=self._allocatable)
-        self._last_allotment = (self.reading, holdings, policy, changing, allotment)
+        self._allotment = source, allotment
         return allotment
 
     async def _read_holdings(self) -> Holdings | None:

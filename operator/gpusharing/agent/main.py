@@ -16,27 +16,25 @@ from pathlib import Path
 
 from prometheus_client.registry import CollectorRegistry
 
+from gpusharing.agent.access import MetricsAccess
+from gpusharing.agent.certificate import self_signed
 from gpusharing.agent.kubelet import SOCKET, KubeletPodResources
 from gpusharing.agent.loop import AgentLoop, LoopSettings, RestartNeeded
 from gpusharing.agent.metrics import AgentCollector
 from gpusharing.agent.nvml import NVML
-from gpusharing.agent.probes import MetricsAccess, ProbeServer, self_signed
+from gpusharing.agent.probes import ProbeServer
 from gpusharing.agent.processes import Processes, pod_names
 from gpusharing.agent.rest import RestClient
 from gpusharing.agent.usagemetrics import UsageCollector
 from gpusharing.kube.background import new_worker
 from gpusharing.kube.errors import Unauthorized
-from gpusharing.kube.login import SERVICE_ACCOUNT, Login, find_login
+from gpusharing.kube.login import SERVICE_ACCOUNT, find_login
 
 _NO_EXTRAS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
 class JSONLines(logging.Formatter):
-    """Formats a record as one line of JSON with stable keys.
-
-    They are timestamp, level, logger, event, node, and those passed as `extra`. Only the standard library is used:
-    structlog would cost the agent 3 MiB.
-    """
+    """Formats a record as one line of JSON. Only by the standard library: structlog would cost the agent 3 MiB."""
 
     def __init__(self, node: str) -> None:
         super().__init__()
@@ -57,10 +55,7 @@ class JSONLines(logging.Formatter):
 
 
 def log_as_json(node: str, level: str) -> None:
-    """Log to stderr in JSON lines, in place of any other handler.
-
-    Raises ValueError if `level` is not the name of a log level.
-    """
+    """Log to stderr in JSON lines, in place of any other handler."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONLines(node))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
@@ -73,17 +68,13 @@ NO_LOGIN = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the agent until SIGTERM or SIGINT, and return the exit status.
+    """Run the agent until SIGTERM or SIGINT.
 
-    It is 0 after a signal, 1 if only a new container can read the GPUs, or NO_LOGIN. Raises SystemExit with status 2
-    for invalid flags or if the node's name is missing.
+    Return the exit status: 0 after a signal, 1 if only a new container can read the GPUs, or NO_LOGIN.
     """
     options = parse(arguments, os.environ)
     log_as_json(options.node_name, options.log_level)
-    login = find_login(os.environ, options.kubeconfig, options.service_account)
-    settings = LoopSettings(interval=options.interval, hung_after=options.hung_after)
-    pods = KubeletPodResources(options.pod_resources_socket)
-    return asyncio.run(_serve(options, login, settings, pods))
+    return asyncio.run(_serve(options))
 
 
 def address(text: str) -> tuple[str, int]:
@@ -123,12 +114,7 @@ _FLAGS: tuple[tuple[str, str, Callable[[str], object], str], ...] = (
         Path,
         "directory where the kubelet stores pod logs; the names in it show which pod a process belongs to",
     ),
-    (
-        "--metrics-addr",
-        "127.0.0.1:8081",
-        address,
-        "address at which /metrics, /healthz and /readyz are served",
-    ),
+    ("--metrics-addr", "127.0.0.1:8081", address, "address at which /metrics, /healthz and /readyz are served"),
     (
         "--metrics-secure",
         "false",
@@ -147,10 +133,7 @@ def _variable(flag: str) -> str:
 
 
 def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:
-    """Parse the flags, or those of the command line if None.
-
-    A flag's default is its environment variable if that is not empty.
-    """
+    """Parse the flags, by default those of the command line. Environment variables that are not empty come next."""
     parser = argparse.ArgumentParser(
         "gpusharing-agent", description="Reports the state of this node's GPUs in its GPUNode."
     )
@@ -168,7 +151,8 @@ def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> argpar
     return parser.parse_args(arguments)
 
 
-async def _serve(options: argparse.Namespace, login: Login, settings: LoopSettings, pods: KubeletPodResources) -> int:
+async def _serve(options: argparse.Namespace) -> int:
+    login = find_login(os.environ, options.kubeconfig, options.service_account)
     try:
         await login.access()
         await login.token()
@@ -176,8 +160,9 @@ async def _serve(options: argparse.Namespace, login: Login, settings: LoopSettin
         log.error("cannot log in to the API server", extra={"error": str(error)})
         return NO_LOGIN
     library = NVML(Processes(pod_named=pod_names(options.pod_logs)))
-    api, background = RestClient(login), new_worker()
-    loop = AgentLoop(options.node_name, api, library, pods, settings, background=background)
+    api, pods = RestClient(login), KubeletPodResources(options.pod_resources_socket)
+    settings = LoopSettings(interval=options.interval, hung_after=options.hung_after)
+    loop = AgentLoop(options.node_name, api, library, pods, settings, background=new_worker())
     registry = CollectorRegistry()
     registry.register(AgentCollector(loop))
     registry.register(UsageCollector(loop))
@@ -199,8 +184,7 @@ async def _serve(options: argparse.Namespace, login: Login, settings: LoopSettin
         return 0
     except RestartNeeded as error:
         log.error(
-            "the agent is exiting, because only a new container can read the GPUs again",
-            extra={"error": str(error)},
+            "the agent is exiting, because only a new container can read the GPUs again", extra={"error": str(error)}
         )
     finally:
         probes.stop()

@@ -3,16 +3,10 @@
 docs/adr/0043-the-meter.md says why the meter is here, why new counters begin with 0, and what a restart costs.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence, Sized
-from fractions import Fraction
+from collections.abc import Collection, Iterator, Mapping, Sized
 from typing import Generic, TypeAlias, TypeVar
 
-from gpusharing.agent.kubelet import Holdings
-from gpusharing.agent.library import Reading
-from gpusharing.agent.usage import base
-from gpusharing.api.gpunode import GPU, Model
-from gpusharing.planning.gpus.cards import WHOLE, shares
+from gpusharing.agent.allotment import Allotment
 from gpusharing.planning.vocabulary.values import value
 
 Key = TypeVar("Key")
@@ -47,10 +41,7 @@ class LaggingCounts(Generic[Key]):
         return len(self._counts)
 
     def add(self, key: Key, amount: float, now: float) -> None:
-        """Add `amount` to a counter, which is created if necessary.
-
-        An amount of 0 announces it before there is anything to count.
-        """
+        """Add to a counter, new or not. An amount of 0 announces it before there is anything to count."""
         self._counts[key] = self._counts.get(key, 0.0) + amount
         self._first_added.setdefault(key, now)
         self._last_changed[key] = now
@@ -68,10 +59,7 @@ class LaggingCounts(Generic[Key]):
         return exported
 
     def drop(self, now: float, patience: float, keep: Collection[Key] = ()) -> None:
-        """Drop the counters that have not changed for `patience` seconds and were exported in full.
-
-        One that comes back counts as new.
-        """
+        """Drop the counters that were exported in full and have not changed for `patience` seconds."""
         gone = {
             key
             for key, at in self._last_changed.items()
@@ -88,7 +76,6 @@ OTHERS = "_others"
 """The namespace, policy or resource for what has no counter of its own. Kubernetes allows no such name."""
 LAG = 90.0
 """Seconds for which a new series is exported as 0."""
-NOTHING = Fraction(0)
 
 
 @value
@@ -104,154 +91,19 @@ class Bounds:
     room_after: float = 3600.0
     """Seconds for which a series that does not change is still exported when there is no room for another."""
     forget_after: float = 86400.0
-    """Seconds for which such a series is exported when there is room.
-
-    So a Prometheus that was away for hours finds it."""
+    """Seconds for which it is exported when there is room, so that a Prometheus that was away for hours finds it."""
 
 
 BOUNDS = Bounds()
 
 
 Account: TypeAlias = tuple[str, str, str]
-"""The tenant that the time of a slice is counted for: policy, namespace and resource.
-
-The policy is empty if none owns the node."""
-
-
-@value
-class Allotment:
-    """Which tenant has how much of the node's GPUs at one moment, in GPUs. The parts add up to `gpus`."""
-
-    policy: str
-    """The policy that owns the node; empty if none does."""
-    gpus: int
-    allocated: Mapping[tuple[str, str], Fraction]
-    """GPUs that pods hold, by namespace and resource."""
-    idle: Mapping[str, Fraction]
-    """GPUs in slices that no pod holds, by resource."""
-    stranded: Fraction
-    transition: Fraction
-
-
-AllocatableSlices = Mapping[str, Mapping[str, int]]
-"""Slices that the kubelet can allocate on each device: by UUID of the device, then by resource."""
-NONE_ALLOCATABLE: AllocatableSlices = {}
-
-
-def allotment_of(
-    reading: Reading,
-    holdings: Holdings,
-    policy: str,
-    *,
-    changing: bool,
-    known: AllocatableSlices = NONE_ALLOCATABLE,
-) -> Allotment:
-    """Return who has how much of the node's GPUs now.
-
-    With `changing`, all that no pod holds counts as transition. A device is divided evenly among its slices: as many as
-    the kubelet lists or listed last (`known`), or as pods hold if that is more. Only slices that it lists now can be
-    idle.
-    """
-    allocated: defaultdict[tuple[str, str], Fraction] = defaultdict(Fraction)
-    idle: defaultdict[str, Fraction] = defaultdict(Fraction)
-    listed = _allocatable(holdings)
-    held, whole = _held(holdings, listed, known)
-    cards = {model.product: model for model in reading.models}
-    devices = (part for gpu in reading.gpus for part in _parts(gpu, cards.get(gpu.product), held))
-    for uuid, share in devices:
-        divided = uuid not in whole  # else one pod holds all of it, so nothing is idle
-        here: Mapping[str, int] = listed.get(uuid, {}) if divided else {}
-        slices = here or known.get(uuid, {}) if divided else {}
-        taken = Counter(dict.fromkeys(slices, 0))
-        for (_, resource), count in held.get(uuid, {}).items():
-            taken[resource] += count
-        parts = sum(max(count, slices.get(resource, 0)) for resource, count in taken.items())
-        if not parts:
-            continue
-        each = share / parts
-        for tenant, count in held.get(uuid, {}).items():
-            allocated[tenant] += each * count
-        for resource, count in taken.items():
-            idle[resource] += each * max(0, here.get(resource, 0) - count)
-    gpus = len(reading.gpus)
-    rest = gpus - sum(allocated.values(), NOTHING)
-    if changing:
-        return Allotment(policy, gpus, allocated, {}, NOTHING, rest)
-    return Allotment(policy, gpus, allocated, idle, rest - sum(idle.values(), NOTHING), NOTHING)
-
-
-def last_allocatable(reading: Reading, holdings: Holdings, before: AllocatableSlices) -> AllocatableSlices:
-    """Return the slices of each device, by UUID and resource, as the kubelet lists or last listed them.
-
-    A kubelet lists healthy devices only (kubernetes pkg/kubelet/cm/devicemanager/manager.go, GetAllocatableDevices,
-    v1.36.3), and none of a plugin that is restarting. A pod that holds one of four slices still holds a quarter then.
-    For a device that was never listed, as after a restart of the agent, the replica numbers that pods hold give a lower
-    bound.
-    """
-    allocatable, known = _allocatable(holdings), dict(before)
-    if all(gpu.access == "Ok" for gpu in reading.gpus):
-        # While a GPU cannot be read it has no UUID, so any of the known devices may be its own.
-        present = {uuid for gpu in reading.gpus for uuid in (gpu.uuid, *(instance.uuid for instance in gpu.instances))}
-        known = {uuid: slices for uuid, slices in known.items() if uuid in present}
-    for each in holdings.by_pod:
-        for device in each.devices:
-            uuid, _, number = device.partition("::")
-            if number.isdecimal():
-                # No plugin shares a device as a single replica (k8s-device-plugin api/config/v1/replicas.go, v0.19.3).
-                slices = known.get(uuid, {})
-                least = max(2, int(number) + 1, slices.get(each.resource, 0))
-                known[uuid] = {**slices, each.resource: least}
-    return {**known, **allocatable}
-
-
-def _allocatable(holdings: Holdings) -> dict[str, Counter[str]]:
-    allocatable: dict[str, Counter[str]] = {}
-    for resource, device in holdings.allocatable or ():
-        allocatable.setdefault(base(device), Counter())[resource] += 1
-    return allocatable
-
-
-def _held(
-    holdings: Holdings, listed: AllocatableSlices, known: AllocatableSlices
-) -> tuple[dict[str, Counter[tuple[str, str]]], set[str]]:
-    """Return how many slices each tenant holds of each device.
-
-    Also the devices that became shared while a pod held all of them.
-    """
-    held: dict[str, Counter[tuple[str, str]]] = {}
-    whole: set[str] = set()
-    for each in holdings.by_pod:
-        for device in each.devices:
-            uuid = base(device)
-            slices = sum((listed.get(uuid) or known.get(uuid, {})).values())
-            if device == uuid and slices > 1:  # its holder still holds all of it
-                whole.add(uuid)
-            else:
-                slices = 1
-            held.setdefault(uuid, Counter())[each.namespace, each.resource] += slices
-    return held, whole
-
-
-def _parts(gpu: GPU, model: Model | None, held: Mapping[str, object]) -> Sequence[tuple[str, Fraction]]:
-    if gpu.mig_mode != "Enabled":
-        return ((gpu.uuid, WHOLE),) if gpu.uuid else ()
-    profiles = () if model is None else model.profiles
-    # A container without rights cannot read sizes, so memory is used instead.
-    placed = all(profile.size for profile in profiles)
-    extents = {each.name: (each.slices, each.size if placed else each.memory_gb) for each in profiles}
-    slices, memory = (max((extent[i] for extent in extents.values()), default=0) for i in (0, 1))
-    parts = shares([extents.get(one.profile, (0, 0)) for one in gpu.instances], (slices, memory))
-    devices = [(instance.uuid, part) for instance, part in zip(gpu.instances, parts, strict=True)]
-    if not gpu.uuid or gpu.uuid not in held:
-        return devices
-    # MIG was switched on while a pod held the whole GPU: it has what no other pod holds.
-    others = [(uuid, share) for uuid, share in devices if uuid in held]
-    return [*others, (gpu.uuid, WHOLE - sum((share for _, share in others), NOTHING))]
+"""The tenant that the time of a slice is counted for: policy (empty if none owns the node), namespace and resource."""
 
 
 @value
 class Metered:
-    """The exported GPU-seconds since the first turn, with the keys of Allotment preceded by the policy."""
+    """The exported GPU-seconds since the first turn, by policy and the keys of Allotment."""
 
     allocated: Mapping[Account, float]
     idle: Mapping[tuple[str, str], float]
@@ -286,10 +138,7 @@ class Meter:
         self._since = 0.0
 
     def turn(self, now: float, allotment: Allotment | None) -> None:
-        """Count the time since the last turn by the allotment of that turn, and set `metered`.
-
-        If `allotment` is None (unknown), the last known one still applies.
-        """
+        """Count the time since the last turn by its allotment. If `allotment` is unknown, the last one still applies."""
         if self._now is not None:
             self._count(self._now, self._since, now)
         before, self._now, self._since = self._now, allotment or self._now, now

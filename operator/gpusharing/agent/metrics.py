@@ -32,21 +32,13 @@ class AgentCollector(Collector):
         build.add_metric([self._version, "agent"], 1)
         yield build
         yield _counter(
-            "readings",
-            "Attempts to read the GPUs, by outcome: ok, failed, hung.",
-            "outcome",
-            loop.readings_by_outcome,
+            "readings", "Attempts to read the GPUs, by outcome: ok, failed, hung.", "outcome", loop.readings_by_outcome
         )
         yield CounterMetricFamily(
-            f"{PREFIX}_reading_seconds",
-            "Time taken by successful readings of the GPUs.",
-            value=loop.reading_seconds,
+            f"{PREFIX}_reading_seconds", "Time taken by successful readings of the GPUs.", value=loop.reading_seconds
         )
         yield _counter(
-            "writes",
-            "Reports sent to the API server, by outcome: ok, failed.",
-            "outcome",
-            loop.writes_by_outcome,
+            "writes", "Reports sent to the API server, by outcome: ok, failed.", "outcome", loop.writes_by_outcome
         )
         yield _counter(
             "faults",
@@ -62,9 +54,7 @@ class AgentCollector(Collector):
             yield _gauge("simulated", "1 when the GPUs are SIMULATED.", observed.simulated)
             if observed.pods is not None and observed.allocated is not None:
                 yield _gauge(
-                    "pods",
-                    "Pods on this node that have a GPU device allocated; absent when unknown.",
-                    observed.pods,
+                    "pods", "Pods on this node that have a GPU device allocated; absent when unknown.", observed.pods
                 )
                 yield _family(
                     "allocated_devices",

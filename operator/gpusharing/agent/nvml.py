@@ -1,158 +1,39 @@
-"""Read the GPUs of this node through NVML.
+"""Read the GPUs of this node through NVML: the order of a reading, and what is remembered from one to the next.
 
-Only this module and `nvml_devices.py` import pynvml. Calls and their traps: docs/design/hardware.md#nvml, nvml.h of
-NVML 13.3 and NVIDIA's reference for it.
+Only this module and the others named `nvml_*` import pynvml. Calls and their traps: docs/design/hardware.md#nvml,
+nvml.h of NVML 13.3 and NVIDIA's reference for it.
 """
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 import pynvml
 
-from gpusharing.agent.library import (
-    UNKNOWN_PROCESS,
-    DeviceUse,
-    LibraryError,
-    PodID,
-    ProcessUse,
-    Reading,
-    Use,
-    bug_text,
-    unreachable,
-)
+from gpusharing.agent.library import LibraryError, Reading, bug_text, unreachable
 from gpusharing.agent.nvml_devices import (
     REFUSED,
-    ListedProcess,
-    MigDevice,
     Xids,
+    compute_mode,
     ecc_uncorrected,
     fields,
     list_processes,
     list_rest,
     maybe,
-    mig_devices,
-    mig_instances,
-    mig_profiles,
     recovery_action,
     remapped_rows,
     supported,
 )
+from gpusharing.agent.nvml_mig import MigDevice, mig_devices, mig_instances, mig_profiles
+from gpusharing.agent.nvml_use import UseOfGPUs
 from gpusharing.agent.processes import Processes
-from gpusharing.api.gpunode import GPU, Access, ComputeMode, Instance, MigMode, Model, Virtualization
+from gpusharing.api.gpunode import GPU, Access, Instance, MigMode, Model, Virtualization
 from gpusharing.planning.gpus.health import XIDS
-
-MOST_XIDS = 64
-"""XID numbers that are counted per GPU. NVIDIA's catalog has fewer than 200, and a broken GPU raises a handful."""
-
-
-class UseOfGPUs:
-    """Collects the use of the GPUs during one reading after another.
-
-    No decision depends on it, so values that cannot be read are left out. Reading the memory of a MIG device needs no
-    right; reading that of its GPU does (docs/design/hardware.md#device-memory). Shares of SM time by process are not
-    supported while MIG is on (docs/design/hardware.md#utilisation).
-    """
-
-    def __init__(self, pod_of: Callable[[int], PodID | None]) -> None:
-        self._pod_of = pod_of
-        self._sampled: dict[str, int | None] = {}
-        """When each GPU's SM shares were last sampled, by UUID, in the driver's microseconds.
-
-        None if the driver does not report shares."""
-        self._xids: Counter[tuple[int, int]] = Counter()
-        self._devices: list[DeviceUse] = []
-        self._processes: list[ProcessUse] = []
-
-    def begin(self) -> None:
-        """Begin a new reading: forget the devices and processes of the last one, but not the XIDs."""
-        self._devices, self._processes = [], []
-
-    def hear(self, index: int, xid: int) -> None:
-        """Count an XID of the GPU with this index, unless it has had MOST_XIDS others."""
-        distinct = sum(gpu == index for gpu, _ in self._xids)
-        if (index, xid) in self._xids or distinct < MOST_XIDS:
-            self._xids[index, xid] += 1
-
-    def take(
-        self,
-        gpu: GPU,
-        devices: Sequence[MigDevice],
-        instances: Sequence[Instance | None],
-        lists: Sequence[Sequence[ListedProcess]],
-    ) -> None:
-        """Record the memory of a GPU's devices, and their processes, with SM shares unless MIG is on."""
-        mig = gpu.mig_mode == "Enabled"
-        complete = all(process.pid != UNKNOWN_PROCESS.pid for process in gpu.processes)
-        for (handle, uuid), instance, listed in zip(devices, instances, lists, strict=True):
-            known = [(process.pid, memory) for process, memory in listed if process.pid != UNKNOWN_PROCESS.pid]
-            shares = None if mig else self._sm_shares(handle, uuid, idle=not known)
-            used, total = _memory(handle, whole=not mig)
-            self._devices.append(
-                DeviceUse(
-                    gpu.index,
-                    gpu.uuid,
-                    uuid,
-                    used,
-                    total,
-                    instance,
-                    all_listed=complete,
-                    reports_sm=shares is not None,
-                )
-            )
-            for pid, memory in known:
-                share = None if shares is None else shares.get(pid, 0)
-                self._processes.append(ProcessUse(pid, uuid, memory, share, self._pod_of(pid)))
-
-    def so_far(self) -> Use:
-        """Return everything recorded since `begin`, and the XIDs since the agent started, sorted."""
-        xids = tuple((gpu, xid, count) for (gpu, xid), count in sorted(self._xids.items()))
-        return Use(tuple(self._devices), tuple(self._processes), xids)
-
-    def _sm_shares(self, handle: Any, uuid: str, *, idle: bool) -> dict[int, int] | None:
-        """Return the percentage of SM time by pid, without those without activity.
-
-        None if the driver does not report it. An idle GPU is queried only the first time.
-        """
-        if idle and uuid in self._sampled:
-            return None if self._sampled[uuid] is None else {}
-        since = self._sampled.get(uuid) or 0
-        try:
-            samples = pynvml.nvmlDeviceGetProcessUtilization(handle, since)
-        except pynvml.NVMLError as error:
-            # NOT_FOUND means that no process was active; pynvml raises SUCCESS for an empty list.
-            answered = error.value in (pynvml.NVML_ERROR_NOT_FOUND, pynvml.NVML_SUCCESS)
-            self._sampled[uuid] = since if answered else None
-            return {} if answered else None
-        samples = sorted(samples, key=lambda sample: sample.timeStamp)
-        self._sampled[uuid] = max([since, *(int(sample.timeStamp) for sample in samples)])
-        return {sample.pid: sample.smUtil for sample in samples}
-
-
-def _memory(handle: Any, *, whole: bool) -> tuple[int | None, int | None]:
-    """Return the bytes in use and in total.
-
-    With `whole`, the bytes in use are without the driver's reserve, except before R510.
-    """
-    for version in (pynvml.nvmlMemory_v2, None) if whole else (None,):
-        with suppress(pynvml.NVMLError):
-            info = pynvml.nvmlDeviceGetMemoryInfo(handle, version)
-            return int(info.used), int(info.total)
-    return None, None
-
 
 _MOST_PROCESSES = 1024  # the limit of the CRD; fewer are enough to show that a GPU is busy
 _MIB = 1024 * 1024
 
 _MIG_MODES: dict[bool | None, MigMode] = {None: "NotSupported", False: "Disabled", True: "Enabled"}
-_COMPUTE_MODES: dict[int, ComputeMode] = {
-    pynvml.NVML_COMPUTEMODE_DEFAULT: "Default",
-    pynvml.NVML_COMPUTEMODE_PROHIBITED: "Prohibited",
-    pynvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS: "ExclusiveProcess",
-}
 _VIRTUALIZATION: dict[int | None, Virtualization] = {
     pynvml.NVML_GPU_VIRTUALIZATION_MODE_NONE: "None",
     pynvml.NVML_GPU_VIRTUALIZATION_MODE_PASSTHROUGH: "PassThrough",
@@ -193,9 +74,7 @@ class NVML:
         self._processes = processes or Processes()
         self._use = UseOfGPUs(self._processes.pod_of)
         self._xids: dict[int, int] = {}
-        """First critical XID of each GPU, by index.
-
-        NVML remembers none, and only the driver's recovery action lasts."""
+        """First critical XID of each GPU, by index: NVML remembers none, and only the driver's recovery action lasts."""
         self._cards: dict[str, tuple[Model, bool]] = {}
         """The models whose properties are all known, with whether NVML withholds their placements.
 
@@ -205,11 +84,7 @@ class NVML:
         """Product name of each GPU in the last reading, by UUID. It does not change either."""
 
     def read(self) -> Reading:
-        """Open NVML, read everything, and close it even after an error.
-
-        A GPU that cannot be read is reported as unreachable. Raises LibraryError for what concerns the whole node, and
-        if the agent lacks access to all GPUs.
-        """
+        """Read as `Library` does. LibraryError is for the whole node; a GPU that cannot be read is unreachable."""
         try:
             pynvml.nvmlInit()
             try:
@@ -257,7 +132,7 @@ class NVML:
         return Reading(version, models, observed, self._use.so_far(), tuple(bugs))
 
     def _gpu(self, index: int, cards: dict[str, tuple[Model, bool]], xids: Xids) -> GPU:
-        """Read one GPU, and its model into `cards` if it is new. Errors of NVML are raised."""
+        """Read one GPU, and its model into `cards` if it is new or was incomplete. Errors of NVML are raised."""
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         xids.listen(index, handle)
         uuid: str = pynvml.nvmlDeviceGetUUID(handle)
@@ -272,24 +147,26 @@ class NVML:
         if product not in cards or (capable and not cards[product][0].profiles):
             cards[product] = _card(handle, product, mig_capable=capable)
         model, placements_withheld = cards[product]
-        on = current == "Enabled"
-        devices = tuple(mig_devices(handle)) if on else ((handle, uuid),)
-        instances: tuple[Instance, ...] = ()
+        devices: tuple[MigDevice, ...] = ((handle, uuid),)
         owners: tuple[Instance | None, ...] = (None,)
-        withheld = hidden = False
-        if on:
+        instances: tuple[Instance, ...] = ()
+        withheld = False
+        if current == "Enabled":
+            devices = tuple(mig_devices(handle))
             instances, withheld, hidden, owners = mig_instances(handle, model.profiles, devices)
-        lists = [list_processes(self._processes, device, name if on else "") for device, name in devices]
-        listed = list(chain.from_iterable(lists))
-        if on:
+            lists = [list_processes(self._processes, device, name) for device, name in devices]
+            listed = list(chain.from_iterable(lists))
             listed = list_rest(self._processes, handle, listed, hidden=hidden) + listed
+        else:
+            listed = list_processes(self._processes, handle)
+            lists = [listed]
         gpu = GPU(
             index=index,
             uuid=uuid,
             product=model.product,
             mig_mode=current,
             mig_mode_pending=pending,
-            compute_mode=_compute_mode(handle),
+            compute_mode=compute_mode(handle),
             instances=instances,
             processes=tuple(process for process, _ in listed[:_MOST_PROCESSES]),
             ecc_uncorrected=ecc_uncorrected(handle),
@@ -317,16 +194,6 @@ def _library_error(error: Any) -> LibraryError:
     return LibraryError(f"NVML: {error}; see `dmesg | grep -i nvrm` on the node")
 
 
-def _compute_mode(handle: Any) -> ComputeMode:
-    try:
-        mode = supported(None, pynvml.nvmlDeviceGetComputeMode, handle)
-    except pynvml.NVMLError as error:
-        if error.value != REFUSED:
-            raise
-        return "Unknown"
-    return "NotSupported" if mode is None else _COMPUTE_MODES.get(mode, "Unknown")
-
-
 def _card(handle: Any, product: str, *, mig_capable: bool) -> tuple[Model, bool]:
     # On a GPU with MIG on, only a container with rights can read the memory (docs/design/hardware.md#device-memory).
     memory = maybe(None, pynvml.nvmlDeviceGetMemoryInfo, handle)
@@ -347,8 +214,7 @@ def _card(handle: Any, product: str, *, mig_capable: bool) -> tuple[Model, bool]
 
 
 def _is_complete(model: Model, placements_withheld: bool) -> bool:
-    """Whether NVML gave every property of a model, so that it need not be read again."""
-    known = "Unknown" not in (model.mig_mode_change, model.virtualization)
     if placements_withheld or model.memory_mib is None or not model.compute_capability:
         return False
+    known = "Unknown" not in (model.mig_mode_change, model.virtualization)
     return not model.mig_capable or bool(model.profiles and known)

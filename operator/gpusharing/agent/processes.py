@@ -89,10 +89,7 @@ class Processes:
     """
 
     def __init__(
-        self,
-        proc: Path = Path("/proc"),
-        own_pid: int | None = None,
-        pod_named: Callable[[str], PodID] = PodID,
+        self, proc: Path = Path("/proc"), own_pid: int | None = None, pod_named: Callable[[str], PodID] = PodID
     ) -> None:
         self._proc = str(proc)
         self._pod_named = pod_named
@@ -101,9 +98,7 @@ class Processes:
         self._open: dict[int, int] = {}
         """File descriptor of the open `stat` of each process, by its id."""
         self.blind = (os.getpid() if own_pid is None else own_pid) == 1
-        """Whether the agent is alone in its PID namespace.
-
-        The driver then lists no other process, and no id can be trusted."""
+        """Whether the agent has a PID namespace of its own: the driver lists no others, and no id can be trusted."""
 
     def begin(self) -> None:
         """Begin a new reading: forget the processes that were not in the last one, and close their files."""
@@ -122,10 +117,7 @@ class Processes:
         return Process(pid, self._name(pid, ask), device)
 
     def pod_of(self, pid: int) -> PodID | None:
-        """Return the pod whose cgroup a process is in.
-
-        None if it is in no pod, has ended, or the cgroup cannot be read.
-        """
+        """Return the pod of a process; None if it is in none, has ended, or its cgroup cannot be read."""
         uid = (self._seen.get(pid) or self._examine(pid)).pod
         return None if uid is None else self._pod_named(uid)
 
@@ -162,14 +154,11 @@ class Processes:
         return f"{named} (program {program or 'unknown'}, started by {parent or 'an unknown process'})"
 
     def _program(self, pid: int) -> str:
-        """Return the name of the executable, or else `comm`, followed by _CUT if it may have been cut.
-
-        Bytes that are not UTF-8 are replaced, because JSON cannot carry them.
-        """
+        """Return the name of the executable, or else `comm`, followed by _CUT if it may have been cut."""
         try:
             path = os.readlink(f"{self._proc}/{pid}/exe")
         except OSError:
-            name = self._read(pid, "comm").decode(errors="replace").strip()
+            name = self._read(pid, "comm").decode(errors="replace").strip()  # JSON cannot carry other bytes
             return name + _CUT if len(name) >= _COMM else name
         return PurePosixPath(os.fsencode(path).decode(errors="replace").removesuffix(_GONE)).name
 
@@ -186,10 +175,7 @@ class Processes:
         return self._read(pid, "stat", keep=len(self._open) < _MOST_OPEN)
 
     def _read(self, pid: int, name: str, *, keep: bool = False) -> bytes:
-        """Return the content of a file of procfs, empty if it cannot be read.
-
-        With `keep` the file stays open as the `stat` of the process.
-        """
+        """Return a file of procfs, empty if it cannot be read; with `keep` it stays open as the process's `stat`."""
         try:
             file = os.open(f"{self._proc}/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:

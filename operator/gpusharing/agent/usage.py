@@ -10,8 +10,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 
-from gpusharing.agent.kubelet import Holdings
 from gpusharing.agent.library import DeviceUse, ProcessUse, Use
+from gpusharing.agent.podresources import Holdings, base
 from gpusharing.planning.vocabulary.values import value
 
 MOST_DEVICES = 128
@@ -71,7 +71,7 @@ class DeviceUsage:
 
 
 def usage(use: Use, holdings: Holdings | None) -> DeviceUsage:
-    """Combine the use of the GPUs with what pods hold; if unknown, only pods that compute are holders."""
+    """Combine the use of the GPUs with what pods hold. If that is unknown, only pods that compute are holders."""
     devices = {device.uuid: device for device in use.devices[:MOST_DEVICES]}
     busy: Counter[str] = Counter()
     for process in use.processes:
@@ -111,22 +111,10 @@ def usage(use: Use, holdings: Holdings | None) -> DeviceUsage:
     )
 
 
-def base(device: str) -> str:
-    """Return the UUID in a device plugin's id for a device.
-
-    Replicas of a shared device are called UUID::0, UUID::1 and so on.
-    """
-    return device.partition("::")[0]
-
-
 def _attribute(
     processes: Sequence[ProcessUse], holding: Mapping[str, set[PodName]]
 ) -> tuple[dict[tuple[PodName, str], Sum], dict[str, Sum], set[tuple[PodName, str]]]:
-    """Return what the processes of each pod use, by pod and device.
-
-    Also what those of no or an unclear pod use, by device; and the pairs of a pod and a device for which that is
-    unknown.
-    """
+    """Return what processes use, by pod and device; by device for those without a pod; and the unknown pairs."""
     named = {(each.pod.namespace, each.pod.name) for each in processes if each.pod and each.pod.name}
     unnamed: dict[str, set[str]] = {}  # UIDs of the unnamed pods that compute on each device
     for process in processes:

@@ -25,10 +25,7 @@ Rows = Iterable[tuple[Sequence[str], float | None]]
 
 
 class UsageCollector(Collector):
-    """Collects the counters of one agent's meter, and its usage metrics.
-
-    The latter are left out if the last turn did not read the GPUs.
-    """
+    """Collects one agent's usage metrics, if its last turn has read the GPUs, and the counters of its meter."""
 
     def __init__(self, loop: AgentLoop, clock: Callable[[], float] = time.monotonic) -> None:
         self._loop = loop
@@ -73,7 +70,7 @@ class UsageCollector(Collector):
 
 
 def of_meter(metered: Metered) -> Iterable[Metric]:
-    """Return the counters of a meter. The growth of all parts adds up to that of `gpusharing_gpu_seconds_total`."""
+    """Yield the counters of a meter."""
     yield _counter(
         "slice_seconds",
         "GPU-seconds of slices allocated to a namespace: the time of each slice, multiplied by its share of the"
@@ -234,9 +231,10 @@ def _gauge(name: str, text: str, labels: Sequence[str], rows: Rows) -> GaugeMetr
     return family
 
 
-def _counter(name: str, text: str, labels: Sequence[str], rows: Rows) -> CounterMetricFamily:
+def _counter(
+    name: str, text: str, labels: Sequence[str], rows: Iterable[tuple[Sequence[str], float]]
+) -> CounterMetricFamily:
     family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
     for values, number in rows:
-        if number is not None:
-            family.add_metric(values, number)
+        family.add_metric(values, number)
     return family

@@ -13,15 +13,7 @@ ComputeMode = Literal["Default", "ExclusiveProcess", "Prohibited", "NotSupported
 Virtualization = Literal["None", "PassThrough", "VGPU", "HostVGPU", "HostVSGA", "Unknown"]
 Access = Literal["Ok", "Lost", "ResetRequired", "Failed"]
 RecoveryAction = Literal[
-    "None",
-    "Reset",
-    "Reboot",
-    "DrainP2P",
-    "DrainAndReset",
-    "RecoverIMEX",
-    "BusReset",
-    "SystemReboot",
-    "Unknown",
+    "None", "Reset", "Reboot", "DrainP2P", "DrainAndReset", "RecoverIMEX", "BusReset", "SystemReboot", "Unknown"
 ]
 
 

@@ -115,10 +115,7 @@ during a change, but only if the Node has it (a.1)."""
 LABEL_HOSTNAME = "kubernetes.io/hostname"
 """The label that Kubernetes sets on every Node."""
 
-NEIGHBOUR_ANNOTATIONS = (
-    "karpenter.sh/do-not-disrupt",
-    "cluster-autoscaler.kubernetes.io/scale-down-disabled",
-)
+NEIGHBOUR_ANNOTATIONS = ("karpenter.sh/do-not-disrupt", "cluster-autoscaler.kubernetes.io/scale-down-disabled")
 """Annotations that are set to `true` on a fenced Node, so that autoscalers do not remove it in the middle of a change
 (docs/design/drain.md#c6)."""
 
@@ -155,12 +152,7 @@ REWRITTEN_LABELS = (
 Under strategy single, GFD describes the MIG device instead of the card in `gpu.*` (docs/design/nvidia.md#c-product).
 NEIGHBOUR_LABELS are set with our fence (docs/design/drain.md#c6).
 """
-REWRITTEN_PREFIXES = (
-    "nvidia.com/mig-",
-    LABEL_DEPLOY_PREFIX,
-    "nvidia.com/gpu.slices.",
-    "nvidia.com/gpu.engines.",
-)
+REWRITTEN_PREFIXES = ("nvidia.com/mig-", LABEL_DEPLOY_PREFIX, "nvidia.com/gpu.slices.", "nvidia.com/gpu.engines.")
 
 RESOURCE_GPU = "nvidia.com/gpu"
 RESOURCE_GPU_SHARED = "nvidia.com/gpu.shared"

@@ -16,5 +16,6 @@ def nearest(name: str, names: Iterable[str]) -> list[str]:
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return a clause that begins with a semicolon and names the one of `names` that is most like `name`; empty if none is."""
-    return "".join(f"; did you mean {known}?" for known in nearest(name, names)[:1])
+    """Return a clause, after a semicolon, with the one of `names` that is most like `name`; empty if none is."""
+    similar = nearest(name, names)
+    return f"; did you mean {similar[0]}?" if similar else ""

@@ -71,7 +71,7 @@ class WireRecord:
 
 
 def to_wire(value: Any) -> Any:
-    """Return the JSON of a record, or of a tuple or list of records. Every field is included, as null if it is None."""
+    """Return the JSON of a record, or of a tuple or list of records. Fields that are None are included, as null."""
     if names := _wire_names(type(value)):  # type: ignore[arg-type]  # mypy takes classes for unhashable
         return {key: to_wire(getattr(value, name)) for name, key in names}
     if isinstance(value, tuple | list):
@@ -97,7 +97,7 @@ def _wire_names(kind: type[object]) -> tuple[tuple[str, str], ...]:
 
 @cache
 def _readers(kind: type[Any]) -> tuple[tuple[str, str, Callable[[Any], Any]], ...]:
-    """Return the name, the name in JSON and the reader of each field. Defaults are made only once, so all records of the class share them."""
+    """Return name, name in JSON and reader of each field. All records of the class share the defaults."""
     hints = get_type_hints(kind)
     factories = {each.name: each.default_factory for each in fields(kind) if each.default_factory is not MISSING}
     return tuple(

@@ -21,7 +21,7 @@ def selects(selector: Selector | LabelSelector, labels: Mapping[str, str]) -> bo
 
 
 def matches(labels: Mapping[str, str], wanted: Mapping[str, str], rows: Iterable[Row] = ()) -> bool:
-    """Whether the labels have all `wanted` values and match all `rows` of matchExpressions. An empty selector matches everything.
+    """Whether the labels have all `wanted` values and match all `rows` of matchExpressions.
 
     An operator that we do not know matches: the caller predicts refusals by budgets, and one too many is better than one overlooked. Our own CRDs allow no such operator.
     """

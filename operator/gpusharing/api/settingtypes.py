@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
@@ -16,16 +15,16 @@ _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 def listed(find_problem: Callable[[str], str]) -> BeforeValidator:
-    """Return a validator that splits a string at its commas. `find_problem` returns why an entry is not valid, or an empty string."""
-    return BeforeValidator(partial(_split, find_problem))
+    """Return a validator that splits a string at its commas; `find_problem` says why an entry is not valid."""
 
+    def split(text: str) -> tuple[str, ...]:
+        entries = tuple(entry.strip() for entry in text.split(",")) if text.strip() else ()
+        for entry in entries:
+            if problem := find_problem(entry):
+                raise ValueError(f": {problem}")
+        return entries
 
-def _split(find_problem: Callable[[str], str], text: str) -> tuple[str, ...]:
-    entries = tuple(entry.strip() for entry in text.split(",")) if text.strip() else ()
-    for entry in entries:
-        if problem := find_problem(entry):
-            raise ValueError(f": {problem}")
-    return entries
+    return BeforeValidator(split)
 
 
 def _find_no_namespace(entry: str) -> str:
@@ -56,8 +55,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Switch = Annotated[bool, BeforeValidator(_is_on)]
 """`true` or `false`; any other word is rejected."""
 Guard = Annotated[
-    Literal["false", "mutating", "validating"],
-    BeforeValidator(lambda text: "mutating" if text == "true" else text),
+    Literal["false", "mutating", "validating"], BeforeValidator(lambda text: "mutating" if text == "true" else text)
 ]
 """How the chart's guard for tenants acts. `true`, which the chart of 0.1.0 writes, counts as `mutating`."""
 Labels = Annotated[tuple[str, ...], listed(_find_no_mark)]

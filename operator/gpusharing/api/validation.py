@@ -16,15 +16,7 @@ from pydantic_core import ErrorDetails
 from gpusharing.api import rules
 from gpusharing.api.names import REWRITTEN_LABELS, REWRITTEN_PREFIXES, Mode
 from gpusharing.api.nearest import nearest
-from gpusharing.api.policy import (
-    DrainRule,
-    GPUSharingPolicySpec,
-    LabelSelector,
-    Mig,
-    Rollout,
-    Selector,
-    Window,
-)
+from gpusharing.api.policy import DrainRule, GPUSharingPolicySpec, LabelSelector, Mig, Rollout, Selector, Window
 
 MAX_DURATION = timedelta(hours=rules.MAX_DURATION_HOURS)
 MAX_VALUE = 60
@@ -171,7 +163,7 @@ def _windows(rollout: Rollout) -> Iterator[tuple[str, Window]]:
 
 
 def parse_duration(text: str) -> timedelta:
-    """Return a duration such as "1h30m", "15m" or "90s": hours, minutes and seconds, each at most once. Raises ValueError."""
+    """Return a duration such as "1h30m" or "90s": hours, minutes and seconds, each at most once. Raises ValueError."""
     match = _DURATION.fullmatch(text)
     if match is None or not text:
         raise ValueError(f"{text!r} {rules.POSITIVE_DURATION.message}")
@@ -286,7 +278,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _find_meant(location: tuple[int | str, ...]) -> str:
-    """Return the known field beside the unknown one that is most like it, else the path of one of the same name elsewhere, else an empty string."""
+    """Return the known field beside an unknown one that is most like it, or the path of one with the same name."""
     *parents, name = [part for part in location if isinstance(part, str)]
     at, paths = ".".join(["spec", *parents]), list(_paths(GPUSharingPolicySpec, "spec"))
     beside = [path.rpartition(".")[2] for path in paths if path.rpartition(".")[0] == at]
@@ -305,7 +297,7 @@ def _paths(kind: Any, at: str) -> Iterator[str]:
 
 
 def _problem(location: Iterable[int | str], message: str, meant: str | None) -> Problem:
-    """Convert an error of pydantic; `meant` is None for a known field, else the field that was probably meant, or empty."""
+    """Convert an error of pydantic. `meant` is what an unknown field probably means, None for a known field."""
     path, hint, field = "spec", "", ""
     for part in location:
         if field in _UNIONS and isinstance(part, str):

@@ -23,19 +23,19 @@ WORKS, BROKEN, NO_ANSWER = 0, 1, 2
 
 
 def place_of(environment: Mapping[str, str]) -> Place:
-    """Return the namespaces and names of the release.
+    """Return the namespaces and names of the release, by default those of the chart.
 
-    Variables that are empty or not set have the chart's defaults, but an empty GPUSHARING_AGENT_NAMESPACE stands for
-    the operator's own namespace.
+    An empty GPUSHARING_AGENT_NAMESPACE stands for the operator's own namespace.
     """
-    read = [item for item in fields(Place) if isinstance(item.default, str | bool)]
-    known = {item.name: environment.get(f"{PREFIX}{item.name.upper()}", "") for item in read}
-    if not known["agent_namespace"] and known["namespace"] and f"{PREFIX}AGENT_NAMESPACE" in environment:
-        known["agent_namespace"] = known["namespace"]
-    switches = {item.name for item in read if isinstance(item.default, bool)}
-    given: dict[str, Any] = {
-        name: value == "true" if name in switches else value for name, value in known.items() if value
-    }
+    given: dict[str, Any] = {}
+    for item in fields(Place):
+        if text := environment.get(f"{PREFIX}{item.name.upper()}"):
+            if isinstance(item.default, bool):
+                given[item.name] = text == "true"
+            elif isinstance(item.default, str):
+                given[item.name] = text
+    if environment.get(f"{PREFIX}AGENT_NAMESPACE") == "" and "namespace" in given:
+        given["agent_namespace"] = given["namespace"]
     return Place(**given)
 
 

@@ -1,0 +1,159 @@
+"""Read the MIG profiles, devices and instances of one GPU through NVML (docs/design/hardware.md#nvml)."""
+
+import ctypes
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+import pynvml
+
+from gpusharing.agent.nvml_devices import REFUSED, UNSUPPORTED, maybe, supported
+from gpusharing.api.gpunode import DriverProfile, Instance
+
+_PROFILE_ENUM = range(18)  # NVML_GPU_INSTANCE_PROFILE_COUNT; a driver stops it earlier with INVALID_ARGUMENT
+_COMPUTE_PROFILE_ENUM = range(pynvml.NVML_COMPUTE_INSTANCE_PROFILE_COUNT)
+_SHARED_ENGINES = pynvml.NVML_COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED
+_CAPACITY = 64  # more placements or instances of one profile than any card has
+
+MigDevice: TypeAlias = tuple[Any, str]
+"""Handle and UUID of a MIG device."""
+
+
+def mig_profiles(handle: Any) -> tuple[tuple[DriverProfile, ...], bool]:
+    """Return the profiles of a card, and whether NVML refuses to list the placements of any of them.
+
+    Profiles are requested by enum index and identified by their id, which differs between cards
+    (docs/design/hardware.md#nvml-profiles). One without listed placements has no starts and the size 0.
+    """
+    profiles: list[DriverProfile] = []
+    withheld = False
+    for info in _infos(partial(maybe, None, pynvml.nvmlDeviceGetGpuInstanceProfileInfo, handle), _PROFILE_ENUM):
+        buffer = (pynvml.c_nvmlGpuInstancePlacement_t * _CAPACITY)()
+        count = ctypes.c_uint(_CAPACITY)
+        try:
+            pynvml.nvmlDeviceGetGpuInstancePossiblePlacements(handle, info.id, buffer, ctypes.byref(count))
+        except pynvml.NVMLError as error:
+            if error.value not in (REFUSED, *UNSUPPORTED):
+                raise
+            withheld = withheld or error.value == REFUSED
+            count = ctypes.c_uint(0)
+        placements = list(buffer[: count.value])
+        name = info.name.removeprefix("MIG ")
+        gigabytes = re.search(r"\.(\d+)gb", name)
+        profiles.append(
+            DriverProfile(
+                name=name,
+                id=info.id,
+                slices=info.sliceCount,
+                memory_gb=int(gigabytes[1]) if gigabytes else 0,
+                max_count=info.instanceCount,
+                starts=tuple(sorted(placement.start for placement in placements)),
+                size=placements[0].size if placements else 0,
+            )
+        )
+    return tuple(profiles), withheld
+
+
+def _infos(ask: Callable[[int], Any], enum: range) -> Iterator[Any]:
+    for number in enum:
+        try:
+            info = ask(number)
+        except pynvml.NVMLError as error:
+            if error.value == pynvml.NVML_ERROR_INVALID_ARGUMENT:
+                return  # this driver has no further profiles
+            raise
+        if info is not None:
+            yield info
+
+
+def mig_devices(handle: Any) -> Iterator[MigDevice]:
+    """Yield the visible MIG devices; their indices have gaps and no order (docs/design/hardware.md#nvml-devices)."""
+    for index in range(maybe(0, pynvml.nvmlDeviceGetMaxMigDeviceCount, handle)):
+        try:
+            mig = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
+            yield mig, pynvml.nvmlDeviceGetUUID(mig)
+        except pynvml.NVMLError as error:
+            if error.value not in (*UNSUPPORTED, REFUSED, pynvml.NVML_ERROR_NOT_FOUND):
+                raise
+
+
+def mig_instances(
+    handle: Any, profiles: Sequence[DriverProfile], migs: Sequence[MigDevice]
+) -> tuple[tuple[Instance, ...], bool, bool, tuple[Instance, ...]]:
+    """Return the instances of a GPU with MIG on: those that NVML lists, and those of the visible MIG devices `migs`.
+
+    Also whether NVML withholds some, whether processes may run on one without a visible MIG device, and the instance of
+    each of `migs`.
+
+    Listing instances and placements needs read access to mig/config, and a MIG device is visible to a process that may
+    open it. So a container without rights sees some devices, none, or those of an earlier layout. What it cannot list
+    is unknown. An instance without a compute instance, which a creation that failed midway leaves behind, hides no
+    process.
+    """
+    listed = _list_all(handle, profiles)
+    numbers = [pynvml.nvmlDeviceGetGpuInstanceId(mig) for mig, _ in migs]
+    # A GPU instance may have several compute instances; the first one represents it.
+    first = dict(reversed(list(zip(numbers, migs, strict=True))))
+    known: dict[int, Instance] = {}
+    for profile, _, info in listed or ():
+        uuid, place = first[info.id][1] if info.id in first else "", info.placement
+        known[info.id] = Instance(profile=profile.name, start=place.start, size=place.size, id=info.id, uuid=uuid)
+    unlisted = {n: _instance_of_device(mig, profiles) for n, mig in first.items() if n not in known}
+    known |= unlisted
+    withheld = listed is None or bool(unlisted)
+    hidden = withheld or any(info.id not in first and _may_compute(each) for _, each, info in listed or ())
+    ordered = sorted(known.values(), key=lambda instance: (instance.start, instance.id))
+    return tuple(ordered), withheld, hidden, tuple(known[number] for number in numbers)
+
+
+def _list_all(handle: Any, profiles: Sequence[DriverProfile]) -> list[tuple[DriverProfile, Any, Any]] | None:
+    """Return profile, handle and NVML's information of each instance, or None if NVML does not list them."""
+    listed: list[tuple[DriverProfile, Any, Any]] = []
+    try:
+        for profile in profiles:
+            found = (pynvml.c_nvmlGpuInstance_t * _CAPACITY)()
+            count = ctypes.c_uint(_CAPACITY)
+            pynvml.nvmlDeviceGetGpuInstances(handle, profile.id, found, ctypes.byref(count))
+            present = [instance for instance in found[: count.value] if instance]
+            listed += [(profile, each, pynvml.nvmlGpuInstanceGetInfo(each)) for each in present]
+    except pynvml.NVMLError as error:
+        if error.value not in (REFUSED, *UNSUPPORTED):
+            raise
+        return None
+    return listed if profiles else None
+
+
+def _may_compute(instance: Any) -> bool:
+    """Whether a GPU instance has compute instances, or it cannot be known."""
+    ask = pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo
+    try:
+        infos = list(_infos(lambda enum: supported(None, ask, instance, enum, _SHARED_ENGINES), _COMPUTE_PROFILE_ENUM))
+        for info in infos:
+            found = (pynvml.c_nvmlComputeInstance_t * _CAPACITY)()
+            count = ctypes.c_uint(_CAPACITY)
+            pynvml.nvmlGpuInstanceGetComputeInstances(instance, info.id, found, ctypes.byref(count))
+            if any(found[: count.value]):
+                return True
+    except pynvml.NVMLError:
+        return True
+    return not infos
+
+
+def _instance_of_device(device: MigDevice, profiles: Sequence[DriverProfile]) -> Instance:
+    mig, uuid = device
+    name = maybe("", pynvml.nvmlDeviceGetName, mig).rpartition(" MIG ")[2]  # "... MIG 1c.3g.40gb"
+    name = re.sub(r"^\d+c\.", "", name)
+    profile = next((profile for profile in profiles if profile.name == name), None)
+    if profile is None:
+        attributes = maybe(None, pynvml.nvmlDeviceGetAttributes, mig)
+        alike = [p for p in profiles if attributes and p.slices == attributes.gpuInstanceSliceCount]
+        # The usable memory is less than the nominal memory in the name, never more.
+        profile = min(alike, key=lambda p: abs(p.memory_gb - attributes.memorySizeMB / 1024), default=None)
+    return Instance(
+        profile=profile.name if profile else "",
+        start=-1,  # unknown
+        size=profile.size if profile else 0,
+        id=pynvml.nvmlDeviceGetGpuInstanceId(mig),
+        uuid=uuid,
+    )
