@@ -77,13 +77,7 @@ class Evictor:
         memories = self.calls.evictions.setdefault(action.node, {})
         before = memories.get(action.uid)
         memory = memories[action.uid] = remember(
-            answer,
-            message,
-            before,
-            self.now(),
-            self.jitter(),
-            retry_after=retry_after,
-            first_wait=self.first_wait,
+            answer, message, before, self.now(), self.jitter(), retry_after=retry_after, first_wait=self.first_wait
         )
         where = {"node": action.node, "pod": f"{action.namespace}/{action.name}"}
         if is_accepted(memory):

@@ -374,12 +374,7 @@ class Executor:
         return accepted
 
     async def _node(
-        self,
-        node: str,
-        actions: Iterable[Action],
-        snapshot: ClusterSnapshot,
-        blocked: set[str],
-        outcome: Outcome,
+        self, node: str, actions: Iterable[Action], snapshot: ClusterSnapshot, blocked: set[str], outcome: Outcome
     ) -> None:
         decided_on = snapshot.nodes.get(node)
         for action in actions:
@@ -457,11 +452,7 @@ class Executor:
             before, f"{kind} failed: {words}", self.now(), self.jitter(), called(action)
         )
         self._complaints.begins(
-            subject,
-            "an action failed; trying again",
-            f"{kind} {type(error).__name__}",
-            action=kind,
-            error=words,
+            subject, "an action failed; trying again", f"{kind} {type(error).__name__}", action=kind, error=words
         )
 
     def _note_success(self, subject: str, call: str = "") -> None:

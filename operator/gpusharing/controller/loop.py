@@ -223,10 +223,7 @@ class Loop:
     def _ended_by(self, group: BaseExceptionGroup[Exception]) -> None:
         error = first_of(group)
         self._complaints.begins(
-            "pass",
-            "passes fail; trying again",
-            type(error).__name__,
-            error=str(error) or repr(error),
+            "pass", "passes fail; trying again", type(error).__name__, error=str(error) or repr(error)
         )
 
     def _may_run(self) -> bool:

@@ -77,11 +77,7 @@ def configure_logs(settings: Settings) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, last],
-            foreign_pre_chain=[
-                *shared,
-                structlog.stdlib.add_logger_name,
-                structlog.processors.format_exc_info,
-            ],
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name, structlog.processors.format_exc_info],
         )
     )
     root = logging.getLogger()
@@ -156,10 +152,7 @@ async def _until_signalled(lease: LeaderLease, work: Coroutine[Any, Any, None]) 
 
 
 async def _listen(
-    stack: AsyncExitStack,
-    app: web.Application,
-    settings: Settings,
-    name: Literal["probe_port", "metrics_port"],
+    stack: AsyncExitStack, app: web.Application, settings: Settings, name: Literal["probe_port", "metrics_port"]
 ) -> bool:
     """Serve the application at the port with this setting until the stack is closed.
 

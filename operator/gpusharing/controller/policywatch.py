@@ -82,12 +82,7 @@ async def follow_policies(
     settings.queueing.idle_timeout = 0.05
     settings.process.ultimate_exiting_timeout = None
     await kopf.operator(
-        registry=registry,
-        settings=settings,
-        clusterwide=True,
-        standalone=True,
-        ready_flag=running,
-        identity=IDENTITY,
+        registry=registry, settings=settings, clusterwide=True, standalone=True, ready_flag=running, identity=IDENTITY
     )
 
 

@@ -18,15 +18,7 @@ from gpusharing.api.names import Phase
 from gpusharing.api.times import to_micro_time
 from gpusharing.controller.role import Complaints
 from gpusharing.kube.client import CLUSTER_POLICIES, EVENTS, GPUNODES, JSON, POLICIES, KubeClient, Resource
-from gpusharing.kube.errors import (
-    AlreadyExists,
-    HeldBack,
-    Invalid,
-    KubeError,
-    NotFound,
-    ServerAway,
-    Unauthorized,
-)
+from gpusharing.kube.errors import AlreadyExists, HeldBack, Invalid, KubeError, NotFound, ServerAway, Unauthorized
 from gpusharing.kube.fanout import Workers
 from gpusharing.kube.raw import entries, text
 from gpusharing.kube.sources import Sources
@@ -162,9 +154,7 @@ class Publisher:
             await self.workers.each([*verdicts, *policies, *([_EVENTS] if self._pending_events else [])], write)
         except* (ServerAway, Unauthorized) as group:
             self._complaints.begins(
-                "status",
-                "statuses and Events cannot be written; trying again",
-                error=str(group.exceptions[0]),
+                "status", "statuses and Events cannot be written; trying again", error=str(group.exceptions[0])
             )
             due.append(now + timedelta(seconds=max(self.period, 1.0)))
         else:

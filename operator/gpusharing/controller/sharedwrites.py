@@ -25,15 +25,7 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.daemonsets import daemon_set_view, signal
 from gpusharing.kube.dra import class_spec, device_class, rule_for
-from gpusharing.kube.errors import (
-    Conflict,
-    Invalid,
-    KubeError,
-    NotFound,
-    ServerAway,
-    Unauthorized,
-    Unavailable,
-)
+from gpusharing.kube.errors import Conflict, Invalid, KubeError, NotFound, ServerAway, Unauthorized, Unavailable
 from gpusharing.kube.lists import check_identity
 from gpusharing.kube.raw import strings
 from gpusharing.kube.sources import MIG_KEY, Sources
@@ -127,18 +119,13 @@ class SharedWrites:
         if cache.items.get(name) != replace(action.policy, mps_daemon=None):
             raise Conflict(f"ClusterPolicy {name} has changed since the operator decided to update it")
         marks = {names.ANNOTATION_CONFIGURED: ",".join(sorted({*action.policy.configured, *action.wanted}))}
-        body: JSON = {
-            "metadata": {"annotations": marks, "resourceVersion": cache.resource_version(name)},
-            "spec": {},
-        }
+        body: JSON = {"metadata": {"annotations": marks, "resourceVersion": cache.resource_version(name)}, "spec": {}}
         for field_name, config_map in action.wanted.items():
             block, config, key = field_name.split(".")
             body["spec"][block] = {config: {key: config_map}}
         cache.accept(await self.client.patch(CLUSTER_POLICIES, name, body))
         log.info(
-            "ClusterPolicy now points at the operator's ConfigMaps",
-            clusterpolicy=name,
-            fields=sorted(action.wanted),
+            "ClusterPolicy now points at the operator's ConfigMaps", clusterpolicy=name, fields=sorted(action.wanted)
         )
 
     async def repair_mps(self, action: RepairMps, snapshot: ClusterSnapshot) -> None:

@@ -12,14 +12,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from gpusharing.kube.client import (
-    DEVICE_TAINT_RULES,
-    JSON,
-    PODS,
-    REPLICA_SETS,
-    RESOURCE_CLAIMS,
-    KubeClient,
-)
+from gpusharing.kube.client import DEVICE_TAINT_RULES, JSON, PODS, REPLICA_SETS, RESOURCE_CLAIMS, KubeClient
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.dra import taint_rule
 from gpusharing.kube.errors import AlreadyExists, KubeError, NotFound, Unavailable

@@ -245,13 +245,7 @@ class KubeClient(ABC):
         return await self.call(ApiRequest("create", resource, namespace=where, body=body))
 
     async def patch(
-        self,
-        resource: Resource,
-        name: str,
-        body: JSON,
-        *,
-        namespace: str | None = None,
-        subresource: str | None = None,
+        self, resource: Resource, name: str, body: JSON, *, namespace: str | None = None, subresource: str | None = None
     ) -> JSON:
         """Send a JSON merge patch of the object, or of its `subresource`, and return the object as it is now.
 
@@ -262,13 +256,7 @@ class KubeClient(ABC):
         return await self.call(request)
 
     async def delete(
-        self,
-        resource: Resource,
-        name: str,
-        *,
-        namespace: str | None = None,
-        uid: str,
-        grace: int | None = None,
+        self, resource: Resource, name: str, *, namespace: str | None = None, uid: str, grace: int | None = None
     ) -> None:
         """Request the deletion of the object with this `uid`.
 
@@ -328,8 +316,5 @@ class PassingClient(KubeClient):
 
 
 def _selectors(filters: Filters) -> dict[str, str]:
-    selectors = {
-        "labelSelector": filters.get("label_selector"),
-        "fieldSelector": filters.get("field_selector"),
-    }
+    selectors = {"labelSelector": filters.get("label_selector"), "fieldSelector": filters.get("field_selector")}
     return {key: value for key, value in selectors.items() if value}

@@ -18,18 +18,7 @@ from gpusharing.kube.convert import rows_text, tolerates
 from gpusharing.kube.dra import GPU_PROGRAM, GPUS, dra_driver_view, starts
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.lists import list_of
-from gpusharing.kube.raw import (
-    entries,
-    has_condition,
-    is_true,
-    part,
-    section,
-    strings,
-    text,
-    texts,
-    variable,
-    whole,
-)
+from gpusharing.kube.raw import entries, has_condition, is_true, part, section, strings, text, texts, variable, whole
 from gpusharing.planning.snapshot.agents import AgentPod, AgentWarning
 from gpusharing.planning.snapshot.nvidia import (
     MIG_MANAGER_SWITCH,

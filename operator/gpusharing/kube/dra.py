@@ -111,9 +111,7 @@ def slice_view(raw: JSON) -> SliceView:
 def _device(raw: JSON) -> Device:
     attributes = section(raw, "attributes")
 
-    def read(
-        attribute: str,
-    ) -> str:  # a driver may write its own attributes with or without its name as a prefix
+    def read(attribute: str) -> str:  # a driver may write its own attributes with or without its name as a prefix
         plain = text(attributes, attribute, "string")
         return plain or text(attributes, f"{DRA_DRIVER}/{attribute}", "string")
 

@@ -107,8 +107,7 @@ class Fanout(PassingClient):
         async with self._slots:
             if (left := self.hold_left(target)) > 0:
                 raise HeldBack(
-                    f"not sent, because the API server asked the operator to wait for another {left:.0f} s",
-                    left,
+                    f"not sent, because the API server asked the operator to wait for another {left:.0f} s", left
                 )
             began = self._answers
             try:

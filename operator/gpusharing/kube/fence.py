@@ -150,10 +150,8 @@ def patch_for(action: NodePatch, resource_version: str) -> JSON:
         annotations[names.ANNOTATION_VERIFIED] = record_text(action.verified)
         keeps_fence = isinstance(action, Release) and action.fence is not None
         if action.node.gate is not None and not keeps_fence:
-            conditional, spec["taints"] = (
-                True,
-                json.loads(action.node.gate) or None,
-            )  # null removes an empty list
+            conditional = True
+            spec["taints"] = json.loads(action.node.gate) or None  # null removes an empty list
     metadata: JSON = {"uid": action.node.uid, "labels": labels, "annotations": annotations}
     if conditional:
         metadata["resourceVersion"] = resource_version
@@ -214,11 +212,7 @@ _KEYS = {kind: {to_camel(field.name) for field in fields(kind)} - {"unknown"} fo
 
 def _encode(record: Fence | Deferred | Verified | Claim | FailedNode) -> JSON:
     written: JSON = _WRITERS[type(record)].dump_python(
-        record,
-        mode="json",
-        by_alias=True,
-        exclude={"unknown"},
-        exclude_defaults=isinstance(record, Claim | FailedNode),
+        record, mode="json", by_alias=True, exclude={"unknown"}, exclude_defaults=isinstance(record, Claim | FailedNode)
     )
     return written
 

@@ -191,10 +191,7 @@ class _Reader:
             (installationviews.FORCE_DELETE, place.force_delete),
             (installationviews.DEVICE_TAINTS, place.device_taints),
         )
-        operators = [
-            *installationviews.OPERATOR_RIGHTS,
-            *(right for rows, on in optional if on for right in rows),
-        ]
+        operators = [*installationviews.OPERATOR_RIGHTS, *(right for rows, on in optional if on for right in rows)]
         agents = installationviews.AGENT_RIGHTS + (installationviews.SECURE_METRICS if secure_metrics else ())
         questions = [(OPERATOR, right) for right in operators] + [(AGENT, right) for right in agents]
         async with asyncio.TaskGroup() as group:

@@ -8,36 +8,12 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
 
-from gpusharing.kube.client import (
-    DAEMON_SETS,
-    JSON,
-    NAMESPACES,
-    PDBS,
-    PODS,
-    RESOURCE_CLAIMS,
-    KubeClient,
-    Resource,
-)
+from gpusharing.kube.client import DAEMON_SETS, JSON, NAMESPACES, PDBS, PODS, RESOURCE_CLAIMS, KubeClient, Resource
 from gpusharing.kube.clock import loop_time
-from gpusharing.kube.errors import (
-    Forbidden,
-    HeldBack,
-    KubeError,
-    NotFound,
-    ServerAway,
-    Throttled,
-    Unauthorized,
-)
+from gpusharing.kube.errors import Forbidden, HeldBack, KubeError, NotFound, ServerAway, Throttled, Unauthorized
 from gpusharing.kube.fanout import Workers
 from gpusharing.kube.lists import converted, list_of, pages_of
-from gpusharing.kube.pods import (
-    ClaimedDevices,
-    claimed_devices,
-    gang_of,
-    pdb_view,
-    pod_view,
-    resource_claim_names,
-)
+from gpusharing.kube.pods import ClaimedDevices, claimed_devices, gang_of, pdb_view, pod_view, resource_claim_names
 from gpusharing.kube.raw import interned, part, text
 from gpusharing.planning.drain.pods import find_leaving, holds_gpu
 from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, PdbView, PodView, Scope

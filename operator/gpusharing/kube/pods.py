@@ -17,18 +17,7 @@ from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import JSON, PODS, KubeClient
 from gpusharing.kube.convert import tolerates
 from gpusharing.kube.lists import converted, pages_of
-from gpusharing.kube.raw import (
-    count,
-    entries,
-    has_condition,
-    interned,
-    part,
-    section,
-    strings,
-    text,
-    texts,
-    whole,
-)
+from gpusharing.kube.raw import count, entries, has_condition, interned, part, section, strings, text, texts, whole
 from gpusharing.planning.drain.pods import ANNOTATION_MARKS, LABEL_MARKS, gpu_groups
 from gpusharing.planning.snapshot.nvidia import DRA_DRIVER
 from gpusharing.planning.snapshot.podviews import Gang, Owner, PdbView, PodView

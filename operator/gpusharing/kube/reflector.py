@@ -15,14 +15,7 @@ from typing import Generic, TypeVar, Unpack
 from gpusharing.kube.client import JSON, Filters, KubeClient, Page, Resource, WatchEvent
 from gpusharing.kube.clock import Backoff, loop_time
 from gpusharing.kube.errors import Expired, Forbidden, Invalid, KubeError, NotFound, first_of
-from gpusharing.kube.lists import (
-    BACKOFF_FIRST,
-    BACKOFF_MOST,
-    Unreadable,
-    check_identity,
-    converted,
-    whole_list,
-)
+from gpusharing.kube.lists import BACKOFF_FIRST, BACKOFF_MOST, Unreadable, check_identity, converted, whole_list
 from gpusharing.kube.raw import newer, text
 
 View = TypeVar("View")
@@ -37,12 +30,7 @@ class Views(Generic[View]):
     """The views of one kind, each with the version of the object that it was made from."""
 
     def __init__(
-        self,
-        project: Callable[[JSON], View],
-        on_change: Callable[[str], None],
-        *,
-        long_names: bool,
-        remembered: int,
+        self, project: Callable[[JSON], View], on_change: Callable[[str], None], *, long_names: bool, remembered: int
     ) -> None:
         """Prepare an empty store. `project` may raise Unreadable.
 
@@ -230,10 +218,7 @@ class Reflector(Generic[View]):
         self._clock, self._restores = clock, restores
         long_names = resource.namespaced and where.get("namespace") is None
         self._views = Views(
-            lambda raw: converted(resource, raw, project),
-            on_change,
-            long_names=long_names,
-            remembered=remembered,
+            lambda raw: converted(resource, raw, project), on_change, long_names=long_names, remembered=remembered
         )
         self.items: Mapping[str, View] = self._views.items
         """The views by name: a live, read-only mapping, to be copied for a snapshot."""

@@ -317,11 +317,7 @@ class Sources:
     """
 
     def __init__(
-        self,
-        client: KubeClient,
-        settings: SourceSettings,
-        wake: Callable[[], None],
-        restores: Callable[[], int] = int,
+        self, client: KubeClient, settings: SourceSettings, wake: Callable[[], None], restores: Callable[[], int] = int
     ) -> None:
         """`wake` is called when the view of an object changes; `restores` is that of `Reflector`."""
         self._client, self._wake, self._restores = client, wake, restores

@@ -16,13 +16,7 @@ from gpusharing.kube.dra import RULES_UNSERVED, tell_unread
 from gpusharing.kube.raw import from_json, section, text, whole
 from gpusharing.kube.sources import MIG_KEY, NODE_CONFIG_SUFFIX, ConfigMapView, Sources
 from gpusharing.planning.snapshot.memory import CLUSTER_POLICY, DEVICE_CLASS, MPS_DAEMON_SET, TAINT_RULE
-from gpusharing.planning.snapshot.nvidia import (
-    DraView,
-    MpsRepairs,
-    Program,
-    StackView,
-    find_active,
-)
+from gpusharing.planning.snapshot.nvidia import DraView, MpsRepairs, Program, StackView, find_active
 from gpusharing.planning.stack.drastack import find_doubles
 from gpusharing.planning.stack.mig import find_start_changes, label_commands, tell_changes
 from gpusharing.planning.stack.mps import find_due, find_serving

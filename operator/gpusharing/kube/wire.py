@@ -97,14 +97,7 @@ WATCH_SECONDS = 300.0
 """Seconds after which the server ends a watch at the latest.
 
 Each watch asks for 80 to 100 % of this, so that they do not end together."""
-METHODS = {
-    "get": "GET",
-    "list": "GET",
-    "watch": "GET",
-    "create": "POST",
-    "patch": "PATCH",
-    "delete": "DELETE",
-}
+METHODS = {"get": "GET", "list": "GET", "watch": "GET", "create": "POST", "patch": "PATCH", "delete": "DELETE"}
 """The HTTP method for each verb."""
 
 
