@@ -380,7 +380,6 @@ def make_fence(
         "version": UNRECORDED,
         "prior_unschedulable": False,
         "added": (names.LABEL_UPGRADE_SKIP,),
-        "from_layout": "1x full",
         "to_layout": "2x3g.40gb",
         "step": 1,
         "steps": 1,

@@ -91,8 +91,6 @@ class Fence:
     """
     disruption: DisruptionClass
     """The worst class of disruption of the change so far. It never gets better."""
-    from_layout: str
-    """How the GPUs were divided when the fence was written, for people."""
     to_layout: str
     """The layout that the change leads to, for people.
 
