@@ -27,7 +27,7 @@ from gpusharing.planning.report.status import find_grounds, tell_status
 from gpusharing.planning.report.transition import health_conditions, transition
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import RepairMps, SetPointers
-from gpusharing.planning.snapshot.memory import LONGEST_WAIT
+from gpusharing.planning.snapshot.memory import CallFailure, failed_again
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, NodeView, PolicyView
 from gpusharing.planning.transition.verdict import Verdict
 
@@ -81,8 +81,8 @@ class Publisher:
     """The Node and the GPUNode of each node in the last pass. They are compared by identity."""
     _grounds: dict[str, tuple[object, ...]] = field(default_factory=dict)
     """The facts that decided the conditions of each policy when they were last checked."""
-    _refused: dict[str, tuple[int, datetime]] = field(default_factory=dict)
-    """How many refusals came in a row, and when to try again, by key of the object."""
+    _refused: dict[str, CallFailure] = field(default_factory=dict)
+    """The refusals in a row, by key of the object."""
     _pending_events: deque[JSON] = field(default_factory=lambda: deque(maxlen=MOST_PENDING))
     _complaints: Complaints = field(default_factory=Complaints)
     _serial: int = 0
@@ -137,8 +137,8 @@ class Publisher:
 
         async def write(key: str) -> None:
             try:
-                if (refused := self._refused.get(key)) is not None and refused[1] > now:
-                    later: datetime | None = refused[1]
+                if (refused := self._refused.get(key)) is not None and refused.holds(now):
+                    later: datetime | None = refused.next_try
                 elif key == _EVENTS:
                     later = await self._post_events(now)
                 elif key in verdicts:
@@ -272,11 +272,10 @@ class Publisher:
             raise error
         if isinstance(error, HeldBack):
             return now + timedelta(seconds=error.retry_after or 1.0)
-        tries = self._refused[key][0] + 1 if key in self._refused else 1
-        wait = min(LONGEST_WAIT, max(self.period, 1.0) * 2.0 ** min(tries - 1, 10))
-        self._refused[key] = tries, now + timedelta(seconds=wait)
-        self._complaints.begins(key, event, type(error).__name__, error=str(error) or repr(error))
-        return self._refused[key][1]
+        words = str(error) or repr(error)
+        self._refused[key] = failed_again(self._refused.get(key), words, now, 0.0, first=max(self.period, 1.0))
+        self._complaints.begins(key, event, type(error).__name__, error=words)
+        return self._refused[key].next_try
 
     def _accepted(self, key: str) -> None:
         self._refused.pop(key, None)

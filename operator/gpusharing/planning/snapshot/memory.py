@@ -89,13 +89,15 @@ class CallFailure:
         return self.tries >= STUCK
 
 
-def failed_again(before: CallFailure | None, message: str, now: datetime, jitter: float, call: str = "") -> CallFailure:
+def failed_again(
+    before: CallFailure | None, message: str, now: datetime, jitter: float, call: str = "", first: float = FIRST_WAIT
+) -> CallFailure:
     """Return the failure to remember after one more failed call.
 
-    It continues the series of `before`, whatever the kind of that call.
+    It continues the series of `before`, whatever the kind of that call. `first` is in seconds.
     """
     tries = before.tries + 1 if before is not None else 1
-    return CallFailure(message, now + timedelta(seconds=backoff(tries, FIRST_WAIT, jitter)), tries, call)
+    return CallFailure(message, now + timedelta(seconds=backoff(tries, first, jitter)), tries, call)
 
 
 LOOKS = 5
