@@ -171,34 +171,6 @@ def _mps_daemon(raw: JSON, containers: Mapping[str, JSON]) -> MpsDaemonView:
     )
 
 
-def lone_restarts(pod: JSON) -> tuple[int, str, bool]:
-    """Return how many more restarts config-manager has than the MPS daemon in a raw pod.
-
-    Also why config-manager ended the last time, and whether it is not running. When the number rises between two times
-    at which config-manager is running, it has restarted while the daemon kept running, because a reboot of the node
-    restarts both. After a reboot the daemon is often started first, so the number falls until config-manager is running
-    too. Times are not compared: the kubelet takes them from the clock of the node.
-    """
-    states = {text(row, "name"): row for row in entries(pod, "status", "containerStatuses")}
-    manager, daemon = states.get(MANAGER, {}), states.get(MPS, {})
-    count = whole(manager, "restartCount") - whole(daemon, "restartCount")
-    settling = bool(section(manager, "state").keys() & {"waiting", "terminated"})
-    ended = section(manager, "lastState", "terminated")
-    if not ended:
-        return count, "", settling
-    reason = text(ended, "reason")
-    return count, f"{reason + ', ' if reason else ''}exit code {whole(ended, 'exitCode')}", settling
-
-
-def is_daemon_down(pod: JSON) -> bool:
-    """Whether the MPS daemon in a raw pod is not running.
-
-    It then does not set the compute mode of the GPUs back when its pod goes.
-    """
-    states = {text(row, "name"): row for row in entries(pod, "status", "containerStatuses")}
-    return part(states.get(MPS, {}), "ready") is not True and not has_condition(pod, "Ready")
-
-
 def signal(raw: JSON, program: str) -> JSON:
     """Return a merge patch for a DaemonSet of MPS daemons that lets its config-manager notify `program`.
 

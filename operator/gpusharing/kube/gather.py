@@ -14,9 +14,10 @@ from gpusharing.kube.clock import loop_time
 from gpusharing.kube.errors import KubeError, ServerAway, Unauthorized, Unavailable
 from gpusharing.kube.fanout import Workers
 from gpusharing.kube.nodepods import NodePods
+from gpusharing.kube.operands import by_node
 from gpusharing.kube.podlists import Budgets
 from gpusharing.kube.pods import count_pending
-from gpusharing.kube.sources import Sources, by_node
+from gpusharing.kube.sources import Sources
 from gpusharing.kube.stackreader import StackReader
 from gpusharing.planning.snapshot.memory import POLICIES, CallFailure, PassMemory, failed_again
 from gpusharing.planning.snapshot.nvidia import Operand, Program
