@@ -15,10 +15,10 @@ from datetime import datetime, timedelta
 
 import structlog
 
+from gpusharing.controller.complaints import Complaints
 from gpusharing.controller.execute import FATAL, Executor
 from gpusharing.controller.metrics import Observer
 from gpusharing.controller.publish import Publisher
-from gpusharing.controller.role import Complaints
 from gpusharing.controller.settings import Settings
 from gpusharing.controller.tainttest import PERIOD, TaintTest
 from gpusharing.kube.client import ApiRequest, KubeClient

@@ -16,7 +16,7 @@ import structlog
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.times import to_micro_time
-from gpusharing.controller.role import Complaints
+from gpusharing.controller.complaints import Complaints
 from gpusharing.kube.client import CLUSTER_POLICIES, EVENTS, GPUNODES, JSON, POLICIES, KubeClient, Resource
 from gpusharing.kube.errors import AlreadyExists, HeldBack, Invalid, KubeError, NotFound, ServerAway, Unauthorized
 from gpusharing.kube.fanout import Workers
