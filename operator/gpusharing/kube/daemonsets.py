@@ -14,8 +14,8 @@ from sys import intern
 from gpusharing.api.names import LABEL_DEPLOY_CLIENT
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, JSON, KubeClient
-from gpusharing.kube.convert import rows_text, tolerates
-from gpusharing.kube.dra import GPU_PROGRAM, GPUS, dra_driver_view, starts
+from gpusharing.kube.convert import tolerates
+from gpusharing.kube.dra import GPU_PROGRAM, GPUS, daemon_set_state, dra_driver_view, starts
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.lists import list_of
 from gpusharing.kube.raw import entries, has_condition, is_true, part, section, strings, text, texts, variable, whole
@@ -102,21 +102,20 @@ def daemon_set_view(raw: JSON) -> DaemonSetView:
         return replace(view, dra=driver)
     if not containers.keys() & {PLUGIN, DISCOVERY}:
         return replace(view, finder=finder_state(raw))
-    main = containers.get(PLUGIN, {})
-    init, tolerations = entries(template, "initContainers"), entries(template, "tolerations")
+    main, state, init = containers.get(PLUGIN, {}), daemon_set_state(raw), entries(template, "initContainers")
     volumes = (row for row in entries(template, "volumes") if row.get("name") == "available-configs")
     return replace(
         view,
-        name=text(raw, "metadata", "name"),
-        release=text(raw, "metadata", "labels", "app.kubernetes.io/instance"),
+        name=state.name,
+        release=state.release,
         plugin=PLUGIN in containers,
         discovery=DISCOVERY in containers,
         config_map=next((text(volume, "configMap", "name") for volume in volumes), ""),
         default=next((name for container in init if (name := variable(container, "DEFAULT_CONFIG"))), ""),
         mig_strategy=variable(main, "MIG_STRATEGY"),
         version=_version(main),
-        tolerates_gate=tolerates(tolerations),
-        tolerations=rows_text(tolerations),
+        tolerates_gate=state.tolerates_gate,
+        tolerations=state.tolerations,
         pausable=text(template, "nodeSelector", LABEL_DEPLOY_CLIENT) == "true",
     )
 
@@ -143,17 +142,9 @@ def finder_state(daemon_set: JSON) -> DaemonSetState | None:
 
     Its names are those of the chart (templates/worker.yaml).
     """
-    template = section(daemon_set, "spec", "template", "spec")
-    containers = entries(template, "containers")
-    if not any("nfd-worker" in strings(container.get("command")) for container in containers):
-        return None
-    tolerations = entries(template, "tolerations")
-    return DaemonSetState(
-        name=text(daemon_set, "metadata", "name"),
-        release=text(daemon_set, "metadata", "labels", "app.kubernetes.io/instance"),
-        tolerates_gate=tolerates(tolerations),
-        tolerations=rows_text(tolerations),
-    )
+    containers = entries(daemon_set, "spec", "template", "spec", "containers")
+    is_worker = any("nfd-worker" in strings(container.get("command")) for container in containers)
+    return daemon_set_state(daemon_set) if is_worker else None
 
 
 def _mps_daemon(raw: JSON, containers: Mapping[str, JSON]) -> MpsDaemonView:

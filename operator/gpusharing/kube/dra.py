@@ -49,6 +49,16 @@ def starts(container: JSON, program: str) -> bool:
     return any(program in word for word in words)
 
 
+def daemon_set_state(raw: JSON) -> DaemonSetState:
+    tolerations = entries(raw, "spec", "template", "spec", "tolerations")
+    return DaemonSetState(
+        name=text(raw, "metadata", "name"),
+        release=text(raw, "metadata", "labels", "app.kubernetes.io/instance"),
+        tolerates_gate=tolerates(tolerations),
+        tolerations=rows_text(tolerations),
+    )
+
+
 def dra_driver_view(raw: JSON, containers: Mapping[str, JSON]) -> DaemonSetState | None:
     """Convert a raw DaemonSet that runs NVIDIA's DRA driver; None for others.
 
@@ -58,16 +68,9 @@ def dra_driver_view(raw: JSON, containers: Mapping[str, JSON]) -> DaemonSetState
     if not gpus and not starts(containers.get("compute-domains", {}), "compute-domain-kubelet-plugin"):
         return None
     gates = variable(containers.get(GPUS, {}), "FEATURE_GATES")
-    tolerations = entries(raw, "spec", "template", "spec", "tolerations")
     pairs = (pair.strip().partition("=") for pair in gates.split(","))
-    return DaemonSetState(
-        name=text(raw, "metadata", "name"),
-        release=text(raw, "metadata", "labels", "app.kubernetes.io/instance"),
-        serves_gpus=gpus,
-        gates=frozenset(name for name, _, state in pairs if is_true(state.strip())),
-        tolerates_gate=tolerates(tolerations),
-        tolerations=rows_text(tolerations),
-    )
+    on = frozenset(name for name, _, state in pairs if is_true(state.strip()))
+    return replace(daemon_set_state(raw), serves_gpus=gpus, gates=on)
 
 
 @dataclass(frozen=True, slots=True)
