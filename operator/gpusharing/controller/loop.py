@@ -154,12 +154,8 @@ class Loop:
         await self.gatherer.close()
 
     async def _rest(self, due: datetime | None) -> None:
-        """Wait until an event arrives or the time `due` is reached, but for LOOK_EVERY at most.
-
-        After an event, passes are a whole debounce apart, or a quarter after a quiet time.
-        """
-        clock = asyncio.get_running_loop().time
-        begun = clock()
+        """Wait until an event or the time `due`, for LOOK_EVERY at most, and keep passes a debounce apart."""
+        begun = loop_time()
         left = min(LOOK_EVERY, due - self.now()) if due is not None else LOOK_EVERY
         try:
             async with asyncio.timeout(max(0.0, left.total_seconds())):
@@ -176,7 +172,7 @@ class Loop:
             elif self._follow_ups > AT_ONCE:
                 await asyncio.sleep(self.settings.debounce / FIRST_LOOK)
             return
-        apart = self.settings.debounce - (clock() - begun)
+        apart = self.settings.debounce - (loop_time() - begun)
         await asyncio.sleep(max(apart, self.settings.debounce / FIRST_LOOK))
 
     @contextmanager

@@ -144,6 +144,7 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
     # If the record of an abort is damaged, only its back-off is lost. If the record of a proof is damaged, a node that
     # is as its policy wants it is adopted again. Neither disturbs a workload.
     deferred_text, verified_text = map(annotations.get, (names.ANNOTATION_DEFERRED, names.ANNOTATION_VERIFIED))
+    deferred = None if deferred_text is None else parse_record(Deferred, deferred_text)[0]
     verified = None if verified_text is None else parse_record(Verified, verified_text)[0]
     foreign = find_marker(raw, maintenance_keys)
     return NodeView(
@@ -161,7 +162,7 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
         ),
         fence=fence,
         fence_error=fence_error,
-        deferred=None if deferred_text is None else parse_record(Deferred, deferred_text)[0],
+        deferred=deferred,
         verified=verified,
         neighbour_marks=frozenset(annotations.keys() & set(names.NEIGHBOUR_ANNOTATIONS)),
         hold_cordon=annotations.get(names.ANNOTATION_HOLD_CORDON) == "true",
@@ -239,20 +240,20 @@ def observed_view(raw: object) -> ObservedView:
         where = ".".join(str(step) for step in first["loc"])
         return _unreadable(f"the agent's report cannot be read: {where}: {first['msg']}")
     models = {model.product: _of_model(model.product, model) for model in observed.models}
+    devices = (one for gpu in observed.gpus for one in (gpu.instances if gpu.mig_mode == "Enabled" else (gpu,)))
+    allocated = observed.allocated
+    if allocated is not None:
+        allocated = {key: value for key, value in sorted(allocated.items()) if value}
     return ObservedView(
         request_id=observed.request_id,
         quiet=observed.quiet,
         error=observed.error,
         gpus=tuple(_gpu_view(gpu, models.get(gpu.product) or _of_model(gpu.product, None)) for gpu in observed.gpus),
-        allocated=None
-        if observed.allocated is None
-        else {key: value for key, value in sorted(observed.allocated.items()) if value},
+        allocated=allocated,
         pods=observed.pods,
         simulated=observed.simulated,
         driver_version=observed.driver_version,
-        devices_key=key_of(
-            one.uuid for gpu in observed.gpus for one in (gpu.instances if gpu.mig_mode == "Enabled" else (gpu,))
-        ),
+        devices_key=key_of(device.uuid for device in devices),
     )
 
 

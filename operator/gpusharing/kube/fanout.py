@@ -263,12 +263,11 @@ class Workers:
             running += 1
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        clock = asyncio.get_running_loop().time
-        end = clock() + LONGEST
+        end = loop_time() + LONGEST
         try:
             while running and not self._errors:
                 moved.clear()
-                async with asyncio.timeout_at(min(clock() + patience, end)):
+                async with asyncio.timeout_at(min(loop_time() + patience, end)):
                     await moved.wait()
         except TimeoutError:
             pass  # work that is under way continues in the background

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar, Unpack
 
 from gpusharing.kube.client import JSON, Filters, KubeClient, Page, Resource, WatchEvent
 from gpusharing.kube.clock import Backoff, loop_time
-from gpusharing.kube.errors import Expired, Forbidden, Invalid, KubeError, NotFound, first_of
+from gpusharing.kube.errors import Expired, Forbidden, Invalid, KubeError, NotFound, one_error
 from gpusharing.kube.lists import BACKOFF_FIRST, BACKOFF_MOST, Unreadable, check_identity, converted, whole_list
 from gpusharing.kube.raw import newer, text
 
@@ -230,7 +230,9 @@ class Reflector(Generic[View]):
         """The version from which to watch; empty until a list has given one."""
         self._whole = self._refused = False
         """Whether the cache has missed nothing before its place; and whether the last watch was refused."""
-        self._list_due, self._relist_at, self._watched = asyncio.Event(), float("-inf"), False
+        self._list_due, self._relist_at = asyncio.Event(), float("-inf")
+        self._watched = False
+        """Whether the present watch has delivered anything."""
         self._list_request = float("-inf"), ""
         """When the first page of the last list was requested, and the highest version that was known then."""
         self._restores_seen = restores()
@@ -268,12 +270,10 @@ class Reflector(Generic[View]):
 
     async def run(self) -> None:
         """List, watch, and list again, until canceled. KubeErrors are never raised, other errors not in a group."""
-        try:
+        with one_error():
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._keep_listed())
                 group.create_task(self._keep_watched())
-        except BaseExceptionGroup as bugs:
-            raise first_of(bugs) from None
 
     # --- the list ------------------------------------------------------------------------------------------
 

@@ -152,13 +152,13 @@ class StackReader:
             seen_mig_entries=ours.seen_mig_entries,
             dra=dra,
         )
-        view = self._with_nodes(view)
-        if self._view != view:
-            if not self.silent:
-                self._tell(self._view, view)
-            self._view = view
-        assert self._view is not None, "set a line above"
-        return self._view
+        view, before = self._with_nodes(view), self._view
+        if before is not None and before == view:
+            return before
+        if not self.silent:
+            self._tell(before, view)
+        self._view = view
+        return view
 
     def _lasting_error(self, subject: str) -> str:
         """Return why the shared write to `subject`, such as CLUSTER_POLICY, failed twice in a row; else empty."""
