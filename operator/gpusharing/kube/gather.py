@@ -3,20 +3,23 @@
 Inputs that did not change stay the same objects, for the planner's memo.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from gpusharing.kube.actuatorlogs import ActuatorLogs
 from gpusharing.kube.callmemory import CallMemory
-from gpusharing.kube.client import KubeClient
+from gpusharing.kube.client import PODS, KubeClient
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.errors import KubeError, ServerAway, Unauthorized, Unavailable
 from gpusharing.kube.fanout import Workers
+from gpusharing.kube.lists import converted, pages_of
 from gpusharing.kube.nodepods import NodePods
 from gpusharing.kube.operands import by_node
 from gpusharing.kube.podlists import Budgets
-from gpusharing.kube.pods import count_pending
+from gpusharing.kube.pods import pod_requests
+from gpusharing.kube.raw import part
 from gpusharing.kube.sources import Sources
 from gpusharing.kube.stackreader import StackReader
 from gpusharing.planning.snapshot.memory import POLICIES, CallFailure, PassMemory, failed_again
@@ -167,3 +170,18 @@ class Gatherer:
                     pods[name] = replace(pod, ready_since=since)
         self._ready_since = ready_since
         return operands
+
+
+async def count_pending(client: KubeClient) -> tuple[Mapping[str, int], Mapping[str, int]]:
+    """Return how many Pending pods without a node request each GPU resource, and how many devices.
+
+    Pods that are being deleted do not count.
+    """
+    pods, devices = Counter[str](), Counter[str]()
+    async for page in pages_of(client, PODS, field_selector="spec.nodeName=,status.phase=Pending"):
+        for raw in page.items:
+            deleting = part(raw, "metadata", "deletionTimestamp")
+            requests = {} if deleting else converted(PODS, raw, pod_requests)
+            pods.update(requests.keys())
+            devices.update(requests)
+    return dict(pods), dict(devices)

@@ -12,8 +12,9 @@ from gpusharing.kube.client import DAEMON_SETS, JSON, NAMESPACES, PDBS, PODS, RE
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.errors import Forbidden, HeldBack, KubeError, NotFound, ServerAway, Throttled, Unauthorized
 from gpusharing.kube.fanout import Workers
+from gpusharing.kube.gangkeys import gang_of
 from gpusharing.kube.lists import converted, list_of, pages_of
-from gpusharing.kube.pods import ClaimedDevices, claimed_devices, gang_of, pdb_view, pod_view, resource_claim_names
+from gpusharing.kube.pods import ClaimedDevices, claimed_devices, pdb_view, pod_view, resource_claim_names
 from gpusharing.kube.raw import interned, part, text
 from gpusharing.planning.drain.pods import find_leaving, holds_gpu
 from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, PdbView, PodView, Scope
