@@ -159,8 +159,8 @@ def make_memory(
     since: datetime = NOW,
     tries: int = 1,
 ) -> EvictionMemory:
-    """A refused eviction, to be tried again in 5 s."""
-    return EvictionMemory(reason, message, next_try if next_try is not None else at(5), since, tries)
+    """An eviction that was refused long ago, to be tried again in 5 s."""
+    return EvictionMemory(reason, message, next_try if next_try is not None else at(5), since, at(-600), tries)
 
 
 def make_node(
