@@ -15,10 +15,7 @@ class Complaints:
     """The event that was logged for each problem, and its kind."""
 
     def begins(self, subject: str, event: str, kind: str = "", **words: object) -> None:
-        """Log a warning, unless this event and kind were already logged.
-
-        `words` are not compared, because messages of a server may contain counters.
-        """
+        """Log a warning, unless this event and kind are known; `words` are not compared, as they may have counters."""
         if self._open.get(subject) != (event, kind):
             self._open[subject] = (event, kind)
             log.warning(event, subject=subject, **words)

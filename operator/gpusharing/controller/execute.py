@@ -312,10 +312,7 @@ class Executor:
             self._complaints.ends(subject)
 
     async def _perform(self, action: Action, snapshot: ClusterSnapshot) -> bool:
-        """Make the call of an action.
-
-        False means that nothing was changed now: the object has changed, or is gone already.
-        """
+        """Make the call of an action; False if nothing was changed, because the object has changed or is gone."""
         match action:
             case EnsureGPUNode():
                 await self._nodes.ensure_gpunode(action)

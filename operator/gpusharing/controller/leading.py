@@ -68,10 +68,7 @@ class Health:
 
 
 async def lead(role: Role, login: Login, settings: Settings, process: ProcessMetrics, clock: SteadyClock) -> None:
-    """Run the loop and the watch of the policies until canceled.
-
-    Every write first checks that this process still leads. An error of either is raised in a group.
-    """
+    """Run the loop and the watch of the policies until canceled; an error of either is raised in a group."""
 
     def called(request: ApiRequest, status: int) -> None:
         process.called(request, status)

@@ -130,10 +130,7 @@ class Loop:
             self.publisher.report_pointers(action, self.now())
 
     async def run(self) -> None:
-        """Follow the API and run passes until canceled.
-
-        An error of one of the tasks ends all of them, and is raised in a group.
-        """
+        """Run passes and what they need until canceled; an error of one task ends all and is raised in a group."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.sources.run())
             group.create_task(self.list_policies())

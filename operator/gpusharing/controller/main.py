@@ -154,10 +154,7 @@ async def _until_signalled(lease: LeaderLease, work: Coroutine[Any, Any, None]) 
 async def _listen(
     stack: AsyncExitStack, app: web.Application, settings: Settings, name: Literal["probe_port", "metrics_port"]
 ) -> bool:
-    """Serve the application at the port with this setting until the stack is closed.
-
-    False means that the port cannot be listened on.
-    """
+    """Serve the application at the port of this setting until the stack is closed; False if that fails."""
     if port := getattr(settings, name):
         runner = web.AppRunner(app, access_log=None, handle_signals=False)
         stack.push_async_callback(runner.cleanup)

@@ -136,10 +136,7 @@ class PolicyWatch:
         """Set while kopf follows the policies."""
 
     async def run(self) -> None:
-        """Run kopf again and again until canceled.
-
-        Each time it has stopped or could not be started, `touch` is called for all policies.
-        """
+        """Run kopf again and again until canceled; whenever it has ended, any policy may have changed (`touch`)."""
         while True:
             began = loop_time()
             try:

@@ -89,17 +89,11 @@ class Publisher:
     _round: asyncio.Task[datetime | None] | None = None
 
     def begin(self, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> None:
-        """Start a round that publishes in the background.
-
-        Call this only after `ended`, because there is only one round at a time.
-        """
+        """Start a round in the background. Call it only after `ended`: there is one round at a time."""
         self._round = asyncio.create_task(self.publish(plan, snapshot, now))
 
     async def ended(self) -> datetime | None:
-        """Wait for the end of the current round, and return when the next write is due.
-
-        Raises a group if the Lease was lost.
-        """
+        """Wait for the present round, and return when the next write is due. Raises a group if the Lease is lost."""
         round_, self._round = self._round, None
         return await round_ if round_ is not None else None
 

@@ -170,10 +170,7 @@ class SharedWrites:
         self.sources.config_maps.accept(await self.client.patch(CONFIG_MAPS, config_map, body, namespace=namespace))
 
     async def write_classes(self, action: WriteClasses) -> None:
-        """Create, correct and remove DeviceClasses of ours.
-
-        A removal is left to the watch. The first error is raised at the end.
-        """
+        """Create, correct and remove DeviceClasses of ours. The first error is raised at the end."""
         classes, errors = self.sources.device_classes, list[KubeError]()
         for wanted in action.create:
             with _kept_for_later(errors):
@@ -292,10 +289,7 @@ def _patch(
     *,
     exists: bool = True,
 ) -> JSON | None:
-    """Return a patch with `data`, our label, and the time at which each `wanted` entry was written.
-
-    The time of the `same` entries is kept.
-    """
+    """Return a patch with `data` and the times of all `wanted` entries, of which the `same` keep theirs."""
     if exists and not data and stack.marked and stack.written.keys() >= set(wanted):
         return None
     stamps = {key: stack.written.get(key, now) if key in same else now for key in sorted(wanted)}

@@ -103,10 +103,7 @@ def taint_text(taint: JSON) -> str:
 
 
 def start_gate(node: JSON) -> str | None:
-    """Return the other taints of a Node with the start-up taint, as a JSON list; None without that taint.
-
-    docs/design/transition.md#gate describes it.
-    """
+    """Return a Node's taints besides the start-up taint, as JSON; None without it (docs/design/transition.md#gate)."""
     taints = entries(node, "spec", "taints")
     others = [row for row in taints if (row.get("key"), row.get("effect")) != (TAINT_UNPROVEN, EFFECT)]
     return None if len(others) == len(taints) else rows_text(others)
@@ -318,10 +315,7 @@ def _shared(profiles: tuple[Profile, ...]) -> tuple[Profile, ...]:
 
 
 def policy_view(raw: JSON) -> PolicyView:
-    """Convert a raw GPUSharingPolicy.
-
-    If its spec is invalid, the view has no spec, and `problems` says what is wrong.
-    """
+    """Convert a raw GPUSharingPolicy; in place of an invalid spec, the view has `problems`."""
     return _policy(raw, validate_policy(raw))
 
 
@@ -429,10 +423,7 @@ def label_rewriters(raw: JSON, fence: Fence | None, verified: Verified | None) -
 
 
 def setter(raw: JSON, *path: str) -> str:
-    """Return the name of the field manager that last wrote the field at `path`.
-
-    It is empty if managedFields show none.
-    """
+    """Return the field manager that last wrote the field at `path`; empty if managedFields show none."""
     fields = [f"f:{name}" for name in path]
     managers = entries(raw, "metadata", "managedFields")
     writers = [entry for entry in managers if part(entry, "fieldsV1", *fields) is not None]

@@ -138,10 +138,7 @@ def _with_mig_manager(view: DaemonSetView, raw: JSON, container: JSON) -> Daemon
 
 
 def finder_state(daemon_set: JSON) -> DaemonSetState | None:
-    """Convert a raw DaemonSet that runs Node Feature Discovery's worker; None for others.
-
-    Its names are those of the chart (templates/worker.yaml).
-    """
+    """Convert a raw DaemonSet of Node Feature Discovery's worker (templates/worker.yaml); None for others."""
     containers = entries(daemon_set, "spec", "template", "spec", "containers")
     is_worker = any("nfd-worker" in strings(container.get("command")) for container in containers)
     return daemon_set_state(daemon_set) if is_worker else None
@@ -280,10 +277,7 @@ def _role(container: JSON) -> Role | None:
 
 
 async def find_gpu_operator(client: KubeClient, default: str) -> str:
-    """Return the namespace of the GPU Operator's pods, from a ClusterPolicy or a DaemonSet that one owns.
-
-    It is `default` if neither is found or may be read.
-    """
+    """Return the namespace of the GPU Operator, or `default` if no object that we may read shows it."""
     try:
         states = [section(raw, "status") for raw in await list_of(client, CLUSTER_POLICIES)]
         reported = [text(state, "namespace") for state in states if text(state, "state") != "ignored"]

@@ -127,10 +127,7 @@ def _device(raw: JSON) -> Device:
 
 
 def tell_unread(error: KubeError | None, kind: str, unserved: str = SLICES_UNSERVED) -> str:
-    """Return why objects of `kind` cannot be read.
-
-    The answer is empty without an error, and for an error that may go away by itself.
-    """
+    """Return why objects of `kind` cannot be read; empty also for an error that may go away by itself."""
     match error:
         case NotFound():
             return unserved
@@ -211,10 +208,7 @@ def class_spec(wanted: DeviceClassView) -> JSON:
 
 
 def taint_rule(name: str, devices: Mapping[str, str]) -> JSON:
-    """Return a DeviceTaintRule of ours that keeps new pods off `devices`.
-
-    `devices` is a selector by driver, pool and device.
-    """
+    """Return a DeviceTaintRule of ours that keeps new pods off `devices`, selected by driver, pool and device."""
     return {
         "apiVersion": DEVICE_TAINT_RULES.api_version,
         "kind": "DeviceTaintRule",

@@ -68,10 +68,7 @@ class Gatherer:
         await self.shared.close()
 
     async def count_pending(self) -> bool:
-        """Count the Pending pods again, and return whether their number has changed.
-
-        If that fails, the last count stays.
-        """
+        """Count the Pending pods again, and return whether their number has changed."""
         before, self.pending = self.pending, await count_pending(self.client)
         return before[0] != self.pending[0]
 
@@ -173,10 +170,7 @@ class Gatherer:
 
 
 async def count_pending(client: KubeClient) -> tuple[Mapping[str, int], Mapping[str, int]]:
-    """Return how many Pending pods without a node request each GPU resource, and how many devices.
-
-    Pods that are being deleted do not count.
-    """
+    """Return how many Pending pods without a node request each GPU resource, and how many devices."""
     pods, devices = Counter[str](), Counter[str]()
     async for page in pages_of(client, PODS, field_selector="spec.nodeName=,status.phase=Pending"):
         for raw in page.items:

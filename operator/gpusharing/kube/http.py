@@ -89,10 +89,7 @@ class HttpClient(KubeClient):
         clock: SteadyClock | None = None,
         before_write: Callable[[], None] = lambda: None,
     ) -> None:
-        """Prepare a client; `name` is the field manager of its writes and its User-Agent.
-
-        `clock` is corrected by the Date of each answer.
-        """
+        """`name` is the field manager of writes and the User-Agent; `clock` is corrected by the Date of each answer."""
         self._login = login
         self._name = name
         self._limits = limits or Limits()
@@ -117,10 +114,7 @@ class HttpClient(KubeClient):
             self._session = None
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Wait for a slot, without a limit of time, then send one request.
-
-        It is sent once more with renewed credentials after a 401.
-        """
+        """Wait for a slot, without a limit of time, and send one request; after a 401, once more with a new token."""
         async with self._slots:
             for last in (False, True):
                 token = await self._login.token()

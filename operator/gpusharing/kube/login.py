@@ -157,10 +157,7 @@ class ServiceAccountLogin:
         return self._access
 
     async def token(self) -> str | None:
-        """Return the projected token as `Bearer TOKEN`, never None.
-
-        Raises Unauthorized if it cannot be read or is empty.
-        """
+        """Return the projected token as `Bearer TOKEN`, never None."""
         if self.clock() - self._read_at >= TOKEN_SECONDS:
             if not (token := self._file("token").strip()):
                 raise Unauthorized(
@@ -205,10 +202,7 @@ class OfficialLogin:
     _access: Access | None = None
 
     async def access(self) -> Access:
-        """Return how to reach the server of the context.
-
-        The first call, also after `renew`, may run a login program.
-        """
+        """Return how to reach the server; the first call, also after `renew`, may run a login program."""
         await self._configuration()
         if self._access is None:
             raise RuntimeError("loading sets the access")
@@ -287,10 +281,7 @@ def _merged(kubeconfig: str, _stamps: tuple[object, ...]) -> Any:
 
 
 def kubeconfig_stamps(kubeconfig: str) -> tuple[object, ...]:
-    """Return a value that changes whenever a file of a kubeconfig does.
-
-    Files that do not exist are ignored, as by the client.
-    """
+    """Return a value that changes whenever a file of a kubeconfig does; the client ignores missing files, too."""
     stamps = list[tuple[int, ...]]()
     for path in kubeconfig.split(os.pathsep):
         with suppress(OSError):

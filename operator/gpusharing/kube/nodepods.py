@@ -89,10 +89,7 @@ class NodePods:
         self._lists.clear()
 
     async def _take(self, lists: Mapping[str, NodeWork]) -> None:
-        """Store finished LISTs in `work`.
-
-        Those of nodes with guarded pods wait until the PodDisruptionBudgets have been listed.
-        """
+        """Store finished LISTs; those with guarded pods wait until the PodDisruptionBudgets have been listed."""
         guarded = {
             node
             for node, work in lists.items()

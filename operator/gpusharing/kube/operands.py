@@ -10,10 +10,7 @@ from gpusharing.planning.snapshot.nvidia import Operand, Program
 
 
 def operand_view(raw: JSON) -> Operand:
-    """Convert a raw pod of NVIDIA's components.
-
-    One that runs the MPS daemon gets its `app`, because NVIDIA's chart gives it no label of its own.
-    """
+    """Convert a raw pod of NVIDIA's components; the chart's MPS daemon, which has no label `app`, gets one here."""
     app = text(raw, "metadata", "labels", "app")
     containers = {text(container, "name") for container in entries(raw, "spec", "containers")}
     if text(raw, "metadata", "labels", Program.KUBELET_PLUGIN.label) == Program.KUBELET_PLUGIN:

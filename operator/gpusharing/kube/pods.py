@@ -65,10 +65,7 @@ def container_requests(container: JSON) -> Counter[str]:
 
 
 def requests_by_class(pod: JSON) -> bool:
-    """Whether a container requests devices by the resource of a DeviceClass (BY_CLASS).
-
-    Such devices need not be GPUs.
-    """
+    """Whether a container requests devices, which need not be GPUs, by the resource of a DeviceClass (BY_CLASS)."""
     containers = (*entries(pod, "spec", "containers"), *entries(pod, "spec", "initContainers"))
     return any(name.startswith(BY_CLASS) for one in containers for name in section(one, "resources", "limits"))
 

@@ -25,10 +25,7 @@ class PolicyCache:
     """
 
     def __init__(self, client: KubeClient, restores: Callable[[], int] = int, paused: str = "false") -> None:
-        """Prepare an empty cache; `paused` applies to every view (PlanSettings).
-
-        `restores` returns how often a write has proven a restore (LeaderLease).
-        """
+        """`paused` applies to every view (PlanSettings); `restores` is that of `Reflector`."""
         self._client, self._paused = client, paused
         self._restores, self._restores_seen, self._doubted = restores, restores(), False
         """`restores` as of the last list that was accepted, and whether one has been refused since."""

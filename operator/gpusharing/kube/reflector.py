@@ -116,10 +116,7 @@ class Views(Generic[View]):
                 self._forget(name, version)
 
     def go_back(self, version: str) -> None:
-        """Let every object that comes from now on count as newer.
-
-        The store was restored from a backup and is at `version`.
-        """
+        """Let every later object count as newer: the store was restored from a backup, and is at `version`."""
         self._gone.clear()
         self._known = {name: (uid, OLDEST) for name, (uid, _) in self._known.items()}
         self.newest = version
@@ -244,24 +241,15 @@ class Reflector(Generic[View]):
 
     @property
     def age(self) -> float:
-        """Return the seconds since the cache was last known to match the server's state.
-
-        They are infinite until a first list, also after a restore from a backup.
-        """
+        """Return the seconds since the cache matched the server; infinite before the first list or after a restore."""
         return self._clock() - self._current_at
 
     def resource_version(self, name: str) -> str:
-        """Return the version of an object as it was last seen; empty if it is unknown.
-
-        After a restore from a backup it is OLDEST until the object is listed again.
-        """
+        """Return an object's last seen version; empty if unknown, and OLDEST after a restore until it is listed."""
         return self._views.version(name)
 
     def accept(self, obj: JSON) -> None:
-        """Store the object that the server returned for our write, without waiting for the watch.
-
-        It is not stored if it is known to be out of date.
-        """
+        """Store the object that the server returned for our write, unless it is known to be out of date."""
         if self._identifies(obj):
             self._views.apply(obj)
 
@@ -337,10 +325,7 @@ class Reflector(Generic[View]):
         return await self._client.list_page(self._resource, limit=limit, after=after, **self._where)
 
     def _begin(self, version: str) -> bool:
-        """Start the watch from this list if it has no version to start from.
-
-        Return whether the list is older than what the cache had seen.
-        """
+        """Start the watch from this list if it has no place, and return whether the list is older than the cache."""
         older = newer(self._list_request[1], version)
         if older and self.doubted and self._restores() > self._restores_seen:
             self._views.go_back(version)
@@ -464,10 +449,7 @@ class Reflector(Generic[View]):
         self._clear(follows=follows)
 
     def _identifies(self, obj: JSON, *, bookmark: bool = False) -> bool:
-        """Whether the server says which object, in which version, this is.
-
-        If not, the cache has missed a change of some object.
-        """
+        """Whether the server says which object this is; if not, the cache has missed a change of some object."""
         keys = ("resourceVersion",) if bookmark else ("name", "uid", "resourceVersion")
         try:
             check_identity(self._resource, obj, *keys)

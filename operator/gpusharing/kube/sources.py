@@ -209,11 +209,7 @@ class Sources:
 
     @property
     def rules(self) -> Mapping[str, TaintRuleView]:
-        """The DeviceTaintRules with our label, by name.
-
-        There are none while the API server does not serve them or we may not read them, because the scheduler may not
-        follow them then.
-        """
+        """Our DeviceTaintRules by name; none while we cannot list them, as the scheduler may not follow them then."""
         return {} if isinstance(self.taint_rules.error, NotFound | Forbidden) else self.taint_rules.items
 
     def _dra_changed(self, _: str) -> None:
@@ -239,10 +235,7 @@ class Sources:
         return None if view is None else self._join({name: view}).get(name, (None, view))[1]
 
     def node_views(self) -> dict[str, NodeView]:
-        """Return the views of all Nodes by name, joined as in `node_view`.
-
-        They are the same objects as long as their parts do not change.
-        """
+        """Return all Nodes by name, joined as in `node_view`; the same objects as long as their parts are."""
         self._joined = self._join(self.nodes.items)
         return {**self.nodes.items, **{name: view for name, (_, view) in self._joined.items()}}
 
@@ -307,10 +300,7 @@ class Sources:
         return transition, conditions
 
     async def run(self) -> None:
-        """Follow all kinds but the policies until canceled.
-
-        An error other than a KubeError ends everything and is raised in a group.
-        """
+        """Follow all kinds but the policies until canceled; an error that is no KubeError is raised in a group."""
         async with asyncio.TaskGroup() as group:
             for reflector in (*self.required.values(), *self.optional.values(), self.agent_warnings):
                 group.create_task(reflector.run())

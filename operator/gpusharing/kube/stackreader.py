@@ -100,10 +100,7 @@ class StackReader:
     _view: StackView | None = None
 
     def read(self, now: datetime) -> StackView:
-        """Return the present state of NVIDIA's components and of our ConfigMaps.
-
-        It is the same object as long as nothing changes.
-        """
+        """Return the present state of the stack, the same object as long as nothing changes."""
         sources, settings, theirs = self.sources, self.sources.settings.plan, self.sources.settings.admin_maps
         maps, ours = sources.config_maps.items, self._config_maps
         ours.read(maps.get(settings.plugin_config_map), maps.get(settings.mig_config_map))

@@ -78,10 +78,7 @@ def event_of(request: ApiRequest, line: bytes) -> WatchEvent:
 
 
 def parse_object(request: ApiRequest, raw: bytes) -> JSON:
-    """Return the JSON object in the body of a successful answer.
-
-    Raises Unavailable if it has none, which no API server sends.
-    """
+    """Return the JSON object in a successful answer. Raises Unavailable if there is none, which no API server sends."""
     try:
         answer = json.loads(raw)
     except (ValueError, RecursionError) as error:
