@@ -5,9 +5,8 @@ planner careful (not ready, no observation, a problem). Pods are converted by `k
 """
 
 import json
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, tzinfo
 from functools import cache, lru_cache
@@ -24,6 +23,7 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import Problem, validate_policy
 from gpusharing.kube.client import JSON
 from gpusharing.kube.fence import parse_record, read_fence
+from gpusharing.kube.labelwriters import label_owners, label_rewriters, setter
 from gpusharing.kube.maintenance import find_marker
 from gpusharing.kube.raw import (
     count,
@@ -44,38 +44,11 @@ from gpusharing.planning.gpus.cards import Profile, find_card, find_doubt
 from gpusharing.planning.gpus.geometry import is_profile, normalize
 from gpusharing.planning.gpus.health import vitals_of
 from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, key_of
-from gpusharing.planning.snapshot.records import Deferred, Fence, Verified
+from gpusharing.planning.snapshot.records import Deferred, Verified
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
 from gpusharing.planning.stack.plugins import RESOURCES, find_other_plugin
 from gpusharing.planning.stack.requirements import READ
 from gpusharing.planning.wanted.target import under_deletion
-
-
-def find_zones(spec: GPUSharingPolicySpec) -> dict[str, tzinfo]:
-    """Return UTC and the known time zones that the windows and blackouts of the policy name, by name.
-
-    The zones come from the pinned package `tzdata`, the same everywhere. They are read when a policy is converted,
-    because the planner reads no files.
-    """
-    named = {window.time_zone for window in (*spec.rollout.windows, *spec.rollout.blackouts)}
-    zones = {name: find_zone(name) for name in sorted({"UTC", *named})}
-    return {name: zone for name, zone in zones.items() if zone is not None}
-
-
-@cache
-def find_zone(name: str) -> tzinfo | None:
-    if name == "UTC":
-        return UTC
-    if name not in _names():
-        return None
-    with resources.files("tzdata").joinpath("zoneinfo", *name.split("/")).open("rb") as data:
-        return ZoneInfo.from_file(data, key=name)
-
-
-@cache
-def _names() -> frozenset[str]:
-    return frozenset(resources.files("tzdata").joinpath("zones").read_text().split())
-
 
 EFFECT = "NoSchedule"
 GPU_TOLERATION = {"key": RESOURCE_GPU, "operator": "Exists", "effect": EFFECT}
@@ -344,6 +317,32 @@ def _policy(raw: JSON, checked: GPUSharingPolicySpec | tuple[Problem, ...]) -> P
     return under_deletion(view, resets=text(raw, "spec", "deletionPolicy") == "Reset")
 
 
+def find_zones(spec: GPUSharingPolicySpec) -> dict[str, tzinfo]:
+    """Return UTC and the known time zones that the windows and blackouts of the policy name, by name.
+
+    The zones come from the pinned package `tzdata`, the same everywhere. They are read when a policy is converted,
+    because the planner reads no files.
+    """
+    named = {window.time_zone for window in (*spec.rollout.windows, *spec.rollout.blackouts)}
+    zones = {name: find_zone(name) for name in sorted({"UTC", *named})}
+    return {name: zone for name, zone in zones.items() if zone is not None}
+
+
+@cache
+def find_zone(name: str) -> tzinfo | None:
+    if name == "UTC":
+        return UTC
+    if name not in _names():
+        return None
+    with resources.files("tzdata").joinpath("zoneinfo", *name.split("/")).open("rb") as data:
+        return ZoneInfo.from_file(data, key=name)
+
+
+@cache
+def _names() -> frozenset[str]:
+    return frozenset(resources.files("tzdata").joinpath("zones").read_text().split())
+
+
 def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
     """Convert NVIDIA's raw ClusterPolicy. It does not describe the MPS daemon, which `with_mps_daemon` adds."""
     spec = section(raw, "spec")
@@ -368,63 +367,3 @@ def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
         tolerations=rows_text(tolerations),
         with_reboot=is_true(variable(section(spec, "migManager"), "WITH_REBOOT")),
     )
-
-
-LABEL_KEEPERS: Mapping[str, tuple[str, str]] = {
-    "nfd.node.kubernetes.io/feature-labels": ("Node Feature Discovery", "the NodeFeatureRule that sets it"),
-    "cluster.x-k8s.io/labels-from-machine": ("Cluster API", "the labels of the node's Machine"),
-    "node.gke.io/last-applied-node-labels": ("GKE", "the labels of the node pool"),
-    "node.machine.sapcloud.io/last-applied-anno-labels-taints": ("Gardener", "the labels of the worker pool"),
-}
-"""The controllers that list labels in an annotation and restore their values, by annotation.
-
-Each has its name and where it takes the labels from. An instance of Node Feature Discovery puts its name and a dot
-before the key (pkg/nfd-master/nfd-master.go). The others: cluster-api
-internal/controllers/machine/machine_controller_noderef.go, cloud-provider-gcp at 008f015
-cmd/gcp-controller-manager/node_annotator.go, gardener/machine-controller-manager (SyncMachineLabels)."""
-_LISTED = {
-    label: re.compile(rf"(?<![\w./-]){re.escape(label)}(?![\w./-])")
-    for label in (names.LABEL_MIG_CONFIG, names.LABEL_PLUGIN_CONFIG)
-}
-"""Patterns of our two labels as whole keys: between commas, before an equals sign, or in quotes."""
-
-
-def label_owners(annotations: Mapping[str, str]) -> dict[str, str]:
-    """Return a message for each of our two labels that another controller lists as its own, by label."""
-    return {
-        label: f"{who} manages it (annotation {key}) and restores its own value; remove it from {source}"
-        for key, listed in annotations.items()
-        for label, pattern in _LISTED.items()
-        if label in listed  # checked first, because the pattern takes as long as the rest of a Node's view
-        for ending, (who, source) in LABEL_KEEPERS.items()
-        if key.endswith(ending)
-        if pattern.search(listed)
-    }
-
-
-def label_rewriters(raw: JSON, fence: Fence | None, verified: Verified | None) -> dict[str, str]:
-    """Return, by label, which field manager replaced our value of our two labels, as far as it is known."""
-    written = "", ""
-    # The proof of a node that was adopted without a change of its policy names values that we may never have written,
-    # even if it keeps the time of a change of an earlier policy; its revision is then empty.
-    if verified is not None and (
-        verified.rolled_back or (verified.version.revision != "" and verified.changed_at is not None)
-    ):
-        written = verified.mig_config, verified.plugin_config
-    if fence is not None and fence.stage == "actuating":
-        written = fence.target_mig_config, fence.target_plugin_config
-    return {
-        label: manager
-        for label, value in zip(_LISTED, written, strict=True)
-        if value not in ("", text(raw, "metadata", "labels", label))
-        if (manager := setter(raw, "metadata", "labels", label))
-        if not manager.startswith("gpusharing")
-    }
-
-
-def setter(raw: JSON, *path: str) -> str:
-    """Return the field manager that last wrote the field at `path`; empty if managedFields show none."""
-    fields = [f"f:{name}" for name in path]
-    managers = entries(raw, "metadata", "managedFields")
-    writers = [entry for entry in managers if part(entry, "fieldsV1", *fields) is not None]
-    return text(max(writers, key=lambda entry: text(entry, "time"), default={}), "manager")

@@ -75,7 +75,7 @@ def claims_text(
 
 
 def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
-    """Return the claims by node name, and an error message or an empty string. One damaged claim makes all unreadable."""
+    """Return the claims by node, and an error message or an empty string. One damaged claim makes all unreadable."""
     try:
         records = _load(text).get("claims")
         if not isinstance(records, dict):
