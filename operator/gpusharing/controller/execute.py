@@ -67,10 +67,7 @@ SHARED_PATIENCE = 6.0
 
 If a pass waited for less, no node would ever start on a server that takes longer for each call."""
 SHARED_AT_ONCE = 4
-"""How many shared writes of one kind may be under way.
-
-It is half of the calls that the client sends at once (`Limits`), so that writes without an answer leave room for
-others."""
+"""Shared writes of one kind under way at most: half of all calls (`Limits`), so that hung ones leave room."""
 FATAL = (Unauthorized, ServerAway, LeaseLost)
 """Errors that concern all calls and not only those about one object."""
 HARMLESS = (EnsureGPUNode, ClearRequests, LabelNode, UpdateFence, Release)

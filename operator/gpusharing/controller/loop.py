@@ -40,13 +40,9 @@ log = structlog.get_logger()
 LOOK_EVERY = timedelta(seconds=10)
 """The longest rest between two passes, even if a plan names a later time."""
 FIRST_LOOK = 4
-"""An event after a quiet time waits for the debounce divided by this.
-
-Events that belong together arrive within that time."""
+"""An event after a quiet time waits for a debounce divided by this; related events arrive within it."""
 AT_ONCE = 2
-"""How many follow-up passes run without a break: configuration, then fence.
-
-More of them are caused by other nodes of a large pool, and every pass examines all nodes."""
+"""Follow-up passes without a break: configuration, then fence. A large pool causes more, each over all nodes."""
 FOLLOW_UPS = 30
 """The most passes that may follow one another without a rest; more would only load the API server."""
 RETRY = 2.0

@@ -72,9 +72,7 @@ class Publisher:
     _drains: dict[str, str] = field(default_factory=dict)
     """The change (`op` of the fence) of each node whose drain was last reported by an Event."""
     _due: dict[str, datetime] = field(default_factory=dict)
-    """When to write the status of each object that has to change, by key of the object.
-
-    It is written earlier if the change becomes urgent."""
+    """When to write the status of each object that has to change, by key, unless it becomes urgent."""
     _unwritten: set[str] = field(default_factory=set)
     """Keys of nodes whose transition may differ from what is shown and was not written yet."""
     _objects: dict[str, tuple[NodeView, GPUNodeView | None]] = field(default_factory=dict)

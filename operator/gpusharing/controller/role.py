@@ -24,9 +24,7 @@ log = structlog.get_logger()
 
 
 START = 120.0
-"""Seconds that a new leader may take to create its parts, after which it counts as dead.
-
-Imports take seconds, and a minute on a node whose CPUs are busy."""
+"""Seconds until a leader that has not started counts as dead; on a busy node, imports take a minute."""
 
 
 class LeaderHealth(Protocol):

@@ -52,9 +52,7 @@ from gpusharing.planning.wanted.target import under_deletion
 
 EFFECT = "NoSchedule"
 GPU_TOLERATION = {"key": RESOURCE_GPU, "operator": "Exists", "effect": EFFECT}
-"""The toleration of the GPU Operator's DaemonSets if ClusterPolicy sets none.
-
-A list in ClusterPolicy replaces it (docs/design/nvidia.md#d9)."""
+"""The toleration of NVIDIA's DaemonSets, unless ClusterPolicy has a list of its own (docs/design/nvidia.md#d9)."""
 
 KEEPS_OUT = ("NoSchedule", "NoExecute")
 """The effects of a taint that exclude pods which do not tolerate it."""

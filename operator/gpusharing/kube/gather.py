@@ -40,9 +40,7 @@ class Gatherer:
     silent: bool = False
     """Whether to log nothing, because this is part of a command-line program."""
     shared: Workers = field(init=False)
-    """The workers for reads that all nodes need.
-
-    Such a read must not wait until slow calls about single nodes free a worker."""
+    """The workers for reads that all nodes need, which must not wait for slow calls about single nodes."""
     pods: NodePods = field(init=False)
     pending: tuple[Mapping[str, int], Mapping[str, int]] = field(default_factory=lambda: ({}, {}))
     """The last count of Pending pods without a node, and of the devices that they request, by resource."""

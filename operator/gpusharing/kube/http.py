@@ -44,13 +44,9 @@ class Limits:
     inactivity: float = INACTIVITY
     """Seconds without a byte of a watch, bookmarks included, after which the watch counts as broken."""
     header: int = 256 * 1024
-    """The most bytes of one header line of an answer.
-
-    A longer line is an error, although a write may have been carried out."""
+    """The most bytes of one header line. A longer line is an error, although a write may have been carried out."""
     parallel: int = 8
-    """Calls under way at once; watches do not count.
-
-    Each connection costs 0.3 MiB, and one process cannot keep more of them busy."""
+    """Calls under way at once, without watches. A connection costs 0.3 MiB; one process keeps no more busy."""
 
 
 class _Body(aiohttp.BytesPayload):

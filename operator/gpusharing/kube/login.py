@@ -74,9 +74,7 @@ def _first(environment: Mapping[str, str], *names: str) -> tuple[str, str]:
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TOKEN_SECONDS = 60.0
-"""Seconds until the token is read again.
-
-The kubelet replaces a projected token at 80 % of its life, which is at least 10 min."""
+"""Seconds until the token is read again; the kubelet replaces it at 80 % of its life, of at least 10 min."""
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,7 @@ from gpusharing.planning.drain.pods import find_leaving, holds_gpu
 from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, PdbView, PodView, Scope
 
 MAX_LISTS = 16
-"""The most gangs of one node that each get a LIST by their own label.
-
-There can be many, because each slice of a node may belong to another job."""
+"""The most gangs of one node that get a LIST of their own; each slice may belong to another job."""
 MAX_PODS = 5000
 """The most pods read from the LIST of one gang."""
 MAX_SHARED = 20_000
@@ -169,9 +167,7 @@ def _member(raw: JSON) -> GangMember:
 
 
 BUDGETS_VALID = 15.0
-"""Seconds for which a list is valid.
-
-It need not be newer, because the API server checks the present budget at each eviction."""
+"""Seconds for which a list is valid. The API server checks the present budget at each eviction anyway."""
 LIST_VALID_THROTTLED = timedelta(minutes=2)
 """How long a list of budgets, or of a node's pods, is valid while the API server answers 429."""
 PATIENCE = 30.0
@@ -246,9 +242,7 @@ class PodLookups:
 
     client: KubeClient
     owners: dict[tuple[str, str, str], tuple[datetime, bool | None]] = field(default_factory=dict)
-    """DaemonSets by namespace, name and UID: when each was read, and whether it existed.
-
-    None means that we may not read it."""
+    """DaemonSets by namespace, name and UID: when each was read, and whether it existed (None: unreadable)."""
     namespaces: dict[str, tuple[datetime, Mapping[str, str] | None]] = field(default_factory=dict)
     """Namespaces by name: when each was read, and its labels, or None if they cannot be read."""
 

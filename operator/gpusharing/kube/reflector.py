@@ -21,9 +21,7 @@ from gpusharing.kube.raw import newer, text
 View = TypeVar("View")
 
 OLDEST = "1"
-"""The version with which etcd begins, so every other version counts as newer.
-
-The server rejects a write that is conditional on it."""
+"""The version with which etcd begins; the server rejects a write that is conditional on it."""
 
 
 class Views(Generic[View]):
@@ -49,9 +47,7 @@ class Views(Generic[View]):
         self.newest = ""
         """The highest version that the server has shown."""
         self.listing = False
-        """Whether a list is being read.
-
-        All deletions are remembered meanwhile, because a later page may still contain the object."""
+        """Whether a list is being read; all deletions are remembered, as a later page may still have the object."""
 
     def name(self, obj: JSON) -> str:
         metadata = obj["metadata"]
@@ -134,9 +130,7 @@ class Views(Generic[View]):
 
 
 SHORT_WATCH = 1.0
-"""Seconds that a watch must last to count as progress, whatever it delivers.
-
-After a shorter one, the next one is delayed."""
+"""Seconds that a watch must last to count as progress; after a shorter one, the next is delayed."""
 GONE_AFTER = 30.0
 """Seconds for which discovery must not list the kind before its objects count as gone."""
 RECHECK_AFTER = 30.0
@@ -198,9 +192,7 @@ class Reflector(Generic[View]):
         self.synced = asyncio.Event()
         """Set when the first list is complete."""
         self.error: KubeError | None = None
-        """Why the cache does not follow the server at present, or None if it does.
-
-        The failure of a later list alone is no such reason."""
+        """Why the cache does not follow the server at present, or None if it does, even if its last list failed."""
         self.doubted = False
         """Whether the last complete list was older than the cache: the server lags, or was restored."""
         self.last_contact = self._current_at = float("-inf")

@@ -68,9 +68,7 @@ RESTORE_NOTE = "the cluster was restored from a backup; listing its objects agai
 MIG_KEY = "config.yaml"
 """The one key of a ConfigMap of configurations that mig-manager mounts (docs/design/nvidia.md#a10)."""
 NODE_CONFIG_SUFFIX = "-mig-config"
-"""mig-manager >= 0.14 publishes what it generated from the hardware as <node>-mig-config.
-
-It is a ConfigMap (docs/design/nvidia.md#a10)."""
+"""mig-manager >= 0.14 publishes a ConfigMap <node>-mig-config from the hardware (docs/design/nvidia.md#a10)."""
 
 
 @dataclass(frozen=True, slots=True)

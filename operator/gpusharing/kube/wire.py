@@ -30,13 +30,9 @@ JSON_TYPE = "application/json"
 METHODS = {"get": "GET", "list": "GET", "watch": "GET", "create": "POST", "patch": "PATCH", "delete": "DELETE"}
 """The HTTP method for each verb."""
 INACTIVITY = 75.0
-"""Seconds without a byte, after which a watch counts as dead.
-
-The server sends a bookmark every 60 s, or ends the watch earlier."""
+"""Seconds without a byte until a watch counts as dead; the server sends a bookmark every 60 s."""
 WATCH_SECONDS = 300.0
-"""Seconds after which the server ends a watch at the latest.
-
-Each watch asks for 80 to 100 % of this, so that they do not end together."""
+"""Seconds after which a watch ends at the latest; each asks for 80 to 100 %, so that they do not end together."""
 
 
 def encode_body(request: ApiRequest) -> tuple[bytes | None, dict[str, str]]:

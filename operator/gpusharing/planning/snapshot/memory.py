@@ -18,15 +18,9 @@ FIRST_WAIT = 2.0
 LONGEST_WAIT = 60.0
 """The longest wait between two attempts, in seconds."""
 LASTING = 2
-"""How many failures in a row it takes before they are shown to people.
-
-A single one is often over before they read it.
-"""
+"""How many failures in a row are shown to people; a single one is often over before they read it."""
 STUCK = 6
-"""How many failures in a row it takes until other nodes no longer count on this node's slot.
-
-That is about a minute's worth.
-"""
+"""How many failures in a row, about a minute's worth, until other nodes no longer count on this node's slot."""
 
 CLAIMS, CONFIG_MAPS = "claims on the Lease", "our ConfigMaps"
 """Subjects of failures that do not concern one node. No fence is written while calls about either of them fail."""
@@ -37,10 +31,7 @@ DEVICE_CLASS = "DeviceClasses"
 TAINT_RULE = "DeviceTaintRules"
 """Subject of failed writes of DeviceTaintRules. A node whose rule cannot be written is cordoned."""
 POLICIES = "list of policies"
-"""Subject of a failed LIST of policies.
-
-No node starts before the LIST succeeds, because the plan may be based on outdated policies.
-"""
+"""Subject of a failed LIST of policies. Until one succeeds, no node starts, because the plan may be outdated."""
 
 
 def policy_subject(policy: str) -> str:
