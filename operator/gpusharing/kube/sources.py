@@ -224,13 +224,16 @@ class Sources:
 
     def node_view(self, raw: JSON) -> NodeView:
         """Convert a raw Node, and join it with its NodeMaintenance, its DRA devices and its DeviceTaintRule."""
-        view = self._node(raw)
-        return self._join({view.name: view}).get(view.name, (None, view))[1]
+        return self._with_parts(self._node(raw))
 
     def seen_node(self, name: str) -> NodeView | None:
         """Return the latest known view of a Node, joined as in `node_view`; None if the Node is not known."""
         view = self.nodes.items.get(name)
-        return None if view is None else self._join({name: view}).get(name, (None, view))[1]
+        return None if view is None else self._with_parts(view)
+
+    def _with_parts(self, view: NodeView) -> NodeView:
+        joined = self._join({view.name: view})
+        return joined[view.name][1] if joined else view
 
     def node_views(self) -> dict[str, NodeView]:
         """Return all Nodes by name, joined as in `node_view`; the same objects as long as their parts are."""

@@ -70,8 +70,7 @@ class CallFailure:
     def lasts(self) -> bool:
         """Whether to show the failures to people and to give up a slot that was claimed for a fence.
 
-        After the first failure the fence may exist although its call failed. By the second, the watch would have shown
-        that fence.
+        By the second failure, the watch would have shown a fence that exists although its call failed.
         """
         return self.tries >= LASTING
 
