@@ -103,14 +103,13 @@ def daemon_set_view(raw: JSON) -> DaemonSetView:
     if not containers.keys() & {PLUGIN, DISCOVERY}:
         return replace(view, finder=finder_state(raw))
     main, state, init = containers.get(PLUGIN, {}), daemon_set_state(raw), entries(template, "initContainers")
-    volumes = (row for row in entries(template, "volumes") if row.get("name") == "available-configs")
     return replace(
         view,
         name=state.name,
         release=state.release,
         plugin=PLUGIN in containers,
         discovery=DISCOVERY in containers,
-        config_map=next((text(volume, "configMap", "name") for volume in volumes), ""),
+        config_map=_config_map(template, "available-configs"),
         default=next((name for container in init if (name := variable(container, "DEFAULT_CONFIG"))), ""),
         mig_strategy=variable(main, "MIG_STRATEGY"),
         version=_version(main),
@@ -125,16 +124,19 @@ def _with_mig_manager(view: DaemonSetView, raw: JSON, container: JSON) -> Daemon
     # deployments/container/nvidia-mig-manager-example.yaml).
     folder = dirname(variable(container, "CONFIG_FILE"))
     mounts = (row for row in entries(container, "volumeMounts") if text(row, "mountPath") == folder)
-    volume = text(next(mounts, {}), "name")
-    volumes = entries(raw, "spec", "template", "spec", "volumes")
     return replace(
         view,
         name=text(raw, "metadata", "name"),
-        config_map=next((text(row, "configMap", "name") for row in volumes if text(row, "name") == volume), ""),
+        config_map=_config_map(section(raw, "spec", "template", "spec"), text(next(mounts, {}), "name")),
         version=_version(container),
         mig_manager=True,
         with_reboot=is_true(variable(container, "WITH_REBOOT")),
     )
+
+
+def _config_map(template: JSON, volume: str) -> str:
+    volumes = entries(template, "volumes")
+    return next((text(row, "configMap", "name") for row in volumes if text(row, "name") == volume), "")
 
 
 def finder_state(daemon_set: JSON) -> DaemonSetState | None:
