@@ -80,7 +80,13 @@ class CallFailure:
 
 
 def failed_again(
-    before: CallFailure | None, message: str, now: datetime, jitter: float, call: str = "", first: float = FIRST_WAIT
+    before: CallFailure | None,
+    message: str,
+    now: datetime,
+    jitter: float,
+    call: str = "",
+    *,
+    first: float = FIRST_WAIT,
 ) -> CallFailure:
     """Return the failure to remember after one more failed call.
 
