@@ -171,8 +171,8 @@ def make_memory(
     since: datetime = NOW,
     tries: int = 1,
 ) -> EvictionMemory:
-    """A refused eviction, to be tried again in 5 s."""
-    return EvictionMemory(reason, message, next_try if next_try is not None else at(5), since, tries)
+    """An eviction that was refused long ago, to be tried again in 5 s."""
+    return EvictionMemory(reason, message, next_try if next_try is not None else at(5), since, at(-600), tries)
 
 
 def make_node(
@@ -415,7 +415,6 @@ def make_fence(
         "version": UNRECORDED,
         "prior_unschedulable": False,
         "added": (names.LABEL_UPGRADE_SKIP,),
-        "from_layout": "1x full",
         "to_layout": "2x3g.40gb",
         "step": 1,
         "steps": 1,

@@ -152,7 +152,7 @@ DIFFERENCES = (
         "its log holds its own lines (level=…) only",
         "go-nvlib adds lines 'WARNING: unable to detect IOMMU FD', four for each GPU and call, because a GPU that the "
         "driver nvidia holds has no vfio-dev",
-        "of the log only lines of level error and fatal are read (kube/gather.py)",
+        "of the log only lines of level error and fatal are read (kube/actuatorlogs.py)",
         "test_go_nvlib_warns_of_each_gpu_from_v0_15_on_and_the_reason_of_a_failure_is_found_all_the_same",
     ),
     Difference(

@@ -1,6 +1,6 @@
 """One API call per action; what fails is left to a later pass, and never to another node.
 
-Shared writes (controller/sharedwrites.py) and those of nodes (controller/execute.py) are reached through the
+Shared writes (controller/sharedwrites.py) and those of nodes (controller/nodewrites.py) are reached through the
 executor.
 """
 

@@ -22,7 +22,7 @@ from gpusharing.kube.client import JSON, POLICIES
 from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.http import HttpClient
 from gpusharing.kube.login import Access, Login
-from gpusharing.kube.sources import PolicyCache
+from gpusharing.kube.policycache import PolicyCache
 
 PATIENCE = 60.0
 """Seconds after which a test gives up; nothing here takes one."""

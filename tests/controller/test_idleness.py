@@ -10,7 +10,7 @@ from tests.controller.test_loop import Leader, running
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.kube.objects import node
 
-from gpusharing.controller.role import Complaints
+from gpusharing.controller.complaints import Complaints
 from gpusharing.kube.client import CLUSTER_POLICIES, GPUNODES, NODES, POLICIES
 from gpusharing.kube.errors import Forbidden, Throttled, Unavailable
 

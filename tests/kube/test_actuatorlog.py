@@ -10,9 +10,9 @@ from tests.fakes.cluster import FakeCluster
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api.names import LABEL_MIG_STATE
+from gpusharing.kube.actuatorlogs import RETRY, ActuatorLogs, failure_in
 from gpusharing.kube.client import PODS
 from gpusharing.kube.fanout import Workers
-from gpusharing.kube.gather import RETRY, ActuatorLogs, failure_in
 from gpusharing.planning.snapshot.nvidia import Operand
 from gpusharing.planning.snapshot.views import NodeView
 

@@ -29,7 +29,8 @@ from gpusharing.kube.client import (
 from gpusharing.kube.daemonsets import daemon_set_view, find_dra
 from gpusharing.kube.dra import RULES_UNSERVED, SliceView, device_index, slice_view
 from gpusharing.kube.errors import Forbidden
-from gpusharing.kube.sources import Sources, SourceSettings, by_node
+from gpusharing.kube.operands import by_node
+from gpusharing.kube.sources import Sources, SourceSettings
 from gpusharing.kube.stackreader import StackReader
 from gpusharing.planning.snapshot.nvidia import DaemonSetState, DraView, NodeDevices, Program, key_of
 from gpusharing.planning.snapshot.views import PlanSettings

@@ -30,9 +30,9 @@ from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube import convert, fence, pods
+from gpusharing.kube.actuatorlogs import failure_in
 from gpusharing.kube.client import PODS, ApiRequest
 from gpusharing.kube.errors import KubeError
-from gpusharing.kube.gather import failure_in
 from gpusharing.kube.maintenance import medik8s_maintenance, nvidia_maintenance
 from gpusharing.kube.raw import count
 from gpusharing.kube.sources import NO_MAPS, ConfigMapView

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from tests.kube.objects import pod
 
-from gpusharing.kube.pods import gang_of
+from gpusharing.kube.gangkeys import gang_of
 
 JOBSET = {"jobset.sigs.k8s.io/jobset-name": "train"}
 INDEX = {"leaderworkerset.sigs.k8s.io/name": "llm", "leaderworkerset.sigs.k8s.io/group-index": "3"}

@@ -25,7 +25,8 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.errors import Forbidden, KubeError, Unavailable
 from gpusharing.kube.fence import record_text
-from gpusharing.kube.pods import gang_of, pod_view
+from gpusharing.kube.gangkeys import gang_of
+from gpusharing.kube.pods import pod_view
 from gpusharing.planning.drain.standing import describe_gang
 from gpusharing.planning.snapshot.podviews import Gang, GangView, Scope
 

@@ -1,6 +1,6 @@
 """One frozen snapshot from many reads: what did not change keeps its identity, what cannot be read is said.
 
-The pods that wait for a GPU are counted by kube/pods.py.
+The pods that wait for a GPU are counted by kube/gather.py.
 """
 
 import asyncio

@@ -12,7 +12,7 @@ from tests.kube.objects import pod
 
 from gpusharing.kube.client import JSON, PODS, POLICIES, ApiRequest
 from gpusharing.kube.errors import Invalid, Unavailable
-from gpusharing.kube.sources import PolicyCache
+from gpusharing.kube.policycache import PolicyCache
 from gpusharing.planning.snapshot.memory import CLUSTER_POLICY, LASTING, CallFailure
 
 

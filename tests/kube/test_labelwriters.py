@@ -1,4 +1,4 @@
-"""Who besides us writes the two labels by which a node is changed, as a Node shows it (kube/convert.py)."""
+"""Who besides us writes the two labels by which a node is changed, as a Node shows it (kube/labelwriters.py)."""
 
 from dataclasses import replace
 from datetime import UTC, datetime

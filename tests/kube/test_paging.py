@@ -16,8 +16,8 @@ from gpusharing.kube.client import JSON, PDBS, PODS, ApiRequest
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.errors import Expired, Forbidden, HeldBack, KubeError, ServerAway, Throttled, Unavailable
 from gpusharing.kube.fanout import Fanout
+from gpusharing.kube.gather import count_pending
 from gpusharing.kube.lists import list_of, pages_of
-from gpusharing.kube.pods import count_pending
 
 GANG = {"labels": {"jobset.sigs.k8s.io/jobset-name": "train"}}
 

@@ -6,7 +6,8 @@ from tests.plainchart import TOLERATIONS, daemon_set, discovery, mig_manager, pl
 
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert import cluster_policy_view, rows_text
-from gpusharing.kube.daemonsets import daemon_set_view, lone_restarts, plain_stack, with_mps_daemon
+from gpusharing.kube.daemonsets import daemon_set_view, plain_stack, with_mps_daemon
+from gpusharing.kube.operands import lone_restarts
 from gpusharing.planning.snapshot.nvidia import (
     ClusterPolicyView,
     DaemonSetState,

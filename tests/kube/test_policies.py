@@ -9,7 +9,7 @@ from hack.sim.fakefaults import SILENCE
 from gpusharing.api import names
 from gpusharing.kube.client import JSON, POLICIES, ApiRequest
 from gpusharing.kube.errors import Unavailable
-from gpusharing.kube.sources import PolicyCache
+from gpusharing.kube.policycache import PolicyCache
 
 SELECTOR = {"matchLabels": {"gpusharing.dev/pool": "b"}}
 FULL: JSON = {"mode": "Full", "nodeSelector": SELECTOR}

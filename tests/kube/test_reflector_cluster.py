@@ -34,7 +34,6 @@ def fence(node: NodeView) -> Fence:
         False,
         (),
         DisruptionClass.GPU_PODS,
-        "1x full",
         "4x shared",
         "fenced",
         1,

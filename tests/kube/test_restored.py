@@ -17,7 +17,7 @@ from tests.kube.test_reflector import Watched, node, watched
 
 from gpusharing.kube import errors
 from gpusharing.kube.client import JSON, LEASES, NODES, POLICIES, ApiRequest, WatchEvent
-from gpusharing.kube.sources import PolicyCache
+from gpusharing.kube.policycache import PolicyCache
 
 
 class Lagging(FakeClient):

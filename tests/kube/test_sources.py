@@ -27,7 +27,8 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.dra import rule_for
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound, Unavailable
-from gpusharing.kube.sources import RESTORE_NOTE, AdminMaps, Sources, SourceSettings, by_node
+from gpusharing.kube.operands import by_node
+from gpusharing.kube.sources import RESTORE_NOTE, AdminMaps, Sources, SourceSettings
 from gpusharing.planning.snapshot.views import GPUNodeView
 
 

@@ -25,8 +25,9 @@ from gpusharing.kube.client import (
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.fanout import Workers
 from gpusharing.kube.podlists import Budgets
+from gpusharing.kube.policycache import PolicyCache
 from gpusharing.kube.reflector import Reflector
-from gpusharing.kube.sources import PolicyCache, Sources, SourceSettings
+from gpusharing.kube.sources import Sources, SourceSettings
 
 
 class Bug(dict[str, Any]):

@@ -10,7 +10,7 @@ from tests.nvidia.mignode import GIVEN_UP, OPERANDS_WHEN_GIVEN_UP, SAYS_FAILED, 
 from tests.nvidia.undeletable import create_pod, undeletable
 
 from gpusharing.api.names import LABEL_DEPLOY_PREFIX
-from gpusharing.kube.gather import failure_in
+from gpusharing.kube.actuatorlogs import failure_in
 from gpusharing.planning.wanted.actuators.labels import GAVE_UP
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]

@@ -8,7 +8,7 @@ from hack.results import Asked
 from tests.nvidia.conftest import Count, MakeSandbox
 from tests.nvidia.programs import MigParted, entry_for
 
-from gpusharing.kube.gather import failure_in
+from gpusharing.kube.actuatorlogs import failure_in
 
 pytestmark = pytest.mark.nvidia
 

@@ -5,7 +5,7 @@ from tests.nvidia.conftest import Count
 from tests.nvidia.mignode import GIVEN_UP, OPERANDS_WHEN_GIVEN_UP, SAYS_FAILED, MigNode
 from tests.nvidia.undeletable import PODS
 
-from gpusharing.kube.gather import failure_in
+from gpusharing.kube.actuatorlogs import failure_in
 from gpusharing.planning.wanted.actuators.labels import GAVE_UP
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]

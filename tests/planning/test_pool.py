@@ -321,7 +321,7 @@ def test_the_fence_records_everything_that_an_abort_or_a_restart_needs() -> None
     marks = (*names.NEIGHBOUR_LABELS, *names.NEIGHBOUR_ANNOTATIONS)
     assert (fence.added, fence.from_mode, fence.stage) == (marks, "full", "fenced")
     assert (fence.disruption, fence.since, fence.deadline) == (DisruptionClass.RESET, NOW, at(905))
-    assert (fence.from_layout, fence.to_layout, fence.node_uid) == ("1x full", "2x3g.40gb", "uid-c")
+    assert (fence.to_layout, fence.node_uid) == ("2x3g.40gb", "uid-c")
     assert selection.claims == {"c": make_claim("uid-c", op=fence.op)}
 
 

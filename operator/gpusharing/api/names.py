@@ -2,7 +2,7 @@
 
 Reasons, which people and tools read too, have a module of their own: `planning/vocabulary/reasons.py`. Marks that we
 only read are named where they are read: marks on a Node in `kube/maintenance.py`, marks on a pod in
-`kube/pods.py`, `kube/pods.py` and `planning/drain`.
+`kube/pods.py`, `kube/gangkeys.py` and `planning/drain`.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#slot,
 docs/design/glossary.md#drift, docs/design/glossary.md#point-of-no-return.

@@ -63,10 +63,9 @@ class Evictor:
                 self.calls.evictions[name] = unseen
 
     async def send(self, action: Evict | ForceDelete) -> bool:
-        """Evict or delete a pod, and remember the answer in `calls`.
+        """Evict or delete a pod unless the server has accepted that before, and return whether it accepts it now.
 
-        Return whether the server accepted it now. Nothing is sent if the server has already accepted this, whatever the
-        plan says. A new refusal is reported to `on_action` and logged. Raises a KubeError that concerns all calls.
+        Raises a KubeError that concerns all calls.
         """
         if is_accepted(self.calls.evictions.get(action.node, {}).get(action.uid)):
             return False
@@ -77,13 +76,7 @@ class Evictor:
         memories = self.calls.evictions.setdefault(action.node, {})
         before = memories.get(action.uid)
         memory = memories[action.uid] = remember(
-            answer,
-            message,
-            before,
-            self.now(),
-            self.jitter(),
-            retry_after=retry_after,
-            first_wait=self.first_wait,
+            answer, message, before, self.now(), self.jitter(), retry_after=retry_after, first_wait=self.first_wait
         )
         where = {"node": action.node, "pod": f"{action.namespace}/{action.name}"}
         if is_accepted(memory):

@@ -8,7 +8,6 @@ write (docs/design/faults.md#d12).
 """
 
 import random
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,41 +19,19 @@ from typing import assert_never
 
 import structlog
 
-from gpusharing.api import names
+from gpusharing.controller.complaints import Complaints
 from gpusharing.controller.evict import Evictor
-from gpusharing.controller.role import Complaints
-from gpusharing.controller.sharedwrites import TRIES, SharedWrites, subject_of
+from gpusharing.controller.nodewrites import NodeWrites
+from gpusharing.controller.sharedwrites import SharedWrites, subject_of
 from gpusharing.kube.callmemory import CallMemory
-from gpusharing.kube.client import (
-    DEVICE_TAINT_RULES,
-    GPUNODES,
-    JSON,
-    NODES,
-    PODS,
-    ApiRequest,
-    KubeClient,
-    PassingClient,
-)
+from gpusharing.kube.client import JSON, ApiRequest, KubeClient, PassingClient
 from gpusharing.kube.clock import loop_time
-from gpusharing.kube.dra import taint_rule_view
-from gpusharing.kube.errors import (
-    AlreadyExists,
-    Conflict,
-    Forbidden,
-    HeldBack,
-    Invalid,
-    KubeError,
-    NotFound,
-    ServerAway,
-    Unauthorized,
-    Unavailable,
-)
+from gpusharing.kube.errors import Forbidden, HeldBack, Invalid, KubeError, ServerAway, Unauthorized, Unavailable
 from gpusharing.kube.fanout import Workers
-from gpusharing.kube.fence import NodePatch, patch_for
+from gpusharing.kube.fence import NodePatch
 from gpusharing.kube.lease import LeaseLost
-from gpusharing.kube.lists import check_identity
 from gpusharing.kube.sources import Sources
-from gpusharing.planning.drain.evictions import FIRST_WAIT, ODD_AFTER
+from gpusharing.planning.drain.evictions import FIRST_WAIT
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import (
     Action,
@@ -77,151 +54,24 @@ from gpusharing.planning.snapshot.actions import (
     WriteRules,
 )
 from gpusharing.planning.snapshot.memory import CLAIMS, failed_again
-from gpusharing.planning.snapshot.nvidia import RULE_PREFIX
 from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.transition.cases import is_moot
 
 log = structlog.get_logger()
 
-
-@dataclass(slots=True)
-class NodeWrites:
-    """Carries out the actions of single nodes, except evictions. Every call may raise a KubeError."""
-
-    client: KubeClient
-    sources: Sources
-    created: dict[str, str] = field(default_factory=dict)
-    """UID of the Node for which a GPUNode was last created, by node name. The executor removes Nodes that are gone."""
-    _deleted: set[str] = field(default_factory=set)
-    """UIDs of pods to restart whose deletion the server accepted; a process has only a few."""
-    _missed: Counter[str] = field(default_factory=Counter)
-    """How often the server said that a pod to restart is gone or was replaced."""
-
-    async def patch(self, action: NodePatch) -> bool:
-        """Patch the Node at its newest known resourceVersion.
-
-        False means that it is not as it was when the action was decided. A node that a DeviceTaintRule fences passes
-        the point of no return only if the server still has that rule.
-        """
-        name, version = action.node.name, self.sources.nodes.resource_version(action.node.name)
-        if isinstance(action, Actuate) and action.fence.tainted and not await self._is_closed(action):
-            log.info("the DeviceTaintRule of the node has changed; the next pass will evaluate it again", node=name)
-            return False
-        for _ in range(TRIES):
-            try:
-                self.sources.nodes.accept(await self.client.patch(NODES, name, patch_for(action, version)))
-            except Conflict:
-                raw = await self._node(name)
-                self.sources.nodes.accept(raw)
-                if self.sources.node_view(raw) != action.node:
-                    log.info(
-                        "the node has changed since this pass read it; the next pass will evaluate it again",
-                        node=name,
-                        action=type(action).__name__,
-                    )
-                    return False
-                version = str(raw["metadata"]["resourceVersion"])
-            else:
-                return True
-        raise Conflict(f"could not write to node {name}: someone else changed it during each of {TRIES} attempts")
-
-    async def _is_closed(self, action: Actuate) -> bool:
-        name = RULE_PREFIX + action.node.name
-        try:
-            raw = await self.client.get(DEVICE_TAINT_RULES, name)
-        except NotFound:
-            self.sources.taint_rules.drop(name)
-            return False
-        self.sources.taint_rules.accept(raw)
-        return taint_rule_view(raw).since == action.node.rule_since
-
-    async def ensure_gpunode(self, action: EnsureGPUNode) -> None:
-        """Write the request to the agent into the node's GPUNode, which is created if it does not exist.
-
-        Raises NotFound if the Node is found to be gone or replaced.
-        """
-        spec = {"request": {"id": action.request_id, "quiet": action.quiet}}
-        try:
-            if self.sources.gpunodes.resource_version(action.node):
-                raw = await self.client.patch(GPUNODES, action.node, {"spec": spec})
-            else:
-                raw = await self._new_gpunode(action, spec)
-        except AlreadyExists:
-            raw = await self.client.patch(GPUNODES, action.node, {"spec": spec})
-        except NotFound:
-            raw = await self._new_gpunode(action, spec)
-        self.sources.gpunodes.accept(raw)
-
-    async def _node(self, name: str) -> JSON:
-        raw = await self.client.get(NODES, name)
-        check_identity(NODES, raw, "uid", "resourceVersion")
-        return raw
-
-    async def _new_gpunode(self, action: EnsureGPUNode, spec: JSON) -> JSON:
-        name, uid = action.node, action.node_uid
-        # A slow watch may not have shown yet that the Node is gone; Kubernetes would then delete the object at once,
-        # and we would create it again and again.
-        if self.created.get(name) == uid and (await self._node(name))["metadata"]["uid"] != uid:
-            raise NotFound(f"the Node {name} was deleted and created again")
-        self.created[name] = uid
-        owner = {"apiVersion": "v1", "kind": "Node", "name": name, "uid": uid}
-        metadata = {"name": name, "ownerReferences": [owner]}
-        manifest = {"apiVersion": names.API_VERSION, "kind": "GPUNode", "metadata": metadata, "spec": spec}
-        return await self.client.create(GPUNODES, manifest)
-
-    async def clear_requests(self, action: ClearRequests) -> bool:
-        """Remove the requests from the GPUNode; False if it has others.
-
-        Raises Conflict if it has changed in another way.
-        """
-        name, gpunodes = action.node, self.sources.gpunodes
-        if name not in gpunodes.items or gpunodes.items[name].requests != action.requests:
-            return False
-        version, removed = gpunodes.resource_version(name), dict.fromkeys(action.requests)
-        body: JSON = {"metadata": {"resourceVersion": version, "annotations": removed}}
-        gpunodes.accept(await self.client.patch(GPUNODES, name, body))
-        return True
-
-    async def restart(self, action: RestartOperand) -> bool:
-        """Delete a pod of one of NVIDIA's programs, so that a new one starts; False if that is done already.
-
-        Raises NotFound or Conflict if the server keeps saying that a pod is gone which the watch still shows.
-        """
-        if action.uid in self._deleted:
-            return False
-        try:
-            await self.client.delete(PODS, action.name, namespace=action.namespace, uid=action.uid)
-        except (NotFound, Conflict):
-            self._missed[action.uid] += 1
-            if self._missed[action.uid] >= ODD_AFTER:
-                raise  # the watch still shows the pod, so it is neither gone nor replaced
-            return False
-        self._deleted.add(action.uid)
-        return True
-
-
 PLAN_VALID = 10.0
 """Seconds for which a plan is carried out on nodes. After that its idle proofs and its view of the pods are too old."""
-
-
-FATAL = (Unauthorized, ServerAway, LeaseLost)
-"""Errors that concern all calls and not only those about one object."""
-
 SHARED_PATIENCE = 6.0
 """Seconds for which a pass waits for shared writes of one kind; a write of claims gives up after five.
 
 If a pass waited for less, no node would ever start on a server that takes longer for each call."""
 SHARED_AT_ONCE = 4
-"""How many shared writes of one kind may be under way.
-
-It is half of the calls that the client sends at once (`Limits`), so that writes without an answer leave room for
-others."""
-
-
+"""Shared writes of one kind under way at most: half of all calls (`Limits`), so that hung ones leave room."""
+FATAL = (Unauthorized, ServerAway, LeaseLost)
+"""Errors that concern all calls and not only those about one object."""
 HARMLESS = (EnsureGPUNode, ClearRequests, LabelNode, UpdateFence, Release)
 """Actions that neither close a node nor end anything on it."""
-
 SetClaimsCall = Callable[[Mapping[str, Claim], Mapping[str, FailedNode]], Awaitable[None]]
 """Writes all claims and failures to the Lease (LeaderLease.set_claims)."""
 
@@ -234,10 +84,7 @@ before_send: ContextVar[Callable[[], None]] = ContextVar("before a write of this
 
 
 class _PlanClient(PassingClient):
-    """Asks at the moment when a write is sent whether its action is still wanted.
-
-    The write may have waited long, or follow a 409.
-    """
+    """Asks when a write is sent, perhaps after a long wait or a 409, whether its action is still wanted."""
 
     async def call(self, request: ApiRequest) -> JSON:
         return await self.client.call(replace(request, before_send=before_send.get()))
@@ -374,12 +221,7 @@ class Executor:
         return accepted
 
     async def _node(
-        self,
-        node: str,
-        actions: Iterable[Action],
-        snapshot: ClusterSnapshot,
-        blocked: set[str],
-        outcome: Outcome,
+        self, node: str, actions: Iterable[Action], snapshot: ClusterSnapshot, blocked: set[str], outcome: Outcome
     ) -> None:
         decided_on = snapshot.nodes.get(node)
         for action in actions:
@@ -457,11 +299,7 @@ class Executor:
             before, f"{kind} failed: {words}", self.now(), self.jitter(), called(action)
         )
         self._complaints.begins(
-            subject,
-            "an action failed; trying again",
-            f"{kind} {type(error).__name__}",
-            action=kind,
-            error=words,
+            subject, "an action failed; trying again", f"{kind} {type(error).__name__}", action=kind, error=words
         )
 
     def _note_success(self, subject: str, call: str = "") -> None:
@@ -471,10 +309,7 @@ class Executor:
             self._complaints.ends(subject)
 
     async def _perform(self, action: Action, snapshot: ClusterSnapshot) -> bool:
-        """Make the call of an action.
-
-        False means that nothing was changed now: the object has changed, or is gone already.
-        """
+        """Make the call of an action; False if nothing was changed, because the object has changed or is gone."""
         match action:
             case EnsureGPUNode():
                 await self._nodes.ensure_gpunode(action)

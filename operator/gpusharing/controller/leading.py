@@ -23,9 +23,7 @@ from gpusharing.kube.login import Login
 STUCK = 120.0
 """Seconds without progress after which the loop counts as dead. A single call has a deadline of ten seconds."""
 SILENT = 200.0
-"""Seconds without an event on a watch, after which its connection counts as dead.
-
-The server sends a bookmark every minute and ends the watch after five."""
+"""Seconds without an event until a watch counts as dead; the server sends a bookmark every minute."""
 
 
 @dataclass(slots=True)
@@ -68,10 +66,7 @@ class Health:
 
 
 async def lead(role: Role, login: Login, settings: Settings, process: ProcessMetrics, clock: SteadyClock) -> None:
-    """Run the loop and the watch of the policies until canceled.
-
-    Every write first checks that this process still leads. An error of either is raised in a group.
-    """
+    """Run the loop and the watch of the policies until canceled; an error of either is raised in a group."""
 
     def called(request: ApiRequest, status: int) -> None:
         process.called(request, status)

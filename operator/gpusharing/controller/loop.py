@@ -15,10 +15,10 @@ from datetime import datetime, timedelta
 
 import structlog
 
+from gpusharing.controller.complaints import Complaints
 from gpusharing.controller.execute import FATAL, Executor
 from gpusharing.controller.metrics import Observer
 from gpusharing.controller.publish import Publisher
-from gpusharing.controller.role import Complaints
 from gpusharing.controller.settings import Settings
 from gpusharing.controller.tainttest import PERIOD, TaintTest
 from gpusharing.kube.client import ApiRequest, KubeClient
@@ -40,13 +40,9 @@ log = structlog.get_logger()
 LOOK_EVERY = timedelta(seconds=10)
 """The longest rest between two passes, even if a plan names a later time."""
 FIRST_LOOK = 4
-"""An event after a quiet time waits for the debounce divided by this.
-
-Events that belong together arrive within that time."""
+"""An event after a quiet time waits for a debounce divided by this; related events arrive within it."""
 AT_ONCE = 2
-"""How many follow-up passes run without a break: configuration, then fence.
-
-More of them are caused by other nodes of a large pool, and every pass examines all nodes."""
+"""Follow-up passes without a break: configuration, then fence. A large pool causes more, each over all nodes."""
 FOLLOW_UPS = 30
 """The most passes that may follow one another without a rest; more would only load the API server."""
 RETRY = 2.0
@@ -130,10 +126,7 @@ class Loop:
             self.publisher.report_pointers(action, self.now())
 
     async def run(self) -> None:
-        """Follow the API and run passes until canceled.
-
-        An error of one of the tasks ends all of them, and is raised in a group.
-        """
+        """Run passes and what they need until canceled; an error of one task ends all and is raised in a group."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.sources.run())
             group.create_task(self.list_policies())
@@ -154,12 +147,8 @@ class Loop:
         await self.gatherer.close()
 
     async def _rest(self, due: datetime | None) -> None:
-        """Wait until an event arrives or the time `due` is reached, but for LOOK_EVERY at most.
-
-        After an event, passes are a whole debounce apart, or a quarter after a quiet time.
-        """
-        clock = asyncio.get_running_loop().time
-        begun = clock()
+        """Wait until an event or the time `due`, for LOOK_EVERY at most, and keep passes a debounce apart."""
+        begun = loop_time()
         left = min(LOOK_EVERY, due - self.now()) if due is not None else LOOK_EVERY
         try:
             async with asyncio.timeout(max(0.0, left.total_seconds())):
@@ -176,7 +165,7 @@ class Loop:
             elif self._follow_ups > AT_ONCE:
                 await asyncio.sleep(self.settings.debounce / FIRST_LOOK)
             return
-        apart = self.settings.debounce - (clock() - begun)
+        apart = self.settings.debounce - (loop_time() - begun)
         await asyncio.sleep(max(apart, self.settings.debounce / FIRST_LOOK))
 
     @contextmanager
@@ -223,10 +212,7 @@ class Loop:
     def _ended_by(self, group: BaseExceptionGroup[Exception]) -> None:
         error = first_of(group)
         self._complaints.begins(
-            "pass",
-            "passes fail; trying again",
-            type(error).__name__,
-            error=str(error) or repr(error),
+            "pass", "passes fail; trying again", type(error).__name__, error=str(error) or repr(error)
         )
 
     def _may_run(self) -> bool:

@@ -77,11 +77,7 @@ def configure_logs(settings: Settings) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, last],
-            foreign_pre_chain=[
-                *shared,
-                structlog.stdlib.add_logger_name,
-                structlog.processors.format_exc_info,
-            ],
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name, structlog.processors.format_exc_info],
         )
     )
     root = logging.getLogger()
@@ -156,15 +152,9 @@ async def _until_signalled(lease: LeaderLease, work: Coroutine[Any, Any, None]) 
 
 
 async def _listen(
-    stack: AsyncExitStack,
-    app: web.Application,
-    settings: Settings,
-    name: Literal["probe_port", "metrics_port"],
+    stack: AsyncExitStack, app: web.Application, settings: Settings, name: Literal["probe_port", "metrics_port"]
 ) -> bool:
-    """Serve the application at the port with this setting until the stack is closed.
-
-    False means that the port cannot be listened on.
-    """
+    """Serve the application at the port of this setting until the stack is closed; False if that fails."""
     if port := getattr(settings, name):
         runner = web.AppRunner(app, access_log=None, handle_signals=False)
         stack.push_async_callback(runner.cleanup)

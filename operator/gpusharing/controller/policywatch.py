@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -17,6 +18,7 @@ import kopf
 import structlog
 
 from gpusharing.api import names
+from gpusharing.kube.background import in_daemon_thread
 from gpusharing.kube.client import POLICIES, KubeClient
 from gpusharing.kube.clock import Backoff, loop_time
 from gpusharing.kube.login import Access, Login
@@ -82,12 +84,7 @@ async def follow_policies(
     settings.queueing.idle_timeout = 0.05
     settings.process.ultimate_exiting_timeout = None
     await kopf.operator(
-        registry=registry,
-        settings=settings,
-        clusterwide=True,
-        standalone=True,
-        ready_flag=running,
-        identity=IDENTITY,
+        registry=registry, settings=settings, clusterwide=True, standalone=True, ready_flag=running, identity=IDENTITY
     )
 
 
@@ -139,10 +136,7 @@ class PolicyWatch:
         """Set while kopf follows the policies."""
 
     async def run(self) -> None:
-        """Run kopf again and again until canceled.
-
-        Each time it has stopped or could not be started, `touch` is called for all policies.
-        """
+        """Run kopf again and again until canceled; whenever it has ended, any policy may have changed (`touch`)."""
         while True:
             began = loop_time()
             try:
@@ -175,21 +169,9 @@ class PolicyWatch:
             own_loop.call_soon_threadsafe(self._touch, name, version)
 
         life = kopf_loop.create_task(follow_policies(credentials, touch, sessions, self.running), name="kopf")
-        ended: asyncio.Future[BaseException | None] = own_loop.create_future()
-
-        def follow() -> None:
-            error: BaseException | None = None
-            try:
-                _run(kopf_loop, life, sessions)
-            except BaseException as raised:  # noqa: BLE001 -- raised again in the thread that waits for it
-                error = raised
-            with suppress(RuntimeError):  # our loop is closed, so no task waits
-                own_loop.call_soon_threadsafe(ended.set_result, error)
-
-        threading.Thread(target=follow, name="kopf", daemon=True).start()
+        ended = in_daemon_thread(partial(_run, kopf_loop, life, sessions), "kopf")
         try:
-            if (error := await asyncio.shield(ended)) is not None:
-                raise error
+            await asyncio.shield(ended)
         finally:
             if not ended.done():
                 with suppress(RuntimeError):  # it has just ended by itself

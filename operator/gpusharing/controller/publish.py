@@ -16,17 +16,9 @@ import structlog
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.times import to_micro_time
-from gpusharing.controller.role import Complaints
+from gpusharing.controller.complaints import Complaints
 from gpusharing.kube.client import CLUSTER_POLICIES, EVENTS, GPUNODES, JSON, POLICIES, KubeClient, Resource
-from gpusharing.kube.errors import (
-    AlreadyExists,
-    HeldBack,
-    Invalid,
-    KubeError,
-    NotFound,
-    ServerAway,
-    Unauthorized,
-)
+from gpusharing.kube.errors import AlreadyExists, HeldBack, Invalid, KubeError, NotFound, ServerAway, Unauthorized
 from gpusharing.kube.fanout import Workers
 from gpusharing.kube.raw import entries, text
 from gpusharing.kube.sources import Sources
@@ -35,7 +27,7 @@ from gpusharing.planning.report.status import find_grounds, tell_status
 from gpusharing.planning.report.transition import health_conditions, transition
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import RepairMps, SetPointers
-from gpusharing.planning.snapshot.memory import LONGEST_WAIT
+from gpusharing.planning.snapshot.memory import CallFailure, failed_again
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, NodeView, PolicyView
 from gpusharing.planning.transition.verdict import Verdict
 
@@ -80,34 +72,26 @@ class Publisher:
     _drains: dict[str, str] = field(default_factory=dict)
     """The change (`op` of the fence) of each node whose drain was last reported by an Event."""
     _due: dict[str, datetime] = field(default_factory=dict)
-    """When to write the status of each object that has to change, by key of the object.
-
-    It is written earlier if the change becomes urgent."""
+    """When to write the status of each object that has to change, by key, unless it becomes urgent."""
     _unwritten: set[str] = field(default_factory=set)
     """Keys of nodes whose transition may differ from what is shown and was not written yet."""
     _objects: dict[str, tuple[NodeView, GPUNodeView | None]] = field(default_factory=dict)
     """The Node and the GPUNode of each node in the last pass. They are compared by identity."""
     _grounds: dict[str, tuple[object, ...]] = field(default_factory=dict)
     """The facts that decided the conditions of each policy when they were last checked."""
-    _refused: dict[str, tuple[int, datetime]] = field(default_factory=dict)
-    """How many refusals came in a row, and when to try again, by key of the object."""
+    _refused: dict[str, CallFailure] = field(default_factory=dict)
+    """The refusals in a row, by key of the object."""
     _pending_events: deque[JSON] = field(default_factory=lambda: deque(maxlen=MOST_PENDING))
     _complaints: Complaints = field(default_factory=Complaints)
     _serial: int = 0
     _round: asyncio.Task[datetime | None] | None = None
 
     def begin(self, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> None:
-        """Start a round that publishes in the background.
-
-        Call this only after `ended`, because there is only one round at a time.
-        """
+        """Start a round in the background. Call it only after `ended`: there is one round at a time."""
         self._round = asyncio.create_task(self.publish(plan, snapshot, now))
 
     async def ended(self) -> datetime | None:
-        """Wait for the end of the current round, and return when the next write is due.
-
-        Raises a group if the Lease was lost.
-        """
+        """Wait for the present round, and return when the next write is due. Raises a group if the Lease is lost."""
         round_, self._round = self._round, None
         return await round_ if round_ is not None else None
 
@@ -145,8 +129,8 @@ class Publisher:
 
         async def write(key: str) -> None:
             try:
-                if (refused := self._refused.get(key)) is not None and refused[1] > now:
-                    later: datetime | None = refused[1]
+                if (refused := self._refused.get(key)) is not None and refused.holds(now):
+                    later: datetime | None = refused.next_try
                 elif key == _EVENTS:
                     later = await self._post_events(now)
                 elif key in verdicts:
@@ -162,9 +146,7 @@ class Publisher:
             await self.workers.each([*verdicts, *policies, *([_EVENTS] if self._pending_events else [])], write)
         except* (ServerAway, Unauthorized) as group:
             self._complaints.begins(
-                "status",
-                "statuses and Events cannot be written; trying again",
-                error=str(group.exceptions[0]),
+                "status", "statuses and Events cannot be written; trying again", error=str(group.exceptions[0])
             )
             due.append(now + timedelta(seconds=max(self.period, 1.0)))
         else:
@@ -282,11 +264,10 @@ class Publisher:
             raise error
         if isinstance(error, HeldBack):
             return now + timedelta(seconds=error.retry_after or 1.0)
-        tries = self._refused[key][0] + 1 if key in self._refused else 1
-        wait = min(LONGEST_WAIT, max(self.period, 1.0) * 2.0 ** min(tries - 1, 10))
-        self._refused[key] = tries, now + timedelta(seconds=wait)
-        self._complaints.begins(key, event, type(error).__name__, error=str(error) or repr(error))
-        return self._refused[key][1]
+        words = str(error) or repr(error)
+        self._refused[key] = failed_again(self._refused.get(key), words, now, 0.0, first=max(self.period, 1.0))
+        self._complaints.begins(key, event, type(error).__name__, error=words)
+        return self._refused[key].next_try
 
     def _accepted(self, key: str) -> None:
         self._refused.pop(key, None)

@@ -7,13 +7,14 @@ A standby waits for the Lease and reads nothing else. It imports none of the mod
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
+from gpusharing.controller.complaints import Complaints
 from gpusharing.kube.client import ApiRequest
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.lease import LeaderLease
@@ -22,38 +23,8 @@ from gpusharing.kube.ownversion import own_version
 log = structlog.get_logger()
 
 
-@dataclass(slots=True)
-class Complaints:
-    """The problems that exist at present by subject; each is logged when it begins and when it ends."""
-
-    _open: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """The event that was logged for each problem, and its kind."""
-
-    def begins(self, subject: str, event: str, kind: str = "", **words: object) -> None:
-        """Log a warning, unless this event and kind were already logged.
-
-        `words` are not compared, because messages of a server may contain counters.
-        """
-        if self._open.get(subject) != (event, kind):
-            self._open[subject] = (event, kind)
-            log.warning(event, subject=subject, **words)
-
-    def check(self, subject: str, problem: object, event: str, kind: str = "", **words: object) -> None:
-        if problem:
-            self.begins(subject, event, kind, **words)
-        else:
-            self.ends(subject)
-
-    def ends(self, subject: str) -> None:
-        """Log that the problem is over, if there was one, quoting its event up to the first semicolon."""
-        if (known := self._open.pop(subject, None)) is not None:
-            log.info(f"resolved: {known[0].partition('; ')[0]}", subject=subject)
-
-
 START = 120.0
-"""Seconds that a new leader may take to create its parts, after which it counts as dead.
-
-Imports take seconds, and a minute on a node whose CPUs are busy."""
+"""Seconds until a leader that has not started counts as dead; on a busy node, imports take a minute."""
 
 
 class LeaderHealth(Protocol):

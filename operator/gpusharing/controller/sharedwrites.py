@@ -25,15 +25,7 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.daemonsets import daemon_set_view, signal
 from gpusharing.kube.dra import class_spec, device_class, rule_for
-from gpusharing.kube.errors import (
-    Conflict,
-    Invalid,
-    KubeError,
-    NotFound,
-    ServerAway,
-    Unauthorized,
-    Unavailable,
-)
+from gpusharing.kube.errors import Conflict, Invalid, KubeError, NotFound, ServerAway, Unauthorized, Unavailable
 from gpusharing.kube.lists import check_identity
 from gpusharing.kube.raw import strings
 from gpusharing.kube.sources import Sources
@@ -128,18 +120,13 @@ class SharedWrites:
         if cache.items.get(name) != replace(action.policy, mps_daemon=None):
             raise Conflict(f"ClusterPolicy {name} has changed since the operator decided to update it")
         marks = {names.ANNOTATION_CONFIGURED: ",".join(sorted({*action.policy.configured, *action.wanted}))}
-        body: JSON = {
-            "metadata": {"annotations": marks, "resourceVersion": cache.resource_version(name)},
-            "spec": {},
-        }
+        body: JSON = {"metadata": {"annotations": marks, "resourceVersion": cache.resource_version(name)}, "spec": {}}
         for field_name, config_map in action.wanted.items():
             block, config, key = field_name.split(".")
             body["spec"][block] = {config: {key: config_map}}
         cache.accept(await self.client.patch(CLUSTER_POLICIES, name, body))
         log.info(
-            "ClusterPolicy now points at the operator's ConfigMaps",
-            clusterpolicy=name,
-            fields=sorted(action.wanted),
+            "ClusterPolicy now points at the operator's ConfigMaps", clusterpolicy=name, fields=sorted(action.wanted)
         )
 
     async def repair_mps(self, action: RepairMps, snapshot: ClusterSnapshot) -> None:
@@ -184,10 +171,7 @@ class SharedWrites:
         self.sources.config_maps.accept(await self.client.patch(CONFIG_MAPS, config_map, body, namespace=namespace))
 
     async def write_classes(self, action: WriteClasses) -> None:
-        """Create, correct and remove DeviceClasses of ours.
-
-        A removal is left to the watch. The first error is raised at the end.
-        """
+        """Create, correct and remove DeviceClasses of ours. The first error is raised at the end."""
         classes, errors = self.sources.device_classes, list[KubeError]()
         for wanted in action.create:
             with _kept_for_later(errors):
@@ -306,10 +290,7 @@ def _patch(
     *,
     exists: bool = True,
 ) -> JSON | None:
-    """Return a patch with `data`, our label, and the time at which each `wanted` entry was written.
-
-    The time of the `same` entries is kept.
-    """
+    """Return a patch with `data` and the times of all `wanted` entries, of which the `same` keep theirs."""
     if exists and not data and stack.marked and stack.written.keys() >= set(wanted):
         return None
     stamps = {key: stack.written.get(key, now) if key in same else now for key in sorted(wanted)}

@@ -12,14 +12,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from gpusharing.kube.client import (
-    DEVICE_TAINT_RULES,
-    JSON,
-    PODS,
-    REPLICA_SETS,
-    RESOURCE_CLAIMS,
-    KubeClient,
-)
+from gpusharing.kube.client import DEVICE_TAINT_RULES, JSON, PODS, REPLICA_SETS, RESOURCE_CLAIMS, KubeClient
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.dra import taint_rule
 from gpusharing.kube.errors import AlreadyExists, KubeError, NotFound, Unavailable
@@ -55,10 +48,7 @@ class TaintTest:
     _tested_at: float = 0.0
 
     async def repeat(self) -> tuple[bool, str]:
-        """Return whether the scheduler obeys DeviceTaintRules, and if not, why.
-
-        It is tested anew unless the last test succeeded recently under this version of the API server.
-        """
+        """Return whether the scheduler obeys DeviceTaintRules, and if not, why; a recent proof is not repeated."""
         proof = self._proof
         try:
             version = await self.client.version()

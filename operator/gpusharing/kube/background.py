@@ -9,6 +9,7 @@ import queue
 import socket
 import threading
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -57,25 +58,17 @@ def _prepare(call: Callable[[], T]) -> tuple[Callable[[], None], asyncio.Future[
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if future.done():  # the caller gave up
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]  # without an error there is a result, maybe None
+    def settle(set_outcome: Callable[[], None]) -> None:
+        if not future.done():  # else the caller gave up
+            set_outcome()
 
     def run() -> None:
-        result: T | None = None
-        error: BaseException | None = None
         try:
-            result = call()
-        except BaseException as raised:  # noqa: BLE001 - handed over to whoever awaits the future
-            error = raised
-        try:
-            loop.call_soon_threadsafe(settle, result, error)
-        except RuntimeError:
-            return  # the event loop is closed, so nothing awaits the result
+            outcome = partial(future.set_result, call())
+        except BaseException as error:  # noqa: BLE001 - handed over to whoever awaits the future
+            outcome = partial(future.set_exception, error)
+        with suppress(RuntimeError):  # the event loop is closed, so nothing awaits the result
+            loop.call_soon_threadsafe(settle, outcome)
 
     return run, future
 

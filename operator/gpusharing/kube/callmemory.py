@@ -15,9 +15,7 @@ class CallMemory:
     failures: dict[str, CallFailure] = field(default_factory=dict)
     """Failed calls, by node name, or by the subject of a write that serves all nodes."""
     unsure: set[str] = field(default_factory=set)
-    """Nodes whose pods must be listed again: only a new LIST shows what a call without an answer did.
-
-    A node is removed when its LIST begins."""
+    """Nodes whose pods must be listed again, because a call had no answer; removed when the LIST begins."""
     write_error: str = ""
     """Why the last write of our ConfigMaps was refused; empty if it was not."""
     taint_proof: tuple[bool, str] = (False, "")

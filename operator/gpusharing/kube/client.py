@@ -42,10 +42,7 @@ class Resource:
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
     def path(self, namespace: str | None = None, name: str | None = None, subresource: str | None = None) -> str:
-        """Return the URL path of a collection, of one object, or of its subresource.
-
-        Without a namespace, the collection is that of all namespaces.
-        """
+        """Return the URL path of a collection (of all namespaces without one), an object or its subresource."""
         if not self.version:
             return f"/{self.plural}"
         parts = ["/apis", self.group, self.version] if self.group else ["/api", self.version]
@@ -184,10 +181,7 @@ class KubeClient(ABC):
         """Send the request of a watch, and yield its events; see `watch`."""
 
     async def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> JSON:
-        """Return one object, read from etcd and not from the server's cache (no resourceVersion=0).
-
-        Raises NotFound if it does not exist.
-        """
+        """Return one object, read from etcd and not from the server's cache (no resourceVersion=0)."""
         return await self.call(ApiRequest("get", resource, namespace=namespace, name=name))
 
     async def list_page(
@@ -222,10 +216,7 @@ class KubeClient(ABC):
         return self.stream(ApiRequest("watch", resource, namespace=filters.get("namespace"), query=query))
 
     async def served(self, resource: Resource) -> bool:
-        """Whether the server's discovery lists this kind.
-
-        A request for its collection may be answered with 404 all the same.
-        """
+        """Whether discovery lists this kind. A request for its collection may be answered with 404 all the same."""
         group = Resource(resource.group, resource.version, "")
         try:
             answer = await self.call(ApiRequest("get", group, name=resource.plural))
@@ -234,10 +225,7 @@ class KubeClient(ABC):
         return any(part(kind, "name") == resource.plural for kind in entries(answer, "resources"))
 
     async def version(self) -> str:
-        """Return the API server's version, such as `v1.33.1-eks-1-33-5`.
-
-        Every authenticated user may read it (ClusterRole system:public-info-viewer).
-        """
+        """Return the server's version, such as `v1.33.1-eks-1-33-5`; all may read it (system:public-info-viewer)."""
         return text(await self.call(ApiRequest("get", VERSION)), "gitVersion")
 
     async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
@@ -245,13 +233,7 @@ class KubeClient(ABC):
         return await self.call(ApiRequest("create", resource, namespace=where, body=body))
 
     async def patch(
-        self,
-        resource: Resource,
-        name: str,
-        body: JSON,
-        *,
-        namespace: str | None = None,
-        subresource: str | None = None,
+        self, resource: Resource, name: str, body: JSON, *, namespace: str | None = None, subresource: str | None = None
     ) -> JSON:
         """Send a JSON merge patch of the object, or of its `subresource`, and return the object as it is now.
 
@@ -262,13 +244,7 @@ class KubeClient(ABC):
         return await self.call(request)
 
     async def delete(
-        self,
-        resource: Resource,
-        name: str,
-        *,
-        namespace: str | None = None,
-        uid: str,
-        grace: int | None = None,
+        self, resource: Resource, name: str, *, namespace: str | None = None, uid: str, grace: int | None = None
     ) -> None:
         """Request the deletion of the object with this `uid`.
 
@@ -290,10 +266,7 @@ class KubeClient(ABC):
         return text(answer, LOG)
 
     async def scrape(self, namespace: str, name: str, port: int) -> str:
-        """Return the page `/metrics` that a pod serves on this port over plain HTTP.
-
-        The call needs the right `get pods/proxy`.
-        """
+        """Return the page `/metrics` at this port of a pod, over plain HTTP; needs the right `get pods/proxy`."""
         place = f"{name}:{port}"
         answer = await self.call(ApiRequest("get", PODS, METRICS, namespace=namespace, name=place))
         return text(answer, METRICS)
@@ -328,8 +301,5 @@ class PassingClient(KubeClient):
 
 
 def _selectors(filters: Filters) -> dict[str, str]:
-    selectors = {
-        "labelSelector": filters.get("label_selector"),
-        "fieldSelector": filters.get("field_selector"),
-    }
+    selectors = {"labelSelector": filters.get("label_selector"), "fieldSelector": filters.get("field_selector")}
     return {key: value for key, value in selectors.items() if value}

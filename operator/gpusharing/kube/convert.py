@@ -5,9 +5,8 @@ planner careful (not ready, no observation, a problem). Pods are converted by `k
 """
 
 import json
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, tzinfo
 from functools import cache, lru_cache
@@ -24,6 +23,7 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import Problem, validate_policy
 from gpusharing.kube.client import JSON
 from gpusharing.kube.fence import parse_record, read_fence
+from gpusharing.kube.labelwriters import label_owners, label_rewriters, setter
 from gpusharing.kube.maintenance import find_marker
 from gpusharing.kube.raw import (
     count,
@@ -44,44 +44,15 @@ from gpusharing.planning.gpus.cards import Profile, find_card, find_doubt
 from gpusharing.planning.gpus.geometry import is_profile, normalize
 from gpusharing.planning.gpus.health import vitals_of
 from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, key_of
-from gpusharing.planning.snapshot.records import Deferred, Fence, Verified
+from gpusharing.planning.snapshot.records import Deferred, Verified
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
 from gpusharing.planning.stack.plugins import RESOURCES, find_other_plugin
 from gpusharing.planning.stack.requirements import READ
 from gpusharing.planning.wanted.target import under_deletion
 
-
-def find_zones(spec: GPUSharingPolicySpec) -> dict[str, tzinfo]:
-    """Return UTC and the known time zones that the windows and blackouts of the policy name, by name.
-
-    The zones come from the pinned package `tzdata`, the same everywhere. They are read when a policy is converted,
-    because the planner reads no files.
-    """
-    named = {window.time_zone for window in (*spec.rollout.windows, *spec.rollout.blackouts)}
-    zones = {name: find_zone(name) for name in sorted({"UTC", *named})}
-    return {name: zone for name, zone in zones.items() if zone is not None}
-
-
-@cache
-def find_zone(name: str) -> tzinfo | None:
-    if name == "UTC":
-        return UTC
-    if name not in _names():
-        return None
-    with resources.files("tzdata").joinpath("zoneinfo", *name.split("/")).open("rb") as data:
-        return ZoneInfo.from_file(data, key=name)
-
-
-@cache
-def _names() -> frozenset[str]:
-    return frozenset(resources.files("tzdata").joinpath("zones").read_text().split())
-
-
 EFFECT = "NoSchedule"
 GPU_TOLERATION = {"key": RESOURCE_GPU, "operator": "Exists", "effect": EFFECT}
-"""The toleration of the GPU Operator's DaemonSets if ClusterPolicy sets none.
-
-A list in ClusterPolicy replaces it (docs/design/nvidia.md#d9)."""
+"""The toleration of NVIDIA's DaemonSets, unless ClusterPolicy has a list of its own (docs/design/nvidia.md#d9)."""
 
 KEEPS_OUT = ("NoSchedule", "NoExecute")
 """The effects of a taint that exclude pods which do not tolerate it."""
@@ -103,10 +74,7 @@ def taint_text(taint: JSON) -> str:
 
 
 def start_gate(node: JSON) -> str | None:
-    """Return the other taints of a Node with the start-up taint, as a JSON list; None without that taint.
-
-    docs/design/transition.md#gate describes it.
-    """
+    """Return a Node's taints besides the start-up taint, as JSON; None without it (docs/design/transition.md#gate)."""
     taints = entries(node, "spec", "taints")
     others = [row for row in taints if (row.get("key"), row.get("effect")) != (TAINT_UNPROVEN, EFFECT)]
     return None if len(others) == len(taints) else rows_text(others)
@@ -144,6 +112,7 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
     # If the record of an abort is damaged, only its back-off is lost. If the record of a proof is damaged, a node that
     # is as its policy wants it is adopted again. Neither disturbs a workload.
     deferred_text, verified_text = map(annotations.get, (names.ANNOTATION_DEFERRED, names.ANNOTATION_VERIFIED))
+    deferred = None if deferred_text is None else parse_record(Deferred, deferred_text)[0]
     verified = None if verified_text is None else parse_record(Verified, verified_text)[0]
     foreign = find_marker(raw, maintenance_keys)
     return NodeView(
@@ -161,7 +130,7 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
         ),
         fence=fence,
         fence_error=fence_error,
-        deferred=None if deferred_text is None else parse_record(Deferred, deferred_text)[0],
+        deferred=deferred,
         verified=verified,
         neighbour_marks=frozenset(annotations.keys() & set(names.NEIGHBOUR_ANNOTATIONS)),
         hold_cordon=annotations.get(names.ANNOTATION_HOLD_CORDON) == "true",
@@ -239,20 +208,20 @@ def observed_view(raw: object) -> ObservedView:
         where = ".".join(str(step) for step in first["loc"])
         return _unreadable(f"the agent's report cannot be read: {where}: {first['msg']}")
     models = {model.product: _of_model(model.product, model) for model in observed.models}
+    devices = (one for gpu in observed.gpus for one in (gpu.instances if gpu.mig_mode == "Enabled" else (gpu,)))
+    allocated = observed.allocated
+    if allocated is not None:
+        allocated = {key: value for key, value in sorted(allocated.items()) if value}
     return ObservedView(
         request_id=observed.request_id,
         quiet=observed.quiet,
         error=observed.error,
         gpus=tuple(_gpu_view(gpu, models.get(gpu.product) or _of_model(gpu.product, None)) for gpu in observed.gpus),
-        allocated=None
-        if observed.allocated is None
-        else {key: value for key, value in sorted(observed.allocated.items()) if value},
+        allocated=allocated,
         pods=observed.pods,
         simulated=observed.simulated,
         driver_version=observed.driver_version,
-        devices_key=key_of(
-            one.uuid for gpu in observed.gpus for one in (gpu.instances if gpu.mig_mode == "Enabled" else (gpu,))
-        ),
+        devices_key=key_of(device.uuid for device in devices),
     )
 
 
@@ -317,10 +286,7 @@ def _shared(profiles: tuple[Profile, ...]) -> tuple[Profile, ...]:
 
 
 def policy_view(raw: JSON) -> PolicyView:
-    """Convert a raw GPUSharingPolicy.
-
-    If its spec is invalid, the view has no spec, and `problems` says what is wrong.
-    """
+    """Convert a raw GPUSharingPolicy; in place of an invalid spec, the view has `problems`."""
     return _policy(raw, validate_policy(raw))
 
 
@@ -349,6 +315,32 @@ def _policy(raw: JSON, checked: GPUSharingPolicySpec | tuple[Problem, ...]) -> P
     return under_deletion(view, resets=text(raw, "spec", "deletionPolicy") == "Reset")
 
 
+def find_zones(spec: GPUSharingPolicySpec) -> dict[str, tzinfo]:
+    """Return UTC and the known time zones that the windows and blackouts of the policy name, by name.
+
+    The zones come from the pinned package `tzdata`, the same everywhere. They are read when a policy is converted,
+    because the planner reads no files.
+    """
+    named = {window.time_zone for window in (*spec.rollout.windows, *spec.rollout.blackouts)}
+    zones = {name: find_zone(name) for name in sorted({"UTC", *named})}
+    return {name: zone for name, zone in zones.items() if zone is not None}
+
+
+@cache
+def find_zone(name: str) -> tzinfo | None:
+    if name == "UTC":
+        return UTC
+    if name not in _names():
+        return None
+    with resources.files("tzdata").joinpath("zoneinfo", *name.split("/")).open("rb") as data:
+        return ZoneInfo.from_file(data, key=name)
+
+
+@cache
+def _names() -> frozenset[str]:
+    return frozenset(resources.files("tzdata").joinpath("zones").read_text().split())
+
+
 def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
     """Convert NVIDIA's raw ClusterPolicy. It does not describe the MPS daemon, which `with_mps_daemon` adds."""
     spec = section(raw, "spec")
@@ -373,66 +365,3 @@ def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
         tolerations=rows_text(tolerations),
         with_reboot=is_true(variable(section(spec, "migManager"), "WITH_REBOOT")),
     )
-
-
-LABEL_KEEPERS: Mapping[str, tuple[str, str]] = {
-    "nfd.node.kubernetes.io/feature-labels": ("Node Feature Discovery", "the NodeFeatureRule that sets it"),
-    "cluster.x-k8s.io/labels-from-machine": ("Cluster API", "the labels of the node's Machine"),
-    "node.gke.io/last-applied-node-labels": ("GKE", "the labels of the node pool"),
-    "node.machine.sapcloud.io/last-applied-anno-labels-taints": ("Gardener", "the labels of the worker pool"),
-}
-"""The controllers that list labels in an annotation and restore their values, by annotation.
-
-Each has its name and where it takes the labels from. An instance of Node Feature Discovery puts its name and a dot
-before the key (pkg/nfd-master/nfd-master.go). The others: cluster-api
-internal/controllers/machine/machine_controller_noderef.go, cloud-provider-gcp at 008f015
-cmd/gcp-controller-manager/node_annotator.go, gardener/machine-controller-manager (SyncMachineLabels)."""
-_LISTED = {
-    label: re.compile(rf"(?<![\w./-]){re.escape(label)}(?![\w./-])")
-    for label in (names.LABEL_MIG_CONFIG, names.LABEL_PLUGIN_CONFIG)
-}
-"""Patterns of our two labels as whole keys: between commas, before an equals sign, or in quotes."""
-
-
-def label_owners(annotations: Mapping[str, str]) -> dict[str, str]:
-    """Return a message for each of our two labels that another controller lists as its own, by label."""
-    return {
-        label: f"{who} manages it (annotation {key}) and restores its own value; remove it from {source}"
-        for key, listed in annotations.items()
-        for label, pattern in _LISTED.items()
-        if label in listed  # checked first, because the pattern takes as long as the rest of a Node's view
-        for ending, (who, source) in LABEL_KEEPERS.items()
-        if key.endswith(ending)
-        if pattern.search(listed)
-    }
-
-
-def label_rewriters(raw: JSON, fence: Fence | None, verified: Verified | None) -> dict[str, str]:
-    """Return, by label, which field manager replaced our value of our two labels, as far as it is known."""
-    written = "", ""
-    # The proof of a node that was adopted without a change of its policy names values that we may never have written,
-    # even if it keeps the time of a change of an earlier policy; its revision is then empty.
-    if verified is not None and (
-        verified.rolled_back or (verified.version.revision != "" and verified.changed_at is not None)
-    ):
-        written = verified.mig_config, verified.plugin_config
-    if fence is not None and fence.stage == "actuating":
-        written = fence.target_mig_config, fence.target_plugin_config
-    return {
-        label: manager
-        for label, value in zip(_LISTED, written, strict=True)
-        if value not in ("", text(raw, "metadata", "labels", label))
-        if (manager := setter(raw, "metadata", "labels", label))
-        if not manager.startswith("gpusharing")
-    }
-
-
-def setter(raw: JSON, *path: str) -> str:
-    """Return the name of the field manager that last wrote the field at `path`.
-
-    It is empty if managedFields show none.
-    """
-    fields = [f"f:{name}" for name in path]
-    managers = entries(raw, "metadata", "managedFields")
-    writers = [entry for entry in managers if part(entry, "fieldsV1", *fields) is not None]
-    return text(max(writers, key=lambda entry: text(entry, "time"), default={}), "manager")

@@ -14,22 +14,11 @@ from sys import intern
 from gpusharing.api.names import LABEL_DEPLOY_CLIENT
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, JSON, KubeClient
-from gpusharing.kube.convert import rows_text, tolerates
-from gpusharing.kube.dra import GPU_PROGRAM, GPUS, dra_driver_view, starts
+from gpusharing.kube.convert import tolerates
+from gpusharing.kube.dra import GPU_PROGRAM, GPUS, daemon_set_state, dra_driver_view, starts
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.lists import list_of
-from gpusharing.kube.raw import (
-    entries,
-    has_condition,
-    is_true,
-    part,
-    section,
-    strings,
-    text,
-    texts,
-    variable,
-    whole,
-)
+from gpusharing.kube.raw import entries, has_condition, is_true, part, section, strings, text, texts, variable, whole
 from gpusharing.planning.snapshot.agents import AgentPod, AgentWarning
 from gpusharing.planning.snapshot.nvidia import (
     MIG_MANAGER_SWITCH,
@@ -113,21 +102,19 @@ def daemon_set_view(raw: JSON) -> DaemonSetView:
         return replace(view, dra=driver)
     if not containers.keys() & {PLUGIN, DISCOVERY}:
         return replace(view, finder=finder_state(raw))
-    main = containers.get(PLUGIN, {})
-    init, tolerations = entries(template, "initContainers"), entries(template, "tolerations")
-    volumes = (row for row in entries(template, "volumes") if row.get("name") == "available-configs")
+    main, state, init = containers.get(PLUGIN, {}), daemon_set_state(raw), entries(template, "initContainers")
     return replace(
         view,
-        name=text(raw, "metadata", "name"),
-        release=text(raw, "metadata", "labels", "app.kubernetes.io/instance"),
+        name=state.name,
+        release=state.release,
         plugin=PLUGIN in containers,
         discovery=DISCOVERY in containers,
-        config_map=next((text(volume, "configMap", "name") for volume in volumes), ""),
+        config_map=_config_map(template, "available-configs"),
         default=next((name for container in init if (name := variable(container, "DEFAULT_CONFIG"))), ""),
         mig_strategy=variable(main, "MIG_STRATEGY"),
         version=_version(main),
-        tolerates_gate=tolerates(tolerations),
-        tolerations=rows_text(tolerations),
+        tolerates_gate=state.tolerates_gate,
+        tolerations=state.tolerations,
         pausable=text(template, "nodeSelector", LABEL_DEPLOY_CLIENT) == "true",
     )
 
@@ -137,34 +124,26 @@ def _with_mig_manager(view: DaemonSetView, raw: JSON, container: JSON) -> Daemon
     # deployments/container/nvidia-mig-manager-example.yaml).
     folder = dirname(variable(container, "CONFIG_FILE"))
     mounts = (row for row in entries(container, "volumeMounts") if text(row, "mountPath") == folder)
-    volume = text(next(mounts, {}), "name")
-    volumes = entries(raw, "spec", "template", "spec", "volumes")
     return replace(
         view,
         name=text(raw, "metadata", "name"),
-        config_map=next((text(row, "configMap", "name") for row in volumes if text(row, "name") == volume), ""),
+        config_map=_config_map(section(raw, "spec", "template", "spec"), text(next(mounts, {}), "name")),
         version=_version(container),
         mig_manager=True,
         with_reboot=is_true(variable(container, "WITH_REBOOT")),
     )
 
 
-def finder_state(daemon_set: JSON) -> DaemonSetState | None:
-    """Convert a raw DaemonSet that runs Node Feature Discovery's worker; None for others.
+def _config_map(template: JSON, volume: str) -> str:
+    volumes = entries(template, "volumes")
+    return next((text(row, "configMap", "name") for row in volumes if text(row, "name") == volume), "")
 
-    Its names are those of the chart (templates/worker.yaml).
-    """
-    template = section(daemon_set, "spec", "template", "spec")
-    containers = entries(template, "containers")
-    if not any("nfd-worker" in strings(container.get("command")) for container in containers):
-        return None
-    tolerations = entries(template, "tolerations")
-    return DaemonSetState(
-        name=text(daemon_set, "metadata", "name"),
-        release=text(daemon_set, "metadata", "labels", "app.kubernetes.io/instance"),
-        tolerates_gate=tolerates(tolerations),
-        tolerations=rows_text(tolerations),
-    )
+
+def finder_state(daemon_set: JSON) -> DaemonSetState | None:
+    """Convert a raw DaemonSet of Node Feature Discovery's worker (templates/worker.yaml); None for others."""
+    containers = entries(daemon_set, "spec", "template", "spec", "containers")
+    is_worker = any("nfd-worker" in strings(container.get("command")) for container in containers)
+    return daemon_set_state(daemon_set) if is_worker else None
 
 
 def _mps_daemon(raw: JSON, containers: Mapping[str, JSON]) -> MpsDaemonView:
@@ -180,34 +159,6 @@ def _mps_daemon(raw: JSON, containers: Mapping[str, JSON]) -> MpsDaemonView:
         namespace=text(raw, "metadata", "namespace"),
         state=f"{uid}/{whole(raw, 'metadata', 'generation')}" if uid else "",
     )
-
-
-def lone_restarts(pod: JSON) -> tuple[int, str, bool]:
-    """Return how many more restarts config-manager has than the MPS daemon in a raw pod.
-
-    Also why config-manager ended the last time, and whether it is not running. When the number rises between two times
-    at which config-manager is running, it has restarted while the daemon kept running, because a reboot of the node
-    restarts both. After a reboot the daemon is often started first, so the number falls until config-manager is running
-    too. Times are not compared: the kubelet takes them from the clock of the node.
-    """
-    states = {text(row, "name"): row for row in entries(pod, "status", "containerStatuses")}
-    manager, daemon = states.get(MANAGER, {}), states.get(MPS, {})
-    count = whole(manager, "restartCount") - whole(daemon, "restartCount")
-    settling = bool(section(manager, "state").keys() & {"waiting", "terminated"})
-    ended = section(manager, "lastState", "terminated")
-    if not ended:
-        return count, "", settling
-    reason = text(ended, "reason")
-    return count, f"{reason + ', ' if reason else ''}exit code {whole(ended, 'exitCode')}", settling
-
-
-def is_daemon_down(pod: JSON) -> bool:
-    """Whether the MPS daemon in a raw pod is not running.
-
-    It then does not set the compute mode of the GPUs back when its pod goes.
-    """
-    states = {text(row, "name"): row for row in entries(pod, "status", "containerStatuses")}
-    return part(states.get(MPS, {}), "ready") is not True and not has_condition(pod, "Ready")
 
 
 def signal(raw: JSON, program: str) -> JSON:
@@ -328,10 +279,7 @@ def _role(container: JSON) -> Role | None:
 
 
 async def find_gpu_operator(client: KubeClient, default: str) -> str:
-    """Return the namespace of the GPU Operator's pods, from a ClusterPolicy or a DaemonSet that one owns.
-
-    It is `default` if neither is found or may be read.
-    """
+    """Return the namespace of the GPU Operator, or `default` if no object that we may read shows it."""
     try:
         states = [section(raw, "status") for raw in await list_of(client, CLUSTER_POLICIES)]
         reported = [text(state, "namespace") for state in states if text(state, "state") != "ignored"]

@@ -49,6 +49,16 @@ def starts(container: JSON, program: str) -> bool:
     return any(program in word for word in words)
 
 
+def daemon_set_state(raw: JSON) -> DaemonSetState:
+    tolerations = entries(raw, "spec", "template", "spec", "tolerations")
+    return DaemonSetState(
+        name=text(raw, "metadata", "name"),
+        release=text(raw, "metadata", "labels", "app.kubernetes.io/instance"),
+        tolerates_gate=tolerates(tolerations),
+        tolerations=rows_text(tolerations),
+    )
+
+
 def dra_driver_view(raw: JSON, containers: Mapping[str, JSON]) -> DaemonSetState | None:
     """Convert a raw DaemonSet that runs NVIDIA's DRA driver; None for others.
 
@@ -58,16 +68,9 @@ def dra_driver_view(raw: JSON, containers: Mapping[str, JSON]) -> DaemonSetState
     if not gpus and not starts(containers.get("compute-domains", {}), "compute-domain-kubelet-plugin"):
         return None
     gates = variable(containers.get(GPUS, {}), "FEATURE_GATES")
-    tolerations = entries(raw, "spec", "template", "spec", "tolerations")
     pairs = (pair.strip().partition("=") for pair in gates.split(","))
-    return DaemonSetState(
-        name=text(raw, "metadata", "name"),
-        release=text(raw, "metadata", "labels", "app.kubernetes.io/instance"),
-        serves_gpus=gpus,
-        gates=frozenset(name for name, _, state in pairs if is_true(state.strip())),
-        tolerates_gate=tolerates(tolerations),
-        tolerations=rows_text(tolerations),
-    )
+    on = frozenset(name for name, _, state in pairs if is_true(state.strip()))
+    return replace(daemon_set_state(raw), serves_gpus=gpus, gates=on)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +114,7 @@ def slice_view(raw: JSON) -> SliceView:
 def _device(raw: JSON) -> Device:
     attributes = section(raw, "attributes")
 
-    def read(
-        attribute: str,
-    ) -> str:  # a driver may write its own attributes with or without its name as a prefix
+    def read(attribute: str) -> str:  # a driver may write its own attributes with or without its name as a prefix
         plain = text(attributes, attribute, "string")
         return plain or text(attributes, f"{DRA_DRIVER}/{attribute}", "string")
 
@@ -126,10 +127,7 @@ def _device(raw: JSON) -> Device:
 
 
 def tell_unread(error: KubeError | None, kind: str, unserved: str = SLICES_UNSERVED) -> str:
-    """Return why objects of `kind` cannot be read.
-
-    The answer is empty without an error, and for an error that may go away by itself.
-    """
+    """Return why objects of `kind` cannot be read; empty also for an error that may go away by itself."""
     match error:
         case NotFound():
             return unserved
@@ -210,10 +208,7 @@ def class_spec(wanted: DeviceClassView) -> JSON:
 
 
 def taint_rule(name: str, devices: Mapping[str, str]) -> JSON:
-    """Return a DeviceTaintRule of ours that keeps new pods off `devices`.
-
-    `devices` is a selector by driver, pool and device.
-    """
+    """Return a DeviceTaintRule of ours that keeps new pods off `devices`, selected by driver, pool and device."""
     return {
         "apiVersion": DEVICE_TAINT_RULES.api_version,
         "kind": "DeviceTaintRule",

@@ -22,19 +22,13 @@ AWAY_DOORS = 2
 LONGEST_HOLD = 60.0
 """The longest hold in seconds; a longer Retry-After is cut to this."""
 FORGET_AFTER = 600.0
-"""Seconds after the end of an object's hold, until its earlier refusals are forgotten.
-
-The object may no longer exist."""
+"""Seconds from the end of an object's hold until its refusals are forgotten; it may be gone."""
 SEVERAL = 3
-"""How many objects one door must refuse, without an answer in between, before all of it is held.
-
-A server that refuses every fifth call at random seldom does that."""
+"""How many refused objects, without an answer in between, hold a whole door; random refusals rarely get there."""
 FIRST_HOLD = 1.0
 """Seconds to wait after a 429 without a Retry-After. The wait doubles with each further one."""
 Door = tuple[bool, str, str]
-"""One verb on one kind in one of two flows.
-
-Decisions depend on the calls of one (False); those of the other (True) only publish something for people."""
+"""One verb on one kind, in the flow that decisions depend on (False) or that only informs people (True)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +68,7 @@ class Fanout(PassingClient):
         super().__init__(client)
         self._slots = asyncio.Semaphore(parallel)
         self._answers = 0
-        """How many answers have come so far.
-
-        The failure of a call that began before the last of them says nothing about the present."""
+        """How many answers have come; a call that fails says nothing about the present if one came meanwhile."""
         self._failed: set[CallTarget] = set()
         """The calls that have failed since the last answer."""
         self.doors: dict[Door, float] = {}
@@ -107,8 +99,7 @@ class Fanout(PassingClient):
         async with self._slots:
             if (left := self.hold_left(target)) > 0:
                 raise HeldBack(
-                    f"not sent, because the API server asked the operator to wait for another {left:.0f} s",
-                    left,
+                    f"not sent, because the API server asked the operator to wait for another {left:.0f} s", left
                 )
             began = self._answers
             try:
@@ -264,12 +255,11 @@ class Workers:
             running += 1
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        clock = asyncio.get_running_loop().time
-        end = clock() + LONGEST
+        end = loop_time() + LONGEST
         try:
             while running and not self._errors:
                 moved.clear()
-                async with asyncio.timeout_at(min(clock() + patience, end)):
+                async with asyncio.timeout_at(min(loop_time() + patience, end)):
                     await moved.wait()
         except TimeoutError:
             pass  # work that is under way continues in the background

@@ -75,10 +75,7 @@ def claims_text(
 
 
 def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
-    """Return the claims by node name, and why they cannot be read, else an empty string.
-
-    One damaged claim makes all unreadable.
-    """
+    """Return the claims by node, and an error message or an empty string. One damaged claim makes all unreadable."""
     try:
         records = _load(text).get("claims")
         if not isinstance(records, dict):
@@ -150,10 +147,8 @@ def patch_for(action: NodePatch, resource_version: str) -> JSON:
         annotations[names.ANNOTATION_VERIFIED] = record_text(action.verified)
         keeps_fence = isinstance(action, Release) and action.fence is not None
         if action.node.gate is not None and not keeps_fence:
-            conditional, spec["taints"] = (
-                True,
-                json.loads(action.node.gate) or None,
-            )  # null removes an empty list
+            conditional = True
+            spec["taints"] = json.loads(action.node.gate) or None  # null removes an empty list
     metadata: JSON = {"uid": action.node.uid, "labels": labels, "annotations": annotations}
     if conditional:
         metadata["resourceVersion"] = resource_version
@@ -214,11 +209,7 @@ _KEYS = {kind: {to_camel(field.name) for field in fields(kind)} - {"unknown"} fo
 
 def _encode(record: Fence | Deferred | Verified | Claim | FailedNode) -> JSON:
     written: JSON = _WRITERS[type(record)].dump_python(
-        record,
-        mode="json",
-        by_alias=True,
-        exclude={"unknown"},
-        exclude_defaults=isinstance(record, Claim | FailedNode),
+        record, mode="json", by_alias=True, exclude={"unknown"}, exclude_defaults=isinstance(record, Claim | FailedNode)
     )
     return written
 

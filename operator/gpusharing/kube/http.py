@@ -44,13 +44,9 @@ class Limits:
     inactivity: float = INACTIVITY
     """Seconds without a byte of a watch, bookmarks included, after which the watch counts as broken."""
     header: int = 256 * 1024
-    """The most bytes of one header line of an answer.
-
-    A longer line is an error, although a write may have been carried out."""
+    """The most bytes of one header line. A longer line is an error, although a write may have been carried out."""
     parallel: int = 8
-    """Calls under way at once; watches do not count.
-
-    Each connection costs 0.3 MiB, and one process cannot keep more of them busy."""
+    """Calls under way at once, without watches. A connection costs 0.3 MiB; one process keeps no more busy."""
 
 
 class _Body(aiohttp.BytesPayload):
@@ -89,10 +85,7 @@ class HttpClient(KubeClient):
         clock: SteadyClock | None = None,
         before_write: Callable[[], None] = lambda: None,
     ) -> None:
-        """Prepare a client; `name` is the field manager of its writes and its User-Agent.
-
-        `clock` is corrected by the Date of each answer.
-        """
+        """`name` is the field manager of writes and the User-Agent; `clock` is corrected by the Date of each answer."""
         self._login = login
         self._name = name
         self._limits = limits or Limits()
@@ -117,10 +110,7 @@ class HttpClient(KubeClient):
             self._session = None
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Wait for a slot, without a limit of time, then send one request.
-
-        It is sent once more with renewed credentials after a 401.
-        """
+        """Wait for a slot, without a limit of time, and send one request; after a 401, once more with a new token."""
         async with self._slots:
             for last in (False, True):
                 token = await self._login.token()

@@ -128,10 +128,7 @@ class _Reader:
         return {} if NODES.full_name in self.unread else rows
 
     async def leader(self) -> str | None:
-        """Return who holds the Lease (`leader_of`); None if it cannot be read.
-
-        A server that does not answer gives None too, because other objects can still be checked.
-        """
+        """Return who holds the Lease (`leader_of`); None if it cannot be read, also if the server does not answer."""
         try:
             lease = await self.read(LEASES, OPERATOR, self.place.namespace)
         except Unavailable as error:
@@ -142,10 +139,7 @@ class _Reader:
         return "" if lease is None else leader_of(lease)
 
     async def agents(self, reports: Sequence[JSON]) -> AgentsState | None:
-        """Return the state of the agents, with their errors from `reports`, all GPUNodes.
-
-        None means that their DaemonSet does not exist or cannot be read.
-        """
+        """Return the state of the agents, and their errors from all GPUNodes; None without their DaemonSet."""
         where = self.place.agent_namespace
         raw = await self.read(DAEMON_SETS, AGENT, where)
         if raw is None:
@@ -183,10 +177,7 @@ class _Reader:
             (installationviews.FORCE_DELETE, place.force_delete),
             (installationviews.DEVICE_TAINTS, place.device_taints),
         )
-        operators = [
-            *installationviews.OPERATOR_RIGHTS,
-            *(right for rows, on in optional if on for right in rows),
-        ]
+        operators = [*installationviews.OPERATOR_RIGHTS, *(right for rows, on in optional if on for right in rows)]
         agents = installationviews.AGENT_RIGHTS + (installationviews.SECURE_METRICS if secure_metrics else ())
         questions = [(OPERATOR, right) for right in operators] + [(AGENT, right) for right in agents]
         async with asyncio.TaskGroup() as group:
@@ -307,10 +298,7 @@ async def read_entries(client: KubeClient, config_map: str, namespace: str, *, s
 
 
 async def find_namespaces(client: KubeClient, config_map: str) -> tuple[str, ...]:
-    """Return the sorted namespaces with a ConfigMap of this name; empty if they cannot be listed.
-
-    Raises Unauthorized and Unavailable.
-    """
+    """Return the sorted namespaces with a ConfigMap of this name; empty if they cannot be listed."""
     if not config_map:
         return ()
     try:

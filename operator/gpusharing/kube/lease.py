@@ -40,10 +40,7 @@ def host_of(identity: str) -> str:
 
 
 def leader_of(lease: JSON) -> str:
-    """Return the pod, or the machine outside of the cluster, whose process holds a raw Lease.
-
-    The result is empty if nobody does, by this machine's clock.
-    """
+    """Return the pod or outside machine that holds a raw Lease; empty if nobody does, by this machine's clock."""
     spec = section(lease, "spec")
     renewed = from_rfc3339(spec.get("renewTime"))
     lasts = timedelta(seconds=whole(spec, "leaseDurationSeconds"))
@@ -92,11 +89,7 @@ class LeaderLease:
         timing: Timing | None = None,
         now: Callable[[], datetime] = wall_time,
     ) -> None:
-        """Prepare a contender.
-
-        `identity` must be unique to this process; a restarted process needs another one. `now` gives the times that are
-        written for people.
-        """
+        """`identity` must be unique to this process, also after a restart; `now` gives the times written for people."""
         self.identity = identity
         self.acquired = asyncio.Event()
         """Set once we lead. Never cleared: losing the Lease ends the process."""
@@ -138,10 +131,7 @@ class LeaderLease:
 
     @property
     def is_leader(self) -> bool:
-        """Whether we hold the Lease and have renewed it within the deadline.
-
-        Never True again once the Lease is lost.
-        """
+        """Whether we renewed the Lease within the deadline; never True again once it is lost."""
         return self.acquired.is_set() and not self._lost and self._left() > 0
 
     def must_lead(self) -> None:

@@ -89,18 +89,14 @@ def _logged(unreadable: Unreadable, cause: Exception | None = None) -> Unreadabl
 BACKOFF_FIRST = 0.5
 BACKOFF_MOST = 30.0
 SLOW, SLOWEST = 1.0, 4.0
-"""Seconds for a page after which the next one has twice as many objects.
-
-It may take twice as long, and a call has a deadline of 10 s."""
+"""Seconds for a page after which the next is twice as large, and may take twice as long, of 10 s for a call."""
 TOKEN_LIVES = 300.0
 """Seconds after which a token that still fails will never be accepted again.
 
 After the store was restored from a backup such a token names a version that is yet to come, which kube-apiserver
 answers with 500."""
 MOST_OBJECTS = 100
-"""The most objects in one page.
-
-The raw objects of a page are held in addition to the views: for Nodes of 18 KB, about 10 MiB."""
+"""The most objects in one page, whose raw form is held besides the views: for Nodes of 18 KB, about 10 MiB."""
 PAGE = 500
 """The most objects of one page where the caller waits for the whole list, so that it takes few calls."""
 PATIENCE = 90.0

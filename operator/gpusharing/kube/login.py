@@ -74,9 +74,7 @@ def _first(environment: Mapping[str, str], *names: str) -> tuple[str, str]:
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TOKEN_SECONDS = 60.0
-"""Seconds until the token is read again.
-
-The kubelet replaces a projected token at 80 % of its life, which is at least 10 min."""
+"""Seconds until the token is read again; the kubelet replaces it at 80 % of its life, of at least 10 min."""
 
 
 @dataclass(frozen=True)
@@ -157,10 +155,7 @@ class ServiceAccountLogin:
         return self._access
 
     async def token(self) -> str | None:
-        """Return the projected token as `Bearer TOKEN`, never None.
-
-        Raises Unauthorized if it cannot be read or is empty.
-        """
+        """Return the projected token as `Bearer TOKEN`, never None."""
         if self.clock() - self._read_at >= TOKEN_SECONDS:
             if not (token := self._file("token").strip()):
                 raise Unauthorized(
@@ -205,10 +200,7 @@ class OfficialLogin:
     _access: Access | None = None
 
     async def access(self) -> Access:
-        """Return how to reach the server of the context.
-
-        The first call, also after `renew`, may run a login program.
-        """
+        """Return how to reach the server; the first call, also after `renew`, may run a login program."""
         await self._configuration()
         if self._access is None:
             raise RuntimeError("loading sets the access")
@@ -287,10 +279,7 @@ def _merged(kubeconfig: str, _stamps: tuple[object, ...]) -> Any:
 
 
 def kubeconfig_stamps(kubeconfig: str) -> tuple[object, ...]:
-    """Return a value that changes whenever a file of a kubeconfig does.
-
-    Files that do not exist are ignored, as by the client.
-    """
+    """Return a value that changes whenever a file of a kubeconfig does; the client ignores missing files, too."""
     stamps = list[tuple[int, ...]]()
     for path in kubeconfig.split(os.pathsep):
         with suppress(OSError):

@@ -62,7 +62,7 @@ class NodePods:
             try:
                 with suppress(Throttled):  # not sent, or refused: the last LIST stays valid, with its age
                     # This read may have waited for others, so its LIST is dated with the time at which it begins.
-                    self._lists[node] = await self._read(node, self._scope(node, stack), _later(now, began))
+                    self._lists[node] = await self._read(node, stack, _later(now, began))
                     mark = set()
             finally:
                 self.calls.unsure |= mark
@@ -89,10 +89,7 @@ class NodePods:
         self._lists.clear()
 
     async def _take(self, lists: Mapping[str, NodeWork]) -> None:
-        """Store finished LISTs in `work`.
-
-        Those of nodes with guarded pods wait until the PodDisruptionBudgets have been listed.
-        """
+        """Store finished LISTs; those with guarded pods wait until the PodDisruptionBudgets have been listed."""
         guarded = {
             node
             for node, work in lists.items()
@@ -108,8 +105,12 @@ class NodePods:
             now = replace(work, pdbs=pdbs, error=error)
             self.work[node] = looked(self.work.get(node), now, self.sources.gpunodes.items.get(node))
 
-    async def _read(self, node: str, scope: Scope, at: datetime) -> NodeWork:
+    async def _read(self, node: str, stack: StackView | None, at: datetime) -> NodeWork:
+        assert stack is not None, "read before nodes are listed"
         view = self.sources.nodes.items.get(node)
+        if view is not None and view.fence is not None and view.fence.tainted:
+            view = self.sources.seen_node(node)  # with its DeviceTaintRule
+        scope = scope_of(view, self.sources.settings.plan, stack)
         pods, error = await self._pods_of(node, scope, at)
         gangs = await self.gangs.find(pods, scope, at, anew=view is None or view.fence is None)
         return NodeWork(pods, (), at, error=error, gangs=gangs, scope=scope)
@@ -132,13 +133,6 @@ class NodePods:
         if name in proving and node is not None and node.fence is not None:
             return False, node.fence.since.timestamp(), name
         return True, work.listed_at.timestamp() if work is not None else 0.0, name
-
-    def _scope(self, node: str, stack: StackView | None) -> Scope:
-        assert stack is not None, "read before nodes are listed"
-        view = self.sources.nodes.items.get(node)
-        if view is not None and view.fence is not None and view.fence.tainted:
-            view = self.sources.seen_node(node)  # with its DeviceTaintRule
-        return scope_of(view, self.sources.settings.plan, stack)
 
     async def _pods_of(self, node: str, scope: Scope, now: datetime) -> tuple[tuple[PodView, ...], str]:
         """Return the pods of the node, and why they cannot be listed or read, if so.

@@ -8,44 +8,19 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
 
-from gpusharing.kube.client import (
-    DAEMON_SETS,
-    JSON,
-    NAMESPACES,
-    PDBS,
-    PODS,
-    RESOURCE_CLAIMS,
-    KubeClient,
-    Resource,
-)
+from gpusharing.kube.client import DAEMON_SETS, JSON, NAMESPACES, PDBS, PODS, RESOURCE_CLAIMS, KubeClient, Resource
 from gpusharing.kube.clock import loop_time
-from gpusharing.kube.errors import (
-    Forbidden,
-    HeldBack,
-    KubeError,
-    NotFound,
-    ServerAway,
-    Throttled,
-    Unauthorized,
-)
+from gpusharing.kube.errors import Forbidden, HeldBack, KubeError, NotFound, ServerAway, Throttled, Unauthorized
 from gpusharing.kube.fanout import Workers
+from gpusharing.kube.gangkeys import gang_of
 from gpusharing.kube.lists import converted, list_of, pages_of
-from gpusharing.kube.pods import (
-    ClaimedDevices,
-    claimed_devices,
-    gang_of,
-    pdb_view,
-    pod_view,
-    resource_claim_names,
-)
+from gpusharing.kube.pods import ClaimedDevices, claimed_devices, pdb_view, pod_view, resource_claim_names
 from gpusharing.kube.raw import interned, part, text
 from gpusharing.planning.drain.pods import find_leaving, holds_gpu
 from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, PdbView, PodView, Scope
 
 MAX_LISTS = 16
-"""The most gangs of one node that each get a LIST by their own label.
-
-There can be many, because each slice of a node may belong to another job."""
+"""The most gangs of one node that get a LIST of their own; each slice may belong to another job."""
 MAX_PODS = 5000
 """The most pods read from the LIST of one gang."""
 MAX_SHARED = 20_000
@@ -192,9 +167,7 @@ def _member(raw: JSON) -> GangMember:
 
 
 BUDGETS_VALID = 15.0
-"""Seconds for which a list is valid.
-
-It need not be newer, because the API server checks the present budget at each eviction."""
+"""Seconds for which a list is valid. The API server checks the present budget at each eviction anyway."""
 LIST_VALID_THROTTLED = timedelta(minutes=2)
 """How long a list of budgets, or of a node's pods, is valid while the API server answers 429."""
 PATIENCE = 30.0
@@ -269,9 +242,7 @@ class PodLookups:
 
     client: KubeClient
     owners: dict[tuple[str, str, str], tuple[datetime, bool | None]] = field(default_factory=dict)
-    """DaemonSets by namespace, name and UID: when each was read, and whether it existed.
-
-    None means that we may not read it."""
+    """DaemonSets by namespace, name and UID: when each was read, and whether it existed (None: unreadable)."""
     namespaces: dict[str, tuple[datetime, Mapping[str, str] | None]] = field(default_factory=dict)
     """Namespaces by name: when each was read, and its labels, or None if they cannot be read."""
 

@@ -66,10 +66,7 @@ def interned(value: object) -> Mapping[str, str]:
 
 
 def variable(container: object, name: str) -> str:
-    """Return the value of an environment variable of a container.
-
-    The last entry counts, as for the kubelet, and `valueFrom` does not.
-    """
+    """Return an environment variable of a container; the last entry counts, as for the kubelet, but no `valueFrom`."""
     rows = [row for row in entries(container, "env") if row.get("name") == name]
     return text(rows[-1], "value") if rows else ""
 
@@ -90,10 +87,7 @@ def has_condition(raw: object, kind: str) -> bool:
 
 
 def newer(a: str, b: str) -> bool:
-    """Whether the resourceVersion `a` is a higher number than `b`.
-
-    False if either is not a number (see kube/reflector.py).
-    """
+    """Whether the resourceVersion `a` is a higher number than `b`; False if either is not a number."""
     try:
         return int(a) > int(b)
     except ValueError:

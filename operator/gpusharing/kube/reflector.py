@@ -14,35 +14,21 @@ from typing import Generic, TypeVar, Unpack
 
 from gpusharing.kube.client import JSON, Filters, KubeClient, Page, Resource, WatchEvent
 from gpusharing.kube.clock import Backoff, loop_time
-from gpusharing.kube.errors import Expired, Forbidden, Invalid, KubeError, NotFound, first_of
-from gpusharing.kube.lists import (
-    BACKOFF_FIRST,
-    BACKOFF_MOST,
-    Unreadable,
-    check_identity,
-    converted,
-    whole_list,
-)
+from gpusharing.kube.errors import Expired, Forbidden, Invalid, KubeError, NotFound, one_error
+from gpusharing.kube.lists import BACKOFF_FIRST, BACKOFF_MOST, Unreadable, check_identity, converted, whole_list
 from gpusharing.kube.raw import newer, text
 
 View = TypeVar("View")
 
 OLDEST = "1"
-"""The version with which etcd begins, so every other version counts as newer.
-
-The server rejects a write that is conditional on it."""
+"""The version with which etcd begins; the server rejects a write that is conditional on it."""
 
 
 class Views(Generic[View]):
     """The views of one kind, each with the version of the object that it was made from."""
 
     def __init__(
-        self,
-        project: Callable[[JSON], View],
-        on_change: Callable[[str], None],
-        *,
-        long_names: bool,
-        remembered: int,
+        self, project: Callable[[JSON], View], on_change: Callable[[str], None], *, long_names: bool, remembered: int
     ) -> None:
         """Prepare an empty store. `project` may raise Unreadable.
 
@@ -61,9 +47,7 @@ class Views(Generic[View]):
         self.newest = ""
         """The highest version that the server has shown."""
         self.listing = False
-        """Whether a list is being read.
-
-        All deletions are remembered meanwhile, because a later page may still contain the object."""
+        """Whether a list is being read; all deletions are remembered, as a later page may still have the object."""
 
     def name(self, obj: JSON) -> str:
         metadata = obj["metadata"]
@@ -128,10 +112,7 @@ class Views(Generic[View]):
                 self._forget(name, version)
 
     def go_back(self, version: str) -> None:
-        """Let every object that comes from now on count as newer.
-
-        The store was restored from a backup and is at `version`.
-        """
+        """Let every later object count as newer: the store was restored from a backup, and is at `version`."""
         self._gone.clear()
         self._known = {name: (uid, OLDEST) for name, (uid, _) in self._known.items()}
         self.newest = version
@@ -149,9 +130,7 @@ class Views(Generic[View]):
 
 
 SHORT_WATCH = 1.0
-"""Seconds that a watch must last to count as progress, whatever it delivers.
-
-After a shorter one, the next one is delayed."""
+"""Seconds that a watch must last to count as progress; after a shorter one, the next is delayed."""
 GONE_AFTER = 30.0
 """Seconds for which discovery must not list the kind before its objects count as gone."""
 RECHECK_AFTER = 30.0
@@ -213,9 +192,7 @@ class Reflector(Generic[View]):
         self.synced = asyncio.Event()
         """Set when the first list is complete."""
         self.error: KubeError | None = None
-        """Why the cache does not follow the server at present, or None if it does.
-
-        The failure of a later list alone is no such reason."""
+        """Why the cache does not follow the server at present, or None if it does, even if its last list failed."""
         self.doubted = False
         """Whether the last complete list was older than the cache: the server lags, or was restored."""
         self.last_contact = self._current_at = float("-inf")
@@ -230,10 +207,7 @@ class Reflector(Generic[View]):
         self._clock, self._restores = clock, restores
         long_names = resource.namespaced and where.get("namespace") is None
         self._views = Views(
-            lambda raw: converted(resource, raw, project),
-            on_change,
-            long_names=long_names,
-            remembered=remembered,
+            lambda raw: converted(resource, raw, project), on_change, long_names=long_names, remembered=remembered
         )
         self.items: Mapping[str, View] = self._views.items
         """The views by name: a live, read-only mapping, to be copied for a snapshot."""
@@ -245,7 +219,9 @@ class Reflector(Generic[View]):
         """The version from which to watch; empty until a list has given one."""
         self._whole = self._refused = False
         """Whether the cache has missed nothing before its place; and whether the last watch was refused."""
-        self._list_due, self._relist_at, self._watched = asyncio.Event(), float("-inf"), False
+        self._list_due, self._relist_at = asyncio.Event(), float("-inf")
+        self._watched = False
+        """Whether the present watch has delivered anything."""
         self._list_request = float("-inf"), ""
         """When the first page of the last list was requested, and the highest version that was known then."""
         self._restores_seen = restores()
@@ -257,24 +233,15 @@ class Reflector(Generic[View]):
 
     @property
     def age(self) -> float:
-        """Return the seconds since the cache was last known to match the server's state.
-
-        They are infinite until a first list, also after a restore from a backup.
-        """
+        """Return the seconds since the cache matched the server; infinite before the first list or after a restore."""
         return self._clock() - self._current_at
 
     def resource_version(self, name: str) -> str:
-        """Return the version of an object as it was last seen; empty if it is unknown.
-
-        After a restore from a backup it is OLDEST until the object is listed again.
-        """
+        """Return an object's last seen version; empty if unknown, and OLDEST after a restore until it is listed."""
         return self._views.version(name)
 
     def accept(self, obj: JSON) -> None:
-        """Store the object that the server returned for our write, without waiting for the watch.
-
-        It is not stored if it is known to be out of date.
-        """
+        """Store the object that the server returned for our write, unless it is known to be out of date."""
         if self._identifies(obj):
             self._views.apply(obj)
 
@@ -283,12 +250,10 @@ class Reflector(Generic[View]):
 
     async def run(self) -> None:
         """List, watch, and list again, until canceled. KubeErrors are never raised, other errors not in a group."""
-        try:
+        with one_error():
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._keep_listed())
                 group.create_task(self._keep_watched())
-        except BaseExceptionGroup as bugs:
-            raise first_of(bugs) from None
 
     # --- the list ------------------------------------------------------------------------------------------
 
@@ -352,10 +317,7 @@ class Reflector(Generic[View]):
         return await self._client.list_page(self._resource, limit=limit, after=after, **self._where)
 
     def _begin(self, version: str) -> bool:
-        """Start the watch from this list if it has no version to start from.
-
-        Return whether the list is older than what the cache had seen.
-        """
+        """Start the watch from this list if it has no place, and return whether the list is older than the cache."""
         older = newer(self._list_request[1], version)
         if older and self.doubted and self._restores() > self._restores_seen:
             self._views.go_back(version)
@@ -479,10 +441,7 @@ class Reflector(Generic[View]):
         self._clear(follows=follows)
 
     def _identifies(self, obj: JSON, *, bookmark: bool = False) -> bool:
-        """Whether the server says which object, in which version, this is.
-
-        If not, the cache has missed a change of some object.
-        """
+        """Whether the server says which object this is; if not, the cache has missed a change of some object."""
         keys = ("resourceVersion",) if bookmark else ("name", "uid", "resourceVersion")
         try:
             check_identity(self._resource, obj, *keys)

@@ -1,12 +1,9 @@
-"""All objects that the operator follows: a Reflector for each kind, but a list of the policies.
-
-Every change calls the same callback.
-"""
+"""All objects that the operator follows: a Reflector for each kind, and the PolicyCache. Every change wakes the loop."""
 
 import asyncio
 import json
 import marshal
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import is_
@@ -27,42 +24,16 @@ from gpusharing.kube.client import (
     NODES,
     NVIDIA_MAINTENANCES,
     PODS,
-    POLICIES,
     RESOURCE_SLICES,
     Filters,
     KubeClient,
     Resource,
 )
-from gpusharing.kube.convert import (
-    cluster_policy_view,
-    gpunode_view,
-    node_view,
-    policy_view,
-    unknown_gpunode,
-    unknown_node,
-    unknown_policy,
-)
-from gpusharing.kube.daemonsets import (
-    AGENT,
-    MPS,
-    agent_pod,
-    agent_warning,
-    daemon_set_view,
-    is_daemon_down,
-    lone_restarts,
-    unknown_agent_pod,
-)
-from gpusharing.kube.dra import (
-    FIELD_SELECTOR,
-    GPUS,
-    OUR_RULES,
-    device_class_view,
-    device_index,
-    slice_view,
-    taint_rule_view,
-)
-from gpusharing.kube.errors import Forbidden, NotFound, Unavailable
-from gpusharing.kube.lists import or_unknown, pages_of
+from gpusharing.kube.convert import cluster_policy_view, gpunode_view, node_view, unknown_gpunode, unknown_node
+from gpusharing.kube.daemonsets import AGENT, agent_pod, agent_warning, daemon_set_view, unknown_agent_pod
+from gpusharing.kube.dra import FIELD_SELECTOR, OUR_RULES, device_class_view, device_index, slice_view, taint_rule_view
+from gpusharing.kube.errors import Forbidden, NotFound
+from gpusharing.kube.lists import or_unknown
 from gpusharing.kube.maintenance import (
     Maintenance,
     as_last_read,
@@ -71,138 +42,14 @@ from gpusharing.kube.maintenance import (
     nvidia_maintenance,
     with_maintenance,
 )
-from gpusharing.kube.raw import entries, has_condition, newer, part, section, strings, text
+from gpusharing.kube.operands import operand_view, unknown_operand
+from gpusharing.kube.policycache import PolicyCache
+from gpusharing.kube.raw import entries, part, section, text
 from gpusharing.kube.reflector import Reflector
 from gpusharing.planning.snapshot.agents import find_troubles
-from gpusharing.planning.snapshot.nvidia import NodeDevices, Operand, Program, TaintRuleView
-from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings, PolicyView
+from gpusharing.planning.snapshot.nvidia import NodeDevices, Program, TaintRuleView
+from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
 from gpusharing.planning.vocabulary.findings import Finding
-
-
-class PolicyCache:
-    """The policies as last listed. An event only says that something may have changed; the list decides.
-
-    There are few, so they are always listed as a whole. A view, and the tuple of all views, stays the same object while
-    nothing has changed.
-
-    Like a Reflector, the cache never goes back unless the store was restored from a backup: a list that is older than
-    what the server has already shown is rejected. A deleted policy in such a list would own nodes again, and would stay
-    for good, because no watch continues from that list.
-    """
-
-    def __init__(self, client: KubeClient, restores: Callable[[], int] = int, paused: str = "false") -> None:
-        """Prepare an empty cache; `paused` applies to every view (PlanSettings).
-
-        `restores` returns how often a write has proven a restore (LeaderLease).
-        """
-        self._client, self._paused = client, paused
-        self._restores, self._restores_seen, self._doubted = restores, restores(), False
-        """`restores` as of the last list that was accepted, and whether one has been refused since."""
-        self._raw: dict[str, JSON] = {}
-        self.views: tuple[PolicyView, ...] = ()
-        """The policies as last listed, sorted by name."""
-        self._dirty = True
-        self._listing = False
-        self._newest = ""
-        """The highest resourceVersion of policies that the server has shown in a list, an event or an answer."""
-        self.listed = False
-
-    @property
-    def stale(self) -> bool:
-        """Whether the next pass must list (`dirty`), or a list is under way."""
-        return self.dirty or self._listing
-
-    @property
-    def dirty(self) -> bool:
-        return self._dirty or self._restores() > self._restores_seen
-
-    def touch(self, name: str = "", resource_version: str = "") -> bool:
-        """Record that the policies must be listed again, and return True.
-
-        False means that the cache has this version, as after our own write. Without `name` and `resource_version`,
-        which come from an event, any policy may have changed.
-        """
-        if name and resource_version and _version(self._raw.get(name, {})) == resource_version:
-            return False
-        self._reached(resource_version)
-        self._dirty = True
-        return True
-
-    async def refresh(self) -> tuple[PolicyView, ...]:
-        """Return the views of all policies by name; they are listed again only if the cache is `dirty`.
-
-        Raises a KubeError if they cannot be listed, and Unavailable if the server answers with an older state than it
-        has shown already. The policies known before stay, and the next call lists again.
-        """
-        if self.dirty:
-            self._dirty, self._listing = False, True
-            try:
-                self._raw = await self._list()
-            except BaseException:
-                self._dirty = True
-                raise
-            finally:
-                self._listing = False
-            self.listed = True
-            self._rebuild()
-        return self.views
-
-    async def _list(self) -> dict[str, JSON]:
-        listed: dict[str, JSON] = {}
-        at_least, version = self._newest, ""
-        async for page in pages_of(self._client, POLICIES):
-            listed |= {raw["metadata"]["name"]: raw for raw in page.items}
-            version = page.resource_version
-        if newer(at_least, version):
-            # A second one, after a write has proven that the store was restored from a backup, is accepted.
-            if not (self._doubted and self._restores() > self._restores_seen):
-                self._doubted = True
-                raise Unavailable(
-                    f"the API server returned an older state (resourceVersion {version}) than before ({at_least})"
-                )
-            self._newest = ""
-        self._doubted, self._restores_seen = False, self._restores()
-        self._reached(version)
-        return listed
-
-    def accept(self, raw: JSON) -> None:
-        """Store the policy that the server returned for our write, unless it is unknown or out of date.
-
-        Statuses are written alongside the passes: an edit can be listed before the answer to an older write arrives.
-        """
-        name = text(raw, "metadata", "name")
-        self._reached(_version(raw))
-        if name in self._raw and not newer(_version(self._raw[name]), _version(raw)):
-            self._raw[name] = raw
-            self._rebuild()
-
-    def _reached(self, version: str) -> None:
-        if not self._newest or newer(version, self._newest):
-            self._newest = version
-
-    def _rebuild(self) -> None:
-        before = {view.name: view for view in self.views}
-        views = []
-        for name in sorted(self._raw):
-            view = _view(self._raw[name]).paused_by(self._paused)
-            views.append(before[name] if before.get(name) == view else view)
-        if tuple(views) != self.views:
-            self.views = tuple(views)
-
-    def finalizers(self, policy: str) -> tuple[str, tuple[str, ...]]:
-        raw = self._raw.get(policy, {})
-        return _version(raw), strings(part(raw, "metadata", "finalizers"))
-
-    def status(self, policy: str) -> Mapping[str, Any]:
-        return section(self._raw.get(policy, {}), "status")
-
-
-_view = or_unknown(POLICIES, policy_view, unknown_policy)
-
-
-def _version(raw: JSON) -> str:
-    return text(raw, "metadata", "resourceVersion")
-
 
 View = TypeVar("View")
 
@@ -219,9 +66,7 @@ templates/_helpers.tpl, templateLabels). With the chart value nameOverride they 
 NOT_YET = "not listed yet"
 RESTORE_NOTE = "the cluster was restored from a backup; listing its objects again"
 NODE_CONFIG_SUFFIX = "-mig-config"
-"""mig-manager >= 0.14 publishes what it generated from the hardware as <node>-mig-config.
-
-It is a ConfigMap (docs/design/nvidia.md#a10)."""
+"""mig-manager >= 0.14 publishes a ConfigMap <node>-mig-config from the hardware (docs/design/nvidia.md#a10)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,42 +112,6 @@ class ConfigMapView:
         return bool(self.data) and not self.ours
 
 
-def _operand_view(raw: JSON) -> Operand:
-    """Convert a raw pod of NVIDIA's components.
-
-    One that runs the MPS daemon gets its `app`, because NVIDIA's chart gives it no label of its own.
-    """
-    app = text(raw, "metadata", "labels", "app")
-    containers = {text(container, "name") for container in entries(raw, "spec", "containers")}
-    if text(raw, "metadata", "labels", Program.KUBELET_PLUGIN.label) == Program.KUBELET_PLUGIN:
-        app = Program.KUBELET_PLUGIN if GPUS in containers else ""  # not one for compute domains only
-    restarts, cause, settling = lone_restarts(raw) if app == Program.MPS_DAEMON else (0, "", False)
-    if MPS in containers:
-        app = Program.MPS_DAEMON
-    deleting = "deletionTimestamp" in section(raw, "metadata")
-    namespace, name, uid = (text(raw, "metadata", key) for key in ("namespace", "name", "uid"))
-    return Operand(
-        namespace,
-        name,
-        uid,
-        ready=has_condition(raw, "Ready") and not deleting,
-        deleting=deleting,
-        lone_restarts=restarts,
-        restart_cause=cause,
-        settling=settling,
-        down=app == Program.MPS_DAEMON and is_daemon_down(raw),
-        node=text(raw, "spec", "nodeName"),
-        app=app,
-    )
-
-
-def _unknown_operand(raw: JSON, _: str) -> Operand:
-    namespace, name, uid = (text(raw, "metadata", key) for key in ("namespace", "name", "uid"))
-    node, app = text(raw, "spec", "nodeName"), text(raw, "metadata", "labels", "app")
-    return Operand(namespace, name, uid, ready=False, node=node, app=app)
-
-
-_operand = or_unknown(PODS, _operand_view, _unknown_operand)
 _Parts = tuple[NodeView, Maintenance | None, NodeDevices | None, TaintRuleView | None]
 """The view of a Node, its NodeMaintenance, the devices of its DRA driver and its DeviceTaintRule."""
 
@@ -315,11 +124,7 @@ class Sources:
     """
 
     def __init__(
-        self,
-        client: KubeClient,
-        settings: SourceSettings,
-        wake: Callable[[], None],
-        restores: Callable[[], int] = int,
+        self, client: KubeClient, settings: SourceSettings, wake: Callable[[], None], restores: Callable[[], int] = int
     ) -> None:
         """`wake` is called when the view of an object changes; `restores` is that of `Reflector`."""
         self._client, self._wake, self._restores = client, wake, restores
@@ -343,8 +148,9 @@ class Sources:
         self.agents = self._follow(PODS, agent, namespace=pods, label_selector=AGENT_SELECTOR)
         self.agent_warnings = self._follow(EVENTS, agent_warning, namespace=pods, field_selector=WARNINGS)
         """Warning events about the agent's pods. No decision waits for them: they only explain."""
-        self.operands = self._follow(PODS, _operand, namespace=namespace, label_selector=OPERAND_SELECTOR)
-        self.chart_pods = self._follow(PODS, _operand, namespace=namespace, label_selector=CHART_SELECTOR)
+        operand = or_unknown(PODS, operand_view, unknown_operand)
+        self.operands = self._follow(PODS, operand, namespace=namespace, label_selector=OPERAND_SELECTOR)
+        self.chart_pods = self._follow(PODS, operand, namespace=namespace, label_selector=CHART_SELECTOR)
         self.config_maps = self._follow(CONFIG_MAPS, self._config_map, namespace=namespace)
         self.cluster_policies = self._follow(CLUSTER_POLICIES, cluster_policy_view)
         self.daemon_sets = self._follow(DAEMON_SETS, daemon_set_view, self._dra_changed, namespace=namespace)
@@ -356,7 +162,7 @@ class Sources:
         self._maintenances: list[Reflector[Maintenance]] = list(maintenances.values())
         # The kinds that NVIDIA's DRA stack needs make no call before that stack has been seen.
         self.resource_slices = self._follow(RESOURCE_SLICES, slice_view, field_selector=FIELD_SELECTOR)
-        self.kubelet_plugins = self._follow(PODS, _operand, namespace=namespace, label_selector=KUBELET_PLUGIN_SELECTOR)
+        self.kubelet_plugins = self._follow(PODS, operand, namespace=namespace, label_selector=KUBELET_PLUGIN_SELECTOR)
         self.device_classes = self._follow(DEVICE_CLASSES, device_class_view)
         self.taint_rules = self._follow(DEVICE_TAINT_RULES, taint_rule_view, label_selector=OUR_RULES)
         self._dra_seen = asyncio.Event()
@@ -399,11 +205,7 @@ class Sources:
 
     @property
     def rules(self) -> Mapping[str, TaintRuleView]:
-        """The DeviceTaintRules with our label, by name.
-
-        There are none while the API server does not serve them or we may not read them, because the scheduler may not
-        follow them then.
-        """
+        """Our DeviceTaintRules by name; none while we cannot list them, as the scheduler may not follow them then."""
         return {} if isinstance(self.taint_rules.error, NotFound | Forbidden) else self.taint_rules.items
 
     def _dra_changed(self, _: str) -> None:
@@ -420,19 +222,19 @@ class Sources:
 
     def node_view(self, raw: JSON) -> NodeView:
         """Convert a raw Node, and join it with its NodeMaintenance, its DRA devices and its DeviceTaintRule."""
-        view = self._node(raw)
-        return self._join({view.name: view}).get(view.name, (None, view))[1]
+        return self._with_parts(self._node(raw))
 
     def seen_node(self, name: str) -> NodeView | None:
         """Return the latest known view of a Node, joined as in `node_view`; None if the Node is not known."""
         view = self.nodes.items.get(name)
-        return None if view is None else self._join({name: view}).get(name, (None, view))[1]
+        return None if view is None else self._with_parts(view)
+
+    def _with_parts(self, view: NodeView) -> NodeView:
+        joined = self._join({view.name: view})
+        return joined[view.name][1] if joined else view
 
     def node_views(self) -> dict[str, NodeView]:
-        """Return the views of all Nodes by name, joined as in `node_view`.
-
-        They are the same objects as long as their parts do not change.
-        """
+        """Return all Nodes by name, joined as in `node_view`; the same objects as long as their parts are."""
         self._joined = self._join(self.nodes.items)
         return {**self.nodes.items, **{name: view for name, (_, view) in self._joined.items()}}
 
@@ -497,10 +299,7 @@ class Sources:
         return transition, conditions
 
     async def run(self) -> None:
-        """Follow all kinds but the policies until canceled.
-
-        An error other than a KubeError ends everything and is raised in a group.
-        """
+        """Follow all kinds but the policies until canceled; an error that is no KubeError is raised in a group."""
         async with asyncio.TaskGroup() as group:
             for reflector in (*self.required.values(), *self.optional.values(), self.agent_warnings):
                 group.create_task(reflector.run())
@@ -555,12 +354,3 @@ class Sources:
             for name, source in self.optional.items()
             if source.synced.is_set() and isinstance(source.error, Forbidden)
         }
-
-
-def by_node(pods: Iterable[Operand], app: str) -> dict[str, Operand]:
-    """Return the pod of NVIDIA's component `app` on each node, by node name; of several, a Ready one."""
-    operands: dict[str, Operand] = {}
-    for pod in pods:
-        if pod.app == app and pod.node and (pod.node not in operands or pod.ready):
-            operands[pod.node] = pod
-    return operands

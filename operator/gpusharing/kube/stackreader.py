@@ -16,13 +16,7 @@ from gpusharing.kube.dra import RULES_UNSERVED, tell_unread
 from gpusharing.kube.raw import from_json, section, text, whole
 from gpusharing.kube.sources import NODE_CONFIG_SUFFIX, ConfigMapView, Sources
 from gpusharing.planning.snapshot.memory import CLUSTER_POLICY, DEVICE_CLASS, MPS_DAEMON_SET, TAINT_RULE
-from gpusharing.planning.snapshot.nvidia import (
-    DraView,
-    MpsRepairs,
-    Program,
-    StackView,
-    find_active,
-)
+from gpusharing.planning.snapshot.nvidia import DraView, MpsRepairs, Program, StackView, find_active
 from gpusharing.planning.stack.drastack import find_doubles
 from gpusharing.planning.stack.mps import find_due, find_serving
 from gpusharing.planning.stack.plugins import tell_twins
@@ -105,10 +99,7 @@ class StackReader:
     _view: StackView | None = None
 
     def read(self, now: datetime) -> StackView:
-        """Return the present state of NVIDIA's components and of our ConfigMaps.
-
-        It is the same object as long as nothing changes.
-        """
+        """Return the present state of the stack, the same object as long as nothing changes."""
         sources, settings, theirs = self.sources, self.sources.settings.plan, self.sources.settings.admin_maps
         maps, ours = sources.config_maps.items, self._config_maps
         ours.read(maps.get(settings.plugin_config_map), maps.get(settings.mig_config_map))
@@ -152,13 +143,13 @@ class StackReader:
             seen_mig_entries=ours.seen_mig_entries,
             dra=dra,
         )
-        view = self._with_nodes(view)
-        if self._view != view:
-            if not self.silent:
-                self._tell(self._view, view)
-            self._view = view
-        assert self._view is not None, "set a line above"
-        return self._view
+        view, before = self._with_nodes(view), self._view
+        if before is not None and before == view:
+            return before
+        if not self.silent:
+            self._tell(before, view)
+        self._view = view
+        return view
 
     def _lasting_error(self, subject: str) -> str:
         """Return why the shared write to `subject`, such as CLUSTER_POLICY, failed twice in a row; else empty."""

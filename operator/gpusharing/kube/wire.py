@@ -2,8 +2,7 @@
 
 Both transports write and read through this module: `HttpClient` and the agent's `RestClient`. Which error an answer
 means is decided by its machine-readable parts alone (code, reason, details.causes), and prose is passed on
-(docs/design/drain.md#e11). One word of prose decides something else: only the message of a 403 names the
-ValidatingAdmissionPolicy that refused, so `error_of` looks for it there to leave out `Forbidden.hint`.
+(docs/design/drain.md#e11).
 """
 
 import json
@@ -27,10 +26,77 @@ from gpusharing.kube.errors import (
 )
 from gpusharing.kube.raw import entries, part, text, whole
 
+JSON_TYPE = "application/json"
+METHODS = {"get": "GET", "list": "GET", "watch": "GET", "create": "POST", "patch": "PATCH", "delete": "DELETE"}
+"""The HTTP method for each verb."""
+INACTIVITY = 75.0
+"""Seconds without a byte until a watch counts as dead; the server sends a bookmark every 60 s."""
+WATCH_SECONDS = 300.0
+"""Seconds after which a watch ends at the latest; each asks for 80 to 100 %, so that they do not end together."""
+
+
+def encode_body(request: ApiRequest) -> tuple[bytes | None, dict[str, str]]:
+    if request.body is None:
+        return None, {}
+    kind = "application/merge-patch+json" if request.verb == "patch" else JSON_TYPE
+    return json.dumps(request.body, separators=(",", ":")).encode(), {"Content-Type": kind}
+
+
+def lasting(request: ApiRequest, most: float = WATCH_SECONDS, inactivity: float = INACTIVITY) -> ApiRequest:
+    """Return a copy of a request with the parameters of a watch with bookmarks.
+
+    The watch ends after 80 to 100 % of `most` seconds. A kind without bookmarks cannot show that its watch is alive, so
+    its watch ends before it could have been silent for `inactivity` seconds.
+    """
+    seconds = most if request.resource.bookmarks else min(most, 0.8 * inactivity)
+    terms = {
+        "watch": "true",
+        "allowWatchBookmarks": "true",
+        "timeoutSeconds": str(max(1, int(seconds * random.uniform(0.8, 1.0)))),
+    }
+    return replace(request, query={**request.query, **terms})
+
+
+def answer_of(request: ApiRequest, raw: bytes) -> JSON:
+    if request.subresource in TEXTS:
+        return {str(request.subresource): raw.decode(errors="replace")}
+    return parse_object(request, raw)
+
+
+def event_of(request: ApiRequest, line: bytes) -> WatchEvent:
+    """Return the event in one line of a watch. Raises the error that an ERROR event holds, such as Expired."""
+    event = parse_object(request, line)
+    kind, metadata = event.get("type"), part(event, "object", "metadata")
+    # A tuple and not a set, because a server may send a type that cannot be hashed.
+    if kind not in ("ADDED", "MODIFIED", "DELETED", "BOOKMARK") or not isinstance(metadata, dict):
+        raise error_of_event(request, event.get("object"))
+    return WatchEvent(kind, event["object"])
+
+
+def parse_object(request: ApiRequest, raw: bytes) -> JSON:
+    """Return the JSON object in a successful answer. Raises Unavailable if there is none, which no API server sends."""
+    try:
+        answer = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise Unavailable(f"cannot {request.what}, because the response is not JSON: {raw[:80]!r}") from error
+    if not isinstance(answer, dict):
+        raise Unavailable(f"cannot {request.what}, because the response is not a JSON object: {raw[:80]!r}")
+    return answer
+
+
 MOST_SECONDS = 86400.0
 """The longest wait in seconds that is accepted from an answer; a longer one is cut to this."""
 HINT = "the chart grants this right if rbac.create is true"
 """How the operator gets a right that it lacks; see `Forbidden.hint`."""
+
+
+def error_of_response(request: ApiRequest, status: int, raw: bytes, retry_after: str | None) -> KubeError:
+    """Return the error for an answer with an HTTP status of 300 or above. Its body may be the plain text of a proxy."""
+    try:
+        answer: object = json.loads(raw)
+    except (ValueError, RecursionError):
+        answer = {"message": raw[:200].decode(errors="replace").strip()}
+    return error_of(request, status, answer, retry_after)
 
 
 def error_of(request: ApiRequest, status: int, answer: object, retry_after: str | None = None) -> KubeError:
@@ -44,7 +110,7 @@ def error_of(request: ApiRequest, status: int, answer: object, retry_after: str 
         case 403 if "NamespaceTerminating" in causes:
             return Forbidden(message, namespace_terminating=True)
         case 403:
-            # The refusal by a ValidatingAdmissionPolicy is no lack of a right.
+            # The refusal by a ValidatingAdmissionPolicy is no lack of a right, and only its message names the policy.
             hint = "" if "ValidatingAdmissionPolicy" in message else HINT
             return Forbidden(f"not allowed to {request.what}: {message}", hint=hint, group=request.resource.group)
         case 404:
@@ -86,86 +152,3 @@ def _seconds(answer: object, retry_after: str | None) -> float | None:
         return min(float(retry_after), MOST_SECONDS)
     seconds = whole(answer, "details", "retryAfterSeconds")
     return float(min(seconds, MOST_SECONDS)) if seconds > 0 else None
-
-
-JSON_TYPE = "application/json"
-INACTIVITY = 75.0
-"""Seconds without a byte, after which a watch counts as dead.
-
-The server sends a bookmark every 60 s, or ends the watch earlier."""
-WATCH_SECONDS = 300.0
-"""Seconds after which the server ends a watch at the latest.
-
-Each watch asks for 80 to 100 % of this, so that they do not end together."""
-METHODS = {
-    "get": "GET",
-    "list": "GET",
-    "watch": "GET",
-    "create": "POST",
-    "patch": "PATCH",
-    "delete": "DELETE",
-}
-"""The HTTP method for each verb."""
-
-
-def encode_body(request: ApiRequest) -> tuple[bytes | None, dict[str, str]]:
-    if request.body is None:
-        return None, {}
-    kind = "application/merge-patch+json" if request.verb == "patch" else JSON_TYPE
-    return json.dumps(request.body, separators=(",", ":")).encode(), {"Content-Type": kind}
-
-
-def lasting(request: ApiRequest, most: float = WATCH_SECONDS, inactivity: float = INACTIVITY) -> ApiRequest:
-    """Return a copy of a request with the parameters of a watch with bookmarks.
-
-    The watch ends after 80 to 100 % of `most` seconds. A kind without bookmarks cannot show that its watch is alive, so
-    its watch ends before it could have been silent for `inactivity` seconds.
-    """
-    seconds = most if request.resource.bookmarks else min(most, 0.8 * inactivity)
-    terms = {
-        "watch": "true",
-        "allowWatchBookmarks": "true",
-        "timeoutSeconds": str(max(1, int(seconds * random.uniform(0.8, 1.0)))),
-    }
-    return replace(request, query={**request.query, **terms})
-
-
-def answer_of(request: ApiRequest, raw: bytes) -> JSON:
-    if request.subresource in TEXTS:
-        return {str(request.subresource): raw.decode(errors="replace")}
-    return parse_object(request, raw)
-
-
-def event_of(request: ApiRequest, line: bytes) -> WatchEvent:
-    """Return the event in one line of a watch. Raises the error that an ERROR event holds, such as Expired."""
-    event = parse_object(request, line)
-    kind = event.get("type")
-    # A tuple and not a set, because a server may send a type that cannot be hashed.
-    if kind not in ("ADDED", "MODIFIED", "DELETED", "BOOKMARK") or not isinstance(
-        part(event, "object", "metadata"), dict
-    ):
-        raise error_of_event(request, event.get("object"))
-    return WatchEvent(kind, event["object"])
-
-
-def parse_object(request: ApiRequest, raw: bytes) -> JSON:
-    """Return the JSON object in the body of a successful answer.
-
-    Raises Unavailable if it has none, which no API server sends.
-    """
-    try:
-        answer = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise Unavailable(f"cannot {request.what}, because the response is not JSON: {raw[:80]!r}") from error
-    if not isinstance(answer, dict):
-        raise Unavailable(f"cannot {request.what}, because the response is not a JSON object: {raw[:80]!r}")
-    return answer
-
-
-def error_of_response(request: ApiRequest, status: int, raw: bytes, retry_after: str | None) -> KubeError:
-    """Return the error for an answer with an HTTP status of 300 or above. Its body may be the plain text of a proxy."""
-    try:
-        answer: object = json.loads(raw)
-    except (ValueError, RecursionError):
-        answer = {"message": raw[:200].decode(errors="replace").strip()}
-    return error_of(request, status, answer, retry_after)

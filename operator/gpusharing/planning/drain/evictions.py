@@ -54,8 +54,8 @@ def remember(
         wait = SLOW_WAIT
     else:
         wait = max(first_wait, backoff(tries, first_wait, jitter))
-    next_try, since = now + timedelta(seconds=wait), again.since if again is not None else now
-    return EvictionMemory(reason, message, next_try=next_try, since=since, tries=tries, asked_at=now)
+    since = again.since if again is not None else now
+    return EvictionMemory(reason, message, now + timedelta(seconds=wait), since, asked_at=now, tries=tries)
 
 
 def is_odd(memory: EvictionMemory | None) -> bool:
@@ -73,8 +73,6 @@ def is_accepted(memory: EvictionMemory | None) -> bool:
 
 def is_seen(memory: EvictionMemory, listed_at: datetime | None) -> bool:
     """Whether a LIST that began at `listed_at` (None: there was none) shows the effect of the answer."""
-    if memory.asked_at is None:
-        return True  # not known, and long ago
     return listed_at is not None and listed_at > memory.asked_at
 
 
@@ -84,8 +82,7 @@ def forget_old(memories: Mapping[str, EvictionMemory], now: datetime) -> Mapping
 
 
 def sent_lately(memories: Mapping[str, EvictionMemory], now: datetime) -> tuple[datetime, ...]:
-    times = (memory.asked_at for memory in memories.values())
-    return tuple(moment for moment in times if moment is not None and now - PACE < moment)
+    return tuple(memory.asked_at for memory in memories.values() if now - PACE < memory.asked_at)
 
 
 def selecting(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:

@@ -135,8 +135,7 @@ def _is_stale(standing: Standing, pods: Standings, moment: datetime) -> bool:
         return False
     if standing.answer not in (Reason.PDB, Reason.EVICTION_ERROR):
         return False
-    asked = standing.memory.asked_at
-    return is_seen(standing.memory, pods.listed_at) and (asked is None or asked < moment)
+    return is_seen(standing.memory, pods.listed_at) and standing.memory.asked_at < moment
 
 
 def _in_vain(pods: Standings, end: datetime, now: datetime) -> bool:

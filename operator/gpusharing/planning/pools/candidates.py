@@ -322,7 +322,6 @@ def begin(candidate: Candidate, wave: str = "", mates: tuple[str, ...] = ()) -> 
         prior_unschedulable=node.unschedulable,
         added=added,
         disruption=assessed.disruption,
-        from_layout=assessed.observed_text,
         to_layout=assessed.target.text,
         stage="fenced",
         step=1,

@@ -18,15 +18,9 @@ FIRST_WAIT = 2.0
 LONGEST_WAIT = 60.0
 """The longest wait between two attempts, in seconds."""
 LASTING = 2
-"""How many failures in a row it takes before they are shown to people.
-
-A single one is often over before they read it.
-"""
+"""How many failures in a row are shown to people; a single one is often over before they read it."""
 STUCK = 6
-"""How many failures in a row it takes until other nodes no longer count on this node's slot.
-
-That is about a minute's worth.
-"""
+"""How many failures in a row, about a minute's worth, until other nodes no longer count on this node's slot."""
 
 CLAIMS, CONFIG_MAPS = "claims on the Lease", "our ConfigMaps"
 """Subjects of failures that do not concern one node. No fence is written while calls about either of them fail."""
@@ -37,10 +31,7 @@ DEVICE_CLASS = "DeviceClasses"
 TAINT_RULE = "DeviceTaintRules"
 """Subject of failed writes of DeviceTaintRules. A node whose rule cannot be written is cordoned."""
 POLICIES = "list of policies"
-"""Subject of a failed LIST of policies.
-
-No node starts before the LIST succeeds, because the plan may be based on outdated policies.
-"""
+"""Subject of a failed LIST of policies. Until one succeeds, no node starts, because the plan may be outdated."""
 
 
 def policy_subject(policy: str) -> str:
@@ -79,8 +70,7 @@ class CallFailure:
     def lasts(self) -> bool:
         """Whether to show the failures to people and to give up a slot that was claimed for a fence.
 
-        After the first failure the fence may exist although its call failed. By the second, the watch would have shown
-        that fence.
+        By the second failure, the watch would have shown a fence that exists although its call failed.
         """
         return self.tries >= LASTING
 
@@ -89,13 +79,21 @@ class CallFailure:
         return self.tries >= STUCK
 
 
-def failed_again(before: CallFailure | None, message: str, now: datetime, jitter: float, call: str = "") -> CallFailure:
+def failed_again(
+    before: CallFailure | None,
+    message: str,
+    now: datetime,
+    jitter: float,
+    call: str = "",
+    *,
+    first: float = FIRST_WAIT,
+) -> CallFailure:
     """Return the failure to remember after one more failed call.
 
-    It continues the series of `before`, whatever the kind of that call.
+    It continues the series of `before`, whatever the kind of that call. `first` is in seconds.
     """
     tries = before.tries + 1 if before is not None else 1
-    return CallFailure(message, now + timedelta(seconds=backoff(tries, FIRST_WAIT, jitter)), tries, call)
+    return CallFailure(message, now + timedelta(seconds=backoff(tries, first, jitter)), tries, call)
 
 
 LOOKS = 5

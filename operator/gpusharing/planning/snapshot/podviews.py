@@ -198,10 +198,10 @@ class EvictionMemory:
     next_try: datetime
     since: datetime
     """When this response first came in the present unbroken series."""
+    asked_at: datetime
+    """When the eviction was last requested."""
     tries: int = 1
     """How often it came in that series."""
-    asked_at: datetime | None = None
-    """When the eviction was last requested, or None if the time is unknown but long ago."""
 
 
 @value

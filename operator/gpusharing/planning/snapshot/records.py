@@ -79,8 +79,6 @@ class Fence:
     """Keys of the labels and annotations that we set for others and remove again (docs/design/drain.md#c6)."""
     disruption: DisruptionClass
     """The worst class of disruption of the change so far. It never gets better."""
-    from_layout: str
-    """How the GPUs were divided when the fence was written, for people."""
     to_layout: str
     """The layout that the change or, after the PNR, the current run leads to, for people."""
     stage: Literal["fenced", "yielded", "actuating"]
