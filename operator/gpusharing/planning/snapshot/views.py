@@ -130,6 +130,15 @@ class NodeView:
         """
         return bool(self.foreign) and not self.foreign_queued
 
+    def keeps_off(self, operand: str) -> bool:
+        """Whether a deploy label keeps this operand of NVIDIA off the node; a pause does not count, because it ends.
+
+        The labels are node selectors of DaemonSets, which require `true`, but that of `operands` is not. The GPU
+        Operator sets an empty value to `true` (docs/design/nvidia.md#d2).
+        """
+        value = self.held_off.get(LABEL_DEPLOY_PREFIX + operand, "")
+        return value == "false" if operand == "operands" else bool(value) and "paused-for-" not in value
+
 
 @value
 class CardView:

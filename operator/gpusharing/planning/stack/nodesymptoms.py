@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from gpusharing.api import names
+from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.drivers import find_driver_flaw
 from gpusharing.planning.snapshot.views import NodeView, PlanSettings
 from gpusharing.planning.stack.installationviews import InstallationView, Symptom, Topic, error, warning
@@ -12,13 +14,16 @@ from gpusharing.planning.stack.plugins import GKE, explain_plugin, has_gpu_label
 from gpusharing.planning.stack.requirements import (
     DEPLOY_NEEDED,
     SANDBOX_DEFAULT,
-    is_switched_off,
+    STARTS_MANAGER,
+    switch_on,
+    tell_kept_off,
+    without_label,
     workload_of,
 )
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.assess import find_owners
-from gpusharing.planning.wanted.ownership import selects_node
+from gpusharing.planning.wanted.ownership import Owners, find_contenders, selects_node
 from gpusharing.planning.wanted.pluginconfig import find_flaws
 
 LABEL_DRIVER = "nvidia.com/cuda.driver-version.full"
@@ -40,10 +45,11 @@ def find_node_symptoms(
         (node for node in view.nodes if node.fence is None and not node.fence_error),
         key=lambda node: node.name,
     )
-    selectors = view.selectors
-    selected = {node.name for node in nodes if any(selects_node(row, node.labels) for row in selectors or ())}
+    selectors, unfenced = view.selectors, {node.name for node in nodes}
+    selected = {node.name for node in view.nodes if any(selects_node(row, node.labels) for row in selectors or ())}
     # Nodes that the operator would change if nothing were wrong with them.
-    concerned = [node for node in nodes if has_gpu_label(node) and (selectors is None or node.name in selected)]
+    concerned = [one for one in view.nodes if has_gpu_label(one) and (selectors is None or one.name in selected)]
+    concerned.sort(key=lambda node: node.name)
     # Where a policy selects the node, the operator writes the label, and reports a wrong name in the policy.
     entryless = [
         node
@@ -53,7 +59,7 @@ def find_node_symptoms(
     ]
     return (
         *_find_unknown_configs(nodes, view),
-        *_find_blocking(concerned, view),
+        *_find_blocking([node for node in concerned if node.name in unfenced], view),
         *_find_mig_symptoms(nodes, entryless, mig_entries, view),
         *_find_unsafe_drivers(nodes, view.place),
     )
@@ -101,23 +107,40 @@ def _find_blocking(nodes: Sequence[NodeView], view: InstallationView) -> Iterato
     # Where another device plugin serves a node, an admin may have switched NVIDIA's programs off on purpose.
     ours = [node for node in nodes if not node.other_plugin]
     for operand, label in DEPLOY_NEEDED.items():
-        if odd := [node for node in ours if is_switched_off(operand, node.labels.get(label, ""))]:
-            # Only the label of all operands also starts mig-manager.
-            among = {node.name for node in odd if operand == "operands"}
-            changes = [change for change in start_changes_of(view) if change.node in among] if among else []
-            remove = after_labels(f"kubectl label node {_all(odd)} {label}-", changes)
+        odd = [node for node in ours if node.keeps_off(operand)]
+        if operand == "mig-manager":
+            odd = _find_waiting_for_mig(odd, view)
+        if odd:
+            started = replace(view, nodes=tuple(without_label(node, label) for node in odd))
+            changes = start_changes_of(started) if operand in STARTS_MANAGER else ()
+            command = after_labels(f"kubectl label node {_all(odd)} {switch_on(label)}", changes)
             message = (
-                f"{label} of {some([node.name for node in odd])} is {odd[0].labels[label]}, so components of the"
-                " GPU Operator that every change needs do not run there, and policies have no effect there."
-                f" Remove the label, or exclude the node with the policy's nodeSelector{tell_changes(changes)}"
+                f"{label} of {some([node.name for node in odd])} is {odd[0].labels[label]}, so"
+                f" {tell_kept_off(operand, 'there')}. Correct the label, or exclude the node with the policy's"
+                f" nodeSelector{tell_changes(changes)}"
             )
-            yield report(Topic.NODES, "OperandsDisabled", message, _mend(view, label, remove or SHOW_LABELS))
+            yield report(Topic.NODES, "OperandsDisabled", message, _mend(view, label, command or SHOW_LABELS))
     owners = {node.name: find_owners(node) for node in nodes}
     for label, owner in dict.fromkeys(pair for labels in owners.values() for pair in labels.items()):
         alike = [name for name, labels in owners.items() if labels.get(label) == owner]
         message = f"the operator does not change label {label} on {some(alike)}: {owner}"
         command = f"kubectl get node {alike[0]} -o yaml --show-managed-fields"
         yield warning(Topic.NODES, "LabelOwnedElsewhere", message, command)
+
+
+def _find_waiting_for_mig(nodes: Iterable[NodeView], view: InstallationView) -> list[NodeView]:
+    """Return those of these nodes whose policy wants MIG, or whole GPUs of GPUs that have MIG on."""
+    if view.stack.by_dra and view.stack.cluster_policy is None:  # no deploy label chooses its nodes (d.3)
+        return []
+    owners = Owners(find_contenders(view.policies))
+    specs = {policy.name: policy.spec for policy in view.policies}
+
+    def waits(node: NodeView) -> bool:
+        spec, gpunode = specs.get(owners.owner(node)), view.gpunodes.get(node.name)
+        gpus = gpunode.observed.hardware.kinds if gpunode is not None and gpunode.observed is not None else ()
+        return spec is not None and (spec.mode is Mode.MIG or any(gpu.mig_enabled for gpu in gpus))
+
+    return [node for node in nodes if waits(node)]
 
 
 def _mend(view: InstallationView, label: str, command: str) -> str:

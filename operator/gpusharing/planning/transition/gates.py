@@ -3,7 +3,7 @@
 A node that waits for a gate is not touched, and in particular not cordoned.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from itertools import chain
@@ -12,11 +12,12 @@ from typing import TypeAlias
 from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.drivers import find_driver_flaw, find_hanging
+from gpusharing.planning.snapshot.nvidia import StartChange
+from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack.mig import find_start_changes
 from gpusharing.planning.stack.mps import explain_repair
 from gpusharing.planning.stack.plugins import explain_plugin
 from gpusharing.planning.stack.requirements import (
-    DEPLOY_NEEDED,
     find_bare_host,
     find_disabled,
     find_other_workload,
@@ -147,13 +148,26 @@ def service_gates(case: NodeCase) -> Iterator[Gate]:
     yield Reason.WORKLOAD_CONFIG, find_other_workload(node, policy)
     gpunodes = {} if case.gpunode is None else {node.name: case.gpunode}
     agents = {node.name} if case.agent_ready else set[str]()
-    starts = DEPLOY_NEEDED["operands"] in node.held_off
-    changes = find_start_changes({node.name: node}, gpunodes, case.stack, agents) if starts else ()
-    yield Reason.OPERANDS_DISABLED, find_disabled(node, case.actuator, policy, changes)
+
+    def start(node: NodeView) -> Sequence[StartChange]:
+        return find_start_changes({node.name: node}, gpunodes, case.stack, agents)
+
+    needs = case.actuator.needs
+    if node.keeps_off("mig-manager") and not _needs_mig_manager(case):
+        needs -= {"mig-manager"}
+    yield Reason.OPERANDS_DISABLED, find_disabled(node, needs, policy, start)
     words = case.observed.error if case.observed and case.agent_ready else ""
     if case.agent_trouble is not None:
         words = case.agent_trouble.message
     yield Reason.DRIVER_DISABLED, find_bare_host(node, words, policy)
+
+
+def _needs_mig_manager(case: NodeCase) -> bool:
+    if case.stack.by_dra and case.stack.cluster_policy is None:  # no deploy label chooses its nodes (d.3)
+        return False
+    if (assessed := case.assessed) is None:
+        return case.spec is not None and case.spec.mode is Mode.MIG
+    return any(case.actuator.needs_mig_manager(case, target) for target in (assessed.goal, assessed.target))
 
 
 def target_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:

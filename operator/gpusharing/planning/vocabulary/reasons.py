@@ -157,8 +157,9 @@ class Reason(StrEnum):
         "Update the driver to the version in the message. To accept the risk instead, set the chart value "
         "operator.refuseUnsafeDrivers to false.")
     OPERANDS_DISABLED = (("OperandsDisabled", "Node", _PERSON, "node"),
-        "An nvidia.com/gpu.deploy.* label keeps the device plugin or GPU Feature Discovery off the node, so a change "
-        "could neither take effect nor be proven. The operator does not start one.",
+        "An nvidia.com/gpu.deploy.* label keeps the device plugin or GPU Feature Discovery off the node, or mig-manager "
+        "although MIG has to be changed there. A change could neither take effect nor be proven, so the operator does "
+        "not start one.",
         "Run the command in the message if the node should serve GPUs, or narrow the node selector.")
     FOREIGN_DEVICE_PLUGIN = (("ForeignDevicePlugin", "Node", _PERSON, "foreign"),
         "A device plugin from HAMi, Volcano or a cloud provider serves the node's GPUs. It ignores the labels that "
