@@ -127,6 +127,8 @@ ACCEPTED = replace(SETTINGS, refuse_unsafe_drivers=False)
 PAUSED = make_policy(rollout={"paused": True})
 MIG_FILE = make_stack(MIXED).mig_file
 NO_MANAGER = {DEPLOY + "mig-manager": "false"}
+UPGRADE_FAILED = {names.LABEL_UPGRADE_STATE: names.UPGRADE_FAILED}
+UPGRADE = {"foreign": "NVIDIA driver upgrade", "foreign_waits": True}
 CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
     "a person wants it skipped": (
         make_case(MIXED, labels={names.LABEL_SKIP: "true"}, node={"ready": False}), Reason.SKIP_LABEL, None),
@@ -141,6 +143,13 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
     "the node is being deleted": (make_case(MIXED, node={"deleting": True}), Reason.NODE_NOT_READY, None),
     "the node is not Ready": (make_case(MIXED, node={"ready": False}), Reason.NODE_NOT_READY, None),
     "somebody else maintains it": (make_case(MIXED, node={"foreign": "kured"}), Reason.FOREIGN_MAINTENANCE, None),
+    "NVIDIA's driver upgrade failed there": (
+        make_case(MIXED, labels=UPGRADE_FAILED, node=UPGRADE), Reason.DRIVER_UPGRADE_FAILED, None),
+    "it failed and its NodeMaintenance is still there": (
+        make_case(MIXED, labels=UPGRADE_FAILED, node={"foreign": "NVIDIA NodeMaintenance a/b"}),
+        Reason.DRIVER_UPGRADE_FAILED, None),
+    "it failed and somebody else works there now": (
+        make_case(MIXED, labels=UPGRADE_FAILED, node={"foreign": "kured reboot"}), Reason.FOREIGN_MAINTENANCE, None),
     "somebody cordoned it": (make_case(MIXED, node={"unschedulable": True}), Reason.ALREADY_CORDONED, None),
     "an admin switched the device plugin off": (
         make_case(MIXED, labels={DEPLOY + "device-plugin": "false"}), Reason.OPERANDS_DISABLED, None),

@@ -62,7 +62,7 @@ def is_for_a_person(member: Member) -> bool:
     The kubelet of a node that is not Ready may report again by itself.
     """
     node, verdict = member.node, member.verdict
-    if verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD:
+    if verdict.phase is Phase.FAILED or verdict.reason in (Reason.DRAIN_HELD, Reason.DRIVER_UPGRADE_FAILED):
         return True
     return node.fence is None and node.ready and not node.deleting
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, tzinfo
 from functools import cached_property, lru_cache
 from typing import Literal
 
-from gpusharing.api.names import LABEL_DEPLOY_PREFIX, Mode
+from gpusharing.api.names import LABEL_DEPLOY_PREFIX, LABEL_UPGRADE_STATE, UPGRADE_FAILED, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.settingtypes import Count, Guard, Labels, Namespaces, Period, Seconds, Switch
 from gpusharing.api.validation import Problem
@@ -129,6 +129,15 @@ class NodeView:
         See docs/design/drain.md#c4.
         """
         return bool(self.foreign) and not self.foreign_queued
+
+    @property
+    def upgrade_failed(self) -> bool:
+        """Whether NVIDIA's driver upgrade waits for a person after a failure, and nobody else works on the node.
+
+        A NodeMaintenance that the upgrade asked for stays meanwhile (docs/design/nvidia.md#d4).
+        """
+        failed = self.labels.get(LABEL_UPGRADE_STATE) == UPGRADE_FAILED
+        return failed and (self.foreign_waits or self.foreign.startswith("NVIDIA NodeMaintenance"))
 
     def keeps_off(self, operand: str) -> bool:
         """Whether a deploy label keeps this operand of NVIDIA off the node; a pause does not count, because it ends.

@@ -8,6 +8,7 @@ from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.drivers import find_driver_flaw
 from gpusharing.planning.snapshot.views import NodeView, PlanSettings
+from gpusharing.planning.stack.driverupgrade import explain_failed_upgrades
 from gpusharing.planning.stack.installationviews import InstallationView, Symptom, Topic, error, warning
 from gpusharing.planning.stack.mig import SHOW_LABELS, after_labels, start_changes_of, tell_changes
 from gpusharing.planning.stack.plugins import GKE, explain_plugin, has_gpu_label
@@ -21,6 +22,7 @@ from gpusharing.planning.stack.requirements import (
     workload_of,
 )
 from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.assess import find_owners
 from gpusharing.planning.wanted.ownership import Owners, find_contenders, selects_node
@@ -60,6 +62,7 @@ def find_node_symptoms(
     return (
         *_find_unknown_configs(nodes, view),
         *_find_blocking([node for node in concerned if node.name in unfenced], view),
+        *_find_failed_upgrades(concerned, view),
         *_find_mig_symptoms(nodes, entryless, mig_entries, view),
         *_find_unsafe_drivers(nodes, view.place),
     )
@@ -126,6 +129,13 @@ def _find_blocking(nodes: Sequence[NodeView], view: InstallationView) -> Iterato
         message = f"the operator does not change label {label} on {some(alike)}: {owner}"
         command = f"kubectl get node {alike[0]} -o yaml --show-managed-fields"
         yield warning(Topic.NODES, "LabelOwnedElsewhere", message, command)
+
+
+def _find_failed_upgrades(nodes: Iterable[NodeView], view: InstallationView) -> Iterator[Symptom]:
+    report = warning if view.selectors is None else error
+    failed = [node for node in nodes if node.upgrade_failed]
+    for message, command in explain_failed_upgrades(failed, view.followed_policy):
+        yield report(Topic.NODES, str(Reason.DRIVER_UPGRADE_FAILED), message, command)
 
 
 def _find_waiting_for_mig(nodes: Iterable[NodeView], view: InstallationView) -> list[NodeView]:

@@ -14,6 +14,7 @@ from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.drivers import find_driver_flaw, find_hanging
 from gpusharing.planning.snapshot.nvidia import StartChange
 from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.stack.driverupgrade import explain_failed_upgrade
 from gpusharing.planning.stack.mig import find_start_changes
 from gpusharing.planning.stack.mps import explain_repair
 from gpusharing.planning.stack.plugins import explain_plugin
@@ -79,6 +80,8 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
         yield Reason.NODE_NOT_READY, f"{name} is being deleted"
     if not node.ready:
         yield Reason.NODE_NOT_READY, f"{name} is not Ready"
+    if node.upgrade_failed:
+        yield Reason.DRIVER_UPGRADE_FAILED, explain_failed_upgrade(node, case.stack.cluster_policy)
     if node.foreign:
         yield Reason.FOREIGN_MAINTENANCE, f"{tell_foreign(node)}; waiting until it has finished"
     if node.unschedulable:
