@@ -15,6 +15,7 @@ from hack.sim.settings import SimSettings
 
 OPERANDS = ("device-plugin", "gpu-feature-discovery", "dcgm-exporter", "dcgm", "operator-validator")
 LABEL_DEPLOY_MIG_MANAGER = f"{LABEL_DEPLOY_PREFIX}mig-manager"
+LABEL_DEPLOY_OPERANDS = f"{LABEL_DEPLOY_PREFIX}operands"
 CONTAINER = "container"
 _SWITCHED = {
     "devicePlugin": ("device-plugin", "mps-control-daemon"),
@@ -99,7 +100,8 @@ def operator_labels(labels: Mapping[str, str], policy: ClusterPolicy, *, mig_cap
     """Return the GPU Operator's changes to a node: it sets each of its labels that is missing or empty (d.2)."""
     if policy.plain:
         return {}
-    if policy.sandboxes and (labels.get(LABEL_WORKLOAD_CONFIG) or policy.workload) != CONTAINER:
+    off = labels.get(LABEL_DEPLOY_OPERANDS) == "false"
+    if off or (policy.sandboxes and (labels.get(LABEL_WORKLOAD_CONFIG) or policy.workload) != CONTAINER):
         ours = (LABEL_DEPLOY_MIG_MANAGER, *(f"{LABEL_DEPLOY_PREFIX}{operand}" for operand in OPERANDS))
         return {LABEL_GPU_PRESENT: "true", **{key: None for key in ours if key in labels}}
     wanted = {LABEL_GPU_PRESENT: "true"}

@@ -19,7 +19,7 @@ from gpusharing.kube.errors import AlreadyExists
 from gpusharing.planning.gpus.cards import bare_product, find_card
 from hack.sim.dra import KubeletPlugin
 from hack.sim.gpu import SimulatedGPUs
-from hack.sim.gpuoperator import operator_labels
+from hack.sim.gpuoperator import LABEL_DEPLOY_OPERANDS, operator_labels
 from hack.sim.migmanager import MigManager, MigManagerFaults
 from hack.sim.migparted import generated
 from hack.sim.mps import MpsDaemon
@@ -210,7 +210,8 @@ class SimNode:
         return task
 
     def _labels_changed(self, before: Labels, after: Labels) -> None:
-        if _differ(before, after, LABEL_GPU_PRESENT, LABEL_WORKLOAD_CONFIG):
+        # Not the deploy label of one operand (GO v26.7.0 controllers/nodelabeling_controller.go, getNodeLabelUpdateReasons).
+        if _differ(before, after, LABEL_GPU_PRESENT, LABEL_WORKLOAD_CONFIG, LABEL_DEPLOY_OPERANDS):
             self._spawn(self._operator_labels())
         if _differ(before, after, LABEL_PLUGIN_CONFIG, *_DEPLOY):
             self._wake_operands()

@@ -72,7 +72,7 @@ OFF = {f"{DEPLOY}device-plugin": "false"}
         pytest.param(
             OFF,
             "OperandsDisabled",
-            f"kubectl label node gpu-1 {DEPLOY}device-plugin-",
+            f"kubectl label node gpu-1 --overwrite {DEPLOY}device-plugin=true",
             id="no device plugin",
         ),
         pytest.param(
@@ -84,7 +84,7 @@ OFF = {f"{DEPLOY}device-plugin": "false"}
         pytest.param(
             {f"{DEPLOY}gpu-feature-discovery": "no"},
             "OperandsDisabled",
-            f"kubectl label node gpu-1 {DEPLOY}gpu-feature-discovery-",
+            f"kubectl label node gpu-1 --overwrite {DEPLOY}gpu-feature-discovery=true",
             id="another word than true",
         ),
     ],
@@ -155,7 +155,7 @@ def test_a_label_is_taken_off_only_where_it_is_wrong() -> None:
     commands = {one.command for one in told(nodes)}
     assert commands == {
         f"kubectl label node gpu-1 {DEPLOY}operands-",
-        f"kubectl label node gpu-2 {DEPLOY}device-plugin-",
+        f"kubectl label node gpu-2 --overwrite {DEPLOY}device-plugin=true",
     }
 
 

@@ -28,8 +28,8 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
     "without the device plugin": (
         {"labels": {"nvidia.com/gpu.deploy.device-plugin": "false"}},
         "nvidia.com/gpu.deploy.device-plugin of c-2 is false, so components of the GPU Operator that every change"
-        " needs do not run there, and policies have no effect there. Remove the label, or exclude the node with the"
-        " policy's nodeSelector. Run: kubectl label node c-2 nvidia.com/gpu.deploy.device-plugin-",
+        " needs do not run there. Correct the label, or exclude the node with the"
+        " policy's nodeSelector. Run: kubectl label node c-2 --overwrite nvidia.com/gpu.deploy.device-plugin=true",
     ),
 }  # fmt: skip
 

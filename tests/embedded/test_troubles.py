@@ -182,15 +182,15 @@ async def test_all_disabled_over_our_label_in_the_middle_of_a_change_is_put_righ
 async def test_without_a_mig_manager_pod_no_mig_change_starts() -> None:
     async with open_scene(*nodes(1)) as scene:
         await asyncio.sleep(10)
-        scene.person("gpu-1", {"metadata": {"labels": {f"{names.LABEL_DEPLOY_PREFIX}mig-manager": "false"}}})
         pod = scene.e.cluster.objects(PODS, namespace="gpu-operator")[0]["metadata"]["name"]
-        scene.e.cluster.delete(PODS, pod, "gpu-operator")
-        await asyncio.sleep(40)
+        unready: JSON = {"status": {"conditions": [{"type": "Ready", "status": "False"}]}}
+        scene.e.cluster.patch(PODS, pod, unready, "gpu-operator", "status")
         scene.apply(MIXED)
         await scene.reason("gpu-1", "ActuatorMissing")
         await asyncio.sleep(200)
         assert scene.node_writes()["gpu-1"] == 0
-        scene.person("gpu-1", {"metadata": {"labels": {f"{names.LABEL_DEPLOY_PREFIX}mig-manager": "true"}}})
+        ready: JSON = {"status": {"conditions": [{"type": "Ready", "status": "True"}]}}
+        scene.e.cluster.patch(PODS, pod, ready, "gpu-operator", "status")
         await scene.ready()
 
 
@@ -198,16 +198,16 @@ async def test_without_a_mig_manager_pod_no_mig_change_starts() -> None:
 
 
 SWITCHED_OFF = {
-    "the device plugin": ("nvidia.com/gpu.deploy.device-plugin", "false", "OperandsDisabled"),
-    "all operands": ("nvidia.com/gpu.deploy.operands", "false", "OperandsDisabled"),
-    "containers": ("nvidia.com/gpu.workload.config", "vm-passthrough", "WorkloadConfig"),
+    "the device plugin": ("nvidia.com/gpu.deploy.device-plugin", "false", "true", "OperandsDisabled"),
+    "all operands": ("nvidia.com/gpu.deploy.operands", "false", None, "OperandsDisabled"),
+    "containers": ("nvidia.com/gpu.workload.config", "vm-passthrough", None, "WorkloadConfig"),
 }
 
 
-@pytest.mark.parametrize(("label", "value", "reason"), SWITCHED_OFF.values(), ids=SWITCHED_OFF.keys())
+@pytest.mark.parametrize(("label", "value", "right", "reason"), SWITCHED_OFF.values(), ids=SWITCHED_OFF.keys())
 @virtually
 async def test_a_node_that_nvidias_operands_do_not_serve_is_left_alone_until_they_do(
-    label: str, value: str, reason: str
+    label: str, value: str, right: str | None, reason: str
 ) -> None:
     async with open_scene(*nodes(2)) as scene:
         scene.apply(FULL)
@@ -219,7 +219,7 @@ async def test_a_node_that_nvidias_operands_do_not_serve_is_left_alone_until_the
         assert label in transition["message"]
         await scene.phase("gpu-2", "Synced")
         assert scene.node_writes(mark)["gpu-1"] == 0
-        scene.person("gpu-1", {"metadata": {"labels": {label: None}}})
+        scene.person("gpu-1", {"metadata": {"labels": {label: right}}})
         await scene.ready()
 
 

@@ -12,6 +12,7 @@ from hack.cluster.controlplane import ControlPlane
 
 from gpusharing.kube.convert import cluster_policy_view
 from gpusharing.planning.snapshot.nvidia import ClusterPolicyView
+from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.stack.installationviews import kubectl_patch
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG, mig_pointer, plugin_pointer
 from gpusharing.planning.stack.requirements import READ as READ_BY_THE_TABLE
@@ -113,7 +114,7 @@ def test_each_field_that_we_read_is_read_when_it_is_there_and_when_it_is_not(api
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
 def test_what_the_crd_makes_of_an_empty_block_is_no_value_of_somebody_else(api: Api, version: CRDVersion) -> None:
     found = stored(api, version, {"spec.migManager.config.default": "all-disabled"})
-    pointer = mig_pointer(cluster_policy_view(found), "ours")
+    pointer = mig_pointer(cluster_policy_view(found), PlanSettings(mig_config_map="ours"))
     assert pointer.now == (default_of(version, "spec.migManager.config.name") or "")
     assert pointer.now in ("", UPSTREAM_MIG_CONFIG)
     assert pointer.is_free
@@ -133,7 +134,8 @@ def test_the_commands_for_the_pointers_fit_the_schema_and_do_what_they_say(api: 
     api.create(path, manifest(version, {"spec.devicePlugin.config.default": "theirs"}))
     try:
         view = cluster_policy_view(api.get(f"{path}/gpus"))
-        for pointer in (plugin_pointer(view, "our-plugin", ()), mig_pointer(view, "our-mig")):
+        settings = PlanSettings(plugin_config_map="our-plugin", mig_config_map="our-mig")
+        for pointer in (plugin_pointer(view, settings, ()), mig_pointer(view, settings)):
             body = json.loads(shlex.split(kubectl_patch("gpus", pointer.patch))[-1])
             api.request("PATCH", f"{path}/gpus", body, MERGE_PATCH, fieldValidation="Strict")
         now: ClusterPolicyView = cluster_policy_view(api.get(f"{path}/gpus"))

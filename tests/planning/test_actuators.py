@@ -150,11 +150,16 @@ def test_an_invented_actuator_carries_a_change_from_candidate_to_release() -> No
     assert played.node.labels == labels, "NVIDIA's labels still say what they said before"
 
 
-@pytest.mark.parametrize("operand", ["device-plugin", "gpu-feature-discovery"])
+def nothing(change: Change) -> tuple[()]:
+    """What the change would take from a node."""
+    return ()
+
+
+@pytest.mark.parametrize("operand", ["device-plugin", "gpu-feature-discovery", "mig-manager"])
 def test_a_program_that_the_actuator_does_not_need_may_be_kept_off_a_node(operand: str) -> None:
     node = make_node(labels={f"{names.LABEL_DEPLOY_PREFIX}{operand}": "false"})
-    assert find_disabled(node, LABELS, None).startswith(f"nvidia.com/gpu.deploy.{operand} is false")
-    assert find_disabled(node, INVENTED, None) == ""
+    assert find_disabled(node, LABELS.needs, None, nothing).startswith(f"nvidia.com/gpu.deploy.{operand} is false")
+    assert find_disabled(node, INVENTED.needs, None, nothing) == ""
 
 
 def test_what_an_actuator_needs_are_rows_of_the_table() -> None:

@@ -126,6 +126,9 @@ NAMED = replace(SETTINGS, unsafe_drivers=("570",))
 ACCEPTED = replace(SETTINGS, refuse_unsafe_drivers=False)
 PAUSED = make_policy(rollout={"paused": True})
 MIG_FILE = make_stack(MIXED).mig_file
+NO_MANAGER = {DEPLOY + "mig-manager": "false"}
+UPGRADE_FAILED = {names.LABEL_UPGRADE_STATE: names.UPGRADE_FAILED}
+UPGRADE = {"foreign": "NVIDIA driver upgrade", "foreign_waits": True}
 CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
     "a person wants it skipped": (
         make_case(MIXED, labels={names.LABEL_SKIP: "true"}, node={"ready": False}), Reason.SKIP_LABEL, None),
@@ -140,6 +143,13 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
     "the node is being deleted": (make_case(MIXED, node={"deleting": True}), Reason.NODE_NOT_READY, None),
     "the node is not Ready": (make_case(MIXED, node={"ready": False}), Reason.NODE_NOT_READY, None),
     "somebody else maintains it": (make_case(MIXED, node={"foreign": "kured"}), Reason.FOREIGN_MAINTENANCE, None),
+    "NVIDIA's driver upgrade failed there": (
+        make_case(MIXED, labels=UPGRADE_FAILED, node=UPGRADE), Reason.DRIVER_UPGRADE_FAILED, None),
+    "it failed and its NodeMaintenance is still there": (
+        make_case(MIXED, labels=UPGRADE_FAILED, node={"foreign": "NVIDIA NodeMaintenance a/b"}),
+        Reason.DRIVER_UPGRADE_FAILED, None),
+    "it failed and somebody else works there now": (
+        make_case(MIXED, labels=UPGRADE_FAILED, node={"foreign": "kured reboot"}), Reason.FOREIGN_MAINTENANCE, None),
     "somebody cordoned it": (make_case(MIXED, node={"unschedulable": True}), Reason.ALREADY_CORDONED, None),
     "an admin switched the device plugin off": (
         make_case(MIXED, labels={DEPLOY + "device-plugin": "false"}), Reason.OPERANDS_DISABLED, None),
@@ -149,6 +159,14 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
         make_case(MIXED, labels={DEPLOY + "gpu-feature-discovery": "false"}), Reason.OPERANDS_DISABLED, None),
     "an admin switched all operands off": (
         make_case(MIXED, labels={DEPLOY + "operands": "false"}), Reason.OPERANDS_DISABLED, None),
+    "an admin switched mig-manager off, and MIG has to be set up": (
+        make_case(MIXED, labels=NO_MANAGER), Reason.OPERANDS_DISABLED, None),
+    "an admin switched mig-manager off, and MIG has to go": (
+        make_case(SLICED, was=MIXED, labels=NO_MANAGER), Reason.OPERANDS_DISABLED, None),
+    "an admin switched mig-manager off, and MIG comes after MPS, in the second step": (
+        make_case(MIXED, was=MPS, labels=NO_MANAGER), Reason.OPERANDS_DISABLED, None),
+    "an admin switched mig-manager off, and nobody has read the GPUs": (
+        make_case(MIXED, labels=NO_MANAGER, agent_ready=False), Reason.OPERANDS_DISABLED, None),
     "another device plugin serves it, for which an admin switched NVIDIA's off": (
         SERVED_BY_HAMI, Reason.FOREIGN_DEVICE_PLUGIN, None),
     "the GPUs are passed through to virtual machines": (
@@ -324,6 +342,8 @@ def test_what_would_mend_a_node_that_the_device_plugin_left_is_told() -> None:
 
 OPEN: dict[str, NodeCase] = {
     "nothing is in the way": make_case(MIXED),
+    "mig-manager is switched off, and the GPUs stay whole": make_case(SLICED, labels=NO_MANAGER, operand=None),
+    "mig-manager is switched off, and MPS has no need of it": make_case(MPS, labels=NO_MANAGER, operand=None),
     "the label for skipping is false": make_case(MIXED, labels={names.LABEL_SKIP: "false"}),
     "the label for skipping is empty": make_case(MIXED, labels={names.LABEL_SKIP: ""}),
     "MPS serves the GPU still": exclusive(SLICED, was=MPS),

@@ -227,7 +227,7 @@ WORDS: dict[Callable[[World], None], str] = {
     unserved: f"{RULE} is not in place (403)",
     rebooting_now: "all pods must leave, because the change reboots the node",
     held: "annotation gpusharing.dev/hold-cordon asks for a cordon",
-    maintained: "kured is working on the node",
+    maintained: "kured is working on gpu-1",
 }
 
 

@@ -94,7 +94,8 @@ LABEL_MPS_CAPABLE = "nvidia.com/mps.capable"
 LABEL_GFD_TIMESTAMP = "nvidia.com/gfd.timestamp"
 LABEL_WORKLOAD_CONFIG = "nvidia.com/gpu.workload.config"
 LABEL_UPGRADE_STATE = "nvidia.com/gpu-driver-upgrade-state"
-UPGRADE_LASTING = frozenset({"upgrade-required", "upgrade-failed"})
+UPGRADE_REQUIRED, UPGRADE_FAILED = "upgrade-required", "upgrade-failed"
+UPGRADE_LASTING = frozenset({UPGRADE_REQUIRED, UPGRADE_FAILED})
 """Values of LABEL_UPGRADE_STATE that may last for weeks, during which no driver is unloaded (k8s-operator-libs
 pkg/upgrade/consts.go at 11e747a; docs/design/nvidia.md#d4)."""
 LABEL_UPGRADE_SKIP = "nvidia.com/gpu-driver-upgrade.skip"

@@ -178,7 +178,7 @@ def _find_known(labels: Mapping[str, str], annotations: Mapping[str, str]) -> It
     # says when its upgrade begins. A node whose upgrade has failed keeps its cordon until its driver pod runs
     # (ProcessUpgradeFailedNodes).
     if state not in ("", "upgrade-done"):
-        queued = state in ("upgrade-required", "node-maintenance-required")
+        queued = state in (names.UPGRADE_REQUIRED, "node-maintenance-required")
         yield Maintenance("NVIDIA driver upgrade", queued or state in names.UPGRADE_LASTING, queued)
     if "weave.works/kured-reboot-in-progress" in annotations:
         yield Maintenance("kured reboot")

@@ -58,7 +58,7 @@ def _why(member: Member) -> str:
 def is_for_a_person(member: Member) -> bool:
     """Whether only a person, or somebody else's maintenance, can free the slot. A kubelet may return by itself."""
     node, verdict = member.node, member.verdict
-    if verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD:
+    if verdict.phase is Phase.FAILED or verdict.reason in (Reason.DRAIN_HELD, Reason.DRIVER_UPGRADE_FAILED):
         return True
     return node.fence is None and node.ready and not node.deleting
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, tzinfo
 from functools import cached_property, lru_cache
 from typing import Literal
 
-from gpusharing.api.names import LABEL_DEPLOY_PREFIX
+from gpusharing.api.names import LABEL_DEPLOY_PREFIX, LABEL_UPGRADE_STATE, UPGRADE_FAILED
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.settingtypes import Count, Guard, Labels, Namespaces, Period, Seconds, Switch
 from gpusharing.api.validation import Problem
@@ -107,6 +107,24 @@ class NodeView:
     def foreign_works(self) -> bool:
         """Whether somebody else may work on the node, or may have stopped halfway (docs/design/drain.md#c4)."""
         return bool(self.foreign) and not self.foreign_queued
+
+    @property
+    def upgrade_failed(self) -> bool:
+        """Whether NVIDIA's driver upgrade waits for a person after a failure, and nobody else works on the node.
+
+        A NodeMaintenance that the upgrade asked for stays meanwhile (docs/design/nvidia.md#d4).
+        """
+        failed = self.labels.get(LABEL_UPGRADE_STATE) == UPGRADE_FAILED
+        return failed and (self.foreign_waits or self.foreign.startswith("NVIDIA NodeMaintenance"))
+
+    def keeps_off(self, operand: str) -> bool:
+        """Whether a deploy label keeps this operand of NVIDIA off the node; a pause does not count, because it ends.
+
+        The labels are node selectors of DaemonSets, which require `true`, but that of `operands` is not. The GPU
+        Operator sets an empty value to `true` (docs/design/nvidia.md#d2).
+        """
+        value = self.held_off.get(LABEL_DEPLOY_PREFIX + operand, "")
+        return value == "false" if operand == "operands" else bool(value) and "paused-for-" not in value
 
 
 @value

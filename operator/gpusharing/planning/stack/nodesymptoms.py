@@ -4,22 +4,27 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from gpusharing.api import names
+from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.drivers import find_driver_flaw
 from gpusharing.planning.snapshot.nvidia import Change
 from gpusharing.planning.snapshot.views import NodeView, PlanSettings
+from gpusharing.planning.stack.driverupgrade import explain_failed_upgrades
 from gpusharing.planning.stack.effects import MIG_MANAGER, SHOW_LABELS, after_labels, tell_effects
 from gpusharing.planning.stack.installationviews import InstallationView, Symptom, Topic, error, warning
 from gpusharing.planning.stack.plugins import GKE, explain_plugin, has_gpu_label
 from gpusharing.planning.stack.requirements import (
     DEPLOY_NEEDED,
     SANDBOX_DEFAULT,
-    is_switched_off,
+    switch_on,
+    tell_kept_off,
+    tell_switch,
     workload_of,
 )
 from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.assess import find_owners
-from gpusharing.planning.wanted.ownership import selects_node
+from gpusharing.planning.wanted.ownership import Owners, find_contenders, selects_node
 from gpusharing.planning.wanted.pluginconfig import find_flaws
 
 LABEL_DRIVER = "nvidia.com/cuda.driver-version.full"
@@ -41,10 +46,11 @@ def find_node_symptoms(
         (node for node in view.nodes if node.fence is None and not node.fence_error),
         key=lambda node: node.name,
     )
-    selectors = view.selectors
-    selected = {node.name for node in nodes if any(selects_node(row, node.labels) for row in selectors or ())}
+    selectors, unfenced = view.selectors, {node.name for node in nodes}
+    selected = {node.name for node in view.nodes if any(selects_node(row, node.labels) for row in selectors or ())}
     # Nodes that the operator would change if nothing were wrong with them.
-    concerned = [node for node in nodes if has_gpu_label(node) and (selectors is None or node.name in selected)]
+    concerned = [one for one in view.nodes if has_gpu_label(one) and (selectors is None or one.name in selected)]
+    concerned.sort(key=lambda node: node.name)
     # Where a policy selects the node, the operator writes the label, and reports a wrong name in the policy.
     entryless = [
         node
@@ -54,7 +60,8 @@ def find_node_symptoms(
     ]
     return (
         *_find_unknown_configs(nodes, view),
-        *_find_blocking(concerned, view),
+        *_find_blocking([node for node in concerned if node.name in unfenced], view),
+        *_find_failed_upgrades(concerned, view),
         *_find_mig_symptoms(nodes, entryless, mig_entries, view),
         *_find_unsafe_drivers(nodes, view.place),
     )
@@ -104,21 +111,46 @@ def _find_blocking(nodes: Sequence[NodeView], view: InstallationView) -> Iterato
     # Where another device plugin serves a node, an admin may have switched NVIDIA's programs off on purpose.
     ours = [node for node in nodes if not node.other_plugin]
     for operand, label in DEPLOY_NEEDED.items():
-        if odd := [node for node in ours if is_switched_off(operand, node.labels.get(label, ""))]:
-            effects = view.effects(Change(labels=((label, None),), nodes=_names(odd)))
-            remove = after_labels(f"kubectl label node {_all(odd)} {label}-", effects)
+        odd = [node for node in ours if node.keeps_off(operand)]
+        if operand == "mig-manager":
+            odd = _find_waiting_for_mig(odd, view)
+        if odd:
+            effects = view.effects(switch_on(label, _names(odd)))
+            command = after_labels(f"kubectl label node {_all(odd)} {tell_switch(label)}", effects)
             message = (
-                f"{label} of {some([node.name for node in odd])} is {odd[0].labels[label]}, so components of the"
-                " GPU Operator that every change needs do not run there, and policies have no effect there."
-                f" Remove the label, or exclude the node with the policy's nodeSelector{tell_effects(effects)}"
+                f"{label} of {some([node.name for node in odd])} is {odd[0].labels[label]}, so"
+                f" {tell_kept_off(operand, 'there')}. Correct the label, or exclude the node with the policy's"
+                f" nodeSelector{tell_effects(effects)}"
             )
-            yield report(Topic.NODES, "OperandsDisabled", message, _mend(view, label, remove or SHOW_LABELS))
+            yield report(Topic.NODES, "OperandsDisabled", message, _mend(view, label, command or SHOW_LABELS))
     owners = {node.name: find_owners(node) for node in nodes}
     for label, owner in dict.fromkeys(pair for labels in owners.values() for pair in labels.items()):
         alike = [name for name, labels in owners.items() if labels.get(label) == owner]
         message = f"the operator does not change label {label} on {some(alike)}: {owner}"
         command = f"kubectl get node {alike[0]} -o yaml --show-managed-fields"
         yield warning(Topic.NODES, "LabelOwnedElsewhere", message, command)
+
+
+def _find_failed_upgrades(nodes: Iterable[NodeView], view: InstallationView) -> Iterator[Symptom]:
+    report = warning if view.selectors is None else error
+    failed = [node for node in nodes if node.upgrade_failed]
+    for message, command in explain_failed_upgrades(failed, view.followed_policy):
+        yield report(Topic.NODES, str(Reason.DRIVER_UPGRADE_FAILED), message, command)
+
+
+def _find_waiting_for_mig(nodes: Iterable[NodeView], view: InstallationView) -> list[NodeView]:
+    """Return those of these nodes whose policy wants MIG, or whole GPUs of GPUs that have MIG on."""
+    if view.stack.by_dra and view.stack.cluster_policy is None:  # no deploy label chooses its nodes (d.3)
+        return []
+    owners = Owners(find_contenders(view.policies))
+    specs = {policy.name: policy.spec for policy in view.policies}
+
+    def waits(node: NodeView) -> bool:
+        spec, gpunode = specs.get(owners.owner(node)), view.gpunodes.get(node.name)
+        gpus = gpunode.observed.hardware.kinds if gpunode is not None and gpunode.observed is not None else ()
+        return spec is not None and (spec.mode is Mode.MIG or any(gpu.mig_enabled for gpu in gpus))
+
+    return [node for node in nodes if waits(node)]
 
 
 def _mend(view: InstallationView, label: str, command: str) -> str:

@@ -6,7 +6,7 @@ taint is that of docs/design/transition.md#gate.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gpusharing.api import names
@@ -43,7 +43,6 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import cut, some
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.actuators.actuator import Actuator
 from gpusharing.planning.wanted.actuators.choice import find_actuator
 
 EVERY_MODE = frozenset(Mode)
@@ -125,10 +124,9 @@ The signs come from `agent/nvml.py`, libnvidia-container, containerd (internal/c
 OPERANDS = tuple(row for row in REQUIREMENTS if not row.signs)
 """The programs that are never installed on the host itself."""
 DEPLOY_NEEDED = {
-    operand: names.LABEL_DEPLOY_PREFIX + operand
-    for operand in ("operands", *(row.label for row in OPERANDS if row.modes == EVERY_MODE))
+    operand: names.LABEL_DEPLOY_PREFIX + operand for operand in ("operands", *(row.label for row in OPERANDS))
 }
-"""The deploy labels that must not be off on any node; `operands` is the one of all programs (d.2).
+"""The deploy labels that keep a needed program off a node; `operands` is the one of all programs (d.2).
 
 See docs/design/nvidia.md#d2.
 """
@@ -176,18 +174,6 @@ def workload_of(labels: Mapping[str, str], policy: ClusterPolicyView | None) -> 
     return str(policy.switches.get(SANDBOX_DEFAULT) or names.WORKLOAD_CONTAINER)
 
 
-def is_switched_off(operand: str, value: str) -> bool:
-    """Whether this value of an operand's deploy label keeps the operand off the node.
-
-    The labels are node selectors of DaemonSets, which require `true`, but that of `operands` is not
-    (docs/design/nvidia.md#d2). The GPU Operator sets an empty value to `true`. Pauses by mig-manager and by a driver
-    upgrade do not count, because they end.
-    """
-    if operand == "operands":
-        return value == "false"
-    return value not in ("", "true") and "paused-for-" not in value
-
-
 def find_other_workload(node: NodeView, policy: ClusterPolicyView | None) -> str:
     workload = workload_of(node.labels, policy)
     if workload == names.WORKLOAD_CONTAINER:
@@ -204,26 +190,43 @@ def find_other_workload(node: NodeView, policy: ClusterPolicyView | None) -> str
 
 def find_disabled(
     node: NodeView,
-    actuator: Actuator,
+    needs: Collection[str],
     policy: ClusterPolicyView | None,
-    effects: Sequence[Effect] = (),
+    find_effects: Callable[[Change], Sequence[Effect]],
 ) -> str:
-    """Return a message with the remedy if a label keeps a program off the node that the actuator needs.
+    """Return a message with the remedy if a label keeps a program in `needs` off the node.
 
-    The actuator needs it for every mode. `effects` are those of starting all programs on the node.
+    `find_effects` says what a change would take from the node.
     """
     if unselected := find_unselected(node, policy):
         return unselected
     for operand, label in DEPLOY_NEEDED.items() if node.held_off else ():
-        value = node.held_off.get(label, "")
-        if operand in ("operands", *actuator.needs) and is_switched_off(operand, value):
-            changes = effects if operand == "operands" else ()
-            command = after_labels(f"kubectl label node {node.name} {label}-", changes)
+        if operand in ("operands", *needs) and node.keeps_off(operand):
+            effects = find_effects(switch_on(label, (node.name,)))
+            command = after_labels(f"kubectl label node {node.name} {tell_switch(label)}", effects)
             return (
-                f"{label} is {value}, so components of the GPU Operator that every change needs do not run"
-                f" on {node.name}{tell_effects(changes)}{command and f'. To let them run: {command}'}"
+                f"{label} is {node.labels[label]}, so {tell_kept_off(operand, f'on {node.name}')}"
+                f"{tell_effects(effects)}{command and f'. To correct that, run: {command}'}"
             )
     return ""
+
+
+def tell_kept_off(operand: str, where: str) -> str:
+    if operand == "mig-manager":
+        return f"mig-manager does not run {where}, and nothing changes MIG or restores it after a reboot"
+    return f"components of the GPU Operator that every change needs do not run {where}"
+
+
+def switch_on(label: str, nodes: tuple[str, ...]) -> Change:
+    """Return the change that lets a program run that its deploy label keeps off.
+
+    Only the removal of the label of all operands wakes the GPU Operator (docs/design/nvidia.md#d2).
+    """
+    return Change(labels=((label, None if label == DEPLOY_NEEDED["operands"] else "true"),), nodes=nodes)
+
+
+def tell_switch(label: str) -> str:
+    return f"{label}-" if label == DEPLOY_NEEDED["operands"] else f"--overwrite {label}=true"
 
 
 def find_bare_host(node: NodeView, words: str, stack: StackView) -> Finding | None:

@@ -11,6 +11,7 @@ from gpusharing.planning.snapshot.actions import Actuate, Release, RestartOperan
 from gpusharing.planning.snapshot.nvidia import Operand
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import ObservedView
+from gpusharing.planning.stack.driverupgrade import explain_failed_upgrade
 from gpusharing.planning.transition.attempts import (
     actuation_limit,
     corrects_drift,
@@ -272,12 +273,17 @@ def aside_fence(case: NodeCase, proven: datetime | None = None, from_mode: str |
 
 
 def tell_wait(case: NodeCase) -> str:
+    if case.node.upgrade_failed:  # the message ends with a command
+        failed = explain_failed_upgrade(case.node, case.stack.cluster_policy)
+        return f"the operator uncordons the node when NVIDIA's driver upgrade is over. {failed}"
     return f"{tell_foreign(case.node)}; the operator uncordons the node when that is done"
 
 
 def yielded(case: NodeCase) -> Verdict:
     if keeps_cordon(case):
-        waiting = case.verdict(Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE, tell_wait(case))
+        failed = case.node.upgrade_failed
+        reason = Reason.DRIVER_UPGRADE_FAILED if failed else Reason.FOREIGN_MAINTENANCE
+        waiting = case.verdict(Phase.BLOCKED, reason, tell_wait(case))
         return replace(waiting, deadline=None)
     done = case.fence.proven is not None
     fate = "returned to service" if done else "restored"

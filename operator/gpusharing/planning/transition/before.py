@@ -20,7 +20,7 @@ from gpusharing.planning.drain.standing import STUCK_AFTER
 from gpusharing.planning.snapshot.actions import Release, UpdateFence
 from gpusharing.planning.transition.actuation import give_way, keeps_cordon, may_uncordon, run
 from gpusharing.planning.transition.attempts import next_deferral, owed_for, proof_time, remembered
-from gpusharing.planning.transition.fencing import cordon_instead, restore_rule, routing_before, unmarked
+from gpusharing.planning.transition.fencing import cordon_instead, restore_rule, routing_before, tell_foreign, unmarked
 from gpusharing.planning.transition.gates import first_closed, target_gates, tell_pause
 from gpusharing.planning.transition.idle import JOBS_PACE, escalate, holds, next_poll, outlasts
 from gpusharing.planning.transition.requests import last_busy
@@ -153,7 +153,7 @@ def _endings(case: NodeCase) -> Iterator[tuple[Reason, str | Finding | None, boo
         message = "someone uncordoned the node during the drain; the change is abandoned"
         yield Reason.UNCORDONED_EXTERNALLY, message, True
     if node.foreign_works:  # our marks keep work that is only queued from beginning
-        message = f"{node.foreign} started working on the node; the cordon stays in place for it"
+        message = f"{tell_foreign(node)}; the cordon stays in place for it"
         yield Reason.FOREIGN_MAINTENANCE, message, True
     if (unhealthy := case.unhealthy) is not None:
         yield Reason.GPU_UNHEALTHY, unhealthy.message, True
@@ -218,7 +218,7 @@ def _time_out(case: NodeCase) -> str | Finding:
 
 def _abort(case: NodeCase, why: Finding, *, defer: bool) -> Verdict:
     if case.fence.tainted and case.node.foreign_works:
-        return cordon_instead(case, Phase.ABORTING, f"{case.node.foreign} is working on the node")
+        return cordon_instead(case, Phase.ABORTING, tell_foreign(case.node))
     if keeps_cordon(case):
         return give_way(case, why.message)
     labels, annotations = unmarked(case.fence, case.node)

@@ -51,6 +51,8 @@ def routing_before(fence: Fence, node: NodeView) -> Marks:
 
 def tell_foreign(node: NodeView) -> str:
     """Return a clause on who else maintains the node; `node.foreign` must not be empty."""
+    if node.upgrade_failed:
+        return f"NVIDIA's driver upgrade failed on {node.name}"
     if node.foreign_queued:
         return f"{node.foreign} is waiting for {node.name}"
     return f"{node.foreign} {'has not finished with' if node.foreign_waits else 'is working on'} {node.name}"
@@ -122,7 +124,7 @@ def _needs_cordon(case: NodeCase) -> str:
         return "all pods must leave, because the change reboots the node"
     if case.node.hold_cordon:
         return f"annotation {names.ANNOTATION_HOLD_CORDON} asks for a cordon"
-    return f"{case.node.foreign} is working on the node" if case.node.foreign_works else ""
+    return tell_foreign(case.node) if case.node.foreign_works else ""
 
 
 def is_newcomer(node: NodeView, gpunode: GPUNodeView | None) -> bool:

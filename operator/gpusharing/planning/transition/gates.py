@@ -12,9 +12,9 @@ from typing import TypeAlias
 from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.drivers import find_driver_flaw, find_hanging
-from gpusharing.planning.snapshot.nvidia import Change
 from gpusharing.planning.snapshot.views import ClusterSnapshot
-from gpusharing.planning.stack.effects import OPERANDS, find_effects
+from gpusharing.planning.stack.driverupgrade import explain_failed_upgrade
+from gpusharing.planning.stack.effects import find_effects
 from gpusharing.planning.stack.mps import explain_repair
 from gpusharing.planning.stack.plugins import explain_plugin
 from gpusharing.planning.stack.requirements import find_bare_host, find_disabled, find_other_workload
@@ -75,6 +75,8 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
         yield Reason.NODE_NOT_READY, f"{name} is being deleted"
     if not node.ready:
         yield Reason.NODE_NOT_READY, f"{name} is not Ready"
+    if node.upgrade_failed:
+        yield Reason.DRIVER_UPGRADE_FAILED, explain_failed_upgrade(node, case.stack.cluster_policy)
     if node.foreign:
         yield Reason.FOREIGN_MAINTENANCE, f"{tell_foreign(node)}; waiting until it has finished"
     if node.unschedulable:
@@ -142,10 +144,10 @@ def service_gates(case: NodeCase) -> Iterator[Gate]:
     if node.other_plugin:  # an admin may have switched operands off for it
         yield Reason.FOREIGN_DEVICE_PLUGIN, explain_plugin(node.other_plugin, [node.name])
     yield Reason.WORKLOAD_CONFIG, find_other_workload(node, policy)
-    starts = OPERANDS in node.held_off
-    change = Change(labels=((OPERANDS, None),), nodes=(node.name,))
-    effects = find_effects(change, _alone(case)) if starts else ()
-    yield Reason.OPERANDS_DISABLED, find_disabled(node, case.actuator, policy, effects)
+    needs, alone = case.actuator.needs, _alone(case)
+    if node.keeps_off("mig-manager") and not _needs_mig_manager(case):
+        needs -= {"mig-manager"}
+    yield Reason.OPERANDS_DISABLED, find_disabled(node, needs, policy, lambda change: find_effects(change, alone))
     words = case.observed.error if case.observed and case.agent_ready else ""
     if case.agent_trouble is not None:
         words = case.agent_trouble.message
@@ -165,6 +167,14 @@ def _alone(case: NodeCase) -> ClusterSnapshot:
         work={},
         settings=case.settings,
     )
+
+
+def _needs_mig_manager(case: NodeCase) -> bool:
+    if case.stack.by_dra and case.stack.cluster_policy is None:  # no deploy label chooses its nodes (d.3)
+        return False
+    if (assessed := case.assessed) is None:
+        return case.spec is not None and case.spec.mode is Mode.MIG
+    return any(case.actuator.needs_mig_manager(case, target) for target in (assessed.goal, assessed.target))
 
 
 def target_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:

@@ -144,6 +144,11 @@ class Reason(StrEnum):
         "The planner hit an unexpected error on this node, so the operator leaves the node exactly as it is. Other "
         "nodes are not affected.",
         "Report this message as a bug in this operator. Undoing the last edit of the Node may help.")
+    DRIVER_UPGRADE_FAILED = (("DriverUpgradeFailed", "Node", _PERSON, "foreign", Mark.STALLS, Mark.STATUS, Mark.EVENT),
+        "NVIDIA's driver upgrade failed on the node (label nvidia.com/gpu-driver-upgrade-state is upgrade-failed). It "
+        "does not go on until the driver pod there is up to date and Ready, or a person starts it again, so the operator "
+        "does not start a change.",
+        "Repair the driver pod on the node, then run the command in the message.")
     FOREIGN_MAINTENANCE = (("ForeignMaintenance", "Node", _PERSON, "foreign"),
         "Another controller is maintaining the node, or has been asked to: its marker or NodeMaintenance "
         "object takes precedence over the change.",
@@ -157,8 +162,9 @@ class Reason(StrEnum):
         "Update the driver to the version in the message. To accept the risk instead, set the chart value "
         "operator.refuseUnsafeDrivers to false.")
     OPERANDS_DISABLED = (("OperandsDisabled", "Node", _PERSON, "node"),
-        "An nvidia.com/gpu.deploy.* label keeps the device plugin or GPU Feature Discovery off the node, so a change "
-        "could neither take effect nor be proven. The operator does not start one.",
+        "An nvidia.com/gpu.deploy.* label keeps the device plugin or GPU Feature Discovery off the node, or mig-manager "
+        "although MIG has to be changed there. A change could neither take effect nor be proven, so the operator does "
+        "not start one.",
         "Run the command in the message if the node should serve GPUs, or narrow the node selector.")
     FOREIGN_DEVICE_PLUGIN = (("ForeignDevicePlugin", "Node", _PERSON, "foreign"),
         "A device plugin from HAMi, Volcano or a cloud provider serves the node's GPUs. It ignores the labels that "

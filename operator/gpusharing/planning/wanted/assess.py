@@ -3,6 +3,8 @@
 The result does not depend on time, so it can be cached for as long as its inputs are equal.
 """
 
+from dataclasses import replace
+
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
@@ -88,6 +90,7 @@ def assess(node: NodeView, gpunode: GPUNodeView | None, targets: PolicyTargets, 
     target = targets.find(node.name, observed.hardware)
     if isinstance(target, Finding):
         return Untargeted(policy, target, text)
+    target, stop = (_spare_manager(each, node, observed) for each in (target, targets.stop(observed.hardware)))
     if policy.resetting:
         target = without_default_label(target, stack)
     mismatch = find_mismatch(Comparison(node, observed, target, stack), actuator.checks)
@@ -109,13 +112,23 @@ def assess(node: NodeView, gpunode: GPUNodeView | None, targets: PolicyTargets, 
         spec=request.spec,
         observed=observed,
         target=target,
-        stop=targets.stop(observed.hardware),
+        stop=stop,
         two_steps=needs_two_steps(node, observed, target, stack),
         mismatch=mismatch,
         disruption=find_disruption(node, observed, target, mismatch, stack),
         drift=drift,
         observed_text=text,
     )
+
+
+def _spare_manager(target: Target, node: NodeView, observed: ObservedView) -> Target:
+    """Return the target without a run of a mig-manager that a deploy label keeps off whole GPUs.
+
+    A run that has begun keeps its target.
+    """
+    begun = node.fence is not None and node.fence.target_mig_config
+    whole = not target.with_mig and observed.hardware.layouts == target.layouts
+    return replace(target, mig_config="") if whole and not begun and node.keeps_off("mig-manager") else target
 
 
 def _find_unread(observed: ObservedView) -> Finding | None:

@@ -57,7 +57,7 @@ class Actuator(Protocol):
     """The programs that change a node in one kind of installation, as answers to five questions.
 
     1. What does it need?                             needs, objections, obstacles
-    2. What is written at the point of no return?     find_labels, needs_run, find_missing, write, find_old
+    2. What is written at the point of no return?     find_labels, needs_run, needs_mig_manager, find_missing, write, find_old
     3. Is it at work, done, stuck or failed?          find_trouble, next_look, find_events, find_work
     4. What proves the result?                        checks
     5. How does a node go back?                       find_last_proven, tell_left
@@ -81,6 +81,10 @@ class Actuator(Protocol):
 
     def needs_run(self, case: ActuatorCase, target: Target) -> bool:
         """Whether the target can be reached only by a run on an idle node."""
+
+    def needs_mig_manager(self, case: ActuatorCase, target: Target) -> bool:
+        """Whether mig-manager must act on the node to reach the target."""
+        return False
 
     def find_missing(self, case: ActuatorCase, goal: Target, again: bool) -> str:
         """Return which of its pods the node lacks for a run to `goal` or, with `again`, for a repetition."""

@@ -76,6 +76,9 @@ class Labels(Actuator):
         return {names.LABEL_MIG_CONFIG: config, names.LABEL_PLUGIN_CONFIG: target.plugin_key}
 
     def needs_run(self, case: ActuatorCase, target: Target) -> bool:
+        return self.needs_mig_manager(case, target)
+
+    def needs_mig_manager(self, case: ActuatorCase, target: Target) -> bool:
         if not target.mig_config:
             return False
         present = case.node.labels.get(names.LABEL_MIG_CONFIG)
@@ -83,7 +86,7 @@ class Labels(Actuator):
 
     def find_missing(self, case: ActuatorCase, goal: Target, again: bool) -> str:
         pod, repeats = case.operands.get(Program.MIG_MANAGER), again and bool(goal.mig_config)
-        if (pod is not None and (repeats or pod.ready)) or not (repeats or Labels.needs_run(self, case, goal)):
+        if (pod is not None and (repeats or pod.ready)) or not (repeats or self.needs_mig_manager(case, goal)):
             return ""
         return f"no Ready mig-manager pod runs on {case.node.name}"
 
