@@ -124,10 +124,7 @@ KINDS: tuple[tuple[str, Resource], ...] = (
 
 
 def find_vanishing(proposals: Iterable[Proposal], live: LivePlan) -> frozenset[str]:
-    """Return the resource names and the node labels that no node would have after the changes.
-
-    Labels are written as `key=value`.
-    """
+    """Return the resource names, and the node labels as `key=value`, that no node would have after the changes."""
     accepted = [one for one in proposals if one.accepted and one.steps]
     names = {lost.resource for one in accepted for lost in one.vanishing if not lost.demand.remain}
     nodes = [live.snapshot.nodes[verdict.node] for one in accepted for verdict, _ in one.steps]
@@ -141,8 +138,8 @@ async def read_dependents(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return sentences about objects outside the namespace `ignored` that refer to a name in `vanishing`.
 
-    These are quotas, limits, objects of Kueue and the templates of workloads. The second result is a note about kinds
-    that could not be read. Raises KubeError only if it cannot be determined whether an unreadable kind is served.
+    The second result is a note about kinds that could not be read. Raises KubeError only if it cannot be determined
+    whether an unreadable kind is served.
     """
     mentions: dict[str, set[str]] = defaultdict(set)
     unread: dict[str, str] = {}
@@ -176,10 +173,9 @@ async def read_dependents(
 async def read_tenants(
     client: KubeClient, vanishing: Set[str], live: LivePlan
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return sentences about namespaces that would be left without nodes for GPU pods.
+    """Return sentences about namespaces without nodes left for GPU pods, and a note if they are unreadable.
 
-    The chart's guard for tenants admits only some modes to such a namespace (docs/how-to/isolate-tenants.md), and no
-    node would have one of them. The second result is a note if namespaces could not be read.
+    The chart's guard for tenants admits only some modes to such a namespace (docs/how-to/isolate-tenants.md).
     """
     lines = []
     for level, modes in ADMITTED.items() if live.snapshot.settings.guard != "false" else ():
@@ -232,10 +228,7 @@ class Planned:
     fail_on: tuple[str, ...] | None = None
     """The words of --fail-on; None if the flag was not given."""
     bars_tenants: bool = False
-    """Whether a tenant may be left without nodes by the chart's guard (`read_tenants`).
-
-    It is also true if namespaces could not be listed.
-    """
+    """Whether a tenant may be left without nodes by the chart's guard; also if namespaces could not be listed."""
 
     @property
     def verdict(self) -> ConclusionData:
@@ -498,8 +491,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) -> Planned:
     """Return what would happen to the pools in `only`, or to all if it is empty.
 
-    The other pools are planned too, because they compete for nodes. Raises Trouble, also if a name in `only` belongs to
-    no policy.
+    The other pools are planned too, because they compete for nodes. Raises Trouble, also for an unknown name in `only`.
     """
     async with gathered(session, proposed, beforehand=True) as cluster:
         if cluster.installed.missing:

@@ -128,10 +128,7 @@ def node_answer(name: str, gpunode: JSON | None, live: LivePlan | None, missing:
 
 
 def _next_look(node: NodeStatus, seconds: float) -> tuple[str, ...]:
-    """Return when the operator lists the pods of a Blocked node again.
-
-    docs/adr/0018-looks-at-blocked-nodes.md says how many it lists at each poll.
-    """
+    """Return when the operator lists the pods of a Blocked node again (docs/adr/0018-looks-at-blocked-nodes.md)."""
     if node.phase != Phase.BLOCKED or not node.blockers:
         return ()
     within = length(max(LONGEST, timedelta(seconds=seconds / LOOKS)))

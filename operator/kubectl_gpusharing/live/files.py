@@ -42,10 +42,7 @@ class Document:
     """Number of lines in the file before `text`."""
     text: str
     raw: Any = None
-    """The object, or an Unreadable.
-
-    Of a kind that no verb reads, such as a CRD that is nested too deeply, it has only the kind.
-    """
+    """The object, only its kind if no verb reads it (a CRD may be nested too deeply), or an Unreadable."""
     at: str = ""
     """Path of the object in the document, such as `items[0].` in a List."""
 
@@ -57,9 +54,9 @@ class Document:
 
     @property
     def fault(self) -> tuple[str, str]:
-        """The first field outside the spec for which the API server would refuse a policy, and why.
+        """The first field outside the spec for which the API server would refuse a policy, and why; empty without one.
 
-        Both texts are empty without a fault; the path alone may be empty.
+        The path alone may be empty.
         """
         metadata, version = section(self.raw, "metadata"), text(self.raw, "apiVersion")
         if version != API_VERSION:
@@ -111,10 +108,7 @@ def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ..
 
 
 def read_documents(names: Sequence[str], command: str) -> Iterator[Document]:
-    """Yield every object in these files, in order.
-
-    `command` is what reads the output of kubectl kustomize. Raises Trouble.
-    """
+    """Yield every object in these files, in order; `command` reads the output of kubectl kustomize. Raises Trouble."""
     for name in (file for one in names for file in _files(one, command)):
         try:
             content = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")

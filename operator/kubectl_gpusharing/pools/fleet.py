@@ -61,10 +61,7 @@ URGENCY = (State.FAILED, State.BLOCKED, State.MOVES, State.WAITS, State.DONE)
 Known = Sequence[Sequence[JSON]]
 """The policies, the GPUNodes and, if they are shown, the Events."""
 PERSON, OTHERS = "person", "others"
-"""The deadlines of a wait that ends when a person acts, or when others are done.
-
-The operator publishes them (planning/report/transition.py).
-"""
+"""The deadlines of waits that a person or others end, as published (planning/report/transition.py)."""
 _STATES: Mapping[str, State] = {
     **{phase: State.MOVES for phase in Phase if phase.in_flight},
     Phase.SYNCED: State.DONE,
@@ -135,10 +132,7 @@ Pools = Sequence[PoolStatus]
 def read_pools(
     policies: Iterable[JSON], nodes: Iterable[NodeStatus], events: Iterable[JSON] | None = None
 ) -> tuple[tuple[PoolStatus, ...], tuple[NodeStatus, ...]]:
-    """Return a pool for each policy, the most urgent first, and the nodes that belong to none.
-
-    The nodes are sorted by name.
-    """
+    """Return a pool for each policy, the most urgent first, and the nodes that belong to none, sorted by name."""
     by_name = sorted(nodes, key=lambda node: node.name)
     members: dict[str, list[NodeStatus]] = {}
     for node in by_name:
@@ -186,10 +180,7 @@ def simulated_nodes(pools: Iterable[PoolStatus], unowned: Iterable[NodeStatus]) 
 def choose(
     typed: Namespace, where: str, policies: Iterable[JSON], nodes: Iterable[NodeStatus], events: Known = ()
 ) -> tuple[Pools, Sequence[NodeStatus]]:
-    """Return the pools that the user named, or all, and the nodes without a policy.
-
-    Raises Trouble for an unknown name.
-    """
+    """Return the pools that the user named, or all, and the nodes without a policy. Raises Trouble."""
     if typed.policy and typed.selector:
         raise Trouble("pass either names of policies or -l LABELS, not both")
     pools, unowned = read_pools(policies, nodes, *events)
@@ -283,10 +274,7 @@ def read_stretches(node: NodeStatus, now: datetime) -> list[Stretch]:
 
 
 def _last_change(node: NodeStatus, now: datetime) -> Track:
-    """Return the periods since the node was last done before its present phase.
-
-    There are none if it has only been done.
-    """
+    """Return the periods since the node was last done before its present phase; none if it has only been done."""
     stretches = read_stretches(node, now)
     rests = [number for number, one in enumerate(stretches[:-1]) if one.state is State.DONE]
     change = stretches[rests[-1] + 1 :] if rests else stretches
@@ -300,10 +288,7 @@ def _last_change(node: NodeStatus, now: datetime) -> Track:
 
 
 def find_estimate(pool: PoolStatus, now: datetime) -> tuple[timedelta, str] | None:
-    """Return how long the rest of a pool's change may take, and a clause that says why.
-
-    It is None if no past change is known or the end cannot be foreseen.
-    """
+    """Return how long the rest of a pool's change may take, and a clause that says why; None if that is unknown."""
     left = [node for node in pool.members if node.state is not State.DONE]
     open_ended = any(
         node.state in (State.BLOCKED, State.FAILED)

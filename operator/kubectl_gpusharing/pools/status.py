@@ -85,10 +85,7 @@ LOST = "The last output may be out of date; kubectl gpusharing keeps trying to r
 TICK = 1.0
 """Seconds between two redraws; ages grow even when nothing happens."""
 ENOUGH = 2
-"""After this many ticks without an error, the cluster counts as followed again.
-
-A user who may list but not watch succeeds briefly at each attempt.
-"""
+"""Ticks without an error after which the cluster counts as followed again: to list but not watch succeeds briefly."""
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
@@ -151,10 +148,7 @@ FLEET = FleetVerb(
 
 
 Drawn = tuple[tuple[Pools, Sequence[NodeStatus]] | None, Sequence[Line]]
-"""What was drawn: the pools and the nodes without a policy, and the lines.
-
-The lines include those that did not fit on the screen; there are none for data.
-"""
+"""What was drawn: the pools and the nodes without a policy, and all lines, also those that did not fit the screen."""
 
 
 def draw(
@@ -166,10 +160,7 @@ def draw(
     *,
     stale: str = "",
 ) -> Drawn:
-    """Draw the pools that the user chose, unless they are as `before` and not on a screen.
-
-    `stale` says why they may be out of date.
-    """
+    """Draw the pools that the user chose, unless they are as `before` and not on a screen. `stale` is an error."""
     if terminal.output == "html":
         from kubectl_gpusharing.pools.page import page  # only a page needs it
 

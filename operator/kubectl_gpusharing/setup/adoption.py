@@ -177,10 +177,7 @@ def _read(node: NodeView, snapshot: ClusterSnapshot, admin: AdminConfigMaps, *, 
 
 
 def with_pointers(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> ClusterSnapshot:
-    """Return the snapshot as it will be once ClusterPolicy names our ConfigMaps.
-
-    The admin's entries are then merged into these.
-    """
+    """Return the snapshot with ClusterPolicy naming our ConfigMaps, into which the admin's entries are merged."""
     stack, settings = snapshot.stack, snapshot.settings
     if (policy := stack.cluster_policy) is None:
         return snapshot
@@ -199,10 +196,7 @@ def with_pointers(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> ClusterS
 
 
 def with_presumed(snapshot: ClusterSnapshot) -> ClusterSnapshot:
-    """Return the snapshot with reports of agents that are inferred from labels and resources (`presume`).
-
-    They replace all reports that it had.
-    """
+    """Return the snapshot with reports of agents inferred from labels and resources (`presume`) in place of its own."""
     presumed = {name: presume(node, snapshot.stack) for name, node in snapshot.nodes.items()}
     gpunodes = {name: gpunode for name, gpunode in presumed.items() if gpunode is not None}
     return replace(snapshot, gpunodes=gpunodes, agents=frozenset(gpunodes))

@@ -36,10 +36,7 @@ MOST = 8
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Print the policies on standard output, with comments about what to do first.
-
-    JSON has no comments, so there they go to standard error.
-    """
+    """Print the policies, with comments about what to do first; with JSON, these go to standard error."""
     async with gathered(session, beforehand=True) as cluster:
         live = await cluster.decide(())
         admin = await read_admin_maps(session, live.snapshot)

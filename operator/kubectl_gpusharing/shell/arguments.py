@@ -28,10 +28,7 @@ reported. 5 plan: something listed in --fail-on would happen.
 
 
 class Parser(argparse.ArgumentParser):
-    """Exits with status 1 for invalid flags, and suggests similar words.
-
-    argparse would exit with 2, which means that a plan has changes.
-    """
+    """Suggests similar words, and exits with 1 for invalid flags; argparse's 2 means that a plan has changes."""
 
     def error(self, message: str) -> Never:
         self.exit(1, f"error: {message}\nSee: {self.prog} --help\n")
@@ -138,10 +135,7 @@ class Verb:
     alone: bool = False
     """Whether the verb is for one cluster only."""
     fleet_seconds: float = 0.0
-    """Seconds within which each of several clusters must answer.
-
-    It is 0 if the verb does not show several in one table.
-    """
+    """Seconds within which each of several clusters must answer; 0 if the verb does not show several in one table."""
 
 
 def _steering(name: str, what: str, text: str, *more: Flag, alone: bool = False) -> Verb:

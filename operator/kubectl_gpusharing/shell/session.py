@@ -32,10 +32,7 @@ MOST_LISTED = 20
 
 
 def read_contexts(files: Sequence[Path]) -> tuple[str, dict[str, str]]:
-    """Return the current context and the namespace that each context sets; both may be empty.
-
-    Raises Trouble if a file cannot be read.
-    """
+    """Return the current context, or "", and the namespace that each context sets, or "". Raises Trouble."""
     return _contexts(tuple(files), kubeconfig_stamps(os.pathsep.join(map(str, files))))
 
 
@@ -56,10 +53,7 @@ def _contexts(files: tuple[Path, ...], _stamps: tuple[object, ...]) -> tuple[str
 
 
 def find_context(files: Sequence[Path], name: str) -> tuple[str, str]:
-    """Return the name and the namespace of a context, or of the current one if `name` is empty.
-
-    Raises Trouble if there is none.
-    """
+    """Return the name and the namespace of a context, or of the current one if `name` is empty. Raises Trouble."""
     current, known = read_contexts(files)
     wanted = name or current
     where = ", ".join(map(str, files))
@@ -160,10 +154,7 @@ SPELLINGS: Mapping[Resource, str] = {
 
 
 def find_subject(word: str, namespace: str) -> tuple[Resource, str, str]:
-    """Return the kind, name and namespace of the object that NODE or KIND/NAME stands for.
-
-    Raises Trouble for any other word.
-    """
+    """Return the kind, name and namespace of the object that NODE or KIND/NAME stands for. Raises Trouble."""
     kind, slash, rest = word.partition("/")
     if not slash:
         return kinds.NODES, word, namespace

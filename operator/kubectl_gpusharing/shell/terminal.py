@@ -22,10 +22,7 @@ from kubectl_gpusharing.shell.drawing import Ink, Line, PrintOptions, Span, line
 from kubectl_gpusharing.shell.troubles import Trouble
 
 Parts = list["str | tuple[str, Parts | None]"]
-"""The parts of a template: texts, and paths.
-
-Each path comes with the parts of the range that it begins or, without one, None.
-"""
+"""The texts and paths of a template; a path has the parts of the range that it begins, or else None."""
 _TEXT = r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'"""
 _FIELD = rf"""\.(?:\\.|[^\s\\.\[\](){{}}'"=!<>,*?|])+|\.?\[\s*(?:{_TEXT})\s*\]"""
 _STEP = re.compile(
@@ -46,10 +43,9 @@ _BACKSLASH = re.compile(r"""(\\["\\/bfnrtu])|\\(.)|(")""")
 
 
 def parse_template(template: str) -> Parts:
-    """Return the parts of a template. Raises Trouble if it has a mistake.
+    """Return the parts of a template: texts, and in braces a path, a quoted text, or `range PATH` up to `end`.
 
-    A template has text outside of braces, and in braces a path, a quoted text, or `range PATH` up to `end`. A path has
-    fields, `*`, indexes, and filters by equality.
+    A path has fields, `*`, indexes, and filters by equality. Raises Trouble if there is a mistake.
     """
     if not template:
         raise _mistake(template, 0, "there is no template")
@@ -145,10 +141,10 @@ API = f"cli.{GROUP}/v1alpha1"
 
 
 def ask_line(question: str, answers: TextIO) -> str:
-    """Ask on standard error, so that the question is not mixed with data.
+    """Ask on standard error, so that the question is not mixed with data. Raises EOFError at the end of the input.
 
-    Raises EOFError at the end of the input. asyncio would only take note of the first Ctrl-C and keep waiting for the
-    line to end, so Python's own handler is installed while the question is open.
+    asyncio would only take note of the first Ctrl-C and keep waiting for the line to end, so Python's own handler is
+    installed while the question is open.
     """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -223,10 +219,7 @@ class Terminal:
         return self._live is not None
 
     def data(self, kind: type[Data], value: Data, names: Iterable[str] = ()) -> None:
-        """Write `value` with its apiVersion and kind.
-
-        With -o name, write instead the `names` of the objects that it is about.
-        """
+        """Write `value` with its apiVersion and kind or, with -o name, the `names` of the objects that it is about."""
         if self.output == "name":
             self.write("".join(f"{name}\n" for name in dict.fromkeys(names)))
         else:
@@ -273,10 +266,7 @@ class Terminal:
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def progress(self, text: str) -> None:
-        """Show a sentence about a long wait on standard error, in place of the one before.
-
-        An empty text removes the sentence.
-        """
+        """Show a sentence about a long wait on standard error, in place of the one before; an empty one removes it."""
         if sys.stderr.isatty():
             print(f"\r\x1b[K{shorten(text, self._size().columns - 1)}", end="", file=sys.stderr, flush=True)
 

@@ -105,9 +105,9 @@ class Bill:
 
 
 def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
-    """Return the bill for the microseconds in each cell.
+    """Return the bill for the microseconds in each cell; without `by_policy`, a row sums up all policies.
 
-    Without `by_policy`, a row sums up all policies. Raises ValueError if a time or a price is negative.
+    Raises ValueError if a time or a price is negative.
     """
     for cell, micros in counted.items():
         if micros < 0 or (cell.price is not None and cell.price.amount < 0):
@@ -147,10 +147,7 @@ def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
 
 
 def apportion(exact: Sequence[Fraction], whole: int) -> list[int]:
-    """Round the amounts so that they add up to `whole`, their rounded sum (largest remainder).
-
-    All are rounded down, and 1 is added to those that lost most by it, the first ones in a tie.
-    """
+    """Round the amounts so that they add up to `whole`, their rounded sum (largest remainder; ties go to the first)."""
     floors = [int(each) for each in exact]
     order = sorted(range(len(exact)), key=lambda index: (floors[index] - exact[index], index))
     for index in order[: whole - sum(floors)]:

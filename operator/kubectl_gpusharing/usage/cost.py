@@ -43,10 +43,9 @@ POOL_COLUMNS = (
 
 
 def used_by(answer: CostReport, row: Sum) -> list[float | None]:
-    """Return how much of the memory and of the SM time that a row's tenant held was used.
+    """Return how much of the memory and the SM time of its resource a row's tenant used; above 1 possible where shared.
 
-    Each is about the resource of the row. It is None if it is unknown or no tenant held the row, and can exceed 1 on
-    shared GPUs.
+    It is None if it is unknown or no tenant held the row.
     """
     keys = [(whose(row, answer.query), row.resource, what) for what in ("memory", "sm")]
     held = row.part is Part.HELD
@@ -213,11 +212,7 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
 
 
 async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> int:
-    """Print the bill; return CHANGES if it is incomplete.
-
-    It is read from a Prometheus in the cluster or, without a `session`, the one in `--prometheus`. Mistakes in flags
-    raise Trouble before anything is sent.
-    """
+    """Print the bill that a Prometheus in the cluster has or, without a `session`, the one in `--prometheus`."""
     query_of(typed, 0.0)  # reports mistakes before anything is sent
     async with prometheus_at(await find_endpoint(session, typed)) as prometheus:
         answer = await find_answer(prometheus, typed, terminal.progress)
@@ -228,11 +223,7 @@ async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> 
 
 
 async def ask(session: Session, typed: Namespace) -> Answer:
-    """Return the bill of one cluster (see FleetVerb).
-
-    Its rows end with an empty cell for the column NOTE. Totals, remarks and what is missing become remarks of the
-    Answer.
-    """
+    """Return the bill of one cluster (see FleetVerb). Its rows end with an empty cell for the column NOTE."""
     async with prometheus_at(await find_endpoint(session, typed)) as prometheus:
         answer = await find_answer(prometheus, typed)
     status, rows = CHANGES if answer.missing else DONE, [[*cells, Span("")] for cells in cells_of(answer)]
@@ -248,10 +239,7 @@ FLEET = FleetVerb(COLUMNS, "no GPU was metered", BillData, ask, lambda typed: qu
 async def find_answer(
     prometheus: Prometheus, typed: Namespace, progress: Callable[[str], None] = lambda text: None
 ) -> CostReport:
-    """Read the bill of a window that ends now, by the clock of `prometheus`, or at `--until`.
-
-    `progress` is called with an empty text at the end.
-    """
+    """Read the bill of a window that ends at `--until`, or now by the clock of `prometheus`."""
     query = query_of(typed, await prometheus.now())
     try:
         return await read_bill(prometheus, query, progress)
@@ -260,9 +248,9 @@ async def find_answer(
 
 
 def query_of(typed: Namespace, now: float) -> MeterQuery:
-    """Return the query for these flags, with both ends rounded down to whole seconds.
+    """Return the query for these flags, with both ends rounded down to whole seconds. Raises Trouble.
 
-    Raises Trouble for flags that cannot be used. If `now` is 0, an `--until` in the future is accepted.
+    If `now` is 0, an `--until` in the future is accepted.
     """
     start, end = map(float, map(int, span_of(typed, now)))
     if not re.fullmatch(r"[A-Z]{3}", typed.currency):

@@ -48,22 +48,13 @@ from kubectl_gpusharing.usage.workloads import (
 MOST_SERIES = 100_000
 """The highest number of series at one time that is read; above it, the user has to select some."""
 SAMPLES = 10_000_000
-"""The highest number of samples that one query may make Prometheus load.
-
-It refuses more than 50 million (--query.max-samples).
-"""
+"""The most samples that one query may make Prometheus load; it refuses over 50 million (--query.max-samples)."""
 POINTS = 500_000
-"""The highest number of points in one answer.
-
-The more series there are, the shorter the stretches, so that memory stays bounded.
-"""
+"""The most points in one answer, so that memory is bounded: the more series there are, the shorter the stretches."""
 
 
 async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector: str) -> list[str]:
-    """Add to `fold`, which is empty, the use of the GPUs that count for it, from `start` to its end.
-
-    Return why the use is incomplete.
-    """
+    """Add the use of the GPUs that count for `fold`, from `start` to its end, and return why it is incomplete."""
     chosen = braced(selector)
     where = f" for {chosen}" if chosen else ""
     counts = await prometheus.instant(queries.most_series(selector, round(fold.end - start)), fold.end)
@@ -114,10 +105,7 @@ async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector:
 
 
 def add_gpus(fold: Fold, infos: Iterable[Series]) -> None:
-    """Add to `fold` the GPUs of the chosen nodes that agents reported.
-
-    The value of each series is the time of the report.
-    """
+    """Add the GPUs of the chosen nodes that agents reported; the value of each series is the time of the report."""
     for series in sorted(infos, key=lambda series: series.value):
         node, uuid, product = series.node, series.labels.get("uuid", ""), series.labels.get("product", "")
         like = fold.card is None or find_card(product) is fold.card
@@ -163,18 +151,12 @@ def _remarks(fold: Fold) -> Iterator[str]:
 RECENT = 24
 """Hours without a sighting after which a workload counts as gone."""
 PRESENT = 2
-"""Hours without a sighting after which a GPU does not count: its node was replaced or is unavailable.
-
-Peaks are queried for full hours, so the value cannot be lower.
-"""
+"""Hours without a sighting after which a GPU does not count; the least possible, as peaks are those of full hours."""
 NO_NODE = (
     "the node of some GPUs is unknown (they have no node, Hostname or hostname label): each counts as a separate node"
 )
 AT_ONCE = 0.98
-"""The part of a workload's hours in which its number of pods must not be exceeded.
-
-It is below 1 because old and new pods coexist during an update.
-"""
+"""The part of its hours in which a workload's number of pods must suffice; during an update, there are more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,10 +324,7 @@ class NodeScope:
 
 
 def rows_of(selector: str) -> list[Row]:
-    """Parse a label selector as `kubectl get nodes -l` accepts it.
-
-    Raises Trouble if it is empty or cannot be parsed.
-    """
+    """Parse a label selector as `kubectl get nodes -l` accepts it. Raises Trouble, also if it is empty."""
     rows: list[Row] = []
     for part in filter(None, (piece.strip() for piece in re.split(r",(?![^(]*\))", selector))):
         if match := re.fullmatch(rf"({_KEY})\s+(in|notin)\s*\(([^()]+)\)", part):
@@ -364,10 +343,7 @@ def rows_of(selector: str) -> list[Row]:
 
 
 def scope_of(rows: Sequence[Row], nodes: frozenset[str], selector: str) -> NodeScope:
-    """Return the scope of `nodes`, which `rows` selected, with a node selector and a name for its policy.
-
-    Labels that a change of mode would rewrite are replaced by a pool label.
-    """
+    """Return the scope of `nodes`, which `rows` selected; a pool label replaces those that a mode rewrites."""
     equal = {key: values[0] for key, operator, values in rows if operator == "In" and len(values) == 1}
     name = pool_name(equal.get(LABEL_POOL) or next(iter(equal.values()), "")) or "pool"
     where = f"nodes with {selector}"
@@ -414,10 +390,7 @@ def narrow(scope: NodeScope, nodes: int, card: str) -> tuple[NodeScope, tuple[st
 
 
 async def find_in_cluster(session: Session, typed: Namespace) -> NodeScope:
-    """Return the scope that `--policy` or `-l` selects, as read from the API server.
-
-    Without either, it is the whole fleet, without a request.
-    """
+    """Return the scope that `--policy` or `-l` selects in the cluster; without either, the whole fleet."""
     if typed.policy:
         raw = await session.get(POLICIES, typed.policy)
         policies, nodes = await session.lists(POLICIES, NODES)
@@ -459,10 +432,7 @@ def _chosen(nodes: Sequence[JSON], wanted: Mapping[str, str], rows: Sequence[Row
 
 
 async def find_in_prometheus(prometheus: Prometheus, typed: Namespace, selector: str, end: float) -> NodeScope:
-    """Return the scope that `-l` selects; without it, the whole fleet.
-
-    The labels of nodes are those that kube-state-metrics exported at `end` or in the day before.
-    """
+    """Return the scope that `-l` selects by the labels that kube-state-metrics exported at `end` or a day before."""
     if typed.policy:
         raise Trouble(
             "--policy needs access to the cluster: omit --prometheus (use --service for one in the cluster), or choose"

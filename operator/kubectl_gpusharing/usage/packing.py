@@ -21,11 +21,7 @@ from kubectl_gpusharing.usage.needs import GIB, Goal, Need
 Counts = tuple[int, ...]
 """The number of instances of each profile, in the order of the packer's profiles."""
 ROUNDING = 1e-6
-"""Tolerance for compute.
-
-A full 1g instance is measured as 1/7 of the card, perhaps in single precision, and must not seem to need more than
-that.
-"""
+"""Tolerance for compute: a full 1g instance is measured as 1/7 of the card, perhaps in single precision."""
 
 
 @value
@@ -40,11 +36,11 @@ class Size:
 
 
 class Packer:
-    """Packs instances on GPUs of one card, exactly.
+    """Packs instances on GPUs of one card, exactly, and caches its results.
 
     Sums of slices do not tell: two 3g.40gb and a 1g.10gb have the card's 7 compute slices, and do not fit. So GPUs are
     filled one by one with legal layouts, each until nothing more fits. A legal layout stays legal without one of its
-    instances, so no solution is lost. A packer caches its results, so use one for all questions about a card.
+    instances, so no solution is lost.
     """
 
     def __init__(self, card: Card) -> None:
@@ -69,9 +65,9 @@ class Packer:
         return next((gpus for gpus in range(self.least(wanted), most + 1) if self._fits(wanted, gpus)), None)
 
     def pack(self, wanted: Counts, gpus: int) -> tuple[Layout, ...]:
-        """Return at most `gpus` layouts that together hold exactly the `wanted` instances.
+        """Return at most `gpus` layouts for exactly the `wanted` instances, where possible of one profile each.
 
-        Where possible, each has one profile, which is easier to read. Raises ValueError if the instances do not fit.
+        Raises ValueError if the instances do not fit.
         """
         layouts = []
         while any(wanted):
@@ -93,10 +89,7 @@ class Packer:
         return max(slices, units, *alone, 0)
 
     def fill_up(self, layout: Layout, wanted: Collection[str]) -> Layout:
-        """Return the layout with more instances added until its GPU is full.
-
-        As many of these as possible are of the `wanted` profiles.
-        """
+        """Add instances to the layout until its GPU is full, as many as possible of the `wanted` profiles."""
         counts = self._counts(layout)
         useful = {self._index[name] for name in wanted}
 
@@ -131,10 +124,7 @@ class Packer:
         return tuple(map(min, wanted, self._most))
 
     def _find_fills(self, wanted: Counts) -> Sequence[Counts]:
-        """Return all ways to fill one GPU with `wanted` instances until no further one fits.
-
-        Each has one of the largest instances; those with the most memory units come first.
-        """
+        """Return all ways to fill one GPU with `wanted` instances, one of the largest among them."""
         if not any(wanted):
             return ()
         largest = max(index for index, count in enumerate(wanted) if count)
@@ -174,10 +164,7 @@ class Outcome(StrEnum):
     UNKNOWN = "need unknown"
     SEVERAL = "more GPUs than a node has"
     APART = "needs a pool of whole GPUs"
-    """A pod needs all GPUs of a node, or whole GPUs where nodes differ.
-
-    A policy cannot leave these whole and divide others.
-    """
+    """A pod needs all GPUs of a node, or whole GPUs where nodes differ, and a policy cannot divide only the others."""
     DEVICES = "uses several instances or shares"
     """One pod uses several instances or shares, which must be on one node."""
 
@@ -209,10 +196,7 @@ class TemplateChoice:
     """A candidate for the template, with the numbers of nodes and GPUs that it needs."""
 
     assignment: tuple[tuple[int, int], ...]
-    """For each class of workloads, the index of its smallest profile and that of the size that it gets.
-
-    The size after the last profile is a whole GPU.
-    """
+    """For each class of workloads, the index of its smallest profile and that of the size that it gets."""
     wanted: Counts
     """How many instances of each profile the whole pool needs."""
     nodes: int = 0
@@ -233,12 +217,7 @@ class TemplateChoice:
 
 
 def choose(packer: Packer, seats: Sequence[Placement], per_node: int, nodes: int, goal: Goal) -> TemplateChoice:
-    """Return the best template for `nodes` nodes with `per_node` GPUs each.
-
-    It needs as few additional nodes as possible. Of such templates the goal decides:
-
-    - cost: the fewest GPUs; then the fewest nodes, then the fewest pods with more than they need.
-    - performance: the most room for the workload that has least; then the most compute for all; then the fewest GPUs.
+    """Return the best template for `nodes` nodes with `per_node` GPUs each: few additional nodes, then as `goal` says.
 
     Raises ValueError if a node has no room for instances beside the whole GPUs of one pod.
     """
@@ -287,10 +266,7 @@ def _cheapest(
     per_node: int,
     existing: int,
 ) -> TemplateChoice | None:
-    """Return the choice with this assignment that has the fewest additional nodes, then GPUs, then nodes.
-
-    It is None if no number of nodes suffices.
-    """
+    """Return the choice with this assignment that has the fewest additional nodes, then GPUs, then nodes."""
     wanted = [0] * (len(packer.profiles) + 1)
     for smallest, index in assignment:
         wanted[index] += pods[smallest]
@@ -329,9 +305,9 @@ def _steps(wanted: Sequence[int]) -> list[int]:
 
 @lru_cache(maxsize=1024)
 def _first_fit(whole: tuple[int, ...], nodes: int, per_node: int) -> int:
-    """Return how many GPUs of each node must stay whole so that pods with `whole` GPUs each fit first fit.
+    """Return how many GPUs of each node must stay whole for pods with `whole` GPUs, largest first, first fit.
 
-    `whole` is in descending order. The result is `per_node` + 1 if they do not fit.
+    The result is `per_node` + 1 if they do not fit.
     """
     if not whole:
         return 0

@@ -38,11 +38,7 @@ PORT_FORWARD = (
     " --prometheus http://127.0.0.1:9090"
 )
 PLAIN_TO_TLS = re.compile(r"HTTP request (?:was sent )?to (?:an )?HTTPS (?:server|port)")
-"""Matches what a TLS port answers to plain HTTP.
-
-It is `Client sent an HTTP request to an HTTPS server.` (Go net/http/server.go at 1.24, status 400) or `The plain HTTP
-request was sent to HTTPS port` (nginx, in an HTML page).
-"""
+"""Matches what a TLS port answers to plain HTTP (Go net/http/server.go at 1.24, status 400, or nginx, an HTML page)."""
 WANTS_CLIENT = "ALERT_CERTIFICATE_REQUIRED"
 """OpenSSL's name for the TLS 1.3 alert of a server to which we showed no certificate (RFC 8446, 6.2)."""
 NO_FLAG = (
@@ -50,10 +46,7 @@ NO_FLAG = (
     " --service NAMESPACE/NAME:PORT, or a proxy that presents one"
 )
 OTHER_NAME, EXPIRED, NOT_YET_VALID, UNKNOWN_AUTHORITY = (62, 64), (10,), (9,), (2, 18, 19, 20, 21)
-"""Codes with which OpenSSL rejects a certificate; OTHER_NAME: it was issued for another name.
-
-They are X509_V_ERR_... in OpenSSL 3.0.19, include/openssl/x509_vfy.h.
-"""
+"""X509_V_ERR_... of OpenSSL 3.0.19 (include/openssl/x509_vfy.h); OTHER_NAME: the certificate is for another name."""
 
 
 SECONDS = 150.0
@@ -92,19 +85,13 @@ class Endpoint:
     through: str = ""
     """The cluster whose API server passes queries on; empty if Prometheus is queried directly."""
     renew: Callable[[], Awaitable["Endpoint"]] | None = None
-    """Logs in again after that API server answered 401, and returns the new endpoint.
-
-    It is None if there is nothing to renew. Raises Trouble.
-    """
+    """Logs in again after that API server answered 401, and returns the new endpoint. Raises Trouble."""
     remark: str = ""
     """A remark about how this endpoint was chosen; empty if the user named it."""
 
 
 def without_data(status: int, kind: str, body: bytes | bytearray, data: JSON, endpoint: Endpoint) -> Trouble:
-    """Return the Trouble for an answer other than data.
-
-    `kind` is the answer's content type, and `data` the JSON of its body.
-    """
+    """Return the Trouble for an answer other than data, of this content type, with `data` as the JSON of its body."""
     where, through, remedy = endpoint.where, endpoint.through, ""
     message = one_line(data.get("error") or data.get("message"))
     beginning = body[:4096].decode(errors="replace").strip()
@@ -208,10 +195,7 @@ class Prometheus:
     """Held while credentials are renewed, so that only one of several refused queries does so."""
 
     async def now(self) -> float:
-        """Return the time by the server's clock, in seconds since 1970; it may differ from ours.
-
-        Raises Trouble if that time is implausible (CLOCKS).
-        """
+        """Return the time by the server's clock, in seconds since 1970. Raises Trouble outside of CLOCKS."""
         answer = await self.instant("vector(time())", None)
         if len(answer) != 1:
             raise not_a_prometheus("it returned no time", self.endpoint.where)
@@ -225,10 +209,7 @@ class Prometheus:
         return answer[0].value
 
     async def instant(self, query: str, at: float | None) -> list[Series]:
-        """Return the series that `query` yields at a time, in seconds since 1970, or now.
-
-        The server's clock says what now is. Series whose value is not finite are left out.
-        """
+        """Return the series of `query` at a time, or now by the server's clock, without values that are not finite."""
         parameters = {"query": query} | ({} if at is None else {"time": f"{at:.3f}"})
         answer = await self._result("query", parameters, "vector")
         return [series for series in answer if series.points and math.isfinite(series.value)]
@@ -236,12 +217,11 @@ class Prometheus:
     async def between(
         self, query: str, start: float, end: float, step: float, *, whole: tuple[float, float] | None = None
     ) -> list[Series]:
-        """Return the series of `between_all` without values that are not finite.
+        """Return the series of `between_all` without values that are not finite; a series may then have no points.
 
-        That may leave a series without points. A proxy in front of Prometheus may move start and end to multiples of
-        the step (Mimir's pkg/frontend/querymiddleware/step_align.go at 0c388a4, Thanos' query frontend), so values half
-        a step outside are left out. If several queries together cover a longer time, `whole` is its start and end: what
-        one of them loses is in the answer to the one before.
+        A proxy in front of Prometheus may move start and end to multiples of the step (Mimir's
+        pkg/frontend/querymiddleware/step_align.go at 0c388a4, Thanos' query frontend), so values half a step
+        outside are left out. `whole` is the time of several queries: what one loses is in the answer before.
         """
         begin, last = whole or (start, end)
         begin, last = begin - step / 2, last + step / 2
@@ -252,10 +232,7 @@ class Prometheus:
         return answer
 
     async def between_all(self, query: str, start: float, end: float, step: float) -> list[Series]:
-        """Return the series that `query` yields from `start` to `end`, with a value every `step` seconds.
-
-        Values that are infinite or NaN are included.
-        """
+        """Return the series of `query` with a value every `step` seconds, infinite and NaN included."""
         parameters = {"query": query, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step:.3f}"}
         return await self._result("query_range", parameters, "matrix")
 
@@ -331,10 +308,7 @@ async def prometheus_at(endpoint: Endpoint) -> AsyncIterator[Prometheus]:
 
 
 def endpoint_from_url(url: str, token_file: str, ca_file: str, environment: Mapping[str, str] = os.environ) -> Endpoint:
-    """Return how to reach the Prometheus at `url`, through the proxy that `environment` names.
-
-    The token and the authorities are in these files, unless their names are empty. Nothing is sent.
-    """
+    """Return how to reach the Prometheus at `url`, through the proxy that `environment` names. Nothing is sent."""
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -383,10 +357,7 @@ def _text(name: str, flag: str) -> str:
 
 
 async def side_by_side(*queries: Coroutine[Any, Any, T]) -> list[T]:
-    """Run queries concurrently and return their answers in the same order.
-
-    The first error cancels the others and is raised once they have ended.
-    """
+    """Run queries concurrently and return their answers in order; the first error cancels the others, and is raised."""
     with one_error():
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(query) for query in queries]
@@ -402,10 +373,7 @@ MATCHER = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*(?:=~|!~|!=|=)\s*"(?:[^"\\\
 
 
 def selector_of(selector: str) -> str:
-    """Return the matchers of `--selector` as they were typed, without enclosing braces.
-
-    Raises Trouble if it has anything but PromQL matchers separated by commas.
-    """
+    """Return the PromQL matchers of `--selector`, separated by commas, without enclosing braces. Raises Trouble."""
     matchers = selector.strip().removeprefix("{").removesuffix("}").strip()
     if matchers and not re.fullmatch(f"{MATCHER.pattern}(?:,{MATCHER.pattern})*", matchers):
         raise Trouble(f'--selector {selector}: use matchers such as cluster="east",prometheus_replica="a"')
@@ -417,27 +385,20 @@ def labels_of(selector: str) -> list[str]:
 
 
 def of_others(selector: str, targets: frozenset[str] = OF_TARGETS) -> str:
-    """Return those matchers of `selector` that also apply to series of other exporters, comma-separated.
-
-    Their labels are not in `targets`.
-    """
+    """Return the matchers of `selector` for labels not in `targets`, which other exporters' series have too."""
     return ",".join(match[0].strip() for match in MATCHER.finditer(selector) if match[1] not in targets)
 
 
 def braced(*matchers: str) -> str:
-    """Join the matchers that are not empty in braces, to be appended to a metric's name.
-
-    The result is empty without any.
-    """
+    """Join the matchers that are not empty in braces, to be appended to a metric's name; empty without any."""
     joined = ",".join(filter(None, matchers))
     return f"{{{joined}}}" if joined else ""
 
 
 def matcher_of(nodes: Iterable[str]) -> str:
-    """Return the matcher for the series of these nodes, and perhaps of others with similar names.
+    """Return the matcher for the series of these nodes, and of any whose name differs only where theirs has a dot.
 
-    The names are similar because a dot matches any character. The matcher is empty, which means all nodes, if it would
-    be too long for a URL or a name has unusual characters.
+    It is empty, which means all nodes, if it would be too long for a URL or a name has unusual characters.
     """
     names = "|".join(sorted(nodes))
     return f'node=~"{names}"' if re.fullmatch(r"[a-z0-9.|-]{0,1500}", names) else ""
@@ -447,8 +408,7 @@ def state_label(key: str) -> str:
     """Return the label in which kube-state-metrics exports the label `key` of a Node or a Namespace.
 
     It is computed as in kubernetes/kube-state-metrics internal/store/utils.go, labelName, v2.20.0, unchanged since
-    v2.0.0. Where two keys lead to the same name, kube-state-metrics appends `_conflict1` and so on; such labels are not
-    found.
+    v2.0.0. Two keys with the same result get `_conflict1` and so on there; such labels are not found.
     """
     plain = re.sub("[^a-zA-Z0-9_]", "_", key)
     snake = re.sub("([a-z0-9])([A-Z])", r"\1_\2", plain)
@@ -473,17 +433,13 @@ LABELS = (
 )
 """Labels of the Services of common installations, in the order in which they are tried.
 
-These are kube-prometheus-stack, the Prometheus Operator, Prometheus' own chart, Rancher, and Thanos. The first set that
-any Service has decides, because several Services may lead to the same Prometheus.
+The first set that any Service has decides, because several Services may lead to the same Prometheus.
 """
 FLAG_EXAMPLES = "--service monitoring/prometheus-operated:9090, or --prometheus http://127.0.0.1:9090"
 
 
 async def find_endpoint(session: Session | None, typed: Namespace) -> Endpoint:
-    """Return how to reach the Prometheus in `--prometheus` or, with a `session`, one in its cluster.
-
-    In a cluster it is the one that `--service` names, or else the only one there.
-    """
+    """Return how to reach the Prometheus in `--prometheus` or, with a `session`, one in its cluster."""
     if session is None:
         if typed.service:
             raise Trouble("pass either --prometheus or --service, not both")

@@ -46,10 +46,7 @@ MOST = round(30 * DAY)
 
 
 async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> int:
-    """Print a recommendation with the plan of its policy; return CHANGES if it is incomplete.
-
-    It is read from the Prometheus in the cluster or, without a `session`, the one in `--prometheus`.
-    """
+    """Print a recommendation with the plan of its policy; without a `session`, from the URL in `--prometheus`."""
     _check(typed)
     async with prometheus_at(await find_endpoint(session, typed)) as prometheus:
         answer = await find_answer(prometheus, typed, session)

@@ -77,10 +77,7 @@ class RecommendReport:
 
     @property
     def span(self) -> str:
-        """A heading with the window, the nodes and their GPUs.
-
-        An example is `14d until 2026-11-01T06:00:00Z, policy a: 16 GPUs (H100) on 2 nodes`.
-        """
+        """A heading such as `14d until 2026-11-01T06:00:00Z, policy a: 16 GPUs (H100) on 2 nodes`."""
         card = self.observed.model or "GPUs without a name"
         gpus = counted(sum(self.observed.nodes), "GPU")
         nodes = counted(len(self.observed.nodes), "node")
@@ -248,10 +245,7 @@ def _evidence(need: Need, options: PrintOptions) -> Iterator[Line]:
 
 
 def sparkline(samples: Sequence[Sample], top: float, options: PrintOptions) -> str:
-    """Return a row of characters whose heights show the highest sample of each equal stretch.
-
-    The heights are relative to `top`. A stretch without samples is a space.
-    """
+    """Return characters whose heights show the highest sample of each stretch, relative to `top`."""
     first, last = samples[0][0], samples[-1][0]
     cells = min(WIDTH, options.room - len("  activity  "), round((last - first).total_seconds() / 3600) + 1)
     highest: list[float | None] = [None] * cells
@@ -287,10 +281,7 @@ MONTH = Fraction(365 * 24, 12)
 
 
 def saving_of(saved: int, price: Price | None) -> str:
-    """Return a sentence about how many GPUs are saved, and how much money a month.
-
-    `saved` is below 0 if more GPUs are needed.
-    """
+    """Return a sentence about how many GPUs are saved, or needed if it is below 0, and how much money a month."""
     if not saved:
         return "That saves no GPU."
     gpus = f"That saves {counted(saved, 'GPU')}" if saved > 0 else f"That takes {counted(-saved, 'GPU')} more"
@@ -336,10 +327,7 @@ def packing_of(recommendation: Recommendation) -> str:
 
 
 def shared_of(shared: Shared) -> str:
-    """Return sentences, without the last period, about sharing whole GPUs instead of using the layout.
-
-    They say how many GPUs fewer it takes, and its disadvantages.
-    """
+    """Return sentences, without the last period, about what sharing whole GPUs saves, and its disadvantages."""
     way = f"time-slicing and {shared.replicas} replicas"
     whose = f"the largest {counted(shared.replicas, 'pod')}"
     but = "a pod that uses too much memory makes the others fail"
@@ -361,10 +349,7 @@ def _size(count: float | None) -> str:
 
 
 def policy_of(scope: NodeScope, recommendation: Recommendation) -> dict[str, Any]:
-    """Return a policy with this layout and manual approval.
-
-    The other settings are those of an existing policy of `scope`.
-    """
+    """Return a policy with this layout, manual approval, and the other settings of an existing policy of `scope`."""
     replaced = ("mode", "mig", "mps", "timeSlicing", "nodeSelector", "rollout")
     unchanged = {key: value for key, value in scope.spec.items() if key not in replaced}
     rollout = scope.spec.get("rollout")
