@@ -293,7 +293,7 @@ async def read_bill(prometheus: Prometheus, query: MeterQuery, progress: Callabl
             " of policy, namespace and resource, or 16 policies; it is unknown who used it"
         )
     bill = make_bill(cells, by_policy=query.by == POLICY)
-    if len(currencies := [total.currency for total in bill.totals if total.currency]) > 1:
+    if len(currencies := [total.currency for total, _ in bill.totals if total.currency]) > 1:
         remarks.append(
             f"prices are in several currencies ({', '.join(currencies)}); amounts are not converted, and each currency"
             " has its own total"
