@@ -22,17 +22,8 @@ from kubectl_gpusharing.shell.troubles import Trouble
 from kubectl_gpusharing.usage import queries
 from kubectl_gpusharing.usage.absences import Sightings, find_losses, read_sightings
 from kubectl_gpusharing.usage.bills import MICROS, Basis, Bill, Cell, Part, Price, make_bill
-from kubectl_gpusharing.usage.prometheus import (
-    PARALLEL,
-    TARGET,
-    Prometheus,
-    Series,
-    braced,
-    labels_of,
-    matcher_of,
-    nodes_of,
-    side_by_side,
-)
+from kubectl_gpusharing.usage.matchers import TARGET, braced, labels_of, matcher_of
+from kubectl_gpusharing.usage.prometheus import PARALLEL, Prometheus, Series, nodes_of, side_by_side
 from kubectl_gpusharing.usage.queries import (
     CHOOSE,
     COUNTERS,

@@ -15,7 +15,8 @@ from fractions import Fraction
 
 from kubectl_gpusharing.shell.troubles import Trouble
 from kubectl_gpusharing.usage.bills import MICROS, Price
-from kubectl_gpusharing.usage.prometheus import OF_TARGETS, Series, braced, labels_of, of_others, state_label
+from kubectl_gpusharing.usage.matchers import OF_TARGETS, braced, labels_of, of_others, state_label
+from kubectl_gpusharing.usage.prometheus import Series
 from kubectl_gpusharing.usage.windows import LOOKBACK, SHORT, Days
 
 OPENCOST_METRIC = "node_gpu_hourly_cost"
