@@ -12,6 +12,7 @@ from enum import StrEnum
 from functools import cache, lru_cache
 from itertools import product
 from math import inf
+from operator import mul
 
 from gpusharing.planning.gpus.cards import Card, memory_of, plain_profiles, usable_memory
 from gpusharing.planning.gpus.geometry import Layout, legal_layouts, maximal_layouts, normalize
@@ -57,6 +58,8 @@ class Packer:
         self.sizes = (*parts, Size(memory_of(card) * GIB, 1.0))
         self._slices = largest
         self._units = max((max(each.starts) + each.size for each in card.profiles if each.starts), default=0)
+        self._slices_each = tuple(profile.slices for profile in self.profiles)
+        self._units_each = tuple(profile.size for profile in self.profiles)
         self._fills = cache(self._find_fills)
         self._fits = cache(self._find_fit)
 
@@ -84,8 +87,8 @@ class Packer:
     def least(self, wanted: Counts) -> int:
         """Return a lower bound for the number of GPUs that the `wanted` instances need."""
         alone = [-(-count // most) for count, most in zip(wanted, self._most, strict=True)]
-        slices = -(-self._sum(wanted, "slices") // self._slices) if self._slices else 0
-        units = -(-self._sum(wanted, "size") // self._units) if self._units else 0
+        slices = -(-_total(wanted, self._slices_each) // self._slices) if self._slices else 0
+        units = -(-_total(wanted, self._units_each) // self._units) if self._units else 0
         return max(slices, units, *alone, 0)
 
     def fill_up(self, layout: Layout, wanted: Collection[str]) -> Layout:
@@ -103,8 +106,10 @@ class Packer:
 
     def stranded(self, layout: Layout) -> tuple[int, int]:
         """Return the memory units and the compute slices of a GPU that no instance of the layout covers."""
-        counts = self._counts(layout)
-        return self._units - self._sum(counts, "size"), self._slices - self._sum(counts, "slices")
+        return self._lost(self._counts(layout))
+
+    def _lost(self, counts: Counts) -> tuple[int, int]:
+        return self._units - _total(counts, self._units_each), self._slices - _total(counts, self._slices_each)
 
     def rank(self, layout: Layout) -> tuple[tuple[int, int], ...]:
         """Return a sort key: layouts with larger instances first and, of equally large ones, more of them."""
@@ -131,17 +136,17 @@ class Packer:
         fits = {fill for fill in self._legal if _within(fill, wanted)}
         one_less = {(*fill[:at], fill[at] - 1, *fill[at + 1 :]) for fill in fits for at in range(len(fill))}
         fills = [fill for fill in fits if fill[largest] and fill not in one_less]
-        return sorted(fills, key=lambda fill: (-self._sum(fill, "size"), -self._sum(fill, "slices"), fill))
-
-    def _sum(self, counts: Counts, what: str) -> int:
-        each = zip(counts, self.profiles, strict=True)
-        return sum(count * int(getattr(profile, what)) for count, profile in each)
+        return sorted(fills, key=lambda fill: (*self._lost(fill), fill))
 
     def _counts(self, layout: Layout) -> Counts:
         counts = [0] * len(self.profiles)
         for name, count in layout:
             counts[self._index[name]] = count
         return tuple(counts)
+
+
+def _total(counts: Counts, each: Counts) -> int:
+    return sum(map(mul, counts, each))
 
 
 def _within(part: Counts, whole: Counts) -> bool:
