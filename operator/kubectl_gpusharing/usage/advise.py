@@ -43,7 +43,7 @@ from kubectl_gpusharing.usage.advicerules import (
     read_demand,
 )
 from kubectl_gpusharing.usage.needs import GIB
-from kubectl_gpusharing.usage.queries import price_of
+from kubectl_gpusharing.usage.prices import price_of
 from kubectl_gpusharing.usage.recommendtext import layouts_of, saving_data, saving_of
 
 T = TypeVar("T")

@@ -25,7 +25,7 @@ def labels_of(selector: str) -> list[str]:
     return [match[1] for match in MATCHER.finditer(selector)]
 
 
-def of_others(selector: str, targets: frozenset[str] = OF_TARGETS) -> str:
+def without_labels(selector: str, targets: frozenset[str] = OF_TARGETS) -> str:
     """Return the matchers of `selector` for labels not in `targets`, which other exporters' series have too."""
     return ",".join(match[0].strip() for match in MATCHER.finditer(selector) if match[1] not in targets)
 

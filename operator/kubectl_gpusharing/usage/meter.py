@@ -23,24 +23,18 @@ from kubectl_gpusharing.usage import queries
 from kubectl_gpusharing.usage.absences import Sightings, find_losses, read_sightings
 from kubectl_gpusharing.usage.bills import MICROS, Basis, Bill, Cell, Part, Price, make_bill
 from kubectl_gpusharing.usage.matchers import TARGET, braced, labels_of, matcher_of
+from kubectl_gpusharing.usage.prices import CHOOSE, MOST, NO_NUMBER, REMEDY, SOURCES, Prices, read_prices
 from kubectl_gpusharing.usage.prometheus import PARALLEL, Prometheus, Series, nodes_of, side_by_side
 from kubectl_gpusharing.usage.queries import (
-    CHOOSE,
     COUNTERS,
     EXPORTED,
     GPUS,
-    MOST,
     NAMESPACE,
-    NO_NUMBER,
     OF_PARTS,
     POD,
     POLICY,
-    REMEDY,
-    SOURCES,
     MeterQuery,
-    Prices,
     label_of,
-    read_prices,
     use_query,
 )
 from kubectl_gpusharing.usage.windows import DAY, LOOKBACK, Answers, Days, batched, days, find_gaps

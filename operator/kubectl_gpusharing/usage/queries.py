@@ -1,4 +1,4 @@
-"""Which queries answer what GPUs cost and how they were used, and what is the price of a GPU?
+"""Which queries answer what GPUs cost and how they were used?
 
 The metrics and labels of dcgm-exporter are those of its versions 4.5.3 to 4.8.2 (internal/pkg/transformation/const.go
 and kubernetes.go): `UUID`, with --use-old-namespace `uuid`, `pod_name` and `pod_namespace`. A MIG device has the UUID
@@ -6,139 +6,12 @@ of its GPU, GPU_I_ID and GPU_I_PROFILE. DCGM_FI_DEV_FB_USED is in MiB. Those of 
 (docs/metrics/workload).
 """
 
-import math
-import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass, field
-from fractions import Fraction
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from kubectl_gpusharing.shell.troubles import Trouble
-from kubectl_gpusharing.usage.bills import MICROS, Price
-from kubectl_gpusharing.usage.matchers import OF_TARGETS, braced, labels_of, of_others, state_label
-from kubectl_gpusharing.usage.prometheus import Series
+from kubectl_gpusharing.usage.matchers import OF_TARGETS, braced, labels_of, state_label, without_labels
+from kubectl_gpusharing.usage.prices import OPENCOST_METRIC, POLICY_METRIC, PRODUCT_METRIC
 from kubectl_gpusharing.usage.windows import LOOKBACK, SHORT, Days
-
-OPENCOST_METRIC = "node_gpu_hourly_cost"
-POLICY_METRIC = "gpusharing_policy_gpu_hourly_price"
-PRODUCT_METRIC = "gpusharing:product_gpu_hourly_price"
-REMEDY = (
-    'set spec.cost.gpuHourlyPrice in the policy, for example "3.20", or monitoring.gpuHourlyPrices in the chart; a'
-    " price applies from the time at which Prometheus first scrapes it"
-)
-MOST = 1e15
-"""The highest plausible price, and the highest plausible seconds in a counter."""
-NO_NUMBER = "that is not a number"
-CHOOSE = "choose a cluster with --selector"
-Subject = tuple[str, str]
-"""What a price is for: `node`, `policy` or `product`, and its name. Dashes replace the spaces in the name."""
-SOURCES = {
-    "opencost": ("node", OPENCOST_METRIC),
-    "policies": ("policy", POLICY_METRIC),
-    "products": ("product", PRODUCT_METRIC),
-}
-"""The label that names the subject of a price, and the metric, by the name of the answer.
-
-`node_gpu_hourly_cost` has no currency, and is 0 for a node whose price OpenCost does not know (opencost,
-pkg/costmodel/metrics.go at 02e0666).
-"""
-
-
-@dataclass(slots=True)
-class Prices:
-    """The prices that Prometheus has for one stretch of time."""
-
-    amounts: Mapping[Subject, Mapping[str, Fraction]] = field(default_factory=dict)
-    """The prices of each subject, by currency."""
-    cards: Mapping[str, Set[str]] = field(default_factory=dict)
-    """The GPU products of each node."""
-    rivals: frozenset[Subject] = frozenset()
-    """Subjects that had several prices at once; the mean of these is not a real price."""
-    faults: Mapping[str, Subject] = field(default_factory=dict)
-    """The subject of each sentence about an impossible price that was left out."""
-    odd: frozenset[Subject] = frozenset()
-    """The subjects in `faults`."""
-
-    def find(self, node: str, policy: str) -> Price | str:
-        """Return the price of a GPU of this node under this policy, or a clause that says why there is none.
-
-        The first source that has a price decides, even if its price is ambiguous.
-        """
-        if ("node", node) in self.amounts:
-            return self._only(("node", node), "OpenCost")
-        if ("policy", policy) in self.amounts:
-            return self._only(("policy", policy), "policy")
-        cards = [("product", card) for card in sorted(self.cards.get(node, ()))]
-        if not cards or any(card not in self.amounts for card in cards):
-            subjects = {("node", node), ("policy", policy), *cards}
-            invalid = not subjects.isdisjoint(self.odd)
-            return "the price in Prometheus is invalid and is left out" if invalid else "Prometheus has none"
-        prices = [self._only(card, "chart") for card in cards]
-        if any(price != prices[0] for price in prices):
-            return f"its GPUs ({', '.join(name for _, name in cards)}) have different prices"
-        return prices[0]
-
-    def _only(self, subject: Subject, source: str) -> Price | str:
-        by_currency, name = self.amounts[subject], " ".join(subject)
-        if len(by_currency) > 1:
-            several = f"{name} had several currencies on that day ({', '.join(sorted(by_currency))})"
-            return f"{several}, for example because it exists in several clusters, or because it was changed: {CHOOSE}"
-        if subject in self.rivals:
-            several = f"{name} has several prices at once"
-            return f"{several}, for example because it exists in several clusters: {CHOOSE}"
-        ((currency, amount),) = by_currency.items()
-        return Price(amount, currency, source)
-
-
-def read_prices(answers: Mapping[str, Iterable[Series]], currency: str) -> Prices:
-    """Read the prices from the answers of SOURCES, `rivals` and `cards`; `currency` is that of OpenCost's prices."""
-    amounts: dict[Subject, dict[str, Fraction]] = {}
-    faults: dict[str, Subject] = {}
-    for answer, (label, metric) in SOURCES.items():
-        for series in answers[answer]:
-            name, price = series.labels.get(label, ""), series.value
-            unit = currency if label == "node" else series.labels.get("currency", "")
-            flaw = ""
-            if not unit:
-                flaw = "it names no currency"
-            elif math.isnan(price):
-                flaw = NO_NUMBER
-            elif price < 0:
-                flaw = "a price cannot be negative"
-            elif price > MOST:
-                flaw = "no plausible price is that high"
-            if flaw:
-                sentence = f"{metric} of {label} {name} is {price:g}, which is left out: {flaw}"
-                faults[sentence] = label, _dashed(name)
-            elif price or label != "node":
-                # The averages that Prometheus computes are more precise than a millionth.
-                amount = Fraction(round(price * MICROS), MICROS)
-                amounts.setdefault((label, _dashed(name)), {})[unit] = amount
-    rivals = frozenset(
-        (label, _dashed(series.labels[label]))
-        for series in answers["rivals"]
-        for label, _ in SOURCES.values()
-        if label in series.labels
-    )
-    cards = defaultdict[str, set[str]](set)
-    for series in answers["cards"]:
-        if product := series.labels.get("product"):  # a GPU that cannot be read has none
-            cards[series.node].add(_dashed(product))
-    return Prices(amounts, cards, rivals, faults, frozenset(faults.values()))
-
-
-def _dashed(product: str) -> str:
-    """Return a product name as in GPU Feature Discovery's label: with dashes for NVML's spaces."""
-    return product.replace(" ", "-")
-
-
-def price_of(text: str) -> Price | None:
-    """Parse `--price`, such as `3.20` (USD) or `3.20 EUR`: the price of a GPU for an hour; None if it is empty."""
-    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?) ?([A-Z]{3})?", text)
-    if text and match is None:
-        raise Trouble(f"--price {text}: pass what a GPU costs an hour, for example 3.20 or 3.20EUR")
-    return Price(Fraction(match[1]), match[2] or "USD", "--price") if match else None
-
 
 POINTS, STEP = "5m", 300
 """Time between the points of a subquery, as text and in seconds."""
@@ -188,7 +61,7 @@ def label_of(by: str) -> str:
 
 def queries_of(query: MeterQuery, days: Days) -> dict[str, str]:
     """Return the queries of a bill, except `growth_queries`, by the name of their answer."""
-    seconds, others = days.seconds, braced(_others(query))
+    seconds, others = days.seconds, braced(_of_exporters(query))
     # HAMi's scheduler has reported both metrics since v2.9.0 (Project-HAMi/HAMi v2.10.0, cmd/scheduler/metrics.go).
     sizes = f"max by (device_uuid) (hami_gpu_memory_limit_bytes{others})"
     # The schedulers of two replicas report the same.
@@ -207,7 +80,7 @@ def queries_of(query: MeterQuery, days: Days) -> dict[str, str]:
         slices = f"{SLICES}{_of_devices(query)}[{seconds}s:{POINTS}]"
         queries["slices"] = f"sum by ({_ON_NODES}, resource) (sum_over_time({slices}))"
     if label := label_of(query.by):
-        chosen = braced(_others(query), f'{label}!=""')
+        chosen = braced(_of_exporters(query), f'{label}!=""')
         # When each label was last seen: a namespace may have been deleted, or have a new owner.
         last = f"timestamp(kube_namespace_labels{chosen})[{seconds}s:{POINTS}]"
         queries["labels"] = f"max by ({NAMESPACE}, {EXPORTED}, {label}) (max_over_time({last}))"
@@ -229,7 +102,7 @@ def growth_queries(query: MeterQuery, seconds: int, nodes: str = "") -> dict[str
 
 def simulated_query(selector: str, seconds: int) -> str:
     """Return the query for nodes with SIMULATED GPUs in the last `seconds`, perhaps more than `selector` chooses."""
-    chosen = braced(of_others(selector, OF_TARGETS | {POLICY, "resource", EXPORTED}))
+    chosen = braced(without_labels(selector, OF_TARGETS | {POLICY, "resource", EXPORTED}))
     return f"max by (node) (max_over_time({SIMULATED}{chosen}[{seconds}s])) > 0"
 
 
@@ -241,10 +114,10 @@ def mark_query(query: MeterQuery) -> str:
         for name, (counter, labels) in COUNTERS.items()
     }
     marks[INFO_OF_GPUS] = f"sum by (node) ({INFO_OF_GPUS}{_of_devices(query)})"
-    return _side_by_side(marks)
+    return _in_one_query(marks)
 
 
-def _side_by_side(queries: Mapping[str, str]) -> str:
+def _in_one_query(queries: Mapping[str, str]) -> str:
     marked = (f'label_replace({promql}, "what", "{name}", "", "")' for name, promql in queries.items())
     return " or ".join(marked)
 
@@ -285,7 +158,7 @@ def anybody_query(query: MeterQuery) -> str:
 
 def _down(query: MeterQuery, nodes: str = "") -> str:
     job = "" if "job" in labels_of(query.selector) else AGENTS
-    chosen = of_others(query.selector, frozenset({POLICY}))
+    chosen = without_labels(query.selector, frozenset({POLICY}))
     metrics = f"up{braced(chosen, job, nodes)}", f"gpusharing_agent_ready{braced(chosen, nodes)}"
     return " or ".join(f"max by (node) ({metric}) == 0" for metric in metrics)
 
@@ -323,14 +196,14 @@ def use_query(query: MeterQuery, nodes: str) -> str:
         "sm": f"{used} ({sm})",
     }
     tenant = {POLICY: "node", POD: _PODS}.get(query.by, f"{NAMESPACE}, {EXPORTED}")
-    return _side_by_side({what: f"sum by ({tenant}, resource) ({promql})" for what, promql in parts.items()})
+    return _in_one_query({what: f"sum by ({tenant}, resource) ({promql})" for what, promql in parts.items()})
 
 
 def _prices(query: MeterQuery, seconds: int) -> dict[str, str]:
     # A price that changes at midnight is not scraped at once, and counts for the day that begins.
     margin = min(round(SHORT), seconds // 4)
     points = f"[{seconds - 2 * margin}s:{POINTS}] offset {margin}s"
-    of_policies, others = braced(of_others(query.selector)), braced(_others(query))
+    of_policies, others = braced(without_labels(query.selector)), braced(_of_exporters(query))
     prices = {
         # OpenCost exports 0 for a price that it does not know.
         "opencost": (f"{OPENCOST_METRIC}{others} != 0", "node"),
@@ -355,11 +228,11 @@ def _moments(seconds: int) -> int:
 
 
 def _of_devices(query: MeterQuery, nodes: str = "") -> str:
-    return braced(of_others(query.selector, frozenset({POLICY})), nodes)
+    return braced(without_labels(query.selector, frozenset({POLICY})), nodes)
 
 
-def _others(query: MeterQuery) -> str:
-    return of_others(query.selector, OF_TARGETS | {POLICY})
+def _of_exporters(query: MeterQuery) -> str:
+    return without_labels(query.selector, OF_TARGETS | {POLICY})
 
 
 LOOKS = 100
@@ -413,7 +286,7 @@ def hourly(selector: str) -> dict[str, str]:
 def ownership(selector: str, seconds: int) -> dict[str, str]:
     """Return the queries that are needed once for a stretch, by the name of their answer."""
     span = f"[{max(seconds, round(SHORT))}s]"
-    chosen, others = braced(selector), others_of(selector)
+    chosen, others = braced(selector), of_state_metrics(selector)
     annotated = braced(others, f'{ANNOTATION}!=""')
     return {
         "pods": f"max by ({_PODS}, owner_kind, owner_name) (last_over_time(kube_pod_owner{braced(others)}{span}))",
@@ -433,7 +306,7 @@ def ownership(selector: str, seconds: int) -> dict[str, str]:
 def latest(selector: str) -> tuple[str, ...]:
     """Return the queries for the GPUs that Nodes advertise, the agents' last reports, and the most slices."""
     chosen = braced(selector)
-    allocatable = braced(others_of(selector), 'resource=~"nvidia_com_gpu(_shared)?"')
+    allocatable = braced(of_state_metrics(selector), 'resource=~"nvidia_com_gpu(_shared)?"')
     return (
         _lately("max by (node, exported_node)", f"kube_node_status_allocatable{allocatable}"),
         f"max by (node, gpu, uuid, product) (max_over_time(timestamp(gpusharing_agent_gpu_info{chosen})[1d:5m]))",
@@ -449,9 +322,9 @@ def _lately(maximum: str, metric: str, join: str = "or") -> str:
 def labels_of_nodes(selector: str, labels: list[str]) -> str:
     """Return the query for all nodes that kube-state-metrics reported in the last day, with these labels."""
     maximum = f"max by ({', '.join(('node', 'exported_node', *labels))})"
-    return _lately(maximum, f"kube_node_labels{braced(others_of(selector))}", "or on (node, exported_node)")
+    return _lately(maximum, f"kube_node_labels{braced(of_state_metrics(selector))}", "or on (node, exported_node)")
 
 
-def others_of(selector: str) -> str:
+def of_state_metrics(selector: str) -> str:
     """Return those matchers of `selector` that also apply to kube-state-metrics: no target's or device's labels."""
-    return of_others(selector, _OF_DEVICES)
+    return without_labels(selector, _OF_DEVICES)

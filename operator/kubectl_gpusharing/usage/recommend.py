@@ -28,8 +28,9 @@ from kubectl_gpusharing.usage.histories import (
 from kubectl_gpusharing.usage.matchers import selector_of
 from kubectl_gpusharing.usage.meter import read_price
 from kubectl_gpusharing.usage.needs import MIN_POINTS, MIN_SPAN, Confidence, Doubt, Goal, find_need
+from kubectl_gpusharing.usage.prices import price_of
 from kubectl_gpusharing.usage.prometheus import Prometheus, find_endpoint, prometheus_at
-from kubectl_gpusharing.usage.queries import HOUR, MeterQuery, price_of
+from kubectl_gpusharing.usage.queries import HOUR, MeterQuery
 from kubectl_gpusharing.usage.recommendation import ModelPool, recommend
 from kubectl_gpusharing.usage.recommendtext import (
     RecommendReport,
