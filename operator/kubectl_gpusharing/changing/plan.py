@@ -6,7 +6,6 @@ if no plan could be made. Other objects that refer to resources or labels which 
 rights, and only here; the operator needs no rights to them.
 """
 
-import asyncio
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence, Set
@@ -14,6 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import IntEnum
 from heapq import nlargest
+from itertools import chain
 from math import floor
 
 from gpusharing.api.names import LABEL_ISOLATION, LABEL_MODE, Phase
@@ -58,7 +58,7 @@ from kubectl_gpusharing.shell.drawing import (
     prose_of_each,
     table,
 )
-from kubectl_gpusharing.shell.session import Session, no_such, object_name
+from kubectl_gpusharing.shell.session import Session, no_such, object_name, side_by_side
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED_ON, Trouble, error_text
 
@@ -542,8 +542,7 @@ async def _with_length(session: Session, proposal: Proposal, live: LivePlan, mos
         for node in live.snapshot.nodes.values()
         if node.verified is not None and node.verified.changed_at is not None
     ]
-    async with asyncio.TaskGroup() as group:
-        latest = nlargest(most, dated) if proposal.steps else ()
-        tasks = [group.create_task(read_past(name)) for _, _, name in latest]
-    past = [took for task in tasks for took in task.result()]
+    latest = nlargest(most, dated) if proposal.steps else ()
+    histories = await side_by_side(*(read_past(name) for _, _, name in latest))
+    past = [*chain.from_iterable(histories)]
     return replace(proposal, lasts=foresee(pool, live.snapshot, live.now, len(proposal.steps), past))

@@ -7,13 +7,13 @@ become a `Trouble`.
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Unpack
+from typing import Any, TypeVar, Unpack
 
 import yaml
 
@@ -28,7 +28,16 @@ from gpusharing.kube.raw import entries, part, text, texts
 from gpusharing.planning.vocabulary.lengths import some
 from kubectl_gpusharing.shell.troubles import INSTALL, Denied, Trouble, error_text, explained, nearest
 
+T = TypeVar("T")
 MOST_LISTED = 20
+
+
+async def side_by_side(*reads: Coroutine[Any, Any, T]) -> list[T]:
+    """Run these concurrently and return their results in order; the first error cancels the others, and is raised."""
+    with one_error():
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(read) for read in reads]
+    return [task.result() for task in tasks]
 
 
 def read_contexts(files: Sequence[Path]) -> tuple[str, dict[str, str]]:
@@ -118,10 +127,7 @@ class Session:
         """Read all objects of these kinds concurrently; `policies` is a label selector for policies."""
         labels = {kinds.POLICIES: policies}
         reads = [self.all(resource, label_selector=labels.get(resource, "")) for resource in resources]
-        with one_error():
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(read) for read in reads]
-        return [task.result() for task in tasks]
+        return await side_by_side(*reads)
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JSON:
         """Return one object. Raises Trouble, with similar names if there is no such object."""

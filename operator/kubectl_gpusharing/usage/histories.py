@@ -27,12 +27,12 @@ from gpusharing.planning.gpus.geometry import resource_name
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.wanted.ownership import Owners, find_contenders
 from kubectl_gpusharing.setup.handmade import LABEL_POOL, pool_name
-from kubectl_gpusharing.shell.session import Session
+from kubectl_gpusharing.shell.session import Session, side_by_side
 from kubectl_gpusharing.shell.troubles import Trouble
 from kubectl_gpusharing.usage import queries
 from kubectl_gpusharing.usage.matchers import braced, state_label
 from kubectl_gpusharing.usage.needs import History, Holding
-from kubectl_gpusharing.usage.prometheus import Prometheus, Series, side_by_side
+from kubectl_gpusharing.usage.prometheus import Prometheus, Series
 from kubectl_gpusharing.usage.queries import ACTIVE, HOUR, OWN, USED, labels_of_nodes
 from kubectl_gpusharing.usage.recommendation import Occupied
 from kubectl_gpusharing.usage.windows import DAY, MOST_POINTS, Answers, find_gaps

@@ -18,13 +18,14 @@ from shlex import quote
 
 from gpusharing.api.names import RESOURCE_GPU
 from gpusharing.planning.vocabulary.lengths import counted, some
+from kubectl_gpusharing.shell.session import side_by_side
 from kubectl_gpusharing.shell.troubles import Trouble
 from kubectl_gpusharing.usage import queries
 from kubectl_gpusharing.usage.absences import Sightings, find_losses, read_sightings
 from kubectl_gpusharing.usage.bills import MICROS, Basis, Bill, Cell, Part, Price, make_bill
 from kubectl_gpusharing.usage.matchers import TARGET, braced, labels_of, matcher_of
 from kubectl_gpusharing.usage.prices import CHOOSE, MOST, NO_NUMBER, REMEDY, SOURCES, Prices, read_prices
-from kubectl_gpusharing.usage.prometheus import PARALLEL, Prometheus, Series, nodes_of, side_by_side
+from kubectl_gpusharing.usage.prometheus import PARALLEL, Prometheus, Series, nodes_of
 from kubectl_gpusharing.usage.queries import (
     COUNTERS,
     EXPORTED,

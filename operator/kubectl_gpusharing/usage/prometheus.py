@@ -12,25 +12,24 @@ import os
 import re
 import ssl
 from argparse import Namespace
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from sys import intern
-from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from gpusharing.kube.aio import aiohttp
 from gpusharing.kube.client import JSON, Resource
-from gpusharing.kube.errors import Unauthorized, one_error
+from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.login import Login, find_proxy
 from gpusharing.kube.raw import entries, section, text, whole
 from kubectl_gpusharing.shell.drawing import printable
 from kubectl_gpusharing.shell.session import Session
+from kubectl_gpusharing.shell.session import side_by_side as side_by_side
 from kubectl_gpusharing.shell.troubles import Trouble, error_text, explained
 
-T = TypeVar("T")
 MOST_CHARACTERS = 300
 """How many characters of a message from another program are shown."""
 PORT_FORWARD = (
@@ -90,11 +89,10 @@ class Endpoint:
     """A remark about how this endpoint was chosen; empty if the user named it."""
 
 
-def without_data(status: int, kind: str, body: bytes | bytearray, data: JSON, endpoint: Endpoint) -> Trouble:
-    """Return the Trouble for an answer other than data, of this content type, with `data` as the JSON of its body."""
+def without_data(status: int, kind: str, beginning: str, data: JSON, endpoint: Endpoint) -> Trouble:
+    """Return the Trouble for an answer other than data: its content type, the beginning of its body, and its JSON."""
     where, through, remedy = endpoint.where, endpoint.through, ""
     message = one_line(data.get("error") or data.get("message"))
-    beginning = body[:4096].decode(errors="replace").strip()
     words = f": {message}" if message else ""
     if status in (401, 403):
         if not through:
@@ -236,21 +234,20 @@ class Prometheus:
         parameters = {"query": query, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step:.3f}"}
         return await self._result("query_range", parameters, "matrix")
 
-    async def _result(self, path: str, parameters: Mapping[str, str], kind: str) -> list[Series]:
+    async def _result(self, path: str, parameters: Mapping[str, str], wanted: str) -> list[Series]:
         endpoint = self.endpoint
-        status, content_type, body, data = await self._call(endpoint, path, parameters)
+        status, kind, beginning, data = await self._call(endpoint, path, parameters)
         # An answer of the API server itself, not of the Service behind it, is apimachinery's metav1.Status.
         if status == 401 and data.get("kind") == "Status" and endpoint.renew is not None:
             async with self._renewing:
                 if self.endpoint is endpoint:
                     self.endpoint = await endpoint.renew()
-            status, content_type, body, data = await self._call(self.endpoint, path, parameters)
+            status, kind, beginning, data = await self._call(self.endpoint, path, parameters)
         if status >= 400 or data.get("status") != "success":
-            raise without_data(status, content_type, body, data, self.endpoint)
-        del body  # up to 256 MiB, while the series are built
+            raise without_data(status, kind, beginning, data, self.endpoint)
         try:
-            if data["data"]["resultType"] != kind:
-                raise TypeError(f"a {data['data']['resultType']} instead of a {kind}")
+            if data["data"]["resultType"] != wanted:
+                raise TypeError(f"a {data['data']['resultType']} instead of a {wanted}")
             self.warnings.update(printable(str(item)) for item in data.get("warnings") or ())
             # Many series have the same labels, and a bill holds a hundred thousand series.
             return [
@@ -267,9 +264,7 @@ class Prometheus:
             what = f"its response has no valid result: {error_text(error)}"
             raise not_a_prometheus(what, self.endpoint.where) from error
 
-    async def _call(
-        self, endpoint: Endpoint, path: str, parameters: Mapping[str, str]
-    ) -> tuple[int, str, bytearray, JSON]:
+    async def _call(self, endpoint: Endpoint, path: str, parameters: Mapping[str, str]) -> tuple[int, str, str, JSON]:
         headers = {"Authorization": endpoint.authorization} if endpoint.authorization else {}
         try:
             async with self.session.get(
@@ -296,7 +291,7 @@ class Prometheus:
             data = section(json.loads(body))
         except (ValueError, RecursionError):
             data = {}
-        return response.status, response.content_type, body, data
+        return response.status, response.content_type, body[:4096].decode(errors="replace").strip(), data
 
 
 @asynccontextmanager
@@ -354,14 +349,6 @@ def _text(name: str, flag: str) -> str:
         return Path(name).read_text().strip()
     except (OSError, ValueError) as error:
         raise Trouble(f"{flag} {name} cannot be read: {error_text(error)}") from error
-
-
-async def side_by_side(*queries: Coroutine[Any, Any, T]) -> list[T]:
-    """Run queries concurrently and return their answers in order; the first error cancels the others, and is raised."""
-    with one_error():
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(query) for query in queries]
-    return [task.result() for task in tasks]
 
 
 def nodes_of(answer: Iterable[Series]) -> frozenset[str]:

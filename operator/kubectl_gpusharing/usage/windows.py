@@ -12,8 +12,9 @@ from math import ceil
 from gpusharing.api.times import from_rfc3339, to_rfc3339
 from gpusharing.planning.vocabulary.lengths import counted
 from kubectl_gpusharing.shell.drawing import length
+from kubectl_gpusharing.shell.session import T, side_by_side
 from kubectl_gpusharing.shell.troubles import Trouble
-from kubectl_gpusharing.usage.prometheus import Prometheus, Series, T, side_by_side
+from kubectl_gpusharing.usage.prometheus import Prometheus, Series
 
 UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 LEAST, MOST = 600, 366 * 86400
