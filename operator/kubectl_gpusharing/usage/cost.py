@@ -12,7 +12,7 @@ from itertools import starmap
 from gpusharing.kube.background import run_command
 from kubectl_gpusharing.shell import drawing
 from kubectl_gpusharing.shell.documents import BillData, SumData
-from kubectl_gpusharing.shell.drawing import BLANK, Column, Ink, Line, PrintOptions, Span, prose, table
+from kubectl_gpusharing.shell.drawing import BLANK, Column, Ink, Line, PrintOptions, Span, line, prose, table
 from kubectl_gpusharing.shell.running import Answer, FleetVerb
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal
@@ -29,7 +29,6 @@ CSV_COLUMNS = (
     "from", "until", "by", "name", "policy", "part", "resource", "basis", "gpu_hours", "cost", "currency", "partial",
     "simulated", "memory_used", "sm_used",
 )  # fmt: skip
-"""The header of the CSV."""
 POOL_COLUMNS = (
     Column("POOL"),
     Column("GPU-HOURS", right=True),
@@ -48,10 +47,10 @@ def used_by(answer: CostReport, cell: Cell) -> list[float | None]:
     return [round(answer.used[key], 4) if held and key in answer.used else None for key in keys]
 
 
-def cells_of(answer: CostReport) -> list[list[Span]]:
-    by, rows, cells = answer.query.by, answer.bill.rows, []
-    whole = sum(row.micros for _, row in rows)
-    for cell, row in rows:
+def cells_of(answer: CostReport) -> list[Line]:
+    by, cells = answer.query.by, []
+    whole = sum(row.micros for _, row in answer.bill.rows)
+    for cell, row in answer.bill.rows:
         held = cell.part is Part.HELD
         name = cell.tenant or f"(no {by})"
         if by == POLICY:
@@ -59,17 +58,21 @@ def cells_of(answer: CostReport) -> list[list[Span]]:
         elif not held:
             name = f"({cell.part})"
         cells.append(
-            [
+            line(
                 Span(name, Ink.PLAIN if held else Ink.FAINT),
-                Span(f"({cell.part})" if by == POLICY and not held else cell.resource),
-                Span(hours_of(row.micros)),
+                f"({cell.part})" if by == POLICY and not held else cell.resource,
+                hours_of(row.micros),
                 Span(f"{100 * row.micros / whole:.1f}%", Ink.FAINT),
-                Span(money(row.cents, row.currency), Ink.PLAIN if row.currency else Ink.WAITING),
+                _cost(row),
                 Span(cell.basis, Ink.FAINT),
-                *(Span("" if part is None else f"{part:.0%}") for part in used_by(answer, cell)),
-            ]
+                *("" if part is None else f"{part:.0%}" for part in used_by(answer, cell)),
+            )
         )
     return cells
+
+
+def _cost(part: Sum) -> Span:
+    return Span(money(part.cents, part.currency), Ink.PLAIN if part.currency else Ink.WAITING)
 
 
 def describe(answer: CostReport, options: PrintOptions) -> list[Line]:
@@ -85,8 +88,7 @@ def describe(answer: CostReport, options: PrintOptions) -> list[Line]:
                 low, high = amount(prices[0].amount), amount(prices[-1].amount)
                 sources = ", ".join(sorted({price.source for price in prices}))
                 priced = f"{pool.currency} {low if low == high else f'{low} to {high}'} ({sources})"
-            cost = Span(money(pool.cents, pool.currency), Ink.PLAIN if pool.currency else Ink.WAITING)
-            cells.append([Span(policy or "(no policy)"), Span(hours_of(pool.micros)), Span(priced), cost])
+            cells.append(line(policy or "(no policy)", hours_of(pool.micros), priced, _cost(pool)))
         lines += [BLANK, *table(POOL_COLUMNS, cells, options), BLANK]
         lines += drawing.prose_of_each(starmap(total_sentence, bill.totals), options)
     else:

@@ -150,7 +150,7 @@ def _table(answer: RecommendReport, options: PrintOptions) -> list[Line]:
     places = answer.places
     goal = Goal.COST if answer.recommendation is None else answer.recommendation.goal
     busy = f"{LEVELS[goal][1]:.0%} BUSY"
-    rows: list[dict[str, Span]] = []
+    rows: list[dict[str, str | Span]] = []
     for history in answer.observed.histories:
         place = places.get(history.workload)
         row = _workload(history, place)
@@ -158,13 +158,13 @@ def _table(answer: RecommendReport, options: PrintOptions) -> list[Line]:
         compute = None if place is None else place.need.compute
         rows.append(
             {
-                "NAMESPACE": Span(row["namespace"]),
-                "WORKLOAD": Span(f"{row['kind']}/{row['name']}"),
-                "PODS": Span(str(row["pods"])),
+                "NAMESPACE": row["namespace"],
+                "WORKLOAD": f"{row['kind']}/{row['name']}",
+                "PODS": str(row["pods"]),
                 "NOW": Span(row["now"], Ink.FAINT),
-                "PEAK MEM": Span(_size(row["highestBytes"])),
-                "99% MEM": Span(_size(row["peakBytes"])),
-                busy: Span(UNKNOWN if compute is None else f"{compute:.0%}"),
+                "PEAK MEM": _size(row["highestBytes"]),
+                "99% MEM": _size(row["peakBytes"]),
+                busy: UNKNOWN if compute is None else f"{compute:.0%}",
                 "ADVICE": Span(row["advice"] or UNKNOWN, Ink.TITLE),
                 "CERTAINTY": Span(sure, _INKS.get(sure, Ink.PLAIN)),
                 "WHY": Span(row["why"], Ink.FAINT),
@@ -173,7 +173,7 @@ def _table(answer: RecommendReport, options: PrintOptions) -> list[Line]:
     drops = {"CERTAINTY": 1, "NOW": 2, "99% MEM": 2, busy: 3, "WHY": 4}
     columns = [Column(title, drops.get(title, 0)) for title in rows[0]]
     legend = f"99% MEM, {busy}: so many of the hours stay at or below this value; recent hours count more."
-    cells = [[*row.values()] for row in rows]
+    cells = [line(*row.values()) for row in rows]
     return [*table(columns, cells, options), *prose(legend, options, ink=Ink.FAINT)]
 
 
