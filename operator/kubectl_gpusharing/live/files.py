@@ -16,7 +16,7 @@ from gpusharing.api.nearest import did_you_mean
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import part, section, text
 from gpusharing.planning.wanted.pluginconfig import Unreadable, find_line, parse_yaml
-from kubectl_gpusharing.shell.drawing import KIND
+from kubectl_gpusharing.shell.manifests import KIND
 from kubectl_gpusharing.shell.troubles import Trouble, error_text
 
 SUFFIXES = (".yaml", ".yml", ".json")

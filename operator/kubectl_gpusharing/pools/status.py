@@ -36,16 +36,8 @@ from kubectl_gpusharing.pools.fleet import (
     tell_unowned,
 )
 from kubectl_gpusharing.shell.documents import NodeData, PoolData, PoolListData
-from kubectl_gpusharing.shell.drawing import (
-    KIND,
-    Column,
-    Ink,
-    Line,
-    Span,
-    line,
-    prose,
-    table,
-)
+from kubectl_gpusharing.shell.drawing import Column, Ink, Line, Span, line, prose, table
+from kubectl_gpusharing.shell.manifests import KIND
 from kubectl_gpusharing.shell.running import Answer, FleetVerb
 from kubectl_gpusharing.shell.session import Session, object_name
 from kubectl_gpusharing.shell.terminal import Terminal

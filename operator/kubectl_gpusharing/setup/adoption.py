@@ -50,7 +50,7 @@ from kubectl_gpusharing.setup.handmade import (
     presume,
     propose,
 )
-from kubectl_gpusharing.shell.drawing import policy_manifest
+from kubectl_gpusharing.shell.manifests import policy_manifest
 
 EVERYWHERE = policy_view(
     policy_manifest(

@@ -21,7 +21,8 @@ from gpusharing.planning.stack.plugins import has_system_plugin
 from gpusharing.planning.vocabulary.lengths import counted, some
 from kubectl_gpusharing.live.cluster import gathered
 from kubectl_gpusharing.setup.adoption import AdminConfigMaps, Import, find_import, named_maps
-from kubectl_gpusharing.shell.drawing import comment, printable, simulated_sentence
+from kubectl_gpusharing.shell.drawing import printable, simulated_sentence
+from kubectl_gpusharing.shell.manifests import comment
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED, Denied, explained

@@ -1,4 +1,4 @@
-"""Tables, prose and bars as lines of text that fit a width, and policies as manifests.
+"""Tables, prose and bars as lines of text that fit a width.
 
 Each piece of text has an ink, its meaning, for which the terminal chooses a color. No information is in the color
 alone: each state has a glyph of its own, in ASCII too.
@@ -13,10 +13,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import groupby
 from operator import attrgetter
-from typing import Any
 
-from gpusharing.api.names import API_VERSION
-from gpusharing.kube.client import JSON
 from gpusharing.planning.vocabulary.lengths import some
 
 NARROW = 20
@@ -237,15 +234,3 @@ def length(time: timedelta) -> str:
             finer = rest // small if count < 5 else 0
             return f"{count}{unit}{finer}{below}" if finer else f"{count}{unit}"
     return f"{seconds}s"
-
-
-KIND = "GPUSharingPolicy"
-
-
-def policy_manifest(name: str, spec: Mapping[str, Any], **metadata: object) -> JSON:
-    about = {"name": name, **metadata}
-    return {"apiVersion": API_VERSION, "kind": KIND, "metadata": about, "spec": dict(spec)}
-
-
-def comment(text: str) -> str:
-    return f"# {printable(' '.join(text.splitlines()))}\n"

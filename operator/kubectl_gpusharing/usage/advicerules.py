@@ -26,7 +26,7 @@ from gpusharing.planning.gpus.cards import (
 from gpusharing.planning.gpus.geometry import Layout, maximal_layouts, normalize, resource_name
 from gpusharing.planning.gpus.geometry import describe as layout_text
 from gpusharing.planning.vocabulary.lengths import counted
-from kubectl_gpusharing.shell.drawing import policy_manifest
+from kubectl_gpusharing.shell.manifests import policy_manifest
 from kubectl_gpusharing.usage.needs import GIB, Goal, History, Holding, Workload, declared_memory, find_need
 from kubectl_gpusharing.usage.recommendation import ModelPool, Portion, layout_rows, recommend
 

@@ -153,9 +153,6 @@ RECENT = 24
 """Hours without a sighting after which a workload counts as gone."""
 PRESENT = 2
 """Hours without a sighting after which a GPU does not count; the least possible, as peaks are those of full hours."""
-NO_NODE = (
-    "the node of some GPUs is unknown (they have no node, Hostname or hostname label): each counts as a separate node"
-)
 AT_ONCE = 0.98
 """The part of its hours in which a workload's number of pods must suffice; during an update, there are more."""
 
@@ -213,29 +210,8 @@ def find_pool(fold: Fold, where: str) -> ObservedPool:
         )
         histories.append(History(workload, pods, holds, memory, activity or None, record.declared, record.of_device))
     away = [gpu for uuid, gpu in known.items() if uuid not in gpus and gpu.last > latest - RECENT]
-    remarks = [*fold.remarks]
-    if any(not gpu.node for gpu in gpus.values()):
-        remarks.append(NO_NODE)
-    if away:
-        last = {gpu.node or "a node": latest - gpu.last for gpu in sorted(away, key=lambda gpu: gpu.last)}
-        names = some([f"{node} (not seen for {hours} h)" for node, hours in sorted(last.items())])
-        are = "are" if len(away) > 1 else "is"
-        remarks.append(
-            f"{counted(len(away), 'GPU')} of {names} {are} not counted: run this again when such a node is back, unless"
-            " it was replaced"
-        )
-    if gone:
-        are = "are" if len(gone) > 1 else "is"
-        remarks.append(
-            f"{counted(len(gone), 'workload')} had no pod in the last day and {are} left out: {some(sorted(gone))}"
-        )
-    if old := sorted(node for node, last in fold.beyond.items() if last <= latest - PRESENT):
-        are = "they are" if len(old) > 1 else "it is"
-        remarks.append(
-            f"the history of {counted(len(old), 'node')} with GPUs ({some(old)}) is left out: {are} gone, and nodes"
-            " are chosen by their current labels. If such a node belonged to this pool, run this without -l and"
-            " --policy, and with --card if there are several models"
-        )
+    unplaced = any(not gpu.node for gpu in gpus.values())
+    remarks = (*fold.remarks, *_left_out(fold, latest, away, gone, unplaced=unplaced))
     return ObservedPool(
         model,
         card,
@@ -247,10 +223,36 @@ def find_pool(fold: Fold, where: str) -> ObservedPool:
             for uuid, gpu in gpus.items()
             if gpu.held_at == latest and gpu.divided != latest and sum(gpu.holders.values()) > 1
         },
-        tuple(remarks),
+        remarks,
         tuple(sorted(fold.simulated & {gpu.node for gpu in gpus.values()})),
         tuple(sorted(nodes)),
     )
+
+
+def _left_out(fold: Fold, latest: int, away: Sequence[Gpu], gone: Sequence[str], *, unplaced: bool) -> Iterator[str]:
+    if unplaced:
+        yield (
+            "the node of some GPUs is unknown (they have no node, Hostname or hostname label): each counts as a separate"
+            " node"
+        )
+    if away:
+        last = {gpu.node or "a node": latest - gpu.last for gpu in sorted(away, key=lambda gpu: gpu.last)}
+        names = some([f"{node} (not seen for {hours} h)" for node, hours in sorted(last.items())])
+        are = "are" if len(away) > 1 else "is"
+        yield (
+            f"{counted(len(away), 'GPU')} of {names} {are} not counted: run this again when such a node is back, unless"
+            " it was replaced"
+        )
+    if gone:
+        are = "are" if len(gone) > 1 else "is"
+        yield f"{counted(len(gone), 'workload')} had no pod in the last day and {are} left out: {some(sorted(gone))}"
+    if old := sorted(node for node, last in fold.beyond.items() if last <= latest - PRESENT):
+        are = "they are" if len(old) > 1 else "it is"
+        yield (
+            f"the history of {counted(len(old), 'node')} with GPUs ({some(old)}) is left out: {are} gone, and nodes"
+            " are chosen by their current labels. If such a node belonged to this pool, run this without -l and"
+            " --policy, and with --card if there are several models"
+        )
 
 
 def _gpus(fold: Fold, latest: int, where: str) -> dict[str, Gpu]:

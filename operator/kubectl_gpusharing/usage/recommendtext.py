@@ -13,20 +13,8 @@ from gpusharing.planning.vocabulary.lengths import counted, some
 from kubectl_gpusharing.changing import plan
 from kubectl_gpusharing.shell import drawing
 from kubectl_gpusharing.shell.documents import LayoutChoiceData, RecommendationData, SavingData, WorkloadData
-from kubectl_gpusharing.shell.drawing import (
-    BLANK,
-    Column,
-    Ink,
-    Line,
-    PrintOptions,
-    Span,
-    comment,
-    fold,
-    line,
-    policy_manifest,
-    prose,
-    table,
-)
+from kubectl_gpusharing.shell.drawing import BLANK, Column, Ink, Line, PrintOptions, Span, fold, line, prose, table
+from kubectl_gpusharing.shell.manifests import comment, policy_manifest
 from kubectl_gpusharing.usage.bills import Price
 from kubectl_gpusharing.usage.cost import amount, describe_doubts, money
 from kubectl_gpusharing.usage.histories import NodeScope, ObservedPool
