@@ -18,16 +18,7 @@ from math import floor
 
 from gpusharing.api.names import LABEL_ISOLATION, LABEL_MODE, Phase
 from gpusharing.api.validation import is_rewritten
-from gpusharing.kube.client import (
-    DAEMON_SETS,
-    DEPLOYMENTS,
-    GPUNODES,
-    JSON,
-    NAMESPACES,
-    POLICIES,
-    KubeClient,
-    Resource,
-)
+from gpusharing.kube.client import DAEMON_SETS, DEPLOYMENTS, GPUNODES, JSON, NAMESPACES, POLICIES, KubeClient, Resource
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.lists import list_of, pages_of
 from gpusharing.kube.raw import entries, has_condition, text

@@ -51,8 +51,7 @@ _KEY = re.compile(
 )
 """Matches a private key in PEM format (RFC 7468), even if its end is missing."""
 _KEY_LINES = re.compile(
-    r"(?:^[\w+/=]+[ \t\r]*\n)+(-----END [A-Z ]*PRIVATE KEY-----)?|(-----END [A-Z ]*PRIVATE KEY-----)",
-    re.MULTILINE,
+    r"(?:^[\w+/=]+[ \t\r]*\n)+(-----END [A-Z ]*PRIVATE KEY-----)?|(-----END [A-Z ]*PRIVATE KEY-----)", re.MULTILINE
 )
 """Matches the rest of a private key whose beginning is missing, and lines of one word, which must stay.
 
@@ -72,13 +71,11 @@ _IN_TEXTS = (
     ),
     # The value of the HTTP header Authorization: a scheme and one word (RFC 9110, RFC 6750).
     re.compile(
-        rf"(\bauth(?:orization)?[\"']?[ \t]*[=:][ \t]*)(?:{_QUOTED}|(?:\w+[ \t]+)?[^\s\"',;}}]+)",
-        re.IGNORECASE,
+        rf"(\bauth(?:orization)?[\"']?[ \t]*[=:][ \t]*)(?:{_QUOTED}|(?:\w+[ \t]+)?[^\s\"',;}}]+)", re.IGNORECASE
     ),
     # Values such as in password=x, "apiKey": "x" and --token x.
     re.compile(
-        rf"((?:{_NAMES})[\w.-]{{0,60}}\\?[\"']?[ \t]*=[ \t]*)(?:{_QUOTED}|[\"'][^\n]*|[^\s\"'&}}\]]+)",
-        re.IGNORECASE,
+        rf"((?:{_NAMES})[\w.-]{{0,60}}\\?[\"']?[ \t]*=[ \t]*)(?:{_QUOTED}|[\"'][^\n]*|[^\s\"'&}}\]]+)", re.IGNORECASE
     ),
     re.compile(
         rf"((?:{_NAMES})[\w.-]{{0,60}}\\?[\"']?[ \t]*:[ \t]*)"
@@ -133,12 +130,7 @@ AWAY = 3
 """Unanswered calls, each of perhaps half a minute, without any answer, after which the server counts as unreachable."""
 MOST_LOGS = 20
 """How many pods of one workload have their logs read; those that are not Ready come first."""
-WORKLOADS = (
-    "gpusharing-operator",
-    "gpusharing-agent",
-    "nvidia-mig-manager",
-    "nvidia-device-plugin-daemonset",
-)
+WORKLOADS = ("gpusharing-operator", "gpusharing-agent", "nvidia-mig-manager", "nvidia-device-plugin-daemonset")
 LABELS = ("app.kubernetes.io/name", "app")
 READ_ME = """\
 A support bundle of gpu-sharing-operator, made by kubectl gpusharing support-bundle at {at}.
@@ -244,9 +236,7 @@ async def gather(session: Session, at: datetime) -> Bundle:
     for namespace in namespaces:
         await _logs(session, bundle, namespace)
     read_me = READ_ME.format(
-        at=f"{at:%Y-%m-%dT%H:%M:%SZ}",
-        plugin=own_version() or "not known",
-        operator=installed.version or "not known",
+        at=f"{at:%Y-%m-%dT%H:%M:%SZ}", plugin=own_version() or "not known", operator=installed.version or "not known"
     )
     reports = map(read_node, json.loads(bundle.files.get("gpunodes.json", b"[]")))
     if played := simulated_sentence(sorted(one.name for one in reports if one.simulated)):

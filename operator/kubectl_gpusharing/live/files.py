@@ -71,10 +71,7 @@ class Document:
                 return f"metadata.{field}", f"metadata.{field} must be an object of strings"
             for key, value in section(metadata, field).items():
                 if not isinstance(value, str | None):
-                    path, hint = (
-                        f"metadata.{field}.{key}",
-                        "only strings are allowed; put the value in quotes",
-                    )
+                    path, hint = f"metadata.{field}.{key}", "only strings are allowed; put the value in quotes"
                     return path, f"{path} {json.dumps(value)}: {hint}"
         unknown = next((str(key) for key in self.raw if key not in _FIELDS), "")
         return unknown, unknown and f"{unknown}: there is no such field{did_you_mean(unknown, _FIELDS)}"

@@ -144,13 +144,7 @@ Drawn = tuple[tuple[Pools, Sequence[NodeStatus]] | None, Sequence[Line]]
 
 
 def draw(
-    session: Session,
-    typed: Namespace,
-    terminal: Terminal,
-    known: Known,
-    before: Drawn = (None, ()),
-    *,
-    stale: str = "",
+    session: Session, typed: Namespace, terminal: Terminal, known: Known, before: Drawn = (None, ()), *, stale: str = ""
 ) -> Drawn:
     """Draw the pools that the user chose, unless they are as `before` and not on a screen. `stale` is an error."""
     if terminal.output == "html":

@@ -27,12 +27,7 @@ from gpusharing.planning.stack.installationviews import (
 from gpusharing.planning.stack.mig import find_start_changes, is_safe, label_commands, tell_changes
 from gpusharing.planning.stack.nodesymptoms import PluginEntries, find_node_symptoms
 from gpusharing.planning.stack.plugins import OTHERS, explain_plugin
-from gpusharing.planning.stack.pointers import (
-    find_other_namespace,
-    find_unresolved,
-    mig_pointer,
-    plugin_pointer,
-)
+from gpusharing.planning.stack.pointers import find_other_namespace, find_unresolved, mig_pointer, plugin_pointer
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import Assessed, has_gpu
@@ -103,12 +98,7 @@ def named_maps(snapshot: ClusterSnapshot) -> AdminMaps:
 
 
 def find_import(
-    snapshot: ClusterSnapshot,
-    admin: AdminConfigMaps,
-    merged: AdminMaps,
-    now: datetime,
-    *,
-    missing: bool = False,
+    snapshot: ClusterSnapshot, admin: AdminConfigMaps, merged: AdminMaps, now: datetime, *, missing: bool = False
 ) -> Import:
     """Propose policies for those GPU nodes without a policy that the planner would adopt unchanged."""
     pointed = with_pointers(snapshot, admin)
@@ -249,12 +239,7 @@ def _why(plan: RolloutPlan, policy: str, node: str) -> str:
 
 
 def find_steps(
-    snapshot: ClusterSnapshot,
-    admin: AdminConfigMaps,
-    merged: AdminMaps,
-    now: datetime,
-    *,
-    missing: bool = False,
+    snapshot: ClusterSnapshot, admin: AdminConfigMaps, merged: AdminMaps, now: datetime, *, missing: bool = False
 ) -> Iterator[tuple[str, str]]:
     """Yield the purpose and the command of each step that remains before the policies may be applied."""
     if missing:

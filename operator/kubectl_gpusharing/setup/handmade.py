@@ -278,8 +278,7 @@ A node that joins with such a label belongs to the pool. With any other label, s
 no other node has it today.
 """
 _CHANCE = re.compile(
-    r"topology|zone|region|image|hash|capacity|hostname|machine|version|network|subnet|address|storage",
-    re.IGNORECASE,
+    r"topology|zone|region|image|hash|capacity|hostname|machine|version|network|subnet|address|storage", re.IGNORECASE
 )
 """Matches parts of keys that match _POOL but describe a machine or its location, as the pool of its addresses."""
 _MODES = {"Full": "full", "MIG": "mig", "MPS": "mps", "TimeSlicing": "time-slicing"}
@@ -346,10 +345,7 @@ def find_pools(nodes: Mapping[str, NodeView]) -> dict[Label, frozenset[str]]:
 
 
 def _selectors(
-    label: Label | None,
-    members: Sequence[str],
-    pools: Mapping[Label, frozenset[str]],
-    nodes: Mapping[str, NodeView],
+    label: Label | None, members: Sequence[str], pools: Mapping[Label, frozenset[str]], nodes: Mapping[str, NodeView]
 ) -> list[tuple[Sequence[str], Selector]]:
     hosts = {name: node.labels.get(LABEL_HOSTNAME, "") for name, node in nodes.items()}
     bearers = Counter(hosts.values())

@@ -73,8 +73,7 @@ class Version(argparse.Action):
 Flag = tuple[tuple[str, ...], dict[str, Any]]
 """The arguments of argparse's `add_argument`."""
 _ROW = re.compile(
-    r"(-[\w-]+(?:, -[\w-]+)*|\w+)([*+?]?)(?: ([^\s={]*?)(?:{(\S+)})?(\.\.\.)?(?:=(\S+))?)?(?:\s{2,}(.+))?",
-    re.DOTALL,
+    r"(-[\w-]+(?:, -[\w-]+)*|\w+)([*+?]?)(?: ([^\s={]*?)(?:{(\S+)})?(\.\.\.)?(?:=(\S+))?)?(?:\s{2,}(.+))?", re.DOTALL
 )
 """Matches a row of a text that `_flags` reads."""
 
@@ -340,12 +339,7 @@ VERBS: tuple[Verb, ...] = (
     ),
     _steering("retry", "NODE", "Try failed or deferred nodes again."),
     _steering("abort", "NODE", "Abort the changes that are in progress on nodes."),
-    _steering(
-        "skip",
-        "NODE",
-        "Keep changes from starting on nodes.",
-        *_flags("--undo  let changes start there again"),
-    ),
+    _steering("skip", "NODE", "Keep changes from starting on nodes.", *_flags("--undo  let changes start there again")),
     Verb(
         "layouts",
         "setup.layouts",

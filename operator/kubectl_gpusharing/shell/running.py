@@ -215,10 +215,7 @@ def carry_out(verb: Any, typed: Namespace) -> int:
 def _find_contradictions(typed: Namespace, named: Sequence[str], *, several: bool) -> Iterator[str]:
     flags, verb = vars(typed), typed.row
     watch, everywhere = flags.get("watch"), flags.get("all_contexts")
-    output, one = (
-        flags.get("output", "table").partition("=")[0],
-        f"use --context {named[0] if named else 'NAME'}",
-    )
+    output, one = flags.get("output", "table").partition("=")[0], f"use --context {named[0] if named else 'NAME'}"
     if sum(name in flags for name in ("context", "contexts", "all_contexts")) > 1:
         yield "pass only one of --context, --contexts and --all-contexts, such as --contexts east,west"
     if "contexts" in flags and not named:

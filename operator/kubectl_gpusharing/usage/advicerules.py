@@ -14,15 +14,7 @@ from gpusharing.api.names import Mode
 from gpusharing.kube.client import JSON
 from gpusharing.kube.pods import container_requests, largest_requests, pod_requests
 from gpusharing.kube.raw import entries, section, text, texts, whole
-from gpusharing.planning.gpus.cards import (
-    HEADROOM,
-    TURNS,
-    Card,
-    Profile,
-    client_memory,
-    memory_of,
-    usable_memory,
-)
+from gpusharing.planning.gpus.cards import HEADROOM, TURNS, Card, Profile, client_memory, memory_of, usable_memory
 from gpusharing.planning.gpus.geometry import Layout, maximal_layouts, normalize, resource_name
 from gpusharing.planning.gpus.geometry import describe as layout_text
 from gpusharing.planning.vocabulary.lengths import counted

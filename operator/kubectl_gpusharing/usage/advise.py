@@ -34,14 +34,7 @@ from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal, ask_line
 from kubectl_gpusharing.shell.troubles import DONE, Trouble
 from kubectl_gpusharing.usage import recommend
-from kubectl_gpusharing.usage.advicerules import (
-    Advice,
-    AdviceAnswers,
-    Demand,
-    advise,
-    advise_for,
-    read_demand,
-)
+from kubectl_gpusharing.usage.advicerules import Advice, AdviceAnswers, Demand, advise, advise_for, read_demand
 from kubectl_gpusharing.usage.needs import GIB
 from kubectl_gpusharing.usage.prices import price_of
 from kubectl_gpusharing.usage.recommendtext import layouts_of, saving_data, saving_of

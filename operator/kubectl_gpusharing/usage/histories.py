@@ -36,15 +36,7 @@ from kubectl_gpusharing.usage.prometheus import Prometheus, Series
 from kubectl_gpusharing.usage.queries import ACTIVE, HOUR, OWN, USED, labels_of_nodes
 from kubectl_gpusharing.usage.recommendation import Occupied
 from kubectl_gpusharing.usage.windows import DAY, MOST_POINTS, Answers, find_gaps
-from kubectl_gpusharing.usage.workloads import (
-    RECURS,
-    Fold,
-    Gpu,
-    Record,
-    exported_label,
-    part_of_card,
-    read_dcgm,
-)
+from kubectl_gpusharing.usage.workloads import RECURS, Fold, Gpu, Record, exported_label, part_of_card, read_dcgm
 
 MOST_SERIES = 100_000
 """The highest number of series at one time that is read; above it, the user has to select some."""

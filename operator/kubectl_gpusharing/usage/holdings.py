@@ -231,13 +231,7 @@ def count_rows(inventory: Inventory, by: str) -> list[Row]:
         for name, (own, others, allocatable, free) in shares.items():
             row = row_of(name, words)
             opened, closed = (0, free) if stock.closed else (free, 0)
-            sums = {
-                "requested": own,
-                "others": others,
-                "allocatable": allocatable,
-                "free": opened,
-                "closed": closed,
-            }
+            sums = {"requested": own, "others": others, "allocatable": allocatable, "free": opened, "closed": closed}
             for column, number in sums.items():
                 row[column] = None if None in (row[column], number) else row[column] + number
             most = opened if opened is None or not stock.one_each else min(opened, 1)

@@ -248,10 +248,7 @@ def choose(packer: Packer, seats: Sequence[Placement], per_node: int, nodes: int
         rooms = [
             given / needed
             for seat, index in got
-            for given, needed in (
-                (sizes[index].memory, seat.need.memory),
-                (sizes[index].compute, seat.need.compute),
-            )
+            for given, needed in ((sizes[index].memory, seat.need.memory), (sizes[index].compute, seat.need.compute))
             if needed
         ]
         compute = sum(seat.pods * sizes[index].compute for seat, index in got)

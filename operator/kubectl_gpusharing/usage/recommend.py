@@ -32,14 +32,7 @@ from kubectl_gpusharing.usage.prices import price_of
 from kubectl_gpusharing.usage.prometheus import Prometheus, find_endpoint, prometheus_at
 from kubectl_gpusharing.usage.queries import HOUR, MeterQuery
 from kubectl_gpusharing.usage.recommendation import ModelPool, recommend
-from kubectl_gpusharing.usage.recommendtext import (
-    RecommendReport,
-    as_data,
-    as_file,
-    as_rows,
-    describe,
-    policy_of,
-)
+from kubectl_gpusharing.usage.recommendtext import RecommendReport, as_data, as_file, as_rows, describe, policy_of
 from kubectl_gpusharing.usage.windows import DAY, span_of
 from kubectl_gpusharing.usage.workloads import Fold
 

@@ -20,15 +20,7 @@ from gpusharing.planning.gpus.cards import TURNS, Card, client_memory, memory_of
 from gpusharing.planning.gpus.geometry import Layout, normalize
 from gpusharing.planning.vocabulary.values import value
 from kubectl_gpusharing.usage.needs import GIB, Goal, Need, Workload
-from kubectl_gpusharing.usage.packing import (
-    ROUNDING,
-    Outcome,
-    Packer,
-    Placement,
-    Size,
-    TemplateChoice,
-    choose,
-)
+from kubectl_gpusharing.usage.packing import ROUNDING, Outcome, Packer, Placement, Size, TemplateChoice, choose
 
 
 @value
@@ -179,10 +171,7 @@ def recommend(
         unplaced=tuple(sorted(unplaced, key=lambda each: each.need.workload)),
         nodes=next(count for count, there in enumerate(sizes) if there >= chosen.nodes * per_node),
         gpus=chosen.gpus,
-        stranded=(
-            sum(slices for _, slices in lost) * chosen.nodes,
-            sum(units for units, _ in lost) * chosen.nodes,
-        ),
+        stranded=(sum(slices for _, slices in lost) * chosen.nodes, sum(units for units, _ in lost) * chosen.nodes),
         idle=normalize(idle),
         worst=_worst(needs, occupied),
     )

@@ -18,17 +18,7 @@ from kubectl_gpusharing.shell.manifests import comment, policy_manifest
 from kubectl_gpusharing.usage.bills import Price
 from kubectl_gpusharing.usage.cost import amount, describe_doubts, money
 from kubectl_gpusharing.usage.histories import NodeScope, ObservedPool
-from kubectl_gpusharing.usage.needs import (
-    GIB,
-    LEVELS,
-    Confidence,
-    Doubt,
-    Goal,
-    History,
-    Need,
-    Sample,
-    Workload,
-)
+from kubectl_gpusharing.usage.needs import GIB, LEVELS, Confidence, Doubt, Goal, History, Need, Sample, Workload
 from kubectl_gpusharing.usage.packing import Outcome, Placement
 from kubectl_gpusharing.usage.recommendation import Portion, Recommendation, Shared, find_shared
 from kubectl_gpusharing.usage.windows import duration, moment

@@ -82,10 +82,7 @@ def exported_label(series: Series, label: str) -> str:
 def devices_of(infos: Iterable[Series]) -> dict[str, Device]:
     """Return the devices in the series of `gpusharing_device_info`, by the UUID in the agent's series."""
     return {
-        labels.get("uuid", ""): (
-            labels.get("gpu_uuid") or labels.get("uuid", ""),
-            labels.get("instance_id", ""),
-        )
+        labels.get("uuid", ""): (labels.get("gpu_uuid") or labels.get("uuid", ""), labels.get("instance_id", ""))
         for labels in (series.labels for series in infos)
     }
 
