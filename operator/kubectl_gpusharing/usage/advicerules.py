@@ -19,6 +19,7 @@ from gpusharing.planning.gpus.geometry import Layout, maximal_layouts, normalize
 from gpusharing.planning.gpus.geometry import describe as layout_text
 from gpusharing.planning.vocabulary.lengths import counted
 from kubectl_gpusharing.shell.manifests import policy_manifest
+from kubectl_gpusharing.usage.holdings import ENDED
 from kubectl_gpusharing.usage.needs import GIB, Goal, History, Holding, Workload, declared_memory, find_need
 from kubectl_gpusharing.usage.recommendation import ModelPool, Portion, layout_rows, recommend
 
@@ -270,7 +271,7 @@ def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
     demand = Demand(namespace)
     for raw in pods:
         asks, largest = pod_requests(raw), largest_requests(raw)
-        if not asks or text(raw, "status", "phase") in ("Succeeded", "Failed"):
+        if not asks or text(raw, "status", "phase") in ENDED:
             continue
         demand.pods += 1
         demand.devices.update(asks)
