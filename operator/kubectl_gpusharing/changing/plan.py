@@ -30,7 +30,8 @@ from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Mark, Passes
 from kubectl_gpusharing.live.cluster import MAX_LISTED, LivePlan, gathered
 from kubectl_gpusharing.live.files import read_policies
-from kubectl_gpusharing.pools.fleet import read_changes, read_node
+from kubectl_gpusharing.pools.fleet import read_node
+from kubectl_gpusharing.pools.timeline import read_changes
 from kubectl_gpusharing.setup.adoption import with_pointers, with_presumed
 from kubectl_gpusharing.setup.importing import read_admin_maps
 from kubectl_gpusharing.shell.documents import ConclusionData, PlanData, ProposalData, StepData

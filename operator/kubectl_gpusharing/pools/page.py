@@ -21,27 +21,17 @@ from gpusharing.api.times import to_rfc3339
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, section, text, whole
 from gpusharing.planning.vocabulary.lengths import counted, some
-from kubectl_gpusharing.pools.fleet import (
-    Known,
-    NodeStatus,
-    PoolStatus,
-    State,
-    Timeline,
-    Track,
-    choose,
+from kubectl_gpusharing.pools.fleet import Known, NodeStatus, PoolStatus, State, choose, read_node
+from kubectl_gpusharing.pools.statustext import (
     count_states,
     describe_events,
     describe_facts,
     describe_health,
     describe_nodes,
     describe_title,
-    find_timeline,
-    glyph_of,
-    glyphs_of,
-    moment,
-    read_node,
     tell_unowned,
 )
+from kubectl_gpusharing.pools.timeline import Timeline, Track, find_timeline, glyph_of, glyphs_of, moment
 from kubectl_gpusharing.shell.drawing import Glyph, Ink, length, prose
 from kubectl_gpusharing.shell.markup import HTML_OPTIONS, POLICY, Link, Markup, flow, frame, grid, plain_cell, tag
 from kubectl_gpusharing.shell.session import Session

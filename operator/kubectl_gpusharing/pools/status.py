@@ -20,21 +20,9 @@ from gpusharing.kube.errors import KubeError, one_error
 from gpusharing.kube.lists import PAGE
 from gpusharing.kube.raw import text
 from gpusharing.kube.reflector import Reflector
-from kubectl_gpusharing.pools.fleet import (
-    NOT_SEEN,
-    Known,
-    NodeStatus,
-    Pools,
-    PoolStatus,
-    choose,
-    describe,
-    describe_health,
-    find_estimate,
-    read_node,
-    simulated_nodes,
-    tell_health,
-    tell_unowned,
-)
+from kubectl_gpusharing.pools.fleet import Known, NodeStatus, Pools, PoolStatus, choose, read_node, simulated_nodes
+from kubectl_gpusharing.pools.statustext import NOT_SEEN, describe, describe_health, tell_health, tell_unowned
+from kubectl_gpusharing.pools.timeline import find_estimate
 from kubectl_gpusharing.shell.documents import NodeData, PoolData, PoolListData
 from kubectl_gpusharing.shell.drawing import Column, Ink, Line, Span, line, prose, table
 from kubectl_gpusharing.shell.manifests import KIND
